@@ -1,2 +1,3 @@
-//! Placeholder.
+//! The operator binary.
+
 fn main() {}

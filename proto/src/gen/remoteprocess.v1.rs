@@ -131,17 +131,7 @@ pub mod exit {
         #[prost(string, tag = "2")]
         pub message: ::prost::alloc::string::String,
     }
-    #[derive(
-        Clone,
-        Copy,
-        Debug,
-        PartialEq,
-        Eq,
-        Hash,
-        PartialOrd,
-        Ord,
-        ::prost::Enumeration
-    )]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
     #[repr(i32)]
     pub enum Outcome {
         /// Nobody knows the end: a client must not report success.
@@ -173,17 +163,7 @@ pub mod exit {
             }
         }
     }
-    #[derive(
-        Clone,
-        Copy,
-        Debug,
-        PartialEq,
-        Eq,
-        Hash,
-        PartialOrd,
-        Ord,
-        ::prost::Enumeration
-    )]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
     #[repr(i32)]
     pub enum Source {
         /// Nothing reported an end.
@@ -326,17 +306,7 @@ pub struct ExecutorGetStateResponse {
 }
 /// Nested message and enum types in `ExecutorGetStateResponse`.
 pub mod executor_get_state_response {
-    #[derive(
-        Clone,
-        Copy,
-        Debug,
-        PartialEq,
-        Eq,
-        Hash,
-        PartialOrd,
-        Ord,
-        ::prost::Enumeration
-    )]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
     #[repr(i32)]
     pub enum Phase {
         /// The user's container has not said hello.
@@ -429,10 +399,10 @@ pub mod executor_client {
         dead_code,
         missing_docs,
         clippy::wildcard_imports,
-        clippy::let_unit_value,
+        clippy::let_unit_value
     )]
-    use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    use tonic::codegen::*;
     #[derive(Debug, Clone)]
     pub struct ExecutorClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -471,14 +441,13 @@ pub mod executor_client {
             F: tonic::service::Interceptor,
             T::ResponseBody: Default,
             T: tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-                Response = http::Response<
-                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                    http::Request<tonic::body::Body>,
+                    Response = http::Response<
+                        <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                    >,
                 >,
-            >,
-            <T as tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+            <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
+                Into<StdError> + std::marker::Send + std::marker::Sync,
         {
             ExecutorClient::new(InterceptedService::new(inner, interceptor))
         }
@@ -517,22 +486,13 @@ pub mod executor_client {
         pub async fn get_state(
             &mut self,
             request: impl tonic::IntoRequest<super::ExecutorGetStateRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ExecutorGetStateResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
+        ) -> std::result::Result<tonic::Response<super::ExecutorGetStateResponse>, tonic::Status>
+        {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/remoteprocess.v1.Executor/GetState",
-            );
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/GetState");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Executor", "GetState"));
@@ -546,18 +506,12 @@ pub mod executor_client {
             tonic::Response<tonic::codec::Streaming<super::OutputFrame>>,
             tonic::Status,
         > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/remoteprocess.v1.Executor/WatchOutput",
-            );
+            let path =
+                http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/WatchOutput");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Executor", "WatchOutput"));
@@ -567,22 +521,13 @@ pub mod executor_client {
         pub async fn signal(
             &mut self,
             request: impl tonic::IntoRequest<super::ExecutorSignalRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ExecutorSignalResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
+        ) -> std::result::Result<tonic::Response<super::ExecutorSignalResponse>, tonic::Status>
+        {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/remoteprocess.v1.Executor/Signal",
-            );
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/Signal");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Executor", "Signal"));
@@ -592,22 +537,13 @@ pub mod executor_client {
         pub async fn stop(
             &mut self,
             request: impl tonic::IntoRequest<super::ExecutorStopRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ExecutorStopResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
+        ) -> std::result::Result<tonic::Response<super::ExecutorStopResponse>, tonic::Status>
+        {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/remoteprocess.v1.Executor/Stop",
-            );
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/Stop");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Executor", "Stop"));
@@ -618,18 +554,11 @@ pub mod executor_client {
             &mut self,
             request: impl tonic::IntoRequest<super::CommitRequest>,
         ) -> std::result::Result<tonic::Response<super::CommitResponse>, tonic::Status> {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/remoteprocess.v1.Executor/Commit",
-            );
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/Commit");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Executor", "Commit"));
@@ -644,7 +573,7 @@ pub mod executor_server {
         dead_code,
         missing_docs,
         clippy::wildcard_imports,
-        clippy::let_unit_value,
+        clippy::let_unit_value
     )]
     use tonic::codegen::*;
     /// Generated trait containing gRPC methods that should be implemented for use with ExecutorServer.
@@ -654,40 +583,27 @@ pub mod executor_server {
         async fn get_state(
             &self,
             request: tonic::Request<super::ExecutorGetStateRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ExecutorGetStateResponse>,
-            tonic::Status,
-        >;
+        ) -> std::result::Result<tonic::Response<super::ExecutorGetStateResponse>, tonic::Status>;
         /// Server streaming response type for the WatchOutput method.
         type WatchOutputStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::OutputFrame, tonic::Status>,
-            >
-            + std::marker::Send
+            > + std::marker::Send
             + 'static;
         /// The output from a cursor on, in the observed order, then `Exit`. Follows until the end.
         async fn watch_output(
             &self,
             request: tonic::Request<super::ExecutorWatchOutputRequest>,
-        ) -> std::result::Result<
-            tonic::Response<Self::WatchOutputStream>,
-            tonic::Status,
-        >;
+        ) -> std::result::Result<tonic::Response<Self::WatchOutputStream>, tonic::Status>;
         /// Sends one signal, once.
         async fn signal(
             &self,
             request: tonic::Request<super::ExecutorSignalRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ExecutorSignalResponse>,
-            tonic::Status,
-        >;
+        ) -> std::result::Result<tonic::Response<super::ExecutorSignalResponse>, tonic::Status>;
         /// Starts the stop path: signal, CONT, grace, KILL. Answers when it has begun. Repeats are harmless.
         async fn stop(
             &self,
             request: tonic::Request<super::ExecutorStopRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ExecutorStopResponse>,
-            tonic::Status,
-        >;
+        ) -> std::result::Result<tonic::Response<super::ExecutorStopResponse>, tonic::Status>;
         /// Says what the archive holds safely: the agent may drop it from the spool, and after the final one it may leave.
         async fn commit(
             &self,
@@ -715,10 +631,7 @@ pub mod executor_server {
                 max_encoding_message_size: None,
             }
         }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> InterceptedService<Self, F>
+        pub fn with_interceptor<F>(inner: T, interceptor: F) -> InterceptedService<Self, F>
         where
             F: tonic::service::Interceptor,
         {
@@ -773,23 +686,16 @@ pub mod executor_server {
                 "/remoteprocess.v1.Executor/GetState" => {
                     #[allow(non_camel_case_types)]
                     struct GetStateSvc<T: Executor>(pub Arc<T>);
-                    impl<
-                        T: Executor,
-                    > tonic::server::UnaryService<super::ExecutorGetStateRequest>
-                    for GetStateSvc<T> {
+                    impl<T: Executor> tonic::server::UnaryService<super::ExecutorGetStateRequest> for GetStateSvc<T> {
                         type Response = super::ExecutorGetStateResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::ExecutorGetStateRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Executor>::get_state(&inner, request).await
-                            };
+                            let fut =
+                                async move { <T as Executor>::get_state(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -818,25 +724,21 @@ pub mod executor_server {
                 "/remoteprocess.v1.Executor/WatchOutput" => {
                     #[allow(non_camel_case_types)]
                     struct WatchOutputSvc<T: Executor>(pub Arc<T>);
-                    impl<
-                        T: Executor,
-                    > tonic::server::ServerStreamingService<
-                        super::ExecutorWatchOutputRequest,
-                    > for WatchOutputSvc<T> {
+                    impl<T: Executor>
+                        tonic::server::ServerStreamingService<super::ExecutorWatchOutputRequest>
+                        for WatchOutputSvc<T>
+                    {
                         type Response = super::OutputFrame;
                         type ResponseStream = T::WatchOutputStream;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::ResponseStream>,
-                            tonic::Status,
-                        >;
+                        type Future =
+                            BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::ExecutorWatchOutputRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Executor>::watch_output(&inner, request).await
-                            };
+                            let fut =
+                                async move { <T as Executor>::watch_output(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -865,23 +767,15 @@ pub mod executor_server {
                 "/remoteprocess.v1.Executor/Signal" => {
                     #[allow(non_camel_case_types)]
                     struct SignalSvc<T: Executor>(pub Arc<T>);
-                    impl<
-                        T: Executor,
-                    > tonic::server::UnaryService<super::ExecutorSignalRequest>
-                    for SignalSvc<T> {
+                    impl<T: Executor> tonic::server::UnaryService<super::ExecutorSignalRequest> for SignalSvc<T> {
                         type Response = super::ExecutorSignalResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::ExecutorSignalRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Executor>::signal(&inner, request).await
-                            };
+                            let fut = async move { <T as Executor>::signal(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -910,23 +804,15 @@ pub mod executor_server {
                 "/remoteprocess.v1.Executor/Stop" => {
                     #[allow(non_camel_case_types)]
                     struct StopSvc<T: Executor>(pub Arc<T>);
-                    impl<
-                        T: Executor,
-                    > tonic::server::UnaryService<super::ExecutorStopRequest>
-                    for StopSvc<T> {
+                    impl<T: Executor> tonic::server::UnaryService<super::ExecutorStopRequest> for StopSvc<T> {
                         type Response = super::ExecutorStopResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::ExecutorStopRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Executor>::stop(&inner, request).await
-                            };
+                            let fut = async move { <T as Executor>::stop(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -955,21 +841,15 @@ pub mod executor_server {
                 "/remoteprocess.v1.Executor/Commit" => {
                     #[allow(non_camel_case_types)]
                     struct CommitSvc<T: Executor>(pub Arc<T>);
-                    impl<T: Executor> tonic::server::UnaryService<super::CommitRequest>
-                    for CommitSvc<T> {
+                    impl<T: Executor> tonic::server::UnaryService<super::CommitRequest> for CommitSvc<T> {
                         type Response = super::CommitResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::CommitRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Executor>::commit(&inner, request).await
-                            };
+                            let fut = async move { <T as Executor>::commit(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -995,25 +875,19 @@ pub mod executor_server {
                     };
                     Box::pin(fut)
                 }
-                _ => {
-                    Box::pin(async move {
-                        let mut response = http::Response::new(
-                            tonic::body::Body::default(),
-                        );
-                        let headers = response.headers_mut();
-                        headers
-                            .insert(
-                                tonic::Status::GRPC_STATUS,
-                                (tonic::Code::Unimplemented as i32).into(),
-                            );
-                        headers
-                            .insert(
-                                http::header::CONTENT_TYPE,
-                                tonic::metadata::GRPC_CONTENT_TYPE,
-                            );
-                        Ok(response)
-                    })
-                }
+                _ => Box::pin(async move {
+                    let mut response = http::Response::new(tonic::body::Body::default());
+                    let headers = response.headers_mut();
+                    headers.insert(
+                        tonic::Status::GRPC_STATUS,
+                        (tonic::Code::Unimplemented as i32).into(),
+                    );
+                    headers.insert(
+                        http::header::CONTENT_TYPE,
+                        tonic::metadata::GRPC_CONTENT_TYPE,
+                    );
+                    Ok(response)
+                }),
             }
         }
     }
@@ -1201,10 +1075,10 @@ pub mod relay_client {
         dead_code,
         missing_docs,
         clippy::wildcard_imports,
-        clippy::let_unit_value,
+        clippy::let_unit_value
     )]
-    use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    use tonic::codegen::*;
     /// Every call needs a client certificate. Agents may call `Start` for their own attempt; everything else is for users,
     /// each call authorised by SubjectAccessReview.
     #[derive(Debug, Clone)]
@@ -1245,14 +1119,13 @@ pub mod relay_client {
             F: tonic::service::Interceptor,
             T::ResponseBody: Default,
             T: tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-                Response = http::Response<
-                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                    http::Request<tonic::body::Body>,
+                    Response = http::Response<
+                        <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                    >,
                 >,
-            >,
-            <T as tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+            <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
+                Into<StdError> + std::marker::Send + std::marker::Sync,
         {
             RelayClient::new(InterceptedService::new(inner, interceptor))
         }
@@ -1292,18 +1165,11 @@ pub mod relay_client {
             &mut self,
             request: impl tonic::IntoRequest<super::StartRequest>,
         ) -> std::result::Result<tonic::Response<super::StartResponse>, tonic::Status> {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/remoteprocess.v1.Relay/Start",
-            );
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/Start");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Relay", "Start"));
@@ -1313,22 +1179,12 @@ pub mod relay_client {
         pub async fn get_state(
             &mut self,
             request: impl tonic::IntoRequest<super::GetStateRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::GetStateResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
+        ) -> std::result::Result<tonic::Response<super::GetStateResponse>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/remoteprocess.v1.Relay/GetState",
-            );
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/GetState");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Relay", "GetState"));
@@ -1339,18 +1195,11 @@ pub mod relay_client {
             &mut self,
             request: impl tonic::IntoRequest<super::ListRequest>,
         ) -> std::result::Result<tonic::Response<super::ListResponse>, tonic::Status> {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/remoteprocess.v1.Relay/List",
-            );
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/List");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Relay", "List"));
@@ -1364,18 +1213,11 @@ pub mod relay_client {
             tonic::Response<tonic::codec::Streaming<super::OutputFrame>>,
             tonic::Status,
         > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/remoteprocess.v1.Relay/WatchOutput",
-            );
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/WatchOutput");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Relay", "WatchOutput"));
@@ -1386,18 +1228,11 @@ pub mod relay_client {
             &mut self,
             request: impl tonic::IntoRequest<super::SignalRequest>,
         ) -> std::result::Result<tonic::Response<super::SignalResponse>, tonic::Status> {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/remoteprocess.v1.Relay/Signal",
-            );
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/Signal");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Relay", "Signal"));
@@ -1408,18 +1243,11 @@ pub mod relay_client {
             &mut self,
             request: impl tonic::IntoRequest<super::StopRequest>,
         ) -> std::result::Result<tonic::Response<super::StopResponse>, tonic::Status> {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/remoteprocess.v1.Relay/Stop",
-            );
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/Stop");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Relay", "Stop"));
@@ -1434,7 +1262,7 @@ pub mod relay_server {
         dead_code,
         missing_docs,
         clippy::wildcard_imports,
-        clippy::let_unit_value,
+        clippy::let_unit_value
     )]
     use tonic::codegen::*;
     /// Generated trait containing gRPC methods that should be implemented for use with RelayServer.
@@ -1449,10 +1277,7 @@ pub mod relay_server {
         async fn get_state(
             &self,
             request: tonic::Request<super::GetStateRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::GetStateResponse>,
-            tonic::Status,
-        >;
+        ) -> std::result::Result<tonic::Response<super::GetStateResponse>, tonic::Status>;
         /// list remoteprocesses
         async fn list(
             &self,
@@ -1461,17 +1286,13 @@ pub mod relay_server {
         /// Server streaming response type for the WatchOutput method.
         type WatchOutputStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::OutputFrame, tonic::Status>,
-            >
-            + std::marker::Send
+            > + std::marker::Send
             + 'static;
         /// get remoteprocesses/log
         async fn watch_output(
             &self,
             request: tonic::Request<super::WatchOutputRequest>,
-        ) -> std::result::Result<
-            tonic::Response<Self::WatchOutputStream>,
-            tonic::Status,
-        >;
+        ) -> std::result::Result<tonic::Response<Self::WatchOutputStream>, tonic::Status>;
         /// create remoteprocesses/signal
         async fn signal(
             &self,
@@ -1506,10 +1327,7 @@ pub mod relay_server {
                 max_encoding_message_size: None,
             }
         }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> InterceptedService<Self, F>
+        pub fn with_interceptor<F>(inner: T, interceptor: F) -> InterceptedService<Self, F>
         where
             F: tonic::service::Interceptor,
         {
@@ -1564,21 +1382,15 @@ pub mod relay_server {
                 "/remoteprocess.v1.Relay/Start" => {
                     #[allow(non_camel_case_types)]
                     struct StartSvc<T: Relay>(pub Arc<T>);
-                    impl<T: Relay> tonic::server::UnaryService<super::StartRequest>
-                    for StartSvc<T> {
+                    impl<T: Relay> tonic::server::UnaryService<super::StartRequest> for StartSvc<T> {
                         type Response = super::StartResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::StartRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Relay>::start(&inner, request).await
-                            };
+                            let fut = async move { <T as Relay>::start(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -1607,21 +1419,15 @@ pub mod relay_server {
                 "/remoteprocess.v1.Relay/GetState" => {
                     #[allow(non_camel_case_types)]
                     struct GetStateSvc<T: Relay>(pub Arc<T>);
-                    impl<T: Relay> tonic::server::UnaryService<super::GetStateRequest>
-                    for GetStateSvc<T> {
+                    impl<T: Relay> tonic::server::UnaryService<super::GetStateRequest> for GetStateSvc<T> {
                         type Response = super::GetStateResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::GetStateRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Relay>::get_state(&inner, request).await
-                            };
+                            let fut = async move { <T as Relay>::get_state(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -1650,21 +1456,15 @@ pub mod relay_server {
                 "/remoteprocess.v1.Relay/List" => {
                     #[allow(non_camel_case_types)]
                     struct ListSvc<T: Relay>(pub Arc<T>);
-                    impl<T: Relay> tonic::server::UnaryService<super::ListRequest>
-                    for ListSvc<T> {
+                    impl<T: Relay> tonic::server::UnaryService<super::ListRequest> for ListSvc<T> {
                         type Response = super::ListResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::ListRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Relay>::list(&inner, request).await
-                            };
+                            let fut = async move { <T as Relay>::list(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -1693,24 +1493,20 @@ pub mod relay_server {
                 "/remoteprocess.v1.Relay/WatchOutput" => {
                     #[allow(non_camel_case_types)]
                     struct WatchOutputSvc<T: Relay>(pub Arc<T>);
-                    impl<
-                        T: Relay,
-                    > tonic::server::ServerStreamingService<super::WatchOutputRequest>
-                    for WatchOutputSvc<T> {
+                    impl<T: Relay> tonic::server::ServerStreamingService<super::WatchOutputRequest>
+                        for WatchOutputSvc<T>
+                    {
                         type Response = super::OutputFrame;
                         type ResponseStream = T::WatchOutputStream;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::ResponseStream>,
-                            tonic::Status,
-                        >;
+                        type Future =
+                            BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::WatchOutputRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Relay>::watch_output(&inner, request).await
-                            };
+                            let fut =
+                                async move { <T as Relay>::watch_output(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -1739,21 +1535,15 @@ pub mod relay_server {
                 "/remoteprocess.v1.Relay/Signal" => {
                     #[allow(non_camel_case_types)]
                     struct SignalSvc<T: Relay>(pub Arc<T>);
-                    impl<T: Relay> tonic::server::UnaryService<super::SignalRequest>
-                    for SignalSvc<T> {
+                    impl<T: Relay> tonic::server::UnaryService<super::SignalRequest> for SignalSvc<T> {
                         type Response = super::SignalResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::SignalRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Relay>::signal(&inner, request).await
-                            };
+                            let fut = async move { <T as Relay>::signal(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -1782,21 +1572,15 @@ pub mod relay_server {
                 "/remoteprocess.v1.Relay/Stop" => {
                     #[allow(non_camel_case_types)]
                     struct StopSvc<T: Relay>(pub Arc<T>);
-                    impl<T: Relay> tonic::server::UnaryService<super::StopRequest>
-                    for StopSvc<T> {
+                    impl<T: Relay> tonic::server::UnaryService<super::StopRequest> for StopSvc<T> {
                         type Response = super::StopResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::StopRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Relay>::stop(&inner, request).await
-                            };
+                            let fut = async move { <T as Relay>::stop(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -1822,25 +1606,19 @@ pub mod relay_server {
                     };
                     Box::pin(fut)
                 }
-                _ => {
-                    Box::pin(async move {
-                        let mut response = http::Response::new(
-                            tonic::body::Body::default(),
-                        );
-                        let headers = response.headers_mut();
-                        headers
-                            .insert(
-                                tonic::Status::GRPC_STATUS,
-                                (tonic::Code::Unimplemented as i32).into(),
-                            );
-                        headers
-                            .insert(
-                                http::header::CONTENT_TYPE,
-                                tonic::metadata::GRPC_CONTENT_TYPE,
-                            );
-                        Ok(response)
-                    })
-                }
+                _ => Box::pin(async move {
+                    let mut response = http::Response::new(tonic::body::Body::default());
+                    let headers = response.headers_mut();
+                    headers.insert(
+                        tonic::Status::GRPC_STATUS,
+                        (tonic::Code::Unimplemented as i32).into(),
+                    );
+                    headers.insert(
+                        http::header::CONTENT_TYPE,
+                        tonic::metadata::GRPC_CONTENT_TYPE,
+                    );
+                    Ok(response)
+                }),
             }
         }
     }
@@ -1869,10 +1647,10 @@ pub mod enrolment_client {
         dead_code,
         missing_docs,
         clippy::wildcard_imports,
-        clippy::let_unit_value,
+        clippy::let_unit_value
     )]
-    use tonic::codegen::*;
     use tonic::codegen::http::Uri;
+    use tonic::codegen::*;
     /// Server certificate only; nothing else is served beside it.
     #[derive(Debug, Clone)]
     pub struct EnrolmentClient<T> {
@@ -1912,14 +1690,13 @@ pub mod enrolment_client {
             F: tonic::service::Interceptor,
             T::ResponseBody: Default,
             T: tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-                Response = http::Response<
-                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                    http::Request<tonic::body::Body>,
+                    Response = http::Response<
+                        <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                    >,
                 >,
-            >,
-            <T as tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+            <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
+                Into<StdError> + std::marker::Send + std::marker::Sync,
         {
             EnrolmentClient::new(InterceptedService::new(inner, interceptor))
         }
@@ -1959,18 +1736,11 @@ pub mod enrolment_client {
             &mut self,
             request: impl tonic::IntoRequest<super::EnrollRequest>,
         ) -> std::result::Result<tonic::Response<super::EnrollResponse>, tonic::Status> {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/remoteprocess.v1.Enrolment/Enroll",
-            );
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Enrolment/Enroll");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Enrolment", "Enroll"));
@@ -1985,7 +1755,7 @@ pub mod enrolment_server {
         dead_code,
         missing_docs,
         clippy::wildcard_imports,
-        clippy::let_unit_value,
+        clippy::let_unit_value
     )]
     use tonic::codegen::*;
     /// Generated trait containing gRPC methods that should be implemented for use with EnrolmentServer.
@@ -2019,10 +1789,7 @@ pub mod enrolment_server {
                 max_encoding_message_size: None,
             }
         }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> InterceptedService<Self, F>
+        pub fn with_interceptor<F>(inner: T, interceptor: F) -> InterceptedService<Self, F>
         where
             F: tonic::service::Interceptor,
         {
@@ -2077,21 +1844,16 @@ pub mod enrolment_server {
                 "/remoteprocess.v1.Enrolment/Enroll" => {
                     #[allow(non_camel_case_types)]
                     struct EnrollSvc<T: Enrolment>(pub Arc<T>);
-                    impl<T: Enrolment> tonic::server::UnaryService<super::EnrollRequest>
-                    for EnrollSvc<T> {
+                    impl<T: Enrolment> tonic::server::UnaryService<super::EnrollRequest> for EnrollSvc<T> {
                         type Response = super::EnrollResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::EnrollRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Enrolment>::enroll(&inner, request).await
-                            };
+                            let fut =
+                                async move { <T as Enrolment>::enroll(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -2117,25 +1879,19 @@ pub mod enrolment_server {
                     };
                     Box::pin(fut)
                 }
-                _ => {
-                    Box::pin(async move {
-                        let mut response = http::Response::new(
-                            tonic::body::Body::default(),
-                        );
-                        let headers = response.headers_mut();
-                        headers
-                            .insert(
-                                tonic::Status::GRPC_STATUS,
-                                (tonic::Code::Unimplemented as i32).into(),
-                            );
-                        headers
-                            .insert(
-                                http::header::CONTENT_TYPE,
-                                tonic::metadata::GRPC_CONTENT_TYPE,
-                            );
-                        Ok(response)
-                    })
-                }
+                _ => Box::pin(async move {
+                    let mut response = http::Response::new(tonic::body::Body::default());
+                    let headers = response.headers_mut();
+                    headers.insert(
+                        tonic::Status::GRPC_STATUS,
+                        (tonic::Code::Unimplemented as i32).into(),
+                    );
+                    headers.insert(
+                        http::header::CONTENT_TYPE,
+                        tonic::metadata::GRPC_CONTENT_TYPE,
+                    );
+                    Ok(response)
+                }),
             }
         }
     }

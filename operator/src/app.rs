@@ -1,0 +1,1 @@
+//! Wiring: starts every part of the operator and ends them in order.

@@ -1,0 +1,1 @@
+//! Command line and environment, and the checked configuration made from them.

@@ -1,0 +1,1 @@
+//! The controller: observe, validate, build, apply, status.

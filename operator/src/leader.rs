@@ -1,0 +1,1 @@
+//! The lease that decides which replica writes.

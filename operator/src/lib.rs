@@ -1,0 +1,11 @@
+//! The operator: a controller that keeps one pod per attempt, and a relay that carries and archives the output.
+//!
+//! Arrows: operator → api, proto, tls, runtime. Invariant: nothing that a client or the network does changes the
+//! outcome of a process or loses a byte in silence.
+
+pub mod app;
+pub mod args;
+pub mod authority;
+pub mod controller;
+pub mod leader;
+pub mod relay;

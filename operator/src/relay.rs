@@ -1,0 +1,9 @@
+//! The relay: takes agents in, carries each output from one upstream to many followers, and archives it.
+
+pub mod archive;
+pub mod authorize;
+pub mod directory;
+pub mod enrol;
+pub mod record;
+pub mod service;
+pub mod session;

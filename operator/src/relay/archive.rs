@@ -1,0 +1,1 @@
+//! The output of every attempt, kept in an object store.

@@ -1,0 +1,1 @@
+//! Who may call what: the role of the peer and Kubernetes RBAC.

@@ -1,0 +1,1 @@
+//! Which processes exist, and which of them have a live session here.

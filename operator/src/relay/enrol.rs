@@ -1,0 +1,1 @@
+//! The enrol listener: an agent trades its projected token for a certificate.

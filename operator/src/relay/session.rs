@@ -1,0 +1,1 @@
+//! One upstream for each live attempt, many followers.
