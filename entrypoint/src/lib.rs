@@ -1,1 +1,31 @@
-//! Placeholder.
+//! What the entrypoint and the agent say to each other, and the socket they say it on.
+//!
+//! The `entrypoint` program (`main.rs` of this crate) is PID 1 of the user's container; the agent
+//! is a sidecar in the same pod. They share one directory, the handover volume, with one Unix
+//! socket in it ([`SOCKET_PATH`]). The agent listens, the entrypoint connects, and connects again
+//! for as long as the container lives.
+//!
+//! Arrows: this crate depends on no sibling; the agent uses the library.
+//!
+//! Invariant: whatever bytes the other side sends, [`message::decode`] and
+//! [`socket::Connection::receive`] return a value or an error; they neither panic nor keep more
+//! than one packet and [`socket::MAX_DESCRIPTORS`] descriptors.
+
+pub mod message;
+pub mod socket;
+
+/// Directory that both containers share: the handover volume.
+pub const HANDOVER_DIRECTORY: &str = "/.rproc";
+
+/// Where the agent listens, as seen from both containers.
+pub const SOCKET_PATH: &str = "/.rproc/socket";
+
+/// Exit code of the entrypoint where the platform failed and the program never ran: no agent, not
+/// PID 1, wrong arguments.
+pub const EXIT_PLATFORM: i32 = 125;
+
+/// Exit code for [`message::Outcome::NotExecutable`], as shells have it.
+pub const EXIT_NOT_EXECUTABLE: i32 = 126;
+
+/// Exit code for [`message::Outcome::NotFound`], as shells have it.
+pub const EXIT_NOT_FOUND: i32 = 127;

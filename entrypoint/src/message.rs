@@ -1,0 +1,476 @@
+//! The messages, and how they become packets (postcard).
+//!
+//! One conversation, in order:
+//!
+//! 1. entrypoint: [`FromEntrypoint::Hello`] without `resume`; agent: [`ToEntrypoint::Welcome`] with
+//!    a fresh secret.
+//! 2. agent: [`ToEntrypoint::Launch`]; entrypoint: [`FromEntrypoint::Launched`] with the read ends
+//!    of the output pipes. If the program cannot be started there is no `Launched` and there are no
+//!    pipes: [`FromEntrypoint::Exited`] with [`Outcome::NotFound`] or [`Outcome::NotExecutable`]
+//!    follows at once.
+//! 3. [`ToEntrypoint::Signal`], [`ToEntrypoint::Stop`], [`ToEntrypoint::Echo`] at any time.
+//! 4. entrypoint: [`FromEntrypoint::Exited`] when the program and all it left behind are gone;
+//!    agent: [`ToEntrypoint::Recorded`]; the entrypoint exits.
+//!
+//! After a break the entrypoint connects again and starts with a `Hello` that carries
+//! [`Resume`], with the read ends as descriptors if the program runs or ran. When the agent has
+//! answered with the same secret, `Launched` (now without descriptors) and, where it has happened,
+//! `Exited` are said again, so the agent needs nothing that was lost with the old connection.
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
+
+/// Version of these messages. Both sides come from one image, so a difference is a fault of the
+/// installation and ends the connection.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Longest packet, in bytes. A longer one is not sent, and not decoded.
+pub const MAX_PACKET_BYTES: usize = 64 * 1024;
+
+/// Most bytes in one [`ToEntrypoint::Echo`].
+pub const MAX_ECHO_BYTES: usize = 60 * 1024;
+
+/// Most bytes of a sentence in [`Outcome`] or [`FromEntrypoint::SignalDone`]; the sender cuts.
+pub const MAX_SENTENCE_BYTES: usize = 4 * 1024;
+
+/// Why bytes are not a message, or a message not a packet.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The packet or message is longer than [`MAX_PACKET_BYTES`].
+    #[error("a packet of {0} bytes is longer than {MAX_PACKET_BYTES}")]
+    TooLong(usize),
+    /// The bytes are not a message of this direction and version.
+    #[error("not a message: {0}")]
+    Malformed(#[from] postcard::Error),
+    /// A message was followed by this many more bytes.
+    #[error("{0} bytes after the message")]
+    Trailing(usize),
+}
+
+/// A message of one of the two directions. Sealed: [`FromEntrypoint`] and [`ToEntrypoint`].
+pub trait Message: Serialize + DeserializeOwned + sealed::Sealed {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::FromEntrypoint {}
+    impl Sealed for super::ToEntrypoint {}
+}
+
+impl Message for FromEntrypoint {}
+impl Message for ToEntrypoint {}
+
+/// What the entrypoint says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromEntrypoint {
+    /// First packet of each connection. With `resume.launched` it carries the read ends of the
+    /// output pipes: stdout and stderr, or one for both when merged.
+    Hello {
+        /// [`PROTOCOL_VERSION`] of the sender.
+        version: u32,
+        /// The sender's process id as it sees itself: 1 in a container.
+        pid: u32,
+        /// Absent until an agent has welcomed this entrypoint.
+        resume: Option<Resume>,
+    },
+    /// The program runs. The first one carries the read ends, as `Hello` does on resume; said again
+    /// without descriptors after each resumed `Hello`.
+    Launched {
+        /// The program's process id in its container; also the id of its process group.
+        pid: u32,
+        /// When, in nanoseconds since the Unix epoch.
+        at_unix_nanos: u64,
+    },
+    /// The program has ended and nothing of it is left, or it could not be started.
+    Exited(Exited),
+    /// Answer to [`ToEntrypoint::Signal`].
+    SignalDone {
+        /// The id of the request.
+        id: u64,
+        /// A sentence if the signal was not sent.
+        error: Option<String>,
+    },
+}
+
+/// How an entrypoint that was welcomed before proves it to the agent that came back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// From the [`ToEntrypoint::Welcome`] of the first connection.
+    pub secret: Secret,
+    /// The program was started, and the read ends come with this packet.
+    pub launched: bool,
+}
+
+/// 32 random bytes that tie an entrypoint to its agent. Compared in constant time, never printed.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub struct Secret(pub [u8; 32]);
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        let different = self
+            .0
+            .iter()
+            .zip(other.0)
+            .fold(0, |seen, (a, b)| seen | (a ^ b));
+        different == 0
+    }
+}
+
+impl Eq for Secret {}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret(…)")
+    }
+}
+
+/// How the program ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exited {
+    /// Code, signal, or why it never ran.
+    pub outcome: Outcome,
+    /// When the program itself (not what it left behind) ended, in nanoseconds since the Unix
+    /// epoch.
+    pub at_unix_nanos: u64,
+    /// Of the program and all descendants that were reaped.
+    pub usage: Usage,
+    /// Processes that were still alive when the program ended and had to be ended.
+    pub leftovers: u32,
+    /// Processes of the container that the kernel killed for want of memory since the launch; 0
+    /// where the container cannot see its counter.
+    pub oom_kills: u64,
+    /// Why the stop path ran, if it did: the first cause.
+    pub stop: Option<StopCause>,
+}
+
+/// The ending of the program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Ended by itself with this code, 0 to 255.
+    Code(i32),
+    /// Ended by this signal.
+    Signal(i32),
+    /// Never ran: no such program. Code 127.
+    NotFound {
+        /// A sentence for the user that names the program.
+        message: String,
+    },
+    /// Never ran: the program was there and the kernel would not start it. Code 126.
+    NotExecutable {
+        /// A sentence for the user that names the program.
+        message: String,
+    },
+}
+
+impl Outcome {
+    /// The exit code as shells count: the program's own, 128 + n for a signal, 127, 126.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Code(code) => *code,
+            Self::Signal(number) => 128 + number,
+            Self::NotFound { .. } => EXIT_NOT_FOUND,
+            Self::NotExecutable { .. } => EXIT_NOT_EXECUTABLE,
+        }
+    }
+}
+
+/// Resources used, from `getrusage(2)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time in user mode, microseconds.
+    pub user_micros: u64,
+    /// CPU time in the kernel, microseconds.
+    pub system_micros: u64,
+    /// Largest resident set of any one process, bytes.
+    pub max_rss_bytes: u64,
+}
+
+/// Who asked for the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopCause {
+    /// [`ToEntrypoint::Stop`].
+    Requested,
+    /// A stop signal to PID 1: the kubelet ends the pod, or the program asked for its own end.
+    Terminated,
+    /// No agent for longer than `agent_lost_millis`.
+    AgentLost,
+}
+
+/// What the agent says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToEntrypoint {
+    /// Answer to each `Hello`.
+    Welcome {
+        /// [`PROTOCOL_VERSION`] of the sender.
+        version: u32,
+        /// A fresh one for the first `Hello`, the same one on resume; else the entrypoint hangs up.
+        secret: Secret,
+    },
+    /// Start the program of the container's arguments. Every one after the first is ignored.
+    Launch {
+        /// One pipe for stdout and stderr: true order, no split.
+        merge: bool,
+        /// First signal of the stop path when the kubelet asks for it or the agent is lost.
+        stop_signal: i32,
+        /// Time between that signal and SIGKILL, milliseconds.
+        stop_grace_millis: u64,
+        /// With no agent for this long the stop path runs, milliseconds.
+        agent_lost_millis: u64,
+    },
+    /// Send a signal, answered by [`FromEntrypoint::SignalDone`].
+    Signal {
+        /// Chosen by the agent, repeated in the answer.
+        id: u64,
+        /// 1 to 64.
+        number: i32,
+        /// Whom.
+        target: Target,
+    },
+    /// Signal everything, continue what is stopped, and SIGKILL after the grace. A later one can
+    /// shorten the grace and send another signal; it cannot lengthen the grace.
+    Stop {
+        /// 1 to 64.
+        signal: i32,
+        /// Milliseconds.
+        grace_millis: u64,
+    },
+    /// Write to the container's own stdout or stderr; what does not fit at once is dropped.
+    Echo {
+        /// Which.
+        stream: Stream,
+        /// At most [`MAX_ECHO_BYTES`].
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// The agent has read the pipes to their end and has the exit on disk: the entrypoint may go.
+    Recorded,
+}
+
+/// Receivers of a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Target {
+    /// The program itself.
+    Main,
+    /// The program's process group.
+    Group,
+    /// Every process of the container but the entrypoint.
+    All,
+}
+
+/// An output stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Stream {
+    /// File descriptor 1; both when merged.
+    Stdout,
+    /// File descriptor 2.
+    Stderr,
+}
+
+/// The packet for a message.
+///
+/// # Errors
+/// [`Error::TooLong`] for a message over [`MAX_PACKET_BYTES`].
+pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, Error> {
+    let packet = postcard::to_stdvec(message)?;
+    match packet.len() {
+        0..=MAX_PACKET_BYTES => Ok(packet),
+        length => Err(Error::TooLong(length)),
+    }
+}
+
+/// The message in a packet. Safe for bytes from anybody.
+///
+/// # Errors
+/// [`Error`] for anything that is not exactly one message.
+pub fn decode<M: Message>(packet: &[u8]) -> Result<M, Error> {
+    if packet.len() > MAX_PACKET_BYTES {
+        return Err(Error::TooLong(packet.len()));
+    }
+    match postcard::take_from_bytes(packet)? {
+        (message, []) => Ok(message),
+        (_, rest) => Err(Error::Trailing(rest.len())),
+    }
+}
+
+/// Cuts a sentence to [`MAX_SENTENCE_BYTES`] at a character boundary.
+pub fn bounded_sentence(mut sentence: String) -> String {
+    sentence.truncate(sentence.floor_char_boundary(MAX_SENTENCE_BYTES));
+    sentence
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn secret() -> impl Strategy<Value = Secret> {
+        any::<[u8; 32]>().prop_map(Secret)
+    }
+
+    fn outcome() -> impl Strategy<Value = Outcome> {
+        prop_oneof![
+            any::<i32>().prop_map(Outcome::Code),
+            any::<i32>().prop_map(Outcome::Signal),
+            any::<String>().prop_map(|message| Outcome::NotFound { message }),
+            any::<String>().prop_map(|message| Outcome::NotExecutable { message }),
+        ]
+    }
+
+    fn from_entrypoint() -> impl Strategy<Value = FromEntrypoint> {
+        let resume = proptest::option::of((secret(), any::<bool>()))
+            .prop_map(|pair| pair.map(|(secret, launched)| Resume { secret, launched }));
+        let exited =
+            (outcome(), any::<[u64; 5]>(), any::<u32>()).prop_map(|(outcome, n, leftovers)| {
+                let usage = Usage {
+                    user_micros: n[0],
+                    system_micros: n[1],
+                    max_rss_bytes: n[2],
+                };
+                let stop = Some(StopCause::AgentLost);
+                Exited {
+                    outcome,
+                    at_unix_nanos: n[3],
+                    usage,
+                    leftovers,
+                    oom_kills: n[4],
+                    stop,
+                }
+            });
+        prop_oneof![
+            (any::<u32>(), any::<u32>(), resume).prop_map(|(version, pid, resume)| {
+                FromEntrypoint::Hello {
+                    version,
+                    pid,
+                    resume,
+                }
+            }),
+            any::<(u32, u64)>()
+                .prop_map(|(pid, at_unix_nanos)| FromEntrypoint::Launched { pid, at_unix_nanos }),
+            exited.prop_map(FromEntrypoint::Exited),
+            any::<(u64, Option<String>)>()
+                .prop_map(|(id, error)| FromEntrypoint::SignalDone { id, error }),
+        ]
+    }
+
+    fn to_entrypoint() -> impl Strategy<Value = ToEntrypoint> {
+        let target = prop_oneof![Just(Target::Main), Just(Target::Group), Just(Target::All)];
+        let stream = prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)];
+        prop_oneof![
+            (any::<u32>(), secret())
+                .prop_map(|(version, secret)| ToEntrypoint::Welcome { version, secret }),
+            any::<(bool, i32, u64, u64)>().prop_map(|(merge, stop_signal, grace, lost)| {
+                ToEntrypoint::Launch {
+                    merge,
+                    stop_signal,
+                    stop_grace_millis: grace,
+                    agent_lost_millis: lost,
+                }
+            }),
+            (any::<u64>(), any::<i32>(), target)
+                .prop_map(|(id, number, target)| ToEntrypoint::Signal { id, number, target }),
+            any::<(i32, u64)>().prop_map(|(signal, grace_millis)| ToEntrypoint::Stop {
+                signal,
+                grace_millis
+            }),
+            (stream, any::<Vec<u8>>())
+                .prop_map(|(stream, bytes)| ToEntrypoint::Echo { stream, bytes }),
+            Just(ToEntrypoint::Recorded),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(ours in from_entrypoint(), theirs in to_entrypoint()) {
+            prop_assert_eq!(&decode::<FromEntrypoint>(&encode(&ours).unwrap()).unwrap(), &ours);
+            prop_assert_eq!(&decode::<ToEntrypoint>(&encode(&theirs).unwrap()).unwrap(), &theirs);
+        }
+
+        #[test]
+        fn garbage_is_an_error_or_a_message(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = decode::<FromEntrypoint>(&bytes);
+            let _ = decode::<ToEntrypoint>(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_packet_does_not_panic(message in to_entrypoint(), at: usize, flip: u8, keep: usize) {
+            let mut packet = encode(&message).unwrap();
+            let index = at % packet.len();
+            packet[index] ^= flip;
+            packet.truncate(keep % (packet.len() + 1));
+            let _ = decode::<ToEntrypoint>(&packet);
+        }
+    }
+
+    #[test]
+    fn sizes_are_bounded_both_ways() {
+        let echo = |length| ToEntrypoint::Echo {
+            stream: Stream::Stderr,
+            bytes: vec![0; length],
+        };
+        assert!(encode(&echo(MAX_ECHO_BYTES)).is_ok());
+        assert!(matches!(
+            encode(&echo(MAX_PACKET_BYTES)),
+            Err(Error::TooLong(_))
+        ));
+        let long = vec![0; MAX_PACKET_BYTES + 1];
+        assert!(matches!(
+            decode::<ToEntrypoint>(&long),
+            Err(Error::TooLong(_))
+        ));
+    }
+
+    #[test]
+    fn bytes_after_a_message_are_refused() {
+        let mut packet = encode(&ToEntrypoint::Recorded).unwrap();
+        packet.push(0);
+        assert!(matches!(
+            decode::<ToEntrypoint>(&packet),
+            Err(Error::Trailing(1))
+        ));
+    }
+
+    #[test]
+    fn a_length_larger_than_the_packet_allocates_nothing() {
+        // Echo, stdout, then a length of 2^32 - 1 and no bytes.
+        let packet = [4, 0, 0xff, 0xff, 0xff, 0xff, 0x0f];
+        assert!(decode::<ToEntrypoint>(&packet).is_err());
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_shells() {
+        assert_eq!(Outcome::Code(7).exit_code(), 7);
+        assert_eq!(Outcome::Signal(15).exit_code(), 143);
+        assert_eq!(
+            Outcome::NotFound {
+                message: String::new()
+            }
+            .exit_code(),
+            127
+        );
+        assert_eq!(
+            Outcome::NotExecutable {
+                message: String::new()
+            }
+            .exit_code(),
+            126
+        );
+    }
+
+    #[test]
+    fn a_secret_is_not_printed() {
+        assert_eq!(format!("{:?}", Secret([7; 32])), "Secret(…)");
+        assert_ne!(Secret([7; 32]), Secret([8; 32]));
+    }
+
+    #[test]
+    fn a_long_sentence_is_cut_between_characters() {
+        let cut = bounded_sentence("ä".repeat(MAX_SENTENCE_BYTES));
+        assert_eq!(cut.len(), MAX_SENTENCE_BYTES);
+        let odd = bounded_sentence(format!("a{}", "ä".repeat(MAX_SENTENCE_BYTES)));
+        assert_eq!(odd.len(), MAX_SENTENCE_BYTES - 1);
+    }
+}
