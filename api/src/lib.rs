@@ -1,1 +1,24 @@
-//! Placeholder.
+//! The `RemoteProcess` object: its fields, its rules, its conditions and every name that more than one part must agree
+//! on.
+//!
+//! Arrows: none to a sibling; no client, no async runtime, nothing of the wire.
+//! Invariant: every field of the specification does something; what is not built yet is not here.
+
+pub mod condition;
+pub mod crd;
+pub mod names;
+pub mod phase;
+pub mod rules;
+pub mod signal;
+pub mod spec;
+pub mod status;
+
+pub use condition::{Condition, ConditionType};
+pub use phase::{Phase, Reason};
+pub use spec::{
+    AgentSpec, DesiredState, Echo, OutputSpec, PodSpec, RemoteProcess, RemoteProcessSpec, StopSpec, TailInStatus,
+};
+pub use status::{
+    AttemptExit, AttemptOutput, AttemptStatus, ExitSource, OutputStatus, RemoteProcessStatus, StopStatus, StreamStatus,
+    UsageStatus,
+};

@@ -31,9 +31,6 @@ mod tests {
         cursor.set(Stream::Stdout, 7);
         cursor.set(Stream::Stderr, 9);
         cursor.set(Stream::Unspecified, 11);
-        assert_eq!(
-            (cursor.of(Stream::Stdout), cursor.of(Stream::Stderr)),
-            (7, 9)
-        );
+        assert_eq!((cursor.of(Stream::Stdout), cursor.of(Stream::Stderr)), (7, 9));
     }
 }

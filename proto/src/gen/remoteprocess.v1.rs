@@ -433,18 +433,13 @@ pub mod executor_client {
             let inner = tonic::client::Grpc::with_origin(inner, origin);
             Self { inner }
         }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> ExecutorClient<InterceptedService<T, F>>
+        pub fn with_interceptor<F>(inner: T, interceptor: F) -> ExecutorClient<InterceptedService<T, F>>
         where
             F: tonic::service::Interceptor,
             T::ResponseBody: Default,
             T: tonic::codegen::Service<
                     http::Request<tonic::body::Body>,
-                    Response = http::Response<
-                        <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                    >,
+                    Response = http::Response<<T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody>,
                 >,
             <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
                 Into<StdError> + std::marker::Send + std::marker::Sync,
@@ -486,11 +481,11 @@ pub mod executor_client {
         pub async fn get_state(
             &mut self,
             request: impl tonic::IntoRequest<super::ExecutorGetStateRequest>,
-        ) -> std::result::Result<tonic::Response<super::ExecutorGetStateResponse>, tonic::Status>
-        {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
+        ) -> std::result::Result<tonic::Response<super::ExecutorGetStateResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/GetState");
             let mut req = request.into_request();
@@ -502,16 +497,13 @@ pub mod executor_client {
         pub async fn watch_output(
             &mut self,
             request: impl tonic::IntoRequest<super::ExecutorWatchOutputRequest>,
-        ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::OutputFrame>>,
-            tonic::Status,
-        > {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::OutputFrame>>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
-            let path =
-                http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/WatchOutput");
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/WatchOutput");
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("remoteprocess.v1.Executor", "WatchOutput"));
@@ -521,11 +513,11 @@ pub mod executor_client {
         pub async fn signal(
             &mut self,
             request: impl tonic::IntoRequest<super::ExecutorSignalRequest>,
-        ) -> std::result::Result<tonic::Response<super::ExecutorSignalResponse>, tonic::Status>
-        {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
+        ) -> std::result::Result<tonic::Response<super::ExecutorSignalResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/Signal");
             let mut req = request.into_request();
@@ -537,11 +529,11 @@ pub mod executor_client {
         pub async fn stop(
             &mut self,
             request: impl tonic::IntoRequest<super::ExecutorStopRequest>,
-        ) -> std::result::Result<tonic::Response<super::ExecutorStopResponse>, tonic::Status>
-        {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
+        ) -> std::result::Result<tonic::Response<super::ExecutorStopResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/Stop");
             let mut req = request.into_request();
@@ -554,9 +546,10 @@ pub mod executor_client {
             &mut self,
             request: impl tonic::IntoRequest<super::CommitRequest>,
         ) -> std::result::Result<tonic::Response<super::CommitResponse>, tonic::Status> {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/Commit");
             let mut req = request.into_request();
@@ -585,9 +578,8 @@ pub mod executor_server {
             request: tonic::Request<super::ExecutorGetStateRequest>,
         ) -> std::result::Result<tonic::Response<super::ExecutorGetStateResponse>, tonic::Status>;
         /// Server streaming response type for the WatchOutput method.
-        type WatchOutputStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::OutputFrame, tonic::Status>,
-            > + std::marker::Send
+        type WatchOutputStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::OutputFrame, tonic::Status>>
+            + std::marker::Send
             + 'static;
         /// The output from a cursor on, in the observed order, then `Exit`. Follows until the end.
         async fn watch_output(
@@ -675,10 +667,7 @@ pub mod executor_server {
         type Response = http::Response<tonic::body::Body>;
         type Error = std::convert::Infallible;
         type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(
-            &mut self,
-            _cx: &mut Context<'_>,
-        ) -> Poll<std::result::Result<(), Self::Error>> {
+        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<std::result::Result<(), Self::Error>> {
             Poll::Ready(Ok(()))
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
@@ -689,13 +678,9 @@ pub mod executor_server {
                     impl<T: Executor> tonic::server::UnaryService<super::ExecutorGetStateRequest> for GetStateSvc<T> {
                         type Response = super::ExecutorGetStateResponse;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ExecutorGetStateRequest>,
-                        ) -> Self::Future {
+                        fn call(&mut self, request: tonic::Request<super::ExecutorGetStateRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut =
-                                async move { <T as Executor>::get_state(&inner, request).await };
+                            let fut = async move { <T as Executor>::get_state(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -708,14 +693,8 @@ pub mod executor_server {
                         let method = GetStateSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -724,21 +703,13 @@ pub mod executor_server {
                 "/remoteprocess.v1.Executor/WatchOutput" => {
                     #[allow(non_camel_case_types)]
                     struct WatchOutputSvc<T: Executor>(pub Arc<T>);
-                    impl<T: Executor>
-                        tonic::server::ServerStreamingService<super::ExecutorWatchOutputRequest>
-                        for WatchOutputSvc<T>
-                    {
+                    impl<T: Executor> tonic::server::ServerStreamingService<super::ExecutorWatchOutputRequest> for WatchOutputSvc<T> {
                         type Response = super::OutputFrame;
                         type ResponseStream = T::WatchOutputStream;
-                        type Future =
-                            BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ExecutorWatchOutputRequest>,
-                        ) -> Self::Future {
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::ExecutorWatchOutputRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut =
-                                async move { <T as Executor>::watch_output(&inner, request).await };
+                            let fut = async move { <T as Executor>::watch_output(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -751,14 +722,8 @@ pub mod executor_server {
                         let method = WatchOutputSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
@@ -770,10 +735,7 @@ pub mod executor_server {
                     impl<T: Executor> tonic::server::UnaryService<super::ExecutorSignalRequest> for SignalSvc<T> {
                         type Response = super::ExecutorSignalResponse;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ExecutorSignalRequest>,
-                        ) -> Self::Future {
+                        fn call(&mut self, request: tonic::Request<super::ExecutorSignalRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move { <T as Executor>::signal(&inner, request).await };
                             Box::pin(fut)
@@ -788,14 +750,8 @@ pub mod executor_server {
                         let method = SignalSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -807,10 +763,7 @@ pub mod executor_server {
                     impl<T: Executor> tonic::server::UnaryService<super::ExecutorStopRequest> for StopSvc<T> {
                         type Response = super::ExecutorStopResponse;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ExecutorStopRequest>,
-                        ) -> Self::Future {
+                        fn call(&mut self, request: tonic::Request<super::ExecutorStopRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move { <T as Executor>::stop(&inner, request).await };
                             Box::pin(fut)
@@ -825,14 +778,8 @@ pub mod executor_server {
                         let method = StopSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -844,10 +791,7 @@ pub mod executor_server {
                     impl<T: Executor> tonic::server::UnaryService<super::CommitRequest> for CommitSvc<T> {
                         type Response = super::CommitResponse;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::CommitRequest>,
-                        ) -> Self::Future {
+                        fn call(&mut self, request: tonic::Request<super::CommitRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move { <T as Executor>::commit(&inner, request).await };
                             Box::pin(fut)
@@ -862,14 +806,8 @@ pub mod executor_server {
                         let method = CommitSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -878,14 +816,8 @@ pub mod executor_server {
                 _ => Box::pin(async move {
                     let mut response = http::Response::new(tonic::body::Body::default());
                     let headers = response.headers_mut();
-                    headers.insert(
-                        tonic::Status::GRPC_STATUS,
-                        (tonic::Code::Unimplemented as i32).into(),
-                    );
-                    headers.insert(
-                        http::header::CONTENT_TYPE,
-                        tonic::metadata::GRPC_CONTENT_TYPE,
-                    );
+                    headers.insert(tonic::Status::GRPC_STATUS, (tonic::Code::Unimplemented as i32).into());
+                    headers.insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
                     Ok(response)
                 }),
             }
@@ -1111,18 +1043,13 @@ pub mod relay_client {
             let inner = tonic::client::Grpc::with_origin(inner, origin);
             Self { inner }
         }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> RelayClient<InterceptedService<T, F>>
+        pub fn with_interceptor<F>(inner: T, interceptor: F) -> RelayClient<InterceptedService<T, F>>
         where
             F: tonic::service::Interceptor,
             T::ResponseBody: Default,
             T: tonic::codegen::Service<
                     http::Request<tonic::body::Body>,
-                    Response = http::Response<
-                        <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                    >,
+                    Response = http::Response<<T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody>,
                 >,
             <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
                 Into<StdError> + std::marker::Send + std::marker::Sync,
@@ -1165,9 +1092,10 @@ pub mod relay_client {
             &mut self,
             request: impl tonic::IntoRequest<super::StartRequest>,
         ) -> std::result::Result<tonic::Response<super::StartResponse>, tonic::Status> {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/Start");
             let mut req = request.into_request();
@@ -1180,9 +1108,10 @@ pub mod relay_client {
             &mut self,
             request: impl tonic::IntoRequest<super::GetStateRequest>,
         ) -> std::result::Result<tonic::Response<super::GetStateResponse>, tonic::Status> {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/GetState");
             let mut req = request.into_request();
@@ -1195,9 +1124,10 @@ pub mod relay_client {
             &mut self,
             request: impl tonic::IntoRequest<super::ListRequest>,
         ) -> std::result::Result<tonic::Response<super::ListResponse>, tonic::Status> {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/List");
             let mut req = request.into_request();
@@ -1209,13 +1139,11 @@ pub mod relay_client {
         pub async fn watch_output(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchOutputRequest>,
-        ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::OutputFrame>>,
-            tonic::Status,
-        > {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::OutputFrame>>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/WatchOutput");
             let mut req = request.into_request();
@@ -1228,9 +1156,10 @@ pub mod relay_client {
             &mut self,
             request: impl tonic::IntoRequest<super::SignalRequest>,
         ) -> std::result::Result<tonic::Response<super::SignalResponse>, tonic::Status> {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/Signal");
             let mut req = request.into_request();
@@ -1243,9 +1172,10 @@ pub mod relay_client {
             &mut self,
             request: impl tonic::IntoRequest<super::StopRequest>,
         ) -> std::result::Result<tonic::Response<super::StopResponse>, tonic::Status> {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/Stop");
             let mut req = request.into_request();
@@ -1284,9 +1214,8 @@ pub mod relay_server {
             request: tonic::Request<super::ListRequest>,
         ) -> std::result::Result<tonic::Response<super::ListResponse>, tonic::Status>;
         /// Server streaming response type for the WatchOutput method.
-        type WatchOutputStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::OutputFrame, tonic::Status>,
-            > + std::marker::Send
+        type WatchOutputStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::OutputFrame, tonic::Status>>
+            + std::marker::Send
             + 'static;
         /// get remoteprocesses/log
         async fn watch_output(
@@ -1371,10 +1300,7 @@ pub mod relay_server {
         type Response = http::Response<tonic::body::Body>;
         type Error = std::convert::Infallible;
         type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(
-            &mut self,
-            _cx: &mut Context<'_>,
-        ) -> Poll<std::result::Result<(), Self::Error>> {
+        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<std::result::Result<(), Self::Error>> {
             Poll::Ready(Ok(()))
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
@@ -1385,10 +1311,7 @@ pub mod relay_server {
                     impl<T: Relay> tonic::server::UnaryService<super::StartRequest> for StartSvc<T> {
                         type Response = super::StartResponse;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::StartRequest>,
-                        ) -> Self::Future {
+                        fn call(&mut self, request: tonic::Request<super::StartRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move { <T as Relay>::start(&inner, request).await };
                             Box::pin(fut)
@@ -1403,14 +1326,8 @@ pub mod relay_server {
                         let method = StartSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1422,10 +1339,7 @@ pub mod relay_server {
                     impl<T: Relay> tonic::server::UnaryService<super::GetStateRequest> for GetStateSvc<T> {
                         type Response = super::GetStateResponse;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::GetStateRequest>,
-                        ) -> Self::Future {
+                        fn call(&mut self, request: tonic::Request<super::GetStateRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move { <T as Relay>::get_state(&inner, request).await };
                             Box::pin(fut)
@@ -1440,14 +1354,8 @@ pub mod relay_server {
                         let method = GetStateSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1459,10 +1367,7 @@ pub mod relay_server {
                     impl<T: Relay> tonic::server::UnaryService<super::ListRequest> for ListSvc<T> {
                         type Response = super::ListResponse;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ListRequest>,
-                        ) -> Self::Future {
+                        fn call(&mut self, request: tonic::Request<super::ListRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move { <T as Relay>::list(&inner, request).await };
                             Box::pin(fut)
@@ -1477,14 +1382,8 @@ pub mod relay_server {
                         let method = ListSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1493,20 +1392,13 @@ pub mod relay_server {
                 "/remoteprocess.v1.Relay/WatchOutput" => {
                     #[allow(non_camel_case_types)]
                     struct WatchOutputSvc<T: Relay>(pub Arc<T>);
-                    impl<T: Relay> tonic::server::ServerStreamingService<super::WatchOutputRequest>
-                        for WatchOutputSvc<T>
-                    {
+                    impl<T: Relay> tonic::server::ServerStreamingService<super::WatchOutputRequest> for WatchOutputSvc<T> {
                         type Response = super::OutputFrame;
                         type ResponseStream = T::WatchOutputStream;
-                        type Future =
-                            BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::WatchOutputRequest>,
-                        ) -> Self::Future {
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::WatchOutputRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut =
-                                async move { <T as Relay>::watch_output(&inner, request).await };
+                            let fut = async move { <T as Relay>::watch_output(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -1519,14 +1411,8 @@ pub mod relay_server {
                         let method = WatchOutputSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
@@ -1538,10 +1424,7 @@ pub mod relay_server {
                     impl<T: Relay> tonic::server::UnaryService<super::SignalRequest> for SignalSvc<T> {
                         type Response = super::SignalResponse;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::SignalRequest>,
-                        ) -> Self::Future {
+                        fn call(&mut self, request: tonic::Request<super::SignalRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move { <T as Relay>::signal(&inner, request).await };
                             Box::pin(fut)
@@ -1556,14 +1439,8 @@ pub mod relay_server {
                         let method = SignalSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1575,10 +1452,7 @@ pub mod relay_server {
                     impl<T: Relay> tonic::server::UnaryService<super::StopRequest> for StopSvc<T> {
                         type Response = super::StopResponse;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::StopRequest>,
-                        ) -> Self::Future {
+                        fn call(&mut self, request: tonic::Request<super::StopRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move { <T as Relay>::stop(&inner, request).await };
                             Box::pin(fut)
@@ -1593,14 +1467,8 @@ pub mod relay_server {
                         let method = StopSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1609,14 +1477,8 @@ pub mod relay_server {
                 _ => Box::pin(async move {
                     let mut response = http::Response::new(tonic::body::Body::default());
                     let headers = response.headers_mut();
-                    headers.insert(
-                        tonic::Status::GRPC_STATUS,
-                        (tonic::Code::Unimplemented as i32).into(),
-                    );
-                    headers.insert(
-                        http::header::CONTENT_TYPE,
-                        tonic::metadata::GRPC_CONTENT_TYPE,
-                    );
+                    headers.insert(tonic::Status::GRPC_STATUS, (tonic::Code::Unimplemented as i32).into());
+                    headers.insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
                     Ok(response)
                 }),
             }
@@ -1682,18 +1544,13 @@ pub mod enrolment_client {
             let inner = tonic::client::Grpc::with_origin(inner, origin);
             Self { inner }
         }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> EnrolmentClient<InterceptedService<T, F>>
+        pub fn with_interceptor<F>(inner: T, interceptor: F) -> EnrolmentClient<InterceptedService<T, F>>
         where
             F: tonic::service::Interceptor,
             T::ResponseBody: Default,
             T: tonic::codegen::Service<
                     http::Request<tonic::body::Body>,
-                    Response = http::Response<
-                        <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                    >,
+                    Response = http::Response<<T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody>,
                 >,
             <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
                 Into<StdError> + std::marker::Send + std::marker::Sync,
@@ -1736,9 +1593,10 @@ pub mod enrolment_client {
             &mut self,
             request: impl tonic::IntoRequest<super::EnrollRequest>,
         ) -> std::result::Result<tonic::Response<super::EnrollResponse>, tonic::Status> {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Enrolment/Enroll");
             let mut req = request.into_request();
@@ -1833,10 +1691,7 @@ pub mod enrolment_server {
         type Response = http::Response<tonic::body::Body>;
         type Error = std::convert::Infallible;
         type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(
-            &mut self,
-            _cx: &mut Context<'_>,
-        ) -> Poll<std::result::Result<(), Self::Error>> {
+        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<std::result::Result<(), Self::Error>> {
             Poll::Ready(Ok(()))
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
@@ -1847,13 +1702,9 @@ pub mod enrolment_server {
                     impl<T: Enrolment> tonic::server::UnaryService<super::EnrollRequest> for EnrollSvc<T> {
                         type Response = super::EnrollResponse;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::EnrollRequest>,
-                        ) -> Self::Future {
+                        fn call(&mut self, request: tonic::Request<super::EnrollRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut =
-                                async move { <T as Enrolment>::enroll(&inner, request).await };
+                            let fut = async move { <T as Enrolment>::enroll(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -1866,14 +1717,8 @@ pub mod enrolment_server {
                         let method = EnrollSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -1882,14 +1727,8 @@ pub mod enrolment_server {
                 _ => Box::pin(async move {
                     let mut response = http::Response::new(tonic::body::Body::default());
                     let headers = response.headers_mut();
-                    headers.insert(
-                        tonic::Status::GRPC_STATUS,
-                        (tonic::Code::Unimplemented as i32).into(),
-                    );
-                    headers.insert(
-                        http::header::CONTENT_TYPE,
-                        tonic::metadata::GRPC_CONTENT_TYPE,
-                    );
+                    headers.insert(tonic::Status::GRPC_STATUS, (tonic::Code::Unimplemented as i32).into());
+                    headers.insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
                     Ok(response)
                 }),
             }

@@ -1,0 +1,42 @@
+//! Conditions, after the Kubernetes API conventions ("Typical status properties").
+
+pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use strum::{Display, EnumString, IntoStaticStr};
+
+/// Types of our conditions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, EnumString, IntoStaticStr)]
+pub enum ConditionType {
+    /// The pod has a node. False says why it waits. Written by the controller.
+    Scheduled,
+    /// The program was launched. Written by the controller.
+    Started,
+    /// The process ended, well or badly. Written by the controller.
+    Finished,
+    /// The process ended with code 0 of its own accord. Written by the controller; the message carries the last lines.
+    Succeeded,
+    /// Byte counts and hashes of the output are fixed and the archive holds it. Written by the relay.
+    OutputSealed,
+    /// Output is missing; only there when it is. Written by the relay.
+    OutputLost,
+}
+
+impl ConditionType {
+    /// Whether the relay writes it; the controller writes the others.
+    #[must_use]
+    pub fn is_of_relay(self) -> bool {
+        matches!(self, Self::OutputSealed | Self::OutputLost)
+    }
+}
+
+/// The condition of the given type.
+#[must_use]
+pub fn find(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {
+    let name: &str = kind.into();
+    conditions.iter().find(|condition| condition.type_ == name)
+}
+
+/// Whether the condition of the given type is there with status `True`.
+#[must_use]
+pub fn is_true(conditions: &[Condition], kind: ConditionType) -> bool {
+    find(conditions, kind).is_some_and(|condition| condition.status == "True")
+}

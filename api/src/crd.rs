@@ -1,0 +1,125 @@
+//! The CustomResourceDefinition as it is installed: the derived one with bounds on everything that the API server has to
+//! weigh for CEL ("Resource use by validation functions" in the Kubernetes documentation).
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
+use kube::CustomResourceExt;
+
+use crate::RemoteProcess;
+
+/// Longest string, in bytes, where the type says nothing else: an argument or a value of the environment.
+const MAX_STRING: i64 = 64 * 1024;
+/// Longest list, where the type says nothing else.
+const MAX_ITEMS: i64 = 64;
+/// Largest map, where the type says nothing else.
+const MAX_PROPERTIES: i64 = 64;
+/// Longest name or path: what rules look into is kept short, so that they stay within their budget.
+const MAX_NAME: i64 = 4096;
+
+/// The definition to install.
+#[must_use]
+pub fn crd() -> CustomResourceDefinition {
+    let mut crd = RemoteProcess::crd();
+    for version in &mut crd.spec.versions {
+        let schema = version
+            .schema
+            .as_mut()
+            .and_then(|validation| validation.open_api_v3_schema.as_mut());
+        if let Some(properties) = schema.and_then(|schema| schema.properties.as_mut()) {
+            properties.iter_mut().for_each(|(name, schema)| bound(name, schema));
+        }
+    }
+    crd
+}
+
+fn bound(name: &str, schema: &mut JSONSchemaProps) {
+    match schema.type_.as_deref() {
+        Some("string") if schema.enum_.is_none() && schema.format.is_none() => {
+            let longest = if matches!(name, "name" | "mountPath" | "key") {
+                MAX_NAME
+            } else {
+                MAX_STRING
+            };
+            schema.max_length.get_or_insert(longest);
+        }
+        Some("array") => {
+            schema.max_items.get_or_insert(MAX_ITEMS);
+        }
+        Some("object") if schema.additional_properties.is_some() => {
+            schema.max_properties.get_or_insert(MAX_PROPERTIES);
+        }
+        _ => {}
+    }
+    for (name, property) in schema.properties.iter_mut().flatten() {
+        bound(name, property);
+    }
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        bound("", items);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
+        bound("", values);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schema(path: &[&str]) -> JSONSchemaProps {
+        let mut schema = crd().spec.versions[0]
+            .schema
+            .clone()
+            .unwrap()
+            .open_api_v3_schema
+            .unwrap();
+        for field in path {
+            schema = schema.properties.unwrap().remove(*field).unwrap();
+        }
+        schema
+    }
+
+    #[test]
+    fn fits_into_the_store() {
+        let bytes = serde_json::to_vec(&crd()).unwrap().len();
+        assert!(bytes < 256 * 1024, "{bytes} bytes");
+    }
+
+    #[test]
+    fn each_field_of_ours_says_what_it_is() {
+        for part in ["spec", "status"] {
+            for (name, field) in schema(&[part]).properties.unwrap() {
+                assert!(field.description.is_some_and(|text| text.len() > 10), "{part}.{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_but_the_desired_state_is_fixed() {
+        let spec = schema(&["spec"]);
+        let rules = serde_json::to_string(&spec.x_kubernetes_validations).unwrap();
+        for name in spec.properties.unwrap().keys().filter(|name| *name != "desiredState") {
+            assert!(
+                rules.contains(&format!("self.{name} == oldSelf.{name}")),
+                "{name} may change"
+            );
+        }
+    }
+
+    #[test]
+    fn conditions_and_attempts_are_maps() {
+        for (field, key) in [("conditions", "type"), ("attempts", "number")] {
+            let list = schema(&["status", field]);
+            assert_eq!(list.x_kubernetes_list_type.as_deref(), Some("map"));
+            assert_eq!(list.x_kubernetes_list_map_keys, Some(vec![key.to_owned()]));
+        }
+    }
+
+    #[test]
+    fn lists_and_strings_have_bounds() {
+        let command = schema(&["spec", "command"]);
+        assert_eq!((command.min_items, command.max_items), (Some(1), Some(512)));
+        let volumes = schema(&["spec", "pod", "volumes"]);
+        assert_eq!(volumes.max_items, Some(32));
+    }
+}

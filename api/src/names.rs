@@ -1,0 +1,83 @@
+//! Names that the parts agree on. Each stands here once.
+
+/// API group of the object, and prefix of every label and annotation of ours.
+pub const GROUP: &str = "remoteprocess.dev";
+/// The served version.
+pub const VERSION: &str = "v1alpha1";
+
+/// Longest name of an object, in bytes: pod names add a suffix and label values end at 63.
+pub const MAX_NAME: usize = 52;
+
+/// Namespace of the release unless the user says otherwise.
+pub const DEFAULT_RELEASE_NAMESPACE: &str = "remoteprocess-system";
+/// Trust domain of the SPIFFE identities unless the user says otherwise.
+pub const DEFAULT_TRUST_DOMAIN: &str = "remoteprocess.local";
+
+/// Field manager of the controller.
+pub const CONTROLLER_MANAGER: &str = "remoteprocess-controller";
+/// Field manager of the relay.
+pub const RELAY_MANAGER: &str = "remoteprocess-relay";
+
+/// Label of a pod: name of its RemoteProcess.
+pub const LABEL_NAME: &str = "remoteprocess.dev/name";
+/// Label of a pod: uid of its RemoteProcess.
+pub const LABEL_UID: &str = "remoteprocess.dev/uid";
+/// Label of a pod: number of the attempt, from 1.
+pub const LABEL_ATTEMPT: &str = "remoteprocess.dev/attempt";
+/// `app.kubernetes.io/name` of the operator's pods.
+pub const APP_NAME: &str = "remoteprocess-operator";
+/// `app.kubernetes.io/component` of the operator's pods.
+pub const APP_COMPONENT: &str = "operator";
+/// `app.kubernetes.io/managed-by` of the pods that the controller makes.
+pub const MANAGED_BY: &str = "remoteprocess-operator";
+
+/// Prefix of volume and container names that users must leave to us.
+pub const RESERVED_NAME_PREFIX: &str = "rproc-";
+/// Name of the user's container.
+pub const CONTAINER_MAIN: &str = "main";
+/// Name of the agent's container.
+pub const CONTAINER_AGENT: &str = "rproc-agent";
+/// emptyDir with the entrypoint's binary and the socket.
+pub const VOLUME_HANDOVER: &str = "rproc-handover";
+/// emptyDir of the agent's spool.
+pub const VOLUME_SPOOL: &str = "rproc-spool";
+/// Projected ServiceAccount token of the agent.
+pub const VOLUME_TOKEN: &str = "rproc-token";
+/// Where the handover volume is mounted in both containers.
+pub const HANDOVER_PATH: &str = "/.rproc";
+/// Where the spool is mounted in the agent's container.
+pub const SPOOL_PATH: &str = "/spool";
+/// Where the token is mounted in the agent's container.
+pub const TOKEN_PATH: &str = "/var/run/rproc/token";
+/// File name of the token below [`TOKEN_PATH`].
+pub const TOKEN_FILE: &str = "token";
+/// Audience of the agent's token: no API server accepts it.
+pub const ENROL_AUDIENCE: &str = "remoteprocess.dev/enrol";
+
+/// Port of the agent's executor.
+pub const AGENT_PORT: u16 = 20443;
+/// Port of the relay's main listener.
+pub const RELAY_PORT: u16 = 8443;
+/// Port of the relay's enrol listener.
+pub const ENROL_PORT: u16 = 8444;
+/// Port of the operator's health and metrics endpoint.
+pub const ADMIN_PORT: u16 = 8080;
+
+/// Service in the release namespace with both ports of the relay.
+pub const RELAY_SERVICE: &str = "remoteprocess-relay";
+/// ConfigMap in the release namespace that tells clients what to trust and where to connect.
+pub const CONNECT_CONFIG_MAP: &str = "remoteprocess-connect";
+/// Key of [`CONNECT_CONFIG_MAP`]: certificates of the CAs, PEM.
+pub const CONNECT_CA: &str = "ca.crt";
+/// Key of [`CONNECT_CONFIG_MAP`]: trust domain.
+pub const CONNECT_TRUST_DOMAIN: &str = "trustDomain";
+/// Key of [`CONNECT_CONFIG_MAP`]: published `host:port` of the relay, empty where there is none.
+pub const CONNECT_SERVER: &str = "server";
+/// ClusterRole that lets a person connect.
+pub const CONNECT_ROLE: &str = "remoteprocess-connect";
+/// Secret in the release namespace with the CA (`tls.crt`, `tls.key`).
+pub const CA_SECRET: &str = "remoteprocess-ca";
+/// Lease that names the leading controller.
+pub const LEASE: &str = "remoteprocess-controller";
+/// Signer of the CertificateSigningRequests by which people get their certificates.
+pub const CLIENT_SIGNER: &str = "remoteprocess.dev/client";

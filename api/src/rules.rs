@@ -1,0 +1,70 @@
+//! The CEL rules that the API server checks, each with the sentence that a user reads.
+
+use kube::core::cel::Rule;
+
+const RECREATE: &str = "cannot change after creation; delete the RemoteProcess and create it again";
+
+/// The object's name fits into the names and labels of its pods.
+#[must_use]
+pub fn name() -> Rule {
+    Rule::new("self.metadata.name.size() <= 52 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message(
+            "metadata.name must be a DNS label of at most 52 characters (a-z, 0-9 and -), because pod names and labels \
+             are made from it",
+        )
+}
+
+/// A required field that is fixed at creation.
+#[must_use]
+pub fn fixed_required(field: &str) -> Rule {
+    Rule::new(format!("self.{field} == oldSelf.{field}")).message(format!("spec.{field} {RECREATE}").as_str())
+}
+
+/// An optional field that is fixed at creation: neither added, nor changed, nor removed.
+#[must_use]
+pub fn fixed(field: &str) -> Rule {
+    Rule::new(format!(
+        "has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
+    ))
+    .message(format!("spec.{field} {RECREATE}").as_str())
+}
+
+/// Nobody starts a stopped process again.
+#[must_use]
+pub fn stopped_is_final() -> Rule {
+    Rule::new("oldSelf.desiredState != 'Stopped' || self.desiredState == 'Stopped'")
+        .message("spec.desiredState cannot leave Stopped: a stopped process does not run again; create a new one")
+}
+
+/// No mount at, below or above the handover volume: there a user would meet the agent's files.
+#[must_use]
+pub fn mounts() -> Rule {
+    Rule::new(
+        "!has(self.volumeMounts) || self.volumeMounts.all(m, m.mountPath != '/' && m.mountPath != '/.rproc' && \
+         !m.mountPath.startsWith('/.rproc/') && !m.name.startsWith('rproc-'))",
+    )
+    .message(
+        "spec.volumeMounts: the paths / and /.rproc and volume names that begin with rproc- are reserved; choose another",
+    )
+}
+
+/// No volume under a reserved name.
+#[must_use]
+pub fn volume_names() -> Rule {
+    Rule::new("!has(self.volumes) || self.volumes.all(v, !v.name.startsWith('rproc-'))")
+        .message("spec.pod.volumes: names that begin with rproc- are reserved; choose another")
+}
+
+/// No label of our prefix.
+#[must_use]
+pub fn labels() -> Rule {
+    Rule::new("!has(self.labels) || self.labels.all(k, !k.startsWith('remoteprocess.dev/'))")
+        .message("spec.pod.labels: the prefix remoteprocess.dev/ is reserved; choose another")
+}
+
+/// No annotation of our prefix.
+#[must_use]
+pub fn annotations() -> Rule {
+    Rule::new("!has(self.annotations) || self.annotations.all(k, !k.startsWith('remoteprocess.dev/'))")
+        .message("spec.pod.annotations: the prefix remoteprocess.dev/ is reserved; choose another")
+}

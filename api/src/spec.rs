@@ -1,0 +1,308 @@
+//! What a user writes.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Affinity, EnvFromSource, EnvVar, LocalObjectReference, PodSecurityContext, ResourceRequirements, SecurityContext,
+    Toleration, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, IntoStaticStr};
+
+use crate::rules;
+use crate::signal::SIGNALS;
+use crate::status::RemoteProcessStatus;
+
+/// A command to run in a pod. Everything but `desiredState` is fixed at creation.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "remoteprocess.dev",
+    version = "v1alpha1",
+    kind = "RemoteProcess",
+    plural = "remoteprocesses",
+    shortname = "rproc",
+    category = "all",
+    namespaced,
+    status = "RemoteProcessStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "A command that runs once in a pod and whose output, end and exit code are never lost in silence.",
+    validation = rules::name(),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason"),
+    printcolumn(name = "Exit", type_ = "integer", json_path = ".status.exitCode"),
+    printcolumn(name = "Attempt", type_ = "integer", json_path = ".status.attempt"),
+    printcolumn(name = "Started", type_ = "date", json_path = ".status.startedAt"),
+    printcolumn(name = "Duration", type_ = "string", json_path = ".status.duration"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.attempts[-1:].node", priority = 1),
+    printcolumn(name = "Command", type_ = "string", json_path = ".spec.command", priority = 1)
+)]
+#[x_kube(
+    validation = rules::fixed_required("image"),
+    validation = rules::fixed("imagePullPolicy"),
+    validation = rules::fixed_required("command"),
+    validation = rules::fixed("args"),
+    validation = rules::fixed("env"),
+    validation = rules::fixed("envFrom"),
+    validation = rules::fixed("workingDir"),
+    validation = rules::fixed("resources"),
+    validation = rules::fixed("volumeMounts"),
+    validation = rules::fixed("securityContext"),
+    validation = rules::fixed("stop"),
+    validation = rules::fixed("output"),
+    validation = rules::fixed("agent"),
+    validation = rules::fixed("pod"),
+    validation = rules::stopped_is_final(),
+    validation = rules::mounts(),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct RemoteProcessSpec {
+    /// Image of the user's container, as in a pod. Nothing has to be in it but the program.
+    #[schemars(length(min = 1, max = 1024))]
+    pub image: String,
+    /// When to pull the image: Always, IfNotPresent or Never. Kubernetes' default where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"]))]
+    pub image_pull_policy: Option<String>,
+    /// The program and its first arguments. Required: the image's own entrypoint is never asked for.
+    /// `$(VAR)` is expanded from the environment as in a pod; `$$(VAR)` is not.
+    #[schemars(length(min = 1, max = 512))]
+    pub command: Vec<String>,
+    /// Further arguments, behind those of `command`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512))]
+    pub args: Vec<String>,
+    /// Environment variables, as in a pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512))]
+    pub env: Vec<EnvVar>,
+    /// Environment variables from ConfigMaps and Secrets, as in a pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub env_from: Vec<EnvFromSource>,
+    /// Directory in which the program starts. The image's own where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub working_dir: Option<String>,
+    /// Requests and limits of the user's container; they are the program's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+    /// Mounts of the volumes in `pod.volumes` into the user's container. `/.rproc` and what is above it are reserved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub volume_mounts: Vec<VolumeMount>,
+    /// Security context of the user's container. Where it is silent: seccomp RuntimeDefault, no privilege escalation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security_context: Option<SecurityContext>,
+    /// Running (default) or Stopped. Stopped ends the process by its stop path and is final.
+    #[serde(default)]
+    pub desired_state: DesiredState,
+    /// How the process is asked to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<StopSpec>,
+    /// What happens with the output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<OutputSpec>,
+    /// The agent beside the user's container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentSpec>,
+    /// The pod around the containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodSpec>,
+}
+
+/// Whether the process should run.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
+)]
+pub enum DesiredState {
+    /// It should run.
+    #[default]
+    Running,
+    /// It should end. There is no way back.
+    Stopped,
+}
+
+/// How the process is asked to end: the signal, then CONT, then after the grace period KILL.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StopSpec {
+    /// Name of the first signal, SIGTERM where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "signal_schema")]
+    pub signal: Option<String>,
+    /// Seconds between the first signal and KILL: 0 to 86400, 30 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 86_400))]
+    pub grace_period_seconds: Option<u32>,
+}
+
+/// What happens with the output.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OutputSpec {
+    /// Disk space in the pod for output that the archive does not hold yet, 256Mi where absent, at least 1Mi. When it is
+    /// full the program is held back until the archive has caught up; nothing is dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool_size: Option<Quantity>,
+    /// How much of the output the container's own log gets, for `kubectl logs` and log collectors: Limited (default, the
+    /// first 1 MiB), All or None.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub echo: Option<Echo>,
+    /// Both streams through one pipe: their true order is kept, and all of it is standard output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<bool>,
+    /// Whether status shows the last lines of the output: Always (default), OnFailure or Never. Whoever may read the
+    /// object may read them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail_in_status: Option<TailInStatus>,
+}
+
+/// How much of the output is written to the container's own log.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
+)]
+pub enum Echo {
+    /// The first 1 MiB.
+    #[default]
+    Limited,
+    /// As much as the log takes without waiting.
+    All,
+    /// Nothing.
+    None,
+}
+
+/// When status shows the last lines of the output.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
+)]
+pub enum TailInStatus {
+    /// After every end.
+    #[default]
+    Always,
+    /// After every end but success.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// The agent beside the user's container.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentSpec {
+    /// Requests and limits of the agent's container, instead of the installation's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+}
+
+/// The pod around the containers: fields as in a Kubernetes PodSpec.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = rules::volume_names(), validation = rules::labels(), validation = rules::annotations())]
+pub struct PodSpec {
+    /// ServiceAccount of the pod, `default` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub service_account_name: Option<String>,
+    /// Whether the user's container gets the ServiceAccount's token. It does not where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub automount_service_account_token: Option<bool>,
+    /// Secrets with which images are pulled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub image_pull_secrets: Vec<LocalObjectReference>,
+    /// Labels that the node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that the pod tolerates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub tolerations: Vec<Toleration>,
+    /// Where the pod wants to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    /// PriorityClass of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub priority_class_name: Option<String>,
+    /// RuntimeClass of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub runtime_class_name: Option<String>,
+    /// Security context of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security_context: Option<PodSecurityContext>,
+    /// Volumes for `volumeMounts`. Names that begin with `rproc-` are reserved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub volumes: Vec<Volume>,
+    /// Labels of the pod. The prefix remoteprocess.dev/ is reserved.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the pod. The prefix remoteprocess.dev/ is reserved.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+fn signal_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| *name).collect();
+    schemars::json_schema!({ "type": "string", "nullable": true, "enum": names })
+}
+
+/// Seconds between the stop signal and KILL where the specification is silent, as in a pod.
+pub const DEFAULT_GRACE_SECONDS: u32 = 30;
+/// Spool size in bytes where the specification is silent.
+pub const DEFAULT_SPOOL_BYTES: u64 = 256 * 1024 * 1024;
+/// Smallest spool in bytes.
+pub const MIN_SPOOL_BYTES: u64 = 1024 * 1024;
+
+impl RemoteProcessSpec {
+    /// The program with all its arguments.
+    #[must_use]
+    pub fn argv(&self) -> Vec<String> {
+        self.command.iter().chain(&self.args).cloned().collect()
+    }
+
+    /// Name of the first signal of the stop path.
+    #[must_use]
+    pub fn stop_signal(&self) -> &str {
+        self.stop
+            .as_ref()
+            .and_then(|stop| stop.signal.as_deref())
+            .unwrap_or("SIGTERM")
+    }
+
+    /// Seconds between that signal and KILL.
+    #[must_use]
+    pub fn stop_grace_seconds(&self) -> u32 {
+        self.stop
+            .as_ref()
+            .and_then(|stop| stop.grace_period_seconds)
+            .unwrap_or(DEFAULT_GRACE_SECONDS)
+    }
+
+    /// How much of the output the container's log gets.
+    #[must_use]
+    pub fn echo(&self) -> Echo {
+        self.output.as_ref().and_then(|output| output.echo).unwrap_or_default()
+    }
+
+    /// Whether both streams share one pipe.
+    #[must_use]
+    pub fn merge(&self) -> bool {
+        self.output.as_ref().and_then(|output| output.merge).unwrap_or_default()
+    }
+
+    /// When status shows the last lines of the output.
+    #[must_use]
+    pub fn tail_in_status(&self) -> TailInStatus {
+        self.output
+            .as_ref()
+            .and_then(|output| output.tail_in_status)
+            .unwrap_or_default()
+    }
+}

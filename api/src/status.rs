@@ -1,0 +1,209 @@
+//! What the controller and the relay say of a process. The two write disjoint fields, each under its own field manager.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::phase::{Phase, Reason};
+
+/// Observed state of a RemoteProcess.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RemoteProcessStatus {
+    /// Where the process is in its life. Succeeded and Failed never change again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Why it is there, as one word of a closed set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// The same for a person, as a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Generation of the specification that this status speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Exit code of the program. Absent where a signal ended it or the end is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Name of the signal that ended the program, SIGKILL for example.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<String>,
+    /// Number of the current attempt, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// When the program of the current attempt was launched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When the process ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// How long the program ran, as text for a table, 1m30s for example.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration: Option<String>,
+    /// Scheduled, Started, Finished, Succeeded, OutputSealed and, where output is missing, OutputLost.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(length(max = 16))]
+    pub conditions: Vec<Condition>,
+    /// Output of the current attempt, in figures. The bytes themselves are read with `rproc logs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<OutputStatus>,
+    /// Each attempt, oldest first. One pod and at most one launch per attempt.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["number"]))]
+    #[schemars(length(max = 20))]
+    pub attempts: Vec<AttemptStatus>,
+}
+
+/// Output of the current attempt.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OutputStatus {
+    /// Bytes of standard output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdout_bytes: Option<u64>,
+    /// Bytes of standard error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr_bytes: Option<u64>,
+    /// The last lines of both streams, at most 1 KiB, control bytes escaped (by `spec.output.tailInStatus`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tail: Option<String>,
+}
+
+/// One attempt to run the program.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AttemptStatus {
+    /// From 1.
+    pub number: u32,
+    /// Name of the pod of this attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_name: Option<String>,
+    /// UID of that pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
+    /// Node of that pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The operator replica that is this attempt's home.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relay: Option<String>,
+    /// When the start was granted, once. Without it, nothing has run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub granted_at: Option<Timestamp>,
+    /// When the program was launched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When the program ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// How the program ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit: Option<AttemptExit>,
+    /// What the program used, its children included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<UsageStatus>,
+    /// The sealed output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<AttemptOutput>,
+}
+
+/// Who reported the end of a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ExitSource {
+    /// The entrypoint, which waited for the program itself: a verified record.
+    Entrypoint,
+    /// Only the kubelet's state of the container is known.
+    Kubelet,
+    /// Nobody.
+    #[default]
+    None,
+}
+
+/// How an attempt ended: a code, a signal, or neither where it is not known.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AttemptExit {
+    /// Exit code, 0 to 255.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// Name of the signal that ended the program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<String>,
+    /// Who reported it.
+    pub source: ExitSource,
+    /// Why, as one word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// The same as a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Who asked for the end, where somebody did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop: Option<StopStatus>,
+    /// Processes that outlived the program and were ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leftovers: Option<u32>,
+    /// Processes of the container that the kernel killed for want of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_kills: Option<u64>,
+}
+
+/// Who asked for the end of a process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StopStatus {
+    /// User name, or the part of the system: `kubelet`, `spec.desiredState`.
+    pub requested_by: String,
+    /// What was said with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// What a program used.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UsageStatus {
+    /// CPU time in user and system mode, in seconds, 1.25 for example.
+    pub cpu_seconds: f64,
+    /// Largest resident set of a single process, in bytes (getrusage(2), `ru_maxrss`).
+    pub peak_memory_bytes: u64,
+}
+
+/// The sealed output of one attempt.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AttemptOutput {
+    /// Standard output.
+    pub stdout: StreamStatus,
+    /// Standard error.
+    pub stderr: StreamStatus,
+    /// Whether every byte is in the archive and the hashes are whole.
+    pub sealed: bool,
+}
+
+/// Byte count and hash of one stream.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StreamStatus {
+    /// Bytes that the program wrote.
+    pub bytes: u64,
+    /// SHA-256 of them in hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+impl RemoteProcessStatus {
+    /// The record of attempt `number`.
+    #[must_use]
+    pub fn attempt(&self, number: u32) -> Option<&AttemptStatus> {
+        self.attempts.iter().find(|attempt| attempt.number == number)
+    }
+
+    /// The record of the newest attempt.
+    #[must_use]
+    pub fn latest_attempt(&self) -> Option<&AttemptStatus> {
+        self.attempts.iter().max_by_key(|attempt| attempt.number)
+    }
+}
