@@ -1,0 +1,139 @@
+//! The development cluster: etcd, the Kubernetes control plane, containerd, kubelet, kube-proxy and CoreDNS as
+//! plain processes of this machine, built from the pinned modules in `dev/cluster/`.
+//!
+//! There is one for each user, whatever the number of checkouts: a healthy one is reused, a sick one replaced.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command as Process;
+
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+
+use crate::{exec, paths};
+
+mod cgroup;
+mod config;
+mod daemon;
+mod dns;
+mod down;
+mod images;
+mod lock;
+mod network;
+mod packages;
+mod pki;
+mod render;
+mod tools;
+mod up;
+
+pub use lock::Lock;
+pub use tools::Tools;
+
+/// What may be done with the cluster.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Brings the cluster up, or says that it is; a sick one is replaced.
+    Up,
+    /// Ends the cluster's processes and forgets its objects; the built programs stay.
+    Down,
+    /// Says whether the cluster is healthy; exit code 1 when it is not.
+    Status,
+    /// Prints the path of the cluster's kubeconfig.
+    Kubeconfig,
+    /// Imports an image archive (docker-archive or OCI layout) into the cluster.
+    Load {
+        /// The archive.
+        archive: PathBuf,
+    },
+}
+
+/// Runs one of the cluster's commands.
+pub fn run(command: Command) -> Result<()> {
+    let state = State::of_this_user()?;
+    match command {
+        Command::Up => up::up(&state).map(|_| ()),
+        Command::Down => {
+            let _lock = Lock::take(&state.lock_file("cluster"), "another cluster command")?;
+            down::down(&state)
+        }
+        Command::Status => status(&state),
+        Command::Kubeconfig => {
+            println!("{}", state.kubeconfig().display());
+            Ok(())
+        }
+        Command::Load { archive } => {
+            let tools = Tools::built()?;
+            load(&state, &tools, &archive)
+        }
+    }
+}
+
+/// Where the cluster of one user keeps its files.
+pub struct State {
+    /// Certificates, logs, etcd, containers: below the cache folder. Gone after `down`.
+    pub root: PathBuf,
+    /// Sockets and mounts: a short path, because a socket's path has 108 bytes at most.
+    pub run: PathBuf,
+}
+
+impl State {
+    /// The state of this user's cluster, whether it exists or not.
+    pub fn of_this_user() -> Result<Self> {
+        Ok(Self {
+            root: paths::cache()?.join("cluster"),
+            run: PathBuf::from("/run/remoteprocess-dev"),
+        })
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.root.join("kubeconfig")
+    }
+
+    /// A lock file; it lies beside the state, because `down` removes that.
+    pub fn lock_file(&self, name: &str) -> PathBuf {
+        self.root.with_file_name(format!("{name}.lock"))
+    }
+
+    fn identity_file(&self) -> PathBuf {
+        self.root.join("identity")
+    }
+}
+
+/// Brings the cluster up (see [`Command::Up`]) and returns its tools.
+pub fn ensure_up(state: &State) -> Result<Tools> {
+    up::up(state)
+}
+
+/// Imports an image archive; a name that exists already points to the new image afterwards.
+pub fn load(state: &State, tools: &Tools, archive: &std::path::Path) -> Result<()> {
+    if !state.run.join("containerd.sock").exists() {
+        bail!("the development cluster is not running; `cargo xtask cluster up` starts it");
+    }
+    // ctr resolves a relative socket path against nothing; ours is absolute.
+    let mut ctr = Process::new(tools.path("ctr"));
+    ctr.arg("-a").arg(state.run.join("containerd.sock"));
+    ctr.args(["-n", "k8s.io", "images", "import", "--local"])
+        .arg(archive);
+    exec::output(&mut ctr).with_context(|| format!("cannot load {}", archive.display()))?;
+    Ok(())
+}
+
+fn status(state: &State) -> Result<()> {
+    let tools = Tools::built()?;
+    for name in daemon::NAMES {
+        let state_of = daemon::pid(state, name).map_or("not running".to_owned(), |pid| {
+            format!("running, pid {pid}")
+        });
+        println!("{name:24} {state_of}");
+    }
+    match up::health(state, &tools) {
+        Ok(()) => println!("healthy; KUBECONFIG={}", state.kubeconfig().display()),
+        Err(reason) => bail!("not healthy: {reason:#}"),
+    }
+    let identity = fs::read_to_string(state.identity_file()).unwrap_or_default();
+    if identity != config::identity(state, &tools) {
+        println!("it was made by another version of this repository; `cluster up` replaces it");
+    }
+    Ok(())
+}

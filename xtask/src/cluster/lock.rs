@@ -1,0 +1,31 @@
+//! A lock file, so that two checkouts do not work on the one cluster at a time.
+
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// Held until it is dropped; the kernel lets go of it when the process dies.
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock, and says for whom it waits when it has to.
+    pub fn take(path: &Path, holder: &str) -> Result<Self> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let file = File::options().create(true).append(true).open(path);
+        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                println!("waiting for {holder} ({})", path.display());
+                file.lock()?;
+            }
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+        Ok(Self { _file: file })
+    }
+}

@@ -1,0 +1,67 @@
+//! The bridge of the pods and the rules by which they reach the world.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::config::{BRIDGE, NODE_IP, POD_CIDR};
+use crate::exec;
+
+/// Table and rule. The CNI plugin could masquerade too, but leaves one chain for each pod behind when it is killed.
+fn rules() -> [(&'static str, Vec<&'static str>); 3] {
+    let masquerade = vec![
+        "POSTROUTING",
+        "-s",
+        POD_CIDR,
+        "!",
+        "-d",
+        POD_CIDR,
+        "-j",
+        "MASQUERADE",
+    ];
+    [
+        ("nat", masquerade),
+        ("filter", vec!["FORWARD", "-i", BRIDGE, "-j", "ACCEPT"]),
+        ("filter", vec!["FORWARD", "-o", BRIDGE, "-j", "ACCEPT"]),
+    ]
+}
+
+/// Makes the bridge, whose address is the node's, and lets it forward.
+pub fn create() -> Result<()> {
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot switch forwarding on")?;
+    let filter = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
+    if !filter.exists() {
+        exec::output(Command::new("modprobe").arg("br_netfilter"))?;
+    }
+    // Without it the answer of a Service's pod to a neighbour passes by the rules of kube-proxy.
+    fs::write(filter, "1").context("cannot let iptables see bridged packets")?;
+    let ip = |words: &str| exec::output(Command::new("ip").args(words.split(' ')));
+    ip(&format!("link add {BRIDGE} type bridge"))?;
+    ip(&format!("address add {NODE_IP}/16 dev {BRIDGE}"))?;
+    ip(&format!("link set {BRIDGE} up"))?;
+    for (table, rule) in rules() {
+        iptables(table, "-A", &rule)?;
+    }
+    Ok(())
+}
+
+/// Removes what [`create`] made, as far as it is there.
+pub fn remove() -> Result<()> {
+    for (table, rule) in rules() {
+        while iptables(table, "-D", &rule).is_ok() {}
+    }
+    if Path::new("/sys/class/net").join(BRIDGE).exists() {
+        exec::output(Command::new("ip").args(["link", "delete", BRIDGE]))?;
+    }
+    Ok(())
+}
+
+fn iptables(table: &str, action: &str, rule: &[&str]) -> Result<String> {
+    exec::output(
+        Command::new("iptables")
+            .args(["-w", "-t", table, action])
+            .args(rule),
+    )
+}

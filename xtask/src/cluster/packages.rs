@@ -1,0 +1,50 @@
+//! What the cluster takes from the Linux distribution.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::exec;
+use crate::steps::step;
+
+/// Debian package, and a file that proves that it is there.
+const PACKAGES: [(&str, &str); 7] = [
+    ("runc", "/usr/sbin/runc"),
+    ("containernetworking-plugins", "/usr/lib/cni/bridge"),
+    ("iptables", "/usr/sbin/iptables"),
+    ("conntrack", "/usr/sbin/conntrack"),
+    ("socat", "/usr/bin/socat"),
+    ("busybox-static", "/bin/busybox"),
+    ("musl-tools", "/usr/bin/musl-gcc"),
+];
+
+/// Installs what is missing, where that is possible, and else says what to install.
+pub fn ensure() -> Result<()> {
+    let missing: Vec<&str> = PACKAGES
+        .iter()
+        .filter(|(_, proof)| !Path::new(proof).exists())
+        .map(|(package, _)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let install = format!(
+        "apt-get install -y --no-install-recommends {}",
+        missing.join(" ")
+    );
+    if !rustix::process::getuid().is_root() || !Path::new("/usr/bin/apt-get").exists() {
+        bail!(
+            "missing on this machine: {}; on Debian: {install}",
+            missing.join(", ")
+        );
+    }
+    step(&format!("install {}", missing.join(", ")), || {
+        exec::output(Command::new("apt-get").args(["update", "-qq"]))?;
+        let mut apt = Command::new("apt-get");
+        apt.args(["install", "-y", "-qq", "--no-install-recommends"])
+            .args(&missing);
+        exec::output(apt.env("DEBIAN_FRONTEND", "noninteractive"))?;
+        Ok(())
+    })
+}

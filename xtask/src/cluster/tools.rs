@@ -1,0 +1,214 @@
+//! The Go programs of the cluster, built from the pinned modules in `dev/cluster/` into the cache folder.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+
+use crate::steps::step;
+use crate::{exec, paths};
+
+/// One module below `dev/cluster/`.
+struct Module {
+    folder: &'static str,
+    tags: &'static str,
+    ldflags: &'static str,
+    /// Main package, and the name of its program.
+    programs: &'static [(&'static str, &'static str)],
+}
+
+const MODULES: [Module; 5] = [
+    Module {
+        folder: "kubernetes",
+        tags: "",
+        // Helm refuses charts that state a kubeVersion when the server does not know its own.
+        ldflags: "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3 \
+                  -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36 \
+                  -X k8s.io/component-base/version.gitTreeState=clean",
+        programs: &[
+            ("k8s.io/kubernetes/cmd/kube-apiserver", "kube-apiserver"),
+            (
+                "k8s.io/kubernetes/cmd/kube-controller-manager",
+                "kube-controller-manager",
+            ),
+            ("k8s.io/kubernetes/cmd/kube-scheduler", "kube-scheduler"),
+            ("k8s.io/kubernetes/cmd/kubelet", "kubelet"),
+            ("k8s.io/kubernetes/cmd/kube-proxy", "kube-proxy"),
+            ("k8s.io/kubernetes/cmd/kubectl", "kubectl"),
+        ],
+    },
+    Module {
+        folder: "etcd",
+        tags: "",
+        ldflags: "-s -w",
+        programs: &[("go.etcd.io/etcd/server/v3", "etcd")],
+    },
+    Module {
+        folder: "containerd",
+        tags: "no_btrfs,no_devmapper,no_zfs",
+        ldflags: "-s -w",
+        programs: &[
+            (
+                "github.com/containerd/containerd/v2/cmd/containerd",
+                "containerd",
+            ),
+            (
+                "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+                "containerd-shim-runc-v2",
+            ),
+            ("github.com/containerd/containerd/v2/cmd/ctr", "ctr"),
+        ],
+    },
+    Module {
+        folder: "coredns",
+        tags: "",
+        ldflags: "-s -w",
+        programs: &[("github.com/coredns/coredns", "coredns")],
+    },
+    Module {
+        folder: "helm",
+        tags: "",
+        ldflags: "-s -w",
+        programs: &[("helm.sh/helm/v4/cmd/helm", "helm")],
+    },
+];
+
+/// Where the built programs are.
+pub struct Tools {
+    programs: BTreeMap<&'static str, PathBuf>,
+}
+
+impl Tools {
+    /// Builds what is not in the cache yet. A cold start compiles for about 20 minutes on two processors.
+    pub fn ensure() -> Result<Self> {
+        for module in &MODULES {
+            let folder = module.output()?;
+            if !folder.exists() {
+                step(&format!("build {}", module.folder), || {
+                    module.build(&folder)
+                })?;
+            }
+        }
+        Self::built()
+    }
+
+    /// The programs, if all are built.
+    pub fn built() -> Result<Self> {
+        let mut programs = BTreeMap::new();
+        for module in &MODULES {
+            let folder = module.output()?;
+            if !folder.exists() {
+                bail!(
+                    "{} is not built yet; `cargo xtask cluster up` does it",
+                    module.folder
+                );
+            }
+            programs.extend(
+                module
+                    .programs
+                    .iter()
+                    .map(|(_, name)| (*name, folder.join(name))),
+            );
+        }
+        Ok(Self { programs })
+    }
+
+    /// The path of a program.
+    pub fn path(&self, name: &str) -> &Path {
+        self.programs
+            .get(name)
+            .unwrap_or_else(|| panic!("{name} is not a program of the cluster"))
+    }
+
+    /// `kubectl` with the kubeconfig of `state`.
+    pub fn kubectl(&self, state: &super::State) -> Command {
+        let mut kubectl = Command::new(self.path("kubectl"));
+        kubectl.env("KUBECONFIG", state.kubeconfig());
+        kubectl
+    }
+}
+
+impl Module {
+    fn source(&self) -> PathBuf {
+        paths::repository().join("dev/cluster").join(self.folder)
+    }
+
+    /// A folder whose name changes with everything that decides what is built.
+    fn output(&self) -> Result<PathBuf> {
+        let mut hash = Sha256::new();
+        for file in ["go.mod", "go.sum"] {
+            let path = self.source().join(file);
+            hash.update(
+                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?,
+            );
+        }
+        hash.update([self.tags, self.ldflags].join("\0"));
+        for (package, name) in self.programs {
+            hash.update([*package, *name].join("\0"));
+        }
+        let hash = hex::encode(hash.finalize());
+        Ok(paths::cache()?
+            .join("tools")
+            .join(format!("{}-{}", self.folder, &hash[..12])))
+    }
+
+    fn build(&self, folder: &Path) -> Result<()> {
+        let partial = folder.with_extension("partial");
+        if partial.exists() {
+            fs::remove_dir_all(&partial)?;
+        }
+        fs::create_dir_all(&partial)?;
+        let mut go = Command::new("go");
+        go.current_dir(self.source())
+            .env("CGO_ENABLED", "0")
+            .env("GOWORK", "off")
+            .env_remove("GOFLAGS");
+        go.args([
+            "build",
+            "-buildvcs=false",
+            "-trimpath",
+            "-tags",
+            self.tags,
+            "-ldflags",
+            self.ldflags,
+            "-o",
+        ]);
+        // The trailing slash tells go that it is a folder also for a single package.
+        go.arg(format!("{}/", partial.display()))
+            .args(self.programs.iter().map(|(package, _)| package));
+        exec::run(&mut go).context("Go 1.26 or later is needed: https://go.dev/doc/install")?;
+        for (package, name) in self.programs {
+            let built = partial.join(default_name(package));
+            fs::rename(&built, partial.join(name))?;
+        }
+        fs::rename(&partial, folder)?;
+        Ok(())
+    }
+}
+
+/// The name that `go build` gives the program of a package: the last element that is not a version.
+fn default_name(package: &str) -> &str {
+    let is_version = |part: &str| {
+        part.strip_prefix('v')
+            .is_some_and(|n| n.chars().all(|c| c.is_ascii_digit()))
+    };
+    package
+        .rsplit('/')
+        .find(|part| !is_version(part))
+        .unwrap_or(package)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_programs_as_go_does() {
+        assert_eq!(default_name("go.etcd.io/etcd/server/v3"), "server");
+        assert_eq!(default_name("helm.sh/helm/v4/cmd/helm"), "helm");
+        assert_eq!(default_name("github.com/coredns/coredns"), "coredns");
+    }
+}

@@ -1,0 +1,184 @@
+//! Brings the cluster up.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::{
+    Lock, State, Tools, cgroup, config, daemon, dns, down, images, network, packages, pki,
+};
+use crate::exec;
+use crate::steps::step;
+
+/// Builds what is missing, reuses a healthy cluster of the same making, and replaces any other.
+pub fn up(state: &State) -> Result<Tools> {
+    let _lock = Lock::take(&state.lock_file("cluster"), "another cluster command")?;
+    packages::ensure()?;
+    let tools = Tools::ensure()?;
+    let identity = config::identity(state, &tools);
+    match fs::read_to_string(state.identity_file()) {
+        Ok(found) if found == identity => match health(state, &tools) {
+            Ok(()) => {
+                println!(
+                    "the cluster is up already; KUBECONFIG={}",
+                    state.kubeconfig().display()
+                );
+                return Ok(tools);
+            }
+            Err(reason) => println!("the running cluster is sick and is replaced: {reason:#}"),
+        },
+        Ok(_) => println!(
+            "the running cluster was made by another version of this repository and is replaced"
+        ),
+        Err(_) => {}
+    }
+    if !rustix::process::getuid().is_root() {
+        bail!("the development cluster needs root; with a cluster of your own use --context");
+    }
+    step("clear what is left of an earlier cluster", || {
+        down::down(state)
+    })?;
+    step("write certificates and configuration", || {
+        write_files(state, &tools)
+    })?;
+    step("start the cluster", || start(state, &tools))?;
+    // Only a cluster that came up whole is worth reusing.
+    fs::write(state.identity_file(), identity)?;
+    println!(
+        "the cluster is up; export KUBECONFIG={}",
+        state.kubeconfig().display()
+    );
+    println!(
+        "kubectl, helm and ctr are in {}",
+        state.root.join("bin").display()
+    );
+    Ok(tools)
+}
+
+/// Whether all daemons run, the API server and the node are ready, and names resolve.
+pub fn health(state: &State, tools: &Tools) -> Result<()> {
+    for name in daemon::NAMES {
+        daemon::pid(state, name).with_context(|| format!("{name} does not run"))?;
+    }
+    exec::output(
+        tools
+            .kubectl(state)
+            .args(["get", "--raw=/readyz", "--request-timeout=5s"]),
+    )?;
+    let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+    let args = [
+        "get",
+        "node",
+        config::NODE,
+        "--request-timeout=5s",
+        "-o",
+        ready,
+    ];
+    if exec::output(tools.kubectl(state).args(args))? != "True" {
+        bail!("the node is not ready");
+    }
+    dns::ask().context("names do not resolve")
+}
+
+fn write_files(state: &State, tools: &Tools) -> Result<()> {
+    for folder in ["bin", "config/cni", "logs", "pids", "kubelet", "etcd"] {
+        fs::create_dir_all(state.root.join(folder))?;
+    }
+    fs::create_dir_all(&state.run)?;
+    for private in [state.root.as_path(), &state.root.join("etcd")] {
+        fs::set_permissions(private, fs::Permissions::from_mode(0o700))?;
+    }
+    for program in ["kubectl", "helm", "ctr"] {
+        symlink(tools.path(program), state.root.join("bin").join(program))?;
+    }
+    pki::write(&state.root.join("pki"))?;
+    for (path, text) in config::files(state) {
+        let path = state.root.join(path);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn start(state: &State, tools: &Tools) -> Result<()> {
+    network::create()?;
+    cgroup::create()?;
+    let daemons = config::daemons(state);
+    let start = |name: &str| -> Result<()> {
+        let daemon = daemons
+            .iter()
+            .find(|daemon| daemon.name == name)
+            .expect("each name has a daemon");
+        daemon::start(state, tools, daemon)
+    };
+    start("etcd")?;
+    start("containerd")?;
+    start("kube-apiserver")?;
+    wait(state, "containerd", Duration::from_secs(30), || {
+        let mut ctr = Command::new(tools.path("ctr"));
+        ctr.arg("-a")
+            .arg(state.run.join("containerd.sock"))
+            .arg("version");
+        exec::output(&mut ctr).map(drop)
+    })?;
+    images::import(state, tools)?;
+    wait(state, "kube-apiserver", Duration::from_secs(60), || {
+        exec::output(tools.kubectl(state).args(["get", "--raw=/readyz"])).map(drop)
+    })?;
+    for name in [
+        "kube-controller-manager",
+        "kube-scheduler",
+        "kubelet",
+        "kube-proxy",
+    ] {
+        start(name)?;
+    }
+    let addons = state.root.join("config/addons.yaml");
+    exec::output(tools.kubectl(state).args(["apply", "-f"]).arg(addons))?;
+    wait(state, "kubelet", Duration::from_secs(90), || {
+        health(state, tools)
+    })?;
+    wait(
+        state,
+        "kube-controller-manager",
+        Duration::from_secs(30),
+        || {
+            exec::output(tools.kubectl(state).args([
+                "get",
+                "serviceaccount",
+                "default",
+                "-n",
+                "default",
+            ]))
+            .map(drop)
+        },
+    )
+}
+
+/// Repeats `check` until it succeeds; the error names the log of `daemon` and shows its end.
+fn wait(
+    state: &State,
+    daemon: &str,
+    limit: Duration,
+    check: impl Fn() -> Result<()>,
+) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let Err(error) = check() else { return Ok(()) };
+        if begin.elapsed() > limit || daemon::pid(state, daemon).is_none() {
+            let log = daemon::log_file(state, daemon);
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let tail: Vec<&str> = text.lines().rev().take(15).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            return Err(error.context(format!(
+                "{daemon} is not ready, {}:\n{}",
+                log.display(),
+                tail.join("\n")
+            )));
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,27 @@
+//! Where things are: the checkout, and what is kept outside of it.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// The root of the checkout that this command was started in.
+pub fn repository() -> PathBuf {
+    // Cargo sets it when it runs us; the compiled-in value names whichever checkout was built last.
+    let manifest =
+        env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&manifest)
+        .parent()
+        .expect("xtask/ lies in the root of the repository")
+        .to_path_buf()
+}
+
+/// `$XDG_CACHE_HOME/remoteprocess`, or `~/.cache/remoteprocess`: shared by all checkouts of this user.
+pub fn cache() -> Result<PathBuf> {
+    let base = match env::var_os("XDG_CACHE_HOME") {
+        Some(folder) if !folder.is_empty() => PathBuf::from(folder),
+        _ => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
+            .join(".cache"),
+    };
+    Ok(base.join("remoteprocess"))
+}
