@@ -34,6 +34,8 @@ pub fn crd() -> CustomResourceDefinition {
 }
 
 fn bound(name: &str, schema: &mut JSONSchemaProps) {
+    // Kubernetes knows int32 and int64 only and warns of others; `minimum: 0` says the rest.
+    schema.format.take_if(|format| format.starts_with("uint"));
     match schema.type_.as_deref() {
         Some("string") if schema.enum_.is_none() && schema.format.is_none() => {
             let longest = if matches!(name, "name" | "mountPath" | "key") {
