@@ -1,1 +1,26 @@
-//! Placeholder.
+//! Mutual TLS and nothing else: roles, the authority that signs leaves, live identities, the accept loop, the dialer.
+//!
+//! Arrows: none to a sibling.
+//! Invariant: a peer is who the URI in its certificate says, compared as a [`Role`], never as text; TLS 1.3 only, no
+//! resumption, and a certificate that our own verifier refuses never replaces one that it accepted.
+
+mod authority;
+mod connect;
+mod error;
+mod identity;
+mod role;
+mod serve;
+
+pub use authority::{Authority, KeyRequest};
+pub use connect::Dialer;
+pub use error::Error;
+pub use identity::Identity;
+pub use role::{PeerIdentity, Role, TrustDomain, User};
+pub use serve::{ClientAuth, Limits, serve};
+
+/// Makes ring the crypto provider of this program. To be called first thing in each `main` and test harness: rustls
+/// panics at its first use where there are two providers or none. Calling it again does nothing.
+pub fn install_crypto_provider() {
+    // An error only says that a provider is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

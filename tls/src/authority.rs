@@ -1,0 +1,285 @@
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
+};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
+
+use crate::{Error, Role, TrustDomain, User};
+
+/// Leaves are valid from a little before now: clocks of nodes differ.
+const BACKDATE: Duration = Duration::from_secs(5 * 60);
+
+/// How long a generated authority lasts.
+const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// A new key and the request to certify it. P-256. The request names nobody: who the key is for is the signer's to say.
+pub struct KeyRequest {
+    /// The private key, PKCS#8 PEM.
+    pub key_pem: String,
+    /// The request, PKCS#10 DER.
+    pub csr_der: Vec<u8>,
+    /// The same request as PEM, as a `CertificateSigningRequest` object wants it.
+    pub csr_pem: String,
+}
+
+impl KeyRequest {
+    /// Makes a key and its request.
+    ///
+    /// # Errors
+    /// No randomness.
+    pub fn generate() -> Result<Self, Error> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        let csr = params.serialize_request(&key)?;
+        Ok(Self {
+            key_pem: key.serialize_pem(),
+            csr_der: csr.der().to_vec(),
+            csr_pem: csr.pem()?,
+        })
+    }
+}
+
+/// A certificate authority that signs the leaves of one trust domain.
+pub struct Authority {
+    trust_domain: TrustDomain,
+    key: KeyPair,
+    cert_pem: String,
+    certificate: CertificateDer<'static>,
+    /// PEM of what has to follow a leaf: our certificate and those above it, as far as they are not roots.
+    intermediates_pem: String,
+    not_after: SystemTime,
+}
+
+impl Authority {
+    /// Makes a new self-signed authority (P-256, ten years). It carries no name constraints: rustls refuses chains with
+    /// constraints on URIs.
+    ///
+    /// # Errors
+    /// No randomness.
+    pub fn generate(trust_domain: &TrustDomain) -> Result<Self, Error> {
+        let key = KeyPair::generate()?;
+        let now = SystemTime::now();
+        let mut params = CertificateParams::default();
+        params.not_before = (now - BACKDATE).into();
+        params.not_after = (now + AUTHORITY_LIFETIME).into();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(
+            DnType::CommonName,
+            format!("RemoteProcess authority of {trust_domain}"),
+        );
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key)?;
+        Self::from_pem(&certificate.pem(), &key.serialize_pem(), trust_domain)
+    }
+
+    /// Takes an authority from its PEM texts. The first certificate is the one that signs; an intermediate is followed
+    /// by those above it.
+    ///
+    /// # Errors
+    /// Text that does not decode, a certificate that may not sign, or a key that is not its key.
+    pub fn from_pem(
+        cert_pem: &str,
+        key_pem: &str,
+        trust_domain: &TrustDomain,
+    ) -> Result<Self, Error> {
+        let key = KeyPair::from_pem(key_pem).map_err(|_| Error::Pem {
+            what: "private key",
+        })?;
+        let chain = CertificateDer::pem_slice_iter(cert_pem.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| Error::Pem {
+                what: "certificate",
+            })?;
+        let certificate = chain.first().cloned().ok_or(Error::Pem {
+            what: "certificate",
+        })?;
+        let (_, parsed) = X509Certificate::from_der(&certificate)
+            .map_err(|e| Error::Certificate(e.to_string()))?;
+        if !parsed.is_ca() {
+            return Err(Error::Authority("its certificate is not a CA's"));
+        }
+        if parsed.public_key().raw != key.subject_public_key_info() {
+            return Err(Error::Authority(
+                "the key is not the key of its certificate",
+            ));
+        }
+        let not_after = parsed.validity().not_after.to_datetime().into();
+        Ok(Self {
+            trust_domain: trust_domain.clone(),
+            key,
+            cert_pem: cert_pem.to_owned(),
+            intermediates_pem: chain
+                .iter()
+                .filter(|c| !is_self_signed(c))
+                .map(certificate_pem)
+                .collect(),
+            certificate,
+            not_after,
+        })
+    }
+
+    /// The certificate (and those above it, for an intermediate), PEM.
+    pub fn cert_pem(&self) -> &str {
+        &self.cert_pem
+    }
+
+    /// The private key, PKCS#8 PEM.
+    pub fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
+
+    /// From when on nothing that it signed is valid.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The trust domain it signs for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Signs the key of a request (PKCS#10 DER) for `role`. Whatever else the request claims is left aside. The leaf is
+    /// valid for `lifetime`, or as long as the authority where that is shorter. Answers the chain, PEM.
+    ///
+    /// # Errors
+    /// A request that does not decode, does not prove its key, or has another kind of key than P-256; a user's role
+    /// without a user or another role with one.
+    pub fn sign_csr_der(
+        &self,
+        csr: &[u8],
+        role: &Role,
+        user: Option<&User>,
+        lifetime: Duration,
+    ) -> Result<String, Error> {
+        let (rest, request) = X509CertificationRequest::from_der(csr)
+            .map_err(|_| Error::Request("it does not decode".to_owned()))?;
+        if !rest.is_empty() {
+            return Err(Error::Request("bytes follow it".to_owned()));
+        }
+        request
+            .verify_signature()
+            .map_err(|_| Error::Request("it does not prove its key".to_owned()))?;
+        let key =
+            SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw)
+                .map_err(|_| Error::Request("its key is not P-256".to_owned()))?;
+        if key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
+            return Err(Error::Request("its key is not P-256".to_owned()));
+        }
+        self.sign(&key, role, user, lifetime)
+    }
+
+    /// Makes a key and signs it. Answers the chain and the key, PEM.
+    ///
+    /// # Errors
+    /// No randomness, or an authority that has ended.
+    pub fn issue(
+        &self,
+        role: &Role,
+        user: Option<&User>,
+        lifetime: Duration,
+    ) -> Result<(String, String), Error> {
+        let key = KeyPair::generate()?;
+        Ok((self.sign(&key, role, user, lifetime)?, key.serialize_pem()))
+    }
+
+    fn sign(
+        &self,
+        key: &impl PublicKeyData,
+        role: &Role,
+        user: Option<&User>,
+        lifetime: Duration,
+    ) -> Result<String, Error> {
+        let now = SystemTime::now();
+        if self.not_after <= now {
+            return Err(Error::Authority("its certificate has expired"));
+        }
+        let params = leaf_params(
+            &self.trust_domain,
+            role,
+            user,
+            now,
+            (now + lifetime).min(self.not_after),
+        )?;
+        let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key)?;
+        let leaf = params.signed_by(key, &issuer)?;
+        Ok(leaf.pem() + &self.intermediates_pem)
+    }
+}
+
+fn leaf_params(
+    trust_domain: &TrustDomain,
+    role: &Role,
+    user: Option<&User>,
+    now: SystemTime,
+    not_after: SystemTime,
+) -> Result<CertificateParams, Error> {
+    role.validate()?;
+    let mut params = CertificateParams::default();
+    params.not_before = (now - BACKDATE).into();
+    params.not_after = not_after.into();
+    params.distinguished_name = subject(role, user)?;
+    params
+        .subject_alt_names
+        .push(SanType::URI(role.uri(trust_domain).try_into()?));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    if let Some(name) = role.server_name(trust_domain) {
+        params
+            .subject_alt_names
+            .push(SanType::DnsName(name.try_into()?));
+        params
+            .extended_key_usages
+            .push(ExtendedKeyUsagePurpose::ServerAuth);
+    }
+    Ok(params)
+}
+
+/// A user's groups go as one JSON array into one O: group names may hold any character, and rcgen writes one attribute
+/// of a kind.
+fn subject(role: &Role, user: Option<&User>) -> Result<DistinguishedName, Error> {
+    let mut name = DistinguishedName::new();
+    match (role, user) {
+        (Role::User, Some(user)) if !user.name.is_empty() => {
+            let groups = serde_json::to_string(&user.groups)
+                .map_err(|_| Error::Request("the groups cannot be written".to_owned()))?;
+            name.push(DnType::CommonName, user.name.as_str());
+            name.push(DnType::OrganizationName, groups);
+        }
+        (Role::Operator | Role::Agent { .. }, None) => {
+            name.push(DnType::CommonName, role_name(role))
+        }
+        _ => {
+            return Err(Error::Request(
+                "a user's certificate, and no other, names a user".to_owned(),
+            ));
+        }
+    }
+    Ok(name)
+}
+
+/// Only for people who look at a certificate; nothing is decided by it.
+fn role_name(role: &Role) -> &'static str {
+    match role {
+        Role::Operator => "operator",
+        Role::Agent { .. } => "agent",
+        Role::User => "user",
+    }
+}
+
+fn is_self_signed(certificate: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(certificate)
+        .is_ok_and(|(_, c)| c.subject() == c.issuer() && c.verify_signature(None).is_ok())
+}
+
+fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
+    pem::encode_config(
+        &pem::Pem::new("CERTIFICATE", certificate.to_vec()),
+        pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
+    )
+}

@@ -1,0 +1,211 @@
+use std::{error::Error as StdError, io, pin::Pin, sync::Arc, time::Duration};
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::transport::{Channel, Endpoint};
+use tower::{Service, service_fn};
+
+use crate::{Error, Identity, PeerIdentity, Role, TrustDomain, identity};
+
+/// Limit for one connect, the handshake included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection is given up when the peer has answered no ping for twice this long.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// Bytes that a peer may send ahead of its reader, on each stream.
+const STREAM_WINDOW: u32 = 2 << 20;
+
+/// The same for the connection: eight streams, so that one stalled reader does not stop the others.
+const CONNECTION_WINDOW: u32 = 8 * STREAM_WINDOW;
+
+/// Makes connections to peers of one trust domain.
+#[derive(Clone)]
+pub struct Dialer {
+    credentials: Credentials,
+}
+
+#[derive(Clone)]
+enum Credentials {
+    Own(Arc<Identity>),
+    Anonymous {
+        config: Arc<ClientConfig>,
+        trust_domain: TrustDomain,
+    },
+}
+
+impl Dialer {
+    /// Shows the certificate of `identity`, as it is at each connect.
+    pub fn new(identity: Arc<Identity>) -> Self {
+        Self {
+            credentials: Credentials::Own(identity),
+        }
+    }
+
+    /// Shows no certificate; trusts the CAs of a bundle (PEM).
+    ///
+    /// # Errors
+    /// A bundle that does not decode or is empty.
+    pub fn anonymous(bundle_pem: &str, trust_domain: &TrustDomain) -> Result<Self, Error> {
+        let config = identity::client_config(&identity::roots(bundle_pem)?, None)?;
+        Ok(Self {
+            credentials: Credentials::Anonymous {
+                config,
+                trust_domain: trust_domain.clone(),
+            },
+        })
+    }
+
+    /// Connects now to `target` (`host:port`, IPv6 in brackets), where `expected` has to answer. The channel connects
+    /// again by itself when the connection breaks.
+    ///
+    /// # Errors
+    /// No connection within 5 s, a peer that is not `expected`, or a role that listens nowhere.
+    pub async fn connect(&self, target: &str, expected: &Role) -> Result<Channel, Error> {
+        self.connect_over(expected, tcp(target)).await
+    }
+
+    /// As [`Dialer::connect`], but connects at the first call.
+    ///
+    /// # Errors
+    /// A role that listens nowhere.
+    pub fn connect_lazy(&self, target: &str, expected: &Role) -> Result<Channel, Error> {
+        let name = self.server_name(expected)?;
+        let connector = connector(
+            self.credentials.clone(),
+            name.clone(),
+            expected.clone(),
+            tcp(target),
+        );
+        Ok(endpoint(&name)?.connect_with_connector_lazy(connector))
+    }
+
+    /// As [`Dialer::connect`], over byte streams that `open` makes (a port-forward, for example): one call for each
+    /// connection.
+    ///
+    /// # Errors
+    /// As [`Dialer::connect`].
+    pub async fn connect_over<F, T, Io>(&self, expected: &Role, open: F) -> Result<Channel, Error>
+    where
+        F: Fn() -> T + Clone + Send + 'static,
+        T: Future<Output = io::Result<Io>> + Send + 'static,
+        Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let name = self.server_name(expected)?;
+        let connector = connector(
+            self.credentials.clone(),
+            name.clone(),
+            expected.clone(),
+            open,
+        );
+        Ok(endpoint(&name)?.connect_with_connector(connector).await?)
+    }
+
+    fn server_name(&self, expected: &Role) -> Result<String, Error> {
+        expected.validate()?;
+        expected
+            .server_name(self.credentials.trust_domain())
+            .ok_or_else(|| Error::NotAServer(expected.clone()))
+    }
+}
+
+impl Credentials {
+    fn trust_domain(&self) -> &TrustDomain {
+        match self {
+            Self::Own(identity) => identity.trust_domain(),
+            Self::Anonymous { trust_domain, .. } => trust_domain,
+        }
+    }
+
+    fn config(&self) -> Arc<ClientConfig> {
+        match self {
+            Self::Own(identity) => identity.material().client.clone(),
+            Self::Anonymous { config, .. } => config.clone(),
+        }
+    }
+
+    /// The handshake with everything that makes the peer `expected`: the chain and the server name by the standard
+    /// verifier, then the role.
+    async fn handshake<Io>(
+        &self,
+        name: String,
+        expected: Role,
+        io: Io,
+    ) -> Result<TlsStream<Io>, BoxError>
+    where
+        Io: AsyncRead + AsyncWrite + Unpin,
+    {
+        let stream = TlsConnector::from(self.config())
+            .connect(ServerName::try_from(name)?, io)
+            .await?;
+        let leaf = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(<[_]>::first)
+            .ok_or(Error::NoCertificate)?;
+        let found = PeerIdentity::from_der(leaf, self.trust_domain())?.role;
+        if found == expected {
+            Ok(stream)
+        } else {
+            Err(Error::WrongPeer { expected, found }.into())
+        }
+    }
+}
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+fn connector<F, T, Io>(
+    credentials: Credentials,
+    name: String,
+    expected: Role,
+    open: F,
+) -> impl Service<Uri, Response = TokioIo<TlsStream<Io>>, Error = BoxError, Future: Send> + Send + 'static
+where
+    F: Fn() -> T + Clone + Send + 'static,
+    T: Future<Output = io::Result<Io>> + Send + 'static,
+    Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    service_fn(move |_: Uri| {
+        let (credentials, name, expected, stream) =
+            (credentials.clone(), name.clone(), expected.clone(), open());
+        async move {
+            Ok(TokioIo::new(
+                credentials.handshake(name, expected, stream.await?).await?,
+            ))
+        }
+    })
+}
+
+fn tcp(target: &str) -> impl Fn() -> BoxFuture<io::Result<TcpStream>> + Clone + Send + 'static {
+    let target: Arc<str> = target.into();
+    move || {
+        let target = target.clone();
+        Box::pin(async move {
+            let stream = TcpStream::connect(&*target).await?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        })
+    }
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The address is only the `:authority` of requests: the connector knows where to go. The scheme says `http` because
+/// TLS is ours, not tonic's.
+fn endpoint(name: &str) -> Result<Endpoint, Error> {
+    Ok(Endpoint::from_shared(format!("http://{name}"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW))
+}

@@ -1,0 +1,254 @@
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    client::{Resumption, WebPkiServerVerifier, danger::ServerCertVerifier},
+    crypto::CryptoProvider,
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    version::TLS13,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::{ClientAuth, Error, PeerIdentity, Role, TrustDomain};
+
+/// The application protocol of every connection.
+const ALPN: &[u8] = b"h2";
+
+/// Who this program is and whom it trusts. It may be replaced at any time: each new handshake, in either direction,
+/// uses what is current then; connections that stand are left alone.
+pub struct Identity {
+    trust_domain: TrustDomain,
+    current: ArcSwap<Material>,
+}
+
+/// One verified generation of an [`Identity`].
+pub(crate) struct Material {
+    role: Role,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    bundle_pem: String,
+    mutual: Arc<ServerConfig>,
+    anonymous: Arc<ServerConfig>,
+    pub(crate) client: Arc<ClientConfig>,
+}
+
+impl Identity {
+    /// Takes a chain (the leaf first), its key, and all CAs to trust, as PEM texts.
+    ///
+    /// # Errors
+    /// As [`Identity::replace`].
+    pub fn new(
+        chain_pem: &str,
+        key_pem: &str,
+        bundle_pem: &str,
+        trust_domain: &TrustDomain,
+    ) -> Result<Arc<Self>, Error> {
+        let material = Material::verified(chain_pem, key_pem, bundle_pem, trust_domain)?;
+        Ok(Arc::new(Self {
+            trust_domain: trust_domain.clone(),
+            current: ArcSwap::from_pointee(material),
+        }))
+    }
+
+    /// Puts a newer certificate, or a newer set of CAs, in place of the current one.
+    ///
+    /// # Errors
+    /// The texts do not decode, the key is not the key of the leaf, the leaf is for another role than the current one,
+    /// or our own verifier refuses it now under the new bundle. The current one stays in use then.
+    pub fn replace(&self, chain_pem: &str, key_pem: &str, bundle_pem: &str) -> Result<(), Error> {
+        let material = Material::verified(chain_pem, key_pem, bundle_pem, &self.trust_domain)?;
+        let current = self.role();
+        if material.role != current {
+            return Err(Error::OtherRole {
+                current,
+                found: material.role,
+            });
+        }
+        self.current.store(Arc::new(material));
+        Ok(())
+    }
+
+    /// Who this program is.
+    pub fn role(&self) -> Role {
+        self.current.load().role.clone()
+    }
+
+    /// The trust domain of this program and of all whom it talks to.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// All CAs that are trusted now, PEM.
+    pub fn bundle_pem(&self) -> String {
+        self.current.load().bundle_pem.clone()
+    }
+
+    /// From when on peers refuse the current certificate.
+    pub fn not_after(&self) -> SystemTime {
+        self.current.load().not_after
+    }
+
+    /// When to ask for the next certificate: after three fifths of the current one's life.
+    pub fn renew_at(&self) -> SystemTime {
+        let material = self.current.load();
+        let life = material
+            .not_after
+            .duration_since(material.not_before)
+            .unwrap_or(Duration::ZERO);
+        material.not_before + life * 3 / 5
+    }
+
+    pub(crate) fn material(&self) -> Arc<Material> {
+        self.current.load_full()
+    }
+}
+
+impl Material {
+    pub(crate) fn server(&self, client_auth: ClientAuth) -> Arc<ServerConfig> {
+        match client_auth {
+            ClientAuth::Required => self.mutual.clone(),
+            ClientAuth::None => self.anonymous.clone(),
+        }
+    }
+
+    fn verified(
+        chain_pem: &str,
+        key_pem: &str,
+        bundle_pem: &str,
+        trust_domain: &TrustDomain,
+    ) -> Result<Self, Error> {
+        let chain = certificates(chain_pem)?;
+        let leaf = chain.first().ok_or(Error::Pem {
+            what: "certificate",
+        })?;
+        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| Error::Pem {
+            what: "private key",
+        })?;
+        let roots = roots(bundle_pem)?;
+        let role = PeerIdentity::from_der(leaf, trust_domain)?.role;
+        let verifier = client_verifier(&roots)?;
+        verify(&chain, &role, trust_domain, &roots, verifier.as_ref())?;
+        let (not_before, not_after) = validity(leaf)?;
+        let mutual = server_config(chain.clone(), key.clone_key(), verifier)?;
+        let anonymous = server_config(
+            chain.clone(),
+            key.clone_key(),
+            WebPkiClientVerifier::no_client_auth(),
+        )?;
+        let client = client_config(&roots, Some((chain, key)))?;
+        Ok(Self {
+            role,
+            not_before,
+            not_after,
+            bundle_pem: bundle_pem.to_owned(),
+            mutual,
+            anonymous,
+            client,
+        })
+    }
+}
+
+/// What peers will do with the chain, done before it is used: as a client's, and as a server's where the role listens.
+fn verify(
+    chain: &[CertificateDer<'static>],
+    role: &Role,
+    trust_domain: &TrustDomain,
+    roots: &Arc<RootCertStore>,
+    verifier: &dyn ClientCertVerifier,
+) -> Result<(), Error> {
+    let (leaf, intermediates) = chain.split_first().ok_or(Error::NoCertificate)?;
+    let now = UnixTime::now();
+    verifier
+        .verify_client_cert(leaf, intermediates, now)
+        .map_err(Error::Unverified)?;
+    if let Some(name) = role.server_name(trust_domain) {
+        let name = ServerName::try_from(name).map_err(|_| Error::NotAServer(role.clone()))?;
+        WebPkiServerVerifier::builder_with_provider(roots.clone(), provider())
+            .build()
+            .map_err(|e| rustls::Error::General(e.to_string()))?
+            .verify_server_cert(leaf, intermediates, &name, &[], now)
+            .map_err(Error::Unverified)?;
+    }
+    Ok(())
+}
+
+fn client_verifier(roots: &Arc<RootCertStore>) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
+        .build()
+        .map_err(|e| rustls::Error::General(e.to_string()).into())
+}
+
+fn server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    verifier: Arc<dyn ClientCertVerifier>,
+) -> Result<Arc<ServerConfig>, Error> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// The client's side: the standard verifier over `roots`, with a certificate of its own or without.
+pub(crate) fn client_config(
+    roots: &Arc<RootCertStore>,
+    own: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+) -> Result<Arc<ClientConfig>, Error> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_root_certificates(roots.clone());
+    let mut config = match own {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// All CAs of a bundle; each must be readable, or a broken bundle would quietly trust fewer than it says.
+pub(crate) fn roots(bundle_pem: &str) -> Result<Arc<RootCertStore>, Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(bundle_pem)? {
+        roots.add(certificate)?;
+    }
+    Ok(Arc::new(roots))
+}
+
+fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let all: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::Pem {
+            what: "certificate",
+        })?;
+    if all.is_empty() {
+        Err(Error::Pem {
+            what: "certificate",
+        })
+    } else {
+        Ok(all)
+    }
+}
+
+fn validity(leaf: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), Error> {
+    let (_, parsed) =
+        X509Certificate::from_der(leaf).map_err(|e| Error::Certificate(e.to_string()))?;
+    let validity = parsed.validity();
+    Ok((
+        validity.not_before.to_datetime().into(),
+        validity.not_after.to_datetime().into(),
+    ))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}

@@ -1,0 +1,554 @@
+//! Real handshakes over loopback: who gets in, who does not, and how connections end.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use http::{Request, Response};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use rcgen::{
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use remoteprocess_tls::{
+    Authority, ClientAuth, Dialer, Error, Identity, KeyRequest, Limits, PeerIdentity, Role,
+    TrustDomain, User, serve,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tower::{Service, ServiceExt, service_fn};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// No test waits longer than this for anything.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn domain() -> TrustDomain {
+    "test.local".parse().expect("a domain")
+}
+
+fn authority() -> Authority {
+    remoteprocess_tls::install_crypto_provider();
+    Authority::generate(&domain()).expect("an authority")
+}
+
+fn agent(pod_uid: &str) -> Role {
+    Role::Agent {
+        namespace: "default".into(),
+        pod_uid: pod_uid.into(),
+    }
+}
+
+fn alice() -> User {
+    User {
+        name: "alice".into(),
+        groups: vec!["dev,ops".into(), "system:authenticated".into()],
+    }
+}
+
+fn identity(authority: &Authority, role: &Role) -> Arc<Identity> {
+    let user = (*role == Role::User).then(alice);
+    let (chain, key) = authority.issue(role, user.as_ref(), HOUR).expect("a leaf");
+    Identity::new(&chain, &key, authority.cert_pem(), &domain()).expect("an identity")
+}
+
+struct Server {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// A server that answers each request with who asked, as a header; `/slow` is answered never.
+async fn server(identity: Arc<Identity>, client_auth: ClientAuth, limits: Limits) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let shutdown = CancellationToken::new();
+    let service = service_fn(|request: Request<Incoming>| async move {
+        if request.uri().path() == "/slow" {
+            std::future::pending::<()>().await;
+        }
+        let peer = request
+            .extensions()
+            .get::<Arc<PeerIdentity>>()
+            .map(|p| format!("{:?} {:?}", p.role, p.user));
+        let response = Response::builder().header("peer", peer.unwrap_or_else(|| "nobody".into()));
+        response.body(Empty::<bytes::Bytes>::new())
+    });
+    let task = tokio::spawn(serve(
+        listener,
+        identity,
+        client_auth,
+        service,
+        limits,
+        shutdown.clone(),
+    ));
+    Server {
+        address,
+        shutdown,
+        task,
+    }
+}
+
+async fn ask(channel: &mut Channel, path: &str) -> Result<String, tonic::transport::Error> {
+    let request = Request::builder()
+        .uri(format!("http://peer{path}"))
+        .body(tonic::body::Body::empty())
+        .expect("a request");
+    let response = channel.ready().await?.call(request).await?;
+    Ok(response.headers()["peer"]
+        .to_str()
+        .expect("text")
+        .to_owned())
+}
+
+async fn connect(server: &Server, dialer: Dialer, expected: &Role) -> Result<Channel, Error> {
+    timeout(
+        PATIENCE,
+        dialer.connect(&server.address.to_string(), expected),
+    )
+    .await
+    .expect("in time")
+}
+
+/// A client that ignores all our rules: any certificate or none, any ALPN. True when its request was answered.
+async fn is_served(server: &Server, authority: &Authority, own: Option<(String, String)>) -> bool {
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(authority.cert_pem().as_bytes()).expect("PEM"))
+        .expect("a CA");
+    let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
+    let mut config = match own {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
+                .collect::<Result<_, _>>()
+                .expect("PEM");
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
+            builder
+                .with_client_auth_cert(chain, key)
+                .expect("a key that fits")
+        }
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let name = ServerName::try_from("operator.test.local").expect("a name");
+    let stream = TcpStream::connect(server.address)
+        .await
+        .expect("a connection");
+    let Ok(stream) = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+    else {
+        return false;
+    };
+    let endpoint = tonic::transport::Endpoint::from_static("http://operator.test.local");
+    let mut stream = Some(hyper_util::rt::TokioIo::new(stream));
+    let connector = service_fn(move |_: http::Uri| {
+        let stream = stream
+            .take()
+            .ok_or_else(|| std::io::Error::other("one connection only"));
+        async move { stream }
+    });
+    let Ok(mut channel) = endpoint.connect_with_connector(connector).await else {
+        return false;
+    };
+    timeout(PATIENCE, ask(&mut channel, "/"))
+        .await
+        .expect("in time")
+        .is_ok()
+}
+
+/// A leaf with everything of its own: times, names; signed by `authority`, or by itself.
+fn odd_leaf(authority: Option<&Authority>, uris: &[&str], from: i64, to: i64) -> (String, String) {
+    let key = KeyPair::generate().expect("a key");
+    let shifted = |seconds: i64| {
+        let magnitude = Duration::from_secs(seconds.unsigned_abs());
+        let now = SystemTime::now();
+        if seconds < 0 {
+            now - magnitude
+        } else {
+            now + magnitude
+        }
+    };
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.not_before = shifted(from).into();
+    params.not_after = shifted(to).into();
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
+    params.subject_alt_names = uris
+        .iter()
+        .map(|uri| SanType::URI((*uri).try_into().expect("a URI")))
+        .collect();
+    params.subject_alt_names.push(SanType::DnsName(
+        "operator.test.local".try_into().expect("a name"),
+    ));
+    let certificate = match authority {
+        None => params.self_signed(&key),
+        Some(authority) => {
+            let ca_key = KeyPair::from_pem(&authority.key_pem()).expect("PEM");
+            let issuer = Issuer::from_ca_cert_pem(authority.cert_pem(), ca_key).expect("a CA");
+            params.signed_by(&key, &issuer)
+        }
+    };
+    (
+        certificate.expect("a certificate").pem(),
+        key.serialize_pem(),
+    )
+}
+
+const AGENT_URI: &str = "spiffe://test.local/agent/default/a";
+
+#[tokio::test]
+async fn the_service_learns_who_calls() {
+    let ca = authority();
+    let server = server(
+        identity(&ca, &Role::Operator),
+        ClientAuth::Required,
+        Limits::default(),
+    )
+    .await;
+    for role in [agent("a"), Role::User, Role::Operator] {
+        let mut channel = connect(&server, Dialer::new(identity(&ca, &role)), &Role::Operator)
+            .await
+            .expect("served");
+        let user = (role == Role::User).then(alice);
+        assert_eq!(
+            ask(&mut channel, "/").await.expect("an answer"),
+            format!("{role:?} {user:?}")
+        );
+    }
+}
+
+#[tokio::test]
+async fn without_client_certificates_nobody_has_a_name() {
+    let ca = authority();
+    let server = server(
+        identity(&ca, &Role::Operator),
+        ClientAuth::None,
+        Limits::anonymous(),
+    )
+    .await;
+    let dialer = Dialer::anonymous(ca.cert_pem(), &domain()).expect("a dialer");
+    let mut channel = connect(&server, dialer, &Role::Operator)
+        .await
+        .expect("served");
+    assert_eq!(ask(&mut channel, "/").await.expect("an answer"), "nobody");
+}
+
+#[tokio::test]
+async fn only_our_own_certificates_get_in() {
+    let (ca, other) = (authority(), authority());
+    let server = server(
+        identity(&ca, &Role::Operator),
+        ClientAuth::Required,
+        Limits::default(),
+    )
+    .await;
+    let foreign = other
+        .issue(&Role::User, Some(&alice()), HOUR)
+        .expect("a leaf");
+    let ours = |uris: &[&str], from, to| Some(odd_leaf(Some(&ca), uris, from, to));
+    let two = [AGENT_URI, "spiffe://test.local/operator"];
+    let cases = [
+        ("none", None),
+        ("self-signed", Some(odd_leaf(None, &[AGENT_URI], -60, 3600))),
+        ("of another CA", Some(foreign)),
+        ("expired", ours(&[AGENT_URI], -120, -60)),
+        ("not yet valid", ours(&[AGENT_URI], 60, 3600)),
+        ("of no role", ours(&[], -60, 3600)),
+        ("of two roles", ours(&two, -60, 3600)),
+        (
+            "of another domain",
+            ours(&["spiffe://other.local/operator"], -60, 3600),
+        ),
+        (
+            "of a nameless user",
+            ours(&["spiffe://test.local/user"], -60, 3600),
+        ),
+    ];
+    for (what, own) in cases {
+        assert!(
+            !is_served(&server, &ca, own).await,
+            "a certificate {what} got in"
+        );
+    }
+    assert!(
+        is_served(
+            &server,
+            &ca,
+            Some(odd_leaf(Some(&ca), &[AGENT_URI], -60, 3600))
+        )
+        .await
+    );
+}
+
+#[tokio::test]
+async fn the_client_insists_on_its_peer() {
+    let (ca, other) = (authority(), authority());
+    let server = server(
+        identity(&ca, &agent("a")),
+        ClientAuth::Required,
+        Limits::default(),
+    )
+    .await;
+    let operator = identity(&ca, &Role::Operator);
+    assert!(
+        connect(&server, Dialer::new(operator.clone()), &agent("a"))
+            .await
+            .is_ok()
+    );
+    assert!(
+        connect(&server, Dialer::new(operator.clone()), &agent("b"))
+            .await
+            .is_err()
+    );
+    assert!(
+        connect(&server, Dialer::new(operator.clone()), &Role::Operator)
+            .await
+            .is_err()
+    );
+    let same_name = Role::Agent {
+        namespace: "other".into(),
+        pod_uid: "a".into(),
+    };
+    let error = connect(&server, Dialer::new(operator.clone()), &same_name)
+        .await
+        .expect_err("the namespace differs");
+    assert!(
+        chain(&error).contains("expected the agent of pod a in namespace other"),
+        "{}",
+        chain(&error)
+    );
+    assert!(
+        connect(&server, Dialer::new(operator), &Role::User)
+            .await
+            .is_err(),
+        "users listen nowhere"
+    );
+    assert!(
+        connect(
+            &server,
+            Dialer::new(identity(&other, &Role::Operator)),
+            &agent("a")
+        )
+        .await
+        .is_err()
+    );
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |e| e.source())
+        .map(|e| e.to_string())
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+#[tokio::test]
+async fn a_new_identity_serves_at_once_and_a_bad_one_never() {
+    let (old, new) = (authority(), authority());
+    let both = format!("{}{}", old.cert_pem(), new.cert_pem());
+    let own = identity(&old, &Role::Operator);
+    let server = server(own.clone(), ClientAuth::Required, Limits::default()).await;
+    let mut before = connect(
+        &server,
+        Dialer::new(identity(&old, &agent("a"))),
+        &Role::Operator,
+    )
+    .await
+    .expect("served");
+
+    let (chain, key) = new.issue(&Role::Operator, None, HOUR).expect("a leaf");
+    let (_, other_key) = new.issue(&Role::Operator, None, HOUR).expect("a leaf");
+    let (agents, agents_key) = new.issue(&agent("a"), None, HOUR).expect("a leaf");
+    let (expired, expired_key) = odd_leaf(Some(&new), &["spiffe://test.local/operator"], -120, -60);
+    assert!(
+        own.replace(&chain, &key, old.cert_pem()).is_err(),
+        "not signed by a CA of the bundle"
+    );
+    assert!(
+        own.replace(&chain, &other_key, &both).is_err(),
+        "the key of another leaf"
+    );
+    assert!(matches!(
+        own.replace(&agents, &agents_key, &both),
+        Err(Error::OtherRole { .. })
+    ));
+    assert!(
+        own.replace(&expired, &expired_key, &both).is_err(),
+        "expired"
+    );
+    assert!(own.replace(&chain, &key, "nonsense").is_err());
+    assert_eq!(own.bundle_pem(), old.cert_pem());
+
+    own.replace(&chain, &key, &both).expect("a good one");
+    let overlapping = Dialer::new(identity(&new, &agent("b")));
+    connect(&server, overlapping, &Role::Operator)
+        .await
+        .expect("the new CA is trusted on both sides");
+    let behind = Dialer::new(identity(&old, &agent("c")));
+    assert!(
+        connect(&server, behind, &Role::Operator).await.is_err(),
+        "it does not know the new CA yet"
+    );
+    ask(&mut before, "/")
+        .await
+        .expect("a connection that stood before is left alone");
+}
+
+#[tokio::test]
+async fn a_silent_client_is_cut() {
+    let ca = authority();
+    let limits = Limits {
+        handshake: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, limits).await;
+    let mut stream = TcpStream::connect(server.address)
+        .await
+        .expect("a connection");
+    stream.write_all(&[22]).await.expect("half a record");
+    let end = timeout(PATIENCE, stream.read(&mut [0; 1]))
+        .await
+        .expect("cut in time");
+    assert!(matches!(end, Ok(0) | Err(_)));
+}
+
+#[tokio::test]
+async fn an_anonymous_connection_ends_by_itself() {
+    let ca = authority();
+    let limits = Limits {
+        lifetime: Some(Duration::from_millis(50)),
+        drain: Duration::from_millis(50),
+        ..Limits::anonymous()
+    };
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::None, limits).await;
+    let dialer = Dialer::anonymous(ca.cert_pem(), &domain()).expect("a dialer");
+    let mut channel = connect(&server, dialer, &Role::Operator)
+        .await
+        .expect("served");
+    let answer = timeout(PATIENCE, ask(&mut channel, "/slow"))
+        .await
+        .expect("cut in time");
+    assert!(answer.is_err());
+}
+
+#[tokio::test]
+async fn the_drain_ends_with_an_idle_and_a_stuck_connection() {
+    let ca = authority();
+    let limits = Limits {
+        drain: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, limits).await;
+    let dialer = Dialer::new(identity(&ca, &agent("a")));
+    let mut idle = connect(&server, dialer.clone(), &Role::Operator)
+        .await
+        .expect("served");
+    ask(&mut idle, "/").await.expect("an answer");
+    let mut stuck = connect(&server, dialer, &Role::Operator)
+        .await
+        .expect("served");
+    let call = tokio::spawn(async move { ask(&mut stuck, "/slow").await });
+    let _unsaid = TcpStream::connect(server.address)
+        .await
+        .expect("a connection without a handshake");
+    server.shutdown.cancel();
+    timeout(PATIENCE, server.task)
+        .await
+        .expect("drained in time")
+        .expect("no panic");
+    assert!(
+        timeout(PATIENCE, call)
+            .await
+            .expect("cut in time")
+            .expect("no panic")
+            .is_err()
+    );
+    assert!(
+        TcpStream::connect(server.address).await.is_err(),
+        "nobody listens any more"
+    );
+}
+
+#[tokio::test]
+async fn requests_are_signed_for_whom_we_say_and_for_their_key_only() {
+    let ca = authority();
+    let request = KeyRequest::generate().expect("a request");
+    let chain = ca
+        .sign_csr_der(&request.csr_der, &agent("a"), None, HOUR)
+        .expect("signed");
+    let own =
+        Identity::new(&chain, &request.key_pem, ca.cert_pem(), &domain()).expect("an identity");
+    assert_eq!(own.role(), agent("a"));
+    assert!(own.renew_at() < own.not_after());
+
+    let mut broken = request.csr_der.clone();
+    *broken.last_mut().expect("not empty") ^= 1;
+    assert!(
+        ca.sign_csr_der(&broken, &agent("a"), None, HOUR).is_err(),
+        "its key is not proven"
+    );
+    let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("a key");
+    let p384 = CertificateParams::default()
+        .serialize_request(&p384)
+        .expect("a request");
+    assert!(
+        ca.sign_csr_der(p384.der(), &agent("a"), None, HOUR)
+            .is_err(),
+        "another kind of key"
+    );
+    assert!(
+        ca.sign_csr_der(&request.csr_der, &Role::User, None, HOUR)
+            .is_err(),
+        "a user without a name"
+    );
+    assert!(
+        ca.sign_csr_der(&request.csr_der, &Role::Operator, Some(&alice()), HOUR)
+            .is_err()
+    );
+    let traversal = Role::Agent {
+        namespace: "a/../operator".into(),
+        pod_uid: "a".into(),
+    };
+    assert!(
+        ca.sign_csr_der(&request.csr_der, &traversal, None, HOUR)
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn an_intermediate_signs_too() {
+    let root_key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root_pem = params.self_signed(&root_key).expect("a root").pem();
+    let issuer = Issuer::new(params, root_key);
+    let mut params = CertificateParams::default();
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "intermediate");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    let key = KeyPair::generate().expect("a key");
+    let intermediate = params
+        .signed_by(&key, &issuer)
+        .expect("a certificate")
+        .pem();
+    remoteprocess_tls::install_crypto_provider();
+    let ca =
+        Authority::from_pem(&intermediate, &key.serialize_pem(), &domain()).expect("an authority");
+    let (chain, key) = ca.issue(&Role::Operator, None, HOUR).expect("a leaf");
+    Identity::new(&chain, &key, &root_pem, &domain()).expect("the chain leads to the root");
+}
