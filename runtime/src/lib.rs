@@ -1,1 +1,12 @@
-//! Placeholder.
+//! What every server shares: logs, the shutdown token, and the admin port with health and metrics.
+//!
+//! Arrows: none to a sibling. Invariant: nothing here reads the environment or decides anything about processes.
+
+mod admin;
+mod logs;
+mod shutdown;
+
+pub use admin::{Gate, Readiness, admin};
+pub use logs::{LogError, LogFormat, init_logs};
+pub use prometheus_client;
+pub use shutdown::shutdown_token;
