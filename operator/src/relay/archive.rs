@@ -1,1 +1,230 @@
 //! The output of every attempt, kept in an object store.
+//!
+//! Layout: `processes/<uid>/<attempt>/manifest.json` and, beside it, `segments/<stdout>-<stderr>-<writer>`: the name
+//! holds the offsets at which the segment begins and a random mark of the writer that made it, so that two writers
+//! never replace each other's objects. Segments are whole, checked objects; the bytes of a crashed writer's last
+//! moments are still with the agent, because only what is durable here is ever committed.
+
+mod manifest;
+mod reader;
+mod segment;
+mod tail;
+mod writer;
+
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+
+pub use manifest::{Manifest, SegmentEntry, StoredExit, StoredGap};
+pub use reader::{ARCHIVE_DAMAGED, Reader};
+pub use segment::{Segment, SegmentName};
+pub use tail::{TailSearch, tail_start};
+pub use writer::Writer;
+
+/// Raw bytes after which a segment is full.
+pub const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
+
+/// Which attempt of which object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AttemptKey {
+    /// UID of the object.
+    pub uid: String,
+    /// Number of the attempt, from 1.
+    pub attempt: u32,
+}
+
+/// The object that an attempt belongs to, as the manifest remembers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Namespace of the object.
+    pub namespace: String,
+    /// Name of the object.
+    pub name: String,
+    /// The attempt.
+    pub key: AttemptKey,
+}
+
+/// What can go wrong between the relay and its store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store refused or is not there.
+    #[error("the archive's store failed: {0}")]
+    Store(#[from] object_store::Error),
+    /// The bytes of a segment are not what was written.
+    #[error("segment {name} is damaged: {reason}")]
+    Damaged {
+        /// Name of the segment.
+        name: String,
+        /// What does not fit.
+        reason: &'static str,
+    },
+    /// A manifest is not JSON of our form.
+    #[error("the manifest of {uid}/{attempt} cannot be read: {source}")]
+    Manifest {
+        /// UID of the object.
+        uid: String,
+        /// Number of the attempt.
+        attempt: u32,
+        /// The decoder's complaint.
+        source: serde_json::Error,
+    },
+    /// A UID that no API server makes.
+    #[error("not a UID: only letters, digits and hyphens, at most 64")]
+    Uid,
+}
+
+/// The archive of an installation. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    store: Arc<dyn ObjectStore>,
+}
+
+impl Archive {
+    /// Opens (and makes) an archive in a directory. Each put is renamed into place and fsynced before it returns.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or used.
+    pub fn local(root: &FilePath) -> Result<Self, Error> {
+        std::fs::create_dir_all(root).map_err(|source| object_store::Error::Generic {
+            store: "archive",
+            source: source.into(),
+        })?;
+        let store = LocalFileSystem::new_with_prefix(root)?.with_fsync(true);
+        Ok(Self::new(Arc::new(store)))
+    }
+
+    /// An archive in any object store whose puts are atomic and durable.
+    #[must_use]
+    pub fn new(store: Arc<dyn ObjectStore>) -> Self {
+        Self { store }
+    }
+
+    /// Opens an attempt for writing, at the end of what is there.
+    ///
+    /// # Errors
+    /// When the store does not answer, or the UID is none.
+    pub async fn writer(&self, subject: Subject) -> Result<Writer, Error> {
+        Writer::resume(self.clone(), subject).await
+    }
+
+    /// A reader of one attempt.
+    #[must_use]
+    pub fn reader(&self, key: &AttemptKey) -> Reader {
+        Reader::new(self.clone(), key.clone())
+    }
+
+    /// The manifest of an attempt; `None` if nothing was ever archived of it.
+    ///
+    /// # Errors
+    /// When the store does not answer, or the manifest is not ours.
+    pub async fn manifest(&self, key: &AttemptKey) -> Result<Option<Manifest>, Error> {
+        let body = match self.store.get(&key.manifest_path()?).await {
+            Ok(found) => found.bytes().await?,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let manifest = serde_json::from_slice(&body).map_err(|source| Error::Manifest {
+            uid: key.uid.clone(),
+            attempt: key.attempt,
+            source,
+        })?;
+        Ok(Some(manifest))
+    }
+
+    /// The attempts of an object that the archive knows, ascending.
+    ///
+    /// # Errors
+    /// When the store does not answer, or the UID is none.
+    pub async fn attempts(&self, uid: &str) -> Result<Vec<u32>, Error> {
+        check_uid(uid)?;
+        let listed = self
+            .store
+            .list_with_delimiter(Some(&Path::from_iter(["processes", uid])))
+            .await?;
+        let mut attempts: Vec<u32> = listed
+            .common_prefixes
+            .iter()
+            .filter_map(|prefix| {
+                prefix
+                    .parts()
+                    .next_back()
+                    .and_then(|part| part.as_ref().parse().ok())
+            })
+            .collect();
+        attempts.sort_unstable();
+        Ok(attempts)
+    }
+
+    async fn put_manifest(&self, key: &AttemptKey, manifest: &Manifest) -> Result<(), Error> {
+        let body = serde_json::to_vec_pretty(manifest).map_err(|source| Error::Manifest {
+            uid: key.uid.clone(),
+            attempt: key.attempt,
+            source,
+        })?;
+        self.store
+            .put(&key.manifest_path()?, PutPayload::from(body))
+            .await?;
+        Ok(())
+    }
+
+    /// The segments of an attempt in the order of their beginnings.
+    async fn segments(&self, key: &AttemptKey) -> Result<Vec<SegmentName>, Error> {
+        let prefix = key.segments_path()?;
+        let found: Vec<_> = self.store.list(Some(&prefix)).try_collect().await?;
+        let mut names: Vec<SegmentName> = found
+            .iter()
+            .filter_map(|meta| SegmentName::parse(meta.location.filename()?))
+            .collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    async fn segment(&self, key: &AttemptKey, name: &SegmentName) -> Result<Segment, Error> {
+        let body = self
+            .store
+            .get(&key.segment_path(name)?)
+            .await?
+            .bytes()
+            .await?;
+        Segment::decode(name, body)
+    }
+}
+
+impl AttemptKey {
+    fn directory(&self) -> Result<Path, Error> {
+        check_uid(&self.uid)?;
+        Ok(Path::from_iter([
+            "processes",
+            &self.uid,
+            &self.attempt.to_string(),
+        ]))
+    }
+
+    fn manifest_path(&self) -> Result<Path, Error> {
+        Ok(self.directory()?.join("manifest.json"))
+    }
+
+    fn segments_path(&self) -> Result<Path, Error> {
+        Ok(self.directory()?.join("segments"))
+    }
+
+    fn segment_path(&self, name: &SegmentName) -> Result<Path, Error> {
+        Ok(self.segments_path()?.join(name.to_string()))
+    }
+}
+
+/// A UID becomes part of a path and may come from a peer.
+fn check_uid(uid: &str) -> Result<(), Error> {
+    let fits = (1..=64).contains(&uid.len())
+        && uid
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if fits { Ok(()) } else { Err(Error::Uid) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,309 @@
+//! What the archive remembers of an attempt beside its bytes.
+
+use remoteprocess_proto::v1::exit::{Outcome, Source, Stop};
+use remoteprocess_proto::v1::{Cursor, Exit, Gap, Seal, StreamSeal, Usage};
+use serde::{Deserialize, Serialize};
+
+use super::Subject;
+
+/// The manifest of one attempt: written when its archiving begins and once more when it is sealed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Version of this form.
+    pub version: u32,
+    /// Namespace of the object.
+    pub namespace: String,
+    /// Name of the object.
+    pub name: String,
+    /// UID of the object.
+    pub uid: String,
+    /// Number of the attempt.
+    pub attempt: u32,
+    /// How the attempt ended; absent while it runs. Its presence says that nothing more will be archived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<StoredExit>,
+    /// True when every byte of both streams is here and the agent's seal was whole.
+    #[serde(default)]
+    pub sealed: bool,
+    /// Offsets of both streams at the end; meaningful once there is an exit.
+    #[serde(default)]
+    pub stdout_bytes: u64,
+    /// See `stdout_bytes`.
+    #[serde(default)]
+    pub stderr_bytes: u64,
+    /// Ranges that will never be there; the first hundred of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<StoredGap>,
+    /// The segments, in order; filled in at the end.
+    #[serde(default)]
+    pub segments: Vec<SegmentEntry>,
+}
+
+/// One segment of a finished attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SegmentEntry {
+    /// Name of the object below `segments/`.
+    pub name: String,
+    /// Offset of stdout at its beginning.
+    pub stdout: u64,
+    /// Offset of stderr at its beginning.
+    pub stderr: u64,
+}
+
+/// A `Gap` of the wire as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredGap {
+    /// `STREAM_STDOUT` or `STREAM_STDERR`.
+    pub stream: String,
+    /// First offset of the gap.
+    pub from: u64,
+    /// First offset after it, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u64>,
+    /// One CamelCase word.
+    pub reason: String,
+}
+
+/// An `Exit` of the wire as JSON.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StoredExit {
+    outcome: String,
+    value: i32,
+    source: String,
+    reason: String,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seal: Option<StoredSeal>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<StoredUsage>,
+    started_unix_nanos: i64,
+    finished_unix_nanos: i64,
+    leftovers: u32,
+    oom_kills: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct StoredSeal {
+    stdout_bytes: u64,
+    stdout_sha256: String,
+    stderr_bytes: u64,
+    stderr_sha256: String,
+    reason: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct StoredUsage {
+    user_micros: u64,
+    system_micros: u64,
+    peak_memory_bytes: u64,
+}
+
+impl Manifest {
+    /// The manifest of an attempt that has just begun.
+    #[must_use]
+    pub fn begin(subject: &Subject) -> Self {
+        Self {
+            version: 1,
+            namespace: subject.namespace.clone(),
+            name: subject.name.clone(),
+            uid: subject.key.uid.clone(),
+            attempt: subject.key.attempt,
+            exit: None,
+            sealed: false,
+            stdout_bytes: 0,
+            stderr_bytes: 0,
+            gaps: Vec::new(),
+            segments: Vec::new(),
+        }
+    }
+
+    /// Remembers a lost range; false where it is known already (a resumed stream repeats it).
+    pub fn note_gap(&mut self, gap: StoredGap) -> bool {
+        const KEPT: usize = 100;
+        let known = self
+            .gaps
+            .iter()
+            .any(|other| other.stream == gap.stream && other.from == gap.from);
+        let noted = !known && self.gaps.len() < KEPT;
+        if noted {
+            self.gaps.push(gap);
+        }
+        noted
+    }
+
+    /// The last frame of the attempt's stream; `None` while it runs.
+    #[must_use]
+    pub fn exit_frame(&self) -> Option<Exit> {
+        let mut exit = self.exit.as_ref()?.to_wire();
+        exit.sealed = self.sealed;
+        Some(exit)
+    }
+
+    /// Where both streams ended.
+    #[must_use]
+    pub fn end(&self) -> Cursor {
+        Cursor {
+            stdout: self.stdout_bytes,
+            stderr: self.stderr_bytes,
+        }
+    }
+}
+
+impl StoredGap {
+    /// The JSON form of a gap.
+    #[must_use]
+    pub fn from_wire(gap: &Gap) -> Self {
+        Self {
+            stream: gap.stream().as_str_name().to_owned(),
+            from: gap.from,
+            to: gap.to,
+            reason: gap.reason.clone(),
+        }
+    }
+
+    /// Bytes lost, as far as known.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.to.unwrap_or(self.from).saturating_sub(self.from)
+    }
+}
+
+impl StoredExit {
+    /// The JSON form of an exit.
+    #[must_use]
+    pub fn from_wire(exit: &Exit) -> Self {
+        Self {
+            outcome: exit.outcome().as_str_name().to_owned(),
+            value: exit.value,
+            source: exit.source().as_str_name().to_owned(),
+            reason: exit.reason.clone(),
+            message: exit.message.clone(),
+            stopped_by: exit.stop.as_ref().map(|stop| stop.requested_by.clone()),
+            stop_message: exit.stop.as_ref().map(|stop| stop.message.clone()),
+            seal: exit.seal.as_ref().map(StoredSeal::from_wire),
+            usage: exit.usage.map(|usage| StoredUsage {
+                user_micros: usage.user_micros,
+                system_micros: usage.system_micros,
+                peak_memory_bytes: usage.peak_memory_bytes,
+            }),
+            started_unix_nanos: exit.started_unix_nanos,
+            finished_unix_nanos: exit.finished_unix_nanos,
+            leftovers: exit.leftovers,
+            oom_kills: exit.oom_kills,
+        }
+    }
+
+    fn to_wire(&self) -> Exit {
+        Exit {
+            outcome: Outcome::from_str_name(&self.outcome)
+                .unwrap_or(Outcome::Unknown)
+                .into(),
+            value: self.value,
+            source: Source::from_str_name(&self.source)
+                .unwrap_or(Source::None)
+                .into(),
+            sealed: false,
+            reason: self.reason.clone(),
+            message: self.message.clone(),
+            stop: self.stopped_by.clone().map(|requested_by| Stop {
+                requested_by,
+                message: self.stop_message.clone().unwrap_or_default(),
+            }),
+            seal: self.seal.as_ref().map(StoredSeal::to_wire),
+            usage: self.usage.as_ref().map(|usage| Usage {
+                user_micros: usage.user_micros,
+                system_micros: usage.system_micros,
+                peak_memory_bytes: usage.peak_memory_bytes,
+            }),
+            started_unix_nanos: self.started_unix_nanos,
+            finished_unix_nanos: self.finished_unix_nanos,
+            leftovers: self.leftovers,
+            oom_kills: self.oom_kills,
+        }
+    }
+}
+
+impl StoredSeal {
+    fn from_wire(seal: &Seal) -> Self {
+        let stdout = seal.stdout.clone().unwrap_or_default();
+        let stderr = seal.stderr.clone().unwrap_or_default();
+        Self {
+            stdout_bytes: stdout.bytes,
+            stdout_sha256: hex::encode(&stdout.sha256),
+            stderr_bytes: stderr.bytes,
+            stderr_sha256: hex::encode(&stderr.sha256),
+            reason: seal.reason.clone(),
+        }
+    }
+
+    fn to_wire(&self) -> Seal {
+        let hash = |text: &str| hex::decode(text).unwrap_or_default().into();
+        Seal {
+            stdout: Some(StreamSeal {
+                bytes: self.stdout_bytes,
+                sha256: hash(&self.stdout_sha256),
+            }),
+            stderr: Some(StreamSeal {
+                bytes: self.stderr_bytes,
+                sha256: hash(&self.stderr_sha256),
+            }),
+            reason: self.reason.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_survives_the_manifest() {
+        let exit = Exit {
+            outcome: Outcome::Signal.into(),
+            value: 9,
+            source: Source::Entrypoint.into(),
+            sealed: false,
+            reason: "OOMKilled".to_owned(),
+            message: "killed".to_owned(),
+            stop: Some(Stop {
+                requested_by: "ana".to_owned(),
+                message: String::new(),
+            }),
+            seal: Some(Seal {
+                stdout: Some(StreamSeal {
+                    bytes: 3,
+                    sha256: vec![1; 32].into(),
+                }),
+                stderr: Some(StreamSeal {
+                    bytes: 0,
+                    sha256: vec![2; 32].into(),
+                }),
+                reason: String::new(),
+            }),
+            usage: Some(Usage {
+                user_micros: 1,
+                system_micros: 2,
+                peak_memory_bytes: 3,
+            }),
+            started_unix_nanos: 4,
+            finished_unix_nanos: 5,
+            leftovers: 6,
+            oom_kills: 7,
+        };
+        let text = serde_json::to_string(&StoredExit::from_wire(&exit)).unwrap();
+        assert_eq!(
+            serde_json::from_str::<StoredExit>(&text).unwrap().to_wire(),
+            exit
+        );
+    }
+}

@@ -1,0 +1,130 @@
+//! Reads one attempt's history back, from any cursor.
+
+use std::collections::VecDeque;
+
+use remoteprocess_proto::v1::{Cursor, Stream};
+use tracing::warn;
+
+use super::{Archive, AttemptKey, Error, SegmentName};
+use crate::relay::piece::{Piece, Placed, Wanted, distance, gap};
+
+/// Reason of a gap that stands for segments that are missing or damaged.
+pub const ARCHIVE_DAMAGED: &str = "ArchiveDamaged";
+
+/// Walks the segments of an attempt. Whoever reads with one cursor gets every archived byte at or beyond it once, in
+/// the observed order, and an explicit gap where the archive is damaged.
+#[derive(Debug)]
+pub struct Reader {
+    archive: Archive,
+    key: AttemptKey,
+    listed: VecDeque<SegmentName>,
+}
+
+impl Reader {
+    pub(super) fn new(archive: Archive, key: AttemptKey) -> Self {
+        Self {
+            archive,
+            key,
+            listed: VecDeque::new(),
+        }
+    }
+
+    /// The pieces of the next segment that reaches beyond `at`, a position on the history's path; empty when the
+    /// archive has nothing further now. The first piece starts exactly at `at`.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn next(&mut self, at: Cursor) -> Result<Vec<Placed>, Error> {
+        if self.listed.is_empty() {
+            self.listed = self.archive.segments(&self.key).await?.into();
+        }
+        while let Some(name) = self.listed.pop_front() {
+            if self.ends_before(&name, &at) {
+                continue;
+            }
+            let segment = match self.archive.segment(&self.key, &name).await {
+                Ok(segment) => segment,
+                Err(Error::Damaged { name, reason }) => {
+                    warn!(
+                        uid = self.key.uid,
+                        attempt = self.key.attempt,
+                        name,
+                        reason,
+                        "a segment is damaged"
+                    );
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let pieces = beyond(segment.pieces, at);
+            if !pieces.is_empty() {
+                return Ok(pieces);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// A segment ends where its own writer's next one begins, so many need not be read to be passed.
+    fn ends_before(&self, name: &SegmentName, at: &Cursor) -> bool {
+        let next = self
+            .listed
+            .iter()
+            .find(|later| later.writer() == name.writer());
+        next.is_some_and(|next| distance(&next.start()) <= distance(at))
+    }
+
+    /// Where on the path a reader that wants `wanted` has to begin: the beginning of the last segment that no wanted
+    /// byte precedes.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn begin(&self, wanted: &Wanted) -> Result<Cursor, Error> {
+        let names = self.archive.segments(&self.key).await?;
+        let start = names
+            .iter()
+            .map(SegmentName::start)
+            .rev()
+            .find(|start| precedes(start, wanted));
+        Ok(start.unwrap_or_default())
+    }
+}
+
+/// True when everything before `start` is unwanted.
+#[must_use]
+pub fn precedes(start: &Cursor, wanted: &Wanted) -> bool {
+    let fits = |stream: Stream| {
+        wanted.only.is_some_and(|only| only != stream)
+            || start.of(stream) <= wanted.cursor.of(stream)
+    };
+    fits(Stream::Stdout) && fits(Stream::Stderr)
+}
+
+/// The pieces beyond `at`, re-placed on the path that the reader walks; a hole becomes a gap.
+fn beyond(pieces: Vec<Placed>, at: Cursor) -> Vec<Placed> {
+    let mut at = at;
+    let mut found = Vec::with_capacity(pieces.len());
+    for Placed { start, piece } in pieces {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if start.of(stream) > at.of(stream) {
+                let hole = gap(
+                    stream,
+                    at.of(stream),
+                    Some(start.of(stream)),
+                    ARCHIVE_DAMAGED,
+                );
+                place(&mut found, &mut at, hole);
+            }
+        }
+        let reached = at.of(piece.stream());
+        if let Some(piece) = piece.beyond(reached) {
+            place(&mut found, &mut at, piece);
+        }
+    }
+    found
+}
+
+fn place(found: &mut Vec<Placed>, at: &mut Cursor, piece: Piece) {
+    let placed = Placed { start: *at, piece };
+    *at = placed.end();
+    found.push(placed);
+}

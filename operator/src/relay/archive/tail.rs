@@ -1,0 +1,85 @@
+//! Finds where the last N lines begin.
+
+use remoteprocess_proto::v1::{Cursor, Stream};
+
+use super::{Archive, AttemptKey, Error};
+use crate::relay::piece::{Placed, distance};
+
+/// Counts lines backwards over the history, newest piece first.
+#[derive(Debug)]
+pub struct TailSearch {
+    lines: u64,
+    only: Option<Stream>,
+    newest: bool,
+}
+
+impl TailSearch {
+    /// Looks for the beginning of the last `lines` lines of one stream or of both together.
+    #[must_use]
+    pub fn new(lines: u64, only: Option<Stream>) -> Self {
+        Self {
+            lines,
+            only,
+            newest: true,
+        }
+    }
+
+    /// Takes the piece before those seen so far; answers with the beginning once it is found.
+    pub fn step(&mut self, placed: &Placed) -> Option<Cursor> {
+        let stream = placed.piece.stream();
+        let bytes = placed.piece.bytes();
+        if bytes.is_empty() || self.only.is_some_and(|only| only != stream) {
+            return None;
+        }
+        if self.lines == 0 {
+            return Some(placed.end());
+        }
+        // The newline at the very end closes the last line; it begins none.
+        let end = bytes.len() - usize::from(self.newest && bytes.ends_with(b"\n"));
+        self.newest = false;
+        for (at, _) in bytes[..end]
+            .iter()
+            .enumerate()
+            .rev()
+            .filter(|(_, byte)| **byte == b'\n')
+        {
+            self.lines -= 1;
+            if self.lines == 0 {
+                let mut start = placed.start;
+                start.set(stream, placed.piece.from() + at as u64 + 1);
+                return Some(start);
+            }
+        }
+        None
+    }
+}
+
+/// Continues a search through the archive, for what lies before `before`; the very beginning if there are fewer lines.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn tail_start(
+    archive: &Archive,
+    key: &AttemptKey,
+    mut search: TailSearch,
+    before: Option<Cursor>,
+) -> Result<Cursor, Error> {
+    let mut before = before;
+    for name in archive.segments(key).await?.iter().rev() {
+        let segment = match archive.segment(key, name).await {
+            Ok(segment) => segment,
+            Err(Error::Damaged { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        for placed in segment.pieces.iter().rev() {
+            if before.is_some_and(|before| distance(&placed.start) >= distance(&before)) {
+                continue;
+            }
+            if let Some(start) = search.step(placed) {
+                return Ok(start);
+            }
+        }
+        before = Some(name.start());
+    }
+    Ok(Cursor::default())
+}

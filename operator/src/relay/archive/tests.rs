@@ -1,0 +1,369 @@
+//! The promise of the archive, on random histories: every byte exactly once, whatever crashes in between.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use object_store::memory::InMemory;
+use object_store::{ObjectStoreExt, PutPayload};
+use proptest::prelude::*;
+use remoteprocess_proto::v1::exit::Outcome;
+use remoteprocess_proto::v1::{Cursor, Exit, Stream};
+
+use super::*;
+use crate::relay::piece::{Piece, Placed, Wanted, data, distance, gap};
+
+fn subject() -> Subject {
+    Subject {
+        namespace: "default".to_owned(),
+        name: "hello".to_owned(),
+        key: AttemptKey {
+            uid: "0c1d".to_owned(),
+            attempt: 1,
+        },
+    }
+}
+
+fn memory() -> Archive {
+    Archive::new(Arc::new(InMemory::new()))
+}
+
+/// Byte `at` of a stream: any misplaced byte shows.
+fn byte(stream: Stream, at: u64) -> u8 {
+    let salt = if stream == Stream::Stdout { 0 } else { 101 };
+    u8::try_from((at.wrapping_mul(31) + salt) % 251).unwrap()
+}
+
+fn run_of(stream: Stream, from: u64, length: u64) -> Piece {
+    let bytes: Vec<u8> = (from..from + length).map(|at| byte(stream, at)).collect();
+    data(stream, from, 0, Bytes::from(bytes))
+}
+
+/// The observed order of a whole attempt, as (stream, length) pairs turned into positions.
+fn history(chunks: &[(bool, u64)]) -> Vec<Placed> {
+    let mut at = Cursor::default();
+    chunks
+        .iter()
+        .map(|(error, length)| {
+            let stream = if *error {
+                Stream::Stderr
+            } else {
+                Stream::Stdout
+            };
+            let placed = Placed {
+                start: at,
+                piece: run_of(stream, at.of(stream), *length),
+            };
+            at = placed.end();
+            placed
+        })
+        .collect()
+}
+
+/// What an agent would send from `cursor` on: pieces cut anywhere.
+fn resumed(history: &[Placed], from: Cursor) -> Vec<Placed> {
+    let mut at = from;
+    let wanted = Wanted {
+        cursor: from,
+        only: None,
+    };
+    history
+        .iter()
+        .filter_map(|placed| {
+            let placed = Placed {
+                start: at,
+                piece: placed.piece.clone().wanted(&wanted)?,
+            };
+            at = placed.end();
+            Some(placed)
+        })
+        .collect()
+}
+
+async fn read_all(archive: &Archive, wanted: Wanted) -> Vec<Piece> {
+    let mut reader = archive.reader(&subject().key);
+    let mut at = reader.begin(&wanted).await.unwrap();
+    let mut found = Vec::new();
+    loop {
+        let pieces = reader.next(at).await.unwrap();
+        let Some(last) = pieces.last() else {
+            return found;
+        };
+        assert_eq!(pieces[0].start, at, "the path has no holes");
+        at = last.end();
+        found.extend(
+            pieces
+                .into_iter()
+                .filter_map(|placed| placed.piece.wanted(&wanted)),
+        );
+    }
+}
+
+fn assert_exactly_once(pieces: &[Piece], wanted: &Wanted, end: Cursor) {
+    let mut at = wanted.cursor;
+    for piece in pieces {
+        let stream = piece.stream();
+        assert_eq!(piece.from(), at.of(stream), "dense");
+        for (index, found) in piece.bytes().iter().enumerate() {
+            assert_eq!(*found, byte(stream, piece.from() + index as u64));
+        }
+        at.set(stream, piece.to());
+    }
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        if wanted.only.is_none_or(|only| only == stream) {
+            assert_eq!(
+                at.of(stream),
+                end.of(stream).max(wanted.cursor.of(stream)),
+                "complete"
+            );
+        }
+    }
+}
+
+/// How one relay's life ends in the model.
+#[derive(Clone, Debug)]
+enum Life {
+    /// Takes `pieces`, flushing after each `flush_each`-th, and dies without a last flush.
+    Crash { pieces: usize, flush_each: usize },
+    /// As `Crash`, and a torn segment stays behind.
+    Torn { pieces: usize, flush_each: usize },
+}
+
+fn life() -> impl Strategy<Value = Life> {
+    (0_usize..40, 1_usize..8, any::<bool>()).prop_map(|(pieces, flush_each, torn)| {
+        if torn {
+            Life::Torn { pieces, flush_each }
+        } else {
+            Life::Crash { pieces, flush_each }
+        }
+    })
+}
+
+async fn live(archive: &Archive, history: &[Placed], life: &Life) {
+    let (Life::Crash { pieces, flush_each } | Life::Torn { pieces, flush_each }) = life;
+    let mut writer = archive.writer(subject()).await.unwrap();
+    for (index, placed) in resumed(history, writer.saved())
+        .iter()
+        .take(*pieces)
+        .enumerate()
+    {
+        writer.append(placed);
+        if index % flush_each == flush_each - 1 || writer.is_full() {
+            let saved = writer.flush().await.unwrap();
+            assert_eq!(saved, placed.end());
+        }
+    }
+    if matches!(life, Life::Torn { .. }) {
+        let key = subject().key;
+        let name = SegmentName::new(writer.saved(), 0xdead);
+        archive
+            .store
+            .put(
+                &key.segment_path(&name).unwrap(),
+                PutPayload::from_static(b"RPSEG"),
+            )
+            .await
+            .unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #[test]
+    fn every_byte_exactly_once_over_crashes(
+        chunks in proptest::collection::vec((any::<bool>(), 1_u64..70_000), 1..60),
+        lives in proptest::collection::vec(life(), 0..6),
+        cut in (0.0_f64..1.0, 0.0_f64..1.0),
+        only in proptest::option::of(prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)]),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let history = history(&chunks);
+            let end = history.last().unwrap().end();
+            let archive = memory();
+            for life in &lives {
+                live(&archive, &history, life).await;
+            }
+            let mut writer = archive.writer(subject()).await.unwrap();
+            for placed in resumed(&history, writer.saved()) {
+                writer.append(&placed);
+                if writer.is_full() {
+                    writer.flush().await.unwrap();
+                }
+            }
+            let exit = Exit { outcome: Outcome::Code.into(), sealed: true, ..Exit::default() };
+            let manifest = writer.seal(&exit).await.unwrap();
+            assert_eq!(manifest.end(), end);
+            let part = |of: u64, share: f64| (of as f64 * share) as u64;
+            let cursor = Cursor { stdout: part(end.stdout, cut.0), stderr: part(end.stderr, cut.1) };
+            let wanted = Wanted { cursor, only };
+            assert_exactly_once(&read_all(&archive, wanted).await, &wanted, end);
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_late_put_of_an_earlier_home_harms_nothing() {
+    let archive = memory();
+    let history = history(&[(false, 5_000), (true, 3_000), (false, 9_000), (false, 10)]);
+    let mut old = archive.writer(subject()).await.unwrap();
+    old.append(&history[0]);
+    old.flush().await.unwrap();
+    let mut new = archive.writer(subject()).await.unwrap();
+    for placed in resumed(&history, new.saved()) {
+        new.append(&placed);
+    }
+    new.flush().await.unwrap();
+    old.append(&history[1]);
+    old.flush().await.unwrap();
+    let wanted = Wanted {
+        cursor: Cursor::default(),
+        only: None,
+    };
+    let end = history.last().unwrap().end();
+    assert_exactly_once(&read_all(&archive, wanted).await, &wanted, end);
+    assert_eq!(archive.writer(subject()).await.unwrap().saved(), end);
+}
+
+#[tokio::test]
+async fn a_damaged_segment_in_the_middle_is_a_named_gap() {
+    let archive = memory();
+    let history = history(&[(false, 300_000), (true, 300_000), (false, 300_000)]);
+    let mut writer = archive.writer(subject()).await.unwrap();
+    for placed in &history {
+        writer.append(placed);
+        writer.flush().await.unwrap();
+    }
+    let names = archive.segments(&subject().key).await.unwrap();
+    assert_eq!(names.len(), 3);
+    let path = subject().key.segment_path(&names[1]).unwrap();
+    archive
+        .store
+        .put(&path, PutPayload::from_static(b"rubbish"))
+        .await
+        .unwrap();
+    let pieces = read_all(
+        &archive,
+        Wanted {
+            cursor: Cursor::default(),
+            only: None,
+        },
+    )
+    .await;
+    assert_eq!(
+        pieces[1],
+        gap(Stream::Stderr, 0, Some(300_000), ARCHIVE_DAMAGED)
+    );
+    assert_eq!(pieces[2], history[2].piece);
+}
+
+#[tokio::test]
+async fn a_slow_stream_makes_few_objects() {
+    let archive = memory();
+    let mut writer = archive.writer(subject()).await.unwrap();
+    for placed in history(&[(false, 100); 500]) {
+        writer.append(&placed);
+        writer.flush().await.unwrap();
+    }
+    assert_eq!(archive.segments(&subject().key).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn gaps_are_remembered_once_over_a_restart() {
+    let archive = memory();
+    let lost = Placed {
+        start: Cursor::default(),
+        piece: gap(Stream::Stdout, 0, Some(9), "SpoolLost"),
+    };
+    for _ in 0..2 {
+        let mut writer = archive.writer(subject()).await.unwrap();
+        writer.append(&lost);
+        writer.flush().await.unwrap();
+    }
+    let writer = archive.writer(subject()).await.unwrap();
+    assert_eq!(writer.gaps().len(), 1);
+    assert_eq!(writer.gaps()[0].bytes(), 9);
+}
+
+#[tokio::test]
+async fn the_local_archive_is_on_disk() {
+    let root = tempfile::tempdir().unwrap();
+    let archive = Archive::local(&root.path().join("archive")).unwrap();
+    let mut writer = archive.writer(subject()).await.unwrap();
+    for placed in history(&[(false, 100_000), (true, 7)]) {
+        writer.append(&placed);
+    }
+    writer.seal(&Exit::default()).await.unwrap();
+    let again = Archive::local(&root.path().join("archive")).unwrap();
+    assert_eq!(again.attempts("0c1d").await.unwrap(), vec![1]);
+    assert_eq!(
+        again.manifest(&subject().key).await.unwrap().unwrap().name,
+        "hello"
+    );
+    let wanted = Wanted {
+        cursor: Cursor::default(),
+        only: Some(Stream::Stderr),
+    };
+    assert_eq!(read_all(&again, wanted).await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_last_lines_are_found_across_segments_and_streams() {
+    let archive = memory();
+    let mut writer = archive.writer(subject()).await.unwrap();
+    let mut at = Cursor::default();
+    for (stream, text) in [
+        (Stream::Stdout, "one\ntw"),
+        (Stream::Stderr, "err\n"),
+        (Stream::Stdout, "o\nthree\n"),
+        (Stream::Stdout, "end"),
+    ] {
+        let piece = data(
+            stream,
+            at.of(stream),
+            0,
+            Bytes::from_static(text.as_bytes()),
+        );
+        let placed = Placed { start: at, piece };
+        at = placed.end();
+        writer.append(&placed);
+    }
+    writer.flush().await.unwrap();
+    let start = async |lines, only| {
+        let key = subject().key;
+        tail_start(&archive, &key, TailSearch::new(lines, only), None)
+            .await
+            .unwrap()
+    };
+    assert_eq!(distance(&start(0, None).await), distance(&at));
+    assert_eq!(
+        start(1, None).await,
+        Cursor {
+            stdout: 14,
+            stderr: 4
+        }
+    );
+    assert_eq!(
+        start(2, None).await,
+        Cursor {
+            stdout: 8,
+            stderr: 4
+        }
+    );
+    assert_eq!(
+        start(3, None).await,
+        Cursor {
+            stdout: 6,
+            stderr: 4
+        }
+    );
+    assert_eq!(start(1, Some(Stream::Stderr)).await, Cursor::default());
+    assert_eq!(start(100, None).await, Cursor::default());
+}
+
+#[test]
+fn a_uid_cannot_leave_its_directory() {
+    for bad in ["", "..", "a/b", "a.b", "ä", &"a".repeat(65)] {
+        assert!(check_uid(bad).is_err(), "{bad}");
+    }
+    assert!(check_uid("1c9a31a0-0000-4000-8000-000000000001").is_ok());
+}
