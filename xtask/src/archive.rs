@@ -19,6 +19,8 @@ pub struct Image {
     pub entries: Vec<Entry>,
     /// The program that starts when the pod names none.
     pub entrypoint: Vec<String>,
+    /// Its arguments, or the program itself where there is no entrypoint; a pod's args replace them.
+    pub cmd: Vec<String>,
     /// `uid:gid`; empty is root.
     pub user: String,
 }
@@ -43,25 +45,18 @@ impl Image {
         let config = serde_json::to_vec(&json!({
             "architecture": architecture(),
             "os": "linux",
-            "config": {"Entrypoint": self.entrypoint, "User": self.user},
+            "config": {"Entrypoint": self.entrypoint, "Cmd": self.cmd, "User": self.user},
             "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
         }))?;
         let config_name = format!("{}.json", hex::encode(Sha256::digest(&config)));
-        let manifest =
-            json!([{"Config": config_name, "RepoTags": self.names, "Layers": ["layer.tar"]}]);
+        let manifest = json!([{"Config": config_name, "RepoTags": self.names, "Layers": ["layer.tar"]}]);
 
         let partial = archive.with_extension("partial");
-        let file = File::create(&partial)
-            .with_context(|| format!("cannot write {}", partial.display()))?;
+        let file = File::create(&partial).with_context(|| format!("cannot write {}", partial.display()))?;
         let mut tar = Builder::new(file);
         append(&mut tar, "layer.tar", 0o644, &layer)?;
         append(&mut tar, &config_name, 0o644, &config)?;
-        append(
-            &mut tar,
-            "manifest.json",
-            0o644,
-            &serde_json::to_vec(&manifest)?,
-        )?;
+        append(&mut tar, "manifest.json", 0o644, &serde_json::to_vec(&manifest)?)?;
         tar.into_inner()?.sync_all()?;
         fs::rename(&partial, archive)?;
         Ok(digest[..12].to_owned())
@@ -77,8 +72,7 @@ impl Image {
                 }
                 Entry::Copy(path, mode, source) => {
                     let mut bytes = Vec::new();
-                    let opened =
-                        File::open(source).and_then(|mut file| file.read_to_end(&mut bytes));
+                    let opened = File::open(source).and_then(|mut file| file.read_to_end(&mut bytes));
                     opened.with_context(|| format!("cannot read {}", source.display()))?;
                     append(&mut tar, path, *mode, &bytes)?;
                 }
@@ -101,12 +95,7 @@ pub fn architecture() -> &'static str {
     }
 }
 
-fn append<W: std::io::Write>(
-    tar: &mut Builder<W>,
-    path: &str,
-    mode: u32,
-    bytes: &[u8],
-) -> Result<()> {
+fn append<W: std::io::Write>(tar: &mut Builder<W>, path: &str, mode: u32, bytes: &[u8]) -> Result<()> {
     let mut header = header(EntryType::Regular, mode, bytes.len() as u64);
     tar.append_data(&mut header, path, bytes)
         .with_context(|| format!("cannot add {path} to the archive"))

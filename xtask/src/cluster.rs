@@ -113,8 +113,7 @@ pub fn load(state: &State, tools: &Tools, archive: &std::path::Path) -> Result<(
     // ctr resolves a relative socket path against nothing; ours is absolute.
     let mut ctr = Process::new(tools.path("ctr"));
     ctr.arg("-a").arg(state.run.join("containerd.sock"));
-    ctr.args(["-n", "k8s.io", "images", "import", "--local"])
-        .arg(archive);
+    ctr.args(["-n", "k8s.io", "images", "import", "--local"]).arg(archive);
     exec::output(&mut ctr).with_context(|| format!("cannot load {}", archive.display()))?;
     Ok(())
 }
@@ -122,9 +121,7 @@ pub fn load(state: &State, tools: &Tools, archive: &std::path::Path) -> Result<(
 fn status(state: &State) -> Result<()> {
     let tools = Tools::built()?;
     for name in daemon::NAMES {
-        let state_of = daemon::pid(state, name).map_or("not running".to_owned(), |pid| {
-            format!("running, pid {pid}")
-        });
+        let state_of = daemon::pid(state, name).map_or("not running".to_owned(), |pid| format!("running, pid {pid}"));
         println!("{name:24} {state_of}");
     }
     match up::health(state, &tools) {

@@ -8,8 +8,7 @@ use anyhow::{Context, Result};
 /// The root of the checkout that this command was started in.
 pub fn repository() -> PathBuf {
     // Cargo sets it when it runs us; the compiled-in value names whichever checkout was built last.
-    let manifest =
-        env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&manifest)
         .parent()
         .expect("xtask/ lies in the root of the repository")
@@ -20,8 +19,7 @@ pub fn repository() -> PathBuf {
 pub fn cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME") {
         Some(folder) if !folder.is_empty() => PathBuf::from(folder),
-        _ => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
-            .join(".cache"),
+        _ => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),
     };
     Ok(base.join("remoteprocess"))
 }

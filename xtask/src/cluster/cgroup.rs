@@ -94,7 +94,5 @@ fn roots() -> Result<Vec<PathBuf>> {
         .flatten()
         .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
         .map(|e| e.path());
-    Ok(folders
-        .filter(|folder| folder.join("cgroup.procs").exists())
-        .collect())
+    Ok(folders.filter(|folder| folder.join("cgroup.procs").exists()).collect())
 }

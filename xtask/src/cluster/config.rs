@@ -27,6 +27,8 @@ pub const DNS_IP: &str = "10.96.0.10";
 pub const PAUSE_IMAGE: &str = "remoteprocess.dev/dev/pause:1";
 /// Image of CoreDNS.
 pub const COREDNS_IMAGE: &str = "remoteprocess.dev/dev/coredns:1";
+/// Image of the provisioner of volumes.
+pub const LOCAL_PATH_IMAGE: &str = "remoteprocess.dev/dev/local-path-provisioner:1";
 
 const SERVICE_CIDR: &str = "10.96.0.0/16";
 /// Base of the ports on this machine, away from those that a real cluster uses.
@@ -75,8 +77,12 @@ pub fn files(state: &State) -> Vec<(String, String)> {
             include_str!("../../../dev/cluster/config/kube-proxy.yaml"),
         ),
         (
-            "config/addons.yaml".to_owned(),
-            include_str!("../../../dev/cluster/config/addons.yaml"),
+            "config/addons/dns.yaml".to_owned(),
+            include_str!("../../../dev/cluster/config/dns.yaml"),
+        ),
+        (
+            "config/addons/storage.yaml".to_owned(),
+            include_str!("../../../dev/cluster/config/storage.yaml"),
         ),
     ]
     .into_iter()
@@ -99,11 +105,7 @@ pub fn daemons(state: &State) -> Vec<Daemon> {
     vec![
         etcd(state),
         api_server(state),
-        daemon(
-            "containerd",
-            state,
-            &["--config=@STATE@/config/containerd.toml"],
-        ),
+        daemon("containerd", state, &["--config=@STATE@/config/containerd.toml"]),
         controller_manager(state),
         daemon(
             "kube-scheduler",
@@ -129,11 +131,7 @@ pub fn daemons(state: &State) -> Vec<Daemon> {
                 "--node-ip=@NODE_IP@",
             ],
         ),
-        daemon(
-            "kube-proxy",
-            state,
-            &["--config=@STATE@/config/kube-proxy.yaml"],
-        ),
+        daemon("kube-proxy", state, &["--config=@STATE@/config/kube-proxy.yaml"]),
     ]
 }
 
@@ -223,7 +221,6 @@ fn controller_manager(state: &State) -> Daemon {
             "--root-ca-file=@STATE@/pki/ca.crt",
             "--service-account-private-key-file=@STATE@/pki/service-accounts.key",
             "--use-service-account-credentials=true",
-            "--enable-hostpath-provisioner=true",
             "--leader-elect=false",
         ],
     )
@@ -252,6 +249,7 @@ fn template(state: &State) -> Template {
         .with("SERVER", server())
         .with("PAUSE", PAUSE_IMAGE)
         .with("COREDNS", COREDNS_IMAGE)
+        .with("LOCAL_PATH", LOCAL_PATH_IMAGE)
         .with("API_PORT", API_PORT)
         .with("ETCD_PORT", ETCD_PORT)
         .with("ETCD_PEER_PORT", ETCD_PEER_PORT)
@@ -272,11 +270,7 @@ fn pod_resolv_conf(host: &str) -> String {
         Some(Ok(address)) => !address.is_loopback(),
         _ => true,
     };
-    let mut text = host
-        .lines()
-        .filter(reachable)
-        .collect::<Vec<_>>()
-        .join("\n");
+    let mut text = host.lines().filter(reachable).collect::<Vec<_>>().join("\n");
     if !text.contains("nameserver") {
         // CoreDNS wants one resolver; names outside the cluster then fail, and that is the truth.
         text.push_str("\nnameserver 192.0.2.1");

@@ -11,10 +11,7 @@ use super::config::DNS_IP;
 pub fn ask() -> Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-    socket.send_to(
-        &question("kubernetes.default.svc.cluster.local"),
-        (DNS_IP, 53),
-    )?;
+    socket.send_to(&question("kubernetes.default.svc.cluster.local"), (DNS_IP, 53))?;
     let mut answer = [0; 512];
     let length = socket.recv(&mut answer)?;
     // RFC 1035, 4.1.1: the low four bits of byte 3 are the response code, bytes 6 and 7 the number of answers.

@@ -9,9 +9,6 @@ use anyhow::{Context, Result};
 use super::{State, Tools, cgroup, daemon, network};
 use crate::exec;
 
-/// Where the controller manager's host path provisioner puts its volumes; the path is fixed in Kubernetes.
-const HOST_PATH_VOLUMES: &str = "/tmp/hostpath_pv";
-
 /// Ends the daemons and the pods, and removes the state. The caller holds the lock.
 pub fn down(state: &State) -> Result<()> {
     // The kubelet first: it would start again what is being ended.
@@ -28,10 +25,9 @@ pub fn down(state: &State) -> Result<()> {
         exec::succeeds(Command::new(tools.path("kube-proxy")).arg("--cleanup"));
     }
     network::remove()?;
-    for folder in [&state.root, &state.run, Path::new(HOST_PATH_VOLUMES)] {
+    for folder in [&state.root, &state.run] {
         if folder.exists() {
-            fs::remove_dir_all(folder)
-                .with_context(|| format!("cannot remove {}", folder.display()))?;
+            fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
         }
     }
     Ok(())
@@ -41,11 +37,7 @@ pub fn down(state: &State) -> Result<()> {
 fn end_shims(state: &State) -> Result<()> {
     let socket = state.run.join("containerd.sock").display().to_string();
     for process in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = process
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<i32>().ok())
-        else {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
         let Ok(line) = fs::read_to_string(process.path().join("cmdline")) else {

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::config::{COREDNS_IMAGE, PAUSE_IMAGE};
+use super::config::{COREDNS_IMAGE, LOCAL_PATH_IMAGE, PAUSE_IMAGE};
 use super::{State, Tools};
 use crate::archive::{Entry, Image};
 use crate::exec;
@@ -74,7 +74,8 @@ pub fn import(state: &State, tools: &Tools) -> Result<()> {
     std::fs::create_dir_all(&folder)?;
     let images = [
         ("pause", pause()),
-        ("coredns", coredns(tools)),
+        ("coredns", single(tools, COREDNS_IMAGE, "coredns")),
+        ("local-path", single(tools, LOCAL_PATH_IMAGE, "local-path-provisioner")),
         ("busybox", busybox()?),
         ("debian-glibc", debian_glibc()?),
         ("scratch-static", scratch_static()),
@@ -96,23 +97,19 @@ fn pause() -> Image {
     Image {
         names: vec![PAUSE_IMAGE.to_owned()],
         entries: vec![Entry::Copy("busybox".to_owned(), 0o755, BUSYBOX.into())],
-        entrypoint: ["/busybox", "sleep", "2147483647"]
-            .map(str::to_owned)
-            .to_vec(),
+        entrypoint: ["/busybox", "sleep", "2147483647"].map(str::to_owned).to_vec(),
         user: "65535:65535".to_owned(),
+        ..Image::default()
     }
 }
 
-fn coredns(tools: &Tools) -> Image {
+/// An image of a single static program of the cluster.
+fn single(tools: &Tools, name: &str, program: &str) -> Image {
     Image {
-        names: vec![COREDNS_IMAGE.to_owned()],
-        entries: vec![Entry::Copy(
-            "coredns".to_owned(),
-            0o755,
-            tools.path("coredns").into(),
-        )],
-        entrypoint: vec!["/coredns".to_owned()],
-        user: String::new(),
+        names: vec![name.to_owned()],
+        entries: vec![Entry::Copy(program.to_owned(), 0o755, tools.path(program).into())],
+        entrypoint: vec![format!("/{program}")],
+        ..Image::default()
     }
 }
 
@@ -128,11 +125,7 @@ fn busybox() -> Result<Image> {
     entries.push(Entry::Folder("tmp".to_owned(), 0o1777));
     entries.push(Entry::Link("usr/bin".to_owned(), "../bin".to_owned()));
     entries.push(Entry::Link("sbin".to_owned(), "bin".to_owned()));
-    entries.push(Entry::Text(
-        "etc/passwd".to_owned(),
-        0o644,
-        PASSWD.to_owned(),
-    ));
+    entries.push(Entry::Text("etc/passwd".to_owned(), 0o644, PASSWD.to_owned()));
     entries.push(Entry::Text("etc/group".to_owned(), 0o644, GROUP.to_owned()));
     entries.push(Entry::Copy("bin/busybox".to_owned(), 0o755, BUSYBOX.into()));
     let applets = exec::output(Command::new(BUSYBOX).arg("--list"))?;
@@ -142,8 +135,8 @@ fn busybox() -> Result<Image> {
     Ok(Image {
         names: vec!["docker.io/library/busybox:1.36".to_owned()],
         entries,
-        entrypoint: vec!["sh".to_owned()],
-        user: String::new(),
+        cmd: vec!["sh".to_owned()],
+        ..Image::default()
     })
 }
 
@@ -152,17 +145,14 @@ fn scratch_static() -> Image {
     Image {
         names: vec!["docker.io/library/scratch-static:test".to_owned()],
         entries: vec![Entry::Copy("busybox".to_owned(), 0o755, BUSYBOX.into())],
-        entrypoint: vec!["/busybox".to_owned()],
-        user: String::new(),
+        cmd: vec!["/busybox".to_owned()],
+        ..Image::default()
     }
 }
 
 /// `debian-glibc:test`: bash and coreutils of this machine with their shared libraries.
 fn debian_glibc() -> Result<Image> {
-    let programs: Vec<PathBuf> = GLIBC_PROGRAMS
-        .iter()
-        .filter_map(|name| find(name))
-        .collect();
+    let programs: Vec<PathBuf> = GLIBC_PROGRAMS.iter().filter_map(|name| find(name)).collect();
     let mut libraries = BTreeSet::new();
     for program in &programs {
         libraries.extend(libraries_of(program)?);
@@ -170,11 +160,7 @@ fn debian_glibc() -> Result<Image> {
     let mut entries = vec![folder("etc"), folder("usr"), folder("usr/bin")];
     entries.push(Entry::Folder("tmp".to_owned(), 0o1777));
     entries.push(Entry::Link("bin".to_owned(), "usr/bin".to_owned()));
-    entries.push(Entry::Text(
-        "etc/passwd".to_owned(),
-        0o644,
-        PASSWD.to_owned(),
-    ));
+    entries.push(Entry::Text("etc/passwd".to_owned(), 0o644, PASSWD.to_owned()));
     entries.push(Entry::Text("etc/group".to_owned(), 0o644, GROUP.to_owned()));
     let mut folders = BTreeSet::new();
     for library in &libraries {
@@ -194,18 +180,14 @@ fn debian_glibc() -> Result<Image> {
     );
     for program in &programs {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
-        entries.push(Entry::Copy(
-            format!("usr/bin/{name}"),
-            0o755,
-            program.clone(),
-        ));
+        entries.push(Entry::Copy(format!("usr/bin/{name}"), 0o755, program.clone()));
     }
     entries.push(Entry::Link("usr/bin/sh".to_owned(), "bash".to_owned()));
     Ok(Image {
         names: vec!["docker.io/library/debian-glibc:test".to_owned()],
         entries,
-        entrypoint: vec!["bash".to_owned()],
-        user: String::new(),
+        cmd: vec!["bash".to_owned()],
+        ..Image::default()
     })
 }
 
@@ -218,8 +200,7 @@ fn find(program: &str) -> Option<PathBuf> {
 
 /// Absolute paths in what ldd(1) prints: `libc.so.6 => /lib/…/libc.so.6 (0x…)` and `/lib64/ld-linux-x86-64.so.2 (0x…)`.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
-    let text =
-        exec::output(Command::new("ldd").arg(program)).context("the glibc test image needs ldd")?;
+    let text = exec::output(Command::new("ldd").arg(program)).context("the glibc test image needs ldd")?;
     let paths = text.split_whitespace().filter(|word| word.starts_with('/'));
     Ok(paths.map(PathBuf::from).collect())
 }

@@ -11,16 +11,7 @@ use crate::exec;
 
 /// Table and rule. The CNI plugin could masquerade too, but leaves one chain for each pod behind when it is killed.
 fn rules() -> [(&'static str, Vec<&'static str>); 3] {
-    let masquerade = vec![
-        "POSTROUTING",
-        "-s",
-        POD_CIDR,
-        "!",
-        "-d",
-        POD_CIDR,
-        "-j",
-        "MASQUERADE",
-    ];
+    let masquerade = vec!["POSTROUTING", "-s", POD_CIDR, "!", "-d", POD_CIDR, "-j", "MASQUERADE"];
     [
         ("nat", masquerade),
         ("filter", vec!["FORWARD", "-i", BRIDGE, "-j", "ACCEPT"]),
@@ -59,9 +50,5 @@ pub fn remove() -> Result<()> {
 }
 
 fn iptables(table: &str, action: &str, rule: &[&str]) -> Result<String> {
-    exec::output(
-        Command::new("iptables")
-            .args(["-w", "-t", table, action])
-            .args(rule),
-    )
+    exec::output(Command::new("iptables").args(["-w", "-t", table, action]).args(rule))
 }

@@ -29,15 +29,9 @@ pub fn ensure() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let install = format!(
-        "apt-get install -y --no-install-recommends {}",
-        missing.join(" ")
-    );
+    let install = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
     if !rustix::process::getuid().is_root() || !Path::new("/usr/bin/apt-get").exists() {
-        bail!(
-            "missing on this machine: {}; on Debian: {install}",
-            missing.join(", ")
-        );
+        bail!("missing on this machine: {}; on Debian: {install}", missing.join(", "));
     }
     step(&format!("install {}", missing.join(", ")), || {
         exec::output(Command::new("apt-get").args(["update", "-qq"]))?;

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType, date_time_ymd,
 };
 
 /// One leaf: file name, common name, organisation (a group for Kubernetes), names and addresses of a server.
@@ -80,21 +80,12 @@ pub fn write(folder: &Path) -> Result<()> {
     authority(
         folder,
         "etcd-ca",
-        &[
-            Leaf::server("etcd-server", &["localhost", "127.0.0.1"]),
-            etcd_client,
-        ],
+        &[Leaf::server("etcd-server", &["localhost", "127.0.0.1"]), etcd_client],
     )?;
 
     let service_accounts = KeyPair::generate()?;
-    write_secret(
-        &folder.join("service-accounts.key"),
-        &service_accounts.serialize_pem(),
-    )?;
-    fs::write(
-        folder.join("service-accounts.pub"),
-        service_accounts.public_key_pem(),
-    )?;
+    write_secret(&folder.join("service-accounts.key"), &service_accounts.serialize_pem())?;
+    fs::write(folder.join("service-accounts.pub"), service_accounts.public_key_pem())?;
     Ok(())
 }
 
@@ -107,10 +98,7 @@ fn authority(folder: &Path, name: &str, leaves: &[Leaf]) -> Result<()> {
         KeyUsagePurpose::CrlSign,
         KeyUsagePurpose::DigitalSignature,
     ];
-    fs::write(
-        folder.join(format!("{name}.crt")),
-        params.self_signed(&key)?.pem(),
-    )?;
+    fs::write(folder.join(format!("{name}.crt")), params.self_signed(&key)?.pem())?;
     write_secret(&folder.join(format!("{name}.key")), &key.serialize_pem())?;
 
     let issuer = Issuer::new(params, key);
@@ -122,23 +110,14 @@ fn authority(folder: &Path, name: &str, leaves: &[Leaf]) -> Result<()> {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         if !leaf.names.is_empty() {
             // etcd's own gateway is a client of itself with the server's certificate: both usages.
-            params
-                .extended_key_usages
-                .push(ExtendedKeyUsagePurpose::ServerAuth);
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
-        params.subject_alt_names = leaf
-            .names
-            .iter()
-            .map(|name| alt_name(name))
-            .collect::<Result<_>>()?;
+        params.subject_alt_names = leaf.names.iter().map(|name| alt_name(name)).collect::<Result<_>>()?;
         fs::write(
             folder.join(format!("{}.crt", leaf.file)),
             params.signed_by(&key, &issuer)?.pem(),
         )?;
-        write_secret(
-            &folder.join(format!("{}.key", leaf.file)),
-            &key.serialize_pem(),
-        )?;
+        write_secret(&folder.join(format!("{}.key", leaf.file)), &key.serialize_pem())?;
     }
     Ok(())
 }
@@ -146,13 +125,9 @@ fn authority(folder: &Path, name: &str, leaves: &[Leaf]) -> Result<()> {
 fn params(common_name: &str, organization: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
+    params.distinguished_name.push(DnType::CommonName, common_name);
     if !organization.is_empty() {
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, organization);
+        params.distinguished_name.push(DnType::OrganizationName, organization);
     }
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(2049, 1, 1);

@@ -19,8 +19,6 @@ impl Template {
     pub fn render(&self, text: &str) -> String {
         self.values
             .iter()
-            .fold(text.to_owned(), |text, (name, value)| {
-                text.replace(name, value)
-            })
+            .fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
     }
 }

@@ -20,7 +20,7 @@ struct Module {
     programs: &'static [(&'static str, &'static str)],
 }
 
-const MODULES: [Module; 5] = [
+const MODULES: [Module; 6] = [
     Module {
         folder: "kubernetes",
         tags: "",
@@ -51,10 +51,7 @@ const MODULES: [Module; 5] = [
         tags: "no_btrfs,no_devmapper,no_zfs",
         ldflags: "-s -w",
         programs: &[
-            (
-                "github.com/containerd/containerd/v2/cmd/containerd",
-                "containerd",
-            ),
+            ("github.com/containerd/containerd/v2/cmd/containerd", "containerd"),
             (
                 "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
                 "containerd-shim-runc-v2",
@@ -67,6 +64,12 @@ const MODULES: [Module; 5] = [
         tags: "",
         ldflags: "-s -w",
         programs: &[("github.com/coredns/coredns", "coredns")],
+    },
+    Module {
+        folder: "local-path",
+        tags: "",
+        ldflags: "-s -w",
+        programs: &[("github.com/rancher/local-path-provisioner", "local-path-provisioner")],
     },
     Module {
         folder: "helm",
@@ -87,9 +90,7 @@ impl Tools {
         for module in &MODULES {
             let folder = module.output()?;
             if !folder.exists() {
-                step(&format!("build {}", module.folder), || {
-                    module.build(&folder)
-                })?;
+                step(&format!("build {}", module.folder), || module.build(&folder))?;
             }
         }
         Self::built()
@@ -101,17 +102,9 @@ impl Tools {
         for module in &MODULES {
             let folder = module.output()?;
             if !folder.exists() {
-                bail!(
-                    "{} is not built yet; `cargo xtask cluster up` does it",
-                    module.folder
-                );
+                bail!("{} is not built yet; `cargo xtask cluster up` does it", module.folder);
             }
-            programs.extend(
-                module
-                    .programs
-                    .iter()
-                    .map(|(_, name)| (*name, folder.join(name))),
-            );
+            programs.extend(module.programs.iter().map(|(_, name)| (*name, folder.join(name))));
         }
         Ok(Self { programs })
     }
@@ -141,9 +134,7 @@ impl Module {
         let mut hash = Sha256::new();
         for file in ["go.mod", "go.sum"] {
             let path = self.source().join(file);
-            hash.update(
-                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?,
-            );
+            hash.update(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
         }
         hash.update([self.tags, self.ldflags].join("\0"));
         for (package, name) in self.programs {
@@ -195,10 +186,7 @@ fn default_name(package: &str) -> &str {
         part.strip_prefix('v')
             .is_some_and(|n| n.chars().all(|c| c.is_ascii_digit()))
     };
-    package
-        .rsplit('/')
-        .find(|part| !is_version(part))
-        .unwrap_or(package)
+    package.rsplit('/').find(|part| !is_version(part)).unwrap_or(package)
 }
 
 #[cfg(test)]

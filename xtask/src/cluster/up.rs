@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{
-    Lock, State, Tools, cgroup, config, daemon, dns, down, images, network, packages, pki,
-};
+use super::{Lock, State, Tools, cgroup, config, daemon, dns, down, images, network, packages, pki};
 use crate::exec;
 use crate::steps::step;
 
@@ -23,39 +21,24 @@ pub fn up(state: &State) -> Result<Tools> {
     match fs::read_to_string(state.identity_file()) {
         Ok(found) if found == identity => match health(state, &tools) {
             Ok(()) => {
-                println!(
-                    "the cluster is up already; KUBECONFIG={}",
-                    state.kubeconfig().display()
-                );
+                println!("the cluster is up already; KUBECONFIG={}", state.kubeconfig().display());
                 return Ok(tools);
             }
             Err(reason) => println!("the running cluster is sick and is replaced: {reason:#}"),
         },
-        Ok(_) => println!(
-            "the running cluster was made by another version of this repository and is replaced"
-        ),
+        Ok(_) => println!("the running cluster was made by another version of this repository and is replaced"),
         Err(_) => {}
     }
     if !rustix::process::getuid().is_root() {
         bail!("the development cluster needs root; with a cluster of your own use --context");
     }
-    step("clear what is left of an earlier cluster", || {
-        down::down(state)
-    })?;
-    step("write certificates and configuration", || {
-        write_files(state, &tools)
-    })?;
+    step("clear what is left of an earlier cluster", || down::down(state))?;
+    step("write certificates and configuration", || write_files(state, &tools))?;
     step("start the cluster", || start(state, &tools))?;
     // Only a cluster that came up whole is worth reusing.
     fs::write(state.identity_file(), identity)?;
-    println!(
-        "the cluster is up; export KUBECONFIG={}",
-        state.kubeconfig().display()
-    );
-    println!(
-        "kubectl, helm and ctr are in {}",
-        state.root.join("bin").display()
-    );
+    println!("the cluster is up; export KUBECONFIG={}", state.kubeconfig().display());
+    println!("kubectl, helm and ctr are in {}", state.root.join("bin").display());
     Ok(tools)
 }
 
@@ -70,14 +53,7 @@ pub fn health(state: &State, tools: &Tools) -> Result<()> {
             .args(["get", "--raw=/readyz", "--request-timeout=5s"]),
     )?;
     let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
-    let args = [
-        "get",
-        "node",
-        config::NODE,
-        "--request-timeout=5s",
-        "-o",
-        ready,
-    ];
+    let args = ["get", "node", config::NODE, "--request-timeout=5s", "-o", ready];
     if exec::output(tools.kubectl(state).args(args))? != "True" {
         bail!("the node is not ready");
     }
@@ -85,7 +61,7 @@ pub fn health(state: &State, tools: &Tools) -> Result<()> {
 }
 
 fn write_files(state: &State, tools: &Tools) -> Result<()> {
-    for folder in ["bin", "config/cni", "logs", "pids", "kubelet", "etcd"] {
+    for folder in ["bin", "config/cni", "config/addons", "logs", "pids", "kubelet", "etcd"] {
         fs::create_dir_all(state.root.join(folder))?;
     }
     fs::create_dir_all(&state.run)?;
@@ -119,52 +95,33 @@ fn start(state: &State, tools: &Tools) -> Result<()> {
     start("kube-apiserver")?;
     wait(state, "containerd", Duration::from_secs(30), || {
         let mut ctr = Command::new(tools.path("ctr"));
-        ctr.arg("-a")
-            .arg(state.run.join("containerd.sock"))
-            .arg("version");
+        ctr.arg("-a").arg(state.run.join("containerd.sock")).arg("version");
         exec::output(&mut ctr).map(drop)
     })?;
     images::import(state, tools)?;
     wait(state, "kube-apiserver", Duration::from_secs(60), || {
         exec::output(tools.kubectl(state).args(["get", "--raw=/readyz"])).map(drop)
     })?;
-    for name in [
-        "kube-controller-manager",
-        "kube-scheduler",
-        "kubelet",
-        "kube-proxy",
-    ] {
+    for name in ["kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"] {
         start(name)?;
     }
-    let addons = state.root.join("config/addons.yaml");
+    let addons = state.root.join("config/addons");
     exec::output(tools.kubectl(state).args(["apply", "-f"]).arg(addons))?;
-    wait(state, "kubelet", Duration::from_secs(90), || {
-        health(state, tools)
-    })?;
-    wait(
-        state,
-        "kube-controller-manager",
-        Duration::from_secs(30),
-        || {
-            exec::output(tools.kubectl(state).args([
-                "get",
-                "serviceaccount",
-                "default",
-                "-n",
-                "default",
-            ]))
-            .map(drop)
-        },
-    )
+    wait(state, "kubelet", Duration::from_secs(90), || health(state, tools))?;
+    let rollout = "rollout status -n local-path-storage deployment/local-path --timeout=60s";
+    exec::output(tools.kubectl(state).args(rollout.split(' ')))?;
+    wait(state, "kube-controller-manager", Duration::from_secs(30), || {
+        exec::output(
+            tools
+                .kubectl(state)
+                .args(["get", "serviceaccount", "default", "-n", "default"]),
+        )
+        .map(drop)
+    })
 }
 
 /// Repeats `check` until it succeeds; the error names the log of `daemon` and shows its end.
-fn wait(
-    state: &State,
-    daemon: &str,
-    limit: Duration,
-    check: impl Fn() -> Result<()>,
-) -> Result<()> {
+fn wait(state: &State, daemon: &str, limit: Duration, check: impl Fn() -> Result<()>) -> Result<()> {
     let begin = Instant::now();
     loop {
         let Err(error) = check() else { return Ok(()) };
