@@ -1,8 +1,8 @@
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
@@ -67,10 +67,9 @@ impl Authority {
         params.not_before = (now - BACKDATE).into();
         params.not_after = (now + AUTHORITY_LIFETIME).into();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(
-            DnType::CommonName,
-            format!("RemoteProcess authority of {trust_domain}"),
-        );
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("RemoteProcess authority of {trust_domain}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key)?;
@@ -82,31 +81,18 @@ impl Authority {
     ///
     /// # Errors
     /// Text that does not decode, a certificate that may not sign, or a key that is not its key.
-    pub fn from_pem(
-        cert_pem: &str,
-        key_pem: &str,
-        trust_domain: &TrustDomain,
-    ) -> Result<Self, Error> {
-        let key = KeyPair::from_pem(key_pem).map_err(|_| Error::Pem {
-            what: "private key",
-        })?;
+    pub fn from_pem(cert_pem: &str, key_pem: &str, trust_domain: &TrustDomain) -> Result<Self, Error> {
+        let key = KeyPair::from_pem(key_pem).map_err(|_| Error::Pem { what: "private key" })?;
         let chain = CertificateDer::pem_slice_iter(cert_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| Error::Pem {
-                what: "certificate",
-            })?;
-        let certificate = chain.first().cloned().ok_or(Error::Pem {
-            what: "certificate",
-        })?;
-        let (_, parsed) = X509Certificate::from_der(&certificate)
-            .map_err(|e| Error::Certificate(e.to_string()))?;
+            .map_err(|_| Error::Pem { what: "certificate" })?;
+        let certificate = chain.first().cloned().ok_or(Error::Pem { what: "certificate" })?;
+        let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|e| Error::Certificate(e.to_string()))?;
         if !parsed.is_ca() {
             return Err(Error::Authority("its certificate is not a CA's"));
         }
         if parsed.public_key().raw != key.subject_public_key_info() {
-            return Err(Error::Authority(
-                "the key is not the key of its certificate",
-            ));
+            return Err(Error::Authority("the key is not the key of its certificate"));
         }
         let not_after = parsed.validity().not_after.to_datetime().into();
         Ok(Self {
@@ -156,17 +142,16 @@ impl Authority {
         user: Option<&User>,
         lifetime: Duration,
     ) -> Result<String, Error> {
-        let (rest, request) = X509CertificationRequest::from_der(csr)
-            .map_err(|_| Error::Request("it does not decode".to_owned()))?;
+        let (rest, request) =
+            X509CertificationRequest::from_der(csr).map_err(|_| Error::Request("it does not decode".to_owned()))?;
         if !rest.is_empty() {
             return Err(Error::Request("bytes follow it".to_owned()));
         }
         request
             .verify_signature()
             .map_err(|_| Error::Request("it does not prove its key".to_owned()))?;
-        let key =
-            SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw)
-                .map_err(|_| Error::Request("its key is not P-256".to_owned()))?;
+        let key = SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw)
+            .map_err(|_| Error::Request("its key is not P-256".to_owned()))?;
         if key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
             return Err(Error::Request("its key is not P-256".to_owned()));
         }
@@ -177,12 +162,7 @@ impl Authority {
     ///
     /// # Errors
     /// No randomness, or an authority that has ended.
-    pub fn issue(
-        &self,
-        role: &Role,
-        user: Option<&User>,
-        lifetime: Duration,
-    ) -> Result<(String, String), Error> {
+    pub fn issue(&self, role: &Role, user: Option<&User>, lifetime: Duration) -> Result<(String, String), Error> {
         let key = KeyPair::generate()?;
         Ok((self.sign(&key, role, user, lifetime)?, key.serialize_pem()))
     }
@@ -230,30 +210,24 @@ fn leaf_params(
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     if let Some(name) = role.server_name(trust_domain) {
-        params
-            .subject_alt_names
-            .push(SanType::DnsName(name.try_into()?));
-        params
-            .extended_key_usages
-            .push(ExtendedKeyUsagePurpose::ServerAuth);
+        params.subject_alt_names.push(SanType::DnsName(name.try_into()?));
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
     }
     Ok(params)
 }
 
-/// A user's groups go as one JSON array into one O: group names may hold any character, and rcgen writes one attribute
-/// of a kind.
+/// Groups and the rest go as JSON into one O: group names may hold any character, and rcgen writes one attribute of a
+/// kind.
 fn subject(role: &Role, user: Option<&User>) -> Result<DistinguishedName, Error> {
     let mut name = DistinguishedName::new();
     match (role, user) {
         (Role::User, Some(user)) if !user.name.is_empty() => {
-            let groups = serde_json::to_string(&user.groups)
-                .map_err(|_| Error::Request("the groups cannot be written".to_owned()))?;
+            let rest =
+                serde_json::to_string(user).map_err(|_| Error::Request("the user cannot be written".to_owned()))?;
             name.push(DnType::CommonName, user.name.as_str());
-            name.push(DnType::OrganizationName, groups);
+            name.push(DnType::OrganizationName, rest);
         }
-        (Role::Operator | Role::Agent { .. }, None) => {
-            name.push(DnType::CommonName, role_name(role))
-        }
+        (Role::Operator | Role::Agent { .. }, None) => name.push(DnType::CommonName, role_name(role)),
         _ => {
             return Err(Error::Request(
                 "a user's certificate, and no other, names a user".to_owned(),

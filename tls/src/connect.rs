@@ -78,12 +78,7 @@ impl Dialer {
     /// A role that listens nowhere.
     pub fn connect_lazy(&self, target: &str, expected: &Role) -> Result<Channel, Error> {
         let name = self.server_name(expected)?;
-        let connector = connector(
-            self.credentials.clone(),
-            name.clone(),
-            expected.clone(),
-            tcp(target),
-        );
+        let connector = connector(self.credentials.clone(), name.clone(), expected.clone(), tcp(target));
         Ok(endpoint(&name)?.connect_with_connector_lazy(connector))
     }
 
@@ -99,12 +94,7 @@ impl Dialer {
         Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let name = self.server_name(expected)?;
-        let connector = connector(
-            self.credentials.clone(),
-            name.clone(),
-            expected.clone(),
-            open,
-        );
+        let connector = connector(self.credentials.clone(), name.clone(), expected.clone(), open);
         Ok(endpoint(&name)?.connect_with_connector(connector).await?)
     }
 
@@ -133,12 +123,7 @@ impl Credentials {
 
     /// The handshake with everything that makes the peer `expected`: the chain and the server name by the standard
     /// verifier, then the role.
-    async fn handshake<Io>(
-        &self,
-        name: String,
-        expected: Role,
-        io: Io,
-    ) -> Result<TlsStream<Io>, BoxError>
+    async fn handshake<Io>(&self, name: String, expected: Role, io: Io) -> Result<TlsStream<Io>, BoxError>
     where
         Io: AsyncRead + AsyncWrite + Unpin,
     {
@@ -174,8 +159,7 @@ where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     service_fn(move |_: Uri| {
-        let (credentials, name, expected, stream) =
-            (credentials.clone(), name.clone(), expected.clone(), open());
+        let (credentials, name, expected, stream) = (credentials.clone(), name.clone(), expected.clone(), open());
         async move {
             Ok(TokioIo::new(
                 credentials.handshake(name, expected, stream.await?).await?,

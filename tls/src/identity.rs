@@ -116,30 +116,17 @@ impl Material {
         }
     }
 
-    fn verified(
-        chain_pem: &str,
-        key_pem: &str,
-        bundle_pem: &str,
-        trust_domain: &TrustDomain,
-    ) -> Result<Self, Error> {
+    fn verified(chain_pem: &str, key_pem: &str, bundle_pem: &str, trust_domain: &TrustDomain) -> Result<Self, Error> {
         let chain = certificates(chain_pem)?;
-        let leaf = chain.first().ok_or(Error::Pem {
-            what: "certificate",
-        })?;
-        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| Error::Pem {
-            what: "private key",
-        })?;
+        let leaf = chain.first().ok_or(Error::Pem { what: "certificate" })?;
+        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| Error::Pem { what: "private key" })?;
         let roots = roots(bundle_pem)?;
         let role = PeerIdentity::from_der(leaf, trust_domain)?.role;
         let verifier = client_verifier(&roots)?;
         verify(&chain, &role, trust_domain, &roots, verifier.as_ref())?;
         let (not_before, not_after) = validity(leaf)?;
         let mutual = server_config(chain.clone(), key.clone_key(), verifier)?;
-        let anonymous = server_config(
-            chain.clone(),
-            key.clone_key(),
-            WebPkiClientVerifier::no_client_auth(),
-        )?;
+        let anonymous = server_config(chain.clone(), key.clone_key(), WebPkiClientVerifier::no_client_auth())?;
         let client = client_config(&roots, Some((chain, key)))?;
         Ok(Self {
             role,
@@ -227,21 +214,16 @@ pub(crate) fn roots(bundle_pem: &str) -> Result<Arc<RootCertStore>, Error> {
 fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     let all: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
-        .map_err(|_| Error::Pem {
-            what: "certificate",
-        })?;
+        .map_err(|_| Error::Pem { what: "certificate" })?;
     if all.is_empty() {
-        Err(Error::Pem {
-            what: "certificate",
-        })
+        Err(Error::Pem { what: "certificate" })
     } else {
         Ok(all)
     }
 }
 
 fn validity(leaf: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), Error> {
-    let (_, parsed) =
-        X509Certificate::from_der(leaf).map_err(|e| Error::Certificate(e.to_string()))?;
+    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|e| Error::Certificate(e.to_string()))?;
     let validity = parsed.validity();
     Ok((
         validity.not_before.to_datetime().into(),

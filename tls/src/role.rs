@@ -1,5 +1,6 @@
-use std::{fmt, str::FromStr, time::SystemTime};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::SystemTime};
 
+use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::Error;
@@ -22,9 +23,7 @@ impl FromStr for TrustDomain {
     fn from_str(name: &str) -> Result<Self, Error> {
         let is_label = |label: &str| {
             (1..=63).contains(&label.len())
-                && label
-                    .bytes()
-                    .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+                && label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         };
@@ -80,14 +79,10 @@ impl Role {
         let role = match (parts.next()?, parts.next(), parts.next()) {
             ("operator", None, None) => Self::Operator,
             ("user", None, None) => Self::User,
-            ("agent", Some(namespace), Some(pod_uid))
-                if is_segment(namespace) && is_segment(pod_uid) =>
-            {
-                Self::Agent {
-                    namespace: namespace.to_owned(),
-                    pod_uid: pod_uid.to_owned(),
-                }
-            }
+            ("agent", Some(namespace), Some(pod_uid)) if is_segment(namespace) && is_segment(pod_uid) => Self::Agent {
+                namespace: namespace.to_owned(),
+                pod_uid: pod_uid.to_owned(),
+            },
             _ => return None,
         };
         parts.next().is_none().then_some(role)
@@ -106,12 +101,8 @@ impl Role {
     /// An error unless the role can be written to a certificate and read back.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         match self {
-            Self::Agent { namespace, pod_uid }
-                if !(is_segment(namespace) && is_segment(pod_uid)) =>
-            {
-                Err(Error::Request(
-                    "the namespace or pod uid is not a DNS label".to_owned(),
-                ))
+            Self::Agent { namespace, pod_uid } if !(is_segment(namespace) && is_segment(pod_uid)) => {
+                Err(Error::Request("the namespace or pod uid is not a DNS label".to_owned()))
             }
             _ => Ok(()),
         }
@@ -120,10 +111,7 @@ impl Role {
 
 /// Namespaces and uids are DNS labels; nothing else may end up in a URI or a host name.
 fn is_segment(text: &str) -> bool {
-    (1..=63).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    (1..=63).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
 impl fmt::Display for Role {
@@ -138,13 +126,21 @@ impl fmt::Display for Role {
     }
 }
 
-/// Who the API server said a user is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Who the API server said a user is: everything that an authoriser of Kubernetes may look at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
 pub struct User {
-    /// The Kubernetes user name.
+    /// The user name. It stands in the CN of a certificate, all else in its O.
+    #[serde(skip)]
     pub name: String,
-    /// The Kubernetes groups.
+    /// The groups.
     pub groups: Vec<String>,
+    /// The uid, where the authenticator knows one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// What else the authenticator said. Some clouds authorise by it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 /// Who is at the other end of a connection. [`crate::serve`] puts it into the extensions of each request, as
@@ -166,13 +162,10 @@ impl PeerIdentity {
     /// The certificate does not decode, has other than exactly one URI that is a role of `trust_domain`, or is a
     /// user's without a name.
     pub fn from_der(leaf: &[u8], trust_domain: &TrustDomain) -> Result<Self, Error> {
-        let (_, certificate) =
-            X509Certificate::from_der(leaf).map_err(|e| Error::Certificate(e.to_string()))?;
+        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|e| Error::Certificate(e.to_string()))?;
         let role = read_role(&certificate, trust_domain)?;
         let user = match role {
-            Role::User => {
-                Some(read_user(&certificate).ok_or_else(|| Error::NoRole(trust_domain.clone()))?)
-            }
+            Role::User => Some(read_user(&certificate).ok_or_else(|| Error::NoRole(trust_domain.clone()))?),
             Role::Operator | Role::Agent { .. } => None,
         };
         Ok(Self {
@@ -200,15 +193,15 @@ fn read_role(certificate: &X509Certificate<'_>, trust_domain: &TrustDomain) -> R
     .ok_or_else(|| Error::NoRole(trust_domain.clone()))
 }
 
-/// The user stands in the subject: CN is the name, O the groups as a JSON array (see `authority::subject`).
+/// The user stands in the subject: CN is the name, O the rest as JSON (see `authority::subject`).
 fn read_user(certificate: &X509Certificate<'_>) -> Option<User> {
     let subject = certificate.subject();
     let mut names = subject.iter_common_name();
     let name = names.next()?.as_str().ok()?.to_owned();
     let mut organizations = subject.iter_organization();
-    let groups = serde_json::from_str(organizations.next()?.as_str().ok()?).ok()?;
+    let rest: User = serde_json::from_str(organizations.next()?.as_str().ok()?).ok()?;
     let is_only = names.next().is_none() && organizations.next().is_none();
-    (is_only && !name.is_empty()).then_some(User { name, groups })
+    (is_only && !name.is_empty()).then_some(User { name, ..rest })
 }
 
 #[cfg(test)]

@@ -119,9 +119,7 @@ pub async fn serve<S, B>(
                 () = shutdown.cancelled() => return,
             };
             match secured {
-                Ok((stream, peer)) => {
-                    converse(stream, address, peer, service, limits, shutdown, cut).await
-                }
+                Ok((stream, peer)) => converse(stream, address, peer, service, limits, shutdown, cut).await,
                 Err(error) => tracing::info!(peer = %address, error = &*error, "handshake failed"),
             }
         });
@@ -150,10 +148,7 @@ async fn accept(
             match listener.accept().await {
                 Ok((stream, address)) => return Some((stream, address, slot)),
                 Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn StdError,
-                        "cannot accept a connection"
-                    );
+                    tracing::warn!(error = &error as &dyn StdError, "cannot accept a connection");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -185,10 +180,7 @@ async fn handshake(
                 .peer_certificates()
                 .and_then(<[_]>::first)
                 .ok_or(Error::NoCertificate)?;
-            Some(Arc::new(PeerIdentity::from_der(
-                leaf,
-                identity.trust_domain(),
-            )?))
+            Some(Arc::new(PeerIdentity::from_der(leaf, identity.trust_domain())?))
         }
     };
     Ok((stream, peer))
@@ -247,11 +239,7 @@ async fn converse<S, B>(
 
 /// How long the connection may take calls; `None` without end.
 fn last_call(peer: Option<&PeerIdentity>, lifetime: Option<Duration>) -> Option<Duration> {
-    let until_expiry = peer.map(|p| {
-        p.not_after
-            .duration_since(SystemTime::now())
-            .unwrap_or_default()
-    });
+    let until_expiry = peer.map(|p| p.not_after.duration_since(SystemTime::now()).unwrap_or_default());
     until_expiry.into_iter().chain(lifetime).min()
 }
 
@@ -271,12 +259,7 @@ fn builder(limits: Limits) -> http2::Builder<TokioExecutor> {
         .keep_alive_timeout(KEEPALIVE)
         .max_concurrent_streams(limits.streams)
         .initial_stream_window_size(limits.stream_window)
-        .initial_connection_window_size(
-            limits
-                .stream_window
-                .saturating_mul(limits.streams)
-                .min(MAX_WINDOW),
-        );
+        .initial_connection_window_size(limits.stream_window.saturating_mul(limits.streams).min(MAX_WINDOW));
     builder
 }
 

@@ -9,13 +9,9 @@ use std::{
 use http::{Request, Response};
 use http_body_util::Empty;
 use hyper::body::Incoming;
-use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
-};
+use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use remoteprocess_tls::{
-    Authority, ClientAuth, Dialer, Error, Identity, KeyRequest, Limits, PeerIdentity, Role,
-    TrustDomain, User, serve,
+    Authority, ClientAuth, Dialer, Error, Identity, KeyRequest, Limits, PeerIdentity, Role, TrustDomain, User, serve,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use tokio::{
@@ -52,7 +48,9 @@ fn agent(pod_uid: &str) -> Role {
 fn alice() -> User {
     User {
         name: "alice".into(),
-        groups: vec!["dev,ops".into(), "system:authenticated".into()],
+        groups: vec!["dev,\"ops\"".into(), "system:authenticated".into()],
+        uid: "1".into(),
+        extra: [("scope".into(), vec!["ä".into()])].into(),
     }
 }
 
@@ -81,7 +79,7 @@ async fn server(identity: Arc<Identity>, client_auth: ClientAuth, limits: Limits
             .extensions()
             .get::<Arc<PeerIdentity>>()
             .map(|p| format!("{:?} {:?}", p.role, p.user));
-        let response = Response::builder().header("peer", peer.unwrap_or_else(|| "nobody".into()));
+        let response = Response::builder().header("peer", peer.unwrap_or_else(|| "nobody".into()).into_bytes());
         response.body(Empty::<bytes::Bytes>::new())
     });
     let task = tokio::spawn(serve(
@@ -105,19 +103,13 @@ async fn ask(channel: &mut Channel, path: &str) -> Result<String, tonic::transpo
         .body(tonic::body::Body::empty())
         .expect("a request");
     let response = channel.ready().await?.call(request).await?;
-    Ok(response.headers()["peer"]
-        .to_str()
-        .expect("text")
-        .to_owned())
+    Ok(String::from_utf8(response.headers()["peer"].as_bytes().to_vec()).expect("text"))
 }
 
 async fn connect(server: &Server, dialer: Dialer, expected: &Role) -> Result<Channel, Error> {
-    timeout(
-        PATIENCE,
-        dialer.connect(&server.address.to_string(), expected),
-    )
-    .await
-    .expect("in time")
+    timeout(PATIENCE, dialer.connect(&server.address.to_string(), expected))
+        .await
+        .expect("in time")
 }
 
 /// A client that ignores all our rules: any certificate or none, any ALPN. True when its request was answered.
@@ -134,16 +126,12 @@ async fn is_served(server: &Server, authority: &Authority, own: Option<(String, 
                 .collect::<Result<_, _>>()
                 .expect("PEM");
             let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
-            builder
-                .with_client_auth_cert(chain, key)
-                .expect("a key that fits")
+            builder.with_client_auth_cert(chain, key).expect("a key that fits")
         }
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
     let name = ServerName::try_from("operator.test.local").expect("a name");
-    let stream = TcpStream::connect(server.address)
-        .await
-        .expect("a connection");
+    let stream = TcpStream::connect(server.address).await.expect("a connection");
     let Ok(stream) = tokio_rustls::TlsConnector::from(Arc::new(config))
         .connect(name, stream)
         .await
@@ -173,28 +161,21 @@ fn odd_leaf(authority: Option<&Authority>, uris: &[&str], from: i64, to: i64) ->
     let shifted = |seconds: i64| {
         let magnitude = Duration::from_secs(seconds.unsigned_abs());
         let now = SystemTime::now();
-        if seconds < 0 {
-            now - magnitude
-        } else {
-            now + magnitude
-        }
+        if seconds < 0 { now - magnitude } else { now + magnitude }
     };
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.not_before = shifted(from).into();
     params.not_after = shifted(to).into();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ClientAuth,
-        ExtendedKeyUsagePurpose::ServerAuth,
-    ];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
     params.subject_alt_names = uris
         .iter()
         .map(|uri| SanType::URI((*uri).try_into().expect("a URI")))
         .collect();
-    params.subject_alt_names.push(SanType::DnsName(
-        "operator.test.local".try_into().expect("a name"),
-    ));
+    params
+        .subject_alt_names
+        .push(SanType::DnsName("operator.test.local".try_into().expect("a name")));
     let certificate = match authority {
         None => params.self_signed(&key),
         Some(authority) => {
@@ -203,10 +184,7 @@ fn odd_leaf(authority: Option<&Authority>, uris: &[&str], from: i64, to: i64) ->
             params.signed_by(&key, &issuer)
         }
     };
-    (
-        certificate.expect("a certificate").pem(),
-        key.serialize_pem(),
-    )
+    (certificate.expect("a certificate").pem(), key.serialize_pem())
 }
 
 const AGENT_URI: &str = "spiffe://test.local/agent/default/a";
@@ -214,12 +192,7 @@ const AGENT_URI: &str = "spiffe://test.local/agent/default/a";
 #[tokio::test]
 async fn the_service_learns_who_calls() {
     let ca = authority();
-    let server = server(
-        identity(&ca, &Role::Operator),
-        ClientAuth::Required,
-        Limits::default(),
-    )
-    .await;
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, Limits::default()).await;
     for role in [agent("a"), Role::User, Role::Operator] {
         let mut channel = connect(&server, Dialer::new(identity(&ca, &role)), &Role::Operator)
             .await
@@ -235,31 +208,17 @@ async fn the_service_learns_who_calls() {
 #[tokio::test]
 async fn without_client_certificates_nobody_has_a_name() {
     let ca = authority();
-    let server = server(
-        identity(&ca, &Role::Operator),
-        ClientAuth::None,
-        Limits::anonymous(),
-    )
-    .await;
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::None, Limits::anonymous()).await;
     let dialer = Dialer::anonymous(ca.cert_pem(), &domain()).expect("a dialer");
-    let mut channel = connect(&server, dialer, &Role::Operator)
-        .await
-        .expect("served");
+    let mut channel = connect(&server, dialer, &Role::Operator).await.expect("served");
     assert_eq!(ask(&mut channel, "/").await.expect("an answer"), "nobody");
 }
 
 #[tokio::test]
 async fn only_our_own_certificates_get_in() {
     let (ca, other) = (authority(), authority());
-    let server = server(
-        identity(&ca, &Role::Operator),
-        ClientAuth::Required,
-        Limits::default(),
-    )
-    .await;
-    let foreign = other
-        .issue(&Role::User, Some(&alice()), HOUR)
-        .expect("a leaf");
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, Limits::default()).await;
+    let foreign = other.issue(&Role::User, Some(&alice()), HOUR).expect("a leaf");
     let ours = |uris: &[&str], from, to| Some(odd_leaf(Some(&ca), uris, from, to));
     let two = [AGENT_URI, "spiffe://test.local/operator"];
     let cases = [
@@ -270,40 +229,19 @@ async fn only_our_own_certificates_get_in() {
         ("not yet valid", ours(&[AGENT_URI], 60, 3600)),
         ("of no role", ours(&[], -60, 3600)),
         ("of two roles", ours(&two, -60, 3600)),
-        (
-            "of another domain",
-            ours(&["spiffe://other.local/operator"], -60, 3600),
-        ),
-        (
-            "of a nameless user",
-            ours(&["spiffe://test.local/user"], -60, 3600),
-        ),
+        ("of another domain", ours(&["spiffe://other.local/operator"], -60, 3600)),
+        ("of a nameless user", ours(&["spiffe://test.local/user"], -60, 3600)),
     ];
     for (what, own) in cases {
-        assert!(
-            !is_served(&server, &ca, own).await,
-            "a certificate {what} got in"
-        );
+        assert!(!is_served(&server, &ca, own).await, "a certificate {what} got in");
     }
-    assert!(
-        is_served(
-            &server,
-            &ca,
-            Some(odd_leaf(Some(&ca), &[AGENT_URI], -60, 3600))
-        )
-        .await
-    );
+    assert!(is_served(&server, &ca, Some(odd_leaf(Some(&ca), &[AGENT_URI], -60, 3600))).await);
 }
 
 #[tokio::test]
 async fn the_client_insists_on_its_peer() {
     let (ca, other) = (authority(), authority());
-    let server = server(
-        identity(&ca, &agent("a")),
-        ClientAuth::Required,
-        Limits::default(),
-    )
-    .await;
+    let server = server(identity(&ca, &agent("a")), ClientAuth::Required, Limits::default()).await;
     let operator = identity(&ca, &Role::Operator);
     assert!(
         connect(&server, Dialer::new(operator.clone()), &agent("a"))
@@ -333,19 +271,13 @@ async fn the_client_insists_on_its_peer() {
         chain(&error)
     );
     assert!(
-        connect(&server, Dialer::new(operator), &Role::User)
-            .await
-            .is_err(),
+        connect(&server, Dialer::new(operator), &Role::User).await.is_err(),
         "users listen nowhere"
     );
     assert!(
-        connect(
-            &server,
-            Dialer::new(identity(&other, &Role::Operator)),
-            &agent("a")
-        )
-        .await
-        .is_err()
+        connect(&server, Dialer::new(identity(&other, &Role::Operator)), &agent("a"))
+            .await
+            .is_err()
     );
 }
 
@@ -362,13 +294,9 @@ async fn a_new_identity_serves_at_once_and_a_bad_one_never() {
     let both = format!("{}{}", old.cert_pem(), new.cert_pem());
     let own = identity(&old, &Role::Operator);
     let server = server(own.clone(), ClientAuth::Required, Limits::default()).await;
-    let mut before = connect(
-        &server,
-        Dialer::new(identity(&old, &agent("a"))),
-        &Role::Operator,
-    )
-    .await
-    .expect("served");
+    let mut before = connect(&server, Dialer::new(identity(&old, &agent("a"))), &Role::Operator)
+        .await
+        .expect("served");
 
     let (chain, key) = new.issue(&Role::Operator, None, HOUR).expect("a leaf");
     let (_, other_key) = new.issue(&Role::Operator, None, HOUR).expect("a leaf");
@@ -386,10 +314,7 @@ async fn a_new_identity_serves_at_once_and_a_bad_one_never() {
         own.replace(&agents, &agents_key, &both),
         Err(Error::OtherRole { .. })
     ));
-    assert!(
-        own.replace(&expired, &expired_key, &both).is_err(),
-        "expired"
-    );
+    assert!(own.replace(&expired, &expired_key, &both).is_err(), "expired");
     assert!(own.replace(&chain, &key, "nonsense").is_err());
     assert_eq!(own.bundle_pem(), old.cert_pem());
 
@@ -416,13 +341,9 @@ async fn a_silent_client_is_cut() {
         ..Limits::default()
     };
     let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, limits).await;
-    let mut stream = TcpStream::connect(server.address)
-        .await
-        .expect("a connection");
+    let mut stream = TcpStream::connect(server.address).await.expect("a connection");
     stream.write_all(&[22]).await.expect("half a record");
-    let end = timeout(PATIENCE, stream.read(&mut [0; 1]))
-        .await
-        .expect("cut in time");
+    let end = timeout(PATIENCE, stream.read(&mut [0; 1])).await.expect("cut in time");
     assert!(matches!(end, Ok(0) | Err(_)));
 }
 
@@ -436,9 +357,7 @@ async fn an_anonymous_connection_ends_by_itself() {
     };
     let server = server(identity(&ca, &Role::Operator), ClientAuth::None, limits).await;
     let dialer = Dialer::anonymous(ca.cert_pem(), &domain()).expect("a dialer");
-    let mut channel = connect(&server, dialer, &Role::Operator)
-        .await
-        .expect("served");
+    let mut channel = connect(&server, dialer, &Role::Operator).await.expect("served");
     let answer = timeout(PATIENCE, ask(&mut channel, "/slow"))
         .await
         .expect("cut in time");
@@ -454,13 +373,9 @@ async fn the_drain_ends_with_an_idle_and_a_stuck_connection() {
     };
     let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, limits).await;
     let dialer = Dialer::new(identity(&ca, &agent("a")));
-    let mut idle = connect(&server, dialer.clone(), &Role::Operator)
-        .await
-        .expect("served");
+    let mut idle = connect(&server, dialer.clone(), &Role::Operator).await.expect("served");
     ask(&mut idle, "/").await.expect("an answer");
-    let mut stuck = connect(&server, dialer, &Role::Operator)
-        .await
-        .expect("served");
+    let mut stuck = connect(&server, dialer, &Role::Operator).await.expect("served");
     let call = tokio::spawn(async move { ask(&mut stuck, "/slow").await });
     let _unsaid = TcpStream::connect(server.address)
         .await
@@ -490,8 +405,7 @@ async fn requests_are_signed_for_whom_we_say_and_for_their_key_only() {
     let chain = ca
         .sign_csr_der(&request.csr_der, &agent("a"), None, HOUR)
         .expect("signed");
-    let own =
-        Identity::new(&chain, &request.key_pem, ca.cert_pem(), &domain()).expect("an identity");
+    let own = Identity::new(&chain, &request.key_pem, ca.cert_pem(), &domain()).expect("an identity");
     assert_eq!(own.role(), agent("a"));
     assert!(own.renew_at() < own.not_after());
 
@@ -506,13 +420,11 @@ async fn requests_are_signed_for_whom_we_say_and_for_their_key_only() {
         .serialize_request(&p384)
         .expect("a request");
     assert!(
-        ca.sign_csr_der(p384.der(), &agent("a"), None, HOUR)
-            .is_err(),
+        ca.sign_csr_der(p384.der(), &agent("a"), None, HOUR).is_err(),
         "another kind of key"
     );
     assert!(
-        ca.sign_csr_der(&request.csr_der, &Role::User, None, HOUR)
-            .is_err(),
+        ca.sign_csr_der(&request.csr_der, &Role::User, None, HOUR).is_err(),
         "a user without a name"
     );
     assert!(
@@ -523,10 +435,7 @@ async fn requests_are_signed_for_whom_we_say_and_for_their_key_only() {
         namespace: "a/../operator".into(),
         pod_uid: "a".into(),
     };
-    assert!(
-        ca.sign_csr_der(&request.csr_der, &traversal, None, HOUR)
-            .is_err()
-    );
+    assert!(ca.sign_csr_der(&request.csr_der, &traversal, None, HOUR).is_err());
 }
 
 #[tokio::test]
@@ -542,13 +451,9 @@ async fn an_intermediate_signs_too() {
         .push(rcgen::DnType::CommonName, "intermediate");
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
     let key = KeyPair::generate().expect("a key");
-    let intermediate = params
-        .signed_by(&key, &issuer)
-        .expect("a certificate")
-        .pem();
+    let intermediate = params.signed_by(&key, &issuer).expect("a certificate").pem();
     remoteprocess_tls::install_crypto_provider();
-    let ca =
-        Authority::from_pem(&intermediate, &key.serialize_pem(), &domain()).expect("an authority");
+    let ca = Authority::from_pem(&intermediate, &key.serialize_pem(), &domain()).expect("an authority");
     let (chain, key) = ca.issue(&Role::Operator, None, HOUR).expect("a leaf");
     Identity::new(&chain, &key, &root_pem, &domain()).expect("the chain leads to the root");
 }
