@@ -1,1 +1,351 @@
 //! The certificate authority of the installation: the CA, the published bundle and the signing of requests.
+//!
+//! Every replica holds the CA: the first one makes it, the others read it. The Secret and the ConfigMap belong to no
+//! release and no object, so that running agents find the same CA after a re-install.
+
+pub mod csr;
+mod publish;
+mod secret;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use kube::Client;
+use remoteprocess_tls::{Authority, Identity, Role, TrustDomain, User};
+use tokio_util::sync::CancellationToken;
+
+/// Life of the operator's own leaf.
+const OPERATOR_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Life of an agent's leaf.
+const AGENT_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// Longest life of a user's leaf.
+const USER_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// How often the Secret and the ConfigMap are looked at: a new CA is in use this long after it was put into the Secret.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// Where the authority keeps its objects, and what it tells clients.
+#[derive(Clone, Debug)]
+pub struct AuthorityConfig {
+    /// Namespace of the release.
+    pub namespace: String,
+    /// Trust domain of all certificates.
+    pub trust_domain: TrustDomain,
+    /// `host:port` by which clients reach the relay from outside, where there is one.
+    pub server: Option<String>,
+}
+
+/// What can go wrong with the authority.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused a request or did not answer.
+    #[error("the API server")]
+    Kube(#[from] kube::Error),
+    /// A certificate or key is not as it should be.
+    #[error("a certificate")]
+    Tls(#[from] remoteprocess_tls::Error),
+    /// The Secret of the CA is there, but unusable. It is never overwritten.
+    #[error("the Secret {name} has no usable {key}")]
+    Secret {
+        /// Name of the Secret.
+        name: &'static str,
+        /// What is missing.
+        key: &'static str,
+    },
+}
+
+impl Error {
+    /// A fixed word for metrics and Events.
+    #[must_use]
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Kube(_) => "ApiServer",
+            Self::Tls(_) => "Certificate",
+            Self::Secret { .. } => "Secret",
+        }
+    }
+}
+
+/// The loaded authority and the operator's own identity, both kept fresh by [`AuthorityHandle::run`].
+pub struct AuthorityHandle {
+    client: Client,
+    config: AuthorityConfig,
+    current: ArcSwap<Loaded>,
+    identity: Arc<Identity>,
+}
+
+/// The CA as one version of the Secret has it.
+struct Loaded {
+    authority: Authority,
+    bundle_pem: String,
+}
+
+impl AuthorityHandle {
+    /// Reads the CA from its Secret, or makes it where there is none (of several replicas the first one wins), publishes
+    /// the bundle and issues the operator's own leaf.
+    ///
+    /// # Errors
+    /// The API server does not answer, or the Secret holds something unusable.
+    pub async fn load_or_create(client: Client, config: AuthorityConfig) -> Result<Arc<Self>, Error> {
+        let loaded = secret::load_or_create(&client, &config).await?;
+        let (chain, key) = loaded.authority.issue(&Role::Operator, None, OPERATOR_LIFETIME)?;
+        let identity = Identity::new(&chain, &key, &loaded.bundle_pem, &config.trust_domain)?;
+        publish::publish(&client, &config, &loaded.bundle_pem).await?;
+        Ok(Arc::new(Self {
+            client,
+            config,
+            current: ArcSwap::from_pointee(loaded),
+            identity,
+        }))
+    }
+
+    /// The operator's own identity; it stays the same object while its certificate is renewed.
+    #[must_use]
+    pub fn identity(&self) -> Arc<Identity> {
+        self.identity.clone()
+    }
+
+    /// All CAs that members trust now, PEM.
+    #[must_use]
+    pub fn bundle_pem(&self) -> String {
+        self.current.load().bundle_pem.clone()
+    }
+
+    /// The trust domain of all certificates.
+    #[must_use]
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.config.trust_domain
+    }
+
+    /// Signs the key of a request (PKCS#10 DER) for the agent of a pod. Answers the chain, PEM.
+    ///
+    /// # Errors
+    /// A request that does not prove its key or has another kind of key than P-256.
+    pub fn sign_agent(&self, csr: &[u8], namespace: &str, pod_uid: &str) -> Result<String, remoteprocess_tls::Error> {
+        let role = Role::Agent {
+            namespace: namespace.to_owned(),
+            pod_uid: pod_uid.to_owned(),
+        };
+        self.current
+            .load()
+            .authority
+            .sign_csr_der(csr, &role, None, AGENT_LIFETIME)
+    }
+
+    /// Signs the key of a request for a user; no longer than an hour. Answers the chain, PEM.
+    ///
+    /// # Errors
+    /// As [`AuthorityHandle::sign_agent`].
+    pub fn sign_user(&self, csr: &[u8], user: &User, lifetime: Duration) -> Result<String, remoteprocess_tls::Error> {
+        let lifetime = lifetime.min(USER_LIFETIME);
+        self.current
+            .load()
+            .authority
+            .sign_csr_der(csr, &Role::User, Some(user), lifetime)
+    }
+
+    /// Keeps the leaf renewed, the CA as its Secret has it, and the bundle published, until `shutdown`. Failures are
+    /// logged and tried again; what is in use stays in use.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.pause()) => {}
+                () = shutdown.cancelled() => return,
+            }
+            if let Err(error) = self.refresh().await {
+                tracing::warn!(
+                    category = error.category(),
+                    error = &error as &dyn std::error::Error,
+                    "the authority cannot be refreshed"
+                );
+            }
+        }
+    }
+
+    /// Until the next look; sooner where the leaf is due before that, but never a busy loop.
+    fn pause(&self) -> Duration {
+        let due = self
+            .identity
+            .renew_at()
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
+        due.clamp(Duration::from_secs(1), REFRESH)
+    }
+
+    /// The leaf first: it needs no API server.
+    async fn refresh(&self) -> Result<(), Error> {
+        if self.identity.renew_at() <= SystemTime::now() {
+            self.renew(&self.current.load())?;
+        }
+        let loaded = secret::load_or_create(&self.client, &self.config).await?;
+        let is_news = {
+            let current = self.current.load();
+            current.bundle_pem != loaded.bundle_pem || current.authority.cert_pem() != loaded.authority.cert_pem()
+        };
+        if is_news {
+            self.renew(&loaded)?;
+            tracing::info!("the CA has changed");
+            self.current.store(Arc::new(loaded));
+        }
+        publish::publish(&self.client, &self.config, &self.bundle_pem()).await
+    }
+
+    fn renew(&self, loaded: &Loaded) -> Result<(), Error> {
+        let (chain, key) = loaded.authority.issue(&Role::Operator, None, OPERATOR_LIFETIME)?;
+        Ok(self.identity.replace(&chain, &key, &loaded.bundle_pem)?)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::{
+        collections::HashMap,
+        sync::{Mutex, PoisonError},
+    };
+
+    use http::Method;
+    use remoteprocess_tls::KeyRequest;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::fake_api::{self, Call, refusal};
+
+    const SECRET: &str = "/api/v1/namespaces/remoteprocess-system/secrets/remoteprocess-ca";
+    const CONFIG_MAP: &str = "/api/v1/namespaces/remoteprocess-system/configmaps/remoteprocess-connect";
+
+    type Store = Arc<Mutex<HashMap<String, Value>>>;
+
+    fn config() -> AuthorityConfig {
+        AuthorityConfig {
+            namespace: "remoteprocess-system".into(),
+            trust_domain: "test.local".parse().expect("a domain"),
+            server: Some("relay.example:8443".into()),
+        }
+    }
+
+    /// Objects by their path: what is posted or applied is there from then on.
+    fn stored(store: &Store, call: &Call) -> (u16, Value) {
+        let mut objects = store.lock().unwrap_or_else(PoisonError::into_inner);
+        match call.method {
+            Method::GET => objects
+                .get(&call.path)
+                .map_or_else(|| refusal(404, "NotFound"), |o| (200, o.clone())),
+            Method::POST => {
+                let path = format!(
+                    "{}/{}",
+                    call.path,
+                    call.body["metadata"]["name"].as_str().expect("a name")
+                );
+                if objects.contains_key(&path) {
+                    return refusal(409, "AlreadyExists");
+                }
+                objects.insert(path, call.body.clone());
+                (201, call.body.clone())
+            }
+            _ => {
+                objects.insert(call.path.clone(), call.body.clone());
+                (200, call.body.clone())
+            }
+        }
+    }
+
+    /// An authority over a fake API server, for tests of other modules.
+    pub(crate) async fn handle() -> Arc<AuthorityHandle> {
+        remoteprocess_tls::install_crypto_provider();
+        let store = Store::default();
+        let client = fake_api::client(move |call| stored(&store, &call));
+        AuthorityHandle::load_or_create(client, config())
+            .await
+            .expect("an authority")
+    }
+
+    #[tokio::test]
+    async fn the_first_replica_makes_the_ca_and_the_others_read_it() {
+        remoteprocess_tls::install_crypto_provider();
+        let store = Store::default();
+        let (all, racing) = (store.clone(), store.clone());
+        let first = AuthorityHandle::load_or_create(fake_api::client(move |call| stored(&all, &call)), config());
+        let first = first.await.expect("made");
+        // The second one sees no Secret at first, and loses the race to create it.
+        let mut asked = false;
+        let client = fake_api::client(move |call| {
+            if call.path == SECRET && !std::mem::replace(&mut asked, true) {
+                return refusal(404, "NotFound");
+            }
+            stored(&racing, &call)
+        });
+        let second = AuthorityHandle::load_or_create(client, config()).await.expect("read");
+        assert_eq!(first.bundle_pem(), second.bundle_pem());
+
+        let objects = store.lock().expect("no panic before");
+        assert_eq!(objects[CONFIG_MAP]["data"]["ca.crt"], first.bundle_pem());
+        assert_eq!(objects[CONFIG_MAP]["data"]["trustDomain"], "test.local");
+        assert_eq!(objects[CONFIG_MAP]["data"]["server"], "relay.example:8443");
+        for path in [SECRET, CONFIG_MAP] {
+            assert_eq!(
+                objects[path]["metadata"]["ownerReferences"],
+                Value::Null,
+                "it outlives the release"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_broken_secret_is_an_error_and_stays() {
+        remoteprocess_tls::install_crypto_provider();
+        let secret = serde_json::json!({"metadata": {"name": "remoteprocess-ca"}, "data": {"tls.crt": "bm9uc2Vuc2U="}});
+        let client = fake_api::client(move |call| {
+            assert_eq!(call.method, Method::GET, "nothing is written");
+            (200, secret.clone())
+        });
+        let error = AuthorityHandle::load_or_create(client, config())
+            .await
+            .err()
+            .expect("unusable");
+        assert_eq!(error.to_string(), "the Secret remoteprocess-ca has no usable tls.key");
+    }
+
+    #[tokio::test]
+    async fn a_new_ca_in_the_secret_is_taken_over_and_the_old_one_still_trusted() {
+        remoteprocess_tls::install_crypto_provider();
+        let store = Store::default();
+        let server = store.clone();
+        let client = fake_api::client(move |call| stored(&server, &call));
+        let handle = AuthorityHandle::load_or_create(client, config())
+            .await
+            .expect("an authority");
+        let old = handle.bundle_pem();
+
+        let next = Authority::generate(handle.trust_domain()).expect("a CA");
+        let encode = |text: &str| Value::from(base64::Engine::encode(&base64::prelude::BASE64_STANDARD, text));
+        let mut secret = store.lock().expect("no panic before")[SECRET].clone();
+        secret["data"]["tls.crt"] = encode(next.cert_pem());
+        secret["data"]["tls.key"] = encode(&next.key_pem());
+        secret["data"]["ca.crt"] = encode(&old);
+        store.lock().expect("no panic before").insert(SECRET.into(), secret);
+        handle.refresh().await.expect("refreshed");
+
+        assert_eq!(handle.bundle_pem(), format!("{}{old}", next.cert_pem()));
+        assert_eq!(handle.identity().bundle_pem(), handle.bundle_pem());
+        let published = store.lock().expect("no panic before")[CONFIG_MAP]["data"]["ca.crt"].clone();
+        assert_eq!(published, handle.bundle_pem());
+    }
+
+    #[tokio::test]
+    async fn agents_get_a_certificate_of_their_pod() {
+        let handle = handle().await;
+        let request = KeyRequest::generate().expect("a request");
+        let chain = handle.sign_agent(&request.csr_der, "default", "uid-1").expect("signed");
+        let agent = Identity::new(&chain, &request.key_pem, &handle.bundle_pem(), handle.trust_domain());
+        let role = Role::Agent {
+            namespace: "default".into(),
+            pod_uid: "uid-1".into(),
+        };
+        assert_eq!(agent.expect("an identity").role(), role);
+    }
+}

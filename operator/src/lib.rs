@@ -6,6 +6,9 @@
 pub mod app;
 pub mod args;
 pub mod authority;
+pub mod backoff;
 pub mod controller;
+#[cfg(test)]
+pub(crate) mod fake_api;
 pub mod leader;
 pub mod relay;

@@ -251,7 +251,7 @@ fn is_self_signed(certificate: &CertificateDer<'_>) -> bool {
         .is_ok_and(|(_, c)| c.subject() == c.issuer() && c.verify_signature(None).is_ok())
 }
 
-fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
+pub(crate) fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
     pem::encode_config(
         &pem::Pem::new("CERTIFICATE", certificate.to_vec()),
         pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),

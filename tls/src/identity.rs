@@ -14,7 +14,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{ClientAuth, Error, PeerIdentity, Role, TrustDomain};
+use crate::{ClientAuth, Error, PeerIdentity, Role, TrustDomain, authority::certificate_pem};
 
 /// The application protocol of every connection.
 const ALPN: &[u8] = b"h2";
@@ -200,6 +200,20 @@ pub(crate) fn client_config(
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
+}
+
+/// One bundle of several PEM texts, each certificate once.
+///
+/// # Errors
+/// A text that does not decode, or not one certificate in all of them.
+pub fn bundle(texts: &[&str]) -> Result<String, Error> {
+    let mut set = Vec::new();
+    for certificate in certificates(&texts.concat())? {
+        if !set.contains(&certificate) {
+            set.push(certificate);
+        }
+    }
+    Ok(set.iter().map(certificate_pem).collect())
 }
 
 /// All CAs of a bundle; each must be readable, or a broken bundle would quietly trust fewer than it says.

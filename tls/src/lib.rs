@@ -14,7 +14,7 @@ mod serve;
 pub use authority::{Authority, KeyRequest};
 pub use connect::Dialer;
 pub use error::Error;
-pub use identity::Identity;
+pub use identity::{Identity, bundle};
 pub use role::{PeerIdentity, Role, TrustDomain, User};
 pub use serve::{ClientAuth, Limits, serve};
 

@@ -148,12 +148,7 @@ impl Archive {
         let mut attempts: Vec<u32> = listed
             .common_prefixes
             .iter()
-            .filter_map(|prefix| {
-                prefix
-                    .parts()
-                    .next_back()
-                    .and_then(|part| part.as_ref().parse().ok())
-            })
+            .filter_map(|prefix| prefix.parts().next_back().and_then(|part| part.as_ref().parse().ok()))
             .collect();
         attempts.sort_unstable();
         Ok(attempts)
@@ -165,9 +160,7 @@ impl Archive {
             attempt: key.attempt,
             source,
         })?;
-        self.store
-            .put(&key.manifest_path()?, PutPayload::from(body))
-            .await?;
+        self.store.put(&key.manifest_path()?, PutPayload::from(body)).await?;
         Ok(())
     }
 
@@ -184,12 +177,7 @@ impl Archive {
     }
 
     async fn segment(&self, key: &AttemptKey, name: &SegmentName) -> Result<Segment, Error> {
-        let body = self
-            .store
-            .get(&key.segment_path(name)?)
-            .await?
-            .bytes()
-            .await?;
+        let body = self.store.get(&key.segment_path(name)?).await?.bytes().await?;
         Segment::decode(name, body)
     }
 }
@@ -197,11 +185,7 @@ impl Archive {
 impl AttemptKey {
     fn directory(&self) -> Result<Path, Error> {
         check_uid(&self.uid)?;
-        Ok(Path::from_iter([
-            "processes",
-            &self.uid,
-            &self.attempt.to_string(),
-        ]))
+        Ok(Path::from_iter(["processes", &self.uid, &self.attempt.to_string()]))
     }
 
     fn manifest_path(&self) -> Result<Path, Error> {
@@ -219,10 +203,7 @@ impl AttemptKey {
 
 /// A UID becomes part of a path and may come from a peer.
 fn check_uid(uid: &str) -> Result<(), Error> {
-    let fits = (1..=64).contains(&uid.len())
-        && uid
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let fits = (1..=64).contains(&uid.len()) && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     if fits { Ok(()) } else { Err(Error::Uid) }
 }
 

@@ -186,11 +186,7 @@ mod tests {
             Some(gap(Stream::Stderr, 4, Some(9), "SpoolLost"))
         );
         assert_eq!(gap(Stream::Stderr, 0, Some(9), "SpoolLost").beyond(9), None);
-        assert!(
-            gap(Stream::Stderr, 3, None, "NeverSealed")
-                .beyond(100)
-                .is_some()
-        );
+        assert!(gap(Stream::Stderr, 3, None, "NeverSealed").beyond(100).is_some());
     }
 
     #[test]

@@ -205,13 +205,9 @@ impl StoredExit {
 
     fn to_wire(&self) -> Exit {
         Exit {
-            outcome: Outcome::from_str_name(&self.outcome)
-                .unwrap_or(Outcome::Unknown)
-                .into(),
+            outcome: Outcome::from_str_name(&self.outcome).unwrap_or(Outcome::Unknown).into(),
             value: self.value,
-            source: Source::from_str_name(&self.source)
-                .unwrap_or(Source::None)
-                .into(),
+            source: Source::from_str_name(&self.source).unwrap_or(Source::None).into(),
             sealed: false,
             reason: self.reason.clone(),
             message: self.message.clone(),
@@ -301,9 +297,6 @@ mod tests {
             oom_kills: 7,
         };
         let text = serde_json::to_string(&StoredExit::from_wire(&exit)).unwrap();
-        assert_eq!(
-            serde_json::from_str::<StoredExit>(&text).unwrap().to_wire(),
-            exit
-        );
+        assert_eq!(serde_json::from_str::<StoredExit>(&text).unwrap().to_wire(), exit);
     }
 }

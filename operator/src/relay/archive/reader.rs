@@ -66,10 +66,7 @@ impl Reader {
 
     /// A segment ends where its own writer's next one begins, so many need not be read to be passed.
     fn ends_before(&self, name: &SegmentName, at: &Cursor) -> bool {
-        let next = self
-            .listed
-            .iter()
-            .find(|later| later.writer() == name.writer());
+        let next = self.listed.iter().find(|later| later.writer() == name.writer());
         next.is_some_and(|next| distance(&next.start()) <= distance(at))
     }
 
@@ -92,10 +89,8 @@ impl Reader {
 /// True when everything before `start` is unwanted.
 #[must_use]
 pub fn precedes(start: &Cursor, wanted: &Wanted) -> bool {
-    let fits = |stream: Stream| {
-        wanted.only.is_some_and(|only| only != stream)
-            || start.of(stream) <= wanted.cursor.of(stream)
-    };
+    let fits =
+        |stream: Stream| wanted.only.is_some_and(|only| only != stream) || start.of(stream) <= wanted.cursor.of(stream);
     fits(Stream::Stdout) && fits(Stream::Stderr)
 }
 
@@ -106,12 +101,7 @@ fn beyond(pieces: Vec<Placed>, at: Cursor) -> Vec<Placed> {
     for Placed { start, piece } in pieces {
         for stream in [Stream::Stdout, Stream::Stderr] {
             if start.of(stream) > at.of(stream) {
-                let hole = gap(
-                    stream,
-                    at.of(stream),
-                    Some(start.of(stream)),
-                    ARCHIVE_DAMAGED,
-                );
+                let hole = gap(stream, at.of(stream), Some(start.of(stream)), ARCHIVE_DAMAGED);
                 place(&mut found, &mut at, hole);
             }
         }

@@ -89,11 +89,7 @@ impl SegmentName {
 
 impl fmt::Display for SegmentName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:020}-{:020}-{:08x}",
-            self.stdout, self.stderr, self.writer
-        )
+        write!(f, "{:020}-{:020}-{:08x}", self.stdout, self.stderr, self.writer)
     }
 }
 
@@ -150,10 +146,7 @@ impl SegmentBuilder {
         let mut outer = BytesMut::new();
         outer.put_u8(0x0a);
         encode_varint((inner.len() + body.len()) as u64, &mut outer);
-        encode_varint(
-            (outer.len() + inner.len() + body.len()) as u64,
-            &mut self.loose,
-        );
+        encode_varint((outer.len() + inner.len() + body.len()) as u64, &mut self.loose);
         self.loose.put_slice(&outer);
         self.loose.put_slice(&inner);
         if body.len() < COPY_BELOW {
@@ -257,13 +250,7 @@ mod tests {
             gap(Stream::Stdout, 10_005, Some(10_009), "SpoolLost"),
             data(Stream::Stdout, 10_009, 3, Bytes::new()),
         ];
-        let mut builder = SegmentBuilder::new(
-            Cursor {
-                stdout: 5,
-                stderr: 0,
-            },
-            0xabc,
-        );
+        let mut builder = SegmentBuilder::new(Cursor { stdout: 5, stderr: 0 }, 0xabc);
         for piece in &pieces {
             builder.push(&Placed {
                 start: builder.end(),
@@ -276,8 +263,7 @@ mod tests {
     #[test]
     fn a_segment_reads_back_as_it_was_written() {
         let (builder, pieces) = sample();
-        let segment =
-            Segment::decode(builder.name(), Bytes::from(builder.object().concat())).unwrap();
+        let segment = Segment::decode(builder.name(), Bytes::from(builder.object().concat())).unwrap();
         assert_eq!(
             segment.end,
             Cursor {
@@ -299,20 +285,11 @@ mod tests {
     fn every_cut_and_every_flipped_byte_is_noticed() {
         let (builder, _) = sample();
         let whole = builder.object().concat();
-        for length in (0..whole.len())
-            .step_by(97)
-            .chain(whole.len() - 40..whole.len())
-        {
+        for length in (0..whole.len()).step_by(97).chain(whole.len() - 40..whole.len()) {
             let cut = Bytes::copy_from_slice(&whole[..length]);
-            assert!(
-                Segment::decode(builder.name(), cut).is_err(),
-                "cut at {length}"
-            );
+            assert!(Segment::decode(builder.name(), cut).is_err(), "cut at {length}");
         }
-        for at in (0..whole.len())
-            .step_by(61)
-            .chain(whole.len() - 40..whole.len())
-        {
+        for at in (0..whole.len()).step_by(61).chain(whole.len() - 40..whole.len()) {
             let mut flipped = whole.clone();
             flipped[at] ^= 0x10;
             assert!(
@@ -324,13 +301,7 @@ mod tests {
 
     #[test]
     fn names_sort_by_place_and_parse_back() {
-        let first = SegmentName::new(
-            Cursor {
-                stdout: 9,
-                stderr: 100,
-            },
-            1,
-        );
+        let first = SegmentName::new(Cursor { stdout: 9, stderr: 100 }, 1);
         let second = SegmentName::new(
             Cursor {
                 stdout: 200,

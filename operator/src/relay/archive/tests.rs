@@ -44,11 +44,7 @@ fn history(chunks: &[(bool, u64)]) -> Vec<Placed> {
     chunks
         .iter()
         .map(|(error, length)| {
-            let stream = if *error {
-                Stream::Stderr
-            } else {
-                Stream::Stdout
-            };
+            let stream = if *error { Stream::Stderr } else { Stream::Stdout };
             let placed = Placed {
                 start: at,
                 piece: run_of(stream, at.of(stream), *length),
@@ -90,11 +86,7 @@ async fn read_all(archive: &Archive, wanted: Wanted) -> Vec<Piece> {
         };
         assert_eq!(pieces[0].start, at, "the path has no holes");
         at = last.end();
-        found.extend(
-            pieces
-                .into_iter()
-                .filter_map(|placed| placed.piece.wanted(&wanted)),
-        );
+        found.extend(pieces.into_iter().filter_map(|placed| placed.piece.wanted(&wanted)));
     }
 }
 
@@ -110,11 +102,7 @@ fn assert_exactly_once(pieces: &[Piece], wanted: &Wanted, end: Cursor) {
     }
     for stream in [Stream::Stdout, Stream::Stderr] {
         if wanted.only.is_none_or(|only| only == stream) {
-            assert_eq!(
-                at.of(stream),
-                end.of(stream).max(wanted.cursor.of(stream)),
-                "complete"
-            );
+            assert_eq!(at.of(stream), end.of(stream).max(wanted.cursor.of(stream)), "complete");
         }
     }
 }
@@ -141,11 +129,7 @@ fn life() -> impl Strategy<Value = Life> {
 async fn live(archive: &Archive, history: &[Placed], life: &Life) {
     let (Life::Crash { pieces, flush_each } | Life::Torn { pieces, flush_each }) = life;
     let mut writer = archive.writer(subject()).await.unwrap();
-    for (index, placed) in resumed(history, writer.saved())
-        .iter()
-        .take(*pieces)
-        .enumerate()
-    {
+    for (index, placed) in resumed(history, writer.saved()).iter().take(*pieces).enumerate() {
         writer.append(placed);
         if index % flush_each == flush_each - 1 || writer.is_full() {
             let saved = writer.flush().await.unwrap();
@@ -157,10 +141,7 @@ async fn live(archive: &Archive, history: &[Placed], life: &Life) {
         let name = SegmentName::new(writer.saved(), 0xdead);
         archive
             .store
-            .put(
-                &key.segment_path(&name).unwrap(),
-                PutPayload::from_static(b"RPSEG"),
-            )
+            .put(&key.segment_path(&name).unwrap(), PutPayload::from_static(b"RPSEG"))
             .await
             .unwrap();
     }
@@ -249,10 +230,7 @@ async fn a_damaged_segment_in_the_middle_is_a_named_gap() {
         },
     )
     .await;
-    assert_eq!(
-        pieces[1],
-        gap(Stream::Stderr, 0, Some(300_000), ARCHIVE_DAMAGED)
-    );
+    assert_eq!(pieces[1], gap(Stream::Stderr, 0, Some(300_000), ARCHIVE_DAMAGED));
     assert_eq!(pieces[2], history[2].piece);
 }
 
@@ -295,10 +273,7 @@ async fn the_local_archive_is_on_disk() {
     writer.seal(&Exit::default()).await.unwrap();
     let again = Archive::local(&root.path().join("archive")).unwrap();
     assert_eq!(again.attempts("0c1d").await.unwrap(), vec![1]);
-    assert_eq!(
-        again.manifest(&subject().key).await.unwrap().unwrap().name,
-        "hello"
-    );
+    assert_eq!(again.manifest(&subject().key).await.unwrap().unwrap().name, "hello");
     let wanted = Wanted {
         cursor: Cursor::default(),
         only: Some(Stream::Stderr),
@@ -317,12 +292,7 @@ async fn the_last_lines_are_found_across_segments_and_streams() {
         (Stream::Stdout, "o\nthree\n"),
         (Stream::Stdout, "end"),
     ] {
-        let piece = data(
-            stream,
-            at.of(stream),
-            0,
-            Bytes::from_static(text.as_bytes()),
-        );
+        let piece = data(stream, at.of(stream), 0, Bytes::from_static(text.as_bytes()));
         let placed = Placed { start: at, piece };
         at = placed.end();
         writer.append(&placed);
@@ -335,27 +305,9 @@ async fn the_last_lines_are_found_across_segments_and_streams() {
             .unwrap()
     };
     assert_eq!(distance(&start(0, None).await), distance(&at));
-    assert_eq!(
-        start(1, None).await,
-        Cursor {
-            stdout: 14,
-            stderr: 4
-        }
-    );
-    assert_eq!(
-        start(2, None).await,
-        Cursor {
-            stdout: 8,
-            stderr: 4
-        }
-    );
-    assert_eq!(
-        start(3, None).await,
-        Cursor {
-            stdout: 6,
-            stderr: 4
-        }
-    );
+    assert_eq!(start(1, None).await, Cursor { stdout: 14, stderr: 4 });
+    assert_eq!(start(2, None).await, Cursor { stdout: 8, stderr: 4 });
+    assert_eq!(start(3, None).await, Cursor { stdout: 6, stderr: 4 });
     assert_eq!(start(1, Some(Stream::Stderr)).await, Cursor::default());
     assert_eq!(start(100, None).await, Cursor::default());
 }

@@ -99,9 +99,7 @@ impl Writer {
     /// When the store refuses; nothing is lost by it.
     pub async fn flush(&mut self) -> Result<Cursor, Error> {
         if self.manifest_dirty {
-            self.archive
-                .put_manifest(&self.subject.key, &self.manifest)
-                .await?;
+            self.archive.put_manifest(&self.subject.key, &self.manifest).await?;
             self.manifest_dirty = false;
         }
         if self.dirty {
@@ -145,9 +143,7 @@ impl Writer {
                 stderr: name.start().stderr,
             })
             .collect();
-        self.archive
-            .put_manifest(&self.subject.key, &manifest)
-            .await?;
+        self.archive.put_manifest(&self.subject.key, &manifest).await?;
         self.manifest = manifest.clone();
         Ok(manifest)
     }

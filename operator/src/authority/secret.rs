@@ -1,0 +1,87 @@
+//! The Secret that holds the CA.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, PostParams},
+};
+use remoteprocess_api::names;
+use remoteprocess_tls::{Authority, bundle};
+
+use super::{AuthorityConfig, Error, Loaded, publish};
+
+/// Certificate of the CA, and those above it.
+const CERTIFICATE: &str = "tls.crt";
+
+/// Private key of the CA.
+const KEY: &str = "tls.key";
+
+/// Further CAs to trust: the root above an intermediate, and at a change of CAs first the next one, then the one before,
+/// each for as long as a leaf lives.
+const FURTHER: &str = "ca.crt";
+
+/// Reads the CA, or makes it. A Secret that is there is never written.
+pub(super) async fn load_or_create(client: &Client, config: &AuthorityConfig) -> Result<Loaded, Error> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &config.namespace);
+    if let Some(secret) = secrets.get_opt(names::CA_SECRET).await? {
+        return parse(&secret, config);
+    }
+    let secret = build(&Authority::generate(&config.trust_domain)?, config);
+    match secrets.create(&PostParams::default(), &secret).await {
+        Ok(created) => {
+            tracing::info!(secret = names::CA_SECRET, namespace = config.namespace, "made a new CA");
+            parse(&created, config)
+        }
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {
+            parse(&secrets.get(names::CA_SECRET).await?, config)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn build(authority: &Authority, config: &AuthorityConfig) -> Secret {
+    let data = BTreeMap::from([
+        (
+            CERTIFICATE.to_owned(),
+            ByteString(authority.cert_pem().as_bytes().to_vec()),
+        ),
+        (KEY.to_owned(), ByteString(authority.key_pem().into_bytes())),
+    ]);
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(names::CA_SECRET.to_owned()),
+            namespace: Some(config.namespace.clone()),
+            labels: Some(publish::labels()),
+            annotations: Some(publish::annotations()),
+            ..ObjectMeta::default()
+        },
+        type_: Some("kubernetes.io/tls".to_owned()),
+        data: Some(data),
+        ..Secret::default()
+    }
+}
+
+fn parse(secret: &Secret, config: &AuthorityConfig) -> Result<Loaded, Error> {
+    let certificate = text(secret, CERTIFICATE)?.ok_or(unusable(CERTIFICATE))?;
+    let key = text(secret, KEY)?.ok_or(unusable(KEY))?;
+    let further = text(secret, FURTHER)?.unwrap_or_default();
+    let authority = Authority::from_pem(certificate, key, &config.trust_domain)?;
+    let bundle_pem = bundle(&[certificate, further])?;
+    Ok(Loaded { authority, bundle_pem })
+}
+
+fn text<'a>(secret: &'a Secret, key: &'static str) -> Result<Option<&'a str>, Error> {
+    let bytes = secret.data.as_ref().and_then(|data| data.get(key));
+    bytes
+        .map(|bytes| str::from_utf8(&bytes.0).map_err(|_| unusable(key)))
+        .transpose()
+}
+
+fn unusable(key: &'static str) -> Error {
+    Error::Secret {
+        name: names::CA_SECRET,
+        key,
+    }
+}
