@@ -1,0 +1,80 @@
+//! People, played by ServiceAccounts with a kubeconfig of their own.
+
+use std::path::PathBuf;
+use std::{env, fs};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::program::{Program, kubectl, rproc};
+
+/// Somebody with a kubeconfig and a home folder of their own.
+pub struct User {
+    home: TempDir,
+    kubeconfig: PathBuf,
+    namespace: String,
+}
+
+/// The administrator that `KUBECONFIG` names, at home in `namespace`.
+pub fn admin(namespace: &str) -> Result<User> {
+    let config = kubectl(["config", "view", "--raw", "--minify", "--flatten", "--output=json"]).json()?;
+    User::from_config(config, namespace)
+}
+
+impl User {
+    /// The ServiceAccount `name` of `namespace`, which must exist.
+    pub(crate) fn service_account(namespace: &str, name: &str) -> Result<Self> {
+        let token = kubectl(["create", "token", name, "--duration=2h", "--namespace", namespace]).succeed()?;
+        let mut config = kubectl(["config", "view", "--raw", "--minify", "--flatten", "--output=json"]).json()?;
+        let user = config["contexts"][0]["context"]["user"].clone();
+        config["users"] = json!([{"name": user, "user": {"token": token.trim()}}]);
+        Self::from_config(config, namespace)
+    }
+
+    fn from_config(mut config: Value, namespace: &str) -> Result<Self> {
+        config["contexts"][0]["context"]["namespace"] = json!(namespace);
+        let home = TempDir::with_prefix("rproc-e2e-")?;
+        let kubeconfig = home.path().join("kubeconfig");
+        fs::write(&kubeconfig, serde_json::to_vec(&config)?).context("cannot write a kubeconfig")?;
+        Ok(Self { home, kubeconfig, namespace: namespace.to_owned() })
+    }
+
+    /// `rproc` run by this person.
+    pub fn rproc(&self, arguments: &[&str]) -> Program {
+        self.as_this_person(rproc(arguments))
+    }
+
+    /// `kubectl` run by this person.
+    pub fn kubectl(&self, arguments: &[&str]) -> Program {
+        self.as_this_person(kubectl(arguments))
+    }
+
+    /// `rproc run` of a script by `sh` in busybox.
+    pub fn run(&self, name: &str, script: &str) -> Program {
+        self.run_image(crate::BUSYBOX, name, &["sh", "-c", script])
+    }
+
+    /// `rproc run` of a command in one of the test images.
+    pub fn run_image(&self, image: &str, name: &str, command: &[&str]) -> Program {
+        let [image, policy] = crate::image_arguments(image);
+        let mut arguments = vec!["run", name, &image, &policy, "--"];
+        arguments.extend(command);
+        self.rproc(&arguments)
+    }
+
+    /// Namespace in which this person works.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn as_this_person(&self, program: Program) -> Program {
+        let path = env::var_os("PATH").unwrap_or_default();
+        program
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("HOME", self.home.path())
+            .env("XDG_CACHE_HOME", self.home.path().join("cache"))
+            .env("PATH", path)
+    }
+}

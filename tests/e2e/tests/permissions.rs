@@ -1,0 +1,91 @@
+//! Kubernetes RBAC decides, and whoever lacks a rule is told which.
+
+use anyhow::{Result, ensure};
+use remoteprocess_e2e::{Namespace, User, with_temp_ns};
+
+fn sleeper(namespace: &Namespace) -> Result<()> {
+    let script = "echo ready; while [ ! -f /tmp/go ]; do sleep 0.1; done; echo done";
+    let mut run = namespace.editor.run("sleeper", script).start()?;
+    run.wait_for_bytes(6)
+}
+
+fn refused(user: &User, arguments: &[&str], rule: &[&str]) -> Result<()> {
+    let finished = user.rproc(arguments).finish()?;
+    ensure!(finished.code != 0, "it was allowed: {finished}");
+    finished.expect_stderr(rule)?;
+    ensure!(finished.stdout.is_empty(), "{finished}");
+    Ok(())
+}
+
+#[test]
+fn a_viewer_reads_and_does_nothing_else() {
+    with_temp_ns("viewer", |namespace| {
+        sleeper(namespace)?;
+        let viewer = namespace.user("viewer", Some("view"))?;
+        let logs = viewer.rproc(&["logs", "sleeper"]).finish()?;
+        ensure!(logs.expect_code(0)?.out() == "ready\n", "{logs}");
+        let ps = viewer.rproc(&["ps"]).finish()?;
+        ensure!(ps.expect_code(0)?.out().contains("sleeper"), "{ps}");
+        let mut follow = viewer.rproc(&["logs", "-f", "sleeper"]).start()?;
+        follow.wait_for_bytes(6)?;
+
+        refused(&viewer, &["stop", "sleeper"], &["remoteprocesses/signal", "create"])?;
+        refused(&viewer, &["signal", "sleeper", "SIGTERM"], &["remoteprocesses/signal", "create"])?;
+        let run = ["run", "mine", "--image=busybox:1.36", "--", "true"];
+        refused(&viewer, &run, &["remoteprocesses", "create"])?;
+
+        namespace.in_container("sleeper", "touch /tmp/go")?;
+        let followed = follow.finish()?;
+        ensure!(followed.expect_code(0)?.out() == "ready\ndone\n", "{followed}");
+        Ok(())
+    });
+}
+
+#[test]
+fn somebody_without_rights_is_told_the_rule() {
+    with_temp_ns("nobody", |namespace| {
+        sleeper(namespace)?;
+        let nobody = namespace.user("nobody", None)?;
+        refused(&nobody, &["logs", "sleeper"], &["remoteprocesses/log", "get", "apiGroups"])?;
+        refused(&nobody, &["stop", "sleeper"], &["remoteprocesses/signal", "create"])?;
+        refused(&nobody, &["ps"], &["remoteprocesses", "list"])?;
+        Ok(())
+    });
+}
+
+#[test]
+fn an_editor_of_another_namespace_is_nobody_here() {
+    with_temp_ns("here", |here| {
+        sleeper(here)?;
+        with_temp_ns("there", |there| {
+            let flag = format!("--namespace={}", here.name);
+            refused(&there.editor, &["logs", "sleeper", &flag], &["remoteprocesses/log"])?;
+            refused(&there.editor, &["stop", "sleeper", &flag], &["remoteprocesses/signal"])?;
+            Ok(())
+        });
+        Ok(())
+    });
+}
+
+#[test]
+fn whoami_says_who() {
+    with_temp_ns("whoami", |namespace| {
+        let answer = namespace.editor.rproc(&["whoami"]).finish()?;
+        let user = format!("system:serviceaccount:{}:editor", namespace.name);
+        ensure!(answer.expect_code(0)?.out().contains(&user), "{answer}");
+        Ok(())
+    });
+}
+
+#[test]
+fn rights_that_are_taken_away_are_gone_within_the_minute() {
+    with_temp_ns("revoked", |namespace| {
+        sleeper(namespace)?;
+        let viewer = namespace.user("viewer", Some("view"))?;
+        viewer.rproc(&["logs", "sleeper"]).finish()?.expect_code(0)?;
+        namespace.kubectl(&["delete", "rolebinding", "viewer"]).succeed()?;
+        remoteprocess_e2e::until("the refusal", std::time::Duration::from_secs(75), || {
+            Ok(viewer.rproc(&["logs", "sleeper"]).finish()?.code != 0)
+        })
+    });
+}
