@@ -59,5 +59,8 @@ pub fn is_development_cluster(what_is_left_out: &str) -> bool {
 /// Flags of `rproc run` for one of the images above: they are loaded, not pulled.
 #[must_use]
 pub fn image_arguments(image: &str) -> [String; 2] {
-    [format!("--image={image}"), "--image-pull-policy=IfNotPresent".to_owned()]
+    [
+        format!("--image={image}"),
+        "--image-pull-policy=IfNotPresent".to_owned(),
+    ]
 }

@@ -50,7 +50,9 @@ pub fn with_temp_ns(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) {
 fn unique(test: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
+    let nanos = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.subsec_nanos());
     format!("e2e-{test}-{:05x}{:02x}", nanos & 0xf_ffff, count)
 }
 
@@ -64,7 +66,13 @@ fn dump(namespace: &str) {
         &["get", "remoteprocesses", "--output=yaml"],
         &["get", "pods", "--output=wide"],
         &["get", "events", "--sort-by=.lastTimestamp"],
-        &["logs", "--selector=remoteprocess.dev/name", "--container=rproc-agent", "--tail=40", "--prefix"],
+        &[
+            "logs",
+            "--selector=remoteprocess.dev/name",
+            "--container=rproc-agent",
+            "--tail=40",
+            "--prefix",
+        ],
     ];
     for command in commands {
         let shown = kubectl(command).arg("--namespace").arg(namespace).finish();
@@ -73,7 +81,12 @@ fn dump(namespace: &str) {
             Err(error) => println!("{error:#}"),
         }
     }
-    let operator = ["logs", "--selector=app.kubernetes.io/name=remoteprocess-operator", "--tail=80", "--namespace"];
+    let operator = [
+        "logs",
+        "--selector=app.kubernetes.io/name=remoteprocess-operator",
+        "--tail=80",
+        "--namespace",
+    ];
     if let Ok(finished) = kubectl(operator).arg(release_namespace()).finish() {
         println!("{}", finished.out());
     }
@@ -86,7 +99,14 @@ fn remove(namespace: &str) {
     let commands: [&[&str]; 3] = [
         &["delete", "namespace", namespace, "--wait=false", "--ignore-not-found"],
         &["delete", "clusterrolebinding", &binding, "--ignore-not-found"],
-        &["delete", "rolebinding", &binding, "--ignore-not-found", "--namespace", &release],
+        &[
+            "delete",
+            "rolebinding",
+            &binding,
+            "--ignore-not-found",
+            "--namespace",
+            &release,
+        ],
     ];
     for command in commands {
         if let Err(error) = kubectl(command).succeed() {
@@ -101,7 +121,10 @@ impl Namespace {
         connect(name)?;
         add_account(name, "editor", Some("edit"))?;
         let editor = User::service_account(name, "editor")?;
-        Ok(Self { name: name.to_owned(), editor })
+        Ok(Self {
+            name: name.to_owned(),
+            editor,
+        })
     }
 
     /// Another person here, with this ClusterRole or none. Everybody may connect.
@@ -129,7 +152,9 @@ impl Namespace {
             "metadata": {"name": name},
             "spec": spec,
         });
-        self.editor.kubectl(&["apply", "--filename=-"]).input(object.to_string())
+        self.editor
+            .kubectl(&["apply", "--filename=-"])
+            .input(object.to_string())
     }
 
     /// The object as JSON.
@@ -147,13 +172,7 @@ impl Namespace {
     }
 
     /// Waits until the object's status satisfies the test, and returns the object.
-    pub fn wait_for(
-        &self,
-        name: &str,
-        what: &str,
-        seconds: u64,
-        is_so: impl Fn(&Value) -> bool,
-    ) -> Result<Value> {
+    pub fn wait_for(&self, name: &str, what: &str, seconds: u64, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = Value::Null;
         let answer = until_some(what, Duration::from_secs(seconds), || {
             last = self.object(name)?;
@@ -164,7 +183,9 @@ impl Namespace {
 
     /// Waits until the object says `Finished=True`.
     pub fn wait_finished(&self, name: &str) -> Result<Value> {
-        self.wait_for(name, "Finished=True", 90, |status| condition(status, "Finished") == "True")
+        self.wait_for(name, "Finished=True", 90, |status| {
+            condition(status, "Finished")["status"] == "True"
+        })
     }
 
     /// Waits until the program runs.
@@ -182,7 +203,8 @@ impl Namespace {
     pub fn in_container(&self, process: &str, script: &str) -> Result<String> {
         let pod = self.pod(process)?;
         let pod = pod["metadata"]["name"].as_str().context("a pod has a name")?.to_owned();
-        self.kubectl(&["exec", &pod, "--container=main", "--", "sh", "-c", script]).succeed()
+        self.kubectl(&["exec", &pod, "--container=main", "--", "sh", "-c", script])
+            .succeed()
     }
 
     /// Deletes the pods of a process and waits until they are gone.
@@ -195,26 +217,51 @@ impl Namespace {
     /// Waits until no pod of the process is left.
     pub fn wait_no_pods(&self, process: &str, seconds: u64) -> Result<()> {
         let selector = format!("--selector=remoteprocess.dev/name={process}");
-        until(&format!("the end of the pods of {process}"), Duration::from_secs(seconds), || {
-            Ok(self.kubectl(&["get", "pods", &selector, "--output=name"]).succeed()?.is_empty())
-        })
+        until(
+            &format!("the end of the pods of {process}"),
+            Duration::from_secs(seconds),
+            || {
+                Ok(self
+                    .kubectl(&["get", "pods", &selector, "--output=name"])
+                    .succeed()?
+                    .is_empty())
+            },
+        )
     }
 }
 
-/// Status of a condition, or nothing.
-fn condition<'a>(status: &'a Value, kind: &str) -> &'a str {
+/// A condition of a status, or null.
+#[must_use]
+pub fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
     let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let found = conditions.iter().find(|condition| condition["type"] == kind);
-    found.and_then(|condition| condition["status"].as_str()).unwrap_or_default()
+    conditions
+        .iter()
+        .find(|condition| condition["type"] == kind)
+        .unwrap_or(&Value::Null)
 }
 
 fn connect(namespace: &str) -> Result<()> {
     let group = format!("--group=system:serviceaccounts:{namespace}");
     let binding = binding_name(namespace);
     let release = release_namespace();
-    kubectl(["create", "clusterrolebinding", &binding, "--clusterrole=remoteprocess-connect", &group]).succeed()?;
-    kubectl(["create", "rolebinding", &binding, "--role=remoteprocess-connect", &group, "--namespace", &release])
-        .succeed()?;
+    kubectl([
+        "create",
+        "clusterrolebinding",
+        &binding,
+        "--clusterrole=remoteprocess-connect",
+        &group,
+    ])
+    .succeed()?;
+    kubectl([
+        "create",
+        "rolebinding",
+        &binding,
+        "--role=remoteprocess-connect",
+        &group,
+        "--namespace",
+        &release,
+    ])
+    .succeed()?;
     Ok(())
 }
 

@@ -69,8 +69,16 @@ struct Stream {
 impl Program {
     pub(crate) fn new<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = A>) -> Self {
         let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self { command, deadline: DEADLINE, input: Vec::new() }
+        command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Self {
+            command,
+            deadline: DEADLINE,
+            input: Vec::new(),
+        }
     }
 
     /// A further argument.
@@ -118,7 +126,13 @@ impl Program {
         thread::spawn(move || drop(stdin.write_all(&input)));
         let stdout = Stream::collect(child.stdout.take().context("no stdout")?);
         let stderr = Stream::collect(child.stderr.take().context("no stderr")?);
-        Ok(Running { child, line, end: Instant::now() + self.deadline, stdout, stderr })
+        Ok(Running {
+            child,
+            line,
+            end: Instant::now() + self.deadline,
+            stdout,
+            stderr,
+        })
     }
 
     /// Runs it to its end, whatever its exit code.
@@ -149,7 +163,12 @@ impl Running {
             Ok(self.stdout.len() >= count || self.child.try_wait()?.is_some())
         });
         if self.stdout.len() < count {
-            bail!("{} ended or stalled after {} bytes: {}", self.line, self.stdout.len(), self.stderr.text());
+            bail!(
+                "{} ended or stalled after {} bytes: {}",
+                self.line,
+                self.stdout.len(),
+                self.stderr.text()
+            );
         }
         seen
     }
@@ -161,7 +180,12 @@ impl Running {
             if self.stderr.text().contains(text) {
                 return Ok(true);
             }
-            ensure!(self.child.try_wait()?.is_none(), "{} ended: {}", self.line, self.stderr.text());
+            ensure!(
+                self.child.try_wait()?.is_none(),
+                "{} ended: {}",
+                self.line,
+                self.stderr.text()
+            );
             Ok(false)
         })
     }
@@ -170,6 +194,12 @@ impl Running {
     #[must_use]
     pub fn received(&self) -> usize {
         self.stdout.len()
+    }
+
+    /// Standard output so far, as text.
+    #[must_use]
+    pub fn said(&self) -> String {
+        self.stdout.text()
     }
 
     /// Sends it a signal.
@@ -187,13 +217,23 @@ impl Running {
             self.child.kill()?;
             self.child.wait()?;
             let (bytes, said) = (self.stdout.len(), self.stderr.text());
-            bail!("{} did not end in time; it wrote {bytes} bytes, and on stderr: {said}", self.line);
+            bail!(
+                "{} did not end in time; it wrote {bytes} bytes, and on stderr: {said}",
+                self.line
+            );
         }
         let status = self.child.wait()?;
-        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+        let code = status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
         let stdout = self.stdout.finish()?;
         let stderr = self.stderr.finish()?;
-        Ok(Finished { code, stdout, stderr, line: self.line.clone() })
+        Ok(Finished {
+            code,
+            stdout,
+            stderr,
+            line: self.line.clone(),
+        })
     }
 }
 
@@ -213,7 +253,9 @@ impl Stream {
         thread::spawn(move || {
             let mut chunk = vec![0; 64 * 1024];
             while let Ok(count @ 1..) = source.read(&mut chunk) {
-                sink.lock().expect("no holder panics").extend_from_slice(&chunk[..count]);
+                sink.lock()
+                    .expect("no holder panics")
+                    .extend_from_slice(&chunk[..count]);
             }
             drop(closer);
         });
@@ -254,7 +296,11 @@ impl Finished {
     #[must_use]
     pub fn err_of_program(&self) -> Vec<u8> {
         let lines = self.stderr.split_inclusive(|byte| *byte == b'\n');
-        lines.filter(|line| !line.starts_with(b"rproc:")).flatten().copied().collect()
+        lines
+            .filter(|line| !line.starts_with(b"rproc:"))
+            .flatten()
+            .copied()
+            .collect()
     }
 
     /// Fails unless the exit code is this one.
@@ -276,17 +322,28 @@ impl Finished {
 impl fmt::Display for Finished {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (out, err) = (excerpt(&self.stdout), excerpt(&self.stderr));
-        write!(formatter, "{} ended with {}\nstdout: {out}\nstderr: {err}", self.line, self.code)
+        write!(
+            formatter,
+            "{} ended with {}\nstdout: {out}\nstderr: {err}",
+            self.line, self.code
+        )
     }
 }
 
 fn excerpt(bytes: &[u8]) -> String {
     const MOST: usize = 2000;
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MOST)]).into_owned();
-    if bytes.len() > MOST { format!("{text}… ({} bytes)", bytes.len()) } else { text }
+    if bytes.len() > MOST {
+        format!("{text}… ({} bytes)", bytes.len())
+    } else {
+        text
+    }
 }
 
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+    words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ")
 }

@@ -37,7 +37,11 @@ impl User {
         let home = TempDir::with_prefix("rproc-e2e-")?;
         let kubeconfig = home.path().join("kubeconfig");
         fs::write(&kubeconfig, serde_json::to_vec(&config)?).context("cannot write a kubeconfig")?;
-        Ok(Self { home, kubeconfig, namespace: namespace.to_owned() })
+        Ok(Self {
+            home,
+            kubeconfig,
+            namespace: namespace.to_owned(),
+        })
     }
 
     /// `rproc` run by this person.

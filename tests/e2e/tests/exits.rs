@@ -1,8 +1,8 @@
 //! Every kind of end is reported right in the CLI's exit code, in status and in the conditions.
 
 use anyhow::{Result, ensure};
-use remoteprocess_e2e::{BUSYBOX, GLIBC, Namespace, STATIC, with_temp_ns};
-use serde_json::{Value, json};
+use remoteprocess_e2e::{BUSYBOX, GLIBC, Namespace, STATIC, condition, with_temp_ns};
+use serde_json::json;
 
 struct Case {
     name: &'static str,
@@ -13,20 +13,67 @@ struct Case {
 }
 
 const CASES: [Case; 7] = [
-    Case { name: "code-0", command: &["sh", "-c", "exit 0"], code: 0, signal: None, reason: "Completed" },
-    Case { name: "code-7", command: &["sh", "-c", "exit 7"], code: 7, signal: None, reason: "NonZeroExit" },
-    Case { name: "code-255", command: &["sh", "-c", "exit 255"], code: 255, signal: None, reason: "NonZeroExit" },
-    Case { name: "not-found", command: &["/no/such/program"], code: 127, signal: None, reason: "CommandNotFound" },
-    Case { name: "not-runnable", command: &["/etc/passwd"], code: 126, signal: None, reason: "CommandNotExecutable" },
-    Case { name: "kill", command: &["sh", "-c", "kill -9 $$"], code: 137, signal: Some("SIGKILL"), reason: "Signaled" },
-    Case { name: "term", command: &["sh", "-c", "kill -15 $$"], code: 143, signal: Some("SIGTERM"), reason: "Signaled" },
+    Case {
+        name: "code-0",
+        command: &["sh", "-c", "exit 0"],
+        code: 0,
+        signal: None,
+        reason: "Completed",
+    },
+    Case {
+        name: "code-7",
+        command: &["sh", "-c", "exit 7"],
+        code: 7,
+        signal: None,
+        reason: "NonZeroExit",
+    },
+    Case {
+        name: "code-255",
+        command: &["sh", "-c", "exit 255"],
+        code: 255,
+        signal: None,
+        reason: "NonZeroExit",
+    },
+    Case {
+        name: "not-found",
+        command: &["/no/such/program"],
+        code: 127,
+        signal: None,
+        reason: "CommandNotFound",
+    },
+    Case {
+        name: "not-runnable",
+        command: &["/etc/passwd"],
+        code: 126,
+        signal: None,
+        reason: "CommandNotExecutable",
+    },
+    Case {
+        name: "kill",
+        command: &["sh", "-c", "kill -9 $$"],
+        code: 137,
+        signal: Some("SIGKILL"),
+        reason: "Signaled",
+    },
+    Case {
+        name: "term",
+        command: &["sh", "-c", "kill -15 $$"],
+        code: 143,
+        signal: Some("SIGTERM"),
+        reason: "Signaled",
+    },
 ];
 
 #[test]
 fn each_end_is_reported_right() {
     with_temp_ns("exits", |namespace| {
-        let running = CASES.each_ref().map(|case| (case, namespace.editor.run_image(BUSYBOX, case.name, case.command)));
-        let running: Vec<_> = running.into_iter().map(|(case, run)| Ok((case, run.start()?))).collect::<Result<_>>()?;
+        let running = CASES
+            .each_ref()
+            .map(|case| (case, namespace.editor.run_image(BUSYBOX, case.name, case.command)));
+        let running: Vec<_> = running
+            .into_iter()
+            .map(|(case, run)| Ok((case, run.start()?)))
+            .collect::<Result<_>>()?;
         for (case, run) in running {
             let finished = run.finish()?;
             finished.expect_code(case.code)?;
@@ -41,13 +88,22 @@ fn check_status(namespace: &Namespace, case: &Case) -> Result<()> {
     let object = namespace.wait_finished(case.name)?;
     let status = &object["status"];
     let success = case.code == 0;
-    ensure!(status["phase"] == if success { "Succeeded" } else { "Failed" }, "{status:#}");
+    ensure!(
+        status["phase"] == if success { "Succeeded" } else { "Failed" },
+        "{status:#}"
+    );
     ensure!(status["reason"] == case.reason, "{}: {status:#}", case.name);
     match case.signal {
         Some(signal) => ensure!(status["signal"] == signal && status["exitCode"].is_null(), "{status:#}"),
-        None => ensure!(status["exitCode"] == case.code && status["signal"].is_null(), "{status:#}"),
+        None => ensure!(
+            status["exitCode"] == case.code && status["signal"].is_null(),
+            "{status:#}"
+        ),
     }
-    ensure!(condition(status, "Succeeded")["status"] == if success { "True" } else { "False" }, "{status:#}");
+    ensure!(
+        condition(status, "Succeeded")["status"] == if success { "True" } else { "False" },
+        "{status:#}"
+    );
     ensure!(status["attempts"][0]["exit"]["source"] == "Entrypoint", "{status:#}");
     Ok(())
 }
@@ -55,12 +111,15 @@ fn check_status(namespace: &Namespace, case: &Case) -> Result<()> {
 #[test]
 fn the_last_lines_are_in_the_condition() {
     with_temp_ns("tail", |namespace| {
-        let script = "echo first; echo 'disk full: \033[31mred\033[0m' >&2; exit 3";
+        let script = r"echo first; printf 'disk full: \033[31mred\033[0m\n' >&2; exit 3";
         namespace.editor.run("tail", script).finish()?.expect_code(3)?;
         let object = namespace.wait_finished("tail")?;
         let message = condition(&object["status"], "Succeeded")["message"].to_string();
         ensure!(message.contains("first") && message.contains("disk full"), "{message}");
-        ensure!(!object["status"].to_string().contains("\\u001b"), "control bytes are escaped: {object:#}");
+        ensure!(
+            !object["status"].to_string().contains("\\u001b"),
+            "control bytes are escaped: {object:#}"
+        );
         Ok(())
     });
 }
@@ -68,8 +127,14 @@ fn the_last_lines_are_in_the_condition() {
 #[test]
 fn images_with_nothing_but_a_static_program_work() {
     with_temp_ns("images", |namespace| {
-        let plain = namespace.editor.run_image(STATIC, "static", &["/busybox", "echo", "static"]).start()?;
-        let glibc = namespace.editor.run_image(GLIBC, "glibc", &["bash", "-c", "echo $0 glibc", "over"]).start()?;
+        let plain = namespace
+            .editor
+            .run_image(STATIC, "static", &["/busybox", "echo", "static"])
+            .start()?;
+        let glibc = namespace
+            .editor
+            .run_image(GLIBC, "glibc", &["bash", "-c", "echo $0 glibc", "over"])
+            .start()?;
         let (plain, glibc) = (plain.finish()?, glibc.finish()?);
         ensure!(plain.expect_code(0)?.out() == "static\n", "{plain}");
         ensure!(glibc.expect_code(0)?.out() == "over glibc\n", "{glibc}");
@@ -81,7 +146,9 @@ fn images_with_nothing_but_a_static_program_work() {
 fn a_restricted_namespace_with_a_strange_user_and_a_read_only_root_works() {
     with_temp_ns("restricted", |namespace| {
         let label = "pod-security.kubernetes.io/enforce=restricted";
-        namespace.kubectl(&["label", "namespace", &namespace.name, label]).succeed()?;
+        namespace
+            .kubectl(&["label", "namespace", &namespace.name, label])
+            .succeed()?;
         let spec = json!({
             "image": BUSYBOX,
             "imagePullPolicy": "IfNotPresent",
@@ -105,10 +172,17 @@ fn a_restricted_namespace_with_a_strange_user_and_a_read_only_root_works() {
 #[test]
 fn leftovers_are_ended_and_counted() {
     with_temp_ns("leftovers", |namespace| {
-        let run = namespace.editor.run("parent", "sleep 1000 & sleep 1000 & echo started; exit 5").finish()?;
+        let run = namespace
+            .editor
+            .run("parent", "sleep 1000 & sleep 1000 & echo started; exit 5")
+            .finish()?;
         ensure!(run.expect_code(5)?.out() == "started\n", "{run}");
         let object = namespace.wait_finished("parent")?;
-        ensure!(object["status"]["attempts"][0]["exit"]["leftovers"] == 2, "{:#}", object["status"]);
+        ensure!(
+            object["status"]["attempts"][0]["exit"]["leftovers"] == 2,
+            "{:#}",
+            object["status"]
+        );
         Ok(())
     });
 }
@@ -123,7 +197,10 @@ fn stop_ends_a_process_by_its_signal_and_is_no_success() {
         let finished = run.finish()?;
         ensure!(finished.out() == "ready\nstopping\n", "{finished}");
         let status = namespace.wait_finished("polite")?["status"].clone();
-        ensure!(status["phase"] == "Failed" && status["reason"] == "Stopped" && status["exitCode"] == 0, "{status:#}");
+        ensure!(
+            status["phase"] == "Failed" && status["reason"] == "Stopped" && status["exitCode"] == 0,
+            "{status:#}"
+        );
         ensure!(condition(&status, "Succeeded")["status"] == "False", "{status:#}");
         Ok(())
     });
@@ -140,10 +217,16 @@ fn a_stop_that_is_ignored_ends_by_kill_after_the_grace_period() {
         let mut follow = namespace.editor.rproc(&["logs", "-f", "stubborn"]).start()?;
         follow.wait_for_bytes(6)?;
         let patch = r#"{"spec":{"desiredState":"Stopped"}}"#;
-        namespace.editor.kubectl(&["patch", "remoteprocess", "stubborn", "--type=merge", "--patch", patch]).succeed()?;
+        namespace
+            .editor
+            .kubectl(&["patch", "remoteprocess", "stubborn", "--type=merge", "--patch", patch])
+            .succeed()?;
         follow.finish()?;
         let status = namespace.wait_finished("stubborn")?["status"].clone();
-        ensure!(status["reason"] == "Stopped" && status["signal"] == "SIGKILL", "{status:#}");
+        ensure!(
+            status["reason"] == "Stopped" && status["signal"] == "SIGKILL",
+            "{status:#}"
+        );
         Ok(())
     });
 }
@@ -154,14 +237,13 @@ fn a_signal_reaches_the_program() {
         let script = "trap 'echo got it; exit 9' USR1; echo ready; while :; do sleep 0.1; done";
         let mut run = namespace.editor.run("listener", script).start()?;
         run.wait_for_bytes(6)?;
-        namespace.editor.rproc(&["signal", "listener", "SIGUSR1"]).finish()?.expect_code(0)?;
+        namespace
+            .editor
+            .rproc(&["signal", "listener", "SIGUSR1"])
+            .finish()?
+            .expect_code(0)?;
         let finished = run.finish()?;
         ensure!(finished.expect_code(9)?.out() == "ready\ngot it\n", "{finished}");
         Ok(())
     });
-}
-
-fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
-    let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    conditions.iter().find(|condition| condition["type"] == kind).unwrap_or(&Value::Null)
 }

@@ -31,13 +31,28 @@ fn the_api_server_refuses_with_a_sentence() {
         refused(apply(json!({"image": BUSYBOX})), &["spec.command", "Required"])?;
         refused(apply(with("command", json!([]))), &["spec.command"])?;
         refused(apply(with("comand", json!(["x"]))), &["comand"])?;
-        refused(apply(with("stop", json!({"signal": "SIGNONE"}))), &["spec.stop.signal", "SIGTERM"])?;
-        refused(apply(with("volumeMounts", json!([{"name": "v", "mountPath": "/.rproc"}]))), &["/.rproc", "reserved"])?;
-        refused(apply(with("volumeMounts", json!([{"name": "v", "mountPath": "/"}]))), &["reserved"])?;
+        refused(
+            apply(with("stop", json!({"signal": "SIGNONE"}))),
+            &["spec.stop.signal", "SIGTERM"],
+        )?;
+        refused(
+            apply(with("volumeMounts", json!([{"name": "v", "mountPath": "/.rproc"}]))),
+            &["/.rproc", "reserved"],
+        )?;
+        refused(
+            apply(with("volumeMounts", json!([{"name": "v", "mountPath": "/"}]))),
+            &["reserved"],
+        )?;
         let volume = json!([{"name": "rproc-token", "emptyDir": {}}]);
-        refused(apply(with("pod", json!({"volumes": volume}))), &["spec.pod", "rproc-", "reserved"])?;
+        refused(
+            apply(with("pod", json!({"volumes": volume}))),
+            &["spec.pod", "rproc-", "reserved"],
+        )?;
         let label = json!({"remoteprocess.dev/uid": "x"});
-        refused(apply(with("pod", json!({"labels": label}))), &["remoteprocess.dev/", "reserved"])?;
+        refused(
+            apply(with("pod", json!({"labels": label}))),
+            &["remoteprocess.dev/", "reserved"],
+        )?;
         let long = "n".repeat(200);
         refused(namespace.apply(&long, good()).finish(), &["52 characters"])?;
         refused(namespace.apply("dotted.name", good()).finish(), &["DNS label"])?;
@@ -63,7 +78,10 @@ fn what_runs_cannot_be_changed() {
         }
         let patch = r#"{"spec":{"imagePullPolicy":null}}"#;
         let removed = ["patch", "remoteprocess", "fixed", "--type=merge", "--patch", patch];
-        refused(namespace.editor.kubectl(&removed).finish(), &["spec.imagePullPolicy cannot change"])?;
+        refused(
+            namespace.editor.kubectl(&removed).finish(),
+            &["spec.imagePullPolicy cannot change"],
+        )?;
         namespace.editor.rproc(&["stop", "fixed"]).finish()?.expect_code(0)?;
         Ok(())
     });
@@ -72,12 +90,21 @@ fn what_runs_cannot_be_changed() {
 #[test]
 fn the_cli_refuses_with_a_sentence() {
     with_temp_ns("cli", |namespace| {
-        let rproc = |arguments: &[&str]| namespace.editor.rproc(arguments).within(Duration::from_secs(20)).finish();
+        let rproc = |arguments: &[&str]| {
+            namespace
+                .editor
+                .rproc(arguments)
+                .within(Duration::from_secs(20))
+                .finish()
+        };
         refused(rproc(&["run", "x", "--image", BUSYBOX]), &["CMD"])?;
         refused(rproc(&["logs", "no-such-process"]), &["no-such-process", "not found"])?;
         refused(rproc(&["stop", "no-such-process"]), &["no-such-process", "not found"])?;
         refused(rproc(&["signal", "x", "SIGNONE"]), &["SIGNONE"])?;
-        refused(rproc(&["run", "Bad_Name", "--image", BUSYBOX, "--", "true"]), &["Bad_Name"])?;
+        refused(
+            rproc(&["run", "Bad_Name", "--image", BUSYBOX, "--", "true"]),
+            &["Bad_Name"],
+        )?;
         Ok(())
     });
 }
@@ -113,8 +140,12 @@ fn what_cannot_start_says_why() {
 #[test]
 fn a_quota_is_named() {
     with_temp_ns("quota", |namespace| {
-        namespace.kubectl(&["create", "quota", "none", "--hard=pods=0"]).succeed()?;
-        namespace.apply("late", with("command", json!(["echo", "at last"]))).succeed()?;
+        namespace
+            .kubectl(&["create", "quota", "none", "--hard=pods=0"])
+            .succeed()?;
+        namespace
+            .apply("late", with("command", json!(["echo", "at last"])))
+            .succeed()?;
         waits_with(namespace, "late", "Quota", &["none"])?;
         // It was late, not lost.
         namespace.kubectl(&["delete", "quota", "none"]).succeed()?;

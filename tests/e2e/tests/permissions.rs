@@ -30,7 +30,11 @@ fn a_viewer_reads_and_does_nothing_else() {
         follow.wait_for_bytes(6)?;
 
         refused(&viewer, &["stop", "sleeper"], &["remoteprocesses/signal", "create"])?;
-        refused(&viewer, &["signal", "sleeper", "SIGTERM"], &["remoteprocesses/signal", "create"])?;
+        refused(
+            &viewer,
+            &["signal", "sleeper", "SIGTERM"],
+            &["remoteprocesses/signal", "create"],
+        )?;
         let run = ["run", "mine", "--image=busybox:1.36", "--", "true"];
         refused(&viewer, &run, &["remoteprocesses", "create"])?;
 
@@ -46,7 +50,11 @@ fn somebody_without_rights_is_told_the_rule() {
     with_temp_ns("nobody", |namespace| {
         sleeper(namespace)?;
         let nobody = namespace.user("nobody", None)?;
-        refused(&nobody, &["logs", "sleeper"], &["remoteprocesses/log", "get", "apiGroups"])?;
+        refused(
+            &nobody,
+            &["logs", "sleeper"],
+            &["remoteprocesses/log", "get", "apiGroups"],
+        )?;
         refused(&nobody, &["stop", "sleeper"], &["remoteprocesses/signal", "create"])?;
         refused(&nobody, &["ps"], &["remoteprocesses", "list"])?;
         Ok(())

@@ -3,13 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use remoteprocess_e2e::{BUSYBOX, GLIBC, Namespace, Running, is_long, sha256, with_temp_ns};
+use remoteprocess_e2e::{BUSYBOX, GLIBC, Namespace, Running, is_long, seq, sha256, with_temp_ns};
 use serde_json::json;
-
-/// What `seq FIRST LAST` prints.
-fn seq(first: u32, last: u32) -> Vec<u8> {
-    (first..=last).flat_map(|number| format!("{number}\n").into_bytes()).collect()
-}
 
 #[test]
 fn both_streams_are_apart_and_exact() {
@@ -37,7 +32,10 @@ fn random_bytes_arrive_whole_and_the_seal_says_so() {
         let status = namespace.wait_finished("binary")?["status"].clone();
         let output = &status["attempts"][0]["output"];
         ensure!(output["sealed"] == true, "{status:#}");
-        ensure!(output["stdout"] == json!({"bytes": 5_000_001, "sha256": hash}), "{status:#}");
+        ensure!(
+            output["stdout"] == json!({"bytes": 5_000_001, "sha256": hash}),
+            "{status:#}"
+        );
         Ok(())
     });
 }
@@ -45,7 +43,10 @@ fn random_bytes_arrive_whole_and_the_seal_says_so() {
 #[test]
 fn a_line_of_20_megabytes_is_a_line() {
     with_temp_ns("long-line", |namespace| {
-        let run = namespace.editor.run("long-line", "head -c 20000000 /dev/zero | tr '\\0' x; echo").finish()?;
+        let run = namespace
+            .editor
+            .run("long-line", "head -c 20000000 /dev/zero | tr '\\0' x; echo")
+            .finish()?;
         run.expect_code(0)?;
         ensure!(run.stdout.len() == 20_000_001, "{} bytes", run.stdout.len());
         ensure!(run.stdout[..20_000_000].iter().all(|byte| *byte == b'x'));
@@ -65,7 +66,11 @@ fn fifty_followers_read_the_same() {
         namespace.editor.rproc(&["whoami"]).finish()?.expect_code(0)?;
         let follow = |_| {
             let deadline = Duration::from_secs(240);
-            namespace.editor.rproc(&["logs", "-f", "source"]).within(deadline).start()
+            namespace
+                .editor
+                .rproc(&["logs", "-f", "source"])
+                .within(deadline)
+                .start()
         };
         let mut followers: Vec<Running> = (0..50).map(follow).collect::<Result<_>>()?;
         for follower in &mut followers {
@@ -76,8 +81,16 @@ fn fifty_followers_read_the_same() {
         for (number, follower) in followers.into_iter().enumerate() {
             let finished = follower.finish()?;
             finished.expect_code(0)?;
-            ensure!(sha256(&finished.stdout) == expected, "follower {number}: {} bytes", finished.stdout.len());
-            ensure!(finished.err_of_program() == b"end\n", "follower {number}: {}", finished.err());
+            ensure!(
+                sha256(&finished.stdout) == expected,
+                "follower {number}: {} bytes",
+                finished.stdout.len()
+            );
+            ensure!(
+                finished.err_of_program() == b"end\n",
+                "follower {number}: {}",
+                finished.err()
+            );
         }
         Ok(())
     });
@@ -86,7 +99,10 @@ fn fifty_followers_read_the_same() {
 #[test]
 fn the_output_outlives_the_pod() {
     with_temp_ns("archive", |namespace| {
-        let run = namespace.editor.run("gone", "seq 1 50000; echo to stderr >&2; exit 6").finish()?;
+        let run = namespace
+            .editor
+            .run("gone", "seq 1 50000; echo to stderr >&2; exit 6")
+            .finish()?;
         ensure!(run.expect_code(6)?.stdout == seq(1, 50_000), "{run}");
         namespace.wait_finished("gone")?;
         namespace.delete_pods("gone")?;
@@ -94,7 +110,10 @@ fn the_output_outlives_the_pod() {
         ensure!(again.expect_code(6)?.stdout == seq(1, 50_000), "{again}");
         ensure!(again.err_of_program() == b"to stderr\n", "{again}");
         let object = namespace.object("gone")?;
-        ensure!(object["status"]["phase"] == "Failed" && object["status"]["exitCode"] == 6, "{object:#}");
+        ensure!(
+            object["status"]["phase"] == "Failed" && object["status"]["exitCode"] == 6,
+            "{object:#}"
+        );
         Ok(())
     });
 }
@@ -102,7 +121,11 @@ fn the_output_outlives_the_pod() {
 #[test]
 fn logs_begin_at_a_line_or_an_offset() {
     with_temp_ns("from", |namespace| {
-        namespace.editor.run("numbers", "seq 1 10000").finish()?.expect_code(0)?;
+        namespace
+            .editor
+            .run("numbers", "seq 1 10000")
+            .finish()?
+            .expect_code(0)?;
         let all = seq(1, 10_000);
         let logs = |argument: &str| namespace.editor.rproc(&["logs", "numbers", argument]).finish();
         let tail = logs("--tail=3")?;
@@ -113,7 +136,10 @@ fn logs_begin_at_a_line_or_an_offset() {
         ensure!(logs("--offset=48894")?.stdout.is_empty());
         let stamped = logs("--timestamps")?;
         let first = stamped.out().lines().next().context("no line")?.to_owned();
-        ensure!(first.ends_with(" 1") && first.starts_with("20") && first.contains('T'), "{first}");
+        ensure!(
+            first.ends_with(" 1") && first.starts_with("20") && first.contains('T'),
+            "{first}"
+        );
         Ok(())
     });
 }
@@ -121,7 +147,10 @@ fn logs_begin_at_a_line_or_an_offset() {
 #[test]
 fn the_containers_log_has_the_output_of_ordinary_jobs() {
     with_temp_ns("echo", |namespace| {
-        namespace.editor.run("echo", "seq 1 1000; while [ ! -f /tmp/go ]; do sleep 0.05; done").start()?;
+        namespace
+            .editor
+            .run("echo", "seq 1 1000; while [ ! -f /tmp/go ]; do sleep 0.05; done")
+            .start()?;
         let pod = namespace.pod("echo")?;
         let pod = pod["metadata"]["name"].as_str().context("a pod has a name")?.to_owned();
         let logs = || namespace.kubectl(&["logs", &pod]).finish();
@@ -161,7 +190,10 @@ fn two_million_lines_are_two_million_lines() {
 }
 
 fn one_seq(namespace: &Namespace, name: &str, expected: &str) -> Result<()> {
-    let run = namespace.editor.run_image(GLIBC, name, &["seq", "1", "2000000"]).finish()?;
+    let run = namespace
+        .editor
+        .run_image(GLIBC, name, &["seq", "1", "2000000"])
+        .finish()?;
     run.expect_code(0)?;
     ensure!(sha256(&run.stdout) == expected, "{} bytes", run.stdout.len());
     Ok(())

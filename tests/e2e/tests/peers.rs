@@ -1,0 +1,423 @@
+//! Who is let in: every method refuses every peer that it is not for.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use remoteprocess_e2e::{
+    Namespace, Running, is_development_cluster, kubectl, release_namespace, until_some, with_temp_ns,
+};
+use remoteprocess_proto::v1::enrolment_client::EnrolmentClient;
+use remoteprocess_proto::v1::executor_client::ExecutorClient;
+use remoteprocess_proto::v1::relay_client::RelayClient;
+use remoteprocess_proto::v1::{
+    EnrollRequest, ExecutorGetStateRequest, GetStateRequest, ListRequest, ProcessKey, SignalRequest, StartRequest,
+    StopRequest, WatchOutputRequest,
+};
+use remoteprocess_tls::{Authority, Dialer, Identity, KeyRequest, Role, TrustDomain, User, install_crypto_provider};
+use serde_json::Value;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The relay's two ports on this machine, and its CA.
+struct Relay {
+    main: String,
+    enrol: String,
+    authority: Authority,
+    _forward: Running,
+}
+
+impl Relay {
+    fn reach() -> Result<Self> {
+        install_crypto_provider();
+        let namespace = release_namespace();
+        let ports = [
+            "port-forward",
+            "service/remoteprocess-relay",
+            ":8443",
+            ":8444",
+            "--address=127.0.0.1",
+        ];
+        let mut forward = kubectl(ports).arg("--namespace").arg(&namespace).within(HOUR).start()?;
+        let main = forwarded(&mut forward, "8443")?;
+        let enrol = forwarded(&mut forward, "8444")?;
+        let authority = Authority::from_pem(&ca("tls.crt")?, &ca("tls.key")?, &trust_domain()?)?;
+        Ok(Self {
+            main,
+            enrol,
+            authority,
+            _forward: forward,
+        })
+    }
+
+    fn identity(&self, role: &Role, user: Option<&User>) -> Result<Dialer> {
+        self.signed_by(&self.authority, role, user)
+    }
+
+    /// A peer that trusts the relay and was itself signed by `authority`.
+    fn signed_by(&self, authority: &Authority, role: &Role, user: Option<&User>) -> Result<Dialer> {
+        let (chain, key) = authority.issue(role, user, HOUR)?;
+        let bundle = format!("{}{}", self.authority.cert_pem(), authority.cert_pem());
+        Ok(Dialer::new(Identity::new(&chain, &key, &bundle, &trust_domain()?)?))
+    }
+
+    fn anonymous(&self) -> Result<Dialer> {
+        Ok(Dialer::anonymous(self.authority.cert_pem(), &trust_domain()?)?)
+    }
+
+    async fn main(&self, dialer: &Dialer) -> Result<Channel> {
+        Ok(dialer.connect(&self.main, &Role::Operator).await?)
+    }
+}
+
+fn trust_domain() -> Result<TrustDomain> {
+    let namespace = release_namespace();
+    let map = [
+        "get",
+        "configmap",
+        "remoteprocess-connect",
+        "--output=jsonpath={.data.trustDomain}",
+        "--namespace",
+    ];
+    Ok(kubectl(map).arg(namespace).succeed()?.trim().parse()?)
+}
+
+fn ca(key: &str) -> Result<String> {
+    let template = format!("--output=go-template={{{{index .data \"{key}\" | base64decode}}}}");
+    kubectl([
+        "get",
+        "secret",
+        "remoteprocess-ca",
+        &template,
+        "--namespace",
+        &release_namespace(),
+    ])
+    .succeed()
+}
+
+/// The local port of a line such as `Forwarding from 127.0.0.1:40123 -> 8443`.
+fn forwarded(forward: &mut Running, port: &str) -> Result<String> {
+    let arrow = format!(" -> {port}");
+    until_some(&format!("a forward to {port}"), Duration::from_secs(30), || {
+        let said = forward.said();
+        let line = said.lines().find(|line| line.ends_with(&arrow));
+        Ok(line.and_then(|line| {
+            line.strip_prefix("Forwarding from ")?
+                .strip_suffix(&arrow)
+                .map(str::to_owned)
+        }))
+    })
+}
+
+/// A process that runs until it is stopped, with the facts that its agent knows.
+struct Target {
+    name: String,
+    uid: String,
+    pod_uid: String,
+    address: String,
+}
+
+impl Target {
+    fn start(namespace: &Namespace, name: &str) -> Result<Self> {
+        namespace
+            .editor
+            .run(name, "echo ready; while :; do sleep 0.1; done")
+            .start()?
+            .wait_for_bytes(6)?;
+        let object = namespace.object(name)?;
+        let pod = namespace.pod(name)?;
+        let text = |value: &Value| value.as_str().map(str::to_owned).context("a string is missing");
+        Ok(Self {
+            name: name.to_owned(),
+            uid: text(&object["metadata"]["uid"])?,
+            pod_uid: text(&pod["metadata"]["uid"])?,
+            address: format!("{}:20443", text(&pod["status"]["podIP"])?),
+        })
+    }
+
+    fn agent(&self, namespace: &Namespace) -> Role {
+        Role::Agent {
+            namespace: namespace.name.clone(),
+            pod_uid: self.pod_uid.clone(),
+        }
+    }
+
+    fn start_request(&self) -> StartRequest {
+        StartRequest {
+            protocol: 1,
+            process_uid: self.uid.clone(),
+            attempt: 1,
+            address: self.address.clone(),
+            launched: true,
+        }
+    }
+}
+
+/// What each method of `Relay` but `Start` answers to this peer.
+async fn call_all(channel: &Channel, namespace: &str, name: &str) -> Vec<(&'static str, Result<(), Status>)> {
+    let key = || {
+        Some(ProcessKey {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: String::new(),
+        })
+    };
+    let mut relay = RelayClient::new(channel.clone());
+    let state = relay
+        .get_state(GetStateRequest {
+            protocol: 1,
+            process: key(),
+        })
+        .await
+        .map(drop);
+    let list = relay
+        .list(ListRequest {
+            protocol: 1,
+            namespace: namespace.to_owned(),
+        })
+        .await
+        .map(drop);
+    let watch = WatchOutputRequest {
+        protocol: 1,
+        process: key(),
+        ..Default::default()
+    };
+    let watch = match relay.watch_output(watch).await {
+        Ok(stream) => stream.into_inner().message().await.map(drop),
+        Err(status) => Err(status),
+    };
+    let signal = SignalRequest {
+        protocol: 1,
+        process: key(),
+        number: 18,
+        ..Default::default()
+    };
+    let signal = relay.signal(signal).await.map(drop);
+    let stop = relay
+        .stop(StopRequest {
+            protocol: 1,
+            process: key(),
+            ..Default::default()
+        })
+        .await
+        .map(drop);
+    vec![
+        ("GetState", state),
+        ("List", list),
+        ("WatchOutput", watch),
+        ("Signal", signal),
+        ("Stop", stop),
+    ]
+}
+
+async fn start(channel: &Channel, request: StartRequest) -> Result<bool, Status> {
+    Ok(RelayClient::new(channel.clone())
+        .start(request)
+        .await?
+        .into_inner()
+        .granted)
+}
+
+/// Fails unless the peer gets no answer from any method of the main listener: not even a connection, or refusals.
+async fn refused_everywhere(relay: &Relay, dialer: Dialer, namespace: &Namespace, target: &Target) -> Result<()> {
+    // With TLS 1.3 the client's handshake ends before the server has judged the client.
+    let Ok(channel) = relay.main(&dialer).await else {
+        return Ok(());
+    };
+    for (method, answer) in call_all(&channel, &namespace.name, &target.name).await {
+        ensure!(answer.is_err(), "{method} answered");
+    }
+    ensure!(start(&channel, target.start_request()).await.is_err(), "Start answered");
+    Ok(())
+}
+
+fn denied<T>(method: &str, answer: Result<T, Status>) -> Result<()> {
+    match answer {
+        Ok(_) => bail!("{method} answered"),
+        Err(status) if status.code() == Code::PermissionDenied => Ok(()),
+        Err(status) => bail!("{method}: {status}"),
+    }
+}
+
+fn block_on(future: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(future)
+}
+
+#[test]
+fn strangers_are_refused_on_every_method() {
+    with_temp_ns("strangers", |namespace| {
+        let relay = Relay::reach()?;
+        let target = Target::start(namespace, "target")?;
+        let stranger = Authority::generate(&trust_domain()?)?;
+        let user = User {
+            name: "admin".to_owned(),
+            groups: vec!["system:masters".to_owned()],
+            ..User::default()
+        };
+        block_on(async {
+            refused_everywhere(&relay, relay.anonymous()?, namespace, &target).await?;
+            let other_ca = relay.signed_by(&stranger, &Role::User, Some(&user))?;
+            refused_everywhere(&relay, other_ca, namespace, &target).await?;
+            let other_agent = relay.signed_by(&stranger, &target.agent(namespace), None)?;
+            refused_everywhere(&relay, other_agent, namespace, &target).await
+        })
+    });
+}
+
+#[test]
+fn an_agent_may_start_its_own_attempt_and_nothing_else() {
+    with_temp_ns("agents", |namespace| {
+        let relay = Relay::reach()?;
+        let (own, other) = (Target::start(namespace, "own")?, Target::start(namespace, "other")?);
+        block_on(async {
+            let channel = relay.main(&relay.identity(&own.agent(namespace), None)?).await?;
+            for (method, answer) in call_all(&channel, &namespace.name, "own").await {
+                denied(method, answer)?;
+            }
+            denied("Start of another", start(&channel, other.start_request()).await)?;
+            ensure!(start(&channel, own.start_request()).await?, "its own attempt goes on");
+            let elsewhere = Role::Agent {
+                namespace: "default".to_owned(),
+                pod_uid: own.pod_uid.clone(),
+            };
+            let elsewhere = relay.main(&relay.identity(&elsewhere, None)?).await?;
+            denied(
+                "Start from another namespace",
+                start(&elsewhere, own.start_request()).await,
+            )
+        })
+    });
+}
+
+#[test]
+fn a_user_is_no_agent() {
+    with_temp_ns("users", |namespace| {
+        let relay = Relay::reach()?;
+        let target = Target::start(namespace, "target")?;
+        let name = format!("system:serviceaccount:{}:editor", namespace.name);
+        let user = User {
+            name,
+            groups: vec!["system:authenticated".to_owned()],
+            ..User::default()
+        };
+        block_on(async {
+            let channel = relay.main(&relay.identity(&Role::User, Some(&user))?).await?;
+            denied("Start", start(&channel, target.start_request()).await)?;
+            for (method, answer) in call_all(&channel, &namespace.name, "target").await {
+                ensure!(answer.is_ok() || method == "List", "{method}: {answer:?}");
+            }
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn an_agent_listens_to_the_operator_alone() {
+    if !is_development_cluster("dialling an agent") {
+        return;
+    }
+    with_temp_ns("executor", |namespace| {
+        let relay = Relay::reach()?;
+        let target = Target::start(namespace, "target")?;
+        let user = User {
+            name: "admin".to_owned(),
+            groups: vec!["system:masters".to_owned()],
+            ..User::default()
+        };
+        let role = target.agent(namespace);
+        block_on(async {
+            let peers = [
+                relay.anonymous()?,
+                relay.identity(&Role::User, Some(&user))?,
+                relay.identity(&role, None)?,
+                relay.signed_by(&Authority::generate(&trust_domain()?)?, &Role::Operator, None)?,
+            ];
+            for (number, peer) in peers.into_iter().enumerate() {
+                let Ok(channel) = peer.connect(&target.address, &role).await else {
+                    continue;
+                };
+                let answer = ExecutorClient::new(channel)
+                    .get_state(ExecutorGetStateRequest { protocol: 1 })
+                    .await;
+                ensure!(answer.is_err(), "peer {number} got an answer");
+            }
+            let operator = relay
+                .identity(&Role::Operator, None)?
+                .connect(&target.address, &role)
+                .await?;
+            ExecutorClient::new(operator)
+                .get_state(ExecutorGetStateRequest { protocol: 1 })
+                .await?;
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn the_enrol_listener_serves_enrolment_to_valid_callers_alone() {
+    with_temp_ns("enrol", |namespace| {
+        let relay = Relay::reach()?;
+        let target = Target::start(namespace, "target")?;
+        let pod = namespace.pod("target")?["metadata"]["name"]
+            .as_str()
+            .context("a pod has a name")?
+            .to_owned();
+        let mint = |arguments: &[&str]| {
+            namespace
+                .kubectl(&["create", "token", "default"])
+                .args(arguments)
+                .succeed()
+        };
+        let ours = "--audience=remoteprocess.dev/enrol";
+        let bound = ["--bound-object-kind=Pod", "--bound-object-name", &pod];
+        let of_the_api = mint(&bound)?;
+        let unbound = mint(&[ours])?;
+        let taken = mint(&[ours, bound[0], bound[1], bound[2]])?;
+        block_on(async {
+            let dialer = relay.anonymous()?;
+            let channel = dialer.connect(&relay.enrol, &Role::Operator).await?;
+            for (method, answer) in call_all(&channel, &namespace.name, "target").await {
+                ensure!(
+                    answer.is_err_and(|status| status.code() == Code::Unimplemented),
+                    "{method} is served here"
+                );
+            }
+            let answer = start(&channel, target.start_request()).await;
+            ensure!(
+                answer.is_err_and(|status| status.code() == Code::Unimplemented),
+                "Start is served here"
+            );
+            let large = "x".repeat(1 << 20);
+            let tokens = [
+                ("no token", ""),
+                ("garbage", "garbage"),
+                ("a large one", &large),
+                ("the API server's audience", of_the_api.trim()),
+                ("no pod", unbound.trim()),
+                ("a live key", taken.trim()),
+            ];
+            for (what, token) in tokens {
+                let answer = enroll(&relay, &dialer, &target, token).await?;
+                ensure!(answer.is_err(), "{what} was accepted");
+            }
+            Ok(())
+        })
+    });
+}
+
+async fn enroll(relay: &Relay, dialer: &Dialer, target: &Target, token: &str) -> Result<Result<(), Status>> {
+    let request = EnrollRequest {
+        protocol: 1,
+        token: token.to_owned(),
+        csr: KeyRequest::generate()?.csr_der.into(),
+        process_uid: target.uid.clone(),
+        attempt: 1,
+    };
+    let channel = dialer.connect(&relay.enrol, &Role::Operator).await?;
+    Ok(EnrolmentClient::new(channel).enroll(request).await.map(drop))
+}
