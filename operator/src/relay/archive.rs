@@ -20,7 +20,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 
 pub use manifest::{Manifest, SegmentEntry, StoredExit, StoredGap};
-pub use reader::{ARCHIVE_DAMAGED, Reader};
+pub use reader::{ARCHIVE_DAMAGED, Reader, precedes};
 pub use segment::{Segment, SegmentName};
 pub use tail::{TailSearch, tail_start};
 pub use writer::Writer;
@@ -152,6 +152,14 @@ impl Archive {
             .collect();
         attempts.sort_unstable();
         Ok(attempts)
+    }
+
+    /// The last bytes of both streams together, in the observed order, at most `limit` of them.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn last_bytes(&self, key: &AttemptKey, limit: usize) -> Result<Vec<u8>, Error> {
+        tail::last_bytes(self, key, limit).await
     }
 
     async fn put_manifest(&self, key: &AttemptKey, manifest: &Manifest) -> Result<(), Error> {

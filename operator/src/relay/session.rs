@@ -1,1 +1,232 @@
 //! One upstream for each live attempt, many followers.
+//!
+//! A session reads the agent's output once, keeps the newest part in a ring, and archives it. Followers read the ring,
+//! and the archive where they are too slow for it; none of them holds the upstream up. Only a ring full of bytes that
+//! are not durable yet does: then the agent's spool absorbs.
+
+mod control;
+mod follower;
+mod keeper;
+mod ring;
+mod upstream;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::future::BoxFuture;
+use remoteprocess_proto::v1::{Cursor, Exit, State};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+
+pub use control::ControlError;
+pub use follower::{Follower, Next};
+use ring::Ring;
+
+use super::archive::{Archive, AttemptKey, StoredGap, Subject};
+
+/// Reason of a gap at the end of a stream whose agent never sealed it.
+pub const NEVER_SEALED: &str = "NeverSealed";
+
+/// The agent of a session: which pod it must prove to be, and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// Namespace of its pod.
+    pub namespace: String,
+    /// UID of its pod.
+    pub pod_uid: String,
+    /// `host:port`, IPv6 in brackets.
+    pub address: String,
+}
+
+/// Why an agent could not be reached; for the log.
+pub type ConnectError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Makes connections to agents.
+pub trait Connect: Send + Sync + 'static {
+    /// A new connection; fails if the peer is not exactly this agent.
+    fn connect<'a>(&'a self, agent: &'a Agent) -> BoxFuture<'a, Result<Channel, ConnectError>>;
+}
+
+/// Writes what a session learns into the object's status. Each write is tried until it is done or the object is gone:
+/// an API server that is away must not end a session.
+pub trait Record: Send + Sync + 'static {
+    /// The program was launched.
+    fn started<'a>(&'a self, subject: &'a Subject, at_unix_nanos: i64) -> BoxFuture<'a, ()>;
+    /// The attempt ended and its output is archived.
+    fn ended<'a>(&'a self, subject: &'a Subject, ending: &'a Ending) -> BoxFuture<'a, ()>;
+}
+
+/// The end of an attempt, once everything is archived.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ending {
+    /// The last frame of the stream, `sealed` as the archive found it.
+    pub exit: Exit,
+    /// Where both streams ended.
+    pub end: Cursor,
+    /// What was lost.
+    pub gaps: Vec<StoredGap>,
+    /// The last bytes of both streams in the observed order, at most a few KiB.
+    pub tail: Vec<u8>,
+}
+
+/// What all sessions of a relay share.
+pub struct Context {
+    /// Where output goes.
+    pub archive: Archive,
+    /// How agents are reached.
+    pub connect: Box<dyn Connect>,
+    /// Where facts go.
+    pub record: Box<dyn Record>,
+    /// Ends every session: what was received is flushed first.
+    pub shutdown: CancellationToken,
+}
+
+/// One live attempt.
+pub struct Session {
+    subject: Subject,
+    context: Arc<Context>,
+    ring: Ring,
+    agent: watch::Sender<Agent>,
+    control: control::Control,
+    /// Set with the first sign that the program runs.
+    started: watch::Sender<bool>,
+    state: watch::Sender<Option<State>>,
+    /// How the attempt ended according to the status, when no agent said it.
+    closing: watch::Sender<Option<Exit>>,
+    stop: watch::Sender<bool>,
+}
+
+/// The live sessions of a relay.
+#[derive(Clone)]
+pub struct Sessions {
+    context: Arc<Context>,
+    live: Arc<Mutex<HashMap<AttemptKey, Arc<Session>>>>,
+    changed: watch::Sender<u64>,
+    tasks: TaskTracker,
+}
+
+impl Sessions {
+    /// No session yet.
+    #[must_use]
+    pub fn new(context: Arc<Context>) -> Self {
+        Self {
+            context,
+            live: Arc::default(),
+            changed: watch::Sender::new(0),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// The live session of an attempt.
+    #[must_use]
+    pub fn get(&self, key: &AttemptKey) -> Option<Arc<Session>> {
+        self.lock().get(key).cloned()
+    }
+
+    /// Every live session.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Fires when a session appears or goes.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Opens the session of an attempt, or tells the one that is open where its agent is now.
+    pub fn open(&self, subject: Subject, agent: Agent) -> Arc<Session> {
+        let mut live = self.lock();
+        if let Some(session) = live.get(&subject.key) {
+            session.agent.send_replace(agent);
+            return session.clone();
+        }
+        let session = Arc::new(Session::new(self.context.clone(), subject, agent));
+        live.insert(session.subject.key.clone(), session.clone());
+        drop(live);
+        self.changed.send_modify(|version| *version += 1);
+        let (sessions, running) = (self.clone(), session.clone());
+        self.tasks.spawn(async move {
+            keeper::run(&running).await;
+            running.ring.close();
+            sessions.lock().remove(&running.subject.key);
+            sessions.changed.send_modify(|version| *version += 1);
+        });
+        session
+    }
+
+    /// Waits until every session has ended; to be called after the shutdown token fired.
+    pub async fn drained(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<AttemptKey, Arc<Session>>> {
+        // The map is whole after each statement, so a panic elsewhere leaves nothing half done.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    fn new(context: Arc<Context>, subject: Subject, agent: Agent) -> Self {
+        Self {
+            subject,
+            context,
+            ring: Ring::new(),
+            agent: watch::Sender::new(agent),
+            control: control::Control::default(),
+            started: watch::Sender::new(false),
+            state: watch::Sender::new(None),
+            closing: watch::Sender::new(None),
+            stop: watch::Sender::new(false),
+        }
+    }
+
+    /// What the session is of.
+    #[must_use]
+    pub fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    /// False for the first moments, until the archive has said where it stands.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.ring.front().is_some()
+    }
+
+    /// Offsets received so far.
+    #[must_use]
+    pub fn received(&self) -> Cursor {
+        self.ring.end()
+    }
+
+    /// The last state that the agent told.
+    #[must_use]
+    pub fn state(&self) -> Option<State> {
+        self.state.borrow().clone()
+    }
+
+    /// The last frame, once the attempt has ended and is archived.
+    #[must_use]
+    pub fn exit(&self) -> Option<Exit> {
+        self.ring.exit()
+    }
+
+    /// Says that the status holds an end which no agent reported. The session takes what the agent still sends; if there
+    /// is no agent any more, it ends with this exit.
+    pub fn close_with(&self, exit: Exit) {
+        self.closing.send_if_modified(|closing| {
+            let first = closing.is_none();
+            closing.get_or_insert(exit);
+            first
+        });
+    }
+
+    /// Asks the agent to stop the program because of `spec.desiredState`; until it has been heard. Repeats are harmless.
+    pub fn stop_by_spec(&self) {
+        self.stop.send_if_modified(|stop| !std::mem::replace(stop, true));
+    }
+}

@@ -83,3 +83,30 @@ pub async fn tail_start(
     }
     Ok(Cursor::default())
 }
+
+/// The last bytes of both streams together, in the observed order.
+pub(super) async fn last_bytes(archive: &Archive, key: &AttemptKey, limit: usize) -> Result<Vec<u8>, Error> {
+    let mut chunks: Vec<Vec<u8>> = Vec::new();
+    let mut left = limit;
+    for name in archive.segments(key).await?.iter().rev() {
+        let segment = match archive.segment(key, name).await {
+            Ok(segment) => segment,
+            Err(Error::Damaged { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        for placed in segment.pieces.iter().rev() {
+            let bytes = placed.piece.bytes();
+            let taken = &bytes[bytes.len().saturating_sub(left)..];
+            left -= taken.len();
+            chunks.push(taken.to_vec());
+            if left == 0 {
+                break;
+            }
+        }
+        if left == 0 {
+            break;
+        }
+    }
+    chunks.reverse();
+    Ok(chunks.concat())
+}

@@ -72,6 +72,12 @@ impl Writer {
         self.manifest.exit_frame()
     }
 
+    /// Bytes in the open segment.
+    #[must_use]
+    pub fn open_bytes(&self) -> usize {
+        self.open.raw_bytes()
+    }
+
     /// True when the open segment is full: flush before more is appended.
     #[must_use]
     pub fn is_full(&self) -> bool {

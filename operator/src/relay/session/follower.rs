@@ -1,0 +1,248 @@
+//! One reader of an attempt: from the archive, from the ring of a live session, or from the one into the other.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use remoteprocess_proto::v1::{Cursor, Exit, Stream};
+use tokio::sync::watch;
+
+use super::Session;
+use super::ring::{Place, Read};
+use crate::relay::archive::{ARCHIVE_DAMAGED, Archive, AttemptKey, Error, Reader, TailSearch, precedes, tail_start};
+use crate::relay::piece::{Piece, Placed, Wanted, distance, gap};
+
+/// A cursor into one attempt's history. It holds at most one segment of it in memory.
+pub struct Follower {
+    archive: Archive,
+    key: AttemptKey,
+    reader: Reader,
+    live: Option<Live>,
+    wanted: Wanted,
+    place: Option<Place>,
+    until: Option<u64>,
+    queue: VecDeque<Placed>,
+}
+
+struct Live {
+    session: Arc<Session>,
+    changes: watch::Receiver<u64>,
+}
+
+/// What a follower gets.
+#[derive(Debug, PartialEq)]
+pub enum Next {
+    /// Wanted pieces, in order; never empty.
+    Pieces(Vec<Piece>),
+    /// Nothing further now: wait for `changed`.
+    Wait,
+    /// Everything up to the limit that was set has been delivered.
+    Limit,
+    /// Everything was delivered, and the attempt ended so.
+    End(Box<Exit>),
+    /// The live session is gone without an end.
+    Closed,
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.session.ring.leave();
+    }
+}
+
+impl Follower {
+    /// A reader of what `wanted` says.
+    #[must_use]
+    pub fn new(archive: Archive, key: AttemptKey, wanted: Wanted) -> Self {
+        let reader = archive.reader(&key);
+        Self {
+            archive,
+            key,
+            reader,
+            live: None,
+            wanted,
+            place: None,
+            until: None,
+            queue: VecDeque::new(),
+        }
+    }
+
+    /// Reads a live session's ring from now on (or, with `None`, the archive alone), going on where it is.
+    pub fn attach(&mut self, session: Option<Arc<Session>>) {
+        self.live = session.map(|session| {
+            session.ring.join();
+            let changes = session.ring.changes();
+            Live { session, changes }
+        });
+        if let Some(place) = &mut self.place {
+            *place = Place::new(place.at);
+        }
+    }
+
+    /// True while a live session is read.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.live.is_some()
+    }
+
+    /// Begins at the last `lines` lines of what is there now.
+    ///
+    /// # Errors
+    /// When the archive does not answer.
+    pub async fn begin_at_tail(&mut self, lines: u64) -> Result<(), Error> {
+        let mut search = TailSearch::new(lines, self.wanted.only);
+        let recent = self
+            .live
+            .as_ref()
+            .map(|live| live.session.ring.snapshot())
+            .unwrap_or_default();
+        for placed in recent.iter().rev() {
+            if let Some(start) = search.step(placed) {
+                self.wanted.cursor = start;
+                return Ok(());
+            }
+        }
+        let before = recent.first().map(|placed| placed.start);
+        self.wanted.cursor = tail_start(&self.archive, &self.key, search, before).await?;
+        Ok(())
+    }
+
+    /// Ends with `Next::Limit` at what is received now instead of waiting for more.
+    pub fn limit_to_now(&mut self) {
+        self.until = self.live.as_ref().map(|live| distance(&live.session.received()));
+    }
+
+    /// The next wanted pieces, of about `max` bytes.
+    ///
+    /// # Errors
+    /// When the archive does not answer.
+    pub async fn next(&mut self, max: usize) -> Result<Next, Error> {
+        loop {
+            let at = self.at().await?;
+            if self.until.is_some_and(|until| distance(&at) >= until) {
+                return Ok(Next::Limit);
+            }
+            let found = if self.queue.is_empty() {
+                self.fetch(at, max).await?
+            } else {
+                Next::Pieces(self.dequeue(max))
+            };
+            match found {
+                Next::Pieces(pieces) => {
+                    let wanted: Vec<Piece> = pieces
+                        .into_iter()
+                        .filter_map(|piece| piece.wanted(&self.wanted))
+                        .collect();
+                    if !wanted.is_empty() {
+                        return Ok(Next::Pieces(wanted));
+                    }
+                }
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// Waits until the live session may have more. Never returns without one.
+    pub async fn changed(&mut self) {
+        match &mut self.live {
+            // An error says that the session is gone; `next` finds that out.
+            Some(live) => drop(live.changes.changed().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Frees what is held in memory; it is read again when the follower goes on.
+    pub fn park(&mut self) {
+        if let (Some(first), Some(place)) = (self.queue.front(), &mut self.place) {
+            *place = Place::new(first.start);
+        }
+        self.queue = VecDeque::new();
+    }
+
+    /// Where both streams are, on the history's path.
+    #[must_use]
+    pub fn reached(&self) -> Cursor {
+        self.queue
+            .front()
+            .map(|placed| placed.start)
+            .or(self.place.map(|place| place.at))
+            .unwrap_or_default()
+    }
+
+    async fn at(&mut self) -> Result<Cursor, Error> {
+        if self.place.is_none() {
+            let front = self.live.as_ref().and_then(|live| live.session.ring.front());
+            let begin = match front.filter(|front| precedes(front, &self.wanted)) {
+                Some(front) => front,
+                None => self.reader.begin(&self.wanted).await?,
+            };
+            self.place = Some(Place::new(begin));
+        }
+        Ok(self.reached())
+    }
+
+    async fn fetch(&mut self, at: Cursor, max: usize) -> Result<Next, Error> {
+        let place = self.place.get_or_insert_with(|| Place::new(at));
+        let Some(live) = &mut self.live else {
+            let found = self.reader.next(at).await?;
+            return Ok(if found.is_empty() {
+                Next::Wait
+            } else {
+                self.enqueue(found, max)
+            });
+        };
+        live.changes.borrow_and_update();
+        match live.session.ring.read(place, max) {
+            Read::Pieces(found) => Ok(Next::Pieces(found.into_iter().map(|placed| placed.piece).collect())),
+            Read::Wait => Ok(Next::Wait),
+            Read::End(exit) => Ok(Next::End(exit)),
+            Read::Closed => Ok(Next::Closed),
+            Read::Behind => {
+                let front = live.session.ring.front().unwrap_or_default();
+                let found = self.reader.next(at).await?;
+                Ok(if found.is_empty() {
+                    self.skip_to(at, front)
+                } else {
+                    self.enqueue(found, max)
+                })
+            }
+        }
+    }
+
+    /// What the ring has dropped is not in the archive: said, not skipped.
+    fn skip_to(&mut self, at: Cursor, front: Cursor) -> Next {
+        self.place = Some(Place::new(front));
+        let hole = |stream: Stream| {
+            (front.of(stream) > at.of(stream))
+                .then(|| gap(stream, at.of(stream), Some(front.of(stream)), ARCHIVE_DAMAGED))
+        };
+        Next::Pieces([Stream::Stdout, Stream::Stderr].into_iter().filter_map(hole).collect())
+    }
+
+    fn enqueue(&mut self, found: Vec<Placed>, max: usize) -> Next {
+        if let Some(last) = found.last() {
+            self.place = Some(Place::new(last.end()));
+        }
+        self.queue = found.into();
+        Next::Pieces(self.dequeue(max))
+    }
+
+    fn dequeue(&mut self, max: usize) -> Vec<Piece> {
+        let mut cost = 0;
+        let mut found = Vec::new();
+        while cost < max {
+            let Some(placed) = self.queue.pop_front() else { break };
+            cost += placed.piece.cost();
+            found.push(own(placed.piece));
+        }
+        found
+    }
+}
+
+/// A piece that does not keep its whole segment in memory while it waits in a peer's window.
+fn own(mut piece: Piece) -> Piece {
+    if let Piece::Data(data) = &mut piece {
+        data.bytes = Bytes::copy_from_slice(&data.bytes);
+    }
+    piece
+}

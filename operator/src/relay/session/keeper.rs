@@ -1,0 +1,209 @@
+//! Archives what the upstream brings, tells the agent what is safe, and closes the attempt.
+
+use std::future::Future;
+use std::time::Duration;
+
+use remoteprocess_proto::v1::{Cursor, Exit};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{info, warn};
+
+use super::control::ControlError;
+use super::upstream::{self, End};
+use super::{Ending, Session};
+use crate::relay::archive::{Error, SEGMENT_BYTES, Writer};
+
+/// Longest time that received bytes wait for their segment to be stored.
+const AGE: Duration = Duration::from_secs(1);
+/// Pauses between tries of the store.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long an agent that is away is told that everything is safe; one that comes later asks by itself.
+const FAREWELL: Duration = Duration::from_secs(30);
+/// Raw bytes of output from which the status' tail is made.
+const TAIL_BYTES: usize = 4096;
+
+/// Runs a session from its first connection to the agent's farewell, or to the relay's shutdown.
+pub async fn run(session: &Session) {
+    let shutdown = &session.context.shutdown;
+    let opened = shutdown
+        .run_until_cancelled(retry("open the archive", || {
+            session.context.archive.writer(session.subject.clone())
+        }))
+        .await;
+    let Some(writer) = opened else { return };
+    session.ring.begin(writer.saved());
+    let saved = watch::Sender::new(writer.saved());
+    let serve = async {
+        if let Some(exit) = writer.sealed_exit() {
+            return close(session, writer, &exit).await;
+        }
+        let (end, writer) = tokio::join!(
+            async {
+                let end = shutdown.run_until_cancelled(upstream::run(session)).await;
+                session.ring.end_upstream();
+                end
+            },
+            keep(session, writer, &saved)
+        );
+        if let Some(End::Exit(exit)) = end {
+            close(session, writer, &exit).await;
+        }
+    };
+    tokio::select! {
+        () = serve => {}
+        () = beside(session, &saved) => {}
+    }
+}
+
+/// What goes on beside the stream; never ends by itself.
+async fn beside(session: &Session, saved: &watch::Sender<Cursor>) {
+    tokio::join!(
+        tell_saved(session, saved.subscribe()),
+        note_start(session),
+        session.obey_spec()
+    );
+    std::future::pending().await
+}
+
+/// Stores segments until no piece will follow.
+async fn keep(session: &Session, mut writer: Writer, saved: &watch::Sender<Cursor>) -> Writer {
+    let mut index = 0;
+    let mut oldest: Option<Instant> = None;
+    loop {
+        let room = SEGMENT_BYTES.saturating_sub(writer.open_bytes());
+        let (pieces, next) = session.ring.unkept(index, room);
+        pieces.iter().for_each(|placed| writer.append(placed));
+        if next > index {
+            oldest.get_or_insert_with(Instant::now);
+        }
+        index = next;
+        let ended = session.ring.is_ended_at(index);
+        let due = oldest.is_some_and(|oldest| oldest.elapsed() >= AGE);
+        if oldest.is_some() && (writer.is_full() || ended || due) {
+            let mut backoff = BACKOFF.0;
+            while let Err(error) = writer.flush().await {
+                backoff = pause("store a segment", &error, backoff).await;
+            }
+            session.ring.keep(index);
+            saved.send_replace(writer.saved());
+            oldest = None;
+            continue;
+        }
+        if ended {
+            return writer;
+        }
+        let timer = oldest.map_or_else(|| Instant::now() + AGE, |oldest| oldest + AGE);
+        tokio::select! {
+            () = session.ring.due() => {}
+            () = sleep_until(timer) => {}
+        }
+    }
+}
+
+/// Everything is archived: manifest, followers, status, agent, in this order.
+async fn close(session: &Session, mut writer: Writer, exit: &Exit) {
+    let verdict = verdict(exit, &writer);
+    let mut backoff = BACKOFF.0;
+    let manifest = loop {
+        match writer.seal(&verdict).await {
+            Ok(manifest) => break manifest,
+            Err(error) => backoff = pause("store the manifest", &error, backoff).await,
+        }
+    };
+    let exit = manifest.exit_frame().unwrap_or(verdict);
+    session.ring.finish(exit.clone());
+    info!(
+        uid = session.subject.key.uid,
+        attempt = session.subject.key.attempt,
+        sealed = exit.sealed,
+        "archived"
+    );
+    let archive = &session.context.archive;
+    let tail = archive
+        .last_bytes(&session.subject.key, TAIL_BYTES)
+        .await
+        .unwrap_or_else(|error| {
+            warn!(%error, "cannot read the tail of the output back");
+            Vec::new()
+        });
+    let ending = Ending {
+        exit,
+        end: manifest.end(),
+        gaps: manifest.gaps,
+        tail,
+    };
+    let written = session.context.record.ended(&session.subject, &ending);
+    if session.context.shutdown.run_until_cancelled(written).await.is_some() {
+        farewell(session, manifest.stdout_bytes, manifest.stderr_bytes).await;
+    }
+}
+
+/// True to the archive, not to the agent's word alone.
+fn verdict(exit: &Exit, writer: &Writer) -> Exit {
+    let end = writer.end();
+    let whole = exit.seal.as_ref().is_some_and(|seal| {
+        let counts = |seal: &Option<remoteprocess_proto::v1::StreamSeal>| seal.as_ref().map_or(0, |seal| seal.bytes);
+        seal.reason.is_empty() && counts(&seal.stdout) == end.stdout && counts(&seal.stderr) == end.stderr
+    });
+    Exit {
+        sealed: whole && writer.gaps().is_empty(),
+        ..exit.clone()
+    }
+}
+
+/// Tells the agent that nothing more will be asked, so that it leaves.
+async fn farewell(session: &Session, stdout: u64, stderr: u64) {
+    let give_up = Instant::now() + FAREWELL;
+    while let Err(error) = session.commit(Cursor { stdout, stderr }, true).await {
+        let gone = session.closing.borrow().is_some() && matches!(error, ControlError::Unreachable);
+        if gone || Instant::now() >= give_up {
+            return;
+        }
+        let pause = session.context.shutdown.run_until_cancelled(sleep(BACKOFF.0)).await;
+        if pause.is_none() {
+            return;
+        }
+    }
+}
+
+/// Lets the agent free its spool. A call that fails is made up for by the next.
+async fn tell_saved(session: &Session, mut saved: watch::Receiver<Cursor>) {
+    while saved.changed().await.is_ok() {
+        let cursor = *saved.borrow_and_update();
+        if session.commit(cursor, false).await.is_err() {
+            sleep(BACKOFF.1).await;
+            saved.mark_changed();
+        }
+    }
+}
+
+/// Writes the start once, unless the end is known first: one write less for a short run.
+async fn note_start(session: &Session) {
+    let mut started = session.started.subscribe();
+    if started.wait_for(|started| *started).await.is_err() {
+        return;
+    }
+    let at = match session.agent_state().await {
+        Ok(state) if state.started_unix_nanos > 0 => state.started_unix_nanos,
+        _ => i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default(),
+    };
+    if session.exit().is_none() {
+        session.context.record.started(&session.subject, at).await;
+    }
+}
+
+async fn retry<T, F: Future<Output = Result<T, Error>>>(what: &'static str, mut attempt: impl FnMut() -> F) -> T {
+    let mut backoff = BACKOFF.0;
+    loop {
+        match attempt().await {
+            Ok(done) => return done,
+            Err(error) => backoff = pause(what, &error, backoff).await,
+        }
+    }
+}
+
+async fn pause(what: &'static str, error: &Error, backoff: Duration) -> Duration {
+    warn!(%error, "cannot {what}, will try again");
+    sleep(backoff).await;
+    (backoff * 2).min(BACKOFF.1)
+}

@@ -1,0 +1,396 @@
+//! The newest part of an attempt's history, in memory, bounded.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use remoteprocess_proto::v1::{Cursor, Exit, Stream};
+use tokio::sync::{Notify, watch};
+
+use crate::relay::archive::SEGMENT_BYTES;
+use crate::relay::piece::{Piece, Placed, distance, gap};
+
+/// What a ring may hold, in bytes of memory: one segment being stored and one being filled.
+pub const CAPACITY: usize = 2 * SEGMENT_BYTES;
+/// Reason of a gap that an agent left without naming it.
+const AGENT_SKIPPED: &str = "AgentSkipped";
+
+/// One writer (the upstream), one keeper (the archive), any number of readers.
+#[derive(Debug)]
+pub struct Ring {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+    keeper: Notify,
+    room: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    begun: bool,
+    pieces: VecDeque<Placed>,
+    /// Index of the front piece, counted over the life of the ring.
+    first: u64,
+    /// Index of the first piece that is not durable.
+    kept: u64,
+    cost: usize,
+    unkept_cost: usize,
+    end: Cursor,
+    readers: usize,
+    ended: bool,
+    exit: Option<Exit>,
+    closed: bool,
+}
+
+/// Where a reader is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    /// Position of both streams on the history's path.
+    pub at: Cursor,
+    /// The next piece, where the reader is inside the ring.
+    index: Option<u64>,
+}
+
+/// What a reader finds.
+#[derive(Debug, PartialEq)]
+pub enum Read {
+    /// The next pieces.
+    Pieces(Vec<Placed>),
+    /// The ring has moved on; the archive has it.
+    Behind,
+    /// Nothing further yet.
+    Wait,
+    /// Nothing further ever.
+    End(Box<Exit>),
+    /// The session is gone without an end: another home has it, or none.
+    Closed,
+}
+
+impl Place {
+    /// A place outside the ring.
+    #[must_use]
+    pub fn new(at: Cursor) -> Self {
+        Self { at, index: None }
+    }
+}
+
+impl Ring {
+    pub fn new() -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: watch::Sender::new(0),
+            keeper: Notify::new(),
+            room: Notify::new(),
+        }
+    }
+
+    /// Opens the ring at the offsets that the archive holds.
+    pub fn begin(&self, at: Cursor) {
+        let mut state = self.lock();
+        state.begun = true;
+        state.end = at;
+        drop(state);
+        self.wake();
+    }
+
+    /// Takes what the agent sent: what is known already is dropped, a hole becomes a gap.
+    pub fn push(&self, piece: Piece) {
+        let stream = piece.stream();
+        if stream == Stream::Unspecified {
+            return;
+        }
+        let mut state = self.lock();
+        let reached = state.end.of(stream);
+        let from = piece.from();
+        let Some(piece) = piece.beyond(reached) else { return };
+        if from > reached {
+            state.append(gap(stream, reached, Some(from), AGENT_SKIPPED));
+        }
+        let before = state.unkept_cost;
+        state.append(piece);
+        let due = before == 0 || (before < SEGMENT_BYTES && state.unkept_cost >= SEGMENT_BYTES);
+        drop(state);
+        if due {
+            self.keeper.notify_one();
+        }
+        self.wake();
+    }
+
+    /// Waits until the ring can take a piece more.
+    pub async fn room(&self) {
+        loop {
+            let room = self.room.notified();
+            if self.lock().unkept_cost < CAPACITY {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    /// No piece will follow; the keeper may finish.
+    pub fn end_upstream(&self) {
+        self.lock().ended = true;
+        self.keeper.notify_one();
+    }
+
+    /// True when no piece will follow and the keeper has seen all below `index`.
+    pub fn is_ended_at(&self, index: u64) -> bool {
+        let state = self.lock();
+        state.ended && index == state.head()
+    }
+
+    /// Gives readers the last frame.
+    pub fn finish(&self, exit: Exit) {
+        self.lock().exit = Some(exit);
+        self.wake();
+    }
+
+    /// The session is over; readers look elsewhere if there was no exit.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.wake();
+    }
+
+    /// For the keeper: the pieces from `index` on, of about `max` bytes, and the index after them.
+    pub fn unkept(&self, index: u64, max: usize) -> (Vec<Placed>, u64) {
+        let state = self.lock();
+        let found = state.from(index, max);
+        let next = index + found.len() as u64;
+        (found, next)
+    }
+
+    /// Waits for a reason to store something.
+    pub async fn due(&self) {
+        self.keeper.notified().await;
+    }
+
+    /// Everything below `index` is durable.
+    pub fn keep(&self, index: u64) {
+        let mut state = self.lock();
+        while state.kept < index {
+            let at = usize::try_from(state.kept - state.first).unwrap_or(usize::MAX);
+            let cost = state.pieces.get(at).map_or(0, |placed| placed.piece.cost());
+            state.unkept_cost = state.unkept_cost.saturating_sub(cost);
+            state.kept += 1;
+        }
+        state.trim();
+        drop(state);
+        self.room.notify_one();
+    }
+
+    pub fn end(&self) -> Cursor {
+        self.lock().end
+    }
+
+    pub fn exit(&self) -> Option<Exit> {
+        self.lock().exit.clone()
+    }
+
+    /// Where the ring's front begins; `None` before the archive is open.
+    pub fn front(&self) -> Option<Cursor> {
+        let state = self.lock();
+        state.begun.then(|| state.front())
+    }
+
+    /// The pieces in the ring, for a search from the end.
+    pub fn snapshot(&self) -> Vec<Placed> {
+        self.lock().pieces.iter().cloned().collect()
+    }
+
+    /// The next pieces for a reader, of about `max` bytes; moves its place.
+    pub fn read(&self, place: &mut Place, max: usize) -> Read {
+        let state = self.lock();
+        if !state.begun {
+            return if state.closed { Read::Closed } else { Read::Wait };
+        }
+        let Some(index) = state.locate(place) else {
+            place.index = None;
+            return Read::Behind;
+        };
+        let mut found = state.from(index, max);
+        place.index = Some(index + found.len() as u64);
+        let Some(last) = found.last() else {
+            return match &state.exit {
+                Some(exit) => Read::End(Box::new(exit.clone())),
+                None if state.closed => Read::Closed,
+                None => Read::Wait,
+            };
+        };
+        let end = last.end();
+        trim_front(&mut found, place.at);
+        place.at = end;
+        Read::Pieces(found)
+    }
+
+    /// Fires when there may be more to read.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Counts a reader: while there is one, the ring keeps durable pieces too.
+    pub fn join(&self) {
+        self.lock().readers += 1;
+    }
+
+    /// A reader is gone.
+    pub fn leave(&self) {
+        let mut state = self.lock();
+        state.readers = state.readers.saturating_sub(1);
+        state.trim();
+    }
+
+    fn wake(&self) {
+        self.changed.send_modify(|version| *version = version.wrapping_add(1));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No statement under the lock can panic half way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reader that came from the archive may stand inside the first piece.
+fn trim_front(found: &mut [Placed], at: Cursor) {
+    if let Some(first) = found.first_mut() {
+        let reached = at.of(first.piece.stream());
+        if let Some(piece) = first.piece.clone().beyond(reached) {
+            first.piece = piece;
+            first.start = at;
+        }
+    }
+}
+
+impl State {
+    fn head(&self) -> u64 {
+        self.first + self.pieces.len() as u64
+    }
+
+    fn front(&self) -> Cursor {
+        self.pieces.front().map_or(self.end, |placed| placed.start)
+    }
+
+    fn append(&mut self, piece: Piece) {
+        let placed = Placed { start: self.end, piece };
+        self.end = placed.end();
+        let cost = placed.piece.cost();
+        self.cost += cost;
+        self.unkept_cost += cost;
+        self.pieces.push_back(placed);
+        self.trim();
+    }
+
+    /// Drops durable pieces from the front: all that no reader needs, else what exceeds the capacity.
+    fn trim(&mut self) {
+        let limit = if self.readers == 0 { 0 } else { CAPACITY };
+        while self.first < self.kept && self.cost > limit {
+            let Some(dropped) = self.pieces.pop_front() else { return };
+            self.cost -= dropped.piece.cost();
+            self.first += 1;
+        }
+    }
+
+    fn locate(&self, place: &Place) -> Option<u64> {
+        if let Some(index) = place.index.filter(|index| *index >= self.first) {
+            return Some(index);
+        }
+        if distance(&place.at) < distance(&self.front()) {
+            return None;
+        }
+        let passed = self
+            .pieces
+            .partition_point(|placed| distance(&placed.end()) <= distance(&place.at));
+        Some(self.first + passed as u64)
+    }
+
+    fn from(&self, index: u64, max: usize) -> Vec<Placed> {
+        let skip = usize::try_from(index.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        let mut cost = 0;
+        self.pieces
+            .iter()
+            .skip(skip)
+            .take_while(|placed| {
+                let fits = cost < max;
+                cost += placed.piece.cost();
+                fits
+            })
+            .cloned()
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::piece::data;
+    use bytes::Bytes;
+
+    fn chunk(offset: u64, length: usize) -> Piece {
+        data(Stream::Stdout, offset, 0, Bytes::from(vec![1; length]))
+    }
+
+    fn pieces(read: Read) -> Vec<Piece> {
+        let Read::Pieces(found) = read else { panic!("{read:?}") };
+        found.into_iter().map(|placed| placed.piece).collect()
+    }
+
+    #[test]
+    fn repeats_are_dropped_and_holes_become_gaps() {
+        let ring = Ring::new();
+        ring.begin(Cursor { stdout: 10, stderr: 0 });
+        ring.push(chunk(5, 10));
+        ring.push(chunk(0, 15));
+        ring.push(chunk(20, 1));
+        let mut place = Place::new(Cursor { stdout: 10, stderr: 0 });
+        assert_eq!(
+            pieces(ring.read(&mut place, CAPACITY)),
+            vec![
+                chunk(10, 5),
+                gap(Stream::Stdout, 15, Some(20), AGENT_SKIPPED),
+                chunk(20, 1)
+            ]
+        );
+        assert_eq!(ring.read(&mut place, CAPACITY), Read::Wait);
+    }
+
+    #[test]
+    fn a_reader_behind_the_ring_is_sent_to_the_archive() {
+        let ring = Ring::new();
+        ring.begin(Cursor::default());
+        ring.push(chunk(0, 100));
+        ring.push(chunk(100, 100));
+        ring.keep(1);
+        let mut place = Place::new(Cursor::default());
+        assert_eq!(ring.read(&mut place, CAPACITY), Read::Behind);
+        let mut place = Place::new(Cursor { stdout: 150, stderr: 0 });
+        assert_eq!(pieces(ring.read(&mut place, CAPACITY)), vec![chunk(150, 50)]);
+    }
+
+    #[test]
+    fn durable_pieces_stay_only_while_somebody_reads_and_never_beyond_the_capacity() {
+        let ring = Ring::new();
+        ring.begin(Cursor::default());
+        ring.join();
+        let piece = 64 * 1024;
+        for index in 0..400 {
+            ring.push(chunk(index * piece as u64, piece));
+            ring.keep(index + 1);
+        }
+        assert!(ring.lock().cost <= CAPACITY + 2 * piece);
+        assert!(ring.lock().cost > CAPACITY / 2);
+        ring.leave();
+        assert_eq!(ring.lock().cost, 0);
+    }
+
+    #[tokio::test]
+    async fn the_upstream_waits_only_for_durability() {
+        let ring = Ring::new();
+        ring.begin(Cursor::default());
+        let mut offset = 0;
+        while ring.lock().unkept_cost < CAPACITY {
+            ring.push(chunk(offset, 64 * 1024));
+            offset += 64 * 1024;
+        }
+        let blocked = tokio::time::timeout(std::time::Duration::from_millis(20), ring.room()).await;
+        assert!(blocked.is_err());
+        ring.keep(1);
+        ring.room().await;
+    }
+}

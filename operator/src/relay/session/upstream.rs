@@ -1,0 +1,179 @@
+//! Reads the agent's output into the ring, over as many connections as it takes.
+
+use std::time::Duration;
+
+use remoteprocess_proto::v1::executor_client::ExecutorClient;
+use remoteprocess_proto::v1::output_frame::Frame;
+use remoteprocess_proto::v1::{ExecutorWatchOutputRequest, Exit, OutputFrame, Seal, Stream};
+use remoteprocess_proto::{MAX_MESSAGE, PROTOCOL};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::{Code, Streaming};
+use tracing::{debug, info};
+
+use super::{Agent, NEVER_SEALED, Session};
+use crate::relay::piece::{Piece, gap};
+
+/// Time for a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// An agent sends a heartbeat every 10 s: after this long without a frame the line is dead.
+const SILENCE: Duration = Duration::from_secs(30);
+/// First and longest pause between two tries.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// After this long without an agent nobody dials any more: an agent that lives comes by itself.
+const PARK: Duration = Duration::from_secs(60);
+/// An agent that is away gets this long to come back before the status' word is taken for the end.
+const LAST_CALL: Duration = Duration::from_secs(10);
+/// Reason of a gap between what was received and what the seal counts.
+const NEVER_DELIVERED: &str = "NeverDelivered";
+
+/// How reading from an agent came to its end.
+pub enum End {
+    /// The agent reported the end, or the status did and there is no agent.
+    Exit(Box<Exit>),
+    /// Another replica is this attempt's home now.
+    Superseded,
+}
+
+enum Cut {
+    End(End),
+    Broken(String),
+}
+
+/// Reads until the end.
+pub async fn run(session: &Session) -> End {
+    let mut agent = session.agent.subscribe();
+    let mut closing = session.closing.subscribe();
+    let mut seen = Instant::now();
+    let mut backoff = BACKOFF.0;
+    loop {
+        let target = agent.borrow_and_update().clone();
+        let received = session.received();
+        let cut = tokio::select! {
+            cut = read(session, &target) => cut,
+            // It lost us, whatever our side of the connection looks like.
+            _ = agent.changed() => {
+                (seen, backoff) = (Instant::now(), BACKOFF.0);
+                continue;
+            }
+        };
+        match cut {
+            Cut::End(end) => return end,
+            Cut::Broken(reason) => debug!(uid = session.subject.key.uid, reason, "the agent's stream ended"),
+        }
+        if received != session.received() {
+            (seen, backoff) = (Instant::now(), BACKOFF.0);
+        }
+        tokio::select! {
+            () = sleep(backoff), if seen.elapsed() < PARK => backoff = (backoff * 2).min(BACKOFF.1),
+            _ = agent.changed() => (seen, backoff) = (Instant::now(), BACKOFF.0),
+            exit = last_call(&mut closing, seen) => return End::Exit(Box::new(give_up(session, exit))),
+        }
+    }
+}
+
+/// Waits until the status holds an end and the agent has had its time.
+async fn last_call(closing: &mut tokio::sync::watch::Receiver<Option<Exit>>, seen: Instant) -> Exit {
+    if closing.wait_for(Option::is_some).await.is_err() {
+        return std::future::pending().await;
+    }
+    let exit = closing.borrow().clone().unwrap_or_default();
+    tokio::time::sleep_until(seen + LAST_CALL).await;
+    exit
+}
+
+/// Nobody will seal these streams.
+fn give_up(session: &Session, exit: Exit) -> Exit {
+    info!(
+        uid = session.subject.key.uid,
+        "the agent is gone: the attempt ends with what the status says"
+    );
+    let end = session.received();
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        session.ring.push(gap(stream, end.of(stream), None, NEVER_SEALED));
+    }
+    Exit {
+        sealed: false,
+        seal: None,
+        ..exit
+    }
+}
+
+async fn read(session: &Session, agent: &Agent) -> Cut {
+    let mut frames = match open(session, agent).await {
+        Ok(frames) => frames,
+        Err(cut) => return cut,
+    };
+    loop {
+        session.ring.room().await;
+        let frame = match timeout(SILENCE, frames.message()).await {
+            Ok(Ok(Some(OutputFrame { frame: Some(frame) }))) => frame,
+            Ok(Ok(Some(_))) => continue,
+            Ok(Ok(None)) => return Cut::Broken("ended without an exit".to_owned()),
+            Ok(Err(status)) => return refused(&status),
+            Err(_) => return Cut::Broken("silent".to_owned()),
+        };
+        match frame {
+            Frame::Data(data) => {
+                session
+                    .started
+                    .send_if_modified(|started| !std::mem::replace(started, true));
+                session.ring.push(Piece::Data(data));
+            }
+            Frame::Gap(gap) => session.ring.push(Piece::Gap(gap)),
+            Frame::State(state) => {
+                if state.phase == "Running" {
+                    session
+                        .started
+                        .send_if_modified(|started| !std::mem::replace(started, true));
+                }
+                session.state.send_replace(Some(state));
+            }
+            Frame::Heartbeat(_) => {}
+            Frame::Exit(exit) => return Cut::End(End::Exit(Box::new(complete(session, exit)))),
+        }
+    }
+}
+
+async fn open(session: &Session, agent: &Agent) -> Result<Streaming<OutputFrame>, Cut> {
+    let broken = |reason: &dyn std::fmt::Display| Cut::Broken(reason.to_string());
+    let channel = timeout(CONNECT, session.context.connect.connect(agent))
+        .await
+        .map_err(|_| broken(&"no connection in time"))?
+        .map_err(|error| broken(&error))?;
+    let request = ExecutorWatchOutputRequest {
+        protocol: PROTOCOL,
+        cursor: Some(session.received()),
+        home: true,
+    };
+    let mut client = ExecutorClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    match timeout(CONNECT, client.watch_output(request)).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(refused(&status)),
+        Err(_) => Err(broken(&"no answer in time")),
+    }
+}
+
+/// An agent ends an earlier home's stream with `ABORTED` when a later one has come.
+fn refused(status: &tonic::Status) -> Cut {
+    match status.code() {
+        Code::Aborted => Cut::End(End::Superseded),
+        _ => Cut::Broken(status.to_string()),
+    }
+}
+
+/// What the seal counts and nobody delivered is said as a gap.
+fn complete(session: &Session, exit: Exit) -> Exit {
+    let Some(Seal { stdout, stderr, .. }) = &exit.seal else {
+        return exit;
+    };
+    let end = session.received();
+    for (stream, seal) in [(Stream::Stdout, stdout), (Stream::Stderr, stderr)] {
+        let sealed = seal.as_ref().map_or(0, |seal| seal.bytes);
+        if sealed > end.of(stream) {
+            session
+                .ring
+                .push(gap(stream, end.of(stream), Some(sealed), NEVER_DELIVERED));
+        }
+    }
+    exit
+}
