@@ -26,6 +26,7 @@ mod render;
 mod tools;
 mod up;
 
+pub use config::NODE;
 pub use lock::Lock;
 pub use tools::Tools;
 
@@ -110,12 +111,32 @@ pub fn load(state: &State, tools: &Tools, archive: &std::path::Path) -> Result<(
     if !state.run.join("containerd.sock").exists() {
         bail!("the development cluster is not running; `cargo xtask cluster up` starts it");
     }
-    // ctr resolves a relative socket path against nothing; ours is absolute.
-    let mut ctr = Process::new(tools.path("ctr"));
-    ctr.arg("-a").arg(state.run.join("containerd.sock"));
+    let mut ctr = ctr(state, tools);
     ctr.args(["-n", "k8s.io", "images", "import", "--local"]).arg(archive);
     exec::output(&mut ctr).with_context(|| format!("cannot load {}", archive.display()))?;
     Ok(())
+}
+
+/// Names of all images in the cluster.
+pub fn image_names() -> Result<Vec<String>> {
+    let state = State::of_this_user()?;
+    let mut ctr = ctr(&state, &Tools::built()?);
+    Ok(exec::output(ctr.args(["-n", "k8s.io", "images", "ls", "-q"]))?
+        .lines()
+        .map(str::to_owned)
+        .collect())
+}
+
+/// The path of Helm: the cluster's, built if it is not there yet.
+pub fn helm() -> Result<PathBuf> {
+    tools::ensure_helm()
+}
+
+fn ctr(state: &State, tools: &Tools) -> Process {
+    let mut ctr = Process::new(tools.path("ctr"));
+    // The path must be absolute.
+    ctr.arg("-a").arg(state.run.join("containerd.sock"));
+    ctr
 }
 
 fn status(state: &State) -> Result<()> {

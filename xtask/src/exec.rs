@@ -1,17 +1,8 @@
 //! Running other programs, with errors that name the command line.
 
-use std::ffi::OsStr;
-use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
-
-/// A command with its arguments.
-pub fn command<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = A>) -> Command {
-    let mut command = Command::new(program);
-    command.args(args);
-    command
-}
 
 /// Runs to the end with our own stdin, stdout and stderr; anything but success is an error.
 pub fn run(command: &mut Command) -> Result<()> {
@@ -29,23 +20,6 @@ pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("cannot start {}", line(command)))?;
-    text_of(command, &output)
-}
-
-/// Like [`output`], with `input` as its stdin.
-pub fn feed(command: &mut Command, input: &[u8]) -> Result<String> {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {}", line(command)))?;
-    let mut stdin = child.stdin.take().expect("stdin was asked for");
-    stdin
-        .write_all(input)
-        .with_context(|| format!("{} does not read its input", line(command)))?;
-    drop(stdin);
-    let output = child.wait_with_output()?;
     text_of(command, &output)
 }
 

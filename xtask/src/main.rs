@@ -6,11 +6,22 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use generate::{CRDS, DOCS, GenerateArgs, PROTO};
+use target::{Target, TargetArgs};
+
 mod archive;
+mod bench;
+mod check;
 mod cluster;
+mod demo;
 mod exec;
+mod generate;
+mod images;
+mod install;
 mod paths;
 mod steps;
+mod target;
+mod test;
 
 /// Tasks of the RemoteProcess repository.
 #[derive(Parser)]
@@ -22,13 +33,46 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// From nothing to a streamed process: cluster, images, helm install, an example, its output, its status.
+    Demo(TargetArgs),
+    /// All checks and tests, with one summary.
+    Test(test::TestArgs),
+    /// Formatting, lints, arrows between crates, generated files.
+    Check,
     /// The development cluster: a real Kubernetes on this machine, without Docker.
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Builds the programs and images and loads them into the cluster.
+    Images(TargetArgs),
+    /// Builds and loads the images and installs or upgrades the chart.
+    Install(TargetArgs),
+    /// Installs the operator and runs the benchmarks.
+    Bench {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Arguments of the benchmarks.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Makes the CustomResourceDefinition from the types in `api/`.
+    Crds(GenerateArgs),
+    /// Makes the Rust code of the wire from the .proto files.
+    Proto(GenerateArgs),
+    /// Makes docs/api.md from the CustomResourceDefinition.
+    Docs(GenerateArgs),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().task {
+        Task::Demo(target) => demo::demo(&target),
+        Task::Test(args) => test::test(&args),
+        Task::Check => test::check(),
         Task::Cluster(command) => cluster::run(command),
+        Task::Images(target) => images::build_and_load(&Target::resolve(&target)?).map(drop),
+        Task::Install(target) => install::install(&Target::resolve(&target)?).map(drop),
+        Task::Bench { target, args } => bench::bench(&target, &args),
+        Task::Crds(args) => CRDS.run(&args),
+        Task::Proto(args) => PROTO.run(&args),
+        Task::Docs(args) => DOCS.run(&args),
     }
 }

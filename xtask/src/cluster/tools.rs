@@ -88,10 +88,7 @@ impl Tools {
     /// Builds what is not in the cache yet. A cold start compiles for about 20 minutes on two processors.
     pub fn ensure() -> Result<Self> {
         for module in &MODULES {
-            let folder = module.output()?;
-            if !folder.exists() {
-                step(&format!("build {}", module.folder), || module.build(&folder))?;
-            }
+            module.ensure()?;
         }
         Self::built()
     }
@@ -146,6 +143,14 @@ impl Module {
             .join(format!("{}-{}", self.folder, &hash[..12])))
     }
 
+    fn ensure(&self) -> Result<PathBuf> {
+        let folder = self.output()?;
+        if !folder.exists() {
+            step(&format!("build {}", self.folder), || self.build(&folder))?;
+        }
+        Ok(folder)
+    }
+
     fn build(&self, folder: &Path) -> Result<()> {
         let partial = folder.with_extension("partial");
         if partial.exists() {
@@ -178,6 +183,15 @@ impl Module {
         fs::rename(&partial, folder)?;
         Ok(())
     }
+}
+
+/// Builds Helm alone, if it is not built yet, and returns its path.
+pub fn ensure_helm() -> Result<PathBuf> {
+    let module = MODULES
+        .iter()
+        .find(|module| module.folder == "helm")
+        .expect("helm is in the list");
+    Ok(module.ensure()?.join("helm"))
 }
 
 /// The name that `go build` gives the program of a package: the last element that is not a version.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -94,9 +93,7 @@ fn start(state: &State, tools: &Tools) -> Result<()> {
     start("containerd")?;
     start("kube-apiserver")?;
     wait(state, "containerd", Duration::from_secs(30), || {
-        let mut ctr = Command::new(tools.path("ctr"));
-        ctr.arg("-a").arg(state.run.join("containerd.sock")).arg("version");
-        exec::output(&mut ctr).map(drop)
+        exec::output(super::ctr(state, tools).arg("version")).map(drop)
     })?;
     images::import(state, tools)?;
     wait(state, "kube-apiserver", Duration::from_secs(60), || {

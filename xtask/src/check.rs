@@ -1,0 +1,228 @@
+//! The rules of the house that the compiler does not know.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::{exec, paths};
+
+const PREFIX: &str = "remoteprocess-";
+/// Which of our crates a crate may depend on. Those that are not named (tests, benchmarks, tasks) may use any.
+const ARROWS: [(&str, &[&str]); 8] = [
+    ("api", &[]),
+    ("proto", &[]),
+    ("tls", &[]),
+    ("runtime", &[]),
+    ("entrypoint", &[]),
+    ("operator", &["api", "proto", "tls", "runtime"]),
+    ("agent", &["proto", "tls", "runtime", "entrypoint"]),
+    ("cli", &["api", "proto", "tls"]),
+];
+/// Crate of ours, packages that it must not link, and why.
+const BANS: [(&str, &[&str], &str); 4] = [
+    (
+        "agent",
+        &["kube", "kube-client", "kube-core", "k8s-openapi"],
+        "the agent knows nothing of Kubernetes",
+    ),
+    (
+        "entrypoint",
+        &["tokio", "rustls", "ring"],
+        "the entrypoint has no async runtime and no TLS",
+    ),
+    (
+        "operator",
+        &["aws-lc-rs", "openssl", "native-tls"],
+        "ring is the only crypto provider",
+    ),
+    (
+        "cli",
+        &["aws-lc-rs", "openssl", "native-tls"],
+        "ring is the only crypto provider",
+    ),
+];
+/// Longest source file, in lines before its tests.
+const MAX_LINES: usize = 400;
+/// Names that say nothing about what is inside.
+const VAGUE: [&str; 9] = [
+    "mod.rs",
+    "util.rs",
+    "utils.rs",
+    "common.rs",
+    "helpers.rs",
+    "manager.rs",
+    "models.rs",
+    "types.rs",
+    "misc.rs",
+];
+
+/// Checks arrows, bans and the size and names of files; the error lists all faults.
+pub fn check() -> Result<()> {
+    let root = paths::repository();
+    let mut metadata = Command::new("cargo");
+    metadata
+        .current_dir(&root)
+        .args(["metadata", "--locked", "--format-version=1"]);
+    let metadata: Value = serde_json::from_str(&exec::output(&mut metadata)?)?;
+    let graph = Graph::read(&metadata).context("cargo metadata has an unknown form")?;
+    let mut faults = graph.wrong_arrows();
+    faults.extend(graph.banned_links());
+    for member in fs::read_dir(&root)?
+        .flatten()
+        .filter(|entry| !entry.file_name().eq("target"))
+    {
+        house_faults(&root, &member.path(), &mut faults)?;
+    }
+    if !faults.is_empty() {
+        bail!("{} faults:\n  {}", faults.len(), faults.join("\n  "));
+    }
+    Ok(())
+}
+
+/// Who depends on whom, by package name.
+struct Graph {
+    /// Dependencies of our own crates on each other, for any purpose.
+    siblings: BTreeMap<String, BTreeSet<String>>,
+    /// What is linked into a package: everything but build and development dependencies.
+    links: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Graph {
+    fn read(metadata: &Value) -> Option<Self> {
+        let mut names = BTreeMap::new();
+        let mut siblings = BTreeMap::new();
+        for package in metadata["packages"].as_array()? {
+            let name = package["name"].as_str()?.to_owned();
+            if let Some(own) = name.strip_prefix(PREFIX).filter(|_| package["source"].is_null()) {
+                let all = package["dependencies"]
+                    .as_array()?
+                    .iter()
+                    .filter_map(|d| d["name"].as_str());
+                let ours = all
+                    .filter_map(|name| name.strip_prefix(PREFIX))
+                    .map(str::to_owned)
+                    .collect();
+                siblings.insert(own.to_owned(), ours);
+            }
+            names.insert(package["id"].as_str()?, name);
+        }
+        let mut links: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for node in metadata["resolve"]["nodes"].as_array()? {
+            let linked = links.entry(names.get(node["id"].as_str()?)?.clone()).or_default();
+            for dependency in node["deps"].as_array()? {
+                let kinds = dependency["dep_kinds"].as_array()?;
+                if kinds.iter().any(|kind| kind["kind"].is_null()) {
+                    linked.insert(names.get(dependency["pkg"].as_str()?)?.clone());
+                }
+            }
+        }
+        Some(Self { siblings, links })
+    }
+
+    fn wrong_arrows(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for (name, allowed) in ARROWS {
+            for found in self
+                .siblings
+                .get(name)
+                .into_iter()
+                .flatten()
+                .filter(|f| !allowed.contains(&f.as_str()))
+            {
+                faults.push(format!("{name} must not depend on {found}"));
+            }
+        }
+        faults
+    }
+
+    fn banned_links(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for (name, banned, reason) in BANS {
+            let package = format!("{PREFIX}{name}");
+            let linked = self.reachable(&package);
+            let found = banned.iter().filter(|package| linked.contains(**package));
+            faults.extend(found.map(|package| format!("{name} links {package}: {reason}")));
+        }
+        faults
+    }
+
+    fn reachable<'a>(&'a self, from: &'a str) -> BTreeSet<&'a str> {
+        let mut seen = BTreeSet::new();
+        let mut todo = vec![from];
+        while let Some(package) = todo.pop() {
+            if seen.insert(package) {
+                todo.extend(self.links.get(package).into_iter().flatten().map(String::as_str));
+            }
+        }
+        seen
+    }
+}
+
+/// Adds what is wrong with the Rust files at or below `path`.
+fn house_faults(root: &Path, path: &Path, faults: &mut Vec<String>) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if path.is_dir() {
+        if name.starts_with('.') || name == "target" || name == "gen" {
+            return Ok(());
+        }
+        return fs::read_dir(path)?
+            .flatten()
+            .try_for_each(|entry| house_faults(root, &entry.path(), faults));
+    }
+    if path.extension().is_none_or(|extension| extension != "rs") {
+        return Ok(());
+    }
+    let shown = path.strip_prefix(root).unwrap_or(path).display();
+    if VAGUE.contains(&name.as_ref()) {
+        faults.push(format!("{shown}: the name says nothing about what is inside"));
+    }
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let lines = text.lines().take_while(|line| line.trim() != "#[cfg(test)]").count();
+    if lines >= MAX_LINES {
+        faults.push(format!(
+            "{shown}: {lines} lines before its tests, at most {MAX_LINES} are allowed"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn graph(operator_uses: &str, agent_links: &str) -> Graph {
+        let package = |name: &str, uses: &str| json!({"id": name, "name": name, "source": null, "dependencies": [{"name": uses}]});
+        let dependency = json!({"pkg": agent_links, "dep_kinds": [{"kind": null}]});
+        Graph::read(&json!({
+            "packages": [
+                package("remoteprocess-operator", operator_uses),
+                package("remoteprocess-agent", "tokio"),
+                package(agent_links, "x"),
+            ],
+            "resolve": {"nodes": [
+                {"id": "remoteprocess-agent", "deps": [dependency]},
+                {"id": agent_links, "deps": []},
+            ]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn finds_wrong_arrows() {
+        assert!(graph("remoteprocess-api", "tokio").wrong_arrows().is_empty());
+        let faults = graph("remoteprocess-agent", "tokio").wrong_arrows();
+        assert_eq!(faults, ["operator must not depend on agent"]);
+    }
+
+    #[test]
+    fn finds_banned_links() {
+        assert!(graph("remoteprocess-api", "tokio").banned_links().is_empty());
+        let faults = graph("remoteprocess-api", "kube").banned_links();
+        assert_eq!(faults, ["agent links kube: the agent knows nothing of Kubernetes"]);
+    }
+}

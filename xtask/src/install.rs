@@ -1,0 +1,35 @@
+//! Installs the operator into a cluster.
+
+use anyhow::Result;
+
+use crate::images::{self, Images};
+use crate::steps::step;
+use crate::target::Target;
+use crate::{exec, paths};
+
+/// Where the operator lives.
+pub const NAMESPACE: &str = "remoteprocess-system";
+const RELEASE: &str = "remoteprocess";
+
+/// Builds and loads the images and installs or upgrades the chart; returns when the operator is ready.
+pub fn install(target: &Target) -> Result<Images> {
+    let images = images::build_and_load(target)?;
+    step("helm upgrade --install", || {
+        let mut helm = target.helm();
+        helm.args(["upgrade", "--install", RELEASE])
+            .arg(paths::repository().join("charts/remoteprocess-operator"));
+        helm.args([
+            "--namespace",
+            NAMESPACE,
+            "--create-namespace",
+            "--wait",
+            "--timeout",
+            "180s",
+        ]);
+        for image in ["operator", "agent", "cli"] {
+            helm.arg("--set").arg(format!("images.{image}.tag={}", images.tag));
+        }
+        exec::output(&mut helm).map(drop)
+    })?;
+    Ok(images)
+}

@@ -1,0 +1,186 @@
+//! Which cluster a command works on: the development cluster, or one that the user names.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::cluster::{self, State, Tools};
+use crate::exec;
+use crate::steps::step;
+
+/// Choice of the cluster.
+#[derive(Args)]
+pub struct TargetArgs {
+    /// Use this context of your kubeconfig. Without it: the current context if KUBECONFIG is set, else the development
+    /// cluster, which is brought up.
+    #[arg(long)]
+    context: Option<String>,
+}
+
+/// A cluster, and the programs that talk to it.
+pub struct Target {
+    /// The development cluster's state; none for a cluster of the user's.
+    pub own: Option<State>,
+    /// Name of the context.
+    pub context: String,
+    kubeconfig: Option<PathBuf>,
+    kubectl: PathBuf,
+    helm: PathBuf,
+}
+
+impl Target {
+    /// Finds the cluster that the arguments mean, and brings the development cluster up where that is the one.
+    pub fn resolve(args: &TargetArgs) -> Result<Self> {
+        let state = State::of_this_user()?;
+        let named = env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty() && *path != *state.kubeconfig());
+        if args.context.is_none() && !named {
+            return Self::development(state);
+        }
+        let kubectl = in_path("kubectl").context("kubectl is needed to talk to your cluster")?;
+        let helm = in_path("helm").map_or_else(cluster::helm, Ok)?;
+        let context = match &args.context {
+            Some(context) => context.clone(),
+            None => exec::output(Command::new(&kubectl).args(["config", "current-context"]))?
+                .trim()
+                .to_owned(),
+        };
+        println!("using the cluster of context {context}");
+        Ok(Self {
+            own: None,
+            context,
+            kubeconfig: None,
+            kubectl,
+            helm,
+        })
+    }
+
+    /// The development cluster, brought up.
+    pub fn development(state: State) -> Result<Self> {
+        let tools = step("development cluster", || cluster::ensure_up(&state))?;
+        Ok(Self {
+            context: cluster::NODE.to_owned(),
+            kubeconfig: Some(state.kubeconfig()),
+            kubectl: tools.path("kubectl").to_owned(),
+            helm: tools.path("helm").to_owned(),
+            own: Some(state),
+        })
+    }
+
+    /// `kubectl` for this cluster.
+    pub fn kubectl(&self) -> Command {
+        let mut command = self.command(&self.kubectl);
+        command.args(["--context", &self.context]);
+        command
+    }
+
+    /// `helm` for this cluster.
+    pub fn helm(&self) -> Command {
+        let mut command = self.command(&self.helm);
+        command.args(["--kube-context", &self.context]);
+        command
+    }
+
+    /// Any program that reads a kubeconfig and knows `--context`.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        if let Some(kubeconfig) = &self.kubeconfig {
+            command.env("KUBECONFIG", kubeconfig);
+        }
+        command
+    }
+
+    /// Where `kubectl` and `helm` are.
+    pub fn programs(&self) -> (&Path, &Path) {
+        (&self.kubectl, &self.helm)
+    }
+
+    /// Puts image archives into the cluster, or says how that is done.
+    pub fn load(&self, archives: &[PathBuf], names: &[String]) -> Result<()> {
+        if let Some(state) = &self.own {
+            let tools = Tools::built()?;
+            return archives
+                .iter()
+                .try_for_each(|archive| cluster::load(state, &tools, archive));
+        }
+        let Some((program, args)) = loader(&self.context) else {
+            println!("    this kind of cluster is not known here: push these images to a registry that it reads,");
+            println!("    or load the archives yourself, before the operator starts:");
+            for (archive, name) in archives.iter().zip(names) {
+                println!("      {name}  {}", archive.display());
+            }
+            return Ok(());
+        };
+        for archive in archives {
+            exec::output(Command::new(program).args(args(archive, &self.context)))?;
+        }
+        Ok(())
+    }
+}
+
+type LoaderArgs = fn(&Path, &str) -> Vec<String>;
+
+/// The program that loads an archive, known by the name that it gives to its contexts.
+fn loader(context: &str) -> Option<(&'static str, LoaderArgs)> {
+    if context.starts_with("kind-") {
+        Some(("kind", |archive, context| {
+            let name = context.trim_start_matches("kind-");
+            vec![
+                "load".into(),
+                "image-archive".into(),
+                "--name".into(),
+                name.into(),
+                archive.display().to_string(),
+            ]
+        }))
+    } else if context.starts_with("k3d-") {
+        Some(("k3d", |archive, context| {
+            let name = context.trim_start_matches("k3d-");
+            vec![
+                "image".into(),
+                "import".into(),
+                "--cluster".into(),
+                name.into(),
+                archive.display().to_string(),
+            ]
+        }))
+    } else if context.starts_with("minikube") {
+        Some(("minikube", |archive, context| {
+            vec![
+                "--profile".into(),
+                context.into(),
+                "image".into(),
+                "load".into(),
+                archive.display().to_string(),
+            ]
+        }))
+    } else {
+        None
+    }
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_loaders_by_context() {
+        let (program, args) = loader("kind-dev").unwrap();
+        assert_eq!(program, "kind");
+        assert_eq!(
+            args(Path::new("/a.tar"), "kind-dev").join(" "),
+            "load image-archive --name dev /a.tar"
+        );
+        assert_eq!(loader("minikube").unwrap().0, "minikube");
+        assert!(loader("production").is_none());
+    }
+}
