@@ -190,6 +190,12 @@ impl Running {
         })
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Bytes of standard output so far.
     #[must_use]
     pub fn received(&self) -> usize {
