@@ -1,1 +1,449 @@
 //! Who may call what: the role of the peer and Kubernetes RBAC.
+//!
+//! RBAC is the only authority: each call of a user is a SubjectAccessReview on the object or on a virtual subresource
+//! of it. Agents and other replicas of the operator are known by their role alone.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::{Api, Client, api::PostParams};
+use remoteprocess_api::names;
+use remoteprocess_tls::{PeerIdentity, Role, User};
+use tokio::time::{Instant, timeout};
+use tonic::{Request, Status};
+
+/// How long a permission is believed: revoked rights end that much later at most, plus the pause between two checks of
+/// a live stream.
+const ALLOWED: Duration = Duration::from_secs(30);
+
+/// How long a refusal is believed: somebody who was just given the right should not have to wait.
+const DENIED: Duration = Duration::from_secs(2);
+
+/// Answers kept at a time.
+const CAPACITY: usize = 16 * 1024;
+
+/// Limit for one question to the API server.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Plural of the object.
+const RESOURCE: &str = "remoteprocesses";
+
+/// What a user may be allowed to do with a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Read its state.
+    Get,
+    /// List the states of all in a namespace, or in all namespaces.
+    List,
+    /// Read its output.
+    Log,
+    /// Signal or stop it.
+    Signal,
+}
+
+impl Action {
+    /// The verb and the subresource (empty: the object itself) that RBAC is asked about.
+    #[must_use]
+    pub fn rule(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Get => ("get", ""),
+            Self::List => ("list", ""),
+            Self::Log => ("get", "log"),
+            Self::Signal => ("create", "signal"),
+        }
+    }
+}
+
+/// Asks the API server who may do what, and remembers the answers for a short time.
+pub struct Authorizer {
+    client: Client,
+    answers: Mutex<HashMap<Question, Answer>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Question {
+    user: User,
+    action: Action,
+    namespace: String,
+    name: String,
+}
+
+#[derive(Clone, Copy)]
+struct Answer {
+    is_allowed: bool,
+    until: Instant,
+}
+
+impl Authorizer {
+    /// Asks by `client`.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self {
+            client,
+            answers: Mutex::default(),
+        }
+    }
+
+    /// Whether `user` may do `action` with the process; an empty `namespace` means all namespaces, an empty `name` all
+    /// processes.
+    ///
+    /// # Errors
+    /// `PermissionDenied` with the missing RBAC rule as YAML; `Unavailable` when the API server does not answer.
+    pub async fn authorize(&self, user: &User, action: Action, namespace: &str, name: &str) -> Result<(), Status> {
+        let question = Question {
+            user: user.clone(),
+            action,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        let is_allowed = match self.remembered(&question) {
+            Some(is_allowed) => is_allowed,
+            None => self.ask(question).await?,
+        };
+        if is_allowed {
+            Ok(())
+        } else {
+            Err(Status::permission_denied(refusal(user, action, namespace, name)))
+        }
+    }
+
+    fn remembered(&self, question: &Question) -> Option<bool> {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers
+            .get(question)
+            .filter(|answer| Instant::now() < answer.until)
+            .map(|answer| answer.is_allowed)
+    }
+
+    async fn ask(&self, question: Question) -> Result<bool, Status> {
+        let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
+        let review = build_review(&question);
+        let params = PostParams::default();
+        let is_allowed = match timeout(LIMIT, reviews.create(&params, &review)).await {
+            Ok(Ok(answer)) => answer
+                .status
+                .is_some_and(|status| status.allowed && status.denied != Some(true)),
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "a permission cannot be checked"
+                );
+                return Err(unavailable());
+            }
+            Err(_) => return Err(unavailable()),
+        };
+        self.remember(question, is_allowed);
+        Ok(is_allowed)
+    }
+
+    fn remember(&self, question: Question, is_allowed: bool) {
+        let now = Instant::now();
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() >= CAPACITY {
+            answers.retain(|_, answer| now < answer.until);
+        }
+        if answers.len() < CAPACITY {
+            let until = now + if is_allowed { ALLOWED } else { DENIED };
+            answers.insert(question, Answer { is_allowed, until });
+        }
+    }
+}
+
+/// Who calls.
+///
+/// # Errors
+/// `Unauthenticated` where the connection shows no identity, or one that has expired since the handshake.
+pub fn peer<T>(request: &Request<T>) -> Result<Arc<PeerIdentity>, Status> {
+    let peer = request.extensions().get::<Arc<PeerIdentity>>();
+    let peer = peer.ok_or_else(|| Status::unauthenticated("this method needs a client certificate"))?;
+    if peer.not_after <= SystemTime::now() {
+        return Err(Status::unauthenticated(
+            "the client certificate has expired; connect again with a new one",
+        ));
+    }
+    Ok(peer.clone())
+}
+
+/// The user who calls.
+///
+/// # Errors
+/// As [`peer`], and `PermissionDenied` for every other role.
+pub fn user<T>(request: &Request<T>) -> Result<User, Status> {
+    let peer = peer(request)?;
+    match (&peer.role, &peer.user) {
+        (Role::User, Some(user)) => Ok(user.clone()),
+        _ => Err(Status::permission_denied(format!(
+            "this method is for users, not for {}",
+            peer.role
+        ))),
+    }
+}
+
+/// The agent that calls: its pod's namespace and uid.
+///
+/// # Errors
+/// As [`peer`], and `PermissionDenied` for every other role.
+pub fn agent<T>(request: &Request<T>) -> Result<(String, String), Status> {
+    match &peer(request)?.role {
+        Role::Agent { namespace, pod_uid } => Ok((namespace.clone(), pod_uid.clone())),
+        role => Err(Status::permission_denied(format!(
+            "this method is for agents, not for {role}"
+        ))),
+    }
+}
+
+fn unavailable() -> Status {
+    Status::unavailable("the API server cannot be asked for permission now")
+}
+
+fn build_review(question: &Question) -> SubjectAccessReview {
+    let (verb, subresource) = question.action.rule();
+    let User {
+        name,
+        groups,
+        uid,
+        extra,
+    } = &question.user;
+    let attributes = ResourceAttributes {
+        group: Some(names::GROUP.to_owned()),
+        version: Some(names::VERSION.to_owned()),
+        resource: Some(RESOURCE.to_owned()),
+        subresource: some(subresource),
+        verb: Some(verb.to_owned()),
+        namespace: some(&question.namespace),
+        name: some(&question.name),
+        ..ResourceAttributes::default()
+    };
+    let spec = SubjectAccessReviewSpec {
+        user: Some(name.clone()),
+        groups: Some(groups.clone()),
+        uid: some(uid),
+        extra: (!extra.is_empty()).then(|| extra.clone()),
+        resource_attributes: Some(attributes),
+        ..SubjectAccessReviewSpec::default()
+    };
+    SubjectAccessReview {
+        spec,
+        ..SubjectAccessReview::default()
+    }
+}
+
+fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Who lacks what, and the rule that would help, ready for a Role.
+fn refusal(user: &User, action: Action, namespace: &str, name: &str) -> String {
+    let (verb, subresource) = action.rule();
+    let resource = if subresource.is_empty() {
+        RESOURCE.to_owned()
+    } else {
+        format!("{RESOURCE}/{subresource}")
+    };
+    let object = if name.is_empty() {
+        String::new()
+    } else {
+        format!(" {name:?}")
+    };
+    let (place, kind) = if namespace.is_empty() {
+        ("in all namespaces".to_owned(), "ClusterRole")
+    } else {
+        (format!("in the namespace {namespace:?}"), "Role")
+    };
+    format!(
+        "user {:?} may not {verb} {resource}{object} {place}. The missing rule, for a {kind}:\n\
+         - apiGroups: [{}]\n  resources: [{resource}]\n  verbs: [{verb}]",
+        user.name,
+        names::GROUP
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::fake_api;
+
+    fn alice() -> User {
+        User {
+            name: "alice".into(),
+            groups: vec!["dev".into()],
+            uid: String::new(),
+            extra: [("scopes".to_owned(), vec!["read".to_owned()])].into(),
+        }
+    }
+
+    /// An authorizer whose API server answers as told and counts how often it was asked.
+    fn authorizer(mut answer: impl FnMut(&Value) -> (u16, Value) + Send + 'static) -> (Authorizer, Arc<AtomicUsize>) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let client = fake_api::client(move |call| {
+            assert_eq!(call.path, "/apis/authorization.k8s.io/v1/subjectaccessreviews");
+            count.fetch_add(1, Ordering::Relaxed);
+            answer(&call.body)
+        });
+        (Authorizer::new(client), asked)
+    }
+
+    fn says(is_allowed: bool) -> (u16, Value) {
+        (201, json!({"spec": {}, "status": {"allowed": is_allowed}}))
+    }
+
+    #[rstest]
+    #[case(Action::Get, "get", None)]
+    #[case(Action::List, "list", None)]
+    #[case(Action::Log, "get", Some("log"))]
+    #[case(Action::Signal, "create", Some("signal"))]
+    #[tokio::test]
+    async fn each_action_is_one_question(
+        #[case] action: Action,
+        #[case] verb: &str,
+        #[case] subresource: Option<&str>,
+    ) {
+        let mut wanted = json!({
+            "group": "remoteprocess.dev", "version": "v1alpha1", "resource": "remoteprocesses",
+            "verb": verb, "namespace": "default", "name": "hello",
+        });
+        if let Some(subresource) = subresource {
+            wanted["subresource"] = subresource.into();
+        }
+        let (authorizer, _) = authorizer(move |review| {
+            assert_eq!(review["spec"]["resourceAttributes"], wanted);
+            assert_eq!(review["spec"]["user"], "alice");
+            assert_eq!(review["spec"]["groups"], json!(["dev"]));
+            assert_eq!(review["spec"]["extra"], json!({"scopes": ["read"]}));
+            says(true)
+        });
+        authorizer
+            .authorize(&alice(), action, "default", "hello")
+            .await
+            .expect("allowed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_permission_is_remembered_for_half_a_minute() {
+        let (authorizer, asked) = authorizer(|_| says(true));
+        for _ in 0..3 {
+            authorizer
+                .authorize(&alice(), Action::Log, "default", "hello")
+                .await
+                .expect("allowed");
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        authorizer
+            .authorize(&alice(), Action::Signal, "default", "hello")
+            .await
+            .expect("allowed");
+        authorizer
+            .authorize(&alice(), Action::Log, "default", "other")
+            .await
+            .expect("allowed");
+        let other_scope = User {
+            extra: Default::default(),
+            ..alice()
+        };
+        authorizer
+            .authorize(&other_scope, Action::Log, "default", "hello")
+            .await
+            .expect("allowed");
+        assert_eq!(asked.load(Ordering::Relaxed), 4, "another question is asked");
+        tokio::time::advance(ALLOWED).await;
+        authorizer
+            .authorize(&alice(), Action::Log, "default", "hello")
+            .await
+            .expect("allowed");
+        assert_eq!(asked.load(Ordering::Relaxed), 5, "a revoked right ends");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_names_the_rule_and_is_soon_forgotten() {
+        let mut answers = [false, true].into_iter();
+        let (authorizer, _) = authorizer(move |_| says(answers.next().expect("asked twice")));
+        let refused = authorizer
+            .authorize(&alice(), Action::Log, "default", "hello")
+            .await
+            .expect_err("refused");
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+        assert_eq!(
+            refused.message(),
+            "user \"alice\" may not get remoteprocesses/log \"hello\" in the namespace \"default\". The missing rule, \
+             for a Role:\n- apiGroups: [remoteprocess.dev]\n  resources: [remoteprocesses/log]\n  verbs: [get]"
+        );
+        assert!(
+            authorizer
+                .authorize(&alice(), Action::Log, "default", "hello")
+                .await
+                .is_err()
+        );
+        tokio::time::advance(DENIED).await;
+        authorizer
+            .authorize(&alice(), Action::Log, "default", "hello")
+            .await
+            .expect("allowed by now");
+    }
+
+    #[tokio::test]
+    async fn no_answer_is_no_permission() {
+        let (authorizer, _) = authorizer(|_| fake_api::refusal(500, "InternalError"));
+        let error = authorizer
+            .authorize(&alice(), Action::List, "", "")
+            .await
+            .expect_err("not known");
+        assert_eq!(error.code(), tonic::Code::Unavailable);
+    }
+
+    #[test]
+    fn a_list_of_everything_needs_a_cluster_role() {
+        let sentence = refusal(&alice(), Action::List, "", "");
+        assert!(
+            sentence.starts_with("user \"alice\" may not list remoteprocesses in all namespaces. "),
+            "{sentence}"
+        );
+        assert!(sentence.contains("for a ClusterRole"), "{sentence}");
+    }
+
+    fn request(role: Role, user: Option<User>, expired: bool) -> Request<()> {
+        let hour = Duration::from_secs(3600);
+        let not_after = if expired {
+            SystemTime::now() - hour
+        } else {
+            SystemTime::now() + hour
+        };
+        let mut request = Request::new(());
+        request
+            .extensions_mut()
+            .insert(Arc::new(PeerIdentity { role, user, not_after }));
+        request
+    }
+
+    #[test]
+    fn roles_do_not_imply_each_other() {
+        let pod = Role::Agent {
+            namespace: "default".into(),
+            pod_uid: "u".into(),
+        };
+        let (by_user, by_agent) = (
+            request(Role::User, Some(alice()), false),
+            request(pod.clone(), None, false),
+        );
+        let by_operator = request(Role::Operator, None, false);
+        assert_eq!(user(&by_user).expect("a user"), alice());
+        assert_eq!(agent(&by_agent).expect("an agent"), ("default".into(), "u".into()));
+        let denied = |status: Status| assert_eq!(status.code(), tonic::Code::PermissionDenied);
+        denied(user(&by_agent).expect_err("an agent is no user"));
+        denied(user(&by_operator).expect_err("the operator is no user"));
+        denied(agent(&by_user).expect_err("a user is no agent"));
+        denied(agent(&by_operator).expect_err("the operator is no agent"));
+        for request in [Request::new(()), request(pod, None, true)] {
+            assert_eq!(peer(&request).expect_err("nobody").code(), tonic::Code::Unauthenticated);
+        }
+    }
+}

@@ -1,1 +1,361 @@
 //! The enrol listener: an agent trades its projected token for a certificate.
+//!
+//! Callers show no certificate here, so everything is bounded: the size of a call, its time, the calls of one source,
+//! and the questions to the API server at a time. A peer is told a safe sentence; the cause goes to the log.
+
+mod proof;
+mod rate;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::api::{
+    authentication::v1::{TokenReview, TokenReviewSpec},
+    core::v1::Pod,
+};
+use kube::{Api, Client, api::PostParams};
+use remoteprocess_api::names;
+use remoteprocess_proto::{
+    PROTOCOL,
+    v1::{
+        EnrollRequest, EnrollResponse,
+        enrolment_server::{Enrolment, EnrolmentServer},
+    },
+};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
+use tonic::{Request, Response, Status};
+
+use self::{
+    proof::{Attempt, Bound},
+    rate::RateLimit,
+};
+use crate::authority::AuthorityHandle;
+
+/// Largest request, in bytes.
+const MAX_REQUEST: usize = 16 * 1024;
+
+/// Limit for one call.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Enrolments worked on at a time: more would only queue at the API server.
+const CONCURRENCY: usize = 64;
+
+/// How long an attempt stays bound to the pod that enrolled for it, from its last enrolment: no shorter than the life of
+/// an agent's certificate.
+const BINDING: Duration = Duration::from_secs(2 * 3600);
+
+/// The `Enrolment` service.
+pub struct EnrolmentService {
+    client: Client,
+    authority: Arc<AuthorityHandle>,
+    sources: RateLimit,
+    slots: Semaphore,
+    bindings: Mutex<HashMap<Attempt, Binding>>,
+}
+
+/// Which pod holds the key of an attempt.
+struct Binding {
+    pod_uid: String,
+    until: Instant,
+}
+
+/// Why an agent gets no certificate. Shown to the peer as [`Refusal::status`] has it.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("this version of the wire is not spoken here")]
+    Protocol,
+    #[error("too many calls from one address")]
+    TooMany,
+    #[error("the API server did not answer in time")]
+    Slow,
+    #[error("the API server")]
+    Kube(#[from] kube::Error),
+    #[error("the token is refused: {0}")]
+    Token(String),
+    #[error("the pod does not belong to the attempt: {0}")]
+    Pod(&'static str),
+    #[error("another pod holds the key of this attempt")]
+    Taken,
+    #[error("the certification request")]
+    Csr(#[source] remoteprocess_tls::Error),
+}
+
+impl Refusal {
+    /// What the peer may know, and whether it is worth to try again.
+    fn status(&self) -> Status {
+        match self {
+            Self::Protocol => {
+                Status::failed_precondition(format!("this operator speaks version {PROTOCOL} of the wire"))
+            }
+            Self::TooMany => Status::resource_exhausted("too many enrolments from this address; try again later"),
+            Self::Slow | Self::Kube(_) => Status::unavailable("the API server cannot be asked now; try again"),
+            Self::Token(_) => Status::unauthenticated("the token is not a valid one of the audience of this listener"),
+            Self::Pod(why) => Status::permission_denied(format!("the pod does not belong to the attempt: {why}")),
+            Self::Taken => Status::permission_denied("another pod holds the key of this attempt"),
+            Self::Csr(_) => Status::invalid_argument("the certification request does not prove a P-256 key"),
+        }
+    }
+}
+
+impl EnrolmentService {
+    /// Reviews tokens and reads pods by `client`, signs by `authority`.
+    #[must_use]
+    pub fn new(client: Client, authority: Arc<AuthorityHandle>) -> Self {
+        Self {
+            client,
+            authority,
+            sources: RateLimit::default(),
+            slots: Semaphore::new(CONCURRENCY),
+            bindings: Mutex::default(),
+        }
+    }
+
+    /// The tonic server of the enrol listener, with its limits.
+    #[must_use]
+    pub fn into_server(self) -> EnrolmentServer<Self> {
+        EnrolmentServer::new(self).max_decoding_message_size(MAX_REQUEST)
+    }
+
+    async fn enrol(&self, request: &EnrollRequest) -> Result<EnrollResponse, Refusal> {
+        if request.protocol != PROTOCOL {
+            return Err(Refusal::Protocol);
+        }
+        let bound = self.review(&request.token).await?;
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &bound.namespace);
+        let pod = pods.get_opt(&bound.pod_name).await?.ok_or(Refusal::Pod("it is gone"))?;
+        let attempt = Attempt {
+            process_uid: request.process_uid.clone(),
+            number: request.attempt,
+        };
+        proof::check_pod(&pod, &bound, &attempt).map_err(Refusal::Pod)?;
+        self.bind(attempt, &bound.pod_uid)?;
+        let chain = self
+            .authority
+            .sign_agent(&request.csr, &bound.namespace, &bound.pod_uid)
+            .map_err(Refusal::Csr)?;
+        Ok(EnrollResponse {
+            protocol: PROTOCOL,
+            certificate_chain: chain,
+            bundle: self.authority.bundle_pem(),
+        })
+    }
+
+    async fn review(&self, token: &str) -> Result<Bound, Refusal> {
+        let reviews: Api<TokenReview> = Api::all(self.client.clone());
+        let spec = TokenReviewSpec {
+            token: token.to_owned(),
+            audiences: Some(vec![names::ENROL_AUDIENCE.to_owned()]),
+        };
+        let review = TokenReview {
+            spec,
+            ..TokenReview::default()
+        };
+        let answer = reviews.create(&PostParams::default(), &review).await?;
+        proof::read_review(answer.status.unwrap_or_default()).map_err(Refusal::Token)
+    }
+
+    /// One key for each attempt: the first pod has it, and only that pod may have a further one.
+    fn bind(&self, attempt: Attempt, pod_uid: &str) -> Result<(), Refusal> {
+        let now = Instant::now();
+        let mut bindings = self.bindings.lock().unwrap_or_else(PoisonError::into_inner);
+        bindings.retain(|_, binding| now < binding.until);
+        let binding = bindings.entry(attempt).or_insert_with(|| Binding {
+            pod_uid: pod_uid.to_owned(),
+            until: now,
+        });
+        if binding.pod_uid != pod_uid {
+            return Err(Refusal::Taken);
+        }
+        binding.until = now + BINDING;
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl Enrolment for EnrolmentService {
+    async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
+        let source = request.remote_addr().map(|address| address.ip());
+        let request = request.into_inner();
+        let bounded = async {
+            if !self.sources.admit(source, Instant::now()) {
+                return Err(Refusal::TooMany);
+            }
+            let _slot = self.slots.acquire().await.map_err(|_| Refusal::Slow)?;
+            self.enrol(&request).await
+        };
+        let result = timeout(LIMIT, bounded).await.unwrap_or(Err(Refusal::Slow));
+        let (process, attempt) = (&request.process_uid, request.attempt);
+        match result {
+            Ok(response) => {
+                tracing::info!(process, attempt, source = ?source, "an agent enrolled");
+                Ok(Response::new(response))
+            }
+            Err(refusal) => {
+                let error = &refusal as &dyn std::error::Error;
+                tracing::warn!(process, attempt, source = ?source, error, "refused to enrol an agent");
+                Err(refusal.status())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use remoteprocess_tls::{Identity, KeyRequest, Role};
+    use serde_json::{Value, json};
+    use tonic::Code;
+
+    use super::*;
+    use crate::{authority, fake_api};
+
+    /// A service whose API server knows one token and one pod.
+    async fn service(mut pod: Value) -> EnrolmentService {
+        let client = fake_api::client(move |call| match call.path.as_str() {
+            "/apis/authentication.k8s.io/v1/tokenreviews" => {
+                assert_eq!(call.body["spec"]["audiences"], json!(["remoteprocess.dev/enrol"]));
+                let status = match call.body["spec"]["token"].as_str() {
+                    Some("good") => proof::tests::review(),
+                    _ => json!({"authenticated": false, "error": "invalid bearer token"}),
+                };
+                (201, json!({"spec": call.body["spec"], "status": status}))
+            }
+            "/api/v1/namespaces/default/pods/hello-1" => match pod.take() {
+                Value::Null => fake_api::refusal(404, "NotFound"),
+                found => {
+                    pod = found.clone();
+                    (200, found)
+                }
+            },
+            path => panic!("asked for {path}"),
+        });
+        EnrolmentService::new(client, authority::tests::handle().await)
+    }
+
+    fn request(key: &KeyRequest) -> EnrollRequest {
+        EnrollRequest {
+            protocol: PROTOCOL,
+            token: "good".into(),
+            csr: key.csr_der.clone().into(),
+            process_uid: "process-uid-1".into(),
+            attempt: 2,
+        }
+    }
+
+    async fn refused(service: &EnrolmentService, request: EnrollRequest) -> Status {
+        service.enroll(Request::new(request)).await.expect_err("refused")
+    }
+
+    #[tokio::test]
+    async fn an_agent_gets_the_certificate_of_its_pod() {
+        let service = service(proof::tests::pod()).await;
+        let key = KeyRequest::generate().expect("a request");
+        let answer = service
+            .enroll(Request::new(request(&key)))
+            .await
+            .expect("enrolled")
+            .into_inner();
+        let domain = service.authority.trust_domain();
+        let identity = Identity::new(&answer.certificate_chain, &key.key_pem, &answer.bundle, domain).expect("ours");
+        assert_eq!(
+            identity.role(),
+            Role::Agent {
+                namespace: "default".into(),
+                pod_uid: "pod-uid-1".into()
+            }
+        );
+        service
+            .enroll(Request::new(request(&key)))
+            .await
+            .expect("the same pod may come again");
+    }
+
+    #[tokio::test]
+    async fn refusals_tell_peers_no_secrets() {
+        let service = service(proof::tests::pod()).await;
+        let key = KeyRequest::generate().expect("a request");
+        let stolen = refused(
+            &service,
+            EnrollRequest {
+                token: "x".into(),
+                ..request(&key)
+            },
+        )
+        .await;
+        assert_eq!(stolen.code(), Code::Unauthenticated);
+        assert!(!stolen.message().contains("bearer"), "{}", stolen.message());
+        let foreign = refused(
+            &service,
+            EnrollRequest {
+                process_uid: "y".into(),
+                ..request(&key)
+            },
+        )
+        .await;
+        assert_eq!(foreign.code(), Code::PermissionDenied);
+        let early = refused(
+            &service,
+            EnrollRequest {
+                attempt: 1,
+                ..request(&key)
+            },
+        )
+        .await;
+        assert_eq!(early.code(), Code::PermissionDenied);
+        let unproven = refused(
+            &service,
+            EnrollRequest {
+                csr: vec![0; 64].into(),
+                ..request(&key)
+            },
+        )
+        .await;
+        assert_eq!(unproven.code(), Code::InvalidArgument);
+        let old = refused(
+            &service,
+            EnrollRequest {
+                protocol: 0,
+                ..request(&key)
+            },
+        )
+        .await;
+        assert_eq!(old.code(), Code::FailedPrecondition);
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_is_gone_gets_nothing() {
+        let service = service(Value::Null).await;
+        let key = KeyRequest::generate().expect("a request");
+        assert_eq!(refused(&service, request(&key)).await.code(), Code::PermissionDenied);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_stays_with_its_pod() {
+        let service = service(proof::tests::pod()).await;
+        let attempt = Attempt {
+            process_uid: "p".into(),
+            number: 1,
+        };
+        service.bind(attempt.clone(), "pod-1").expect("the first one");
+        service.bind(attempt.clone(), "pod-1").expect("again");
+        assert!(matches!(service.bind(attempt.clone(), "pod-2"), Err(Refusal::Taken)));
+        tokio::time::advance(BINDING).await;
+        service.bind(attempt, "pod-2").expect("the first one is long gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_api_server_is_not_waited_for() {
+        let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, std::convert::Infallible>>()
+        });
+        let client = Client::new(silent, "default");
+        let service = EnrolmentService::new(client, authority::tests::handle().await);
+        let key = KeyRequest::generate().expect("a request");
+        assert_eq!(refused(&service, request(&key)).await.code(), Code::Unavailable);
+    }
+}
