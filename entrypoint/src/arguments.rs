@@ -1,0 +1,123 @@
+//! The command line: `entrypoint -- PROGRAM [ARGUMENT…]`.
+//!
+//! What stands before `--` is for tests. Nothing is read from the environment: that belongs to the
+//! program.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use remoteprocess_entrypoint::SOCKET_PATH;
+
+/// How long nothing is started without an agent, before the entrypoint gives up.
+const AGENT_WAIT: Duration = Duration::from_secs(120);
+
+/// The checked command line.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Arguments {
+    /// Program and its arguments; never empty.
+    pub command: Vec<OsString>,
+    /// Where the agent listens.
+    pub socket: PathBuf,
+    /// Work as a process other than 1, and look after own descendants only. For tests.
+    pub subreaper: bool,
+    /// How long to look for an agent before anything was started.
+    pub agent_wait: Duration,
+}
+
+/// Why the command line was refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Nothing after `--`, or no `--`.
+    #[error("no command: usage is entrypoint -- PROGRAM [ARGUMENT…]")]
+    NoCommand,
+    /// Something unknown before `--`.
+    #[error("unexpected {0:?} before \"--\": usage is entrypoint -- PROGRAM [ARGUMENT…]")]
+    Unexpected(OsString),
+}
+
+impl Arguments {
+    /// Checks the arguments, without the name of this program.
+    pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, Error> {
+        let mut parsed = Self {
+            command: Vec::new(),
+            socket: PathBuf::from(SOCKET_PATH),
+            subreaper: false,
+            agent_wait: AGENT_WAIT,
+        };
+        loop {
+            let argument = arguments.next().ok_or(Error::NoCommand)?;
+            match argument.to_str() {
+                Some("--") => break,
+                Some("--subreaper") => parsed.subreaper = true,
+                Some("--socket") => {
+                    parsed.socket = arguments.next().ok_or(Error::Unexpected(argument))?.into();
+                }
+                Some("--agent-wait-millis") => {
+                    let value = arguments.next().unwrap_or_default();
+                    parsed.agent_wait = millis(&value).ok_or(Error::Unexpected(value))?;
+                }
+                _ => return Err(Error::Unexpected(argument)),
+            }
+        }
+        parsed.command.extend(arguments);
+        if parsed.command.is_empty() {
+            Err(Error::NoCommand)
+        } else {
+            Ok(parsed)
+        }
+    }
+}
+
+fn millis(value: &OsStr) -> Option<Duration> {
+    value.to_str()?.parse().ok().map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Arguments, Error> {
+        Arguments::parse(arguments.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn everything_after_the_dashes_is_the_program_s() {
+        let parsed = parse(&["--", "sh", "--", "--subreaper", ""]).unwrap();
+        assert_eq!(parsed.command, ["sh", "--", "--subreaper", ""]);
+        assert_eq!(parsed.socket.to_str(), Some(SOCKET_PATH));
+        assert!(!parsed.subreaper);
+    }
+
+    #[test]
+    fn tests_may_say_more() {
+        let line = [
+            "--socket",
+            "/tmp/s",
+            "--subreaper",
+            "--agent-wait-millis",
+            "70",
+            "--",
+            "a",
+        ];
+        let parsed = parse(&line).unwrap();
+        assert_eq!(parsed.socket.to_str(), Some("/tmp/s"));
+        assert!(parsed.subreaper);
+        assert_eq!(parsed.agent_wait, Duration::from_millis(70));
+    }
+
+    #[test]
+    fn no_command_is_refused() {
+        assert_eq!(parse(&[]), Err(Error::NoCommand));
+        assert_eq!(parse(&["--"]), Err(Error::NoCommand));
+        assert_eq!(parse(&["sh", "--"]), Err(Error::Unexpected("sh".into())));
+        assert_eq!(
+            parse(&["--socket"]),
+            Err(Error::Unexpected("--socket".into()))
+        );
+        assert_eq!(
+            parse(&["--agent-wait-millis", "x"]),
+            Err(Error::Unexpected("x".into()))
+        );
+    }
+}

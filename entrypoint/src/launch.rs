@@ -1,0 +1,157 @@
+//! Finding the program and starting it.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::SigSet;
+use nix::unistd::execv;
+use remoteprocess_entrypoint::message::{Outcome, bounded_sentence};
+use rustix::fs::{Access, access};
+
+use crate::diagnosis;
+
+/// Where programs are looked for if the container's environment has no PATH.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Starts the command in a process group of its own, with this process's standard descriptors,
+/// environment and working directory, no signal blocked and every disposition the default. Returns
+/// its process id once it has been executed.
+///
+/// A group, not a session: it keeps a parent in its session, so the kernel does not take it for an
+/// orphaned group and SIGTSTP works. There is no terminal to be cut off from.
+///
+/// # Errors
+/// The outcome to report when it cannot be found or executed.
+pub fn start(command: &[OsString]) -> Result<u32, Outcome> {
+    let program = &command[0];
+    let file = find(program, std::env::var_os("PATH").as_deref())?;
+    spawn(&file, command).map_err(|error| diagnosis::of_exec(program, &file, &error))
+}
+
+/// Executes the file in the child by hand: of the two standard ways one leaves signals blocked, the
+/// other lets some C libraries hand files of unknown format to a shell.
+#[allow(unsafe_code)]
+fn spawn(file: &Path, command: &[OsString]) -> io::Result<u32> {
+    let path = CString::new(file.as_os_str().as_bytes())?;
+    let arguments: Vec<CString> = command
+        .iter()
+        .map(|argument| CString::new(argument.as_bytes()))
+        .collect::<Result<_, _>>()?;
+    let execute = move || -> io::Result<()> {
+        SigSet::empty().thread_set_mask()?;
+        match execv(&path, &arguments)? {}
+    };
+    let mut child = Command::new(file);
+    // SAFETY: the process has one thread, so the child may do after fork whatever the parent may.
+    unsafe { child.pre_exec(execute) };
+    Ok(child.process_group(0).spawn()?.id())
+}
+
+/// The outcome for pipes that could not be made.
+pub fn no_pipes(command: &[OsString], error: &io::Error) -> Outcome {
+    let message = format!(
+        "cannot start {:?}: no pipe for its output: {error}",
+        command[0]
+    );
+    Outcome::NotExecutable {
+        message: bounded_sentence(message),
+    }
+}
+
+/// The file that `execvp(3)` would execute.
+fn find(program: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Outcome> {
+    if program.is_empty() {
+        return Err(Outcome::NotFound {
+            message: "cannot start \"\": its name is empty".into(),
+        });
+    }
+    if program.as_bytes().contains(&b'/') {
+        return Ok(program.into());
+    }
+    let path = path.unwrap_or(OsStr::new(DEFAULT_PATH));
+    let mut refused = None;
+    for directory in std::env::split_paths(path) {
+        let candidate = candidate(&directory, program);
+        match candidate.metadata() {
+            Ok(found) if found.is_file() && access(&candidate, Access::EXEC_OK).is_ok() => {
+                return Ok(candidate);
+            }
+            Ok(found) if found.is_file() => refused = refused.or(Some(candidate)),
+            _ => {}
+        }
+    }
+    Err(match refused {
+        Some(file) => {
+            let error = io::Error::from(io::ErrorKind::PermissionDenied);
+            diagnosis::of_exec(program, &file, &error)
+        }
+        None => diagnosis::not_in_path(program, path),
+    })
+}
+
+/// An empty element of PATH is the working directory; the slash keeps PATH from being searched
+/// again.
+fn candidate(directory: &Path, program: &OsStr) -> PathBuf {
+    match directory.as_os_str().is_empty() {
+        true => Path::new(".").join(program),
+        false => directory.join(program),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn message(outcome: Outcome) -> String {
+        match outcome {
+            Outcome::NotFound { message } | Outcome::NotExecutable { message } => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_first_executable_file_in_path_is_found() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for directory in [&first, &second] {
+            fs::write(directory.path().join("tool"), "").unwrap();
+        }
+        fs::create_dir(first.path().join("folder")).unwrap();
+        let path = std::env::join_paths([Path::new("/none"), first.path(), second.path()]).unwrap();
+        let refused = find(OsStr::new("tool"), Some(&path)).unwrap_err();
+        assert!(matches!(refused, Outcome::NotExecutable { .. }));
+        assert!(message(refused).contains("not executable"));
+        let tool = second.path().join("tool");
+        fs::set_permissions(&tool, Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(find(OsStr::new("tool"), Some(&path)).unwrap(), tool);
+        assert!(matches!(
+            find(OsStr::new("folder"), Some(&path)),
+            Err(Outcome::NotFound { .. })
+        ));
+    }
+
+    #[test]
+    fn names_with_a_slash_are_not_looked_up() {
+        assert_eq!(find(OsStr::new("./x"), None).unwrap(), Path::new("./x"));
+        assert_eq!(candidate(Path::new(""), OsStr::new("x")), Path::new("./x"));
+    }
+
+    #[test]
+    fn what_is_nowhere_names_program_and_path() {
+        let said = message(find(OsStr::new("no-such-tool"), Some(OsStr::new("/bin"))).unwrap_err());
+        assert_eq!(
+            said,
+            "cannot start \"no-such-tool\": not found in PATH (/bin)"
+        );
+        assert!(matches!(
+            find(OsStr::new(""), None),
+            Err(Outcome::NotFound { .. })
+        ));
+    }
+}

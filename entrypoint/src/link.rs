@@ -1,0 +1,341 @@
+//! The connection to the agent: made again for ever, one greeting each time.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use remoteprocess_entrypoint::message::{
+    FromEntrypoint, PROTOCOL_VERSION, Resume, Secret, ToEntrypoint,
+};
+use remoteprocess_entrypoint::socket::Connection;
+use rustix::event::{PollFd, PollFlags};
+
+use crate::clock::Moment;
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(20);
+const LAST_BACKOFF: Duration = Duration::from_millis(500);
+
+/// With this many answers unsent nothing more is read.
+const MAX_QUEUED: usize = 64;
+
+/// What came from the agent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An agent is there, the same one as before if there was one.
+    Welcomed,
+    /// Anything but its greeting.
+    Message(ToEntrypoint),
+}
+
+/// A message to be sent, alone or with the read ends of the pipes.
+struct Outgoing {
+    message: FromEntrypoint,
+    with_pipes: bool,
+}
+
+struct Channel {
+    connection: Connection,
+    queue: VecDeque<Outgoing>,
+}
+
+enum State {
+    Absent { retry_at: Moment },
+    Greeting(Channel),
+    Welcomed(Channel),
+}
+
+/// The link, up or down. `pipes` in its methods are the read ends of the program's output, empty
+/// until it was started.
+pub struct Link {
+    path: PathBuf,
+    state: State,
+    secret: Option<Secret>,
+    backoff: Duration,
+    changed_at: Moment,
+}
+
+impl Link {
+    /// A link that is down, with the first attempt due.
+    pub fn new(path: PathBuf, now: Moment) -> Self {
+        let state = State::Absent { retry_at: now };
+        Self {
+            path,
+            state,
+            secret: None,
+            backoff: FIRST_BACKOFF,
+            changed_at: now,
+        }
+    }
+
+    /// Since when an agent is there.
+    pub fn present_since(&self) -> Option<Moment> {
+        matches!(self.state, State::Welcomed(_)).then_some(self.changed_at)
+    }
+
+    /// Since when no agent is there; one that does not answer the greeting is none.
+    pub fn absent_since(&self) -> Option<Moment> {
+        (!matches!(self.state, State::Welcomed(_))).then_some(self.changed_at)
+    }
+
+    /// When `connect_if_due` has something to do.
+    pub fn retry_at(&self) -> Option<Moment> {
+        match self.state {
+            State::Absent { retry_at } => Some(retry_at),
+            State::Greeting(_) | State::Welcomed(_) => None,
+        }
+    }
+
+    /// What to poll, if connected.
+    pub fn poll_fd(&self) -> Option<PollFd<'_>> {
+        let channel = self.channel()?;
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::IN, channel.queue.len() < MAX_QUEUED);
+        flags.set(PollFlags::OUT, !channel.queue.is_empty());
+        Some(PollFd::new(&channel.connection, flags))
+    }
+
+    /// Connects and says `Hello`, if it is time to.
+    pub fn connect_if_due(&mut self, now: Moment, pipes: &[OwnedFd]) {
+        if self.retry_at().is_none_or(|at| now < at) {
+            return;
+        }
+        match self.connect() {
+            Ok(connection) => {
+                let queue = VecDeque::from([self.hello(pipes)]);
+                self.state = State::Greeting(Channel { connection, queue });
+                self.flush(now, pipes);
+            }
+            Err(_) => self.retry_later(now),
+        }
+    }
+
+    fn connect(&self) -> io::Result<Connection> {
+        let connection = Connection::connect(&self.path)?;
+        connection.set_nonblocking(true)?;
+        Ok(connection)
+    }
+
+    fn hello(&self, pipes: &[OwnedFd]) -> Outgoing {
+        let launched = !pipes.is_empty();
+        let resume = self.secret.map(|secret| Resume { secret, launched });
+        let version = PROTOCOL_VERSION;
+        let message = FromEntrypoint::Hello {
+            version,
+            pid: std::process::id(),
+            resume,
+        };
+        Outgoing {
+            message,
+            with_pipes: launched && self.secret.is_some(),
+        }
+    }
+
+    /// Sends a message now or as soon as there is room. Without an agent it is dropped: what an
+    /// agent must know is said again after `Welcomed`.
+    pub fn send(
+        &mut self,
+        message: FromEntrypoint,
+        with_pipes: bool,
+        now: Moment,
+        pipes: &[OwnedFd],
+    ) {
+        if let State::Welcomed(channel) = &mut self.state {
+            channel.queue.push_back(Outgoing {
+                message,
+                with_pipes,
+            });
+            self.flush(now, pipes);
+        }
+    }
+
+    /// Sends what waits, as far as there is room.
+    pub fn flush(&mut self, now: Moment, pipes: &[OwnedFd]) {
+        let pipes: Vec<BorrowedFd<'_>> = pipes.iter().map(AsFd::as_fd).collect();
+        let (State::Greeting(channel) | State::Welcomed(channel)) = &mut self.state else {
+            return;
+        };
+        while let Some(outgoing) = channel.queue.front() {
+            let descriptors = if outgoing.with_pipes { &pipes[..] } else { &[] };
+            match channel.connection.send(&outgoing.message, descriptors) {
+                Ok(()) => drop(channel.queue.pop_front()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // What the agent sent before it left may still be there to be read, but a queue
+                // that cannot be sent is of no use.
+                Err(_) => return self.hang_up(now),
+            }
+        }
+    }
+
+    /// The next thing the agent said; `None` when there is nothing now. A peer that says what it
+    /// may not is hung up on.
+    pub fn receive(&mut self, now: Moment) -> Option<Event> {
+        let channel = self
+            .channel()
+            .filter(|channel| channel.queue.len() < MAX_QUEUED)?;
+        match channel.connection.receive::<ToEntrypoint>() {
+            Ok(Some((message, _))) => {
+                let event = self.accept(message, now);
+                if event.is_none() {
+                    self.hang_up(now);
+                }
+                event
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Ok(None) | Err(_) => {
+                self.hang_up(now);
+                None
+            }
+        }
+    }
+
+    /// The event of a message, if it may be said now.
+    fn accept(&mut self, message: ToEntrypoint, now: Moment) -> Option<Event> {
+        let greeting = matches!(self.state, State::Greeting(_));
+        match message {
+            ToEntrypoint::Welcome { version, secret } if greeting => {
+                let known = self.secret.is_none_or(|ours| ours == secret);
+                (version == PROTOCOL_VERSION && known).then(|| self.welcomed(secret, now))
+            }
+            ToEntrypoint::Welcome { .. } => None,
+            other => (!greeting).then_some(Event::Message(other)),
+        }
+    }
+
+    fn welcomed(&mut self, secret: Secret, now: Moment) -> Event {
+        self.secret = Some(secret);
+        self.backoff = FIRST_BACKOFF;
+        self.changed_at = now;
+        let state = std::mem::replace(&mut self.state, State::Absent { retry_at: now });
+        if let State::Greeting(channel) | State::Welcomed(channel) = state {
+            self.state = State::Welcomed(channel);
+        }
+        Event::Welcomed
+    }
+
+    fn channel(&self) -> Option<&Channel> {
+        match &self.state {
+            State::Absent { .. } => None,
+            State::Greeting(channel) | State::Welcomed(channel) => Some(channel),
+        }
+    }
+
+    fn hang_up(&mut self, now: Moment) {
+        if matches!(self.state, State::Welcomed(_)) {
+            self.changed_at = now;
+        }
+        self.retry_later(now);
+    }
+
+    fn retry_later(&mut self, now: Moment) {
+        self.state = State::Absent {
+            retry_at: now + self.backoff,
+        };
+        self.backoff = (self.backoff * 2).min(LAST_BACKOFF);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use remoteprocess_entrypoint::socket::Listener;
+
+    use super::*;
+
+    const NOW: Moment = Duration::from_secs(9);
+
+    fn welcome(byte: u8) -> ToEntrypoint {
+        ToEntrypoint::Welcome {
+            version: PROTOCOL_VERSION,
+            secret: Secret([byte; 32]),
+        }
+    }
+
+    struct Fixture {
+        _directory: tempfile::TempDir,
+        listener: Listener,
+        link: Link,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("s");
+            let listener = Listener::bind(&path).unwrap();
+            Self {
+                _directory: directory,
+                listener,
+                link: Link::new(path, NOW),
+            }
+        }
+
+        fn greet(&mut self, answer: &ToEntrypoint) -> (Connection, FromEntrypoint, Option<Event>) {
+            let due = self.link.retry_at().unwrap();
+            self.link.connect_if_due(due, &[]);
+            let agent = self.listener.accept().unwrap();
+            let (hello, _) = agent.receive().unwrap().unwrap();
+            agent.send(answer, &[]).unwrap();
+            let event = self.link.receive(due);
+            (agent, hello, event)
+        }
+    }
+
+    #[test]
+    fn the_secret_of_the_first_welcome_is_shown_and_asked_for_later() {
+        let mut fixture = Fixture::new();
+        let (agent, hello, event) = fixture.greet(&welcome(1));
+        assert!(matches!(hello, FromEntrypoint::Hello { resume: None, .. }));
+        assert_eq!(event, Some(Event::Welcomed));
+        drop(agent);
+        assert_eq!(fixture.link.receive(NOW), None);
+        let (_agent, hello, event) = fixture.greet(&welcome(2));
+        let resume = Some(Resume {
+            secret: Secret([1; 32]),
+            launched: false,
+        });
+        assert!(matches!(hello, FromEntrypoint::Hello { resume: r, .. } if r == resume));
+        assert_eq!((event, fixture.link.present_since()), (None, None));
+        let (_agent, _, event) = fixture.greet(&welcome(1));
+        assert_eq!(event, Some(Event::Welcomed));
+    }
+
+    #[test]
+    fn nothing_is_taken_from_a_peer_that_does_not_greet_or_greets_twice() {
+        let mut fixture = Fixture::new();
+        let (_agent, _, event) = fixture.greet(&ToEntrypoint::Recorded);
+        assert_eq!(event, None);
+        let (agent, _, event) = fixture.greet(&welcome(1));
+        assert_eq!(event, Some(Event::Welcomed));
+        agent.send(&welcome(1), &[]).unwrap();
+        assert_eq!(fixture.link.receive(NOW), None);
+        assert!(fixture.link.absent_since().is_some());
+    }
+
+    #[test]
+    fn another_version_is_refused() {
+        let mut fixture = Fixture::new();
+        let other = ToEntrypoint::Welcome {
+            version: PROTOCOL_VERSION + 1,
+            secret: Secret([0; 32]),
+        };
+        assert_eq!(fixture.greet(&other).2, None);
+    }
+
+    #[test]
+    fn attempts_back_off_and_begin_anew_after_a_welcome() {
+        let mut fixture = Fixture::new();
+        let (path, mut now) = (fixture.link.path.clone(), NOW);
+        fixture.link.path.set_extension("absent");
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            fixture.link.connect_if_due(now, &[]);
+            let next = fixture.link.retry_at().unwrap();
+            waits.push((next - now).as_millis());
+            now = next;
+        }
+        assert_eq!(waits, [20, 40, 80, 160, 320, 500, 500]);
+        fixture.link.path = path;
+        fixture.greet(&welcome(1));
+        assert_eq!(fixture.link.backoff, FIRST_BACKOFF);
+    }
+}

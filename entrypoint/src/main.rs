@@ -1,0 +1,77 @@
+//! PID 1 of the user's container: starts the program when the agent says so, hands the agent the
+//! read ends of its output, passes signals, reaps, reports the end.
+//!
+//! One thread, one poll loop, no network. Static and small, because it is copied into images that
+//! may hold nothing else.
+//!
+//! Invariant: the program is started at most once, and after that nothing but its own end, the stop
+//! path, or SIGKILL from outside ends this process.
+
+mod arguments;
+mod clock;
+mod diagnosis;
+mod ending;
+mod launch;
+mod link;
+mod oom;
+mod processes;
+mod signals;
+mod stdio;
+mod supervisor;
+
+use std::io::{self, Write};
+
+use remoteprocess_entrypoint::EXIT_PLATFORM;
+use rustix::process::{DumpableBehavior, set_child_subreaper, set_dumpable_behavior};
+
+use crate::arguments::Arguments;
+use crate::processes::Scope;
+use crate::signals::Signals;
+use crate::stdio::Stdio;
+use crate::supervisor::Supervisor;
+
+/// Why nothing was started.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Arguments(#[from] arguments::Error),
+    #[error(
+        "NotPID1: must be process 1 of its container, and is {0} \
+         (a pod with shareProcessNamespace is not supported)"
+    )]
+    NotPid1(u32),
+    #[error("cannot prepare: {0}")]
+    Prepare(#[from] io::Error),
+    #[error(transparent)]
+    Supervisor(#[from] supervisor::Error),
+}
+
+fn main() {
+    let code = run().unwrap_or_else(|error| {
+        let _ = writeln!(io::stderr(), "remoteprocess entrypoint: {error}");
+        EXIT_PLATFORM
+    });
+    std::process::exit(code);
+}
+
+fn run() -> Result<i32, Error> {
+    let arguments = Arguments::parse(std::env::args_os().skip(1))?;
+    // The program has the same user id, and must not read the secret or steal the descriptors.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(io::Error::from)?;
+    let scope = scope(&arguments)?;
+    let stdio = Stdio::take()?;
+    let signals = Signals::take()?;
+    Ok(Supervisor::new(arguments, scope, stdio, signals).run()?)
+}
+
+fn scope(arguments: &Arguments) -> Result<Scope, Error> {
+    match std::process::id() {
+        1 => Ok(Scope::Namespace),
+        _ if arguments.subreaper => {
+            let this = rustix::process::getpid();
+            set_child_subreaper(Some(this)).map_err(io::Error::from)?;
+            Ok(Scope::Descendants)
+        }
+        other => Err(Error::NotPid1(other)),
+    }
+}

@@ -1,0 +1,165 @@
+//! The processes under the entrypoint: signalling, reaping, what they used.
+
+use std::collections::HashMap;
+use std::{fs, io};
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use remoteprocess_entrypoint::message::{Outcome, Usage};
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, wait};
+
+/// Which processes are all processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Those of the PID namespace, whose process 1 this is.
+    Namespace,
+    /// Own descendants.
+    Descendants,
+}
+
+impl Scope {
+    /// Sends a signal to every process but this one.
+    ///
+    /// # Errors
+    /// From `kill(2)`; `ESRCH` if there is none.
+    pub fn signal_all(self, number: i32) -> io::Result<()> {
+        match self {
+            Self::Namespace => kill(-1, number),
+            Self::Descendants => {
+                descendants()
+                    .into_iter()
+                    .try_for_each(|pid| match kill(pid, number) {
+                        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+                        sent => sent,
+                    })
+            }
+        }
+    }
+}
+
+/// Sends a signal to one process.
+///
+/// # Errors
+/// From `kill(2)`.
+pub fn signal_process(pid: u32, number: i32) -> io::Result<()> {
+    kill(positive(pid)?, number)
+}
+
+/// Sends a signal to a process group.
+///
+/// # Errors
+/// From `kill(2)`.
+pub fn signal_group(group: u32, number: i32) -> io::Result<()> {
+    kill(-positive(group)?, number)
+}
+
+fn positive(pid: u32) -> io::Result<i32> {
+    i32::try_from(pid)
+        .ok()
+        .filter(|pid| *pid > 0)
+        .ok_or(io::ErrorKind::InvalidInput.into())
+}
+
+/// `kill(2)` with any number: safe wrappers know neither real-time signals nor -1.
+#[allow(unsafe_code)]
+fn kill(pid: i32, number: i32) -> io::Result<()> {
+    // SAFETY: passes two integers and no memory.
+    match unsafe { libc::kill(pid, number) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What `reap` found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reaped {
+    /// This child has ended.
+    Child(u32, Outcome),
+    /// Children live, none has ended.
+    NoneEnded,
+    /// No children, alive or dead.
+    NoChildren,
+}
+
+/// Takes one ended child, own or orphaned, without waiting.
+pub fn reap() -> Reaped {
+    match wait(WaitOptions::NOHANG) {
+        Ok(Some((pid, status))) => {
+            let outcome = match status.terminating_signal() {
+                Some(number) => Outcome::Signal(number),
+                None => Outcome::Code(status.exit_status().unwrap_or_default()),
+            };
+            Reaped::Child(pid.as_raw_nonzero().get().unsigned_abs(), outcome)
+        }
+        Err(Errno::CHILD) => Reaped::NoChildren,
+        Ok(None) | Err(_) => Reaped::NoneEnded,
+    }
+}
+
+/// What all reaped processes have used together; their largest resident set.
+pub fn usage() -> Usage {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_CHILDREN) else {
+        return Usage::default();
+    };
+    let unsigned = |number: i64| u64::try_from(number).unwrap_or(0);
+    Usage {
+        user_micros: unsigned(usage.user_time().num_microseconds()),
+        system_micros: unsigned(usage.system_time().num_microseconds()),
+        max_rss_bytes: unsigned(usage.max_rss()) * 1024,
+    }
+}
+
+fn descendants() -> Vec<i32> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        let parent = fs::read_to_string(entry.path().join("stat"))
+            .ok()
+            .and_then(|s| parent(&s));
+        if let (Some(pid), Some(parent)) = (pid, parent) {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    let mut found = children
+        .remove(&std::process::id().cast_signed())
+        .unwrap_or_default();
+    let mut next = 0;
+    while let Some(pid) = found.get(next) {
+        let more = children.remove(pid).unwrap_or_default();
+        found.extend(more);
+        next += 1;
+    }
+    found
+}
+
+/// Parent in a line of `/proc/PID/stat`; the name before it may hold anything.
+fn parent(stat: &str) -> Option<i32> {
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parent_is_found_behind_any_name() {
+        assert_eq!(parent("12 (a) b) S 7 12 12 0"), Some(7));
+        assert_eq!(parent("garbage"), None);
+    }
+
+    #[test]
+    fn process_numbers_that_mean_others_are_refused() {
+        assert!(signal_process(0, 0).is_err());
+        assert!(signal_group(0, 0).is_err());
+        assert!(signal_process(u32::MAX, 0).is_err());
+    }
+}

@@ -1,0 +1,86 @@
+//! Signals to the entrypoint itself.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// The largest signal number of Linux.
+pub const LAST: i32 = 64;
+
+/// All signals of this process, read instead of delivered.
+pub struct Signals {
+    descriptor: SignalFd,
+}
+
+/// What a signal to the entrypoint means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// Run the stop path.
+    Stop,
+    /// A child may have ended, or nothing for us.
+    Nothing,
+}
+
+impl Signals {
+    /// Resets every disposition, so that the program inherits the defaults, and blocks every signal.
+    pub fn take() -> io::Result<Self> {
+        reset_dispositions();
+        let all = SigSet::all();
+        all.thread_block()?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        Ok(Self {
+            descriptor: SignalFd::with_flags(&all, flags)?,
+        })
+    }
+
+    /// The next signal that has arrived.
+    pub fn next(&self) -> Option<Meaning> {
+        let signal = self.descriptor.read_signal().ok().flatten()?;
+        let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
+        let from_outside = signal.ssi_pid == 0 && signal.ssi_code == libc::SI_USER;
+        Some(meaning(number, from_outside))
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+/// The kubelet sends what the image names as its stop signal, which may be any; a sender that has
+/// no process id here is outside the container's namespace.
+fn meaning(number: i32, from_outside: bool) -> Meaning {
+    match number {
+        libc::SIGCHLD | libc::SIGPIPE => Meaning::Nothing,
+        libc::SIGTERM | libc::SIGINT => Meaning::Stop,
+        _ if from_outside => Meaning::Stop,
+        _ => Meaning::Nothing,
+    }
+}
+
+/// SIGPIPE stays ignored here and is reset for the program by the standard library.
+#[allow(unsafe_code)]
+fn reset_dispositions() {
+    for number in (1..=LAST).filter(|number| *number != libc::SIGPIPE) {
+        // SAFETY: SIG_DFL installs no code; numbers that cannot be changed are refused by the
+        // kernel or the C library, and there is one thread.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kubelet_may_send_any_stop_signal_the_program_only_the_usual() {
+        assert_eq!(meaning(libc::SIGTERM, false), Meaning::Stop);
+        assert_eq!(meaning(libc::SIGINT, true), Meaning::Stop);
+        assert_eq!(meaning(libc::SIGQUIT, true), Meaning::Stop);
+        assert_eq!(meaning(libc::SIGQUIT, false), Meaning::Nothing);
+        assert_eq!(meaning(libc::SIGCHLD, true), Meaning::Nothing);
+    }
+}

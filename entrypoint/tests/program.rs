@@ -1,0 +1,22 @@
+//! The entrypoint with real children, driven by an agent in miniature, both as process 1 of a PID
+//! namespace and as a subreaper.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "the harness of these tests may fail a test anywhere"
+)]
+
+#[path = "program/agent.rs"]
+mod agent;
+#[path = "program/endings.rs"]
+mod endings;
+#[path = "program/hostile.rs"]
+mod hostile;
+#[path = "program/output.rs"]
+mod output;
+#[path = "program/reconnect.rs"]
+mod reconnect;
+#[path = "program/signals.rs"]
+mod signals;
+#[path = "program/start.rs"]
+mod start;

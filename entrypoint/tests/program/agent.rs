@@ -1,0 +1,433 @@
+//! An agent in miniature, and the entrypoint under it.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use remoteprocess_entrypoint::message::{
+    Exited, FromEntrypoint, PROTOCOL_VERSION, Resume, Secret, StopCause, ToEntrypoint,
+};
+use remoteprocess_entrypoint::socket::{Connection, Listener};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::time::Timespec;
+
+/// Until something that must happen is taken for not happening.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+pub const SECRET: Secret = Secret([42; 32]);
+
+/// How the entrypoint runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// As an ordinary process that adopts its orphans.
+    Subreaper,
+    /// As process 1 of a new PID namespace.
+    Namespace,
+}
+
+/// Waits until a condition holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "not in time: {what}");
+        thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+/// Everything that is read from a descriptor up to its end, by a thread.
+pub struct Output(Receiver<Vec<u8>>);
+
+impl Output {
+    pub fn of(source: impl Into<OwnedFd>) -> Self {
+        let (sender, receiver) = channel();
+        let mut file = File::from(source.into());
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).unwrap();
+            let _ = sender.send(bytes);
+        });
+        Self(receiver)
+    }
+
+    pub fn bytes(self) -> Vec<u8> {
+        self.0
+            .recv_timeout(DEADLINE)
+            .expect("the end of the output in time")
+    }
+
+    pub fn text(self) -> String {
+        String::from_utf8(self.bytes()).unwrap()
+    }
+}
+
+/// What `Launch` says unless a test says otherwise.
+pub struct Order {
+    pub merge: bool,
+    pub stop_grace: Duration,
+    pub agent_lost: Duration,
+}
+
+impl Default for Order {
+    fn default() -> Self {
+        Self {
+            merge: false,
+            stop_grace: Duration::from_secs(60),
+            agent_lost: Duration::from_secs(600),
+        }
+    }
+}
+
+impl Order {
+    pub fn message(&self) -> ToEntrypoint {
+        ToEntrypoint::Launch {
+            merge: self.merge,
+            stop_signal: libc::SIGTERM,
+            stop_grace_millis: self.stop_grace.as_millis().try_into().unwrap(),
+            agent_lost_millis: self.agent_lost.as_millis().try_into().unwrap(),
+        }
+    }
+}
+
+/// An entrypoint and the place where it looks for its agent.
+pub struct Entrypoint {
+    pub directory: tempfile::TempDir,
+    pub listener: Option<Listener>,
+    child: Child,
+}
+
+impl Entrypoint {
+    pub fn start(mode: Mode, command: &[&str]) -> Self {
+        Self::configured(mode, &[], command, |_| {})
+    }
+
+    pub fn shell(mode: Mode, script: &str) -> Self {
+        Self::start(mode, &["sh", "-c", script])
+    }
+
+    pub fn configured(
+        mode: Mode,
+        options: &[&str],
+        command: &[&str],
+        configure: impl FnOnce(&mut Command),
+    ) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let listener = Some(Listener::bind(&socket).unwrap());
+        let mut run = under(mode, Path::new(env!("CARGO_BIN_EXE_entrypoint")));
+        run.arg("--socket")
+            .arg(&socket)
+            .args(options)
+            .arg("--")
+            .args(command);
+        run.env("WORK", directory.path());
+        run.stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        configure(&mut run);
+        let child = run.spawn().unwrap();
+        Self {
+            directory,
+            listener,
+            child,
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The container's own stdout and stderr, up to the end of the entrypoint.
+    pub fn own_output(&mut self) -> (Output, Output) {
+        let (out, error) = (
+            self.child.stdout.take().unwrap(),
+            self.child.stderr.take().unwrap(),
+        );
+        (
+            Output::of(OwnedFd::from(out)),
+            Output::of(OwnedFd::from(error)),
+        )
+    }
+
+    /// The container's own stdout and stderr as `/proc` names them.
+    pub fn own_pipe_names(&self) -> [String; 2] {
+        let (out, error) = (self.child.stdout.as_ref(), self.child.stderr.as_ref());
+        [pipe_name(out.unwrap()), pipe_name(error.unwrap())]
+    }
+
+    pub fn listen_again(&mut self) {
+        self.listener = Some(Listener::bind(&self.path("socket")).unwrap());
+    }
+
+    /// The next connection and what it says first.
+    pub fn accept(&self) -> Agent {
+        let listener = self.listener.as_ref().unwrap();
+        let mut asked = [PollFd::new(listener, PollFlags::IN)];
+        let deadline = Timespec::try_from(DEADLINE).unwrap();
+        assert_eq!(
+            poll(&mut asked, Some(&deadline)),
+            Ok(1),
+            "a connection in time"
+        );
+        let connection = listener.accept().unwrap();
+        set_socket_timeout(&connection, Timeout::Recv, Some(DEADLINE)).unwrap();
+        let mut agent = Agent {
+            connection,
+            resume: None,
+            pid: 0,
+            pipes: Vec::new(),
+        };
+        let FromEntrypoint::Hello {
+            version,
+            pid,
+            resume,
+        } = agent.receive()
+        else {
+            panic!("the first packet is a Hello");
+        };
+        assert_eq!(version, PROTOCOL_VERSION);
+        agent.resume = resume;
+        agent.pid = pid;
+        agent
+    }
+
+    pub fn welcome(&self) -> Agent {
+        let agent = self.accept();
+        agent.send(&ToEntrypoint::Welcome {
+            version: PROTOCOL_VERSION,
+            secret: SECRET,
+        });
+        agent
+    }
+
+    pub fn launch(&self) -> Agent {
+        self.launch_as(&Order::default())
+    }
+
+    /// Accepts, launches, and has the pipes.
+    pub fn launch_as(&self, order: &Order) -> Agent {
+        let mut agent = self.welcome();
+        assert_eq!(agent.resume, None);
+        agent.send(&order.message());
+        assert!(matches!(agent.receive(), FromEntrypoint::Launched { .. }));
+        assert_eq!(agent.pipes.len(), if order.merge { 1 } else { 2 });
+        agent
+    }
+
+    /// Accepts and launches what cannot be started.
+    pub fn launch_in_vain(&self) -> (Agent, Exited) {
+        let mut agent = self.welcome();
+        agent.send(&Order::default().message());
+        let exited = agent.exited();
+        (agent, exited)
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("the end of the entrypoint", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    pub fn code(&mut self) -> i32 {
+        self.wait().code().expect("a code")
+    }
+}
+
+impl Drop for Entrypoint {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn under(mode: Mode, program: &Path) -> Command {
+    match mode {
+        Mode::Subreaper => {
+            let mut command = Command::new(program);
+            command.arg("--subreaper");
+            command
+        }
+        Mode::Namespace => {
+            let mut command = Command::new("unshare");
+            if !rustix::process::geteuid().is_root() {
+                command.args(["--user", "--map-root-user"]);
+            }
+            command
+                .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+                .arg(program);
+            command
+        }
+    }
+}
+
+/// One connection.
+pub struct Agent {
+    pub connection: Connection,
+    pub resume: Option<Resume>,
+    /// As the entrypoint sees itself.
+    pub pid: u32,
+    /// What came with the last packets that had descriptors.
+    pub pipes: Vec<OwnedFd>,
+}
+
+impl Agent {
+    pub fn send(&self, message: &ToEntrypoint) {
+        self.connection.send(message, &[]).unwrap();
+    }
+
+    pub fn receive(&mut self) -> FromEntrypoint {
+        let (message, descriptors) = self.connection.receive().unwrap().expect("a message");
+        if !descriptors.is_empty() {
+            self.pipes = descriptors;
+        }
+        message
+    }
+
+    /// The entrypoint hung up; what it said before does not matter.
+    pub fn is_hung_up(&self) -> bool {
+        while let Ok(Some(_)) = self.connection.receive::<FromEntrypoint>() {}
+        matches!(self.connection.receive::<FromEntrypoint>(), Ok(None))
+    }
+
+    pub fn exited(&mut self) -> Exited {
+        match self.receive() {
+            FromEntrypoint::Exited(exited) => exited,
+            other => panic!("not the exit: {other:?}"),
+        }
+    }
+
+    pub fn signal(
+        &mut self,
+        number: i32,
+        target: remoteprocess_entrypoint::message::Target,
+    ) -> Option<String> {
+        self.send(&ToEntrypoint::Signal {
+            id: 7,
+            number,
+            target,
+        });
+        match self.receive() {
+            FromEntrypoint::SignalDone { id: 7, error } => error,
+            other => panic!("not the answer: {other:?}"),
+        }
+    }
+
+    pub fn stop(&self, grace: Duration) {
+        let grace_millis = grace.as_millis().try_into().unwrap();
+        self.send(&ToEntrypoint::Stop {
+            signal: libc::SIGTERM,
+            grace_millis,
+        });
+    }
+
+    /// The entrypoint's process id as this process sees it.
+    pub fn peer(&self) -> i32 {
+        socket_peercred(&self.connection)
+            .unwrap()
+            .pid
+            .as_raw_nonzero()
+            .get()
+    }
+
+    pub fn send_signal_to_peer(&self, number: i32) {
+        let pid = nix::unistd::Pid::from_raw(self.peer());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::try_from(number).unwrap()).unwrap();
+    }
+
+    /// Reads from stdout up to and with this line.
+    pub fn await_line(&self, line: &str) {
+        let mut seen = Vec::new();
+        let wanted = format!("{line}\n");
+        while !seen.ends_with(wanted.as_bytes()) {
+            let mut asked = [PollFd::new(&self.pipes[0], PollFlags::IN)];
+            let deadline = Timespec::try_from(DEADLINE).unwrap();
+            assert_eq!(poll(&mut asked, Some(&deadline)), Ok(1), "{line:?} in time");
+            let mut byte = [0];
+            let read = rustix::io::read(&self.pipes[0], &mut byte).unwrap();
+            assert_eq!(read, 1, "{line:?} before the end");
+            seen.push(byte[0]);
+        }
+    }
+
+    /// Reads all output, is told the exit, says so.
+    pub fn finish(mut self) -> Finished {
+        let mut outputs: Vec<Output> = self.pipes.drain(..).map(Output::of).collect();
+        let exited = self.exited();
+        let mut next = || {
+            if outputs.is_empty() {
+                Vec::new()
+            } else {
+                outputs.remove(0).bytes()
+            }
+        };
+        let (stdout, stderr) = (next(), next());
+        self.send(&ToEntrypoint::Recorded);
+        Finished {
+            stdout,
+            stderr,
+            exited,
+        }
+    }
+}
+
+/// One whole run.
+pub struct Finished {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exited: Exited,
+}
+
+impl Finished {
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+
+    pub fn stop(&self) -> Option<StopCause> {
+        self.exited.stop
+    }
+}
+
+/// Process ids and states of the children of a process.
+pub fn children(parent: i32) -> Vec<(i32, char)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let Some((head, tail)) = stat.rsplit_once(')') else {
+            continue;
+        };
+        let mut fields = tail.split_whitespace();
+        let state = fields.next().and_then(|state| state.chars().next());
+        if fields.next().and_then(|field| field.parse().ok()) == Some(parent) {
+            let pid = head.split_whitespace().next().unwrap().parse().unwrap();
+            found.push((pid, state.unwrap()));
+        }
+    }
+    found
+}
+
+/// Whether the descriptor is at its end, that is: nobody can write to it any more.
+pub fn is_at_end(pipe: &OwnedFd) -> bool {
+    let mut asked = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
+    poll(
+        &mut asked,
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    )
+    .unwrap();
+    asked[0].revents().contains(PollFlags::HUP)
+}
+
+/// A descriptor as `/proc/PID/fd` shows it.
+pub fn pipe_name(descriptor: &impl AsFd) -> String {
+    format!("pipe:[{}]", rustix::fs::fstat(descriptor).unwrap().st_ino)
+}
