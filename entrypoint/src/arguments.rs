@@ -111,13 +111,7 @@ mod tests {
         assert_eq!(parse(&[]), Err(Error::NoCommand));
         assert_eq!(parse(&["--"]), Err(Error::NoCommand));
         assert_eq!(parse(&["sh", "--"]), Err(Error::Unexpected("sh".into())));
-        assert_eq!(
-            parse(&["--socket"]),
-            Err(Error::Unexpected("--socket".into()))
-        );
-        assert_eq!(
-            parse(&["--agent-wait-millis", "x"]),
-            Err(Error::Unexpected("x".into()))
-        );
+        assert_eq!(parse(&["--socket"]), Err(Error::Unexpected("--socket".into())));
+        assert_eq!(parse(&["--agent-wait-millis", "x"]), Err(Error::Unexpected("x".into())));
     }
 }

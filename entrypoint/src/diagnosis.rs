@@ -13,10 +13,7 @@ const HEAD_BYTES: u64 = 4096;
 
 /// The outcome for a name that is in no directory of PATH.
 pub fn not_in_path(program: &OsStr, path: &OsStr) -> Outcome {
-    let message = format!(
-        "cannot start {program:?}: not found in PATH ({})",
-        path.display()
-    );
+    let message = format!("cannot start {program:?}: not found in PATH ({})", path.display());
     Outcome::NotFound {
         message: bounded_sentence(message),
     }
@@ -98,11 +95,7 @@ fn format(file: &Path) -> String {
 
 fn head(file: &Path) -> Option<Vec<u8>> {
     let mut head = Vec::new();
-    File::open(file)
-        .ok()?
-        .take(HEAD_BYTES)
-        .read_to_end(&mut head)
-        .ok()?;
+    File::open(file).ok()?.take(HEAD_BYTES).read_to_end(&mut head).ok()?;
     Some(head)
 }
 
@@ -117,9 +110,7 @@ fn interpreter(head: &[u8]) -> Option<Interpreter> {
         Some(line) => {
             let line = line.split(|byte| *byte == b'\n').next()?.trim_ascii_start();
             let name = line.split(|byte| matches!(byte, b' ' | b'\t')).next()?;
-            Some(Interpreter::Script(
-                String::from_utf8_lossy(name).into_owned(),
-            ))
+            Some(Interpreter::Script(String::from_utf8_lossy(name).into_owned()))
         }
         None => elf_loader(head).map(Interpreter::Loader),
     }
@@ -209,10 +200,7 @@ mod tests {
         head[..4].copy_from_slice(ELF_MAGIC);
         head[5] = 2;
         head[0x13] = 22;
-        assert_eq!(
-            elf_machine(&head).map(machine_name).as_deref(),
-            Some("s390x")
-        );
+        assert_eq!(elf_machine(&head).map(machine_name).as_deref(), Some("s390x"));
     }
 
     proptest! {

@@ -76,9 +76,7 @@ impl Ending {
             self.terminate_at = None;
             return Some(Action::Kill);
         }
-        self.terminate_at
-            .take_if(|at| now >= *at)
-            .map(|_| Action::Terminate)
+        self.terminate_at.take_if(|at| now >= *at).map(|_| Action::Terminate)
     }
 
     /// When `due` should be asked again.

@@ -53,10 +53,7 @@ fn spawn(file: &Path, command: &[OsString]) -> io::Result<u32> {
 
 /// The outcome for pipes that could not be made.
 pub fn no_pipes(command: &[OsString], error: &io::Error) -> Outcome {
-    let message = format!(
-        "cannot start {:?}: no pipe for its output: {error}",
-        command[0]
-    );
+    let message = format!("cannot start {:?}: no pipe for its output: {error}", command[0]);
     Outcome::NotExecutable {
         message: bounded_sentence(message),
     }
@@ -145,13 +142,7 @@ mod tests {
     #[test]
     fn what_is_nowhere_names_program_and_path() {
         let said = message(find(OsStr::new("no-such-tool"), Some(OsStr::new("/bin"))).unwrap_err());
-        assert_eq!(
-            said,
-            "cannot start \"no-such-tool\": not found in PATH (/bin)"
-        );
-        assert!(matches!(
-            find(OsStr::new(""), None),
-            Err(Outcome::NotFound { .. })
-        ));
+        assert_eq!(said, "cannot start \"no-such-tool\": not found in PATH (/bin)");
+        assert!(matches!(find(OsStr::new(""), None), Err(Outcome::NotFound { .. })));
     }
 }

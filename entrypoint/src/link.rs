@@ -6,9 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use remoteprocess_entrypoint::message::{
-    FromEntrypoint, PROTOCOL_VERSION, Resume, Secret, ToEntrypoint,
-};
+use remoteprocess_entrypoint::message::{FromEntrypoint, PROTOCOL_VERSION, Resume, Secret, ToEntrypoint};
 use remoteprocess_entrypoint::socket::Connection;
 use rustix::event::{PollFd, PollFlags};
 
@@ -134,18 +132,9 @@ impl Link {
 
     /// Sends a message now or as soon as there is room. Without an agent it is dropped: what an
     /// agent must know is said again after `Welcomed`.
-    pub fn send(
-        &mut self,
-        message: FromEntrypoint,
-        with_pipes: bool,
-        now: Moment,
-        pipes: &[OwnedFd],
-    ) {
+    pub fn send(&mut self, message: FromEntrypoint, with_pipes: bool, now: Moment, pipes: &[OwnedFd]) {
         if let State::Welcomed(channel) = &mut self.state {
-            channel.queue.push_back(Outgoing {
-                message,
-                with_pipes,
-            });
+            channel.queue.push_back(Outgoing { message, with_pipes });
             self.flush(now, pipes);
         }
     }
@@ -171,9 +160,7 @@ impl Link {
     /// The next thing the agent said; `None` when there is nothing now. A peer that says what it
     /// may not is hung up on.
     pub fn receive(&mut self, now: Moment) -> Option<Event> {
-        let channel = self
-            .channel()
-            .filter(|channel| channel.queue.len() < MAX_QUEUED)?;
+        let channel = self.channel().filter(|channel| channel.queue.len() < MAX_QUEUED)?;
         match channel.connection.receive::<ToEntrypoint>() {
             Ok(Some((message, _))) => {
                 let event = self.accept(message, now);

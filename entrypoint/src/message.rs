@@ -110,11 +110,7 @@ pub struct Secret(pub [u8; 32]);
 
 impl PartialEq for Secret {
     fn eq(&self, other: &Self) -> bool {
-        let different = self
-            .0
-            .iter()
-            .zip(other.0)
-            .fold(0, |seen, (a, b)| seen | (a ^ b));
+        let different = self.0.iter().zip(other.0).fold(0, |seen, (a, b)| seen | (a ^ b));
         different == 0
     }
 }
@@ -323,36 +319,28 @@ mod tests {
     fn from_entrypoint() -> impl Strategy<Value = FromEntrypoint> {
         let resume = proptest::option::of((secret(), any::<bool>()))
             .prop_map(|pair| pair.map(|(secret, launched)| Resume { secret, launched }));
-        let exited =
-            (outcome(), any::<[u64; 5]>(), any::<u32>()).prop_map(|(outcome, n, leftovers)| {
-                let usage = Usage {
-                    user_micros: n[0],
-                    system_micros: n[1],
-                    max_rss_bytes: n[2],
-                };
-                let stop = Some(StopCause::AgentLost);
-                Exited {
-                    outcome,
-                    at_unix_nanos: n[3],
-                    usage,
-                    leftovers,
-                    oom_kills: n[4],
-                    stop,
-                }
-            });
+        let exited = (outcome(), any::<[u64; 5]>(), any::<u32>()).prop_map(|(outcome, n, leftovers)| {
+            let usage = Usage {
+                user_micros: n[0],
+                system_micros: n[1],
+                max_rss_bytes: n[2],
+            };
+            let stop = Some(StopCause::AgentLost);
+            Exited {
+                outcome,
+                at_unix_nanos: n[3],
+                usage,
+                leftovers,
+                oom_kills: n[4],
+                stop,
+            }
+        });
         prop_oneof![
-            (any::<u32>(), any::<u32>(), resume).prop_map(|(version, pid, resume)| {
-                FromEntrypoint::Hello {
-                    version,
-                    pid,
-                    resume,
-                }
-            }),
-            any::<(u32, u64)>()
-                .prop_map(|(pid, at_unix_nanos)| FromEntrypoint::Launched { pid, at_unix_nanos }),
+            (any::<u32>(), any::<u32>(), resume)
+                .prop_map(|(version, pid, resume)| { FromEntrypoint::Hello { version, pid, resume } }),
+            any::<(u32, u64)>().prop_map(|(pid, at_unix_nanos)| FromEntrypoint::Launched { pid, at_unix_nanos }),
             exited.prop_map(FromEntrypoint::Exited),
-            any::<(u64, Option<String>)>()
-                .prop_map(|(id, error)| FromEntrypoint::SignalDone { id, error }),
+            any::<(u64, Option<String>)>().prop_map(|(id, error)| FromEntrypoint::SignalDone { id, error }),
         ]
     }
 
@@ -360,8 +348,7 @@ mod tests {
         let target = prop_oneof![Just(Target::Main), Just(Target::Group), Just(Target::All)];
         let stream = prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)];
         prop_oneof![
-            (any::<u32>(), secret())
-                .prop_map(|(version, secret)| ToEntrypoint::Welcome { version, secret }),
+            (any::<u32>(), secret()).prop_map(|(version, secret)| ToEntrypoint::Welcome { version, secret }),
             any::<(bool, i32, u64, u64)>().prop_map(|(merge, stop_signal, grace, lost)| {
                 ToEntrypoint::Launch {
                     merge,
@@ -370,14 +357,13 @@ mod tests {
                     agent_lost_millis: lost,
                 }
             }),
-            (any::<u64>(), any::<i32>(), target)
-                .prop_map(|(id, number, target)| ToEntrypoint::Signal { id, number, target }),
-            any::<(i32, u64)>().prop_map(|(signal, grace_millis)| ToEntrypoint::Stop {
-                signal,
-                grace_millis
+            (any::<u64>(), any::<i32>(), target).prop_map(|(id, number, target)| ToEntrypoint::Signal {
+                id,
+                number,
+                target
             }),
-            (stream, any::<Vec<u8>>())
-                .prop_map(|(stream, bytes)| ToEntrypoint::Echo { stream, bytes }),
+            any::<(i32, u64)>().prop_map(|(signal, grace_millis)| ToEntrypoint::Stop { signal, grace_millis }),
+            (stream, any::<Vec<u8>>()).prop_map(|(stream, bytes)| ToEntrypoint::Echo { stream, bytes }),
             Just(ToEntrypoint::Recorded),
         ]
     }
@@ -412,25 +398,16 @@ mod tests {
             bytes: vec![0; length],
         };
         assert!(encode(&echo(MAX_ECHO_BYTES)).is_ok());
-        assert!(matches!(
-            encode(&echo(MAX_PACKET_BYTES)),
-            Err(Error::TooLong(_))
-        ));
+        assert!(matches!(encode(&echo(MAX_PACKET_BYTES)), Err(Error::TooLong(_))));
         let long = vec![0; MAX_PACKET_BYTES + 1];
-        assert!(matches!(
-            decode::<ToEntrypoint>(&long),
-            Err(Error::TooLong(_))
-        ));
+        assert!(matches!(decode::<ToEntrypoint>(&long), Err(Error::TooLong(_))));
     }
 
     #[test]
     fn bytes_after_a_message_are_refused() {
         let mut packet = encode(&ToEntrypoint::Recorded).unwrap();
         packet.push(0);
-        assert!(matches!(
-            decode::<ToEntrypoint>(&packet),
-            Err(Error::Trailing(1))
-        ));
+        assert!(matches!(decode::<ToEntrypoint>(&packet), Err(Error::Trailing(1))));
     }
 
     #[test]
@@ -444,20 +421,8 @@ mod tests {
     fn exit_codes_are_those_of_shells() {
         assert_eq!(Outcome::Code(7).exit_code(), 7);
         assert_eq!(Outcome::Signal(15).exit_code(), 143);
-        assert_eq!(
-            Outcome::NotFound {
-                message: String::new()
-            }
-            .exit_code(),
-            127
-        );
-        assert_eq!(
-            Outcome::NotExecutable {
-                message: String::new()
-            }
-            .exit_code(),
-            126
-        );
+        assert_eq!(Outcome::NotFound { message: String::new() }.exit_code(), 127);
+        assert_eq!(Outcome::NotExecutable { message: String::new() }.exit_code(), 126);
     }
 
     #[test]

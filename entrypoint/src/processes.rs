@@ -26,14 +26,10 @@ impl Scope {
     pub fn signal_all(self, number: i32) -> io::Result<()> {
         match self {
             Self::Namespace => kill(-1, number),
-            Self::Descendants => {
-                descendants()
-                    .into_iter()
-                    .try_for_each(|pid| match kill(pid, number) {
-                        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-                        sent => sent,
-                    })
-            }
+            Self::Descendants => descendants().into_iter().try_for_each(|pid| match kill(pid, number) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+                sent => sent,
+            }),
         }
     }
 }
@@ -113,10 +109,7 @@ pub fn usage() -> Usage {
 fn descendants() -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok());
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
         let parent = fs::read_to_string(entry.path().join("stat"))
             .ok()
             .and_then(|s| parent(&s));
@@ -124,9 +117,7 @@ fn descendants() -> Vec<i32> {
             children.entry(parent).or_default().push(pid);
         }
     }
-    let mut found = children
-        .remove(&std::process::id().cast_signed())
-        .unwrap_or_default();
+    let mut found = children.remove(&std::process::id().cast_signed()).unwrap_or_default();
     let mut next = 0;
     while let Some(pid) = found.get(next) {
         let more = children.remove(pid).unwrap_or_default();
@@ -138,12 +129,7 @@ fn descendants() -> Vec<i32> {
 
 /// Parent in a line of `/proc/PID/stat`; the name before it may hold anything.
 fn parent(stat: &str) -> Option<i32> {
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

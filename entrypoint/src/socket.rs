@@ -24,8 +24,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{
-    self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
 use crate::message::{self, MAX_PACKET_BYTES, Message};
@@ -145,8 +145,7 @@ impl Connection {
     /// From `socketpair(2)`.
     pub fn pair() -> io::Result<(Self, Self)> {
         let flags = SocketFlags::CLOEXEC;
-        let (ours, theirs) =
-            net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let (ours, theirs) = net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         Ok((Self { descriptor: ours }, Self { descriptor: theirs }))
     }
 
@@ -267,10 +266,7 @@ mod tests {
     use crate::message::{FromEntrypoint, PROTOCOL_VERSION, ToEntrypoint};
 
     fn launched(pid: u32) -> FromEntrypoint {
-        FromEntrypoint::Launched {
-            pid,
-            at_unix_nanos: 0,
-        }
+        FromEntrypoint::Launched { pid, at_unix_nanos: 0 }
     }
 
     #[test]
@@ -281,8 +277,7 @@ mod tests {
         let ours = Connection::connect(&path).unwrap();
         let theirs = listener.accept().unwrap();
         let (read, write) = rustix::pipe::pipe().unwrap();
-        ours.send(&launched(7), &[read.as_fd(), write.as_fd()])
-            .unwrap();
+        ours.send(&launched(7), &[read.as_fd(), write.as_fd()]).unwrap();
         drop(read);
         let (message, mut descriptors) = theirs.receive::<FromEntrypoint>().unwrap().unwrap();
         assert_eq!(message, launched(7));
@@ -295,9 +290,7 @@ mod tests {
         drop(write);
         descriptors.pop();
         let mut text = String::new();
-        File::from(descriptors.remove(0))
-            .read_to_string(&mut text)
-            .unwrap();
+        File::from(descriptors.remove(0)).read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
     }
 
@@ -305,20 +298,14 @@ mod tests {
     fn a_second_listener_takes_over_the_path() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
-        assert_eq!(
-            Connection::connect(&path).unwrap_err().kind(),
-            io::ErrorKind::NotFound
-        );
+        assert_eq!(Connection::connect(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
         drop(Listener::bind(&path).unwrap());
         let refused = Connection::connect(&path).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         let second = Listener::bind(&path).unwrap();
         Connection::connect(&path).unwrap();
         second.accept().unwrap();
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o666
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
@@ -380,8 +367,7 @@ mod tests {
     #[test]
     fn a_packet_over_the_bound_is_refused() {
         let (ours, theirs) = Connection::pair().unwrap();
-        ours.send_packet(&vec![0; MAX_PACKET_BYTES + 1], &[])
-            .unwrap();
+        ours.send_packet(&vec![0; MAX_PACKET_BYTES + 1], &[]).unwrap();
         let refused = theirs.receive::<FromEntrypoint>().unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
         ours.send(

@@ -75,8 +75,7 @@ impl Stdio {
 
 fn duplicate(descriptor: impl AsFd) -> io::Result<OwnedFd> {
     // A low limit of open files refuses high numbers.
-    let duplicate =
-        fcntl_dupfd_cloexec(&descriptor, HIGH).or_else(|_| fcntl_dupfd_cloexec(&descriptor, 3))?;
+    let duplicate = fcntl_dupfd_cloexec(&descriptor, HIGH).or_else(|_| fcntl_dupfd_cloexec(&descriptor, 3))?;
     Ok(duplicate)
 }
 
@@ -89,9 +88,6 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 
 fn is_writable(descriptor: &OwnedFd) -> bool {
     let mut asked = [PollFd::new(descriptor, PollFlags::OUT)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut asked, Some(&now)).is_ok() && asked[0].revents() == PollFlags::OUT
 }

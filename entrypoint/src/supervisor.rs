@@ -190,10 +190,7 @@ impl Supervisor {
                 let error = self.signal(number, target).err().map(bounded_sentence);
                 self.send(FromEntrypoint::SignalDone { id, error }, now);
             }
-            ToEntrypoint::Stop {
-                signal,
-                grace_millis,
-            } => {
+            ToEntrypoint::Stop { signal, grace_millis } => {
                 let grace = Duration::from_millis(grace_millis);
                 self.stop(StopCause::Requested, signal, grace, now);
             }
@@ -254,10 +251,7 @@ impl Supervisor {
     }
 
     fn stop_as_ordered(&mut self, cause: StopCause, now: Moment) {
-        let order = self
-            .order
-            .as_ref()
-            .map(|order| (order.stop_signal, order.stop_grace));
+        let order = self.order.as_ref().map(|order| (order.stop_signal, order.stop_grace));
         let (signal, grace) = order.unwrap_or((libc::SIGTERM, Duration::ZERO));
         self.stop(cause, signal, grace, now);
     }
@@ -346,10 +340,7 @@ impl Supervisor {
     fn report(&mut self, outcome: Outcome, at_unix_nanos: u64, leftovers: u32, now: Moment) {
         self.ending = None;
         self.stdio.restore();
-        let oom_before = self
-            .order
-            .as_ref()
-            .map_or(0, |order| order.oom_kills_before);
+        let oom_before = self.order.as_ref().map_or(0, |order| order.oom_kills_before);
         let exited = Exited {
             outcome,
             at_unix_nanos,
@@ -404,9 +395,7 @@ impl Supervisor {
         let absent_since = self.link.absent_since();
         match (&self.phase, &self.order) {
             (Phase::Waiting, _) => absent_since.map(|since| since + self.arguments.agent_wait),
-            (Phase::Running, Some(order)) if self.stop.is_none() => {
-                absent_since.map(|since| since + order.agent_lost)
-            }
+            (Phase::Running, Some(order)) if self.stop.is_none() => absent_since.map(|since| since + order.agent_lost),
             (Phase::Reporting { since, .. }, _) => {
                 let (present, absent) = (self.link.present_since(), absent_since);
                 let patience = present.map(|at| at.max(*since) + RECORDED_WAIT);
@@ -435,8 +424,5 @@ fn timespec(duration: Duration) -> Timespec {
     // Rounded up to a millisecond: a deadline is not approached in a busy loop.
     let millis = duration.as_millis().saturating_add(1);
     let duration = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
-    Timespec::try_from(duration).unwrap_or(Timespec {
-        tv_sec: 1,
-        tv_nsec: 0,
-    })
+    Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 })
 }

@@ -1,10 +1,7 @@
 //! The entrypoint with real children, driven by an agent in miniature, both as process 1 of a PID
 //! namespace and as a subreaper.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "the harness of these tests may fail a test anywhere"
-)]
+#![allow(clippy::unwrap_used, reason = "the harness of these tests may fail a test anywhere")]
 
 #[path = "program/agent.rs"]
 mod agent;

@@ -56,9 +56,7 @@ impl Output {
     }
 
     pub fn bytes(self) -> Vec<u8> {
-        self.0
-            .recv_timeout(DEADLINE)
-            .expect("the end of the output in time")
+        self.0.recv_timeout(DEADLINE).expect("the end of the output in time")
     }
 
     pub fn text(self) -> String {
@@ -110,25 +108,14 @@ impl Entrypoint {
         Self::start(mode, &["sh", "-c", script])
     }
 
-    pub fn configured(
-        mode: Mode,
-        options: &[&str],
-        command: &[&str],
-        configure: impl FnOnce(&mut Command),
-    ) -> Self {
+    pub fn configured(mode: Mode, options: &[&str], command: &[&str], configure: impl FnOnce(&mut Command)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("socket");
         let listener = Some(Listener::bind(&socket).unwrap());
         let mut run = under(mode, Path::new(env!("CARGO_BIN_EXE_entrypoint")));
-        run.arg("--socket")
-            .arg(&socket)
-            .args(options)
-            .arg("--")
-            .args(command);
+        run.arg("--socket").arg(&socket).args(options).arg("--").args(command);
         run.env("WORK", directory.path());
-        run.stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         configure(&mut run);
         let child = run.spawn().unwrap();
         Self {
@@ -144,14 +131,8 @@ impl Entrypoint {
 
     /// The container's own stdout and stderr, up to the end of the entrypoint.
     pub fn own_output(&mut self) -> (Output, Output) {
-        let (out, error) = (
-            self.child.stdout.take().unwrap(),
-            self.child.stderr.take().unwrap(),
-        );
-        (
-            Output::of(OwnedFd::from(out)),
-            Output::of(OwnedFd::from(error)),
-        )
+        let (out, error) = (self.child.stdout.take().unwrap(), self.child.stderr.take().unwrap());
+        (Output::of(OwnedFd::from(out)), Output::of(OwnedFd::from(error)))
     }
 
     /// The container's own stdout and stderr as `/proc` names them.
@@ -169,11 +150,7 @@ impl Entrypoint {
         let listener = self.listener.as_ref().unwrap();
         let mut asked = [PollFd::new(listener, PollFlags::IN)];
         let deadline = Timespec::try_from(DEADLINE).unwrap();
-        assert_eq!(
-            poll(&mut asked, Some(&deadline)),
-            Ok(1),
-            "a connection in time"
-        );
+        assert_eq!(poll(&mut asked, Some(&deadline)), Ok(1), "a connection in time");
         let connection = listener.accept().unwrap();
         set_socket_timeout(&connection, Timeout::Recv, Some(DEADLINE)).unwrap();
         let mut agent = Agent {
@@ -182,12 +159,7 @@ impl Entrypoint {
             pid: 0,
             pipes: Vec::new(),
         };
-        let FromEntrypoint::Hello {
-            version,
-            pid,
-            resume,
-        } = agent.receive()
-        else {
+        let FromEntrypoint::Hello { version, pid, resume } = agent.receive() else {
             panic!("the first packet is a Hello");
         };
         assert_eq!(version, PROTOCOL_VERSION);
@@ -304,16 +276,8 @@ impl Agent {
         }
     }
 
-    pub fn signal(
-        &mut self,
-        number: i32,
-        target: remoteprocess_entrypoint::message::Target,
-    ) -> Option<String> {
-        self.send(&ToEntrypoint::Signal {
-            id: 7,
-            number,
-            target,
-        });
+    pub fn signal(&mut self, number: i32, target: remoteprocess_entrypoint::message::Target) -> Option<String> {
+        self.send(&ToEntrypoint::Signal { id: 7, number, target });
         match self.receive() {
             FromEntrypoint::SignalDone { id: 7, error } => error,
             other => panic!("not the answer: {other:?}"),
@@ -330,11 +294,7 @@ impl Agent {
 
     /// The entrypoint's process id as this process sees it.
     pub fn peer(&self) -> i32 {
-        socket_peercred(&self.connection)
-            .unwrap()
-            .pid
-            .as_raw_nonzero()
-            .get()
+        socket_peercred(&self.connection).unwrap().pid.as_raw_nonzero().get()
     }
 
     pub fn send_signal_to_peer(&self, number: i32) {
@@ -370,11 +330,7 @@ impl Agent {
         };
         let (stdout, stderr) = (next(), next());
         self.send(&ToEntrypoint::Recorded);
-        Finished {
-            stdout,
-            stderr,
-            exited,
-        }
+        Finished { stdout, stderr, exited }
     }
 }
 
@@ -416,14 +372,7 @@ pub fn children(parent: i32) -> Vec<(i32, char)> {
 /// Whether the descriptor is at its end, that is: nobody can write to it any more.
 pub fn is_at_end(pipe: &OwnedFd) -> bool {
     let mut asked = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
-    poll(
-        &mut asked,
-        Some(&Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        }),
-    )
-    .unwrap();
+    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
     asked[0].revents().contains(PollFlags::HUP)
 }
 

@@ -11,9 +11,7 @@ const LONG: Duration = Duration::from_secs(60);
 const DEAF: &str = "trap '' TERM INT; echo up; while :; do sleep 0.05; done";
 
 #[rstest]
-fn a_program_that_obeys_a_stop_ends_with_its_own_code(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn a_program_that_obeys_a_stop_ends_with_its_own_code(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let script = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.02; done";
     let mut entrypoint = Entrypoint::shell(mode, script);
     let agent = entrypoint.launch();
@@ -29,9 +27,7 @@ fn a_program_that_obeys_a_stop_ends_with_its_own_code(
 }
 
 #[rstest]
-fn a_stop_that_is_ignored_kills_after_the_grace(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn a_stop_that_is_ignored_kills_after_the_grace(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let mut entrypoint = Entrypoint::shell(mode, DEAF);
     let agent = entrypoint.launch();
     agent.await_line("up");
@@ -50,10 +46,7 @@ fn a_second_stop_shortens_the_grace() {
     agent.await_line("up");
     agent.stop(LONG);
     agent.stop(Duration::ZERO);
-    assert_eq!(
-        agent.finish().exited.outcome,
-        Outcome::Signal(libc::SIGKILL)
-    );
+    assert_eq!(agent.finish().exited.outcome, Outcome::Signal(libc::SIGKILL));
 }
 
 #[test]
@@ -63,10 +56,7 @@ fn a_second_stop_does_not_lengthen_the_grace() {
     agent.await_line("up");
     agent.stop(Duration::from_millis(100));
     agent.stop(LONG);
-    assert_eq!(
-        agent.finish().exited.outcome,
-        Outcome::Signal(libc::SIGKILL)
-    );
+    assert_eq!(agent.finish().exited.outcome, Outcome::Signal(libc::SIGKILL));
 }
 
 #[rstest]
@@ -76,9 +66,7 @@ fn a_stopped_program_can_be_stopped(#[values(Mode::Subreaper, Mode::Namespace)] 
     agent.await_line("up");
     assert_eq!(agent.signal(libc::SIGSTOP, Target::Main), None);
     let main = children(agent.peer())[0].0;
-    eventually("it is stopped", || {
-        children(agent.peer()).contains(&(main, 'T'))
-    });
+    eventually("it is stopped", || children(agent.peer()).contains(&(main, 'T')));
     agent.stop(LONG);
     assert_eq!(agent.finish().exited.outcome, Outcome::Code(6));
 }
@@ -138,28 +126,19 @@ fn a_container_that_is_stopped_before_the_launch_starts_nothing(
 }
 
 #[rstest]
-fn orphans_are_reaped_while_the_program_runs(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn orphans_are_reaped_while_the_program_runs(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let script = "i=0; while [ $i -lt 40 ]; do (sh -c 'exit 1' & (true &) &) ; i=$((i+1)); done
                   echo up; exec sleep 60";
     let entrypoint = Entrypoint::shell(mode, script);
     let agent = entrypoint.launch();
     agent.await_line("up");
-    eventually("only the program is left", || {
-        children(agent.peer()).len() == 1
-    });
+    eventually("only the program is left", || children(agent.peer()).len() == 1);
     agent.stop(LONG);
-    assert_eq!(
-        agent.finish().exited.outcome,
-        Outcome::Signal(libc::SIGTERM)
-    );
+    assert_eq!(agent.finish().exited.outcome, Outcome::Signal(libc::SIGTERM));
 }
 
 #[rstest]
-fn what_is_left_behind_is_ended_and_counted(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn what_is_left_behind_is_ended_and_counted(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let script = "sleep 60 & (setsid sleep 60 &) ; exit 2";
     let mut entrypoint = Entrypoint::shell(mode, script);
     let finished = entrypoint.launch().finish();
@@ -171,9 +150,7 @@ fn what_is_left_behind_is_ended_and_counted(
 }
 
 #[rstest]
-fn a_leftover_that_ignores_sigterm_is_killed(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn a_leftover_that_ignores_sigterm_is_killed(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let script = "sh -c \"trap '' TERM; touch $WORK/up; exec sleep 60\" &
                   while [ ! -e $WORK/up ]; do sleep 0.02; done";
     let start = Instant::now();
@@ -186,9 +163,7 @@ fn a_leftover_that_ignores_sigterm_is_killed(
 }
 
 #[rstest]
-fn zombies_that_the_program_never_reaped_are_no_leftovers(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn zombies_that_the_program_never_reaped_are_no_leftovers(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     // The shell is replaced by a program that does not wait for its children.
     let entrypoint = Entrypoint::shell(mode, "true & true & exec sleep 0.4");
     let finished = entrypoint.launch().finish();
@@ -206,27 +181,18 @@ fn usage_counts_the_program_and_its_children() {
         .finish()
         .exited
         .usage;
-    assert!(
-        usage.user_micros + usage.system_micros > 10_000,
-        "{usage:?}"
-    );
+    assert!(usage.user_micros + usage.system_micros > 10_000, "{usage:?}");
     assert!(usage.max_rss_bytes > 100_000, "{usage:?}");
 }
 
 #[rstest]
-fn an_agent_that_never_says_recorded_holds_nobody_for_long(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn an_agent_that_never_says_recorded_holds_nobody_for_long(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let mut entrypoint = Entrypoint::shell(mode, "echo out; exit 8");
     let mut agent = entrypoint.launch();
     // As a stopped agent would, this one reads nothing before the container has ended.
     let start = Instant::now();
     assert_eq!(entrypoint.code(), 8);
-    assert!(
-        start.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     let pipes = std::mem::take(&mut agent.pipes);
     assert_eq!(agent.exited().outcome, Outcome::Code(8));
     let mut outputs = pipes.into_iter().map(crate::agent::Output::of);
@@ -236,8 +202,7 @@ fn an_agent_that_never_says_recorded_holds_nobody_for_long(
 
 #[test]
 fn an_agent_that_does_not_come_back_holds_nobody_for_long() {
-    let mut entrypoint =
-        Entrypoint::shell(Mode::Subreaper, "echo up; read line < $WORK/go; exit 8");
+    let mut entrypoint = Entrypoint::shell(Mode::Subreaper, "echo up; read line < $WORK/go; exit 8");
     let status = std::process::Command::new("mkfifo")
         .arg(entrypoint.path("go"))
         .status()

@@ -42,33 +42,22 @@ fn garbage_instead_of_a_welcome_is_hung_up_on() {
         throw(&agent, &packet);
         assert!(agent.is_hung_up());
     }
-    assert_eq!(
-        entrypoint.launch().finish().exited.outcome,
-        Outcome::Code(8)
-    );
+    assert_eq!(entrypoint.launch().finish().exited.outcome, Outcome::Code(8));
 }
 
 #[test]
 fn nothing_is_obeyed_before_a_welcome() {
     let entrypoint = Entrypoint::shell(Mode::Subreaper, "exit 8");
-    for message in [
-        crate::agent::Order::default().message(),
-        ToEntrypoint::Recorded,
-    ] {
+    for message in [crate::agent::Order::default().message(), ToEntrypoint::Recorded] {
         let agent = entrypoint.accept();
         agent.send(&message);
         assert!(agent.is_hung_up());
     }
-    assert_eq!(
-        entrypoint.launch().finish().exited.outcome,
-        Outcome::Code(8)
-    );
+    assert_eq!(entrypoint.launch().finish().exited.outcome, Outcome::Code(8));
 }
 
 #[rstest]
-fn garbage_while_the_program_runs_does_not_touch_it(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn garbage_while_the_program_runs_does_not_touch_it(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let script = "trap 'exit 8' USR1; echo up; while :; do sleep 0.02; done";
     let mut entrypoint = Entrypoint::shell(mode, script);
     let mut agent = entrypoint.launch();
@@ -109,16 +98,9 @@ fn descriptors_that_nobody_asked_for_are_closed() {
     agent = entrypoint.welcome();
     agent.receive();
     drop(write);
-    assert_eq!(
-        rustix::io::read(&read, &mut [0; 1]).unwrap(),
-        0,
-        "no copy is left"
-    );
+    assert_eq!(rustix::io::read(&read, &mut [0; 1]).unwrap(), 0, "no copy is left");
     agent.stop(Duration::from_secs(60));
-    assert_eq!(
-        agent.finish().exited.outcome,
-        Outcome::Signal(libc::SIGTERM)
-    );
+    assert_eq!(agent.finish().exited.outcome, Outcome::Signal(libc::SIGTERM));
 }
 
 #[test]
@@ -139,8 +121,5 @@ fn an_agent_that_asks_and_never_reads_is_not_read_for_ever() {
     let mut agent = entrypoint.welcome();
     agent.receive();
     agent.stop(Duration::from_secs(60));
-    assert_eq!(
-        agent.finish().exited.outcome,
-        Outcome::Signal(libc::SIGTERM)
-    );
+    assert_eq!(agent.finish().exited.outcome, Outcome::Signal(libc::SIGTERM));
 }

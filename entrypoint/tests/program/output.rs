@@ -46,16 +46,11 @@ fn dev_stdout_works_for_a_program_that_drops_its_user_id() {
     let script = "setpriv --reuid=12345 --regid=12345 --clear-groups \
                   sh -c 'echo one > /dev/stdout; echo two > /dev/stderr'";
     let finished = Entrypoint::shell(Mode::Subreaper, script).launch().finish();
-    assert_eq!(
-        (finished.text(), &finished.stderr[..]),
-        ("one\n", &b"two\n"[..])
-    );
+    assert_eq!((finished.text(), &finished.stderr[..]), ("one\n", &b"two\n"[..]));
 }
 
 #[rstest]
-fn a_program_that_closes_everything_still_runs_to_its_end(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn a_program_that_closes_everything_still_runs_to_its_end(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let script = "exec 0<&- 1>&- 2>&-; while [ ! -e $WORK/go ]; do sleep 0.02; done; exit 3";
     let mut entrypoint = Entrypoint::shell(mode, script);
     let mut agent = entrypoint.launch();
@@ -105,18 +100,12 @@ fn echo_that_nobody_reads_blocks_nothing() {
     assert_eq!(entrypoint.wait().code(), Some(143));
     let (own_out, _) = entrypoint.own_output();
     let kept = own_out.bytes();
-    assert!(
-        (4096..=65536).contains(&kept.len()),
-        "what fitted: {}",
-        kept.len()
-    );
+    assert!((4096..=65536).contains(&kept.len()), "what fitted: {}", kept.len());
     assert!(kept.iter().all(|byte| *byte == b'x'));
 }
 
 #[rstest]
-fn what_a_child_writes_just_after_the_program_s_end_is_kept(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn what_a_child_writes_just_after_the_program_s_end_is_kept(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let script = "(while kill -0 $$ 2>/dev/null; do :; done; echo late) & echo early; exit 4";
     let finished = Entrypoint::shell(mode, script).launch().finish();
     assert_eq!(finished.text(), "early\nlate\n");
@@ -127,9 +116,7 @@ fn what_a_child_writes_just_after_the_program_s_end_is_kept(
 }
 
 #[rstest]
-fn what_a_leftover_says_when_terminated_is_kept(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn what_a_leftover_says_when_terminated_is_kept(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let script = "sh -c 'trap \"echo bye; exit\" TERM; echo armed; \
                   while :; do sleep 0.05; done' & \
                   while [ ! -e $WORK/go ]; do sleep 0.02; done";

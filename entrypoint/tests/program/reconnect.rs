@@ -26,9 +26,7 @@ fn resume(entrypoint: &Entrypoint) -> Agent {
 }
 
 #[rstest]
-fn an_agent_that_dies_many_times_loses_no_byte(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn an_agent_that_dies_many_times_loses_no_byte(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let lines = 7_000_000;
     let entrypoint = Entrypoint::start(mode, &["seq", "1", &lines.to_string()]);
     let mut agent = entrypoint.launch();
@@ -52,9 +50,7 @@ fn an_agent_that_dies_many_times_loses_no_byte(
 }
 
 #[rstest]
-fn the_exit_is_said_again_to_an_agent_that_comes_back(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn the_exit_is_said_again_to_an_agent_that_comes_back(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let mut entrypoint = Entrypoint::shell(mode, "echo kept; exit 8");
     let mut agent = entrypoint.launch();
     let first = agent.exited();
@@ -133,21 +129,12 @@ fn a_stranger_with_another_secret_is_left() {
     assert!(stranger.is_hung_up());
     let mut agent = resume(&entrypoint);
     let target = remoteprocess_entrypoint::message::Target::Main;
-    assert_eq!(
-        agent.signal(libc::SIGUSR1, target),
-        None,
-        "the program was not touched"
-    );
-    assert_eq!(
-        agent.finish().exited.outcome,
-        Outcome::Signal(libc::SIGUSR1)
-    );
+    assert_eq!(agent.signal(libc::SIGUSR1, target), None, "the program was not touched");
+    assert_eq!(agent.finish().exited.outcome, Outcome::Signal(libc::SIGUSR1));
 }
 
 #[rstest]
-fn a_program_without_an_agent_is_stopped_in_the_end(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn a_program_without_an_agent_is_stopped_in_the_end(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let script = "trap 'echo lost; exit 6' TERM; echo up; while :; do sleep 0.02; done";
     let mut entrypoint = Entrypoint::shell(mode, script);
     let order = Order {

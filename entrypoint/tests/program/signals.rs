@@ -48,11 +48,7 @@ fn signals_that_cannot_be_sent_are_refused_with_a_sentence() {
         let refused = agent.signal(number, Target::All).unwrap();
         assert_eq!(refused, format!("{number} is not a signal"));
     }
-    assert_eq!(
-        agent.signal(64, Target::Main),
-        None,
-        "real-time signals are signals"
-    );
+    assert_eq!(agent.signal(64, Target::Main), None, "real-time signals are signals");
     assert_eq!(agent.exited().outcome, Outcome::Signal(64));
     let late = agent.signal(libc::SIGTERM, Target::Group).unwrap();
     assert_eq!(late, "the program has ended");
