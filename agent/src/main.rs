@@ -1,2 +1,3 @@
-//! Placeholder.
+//! The agent program.
+
 fn main() {}

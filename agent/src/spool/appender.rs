@@ -1,0 +1,237 @@
+//! The one writer: takes bytes from a pipe into the spool.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::thread::Thread;
+
+use rustix::io::Errno;
+use rustix::pipe::{SpliceFlags, splice};
+
+use super::janitor::HASH_LAG;
+use super::journal::Record;
+use super::{Error, Inner, Stall, Stream};
+
+/// Most bytes taken at once: what the largest pipe of an unprivileged program holds.
+const MOST_AT_ONCE: usize = 1 << 20;
+/// A record grows no further than this, which is also the longest chunk of a reader.
+const LONGEST_RECORD: u32 = 64 * 1024;
+/// A record covers at most this much time, so that times stay true to the millisecond.
+const RECORD_NANOS: i64 = 1_000_000;
+/// What the pipes may still hold when the program ends; it is taken even into a full spool, so that the end comes.
+const ENDING_ALLOWANCE: u64 = 4 << 20;
+/// How much is copied at once where `splice` is refused.
+const COPY_BYTES: usize = 64 * 1024;
+
+/// What one turn brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// So many bytes are in the spool and journalled.
+    Bytes(usize),
+    /// The pipe is empty.
+    Nothing,
+    /// Every write end is closed and the pipe is empty.
+    End,
+}
+
+/// Takes bytes into the spool. There is one per spool; it belongs to the thread that polls the pipes.
+#[derive(Debug)]
+pub struct Appender {
+    inner: Arc<Inner>,
+    janitor: Thread,
+    /// Journal index of the open record.
+    index: u64,
+    open: Option<Record>,
+    /// Bytes in the files without a record yet: the volume refused it.
+    unrecorded: Option<Record>,
+    /// Bytes read from a pipe and not in a file yet: only where `splice` is refused.
+    unwritten: Option<(Stream, Vec<u8>)>,
+    splice_refused: bool,
+    ending: bool,
+}
+
+impl Appender {
+    pub(super) fn new(inner: Arc<Inner>, janitor: Thread) -> Self {
+        let index = inner.progress.borrow().fixed_records;
+        Self {
+            inner,
+            janitor,
+            index,
+            open: None,
+            unrecorded: None,
+            unwritten: None,
+            splice_refused: false,
+            ending: false,
+        }
+    }
+
+    /// Readable when there is room again or [`super::Spool::wake_appender`] was called. Read it empty.
+    #[must_use]
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.inner.wake.as_fd()
+    }
+
+    /// Whether the spool may take more.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let allowance = if self.ending { ENDING_ALLOWANCE } else { 0 };
+        self.inner.progress.borrow().used() < self.inner.size + allowance
+    }
+
+    /// The program has ended: what is left in its pipes is taken even if the spool is full.
+    pub const fn set_ending(&mut self) {
+        self.ending = true;
+    }
+
+    /// Says, or takes back, why nothing is being taken.
+    pub fn set_stalled(&self, stall: Option<Stall>) {
+        let changed = self.inner.progress.send_if_modified(|progress| {
+            let changed = progress.stalled != stall;
+            progress.stalled = stall;
+            changed
+        });
+        match stall {
+            Some(stall) if changed => {
+                tracing::warn!(?stall, "the program's output is being pushed back");
+                self.janitor.unpark();
+            }
+            None if changed => tracing::info!("the program's output is being taken again"),
+            _ => {}
+        }
+    }
+
+    /// Takes what `pipe` holds. `pipe` should have been reported readable, or this may block where `splice` is refused.
+    ///
+    /// # Errors
+    /// When pipe or volume refuse. After [`Error::is_no_space`] nothing is lost: call again later.
+    pub fn take(&mut self, stream: Stream, pipe: BorrowedFd<'_>) -> Result<Taken, Error> {
+        self.settle()?;
+        let offset = self.inner.progress.borrow().written.of(stream);
+        let length = match self.transfer(stream, pipe, offset)? {
+            Taken::Bytes(length) => length,
+            nothing => return Ok(nothing),
+        };
+        self.record(Record {
+            stream,
+            offset,
+            length: u32::try_from(length).unwrap_or(u32::MAX),
+            time_unix_nanos: crate::clock::unix_nanos(),
+        })?;
+        Ok(Taken::Bytes(length))
+    }
+
+    /// Finishes what an earlier [`Self::take`] could not for want of room.
+    ///
+    /// # Errors
+    /// When the volume still refuses.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        if let Some((stream, bytes)) = self.unwritten.take() {
+            let offset = self.inner.progress.borrow().written.of(stream);
+            let length = self.write_out(stream, bytes, offset)?;
+            self.record(Record {
+                stream,
+                offset,
+                length: u32::try_from(length).unwrap_or(u32::MAX),
+                time_unix_nanos: crate::clock::unix_nanos(),
+            })?;
+        }
+        match self.unrecorded {
+            Some(record) => self.record(record),
+            None => Ok(()),
+        }
+    }
+
+    /// No byte will follow: the streams can be sealed.
+    pub fn close(&mut self) {
+        self.inner.progress.send_modify(|progress| {
+            progress.closed = true;
+            progress.stalled = None;
+        });
+        self.janitor.unpark();
+    }
+
+    fn transfer(
+        &mut self,
+        stream: Stream,
+        pipe: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<Taken, Error> {
+        if !self.splice_refused {
+            let file = self.inner.file(stream);
+            let mut at = offset;
+            let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+            match splice(pipe, None, file, Some(&mut at), MOST_AT_ONCE, flags) {
+                Ok(0) => return Ok(Taken::End),
+                Ok(length) => return Ok(Taken::Bytes(length)),
+                Err(Errno::AGAIN | Errno::INTR) => return Ok(Taken::Nothing),
+                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                    tracing::warn!("splice is refused here: a kill may lose what is being copied");
+                    self.splice_refused = true;
+                }
+                Err(errno) => return Err(Error::errno("splice a pipe into the spool")(errno)),
+            }
+        }
+        self.copy(stream, pipe, offset)
+    }
+
+    fn copy(&mut self, stream: Stream, pipe: BorrowedFd<'_>, offset: u64) -> Result<Taken, Error> {
+        let mut buffer = vec![0; COPY_BYTES];
+        match rustix::io::read(pipe, &mut buffer[..]) {
+            Ok(0) => Ok(Taken::End),
+            Ok(length) => {
+                buffer.truncate(length);
+                self.write_out(stream, buffer, offset).map(Taken::Bytes)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(Taken::Nothing),
+            Err(errno) => Err(Error::errno("read a pipe")(errno)),
+        }
+    }
+
+    fn write_out(&mut self, stream: Stream, bytes: Vec<u8>, offset: u64) -> Result<usize, Error> {
+        match self.inner.files[stream.index()].write_all_at(&bytes, offset) {
+            Ok(()) => Ok(bytes.len()),
+            Err(error) => {
+                self.unwritten = Some((stream, bytes));
+                Err(Error::io("write a stream")(error))
+            }
+        }
+    }
+
+    fn record(&mut self, record: Record) -> Result<(), Error> {
+        let (index, next) = match self.open {
+            Some(open) if is_continued(&open, &record) => (
+                self.index,
+                Record {
+                    length: open.length + record.length,
+                    ..open
+                },
+            ),
+            Some(_) => (self.index + 1, record),
+            None => (self.index, record),
+        };
+        if let Err(error) = self.inner.journal.write(index, &next) {
+            self.unrecorded = Some(record);
+            return Err(error);
+        }
+        self.unrecorded = None;
+        self.index = index;
+        self.open = Some(next);
+        let mut unhashed = 0;
+        self.inner.progress.send_modify(|progress| {
+            unhashed = progress.written.total() % HASH_LAG + u64::from(record.length);
+            progress.written.set(next.stream, next.end());
+            progress.fixed_records = index;
+            progress.open = Some(next);
+        });
+        if unhashed >= HASH_LAG {
+            self.janitor.unpark();
+        }
+        Ok(())
+    }
+}
+
+fn is_continued(open: &Record, next: &Record) -> bool {
+    open.stream == next.stream
+        && open.length.saturating_add(next.length) <= LONGEST_RECORD
+        && (0..RECORD_NANOS).contains(&(next.time_unix_nanos - open.time_unix_nanos))
+}

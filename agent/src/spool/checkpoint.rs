@@ -1,0 +1,124 @@
+//! What the janitor has to remember across a kill: the state of the hashes and what has left the spool.
+
+use std::path::Path;
+
+use sha2::Sha256;
+use sha2::digest::common::hazmat::SerializableState;
+use sha2::digest::{Digest, FixedOutput};
+
+use super::record::Record;
+use super::{Error, Offsets, Stream, StreamSeal};
+
+/// Written (by rename) before anything is punched, so whatever it says has left the spool is hashed in it.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Checkpoint {
+    /// Bytes that may have left the spool.
+    pub dropped: Offsets,
+    /// First record that the journal still holds.
+    pub first_record: u64,
+    /// Where each stream stood before that record.
+    pub first_record_offsets: Offsets,
+    /// Bytes of stdout hashed, and the state of its hash; empty at 0.
+    stdout: (u64, Vec<u8>),
+    /// The same of stderr.
+    stderr: (u64, Vec<u8>),
+}
+
+impl Record for Checkpoint {
+    const NAME: &'static str = "checkpoint";
+}
+
+impl Checkpoint {
+    /// The last one stored in `directory`.
+    pub fn load(directory: &Path) -> Result<Option<Self>, Error> {
+        super::record::load(directory)
+    }
+
+    /// Refuses a checkpoint that says more than the files hold: the volume lost something.
+    pub fn check(&self, lengths: Offsets) -> Result<(), Error> {
+        let is_backed = Stream::ALL.into_iter().all(|stream| {
+            let (hashed, _) = match stream {
+                Stream::Stdout => &self.stdout,
+                Stream::Stderr => &self.stderr,
+            };
+            self.dropped.of(stream).max(*hashed) <= lengths.of(stream)
+        });
+        is_backed
+            .then_some(())
+            .ok_or(Error::Damaged("a stream is shorter than its checkpoint"))
+    }
+
+    /// Takes up the hash of a stream where it stood.
+    pub fn hash(&self, stream: Stream) -> Result<RunningHash, Error> {
+        let (hashed, state) = match stream {
+            Stream::Stdout => &self.stdout,
+            Stream::Stderr => &self.stderr,
+        };
+        if *hashed == 0 {
+            return Ok(RunningHash::default());
+        }
+        let state = state
+            .as_slice()
+            .try_into()
+            .map_err(|_| Error::Damaged("length of a hash state"))?;
+        let state =
+            Sha256::deserialize(state).map_err(|_| Error::Damaged("content of a hash state"))?;
+        Ok(RunningHash {
+            hashed: *hashed,
+            state,
+        })
+    }
+
+    /// Notes where the hash of a stream stands.
+    pub fn set_hash(&mut self, stream: Stream, hash: &RunningHash) {
+        let noted = (hash.hashed, hash.state.serialize().to_vec());
+        match stream {
+            Stream::Stdout => self.stdout = noted,
+            Stream::Stderr => self.stderr = noted,
+        }
+    }
+}
+
+/// SHA-256 of a stream as far as it has come.
+#[derive(Clone, Default)]
+pub struct RunningHash {
+    /// Bytes hashed.
+    pub hashed: u64,
+    state: Sha256,
+}
+
+impl RunningHash {
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.state.update(bytes);
+        self.hashed += bytes.len() as u64;
+    }
+
+    /// The seal of a stream that ends here.
+    pub fn seal(&self) -> StreamSeal {
+        StreamSeal {
+            bytes: self.hashed,
+            sha256: self.state.clone().finalize_fixed().into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_goes_on_from_its_checkpoint() {
+        let mut whole = RunningHash::default();
+        let mut first = RunningHash::default();
+        whole.update(b"hello, wor");
+        first.update(b"hello, wor");
+        let mut checkpoint = Checkpoint::default();
+        checkpoint.set_hash(Stream::Stderr, &first);
+        let mut second = checkpoint.hash(Stream::Stderr).unwrap();
+        whole.update(b"ld");
+        second.update(b"ld");
+        assert_eq!(whole.seal(), second.seal());
+        assert_eq!(second.seal().bytes, 12);
+    }
+}

@@ -1,0 +1,200 @@
+//! The journal: which bytes of which stream were taken when, in one order.
+
+use std::fs::File;
+
+use super::checkpoint::Checkpoint;
+use super::{Error, Offsets, Stream};
+
+/// Bytes of one record on disk.
+const RECORD_BYTES: usize = 32;
+/// Records in one page: what is read at once and what is punched at once.
+pub const RECORDS_PER_PAGE: usize = 4096 / RECORD_BYTES;
+/// A record found missing after a kill covers at most this much.
+const LONGEST_FOUND: u64 = 1 << 30;
+
+/// A run of bytes of one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub stream: Stream,
+    /// Offset of the first byte in the stream.
+    pub offset: u64,
+    pub length: u32,
+    /// When the first of the bytes was taken.
+    pub time_unix_nanos: i64,
+}
+
+impl Record {
+    /// Offset of the first byte after the run.
+    pub const fn end(&self) -> u64 {
+        self.offset + self.length as u64
+    }
+
+    fn encode(&self) -> [u8; RECORD_BYTES] {
+        let mut bytes = [0; RECORD_BYTES];
+        bytes[0..8].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.time_unix_nanos.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.length.to_le_bytes());
+        bytes[20] = self.stream as u8 + 1;
+        let check = checksum(&bytes[..24]);
+        bytes[24..].copy_from_slice(&check.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8; RECORD_BYTES]) -> Option<Self> {
+        let (body, check) = bytes.split_at(24);
+        if checksum(body).to_le_bytes() != check {
+            return None;
+        }
+        let stream = match body[20] {
+            1 => Stream::Stdout,
+            2 => Stream::Stderr,
+            _ => return None,
+        };
+        Some(Self {
+            stream,
+            offset: u64::from_le_bytes(body[0..8].try_into().ok()?),
+            time_unix_nanos: i64::from_le_bytes(body[8..16].try_into().ok()?),
+            length: u32::from_le_bytes(body[16..20].try_into().ok()?),
+        })
+    }
+}
+
+/// FNV-1a: a torn or punched record must not pass for a whole one; nobody attacks it here.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// What a scan found, and what the file holds now.
+#[derive(Debug)]
+pub struct Recovered {
+    pub written: Offsets,
+    /// Number of records since the beginning of the attempt.
+    pub records: u64,
+}
+
+/// The file of records. Record *n* is at byte 32·*n*, for ever.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+}
+
+impl Journal {
+    pub const fn open(file: File) -> Self {
+        Self { file }
+    }
+
+    /// Writes record `index`, in place.
+    pub fn write(&self, index: u64, record: &Record) -> Result<(), Error> {
+        use std::os::unix::fs::FileExt;
+        self.file
+            .write_all_at(&record.encode(), index * RECORD_BYTES as u64)
+            .map_err(Error::io("write the journal"))
+    }
+
+    /// Reads the records from `index` on, at most to the end of its page and at most up to `end`. Stops at the first
+    /// that is not whole.
+    pub fn read_page(&self, index: u64, end: u64, into: &mut Vec<Record>) -> Result<(), Error> {
+        use std::os::unix::fs::FileExt;
+        into.clear();
+        let page = RECORDS_PER_PAGE as u64;
+        let count = (page - index % page).min(end.saturating_sub(index));
+        let mut buffer = [0; RECORDS_PER_PAGE * RECORD_BYTES];
+        // At most one page.
+        let wanted = usize::try_from(count).unwrap_or(RECORDS_PER_PAGE) * RECORD_BYTES;
+        let mut have = 0;
+        while have < wanted {
+            let at = index * RECORD_BYTES as u64 + have as u64;
+            match self.file.read_at(&mut buffer[have..wanted], at) {
+                Ok(0) => break,
+                Ok(n) => have += n,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("read the journal")(error)),
+            }
+        }
+        let (whole, _) = buffer[..have].as_chunks::<RECORD_BYTES>();
+        into.extend(whole.iter().map_while(Record::decode));
+        Ok(())
+    }
+
+    /// Frees the pages that hold only records below `first`.
+    pub fn punch(&self, first: u64) -> Result<(), Error> {
+        let pages = first / RECORDS_PER_PAGE as u64;
+        super::janitor::punch_hole(&self.file, 0, pages * 4096)
+    }
+
+    /// Brings journal and files together after a kill: drops a torn end, and adds what the files hold beyond it.
+    pub fn recover(&self, from: &Checkpoint, lengths: Offsets) -> Result<Recovered, Error> {
+        let mut recovered = self.scan(from, lengths)?;
+        self.file
+            .set_len(recovered.records * RECORD_BYTES as u64)
+            .map_err(Error::io("cut the journal"))?;
+        let now = crate::clock::unix_nanos();
+        for stream in Stream::ALL {
+            let length = lengths.of(stream);
+            while recovered.written.of(stream) < length {
+                let offset = recovered.written.of(stream);
+                let found = (length - offset).min(LONGEST_FOUND);
+                let record = Record {
+                    stream,
+                    offset,
+                    length: u32::try_from(found).unwrap_or(u32::MAX),
+                    time_unix_nanos: now,
+                };
+                self.write(recovered.records, &record)?;
+                recovered.records += 1;
+                recovered.written.set(stream, record.end());
+            }
+        }
+        Ok(recovered)
+    }
+
+    /// Reads every record from the checkpoint on, up to the first that is torn or that the files do not back.
+    fn scan(&self, from: &Checkpoint, lengths: Offsets) -> Result<Recovered, Error> {
+        let mut recovered = Recovered {
+            written: from.first_record_offsets,
+            records: from.first_record,
+        };
+        let mut page = Vec::with_capacity(RECORDS_PER_PAGE);
+        loop {
+            self.read_page(recovered.records, u64::MAX, &mut page)?;
+            if page.is_empty() {
+                return Ok(recovered);
+            }
+            for record in &page {
+                let expected = recovered.written.of(record.stream);
+                if record.offset != expected || record.end() > lengths.of(record.stream) {
+                    tracing::warn!(
+                        ?record,
+                        expected,
+                        "the journal ends in a record without bytes"
+                    );
+                    return Ok(recovered);
+                }
+                recovered.written.set(record.stream, record.end());
+                recovered.records += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_its_encoding_and_a_torn_one_does_not() {
+        let record = Record {
+            stream: Stream::Stderr,
+            offset: 1 << 40,
+            length: 65_536,
+            time_unix_nanos: -5,
+        };
+        let mut bytes = record.encode();
+        assert_eq!(Record::decode(&bytes), Some(record));
+        bytes[3] ^= 1;
+        assert_eq!(Record::decode(&bytes), None);
+        assert_eq!(Record::decode(&[0; RECORD_BYTES]), None);
+    }
+}

@@ -1,0 +1,211 @@
+//! Readers: from a cursor on, in the observed order.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
+use tokio::sync::watch;
+
+use super::journal::{RECORDS_PER_PAGE, Record};
+use super::{Error, Inner, Offsets, Progress, Stream};
+
+/// Longest chunk, in bytes; the wire's own limit.
+pub const LONGEST_CHUNK: u64 = remoteprocess_proto::MAX_CHUNK as u64;
+/// Records further apart than this are not merged into one chunk, so that times mean something in a replay.
+const MERGE_NANOS: i64 = 20_000_000;
+
+/// A run of bytes of one stream.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    /// The stream.
+    pub stream: Stream,
+    /// Offset of the first byte in the stream.
+    pub offset: u64,
+    /// When the first byte was taken from the pipe.
+    pub time_unix_nanos: i64,
+    /// At most [`LONGEST_CHUNK`].
+    pub bytes: Bytes,
+}
+
+/// What comes next.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// More output.
+    Chunk(Chunk),
+    /// Every byte was delivered and none will follow.
+    End,
+}
+
+/// A position in the journal. Many may read at once; a slow one holds nobody up.
+#[derive(Debug)]
+pub struct Reader {
+    inner: Arc<Inner>,
+    changes: watch::Receiver<Progress>,
+    cursor: Offsets,
+    /// The record that holds the next byte, or one before it.
+    index: u64,
+    /// Fixed records from `page_index` on.
+    page: Vec<Record>,
+    page_index: u64,
+}
+
+impl Reader {
+    pub(super) fn new(inner: Arc<Inner>, cursor: Offsets) -> Result<Self, Error> {
+        let changes = inner.progress.subscribe();
+        let progress = changes.borrow().clone();
+        let reader = Self {
+            inner,
+            changes,
+            cursor,
+            index: progress.first_record,
+            page: Vec::with_capacity(RECORDS_PER_PAGE),
+            page_index: 0,
+        };
+        for stream in Stream::ALL {
+            let (wanted, written) = (cursor.of(stream), progress.written.of(stream));
+            if wanted > written {
+                return Err(Error::Beyond {
+                    stream,
+                    wanted,
+                    written,
+                });
+            }
+        }
+        reader.check_held(&progress)?;
+        Ok(reader)
+    }
+
+    /// Offsets of the next bytes.
+    #[must_use]
+    pub const fn cursor(&self) -> Offsets {
+        self.cursor
+    }
+
+    /// Waits for the next chunk or the end. Safe to cancel: what is not returned is not consumed.
+    ///
+    /// # Errors
+    /// [`Error::Dropped`] when the reader is so slow that its next bytes were archived and dropped.
+    pub async fn next(&mut self) -> Result<Item, Error> {
+        loop {
+            if let Some(item) = self.try_next()? {
+                return Ok(item);
+            }
+            // The sender lives in `inner`, which this reader holds.
+            let _ = self.changes.changed().await;
+        }
+    }
+
+    /// The next chunk or the end, if it is there already.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn try_next(&mut self) -> Result<Option<Item>, Error> {
+        let progress = self.changes.borrow_and_update().clone();
+        self.check_held(&progress)?;
+        self.index = self.index.max(progress.first_record);
+        let Some(first) = self.find(&progress)? else {
+            let is_end = progress.closed && self.cursor == progress.written;
+            return Ok(is_end.then_some(Item::End));
+        };
+        let stream = first.stream;
+        let offset = self.cursor.of(stream);
+        let mut end = first.end().min(offset + LONGEST_CHUNK);
+        let mut last = first;
+        while end == last.end() && end < offset + LONGEST_CHUNK && self.step(&progress) {
+            let Some(next) = self.record(self.index, &progress)? else {
+                break;
+            };
+            let is_near = next.time_unix_nanos - first.time_unix_nanos < MERGE_NANOS;
+            if next.stream != stream || !is_near {
+                break;
+            }
+            end = next.end().min(offset + LONGEST_CHUNK);
+            last = next;
+        }
+        let bytes = self.read(stream, offset, end - offset)?;
+        self.cursor.set(stream, end);
+        Ok(Some(Item::Chunk(Chunk {
+            stream,
+            offset,
+            time_unix_nanos: first.time_unix_nanos,
+            bytes,
+        })))
+    }
+
+    /// The first record that holds a byte at or beyond the cursor.
+    fn find(&mut self, progress: &Progress) -> Result<Option<Record>, Error> {
+        while let Some(record) = self.record(self.index, progress)? {
+            if record.end() > self.cursor.of(record.stream) {
+                return Ok(Some(record));
+            }
+            if !self.step(progress) {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Goes to the next record. Not beyond the open one: it may still grow.
+    fn step(&mut self, progress: &Progress) -> bool {
+        let is_fixed = self.index < progress.fixed_records;
+        self.index += u64::from(is_fixed);
+        is_fixed
+    }
+
+    fn record(&mut self, index: u64, progress: &Progress) -> Result<Option<Record>, Error> {
+        if index >= progress.fixed_records {
+            return Ok(progress.open.filter(|_| index < progress.records()));
+        }
+        let within = |reader: &Self| {
+            let at = index.checked_sub(reader.page_index)?;
+            reader.page.get(usize::try_from(at).ok()?).copied()
+        };
+        if let Some(record) = within(self) {
+            return Ok(Some(record));
+        }
+        self.page_index = index;
+        self.inner
+            .journal
+            .read_page(index, progress.fixed_records, &mut self.page)?;
+        match self.page.first() {
+            Some(record) => Ok(Some(*record)),
+            // The janitor moved on meanwhile, and has published that: the next turn begins where the journal does.
+            None if index < self.inner.progress.borrow().first_record => Ok(None),
+            None => Err(Error::Damaged("a record of the journal")),
+        }
+    }
+
+    fn read(&self, stream: Stream, offset: u64, length: u64) -> Result<Bytes, Error> {
+        // At most LONGEST_CHUNK.
+        let length = usize::try_from(length).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let at = offset + bytes.len() as u64;
+            match rustix::io::pread(self.inner.file(stream), spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(Error::Damaged("a stream is shorter than its journal")),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::errno("read a stream")(errno)),
+            }
+        }
+        // Capacity may exceed what was asked for, and the file may have grown.
+        bytes.truncate(length);
+        // What was punched while it was read came as zeros. The janitor publishes before it punches.
+        self.check_held(&self.inner.progress.borrow())?;
+        Ok(bytes.into())
+    }
+
+    fn check_held(&self, progress: &Progress) -> Result<(), Error> {
+        for stream in Stream::ALL {
+            let (wanted, begins) = (self.cursor.of(stream), progress.dropped.of(stream));
+            if wanted < begins {
+                return Err(Error::Dropped {
+                    stream,
+                    wanted,
+                    begins,
+                });
+            }
+        }
+        Ok(())
+    }
+}
