@@ -7,4 +7,5 @@
 //! Invariant: a kill of this process at any instant neither loses a byte nor touches the program.
 
 pub mod clock;
+pub mod process;
 pub mod spool;

@@ -96,6 +96,24 @@ pub enum Stream {
     Stderr,
 }
 
+impl From<Stream> for remoteprocess_entrypoint::message::Stream {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Stdout => Self::Stdout,
+            Stream::Stderr => Self::Stderr,
+        }
+    }
+}
+
+impl From<Stream> for remoteprocess_proto::v1::Stream {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Stdout => Self::Stdout,
+            Stream::Stderr => Self::Stderr,
+        }
+    }
+}
+
 impl Stream {
     /// Both, in the order of every array indexed by stream.
     pub const ALL: [Self; 2] = [Self::Stdout, Self::Stderr];
@@ -230,6 +248,8 @@ struct Inner {
     /// Most bytes to hold before the program is pushed back.
     size: u64,
     progress: watch::Sender<Progress>,
+    /// Held while the spool is open: two writers would tear it.
+    _lock: File,
     /// Wakes the one that appends: there is room again, or a command.
     wake: OwnedFd,
     stop: std::sync::atomic::AtomicBool,
@@ -242,6 +262,8 @@ impl Spool {
     /// # Errors
     /// When the volume cannot be used, or holds a spool that contradicts itself.
     pub fn open(directory: &Path, size: u64) -> Result<(Self, Appender), Error> {
+        let lock = open_file(directory, "lock")?;
+        lock.lock().map_err(Error::io("lock the spool"))?;
         let files = [
             open_file(directory, Stream::Stdout.file_name())?,
             open_file(directory, Stream::Stderr.file_name())?,
@@ -270,6 +292,7 @@ impl Spool {
             files,
             journal,
             size,
+            _lock: lock,
             progress: watch::Sender::new(progress),
             wake: wake.map_err(Error::errno("eventfd"))?,
             stop: false.into(),

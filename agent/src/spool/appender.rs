@@ -83,6 +83,13 @@ impl Appender {
         self.ending = true;
     }
 
+    /// Whether [`Self::take`] waits for bytes when the pipe is empty: `splice` is refused, and `read` goes by the flags
+    /// of the pipe, which are not ours.
+    #[must_use]
+    pub const fn may_block(&self) -> bool {
+        self.splice_refused
+    }
+
     /// Says, or takes back, why nothing is being taken.
     pub fn set_stalled(&self, stall: Option<Stall>) {
         let changed = self.inner.progress.send_if_modified(|progress| {

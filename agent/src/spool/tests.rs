@@ -29,7 +29,12 @@ impl Bench {
 
     /// What is left after a SIGKILL is what is in the files: nothing is flushed on drop.
     fn kill(self, size: u64) -> Self {
-        let Self { directory, .. } = self;
+        let Self {
+            directory,
+            spool,
+            appender,
+        } = self;
+        drop((spool, appender));
         let (spool, appender) = Spool::open(directory.path(), size).unwrap();
         Self {
             directory,

@@ -1,0 +1,193 @@
+//! The thread that moves bytes from the pipes into the spool.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::spool::{Appender, Stall, Stream, Taken};
+
+/// How often a volume that refused is tried again.
+const VOLUME_RETRY: Duration = Duration::from_millis(250);
+/// Turns on one pipe before the other gets its turn.
+const TURNS: usize = 4;
+
+/// What the thread is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Take over these read ends. stderr is absent when merged.
+    Attach {
+        /// Read end of stdout, or of both.
+        stdout: OwnedFd,
+        /// Read end of stderr.
+        stderr: Option<OwnedFd>,
+    },
+    /// The program has ended: take what is left, even into a full spool.
+    DrainPipes,
+    /// Let go of the pipes; no byte follows.
+    Close,
+}
+
+/// The sender's side of the thread. Dropping it ends the thread.
+#[derive(Debug)]
+pub struct Capture {
+    commands: Sender<Command>,
+    wake: OwnedFd,
+}
+
+impl Capture {
+    /// Starts the thread; it calls `ended` when all pipes have been read to their end.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread or no descriptor.
+    pub fn spawn(appender: Appender, ended: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let wake = appender.wake_fd().try_clone_to_owned()?;
+        let (commands, orders) = channel();
+        let capturing = Capturing {
+            appender,
+            orders,
+            pipes: [None, None],
+            is_attached: false,
+            ended,
+        };
+        std::thread::Builder::new()
+            .name("capture".into())
+            .stack_size(256 * 1024)
+            .spawn(move || capturing.run())?;
+        Ok(Self { commands, wake })
+    }
+
+    /// Gives an order.
+    pub fn order(&self, command: Command) {
+        // After `Close` the thread is gone, and so is everything one could order.
+        let _ = self.commands.send(command);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // Fails only when a wake is pending already.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+struct Capturing<F> {
+    appender: Appender,
+    orders: Receiver<Command>,
+    pipes: [Option<OwnedFd>; 2],
+    is_attached: bool,
+    ended: F,
+}
+
+impl<F: Fn()> Capturing<F> {
+    fn run(mut self) {
+        let mut readable = [false; 2];
+        while self.obey() {
+            let outcome = self.take(readable);
+            let has_room = self.appender.has_room();
+            let retry = match outcome {
+                Ok(()) => {
+                    let is_held_back = !has_room && self.is_attached;
+                    self.appender
+                        .set_stalled(is_held_back.then_some(Stall::SpoolFull));
+                    None
+                }
+                Err(error) => {
+                    if !error.is_no_space() {
+                        tracing::warn!(%error, "output cannot be taken; trying again");
+                    }
+                    self.appender.set_stalled(Some(Stall::VolumeFull));
+                    Some(VOLUME_RETRY)
+                }
+            };
+            readable = self.wait(has_room && retry.is_none(), retry);
+        }
+    }
+
+    /// Carries out what was ordered. False: it is over.
+    fn obey(&mut self) -> bool {
+        loop {
+            match self.orders.try_recv() {
+                Ok(Command::Attach { stdout, stderr }) => {
+                    self.pipes = [Some(stdout), stderr];
+                    self.is_attached = true;
+                }
+                Ok(Command::DrainPipes) => self.appender.set_ending(),
+                Ok(Command::Close) => {
+                    self.settle_for_good();
+                    self.appender.close();
+                    return false;
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// What was taken must be journalled before the end is announced, however long the volume refuses.
+    fn settle_for_good(&mut self) {
+        while let Err(error) = self.appender.settle() {
+            tracing::warn!(%error, "the last output waits for room on the volume");
+            std::thread::sleep(VOLUME_RETRY);
+        }
+    }
+
+    fn take(&mut self, readable: [bool; 2]) -> Result<(), crate::spool::Error> {
+        self.appender.settle()?;
+        for stream in Stream::ALL {
+            let index = stream as usize;
+            for _ in 0..TURNS {
+                let Some(pipe) = self.pipes[index].as_ref().filter(|_| readable[index]) else {
+                    break;
+                };
+                if !self.appender.has_room() {
+                    return Ok(());
+                }
+                match self.appender.take(stream, pipe.as_fd())? {
+                    Taken::Bytes(_) if self.appender.may_block() => break,
+                    Taken::Bytes(_) => {}
+                    Taken::Nothing => break,
+                    Taken::End => self.end(index),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, index: usize) {
+        self.pipes[index] = None;
+        if self.pipes.iter().all(Option::is_none) {
+            self.is_attached = false;
+            (self.ended)();
+        }
+    }
+
+    /// Waits for an order, for room, or (with `with_pipes`) for bytes; says which pipes have some.
+    fn wait(&self, with_pipes: bool, timeout: Option<Duration>) -> [bool; 2] {
+        let wake = self.appender.wake_fd();
+        let mut waiting = vec![PollFd::from_borrowed_fd(wake, PollFlags::IN)];
+        let mut streams = Vec::with_capacity(2);
+        for (index, pipe) in self.pipes.iter().enumerate() {
+            if let Some(pipe) = pipe.as_ref().filter(|_| with_pipes) {
+                waiting.push(PollFd::new(pipe, PollFlags::IN));
+                streams.push(index);
+            }
+        }
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        match poll(&mut waiting, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => tracing::warn!(%error, "poll"),
+        }
+        if !waiting[0].revents().is_empty() {
+            // Only emptied here; that it was written is all it says.
+            let _ = rustix::io::read(wake, &mut [0; 8]);
+        }
+        let mut readable = [false; 2];
+        for (waited, index) in waiting[1..].iter().zip(streams) {
+            readable[index] = !waited.revents().is_empty();
+        }
+        readable
+    }
+}

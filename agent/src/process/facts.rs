@@ -1,0 +1,176 @@
+//! What is known for good about the process: each fact is on the spool before anybody may rely on it.
+
+use std::path::Path;
+
+use remoteprocess_entrypoint::message::{Exited, Secret};
+use serde::{Deserialize, Serialize};
+
+use crate::spool::{self, record, record::Record};
+
+/// The secret by which the entrypoint proves itself when it comes back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Welcomed {
+    /// As sent in the first welcome.
+    pub secret: Secret,
+}
+
+/// The launch was granted and may have been ordered: no other entrypoint will ever be told to launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// When, in nanoseconds since the Unix epoch.
+    pub at_unix_nanos: i64,
+}
+
+/// The program was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// Its process id in its container.
+    pub pid: u32,
+    /// When, in nanoseconds since the Unix epoch.
+    pub at_unix_nanos: i64,
+}
+
+/// Somebody asked for the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// User name, or the part of the system that asked.
+    pub requested_by: String,
+    /// Why, in the words of whoever asked.
+    pub message: String,
+    /// First signal of the stop path.
+    pub signal: i32,
+    /// Time between that signal and SIGKILL, milliseconds.
+    pub grace_millis: u64,
+}
+
+/// How the process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ending {
+    /// As the entrypoint reported.
+    Reported(Exited),
+    /// The entrypoint vanished without a report.
+    Lost {
+        /// When that was noticed, in nanoseconds since the Unix epoch.
+        at_unix_nanos: i64,
+    },
+}
+
+/// The output is complete as far as it will ever be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Closed {
+    /// The pipes were read to their end.
+    Whole,
+    /// Somebody still held the pipes after the last process was gone.
+    PipeHeld,
+    /// The entrypoint vanished with the pipes while this agent was away.
+    EntrypointLost,
+}
+
+impl Closed {
+    /// The word for `Seal.reason`; empty for a whole output.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Whole => "",
+            Self::PipeHeld => "PipeHeld",
+            Self::EntrypointLost => "EntrypointLost",
+        }
+    }
+}
+
+/// Everything is archived and recorded elsewhere: an agent started again has nothing to do.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// When, in nanoseconds since the Unix epoch.
+    pub at_unix_nanos: i64,
+}
+
+impl Record for Welcomed {
+    const NAME: &'static str = "secret";
+}
+impl Record for Launch {
+    const NAME: &'static str = "launch";
+}
+impl Record for Started {
+    const NAME: &'static str = "started";
+}
+impl Record for Stop {
+    const NAME: &'static str = "stop";
+}
+impl Record for Ending {
+    const NAME: &'static str = "exit";
+}
+impl Record for Closed {
+    const NAME: &'static str = "seal";
+}
+impl Record for Done {
+    const NAME: &'static str = "done";
+}
+
+/// All facts so far.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// See [`Welcomed`].
+    pub welcomed: Option<Welcomed>,
+    /// See [`Launch`].
+    pub launch: Option<Launch>,
+    /// See [`Started`].
+    pub started: Option<Started>,
+    /// See [`Stop`].
+    pub stop: Option<Stop>,
+    /// See [`Ending`].
+    pub ending: Option<Ending>,
+    /// See [`Closed`].
+    pub closed: Option<Closed>,
+}
+
+impl Facts {
+    /// Reads what an earlier agent of this attempt left.
+    ///
+    /// # Errors
+    /// When a record is there and cannot be read.
+    pub fn load(directory: &Path) -> Result<Self, spool::Error> {
+        Ok(Self {
+            welcomed: record::load(directory)?,
+            launch: record::load(directory)?,
+            started: record::load(directory)?,
+            stop: record::load(directory)?,
+            ending: record::load(directory)?,
+            closed: record::load(directory)?,
+        })
+    }
+}
+
+/// One fact on its way to the disk.
+#[derive(Clone, Debug)]
+pub enum Fact {
+    /// See [`Welcomed`].
+    Welcomed(Welcomed),
+    /// See [`Launch`].
+    Launch(Launch),
+    /// See [`Started`].
+    Started(Started),
+    /// See [`Stop`].
+    Stop(Stop),
+    /// See [`Ending`].
+    Ending(Ending),
+    /// See [`Closed`].
+    Closed(Closed),
+}
+
+impl Fact {
+    /// Stores it for good.
+    ///
+    /// # Errors
+    /// When the volume refuses.
+    pub fn store(&self, directory: &Path) -> Result<(), spool::Error> {
+        match self {
+            Self::Welcomed(fact) => record::store(directory, fact),
+            Self::Launch(fact) => record::store(directory, fact),
+            Self::Started(fact) => record::store(directory, fact),
+            Self::Stop(fact) => record::store(directory, fact),
+            Self::Ending(fact) => record::store(directory, fact),
+            Self::Closed(fact) => record::store(directory, fact),
+        }
+    }
+}

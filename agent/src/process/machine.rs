@@ -1,0 +1,390 @@
+//! What follows from what: the life of one attempt as seen by the agent, without any I/O.
+
+use std::time::Duration;
+
+use remoteprocess_entrypoint::message::{
+    Exited, Outcome, PROTOCOL_VERSION, Resume, Secret, ToEntrypoint,
+};
+
+use super::facts::{Closed, Ending, Fact, Facts, Launch, Started, Stop, Welcomed};
+
+/// How long pipes may stay open after the last process is gone.
+const PIPE_HELD: Duration = Duration::from_secs(5);
+/// How long an entrypoint may be away before it counts as lost, when its pipes have ended too.
+const ENTRYPOINT_LOST: Duration = Duration::from_secs(5);
+/// The same for an agent that has just started and holds no pipes.
+const ENTRYPOINT_MISSING: Duration = Duration::from_secs(15);
+
+/// How to launch and stop: fixed for the attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchSettings {
+    /// One pipe for stdout and stderr.
+    pub merge: bool,
+    /// First signal of the stop path.
+    pub stop_signal: i32,
+    /// Time between that signal and SIGKILL, milliseconds.
+    pub stop_grace_millis: u64,
+    /// With no agent for this long the entrypoint runs the stop path by itself, milliseconds.
+    pub agent_lost_millis: u64,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// An entrypoint introduced itself.
+    Hello {
+        /// Its proof that it was welcomed before.
+        resume: Option<Resume>,
+        /// The read ends came along.
+        has_pipes: bool,
+        /// 32 random bytes, in case it is new.
+        fresh_secret: Secret,
+    },
+    /// The welcomed entrypoint's connection ended.
+    Disconnected,
+    /// The relay allows the launch.
+    Granted,
+    /// The entrypoint started the program.
+    Launched {
+        /// Process id in the container.
+        pid: u32,
+        /// Nanoseconds since the Unix epoch.
+        at_unix_nanos: i64,
+        /// The read ends came along.
+        has_pipes: bool,
+    },
+    /// The entrypoint reports the end.
+    Exited(Exited),
+    /// All pipes were read to their end.
+    PipesEnded,
+    /// Somebody asks for the end.
+    Stop(Stop),
+    /// [`Action::ArmHeld`] ran out.
+    Held,
+    /// [`Action::ArmLost`] ran out.
+    Lost,
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Put this on the disk before anything that follows.
+    Persist(Fact),
+    /// Put this on the disk when there is room; nothing waits for it.
+    Note(Fact),
+    /// Tell the entrypoint, if it is there.
+    Send(ToEntrypoint),
+    /// This connection is the entrypoint's from now on; an earlier one ends.
+    Accept,
+    /// Hang up.
+    Refuse(&'static str),
+    /// Capture the pipes that came with the event.
+    Attach,
+    /// Take what is left in the pipes even into a full spool.
+    DrainPipes,
+    /// Let go of the pipes; no byte follows.
+    CloseStreams,
+    /// Flush the echo, then send `Recorded`.
+    FlushAndRecord,
+    /// Send [`Event::Held`] after this time.
+    ArmHeld(Duration),
+    /// Send [`Event::Lost`] after this time, in place of an earlier one.
+    ArmLost(Duration),
+}
+
+/// Where the attempt stands, in the words of the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// No entrypoint yet.
+    Waiting,
+    /// An entrypoint is there; the start is not granted or under way.
+    Starting,
+    /// The program runs.
+    Running,
+    /// The stop path has begun.
+    Stopping,
+    /// The program has ended.
+    Exited,
+}
+
+/// The state of one attempt.
+#[derive(Debug)]
+pub struct Machine {
+    facts: Facts,
+    settings: LaunchSettings,
+    is_connected: bool,
+    is_granted: bool,
+    /// This agent holds the pipes, or held them to their end.
+    is_attached: bool,
+    have_pipes_ended: bool,
+}
+
+impl Machine {
+    /// Goes on from what an earlier agent of this attempt left.
+    pub fn new(facts: Facts, settings: LaunchSettings) -> (Self, Vec<Action>) {
+        let machine = Self {
+            settings,
+            is_connected: false,
+            is_granted: false,
+            is_attached: false,
+            have_pipes_ended: false,
+            facts,
+        };
+        let actions = match (machine.facts.launch, machine.facts.closed) {
+            (None, _) => vec![],
+            (Some(_), None) => vec![Action::ArmLost(ENTRYPOINT_MISSING)],
+            (Some(_), Some(_)) => vec![Action::CloseStreams],
+        };
+        (machine, actions)
+    }
+
+    /// Everything known for good.
+    pub const fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Whether an entrypoint is connected.
+    pub const fn is_connected(&self) -> bool {
+        self.is_connected
+    }
+
+    /// Where the attempt stands.
+    pub const fn phase(&self) -> Phase {
+        match &self.facts {
+            Facts { ending: Some(_), .. } => Phase::Exited,
+            Facts {
+                started: Some(_),
+                stop: Some(_),
+                ..
+            } => Phase::Stopping,
+            Facts { started: Some(_), .. } => Phase::Running,
+            Facts { launch: Some(_), .. } => Phase::Starting,
+            _ if self.is_connected => Phase::Starting,
+            _ => Phase::Waiting,
+        }
+    }
+
+    /// Takes one event.
+    pub fn on(&mut self, event: Event) -> Vec<Action> {
+        match event {
+            Event::Hello {
+                resume,
+                has_pipes,
+                fresh_secret,
+            } => self.on_hello(resume, has_pipes, fresh_secret),
+            Event::Disconnected => {
+                self.is_connected = false;
+                self.watch_for_loss()
+            }
+            Event::Granted => {
+                self.is_granted = true;
+                self.launch_if_due()
+            }
+            Event::Launched {
+                pid,
+                at_unix_nanos,
+                has_pipes,
+            } => self.on_launched(Started { pid, at_unix_nanos }, has_pipes),
+            Event::Exited(exited) => self.on_exited(exited),
+            Event::PipesEnded => {
+                self.have_pipes_ended = true;
+                match self.facts.ending {
+                    Some(_) => self.close(Closed::Whole),
+                    None => self.watch_for_loss(),
+                }
+            }
+            Event::Stop(stop) => self.on_stop(stop),
+            Event::Held if self.facts.ending.is_some() => self.close(Closed::PipeHeld),
+            Event::Held => vec![],
+            Event::Lost => self.on_lost(),
+        }
+    }
+
+    fn on_hello(
+        &mut self,
+        resume: Option<Resume>,
+        has_pipes: bool,
+        fresh_secret: Secret,
+    ) -> Vec<Action> {
+        let known = self.facts.welcomed.as_ref().map(|known| known.secret);
+        let mut actions = match (&resume, known) {
+            (Some(resume), Some(secret)) if resume.secret == secret => {
+                vec![Action::Accept, welcome(secret)]
+            }
+            (Some(_), _) => return vec![Action::Refuse("it shows a secret that is not ours")],
+            (None, _) if self.facts.launch.is_some() => {
+                return vec![Action::Refuse("the program was launched by another entrypoint")];
+            }
+            (None, _) => {
+                let welcomed = Welcomed {
+                    secret: fresh_secret,
+                };
+                self.facts.welcomed = Some(welcomed.clone());
+                let persist = Action::Persist(Fact::Welcomed(welcomed));
+                vec![persist, Action::Accept, welcome(fresh_secret)]
+            }
+        };
+        self.is_connected = true;
+        actions.extend(self.attach(has_pipes));
+        let was_launched = resume.is_some_and(|resume| resume.launched);
+        if self.facts.launch.is_none() {
+            actions.extend(self.launch_if_due());
+        } else if self.facts.closed.is_some() {
+            actions.push(Action::FlushAndRecord);
+        } else if self.facts.ending.is_none() {
+            // The order may have been lost with the agent that wrote the launch record. Whoever knows the secret is the
+            // entrypoint to which it was meant, and that one launches once however often it is told.
+            actions.extend((!was_launched).then(|| self.launch_order()));
+            actions.extend(self.stop_order());
+        }
+        actions
+    }
+
+    fn launch_if_due(&mut self) -> Vec<Action> {
+        if !self.is_granted || !self.is_connected || self.facts.launch.is_some() {
+            return vec![];
+        }
+        let launch = Launch {
+            at_unix_nanos: crate::clock::unix_nanos(),
+        };
+        self.facts.launch = Some(launch);
+        let mut actions = vec![Action::Persist(Fact::Launch(launch)), self.launch_order()];
+        actions.extend(self.stop_order());
+        actions
+    }
+
+    fn launch_order(&self) -> Action {
+        let LaunchSettings {
+            merge,
+            stop_signal,
+            stop_grace_millis,
+            agent_lost_millis,
+        } = self.settings;
+        Action::Send(ToEntrypoint::Launch {
+            merge,
+            stop_signal,
+            stop_grace_millis,
+            agent_lost_millis,
+        })
+    }
+
+    fn stop_order(&self) -> Option<Action> {
+        self.facts.stop.as_ref().map(|stop| {
+            Action::Send(ToEntrypoint::Stop {
+                signal: stop.signal,
+                grace_millis: stop.grace_millis,
+            })
+        })
+    }
+
+    fn attach(&mut self, has_pipes: bool) -> Option<Action> {
+        let is_wanted = has_pipes && !self.is_attached && self.facts.closed.is_none();
+        self.is_attached |= is_wanted;
+        is_wanted.then_some(Action::Attach)
+    }
+
+    fn on_launched(&mut self, started: Started, has_pipes: bool) -> Vec<Action> {
+        let mut actions = Vec::from_iter(self.attach(has_pipes));
+        if self.facts.started.is_none() {
+            self.facts.started = Some(started);
+            actions.push(Action::Note(Fact::Started(started)));
+        }
+        actions
+    }
+
+    fn on_stop(&mut self, stop: Stop) -> Vec<Action> {
+        let order = Action::Send(ToEntrypoint::Stop {
+            signal: stop.signal,
+            grace_millis: stop.grace_millis,
+        });
+        let can_obey = self.facts.launch.is_some() && self.facts.ending.is_none();
+        let mut actions = Vec::from_iter(can_obey.then_some(order));
+        // The first who asked is who ended it.
+        if self.facts.stop.is_none() && self.facts.ending.is_none() {
+            self.facts.stop = Some(stop.clone());
+            actions.push(Action::Note(Fact::Stop(stop)));
+        }
+        actions
+    }
+
+    fn on_exited(&mut self, exited: Exited) -> Vec<Action> {
+        if self.facts.launch.is_none() {
+            return vec![Action::Refuse("it reports the end of what was never launched")];
+        }
+        if self.facts.closed.is_some() {
+            return vec![Action::FlushAndRecord];
+        }
+        let never_ran = matches!(
+            exited.outcome,
+            Outcome::NotFound { .. } | Outcome::NotExecutable { .. }
+        );
+        let mut actions = Vec::new();
+        if self.facts.ending.is_none() {
+            let ending = Ending::Reported(exited);
+            self.facts.ending = Some(ending.clone());
+            actions.push(Action::Persist(Fact::Ending(ending)));
+        }
+        actions.push(Action::DrainPipes);
+        match (self.is_attached, self.have_pipes_ended) {
+            (true, false) => actions.push(Action::ArmHeld(PIPE_HELD)),
+            (true, true) => actions.extend(self.close(Closed::Whole)),
+            (false, _) if never_ran => actions.extend(self.close(Closed::Whole)),
+            (false, _) => actions.extend(self.close(Closed::EntrypointLost)),
+        }
+        actions
+    }
+
+    fn watch_for_loss(&self) -> Vec<Action> {
+        let holds_open_pipes = self.is_attached && !self.have_pipes_ended;
+        let is_open = self.facts.launch.is_some() && self.facts.closed.is_none();
+        if is_open && !self.is_connected && !holds_open_pipes {
+            vec![Action::ArmLost(ENTRYPOINT_LOST)]
+        } else {
+            vec![]
+        }
+    }
+
+    fn on_lost(&mut self) -> Vec<Action> {
+        let holds_open_pipes = self.is_attached && !self.have_pipes_ended;
+        if self.is_connected || holds_open_pipes || self.facts.closed.is_some() {
+            return vec![];
+        }
+        let mut actions = Vec::new();
+        if self.facts.ending.is_none() {
+            let ending = Ending::Lost {
+                at_unix_nanos: crate::clock::unix_nanos(),
+            };
+            self.facts.ending = Some(ending.clone());
+            actions.push(Action::Persist(Fact::Ending(ending)));
+        }
+        let closed = if self.have_pipes_ended {
+            Closed::Whole
+        } else {
+            Closed::EntrypointLost
+        };
+        actions.extend(self.close(closed));
+        actions
+    }
+
+    fn close(&mut self, closed: Closed) -> Vec<Action> {
+        if self.facts.closed.is_some() {
+            return vec![];
+        }
+        self.facts.closed = Some(closed);
+        vec![
+            Action::Persist(Fact::Closed(closed)),
+            Action::CloseStreams,
+            Action::FlushAndRecord,
+        ]
+    }
+}
+
+fn welcome(secret: Secret) -> Action {
+    Action::Send(ToEntrypoint::Welcome {
+        version: PROTOCOL_VERSION,
+        secret,
+    })
+}
+
+
+
