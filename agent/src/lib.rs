@@ -6,6 +6,16 @@
 //! Arrows: proto, tls, runtime, entrypoint (its library). No Kubernetes here.
 //! Invariant: a kill of this process at any instant neither loses a byte nor touches the program.
 
+pub mod app;
+pub mod args;
+mod backoff;
 pub mod clock;
+pub mod enrol;
+pub mod exit;
+pub mod home;
+pub mod install;
 pub mod process;
+pub mod service;
 pub mod spool;
+pub mod stop_signal;
+pub mod supervise;

@@ -90,19 +90,11 @@ impl Process {
     ///
     /// # Errors
     /// When the socket or a thread cannot be made, or the facts on the spool cannot be read.
-    pub fn start(
-        spool: Arc<Spool>,
-        appender: Appender,
-        settings: Settings,
-    ) -> Result<Self, StartError> {
+    pub fn start(spool: Arc<Spool>, appender: Appender, settings: Settings) -> Result<Self, StartError> {
         let facts = Facts::load(spool.directory())?;
         let (requests, inbox) = mpsc::unbounded_channel();
         let (newcomers, arrivals) = mpsc::channel(1);
-        let on_end = requests.clone();
-        let capture = Capture::spawn(appender, move || {
-            // Without a receiver the process is being dropped.
-            let _ = on_end.send(Request::PipesEnded);
-        })?;
+        let capture = Capture::spawn(appender, notify(requests.downgrade(), |()| Request::PipesEnded))?;
         let (machine, first) = Machine::new(facts, settings.launch);
         let (status, seen) = watch::channel(status_of(&machine));
         let (outlet, echo_outlet) = watch::channel(None);
@@ -164,12 +156,7 @@ impl Process {
     ///
     /// # Errors
     /// When it was not sent, and why.
-    pub async fn signal(
-        &self,
-        request_id: String,
-        number: i32,
-        target: Target,
-    ) -> Result<(), SignalError> {
+    pub async fn signal(&self, request_id: String, number: i32, target: Target) -> Result<(), SignalError> {
         let (answer, answered) = oneshot::channel();
         let request = Request::Signal {
             request_id,
@@ -272,8 +259,7 @@ impl Conversation {
             } => {
                 let link = self.link.as_ref();
                 let phase = self.machine.phase();
-                self.signals
-                    .request(request_id, number, target, answer, link, phase);
+                self.signals.request(request_id, number, target, answer, link, phase);
             }
             Request::Heard(number, heard) if number == self.link_number => self.hear(heard).await,
             Request::Heard(..) => {}
@@ -383,16 +369,15 @@ impl Conversation {
     }
 
     fn accept(&mut self, newcomer: Option<Newcomer>) {
-        let Some((newcomer, requests)) = newcomer.zip(self.requests.upgrade()) else {
+        let Some(newcomer) = newcomer else {
             return;
         };
         self.hang_up();
         self.link_number += 1;
         let number = self.link_number;
-        let link = newcomer.accept(move |heard| {
-            // Without a receiver the process is being dropped.
-            let _ = requests.send(Request::Heard(number, heard));
-        });
+        let link = newcomer.accept(notify(self.requests.clone(), move |heard| {
+            Request::Heard(number, heard)
+        }));
         self.outlet.send_replace(Some(link.echo.clone()));
         self.link = Some(link);
         self.lost = None;
@@ -405,16 +390,28 @@ impl Conversation {
     }
 
     fn flush_and_record(&mut self) {
-        let (Some(requests), echo) = (self.requests.upgrade(), self.echo.take()) else {
-            return;
-        };
+        let echo = self.echo.take();
+        let flushed = notify(self.requests.clone(), |()| Request::EchoFlushed);
         tokio::spawn(async move {
             if let Some(echo) = echo {
                 // A log that does not take the rest in time does without it.
                 let _ = tokio::time::timeout(ECHO_FLUSH, echo).await;
             }
-            let _ = requests.send(Request::EchoFlushed);
+            flushed(());
         });
+    }
+}
+
+/// A way for others to tell the conversation something, that does not keep it alive.
+fn notify<T>(
+    requests: mpsc::WeakUnboundedSender<Request>,
+    request: impl Fn(T) -> Request + Send + 'static,
+) -> impl Fn(T) + Send + 'static {
+    move |value| {
+        if let Some(requests) = requests.upgrade() {
+            // Fails only when the conversation has ended meanwhile.
+            let _ = requests.send(request(value));
+        }
     }
 }
 

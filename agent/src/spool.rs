@@ -352,9 +352,7 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        self.inner
-            .stop
-            .store(true, std::sync::atomic::Ordering::Release);
+        self.inner.stop.store(true, std::sync::atomic::Ordering::Release);
         if let Some(janitor) = self.janitor.take() {
             janitor.thread().unpark();
             // A janitor that panicked has said so; there is nothing more to do with it here.

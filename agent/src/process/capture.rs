@@ -43,7 +43,7 @@ impl Capture {
     ///
     /// # Errors
     /// When the kernel gives no thread or no descriptor.
-    pub fn spawn(appender: Appender, ended: impl Fn() + Send + 'static) -> io::Result<Self> {
+    pub fn spawn(appender: Appender, ended: impl Fn(()) + Send + 'static) -> io::Result<Self> {
         let wake = appender.wake_fd().try_clone_to_owned()?;
         let (commands, orders) = channel();
         let capturing = Capturing {
@@ -81,7 +81,7 @@ struct Capturing<F> {
     ended: F,
 }
 
-impl<F: Fn()> Capturing<F> {
+impl<F: Fn(())> Capturing<F> {
     fn run(mut self) {
         let mut readable = [false; 2];
         while self.obey() {
@@ -90,8 +90,7 @@ impl<F: Fn()> Capturing<F> {
             let retry = match outcome {
                 Ok(()) => {
                     let is_held_back = !has_room && self.is_attached;
-                    self.appender
-                        .set_stalled(is_held_back.then_some(Stall::SpoolFull));
+                    self.appender.set_stalled(is_held_back.then_some(Stall::SpoolFull));
                     None
                 }
                 Err(error) => {
@@ -160,7 +159,7 @@ impl<F: Fn()> Capturing<F> {
         self.pipes[index] = None;
         if self.pipes.iter().all(Option::is_none) {
             self.is_attached = false;
-            (self.ended)();
+            (self.ended)(());
         }
     }
 

@@ -49,13 +49,11 @@ pub type Heard = Option<(FromEntrypoint, Vec<OwnedFd>)>;
 pub fn listen(path: &Path, newcomers: mpsc::Sender<Newcomer>) -> io::Result<()> {
     let listener = Listener::bind(path)?;
     listener.set_nonblocking(true)?;
-    let listener = AsyncFd::with_interest(listener, Interest::READABLE)?;
+    let listener = register(listener)?;
     tokio::spawn(async move {
         let strangers = Arc::new(Semaphore::new(STRANGERS));
         loop {
-            let accepted = listener
-                .async_io(Interest::READABLE, Listener::accept)
-                .await;
+            let accepted = listener.async_io(Interest::READABLE, Listener::accept).await;
             let connection = match accepted {
                 Ok(connection) => connection,
                 Err(error) => {
@@ -84,9 +82,16 @@ pub fn listen(path: &Path, newcomers: mpsc::Sender<Newcomer>) -> io::Result<()> 
     Ok(())
 }
 
+// `AsyncFd::register`, which is to follow, is unsafe to call: it asks for what these two types keep anyway, one
+// descriptor that is open as long as they live.
+#[allow(deprecated)]
+fn register<T: std::os::fd::AsRawFd>(socket: T) -> io::Result<AsyncFd<T>> {
+    AsyncFd::new(socket)
+}
+
 async fn greet(connection: Connection) -> io::Result<Option<Newcomer>> {
     connection.set_nonblocking(true)?;
-    let connection = Arc::new(AsyncFd::new(connection)?);
+    let connection = Arc::new(register(connection)?);
     match receive(&connection).await? {
         None => Ok(None),
         Some((
@@ -126,12 +131,7 @@ impl Newcomer {
         let (orders, due_orders) = mpsc::channel(ORDERS);
         let (echo, due_echo) = mpsc::channel(1);
         let over = CancellationToken::new();
-        let writing = write(
-            Arc::clone(&self.connection),
-            due_orders,
-            due_echo,
-            over.clone(),
-        );
+        let writing = write(Arc::clone(&self.connection), due_orders, due_echo, over.clone());
         tokio::spawn(writing);
         let reading_over = over.clone();
         let connection = self.connection;

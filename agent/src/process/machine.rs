@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use remoteprocess_entrypoint::message::{
-    Exited, Outcome, PROTOCOL_VERSION, Resume, Secret, ToEntrypoint,
-};
+use remoteprocess_entrypoint::message::{Exited, Outcome, PROTOCOL_VERSION, Resume, Secret, ToEntrypoint};
 
 use super::facts::{Closed, Ending, Fact, Facts, Launch, Started, Stop, Welcomed};
 
@@ -200,12 +198,7 @@ impl Machine {
         }
     }
 
-    fn on_hello(
-        &mut self,
-        resume: Option<Resume>,
-        has_pipes: bool,
-        fresh_secret: Secret,
-    ) -> Vec<Action> {
+    fn on_hello(&mut self, resume: Option<Resume>, has_pipes: bool, fresh_secret: Secret) -> Vec<Action> {
         let known = self.facts.welcomed.as_ref().map(|known| known.secret);
         let mut actions = match (&resume, known) {
             (Some(resume), Some(secret)) if resume.secret == secret => {
@@ -216,9 +209,7 @@ impl Machine {
                 return vec![Action::Refuse("the program was launched by another entrypoint")];
             }
             (None, _) => {
-                let welcomed = Welcomed {
-                    secret: fresh_secret,
-                };
+                let welcomed = Welcomed { secret: fresh_secret };
                 self.facts.welcomed = Some(welcomed.clone());
                 let persist = Action::Persist(Fact::Welcomed(welcomed));
                 vec![persist, Action::Accept, welcome(fresh_secret)]
@@ -314,10 +305,7 @@ impl Machine {
         if self.facts.closed.is_some() {
             return vec![Action::FlushAndRecord];
         }
-        let never_ran = matches!(
-            exited.outcome,
-            Outcome::NotFound { .. } | Outcome::NotExecutable { .. }
-        );
+        let never_ran = matches!(exited.outcome, Outcome::NotFound { .. } | Outcome::NotExecutable { .. });
         let mut actions = Vec::new();
         if self.facts.ending.is_none() {
             let ending = Ending::Reported(exited);
@@ -385,6 +373,3 @@ fn welcome(secret: Secret) -> Action {
         secret,
     })
 }
-
-
-

@@ -77,10 +77,7 @@ impl Signals {
             return;
         }
         let answers = vec![answer];
-        let pending = Pending {
-            request_id,
-            answers,
-        };
+        let pending = Pending { request_id, answers };
         self.pending.insert(id, pending);
     }
 

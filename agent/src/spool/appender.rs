@@ -157,12 +157,7 @@ impl Appender {
         self.janitor.unpark();
     }
 
-    fn transfer(
-        &mut self,
-        stream: Stream,
-        pipe: BorrowedFd<'_>,
-        offset: u64,
-    ) -> Result<Taken, Error> {
+    fn transfer(&mut self, stream: Stream, pipe: BorrowedFd<'_>, offset: u64) -> Result<Taken, Error> {
         if !self.splice_refused {
             let file = self.inner.file(stream);
             let mut at = offset;

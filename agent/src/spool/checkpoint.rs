@@ -61,12 +61,8 @@ impl Checkpoint {
             .as_slice()
             .try_into()
             .map_err(|_| Error::Damaged("length of a hash state"))?;
-        let state =
-            Sha256::deserialize(state).map_err(|_| Error::Damaged("content of a hash state"))?;
-        Ok(RunningHash {
-            hashed: *hashed,
-            state,
-        })
+        let state = Sha256::deserialize(state).map_err(|_| Error::Damaged("content of a hash state"))?;
+        Ok(RunningHash { hashed: *hashed, state })
     }
 
     /// Notes where the hash of a stream stands.

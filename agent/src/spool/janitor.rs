@@ -25,10 +25,7 @@ const RETRY: Duration = Duration::from_millis(250);
 
 /// Starts the thread. It ends when `inner.stop` is set.
 pub fn spawn(inner: Arc<Inner>, checkpoint: Checkpoint) -> Result<JoinHandle<()>, Error> {
-    let hashes = [
-        checkpoint.hash(Stream::Stdout)?,
-        checkpoint.hash(Stream::Stderr)?,
-    ];
+    let hashes = [checkpoint.hash(Stream::Stdout)?, checkpoint.hash(Stream::Stderr)?];
     let mut janitor = Janitor {
         inner,
         checkpointed: hashes[0].hashed + hashes[1].hashed,
@@ -83,9 +80,7 @@ impl Janitor {
                 stdout: self.hashes[0].seal(),
                 stderr: self.hashes[1].seal(),
             };
-            self.inner
-                .progress
-                .send_modify(|progress| progress.seals = Some(seals));
+            self.inner.progress.send_modify(|progress| progress.seals = Some(seals));
         }
         Ok(worked)
     }
@@ -93,9 +88,7 @@ impl Janitor {
     fn hash_some(&mut self, stream: Stream, progress: &Progress) -> Result<bool, Error> {
         let hash = &mut self.hashes[stream.index()];
         let written = progress.written.of(stream);
-        let due = progress.closed
-            || written - hash.hashed >= HASH_LAG
-            || progress.archived.of(stream) > hash.hashed;
+        let due = progress.closed || written - hash.hashed >= HASH_LAG || progress.archived.of(stream) > hash.hashed;
         let goal = written.min(hash.hashed + HASH_LAG);
         if !due || hash.hashed >= goal {
             return Ok(false);
@@ -117,9 +110,9 @@ impl Janitor {
             stdout: self.hashes[0].hashed,
             stderr: self.hashes[1].hashed,
         };
-        let droppable = progress.archived.map2(hashed, |archived, hashed| {
-            archived.min(hashed) / BLOCK * BLOCK
-        });
+        let droppable = progress
+            .archived
+            .map2(hashed, |archived, hashed| archived.min(hashed) / BLOCK * BLOCK);
         let gain = droppable.total() - progress.dropped.total();
         // Many small commits must not cost a rename each; but whoever is pushed back gets every byte.
         let is_wanted = progress.stalled.is_some() || progress.used() * 2 >= self.inner.size;
@@ -155,8 +148,7 @@ impl Janitor {
             let first = checkpoint.first_record;
             let fixed = progress.fixed_records;
             self.inner.journal.read_page(first, fixed, &mut page)?;
-            let is_dropped =
-                |record: &super::Record| record.end() <= checkpoint.dropped.of(record.stream);
+            let is_dropped = |record: &super::Record| record.end() <= checkpoint.dropped.of(record.stream);
             if page.len() < RECORDS_PER_PAGE || !page.iter().all(is_dropped) {
                 return Ok(());
             }
@@ -170,8 +162,7 @@ impl Janitor {
 
     fn store_checkpoint(&mut self) -> Result<(), Error> {
         for stream in Stream::ALL {
-            self.checkpoint
-                .set_hash(stream, &self.hashes[stream.index()]);
+            self.checkpoint.set_hash(stream, &self.hashes[stream.index()]);
         }
         super::record::replace(&self.inner.directory, &self.checkpoint)?;
         self.checkpointed = self.hashes.iter().map(|hash| hash.hashed).sum();

@@ -165,11 +165,7 @@ impl Journal {
             for record in &page {
                 let expected = recovered.written.of(record.stream);
                 if record.offset != expected || record.end() > lengths.of(record.stream) {
-                    tracing::warn!(
-                        ?record,
-                        expected,
-                        "the journal ends in a record without bytes"
-                    );
+                    tracing::warn!(?record, expected, "the journal ends in a record without bytes");
                     return Ok(recovered);
                 }
                 recovered.written.set(record.stream, record.end());

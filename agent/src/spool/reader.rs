@@ -199,11 +199,7 @@ impl Reader {
         for stream in Stream::ALL {
             let (wanted, begins) = (self.cursor.of(stream), progress.dropped.of(stream));
             if wanted < begins {
-                return Err(Error::Dropped {
-                    stream,
-                    wanted,
-                    begins,
-                });
+                return Err(Error::Dropped { stream, wanted, begins });
             }
         }
         Ok(())

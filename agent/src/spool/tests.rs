@@ -179,9 +179,7 @@ fn a_commit_frees_blocks_and_refuses_readers_below() {
     let bytes = vec![7; 3 << 20];
     bench.append(Stream::Stdout, &bytes);
     bench.spool.commit(offsets(2 << 20, 0));
-    until("dropped", || {
-        bench.spool.progress().dropped == offsets(2 << 20, 0)
-    });
+    until("dropped", || bench.spool.progress().dropped == offsets(2 << 20, 0));
     assert_eq!(bench.spool.progress().used(), 1 << 20);
     let error = bench.spool.reader(Offsets::default()).unwrap_err();
     assert!(matches!(error, Error::Dropped { begins, .. } if begins == 2 << 20));
@@ -203,10 +201,7 @@ fn a_reader_that_is_overtaken_by_a_commit_is_told() {
     reader.try_next().unwrap();
     bench.spool.commit(offsets(2 << 20, 0));
     until("dropped", || bench.spool.progress().dropped.stdout > 0);
-    assert!(matches!(
-        reader.try_next().unwrap_err(),
-        Error::Dropped { .. }
-    ));
+    assert!(matches!(reader.try_next().unwrap_err(), Error::Dropped { .. }));
 }
 
 #[test]
@@ -214,9 +209,7 @@ fn the_seal_is_the_hash_of_every_byte_even_over_kills_and_drops() {
     let mut bench = Bench::new(64 << 20);
     let mut expected = Sha256::new();
     for round in 0..5u8 {
-        let bytes: Vec<u8> = (0..3_000_001usize)
-            .map(|i| (i % 251) as u8 ^ round)
-            .collect();
+        let bytes: Vec<u8> = (0..3_000_001usize).map(|i| (i % 251) as u8 ^ round).collect();
         bench.append(Stream::Stderr, &bytes);
         expected.update(&bytes);
         let written = bench.spool.progress().written;
@@ -257,10 +250,7 @@ fn a_record_is_there_whole_or_not_at_all() {
     assert_eq!(record::load::<Fact>(directory.path()).unwrap(), None);
     record::store(directory.path(), &Fact(7)).unwrap();
     record::store(directory.path(), &Fact(8)).unwrap();
-    assert_eq!(
-        record::load::<Fact>(directory.path()).unwrap(),
-        Some(Fact(8))
-    );
+    assert_eq!(record::load::<Fact>(directory.path()).unwrap(), Some(Fact(8)));
 }
 
 #[tokio::test]
@@ -336,10 +326,7 @@ impl Model {
             }
             Step::Commit(out, err) => {
                 let part = |all: usize, share: u8| all as u64 * u64::from(share) / 255;
-                let archived = offsets(
-                    part(self.written[0].len(), out),
-                    part(self.written[1].len(), err),
-                );
+                let archived = offsets(part(self.written[0].len(), out), part(self.written[1].len(), err));
                 self.bench.spool.commit(archived);
                 self.committed = self.committed.map2(archived, u64::max);
             }
@@ -349,12 +336,7 @@ impl Model {
                 let first = self.bench.spool.progress().first_record * 32;
                 let length = path.metadata().unwrap().len();
                 let torn = length.saturating_sub(u64::from(bytes)).max(first);
-                drop(
-                    File::options()
-                        .write(true)
-                        .open(path)
-                        .map(|file| file.set_len(torn)),
-                );
+                drop(File::options().write(true).open(path).map(|file| file.set_len(torn)));
                 self.bench = self.bench.kill(size);
             }
         }

@@ -1,0 +1,193 @@
+//! Putting the parts together, and the way out.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use remoteprocess_tls::{ClientAuth, Limits, serve};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::Config;
+use crate::enrol::Enrolment;
+use crate::home::{self, Homes};
+use crate::process::facts::Done;
+use crate::process::machine::{LaunchSettings, Phase};
+use crate::process::{Process, Settings};
+use crate::service::ExecutorService;
+use crate::spool::{Spool, record};
+
+/// How long to wait for a relay that does not come, when the pod ends.
+const UNREACHABLE: Duration = Duration::from_secs(10);
+/// How long the entrypoint may take to leave once everything is recorded.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Time for the answer to the final commit to get out.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// Runs the agent until everything is archived, or until `shutdown` and the drain that follows it.
+///
+/// # Errors
+/// What keeps it from starting: port, socket, spool.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    if record::load::<Done>(&config.spool)?.is_some() {
+        // Some foreign container keeps the pod alive, and the kubelet has started this one again.
+        tracing::info!("everything is archived; nothing left to do");
+        shutdown.cancelled().await;
+        return Ok(());
+    }
+    let config = Arc::new(config);
+    let listener = bind(&config).await?;
+    let address = SocketAddr::new(config.pod_ip, listener.local_addr()?.port()).to_string();
+    let (spool, appender) = Spool::open(&config.spool, config.spool_size).context("open the spool")?;
+    let process = Process::start(Arc::new(spool), appender, settings(&config)).context("start")?;
+    let homes = Homes::default();
+    let (done, is_done) = watch::channel(false);
+    let service = ExecutorService::new(
+        process.clone(),
+        homes.clone(),
+        done,
+        config.stop_signal,
+        config.stop_grace,
+    );
+    let closing = CancellationToken::new();
+    let serving = tokio::spawn(be_served(
+        Arc::clone(&config),
+        listener,
+        address,
+        service,
+        (process.clone(), homes.clone()),
+        closing.clone(),
+    ));
+    tokio::select! {
+        () = becomes_true(is_done.clone()) => {}
+        () = shutdown.cancelled() => drain(&process, &homes, is_done.clone(), config.drain).await,
+    }
+    leave(&process, *is_done.borrow(), &closing, serving).await;
+    Ok(())
+}
+
+async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
+    let any: IpAddr = match config.pod_ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let address = SocketAddr::new(any, config.listen_port);
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listen on {address}"))
+}
+
+fn settings(config: &Config) -> Settings {
+    let millis = |duration: Duration| duration.as_millis().try_into().unwrap_or(u64::MAX);
+    Settings {
+        socket: config.handover.join("socket"),
+        launch: LaunchSettings {
+            merge: config.merge,
+            stop_signal: config.stop_signal,
+            stop_grace_millis: millis(config.stop_grace),
+            agent_lost_millis: millis(config.agent_lost),
+        },
+        echo: config.echo,
+        echo_pointer: format!(
+            "\nrproc: this log ends here; the whole output: rproc logs -n {} {}\n",
+            config.process_namespace, config.process_name
+        ),
+    }
+}
+
+/// Enrols, then serves and keeps a home. The port is bound already: whoever comes early waits in the kernel's queue.
+async fn be_served(
+    config: Arc<Config>,
+    listener: TcpListener,
+    address: String,
+    service: ExecutorService,
+    (process, homes): (Process, Homes),
+    closing: CancellationToken,
+) {
+    let enrolment = Arc::new(Enrolment::new(Arc::clone(&config)));
+    let identity = tokio::select! {
+        identity = enrolment.first() => identity,
+        () = closing.cancelled() => return,
+    };
+    let limits = Limits {
+        drain: LAST_ANSWERS,
+        connections: 64,
+        ..Limits::default()
+    };
+    let serving = serve(
+        listener,
+        Arc::clone(&identity),
+        ClientAuth::Required,
+        service.into_server(),
+        limits,
+        closing,
+    );
+    let keeping = home::keep(
+        config,
+        address,
+        Arc::clone(&enrolment),
+        Arc::clone(&identity),
+        process,
+        homes,
+    );
+    tokio::select! {
+        () = serving => {}
+        () = enrolment.keep_fresh(&identity) => {}
+        () = keeping => {}
+    }
+}
+
+/// The pod ends: waits for the final commit, but not longer than the kubelet will, and not for a relay that is away.
+async fn drain(process: &Process, homes: &Homes, is_done: watch::Receiver<bool>, limit: Duration) {
+    if process.status().borrow().facts.launch.is_none() {
+        tracing::info!("ending; nothing was launched");
+        return;
+    }
+    tracing::info!(?limit, "ending; waiting for the archive");
+    tokio::select! {
+        () = becomes_true(is_done) => {}
+        () = tokio::time::sleep(limit) => tracing::warn!("the archive is not complete in time"),
+        () = unreachable(homes) => tracing::warn!("no relay came"),
+    }
+}
+
+async fn becomes_true(mut flag: watch::Receiver<bool>) {
+    if flag.wait_for(|is_true| *is_true).await.is_err() {
+        // The service is gone; it cannot become true any more.
+        std::future::pending().await
+    }
+}
+
+/// Returns when there was no home for a while.
+async fn unreachable(homes: &Homes) {
+    let mut home = homes.watch();
+    loop {
+        // The sender lives in `homes`.
+        let _ = home.wait_for(|home| !home.is_present).await;
+        let come = home.wait_for(|home| home.is_present);
+        if tokio::time::timeout(UNREACHABLE, come).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn leave(process: &Process, is_done: bool, closing: &CancellationToken, serving: JoinHandle<()>) {
+    if is_done {
+        let mut status = process.status();
+        let gone = status.wait_for(|status| !status.is_connected);
+        if tokio::time::timeout(FAREWELL, gone).await.is_err() {
+            tracing::warn!("leaving, though the entrypoint has not");
+        }
+    } else if process.status().borrow().phase != Phase::Waiting {
+        let progress = process.spool().progress();
+        tracing::error!(written = ?progress.written, archived = ?progress.archived, "leaving before all is archived");
+    }
+    closing.cancel();
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "the service ended badly");
+    }
+    tracing::info!("leaving");
+}

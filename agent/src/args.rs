@@ -1,0 +1,278 @@
+//! What the agent is told: flags, each also an environment variable, turned into one checked [`Config`].
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use remoteprocess_tls::{Role, TrustDomain};
+
+use crate::process::Echo;
+use crate::stop_signal::{self, StopSignal};
+
+/// The agent of one remote process.
+#[derive(Debug, Parser)]
+#[command(name = "agent", version)]
+pub struct Cli {
+    /// What to do; `supervise` when left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Put the entrypoint on the handover volume and wait until the agent listens (the container's postStart hook).
+    Install(InstallArgs),
+    /// Be the agent.
+    Run(Box<RunArgs>),
+    /// Run the agent, and run it again whenever it dies (process 1 of the container).
+    Supervise {
+        /// Arguments for `run`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+/// Arguments of `install`.
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// The entrypoint's program in this image.
+    #[arg(long, env = "RPROC_ENTRYPOINT", default_value = "/entrypoint")]
+    pub entrypoint: PathBuf,
+    /// Directory of the handover volume.
+    #[arg(long, env = "RPROC_HANDOVER", default_value = "/.rproc")]
+    pub handover: PathBuf,
+    /// How long to wait for the agent, in seconds.
+    #[arg(long, default_value_t = 30)]
+    pub timeout_seconds: u64,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Enrol listener of the relay, `host:port`.
+    #[arg(long, env = "RPROC_RELAY_ENROL")]
+    pub relay_enrol: String,
+    /// Main listener of the relay, `host:port`.
+    #[arg(long, env = "RPROC_RELAY")]
+    pub relay: String,
+    /// All CAs to trust at first, PEM.
+    #[arg(long, env = "RPROC_CA_BUNDLE")]
+    pub ca_bundle: String,
+    /// Trust domain of all certificates.
+    #[arg(long, env = "RPROC_TRUST_DOMAIN", default_value = "remoteprocess.local")]
+    pub trust_domain: TrustDomain,
+    /// Namespace of the RemoteProcess.
+    #[arg(long, env = "RPROC_PROCESS_NAMESPACE")]
+    pub process_namespace: String,
+    /// Name of the RemoteProcess.
+    #[arg(long, env = "RPROC_PROCESS_NAME")]
+    pub process_name: String,
+    /// Uid of the RemoteProcess.
+    #[arg(long, env = "RPROC_PROCESS_UID")]
+    pub process_uid: String,
+    /// Number of the attempt.
+    #[arg(long, env = "RPROC_ATTEMPT")]
+    pub attempt: u32,
+    /// Uid of this pod.
+    #[arg(long, env = "RPROC_POD_UID")]
+    pub pod_uid: String,
+    /// Address of this pod.
+    #[arg(long, env = "RPROC_POD_IP")]
+    pub pod_ip: IpAddr,
+    /// Port of the executor; 0 takes a free one.
+    #[arg(long, env = "RPROC_LISTEN_PORT", default_value_t = 20443)]
+    pub listen_port: u16,
+    /// Bytes of unarchived output above which the program is pushed back.
+    #[arg(long, env = "RPROC_SPOOL_SIZE", default_value_t = 256 << 20)]
+    pub spool_size: u64,
+    /// How much of the output goes into the container's log too.
+    #[arg(long, env = "RPROC_ECHO", value_enum, default_value = "Limited")]
+    pub echo: Echo,
+    /// First signal of the stop path, a name or a number.
+    #[arg(long, env = "RPROC_STOP_SIGNAL", default_value = "SIGTERM", value_parser = stop_signal::parse)]
+    pub stop_signal: StopSignal,
+    /// Seconds between that signal and SIGKILL.
+    #[arg(long, env = "RPROC_STOP_GRACE_SECONDS", default_value_t = 30)]
+    pub stop_grace_seconds: u32,
+    /// Seconds to wait for the archive when the pod ends.
+    #[arg(long, env = "RPROC_DRAIN_SECONDS", default_value_t = 30)]
+    pub drain_seconds: u32,
+    /// Seconds without any agent after which the entrypoint runs the stop path by itself.
+    #[arg(long, env = "RPROC_AGENT_LOST_SECONDS", default_value_t = 600)]
+    pub agent_lost_seconds: u32,
+    /// One pipe for stdout and stderr: true order, no split.
+    #[arg(long, env = "RPROC_MERGE", action = ArgAction::Set, default_value_t = false)]
+    pub merge: bool,
+    /// File with the projected ServiceAccount token.
+    #[arg(long, env = "RPROC_TOKEN_FILE", default_value = "/var/run/rproc/token/token")]
+    pub token_file: PathBuf,
+    /// Directory of the handover volume.
+    #[arg(long, env = "RPROC_HANDOVER", default_value = "/.rproc")]
+    pub handover: PathBuf,
+    /// Directory of the spool volume.
+    #[arg(long, env = "RPROC_SPOOL", default_value = "/spool")]
+    pub spool: PathBuf,
+    /// What to log: a level, or directives as `remoteprocess_agent=debug`.
+    #[arg(long, env = "RPROC_LOG", default_value = "info")]
+    pub log: String,
+    /// The pod is ending already: the supervisor says so to an agent that it starts again.
+    #[arg(long, hide = true)]
+    pub draining: bool,
+}
+
+/// The same, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to enrol, `host:port`.
+    pub relay_enrol: String,
+    /// Where to ask for the start, `host:port`.
+    pub relay: String,
+    /// All CAs to trust at first, PEM.
+    pub ca_bundle: String,
+    /// Of all certificates.
+    pub trust_domain: TrustDomain,
+    /// Namespace of the RemoteProcess.
+    pub process_namespace: String,
+    /// Name of the RemoteProcess.
+    pub process_name: String,
+    /// Uid of the RemoteProcess.
+    pub process_uid: String,
+    /// Number of the attempt, from 1.
+    pub attempt: u32,
+    /// Who this agent is.
+    pub role: Role,
+    /// Address of this pod.
+    pub pod_ip: IpAddr,
+    /// Port of the executor; 0 takes a free one.
+    pub listen_port: u16,
+    /// Bytes of unarchived output above which the program is pushed back.
+    pub spool_size: u64,
+    /// How much of the output goes into the container's log.
+    pub echo: Echo,
+    /// First signal of the stop path.
+    pub stop_signal: i32,
+    /// Between that signal and SIGKILL.
+    pub stop_grace: Duration,
+    /// Waiting for the archive when the pod ends.
+    pub drain: Duration,
+    /// Without any agent for so long the entrypoint stops the program.
+    pub agent_lost: Duration,
+    /// One pipe for both streams.
+    pub merge: bool,
+    /// File with the projected token.
+    pub token_file: PathBuf,
+    /// Directory of the handover volume.
+    pub handover: PathBuf,
+    /// Directory of the spool volume.
+    pub spool: PathBuf,
+    /// The pod is ending already.
+    pub draining: bool,
+}
+
+/// What is wrong with the arguments.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A value must be given.
+    #[error("{0} is empty")]
+    Empty(&'static str),
+    /// Attempts count from 1.
+    #[error("--attempt is 0: attempts count from 1")]
+    Attempt,
+    /// Less than one page of the pipe cannot be pushed back on.
+    #[error("--spool-size is {0} bytes: at least 65536")]
+    SpoolSize(u64),
+}
+
+impl TryFrom<RunArgs> for Config {
+    type Error = Error;
+
+    fn try_from(args: RunArgs) -> Result<Self, Error> {
+        let named = [
+            ("--relay-enrol", &args.relay_enrol),
+            ("--relay", &args.relay),
+            ("--ca-bundle", &args.ca_bundle),
+            ("--process-namespace", &args.process_namespace),
+            ("--process-name", &args.process_name),
+            ("--process-uid", &args.process_uid),
+            ("--pod-uid", &args.pod_uid),
+        ];
+        if let Some((name, _)) = named.iter().find(|(_, value)| value.trim().is_empty()) {
+            return Err(Error::Empty(name));
+        }
+        if args.attempt == 0 {
+            return Err(Error::Attempt);
+        }
+        if args.spool_size < 65_536 {
+            return Err(Error::SpoolSize(args.spool_size));
+        }
+        let role = Role::Agent {
+            namespace: args.process_namespace.clone(),
+            pod_uid: args.pod_uid,
+        };
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        Ok(Self {
+            relay_enrol: args.relay_enrol,
+            relay: args.relay,
+            ca_bundle: args.ca_bundle,
+            trust_domain: args.trust_domain,
+            process_namespace: args.process_namespace,
+            process_name: args.process_name,
+            process_uid: args.process_uid,
+            attempt: args.attempt,
+            role,
+            pod_ip: args.pod_ip,
+            listen_port: args.listen_port,
+            spool_size: args.spool_size,
+            echo: args.echo,
+            stop_signal: args.stop_signal.0,
+            stop_grace: seconds(args.stop_grace_seconds),
+            drain: seconds(args.drain_seconds),
+            agent_lost: seconds(args.agent_lost_seconds),
+            merge: args.merge,
+            token_file: args.token_file,
+            handover: args.handover,
+            spool: args.spool,
+            draining: args.draining,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn args(more: &[&str]) -> Result<Config, Error> {
+        let mut words = vec!["agent", "run"];
+        words.extend(["--relay-enrol=relay:8444", "--relay=relay:8443", "--ca-bundle=PEM"]);
+        words.extend([
+            "--process-namespace=default",
+            "--process-name=hello",
+            "--process-uid=u-1",
+        ]);
+        words.extend(["--pod-uid=p-1", "--pod-ip=10.0.0.1"]);
+        words.extend(more);
+        match Cli::try_parse_from(words).unwrap().command {
+            Some(Command::Run(run)) => Config::try_from(*run),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn values_are_checked() {
+        let config = args(&["--attempt=2", "--stop-signal=INT", "--merge=true", "--echo=None"]).unwrap();
+        assert_eq!((config.attempt, config.stop_signal, config.merge), (2, 2, true));
+        assert_eq!(config.echo, Echo::None);
+        assert_eq!(args(&["--attempt=0"]).unwrap_err(), Error::Attempt);
+        let small = args(&["--attempt=1", "--spool-size=1"]).unwrap_err();
+        assert_eq!(small, Error::SpoolSize(1));
+    }
+}

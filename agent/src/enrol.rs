@@ -1,0 +1,144 @@
+//! The agent's identity: a key that never leaves memory, certified by the relay for this pod.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::EnrollRequest;
+use remoteprocess_proto::v1::enrolment_client::EnrolmentClient;
+use remoteprocess_tls::{Dialer, Identity, KeyRequest, Role};
+
+use crate::args::Config;
+use crate::backoff::Backoff;
+
+/// Limit of one enrolment.
+const LIMIT: Duration = Duration::from_secs(10);
+/// A certificate that should be renewed long ago is tried again this often at least.
+const RENEW_FLOOR: Duration = Duration::from_secs(1);
+
+/// Why an enrolment failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The projected token is not there.
+    #[error("read the token")]
+    Token(#[source] std::io::Error),
+    /// No connection, or a certificate that is not what it should be.
+    #[error("TLS with the enrol listener")]
+    Tls(#[from] remoteprocess_tls::Error),
+    /// The relay refuses.
+    #[error("the relay refuses to enrol: {}", .0.message())]
+    Refused(#[from] Box<tonic::Status>),
+    /// The relay does not answer.
+    #[error("the enrol listener did not answer in time")]
+    Timeout,
+}
+
+/// Gets certificates, first and further ones.
+#[derive(Debug)]
+pub struct Enrolment {
+    config: Arc<Config>,
+    /// The CAs as last told by the relay.
+    bundle: Mutex<String>,
+}
+
+struct Certified {
+    chain: String,
+    key: String,
+    bundle: String,
+}
+
+impl Enrolment {
+    /// Will enrol as `config` says.
+    #[must_use]
+    pub fn new(config: Arc<Config>) -> Self {
+        let bundle = Mutex::new(config.ca_bundle.clone());
+        Self { config, bundle }
+    }
+
+    /// Enrols, trying until it succeeds.
+    pub async fn first(&self) -> Arc<Identity> {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.identity().await {
+                Ok(identity) => return identity,
+                Err(error) => warn(&error),
+            }
+            backoff.wait().await;
+        }
+    }
+
+    async fn identity(&self) -> Result<Arc<Identity>, Error> {
+        let Certified { chain, key, bundle } = self.certify().await?;
+        let identity = Identity::new(&chain, &key, &bundle, &self.config.trust_domain)?;
+        self.keep_bundle(bundle);
+        tracing::info!("enrolled");
+        Ok(identity)
+    }
+
+    /// Puts a fresh certificate into `identity`, once.
+    ///
+    /// # Errors
+    /// When there is none; the old one stays in use.
+    pub async fn renew(&self, identity: &Identity) -> Result<(), Error> {
+        let Certified { chain, key, bundle } = self.certify().await?;
+        identity.replace(&chain, &key, &bundle)?;
+        self.keep_bundle(bundle);
+        tracing::info!("certificate renewed");
+        Ok(())
+    }
+
+    /// Keeps `identity` fresh for ever.
+    pub async fn keep_fresh(&self, identity: &Identity) {
+        loop {
+            let left = identity.renew_at().duration_since(SystemTime::now());
+            tokio::time::sleep(left.unwrap_or_default().max(RENEW_FLOOR)).await;
+            let mut backoff = Backoff::default();
+            while let Err(error) = self.renew(identity).await {
+                warn(&error);
+                backoff.wait().await;
+            }
+        }
+    }
+
+    async fn certify(&self) -> Result<Certified, Error> {
+        tokio::time::timeout(LIMIT, self.ask())
+            .await
+            .unwrap_or(Err(Error::Timeout))
+    }
+
+    async fn ask(&self) -> Result<Certified, Error> {
+        let config = &self.config;
+        // Read each time: the kubelet renews it.
+        let token = tokio::fs::read_to_string(&config.token_file)
+            .await
+            .map_err(Error::Token)?;
+        let request = KeyRequest::generate()?;
+        let bundle = self.bundle.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let dialer = Dialer::anonymous(&bundle, &config.trust_domain)?;
+        let channel = dialer.connect(&config.relay_enrol, &Role::Operator).await?;
+        let response = EnrolmentClient::new(channel)
+            .enroll(EnrollRequest {
+                protocol: PROTOCOL,
+                token: token.trim().to_owned(),
+                csr: request.csr_der.into(),
+                process_uid: config.process_uid.clone(),
+                attempt: config.attempt,
+            })
+            .await
+            .map_err(Box::new)?
+            .into_inner();
+        Ok(Certified {
+            chain: response.certificate_chain,
+            key: request.key_pem,
+            bundle: response.bundle,
+        })
+    }
+
+    fn keep_bundle(&self, bundle: String) {
+        *self.bundle.lock().unwrap_or_else(PoisonError::into_inner) = bundle;
+    }
+}
+
+fn warn(error: &Error) {
+    tracing::warn!(error = error as &dyn std::error::Error, "not enrolled; trying again");
+}

@@ -1,0 +1,187 @@
+//! How the end of a process is told on the wire.
+
+use remoteprocess_entrypoint::message::{Exited, Outcome, StopCause};
+use remoteprocess_proto::v1;
+use remoteprocess_proto::v1::exit::{Outcome as Wire, Source};
+
+use crate::process::facts::{Closed, Ending, Facts};
+use crate::spool::{Seals, StreamSeal};
+
+/// SIGKILL, which the kernel sends for want of memory.
+const KILL: i32 = 9;
+
+/// The last frame, once everything for it is known: the end, and the seals of the whole output.
+#[must_use]
+pub fn frame(facts: &Facts, seals: Option<&Seals>) -> Option<v1::Exit> {
+    let (ending, closed, seals) = (facts.ending.as_ref()?, facts.closed?, seals?);
+    let mut exit = match ending {
+        Ending::Reported(exited) => reported(exited, facts),
+        Ending::Lost { at_unix_nanos } => lost(*at_unix_nanos),
+    };
+    exit.sealed = closed == Closed::Whole;
+    exit.started_unix_nanos = facts.started.map_or(0, |started| started.at_unix_nanos);
+    exit.seal = Some(v1::Seal {
+        stdout: Some(stream_seal(&seals.stdout)),
+        stderr: Some(stream_seal(&seals.stderr)),
+        reason: closed.reason().to_owned(),
+    });
+    Some(exit)
+}
+
+fn stream_seal(seal: &StreamSeal) -> v1::StreamSeal {
+    v1::StreamSeal {
+        bytes: seal.bytes,
+        sha256: seal.sha256.to_vec().into(),
+    }
+}
+
+fn lost(at_unix_nanos: i64) -> v1::Exit {
+    v1::Exit {
+        outcome: Wire::Unknown.into(),
+        source: Source::None.into(),
+        reason: "Interrupted".to_owned(),
+        message: "the user's container ended without a report".to_owned(),
+        finished_unix_nanos: at_unix_nanos,
+        ..v1::Exit::default()
+    }
+}
+
+fn reported(exited: &Exited, facts: &Facts) -> v1::Exit {
+    let outcome = match exited.outcome {
+        Outcome::Signal(_) => Wire::Signal,
+        Outcome::Code(_) | Outcome::NotFound { .. } | Outcome::NotExecutable { .. } => Wire::Code,
+    };
+    let value = match exited.outcome {
+        Outcome::Signal(number) => number,
+        _ => exited.outcome.exit_code(),
+    };
+    let (reason, message) = reason(exited);
+    v1::Exit {
+        outcome: outcome.into(),
+        value,
+        source: Source::Entrypoint.into(),
+        reason: reason.to_owned(),
+        message,
+        stop: stop(exited.stop, facts),
+        usage: Some(v1::Usage {
+            user_micros: exited.usage.user_micros,
+            system_micros: exited.usage.system_micros,
+            peak_memory_bytes: exited.usage.max_rss_bytes,
+        }),
+        finished_unix_nanos: exited.at_unix_nanos.try_into().unwrap_or(i64::MAX),
+        leftovers: exited.leftovers,
+        oom_kills: exited.oom_kills,
+        ..v1::Exit::default()
+    }
+}
+
+/// The word for `status.reason`, and a sentence where there is one.
+fn reason(exited: &Exited) -> (&'static str, String) {
+    match (&exited.outcome, exited.stop) {
+        (Outcome::NotFound { message }, _) => ("CommandNotFound", message.clone()),
+        (Outcome::NotExecutable { message }, _) => ("CommandNotExecutable", message.clone()),
+        (_, Some(StopCause::AgentLost)) => ("AgentLost", "no agent was there for too long".to_owned()),
+        (_, Some(StopCause::Requested | StopCause::Terminated)) => ("Stopped", String::new()),
+        (Outcome::Signal(KILL), None) if exited.oom_kills > 0 => (
+            "OOMKilled",
+            "the kernel killed the program for want of memory".to_owned(),
+        ),
+        (Outcome::Signal(number), None) => ("Signaled", format!("ended by signal {number}")),
+        (Outcome::Code(0), None) => ("", String::new()),
+        (Outcome::Code(code), None) => ("NonZeroExit", format!("exit code {code}")),
+    }
+}
+
+fn stop(cause: Option<StopCause>, facts: &Facts) -> Option<v1::exit::Stop> {
+    match (cause?, &facts.stop) {
+        (StopCause::Requested, Some(stop)) => Some(v1::exit::Stop {
+            requested_by: stop.requested_by.clone(),
+            message: stop.message.clone(),
+        }),
+        (StopCause::Requested, None) => Some(v1::exit::Stop::default()),
+        (StopCause::Terminated, _) => Some(v1::exit::Stop {
+            requested_by: "kubelet".to_owned(),
+            message: "the pod was ended".to_owned(),
+        }),
+        (StopCause::AgentLost, _) => Some(v1::exit::Stop {
+            requested_by: "entrypoint".to_owned(),
+            message: "no agent was there for too long".to_owned(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use remoteprocess_entrypoint::message::Usage;
+
+    use super::*;
+
+    fn exited(outcome: Outcome) -> Exited {
+        Exited {
+            outcome,
+            at_unix_nanos: 5,
+            usage: Usage::default(),
+            leftovers: 0,
+            oom_kills: 0,
+            stop: None,
+        }
+    }
+
+    fn told(exited: Exited, closed: Closed) -> v1::Exit {
+        let seal = StreamSeal {
+            bytes: 0,
+            sha256: [0; 32],
+        };
+        let seals = Seals {
+            stdout: seal.clone(),
+            stderr: seal,
+        };
+        let facts = Facts {
+            ending: Some(Ending::Reported(exited)),
+            closed: Some(closed),
+            ..Facts::default()
+        };
+        frame(&facts, Some(&seals)).unwrap()
+    }
+
+    #[test]
+    fn nothing_is_told_before_everything_is_known() {
+        let facts = Facts {
+            ending: Some(Ending::Lost { at_unix_nanos: 1 }),
+            ..Facts::default()
+        };
+        assert!(frame(&facts, None).is_none());
+    }
+
+    #[test]
+    fn codes_and_signals_keep_their_numbers() {
+        let exit = told(exited(Outcome::Code(7)), Closed::Whole);
+        assert_eq!(
+            (exit.outcome(), exit.value, exit.reason.as_str()),
+            (Wire::Code, 7, "NonZeroExit")
+        );
+        assert!(exit.sealed);
+        let exit = told(exited(Outcome::Signal(15)), Closed::PipeHeld);
+        assert_eq!(
+            (exit.outcome(), exit.value, exit.reason.as_str()),
+            (Wire::Signal, 15, "Signaled")
+        );
+        assert!(!exit.sealed);
+        let message = "no such program".to_owned();
+        let exit = told(exited(Outcome::NotFound { message }), Closed::Whole);
+        assert_eq!((exit.value, exit.reason.as_str()), (127, "CommandNotFound"));
+    }
+
+    #[test]
+    fn a_plain_sigkill_is_not_called_oom() {
+        let plain = told(exited(Outcome::Signal(9)), Closed::Whole);
+        assert_eq!(plain.reason, "Signaled");
+        let mut oom = exited(Outcome::Signal(9));
+        oom.oom_kills = 1;
+        assert_eq!(told(oom, Closed::Whole).reason, "OOMKilled");
+        let mut child = exited(Outcome::Code(0));
+        child.oom_kills = 1;
+        let child = told(child, Closed::Whole);
+        assert_eq!((child.reason.as_str(), child.oom_kills), ("", 1));
+    }
+}

@@ -1,0 +1,213 @@
+//! The home: the relay that watches, archives and commits. This makes sure that there is one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::relay_client::RelayClient;
+use remoteprocess_proto::v1::{StartRequest, StartResponse};
+use remoteprocess_tls::{Dialer, Identity, Role};
+use tokio::sync::watch;
+
+use crate::args::Config;
+use crate::backoff::Backoff;
+use crate::enrol::Enrolment;
+use crate::process::Process;
+use crate::process::machine::Phase;
+
+/// How long a relay that has answered `Start` has to open its stream.
+const OPENING: Duration = Duration::from_secs(3);
+/// How long another home may take to come by itself when one has gone.
+const SUCCESSION: Duration = Duration::from_millis(300);
+/// Limit of one `Start`: the relay writes to the API server first.
+const START_LIMIT: Duration = Duration::from_secs(15);
+
+/// Which home there is. A later one ends an earlier one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Home {
+    /// Counts every home that ever was.
+    pub generation: u64,
+    /// The latest one's stream is open.
+    pub is_present: bool,
+}
+
+/// The place of the home. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Homes {
+    current: watch::Sender<Home>,
+}
+
+impl Default for Homes {
+    fn default() -> Self {
+        Self {
+            current: watch::Sender::new(Home::default()),
+        }
+    }
+}
+
+impl Homes {
+    /// A new home moves in; it stays until the guard is dropped or the next one comes.
+    #[must_use]
+    pub fn move_in(&self) -> Residence {
+        let mut generation = 0;
+        self.current.send_modify(|home| {
+            home.generation += 1;
+            home.is_present = true;
+            generation = home.generation;
+        });
+        Residence {
+            homes: self.clone(),
+            generation,
+        }
+    }
+
+    /// Which home there is, as it changes.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Home> {
+        self.current.subscribe()
+    }
+}
+
+/// One home's stay.
+#[derive(Debug)]
+pub struct Residence {
+    homes: Homes,
+    generation: u64,
+}
+
+impl Residence {
+    /// Waits until a later home has moved in.
+    pub async fn superseded(&self) {
+        let mut current = self.homes.watch();
+        // The sender lives in `homes`.
+        let _ = current.wait_for(|home| home.generation > self.generation).await;
+    }
+}
+
+impl Drop for Residence {
+    fn drop(&mut self) {
+        self.homes.current.send_if_modified(|home| {
+            let is_mine = home.generation == self.generation && home.is_present;
+            home.is_present &= !is_mine;
+            is_mine
+        });
+    }
+}
+
+/// Why there is no start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection to the relay.
+    #[error("TLS with the relay")]
+    Tls(#[from] remoteprocess_tls::Error),
+    /// The relay answered with an error.
+    #[error("the relay refuses: {}", .0.message())]
+    Refused(#[from] Box<tonic::Status>),
+    /// The relay does not answer.
+    #[error("the relay did not answer in time")]
+    Timeout,
+}
+
+/// Asks for the start when the entrypoint is there, and for a new home whenever there is none. Never ends.
+pub async fn keep(
+    config: Arc<Config>,
+    address: String,
+    enrolment: Arc<Enrolment>,
+    identity: Arc<Identity>,
+    process: Process,
+    homes: Homes,
+) {
+    let mut status = process.status();
+    let mut home = homes.watch();
+    let mut backoff = Backoff::default();
+    loop {
+        // The sender lives as long as the process.
+        let _ = status.wait_for(|status| status.phase != Phase::Waiting).await;
+        let launched = process.status().borrow().facts.launch.is_some();
+        let seen = home.borrow_and_update().generation;
+        match start(&config, &address, &identity, launched).await {
+            Ok(StartResponse { granted: true, .. }) => {
+                process.grant();
+                if has_come(&mut home, seen, OPENING).await {
+                    backoff = Backoff::default();
+                    stay(&mut home).await;
+                    continue;
+                }
+                tracing::warn!(
+                    address,
+                    "the relay has not opened its stream: can it reach this address?"
+                );
+            }
+            Ok(StartResponse { message, .. }) => tracing::warn!(message, "the start is not granted"),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "no start; trying again");
+                // The relay may be another installation's, with another CA or without memory of this certificate.
+                if let Err(error) = enrolment.renew(&identity).await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "not enrolled");
+                }
+            }
+        }
+        backoff.wait().await;
+    }
+}
+
+async fn start(
+    config: &Config,
+    address: &str,
+    identity: &Arc<Identity>,
+    launched: bool,
+) -> Result<StartResponse, Error> {
+    let request = StartRequest {
+        protocol: PROTOCOL,
+        process_uid: config.process_uid.clone(),
+        attempt: config.attempt,
+        address: address.to_owned(),
+        launched,
+    };
+    let ask = async {
+        // A connection of its own each time: the Service chooses a replica that lives.
+        let channel = Dialer::new(Arc::clone(identity))
+            .connect(&config.relay, &Role::Operator)
+            .await?;
+        let response = RelayClient::new(channel).start(request).await.map_err(Box::new)?;
+        Ok(response.into_inner())
+    };
+    tokio::time::timeout(START_LIMIT, ask)
+        .await
+        .unwrap_or(Err(Error::Timeout))
+}
+
+/// Waits for a home other than the one before, or for any that is there.
+async fn has_come(home: &mut watch::Receiver<Home>, before: u64, limit: Duration) -> bool {
+    let come = home.wait_for(|home| home.is_present || home.generation > before);
+    tokio::time::timeout(limit, come).await.is_ok()
+}
+
+/// Returns when there has been no home for a little while.
+async fn stay(home: &mut watch::Receiver<Home>) {
+    loop {
+        // The sender lives in the service.
+        let _ = home.wait_for(|home| !home.is_present).await;
+        let back = home.wait_for(|home| home.is_present);
+        if tokio::time::timeout(SUCCESSION, back).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_later_home_ends_an_earlier_one() {
+        let homes = Homes::default();
+        let first = homes.move_in();
+        let second = homes.move_in();
+        first.superseded().await;
+        drop(first);
+        assert!(homes.watch().borrow().is_present);
+        drop(second);
+        assert!(!homes.watch().borrow().is_present);
+    }
+}

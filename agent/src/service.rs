@@ -1,0 +1,230 @@
+//! `Executor`: what the operator may ask of this process. Thin: it translates.
+
+mod output;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use remoteprocess_entrypoint::message::Target;
+use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::executor_get_state_response::Phase as WirePhase;
+use remoteprocess_proto::v1::executor_server::{Executor, ExecutorServer};
+use remoteprocess_proto::v1::{
+    CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse, ExecutorSignalRequest,
+    ExecutorSignalResponse, ExecutorStopRequest, ExecutorStopResponse, ExecutorWatchOutputRequest, OutputFrame,
+    SignalTarget,
+};
+use remoteprocess_tls::{PeerIdentity, Role};
+use tokio::sync::watch;
+use tonic::service::interceptor::InterceptedService;
+use tonic::{Request, Response, Status};
+
+use crate::exit;
+use crate::home::Homes;
+use crate::process::facts::{Done, Stop};
+use crate::process::machine::Phase;
+use crate::process::{Process, SignalError};
+use crate::spool::{self, Offsets, record};
+use output::Output;
+
+/// How long the entrypoint has to answer a signal.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(10);
+/// Numbers of signals (signal(7)).
+const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
+
+/// The service of one process.
+#[derive(Debug)]
+pub struct ExecutorService {
+    process: Process,
+    homes: Homes,
+    /// Becomes true with the final commit.
+    done: watch::Sender<bool>,
+    stop_signal: i32,
+    stop_grace: Duration,
+}
+
+/// Refuses everybody but the operator.
+pub type Gate = fn(Request<()>) -> Result<Request<()>, Status>;
+
+impl ExecutorService {
+    /// Serves `process`; `done` becomes true with the final commit. Signal and grace are those of a stop that names
+    /// none.
+    #[must_use]
+    pub const fn new(
+        process: Process,
+        homes: Homes,
+        done: watch::Sender<bool>,
+        stop_signal: i32,
+        stop_grace: Duration,
+    ) -> Self {
+        Self {
+            process,
+            homes,
+            done,
+            stop_signal,
+            stop_grace,
+        }
+    }
+
+    /// The server, with the operator's role required on every method.
+    #[must_use]
+    pub fn into_server(self) -> InterceptedService<ExecutorServer<Self>, Gate> {
+        ExecutorServer::with_interceptor(self, require_operator as Gate)
+    }
+}
+
+// tonic's own error type.
+#[allow(clippy::result_large_err)]
+fn require_operator(request: Request<()>) -> Result<Request<()>, Status> {
+    match request.extensions().get::<Arc<PeerIdentity>>() {
+        Some(peer) if peer.role == Role::Operator => Ok(request),
+        Some(_) => Err(Status::permission_denied("only the operator may call an agent")),
+        None => Err(Status::unauthenticated("a client certificate is required")),
+    }
+}
+
+#[tonic::async_trait]
+impl Executor for ExecutorService {
+    async fn get_state(
+        &self,
+        _request: Request<ExecutorGetStateRequest>,
+    ) -> Result<Response<ExecutorGetStateResponse>, Status> {
+        let status = self.process.status().borrow().clone();
+        let progress = self.process.spool().progress();
+        let phase = match status.phase {
+            Phase::Waiting => WirePhase::Waiting,
+            Phase::Starting => WirePhase::Starting,
+            Phase::Running => WirePhase::Running,
+            Phase::Stopping => WirePhase::Stopping,
+            Phase::Exited => WirePhase::Exited,
+        };
+        Ok(Response::new(ExecutorGetStateResponse {
+            protocol: PROTOCOL,
+            phase: phase.into(),
+            started_unix_nanos: status.facts.started.map_or(0, |started| started.at_unix_nanos),
+            written: Some(cursor(progress.written)),
+            dropped: Some(cursor(progress.dropped)),
+            exit: exit::frame(&status.facts, progress.seals.as_ref()),
+        }))
+    }
+
+    type WatchOutputStream = Pin<Box<dyn Stream<Item = Result<OutputFrame, Status>> + Send>>;
+
+    async fn watch_output(
+        &self,
+        request: Request<ExecutorWatchOutputRequest>,
+    ) -> Result<Response<Self::WatchOutputStream>, Status> {
+        let request = request.into_inner();
+        let begin = offsets(request.cursor.unwrap_or_default());
+        let spool = self.process.spool();
+        let reader = spool.reader(begin).map_err(|error| refuse(&error))?;
+        let residence = request.home.then(|| {
+            // A home begins where its archive ends: what lies below needs no further commit. Without this a spool that
+            // was full when the commit was lost would wait for ever.
+            spool.commit(begin);
+            tracing::info!(?begin, "a home has moved in");
+            self.homes.move_in()
+        });
+        let output = Output::new(reader, &self.process, residence);
+        Ok(Response::new(Box::pin(output.into_stream())))
+    }
+
+    async fn signal(
+        &self,
+        request: Request<ExecutorSignalRequest>,
+    ) -> Result<Response<ExecutorSignalResponse>, Status> {
+        let request = request.into_inner();
+        let number = check_signal(request.number)?;
+        let target = match SignalTarget::try_from(request.target) {
+            Ok(SignalTarget::Main) => Target::Main,
+            Ok(SignalTarget::Group) => Target::Group,
+            Ok(SignalTarget::All) => Target::All,
+            Err(_) => return Err(Status::invalid_argument("target is none of main, group, all")),
+        };
+        if request.request_id.is_empty() {
+            return Err(Status::invalid_argument(
+                "request_id is empty: a repeat could not be told",
+            ));
+        }
+        let sending = self.process.signal(request.request_id, number, target);
+        match tokio::time::timeout(SIGNAL_LIMIT, sending).await {
+            Ok(Ok(())) => Ok(Response::new(ExecutorSignalResponse {})),
+            Ok(Err(error @ SignalError::EntrypointAway)) => Err(Status::unavailable(error.to_string())),
+            Ok(Err(error @ SignalError::Unanswered)) => Err(Status::unknown(error.to_string())),
+            Ok(Err(error)) => Err(Status::failed_precondition(error.to_string())),
+            Err(_) => Err(Status::deadline_exceeded("the entrypoint did not answer")),
+        }
+    }
+
+    async fn stop(&self, request: Request<ExecutorStopRequest>) -> Result<Response<ExecutorStopResponse>, Status> {
+        let request = request.into_inner();
+        let signal = check_signal(request.signal.unwrap_or(self.stop_signal))?;
+        let grace = request
+            .grace_seconds
+            .map_or(self.stop_grace, |seconds| Duration::from_secs(seconds.into()));
+        let stop = Stop {
+            requested_by: request.requested_by,
+            message: request.message,
+            signal,
+            grace_millis: grace.as_millis().try_into().unwrap_or(u64::MAX),
+        };
+        self.process.stop(stop).await;
+        Ok(Response::new(ExecutorStopResponse {}))
+    }
+
+    async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {
+        let request = request.into_inner();
+        let spool = self.process.spool();
+        spool.commit(offsets(request.archived.unwrap_or_default()));
+        if !request.r#final {
+            return Ok(Response::new(CommitResponse {}));
+        }
+        if self.process.status().borrow().facts.closed.is_none() {
+            return Err(Status::failed_precondition("the process has not ended"));
+        }
+        let at_unix_nanos = crate::clock::unix_nanos();
+        let directory = spool.directory().to_owned();
+        tokio::task::spawn_blocking(move || record::store(&directory, &Done { at_unix_nanos }))
+            .await
+            .map_err(|_| Status::internal("the agent is ending"))?
+            .map_err(|error| refuse(&error))?;
+        self.done.send_replace(true);
+        Ok(Response::new(CommitResponse {}))
+    }
+}
+
+// tonic's own error type.
+#[allow(clippy::result_large_err)]
+fn check_signal(number: i32) -> Result<i32, Status> {
+    if SIGNALS.contains(&number) {
+        Ok(number)
+    } else {
+        Err(Status::invalid_argument(format!("{number} is no signal")))
+    }
+}
+
+fn refuse(error: &spool::Error) -> Status {
+    match error {
+        spool::Error::Dropped { .. } | spool::Error::Beyond { .. } => Status::out_of_range(error.to_string()),
+        spool::Error::Io { .. } | spool::Error::Damaged(_) => {
+            tracing::error!(error = error as &dyn std::error::Error, "the spool");
+            Status::internal("the agent cannot read its spool")
+        }
+    }
+}
+
+const fn cursor(offsets: Offsets) -> Cursor {
+    Cursor {
+        stdout: offsets.stdout,
+        stderr: offsets.stderr,
+    }
+}
+
+const fn offsets(cursor: Cursor) -> Offsets {
+    Offsets {
+        stdout: cursor.stdout,
+        stderr: cursor.stderr,
+    }
+}

@@ -1,0 +1,159 @@
+//! One watcher's stream: state, output, heartbeats, the end.
+
+use std::time::Duration;
+
+use futures::Stream;
+use remoteprocess_proto::v1::output_frame::Frame;
+use remoteprocess_proto::v1::{Data, Heartbeat, OutputFrame, State, Stream as WireStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tonic::Status;
+
+use super::{cursor, refuse};
+use crate::exit;
+use crate::home::Residence;
+use crate::process::machine::Phase;
+use crate::process::{self, Process};
+use crate::spool::{Chunk, Item, Progress, Reader, Stall};
+
+/// How often a silent stream says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// A watcher's place in the output.
+pub struct Output {
+    reader: Reader,
+    status: watch::Receiver<process::Status>,
+    progress: watch::Receiver<Progress>,
+    residence: Option<Residence>,
+    heartbeat: Interval,
+    told: Option<State>,
+    stage: Stage,
+}
+
+#[derive(PartialEq, Eq)]
+enum Stage {
+    Output,
+    Exit,
+    Over,
+}
+
+impl Output {
+    /// From where `reader` stands. With a residence it is the home's, and ends when a later home moves in.
+    pub fn new(reader: Reader, process: &Process, residence: Option<Residence>) -> Self {
+        let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            reader,
+            status: process.status(),
+            progress: process.spool().watch(),
+            residence,
+            heartbeat,
+            told: None,
+            stage: Stage::Output,
+        }
+    }
+
+    /// The frames, one by one.
+    pub fn into_stream(self) -> impl Stream<Item = Result<OutputFrame, Status>> + Send {
+        futures::stream::unfold(self, |mut output| async move {
+            let next = output.next().await?;
+            if next.is_err() {
+                output.stage = Stage::Over;
+            }
+            let next = next.map(|frame| OutputFrame { frame: Some(frame) });
+            Some((next, output))
+        })
+    }
+
+    async fn next(&mut self) -> Option<Result<Frame, Status>> {
+        loop {
+            if let Some(state) = self.news() {
+                return Some(Ok(Frame::State(state)));
+            }
+            match self.stage {
+                Stage::Over => return None,
+                Stage::Exit => {
+                    let seals = self.progress.borrow_and_update().seals.clone();
+                    if let Some(exit) = exit::frame(&self.status.borrow().facts, seals.as_ref()) {
+                        self.stage = Stage::Over;
+                        return Some(Ok(Frame::Exit(exit)));
+                    }
+                }
+                Stage::Output => {}
+            }
+            let is_reading = self.stage == Stage::Output;
+            tokio::select! {
+                biased;
+                () = superseded(self.residence.as_ref()) => {
+                    return Some(Err(Status::aborted("another relay has become the home of this process")));
+                }
+                _ = self.status.changed() => {}
+                item = self.reader.next(), if is_reading => match item {
+                    Ok(Item::Chunk(chunk)) => return Some(Ok(Frame::Data(data(chunk)))),
+                    Ok(Item::End) => self.stage = Stage::Exit,
+                    Err(error) => return Some(Err(refuse(&error))),
+                },
+                _ = self.progress.changed(), if !is_reading => {}
+                _ = self.heartbeat.tick() => {
+                    let offsets = Some(cursor(self.reader.cursor()));
+                    return Some(Ok(Frame::Heartbeat(Heartbeat { offsets })));
+                }
+            }
+        }
+    }
+
+    /// The state, if it is another than was told last.
+    fn news(&mut self) -> Option<State> {
+        if self.stage == Stage::Over {
+            return None;
+        }
+        let phase = self.status.borrow_and_update().phase;
+        let stalled = self.progress.borrow().stalled;
+        let state = state(phase, stalled);
+        if self.told.as_ref() == Some(&state) {
+            return None;
+        }
+        self.told = Some(state.clone());
+        Some(state)
+    }
+}
+
+async fn superseded(residence: Option<&Residence>) {
+    match residence {
+        Some(residence) => residence.superseded().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn data(chunk: Chunk) -> Data {
+    Data {
+        stream: WireStream::from(chunk.stream).into(),
+        offset: chunk.offset,
+        time_unix_nanos: chunk.time_unix_nanos,
+        bytes: chunk.bytes,
+    }
+}
+
+fn state(phase: Phase, stalled: Option<Stall>) -> State {
+    let (phase, reason, message) = match (phase, stalled) {
+        (Phase::Waiting, _) => ("Pending", "ContainerCreating", "the container is being made"),
+        (Phase::Starting, _) => ("Starting", "Enrolling", "waiting for the start to be granted"),
+        (Phase::Running, Some(Stall::SpoolFull)) => (
+            "Running",
+            "Running",
+            "the output is pushed back: the spool is full until the archive takes more",
+        ),
+        (Phase::Running, Some(Stall::VolumeFull)) => (
+            "Running",
+            "Running",
+            "the output is pushed back: the spool's volume takes no more",
+        ),
+        (Phase::Running | Phase::Exited, _) => ("Running", "Running", ""),
+        (Phase::Stopping, _) => ("Stopping", "Stopping", ""),
+    };
+    State {
+        phase: phase.to_owned(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    }
+}
