@@ -11,6 +11,7 @@ mod ring;
 mod upstream;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::BoxFuture;
@@ -96,6 +97,7 @@ pub struct Session {
     /// How the attempt ended according to the status, when no agent said it.
     closing: watch::Sender<Option<Exit>>,
     stop: watch::Sender<bool>,
+    is_connected: AtomicBool,
 }
 
 /// The live sessions of a relay.
@@ -182,6 +184,7 @@ impl Session {
             state: watch::Sender::new(None),
             closing: watch::Sender::new(None),
             stop: watch::Sender::new(false),
+            is_connected: AtomicBool::new(false),
         }
     }
 
@@ -195,6 +198,12 @@ impl Session {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.ring.front().is_some()
+    }
+
+    /// Whether the agent's stream is open now, as far as this side knows.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.is_connected.load(Ordering::Relaxed)
     }
 
     /// Offsets received so far.

@@ -1,5 +1,6 @@
 //! Reads the agent's output into the ring, over as many connections as it takes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use remoteprocess_proto::v1::executor_client::ExecutorClient;
@@ -103,6 +104,7 @@ async fn read(session: &Session, agent: &Agent) -> Cut {
         Ok(frames) => frames,
         Err(cut) => return cut,
     };
+    let _connected = Connected::new(session);
     loop {
         session.ring.room().await;
         let frame = match timeout(SILENCE, frames.message()).await {
@@ -131,6 +133,22 @@ async fn read(session: &Session, agent: &Agent) -> Cut {
             Frame::Heartbeat(_) => {}
             Frame::Exit(exit) => return Cut::End(End::Exit(Box::new(complete(session, exit)))),
         }
+    }
+}
+
+/// Marks the session as connected while it lives.
+struct Connected<'a>(&'a AtomicBool);
+
+impl<'a> Connected<'a> {
+    fn new(session: &'a Session) -> Self {
+        session.is_connected.store(true, Ordering::Relaxed);
+        Self(&session.is_connected)
+    }
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 
