@@ -46,6 +46,10 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Enrolments worked on at a time: more would only queue at the API server.
 const CONCURRENCY: usize = 64;
 
+/// A further certificate is not given sooner than this while the agent is connected: it renews after three fifths of an
+/// hour. Whoever else has a token of its pod (editors of the namespace can make one) gets nothing.
+const RENEWAL: Duration = Duration::from_secs(30 * 60);
+
 /// How long an attempt stays bound to the pod that enrolled for it, from its last enrolment: no shorter than the life of
 /// an agent's certificate.
 const BINDING: Duration = Duration::from_secs(2 * 3600);
@@ -57,12 +61,16 @@ pub struct EnrolmentService {
     sources: RateLimit,
     slots: Semaphore,
     bindings: Mutex<HashMap<Attempt, Binding>>,
+    is_connected: IsConnected,
 }
+
+/// Whether the agent of a process (by uid) and attempt is connected now.
+type IsConnected = Box<dyn Fn(&str, u32) -> bool + Send + Sync>;
 
 /// Which pod holds the key of an attempt.
 struct Binding {
     pod_uid: String,
-    until: Instant,
+    signed_at: Instant,
 }
 
 /// Why an agent gets no certificate. Shown to the peer as [`Refusal::status`] has it.
@@ -82,6 +90,8 @@ enum Refusal {
     Pod(&'static str),
     #[error("another pod holds the key of this attempt")]
     Taken,
+    #[error("the agent of this attempt is connected")]
+    Connected,
     #[error("the certification request")]
     Csr(#[source] remoteprocess_tls::Error),
 }
@@ -98,21 +108,28 @@ impl Refusal {
             Self::Token(_) => Status::unauthenticated("the token is not a valid one of the audience of this listener"),
             Self::Pod(why) => Status::permission_denied(format!("the pod does not belong to the attempt: {why}")),
             Self::Taken => Status::permission_denied("another pod holds the key of this attempt"),
+            Self::Connected => Status::unavailable("the agent of this attempt is connected; try again when it is not"),
             Self::Csr(_) => Status::invalid_argument("the certification request does not prove a P-256 key"),
         }
     }
 }
 
 impl EnrolmentService {
-    /// Reviews tokens and reads pods by `client`, signs by `authority`.
+    /// Reviews tokens and reads pods by `client`, signs by `authority`. `is_connected` says whether the agent of a
+    /// process (by uid) and attempt is connected now.
     #[must_use]
-    pub fn new(client: Client, authority: Arc<AuthorityHandle>) -> Self {
+    pub fn new(
+        client: Client,
+        authority: Arc<AuthorityHandle>,
+        is_connected: impl Fn(&str, u32) -> bool + Send + Sync + 'static,
+    ) -> Self {
         Self {
             client,
             authority,
             sources: RateLimit::default(),
             slots: Semaphore::new(CONCURRENCY),
             bindings: Mutex::default(),
+            is_connected: Box::new(is_connected),
         }
     }
 
@@ -134,11 +151,11 @@ impl EnrolmentService {
             number: request.attempt,
         };
         proof::check_pod(&pod, &bound, &attempt).map_err(Refusal::Pod)?;
-        self.bind(attempt, &bound.pod_uid)?;
         let chain = self
             .authority
             .sign_agent(&request.csr, &bound.namespace, &bound.pod_uid)
             .map_err(Refusal::Csr)?;
+        self.bind(attempt, &bound.pod_uid)?;
         Ok(EnrollResponse {
             protocol: PROTOCOL,
             certificate_chain: chain,
@@ -160,19 +177,28 @@ impl EnrolmentService {
         proof::read_review(answer.status.unwrap_or_default()).map_err(Refusal::Token)
     }
 
-    /// One key for each attempt: the first pod has it, and only that pod may have a further one.
+    /// One live key for each attempt: the first pod has it, and a further one is only for that pod, when its agent is
+    /// not connected or its certificate is due.
     fn bind(&self, attempt: Attempt, pod_uid: &str) -> Result<(), Refusal> {
         let now = Instant::now();
         let mut bindings = self.bindings.lock().unwrap_or_else(PoisonError::into_inner);
-        bindings.retain(|_, binding| now < binding.until);
-        let binding = bindings.entry(attempt).or_insert_with(|| Binding {
-            pod_uid: pod_uid.to_owned(),
-            until: now,
-        });
-        if binding.pod_uid != pod_uid {
-            return Err(Refusal::Taken);
+        bindings.retain(|_, binding| now < binding.signed_at + BINDING);
+        if let Some(binding) = bindings.get(&attempt) {
+            if binding.pod_uid != pod_uid {
+                return Err(Refusal::Taken);
+            }
+            let is_due = now >= binding.signed_at + RENEWAL;
+            if !is_due && (self.is_connected)(&attempt.process_uid, attempt.number) {
+                return Err(Refusal::Connected);
+            }
         }
-        binding.until = now + BINDING;
+        bindings.insert(
+            attempt,
+            Binding {
+                pod_uid: pod_uid.to_owned(),
+                signed_at: now,
+            },
+        );
         Ok(())
     }
 }
@@ -234,7 +260,7 @@ mod tests {
             },
             path => panic!("asked for {path}"),
         });
-        EnrolmentService::new(client, authority::tests::handle().await)
+        EnrolmentService::new(client, authority::tests::handle().await, |_, _| false)
     }
 
     fn request(key: &KeyRequest) -> EnrollRequest {
@@ -349,12 +375,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn while_an_agent_is_connected_only_a_renewal_is_signed() {
+        let mut service = service(proof::tests::pod()).await;
+        service.is_connected = Box::new(|process, attempt| (process, attempt) == ("p", 1));
+        let attempt = Attempt {
+            process_uid: "p".into(),
+            number: 1,
+        };
+        service
+            .bind(attempt.clone(), "pod-1")
+            .expect("this relay was started again and knows no key yet");
+        assert!(matches!(
+            service.bind(attempt.clone(), "pod-1"),
+            Err(Refusal::Connected)
+        ));
+        tokio::time::advance(RENEWAL).await;
+        service.bind(attempt.clone(), "pod-1").expect("due");
+        service.is_connected = Box::new(|_, _| false);
+        service.bind(attempt, "pod-1").expect("it lost its connection");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_silent_api_server_is_not_waited_for() {
         let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
             std::future::pending::<Result<http::Response<kube::client::Body>, std::convert::Infallible>>()
         });
         let client = Client::new(silent, "default");
-        let service = EnrolmentService::new(client, authority::tests::handle().await);
+        let service = EnrolmentService::new(client, authority::tests::handle().await, |_, _| false);
         let key = KeyRequest::generate().expect("a request");
         assert_eq!(refused(&service, request(&key)).await.code(), Code::Unavailable);
     }
