@@ -1,0 +1,138 @@
+//! The end of an attempt, between the wire and the status.
+
+use remoteprocess_api::{
+    AttemptExit, AttemptStatus, ExitSource, Reason, RemoteProcess, RemoteProcessStatus, StopStatus, signal,
+};
+use remoteprocess_proto::v1::exit::{Outcome, Source, Stop};
+use remoteprocess_proto::v1::{Exit, Seal, StreamSeal};
+
+/// Longest sentence that is taken over into the status, in characters.
+const SENTENCE: usize = 512;
+
+/// An exit frame as the status tells it.
+#[must_use]
+pub fn exit_to_status(exit: &Exit) -> AttemptExit {
+    let is_code = exit.outcome() == Outcome::Code;
+    let is_signal = exit.outcome() == Outcome::Signal;
+    AttemptExit {
+        code: is_code.then_some(exit.value),
+        signal: is_signal.then(|| signal::name(exit.value)),
+        source: match exit.source() {
+            Source::Entrypoint => ExitSource::Entrypoint,
+            Source::Kubelet => ExitSource::Kubelet,
+            Source::None => ExitSource::None,
+        },
+        reason: exit.reason.parse().ok().or_else(|| plain_reason(exit)),
+        message: sentence(&exit.message),
+        stop: exit.stop.as_ref().map(|stop| StopStatus {
+            requested_by: sentence(&stop.requested_by).unwrap_or_default(),
+            message: sentence(&stop.message),
+        }),
+        leftovers: (exit.leftovers > 0).then_some(exit.leftovers),
+        oom_kills: (exit.oom_kills > 0).then_some(exit.oom_kills),
+    }
+}
+
+fn plain_reason(exit: &Exit) -> Option<Reason> {
+    match exit.outcome() {
+        Outcome::Code if exit.stop.is_some() => Some(Reason::Stopped),
+        Outcome::Code if exit.value == 0 => Some(Reason::Completed),
+        Outcome::Code => Some(Reason::NonZeroExit),
+        Outcome::Signal => Some(Reason::Signaled),
+        Outcome::Unknown => None,
+    }
+}
+
+/// A peer's sentence, without control bytes and not endless.
+fn sentence(text: &str) -> Option<String> {
+    let clean: String = text.chars().filter(|c| !c.is_control()).take(SENTENCE).collect();
+    (!clean.is_empty()).then_some(clean)
+}
+
+/// How an attempt ended as far as the status knows; `None` while it may go on. For attempt 0 (none was made): how the
+/// process ended.
+#[must_use]
+pub fn known_end(process: &RemoteProcess, number: u32) -> Option<Exit> {
+    let status = process.status.as_ref()?;
+    if let Some(exit) = status
+        .attempt(number)
+        .and_then(|attempt| exit_from_status(status, attempt))
+    {
+        return Some(exit);
+    }
+    let current = status.attempt.unwrap_or_default();
+    if current > number {
+        return Some(Exit {
+            reason: Reason::Interrupted.to_string(),
+            message: format!("attempt {current} has taken the place of attempt {number}"),
+            ..Exit::default()
+        });
+    }
+    let is_over = current == number && status.phase.is_some_and(remoteprocess_api::Phase::is_final);
+    is_over.then(|| Exit {
+        reason: status.reason.map(|reason| reason.to_string()).unwrap_or_default(),
+        message: status.message.clone().unwrap_or_default(),
+        ..Exit::default()
+    })
+}
+
+/// The exit of an attempt as the status has it, `sealed: false`; `None` where it has none.
+#[must_use]
+pub fn exit_from_status(status: &RemoteProcessStatus, attempt: &AttemptStatus) -> Option<Exit> {
+    let exit = attempt.exit.as_ref()?;
+    let is_current = status.attempt == Some(attempt.number);
+    let (outcome, value) = match (exit.code, &exit.signal) {
+        (Some(code), _) => (Outcome::Code, code),
+        (None, Some(name)) => (Outcome::Signal, signal::parse(name).unwrap_or_default()),
+        (None, None) => (Outcome::Unknown, 0),
+    };
+    let reason = exit.reason.or(status.reason.filter(|_| is_current));
+    let message = exit
+        .message
+        .clone()
+        .or_else(|| status.message.clone().filter(|_| is_current));
+    Some(Exit {
+        outcome: outcome.into(),
+        value,
+        source: match exit.source {
+            ExitSource::Entrypoint => Source::Entrypoint,
+            ExitSource::Kubelet => Source::Kubelet,
+            ExitSource::None => Source::None,
+        }
+        .into(),
+        sealed: false,
+        reason: reason.map(|reason| reason.to_string()).unwrap_or_default(),
+        message: message.unwrap_or_default(),
+        stop: exit.stop.as_ref().map(|stop| Stop {
+            requested_by: stop.requested_by.clone(),
+            message: stop.message.clone().unwrap_or_default(),
+        }),
+        seal: attempt.output.as_ref().map(|output| Seal {
+            stdout: Some(seal(&output.stdout)),
+            stderr: Some(seal(&output.stderr)),
+            reason: String::new(),
+        }),
+        usage: None,
+        started_unix_nanos: nanos(attempt.started_at),
+        finished_unix_nanos: nanos(attempt.finished_at),
+        leftovers: exit.leftovers.unwrap_or_default(),
+        oom_kills: exit.oom_kills.unwrap_or_default(),
+    })
+}
+
+fn seal(stream: &remoteprocess_api::StreamStatus) -> StreamSeal {
+    let sha256 = stream
+        .sha256
+        .as_deref()
+        .and_then(|text| hex::decode(text).ok())
+        .unwrap_or_default();
+    StreamSeal {
+        bytes: stream.bytes,
+        sha256: sha256.into(),
+    }
+}
+
+fn nanos(at: Option<jiff::Timestamp>) -> i64 {
+    at.and_then(|at| i64::try_from(at.as_nanosecond()).ok())
+        .unwrap_or_default()
+}

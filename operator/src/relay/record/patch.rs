@@ -1,0 +1,322 @@
+//! The server-side-apply patches of field manager `remoteprocess-relay`, built from the object as it is.
+//!
+//! Each patch repeats every field that the relay owns: what an apply leaves out, the API server takes away.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt;
+use remoteprocess_api::{
+    AttemptOutput, AttemptStatus, ConditionType, ExitSource, OutputStatus, RemoteProcess, StreamStatus, TailInStatus,
+    UsageStatus,
+};
+use remoteprocess_proto::v1::{Exit, StreamSeal};
+use serde_json::{Value, json};
+
+use super::end::exit_to_status;
+use super::tail::render_tail;
+use crate::relay::session::Ending;
+
+/// What an agent asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// UID of the process.
+    pub uid: String,
+    /// Number of the attempt.
+    pub attempt: u32,
+    /// UID of the pod that its certificate names.
+    pub pod_uid: String,
+    /// The agent has launched already and only needs a home.
+    pub launched: bool,
+}
+
+/// What to do about a claim.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// It stands in the status already.
+    Granted,
+    /// It may be granted once this is written.
+    Write(Value),
+    /// First see whether this pod is the agent's.
+    CheckPod(String),
+    /// No, and why.
+    Refused(&'static str),
+}
+
+/// Whether an attempt may start, or go on.
+#[must_use]
+pub fn decide_grant(
+    current: &RemoteProcess,
+    claim: &Claim,
+    replica: &str,
+    now: Timestamp,
+    pod_checked: bool,
+) -> Decision {
+    let Some(attempt) = current.status.as_ref().and_then(|status| status.attempt(claim.attempt)) else {
+        return Decision::Refused("there is no such attempt");
+    };
+    match (&attempt.pod_uid, &attempt.pod_name) {
+        (Some(pod_uid), _) if *pod_uid != claim.pod_uid => {
+            return Decision::Refused("this pod is not the pod of this attempt");
+        }
+        (Some(_), _) => {}
+        (None, _) if pod_checked => {}
+        (None, Some(pod)) => return Decision::CheckPod(pod.clone()),
+        (None, None) => return Decision::Refused("this attempt has no pod"),
+    }
+    if claim.launched {
+        return resume(attempt);
+    }
+    if let Some(reason) = refusal(current, claim.attempt) {
+        return Decision::Refused(reason);
+    }
+    if attempt.granted_at.is_some() {
+        // Asked again by the same pod: the launch record on its spool keeps it to one launch.
+        return Decision::Granted;
+    }
+    let mut owned = Owned::of(current);
+    let granted = owned.attempt(claim.attempt);
+    granted.relay = Some(replica.to_owned());
+    granted.granted_at = Some(now);
+    Decision::Write(owned.patch(current))
+}
+
+/// What was launched may always go on, and bring home what it still has.
+fn resume(attempt: &AttemptStatus) -> Decision {
+    match attempt.granted_at {
+        Some(_) => Decision::Granted,
+        None => Decision::Refused("this attempt was never granted"),
+    }
+}
+
+fn refusal(current: &RemoteProcess, number: u32) -> Option<&'static str> {
+    let status = current.status.as_ref()?;
+    if status.attempt != Some(number) {
+        return Some("this is not the current attempt");
+    }
+    if status.phase.is_some_and(remoteprocess_api::Phase::is_final)
+        || status.attempt(number).is_some_and(|attempt| attempt.exit.is_some())
+    {
+        return Some("this attempt has ended");
+    }
+    if current.metadata.deletion_timestamp.is_some() {
+        return Some("the process is being deleted");
+    }
+    if current.spec.desired_state == remoteprocess_api::DesiredState::Stopped {
+        return Some("the process is to be stopped");
+    }
+    None
+}
+
+/// The start; `None` where it is recorded already.
+#[must_use]
+pub fn build_start(current: &RemoteProcess, number: u32, at_unix_nanos: i64) -> Option<Value> {
+    let mut owned = Owned::of(current);
+    let attempt = owned.attempt(number);
+    if attempt.started_at.is_some() {
+        return None;
+    }
+    attempt.started_at = Some(time(at_unix_nanos)?);
+    Some(owned.patch(current))
+}
+
+/// The end: exit, seal, usage and tail in one write; `None` where it is recorded already. An end that the kubelet or
+/// nobody reported is the controller's to write; then only the output is recorded here.
+#[must_use]
+pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Timestamp) -> Option<Value> {
+    let mut owned = Owned::of(current);
+    let has_exit = current
+        .status
+        .as_ref()
+        .and_then(|status| status.attempt(number))
+        .is_some_and(|attempt| attempt.exit.is_some());
+    let attempt = owned.attempt(number);
+    if attempt.output.is_some() {
+        return None;
+    }
+    let exit = &ending.exit;
+    attempt.started_at = attempt.started_at.or_else(|| time(exit.started_unix_nanos));
+    attempt.finished_at = attempt.finished_at.or_else(|| time(exit.finished_unix_nanos));
+    if exit.source() == remoteprocess_proto::v1::exit::Source::Entrypoint && !has_exit {
+        attempt.exit = Some(exit_to_status(exit));
+    }
+    attempt.usage = exit.usage.map(|usage| UsageStatus {
+        // Microseconds: exact in a double for 285 years of CPU.
+        cpu_seconds: (usage.user_micros + usage.system_micros) as f64 / 1e6,
+        peak_memory_bytes: usage.peak_memory_bytes,
+    });
+    attempt.output = Some(output(ending));
+    if current.status.as_ref().and_then(|status| status.attempt) == Some(number) {
+        owned.output = Some(OutputStatus {
+            stdout_bytes: Some(ending.end.stdout),
+            stderr_bytes: Some(ending.end.stderr),
+            tail: shows_tail(current, exit).then(|| render_tail(&ending.tail)),
+        });
+        owned.conditions = conditions(current, ending, now);
+    }
+    Some(owned.patch(current))
+}
+
+fn shows_tail(current: &RemoteProcess, exit: &Exit) -> bool {
+    let succeeded = exit.outcome() == remoteprocess_proto::v1::exit::Outcome::Code && exit.value == 0;
+    match current.spec.tail_in_status() {
+        TailInStatus::Always => true,
+        TailInStatus::OnFailure => !succeeded || exit.stop.is_some(),
+        TailInStatus::Never => false,
+    }
+}
+
+fn output(ending: &Ending) -> AttemptOutput {
+    let seal = ending.exit.seal.clone().unwrap_or_default();
+    let stream = |seal: Option<StreamSeal>, archived: u64| StreamStatus {
+        bytes: seal.as_ref().map_or(archived, |seal| seal.bytes),
+        sha256: seal
+            .filter(|seal| !seal.sha256.is_empty())
+            .map(|seal| hex::encode(&seal.sha256)),
+    };
+    AttemptOutput {
+        stdout: stream(seal.stdout, ending.end.stdout),
+        stderr: stream(seal.stderr, ending.end.stderr),
+        sealed: ending.exit.sealed,
+    }
+}
+
+fn conditions(current: &RemoteProcess, ending: &Ending, now: Timestamp) -> Vec<Condition> {
+    let condition = |kind: ConditionType, status: bool, reason: &str, message: String| Condition {
+        type_: kind.to_string(),
+        status: if status { "True" } else { "False" }.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: current.metadata.generation,
+        last_transition_time: Time(now),
+    };
+    let (stdout, stderr) = (ending.end.stdout, ending.end.stderr);
+    let sealed = if ending.exit.sealed {
+        let message = format!("{stdout} bytes of stdout and {stderr} bytes of stderr are in the archive");
+        condition(ConditionType::OutputSealed, true, "Archived", message)
+    } else {
+        let reason = unsealed_reason(ending);
+        let message = format!("the archive holds stdout up to {stdout} and stderr up to {stderr}, and not all is sure");
+        condition(ConditionType::OutputSealed, false, &reason, message)
+    };
+    let mut conditions = vec![sealed];
+    if let Some(first) = ending.gaps.first() {
+        let bytes: u64 = ending.gaps.iter().map(crate::relay::archive::StoredGap::bytes).sum();
+        let message = format!(
+            "{bytes} bytes or more in {} ranges will never be there",
+            ending.gaps.len()
+        );
+        conditions.push(condition(ConditionType::OutputLost, true, word(&first.reason), message));
+    }
+    conditions
+}
+
+fn unsealed_reason(ending: &Ending) -> String {
+    let told = ending
+        .exit
+        .seal
+        .as_ref()
+        .map(|seal| seal.reason.as_str())
+        .unwrap_or_default();
+    let lost = ending.gaps.first().map(|gap| gap.reason.as_str()).unwrap_or_default();
+    let reason = [told, lost]
+        .into_iter()
+        .find(|reason| !reason.is_empty())
+        .unwrap_or("NeverSealed");
+    word(reason).to_owned()
+}
+
+/// A reason from an agent, as the conditions' schema allows it.
+fn word(reason: &str) -> &str {
+    let fits = reason.len() <= 64
+        && reason.starts_with(|first: char| first.is_ascii_alphabetic())
+        && reason.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if fits { reason } else { "Incomplete" }
+}
+
+/// Nanoseconds since the epoch; `None` for 0, which says "unknown". Whole seconds would lose the order of short runs.
+fn time(unix_nanos: i64) -> Option<Timestamp> {
+    (unix_nanos > 0)
+        .then(|| Timestamp::from_nanosecond(i128::from(unix_nanos)).ok())
+        .flatten()
+}
+
+/// The part of the status that belongs to the relay.
+struct Owned {
+    conditions: Vec<Condition>,
+    output: Option<OutputStatus>,
+    attempts: Vec<AttemptStatus>,
+}
+
+impl Owned {
+    fn of(current: &RemoteProcess) -> Self {
+        let status = current.status.clone().unwrap_or_default();
+        let is_ours = |condition: &Condition| {
+            condition
+                .type_
+                .parse::<ConditionType>()
+                .is_ok_and(ConditionType::is_of_relay)
+        };
+        Self {
+            conditions: status.conditions.into_iter().filter(is_ours).collect(),
+            output: status.output,
+            attempts: status.attempts.into_iter().map(ours).filter(has_facts).collect(),
+        }
+    }
+
+    fn attempt(&mut self, number: u32) -> &mut AttemptStatus {
+        let at = self
+            .attempts
+            .iter()
+            .position(|attempt| attempt.number == number)
+            .unwrap_or_else(|| {
+                self.attempts.push(AttemptStatus {
+                    number,
+                    ..AttemptStatus::default()
+                });
+                self.attempts.len() - 1
+            });
+        &mut self.attempts[at]
+    }
+
+    fn patch(&self, current: &RemoteProcess) -> Value {
+        let mut status = json!({"attempts": self.attempts});
+        if !self.conditions.is_empty() {
+            status["conditions"] = json!(self.conditions);
+        }
+        if let Some(output) = &self.output {
+            status["output"] = json!(output);
+        }
+        json!({
+            "apiVersion": format!("{}/{}", remoteprocess_api::names::GROUP, remoteprocess_api::names::VERSION),
+            "kind": "RemoteProcess",
+            "metadata": {
+                "name": current.name_any(),
+                "namespace": current.namespace(),
+                "uid": current.uid(),
+                "resourceVersion": current.resource_version(),
+            },
+            "status": status,
+        })
+    }
+}
+
+fn ours(attempt: AttemptStatus) -> AttemptStatus {
+    AttemptStatus {
+        pod_name: None,
+        pod_uid: None,
+        node: None,
+        exit: attempt.exit.filter(|exit| exit.source == ExitSource::Entrypoint),
+        ..attempt
+    }
+}
+
+fn has_facts(attempt: &AttemptStatus) -> bool {
+    *attempt
+        != AttemptStatus {
+            number: attempt.number,
+            ..AttemptStatus::default()
+        }
+}
+
+#[cfg(test)]
+mod tests;

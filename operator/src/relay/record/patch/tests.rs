@@ -1,0 +1,201 @@
+use remoteprocess_api::{AttemptExit, DesiredState, Phase, RemoteProcessSpec, RemoteProcessStatus};
+use remoteprocess_proto::v1::exit::{Outcome, Source};
+use remoteprocess_proto::v1::{Cursor, Seal, Usage};
+
+use super::*;
+use crate::relay::archive::StoredGap;
+
+const NOW: &str = "2026-01-02T03:04:05Z";
+
+fn now() -> Timestamp {
+    NOW.parse().unwrap()
+}
+
+fn claim() -> Claim {
+    Claim {
+        uid: "uid-1".to_owned(),
+        attempt: 1,
+        pod_uid: "pod-1".to_owned(),
+        launched: false,
+    }
+}
+
+fn process() -> RemoteProcess {
+    let mut process = RemoteProcess::new("hello", RemoteProcessSpec::default());
+    process.metadata.namespace = Some("default".to_owned());
+    process.metadata.uid = Some("uid-1".to_owned());
+    process.metadata.resource_version = Some("7".to_owned());
+    process.metadata.generation = Some(1);
+    process.status = Some(RemoteProcessStatus {
+        phase: Some(Phase::Starting),
+        attempt: Some(1),
+        attempts: vec![AttemptStatus {
+            number: 1,
+            pod_name: Some("hello-0123abcd".to_owned()),
+            pod_uid: Some("pod-1".to_owned()),
+            node: Some("node-1".to_owned()),
+            ..AttemptStatus::default()
+        }],
+        ..RemoteProcessStatus::default()
+    });
+    process
+}
+
+fn attempt(process: &mut RemoteProcess) -> &mut AttemptStatus {
+    &mut process.status.as_mut().unwrap().attempts[0]
+}
+
+fn decide(process: &RemoteProcess, claim: &Claim) -> Decision {
+    decide_grant(process, claim, "operator-0", now(), false)
+}
+
+fn ending() -> Ending {
+    Ending {
+        exit: Exit {
+            outcome: Outcome::Code.into(),
+            value: 7,
+            source: Source::Entrypoint.into(),
+            sealed: true,
+            reason: "NonZeroExit".to_owned(),
+            message: "exit code 7".to_owned(),
+            seal: Some(Seal {
+                stdout: Some(StreamSeal {
+                    bytes: 5,
+                    sha256: vec![0xab; 32].into(),
+                }),
+                stderr: Some(StreamSeal {
+                    bytes: 0,
+                    sha256: vec![0xcd; 32].into(),
+                }),
+                reason: String::new(),
+            }),
+            usage: Some(Usage {
+                user_micros: 1_000_000,
+                system_micros: 250_000,
+                peak_memory_bytes: 4096,
+            }),
+            started_unix_nanos: 1_767_323_040_000_000_000,
+            finished_unix_nanos: 1_767_323_042_500_000_000,
+            ..Exit::default()
+        },
+        end: Cursor { stdout: 5, stderr: 0 },
+        gaps: Vec::new(),
+        tail: b"oh\x07!\n".to_vec(),
+    }
+}
+
+#[test]
+fn the_grant_is_one_small_write() {
+    let Decision::Write(patch) = decide(&process(), &claim()) else {
+        panic!()
+    };
+    insta::assert_yaml_snapshot!("grant", patch);
+}
+
+#[test]
+fn the_end_keeps_what_was_written_and_adds_everything_at_once() {
+    let mut process = process();
+    attempt(&mut process).granted_at = Some(now());
+    attempt(&mut process).relay = Some("operator-0".to_owned());
+    insta::assert_yaml_snapshot!("end", build_end(&process, 1, &ending(), now()).unwrap());
+}
+
+#[test]
+fn lost_output_is_a_condition() {
+    let mut ending = ending();
+    ending.exit.sealed = false;
+    ending.gaps.push(StoredGap {
+        stream: "STREAM_STDOUT".to_owned(),
+        from: 2,
+        to: Some(4),
+        reason: "SpoolLost".to_owned(),
+    });
+    let patch = build_end(&process(), 1, &ending, now()).unwrap();
+    insta::assert_yaml_snapshot!("lost", patch["status"]["conditions"]);
+}
+
+#[test]
+fn a_second_pod_another_attempt_and_a_finished_one_are_refused() {
+    let refused = |process: &RemoteProcess, claim: &Claim| matches!(decide(process, claim), Decision::Refused(_));
+    assert!(refused(
+        &process(),
+        &Claim {
+            pod_uid: "pod-2".to_owned(),
+            ..claim()
+        }
+    ));
+    assert!(refused(&process(), &Claim { attempt: 2, ..claim() }));
+    let mut ended = process();
+    attempt(&mut ended).exit = Some(AttemptExit::default());
+    assert!(refused(&ended, &claim()));
+    let mut stopped = process();
+    stopped.spec.desired_state = DesiredState::Stopped;
+    assert!(refused(&stopped, &claim()));
+    let mut superseded = process();
+    superseded.status.as_mut().unwrap().attempt = Some(2);
+    assert!(refused(&superseded, &claim()));
+    assert!(
+        refused(
+            &process(),
+            &Claim {
+                launched: true,
+                ..claim()
+            }
+        ),
+        "launched without a grant"
+    );
+}
+
+#[test]
+fn a_repeat_is_granted_without_a_write_and_a_launched_agent_may_always_come_home() {
+    let mut process = process();
+    attempt(&mut process).granted_at = Some(now());
+    assert_eq!(decide(&process, &claim()), Decision::Granted);
+    process.status.as_mut().unwrap().phase = Some(Phase::Failed);
+    assert_eq!(
+        decide(
+            &process,
+            &Claim {
+                launched: true,
+                ..claim()
+            }
+        ),
+        Decision::Granted
+    );
+}
+
+#[test]
+fn a_pod_that_is_not_recorded_yet_is_asked_for() {
+    let mut process = process();
+    attempt(&mut process).pod_uid = None;
+    assert_eq!(
+        decide(&process, &claim()),
+        Decision::CheckPod("hello-0123abcd".to_owned())
+    );
+    assert!(matches!(
+        decide_grant(&process, &claim(), "operator-0", now(), true),
+        Decision::Write(_)
+    ));
+}
+
+#[test]
+fn the_kubelets_word_is_never_written_by_the_relay_nor_overwritten() {
+    let mut process = process();
+    attempt(&mut process).exit = Some(AttemptExit {
+        code: Some(137),
+        source: ExitSource::Kubelet,
+        ..AttemptExit::default()
+    });
+    let patch = build_end(&process, 1, &ending(), now()).unwrap();
+    assert!(patch["status"]["attempts"][0].get("exit").is_none());
+    assert_eq!(patch["status"]["attempts"][0]["output"]["sealed"], true);
+}
+
+#[test]
+fn nothing_is_written_twice() {
+    let mut process = process();
+    attempt(&mut process).started_at = Some(now());
+    assert_eq!(build_start(&process, 1, 5), None);
+    attempt(&mut process).output = Some(AttemptOutput::default());
+    assert_eq!(build_end(&process, 1, &ending(), now()), None);
+}
