@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use remoteprocess_e2e::{GLIBC, Namespace, Program, RELAY_SERVICE, kubectl, release_namespace, until, until_some};
+use remoteprocess_e2e::{GLIBC, Namespace, Program, RELAY_SERVICE, RELEASE_NAMESPACE, kubectl, until, until_some};
 use serde_json::json;
 
 use crate::cpu::Snapshot;
@@ -112,7 +112,7 @@ fn relay() -> Result<String> {
         "--output=jsonpath={.spec.clusterIP}",
         "--namespace",
     ])
-    .arg(release_namespace())
+    .arg(RELEASE_NAMESPACE)
     .succeed()?;
     Ok(format!("{address}:8443"))
 }

@@ -5,6 +5,8 @@ remoteprocess-operator
 {{- define "rproc.fullname" -}}
 {{- if contains (include "rproc.name" .) .Release.Name -}}
 {{ .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- else if eq .Release.Name "remoteprocess" -}}
+{{ include "rproc.name" . }}
 {{- else -}}
 {{ printf "%s-%s" .Release.Name (include "rproc.name" .) | trunc 52 | trimSuffix "-" }}
 {{- end -}}

@@ -1,8 +1,6 @@
 //! Where the tests run and with which programs.
 
 use std::env;
-use std::process::Command;
-use std::sync::OnceLock;
 
 /// A shell and the usual tools.
 pub const BUSYBOX: &str = "busybox:1.36";
@@ -18,38 +16,36 @@ pub(crate) fn program(variable: &str, name: &str) -> String {
     env::var(variable).unwrap_or_else(|_| name.to_owned())
 }
 
-/// Name of the Helm release.
-#[must_use]
-pub fn release() -> String {
-    program("RPROC_E2E_RELEASE", "remoteprocess-operator")
+/// Name of the Helm release, as `cargo xtask install` makes it.
+pub const RELEASE: &str = "remoteprocess";
+/// Namespace of the Helm release.
+pub const RELEASE_NAMESPACE: &str = "remoteprocess-system";
+
+/// The kubeconfig's context; none is the current one.
+pub(crate) fn context() -> Option<String> {
+    env::var("RPROC_CONTEXT").ok()
 }
 
-/// Namespace of the Helm release.
-#[must_use]
-pub fn release_namespace() -> String {
-    program("RPROC_E2E_RELEASE_NAMESPACE", "remoteprocess-system")
+/// Tag of the images under test; none leaves the installation as it is.
+pub(crate) fn image_tag() -> Option<String> {
+    env::var("RPROC_IMAGE_TAG").ok()
 }
 
 /// Whether full sizes are wanted.
 #[must_use]
 pub fn is_long() -> bool {
-    env::var("RPROC_E2E_LONG").is_ok_and(|value| value == "1")
+    env::var("RPROC_LONG").is_ok_and(|value| value == "1")
 }
 
 /// Whether the namespaces of failed tests stay.
 pub(crate) fn keeps_failed() -> bool {
-    env::var("RPROC_E2E_KEEP").is_ok_and(|value| value == "1")
+    env::var("RPROC_KEEP").is_ok_and(|value| value == "1")
 }
 
 /// Whether the cluster is the one that `cargo xtask cluster up` makes on this machine: only there do tests kill processes
 /// of the node or delete the CRD. Says so where it is not.
 pub fn is_development_cluster(what_is_left_out: &str) -> bool {
-    static ANSWER: OnceLock<bool> = OnceLock::new();
-    let own = *ANSWER.get_or_init(|| {
-        let mut kubectl = Command::new(program("KUBECTL", "kubectl"));
-        let output = kubectl.args(["get", "nodes", "--output=name"]).output();
-        output.is_ok_and(|output| output.stdout.trim_ascii() == b"node/remoteprocess-dev")
-    });
+    let own = env::var("RPROC_CLUSTER_OWN").is_ok_and(|value| value == "1");
     if !own {
         println!("LEFT OUT, not the development cluster: {what_is_left_out}");
     }

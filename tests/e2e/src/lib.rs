@@ -3,9 +3,10 @@
 //! Arrows: none to a sibling; the tests of refused peers alone use `tls` and `proto`, to be a peer.
 //! Invariant: nothing sleeps for a fixed time to let something happen; each wait is for a condition, with a deadline.
 //!
-//! Environment: `KUBECONFIG`; `RPROC_BIN`, `KUBECTL`, `HELM` (programs, looked up in `PATH` otherwise);
-//! `RPROC_E2E_RELEASE` and `RPROC_E2E_RELEASE_NAMESPACE` (`remoteprocess-operator`, `remoteprocess-system`);
-//! `RPROC_E2E_LONG=1` (full sizes); `RPROC_E2E_KEEP=1` (keep the namespaces of failed tests).
+//! Environment, as `cargo xtask test` sets it: `KUBECONFIG` and `RPROC_CONTEXT` (the cluster); `RPROC_BIN`, `KUBECTL`,
+//! `HELM` (programs, looked up in `PATH` otherwise); `RPROC_IMAGE_TAG` (the operator is installed with these images);
+//! `RPROC_CLUSTER_OWN=1` (it is the development cluster of this machine); `RPROC_LONG=1` (full sizes).
+//! `RPROC_KEEP=1` keeps the namespaces of failed tests.
 
 mod counting;
 mod environment;
@@ -18,7 +19,7 @@ mod wait;
 
 pub use counting::{counting, seq};
 pub use environment::{
-    BUSYBOX, GLIBC, RELAY_SERVICE, STATIC, image_arguments, is_development_cluster, is_long, release, release_namespace,
+    BUSYBOX, GLIBC, RELAY_SERVICE, RELEASE, RELEASE_NAMESPACE, STATIC, image_arguments, is_development_cluster, is_long,
 };
 pub use namespace::{Namespace, condition, with_temp_ns};
 pub use node::{Pid, agents_of, signal};

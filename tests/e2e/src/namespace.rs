@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
-use crate::environment::{keeps_failed, release_namespace};
+use crate::environment::{RELEASE_NAMESPACE, keeps_failed};
 use crate::program::{Program, kubectl};
+use crate::release::Installation;
 use crate::user::{self, User};
 use crate::wait::{until, until_some};
 
@@ -27,6 +28,7 @@ pub struct Namespace {
 pub fn with_temp_ns(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) {
     let name = unique(test);
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
+        Installation::ensure()?;
         let namespace = Namespace::create(&name)?;
         body(&namespace)
     }));
@@ -87,7 +89,7 @@ fn dump(namespace: &str) {
         "--tail=80",
         "--namespace",
     ];
-    if let Ok(finished) = kubectl(operator).arg(release_namespace()).finish() {
+    if let Ok(finished) = kubectl(operator).arg(RELEASE_NAMESPACE).finish() {
         println!("{}", finished.out());
     }
     println!("---- end of the state of {namespace}");
@@ -95,7 +97,6 @@ fn dump(namespace: &str) {
 
 fn remove(namespace: &str) {
     let binding = binding_name(namespace);
-    let release = release_namespace();
     let commands: [&[&str]; 3] = [
         &["delete", "namespace", namespace, "--wait=false", "--ignore-not-found"],
         &["delete", "clusterrolebinding", &binding, "--ignore-not-found"],
@@ -105,7 +106,7 @@ fn remove(namespace: &str) {
             &binding,
             "--ignore-not-found",
             "--namespace",
-            &release,
+            RELEASE_NAMESPACE,
         ],
     ];
     for command in commands {
@@ -243,7 +244,6 @@ pub fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
 fn connect(namespace: &str) -> Result<()> {
     let group = format!("--group=system:serviceaccounts:{namespace}");
     let binding = binding_name(namespace);
-    let release = release_namespace();
     kubectl([
         "create",
         "clusterrolebinding",
@@ -259,7 +259,7 @@ fn connect(namespace: &str) -> Result<()> {
         "--role=remoteprocess-connect",
         &group,
         "--namespace",
-        &release,
+        RELEASE_NAMESPACE,
     ])
     .succeed()?;
     Ok(())

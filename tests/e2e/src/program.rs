@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::environment::program;
+use crate::environment::{context, program};
 use crate::wait::until;
 
 /// How long a program may run where the test says nothing else.
@@ -32,7 +32,11 @@ pub fn rproc<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Program
 
 /// `kubectl` with these arguments, for whoever `KUBECONFIG` says.
 pub fn kubectl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Program {
-    Program::new(&program("KUBECTL", "kubectl"), arguments)
+    let kubectl = Program::new(
+        &program("KUBECTL", "kubectl"),
+        context().map(|name| format!("--context={name}")),
+    );
+    kubectl.args(arguments)
 }
 
 /// SHA-256 in hexadecimal.

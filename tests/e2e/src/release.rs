@@ -1,21 +1,25 @@
 //! The installation under test.
 
+use std::fs;
+use std::sync::Mutex;
 use std::time::Duration;
-use std::{env, fs};
 
 use anyhow::{Context, Result};
+use serde_json::json;
 use tempfile::NamedTempFile;
 
-use crate::environment::{program, release, release_namespace};
+use crate::environment::{RELEASE, RELEASE_NAMESPACE, context, image_tag, program};
 use crate::program::{Program, kubectl};
 use crate::wait::until;
 
 /// `helm` with these arguments, in the release's namespace.
 #[must_use]
 pub fn helm(arguments: &[&str]) -> Program {
-    Program::new(&program("HELM", "helm"), arguments)
-        .arg("--namespace")
-        .arg(release_namespace())
+    let helm = Program::new(
+        &program("HELM", "helm"),
+        context().map(|name| format!("--kube-context={name}")),
+    );
+    helm.args(["--namespace", RELEASE_NAMESPACE]).args(arguments)
 }
 
 /// Names of the operator's pods.
@@ -28,7 +32,7 @@ pub fn operator_pods() -> Result<Vec<String>> {
         "--output=jsonpath={.items[*].metadata.name}",
         "--namespace",
     ])
-    .arg(release_namespace())
+    .arg(RELEASE_NAMESPACE)
     .succeed()?;
     Ok(names.split_whitespace().map(str::to_owned).collect())
 }
@@ -38,7 +42,7 @@ pub fn operator_is_ready() -> Result<bool> {
     let count = kubectl(["get", "deployments", "--selector=app.kubernetes.io/component=operator"])
         .arg("--output=jsonpath={.items[*].status.readyReplicas}")
         .arg("--namespace")
-        .arg(release_namespace())
+        .arg(RELEASE_NAMESPACE)
         .succeed()?;
     Ok(count.trim().parse::<u32>().unwrap_or_default() > 0)
 }
@@ -58,7 +62,7 @@ pub fn delete_operator_pods() -> Result<()> {
             "--grace-period=0",
             "--force",
             "--namespace",
-            &release_namespace(),
+            RELEASE_NAMESPACE,
         ])
         .succeed()?;
     }
@@ -74,33 +78,52 @@ impl Installation {
     /// The release as it is now.
     pub fn current() -> Result<Self> {
         let values = NamedTempFile::with_suffix(".json")?;
-        let text = helm(&["get", "values", &release(), "--output=json"]).succeed()?;
+        let text = helm(&["get", "values", RELEASE, "--output=json"]).succeed()?;
         let text = if text.trim() == "null" { "{}".to_owned() } else { text };
         fs::write(values.path(), text).context("cannot write the values")?;
         Ok(Self { values })
     }
 
+    /// Installs the release with the images under test, or upgrades it to them: once for each file of tests.
+    pub(crate) fn ensure() -> Result<()> {
+        static DONE: Mutex<bool> = Mutex::new(false);
+        let mut done = DONE.lock().expect("no holder panics");
+        if !*done {
+            if let Some(tag) = image_tag() {
+                let values = NamedTempFile::with_suffix(".json")?;
+                let images = json!({"operator": {"tag": tag}, "agent": {"tag": tag}, "cli": {"tag": tag}});
+                fs::write(values.path(), json!({"images": images}).to_string())?;
+                Self { values }.install(&[])?;
+            }
+            wait_for_operator().context("the operator is not installed: cargo xtask install")?;
+            *done = true;
+        }
+        Ok(())
+    }
+
     /// `helm upgrade --install` with the values as they were and these flags; waits until the operator is ready.
     pub fn install(&self, flags: &[&str]) -> Result<()> {
         let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/remoteprocess-operator");
-        let chart = env::var("RPROC_E2E_CHART").unwrap_or_else(|_| chart.to_owned());
         helm(&[
             "upgrade",
             "--install",
             "--create-namespace",
-            &release(),
-            &chart,
+            "--wait",
+            "--timeout=180s",
+            RELEASE,
+            chart,
             "--values",
         ])
         .arg(self.values.path())
         .args(flags)
+        .within(Duration::from_secs(200))
         .succeed()?;
         wait_for_operator()
     }
 
     /// `helm uninstall`.
     pub fn uninstall(&self) -> Result<()> {
-        helm(&["uninstall", &release(), "--wait"]).succeed()?;
+        helm(&["uninstall", RELEASE, "--wait"]).succeed()?;
         Ok(())
     }
 }

@@ -33,6 +33,7 @@ impl User {
     }
 
     fn from_config(mut config: Value, namespace: &str) -> Result<Self> {
+        config["current-context"] = config["contexts"][0]["name"].clone();
         config["contexts"][0]["context"]["namespace"] = json!(namespace);
         let home = TempDir::with_prefix("rproc-e2e-")?;
         let kubeconfig = home.path().join("kubeconfig");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use remoteprocess_e2e::{
-    Installation, helm, is_development_cluster, kubectl, release, until, wait_for_operator, with_temp_ns,
+    Installation, RELEASE, helm, is_development_cluster, kubectl, until, wait_for_operator, with_temp_ns,
 };
 
 static ONE: Mutex<()> = Mutex::new(());
@@ -16,7 +16,7 @@ const SCRIPT: &str = "echo before; while [ ! -f /tmp/go ]; do sleep 0.05; done; 
 #[test]
 fn helm_test_runs_a_real_process() {
     let _alone = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let tested = helm(&["test", &release()]).within(Duration::from_secs(200)).finish();
+    let tested = helm(&["test", RELEASE]).within(Duration::from_secs(200)).finish();
     let tested = tested.expect("helm runs");
     assert_eq!(tested.code, 0, "{tested}");
     assert!(tested.out().contains("Succeeded"), "{tested}");

@@ -1,11 +1,7 @@
 //! Who is let in: every method refuses every peer that it is not for.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail, ensure};
-use remoteprocess_e2e::{
-    Namespace, Running, is_development_cluster, kubectl, release_namespace, until_some, with_temp_ns,
-};
+use remoteprocess_e2e::{Namespace, is_development_cluster, with_temp_ns};
 use remoteprocess_proto::v1::enrolment_client::EnrolmentClient;
 use remoteprocess_proto::v1::executor_client::ExecutorClient;
 use remoteprocess_proto::v1::relay_client::RelayClient;
@@ -13,146 +9,13 @@ use remoteprocess_proto::v1::{
     EnrollRequest, ExecutorGetStateRequest, GetStateRequest, ListRequest, ProcessKey, SignalRequest, StartRequest,
     StopRequest, WatchOutputRequest,
 };
-use remoteprocess_tls::{Authority, Dialer, Identity, KeyRequest, Role, TrustDomain, User, install_crypto_provider};
-use serde_json::Value;
+use remoteprocess_tls::{Authority, Dialer, KeyRequest, Role, User};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-const HOUR: Duration = Duration::from_secs(3600);
+mod relay;
 
-/// The relay's two ports on this machine, and its CA.
-struct Relay {
-    main: String,
-    enrol: String,
-    authority: Authority,
-    _forward: Running,
-}
-
-impl Relay {
-    fn reach() -> Result<Self> {
-        install_crypto_provider();
-        let namespace = release_namespace();
-        let ports = [
-            "port-forward",
-            "service/remoteprocess-relay",
-            ":8443",
-            ":8444",
-            "--address=127.0.0.1",
-        ];
-        let mut forward = kubectl(ports).arg("--namespace").arg(&namespace).within(HOUR).start()?;
-        let main = forwarded(&mut forward, "8443")?;
-        let enrol = forwarded(&mut forward, "8444")?;
-        let authority = Authority::from_pem(&ca("tls.crt")?, &ca("tls.key")?, &trust_domain()?)?;
-        Ok(Self {
-            main,
-            enrol,
-            authority,
-            _forward: forward,
-        })
-    }
-
-    fn identity(&self, role: &Role, user: Option<&User>) -> Result<Dialer> {
-        self.signed_by(&self.authority, role, user)
-    }
-
-    /// A peer that trusts the relay and was itself signed by `authority`.
-    fn signed_by(&self, authority: &Authority, role: &Role, user: Option<&User>) -> Result<Dialer> {
-        let (chain, key) = authority.issue(role, user, HOUR)?;
-        let bundle = format!("{}{}", self.authority.cert_pem(), authority.cert_pem());
-        Ok(Dialer::new(Identity::new(&chain, &key, &bundle, &trust_domain()?)?))
-    }
-
-    fn anonymous(&self) -> Result<Dialer> {
-        Ok(Dialer::anonymous(self.authority.cert_pem(), &trust_domain()?)?)
-    }
-
-    async fn main(&self, dialer: &Dialer) -> Result<Channel> {
-        Ok(dialer.connect(&self.main, &Role::Operator).await?)
-    }
-}
-
-fn trust_domain() -> Result<TrustDomain> {
-    let namespace = release_namespace();
-    let map = [
-        "get",
-        "configmap",
-        "remoteprocess-connect",
-        "--output=jsonpath={.data.trustDomain}",
-        "--namespace",
-    ];
-    Ok(kubectl(map).arg(namespace).succeed()?.trim().parse()?)
-}
-
-fn ca(key: &str) -> Result<String> {
-    let template = format!("--output=go-template={{{{index .data \"{key}\" | base64decode}}}}");
-    kubectl([
-        "get",
-        "secret",
-        "remoteprocess-ca",
-        &template,
-        "--namespace",
-        &release_namespace(),
-    ])
-    .succeed()
-}
-
-/// The local port of a line such as `Forwarding from 127.0.0.1:40123 -> 8443`.
-fn forwarded(forward: &mut Running, port: &str) -> Result<String> {
-    let arrow = format!(" -> {port}");
-    until_some(&format!("a forward to {port}"), Duration::from_secs(30), || {
-        let said = forward.said();
-        let line = said.lines().find(|line| line.ends_with(&arrow));
-        Ok(line.and_then(|line| {
-            line.strip_prefix("Forwarding from ")?
-                .strip_suffix(&arrow)
-                .map(str::to_owned)
-        }))
-    })
-}
-
-/// A process that runs until it is stopped, with the facts that its agent knows.
-struct Target {
-    name: String,
-    uid: String,
-    pod_uid: String,
-    address: String,
-}
-
-impl Target {
-    fn start(namespace: &Namespace, name: &str) -> Result<Self> {
-        namespace
-            .editor
-            .run(name, "echo ready; while :; do sleep 0.1; done")
-            .start()?
-            .wait_for_bytes(6)?;
-        let object = namespace.object(name)?;
-        let pod = namespace.pod(name)?;
-        let text = |value: &Value| value.as_str().map(str::to_owned).context("a string is missing");
-        Ok(Self {
-            name: name.to_owned(),
-            uid: text(&object["metadata"]["uid"])?,
-            pod_uid: text(&pod["metadata"]["uid"])?,
-            address: format!("{}:20443", text(&pod["status"]["podIP"])?),
-        })
-    }
-
-    fn agent(&self, namespace: &Namespace) -> Role {
-        Role::Agent {
-            namespace: namespace.name.clone(),
-            pod_uid: self.pod_uid.clone(),
-        }
-    }
-
-    fn start_request(&self) -> StartRequest {
-        StartRequest {
-            protocol: 1,
-            process_uid: self.uid.clone(),
-            attempt: 1,
-            address: self.address.clone(),
-            launched: true,
-        }
-    }
-}
+use relay::{Relay, Target, trust_domain};
 
 /// What each method of `Relay` but `Start` answers to this peer.
 async fn call_all(channel: &Channel, namespace: &str, name: &str) -> Vec<(&'static str, Result<(), Status>)> {
