@@ -12,7 +12,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 use tower::{Service, service_fn};
 
-use crate::{Error, Identity, PeerIdentity, Role, TrustDomain, identity};
+use crate::{Error, Identity, PeerIdentity, Role, TrustDomain, identity, serve::MAX_FRAME};
 
 /// Limit for one connect, the handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -190,6 +190,7 @@ fn endpoint(name: &str) -> Result<Endpoint, Error> {
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true)
+        .max_frame_size(MAX_FRAME)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW))
 }

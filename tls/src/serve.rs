@@ -255,6 +255,7 @@ fn builder(limits: Limits) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
+        .max_frame_size(MAX_FRAME)
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .max_concurrent_streams(limits.streams)
@@ -262,6 +263,9 @@ fn builder(limits: Limits) -> http2::Builder<TokioExecutor> {
         .initial_connection_window_size(limits.stream_window.saturating_mul(limits.streams).min(MAX_WINDOW));
     builder
 }
+
+/// Bytes in one frame: a whole chunk of output fits, so that it is not cut into pieces of 16 KiB.
+pub(crate) const MAX_FRAME: u32 = 128 << 10;
 
 /// The largest window of HTTP/2 (RFC 9113, 6.9.1).
 const MAX_WINDOW: u32 = (1 << 31) - 1;

@@ -457,3 +457,17 @@ async fn an_intermediate_signs_too() {
     let (chain, key) = ca.issue(&Role::Operator, None, HOUR).expect("a leaf");
     Identity::new(&chain, &key, &root_pem, &domain()).expect("the chain leads to the root");
 }
+
+#[tokio::test]
+async fn an_expired_peer_gets_no_further_call_on_its_old_connection() {
+    let ca = authority();
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, Limits::default()).await;
+    let (chain, key) = odd_leaf(Some(&ca), &["spiffe://test.local/operator"], -60, 2);
+    let short = Identity::new(&chain, &key, ca.cert_pem(), &domain()).expect("valid for two seconds");
+    let mut channel = connect(&server, Dialer::new(short), &Role::Operator)
+        .await
+        .expect("served");
+    ask(&mut channel, "/").await.expect("an answer");
+    let refused = async { while ask(&mut channel, "/").await.is_ok() {} };
+    timeout(PATIENCE, refused).await.expect("refused after it expired");
+}
