@@ -1,1 +1,227 @@
-//! The controller: observe, validate, build, apply, status.
+//! The controller: one pod per attempt, and a status that is true.
+//!
+//! One file per step: [`observe`] the pod, [`validate`] the specification, decide on the
+//! [`phase`], write the [`status`], then [`build`] and [`apply`] the pod or [`cleanup`].
+//! The status comes before the act: an attempt is named there before its pod is created,
+//! and ended there before its pod is deleted. Only the leader runs it.
+
+pub mod apply;
+pub mod build;
+pub mod cleanup;
+pub mod error;
+pub mod observe;
+pub mod phase;
+pub mod status;
+pub mod validate;
+
+mod remember;
+mod report;
+mod watch;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::controller::{Action, Config as ApplierConfig};
+use kube::runtime::reflector::Store;
+use kube::{Client, ResourceExt, runtime};
+use remoteprocess_api::{Phase, RemoteProcess};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, instrument, warn};
+
+use apply::{Applied, Refusal};
+pub use build::AgentSettings;
+use error::{Error, exponential};
+use phase::{Memory, Situation, Verdict};
+use remember::Remembered;
+use report::Reporter;
+
+/// Objects that are worked on at the same time.
+const CONCURRENCY: u16 = 32;
+/// A process that has not ended is looked at this often even if no event comes.
+const RESYNC: Duration = Duration::from_secs(60);
+/// First and longest wait after the API server refused a pod.
+const REFUSED_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// What the controller is told.
+#[derive(Clone)]
+pub struct Config {
+    /// What new agents are told. The bundle in it is replaced by `ca_bundle` for each pod.
+    pub agent: AgentSettings,
+    /// The certificates that are trusted now, PEM.
+    pub ca_bundle: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+/// What each pass needs.
+struct Context {
+    client: Client,
+    config: Config,
+    pods: Store<Pod>,
+    remembered: Remembered,
+    reporter: Reporter,
+}
+
+/// Reconciles all processes until `shutdown`; passes under way end first.
+pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
+    let remembered = Remembered::default();
+    let watch::Watches {
+        pods,
+        processes,
+        triggers,
+    } = watch::start(&client, remembered.clone());
+    let context = Arc::new(Context {
+        reporter: Reporter::new(client.clone()),
+        client,
+        config,
+        pods,
+        remembered,
+    });
+    let triggers = triggers.map(Ok::<_, Infallible>).take_until(shutdown.cancelled_owned());
+    let config = ApplierConfig::default().concurrency(CONCURRENCY);
+    runtime::applier(
+        |process, context| Box::pin(reconcile(process, context)),
+        retry,
+        context,
+        processes,
+        triggers,
+        config,
+    )
+    .for_each(|outcome| {
+        if let Err(error) = outcome {
+            debug!(%error, "a pass did not end well");
+        }
+        std::future::ready(())
+    })
+    .await;
+}
+
+/// When to try again after a failed pass.
+#[allow(clippy::needless_pass_by_value, reason = "the signature that the applier asks for")]
+fn retry(process: Arc<RemoteProcess>, error: &Error, context: Arc<Context>) -> Action {
+    let failures = context.remembered.count_failure(&process);
+    if !matches!(error, Error::Conflict(_)) {
+        let (namespace, name) = (process.namespace(), process.name_any());
+        warn!(namespace, name, category = error.category(), failures, %error, "will try again");
+    }
+    Action::requeue(error.retry(failures))
+}
+
+/// One pass over one process.
+#[instrument(skip_all, fields(namespace = process.namespace(), name = process.name_any()))]
+async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result<Action, Error> {
+    let memory = context.remembered.recall(&process);
+    if is_behind(&process, &memory) {
+        return Err(Error::Conflict("the cache does not show the newest attempt yet".into()));
+    }
+    let observed = observe::observe(&context.client, &context.pods, process.clone(), &memory).await?;
+    let validated = validate::validate(&process);
+    let situation = Situation {
+        process: &process,
+        pod: observed.sight(),
+        memory: &memory,
+        now: Timestamp::now(),
+    };
+    let verdict = match &validated {
+        Err(sentence) if !is_final(&process) => phase::decide_invalid(&situation, &sentence.to_string()),
+        _ => phase::decide(&situation),
+    };
+    let action = verdict.action.clone();
+    let (process, again_in) = context.settle(process.clone(), verdict).await?;
+    match (action, &validated) {
+        (phase::Action::CreatePod(attempt), Ok(validated)) => context.create(process, validated, attempt).await,
+        (phase::Action::DeletePod { name, uid }, _) => {
+            let namespace = process.namespace().unwrap_or_default();
+            cleanup::delete_pod(&context.client, &namespace, &name, &uid).await?;
+            Ok(context.done(&process, again_in))
+        }
+        _ => Ok(context.done(&process, again_in)),
+    }
+}
+
+/// Whether the cached object is older than what this controller has done with it.
+fn is_behind(process: &RemoteProcess, memory: &Memory) -> bool {
+    let attempt = process.status.as_ref().and_then(|status| status.attempt);
+    memory
+        .created
+        .as_ref()
+        .is_some_and(|(created, _)| attempt.is_none_or(|attempt| attempt < *created))
+}
+
+fn is_final(process: &RemoteProcess) -> bool {
+    process
+        .status
+        .as_ref()
+        .and_then(|status| status.phase)
+        .is_some_and(Phase::is_final)
+}
+
+impl Context {
+    /// Writes the status and reports a new phase. Returns the object as it is now.
+    async fn settle(
+        &self,
+        process: Arc<RemoteProcess>,
+        verdict: Verdict,
+    ) -> Result<(Arc<RemoteProcess>, Option<Duration>), Error> {
+        self.remembered.keep(&process, verdict.memory);
+        let written = status::write(&self.client, &process, &verdict.status).await?;
+        let Some(written) = written.map(Arc::new) else {
+            return Ok((process, verdict.again_in));
+        };
+        self.reporter.report_phase(&process, &written).await;
+        Ok((written, verdict.again_in))
+    }
+
+    async fn create(
+        &self,
+        process: Arc<RemoteProcess>,
+        validated: &validate::Validated<'_>,
+        attempt: u32,
+    ) -> Result<Action, Error> {
+        let agent = AgentSettings {
+            ca_bundle: (self.config.ca_bundle)(),
+            ..self.config.agent.clone()
+        };
+        match apply::apply(&self.client, &process, validated, attempt, &agent).await? {
+            Applied::Pod(pod) => {
+                info!(attempt, pod = pod.name_any(), "pod created");
+                self.remembered.keep_created(&process, attempt, &pod);
+                Ok(self.done(&process, None))
+            }
+            Applied::Leaving => Ok(self.done(&process, Some(REFUSED_RETRY.0))),
+            Applied::Foreign(pod) => self.settle_refused(process, &phase::name_conflict(&pod)).await,
+            Applied::Refused(refusal) => self.settle_refused(process, &refusal).await,
+        }
+    }
+
+    /// Says in the status why there is no pod, and tries again later.
+    async fn settle_refused(&self, process: Arc<RemoteProcess>, refusal: &Refusal) -> Result<Action, Error> {
+        let refusals = self.remembered.count_failure(&process);
+        let again_in = exponential(REFUSED_RETRY.0, REFUSED_RETRY.1, refusals);
+        let memory = self.remembered.recall(&process);
+        let situation = Situation {
+            process: &process,
+            pod: phase::Sight::Missing,
+            memory: &memory,
+            now: Timestamp::now(),
+        };
+        let verdict = phase::decide_refused(&situation, refusal, again_in);
+        self.settle(process.clone(), verdict).await?;
+        Ok(Action::requeue(again_in))
+    }
+
+    /// The pass went well.
+    fn done(&self, process: &RemoteProcess, again_in: Option<Duration>) -> Action {
+        self.remembered.forget_failures(process);
+        match again_in {
+            Some(again_in) => Action::requeue(again_in),
+            None if is_final(process) => Action::await_change(),
+            None => Action::requeue(RESYNC),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

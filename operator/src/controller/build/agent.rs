@@ -1,0 +1,101 @@
+//! The agent's container: a native sidecar that starts before the program and outlives it.
+
+use k8s_openapi::api::core::v1::{
+    Container, ContainerPort, EnvVar, EnvVarSource, ExecAction, Lifecycle, LifecycleHandler, ObjectFieldSelector,
+};
+use remoteprocess_api::names;
+
+use super::super::validate::Validated;
+use super::{AgentSettings, resources, security, volumes};
+
+pub(super) fn build(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) -> Container {
+    // The kubelet starts the program only when this hook has returned.
+    let install = ExecAction {
+        command: Some(vec!["/agent".into(), "install".into()]),
+    };
+    Container {
+        name: names::CONTAINER_AGENT.into(),
+        image: Some(settings.image.clone()),
+        image_pull_policy: settings.image_pull_policy.clone(),
+        command: Some(vec!["/agent".into()]),
+        restart_policy: Some("Always".into()),
+        env: Some(build_env(process, attempt, settings)),
+        lifecycle: Some(Lifecycle {
+            post_start: Some(LifecycleHandler {
+                exec: Some(install),
+                ..LifecycleHandler::default()
+            }),
+            ..Lifecycle::default()
+        }),
+        ports: Some(vec![ContainerPort {
+            name: Some("rproc-agent".into()),
+            container_port: settings.listen_port.into(),
+            protocol: Some("TCP".into()),
+            ..ContainerPort::default()
+        }]),
+        resources: Some(resources::agent(process, settings)),
+        security_context: Some(security::agent()),
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
+        volume_mounts: Some(vec![
+            volumes::mount(names::VOLUME_HANDOVER, names::HANDOVER_PATH, false),
+            volumes::mount(names::VOLUME_SPOOL, names::SPOOL_PATH, false),
+            volumes::mount(names::VOLUME_TOKEN, names::TOKEN_PATH, true),
+        ]),
+        ..Container::default()
+    }
+}
+
+/// Everything that the agent is told. The one place where its environment is made.
+fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) -> Vec<EnvVar> {
+    let echo: &str = process.echo.into();
+    vec![
+        value("RPROC_RELAY", &settings.relay),
+        value("RPROC_RELAY_ENROL", &settings.relay_enrol),
+        value("RPROC_CA_BUNDLE", &settings.ca_bundle),
+        value("RPROC_TRUST_DOMAIN", &settings.trust_domain),
+        value("RPROC_PROCESS_NAMESPACE", process.namespace),
+        value("RPROC_PROCESS_NAME", process.name),
+        value("RPROC_PROCESS_UID", process.uid),
+        value("RPROC_ATTEMPT", attempt),
+        field("RPROC_POD_UID", "metadata.uid"),
+        field("RPROC_POD_IP", "status.podIP"),
+        value("RPROC_LISTEN_PORT", settings.listen_port),
+        value("RPROC_SPOOL_SIZE", process.spool_bytes),
+        value("RPROC_ECHO", echo),
+        value("RPROC_MERGE", process.merge),
+        value("RPROC_STOP_SIGNAL", &process.stop_signal),
+        value("RPROC_STOP_GRACE_SECONDS", process.stop_grace_seconds),
+        value("RPROC_DRAIN_SECONDS", settings.drain_seconds),
+        value(
+            "RPROC_TOKEN_FILE",
+            format!("{}/{}", names::TOKEN_PATH, names::TOKEN_FILE),
+        ),
+        value("RPROC_HANDOVER", names::HANDOVER_PATH),
+        value("RPROC_SPOOL", names::SPOOL_PATH),
+    ]
+}
+
+/// A variable whose value is given here. `$` is doubled, because Kubernetes expands `$(NAME)`.
+fn value(name: &str, value: impl ToString) -> EnvVar {
+    EnvVar {
+        name: name.into(),
+        value: Some(value.to_string().replace("$(", "$$(")),
+        value_from: None,
+    }
+}
+
+/// A variable from the downward API.
+fn field(name: &str, path: &str) -> EnvVar {
+    let field_ref = ObjectFieldSelector {
+        api_version: Some("v1".into()),
+        field_path: path.into(),
+    };
+    EnvVar {
+        name: name.into(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(field_ref),
+            ..EnvVarSource::default()
+        }),
+    }
+}

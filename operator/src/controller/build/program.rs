@@ -1,0 +1,32 @@
+//! The user's container: the user's in everything but its first instruction.
+
+use k8s_openapi::api::core::v1::Container;
+use remoteprocess_api::names;
+
+use super::super::validate::Validated;
+use super::{Profile, is_filled, security, volumes};
+
+pub(super) fn build(process: &Validated<'_>, profile: Profile) -> Container {
+    let spec = process.spec;
+    let handover = volumes::mount(names::VOLUME_HANDOVER, names::HANDOVER_PATH, true);
+    Container {
+        name: names::CONTAINER_MAIN.into(),
+        image: Some(spec.image.clone()),
+        image_pull_policy: spec.image_pull_policy.clone(),
+        command: Some(vec![format!("{}/entrypoint", names::HANDOVER_PATH)]),
+        // Behind `--` everything is the user's, also what looks like a flag.
+        args: Some(
+            ["--".to_owned()]
+                .into_iter()
+                .chain(process.argv.iter().cloned())
+                .collect(),
+        ),
+        env: Some(spec.env.clone()).filter(is_filled),
+        env_from: Some(spec.env_from.clone()).filter(is_filled),
+        working_dir: spec.working_dir.clone(),
+        resources: spec.resources.clone(),
+        volume_mounts: Some(spec.volume_mounts.iter().cloned().chain([handover]).collect()),
+        security_context: Some(security::program(process, profile)),
+        ..Container::default()
+    }
+}

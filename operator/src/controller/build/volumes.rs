@@ -1,0 +1,80 @@
+//! The volumes between agent and program, and the user's own.
+
+use k8s_openapi::api::core::v1::{
+    EmptyDirVolumeSource, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use remoteprocess_api::names;
+
+use super::super::validate::Validated;
+
+/// Lifetime of the agent's token in seconds; the kubelet renews it at four fifths.
+const TOKEN_SECONDS: i64 = 3600;
+/// The journal and file system overhead beside the spool's own bytes.
+const SPOOL_OVERHEAD: u64 = 16 * 1024 * 1024;
+/// Room for the entrypoint's binary and the socket.
+const HANDOVER_LIMIT: &str = "16Mi";
+
+pub(super) fn build(process: &Validated<'_>) -> Vec<Volume> {
+    let ours = [
+        Volume {
+            name: names::VOLUME_HANDOVER.into(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                size_limit: Some(Quantity(HANDOVER_LIMIT.into())),
+                medium: None,
+            }),
+            ..Volume::default()
+        },
+        Volume {
+            name: names::VOLUME_SPOOL.into(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                size_limit: Some(spool_limit(process)),
+                medium: None,
+            }),
+            ..Volume::default()
+        },
+        build_token(),
+    ];
+    ours.into_iter().chain(process.pod.volumes.iter().cloned()).collect()
+}
+
+/// What the spool may take on the node. The kubelet evicts the pod at once when a
+/// volume passes its limit, so there is room above the size at which the agent
+/// holds the program back.
+pub(super) fn spool_limit(process: &Validated<'_>) -> Quantity {
+    let spool = process.spool_bytes;
+    Quantity(
+        spool
+            .saturating_add(spool.div_ceil(4))
+            .saturating_add(SPOOL_OVERHEAD)
+            .to_string(),
+    )
+}
+
+fn build_token() -> Volume {
+    let token = ServiceAccountTokenProjection {
+        audience: Some(names::ENROL_AUDIENCE.into()),
+        expiration_seconds: Some(TOKEN_SECONDS),
+        path: names::TOKEN_FILE.into(),
+    };
+    Volume {
+        name: names::VOLUME_TOKEN.into(),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(vec![VolumeProjection {
+                service_account_token: Some(token),
+                ..VolumeProjection::default()
+            }]),
+            ..ProjectedVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+pub(super) fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount {
+        name: name.into(),
+        mount_path: path.into(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    }
+}

@@ -1,0 +1,55 @@
+//! What can go wrong in a pass, and when to try again.
+
+use std::time::Duration;
+
+/// One variant per step that talks to the API server.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Reading the pod failed.
+    #[error("cannot read the pod: {0}")]
+    Observe(#[source] kube::Error),
+    /// Creating the pod failed for a reason that is not the object's.
+    #[error("cannot create the pod: {0}")]
+    Apply(#[source] kube::Error),
+    /// Writing the status failed.
+    #[error("cannot write the status: {0}")]
+    Status(#[source] kube::Error),
+    /// The object changed between reading and writing.
+    #[error("the object has changed meanwhile: {0}")]
+    Conflict(String),
+    /// Deleting a pod failed.
+    #[error("cannot delete the pod: {0}")]
+    Cleanup(#[source] kube::Error),
+}
+
+impl Error {
+    /// A fixed word for metrics and logs.
+    #[must_use]
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Observe(_) => "observe",
+            Self::Apply(_) => "apply",
+            Self::Status(_) => "status",
+            Self::Conflict(_) => "conflict",
+            Self::Cleanup(_) => "cleanup",
+        }
+    }
+
+    /// When to try again after this many failures of the same object in a row.
+    #[must_use]
+    pub fn retry(&self, failures: u32) -> Duration {
+        let (first, longest) = match self {
+            // The newer version is on its way through the watch.
+            Self::Conflict(_) => (Duration::from_millis(20), Duration::from_secs(1)),
+            _ => (Duration::from_millis(200), Duration::from_secs(20)),
+        };
+        exponential(first, longest, failures)
+    }
+}
+
+/// `first`, then twice as long each time, up to `longest`.
+pub(super) fn exponential(first: Duration, longest: Duration, failures: u32) -> Duration {
+    first
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(longest)
+}

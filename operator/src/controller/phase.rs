@@ -1,0 +1,450 @@
+//! From what is seen of a process to what its status should say and what to do next.
+//! Pure: time and everything remembered come in with the [`Situation`].
+//!
+//! Three rules hold whatever is seen: a final phase never changes; an attempt whose
+//! start was granted is never run again; a pod is created only for an attempt that
+//! the status already names.
+
+mod conditions;
+mod ending;
+mod waiting;
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use remoteprocess_api::{
+    AttemptExit, AttemptStatus, DesiredState, ExitSource, Phase, Reason, RemoteProcess, RemoteProcessStatus, StopStatus,
+};
+
+use super::apply::Refusal;
+use super::status::own_fields;
+use conditions::Draft;
+use waiting::Wait;
+
+/// Attempts that may end before a start was granted: they have run nothing, so they
+/// do not count as runs, but a pod that never starts is not tried for ever.
+pub const MAX_ATTEMPTS: u32 = 5;
+/// How long the exit record is awaited after the agent is gone before the kubelet's word is taken.
+pub const RECORD_WAIT: Duration = Duration::from_secs(10);
+/// Waits that are part of every start are written down only when they last longer.
+const USUAL_WAIT: Duration = Duration::from_secs(2);
+/// Added to the stop grace before the pod of a process that should stop is deleted.
+const STOP_RESERVE: Duration = Duration::from_secs(30);
+/// Between two looks at a pod of the same name that is not ours.
+const CONFLICT_RETRY: Duration = Duration::from_secs(10);
+
+/// What is seen of the pod of the current attempt.
+#[derive(Clone, Copy, Debug)]
+pub enum Sight<'a> {
+    /// The API server has none, and this was asked for where it matters.
+    Missing,
+    /// The pod of this process.
+    Ours(&'a Pod),
+    /// A pod of that name which belongs to somebody else.
+    Foreign(&'a Pod),
+}
+
+/// What the controller remembers of a process beyond its status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Attempt and UID of the pod that was created or adopted last.
+    pub created: Option<(u32, String)>,
+    /// Since when a granted attempt has neither a live program nor an exit record.
+    pub ended_since: Option<Timestamp>,
+    /// Since when its agent is gone too.
+    pub gone_since: Option<Timestamp>,
+    /// Since when a granted attempt should stop.
+    pub stopping_since: Option<Timestamp>,
+}
+
+/// Everything a decision depends on.
+#[derive(Clone, Debug)]
+pub struct Situation<'a> {
+    /// The object.
+    pub process: &'a RemoteProcess,
+    /// The pod of its current attempt.
+    pub pod: Sight<'a>,
+    /// What is remembered.
+    pub memory: &'a Memory,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What to do once the status is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing.
+    #[default]
+    None,
+    /// Create the pod of this attempt.
+    CreatePod(u32),
+    /// Delete this pod.
+    DeletePod {
+        /// Its name.
+        name: String,
+        /// Its UID: another pod of that name stays.
+        uid: String,
+    },
+}
+
+/// A decision: the status comes first, then the action.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verdict {
+    /// The controller's fields of the status.
+    pub status: RemoteProcessStatus,
+    /// What to do after it is written.
+    pub action: Action,
+    /// When to look again though nothing changed.
+    pub again_in: Option<Duration>,
+    /// What to remember.
+    pub memory: Memory,
+}
+
+/// Decides what the status should say and what to do.
+#[must_use]
+pub fn decide(situation: &Situation<'_>) -> Verdict {
+    let process = situation.process;
+    let mut draft = Draft::new(process, situation.now);
+    let mut memory = situation.memory.clone();
+    if process.metadata.deletion_timestamp.is_some() {
+        return draft.verdict(Action::None, None, memory);
+    }
+    draft.status.observed_generation = process.metadata.generation;
+    if draft.status.phase.is_some_and(Phase::is_final) {
+        let action = clean_up(situation);
+        return draft.verdict(action, None, memory);
+    }
+    let Some(record) = current(process) else {
+        return if should_stop(process) {
+            draft.finish(&AttemptStatus::default(), &stopped_before_start(), None);
+            draft.verdict(Action::None, None, memory)
+        } else {
+            begin(draft, 1, memory)
+        };
+    };
+    if let Some(exit) = &record.exit {
+        return if record.granted_at.is_some() || exit.source == ExitSource::Entrypoint {
+            if let Sight::Ours(pod) = situation.pod {
+                draft.see_pod(pod);
+            }
+            draft.finish(record, exit, disruption(situation));
+            draft.verdict(Action::None, None, memory)
+        } else {
+            replace(draft, situation, record, exit, memory)
+        };
+    }
+    match situation.pod {
+        Sight::Foreign(pod) => {
+            draft.wait(&waiting::name_conflict(pod));
+            draft.verdict(Action::None, Some(CONFLICT_RETRY), memory)
+        }
+        Sight::Missing if record.granted_at.is_some() => {
+            await_record(draft, situation, record, &vanished(situation), &mut memory)
+        }
+        Sight::Missing if should_stop(process) => stop_before_start(draft, situation, record),
+        Sight::Missing if was_created(record, &memory) => {
+            end_before_start(draft, situation, record, &vanished(situation))
+        }
+        Sight::Missing => draft.verdict(Action::CreatePod(record.number), None, memory),
+        Sight::Ours(pod) if record.granted_at.is_some() => granted(draft, situation, record, pod),
+        Sight::Ours(pod) => not_granted(draft, situation, record, pod),
+    }
+}
+
+/// Decides after the API server refused the pod of the current attempt, or holds another
+/// of its name. `again_in` is when the next try is due.
+#[must_use]
+pub fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, again_in: Duration) -> Verdict {
+    let mut draft = Draft::new(situation.process, situation.now);
+    if refusal.is_final {
+        return finish_invalid(draft, situation, refusal.reason, &refusal.message);
+    }
+    draft.wait(&Wait::problem(refusal.reason, refusal.message.clone()));
+    draft.verdict(Action::None, Some(again_in), situation.memory.clone())
+}
+
+/// Somebody else's pod has the name of ours.
+#[must_use]
+pub fn name_conflict(pod: &Pod) -> Refusal {
+    let Wait { reason, message, .. } = waiting::name_conflict(pod);
+    Refusal {
+        reason,
+        message,
+        is_final: false,
+    }
+}
+
+/// Decides about a specification that cannot be turned into a pod.
+#[must_use]
+pub fn decide_invalid(situation: &Situation<'_>, sentence: &str) -> Verdict {
+    let mut draft = Draft::new(situation.process, situation.now);
+    draft.status.observed_generation = situation.process.metadata.generation;
+    finish_invalid(draft, situation, Reason::InvalidSpec, sentence)
+}
+
+fn finish_invalid(mut draft: Draft<'_>, situation: &Situation<'_>, reason: Reason, sentence: &str) -> Verdict {
+    let exit = AttemptExit {
+        reason: Some(reason),
+        message: Some(sentence.to_owned()),
+        ..AttemptExit::default()
+    };
+    draft.finish(&AttemptStatus::default(), &exit, None);
+    draft.verdict(Action::None, None, situation.memory.clone())
+}
+
+/// The record of the current attempt.
+fn current(process: &RemoteProcess) -> Option<&AttemptStatus> {
+    let status = process.status.as_ref()?;
+    status.attempt(status.attempt?)
+}
+
+fn should_stop(process: &RemoteProcess) -> bool {
+    process.spec.desired_state == DesiredState::Stopped
+}
+
+fn was_created(record: &AttemptStatus, memory: &Memory) -> bool {
+    record.pod_uid.is_some()
+        || memory
+            .created
+            .as_ref()
+            .is_some_and(|(attempt, _)| *attempt == record.number)
+}
+
+/// Records attempt `number`; its pod is created after that is written.
+fn begin(mut draft: Draft<'_>, number: u32, mut memory: Memory) -> Verdict {
+    (memory.ended_since, memory.gone_since) = (None, None);
+    draft.begin(number);
+    draft.verdict(Action::CreatePod(number), None, memory)
+}
+
+/// The start was granted: from here on the program runs at most this once.
+fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod) -> Verdict {
+    let mut memory = situation.memory.clone();
+    draft.see_pod(pod);
+    if let Some(end) = ending::of_pod(pod) {
+        return await_record(draft, situation, record, &end, &mut memory);
+    }
+    (memory.ended_since, memory.gone_since) = (None, None);
+    if should_stop(situation.process) {
+        draft.stopping(
+            record,
+            Reason::Stopping,
+            "the process was asked to stop and has not ended yet".into(),
+        );
+        let (action, again) = stop_backstop(situation, pod, &mut memory);
+        return draft.verdict(action, again, memory);
+    }
+    if pod.metadata.deletion_timestamp.is_some() {
+        let (reason, message) = ending::disruption(pod).unwrap_or((
+            Reason::Stopping,
+            "the pod is being deleted and the program is asked to stop".into(),
+        ));
+        draft.stopping(record, reason, message);
+        return draft.verdict(Action::None, None, memory);
+    }
+    let again = if record.started_at.is_some() {
+        draft.running(record);
+        None
+    } else {
+        draft.wait_unless_usual(&waiting::granted(record))
+    };
+    draft.verdict(Action::None, again, memory)
+}
+
+/// Nothing has run yet.
+fn not_granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod) -> Verdict {
+    if should_stop(situation.process) {
+        return stop_before_start(draft, situation, record);
+    }
+    if let Some(end) = ending::of_pod(pod) {
+        draft.see_pod(pod);
+        return end_before_start(draft, situation, record, &end);
+    }
+    if pod.metadata.deletion_timestamp.is_some() {
+        draft.see_pod(pod);
+        let (reason, message) = ending::disruption(pod).unwrap_or((
+            Reason::Interrupted,
+            "the pod was deleted before the program was started".into(),
+        ));
+        draft.wait(&Wait::problem(reason, message));
+        return draft.verdict(Action::None, None, situation.memory.clone());
+    }
+    let wait = waiting::of_pod(pod);
+    if wait.is_worth_a_write(situation.now) {
+        draft.see_pod(pod);
+    }
+    let again = draft.wait_unless_usual(&wait);
+    draft.verdict(Action::None, again, situation.memory.clone())
+}
+
+/// The program of a granted attempt is gone. Its exit record may be on the way: as long
+/// as the agent lives it may still be handing over output, which the record follows.
+/// [`RECORD_WAIT`] after its end, what the pod says is all there is.
+fn await_record(
+    mut draft: Draft<'_>,
+    situation: &Situation<'_>,
+    record: &AttemptStatus,
+    end: &AttemptExit,
+    memory: &mut Memory,
+) -> Verdict {
+    let ended = *memory.ended_since.get_or_insert(situation.now);
+    let (since, span) = match situation.pod {
+        Sight::Ours(pod) if ending::has_agent(pod) => (ended, RECORD_WAIT + ending::grace(pod)),
+        _ => (*memory.gone_since.get_or_insert(situation.now), RECORD_WAIT),
+    };
+    if let Some(left) = remaining(since, span, situation.now) {
+        return draft.verdict(Action::None, Some(left), memory.clone());
+    }
+    draft.record_end(record.number, end.clone());
+    draft.finish(record, end, disruption(situation));
+    draft.verdict(Action::None, None, Memory::default())
+}
+
+/// An attempt ended without a grant: it is recorded, and another follows.
+fn end_before_start(
+    mut draft: Draft<'_>,
+    situation: &Situation<'_>,
+    record: &AttemptStatus,
+    end: &AttemptExit,
+) -> Verdict {
+    let exit = AttemptExit {
+        source: ExitSource::None,
+        code: None,
+        signal: None,
+        ..end.clone()
+    };
+    draft.record_end(record.number, exit.clone());
+    draft.wait(&waiting::replacement(record.number, &exit));
+    let action = match situation.pod {
+        Sight::Ours(pod) if !ending::is_terminal(pod) => delete(pod),
+        _ => Action::None,
+    };
+    draft.verdict(action, Some(back_off(record.number)), situation.memory.clone())
+}
+
+fn replace(
+    mut draft: Draft<'_>,
+    situation: &Situation<'_>,
+    record: &AttemptStatus,
+    exit: &AttemptExit,
+    memory: Memory,
+) -> Verdict {
+    if should_stop(situation.process) {
+        draft.finish(record, &stopped_before_start(), None);
+        return draft.verdict(Action::None, None, memory);
+    }
+    if record.number >= MAX_ATTEMPTS {
+        draft.finish(record, &start_failed(exit), None);
+        return draft.verdict(Action::None, None, memory);
+    }
+    let ended = record.finished_at.unwrap_or(situation.now);
+    match remaining(ended, back_off(record.number), situation.now) {
+        Some(left) => draft.verdict(Action::None, Some(left), memory),
+        None => begin(draft, record.number + 1, memory),
+    }
+}
+
+/// The status is final first, guarded by the version that shows no grant; only then
+/// is the pod deleted.
+fn stop_before_start(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus) -> Verdict {
+    let exit = stopped_before_start();
+    draft.record_end(record.number, exit.clone());
+    draft.finish(record, &exit, None);
+    draft.verdict(clean_up(situation), None, situation.memory.clone())
+}
+
+/// A pod that was never granted a start has no business after the end of its process.
+fn clean_up(situation: &Situation<'_>) -> Action {
+    let granted = current(situation.process).is_some_and(|record| record.granted_at.is_some());
+    match situation.pod {
+        Sight::Ours(pod) if !granted && !ending::is_terminal(pod) => delete(pod),
+        _ => Action::None,
+    }
+}
+
+/// Deletes the pod of a process that neither agent nor relay brought to its end in time:
+/// the kubelet's SIGTERM takes the same stop path.
+fn stop_backstop(situation: &Situation<'_>, pod: &Pod, memory: &mut Memory) -> (Action, Option<Duration>) {
+    let since = *memory.stopping_since.get_or_insert(situation.now);
+    let grace = Duration::from_secs(situation.process.spec.stop_grace_seconds().into());
+    match remaining(since, grace + STOP_RESERVE, situation.now) {
+        Some(left) => (Action::None, Some(left)),
+        None => (delete(pod), None),
+    }
+}
+
+fn delete(pod: &Pod) -> Action {
+    match (pod.uid(), &pod.metadata.deletion_timestamp) {
+        (Some(uid), None) => Action::DeletePod {
+            name: pod.name_any(),
+            uid,
+        },
+        _ => Action::None,
+    }
+}
+
+/// Why the pod was taken away, from the pod or from what was seen of it last.
+fn disruption(situation: &Situation<'_>) -> Option<(Reason, String)> {
+    if let Sight::Ours(pod) = situation.pod {
+        return ending::disruption(pod);
+    }
+    let status = situation.process.status.as_ref()?;
+    let reason = status
+        .reason
+        .filter(|reason| matches!(reason, Reason::Evicted | Reason::NodeLost))?;
+    Some((reason, status.message.clone().unwrap_or_default()))
+}
+
+fn vanished(situation: &Situation<'_>) -> AttemptExit {
+    let (reason, message) = disruption(situation).unwrap_or((
+        Reason::Interrupted,
+        "the pod vanished; it was deleted by somebody else".into(),
+    ));
+    AttemptExit {
+        source: ExitSource::None,
+        reason: Some(reason),
+        message: Some(message),
+        ..AttemptExit::default()
+    }
+}
+
+fn stopped_before_start() -> AttemptExit {
+    AttemptExit {
+        source: ExitSource::None,
+        reason: Some(Reason::Stopped),
+        message: Some("stopped before the program was started".into()),
+        stop: Some(StopStatus {
+            requested_by: "spec.desiredState".into(),
+            message: None,
+        }),
+        ..AttemptExit::default()
+    }
+}
+
+fn start_failed(last: &AttemptExit) -> AttemptExit {
+    let last = last.message.as_deref().unwrap_or("no reason is known");
+    AttemptExit {
+        reason: Some(Reason::StartFailed),
+        message: Some(format!(
+            "{MAX_ATTEMPTS} pods ended before the program was started; the last: {last}"
+        )),
+        ..AttemptExit::default()
+    }
+}
+
+/// Seconds before the next attempt: 1, 2, 4, 8.
+fn back_off(attempt: u32) -> Duration {
+    Duration::from_secs(1 << attempt.saturating_sub(1).min(5))
+}
+
+/// What is left of `span` since `since`; `None` when it is over.
+fn remaining(since: Timestamp, span: Duration, now: Timestamp) -> Option<Duration> {
+    let span = SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
+    let left = span.checked_sub(now.duration_since(since))?;
+    Duration::try_from(left).ok().filter(|left| !left.is_zero())
+}
+
+#[cfg(test)]
+mod tests;

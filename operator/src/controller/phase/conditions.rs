@@ -1,0 +1,261 @@
+//! The status under construction: the controller's own fields, changed step by step.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt;
+use remoteprocess_api::{AttemptExit, AttemptStatus, ConditionType, Phase, Reason, RemoteProcess, RemoteProcessStatus};
+
+use super::super::build::pod_name;
+use super::ending::{self, Outcome};
+use super::waiting::Wait;
+use super::{Action, Memory, Verdict, own_fields, should_stop};
+
+/// Longest sentence in the status, in bytes; what others say can be long.
+const MAX_MESSAGE: usize = 1024;
+
+pub(super) struct Draft<'a> {
+    process: &'a RemoteProcess,
+    now: Timestamp,
+    pub(super) status: RemoteProcessStatus,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(process: &'a RemoteProcess, now: Timestamp) -> Self {
+        let status = process.status.as_ref().map(own_fields).unwrap_or_default();
+        Self { process, now, status }
+    }
+
+    pub(super) fn verdict(self, action: Action, again_in: Option<Duration>, memory: Memory) -> Verdict {
+        Verdict {
+            status: self.status,
+            action,
+            again_in,
+            memory,
+        }
+    }
+
+    /// Names attempt `number` and starts its conditions.
+    pub(super) fn begin(&mut self, number: u32) {
+        let (name, uid) = (self.process.name_any(), self.process.uid().unwrap_or_default());
+        let pod_name = Some(pod_name(&name, &uid, number));
+        self.status.attempt = Some(number);
+        self.status.attempts.push(AttemptStatus {
+            number,
+            pod_name,
+            ..AttemptStatus::default()
+        });
+        let message = format!("attempt {number}: the pod is being created");
+        self.say(Phase::Pending, Reason::Waiting, message.clone());
+        self.set(ConditionType::Scheduled, "False", Reason::Waiting, &message);
+        self.not_ended(Reason::Waiting);
+    }
+
+    /// Takes down which pod it is and where.
+    pub(super) fn see_pod(&mut self, pod: &Pod) {
+        let Some(record) = self.record() else { return };
+        record.pod_uid = pod.uid();
+        record.node = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.node_name.clone())
+            .or(record.node.take());
+    }
+
+    /// The end of an attempt of which the relay has no record.
+    pub(super) fn record_end(&mut self, number: u32, exit: AttemptExit) {
+        let now = self.now;
+        if let Some(record) = self.status.attempts.iter_mut().find(|record| record.number == number) {
+            let message = exit.message.as_deref().map(shortened);
+            record.exit = Some(AttemptExit { message, ..exit });
+            record.finished_at = Some(now);
+        }
+    }
+
+    /// Waits. The sentence of a reason stays as it was first written, so that one
+    /// reason costs one write.
+    pub(super) fn wait(&mut self, wait: &Wait) {
+        if (self.status.phase, self.status.reason) == (Some(wait.phase), Some(wait.reason)) {
+            return;
+        }
+        self.say(wait.phase, wait.reason, wait.message.clone());
+        let scheduled = if wait.scheduled { "True" } else { "False" };
+        let (reason, message) = if wait.scheduled {
+            (Reason::ContainerCreating, "the pod has a node")
+        } else {
+            (wait.reason, wait.message.as_str())
+        };
+        self.set(ConditionType::Scheduled, scheduled, reason, message);
+        self.not_ended(wait.reason);
+    }
+
+    /// Waits, unless it is part of every start and has not lasted: then it says when to look again.
+    pub(super) fn wait_unless_usual(&mut self, wait: &Wait) -> Option<Duration> {
+        if wait.is_worth_a_write(self.now) {
+            self.wait(wait);
+        }
+        wait.usual_for(self.now)
+    }
+
+    pub(super) fn running(&mut self, record: &AttemptStatus) {
+        self.started(record);
+        self.say(Phase::Running, Reason::Running, "the program is running".into());
+    }
+
+    pub(super) fn stopping(&mut self, record: &AttemptStatus, reason: Reason, message: String) {
+        if (self.status.phase, self.status.reason) == (Some(Phase::Stopping), Some(reason)) {
+            return;
+        }
+        if record.started_at.is_some() {
+            self.started(record);
+        }
+        self.say(Phase::Stopping, reason, message);
+    }
+
+    /// The last word: phase, code and conditions as they stay for ever.
+    pub(super) fn finish(&mut self, record: &AttemptStatus, exit: &AttemptExit, disruption: Option<(Reason, String)>) {
+        let Outcome { phase, reason, message } = ending::judge(exit, should_stop(self.process), disruption);
+        if record.started_at.is_some() {
+            self.started(record);
+        } else {
+            if record.granted_at.is_some() {
+                self.set(
+                    ConditionType::Scheduled,
+                    "True",
+                    Reason::ContainerCreating,
+                    "the pod has a node",
+                );
+            }
+            self.set(ConditionType::Started, "False", reason, &message);
+        }
+        let finished = record.finished_at.unwrap_or(self.now);
+        self.status.exit_code = exit.code;
+        self.status.signal.clone_from(&exit.signal);
+        self.status.finished_at = Some(finished);
+        self.status.duration = record.started_at.map(|started| duration_text(started, finished));
+        self.set_at(ConditionType::Finished, "True", reason, &message, finished);
+        let succeeded = if phase == Phase::Succeeded { "True" } else { "False" };
+        let last_lines = self.with_tail(&message, phase);
+        self.set_at(ConditionType::Succeeded, succeeded, reason, &last_lines, finished);
+        self.say(phase, reason, message);
+    }
+
+    fn started(&mut self, record: &AttemptStatus) {
+        self.status.started_at = record.started_at;
+        let at = record.started_at.unwrap_or(self.now);
+        self.set(
+            ConditionType::Scheduled,
+            "True",
+            Reason::ContainerCreating,
+            "the pod has a node",
+        );
+        self.set_at(
+            ConditionType::Started,
+            "True",
+            Reason::Running,
+            "the program was launched",
+            at,
+        );
+        if !self.status.phase.is_some_and(Phase::is_final) {
+            self.not_finished(Reason::Running);
+        }
+    }
+
+    fn not_ended(&mut self, reason: Reason) {
+        self.set(
+            ConditionType::Started,
+            "False",
+            reason,
+            "the program was not launched yet",
+        );
+        self.not_finished(reason);
+    }
+
+    fn not_finished(&mut self, reason: Reason) {
+        self.set(ConditionType::Finished, "False", reason, "the process has not ended");
+        self.set(ConditionType::Succeeded, "Unknown", reason, "the process has not ended");
+    }
+
+    /// The output's last lines, which the relay wrote together with the exit record.
+    fn with_tail(&self, sentence: &str, phase: Phase) -> String {
+        let output = self.process.status.as_ref().and_then(|status| status.output.as_ref());
+        match output
+            .and_then(|output| output.tail.as_deref())
+            .filter(|tail| !tail.is_empty())
+        {
+            Some(tail) if phase == Phase::Succeeded => tail.to_owned(),
+            Some(tail) => format!("{sentence}\n{tail}"),
+            None => sentence.to_owned(),
+        }
+    }
+
+    fn say(&mut self, phase: Phase, reason: Reason, message: String) {
+        self.status.phase = Some(phase);
+        self.status.reason = Some(reason);
+        self.status.message = Some(shortened(&message));
+    }
+
+    fn record(&mut self) -> Option<&mut AttemptStatus> {
+        let current = self.status.attempt?;
+        self.status.attempts.iter_mut().find(|record| record.number == current)
+    }
+
+    fn set(&mut self, kind: ConditionType, status: &str, reason: Reason, message: &str) {
+        self.set_at(kind, status, reason, message, self.now);
+    }
+
+    /// Sets a condition; its time moves only with its status (API conventions, `lastTransitionTime`).
+    fn set_at(&mut self, kind: ConditionType, status: &str, reason: Reason, message: &str, at: Timestamp) {
+        let previous = self
+            .status
+            .conditions
+            .iter()
+            .position(|condition| condition.type_ == kind.to_string());
+        let kept = previous
+            .map(|index| &self.status.conditions[index])
+            .filter(|condition| condition.status == status);
+        let next = Condition {
+            type_: kind.to_string(),
+            status: status.to_owned(),
+            reason: reason.to_string(),
+            message: if kind == ConditionType::Succeeded {
+                message.to_owned()
+            } else {
+                shortened(message)
+            },
+            observed_generation: self.process.metadata.generation,
+            last_transition_time: kept.map_or_else(|| Time(at), |condition| condition.last_transition_time.clone()),
+        };
+        match previous {
+            Some(index) => self.status.conditions[index] = next,
+            None => self.status.conditions.push(next),
+        }
+    }
+}
+
+/// At most [`MAX_MESSAGE`] bytes, cut between characters.
+pub(in super::super) fn shortened(text: &str) -> String {
+    if text.len() <= MAX_MESSAGE {
+        return text.to_owned();
+    }
+    let end = (0..=MAX_MESSAGE - 3)
+        .rev()
+        .find(|index| text.is_char_boundary(*index))
+        .unwrap_or(0);
+    format!("{}...", &text[..end])
+}
+
+/// A duration for a table: 0.4s, 12s, 1m30s, 2h05m, 3d04h.
+fn duration_text(from: Timestamp, to: Timestamp) -> String {
+    let millis = to.duration_since(from).as_millis().max(0);
+    let seconds = millis / 1000;
+    match seconds {
+        0..10 => format!("{}.{}s", seconds, millis % 1000 / 100),
+        10..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h{:02}m", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}

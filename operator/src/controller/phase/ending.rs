@@ -1,0 +1,197 @@
+//! What an end means: from the exit record, and where there is none from the pod.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
+use remoteprocess_api::{AttemptExit, ExitSource, Phase, Reason, names};
+
+use super::waiting::{condition, container};
+
+/// Exit code of a container that SIGKILL ended.
+const KILLED: i32 = 137;
+/// Who asks when the kubelet ends a pod.
+const KUBELET: &str = "kubelet";
+
+/// A verdict over an end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) phase: Phase,
+    pub(super) reason: Reason,
+    pub(super) message: String,
+}
+
+/// Judges an end. Success is only a verified record of code 0 that nobody asked for.
+pub(super) fn judge(exit: &AttemptExit, stop_wanted: bool, disruption: Option<(Reason, String)>) -> Outcome {
+    let how = describe(exit);
+    let failed = |reason, message| Outcome {
+        phase: Phase::Failed,
+        reason,
+        message,
+    };
+    if let Some(stop) = &exit.stop {
+        let by_kubelet = stop.requested_by == KUBELET && !stop_wanted;
+        return match disruption {
+            Some((reason, why)) if by_kubelet => failed(reason, format!("{why}; {how}")),
+            None if by_kubelet => failed(Reason::Interrupted, format!("the pod was deleted; {how}")),
+            _ => failed(Reason::Stopped, stopped_sentence(exit, &how)),
+        };
+    }
+    let verified = exit.source == ExitSource::Entrypoint;
+    if verified && exit.code == Some(0) && exit.signal.is_none() {
+        return Outcome {
+            phase: Phase::Succeeded,
+            reason: Reason::Completed,
+            message: how,
+        };
+    }
+    if let Some(reason) = exit.reason.filter(|reason| *reason != Reason::Completed) {
+        let stopped = stop_wanted && !verified;
+        let message = exit.message.clone().unwrap_or(how);
+        return failed(if stopped { Reason::Stopped } else { reason }, message);
+    }
+    let message = match &exit.message {
+        Some(message) => format!("{how}: {message}"),
+        None => how,
+    };
+    failed(reason_of(exit), message)
+}
+
+fn reason_of(exit: &AttemptExit) -> Reason {
+    match (exit.signal.as_deref(), exit.code) {
+        (Some("SIGKILL"), _) if exit.oom_kills.is_some_and(|kills| kills > 0) => Reason::OOMKilled,
+        (Some(_), _) => Reason::Signaled,
+        (None, Some(code)) if code != 0 => Reason::NonZeroExit,
+        _ => Reason::Interrupted,
+    }
+}
+
+fn describe(exit: &AttemptExit) -> String {
+    match (&exit.signal, exit.code) {
+        (Some(signal), _) => format!("the program was ended by {signal}"),
+        (None, Some(code)) => format!("the program ended with code {code}"),
+        (None, None) => "how the program ended is not known".into(),
+    }
+}
+
+fn stopped_sentence(exit: &AttemptExit, how: &str) -> String {
+    let stop = exit.stop.clone().unwrap_or_default();
+    let by = if stop.requested_by.is_empty() {
+        String::new()
+    } else {
+        format!(" by {}", stop.requested_by)
+    };
+    let why = stop.message.map(|message| format!(" ({message})")).unwrap_or_default();
+    let end = match (exit.source, &exit.message) {
+        (ExitSource::None, Some(message)) => message.as_str(),
+        _ => how,
+    };
+    format!("stopped{by}{why}; {end}")
+}
+
+/// What the pod says of an end, once the user's container or the whole pod has ended.
+pub(super) fn of_pod(pod: &Pod) -> Option<AttemptExit> {
+    let main = container(pod, names::CONTAINER_MAIN).and_then(|main| main.state.as_ref()?.terminated.as_ref());
+    if main.is_none() && !is_terminal(pod) {
+        return None;
+    }
+    let disruption = disruption(pod);
+    let Some(main) = main else {
+        let (reason, message) = disruption.unwrap_or_else(|| {
+            let status = pod.status.as_ref();
+            let said = status.and_then(|status| status.message.clone().or_else(|| status.reason.clone()));
+            (
+                Reason::Interrupted,
+                said.unwrap_or_else(|| "the pod ended before its containers ran".into()),
+            )
+        });
+        let (reason, message) = (Some(reason), Some(message));
+        return Some(AttemptExit {
+            source: ExitSource::None,
+            reason,
+            message,
+            ..AttemptExit::default()
+        });
+    };
+    let (reason, message) = disruption.unwrap_or_else(|| (reason_of_kubelet(main), sentence_of_kubelet(main)));
+    Some(AttemptExit {
+        code: Some(main.exit_code).filter(|_| !never_ran(main)),
+        source: ExitSource::Kubelet,
+        reason: Some(reason),
+        message: Some(message),
+        ..AttemptExit::default()
+    })
+}
+
+fn reason_of_kubelet(main: &ContainerStateTerminated) -> Reason {
+    match main.reason.as_deref() {
+        Some("OOMKilled") if main.exit_code == KILLED => Reason::OOMKilled,
+        _ if never_ran(main) => Reason::CreateContainer,
+        // A code that nobody verified proves no success.
+        _ if main.exit_code == 0 => Reason::Interrupted,
+        _ => Reason::NonZeroExit,
+    }
+}
+
+/// The runtime could not start the container (containerd: `StartError`; kubelet: `ContainerCannotRun`).
+fn never_ran(main: &ContainerStateTerminated) -> bool {
+    matches!(
+        main.reason.as_deref(),
+        Some("StartError" | "ContainerCannotRun" | "ContainerStatusUnknown")
+    )
+}
+
+fn sentence_of_kubelet(main: &ContainerStateTerminated) -> String {
+    let said = [main.reason.as_deref(), main.message.as_deref()]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(": ");
+    format!(
+        "the program's end was not reported; by the kubelet's record its container ended with code {} ({said})",
+        main.exit_code
+    )
+}
+
+/// Whether no container of the pod runs or will run.
+pub(super) fn is_terminal(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Whether the agent's container still runs.
+pub(super) fn has_agent(pod: &Pod) -> bool {
+    let agent = container(pod, names::CONTAINER_AGENT).and_then(|agent| agent.state.as_ref());
+    !is_terminal(pod) && agent.is_some_and(|state| state.running.is_some())
+}
+
+/// The pod's termination grace: longer than that the kubelet lets no agent live after the program.
+pub(super) fn grace(pod: &Pod) -> Duration {
+    let seconds = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.termination_grace_period_seconds)
+        .unwrap_or(30);
+    Duration::from_secs(seconds.max(0).unsigned_abs())
+}
+
+/// Why somebody took the pod away (Kubernetes, "Pod disruption conditions").
+pub(super) fn disruption(pod: &Pod) -> Option<(Reason, String)> {
+    let status = pod.status.as_ref()?;
+    let sentence = |message: Option<&String>, otherwise: &str| message.cloned().unwrap_or_else(|| otherwise.to_owned());
+    match status.reason.as_deref() {
+        Some("Evicted") => {
+            return Some((
+                Reason::Evicted,
+                sentence(status.message.as_ref(), "the kubelet evicted the pod"),
+            ));
+        }
+        Some("NodeLost") => return Some((Reason::NodeLost, sentence(status.message.as_ref(), "the node is gone"))),
+        _ => {}
+    }
+    let target = condition(pod, "DisruptionTarget").filter(|condition| condition.status == "True")?;
+    let reason = match target.reason.as_deref() {
+        Some("DeletionByTaintManager" | "DeletionByPodGC") => Reason::NodeLost,
+        _ => Reason::Evicted,
+    };
+    Some((reason, sentence(target.message.as_ref(), "the pod was evicted")))
+}

@@ -1,0 +1,59 @@
+//! What the controller knows of each process beyond its status. All of it may be lost
+//! at a restart: waits then begin anew, nothing else.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use remoteprocess_api::RemoteProcess;
+
+use super::phase::Memory;
+
+#[derive(Clone, Debug, Default)]
+struct Entry {
+    memory: Memory,
+    failures: u32,
+}
+
+/// One entry per process, by UID.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Remembered(Arc<Mutex<HashMap<String, Entry>>>);
+
+impl Remembered {
+    pub(super) fn recall(&self, process: &RemoteProcess) -> Memory {
+        self.with(process, |entry| entry.memory.clone())
+    }
+
+    pub(super) fn keep(&self, process: &RemoteProcess, memory: Memory) {
+        self.with(process, |entry| entry.memory = memory);
+    }
+
+    pub(super) fn keep_created(&self, process: &RemoteProcess, attempt: u32, pod: &Pod) {
+        let created = Some((attempt, pod.uid().unwrap_or_default()));
+        self.with(process, |entry| entry.memory.created = created);
+    }
+
+    /// One more failure in a row; returns how many.
+    pub(super) fn count_failure(&self, process: &RemoteProcess) -> u32 {
+        self.with(process, |entry| {
+            entry.failures = entry.failures.saturating_add(1);
+            entry.failures
+        })
+    }
+
+    pub(super) fn forget_failures(&self, process: &RemoteProcess) {
+        self.with(process, |entry| entry.failures = 0);
+    }
+
+    /// The object is gone.
+    pub(super) fn forget(&self, process: &RemoteProcess) {
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.remove(&process.uid().unwrap_or_default());
+    }
+
+    fn with<T>(&self, process: &RemoteProcess, act: impl FnOnce(&mut Entry) -> T) -> T {
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        act(entries.entry(process.uid().unwrap_or_default()).or_default())
+    }
+}

@@ -1,0 +1,120 @@
+//! The controller's part of the status: which fields are its own, and the one write
+//! that changes them.
+
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Resource, ResourceExt};
+use remoteprocess_api::{
+    AttemptStatus, ConditionType, ExitSource, RemoteProcess, RemoteProcessStatus, names::CONTROLLER_MANAGER,
+};
+
+use super::error::Error;
+
+/// The fields of a status that the controller writes. What the relay writes (output,
+/// grant, launch, a verified exit, the conditions of the output) is left out: a
+/// server-side apply with it would claim it.
+#[must_use]
+pub fn own_fields(status: &RemoteProcessStatus) -> RemoteProcessStatus {
+    let RemoteProcessStatus {
+        phase,
+        reason,
+        message,
+        observed_generation,
+        exit_code,
+        signal,
+        attempt,
+        started_at,
+        finished_at,
+        duration,
+        conditions,
+        output: _,
+        attempts,
+    } = status.clone();
+    let own_condition = |name: &str| name.parse::<ConditionType>().is_ok_and(|kind| !kind.is_of_relay());
+    RemoteProcessStatus {
+        phase,
+        reason,
+        message,
+        observed_generation,
+        exit_code,
+        signal,
+        attempt,
+        started_at,
+        finished_at,
+        duration,
+        conditions: conditions
+            .into_iter()
+            .filter(|condition| own_condition(&condition.type_))
+            .collect(),
+        output: None,
+        attempts: attempts.into_iter().map(own_attempt_fields).collect(),
+    }
+}
+
+fn own_attempt_fields(attempt: AttemptStatus) -> AttemptStatus {
+    let AttemptStatus {
+        number,
+        pod_name,
+        pod_uid,
+        node,
+        relay: _,
+        granted_at: _,
+        started_at: _,
+        finished_at,
+        exit,
+        usage: _,
+        output: _,
+    } = attempt;
+    // An end that the entrypoint did not report is the controller's finding.
+    let exit = exit.filter(|exit| exit.source != ExitSource::Entrypoint);
+    let finished_at = finished_at.filter(|_| exit.is_some());
+    AttemptStatus {
+        number,
+        pod_name,
+        pod_uid,
+        node,
+        exit,
+        finished_at,
+        ..AttemptStatus::default()
+    }
+}
+
+/// Writes `next` where it differs from what `process` shows; `None` where it does not.
+///
+/// The write holds only for the version of the object that the decision was made
+/// from, so that it cannot overrule a grant that came in between.
+///
+/// # Errors
+/// [`Error::Conflict`] when the object has changed meanwhile.
+pub async fn write(
+    client: &Client,
+    process: &RemoteProcess,
+    next: &RemoteProcessStatus,
+) -> Result<Option<RemoteProcess>, Error> {
+    let current = process.status.as_ref().map(own_fields).unwrap_or_default();
+    if current == *next {
+        return Ok(None);
+    }
+    let namespace = process.namespace().unwrap_or_default();
+    let name = process.name_any();
+    let patch = serde_json::json!({
+        "apiVersion": RemoteProcess::api_version(&()),
+        "kind": RemoteProcess::kind(&()),
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "uid": process.metadata.uid,
+            "resourceVersion": process.metadata.resource_version,
+        },
+        "status": next,
+    });
+    let api: Api<RemoteProcess> = Api::namespaced(client.clone(), &namespace);
+    let params = PatchParams::apply(CONTROLLER_MANAGER);
+    match api.patch_status(&name, &params, &Patch::Apply(&patch)).await {
+        Ok(written) => Ok(Some(written)),
+        Err(kube::Error::Api(status)) if status.code == 409 => Err(Error::Conflict(status.message)),
+        Err(source) => Err(Error::Status(source)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

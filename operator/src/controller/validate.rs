@@ -1,0 +1,263 @@
+//! From what a user wrote to what can be built: everything that the CEL rules of
+//! the API server cannot express is checked here, without a client.
+
+mod quantity;
+
+use remoteprocess_api::names;
+use remoteprocess_api::spec::{DEFAULT_SPOOL_BYTES, MIN_SPOOL_BYTES};
+use remoteprocess_api::{Echo, PodSpec, RemoteProcess, RemoteProcessSpec, signal};
+
+/// Why a specification cannot be turned into a pod: each a sentence that names the field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The API server always sets it; only an object that was never stored lacks it.
+    #[error("metadata.{0} is missing")]
+    Metadata(&'static str),
+    /// The program has no name.
+    #[error("spec.command: the first entry is the program and must not be empty")]
+    EmptyProgram,
+    /// The kernel ends strings at a NUL byte.
+    #[error("{0} contains a NUL byte, which no program can be given")]
+    Nul(String),
+    /// The mount would hide or reveal the agent's files.
+    #[error("spec.volumeMounts: {0} is reserved (/ and everything at or below /.rproc); choose another path")]
+    ReservedMount(String),
+    /// The volume's name belongs to us.
+    #[error("{0}: volume names that begin with rproc- are reserved; choose another")]
+    ReservedVolume(String),
+    /// With such a token the program could pass for its agent.
+    #[error("spec.pod.volumes: a token of the audience {audience} is reserved for the agent", audience = names::ENROL_AUDIENCE)]
+    ReservedAudience,
+    /// A label or annotation of our prefix.
+    #[error("spec.pod.{0}: the prefix remoteprocess.dev/ is reserved; choose another")]
+    ReservedKey(&'static str),
+    /// Only Linux has what we need.
+    #[error("spec.pod.nodeSelector: kubernetes.io/os must be linux")]
+    NotLinux,
+    /// No such signal.
+    #[error("spec.stop.signal: there is no signal {0}")]
+    UnknownSignal(String),
+    /// Not a quantity, or too small.
+    #[error("spec.output.spoolSize: {0} is not a quantity of at least 1Mi")]
+    SpoolSize(String),
+}
+
+/// A specification that can be built, with its defaults filled in.
+#[derive(Clone, Debug)]
+pub struct Validated<'a> {
+    /// Name of the object.
+    pub name: &'a str,
+    /// Namespace of the object.
+    pub namespace: &'a str,
+    /// UID of the object.
+    pub uid: &'a str,
+    /// The program and all its arguments.
+    pub argv: Vec<String>,
+    /// Name of the first signal of the stop path.
+    pub stop_signal: String,
+    /// Seconds between that signal and KILL.
+    pub stop_grace_seconds: u32,
+    /// Bytes of the spool.
+    pub spool_bytes: u64,
+    /// How much of the output the container's log gets.
+    pub echo: Echo,
+    /// Both streams through one pipe.
+    pub merge: bool,
+    /// What is passed on to the pod as it stands.
+    pub spec: &'a RemoteProcessSpec,
+    /// The pod's part of it.
+    pub pod: PodSpec,
+}
+
+/// Checks a process and fills in the defaults.
+///
+/// # Errors
+/// The first rule that the specification breaks.
+pub fn validate(process: &RemoteProcess) -> Result<Validated<'_>, Error> {
+    let metadata = &process.metadata;
+    let spec = &process.spec;
+    let pod = spec.pod.clone().unwrap_or_default();
+    check_strings(spec)?;
+    check_mounts(spec)?;
+    check_volumes(&pod)?;
+    check_keys(&pod)?;
+    Ok(Validated {
+        name: metadata.name.as_deref().ok_or(Error::Metadata("name"))?,
+        namespace: metadata.namespace.as_deref().ok_or(Error::Metadata("namespace"))?,
+        uid: metadata.uid.as_deref().ok_or(Error::Metadata("uid"))?,
+        argv: spec.argv(),
+        stop_signal: stop_signal(spec)?,
+        stop_grace_seconds: spec.stop_grace_seconds(),
+        spool_bytes: spool_bytes(spec)?,
+        echo: spec.echo(),
+        merge: spec.merge(),
+        spec,
+        pod,
+    })
+}
+
+fn check_strings(spec: &RemoteProcessSpec) -> Result<(), Error> {
+    if spec.command.first().is_none_or(String::is_empty) {
+        return Err(Error::EmptyProgram);
+    }
+    let command = spec
+        .command
+        .iter()
+        .enumerate()
+        .map(|(index, text)| (format!("spec.command[{index}]"), text));
+    let args = spec
+        .args
+        .iter()
+        .enumerate()
+        .map(|(index, text)| (format!("spec.args[{index}]"), text));
+    let env = spec
+        .env
+        .iter()
+        .filter_map(|entry| Some((format!("spec.env[{}]", entry.name), entry.value.as_ref()?)));
+    let directory = spec.working_dir.iter().map(|text| ("spec.workingDir".to_owned(), text));
+    match command
+        .chain(args)
+        .chain(env)
+        .chain(directory)
+        .find(|(_, text)| text.contains('\0'))
+    {
+        Some((field, _)) => Err(Error::Nul(field)),
+        None => Ok(()),
+    }
+}
+
+fn check_mounts(spec: &RemoteProcessSpec) -> Result<(), Error> {
+    for mount in &spec.volume_mounts {
+        if mount.name.starts_with(names::RESERVED_NAME_PREFIX) {
+            return Err(Error::ReservedVolume(format!("spec.volumeMounts: {}", mount.name)));
+        }
+        if is_reserved_path(&mount.mount_path) {
+            return Err(Error::ReservedMount(mount.mount_path.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a mount there would cover the handover volume, or lie inside it. The
+/// path is read as the kernel reads it: `//`, `.` and `..` resolved.
+fn is_reserved_path(path: &str) -> bool {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            name => parts.push(name),
+        }
+    }
+    let handover = names::HANDOVER_PATH.trim_start_matches('/');
+    parts.first().is_none_or(|first| *first == handover)
+}
+
+fn check_volumes(pod: &PodSpec) -> Result<(), Error> {
+    for volume in &pod.volumes {
+        if volume.name.starts_with(names::RESERVED_NAME_PREFIX) {
+            return Err(Error::ReservedVolume(format!("spec.pod.volumes: {}", volume.name)));
+        }
+        let sources = volume
+            .projected
+            .iter()
+            .flat_map(|projected| projected.sources.iter().flatten());
+        let mut audiences = sources.filter_map(|source| source.service_account_token.as_ref()?.audience.as_deref());
+        if audiences.any(|audience| audience == names::ENROL_AUDIENCE) {
+            return Err(Error::ReservedAudience);
+        }
+    }
+    Ok(())
+}
+
+fn check_keys(pod: &PodSpec) -> Result<(), Error> {
+    let reserved = |key: &String| key.split_once('/').is_some_and(|(prefix, _)| prefix == names::GROUP);
+    if pod.labels.keys().any(reserved) {
+        return Err(Error::ReservedKey("labels"));
+    }
+    if pod.annotations.keys().any(reserved) {
+        return Err(Error::ReservedKey("annotations"));
+    }
+    match pod.node_selector.get("kubernetes.io/os") {
+        Some(os) if os != "linux" => Err(Error::NotLinux),
+        _ => Ok(()),
+    }
+}
+
+fn stop_signal(spec: &RemoteProcessSpec) -> Result<String, Error> {
+    let given = spec.stop_signal();
+    let number = signal::parse(given).ok_or_else(|| Error::UnknownSignal(given.to_owned()))?;
+    Ok(signal::name(number))
+}
+
+fn spool_bytes(spec: &RemoteProcessSpec) -> Result<u64, Error> {
+    let Some(size) = spec.output.as_ref().and_then(|output| output.spool_size.as_ref()) else {
+        return Ok(DEFAULT_SPOOL_BYTES);
+    };
+    let bytes = quantity::bytes(&size.0).filter(|bytes| *bytes >= MIN_SPOOL_BYTES);
+    bytes.ok_or_else(|| Error::SpoolSize(size.0.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn process(spec: &str) -> RemoteProcess {
+        let object = format!(
+            "apiVersion: remoteprocess.dev/v1alpha1\nkind: RemoteProcess\n\
+             metadata: {{name: hello, namespace: default, uid: 0f0e-1}}\nspec:\n  image: busybox\n{spec}"
+        );
+        serde_saphyr::from_str(&object).unwrap()
+    }
+
+    #[test]
+    fn fills_in_the_defaults() {
+        let process = process("  command: [echo, hi]\n  args: [there]\n");
+        let validated = validate(&process).unwrap();
+        assert_eq!(validated.argv, ["echo", "hi", "there"]);
+        assert_eq!(
+            (validated.stop_signal.as_str(), validated.stop_grace_seconds),
+            ("SIGTERM", 30)
+        );
+        assert_eq!(validated.spool_bytes, 256 << 20);
+    }
+
+    #[rstest]
+    #[case::empty("  command: ['']\n", "spec.command")]
+    #[case::nul("  command: [\"a\\0b\"]\n", "spec.command[0]")]
+    #[case::nul_in_env("  command: [a]\n  env: [{name: X, value: \"\\0\"}]\n", "spec.env[X]")]
+    #[case::mount(
+        "  command: [a]\n  volumeMounts: [{name: x, mountPath: /tmp/../.rproc/}]\n",
+        "/.rproc"
+    )]
+    #[case::above("  command: [a]\n  volumeMounts: [{name: x, mountPath: //.}]\n", "//.")]
+    #[case::our_volume(
+        "  command: [a]\n  volumeMounts: [{name: rproc-token, mountPath: /x}]\n",
+        "rproc-token"
+    )]
+    #[case::volume("  command: [a]\n  pod: {volumes: [{name: rproc-x, emptyDir: {}}]}\n", "rproc-x")]
+    #[case::audience(
+        "  command: [a]\n  pod: {volumes: [{name: x, projected: {sources: [{serviceAccountToken: {path: t, audience: remoteprocess.dev/enrol}}]}}]}\n",
+        "audience"
+    )]
+    #[case::label("  command: [a]\n  pod: {labels: {remoteprocess.dev/uid: x}}\n", "labels")]
+    #[case::os("  command: [a]\n  pod: {nodeSelector: {kubernetes.io/os: windows}}\n", "linux")]
+    #[case::spool("  command: [a]\n  output: {spoolSize: 1k}\n", "spoolSize")]
+    #[case::signal("  command: [a]\n  stop: {signal: SIGNOPE}\n", "SIGNOPE")]
+    fn refuses_with_the_name_of_the_field(#[case] spec: &str, #[case] names: &str) {
+        let sentence = validate(&process(spec)).unwrap_err().to_string();
+        assert!(sentence.contains(names), "{sentence}");
+    }
+
+    #[rstest]
+    #[case("/.rprocket", false)]
+    #[case("/data/.rproc", false)]
+    #[case("/.rproc/socket", true)]
+    #[case("/a/..", true)]
+    fn reads_paths_as_the_kernel_does(#[case] path: &str, #[case] reserved: bool) {
+        assert_eq!(is_reserved_path(path), reserved, "{path}");
+    }
+}

@@ -1,0 +1,148 @@
+//! The caches, and what wakes the controller.
+
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream, StreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, reflector as reflect, watcher as watch};
+use kube::{Api, Client, ResourceExt};
+use remoteprocess_api::{RemoteProcess, names};
+use tracing::warn;
+
+use super::remember::Remembered;
+
+/// The caches and the stream of processes to look at.
+pub(super) struct Watches {
+    pub(super) pods: Store<Pod>,
+    pub(super) processes: Store<RemoteProcess>,
+    pub(super) triggers: BoxStream<'static, ObjectRef<RemoteProcess>>,
+}
+
+/// Begins to watch. Nothing happens until `triggers` is polled; processes come only
+/// when the cache of pods is whole, or each pod would look as if it were missing.
+pub(super) fn start(client: &Client, remembered: Remembered) -> Watches {
+    let (pods, pod_writer) = reflector::store();
+    let (processes, process_writer) = reflector::store();
+
+    let labelled = watcher::Config::default().labels(names::LABEL_UID);
+    let pod_events = watch(Api::<Pod>::all(client.clone()), labelled).backoff(WatchBackoff::default());
+    let pod_triggers = reflect(pod_writer, pod_events.modify(strip))
+        .touched_objects()
+        .filter_map(|pod| std::future::ready(or_warn(pod).and_then(|pod| owner(&pod))));
+
+    let api = Api::<DeserializeGuard<RemoteProcess>>::all(client.clone());
+    let process_events = watch(api, watcher::Config::default())
+        .backoff(WatchBackoff::default())
+        .filter_map(|event| std::future::ready(decoded(event)))
+        .inspect(move |event| {
+            if let Ok(Event::Delete(process)) = event {
+                remembered.forget(process);
+            }
+        });
+    let process_triggers = reflect(process_writer, process_events.modify(strip))
+        .applied_objects()
+        .filter_map(|process| std::future::ready(or_warn(process).map(|process| ObjectRef::from_obj(&process))));
+
+    let ready = pods.clone();
+    let pods_known = stream::once(async move {
+        // Without a writer there will be no triggers either.
+        let _ = ready.wait_until_ready().await;
+    });
+    let process_triggers = pods_known
+        .filter_map(|()| std::future::ready(None))
+        .chain(process_triggers);
+    let triggers = stream::select(pod_triggers, process_triggers).boxed();
+    Watches {
+        pods,
+        processes,
+        triggers,
+    }
+}
+
+/// The process that a pod belongs to.
+fn owner(pod: &Pod) -> Option<ObjectRef<RemoteProcess>> {
+    let name = pod.labels().get(names::LABEL_NAME)?;
+    Some(ObjectRef::new(name).within(&pod.namespace()?))
+}
+
+/// An object that does not decode is left out with a warning: it must not hide all others.
+fn decoded(
+    event: watcher::Result<Event<DeserializeGuard<RemoteProcess>>>,
+) -> Option<watcher::Result<Event<RemoteProcess>>> {
+    let decode = |DeserializeGuard(object): DeserializeGuard<RemoteProcess>| match object {
+        Ok(process) => Some(process),
+        Err(invalid) => {
+            let (namespace, name) = (&invalid.metadata.namespace, &invalid.metadata.name);
+            warn!(?namespace, ?name, error = %invalid.error, "left out: a RemoteProcess that cannot be read");
+            None
+        }
+    };
+    Some(match event {
+        Ok(Event::Apply(object)) => Ok(Event::Apply(decode(object)?)),
+        Ok(Event::InitApply(object)) => Ok(Event::InitApply(decode(object)?)),
+        Ok(Event::Delete(object)) => Ok(Event::Delete(decode(object)?)),
+        Ok(Event::Init) => Ok(Event::Init),
+        Ok(Event::InitDone) => Ok(Event::InitDone),
+        Err(error) => Err(error),
+    })
+}
+
+/// What nobody reads need not be kept.
+fn strip<K: kube::Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
+}
+
+fn or_warn<K>(event: watcher::Result<K>) -> Option<K> {
+    event
+        .inspect_err(|error| warn!(%error, "a watch was cut and begins anew"))
+        .ok()
+}
+
+/// Doubles up to two seconds; kube's own grows to thirty, which a user would notice.
+#[derive(Clone, Debug)]
+struct WatchBackoff {
+    next: Duration,
+}
+
+impl WatchBackoff {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(2);
+}
+
+impl Default for WatchBackoff {
+    fn default() -> Self {
+        Self { next: Self::FIRST }
+    }
+}
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let current = self.next;
+        self.next = (current * 2).min(Self::LONGEST);
+        Some(current)
+    }
+}
+
+impl Backoff for WatchBackoff {
+    fn reset(&mut self) {
+        self.next = Self::FIRST;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_never_waits_longer_than_two_seconds() {
+        let waits: Vec<_> = WatchBackoff::default().take(10).collect();
+        assert_eq!(waits[0], Duration::from_millis(100));
+        assert!(waits.iter().all(|wait| *wait <= Duration::from_secs(2)));
+    }
+}
