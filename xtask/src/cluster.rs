@@ -52,7 +52,7 @@ pub enum Command {
 pub fn run(command: Command) -> Result<()> {
     let state = State::of_this_user()?;
     match command {
-        Command::Up => up::up(&state).map(|_| ()),
+        Command::Up => up::up(&state, None).map(drop),
         Command::Down => {
             let _lock = Lock::take(&state.lock_file("cluster"), "another cluster command")?;
             down::down(&state)
@@ -96,14 +96,19 @@ impl State {
         self.root.with_file_name(format!("{name}.lock"))
     }
 
+    /// Held while tests run: two installations in one cluster would answer for each other's objects.
+    pub fn tests_lock(&self) -> PathBuf {
+        self.lock_file("tests")
+    }
+
     fn identity_file(&self) -> PathBuf {
         self.root.join("identity")
     }
 }
 
-/// Brings the cluster up (see [`Command::Up`]) and returns its tools.
-pub fn ensure_up(state: &State) -> Result<Tools> {
-    up::up(state)
+/// Brings the cluster up and returns its tools; `tests` is the lock of the tests, if the caller holds it.
+pub fn ensure_up(state: &State, tests: Option<&Lock>) -> Result<Tools> {
+    up::up(state, tests)
 }
 
 /// Imports an image archive; a name that exists already points to the new image afterwards.

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::cluster::{self, State, Tools};
+use crate::cluster::{self, Lock, State, Tools};
 use crate::exec;
 use crate::steps::step;
 
@@ -37,7 +37,7 @@ impl Target {
         let state = State::of_this_user()?;
         let named = env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty() && *path != *state.kubeconfig());
         if args.context.is_none() && !named {
-            return Self::development(state);
+            return Self::development(state, None);
         }
         let kubectl = in_path("kubectl").context("kubectl is needed to talk to your cluster")?;
         let helm = in_path("helm").map_or_else(cluster::helm, Ok)?;
@@ -57,9 +57,9 @@ impl Target {
         })
     }
 
-    /// The development cluster, brought up.
-    pub fn development(state: State) -> Result<Self> {
-        let tools = step("development cluster", || cluster::ensure_up(&state))?;
+    /// The development cluster, brought up; see [`cluster::ensure_up`].
+    pub fn development(state: State, tests: Option<&Lock>) -> Result<Self> {
+        let tools = step("development cluster", || cluster::ensure_up(&state, tests))?;
         Ok(Self {
             context: cluster::NODE.to_owned(),
             kubeconfig: Some(state.kubeconfig()),

@@ -85,9 +85,8 @@ fn chart() -> Result<()> {
 
 fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {
     let state = State::of_this_user()?;
-    // Two installations of the operator in one cluster would answer for each other's objects.
-    let _lock = Lock::take(&state.lock_file("tests"), "the tests of another checkout")?;
-    let Some(target) = report.step("cluster up", || Target::development(state)) else {
+    let lock = Lock::take(&state.tests_lock(), "the tests of another checkout")?;
+    let Some(target) = report.step("cluster up", || Target::development(state, Some(&lock))) else {
         report.skip("end-to-end tests", "there is no cluster");
         return Ok(());
     };

@@ -11,34 +11,56 @@ use super::{Lock, State, Tools, cgroup, config, daemon, dns, down, images, netwo
 use crate::exec;
 use crate::steps::step;
 
-/// Builds what is missing, reuses a healthy cluster of the same making, and replaces any other.
-pub fn up(state: &State) -> Result<Tools> {
-    let _lock = Lock::take(&state.lock_file("cluster"), "another cluster command")?;
+/// Builds what is missing, reuses a healthy cluster of the same making, and replaces any other. `tests` is the lock of
+/// the tests, if the caller holds it: without it a cluster is not taken away from under them.
+pub fn up(state: &State, tests: Option<&Lock>) -> Result<Tools> {
+    let lock = Lock::take(&state.lock_file("cluster"), "another cluster command")?;
     packages::ensure()?;
     let tools = Tools::ensure()?;
-    let identity = config::identity(state, &tools);
-    match fs::read_to_string(state.identity_file()) {
-        Ok(found) if found == identity => match health(state, &tools) {
-            Ok(()) => {
-                println!("the cluster is up already; KUBECONFIG={}", state.kubeconfig().display());
-                return Ok(tools);
-            }
-            Err(reason) => println!("the running cluster is sick and is replaced: {reason:#}"),
-        },
-        Ok(_) => println!("the running cluster was made by another version of this repository and is replaced"),
-        Err(_) => {}
+    if is_reusable(state, &tools) {
+        return Ok(tools);
     }
+    // Always the lock of the tests first, or two commands could wait for each other.
+    drop(lock);
+    let _tests = match tests {
+        Some(_) => None,
+        None => Some(Lock::take(&state.tests_lock(), "the tests of another checkout")?),
+    };
+    let _lock = Lock::take(&state.lock_file("cluster"), "another cluster command")?;
+    if !is_reusable(state, &tools) {
+        replace(state, &tools)?;
+    }
+    Ok(tools)
+}
+
+fn is_reusable(state: &State, tools: &Tools) -> bool {
+    let Ok(found) = fs::read_to_string(state.identity_file()) else {
+        return false;
+    };
+    if found != config::identity(state, tools) {
+        println!("the running cluster was made by another version of this repository and is replaced");
+        return false;
+    }
+    let health = health(state, tools);
+    match &health {
+        Ok(()) => println!("the cluster is up already; KUBECONFIG={}", state.kubeconfig().display()),
+        Err(reason) => println!("the running cluster is sick and is replaced: {reason:#}"),
+    }
+    health.is_ok()
+}
+
+fn replace(state: &State, tools: &Tools) -> Result<()> {
     if !rustix::process::getuid().is_root() {
         bail!("the development cluster needs root; with a cluster of your own use --context");
     }
     step("clear what is left of an earlier cluster", || down::down(state))?;
-    step("write certificates and configuration", || write_files(state, &tools))?;
-    step("start the cluster", || start(state, &tools))?;
+    step("write certificates and configuration", || write_files(state, tools))?;
+    step("start the cluster", || start(state, tools))?;
     // Only a cluster that came up whole is worth reusing.
-    fs::write(state.identity_file(), identity)?;
+    fs::write(state.identity_file(), config::identity(state, tools))?;
     println!("the cluster is up; export KUBECONFIG={}", state.kubeconfig().display());
     println!("kubectl, helm and ctr are in {}", state.root.join("bin").display());
-    Ok(tools)
+    Ok(())
 }
 
 /// Whether all daemons run, the API server and the node are ready, and names resolve.
