@@ -44,6 +44,8 @@ pub struct Subject {
     pub namespace: String,
     /// Name of the object.
     pub name: String,
+    /// UID of the attempt's pod.
+    pub pod_uid: String,
     /// The attempt.
     pub key: AttemptKey,
 }

@@ -1,1 +1,242 @@
-//! The gRPC service of the main listener.
+//! The gRPC service of the main listener: role, rights, call.
+
+mod control;
+mod output;
+mod start;
+mod state;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use kube::ResourceExt;
+use remoteprocess_api::RemoteProcess;
+use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
+use remoteprocess_proto::v1::{
+    GetStateRequest, GetStateResponse, ListRequest, ListResponse, OutputFrame, ProcessKey, SignalRequest,
+    SignalResponse, StartRequest, StartResponse, StopRequest, StopResponse, WatchOutputRequest,
+};
+use remoteprocess_proto::{MAX_MESSAGE, PROTOCOL};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use tracing::warn;
+
+use super::archive::{Archive, AttemptKey};
+use super::authorize::{self, Action, Authorizer};
+use super::directory::Directory;
+use super::record::Recorder;
+use super::session::Sessions;
+
+/// What every call needs.
+pub struct RelayParts {
+    /// Which processes exist.
+    pub directory: Directory,
+    /// Which of them are live here.
+    pub sessions: Sessions,
+    /// What was archived of them.
+    pub archive: Archive,
+    /// Who may do what.
+    pub authorizer: Authorizer,
+    /// Writes grants.
+    pub recorder: Recorder,
+    /// Ends streams, so that their readers go on at another replica.
+    pub shutdown: CancellationToken,
+}
+
+/// The service; cheap to clone.
+#[derive(Clone)]
+pub struct RelayService {
+    parts: Arc<RelayParts>,
+}
+
+/// A process that was found and may be worked with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Target {
+    namespace: String,
+    name: String,
+    uid: String,
+}
+
+impl RelayService {
+    /// A service over these parts.
+    #[must_use]
+    pub fn new(parts: RelayParts) -> Self {
+        Self { parts: Arc::new(parts) }
+    }
+
+    /// The service for a router.
+    #[must_use]
+    pub fn into_server(self) -> RelayServer<Self> {
+        RelayServer::new(self).max_decoding_message_size(MAX_MESSAGE)
+    }
+}
+
+impl RelayParts {
+    /// Finds the process that a user means and asks whether the user may do this with it. Somebody without the right
+    /// does not learn whether the process exists.
+    async fn allow(
+        &self,
+        user: &remoteprocess_tls::User,
+        action: Action,
+        key: Option<ProcessKey>,
+    ) -> Result<Target, Status> {
+        let key = key.unwrap_or_default();
+        if key.name.is_empty() && key.uid.is_empty() {
+            return Err(Status::invalid_argument("name the process, or give its uid"));
+        }
+        if key.uid.is_empty() || !key.namespace.is_empty() {
+            self.authorizer
+                .authorize(user, action, &key.namespace, &key.name)
+                .await?;
+        }
+        let missing = || Status::not_found(not_found(&key));
+        let target = self.find(&key).await?.ok_or_else(missing)?;
+        if target.namespace != key.namespace || target.name != key.name {
+            self.authorizer
+                .authorize(user, action, &target.namespace, &target.name)
+                .await?;
+        }
+        Ok(target)
+    }
+
+    async fn find(&self, key: &ProcessKey) -> Result<Option<Target>, Status> {
+        if key.uid.is_empty() {
+            let found = self.directory.get(&key.namespace, &key.name);
+            return Ok(found.as_deref().and_then(Target::of));
+        }
+        let found = match self.directory.by_uid(&key.uid) {
+            Some(process) => Target::of(&process),
+            None => self.find_archived(&key.uid).await?,
+        };
+        let fits = |target: &Target| {
+            (key.name.is_empty() || key.name == target.name)
+                && (key.namespace.is_empty() || key.namespace == target.namespace)
+        };
+        Ok(found.filter(fits))
+    }
+
+    async fn find_archived(&self, uid: &str) -> Result<Option<Target>, Status> {
+        let attempts = self.archive.attempts(uid).await.map_err(|error| unreadable(&error))?;
+        let Some(attempt) = attempts.last() else {
+            return Ok(None);
+        };
+        let key = AttemptKey {
+            uid: uid.to_owned(),
+            attempt: *attempt,
+        };
+        let manifest = self.archive.manifest(&key).await.map_err(|error| unreadable(&error))?;
+        Ok(manifest.map(|manifest| Target {
+            namespace: manifest.namespace,
+            name: manifest.name,
+            uid: manifest.uid,
+        }))
+    }
+
+    fn object(&self, target: &Target) -> Option<Arc<RemoteProcess>> {
+        self.directory.by_uid(&target.uid)
+    }
+}
+
+impl Target {
+    fn of(process: &RemoteProcess) -> Option<Self> {
+        Some(Self {
+            namespace: process.namespace()?,
+            name: process.name_any(),
+            uid: process.uid()?,
+        })
+    }
+}
+
+fn not_found(key: &ProcessKey) -> String {
+    if key.uid.is_empty() {
+        format!("there is no RemoteProcess {} in namespace {}", key.name, key.namespace)
+    } else {
+        "there is no RemoteProcess with this uid, and nothing of it in the archive".to_owned()
+    }
+}
+
+/// The chain goes to the log, a sentence to the peer.
+fn unreadable(error: &super::archive::Error) -> Status {
+    match error {
+        super::archive::Error::Uid => Status::invalid_argument(error.to_string()),
+        other => {
+            warn!(error = %other, "the archive cannot be read");
+            Status::unavailable("the archive cannot be read now")
+        }
+    }
+}
+
+/// Versions one away from ours are served.
+fn check_protocol(protocol: u32) -> Result<(), Status> {
+    if protocol.abs_diff(PROTOCOL) <= 1 {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(format!(
+        "this operator speaks version {PROTOCOL} of the wire, not {protocol}"
+    )))
+}
+
+type Frames = Pin<Box<dyn Stream<Item = Result<OutputFrame, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Relay for RelayService {
+    async fn start(&self, request: Request<StartRequest>) -> Result<Response<StartResponse>, Status> {
+        let (namespace, pod_uid) = authorize::agent(&request)?;
+        let request = request.into_inner();
+        check_protocol(request.protocol)?;
+        self.parts.start(namespace, pod_uid, request).await.map(Response::new)
+    }
+
+    async fn get_state(&self, request: Request<GetStateRequest>) -> Result<Response<GetStateResponse>, Status> {
+        let user = authorize::user(&request)?;
+        let request = request.into_inner();
+        check_protocol(request.protocol)?;
+        let target = self.parts.allow(&user, Action::Get, request.process).await?;
+        let process = Some(self.parts.state(&target).await?);
+        Ok(Response::new(GetStateResponse {
+            protocol: PROTOCOL,
+            process,
+        }))
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let user = authorize::user(&request)?;
+        let request = request.into_inner();
+        check_protocol(request.protocol)?;
+        self.parts
+            .authorizer
+            .authorize(&user, Action::List, &request.namespace, "")
+            .await?;
+        let processes = self.parts.list(&request.namespace);
+        Ok(Response::new(ListResponse {
+            protocol: PROTOCOL,
+            processes,
+        }))
+    }
+
+    type WatchOutputStream = Frames;
+
+    async fn watch_output(&self, request: Request<WatchOutputRequest>) -> Result<Response<Frames>, Status> {
+        let user = authorize::user(&request)?;
+        let request = request.into_inner();
+        check_protocol(request.protocol)?;
+        let target = self.parts.allow(&user, Action::Log, request.process.clone()).await?;
+        Ok(Response::new(output::watch(self.parts.clone(), user, target, &request)))
+    }
+
+    async fn signal(&self, request: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {
+        let user = authorize::user(&request)?;
+        let request = request.into_inner();
+        let target = self.parts.allow(&user, Action::Signal, request.process.clone()).await?;
+        self.parts.signal(&user, &target, request).await?;
+        Ok(Response::new(SignalResponse {}))
+    }
+
+    async fn stop(&self, request: Request<StopRequest>) -> Result<Response<StopResponse>, Status> {
+        let user = authorize::user(&request)?;
+        let request = request.into_inner();
+        let target = self.parts.allow(&user, Action::Signal, request.process.clone()).await?;
+        self.parts.stop(&user, &target, request).await?;
+        Ok(Response::new(StopResponse {}))
+    }
+}

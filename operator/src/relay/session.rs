@@ -98,6 +98,8 @@ pub struct Session {
     closing: watch::Sender<Option<Exit>>,
     stop: watch::Sender<bool>,
     is_connected: AtomicBool,
+    /// Set with each connection; taken back by whoever asks.
+    was_connected: AtomicBool,
 }
 
 /// The live sessions of a relay.
@@ -185,6 +187,7 @@ impl Session {
             closing: watch::Sender::new(None),
             stop: watch::Sender::new(false),
             is_connected: AtomicBool::new(false),
+            was_connected: AtomicBool::new(false),
         }
     }
 

@@ -20,6 +20,9 @@ pub struct Manifest {
     pub uid: String,
     /// Number of the attempt.
     pub attempt: u32,
+    /// UID of the attempt's pod: only its agent may add to this.
+    #[serde(default)]
+    pub pod_uid: String,
     /// How the attempt ended; absent while it runs. Its presence says that nothing more will be archived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<StoredExit>,
@@ -118,6 +121,7 @@ impl Manifest {
             name: subject.name.clone(),
             uid: subject.key.uid.clone(),
             attempt: subject.key.attempt,
+            pod_uid: subject.pod_uid.clone(),
             exit: None,
             sealed: false,
             stdout_bytes: 0,

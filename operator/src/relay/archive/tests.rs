@@ -16,6 +16,7 @@ fn subject() -> Subject {
     Subject {
         namespace: "default".to_owned(),
         name: "hello".to_owned(),
+        pod_uid: "pod-1".to_owned(),
         key: AttemptKey {
             uid: "0c1d".to_owned(),
             attempt: 1,

@@ -3,9 +3,10 @@
 use std::future::Future;
 use std::time::Duration;
 
+use remoteprocess_proto::v1::exit::Source;
 use remoteprocess_proto::v1::{Cursor, Exit};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::control::ControlError;
@@ -19,6 +20,8 @@ const AGE: Duration = Duration::from_secs(1);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How long an agent that is away is told that everything is safe; one that comes later asks by itself.
 const FAREWELL: Duration = Duration::from_secs(30);
+/// The controller waits at most 10 s for the kubelet's word on a container that ended without a report.
+const KUBELET: Duration = Duration::from_secs(15);
 /// Raw bytes of output from which the status' tail is made.
 const TAIL_BYTES: usize = 4096;
 
@@ -46,6 +49,7 @@ pub async fn run(session: &Session) {
             keep(session, writer, &saved)
         );
         if let Some(End::Exit(exit)) = end {
+            let exit = ask_status(session, *exit).await;
             close(session, writer, &exit).await;
         }
     };
@@ -135,6 +139,26 @@ async fn close(session: &Session, mut writer: Writer, exit: &Exit) {
     let written = session.context.record.ended(&session.subject, &ending);
     if session.context.shutdown.run_until_cancelled(written).await.is_some() {
         farewell(session, manifest.stdout_bytes, manifest.stderr_bytes).await;
+    }
+}
+
+/// An end that the entrypoint did not report is the kubelet's to tell: the controller writes it into the status.
+async fn ask_status(session: &Session, exit: Exit) -> Exit {
+    if exit.source() != Source::None {
+        return exit;
+    }
+    let mut closing = session.closing.subscribe();
+    let told = timeout(KUBELET, closing.wait_for(Option::is_some)).await;
+    let Ok(Ok(Some(told))) = told.map(|told| told.map(|told| told.clone())) else {
+        return exit;
+    };
+    Exit {
+        outcome: told.outcome,
+        value: told.value,
+        source: told.source,
+        reason: told.reason,
+        message: told.message,
+        ..exit
     }
 }
 

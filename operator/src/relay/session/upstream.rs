@@ -48,7 +48,7 @@ pub async fn run(session: &Session) -> End {
     let mut backoff = BACKOFF.0;
     loop {
         let target = agent.borrow_and_update().clone();
-        let received = session.received();
+        let (received, begun) = (session.received(), Instant::now());
         let cut = tokio::select! {
             cut = read(session, &target) => cut,
             // It lost us, whatever our side of the connection looks like.
@@ -61,8 +61,11 @@ pub async fn run(session: &Session) -> End {
             Cut::End(end) => return end,
             Cut::Broken(reason) => debug!(uid = session.subject.key.uid, reason, "the agent's stream ended"),
         }
-        if received != session.received() {
-            (seen, backoff) = (Instant::now(), BACKOFF.0);
+        if session.was_connected.swap(false, Ordering::Relaxed) {
+            seen = Instant::now();
+        }
+        if received != session.received() || begun.elapsed() > BACKOFF.1 {
+            backoff = BACKOFF.0;
         }
         tokio::select! {
             () = sleep(backoff), if seen.elapsed() < PARK => backoff = (backoff * 2).min(BACKOFF.1),
@@ -142,6 +145,7 @@ struct Connected<'a>(&'a AtomicBool);
 impl<'a> Connected<'a> {
     fn new(session: &'a Session) -> Self {
         session.is_connected.store(true, Ordering::Relaxed);
+        session.was_connected.store(true, Ordering::Relaxed);
         Self(&session.is_connected)
     }
 }

@@ -1,0 +1,416 @@
+//! One user's stream of one process: before, during and after the life of its pod.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt, stream};
+use remoteprocess_proto::v1::output_frame::Frame;
+use remoteprocess_proto::v1::{Cursor, Exit, Heartbeat, OutputFrame, State, Stream as WireStream, WatchOutputRequest};
+use remoteprocess_tls::User;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::state::wire_state;
+use super::{RelayParts, Target, unreadable};
+use crate::relay::archive::AttemptKey;
+use crate::relay::authorize::Action;
+use crate::relay::piece::{Piece, Wanted, gap};
+use crate::relay::record::known_end;
+use crate::relay::session::{Follower, NEVER_SEALED, Next};
+
+/// Bytes that go to a reader at a time, and two of which wait for a slow one.
+const BATCH: usize = 256 * 1024;
+/// A silent stream says this often that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How often the reader's right is asked for again.
+const RECHECK: Duration = Duration::from_secs(60);
+/// A reader that takes nothing for this long is parked: what is held for it is let go.
+const STALLED: Duration = Duration::from_secs(1);
+/// How often an archive that another home writes is looked at.
+const POLL: Duration = Duration::from_secs(1);
+/// Reason of a gap where the status counts more than the archive holds.
+const NOT_ARCHIVED: &str = "NotArchived";
+
+type Batch = Result<Vec<OutputFrame>, Status>;
+
+/// Why a stream is over.
+enum Over {
+    /// Everything was said, or nobody listens.
+    Done,
+    /// The reader is told why.
+    Failed(Status),
+}
+
+struct Pump {
+    parts: Arc<RelayParts>,
+    user: User,
+    target: Target,
+    wanted: Wanted,
+    tail_lines: Option<u64>,
+    requested: u32,
+    follow: bool,
+    attempt: u32,
+    follower: Option<Follower>,
+    has_sent: bool,
+    told: Option<State>,
+    heartbeat: Instant,
+    recheck: Instant,
+    changes: [watch::Receiver<u64>; 2],
+    sender: mpsc::Sender<Batch>,
+}
+
+/// Starts a stream.
+pub(super) fn watch(parts: Arc<RelayParts>, user: User, target: Target, request: &WatchOutputRequest) -> super::Frames {
+    let (sender, receiver) = mpsc::channel(2);
+    let only = match request.stream() {
+        WireStream::Unspecified => None,
+        only => Some(only),
+    };
+    let pump = Pump {
+        changes: [parts.directory.changes(), parts.sessions.changes()],
+        parts,
+        user,
+        target,
+        wanted: Wanted {
+            cursor: request.cursor.unwrap_or_default(),
+            only,
+        },
+        tail_lines: request.tail_lines.filter(|_| request.cursor.is_none()),
+        requested: request.attempt,
+        follow: request.follow,
+        attempt: request.attempt,
+        follower: None,
+        has_sent: false,
+        told: None,
+        heartbeat: Instant::now() + HEARTBEAT,
+        recheck: Instant::now() + RECHECK,
+        sender,
+    };
+    tokio::spawn(pump.run());
+    Box::pin(frames(receiver))
+}
+
+fn frames(receiver: mpsc::Receiver<Batch>) -> impl Stream<Item = Result<OutputFrame, Status>> {
+    ReceiverStream::new(receiver).flat_map(|batch| match batch {
+        Ok(frames) => stream::iter(frames.into_iter().map(Ok).collect::<Vec<_>>()),
+        Err(status) => stream::iter(vec![Err(status)]),
+    })
+}
+
+impl Pump {
+    async fn run(mut self) {
+        let shutdown = self.parts.shutdown.clone();
+        let over = tokio::select! {
+            over = self.serve() => over,
+            () = shutdown.cancelled() => Err(Over::Failed(Status::unavailable("this replica is going away"))),
+        };
+        if let Err(Over::Failed(status)) = over {
+            // Nobody may be there to hear it.
+            let _ = self.sender.send(Err(status)).await;
+        }
+    }
+
+    async fn serve(&mut self) -> Result<(), Over> {
+        loop {
+            self.upkeep().await?;
+            self.choose_attempt().await?;
+            self.attach().await?;
+            // What is known before the archive is read to its end decides whether that end is the end.
+            let end = self.known_end().await?;
+            match self.next().await? {
+                Next::Pieces(pieces) => self.send_pieces(pieces).await?,
+                Next::Limit => return Err(Over::Done),
+                Next::End(exit) => return self.finish(*exit).await,
+                Next::Closed => self.detach(),
+                Next::Wait if self.is_live() => self.wait().await?,
+                Next::Wait => match end {
+                    Some(end) => return self.finish_archived(end).await,
+                    None if self.follow => {
+                        self.tell_state().await?;
+                        self.wait().await?;
+                    }
+                    None => return Err(Over::Done),
+                },
+            }
+        }
+    }
+
+    /// The latest attempt is followed until something of it was sent.
+    async fn choose_attempt(&mut self) -> Result<(), Over> {
+        if self.requested != 0 || self.has_sent {
+            return Ok(());
+        }
+        let latest = match self.parts.object(&self.target) {
+            Some(process) => process
+                .status
+                .as_ref()
+                .and_then(|status| status.attempt)
+                .unwrap_or_default(),
+            None if self.attempt != 0 => self.attempt,
+            None => {
+                let attempts = self.parts.archive.attempts(&self.target.uid).await;
+                attempts
+                    .map_err(|error| Over::Failed(unreadable(&error)))?
+                    .last()
+                    .copied()
+                    .unwrap_or_default()
+            }
+        };
+        if latest != self.attempt {
+            self.attempt = latest;
+            self.follower = None;
+        }
+        Ok(())
+    }
+
+    /// Gets a follower, and a live session for it where there is one.
+    async fn attach(&mut self) -> Result<(), Over> {
+        if self.attempt == 0 {
+            return Ok(());
+        }
+        let key = self.key();
+        if self.is_live() {
+            return Ok(());
+        }
+        let is_new = self.follower.is_none();
+        let wanted = self.wanted;
+        let archive = self.parts.archive.clone();
+        let follower = self
+            .follower
+            .get_or_insert_with(|| Follower::new(archive, key.clone(), wanted));
+        let session = self
+            .parts
+            .sessions
+            .get(&key)
+            .filter(|session| self.follow || session.is_open());
+        if let Some(session) = session {
+            follower.attach(Some(session));
+            if !self.follow {
+                follower.limit_to_now();
+            }
+        }
+        if let Some(lines) = self.tail_lines.filter(|_| is_new) {
+            follower
+                .begin_at_tail(lines)
+                .await
+                .map_err(|error| Over::Failed(unreadable(&error)))?;
+        }
+        Ok(())
+    }
+
+    fn detach(&mut self) {
+        if let Some(follower) = &mut self.follower {
+            follower.attach(None);
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        self.follower.as_ref().is_some_and(Follower::is_live)
+    }
+
+    async fn next(&mut self) -> Result<Next, Over> {
+        match &mut self.follower {
+            Some(follower) => follower
+                .next(BATCH)
+                .await
+                .map_err(|error| Over::Failed(unreadable(&error))),
+            None => Ok(Next::Wait),
+        }
+    }
+
+    /// The end of an attempt that has no live session, if it has one.
+    async fn known_end(&self) -> Result<Option<Ended>, Over> {
+        if self.is_live() {
+            return Ok(None);
+        }
+        if self.attempt != 0 {
+            let manifest = self.parts.archive.manifest(&self.key()).await;
+            let manifest = manifest.map_err(|error| Over::Failed(unreadable(&error)))?;
+            if let Some((manifest, exit)) = manifest.and_then(|manifest| Some((manifest.end(), manifest.exit_frame()?)))
+            {
+                return Ok(Some(Ended {
+                    exit,
+                    holds: Some(manifest),
+                    is_archived: true,
+                }));
+            }
+            if self.parts.sessions.get(&self.key()).is_some() {
+                return Ok(None);
+            }
+        }
+        let Some(process) = self.parts.object(&self.target) else {
+            let message = "the process was deleted before its end was known".to_owned();
+            let exit = Exit {
+                message,
+                reason: "Interrupted".to_owned(),
+                ..Exit::default()
+            };
+            return Ok(Some(Ended {
+                exit,
+                holds: None,
+                is_archived: false,
+            }));
+        };
+        let attempt = process.status.as_ref().and_then(|status| status.attempt(self.attempt));
+        let has_run = attempt.is_some_and(|attempt| attempt.granted_at.is_some());
+        let holds = if has_run {
+            attempt
+                .and_then(|attempt| attempt.output.as_ref())
+                .map(|output| Cursor {
+                    stdout: output.stdout.bytes,
+                    stderr: output.stderr.bytes,
+                })
+        } else {
+            Some(Cursor::default())
+        };
+        Ok(known_end(&process, self.attempt).map(|exit| Ended {
+            exit,
+            holds,
+            is_archived: false,
+        }))
+    }
+
+    /// The archive has been read to its end: what is missing is named, then comes the end.
+    async fn finish_archived(&mut self, ended: Ended) -> Result<(), Over> {
+        let reached = self.follower.as_ref().map(Follower::reached).unwrap_or_default();
+        let gaps: Vec<Piece> = [WireStream::Stdout, WireStream::Stderr]
+            .into_iter()
+            .filter(|stream| self.wanted.only.is_none_or(|only| only == *stream))
+            .filter_map(|stream| ended.gap(stream, reached.of(stream)))
+            .filter_map(|piece| piece.wanted(&self.wanted))
+            .collect();
+        let is_whole = gaps.is_empty();
+        self.send_pieces(gaps).await?;
+        let sealed = ended.exit.sealed && is_whole;
+        self.finish(Exit { sealed, ..ended.exit }).await
+    }
+
+    async fn finish(&mut self, exit: Exit) -> Result<(), Over> {
+        self.send(vec![Frame::Exit(exit)]).await?;
+        Err(Over::Done)
+    }
+
+    async fn tell_state(&mut self) -> Result<(), Over> {
+        let state = self.parts.object(&self.target).map(|process| wire_state(&process));
+        match state {
+            Some(state) if self.told.as_ref() != Some(&state) => {
+                self.told = Some(state.clone());
+                self.send(vec![Frame::State(state)]).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn send_pieces(&mut self, pieces: Vec<Piece>) -> Result<(), Over> {
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        self.has_sent = true;
+        let frames = pieces
+            .into_iter()
+            .filter_map(|piece| piece.into_frame().frame)
+            .collect();
+        self.send(frames).await
+    }
+
+    async fn send(&mut self, frames: Vec<Frame>) -> Result<(), Over> {
+        let frames = frames
+            .into_iter()
+            .map(|frame| OutputFrame { frame: Some(frame) })
+            .collect();
+        let permit = match timeout(STALLED, self.sender.reserve()).await {
+            Ok(permit) => permit,
+            Err(_) => {
+                if let Some(follower) = &mut self.follower {
+                    follower.park();
+                }
+                self.sender.reserve().await
+            }
+        };
+        permit.map_err(|_| Over::Done)?.send(Ok(frames));
+        Ok(())
+    }
+
+    /// Heartbeats, and the right to go on.
+    async fn upkeep(&mut self) -> Result<(), Over> {
+        if Instant::now() >= self.recheck {
+            self.recheck = Instant::now() + RECHECK;
+            let Target { namespace, name, .. } = &self.target;
+            let checked = self
+                .parts
+                .authorizer
+                .authorize(&self.user, Action::Log, namespace, name)
+                .await;
+            match checked {
+                // The API server away is no reason to cut a stream that it allowed.
+                Err(status) if status.code() == tonic::Code::PermissionDenied => return Err(Over::Failed(status)),
+                _ => {}
+            }
+        }
+        if Instant::now() >= self.heartbeat {
+            self.heartbeat = Instant::now() + HEARTBEAT;
+            let offsets = self.follower.as_ref().map(Follower::reached);
+            self.send(vec![Frame::Heartbeat(Heartbeat { offsets })]).await?;
+        }
+        Ok(())
+    }
+
+    async fn wait(&mut self) -> Result<(), Over> {
+        let is_live = self.is_live();
+        let due = self.heartbeat.min(self.recheck);
+        let due = if is_live || self.attempt == 0 {
+            due
+        } else {
+            due.min(Instant::now() + POLL)
+        };
+        let [objects, sessions] = &mut self.changes;
+        let more = async {
+            match &mut self.follower {
+                Some(follower) => follower.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = more => {}
+            _ = objects.changed(), if !is_live => {}
+            _ = sessions.changed(), if !is_live => {}
+            () = sleep_until(due) => {}
+            () = self.sender.closed() => return Err(Over::Done),
+        }
+        Ok(())
+    }
+
+    fn key(&self) -> AttemptKey {
+        AttemptKey {
+            uid: self.target.uid.clone(),
+            attempt: self.attempt,
+        }
+    }
+}
+
+/// How an attempt without a live session ended.
+struct Ended {
+    exit: Exit,
+    /// Where both streams end, where that is known.
+    holds: Option<Cursor>,
+    /// The archive itself says so.
+    is_archived: bool,
+}
+
+impl Ended {
+    /// What a reader that has come to `reached` will never get.
+    fn gap(&self, stream: WireStream, reached: u64) -> Option<Piece> {
+        let reason = if self.is_archived {
+            crate::relay::archive::ARCHIVE_DAMAGED
+        } else {
+            NOT_ARCHIVED
+        };
+        match self.holds {
+            Some(end) if end.of(stream) > reached => Some(gap(stream, reached, Some(end.of(stream)), reason)),
+            Some(_) => None,
+            None => Some(gap(stream, reached, None, NEVER_SEALED)),
+        }
+    }
+}
