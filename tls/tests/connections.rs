@@ -2,12 +2,16 @@
 
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Empty;
+use http_body::Frame;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use remoteprocess_tls::{
@@ -21,7 +25,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
+use tonic::{body::Body, transport::Channel};
 use tower::{Service, ServiceExt, service_fn};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -66,21 +70,32 @@ struct Server {
     task: JoinHandle<()>,
 }
 
-/// A server that answers each request with who asked, as a header; `/slow` is answered never.
+/// Bytes without end.
+struct Flood;
+
+impl http_body::Body for Flood {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 64 << 10])))))
+    }
+}
+
+/// A server that answers each request with who asked, as a header; `/slow` is answered never, `/flood` without end.
 async fn server(identity: Arc<Identity>, client_auth: ClientAuth, limits: Limits) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let shutdown = CancellationToken::new();
-    let service = service_fn(|request: Request<Incoming>| async move {
-        if request.uri().path() == "/slow" {
-            std::future::pending::<()>().await;
+    let service = service_fn(async |request: Request<Incoming>| match request.uri().path() {
+        "/slow" => std::future::pending().await,
+        "/flood" => Ok::<_, std::convert::Infallible>(Response::new(Body::new(Flood))),
+        _ => {
+            let peer = request.extensions().get::<Arc<PeerIdentity>>();
+            let peer = peer.map_or_else(|| "nobody".to_owned(), |p| format!("{:?} {:?}", p.role, p.user));
+            let response = Response::builder().header("peer", peer.into_bytes());
+            Ok(response.body(Body::empty()).expect("a response"))
         }
-        let peer = request
-            .extensions()
-            .get::<Arc<PeerIdentity>>()
-            .map(|p| format!("{:?} {:?}", p.role, p.user));
-        let response = Response::builder().header("peer", peer.unwrap_or_else(|| "nobody".into()).into_bytes());
-        response.body(Empty::<bytes::Bytes>::new())
     });
     let task = tokio::spawn(serve(
         listener,
@@ -100,7 +115,7 @@ async fn server(identity: Arc<Identity>, client_auth: ClientAuth, limits: Limits
 async fn ask(channel: &mut Channel, path: &str) -> Result<String, tonic::transport::Error> {
     let request = Request::builder()
         .uri(format!("http://peer{path}"))
-        .body(tonic::body::Body::empty())
+        .body(Body::empty())
         .expect("a request");
     let response = channel.ready().await?.call(request).await?;
     Ok(String::from_utf8(response.headers()["peer"].as_bytes().to_vec()).expect("text"))
@@ -470,4 +485,68 @@ async fn an_expired_peer_gets_no_further_call_on_its_old_connection() {
     ask(&mut channel, "/").await.expect("an answer");
     let refused = async { while ask(&mut channel, "/").await.is_ok() {} };
     timeout(PATIENCE, refused).await.expect("refused after it expired");
+}
+
+#[tokio::test]
+async fn a_stalled_reader_does_not_stop_the_others_of_its_connection() {
+    let ca = authority();
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, Limits::default()).await;
+    let dialer = Dialer::new(identity(&ca, &agent("a")));
+    let channel = connect(&server, dialer, &Role::Operator).await.expect("served");
+    let flood = async |mut channel: Channel| {
+        let request = Request::get("http://peer/flood")
+            .body(Body::empty())
+            .expect("a request");
+        channel
+            .ready()
+            .await
+            .expect("connected")
+            .call(request)
+            .await
+            .expect("an answer")
+            .into_body()
+    };
+    let mut stalled = Vec::new();
+    for _ in 0..6 {
+        stalled.push(flood(channel.clone()).await);
+    }
+    let mut read = flood(channel).await;
+    let mut bytes = 0;
+    while bytes < 64 << 20 {
+        let frame = timeout(PATIENCE, read.frame())
+            .await
+            .expect("no stall")
+            .expect("no end")
+            .expect("no error");
+        bytes += frame.into_data().map_or(0, |data| data.len());
+    }
+}
+
+#[tokio::test]
+async fn no_session_is_resumed() {
+    let ca = authority();
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::None, Limits::anonymous()).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(ca.cert_pem().as_bytes()).expect("PEM"))
+        .expect("a CA");
+    let config = rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    for _ in 0..2 {
+        let stream = TcpStream::connect(server.address).await.expect("a connection");
+        let name = ServerName::try_from("operator.test.local").expect("a name");
+        let mut stream = connector.connect(name, stream).await.expect("a handshake");
+        // The preface of HTTP/2, so that the server answers and any ticket of its has come before.
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            .await
+            .expect("written");
+        stream.read_u8().await.expect("its settings");
+        let tls = stream.get_ref().1;
+        assert_eq!(tls.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        assert_eq!(tls.tls13_tickets_received(), 0);
+        assert_eq!(tls.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+    }
 }
