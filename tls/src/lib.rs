@@ -10,6 +10,7 @@ mod error;
 mod identity;
 mod role;
 mod serve;
+mod sources;
 
 pub use authority::{Authority, KeyRequest};
 pub use connect::Dialer;

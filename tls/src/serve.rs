@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpConnectInfo;
 use tower::{Service, ServiceExt};
 
-use crate::{Error, Identity, PeerIdentity};
+use crate::{Error, Identity, PeerIdentity, sources::Sources};
 
 /// Whether a client has to show a certificate in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Limits {
     pub lifetime: Option<Duration>,
     /// Connections at a time, handshakes included; further ones wait in the kernel's queue.
     pub connections: usize,
+    /// Connections at a time from one address; further ones are closed at once.
+    pub connections_per_source: usize,
     /// Calls at a time on one connection.
     pub streams: u32,
     /// Bytes that a peer may send ahead of us on one call. The connection gets `streams` times this, so that one stalled
@@ -57,6 +59,8 @@ impl Default for Limits {
             drain: Duration::from_secs(10),
             lifetime: None,
             connections: 16_384,
+            // Port-forwards and proxies bring many users from one address.
+            connections_per_source: 16_384,
             streams: 128,
             stream_window: 1 << 20,
         }
@@ -70,6 +74,8 @@ impl Limits {
             drain: Duration::from_secs(5),
             lifetime: Some(Duration::from_secs(10)),
             connections: 1024,
+            // All pods of a node may come from one address.
+            connections_per_source: 256,
             streams: 4,
             stream_window: 64 << 10,
             ..Self::default()
@@ -107,12 +113,15 @@ pub async fn serve<S, B>(
     B::Error: Into<BoxError>,
 {
     let slots = Arc::new(Semaphore::new(limits.connections));
-    let (connections, cut) = (TaskTracker::new(), CancellationToken::new());
+    let (connections, cut, sources) = (TaskTracker::new(), CancellationToken::new(), Sources::default());
     while let Some((stream, address, slot)) = accept(&listener, &slots, &shutdown).await {
+        let Some(admission) = sources.admit(address.ip(), limits.connections_per_source) else {
+            continue;
+        };
         let (identity, service) = (identity.clone(), service.clone());
         let (shutdown, cut) = (shutdown.clone(), cut.clone());
         connections.spawn(async move {
-            let _slot: OwnedSemaphorePermit = slot;
+            let _slots = (slot, admission);
             let handshake = handshake(stream, &identity, client_auth, limits.handshake);
             let secured = tokio::select! {
                 secured = handshake => secured,

@@ -550,3 +550,19 @@ async fn no_session_is_resumed() {
         assert_eq!(tls.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
     }
 }
+
+#[tokio::test]
+async fn one_source_cannot_take_all_connections() {
+    let ca = authority();
+    let limits = Limits {
+        connections_per_source: 1,
+        ..Limits::default()
+    };
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, limits).await;
+    let dialer = Dialer::new(identity(&ca, &agent("a")));
+    let first = connect(&server, dialer.clone(), &Role::Operator).await.expect("served");
+    assert!(connect(&server, dialer.clone(), &Role::Operator).await.is_err());
+    drop(first);
+    let again = async { while connect(&server, dialer.clone(), &Role::Operator).await.is_err() {} };
+    timeout(PATIENCE, again).await.expect("room again");
+}
