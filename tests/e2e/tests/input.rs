@@ -97,7 +97,7 @@ fn the_cli_refuses_with_a_sentence() {
                 .within(Duration::from_secs(20))
                 .finish()
         };
-        refused(rproc(&["run", "x", "--image", BUSYBOX]), &["CMD"])?;
+        refused(rproc(&["run", "x", "--image", BUSYBOX]), &["COMMAND"])?;
         refused(rproc(&["logs", "no-such-process"]), &["no-such-process", "not found"])?;
         refused(rproc(&["stop", "no-such-process"]), &["no-such-process", "not found"])?;
         refused(rproc(&["signal", "x", "SIGNONE"]), &["SIGNONE"])?;

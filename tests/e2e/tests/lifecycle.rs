@@ -84,7 +84,7 @@ fn rm_removes_the_object_and_keeps_the_exit_code() {
 }
 
 #[test]
-fn detach_and_wait() {
+fn a_detached_process_can_be_waited_for_and_shown() {
     with_temp_ns("detach", |namespace| {
         let arguments = [
             "run",
@@ -101,9 +101,9 @@ fn detach_and_wait() {
             .finish()?
             .expect_code(0)?;
         namespace.wait_running("away")?;
-        let wait = namespace.editor.rproc(&["wait", "away"]).start()?;
+        let wait = namespace.editor.rproc(&["wait", "away", "--timeout=60s"]).start()?;
         namespace.in_container("away", "touch /tmp/go")?;
-        wait.finish()?.expect_code(3)?;
+        wait.finish()?.expect_code(0)?;
         for output in ["json", "yaml", "wide", "name"] {
             let get = namespace.editor.rproc(&["get", "away", "-o", output]).finish()?;
             ensure!(get.expect_code(0)?.out().contains("away"), "{get}");
