@@ -65,7 +65,7 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
 # controller and relay: server-side apply of their own fields of the status; grant and exit carry the resourceVersion.
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses/status]
-  verbs: [get, patch]
+  verbs: [patch]
 # controller: owner references with blockOwnerDeletion, where the API server enforces the permission for them.
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses/finalizers]
@@ -75,7 +75,7 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
   resources: [pods]
   verbs: [create, get, list, watch, delete]
 # controller: Events on changes of phase.
-- apiGroups: ["", events.k8s.io]
+- apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
 {{- end }}
