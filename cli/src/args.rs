@@ -1,0 +1,146 @@
+//! The command line, as it is written.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use clap::{CommandFactory, Parser, Subcommand};
+use remoteprocess_api::names;
+
+use crate::command::{completion, delete, describe, get, login, logs, run, signal, stop, version, wait, whoami};
+
+/// Runs commands in pods and never loses a byte or an exit code.
+///
+/// A RemoteProcess is a command that runs once in a pod. rproc creates it, streams its output and exits with its exit
+/// code; cut connections are resumed where they broke.
+#[derive(Debug, Parser)]
+#[command(name = "rproc", version, propagate_version = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Where and as whom.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes of run and logs:
+  the program's own; 128 + n where signal n ended it; 125 where it is not known
+  or rproc itself failed, with a sentence that begins with \"rproc:\".";
+
+/// One verb each.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command in a new pod and stream its output
+    Run(Box<run::RunArgs>),
+    /// Print the output of a process, before, during and after its pod's life
+    Logs(logs::LogsArgs),
+    /// Ask processes to end, and wait until they have
+    Stop(stop::StopArgs),
+    /// Send a signal to a process
+    Signal(signal::SignalArgs),
+    /// List processes
+    #[command(visible_alias = "ps")]
+    Get(get::GetArgs),
+    /// Show everything that is known about a process
+    Describe(describe::DescribeArgs),
+    /// Wait until something is true of processes
+    Wait(wait::WaitArgs),
+    /// Delete processes, ending those that run
+    Delete(delete::DeleteArgs),
+    /// Get a new client certificate now
+    Login(login::LoginArgs),
+    /// Show who you are and how the relay is reached
+    Whoami(whoami::WhoamiArgs),
+    /// Print the versions of client, operator and Kubernetes
+    Version(version::VersionArgs),
+    /// Print a completion script for a shell
+    Completion(completion::CompletionArgs),
+}
+
+/// Flags of every verb.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// Namespace of the process, instead of the context's
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Context of the kubeconfig, instead of the current one
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// Path of the kubeconfig, instead of KUBECONFIG or ~/.kube/config
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// User to impersonate
+    #[arg(long = "as", global = true, value_name = "USER")]
+    pub impersonate: Option<String>,
+    /// Group to impersonate; may be given more than once
+    #[arg(long = "as-group", global = true, value_name = "GROUP", requires = "impersonate")]
+    pub impersonate_groups: Vec<String>,
+    /// Address (host:port) of the relay, instead of the published one or a port-forward
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDRESS",
+        env = "RPROC_SERVER",
+        hide_env_values = true
+    )]
+    pub server: Option<String>,
+    /// Namespace in which the operator is installed
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "RPROC_OPERATOR_NAMESPACE",
+        hide_env_values = true,
+        default_value = names::DEFAULT_RELEASE_NAMESPACE
+    )]
+    pub operator_namespace: String,
+}
+
+/// The parser, under the name by which it was called: kubectl runs `kubectl-rproc` for `kubectl rproc`.
+#[must_use]
+pub fn parser(called_as: Option<&OsStr>) -> clap::Command {
+    let parser = Cli::command();
+    if is_plugin(called_as) {
+        parser.bin_name("kubectl rproc").display_name("kubectl rproc")
+    } else {
+        parser
+    }
+}
+
+/// Whether we run as a plugin of kubectl.
+#[must_use]
+pub fn is_plugin(called_as: Option<&OsStr>) -> bool {
+    called_as
+        .and_then(|path| Path::new(path).file_name())
+        .is_some_and(|name| name == "kubectl-rproc")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        parser(None).debug_assert();
+    }
+
+    #[test]
+    fn help_texts() {
+        let mut parser = parser(None).term_width(80);
+        parser.build();
+        insta::assert_snapshot!("rproc", parser.render_help());
+        for verb in parser.get_subcommands_mut() {
+            let name = verb.get_name().to_owned();
+            if name != "help" {
+                insta::assert_snapshot!(name, verb.clone().term_width(80).render_help());
+            }
+        }
+    }
+
+    #[test]
+    fn the_plugin_calls_itself_as_it_is_called() {
+        let mut parser = parser(Some(OsStr::new("/usr/local/bin/kubectl-rproc")));
+        assert!(parser.render_usage().to_string().contains("kubectl rproc"));
+    }
+}

@@ -1,0 +1,52 @@
+//! `rproc describe`: everything about a process.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Event;
+use kube::Api;
+use kube::api::ListParams;
+
+use super::{Failure, open, print, stop};
+use crate::args::GlobalArgs;
+use crate::connect::Cluster;
+use crate::render::description;
+
+/// Flags of `describe`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  # Why does it wait? How did it end?\n  rproc describe build")]
+pub struct DescribeArgs {
+    /// Names of the processes
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+/// Prints everything about the processes.
+///
+/// # Errors
+/// One is not there or may not be read.
+pub async fn run(global: &GlobalArgs, args: DescribeArgs) -> Result<u8, Failure> {
+    let cluster = open(global).await?;
+    for (index, name) in args.names.iter().enumerate() {
+        let object = stop::get(&cluster, name).await?;
+        let events = events(&cluster, object.metadata.uid.as_deref().unwrap_or_default()).await;
+        if index > 0 {
+            print("\n")?;
+        }
+        print(&description::describe(&object, events.as_deref(), Timestamp::now()))?;
+    }
+    Ok(0)
+}
+
+/// The object's events, oldest first; `None` where they may not be read.
+async fn events(cluster: &Cluster, uid: &str) -> Option<Vec<Event>> {
+    let api: Api<Event> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let mut events = api
+        .list(&ListParams::default().fields(&format!("involvedObject.uid={uid}")))
+        .await
+        .ok()?
+        .items;
+    events.sort_by_key(|event| {
+        let last = event.last_timestamp.as_ref().map(|time| time.0);
+        last.or_else(|| event.event_time.as_ref().map(|time| time.0))
+    });
+    Some(events)
+}

@@ -1,0 +1,215 @@
+//! `rproc get`, `rproc ps`: a table of processes.
+
+use clap::ValueEnum;
+use futures::StreamExt;
+use jiff::Timestamp;
+use kube::Api;
+use kube::api::{ListParams, WatchParams};
+use kube::core::{DynamicObject, WatchEvent};
+
+use super::{DataFormat, Failure, open, print, resource};
+use crate::args::GlobalArgs;
+use crate::connect::{Cluster, Rule};
+use crate::follow::Backoff;
+use crate::render::{Table, row::Columns};
+
+/// Flags of `get`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct GetArgs {
+    /// Names of the processes; all where absent
+    pub names: Vec<String>,
+    /// In all namespaces
+    #[arg(short = 'A', long, conflicts_with = "names")]
+    pub all_namespaces: bool,
+    /// Only those with these labels: app=web,tier!=test
+    #[arg(short = 'l', long, conflicts_with = "names")]
+    pub selector: Option<String>,
+    /// Go on with each change
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Format
+    #[arg(short, long, value_enum)]
+    pub output: Option<Format>,
+}
+
+const EXAMPLES: &str = "Examples:
+  # All processes of the namespace
+  rproc get
+
+  # Of all namespaces, with node and command, and each change
+  rproc get -A -o wide -w
+
+  # One, as YAML
+  rproc get build -o yaml";
+
+/// How processes are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A table with node and command
+    Wide,
+    /// Names only
+    Name,
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+}
+
+/// Prints the processes.
+///
+/// # Errors
+/// One is not there, or they may not be read.
+pub async fn run(global: &GlobalArgs, args: GetArgs) -> Result<u8, Failure> {
+    let cluster = open(global).await?;
+    let api = cluster.objects(args.all_namespaces);
+    let columns = Columns {
+        namespace: args.all_namespaces,
+        wide: args.output == Some(Format::Wide),
+    };
+    let mut printer = Printer {
+        format: args.output,
+        columns,
+        table: Table::default(),
+        has_header: false,
+    };
+    let (objects, version) = read(&cluster, &api, &args).await?;
+    if objects.is_empty() && !args.watch && matches!(args.output, None | Some(Format::Wide)) {
+        let place = if args.all_namespaces {
+            String::new()
+        } else {
+            format!(" in namespace {}", cluster.namespace)
+        };
+        eprint!("{}", crate::output::prefixed(&format!("there are no processes{place}")));
+        return Ok(0);
+    }
+    printer.print_all(&objects, args.names.len() == 1)?;
+    if args.watch {
+        watch(&cluster, &api, &args, printer, version).await?;
+    }
+    Ok(0)
+}
+
+async fn read(
+    cluster: &Cluster,
+    api: &Api<DynamicObject>,
+    args: &GetArgs,
+) -> Result<(Vec<DynamicObject>, String), Failure> {
+    let what = "list the processes";
+    if args.names.is_empty() {
+        let params = ListParams {
+            label_selector: args.selector.clone(),
+            ..ListParams::default()
+        };
+        let list = api.list(&params).await;
+        let list = list.map_err(|error| cluster.error(&error, &Rule::process("list", "remoteprocess-view"), what))?;
+        return Ok((list.items, list.metadata.resource_version.unwrap_or_default()));
+    }
+    let mut objects = Vec::new();
+    for name in &args.names {
+        let found = api.get_opt(name).await;
+        let found = found.map_err(|error| cluster.error(&error, &Rule::process("get", "remoteprocess-view"), what))?;
+        objects.push(
+            found.ok_or_else(|| {
+                Failure::new(format!("there is no process {name} in namespace {}", cluster.namespace))
+            })?,
+        );
+    }
+    let versions = objects
+        .iter()
+        .filter_map(|object| object.metadata.resource_version.as_ref()?.parse::<u64>().ok());
+    let version = versions.max().map(|version| version.to_string()).unwrap_or_default();
+    Ok((objects, version))
+}
+
+/// Prints changes until Ctrl-C. An interrupted watch goes on from the last version that was seen.
+async fn watch(
+    cluster: &Cluster,
+    api: &Api<DynamicObject>,
+    args: &GetArgs,
+    mut printer: Printer,
+    mut version: String,
+) -> Result<(), Failure> {
+    let params = WatchParams {
+        label_selector: args.selector.clone(),
+        ..WatchParams::default()
+    };
+    let mut backoff = Backoff::default();
+    loop {
+        match api.watch(&params, &version).await {
+            Ok(events) => {
+                let mut events = std::pin::pin!(events);
+                while let Some(Ok(event)) = events.next().await {
+                    backoff = Backoff::default();
+                    match event {
+                        WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object) => {
+                            version = object.metadata.resource_version.clone().unwrap_or(version);
+                            let name = object.metadata.name.clone().unwrap_or_default();
+                            if args.names.is_empty() || args.names.contains(&name) {
+                                printer.print_one(&object)?;
+                            }
+                        }
+                        WatchEvent::Bookmark(bookmark) => version = bookmark.metadata.resource_version,
+                        // The version is too old: begin with what is there now.
+                        WatchEvent::Error(_) => version = read(cluster, api, args).await?.1,
+                    }
+                }
+            }
+            Err(kube::Error::Api(status)) if status.code == 410 => version = read(cluster, api, args).await?.1,
+            Err(error @ kube::Error::Api(_)) => {
+                let rule = Rule::process("watch", "remoteprocess-view");
+                return Err(cluster.error(&error, &rule, "watch the processes").into());
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(backoff.wait()).await;
+    }
+}
+
+struct Printer {
+    format: Option<Format>,
+    columns: Columns,
+    table: Table,
+    has_header: bool,
+}
+
+impl Printer {
+    fn print_all(&mut self, objects: &[DynamicObject], is_single: bool) -> Result<(), Failure> {
+        let format = match self.format {
+            Some(Format::Json) => DataFormat::Json,
+            Some(Format::Yaml) => DataFormat::Yaml,
+            Some(Format::Name) => return objects.iter().try_for_each(|object| self.print_one(object)),
+            None | Some(Format::Wide) => return self.rows(objects),
+        };
+        match objects {
+            [object] if is_single => format.print(object),
+            objects => format.print(&serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects})),
+        }
+    }
+
+    fn print_one(&mut self, object: &DynamicObject) -> Result<(), Failure> {
+        match self.format {
+            Some(Format::Json) => DataFormat::Json.print(object),
+            Some(Format::Yaml) => {
+                print("---\n")?;
+                DataFormat::Yaml.print(object)
+            }
+            Some(Format::Name) => print(&format!(
+                "{}\n",
+                resource(object.metadata.name.as_deref().unwrap_or_default())
+            )),
+            None | Some(Format::Wide) => self.rows(std::slice::from_ref(object)),
+        }
+    }
+
+    fn rows(&mut self, objects: &[DynamicObject]) -> Result<(), Failure> {
+        let now = Timestamp::now();
+        let header = (!std::mem::replace(&mut self.has_header, true)).then(|| self.columns.header());
+        let rows: Vec<_> = header
+            .into_iter()
+            .chain(objects.iter().map(|object| self.columns.row(object, now)))
+            .collect();
+        self.table.fit(&rows);
+        print(&self.table.lines(&rows))
+    }
+}

@@ -1,0 +1,30 @@
+//! `rproc login`: a new client certificate.
+
+use jiff::Timestamp;
+
+use super::{Failure, open, print};
+use crate::args::GlobalArgs;
+use crate::connect::Trust;
+use crate::login;
+
+/// Flags of `login`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "rproc gets and renews its certificate by itself: this verb is for trying it out.")]
+pub struct LoginArgs {}
+
+/// Gets a new certificate, whatever the cached one is like.
+///
+/// # Errors
+/// A missing right, a refusal, or no answer in time.
+pub async fn run(global: &GlobalArgs, LoginArgs {}: LoginArgs) -> Result<u8, Failure> {
+    let cluster = open(global).await?;
+    let trust = Trust::read(&cluster).await?;
+    let identity = login::certificate(&cluster, &trust, false).await?;
+    let user = login::user(&cluster).await?;
+    let end = Timestamp::try_from(identity.not_after()).unwrap_or_default();
+    print(&format!(
+        "logged in as {} until {end:.0}\n",
+        user.username.unwrap_or_default()
+    ))?;
+    Ok(0)
+}

@@ -1,0 +1,535 @@
+//! `rproc run`: creates a process and streams it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use k8s_openapi::api::core::v1::{EnvVar, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
+use remoteprocess_api::{OutputSpec, RemoteProcess, RemoteProcessSpec};
+use remoteprocess_proto::v1::{Exit, ProcessKey};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+use super::{DataFormat, Failure, open, print, resource, stop};
+use crate::args::GlobalArgs;
+use crate::connect::{Cluster, Relay, Rule};
+use crate::exit::{self, Record, Verdict};
+use crate::follow::{self, Follower, Ledger, Narrator, Want};
+use crate::output::Output;
+
+/// How long a relay may not know a process that has just been made.
+const NEW_LIMIT: Duration = Duration::from_secs(15);
+
+/// Flags of `run`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct RunArgs {
+    /// Name of the new process; made from the image's where absent
+    pub name: Option<String>,
+    /// Image of the container
+    #[arg(long)]
+    pub image: String,
+    /// When to pull the image
+    #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub image_pull_policy: Option<String>,
+    /// Environment variable; without a value, the one that it has here. May be given more than once
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// CPU to request: 500m, 2
+    #[arg(long, value_name = "QUANTITY")]
+    pub cpu: Option<String>,
+    /// Memory to request, and its limit: 64Mi, 2Gi
+    #[arg(long, value_name = "QUANTITY")]
+    pub memory: Option<String>,
+    /// Directory in which the command starts
+    #[arg(long, value_name = "PATH")]
+    pub workdir: Option<String>,
+    /// Labels of the process
+    #[arg(short, long, value_name = "NAME=VALUE", value_delimiter = ',')]
+    pub labels: Vec<String>,
+    /// Join standard error to standard output, in the order in which both were written
+    #[arg(long)]
+    pub merge: bool,
+    /// Only create it; print its name
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Delete it when it has ended and its output is written
+    #[arg(long, conflicts_with = "detach")]
+    pub rm: bool,
+    /// Put the time before each line
+    #[arg(long)]
+    pub timestamps: bool,
+    /// Let control characters through to a terminal
+    #[arg(long)]
+    pub raw: bool,
+    /// Say nothing of our own but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Only show what would be created; "server" asks the API server too
+    #[arg(
+        long,
+        value_name = "WHERE",
+        value_enum,
+        default_value = "none",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "client"
+    )]
+    pub dry_run: DryRun,
+    /// Format in which to print the object, with --dry-run or --detach
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    pub output: Option<CreatedFormat>,
+    /// File for the result as JSON: it tells a program's 125 from ours
+    #[arg(long, value_name = "FILE", conflicts_with = "detach")]
+    pub result_file: Option<PathBuf>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+const EXAMPLES: &str = "Examples:
+  # Run a command, stream its output, exit with its exit code
+  rproc run --image busybox:1.36 -- sh -c 'echo hello; exit 7'
+
+  # Under a name, with an environment and a memory limit; delete it at the end
+  rproc run build --rm --image rust:1 -e CI --memory 2Gi -- cargo test
+
+  # Start it, leave, and come back later
+  rproc run report --detach --image busybox:1.36 -- sh -c 'sleep 60; date'
+  rproc logs -f report
+
+  # Only show the object
+  rproc run hello --image busybox:1.36 --dry-run=client -o yaml -- echo hello
+
+Ctrl-C asks the process to stop; a second one leaves it to itself. No other
+end of rproc touches the process.";
+
+/// Where a dry run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DryRun {
+    /// It is none
+    None,
+    /// Here
+    Client,
+    /// In the API server, which checks the object
+    Server,
+}
+
+/// How a created object is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CreatedFormat {
+    /// As JSON
+    Json,
+    /// As YAML
+    Yaml,
+    /// Its name only
+    Name,
+}
+
+/// Creates the process, streams it, and answers its code.
+///
+/// # Errors
+/// The object is refused, or the end of the process cannot be known.
+pub async fn run(global: &GlobalArgs, args: RunArgs) -> Result<u8, Failure> {
+    let is_shown = args.detach || args.dry_run != DryRun::None;
+    if args.output.is_some() && !is_shown {
+        return Err(Failure::new(
+            "-o is for --dry-run and --detach: otherwise standard output is the program's",
+        ));
+    }
+    let mut object = build(&args, |name| std::env::var(name).ok()).map_err(Failure::new)?;
+    if args.dry_run == DryRun::Client {
+        object.metadata.namespace.clone_from(&global.namespace);
+        return show(&args, &object);
+    }
+    // From here on Ctrl-C is for the process.
+    let signals = Signals::listen()?;
+    let cluster = open(global).await?;
+    let created = create(&cluster, &object, args.dry_run == DryRun::Server).await?;
+    if is_shown {
+        return show(&args, &created);
+    }
+    let (name, uid) = (
+        created.metadata.name.unwrap_or_default(),
+        created.metadata.uid.unwrap_or_default(),
+    );
+    stream(cluster, &args, &name, &uid, signals).await
+}
+
+fn show(args: &RunArgs, object: &RemoteProcess) -> Result<u8, Failure> {
+    let name = object
+        .metadata
+        .name
+        .as_deref()
+        .or(object.metadata.generate_name.as_deref())
+        .unwrap_or_default();
+    match args.output {
+        Some(CreatedFormat::Json) => DataFormat::Json.print(object)?,
+        Some(CreatedFormat::Yaml) => DataFormat::Yaml.print(object)?,
+        Some(CreatedFormat::Name) => print(&format!("{}\n", resource(name)))?,
+        None => {
+            let how = match args.dry_run {
+                DryRun::None => "",
+                DryRun::Client => " (dry run)",
+                DryRun::Server => " (server dry run)",
+            };
+            print(&format!("{} created{how}\n", resource(name)))?;
+        }
+    }
+    Ok(0)
+}
+
+async fn create(cluster: &Cluster, object: &RemoteProcess, dry_run: bool) -> Result<RemoteProcess, Failure> {
+    let params = PostParams {
+        dry_run,
+        field_manager: Some("rproc".into()),
+    };
+    cluster.processes().create(&params, object).await.map_err(|error| match &error {
+        kube::Error::Api(status) if status.reason == "AlreadyExists" => {
+            let name = object.metadata.name.as_deref().unwrap_or_default();
+            Failure::new(format!(
+                "there is a process {name} in namespace {} already. See it: rproc logs {name}. Delete it: rproc delete {name}",
+                cluster.namespace
+            ))
+        }
+        _ => cluster.error(&error, &Rule::process("create", "remoteprocess-edit"), "create the process").into(),
+    })
+}
+
+/// The object that the flags describe. `variable` looks up an environment variable of ours.
+fn build(args: &RunArgs, variable: impl Fn(&str) -> Option<String>) -> Result<RemoteProcess, String> {
+    let env = args
+        .env
+        .iter()
+        .map(|env| env_var(env, &variable))
+        .collect::<Result<Vec<_>, _>>()?;
+    let pairs = args.labels.iter().map(|label| match label.split_once('=') {
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => Err(format!("--labels {label}: expected NAME=VALUE")),
+    });
+    let labels = pairs.collect::<Result<BTreeMap<_, _>, _>>()?;
+    let spec = RemoteProcessSpec {
+        image: args.image.clone(),
+        image_pull_policy: args.image_pull_policy.clone(),
+        command: args.command.clone(),
+        env,
+        working_dir: args.workdir.clone(),
+        resources: resources(args),
+        output: args.merge.then(|| OutputSpec {
+            merge: Some(true),
+            ..OutputSpec::default()
+        }),
+        ..RemoteProcessSpec::default()
+    };
+    let metadata = ObjectMeta {
+        name: args.name.clone(),
+        generate_name: args.name.is_none().then(|| format!("{}-", base_name(&args.image))),
+        labels: (!labels.is_empty()).then_some(labels),
+        ..ObjectMeta::default()
+    };
+    Ok(RemoteProcess {
+        metadata,
+        spec,
+        status: None,
+    })
+}
+
+fn env_var(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<EnvVar, String> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, value.to_owned()),
+        None => (
+            text,
+            variable(text).ok_or_else(|| format!("--env {text}: it is not set here; give NAME=VALUE"))?,
+        ),
+    };
+    if name.is_empty() {
+        return Err(format!("--env {text}: the name is missing"));
+    }
+    Ok(EnvVar {
+        name: name.to_owned(),
+        value: Some(value),
+        value_from: None,
+    })
+}
+
+fn resources(args: &RunArgs) -> Option<ResourceRequirements> {
+    let quantity = |name: &str, text: &Option<String>| text.clone().map(|text| (name.to_owned(), Quantity(text)));
+    let requests: BTreeMap<_, _> = quantity("cpu", &args.cpu)
+        .into_iter()
+        .chain(quantity("memory", &args.memory))
+        .collect();
+    let limits: BTreeMap<_, _> = quantity("memory", &args.memory).into_iter().collect();
+    (!requests.is_empty()).then(|| ResourceRequirements {
+        requests: Some(requests),
+        limits: (!limits.is_empty()).then_some(limits),
+        ..ResourceRequirements::default()
+    })
+}
+
+/// The image's last path element as the beginning of a DNS label: `ghcr.io/a/My_App:1@sha256:…` gives `my-app`.
+fn base_name(image: &str) -> String {
+    let last = image
+        .split('@')
+        .next()
+        .unwrap_or_default()
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
+    let name = last.split(':').next().unwrap_or_default().to_ascii_lowercase();
+    let label: String = name
+        .chars()
+        .map(|c| {
+            if c.is_ascii_lowercase() || c.is_ascii_digit() {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    let label = label.trim_matches('-');
+    // Five characters and a dash follow.
+    let label = label[..label.len().min(40)].trim_end_matches('-');
+    if label.is_empty() {
+        "process".to_owned()
+    } else {
+        label.to_owned()
+    }
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The number of the next one.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 2,
+            _ = self.terminate.recv() => 15,
+            _ = self.hangup.recv() => 1,
+        }
+    }
+}
+
+async fn stream(cluster: Arc<Cluster>, args: &RunArgs, name: &str, uid: &str, signals: Signals) -> Result<u8, Failure> {
+    let output = Output::standard(args.raw, args.timestamps)?;
+    if args.name.is_none() && !args.quiet {
+        output.line(&format!("{name} created")).await?;
+    }
+    let key = ProcessKey {
+        namespace: cluster.namespace.clone(),
+        name: name.to_owned(),
+        uid: uid.to_owned(),
+    };
+    let mut follower = Follower {
+        dial: Relay::new(cluster.clone()),
+        ledger: Ledger::new(Want {
+            process: key.clone(),
+            follow: true,
+            ..Want::default()
+        }),
+        output: &output,
+        narrator: Narrator::new(name, args.quiet),
+        unknown_until: Instant::now() + NEW_LIMIT,
+    };
+    let ended = match until_end(&cluster, &mut follower, &key, signals).await {
+        Ending::Followed(result) => *result,
+        Ending::Left(number) => {
+            output.say(&format!(
+                "{name} is left to itself and goes on. See it again: rproc logs -f {name}"
+            ));
+            return Ok(128 + number);
+        }
+    };
+    let (exit, verdict) = conclude(&follower.ledger, name, ended)?;
+    if let Some(sentence) = verdict
+        .sentence
+        .as_ref()
+        .filter(|_| !args.quiet || verdict.code == exit::UNKNOWN)
+    {
+        output.line(sentence).await?;
+    }
+    if let Some(path) = &args.result_file {
+        let record = Record::new(&cluster.namespace, name, uid, exit.as_ref(), &verdict);
+        record
+            .write(path)
+            .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))?;
+    }
+    if args.rm && exit.is_some() {
+        remove(&cluster, &output, name, uid).await?;
+    }
+    output.flush().await?;
+    Ok(verdict.code)
+}
+
+enum Ending {
+    Followed(Box<Result<Option<Exit>, follow::Error>>),
+    /// A signal told us to go.
+    Left(u8),
+}
+
+async fn until_end(
+    cluster: &Arc<Cluster>,
+    follower: &mut Follower<'_, Relay>,
+    key: &ProcessKey,
+    mut signals: Signals,
+) -> Ending {
+    let output = follower.output;
+    let mut following = std::pin::pin!(follower.run());
+    let mut is_stopping = false;
+    loop {
+        let number = tokio::select! {
+            result = &mut following => return Ending::Followed(Box::new(result)),
+            number = signals.next() => number,
+        };
+        if number != 2 || is_stopping {
+            return Ending::Left(number);
+        }
+        is_stopping = true;
+        output.say(&format!("stopping {}; Ctrl-C again leaves it to itself", key.name));
+        let (cluster, key) = (cluster.clone(), key.clone());
+        tokio::spawn(async move {
+            if let Err(failure) = stop::ask(&cluster, &key, &stop::Manner::default()).await {
+                eprint!(
+                    "{}",
+                    crate::output::prefixed(&format!("cannot stop {}: {}", key.name, failure.text))
+                );
+            }
+        });
+    }
+}
+
+/// The verdict on what was followed; a closed pipe is no verdict.
+fn conclude(
+    ledger: &Ledger,
+    name: &str,
+    ended: Result<Option<Exit>, follow::Error>,
+) -> Result<(Option<Exit>, Verdict), Failure> {
+    let unknown = |sentence| Verdict {
+        code: exit::UNKNOWN,
+        sentence: Some(sentence),
+    };
+    match ended {
+        Ok(Some(exit)) => {
+            let verdict = exit::judge(name, &exit, ledger);
+            Ok((Some(exit), verdict))
+        }
+        Ok(None) => Ok((
+            None,
+            unknown(format!(
+                "the stream of {name} ended without its exit. See: rproc describe {name}"
+            )),
+        )),
+        Err(follow::Error::Output(error)) => Err(error.into()),
+        Err(error) => {
+            let sentence = format!(
+                "cannot follow {name}: {}\nThe process itself is not touched. See: rproc describe {name}",
+                Failure::from(error).text
+            );
+            Ok((None, unknown(sentence)))
+        }
+    }
+}
+
+async fn remove(cluster: &Cluster, output: &Output, name: &str, uid: &str) -> Result<(), Failure> {
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    match cluster.processes().delete(name, &params).await {
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+        Err(error) => {
+            let rule = Rule::process("delete", "remoteprocess-edit");
+            output
+                .line(&cluster.sentence(&error, &rule, "delete the process"))
+                .await?;
+        }
+        Ok(_) => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn args(words: &[&str]) -> RunArgs {
+        #[derive(Parser)]
+        struct Only {
+            #[command(flatten)]
+            args: RunArgs,
+        }
+        Only::try_parse_from([&["run"], words].concat()).unwrap().args
+    }
+
+    #[test]
+    fn flags_become_fields() {
+        let args = args(&[
+            "job",
+            "--image",
+            "busybox:1.36",
+            "--image-pull-policy",
+            "Never",
+            "-e",
+            "A=b=c",
+            "-e",
+            "HERE",
+            "--cpu",
+            "500m",
+            "--memory",
+            "64Mi",
+            "--labels",
+            "x=y,z=",
+            "--merge",
+            "--workdir",
+            "/tmp",
+            "--",
+            "sh",
+            "-c",
+            "true",
+        ]);
+        let object = build(&args, |name| (name == "HERE").then(|| "there".to_owned())).unwrap();
+        insta::assert_snapshot!(serde_saphyr::to_string(&object).unwrap());
+    }
+
+    #[test]
+    fn without_a_name_one_is_made_from_the_image() {
+        let object = build(&args(&["--image", "ghcr.io/a/My_App:1.0@sha256:00", "--", "x"]), |_| {
+            None
+        })
+        .unwrap();
+        assert_eq!(object.metadata.generate_name.as_deref(), Some("my-app-"));
+        assert_eq!(base_name("localhost:5000/__"), "process");
+        assert_eq!(base_name(&"x".repeat(100)).len(), 40);
+    }
+
+    #[test]
+    fn wrong_pairs_are_named() {
+        for (words, name) in [
+            (["-e", "NOWHERE"], "NOWHERE"),
+            (["-e", "=x"], "=x"),
+            (["-l", "only"], "only"),
+        ] {
+            let args = args(&[&words[..], &["--image", "i", "--", "x"]].concat());
+            assert!(build(&args, |_| None).unwrap_err().contains(name));
+        }
+    }
+}

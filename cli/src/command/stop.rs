@@ -1,0 +1,187 @@
+//! `rproc stop`: the stop path, and the wait for its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use remoteprocess_api::{Phase, RemoteProcess};
+use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::{ProcessKey, StopRequest};
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::{Failure, duration, open, print, resource};
+use crate::args::GlobalArgs;
+use crate::connect::{CallError, Cluster, Relay, Rule};
+use crate::observe::{self, Seen};
+
+/// Flags of `stop`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct StopArgs {
+    /// Names of the processes
+    #[arg(required = true)]
+    pub names: Vec<String>,
+    /// First signal, instead of the one in the process's specification
+    #[arg(long, value_name = "SIGNAL", value_parser = super::signal::number)]
+    pub signal: Option<i32>,
+    /// Seconds until SIGKILL, instead of those in the process's specification
+    #[arg(long, value_name = "SECONDS")]
+    pub grace_period: Option<u32>,
+    /// Return when it has ended; --wait=false returns when it has been asked
+    #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = clap::ArgAction::Set)]
+    pub wait: bool,
+    /// Longest time to wait; 0 for no limit
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "0", hide_default_value = true)]
+    pub timeout: Duration,
+}
+
+const EXAMPLES: &str = "Examples:
+  # Ask it to end (SIGTERM, after the grace period SIGKILL) and wait for the end
+  rproc stop build
+
+  # By SIGINT, with 5 seconds to go
+  rproc stop --signal INT --grace-period 5 build
+
+A process that was stopped never starts again, and never counts as succeeded.";
+
+/// How to stop; where absent, as the process's specification says.
+#[derive(Clone, Debug, Default)]
+pub struct Manner {
+    /// Number of the first signal.
+    pub signal: Option<i32>,
+    /// Seconds until SIGKILL.
+    pub grace_seconds: Option<u32>,
+}
+
+/// Stops the processes one after the other, and waits for all of them.
+///
+/// # Errors
+/// One is not there, may not be stopped, or does not end in time.
+pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
+    let cluster = open(global).await?;
+    let deadline = (!args.timeout.is_zero()).then(|| Instant::now() + args.timeout);
+    let manner = Manner {
+        signal: args.signal,
+        grace_seconds: args.grace_period,
+    };
+    let mut asked = Vec::new();
+    for name in &args.names {
+        let object = get(&cluster, name).await?;
+        if is_over(&object) {
+            print(&format!("{} has ended already\n", resource(name)))?;
+            continue;
+        }
+        let uid = object.metadata.uid.unwrap_or_default();
+        let key = ProcessKey {
+            namespace: cluster.namespace.clone(),
+            name: name.clone(),
+            uid,
+        };
+        ask(&cluster, &key, &manner).await?;
+        asked.push(key);
+    }
+    for key in asked {
+        if args.wait {
+            wait(&cluster, &key, deadline).await?;
+        }
+        print(&format!(
+            "{} {}\n",
+            resource(&key.name),
+            if args.wait { "stopped" } else { "is stopping" }
+        ))?;
+    }
+    Ok(0)
+}
+
+/// Reads one process.
+///
+/// # Errors
+/// It is not there or may not be read.
+pub async fn get(cluster: &Cluster, name: &str) -> Result<RemoteProcess, Failure> {
+    let found = cluster
+        .processes()
+        .get_opt(name)
+        .await
+        .map_err(|error| cluster.error(&error, &Rule::process("get", "remoteprocess-view"), "read the process"))?;
+    found.ok_or_else(|| Failure::new(format!("there is no process {name} in namespace {}", cluster.namespace)))
+}
+
+fn is_over(object: &RemoteProcess) -> bool {
+    object
+        .status
+        .as_ref()
+        .and_then(|status| status.phase)
+        .is_some_and(Phase::is_final)
+}
+
+/// Asks the relay to stop the process; where there is no way to it, asks by `spec.desiredState`.
+///
+/// # Errors
+/// Neither way is open.
+pub async fn ask(cluster: &Arc<Cluster>, key: &ProcessKey, manner: &Manner) -> Result<(), Failure> {
+    let request = StopRequest {
+        protocol: PROTOCOL,
+        process: Some(key.clone()),
+        signal: manner.signal,
+        grace_seconds: manner.grace_seconds,
+        message: String::new(),
+    };
+    let mut relay = Relay::new(cluster.clone());
+    let answer = relay
+        .call(|mut client| {
+            let request = request.clone();
+            async move { client.stop(request).await }
+        })
+        .await;
+    let is_plain = manner.signal.is_none() && manner.grace_seconds.is_none();
+    match answer {
+        Ok(_) => Ok(()),
+        // It ended while we asked.
+        Err(CallError::Relay(status)) if status.code() == Code::NotFound => Ok(()),
+        Err(CallError::Dial(error)) if is_plain => patch(cluster, key)
+            .await
+            .map_err(|failure| Failure::new(format!("{error}\n{}", failure.text))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn patch(cluster: &Cluster, key: &ProcessKey) -> Result<(), Failure> {
+    let patch = serde_json::json!({"metadata": {"uid": key.uid}, "spec": {"desiredState": "Stopped"}});
+    let patched = cluster
+        .processes()
+        .patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await;
+    match patched {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let rule = Rule::process("patch", "remoteprocess-edit");
+            Err(cluster
+                .error(&error, &rule, "stop the process by spec.desiredState")
+                .into())
+        }
+    }
+}
+
+async fn wait(cluster: &Cluster, key: &ProcessKey, deadline: Option<Instant>) -> Result<(), Failure> {
+    let api = cluster.processes();
+    let ended = observe::until(&api, &key.name, Some(&key.uid), deadline, |seen| match seen {
+        Seen::Gone => Some(()),
+        Seen::There(object) => is_over(object).then_some(()),
+    });
+    match ended.await {
+        Ok(()) => Ok(()),
+        Err(observe::Error::TimedOut(_)) => Err(Failure::no(format!(
+            "{} has been asked to stop and has not ended in time",
+            key.name
+        ))),
+        Err(observe::Error::Api(error)) => Err(cluster
+            .error(
+                &error,
+                &Rule::process("watch", "remoteprocess-view"),
+                "watch the process",
+            )
+            .into()),
+    }
+}

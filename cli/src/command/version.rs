@@ -1,0 +1,93 @@
+//! `rproc version`: client, operator, Kubernetes.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::ListParams;
+use remoteprocess_api::names;
+use serde::Serialize;
+
+use super::{DataFormat, Failure, open, print};
+use crate::args::GlobalArgs;
+use crate::connect::{Cluster, Rule};
+
+/// Flags of `version`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  rproc version\n  rproc version --client -o json")]
+pub struct VersionArgs {
+    /// Only this program's
+    #[arg(long)]
+    pub client: bool,
+    /// Format
+    #[arg(short, long, value_enum)]
+    pub output: Option<DataFormat>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Versions {
+    client: &'static str,
+    protocol: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operator: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kubernetes: Option<String>,
+}
+
+/// Prints the versions.
+///
+/// # Errors
+/// The API server does not answer.
+pub async fn run(global: &GlobalArgs, args: VersionArgs) -> Result<u8, Failure> {
+    let mut versions = Versions {
+        client: env!("CARGO_PKG_VERSION"),
+        protocol: remoteprocess_proto::PROTOCOL,
+        operator: None,
+        kubernetes: None,
+    };
+    if !args.client {
+        let cluster = open(global).await?;
+        let info = cluster.client.apiserver_version().await;
+        let info = info.map_err(|error| {
+            cluster.error(
+                &error,
+                &Rule::connect("", "/version", "get"),
+                "ask the API server for its version",
+            )
+        })?;
+        versions.kubernetes = Some(info.git_version);
+        versions.operator = Some(operator(&cluster).await);
+    }
+    if let Some(format) = args.output {
+        format.print(&versions)?;
+        return Ok(0);
+    }
+    let mut text = format!("Client:      {} (protocol {})\n", versions.client, versions.protocol);
+    for (name, version) in [
+        ("Operator:  ", &versions.operator),
+        ("Kubernetes:", &versions.kubernetes),
+    ] {
+        if let Some(version) = version {
+            text.push_str(&format!("{name}  {version}\n"));
+        }
+    }
+    print(&text)?;
+    Ok(0)
+}
+
+/// The version label of the operator's pods; more than one while it is being updated.
+async fn operator(cluster: &Cluster) -> String {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.operator_namespace);
+    let selector = format!("app.kubernetes.io/name={}", names::APP_NAME);
+    let pods = match api.list(&ListParams::default().labels(&selector)).await {
+        Ok(pods) => pods.items,
+        Err(error) => return format!("unknown ({})", crate::connect::innermost(&error)),
+    };
+    let version = |pod: Pod| pod.metadata.labels?.remove("app.kubernetes.io/version");
+    let mut versions: Vec<String> = pods.into_iter().filter_map(version).collect();
+    versions.sort();
+    versions.dedup();
+    if versions.is_empty() {
+        return format!("none in namespace {}", cluster.operator_namespace);
+    }
+    versions.join(", ")
+}

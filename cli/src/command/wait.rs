@@ -1,0 +1,230 @@
+//! `rproc wait`: until something is true of a process.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use remoteprocess_api::{Phase, RemoteProcess, RemoteProcessStatus, condition};
+use tokio::time::Instant;
+
+use super::{Failure, duration, open, print, resource};
+use crate::args::GlobalArgs;
+use crate::connect::Rule;
+use crate::observe::{self, Seen};
+
+/// Flags of `wait`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct WaitArgs {
+    /// Names of the processes
+    #[arg(required = true)]
+    pub names: Vec<String>,
+    /// What to wait for: scheduled, started, finished, succeeded, sealed, deleted,
+    /// condition=TYPE[=STATUS] or phase=PHASE
+    #[arg(long = "for", value_name = "WHAT", default_value = "finished")]
+    pub goal: Goal,
+    /// Longest time to wait; 0 for no limit
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
+    pub timeout: Duration,
+}
+
+const EXAMPLES: &str = "Examples:
+  # Until it has ended, well or badly
+  rproc wait build --timeout 10m
+
+  # Until it has ended with exit code 0; at once no longer where it has failed
+  rproc wait build --for succeeded --timeout 0
+
+The exit code is 0 where it came true, and 1 where it did not or cannot.";
+
+/// What is to become true.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// A condition has this status.
+    Condition {
+        /// Its type.
+        kind: String,
+        /// `True`, `False` or `Unknown`.
+        status: String,
+    },
+    /// The phase is this one.
+    Phase(Phase),
+    /// The object is gone.
+    Deleted,
+}
+
+impl FromStr for Goal {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = match text.to_ascii_lowercase().as_str() {
+            "scheduled" => Some("Scheduled"),
+            "started" => Some("Started"),
+            "finished" => Some("Finished"),
+            "succeeded" => Some("Succeeded"),
+            "sealed" => Some("OutputSealed"),
+            "delete" | "deleted" => return Ok(Self::Deleted),
+            _ => None,
+        };
+        if let Some(kind) = known {
+            return Ok(Self::Condition {
+                kind: kind.to_owned(),
+                status: "True".to_owned(),
+            });
+        }
+        if let Some(phase) = text.strip_prefix("phase=") {
+            let known = "Pending, Starting, Running, Stopping, Succeeded or Failed";
+            return phase
+                .parse()
+                .map(Self::Phase)
+                .map_err(|_| format!("no such phase; expected {known}"));
+        }
+        match text.strip_prefix("condition=") {
+            Some(condition) if !condition.is_empty() => {
+                let (kind, status) = condition.split_once('=').unwrap_or((condition, "True"));
+                Ok(Self::Condition {
+                    kind: kind.to_owned(),
+                    status: status.to_owned(),
+                })
+            }
+            _ => Err(
+                "expected scheduled, started, finished, succeeded, sealed, deleted, condition=TYPE[=STATUS] or \
+                      phase=PHASE"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+impl Goal {
+    /// True or false once it is certain.
+    fn judge(&self, seen: &Seen) -> Option<Result<(), String>> {
+        let object = match (self, seen) {
+            (Self::Deleted, Seen::Gone) => return Some(Ok(())),
+            (Self::Deleted, Seen::There(_)) => return None,
+            (_, Seen::Gone) => return Some(Err("is not there".to_owned())),
+            (_, Seen::There(object)) => object,
+        };
+        let status = object.status.clone().unwrap_or_default();
+        let is_met = match self {
+            Self::Condition { kind, status: wanted } => status
+                .conditions
+                .iter()
+                .any(|condition| &condition.type_ == kind && &condition.status == wanted),
+            Self::Phase(phase) => status.phase.unwrap_or_default() == *phase,
+            Self::Deleted => false,
+        };
+        if is_met {
+            return Some(Ok(()));
+        }
+        self.is_hopeless(&status).then(|| Err(state(object)))
+    }
+
+    /// Only the output's conditions come after the end.
+    fn is_hopeless(&self, status: &RemoteProcessStatus) -> bool {
+        let is_over = status.phase.is_some_and(Phase::is_final);
+        let is_of_output = |kind: &str| kind.starts_with("Output");
+        let has_finished = condition::is_true(&status.conditions, remoteprocess_api::ConditionType::Finished);
+        is_over && has_finished && !matches!(self, Self::Condition { kind, .. } if is_of_output(kind))
+    }
+}
+
+fn state(object: &RemoteProcess) -> String {
+    let status = object.status.clone().unwrap_or_default();
+    let parts = [
+        status.phase.map(|phase| phase.to_string()),
+        status.reason.map(|reason| reason.to_string()),
+        status.message,
+    ];
+    let text = parts
+        .into_iter()
+        .flatten()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join(": ");
+    format!("is {}", if text.is_empty() { "Pending" } else { &text })
+}
+
+/// Waits for each process in turn.
+///
+/// # Errors
+/// It did not come true in time, or cannot; the code is 1 then.
+pub async fn run(global: &GlobalArgs, args: WaitArgs) -> Result<u8, Failure> {
+    let cluster = open(global).await?;
+    let deadline = (!args.timeout.is_zero()).then(|| Instant::now() + args.timeout);
+    let api = cluster.processes();
+    let mut failures = Vec::new();
+    for name in &args.names {
+        match observe::until(&api, name, None, deadline, |seen| args.goal.judge(seen)).await {
+            Ok(Ok(())) => print(&format!("{} condition met\n", resource(name)))?,
+            Ok(Err(why)) => failures.push(format!("{name} {why}")),
+            Err(observe::Error::TimedOut(last)) => {
+                let last = last
+                    .map(|object| format!("; it {}", state(&object)))
+                    .unwrap_or_default();
+                failures.push(format!("timed out waiting for {name}{last}"));
+            }
+            Err(observe::Error::Api(error)) => {
+                let rule = Rule::process("get, watch", "remoteprocess-view");
+                return Err(cluster.error(&error, &rule, "watch the process").into());
+            }
+        }
+    }
+    if failures.is_empty() {
+        Ok(0)
+    } else {
+        Err(Failure::no(failures.join("\n")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(status: serde_json::Value) -> Seen {
+        let object = serde_json::json!({
+            "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "job"},
+            "spec": {"image": "i", "command": ["x"]}, "status": status,
+        });
+        Seen::There(serde_json::from_value(object).unwrap())
+    }
+
+    fn condition(kind: &str, status: &str) -> serde_json::Value {
+        serde_json::json!({"type": kind, "status": status, "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"})
+    }
+
+    #[test]
+    fn goals_are_read() {
+        let finished = Goal::Condition {
+            kind: "Finished".into(),
+            status: "True".into(),
+        };
+        assert_eq!("finished".parse(), Ok(finished.clone()));
+        assert_eq!("condition=Finished".parse(), Ok(finished));
+        assert_eq!("phase=Running".parse(), Ok(Goal::Phase(Phase::Running)));
+        assert_eq!("delete".parse(), Ok(Goal::Deleted));
+        for wrong in ["", "done", "phase=Done", "condition="] {
+            assert!(wrong.parse::<Goal>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_come_true_is_said_at_once() {
+        let failed = seen(serde_json::json!({
+            "phase": "Failed", "reason": "NonZeroExit", "message": "exit code 7",
+            "conditions": [condition("Finished", "True"), condition("Succeeded", "False")],
+        }));
+        let judge = |goal: &str| goal.parse::<Goal>().unwrap().judge(&failed);
+        assert_eq!(judge("finished"), Some(Ok(())));
+        assert_eq!(
+            judge("succeeded"),
+            Some(Err("is Failed: NonZeroExit: exit code 7".into()))
+        );
+        assert_eq!(
+            judge("phase=Running"),
+            Some(Err("is Failed: NonZeroExit: exit code 7".into()))
+        );
+        assert_eq!(judge("sealed"), None);
+        assert_eq!(judge("deleted"), None);
+        assert_eq!(Goal::Deleted.judge(&Seen::Gone), Some(Ok(())));
+    }
+}

@@ -1,0 +1,224 @@
+use http::{HeaderName, HeaderValue};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::core::{ApiResource, DynamicObject};
+use kube::{Api, Client, Config};
+use remoteprocess_api::{RemoteProcess, names};
+
+use crate::args::GlobalArgs;
+use crate::connect::innermost;
+use crate::follow::DialError;
+
+/// Why the API server cannot be asked, or what it answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no usable kubeconfig.
+    #[error("{0}")]
+    Config(String),
+    /// The API server refused or cannot be reached.
+    #[error("{0}")]
+    Api(String),
+}
+
+/// One rule that a role may lack.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    group: &'static str,
+    resource: &'static str,
+    verb: &'static str,
+    role: &'static str,
+}
+
+impl Rule {
+    /// A rule of the role that lets a person connect.
+    #[must_use]
+    pub fn connect(group: &'static str, resource: &'static str, verb: &'static str) -> Self {
+        Self {
+            group,
+            resource,
+            verb,
+            role: names::CONNECT_ROLE,
+        }
+    }
+
+    /// A rule on processes, of the role `role`.
+    #[must_use]
+    pub fn process(verb: &'static str, role: &'static str) -> Self {
+        Self {
+            group: names::GROUP,
+            resource: "remoteprocesses",
+            verb,
+            role,
+        }
+    }
+
+    /// The rule as it stands in a role, and who has it.
+    fn yaml(&self) -> String {
+        format!(
+            "- apiGroups: [\"{}\"]\n  resources: [{}]\n  verbs: [{}]\nThe role {} has it.",
+            self.group, self.resource, self.verb, self.role
+        )
+    }
+}
+
+/// One cluster, as one user.
+#[derive(Clone)]
+pub struct Cluster {
+    /// Client of its API server.
+    pub client: Client,
+    /// Namespace of the processes that are spoken of.
+    pub namespace: String,
+    /// Namespace of the operator.
+    pub operator_namespace: String,
+    /// Address of the API server.
+    pub url: String,
+    /// `--server`.
+    pub server: Option<String>,
+}
+
+impl Cluster {
+    /// Reads the configuration as kubectl does; inside of a pod, that of its ServiceAccount. Calls nobody yet.
+    ///
+    /// # Errors
+    /// There is no configuration, or it is wrong.
+    pub async fn open(global: &GlobalArgs) -> Result<Self, Error> {
+        let mut config = config(global).await.map_err(Error::Config)?;
+        impersonate(&mut config, global)?;
+        let namespace = global
+            .namespace
+            .clone()
+            .unwrap_or_else(|| config.default_namespace.clone());
+        let url = config.cluster_url.to_string();
+        let client = Client::try_from(config).map_err(|error| Error::Config(innermost(&error)))?;
+        let operator_namespace = global.operator_namespace.clone();
+        Ok(Self {
+            client,
+            namespace,
+            operator_namespace,
+            url,
+            server: global.server.clone(),
+        })
+    }
+
+    /// The processes of the namespace.
+    #[must_use]
+    pub fn processes(&self) -> Api<RemoteProcess> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// The same without a type: what a newer operator writes is not dropped.
+    #[must_use]
+    pub fn objects(&self, is_everywhere: bool) -> Api<DynamicObject> {
+        let resource = ApiResource::erase::<RemoteProcess>(&());
+        if is_everywhere {
+            Api::all_with(self.client.clone(), &resource)
+        } else {
+            Api::namespaced_with(self.client.clone(), &self.namespace, &resource)
+        }
+    }
+
+    /// A sentence for a failed call to the API server; a missing right is named as YAML.
+    #[must_use]
+    pub fn sentence(&self, error: &kube::Error, rule: &Rule, what: &str) -> String {
+        match error {
+            kube::Error::Api(status) if status.code == 403 && is_rbac(&status.message) => {
+                format!(
+                    "you may not {what}: {}\nThe missing rule:\n{}",
+                    status.message,
+                    rule.yaml()
+                )
+            }
+            kube::Error::UpgradeConnection(kube::client::UpgradeConnectionError::ProtocolSwitch(code))
+                if code.as_u16() == 403 =>
+            {
+                format!("you may not {what}.\nThe missing rule:\n{}", rule.yaml())
+            }
+            kube::Error::Api(status)
+                if status.code == 404 && status.message.contains("could not find the requested") =>
+            {
+                format!(
+                    "{} does not know RemoteProcesses: the operator's CRD is not installed",
+                    self.url
+                )
+            }
+            kube::Error::Api(status) => format!("cannot {what}: {}", status.message),
+            other => format!("cannot {what}: {} does not answer: {}", self.url, innermost(other)),
+        }
+    }
+
+    /// The same on the way to the relay.
+    #[must_use]
+    pub fn dial_error(&self, error: &kube::Error, rule: &Rule, what: &str) -> DialError {
+        let sentence = self.sentence(error, rule, what);
+        let code = match error {
+            kube::Error::Api(status) => status.code,
+            kube::Error::UpgradeConnection(kube::client::UpgradeConnectionError::ProtocolSwitch(code)) => code.as_u16(),
+            _ => 0,
+        };
+        match code {
+            401 | 403 => DialError::Refused(sentence),
+            404 => DialError::Missing(sentence),
+            _ => DialError::Unreachable(sentence),
+        }
+    }
+
+    /// The same as the end of a verb.
+    #[must_use]
+    pub fn error(&self, error: &kube::Error, rule: &Rule, what: &str) -> Error {
+        Error::Api(self.sentence(error, rule, what))
+    }
+}
+
+/// Quota, admission and Pod Security answer 403 too; what they say needs no rule.
+fn is_rbac(message: &str) -> bool {
+    message.contains("cannot") && message.contains("is forbidden: User")
+}
+
+async fn config(global: &GlobalArgs) -> Result<Config, String> {
+    let options = KubeConfigOptions {
+        context: global.context.clone(),
+        ..KubeConfigOptions::default()
+    };
+    let read = match &global.kubeconfig {
+        Some(path) => Kubeconfig::read_from(path),
+        None => Kubeconfig::read(),
+    };
+    let is_optional =
+        global.kubeconfig.is_none() && global.context.is_none() && std::env::var_os("KUBECONFIG").is_none();
+    match read {
+        Ok(kubeconfig) => {
+            let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
+                .await
+                .map_err(|error| explained(&error))?;
+            // A cluster that does not answer is said within seconds.
+            config.connect_timeout = Some(std::time::Duration::from_secs(10));
+            Ok(config)
+        }
+        Err(error) if is_optional => Config::incluster().map_err(|_| explained(&error)),
+        Err(error) => Err(explained(&error)),
+    }
+}
+
+fn explained(error: &KubeconfigError) -> String {
+    format!("no usable kubeconfig: {error}. Name one by --kubeconfig or KUBECONFIG, and a context of it by --context")
+}
+
+fn impersonate(config: &mut Config, global: &GlobalArgs) -> Result<(), Error> {
+    let user = global
+        .impersonate
+        .clone()
+        .or_else(|| config.auth_info.impersonate.clone());
+    let groups = match &global.impersonate {
+        Some(_) => global.impersonate_groups.clone(),
+        None => config.auth_info.impersonate_groups.clone().unwrap_or_default(),
+    };
+    let mut add = |name: &'static str, value: &str| {
+        let value = HeaderValue::from_str(value).map_err(|_| Error::Config(format!("cannot impersonate {value:?}")))?;
+        config.headers.push((HeaderName::from_static(name), value));
+        Ok(())
+    };
+    if let Some(user) = user {
+        add("impersonate-user", &user)?;
+        groups.iter().try_for_each(|group| add("impersonate-group", group))?;
+    }
+    Ok(())
+}

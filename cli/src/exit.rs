@@ -1,0 +1,314 @@
+//! From the end of a process to our own exit code.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use remoteprocess_api::signal;
+use remoteprocess_proto::v1::{Exit, Gap, StreamSeal, exit::Outcome};
+use serde::Serialize;
+
+use crate::follow::Ledger;
+
+/// Our exit code where the program's is not known, or where we failed ourselves.
+pub const UNKNOWN: u8 = 125;
+/// Our exit code where the reader of our output has gone: as if SIGPIPE had ended us, which it does to `cat`.
+pub const PIPE: u8 = 128 + 13;
+/// Our exit code after Ctrl-C.
+pub const INTERRUPTED: u8 = 128 + 2;
+
+/// Our exit code, and the sentence that goes with one that is not the program's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Our exit code.
+    pub code: u8,
+    /// Why it is what it is; absent where the program's own code says it all.
+    pub sentence: Option<String>,
+}
+
+/// What to exit with after `exit`, having received what `ledger` says.
+#[must_use]
+pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
+    let ended = ending(exit);
+    let unknown = |sentence| Verdict {
+        code: UNKNOWN,
+        sentence: Some(sentence),
+    };
+    let Some(code) = code(exit) else {
+        return unknown(format!(
+            "nobody knows how {name} ended{}. See: rproc describe {name}",
+            because(exit)
+        ));
+    };
+    if let Some(gap) = ledger.losses().first() {
+        return unknown(format!("{name} {ended}, but {}. See: rproc describe {name}", loss(gap)));
+    }
+    if !exit.sealed {
+        let why = exit
+            .seal
+            .as_ref()
+            .map(|seal| seal.reason.as_str())
+            .filter(|reason| !reason.is_empty());
+        let why = why.map_or_else(|| because(exit), |reason| format!(" ({reason})"));
+        return unknown(format!(
+            "{name} {ended}, but its output may not be whole{why}. See: rproc describe {name}"
+        ));
+    }
+    if let Some(wrong) = ledger.audit(exit) {
+        return unknown(format!("{name} {ended}, but {wrong}. Please report this as a bug"));
+    }
+    Verdict {
+        code,
+        sentence: explanation(name, exit),
+    }
+}
+
+/// The program's code; 128 + n after signal n; `None` where it is not known.
+#[must_use]
+pub fn code(exit: &Exit) -> Option<u8> {
+    match exit.outcome() {
+        Outcome::Unknown => None,
+        Outcome::Code => u8::try_from(exit.value).ok(),
+        Outcome::Signal => u8::try_from(exit.value)
+            .ok()
+            .and_then(|number| 128u8.checked_add(number)),
+    }
+}
+
+/// One sentence about a range of output that is lost.
+#[must_use]
+pub fn loss(gap: &Gap) -> String {
+    let stream = crate::follow::name(gap.stream());
+    match gap.to {
+        Some(to) => format!("bytes {} to {to} of {stream} are lost ({})", gap.from, gap.reason),
+        None => format!("{stream} is lost from byte {} on ({})", gap.from, gap.reason),
+    }
+}
+
+fn ending(exit: &Exit) -> String {
+    match exit.outcome() {
+        Outcome::Unknown => "ended".to_owned(),
+        Outcome::Code => format!("exited with code {}", exit.value),
+        Outcome::Signal => format!("was ended by {}", signal::name(exit.value)),
+    }
+}
+
+fn because(exit: &Exit) -> String {
+    match (exit.reason.as_str(), exit.message.as_str()) {
+        ("", "") => String::new(),
+        ("", text) | (text, "") => format!(" ({text})"),
+        (reason, message) => format!(" ({reason}: {message})"),
+    }
+}
+
+/// An exit code alone does not tell a program that is not there, or one that the kernel killed for want of memory.
+fn explanation(name: &str, exit: &Exit) -> Option<String> {
+    match exit.reason.as_str() {
+        "" | "Completed" | "NonZeroExit" => None,
+        "Signaled" => Some(format!("{name} {}", ending(exit))),
+        _ => Some(format!("{name} {}{}", ending(exit), because(exit))),
+    }
+}
+
+/// What `--result-file` gets: it tells a program's 125 from ours.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Namespace of the process.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// `Code`, `Signal` or `Unknown`.
+    pub outcome: &'static str,
+    /// The program's exit code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Name of the signal that ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<String>,
+    /// As in `status.reason`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// A sentence for a person.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Whether the whole output is known to be whole.
+    pub sealed: bool,
+    /// When the program was launched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// Standard output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<StreamRecord>,
+    /// Standard error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<StreamRecord>,
+    /// What rproc itself exits with.
+    pub rproc_exit_code: u8,
+}
+
+/// One sealed stream.
+#[derive(Debug, Serialize)]
+pub struct StreamRecord {
+    /// Its length.
+    pub bytes: u64,
+    /// Its hash in hexadecimal digits; empty where it is not known.
+    pub sha256: String,
+}
+
+impl Record {
+    /// The record of a process that ended, or of which no end is known.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str, uid: &str, exit: Option<&Exit>, verdict: &Verdict) -> Self {
+        let mut record = Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            outcome: "Unknown",
+            message: verdict.sentence.clone().unwrap_or_default(),
+            rproc_exit_code: verdict.code,
+            ..Self::default()
+        };
+        let Some(exit) = exit else { return record };
+        match exit.outcome() {
+            Outcome::Unknown => {}
+            Outcome::Code => (record.outcome, record.exit_code) = ("Code", Some(exit.value)),
+            Outcome::Signal => (record.outcome, record.signal) = ("Signal", Some(signal::name(exit.value))),
+        }
+        record.reason.clone_from(&exit.reason);
+        if record.message.is_empty() {
+            record.message.clone_from(&exit.message);
+        }
+        record.sealed = exit.sealed;
+        record.started_at = time(exit.started_unix_nanos);
+        record.finished_at = time(exit.finished_unix_nanos);
+        let stream = |seal: &StreamSeal| StreamRecord {
+            bytes: seal.bytes,
+            sha256: hex::encode(&seal.sha256),
+        };
+        record.stdout = exit.seal.as_ref().and_then(|seal| seal.stdout.as_ref()).map(stream);
+        record.stderr = exit.seal.as_ref().and_then(|seal| seal.stderr.as_ref()).map(stream);
+        record
+    }
+
+    /// Writes it so that nobody ever reads half of it.
+    ///
+    /// # Errors
+    /// The folder is not there or cannot be written.
+    pub fn write(&self, path: &Path) -> std::io::Result<()> {
+        use std::io::Write;
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        serde_json::to_writer_pretty(&mut file, self)?;
+        file.write_all(b"\n")?;
+        file.persist(path)?;
+        Ok(())
+    }
+}
+
+fn time(unix_nanos: i64) -> Option<Timestamp> {
+    (unix_nanos != 0)
+        .then(|| Timestamp::from_nanosecond(unix_nanos.into()).ok())
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::follow::Want;
+    use remoteprocess_proto::v1::{Seal, Stream};
+
+    fn exit(outcome: Outcome, value: i32) -> Exit {
+        Exit {
+            outcome: outcome.into(),
+            value,
+            sealed: true,
+            ..Exit::default()
+        }
+    }
+
+    fn verdict(exit: &Exit) -> Verdict {
+        judge("job", exit, &Ledger::new(Want::default()))
+    }
+
+    #[test]
+    fn the_programs_code_is_ours() {
+        for code in [0, 1, 7, 125, 126, 127, 255] {
+            assert_eq!(verdict(&exit(Outcome::Code, code)).code, u8::try_from(code).unwrap());
+        }
+        assert_eq!(verdict(&exit(Outcome::Signal, 9)).code, 137);
+        assert_eq!(verdict(&exit(Outcome::Signal, 15)).code, 143);
+        assert_eq!(verdict(&exit(Outcome::Code, 0)).sentence, None);
+    }
+
+    #[test]
+    fn what_is_not_known_is_125() {
+        let unknown = verdict(&Exit {
+            reason: "NodeLost".into(),
+            message: "node a is gone".into(),
+            ..exit(Outcome::Unknown, 0)
+        });
+        assert_eq!(unknown.code, UNKNOWN);
+        insta::assert_snapshot!(unknown.sentence.unwrap(), @"nobody knows how job ended (NodeLost: node a is gone). See: rproc describe job");
+        let unsealed = Exit {
+            sealed: false,
+            seal: Some(Seal {
+                reason: "PipeHeld".into(),
+                ..Seal::default()
+            }),
+            ..exit(Outcome::Code, 0)
+        };
+        insta::assert_snapshot!(verdict(&unsealed).sentence.unwrap(), @"job exited with code 0, but its output may not be whole (PipeHeld). See: rproc describe job");
+        assert_eq!(verdict(&unsealed).code, UNKNOWN);
+    }
+
+    #[test]
+    fn lost_output_is_125() {
+        let mut ledger = Ledger::new(Want::default());
+        let gap = Gap {
+            stream: Stream::Stdout.into(),
+            from: 0,
+            to: Some(9),
+            reason: "SpoolLost".into(),
+        };
+        ledger.lose(gap).unwrap();
+        let verdict = judge("job", &exit(Outcome::Code, 0), &ledger);
+        assert_eq!(verdict.code, UNKNOWN);
+        insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0, but bytes 0 to 9 of standard output are lost (SpoolLost). See: rproc describe job");
+    }
+
+    #[test]
+    fn an_ending_that_a_code_does_not_tell_is_told() {
+        let killed = Exit {
+            reason: "OOMKilled".into(),
+            message: "out of memory".into(),
+            ..exit(Outcome::Signal, 9)
+        };
+        assert_eq!(
+            verdict(&killed).sentence.unwrap(),
+            "job was ended by SIGKILL (OOMKilled: out of memory)"
+        );
+    }
+
+    #[test]
+    fn the_record_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("result.json");
+        let end = exit(Outcome::Code, 7);
+        Record::new("ns", "job", "uid", Some(&end), &verdict(&end))
+            .write(&path)
+            .unwrap();
+        let read: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(
+            (&read["exitCode"], &read["outcome"], &read["rprocExitCode"]),
+            (&7.into(), &"Code".into(), &7.into())
+        );
+    }
+}

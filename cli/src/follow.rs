@@ -1,0 +1,228 @@
+//! Follows the output of one process over any number of connections: nothing twice, nothing left out in silence.
+
+use std::time::Duration;
+
+use remoteprocess_proto::v1::{self, OutputFrame, output_frame::Frame, relay_client::RelayClient};
+use tokio::time::{Instant, timeout};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::output::{self, Output};
+
+mod backoff;
+mod ledger;
+mod narrator;
+
+pub use backoff::Backoff;
+pub use ledger::{Inconsistent, Ledger, Want, name};
+pub use narrator::Narrator;
+
+/// Longest time for one connection to be made, a new certificate included.
+const DIAL_LIMIT: Duration = Duration::from_secs(40);
+/// A stream is given up when nothing came for this long; heartbeats come every 10 s.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Makes connections to the relay.
+pub trait Dial: Send {
+    /// A new connection.
+    fn dial(&mut self) -> impl Future<Output = Result<RelayClient<Channel>, DialError>> + Send;
+
+    /// The relay did not take our certificate: the next connection needs a new one.
+    fn discredit(&mut self);
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    /// Another try is of no use: a missing right, say.
+    #[error("{0}")]
+    Refused(String),
+    /// What is needed is not there. It may come back where it was there before.
+    #[error("{0}")]
+    Missing(String),
+    /// Another try may succeed.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+/// Why following ended without an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The relay refused, for good.
+    #[error("{}", .0.message())]
+    Relay(Status),
+    /// There is no way to the relay.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The relay's offsets contradict what was received.
+    #[error(transparent)]
+    Inconsistent(#[from] Inconsistent),
+    /// The output cannot be written.
+    #[error(transparent)]
+    Output(#[from] output::Error),
+}
+
+/// How one connection ended.
+enum End {
+    Exit(Box<v1::Exit>),
+    /// Everything that was there is written; the process goes on.
+    Complete,
+    Cut {
+        cause: String,
+        /// Frames arrived: the next try need not wait long.
+        was_alive: bool,
+    },
+}
+
+/// One process whose output is being followed.
+pub struct Follower<'a, D> {
+    /// Where connections come from.
+    pub dial: D,
+    /// What was asked for and what has been received.
+    pub ledger: Ledger,
+    /// Where it is written.
+    pub output: &'a Output,
+    /// What is said while nothing comes.
+    pub narrator: Narrator,
+    /// Until then a process that the relay does not know is one that it does not know yet.
+    pub unknown_until: Instant,
+}
+
+impl<D: Dial> Follower<'_, D> {
+    /// Writes the output until the process has ended (or, where it is not to be followed, until what is there now is
+    /// written), over as many connections as it takes. `None`: it has not ended.
+    ///
+    /// # Errors
+    /// What another connection would not change. Everything received until then is written.
+    pub async fn run(&mut self) -> Result<Option<v1::Exit>, Error> {
+        let mut backoff = Backoff::default();
+        let mut has_connected = false;
+        loop {
+            let end = match self.session(&mut has_connected).await {
+                Err(Error::Dial(DialError::Unreachable(cause))) => End::Cut {
+                    cause,
+                    was_alive: false,
+                },
+                Err(Error::Dial(DialError::Missing(cause))) if has_connected => End::Cut {
+                    cause,
+                    was_alive: false,
+                },
+                end => end?,
+            };
+            match end {
+                End::Exit(exit) => {
+                    self.output.flush().await?;
+                    return Ok(Some(*exit));
+                }
+                End::Complete => {
+                    self.output.flush().await?;
+                    return Ok(None);
+                }
+                End::Cut { cause, was_alive } => {
+                    if was_alive {
+                        backoff = Backoff::default();
+                    }
+                    self.narrator.cut(cause);
+                    self.narrator
+                        .during(self.output, tokio::time::sleep(backoff.wait()))
+                        .await?;
+                }
+            }
+        }
+    }
+
+    async fn session(&mut self, has_connected: &mut bool) -> Result<End, Error> {
+        let request = self.ledger.request()?;
+        let dialled = timeout(DIAL_LIMIT, self.dial.dial());
+        let mut client = match self.narrator.during(self.output, dialled).await? {
+            Ok(client) => client?,
+            Err(_) => return Ok(cut("the relay cannot be reached in time", false)),
+        };
+        let opened = timeout(SILENCE_LIMIT, client.watch_output(request));
+        let mut frames = match self.narrator.during(self.output, opened).await? {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return self.judge(status, false),
+            Err(_) => return Ok(cut("the relay does not answer", false)),
+        };
+        *has_connected = true;
+        let mut was_alive = false;
+        loop {
+            let next = timeout(SILENCE_LIMIT, frames.message());
+            let frame = match self.narrator.during(self.output, next).await? {
+                Ok(Ok(Some(frame))) => frame,
+                Ok(Ok(None)) if self.ledger.is_following() => return Ok(cut("the relay ended the stream", was_alive)),
+                Ok(Ok(None)) => return Ok(End::Complete),
+                Ok(Err(status)) => return self.judge(status, was_alive),
+                Err(_) => return Ok(cut("nothing came for 30 s", was_alive)),
+            };
+            was_alive = true;
+            if let Some(exit) = self.take(frame).await? {
+                return Ok(End::Exit(Box::new(exit)));
+            }
+        }
+    }
+
+    async fn take(&mut self, frame: OutputFrame) -> Result<Option<v1::Exit>, Error> {
+        self.narrator.alive(self.output).await?;
+        match frame.frame {
+            Some(Frame::Data(data)) if self.ledger.take(&data)? => {
+                self.narrator.running();
+                self.output.data(data).await?;
+            }
+            Some(Frame::Gap(gap)) => {
+                if let Some(sentence) = self.ledger.lose(gap)? {
+                    self.output.line(&sentence).await?;
+                }
+            }
+            Some(Frame::State(state)) => self.narrator.state(&state),
+            Some(Frame::Heartbeat(heartbeat)) => self.ledger.begin(heartbeat),
+            Some(Frame::Exit(exit)) => return Ok(Some(exit)),
+            // Of the other stream; or a frame of a newer relay: whatever it says, it is not output.
+            Some(Frame::Data(_)) | None => {}
+        }
+        Ok(None)
+    }
+
+    /// Whether another connection can mend what the relay answered.
+    fn judge(&mut self, status: Status, was_alive: bool) -> Result<End, Error> {
+        match status.code() {
+            Code::NotFound if Instant::now() < self.unknown_until => {}
+            Code::NotFound
+            | Code::PermissionDenied
+            | Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::DataLoss => return Err(Error::Relay(status)),
+            Code::Unauthenticated => self.dial.discredit(),
+            _ if is_about_certificates(&status) => self.dial.discredit(),
+            _ => {}
+        }
+        Ok(cut(&cause(&status), was_alive))
+    }
+}
+
+fn cut(cause: &str, was_alive: bool) -> End {
+    End::Cut {
+        cause: cause.to_owned(),
+        was_alive,
+    }
+}
+
+/// TLS 1.3 tells a client of its refusal only when it reads: as an alert behind the handshake.
+fn is_about_certificates(status: &Status) -> bool {
+    cause(status).contains("fatal alert")
+}
+
+/// The innermost reason of a failed call, which says more than the outer ones.
+#[must_use]
+pub fn cause(status: &Status) -> String {
+    let mut innermost: Option<&dyn std::error::Error> = std::error::Error::source(status);
+    while let Some(inner) = innermost.and_then(std::error::Error::source) {
+        innermost = Some(inner);
+    }
+    match innermost {
+        Some(inner) => inner.to_string(),
+        None => status.message().to_owned(),
+    }
+}

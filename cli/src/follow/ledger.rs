@@ -1,0 +1,314 @@
+use remoteprocess_proto::{
+    PROTOCOL,
+    v1::{Cursor, Data, Exit, Gap, Heartbeat, ProcessKey, Stream, WatchOutputRequest},
+};
+
+use crate::exit;
+
+/// What is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Want {
+    /// Whose output.
+    pub process: ProcessKey,
+    /// Which attempt; 0 for the latest.
+    pub attempt: u32,
+    /// `Unspecified` for both.
+    pub stream: Stream,
+    /// Where to begin, in bytes; 0 for both where absent.
+    pub cursor: Option<Cursor>,
+    /// Begin at the last lines instead.
+    pub tail_lines: Option<u64>,
+    /// Wait for more until the process has ended.
+    pub follow: bool,
+}
+
+/// The relay contradicts itself: going on would lose or double bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}. Nothing more is written, so that no byte is lost or doubled in silence; please report this as a bug")]
+pub struct Inconsistent(String);
+
+/// What was asked for, and the offset of the next byte of each stream.
+#[derive(Debug)]
+pub struct Ledger {
+    want: Want,
+    /// Unknown only between a request for the last lines and its first frame.
+    next: [Option<u64>; 2],
+    has_any: [bool; 2],
+    losses: Vec<Gap>,
+}
+
+const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+
+impl Ledger {
+    /// Nothing has been received.
+    #[must_use]
+    pub fn new(want: Want) -> Self {
+        let cursor = want.cursor.unwrap_or_default();
+        let is_known = want.tail_lines.is_none();
+        let next = STREAMS.map(|stream| is_known.then(|| cursor.of(stream)));
+        Self {
+            want,
+            next,
+            has_any: [false; 2],
+            losses: Vec::new(),
+        }
+    }
+
+    /// Whether the end of the process is waited for.
+    #[must_use]
+    pub fn is_following(&self) -> bool {
+        self.want.follow
+    }
+
+    /// The request for everything that is still missing.
+    ///
+    /// # Errors
+    /// One stream's place is known and the other's is not: asking again would lose or double lines.
+    pub fn request(&self) -> Result<WatchOutputRequest, Inconsistent> {
+        let wanted = || STREAMS.into_iter().filter(|stream| self.wants(*stream));
+        let is_known = wanted().all(|stream| self.next[index(stream)].is_some());
+        let is_fresh = wanted().all(|stream| self.next[index(stream)].is_none());
+        if !is_known && !is_fresh {
+            return Err(Inconsistent(
+                "the connection broke before the relay had said where the last lines begin".into(),
+            ));
+        }
+        let cursor = is_known.then(|| {
+            let mut cursor = Cursor::default();
+            wanted().for_each(|stream| cursor.set(stream, self.offset(stream)));
+            cursor
+        });
+        Ok(WatchOutputRequest {
+            protocol: PROTOCOL,
+            process: Some(self.want.process.clone()),
+            attempt: self.want.attempt,
+            stream: self.want.stream.into(),
+            cursor,
+            tail_lines: if is_known { None } else { self.want.tail_lines },
+            follow: self.want.follow,
+        })
+    }
+
+    /// Takes the first frame after a request for the last lines: it says where they begin.
+    pub fn begin(&mut self, heartbeat: Heartbeat) {
+        if let Some(offsets) = heartbeat.offsets
+            && self.next == [None, None]
+        {
+            self.next = STREAMS.map(|stream| Some(offsets.of(stream)));
+        }
+    }
+
+    /// Books bytes. True where they are to be written.
+    ///
+    /// # Errors
+    /// They do not follow what came before.
+    pub fn take(&mut self, data: &Data) -> Result<bool, Inconsistent> {
+        let stream = data.stream();
+        if !self.wants(stream) || data.bytes.is_empty() {
+            return Ok(false);
+        }
+        self.expect(stream, data.offset)?;
+        self.next[index(stream)] = Some(data.offset + data.bytes.len() as u64);
+        self.has_any[index(stream)] = true;
+        Ok(true)
+    }
+
+    /// Books a range that will never come. The sentence to say, where the stream is wanted.
+    ///
+    /// # Errors
+    /// It does not follow what came before.
+    pub fn lose(&mut self, gap: Gap) -> Result<Option<String>, Inconsistent> {
+        let stream = gap.stream();
+        if !self.wants(stream) {
+            return Ok(None);
+        }
+        self.expect(stream, gap.from)?;
+        self.next[index(stream)] = gap.to;
+        let sentence = exit::loss(&gap);
+        self.losses.push(gap);
+        Ok(Some(sentence))
+    }
+
+    /// Ranges that never came.
+    #[must_use]
+    pub fn losses(&self) -> &[Gap] {
+        &self.losses
+    }
+
+    /// What is wrong with the whole, measured by the seal; `None` where nothing is, or nobody can tell.
+    #[must_use]
+    pub fn audit(&self, exit: &Exit) -> Option<String> {
+        let seal = exit.seal.as_ref().filter(|_| exit.sealed)?;
+        STREAMS
+            .into_iter()
+            .filter(|stream| self.wants(*stream))
+            .find_map(|stream| {
+                let sealed = if stream == Stream::Stdout {
+                    seal.stdout.as_ref()
+                } else {
+                    seal.stderr.as_ref()
+                }?
+                .bytes;
+                let received = self.next[index(stream)]?;
+                // Whoever began behind the end got nothing, rightly.
+                (received < sealed || (received > sealed && self.has_any[index(stream)])).then(|| {
+                    format!(
+                        "{} ended at byte {received}, and the seal says {sealed}: output is missing",
+                        name(stream)
+                    )
+                })
+            })
+    }
+
+    fn wants(&self, stream: Stream) -> bool {
+        stream != Stream::Unspecified && (self.want.stream == Stream::Unspecified || self.want.stream == stream)
+    }
+
+    fn offset(&self, stream: Stream) -> u64 {
+        self.next[index(stream)].unwrap_or_default()
+    }
+
+    fn expect(&self, stream: Stream, offset: u64) -> Result<(), Inconsistent> {
+        match self.next[index(stream)] {
+            Some(next) if next != offset => Err(Inconsistent(format!(
+                "the relay sent byte {offset} of {} where byte {next} is next",
+                name(stream)
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// As a person calls the stream.
+#[must_use]
+pub fn name(stream: Stream) -> &'static str {
+    if stream == Stream::Stderr {
+        "standard error"
+    } else {
+        "standard output"
+    }
+}
+
+fn index(stream: Stream) -> usize {
+    usize::from(stream == Stream::Stderr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use remoteprocess_proto::v1::{Seal, StreamSeal};
+
+    fn data(stream: Stream, offset: u64, length: usize) -> Data {
+        Data {
+            stream: stream.into(),
+            offset,
+            bytes: vec![b'x'; length].into(),
+            ..Data::default()
+        }
+    }
+
+    #[test]
+    fn each_request_asks_for_what_is_missing() {
+        let mut ledger = Ledger::new(Want {
+            follow: true,
+            ..Want::default()
+        });
+        assert!(ledger.take(&data(Stream::Stdout, 0, 5)).unwrap());
+        assert!(ledger.take(&data(Stream::Stderr, 0, 2)).unwrap());
+        assert_eq!(ledger.request().unwrap().cursor, Some(Cursor { stdout: 5, stderr: 2 }));
+    }
+
+    #[test]
+    fn a_hole_and_a_repeat_are_refused() {
+        for offset in [4, 6] {
+            let mut ledger = Ledger::new(Want::default());
+            ledger.take(&data(Stream::Stdout, 0, 5)).unwrap();
+            assert!(ledger.take(&data(Stream::Stdout, offset, 1)).is_err(), "{offset}");
+        }
+    }
+
+    #[test]
+    fn the_last_lines_are_asked_for_until_their_place_is_known() {
+        let mut ledger = Ledger::new(Want {
+            tail_lines: Some(3),
+            ..Want::default()
+        });
+        assert_eq!(
+            (ledger.request().unwrap().tail_lines, ledger.request().unwrap().cursor),
+            (Some(3), None)
+        );
+        ledger.begin(Heartbeat {
+            offsets: Some(Cursor { stdout: 70, stderr: 9 }),
+        });
+        ledger.take(&data(Stream::Stdout, 70, 10)).unwrap();
+        let request = ledger.request().unwrap();
+        assert_eq!(
+            (request.tail_lines, request.cursor),
+            (None, Some(Cursor { stdout: 80, stderr: 9 }))
+        );
+        let mut half = Ledger::new(Want {
+            tail_lines: Some(3),
+            ..Want::default()
+        });
+        half.take(&data(Stream::Stdout, 70, 10)).unwrap();
+        assert!(half.request().is_err());
+        let mut single = Ledger::new(Want {
+            tail_lines: Some(3),
+            stream: Stream::Stdout,
+            ..Want::default()
+        });
+        single.take(&data(Stream::Stdout, 70, 10)).unwrap();
+        assert_eq!(single.request().unwrap().cursor, Some(Cursor { stdout: 80, stderr: 0 }));
+    }
+
+    #[test]
+    fn an_unwanted_stream_is_left_aside() {
+        let mut ledger = Ledger::new(Want {
+            stream: Stream::Stderr,
+            ..Want::default()
+        });
+        assert!(!ledger.take(&data(Stream::Stdout, 99, 1)).unwrap());
+        assert_eq!(
+            ledger.lose(Gap {
+                stream: Stream::Stdout.into(),
+                ..Gap::default()
+            }),
+            Ok(None)
+        );
+    }
+
+    #[test]
+    fn the_stream_goes_on_behind_a_gap() {
+        let mut ledger = Ledger::new(Want::default());
+        let gap = Gap {
+            stream: Stream::Stdout.into(),
+            from: 0,
+            to: Some(10),
+            reason: "SpoolLost".into(),
+        };
+        assert!(ledger.lose(gap).unwrap().unwrap().contains("SpoolLost"));
+        assert!(ledger.take(&data(Stream::Stdout, 10, 1)).unwrap());
+        assert_eq!(ledger.losses().len(), 1);
+    }
+
+    #[test]
+    fn the_seal_is_compared() {
+        let seal = |bytes| Seal {
+            stdout: Some(StreamSeal {
+                bytes,
+                ..StreamSeal::default()
+            }),
+            ..Seal::default()
+        };
+        let exit = |bytes| Exit {
+            sealed: true,
+            seal: Some(seal(bytes)),
+            ..Exit::default()
+        };
+        let mut ledger = Ledger::new(Want::default());
+        ledger.take(&data(Stream::Stdout, 0, 5)).unwrap();
+        assert_eq!(ledger.audit(&exit(5)), None);
+        assert!(ledger.audit(&exit(6)).is_some());
+        assert!(ledger.audit(&exit(4)).is_some());
+    }
+}

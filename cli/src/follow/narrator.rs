@@ -1,0 +1,190 @@
+use std::time::Duration;
+
+use remoteprocess_proto::v1::State;
+use tokio::time::{Instant, sleep_until};
+
+use crate::output::{Error, Output};
+
+/// A state that lasts no longer than this is not worth a line.
+const PATIENCE_STATE: Duration = Duration::from_secs(1);
+/// A cut that lasts no longer than this is not worth a line.
+const PATIENCE_CUT: Duration = Duration::from_secs(5);
+
+/// Says why nothing comes: while the process has not started, and while there is no connection.
+#[derive(Debug)]
+pub struct Narrator {
+    name: String,
+    is_quiet: bool,
+    waiting: Option<Line>,
+    last_said: Option<String>,
+    cut: Option<Line>,
+    is_cut_said: bool,
+}
+
+#[derive(Debug)]
+struct Line {
+    due: Instant,
+    text: String,
+}
+
+impl Narrator {
+    /// For the process called `name`.
+    #[must_use]
+    pub fn new(name: impl Into<String>, is_quiet: bool) -> Self {
+        Self {
+            name: name.into(),
+            is_quiet,
+            waiting: None,
+            last_said: None,
+            cut: None,
+            is_cut_said: false,
+        }
+    }
+
+    /// The state of a process that has not ended.
+    pub fn state(&mut self, state: &State) {
+        if matches!(state.phase.as_str(), "Running" | "Stopping" | "Succeeded" | "Failed") {
+            return self.running();
+        }
+        let mut text = format!("{} waits: {}", self.name, state.phase);
+        for part in [&state.reason, &state.message] {
+            if !part.is_empty() {
+                text = format!("{text}: {part}");
+            }
+        }
+        let is_known = self.waiting.as_ref().is_some_and(|line| line.text == text);
+        if !is_known && self.last_said.as_ref() != Some(&text) {
+            self.waiting = Some(Line {
+                due: Instant::now() + PATIENCE_STATE,
+                text,
+            });
+        }
+    }
+
+    /// The process runs: it waits for nothing.
+    pub fn running(&mut self) {
+        self.waiting = None;
+    }
+
+    /// The connection broke, or could not be made. Only the first of several in a row starts the clock.
+    pub fn cut(&mut self, cause: String) {
+        let text = format!("no connection to the relay ({cause}); trying again, nothing is lost");
+        match &mut self.cut {
+            Some(line) => line.text = text,
+            None => {
+                self.cut = Some(Line {
+                    due: Instant::now() + PATIENCE_CUT,
+                    text,
+                })
+            }
+        }
+    }
+
+    /// Something came.
+    ///
+    /// # Errors
+    /// The output is broken.
+    pub async fn alive(&mut self, output: &Output) -> Result<(), Error> {
+        self.cut = None;
+        if std::mem::take(&mut self.is_cut_said) {
+            output.line("connected again").await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for `future` and says meanwhile what is due.
+    ///
+    /// # Errors
+    /// The output is broken.
+    pub async fn during<F: Future>(&mut self, output: &Output, future: F) -> Result<F::Output, Error> {
+        let mut future = std::pin::pin!(future);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut future => return Ok(done),
+                () = self.due() => if let Some(text) = self.speak() {
+                    output.line(&text).await?;
+                },
+            }
+        }
+    }
+
+    async fn due(&self) {
+        let waiting = self.waiting.as_ref().map(|line| line.due);
+        let cut = self.cut.as_ref().filter(|_| !self.is_cut_said).map(|line| line.due);
+        match waiting.into_iter().chain(cut).min() {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn speak(&mut self) -> Option<String> {
+        let now = Instant::now();
+        let text = if let Some(line) = self.waiting.take_if(|line| line.due <= now) {
+            self.last_said = Some(line.text.clone());
+            line.text
+        } else {
+            let line = self.cut.as_ref().filter(|line| line.due <= now && !self.is_cut_said)?;
+            self.is_cut_said = !self.is_quiet;
+            if self.is_quiet {
+                // Only the clock is stopped.
+                self.cut = None;
+                return None;
+            }
+            line.text.clone()
+        };
+        (!self.is_quiet).then_some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(phase: &str, reason: &str) -> State {
+        State {
+            phase: phase.into(),
+            reason: reason.into(),
+            message: "a sentence".into(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_state_is_said_once_and_only_when_it_lasts() {
+        let mut narrator = Narrator::new("job", false);
+        narrator.state(&state("Pending", "Waiting"));
+        assert_eq!(narrator.speak(), None);
+        narrator.state(&state("Pending", "ImagePull"));
+        narrator.due().await;
+        assert_eq!(narrator.speak().unwrap(), "job waits: Pending: ImagePull: a sentence");
+        narrator.state(&state("Pending", "ImagePull"));
+        assert!(narrator.waiting.is_none());
+        narrator.state(&state("Pending", "Unschedulable"));
+        narrator.running();
+        assert!(narrator.waiting.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cut_is_said_after_five_seconds_and_once() {
+        let mut narrator = Narrator::new("job", false);
+        let begin = Instant::now();
+        narrator.cut("first".into());
+        narrator.cut("second".into());
+        narrator.due().await;
+        assert_eq!(begin.elapsed().as_secs(), 5);
+        assert!(narrator.speak().unwrap().contains("(second)"));
+        narrator.cut("third".into());
+        assert_eq!(narrator.speak(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_one_says_nothing() {
+        let mut narrator = Narrator::new("job", true);
+        narrator.cut("first".into());
+        narrator.state(&state("Pending", "ImagePull"));
+        narrator.due().await;
+        assert_eq!(narrator.speak(), None);
+        narrator.due().await;
+        assert_eq!(narrator.speak(), None);
+    }
+}

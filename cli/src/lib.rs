@@ -1,0 +1,53 @@
+//! The command line of RemoteProcess.
+//!
+//! Arrows: api, proto, tls.
+//! Invariant: standard output is the program's, byte for byte; standard error is the program's and our own lines, which
+//! begin with `rproc:`. The exit code is the program's, or 125 where it is not known, with a sentence.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::FromArgMatches;
+
+pub mod args;
+pub mod command;
+pub mod connect;
+pub mod exit;
+pub mod follow;
+pub mod login;
+pub mod observe;
+pub mod output;
+pub mod render;
+
+/// Parses the arguments, runs the verb, and answers the exit code.
+#[must_use]
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.collect();
+    let parser = args::parser(arguments.first().map(OsString::as_os_str));
+    let cli = match parser
+        .try_get_matches_from(arguments)
+        .and_then(|found| args::Cli::from_arg_matches(&found))
+    {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // Nothing is left to do where even the usage cannot be written.
+            let _ = usage.print();
+            return ExitCode::from(if usage.use_stderr() { exit::UNKNOWN } else { 0 });
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("rproc: cannot start: {error}");
+            return ExitCode::from(exit::UNKNOWN);
+        }
+    };
+    let code = runtime.block_on(command::run(cli));
+    // A writer may be stuck in a pipe that nobody reads, and a forwarded stream may not have ended: wait for neither.
+    runtime.shutdown_background();
+    ExitCode::from(code)
+}

@@ -1,0 +1,277 @@
+//! The client certificate: a key of our own, a `CertificateSigningRequest`, the operator's signature, a file for the
+//! next call. The API server stamps into the request who asked; nothing here says who we are.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::authentication::v1::{SelfSubjectReview, UserInfo};
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
+use kube::Api;
+use kube::api::{ObjectMeta, PostParams};
+use remoteprocess_api::names;
+use remoteprocess_tls::{Identity, KeyRequest};
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+
+use crate::connect::{Cluster, Rule, Trust, innermost};
+use crate::follow::DialError;
+
+/// How long the operator may take to sign.
+const SIGN_LIMIT: Duration = Duration::from_secs(30);
+/// How long the certificate is asked for; the operator may give less.
+const LIFETIME_SECONDS: i32 = 3600;
+
+/// A certificate that is valid for a while: the cached one where `may_be_cached`, else a new one, which is cached.
+///
+/// # Errors
+/// A missing right, a refusal, or no signature in time; each with what mends it.
+pub async fn certificate(cluster: &Cluster, trust: &Trust, may_be_cached: bool) -> Result<Arc<Identity>, DialError> {
+    let user = user(cluster).await?;
+    let path = cache_path(cluster, trust, &user);
+    if let Some(identity) = path
+        .as_deref()
+        .filter(|_| may_be_cached)
+        .and_then(|path| load(path, trust))
+    {
+        return Ok(identity);
+    }
+    let request = KeyRequest::generate().map_err(|error| DialError::Refused(innermost(&error)))?;
+    let chain = sign(cluster, &request.csr_pem).await?;
+    let identity = Identity::new(&chain, &request.key_pem, &trust.bundle, &trust.domain).map_err(|error| {
+        DialError::Unreachable(format!(
+            "the certificate that the operator signed is of no use: {}",
+            innermost(&error)
+        ))
+    })?;
+    if let Some(path) = path {
+        // Without a cache each call asks for a certificate of its own: slower, and all right (a read-only home).
+        let _ = store(&path, &chain, &request.key_pem);
+    }
+    Ok(identity)
+}
+
+/// Who the API server says we are.
+///
+/// # Errors
+/// It does not say.
+pub async fn user(cluster: &Cluster) -> Result<UserInfo, DialError> {
+    let api: Api<SelfSubjectReview> = Api::all(cluster.client.clone());
+    let rule = Rule::connect("authentication.k8s.io", "selfsubjectreviews", "create");
+    let review = api
+        .create(&PostParams::default(), &SelfSubjectReview::default())
+        .await
+        .map_err(|error| cluster.dial_error(&error, &rule, "ask who you are"))?;
+    Ok(review.status.and_then(|status| status.user_info).unwrap_or_default())
+}
+
+async fn sign(cluster: &Cluster, csr_pem: &str) -> Result<String, DialError> {
+    let api: Api<CertificateSigningRequest> = Api::all(cluster.client.clone());
+    let rule = Rule::connect(
+        "certificates.k8s.io",
+        "certificatesigningrequests",
+        "create, get, watch",
+    );
+    let what = "ask for a client certificate";
+    let created = api
+        .create(&PostParams::default(), &signing_request(csr_pem))
+        .await
+        .map_err(|error| cluster.dial_error(&error, &rule, what))?;
+    let name = created.metadata.name.unwrap_or_default();
+    let deadline = Instant::now() + SIGN_LIMIT;
+    let mut wait = Duration::from_millis(20);
+    loop {
+        match api.get(&name).await {
+            Ok(current) => match verdict(&current) {
+                Some(answer) => return answer,
+                None if Instant::now() >= deadline => return Err(DialError::Unreachable(unsigned(cluster, &name))),
+                None => {}
+            },
+            // The API server may stumble while we wait; a refusal is one.
+            Err(error) => match cluster.dial_error(&error, &rule, what) {
+                DialError::Unreachable(_) if Instant::now() < deadline => {}
+                refusal => return Err(refusal),
+            },
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 3 / 2).min(Duration::from_millis(500));
+    }
+}
+
+fn signing_request(csr_pem: &str) -> CertificateSigningRequest {
+    CertificateSigningRequest {
+        metadata: ObjectMeta {
+            generate_name: Some("rproc-".into()),
+            ..ObjectMeta::default()
+        },
+        spec: CertificateSigningRequestSpec {
+            request: ByteString(csr_pem.as_bytes().to_vec()),
+            signer_name: names::CLIENT_SIGNER.into(),
+            usages: Some(vec!["digital signature".into(), "client auth".into()]),
+            expiration_seconds: Some(LIFETIME_SECONDS),
+            ..CertificateSigningRequestSpec::default()
+        },
+        status: None,
+    }
+}
+
+/// The chain, the refusal, or nothing yet.
+fn verdict(request: &CertificateSigningRequest) -> Option<Result<String, DialError>> {
+    let status = request.status.as_ref()?;
+    for condition in status.conditions.iter().flatten() {
+        if condition.type_ == "Denied" || condition.type_ == "Failed" {
+            let why = condition
+                .message
+                .as_deref()
+                .or(condition.reason.as_deref())
+                .unwrap_or("no reason given");
+            return Some(Err(DialError::Refused(format!(
+                "the operator gives no client certificate: {why}"
+            ))));
+        }
+    }
+    let certificate = status
+        .certificate
+        .as_ref()
+        .filter(|certificate| !certificate.0.is_empty())?;
+    Some(String::from_utf8(certificate.0.clone()).map_err(|_| {
+        DialError::Refused("the client certificate is not text: another signer than the operator's wrote it".into())
+    }))
+}
+
+fn unsigned(cluster: &Cluster, name: &str) -> String {
+    format!(
+        "nobody has signed CertificateSigningRequest {name} within {} s. Is the operator up? See: kubectl -n {} get pods",
+        SIGN_LIMIT.as_secs(),
+        cluster.operator_namespace
+    )
+}
+
+/// `${XDG_CACHE_HOME:-~/.cache}/rproc/<hash>.pem`; the hash covers cluster, user, groups and CAs, so that a certificate
+/// is never shown for somebody else, or to another installation.
+fn cache_path(cluster: &Cluster, trust: &Trust, user: &UserInfo) -> Option<PathBuf> {
+    let is_set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let folder = is_set("XDG_CACHE_HOME").or_else(|| is_set("HOME").map(|home| home.join(".cache")))?;
+    let mut groups = user.groups.clone().unwrap_or_default();
+    groups.sort();
+    let parts = serde_json::json!([
+        cluster.url,
+        cluster.operator_namespace,
+        user.username,
+        groups,
+        trust.bundle,
+        trust.domain.as_str()
+    ]);
+    let name = hex::encode(&Sha256::digest(parts.to_string())[..16]);
+    Some(folder.join("rproc").join(format!("{name}.pem")))
+}
+
+fn load(path: &Path, trust: &Trust) -> Option<Arc<Identity>> {
+    let metadata = fs::symlink_metadata(path).ok()?;
+    let is_ours = metadata.is_file() && metadata.uid() == rustix::process::geteuid().as_raw();
+    if !is_ours || metadata.permissions().mode() & 0o077 != 0 {
+        return None;
+    }
+    let text = fs::read_to_string(path).ok()?;
+    let (key, chain) = text.split_at(text.find("-----BEGIN CERTIFICATE-----")?);
+    let identity = Identity::new(chain, key, &trust.bundle, &trust.domain).ok()?;
+    (SystemTime::now() < identity.renew_at()).then_some(identity)
+}
+
+fn store(path: &Path, chain: &str, key: &str) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::DirBuilder::new().recursive(true).create(folder)?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+    let temporary = folder.join(format!(".{}.tmp", std::process::id()));
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(key.as_bytes())?;
+    file.write_all(chain.as_bytes())?;
+    fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use remoteprocess_tls::{Authority, Role, User};
+
+    fn trust(authority: &Authority) -> Trust {
+        Trust {
+            bundle: authority.cert_pem().to_owned(),
+            domain: authority.trust_domain().clone(),
+            server: None,
+        }
+    }
+
+    fn alice() -> User {
+        User {
+            name: "alice".into(),
+            uid: String::new(),
+            groups: vec!["devs".into()],
+            extra: BTreeMap::default(),
+        }
+    }
+
+    fn authority() -> Authority {
+        remoteprocess_tls::install_crypto_provider();
+        Authority::generate(&"remoteprocess.local".parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_stored_certificate_is_used_until_it_nears_its_end() {
+        let authority = authority();
+        let user = alice();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rproc/a.pem");
+        for (seconds, is_used) in [(3600, true), (60, false)] {
+            let (chain, key) = authority
+                .issue(&Role::User, Some(&user), Duration::from_secs(seconds))
+                .unwrap();
+            store(&path, &chain, &key).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(load(&path, &trust(&authority)).is_some(), is_used, "{seconds} s");
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_or_of_another_authority_is_left_alone() {
+        let ours = authority();
+        let user = alice();
+        let (chain, key) = ours.issue(&Role::User, Some(&user), Duration::from_secs(3600)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.pem");
+        store(&path, &chain, &key).unwrap();
+        assert!(load(&path, &trust(&authority())).is_none());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(load(&path, &trust(&ours)).is_none());
+    }
+
+    #[test]
+    fn a_denied_request_is_told() {
+        let request: CertificateSigningRequest = serde_json::from_value(serde_json::json!({
+            "metadata": {}, "spec": {"request": "", "signerName": ""},
+            "status": {"conditions": [{"type": "Denied", "status": "True", "message": "no such user"}]},
+        }))
+        .unwrap();
+        let refusal = verdict(&request).unwrap().unwrap_err();
+        assert_eq!(
+            refusal.to_string(),
+            "the operator gives no client certificate: no such user"
+        );
+        assert!(verdict(&signing_request("x")).is_none());
+    }
+}

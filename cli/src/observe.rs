@@ -1,0 +1,101 @@
+//! Waits on an object of the API server: by a watch, with a get behind each end of one.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::api::{Api, WatchParams};
+use kube::core::WatchEvent;
+use remoteprocess_api::RemoteProcess;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::follow::Backoff;
+
+/// What was seen last.
+#[derive(Clone, Debug)]
+pub enum Seen {
+    /// The object as it is.
+    There(Box<RemoteProcess>),
+    /// It is not there (any more, or under this uid).
+    Gone,
+}
+
+/// Why the wait ended without an answer.
+#[derive(Debug)]
+pub enum Error {
+    /// The time is over.
+    TimedOut(Option<Box<RemoteProcess>>),
+    /// The API server refuses.
+    Api(kube::Error),
+}
+
+/// Looks at the object until `judge` gives an answer. An API server that is away is waited for.
+///
+/// # Errors
+/// The deadline has come, or the API server refuses.
+pub async fn until<T>(
+    api: &Api<RemoteProcess>,
+    name: &str,
+    uid: Option<&str>,
+    deadline: Option<Instant>,
+    mut judge: impl FnMut(&Seen) -> Option<T>,
+) -> Result<T, Error> {
+    // About thirty years: no deadline.
+    let deadline = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(1_000_000_000));
+    let mut last = None;
+    let mut backoff = Backoff::default();
+    let watched = timeout_at(deadline, async {
+        loop {
+            match look(api, name, uid, &mut last, &mut judge).await {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => backoff = Backoff::default(),
+                Err(kube::Error::Api(status)) if !matches!(status.code, 410 | 429 | 500..) => {
+                    return Err(Error::Api(kube::Error::Api(status)));
+                }
+                Err(_) => {}
+            }
+            sleep(backoff.wait()).await;
+        }
+    });
+    match watched.await {
+        Ok(answer) => answer,
+        Err(_) => Err(Error::TimedOut(last)),
+    }
+}
+
+/// One get and one watch behind it. `None`: the watch has ended.
+async fn look<T>(
+    api: &Api<RemoteProcess>,
+    name: &str,
+    uid: Option<&str>,
+    last: &mut Option<Box<RemoteProcess>>,
+    judge: &mut impl FnMut(&Seen) -> Option<T>,
+) -> kube::Result<Option<T>> {
+    let is_ours = |object: &RemoteProcess| uid.is_none_or(|uid| object.metadata.uid.as_deref() == Some(uid));
+    let Some(object) = api.get_opt(name).await?.filter(|object| is_ours(object)) else {
+        return Ok(judge(&Seen::Gone));
+    };
+    let version = object.metadata.resource_version.clone().unwrap_or_default();
+    *last = Some(Box::new(object.clone()));
+    if let Some(answer) = judge(&Seen::There(Box::new(object))) {
+        return Ok(Some(answer));
+    }
+    let params = WatchParams::default()
+        .fields(&format!("metadata.name={name}"))
+        .timeout(60);
+    let mut events = std::pin::pin!(api.watch(&params, &version).await?);
+    while let Some(event) = events.next().await {
+        let seen = match event? {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) if is_ours(&object) => {
+                *last = Some(Box::new(object.clone()));
+                Seen::There(Box::new(object))
+            }
+            WatchEvent::Deleted(_) | WatchEvent::Added(_) | WatchEvent::Modified(_) => Seen::Gone,
+            WatchEvent::Bookmark(_) => continue,
+            WatchEvent::Error(status) => return Err(kube::Error::Api(status)),
+        };
+        if let Some(answer) = judge(&seen) {
+            return Ok(Some(answer));
+        }
+    }
+    Ok(None)
+}

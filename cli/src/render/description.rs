@@ -1,0 +1,223 @@
+//! Everything about one process, for a person.
+
+use std::fmt::Display;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Event;
+use remoteprocess_api::{AttemptStatus, RemoteProcess, RemoteProcessStatus};
+
+use super::row::command;
+use super::{Table, escape, since};
+
+/// The text of `rproc describe`. `events`: absent where they may not be read.
+#[must_use]
+pub fn describe(process: &RemoteProcess, events: Option<&[Event]>, now: Timestamp) -> String {
+    let mut page = Page::default();
+    let metadata = &process.metadata;
+    let spec = &process.spec;
+    let status = process.status.clone().unwrap_or_default();
+    page.field("Name", metadata.name.as_deref());
+    page.field("Namespace", metadata.namespace.as_deref());
+    page.field("UID", metadata.uid.as_deref());
+    page.map("Labels", metadata.labels.iter().flatten());
+    let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
+    page.field("Created", created.map(|then| moment(then, now)));
+    page.field(
+        "Deleted",
+        metadata.deletion_timestamp.as_ref().map(|time| moment(time.0, now)),
+    );
+    page.field("Image", Some(&spec.image));
+    page.field("Command", Some(command(&spec.argv())));
+    page.map(
+        "Environment",
+        spec.env
+            .iter()
+            .map(|env| (&env.name, env.value.as_deref().unwrap_or("(from elsewhere)"))),
+    );
+    page.field(
+        "Desired",
+        (spec.desired_state != remoteprocess_api::DesiredState::Running).then_some(spec.desired_state),
+    );
+    summary(&mut page, &status, now);
+    conditions(&mut page, &status, now);
+    for attempt in &status.attempts {
+        describe_attempt(&mut page, attempt, now);
+    }
+    if let Some(tail) = status
+        .output
+        .as_ref()
+        .and_then(|output| output.tail.as_deref())
+        .filter(|tail| !tail.is_empty())
+    {
+        page.title("Last lines");
+        tail.lines().for_each(|line| page.text(&format!("  {}", escape(line))));
+    }
+    describe_events(&mut page, events, now);
+    page.0
+}
+
+fn summary(page: &mut Page, status: &RemoteProcessStatus, now: Timestamp) {
+    page.field("Phase", Some(status.phase.unwrap_or_default()));
+    page.field("Reason", status.reason);
+    page.field("Message", status.message.as_deref());
+    page.field("Exit code", status.exit_code);
+    page.field("Signal", status.signal.as_deref());
+    page.field("Started", status.started_at.map(|then| moment(then, now)));
+    page.field("Finished", status.finished_at.map(|then| moment(then, now)));
+    page.field("Duration", status.duration.as_deref());
+    if let Some(output) = &status.output {
+        let (out, err) = (
+            output.stdout_bytes.unwrap_or_default(),
+            output.stderr_bytes.unwrap_or_default(),
+        );
+        page.field(
+            "Output",
+            Some(format!("{out} bytes of standard output, {err} bytes of standard error")),
+        );
+    }
+}
+
+fn conditions(page: &mut Page, status: &RemoteProcessStatus, now: Timestamp) {
+    if status.conditions.is_empty() {
+        return;
+    }
+    page.title("Conditions");
+    let mut rows = vec![
+        ["TYPE", "STATUS", "REASON", "AGE", "MESSAGE"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    rows.extend(status.conditions.iter().map(|condition| {
+        let message = condition.message.lines().next().unwrap_or_default();
+        vec![
+            condition.type_.clone(),
+            condition.status.clone(),
+            condition.reason.clone(),
+            since(Some(condition.last_transition_time.0), now),
+            message.to_owned(),
+        ]
+    }));
+    page.table(&rows);
+}
+
+fn describe_attempt(page: &mut Page, attempt: &AttemptStatus, now: Timestamp) {
+    page.title(&format!("Attempt {}", attempt.number));
+    page.inner("Pod", attempt.pod_name.as_deref());
+    page.inner("Node", attempt.node.as_deref());
+    page.inner("Relay", attempt.relay.as_deref());
+    page.inner("Granted", attempt.granted_at.map(|then| moment(then, now)));
+    page.inner("Started", attempt.started_at.map(|then| moment(then, now)));
+    page.inner("Finished", attempt.finished_at.map(|then| moment(then, now)));
+    if let Some(exit) = &attempt.exit {
+        let end = exit
+            .code
+            .map(|code| format!("code {code}"))
+            .or_else(|| exit.signal.clone());
+        let end = end.unwrap_or_else(|| "unknown".into());
+        page.inner("Exit", Some(format!("{end} (source: {:?})", exit.source)));
+        page.inner("Message", exit.message.as_deref());
+        page.inner("Stopped by", exit.stop.as_ref().map(|stop| &stop.requested_by));
+        page.inner("Leftovers", exit.leftovers.filter(|count| *count > 0));
+        page.inner("OOM kills", exit.oom_kills.filter(|count| *count > 0));
+    }
+    if let Some(usage) = &attempt.usage {
+        page.inner("CPU", Some(format!("{} s", usage.cpu_seconds)));
+        page.inner("Peak memory", Some(format!("{} KiB", usage.peak_memory_bytes / 1024)));
+    }
+}
+
+fn describe_events(page: &mut Page, events: Option<&[Event]>, now: Timestamp) {
+    let Some(events) = events else {
+        return page.field("Events", Some("(you may not read them)"));
+    };
+    if events.is_empty() {
+        return page.field("Events", Some("none"));
+    }
+    page.title("Events");
+    let mut rows = vec![["TYPE", "REASON", "AGE", "MESSAGE"].map(str::to_owned).to_vec()];
+    rows.extend(events.iter().map(|event| {
+        let last = event.last_timestamp.as_ref().map(|time| time.0);
+        let then = last.or_else(|| event.event_time.as_ref().map(|time| time.0));
+        vec![
+            event.type_.clone().unwrap_or_default(),
+            event.reason.clone().unwrap_or_default(),
+            since(then, now),
+            event.message.clone().unwrap_or_default(),
+        ]
+    }));
+    page.table(&rows);
+}
+
+fn moment(then: Timestamp, now: Timestamp) -> String {
+    format!("{then:.0} ({} ago)", since(Some(then), now))
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn text(&mut self, line: &str) {
+        self.0.push_str(line);
+        self.0.push('\n');
+    }
+
+    fn title(&mut self, title: &str) {
+        self.text(&format!("{title}:"));
+    }
+
+    fn field(&mut self, name: &str, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.text(&format!("{:13} {}", format!("{name}:"), escape(&value.to_string())));
+        }
+    }
+
+    fn inner(&mut self, name: &str, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.text(&format!("  {:13} {}", format!("{name}:"), escape(&value.to_string())));
+        }
+    }
+
+    fn map<'a, K: Display + 'a, V: Display + 'a>(&mut self, name: &str, entries: impl Iterator<Item = (K, V)>) {
+        let mut name = format!("{name}:");
+        for (key, value) in entries {
+            self.text(&format!("{name:13} {}", escape(&format!("{key}={value}"))));
+            name.clear();
+        }
+    }
+
+    fn table(&mut self, rows: &[Vec<String>]) {
+        let mut table = Table::default();
+        table.fit(rows);
+        table
+            .lines(rows)
+            .lines()
+            .for_each(|line| self.text(&format!("  {line}")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finished_process() {
+        let process: RemoteProcess = serde_json::from_value(serde_json::json!({
+            "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
+            "metadata": {"name": "job", "namespace": "default", "uid": "u-1", "labels": {"team": "a", "x": "y"},
+                         "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"image": "busybox:1.36", "command": ["sh", "-c", "exit 7"], "env": [{"name": "A", "value": "\u{1b}b"}]},
+            "status": {"phase": "Failed", "reason": "NonZeroExit", "message": "exit code 7", "exitCode": 7,
+                       "startedAt": "2026-01-01T00:00:02Z", "finishedAt": "2026-01-01T00:00:04Z", "duration": "2s",
+                       "conditions": [{"type": "Finished", "status": "True", "reason": "NonZeroExit",
+                                       "message": "exit code 7", "lastTransitionTime": "2026-01-01T00:00:04Z"}],
+                       "output": {"stdoutBytes": 12, "stderrBytes": 0, "tail": "hello\n"},
+                       "attempts": [{"number": 1, "podName": "job-1234", "node": "node-1",
+                                     "grantedAt": "2026-01-01T00:00:01Z",
+                                     "exit": {"code": 7, "source": "Entrypoint"}}]},
+        }))
+        .unwrap();
+        let now = "2026-01-01T00:01:00Z".parse().unwrap();
+        insta::assert_snapshot!(describe(&process, Some(&[]), now));
+        assert!(describe(&process, None, now).contains("may not read"));
+    }
+}

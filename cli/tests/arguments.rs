@@ -1,0 +1,88 @@
+//! What is refused before anything is called, and what needs no cluster.
+
+use assert_cmd::Command;
+
+fn rproc(arguments: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("rproc").expect("it is built");
+    command
+        .env("KUBECONFIG", "/nonexistent/kubeconfig")
+        .env_remove("RPROC_SERVER")
+        .args(arguments);
+    command
+}
+
+fn stderr(arguments: &[&str], code: i32) -> String {
+    let output = rproc(arguments).assert().code(code).get_output().clone();
+    assert!(output.stdout.is_empty(), "standard output is the program's");
+    String::from_utf8(output.stderr).expect("text")
+}
+
+#[test]
+fn wrong_arguments_are_named_and_are_125() {
+    for (arguments, word) in [
+        (&["run", "job", "--", "true"][..], "--image"),
+        (&["run", "job", "--image", "busybox"], "COMMAND"),
+        (
+            &["run", "--image", "i", "--image-pull-policy", "Sometimes", "--", "x"],
+            "IfNotPresent",
+        ),
+        (&["run", "--image", "i", "--rm", "--detach", "--", "x"], "--detach"),
+        (&["logs"], "NAME"),
+        (&["logs", "job", "--tail", "3", "--offset", "3"], "--offset"),
+        (&["signal", "job", "SIGNOPE"], "HUP INT QUIT"),
+        (&["stop", "--signal", "0", "job"], "no such signal"),
+        (&["wait", "job", "--for", "done"], "condition=TYPE"),
+        (&["frobnicate"], "frobnicate"),
+    ] {
+        let text = stderr(arguments, 125);
+        assert!(text.contains(word), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn our_own_failures_are_marked_and_are_125() {
+    for arguments in [
+        &["get"][..],
+        &["logs", "job"],
+        &["run", "--image", "i", "-o", "yaml", "--", "x"],
+        &["run", "--image", "i", "-e", "NOT_SET_HERE_AT_ALL", "--", "x"],
+    ] {
+        let text = stderr(arguments, 125);
+        assert!(text.lines().all(|line| line.starts_with("rproc:")), "{text}");
+    }
+    assert!(stderr(&["get"], 125).contains("kubeconfig"));
+}
+
+#[test]
+fn a_dry_run_needs_no_cluster() {
+    let yaml = rproc(&[
+        "run",
+        "hello",
+        "--image",
+        "busybox",
+        "--dry-run=client",
+        "-o",
+        "yaml",
+        "--",
+        "echo",
+        "hi",
+    ]);
+    let output = { yaml }.assert().success().get_output().stdout.clone();
+    insta::assert_snapshot!(String::from_utf8(output).expect("text"));
+    rproc(&["run", "hello", "--image", "busybox", "--dry-run", "--", "true"])
+        .assert()
+        .success()
+        .stdout("remoteprocess.remoteprocess.dev/hello created (dry run)\n");
+}
+
+#[test]
+fn a_closed_pipe_ends_it_as_it_ends_cat() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let status = std::process::Command::new(assert_cmd::cargo::cargo_bin("rproc"))
+        .args(["completion", "bash"])
+        .stdout(writer)
+        .status()
+        .expect("it runs");
+    assert_eq!(status.code(), Some(141));
+}

@@ -1,0 +1,467 @@
+//! The follower against a relay of ours whose connections break: every byte once, in order, and the right exit code.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper_util::rt::TokioIo;
+use remoteprocess_cli::exit::{self, UNKNOWN};
+use remoteprocess_cli::follow::{Dial, DialError, Error, Follower, Ledger, Narrator, Want};
+use remoteprocess_cli::output::{Output, Sink};
+use remoteprocess_proto::v1::exit::Outcome;
+use remoteprocess_proto::v1::output_frame::Frame;
+use remoteprocess_proto::v1::relay_client::RelayClient;
+use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
+use remoteprocess_proto::v1::{self, Cursor, Data, Exit, Gap, Heartbeat, OutputFrame, Seal, State, Stream, StreamSeal};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status};
+
+/// What the relay has: chunks in the observed order, what stands before them, and the end.
+#[derive(Clone, Default)]
+struct Script {
+    before: Vec<Frame>,
+    chunks: Vec<(Stream, Bytes)>,
+    exit: Option<Exit>,
+    /// Answers to the first requests instead.
+    refusals: Arc<Mutex<Vec<Status>>>,
+    /// Where the last lines begin: index into `chunks`.
+    tail: usize,
+    requests: Arc<Mutex<Vec<v1::WatchOutputRequest>>>,
+}
+
+impl Script {
+    fn frames(&self, request: &v1::WatchOutputRequest) -> Vec<Frame> {
+        let mut frames = self.before.clone();
+        let mut place = Cursor::default();
+        let mut chunks = Vec::new();
+        for (index, (stream, bytes)) in self.chunks.iter().enumerate() {
+            let offset = place.of(*stream);
+            if index == self.tail && request.tail_lines.is_some() {
+                frames.push(Frame::Heartbeat(Heartbeat { offsets: Some(place) }));
+                chunks.clear();
+            }
+            place.set(*stream, offset + bytes.len() as u64);
+            let begin = request.cursor.unwrap_or_default().of(*stream).max(offset);
+            let skipped = usize::try_from(begin - offset).unwrap().min(bytes.len());
+            let bytes = bytes.slice(skipped..);
+            if !bytes.is_empty() && (request.stream() == Stream::Unspecified || request.stream() == *stream) {
+                let data = Data {
+                    stream: (*stream).into(),
+                    offset: begin,
+                    time_unix_nanos: 0,
+                    bytes,
+                };
+                chunks.push(Frame::Data(data));
+            }
+        }
+        frames.extend(chunks);
+        frames.extend(self.exit.clone().map(Frame::Exit));
+        frames
+    }
+
+    fn bytes(&self, stream: Stream) -> Vec<u8> {
+        self.chunks
+            .iter()
+            .filter(|chunk| chunk.0 == stream)
+            .flat_map(|chunk| chunk.1.to_vec())
+            .collect()
+    }
+
+    /// An end with `code` and a seal that fits.
+    fn ends(mut self, code: i32) -> Self {
+        let seal = |stream| {
+            Some(StreamSeal {
+                bytes: self.bytes(stream).len() as u64,
+                sha256: Vec::new().into(),
+            })
+        };
+        let seal = Seal {
+            stdout: seal(Stream::Stdout),
+            stderr: seal(Stream::Stderr),
+            reason: String::new(),
+        };
+        self.exit = Some(Exit {
+            outcome: Outcome::Code.into(),
+            value: code,
+            sealed: true,
+            seal: Some(seal),
+            ..Exit::default()
+        });
+        self
+    }
+}
+
+type Frames = Pin<Box<dyn futures::Stream<Item = Result<OutputFrame, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Relay for Script {
+    type WatchOutputStream = Frames;
+
+    async fn watch_output(
+        &self,
+        request: Request<v1::WatchOutputRequest>,
+    ) -> Result<Response<Self::WatchOutputStream>, Status> {
+        let request = request.into_inner();
+        self.requests.lock().unwrap().push(request.clone());
+        if let Some(refusal) = self.refusals.lock().unwrap().pop() {
+            return Err(refusal);
+        }
+        let frames = self
+            .frames(&request)
+            .into_iter()
+            .map(|frame| Ok(OutputFrame { frame: Some(frame) }));
+        Ok(Response::new(Box::pin(futures::stream::iter(frames))))
+    }
+
+    async fn start(&self, _: Request<v1::StartRequest>) -> Result<Response<v1::StartResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_state(&self, _: Request<v1::GetStateRequest>) -> Result<Response<v1::GetStateResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list(&self, _: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn signal(&self, _: Request<v1::SignalRequest>) -> Result<Response<v1::SignalResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn stop(&self, _: Request<v1::StopRequest>) -> Result<Response<v1::StopResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+/// A connection that breaks after so many received bytes.
+struct Fragile {
+    stream: TcpStream,
+    left: usize,
+}
+
+impl AsyncRead for Fragile {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.left == 0 {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let mut part = buffer.take(self.left);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
+        let taken = part.filled().len();
+        self.left -= taken;
+        let filled = part.filled().to_vec();
+        buffer.put_slice(&filled);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Fragile {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+struct FragileDial {
+    address: SocketAddr,
+    /// Bytes until the first, the second … connection breaks; the last one counts for all others.
+    cuts: Vec<usize>,
+    dials: usize,
+    discredited: usize,
+}
+
+impl Dial for FragileDial {
+    async fn dial(&mut self) -> Result<RelayClient<Channel>, DialError> {
+        let left = self
+            .cuts
+            .get(self.dials)
+            .or(self.cuts.last())
+            .copied()
+            .unwrap_or(usize::MAX);
+        self.dials += 1;
+        let address = self.address;
+        let connector = tower::service_fn(move |_| async move {
+            let stream = TcpStream::connect(address).await?;
+            Ok::<_, io::Error>(TokioIo::new(Fragile { stream, left }))
+        });
+        let channel = Endpoint::from_static("http://relay")
+            .connect_with_connector(connector)
+            .await;
+        channel
+            .map(RelayClient::new)
+            .map_err(|error| DialError::Unreachable(error.to_string()))
+    }
+
+    fn discredit(&mut self) {
+        self.discredited += 1;
+    }
+}
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Followed {
+    result: Result<Option<Exit>, Error>,
+    code: u8,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    dials: usize,
+    discredited: usize,
+}
+
+async fn follow(script: &Script, want: Want, cuts: &[usize]) -> Followed {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = RelayServer::new(script.clone());
+    let serving = tokio::spawn(
+        Server::builder()
+            .add_service(service)
+            .serve_with_incoming(TcpListenerStream::new(listener)),
+    );
+    let (stdout, stderr) = (Shared::default(), Shared::default());
+    let output = Output::new(Sink::plain(stdout.clone()), Sink::plain(stderr.clone()));
+    let mut follower = Follower {
+        dial: FragileDial {
+            address,
+            cuts: cuts.to_vec(),
+            dials: 0,
+            discredited: 0,
+        },
+        ledger: Ledger::new(want),
+        output: &output,
+        narrator: Narrator::new("job", false),
+        unknown_until: Instant::now() + Duration::from_secs(5),
+    };
+    let result = tokio::time::timeout(Duration::from_secs(60), follower.run())
+        .await
+        .expect("it ends");
+    let code = match &result {
+        Ok(Some(end)) => exit::judge("job", end, &follower.ledger).code,
+        Ok(None) => 0,
+        Err(_) => UNKNOWN,
+    };
+    let (dials, discredited) = (follower.dial.dials, follower.dial.discredited);
+    let _ = output.flush().await;
+    serving.abort();
+    let taken = |shared: Shared| shared.0.lock().unwrap().clone();
+    Followed {
+        result,
+        code,
+        stdout: taken(stdout),
+        stderr: taken(stderr),
+        dials,
+        discredited,
+    }
+}
+
+fn following() -> Want {
+    Want {
+        follow: true,
+        ..Want::default()
+    }
+}
+
+/// Chunks of odd sizes on both streams, with every byte value.
+fn mixed(total: usize) -> Script {
+    let mut chunks = Vec::new();
+    let (mut made, mut size) = (0, 1);
+    while made < total {
+        let stream = if size % 3 == 0 { Stream::Stderr } else { Stream::Stdout };
+        chunks.push((
+            stream,
+            (0..size).map(|index| ((made + index) * 31 % 256) as u8).collect(),
+        ));
+        made += size;
+        size = size * 7 % 9973 + 1;
+    }
+    Script {
+        chunks,
+        ..Script::default()
+    }
+}
+
+#[tokio::test]
+async fn every_byte_arrives_once_over_any_number_of_cuts() {
+    let script = mixed(1_000_000).ends(7);
+    // Each connection gets through a little more than the one before, so that the cuts fall anywhere.
+    for cuts in [
+        vec![],
+        vec![100, 5_000, 70_000, 200_003, 300_007, usize::MAX],
+        vec![333_333],
+    ] {
+        let followed = follow(&script, following(), &cuts).await;
+        assert_eq!(followed.code, 7, "{cuts:?}: {:?}", followed.result);
+        assert!(followed.stdout == script.bytes(Stream::Stdout), "{cuts:?}");
+        assert!(followed.stderr == script.bytes(Stream::Stderr), "{cuts:?}");
+        assert!(followed.dials >= cuts.len(), "{} connections", followed.dials);
+    }
+}
+
+#[tokio::test]
+async fn a_resumed_stream_asks_for_what_is_missing() {
+    let script = mixed(300_000).ends(0);
+    let want = Want {
+        cursor: Some(Cursor {
+            stdout: 1000,
+            stderr: 0,
+        }),
+        stream: Stream::Stdout,
+        ..following()
+    };
+    let followed = follow(&script, want, &[120_000, usize::MAX]).await;
+    assert!(followed.stdout == script.bytes(Stream::Stdout)[1000..]);
+    assert_eq!((followed.stderr.len(), followed.code), (0, 0));
+    let requests = script.requests.lock().unwrap();
+    assert!(requests[1].cursor.unwrap().stdout > 1000);
+}
+
+#[tokio::test]
+async fn the_last_lines_come_once_over_a_cut() {
+    let mut script = mixed(400_000).ends(0);
+    script.tail = script.chunks.len() / 2;
+    let place: usize = script.chunks[..script.tail]
+        .iter()
+        .filter(|chunk| chunk.0 == Stream::Stdout)
+        .map(|chunk| chunk.1.len())
+        .sum();
+    let want = Want {
+        tail_lines: Some(5),
+        ..following()
+    };
+    let followed = follow(&script, want, &[60_000, usize::MAX]).await;
+    assert!(followed.stdout == script.bytes(Stream::Stdout)[place..]);
+    assert_eq!(
+        (followed.code, script.requests.lock().unwrap()[1].tail_lines),
+        (0, None)
+    );
+}
+
+#[tokio::test]
+async fn an_unknown_end_is_125() {
+    let mut script = mixed(10);
+    script.exit = Some(Exit {
+        reason: "NodeLost".into(),
+        ..Exit::default()
+    });
+    let followed = follow(&script, following(), &[]).await;
+    assert_eq!(
+        (followed.code, followed.stdout),
+        (UNKNOWN, script.bytes(Stream::Stdout))
+    );
+}
+
+#[tokio::test]
+async fn a_gap_is_said_and_is_125() {
+    let gap = Gap {
+        stream: Stream::Stdout.into(),
+        from: 0,
+        to: Some(0),
+        reason: "SpoolLost".into(),
+    };
+    let script = Script {
+        before: vec![Frame::Gap(gap)],
+        ..mixed(10).ends(0)
+    };
+    let followed = follow(&script, following(), &[]).await;
+    assert_eq!(followed.code, UNKNOWN);
+    let text = String::from_utf8_lossy(&followed.stderr).into_owned();
+    assert!(
+        text.starts_with("rproc: bytes 0 to 0 of standard output are lost (SpoolLost)\n"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn offsets_that_do_not_fit_end_it_loudly() {
+    let stray = Data {
+        stream: Stream::Stdout.into(),
+        offset: 5,
+        bytes: Bytes::from_static(b"x"),
+        ..Data::default()
+    };
+    let script = Script {
+        before: vec![Frame::Data(stray)],
+        ..mixed(10).ends(0)
+    };
+    let followed = follow(&script, following(), &[]).await;
+    assert_eq!(followed.code, UNKNOWN);
+    assert!(matches!(followed.result, Err(Error::Inconsistent(_))));
+    assert!(followed.stdout.is_empty());
+}
+
+#[tokio::test]
+async fn a_seal_over_more_bytes_is_125() {
+    let mut script = mixed(10).ends(0);
+    script.chunks.pop();
+    assert_eq!(follow(&script, following(), &[]).await.code, UNKNOWN);
+}
+
+#[tokio::test]
+async fn a_process_that_waits_says_why() {
+    let state = State {
+        phase: "Pending".into(),
+        reason: "ImagePull".into(),
+        message: "no such image".into(),
+    };
+    let script = Script {
+        before: vec![Frame::State(state)],
+        ..Script::default()
+    };
+    // The relay ends each stream without an exit, so the follower waits and asks again.
+    let want = following();
+    let listening = tokio::time::timeout(Duration::from_secs(3), follow(&script, want, &[]));
+    assert!(listening.await.is_err(), "it goes on waiting");
+    assert!(script.requests.lock().unwrap().len() > 1);
+}
+
+#[tokio::test]
+async fn without_follow_it_stops_at_what_is_there() {
+    let script = mixed(1000);
+    let followed = follow(&script, Want::default(), &[]).await;
+    assert!(matches!(followed.result, Ok(None)));
+    assert_eq!(followed.stdout, script.bytes(Stream::Stdout));
+}
+
+#[tokio::test]
+async fn refusals_are_told_from_trouble() {
+    let script = mixed(1000).ends(3);
+    let trouble = [
+        Status::unavailable("draining"),
+        Status::unauthenticated("expired"),
+        Status::not_found("new"),
+    ];
+    *script.refusals.lock().unwrap() = trouble.to_vec();
+    let followed = follow(&script, following(), &[]).await;
+    assert_eq!((followed.code, followed.dials, followed.discredited), (3, 4, 1));
+    *script.refusals.lock().unwrap() = vec![Status::permission_denied("no")];
+    let followed = follow(&script, following(), &[]).await;
+    assert!(matches!(followed.result, Err(Error::Relay(_))));
+    assert_eq!(followed.dials, 1);
+}
