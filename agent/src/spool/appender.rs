@@ -97,14 +97,16 @@ impl Appender {
             progress.stalled = stall;
             changed
         });
-        match stall {
-            Some(stall) if changed => {
-                tracing::warn!(?stall, "the program's output is being pushed back");
-                self.janitor.unpark();
-            }
-            None if changed => tracing::info!("the program's output is being taken again"),
-            _ => {}
+        if !changed {
+            return;
         }
+        match stall {
+            // The ordinary way to slow a program down to the pace of the archive.
+            Some(Stall::SpoolFull) => tracing::debug!("the spool is full: the output is pushed back"),
+            Some(Stall::VolumeFull) => tracing::warn!("the volume takes no more: the output is pushed back"),
+            None => tracing::debug!("the output is taken again"),
+        }
+        self.janitor.unpark();
     }
 
     /// Takes what `pipe` holds. `pipe` should have been reported readable, or this may block where `splice` is refused.

@@ -1,0 +1,179 @@
+//! Ordinary lives: output, exit, echo, leaving.
+
+use std::io::Read;
+
+use remoteprocess_proto::v1::exit::{Outcome, Source};
+use rustix::process::Signal;
+use sha2::{Digest, Sha256};
+
+use super::pod::{Options, Pod};
+use super::relay::{Archive, TestRelay};
+use super::{in_time, until};
+
+async fn run(script: &str, options: &Options) -> (Archive, Pod) {
+    let mut relay = TestRelay::start().await;
+    let mut pod = Pod::start(&relay, options);
+    pod.shell(script);
+    let archive = in_time("the end of the process", relay.be_home(|_| {})).await;
+    (archive, pod)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_exit_and_seal_come_and_then_both_leave() {
+    let (archive, mut pod) = run("echo out; echo err >&2; exit 7", &Options::default()).await;
+    assert_eq!((archive.head(0).as_str(), archive.head(1).as_str()), ("out\n", "err\n"));
+    let exit = archive.exit();
+    assert_eq!(
+        (exit.outcome(), exit.value, exit.source()),
+        (Outcome::Code, 7, Source::Entrypoint)
+    );
+    assert!(exit.sealed && exit.started_unix_nanos > 0 && exit.finished_unix_nanos >= exit.started_unix_nanos);
+    let seal = exit.seal.clone().unwrap();
+    assert_eq!(seal.stdout.unwrap().sha256[..], Sha256::digest(b"out\n")[..]);
+    assert_eq!(seal.stderr.unwrap().bytes, 4);
+    assert_eq!(pod.entrypoint_ends().await.code(), Some(7));
+    assert_eq!(pod.agent_ends().await.code(), Some(0));
+    assert!(pod.path("spool/done").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_started_again_after_the_end_idles_until_it_is_told_to_go() {
+    let mut relay = TestRelay::start().await;
+    let options = Options::default();
+    let mut pod = Pod::start(&relay, &options);
+    pod.shell("true");
+    in_time("the end", relay.be_home(|_| {})).await;
+    pod.agent_ends().await;
+    pod.restart_agent(&relay, &options);
+    // It would take this long to say that it wants a home; and before its handler is there, SIGTERM would kill it.
+    let silence = tokio::time::timeout(std::time::Duration::from_secs(1), relay.starts.recv()).await;
+    assert!(silence.is_err());
+    pod.signal_agent(Signal::TERM);
+    assert_eq!(pod.agent_ends().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_cannot_run_has_an_exit_and_no_output() {
+    let mut relay = TestRelay::start().await;
+    let mut pod = Pod::start(&relay, &Options::default());
+    pod.launch(&["/no/such/program"]);
+    let archive = in_time("the end", relay.be_home(|_| {})).await;
+    assert_eq!(
+        (archive.exit().value, archive.exit().reason.as_str()),
+        (127, "CommandNotFound")
+    );
+    assert!(archive.exit().sealed);
+    assert_eq!(archive.total(), 0);
+    assert_eq!(pod.entrypoint_ends().await.code(), Some(127));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn merged_output_keeps_its_true_order() {
+    let options = Options {
+        merge: true,
+        ..Options::default()
+    };
+    let (archive, _pod) = run("for i in 1 2 3; do echo o$i; echo e$i >&2; done", &options).await;
+    assert_eq!(archive.head(0), "o1\ne1\no2\ne2\no3\ne3\n");
+    assert_eq!(archive.cursor.stderr, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limited_echo_stops_and_says_where_the_rest_is() {
+    let options = Options {
+        echo: "Limited",
+        ..Options::default()
+    };
+    let mut relay = TestRelay::start().await;
+    let mut pod = Pod::start(&relay, &options);
+    pod.shell("echo first; head -c 3000000 /dev/zero; echo last");
+    let mut log = pod.entrypoint.as_mut().unwrap().stdout.take().unwrap();
+    let mut notes = pod.entrypoint.as_mut().unwrap().stderr.take().unwrap();
+    let echoed = std::thread::spawn(move || {
+        let mut echoed = Vec::new();
+        log.read_to_end(&mut echoed).unwrap();
+        echoed
+    });
+    in_time("the end", relay.be_home(|_| {})).await;
+    pod.entrypoint_ends().await;
+    let echoed = echoed.join().unwrap();
+    assert!(echoed.starts_with(b"first\n"));
+    // What the log does not take at once is dropped, so less is fine, more is not.
+    assert!(echoed.len() <= 1 << 20, "{}", echoed.len());
+    let mut note = String::new();
+    notes.read_to_string(&mut note).unwrap();
+    assert!(note.contains("rproc logs -n default hello"), "{note}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_job_is_echoed_whole() {
+    let options = Options {
+        echo: "Limited",
+        ..Options::default()
+    };
+    let (_, mut pod) = run("echo hello; echo world >&2", &options).await;
+    pod.entrypoint_ends().await;
+    let entrypoint = pod.entrypoint.as_mut().unwrap();
+    let (mut out, mut err) = (String::new(), String::new());
+    entrypoint.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    entrypoint.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert_eq!((out.as_str(), err.as_str()), ("hello\n", "world\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_spool_pushes_back_and_goes_on_after_a_commit() {
+    let relay = TestRelay::start().await;
+    let mut relay = relay;
+    let options = Options {
+        spool_size: 1 << 20,
+        ..Options::default()
+    };
+    let mut pod = Pod::start(&relay, &options);
+    pod.shell("head -c 5000000 /dev/zero; echo done >&2");
+    let start = relay.next_start().await;
+    let mut agent = relay.dial(&start.address).await;
+    let written = async |agent: &mut super::verbs::Agent| {
+        let state = agent.get_state(super::verbs::get_state()).await.unwrap().into_inner();
+        state.written.unwrap().stdout
+    };
+    let mut full = 0;
+    let mut look = tokio::time::interval(std::time::Duration::from_millis(10));
+    while full < 1 << 20 {
+        look.tick().await;
+        full = written(&mut agent).await;
+    }
+    // Nobody commits: it must stay there. One splice may go over the edge.
+    for _ in 0..20 {
+        look.tick().await;
+        assert!(written(&mut agent).await <= (1 << 20) + (64 << 10));
+    }
+    let mut archive = Archive::default();
+    in_time("the rest", archive.take_from(&mut agent, &mut |_| {}))
+        .await
+        .unwrap();
+    assert_eq!((archive.cursor.stdout, archive.cursor.stderr), (5_000_000, 5));
+    assert_eq!(pod.agent_ends().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_after_the_program_waits_for_the_final_commit() {
+    let mut relay = TestRelay::start().await;
+    let mut pod = Pod::start(&relay, &Options::default());
+    pod.shell("echo late");
+    // Granted, but no home comes yet.
+    relay.next_start().await;
+    pod.entrypoint_ends().await;
+    pod.signal_agent(Signal::TERM);
+    let archive = in_time("the end", relay.be_home(|_| {})).await;
+    assert_eq!(archive.head(0), "late\n");
+    assert_eq!(pod.agent_ends().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_before_a_launch_ends_the_agent_at_once() {
+    let relay = TestRelay::start().await;
+    let mut pod = Pod::start(&relay, &Options::default());
+    until("the socket", || pod.path("handover/socket").exists()).await;
+    pod.signal_agent(Signal::TERM);
+    assert_eq!(pod.agent_ends().await.code(), Some(0));
+}

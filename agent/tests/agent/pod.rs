@@ -1,0 +1,191 @@
+//! A pod as far as agent and entrypoint can tell: two processes and three directories.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::relay::{self, TestRelay};
+
+/// The pod. Its processes end with it.
+pub struct Pod {
+    pub directory: TempDir,
+    pub agent: Child,
+    is_supervised: bool,
+    pub entrypoint: Option<Child>,
+}
+
+/// How the agent is to be.
+#[derive(Clone)]
+pub struct Options {
+    pub supervised: bool,
+    pub spool_size: u64,
+    pub echo: &'static str,
+    pub merge: bool,
+    pub drain_seconds: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            supervised: false,
+            spool_size: 16 << 20,
+            echo: "None",
+            merge: false,
+            drain_seconds: 30,
+        }
+    }
+}
+
+/// The entrypoint's program: beside ours, built when it is not there or not fresh.
+fn entrypoint() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let agent = Path::new(env!("CARGO_BIN_EXE_agent"));
+        let mut build = Command::new(env!("CARGO"));
+        build.args([
+            "build",
+            "--quiet",
+            "-p",
+            "remoteprocess-entrypoint",
+            "--bin",
+            "entrypoint",
+        ]);
+        if agent.parent().is_some_and(|profile| profile.ends_with("release")) {
+            build.arg("--release");
+        }
+        let target = agent.parent().and_then(Path::parent).unwrap();
+        let built = build.arg("--target-dir").arg(target).status().unwrap();
+        assert!(built.success(), "cargo build -p remoteprocess-entrypoint");
+        agent.with_file_name("entrypoint")
+    })
+}
+
+impl Pod {
+    /// Starts the agent's container.
+    pub fn start(relay: &TestRelay, options: &Options) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["handover", "spool"] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        fs::write(directory.path().join("token"), relay::token()).unwrap();
+        let agent = spawn_agent(directory.path(), relay, options);
+        Self {
+            directory,
+            agent,
+            is_supervised: options.supervised,
+            entrypoint: None,
+        }
+    }
+
+    /// Starts the user's container with this command.
+    pub fn launch(&mut self, command: &[&str]) {
+        let mut entrypoint = Command::new(entrypoint());
+        entrypoint
+            .arg("--subreaper")
+            .arg("--socket")
+            .arg(self.path("handover/socket"))
+            .arg("--")
+            .args(command)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        self.entrypoint = Some(entrypoint.spawn().unwrap());
+    }
+
+    pub fn shell(&mut self, script: &str) {
+        self.launch(&["sh", "-c", script]);
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Starts another agent where one has ended.
+    pub fn restart_agent(&mut self, relay: &TestRelay, options: &Options) {
+        self.agent = spawn_agent(self.directory.path(), relay, options);
+    }
+
+    /// The process that is the agent: our child, or under a supervisor its child, which may be missing for a moment.
+    pub fn agent_pid(&self) -> Option<Pid> {
+        let supervisor = self.agent.id();
+        if !self.is_supervised {
+            return Pid::from_raw(i32::try_from(supervisor).unwrap());
+        }
+        let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap_or_default();
+        let child = children.split_whitespace().next()?;
+        Pid::from_raw(child.parse().ok()?)
+    }
+
+    pub fn signal_agent(&self, signal: Signal) {
+        if let Some(pid) = self.agent_pid() {
+            // It may have gone by itself.
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    pub async fn agent_ends(&mut self) -> ExitStatus {
+        ends("the agent's end", &mut self.agent).await
+    }
+
+    pub async fn entrypoint_ends(&mut self) -> ExitStatus {
+        ends("the entrypoint's end", self.entrypoint.as_mut().unwrap()).await
+    }
+}
+
+async fn ends(what: &str, child: &mut Child) -> ExitStatus {
+    let mut status = None;
+    super::until(what, || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    })
+    .await;
+    status.unwrap()
+}
+
+fn spawn_agent(directory: &Path, relay: &TestRelay, options: &Options) -> Child {
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_agent"));
+    if !options.supervised {
+        agent.arg("run");
+    }
+    agent
+        .env("RPROC_RELAY_ENROL", relay.enrol.to_string())
+        .env("RPROC_RELAY", relay.main.to_string())
+        .env("RPROC_CA_BUNDLE", relay.authority.cert_pem())
+        .env("RPROC_TRUST_DOMAIN", relay::trust_domain().as_str())
+        .env("RPROC_PROCESS_NAMESPACE", relay::NAMESPACE)
+        .env("RPROC_PROCESS_NAME", "hello")
+        .env("RPROC_PROCESS_UID", "u-1")
+        .env("RPROC_ATTEMPT", "1")
+        .env("RPROC_POD_UID", relay::POD_UID)
+        .env("RPROC_POD_IP", "127.0.0.1")
+        .env("RPROC_LISTEN_PORT", "0")
+        .env("RPROC_SPOOL_SIZE", options.spool_size.to_string())
+        .env("RPROC_ECHO", options.echo)
+        .env("RPROC_MERGE", options.merge.to_string())
+        .env("RPROC_DRAIN_SECONDS", options.drain_seconds.to_string())
+        .env("RPROC_TOKEN_FILE", directory.join("token"))
+        .env("RPROC_HANDOVER", directory.join("handover"))
+        .env("RPROC_SPOOL", directory.join("spool"))
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.signal_agent(Signal::KILL);
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
+        if let Some(entrypoint) = &mut self.entrypoint {
+            // SIGTERM: it ends what it has started, too.
+            if let Some(pid) = Pid::from_raw(i32::try_from(entrypoint.id()).unwrap()) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            let _ = entrypoint.wait();
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! A relay as far as an agent can tell: it enrols, grants, watches, commits. Its authority lives in memory.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
+use remoteprocess_proto::v1::executor_client::ExecutorClient;
+use remoteprocess_proto::v1::output_frame::Frame;
+use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
+use remoteprocess_proto::v1::{
+    CommitRequest, Cursor, EnrollRequest, EnrollResponse, ExecutorWatchOutputRequest, Exit, GetStateRequest,
+    GetStateResponse, ListRequest, ListResponse, OutputFrame, SignalRequest, SignalResponse, StartRequest,
+    StartResponse, StopRequest, StopResponse, WatchOutputRequest,
+};
+use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, User, serve};
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+pub const NAMESPACE: &str = "default";
+pub const POD_UID: &str = "6f2e8c1a-0000-4000-8000-000000000001";
+const TOKEN: &str = "a-projected-token";
+const HOUR: Duration = Duration::from_secs(3600);
+/// A home commits after this many bytes.
+const COMMIT_EVERY: u64 = 1 << 20;
+
+pub fn trust_domain() -> TrustDomain {
+    "test.local".parse().unwrap()
+}
+
+pub fn agent_role() -> Role {
+    Role::Agent {
+        namespace: NAMESPACE.into(),
+        pod_uid: POD_UID.into(),
+    }
+}
+
+/// The relay and what tests may turn.
+pub struct TestRelay {
+    pub authority: Arc<Authority>,
+    pub enrol: SocketAddr,
+    pub main: SocketAddr,
+    pub starts: mpsc::UnboundedReceiver<StartRequest>,
+    pub enrolments: Arc<AtomicU32>,
+    pub grants: Arc<AtomicBool>,
+    pub leaf_lifetime_seconds: Arc<AtomicU32>,
+    identity: Arc<Identity>,
+    _shutdown: DropGuard,
+}
+
+struct Enrols {
+    authority: Arc<Authority>,
+    count: Arc<AtomicU32>,
+    lifetime: Arc<AtomicU32>,
+}
+
+struct Starts {
+    seen: mpsc::UnboundedSender<StartRequest>,
+    grants: Arc<AtomicBool>,
+}
+
+impl TestRelay {
+    pub async fn start() -> Self {
+        remoteprocess_tls::install_crypto_provider();
+        let authority = Arc::new(Authority::generate(&trust_domain()).unwrap());
+        let identity = identity_of(&authority, &Role::Operator, None);
+        let shutdown = CancellationToken::new();
+        let (seen, starts) = mpsc::unbounded_channel();
+        let enrolments = Arc::new(AtomicU32::new(0));
+        let grants = Arc::new(AtomicBool::new(true));
+        let leaf_lifetime_seconds = Arc::new(AtomicU32::new(3600));
+        let enrols = Enrols {
+            authority: Arc::clone(&authority),
+            count: Arc::clone(&enrolments),
+            lifetime: Arc::clone(&leaf_lifetime_seconds),
+        };
+        let starting = Starts {
+            seen,
+            grants: Arc::clone(&grants),
+        };
+        let (listener, enrol) = bind().await;
+        tokio::spawn(serve(
+            listener,
+            Arc::clone(&identity),
+            ClientAuth::None,
+            EnrolmentServer::new(enrols),
+            Limits::default(),
+            shutdown.clone(),
+        ));
+        let (listener, main) = bind().await;
+        tokio::spawn(serve(
+            listener,
+            Arc::clone(&identity),
+            ClientAuth::Required,
+            RelayServer::new(starting),
+            Limits::default(),
+            shutdown.clone(),
+        ));
+        Self {
+            authority,
+            enrol,
+            main,
+            starts,
+            enrolments,
+            grants,
+            leaf_lifetime_seconds,
+            identity,
+            _shutdown: shutdown.drop_guard(),
+        }
+    }
+
+    /// A client of the agent at `address`, as the operator.
+    pub async fn dial(&self, address: &str) -> ExecutorClient<Channel> {
+        self.try_dial(address).await.unwrap()
+    }
+
+    /// A client of the agent, as somebody else of the same authority.
+    pub async fn dial_as(&self, address: &str, role: &Role) -> ExecutorClient<Channel> {
+        let user = (*role == Role::User).then(|| User {
+            name: "alice".into(),
+            groups: vec![],
+            uid: String::new(),
+            extra: Default::default(),
+        });
+        let identity = identity_of(&self.authority, role, user.as_ref());
+        let channel = Dialer::new(identity).connect(address, &agent_role()).await;
+        ExecutorClient::new(channel.unwrap())
+    }
+
+    pub async fn next_start(&mut self) -> StartRequest {
+        super::in_time("a start", self.starts.recv()).await.unwrap()
+    }
+
+    /// Is a home from the next `Start` on, as a real relay is: watches, commits, goes on after each break, and takes
+    /// the final commit after the exit. `on_bytes` sees how much has come.
+    pub async fn be_home(&mut self, mut on_bytes: impl FnMut(u64)) -> Archive {
+        let mut archive = Archive::default();
+        loop {
+            let start = self.next_start().await;
+            let mut agent = match self.try_dial(&start.address).await {
+                Some(agent) => agent,
+                None => continue,
+            };
+            let finished = archive.take_from(&mut agent, &mut on_bytes).await;
+            if let Err(status) = &finished {
+                println!("home: the stream broke: {status}");
+                archive.breaks += 1;
+                continue;
+            }
+            return archive;
+        }
+    }
+
+    async fn try_dial(&self, address: &str) -> Option<ExecutorClient<Channel>> {
+        let channel = Dialer::new(Arc::clone(&self.identity))
+            .connect(address, &agent_role())
+            .await;
+        channel.ok().map(ExecutorClient::new)
+    }
+}
+
+async fn bind() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+fn identity_of(authority: &Authority, role: &Role, user: Option<&User>) -> Arc<Identity> {
+    let (chain, key) = authority.issue(role, user, HOUR).unwrap();
+    Identity::new(&chain, &key, authority.cert_pem(), &trust_domain()).unwrap()
+}
+
+/// Everything a home has received.
+#[derive(Default)]
+pub struct Archive {
+    pub cursor: Cursor,
+    pub committed: u64,
+    pub hashes: [Sha256; 2],
+    /// The first bytes of each stream.
+    pub heads: [Vec<u8>; 2],
+    pub exit: Option<Exit>,
+    pub breaks: u32,
+}
+
+impl Archive {
+    pub async fn take_from(
+        &mut self,
+        agent: &mut ExecutorClient<Channel>,
+        on_bytes: &mut impl FnMut(u64),
+    ) -> Result<(), Status> {
+        let request = ExecutorWatchOutputRequest {
+            protocol: PROTOCOL,
+            cursor: Some(self.cursor),
+            home: true,
+        };
+        let mut frames = agent.watch_output(request).await?.into_inner();
+        while let Some(frame) = frames.next().await {
+            match frame?.frame {
+                Some(Frame::Data(data)) => {
+                    self.take(data);
+                    on_bytes(self.total());
+                    if self.total() - self.committed >= COMMIT_EVERY {
+                        self.commit(agent, false).await?;
+                    }
+                }
+                Some(Frame::Exit(exit)) => {
+                    self.exit = Some(exit);
+                    return self.commit(agent, true).await;
+                }
+                Some(Frame::Gap(gap)) => panic!("{gap:?}"),
+                Some(Frame::State(_) | Frame::Heartbeat(_)) | None => {}
+            }
+        }
+        Err(Status::aborted("the stream ended without an exit"))
+    }
+
+    fn take(&mut self, data: remoteprocess_proto::v1::Data) {
+        let stream = data.stream();
+        assert_eq!(data.offset, self.cursor.of(stream), "{stream:?} is dense");
+        assert!(data.bytes.len() <= remoteprocess_proto::MAX_CHUNK);
+        assert!(data.time_unix_nanos > 0);
+        let index = usize::try_from(data.stream - 1).unwrap();
+        self.hashes[index].update(&data.bytes);
+        let head = &mut self.heads[index];
+        let room = (1 << 20_usize) - head.len();
+        head.extend_from_slice(&data.bytes[..data.bytes.len().min(room)]);
+        self.cursor.set(stream, data.offset + data.bytes.len() as u64);
+    }
+
+    pub fn total(&self) -> u64 {
+        self.cursor.stdout + self.cursor.stderr
+    }
+
+    async fn commit(&mut self, agent: &mut ExecutorClient<Channel>, is_final: bool) -> Result<(), Status> {
+        let commit = CommitRequest {
+            archived: Some(self.cursor),
+            r#final: is_final,
+        };
+        agent.commit(commit).await?;
+        self.committed = self.total();
+        Ok(())
+    }
+
+    pub fn head(&self, index: usize) -> String {
+        String::from_utf8_lossy(&self.heads[index]).into_owned()
+    }
+
+    pub fn exit(&self) -> &Exit {
+        self.exit.as_ref().unwrap()
+    }
+}
+
+#[tonic::async_trait]
+impl Enrolment for Enrols {
+    async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
+        let request = request.into_inner();
+        if request.token != TOKEN {
+            return Err(Status::unauthenticated("this is not our token"));
+        }
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let lifetime = Duration::from_secs(self.lifetime.load(Ordering::Relaxed).into());
+        let certificate_chain = self
+            .authority
+            .sign_csr_der(&request.csr, &agent_role(), None, lifetime)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(EnrollResponse {
+            protocol: PROTOCOL,
+            certificate_chain,
+            bundle: self.authority.cert_pem().to_owned(),
+        }))
+    }
+}
+
+type Nothing = Pin<Box<dyn Stream<Item = Result<OutputFrame, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Relay for Starts {
+    async fn start(&self, request: Request<StartRequest>) -> Result<Response<StartResponse>, Status> {
+        let granted = self.grants.load(Ordering::Relaxed);
+        let _ = self.seen.send(request.into_inner());
+        Ok(Response::new(StartResponse {
+            protocol: PROTOCOL,
+            granted,
+            message: if granted { String::new() } else { "not yet".into() },
+        }))
+    }
+    async fn get_state(&self, _: Request<GetStateRequest>) -> Result<Response<GetStateResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    type WatchOutputStream = Nothing;
+    async fn watch_output(&self, _: Request<WatchOutputRequest>) -> Result<Response<Nothing>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn signal(&self, _: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn stop(&self, _: Request<StopRequest>) -> Result<Response<StopResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+pub fn token() -> &'static str {
+    TOKEN
+}
