@@ -1,1 +1,257 @@
 //! Wiring: starts every part of the operator and ends them in order.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::future::BoxFuture;
+use kube::Client;
+use remoteprocess_runtime::prometheus_client::registry::Registry;
+use remoteprocess_runtime::{Readiness, admin};
+use remoteprocess_tls::{ClientAuth, Dialer, Limits, Role, serve};
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::args::Config;
+use crate::authority::{AuthorityConfig, AuthorityHandle, csr};
+use crate::controller;
+use crate::leader::{Candidate, Timing, run_as_leader};
+use crate::relay::archive::{Archive, AttemptKey};
+use crate::relay::authorize::Authorizer;
+use crate::relay::directory::Directory;
+use crate::relay::enrol::EnrolmentService;
+use crate::relay::oversee;
+use crate::relay::record::Recorder;
+use crate::relay::service::{RelayParts, RelayService};
+use crate::relay::session::{Agent, Connect, ConnectError, Context, Sessions};
+
+/// Between two tries to get the authority going while the API server is away.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The sockets, bound before anything else so that a port in use is noticed at once.
+struct Listeners {
+    relay: TcpListener,
+    enrol: TcpListener,
+    admin: TcpListener,
+}
+
+/// Reaches agents over mutual TLS.
+struct AgentDialer(Dialer);
+
+/// Runs the operator until `shutdown`.
+///
+/// # Errors
+/// When a port cannot be bound, the archive cannot be opened, or there is no way to an API server.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let listeners = Listeners::bind(&config).await?;
+    let client = Client::try_default().await.context("no way to an API server")?;
+    let archive = Archive::local(&config.archive_dir)
+        .with_context(|| format!("the archive in {}", config.archive_dir.display()))?;
+    let readiness = Readiness::default();
+    let (certified, watched) = (readiness.gate("certificate"), readiness.gate("watch"));
+    let mut metrics = Registry::default();
+    crate::relay::metrics::register(&mut metrics);
+    let admin = admin(listeners.admin, readiness, Arc::new(metrics), shutdown.clone());
+    let operate = async {
+        let Some(authority) = shutdown.run_until_cancelled(authority(&client, &config)).await else {
+            return;
+        };
+        certified.open();
+        info!(replica = config.replica, "the authority is loaded");
+        let relay = Relay::new(&config, &client, &authority, archive, &shutdown);
+        tokio::join!(
+            authority.run(shutdown.clone()),
+            csr::run(client.clone(), authority.clone(), shutdown.clone()),
+            relay.run(
+                &config,
+                client.clone(),
+                &authority,
+                (listeners.relay, listeners.enrol),
+                || watched.open()
+            ),
+            lead(&config, &client, &authority, &shutdown),
+        );
+    };
+    let (admin, ()) = tokio::join!(admin, operate);
+    admin.context("the admin port")
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let bind = async |address| {
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address}"))
+        };
+        Ok(Self {
+            relay: bind(config.relay_listen).await?,
+            enrol: bind(config.enrol_listen).await?,
+            admin: bind(config.admin_listen).await?,
+        })
+    }
+}
+
+impl Connect for AgentDialer {
+    fn connect<'a>(&'a self, agent: &'a Agent) -> BoxFuture<'a, Result<tonic::transport::Channel, ConnectError>> {
+        let role = Role::Agent {
+            namespace: agent.namespace.clone(),
+            pod_uid: agent.pod_uid.clone(),
+        };
+        Box::pin(async move { Ok(self.0.connect(&agent.address, &role).await?) })
+    }
+}
+
+/// Loads the authority; an API server that is away only delays it.
+async fn authority(client: &Client, config: &Config) -> Arc<AuthorityHandle> {
+    loop {
+        let settings = AuthorityConfig {
+            namespace: config.namespace.clone(),
+            trust_domain: config.trust_domain.clone(),
+            server: config.server.clone(),
+        };
+        match AuthorityHandle::load_or_create(client.clone(), settings).await {
+            Ok(authority) => return authority,
+            Err(error) => {
+                warn!(
+                    category = error.category(),
+                    error = &error as &dyn std::error::Error,
+                    "no authority yet"
+                );
+                sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+/// The parts of the relay that live as long as the operator.
+struct Relay {
+    directory: Directory,
+    sessions: Sessions,
+    archive: Archive,
+    recorder: Recorder,
+    shutdown: CancellationToken,
+}
+
+impl Relay {
+    fn new(
+        config: &Config,
+        client: &Client,
+        authority: &AuthorityHandle,
+        archive: Archive,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        let recorder = Recorder::new(client.clone(), config.replica.clone());
+        let context = Context {
+            archive: archive.clone(),
+            connect: Box::new(AgentDialer(Dialer::new(authority.identity()))),
+            record: Box::new(recorder.clone()),
+            shutdown: shutdown.clone(),
+        };
+        Self {
+            directory: Directory::default(),
+            sessions: Sessions::new(Arc::new(context)),
+            archive,
+            recorder,
+            shutdown: shutdown.clone(),
+        }
+    }
+
+    /// Both listeners, from the moment when the watch has delivered; then what was left undone by a former life.
+    async fn run(
+        &self,
+        config: &Config,
+        client: Client,
+        authority: &Arc<AuthorityHandle>,
+        listeners: (TcpListener, TcpListener),
+        ready: impl FnOnce() + Send,
+    ) {
+        let delivered = CancellationToken::new();
+        let changes = self.directory.subscribe();
+        let watch = self.directory.run(
+            client.clone(),
+            &config.watch_namespaces,
+            || {
+                ready();
+                delivered.cancel();
+            },
+            &self.shutdown,
+        );
+        let served = async {
+            if self.shutdown.run_until_cancelled(delivered.cancelled()).await.is_some() {
+                self.serve(client.clone(), authority, listeners).await;
+            }
+            self.sessions.drained().await;
+        };
+        tokio::select! {
+            ((), ()) = async { tokio::join!(served, watch) } => {}
+            () = oversee::run(changes, self.sessions.clone()) => {}
+        }
+    }
+
+    async fn serve(&self, client: Client, authority: &Arc<AuthorityHandle>, listeners: (TcpListener, TcpListener)) {
+        let service = RelayService::new(RelayParts {
+            directory: self.directory.clone(),
+            sessions: self.sessions.clone(),
+            archive: self.archive.clone(),
+            authorizer: Authorizer::new(client.clone()),
+            recorder: self.recorder.clone(),
+            shutdown: self.shutdown.clone(),
+        });
+        let sessions = self.sessions.clone();
+        let enrolment = EnrolmentService::new(client, authority.clone(), move |uid, attempt| {
+            let key = AttemptKey {
+                uid: uid.to_owned(),
+                attempt,
+            };
+            sessions.get(&key).is_some_and(|session| session.is_connected())
+        });
+        let identity = authority.identity();
+        let (relay, enrol) = listeners;
+        let make_up = oversee::make_up(&self.directory, &self.archive, &self.sessions, &self.recorder);
+        tokio::join!(
+            serve(
+                relay,
+                identity.clone(),
+                ClientAuth::Required,
+                service.into_server(),
+                Limits::default(),
+                self.shutdown.clone(),
+            ),
+            serve(
+                enrol,
+                identity,
+                ClientAuth::None,
+                enrolment.into_server(),
+                Limits::anonymous(),
+                self.shutdown.clone(),
+            ),
+            self.shutdown.run_until_cancelled(make_up),
+        );
+    }
+}
+
+/// Reconciles while this replica holds the lease.
+fn lead(
+    config: &Config,
+    client: &Client,
+    authority: &Arc<AuthorityHandle>,
+    shutdown: &CancellationToken,
+) -> impl Future<Output = ()> + use<> {
+    let candidate = Candidate {
+        namespace: config.namespace.clone(),
+        identity: config.replica.clone(),
+        timing: Timing::default(),
+    };
+    let bundle = authority.clone();
+    let settings = controller::Config {
+        agent: config.agent.clone(),
+        ca_bundle: Arc::new(move || bundle.bundle_pem()),
+    };
+    let client = client.clone();
+    run_as_leader(client.clone(), candidate, shutdown.clone(), move |term| {
+        controller::run(client.clone(), settings.clone(), term)
+    })
+}

@@ -1,1 +1,251 @@
 //! Command line and environment, and the checked configuration made from them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Parser;
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use remoteprocess_api::names;
+use remoteprocess_runtime::{LogError, LogFormat};
+use remoteprocess_tls::TrustDomain;
+
+/// Runs RemoteProcesses: one pod per attempt, and a relay that carries and archives their output.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "operator", version)]
+pub struct Args {
+    /// Namespace of the release: CA, lease and published addresses live there.
+    #[arg(long, env = "RPROC_NAMESPACE", default_value = names::DEFAULT_RELEASE_NAMESPACE)]
+    namespace: String,
+    /// Name of this replica, unique among all of them.
+    #[arg(long, env = "POD_NAME")]
+    replica: String,
+    /// Trust domain of all identities.
+    #[arg(long, env = "RPROC_TRUST_DOMAIN", default_value = names::DEFAULT_TRUST_DOMAIN)]
+    trust_domain: String,
+    /// host:port at which agents reach the main listener.
+    #[arg(long, env = "RPROC_RELAY_ADDRESS")]
+    relay_address: String,
+    /// host:port at which agents reach the enrol listener.
+    #[arg(long, env = "RPROC_ENROL_ADDRESS")]
+    enrol_address: String,
+    /// host:port at which clients outside the cluster reach the main listener; published for them.
+    #[arg(long, env = "RPROC_SERVER")]
+    server: Option<String>,
+    /// Namespaces whose processes are run, separated by commas. None: all.
+    #[arg(long, env = "RPROC_WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
+    /// Directory of the archive.
+    #[arg(long, env = "RPROC_ARCHIVE_DIR", default_value = "/archive")]
+    archive_dir: PathBuf,
+    #[command(flatten)]
+    agent: AgentArgs,
+    #[command(flatten)]
+    ports: PortArgs,
+    /// auto, json or text.
+    #[arg(long, env = "RPROC_LOG_FORMAT", default_value = "auto")]
+    log_format: String,
+    /// Filter of the log, as tracing-subscriber has it.
+    #[arg(long, env = "RPROC_LOG_FILTER", default_value = "info")]
+    log_filter: String,
+}
+
+/// What agents are made of and told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AgentArgs {
+    /// Image with the agent and the entrypoint.
+    #[arg(long, env = "RPROC_AGENT_IMAGE")]
+    agent_image: String,
+    /// Pull policy of that image: Always, IfNotPresent or Never.
+    #[arg(long, env = "RPROC_AGENT_IMAGE_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    agent_image_pull_policy: Option<String>,
+    /// Pull secrets of that image, separated by commas; looked up in the namespace of each process.
+    #[arg(long, env = "RPROC_AGENT_IMAGE_PULL_SECRETS", value_delimiter = ',')]
+    agent_image_pull_secrets: Vec<String>,
+    /// Port of the agent in each pod.
+    #[arg(long, env = "RPROC_AGENT_PORT", default_value_t = names::AGENT_PORT)]
+    agent_port: u16,
+    /// Seconds that an agent has to hand over its output after the program's end.
+    #[arg(long, env = "RPROC_DRAIN_SECONDS", default_value_t = 30)]
+    drain_seconds: u32,
+    /// CPU request of the agent's container.
+    #[arg(long, env = "RPROC_AGENT_CPU_REQUEST", default_value = "10m")]
+    agent_cpu_request: String,
+    /// Memory request and limit of the agent's container.
+    #[arg(long, env = "RPROC_AGENT_MEMORY", default_value = "64Mi")]
+    agent_memory: String,
+    /// Whether the agent's container requests its spool's size as ephemeral storage.
+    #[arg(long, env = "RPROC_AGENT_REQUEST_STORAGE", default_value_t = false)]
+    agent_request_storage: bool,
+}
+
+/// Where the operator listens.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PortArgs {
+    /// Address of all listeners; the unspecified IPv6 address takes IPv4 too.
+    #[arg(long, env = "RPROC_LISTEN_ADDRESS", default_value_t = IpAddr::V6(Ipv6Addr::UNSPECIFIED))]
+    listen_address: IpAddr,
+    /// Port of the main listener: mutual TLS.
+    #[arg(long, env = "RPROC_RELAY_PORT", default_value_t = names::RELAY_PORT)]
+    relay_port: u16,
+    /// Port of the enrol listener: server certificate only.
+    #[arg(long, env = "RPROC_ENROL_PORT", default_value_t = names::ENROL_PORT)]
+    enrol_port: u16,
+    /// Port of health and metrics: plain HTTP.
+    #[arg(long, env = "RPROC_ADMIN_PORT", default_value_t = names::ADMIN_PORT)]
+    admin_port: u16,
+}
+
+/// The checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Namespace of the release.
+    pub namespace: String,
+    /// Name of this replica.
+    pub replica: String,
+    /// Trust domain of all identities.
+    pub trust_domain: TrustDomain,
+    /// Published `host:port`, where there is one.
+    pub server: Option<String>,
+    /// Watched namespaces; none: all.
+    pub watch_namespaces: Vec<String>,
+    /// Directory of the archive.
+    pub archive_dir: PathBuf,
+    /// What agents are told; the bundle in it is empty.
+    pub agent: crate::controller::AgentSettings,
+    /// The main listener.
+    pub relay_listen: SocketAddr,
+    /// The enrol listener.
+    pub enrol_listen: SocketAddr,
+    /// Health and metrics.
+    pub admin_listen: SocketAddr,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// Which log lines there are.
+    pub log_filter: String,
+}
+
+/// What is wrong with the command line.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// See the inner error.
+    #[error("--trust-domain")]
+    TrustDomain(#[source] remoteprocess_tls::Error),
+    /// See the inner error.
+    #[error("--log-format")]
+    LogFormat(#[from] LogError),
+    /// Not `host:port`.
+    #[error("--{0} must be host:port (IPv6 in brackets), not {1:?}")]
+    Address(&'static str, String),
+}
+
+impl TryFrom<Args> for Config {
+    type Error = Error;
+
+    fn try_from(args: Args) -> Result<Self, Error> {
+        check_address("relay-address", &args.relay_address)?;
+        check_address("enrol-address", &args.enrol_address)?;
+        let server = args.server.filter(|server| !server.is_empty());
+        if let Some(server) = &server {
+            check_address("server", server)?;
+        }
+        let trust_domain: TrustDomain = args.trust_domain.parse().map_err(Error::TrustDomain)?;
+        let listen = |port| SocketAddr::new(args.ports.listen_address, port);
+        let relay = (args.relay_address, args.enrol_address);
+        Ok(Self {
+            namespace: args.namespace,
+            replica: args.replica,
+            server,
+            watch_namespaces: args
+                .watch_namespaces
+                .into_iter()
+                .filter(|name| !name.is_empty())
+                .collect(),
+            archive_dir: args.archive_dir,
+            agent: agent_settings(args.agent, relay, &trust_domain),
+            trust_domain,
+            relay_listen: listen(args.ports.relay_port),
+            enrol_listen: listen(args.ports.enrol_port),
+            admin_listen: listen(args.ports.admin_port),
+            log_format: args.log_format.parse()?,
+            log_filter: args.log_filter,
+        })
+    }
+}
+
+fn agent_settings(
+    args: AgentArgs,
+    (relay, relay_enrol): (String, String),
+    trust_domain: &TrustDomain,
+) -> crate::controller::AgentSettings {
+    let memory = ("memory".to_owned(), Quantity(args.agent_memory));
+    let cpu = ("cpu".to_owned(), Quantity(args.agent_cpu_request));
+    crate::controller::AgentSettings {
+        image: args.agent_image,
+        image_pull_policy: args.agent_image_pull_policy,
+        image_pull_secrets: args
+            .agent_image_pull_secrets
+            .into_iter()
+            .filter(|name| !name.is_empty())
+            .collect(),
+        relay,
+        relay_enrol,
+        ca_bundle: String::new(),
+        trust_domain: trust_domain.as_str().to_owned(),
+        drain_seconds: args.drain_seconds,
+        listen_port: args.agent_port,
+        resources: ResourceRequirements {
+            limits: Some(BTreeMap::from([memory.clone()])),
+            requests: Some(BTreeMap::from([cpu, memory])),
+            ..ResourceRequirements::default()
+        },
+        request_ephemeral_storage: args.agent_request_storage,
+    }
+}
+
+fn check_address(flag: &'static str, address: &str) -> Result<(), Error> {
+    let fits = address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::Address(flag, address.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(more: &[&str]) -> Result<Config, Error> {
+        let least = [
+            "operator",
+            "--replica=operator-0",
+            "--relay-address=relay.svc:8443",
+            "--enrol-address=relay.svc:8444",
+            "--agent-image=agent:test",
+        ];
+        Config::try_from(Args::parse_from(least.iter().chain(more)))
+    }
+
+    #[test]
+    fn the_definition_holds() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn empty_values_of_the_chart_mean_nothing_set() {
+        let config = parse(&["--server=", "--watch-namespaces="]).unwrap();
+        assert_eq!((config.server, config.watch_namespaces), (None, Vec::new()));
+    }
+
+    #[test]
+    fn a_wrong_address_is_named() {
+        let error = parse(&["--server=no-port"]).unwrap_err();
+        assert!(error.to_string().contains("--server"), "{error}");
+        assert!(parse(&["--server=[fd00::1]:8443"]).is_ok());
+    }
+}

@@ -1,3 +1,20 @@
-//! The operator binary.
+//! The operator binary: parse, init, run.
 
-fn main() {}
+use anyhow::Context;
+use clap::Parser;
+use remoteprocess_operator::app;
+use remoteprocess_operator::args::{Args, Config};
+use remoteprocess_runtime::{init_logs, shutdown_token};
+
+// musl's own allocator serialises the threads of the relay.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    remoteprocess_tls::install_crypto_provider();
+    let config = Config::try_from(Args::parse())?;
+    init_logs(config.log_format, &config.log_filter)?;
+    let shutdown = shutdown_token().context("signal handlers")?;
+    app::run(config, shutdown).await
+}

@@ -4,6 +4,7 @@ pub mod archive;
 pub mod authorize;
 pub mod directory;
 pub mod enrol;
+pub mod metrics;
 pub mod oversee;
 pub mod piece;
 pub mod record;

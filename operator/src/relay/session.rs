@@ -26,6 +26,7 @@ pub use follower::{Follower, Next};
 use ring::Ring;
 
 use super::archive::{Archive, AttemptKey, StoredGap, Subject};
+use super::metrics::metrics;
 
 /// Reason of a gap at the end of a stream whose agent never sealed it.
 pub const NEVER_SEALED: &str = "NeverSealed";
@@ -153,9 +154,11 @@ impl Sessions {
         drop(live);
         self.changed.send_modify(|version| *version += 1);
         let (sessions, running) = (self.clone(), session.clone());
+        metrics().sessions.inc();
         self.tasks.spawn(async move {
             keeper::run(&running).await;
             running.ring.close();
+            metrics().sessions.dec();
             sessions.lock().remove(&running.subject.key);
             sessions.changed.send_modify(|version| *version += 1);
         });

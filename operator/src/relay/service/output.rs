@@ -16,6 +16,7 @@ use super::state::wire_state;
 use super::{RelayParts, Target, unreadable};
 use crate::relay::archive::AttemptKey;
 use crate::relay::authorize::Action;
+use crate::relay::metrics::metrics;
 use crate::relay::piece::{Piece, Wanted, gap};
 use crate::relay::record::known_end;
 use crate::relay::session::{Follower, NEVER_SEALED, Next};
@@ -101,6 +102,7 @@ fn frames(receiver: mpsc::Receiver<Batch>) -> impl Stream<Item = Result<OutputFr
 
 impl Pump {
     async fn run(mut self) {
+        metrics().followers.inc();
         let shutdown = self.parts.shutdown.clone();
         let over = tokio::select! {
             over = self.serve() => over,
@@ -110,6 +112,7 @@ impl Pump {
             // Nobody may be there to hear it.
             let _ = self.sender.send(Err(status)).await;
         }
+        metrics().followers.dec();
     }
 
     async fn serve(&mut self) -> Result<(), Over> {
@@ -308,6 +311,9 @@ impl Pump {
             return Ok(());
         }
         self.has_sent = true;
+        metrics()
+            .sent
+            .inc_by(pieces.iter().map(|piece| piece.bytes().len() as u64).sum());
         let frames = pieces
             .into_iter()
             .filter_map(|piece| piece.into_frame().frame)

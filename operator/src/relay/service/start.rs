@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::RelayParts;
 use crate::relay::archive::{AttemptKey, Subject};
+use crate::relay::metrics::metrics;
 use crate::relay::oversee;
 use crate::relay::record::{Claim, Error};
 use crate::relay::session::Agent;
@@ -66,6 +67,7 @@ impl RelayParts {
             launched = claim.launched,
             "start granted"
         );
+        metrics().starts.inc();
         let session = self.sessions.open(
             subject,
             Agent {

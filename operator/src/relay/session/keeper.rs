@@ -13,6 +13,8 @@ use super::control::ControlError;
 use super::upstream::{self, End};
 use super::{Ending, Session};
 use crate::relay::archive::{Error, SEGMENT_BYTES, Writer};
+use crate::relay::metrics::metrics;
+use crate::relay::piece::distance;
 
 /// Longest time that received bytes wait for their segment to be stored.
 const AGE: Duration = Duration::from_secs(1);
@@ -88,6 +90,9 @@ async fn keep(session: &Session, mut writer: Writer, saved: &watch::Sender<Curso
             while let Err(error) = writer.flush().await {
                 backoff = pause("store a segment", &error, backoff).await;
             }
+            metrics()
+                .archived
+                .inc_by(distance(&writer.saved()) - distance(&saved.borrow()));
             session.ring.keep(index);
             saved.send_replace(writer.saved());
             oldest = None;
@@ -227,6 +232,7 @@ async fn retry<T, F: Future<Output = Result<T, Error>>>(what: &'static str, mut 
 }
 
 async fn pause(what: &'static str, error: &Error, backoff: Duration) -> Duration {
+    metrics().archive_failures.inc();
     warn!(%error, "cannot {what}, will try again");
     sleep(backoff).await;
     (backoff * 2).min(BACKOFF.1)

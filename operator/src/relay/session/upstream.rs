@@ -12,6 +12,7 @@ use tonic::{Code, Streaming};
 use tracing::{debug, info};
 
 use super::{Agent, NEVER_SEALED, Session};
+use crate::relay::metrics::metrics;
 use crate::relay::piece::{Piece, gap};
 
 /// Time for a connection.
@@ -122,6 +123,7 @@ async fn read(session: &Session, agent: &Agent) -> Cut {
                 session
                     .started
                     .send_if_modified(|started| !std::mem::replace(started, true));
+                metrics().received.inc_by(data.bytes.len() as u64);
                 session.ring.push(Piece::Data(data));
             }
             Frame::Gap(gap) => session.ring.push(Piece::Gap(gap)),

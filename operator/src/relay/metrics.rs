@@ -1,0 +1,63 @@
+//! What the relay counts.
+
+use std::sync::LazyLock;
+
+use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
+use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
+use remoteprocess_runtime::prometheus_client::registry::{Registry, Unit};
+
+/// The relay's metrics.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Live sessions.
+    pub sessions: Gauge,
+    /// Streams of users.
+    pub followers: Gauge,
+    /// Bytes of output taken from agents.
+    pub received: Counter,
+    /// Bytes of output made durable.
+    pub archived: Counter,
+    /// Bytes of output sent to users.
+    pub sent: Counter,
+    /// Puts that the archive's store refused.
+    pub archive_failures: Counter,
+    /// Starts that were granted, homes for agents that had launched included.
+    pub starts: Counter,
+}
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::default);
+
+/// The one set of this program.
+pub fn metrics() -> &'static Metrics {
+    &METRICS
+}
+
+/// Adds the relay's metrics to the program's registry.
+pub fn register(registry: &mut Registry) {
+    let metrics = metrics();
+    let relay = registry.sub_registry_with_prefix("remoteprocess_relay");
+    relay.register(
+        "sessions",
+        "Attempts whose output this replica takes",
+        metrics.sessions.clone(),
+    );
+    relay.register(
+        "followers",
+        "Streams of output that users have open",
+        metrics.followers.clone(),
+    );
+    relay.register_with_unit(
+        "received",
+        "Output taken from agents",
+        Unit::Bytes,
+        metrics.received.clone(),
+    );
+    relay.register_with_unit("archived", "Output made durable", Unit::Bytes, metrics.archived.clone());
+    relay.register_with_unit("sent", "Output sent to users", Unit::Bytes, metrics.sent.clone());
+    relay.register(
+        "archive_failures",
+        "Puts that the archive's store refused",
+        metrics.archive_failures.clone(),
+    );
+    relay.register("starts", "Starts granted to agents", metrics.starts.clone());
+}
