@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{State, Tools, cgroup, daemon, network};
-use crate::exec;
+use crate::{exec, paths};
 
 /// Ends the daemons and the pods, and removes the state. The caller holds the lock.
 pub fn down(state: &State) -> Result<()> {
@@ -15,7 +16,7 @@ pub fn down(state: &State) -> Result<()> {
     for name in daemon::NAMES.iter().rev() {
         daemon::stop(state, name)?;
     }
-    end_shims(state)?;
+    end_strays(state)?;
     cgroup::remove()?;
     unmount_below(&[&state.root, &state.run])?;
     if let Ok(tools) = Tools::built()
@@ -33,23 +34,26 @@ pub fn down(state: &State) -> Result<()> {
     Ok(())
 }
 
-/// The shims live outside the pods' control group; their command line names our socket.
-fn end_shims(state: &State) -> Result<()> {
-    let socket = state.run.join("containerd.sock").display().to_string();
+/// Shims, which have no pid file, and daemons whose `up` was killed before it wrote theirs. They are programs of ours
+/// whose command line names our state.
+fn end_strays(state: &State) -> Result<()> {
+    let tools = paths::cache()?.join("tools");
+    let ours = [state.root.display().to_string(), state.run.display().to_string()];
     for process in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+        let pid = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+            .and_then(Pid::from_raw);
+        let (Some(pid), Ok(program)) = (pid, fs::read_link(process.path().join("exe"))) else {
             continue;
         };
-        let Ok(line) = fs::read_to_string(process.path().join("cmdline")) else {
-            continue;
-        };
-        let words: Vec<&str> = line.split('\0').collect();
-        if words[0].ends_with("containerd-shim-runc-v2")
-            && words.contains(&socket.as_str())
-            && let Some(pid) = rustix::process::Pid::from_raw(pid)
-        {
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        let is_daemon = name == "containerd-shim-runc-v2" || daemon::NAMES.contains(&name.as_ref());
+        let line = fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+        if program.starts_with(&tools) && is_daemon && ours.iter().any(|path| line.contains(path)) {
             // It may have ended by itself.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
     Ok(())
