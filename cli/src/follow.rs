@@ -175,7 +175,7 @@ impl<D: Dial> Follower<'_, D> {
                 }
             }
             Some(Frame::State(state)) => self.narrator.state(&state),
-            Some(Frame::Heartbeat(heartbeat)) => self.ledger.begin(heartbeat),
+            Some(Frame::Heartbeat(heartbeat)) => self.ledger.heartbeat(&heartbeat),
             Some(Frame::Exit(exit)) => return Ok(Some(exit)),
             // Of the other stream; or a frame of a newer relay: whatever it says, it is not output.
             Some(Frame::Data(_)) | None => {}

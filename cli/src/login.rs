@@ -166,6 +166,8 @@ fn cache_path(cluster: &Cluster, trust: &Trust, user: &UserInfo) -> Option<PathB
         cluster.url,
         cluster.operator_namespace,
         user.username,
+        user.uid,
+        user.extra,
         groups,
         trust.bundle,
         trust.domain.as_str()

@@ -89,12 +89,12 @@ impl Ledger {
         })
     }
 
-    /// Takes the first frame after a request for the last lines: it says where they begin.
-    pub fn begin(&mut self, heartbeat: Heartbeat) {
-        if let Some(offsets) = heartbeat.offsets
-            && self.next == [None, None]
-        {
-            self.next = STREAMS.map(|stream| Some(offsets.of(stream)));
+    /// Takes how far the relay has come on this connection: nothing of a stream without a place has been sent below it.
+    pub fn heartbeat(&mut self, heartbeat: &Heartbeat) {
+        if let Some(offsets) = heartbeat.offsets {
+            for stream in STREAMS {
+                self.next[index(stream)].get_or_insert(offsets.of(stream));
+            }
         }
     }
 
@@ -252,6 +252,8 @@ mod tests {
         });
         half.take(&data(Stream::Stdout, 70, 10)).unwrap();
         assert!(half.request().is_err());
+        half.heartbeat(&Heartbeat { offsets: Some(Cursor { stdout: 80, stderr: 4 }) });
+        assert_eq!(half.request().unwrap().cursor, Some(Cursor { stdout: 80, stderr: 4 }));
         let mut single = Ledger::new(Want {
             tail_lines: Some(3),
             stream: Stream::Stdout,
