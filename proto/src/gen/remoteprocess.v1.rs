@@ -49,7 +49,8 @@ pub struct State {
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
 }
-/// Says that the line is alive and how far the streams have come.
+/// Says that the line is alive and how far the streams have come: nothing below `offsets` is sent behind it. A stream
+/// that begins at the last lines begins with one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heartbeat {
     #[prost(message, optional, tag = "1")]

@@ -199,6 +199,9 @@ impl Pump {
                 .begin_at_tail(lines)
                 .await
                 .map_err(|error| Over::Failed(unreadable(&error)))?;
+            // The reader has to know the place of both streams to resume a cut.
+            let offsets = Some(follower.position());
+            self.send(vec![Frame::Heartbeat(Heartbeat { offsets })]).await?;
         }
         Ok(())
     }
@@ -357,7 +360,7 @@ impl Pump {
         }
         if Instant::now() >= self.heartbeat {
             self.heartbeat = Instant::now() + HEARTBEAT;
-            let offsets = self.follower.as_ref().map(Follower::reached);
+            let offsets = self.follower.as_ref().map(Follower::position);
             self.send(vec![Frame::Heartbeat(Heartbeat { offsets })]).await?;
         }
         Ok(())

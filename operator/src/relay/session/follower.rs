@@ -169,6 +169,16 @@ impl Follower {
             .unwrap_or_default()
     }
 
+    /// Where the reader stands: nothing below comes any more.
+    #[must_use]
+    pub fn position(&self) -> Cursor {
+        let (reached, wanted) = (self.reached(), self.wanted.cursor);
+        Cursor {
+            stdout: reached.stdout.max(wanted.stdout),
+            stderr: reached.stderr.max(wanted.stderr),
+        }
+    }
+
     async fn at(&mut self) -> Result<Cursor, Error> {
         if self.place.is_none() {
             let front = self.live.as_ref().and_then(|live| live.session.ring.front());
