@@ -237,7 +237,7 @@ mod tests {
             (ledger.request().unwrap().tail_lines, ledger.request().unwrap().cursor),
             (Some(3), None)
         );
-        ledger.begin(Heartbeat {
+        ledger.heartbeat(&Heartbeat {
             offsets: Some(Cursor { stdout: 70, stderr: 9 }),
         });
         ledger.take(&data(Stream::Stdout, 70, 10)).unwrap();
@@ -252,7 +252,9 @@ mod tests {
         });
         half.take(&data(Stream::Stdout, 70, 10)).unwrap();
         assert!(half.request().is_err());
-        half.heartbeat(&Heartbeat { offsets: Some(Cursor { stdout: 80, stderr: 4 }) });
+        half.heartbeat(&Heartbeat {
+            offsets: Some(Cursor { stdout: 80, stderr: 4 }),
+        });
         assert_eq!(half.request().unwrap().cursor, Some(Cursor { stdout: 80, stderr: 4 }));
         let mut single = Ledger::new(Want {
             tail_lines: Some(3),
