@@ -1,5 +1,7 @@
 //! The relay: takes agents in, carries each output from one upstream to many followers, and archives it.
 
+#[cfg(test)]
+mod admission;
 pub mod archive;
 pub mod authorize;
 pub mod directory;

@@ -1,0 +1,413 @@
+//! Who gets in where: every method of both listeners against every kind of peer, over real TLS.
+//!
+//! The methods are read from the .proto files, so a new one is covered from its first day.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures::future::BoxFuture;
+use http_body_util::{BodyExt, Full};
+use prost::Message;
+use remoteprocess_proto::{
+    PROTOCOL,
+    v1::{StartRequest, StartResponse},
+};
+use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, User, bundle, serve};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Code, body::Body, transport::Channel};
+use tower::{Service, ServiceExt};
+
+use super::{
+    archive::Archive,
+    authorize::Authorizer,
+    directory::Directory,
+    enrol::EnrolmentService,
+    record::Recorder,
+    service::{RelayParts, RelayService},
+    session::{Agent, Connect, ConnectError, Context, Sessions},
+};
+use crate::{
+    authority::{self, AuthorityHandle},
+    fake_api::{self, refusal},
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// No call here takes longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const PROTOS: [&str; 2] = [
+    include_str!("../../../proto/remoteprocess/v1/relay.proto"),
+    include_str!("../../../proto/remoteprocess/v1/executor.proto"),
+];
+
+/// Paths of all methods of a service.
+fn methods(service: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for proto in PROTOS {
+        let Some((_, rest)) = proto.split_once(&format!("service {service} {{")) else {
+            continue;
+        };
+        let body = rest.split("\n}").next().expect("a body");
+        for line in body.lines() {
+            if let Some(name) = line.trim().strip_prefix("rpc ").and_then(|rest| rest.split('(').next()) {
+                found.push(format!("/remoteprocess.v1.{service}/{name}"));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "{service} has methods");
+    found
+}
+
+/// Both listeners of one replica.
+struct Relay {
+    handle: Arc<AuthorityHandle>,
+    main: SocketAddr,
+    enrol: SocketAddr,
+    _archive: tempfile::TempDir,
+    _shutdown: DropGuard,
+}
+
+/// No agent can be reached.
+struct Unreachable;
+
+impl Connect for Unreachable {
+    fn connect<'a>(&'a self, _: &'a Agent) -> BoxFuture<'a, Result<Channel, ConnectError>> {
+        Box::pin(async { Err("unreachable".into()) })
+    }
+}
+
+/// A process whose first attempt runs in a pod of its own.
+fn process(name: &str) -> Value {
+    json!({
+        "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
+        "metadata": {"name": name, "namespace": "default", "uid": format!("uid-of-{name}"), "resourceVersion": "1"},
+        "spec": {"image": "busybox:1.36", "command": ["true"]},
+        "status": {"attempt": 1, "attempts": [{"number": 1, "podName": format!("{name}-1"), "podUid": format!("pod-of-{name}")}]},
+    })
+}
+
+/// An API server that allows everything to everybody and knows two processes, so that every refusal is the relay's.
+fn generous_api() -> kube::Client {
+    fake_api::client(|call| match call.path.rsplit_once('/') {
+        Some((_, "subjectaccessreviews")) => (201, json!({"spec": {}, "status": {"allowed": true}})),
+        Some((_, "tokenreviews")) => (201, json!({"spec": {"token": ""}, "status": {"authenticated": false}})),
+        Some((path, name)) if path.ends_with("/default/remoteprocesses") => (200, process(name)),
+        Some((path, "status")) => {
+            let name = path.rsplit('/').next().expect("a name");
+            (200, process(name))
+        }
+        _ => refusal(404, "NotFound"),
+    })
+}
+
+async fn relay() -> Relay {
+    let handle = authority::tests::handle().await;
+    let (client, shutdown) = (generous_api(), CancellationToken::new());
+    let archive_dir = tempfile::tempdir().expect("a directory");
+    let archive = Archive::local(Path::new(archive_dir.path())).expect("an archive");
+    let recorder = Recorder::new(client.clone(), "replica-1".into());
+    let directory = Directory::default();
+    for name in ["mine", "other"] {
+        directory.apply(serde_json::from_value(process(name)).expect("a process"));
+    }
+    let context = Context {
+        archive: archive.clone(),
+        connect: Box::new(Unreachable),
+        record: Box::new(recorder.clone()),
+        shutdown: shutdown.clone(),
+    };
+    let service = RelayService::new(RelayParts {
+        directory,
+        sessions: Sessions::new(Arc::new(context)),
+        archive,
+        authorizer: Authorizer::new(client.clone()),
+        recorder,
+        shutdown: shutdown.clone(),
+    });
+    let enrolment = EnrolmentService::new(client, handle.clone(), |_, _| false);
+    let (main, main_address) = listener().await;
+    let (enrol, enrol_address) = listener().await;
+    let (identity, stop, limits) = (handle.identity(), shutdown.clone(), Limits::default());
+    tokio::spawn(serve(
+        main,
+        identity,
+        ClientAuth::Required,
+        service.into_server(),
+        limits,
+        stop,
+    ));
+    let (identity, stop, limits) = (handle.identity(), shutdown.clone(), Limits::anonymous());
+    tokio::spawn(serve(
+        enrol,
+        identity,
+        ClientAuth::None,
+        enrolment.into_server(),
+        limits,
+        stop,
+    ));
+    Relay {
+        main: main_address,
+        enrol: enrol_address,
+        handle,
+        _archive: archive_dir,
+        _shutdown: shutdown.drop_guard(),
+    }
+}
+
+async fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    (listener, address)
+}
+
+/// What came of a call: a gRPC code and the first message, or no answer at all because there is no connection.
+type Outcome = Result<(Code, Vec<u8>), String>;
+
+async fn call(address: SocketAddr, dialer: &Dialer, path: &str, message: &[u8]) -> Outcome {
+    timeout(PATIENCE, answer(address, dialer, path, message))
+        .await
+        .expect("an answer or a refusal in time")
+}
+
+async fn answer(address: SocketAddr, dialer: &Dialer, path: &str, message: &[u8]) -> Outcome {
+    let said = |error: &dyn std::error::Error| error.to_string();
+    let mut channel = dialer
+        .connect(&address.to_string(), &Role::Operator)
+        .await
+        .map_err(|e| said(&e))?;
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(message.len()).expect("short").to_be_bytes());
+    frame.extend(message);
+    let request = http::Request::post(format!("http://relay{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Body::new(Full::from(frame)))
+        .expect("a request");
+    let response = channel
+        .ready()
+        .await
+        .map_err(|e| said(&e))?
+        .call(request)
+        .await
+        .map_err(|e| said(&e))?;
+    let headers = response.headers().clone();
+    let body = response.into_body().collect().await.map_err(|e| said(&e))?;
+    let trailers = body.trailers().cloned().unwrap_or_default();
+    let code = headers
+        .get("grpc-status")
+        .or(trailers.get("grpc-status"))
+        .ok_or("no gRPC status")?;
+    let message = body.to_bytes().get(5..).unwrap_or_default().to_vec();
+    Ok((Code::from_bytes(code.as_bytes()), message))
+}
+
+fn domain() -> TrustDomain {
+    "test.local".parse().expect("a domain")
+}
+
+fn mine() -> Role {
+    Role::Agent {
+        namespace: "default".into(),
+        pod_uid: "pod-of-mine".into(),
+    }
+}
+
+/// A peer with a certificate of the relay's own CA.
+fn member(relay: &Relay, role: &Role) -> Dialer {
+    let key = remoteprocess_tls::KeyRequest::generate().expect("a request");
+    let alice = User {
+        name: "alice".into(),
+        ..User::default()
+    };
+    let chain = match role {
+        Role::Agent { namespace, pod_uid } => relay.handle.sign_agent(&key.csr_der, namespace, pod_uid),
+        Role::User => relay.handle.sign_user(&key.csr_der, &alice, HOUR),
+        Role::Operator => return Dialer::new(relay.handle.identity()),
+    };
+    let chain = chain.expect("signed");
+    Dialer::new(Identity::new(&chain, &key.key_pem, &relay.handle.bundle_pem(), &domain()).expect("an identity"))
+}
+
+/// Peers that trust the relay but whom it must not trust.
+fn strangers(relay: &Relay) -> [(&'static str, Dialer); 4] {
+    let ours = relay.handle.bundle_pem();
+    let identity = |chain: &str, key: &str, root: &str| {
+        let roots = bundle(&[root, &ours]).expect("a bundle");
+        Dialer::new(Identity::new(chain, key, &roots, &domain()).expect("an identity"))
+    };
+    let other = Authority::generate(&domain()).expect("an authority");
+    let (user_chain, user_key) = other
+        .issue(
+            &Role::User,
+            Some(&User {
+                name: "alice".into(),
+                ..User::default()
+            }),
+            HOUR,
+        )
+        .expect("a leaf");
+    let (agent_chain, agent_key) = other.issue(&mine(), None, HOUR).expect("a leaf");
+    let (own_chain, own_key) = self_signed();
+    [
+        ("no certificate", Dialer::anonymous(&ours, &domain()).expect("a dialer")),
+        ("a self-signed certificate", identity(&own_chain, &own_key, &own_chain)),
+        (
+            "a user's certificate of another CA",
+            identity(&user_chain, &user_key, other.cert_pem()),
+        ),
+        (
+            "an agent's certificate of another CA",
+            identity(&agent_chain, &agent_key, other.cert_pem()),
+        ),
+    ]
+}
+
+/// It claims to be the operator.
+fn self_signed() -> (String, String) {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::default();
+    params.not_after = (SystemTime::now() + HOUR).into();
+    params.subject_alt_names = vec![
+        rcgen::SanType::URI(Role::Operator.uri(&domain()).try_into().expect("a URI")),
+        rcgen::SanType::DnsName("operator.test.local".try_into().expect("a name")),
+    ];
+    (
+        params.self_signed(&key).expect("a certificate").pem(),
+        key.serialize_pem(),
+    )
+}
+
+fn start(process: &str, attempt: u32) -> Vec<u8> {
+    StartRequest {
+        protocol: PROTOCOL,
+        process_uid: format!("uid-of-{process}"),
+        attempt,
+        address: "127.0.0.1:1".into(),
+        launched: false,
+    }
+    .encode_to_vec()
+}
+
+const START: &str = "/remoteprocess.v1.Relay/Start";
+
+#[tokio::test]
+async fn strangers_reach_no_method_of_the_main_listener() {
+    let relay = relay().await;
+    for (what, dialer) in strangers(&relay) {
+        for path in [methods("Relay"), methods("Enrolment"), methods("Executor")].concat() {
+            let outcome = call(relay.main, &dialer, &path, &[]).await;
+            assert!(outcome.is_err(), "{path} answered a peer with {what}: {outcome:?}");
+        }
+    }
+    let user = call(
+        relay.main,
+        &member(&relay, &Role::User),
+        "/remoteprocess.v1.Relay/List",
+        &[8, 1],
+    )
+    .await;
+    assert_eq!(
+        user.expect("an answer").0,
+        Code::Ok,
+        "the same call is answered to a user"
+    );
+}
+
+#[tokio::test]
+async fn agents_and_operators_may_call_no_method_of_users() {
+    let relay = relay().await;
+    for role in [mine(), Role::Operator] {
+        let dialer = member(&relay, &role);
+        for path in methods("Relay").iter().filter(|path| *path != START) {
+            let (code, _) = call(relay.main, &dialer, path, &[]).await.expect("an answer");
+            assert_eq!(code, Code::PermissionDenied, "{path} by {role}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn only_the_agent_of_an_attempt_starts_it() {
+    let relay = relay().await;
+    let granted = async |role: &Role, message: &[u8]| {
+        let (code, answer) = call(relay.main, &member(&relay, role), START, message)
+            .await
+            .expect("an answer");
+        code == Code::Ok && StartResponse::decode(&*answer).expect("a response").granted
+    };
+    let elsewhere = Role::Agent {
+        namespace: "other".into(),
+        pod_uid: "pod-of-mine".into(),
+    };
+    assert!(!granted(&mine(), &start("other", 1)).await, "another process");
+    assert!(!granted(&mine(), &start("mine", 2)).await, "another attempt");
+    assert!(!granted(&mine(), &start("nobodys", 1)).await, "no process");
+    assert!(!granted(&elsewhere, &start("mine", 1)).await, "another namespace");
+    assert!(!granted(&Role::User, &start("mine", 1)).await, "a user");
+    assert!(!granted(&Role::Operator, &start("mine", 1)).await, "the operator");
+    assert!(granted(&mine(), &start("mine", 1)).await);
+}
+
+#[tokio::test]
+async fn the_main_listener_serves_users_the_relay_and_nothing_else() {
+    let relay = relay().await;
+    let user = member(&relay, &Role::User);
+    for path in methods("Relay").iter().filter(|path| *path != START) {
+        let (code, _) = call(relay.main, &user, path, &[]).await.expect("an answer");
+        assert!(
+            !matches!(
+                code,
+                Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented
+            ),
+            "{path}: {code}"
+        );
+    }
+    for path in [
+        methods("Enrolment"),
+        methods("Executor"),
+        vec!["/".into(), "/metrics".into()],
+    ]
+    .concat()
+    {
+        let (code, _) = call(relay.main, &user, &path, &[]).await.expect("an answer");
+        assert_eq!(code, Code::Unimplemented, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_enrol_listener_serves_its_own_methods_and_nothing_else() {
+    let relay = relay().await;
+    let anonymous = Dialer::anonymous(&relay.handle.bundle_pem(), &domain()).expect("a dialer");
+    let user = member(&relay, &Role::User);
+    for dialer in [&anonymous, &user] {
+        for path in [
+            methods("Relay"),
+            methods("Executor"),
+            vec!["/".into(), "/metrics".into()],
+        ]
+        .concat()
+        {
+            let (code, _) = call(relay.enrol, dialer, &path, &[]).await.expect("an answer");
+            assert_eq!(code, Code::Unimplemented, "{path}");
+        }
+        for path in methods("Enrolment") {
+            let (code, _) = call(relay.enrol, dialer, &path, &[8, 1]).await.expect("an answer");
+            assert_eq!(
+                code,
+                Code::Unauthenticated,
+                "{path} without a good token, whatever the certificate"
+            );
+        }
+    }
+    let large = [&[8, 1, 0x12, 0x80, 0x80, 0x02][..], &[b'x'; 32 << 10]].concat();
+    for path in methods("Enrolment") {
+        let (code, _) = call(relay.enrol, &anonymous, &path, &large).await.expect("an answer");
+        assert_eq!(code, Code::OutOfRange, "{path} with more than 16 KiB");
+    }
+}
