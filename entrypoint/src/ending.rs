@@ -17,7 +17,7 @@ const GIVE_UP: Duration = Duration::from_secs(3);
 /// What to do now to everything that still runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// SIGTERM, then SIGCONT.
+    /// SIGTERM, then SIGCONT, to what has not been sent a signal to end yet.
     Terminate,
     /// SIGKILL.
     Kill,
@@ -53,6 +53,13 @@ impl Ending {
             kill_at,
             next_kill_at: kill_at,
         }
+    }
+
+    /// The program has ended within a stop. What it has started since the signal gets one too, when
+    /// it has had the time to become a program of its own: a shell's child loses what comes between
+    /// fork and exec.
+    pub fn program_ended(&mut self, now: Moment) {
+        self.terminate_at = Some(now + LINGER);
     }
 
     /// Kills after this grace, if that is earlier than before.
@@ -119,6 +126,19 @@ mod tests {
         assert_eq!(ending.next(), at(6000));
         ending.hasten(at(2000), Duration::ZERO);
         assert_eq!(ending.due(at(2000)), Some(Action::Kill));
+    }
+
+    #[test]
+    fn within_a_stop_newcomers_are_terminated_and_the_grace_stays() {
+        let mut ending = Ending::of_stop(START, Duration::from_secs(30));
+        ending.program_ended(at(1000));
+        assert_eq!((ending.due(at(1000)), ending.next()), (None, at(1100)));
+        assert_eq!(ending.due(at(1100)), Some(Action::Terminate));
+        assert_eq!((ending.due(at(1100)), ending.next()), (None, at(30_000)));
+        assert_eq!(ending.due(at(30_000)), Some(Action::Kill));
+        ending.program_ended(at(30_000));
+        assert_eq!(ending.due(at(30_050)), Some(Action::Kill));
+        assert_eq!(ending.next(), at(30_100));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The processes under the entrypoint: signalling, reaping, what they used.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::{fs, io};
 
 use nix::sys::resource::{UsageWho, getrusage};
@@ -26,10 +26,39 @@ impl Scope {
     pub fn signal_all(self, number: i32) -> io::Result<()> {
         match self {
             Self::Namespace => kill(-1, number),
-            Self::Descendants => descendants().into_iter().try_for_each(|pid| match kill(pid, number) {
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-                sent => sent,
-            }),
+            Self::Descendants => signal_descendants(number),
+        }
+    }
+}
+
+/// Again until none is new: what has a signal pending forks no more, so in the end none was missed.
+fn signal_descendants(number: i32) -> io::Result<()> {
+    let mut signalled = HashSet::new();
+    loop {
+        let before = signalled.len();
+        for pid in descendants() {
+            if signalled.insert(pid)
+                && let Err(error) = kill(pid, number)
+                && error.raw_os_error() != Some(libc::ESRCH)
+            {
+                return Err(error);
+            }
+        }
+        if signalled.len() == before {
+            return Ok(());
+        }
+    }
+}
+
+/// Sends a signal to the descendants that are not in `signalled`, and puts them there.
+///
+/// A signal to all can miss one: a shell that blocks signals while it forks does not pass on what
+/// is pending, and what it has just started is alive when the shell has ended of the signal.
+pub fn signal_newcomers(signalled: &mut HashSet<i32>, number: i32) {
+    for pid in descendants() {
+        if signalled.insert(pid) {
+            let _ = kill(pid, number);
+            let _ = kill(pid, libc::SIGCONT);
         }
     }
 }
@@ -106,7 +135,8 @@ pub fn usage() -> Usage {
     }
 }
 
-fn descendants() -> Vec<i32> {
+/// Every process under this one, as `/proc` has them.
+pub fn descendants() -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());

@@ -1,5 +1,6 @@
 //! The loop: what happens when the agent, a signal, a child or the clock says something.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -59,6 +60,14 @@ struct Program {
     started_at_unix_nanos: u64,
 }
 
+/// The stop path, once begun.
+struct Stop {
+    cause: StopCause,
+    signal: i32,
+    /// Processes that were there when the signal was sent.
+    signalled: HashSet<i32>,
+}
+
 enum Phase {
     /// No `Launch` yet.
     Waiting,
@@ -87,7 +96,7 @@ pub struct Supervisor {
     order: Option<Order>,
     program: Option<Program>,
     pipes: Vec<OwnedFd>,
-    stop: Option<(StopCause, i32)>,
+    stop: Option<Stop>,
     ending: Option<Ending>,
 }
 
@@ -262,9 +271,15 @@ impl Supervisor {
         match &self.phase {
             Phase::Waiting => self.phase = Phase::Done(EXIT_STOPPED),
             Phase::Running => {
-                let (first_cause, last_signal) = self.stop.map_or((cause, 0), |stop| stop);
-                self.stop = Some((first_cause, signal));
-                if signal != last_signal {
+                if self.stop.as_ref().is_none_or(|stop| stop.signal != signal) {
+                    let cause = self.stop.as_ref().map_or(cause, |stop| stop.cause);
+                    // Listed first: whoever is in the list has been sent the signal.
+                    let signalled = processes::descendants().into_iter().collect();
+                    self.stop = Some(Stop {
+                        cause,
+                        signal,
+                        signalled,
+                    });
                     self.signal_all(signal);
                 }
                 self.hasten(grace, now);
@@ -307,7 +322,10 @@ impl Supervisor {
                 at_unix_nanos,
                 leftovers: 0,
             };
-            self.ending.get_or_insert_with(|| Ending::of_leftovers(now));
+            match &mut self.ending {
+                Some(ending) => ending.program_ended(now),
+                None => self.ending = Some(Ending::of_leftovers(now)),
+            }
         }
         if childless {
             self.swept(now);
@@ -347,7 +365,7 @@ impl Supervisor {
             usage: processes::usage(),
             leftovers,
             oom_kills: oom::kills().saturating_sub(oom_before),
-            stop: self.stop.map(|(cause, _)| cause),
+            stop: self.stop.as_ref().map(|stop| stop.cause),
         };
         self.send(FromEntrypoint::Exited(exited.clone()), now);
         self.phase = Phase::Reporting { exited, since: now };
@@ -365,7 +383,10 @@ impl Supervisor {
             }
         }
         match self.ending.as_mut().and_then(|ending| ending.due(now)) {
-            Some(Action::Terminate) => self.signal_all(libc::SIGTERM),
+            Some(Action::Terminate) => match &mut self.stop {
+                Some(stop) => processes::signal_newcomers(&mut stop.signalled, stop.signal),
+                None => self.signal_all(libc::SIGTERM),
+            },
             Some(Action::Kill) => drop(self.scope.signal_all(libc::SIGKILL)),
             Some(Action::GiveUp) => self.give_up(now),
             None => {}

@@ -90,6 +90,20 @@ fn a_stop_reaches_what_left_the_group(#[values(Mode::Subreaper, Mode::Namespace)
 }
 
 #[rstest]
+fn what_a_stopped_program_starts_and_leaves_is_stopped_too(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
+    let script = "trap 'sleep 60 & exit 7' TERM; echo up; while :; do sleep 0.02; done";
+    let entrypoint = Entrypoint::shell(mode, script);
+    let agent = entrypoint.launch();
+    agent.await_line("up");
+    agent.stop(LONG);
+    assert_eq!(
+        agent.finish().exited.outcome,
+        Outcome::Code(7),
+        "long before the grace is over"
+    );
+}
+
+#[rstest]
 fn a_stop_signal_from_the_kubelet_runs_the_stop_path(
     #[values(
         (Mode::Subreaper, libc::SIGTERM),

@@ -111,7 +111,7 @@ fn the_program_starts_clean(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mo
     assert_eq!(signals(lines[2], "SigIgn: "), 0);
     let (pid, group) = lines[3].split_once(' ').unwrap();
     assert_eq!(pid, group, "leads its group");
-    assert_eq!(lines[5], format!("{} a b", entrypoint.directory.path().display()));
+    assert_eq!(lines[4], format!("{} a b", entrypoint.directory.path().display()));
     assert_eq!(lines[5], directory.path().to_str().unwrap());
 }
 
@@ -211,7 +211,9 @@ fn any_user_id_will_do_and_the_program_cannot_look_into_the_entrypoint() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
     let (binary, socket) = (directory.path().join("entrypoint"), directory.path().join("socket"));
-    fs::copy(env!("CARGO_BIN_EXE_entrypoint"), &binary).unwrap();
+    // Not by this process: a child that another test forks meanwhile would hold it open for writing.
+    let copy = ["-p", env!("CARGO_BIN_EXE_entrypoint"), binary.to_str().unwrap()];
+    assert!(std::process::Command::new("cp").args(copy).status().unwrap().success());
     let script = "id -u; ls /proc/$PPID/fd 2>&1 || echo hidden; echo direct > /dev/stdout";
     let entrypoint = Entrypoint::configured(Mode::Subreaper, &[], &["true"], |command| {
         *command = std::process::Command::new("setpriv");
