@@ -151,15 +151,10 @@ fn unsigned(cluster: &Cluster, name: &str) -> String {
     )
 }
 
-/// `${XDG_CACHE_HOME:-~/.cache}/rproc/<hash>.pem`; the hash covers cluster, user, groups and CAs, so that a certificate
-/// is never shown for somebody else, or to another installation.
+/// `<hash>.pem` in the cache; the hash covers cluster, user, groups and CAs, so that a certificate is never shown for
+/// somebody else, or to another installation.
 fn cache_path(cluster: &Cluster, trust: &Trust, user: &UserInfo) -> Option<PathBuf> {
-    let is_set = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let folder = is_set("XDG_CACHE_HOME").or_else(|| is_set("HOME").map(|home| home.join(".cache")))?;
+    let folder = cluster.cache.as_ref()?;
     let mut groups = user.groups.clone().unwrap_or_default();
     groups.sort();
     let parts = serde_json::json!([
@@ -173,7 +168,7 @@ fn cache_path(cluster: &Cluster, trust: &Trust, user: &UserInfo) -> Option<PathB
         trust.domain.as_str()
     ]);
     let name = hex::encode(&Sha256::digest(parts.to_string())[..16]);
-    Some(folder.join("rproc").join(format!("{name}.pem")))
+    Some(folder.join(format!("{name}.pem")))
 }
 
 fn load(path: &Path, trust: &Trust) -> Option<Arc<Identity>> {

@@ -138,8 +138,8 @@ pub async fn ask(cluster: &Arc<Cluster>, key: &ProcessKey, manner: &Manner) -> R
     let is_plain = manner.signal.is_none() && manner.grace_seconds.is_none();
     match answer {
         Ok(_) => Ok(()),
-        // It ended while we asked.
-        Err(CallError::Relay(status)) if status.code() == Code::NotFound => Ok(()),
+        // The relay may not have heard of a new process yet; the API server knows.
+        Err(CallError::Relay(status)) if is_plain && status.code() == Code::NotFound => patch(cluster, key).await,
         Err(CallError::Dial(error)) if is_plain => patch(cluster, key)
             .await
             .map_err(|failure| Failure::new(format!("{error}\n{}", failure.text))),
@@ -155,6 +155,8 @@ async fn patch(cluster: &Cluster, key: &ProcessKey) -> Result<(), Failure> {
         .await;
     match patched {
         Ok(_) => Ok(()),
+        // It was deleted while we asked.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => {
             let rule = Rule::process("patch", "remoteprocess-edit");
             Err(cluster

@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use http::{HeaderName, HeaderValue};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::{ApiResource, DynamicObject};
@@ -73,6 +75,8 @@ pub struct Cluster {
     pub url: String,
     /// `--server`.
     pub server: Option<String>,
+    /// Folder for client certificates, where there is one.
+    pub cache: Option<PathBuf>,
 }
 
 impl Cluster {
@@ -96,6 +100,7 @@ impl Cluster {
             operator_namespace,
             url,
             server: global.server.clone(),
+            cache: cache(),
         })
     }
 
@@ -132,9 +137,7 @@ impl Cluster {
             {
                 format!("you may not {what}.\nThe missing rule:\n{}", rule.yaml())
             }
-            kube::Error::Api(status)
-                if status.code == 404 && status.message.contains("could not find the requested") =>
-            {
+            kube::Error::Api(status) if status.code == 404 && is_unknown(&status.message) => {
                 format!(
                     "{} does not know RemoteProcesses: the operator's CRD is not installed",
                     self.url
@@ -171,6 +174,22 @@ impl Cluster {
 /// Quota, admission and Pod Security answer 403 too; what they say needs no rule.
 fn is_rbac(message: &str) -> bool {
     message.contains("cannot") && message.contains("is forbidden: User")
+}
+
+/// `${XDG_CACHE_HOME:-~/.cache}/rproc` (XDG Base Directory Specification).
+fn cache() -> Option<PathBuf> {
+    let path = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let folder = path("XDG_CACHE_HOME").or_else(|| path("HOME").map(|home| home.join(".cache")))?;
+    Some(folder.join("rproc"))
+}
+
+/// The API server has nothing under this path; an object that is not there is told otherwise.
+fn is_unknown(message: &str) -> bool {
+    message.contains("could not find the requested") || message.contains("404 page not found")
 }
 
 async fn config(global: &GlobalArgs) -> Result<Config, String> {

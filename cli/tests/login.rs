@@ -1,0 +1,258 @@
+//! The way to the relay against an API server and a relay of ours: the certificate, its cache, and what is said where a
+//! right is missing.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use kube::Client;
+use kube::client::Body;
+use remoteprocess_cli::connect::{Cluster, Relay, Way};
+use remoteprocess_cli::follow::{Dial, DialError};
+use remoteprocess_tls::{Authority, ClientAuth, Identity, Limits, Role, TrustDomain, User, serve};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// An API server with the operator's signer behind it.
+struct Fake {
+    authority: Authority,
+    user: &'static str,
+    /// What the next certificate requests are answered with.
+    denial: Option<&'static str>,
+    forbidden: Option<&'static str>,
+    csr: Option<Value>,
+    signed: usize,
+}
+
+impl Fake {
+    fn answer(&mut self, method: &Method, path: &str, body: &Value) -> (StatusCode, Value) {
+        if self.forbidden.is_some_and(|part| path.contains(part)) {
+            let message = format!("{path} is forbidden: User \"alice\" cannot do this");
+            return (
+                StatusCode::FORBIDDEN,
+                json!({"code": 403, "message": message, "reason": "Forbidden"}),
+            );
+        }
+        match (method.as_str(), path.rsplit('/').next().unwrap()) {
+            ("POST", "selfsubjectreviews") => (
+                StatusCode::CREATED,
+                json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview", "metadata": {},
+                       "status": {"userInfo": {"username": self.user, "groups": ["devs"]}}}),
+            ),
+            ("GET", "remoteprocess-connect") => (
+                StatusCode::OK,
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {},
+                       "data": {"ca.crt": self.authority.cert_pem(), "trustDomain": "remoteprocess.local"}}),
+            ),
+            ("POST", "certificatesigningrequests") => {
+                let mut csr = body.clone();
+                csr["metadata"]["name"] = "rproc-abcde".into();
+                self.csr = Some(csr.clone());
+                (StatusCode::CREATED, csr)
+            }
+            ("GET", "rproc-abcde") => (StatusCode::OK, self.signed_csr()),
+            other => panic!("unexpected call {other:?} of {path}"),
+        }
+    }
+
+    fn signed_csr(&mut self) -> Value {
+        let mut csr = self.csr.clone().unwrap();
+        if let Some(denial) = self.denial {
+            csr["status"] = json!({"conditions": [{"type": "Denied", "status": "True", "message": denial}]});
+            return csr;
+        }
+        let typed: k8s_openapi::api::certificates::v1::CertificateSigningRequest =
+            serde_json::from_value(csr.clone()).unwrap();
+        assert_eq!(typed.spec.signer_name, "remoteprocess.dev/client");
+        let pem = String::from_utf8(typed.spec.request.0).unwrap();
+        let user = User {
+            name: self.user.into(),
+            groups: vec!["devs".into()],
+            uid: String::new(),
+            extra: Default::default(),
+        };
+        let der = der(&pem);
+        let chain = self
+            .authority
+            .sign_csr_der(&der, &Role::User, Some(&user), Duration::from_secs(3600))
+            .unwrap();
+        self.signed += 1;
+        csr["status"] = json!({"certificate": k8s_openapi::ByteString(chain.into_bytes())});
+        csr
+    }
+}
+
+/// The bytes between the lines of a PEM text, by way of a JSON byte string.
+fn der(pem: &str) -> Vec<u8> {
+    let text: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    serde_json::from_value::<k8s_openapi::ByteString>(text.into())
+        .unwrap()
+        .0
+}
+
+fn client(fake: &Arc<Mutex<Fake>>) -> Client {
+    let fake = fake.clone();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let fake = fake.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            let body = serde_json::from_slice(&body).unwrap_or_default();
+            let (code, answer) = fake.lock().unwrap().answer(&head.method, head.uri.path(), &body);
+            let answer = Body::from(serde_json::to_vec(&answer).unwrap());
+            Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(answer).unwrap())
+        }
+    });
+    Client::new(service, "default")
+}
+
+struct World {
+    fake: Arc<Mutex<Fake>>,
+    cluster: Cluster,
+    folder: tempfile::TempDir,
+    shutdown: CancellationToken,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// A relay behind mutual TLS that serves nothing: connecting is what is tried.
+async fn world() -> World {
+    remoteprocess_tls::install_crypto_provider();
+    let domain: TrustDomain = "remoteprocess.local".parse().unwrap();
+    let authority = Authority::generate(&domain).unwrap();
+    let (chain, key) = authority
+        .issue(&Role::Operator, None, Duration::from_secs(3600))
+        .unwrap();
+    let identity = Identity::new(&chain, &key, authority.cert_pem(), &domain).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    let routes = tonic::service::Routes::default().prepare();
+    tokio::spawn(serve(
+        listener,
+        identity,
+        ClientAuth::Required,
+        routes,
+        Limits::default(),
+        shutdown.clone(),
+    ));
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake {
+        authority,
+        user: "alice",
+        denial: None,
+        forbidden: None,
+        csr: None,
+        signed: 0,
+    };
+    let fake = Arc::new(Mutex::new(fake));
+    let cluster = Cluster {
+        client: client(&fake),
+        namespace: "default".into(),
+        operator_namespace: "remoteprocess-system".into(),
+        url: "https://cluster".into(),
+        server: Some(address.to_string()),
+        cache: Some(folder.path().join("rproc")),
+    };
+    World {
+        fake,
+        cluster,
+        folder,
+        shutdown,
+    }
+}
+
+impl World {
+    fn relay(&self) -> Relay {
+        Relay::new(Arc::new(self.cluster.clone()))
+    }
+
+    fn signed(&self) -> usize {
+        self.fake.lock().unwrap().signed
+    }
+}
+
+#[tokio::test]
+async fn one_certificate_serves_many_calls_of_one_user() {
+    let world = world().await;
+    for _ in 0..3 {
+        let (_, way) = world.relay().connect_by().await.unwrap();
+        assert!(matches!(way, Way::Server(_)));
+    }
+    assert_eq!(world.signed(), 1);
+    assert_eq!(std::fs::read_dir(world.folder.path().join("rproc")).unwrap().count(), 1);
+    world.fake.lock().unwrap().user = "bob";
+    world.relay().dial().await.unwrap();
+    assert_eq!(world.signed(), 2);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_taken_is_replaced() {
+    let world = world().await;
+    let mut relay = world.relay();
+    relay.dial().await.unwrap();
+    relay.discredit();
+    relay.dial().await.unwrap();
+    relay.dial().await.unwrap();
+    assert_eq!(world.signed(), 2);
+}
+
+#[tokio::test]
+async fn a_connected_client_needs_no_api_server() {
+    let world = world().await;
+    let mut relay = world.relay();
+    relay.dial().await.unwrap();
+    world.fake.lock().unwrap().forbidden = Some("/");
+    relay.dial().await.unwrap();
+}
+
+#[tokio::test]
+async fn without_a_folder_it_works_all_the_same() {
+    let mut world = world().await;
+    world.cluster.cache = Some("/proc/none/rproc".into());
+    world.relay().dial().await.unwrap();
+    world.relay().dial().await.unwrap();
+    assert_eq!(world.signed(), 2);
+}
+
+#[tokio::test]
+async fn a_missing_right_is_named_with_its_rule() {
+    for (path, resource) in [
+        ("configmaps", "configmaps"),
+        ("certificatesigningrequests", "certificatesigningrequests"),
+    ] {
+        let world = world().await;
+        world.fake.lock().unwrap().forbidden = Some(path);
+        let Err(DialError::Refused(text)) = world.relay().dial().await else {
+            panic!("it is refused")
+        };
+        assert!(text.contains(&format!("resources: [{resource}]")), "{text}");
+        assert!(text.contains("The role remoteprocess-connect has it"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_denial_is_final_and_told() {
+    let world = world().await;
+    world.fake.lock().unwrap().denial = Some("the request names somebody else");
+    let Err(DialError::Refused(text)) = world.relay().dial().await else {
+        panic!("it is refused")
+    };
+    assert!(text.contains("the request names somebody else"), "{text}");
+}
+
+#[tokio::test]
+async fn another_authoritys_relay_is_not_talked_to() {
+    let (ours, theirs) = (world().await, world().await);
+    let mut cluster = ours.cluster.clone();
+    cluster.server.clone_from(&theirs.cluster.server);
+    let refused = Relay::new(Arc::new(cluster)).dial().await;
+    assert!(matches!(refused, Err(DialError::Unreachable(_))));
+}
