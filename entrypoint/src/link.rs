@@ -27,6 +27,25 @@ pub enum Event {
     Message(ToEntrypoint),
 }
 
+/// Whether an agent is there, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It has welcomed this entrypoint.
+    Here(Moment),
+    /// There is none.
+    Away(Moment),
+}
+
+impl Presence {
+    /// When an absence will have been this long.
+    pub fn lost_at(self, patience: Duration) -> Option<Moment> {
+        match self {
+            Self::Here(_) => None,
+            Self::Away(since) => Some(since + patience),
+        }
+    }
+}
+
 /// A message to be sent, alone or with the read ends of the pipes.
 struct Outgoing {
     message: FromEntrypoint,
@@ -67,14 +86,12 @@ impl Link {
         }
     }
 
-    /// Since when an agent is there.
-    pub fn present_since(&self) -> Option<Moment> {
-        matches!(self.state, State::Welcomed(_)).then_some(self.changed_at)
-    }
-
-    /// Since when no agent is there; one that does not answer the greeting is none.
-    pub fn absent_since(&self) -> Option<Moment> {
-        (!matches!(self.state, State::Welcomed(_))).then_some(self.changed_at)
+    /// Whether an agent is there; one that has not answered the greeting is not.
+    pub fn presence(&self) -> Presence {
+        match self.state {
+            State::Welcomed(_) => Presence::Here(self.changed_at),
+            State::Absent { .. } | State::Greeting(_) => Presence::Away(self.changed_at),
+        }
     }
 
     /// When `connect_if_due` has something to do.
@@ -281,7 +298,8 @@ mod tests {
             launched: false,
         });
         assert!(matches!(hello, FromEntrypoint::Hello { resume: r, .. } if r == resume));
-        assert_eq!((event, fixture.link.present_since()), (None, None));
+        assert_eq!(event, None);
+        assert!(matches!(fixture.link.presence(), Presence::Away(_)));
         let (_agent, _, event) = fixture.greet(&welcome(1));
         assert_eq!(event, Some(Event::Welcomed));
     }
@@ -295,7 +313,7 @@ mod tests {
         assert_eq!(event, Some(Event::Welcomed));
         agent.send(&welcome(1), &[]).unwrap();
         assert_eq!(fixture.link.receive(NOW), None);
-        assert!(fixture.link.absent_since().is_some());
+        assert_eq!(fixture.link.presence(), Presence::Away(NOW));
     }
 
     #[test]

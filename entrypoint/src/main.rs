@@ -14,6 +14,7 @@ mod ending;
 mod launch;
 mod link;
 mod oom;
+mod phase;
 mod processes;
 mod signals;
 mod stdio;

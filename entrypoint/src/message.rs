@@ -12,10 +12,13 @@
 //! 4. entrypoint: [`FromEntrypoint::Exited`] when the program and all it left behind are gone;
 //!    agent: [`ToEntrypoint::Recorded`]; the entrypoint exits.
 //!
+//! A stop before step 2 (from the agent or the kubelet) ends the entrypoint with code 143 and
+//! without a further word: nothing was started.
+//!
 //! After a break the entrypoint connects again and starts with a `Hello` that carries
 //! [`Resume`], with the read ends as descriptors if the program runs or ran. When the agent has
 //! answered with the same secret, `Launched` (now without descriptors) and, where it has happened,
-//! `Exited` are said again, so the agent needs nothing that was lost with the old connection.
+//! `Exited` are said again. Only a `SignalDone` may be lost with the old connection.
 
 use std::fmt;
 

@@ -1,6 +1,5 @@
 //! The loop: what happens when the agent, a signal, a child or the clock says something.
 
-use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use crate::arguments::Arguments;
 use crate::clock::{self, Moment};
 use crate::ending::{Action, Ending};
 use crate::link::{Event, Link};
+use crate::phase::{self, Order, Phase, Program, Stop};
 use crate::processes::{self, Reaped, Scope};
 use crate::signals::{self, Meaning, Signals};
 use crate::stdio::Stdio;
@@ -22,15 +22,12 @@ use crate::{launch, oom};
 
 /// Exit code when the container is stopped before anything was started.
 const EXIT_STOPPED: i32 = 128 + libc::SIGTERM;
-/// How long an agent that is there may take to say `Recorded`.
-const RECORDED_WAIT: Duration = Duration::from_secs(2);
-/// How long an agent that is away may take to come back for the exit.
-const RETURN_WAIT: Duration = Duration::from_secs(5);
-/// How long an agent that comes and goes is told the exit.
-const REPORT_LIMIT: Duration = Duration::from_secs(10);
 /// `poll(2)` does not count suspended time; deadlines do, so it never sleeps longer than this
 /// towards one.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// An agent that says very much does not keep children from being reaped.
+const MESSAGES_PER_TURN: usize = 32;
 
 /// Why nothing was started.
 #[derive(Debug, thiserror::Error)]
@@ -43,46 +40,6 @@ pub enum Error {
         /// Waited for.
         seconds: u64,
     },
-}
-
-/// What `Launch` said, for later.
-struct Order {
-    stop_signal: i32,
-    stop_grace: Duration,
-    agent_lost: Duration,
-    oom_kills_before: u64,
-}
-
-/// The program while it runs and until it is reported.
-#[derive(Clone, Copy)]
-struct Program {
-    pid: u32,
-    started_at_unix_nanos: u64,
-}
-
-/// The stop path, once begun.
-struct Stop {
-    cause: StopCause,
-    signal: i32,
-    /// Processes that were there when the signal was sent.
-    signalled: HashSet<i32>,
-}
-
-enum Phase {
-    /// No `Launch` yet.
-    Waiting,
-    /// The program runs.
-    Running,
-    /// The program has ended, what it left behind has not.
-    Sweeping {
-        outcome: Outcome,
-        at_unix_nanos: u64,
-        leftovers: u32,
-    },
-    /// All has ended; the agent is told.
-    Reporting { exited: Exited, since: Moment },
-    /// Leave with this code.
-    Done(i32),
 }
 
 /// Everything PID 1 knows.
@@ -149,11 +106,14 @@ impl Supervisor {
     fn talk(&mut self, now: Moment) {
         self.link.connect_if_due(now, &self.pipes);
         self.link.flush(now, &self.pipes);
-        while !matches!(self.phase, Phase::Done(_)) {
+        for _ in 0..MESSAGES_PER_TURN {
             match self.link.receive(now) {
                 Some(Event::Welcomed) => self.say_all(now),
                 Some(Event::Message(message)) => self.obey(message, now),
                 None => return,
+            }
+            if matches!(self.phase, Phase::Done(_)) {
+                return;
             }
         }
     }
@@ -164,11 +124,7 @@ impl Supervisor {
 
     /// What an agent that came (back) must know.
     fn say_all(&mut self, now: Moment) {
-        if let Some(Program {
-            pid,
-            started_at_unix_nanos: at_unix_nanos,
-        }) = self.program
-        {
+        if let Some(Program { pid, at_unix_nanos }) = self.program {
             self.send(FromEntrypoint::Launched { pid, at_unix_nanos }, now);
         }
         if let Phase::Reporting { exited, .. } = &self.phase {
@@ -218,10 +174,7 @@ impl Supervisor {
         match self.start(merge) {
             Ok(pid) => {
                 let at_unix_nanos = clock::unix_nanos();
-                self.program = Some(Program {
-                    pid,
-                    started_at_unix_nanos: at_unix_nanos,
-                });
+                self.program = Some(Program { pid, at_unix_nanos });
                 self.phase = Phase::Running;
                 let launched = FromEntrypoint::Launched { pid, at_unix_nanos };
                 self.link.send(launched, true, now, &self.pipes);
@@ -413,16 +366,11 @@ impl Supervisor {
 
     /// When the present phase is over for want of an agent.
     fn deadline(&self) -> Option<Moment> {
-        let absent_since = self.link.absent_since();
+        let presence = self.link.presence();
         match (&self.phase, &self.order) {
-            (Phase::Waiting, _) => absent_since.map(|since| since + self.arguments.agent_wait),
-            (Phase::Running, Some(order)) if self.stop.is_none() => absent_since.map(|since| since + order.agent_lost),
-            (Phase::Reporting { since, .. }, _) => {
-                let (present, absent) = (self.link.present_since(), absent_since);
-                let patience = present.map(|at| at.max(*since) + RECORDED_WAIT);
-                let patience = patience.or(absent.map(|at| at.max(*since) + RETURN_WAIT));
-                patience.map(|at| at.min(*since + REPORT_LIMIT))
-            }
+            (Phase::Waiting, _) => presence.lost_at(self.arguments.agent_wait),
+            (Phase::Running, Some(order)) if self.stop.is_none() => presence.lost_at(order.agent_lost),
+            (Phase::Reporting { since, .. }, _) => Some(phase::report_until(*since, presence)),
             _ => None,
         }
     }

@@ -1,0 +1,100 @@
+//! What the supervisor remembers from one phase to the next, and how long it waits for an agent.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use remoteprocess_entrypoint::message::{Exited, Outcome, StopCause};
+
+use crate::clock::Moment;
+use crate::link::Presence;
+
+/// How long an agent that is there may take to say `Recorded`.
+const RECORDED_WAIT: Duration = Duration::from_secs(2);
+/// How long an agent that is away may take to come back for the exit.
+const RETURN_WAIT: Duration = Duration::from_secs(5);
+/// How long an agent that comes and goes is told the exit.
+const REPORT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where the run is.
+pub enum Phase {
+    /// No `Launch` yet.
+    Waiting,
+    /// The program runs.
+    Running,
+    /// The program has ended, what it left behind has not.
+    Sweeping {
+        /// The program's.
+        outcome: Outcome,
+        /// When the program ended.
+        at_unix_nanos: u64,
+        /// Reaped so far.
+        leftovers: u32,
+    },
+    /// All has ended; the agent is told.
+    Reporting {
+        /// What it is told.
+        exited: Exited,
+        /// When it was told first.
+        since: Moment,
+    },
+    /// Leave with this code.
+    Done(i32),
+}
+
+/// What `Launch` said, for later.
+pub struct Order {
+    /// First signal of a stop that the agent did not ask for.
+    pub stop_signal: i32,
+    /// Its grace.
+    pub stop_grace: Duration,
+    /// How long the program runs without an agent.
+    pub agent_lost: Duration,
+    /// The counter at the launch.
+    pub oom_kills_before: u64,
+}
+
+/// The program, from its start on.
+#[derive(Clone, Copy)]
+pub struct Program {
+    /// Also its process group.
+    pub pid: u32,
+    /// When it was started.
+    pub at_unix_nanos: u64,
+}
+
+/// The stop path, once begun.
+pub struct Stop {
+    /// The first.
+    pub cause: StopCause,
+    /// The last.
+    pub signal: i32,
+    /// Processes that were there when the signal was sent.
+    pub signalled: HashSet<i32>,
+}
+
+/// Until when an exit that was first said at `since` waits for `Recorded`.
+pub fn report_until(since: Moment, presence: Presence) -> Moment {
+    let patience = match presence {
+        Presence::Here(at) => at.max(since) + RECORDED_WAIT,
+        Presence::Away(at) => at.max(since) + RETURN_WAIT,
+    };
+    patience.min(since + REPORT_LIMIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn an_agent_has_time_to_record_or_to_return_but_not_for_ever() {
+        assert_eq!(report_until(at(100), Presence::Here(at(7))), at(102));
+        assert_eq!(report_until(at(100), Presence::Away(at(7))), at(105));
+        assert_eq!(report_until(at(100), Presence::Away(at(101))), at(106));
+        assert_eq!(report_until(at(100), Presence::Here(at(104))), at(106));
+        assert_eq!(report_until(at(100), Presence::Here(at(109))), at(110));
+    }
+}
