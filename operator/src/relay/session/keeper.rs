@@ -197,6 +197,10 @@ async fn farewell(session: &Session, stdout: u64, stderr: u64) {
 
 /// Lets the agent free its spool. A call that fails is made up for by the next.
 async fn tell_saved(session: &Session, mut saved: watch::Receiver<Cursor>) {
+    if *saved.borrow() != Cursor::default() {
+        // What an earlier relay archived may not have reached the agent, whose spool may be full of it.
+        saved.mark_changed();
+    }
     while saved.changed().await.is_ok() {
         let cursor = *saved.borrow_and_update();
         if session.commit(cursor, false).await.is_err() {
