@@ -120,10 +120,8 @@ impl Executor for ExecutorService {
         let begin = offsets(request.cursor.unwrap_or_default());
         let spool = self.process.spool();
         let reader = spool.reader(begin).map_err(|error| refuse(&error))?;
+        // The cursor says what the home has received, not what it holds durably: only `Commit` says that.
         let residence = request.home.then(|| {
-            // A home begins where its archive ends: what lies below needs no further commit. Without this a spool that
-            // was full when the commit was lost would wait for ever.
-            spool.commit(begin);
             tracing::info!(?begin, "a home has moved in");
             self.homes.move_in()
         });
@@ -177,7 +175,9 @@ impl Executor for ExecutorService {
     async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {
         let request = request.into_inner();
         let spool = self.process.spool();
-        spool.commit(offsets(request.archived.unwrap_or_default()));
+        spool
+            .commit(offsets(request.archived.unwrap_or_default()))
+            .map_err(|error| refuse(&error))?;
         if !request.r#final {
             return Ok(Response::new(CommitResponse {}));
         }

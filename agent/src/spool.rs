@@ -19,7 +19,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -198,6 +198,14 @@ pub struct Seals {
     pub stderr: StreamSeal,
 }
 
+/// What the archive holds, across kills.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
+struct Archived(Offsets);
+
+impl record::Record for Archived {
+    const NAME: &'static str = "archived";
+}
+
 /// How far the spool has come. Published after each step, so that a reader never sees a byte without its record.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
@@ -253,6 +261,7 @@ struct Inner {
     /// Wakes the one that appends: there is room again, or a command.
     wake: OwnedFd,
     stop: std::sync::atomic::AtomicBool,
+    committing: Mutex<()>,
 }
 
 impl Spool {
@@ -278,9 +287,12 @@ impl Spool {
         }
         checkpoint.check(lengths)?;
         let recovered = journal.recover(&checkpoint, lengths)?;
+        let Archived(archived) = record::load(directory)?.unwrap_or_default();
         let progress = Progress {
             written: recovered.written,
-            archived: checkpoint.dropped,
+            archived: archived
+                .map2(recovered.written, u64::min)
+                .map2(checkpoint.dropped, u64::max),
             dropped: checkpoint.dropped,
             first_record: checkpoint.first_record,
             fixed_records: recovered.records,
@@ -296,6 +308,7 @@ impl Spool {
             progress: watch::Sender::new(progress),
             wake: wake.map_err(Error::errno("eventfd"))?,
             stop: false.into(),
+            committing: Mutex::new(()),
         });
         let janitor = janitor::spawn(Arc::clone(&inner), checkpoint)?;
         let appender = Appender::new(Arc::clone(&inner), janitor.thread().clone());
@@ -329,19 +342,31 @@ impl Spool {
         Reader::new(Arc::clone(&self.inner), cursor)
     }
 
-    /// Takes note that the archive holds everything below `archived`; it leaves the spool as soon as it is hashed.
-    /// Offsets never move back, and never beyond what was written.
-    pub fn commit(&self, archived: Offsets) {
-        self.inner.progress.send_if_modified(|progress| {
-            let bounded = archived.map2(progress.written, u64::min);
-            let next = bounded.map2(progress.archived, u64::max);
-            let moved = next != progress.archived;
-            progress.archived = next;
-            moved
+    /// Takes note, for good, that the archive holds everything below `archived`; it leaves the spool as soon as it is
+    /// hashed. Offsets never move back, and never beyond what was written.
+    ///
+    /// # Errors
+    /// When the volume refuses the note. Then the spool keeps the bytes, and a repeat may succeed.
+    pub fn commit(&self, archived: Offsets) -> Result<(), Error> {
+        // One after the other: they write the same file. Nothing is left half done by a panic.
+        let _turn = self.inner.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = self.progress();
+        let next = archived
+            .map2(progress.written, u64::min)
+            .map2(progress.archived, u64::max);
+        if next == progress.archived {
+            return Ok(());
+        }
+        // An agent that comes after a kill must know it too: the relay may have nothing new to say, and a full spool
+        // would wait for it.
+        record::replace(&self.inner.directory, &Archived(next))?;
+        self.inner.progress.send_modify(|progress| {
+            progress.archived = progress.archived.map2(next, u64::max);
         });
         if let Some(janitor) = &self.janitor {
             janitor.thread().unpark();
         }
+        Ok(())
     }
 
     /// Wakes whoever waits in `poll` for [`Appender::wake_fd`].

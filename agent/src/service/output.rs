@@ -108,6 +108,10 @@ impl Output {
             return None;
         }
         let phase = self.status.borrow_and_update().phase;
+        if phase == Phase::Exited {
+            // The end comes as an exit, after the output.
+            return None;
+        }
         let stalled = self.progress.borrow().stalled;
         let state = state(phase, stalled);
         if self.told.as_ref() == Some(&state) {
@@ -148,7 +152,7 @@ fn state(phase: Phase, stalled: Option<Stall>) -> State {
             "Running",
             "the output is pushed back: the spool's volume takes no more",
         ),
-        (Phase::Running | Phase::Exited, _) => ("Running", "Running", ""),
+        (Phase::Running, None) | (Phase::Exited, _) => ("Running", "Running", ""),
         (Phase::Stopping, _) => ("Stopping", "Stopping", ""),
     };
     State {

@@ -178,7 +178,7 @@ fn a_commit_frees_blocks_and_refuses_readers_below() {
     let mut bench = Bench::new(4 << 20);
     let bytes = vec![7; 3 << 20];
     bench.append(Stream::Stdout, &bytes);
-    bench.spool.commit(offsets(2 << 20, 0));
+    bench.spool.commit(offsets(2 << 20, 0)).unwrap();
     until("dropped", || bench.spool.progress().dropped == offsets(2 << 20, 0));
     assert_eq!(bench.spool.progress().used(), 1 << 20);
     let error = bench.spool.reader(Offsets::default()).unwrap_err();
@@ -199,7 +199,7 @@ fn a_reader_that_is_overtaken_by_a_commit_is_told() {
     bench.append(Stream::Stdout, &vec![1; 2 << 20]);
     let mut reader = bench.spool.reader(Offsets::default()).unwrap();
     reader.try_next().unwrap();
-    bench.spool.commit(offsets(2 << 20, 0));
+    bench.spool.commit(offsets(2 << 20, 0)).unwrap();
     until("dropped", || bench.spool.progress().dropped.stdout > 0);
     assert!(matches!(reader.try_next().unwrap_err(), Error::Dropped { .. }));
 }
@@ -213,7 +213,7 @@ fn the_seal_is_the_hash_of_every_byte_even_over_kills_and_drops() {
         bench.append(Stream::Stderr, &bytes);
         expected.update(&bytes);
         let written = bench.spool.progress().written;
-        bench.spool.commit(written);
+        bench.spool.commit(written).unwrap();
         until("dropped", || bench.spool.progress().dropped.stderr > 0);
         bench = bench.kill(64 << 20);
     }
@@ -226,12 +226,23 @@ fn the_seal_is_the_hash_of_every_byte_even_over_kills_and_drops() {
 }
 
 #[test]
+fn a_kill_after_a_commit_does_not_keep_a_full_spool_full() {
+    let mut bench = Bench::new(1 << 20);
+    bench.append(Stream::Stdout, &vec![1; 1 << 20]);
+    // Not yet worth dropping at this size, and then the agent dies.
+    bench.spool.commit(offsets(4096, 0)).unwrap();
+    let bench = bench.kill(1 << 20);
+    bench.appender.set_stalled(Some(Stall::SpoolFull));
+    until("room", || bench.appender.has_room());
+}
+
+#[test]
 fn a_full_spool_has_no_room_until_a_commit() {
     let mut bench = Bench::new(1 << 20);
     bench.append(Stream::Stdout, &vec![1; 1 << 20]);
     assert!(!bench.appender.has_room());
     bench.appender.set_stalled(Some(Stall::SpoolFull));
-    bench.spool.commit(offsets(8192, 0));
+    bench.spool.commit(offsets(8192, 0)).unwrap();
     until("room", || bench.appender.has_room());
     bench.append(Stream::Stdout, &[1; 8192]);
     assert!(!bench.appender.has_room());
@@ -327,7 +338,7 @@ impl Model {
             Step::Commit(out, err) => {
                 let part = |all: usize, share: u8| all as u64 * u64::from(share) / 255;
                 let archived = offsets(part(self.written[0].len(), out), part(self.written[1].len(), err));
-                self.bench.spool.commit(archived);
+                self.bench.spool.commit(archived).unwrap();
                 self.committed = self.committed.map2(archived, u64::max);
             }
             Step::Kill => self.bench = self.bench.kill(size),
@@ -408,7 +419,7 @@ fn readers_keep_up_while_bytes_are_written_and_dropped() {
                     Some(Item::End) => return hash.finalize(),
                     None => std::thread::yield_now(),
                 }
-                spool.commit(reader.cursor());
+                spool.commit(reader.cursor()).unwrap();
             }
         })
     };
