@@ -10,6 +10,11 @@ mod keeper;
 mod ring;
 mod upstream;
 
+#[cfg(test)]
+mod fake_agent;
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
