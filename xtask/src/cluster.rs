@@ -101,8 +101,13 @@ impl State {
         self.lock_file("tests")
     }
 
-    fn identity_file(&self) -> PathBuf {
-        self.root.join("identity")
+    /// The revision of the cluster that came up here last; see [`config::REVISION`].
+    fn revision(&self) -> Option<u32> {
+        fs::read_to_string(self.revision_file()).ok()?.parse().ok()
+    }
+
+    fn revision_file(&self) -> PathBuf {
+        self.root.join("revision")
     }
 }
 
@@ -154,9 +159,8 @@ fn status(state: &State) -> Result<()> {
         Ok(()) => println!("healthy; KUBECONFIG={}", state.kubeconfig().display()),
         Err(reason) => bail!("not healthy: {reason:#}"),
     }
-    let identity = fs::read_to_string(state.identity_file()).unwrap_or_default();
-    if identity != config::identity(state, &tools) {
-        println!("it was made by another version of this repository; `cluster up` replaces it");
+    if state.revision().is_none_or(|revision| revision < config::REVISION) {
+        println!("it was made by an earlier version of this repository; `cluster up` replaces it");
     }
     Ok(())
 }

@@ -3,11 +3,16 @@
 use std::fs;
 use std::net::IpAddr;
 
+#[cfg(test)]
 use sha2::{Digest, Sha256};
 
+use super::State;
 use super::daemon::Daemon;
 use super::render::Template;
-use super::{State, Tools};
+
+/// Raised with each change of what a cluster is made from: `up` replaces a cluster of a lower revision and reuses one of
+/// the same or a higher, so that two checkouts do not replace each other's in turn.
+pub const REVISION: u32 = 1;
 
 /// Name of the node, of the kubeconfig's context and of everything that shows up on the machine.
 pub const NODE: &str = "remoteprocess-dev";
@@ -135,15 +140,21 @@ pub fn daemons(state: &State) -> Vec<Daemon> {
     ]
 }
 
-/// Changes with everything that makes one cluster differ from another.
-pub fn identity(state: &State, tools: &Tools) -> String {
+/// What a cluster is made from, without the paths of this machine; see [`REVISION`].
+#[cfg(test)]
+fn fingerprint() -> String {
+    let state = State {
+        root: "/state".into(),
+        run: "/run".into(),
+    };
     let mut hash = Sha256::new();
-    for name in super::daemon::NAMES {
-        hash.update(tools.path(name).display().to_string());
+    hash.update(format!("{:?}", daemons(&state)));
+    for (path, text) in files(&state).iter().filter(|(path, _)| !path.ends_with("resolv.conf")) {
+        hash.update([path.as_str(), text].join("\0"));
     }
-    hash.update(format!("{:?}{:?}", daemons(state), files(state)));
     hash.update(super::images::RECIPE);
-    hex::encode(hash.finalize())
+    hash.update(super::tools::manifests().expect("the modules are in the repository"));
+    hex::encode(hash.finalize())[..16].to_owned()
 }
 
 fn etcd(state: &State) -> Daemon {
@@ -297,6 +308,16 @@ mod tests {
         for daemon in daemons(&state()) {
             assert!(!format!("{daemon:?}").contains('@'), "{daemon:?}");
         }
+    }
+
+    #[test]
+    fn revision_is_raised_with_each_change() {
+        let (revision, of) = (1, "1b412193f47513ba");
+        assert_eq!(
+            (REVISION, fingerprint().as_str()),
+            (revision, of),
+            "raise REVISION, then put both in here"
+        );
     }
 
     #[test]

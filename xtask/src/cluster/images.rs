@@ -13,6 +13,7 @@ use crate::archive::{Entry, Image};
 use crate::exec;
 
 /// This file: another recipe makes another cluster.
+#[cfg(test)]
 pub const RECIPE: &str = include_str!("images.rs");
 
 const BUSYBOX: &str = "/bin/busybox";

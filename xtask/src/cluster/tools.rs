@@ -194,6 +194,15 @@ pub fn ensure_helm() -> Result<PathBuf> {
     Ok(module.ensure()?.join("helm"))
 }
 
+/// All that pins the programs.
+#[cfg(test)]
+pub fn manifests() -> Result<String> {
+    MODULES
+        .iter()
+        .map(|module| Ok(fs::read_to_string(module.source().join("go.mod"))?))
+        .collect()
+}
+
 /// The name that `go build` gives the program of a package: the last element that is not a version.
 fn default_name(package: &str) -> &str {
     let is_version = |part: &str| {

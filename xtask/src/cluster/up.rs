@@ -34,11 +34,12 @@ pub fn up(state: &State, tests: Option<&Lock>) -> Result<Tools> {
 }
 
 fn is_reusable(state: &State, tools: &Tools) -> bool {
-    let Ok(found) = fs::read_to_string(state.identity_file()) else {
-        return false;
-    };
-    if found != config::identity(state, tools) {
-        println!("the running cluster was made by another version of this repository and is replaced");
+    let Some(revision) = state.revision() else { return false };
+    if revision < config::REVISION {
+        println!(
+            "the running cluster is of revision {revision}, {} is needed: it is replaced",
+            config::REVISION
+        );
         return false;
     }
     let health = health(state, tools);
@@ -57,7 +58,7 @@ fn replace(state: &State, tools: &Tools) -> Result<()> {
     step("write certificates and configuration", || write_files(state, tools))?;
     step("start the cluster", || start(state, tools))?;
     // Only a cluster that came up whole is worth reusing.
-    fs::write(state.identity_file(), config::identity(state, tools))?;
+    fs::write(state.revision_file(), config::REVISION.to_string())?;
     println!("the cluster is up; export KUBECONFIG={}", state.kubeconfig().display());
     println!("kubectl, helm and ctr are in {}", state.root.join("bin").display());
     Ok(())
