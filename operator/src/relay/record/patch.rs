@@ -75,6 +75,7 @@ pub fn decide_grant(
     }
     let mut owned = Owned::of(current);
     let granted = owned.attempt(claim.attempt);
+    granted.pod_uid = Some(claim.pod_uid.clone());
     granted.relay = Some(replica.to_owned());
     granted.granted_at = Some(now);
     Decision::Write(owned.patch(current))
@@ -303,7 +304,8 @@ impl Owned {
 fn ours(attempt: AttemptStatus) -> AttemptStatus {
     AttemptStatus {
         pod_name: None,
-        pod_uid: None,
+        // A grant names the pod that it was given to, also where the controller has not written that pod down yet.
+        pod_uid: attempt.pod_uid.filter(|_| attempt.granted_at.is_some()),
         node: None,
         exit: attempt.exit.filter(|exit| exit.source == ExitSource::Entrypoint),
         ..attempt
