@@ -308,3 +308,6 @@ impl Election {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -223,7 +223,7 @@ fn begin(mut draft: Draft<'_>, number: u32, mut memory: Memory) -> Verdict {
 fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod) -> Verdict {
     let mut memory = situation.memory.clone();
     draft.see_pod(pod);
-    if let Some(end) = ending::of_pod(pod) {
+    if let Some(end) = ending::of_pod(pod).or_else(|| ending::unreported(record)) {
         return await_record(draft, situation, record, &end, &mut memory);
     }
     (memory.ended_since, memory.gone_since) = (None, None);
@@ -281,7 +281,8 @@ fn not_granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &Attempt
 
 /// The program of a granted attempt is gone. Its exit record may be on the way: as long
 /// as the agent lives it may still be handing over output, which the record follows.
-/// [`RECORD_WAIT`] after its end, what the pod says is all there is.
+/// [`RECORD_WAIT`] after its end, what the pod says is all there is. Where the output is
+/// sealed without an exit the agent knows of none, and only the kubelet is waited for.
 fn await_record(
     mut draft: Draft<'_>,
     situation: &Situation<'_>,
@@ -291,13 +292,15 @@ fn await_record(
 ) -> Verdict {
     let ended = *memory.ended_since.get_or_insert(situation.now);
     let (since, span) = match situation.pod {
+        _ if record.output.is_some() && end.source == ExitSource::Kubelet => (ended, Duration::ZERO),
+        _ if record.output.is_some() => (ended, RECORD_WAIT),
         Sight::Ours(pod) if ending::has_agent(pod) => (ended, RECORD_WAIT + ending::grace(pod)),
         _ => (*memory.gone_since.get_or_insert(situation.now), RECORD_WAIT),
     };
     if let Some(left) = remaining(since, span, situation.now) {
         return draft.verdict(Action::None, Some(left), memory.clone());
     }
-    draft.record_end(record.number, end.clone());
+    draft.record_end(record, end.clone());
     draft.finish(record, end, disruption(situation));
     draft.verdict(Action::None, None, Memory::default())
 }
@@ -315,7 +318,7 @@ fn end_before_start(
         signal: None,
         ..end.clone()
     };
-    draft.record_end(record.number, exit.clone());
+    draft.record_end(record, exit.clone());
     draft.wait(&waiting::replacement(record.number, &exit));
     let action = match situation.pod {
         Sight::Ours(pod) if !ending::is_terminal(pod) => delete(pod),
@@ -341,7 +344,7 @@ fn replace(
     }
     let ended = record.finished_at.unwrap_or(situation.now);
     match remaining(ended, back_off(record.number), situation.now) {
-        Some(left) => draft.verdict(Action::None, Some(left), memory),
+        Some(left) => draft.verdict(clean_up(situation), Some(left), memory),
         None => begin(draft, record.number + 1, memory),
     }
 }
@@ -350,7 +353,7 @@ fn replace(
 /// is the pod deleted.
 fn stop_before_start(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus) -> Verdict {
     let exit = stopped_before_start();
-    draft.record_end(record.number, exit.clone());
+    draft.record_end(record, exit.clone());
     draft.finish(record, &exit, None);
     draft.verdict(clean_up(situation), None, situation.memory.clone())
 }

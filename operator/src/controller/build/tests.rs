@@ -1,1 +1,147 @@
+use rstest::rstest;
 
+use super::super::validate::validate;
+use super::*;
+
+/// A process as a person would write it, through the real validation.
+fn process(spec: &str) -> RemoteProcess {
+    let object = format!(
+        "apiVersion: remoteprocess.dev/v1alpha1\nkind: RemoteProcess\n\
+         metadata: {{name: hello, namespace: team, uid: 6e2c0f4a-0000-4000-8000-000000000001}}\nspec:\n{spec}"
+    );
+    serde_saphyr::from_str(&object).unwrap()
+}
+
+fn settings() -> AgentSettings {
+    AgentSettings {
+        image: "ghcr.io/remoteprocess/agent:0.1.0".into(),
+        image_pull_policy: Some("IfNotPresent".into()),
+        image_pull_secrets: vec![],
+        relay: "remoteprocess-relay.remoteprocess-system.svc:8443".into(),
+        relay_enrol: "remoteprocess-relay.remoteprocess-system.svc:8444".into(),
+        ca_bundle: "-----BEGIN CERTIFICATE-----\n".into(),
+        trust_domain: "remoteprocess.local".into(),
+        drain_seconds: 30,
+        listen_port: 20443,
+        resources: serde_saphyr::from_str("{requests: {cpu: 10m, memory: 64Mi}, limits: {memory: 64Mi}}").unwrap(),
+        request_ephemeral_storage: true,
+    }
+}
+
+const MINIMAL: &str = "  image: busybox:1.36\n  command: [sh, -c, 'echo $HOME']\n";
+
+const EVERYTHING: &str = r"
+  image: registry.example/tool:2
+  imagePullPolicy: Always
+  command: [/bin/tool, --flag]
+  args: [--, -x]
+  env: [{name: A, value: '1'}, {name: A, value: '2'}]
+  envFrom: [{secretRef: {name: credentials}}]
+  workingDir: /data
+  resources: {requests: {cpu: 100m}, limits: {memory: 1Gi}}
+  volumeMounts: [{name: data, mountPath: /data}]
+  securityContext: {runAsUser: 1000, capabilities: {add: [NET_BIND_SERVICE]}}
+  stop: {signal: SIGINT, gracePeriodSeconds: 120}
+  output: {spoolSize: 1Gi, echo: None, merge: true}
+  agent: {resources: {limits: {memory: 128Mi}}}
+  pod:
+    serviceAccountName: runner
+    automountServiceAccountToken: true
+    imagePullSecrets: [{name: pull}]
+    nodeSelector: {disk: ssd}
+    tolerations: [{key: batch, operator: Exists}]
+    affinity: {nodeAffinity: {}}
+    priorityClassName: low
+    runtimeClassName: gvisor
+    securityContext: {fsGroup: 2000, seccompProfile: {type: Unconfined}}
+    volumes: [{name: data, emptyDir: {}}]
+    labels: {app.kubernetes.io/name: tool, team: blue}
+    annotations: {note: hi}
+";
+
+const GUARANTEED: &str =
+    "  image: busybox\n  command: [true]\n  resources: {requests: {cpu: '1'}, limits: {cpu: '1', memory: 1Gi}}\n";
+
+#[rstest]
+#[case::minimal("minimal", MINIMAL, Profile::Ordinary)]
+#[case::everything("everything", EVERYTHING, Profile::Ordinary)]
+#[case::guaranteed("guaranteed", GUARANTEED, Profile::Ordinary)]
+#[case::restricted("restricted", MINIMAL, Profile::Restricted)]
+fn builds_this_pod(#[case] name: &str, #[case] spec: &str, #[case] profile: Profile) {
+    let spec = spec.replace("[true]", "['true']");
+    let process = process(&spec);
+    let pod = build_pod(&validate(&process).unwrap(), 1, &settings(), profile);
+    insta::assert_yaml_snapshot!(name, pod);
+}
+
+fn built(spec: &str, profile: Profile) -> PodSpec {
+    build_pod(&validate(&process(spec)).unwrap(), 1, &settings(), profile)
+        .spec
+        .unwrap()
+}
+
+#[test]
+fn a_name_belongs_to_one_attempt_of_one_object() {
+    let names = [("a", "u", 1), ("a", "u", 2), ("a", "v", 1), ("au", "", 1)].map(|(n, u, a)| pod_name(n, u, a));
+    assert_eq!(
+        names.iter().collect::<std::collections::BTreeSet<_>>().len(),
+        4,
+        "{names:?}"
+    );
+    assert_eq!(pod_name("a", "u", 1), names[0]);
+    assert!(pod_name(&"x".repeat(names::MAX_NAME), "u", u32::MAX).len() <= 63);
+}
+
+#[test]
+fn the_agents_room_on_disk_is_above_the_spool() {
+    let spec = built(MINIMAL, Profile::Ordinary);
+    let spool = spec
+        .volumes
+        .unwrap()
+        .into_iter()
+        .find(|volume| volume.name == names::VOLUME_SPOOL)
+        .unwrap();
+    let limit: u64 = spool.empty_dir.unwrap().size_limit.unwrap().0.parse().unwrap();
+    assert_eq!(limit, (256 << 20) * 5 / 4 + (16 << 20));
+}
+
+#[test]
+fn the_class_guaranteed_stays() {
+    let spec = built(&GUARANTEED.replace("[true]", "['true']"), Profile::Ordinary);
+    let agent = &spec.init_containers.unwrap()[0];
+    let resources = agent.resources.clone().unwrap();
+    let (requests, limits) = (resources.requests.unwrap(), resources.limits.unwrap());
+    for name in ["cpu", "memory"] {
+        assert_eq!(requests[name], limits[name], "{name}");
+    }
+}
+
+#[rstest]
+#[case("securityContext: {privileged: true}", None)]
+#[case("securityContext: {capabilities: {add: [SYS_ADMIN]}}", None)]
+#[case("securityContext: {allowPrivilegeEscalation: true}", Some(true))]
+#[case("securityContext: {runAsUser: 0}", Some(false))]
+fn escalation_is_forbidden_where_that_is_possible(#[case] context: &str, #[case] expected: Option<bool>) {
+    let spec = built(&format!("{MINIMAL}  {context}\n"), Profile::Ordinary);
+    assert_eq!(
+        spec.containers[0]
+            .security_context
+            .as_ref()
+            .unwrap()
+            .allow_privilege_escalation,
+        expected
+    );
+}
+
+#[test]
+fn a_bundle_is_not_expanded() {
+    let settings = AgentSettings {
+        ca_bundle: "$(RPROC_RELAY)".into(),
+        ..settings()
+    };
+    let process = process(MINIMAL);
+    let pod = build_pod(&validate(&process).unwrap(), 1, &settings, Profile::Ordinary);
+    let env = pod.spec.unwrap().init_containers.unwrap()[0].env.clone().unwrap();
+    let bundle = env.into_iter().find(|entry| entry.name == "RPROC_CA_BUNDLE").unwrap();
+    assert_eq!(bundle.value.as_deref(), Some("$$(RPROC_RELAY)"));
+}

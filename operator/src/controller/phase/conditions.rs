@@ -65,12 +65,13 @@ impl<'a> Draft<'a> {
     }
 
     /// The end of an attempt of which the relay has no record.
-    pub(super) fn record_end(&mut self, number: u32, exit: AttemptExit) {
-        let now = self.now;
-        if let Some(record) = self.status.attempts.iter_mut().find(|record| record.number == number) {
+    pub(super) fn record_end(&mut self, record: &AttemptStatus, exit: AttemptExit) {
+        // Where the relay has written the time, it stays.
+        let finished = record.finished_at.unwrap_or(self.now);
+        if let Some(record) = self.status.attempts.iter_mut().find(|own| own.number == record.number) {
             let message = exit.message.as_deref().map(shortened);
             record.exit = Some(AttemptExit { message, ..exit });
-            record.finished_at = Some(now);
+            record.finished_at = Some(finished);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
-use remoteprocess_api::{AttemptExit, ExitSource, Phase, Reason, names};
+use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Phase, Reason, names};
 
 use super::waiting::{condition, container};
 
@@ -28,6 +28,9 @@ pub(super) fn judge(exit: &AttemptExit, stop_wanted: bool, disruption: Option<(R
         reason,
         message,
     };
+    if exit.reason == Some(Reason::AgentLost) {
+        return failed(Reason::AgentLost, exit.message.clone().unwrap_or(how));
+    }
     if let Some(stop) = &exit.stop {
         let by_kubelet = stop.requested_by == KUBELET && !stop_wanted;
         return match disruption {
@@ -118,6 +121,18 @@ pub(super) fn of_pod(pod: &Pod) -> Option<AttemptExit> {
         source: ExitSource::Kubelet,
         reason: Some(reason),
         message: Some(message),
+        ..AttemptExit::default()
+    })
+}
+
+/// The end of an attempt whose output is sealed without an exit record: the agent saw the
+/// program's container end and does not know how.
+pub(super) fn unreported(record: &AttemptStatus) -> Option<AttemptExit> {
+    record.output.as_ref()?;
+    Some(AttemptExit {
+        source: ExitSource::None,
+        reason: Some(Reason::Interrupted),
+        message: Some("the program's container ended, and nobody reported how".into()),
         ..AttemptExit::default()
     })
 }

@@ -1,1 +1,494 @@
+mod world;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use remoteprocess_api::condition::{find, is_true};
+use remoteprocess_api::{ConditionType, StopStatus};
+use rstest::rstest;
+
+use super::*;
+
+const NOW: &str = "2026-01-01T00:01:00Z";
+
+fn now() -> Timestamp {
+    NOW.parse().unwrap()
+}
+
+/// A process whose status has begun attempt 1; `record` is more of its record, `spec` more of its specification.
+fn process(record: &str, spec: &str) -> RemoteProcess {
+    let object = format!(
+        "apiVersion: remoteprocess.dev/v1alpha1\nkind: RemoteProcess\n\
+         metadata: {{name: hello, namespace: team, uid: u, generation: 3}}\n\
+         spec: {{image: busybox, command: [id]{spec}}}\n"
+    );
+    let mut process: RemoteProcess = serde_saphyr::from_str(&object).unwrap();
+    let begun = decide(&Situation {
+        process: &process,
+        pod: Sight::Missing,
+        memory: &Memory::default(),
+        now: "2026-01-01T00:00:00Z".parse().unwrap(),
+    });
+    let mut status = if spec.contains("Stopped") {
+        RemoteProcessStatus {
+            attempt: Some(1),
+            ..RemoteProcessStatus::default()
+        }
+    } else {
+        begun.status
+    };
+    status.attempts = vec![serde_saphyr::from_str(&format!("{{number: 1{record}}}")).unwrap()];
+    process.status = Some(status);
+    process
+}
+
+fn pod(status: &str) -> Pod {
+    serde_saphyr::from_str(&format!(
+        "metadata: {{name: hello-1, namespace: team, uid: p}}\nspec: {{nodeName: node-1, containers: []}}\nstatus: {status}\n"
+    ))
+    .unwrap()
+}
+
+const GRANTED: &str = ", podUid: p, grantedAt: '2026-01-01T00:00:10Z'";
+const STARTED: &str = ", podUid: p, grantedAt: '2026-01-01T00:00:10Z', startedAt: '2026-01-01T00:00:11Z'";
+
+fn look(process: &RemoteProcess, pod: Option<&Pod>, memory: &Memory) -> Verdict {
+    let pod = pod.map_or(Sight::Missing, Sight::Ours);
+    decide(&Situation {
+        process,
+        pod,
+        memory,
+        now: now(),
+    })
+}
+
+fn word(verdict: &Verdict) -> (Phase, Reason) {
+    (verdict.status.phase.unwrap(), verdict.status.reason.unwrap())
+}
+
+#[test]
+fn the_first_pass_names_the_attempt_and_then_creates_its_pod() {
+    let mut process = process("", "");
+    process.status = None;
+    let verdict = look(&process, None, &Memory::default());
+    assert_eq!(verdict.action, Action::CreatePod(1));
+    assert_eq!(
+        (verdict.status.attempt, verdict.status.observed_generation),
+        (Some(1), Some(3))
+    );
+    assert_eq!(verdict.status.attempts[0].pod_name, Some(pod_name_of(1)));
+    for kind in [
+        ConditionType::Scheduled,
+        ConditionType::Started,
+        ConditionType::Finished,
+        ConditionType::Succeeded,
+    ] {
+        let condition = find(&verdict.status.conditions, kind).unwrap();
+        assert_ne!(condition.status, "True", "{kind}");
+    }
+}
+
+fn pod_name_of(attempt: u32) -> String {
+    super::super::build::pod_name("hello", "u", attempt)
+}
+
+#[rstest]
+#[case::scheduler(
+    "{conditions: [{type: PodScheduled, status: 'False', reason: Unschedulable, message: no cpu}]}",
+    Reason::Unschedulable,
+    "no cpu"
+)]
+#[case::pull(
+    "{containerStatuses: [{name: main, image: x, imageID: '', ready: false, restartCount: 0, state: {waiting: {reason: ErrImagePull, message: not found}}}]}",
+    Reason::ImagePull,
+    "not found"
+)]
+#[case::bad_name(
+    "{containerStatuses: [{name: main, image: x, imageID: '', ready: false, restartCount: 0, state: {waiting: {reason: InvalidImageName}}}]}",
+    Reason::ImagePull,
+    "InvalidImageName"
+)]
+#[case::secret(
+    "{containerStatuses: [{name: main, image: x, imageID: '', ready: false, restartCount: 0, state: {waiting: {reason: CreateContainerConfigError, message: secret x not found}}}]}",
+    Reason::CreateContainer,
+    "secret x"
+)]
+#[case::agent(
+    "{initContainerStatuses: [{name: rproc-agent, image: x, imageID: '', ready: false, restartCount: 0, state: {waiting: {reason: ImagePullBackOff, message: back-off}}}]}",
+    Reason::ImagePull,
+    "the agent's container: back-off"
+)]
+#[case::slow(
+    "{conditions: [{type: PodScheduled, status: 'True', lastTransitionTime: '2026-01-01T00:00:50Z'}]}",
+    Reason::ContainerCreating,
+    "hello-1"
+)]
+fn says_why_it_waits(#[case] status: &str, #[case] reason: Reason, #[case] sentence: &str) {
+    let mut pod = pod(status);
+    if reason == Reason::Unschedulable {
+        pod.spec.as_mut().unwrap().node_name = None;
+    }
+    let mut process = process("", "");
+    let verdict = look(&process, Some(&pod), &Memory::default());
+    assert_eq!(word(&verdict), (Phase::Pending, reason));
+    assert!(
+        verdict.status.message.as_ref().unwrap().contains(sentence),
+        "{:?}",
+        verdict.status.message
+    );
+    process.status = Some(verdict.status.clone());
+    let again = look(&process, Some(&pod), &Memory::default());
+    assert_eq!(again.status, verdict.status, "one write for one reason");
+}
+
+#[test]
+fn what_every_start_goes_through_costs_no_write() {
+    let process = process("", "");
+    let before = own_fields(process.status.as_ref().unwrap());
+    let fresh = "{conditions: [{type: PodScheduled, status: 'True', lastTransitionTime: '2026-01-01T00:00:59Z'}]}";
+    let verdict = look(&process, Some(&pod(fresh)), &Memory::default());
+    assert_eq!(verdict.status.reason, before.reason);
+    assert_eq!(verdict.status.attempts, before.attempts);
+    assert_eq!(verdict.again_in, Some(Duration::from_secs(1)));
+}
+
+#[test]
+fn runs_when_the_launch_is_recorded() {
+    let process = process(STARTED, "");
+    let verdict = look(&process, Some(&pod("{phase: Running}")), &Memory::default());
+    assert_eq!(word(&verdict), (Phase::Running, Reason::Running));
+    assert_eq!(verdict.status.attempts[0].node.as_deref(), Some("node-1"));
+    assert!(is_true(&verdict.status.conditions, ConditionType::Scheduled));
+    let started = find(&verdict.status.conditions, ConditionType::Started).unwrap();
+    assert_eq!(
+        started.last_transition_time,
+        Time("2026-01-01T00:00:11Z".parse().unwrap())
+    );
+}
+
+#[rstest]
+#[case::zero(
+    "{code: 0, source: Entrypoint, reason: Completed}",
+    Phase::Succeeded,
+    Reason::Completed,
+    Some(0)
+)]
+#[case::unverified_zero("{code: 0, source: Kubelet}", Phase::Failed, Reason::Interrupted, Some(0))]
+#[case::code(
+    "{code: 7, source: Entrypoint, reason: NonZeroExit}",
+    Phase::Failed,
+    Reason::NonZeroExit,
+    Some(7)
+)]
+#[case::not_found(
+    "{code: 127, source: Entrypoint, reason: CommandNotFound}",
+    Phase::Failed,
+    Reason::CommandNotFound,
+    Some(127)
+)]
+#[case::own_127("{code: 127, source: Entrypoint}", Phase::Failed, Reason::NonZeroExit, Some(127))]
+#[case::signal("{signal: SIGTERM, source: Entrypoint}", Phase::Failed, Reason::Signaled, None)]
+#[case::oom(
+    "{signal: SIGKILL, source: Entrypoint, oomKills: 1}",
+    Phase::Failed,
+    Reason::OOMKilled,
+    None
+)]
+#[case::kill("{signal: SIGKILL, source: Entrypoint}", Phase::Failed, Reason::Signaled, None)]
+#[case::oom_of_a_child(
+    "{code: 0, source: Entrypoint, oomKills: 1}",
+    Phase::Succeeded,
+    Reason::Completed,
+    Some(0)
+)]
+#[case::stopped(
+    "{code: 0, source: Entrypoint, stop: {requestedBy: alice}}",
+    Phase::Failed,
+    Reason::Stopped,
+    Some(0)
+)]
+#[case::stopped_by_deletion(
+    "{code: 143, source: Entrypoint, stop: {requestedBy: kubelet}}",
+    Phase::Failed,
+    Reason::Interrupted,
+    Some(143)
+)]
+#[case::agent_lost(
+    "{signal: SIGTERM, source: Entrypoint, reason: AgentLost, stop: {requestedBy: entrypoint}}",
+    Phase::Failed,
+    Reason::AgentLost,
+    None
+)]
+fn judges_an_exit_record(#[case] exit: &str, #[case] phase: Phase, #[case] reason: Reason, #[case] code: Option<i32>) {
+    let process = process(
+        &format!("{STARTED}, finishedAt: '2026-01-01T00:00:42Z', exit: {exit}"),
+        "",
+    );
+    let verdict = look(&process, None, &Memory::default());
+    assert_eq!(word(&verdict), (phase, reason));
+    assert_eq!(verdict.status.exit_code, code);
+    assert_eq!(verdict.status.duration.as_deref(), Some("31s"));
+    assert!(is_true(&verdict.status.conditions, ConditionType::Finished));
+    assert_eq!(
+        is_true(&verdict.status.conditions, ConditionType::Succeeded),
+        phase == Phase::Succeeded
+    );
+    let mut over = process.clone();
+    over.status = Some(verdict.status.clone());
+    assert_eq!(look(&over, None, &Memory::default()).status, verdict.status, "final");
+}
+
+#[test]
+fn the_last_lines_are_in_the_condition() {
+    let mut process = process(&format!("{STARTED}, exit: {{code: 1, source: Entrypoint}}"), "");
+    let output = remoteprocess_api::OutputStatus {
+        tail: Some("boom".into()),
+        ..Default::default()
+    };
+    process.status.as_mut().unwrap().output = Some(output);
+    let verdict = look(&process, None, &Memory::default());
+    let succeeded = find(&verdict.status.conditions, ConditionType::Succeeded).unwrap();
+    assert!(succeeded.message.ends_with("\nboom"), "{}", succeeded.message);
+}
+
+/// A container that ended, and whether the agent beside it still runs.
+fn ended(terminated: &str, agent_runs: bool) -> Pod {
+    let agent = if agent_runs {
+        "{running: {}}"
+    } else {
+        "{terminated: {exitCode: 0}}"
+    };
+    pod(&format!(
+        "{{phase: Running, containerStatuses: [{{name: main, image: x, imageID: '', ready: false, restartCount: 0, state: {{terminated: {terminated}}}}}], \
+         initContainerStatuses: [{{name: rproc-agent, image: x, imageID: '', ready: true, restartCount: 0, state: {agent}}}]}}"
+    ))
+}
+
+#[rstest]
+#[case::oom("{exitCode: 137, reason: OOMKilled}", Reason::OOMKilled)]
+#[case::code("{exitCode: 3, reason: Error}", Reason::NonZeroExit)]
+#[case::zero("{exitCode: 0, reason: Completed}", Reason::Interrupted)]
+fn takes_the_kubelets_word_after_ten_seconds(#[case] terminated: &str, #[case] reason: Reason) {
+    let process = process(STARTED, "");
+    let pod = ended(terminated, false);
+    let first = look(&process, Some(&pod), &Memory::default());
+    assert_eq!(first.again_in, Some(RECORD_WAIT));
+    assert!(first.status.phase.is_none_or(|phase| !phase.is_final()));
+    let since = now() - SignedDuration::from_secs(10);
+    let memory = Memory {
+        ended_since: Some(since),
+        gone_since: Some(since),
+        ..Memory::default()
+    };
+    let verdict = look(&process, Some(&pod), &memory);
+    assert_eq!(word(&verdict), (Phase::Failed, reason));
+    let exit = verdict.status.attempts[0].exit.as_ref().unwrap();
+    assert_eq!(exit.source, ExitSource::Kubelet);
+    assert!(exit.message.as_ref().unwrap().contains("kubelet"), "{exit:?}");
+}
+
+#[test]
+fn an_agent_that_still_hands_over_output_is_waited_for() {
+    let process = process(STARTED, "");
+    let since = Some(now() - SignedDuration::from_secs(20));
+    let memory = Memory {
+        ended_since: since,
+        ..Memory::default()
+    };
+    let verdict = look(&process, Some(&ended("{exitCode: 0}", true)), &memory);
+    assert!(verdict.status.phase.is_none_or(|phase| !phase.is_final()));
+    assert!(verdict.again_in.is_some());
+}
+
+#[test]
+fn an_agent_that_knows_of_no_end_is_not_waited_for() {
+    let process = process(
+        &format!("{STARTED}, finishedAt: '2026-01-01T00:00:42Z', output: {{sealed: true}}"),
+        "",
+    );
+    let verdict = look(
+        &process,
+        Some(&ended("{exitCode: 137, reason: OOMKilled}", true)),
+        &Memory::default(),
+    );
+    assert_eq!(word(&verdict), (Phase::Failed, Reason::OOMKilled));
+    let finished: Timestamp = "2026-01-01T00:00:42Z".parse().unwrap();
+    assert_eq!(
+        verdict.status.attempts[0].finished_at,
+        Some(finished),
+        "the relay's time is not overwritten"
+    );
+}
+
+#[test]
+fn a_granted_attempt_without_a_pod_is_interrupted_and_never_run_again() {
+    let process = process(GRANTED, "");
+    let first = look(&process, None, &Memory::default());
+    assert_eq!((&first.action, first.again_in), (&Action::None, Some(RECORD_WAIT)));
+    let gone = Some(now() - SignedDuration::from_secs(11));
+    let verdict = look(
+        &process,
+        None,
+        &Memory {
+            gone_since: gone,
+            ended_since: gone,
+            ..Memory::default()
+        },
+    );
+    assert_eq!(word(&verdict), (Phase::Failed, Reason::Interrupted));
+    assert_eq!(verdict.action, Action::None);
+}
+
+#[test]
+fn the_cause_of_a_lost_pod_is_kept() {
+    let mut process = process(STARTED, "");
+    let mut leaving = pod(
+        "{phase: Running, conditions: [{type: DisruptionTarget, status: 'True', reason: EvictionByEvictionAPI, message: drained}]}",
+    );
+    leaving.metadata.deletion_timestamp = Some(Time(now()));
+    let verdict = look(&process, Some(&leaving), &Memory::default());
+    assert_eq!(word(&verdict), (Phase::Stopping, Reason::Evicted));
+    let attempts = process.status.take().unwrap().attempts;
+    process.status = Some(RemoteProcessStatus {
+        attempts,
+        ..verdict.status
+    });
+    let gone = Some(now() - SignedDuration::from_secs(11));
+    let last = look(
+        &process,
+        None,
+        &Memory {
+            gone_since: gone,
+            ended_since: gone,
+            ..Memory::default()
+        },
+    );
+    assert_eq!(word(&last), (Phase::Failed, Reason::Evicted));
+}
+
+#[test]
+fn an_attempt_without_a_grant_is_replaced_with_back_off_and_a_cap() {
+    let mut process = process(", podUid: p", "");
+    for number in 1..=MAX_ATTEMPTS {
+        let lost = look(&process, None, &Memory::default());
+        assert_eq!(
+            lost.action,
+            Action::None,
+            "the end of the old attempt is written before the next begins"
+        );
+        assert_eq!(lost.again_in, Some(Duration::from_secs(1 << (number - 1))));
+        process.status = Some(lost.status);
+        let later = now() + SignedDuration::from_secs(20);
+        let next = decide(&Situation {
+            process: &process,
+            pod: Sight::Missing,
+            memory: &Memory::default(),
+            now: later,
+        });
+        if number == MAX_ATTEMPTS {
+            assert_eq!(word(&next), (Phase::Failed, Reason::StartFailed));
+            return;
+        }
+        assert_eq!(next.action, Action::CreatePod(number + 1));
+        process.status = Some(next.status);
+        process.status.as_mut().unwrap().attempts.last_mut().unwrap().pod_uid = Some("p".into());
+    }
+}
+
+#[test]
+fn a_pod_that_never_ran_is_not_created_twice_for_one_attempt() {
+    let process = process("", "");
+    let memory = Memory {
+        created: Some((1, "p".into())),
+        ..Memory::default()
+    };
+    let verdict = look(&process, None, &memory);
+    assert_eq!(verdict.action, Action::None);
+    assert_eq!(
+        verdict.status.attempts[0].exit.as_ref().unwrap().reason,
+        Some(Reason::Interrupted)
+    );
+}
+
+#[test]
+fn stopped_before_the_start_is_final_and_then_the_pod_goes() {
+    let process = process(", podUid: p", ", desiredState: Stopped");
+    let verdict = look(&process, Some(&pod("{phase: Running}")), &Memory::default());
+    assert_eq!(word(&verdict), (Phase::Failed, Reason::Stopped));
+    assert_eq!(
+        verdict.action,
+        Action::DeletePod {
+            name: "hello-1".into(),
+            uid: "p".into()
+        }
+    );
+    let stop: &StopStatus = verdict.status.attempts[0].exit.as_ref().unwrap().stop.as_ref().unwrap();
+    assert_eq!(stop.requested_by, "spec.desiredState");
+}
+
+#[test]
+fn a_stop_that_nobody_carries_out_ends_with_the_pods_deletion() {
+    let process = process(STARTED, ", desiredState: Stopped");
+    let pod = pod("{phase: Running}");
+    let first = look(&process, Some(&pod), &Memory::default());
+    assert_eq!(
+        (word(&first), &first.action),
+        ((Phase::Stopping, Reason::Stopping), &Action::None)
+    );
+    let memory = Memory {
+        stopping_since: Some(now() - SignedDuration::from_secs(61)),
+        ..Memory::default()
+    };
+    let late = look(&process, Some(&pod), &memory);
+    assert!(matches!(late.action, Action::DeletePod { .. }));
+}
+
+#[test]
+fn somebody_elses_pod_is_left_alone() {
+    let process = process("", "");
+    let pod = pod("{}");
+    let situation = Situation {
+        process: &process,
+        pod: Sight::Foreign(&pod),
+        memory: &Memory::default(),
+        now: now(),
+    };
+    let verdict = decide(&situation);
+    assert_eq!(word(&verdict), (Phase::Pending, Reason::NameConflict));
+    assert_eq!(verdict.action, Action::None);
+}
+
+#[test]
+fn a_refused_pod_is_said_once_and_an_invalid_one_is_the_end() {
+    let mut process = process("", "");
+    let memory = Memory::default();
+    let refusal = |is_final| Refusal {
+        reason: Reason::Quota,
+        message: "exceeded quota".into(),
+        is_final,
+    };
+    let refused = |process: &RemoteProcess, is_final, seconds| {
+        let situation = Situation {
+            process,
+            pod: Sight::Missing,
+            memory: &memory,
+            now: now(),
+        };
+        decide_refused(&situation, &refusal(is_final), Duration::from_secs(seconds))
+    };
+    let verdict = refused(&process, false, 2);
+    assert_eq!(
+        (word(&verdict), verdict.again_in),
+        ((Phase::Pending, Reason::Quota), Some(Duration::from_secs(2)))
+    );
+    process.status = Some(verdict.status.clone());
+    let again = refused(&process, false, 4);
+    assert_eq!(again.status, verdict.status);
+    let last = refused(&process, true, 4);
+    assert_eq!(word(&last), (Phase::Failed, Reason::Quota));
+}
+
+#[test]
+fn sentences_of_others_are_cut() {
+    let long = "ü".repeat(4000);
+    let cut = conditions::shortened(&long);
+    assert!(cut.len() <= 1024 && cut.ends_with("..."));
+}

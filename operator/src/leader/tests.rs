@@ -1,0 +1,220 @@
+use std::sync::{Arc, Mutex};
+
+use http::Method;
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::fake_api::{self, Call};
+
+fn candidate(identity: &str) -> Candidate {
+    Candidate {
+        namespace: "system".into(),
+        identity: identity.into(),
+        timing: Timing::default(),
+    }
+}
+
+fn held_by(holder: &str) -> LeaseSpec {
+    LeaseSpec {
+        holder_identity: (!holder.is_empty()).then(|| holder.to_owned()),
+        lease_duration_seconds: Some(15),
+        lease_transitions: Some(4),
+        ..LeaseSpec::default()
+    }
+}
+
+#[rstest]
+#[case::ours("a", 0, Step::Renew)]
+#[case::free("", 0, Step::Take)]
+#[case::fresh("b", 14, Step::Wait)]
+#[case::silent("b", 15, Step::Take)]
+fn decides(#[case] holder: &str, #[case] silent: u64, #[case] expected: Step) {
+    assert_eq!(
+        decide(&held_by(holder), Duration::from_secs(silent), &candidate("a")),
+        expected
+    );
+}
+
+#[test]
+fn a_clock_that_is_wrong_elsewhere_does_not_count() {
+    let mut lease = held_by("b");
+    lease.renew_time = Some(MicroTime("2001-01-01T00:00:00Z".parse().unwrap()));
+    assert_eq!(decide(&lease, Duration::from_secs(1), &candidate("a")), Step::Wait);
+}
+
+#[test]
+fn a_new_holder_is_a_transition_and_a_renewal_is_none() {
+    let now = Timestamp::now();
+    let taken = claimed(Some(&held_by("b")), &candidate("a"), now);
+    assert_eq!(
+        (taken.lease_transitions, taken.holder_identity.as_deref()),
+        (Some(5), Some("a"))
+    );
+    let later = now + Duration::from_secs(2);
+    let renewed = claimed(Some(&taken), &candidate("a"), later);
+    assert_eq!(
+        (renewed.lease_transitions, renewed.acquire_time),
+        (Some(5), taken.acquire_time)
+    );
+    assert_eq!(renewed.renew_time, Some(MicroTime(later)));
+}
+
+#[test]
+fn work_stops_before_another_may_take_over() {
+    let Timing {
+        lease_duration,
+        renew_deadline,
+        retry_period,
+    } = Timing::default();
+    assert!(renew_deadline + retry_period < lease_duration);
+}
+
+/// An API server that keeps one Lease, with its optimistic lock.
+#[derive(Clone, Default)]
+struct Server(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    lease: Option<Value>,
+    version: u64,
+    is_down: bool,
+}
+
+impl Server {
+    fn client(&self) -> Client {
+        let server = self.clone();
+        fake_api::client(move |call| server.answer(&call))
+    }
+
+    fn answer(&self, call: &Call) -> (u16, Value) {
+        let mut state = self.0.lock().unwrap();
+        if state.is_down {
+            return fake_api::refusal(500, "InternalError");
+        }
+        if call.method == Method::GET {
+            return state
+                .lease
+                .clone()
+                .map_or_else(|| fake_api::refusal(404, "NotFound"), |lease| (200, lease));
+        }
+        let current = state
+            .lease
+            .as_ref()
+            .map(|lease| lease["metadata"]["resourceVersion"].clone());
+        if current.unwrap_or(Value::Null) != call.body["metadata"]["resourceVersion"] {
+            return fake_api::refusal(409, "Conflict");
+        }
+        state.version += 1;
+        let mut lease = call.body.clone();
+        lease["metadata"]["resourceVersion"] = json!(state.version.to_string());
+        state.lease = Some(lease.clone());
+        (200, lease)
+    }
+
+    fn holder(&self) -> Option<String> {
+        let state = self.0.lock().unwrap();
+        state.lease.as_ref()?["spec"]["holderIdentity"]
+            .as_str()
+            .map(str::to_owned)
+    }
+
+    fn break_down(&self, is_down: bool) {
+        self.0.lock().unwrap().is_down = is_down;
+    }
+}
+
+/// Who leads now; panics when two do at once.
+#[derive(Clone, Default)]
+struct Throne(Arc<Mutex<Option<String>>>);
+
+struct Seat(Throne);
+
+impl Throne {
+    fn sit(&self, who: &str) -> Seat {
+        let mut seated = self.0.lock().unwrap();
+        assert_eq!(*seated, None, "two leaders at once");
+        *seated = Some(who.to_owned());
+        Seat(self.clone())
+    }
+
+    fn who(&self) -> Option<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        *self.0.0.lock().unwrap() = None;
+    }
+}
+
+fn run(server: &Server, throne: &Throne, identity: &'static str) -> (CancellationToken, tokio::task::JoinHandle<()>) {
+    let shutdown = CancellationToken::new();
+    let (client, throne, stop) = (server.client(), throne.clone(), shutdown.clone());
+    let task = tokio::spawn(async move {
+        run_as_leader(client, candidate(identity), stop, |token| {
+            let throne = throne.clone();
+            async move {
+                let _seat = throne.sit(identity);
+                token.cancelled().await;
+            }
+        })
+        .await;
+    });
+    (shutdown, task)
+}
+
+/// Lets the paused clock run until the condition holds; the deadline is of that clock too.
+async fn until(seconds: u64, condition: impl Fn() -> bool) -> Duration {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(seconds), "not within {seconds} s");
+        tokio::time::advance(Duration::from_millis(50)).await;
+        tokio::task::yield_now().await;
+    }
+    start.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_hands_over_at_once() {
+    let (server, throne) = (Server::default(), Throne::default());
+    let (stop_a, a) = run(&server, &throne, "a");
+    until(5, || throne.who().as_deref() == Some("a")).await;
+    let (stop_b, b) = run(&server, &throne, "b");
+    stop_a.cancel();
+    a.await.unwrap();
+    assert_eq!(server.holder(), None, "released");
+    until(4, || throne.who().as_deref() == Some("b")).await;
+    stop_b.cancel();
+    b.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_renew_stops_and_comes_back() {
+    let (server, throne) = (Server::default(), Throne::default());
+    let (stop, task) = run(&server, &throne, "a");
+    until(5, || throne.who().is_some()).await;
+    server.break_down(true);
+    let waited = until(12, || throne.who().is_none()).await;
+    assert!(
+        waited > Duration::from_secs(7),
+        "{waited:?}: a short failure is not the end"
+    );
+    server.break_down(false);
+    until(4, || throne.who().is_some()).await;
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_holder_is_followed_and_never_joined() {
+    let (server, throne) = (Server::default(), Throne::default());
+    let (_stop_a, a) = run(&server, &throne, "a");
+    until(5, || throne.who().is_some()).await;
+    let (stop_b, b) = run(&server, &throne, "b");
+    a.abort();
+    until(20, || throne.who().as_deref() == Some("b")).await;
+    stop_b.cancel();
+    b.await.unwrap();
+}
