@@ -5,6 +5,9 @@ mod output;
 mod start;
 mod state;
 
+#[cfg(test)]
+mod tests;
+
 use std::pin::Pin;
 use std::sync::Arc;
 

@@ -11,7 +11,7 @@ mod ring;
 mod upstream;
 
 #[cfg(test)]
-mod fake_agent;
+pub(crate) mod fake_agent;
 #[cfg(test)]
 mod tests;
 

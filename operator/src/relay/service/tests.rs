@@ -1,0 +1,346 @@
+//! What a user sees of one process: before, during and after the life of its pod.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use object_store::memory::InMemory;
+use remoteprocess_api::{
+    AttemptExit, AttemptStatus, ExitSource, Phase, Reason, RemoteProcessSpec, RemoteProcessStatus,
+};
+use remoteprocess_proto::v1::exit::{Outcome, Source};
+use remoteprocess_proto::v1::output_frame::Frame;
+use remoteprocess_proto::v1::{Exit, Stream};
+use remoteprocess_tls::User;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::*;
+use crate::fake_api;
+use crate::relay::archive::Subject;
+use crate::relay::session::fake_agent::{FakeAgent, Program, TestDialer};
+use crate::relay::session::{Context, Ending, NEVER_SEALED, Record};
+
+/// Far more than any step takes; only a hang comes this far.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Knows when an end was recorded.
+#[derive(Clone)]
+struct Notes(watch::Sender<bool>);
+
+impl Record for Notes {
+    fn started<'a>(&'a self, _: &'a Subject, _: i64) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn ended<'a>(&'a self, _: &'a Subject, _: &'a Ending) -> BoxFuture<'a, ()> {
+        self.0.send_replace(true);
+        Box::pin(std::future::ready(()))
+    }
+}
+
+struct Bench {
+    parts: Arc<RelayParts>,
+    notes: Notes,
+    is_allowed: Arc<AtomicBool>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let is_allowed = Arc::new(AtomicBool::new(true));
+        let answer = is_allowed.clone();
+        let client = fake_api::client(move |call| {
+            let mut review = call.body;
+            review["status"] = json!({"allowed": answer.load(Ordering::Relaxed)});
+            (201, review)
+        });
+        let archive = Archive::new(Arc::new(InMemory::new()));
+        let (notes, shutdown) = (Notes(watch::Sender::new(false)), CancellationToken::new());
+        let context = Context {
+            archive: archive.clone(),
+            connect: Box::new(TestDialer::default()),
+            record: Box::new(notes.clone()),
+            shutdown: shutdown.clone(),
+        };
+        let parts = RelayParts {
+            directory: Directory::default(),
+            sessions: Sessions::new(Arc::new(context)),
+            archive,
+            authorizer: Authorizer::new(client.clone()),
+            recorder: Recorder::new(client, "operator-0".to_owned()),
+            shutdown,
+        };
+        Self {
+            parts: Arc::new(parts),
+            notes,
+            is_allowed,
+        }
+    }
+
+    fn watch(&self, request: &WatchOutputRequest) -> Frames {
+        let target = Target {
+            namespace: "default".to_owned(),
+            name: "hello".to_owned(),
+            uid: "0c1d".to_owned(),
+        };
+        output::watch(self.parts.clone(), alice(), target, request)
+    }
+
+    fn open(&self, agent: &FakeAgent, attempt: u32) {
+        let key = AttemptKey {
+            uid: "0c1d".to_owned(),
+            attempt,
+        };
+        let subject = Subject {
+            namespace: "default".to_owned(),
+            name: "hello".to_owned(),
+            pod_uid: "pod-1".to_owned(),
+            key,
+        };
+        self.parts.sessions.open(subject, agent.agent());
+    }
+
+    async fn recorded(&self) {
+        soon(self.notes.0.subscribe().wait_for(|is_done| *is_done))
+            .await
+            .unwrap();
+    }
+}
+
+fn alice() -> User {
+    User {
+        name: "alice".to_owned(),
+        ..User::default()
+    }
+}
+
+fn follow() -> WatchOutputRequest {
+    WatchOutputRequest {
+        follow: true,
+        ..WatchOutputRequest::default()
+    }
+}
+
+fn process(status: RemoteProcessStatus) -> RemoteProcess {
+    let mut process = RemoteProcess::new("hello", RemoteProcessSpec::default());
+    process.metadata.namespace = Some("default".to_owned());
+    process.metadata.uid = Some("0c1d".to_owned());
+    process.status = Some(status);
+    process
+}
+
+fn waiting(attempt: Option<u32>, reason: Reason) -> RemoteProcess {
+    process(RemoteProcessStatus {
+        phase: Some(Phase::Pending),
+        reason: Some(reason),
+        attempt,
+        ..RemoteProcessStatus::default()
+    })
+}
+
+fn granted() -> AttemptStatus {
+    AttemptStatus {
+        number: 1,
+        granted_at: Some(jiff::Timestamp::UNIX_EPOCH),
+        ..AttemptStatus::default()
+    }
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, what).await.expect("in time")
+}
+
+async fn next(frames: &mut Frames) -> Frame {
+    soon(frames.next())
+        .await
+        .expect("a frame")
+        .expect("no error")
+        .frame
+        .expect("not empty")
+}
+
+/// All that is left: bytes of output, the other frames.
+async fn rest(frames: &mut Frames) -> (usize, Vec<Frame>) {
+    let (mut bytes, mut others) = (0, Vec::new());
+    while let Some(frame) = soon(frames.next()).await {
+        match frame.unwrap().frame.unwrap() {
+            Frame::Data(data) => bytes += data.bytes.len(),
+            other => others.push(other),
+        }
+    }
+    (bytes, others)
+}
+
+fn reason_of(frame: &Frame) -> &str {
+    match frame {
+        Frame::State(state) => &state.reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn only_exit(frames: &[Frame]) -> &Exit {
+    match frames {
+        [Frame::Exit(exit)] => exit,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn who_comes_early_is_told_why_it_waits_and_then_gets_everything() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(None, Reason::Waiting));
+    let mut frames = bench.watch(&follow());
+    assert_eq!(reason_of(&next(&mut frames).await), "Waiting");
+    bench.parts.directory.apply(waiting(Some(1), Reason::ImagePull));
+    assert_eq!(reason_of(&next(&mut frames).await), "ImagePull");
+    let program = Program::new(&[(false, 1000), (true, 10)]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 1);
+    let (bytes, others) = rest(&mut frames).await;
+    assert_eq!(bytes, 1010);
+    let exit = only_exit(&others);
+    assert_eq!((exit.value, exit.sealed), (7, true));
+}
+
+#[tokio::test]
+async fn a_process_that_never_ran_ends_with_its_reason_and_without_a_gap() {
+    let bench = Bench::new();
+    let mut failed = waiting(None, Reason::InvalidSpec);
+    failed.status.as_mut().unwrap().phase = Some(Phase::Failed);
+    bench.parts.directory.apply(failed);
+    let (bytes, others) = rest(&mut bench.watch(&follow())).await;
+    let exit = only_exit(&others);
+    assert_eq!(
+        (bytes, exit.outcome(), exit.reason.as_str()),
+        (0, Outcome::Unknown, "InvalidSpec")
+    );
+}
+
+#[tokio::test]
+async fn the_archive_serves_what_is_over_and_deleted_the_same() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(Some(1), Reason::Running));
+    let program = Program::new(&[(false, 300_000), (true, 300_000), (false, 1)]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 1);
+    bench.recorded().await;
+    let mut changes = bench.parts.sessions.changes();
+    while !bench.parts.sessions.all().is_empty() {
+        soon(changes.changed()).await.unwrap();
+    }
+    for is_deleted in [false, true] {
+        if is_deleted {
+            bench.parts.directory.remove("0c1d");
+        }
+        for follow in [false, true] {
+            let (bytes, others) = rest(&mut bench.watch(&WatchOutputRequest {
+                follow,
+                ..now_request()
+            }))
+            .await;
+            assert_eq!(bytes, 600_001);
+            assert!(only_exit(&others).sealed);
+        }
+    }
+    let by_uid = ProcessKey {
+        uid: "0c1d".to_owned(),
+        ..ProcessKey::default()
+    };
+    let target = bench.parts.allow(&alice(), Action::Log, Some(by_uid)).await.unwrap();
+    assert_eq!((target.namespace.as_str(), target.name.as_str()), ("default", "hello"));
+}
+
+fn now_request() -> WatchOutputRequest {
+    WatchOutputRequest {
+        stream: Stream::Unspecified.into(),
+        ..WatchOutputRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_only_the_kubelet_told_comes_with_a_named_gap() {
+    let bench = Bench::new();
+    let exit = AttemptExit {
+        code: Some(137),
+        source: ExitSource::Kubelet,
+        ..AttemptExit::default()
+    };
+    let attempts = vec![AttemptStatus {
+        exit: Some(exit),
+        ..granted()
+    }];
+    bench.parts.directory.apply(process(RemoteProcessStatus {
+        phase: Some(Phase::Failed),
+        reason: Some(Reason::Interrupted),
+        attempt: Some(1),
+        attempts,
+        ..RemoteProcessStatus::default()
+    }));
+    let (_, others) = rest(&mut bench.watch(&follow())).await;
+    let [Frame::Gap(stdout), Frame::Gap(stderr), Frame::Exit(exit)] = &others[..] else {
+        panic!("{others:?}")
+    };
+    assert_eq!((stdout.reason.as_str(), stderr.to), (NEVER_SEALED, None));
+    assert_eq!((exit.value, exit.source(), exit.sealed), (137, Source::Kubelet, false));
+}
+
+#[tokio::test]
+async fn without_follow_a_live_stream_stops_at_what_is_there() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(Some(1), Reason::Running));
+    let program = Program::new(&[(false, 1000), (false, 10)]);
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 1);
+    let mut following = bench.watch(&follow());
+    while !matches!(next(&mut following).await, Frame::Data(_)) {}
+    let (bytes, others) = rest(&mut bench.watch(&now_request())).await;
+    assert_eq!((bytes, others.len()), (1000, 0));
+}
+
+#[tokio::test]
+async fn an_attempt_that_was_replaced_before_it_wrote_is_left_for_the_next() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(Some(1), Reason::ImagePull));
+    let mut frames = bench.watch(&follow());
+    assert_eq!(reason_of(&next(&mut frames).await), "ImagePull");
+    bench.parts.directory.apply(waiting(Some(2), Reason::Enrolling));
+    let program = Program::new(&[(false, 5)]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 2);
+    let (bytes, others) = rest(&mut frames).await;
+    assert_eq!(bytes, 5);
+    assert!(matches!(others.last(), Some(Frame::Exit(exit)) if exit.value == 7));
+}
+
+#[tokio::test]
+async fn who_loses_the_right_loses_the_stream_within_two_minutes() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(Some(1), Reason::Unschedulable));
+    let mut frames = bench.watch(&follow());
+    next(&mut frames).await;
+    bench.is_allowed.store(false, Ordering::Relaxed);
+    tokio::time::pause();
+    let refused = timeout(Duration::from_secs(120), async {
+        loop {
+            match frames.next().await.expect("a last word") {
+                Ok(frame) => assert!(matches!(frame.frame, Some(Frame::Heartbeat(_)))),
+                Err(status) => return status,
+            }
+        }
+    });
+    assert_eq!(refused.await.expect("in time").code(), tonic::Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn a_replica_that_goes_away_says_so() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(Some(1), Reason::Unschedulable));
+    let mut frames = bench.watch(&follow());
+    next(&mut frames).await;
+    bench.parts.shutdown.cancel();
+    let status = soon(frames.next()).await.expect("a last word").unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+}
