@@ -249,6 +249,7 @@ fn lead(
     let settings = controller::Config {
         agent: config.agent.clone(),
         ca_bundle: Arc::new(move || bundle.bundle_pem()),
+        namespaces: config.watch_namespaces.clone(),
     };
     let client = client.clone();
     run_as_leader(client.clone(), candidate, shutdown.clone(), move |term| {

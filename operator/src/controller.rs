@@ -22,11 +22,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::future::join_all;
+use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::controller::{Action, Config as ApplierConfig};
-use kube::runtime::reflector::Store;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt, runtime};
 use remoteprocess_api::{Phase, RemoteProcess};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,7 @@ use error::{Error, exponential};
 use phase::{Memory, Situation, Verdict};
 use remember::Remembered;
 use report::Reporter;
+use watch::Scope;
 
 /// Objects that are worked on at the same time.
 const CONCURRENCY: u16 = 32;
@@ -53,6 +55,8 @@ pub struct Config {
     pub agent: AgentSettings,
     /// The certificates that are trusted now, PEM.
     pub ca_bundle: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Namespaces whose processes are reconciled; none: all.
+    pub namespaces: Vec<String>,
 }
 
 /// What each pass needs.
@@ -67,27 +71,39 @@ struct Context {
 /// Reconciles all processes until `shutdown`; passes under way end first.
 pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
     let remembered = Remembered::default();
-    let watch::Watches {
-        pods,
-        processes,
-        triggers,
-    } = watch::start(&client, remembered.clone());
-    let context = Arc::new(Context {
-        reporter: Reporter::new(client.clone()),
-        client,
-        config,
-        pods,
-        remembered,
+    let reporter = Reporter::new(client.clone());
+    let scopes: Vec<_> = match &config.namespaces[..] {
+        [] => vec![Scope::All],
+        namespaces => namespaces.iter().cloned().map(Scope::Namespace).collect(),
+    };
+    let loops = scopes.into_iter().map(|scope| {
+        let watches = watch::start(&client, &scope, remembered.clone());
+        let context = Context {
+            client: client.clone(),
+            config: config.clone(),
+            pods: watches.pods,
+            remembered: remembered.clone(),
+            reporter: reporter.clone(),
+        };
+        let triggers = watches.triggers.take_until(shutdown.clone().cancelled_owned());
+        reconcile_all(context, watches.processes, triggers)
     });
-    let triggers = triggers.map(Ok::<_, Infallible>).take_until(shutdown.cancelled_owned());
-    let config = ApplierConfig::default().concurrency(CONCURRENCY);
+    join_all(loops).await;
+}
+
+/// Reconciles what `triggers` names, until it ends.
+async fn reconcile_all(
+    context: Context,
+    processes: Store<RemoteProcess>,
+    triggers: impl Stream<Item = ObjectRef<RemoteProcess>>,
+) {
     runtime::applier(
         |process, context| Box::pin(reconcile(process, context)),
         retry,
-        context,
+        Arc::new(context),
         processes,
-        triggers,
-        config,
+        triggers.map(Ok::<_, Infallible>),
+        ApplierConfig::default().concurrency(CONCURRENCY),
     )
     .for_each(|outcome| {
         if let Err(error) = outcome {

@@ -5,6 +5,8 @@ use kube::{Client, Resource};
 use remoteprocess_api::{Phase, RemoteProcess, names::CONTROLLER_MANAGER};
 use tracing::debug;
 
+/// Writes Events. Cheap to clone.
+#[derive(Clone)]
 pub(super) struct Reporter(Recorder);
 
 impl Reporter {

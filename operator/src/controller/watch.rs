@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
@@ -22,19 +22,40 @@ pub(super) struct Watches {
     pub(super) triggers: BoxStream<'static, ObjectRef<RemoteProcess>>,
 }
 
+/// Where to watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// The whole cluster, with one watch.
+    All,
+    /// One namespace: rights in it are enough.
+    Namespace(String),
+}
+
+impl Scope {
+    fn api<K>(&self, client: &Client) -> Api<K>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        match self {
+            Self::All => Api::all(client.clone()),
+            Self::Namespace(namespace) => Api::namespaced(client.clone(), namespace),
+        }
+    }
+}
+
 /// Begins to watch. Nothing happens until `triggers` is polled; processes come only
 /// when the cache of pods is whole, or each pod would look as if it were missing.
-pub(super) fn start(client: &Client, remembered: Remembered) -> Watches {
+pub(super) fn start(client: &Client, scope: &Scope, remembered: Remembered) -> Watches {
     let (pods, pod_writer) = reflector::store();
     let (processes, process_writer) = reflector::store();
 
     let labelled = watcher::Config::default().labels(names::LABEL_UID);
-    let pod_events = watch(Api::<Pod>::all(client.clone()), labelled).backoff(WatchBackoff::default());
+    let pod_events = watch(scope.api::<Pod>(client), labelled).backoff(WatchBackoff::default());
     let pod_triggers = reflect(pod_writer, pod_events.modify(strip))
         .touched_objects()
         .filter_map(|pod| std::future::ready(or_warn(pod).and_then(|pod| owner(&pod))));
 
-    let api = Api::<DeserializeGuard<RemoteProcess>>::all(client.clone());
+    let api = scope.api::<DeserializeGuard<RemoteProcess>>(client);
     let process_events = watch(api, watcher::Config::default())
         .backoff(WatchBackoff::default())
         .filter_map(|event| std::future::ready(decoded(event)))
