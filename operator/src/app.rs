@@ -23,7 +23,7 @@ use crate::relay::archive::{Archive, AttemptKey};
 use crate::relay::authorize::Authorizer;
 use crate::relay::directory::Directory;
 use crate::relay::enrol::EnrolmentService;
-use crate::relay::oversee;
+use crate::relay::oversee::{self, Overseer};
 use crate::relay::record::Recorder;
 use crate::relay::service::{RelayParts, RelayService};
 use crate::relay::session::{Agent, Connect, ConnectError, Context, Sessions};
@@ -185,9 +185,14 @@ impl Relay {
             }
             self.sessions.drained().await;
         };
+        let overseer = Overseer {
+            directory: self.directory.clone(),
+            sessions: self.sessions.clone(),
+            recorder: self.recorder.clone(),
+        };
         tokio::select! {
             ((), ()) = async { tokio::join!(served, watch) } => {}
-            () = oversee::run(changes, self.sessions.clone()) => {}
+            () = overseer.run(changes) => {}
         }
     }
 

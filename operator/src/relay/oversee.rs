@@ -1,45 +1,119 @@
 //! Tells the live sessions what the objects say: that they are to stop, that the status holds an end, that they are
 //! gone. And makes up for what a former relay could not write any more.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::ResourceExt;
 use remoteprocess_api::{DesiredState, ExitSource, Reason, RemoteProcess};
 use remoteprocess_proto::v1::{Cursor, Exit};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::archive::{Archive, AttemptKey, Subject};
 use super::directory::{Change, Directory};
-use super::record::known_end;
-use super::session::{Ending, Record, Session, Sessions};
+use super::record::{Recorder, known_end};
+use super::session::{Agent, Ending, Record, Session, Sessions};
 
 /// Raw bytes of output from which the status' tail is made.
 const TAIL_BYTES: usize = 4096;
+/// How long an attempt that ended is left to the agent or to another replica.
+const MOURNING: Duration = Duration::from_secs(30);
 
-/// Follows the directory; never ends. Subscribe before the first list is delivered.
-pub async fn run(mut changes: mpsc::UnboundedReceiver<Change>, sessions: Sessions) {
-    while let Some(change) = changes.recv().await {
-        match change {
-            Change::Is(process) => {
-                for session in of(&sessions, &process) {
-                    advise(&session, &process);
-                }
-            }
-            Change::Gone(process) => {
-                for session in of(&sessions, &process) {
-                    let message = "the process has been deleted".to_owned();
-                    let reason = Reason::Interrupted.to_string();
-                    let end = known_end(&process, session.subject().key.attempt);
-                    session.close_with(end.unwrap_or(Exit {
-                        reason,
-                        message,
-                        ..Exit::default()
-                    }));
+/// What overseeing needs.
+#[derive(Clone)]
+pub struct Overseer {
+    /// Which processes exist.
+    pub directory: Directory,
+    /// Which of them are live here.
+    pub sessions: Sessions,
+    /// Asks for pods, writes ends.
+    pub recorder: Recorder,
+}
+
+impl Overseer {
+    /// Follows the directory; never ends. Subscribe before the first list is delivered.
+    pub async fn run(self, mut changes: mpsc::UnboundedReceiver<Change>) {
+        let mut waiting = HashSet::new();
+        let mut burials = JoinSet::new();
+        loop {
+            tokio::select! {
+                change = changes.recv() => match change {
+                    Some(Change::Is(process)) => {
+                        self.tell(&process);
+                        if let Some(subject) = abandoned(&process).filter(|subject| waiting.insert(subject.key.clone())) {
+                            burials.spawn(self.clone().bury(subject));
+                        }
+                    }
+                    Some(Change::Gone(process)) => self.tell_gone(&process),
+                    None => return,
+                },
+                Some(Ok(key)) = burials.join_next() => {
+                    waiting.remove(&key);
                 }
             }
         }
     }
+
+    fn tell(&self, process: &RemoteProcess) {
+        for session in of(&self.sessions, process) {
+            advise(&session, process);
+        }
+    }
+
+    fn tell_gone(&self, process: &RemoteProcess) {
+        for session in of(&self.sessions, process) {
+            let message = "the process has been deleted".to_owned();
+            let reason = Reason::Interrupted.to_string();
+            let end = known_end(process, session.subject().key.attempt);
+            session.close_with(end.unwrap_or(Exit {
+                reason,
+                message,
+                ..Exit::default()
+            }));
+        }
+    }
+
+    /// The attempt ended, no session has its output, and nobody has recorded that. Once its pod cannot bring anything
+    /// any more, a session without an agent closes the books: what is missing is named in archive and status.
+    async fn bury(self, subject: Subject) -> AttemptKey {
+        loop {
+            sleep(MOURNING).await;
+            let process = self.directory.by_uid(&subject.key.uid);
+            let Some(process) = process.filter(|process| abandoned(process).is_some_and(|it| it.key == subject.key))
+            else {
+                return subject.key;
+            };
+            let pod = process
+                .status
+                .as_ref()
+                .and_then(|status| status.attempt(subject.key.attempt)?.pod_name.clone());
+            let has_pod = match pod {
+                Some(pod) => self.recorder.has_pod(&subject.namespace, &pod).await.unwrap_or(true),
+                None => false,
+            };
+            if !has_pod && self.sessions.get(&subject.key).is_none() {
+                info!(
+                    uid = subject.key.uid,
+                    attempt = subject.key.attempt,
+                    "closing an attempt without its agent"
+                );
+                let agent = Agent::nowhere(&subject);
+                let session = self.sessions.open(subject.clone(), agent);
+                advise(&session, &process);
+                return subject.key;
+            }
+        }
+    }
+}
+
+/// The current attempt, if it ended without its output being recorded, by another word than the agent's.
+fn abandoned(process: &RemoteProcess) -> Option<Subject> {
+    let subject = unfinished(process)?;
+    known_end(process, subject.key.attempt).map(|_| subject)
 }
 
 /// Tells one session what its object says now.

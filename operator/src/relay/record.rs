@@ -16,8 +16,8 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use remoteprocess_api::{RemoteProcess, names};
 use serde_json::{Value, json};
-use tokio::time::sleep;
-use tracing::{error, info, warn};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
 
 pub use end::{exit_from_status, known_end};
 pub use patch::{Claim, Decision, build_end, build_start, decide_grant};
@@ -27,6 +27,10 @@ use super::session::{Ending, Record};
 
 /// Pauses between tries of a write.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Pause after somebody else's write came in between.
+const CONFLICT: Duration = Duration::from_millis(10);
+/// Limit for one request.
+const CALL: Duration = Duration::from_secs(10);
 /// Tries of a grant before the agent is asked to come again.
 const GRANT_TRIES: usize = 10;
 
@@ -65,29 +69,36 @@ impl Recorder {
     }
 
     /// Grants the start of an attempt to the agent of its pod: when this returns `Ok`, the grant is in the status.
+    /// `known` is the object as a watch told it; what it says is checked by the write's resourceVersion.
     ///
     /// # Errors
     /// When the answer is no, or the API server cannot be asked.
-    pub async fn grant(&self, namespace: &str, name: &str, claim: &Claim) -> Result<RemoteProcess, Error> {
-        let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), namespace);
+    pub async fn grant(&self, known: &RemoteProcess, claim: &Claim) -> Result<(), Error> {
+        let (namespace, name) = (known.namespace().unwrap_or_default(), known.name_any());
+        let known = decide_grant(known, claim, &self.replica, Timestamp::now(), false);
+        if let Decision::Write(patch) = known
+            && let Written::Done = bounded(self.write(&namespace, &name, &patch)).await?
+        {
+            return Ok(());
+        }
+        let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), &namespace);
         let mut pod_checked = false;
         for _ in 0..GRANT_TRIES {
-            let current = match api.get_opt(name).await.map_err(|error| Error::Api(Some(error)))? {
+            let current = match bounded(api.get_opt(&name)).await? {
                 Some(current) if current.uid().as_deref() == Some(&claim.uid) => current,
                 _ => return Err(Error::Gone),
             };
             match decide_grant(&current, claim, &self.replica, Timestamp::now(), pod_checked) {
-                Decision::Granted => return Ok(current),
+                Decision::Granted => return Ok(()),
                 Decision::Refused(reason) => return Err(Error::Refused(reason)),
                 Decision::CheckPod(pod) => {
-                    self.check_pod(namespace, &pod, claim).await?;
+                    self.check_pod(&namespace, &pod, claim).await?;
                     pod_checked = true;
                 }
-                Decision::Write(patch) => match self.write(&current, &patch).await {
-                    Ok(Written::Done) => return Ok(current),
-                    Ok(Written::Conflict) => {}
-                    Ok(Written::Gone) => return Err(Error::Gone),
-                    Err(error) => return Err(Error::Api(Some(error))),
+                Decision::Write(patch) => match bounded(self.write(&namespace, &name, &patch)).await? {
+                    Written::Done => return Ok(()),
+                    Written::Conflict => {}
+                    Written::Gone => return Err(Error::Gone),
                 },
             }
         }
@@ -97,7 +108,7 @@ impl Recorder {
     /// The controller has not recorded the pod's uid yet: the pod itself is asked.
     async fn check_pod(&self, namespace: &str, pod: &str, claim: &Claim) -> Result<(), Error> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let pod = api.get_opt(pod).await.map_err(|error| Error::Api(Some(error)))?;
+        let pod = bounded(api.get_opt(pod)).await?;
         let fits = pod.is_some_and(|pod| {
             pod.uid().as_deref() == Some(&claim.pod_uid)
                 && pod.owner_references().iter().any(|owner| owner.uid == claim.uid)
@@ -113,7 +124,7 @@ impl Recorder {
     ///
     /// # Errors
     /// When the API server does not answer, or the object has been replaced.
-    pub async fn stop(&self, namespace: &str, name: &str, uid: &str) -> Result<(), kube::Error> {
+    pub async fn stop(&self, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
         let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), namespace);
         // The uid makes the API server refuse a namesake.
         let patch = json!({"metadata": {"uid": uid}, "spec": {"desiredState": "Stopped"}});
@@ -121,7 +132,18 @@ impl Recorder {
             field_manager: Some(names::RELAY_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        api.patch(name, &params, &Patch::Merge(patch)).await.map(drop)
+        bounded(api.patch(name, &params, &Patch::Merge(patch))).await.map(drop)
+    }
+
+    /// The pod of an attempt, as far as an agent in it could still come: false when it is gone or has ended.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn has_pod(&self, namespace: &str, pod: &str) -> Result<bool, Error> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let pod = bounded(api.get_opt(pod)).await?;
+        let phase = pod.and_then(|pod| pod.status).and_then(|status| status.phase);
+        Ok(phase.is_some_and(|phase| phase != "Succeeded" && phase != "Failed"))
     }
 
     /// Builds from the object as it is and writes, until it is written or there is nothing to write to.
@@ -131,47 +153,62 @@ impl Recorder {
         what: &'static str,
         build: impl Fn(&RemoteProcess) -> Option<Value>,
     ) {
-        let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), &subject.namespace);
         let mut backoff = BACKOFF.0;
         loop {
-            let tried = match api.get_opt(&subject.name).await {
-                Ok(Some(current)) if current.uid().as_deref() == Some(&subject.key.uid) => match build(&current) {
-                    Some(patch) => self.write(&current, &patch).await,
-                    None => return,
-                },
-                Ok(_) => Ok(Written::Gone),
-                Err(error) => Err(error),
-            };
-            match tried {
+            let pause = match self.try_to_write(subject, &build).await {
                 Ok(Written::Done) => return,
                 Ok(Written::Gone) => {
                     info!(uid = subject.key.uid, what, "the object is gone: not recorded");
                     return;
                 }
-                Ok(Written::Conflict) => backoff = BACKOFF.0,
-                Err(kube::Error::Api(status)) if status.is_invalid() || status.is_forbidden() => {
-                    error!(uid = subject.key.uid, what, %status, "the API server refuses the record");
+                Ok(Written::Conflict) => CONFLICT,
+                Err(error) => {
+                    warn!(
+                        uid = subject.key.uid,
+                        what,
+                        error = &error as &dyn std::error::Error,
+                        "not recorded yet"
+                    );
+                    backoff = (backoff * 2).min(BACKOFF.1);
+                    backoff
                 }
-                Err(error) => warn!(uid = subject.key.uid, what, %error, "not recorded yet, will try again"),
-            }
-            sleep(backoff).await;
-            backoff = (backoff * 2).min(BACKOFF.1);
+            };
+            sleep(pause).await;
         }
     }
 
-    async fn write(&self, current: &RemoteProcess, patch: &Value) -> Result<Written, kube::Error> {
-        let namespace = current.namespace().unwrap_or_default();
-        let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), &namespace);
+    async fn try_to_write(
+        &self,
+        subject: &Subject,
+        build: impl Fn(&RemoteProcess) -> Option<Value>,
+    ) -> Result<Written, Error> {
+        let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), &subject.namespace);
+        match bounded(api.get_opt(&subject.name)).await? {
+            Some(current) if current.uid().as_deref() == Some(&subject.key.uid) => match build(&current) {
+                Some(patch) => bounded(self.write(&subject.namespace, &subject.name, &patch)).await,
+                None => Ok(Written::Done),
+            },
+            _ => Ok(Written::Gone),
+        }
+    }
+
+    async fn write(&self, namespace: &str, name: &str, patch: &Value) -> Result<Written, kube::Error> {
+        let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), namespace);
         let params = PatchParams::apply(names::RELAY_MANAGER);
-        match api
-            .patch_status(&current.name_any(), &params, &Patch::Apply(patch))
-            .await
-        {
+        match api.patch_status(name, &params, &Patch::Apply(patch)).await {
             Ok(_) => Ok(Written::Done),
             Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Written::Conflict),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Written::Gone),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// An API server that holds a request for ever is one that is away.
+async fn bounded<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Error> {
+    match timeout(CALL, call).await {
+        Ok(answered) => answered.map_err(|error| Error::Api(Some(error))),
+        Err(_) => Err(Error::Api(None)),
     }
 }
 

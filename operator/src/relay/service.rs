@@ -135,6 +135,31 @@ impl RelayParts {
         }))
     }
 
+    /// An attempt that was never made has no output to wait for.
+    async fn check_attempt(&self, target: &Target, attempt: u32) -> Result<(), Status> {
+        let made = match self.object(target) {
+            Some(process) => process
+                .status
+                .as_ref()
+                .and_then(|status| status.attempt)
+                .unwrap_or_default(),
+            None => {
+                let attempts = self
+                    .archive
+                    .attempts(&target.uid)
+                    .await
+                    .map_err(|error| unreadable(&error))?;
+                attempts.last().copied().unwrap_or_default()
+            }
+        };
+        if attempt <= made {
+            return Ok(());
+        }
+        Err(Status::not_found(format!(
+            "there is no attempt {attempt}; the latest is {made}"
+        )))
+    }
+
     fn object(&self, target: &Target) -> Option<Arc<RemoteProcess>> {
         self.directory.by_uid(&target.uid)
     }
@@ -224,6 +249,7 @@ impl Relay for RelayService {
         let request = request.into_inner();
         check_protocol(request.protocol)?;
         let target = self.parts.allow(&user, Action::Log, request.process.clone()).await?;
+        self.parts.check_attempt(&target, request.attempt).await?;
         Ok(Response::new(output::watch(self.parts.clone(), user, target, &request)))
     }
 

@@ -47,6 +47,18 @@ pub struct Agent {
     pub address: String,
 }
 
+impl Agent {
+    /// Stands for an agent that will not come back.
+    #[must_use]
+    pub fn nowhere(subject: &Subject) -> Self {
+        Self {
+            namespace: subject.namespace.clone(),
+            pod_uid: subject.pod_uid.clone(),
+            address: String::new(),
+        }
+    }
+}
+
 /// Why an agent could not be reached; for the log.
 pub type ConnectError = Box<dyn std::error::Error + Send + Sync>;
 

@@ -81,7 +81,7 @@ impl RelayParts {
             .stop(&target.namespace, &target.name, &target.uid)
             .await
             .map_err(|error| {
-                warn!(%error, "desiredState cannot be set");
+                warn!(error = &error as &dyn std::error::Error, "desiredState cannot be set");
                 Status::unavailable("the API server does not take the stop now")
             })
     }

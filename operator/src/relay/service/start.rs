@@ -111,7 +111,7 @@ impl RelayParts {
             return Err(Error::Refused("the process is in another namespace"));
         }
         if !is_known(process, claim) {
-            self.recorder.grant(namespace, &subject.name, claim).await?;
+            self.recorder.grant(process, claim).await?;
         }
         Ok(subject)
     }

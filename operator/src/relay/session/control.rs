@@ -91,6 +91,9 @@ impl Session {
 
     async fn executor(&self) -> Result<ExecutorClient<Channel>, ControlError> {
         let agent = self.agent.borrow().clone();
+        if agent.address.is_empty() {
+            return Err(ControlError::Unreachable);
+        }
         let mut held = self.control.channel.lock().await;
         if let Some((_, channel)) = held.as_ref().filter(|(known, _)| *known == agent) {
             return Ok(ExecutorClient::new(channel.clone()));

@@ -301,18 +301,16 @@ impl State {
     }
 
     fn from(&self, index: u64, max: usize) -> Vec<Placed> {
-        let skip = usize::try_from(index.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        let skip = usize::try_from(index.saturating_sub(self.first))
+            .unwrap_or(usize::MAX)
+            .min(self.pieces.len());
         let mut cost = 0;
-        self.pieces
-            .iter()
-            .skip(skip)
-            .take_while(|placed| {
-                let fits = cost < max;
-                cost += placed.piece.cost();
-                fits
-            })
-            .cloned()
-            .collect()
+        let fits = |placed: &&Placed| {
+            let fits = cost < max;
+            cost += placed.piece.cost();
+            fits
+        };
+        self.pieces.range(skip..).take_while(fits).cloned().collect()
     }
 }
 

@@ -160,6 +160,9 @@ impl Drop for Connected<'_> {
 
 async fn open(session: &Session, agent: &Agent) -> Result<Streaming<OutputFrame>, Cut> {
     let broken = |reason: &dyn std::fmt::Display| Cut::Broken(reason.to_string());
+    if agent.address.is_empty() {
+        return Err(broken(&"there is no agent"));
+    }
     let channel = timeout(CONNECT, session.context.connect.connect(agent))
         .await
         .map_err(|_| broken(&"no connection in time"))?
