@@ -147,9 +147,15 @@ pub async fn run(global: &GlobalArgs, args: RunArgs) -> Result<u8, Failure> {
         return show(&args, &object);
     }
     // From here on Ctrl-C is for the process.
-    let signals = Signals::listen()?;
+    let mut signals = Signals::listen()?;
     let cluster = open(global).await?;
-    let created = create(&cluster, &object, args.dry_run == DryRun::Server).await?;
+    let created = tokio::select! {
+        created = create(&cluster, &object, args.dry_run == DryRun::Server) => created?,
+        number = signals.next() => {
+            let text = "interrupted while the process was being created: it may be there. See: rproc get";
+            return Err(Failure { code: 128 + number, text: text.into() });
+        }
+    };
     if is_shown {
         return show(&args, &created);
     }
@@ -349,10 +355,16 @@ async fn stream(cluster: Arc<Cluster>, args: &RunArgs, name: &str, uid: &str, si
     let ended = match until_end(&cluster, &mut follower, &key, signals).await {
         Ending::Followed(result) => *result,
         Ending::Left(number) => {
-            output.say(&format!(
-                "{name} is left to itself and goes on. See it again: rproc logs -f {name}"
-            ));
-            return Ok(128 + number);
+            let sentence = format!("{name} is left to itself and goes on. See it again: rproc logs -f {name}");
+            output.say(&sentence);
+            // A reader who reads no more does not hold us.
+            let _ = tokio::time::timeout(Duration::from_secs(1), output.flush()).await;
+            let verdict = Verdict {
+                code: 128 + number,
+                sentence: Some(sentence),
+            };
+            record(&cluster, args, name, uid, None, &verdict)?;
+            return Ok(verdict.code);
         }
     };
     let (exit, verdict) = conclude(&follower.ledger, name, ended)?;
@@ -363,17 +375,27 @@ async fn stream(cluster: Arc<Cluster>, args: &RunArgs, name: &str, uid: &str, si
     {
         output.line(sentence).await?;
     }
-    if let Some(path) = &args.result_file {
-        let record = Record::new(&cluster.namespace, name, uid, exit.as_ref(), &verdict);
-        record
-            .write(path)
-            .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))?;
-    }
+    record(&cluster, args, name, uid, exit.as_ref(), &verdict)?;
     if args.rm && exit.is_some() {
         remove(&cluster, &output, name, uid).await?;
     }
     output.flush().await?;
     Ok(verdict.code)
+}
+
+fn record(
+    cluster: &Cluster,
+    args: &RunArgs,
+    name: &str,
+    uid: &str,
+    exit: Option<&Exit>,
+    verdict: &Verdict,
+) -> Result<(), Failure> {
+    let Some(path) = &args.result_file else { return Ok(()) };
+    let record = Record::new(&cluster.namespace, name, uid, exit, verdict);
+    record
+        .write(path)
+        .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))
 }
 
 enum Ending {
