@@ -34,10 +34,12 @@ pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
         sentence: Some(sentence),
     };
     let Some(code) = code(exit) else {
-        return unknown(format!(
-            "nobody knows how {name} ended{}. See: rproc describe {name}",
-            because(exit)
-        ));
+        let what = if exit.reason.is_empty() {
+            "nobody knows how it ended"
+        } else {
+            "it has no exit code"
+        };
+        return unknown(format!("{name}: {what}{}. See: rproc describe {name}", because(exit)));
     };
     if let Some(gap) = ledger.losses().first() {
         return unknown(format!("{name} {ended}, but {}. See: rproc describe {name}", loss(gap)));
@@ -256,7 +258,7 @@ mod tests {
             ..exit(Outcome::Unknown, 0)
         });
         assert_eq!(unknown.code, UNKNOWN);
-        insta::assert_snapshot!(unknown.sentence.unwrap(), @"nobody knows how job ended (NodeLost: node a is gone). See: rproc describe job");
+        insta::assert_snapshot!(unknown.sentence.unwrap(), @"job: it has no exit code (NodeLost: node a is gone). See: rproc describe job");
         let unsealed = Exit {
             sealed: false,
             seal: Some(Seal {

@@ -221,7 +221,7 @@ fn build(args: &RunArgs, variable: impl Fn(&str) -> Option<String>) -> Result<Re
     let spec = RemoteProcessSpec {
         image: args.image.clone(),
         image_pull_policy: args.image_pull_policy.clone(),
-        command: args.command.clone(),
+        command: args.command.iter().map(|word| literal(word)).collect(),
         env,
         working_dir: args.workdir.clone(),
         resources: resources(args),
@@ -257,9 +257,22 @@ fn env_var(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<EnvV
     }
     Ok(EnvVar {
         name: name.to_owned(),
-        value: Some(value),
+        value: Some(literal(&value)),
         value_from: None,
     })
+}
+
+/// `text` so that Kubernetes' expansion of `$(NAME)` and `$$` gives back `text`: what is typed is what runs.
+fn literal(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        out.push(character);
+        if character == '$' && matches!(characters.peek(), Some('$' | '(')) {
+            out.push('$');
+        }
+    }
+    out
 }
 
 fn resources(args: &RunArgs) -> Option<ResourceRequirements> {
@@ -530,6 +543,38 @@ mod tests {
         ]);
         let object = build(&args, |name| (name == "HERE").then(|| "there".to_owned())).unwrap();
         insta::assert_snapshot!(serde_saphyr::to_string(&object).unwrap());
+    }
+
+    /// As `expansion.Expand` of Kubernetes, where no variable is known.
+    fn expand(text: &str) -> String {
+        let mut out = String::new();
+        let mut characters = text.chars().peekable();
+        while let Some(character) = characters.next() {
+            out.push(character);
+            if character == '$' && characters.peek() == Some(&'$') {
+                characters.next();
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn a_dollar_is_a_dollar() {
+        for text in [
+            "$",
+            "$$",
+            "$$$",
+            "$$$$x",
+            "$(date)",
+            "$$(date)",
+            "$HOME ${A} a$b$",
+            "kill -9 $$; echo $$",
+        ] {
+            let literal = literal(text);
+            assert_eq!(expand(&literal), text);
+            assert!(!literal.replace("$$", "").contains("$("), "{literal} would be expanded");
+        }
+        assert_eq!(literal("$HOME ${A}"), "$HOME ${A}");
     }
 
     #[test]

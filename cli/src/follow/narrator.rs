@@ -5,10 +5,15 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::output::{Error, Output};
 
-/// A state that lasts no longer than this is not worth a line.
-const PATIENCE_STATE: Duration = Duration::from_secs(1);
+/// A state that lasts no longer than this is not worth a line: each start goes through the usual ones.
+const PATIENCE_USUAL: Duration = Duration::from_secs(4);
+/// The same of a state that means trouble.
+const PATIENCE_TROUBLE: Duration = Duration::from_secs(1);
 /// A cut that lasts no longer than this is not worth a line.
 const PATIENCE_CUT: Duration = Duration::from_secs(5);
+
+/// Reasons of a start that goes well.
+const USUAL: [&str; 4] = ["", "Waiting", "ContainerCreating", "Enrolling"];
 
 /// Says why nothing comes: while the process has not started, and while there is no connection.
 #[derive(Debug)]
@@ -54,10 +59,12 @@ impl Narrator {
         }
         let is_known = self.waiting.as_ref().is_some_and(|line| line.text == text);
         if !is_known && self.last_said.as_ref() != Some(&text) {
-            self.waiting = Some(Line {
-                due: Instant::now() + PATIENCE_STATE,
-                text,
-            });
+            let is_usual = USUAL.contains(&state.reason.as_str());
+            let patience = if is_usual { PATIENCE_USUAL } else { PATIENCE_TROUBLE };
+            // The clock of the first usual one runs on.
+            let begun = self.waiting.take().filter(|_| is_usual).map(|line| line.due);
+            let due = begun.unwrap_or_else(|| Instant::now() + patience);
+            self.waiting = Some(Line { due, text });
         }
     }
 
