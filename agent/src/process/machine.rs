@@ -373,3 +373,6 @@ fn welcome(secret: Secret) -> Action {
         secret,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,3 +177,39 @@ async fn sigterm_before_a_launch_ends_the_agent_at_once() {
     pod.signal_agent(Signal::TERM);
     assert_eq!(pod.agent_ends().await.code(), Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_agent_needs_less_than_ten_mebibytes() {
+    let mut relay = TestRelay::start().await;
+    let options = Options {
+        supervised: true,
+        ..Options::default()
+    };
+    let mut pod = Pod::start(&relay, &options);
+    let go = pod.path("go");
+    pod.shell(&format!(
+        "head -c 50000000 /dev/zero; while ! test -e {}; do sleep 0.02; done",
+        go.display()
+    ));
+    let mut home = Box::pin(relay.be_home(|_| {}));
+    // The home takes everything there is, and then the agent has nothing to do.
+    let written = pod.path("spool/stdout");
+    tokio::select! {
+        _ = &mut home => panic!("the program has not ended"),
+        () = until("the output", || std::fs::metadata(&written).is_ok_and(|file| file.len() == 50_000_000)) => {}
+    }
+    let supervisor = anonymous(pod.agent.id());
+    let agent = anonymous(pod.agent_pid().unwrap().as_raw_pid().try_into().unwrap());
+    assert!(supervisor + agent < 10 << 20, "{supervisor} + {agent} bytes");
+    println!("anonymous memory: supervisor {supervisor}, agent {agent} bytes");
+    std::fs::write(&go, "").unwrap();
+    in_time("the end", home).await;
+}
+
+/// Bytes of anonymous memory of a process.
+fn anonymous(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find(|line| line.starts_with("Anonymous:")).unwrap();
+    let kibibytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kibibytes << 10
+}

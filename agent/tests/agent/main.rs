@@ -7,6 +7,7 @@ mod endings;
 mod kills;
 mod pod;
 mod relay;
+mod speed;
 mod verbs;
 
 use std::time::{Duration, Instant};

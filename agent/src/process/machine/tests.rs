@@ -1,0 +1,274 @@
+use remoteprocess_entrypoint::message::{StopCause, Usage};
+
+use super::*;
+
+const SECRET: Secret = Secret([1; 32]);
+const OTHER: Secret = Secret([2; 32]);
+
+const SETTINGS: LaunchSettings = LaunchSettings {
+    merge: false,
+    stop_signal: 15,
+    stop_grace_millis: 30_000,
+    agent_lost_millis: 600_000,
+};
+
+fn fresh() -> Machine {
+    let (machine, first) = Machine::new(Facts::default(), SETTINGS);
+    assert!(first.is_empty());
+    machine
+}
+
+/// The machine of an agent that was started after `machine`'s was killed.
+fn reborn(machine: &Machine) -> (Machine, Vec<Action>) {
+    Machine::new(machine.facts().clone(), SETTINGS)
+}
+
+fn hello() -> Event {
+    Event::Hello {
+        resume: None,
+        has_pipes: false,
+        fresh_secret: SECRET,
+    }
+}
+
+fn resume(secret: Secret, launched: bool) -> Event {
+    Event::Hello {
+        resume: Some(Resume { secret, launched }),
+        has_pipes: launched,
+        fresh_secret: OTHER,
+    }
+}
+
+fn launched() -> Event {
+    Event::Launched {
+        pid: 7,
+        at_unix_nanos: 1,
+        has_pipes: true,
+    }
+}
+
+fn exited(outcome: Outcome) -> Exited {
+    Exited {
+        outcome,
+        at_unix_nanos: 2,
+        usage: Usage::default(),
+        leftovers: 0,
+        oom_kills: 0,
+        stop: None,
+    }
+}
+
+fn stop(by: &str) -> Event {
+    Event::Stop(Stop {
+        requested_by: by.into(),
+        message: String::new(),
+        signal: 15,
+        grace_millis: 5,
+    })
+}
+
+fn running() -> Machine {
+    let mut machine = fresh();
+    machine.on(hello());
+    machine.on(Event::Granted);
+    machine.on(launched());
+    machine
+}
+
+fn orders(actions: &[Action]) -> Vec<&'static str> {
+    let name = |action: &Action| match action {
+        Action::Persist(Fact::Welcomed(_)) => "persist secret",
+        Action::Persist(Fact::Launch(_)) => "persist launch",
+        Action::Persist(Fact::Ending(_)) => "persist ending",
+        Action::Persist(Fact::Closed(_)) => "persist closed",
+        Action::Persist(_) => "persist",
+        Action::Note(_) => "note",
+        Action::Send(ToEntrypoint::Welcome { .. }) => "welcome",
+        Action::Send(ToEntrypoint::Launch { .. }) => "launch",
+        Action::Send(ToEntrypoint::Stop { .. }) => "stop",
+        Action::Send(_) => "send",
+        Action::Accept => "accept",
+        Action::Refuse(_) => "refuse",
+        Action::Attach => "attach",
+        Action::DrainPipes => "drain",
+        Action::CloseStreams => "close",
+        Action::FlushAndRecord => "record",
+        Action::ArmHeld(_) => "arm held",
+        Action::ArmLost(_) => "arm lost",
+    };
+    actions.iter().map(name).collect()
+}
+
+#[test]
+fn the_launch_record_comes_before_the_launch() {
+    let mut machine = fresh();
+    assert_eq!(machine.phase(), Phase::Waiting);
+    let greeted = machine.on(hello());
+    assert_eq!(orders(&greeted), ["persist secret", "accept", "welcome"]);
+    assert_eq!(machine.phase(), Phase::Starting);
+    assert_eq!(orders(&machine.on(Event::Granted)), ["persist launch", "launch"]);
+    assert_eq!(orders(&machine.on(launched())), ["attach", "note"]);
+    assert_eq!(machine.phase(), Phase::Running);
+}
+
+#[test]
+fn a_grant_that_comes_first_launches_at_the_hello() {
+    let mut machine = fresh();
+    assert!(machine.on(Event::Granted).is_empty());
+    let greeted = machine.on(hello());
+    let all = ["persist secret", "accept", "welcome", "persist launch", "launch"];
+    assert_eq!(orders(&greeted), all);
+    assert!(machine.on(Event::Granted).is_empty(), "a second grant means nothing");
+}
+
+#[test]
+fn a_second_entrypoint_is_refused_once_launched() {
+    let mut machine = running();
+    assert_eq!(orders(&machine.on(hello())), ["refuse"]);
+    assert_eq!(orders(&machine.on(resume(OTHER, true))), ["refuse"]);
+    let (mut later, _) = reborn(&machine);
+    assert_eq!(orders(&later.on(hello())), ["refuse"]);
+    assert_eq!(orders(&later.on(resume(OTHER, false))), ["refuse"]);
+}
+
+#[test]
+fn before_the_launch_another_hello_takes_over() {
+    let mut machine = fresh();
+    machine.on(hello());
+    let again = machine.on(hello());
+    assert_eq!(orders(&again), ["persist secret", "accept", "welcome"]);
+}
+
+#[test]
+fn an_agent_that_comes_back_takes_the_pipes_and_launches_nothing() {
+    let (mut later, first) = reborn(&running());
+    assert_eq!(orders(&first), ["arm lost"]);
+    assert_eq!(later.phase(), Phase::Running);
+    let greeted = later.on(resume(SECRET, true));
+    assert_eq!(orders(&greeted), ["accept", "welcome", "attach"]);
+    assert!(later.on(Event::Granted).is_empty());
+    assert!(later.on(Event::Lost).is_empty(), "it is there");
+}
+
+#[test]
+fn an_order_that_was_lost_with_the_agent_is_given_again_to_the_same_entrypoint() {
+    let mut machine = fresh();
+    machine.on(hello());
+    machine.on(Event::Granted);
+    let (mut later, _) = reborn(&machine);
+    let greeted = later.on(resume(SECRET, false));
+    assert_eq!(orders(&greeted), ["accept", "welcome", "launch"]);
+}
+
+#[test]
+fn a_stop_is_repeated_after_a_break_and_the_first_asker_stays() {
+    let mut machine = running();
+    assert_eq!(orders(&machine.on(stop("alice"))), ["stop", "note"]);
+    assert_eq!(orders(&machine.on(stop("bob"))), ["stop"]);
+    assert_eq!(machine.phase(), Phase::Stopping);
+    let (mut later, _) = reborn(&machine);
+    let greeted = later.on(resume(SECRET, true));
+    assert_eq!(orders(&greeted), ["accept", "welcome", "attach", "stop"]);
+    assert_eq!(later.facts().stop.as_ref().unwrap().requested_by, "alice");
+}
+
+#[test]
+fn a_stop_between_grant_and_launch_follows_the_launch() {
+    let mut machine = fresh();
+    assert_eq!(orders(&machine.on(stop("alice"))), ["note"]);
+    machine.on(Event::Granted);
+    let greeted = machine.on(hello());
+    assert_eq!(orders(&greeted)[3..], ["persist launch", "launch", "stop"]);
+}
+
+#[test]
+fn the_end_is_recorded_when_the_pipes_have_ended() {
+    let mut machine = running();
+    let ended = machine.on(Event::Exited(exited(Outcome::Code(0))));
+    assert_eq!(orders(&ended), ["persist ending", "drain", "arm held"]);
+    let closed = machine.on(Event::PipesEnded);
+    assert_eq!(orders(&closed), ["persist closed", "close", "record"]);
+    assert_eq!(machine.facts().closed, Some(Closed::Whole));
+    assert!(machine.on(Event::Held).is_empty());
+    let again = machine.on(Event::Exited(exited(Outcome::Code(0))));
+    assert_eq!(orders(&again), ["record"], "a repeat is answered");
+}
+
+#[test]
+fn pipes_that_end_first_wait_for_the_report() {
+    let mut machine = running();
+    assert!(machine.on(Event::PipesEnded).is_empty());
+    let ended = machine.on(Event::Exited(exited(Outcome::Signal(9))));
+    let all = ["persist ending", "drain", "persist closed", "close", "record"];
+    assert_eq!(orders(&ended), all);
+}
+
+#[test]
+fn pipes_that_are_held_are_let_go_and_said_so() {
+    let mut machine = running();
+    machine.on(Event::Exited(exited(Outcome::Code(0))));
+    machine.on(Event::Held);
+    assert_eq!(machine.facts().closed, Some(Closed::PipeHeld));
+}
+
+#[test]
+fn what_never_ran_ends_without_pipes() {
+    let mut machine = fresh();
+    machine.on(hello());
+    machine.on(Event::Granted);
+    let message = "no such program".to_owned();
+    machine.on(Event::Exited(exited(Outcome::NotFound { message })));
+    assert_eq!(machine.facts().closed, Some(Closed::Whole));
+    assert_eq!(machine.phase(), Phase::Exited);
+}
+
+#[test]
+fn an_exit_without_a_launch_is_a_lie() {
+    let mut machine = fresh();
+    machine.on(hello());
+    let lie = machine.on(Event::Exited(exited(Outcome::Code(0))));
+    assert_eq!(orders(&lie), ["refuse"]);
+    assert!(machine.facts().ending.is_none());
+}
+
+#[test]
+fn an_entrypoint_that_vanishes_with_its_pipes_is_lost_but_its_output_is_whole() {
+    let mut machine = running();
+    assert!(machine.on(Event::Disconnected).is_empty(), "the pipes are open");
+    assert_eq!(orders(&machine.on(Event::PipesEnded)), ["arm lost"]);
+    machine.on(Event::Lost);
+    assert!(matches!(machine.facts().ending, Some(Ending::Lost { .. })));
+    assert_eq!(machine.facts().closed, Some(Closed::Whole));
+}
+
+#[test]
+fn an_entrypoint_that_never_comes_back_to_a_new_agent_takes_output_with_it() {
+    let (mut later, _) = reborn(&running());
+    later.on(Event::Lost);
+    assert!(matches!(later.facts().ending, Some(Ending::Lost { .. })));
+    assert_eq!(later.facts().closed, Some(Closed::EntrypointLost));
+}
+
+#[test]
+fn an_exit_known_before_the_kill_keeps_its_code_though_the_pipes_are_gone() {
+    let mut machine = running();
+    let mut report = exited(Outcome::Code(3));
+    report.stop = Some(StopCause::Terminated);
+    machine.on(Event::Exited(report.clone()));
+    let (mut later, first) = reborn(&machine);
+    assert_eq!(orders(&first), ["arm lost"]);
+    later.on(Event::Lost);
+    assert_eq!(later.facts().ending, Some(Ending::Reported(report)));
+    assert_eq!(later.facts().closed, Some(Closed::EntrypointLost));
+}
+
+#[test]
+fn an_agent_that_comes_back_after_the_end_closes_at_once_and_answers() {
+    let mut machine = running();
+    machine.on(Event::Exited(exited(Outcome::Code(0))));
+    machine.on(Event::PipesEnded);
+    let (mut later, first) = reborn(&machine);
+    assert_eq!(orders(&first), ["close"]);
+    let greeted = later.on(resume(SECRET, true));
+    assert_eq!(orders(&greeted), ["accept", "welcome", "record"]);
+}

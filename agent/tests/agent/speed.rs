@@ -1,0 +1,57 @@
+//! Measurements, to be read by a person: `cargo test --release -p remoteprocess-agent --test agent -- --ignored --nocapture speed`.
+
+use std::time::Instant;
+
+use super::in_time;
+use super::pod::{Options, Pod};
+use super::relay::TestRelay;
+
+async fn measure(what: &str, script: &str) {
+    let mut relay = TestRelay::start().await;
+    let options = Options {
+        spool_size: 64 << 20,
+        ..Options::default()
+    };
+    let mut pod = Pod::start(&relay, &options);
+    pod.shell(script);
+    let (mut begun, mut calls) = (None, 0_u64);
+    let archive = in_time(
+        what,
+        relay.be_home(|_| {
+            begun.get_or_insert_with(Instant::now);
+            calls += 1;
+        }),
+    )
+    .await;
+    let (seconds, bytes) = (begun.unwrap().elapsed().as_secs_f64(), archive.total());
+    let pid = pod.agent.id();
+    let cpu = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let ticks: u64 = cpu
+        .split(' ')
+        .skip(13)
+        .take(2)
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
+    println!(
+        "{what}: {:.0} MB/s, {} bytes in {calls} chunks, agent {ticks} ticks of CPU",
+        bytes as f64 / 1e6 / seconds,
+        bytes
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn speed_of_bulk_and_of_lines() {
+    measure("1 GB in bulk", "head -c 1000000000 /dev/zero").await;
+    measure(
+        "100 MB in lines of 100 bytes, buffered",
+        "yes $(printf '%099d' 0) | head -c 100000000",
+    )
+    .await;
+    measure("seq 1 2000000", "seq 1 2000000").await;
+    measure(
+        "20000 unbuffered lines on both streams",
+        "for i in $(seq 1 10000); do echo o$i; echo e$i >&2; done",
+    )
+    .await;
+}
