@@ -29,7 +29,7 @@ pub const MAX_ATTEMPTS: u32 = 5;
 /// How long the exit record is awaited after the agent is gone before the kubelet's word is taken.
 pub const RECORD_WAIT: Duration = Duration::from_secs(10);
 /// Waits that are part of every start are written down only when they last longer.
-const USUAL_WAIT: Duration = Duration::from_secs(2);
+const USUAL_WAIT: Duration = Duration::from_secs(3);
 /// Added to the stop grace before the pod of a process that should stop is deleted.
 const STOP_RESERVE: Duration = Duration::from_secs(30);
 /// Between two looks at a pod of the same name that is not ours.
@@ -258,16 +258,24 @@ fn not_granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &Attempt
     if should_stop(situation.process) {
         return stop_before_start(draft, situation, record);
     }
-    if let Some(end) = ending::of_pod(pod) {
+    let taken_away = pod.metadata.deletion_timestamp.as_ref().map(|_| {
+        let deleted = || {
+            (
+                Reason::Interrupted,
+                "the pod was deleted before the program was started".into(),
+            )
+        };
+        ending::disruption(pod).unwrap_or_else(deleted)
+    });
+    if let Some(mut end) = ending::of_pod(pod) {
         draft.see_pod(pod);
+        if let Some((reason, message)) = taken_away {
+            (end.reason, end.message) = (Some(reason), Some(message));
+        }
         return end_before_start(draft, situation, record, &end);
     }
-    if pod.metadata.deletion_timestamp.is_some() {
+    if let Some((reason, message)) = taken_away {
         draft.see_pod(pod);
-        let (reason, message) = ending::disruption(pod).unwrap_or((
-            Reason::Interrupted,
-            "the pod was deleted before the program was started".into(),
-        ));
         draft.wait(&Wait::problem(reason, message));
         return draft.verdict(Action::None, None, situation.memory.clone());
     }

@@ -117,7 +117,7 @@ pub(super) fn of_pod(pod: &Pod) -> Option<AttemptExit> {
     };
     let (reason, message) = disruption.unwrap_or_else(|| (reason_of_kubelet(main), sentence_of_kubelet(main)));
     Some(AttemptExit {
-        code: Some(main.exit_code).filter(|_| !never_ran(main)),
+        code: Some(main.exit_code).filter(|_| !never_ran(main) && !is_lost(main)),
         source: ExitSource::Kubelet,
         reason: Some(reason),
         message: Some(message),
@@ -142,17 +142,19 @@ fn reason_of_kubelet(main: &ContainerStateTerminated) -> Reason {
         Some("OOMKilled") if main.exit_code == KILLED => Reason::OOMKilled,
         _ if never_ran(main) => Reason::CreateContainer,
         // A code that nobody verified proves no success.
-        _ if main.exit_code == 0 => Reason::Interrupted,
+        _ if main.exit_code == 0 || is_lost(main) => Reason::Interrupted,
         _ => Reason::NonZeroExit,
     }
 }
 
 /// The runtime could not start the container (containerd: `StartError`; kubelet: `ContainerCannotRun`).
 fn never_ran(main: &ContainerStateTerminated) -> bool {
-    matches!(
-        main.reason.as_deref(),
-        Some("StartError" | "ContainerCannotRun" | "ContainerStatusUnknown")
-    )
+    matches!(main.reason.as_deref(), Some("StartError" | "ContainerCannotRun"))
+}
+
+/// The kubelet lost the container and made the code up (kubelet: `ContainerReasonStatusUnknown`).
+fn is_lost(main: &ContainerStateTerminated) -> bool {
+    main.reason.as_deref() == Some("ContainerStatusUnknown")
 }
 
 fn sentence_of_kubelet(main: &ContainerStateTerminated) -> String {

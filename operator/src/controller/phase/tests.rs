@@ -147,7 +147,7 @@ fn what_every_start_goes_through_costs_no_write() {
     let verdict = look(&process, Some(&pod(fresh)), &Memory::default());
     assert_eq!(verdict.status.reason, before.reason);
     assert_eq!(verdict.status.attempts, before.attempts);
-    assert_eq!(verdict.again_in, Some(Duration::from_secs(1)));
+    assert_eq!(verdict.again_in, Some(Duration::from_secs(2)));
 }
 
 #[test]
@@ -266,6 +266,7 @@ fn ended(terminated: &str, agent_runs: bool) -> Pod {
 #[case::oom("{exitCode: 137, reason: OOMKilled}", Reason::OOMKilled)]
 #[case::code("{exitCode: 3, reason: Error}", Reason::NonZeroExit)]
 #[case::zero("{exitCode: 0, reason: Completed}", Reason::Interrupted)]
+#[case::lost("{exitCode: 137, reason: ContainerStatusUnknown}", Reason::Interrupted)]
 fn takes_the_kubelets_word_after_ten_seconds(#[case] terminated: &str, #[case] reason: Reason) {
     let process = process(STARTED, "");
     let pod = ended(terminated, false);
@@ -405,6 +406,20 @@ fn a_pod_that_never_ran_is_not_created_twice_for_one_attempt() {
     assert_eq!(
         verdict.status.attempts[0].exit.as_ref().unwrap().reason,
         Some(Reason::Interrupted)
+    );
+}
+
+#[test]
+fn a_pod_that_was_deleted_is_not_blamed_for_its_containers() {
+    let process = process("", "");
+    let mut pod = ended("{exitCode: 137, reason: ContainerStatusUnknown}", false);
+    pod.metadata.deletion_timestamp = Some(Time(now()));
+    let verdict = look(&process, Some(&pod), &Memory::default());
+    assert_eq!(word(&verdict), (Phase::Pending, Reason::Interrupted));
+    let exit = verdict.status.attempts[0].exit.as_ref().unwrap();
+    assert_eq!(
+        exit.message.as_deref(),
+        Some("the pod was deleted before the program was started")
     );
 }
 
