@@ -97,6 +97,8 @@ pub struct Output {
 enum Item {
     Data(Data),
     Line(String),
+    /// A line after Ctrl-C, which the terminal has shown as `^C`.
+    Answer(String),
     Flush(oneshot::Sender<()>),
 }
 
@@ -148,9 +150,9 @@ impl Output {
         self.send(Item::Line(prefixed(text))).await
     }
 
-    /// Says something without waiting, past a queue that is full because nobody reads.
-    pub fn say(&self, text: &str) {
-        if self.queue.try_send(Item::Line(prefixed(text))).is_err() {
+    /// Answers a signal without waiting, past a queue that is full because nobody reads.
+    pub fn answer(&self, text: &str) {
+        if self.queue.try_send(Item::Answer(prefixed(text))).is_err() {
             // Where standard error is closed too, nobody listens.
             let _ = io::stderr().write_all(prefixed(text).as_bytes());
         }
@@ -226,6 +228,11 @@ impl Writer {
             }
             Item::Line(line) => {
                 self.write()?;
+                self.write_line(&line)?;
+            }
+            Item::Answer(line) => {
+                self.write()?;
+                self.stderr.is_mid_line |= self.stderr.is_terminal;
                 self.write_line(&line)?;
             }
             Item::Flush(done) => {

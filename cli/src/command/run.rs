@@ -40,10 +40,10 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
     /// CPU to request: 500m, 2
-    #[arg(long, value_name = "QUANTITY")]
+    #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
     pub cpu: Option<String>,
     /// Memory to request, and its limit: 64Mi, 2Gi
-    #[arg(long, value_name = "QUANTITY")]
+    #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
     pub memory: Option<String>,
     /// Directory in which the command starts
     #[arg(long, value_name = "PATH")]
@@ -262,6 +262,21 @@ fn env_var(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<EnvV
     })
 }
 
+/// An amount as Kubernetes takes it ("Quantity" in its API reference): a number and a unit.
+fn quantity(text: &str) -> Result<String, String> {
+    const UNITS: [&str; 15] = [
+        "", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi",
+    ];
+    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let is_number = digits
+        .parse::<f64>()
+        .is_ok_and(|number| number.is_finite() && number >= 0.0);
+    if is_number && (UNITS.contains(&&text[digits.len()..]) || &text[digits.len()..] == "Ei") {
+        return Ok(text.to_owned());
+    }
+    Err("expected a number with a unit, like 500m, 2, 64Mi or 1.5Gi".to_owned())
+}
+
 /// `text` so that Kubernetes' expansion of `$(NAME)` and `$$` gives back `text`: what is typed is what runs.
 fn literal(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -368,8 +383,8 @@ async fn stream(cluster: Arc<Cluster>, args: &RunArgs, name: &str, uid: &str, si
     let ended = match until_end(&cluster, &mut follower, &key, signals).await {
         Ending::Followed(result) => *result,
         Ending::Left(number) => {
-            let sentence = format!("{name} is left to itself and goes on. See it again: rproc logs -f {name}");
-            output.say(&sentence);
+            let sentence = format!("{name} is left to itself. See it again: rproc logs -f {name}");
+            output.answer(&sentence);
             // A reader who reads no more does not hold us.
             let _ = tokio::time::timeout(Duration::from_secs(1), output.flush()).await;
             let verdict = Verdict {
@@ -435,7 +450,7 @@ async fn until_end(
             return Ending::Left(number);
         }
         is_stopping = true;
-        output.say(&format!("stopping {}; Ctrl-C again leaves it to itself", key.name));
+        output.answer(&format!("stopping {}; Ctrl-C again leaves it to itself", key.name));
         let (cluster, key) = (cluster.clone(), key.clone());
         tokio::spawn(async move {
             if let Err(failure) = stop::ask(&cluster, &key, &stop::Manner::default()).await {
@@ -575,6 +590,16 @@ mod tests {
             assert!(!literal.replace("$$", "").contains("$("), "{literal} would be expanded");
         }
         assert_eq!(literal("$HOME ${A}"), "$HOME ${A}");
+    }
+
+    #[test]
+    fn amounts_have_units() {
+        for text in ["2", "500m", "64Mi", "1.5Gi", "1Ei", "0"] {
+            assert_eq!(quantity(text).as_deref(), Ok(text));
+        }
+        for text in ["", "Mi", "2xi", "-1", "inf", "NaN", "1 Gi"] {
+            assert!(quantity(text).is_err(), "{text}");
+        }
     }
 
     #[test]

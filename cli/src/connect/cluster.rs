@@ -54,10 +54,17 @@ impl Rule {
     }
 
     /// The rule as it stands in a role, and who has it.
-    fn yaml(&self) -> String {
+    fn yaml(&self, operator_namespace: &str) -> String {
+        let role = match (self.role, self.group) {
+            (names::CONNECT_ROLE, "") => format!("Role {} in namespace {operator_namespace}", self.role),
+            _ => format!("ClusterRole {}", self.role),
+        };
         format!(
-            "- apiGroups: [\"{}\"]\n  resources: [{}]\n  verbs: [{}]\nThe role {} has it.",
-            self.group, self.resource, self.verb, self.role
+            "- apiGroups: [\"{}\"]
+  resources: [{}]
+  verbs: [{}]
+The {role} has it: ask for a binding to it.",
+            self.group, self.resource, self.verb
         )
     }
 }
@@ -129,13 +136,16 @@ impl Cluster {
                 format!(
                     "you may not {what}: {}\nThe missing rule:\n{}",
                     status.message,
-                    rule.yaml()
+                    rule.yaml(&self.operator_namespace)
                 )
             }
             kube::Error::UpgradeConnection(kube::client::UpgradeConnectionError::ProtocolSwitch(code))
                 if code.as_u16() == 403 =>
             {
-                format!("you may not {what}.\nThe missing rule:\n{}", rule.yaml())
+                format!(
+                    "you may not {what}.\nThe missing rule:\n{}",
+                    rule.yaml(&self.operator_namespace)
+                )
             }
             kube::Error::Api(status) if status.code == 404 && is_unknown(&status.message) => {
                 format!(
@@ -144,7 +154,7 @@ impl Cluster {
                 )
             }
             kube::Error::Api(status) => format!("cannot {what}: {}", status.message),
-            other => format!("cannot {what}: {} does not answer: {}", self.url, innermost(other)),
+            other => format!("cannot {what}: no answer from {}: {}", self.url, innermost(other)),
         }
     }
 
