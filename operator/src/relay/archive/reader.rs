@@ -35,9 +35,27 @@ impl Reader {
     /// # Errors
     /// When the store does not answer.
     pub async fn next(&mut self, at: Cursor) -> Result<Vec<Placed>, Error> {
-        if self.listed.is_empty() {
-            self.listed = self.archive.segments(&self.key).await?.into();
+        loop {
+            let is_fresh = self.listed.is_empty();
+            if is_fresh {
+                self.listed = self.archive.segments(&self.key).await?.into();
+            }
+            let found = self.advance(at).await;
+            // A list from an earlier call may know less than the archive: neither an end nor a hole is believed to it.
+            let is_sure = is_fresh
+                || found
+                    .as_ref()
+                    .is_ok_and(|pieces| pieces.first().is_some_and(is_no_hole));
+            if found.is_err() || !is_sure {
+                self.listed.clear();
+            }
+            if found.is_err() || is_sure {
+                return found;
+            }
         }
+    }
+
+    async fn advance(&mut self, at: Cursor) -> Result<Vec<Placed>, Error> {
         while let Some(name) = self.listed.pop_front() {
             if self.ends_before(&name, &at) {
                 continue;
@@ -84,6 +102,10 @@ impl Reader {
             .find(|start| precedes(start, wanted));
         Ok(start.unwrap_or_default())
     }
+}
+
+fn is_no_hole(placed: &Placed) -> bool {
+    !matches!(&placed.piece, Piece::Gap(gap) if gap.reason == ARCHIVE_DAMAGED)
 }
 
 /// True when everything before `start` is unwanted.

@@ -320,3 +320,28 @@ fn a_uid_cannot_leave_its_directory() {
     }
     assert!(check_uid("1c9a31a0-0000-4000-8000-000000000001").is_ok());
 }
+
+#[tokio::test]
+async fn a_reader_whose_list_is_old_sees_what_was_added() {
+    let archive = memory();
+    let history = history(&[(false, 300_000); 6]);
+    let mut writer = archive.writer(subject()).await.unwrap();
+    let mut reader = archive.reader(&subject().key);
+    for placed in &history[..2] {
+        writer.append(placed);
+        writer.flush().await.unwrap();
+    }
+    // Leaves the second segment in the list, and then lets it be passed by.
+    let mut starts = async |at| {
+        let pieces = reader.next(at).await.unwrap();
+        pieces.into_iter().map(|placed| placed.start.stdout).collect::<Vec<_>>()
+    };
+    assert_eq!(starts(Cursor::default()).await, [0]);
+    for placed in &history[2..] {
+        writer.append(placed);
+        writer.flush().await.unwrap();
+    }
+    assert_eq!(starts(history[1].end()).await, [600_000]);
+    assert_eq!(starts(history[4].end()).await, [1_500_000]);
+    assert!(starts(history[5].end()).await.is_empty());
+}

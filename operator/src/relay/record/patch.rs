@@ -150,7 +150,9 @@ pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Tim
         owned.output = Some(OutputStatus {
             stdout_bytes: Some(ending.end.stdout),
             stderr_bytes: Some(ending.end.stderr),
-            tail: shows_tail(current, exit).then(|| render_tail(&ending.tail)),
+            tail: shows_tail(current, exit)
+                .then(|| render_tail(&ending.tail))
+                .filter(|tail| !tail.is_empty()),
         });
         owned.conditions = conditions(current, ending, now);
     }

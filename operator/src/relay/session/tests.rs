@@ -209,6 +209,22 @@ async fn a_stalled_reader_holds_nobody_up_and_misses_nothing() {
     assert_eq!((got.at, got.gaps.len()), (program.end(), 0));
 }
 
+#[tokio::test]
+async fn a_reader_that_falls_behind_again_and_again_gets_everything_from_archive_and_ring() {
+    let program = Program::new(&chunks(30));
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.open(&agent);
+    let (mut slow, mut got) = (relay.follower(all()), Got::new());
+    while got.read(&mut slow, got.at.stdout + got.at.stderr + 1).await.is_none() {
+        // The upstream goes on meanwhile, faster than this reader.
+        for _ in 0..30 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!((got.at, got.gaps.len()), (program.end(), 0));
+}
+
 #[rstest]
 #[case(1)]
 #[case(7)]
