@@ -14,29 +14,39 @@ async fn measure(what: &str, script: &str) {
     };
     let mut pod = Pod::start(&relay, &options);
     pod.shell(script);
-    let (mut begun, mut calls) = (None, 0_u64);
+    let (mut begun, mut calls, mut threads) = (None, 0_u64, String::new());
+    let pid = pod.agent.id();
     let archive = in_time(
         what,
         relay.be_home(|_| {
             begun.get_or_insert_with(Instant::now);
             calls += 1;
+            if calls % 64 == 0 {
+                threads = cpu_of_threads(pid);
+            }
         }),
     )
     .await;
     let (seconds, bytes) = (begun.unwrap().elapsed().as_secs_f64(), archive.total());
-    let pid = pod.agent.id();
-    let cpu = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let ticks: u64 = cpu
-        .split(' ')
-        .skip(13)
-        .take(2)
-        .filter_map(|field| field.parse::<u64>().ok())
-        .sum();
     println!(
-        "{what}: {:.0} MB/s, {} bytes in {calls} chunks, agent {ticks} ticks of CPU",
+        "{what}: {:.0} MB/s, {bytes} bytes in {calls} chunks; ticks of CPU: {threads}",
         bytes as f64 / 1e6 / seconds,
-        bytes
     );
+}
+
+fn cpu_of_threads(pid: u32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let used = tasks.filter_map(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+        let (name, rest) = stat.rsplit_once(") ")?;
+        let fields: Vec<u64> = rest.split(' ').map(|field| field.parse().unwrap_or(0)).collect();
+        let name = name.split_once('(')?.1.to_owned();
+        Some(format!("{name} {}+{}", fields.get(11)?, fields.get(12)?))
+    });
+    used.collect::<Vec<_>>().join(", ")
 }
 
 #[tokio::test(flavor = "multi_thread")]
