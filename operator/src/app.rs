@@ -54,6 +54,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let (certified, watched) = (readiness.gate("certificate"), readiness.gate("watch"));
     let mut metrics = Registry::default();
     crate::relay::metrics::register(&mut metrics);
+    controller::metrics::register(&mut metrics);
     let admin = admin(listeners.admin, readiness, Arc::new(metrics), shutdown.clone());
     let operate = async {
         let Some(authority) = shutdown.run_until_cancelled(authority(&client, &config)).await else {

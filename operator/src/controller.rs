@@ -9,6 +9,7 @@ pub mod apply;
 pub mod build;
 pub mod cleanup;
 pub mod error;
+pub mod metrics;
 pub mod observe;
 pub mod phase;
 pub mod status;
@@ -36,6 +37,7 @@ use tracing::{debug, info, instrument, warn};
 use apply::{Applied, Refusal};
 pub use build::AgentSettings;
 use error::{Error, exponential};
+use metrics::metrics;
 use phase::{Memory, Situation, Verdict};
 use remember::Remembered;
 use report::Reporter;
@@ -70,6 +72,8 @@ struct Context {
 
 /// Reconciles all processes until `shutdown`; passes under way end first.
 pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
+    metrics().leading.set(1);
+    let _not_leading = NotLeading;
     let remembered = Remembered::default();
     let reporter = Reporter::new(client.clone());
     let scopes: Vec<_> = match &config.namespaces[..] {
@@ -89,6 +93,15 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
         reconcile_all(context, watches.processes, triggers)
     });
     join_all(loops).await;
+}
+
+/// However the term ends, also by being dropped, the gauge says so.
+struct NotLeading;
+
+impl Drop for NotLeading {
+    fn drop(&mut self) {
+        metrics().leading.set(0);
+    }
 }
 
 /// Reconciles what `triggers` names, until it ends.
@@ -117,6 +130,7 @@ async fn reconcile_all(
 /// When to try again after a failed pass.
 #[allow(clippy::needless_pass_by_value, reason = "the signature that the applier asks for")]
 fn retry(process: Arc<RemoteProcess>, error: &Error, context: Arc<Context>) -> Action {
+    metrics().count_pass(error.category());
     let failures = context.remembered.count_failure(&process);
     if !matches!(error, Error::Conflict(_)) {
         let (namespace, name) = (process.namespace(), process.name_any());
@@ -202,6 +216,7 @@ impl Context {
         };
         match apply::apply(&self.client, &process, validated, attempt, &agent).await? {
             Applied::Pod(pod) => {
+                metrics().pods_created.inc();
                 info!(attempt, pod = pod.name_any(), "pod created");
                 self.remembered.keep_created(&process, attempt, &pod);
                 Ok(self.done(&process, None))
@@ -214,6 +229,7 @@ impl Context {
 
     /// Says in the status why there is no pod, and tries again later.
     async fn settle_refused(&self, process: Arc<RemoteProcess>, refusal: &Refusal) -> Result<Action, Error> {
+        metrics().count_pass(metrics::REFUSED);
         let refusals = self.remembered.count_failure(&process);
         let again_in = exponential(REFUSED_RETRY.0, REFUSED_RETRY.1, refusals);
         let memory = self.remembered.recall(&process);
@@ -230,6 +246,7 @@ impl Context {
 
     /// The pass went well.
     fn done(&self, process: &RemoteProcess, again_in: Option<Duration>) -> Action {
+        metrics().count_pass(metrics::OK);
         self.remembered.forget_failures(process);
         match again_in {
             Some(again_in) => Action::requeue(again_in),

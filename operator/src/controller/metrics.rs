@@ -1,0 +1,69 @@
+//! What the controller counts.
+
+use std::sync::LazyLock;
+
+use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
+use remoteprocess_runtime::prometheus_client::metrics::family::Family;
+use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
+use remoteprocess_runtime::prometheus_client::registry::Registry;
+
+/// The outcome of a pass that went well; the others are the categories of its errors.
+pub(super) const OK: &str = "ok";
+
+/// The outcome of a pass in which the API server did not want the pod.
+pub(super) const REFUSED: &str = "refused";
+
+type Outcome = [(&'static str, &'static str); 1];
+
+/// The controller's metrics.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// 1 on the replica that leads.
+    pub leading: Gauge,
+    /// Pods that were created.
+    pub pods_created: Counter,
+    passes: Family<Outcome, Counter>,
+}
+
+impl Metrics {
+    /// Counts a pass by its outcome, a word of a closed set.
+    pub fn count_pass(&self, outcome: &'static str) {
+        self.passes.get_or_create(&[("outcome", outcome)]).inc();
+    }
+}
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::default);
+
+/// The one set of this program.
+#[must_use]
+pub fn metrics() -> &'static Metrics {
+    &METRICS
+}
+
+/// Adds the controller's metrics to the program's registry.
+pub fn register(registry: &mut Registry) {
+    let metrics = metrics();
+    let controller = registry.sub_registry_with_prefix("remoteprocess_controller");
+    controller.register("leading", "1 on the replica that reconciles", metrics.leading.clone());
+    controller.register("pods_created", "Pods that were created", metrics.pods_created.clone());
+    controller.register("passes", "Passes over a process by outcome", metrics.passes.clone());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use remoteprocess_runtime::prometheus_client::encoding::text::encode;
+
+    #[test]
+    fn passes_are_told_apart_by_outcome() {
+        let mut registry = Registry::default();
+        register(&mut registry);
+        metrics().count_pass("conflict");
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert!(
+            text.contains(r#"remoteprocess_controller_passes_total{outcome="conflict"}"#),
+            "{text}"
+        );
+    }
+}
