@@ -7,6 +7,7 @@
 
 mod conditions;
 mod ending;
+mod unstarted;
 mod waiting;
 
 use std::time::Duration;
@@ -15,12 +16,13 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use remoteprocess_api::{
-    AttemptExit, AttemptStatus, DesiredState, ExitSource, Phase, Reason, RemoteProcess, RemoteProcessStatus, StopStatus,
+    AttemptExit, AttemptStatus, DesiredState, ExitSource, Phase, Reason, RemoteProcess, RemoteProcessStatus,
 };
 
 use super::apply::Refusal;
 use super::status::own_fields;
 use conditions::Draft;
+use unstarted::{end_before_start, not_granted, replace, stop_before_start, stopped_before_start};
 use waiting::Wait;
 
 /// Attempts that may end before a start was granted: they have run nothing, so they
@@ -253,40 +255,6 @@ fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStat
     draft.verdict(Action::None, again, memory)
 }
 
-/// Nothing has run yet.
-fn not_granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod) -> Verdict {
-    if should_stop(situation.process) {
-        return stop_before_start(draft, situation, record);
-    }
-    let taken_away = pod.metadata.deletion_timestamp.as_ref().map(|_| {
-        let deleted = || {
-            (
-                Reason::Interrupted,
-                "the pod was deleted before the program was started".into(),
-            )
-        };
-        ending::disruption(pod).unwrap_or_else(deleted)
-    });
-    if let Some(mut end) = ending::of_pod(pod) {
-        draft.see_pod(pod);
-        if let Some((reason, message)) = taken_away {
-            (end.reason, end.message) = (Some(reason), Some(message));
-        }
-        return end_before_start(draft, situation, record, &end);
-    }
-    if let Some((reason, message)) = taken_away {
-        draft.see_pod(pod);
-        draft.wait(&Wait::problem(reason, message));
-        return draft.verdict(Action::None, None, situation.memory.clone());
-    }
-    let wait = waiting::of_pod(pod);
-    if wait.is_worth_a_write(situation.now) {
-        draft.see_pod(pod);
-    }
-    let again = draft.wait_unless_usual(&wait);
-    draft.verdict(Action::None, again, situation.memory.clone())
-}
-
 /// The program of a granted attempt is gone. Its exit record may be on the way: as long
 /// as the agent lives it may still be handing over output, which the record follows.
 /// [`RECORD_WAIT`] after its end, what the pod says is all there is. Where the output is
@@ -311,59 +279,6 @@ fn await_record(
     draft.record_end(record, end.clone());
     draft.finish(record, end, disruption(situation));
     draft.verdict(Action::None, None, Memory::default())
-}
-
-/// An attempt ended without a grant: it is recorded, and another follows.
-fn end_before_start(
-    mut draft: Draft<'_>,
-    situation: &Situation<'_>,
-    record: &AttemptStatus,
-    end: &AttemptExit,
-) -> Verdict {
-    let exit = AttemptExit {
-        source: ExitSource::None,
-        code: None,
-        signal: None,
-        ..end.clone()
-    };
-    draft.record_end(record, exit.clone());
-    draft.wait(&waiting::replacement(record.number, &exit));
-    let action = match situation.pod {
-        Sight::Ours(pod) if !ending::is_terminal(pod) => delete(pod),
-        _ => Action::None,
-    };
-    draft.verdict(action, Some(back_off(record.number)), situation.memory.clone())
-}
-
-fn replace(
-    mut draft: Draft<'_>,
-    situation: &Situation<'_>,
-    record: &AttemptStatus,
-    exit: &AttemptExit,
-    memory: Memory,
-) -> Verdict {
-    if should_stop(situation.process) {
-        draft.finish(record, &stopped_before_start(), None);
-        return draft.verdict(Action::None, None, memory);
-    }
-    if record.number >= MAX_ATTEMPTS {
-        draft.finish(record, &start_failed(exit), None);
-        return draft.verdict(Action::None, None, memory);
-    }
-    let ended = record.finished_at.unwrap_or(situation.now);
-    match remaining(ended, back_off(record.number), situation.now) {
-        Some(left) => draft.verdict(clean_up(situation), Some(left), memory),
-        None => begin(draft, record.number + 1, memory),
-    }
-}
-
-/// The status is final first, guarded by the version that shows no grant; only then
-/// is the pod deleted.
-fn stop_before_start(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus) -> Verdict {
-    let exit = stopped_before_start();
-    draft.record_end(record, exit.clone());
-    draft.finish(record, &exit, None);
-    draft.verdict(clean_up(situation), None, situation.memory.clone())
 }
 
 /// A pod that was never granted a start has no business after the end of its process.
@@ -419,35 +334,6 @@ fn vanished(situation: &Situation<'_>) -> AttemptExit {
         message: Some(message),
         ..AttemptExit::default()
     }
-}
-
-fn stopped_before_start() -> AttemptExit {
-    AttemptExit {
-        source: ExitSource::None,
-        reason: Some(Reason::Stopped),
-        message: Some("stopped before the program was started".into()),
-        stop: Some(StopStatus {
-            requested_by: "spec.desiredState".into(),
-            message: None,
-        }),
-        ..AttemptExit::default()
-    }
-}
-
-fn start_failed(last: &AttemptExit) -> AttemptExit {
-    let last = last.message.as_deref().unwrap_or("no reason is known");
-    AttemptExit {
-        reason: Some(Reason::StartFailed),
-        message: Some(format!(
-            "{MAX_ATTEMPTS} pods ended before the program was started; the last: {last}"
-        )),
-        ..AttemptExit::default()
-    }
-}
-
-/// Seconds before the next attempt: 1, 2, 4, 8.
-fn back_off(attempt: u32) -> Duration {
-    Duration::from_secs(1 << attempt.saturating_sub(1).min(5))
 }
 
 /// What is left of `span` since `since`; `None` when it is over.

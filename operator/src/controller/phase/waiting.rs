@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::{ContainerStateWaiting, ContainerStatus, Pod, Po
 use kube::ResourceExt;
 use remoteprocess_api::{AttemptExit, AttemptStatus, Phase, Reason, names};
 
-use super::{MAX_ATTEMPTS, USUAL_WAIT, back_off, remaining};
+use super::unstarted::back_off;
+use super::{MAX_ATTEMPTS, USUAL_WAIT, remaining};
 
 /// One reason to wait.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,6 +3,8 @@
 
 use proptest::prelude::*;
 
+use remoteprocess_api::StopStatus;
+
 use super::super::*;
 use super::pod_name_of;
 

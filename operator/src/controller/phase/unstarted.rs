@@ -1,0 +1,133 @@
+//! Attempts that have no grant: they have run nothing, so they are replaced, and a stop ends them at once.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Reason, StopStatus};
+
+use super::conditions::Draft;
+use super::waiting::{self, Wait};
+use super::{
+    Action, MAX_ATTEMPTS, Memory, Sight, Situation, Verdict, begin, clean_up, delete, ending, remaining, should_stop,
+};
+
+/// Nothing has run yet.
+pub(super) fn not_granted(
+    mut draft: Draft<'_>,
+    situation: &Situation<'_>,
+    record: &AttemptStatus,
+    pod: &Pod,
+) -> Verdict {
+    if should_stop(situation.process) {
+        return stop_before_start(draft, situation, record);
+    }
+    let taken_away = pod.metadata.deletion_timestamp.as_ref().map(|_| {
+        let deleted = || {
+            (
+                Reason::Interrupted,
+                "the pod was deleted before the program was started".into(),
+            )
+        };
+        ending::disruption(pod).unwrap_or_else(deleted)
+    });
+    if let Some(mut end) = ending::of_pod(pod) {
+        draft.see_pod(pod);
+        if let Some((reason, message)) = taken_away {
+            (end.reason, end.message) = (Some(reason), Some(message));
+        }
+        return end_before_start(draft, situation, record, &end);
+    }
+    if let Some((reason, message)) = taken_away {
+        draft.see_pod(pod);
+        draft.wait(&Wait::problem(reason, message));
+        return draft.verdict(Action::None, None, situation.memory.clone());
+    }
+    let wait = waiting::of_pod(pod);
+    if wait.is_worth_a_write(situation.now) {
+        draft.see_pod(pod);
+    }
+    let again = draft.wait_unless_usual(&wait);
+    draft.verdict(Action::None, again, situation.memory.clone())
+}
+
+/// An attempt ended without a grant: it is recorded, and another follows.
+pub(super) fn end_before_start(
+    mut draft: Draft<'_>,
+    situation: &Situation<'_>,
+    record: &AttemptStatus,
+    end: &AttemptExit,
+) -> Verdict {
+    let exit = AttemptExit {
+        source: ExitSource::None,
+        code: None,
+        signal: None,
+        ..end.clone()
+    };
+    draft.record_end(record, exit.clone());
+    draft.wait(&waiting::replacement(record.number, &exit));
+    let action = match situation.pod {
+        Sight::Ours(pod) if !ending::is_terminal(pod) => delete(pod),
+        _ => Action::None,
+    };
+    draft.verdict(action, Some(back_off(record.number)), situation.memory.clone())
+}
+
+pub(super) fn replace(
+    mut draft: Draft<'_>,
+    situation: &Situation<'_>,
+    record: &AttemptStatus,
+    exit: &AttemptExit,
+    memory: Memory,
+) -> Verdict {
+    if should_stop(situation.process) {
+        draft.finish(record, &stopped_before_start(), None);
+        return draft.verdict(Action::None, None, memory);
+    }
+    if record.number >= MAX_ATTEMPTS {
+        draft.finish(record, &start_failed(exit), None);
+        return draft.verdict(Action::None, None, memory);
+    }
+    let ended = record.finished_at.unwrap_or(situation.now);
+    match remaining(ended, back_off(record.number), situation.now) {
+        Some(left) => draft.verdict(clean_up(situation), Some(left), memory),
+        None => begin(draft, record.number + 1, memory),
+    }
+}
+
+/// The status is final first, guarded by the version that shows no grant; only then
+/// is the pod deleted.
+pub(super) fn stop_before_start(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus) -> Verdict {
+    let exit = stopped_before_start();
+    draft.record_end(record, exit.clone());
+    draft.finish(record, &exit, None);
+    draft.verdict(clean_up(situation), None, situation.memory.clone())
+}
+
+pub(super) fn stopped_before_start() -> AttemptExit {
+    AttemptExit {
+        source: ExitSource::None,
+        reason: Some(Reason::Stopped),
+        message: Some("stopped before the program was started".into()),
+        stop: Some(StopStatus {
+            requested_by: "spec.desiredState".into(),
+            message: None,
+        }),
+        ..AttemptExit::default()
+    }
+}
+
+fn start_failed(last: &AttemptExit) -> AttemptExit {
+    let last = last.message.as_deref().unwrap_or("no reason is known");
+    AttemptExit {
+        reason: Some(Reason::StartFailed),
+        message: Some(format!(
+            "{MAX_ATTEMPTS} pods ended before the program was started; the last: {last}"
+        )),
+        ..AttemptExit::default()
+    }
+}
+
+/// Seconds before the next attempt: 1, 2, 4, 8.
+pub(super) fn back_off(attempt: u32) -> Duration {
+    Duration::from_secs(1 << attempt.saturating_sub(1).min(5))
+}
