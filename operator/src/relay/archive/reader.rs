@@ -35,23 +35,25 @@ impl Reader {
     /// # Errors
     /// When the store does not answer.
     pub async fn next(&mut self, at: Cursor) -> Result<Vec<Placed>, Error> {
+        let mut has_listed = false;
         loop {
             let is_fresh = self.listed.is_empty();
             if is_fresh {
                 self.listed = self.archive.segments(&self.key).await?.into();
             }
-            let found = self.advance(at).await;
+            let found = self.advance(at).await?;
             // A list from an earlier call may know less than the archive: neither an end nor a hole is believed to it.
-            let is_sure = is_fresh
-                || found
-                    .as_ref()
-                    .is_ok_and(|pieces| pieces.first().is_some_and(is_no_hole));
-            if found.is_err() || !is_sure {
-                self.listed.clear();
+            // A directory that is read while segments are added may show a later one without an earlier one (readdir(3)
+            // leaves that open): only a second list proves a hole.
+            let is_sure = match found.first() {
+                None => is_fresh,
+                Some(first) => is_no_hole(first) || (is_fresh && has_listed),
+            };
+            if is_sure {
+                return Ok(found);
             }
-            if found.is_err() || is_sure {
-                return found;
-            }
+            has_listed |= is_fresh;
+            self.listed.clear();
         }
     }
 
