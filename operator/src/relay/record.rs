@@ -225,3 +225,6 @@ impl Record for Recorder {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests;
