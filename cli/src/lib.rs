@@ -29,10 +29,17 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         .and_then(|found| args::Cli::from_arg_matches(&found))
     {
         Ok(cli) => cli,
-        Err(usage) => {
-            // Nothing is left to do where even the usage cannot be written.
-            let _ = usage.print();
-            return ExitCode::from(if usage.use_stderr() { exit::UNKNOWN } else { 0 });
+        Err(usage) if usage.use_stderr() => {
+            let text = usage.render().to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+            eprint!("{}", output::prefixed(&lines.join("\n")));
+            return ExitCode::from(exit::UNKNOWN);
+        }
+        Err(help) => {
+            // Nothing is left to do where even the help cannot be written.
+            let _ = help.print();
+            return ExitCode::SUCCESS;
         }
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()

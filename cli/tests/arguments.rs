@@ -36,6 +36,7 @@ fn wrong_arguments_are_named_and_are_125() {
     ] {
         let text = stderr(arguments, 125);
         assert!(text.contains(word), "{arguments:?}: {text}");
+        assert!(text.lines().all(|line| line.starts_with("rproc: ")), "{text}");
     }
 }
 
