@@ -1,0 +1,336 @@
+//! The task that owns the machine: it hears, asks the machine, and acts.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use remoteprocess_entrypoint::message::{FromEntrypoint, Secret, Target, ToEntrypoint};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::capture::{Capture, Command};
+use super::facts::{Fact, Facts, Stop};
+use super::link::{self, Link, Newcomer};
+use super::machine::{Action, Event, Machine};
+use super::signals::{SignalError, Signals};
+use super::{Settings, StartError, Status, echo};
+use crate::spool::{Appender, Spool};
+
+/// A fact that the volume refused is tried again this much later.
+const STORE_RETRY: Duration = Duration::from_millis(250);
+/// How long the last echo may delay `Recorded`.
+const ECHO_FLUSH: Duration = Duration::from_millis(500);
+/// A note (nothing waits for it) is tried so often.
+const NOTE_TRIES: u32 = 4;
+
+/// What the conversation is asked or told.
+#[derive(Debug)]
+pub enum Request {
+    /// The relay allows the launch.
+    Granted,
+    /// Somebody asks for the end; answered when the order is on its way and noted.
+    Stop(Stop, oneshot::Sender<()>),
+    /// Somebody sends a signal, once for each `request_id`.
+    Signal {
+        request_id: String,
+        number: i32,
+        target: Target,
+        answer: oneshot::Sender<Result<(), SignalError>>,
+    },
+    /// The pipes were read to their end.
+    PipesEnded,
+    /// The entrypoint of the connection with this number said something.
+    Heard(u64, link::Heard),
+    /// The last of the echo is on its way.
+    EchoFlushed,
+}
+
+/// The task that owns the machine.
+pub struct Conversation {
+    spool: Arc<Spool>,
+    machine: Machine,
+    capture: Capture,
+    link: Option<Link>,
+    /// Tells the current connection's messages from those of one that was replaced.
+    link_number: u64,
+    held: Option<Instant>,
+    lost: Option<Instant>,
+    echo: Option<JoinHandle<()>>,
+    outlet: watch::Sender<Option<mpsc::Sender<ToEntrypoint>>>,
+    signals: Signals,
+    status: watch::Sender<Status>,
+    requests: mpsc::WeakUnboundedSender<Request>,
+}
+
+/// What came with the event that is being dealt with.
+#[derive(Default)]
+struct Baggage {
+    newcomer: Option<Newcomer>,
+    pipes: Vec<OwnedFd>,
+}
+
+impl Conversation {
+    /// Listens, takes up what is on the spool, and goes on by itself until every sender of requests is gone.
+    pub fn start(
+        spool: Arc<Spool>,
+        appender: Appender,
+        settings: Settings,
+    ) -> Result<(mpsc::UnboundedSender<Request>, watch::Receiver<Status>), StartError> {
+        let facts = Facts::load(spool.directory())?;
+        let (requests, inbox) = mpsc::unbounded_channel();
+        let (newcomers, arrivals) = mpsc::channel(1);
+        let capture = Capture::spawn(appender, notify(requests.downgrade(), |()| Request::PipesEnded))?;
+        let (machine, first) = Machine::new(facts, settings.launch);
+        let (status, seen) = watch::channel(status_of(&machine));
+        let (outlet, echo_outlet) = watch::channel(None);
+        let echo = tokio::spawn(echo::run(
+            Arc::clone(&spool),
+            settings.echo,
+            settings.echo_pointer,
+            echo_outlet,
+        ));
+        link::listen(&settings.socket, newcomers)?;
+        let conversation = Conversation {
+            spool,
+            machine,
+            capture,
+            link: None,
+            link_number: 0,
+            held: None,
+            lost: None,
+            echo: Some(echo),
+            outlet,
+            signals: Signals::default(),
+            status,
+            requests: requests.downgrade(),
+        };
+        tokio::spawn(conversation.run(inbox, arrivals, first));
+        Ok((requests, seen))
+    }
+
+    async fn run(
+        mut self,
+        mut inbox: mpsc::UnboundedReceiver<Request>,
+        mut arrivals: mpsc::Receiver<Newcomer>,
+        first: Vec<Action>,
+    ) {
+        self.act(first, Baggage::default()).await;
+        loop {
+            let (held, lost) = (self.held, self.lost);
+            tokio::select! {
+                biased;
+                request = inbox.recv() => match request {
+                    Some(request) => self.take(request).await,
+                    None => return,
+                },
+                Some(newcomer) = arrivals.recv() => self.greet(newcomer).await,
+                () = at(held) => {
+                    self.held = None;
+                    self.handle(Event::Held).await;
+                }
+                () = at(lost) => {
+                    self.lost = None;
+                    self.handle(Event::Lost).await;
+                }
+            }
+            self.status.send_replace(status_of(&self.machine));
+        }
+    }
+
+    async fn take(&mut self, request: Request) {
+        match request {
+            Request::Granted => self.handle(Event::Granted).await,
+            Request::PipesEnded => self.handle(Event::PipesEnded).await,
+            Request::Stop(stop, done) => {
+                self.handle(Event::Stop(stop)).await;
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
+            Request::Signal {
+                request_id,
+                number,
+                target,
+                answer,
+            } => {
+                let link = self.link.as_ref();
+                let phase = self.machine.phase();
+                self.signals.request(request_id, number, target, answer, link, phase);
+            }
+            Request::Heard(number, heard) if number == self.link_number => self.hear(heard).await,
+            Request::Heard(..) => {}
+            Request::EchoFlushed => self.send(ToEntrypoint::Recorded),
+        }
+    }
+
+    async fn hear(&mut self, heard: link::Heard) {
+        match heard {
+            None => {
+                self.hang_up();
+                self.handle(Event::Disconnected).await;
+            }
+            Some((FromEntrypoint::Launched { pid, at_unix_nanos }, pipes)) => {
+                let event = Event::Launched {
+                    pid,
+                    at_unix_nanos: at_unix_nanos.try_into().unwrap_or(i64::MAX),
+                    has_pipes: !pipes.is_empty(),
+                };
+                self.handle_with(event, Baggage { newcomer: None, pipes }).await;
+            }
+            Some((FromEntrypoint::Exited(exited), _)) => self.handle(Event::Exited(exited)).await,
+            Some((FromEntrypoint::SignalDone { id, error }, _)) => self.signals.done(id, error),
+            Some((FromEntrypoint::Hello { .. }, _)) => {
+                tracing::warn!("the entrypoint said hello twice");
+                self.hang_up();
+                self.handle(Event::Disconnected).await;
+            }
+        }
+    }
+
+    async fn greet(&mut self, mut newcomer: Newcomer) {
+        let mut secret = [0; 32];
+        if let Err(error) = fill_random(&mut secret) {
+            tracing::warn!(%error, "no randomness for a secret");
+            return;
+        }
+        let pipes = std::mem::take(&mut newcomer.descriptors);
+        let event = Event::Hello {
+            resume: newcomer.resume.clone(),
+            has_pipes: !pipes.is_empty(),
+            fresh_secret: Secret(secret),
+        };
+        let newcomer = Some(newcomer);
+        self.handle_with(event, Baggage { newcomer, pipes }).await;
+    }
+
+    async fn handle(&mut self, event: Event) {
+        self.handle_with(event, Baggage::default()).await;
+    }
+
+    async fn handle_with(&mut self, event: Event, baggage: Baggage) {
+        tracing::debug!(?event, "event");
+        let actions = self.machine.on(event);
+        self.act(actions, baggage).await;
+    }
+
+    async fn act(&mut self, actions: Vec<Action>, mut baggage: Baggage) {
+        for action in actions {
+            match action {
+                Action::Persist(fact) => self.persist(fact, u32::MAX).await,
+                Action::Note(fact) => self.persist(fact, NOTE_TRIES).await,
+                Action::Send(order) => self.send(order),
+                Action::Accept => self.accept(baggage.newcomer.take()),
+                Action::Refuse(why) => {
+                    tracing::warn!(why, "hanging up on a connection");
+                    // Without a newcomer it is the current connection that misbehaves.
+                    if baggage.newcomer.take().is_none() {
+                        self.hang_up();
+                    }
+                }
+                Action::Attach => {
+                    let mut pipes = std::mem::take(&mut baggage.pipes).into_iter();
+                    if let Some(stdout) = pipes.next() {
+                        let stderr = pipes.next();
+                        self.capture.order(Command::Attach { stdout, stderr });
+                    }
+                }
+                Action::DrainPipes => self.capture.order(Command::DrainPipes),
+                Action::CloseStreams => self.capture.order(Command::Close),
+                Action::FlushAndRecord => self.flush_and_record(),
+                Action::ArmHeld(after) => self.held = Some(Instant::now() + after),
+                Action::ArmLost(after) => self.lost = Some(Instant::now() + after),
+            }
+        }
+    }
+
+    async fn persist(&self, fact: Fact, tries: u32) {
+        for _ in 0..tries {
+            let (spool, stored) = (Arc::clone(&self.spool), fact.clone());
+            let storing = tokio::task::spawn_blocking(move || stored.store(spool.directory()));
+            match storing.await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => tracing::warn!(%error, ?fact, "a fact cannot be stored"),
+                Err(error) => tracing::error!(%error, "storing a fact"),
+            }
+            tokio::time::sleep(STORE_RETRY).await;
+        }
+    }
+
+    fn send(&mut self, order: ToEntrypoint) {
+        if let Some(link) = &self.link
+            && !link.send(order)
+        {
+            tracing::warn!("the entrypoint takes no orders");
+        }
+    }
+
+    fn accept(&mut self, newcomer: Option<Newcomer>) {
+        let Some(newcomer) = newcomer else {
+            return;
+        };
+        self.hang_up();
+        self.link_number += 1;
+        let number = self.link_number;
+        let link = newcomer.accept(notify(self.requests.clone(), move |heard| {
+            Request::Heard(number, heard)
+        }));
+        self.outlet.send_replace(Some(link.echo.clone()));
+        self.link = Some(link);
+        self.lost = None;
+    }
+
+    fn hang_up(&mut self) {
+        self.outlet.send_replace(None);
+        self.link = None;
+        self.signals.forget_pending();
+    }
+
+    fn flush_and_record(&mut self) {
+        let echo = self.echo.take();
+        let flushed = notify(self.requests.clone(), |()| Request::EchoFlushed);
+        tokio::spawn(async move {
+            if let Some(echo) = echo {
+                // A log that does not take the rest in time does without it.
+                let _ = tokio::time::timeout(ECHO_FLUSH, echo).await;
+            }
+            flushed(());
+        });
+    }
+}
+
+/// A way for others to tell the conversation something, that does not keep it alive.
+fn notify<T>(
+    requests: mpsc::WeakUnboundedSender<Request>,
+    request: impl Fn(T) -> Request + Send + 'static,
+) -> impl Fn(T) + Send + 'static {
+    move |value| {
+        if let Some(requests) = requests.upgrade() {
+            // Fails only when the conversation has ended meanwhile.
+            let _ = requests.send(request(value));
+        }
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn fill_random(bytes: &mut [u8; 32]) -> io::Result<()> {
+    let flags = rustix::rand::GetRandomFlags::empty();
+    let filled = rustix::rand::getrandom(&mut bytes[..], flags)?;
+    // Up to 256 bytes come whole (getrandom(2)).
+    debug_assert_eq!(filled, bytes.len());
+    Ok(())
+}
+
+fn status_of(machine: &Machine) -> Status {
+    Status {
+        phase: machine.phase(),
+        is_connected: machine.is_connected(),
+        facts: machine.facts().clone(),
+    }
+}
