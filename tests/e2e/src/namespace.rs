@@ -86,11 +86,14 @@ fn dump(namespace: &str) {
     let operator = [
         "logs",
         "--selector=app.kubernetes.io/name=remoteprocess-operator",
-        "--tail=80",
+        "--tail=2000",
         "--namespace",
     ];
     if let Ok(finished) = kubectl(operator).arg(RELEASE_NAMESPACE).finish() {
-        println!("{}", finished.out());
+        let log = finished.out();
+        log.lines()
+            .filter(|line| line.contains(namespace))
+            .for_each(|line| println!("{line}"));
     }
     println!("---- end of the state of {namespace}");
 }
