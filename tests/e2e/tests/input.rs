@@ -98,8 +98,14 @@ fn the_cli_refuses_with_a_sentence() {
                 .finish()
         };
         refused(rproc(&["run", "x", "--image", BUSYBOX]), &["COMMAND"])?;
-        refused(rproc(&["logs", "no-such-process"]), &["no-such-process", "not found"])?;
-        refused(rproc(&["stop", "no-such-process"]), &["no-such-process", "not found"])?;
+        refused(
+            rproc(&["logs", "no-such-process"]),
+            &["there is no process no-such-process"],
+        )?;
+        refused(
+            rproc(&["stop", "no-such-process"]),
+            &["there is no process no-such-process"],
+        )?;
         refused(rproc(&["signal", "x", "SIGNONE"]), &["SIGNONE"])?;
         refused(
             rproc(&["run", "Bad_Name", "--image", BUSYBOX, "--", "true"]),

@@ -55,7 +55,11 @@ fn somebody_without_rights_is_told_the_rule() {
             &["logs", "sleeper"],
             &["remoteprocesses/log", "get", "apiGroups"],
         )?;
-        refused(&nobody, &["stop", "sleeper"], &["remoteprocesses/signal", "create"])?;
+        refused(
+            &nobody,
+            &["stop", "sleeper"],
+            &["missing rule", "resources: [remoteprocesses]", "get"],
+        )?;
         refused(&nobody, &["ps"], &["remoteprocesses", "list"])?;
         Ok(())
     });
@@ -68,7 +72,7 @@ fn an_editor_of_another_namespace_is_nobody_here() {
         with_temp_ns("there", |there| {
             let flag = format!("--namespace={}", here.name);
             refused(&there.editor, &["logs", "sleeper", &flag], &["remoteprocesses/log"])?;
-            refused(&there.editor, &["stop", "sleeper", &flag], &["remoteprocesses/signal"])?;
+            refused(&there.editor, &["stop", "sleeper", &flag], &["missing rule"])?;
             Ok(())
         });
         Ok(())

@@ -54,6 +54,7 @@ async fn call_all(channel: &Channel, namespace: &str, name: &str) -> Vec<(&'stat
         protocol: 1,
         process: key(),
         number: 18,
+        request_id: "e2e".to_owned(),
         ..Default::default()
     };
     let signal = relay.signal(signal).await.map(drop);
@@ -93,6 +94,14 @@ async fn refused_everywhere(relay: &Relay, dialer: Dialer, namespace: &Namespace
     }
     ensure!(start(&channel, target.start_request()).await.is_err(), "Start answered");
     Ok(())
+}
+
+/// Fails unless the start was refused: by an error, or by the answer.
+fn not_granted(answer: Result<bool, Status>) -> Result<()> {
+    match answer {
+        Ok(true) => bail!("it was granted"),
+        Ok(false) | Err(_) => Ok(()),
+    }
 }
 
 fn denied<T>(method: &str, answer: Result<T, Status>) -> Result<()> {
@@ -142,17 +151,25 @@ fn an_agent_may_start_its_own_attempt_and_nothing_else() {
             for (method, answer) in call_all(&channel, &namespace.name, "own").await {
                 denied(method, answer)?;
             }
-            denied("Start of another", start(&channel, other.start_request()).await)?;
+            not_granted(start(&channel, other.start_request()).await)?;
+            let fresh = StartRequest {
+                launched: false,
+                ..other.start_request()
+            };
+            not_granted(start(&channel, fresh).await)?;
+            let next = StartRequest {
+                attempt: 2,
+                launched: false,
+                ..own.start_request()
+            };
+            not_granted(start(&channel, next).await)?;
             ensure!(start(&channel, own.start_request()).await?, "its own attempt goes on");
             let elsewhere = Role::Agent {
                 namespace: "default".to_owned(),
                 pod_uid: own.pod_uid.clone(),
             };
             let elsewhere = relay.main(&relay.identity(&elsewhere, None)?).await?;
-            denied(
-                "Start from another namespace",
-                start(&elsewhere, own.start_request()).await,
-            )
+            not_granted(start(&elsewhere, own.start_request()).await)
         })
     });
 }
