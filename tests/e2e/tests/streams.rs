@@ -147,10 +147,8 @@ fn logs_begin_at_a_line_or_an_offset() {
 #[test]
 fn the_containers_log_has_the_output_of_ordinary_jobs() {
     with_temp_ns("echo", |namespace| {
-        namespace
-            .editor
-            .run("echo", "seq 1 1000; while [ ! -f /tmp/go ]; do sleep 0.05; done")
-            .start()?;
+        let script = "seq 1 1000; while [ ! -f /tmp/go ]; do sleep 0.05; done";
+        let _run = namespace.editor.run("echo", script).start()?;
         let pod = namespace.pod("echo")?;
         let pod = pod["metadata"]["name"].as_str().context("a pod has a name")?.to_owned();
         let logs = || namespace.kubectl(&["logs", &pod]).finish();
