@@ -209,7 +209,11 @@ impl Follower {
             Read::Closed => Ok(Next::Closed),
             Read::Behind => {
                 let front = live.session.ring.front().unwrap_or_default();
-                let found = self.reader.next(at).await?;
+                let mut found = self.reader.next(at).await?;
+                if found.is_empty() {
+                    // It is durable, or the ring would have kept it: a list made while segments came in may have missed it.
+                    found = self.reader.next(at).await?;
+                }
                 Ok(if found.is_empty() {
                     self.skip_to(at, front)
                 } else {
