@@ -86,7 +86,7 @@ pub struct RunArgs {
     /// File for the result as JSON: it tells a program's 125 from ours
     #[arg(long, value_name = "FILE", conflicts_with = "detach")]
     pub result_file: Option<PathBuf>,
-    /// The command and its arguments
+    /// The command and its arguments, run exactly as typed
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
