@@ -129,7 +129,17 @@ fn pass_long(cargo: &mut Command, args: &TestArgs) {
 fn cargo(task: &str) -> Command {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(paths::repository()).arg(task);
+    share_target(&mut cargo);
     cargo
+}
+
+/// Unless the user has chosen a folder, dependencies are compiled into the cache, where a fresh clone finds them.
+fn share_target(command: &mut Command) {
+    if std::env::var_os("CARGO_TARGET_DIR").is_none()
+        && let Ok(cache) = paths::cache()
+    {
+        command.env("CARGO_TARGET_DIR", cache.join("target"));
+    }
 }
 
 #[derive(Default)]
@@ -174,6 +184,7 @@ impl Report {
             .current_dir(paths::repository())
             .args(["--kill-after=10", E2E_LIMIT]);
         command.args(["cargo", "test", "--locked", "--no-fail-fast"]);
+        share_target(&mut command);
         arguments(&mut command);
         let (passed, failed) = count_tests(&mut command).unwrap_or_else(|error| {
             println!("FAILED: {name}: {error:#}");
