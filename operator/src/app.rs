@@ -26,8 +26,10 @@ use crate::relay::enrol::EnrolmentService;
 use crate::relay::oversee::{self, Overseer};
 use crate::relay::record::Recorder;
 use crate::relay::service::{RelayParts, RelayService};
-use crate::relay::session::{Agent, Connect, ConnectError, Context, Sessions};
+use crate::relay::session::{Agent, Budget, Connect, ConnectError, Context, Sessions};
 
+/// What the rings of all live attempts together may hold, in bytes: part of the 512 MiB that the chart gives a replica.
+const RING_MEMORY: usize = 160 << 20;
 /// Between two tries to get the authority going while the API server is away.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -149,6 +151,7 @@ impl Relay {
             archive: archive.clone(),
             connect: Box::new(AgentDialer(Dialer::new(authority.identity()))),
             record: Box::new(recorder.clone()),
+            memory: Arc::new(Budget::new(RING_MEMORY)),
             shutdown: shutdown.clone(),
         };
         Self {

@@ -121,6 +121,7 @@ async fn relay() -> Relay {
         archive: archive.clone(),
         connect: Box::new(Unreachable),
         record: Box::new(recorder.clone()),
+        memory: Arc::new(crate::relay::session::Budget::new(1 << 30)),
         shutdown: shutdown.clone(),
     };
     let service = RelayService::new(RelayParts {

@@ -4,6 +4,7 @@
 //! and the archive where they are too slow for it; none of them holds the upstream up. Only a ring full of bytes that
 //! are not durable yet does: then the agent's spool absorbs.
 
+mod budget;
 mod control;
 mod follower;
 mod keeper;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
+pub use budget::Budget;
 pub use control::ControlError;
 pub use follower::{Follower, Next};
 use ring::Ring;
@@ -98,6 +100,8 @@ pub struct Context {
     pub connect: Box<dyn Connect>,
     /// Where facts go.
     pub record: Box<dyn Record>,
+    /// What all rings together may hold.
+    pub memory: Arc<Budget>,
     /// Ends every session: what was received is flushed first.
     pub shutdown: CancellationToken,
 }
@@ -198,8 +202,8 @@ impl Session {
     fn new(context: Arc<Context>, subject: Subject, agent: Agent) -> Self {
         Self {
             subject,
+            ring: Ring::new(context.memory.clone()),
             context,
-            ring: Ring::new(),
             agent: watch::Sender::new(agent),
             control: control::Control::default(),
             started: watch::Sender::new(false),

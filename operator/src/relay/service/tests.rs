@@ -21,7 +21,7 @@ use super::*;
 use crate::fake_api;
 use crate::relay::archive::Subject;
 use crate::relay::session::fake_agent::{FakeAgent, Program, TestDialer};
-use crate::relay::session::{Context, Ending, NEVER_SEALED, Record};
+use crate::relay::session::{Budget, Context, Ending, NEVER_SEALED, Record};
 
 /// Far more than any step takes; only a hang comes this far.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -62,6 +62,7 @@ impl Bench {
             archive: archive.clone(),
             connect: Box::new(TestDialer::default()),
             record: Box::new(notes.clone()),
+            memory: Arc::new(Budget::new(1 << 30)),
             shutdown: shutdown.clone(),
         };
         let parts = RelayParts {

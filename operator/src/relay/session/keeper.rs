@@ -84,7 +84,7 @@ async fn keep(session: &Session, mut writer: Writer, saved: &watch::Sender<Curso
         }
         index = next;
         let ended = session.ring.is_ended_at(index);
-        let due = oldest.is_some_and(|oldest| oldest.elapsed() >= AGE);
+        let due = oldest.is_some_and(|oldest| oldest.elapsed() >= AGE) || session.context.memory.is_tight();
         if oldest.is_some() && (writer.is_full() || ended || due) {
             let mut backoff = BACKOFF.0;
             while let Err(error) = writer.flush().await {
@@ -104,7 +104,7 @@ async fn keep(session: &Session, mut writer: Writer, saved: &watch::Sender<Curso
         let timer = oldest.map_or_else(|| Instant::now() + AGE, |oldest| oldest + AGE);
         tokio::select! {
             () = session.ring.due() => {}
-            () = sleep_until(timer) => {}
+            () = sleep_until(timer) => session.ring.ease(),
         }
     }
 }

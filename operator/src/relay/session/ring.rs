@@ -1,11 +1,12 @@
 //! The newest part of an attempt's history, in memory, bounded.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use remoteprocess_proto::v1::{Cursor, Exit, Stream};
 use tokio::sync::{Notify, watch};
 
+use super::budget::Budget;
 use crate::relay::archive::SEGMENT_BYTES;
 use crate::relay::piece::{Piece, Placed, distance, gap};
 
@@ -21,10 +22,12 @@ pub struct Ring {
     changed: watch::Sender<u64>,
     keeper: Notify,
     room: Notify,
+    budget: Arc<Budget>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    budget: Arc<Budget>,
     begun: bool,
     pieces: VecDeque<Placed>,
     /// Index of the front piece, counted over the life of the ring.
@@ -73,12 +76,14 @@ impl Place {
 }
 
 impl Ring {
-    pub fn new() -> Self {
+    /// An empty ring whose memory is counted in `budget`.
+    pub fn new(budget: Arc<Budget>) -> Self {
         Self {
-            state: Mutex::default(),
+            state: Mutex::new(State::new(budget.clone())),
             changed: watch::Sender::new(0),
             keeper: Notify::new(),
             room: Notify::new(),
+            budget,
         }
     }
 
@@ -117,11 +122,15 @@ impl Ring {
     /// Waits until the ring can take a piece more.
     pub async fn room(&self) {
         loop {
-            let room = self.room.notified();
-            if self.lock().unkept_cost < CAPACITY {
+            let (room, freed) = (self.room.notified(), self.budget.freed());
+            let unkept = self.lock().unkept_cost;
+            if unkept == 0 || (unkept < CAPACITY && !self.budget.is_tight()) {
                 return;
             }
-            room.await;
+            tokio::select! {
+                () = room => {}
+                () = freed => {}
+            }
         }
     }
 
@@ -174,6 +183,11 @@ impl Ring {
         state.trim();
         drop(state);
         self.room.notify_one();
+    }
+
+    /// Lets go of what need not be held, where memory is short.
+    pub fn ease(&self) {
+        self.lock().trim();
     }
 
     pub fn end(&self) -> Cursor {
@@ -258,7 +272,30 @@ fn trim_front(found: &mut [Placed], at: Cursor) {
     }
 }
 
+impl Drop for State {
+    fn drop(&mut self) {
+        self.budget.give(self.cost);
+    }
+}
+
 impl State {
+    fn new(budget: Arc<Budget>) -> Self {
+        Self {
+            budget,
+            begun: false,
+            pieces: VecDeque::new(),
+            first: 0,
+            kept: 0,
+            cost: 0,
+            unkept_cost: 0,
+            end: Cursor::default(),
+            readers: 0,
+            ended: false,
+            exit: None,
+            closed: false,
+        }
+    }
+
     fn head(&self) -> u64 {
         self.first + self.pieces.len() as u64
     }
@@ -272,6 +309,7 @@ impl State {
         self.end = placed.end();
         let cost = placed.piece.cost();
         self.cost += cost;
+        self.budget.take(cost);
         self.unkept_cost += cost;
         self.pieces.push_back(placed);
         self.trim();
@@ -279,10 +317,15 @@ impl State {
 
     /// Drops durable pieces from the front: all that no reader needs, else what exceeds the capacity.
     fn trim(&mut self) {
-        let limit = if self.readers == 0 { 0 } else { CAPACITY };
+        let limit = if self.readers == 0 || self.budget.is_tight() {
+            0
+        } else {
+            CAPACITY
+        };
         while self.first < self.kept && self.cost > limit {
             let Some(dropped) = self.pieces.pop_front() else { return };
             self.cost -= dropped.piece.cost();
+            self.budget.give(dropped.piece.cost());
             self.first += 1;
         }
     }
@@ -320,6 +363,10 @@ mod tests {
     use crate::relay::piece::data;
     use bytes::Bytes;
 
+    fn ring() -> Ring {
+        Ring::new(Arc::new(Budget::new(1 << 30)))
+    }
+
     fn chunk(offset: u64, length: usize) -> Piece {
         data(Stream::Stdout, offset, 0, Bytes::from(vec![1; length]))
     }
@@ -331,7 +378,7 @@ mod tests {
 
     #[test]
     fn repeats_are_dropped_and_holes_become_gaps() {
-        let ring = Ring::new();
+        let ring = ring();
         ring.begin(Cursor { stdout: 10, stderr: 0 });
         ring.push(chunk(5, 10));
         ring.push(chunk(0, 15));
@@ -350,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_reader_behind_the_ring_is_sent_to_the_archive() {
-        let ring = Ring::new();
+        let ring = ring();
         ring.begin(Cursor::default());
         ring.push(chunk(0, 100));
         ring.push(chunk(100, 100));
@@ -363,7 +410,7 @@ mod tests {
 
     #[test]
     fn durable_pieces_stay_only_while_somebody_reads_and_never_beyond_the_capacity() {
-        let ring = Ring::new();
+        let ring = ring();
         ring.begin(Cursor::default());
         ring.join();
         let piece = 64 * 1024;
@@ -379,7 +426,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_upstream_waits_only_for_durability() {
-        let ring = Ring::new();
+        let ring = ring();
         ring.begin(Cursor::default());
         let mut offset = 0;
         while ring.lock().unkept_cost < CAPACITY {
@@ -390,5 +437,23 @@ mod tests {
         assert!(blocked.is_err());
         ring.keep(1);
         ring.room().await;
+    }
+
+    #[tokio::test]
+    async fn where_memory_is_short_each_ring_holds_one_piece_at_a_time() {
+        let budget = Arc::new(Budget::new(100_000));
+        let (first, second) = (Ring::new(budget.clone()), Ring::new(budget.clone()));
+        first.begin(Cursor::default());
+        second.begin(Cursor::default());
+        first.join();
+        first.push(chunk(0, 100_000));
+        second.room().await;
+        second.push(chunk(0, 1000));
+        let blocked = tokio::time::timeout(std::time::Duration::from_millis(20), second.room()).await;
+        assert!(blocked.is_err());
+        first.keep(1);
+        second.room().await;
+        drop((first, second));
+        assert!(!budget.is_tight());
     }
 }

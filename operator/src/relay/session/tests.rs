@@ -65,6 +65,7 @@ impl Relay {
             archive: archive.clone(),
             connect: Box::new(TestDialer::default()),
             record: Box::new(notes.clone()),
+            memory: Arc::new(Budget::new(1 << 30)),
             shutdown: shutdown.clone(),
         };
         Self {
