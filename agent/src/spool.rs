@@ -15,6 +15,7 @@ mod journal;
 mod offsets;
 mod reader;
 pub mod record;
+mod slots;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -32,6 +33,7 @@ pub use reader::{Chunk, Item, Reader};
 
 use checkpoint::Checkpoint;
 use journal::{Journal, Record};
+use slots::Slots;
 
 /// What can go wrong with the spool.
 #[derive(Debug, thiserror::Error)]
@@ -116,14 +118,6 @@ pub struct Seals {
     pub stderr: StreamSeal,
 }
 
-/// What the archive holds, across kills.
-#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
-struct Archived(Offsets);
-
-impl record::Record for Archived {
-    const NAME: &'static str = "archived";
-}
-
 /// How far the spool has come. Published after each step, so that a reader never sees a byte without its record.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
@@ -179,7 +173,8 @@ struct Inner {
     /// Wakes the one that appends: there is room again, or a command.
     wake: OwnedFd,
     stop: std::sync::atomic::AtomicBool,
-    committing: Mutex<()>,
+    /// What the archive holds, across kills.
+    archived: Mutex<Slots<Offsets>>,
 }
 
 impl Spool {
@@ -195,7 +190,9 @@ impl Spool {
             open_file(directory, Stream::Stdout.file_name())?,
             open_file(directory, Stream::Stderr.file_name())?,
         ];
-        let checkpoint = Checkpoint::load(directory)?.unwrap_or_default();
+        let (checkpoint_slots, checkpoint) = Slots::open(directory, "checkpoint")?;
+        let checkpoint: Checkpoint = checkpoint.unwrap_or_default();
+        let (archived_slots, archived) = Slots::<Offsets>::open(directory, "archived")?;
         let journal = Journal::open(open_file(directory, "journal")?);
         let mut lengths = Offsets::default();
         for stream in Stream::ALL {
@@ -205,10 +202,10 @@ impl Spool {
         }
         checkpoint.check(lengths)?;
         let recovered = journal.recover(&checkpoint, lengths)?;
-        let Archived(archived) = record::load(directory)?.unwrap_or_default();
         let progress = Progress {
             written: recovered.written,
             archived: archived
+                .unwrap_or_default()
                 .map2(recovered.written, u64::min)
                 .map2(checkpoint.dropped, u64::max),
             dropped: checkpoint.dropped,
@@ -226,9 +223,9 @@ impl Spool {
             progress: watch::Sender::new(progress),
             wake: wake.map_err(Error::errno("eventfd"))?,
             stop: false.into(),
-            committing: Mutex::new(()),
+            archived: Mutex::new(archived_slots),
         });
-        let janitor = janitor::spawn(Arc::clone(&inner), checkpoint)?;
+        let janitor = janitor::spawn(Arc::clone(&inner), checkpoint, checkpoint_slots)?;
         let appender = Appender::new(Arc::clone(&inner), janitor.thread().clone());
         let janitor = Some(janitor);
         Ok((Self { inner, janitor }, appender))
@@ -266,8 +263,8 @@ impl Spool {
     /// # Errors
     /// When the volume refuses the note. Then the spool keeps the bytes, and a repeat may succeed.
     pub fn commit(&self, archived: Offsets) -> Result<(), Error> {
-        // One after the other: they write the same file. Nothing is left half done by a panic.
-        let _turn = self.inner.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nothing is left half done by a panic.
+        let mut slots = self.inner.archived.lock().unwrap_or_else(PoisonError::into_inner);
         let progress = self.progress();
         let next = archived
             .map2(progress.written, u64::min)
@@ -277,7 +274,7 @@ impl Spool {
         }
         // An agent that comes after a kill must know it too: the relay may have nothing new to say, and a full spool
         // would wait for it.
-        record::replace(&self.inner.directory, &Archived(next))?;
+        slots.store(&next)?;
         self.inner.progress.send_modify(|progress| {
             progress.archived = progress.archived.map2(next, u64::max);
         });

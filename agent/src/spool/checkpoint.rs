@@ -1,15 +1,12 @@
 //! What the janitor has to remember across a kill: the state of the hashes and what has left the spool.
 
-use std::path::Path;
-
 use sha2::Sha256;
 use sha2::digest::common::hazmat::SerializableState;
 use sha2::digest::{Digest, FixedOutput};
 
-use super::record::Record;
 use super::{Error, Offsets, Stream, StreamSeal};
 
-/// Written (by rename) before anything is punched, so whatever it says has left the spool is hashed in it.
+/// Written before anything is punched, so whatever it says has left the spool is hashed in it.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Checkpoint {
     /// Bytes that may have left the spool.
@@ -24,16 +21,7 @@ pub struct Checkpoint {
     stderr: (u64, Vec<u8>),
 }
 
-impl Record for Checkpoint {
-    const NAME: &'static str = "checkpoint";
-}
-
 impl Checkpoint {
-    /// The last one stored in `directory`.
-    pub fn load(directory: &Path) -> Result<Option<Self>, Error> {
-        super::record::load(directory)
-    }
-
     /// Refuses a checkpoint that says more than the files hold: the volume lost something.
     pub fn check(&self, lengths: Offsets) -> Result<(), Error> {
         let is_backed = Stream::ALL.into_iter().all(|stream| {

@@ -11,6 +11,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::checkpoint::{Checkpoint, RunningHash};
 use super::journal::RECORDS_PER_PAGE;
+use super::slots::Slots;
 use super::{Error, Inner, Offsets, Progress, Seals, Stream};
 
 /// How far the hash may lag behind before it is taken up again, in bytes.
@@ -24,13 +25,14 @@ const READ_BYTES: usize = 64 * 1024;
 const RETRY: Duration = Duration::from_millis(250);
 
 /// Starts the thread. It ends when `inner.stop` is set.
-pub fn spawn(inner: Arc<Inner>, checkpoint: Checkpoint) -> Result<JoinHandle<()>, Error> {
+pub fn spawn(inner: Arc<Inner>, checkpoint: Checkpoint, slots: Slots<Checkpoint>) -> Result<JoinHandle<()>, Error> {
     let hashes = [checkpoint.hash(Stream::Stdout)?, checkpoint.hash(Stream::Stderr)?];
     let mut janitor = Janitor {
         inner,
         checkpointed: hashes[0].hashed + hashes[1].hashed,
         hashes,
         checkpoint,
+        slots,
         buffer: vec![0; READ_BYTES],
     };
     std::thread::Builder::new()
@@ -44,6 +46,7 @@ struct Janitor {
     inner: Arc<Inner>,
     hashes: [RunningHash; 2],
     checkpoint: Checkpoint,
+    slots: Slots<Checkpoint>,
     /// Bytes of both streams that the stored checkpoint has hashed.
     checkpointed: u64,
     buffer: Vec<u8>,
@@ -114,8 +117,9 @@ impl Janitor {
             .archived
             .map2(hashed, |archived, hashed| archived.min(hashed) / BLOCK * BLOCK);
         let gain = droppable.total() - progress.dropped.total();
-        // Many small commits must not cost a rename each; but whoever is pushed back gets every byte.
-        let is_wanted = progress.stalled.is_some() || progress.used() * 2 >= self.inner.size;
+        // Many small commits must not cost a write each; but whoever is pushed back gets every byte.
+        let is_over = progress.closed && progress.archived == progress.written;
+        let is_wanted = is_over || progress.stalled.is_some() || progress.used() * 2 >= self.inner.size;
         let worth = if is_wanted { BLOCK } else { HASH_LAG };
         if gain < worth {
             return Ok(false);
@@ -164,7 +168,7 @@ impl Janitor {
         for stream in Stream::ALL {
             self.checkpoint.set_hash(stream, &self.hashes[stream.index()]);
         }
-        super::record::replace(&self.inner.directory, &self.checkpoint)?;
+        self.slots.store(&self.checkpoint)?;
         self.checkpointed = self.hashes.iter().map(|hash| hash.hashed).sum();
         Ok(())
     }

@@ -34,24 +34,14 @@ pub fn load<R: Record>(directory: &Path) -> Result<Option<R>, Error> {
 /// # Errors
 /// When the volume refuses.
 pub fn store<R: Record>(directory: &Path, record: &R) -> Result<(), Error> {
-    let file = replace(directory, record)?;
-    file.sync_all()
-        .and_then(|()| File::open(directory)?.sync_all())
-        .map_err(Error::io("sync a record"))
-}
-
-/// Stores the fact so that it survives a kill of this process, without waiting for the disk.
-///
-/// # Errors
-/// When the volume refuses.
-pub fn replace<R: Record>(directory: &Path, record: &R) -> Result<File, Error> {
     let bytes = postcard::to_stdvec(record).map_err(|_| Error::Damaged(R::NAME))?;
     let fresh = directory.join(format!("{}.new", R::NAME));
     File::create(&fresh)
         .and_then(|mut file| {
             file.write_all(&bytes)?;
+            file.sync_all()?;
             fs::rename(&fresh, directory.join(R::NAME))?;
-            Ok(file)
+            File::open(directory)?.sync_all()
         })
         .map_err(Error::io("write a record"))
 }

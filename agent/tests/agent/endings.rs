@@ -156,6 +156,38 @@ async fn a_full_spool_pushes_back_and_goes_on_after_a_commit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_full_pushes_back_and_goes_on_too() {
+    if !super::pod::can_mount() {
+        println!("SKIPPED: a small volume cannot be mounted here (needs CAP_SYS_ADMIN)");
+        return;
+    }
+    let mut relay = TestRelay::start().await;
+    let options = Options {
+        // The spool would take much more than its volume does.
+        spool_size: 64 << 20,
+        volume_bytes: Some(4 << 20),
+        ..Options::default()
+    };
+    let mut pod = Pod::start(&relay, &options);
+    pod.shell("head -c 20000000 /dev/zero; echo done >&2");
+    let start = relay.next_start().await;
+    let spool = pod.path("spool");
+    until("the volume is full", || {
+        rustix::fs::statvfs(&spool).is_ok_and(|volume| volume.f_bavail == 0)
+    })
+    .await;
+    let mut agent = relay.dial(&start.address).await;
+    let mut archive = Archive::default();
+    in_time("the rest", archive.take_from(&mut agent, &mut |_| {}))
+        .await
+        .unwrap();
+    assert_eq!((archive.cursor.stdout, archive.cursor.stderr), (20_000_000, 5));
+    let exit = archive.exit();
+    assert_eq!((exit.value, exit.sealed), (0, true));
+    assert_eq!(pod.agent_ends().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sigterm_after_the_program_waits_for_the_final_commit() {
     let mut relay = TestRelay::start().await;
     let mut pod = Pod::start(&relay, &Options::default());

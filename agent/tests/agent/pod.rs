@@ -15,6 +15,7 @@ pub struct Pod {
     pub directory: TempDir,
     pub agent: Child,
     is_supervised: bool,
+    volume: Option<PathBuf>,
     pub entrypoint: Option<Child>,
 }
 
@@ -26,6 +27,8 @@ pub struct Options {
     pub echo: &'static str,
     pub merge: bool,
     pub drain_seconds: u32,
+    /// The spool is a volume of its own with so many bytes. Needs root.
+    pub volume_bytes: Option<u64>,
 }
 
 impl Default for Options {
@@ -36,6 +39,7 @@ impl Default for Options {
             echo: "None",
             merge: false,
             drain_seconds: 30,
+            volume_bytes: None,
         }
     }
 }
@@ -64,6 +68,27 @@ fn entrypoint() -> &'static Path {
     })
 }
 
+/// Whether this test may mount a volume of its own.
+pub fn can_mount() -> bool {
+    let place = tempfile::tempdir().unwrap();
+    let can = mount(place.path(), 1 << 20);
+    if can {
+        unmount(place.path());
+    }
+    can
+}
+
+fn mount(place: &Path, bytes: u64) -> bool {
+    let size = format!("size={bytes}");
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(place);
+    mount.status().is_ok_and(|status| status.success())
+}
+
+fn unmount(place: &Path) {
+    let _ = Command::new("umount").arg(place).status();
+}
+
 impl Pod {
     /// Starts the agent's container.
     pub fn start(relay: &TestRelay, options: &Options) -> Self {
@@ -71,11 +96,16 @@ impl Pod {
         for name in ["handover", "spool"] {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
+        let spool = directory.path().join("spool");
+        if let Some(bytes) = options.volume_bytes {
+            assert!(mount(&spool, bytes), "mount a small volume");
+        }
         fs::write(directory.path().join("token"), relay::token()).unwrap();
         let agent = spawn_agent(directory.path(), relay, options);
         Self {
             directory,
             agent,
+            volume: options.volume_bytes.map(|_| spool),
             is_supervised: options.supervised,
             entrypoint: None,
         }
@@ -186,6 +216,9 @@ impl Drop for Pod {
                 let _ = kill_process(pid, Signal::KILL);
             }
             let _ = entrypoint.wait();
+        }
+        if let Some(volume) = &self.volume {
+            unmount(volume);
         }
     }
 }
