@@ -84,8 +84,10 @@ impl RelayParts {
         key: Option<ProcessKey>,
     ) -> Result<Target, Status> {
         let key = key.unwrap_or_default();
-        if key.name.is_empty() && key.uid.is_empty() {
-            return Err(Status::invalid_argument("name the process, or give its uid"));
+        if key.uid.is_empty() && (key.name.is_empty() || key.namespace.is_empty()) {
+            return Err(Status::invalid_argument(
+                "give the process's namespace and name, or its uid",
+            ));
         }
         if key.uid.is_empty() || !key.namespace.is_empty() {
             self.authorizer

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
+use kube::ResourceExt;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{Cursor, Exit, Heartbeat, OutputFrame, State, Stream as WireStream, WatchOutputRequest};
 use remoteprocess_tls::User;
@@ -56,6 +57,8 @@ struct Pump {
     follower: Option<Follower>,
     has_sent: bool,
     told: Option<State>,
+    /// The object's resourceVersion when it was last looked at.
+    seen: Option<String>,
     heartbeat: Instant,
     recheck: Instant,
     changes: [watch::Receiver<u64>; 2],
@@ -85,12 +88,17 @@ pub(super) fn watch(parts: Arc<RelayParts>, user: User, target: Target, request:
         follower: None,
         has_sent: false,
         told: None,
+        seen: None,
         heartbeat: Instant::now() + HEARTBEAT,
         recheck: Instant::now() + RECHECK,
         sender,
     };
     tokio::spawn(pump.run());
     Box::pin(frames(receiver))
+}
+
+fn version(parts: &RelayParts, target: &Target) -> Option<String> {
+    parts.object(target)?.resource_version()
 }
 
 fn frames(receiver: mpsc::Receiver<Batch>) -> impl Stream<Item = Result<OutputFrame, Status>> {
@@ -117,6 +125,7 @@ impl Pump {
 
     async fn serve(&mut self) -> Result<(), Over> {
         loop {
+            self.seen = version(&self.parts, &self.target);
             self.upkeep().await?;
             self.choose_attempt().await?;
             self.attach().await?;
@@ -374,21 +383,29 @@ impl Pump {
         } else {
             due.min(Instant::now() + POLL)
         };
+        let key = self.key();
+        let (parts, target, seen) = (&self.parts, &self.target, &self.seen);
         let [objects, sessions] = &mut self.changes;
-        let more = async {
-            match &mut self.follower {
-                Some(follower) => follower.changed().await,
-                None => std::future::pending().await,
+        loop {
+            let more = async {
+                match &mut self.follower {
+                    Some(follower) => follower.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = more => return Ok(()),
+                // Most changes are other people's.
+                _ = objects.changed(), if !is_live => if version(parts, target) != *seen {
+                    return Ok(());
+                },
+                _ = sessions.changed(), if !is_live => if parts.sessions.get(&key).is_some() {
+                    return Ok(());
+                },
+                () = sleep_until(due) => return Ok(()),
+                () = self.sender.closed() => return Err(Over::Done),
             }
-        };
-        tokio::select! {
-            () = more => {}
-            _ = objects.changed(), if !is_live => {}
-            _ = sessions.changed(), if !is_live => {}
-            () = sleep_until(due) => {}
-            () = self.sender.closed() => return Err(Over::Done),
         }
-        Ok(())
     }
 
     fn key(&self) -> AttemptKey {

@@ -128,6 +128,7 @@ fn process(status: RemoteProcessStatus) -> RemoteProcess {
     let mut process = RemoteProcess::new("hello", RemoteProcessSpec::default());
     process.metadata.namespace = Some("default".to_owned());
     process.metadata.uid = Some("0c1d".to_owned());
+    process.metadata.resource_version = Some(format!("{:?}", status));
     process.status = Some(status);
     process
 }
