@@ -21,11 +21,13 @@ fn flags_of_the_chart() -> BTreeSet<String> {
         env!("CARGO_MANIFEST_DIR"),
         "/../charts/remoteprocess-operator/templates/deployment.yaml"
     );
-    let template = fs::read_to_string(path).unwrap();
+    let template = fs::read_to_string(path).expect("the template is in the repository");
     let flags = template
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix("- --"));
-    flags.map(|flag| flag.split('=').next().unwrap().to_owned()).collect()
+    flags
+        .map(|flag| flag.split_once('=').map_or(flag, |(name, _)| name).to_owned())
+        .collect()
 }
 
 #[test]
