@@ -32,11 +32,14 @@ pub fn rproc<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Program
 
 /// `kubectl` with these arguments, for whoever `KUBECONFIG` says.
 pub fn kubectl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Program {
-    let kubectl = Program::new(
-        &program("KUBECTL", "kubectl"),
-        context().map(|name| format!("--context={name}")),
-    );
-    kubectl.args(arguments)
+    kubectl_alone()
+        .args(context().map(|name| format!("--context={name}")))
+        .args(arguments)
+}
+
+/// `kubectl` without any argument: plugins allow no flag before their name.
+pub(crate) fn kubectl_alone() -> Program {
+    Program::new::<&str>(&program("KUBECTL", "kubectl"), [])
 }
 
 /// SHA-256 in hexadecimal.

@@ -1,13 +1,13 @@
 //! People, played by ServiceAccounts with a kubeconfig of their own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::program::{Program, kubectl, rproc};
+use crate::program::{Program, kubectl, kubectl_alone, rproc};
 
 /// Somebody with a kubeconfig and a home folder of their own.
 pub struct User {
@@ -53,6 +53,12 @@ impl User {
     /// `kubectl` run by this person.
     pub fn kubectl(&self, arguments: &[&str]) -> Program {
         self.as_this_person(kubectl(arguments))
+    }
+
+    /// `kubectl` run by this person, with one more folder before `path` in which it looks for plugins.
+    pub fn kubectl_at(&self, folder: &Path, path: &str) -> Program {
+        self.as_this_person(kubectl_alone())
+            .env("PATH", format!("{}:{path}", folder.display()))
     }
 
     /// `rproc run` of a script by `sh` in busybox.

@@ -1,5 +1,6 @@
 //! Something dies in mid-stream, and nobody can tell from the output or the exit code.
 
+use std::fs;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -178,6 +179,34 @@ fn a_stopped_agent_does_not_hold_the_end_back() {
         ensure!(main_container(&namespace.pod("program")?)["state"]["terminated"]["exitCode"] == 8);
         let finished = run.finish()?;
         ensure!(finished.expect_code(8)?.out() == "ready\nlast words\n", "{finished}");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_idle_agent_is_small() {
+    let _alone = alone();
+    if !is_development_cluster("measuring the agent") {
+        return;
+    }
+    with_temp_ns("idle", |namespace| {
+        let mut run = namespace
+            .editor
+            .run("idle", "echo ready; while [ ! -f /tmp/go ]; do sleep 0.1; done")
+            .start()?;
+        run.wait_for_bytes(6)?;
+        let agent = agent_of(&pod_uid(namespace, "idle")?, None)?;
+        let path = format!("/proc/{}/smaps_rollup", agent.as_raw_nonzero());
+        let rollup = fs::read_to_string(&path).context(path)?;
+        let line = rollup
+            .lines()
+            .find_map(|line| line.strip_prefix("Anonymous:"))
+            .context("no figure")?;
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+        println!("anonymous memory of an idle agent: {kibibytes} KiB");
+        ensure!(kibibytes < 10 * 1024, "{kibibytes} KiB");
+        namespace.in_container("idle", "touch /tmp/go")?;
+        run.finish()?.expect_code(0)?;
         Ok(())
     });
 }
