@@ -8,8 +8,9 @@ use remoteprocess_entrypoint::message::{Exited, Outcome, StopCause};
 use crate::clock::Moment;
 use crate::link::Presence;
 
-/// How long an agent that is there may take to say `Recorded`.
-const RECORDED_WAIT: Duration = Duration::from_secs(2);
+/// How long an agent that is there may take to say `Recorded`. The kubelet looks once a second, and a stopped agent may
+/// hide the end of the container for 3 s at most. The agent holds the pipes and the exit is in its queue: it loses nothing.
+const RECORDED_WAIT: Duration = Duration::from_secs(1);
 /// How long an agent that is away may take to come back for the exit.
 const RETURN_WAIT: Duration = Duration::from_secs(5);
 /// How long an agent that comes and goes is told the exit.
@@ -91,10 +92,10 @@ mod tests {
 
     #[test]
     fn an_agent_has_time_to_record_or_to_return_but_not_for_ever() {
-        assert_eq!(report_until(at(100), Presence::Here(at(7))), at(102));
+        assert_eq!(report_until(at(100), Presence::Here(at(7))), at(101));
         assert_eq!(report_until(at(100), Presence::Away(at(7))), at(105));
         assert_eq!(report_until(at(100), Presence::Away(at(101))), at(106));
-        assert_eq!(report_until(at(100), Presence::Here(at(104))), at(106));
-        assert_eq!(report_until(at(100), Presence::Here(at(109))), at(110));
+        assert_eq!(report_until(at(100), Presence::Here(at(104))), at(105));
+        assert_eq!(report_until(at(100), Presence::Away(at(109))), at(110));
     }
 }
