@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use remoteprocess_e2e::{GLIBC, Namespace, Program, RELAY_SERVICE, RELEASE_NAMESPACE, kubectl, until, until_some};
+use remoteprocess_e2e::{
+    GLIBC, Namespace, Program, RELAY_SERVICE, RELEASE_NAMESPACE, User, kubectl, until, until_some,
+};
 use serde_json::json;
 
 use crate::cpu::Snapshot;
@@ -26,13 +28,30 @@ struct Turn {
     cpu: f64,
 }
 
+/// How the program writes.
+#[derive(Clone, Copy)]
+enum Writes {
+    /// Many lines at once, as into a pipe by stdio.
+    Blocks,
+    /// Each line by itself, as logs are written.
+    Lines,
+}
+
 /// Runs the rounds and describes them.
 pub fn measure(namespace: &Namespace, rounds: usize, megabytes: usize) -> Result<String> {
+    let lines = measure_writes(namespace, rounds, megabytes, Writes::Lines)?;
+    let blocks = measure_writes(namespace, rounds, megabytes, Writes::Blocks)?;
+    Ok(format!("{lines}\n{blocks}"))
+}
+
+fn measure_writes(namespace: &Namespace, rounds: usize, megabytes: usize, writes: Writes) -> Result<String> {
+    let admin = namespace.admin()?;
     let size = megabytes * 1_000_000;
     let mut turns: [Vec<Turn>; 4] = Default::default();
     for round in 0..rounds {
         for (contender, done) in turns.iter_mut().enumerate() {
-            let turn = take_turn(namespace, contender, &format!("follow-{round}-{contender}"), size)?;
+            let name = format!("{}-{round}-{contender}", writes.prefix());
+            let turn = take_turn(namespace, &admin, contender, &name, writes, size)?;
             eprintln!(
                 "{}: {} bytes, {:.2} s, {:.2} s CPU",
                 CONTENDERS[contender], turn.bytes, turn.seconds, turn.cpu
@@ -40,40 +59,75 @@ pub fn measure(namespace: &Namespace, rounds: usize, megabytes: usize) -> Result
             done.push(turn);
         }
     }
-    Ok(describe(&turns, megabytes, size))
+    Ok(describe(&turns, megabytes, writes, size))
 }
 
-fn take_turn(namespace: &Namespace, contender: usize, name: &str, size: usize) -> Result<Turn> {
-    let line = "x".repeat(99);
-    let lines = size / 100;
+impl Writes {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Blocks => "blocks",
+            Self::Lines => "lines",
+        }
+    }
+
+    /// A script that makes the lines and waits, and one that writes them.
+    fn scripts(self, lines: usize) -> (String, String) {
+        let make = format!("yes {} | head -n {lines}", "x".repeat(99));
+        match self {
+            Self::Blocks => ("true".to_owned(), make),
+            Self::Lines => (
+                format!("{make} > /tmp/lines"),
+                "dd if=/tmp/lines bs=100 2>/dev/null".to_owned(),
+            ),
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Blocks => "written in blocks (`yes | head`)",
+            Self::Lines => "each written by itself (`dd bs=100`)",
+        }
+    }
+}
+
+fn take_turn(
+    namespace: &Namespace,
+    admin: &User,
+    contender: usize,
+    name: &str,
+    writes: Writes,
+    size: usize,
+) -> Result<Turn> {
     let gate = "while [ ! -f /tmp/go ]; do sleep 0.02; done";
     let hold = "while [ ! -f /tmp/end ]; do sleep 0.1; done";
-    let produce = format!("yes {line} | head -n {lines}");
+    let (make, write) = writes.scripts(size / 100);
     let script = match contender {
-        3 => format!("touch /tmp/go; {hold}"),
-        _ => format!("{gate}; {produce}; {hold}"),
+        3 => format!("{make}; touch /tmp/made; {hold}"),
+        _ => format!("{make}; touch /tmp/made; {gate}; {write}; {hold}"),
     };
-    let program = match contender {
+    let pod = match contender {
         0 | 1 => process(namespace, name, &script)?,
         _ => pod(namespace, name, &script)?,
     };
-    let admin = namespace.admin()?;
+    let touch = |file: &str| {
+        namespace
+            .kubectl(&["exec", &pod, "--container=main", "--", "touch", file])
+            .succeed()
+    };
+    until("the lines", Duration::from_secs(60), || {
+        let made = ["exec", &pod, "--container=main", "--", "test", "-f", "/tmp/made"];
+        Ok(namespace.kubectl(&made).finish()?.code == 0)
+    })?;
     let follower = match contender {
         0 => admin.rproc(&["logs", "-f", name, "--server", &relay()?]),
         1 => admin.rproc(&["logs", "-f", name]),
         2 => admin.kubectl(&["logs", "-f", name]),
-        _ => admin.kubectl(&["exec", name, "--", "sh", "-c", &format!("{gate}; {produce}; {hold}")]),
+        _ => admin.kubectl(&["exec", name, "--", "bash", "-c", &format!("{gate}; {write}; {hold}")]),
     };
-    let turn = follow(follower, size, || {
-        namespace
-            .kubectl(&["exec", &program, "--container=main", "--", "touch", "/tmp/go"])
-            .succeed()
-    });
+    let turn = follow(follower, size, || touch("/tmp/go"));
+    touch("/tmp/end")?;
     namespace
-        .kubectl(&["exec", &program, "--container=main", "--", "touch", "/tmp/end"])
-        .succeed()?;
-    namespace
-        .kubectl(&["delete", "pod", &program, "--grace-period=1"])
+        .kubectl(&["delete", "pod", &pod, "--grace-period=1"])
         .succeed()?;
     turn
 }
@@ -144,7 +198,7 @@ fn pod(namespace: &Namespace, name: &str, script: &str) -> Result<String> {
     })
 }
 
-fn describe(turns: &[Vec<Turn>; 4], megabytes: usize, size: usize) -> String {
+fn describe(turns: &[Vec<Turn>; 4], megabytes: usize, writes: Writes, size: usize) -> String {
     let speed = |turns: &[Turn]| {
         median(
             &turns
@@ -182,8 +236,9 @@ fn describe(turns: &[Vec<Turn>; 4], megabytes: usize, size: usize) -> String {
         "whole",
     ];
     format!(
-        "## Following {megabytes} MB of 100-byte lines\n\nFrom the first to the last byte at the client. CPU: client, API \
+        "## Following {megabytes} MB of 100-byte lines, {}\n\nFrom the first to the last byte at the client. CPU: client, API \
          server, etcd, kubelet, containerd, shims, operator, agent and entrypoint, from /proc.\n\n{}",
+        writes.title(),
         table(&header, &rows.collect::<Vec<_>>())
     )
 }

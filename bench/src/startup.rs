@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use remoteprocess_e2e::{BUSYBOX, Namespace, until};
+use remoteprocess_e2e::{BUSYBOX, Namespace, User, until};
 use serde_json::{Value, json};
 
 use crate::report::{median, table};
@@ -35,12 +35,13 @@ const CONTENDERS: [Contender; 3] = [
 
 /// Runs the rounds and describes them.
 pub fn measure(namespace: &Namespace, rounds: usize) -> Result<String> {
+    let admin = namespace.admin()?;
     let mut outputs: [Vec<f64>; 3] = Default::default();
     let mut ends: [Vec<f64>; 3] = Default::default();
     // The first round warms up: certificates, caches, images.
     for round in 0..=rounds {
         for (number, contender) in CONTENDERS.iter().enumerate() {
-            let output = first_output(namespace, contender, &format!("out-{round}-{number}"))?;
+            let output = first_output(namespace, &admin, contender, &format!("out-{round}-{number}"))?;
             let end = finished(namespace, contender, &format!("end-{round}-{number}"))?;
             eprintln!("{}: first output {output:.3} s, finished {end:.3} s", contender.name);
             if round > 0 {
@@ -52,8 +53,7 @@ pub fn measure(namespace: &Namespace, rounds: usize) -> Result<String> {
     Ok(describe(&outputs, &ends))
 }
 
-fn first_output(namespace: &Namespace, contender: &Contender, name: &str) -> Result<f64> {
-    let admin = namespace.admin()?;
+fn first_output(namespace: &Namespace, admin: &User, contender: &Contender, name: &str) -> Result<f64> {
     let begin = Instant::now();
     create(namespace, contender, name)?;
     if contender.kind == "remoteprocess" {
