@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::cargo::forget_package;
 use crate::{exec, paths};
 
 const PREFIX: &str = "remoteprocess-";
@@ -67,6 +68,7 @@ pub fn check() -> Result<()> {
     metadata
         .current_dir(&root)
         .args(["metadata", "--locked", "--format-version=1"]);
+    forget_package(&mut metadata);
     let metadata: Value = serde_json::from_str(&exec::output(&mut metadata)?)?;
     let graph = Graph::read(&metadata).context("cargo metadata has an unknown form")?;
     let mut faults = graph.wrong_arrows();

@@ -10,6 +10,7 @@ use std::process::Command as Process;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 
+use crate::lock::Lock;
 use crate::{exec, paths};
 
 mod cgroup;
@@ -18,7 +19,6 @@ mod daemon;
 mod dns;
 mod down;
 mod images;
-mod lock;
 mod network;
 mod packages;
 mod pki;
@@ -27,7 +27,6 @@ mod tools;
 mod up;
 
 pub use config::NODE;
-pub use lock::Lock;
 pub use tools::Tools;
 
 /// What may be done with the cluster.

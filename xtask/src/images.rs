@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use crate::archive::{Entry, Image};
+use crate::cargo::{claim_target, forget_package};
 use crate::steps::step;
 use crate::target::Target;
 use crate::{exec, paths};
@@ -68,7 +69,8 @@ pub fn build() -> Result<Images> {
 fn programs() -> Result<Programs> {
     let arch = std::env::consts::ARCH;
     let triple = format!("{arch}-unknown-linux-musl");
-    let target_folder = paths::cache()?.join("target");
+    // The folder in the cache whatever the user has chosen for his own builds: it lies there for each clone.
+    let target_folder = claim_target()?;
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(paths::repository())
@@ -76,9 +78,10 @@ fn programs() -> Result<Programs> {
     for package in ["operator", "agent", "entrypoint", "cli"] {
         cargo.args(["--package", &format!("remoteprocess-{package}")]);
     }
-    // In the cache, not in the checkout: a fresh clone starts warm.
-    cargo.arg("--target-dir").arg(&target_folder);
-    cargo.env_remove("CARGO_TARGET_DIR").env_remove("CARGO_INCREMENTAL");
+    forget_package(&mut cargo);
+    cargo
+        .env("CARGO_TARGET_DIR", &target_folder)
+        .env_remove("CARGO_INCREMENTAL");
     let triple = if has_target(&triple)? {
         triple
     } else {

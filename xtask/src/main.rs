@@ -11,6 +11,7 @@ use target::{Target, TargetArgs};
 
 mod archive;
 mod bench;
+mod cargo;
 mod check;
 mod cluster;
 mod demo;
@@ -18,6 +19,7 @@ mod exec;
 mod generate;
 mod images;
 mod install;
+mod lock;
 mod paths;
 mod steps;
 mod target;

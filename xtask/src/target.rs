@@ -7,8 +7,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::cluster::{self, Lock, State, Tools};
+use crate::cluster::{self, State, Tools};
 use crate::exec;
+use crate::lock::Lock;
 use crate::steps::step;
 
 /// Choice of the cluster.

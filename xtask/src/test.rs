@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::cluster::{self, Lock, State};
+use crate::cargo::{self, cargo};
+use crate::cluster::{self, State};
 use crate::generate::{CRDS, DOCS, PROTO};
 use crate::images::{self, Images};
+use crate::lock::Lock;
 use crate::steps::seconds;
 use crate::target::Target;
 use crate::{check, exec, paths};
@@ -54,9 +56,9 @@ pub fn check() -> Result<()> {
 }
 
 fn static_checks(report: &mut Report) {
-    report.step("formatting", || exec::run(cargo("fmt").args(["--all", "--check"])));
+    report.step("formatting", || exec::run(cargo("fmt")?.args(["--all", "--check"])));
     report.step("lints", || {
-        exec::run(cargo("clippy").args([
+        exec::run(cargo("clippy")?.args([
             "--workspace",
             "--all-targets",
             "--locked",
@@ -126,22 +128,6 @@ fn pass_long(cargo: &mut Command, args: &TestArgs) {
     }
 }
 
-fn cargo(task: &str) -> Command {
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(paths::repository()).arg(task);
-    share_target(&mut cargo);
-    cargo
-}
-
-/// Unless the user has chosen a folder, dependencies are compiled into the cache, where a fresh clone finds them.
-fn share_target(command: &mut Command) {
-    if std::env::var_os("CARGO_TARGET_DIR").is_none()
-        && let Ok(cache) = paths::cache()
-    {
-        command.env("CARGO_TARGET_DIR", cache.join("target"));
-    }
-}
-
 #[derive(Default)]
 struct Report {
     rows: Vec<Row>,
@@ -180,13 +166,11 @@ impl Report {
         println!("\n==> {name}");
         let begin = Instant::now();
         let mut command = Command::new("timeout");
-        command
-            .current_dir(paths::repository())
-            .args(["--kill-after=10", E2E_LIMIT]);
+        command.args(["--kill-after=10", E2E_LIMIT]);
         command.args(["cargo", "test", "--locked", "--no-fail-fast"]);
-        share_target(&mut command);
         arguments(&mut command);
-        let (passed, failed) = count_tests(&mut command).unwrap_or_else(|error| {
+        let counted = cargo::prepare(&mut command).and_then(|()| count_tests(&mut command));
+        let (passed, failed) = counted.unwrap_or_else(|error| {
             println!("FAILED: {name}: {error:#}");
             (0, 1)
         });

@@ -23,7 +23,7 @@ const PACKAGES: [(&str, &str); 7] = [
 pub fn ensure() -> Result<()> {
     let missing: Vec<&str> = PACKAGES
         .iter()
-        .filter(|(_, proof)| !Path::new(proof).exists())
+        .filter(|(package, proof)| !is_there(package, proof))
         .map(|(package, _)| *package)
         .collect();
     if missing.is_empty() {
@@ -41,4 +41,10 @@ pub fn ensure() -> Result<()> {
         exec::output(apt.env("DEBIAN_FRONTEND", "noninteractive"))?;
         Ok(())
     })
+}
+
+fn is_there(package: &str, proof: &str) -> bool {
+    // The package `busybox` has the same file, linked dynamically: ldd(1) fails only for a static program.
+    let is_other = package == "busybox-static" && exec::succeeds(Command::new("ldd").arg(proof));
+    Path::new(proof).exists() && !is_other
 }

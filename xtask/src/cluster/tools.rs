@@ -175,7 +175,10 @@ impl Module {
         // The trailing slash tells go that it is a folder also for a single package.
         go.arg(format!("{}/", partial.display()))
             .args(self.programs.iter().map(|(package, _)| package));
-        exec::run(&mut go).context("Go 1.26 or later is needed: https://go.dev/doc/install")?;
+        if !exec::succeeds(Command::new("go").arg("version")) {
+            bail!("Go is needed: https://go.dev/doc/install");
+        }
+        exec::run(&mut go)?;
         for (package, name) in self.programs {
             let built = partial.join(default_name(package));
             fs::rename(&built, partial.join(name))?;

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Lock, State, Tools, cgroup, config, daemon, dns, down, images, network, packages, pki};
+use super::{State, Tools, cgroup, config, daemon, dns, down, images, network, packages, pki};
 use crate::exec;
+use crate::lock::Lock;
 use crate::steps::step;
 
 /// Builds what is missing, reuses a healthy cluster of the same making, and replaces any other. `tests` is the lock of

@@ -1,0 +1,121 @@
+//! Running Cargo from within `cargo run`, with a target folder that all checkouts share.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::Result;
+
+use crate::lock::Lock;
+use crate::paths;
+
+/// Held until this process ends: what one checkout has compiled must not change under its tests.
+static CLAIM: OnceLock<Lock> = OnceLock::new();
+
+/// `cargo <task>` in the root of the repository. Unless the user has chosen a folder, it compiles into the cache, where
+/// a fresh clone finds the dependencies.
+pub fn cargo(task: &str) -> Result<Command> {
+    let mut cargo = Command::new("cargo");
+    cargo.arg(task);
+    prepare(&mut cargo)?;
+    Ok(cargo)
+}
+
+/// Makes a command that starts Cargo behave as [`cargo`].
+pub fn prepare(command: &mut Command) -> Result<()> {
+    command.current_dir(paths::repository());
+    if env::var_os("CARGO_TARGET_DIR").is_none() {
+        command.env("CARGO_TARGET_DIR", claim_target()?);
+    }
+    forget_package(command);
+    Ok(())
+}
+
+/// Hides what `cargo run` told us about our own package: ring's build script asks for these variables, so that ring and
+/// all that rests on it would be compiled anew whenever they come and go.
+pub fn forget_package(command: &mut Command) {
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+}
+
+/// The target folder in the cache, for this process alone.
+pub fn claim_target() -> Result<PathBuf> {
+    let target = paths::cache()?.join("target");
+    if CLAIM.get().is_none() {
+        let lock = Lock::take(&target.with_file_name("build.lock"), "the build of another checkout")?;
+        forget_other_checkout(&target)?;
+        // Nobody else sets it: there is one thread.
+        let _ = CLAIM.set(lock);
+    }
+    Ok(target)
+}
+
+/// Cargo compares times of files and takes crates of all checkouts for the same: it would not see that this one's older
+/// file differs from what was compiled last. So the crates of the workspace are compiled again, the others are not.
+fn forget_other_checkout(target: &Path) -> Result<()> {
+    let marker = target.join("checkout");
+    let own = paths::repository().display().to_string();
+    if fs::read_to_string(&marker).is_ok_and(|last| last == own) {
+        return Ok(());
+    }
+    fs::create_dir_all(target)?;
+    for folder in fingerprints(target) {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("remoteprocess-") || name.starts_with("xtask-") {
+            fs::remove_dir_all(&folder)?;
+        }
+    }
+    Ok(fs::write(marker, own)?)
+}
+
+/// What Cargo knows of each compiled crate: `<profile>/.fingerprint/*` and `<triple>/<profile>/.fingerprint/*`.
+fn fingerprints(target: &Path) -> Vec<PathBuf> {
+    let children = |folder: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    };
+    let profiles = children(target).into_iter().flat_map(|folder| {
+        let mut folders = children(&folder);
+        folders.push(folder);
+        folders
+    });
+    profiles
+        .flat_map(|profile| children(&profile.join(".fingerprint")))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compiles_the_workspace_again_for_another_checkout() {
+        let target = tempfile::tempdir().unwrap();
+        for path in [
+            "debug/.fingerprint/remoteprocess-api-1",
+            "x/release/.fingerprint/remoteprocess-api-2",
+        ] {
+            fs::create_dir_all(target.path().join(path)).unwrap();
+        }
+        fs::create_dir_all(target.path().join("debug/.fingerprint/ring-1")).unwrap();
+        forget_other_checkout(target.path()).unwrap();
+        assert_eq!(
+            fingerprints(target.path()),
+            [target.path().join("debug/.fingerprint/ring-1")]
+        );
+
+        fs::create_dir_all(target.path().join("debug/.fingerprint/remoteprocess-api-1")).unwrap();
+        forget_other_checkout(target.path()).unwrap();
+        assert_eq!(
+            fingerprints(target.path()).len(),
+            2,
+            "the same checkout finds its own crates"
+        );
+    }
+}
