@@ -1,6 +1,7 @@
 //! The gRPC service of the main listener: role, rights, call.
 
 mod control;
+mod ended;
 mod output;
 mod start;
 mod state;

@@ -6,21 +6,21 @@ use std::time::Duration;
 use futures::{Stream, StreamExt, stream};
 use kube::ResourceExt;
 use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::{Cursor, Exit, Heartbeat, OutputFrame, State, Stream as WireStream, WatchOutputRequest};
+use remoteprocess_proto::v1::{Exit, Heartbeat, OutputFrame, State, Stream as WireStream, WatchOutputRequest};
 use remoteprocess_tls::User;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::ended::Ended;
 use super::state::wire_state;
 use super::{RelayParts, Target, unreadable};
 use crate::relay::archive::AttemptKey;
 use crate::relay::authorize::Action;
 use crate::relay::metrics::metrics;
-use crate::relay::piece::{Piece, Wanted, gap};
-use crate::relay::record::known_end;
-use crate::relay::session::{Follower, NEVER_SEALED, Next};
+use crate::relay::piece::{Piece, Wanted};
+use crate::relay::session::{Follower, Next};
 
 /// Bytes that go to a reader at a time, and two of which wait for a slow one.
 const BATCH: usize = 256 * 1024;
@@ -32,8 +32,6 @@ const RECHECK: Duration = Duration::from_secs(60);
 const STALLED: Duration = Duration::from_secs(1);
 /// How often an archive that another home writes is looked at.
 const POLL: Duration = Duration::from_secs(1);
-/// Reason of a gap where the status counts more than the archive holds.
-const NOT_ARCHIVED: &str = "NotArchived";
 
 type Batch = Result<Vec<OutputFrame>, Status>;
 
@@ -235,56 +233,12 @@ impl Pump {
         }
     }
 
-    /// The end of an attempt that has no live session, if it has one.
     async fn known_end(&self) -> Result<Option<Ended>, Over> {
         if self.is_live() {
             return Ok(None);
         }
-        if self.attempt != 0 {
-            let manifest = self.parts.archive.manifest(&self.key()).await;
-            let manifest = manifest.map_err(|error| Over::Failed(unreadable(&error)))?;
-            if let Some((manifest, exit)) = manifest.and_then(|manifest| Some((manifest.end(), manifest.exit_frame()?)))
-            {
-                return Ok(Some(Ended {
-                    exit,
-                    holds: Some(manifest),
-                    is_archived: true,
-                }));
-            }
-            if self.parts.sessions.get(&self.key()).is_some() {
-                return Ok(None);
-            }
-        }
-        let Some(process) = self.parts.object(&self.target) else {
-            let message = "the process was deleted before its end was known".to_owned();
-            let exit = Exit {
-                message,
-                reason: "Interrupted".to_owned(),
-                ..Exit::default()
-            };
-            return Ok(Some(Ended {
-                exit,
-                holds: None,
-                is_archived: false,
-            }));
-        };
-        let attempt = process.status.as_ref().and_then(|status| status.attempt(self.attempt));
-        let has_run = attempt.is_some_and(|attempt| attempt.granted_at.is_some());
-        let holds = if has_run {
-            attempt
-                .and_then(|attempt| attempt.output.as_ref())
-                .map(|output| Cursor {
-                    stdout: output.stdout.bytes,
-                    stderr: output.stderr.bytes,
-                })
-        } else {
-            Some(Cursor::default())
-        };
-        Ok(known_end(&process, self.attempt).map(|exit| Ended {
-            exit,
-            holds,
-            is_archived: false,
-        }))
+        let ended = self.parts.ended(&self.target, self.attempt).await;
+        ended.map_err(|error| Over::Failed(unreadable(&error)))
     }
 
     /// The archive has been read to its end: what is missing is named, then comes the end.
@@ -412,31 +366,6 @@ impl Pump {
         AttemptKey {
             uid: self.target.uid.clone(),
             attempt: self.attempt,
-        }
-    }
-}
-
-/// How an attempt without a live session ended.
-struct Ended {
-    exit: Exit,
-    /// Where both streams end, where that is known.
-    holds: Option<Cursor>,
-    /// The archive itself says so.
-    is_archived: bool,
-}
-
-impl Ended {
-    /// What a reader that has come to `reached` will never get.
-    fn gap(&self, stream: WireStream, reached: u64) -> Option<Piece> {
-        let reason = if self.is_archived {
-            crate::relay::archive::ARCHIVE_DAMAGED
-        } else {
-            NOT_ARCHIVED
-        };
-        match self.holds {
-            Some(end) if end.of(stream) > reached => Some(gap(stream, reached, Some(end.of(stream)), reason)),
-            Some(_) => None,
-            None => Some(gap(stream, reached, None, NEVER_SEALED)),
         }
     }
 }

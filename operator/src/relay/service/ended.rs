@@ -1,0 +1,94 @@
+//! How an attempt without a live session ended, and what of its output will never come.
+
+use remoteprocess_proto::v1::{Cursor, Exit, Stream};
+
+use super::{RelayParts, Target};
+use crate::relay::archive::{ARCHIVE_DAMAGED, AttemptKey, Error};
+use crate::relay::piece::{Piece, gap};
+use crate::relay::record::known_end;
+use crate::relay::session::NEVER_SEALED;
+
+/// Reason of a gap where the status counts more than the archive holds.
+const NOT_ARCHIVED: &str = "NotArchived";
+
+/// How an attempt without a live session ended.
+pub(super) struct Ended {
+    /// The last frame.
+    pub exit: Exit,
+    /// Where both streams end, where that is known.
+    end: Option<Cursor>,
+    /// The archive itself says so.
+    is_archived: bool,
+}
+
+impl RelayParts {
+    /// The end of an attempt that has no live session, by archive or status; `None` while there may be more.
+    pub(super) async fn ended(&self, target: &Target, attempt: u32) -> Result<Option<Ended>, Error> {
+        let key = AttemptKey {
+            uid: target.uid.clone(),
+            attempt,
+        };
+        if attempt != 0 {
+            let manifest = self.archive.manifest(&key).await?;
+            let sealed = manifest.and_then(|manifest| Some((manifest.end(), manifest.exit_frame()?)));
+            if let Some((end, exit)) = sealed {
+                return Ok(Some(Ended {
+                    exit,
+                    end: Some(end),
+                    is_archived: true,
+                }));
+            }
+            if self.sessions.get(&key).is_some() {
+                return Ok(None);
+            }
+        }
+        Ok(self.ended_by_status(target, attempt))
+    }
+
+    fn ended_by_status(&self, target: &Target, attempt: u32) -> Option<Ended> {
+        let Some(process) = self.object(target) else {
+            let exit = Exit {
+                message: "the process was deleted before its end was known".to_owned(),
+                reason: "Interrupted".to_owned(),
+                ..Exit::default()
+            };
+            return Some(Ended {
+                exit,
+                end: None,
+                is_archived: false,
+            });
+        };
+        let record = process.status.as_ref().and_then(|status| status.attempt(attempt));
+        let has_run = record.is_some_and(|record| record.granted_at.is_some());
+        let end = if has_run {
+            let output = record.and_then(|record| record.output.as_ref());
+            output.map(|output| Cursor {
+                stdout: output.stdout.bytes,
+                stderr: output.stderr.bytes,
+            })
+        } else {
+            Some(Cursor::default())
+        };
+        known_end(&process, attempt).map(|exit| Ended {
+            exit,
+            end,
+            is_archived: false,
+        })
+    }
+}
+
+impl Ended {
+    /// What a reader that has come to `reached` will never get.
+    pub(super) fn gap(&self, stream: Stream, reached: u64) -> Option<Piece> {
+        let reason = if self.is_archived {
+            ARCHIVE_DAMAGED
+        } else {
+            NOT_ARCHIVED
+        };
+        match self.end {
+            Some(end) if end.of(stream) > reached => Some(gap(stream, reached, Some(end.of(stream)), reason)),
+            Some(_) => None,
+            None => Some(gap(stream, reached, None, NEVER_SEALED)),
+        }
+    }
+}
