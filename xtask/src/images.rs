@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::archive::{Entry, Image};
 use crate::cargo::{claim_target, forget_package};
 use crate::steps::step;
-use crate::target::Target;
+use crate::target::{Target, in_path};
 use crate::{exec, paths};
 
 /// Largest entrypoint, in bytes: it is copied into every pod.
@@ -82,10 +82,10 @@ fn programs() -> Result<Programs> {
     cargo
         .env("CARGO_TARGET_DIR", &target_folder)
         .env_remove("CARGO_INCREMENTAL");
-    let triple = if has_target(&triple)? {
+    let triple = if has_target(&triple)? && in_path("musl-gcc").is_some() {
         triple
     } else {
-        println!("    no {triple} toolchain: linking glibc statically instead");
+        println!("    no {triple} toolchain (rustup target, musl-tools): linking glibc statically instead");
         cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
         format!("{arch}-unknown-linux-gnu")
     };

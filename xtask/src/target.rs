@@ -162,7 +162,8 @@ fn loader(context: &str) -> Option<(&'static str, LoaderArgs)> {
     }
 }
 
-fn in_path(program: &str) -> Option<PathBuf> {
+/// Where a program lies that is found by its name.
+pub fn in_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)
         .map(|folder| folder.join(program))
