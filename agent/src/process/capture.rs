@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -12,6 +12,10 @@ use crate::spool::{Appender, Stall, Stream, Taken};
 
 /// How often a volume that refused is tried again.
 const VOLUME_RETRY: Duration = Duration::from_millis(250);
+/// Less than this, taken right after the last bytes, is a sign of a program that writes line by line.
+const SMALL: usize = 16 * 1024;
+/// How long the pipes may fill up then: a record and a frame for each line would cost many times more than its bytes.
+const GATHER: Duration = Duration::from_micros(500);
 /// Turns on one pipe before the other gets its turn.
 const TURNS: usize = 4;
 
@@ -73,6 +77,13 @@ impl Capture {
     }
 }
 
+/// Lets the pipes fill up for a moment if few bytes come in quick succession.
+fn gather(taken: usize, last_taken: Instant) {
+    if taken < SMALL && last_taken.elapsed() < 2 * GATHER {
+        std::thread::sleep(GATHER);
+    }
+}
+
 struct Capturing<F> {
     appender: Appender,
     orders: Receiver<Command>,
@@ -84,11 +95,13 @@ struct Capturing<F> {
 impl<F: Fn(())> Capturing<F> {
     fn run(mut self) {
         let mut readable = [false; 2];
+        let mut last_taken = Instant::now();
         while self.obey() {
             let outcome = self.take(readable);
+            let taken = *outcome.as_ref().unwrap_or(&0);
             let has_room = self.appender.has_room();
             let retry = match outcome {
-                Ok(()) => {
+                Ok(_) => {
                     let is_held_back = !has_room && self.is_attached;
                     self.appender.set_stalled(is_held_back.then_some(Stall::SpoolFull));
                     None
@@ -101,6 +114,10 @@ impl<F: Fn(())> Capturing<F> {
                     Some(VOLUME_RETRY)
                 }
             };
+            if taken > 0 {
+                gather(taken, last_taken);
+                last_taken = Instant::now();
+            }
             readable = self.wait(has_room && retry.is_none(), retry);
         }
     }
@@ -133,8 +150,10 @@ impl<F: Fn(())> Capturing<F> {
         }
     }
 
-    fn take(&mut self, readable: [bool; 2]) -> Result<(), crate::spool::Error> {
+    /// Takes what the readable pipes hold, and says how many bytes that were.
+    fn take(&mut self, readable: [bool; 2]) -> Result<usize, crate::spool::Error> {
         self.appender.settle()?;
+        let mut taken = 0;
         for stream in Stream::ALL {
             let index = stream as usize;
             for _ in 0..TURNS {
@@ -142,17 +161,21 @@ impl<F: Fn(())> Capturing<F> {
                     break;
                 };
                 if !self.appender.has_room() {
-                    return Ok(());
+                    return Ok(taken);
                 }
                 match self.appender.take(stream, pipe.as_fd())? {
-                    Taken::Bytes(_) if self.appender.may_block() => break,
-                    Taken::Bytes(_) => {}
+                    Taken::Bytes(length) => {
+                        taken += length;
+                        if self.appender.may_block() {
+                            break;
+                        }
+                    }
                     Taken::Nothing => break,
                     Taken::End => self.end(index),
                 }
             }
         }
-        Ok(())
+        Ok(taken)
     }
 
     fn end(&mut self, index: usize) {
