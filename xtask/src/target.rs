@@ -48,6 +48,10 @@ impl Target {
                 .trim()
                 .to_owned(),
         };
+        if context == cluster::NODE {
+            // A copy of our kubeconfig, or our context by name: images can be loaded, so it is not a foreign cluster.
+            return Self::development(state, None);
+        }
         println!("using the cluster of context {context}");
         Ok(Self {
             own: None,
