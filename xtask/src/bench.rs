@@ -10,12 +10,12 @@ use crate::{exec, install, test};
 /// Installs the operator and runs the crate `bench/` with `extra` as its arguments.
 pub fn bench(args: &TargetArgs, extra: &[String]) -> Result<()> {
     let target = Target::resolve(args)?;
-    let images = install::install(&target)?;
+    let installation = install::install(&target)?;
     step("bench", || {
         let mut cargo = cargo("run")?;
         cargo.args(["--release", "--quiet", "--package", "remoteprocess-bench"]);
         cargo.arg("--").args(extra);
-        test::describe(&mut cargo, &target, &images);
+        test::describe(&mut cargo, &target, &installation.images);
         exec::run(&mut cargo)
     })
 }

@@ -9,8 +9,8 @@ use crate::{exec, install, paths};
 /// Runs the demonstration and says what to type next.
 pub fn demo(args: &TargetArgs) -> Result<()> {
     let target = Target::resolve(args)?;
-    let images = install::install(&target)?;
-    let rproc = images.programs.path("rproc");
+    let installation = install::install(&target)?;
+    let rproc = installation.images.programs.path("rproc");
     let example = paths::repository().join("examples/hello.yaml");
     step("kubectl apply -f examples/hello.yaml", || {
         // A finished process is never run again, so the one of an earlier demonstration goes first.

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::images::{self, Images};
+use crate::lock::Lock;
 use crate::steps::step;
 use crate::target::Target;
 use crate::{exec, paths};
@@ -11,9 +12,22 @@ use crate::{exec, paths};
 pub const NAMESPACE: &str = "remoteprocess-system";
 const RELEASE: &str = "remoteprocess";
 
+/// The installed operator.
+pub struct Installation {
+    /// What it was built from.
+    pub images: Images,
+    /// Tests of another checkout would install theirs in its place.
+    _tests: Option<Lock>,
+}
+
 /// Builds and loads the images and installs or upgrades the chart; returns when the operator is ready.
-pub fn install(target: &Target) -> Result<Images> {
+pub fn install(target: &Target) -> Result<Installation> {
     let images = images::build_and_load(target)?;
+    let tests = target
+        .own
+        .as_ref()
+        .map(|state| Lock::take(&state.tests_lock(), "the tests of another checkout"));
+    let tests = tests.transpose()?;
     step("helm upgrade --install", || {
         let mut helm = target.helm();
         helm.args(["upgrade", "--install", RELEASE])
@@ -31,5 +45,5 @@ pub fn install(target: &Target) -> Result<Images> {
         }
         exec::output(&mut helm).map(drop)
     })?;
-    Ok(images)
+    Ok(Installation { images, _tests: tests })
 }
