@@ -179,7 +179,7 @@ pub struct AttemptOutput {
     pub stdout: StreamStatus,
     /// Standard error.
     pub stderr: StreamStatus,
-    /// Whether every byte is in the archive and the hashes are whole.
+    /// Whether the archive holds every byte that the agent counted. The hashes are the agent's.
     pub sealed: bool,
 }
 

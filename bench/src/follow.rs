@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use remoteprocess_e2e::{
-    GLIBC, Namespace, Program, RELAY_SERVICE, RELEASE_NAMESPACE, User, kubectl, until, until_some,
+    Namespace, Program, RELAY_SERVICE, RELEASE_NAMESPACE, User, glibc, kubectl, until, until_some,
 };
 use serde_json::json;
 
@@ -172,7 +172,7 @@ fn relay() -> Result<String> {
 }
 
 fn process(namespace: &Namespace, name: &str, script: &str) -> Result<String> {
-    let spec = json!({"image": GLIBC, "imagePullPolicy": "IfNotPresent", "command": ["bash", "-c", script]});
+    let spec = json!({"image": glibc(), "imagePullPolicy": "IfNotPresent", "command": ["bash", "-c", script]});
     namespace.apply(name, spec).succeed()?;
     namespace.wait_running(name)?;
     let pod = namespace.pod(name)?;
@@ -183,7 +183,7 @@ fn pod(namespace: &Namespace, name: &str, script: &str) -> Result<String> {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [{
-            "name": "main", "image": GLIBC, "imagePullPolicy": "IfNotPresent", "command": ["bash", "-c", script],
+            "name": "main", "image": glibc(), "imagePullPolicy": "IfNotPresent", "command": ["bash", "-c", script],
         }]},
     });
     namespace

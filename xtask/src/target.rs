@@ -21,6 +21,15 @@ pub struct TargetArgs {
     context: Option<String>,
 }
 
+impl TargetArgs {
+    /// The cluster of this context.
+    pub fn of(context: &str) -> Self {
+        Self {
+            context: Some(context.to_owned()),
+        }
+    }
+}
+
 /// A cluster, and the programs that talk to it.
 pub struct Target {
     /// The development cluster's state; none for a cluster of the user's.

@@ -13,7 +13,7 @@ use crate::generate::{CRDS, DOCS, PROTO};
 use crate::images::{self, Images};
 use crate::lock::Lock;
 use crate::steps::seconds;
-use crate::target::Target;
+use crate::target::{Target, TargetArgs};
 use crate::{check, exec, paths};
 
 /// After this many seconds the end-to-end tests are ended: they hang.
@@ -29,6 +29,10 @@ pub struct TestArgs {
     /// Run the full sizes of what has a smaller size in CI.
     #[arg(long)]
     long: bool,
+    /// Run the end-to-end tests on the cluster of this context of your kubeconfig, without those that end its parts.
+    /// Without it: on the development cluster, which is brought up.
+    #[arg(long)]
+    context: Option<String>,
 }
 
 /// Runs all checks and tests; the error says how many failed.
@@ -88,7 +92,11 @@ fn chart() -> Result<()> {
 fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {
     let state = State::of_this_user()?;
     let lock = Lock::take(&state.tests_lock(), "the tests of another checkout")?;
-    let Some(target) = report.step("cluster up", || Target::development(state, Some(&lock))) else {
+    let target = report.step("cluster up", || match args.context.as_deref() {
+        Some(context) if context != cluster::NODE => Target::resolve(&TargetArgs::of(context)),
+        _ => Target::development(state, Some(&lock)),
+    });
+    let Some(target) = target else {
         report.skip("end-to-end tests", "there is no cluster");
         return Ok(());
     };

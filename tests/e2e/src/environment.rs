@@ -4,8 +4,6 @@ use std::env;
 
 /// A shell and the usual tools.
 pub const BUSYBOX: &str = "busybox:1.36";
-/// bash and coreutils over glibc.
-pub const GLIBC: &str = "debian-glibc:test";
 /// Nothing but one static program, `/busybox`.
 pub const STATIC: &str = "scratch-static:test";
 /// Service of the relay.
@@ -45,11 +43,25 @@ pub(crate) fn keeps_failed() -> bool {
 /// Whether the cluster is the one that `cargo xtask cluster up` makes on this machine: only there do tests kill processes
 /// of the node or delete the CRD. Says so where it is not.
 pub fn is_development_cluster(what_is_left_out: &str) -> bool {
-    let own = env::var("RPROC_CLUSTER_OWN").is_ok_and(|value| value == "1");
+    let own = is_own_cluster();
     if !own {
         println!("LEFT OUT, not the development cluster: {what_is_left_out}");
     }
     own
+}
+
+/// An image with bash and coreutils over glibc: made here for the development cluster, Debian's own elsewhere.
+#[must_use]
+pub fn glibc() -> &'static str {
+    if is_own_cluster() {
+        "debian-glibc:test"
+    } else {
+        "debian:12-slim"
+    }
+}
+
+fn is_own_cluster() -> bool {
+    env::var("RPROC_CLUSTER_OWN").is_ok_and(|value| value == "1")
 }
 
 /// Flags of `rproc run` for one of the images above: they are loaded, not pulled.

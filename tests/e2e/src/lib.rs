@@ -19,7 +19,7 @@ mod wait;
 
 pub use counting::{counting, seq};
 pub use environment::{
-    BUSYBOX, GLIBC, RELAY_SERVICE, RELEASE, RELEASE_NAMESPACE, STATIC, image_arguments, is_development_cluster, is_long,
+    BUSYBOX, RELAY_SERVICE, RELEASE, RELEASE_NAMESPACE, STATIC, glibc, image_arguments, is_development_cluster, is_long,
 };
 pub use namespace::{Namespace, condition, with_temp_ns};
 pub use node::{Pid, agents_of, signal};

@@ -1,7 +1,7 @@
 //! Every kind of end is reported right in the CLI's exit code, in status and in the conditions.
 
 use anyhow::{Result, ensure};
-use remoteprocess_e2e::{BUSYBOX, GLIBC, Namespace, STATIC, condition, with_temp_ns};
+use remoteprocess_e2e::{BUSYBOX, Namespace, STATIC, condition, glibc, is_development_cluster, with_temp_ns};
 use serde_json::json;
 
 struct Case {
@@ -126,6 +126,9 @@ fn the_last_lines_are_in_the_condition() {
 
 #[test]
 fn images_with_nothing_but_a_static_program_work() {
+    if !is_development_cluster("images that only the development cluster holds") {
+        return;
+    }
     with_temp_ns("images", |namespace| {
         let plain = namespace
             .editor
@@ -133,7 +136,7 @@ fn images_with_nothing_but_a_static_program_work() {
             .start()?;
         let glibc = namespace
             .editor
-            .run_image(GLIBC, "glibc", &["bash", "-c", "echo $0 glibc", "over"])
+            .run_image(glibc(), "glibc", &["bash", "-c", "echo $0 glibc", "over"])
             .start()?;
         let (plain, glibc) = (plain.finish()?, glibc.finish()?);
         ensure!(plain.expect_code(0)?.out() == "static\n", "{plain}");

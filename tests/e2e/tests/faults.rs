@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{
-    GLIBC, Installation, Namespace, Pid, Running, agents_of, counting, delete_operator_pods, is_development_cluster,
+    Installation, Namespace, Pid, Running, agents_of, counting, delete_operator_pods, glibc, is_development_cluster,
     sha256, signal, until, until_some, wait_for_operator, with_temp_ns,
 };
 use rustix::process::Signal;
@@ -43,7 +43,7 @@ fn the_agent_is_killed_again_and_again() {
         let script = format!("seq 1 100000000 2>/dev/null | head -c {BYTES}; exit 9");
         let mut run = namespace
             .editor
-            .run_image(GLIBC, "victim", &["bash", "-c", &script])
+            .run_image(glibc(), "victim", &["bash", "-c", &script])
             .within(Duration::from_secs(300))
             .start()?;
         let uid = pod_uid(namespace, "victim")?;
@@ -82,7 +82,7 @@ fn slow_stream(namespace: &Namespace) -> Result<Running> {
     let command = ["bash", "-c", script.as_str()];
     let run = namespace
         .editor
-        .run_image(GLIBC, "stream", &command)
+        .run_image(glibc(), "stream", &command)
         .within(Duration::from_secs(240));
     run.start()
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use remoteprocess_e2e::{BUSYBOX, GLIBC, Namespace, Running, is_long, seq, sha256, with_temp_ns};
+use remoteprocess_e2e::{BUSYBOX, Namespace, Running, glibc, is_long, seq, sha256, with_temp_ns};
 use serde_json::json;
 
 #[test]
@@ -190,7 +190,7 @@ fn two_million_lines_are_two_million_lines() {
 fn one_seq(namespace: &Namespace, name: &str, expected: &str) -> Result<()> {
     let run = namespace
         .editor
-        .run_image(GLIBC, name, &["seq", "1", "2000000"])
+        .run_image(glibc(), name, &["seq", "1", "2000000"])
         .finish()?;
     run.expect_code(0)?;
     ensure!(sha256(&run.stdout) == expected, "{} bytes", run.stdout.len());
