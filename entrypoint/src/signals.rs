@@ -19,6 +19,8 @@ pub struct Signals {
 pub enum Meaning {
     /// Run the stop path.
     Stop,
+    /// The program means itself when it sends this to PID 1: it is handed to it, as an init process does.
+    PassOn(i32),
     /// A child may have ended, or nothing for us.
     Nothing,
 }
@@ -55,8 +57,8 @@ impl AsFd for Signals {
 fn meaning(number: i32, from_outside: bool) -> Meaning {
     match number {
         libc::SIGCHLD | libc::SIGPIPE => Meaning::Nothing,
-        libc::SIGTERM | libc::SIGINT => Meaning::Stop,
         _ if from_outside => Meaning::Stop,
+        libc::SIGTERM | libc::SIGINT => Meaning::PassOn(number),
         _ => Meaning::Nothing,
     }
 }
@@ -76,11 +78,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kubelet_may_send_any_stop_signal_the_program_only_the_usual() {
-        assert_eq!(meaning(libc::SIGTERM, false), Meaning::Stop);
-        assert_eq!(meaning(libc::SIGINT, true), Meaning::Stop);
+    fn any_stop_signal_of_the_kubelet_is_a_stop_and_none_of_the_program_is() {
+        assert_eq!(meaning(libc::SIGTERM, true), Meaning::Stop);
         assert_eq!(meaning(libc::SIGQUIT, true), Meaning::Stop);
-        assert_eq!(meaning(libc::SIGQUIT, false), Meaning::Nothing);
         assert_eq!(meaning(libc::SIGCHLD, true), Meaning::Nothing);
+        assert_eq!(meaning(libc::SIGTERM, false), Meaning::PassOn(libc::SIGTERM));
+        assert_eq!(meaning(libc::SIGINT, false), Meaning::PassOn(libc::SIGINT));
+        assert_eq!(meaning(libc::SIGQUIT, false), Meaning::Nothing);
     }
 }

@@ -39,6 +39,18 @@ fn a_stop_that_is_ignored_kills_after_the_grace(#[values(Mode::Subreaper, Mode::
     assert_eq!(entrypoint.code(), 137);
 }
 
+/// Once the status said that the pod was deleted when a program had sent TERM to PID 1.
+#[test]
+fn a_signal_from_inside_to_process_1_is_the_programs_own() {
+    let script = "trap 'echo own; exit 6' TERM; echo up; kill -TERM 1; while :; do sleep 0.02; done";
+    let mut entrypoint = Entrypoint::shell(Mode::Namespace, script);
+    let agent = entrypoint.launch();
+    let finished = agent.finish();
+    assert_eq!((finished.text(), finished.stop()), ("up\nown\n", None));
+    assert_eq!(finished.exited.outcome, Outcome::Code(6));
+    assert_eq!(entrypoint.code(), 6);
+}
+
 #[test]
 fn a_second_stop_shortens_the_grace() {
     let entrypoint = Entrypoint::shell(Mode::Subreaper, DEAF);
