@@ -61,7 +61,7 @@ fn run() -> Result<i32, Error> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(io::Error::from)?;
     let scope = scope(&arguments)?;
     let stdio = Stdio::take()?;
-    let signals = Signals::take()?;
+    let signals = Signals::take(scope)?;
     Ok(Supervisor::new(arguments, scope, stdio, signals).run()?)
 }
 

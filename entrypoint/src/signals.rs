@@ -6,12 +6,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::processes::Scope;
+
 /// The largest signal number of Linux.
 pub const LAST: i32 = 64;
 
 /// All signals of this process, read instead of delivered.
 pub struct Signals {
     descriptor: SignalFd,
+    scope: Scope,
 }
 
 /// What a signal to the entrypoint means.
@@ -19,7 +22,8 @@ pub struct Signals {
 pub enum Meaning {
     /// Run the stop path.
     Stop,
-    /// The program means itself when it sends this to PID 1: it is handed to it, as an init process does.
+    /// The program means itself when it sends this to PID 1: it is handed to it, as an init process does, and to
+    /// nobody before the launch and after the end.
     PassOn(i32),
     /// A child may have ended, or nothing for us.
     Nothing,
@@ -27,13 +31,14 @@ pub enum Meaning {
 
 impl Signals {
     /// Resets every disposition, so that the program inherits the defaults, and blocks every signal.
-    pub fn take() -> io::Result<Self> {
+    pub fn take(scope: Scope) -> io::Result<Self> {
         reset_dispositions();
         let all = SigSet::all();
         all.thread_block()?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         Ok(Self {
             descriptor: SignalFd::with_flags(&all, flags)?,
+            scope,
         })
     }
 
@@ -41,7 +46,9 @@ impl Signals {
     pub fn next(&self) -> Option<Meaning> {
         let signal = self.descriptor.read_signal().ok().flatten()?;
         let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
-        let from_outside = signal.ssi_pid == 0 && signal.ssi_code == libc::SI_USER;
+        // Without a namespace of its own nobody is inside.
+        let from_outside =
+            self.scope == Scope::Descendants || (signal.ssi_pid == 0 && signal.ssi_code == libc::SI_USER);
         Some(meaning(number, from_outside))
     }
 }

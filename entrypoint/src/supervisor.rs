@@ -97,14 +97,10 @@ impl Supervisor {
 
     fn read_signals(&mut self, now: Moment) {
         while let Some(meaning) = self.signals.next() {
-            match (meaning, &self.scope) {
-                // Without a namespace of its own nobody is outside.
-                (Meaning::Stop, _) | (Meaning::PassOn(_), Scope::Descendants) => {
-                    self.stop_as_ordered(StopCause::Terminated, now);
-                }
-                // Before the launch and after the end there is no program to hand it to.
-                (Meaning::PassOn(number), Scope::Namespace) => drop(self.signal(number, Target::Main)),
-                (Meaning::Nothing, _) => {}
+            match meaning {
+                Meaning::Stop => self.stop_as_ordered(StopCause::Terminated, now),
+                Meaning::PassOn(number) => drop(self.signal(number, Target::Main)),
+                Meaning::Nothing => {}
             }
         }
     }

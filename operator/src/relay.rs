@@ -1,7 +1,5 @@
 //! The relay: takes agents in, carries each output from one upstream to many followers, and archives it.
 
-#[cfg(test)]
-mod admission;
 pub mod archive;
 pub mod authorize;
 pub mod directory;
@@ -12,3 +10,6 @@ pub mod piece;
 pub mod record;
 pub mod service;
 pub mod session;
+
+#[cfg(test)]
+mod tests;

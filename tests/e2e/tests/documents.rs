@@ -118,18 +118,21 @@ fn it_is_a_plugin_of_kubectl() {
 
 #[test]
 fn every_field_is_explained() {
-    let crd = remoteprocess_e2e::kubectl(["get", "crd", "remoteprocesses.remoteprocess.dev", "--output=json"]);
-    let crd = crd.json().expect("the CRD is installed");
-    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
-    for part in ["spec", "status"] {
-        let fields = schema[part]["properties"].as_object().expect("it has fields");
-        for (name, field) in fields {
-            assert!(
-                field["description"].as_str().is_some_and(|text| text.len() > 10),
-                "{part}.{name}: {field}"
-            );
+    with_temp_ns("explained", |_| {
+        let crd = remoteprocess_e2e::kubectl(["get", "crd", "remoteprocesses.remoteprocess.dev", "--output=json"]);
+        let crd = crd.json()?;
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+        for part in ["spec", "status"] {
+            let fields = schema[part]["properties"].as_object().context("it has no fields")?;
+            for (name, field) in fields {
+                ensure!(
+                    field["description"].as_str().is_some_and(|text| text.len() > 10),
+                    "{part}.{name}: {field}"
+                );
+            }
         }
-    }
+        Ok(())
+    });
 }
 
 #[test]

@@ -23,7 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, body::Body, transport::Channel};
 use tower::{Service, ServiceExt};
 
-use super::{
+use crate::relay::{
     archive::Archive,
     authorize::Authorizer,
     directory::Directory,
@@ -43,8 +43,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const PROTOS: [&str; 2] = [
-    include_str!("../../../proto/remoteprocess/v1/relay.proto"),
-    include_str!("../../../proto/remoteprocess/v1/executor.proto"),
+    include_str!("../../../../proto/remoteprocess/v1/relay.proto"),
+    include_str!("../../../../proto/remoteprocess/v1/executor.proto"),
 ];
 
 /// Paths of all methods of a service.

@@ -1,0 +1,3 @@
+//! What needs both listeners and every part of the relay.
+
+mod admission;
