@@ -120,12 +120,7 @@ impl Appender {
             Taken::Bytes(length) => length,
             nothing => return Ok(nothing),
         };
-        self.record(Record {
-            stream,
-            offset,
-            length: u32::try_from(length).unwrap_or(u32::MAX),
-            time_unix_nanos: crate::clock::unix_nanos(),
-        })?;
+        self.record(record_of(stream, offset, length))?;
         Ok(Taken::Bytes(length))
     }
 
@@ -137,12 +132,7 @@ impl Appender {
         if let Some((stream, bytes)) = self.unwritten.take() {
             let offset = self.inner.progress.borrow().written.of(stream);
             let length = self.write_out(stream, bytes, offset)?;
-            self.record(Record {
-                stream,
-                offset,
-                length: u32::try_from(length).unwrap_or(u32::MAX),
-                time_unix_nanos: crate::clock::unix_nanos(),
-            })?;
+            self.record(record_of(stream, offset, length))?;
         }
         match self.unrecorded {
             Some(record) => self.record(record),
@@ -231,6 +221,16 @@ impl Appender {
             self.janitor.unpark();
         }
         Ok(())
+    }
+}
+
+/// The journal's word for bytes that have just reached the file.
+fn record_of(stream: Stream, offset: u64, length: usize) -> Record {
+    Record {
+        stream,
+        offset,
+        length: u32::try_from(length).unwrap_or(u32::MAX),
+        time_unix_nanos: crate::clock::unix_nanos(),
     }
 }
 
