@@ -32,6 +32,7 @@ fn stream_seal(seal: &StreamSeal) -> v1::StreamSeal {
     v1::StreamSeal {
         bytes: seal.bytes,
         sha256: seal.sha256.to_vec().into(),
+        dropped_bytes: 0,
     }
 }
 

@@ -18,13 +18,21 @@ pub enum ConditionType {
     OutputSealed,
     /// Output is missing; only there when it is. Written by the relay.
     OutputLost,
+    /// The program is held back, because its spool is full; only there once it was. Written by the relay.
+    OutputBlocked,
+    /// The archive takes no output (`StoreFull`, `StoreUnreachable`, `StoreRefused`), which therefore stays in the pod;
+    /// only there once it was so. Written by the relay.
+    ArchiveUnavailable,
 }
 
 impl ConditionType {
     /// Whether the relay writes it; the controller writes the others.
     #[must_use]
     pub fn is_of_relay(self) -> bool {
-        matches!(self, Self::OutputSealed | Self::OutputLost)
+        matches!(
+            self,
+            Self::OutputSealed | Self::OutputLost | Self::OutputBlocked | Self::ArchiveUnavailable
+        )
     }
 }
 

@@ -145,10 +145,20 @@ pub struct StopSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OutputSpec {
-    /// Disk space in the pod for output that the archive does not hold yet, 256Mi where absent, at least 1Mi. When it is
-    /// full the program is held back until the archive has caught up; nothing is dropped.
+    /// Disk space in the pod for output that the archive does not hold yet, 256Mi where absent, at least 1Mi. What
+    /// happens when it is full says `whenFull`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spool_size: Option<Quantity>,
+    /// What happens when the spool is full: Auto (default) holds the program back while the archive makes progress, and
+    /// drops the oldest output when it has made none for 30 s; Block holds the program back for as long as it takes;
+    /// DropOldest never holds it back. What is dropped is a gap in the stream and a figure in status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_full: Option<WhenFull>,
+    /// Values that are replaced by `***` in the output, inside the pod, before anything of it is stored or sent. Offsets
+    /// count the bytes that are left. At most 32, each at most 4 KiB; an empty value is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub mask: Vec<MaskSource>,
     /// How much of the output the container's own log gets, for `kubectl logs` and log collectors: Limited (default, the
     /// first 1 MiB), All or None.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,6 +170,40 @@ pub struct OutputSpec {
     /// object may read them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tail_in_status: Option<TailInStatus>,
+}
+
+/// What happens when the spool is full.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
+)]
+pub enum WhenFull {
+    /// Hold the program back while the archive makes progress; drop the oldest output when it has made none for 30 s.
+    #[default]
+    Auto,
+    /// Hold the program back for as long as it takes.
+    Block,
+    /// Drop the oldest output at once.
+    DropOldest,
+}
+
+/// Where a value to be masked stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MaskSource {
+    /// A key of a Secret in the namespace of the process.
+    pub secret_key_ref: SecretKey,
+}
+
+/// A key of a Secret in the namespace of the process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKey {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key in it.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
 }
 
 /// How much of the output is written to the container's own log.
@@ -289,6 +333,15 @@ impl RemoteProcessSpec {
     #[must_use]
     pub fn echo(&self) -> Echo {
         self.output.as_ref().and_then(|output| output.echo).unwrap_or_default()
+    }
+
+    /// What happens when the spool is full.
+    #[must_use]
+    pub fn when_full(&self) -> WhenFull {
+        self.output
+            .as_ref()
+            .and_then(|output| output.when_full)
+            .unwrap_or_default()
     }
 
     /// Whether both streams share one pipe.

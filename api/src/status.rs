@@ -41,7 +41,8 @@ pub struct RemoteProcessStatus {
     /// How long the program ran, as text for a table, 1m30s for example.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
-    /// Scheduled, Started, Finished, Succeeded, OutputSealed and, where output is missing, OutputLost.
+    /// Scheduled, Started, Finished, Succeeded, OutputSealed and, while or where they are true, OutputBlocked,
+    /// ArchiveUnavailable and OutputLost.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[schemars(length(max = 16))]
@@ -192,6 +193,9 @@ pub struct StreamStatus {
     /// SHA-256 of them in hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// How many of them are missing from the archive for good: the sum of all gaps. Absent where none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost_bytes: Option<u64>,
 }
 
 impl RemoteProcessStatus {

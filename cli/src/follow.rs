@@ -178,7 +178,7 @@ impl<D: Dial> Follower<'_, D> {
             Some(Frame::Heartbeat(heartbeat)) => self.ledger.heartbeat(&heartbeat),
             Some(Frame::Exit(exit)) => return Ok(Some(exit)),
             // Of the other stream; or a frame of a newer relay: whatever it says, it is not output.
-            Some(Frame::Data(_)) | None => {}
+            Some(Frame::Data(_) | Frame::Spool(_)) | None => {}
         }
         Ok(None)
     }

@@ -216,7 +216,7 @@ impl Archive {
                     return self.commit(agent, true).await;
                 }
                 Some(Frame::Gap(gap)) => panic!("{gap:?}"),
-                Some(Frame::State(_) | Frame::Heartbeat(_)) | None => {}
+                Some(Frame::State(_) | Frame::Heartbeat(_) | Frame::Spool(_)) | None => {}
             }
         }
         Err(Status::aborted("the stream ended without an exit"))

@@ -86,6 +86,7 @@ impl Ledger {
             cursor,
             tail_lines: if is_known { None } else { self.want.tail_lines },
             follow: self.want.follow,
+            since_unix_nanos: None,
         })
     }
 

@@ -37,7 +37,7 @@ impl Piece {
         match frame.frame? {
             Frame::Data(data) => Some(Self::Data(data)),
             Frame::Gap(gap) => Some(Self::Gap(gap)),
-            Frame::State(_) | Frame::Heartbeat(_) | Frame::Exit(_) => None,
+            Frame::State(_) | Frame::Heartbeat(_) | Frame::Exit(_) | Frame::Spool(_) => None,
         }
     }
 

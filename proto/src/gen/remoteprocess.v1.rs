@@ -32,7 +32,7 @@ pub struct Gap {
     /// First offset after the gap; absent where the end is not known.
     #[prost(uint64, optional, tag = "3")]
     pub to: ::core::option::Option<u64>,
-    /// Why, as one CamelCase word of a closed set (`SpoolLost`, `NeverSealed`).
+    /// Why, as one CamelCase word of a closed set (`SpoolFull`, `ArchiverStalled`, `SpoolLost`, `NeverSealed`).
     #[prost(string, tag = "4")]
     pub reason: ::prost::alloc::string::String,
 }
@@ -56,6 +56,18 @@ pub struct Heartbeat {
     #[prost(message, optional, tag = "1")]
     pub offsets: ::core::option::Option<Cursor>,
 }
+/// How the spool of a pod stands; an agent tells its home when `blocked` changes, and with each heartbeat.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Spool {
+    /// The program is held back: the spool, or the volume below it, is full.
+    #[prost(bool, tag = "1")]
+    pub blocked: bool,
+    /// Bytes of output in the spool that the archive does not hold.
+    #[prost(uint64, tag = "2")]
+    pub used_bytes: u64,
+    #[prost(uint64, tag = "3")]
+    pub size_bytes: u64,
+}
 /// Byte count and hash of one sealed stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StreamSeal {
@@ -64,6 +76,9 @@ pub struct StreamSeal {
     /// SHA-256 of all bytes of the stream, 32 bytes; empty where it could not be computed.
     #[prost(bytes = "bytes", tag = "2")]
     pub sha256: ::prost::bytes::Bytes,
+    /// How many of `bytes` the spool dropped before they were archived: the sum of the agent's gaps.
+    #[prost(uint64, tag = "3")]
+    pub dropped_bytes: u64,
 }
 /// The closed record of an attempt's output.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -200,7 +215,7 @@ pub mod exit {
 /// One item of an output stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OutputFrame {
-    #[prost(oneof = "output_frame::Frame", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "output_frame::Frame", tags = "1, 2, 3, 4, 5, 6")]
     pub frame: ::core::option::Option<output_frame::Frame>,
 }
 /// Nested message and enum types in `OutputFrame`.
@@ -217,6 +232,9 @@ pub mod output_frame {
         Heartbeat(super::Heartbeat),
         #[prost(message, tag = "5")]
         Exit(super::Exit),
+        /// To the home only.
+        #[prost(message, tag = "6")]
+        Spool(super::Spool),
     }
 }
 /// One of the two output streams of a process.
@@ -970,6 +988,9 @@ pub struct WatchOutputRequest {
     /// Wait for more until the process has ended. False: stop at what is there now (with `Exit` if it has ended).
     #[prost(bool, tag = "7")]
     pub follow: bool,
+    /// Leave out what the agent took before this time (nanoseconds since the Unix epoch), chunk by chunk.
+    #[prost(int64, optional, tag = "8")]
+    pub since_unix_nanos: ::core::option::Option<i64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignalRequest {

@@ -252,10 +252,12 @@ impl StoredSeal {
             stdout: Some(StreamSeal {
                 bytes: self.stdout_bytes,
                 sha256: hash(&self.stdout_sha256),
+                dropped_bytes: 0,
             }),
             stderr: Some(StreamSeal {
                 bytes: self.stderr_bytes,
                 sha256: hash(&self.stderr_sha256),
+                dropped_bytes: 0,
             }),
             reason: self.reason.clone(),
         }

@@ -129,6 +129,7 @@ fn seal(stream: &remoteprocess_api::StreamStatus) -> StreamSeal {
     StreamSeal {
         bytes: stream.bytes,
         sha256: sha256.into(),
+        dropped_bytes: 0,
     }
 }
 

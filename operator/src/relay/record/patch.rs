@@ -175,6 +175,7 @@ fn output(ending: &Ending) -> AttemptOutput {
         sha256: seal
             .filter(|seal| !seal.sha256.is_empty())
             .map(|seal| hex::encode(&seal.sha256)),
+        lost_bytes: None,
     };
     AttemptOutput {
         stdout: stream(seal.stdout, ending.end.stdout),

@@ -135,7 +135,7 @@ async fn read(session: &Session, agent: &Agent) -> Cut {
                 }
                 session.state.send_replace(Some(state));
             }
-            Frame::Heartbeat(_) => {}
+            Frame::Heartbeat(_) | Frame::Spool(_) => {}
             Frame::Exit(exit) => return Cut::End(End::Exit(Box::new(complete(session, exit)))),
         }
     }
