@@ -285,10 +285,12 @@ mod tests {
                 stdout: Some(StreamSeal {
                     bytes: 3,
                     sha256: vec![1; 32].into(),
+                    dropped_bytes: 0,
                 }),
                 stderr: Some(StreamSeal {
                     bytes: 0,
                     sha256: vec![2; 32].into(),
+                    dropped_bytes: 0,
                 }),
                 reason: String::new(),
             }),

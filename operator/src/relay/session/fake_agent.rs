@@ -79,6 +79,7 @@ impl Program {
             Some(StreamSeal {
                 bytes,
                 sha256: vec![9; 32].into(),
+                dropped_bytes: 0,
             })
         };
         let exit = Exit {

@@ -62,10 +62,12 @@ fn ending() -> Ending {
                 stdout: Some(StreamSeal {
                     bytes: 5,
                     sha256: vec![0xab; 32].into(),
+                    dropped_bytes: 0,
                 }),
                 stderr: Some(StreamSeal {
                     bytes: 0,
                     sha256: vec![0xcd; 32].into(),
+                    dropped_bytes: 0,
                 }),
                 reason: String::new(),
             }),
