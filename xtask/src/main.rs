@@ -21,6 +21,7 @@ mod images;
 mod install;
 mod lock;
 mod paths;
+mod s3;
 mod steps;
 mod target;
 mod test;
@@ -56,6 +57,13 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// An S3 server for tests, in the foreground: `--host`, `--port`, `--bucket` (see dev/s3/serve.py).
+    #[command(disable_help_flag = true)]
+    S3 {
+        /// Arguments of dev/s3/serve.py.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Makes the CustomResourceDefinition from the types in `api/`.
     Crds(GenerateArgs),
     /// Makes the Rust code of the wire from the .proto files.
@@ -73,6 +81,7 @@ fn main() -> Result<()> {
         Task::Images(target) => images::build_and_load(&Target::resolve(&target)?).map(drop),
         Task::Install(target) => install::install(&Target::resolve(&target)?).map(drop),
         Task::Bench { target, args } => bench::bench(&target, &args),
+        Task::S3 { args } => s3::serve(&args),
         Task::Crds(args) => CRDS.run(&args),
         Task::Proto(args) => PROTO.run(&args),
         Task::Docs(args) => DOCS.run(&args),

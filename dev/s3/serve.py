@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""An S3 server for tests: moto, with the versions of requirements.txt, in the foreground.
+
+    python3 dev/s3/serve.py [--host 127.0.0.1] [--port 0] [--bucket archive]
+
+Prints `listening on http://HOST:PORT` once it serves and the bucket is there. Any credentials will do. Objects live in its
+memory and end with it. The packages are kept in the user's cache folder; only the first start needs the network.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+REQUIREMENTS = pathlib.Path(__file__).with_name("requirements.txt")
+
+
+def packages() -> pathlib.Path:
+    """The folder with the pinned packages; filled by the first who asks."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    tools = pathlib.Path(base, "remoteprocess", "tools")
+    tools.mkdir(parents=True, exist_ok=True)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}".encode()
+    digest = hashlib.sha256(REQUIREMENTS.read_bytes() + version).hexdigest()[:12]
+    ready = tools / f"s3-{digest}"
+    with open(tools / "s3.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ready.exists():
+            print(f"installing the S3 server into {ready}", file=sys.stderr, flush=True)
+            partial = ready.with_name(f"{ready.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+            subprocess.run([*command, "--target", partial, "-r", REQUIREMENTS], check=True, stdout=sys.stderr)
+            partial.rename(ready)
+    return ready
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0: any that is free")
+    parser.add_argument("--bucket", default="archive", help="bucket that is made at the start")
+    args = parser.parse_args()
+    sys.path.insert(0, str(packages()))
+
+    import logging
+
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from moto.s3.models import s3_backends
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    WSGIRequestHandler.protocol_version = "HTTP/1.1"
+    s3_backends[DEFAULT_ACCOUNT_ID]["aws"].create_bucket(args.bucket, "us-east-1")
+    application = DomainDispatcherApplication(create_backend_app)
+    server = make_server(args.host, args.port, application, threaded=True)
+    print(f"listening on http://{args.host}:{server.port}", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
