@@ -125,14 +125,13 @@ async fn be_served(
         limits,
         closing,
     );
-    let keeping = home::keep(
+    let relay = home::Relay {
         config,
         address,
-        Arc::clone(&enrolment),
-        Arc::clone(&identity),
-        process,
-        homes,
-    );
+        enrolment: Arc::clone(&enrolment),
+        identity: Arc::clone(&identity),
+    };
+    let keeping = home::keep(relay, process, homes);
     tokio::select! {
         () = serving => {}
         () = enrolment.keep_fresh(&identity) => {}

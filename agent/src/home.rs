@@ -108,15 +108,30 @@ pub enum Error {
     Timeout,
 }
 
+/// The way to a relay.
+pub trait Ask: Send + Sync {
+    /// Asks for the start, or (`launched`) for a home.
+    fn start(&self, launched: bool) -> impl Future<Output = Result<StartResponse, Error>> + Send;
+
+    /// After a start that failed: the relay may be another installation's, with another CA or without memory of this
+    /// certificate.
+    fn renew(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// Over the network, as the pod's specification says.
+pub struct Relay {
+    /// Which process, and where the relay is.
+    pub config: Arc<Config>,
+    /// Where this agent listens, `host:port`.
+    pub address: String,
+    /// Gets a certificate.
+    pub enrolment: Arc<Enrolment>,
+    /// The certificate.
+    pub identity: Arc<Identity>,
+}
+
 /// Asks for the start when the entrypoint is there, and for a new home whenever there is none. Never ends.
-pub async fn keep(
-    config: Arc<Config>,
-    address: String,
-    enrolment: Arc<Enrolment>,
-    identity: Arc<Identity>,
-    process: Process,
-    homes: Homes,
-) {
+pub async fn keep(relay: impl Ask, process: Process, homes: Homes) {
     let mut status = process.status();
     let mut home = homes.watch();
     let mut backoff = Backoff::default();
@@ -125,7 +140,7 @@ pub async fn keep(
         let _ = status.wait_for(|status| status.phase != Phase::Waiting).await;
         let launched = process.status().borrow().facts.launch.is_some();
         let seen = home.borrow_and_update().generation;
-        match start(&config, &address, &identity, launched).await {
+        match relay.start(launched).await {
             Ok(StartResponse { granted: true, .. }) => {
                 process.grant();
                 if has_come(&mut home, seen, OPENING).await {
@@ -133,48 +148,45 @@ pub async fn keep(
                     stay(&mut home).await;
                     continue;
                 }
-                tracing::warn!(
-                    address,
-                    "the relay has not opened its stream: can it reach this address?"
-                );
+                tracing::warn!("the relay has not opened its stream: can it reach this pod's address?");
             }
             Ok(StartResponse { message, .. }) => tracing::warn!(message, "the start is not granted"),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "no start; trying again");
-                // The relay may be another installation's, with another CA or without memory of this certificate.
-                if let Err(error) = enrolment.renew(&identity).await {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "not enrolled");
-                }
+                relay.renew().await;
             }
         }
         backoff.wait().await;
     }
 }
 
-async fn start(
-    config: &Config,
-    address: &str,
-    identity: &Arc<Identity>,
-    launched: bool,
-) -> Result<StartResponse, Error> {
-    let request = StartRequest {
-        protocol: PROTOCOL,
-        process_uid: config.process_uid.clone(),
-        attempt: config.attempt,
-        address: address.to_owned(),
-        launched,
-    };
-    let ask = async {
-        // A connection of its own each time: the Service chooses a replica that lives.
-        let channel = Dialer::new(Arc::clone(identity))
-            .connect(&config.relay, &Role::Operator)
-            .await?;
-        let response = RelayClient::new(channel).start(request).await.map_err(Box::new)?;
-        Ok(response.into_inner())
-    };
-    tokio::time::timeout(START_LIMIT, ask)
-        .await
-        .unwrap_or(Err(Error::Timeout))
+impl Ask for Relay {
+    async fn start(&self, launched: bool) -> Result<StartResponse, Error> {
+        let request = StartRequest {
+            protocol: PROTOCOL,
+            process_uid: self.config.process_uid.clone(),
+            attempt: self.config.attempt,
+            address: self.address.clone(),
+            launched,
+        };
+        let ask = async {
+            // A connection of its own each time: the Service chooses a replica that lives.
+            let channel = Dialer::new(Arc::clone(&self.identity))
+                .connect(&self.config.relay, &Role::Operator)
+                .await?;
+            let response = RelayClient::new(channel).start(request).await.map_err(Box::new)?;
+            Ok(response.into_inner())
+        };
+        tokio::time::timeout(START_LIMIT, ask)
+            .await
+            .unwrap_or(Err(Error::Timeout))
+    }
+
+    async fn renew(&self) {
+        if let Err(error) = self.enrolment.renew(&self.identity).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "not enrolled");
+        }
+    }
 }
 
 /// Waits for a home other than the one before, or for any that is there.

@@ -72,6 +72,19 @@ impl Process {
         })
     }
 
+    /// A process whose entrypoint and facts somebody else plays: `status` is what is known of it, and the answer hears
+    /// what is asked of it. For simulations, which have neither sockets nor threads.
+    #[must_use]
+    pub fn played(spool: Arc<Spool>, status: watch::Receiver<Status>) -> (Self, Asked) {
+        let (requests, asked) = mpsc::unbounded_channel();
+        let process = Self {
+            spool,
+            status,
+            requests,
+        };
+        (process, Asked(asked))
+    }
+
     /// Its output.
     #[must_use]
     pub fn spool(&self) -> &Spool {
@@ -111,6 +124,22 @@ impl Process {
         };
         let _ = self.requests.send(request);
         answered.await.unwrap_or(Err(SignalError::EntrypointAway))
+    }
+}
+
+/// What is asked of a played process.
+#[derive(Debug)]
+pub struct Asked(mpsc::UnboundedReceiver<Request>);
+
+impl Asked {
+    /// Waits for a grant; false when nobody can ask any more. Signals and stops are refused.
+    pub async fn granted(&mut self) -> bool {
+        while let Some(request) = self.0.recv().await {
+            if matches!(request, Request::Granted) {
+                return true;
+            }
+        }
+        false
     }
 }
 

@@ -17,7 +17,7 @@ pub use connect::Dialer;
 pub use error::Error;
 pub use identity::{Identity, bundle};
 pub use role::{PeerIdentity, Role, TrustDomain, User};
-pub use serve::{ClientAuth, Limits, serve};
+pub use serve::{ClientAuth, Limits, Listener, serve};
 
 /// Makes ring the crypto provider of this program. To be called first thing in each `main` and test harness: rustls
 /// panics at its first use where there are two providers or none. Calling it again does nothing.

@@ -1,5 +1,7 @@
 use std::{
     error::Error as StdError,
+    future::Future,
+    io,
     net::SocketAddr,
     pin::pin,
     sync::Arc,
@@ -11,6 +13,7 @@ use http_body::Body;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
@@ -91,20 +94,41 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
+/// Where connections come from: a socket of the kernel's, or of a simulated network.
+pub trait Listener: Send + Sync {
+    /// One connection.
+    type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next connection and the address of its peer.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Io, SocketAddr)>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Io = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, address) = Self::accept(self).await?;
+        // Fails only on a connection that is gone already, which the handshake finds out.
+        let _ = stream.set_nodelay(true);
+        Ok((stream, address))
+    }
+}
+
 /// Serves `service` over TLS and HTTP/2 until `shutdown`: then no new connection and no new call is taken, calls in
 /// flight may end within `limits.drain`, and what is left is cut. Each handshake uses the identity as it is then. A
 /// connection whose client certificate has expired takes no new calls; those in flight go on.
 ///
 /// Requests carry tonic's `TcpConnectInfo` and, with [`ClientAuth::Required`], an `Arc<PeerIdentity>` in their
 /// extensions. What goes wrong with one connection ends that connection and is logged.
-pub async fn serve<S, B>(
-    listener: TcpListener,
+pub async fn serve<L, S, B>(
+    listener: L,
     identity: Arc<Identity>,
     client_auth: ClientAuth,
     service: S,
     limits: Limits,
     shutdown: CancellationToken,
 ) where
+    L: Listener,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send,
@@ -146,11 +170,11 @@ pub async fn serve<S, B>(
 }
 
 /// The next connection, when there is room for one; `None` when the shutdown began.
-async fn accept(
-    listener: &TcpListener,
+async fn accept<L: Listener>(
+    listener: &L,
     slots: &Arc<Semaphore>,
     shutdown: &CancellationToken,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+) -> Option<(L::Io, SocketAddr, OwnedSemaphorePermit)> {
     let next = async {
         let slot = slots.clone().acquire_owned().await.ok()?;
         loop {
@@ -169,13 +193,12 @@ async fn accept(
     }
 }
 
-async fn handshake(
-    stream: TcpStream,
+async fn handshake<Io: AsyncRead + AsyncWrite + Unpin>(
+    stream: Io,
     identity: &Identity,
     client_auth: ClientAuth,
     limit: Duration,
-) -> Result<(TlsStream<TcpStream>, Option<Arc<PeerIdentity>>), BoxError> {
-    stream.set_nodelay(true)?;
+) -> Result<(TlsStream<Io>, Option<Arc<PeerIdentity>>), BoxError> {
     let acceptor = TlsAcceptor::from(identity.material().server(client_auth));
     let stream = timeout(limit, acceptor.accept(stream))
         .await
@@ -196,8 +219,8 @@ async fn handshake(
 }
 
 /// One connection from its handshake to its end.
-async fn converse<S, B>(
-    stream: TlsStream<TcpStream>,
+async fn converse<Io, S, B>(
+    stream: TlsStream<Io>,
     address: SocketAddr,
     peer: Option<Arc<PeerIdentity>>,
     service: S,
@@ -205,6 +228,7 @@ async fn converse<S, B>(
     shutdown: CancellationToken,
     cut: CancellationToken,
 ) where
+    Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send,
@@ -214,7 +238,7 @@ async fn converse<S, B>(
 {
     let last_call = last_call(peer.as_deref(), limits.lifetime);
     let info = TcpConnectInfo {
-        local_addr: stream.get_ref().0.local_addr().ok(),
+        local_addr: None,
         remote_addr: Some(address),
     };
     let service = service_fn(move |mut request: Request<Incoming>| {
