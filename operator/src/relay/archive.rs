@@ -8,6 +8,7 @@
 mod manifest;
 mod reader;
 mod segment;
+mod since;
 mod tail;
 mod writer;
 
@@ -22,6 +23,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 pub use manifest::{Manifest, SegmentEntry, StoredExit, StoredGap};
 pub use reader::{ARCHIVE_DAMAGED, Reader, precedes};
 pub use segment::{Segment, SegmentName};
+pub use since::{first_since, since_start};
 pub use tail::{TailSearch, tail_start};
 pub use writer::Writer;
 
