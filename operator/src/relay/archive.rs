@@ -10,6 +10,7 @@ mod reader;
 mod segment;
 mod since;
 mod tail;
+mod unavailable;
 mod writer;
 
 use std::path::Path as FilePath;
@@ -25,6 +26,7 @@ pub use reader::{ARCHIVE_DAMAGED, Reader, precedes};
 pub use segment::{Segment, SegmentName};
 pub use since::{first_since, since_start};
 pub use tail::{TailSearch, tail_start};
+pub use unavailable::Unavailable;
 pub use writer::Writer;
 
 /// Raw bytes after which a segment is full.
