@@ -16,6 +16,8 @@ pub(crate) struct Call {
     pub method: Method,
     /// Path without the query.
     pub path: String,
+    /// What follows the path behind `?`, empty where nothing does.
+    pub query: String,
     /// `null` where there is none.
     pub body: Value,
 }
@@ -31,6 +33,7 @@ pub(crate) fn client(answer: impl FnMut(Call) -> (u16, Value) + Send + 'static) 
             let call = Call {
                 method: parts.method,
                 path: parts.uri.path().to_owned(),
+                query: parts.uri.query().unwrap_or_default().to_owned(),
                 body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
             };
             let (code, object) = (answer.lock().expect("no panic before"))(call);

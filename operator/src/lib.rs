@@ -10,5 +10,7 @@ pub mod backoff;
 pub mod controller;
 #[cfg(test)]
 pub(crate) mod fake_api;
+#[cfg(test)]
+pub(crate) mod fake_cluster;
 pub mod leader;
 pub mod relay;

@@ -224,12 +224,12 @@ fn begin(mut draft: Draft<'_>, number: u32, mut memory: Memory) -> Verdict {
 /// The start was granted: from here on the program runs at most this once.
 fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod) -> Verdict {
     let mut memory = situation.memory.clone();
-    draft.see_pod(pod);
     if let Some(end) = ending::of_pod(pod).or_else(|| ending::unreported(record)) {
         return await_record(draft, situation, record, &end, &mut memory);
     }
     (memory.ended_since, memory.gone_since) = (None, None);
     if should_stop(situation.process) {
+        draft.see_pod(pod);
         draft.stopping(
             record,
             Reason::Stopping,
@@ -243,13 +243,16 @@ fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStat
             Reason::Stopping,
             "the pod is being deleted and the program is asked to stop".into(),
         ));
+        draft.see_pod(pod);
         draft.stopping(record, reason, message);
         return draft.verdict(Action::None, None, memory);
     }
     let again = if record.started_at.is_some() {
+        draft.see_pod(pod);
         draft.running(record);
         None
     } else {
+        // Which pod it is stands in the grant: its node alone is not worth a write.
         draft.wait_unless_usual(&waiting::granted(record))
     };
     draft.verdict(Action::None, again, memory)
@@ -275,6 +278,9 @@ fn await_record(
     };
     if let Some(left) = remaining(since, span, situation.now) {
         return draft.verdict(Action::None, Some(left), memory.clone());
+    }
+    if let Sight::Ours(pod) = situation.pod {
+        draft.see_pod(pod);
     }
     draft.record_end(record, end.clone());
     draft.finish(record, end, disruption(situation));

@@ -1,3 +1,6 @@
+mod budget;
+mod stage;
+
 use std::sync::Mutex;
 
 use http::Method;
@@ -16,7 +19,7 @@ fn process() -> RemoteProcess {
     .unwrap()
 }
 
-fn agent() -> AgentSettings {
+pub(super) fn agent() -> AgentSettings {
     AgentSettings {
         image: "agent".into(),
         image_pull_policy: None,

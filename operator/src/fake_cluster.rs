@@ -1,0 +1,222 @@
+//! A fake API server that keeps what it is given, for tests in which controller and relay work on the same object:
+//! resourceVersions, server-side apply per field manager, preconditions of deletions.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use http::Method;
+use kube::Client;
+use remoteprocess_api::RemoteProcess;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use crate::fake_api::{self, Call, refusal};
+
+/// Kind by its plural, and name; everything is in one namespace.
+type Key = (String, String);
+
+/// Cheap to clone: all clones are the same cluster.
+#[derive(Clone, Default)]
+pub(crate) struct FakeCluster(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    objects: BTreeMap<Key, Value>,
+    /// What each field manager applied last to the status of an object.
+    applied: BTreeMap<(Key, String), Value>,
+    status_writes: Vec<(String, Value)>,
+}
+
+impl FakeCluster {
+    /// A client of this cluster.
+    pub(crate) fn client(&self) -> Client {
+        let cluster = self.clone();
+        fake_api::client(move |call| cluster.state().answer(&call))
+    }
+
+    /// Stores an object as it is, as another client would; its resourceVersion and uid are set here.
+    pub(crate) fn put(&self, kind: &str, object: &impl serde::Serialize) {
+        let object = serde_json::to_value(object).expect("JSON");
+        self.state().store(kind, object);
+    }
+
+    /// The object of this kind (plural) and name.
+    pub(crate) fn get<K: DeserializeOwned>(&self, kind: &str, name: &str) -> Option<K> {
+        let state = self.state();
+        let object = state.objects.get(&(kind.to_owned(), name.to_owned()))?;
+        Some(serde_json::from_value(object.clone()).expect("the kind"))
+    }
+
+    /// Changes an object, as another client would.
+    pub(crate) fn edit<K: DeserializeOwned + serde::Serialize>(
+        &self,
+        kind: &str,
+        name: &str,
+        act: impl FnOnce(&mut K),
+    ) {
+        let mut object: K = self.get(kind, name).expect("the object");
+        act(&mut object);
+        self.put(kind, &object);
+    }
+
+    /// The process of this name.
+    pub(crate) fn process(&self, name: &str) -> RemoteProcess {
+        self.get("remoteprocesses", name).expect("the process")
+    }
+
+    /// Each write of a status that changed it: the field manager and the whole status afterwards.
+    pub(crate) fn status_writes(&self) -> Vec<(String, Value)> {
+        self.state().status_writes.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn answer(&mut self, call: &Call) -> (u16, Value) {
+        let parts: Vec<&str> = call.path.trim_matches('/').split('/').collect();
+        let at = parts.iter().position(|part| *part == "namespaces").map_or_else(
+            || parts.iter().position(|part| *part == "nodes"),
+            |namespaces| Some(namespaces + 2),
+        );
+        let Some(at) = at else { return refusal(404, "NotFound") };
+        let kind = parts[at].to_owned();
+        let name = parts.get(at + 1).map(|name| (*name).to_owned());
+        match (&call.method, name, parts.get(at + 2).copied()) {
+            (&Method::POST, None, _) => self.create(&kind, call.body.clone()),
+            (&Method::GET, Some(name), _) => self.read(&(kind, name)),
+            (&Method::PATCH, Some(name), Some("status")) => self.apply_status((kind, name), call),
+            (&Method::DELETE, Some(name), _) => self.delete(&(kind, name), &call.body),
+            _ => panic!("not expected: {call:?}"),
+        }
+    }
+
+    fn read(&self, key: &Key) -> (u16, Value) {
+        let found = self.objects.get(key);
+        found.map_or_else(|| refusal(404, "NotFound"), |object| (200, object.clone()))
+    }
+
+    fn create(&mut self, kind: &str, object: Value) -> (u16, Value) {
+        if kind == "events" {
+            return (201, object);
+        }
+        let name = object["metadata"]["name"].as_str().expect("a name").to_owned();
+        if self.objects.contains_key(&(kind.to_owned(), name)) {
+            return refusal(409, "AlreadyExists");
+        }
+        (201, self.store(kind, object))
+    }
+
+    fn store(&mut self, kind: &str, mut object: Value) -> Value {
+        self.version += 1;
+        let metadata = &mut object["metadata"];
+        metadata["resourceVersion"] = json!(self.version.to_string());
+        if metadata["uid"].is_null() {
+            metadata["uid"] = json!(format!("uid-{}", self.version));
+        }
+        let name = metadata["name"].as_str().expect("a name").to_owned();
+        self.objects.insert((kind.to_owned(), name), object.clone());
+        object
+    }
+
+    /// A kubelet would end the pod first; here it is marked, and the test takes it away. Anything else goes at once.
+    fn delete(&mut self, key: &Key, options: &Value) -> (u16, Value) {
+        let Some(object) = self.objects.get_mut(key) else {
+            return refusal(404, "NotFound");
+        };
+        for (condition, field) in [("uid", "uid"), ("resourceVersion", "resourceVersion")] {
+            let wanted = &options["preconditions"][condition];
+            if !wanted.is_null() && *wanted != object["metadata"][field] {
+                return refusal(409, "Conflict");
+            }
+        }
+        let deleted = if key.0 == "pods" {
+            let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+            let metadata = object["metadata"].as_object_mut().expect("metadata");
+            metadata.entry("deletionTimestamp").or_insert(json!(now));
+            object.clone()
+        } else {
+            self.objects.remove(key).unwrap_or_default()
+        };
+        (200, deleted)
+    }
+
+    fn apply_status(&mut self, key: Key, call: &Call) -> (u16, Value) {
+        let Some(object) = self.objects.get(&key).cloned() else {
+            return refusal(404, "NotFound");
+        };
+        let metadata = &call.body["metadata"];
+        for field in ["uid", "resourceVersion"] {
+            if !metadata[field].is_null() && metadata[field] != object["metadata"][field] {
+                return refusal(409, "Conflict");
+            }
+        }
+        let manager = call
+            .query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("fieldManager="))
+            .expect("a field manager")
+            .to_owned();
+        let mine = call.body["status"].clone();
+        let before = self.applied.insert((key.clone(), manager.clone()), mine.clone());
+        let others = self.applied.iter().filter(|((of, by), _)| *of == key && *by != manager);
+        let mut merged = json!({});
+        for (_, other) in others {
+            merge(&mut merged, other, false);
+        }
+        if !merge(&mut merged, &mine, true) {
+            // Without force, a field of another manager with another value is a conflict.
+            self.applied.insert((key, manager), before.unwrap_or_default());
+            return refusal(409, "Conflict");
+        }
+        if object["status"] == merged {
+            return (200, object);
+        }
+        let mut next = object;
+        next["status"] = merged.clone();
+        self.status_writes.push((manager, merged));
+        (200, self.store(&key.0, next))
+    }
+}
+
+/// Lays `from` over `into`; lists of the status are maps by `type` or `number`. False where `strict` and a value differs.
+fn merge(into: &mut Value, from: &Value, strict: bool) -> bool {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => from
+            .iter()
+            .fold(true, |fits, (key, value)| merge_field(into, key, value, strict) && fits),
+        (Value::Array(into), Value::Array(from)) => from.iter().fold(true, |fits, item| {
+            let same = into.iter_mut().find(|known| key_of(known) == key_of(item));
+            match same {
+                Some(known) => merge(known, item, strict) && fits,
+                None => {
+                    into.push(item.clone());
+                    into.sort_by_key(|item| item["number"].as_u64());
+                    fits
+                }
+            }
+        }),
+        (into, from) => *into == *from || !strict,
+    }
+}
+
+fn merge_field(into: &mut Map<String, Value>, key: &str, value: &Value, strict: bool) -> bool {
+    match into.get_mut(key) {
+        Some(known) => merge(known, value, strict),
+        None => {
+            into.insert(key.to_owned(), value.clone());
+            true
+        }
+    }
+}
+
+fn key_of(item: &Value) -> Value {
+    if item["number"].is_null() {
+        item["type"].clone()
+    } else {
+        item["number"].clone()
+    }
+}
