@@ -1,25 +1,16 @@
 //! Following a program that writes lines of 100 bytes as fast as it can.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result};
-use remoteprocess_e2e::{
-    Namespace, Program, RELAY_SERVICE, RELEASE_NAMESPACE, User, glibc, kubectl, until, until_some,
-};
-use serde_json::json;
+use remoteprocess_e2e::{Namespace, User};
 
 use crate::cpu::Snapshot;
+use crate::follower::Follower;
 use crate::report::{median, table};
+use crate::route::Route;
+use crate::subject::{END, GATE};
 
-/// How long a follower may stand still before it counts as stalled.
-const STALL: Duration = Duration::from_secs(20);
-
-const CONTENDERS: [&str; 4] = [
-    "rproc logs -f, direct",
-    "rproc logs -f, port-forward",
-    "kubectl logs -f",
-    "kubectl exec",
-];
+/// Bytes that come before the measurement: connections stand, windows are open.
+const WARM: usize = 1_000_000;
 
 /// One contender's turn.
 struct Turn {
@@ -31,10 +22,10 @@ struct Turn {
 /// How the program writes.
 #[derive(Clone, Copy)]
 enum Writes {
-    /// Many lines at once, as into a pipe by stdio.
-    Blocks,
     /// Each line by itself, as logs are written.
     Lines,
+    /// Many lines at once, as by stdio into a pipe.
+    Blocks,
 }
 
 /// Runs the rounds and describes them.
@@ -49,12 +40,14 @@ fn measure_writes(namespace: &Namespace, rounds: usize, megabytes: usize, writes
     let size = megabytes * 1_000_000;
     let mut turns: [Vec<Turn>; 4] = Default::default();
     for round in 0..rounds {
-        for (contender, done) in turns.iter_mut().enumerate() {
-            let name = format!("{}-{round}-{contender}", writes.prefix());
-            let turn = take_turn(namespace, &admin, contender, &name, writes, size)?;
+        for (route, done) in Route::ALL.into_iter().zip(&mut turns) {
+            let turn = take_turn(namespace, &admin, route, round, writes, size)?;
             eprintln!(
                 "{}: {} bytes, {:.2} s, {:.2} s CPU",
-                CONTENDERS[contender], turn.bytes, turn.seconds, turn.cpu
+                route.name(),
+                turn.bytes,
+                turn.seconds,
+                turn.cpu
             );
             done.push(turn);
         }
@@ -70,22 +63,17 @@ impl Writes {
         }
     }
 
-    /// A script that makes the lines and waits, and one that writes them.
-    fn scripts(self, lines: usize) -> (String, String) {
-        let make = format!("yes {} | head -n {lines}", "x".repeat(99));
+    fn block(self) -> usize {
         match self {
-            Self::Blocks => ("true".to_owned(), make),
-            Self::Lines => (
-                format!("{make} > /tmp/lines"),
-                "dd if=/tmp/lines bs=100 2>/dev/null".to_owned(),
-            ),
+            Self::Lines => 100,
+            Self::Blocks => 8192,
         }
     }
 
     fn title(self) -> &'static str {
         match self {
-            Self::Blocks => "written in blocks (`yes | head`)",
-            Self::Lines => "each written by itself (`dd bs=100`)",
+            Self::Blocks => "written in blocks of 8 KiB",
+            Self::Lines => "one write(2) each",
         }
     }
 }
@@ -93,137 +81,50 @@ impl Writes {
 fn take_turn(
     namespace: &Namespace,
     admin: &User,
-    contender: usize,
-    name: &str,
+    route: Route,
+    round: usize,
     writes: Writes,
     size: usize,
 ) -> Result<Turn> {
-    let gate = "while [ ! -f /tmp/go ]; do sleep 0.02; done";
-    let hold = "while [ ! -f /tmp/end ]; do sleep 0.1; done";
-    let (make, write) = writes.scripts(size / 100);
-    let script = match contender {
-        3 => format!("{make}; touch /tmp/made; {hold}"),
-        _ => format!("{make}; touch /tmp/made; {gate}; {write}; {hold}"),
-    };
-    let pod = match contender {
-        0 | 1 => process(namespace, name, &script)?,
-        _ => pod(namespace, name, &script)?,
-    };
-    let touch = |file: &str| {
-        namespace
-            .kubectl(&["exec", &pod, "--container=main", "--", "touch", file])
-            .succeed()
-    };
-    until("the lines", Duration::from_secs(60), || {
-        let made = ["exec", &pod, "--container=main", "--", "test", "-f", "/tmp/made"];
-        Ok(namespace.kubectl(&made).finish()?.code == 0)
-    })?;
-    let follower = match contender {
-        0 => admin.rproc(&["logs", "-f", name, "--server", &relay()?]),
-        1 => admin.rproc(&["logs", "-f", name]),
-        2 => admin.kubectl(&["logs", "-f", name]),
-        _ => admin.kubectl(&["exec", name, "--", "bash", "-c", &format!("{gate}; {write}; {hold}")]),
-    };
-    let turn = follow(follower, size, || touch("/tmp/go"));
-    touch("/tmp/end")?;
-    namespace
-        .kubectl(&["delete", "pod", &pod, "--grace-period=1"])
-        .succeed()?;
-    turn
-}
-
-fn follow(follower: Program, size: usize, open_gate: impl Fn() -> Result<String>) -> Result<Turn> {
-    let follower = follower.within(Duration::from_secs(600)).start()?;
-    // It has connected once it sleeps on the stream; the figures begin at the first byte anyhow.
-    let before = Snapshot::take(Some(follower.id()));
-    open_gate()?;
-    until(
-        "the first byte",
-        Duration::from_secs(60),
-        || Ok(follower.received() > 0),
-    )?;
-    let begin = Instant::now();
-    let mut progress = (0, begin);
-    while follower.received() < size && progress.1.elapsed() < STALL {
-        if follower.received() > progress.0 {
-            progress = (follower.received(), Instant::now());
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let cpu = before.until(&Snapshot::take(Some(follower.id())));
+    let name = format!("{}-{round}-{}", writes.prefix(), route as usize);
+    let block = writes.block();
+    let writer = [
+        format!("--warm={WARM}"),
+        format!("--bytes={size}"),
+        format!("--block={block}"),
+        format!("--gate={GATE}"),
+        format!("--hold={END}"),
+    ];
+    let subject = route.subject(namespace, &name, &writer)?;
+    let mut follower = Follower::start(route.client(admin, &name, &writer)?, WARM)?;
+    follower.wait_warm()?;
+    let before = Snapshot::take(&[follower.id()]);
+    subject.open_gate()?;
+    let progress = follower.wait_for(size);
+    let cpu = before.until(&Snapshot::take(&[follower.id()]));
+    drop(follower);
+    subject.remove()?;
+    let first = progress.first.context("nothing came behind the warm-up")?;
     Ok(Turn {
-        bytes: follower.received(),
-        seconds: (progress.1 - begin).as_secs_f64(),
+        bytes: progress.bytes(WARM),
+        seconds: (progress.last - first).as_secs_f64(),
         cpu,
     })
 }
 
-fn relay() -> Result<String> {
-    let address = kubectl([
-        "get",
-        "service",
-        RELAY_SERVICE,
-        "--output=jsonpath={.spec.clusterIP}",
-        "--namespace",
-    ])
-    .arg(RELEASE_NAMESPACE)
-    .succeed()?;
-    Ok(format!("{address}:8443"))
-}
-
-fn process(namespace: &Namespace, name: &str, script: &str) -> Result<String> {
-    let spec = json!({"image": glibc(), "imagePullPolicy": "IfNotPresent", "command": ["bash", "-c", script]});
-    namespace.apply(name, spec).succeed()?;
-    namespace.wait_running(name)?;
-    let pod = namespace.pod(name)?;
-    Ok(pod["metadata"]["name"].as_str().context("a pod has a name")?.to_owned())
-}
-
-fn pod(namespace: &Namespace, name: &str, script: &str) -> Result<String> {
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-        "spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [{
-            "name": "main", "image": glibc(), "imagePullPolicy": "IfNotPresent", "command": ["bash", "-c", script],
-        }]},
-    });
-    namespace
-        .kubectl(&["create", "--filename=-"])
-        .input(pod.to_string())
-        .succeed()?;
-    until_some("a running pod", Duration::from_secs(60), || {
-        let phase = namespace
-            .kubectl(&["get", "pod", name, "--output=jsonpath={.status.phase}"])
-            .succeed()?;
-        Ok((phase == "Running").then(|| name.to_owned()))
-    })
-}
-
 fn describe(turns: &[Vec<Turn>; 4], megabytes: usize, writes: Writes, size: usize) -> String {
-    let speed = |turns: &[Turn]| {
-        median(
-            &turns
-                .iter()
-                .map(|turn| turn.bytes as f64 / turn.seconds / 1e6)
-                .collect::<Vec<_>>(),
-        )
-    };
-    let cost = |turns: &[Turn]| {
-        median(
-            &turns
-                .iter()
-                .map(|turn| turn.cpu / turn.bytes as f64 * 1e9)
-                .collect::<Vec<_>>(),
-        )
-    };
+    let of = |turns: &[Turn], figure: fn(&Turn) -> f64| median(&turns.iter().map(figure).collect::<Vec<_>>());
+    let speed = |turns: &[Turn]| of(turns, |turn| turn.bytes as f64 / turn.seconds / 1e6);
+    let cost = |turns: &[Turn]| of(turns, |turn| turn.cpu / turn.bytes as f64 * 1e9);
     let (logs_speed, logs_cost) = (speed(&turns[2]), cost(&turns[2]));
-    let rows = turns.iter().zip(CONTENDERS).map(|(turns, name)| {
+    let rows = turns.iter().zip(Route::ALL).map(|(turns, route)| {
         let whole = turns.iter().filter(|turn| turn.bytes == size).count();
         vec![
-            format!("`{name}`"),
+            format!("`{}`", route.name()),
             format!("{:.1}", speed(turns)),
             format!("{:.1}×", speed(turns) / logs_speed),
             format!("{:.1}", cost(turns)),
-            format!("{:.2}×", cost(turns) / logs_cost),
+            format!("1/{:.1}", logs_cost / cost(turns)),
             format!("{whole} of {}", turns.len()),
         ]
     });
@@ -236,8 +137,9 @@ fn describe(turns: &[Vec<Turn>; 4], megabytes: usize, writes: Writes, size: usiz
         "whole",
     ];
     format!(
-        "## Following {megabytes} MB of 100-byte lines, {}\n\nFrom the first to the last byte at the client. CPU: client, API \
-         server, etcd, kubelet, containerd, shims, operator, agent and entrypoint, from /proc.\n\n{}",
+        "## Following {megabytes} MB of 100-byte lines, {}\n\nFrom the first to the last byte at a client that has \
+         connected and received 1 MB before. CPU: client, API server, etcd, kubelet, containerd, shims, operator, agent \
+         and entrypoint, from /proc.\n\n{}",
         writes.title(),
         table(&header, &rows.collect::<Vec<_>>())
     )

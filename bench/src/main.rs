@@ -3,38 +3,82 @@
 //! Arrows: the end-to-end tests, for their fixtures.
 //! Invariant: contenders take turns within each round, so that whatever else the machine does falls on all of them.
 
-use clap::Parser;
-use remoteprocess_e2e::with_temp_ns;
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use remoteprocess_e2e::{Namespace, with_temp_ns};
 
 mod cpu;
+mod fan_out;
 mod follow;
+mod follower;
+mod latency;
 mod report;
+mod route;
+mod slowdown;
 mod startup;
+mod subject;
 
 /// Measures against kubectl logs, kubectl exec, a bare pod and a Job, and prints Markdown.
 #[derive(Parser)]
 struct Args {
-    /// Rounds of the stream benchmark
+    /// Only these parts
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Section>,
+    /// Rounds of each part but the last
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Rounds of the start-and-end benchmark
     #[arg(long, default_value_t = 11)]
     starts: usize,
-    /// Megabytes to follow
+    /// Megabytes to follow and to write
     #[arg(long, default_value_t = 100)]
     megabytes: usize,
+    /// Lines of each round of the latency
+    #[arg(long, default_value_t = 400)]
+    lines: usize,
+    /// Megabytes for each of fifty followers
+    #[arg(long, default_value_t = 8)]
+    fan_out_megabytes: usize,
     /// How the run is called, for the head of the report
     #[arg(long, default_value = "cargo xtask bench")]
     command: String,
+}
+
+/// A part of the report.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Section {
+    Follow,
+    Latency,
+    FanOut,
+    Slowdown,
+    Starts,
+}
+
+impl Args {
+    fn measure(&self, section: Section, namespace: &Namespace) -> Result<String> {
+        match section {
+            Section::Follow => follow::measure(namespace, self.rounds, self.megabytes),
+            Section::Latency => latency::measure(namespace, self.rounds, self.lines),
+            Section::FanOut => fan_out::measure(namespace, self.rounds, self.fan_out_megabytes),
+            Section::Slowdown => slowdown::measure(namespace, self.rounds, self.megabytes),
+            Section::Starts => startup::measure(namespace, self.starts),
+        }
+    }
 }
 
 fn main() {
     let args = Args::parse();
     let mut report = String::new();
     with_temp_ns("bench", |namespace| {
-        let follow = follow::measure(namespace, args.rounds, args.megabytes)?;
-        let starts = startup::measure(namespace, args.starts)?;
-        report = [report::head(&args.command)?, follow, starts].join("\n");
+        let load = report::load()?;
+        let mut parts = Vec::new();
+        for section in Section::value_variants() {
+            if args.only.is_empty() || args.only.contains(section) {
+                parts.push(args.measure(*section, namespace)?);
+            }
+        }
+        parts.insert(0, report::head(&args.command, &load)?);
+        report = parts.join("\n");
         Ok(())
     });
     println!("{report}");

@@ -1,5 +1,7 @@
 //! Medians, ratios and Markdown.
 
+use std::fs;
+
 use anyhow::Result;
 use jiff::Zoned;
 use remoteprocess_e2e::kubectl;
@@ -15,8 +17,22 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// When, where and by which command.
-pub fn head(command: &str) -> Result<String> {
+/// The value below which this part of them lies; not a number where there is none.
+pub fn quantile(values: &[f64], part: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let place = (sorted.len() as f64 * part).ceil() as usize;
+    sorted.get(place.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
+/// Load averages of the machine over 1, 5 and 15 minutes.
+pub fn load() -> Result<String> {
+    let text = fs::read_to_string("/proc/loadavg")?;
+    Ok(text.split(' ').take(3).collect::<Vec<_>>().join(" "))
+}
+
+/// When, where, by which command, and under which load it began.
+pub fn head(command: &str, load: &str) -> Result<String> {
     let info = ".items[0].status.nodeInfo";
     let path = format!("--output=jsonpath={{{info}.kubeletVersion}}, {{{info}.containerRuntimeVersion}}");
     let version = kubectl(["get", "nodes", &path]).succeed()?;
@@ -24,8 +40,8 @@ pub fn head(command: &str) -> Result<String> {
     let system = rustix::system::uname();
     let date = Zoned::now().strftime("%Y-%m-%d");
     Ok(format!(
-        "`{command}`, {date}, Kubernetes {version}, Linux {}, {cores} cores, one node. Medians; the client runs on the \
-         node.\n",
+        "`{command}`, {date}, Kubernetes {version}, Linux {}, {cores} cores, one node; load \
+         average {load} before the run. Medians of rounds in turn; the clients run on the node.\n",
         system.release().to_string_lossy()
     ))
 }
@@ -48,6 +64,15 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn parts_of_the_values() {
+        let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        assert_eq!(quantile(&values, 0.5), 100.0);
+        assert_eq!(quantile(&values, 0.99), 198.0);
+        assert_eq!(quantile(&values, 1.0), 200.0);
+        assert!(quantile(&[], 0.5).is_nan());
     }
 
     #[test]

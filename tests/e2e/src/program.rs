@@ -123,6 +123,12 @@ impl Program {
         self
     }
 
+    /// The command itself, without deadline and input, for whoever reads its output in another way.
+    #[must_use]
+    pub fn into_command(self) -> Command {
+        self.command
+    }
+
     /// Starts it.
     pub fn start(mut self) -> Result<Running> {
         let line = line(&self.command);
