@@ -46,7 +46,10 @@ impl Script {
         for (index, (stream, bytes)) in self.chunks.iter().enumerate() {
             let offset = place.of(*stream);
             if index == self.tail && request.tail_lines.is_some() {
-                frames.push(Frame::Heartbeat(Heartbeat { offsets: Some(place) }));
+                frames.push(Frame::Heartbeat(Heartbeat {
+                    offsets: Some(place),
+                    attempt: 0,
+                }));
                 chunks.clear();
             }
             place.set(*stream, offset + bytes.len() as u64);

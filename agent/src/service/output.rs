@@ -96,7 +96,7 @@ impl Output {
                 _ = self.progress.changed(), if !is_reading => {}
                 _ = self.heartbeat.tick() => {
                     let offsets = Some(cursor(self.reader.cursor()));
-                    return Some(Ok(Frame::Heartbeat(Heartbeat { offsets })));
+                    return Some(Ok(Frame::Heartbeat(Heartbeat { offsets, attempt: 0 })));
                 }
             }
         }

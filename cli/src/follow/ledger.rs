@@ -240,6 +240,7 @@ mod tests {
         );
         ledger.heartbeat(&Heartbeat {
             offsets: Some(Cursor { stdout: 70, stderr: 9 }),
+            attempt: 0,
         });
         ledger.take(&data(Stream::Stdout, 70, 10)).unwrap();
         let request = ledger.request().unwrap();
@@ -255,6 +256,7 @@ mod tests {
         assert!(half.request().is_err());
         half.heartbeat(&Heartbeat {
             offsets: Some(Cursor { stdout: 80, stderr: 4 }),
+            attempt: 0,
         });
         assert_eq!(half.request().unwrap().cursor, Some(Cursor { stdout: 80, stderr: 4 }));
         let mut single = Ledger::new(Want {

@@ -8,7 +8,9 @@
 mod manifest;
 mod reader;
 mod segment;
+mod since;
 mod tail;
+mod unavailable;
 mod writer;
 
 use std::path::Path as FilePath;
@@ -22,7 +24,9 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 pub use manifest::{Manifest, SegmentEntry, StoredExit, StoredGap};
 pub use reader::{ARCHIVE_DAMAGED, Reader, precedes};
 pub use segment::{Segment, SegmentName};
+pub use since::{first_since, since_start};
 pub use tail::{TailSearch, tail_start};
+pub use unavailable::Unavailable;
 pub use writer::Writer;
 
 /// Raw bytes after which a segment is full.

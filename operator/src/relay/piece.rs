@@ -87,6 +87,15 @@ impl Piece {
         }
     }
 
+    /// When the agent took the bytes, in nanoseconds since the Unix epoch; `None` for a gap.
+    #[must_use]
+    pub fn time(&self) -> Option<i64> {
+        match self {
+            Self::Data(data) => Some(data.time_unix_nanos),
+            Self::Gap(_) => None,
+        }
+    }
+
     /// What holding the piece costs, in bytes of memory.
     #[must_use]
     pub fn cost(&self) -> usize {

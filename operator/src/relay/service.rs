@@ -22,7 +22,8 @@ use remoteprocess_proto::v1::{
 };
 use remoteprocess_proto::{MAX_MESSAGE, PROTOCOL};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Request, Response, Status};
 use tracing::warn;
 
 use super::archive::{Archive, AttemptKey};
@@ -30,6 +31,11 @@ use super::authorize::{self, Action, Authorizer};
 use super::directory::Directory;
 use super::record::Recorder;
 use super::session::Sessions;
+
+/// Metadata of an answer to `WatchOutput`: the object's uid.
+const UID: &str = "rproc-uid";
+/// Metadata of an answer to `WatchOutput`: the attempt, where it is settled. A later heartbeat tells it otherwise.
+const ATTEMPT: &str = "rproc-attempt";
 
 /// What every call needs.
 pub struct RelayParts {
@@ -163,6 +169,14 @@ impl RelayParts {
         )))
     }
 
+    /// The latest attempt, once it has been granted or is over: it is the one that a stream is of.
+    fn settled(&self, target: &Target) -> Option<u32> {
+        let process = self.object(target)?;
+        let status = process.status.as_ref()?;
+        let attempt = status.attempt(status.attempt?)?;
+        (attempt.granted_at.is_some() || attempt.exit.is_some()).then_some(attempt.number)
+    }
+
     fn object(&self, target: &Target) -> Option<Arc<RemoteProcess>> {
         self.directory.by_uid(&target.uid)
     }
@@ -253,7 +267,19 @@ impl Relay for RelayService {
         check_protocol(request.protocol)?;
         let target = self.parts.allow(&user, Action::Log, request.process.clone()).await?;
         self.parts.check_attempt(&target, request.attempt).await?;
-        Ok(Response::new(output::watch(self.parts.clone(), user, target, &request)))
+        let attempt = match request.attempt {
+            0 => self.parts.settled(&target),
+            named => Some(named),
+        };
+        let mut metadata = MetadataMap::new();
+        if let Ok(uid) = target.uid.parse() {
+            metadata.insert(UID, uid);
+        }
+        if let Some(attempt) = attempt {
+            metadata.insert(ATTEMPT, attempt.into());
+        }
+        let frames = output::watch(self.parts.clone(), user, target, attempt, &request);
+        Ok(Response::from_parts(metadata, frames, Extensions::default()))
     }
 
     async fn signal(&self, request: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {

@@ -32,7 +32,7 @@ pub use control::ControlError;
 pub use follower::{Follower, Next};
 use ring::Ring;
 
-use super::archive::{Archive, AttemptKey, StoredGap, Subject};
+use super::archive::{Archive, AttemptKey, StoredGap, Subject, Unavailable};
 use super::metrics::metrics;
 
 /// Reason of a gap at the end of a stream whose agent never sealed it.
@@ -119,6 +119,8 @@ pub struct Session {
     /// How the attempt ended according to the status, when no agent said it.
     closing: watch::Sender<Option<Exit>>,
     stop: watch::Sender<bool>,
+    /// Why the archive takes nothing now.
+    unavailable: watch::Sender<Option<Unavailable>>,
     is_connected: AtomicBool,
     /// Set with each connection; taken back by whoever asks.
     was_connected: AtomicBool,
@@ -210,6 +212,7 @@ impl Session {
             state: watch::Sender::new(None),
             closing: watch::Sender::new(None),
             stop: watch::Sender::new(false),
+            unavailable: watch::Sender::new(None),
             is_connected: AtomicBool::new(false),
             was_connected: AtomicBool::new(false),
         }
@@ -243,6 +246,12 @@ impl Session {
     #[must_use]
     pub fn state(&self) -> Option<State> {
         self.state.borrow().clone()
+    }
+
+    /// Why the archive takes nothing of this attempt now, and each change of it; `None` while it does.
+    #[must_use]
+    pub fn archive_unavailable(&self) -> watch::Receiver<Option<Unavailable>> {
+        self.unavailable.subscribe()
     }
 
     /// The last frame, once the attempt has ended and is archived.

@@ -50,11 +50,15 @@ pub struct State {
     pub message: ::prost::alloc::string::String,
 }
 /// Says that the line is alive and how far the streams have come: nothing below `offsets` is sent behind it. A stream
-/// that begins at the last lines begins with one.
+/// that does not begin at its cursor (at the last lines, or at a time) begins with one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heartbeat {
     #[prost(message, optional, tag = "1")]
     pub offsets: ::core::option::Option<Cursor>,
+    /// The attempt that the stream is of; 0 while that is not settled, and from agents. Does not change once it is told:
+    /// who resumes names it.
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
 }
 /// How the spool of a pod stands; an agent tells its home when `blocked` changes, and with each heartbeat.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1157,7 +1161,8 @@ pub mod relay_client {
                 .insert(GrpcMethod::new("remoteprocess.v1.Relay", "List"));
             self.inner.unary(req, path, codec).await
         }
-        /// get remoteprocesses/log
+        /// get remoteprocesses/log. Metadata `rproc-uid` of the answer names the object, `rproc-attempt` the attempt; where that is
+        /// not settled yet, it is absent and a `Heartbeat` tells the attempt before the first bytes.
         pub async fn watch_output(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchOutputRequest>,
@@ -1239,7 +1244,8 @@ pub mod relay_server {
         type WatchOutputStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::OutputFrame, tonic::Status>>
             + std::marker::Send
             + 'static;
-        /// get remoteprocesses/log
+        /// get remoteprocesses/log. Metadata `rproc-uid` of the answer names the object, `rproc-attempt` the attempt; where that is
+        /// not settled yet, it is absent and a `Heartbeat` tells the attempt before the first bytes.
         async fn watch_output(
             &self,
             request: tonic::Request<super::WatchOutputRequest>,

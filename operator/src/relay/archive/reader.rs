@@ -104,6 +104,17 @@ impl Reader {
             .find(|start| precedes(start, wanted));
         Ok(start.unwrap_or_default())
     }
+
+    /// The position of both streams after the last archived piece.
+    ///
+    /// # Errors
+    /// When the store does not answer, or the last segment is damaged.
+    pub async fn end(&self) -> Result<Cursor, Error> {
+        match self.archive.segments(&self.key).await?.last() {
+            Some(last) => Ok(self.archive.segment(&self.key, last).await?.end),
+            None => Ok(Cursor::default()),
+        }
+    }
 }
 
 fn is_no_hole(placed: &Placed) -> bool {

@@ -16,7 +16,7 @@ use tonic::Status;
 use super::ended::Ended;
 use super::state::wire_state;
 use super::{RelayParts, Target, unreadable};
-use crate::relay::archive::AttemptKey;
+use crate::relay::archive::{AttemptKey, Error};
 use crate::relay::authorize::Action;
 use crate::relay::metrics::metrics;
 use crate::relay::piece::{Piece, Wanted};
@@ -49,11 +49,12 @@ struct Pump {
     target: Target,
     wanted: Wanted,
     tail_lines: Option<u64>,
-    requested: u32,
+    since: Option<i64>,
     follow: bool,
     attempt: u32,
+    /// The reader knows the attempt, and it does not change any more.
+    is_settled: bool,
     follower: Option<Follower>,
-    has_sent: bool,
     told: Option<State>,
     /// The object's resourceVersion when it was last looked at.
     seen: Option<String>,
@@ -63,13 +64,20 @@ struct Pump {
     sender: mpsc::Sender<Batch>,
 }
 
-/// Starts a stream.
-pub(super) fn watch(parts: Arc<RelayParts>, user: User, target: Target, request: &WatchOutputRequest) -> super::Frames {
+/// Starts a stream of `attempt`; of the latest, which is told as soon as it is settled, where that is `None`.
+pub(super) fn watch(
+    parts: Arc<RelayParts>,
+    user: User,
+    target: Target,
+    attempt: Option<u32>,
+    request: &WatchOutputRequest,
+) -> super::Frames {
     let (sender, receiver) = mpsc::channel(2);
     let only = match request.stream() {
         WireStream::Unspecified => None,
         only => Some(only),
     };
+    let begins = request.cursor.is_none();
     let pump = Pump {
         changes: [parts.directory.changes(), parts.sessions.changes()],
         parts,
@@ -79,12 +87,12 @@ pub(super) fn watch(parts: Arc<RelayParts>, user: User, target: Target, request:
             cursor: request.cursor.unwrap_or_default(),
             only,
         },
-        tail_lines: request.tail_lines.filter(|_| request.cursor.is_none()),
-        requested: request.attempt,
+        tail_lines: request.tail_lines.filter(|_| begins),
+        since: request.since_unix_nanos.filter(|_| begins),
         follow: request.follow,
-        attempt: request.attempt,
+        attempt: attempt.unwrap_or_default(),
+        is_settled: attempt.is_some(),
         follower: None,
-        has_sent: false,
         told: None,
         seen: None,
         heartbeat: Instant::now() + HEARTBEAT,
@@ -93,6 +101,10 @@ pub(super) fn watch(parts: Arc<RelayParts>, user: User, target: Target, request:
     };
     tokio::spawn(pump.run());
     Box::pin(frames(receiver))
+}
+
+fn failed(error: Error) -> Over {
+    Over::Failed(unreadable(&error))
 }
 
 fn version(parts: &RelayParts, target: &Target) -> Option<String> {
@@ -147,9 +159,9 @@ impl Pump {
         }
     }
 
-    /// The latest attempt is followed until something of it was sent.
+    /// The latest attempt is followed until one was granted, or something of it was sent.
     async fn choose_attempt(&mut self) -> Result<(), Over> {
-        if self.requested != 0 || self.has_sent {
+        if self.is_settled {
             return Ok(());
         }
         let latest = match self.parts.object(&self.target) {
@@ -161,18 +173,34 @@ impl Pump {
             None if self.attempt != 0 => self.attempt,
             None => {
                 let attempts = self.parts.archive.attempts(&self.target.uid).await;
-                attempts
-                    .map_err(|error| Over::Failed(unreadable(&error)))?
-                    .last()
-                    .copied()
-                    .unwrap_or_default()
+                attempts.map_err(failed)?.last().copied().unwrap_or_default()
             }
         };
         if latest != self.attempt {
             self.attempt = latest;
             self.follower = None;
         }
+        if self.parts.settled(&self.target) == Some(latest) {
+            self.settle().await?;
+        }
         Ok(())
+    }
+
+    /// From here on the stream is of this attempt, and its reader knows.
+    async fn settle(&mut self) -> Result<(), Over> {
+        if std::mem::replace(&mut self.is_settled, true) {
+            return Ok(());
+        }
+        self.send_position().await
+    }
+
+    /// Tells the reader what it has to know to resume.
+    async fn send_position(&mut self) -> Result<(), Over> {
+        let heartbeat = Heartbeat {
+            offsets: self.follower.as_ref().map(Follower::position),
+            attempt: if self.is_settled { self.attempt } else { 0 },
+        };
+        self.send(vec![Frame::Heartbeat(heartbeat)]).await
     }
 
     /// Gets a follower, and a live session for it where there is one.
@@ -201,16 +229,16 @@ impl Pump {
                 follower.limit_to_now();
             }
         }
-        if let Some(lines) = self.tail_lines.filter(|_| is_new) {
-            follower
-                .begin_at_tail(lines)
-                .await
-                .map_err(|error| Over::Failed(unreadable(&error)))?;
-            // The reader has to know the place of both streams to resume a cut.
-            let offsets = Some(follower.position());
-            self.send(vec![Frame::Heartbeat(Heartbeat { offsets })]).await?;
+        if !is_new || (self.tail_lines.is_none() && self.since.is_none()) {
+            return Ok(());
         }
-        Ok(())
+        if let Some(since) = self.since {
+            follower.begin_since(since).await.map_err(failed)?;
+        }
+        if let Some(lines) = self.tail_lines {
+            follower.begin_at_tail(lines).await.map_err(failed)?;
+        }
+        self.send_position().await
     }
 
     fn detach(&mut self) {
@@ -225,10 +253,7 @@ impl Pump {
 
     async fn next(&mut self) -> Result<Next, Over> {
         match &mut self.follower {
-            Some(follower) => follower
-                .next(BATCH)
-                .await
-                .map_err(|error| Over::Failed(unreadable(&error))),
+            Some(follower) => follower.next(BATCH).await.map_err(failed),
             None => Ok(Next::Wait),
         }
     }
@@ -238,7 +263,7 @@ impl Pump {
             return Ok(None);
         }
         let ended = self.parts.ended(&self.target, self.attempt).await;
-        ended.map_err(|error| Over::Failed(unreadable(&error)))
+        ended.map_err(failed)
     }
 
     /// The archive has been read to its end: what is missing is named, then comes the end.
@@ -276,7 +301,7 @@ impl Pump {
         if pieces.is_empty() {
             return Ok(());
         }
-        self.has_sent = true;
+        self.settle().await?;
         metrics()
             .sent
             .inc_by(pieces.iter().map(|piece| piece.bytes().len() as u64).sum());
@@ -323,8 +348,7 @@ impl Pump {
         }
         if Instant::now() >= self.heartbeat {
             self.heartbeat = Instant::now() + HEARTBEAT;
-            let offsets = self.follower.as_ref().map(Follower::position);
-            self.send(vec![Frame::Heartbeat(Heartbeat { offsets })]).await?;
+            self.send_position().await?;
         }
         Ok(())
     }

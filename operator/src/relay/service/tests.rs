@@ -86,7 +86,8 @@ impl Bench {
             name: "hello".to_owned(),
             uid: "0c1d".to_owned(),
         };
-        output::watch(self.parts.clone(), alice(), target, request)
+        let attempt = self.parts.settled(&target);
+        output::watch(self.parts.clone(), alice(), target, attempt, request)
     }
 
     fn open(&self, agent: &FakeAgent, attempt: u32) {
@@ -163,16 +164,23 @@ async fn next(frames: &mut Frames) -> Frame {
         .expect("not empty")
 }
 
-/// All that is left: bytes of output, the other frames.
+/// All that is left: bytes of output, the other frames but heartbeats.
 async fn rest(frames: &mut Frames) -> (usize, Vec<Frame>) {
-    let (mut bytes, mut others) = (0, Vec::new());
+    let (bytes, _, others) = rest_of_attempt(frames).await;
+    (bytes, others)
+}
+
+/// As `rest`, and which attempt it was.
+async fn rest_of_attempt(frames: &mut Frames) -> (usize, u32, Vec<Frame>) {
+    let (mut bytes, mut attempt, mut others) = (0, 0, Vec::new());
     while let Some(frame) = soon(frames.next()).await {
         match frame.unwrap().frame.unwrap() {
             Frame::Data(data) => bytes += data.bytes.len(),
+            Frame::Heartbeat(heartbeat) => attempt = heartbeat.attempt,
             other => others.push(other),
         }
     }
-    (bytes, others)
+    (bytes, attempt, others)
 }
 
 fn reason_of(frame: &Frame) -> &str {
@@ -312,9 +320,64 @@ async fn an_attempt_that_was_replaced_before_it_wrote_is_left_for_the_next() {
     let program = Program::new(&[(false, 5)]);
     let agent = FakeAgent::serve(&program).await;
     bench.open(&agent, 2);
-    let (bytes, others) = rest(&mut frames).await;
-    assert_eq!(bytes, 5);
+    let (bytes, told, others) = rest_of_attempt(&mut frames).await;
+    assert_eq!((bytes, told), (5, 2), "who resumes has to know which attempt this was");
     assert!(matches!(others.last(), Some(Frame::Exit(exit)) if exit.value == 7));
+}
+
+#[tokio::test]
+async fn a_stream_of_a_granted_attempt_never_goes_on_in_the_next() {
+    let bench = Bench::new();
+    let running = |attempt, attempts| {
+        process(RemoteProcessStatus {
+            phase: Some(Phase::Running),
+            attempt: Some(attempt),
+            attempts,
+            ..RemoteProcessStatus::default()
+        })
+    };
+    bench.parts.directory.apply(running(1, vec![granted()]));
+    let mut first = bench.watch(&follow());
+    let next = AttemptStatus { number: 2, ..granted() };
+    bench.parts.directory.apply(running(2, vec![granted(), next]));
+    let program = Program::new(&[(false, 5)]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 2);
+    let (bytes, others) = rest(&mut first).await;
+    let Some(Frame::Exit(exit)) = others.last() else {
+        panic!("{others:?}")
+    };
+    assert_eq!((bytes, exit.outcome()), (0, Outcome::Unknown));
+    assert!(exit.message.contains("attempt 2"), "{}", exit.message);
+}
+
+#[tokio::test]
+async fn a_stream_begins_at_a_time_or_at_the_last_lines_of_one_stream() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(Some(1), Reason::Running));
+    let program = Program::timed(&[(false, 1000), (true, 10), (false, 300_000), (true, 1000)]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 1);
+    let total = async |request: WatchOutputRequest| rest(&mut bench.watch(&request)).await.0;
+    let since = |since| WatchOutputRequest {
+        since_unix_nanos: Some(since),
+        ..follow()
+    };
+    for _ in 0..2 {
+        // First from the ring or both, then from the archive alone.
+        assert_eq!(total(since(0)).await, 302_010);
+        assert_eq!(total(since(2)).await, 301_010);
+        assert_eq!(total(since(4)).await, 1000);
+        assert_eq!(total(since(5)).await, 0);
+        let errors = WatchOutputRequest {
+            stream: Stream::Stderr.into(),
+            tail_lines: Some(1),
+            ..follow()
+        };
+        let tail = total(errors).await;
+        assert!((1..400).contains(&tail), "{tail}");
+        bench.recorded().await;
+    }
 }
 
 #[tokio::test]

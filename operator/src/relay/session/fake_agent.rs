@@ -105,6 +105,18 @@ impl Program {
         })
     }
 
+    /// As [`Program::new`], the chunks taken at 1, 2, 3, … ns.
+    pub fn timed(chunks: &[(bool, usize)]) -> Arc<Self> {
+        let mut program = Self::new(chunks);
+        let history = &mut Arc::get_mut(&mut program).unwrap().history;
+        for (time, placed) in (1..).zip(history) {
+            if let Piece::Data(data) = &mut placed.piece {
+                data.time_unix_nanos = time;
+            }
+        }
+        program
+    }
+
     pub fn end(&self) -> Cursor {
         self.history.last().unwrap().end()
     }

@@ -9,7 +9,9 @@ use tokio::sync::watch;
 
 use super::Session;
 use super::ring::{Place, Read};
-use crate::relay::archive::{ARCHIVE_DAMAGED, Archive, AttemptKey, Error, Reader, TailSearch, precedes, tail_start};
+use crate::relay::archive::{
+    ARCHIVE_DAMAGED, Archive, AttemptKey, Error, Reader, TailSearch, first_since, precedes, since_start, tail_start,
+};
 use crate::relay::piece::{Piece, Placed, Wanted, distance, gap};
 
 /// A cursor into one attempt's history. It holds at most one segment of it in memory.
@@ -85,26 +87,59 @@ impl Follower {
         self.live.is_some()
     }
 
-    /// Begins at the last `lines` lines of what is there now.
+    /// Begins at the last `lines` lines of what is there now, if that is further than it would begin so far.
     ///
     /// # Errors
     /// When the archive does not answer.
     pub async fn begin_at_tail(&mut self, lines: u64) -> Result<(), Error> {
         let mut search = TailSearch::new(lines, self.wanted.only);
-        let recent = self
-            .live
-            .as_ref()
-            .map(|live| live.session.ring.snapshot())
-            .unwrap_or_default();
-        for placed in recent.iter().rev() {
-            if let Some(start) = search.step(placed) {
-                self.wanted.cursor = start;
-                return Ok(());
+        let recent = self.recent();
+        let start = match recent.iter().rev().find_map(|placed| search.step(placed)) {
+            Some(start) => start,
+            None => {
+                let before = recent.first().map(|placed| placed.start);
+                tail_start(&self.archive, &self.key, search, before).await?
             }
-        }
-        let before = recent.first().map(|placed| placed.start);
-        self.wanted.cursor = tail_start(&self.archive, &self.key, search, before).await?;
+        };
+        self.begin_at_least(start);
         Ok(())
+    }
+
+    /// Begins at the first piece that was taken at or after `since`, in nanoseconds since the Unix epoch; at the end of
+    /// what is there now, if there is none.
+    ///
+    /// # Errors
+    /// When the archive does not answer.
+    pub async fn begin_since(&mut self, since: i64) -> Result<(), Error> {
+        let recent = self.recent();
+        let is_in_ring = recent
+            .iter()
+            .find_map(|placed| placed.piece.time())
+            .is_some_and(|time| time < since);
+        let archived = match is_in_ring {
+            true => None,
+            false => since_start(&self.archive, &self.key, since).await?,
+        };
+        let start = match archived.or_else(|| first_since(&recent, since)) {
+            Some(start) => start,
+            None => match &self.live {
+                Some(live) => live.session.received(),
+                None => self.reader.end().await?,
+            },
+        };
+        self.begin_at_least(start);
+        Ok(())
+    }
+
+    fn begin_at_least(&mut self, start: Cursor) {
+        let cursor = &mut self.wanted.cursor;
+        cursor.stdout = cursor.stdout.max(start.stdout);
+        cursor.stderr = cursor.stderr.max(start.stderr);
+    }
+
+    fn recent(&self) -> Vec<Placed> {
+        let live = self.live.as_ref();
+        live.map(|live| live.session.ring.snapshot()).unwrap_or_default()
     }
 
     /// Ends with `Next::Limit` at what is received now instead of waiting for more.

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::control::ControlError;
 use super::upstream::{self, End};
 use super::{Ending, Session};
-use crate::relay::archive::{Error, SEGMENT_BYTES, Writer};
+use crate::relay::archive::{Error, SEGMENT_BYTES, Unavailable, Writer};
 use crate::relay::metrics::metrics;
 use crate::relay::piece::distance;
 
@@ -31,7 +31,7 @@ const TAIL_BYTES: usize = 4096;
 pub async fn run(session: &Session) {
     let shutdown = &session.context.shutdown;
     let opened = shutdown
-        .run_until_cancelled(retry("open the archive", || {
+        .run_until_cancelled(retry(session, "open the archive", || {
             session.context.archive.writer(session.subject.clone())
         }))
         .await;
@@ -88,8 +88,9 @@ async fn keep(session: &Session, mut writer: Writer, saved: &watch::Sender<Curso
         if oldest.is_some() && (writer.is_full() || ended || due) {
             let mut backoff = BACKOFF.0;
             while let Err(error) = writer.flush().await {
-                backoff = pause("store a segment", &error, backoff).await;
+                backoff = pause(session, "store a segment", &error, backoff).await;
             }
+            note(session, None);
             metrics()
                 .archived
                 .inc_by(distance(&writer.saved()) - distance(&saved.borrow()));
@@ -116,9 +117,10 @@ async fn close(session: &Session, mut writer: Writer, exit: &Exit) {
     let manifest = loop {
         match writer.seal(&verdict).await {
             Ok(manifest) => break manifest,
-            Err(error) => backoff = pause("store the manifest", &error, backoff).await,
+            Err(error) => backoff = pause(session, "store the manifest", &error, backoff).await,
         }
     };
+    note(session, None);
     let exit = manifest.exit_frame().unwrap_or(verdict);
     session.ring.finish(exit.clone());
     info!(
@@ -225,19 +227,35 @@ async fn note_start(session: &Session) {
     }
 }
 
-async fn retry<T, F: Future<Output = Result<T, Error>>>(what: &'static str, mut attempt: impl FnMut() -> F) -> T {
+async fn retry<T, F: Future<Output = Result<T, Error>>>(
+    session: &Session,
+    what: &'static str,
+    mut attempt: impl FnMut() -> F,
+) -> T {
     let mut backoff = BACKOFF.0;
     loop {
         match attempt().await {
-            Ok(done) => return done,
-            Err(error) => backoff = pause(what, &error, backoff).await,
+            Ok(done) => {
+                note(session, None);
+                return done;
+            }
+            Err(error) => backoff = pause(session, what, &error, backoff).await,
         }
     }
 }
 
-async fn pause(what: &'static str, error: &Error, backoff: Duration) -> Duration {
+/// Says whether the archive takes what it is given.
+fn note(session: &Session, unavailable: Option<Unavailable>) {
+    session
+        .unavailable
+        .send_if_modified(|known| std::mem::replace(known, unavailable) != unavailable);
+}
+
+async fn pause(session: &Session, what: &'static str, error: &Error, backoff: Duration) -> Duration {
     metrics().archive_failures.inc();
-    warn!(%error, "cannot {what}, will try again");
+    let unavailable = error.unavailable();
+    warn!(uid = session.subject.key.uid, reason = unavailable.reason(), %error, "cannot {what}, will try again");
+    note(session, Some(unavailable));
     sleep(backoff).await;
     (backoff * 2).min(BACKOFF.1)
 }

@@ -1,0 +1,44 @@
+//! Finds where the output from a time on begins.
+
+use remoteprocess_proto::v1::Cursor;
+
+use super::{Archive, AttemptKey, Error, Segment, SegmentName};
+use crate::relay::piece::Placed;
+
+/// Where the first archived piece begins that was taken at or after `since` (nanoseconds since the Unix epoch); `None`
+/// if there is none. Times grow along the observed order, so only as many segments are read as halving takes.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn since_start(archive: &Archive, key: &AttemptKey, since: i64) -> Result<Option<Cursor>, Error> {
+    let names = archive.segments(key).await?;
+    let (mut from, mut to) = (0, names.len());
+    let mut found = None;
+    while from < to {
+        let middle = from + (to - from) / 2;
+        let pieces = read(archive, key, &names[middle]).await?.map(|segment| segment.pieces);
+        match pieces.as_deref().and_then(|pieces| first_since(pieces, since)) {
+            Some(start) => (found, to) = (Some(start), middle),
+            None => from = middle + 1,
+        }
+    }
+    Ok(found)
+}
+
+/// Where the first of these pieces begins that was taken at or after `since`.
+#[must_use]
+pub fn first_since(pieces: &[Placed], since: i64) -> Option<Cursor> {
+    let found = pieces
+        .iter()
+        .find(|placed| placed.piece.time().is_some_and(|time| time >= since));
+    found.map(|placed| placed.start)
+}
+
+async fn read(archive: &Archive, key: &AttemptKey, name: &SegmentName) -> Result<Option<Segment>, Error> {
+    match archive.segment(key, name).await {
+        Ok(segment) => Ok(Some(segment)),
+        // It has no times; what is missing is named when it is read.
+        Err(Error::Damaged { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
