@@ -15,12 +15,14 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 pub use cluster::{Cluster, Error, Rule};
+pub use shared::Shared;
 
 use crate::follow::{Backoff, Dial, DialError};
 use crate::login;
 
 mod cluster;
 mod forward;
+mod shared;
 
 /// How long the published address may take before a port-forward is tried instead.
 const PUBLISHED_LIMIT: Duration = Duration::from_secs(3);

@@ -41,8 +41,8 @@ pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
         };
         return unknown(format!("{name}: {what}{}. See: rproc describe {name}", because(exit)));
     };
-    if let Some(gap) = ledger.losses().first() {
-        return unknown(format!("{name} {ended}, but {}. See: rproc describe {name}", loss(gap)));
+    if let Some(lost) = losses(ledger.losses()) {
+        return unknown(format!("{name} {ended}, but {lost}. See: rproc describe {name}"));
     }
     if !exit.sealed {
         let why = exit
@@ -80,10 +80,34 @@ pub fn code(exit: &Exit) -> Option<u8> {
 #[must_use]
 pub fn loss(gap: &Gap) -> String {
     let stream = crate::follow::name(gap.stream());
-    match gap.to {
-        Some(to) => format!("bytes {} to {to} of {stream} are lost ({})", gap.from, gap.reason),
-        None => format!("{stream} is lost from byte {} on ({})", gap.from, gap.reason),
+    let range = match gap.to {
+        Some(to) => format!("bytes {} to {to} of {stream}", gap.from),
+        None => format!("the bytes of {stream} from {} on", gap.from),
+    };
+    match gap.reason.as_str() {
+        "SpoolFull" => format!("{range} were dropped because the spool was full (spec.output.whenFull: DropOldest)"),
+        "ArchiverStalled" => format!("{range} were dropped because the spool was full and the archive took nothing"),
+        "SpoolLost" => format!("{range} are lost because the spool was lost before they were archived"),
+        "NeverSealed" => format!("{range} are lost because the agent never came back to hand over the rest"),
+        reason => format!("{range} are lost ({reason})"),
     }
+}
+
+/// One sentence about all ranges that are lost; `None` where none is.
+#[must_use]
+pub fn losses(gaps: &[Gap]) -> Option<String> {
+    let first = loss(gaps.first()?);
+    let bytes: u64 = gaps.iter().filter_map(|gap| gap.to.map(|to| to - gap.from)).sum();
+    Some(match gaps.len() {
+        1 => first,
+        count => format!("{count} ranges of its output are missing, {bytes} bytes or more; the first: {first}"),
+    })
+}
+
+/// How it ended, as a sentence: `job exited with code 7`.
+#[must_use]
+pub fn ended(name: &str, exit: &Exit) -> String {
+    format!("{name} {}", ending(exit))
 }
 
 fn ending(exit: &Exit) -> String {
@@ -283,7 +307,7 @@ mod tests {
         ledger.lose(gap).unwrap();
         let verdict = judge("job", &exit(Outcome::Code, 0), &ledger);
         assert_eq!(verdict.code, UNKNOWN);
-        insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0, but bytes 0 to 9 of standard output are lost (SpoolLost). See: rproc describe job");
+        insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0, but bytes 0 to 9 of stdout are lost because the spool was lost before they were archived. See: rproc describe job");
     }
 
     #[test]

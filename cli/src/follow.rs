@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use remoteprocess_proto::v1::{self, OutputFrame, output_frame::Frame, relay_client::RelayClient};
 use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status, Streaming};
 
 use crate::output::{self, Output};
 
@@ -21,6 +22,10 @@ pub use narrator::Narrator;
 const DIAL_LIMIT: Duration = Duration::from_secs(40);
 /// A stream is given up when nothing came for this long; heartbeats come every 10 s.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Metadata of the relay's answer: of which attempt, where that is settled, and of which process the stream is.
+const ATTEMPT: &str = "rproc-attempt";
+const UID: &str = "rproc-uid";
 
 /// Makes connections to the relay.
 pub trait Dial: Send {
@@ -140,15 +145,22 @@ impl<D: Dial> Follower<'_, D> {
         };
         let opened = timeout(SILENCE_LIMIT, client.watch_output(request));
         let mut frames = match self.narrator.during(self.output, opened).await? {
-            Ok(Ok(response)) => response.into_inner(),
+            Ok(Ok(response)) => self.accept(response).await?,
             Ok(Err(status)) => return self.judge(status, false),
             Err(_) => return Ok(cut("the relay does not answer", false)),
         };
         *has_connected = true;
         let mut was_alive = false;
         loop {
-            let next = timeout(SILENCE_LIMIT, frames.message());
-            let frame = match self.narrator.during(self.output, next).await? {
+            // A clock is set only where a frame has to be waited for.
+            let next = match frames.message().now_or_never() {
+                Some(next) => Ok(next),
+                None => {
+                    let next = timeout(SILENCE_LIMIT, frames.message());
+                    self.narrator.during(self.output, next).await?
+                }
+            };
+            let frame = match next {
                 Ok(Ok(Some(frame))) => frame,
                 Ok(Ok(None)) if self.ledger.is_following() => return Ok(cut("the relay ended the stream", was_alive)),
                 Ok(Ok(None)) => return Ok(End::Complete),
@@ -162,6 +174,28 @@ impl<D: Dial> Follower<'_, D> {
         }
     }
 
+    /// Takes what the relay says of the stream before it begins.
+    async fn accept(&mut self, response: Response<Streaming<OutputFrame>>) -> Result<Streaming<OutputFrame>, Error> {
+        let metadata = response.metadata();
+        let text = |key| {
+            metadata
+                .get(key)
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default()
+        };
+        self.announce(text(ATTEMPT).parse().unwrap_or_default(), text(UID))
+            .await?;
+        Ok(response.into_inner())
+    }
+
+    async fn announce(&mut self, attempt: u32, uid: &str) -> Result<(), Error> {
+        self.ledger.announce(attempt, uid)?;
+        if attempt != 0 {
+            self.output.attempt(attempt).await?;
+        }
+        Ok(())
+    }
+
     async fn take(&mut self, frame: OutputFrame) -> Result<Option<v1::Exit>, Error> {
         self.narrator.alive(self.output).await?;
         match frame.frame {
@@ -170,12 +204,15 @@ impl<D: Dial> Follower<'_, D> {
                 self.output.data(data).await?;
             }
             Some(Frame::Gap(gap)) => {
-                if let Some(sentence) = self.ledger.lose(gap)? {
-                    self.output.line(&sentence).await?;
+                if let Some(sentence) = self.ledger.lose(gap.clone())? {
+                    self.output.gap(gap, &self.narrator.about(sentence)).await?;
                 }
             }
             Some(Frame::State(state)) => self.narrator.state(&state),
-            Some(Frame::Heartbeat(heartbeat)) => self.ledger.heartbeat(&heartbeat),
+            Some(Frame::Heartbeat(heartbeat)) => {
+                self.announce(heartbeat.attempt, "").await?;
+                self.ledger.heartbeat(&heartbeat);
+            }
             Some(Frame::Exit(exit)) => return Ok(Some(exit)),
             // Of the other stream; or a frame of a newer relay: whatever it says, it is not output.
             Some(Frame::Data(_) | Frame::Spool(_)) | None => {}

@@ -2,24 +2,33 @@
 //!
 //! One thread writes, so that a reader who does not read holds back the network and nothing else.
 
-use std::fs::File;
-use std::io::{self, IoSlice, IsTerminal, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
-use remoteprocess_proto::v1::{Data, Stream};
-use rustix::event::{PollFd, PollFlags, poll};
+use remoteprocess_proto::v1::{Data, Gap};
 use tokio::sync::{mpsc, oneshot};
 
+mod label;
+mod lines;
+mod object;
+mod sink;
 mod stamp;
 mod terminal;
+mod writer;
 
-use stamp::Stamp;
-use terminal::TerminalFilter;
+pub use label::{Label, Prefix};
+pub use sink::Sink;
+
+use crate::exit::Record;
+use writer::{Item, Writer};
 
 /// Frames between the network and the writer: 4 MiB at the most.
 const QUEUE: usize = 64;
+
+/// SHA-256 of each stream, standard output first.
+pub type Hashes = [[u8; 32]; 2];
 
 /// Why nothing more can be written.
 #[derive(Debug, thiserror::Error)]
@@ -32,106 +41,85 @@ pub enum Error {
     Write(String),
 }
 
-/// One of the two streams and what is done to its bytes.
-pub struct Sink {
-    write: Box<dyn Write + Send>,
-    is_terminal: bool,
-    filter: Option<TerminalFilter>,
-    stamp: Option<Stamp>,
-    is_mid_line: bool,
+/// What is written of the program's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The bytes as they come.
+    Bytes {
+        /// With the time before each line.
+        is_stamped: bool,
+    },
+    /// Whole lines, of whichever process. A line of more than 64 KiB is cut; `…` shows where.
+    Lines {
+        /// With the time before each line.
+        is_stamped: bool,
+        /// With the process's name before it.
+        prefix: Option<Prefix>,
+    },
+    /// One JSON object a line, on standard output.
+    Json,
+    /// Nothing: only its hash is taken.
+    Hash,
 }
 
-impl Sink {
-    /// A stream to any writer, byte for byte.
-    pub fn plain(write: impl Write + Send + 'static) -> Self {
-        Self {
-            write: Box::new(write),
-            is_terminal: false,
-            filter: None,
-            stamp: None,
-            is_mid_line: false,
-        }
-    }
-
-    /// A file descriptor of this program. A terminal gets no control bytes unless `raw`.
-    ///
-    /// # Errors
-    /// The descriptor is closed.
-    pub fn descriptor(descriptor: BorrowedFd<'_>, raw: bool) -> io::Result<Self> {
-        let is_terminal = descriptor.is_terminal();
-        let mut sink = Self::plain(Descriptor(File::from(descriptor.try_clone_to_owned()?)));
-        sink.is_terminal = is_terminal;
-        sink.filter = (is_terminal && !raw).then(TerminalFilter::default);
-        Ok(sink)
-    }
-
-    /// Puts the time before each line.
-    #[must_use]
-    pub fn stamped(mut self) -> Self {
-        self.stamp = Some(Stamp::default());
-        self
-    }
-
-    fn is_transparent(&self) -> bool {
-        self.filter.is_none() && self.stamp.is_none()
-    }
-
-    fn transform(&mut self, bytes: &[u8], time_unix_nanos: i64) -> Vec<u8> {
-        let mut out = match &mut self.filter {
-            Some(filter) => filter.apply(bytes),
-            None => bytes.to_vec(),
-        };
-        if let Some(stamp) = &mut self.stamp {
-            out = stamp.apply(&out, time_unix_nanos);
-        }
-        out
-    }
-}
-
-/// Where the program's output and our lines go.
+/// Where the program's output and our lines go. Cheap to clone.
+#[derive(Clone)]
 pub struct Output {
     queue: mpsc::Sender<Item>,
     broken: Arc<Mutex<Option<io::Error>>>,
-}
-
-enum Item {
-    Data(Data),
-    Line(String),
-    /// A line after Ctrl-C, which the terminal has shown as `^C`.
-    Answer(String),
-    Flush(oneshot::Sender<()>),
+    source: u32,
+    sources: Arc<AtomicU32>,
 }
 
 impl Output {
-    /// Starts the writer.
+    /// Starts the writer of one process's bytes.
     #[must_use]
     pub fn new(stdout: Sink, stderr: Sink) -> Self {
+        Self::formed(Form::Bytes { is_stamped: false }, stdout, stderr)
+    }
+
+    /// Starts the writer.
+    #[must_use]
+    pub fn formed(form: Form, stdout: Sink, stderr: Sink) -> Self {
         let (queue, items) = mpsc::channel(QUEUE);
         let broken = Arc::new(Mutex::new(None));
-        let writer = Writer {
-            items,
-            stdout,
-            stderr,
-            waiting: Vec::new(),
-            current: Stream::Stdout,
-        };
+        let writer = Writer::new(items, form, stdout, stderr);
         let failure = broken.clone();
         std::thread::spawn(move || writer.run(&failure));
-        Self { queue, broken }
+        Self {
+            queue,
+            broken,
+            source: 0,
+            sources: Arc::default(),
+        }
     }
 
     /// The standard streams of this program.
     ///
     /// # Errors
     /// One of them is closed.
-    pub fn standard(raw: bool, timestamps: bool) -> io::Result<Self> {
+    pub fn standard(form: Form, raw: bool) -> io::Result<Self> {
         let stdout = Sink::descriptor(io::stdout().as_fd(), raw)?;
         let stderr = Sink::descriptor(io::stderr().as_fd(), raw)?;
-        Ok(if timestamps {
-            Self::new(stdout.stamped(), stderr.stamped())
-        } else {
-            Self::new(stdout, stderr)
-        })
+        Ok(Self::formed(form, stdout, stderr))
+    }
+
+    /// The same streams for the output of one process among several.
+    ///
+    /// # Errors
+    /// An earlier write failed.
+    pub async fn open(&self, label: Label) -> Result<Self, Error> {
+        let source = self.sources.fetch_add(1, Ordering::Relaxed) + 1;
+        self.send(Item::Open(source, label)).await?;
+        Ok(Self { source, ..self.clone() })
+    }
+
+    /// Says of which attempt the following is.
+    ///
+    /// # Errors
+    /// An earlier write failed.
+    pub async fn attempt(&self, attempt: u32) -> Result<(), Error> {
+        self.send(Item::Attempt(self.source, attempt)).await
     }
 
     /// Queues bytes of the program; waits while the queue is full.
@@ -139,7 +127,32 @@ impl Output {
     /// # Errors
     /// An earlier write failed.
     pub async fn data(&self, data: Data) -> Result<(), Error> {
-        self.send(Item::Data(data)).await
+        self.send(Item::Data(self.source, data)).await
+    }
+
+    /// Queues a range that never comes, and the sentence about it.
+    ///
+    /// # Errors
+    /// An earlier write failed.
+    pub async fn gap(&self, gap: Gap, sentence: &str) -> Result<(), Error> {
+        self.send(Item::Gap(self.source, gap)).await?;
+        self.line(sentence).await
+    }
+
+    /// Queues the end of the process, for programs that read it.
+    ///
+    /// # Errors
+    /// An earlier write failed.
+    pub async fn exit(&self, record: Record) -> Result<(), Error> {
+        self.send(Item::Exit(self.source, Box::new(record))).await
+    }
+
+    /// Says that nothing more comes of this process now.
+    ///
+    /// # Errors
+    /// An earlier write failed.
+    pub async fn close(&self) -> Result<(), Error> {
+        self.send(Item::Close(self.source)).await
     }
 
     /// Queues a message of ours for standard error; each of its lines begins with `rproc:`.
@@ -165,12 +178,28 @@ impl Output {
     pub async fn flush(&self) -> Result<(), Error> {
         let (done, wait) = oneshot::channel();
         self.send(Item::Flush(done)).await?;
-        if wait.await.is_err() {
-            // The writer closes the queue once it has told its error.
-            self.queue.closed().await;
-            return Err(self.error());
+        self.answered(wait).await
+    }
+
+    /// What [`Form::Hash`] has taken of the first process.
+    ///
+    /// # Errors
+    /// A line of ours could not be written.
+    pub async fn hashes(&self) -> Result<Hashes, Error> {
+        let (done, wait) = oneshot::channel();
+        self.send(Item::Hashes(done)).await?;
+        self.answered(wait).await
+    }
+
+    async fn answered<T>(&self, wait: oneshot::Receiver<T>) -> Result<T, Error> {
+        match wait.await {
+            Ok(answer) => Ok(answer),
+            Err(_) => {
+                // The writer closes the queue once it has told its error.
+                self.queue.closed().await;
+                Err(self.error())
+            }
         }
-        Ok(())
     }
 
     async fn send(&self, item: Item) -> Result<(), Error> {
@@ -185,6 +214,12 @@ impl Output {
     }
 }
 
+/// Whether standard output shows colours: a terminal, unless `NO_COLOR` is set (no-color.org).
+#[must_use]
+pub fn shows_colours() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// Our own lines, each marked as ours, ready for standard error.
 #[must_use]
 pub fn prefixed(text: &str) -> String {
@@ -193,145 +228,12 @@ pub fn prefixed(text: &str) -> String {
         .collect()
 }
 
-struct Writer {
-    items: mpsc::Receiver<Item>,
-    stdout: Sink,
-    stderr: Sink,
-    /// Bytes for `current` that go out in one call.
-    waiting: Vec<Bytes>,
-    current: Stream,
-}
-
-impl Writer {
-    /// Writes until nobody queues any more. An error is told before anybody can see that the queue is closed.
-    fn run(mut self, broken: &Mutex<Option<io::Error>>) {
-        let mut batch = Vec::with_capacity(QUEUE);
-        while self.items.blocking_recv_many(&mut batch, QUEUE) > 0 {
-            let mut items = batch.drain(..);
-            let written = items.try_for_each(|item| self.take(item)).and_then(|()| self.write());
-            if let Err(error) = written {
-                *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                return;
-            }
-        }
-    }
-
-    fn take(&mut self, item: Item) -> io::Result<()> {
-        match item {
-            Item::Data(data) => {
-                if data.stream() != self.current {
-                    self.write()?;
-                    self.current = data.stream();
-                }
-                let bytes = self.prepare(data);
-                self.waiting.push(bytes);
-            }
-            Item::Line(line) => {
-                self.write()?;
-                self.write_line(&line)?;
-            }
-            Item::Answer(line) => {
-                self.write()?;
-                self.stderr.is_mid_line |= self.stderr.is_terminal;
-                self.write_line(&line)?;
-            }
-            Item::Flush(done) => {
-                self.write()?;
-                // Whoever asked may have gone.
-                let _ = done.send(());
-            }
-        }
-        Ok(())
-    }
-
-    fn sink(&mut self, stream: Stream) -> &mut Sink {
-        if stream == Stream::Stderr {
-            &mut self.stderr
-        } else {
-            &mut self.stdout
-        }
-    }
-
-    fn prepare(&mut self, data: Data) -> Bytes {
-        let sink = self.sink(data.stream());
-        if sink.is_transparent() {
-            data.bytes
-        } else {
-            sink.transform(&data.bytes, data.time_unix_nanos).into()
-        }
-    }
-
-    fn write(&mut self) -> io::Result<()> {
-        let waiting = std::mem::take(&mut self.waiting);
-        let sink = self.sink(self.current);
-        if let Some(last) = waiting.iter().rev().find_map(|bytes| bytes.last()) {
-            sink.is_mid_line = *last != b'\n';
-            let mut slices: Vec<IoSlice<'_>> = waiting.iter().map(|bytes| IoSlice::new(bytes)).collect();
-            write_all(&mut sink.write, &mut slices)?;
-        }
-        Ok(())
-    }
-
-    /// Our line begins a line: also where both streams end up on one terminal.
-    fn write_line(&mut self, line: &str) -> io::Result<()> {
-        let is_one_terminal = self.stdout.is_terminal && self.stderr.is_terminal;
-        if self.stderr.is_mid_line || (is_one_terminal && self.stdout.is_mid_line) {
-            self.stderr.write.write_all(b"\n")?;
-        }
-        self.stderr.is_mid_line = false;
-        if is_one_terminal {
-            self.stdout.is_mid_line = false;
-        }
-        self.stderr.write.write_all(line.as_bytes())
-    }
-}
-
-fn write_all(write: &mut Box<dyn Write + Send>, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-    IoSlice::advance_slices(&mut slices, 0);
-    while !slices.is_empty() {
-        match write.write_vectored(slices) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => IoSlice::advance_slices(&mut slices, written),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Whoever started us may have made the descriptor non-blocking: then wait until it takes more.
-struct Descriptor(File);
-
-impl Descriptor {
-    fn patiently(&mut self, mut write: impl FnMut(&mut File) -> io::Result<usize>) -> io::Result<usize> {
-        loop {
-            match write(&mut self.0) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], None)?;
-                }
-                other => return other,
-            }
-        }
-    }
-}
-
-impl Write for Descriptor {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.patiently(|file| file.write(bytes))
-    }
-
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.patiently(|file| file.write_vectored(slices))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use remoteprocess_proto::v1::Stream;
+    use std::fs::File;
 
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -398,5 +300,99 @@ mod tests {
         let output = Output::new(Sink::plain(full), Sink::plain(Shared::default()));
         output.data(data(Stream::Stdout, "x")).await.unwrap();
         assert!(matches!(output.flush().await, Err(Error::Write(_))));
+    }
+
+    async fn lines(form: Form, frames: &[(usize, Stream, &'static str)]) -> (String, String) {
+        let (out, err) = (Shared::default(), Shared::default());
+        let output = Output::formed(form, Sink::plain(out.clone()), Sink::plain(err.clone()));
+        let mut sources = Vec::new();
+        for name in ["a", "b"] {
+            let label = Label {
+                namespace: "n".into(),
+                process: name.into(),
+            };
+            sources.push(output.open(label).await.unwrap());
+        }
+        for (source, stream, text) in frames {
+            sources[*source].data(data(*stream, text)).await.unwrap();
+        }
+        for source in &sources {
+            source.close().await.unwrap();
+        }
+        output.flush().await.unwrap();
+        let text = |shared: Shared| String::from_utf8(shared.0.lock().unwrap().clone()).unwrap();
+        (text(out), text(err))
+    }
+
+    const NAMED: Form = Form::Lines {
+        is_stamped: false,
+        prefix: Some(Prefix {
+            with_namespace: false,
+            is_coloured: false,
+        }),
+    };
+
+    #[tokio::test]
+    async fn lines_of_several_processes_stay_whole() {
+        let frames = [
+            (0, Stream::Stdout, "one\ntw"),
+            (1, Stream::Stdout, "eins\nzw"),
+            (1, Stream::Stderr, "oh"),
+            (0, Stream::Stdout, "o\n"),
+            (1, Stream::Stdout, "ei"),
+        ];
+        let (out, err) = lines(NAMED, &frames).await;
+        assert_eq!(out, "[a] one\n[b] eins\n[a] two\n[b] zwei\n");
+        assert_eq!(err, "[b] oh\n");
+        let bare = Form::Lines {
+            is_stamped: false,
+            prefix: None,
+        };
+        assert_eq!(lines(bare, &frames).await.0, "one\neins\ntwo\nzwei\n");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_too_long_is_cut_where_one_sees_it() {
+        let long: &'static str = "x".repeat(70_000).leak();
+        let (out, _) = lines(NAMED, &[(0, Stream::Stdout, long), (1, Stream::Stdout, "whole\n")]).await;
+        let rows: Vec<&str> = out.lines().collect();
+        assert!(rows[0].starts_with("[a] xxx") && rows[0].ends_with("x…"));
+        assert_eq!(rows[1], "[b] whole");
+        assert!(rows[2].starts_with("[a] …x") && rows[2].ends_with('x'));
+        assert_eq!(rows.concat().matches('x').count(), 70_000);
+    }
+
+    #[tokio::test]
+    async fn a_time_stands_behind_the_name() {
+        let form = Form::Lines {
+            is_stamped: true,
+            prefix: Some(Prefix {
+                with_namespace: true,
+                is_coloured: false,
+            }),
+        };
+        let (out, _) = lines(form, &[(1, Stream::Stdout, "x\n")]).await;
+        assert_eq!(out, "[n/b] 1970-01-01T00:00:00.000000000Z x\n");
+    }
+
+    #[tokio::test]
+    async fn hashes_are_those_of_the_bytes() {
+        let err = Shared::default();
+        let output = Output::formed(Form::Hash, Sink::plain(Gone), Sink::plain(err.clone()));
+        for part in ["ab", "c"] {
+            output.data(data(Stream::Stdout, part)).await.unwrap();
+        }
+        output.line("said").await.unwrap();
+        let hashes = output.hashes().await.unwrap();
+        // FIPS 180-2, appendix B.1, and the hash of nothing.
+        assert_eq!(
+            hex::encode(hashes[0]),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+        assert_eq!(
+            hex::encode(hashes[1]),
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+        assert_eq!(err.0.lock().unwrap().as_slice(), b"rproc: said\n");
     }
 }

@@ -36,6 +36,10 @@ struct Script {
     /// Where the last lines begin: index into `chunks`.
     tail: usize,
     requests: Arc<Mutex<Vec<v1::WatchOutputRequest>>>,
+    /// Chunks before this one are older than any time that is asked for.
+    since: usize,
+    /// The latest attempt at the first, the second … request; the last one counts for all others.
+    attempts: Vec<u32>,
 }
 
 impl Script {
@@ -45,7 +49,9 @@ impl Script {
         let mut chunks = Vec::new();
         for (index, (stream, bytes)) in self.chunks.iter().enumerate() {
             let offset = place.of(*stream);
-            if index == self.tail && request.tail_lines.is_some() {
+            let begins_here = (index == self.tail && request.tail_lines.is_some())
+                || (index == self.since && request.since_unix_nanos.is_some());
+            if begins_here {
                 frames.push(Frame::Heartbeat(Heartbeat {
                     offsets: Some(place),
                     attempt: 0,
@@ -123,7 +129,17 @@ impl Relay for Script {
             .frames(&request)
             .into_iter()
             .map(|frame| Ok(OutputFrame { frame: Some(frame) }));
-        Ok(Response::new(Box::pin(futures::stream::iter(frames))))
+        let mut response: Response<Frames> = Response::new(Box::pin(futures::stream::iter(frames)));
+        let count = self.requests.lock().unwrap().len();
+        let latest = self.attempts.get(count - 1).or(self.attempts.last());
+        let attempt = latest.map(|latest| if request.attempt == 0 { *latest } else { request.attempt });
+        if let Some(attempt) = attempt {
+            response
+                .metadata_mut()
+                .insert("rproc-attempt", attempt.to_string().parse().unwrap());
+            response.metadata_mut().insert("rproc-uid", "u-1".parse().unwrap());
+        }
+        Ok(response)
     }
 
     async fn start(&self, _: Request<v1::StartRequest>) -> Result<Response<v1::StartResponse>, Status> {
@@ -397,7 +413,9 @@ async fn a_gap_is_said_and_is_125() {
     assert_eq!(followed.code, UNKNOWN);
     let text = String::from_utf8_lossy(&followed.stderr).into_owned();
     assert!(
-        text.starts_with("rproc: bytes 0 to 0 of standard output are lost (SpoolLost)\n"),
+        text.starts_with(
+            "rproc: bytes 0 to 0 of stdout are lost because the spool was lost before they were archived\n"
+        ),
         "{text}"
     );
 }
@@ -468,4 +486,85 @@ async fn refusals_are_told_from_trouble() {
     let followed = follow(&script, following(), &[]).await;
     assert!(matches!(followed.result, Err(Error::Relay(_))));
     assert_eq!(followed.dials, 1);
+}
+
+#[tokio::test]
+async fn a_follower_of_one_attempt_does_not_go_on_in_the_next() {
+    let script = Script {
+        attempts: vec![1, 2],
+        ..mixed(300_000).ends(0)
+    };
+    let followed = follow(&script, following(), &[120_000, usize::MAX]).await;
+    assert_eq!(followed.code, 0, "{:?}", followed.result);
+    let requests = script.requests.lock().unwrap();
+    let asked: Vec<(u32, String)> = requests
+        .iter()
+        .map(|request| (request.attempt, request.process.clone().unwrap().uid))
+        .collect();
+    assert_eq!(asked, [(0, String::new()), (1, "u-1".into())]);
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_settled_later_is_kept_too() {
+    let settled = Heartbeat {
+        attempt: 1,
+        ..Heartbeat::default()
+    };
+    let script = Script {
+        before: vec![Frame::Heartbeat(settled)],
+        ..mixed(300_000).ends(0)
+    };
+    let followed = follow(&script, following(), &[120_000, usize::MAX]).await;
+    assert_eq!(followed.code, 0, "{:?}", followed.result);
+    let asked: Vec<u32> = script
+        .requests
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|request| request.attempt)
+        .collect();
+    assert_eq!(asked, [0, 1]);
+}
+
+#[tokio::test]
+async fn another_attempt_than_the_one_asked_for_is_refused() {
+    let mut script = mixed(1000).ends(0);
+    script.attempts = vec![1];
+    let want = Want {
+        attempt: 1,
+        process: v1::ProcessKey {
+            uid: "u-2".into(),
+            ..v1::ProcessKey::default()
+        },
+        ..following()
+    };
+    let followed = follow(&script, want, &[]).await;
+    assert!(matches!(followed.result, Err(Error::Inconsistent(_))));
+    assert!(followed.stdout.is_empty());
+}
+
+#[tokio::test]
+async fn output_since_a_time_comes_once_over_cuts() {
+    let script = Script {
+        since: 40,
+        ..mixed(400_000).ends(0)
+    };
+    let whole = follow(&script, since(), &[]).await;
+    assert!(script.bytes(Stream::Stdout).ends_with(&whole.stdout));
+    assert!(whole.stdout.len() < script.bytes(Stream::Stdout).len());
+    for cut in [500, 60_000, 150_000] {
+        let followed = follow(&script, since(), &[cut, usize::MAX]).await;
+        assert_eq!(followed.code, 0, "{cut}: {:?}", followed.result);
+        assert!(
+            followed.stdout == whole.stdout && followed.stderr == whole.stderr,
+            "{cut}"
+        );
+    }
+}
+
+fn since() -> Want {
+    Want {
+        since_unix_nanos: Some(1),
+        ..following()
+    }
 }

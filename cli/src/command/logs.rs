@@ -1,44 +1,88 @@
-//! `rproc logs`: the output of a process.
+//! `rproc logs`: the output of processes.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::ValueEnum;
+use jiff::Timestamp;
 use remoteprocess_proto::v1::{Cursor, ProcessKey, Stream};
 use tokio::time::Instant;
 
 use super::{Failure, open};
 use crate::args::GlobalArgs;
 use crate::connect::{Cluster, Relay, Rule};
-use crate::exit;
-use crate::follow::{Follower, Ledger, Narrator, Want};
-use crate::output::Output;
+use crate::exit::{self, Record, Verdict};
+use crate::follow::{Dial, Follower, Ledger, Narrator, Want};
+use crate::output::{self, Form, Label, Output, Prefix};
+
+mod many;
+mod place;
+mod verify;
+
+use place::Offset;
 
 /// Flags of `logs`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct LogsArgs {
-    /// Name of the process
-    #[arg(required_unless_present = "uid")]
-    pub name: Option<String>,
+    /// Names of the processes
+    #[arg(value_name = "NAME", required_unless_present_any = ["uid", "selector", "all_namespaces"])]
+    pub names: Vec<String>,
     /// Wait for more until the process has ended
     #[arg(short, long)]
     pub follow: bool,
+    /// Of all processes with these labels (app=web,tier!=test); with -f also of those that come
+    #[arg(short = 'l', long, value_name = "LABELS", conflicts_with_all = ["names", "uid"])]
+    pub selector: Option<String>,
+    /// In all namespaces
+    #[arg(short = 'A', long, conflicts_with_all = ["names", "uid"])]
+    pub all_namespaces: bool,
     /// Begin at the last N lines
     #[arg(long, value_name = "N", conflicts_with = "offset")]
     pub tail: Option<u64>,
+    /// Leave out what is older than this: 90s, 5m, 1h30m
+    #[arg(long, value_name = "TIME", value_parser = super::duration, conflicts_with_all = ["offset", "since_time"])]
+    pub since: Option<Duration>,
+    /// Leave out what was written before this moment (RFC 3339)
+    #[arg(long, value_name = "MOMENT", value_parser = place::moment, conflicts_with = "offset")]
+    pub since_time: Option<Timestamp>,
     /// Only one of the two streams
     #[arg(long, value_enum)]
     pub stream: Option<StreamName>,
-    /// Begin at byte N of one stream (stdout unless --stream says otherwise)
+    /// Begin at byte N of one stream (stdout unless --stream says otherwise), or of both: stdout=N,stderr=M
     #[arg(long, value_name = "N")]
-    pub offset: Option<u64>,
+    pub offset: Option<Offset>,
     /// Put the time before each line
     #[arg(long)]
     pub timestamps: bool,
+    /// Put the process's name before each line, as is done for several processes
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub prefix: Option<bool>,
+    /// When the names have colours; NO_COLOR is heeded
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub color: Colour,
+    /// Format: one JSON object for each line of output, gap and end
+    #[arg(short, long, value_enum, value_name = "FORMAT", conflicts_with_all = ["timestamps", "raw", "prefix"])]
+    pub output: Option<OutputFormat>,
     /// Number of the attempt, instead of the latest
     #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
     pub attempt: u32,
     /// Uid of the process, also of one that was deleted
     #[arg(long)]
     pub uid: Option<String>,
+    /// How many processes may be followed at a time
+    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_log_requests: u16,
+    /// Print nothing of the output: hash all of it and compare with the sealed record
+    #[arg(long, conflicts_with_all = ["tail", "since", "since_time", "offset", "stream", "timestamps", "output", "raw",
+          "prefix"])]
+    pub verify: bool,
     /// Let control characters through to a terminal
     #[arg(long)]
     pub raw: bool,
@@ -57,11 +101,19 @@ const EXAMPLES: &str = "Examples:
   # The last ten lines of standard error, and what follows
   rproc logs -f --tail 10 --stream stderr build
 
+  # All processes with a label, and those that come, each line with its name
+  rproc logs -f -l app=web
+
   # Go on where an earlier download ended
   rproc logs --offset \"$(stat -c %s out.bin)\" build >> out.bin
 
+  # Is the archived output what the program wrote?
+  rproc logs --verify build
+
 Of a process that has ended the exit code is the program's; of one that still
-runs (without -f) it is 0. Ctrl-C ends rproc only.";
+runs (without -f) it is 0. Of several it is 0 where all that ended did so with
+code 0, 125 where an end or a part of the output is not known, and else 1.
+Ctrl-C ends rproc only.";
 
 /// One stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -81,30 +133,48 @@ impl From<StreamName> for Stream {
     }
 }
 
-/// Writes the output, and answers the program's code.
+/// When there are colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Colour {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Also elsewhere
+    Always,
+    /// Nowhere
+    Never,
+}
+
+/// Formats other than the bytes themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// One JSON object a line
+    Json,
+}
+
+/// Writes the output, and answers the exit code.
 ///
 /// # Errors
-/// There is no such process, its output may not be read, or its end cannot be known.
+/// A process is not there, its output may not be read, or its end cannot be known.
 pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
+    check(&args).map_err(Failure::new)?;
     let cluster = open(global).await?;
-    let key = key(&cluster, &args).await?;
-    let name = if key.name.is_empty() {
-        key.uid.clone()
-    } else {
-        key.name.clone()
-    };
-    let output = Output::standard(args.raw, args.timestamps)?;
-    let mut follower = Follower {
-        dial: Relay::new(cluster),
-        ledger: Ledger::new(want(&args, key)),
-        output: &output,
+    let is_single = args.selector.is_none() && !args.all_namespaces && args.names.len() <= 1;
+    if !is_single {
+        return many::run(&cluster, &args).await;
+    }
+    let key = key(&cluster, args.names.first(), args.uid.as_deref()).await?;
+    if args.verify {
+        return verify::run(Relay::new(cluster.clone()), &cluster, &args, key).await;
+    }
+    let name = shown(&key);
+    let output = Output::standard(form(&args, false), args.raw)?;
+    let job = Job {
+        output: output.open(label(&key)).await?,
         narrator: Narrator::new(&name, args.quiet),
         unknown_until: Instant::now(),
+        want: want(&args, key, Timestamp::now()),
     };
-    let Some(exit) = follower.run().await? else {
-        return lost(&follower.ledger, &name);
-    };
-    let verdict = exit::judge(&name, &exit, &follower.ledger);
+    let (_, verdict) = job.run(Relay::new(cluster)).await?;
     if let Some(sentence) = verdict
         .sentence
         .filter(|_| !args.quiet || verdict.code == exit::UNKNOWN)
@@ -115,42 +185,131 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
     Ok(verdict.code)
 }
 
-/// The process goes on; what was read of it so far may have holes.
-fn lost(ledger: &Ledger, name: &str) -> Result<u8, Failure> {
-    match ledger.losses().first() {
-        Some(gap) => Err(Failure::new(format!("{name}: {}", exit::loss(gap)))),
-        None => Ok(0),
+/// What clap cannot say.
+fn check(args: &LogsArgs) -> Result<(), String> {
+    let is_many = args.names.len() > 1 || args.selector.is_some() || args.all_namespaces;
+    if is_many && args.offset.is_some() {
+        return Err("--offset is a place in the output of one process: name one".into());
+    }
+    if args.names.len() > 1 && args.uid.is_some() {
+        return Err("--uid names one process: leave the other names out".into());
+    }
+    match (&args.offset, args.stream) {
+        (Some(Offset::Both(_)), Some(_)) => {
+            Err("--offset stdout=N,stderr=M is of both streams: leave --stream out, or write --offset N".into())
+        }
+        _ => Ok(()),
     }
 }
 
-fn want(args: &LogsArgs, process: ProcessKey) -> Want {
-    let stream = match (args.stream, args.offset) {
-        (Some(name), _) => name.into(),
-        (None, Some(_)) => Stream::Stdout,
-        (None, None) => Stream::Unspecified,
-    };
-    let cursor = args.offset.map(|offset| {
-        let mut cursor = Cursor::default();
-        cursor.set(stream, offset);
-        cursor
+/// The output of one process, from its place to its end.
+struct Job {
+    want: Want,
+    output: Output,
+    narrator: Narrator,
+    unknown_until: Instant,
+}
+
+impl Job {
+    /// Writes it. The verdict of a process that goes on is 0, or 125 where bytes are lost.
+    async fn run(self, dial: impl Dial) -> Result<(Option<remoteprocess_proto::v1::Exit>, Verdict), Failure> {
+        let name = shown(&self.want.process);
+        let mut follower = Follower {
+            dial,
+            ledger: Ledger::new(self.want),
+            output: &self.output,
+            narrator: self.narrator,
+            unknown_until: self.unknown_until,
+        };
+        let exit = follower.run().await?;
+        let verdict = match &exit {
+            Some(exit) => exit::judge(&name, exit, &follower.ledger),
+            None => open_ended(&name, &follower.ledger),
+        };
+        if let Some(exit) = &exit {
+            let ProcessKey { namespace, name, uid } = follower.ledger.process();
+            let record = Record::new(namespace, name, uid, Some(exit), &verdict);
+            self.output.exit(record).await?;
+        }
+        self.output.close().await?;
+        self.output.flush().await?;
+        Ok((exit, verdict))
+    }
+}
+
+/// The process goes on; what was read of it so far may have holes.
+fn open_ended(name: &str, ledger: &Ledger) -> Verdict {
+    let lost = exit::losses(ledger.losses());
+    Verdict {
+        code: if lost.is_some() { exit::UNKNOWN } else { 0 },
+        sentence: lost.map(|lost| format!("{name}: {lost}")),
+    }
+}
+
+fn shown(key: &ProcessKey) -> String {
+    if key.name.is_empty() {
+        key.uid.clone()
+    } else {
+        key.name.clone()
+    }
+}
+
+fn label(key: &ProcessKey) -> Label {
+    Label {
+        namespace: key.namespace.clone(),
+        process: shown(key),
+    }
+}
+
+/// Of one process the bytes are left as they are, unless its name is asked for.
+fn form(args: &LogsArgs, is_many: bool) -> Form {
+    let is_stamped = args.timestamps;
+    let prefix = args.prefix.unwrap_or(is_many).then(|| Prefix {
+        with_namespace: args.all_namespaces,
+        is_coloured: match args.color {
+            Colour::Auto => output::shows_colours(),
+            Colour::Always => true,
+            Colour::Never => false,
+        },
     });
+    match args.output {
+        Some(OutputFormat::Json) => Form::Json,
+        None if is_many || prefix.is_some() => Form::Lines { is_stamped, prefix },
+        None => Form::Bytes { is_stamped },
+    }
+}
+
+fn want(args: &LogsArgs, process: ProcessKey, now: Timestamp) -> Want {
+    let (stream, cursor) = match (args.stream, args.offset) {
+        (_, Some(Offset::Both(cursor))) => (Stream::Unspecified, Some(cursor)),
+        (name, Some(Offset::One(offset))) => {
+            let stream = name.map_or(Stream::Stdout, Stream::from);
+            let mut cursor = Cursor::default();
+            cursor.set(stream, offset);
+            (stream, Some(cursor))
+        }
+        (name, None) => (name.map_or(Stream::Unspecified, Stream::from), None),
+    };
+    // As with kubectl, a span of nothing leaves nothing out.
+    let span = args.since.filter(|span| !span.is_zero());
+    let since = args.since_time.or_else(|| span.map(|span| place::before(now, span)));
     Want {
         process,
         attempt: args.attempt,
         stream,
         cursor,
         tail_lines: args.tail,
+        since_unix_nanos: since.map(place::nanos),
         follow: args.follow,
     }
 }
 
 /// The uid is pinned, so that a later process of the same name is not taken for this one.
-async fn key(cluster: &Cluster, args: &LogsArgs) -> Result<ProcessKey, Failure> {
-    let name = args.name.clone().unwrap_or_default();
+async fn key(cluster: &Arc<Cluster>, name: Option<&String>, uid: Option<&str>) -> Result<ProcessKey, Failure> {
     let mut key = ProcessKey {
         namespace: cluster.namespace.clone(),
-        name,
-        uid: args.uid.clone().unwrap_or_default(),
+        name: name.cloned().unwrap_or_default(),
+        uid: uid.unwrap_or_default().to_owned(),
     };
     if !key.uid.is_empty() {
         return Ok(key);
@@ -188,18 +347,36 @@ mod tests {
         want(
             &Only::try_parse_from([&["logs", "job"], words].concat()).unwrap().args,
             ProcessKey::default(),
+            "2026-01-01T00:00:10Z".parse().unwrap(),
         )
     }
 
     #[test]
-    fn an_offset_is_of_one_stream() {
-        assert_eq!(wanted(&["--offset", "7"]).cursor, Some(Cursor { stdout: 7, stderr: 0 }));
-        assert_eq!(wanted(&["--offset", "7"]).stream, Stream::Stdout);
-        let stderr = wanted(&["--offset", "7", "--stream", "stderr"]);
+    fn an_offset_is_of_one_stream_or_of_both() {
+        let place = |words: &[&str]| (wanted(words).stream, wanted(words).cursor);
+        let stdout = Cursor { stdout: 7, stderr: 0 };
+        let stderr = Cursor { stdout: 0, stderr: 7 };
+        assert_eq!(place(&["--offset", "7"]), (Stream::Stdout, Some(stdout)));
         assert_eq!(
-            (stderr.stream, stderr.cursor),
-            (Stream::Stderr, Some(Cursor { stdout: 0, stderr: 7 }))
+            place(&["--offset", "7", "--stream", "stderr"]),
+            (Stream::Stderr, Some(stderr))
         );
-        assert_eq!((wanted(&[]).stream, wanted(&[]).cursor), (Stream::Unspecified, None));
+        let both = Cursor { stdout: 7, stderr: 9 };
+        assert_eq!(
+            place(&["--offset", "stdout=7,stderr=9"]),
+            (Stream::Unspecified, Some(both))
+        );
+        assert_eq!(place(&[]), (Stream::Unspecified, None));
+    }
+
+    #[test]
+    fn a_time_is_a_moment_or_a_span_before_now() {
+        let since = |words: &[&str]| wanted(words).since_unix_nanos;
+        assert_eq!(since(&["--since", "10s"]), Some(1_767_225_600_000_000_000));
+        assert_eq!(
+            since(&["--since-time", "2026-01-01T01:00:00.5+01:00"]),
+            Some(1_767_225_600_500_000_000)
+        );
+        assert_eq!((since(&["--since", "0"]), since(&[])), (None, None));
     }
 }

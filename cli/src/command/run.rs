@@ -16,7 +16,7 @@ use crate::args::GlobalArgs;
 use crate::connect::{Cluster, Relay, Rule};
 use crate::exit::{self, Record, Verdict};
 use crate::follow::{self, Follower, Ledger, Narrator, Want};
-use crate::output::Output;
+use crate::output::{Form, Output};
 
 mod object;
 
@@ -233,7 +233,10 @@ impl Signals {
 }
 
 async fn stream(cluster: Arc<Cluster>, args: &RunArgs, name: &str, uid: &str, signals: Signals) -> Result<u8, Failure> {
-    let output = Output::standard(args.raw, args.timestamps)?;
+    let form = Form::Bytes {
+        is_stamped: args.timestamps,
+    };
+    let output = Output::standard(form, args.raw)?;
     if args.name.is_none() && !args.quiet {
         output.line(&format!("{name} created")).await?;
     }

@@ -18,6 +18,8 @@ pub struct Want {
     pub cursor: Option<Cursor>,
     /// Begin at the last lines instead.
     pub tail_lines: Option<u64>,
+    /// Leave out what was taken before this time, in nanoseconds since the Unix epoch.
+    pub since_unix_nanos: Option<i64>,
     /// Wait for more until the process has ended.
     pub follow: bool,
 }
@@ -31,7 +33,7 @@ pub struct Inconsistent(String);
 #[derive(Debug)]
 pub struct Ledger {
     want: Want,
-    /// Unknown only between a request for the last lines and its first frame.
+    /// Unknown only between a request for the last lines, or for those since a time, and its first frame.
     next: [Option<u64>; 2],
     has_any: [bool; 2],
     losses: Vec<Gap>,
@@ -44,7 +46,7 @@ impl Ledger {
     #[must_use]
     pub fn new(want: Want) -> Self {
         let cursor = want.cursor.unwrap_or_default();
-        let is_known = want.tail_lines.is_none();
+        let is_known = want.tail_lines.is_none() && want.since_unix_nanos.is_none();
         let next = STREAMS.map(|stream| is_known.then(|| cursor.of(stream)));
         Self {
             want,
@@ -52,6 +54,48 @@ impl Ledger {
             has_any: [false; 2],
             losses: Vec::new(),
         }
+    }
+
+    /// Takes of which attempt, and of which process, the relay says that the output is; 0 and empty where it does not say.
+    /// Each further request asks for the same, so that no other attempt and no later process of the name is taken for it.
+    ///
+    /// # Errors
+    /// It is not what was asked for.
+    pub fn announce(&mut self, attempt: u32, uid: &str) -> Result<(), Inconsistent> {
+        let wanted = &mut self.want;
+        let is_other = (wanted.attempt != 0 && attempt != 0 && wanted.attempt != attempt)
+            || (!wanted.process.uid.is_empty() && !uid.is_empty() && wanted.process.uid != uid);
+        if is_other {
+            return Err(Inconsistent(format!(
+                "the relay answers with attempt {attempt} of {uid} where attempt {} of {} was asked for",
+                wanted.attempt, wanted.process.uid
+            )));
+        }
+        if attempt != 0 {
+            wanted.attempt = attempt;
+        }
+        if !uid.is_empty() {
+            uid.clone_into(&mut wanted.process.uid);
+        }
+        Ok(())
+    }
+
+    /// Of which attempt the output is, where it is known.
+    #[must_use]
+    pub fn attempt(&self) -> Option<u32> {
+        Some(self.want.attempt).filter(|attempt| *attempt != 0)
+    }
+
+    /// Whose output it is.
+    #[must_use]
+    pub fn process(&self) -> &ProcessKey {
+        &self.want.process
+    }
+
+    /// Offset of the next byte of `stream`.
+    #[must_use]
+    pub fn reached(&self, stream: Stream) -> u64 {
+        self.offset(stream)
     }
 
     /// Whether the end of the process is waited for.
@@ -70,7 +114,7 @@ impl Ledger {
         let is_fresh = wanted().all(|stream| self.next[index(stream)].is_none());
         if !is_known && !is_fresh {
             return Err(Inconsistent(
-                "the connection broke before the relay had said where the last lines begin".into(),
+                "the connection broke before the relay had said where the output begins".into(),
             ));
         }
         let cursor = is_known.then(|| {
@@ -86,7 +130,7 @@ impl Ledger {
             cursor,
             tail_lines: if is_known { None } else { self.want.tail_lines },
             follow: self.want.follow,
-            since_unix_nanos: None,
+            since_unix_nanos: if is_known { None } else { self.want.since_unix_nanos },
         })
     }
 
@@ -180,14 +224,10 @@ impl Ledger {
     }
 }
 
-/// As a person calls the stream.
+/// What the stream is called.
 #[must_use]
 pub fn name(stream: Stream) -> &'static str {
-    if stream == Stream::Stderr {
-        "standard error"
-    } else {
-        "standard output"
-    }
+    if stream == Stream::Stderr { "stderr" } else { "stdout" }
 }
 
 fn index(stream: Stream) -> usize {
@@ -269,6 +309,41 @@ mod tests {
     }
 
     #[test]
+    fn since_a_time_is_asked_for_until_the_place_is_known() {
+        let mut ledger = Ledger::new(Want {
+            since_unix_nanos: Some(5),
+            ..Want::default()
+        });
+        let request = ledger.request().unwrap();
+        assert_eq!((request.cursor, request.since_unix_nanos), (None, Some(5)));
+        ledger.heartbeat(&Heartbeat {
+            offsets: Some(Cursor { stdout: 70, stderr: 9 }),
+            ..Heartbeat::default()
+        });
+        ledger.take(&data(Stream::Stdout, 70, 10)).unwrap();
+        let request = ledger.request().unwrap();
+        assert_eq!(
+            (request.cursor, request.since_unix_nanos),
+            (Some(Cursor { stdout: 80, stderr: 9 }), None)
+        );
+        assert!(ledger.take(&data(Stream::Stdout, 90, 1)).is_err());
+    }
+
+    #[test]
+    fn what_was_begun_is_what_is_asked_for_again() {
+        let mut ledger = Ledger::new(Want::default());
+        ledger.announce(0, "u-1").unwrap();
+        assert_eq!((ledger.request().unwrap().attempt, ledger.attempt()), (0, None));
+        ledger.announce(2, "").unwrap();
+        let request = ledger.request().unwrap();
+        assert_eq!((request.attempt, request.process.unwrap().uid), (2, "u-1".to_owned()));
+        assert!(ledger.announce(3, "u-1").is_err());
+        assert!(ledger.announce(2, "u-2").is_err());
+        assert!(ledger.announce(0, "").is_ok(), "the relay need not say it again");
+        assert_eq!(ledger.attempt(), Some(2));
+    }
+
+    #[test]
     fn an_unwanted_stream_is_left_aside() {
         let mut ledger = Ledger::new(Want {
             stream: Stream::Stderr,
@@ -293,7 +368,7 @@ mod tests {
             to: Some(10),
             reason: "SpoolLost".into(),
         };
-        assert!(ledger.lose(gap).unwrap().unwrap().contains("SpoolLost"));
+        assert!(ledger.lose(gap).unwrap().unwrap().contains("bytes 0 to 10 of stdout"));
         assert!(ledger.take(&data(Stream::Stdout, 10, 1)).unwrap());
         assert_eq!(ledger.losses().len(), 1);
     }

@@ -20,6 +20,7 @@ const USUAL: [&str; 4] = ["", "Waiting", "ContainerCreating", "Enrolling"];
 pub struct Narrator {
     name: String,
     is_quiet: bool,
+    is_one_of_many: bool,
     waiting: Option<Line>,
     last_said: Option<String>,
     cut: Option<Line>,
@@ -30,6 +31,8 @@ pub struct Narrator {
 struct Line {
     due: Instant,
     text: String,
+    /// Output that comes does not contradict it.
+    outlives_output: bool,
 }
 
 impl Narrator {
@@ -39,6 +42,7 @@ impl Narrator {
         Self {
             name: name.into(),
             is_quiet,
+            is_one_of_many: false,
             waiting: None,
             last_said: None,
             cut: None,
@@ -46,10 +50,27 @@ impl Narrator {
         }
     }
 
+    /// Names the process in each sentence: it is followed together with others.
+    #[must_use]
+    pub fn among_many(mut self) -> Self {
+        self.is_one_of_many = true;
+        self
+    }
+
+    /// The sentence with the process's name, where it is one of many.
+    #[must_use]
+    pub fn about(&self, sentence: String) -> String {
+        if self.is_one_of_many {
+            format!("{}: {sentence}", self.name)
+        } else {
+            sentence
+        }
+    }
+
     /// The state of a process that has not ended.
     pub fn state(&mut self, state: &State) {
         if matches!(state.phase.as_str(), "Running" | "Stopping" | "Succeeded" | "Failed") {
-            return self.running();
+            return self.held_back(state);
         }
         let mut text = format!("{} waits: {}", self.name, state.phase);
         for part in [&state.reason, &state.message] {
@@ -64,24 +85,50 @@ impl Narrator {
             // The clock of the first usual one runs on.
             let begun = self.waiting.take().filter(|_| is_usual).map(|line| line.due);
             let due = begun.unwrap_or_else(|| Instant::now() + patience);
-            self.waiting = Some(Line { due, text });
+            self.waiting = Some(Line {
+                due,
+                text,
+                outlives_output: false,
+            });
+        }
+    }
+
+    /// The process runs, and may be held back by its own output: then bytes that come still prove nothing.
+    fn held_back(&mut self, state: &State) {
+        let is_held = state.phase == "Running" && is_pressed(state);
+        if !is_held {
+            self.waiting = None;
+            self.last_said = None;
+            return;
+        }
+        let text = format!("{} is held back: {}", self.name, state.message);
+        let is_known = self.waiting.as_ref().is_some_and(|line| line.text == text);
+        if !is_known && self.last_said.as_ref() != Some(&text) {
+            self.waiting = Some(Line {
+                due: Instant::now() + PATIENCE_TROUBLE,
+                text,
+                outlives_output: true,
+            });
         }
     }
 
     /// The process runs: it waits for nothing.
     pub fn running(&mut self) {
-        self.waiting = None;
+        self.waiting.take_if(|line| !line.outlives_output);
     }
 
     /// The connection broke, or could not be made. Only the first of several in a row starts the clock.
     pub fn cut(&mut self, cause: String) {
-        let text = format!("no connection to the relay ({cause}); trying again, nothing is lost");
+        let text = self.about(format!(
+            "no connection to the relay ({cause}); trying again, nothing is lost"
+        ));
         match &mut self.cut {
             Some(line) => line.text = text,
             None => {
                 self.cut = Some(Line {
                     due: Instant::now() + PATIENCE_CUT,
                     text,
+                    outlives_output: true,
                 })
             }
         }
@@ -94,7 +141,7 @@ impl Narrator {
     pub async fn alive(&mut self, output: &Output) -> Result<(), Error> {
         self.cut = None;
         if std::mem::take(&mut self.is_cut_said) {
-            output.line("connected again").await?;
+            output.line(&self.about("connected again".into())).await?;
         }
         Ok(())
     }
@@ -144,6 +191,12 @@ impl Narrator {
     }
 }
 
+/// Whether the state of a running process speaks of output that is pushed back. An ordinary one has this very sentence, or
+/// none.
+fn is_pressed(state: &State) -> bool {
+    !matches!(state.message.as_str(), "" | "the program is running")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,6 +222,37 @@ mod tests {
         narrator.state(&state("Pending", "Unschedulable"));
         narrator.running();
         assert!(narrator.waiting.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_is_held_back_is_named_though_bytes_come() {
+        let mut narrator = Narrator::new("job", false);
+        let blocked = State {
+            message: "its spool is full".into(),
+            ..state("Running", "Running")
+        };
+        let free = State {
+            message: String::new(),
+            ..state("Running", "Running")
+        };
+        for _ in 0..2 {
+            narrator.state(&blocked);
+            narrator.running();
+            narrator.due().await;
+            assert_eq!(narrator.speak().unwrap(), "job is held back: its spool is full");
+            narrator.state(&blocked);
+            assert!(narrator.waiting.is_none(), "said once");
+            narrator.state(&free);
+        }
+        narrator.state(&blocked);
+        narrator.state(&free);
+        assert!(narrator.waiting.is_none(), "it did not last");
+    }
+
+    #[test]
+    fn one_of_many_is_named() {
+        assert_eq!(Narrator::new("job", false).about("x".into()), "x");
+        assert_eq!(Narrator::new("job", false).among_many().about("x".into()), "job: x");
     }
 
     #[tokio::test(start_paused = true)]

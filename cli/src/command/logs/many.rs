@@ -1,0 +1,317 @@
+use std::collections::{HashSet, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
+use kube::Api;
+use kube::api::{ListParams, PartialObjectMeta};
+use kube::runtime::watcher::{self, Event, watcher};
+use remoteprocess_api::RemoteProcess;
+use remoteprocess_proto::v1::{Exit, ProcessKey};
+use tokio::time::Instant;
+
+use super::{Failure, Job, LogsArgs, form, key, label, shown, verify, want};
+use crate::connect::{Cluster, Rule, Shared};
+use crate::exit::{self, Verdict};
+use crate::follow::{Backoff, Dial, Narrator};
+use crate::output::Output;
+
+/// How long the relay may not know a process that has just been made.
+const NEW_LIMIT: Duration = Duration::from_secs(15);
+
+/// The processes that are meant: those that are there, and those that come.
+type Coming<'a> = Pin<Box<dyn Stream<Item = Result<Found, Failure>> + 'a>>;
+
+/// What is found of them.
+enum Found {
+    One(ProcessKey),
+    /// Those that were there at the beginning have been found.
+    All,
+}
+
+/// Writes the output of several processes, and answers 0, 1 or 125.
+///
+/// # Errors
+/// They may not be listed, or nobody reads the output.
+pub async fn run(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<u8, Failure> {
+    let output = Output::standard(form(args, true), args.raw)?;
+    let dial = Shared::new(cluster.clone());
+    let work = |key: ProcessKey| one(dial.clone(), cluster, args, &output, key);
+    let mut worst = 0;
+    if !args.follow {
+        // One after the other: what belongs together stays together.
+        for key in there(cluster, args).await? {
+            worst = worse(worst, work(key).await?);
+        }
+        output.flush().await?;
+        return Ok(worst);
+    }
+    let mut coming = coming(cluster, args).await?;
+    let (mut running, mut waiting) = (FuturesUnordered::new(), VecDeque::new());
+    let (limit, mut is_begun) = (usize::from(args.max_log_requests), false);
+    loop {
+        while is_begun && running.len() < limit {
+            let Some(key) = waiting.pop_front() else { break };
+            running.push(work(key));
+        }
+        tokio::select! {
+            Some(code) = running.next() => {
+                worst = worse(worst, code?);
+                if running.is_empty() && waiting.is_empty() && args.names.is_empty() && !args.quiet {
+                    output.line("all of them have ended; waiting for more, Ctrl-C ends this").await?;
+                }
+            }
+            Some(found) = coming.next() => match found? {
+                Found::One(key) => {
+                    if is_begun && running.len() >= limit && !args.quiet {
+                        output.line(&format!("{} waits for its turn: --max-log-requests {limit}", shown(&key))).await?;
+                    }
+                    waiting.push_back(key);
+                }
+                Found::All => {
+                    is_begun = true;
+                    check(waiting.len(), limit)?;
+                }
+            },
+            else => break,
+        }
+    }
+    output.flush().await?;
+    Ok(worst)
+}
+
+/// As kubectl: rather nothing than some of them.
+fn check(count: usize, limit: usize) -> Result<(), Failure> {
+    if count <= limit {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{count} processes are to be followed, but no more than {limit} at a time: raise --max-log-requests"
+    )))
+}
+
+/// Of several codes the one that says the most: 125, then 1, then 0.
+fn worse(one: u8, other: u8) -> u8 {
+    let rank = |code: u8| match code {
+        0 => 0,
+        exit::UNKNOWN => exit::UNKNOWN,
+        _ => 1,
+    };
+    rank(one).max(rank(other))
+}
+
+/// One of them. What is wrong with it is said and does not hold up the others.
+async fn one(
+    dial: impl Dial,
+    cluster: &Cluster,
+    args: &LogsArgs,
+    output: &Output,
+    key: ProcessKey,
+) -> Result<u8, Failure> {
+    let name = shown(&key);
+    let result = if args.verify {
+        verify::run(dial, cluster, args, key).await
+    } else {
+        let narrator = Narrator::new(&name, args.quiet).among_many();
+        let job = Job {
+            output: output.open(label(&key)).await?,
+            narrator,
+            unknown_until: Instant::now() + NEW_LIMIT,
+            want: want(args, key, Timestamp::now()),
+        };
+        match job.run(dial).await {
+            Ok((exit, verdict)) => report(args, output, &name, exit.as_ref(), verdict).await,
+            Err(failure) => Err(failure),
+        }
+    };
+    match result {
+        Err(failure) if failure.code != exit::PIPE => {
+            output.line(&format!("{name}: {}", failure.text)).await?;
+            Ok(failure.code)
+        }
+        other => other,
+    }
+}
+
+/// Says how it ended.
+async fn report(
+    args: &LogsArgs,
+    output: &Output,
+    name: &str,
+    exit: Option<&Exit>,
+    verdict: Verdict,
+) -> Result<u8, Failure> {
+    let said = verdict.sentence.or_else(|| exit.map(|exit| exit::ended(name, exit)));
+    if let Some(sentence) = said.filter(|_| !args.quiet || verdict.code == exit::UNKNOWN) {
+        output.line(&sentence).await?;
+    }
+    Ok(verdict.code)
+}
+
+/// The processes that are there, oldest first; named ones in the order in which they are named.
+async fn there(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<Vec<ProcessKey>, Failure> {
+    let mut keys = Vec::new();
+    if !args.names.is_empty() {
+        for name in &args.names {
+            keys.push(key(cluster, Some(name), None).await?);
+        }
+        return Ok(keys);
+    }
+    let params = ListParams {
+        label_selector: args.selector.clone(),
+        ..ListParams::default()
+    };
+    let list = api(cluster, args).list(&params).await;
+    let mut list = list.map_err(|error| refused(cluster, &error, "list"))?.items;
+    list.sort_by_key(|object| {
+        let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        (created, object.metadata.name.clone())
+    });
+    keys.extend(list.iter().map(meant));
+    if keys.is_empty() && !args.quiet {
+        eprint!("{}", crate::output::prefixed("there are no such processes"));
+    }
+    Ok(keys)
+}
+
+/// The processes that are there and, where they are not named, each that comes.
+async fn coming<'a>(cluster: &'a Arc<Cluster>, args: &LogsArgs) -> Result<Coming<'a>, Failure> {
+    if !args.names.is_empty() {
+        let named = there(cluster, args).await?.into_iter().map(Found::One);
+        return Ok(Box::pin(futures::stream::iter(named.chain([Found::All]).map(Ok))));
+    }
+    let mut config = watcher::Config::default();
+    config.label_selector.clone_from(&args.selector);
+    let events = watcher(api(cluster, args), config);
+    let (mut seen, mut backoff) = (HashSet::new(), Backoff::default());
+    let found = events.then(move |event| {
+        let found = match event {
+            Ok(event) => {
+                backoff = Backoff::default();
+                Ok(news(&event, &mut seen))
+            }
+            Err(error) => Err((error, backoff.wait())),
+        };
+        async move {
+            match found {
+                Ok(found) => Ok(found),
+                Err((error, wait)) => match refusal(&error) {
+                    Some(error) => Err(refused(cluster, error, "watch")),
+                    None => {
+                        tokio::time::sleep(wait).await;
+                        Ok(None)
+                    }
+                },
+            }
+        }
+    });
+    Ok(Box::pin(found.filter_map(|found| async { found.transpose() })))
+}
+
+/// What an event of the watch brings that was not known.
+fn news(event: &Event<PartialObjectMeta<RemoteProcess>>, seen: &mut HashSet<String>) -> Option<Found> {
+    match event {
+        Event::Apply(object) | Event::InitApply(object) => {
+            let key = meant(object);
+            seen.insert(key.uid.clone()).then_some(Found::One(key))
+        }
+        // Empty stands for the end of the first list, which comes once.
+        Event::InitDone => seen.insert(String::new()).then_some(Found::All),
+        Event::Init | Event::Delete(_) => None,
+    }
+}
+
+/// The API server's no, which another try does not change.
+fn refusal(error: &watcher::Error) -> Option<&kube::Error> {
+    let error = match error {
+        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => error,
+        _ => return None,
+    };
+    match error {
+        kube::Error::Api(status) if matches!(status.code, 400 | 401 | 403 | 404) => Some(error),
+        _ => None,
+    }
+}
+
+fn refused(cluster: &Cluster, error: &kube::Error, verb: &'static str) -> Failure {
+    let rule = Rule::process(verb, "remoteprocess-view");
+    cluster.error(error, &rule, &format!("{verb} the processes")).into()
+}
+
+fn api(cluster: &Cluster, args: &LogsArgs) -> Api<PartialObjectMeta<RemoteProcess>> {
+    if args.all_namespaces {
+        Api::all(cluster.client.clone())
+    } else {
+        Api::namespaced(cluster.client.clone(), &cluster.namespace)
+    }
+}
+
+fn meant(object: &PartialObjectMeta<RemoteProcess>) -> ProcessKey {
+    let metadata = &object.metadata;
+    ProcessKey {
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
+        uid: metadata.uid.clone().unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(uid: &str) -> PartialObjectMeta<RemoteProcess> {
+        serde_json::from_value(serde_json::json!({"metadata": {"name": "job", "namespace": "n", "uid": uid}})).unwrap()
+    }
+
+    #[test]
+    fn each_process_is_found_once_also_over_a_broken_watch() {
+        let events = [
+            Event::Init,
+            Event::InitApply(object("1")),
+            Event::InitDone,
+            Event::Apply(object("1")),
+            Event::Apply(object("2")),
+            Event::Delete(object("1")),
+            Event::Init,
+            Event::InitApply(object("2")),
+            Event::InitApply(object("3")),
+            Event::InitDone,
+        ];
+        let mut seen = HashSet::new();
+        let found: Vec<String> = events
+            .iter()
+            .filter_map(|event| news(event, &mut seen))
+            .map(|found| match found {
+                Found::One(key) => key.uid,
+                Found::All => "all".into(),
+            })
+            .collect();
+        assert_eq!(found, ["1", "all", "2", "3"]);
+    }
+
+    #[test]
+    fn the_worst_end_is_the_end_of_all() {
+        for (codes, code) in [
+            (&[0, 0][..], 0),
+            (&[0, 7], 1),
+            (&[137, 125, 0], 125),
+            (&[200], 1),
+            (&[], 0),
+        ] {
+            assert_eq!(
+                codes.iter().fold(0, |worst, code| worse(worst, *code)),
+                code,
+                "{codes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn too_many_are_refused_with_the_flag_that_helps() {
+        assert!(check(50, 50).is_ok());
+        assert!(check(51, 50).unwrap_err().text.contains("--max-log-requests"));
+    }
+}

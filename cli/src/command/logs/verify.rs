@@ -1,0 +1,307 @@
+use std::time::Duration;
+
+use remoteprocess_api::{AttemptOutput, RemoteProcess, RemoteProcessStatus};
+use remoteprocess_proto::v1::{Exit, Gap, ProcessKey, Stream};
+use tokio::time::Instant;
+
+use super::{Failure, LogsArgs, shown, want};
+use crate::connect::Cluster;
+use crate::exit;
+use crate::follow::{Dial, Follower, Ledger, Narrator, name};
+use crate::observe::{self, Seen};
+use crate::output::{Form, Hashes, Output};
+
+/// The status follows the end of the stream by a moment.
+const STATUS_LIMIT: Duration = Duration::from_secs(10);
+
+/// Reads all output of an attempt, says on standard error whether it is what was sealed, and answers 0 or 125.
+///
+/// # Errors
+/// The output cannot be read to its end.
+pub async fn run(dial: impl Dial, cluster: &Cluster, args: &LogsArgs, key: ProcessKey) -> Result<u8, Failure> {
+    let shown = shown(&key);
+    let output = Output::standard(Form::Hash, false)?;
+    let mut follower = Follower {
+        dial,
+        ledger: Ledger::new(want(args, key, jiff::Timestamp::now())),
+        output: &output,
+        narrator: Narrator::new(&shown, args.quiet),
+        unknown_until: Instant::now(),
+    };
+    let Some(exit) = follower.run().await? else {
+        return Err(Failure::new(format!(
+            "{shown} has not ended, so its output is not sealed yet. Wait for the end with -f"
+        )));
+    };
+    let ledger = &follower.ledger;
+    let (attempt, status) = recorded(cluster, ledger.process(), ledger.attempt()).await?;
+    let finding = Finding {
+        name: match attempt {
+            Some(attempt) => format!("{shown}, attempt {attempt}"),
+            None => shown,
+        },
+        bytes: [Stream::Stdout, Stream::Stderr].map(|stream| ledger.reached(stream)),
+        hashes: output.hashes().await?,
+        losses: ledger.losses(),
+        exit: &exit,
+        status,
+    };
+    let verdict = finding.judge();
+    if verdict.code != 0 || !args.quiet {
+        output.line(&verdict.sentence.unwrap_or_default()).await?;
+    }
+    output.flush().await?;
+    Ok(verdict.code)
+}
+
+/// What the status says of the output.
+enum Recorded {
+    Output(AttemptOutput),
+    /// It says nothing.
+    Nothing,
+    /// There is no status any more, or it may not be read.
+    Unknown,
+}
+
+/// The sealed record in the status, and its attempt.
+async fn recorded(
+    cluster: &Cluster,
+    key: &ProcessKey,
+    attempt: Option<u32>,
+) -> Result<(Option<u32>, Recorded), Failure> {
+    if key.name.is_empty() {
+        return Ok((attempt, Recorded::Unknown));
+    }
+    let api = kube::Api::<RemoteProcess>::namespaced(cluster.client.clone(), &key.namespace);
+    let uid = Some(key.uid.as_str()).filter(|uid| !uid.is_empty());
+    let deadline = Some(Instant::now() + STATUS_LIMIT);
+    let number = |status: &RemoteProcessStatus| attempt.or_else(|| status.latest_attempt().map(|latest| latest.number));
+    let found = observe::until(&api, &key.name, uid, deadline, |seen| match seen {
+        Seen::Gone => Some((attempt, Recorded::Unknown)),
+        Seen::There(object) => {
+            let status = object.status.as_ref()?;
+            let number = number(status)?;
+            let output = status.attempt(number)?.output.clone()?;
+            Some((Some(number), Recorded::Output(output)))
+        }
+    });
+    match found.await {
+        Ok(found) => Ok(found),
+        Err(observe::Error::TimedOut(_)) => Ok((attempt, Recorded::Nothing)),
+        Err(observe::Error::Api(kube::Error::Api(status))) if status.code == 403 => Ok((attempt, Recorded::Unknown)),
+        Err(observe::Error::Api(error)) => Err(Failure::new(format!("cannot read the process: {error}"))),
+    }
+}
+
+/// What was read, and what it is measured by.
+struct Finding<'a> {
+    name: String,
+    bytes: [u64; 2],
+    hashes: Hashes,
+    losses: &'a [Gap],
+    exit: &'a Exit,
+    status: Recorded,
+}
+
+impl Finding<'_> {
+    fn judge(&self) -> exit::Verdict {
+        let mut wrong: Vec<String> = self.losses.iter().map(exit::loss).collect();
+        wrong.extend(self.against_seal());
+        wrong.extend(self.against_status());
+        let (code, first) = if wrong.is_empty() {
+            let by = match self.status {
+                Recorded::Unknown => "the archive's seal (the object's status cannot be read)",
+                _ => "the seal and the status",
+            };
+            (0, format!("{}: verified by {by}", self.name))
+        } else {
+            (exit::UNKNOWN, format!("{}: not verified", self.name))
+        };
+        let read = [Stream::Stdout, Stream::Stderr].into_iter().enumerate();
+        let read = read.map(|(index, stream)| {
+            let hash = hex::encode(self.hashes[index]);
+            format!("  {}: {} bytes, sha256 {hash}", name(stream), self.bytes[index])
+        });
+        let lines: Vec<String> = std::iter::once(first)
+            .chain(wrong.iter().map(|wrong| format!("  {wrong}")))
+            .chain(read.filter(|_| self.losses.is_empty()))
+            .collect();
+        exit::Verdict {
+            code,
+            sentence: Some(lines.join("\n")),
+        }
+    }
+
+    fn against_seal(&self) -> Vec<String> {
+        let Some(seal) = &self.exit.seal else {
+            return vec!["nothing was sealed".into()];
+        };
+        let mut wrong = Vec::new();
+        if !self.exit.sealed || !seal.reason.is_empty() {
+            let why = Some(seal.reason.as_str()).filter(|reason| !reason.is_empty());
+            wrong.push(format!(
+                "the seal is not whole ({})",
+                why.unwrap_or("output is missing")
+            ));
+        }
+        for (index, stream) in [&seal.stdout, &seal.stderr].into_iter().enumerate() {
+            let (bytes, hash) = stream
+                .as_ref()
+                .map(|stream| (stream.bytes, hex::encode(&stream.sha256)))
+                .unwrap_or_default();
+            wrong.extend(self.compare(index, "the seal", bytes, Some(&hash)));
+        }
+        wrong
+    }
+
+    fn against_status(&self) -> Vec<String> {
+        let output = match &self.status {
+            Recorded::Output(output) => output,
+            Recorded::Nothing => return vec!["the status has no record of the output".into()],
+            Recorded::Unknown => return Vec::new(),
+        };
+        let streams = [&output.stdout, &output.stderr].into_iter().enumerate();
+        streams
+            .filter_map(|(index, stream)| self.compare(index, "the status", stream.bytes, stream.sha256.as_deref()))
+            .collect()
+    }
+
+    /// Where bytes are missing, their count and hash say nothing more.
+    fn compare(&self, index: usize, whose: &str, bytes: u64, hash: Option<&str>) -> Option<String> {
+        let stream = name([Stream::Stdout, Stream::Stderr][index]);
+        if self.losses.iter().any(|gap| name(gap.stream()) == stream) {
+            return None;
+        }
+        let read = hex::encode(self.hashes[index]);
+        match hash.filter(|hash| !hash.is_empty()) {
+            _ if bytes != self.bytes[index] => Some(format!(
+                "{stream} has {} bytes, and {whose} says {bytes}",
+                self.bytes[index]
+            )),
+            None => Some(format!("{whose} has no hash of {stream}")),
+            Some(hash) if hash != read => Some(format!("{stream} has sha256 {read}, and {whose} says {hash}")),
+            Some(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use remoteprocess_api::StreamStatus;
+    use remoteprocess_proto::v1::{Seal, StreamSeal};
+
+    fn exit() -> Exit {
+        let seal = |bytes, hash: u8| {
+            Some(StreamSeal {
+                bytes,
+                sha256: vec![hash; 32].into(),
+                ..StreamSeal::default()
+            })
+        };
+        Exit {
+            sealed: true,
+            seal: Some(Seal {
+                stdout: seal(3, 1),
+                stderr: seal(0, 2),
+                reason: String::new(),
+            }),
+            ..Exit::default()
+        }
+    }
+
+    fn status() -> AttemptOutput {
+        let stream = |bytes, hash: u8| StreamStatus {
+            bytes,
+            sha256: Some(hex::encode([hash; 32])),
+            ..StreamStatus::default()
+        };
+        AttemptOutput {
+            stdout: stream(3, 1),
+            stderr: stream(0, 2),
+            sealed: true,
+        }
+    }
+
+    fn judge(exit: &Exit, status: Recorded, losses: &[Gap]) -> (u8, String) {
+        let verdict = Finding {
+            name: "job, attempt 1".into(),
+            bytes: [3, 0],
+            hashes: [[1; 32], [2; 32]],
+            losses,
+            exit,
+            status,
+        }
+        .judge();
+        (verdict.code, verdict.sentence.unwrap())
+    }
+
+    #[test]
+    fn what_agrees_is_verified() {
+        let (code, text) = judge(&exit(), Recorded::Output(status()), &[]);
+        assert_eq!(code, 0);
+        insta::assert_snapshot!(text, @r"
+        job, attempt 1: verified by the seal and the status
+          stdout: 3 bytes, sha256 0101010101010101010101010101010101010101010101010101010101010101
+          stderr: 0 bytes, sha256 0202020202020202020202020202020202020202020202020202020202020202
+        ");
+        assert_eq!(judge(&exit(), Recorded::Unknown, &[]).0, 0);
+    }
+
+    #[test]
+    fn each_disagreement_is_named() {
+        let seal = |change: fn(&mut Seal)| {
+            let mut exit = exit();
+            change(exit.seal.as_mut().unwrap());
+            judge(&exit, Recorded::Output(status()), &[])
+        };
+        let status = |change: fn(&mut AttemptOutput)| {
+            let mut status = status();
+            change(&mut status);
+            judge(&exit(), Recorded::Output(status), &[])
+        };
+        let unsealed = judge(&Exit::default(), Recorded::Unknown, &[]);
+        let silent = judge(&exit(), Recorded::Nothing, &[]);
+        for ((code, text), word) in [
+            (seal(|seal| seal.stdout.as_mut().unwrap().bytes = 4), "the seal says 4"),
+            (
+                seal(|seal| seal.stderr.as_mut().unwrap().sha256 = vec![9; 32].into()),
+                "stderr has sha256 0202",
+            ),
+            (
+                seal(|seal| seal.stdout.as_mut().unwrap().sha256 = Vec::new().into()),
+                "the seal has no hash of stdout",
+            ),
+            (seal(|seal| seal.reason = "PipeHeld".into()), "PipeHeld"),
+            (status(|status| status.stdout.bytes = 2), "the status says 2"),
+            (
+                status(|status| status.stderr.sha256 = Some("aa".into())),
+                "the status says aa",
+            ),
+            (unsealed, "nothing was sealed"),
+            (silent, "no record"),
+        ] {
+            assert_eq!(code, 125, "{text}");
+            assert!(text.contains("not verified") && text.contains(word), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let gap = Gap {
+            stream: Stream::Stdout.into(),
+            from: 1,
+            to: Some(2),
+            reason: "SpoolFull".into(),
+        };
+        let mut exit = exit();
+        exit.sealed = false;
+        let (code, text) = judge(&exit, Recorded::Output(status()), &[gap]);
+        assert_eq!(code, 125);
+        insta::assert_snapshot!(text, @r"
+        job, attempt 1: not verified
+          bytes 1 to 2 of stdout were dropped because the spool was full (spec.output.whenFull: DropOldest)
+          the seal is not whole (output is missing)
+        ");
+    }
+}

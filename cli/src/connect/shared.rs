@@ -1,0 +1,66 @@
+use std::sync::Arc;
+
+use remoteprocess_proto::v1::relay_client::RelayClient;
+use tokio::sync::Mutex;
+use tonic::transport::Channel;
+
+use crate::connect::{Cluster, Relay};
+use crate::follow::{Dial, DialError};
+
+/// One connection for the streams of several processes. The first stream that finds it broken makes the next one.
+#[derive(Clone)]
+pub struct Shared {
+    line: Arc<Mutex<Line>>,
+    /// The connection that this stream was given last; 0 for none.
+    seen: u64,
+    is_discredited: bool,
+}
+
+struct Line {
+    relay: Relay,
+    client: Option<RelayClient<Channel>>,
+    number: u64,
+}
+
+impl Shared {
+    /// Nothing is connected yet.
+    #[must_use]
+    pub fn new(cluster: Arc<Cluster>) -> Self {
+        let line = Line {
+            relay: Relay::new(cluster),
+            client: None,
+            number: 0,
+        };
+        Self {
+            line: Arc::new(Mutex::new(line)),
+            seen: 0,
+            is_discredited: false,
+        }
+    }
+}
+
+impl Dial for Shared {
+    async fn dial(&mut self) -> Result<RelayClient<Channel>, DialError> {
+        let mut line = self.line.lock().await;
+        let is_current = line.number == self.seen;
+        if std::mem::take(&mut self.is_discredited) && is_current {
+            line.relay.discredit();
+        }
+        let known = line.client.clone().filter(|_| !is_current);
+        let client = match known {
+            Some(client) => client,
+            None => {
+                line.client = None;
+                let client = line.relay.dial().await?;
+                line.number += 1;
+                line.client.insert(client).clone()
+            }
+        };
+        self.seen = line.number;
+        Ok(client)
+    }
+
+    fn discredit(&mut self) {
+        self.is_discredited = true;
+    }
+}

@@ -1,0 +1,77 @@
+/// Colours of the 16 of a terminal that are read well on a dark and on a light ground.
+const COLOURS: [u8; 12] = [31, 32, 33, 34, 35, 36, 91, 92, 93, 94, 95, 96];
+
+/// Whose output it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Label {
+    /// Namespace of the process.
+    pub namespace: String,
+    /// Its name.
+    pub process: String,
+}
+
+/// How a process is named before each line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// `[namespace/process] ` instead of `[process] `.
+    pub with_namespace: bool,
+    /// In a colour that follows from the name.
+    pub is_coloured: bool,
+}
+
+impl Label {
+    /// What stands before each line.
+    #[must_use]
+    pub fn before(&self, prefix: Prefix) -> String {
+        let name = if prefix.with_namespace {
+            format!("{}/{}", self.namespace, self.process)
+        } else {
+            self.process.clone()
+        };
+        let text = format!("[{}] ", crate::render::escape(&name));
+        if prefix.is_coloured {
+            format!("\u{1b}[{}m{text}\u{1b}[0m", colour(&name))
+        } else {
+            text
+        }
+    }
+}
+
+/// The same name has the same colour in each run, on each machine: FNV-1a (draft-eastlake-fnv).
+fn colour(name: &str) -> u8 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    // The low bits alone change little from `job-1` to `job-2`.
+    let mixed = hash ^ (hash >> 32);
+    COLOURS[usize::try_from(mixed % COLOURS.len() as u64).unwrap_or_default()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn a_prefix_says_whose_line_it_is() {
+        let label = Label {
+            namespace: "a".into(),
+            process: "build".into(),
+        };
+        let before = |with_namespace, is_coloured| {
+            label.before(Prefix {
+                with_namespace,
+                is_coloured,
+            })
+        };
+        assert_eq!(before(false, false), "[build] ");
+        assert_eq!(before(true, false), "[a/build] ");
+        assert_eq!(before(false, true), "\u{1b}[36m[build] \u{1b}[0m");
+    }
+
+    #[test]
+    fn neighbours_have_different_colours() {
+        let colours: HashSet<u8> = (0..12).map(|number| colour(&format!("job-{number}"))).collect();
+        assert!(colours.len() >= 6, "{colours:?}");
+    }
+}
