@@ -41,7 +41,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let config = Arc::new(config);
     let listener = bind(&config).await?;
     let address = SocketAddr::new(config.pod_ip, listener.local_addr()?.port()).to_string();
-    let (spool, appender) = Spool::open(&config.spool, config.spool_size).context("open the spool")?;
+    let (spool, appender) = Spool::open(&config.spool, config.policy).context("open the spool")?;
     let process = Process::start(Arc::new(spool), appender, settings(&config)).context("start")?;
     let homes = Homes::default();
     let (done, is_done) = watch::channel(false);

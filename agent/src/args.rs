@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use remoteprocess_tls::{Role, TrustDomain};
 
 use crate::process::Echo;
+use crate::spool::{Policy, WhenFull};
 use crate::stop_signal::{self, StopSignal};
 
 /// The agent of one remote process.
@@ -84,9 +85,15 @@ pub struct RunArgs {
     /// Port of the executor; 0 takes a free one.
     #[arg(long, env = "RPROC_LISTEN_PORT", default_value_t = 20443)]
     pub listen_port: u16,
-    /// Bytes of unarchived output above which the program is pushed back.
+    /// Bytes of unarchived output above which the spool is full.
     #[arg(long, env = "RPROC_SPOOL_SIZE", default_value_t = 256 << 20)]
     pub spool_size: u64,
+    /// What happens then.
+    #[arg(long, env = "RPROC_WHEN_FULL", value_enum, default_value = "Auto")]
+    pub when_full: WhenFull,
+    /// How long `Auto` waits for an archive that makes no progress, in milliseconds.
+    #[arg(long, env = "RPROC_STALL_MILLIS", default_value_t = 30_000, hide = true)]
+    pub stall_millis: u64,
     /// How much of the output goes into the container's log too.
     #[arg(long, env = "RPROC_ECHO", value_enum, default_value = "Limited")]
     pub echo: Echo,
@@ -147,8 +154,8 @@ pub struct Config {
     pub pod_ip: IpAddr,
     /// Port of the executor; 0 takes a free one.
     pub listen_port: u16,
-    /// Bytes of unarchived output above which the program is pushed back.
-    pub spool_size: u64,
+    /// How much unarchived output to hold, and what to do with more.
+    pub policy: Policy,
     /// How much of the output goes into the container's log.
     pub echo: Echo,
     /// First signal of the stop path.
@@ -224,7 +231,11 @@ impl TryFrom<RunArgs> for Config {
             role,
             pod_ip: args.pod_ip,
             listen_port: args.listen_port,
-            spool_size: args.spool_size,
+            policy: Policy {
+                size: args.spool_size,
+                when_full: args.when_full,
+                patience: Duration::from_millis(args.stall_millis),
+            },
             echo: args.echo,
             stop_signal: args.stop_signal.0,
             stop_grace: seconds(args.stop_grace_seconds),

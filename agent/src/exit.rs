@@ -5,38 +5,39 @@ use remoteprocess_proto::v1;
 use remoteprocess_proto::v1::exit::{Outcome as Wire, Source};
 
 use crate::process::facts::{Closed, Ending, Facts};
-use crate::spool::{Seals, StreamSeal};
+use crate::spool::{Offsets, Seals, StreamSeal};
 
 /// SIGKILL, which the kernel sends for want of memory.
 const KILL: i32 = 9;
 
-/// The last frame, once everything for it is known: the end, and the seals of the whole output.
+/// The last frame, once everything for it is known: the end, the seals of the whole output, and how many bytes of it
+/// were `lost` for want of room.
 #[must_use]
-pub fn frame(facts: &Facts, seals: Option<&Seals>) -> Option<v1::Exit> {
+pub fn frame(facts: &Facts, seals: Option<&Seals>, lost: Offsets) -> Option<v1::Exit> {
     let (ending, closed, seals) = (facts.ending.as_ref()?, facts.closed?, seals?);
     let mut exit = match ending {
         Ending::Reported(exited) => reported(exited, facts),
-        Ending::Lost { at_unix_nanos } => lost(*at_unix_nanos),
+        Ending::Lost { at_unix_nanos } => unreported(*at_unix_nanos),
     };
     exit.sealed = closed == Closed::Whole;
     exit.started_unix_nanos = facts.started.map_or(0, |started| started.at_unix_nanos);
     exit.seal = Some(v1::Seal {
-        stdout: Some(stream_seal(&seals.stdout)),
-        stderr: Some(stream_seal(&seals.stderr)),
+        stdout: Some(stream_seal(&seals.stdout, lost.stdout)),
+        stderr: Some(stream_seal(&seals.stderr, lost.stderr)),
         reason: closed.reason().to_owned(),
     });
     Some(exit)
 }
 
-fn stream_seal(seal: &StreamSeal) -> v1::StreamSeal {
+fn stream_seal(seal: &StreamSeal, dropped_bytes: u64) -> v1::StreamSeal {
     v1::StreamSeal {
         bytes: seal.bytes,
         sha256: seal.sha256.to_vec().into(),
-        dropped_bytes: 0,
+        dropped_bytes,
     }
 }
 
-fn lost(at_unix_nanos: i64) -> v1::Exit {
+fn unreported(at_unix_nanos: i64) -> v1::Exit {
     v1::Exit {
         outcome: Wire::Unknown.into(),
         source: Source::None.into(),
@@ -142,7 +143,7 @@ mod tests {
             closed: Some(closed),
             ..Facts::default()
         };
-        frame(&facts, Some(&seals)).unwrap()
+        frame(&facts, Some(&seals), Offsets::default()).unwrap()
     }
 
     #[test]
@@ -151,7 +152,7 @@ mod tests {
             ending: Some(Ending::Lost { at_unix_nanos: 1 }),
             ..Facts::default()
         };
-        assert!(frame(&facts, None).is_none());
+        assert!(frame(&facts, None, Offsets::default()).is_none());
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod app;
 pub mod args;
 mod backoff;
 pub mod clock;
+pub mod crash;
 pub mod enrol;
 pub mod exit;
 pub mod home;

@@ -106,7 +106,7 @@ impl Executor for ExecutorService {
             started_unix_nanos: status.facts.started.map_or(0, |started| started.at_unix_nanos),
             written: Some(cursor(progress.written)),
             dropped: Some(cursor(progress.dropped)),
-            exit: exit::frame(&status.facts, progress.seals.as_ref()),
+            exit: exit::frame(&status.facts, progress.seals.as_ref(), self.process.spool().lost()),
         }))
     }
 
@@ -119,7 +119,12 @@ impl Executor for ExecutorService {
         let request = request.into_inner();
         let begin = offsets(request.cursor.unwrap_or_default());
         let spool = self.process.spool();
-        let reader = spool.reader(begin).map_err(|error| refuse(&error))?;
+        let reader = if request.home {
+            spool.home_reader(begin)
+        } else {
+            spool.reader(begin)
+        };
+        let reader = reader.map_err(|error| refuse(&error))?;
         // The cursor says what the home has received, not what it holds durably: only `Commit` says that.
         let residence = request.home.then(|| {
             tracing::info!(?begin, "a home has moved in");

@@ -3,16 +3,19 @@
 //! One sparse file per stream, where **the offset in the file is the offset in the stream**, and a journal of
 //! fixed-size records that fixes one observed order of both. Bytes go from the pipe into the file by `splice(2)`, so
 //! a byte is either in the pipe or in the file, whenever this process is killed. What is archived and hashed is
-//! punched out of the files.
+//! punched out of the files; where [`WhenFull`] says so, what is oldest and hashed, too.
 //!
-//! Invariant: a reader at cursor *k* gets each byte at or beyond *k* exactly once, in journal order, or
-//! [`Error::Dropped`].
+//! Invariant: a reader at cursor *k* gets each byte at or beyond *k* exactly once, in journal order, or a gap in its
+//! place, or [`Error::Dropped`], which means that the archive has it.
 
 mod appender;
 mod checkpoint;
 mod janitor;
 mod journal;
+mod ledger;
 mod offsets;
+mod pressure;
+mod progress;
 mod reader;
 pub mod record;
 mod slots;
@@ -21,7 +24,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -29,10 +32,14 @@ use tokio::sync::watch;
 
 pub use appender::{Appender, Taken};
 pub use offsets::{Offsets, Stream};
-pub use reader::{Chunk, Item, Reader};
+pub use pressure::{Policy, WhenFull};
+pub use progress::{Progress, Stall};
+pub use reader::{Chunk, Gap, Item, Reader};
 
 use checkpoint::Checkpoint;
-use journal::{Journal, Record};
+use journal::Journal;
+use ledger::Ledger;
+use pressure::Pressure;
 use slots::Slots;
 
 /// What can go wrong with the spool.
@@ -46,7 +53,7 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// Bytes at or beyond the cursor were archived and dropped from here.
+    /// Bytes at or beyond the cursor are in the archive and no longer here.
     #[error("offset {wanted} of {stream:?} has left the spool, which begins at {begins}")]
     Dropped {
         /// The stream.
@@ -91,15 +98,6 @@ impl Error {
     }
 }
 
-/// Why nothing is being taken from the pipes: the program will block when they are full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stall {
-    /// The spool holds as many unarchived bytes as it may.
-    SpoolFull,
-    /// The volume refuses to take more.
-    VolumeFull,
-}
-
 /// Byte count and SHA-256 of one whole stream.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StreamSeal {
@@ -118,41 +116,6 @@ pub struct Seals {
     pub stderr: StreamSeal,
 }
 
-/// How far the spool has come. Published after each step, so that a reader never sees a byte without its record.
-#[derive(Clone, Debug, Default)]
-pub struct Progress {
-    /// Bytes taken and journalled.
-    pub written: Offsets,
-    /// Bytes that the archive holds durably.
-    pub archived: Offsets,
-    /// Bytes that have left the spool.
-    pub dropped: Offsets,
-    /// No byte will follow.
-    pub closed: bool,
-    /// Why the pipes are not being read.
-    pub stalled: Option<Stall>,
-    /// Present once closed and hashed to the end.
-    pub seals: Option<Seals>,
-    /// First record that the journal still holds.
-    first_record: u64,
-    /// Records that will not change any more.
-    fixed_records: u64,
-    /// The last record, which may still grow.
-    open: Option<Record>,
-}
-
-impl Progress {
-    /// Bytes that occupy the spool.
-    #[must_use]
-    pub const fn used(&self) -> u64 {
-        self.written.total() - self.dropped.total()
-    }
-
-    fn records(&self) -> u64 {
-        self.fixed_records + u64::from(self.open.is_some())
-    }
-}
-
 /// The spool of one attempt, open.
 #[derive(Debug)]
 pub struct Spool {
@@ -165,25 +128,24 @@ struct Inner {
     directory: PathBuf,
     files: [File; 2],
     journal: Journal,
-    /// Most bytes to hold before the program is pushed back.
-    size: u64,
+    policy: Policy,
     progress: watch::Sender<Progress>,
+    /// Why the program has been held back for [`appender::HELD_AFTER`] or longer.
+    held: watch::Sender<Option<Stall>>,
     /// Held while the spool is open: two writers would tear it.
     _lock: File,
     /// Wakes the one that appends: there is room again, or a command.
     wake: OwnedFd,
     stop: std::sync::atomic::AtomicBool,
-    /// What the archive holds, across kills.
-    archived: Mutex<Slots<Offsets>>,
+    ledger: Ledger,
 }
 
 impl Spool {
-    /// Opens the spool in `directory`, which must exist, and brings it into order after a kill. `size` is the number
-    /// of bytes above which the program is pushed back.
+    /// Opens the spool in `directory`, which must exist, and brings it into order after a kill.
     ///
     /// # Errors
     /// When the volume cannot be used, or holds a spool that contradicts itself.
-    pub fn open(directory: &Path, size: u64) -> Result<(Self, Appender), Error> {
+    pub fn open(directory: &Path, policy: Policy) -> Result<(Self, Appender), Error> {
         let lock = open_file(directory, "lock")?;
         lock.lock().map_err(Error::io("lock the spool"))?;
         let files = [
@@ -192,7 +154,7 @@ impl Spool {
         ];
         let (checkpoint_slots, checkpoint) = Slots::open(directory, "checkpoint")?;
         let checkpoint: Checkpoint = checkpoint.unwrap_or_default();
-        let (archived_slots, archived) = Slots::<Offsets>::open(directory, "archived")?;
+        let ledger = Ledger::open(directory)?;
         let journal = Journal::open(open_file(directory, "journal")?);
         let mut lengths = Offsets::default();
         for stream in Stream::ALL {
@@ -204,10 +166,7 @@ impl Spool {
         let recovered = journal.recover(&checkpoint, lengths)?;
         let progress = Progress {
             written: recovered.written,
-            archived: archived
-                .unwrap_or_default()
-                .map2(recovered.written, u64::min)
-                .map2(checkpoint.dropped, u64::max),
+            archived: ledger.archived().map2(recovered.written, u64::min),
             dropped: checkpoint.dropped,
             first_record: checkpoint.first_record,
             fixed_records: recovered.records,
@@ -218,12 +177,13 @@ impl Spool {
             directory: directory.to_owned(),
             files,
             journal,
-            size,
+            policy,
             _lock: lock,
             progress: watch::Sender::new(progress),
+            held: watch::Sender::new(None),
             wake: wake.map_err(Error::errno("eventfd"))?,
             stop: false.into(),
-            archived: Mutex::new(archived_slots),
+            ledger,
         });
         let janitor = janitor::spawn(Arc::clone(&inner), checkpoint, checkpoint_slots)?;
         let appender = Appender::new(Arc::clone(&inner), janitor.thread().clone());
@@ -249,12 +209,40 @@ impl Spool {
         self.inner.progress.subscribe()
     }
 
+    /// Why the program is held back, where that lasts for a second or longer, as it changes.
+    #[must_use]
+    pub fn watch_held(&self) -> watch::Receiver<Option<Stall>> {
+        self.inner.held.subscribe()
+    }
+
     /// A reader of everything at or beyond `cursor`.
     ///
     /// # Errors
-    /// [`Error::Dropped`] or [`Error::Beyond`] when the cursor is not within what the spool holds.
+    /// [`Error::Dropped`] or [`Error::Beyond`] when the cursor is not within what the spool held.
     pub fn reader(&self, cursor: Offsets) -> Result<Reader, Error> {
-        Reader::new(Arc::clone(&self.inner), cursor)
+        Reader::new(Arc::clone(&self.inner), cursor, None)
+    }
+
+    /// The same for the one who archives: what it is told to be gone, and then commits, is lost for good.
+    ///
+    /// # Errors
+    /// As [`Self::reader`], and when the volume refuses the note that a home has come.
+    pub fn home_reader(&self, cursor: Offsets) -> Result<Reader, Error> {
+        let mut reader = self.reader(cursor)?;
+        reader.set_home(self.inner.ledger.move_in(cursor)?);
+        Ok(reader)
+    }
+
+    /// How many bytes of each stream the archive has gaps for, as far as it was told.
+    #[must_use]
+    pub fn lost(&self) -> Offsets {
+        self.inner.ledger.lost()
+    }
+
+    /// What it was opened with.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.inner.policy
     }
 
     /// Takes note, for good, that the archive holds everything below `archived`; it leaves the spool as soon as it is
@@ -263,8 +251,6 @@ impl Spool {
     /// # Errors
     /// When the volume refuses the note. Then the spool keeps the bytes, and a repeat may succeed.
     pub fn commit(&self, archived: Offsets) -> Result<(), Error> {
-        // Nothing is left half done by a panic.
-        let mut slots = self.inner.archived.lock().unwrap_or_else(PoisonError::into_inner);
         let progress = self.progress();
         let next = archived
             .map2(progress.written, u64::min)
@@ -274,7 +260,8 @@ impl Spool {
         }
         // An agent that comes after a kill must know it too: the relay may have nothing new to say, and a full spool
         // would wait for it.
-        slots.store(&next)?;
+        self.inner.ledger.commit(next)?;
+        crate::crash::point("ledger", "committed");
         self.inner.progress.send_modify(|progress| {
             progress.archived = progress.archived.map2(next, u64::max);
         });

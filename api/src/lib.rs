@@ -16,7 +16,8 @@ pub mod status;
 pub use condition::{Condition, ConditionType};
 pub use phase::{Phase, Reason};
 pub use spec::{
-    AgentSpec, DesiredState, Echo, OutputSpec, PodSpec, RemoteProcess, RemoteProcessSpec, StopSpec, TailInStatus,
+    AgentSpec, DesiredState, Echo, MaskSource, OutputSpec, PodSpec, RemoteProcess, RemoteProcessSpec, SecretKey, StopSpec,
+    TailInStatus, WhenFull,
 };
 pub use status::{
     AttemptExit, AttemptOutput, AttemptStatus, ExitSource, OutputStatus, RemoteProcessStatus, StopStatus, StreamStatus,

@@ -100,25 +100,23 @@ impl<F: Fn(())> Capturing<F> {
             let outcome = self.take(readable);
             let taken = *outcome.as_ref().unwrap_or(&0);
             let has_room = self.appender.has_room();
-            let retry = match outcome {
-                Ok(_) => {
-                    let is_held_back = !has_room && self.is_attached;
-                    self.appender.set_stalled(is_held_back.then_some(Stall::SpoolFull));
-                    None
-                }
+            let is_refused = outcome.is_err();
+            let stall = match outcome {
+                Ok(_) => (!has_room && self.is_attached).then_some(Stall::SpoolFull),
                 Err(error) => {
                     if !error.is_no_space() {
                         tracing::warn!(%error, "output cannot be taken; trying again");
                     }
-                    self.appender.set_stalled(Some(Stall::VolumeFull));
-                    Some(VOLUME_RETRY)
+                    Some(Stall::VolumeFull)
                 }
             };
+            let again = self.appender.set_stalled(stall);
             if taken > 0 {
                 gather(taken, last_taken);
                 last_taken = Instant::now();
             }
-            readable = self.wait(has_room && retry.is_none(), retry);
+            let timeout = if is_refused { Some(VOLUME_RETRY) } else { again };
+            readable = self.wait(has_room && !is_refused, timeout);
         }
     }
 

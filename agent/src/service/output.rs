@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::{Data, Heartbeat, OutputFrame, State, Stream as WireStream};
+use remoteprocess_proto::v1::{Data, Gap, Heartbeat, OutputFrame, Spool, State, Stream as WireStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tonic::Status;
@@ -14,7 +14,7 @@ use crate::exit;
 use crate::home::Residence;
 use crate::process::machine::Phase;
 use crate::process::{self, Process};
-use crate::spool::{Chunk, Item, Progress, Reader, Stall};
+use crate::spool::{self, Chunk, Item, Policy, Progress, Reader, Stall};
 
 /// How often a silent stream says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -24,9 +24,13 @@ pub struct Output {
     reader: Reader,
     status: watch::Receiver<process::Status>,
     progress: watch::Receiver<Progress>,
+    held: watch::Receiver<Option<Stall>>,
+    process: Process,
     residence: Option<Residence>,
     heartbeat: Interval,
     told: Option<State>,
+    /// To be said next: how the spool stands.
+    spool_news: Option<Spool>,
     stage: Stage,
 }
 
@@ -46,9 +50,12 @@ impl Output {
             reader,
             status: process.status(),
             progress: process.spool().watch(),
+            held: process.spool().watch_held(),
+            process: process.clone(),
             residence,
             heartbeat,
             told: None,
+            spool_news: None,
             stage: Stage::Output,
         }
     }
@@ -70,11 +77,16 @@ impl Output {
             if let Some(state) = self.news() {
                 return Some(Ok(Frame::State(state)));
             }
+            if let Some(spool) = self.spool_news.take() {
+                return Some(Ok(Frame::Spool(spool)));
+            }
             match self.stage {
                 Stage::Over => return None,
                 Stage::Exit => {
                     let seals = self.progress.borrow_and_update().seals.clone();
-                    if let Some(exit) = exit::frame(&self.status.borrow().facts, seals.as_ref()) {
+                    if let Some(exit) =
+                        exit::frame(&self.status.borrow().facts, seals.as_ref(), self.process.spool().lost())
+                    {
                         self.stage = Stage::Over;
                         return Some(Ok(Frame::Exit(exit)));
                     }
@@ -88,18 +100,32 @@ impl Output {
                     return Some(Err(Status::aborted("another relay has become the home of this process")));
                 }
                 _ = self.status.changed() => {}
+                _ = self.held.changed() => self.look_at_spool(),
                 item = self.reader.next(), if is_reading => match item {
                     Ok(Item::Chunk(chunk)) => return Some(Ok(Frame::Data(data(chunk)))),
+                    Ok(Item::Gap(range)) => return Some(Ok(Frame::Gap(gap(range, self.process.spool().policy())))),
                     Ok(Item::End) => self.stage = Stage::Exit,
                     Err(error) => return Some(Err(refuse(&error))),
                 },
                 _ = self.progress.changed(), if !is_reading => {}
                 _ = self.heartbeat.tick() => {
+                    self.look_at_spool();
                     let offsets = Some(cursor(self.reader.cursor()));
                     return Some(Ok(Frame::Heartbeat(Heartbeat { offsets, attempt: 0 })));
                 }
             }
         }
+    }
+
+    fn look_at_spool(&mut self) {
+        if self.residence.is_none() {
+            return;
+        }
+        self.spool_news = Some(Spool {
+            blocked: self.held.borrow_and_update().is_some(),
+            used_bytes: self.progress.borrow().unarchived(),
+            size_bytes: self.process.spool().policy().size,
+        });
     }
 
     /// The state, if it is another than was told last.
@@ -112,8 +138,7 @@ impl Output {
             // The end comes as an exit, after the output.
             return None;
         }
-        let stalled = self.progress.borrow().stalled;
-        let state = state(phase, stalled);
+        let state = state(phase, *self.held.borrow_and_update());
         if self.told.as_ref() == Some(&state) {
             return None;
         }
@@ -135,6 +160,15 @@ fn data(chunk: Chunk) -> Data {
         offset: chunk.offset,
         time_unix_nanos: chunk.time_unix_nanos,
         bytes: chunk.bytes,
+    }
+}
+
+fn gap(spool::Gap { stream, from, to }: spool::Gap, policy: Policy) -> Gap {
+    Gap {
+        stream: WireStream::from(stream).into(),
+        from,
+        to: Some(to),
+        reason: policy.when_full.reason().to_owned(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread::Thread;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
@@ -22,6 +23,9 @@ const RECORD_NANOS: i64 = 1_000_000;
 const ENDING_ALLOWANCE: u64 = 4 << 20;
 /// How much is copied at once where `splice` is refused.
 const COPY_BYTES: usize = 64 * 1024;
+
+/// To be held back for less is how a program is slowed down to the pace of the archive; more is worth telling.
+pub const HELD_AFTER: Duration = Duration::from_secs(1);
 
 /// What one turn brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +52,7 @@ pub struct Appender {
     unwritten: Option<(Stream, Vec<u8>)>,
     splice_refused: bool,
     ending: bool,
+    stalled_since: Option<Instant>,
 }
 
 impl Appender {
@@ -62,6 +67,7 @@ impl Appender {
             unwritten: None,
             splice_refused: false,
             ending: false,
+            stalled_since: None,
         }
     }
 
@@ -75,7 +81,7 @@ impl Appender {
     #[must_use]
     pub fn has_room(&self) -> bool {
         let allowance = if self.ending { ENDING_ALLOWANCE } else { 0 };
-        self.inner.progress.borrow().used() < self.inner.size + allowance
+        self.inner.progress.borrow().used() < self.inner.policy.size + allowance
     }
 
     /// The program has ended: what is left in its pipes is taken even if the spool is full.
@@ -90,23 +96,30 @@ impl Appender {
         self.splice_refused
     }
 
-    /// Says, or takes back, why nothing is being taken.
-    pub fn set_stalled(&self, stall: Option<Stall>) {
+    /// Says, or takes back, why nothing is being taken. While it lasts, say it again after the time that is returned.
+    pub fn set_stalled(&mut self, stall: Option<Stall>) -> Option<Duration> {
         let changed = self.inner.progress.send_if_modified(|progress| {
             let changed = progress.stalled != stall;
             progress.stalled = stall;
             changed
         });
-        if !changed {
-            return;
+        if changed {
+            self.janitor.unpark();
         }
-        match stall {
-            // The ordinary way to slow a program down to the pace of the archive.
-            Some(Stall::SpoolFull) => tracing::debug!("the spool is full: the output is pushed back"),
-            Some(Stall::VolumeFull) => tracing::warn!("the volume takes no more: the output is pushed back"),
-            None => tracing::debug!("the output is taken again"),
+        let since = stall.map(|_| *self.stalled_since.get_or_insert_with(Instant::now));
+        self.stalled_since = since;
+        let left = HELD_AFTER.saturating_sub(since.map_or(Duration::ZERO, |since| since.elapsed()));
+        let held = stall.filter(|_| left.is_zero());
+        let is_news = self
+            .inner
+            .held
+            .send_if_modified(|told| std::mem::replace(told, held) != held);
+        match held {
+            Some(why) if is_news => tracing::warn!(?why, "the program is held back"),
+            None if is_news => tracing::info!("the program is no longer held back"),
+            _ => {}
         }
-        self.janitor.unpark();
+        stall.map(|_| left).filter(|left| !left.is_zero())
     }
 
     /// Takes what `pipe` holds. `pipe` should have been reported readable, or this may block where `splice` is refused.
@@ -120,6 +133,7 @@ impl Appender {
             Taken::Bytes(length) => length,
             nothing => return Ok(nothing),
         };
+        crate::crash::point("spool", "spliced");
         self.record(record_of(stream, offset, length))?;
         Ok(Taken::Bytes(length))
     }
@@ -142,9 +156,9 @@ impl Appender {
 
     /// No byte will follow: the streams can be sealed.
     pub fn close(&mut self) {
+        self.set_stalled(None);
         self.inner.progress.send_modify(|progress| {
             progress.closed = true;
-            progress.stalled = None;
         });
         self.janitor.unpark();
     }
@@ -207,6 +221,7 @@ impl Appender {
             self.unrecorded = Some(record);
             return Err(error);
         }
+        crate::crash::point("spool", "journalled");
         self.unrecorded = None;
         self.index = index;
         self.open = Some(next);

@@ -4,6 +4,7 @@ use sha2::Sha256;
 use sha2::digest::common::hazmat::SerializableState;
 use sha2::digest::{Digest, FixedOutput};
 
+use super::pressure::Wait;
 use super::{Error, Offsets, Stream, StreamSeal};
 
 /// Written before anything is punched, so whatever it says has left the spool is hashed in it.
@@ -19,6 +20,8 @@ pub struct Checkpoint {
     stdout: (u64, Vec<u8>),
     /// The same of stderr.
     stderr: (u64, Vec<u8>),
+    /// Since when the full spool waits for the archive.
+    pub wait: Option<Wait>,
 }
 
 impl Checkpoint {

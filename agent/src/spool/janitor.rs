@@ -10,24 +10,27 @@ use std::time::Duration;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::checkpoint::{Checkpoint, RunningHash};
-use super::journal::RECORDS_PER_PAGE;
+use super::journal::{RECORDS_PER_PAGE, Record};
 use super::slots::Slots;
-use super::{Error, Inner, Offsets, Progress, Seals, Stream};
+use super::{Error, Inner, Offsets, Pressure, Progress, Seals, Stream};
 
 /// How far the hash may lag behind before it is taken up again, in bytes.
 pub const HASH_LAG: u64 = 1 << 20;
-/// What is dropped is a whole number of these.
+/// What is punched is a whole number of these.
 const BLOCK: u64 = 4096;
 /// Bytes hashed between two checkpoints where nothing is dropped.
 const CHECKPOINT_EVERY: u64 = 8 << 20;
 const READ_BYTES: usize = 64 * 1024;
 /// After a failure (a full volume), it is tried again this much later.
 const RETRY: Duration = Duration::from_millis(250);
+/// A wait for the archive that is older is noted on the disk: the next agent goes on with it.
+const NOTE_WAIT: Duration = Duration::from_millis(500);
 
 /// Starts the thread. It ends when `inner.stop` is set.
 pub fn spawn(inner: Arc<Inner>, checkpoint: Checkpoint, slots: Slots<Checkpoint>) -> Result<JoinHandle<()>, Error> {
     let hashes = [checkpoint.hash(Stream::Stdout)?, checkpoint.hash(Stream::Stderr)?];
     let mut janitor = Janitor {
+        pressure: Pressure::new(inner.policy, checkpoint.wait),
         inner,
         checkpointed: hashes[0].hashed + hashes[1].hashed,
         hashes,
@@ -47,6 +50,7 @@ struct Janitor {
     hashes: [RunningHash; 2],
     checkpoint: Checkpoint,
     slots: Slots<Checkpoint>,
+    pressure: Pressure,
     /// Bytes of both streams that the stored checkpoint has hashed.
     checkpointed: u64,
     buffer: Vec<u8>,
@@ -57,7 +61,10 @@ impl Janitor {
         while !self.inner.stop.load(Ordering::Acquire) {
             match self.turn() {
                 Ok(true) => {}
-                Ok(false) => std::thread::park(),
+                Ok(false) => match self.pressure.remaining() {
+                    Some(left) => std::thread::park_timeout(left.min(NOTE_WAIT)),
+                    None => std::thread::park(),
+                },
                 Err(error) => {
                     tracing::warn!(%error, "hashing and dropping wait");
                     std::thread::park_timeout(RETRY);
@@ -69,16 +76,17 @@ impl Janitor {
     /// Does a little of what there is to do. False: there is nothing.
     fn turn(&mut self) -> Result<bool, Error> {
         let progress = self.inner.progress.borrow().clone();
+        self.pressure.look(&progress);
+        let excess = self.pressure.excess(&progress);
         let mut worked = false;
         for stream in Stream::ALL {
-            worked |= self.hash_some(stream, &progress)?;
+            worked |= self.hash_some(stream, &progress, excess > 0)?;
         }
-        worked |= self.drop_some(&progress)?;
-        let hashed: u64 = self.hashes.iter().map(|hash| hash.hashed).sum();
-        if hashed - self.checkpointed >= CHECKPOINT_EVERY {
+        worked |= self.drop_some(&progress, excess)?;
+        if self.hashed().total() - self.checkpointed >= CHECKPOINT_EVERY || self.pressure.is_worth_noting(NOTE_WAIT) {
             self.store_checkpoint()?;
         }
-        if progress.closed && progress.seals.is_none() && hashed == progress.written.total() {
+        if progress.closed && progress.seals.is_none() && self.hashed() == progress.written {
             let seals = Seals {
                 stdout: self.hashes[0].seal(),
                 stderr: self.hashes[1].seal(),
@@ -88,10 +96,18 @@ impl Janitor {
         Ok(worked)
     }
 
-    fn hash_some(&mut self, stream: Stream, progress: &Progress) -> Result<bool, Error> {
+    const fn hashed(&self) -> Offsets {
+        Offsets {
+            stdout: self.hashes[0].hashed,
+            stderr: self.hashes[1].hashed,
+        }
+    }
+
+    fn hash_some(&mut self, stream: Stream, progress: &Progress, is_urgent: bool) -> Result<bool, Error> {
         let hash = &mut self.hashes[stream.index()];
         let written = progress.written.of(stream);
-        let due = progress.closed || written - hash.hashed >= HASH_LAG || progress.archived.of(stream) > hash.hashed;
+        let is_awaited = is_urgent || progress.closed || progress.archived.of(stream) > hash.hashed;
+        let due = is_awaited || written - hash.hashed >= HASH_LAG;
         let goal = written.min(hash.hashed + HASH_LAG);
         if !due || hash.hashed >= goal {
             return Ok(false);
@@ -108,40 +124,68 @@ impl Janitor {
         Ok(true)
     }
 
-    fn drop_some(&mut self, progress: &Progress) -> Result<bool, Error> {
-        let hashed = Offsets {
-            stdout: self.hashes[0].hashed,
-            stderr: self.hashes[1].hashed,
-        };
-        let droppable = progress
-            .archived
-            .map2(hashed, |archived, hashed| archived.min(hashed) / BLOCK * BLOCK);
-        let gain = droppable.total() - progress.dropped.total();
+    /// Lets go of what is archived and of `excess` bytes more, the oldest first; only of what is hashed.
+    fn drop_some(&mut self, progress: &Progress, excess: u64) -> Result<bool, Error> {
+        let mut target = progress.archived.map2(progress.dropped, u64::max);
+        if excess > 0 {
+            target = self.oldest(progress, target, excess)?;
+        }
+        let target = target.map2(self.hashed(), u64::min);
+        let gain = target.total() - progress.dropped.total();
         // Many small commits must not cost a write each; but whoever is pushed back gets every byte.
         let is_over = progress.closed && progress.archived == progress.written;
-        let is_wanted = is_over || progress.stalled.is_some() || progress.used() * 2 >= self.inner.size;
-        let worth = if is_wanted { BLOCK } else { HASH_LAG };
+        let is_wanted = is_over || progress.stalled.is_some() || progress.used() * 2 >= self.inner.policy.size;
+        let worth = match excess {
+            0 if is_wanted => BLOCK,
+            0 => HASH_LAG,
+            _ => 1,
+        };
         if gain < worth {
             return Ok(false);
         }
-        self.checkpoint.dropped = droppable;
+        self.checkpoint.dropped = target;
         self.forget_records(progress)?;
         self.store_checkpoint()?;
+        crate::crash::point("spool", "checkpointed");
         let first_record = self.checkpoint.first_record;
         self.inner.progress.send_modify(|progress| {
-            progress.dropped = droppable;
+            progress.dropped = target;
             progress.first_record = first_record;
         });
+        crate::crash::point("spool", "published");
         for stream in Stream::ALL {
+            let (from, to) = (progress.dropped.of(stream), target.of(stream));
             punch_hole(
                 &self.inner.files[stream.index()],
-                progress.dropped.of(stream),
-                droppable.of(stream),
+                from / BLOCK * BLOCK,
+                to / BLOCK * BLOCK,
             )?;
+            crate::crash::point("spool", "punched");
         }
         self.inner.journal.punch(first_record)?;
         self.inner.wake_appender();
         Ok(true)
+    }
+
+    /// Where each stream begins when everything below `begin` and then `excess` bytes of the oldest output are gone.
+    fn oldest(&self, progress: &Progress, begin: Offsets, excess: u64) -> Result<Offsets, Error> {
+        let mut target = begin;
+        let mut page = Vec::with_capacity(RECORDS_PER_PAGE);
+        let mut index = self.checkpoint.first_record;
+        let goal = progress.dropped.total() + excess;
+        while target.total() < goal {
+            self.inner.journal.read_page(index, progress.fixed_records, &mut page)?;
+            if page.is_empty() {
+                break;
+            }
+            index += page.len() as u64;
+            for record in &page {
+                let missing = goal.saturating_sub(target.total());
+                let from = target.of(record.stream);
+                target.set(record.stream, record.end().clamp(from, from + missing));
+            }
+        }
+        Ok(target)
     }
 
     /// Moves the beginning of the journal over whole pages of records that nobody can ask for any more.
@@ -152,7 +196,7 @@ impl Janitor {
             let first = checkpoint.first_record;
             let fixed = progress.fixed_records;
             self.inner.journal.read_page(first, fixed, &mut page)?;
-            let is_dropped = |record: &super::Record| record.end() <= checkpoint.dropped.of(record.stream);
+            let is_dropped = |record: &Record| record.end() <= checkpoint.dropped.of(record.stream);
             if page.len() < RECORDS_PER_PAGE || !page.iter().all(is_dropped) {
                 return Ok(());
             }
@@ -165,11 +209,13 @@ impl Janitor {
     }
 
     fn store_checkpoint(&mut self) -> Result<(), Error> {
+        crate::crash::point("spool", "hashed");
+        self.checkpoint.wait = self.pressure.noted();
         for stream in Stream::ALL {
             self.checkpoint.set_hash(stream, &self.hashes[stream.index()]);
         }
         self.slots.store(&self.checkpoint)?;
-        self.checkpointed = self.hashes.iter().map(|hash| hash.hashed).sum();
+        self.checkpointed = self.hashed().total();
         Ok(())
     }
 }

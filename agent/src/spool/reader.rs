@@ -28,11 +28,24 @@ pub struct Chunk {
     pub bytes: Bytes,
 }
 
+/// A range that was dropped before the archive had it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The stream.
+    pub stream: Stream,
+    /// Offset of the first byte that is gone.
+    pub from: u64,
+    /// Offset of the first byte that is there again.
+    pub to: u64,
+}
+
 /// What comes next.
 #[derive(Clone, Debug)]
 pub enum Item {
     /// More output.
     Chunk(Chunk),
+    /// Output that will not come.
+    Gap(Gap),
     /// Every byte was delivered and none will follow.
     End,
 }
@@ -48,10 +61,12 @@ pub struct Reader {
     /// Fixed records from `page_index` on.
     page: Vec<Record>,
     page_index: u64,
+    /// The number of the home that reads, if it is one.
+    home: Option<u64>,
 }
 
 impl Reader {
-    pub(super) fn new(inner: Arc<Inner>, cursor: Offsets) -> Result<Self, Error> {
+    pub(super) fn new(inner: Arc<Inner>, cursor: Offsets, home: Option<u64>) -> Result<Self, Error> {
         let changes = inner.progress.subscribe();
         let progress = changes.borrow().clone();
         let reader = Self {
@@ -61,6 +76,7 @@ impl Reader {
             index: progress.first_record,
             page: Vec::with_capacity(RECORDS_PER_PAGE),
             page_index: 0,
+            home,
         };
         for stream in Stream::ALL {
             let (wanted, written) = (cursor.of(stream), progress.written.of(stream));
@@ -72,8 +88,12 @@ impl Reader {
                 });
             }
         }
-        reader.check_held(&progress)?;
+        reader.hole(&progress)?;
         Ok(reader)
+    }
+
+    pub(super) const fn set_home(&mut self, number: u64) {
+        self.home = Some(number);
     }
 
     /// Offsets of the next bytes.
@@ -102,7 +122,13 @@ impl Reader {
     /// As [`Self::next`].
     pub fn try_next(&mut self) -> Result<Option<Item>, Error> {
         let progress = self.changes.borrow_and_update().clone();
-        self.check_held(&progress)?;
+        if let Some(gap) = self.hole(&progress)? {
+            if let Some(home) = self.home {
+                self.inner.ledger.tell(home, gap.stream, gap.from, gap.to)?;
+            }
+            self.cursor.set(gap.stream, gap.to);
+            return Ok(Some(Item::Gap(gap)));
+        }
         self.index = self.index.max(progress.first_record);
         let Some(first) = self.find(&progress)? else {
             let is_end = progress.closed && self.cursor == progress.written;
@@ -123,7 +149,9 @@ impl Reader {
             end = next.end().min(offset + LONGEST_CHUNK);
             last = next;
         }
-        let bytes = self.read(stream, offset, end - offset)?;
+        let Some(bytes) = self.read(stream, offset, end - offset)? else {
+            return self.try_next();
+        };
         self.cursor.set(stream, end);
         Ok(Some(Item::Chunk(Chunk {
             stream,
@@ -176,7 +204,8 @@ impl Reader {
         }
     }
 
-    fn read(&self, stream: Stream, offset: u64, length: u64) -> Result<Bytes, Error> {
+    /// The bytes, or nothing where they were dropped meanwhile.
+    fn read(&self, stream: Stream, offset: u64, length: u64) -> Result<Option<Bytes>, Error> {
         // At most LONGEST_CHUNK.
         let length = usize::try_from(length).unwrap_or_default();
         let mut bytes = Vec::with_capacity(length);
@@ -191,17 +220,22 @@ impl Reader {
         // Capacity may exceed what was asked for, and the file may have grown.
         bytes.truncate(length);
         // What was punched while it was read came as zeros. The janitor publishes before it punches.
-        self.check_held(&self.inner.progress.borrow())?;
-        Ok(bytes.into())
+        let is_held = self.inner.progress.borrow().dropped.of(stream) <= offset;
+        Ok(is_held.then(|| bytes.into()))
     }
 
-    fn check_held(&self, progress: &Progress) -> Result<(), Error> {
+    /// The next range, in the order of the streams, that the reader wants and the spool no longer has.
+    fn hole(&self, progress: &Progress) -> Result<Option<Gap>, Error> {
         for stream in Stream::ALL {
             let (wanted, begins) = (self.cursor.of(stream), progress.dropped.of(stream));
-            if wanted < begins {
+            if wanted < progress.archived.of(stream).min(begins) {
                 return Err(Error::Dropped { stream, wanted, begins });
             }
+            if wanted < begins {
+                let (from, to) = (wanted, begins);
+                return Ok(Some(Gap { stream, from, to }));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 }

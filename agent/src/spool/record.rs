@@ -40,8 +40,11 @@ pub fn store<R: Record>(directory: &Path, record: &R) -> Result<(), Error> {
         .and_then(|mut file| {
             file.write_all(&bytes)?;
             file.sync_all()?;
+            crate::crash::point(R::NAME, "written");
             fs::rename(&fresh, directory.join(R::NAME))?;
             File::open(directory)?.sync_all()
         })
-        .map_err(Error::io("write a record"))
+        .map_err(Error::io("write a record"))?;
+    crate::crash::point(R::NAME, "stored");
+    Ok(())
 }

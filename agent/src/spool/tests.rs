@@ -19,7 +19,11 @@ struct Bench {
 impl Bench {
     fn new(size: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (spool, appender) = Spool::open(directory.path(), size).unwrap();
+        Self::open(directory, block(size))
+    }
+
+    fn open(directory: tempfile::TempDir, policy: Policy) -> Self {
+        let (spool, appender) = Spool::open(directory.path(), policy).unwrap();
         Self {
             directory,
             spool,
@@ -28,19 +32,15 @@ impl Bench {
     }
 
     /// What is left after a SIGKILL is what is in the files: nothing is flushed on drop.
-    fn kill(self, size: u64) -> Self {
+    fn kill(self) -> Self {
         let Self {
             directory,
             spool,
             appender,
         } = self;
+        let policy = spool.policy();
         drop((spool, appender));
-        let (spool, appender) = Spool::open(directory.path(), size).unwrap();
-        Self {
-            directory,
-            spool,
-            appender,
-        }
+        Self::open(directory, policy)
     }
 
     fn append(&mut self, stream: Stream, bytes: &[u8]) {
@@ -73,6 +73,14 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
 fn joined(chunks: &[Chunk], stream: Stream) -> Vec<u8> {
     let parts = chunks.iter().filter(|chunk| chunk.stream == stream);
     parts.flat_map(|chunk| chunk.bytes.to_vec()).collect()
+}
+
+const fn block(size: u64) -> Policy {
+    Policy {
+        size,
+        when_full: WhenFull::Block,
+        patience: DEADLINE,
+    }
 }
 
 fn offsets(stdout: u64, stderr: u64) -> Offsets {
@@ -151,7 +159,7 @@ fn a_kill_between_file_and_journal_loses_nothing() {
             bench.spool.inner.files[0].write_all_at(b", found", 10)
         })
         .unwrap();
-    let bench = bench.kill(1 << 20);
+    let bench = bench.kill();
     let chunks = bench.read_from(Offsets::default());
     assert_eq!(joined(&chunks, Stream::Stdout), b"journalled, found");
 }
@@ -166,7 +174,7 @@ fn a_torn_journal_is_completed_from_the_files() {
         .open(bench.directory.path().join("journal"))
         .unwrap();
     journal.set_len(40).unwrap();
-    let mut bench = bench.kill(1 << 20);
+    let mut bench = bench.kill();
     bench.append(Stream::Stderr, b", third");
     let chunks = bench.read_from(Offsets::default());
     assert_eq!(joined(&chunks, Stream::Stdout), b"first");
@@ -215,7 +223,7 @@ fn the_seal_is_the_hash_of_every_byte_even_over_kills_and_drops() {
         let written = bench.spool.progress().written;
         bench.spool.commit(written).unwrap();
         until("dropped", || bench.spool.progress().dropped.stderr > 0);
-        bench = bench.kill(64 << 20);
+        bench = bench.kill();
     }
     bench.appender.close();
     until("sealed", || bench.spool.progress().seals.is_some());
@@ -231,7 +239,7 @@ fn a_kill_after_a_commit_does_not_keep_a_full_spool_full() {
     bench.append(Stream::Stdout, &vec![1; 1 << 20]);
     // Not yet worth dropping at this size, and then the agent dies.
     bench.spool.commit(offsets(4096, 0)).unwrap();
-    let bench = bench.kill(1 << 20);
+    let mut bench = bench.kill();
     bench.appender.set_stalled(Some(Stall::SpoolFull));
     until("room", || bench.appender.has_room());
 }
@@ -273,6 +281,7 @@ async fn a_waiting_reader_is_woken_by_bytes_and_by_the_end() {
         loop {
             match reader.next().await.unwrap() {
                 Item::Chunk(chunk) => seen.extend_from_slice(&chunk.bytes),
+                Item::Gap(gap) => panic!("{gap:?}"),
                 Item::End => return seen,
             }
         }
@@ -324,7 +333,7 @@ struct Model {
 }
 
 impl Model {
-    fn apply(mut self, step: &Step, size: u64) -> Self {
+    fn apply(mut self, step: &Step) -> Self {
         match *step {
             Step::Append(is_err, length) => {
                 let stream = Stream::ALL[usize::from(is_err)];
@@ -341,14 +350,14 @@ impl Model {
                 self.bench.spool.commit(archived).unwrap();
                 self.committed = self.committed.map2(archived, u64::max);
             }
-            Step::Kill => self.bench = self.bench.kill(size),
+            Step::Kill => self.bench = self.bench.kill(),
             Step::TearJournal(bytes) => {
                 let path = self.bench.directory.path().join("journal");
                 let first = self.bench.spool.progress().first_record * 32;
                 let length = path.metadata().unwrap().len();
                 let torn = length.saturating_sub(u64::from(bytes)).max(first);
                 drop(File::options().write(true).open(path).map(|file| file.set_len(torn)));
-                self.bench = self.bench.kill(size);
+                self.bench = self.bench.kill();
             }
         }
         self
@@ -379,15 +388,14 @@ proptest! {
 
     #[test]
     fn every_byte_from_the_cursor_on_comes_exactly_once(steps in steps()) {
-        let size = 2 << 20;
         let mut model = Model {
-            bench: Bench::new(size),
+            bench: Bench::new(2 << 20),
             written: [Vec::new(), Vec::new()],
             committed: Offsets::default(),
             counter: 0,
         };
         for step in &steps {
-            model = model.apply(step, size);
+            model = model.apply(step);
             model.check();
         }
         let Model { mut bench, written, .. } = model;
@@ -416,6 +424,7 @@ fn readers_keep_up_while_bytes_are_written_and_dropped() {
             loop {
                 match reader.try_next().unwrap() {
                     Some(Item::Chunk(chunk)) => hash.update(&chunk.bytes),
+                    Some(Item::Gap(gap)) => panic!("{gap:?}"),
                     Some(Item::End) => return hash.finalize(),
                     None => std::thread::yield_now(),
                 }
@@ -435,3 +444,5 @@ fn readers_keep_up_while_bytes_are_written_and_dropped() {
     appender.close();
     assert_eq!(reading.join().unwrap(), hash.finalize());
 }
+
+mod dropping;

@@ -6,6 +6,7 @@
 mod endings;
 mod kills;
 mod pod;
+mod policies;
 mod relay;
 mod speed;
 mod verbs;

@@ -27,6 +27,10 @@ pub struct Options {
     pub echo: &'static str,
     pub merge: bool,
     pub drain_seconds: u32,
+    pub when_full: &'static str,
+    pub stall_millis: u64,
+    /// `<point>:<n>:<mark>`: the agent aborts there.
+    pub crash_at: Option<String>,
     /// The spool is a volume of its own with so many bytes. Needs root.
     pub volume_bytes: Option<u64>,
 }
@@ -39,6 +43,9 @@ impl Default for Options {
             echo: "None",
             merge: false,
             drain_seconds: 30,
+            when_full: "Auto",
+            stall_millis: 30_000,
+            crash_at: None,
             volume_bytes: None,
         }
     }
@@ -194,12 +201,15 @@ fn spawn_agent(directory: &Path, relay: &TestRelay, options: &Options) -> Child 
         .env("RPROC_POD_IP", "127.0.0.1")
         .env("RPROC_LISTEN_PORT", "0")
         .env("RPROC_SPOOL_SIZE", options.spool_size.to_string())
+        .env("RPROC_WHEN_FULL", options.when_full)
+        .env("RPROC_STALL_MILLIS", options.stall_millis.to_string())
         .env("RPROC_ECHO", options.echo)
         .env("RPROC_MERGE", options.merge.to_string())
         .env("RPROC_DRAIN_SECONDS", options.drain_seconds.to_string())
         .env("RPROC_TOKEN_FILE", directory.join("token"))
         .env("RPROC_HANDOVER", directory.join("handover"))
         .env("RPROC_SPOOL", directory.join("spool"))
+        .envs(options.crash_at.as_ref().map(|point| ("RPROC_CRASH_AT", point)))
         .stdin(Stdio::null())
         .spawn()
         .unwrap()

@@ -13,8 +13,8 @@ use remoteprocess_proto::v1::executor_client::ExecutorClient;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
 use remoteprocess_proto::v1::{
-    CommitRequest, Cursor, EnrollRequest, EnrollResponse, ExecutorWatchOutputRequest, Exit, GetStateRequest,
-    GetStateResponse, ListRequest, ListResponse, OutputFrame, SignalRequest, SignalResponse, StartRequest,
+    CommitRequest, Cursor, EnrollRequest, EnrollResponse, ExecutorWatchOutputRequest, Exit, Gap, GetStateRequest,
+    GetStateResponse, ListRequest, ListResponse, OutputFrame, SignalRequest, SignalResponse, Spool, StartRequest,
     StartResponse, StopRequest, StopResponse, WatchOutputRequest,
 };
 use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, User, serve};
@@ -141,8 +141,12 @@ impl TestRelay {
 
     /// Is a home from the next `Start` on, as a real relay is: watches, commits, goes on after each break, and takes
     /// the final commit after the exit. `on_bytes` sees how much has come.
-    pub async fn be_home(&mut self, mut on_bytes: impl FnMut(u64)) -> Archive {
-        let mut archive = Archive::default();
+    pub async fn be_home(&mut self, on_bytes: impl FnMut(u64)) -> Archive {
+        self.go_on(Archive::default(), on_bytes).await
+    }
+
+    /// The same with what the archive holds already.
+    pub async fn go_on(&mut self, mut archive: Archive, mut on_bytes: impl FnMut(u64)) -> Archive {
         loop {
             let start = self.next_start().await;
             let mut agent = match self.try_dial(&start.address).await {
@@ -179,7 +183,6 @@ fn identity_of(authority: &Authority, role: &Role, user: Option<&User>) -> Arc<I
 }
 
 /// Everything a home has received.
-#[derive(Default)]
 pub struct Archive {
     pub cursor: Cursor,
     pub committed: u64,
@@ -188,6 +191,32 @@ pub struct Archive {
     pub heads: [Vec<u8>; 2],
     pub exit: Option<Exit>,
     pub breaks: u32,
+    /// What will never come; only where a test expects it.
+    pub gaps: Vec<Gap>,
+    pub expects_gaps: bool,
+    /// Bytes received.
+    pub got: u64,
+    pub spools: Vec<Spool>,
+    /// Off: nothing is durable.
+    pub commits: bool,
+}
+
+impl Default for Archive {
+    fn default() -> Self {
+        Self {
+            cursor: Cursor::default(),
+            committed: 0,
+            hashes: Default::default(),
+            heads: Default::default(),
+            exit: None,
+            breaks: 0,
+            gaps: vec![],
+            expects_gaps: false,
+            got: 0,
+            spools: vec![],
+            commits: true,
+        }
+    }
 }
 
 impl Archive {
@@ -207,7 +236,7 @@ impl Archive {
                 Some(Frame::Data(data)) => {
                     self.take(data);
                     on_bytes(self.total());
-                    if self.total() - self.committed >= COMMIT_EVERY {
+                    if self.commits && self.total() - self.committed >= COMMIT_EVERY {
                         self.commit(agent, false).await?;
                     }
                 }
@@ -215,8 +244,14 @@ impl Archive {
                     self.exit = Some(exit);
                     return self.commit(agent, true).await;
                 }
-                Some(Frame::Gap(gap)) => panic!("{gap:?}"),
-                Some(Frame::State(_) | Frame::Heartbeat(_) | Frame::Spool(_)) | None => {}
+                Some(Frame::Gap(gap)) => self.miss(gap),
+                Some(Frame::Spool(spool)) => {
+                    self.spools.push(spool);
+                    if spool.blocked && !self.commits {
+                        return Ok(());
+                    }
+                }
+                Some(Frame::State(_) | Frame::Heartbeat(_)) | None => {}
             }
         }
         Err(Status::aborted("the stream ended without an exit"))
@@ -227,6 +262,7 @@ impl Archive {
         assert_eq!(data.offset, self.cursor.of(stream), "{stream:?} is dense");
         assert!(data.bytes.len() <= remoteprocess_proto::MAX_CHUNK);
         assert!(data.time_unix_nanos > 0);
+        self.got += data.bytes.len() as u64;
         let index = usize::try_from(data.stream - 1).unwrap();
         self.hashes[index].update(&data.bytes);
         let head = &mut self.heads[index];
@@ -235,11 +271,25 @@ impl Archive {
         self.cursor.set(stream, data.offset + data.bytes.len() as u64);
     }
 
+    fn miss(&mut self, gap: Gap) {
+        assert!(self.expects_gaps, "{gap:?}");
+        assert_eq!(gap.from, self.cursor.of(gap.stream()), "dense");
+        assert!(gap.to() > gap.from);
+        self.cursor.set(gap.stream(), gap.to());
+        self.gaps.push(gap);
+    }
+
+    /// Bytes of one stream that are gaps.
+    pub fn missing(&self, stream: remoteprocess_proto::v1::Stream) -> u64 {
+        let gaps = self.gaps.iter().filter(|gap| gap.stream() == stream);
+        gaps.map(|gap| gap.to() - gap.from).sum()
+    }
+
     pub fn total(&self) -> u64 {
         self.cursor.stdout + self.cursor.stderr
     }
 
-    async fn commit(&mut self, agent: &mut ExecutorClient<Channel>, is_final: bool) -> Result<(), Status> {
+    pub async fn commit(&mut self, agent: &mut ExecutorClient<Channel>, is_final: bool) -> Result<(), Status> {
         let commit = CommitRequest {
             archived: Some(self.cursor),
             r#final: is_final,

@@ -5,7 +5,7 @@ mod quantity;
 
 use remoteprocess_api::names;
 use remoteprocess_api::spec::{DEFAULT_SPOOL_BYTES, MIN_SPOOL_BYTES};
-use remoteprocess_api::{Echo, PodSpec, RemoteProcess, RemoteProcessSpec, signal};
+use remoteprocess_api::{Echo, PodSpec, RemoteProcess, RemoteProcessSpec, WhenFull, signal};
 
 /// Why a specification cannot be turned into a pod: each a sentence that names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +59,8 @@ pub struct Validated<'a> {
     pub stop_grace_seconds: u32,
     /// Bytes of the spool.
     pub spool_bytes: u64,
+    /// What happens when it is full.
+    pub when_full: WhenFull,
     /// How much of the output the container's log gets.
     pub echo: Echo,
     /// Both streams through one pipe.
@@ -89,6 +91,7 @@ pub fn validate(process: &RemoteProcess) -> Result<Validated<'_>, Error> {
         stop_signal: stop_signal(spec)?,
         stop_grace_seconds: spec.stop_grace_seconds(),
         spool_bytes: spool_bytes(spec)?,
+        when_full: spec.when_full(),
         echo: spec.echo(),
         merge: spec.merge(),
         spec,

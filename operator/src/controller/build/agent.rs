@@ -48,6 +48,7 @@ pub(super) fn build(process: &Validated<'_>, attempt: u32, settings: &AgentSetti
 /// Everything that the agent is told. The one place where its environment is made.
 fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) -> Vec<EnvVar> {
     let echo: &str = process.echo.into();
+    let when_full: &str = process.when_full.into();
     vec![
         value("RPROC_RELAY", &settings.relay),
         value("RPROC_RELAY_ENROL", &settings.relay_enrol),
@@ -61,6 +62,7 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
         field("RPROC_POD_IP", "status.podIP"),
         value("RPROC_LISTEN_PORT", settings.listen_port),
         value("RPROC_SPOOL_SIZE", process.spool_bytes),
+        value("RPROC_WHEN_FULL", when_full),
         value("RPROC_ECHO", echo),
         value("RPROC_MERGE", process.merge),
         value("RPROC_STOP_SIGNAL", &process.stop_signal),

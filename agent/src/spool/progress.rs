@@ -1,0 +1,54 @@
+//! How far the spool has come, for whoever watches.
+
+use super::journal::Record;
+use super::{Offsets, Seals};
+
+/// Why nothing is being taken from the pipes: the program will block when they are full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stall {
+    /// The spool holds as many unarchived bytes as it may.
+    SpoolFull,
+    /// The volume refuses to take more.
+    VolumeFull,
+}
+
+/// How far the spool has come. Published after each step, so that a reader never sees a byte without its record.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Bytes taken and journalled.
+    pub written: Offsets,
+    /// Bytes that the archive holds durably.
+    pub archived: Offsets,
+    /// Bytes that have left the spool. What lies between `archived` and this was dropped for want of room.
+    pub dropped: Offsets,
+    /// No byte will follow.
+    pub closed: bool,
+    /// Why the pipes are not being read.
+    pub stalled: Option<Stall>,
+    /// Present once closed and hashed to the end.
+    pub seals: Option<Seals>,
+    /// First record that the journal still holds.
+    pub(super) first_record: u64,
+    /// Records that will not change any more.
+    pub(super) fixed_records: u64,
+    /// The last record, which may still grow.
+    pub(super) open: Option<Record>,
+}
+
+impl Progress {
+    /// Bytes that occupy the spool.
+    #[must_use]
+    pub const fn used(&self) -> u64 {
+        self.written.total() - self.dropped.total()
+    }
+
+    /// Bytes in the spool that the archive does not hold.
+    #[must_use]
+    pub fn unarchived(&self) -> u64 {
+        self.written.total() - self.archived.map2(self.dropped, u64::max).total()
+    }
+
+    pub(super) fn records(&self) -> u64 {
+        self.fixed_records + u64::from(self.open.is_some())
+    }
+}
