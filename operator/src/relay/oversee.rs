@@ -122,9 +122,11 @@ pub fn advise(session: &Session, process: &RemoteProcess) {
         session.stop_by_spec();
     }
     let number = session.subject().key.attempt;
-    let status = process.status.as_ref();
-    let by_us = status
-        .and_then(|status| status.attempt(number))
+    let attempt = process.status.as_ref().and_then(|status| status.attempt(number));
+    if attempt.is_some_and(|attempt| attempt.output.is_some()) {
+        session.recorded();
+    }
+    let by_us = attempt
         .and_then(|attempt| attempt.exit.as_ref())
         .is_some_and(|exit| exit.source == ExitSource::Entrypoint);
     if let Some(exit) = known_end(process, number).filter(|_| !by_us) {

@@ -119,6 +119,8 @@ pub struct Session {
     /// How the attempt ended according to the status, when no agent said it.
     closing: watch::Sender<Option<Exit>>,
     stop: watch::Sender<bool>,
+    /// The status holds the whole end, output included.
+    recorded: watch::Sender<bool>,
     /// Why the archive takes nothing now.
     unavailable: watch::Sender<Option<Unavailable>>,
     is_connected: AtomicBool,
@@ -212,6 +214,7 @@ impl Session {
             state: watch::Sender::new(None),
             closing: watch::Sender::new(None),
             stop: watch::Sender::new(false),
+            recorded: watch::Sender::new(false),
             unavailable: watch::Sender::new(None),
             is_connected: AtomicBool::new(false),
             was_connected: AtomicBool::new(false),
@@ -268,6 +271,13 @@ impl Session {
             closing.get_or_insert(exit);
             first
         });
+    }
+
+    /// Says that the status holds the end and the output. A session that has not written that itself is one whose agent
+    /// found another home, which may never tell it: it gives way once the archive holds the end, too.
+    pub fn recorded(&self) {
+        self.recorded
+            .send_if_modified(|recorded| !std::mem::replace(recorded, true));
     }
 
     /// Asks the agent to stop the program because of `spec.desiredState`; until it has been heard. Repeats are harmless.

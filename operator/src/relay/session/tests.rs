@@ -407,6 +407,43 @@ async fn a_home_that_was_replaced_gives_way() {
 }
 
 #[tokio::test]
+async fn a_home_whose_agent_ended_elsewhere_gives_way_once_that_is_recorded() {
+    let archive = memory();
+    let (stale, home) = (Relay::new(&archive), Relay::new(&archive));
+    let program = Program::new(&[(false, 1000), (false, 1000)]);
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    let session = stale.open(&agent);
+    let mut follower = stale.follower(all());
+    while session.received().stdout < 1000 {
+        soon(follower.changed()).await;
+    }
+    drop(agent);
+    let is_cut = async {
+        while session.is_connected() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(is_cut).await;
+    program.written.send_replace(2);
+    let agent = FakeAgent::serve(&program).await;
+    home.open(&agent);
+    assert!(home.recorded().await.exit.sealed);
+    session.recorded();
+    loop {
+        match soon(follower.next(BATCH)).await.unwrap() {
+            Next::Pieces(_) => {}
+            Next::Wait => soon(follower.changed()).await,
+            Next::Closed => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(stale.notes.ended.borrow().is_none());
+    let manifest = archive.manifest(&subject().key).await.unwrap().unwrap();
+    assert!(manifest.sealed, "{manifest:?}");
+}
+
+#[tokio::test]
 async fn the_last_lines_of_a_live_stream_begin_in_the_ring() {
     let program = Program::new(&[(false, 10_000), (true, 10_000)]);
     program.written.send_replace(1);

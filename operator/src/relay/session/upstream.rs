@@ -41,8 +41,30 @@ enum Cut {
     Broken(String),
 }
 
-/// Reads until the end.
+/// Reads until the end, or until another home has brought it about.
 pub async fn run(session: &Session) -> End {
+    tokio::select! {
+        end = follow(session) => end,
+        () = sealed_elsewhere(session) => End::Superseded,
+    }
+}
+
+/// Returns when status and archive both hold the end. An agent that has left says nothing to the home before its last.
+async fn sealed_elsewhere(session: &Session) {
+    let mut recorded = session.recorded.subscribe();
+    // The sender lives in the session.
+    let _ = recorded.wait_for(|recorded| *recorded).await;
+    loop {
+        match session.context.archive.manifest(&session.subject.key).await {
+            Ok(manifest) if manifest.as_ref().is_some_and(|manifest| manifest.exit.is_some()) => return,
+            // What the status tells of is in another archive.
+            Ok(_) => return std::future::pending().await,
+            Err(_) => sleep(BACKOFF.1).await,
+        }
+    }
+}
+
+async fn follow(session: &Session) -> End {
     let mut agent = session.agent.subscribe();
     let mut closing = session.closing.subscribe();
     let mut seen = Instant::now();
