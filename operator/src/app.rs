@@ -19,7 +19,7 @@ use crate::args::Config;
 use crate::authority::{AuthorityConfig, AuthorityHandle, csr};
 use crate::controller;
 use crate::leader::{Candidate, Timing, run_as_leader};
-use crate::relay::archive::{Archive, AttemptKey};
+use crate::relay::archive::{Archive, AttemptKey, Retention, retain};
 use crate::relay::authorize::Authorizer;
 use crate::relay::directory::Directory;
 use crate::relay::enrol::EnrolmentService;
@@ -50,8 +50,7 @@ struct AgentDialer(Dialer);
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listeners = Listeners::bind(&config).await?;
     let client = Client::try_default().await.context("no way to an API server")?;
-    let archive = Archive::local(&config.archive_dir)
-        .with_context(|| format!("the archive in {}", config.archive_dir.display()))?;
+    let archive = Archive::open(&config.archive).context("the archive")?;
     let readiness = Readiness::default();
     let (certified, watched) = (readiness.gate("certificate"), readiness.gate("watch"));
     let mut metrics = Registry::default();
@@ -75,7 +74,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
                 (listeners.relay, listeners.enrol),
                 || watched.open()
             ),
-            lead(&config, &client, &authority, &shutdown),
+            lead(
+                &config,
+                &client,
+                &authority,
+                || relay.retain(config.retention),
+                &shutdown
+            ),
         );
     };
     let (admin, ()) = tokio::join!(admin, operate);
@@ -135,6 +140,8 @@ struct Relay {
     sessions: Sessions,
     archive: Archive,
     recorder: Recorder,
+    /// Fires when the directory knows what there is.
+    delivered: CancellationToken,
     shutdown: CancellationToken,
 }
 
@@ -159,7 +166,17 @@ impl Relay {
             sessions: Sessions::new(Arc::new(context)),
             archive,
             recorder,
+            delivered: CancellationToken::new(),
             shutdown: shutdown.clone(),
+        }
+    }
+
+    /// Keeps the archive within its limits; never ends.
+    fn retain(&self, retention: Retention) -> impl Future<Output = ()> + use<> {
+        let (archive, directory, delivered) = (self.archive.clone(), self.directory.clone(), self.delivered.clone());
+        async move {
+            delivered.cancelled().await;
+            retain(&archive, retention, |uid| directory.by_uid(uid).is_some()).await;
         }
     }
 
@@ -172,19 +189,23 @@ impl Relay {
         listeners: (TcpListener, TcpListener),
         ready: impl FnOnce() + Send,
     ) {
-        let delivered = CancellationToken::new();
         let changes = self.directory.subscribe();
         let watch = self.directory.run(
             client.clone(),
             &config.watch_namespaces,
             || {
                 ready();
-                delivered.cancel();
+                self.delivered.cancel();
             },
             &self.shutdown,
         );
         let served = async {
-            if self.shutdown.run_until_cancelled(delivered.cancelled()).await.is_some() {
+            if self
+                .shutdown
+                .run_until_cancelled(self.delivered.cancelled())
+                .await
+                .is_some()
+            {
                 self.serve(client.clone(), authority, listeners).await;
             }
             self.sessions.drained().await;
@@ -242,13 +263,14 @@ impl Relay {
     }
 }
 
-/// Reconciles while this replica holds the lease.
-fn lead(
+/// Reconciles, and keeps the archive within its limits, while this replica holds the lease.
+fn lead<Retain: Future<Output = ()>>(
     config: &Config,
     client: &Client,
     authority: &Arc<AuthorityHandle>,
+    retain: impl Fn() -> Retain,
     shutdown: &CancellationToken,
-) -> impl Future<Output = ()> + use<> {
+) -> impl Future<Output = ()> {
     let candidate = Candidate {
         namespace: config.namespace.clone(),
         identity: config.replica.clone(),
@@ -262,6 +284,12 @@ fn lead(
     };
     let client = client.clone();
     run_as_leader(client.clone(), candidate, shutdown.clone(), move |term| {
-        controller::run(client.clone(), settings.clone(), term)
+        let (work, retain) = (controller::run(client.clone(), settings.clone(), term), retain());
+        async move {
+            tokio::select! {
+                () = work => {}
+                () = retain => {}
+            }
+        }
     })
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use k8s_openapi::api::core::v1::ResourceRequirements;
@@ -10,6 +11,9 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use remoteprocess_api::names;
 use remoteprocess_runtime::{LogError, LogFormat};
 use remoteprocess_tls::TrustDomain;
+
+use crate::controller::quantity;
+use crate::relay::archive::{Bucket, Retention, StoreConfig};
 
 /// Runs RemoteProcesses: one pod per attempt, and a relay that carries and archives their output.
 #[derive(Clone, Debug, Parser)]
@@ -36,9 +40,8 @@ pub struct Args {
     /// Namespaces whose processes are run, separated by commas. None: all.
     #[arg(long, env = "RPROC_WATCH_NAMESPACES", value_delimiter = ',')]
     watch_namespaces: Vec<String>,
-    /// Directory of the archive.
-    #[arg(long, env = "RPROC_ARCHIVE_DIR", default_value = "/archive")]
-    archive_dir: PathBuf,
+    #[command(flatten)]
+    archive: ArchiveArgs,
     #[command(flatten)]
     agent: AgentArgs,
     #[command(flatten)]
@@ -80,6 +83,42 @@ pub struct AgentArgs {
     agent_request_storage: bool,
 }
 
+/// Where the output of all processes is kept, and how long. Credentials of a service come from the environment, as its
+/// own programs take them.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ArchiveArgs {
+    /// Volume, S3 or GCS.
+    #[arg(long, env = "RPROC_ARCHIVE_STORE", default_value = "Volume", value_parser = ["Volume", "S3", "GCS"])]
+    archive_store: String,
+    /// Directory of the archive; for Volume.
+    #[arg(long, env = "RPROC_ARCHIVE_DIR", default_value = "/archive")]
+    archive_dir: PathBuf,
+    /// Bucket of the archive; for S3 and GCS.
+    #[arg(long, env = "RPROC_ARCHIVE_BUCKET")]
+    archive_bucket: Option<String>,
+    /// Path in the bucket below which the archive lies.
+    #[arg(long, env = "RPROC_ARCHIVE_PREFIX", default_value = "")]
+    archive_prefix: String,
+    /// URL of the service, where it is not the provider's own.
+    #[arg(long, env = "RPROC_ARCHIVE_ENDPOINT")]
+    archive_endpoint: Option<String>,
+    /// Region of the bucket; for S3.
+    #[arg(long, env = "RPROC_ARCHIVE_REGION", default_value = "us-east-1")]
+    archive_region: String,
+    /// Name the bucket in the path, not in the host; for S3.
+    #[arg(long, env = "RPROC_ARCHIVE_PATH_STYLE", default_value_t = false)]
+    archive_path_style: bool,
+    /// Certificates (PEM) to trust besides the public ones when the service is reached.
+    #[arg(long, env = "RPROC_ARCHIVE_CA")]
+    archive_ca: Option<String>,
+    /// Days for which a finished attempt's output is kept; 0: for ever.
+    #[arg(long, env = "RPROC_ARCHIVE_RETENTION_DAYS", default_value_t = 0)]
+    archive_retention_days: u32,
+    /// Size of the archive (such as 100Gi) beyond which the oldest finished attempts go; none: no limit.
+    #[arg(long, env = "RPROC_ARCHIVE_RETENTION_MAX_SIZE")]
+    archive_retention_max_size: Option<String>,
+}
+
 /// Where the operator listens.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PortArgs {
@@ -110,8 +149,10 @@ pub struct Config {
     pub server: Option<String>,
     /// Watched namespaces; none: all.
     pub watch_namespaces: Vec<String>,
-    /// Directory of the archive.
-    pub archive_dir: PathBuf,
+    /// Where the archive is.
+    pub archive: StoreConfig,
+    /// How long output stays in it.
+    pub retention: Retention,
     /// What agents are told; the bundle in it is empty.
     pub agent: crate::controller::AgentSettings,
     /// The main listener.
@@ -138,6 +179,15 @@ pub enum Error {
     /// Not `host:port`.
     #[error("--{0} must be host:port (IPv6 in brackets), not {1:?}")]
     Address(&'static str, String),
+    /// A service without a bucket.
+    #[error("--archive-bucket is needed with --archive-store={0}")]
+    Bucket(String),
+    /// Neither http nor https.
+    #[error("--archive-endpoint must be an http:// or https:// URL, not {0:?}")]
+    Endpoint(String),
+    /// Not a quantity of bytes.
+    #[error("--archive-retention-max-size must be a number of bytes such as 100Gi, not {0:?}")]
+    Size(String),
 }
 
 impl TryFrom<Args> for Config {
@@ -162,7 +212,8 @@ impl TryFrom<Args> for Config {
                 .into_iter()
                 .filter(|name| !name.is_empty())
                 .collect(),
-            archive_dir: args.archive_dir,
+            retention: retention(&args.archive)?,
+            archive: store(args.archive)?,
             agent: agent_settings(args.agent, relay, &trust_domain),
             trust_domain,
             relay_listen: listen(args.ports.relay_port),
@@ -172,6 +223,42 @@ impl TryFrom<Args> for Config {
             log_filter: args.log_filter,
         })
     }
+}
+
+fn store(args: ArchiveArgs) -> Result<StoreConfig, Error> {
+    let set = |text: Option<String>| text.filter(|text| !text.is_empty());
+    if args.archive_store == "Volume" {
+        return Ok(StoreConfig::Volume(args.archive_dir));
+    }
+    let endpoint = set(args.archive_endpoint);
+    let is_url = |url: &String| url.starts_with("https://") || url.starts_with("http://");
+    if let Some(wrong) = endpoint.as_ref().filter(|url| !is_url(url)) {
+        return Err(Error::Endpoint(wrong.clone()));
+    }
+    let bucket = Bucket {
+        name: set(args.archive_bucket).ok_or_else(|| Error::Bucket(args.archive_store.clone()))?,
+        prefix: args.archive_prefix.trim_matches('/').to_owned(),
+        endpoint,
+        ca: set(args.archive_ca),
+    };
+    Ok(match args.archive_store.as_str() {
+        "GCS" => StoreConfig::Gcs(bucket),
+        _ => StoreConfig::S3 {
+            bucket,
+            region: args.archive_region,
+            path_style: args.archive_path_style,
+        },
+    })
+}
+
+fn retention(args: &ArchiveArgs) -> Result<Retention, Error> {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let size = args.archive_retention_max_size.as_ref().filter(|size| !size.is_empty());
+    let bytes = size.map(|size| quantity::bytes(size).ok_or_else(|| Error::Size(size.clone())));
+    Ok(Retention {
+        max_age: (args.archive_retention_days > 0).then(|| DAY * args.archive_retention_days),
+        max_bytes: bytes.transpose()?,
+    })
 }
 
 fn agent_settings(
@@ -240,6 +327,39 @@ mod tests {
     fn empty_values_of_the_chart_mean_nothing_set() {
         let config = parse(&["--server=", "--watch-namespaces="]).unwrap();
         assert_eq!((config.server, config.watch_namespaces), (None, Vec::new()));
+    }
+
+    #[test]
+    fn a_store_is_made_of_its_settings() {
+        let s3 = ["--archive-store=S3", "--archive-bucket=logs", "--archive-prefix=/a/b/"];
+        let config = parse(&s3).unwrap();
+        let StoreConfig::S3 { bucket, path_style, .. } = config.archive else {
+            panic!("{:?}", config.archive);
+        };
+        assert_eq!(
+            (bucket.name.as_str(), bucket.prefix.as_str(), path_style),
+            ("logs", "a/b", false)
+        );
+        for (wrong, named) in [
+            (&["--archive-store=GCS"][..], "--archive-bucket"),
+            (
+                &["--archive-store=S3", "--archive-bucket=b", "--archive-endpoint=host"],
+                "--archive-endpoint",
+            ),
+            (&["--archive-retention-max-size=lots"], "--archive-retention-max-size"),
+        ] {
+            let error = parse(wrong).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn retention_is_off_unless_it_is_set() {
+        assert_eq!(parse(&[]).unwrap().retention, Retention::default());
+        let set = ["--archive-retention-days=7", "--archive-retention-max-size=1Gi"];
+        let retention = parse(&set).unwrap().retention;
+        assert_eq!(retention.max_age.map(|age| age.as_secs()), Some(7 * 86_400));
+        assert_eq!(retention.max_bytes, Some(1 << 30));
     }
 
     #[test]

@@ -41,6 +41,7 @@ use metrics::metrics;
 use phase::{Memory, Situation, Verdict};
 use remember::Remembered;
 use report::Reporter;
+pub(crate) use validate::quantity;
 use watch::Scope;
 
 /// Objects that are worked on at the same time.

@@ -1,7 +1,7 @@
 //! From what a user wrote to what can be built: everything that the CEL rules of
 //! the API server cannot express is checked here, without a client.
 
-mod quantity;
+pub(crate) mod quantity;
 
 use remoteprocess_api::names;
 use remoteprocess_api::spec::{DEFAULT_SPOOL_BYTES, MIN_SPOOL_BYTES};

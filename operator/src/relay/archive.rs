@@ -1,14 +1,20 @@
 //! The output of every attempt, kept in an object store.
 //!
-//! Layout: `processes/<uid>/<attempt>/manifest.json` and, beside it, `segments/<stdout>-<stderr>-<writer>`: the name
-//! holds the offsets at which the segment begins and a random mark of the writer that made it, so that two writers
-//! never replace each other's objects. Segments are whole, checked objects; the bytes of a crashed writer's last
-//! moments are still with the agent, because only what is durable here is ever committed.
+//! Layout below `processes/<uid>/<attempt>/`: `manifest.json` from the beginning, `end.json` with the exit from the end on,
+//! `expired.json` in the place of everything once retention has removed it,
+//! and `segments/<stdout>-<stderr>-<writer>`: the name holds the offsets at which the segment begins and a random mark of
+//! the writer that made it, so that two writers never replace each other's objects. Manifests are put once and never
+//! changed. Segments are whole, checked objects; the bytes of a crashed writer's last moments are still with the agent,
+//! because only what is durable here is ever committed.
 
+mod checkpoint;
 mod manifest;
 mod reader;
+mod resume;
+mod retention;
 mod segment;
 mod since;
+mod store;
 mod tail;
 mod unavailable;
 mod writer;
@@ -19,21 +25,26 @@ use std::sync::Arc;
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+
+use tokio::task::spawn_blocking;
+use tracing::warn;
 
 pub use manifest::{Manifest, SegmentEntry, StoredExit, StoredGap};
 pub use reader::{ARCHIVE_DAMAGED, Reader, precedes};
+pub use retention::{Retention, run as retain};
 pub use segment::{Segment, SegmentName};
 pub use since::{first_since, since_start};
+pub use store::{Bucket, StoreConfig};
 pub use tail::{TailSearch, tail_start};
 pub use unavailable::Unavailable;
-pub use writer::Writer;
+pub use writer::{BYTES_MISSING, HASH_MISMATCH, Writer};
 
 /// Raw bytes after which a segment is full.
 pub const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Which attempt of which object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AttemptKey {
     /// UID of the object.
     pub uid: String,
@@ -87,6 +98,16 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Archive {
     store: Arc<dyn ObjectStore>,
+    kind: Kind,
+}
+
+/// What a store can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A directory: near, no network, and maybe no hard links to put an object only where there is none.
+    Volume,
+    /// A service: each byte and each request costs, and an object can be put only where there is none.
+    Remote,
 }
 
 impl Archive {
@@ -100,13 +121,19 @@ impl Archive {
             source: source.into(),
         })?;
         let store = LocalFileSystem::new_with_prefix(root)?.with_fsync(true);
-        Ok(Self::new(Arc::new(store)))
+        Ok(Self {
+            store: Arc::new(store),
+            kind: Kind::Volume,
+        })
     }
 
-    /// An archive in any object store whose puts are atomic and durable.
+    /// An archive in an object store whose puts are atomic and durable, and can be made where there is nothing yet.
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store }
+        Self {
+            store,
+            kind: Kind::Remote,
+        }
     }
 
     /// Opens an attempt for writing, at the end of what is there.
@@ -128,16 +155,21 @@ impl Archive {
     /// # Errors
     /// When the store does not answer, or the manifest is not ours.
     pub async fn manifest(&self, key: &AttemptKey) -> Result<Option<Manifest>, Error> {
-        let body = match self.store.get(&key.manifest_path()?).await {
+        for path in [key.end_path()?, key.manifest_path()?, key.expired_path()?] {
+            if let Some(manifest) = self.read_manifest(key, &path).await? {
+                return Ok(Some(manifest));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn read_manifest(&self, key: &AttemptKey, path: &Path) -> Result<Option<Manifest>, Error> {
+        let body = match self.store.get(path).await {
             Ok(found) => found.bytes().await?,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let manifest = serde_json::from_slice(&body).map_err(|source| Error::Manifest {
-            uid: key.uid.clone(),
-            attempt: key.attempt,
-            source,
-        })?;
+        let manifest = serde_json::from_slice(&body).map_err(|source| key.unreadable(source))?;
         Ok(Some(manifest))
     }
 
@@ -168,14 +200,49 @@ impl Archive {
         tail::last_bytes(self, key, limit).await
     }
 
-    async fn put_manifest(&self, key: &AttemptKey, manifest: &Manifest) -> Result<(), Error> {
-        let body = serde_json::to_vec_pretty(manifest).map_err(|source| Error::Manifest {
-            uid: key.uid.clone(),
-            attempt: key.attempt,
-            source,
-        })?;
-        self.store.put(&key.manifest_path()?, PutPayload::from(body)).await?;
-        Ok(())
+    /// The manifest of an attempt as it is, or as it begins.
+    async fn begin_manifest(&self, subject: &Subject) -> Result<Manifest, Error> {
+        let key = &subject.key;
+        if let Some(manifest) = self.manifest(key).await? {
+            return Ok(manifest);
+        }
+        let manifest = Manifest::begin(subject);
+        if self.put_once(key, &key.manifest_path()?, &manifest).await? {
+            return Ok(manifest);
+        }
+        Ok(self.manifest(key).await?.unwrap_or(manifest))
+    }
+
+    /// Closes an attempt; answers with what another writer has closed it with, if one has.
+    async fn close_manifest(&self, key: &AttemptKey, manifest: Manifest) -> Result<Manifest, Error> {
+        let path = key.end_path()?;
+        if self.put_once(key, &path, &manifest).await? {
+            return Ok(manifest);
+        }
+        Ok(self.read_manifest(key, &path).await?.unwrap_or(manifest))
+    }
+
+    /// Puts a manifest where there is none; false where there is one. Two that come at once: the first one stays, but on
+    /// a volume the last one does.
+    async fn put_once(&self, key: &AttemptKey, path: &Path, manifest: &Manifest) -> Result<bool, Error> {
+        let body = serde_json::to_vec_pretty(manifest).map_err(|source| key.unreadable(source))?;
+        let mode = match self.kind {
+            Kind::Remote => PutMode::Create,
+            Kind::Volume if self.store.head(path).await.is_ok() => return Ok(false),
+            Kind::Volume => PutMode::Overwrite,
+        };
+        match self.store.put_opts(path, PutPayload::from(body), mode.into()).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether a segment that is filled at `rate` bytes per second is compressed. It always pays where each byte is sent
+    /// over a network; on a volume it may take a twentieth of a processor from a stream, no more.
+    fn compresses(&self, rate: f64) -> bool {
+        const CHEAP: f64 = 12e6;
+        self.kind == Kind::Remote || rate < CHEAP
     }
 
     /// The segments of an attempt in the order of their beginnings.
@@ -190,9 +257,19 @@ impl Archive {
         Ok(names)
     }
 
-    async fn segment(&self, key: &AttemptKey, name: &SegmentName) -> Result<Segment, Error> {
+    /// A segment; `None` where it is damaged, which is logged here.
+    async fn segment(&self, key: &AttemptKey, name: &SegmentName) -> Result<Option<Segment>, Error> {
         let body = self.store.get(&key.segment_path(name)?).await?.bytes().await?;
-        Segment::decode(name, body)
+        let name = name.clone();
+        let decoded = spawn_blocking(move || Segment::decode(&name, body)).await;
+        match decoded.map_err(object_store::Error::from)? {
+            Ok(segment) => Ok(Some(segment)),
+            Err(error @ Error::Damaged { .. }) => {
+                warn!(uid = key.uid, attempt = key.attempt, %error, "the archive is damaged");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -204,6 +281,22 @@ impl AttemptKey {
 
     fn manifest_path(&self) -> Result<Path, Error> {
         Ok(self.directory()?.join("manifest.json"))
+    }
+
+    fn end_path(&self) -> Result<Path, Error> {
+        Ok(self.directory()?.join("end.json"))
+    }
+
+    fn expired_path(&self) -> Result<Path, Error> {
+        Ok(self.directory()?.join("expired.json"))
+    }
+
+    fn unreadable(&self, source: serde_json::Error) -> Error {
+        Error::Manifest {
+            uid: self.uid.clone(),
+            attempt: self.attempt,
+            source,
+        }
     }
 
     fn segments_path(&self) -> Result<Path, Error> {

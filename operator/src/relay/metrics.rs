@@ -21,6 +21,12 @@ pub struct Metrics {
     pub sent: Counter,
     /// Puts that the archive's store refused.
     pub archive_failures: Counter,
+    /// Bytes in the archive, when retention last looked.
+    pub archive_size: Gauge,
+    /// Attempts whose output retention has removed.
+    pub archive_expired: Counter,
+    /// Bytes in the archive that retention has removed.
+    pub archive_expired_size: Counter,
     /// Starts that were granted, homes for agents that had launched included.
     pub starts: Counter,
 }
@@ -58,6 +64,23 @@ pub fn register(registry: &mut Registry) {
         "archive_failures",
         "Puts that the archive's store refused",
         metrics.archive_failures.clone(),
+    );
+    relay.register_with_unit(
+        "archive_size",
+        "Size of the archive when retention last looked; only on the leader",
+        Unit::Bytes,
+        metrics.archive_size.clone(),
+    );
+    relay.register(
+        "archive_expired",
+        "Attempts whose output retention has removed",
+        metrics.archive_expired.clone(),
+    );
+    relay.register_with_unit(
+        "archive_expired_size",
+        "Archived output that retention has removed",
+        Unit::Bytes,
+        metrics.archive_expired_size.clone(),
     );
     relay.register("starts", "Starts granted to agents", metrics.starts.clone());
 }

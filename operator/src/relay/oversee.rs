@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kube::ResourceExt;
 use remoteprocess_api::{DesiredState, ExitSource, Reason, RemoteProcess};
-use remoteprocess_proto::v1::{Cursor, Exit};
+use remoteprocess_proto::v1::Exit;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -195,13 +195,10 @@ async fn archived_end(archive: &Archive, subject: &Subject) -> Result<Option<End
         return Ok(None);
     };
     let tail = archive.last_bytes(&subject.key, TAIL_BYTES).await?;
-    let end = Cursor {
-        stdout: manifest.stdout_bytes,
-        stderr: manifest.stderr_bytes,
-    };
     Ok(Some(Ending {
         exit,
-        end,
+        end: manifest.end(),
+        lost: manifest.lost(),
         gaps: manifest.gaps,
         tail,
     }))

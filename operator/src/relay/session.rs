@@ -86,7 +86,9 @@ pub struct Ending {
     pub exit: Exit,
     /// Where both streams ended.
     pub end: Cursor,
-    /// What was lost.
+    /// Bytes of both streams that will never be there, as far as known.
+    pub lost: Cursor,
+    /// The ranges that they were in; the first hundred of them.
     pub gaps: Vec<StoredGap>,
     /// The last bytes of both streams in the observed order, at most a few KiB.
     pub tail: Vec<u8>,

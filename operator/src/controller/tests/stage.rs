@@ -189,6 +189,7 @@ impl Stage {
         let ending = Ending {
             exit,
             end: Cursor::default(),
+            lost: Cursor::default(),
             gaps: vec![],
             tail: vec![],
         };

@@ -5,7 +5,7 @@ const FRACTION_DIGITS: usize = 18;
 
 /// The bytes of a quantity such as `256Mi`, `1.5G` or `1e9`, rounded up as Kubernetes
 /// does; `None` where it is none, negative, or past 2^64.
-pub(super) fn bytes(text: &str) -> Option<u64> {
+pub(crate) fn bytes(text: &str) -> Option<u64> {
     let digits = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(text.len());

@@ -4,9 +4,10 @@ use remoteprocess_proto::v1::exit::{Outcome, Source, Stop};
 use remoteprocess_proto::v1::{Cursor, Exit, Gap, Seal, StreamSeal, Usage};
 use serde::{Deserialize, Serialize};
 
-use super::Subject;
+use super::retention::Expired;
+use super::{SegmentName, Subject};
 
-/// The manifest of one attempt: written when its archiving begins and once more when it is sealed.
+/// The manifest of one attempt: one when its archiving begins, and one with the exit at its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
@@ -26,7 +27,7 @@ pub struct Manifest {
     /// How the attempt ended; absent while it runs. Its presence says that nothing more will be archived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<StoredExit>,
-    /// True when every byte of both streams is here and the agent's seal was whole.
+    /// True when every byte of both streams is here, with the sha256 of the agent's whole seal.
     #[serde(default)]
     pub sealed: bool,
     /// Offsets of both streams at the end; meaningful once there is an exit.
@@ -35,12 +36,21 @@ pub struct Manifest {
     /// See `stdout_bytes`.
     #[serde(default)]
     pub stderr_bytes: u64,
+    /// Bytes of stdout that will never be there, as far as known.
+    #[serde(default)]
+    pub stdout_lost_bytes: u64,
+    /// See `stdout_lost_bytes`.
+    #[serde(default)]
+    pub stderr_lost_bytes: u64,
     /// Ranges that will never be there; the first hundred of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gaps: Vec<StoredGap>,
     /// The segments, in order; filled in at the end.
     #[serde(default)]
     pub segments: Vec<SegmentEntry>,
+    /// Set once retention has removed the output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expired: Option<Expired>,
 }
 
 /// One segment of a finished attempt.
@@ -126,23 +136,12 @@ impl Manifest {
             sealed: false,
             stdout_bytes: 0,
             stderr_bytes: 0,
+            stdout_lost_bytes: 0,
+            stderr_lost_bytes: 0,
             gaps: Vec::new(),
             segments: Vec::new(),
+            expired: None,
         }
-    }
-
-    /// Remembers a lost range; false where it is known already (a resumed stream repeats it).
-    pub fn note_gap(&mut self, gap: StoredGap) -> bool {
-        const KEPT: usize = 100;
-        let known = self
-            .gaps
-            .iter()
-            .any(|other| other.stream == gap.stream && other.from == gap.from);
-        let noted = !known && self.gaps.len() < KEPT;
-        if noted {
-            self.gaps.push(gap);
-        }
-        noted
     }
 
     /// The last frame of the attempt's stream; `None` while it runs.
@@ -150,7 +149,19 @@ impl Manifest {
     pub fn exit_frame(&self) -> Option<Exit> {
         let mut exit = self.exit.as_ref()?.to_wire();
         exit.sealed = self.sealed;
+        if let Some(expired) = &self.expired {
+            exit.message = expired.sentence();
+        }
         Some(exit)
+    }
+
+    /// Bytes that will never be there, as far as known.
+    #[must_use]
+    pub fn lost(&self) -> Cursor {
+        Cursor {
+            stdout: self.stdout_lost_bytes,
+            stderr: self.stderr_lost_bytes,
+        }
     }
 
     /// Where both streams ended.
@@ -159,6 +170,18 @@ impl Manifest {
         Cursor {
             stdout: self.stdout_bytes,
             stderr: self.stderr_bytes,
+        }
+    }
+}
+
+impl SegmentEntry {
+    /// The entry of a segment.
+    #[must_use]
+    pub fn of(name: &SegmentName) -> Self {
+        Self {
+            name: name.to_string(),
+            stdout: name.start().stdout,
+            stderr: name.start().stderr,
         }
     }
 }
@@ -173,12 +196,6 @@ impl StoredGap {
             to: gap.to,
             reason: gap.reason.clone(),
         }
-    }
-
-    /// Bytes lost, as far as known.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.to.unwrap_or(self.from).saturating_sub(self.from)
     }
 }
 

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use remoteprocess_proto::v1::{Cursor, Stream};
-use tracing::warn;
 
 use super::{Archive, AttemptKey, Error, SegmentName};
 use crate::relay::piece::{Piece, Placed, Wanted, distance, gap};
@@ -18,6 +17,12 @@ pub struct Reader {
     archive: Archive,
     key: AttemptKey,
     listed: VecDeque<SegmentName>,
+}
+
+/// A segment's pieces beyond a position; never empty.
+struct Found {
+    pieces: Vec<Placed>,
+    durable: Cursor,
 }
 
 impl Reader {
@@ -45,43 +50,47 @@ impl Reader {
             // A list from an earlier call may know less than the archive: neither an end nor a hole is believed to it.
             // A directory that is read while segments are added may show a later one without an earlier one (readdir(3)
             // leaves that open): only a second list proves a hole.
-            let is_sure = match found.first() {
-                None => is_fresh,
-                Some(first) => is_no_hole(first) || (is_fresh && has_listed),
-            };
-            if is_sure {
-                return Ok(found);
+            match found {
+                None if is_fresh => return Ok(Vec::new()),
+                Some(found) if is_no_hole(&found.pieces[0]) => return Ok(found.pieces),
+                Some(found) if is_fresh && has_listed => return self.believe(found, at).await,
+                _ => {}
             }
             has_listed |= is_fresh;
             self.listed.clear();
         }
     }
 
-    async fn advance(&mut self, at: Cursor) -> Result<Vec<Placed>, Error> {
+    /// A segment that was put while the one before it was still on its way: that may come yet, from its writer or from
+    /// the next, unless it was durable once or the attempt is closed.
+    async fn believe(&mut self, found: Found, at: Cursor) -> Result<Vec<Placed>, Error> {
+        let is_damage = distance(&found.durable) > distance(&at);
+        let is_closed = async || {
+            let manifest = self.archive.manifest(&self.key).await?;
+            Ok::<_, Error>(manifest.is_some_and(|manifest| manifest.exit.is_some()))
+        };
+        if is_damage || is_closed().await? {
+            return Ok(found.pieces);
+        }
+        self.listed.clear();
+        Ok(Vec::new())
+    }
+
+    async fn advance(&mut self, at: Cursor) -> Result<Option<Found>, Error> {
         while let Some(name) = self.listed.pop_front() {
             if self.ends_before(&name, &at) {
                 continue;
             }
-            let segment = match self.archive.segment(&self.key, &name).await {
-                Ok(segment) => segment,
-                Err(Error::Damaged { name, reason }) => {
-                    warn!(
-                        uid = self.key.uid,
-                        attempt = self.key.attempt,
-                        name,
-                        reason,
-                        "a segment is damaged"
-                    );
-                    continue;
-                }
-                Err(error) => return Err(error),
+            let Some(segment) = self.archive.segment(&self.key, &name).await? else {
+                continue;
             };
             let pieces = beyond(segment.pieces, at);
             if !pieces.is_empty() {
-                return Ok(pieces);
+                let durable = segment.durable;
+                return Ok(Some(Found { pieces, durable }));
             }
         }
-        Ok(Vec::new())
+        Ok(None)
     }
 
     /// A segment ends where its own writer's next one begins, so many need not be read to be passed.
@@ -108,12 +117,14 @@ impl Reader {
     /// The position of both streams after the last archived piece.
     ///
     /// # Errors
-    /// When the store does not answer, or the last segment is damaged.
+    /// When the store does not answer.
     pub async fn end(&self) -> Result<Cursor, Error> {
-        match self.archive.segments(&self.key).await?.last() {
-            Some(last) => Ok(self.archive.segment(&self.key, last).await?.end),
-            None => Ok(Cursor::default()),
+        for name in self.archive.segments(&self.key).await?.iter().rev() {
+            if let Some(segment) = self.archive.segment(&self.key, name).await? {
+                return Ok(segment.end);
+            }
         }
+        Ok(Cursor::default())
     }
 }
 

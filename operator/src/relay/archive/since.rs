@@ -2,7 +2,7 @@
 
 use remoteprocess_proto::v1::Cursor;
 
-use super::{Archive, AttemptKey, Error, Segment, SegmentName};
+use super::{Archive, AttemptKey, Error};
 use crate::relay::piece::Placed;
 
 /// Where the first archived piece begins that was taken at or after `since` (nanoseconds since the Unix epoch); `None`
@@ -16,7 +16,11 @@ pub async fn since_start(archive: &Archive, key: &AttemptKey, since: i64) -> Res
     let mut found = None;
     while from < to {
         let middle = from + (to - from) / 2;
-        let pieces = read(archive, key, &names[middle]).await?.map(|segment| segment.pieces);
+        // A damaged one has no times; what is missing is named when it is read.
+        let pieces = archive
+            .segment(key, &names[middle])
+            .await?
+            .map(|segment| segment.pieces);
         match pieces.as_deref().and_then(|pieces| first_since(pieces, since)) {
             Some(start) => (found, to) = (Some(start), middle),
             None => from = middle + 1,
@@ -32,13 +36,4 @@ pub fn first_since(pieces: &[Placed], since: i64) -> Option<Cursor> {
         .iter()
         .find(|placed| placed.piece.time().is_some_and(|time| time >= since));
     found.map(|placed| placed.start)
-}
-
-async fn read(archive: &Archive, key: &AttemptKey, name: &SegmentName) -> Result<Option<Segment>, Error> {
-    match archive.segment(key, name).await {
-        Ok(segment) => Ok(Some(segment)),
-        // It has no times; what is missing is named when it is read.
-        Err(Error::Damaged { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
 }

@@ -66,10 +66,8 @@ pub async fn tail_start(
 ) -> Result<Cursor, Error> {
     let mut before = before;
     for name in archive.segments(key).await?.iter().rev() {
-        let segment = match archive.segment(key, name).await {
-            Ok(segment) => segment,
-            Err(Error::Damaged { .. }) => continue,
-            Err(error) => return Err(error),
+        let Some(segment) = archive.segment(key, name).await? else {
+            continue;
         };
         for placed in segment.pieces.iter().rev() {
             if before.is_some_and(|before| distance(&placed.start) >= distance(&before)) {
@@ -88,14 +86,17 @@ pub async fn tail_start(
 pub(super) async fn last_bytes(archive: &Archive, key: &AttemptKey, limit: usize) -> Result<Vec<u8>, Error> {
     let mut chunks: Vec<Vec<u8>> = Vec::new();
     let mut left = limit;
+    // Two writers' segments may overlap.
+    let mut before: Option<Cursor> = None;
     for name in archive.segments(key).await?.iter().rev() {
-        let segment = match archive.segment(key, name).await {
-            Ok(segment) => segment,
-            Err(Error::Damaged { .. }) => continue,
-            Err(error) => return Err(error),
+        let Some(segment) = archive.segment(key, name).await? else {
+            continue;
         };
         for placed in segment.pieces.iter().rev() {
-            let bytes = placed.piece.bytes();
+            let bytes = match before {
+                Some(before) => clip(placed, before),
+                None => placed.piece.bytes(),
+            };
             let taken = &bytes[bytes.len().saturating_sub(left)..];
             left -= taken.len();
             chunks.push(taken.to_vec());
@@ -106,7 +107,15 @@ pub(super) async fn last_bytes(archive: &Archive, key: &AttemptKey, limit: usize
         if left == 0 {
             break;
         }
+        before = Some(name.start());
     }
     chunks.reverse();
     Ok(chunks.concat())
+}
+
+/// The bytes of a piece that lie before a position.
+fn clip(placed: &Placed, before: Cursor) -> &[u8] {
+    let bytes = placed.piece.bytes();
+    let room = before.of(placed.piece.stream()).saturating_sub(placed.piece.from());
+    &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))]
 }

@@ -6,8 +6,10 @@ use bytes::Bytes;
 use object_store::memory::InMemory;
 use object_store::{ObjectStoreExt, PutPayload};
 use proptest::prelude::*;
+use prost::Message;
 use remoteprocess_proto::v1::exit::Outcome;
-use remoteprocess_proto::v1::{Cursor, Exit, Stream};
+use remoteprocess_proto::v1::{Cursor, Exit, Seal, Stream, StreamSeal};
+use sha2::Digest;
 
 use super::*;
 use crate::relay::piece::{Piece, Placed, Wanted, data, distance, gap};
@@ -115,36 +117,102 @@ enum Life {
     Crash { pieces: usize, flush_each: usize },
     /// As `Crash`, and a torn segment stays behind.
     Torn { pieces: usize, flush_each: usize },
+    /// As `Crash`, with several puts under way, of which the `lost`-th never arrives and later ones do.
+    Overtaken {
+        pieces: usize,
+        flush_each: usize,
+        lost: usize,
+    },
 }
 
 fn life() -> impl Strategy<Value = Life> {
-    (0_usize..40, 1_usize..8, any::<bool>()).prop_map(|(pieces, flush_each, torn)| {
-        if torn {
-            Life::Torn { pieces, flush_each }
-        } else {
-            Life::Crash { pieces, flush_each }
-        }
+    (0_usize..40, 1_usize..8, 0_usize..4, 0_u8..3).prop_map(|(pieces, flush_each, lost, kind)| match kind {
+        0 => Life::Torn { pieces, flush_each },
+        1 => Life::Crash { pieces, flush_each },
+        _ => Life::Overtaken {
+            pieces,
+            flush_each,
+            lost,
+        },
     })
 }
 
 async fn live(archive: &Archive, history: &[Placed], life: &Life) {
-    let (Life::Crash { pieces, flush_each } | Life::Torn { pieces, flush_each }) = life;
     let mut writer = archive.writer(subject()).await.unwrap();
-    for (index, placed) in resumed(history, writer.saved()).iter().take(*pieces).enumerate() {
+    let rest = resumed(history, writer.saved());
+    match *life {
+        Life::Crash { pieces, flush_each } => write(&mut writer, &rest, pieces, flush_each).await,
+        Life::Torn { pieces, flush_each } => {
+            write(&mut writer, &rest, pieces, flush_each).await;
+            let key = subject().key;
+            let name = SegmentName::new(writer.saved(), 0xdead);
+            let path = key.segment_path(&name).unwrap();
+            archive
+                .store
+                .put(&path, PutPayload::from_static(b"RPSEG"))
+                .await
+                .unwrap();
+        }
+        Life::Overtaken {
+            pieces,
+            flush_each,
+            lost,
+        } => {
+            write(&mut writer, &rest, pieces, flush_each).await;
+            let known = archive.segments(&subject().key).await.unwrap();
+            let (saved, behind) = (writer.saved(), &rest[pieces.min(rest.len())..]);
+            for placed in behind.iter().take(4) {
+                writer.append(placed);
+                writer.store().await;
+            }
+            // The memory's puts are done at once; that they are is not told to anybody.
+            let mut settled = writer;
+            while !settled.is_settled() {
+                settled.settle().await.unwrap();
+            }
+            drop(settled);
+            let stored = archive.segments(&subject().key).await.unwrap();
+            let new: Vec<_> = stored.iter().filter(|name| !known.contains(name)).collect();
+            if let Some(name) = new.get(lost).filter(|name| distance(&name.start()) >= distance(&saved)) {
+                let path = subject().key.segment_path(name).unwrap();
+                archive.store.delete(&path).await.unwrap();
+            }
+        }
+    }
+}
+
+async fn write(writer: &mut Writer, rest: &[Placed], pieces: usize, flush_each: usize) {
+    for (index, placed) in rest.iter().take(pieces).enumerate() {
         writer.append(placed);
         if index % flush_each == flush_each - 1 || writer.is_full() {
             let saved = writer.flush().await.unwrap();
             assert_eq!(saved, placed.end());
         }
     }
-    if matches!(life, Life::Torn { .. }) {
-        let key = subject().key;
-        let name = SegmentName::new(writer.saved(), 0xdead);
-        archive
-            .store
-            .put(&key.segment_path(&name).unwrap(), PutPayload::from_static(b"RPSEG"))
-            .await
-            .unwrap();
+}
+
+/// The seal of an agent that has seen all of a history.
+fn whole_exit(history: &[Placed]) -> Exit {
+    let seal = |stream| {
+        let bytes: Vec<u8> = history
+            .iter()
+            .filter(|placed| placed.piece.stream() == stream)
+            .flat_map(|placed| placed.piece.bytes().to_vec())
+            .collect();
+        Some(StreamSeal {
+            bytes: bytes.len() as u64,
+            sha256: sha2::Sha256::digest(&bytes).to_vec().into(),
+            dropped_bytes: 0,
+        })
+    };
+    Exit {
+        outcome: Outcome::Code.into(),
+        seal: Some(Seal {
+            stdout: seal(Stream::Stdout),
+            stderr: seal(Stream::Stderr),
+            reason: String::new(),
+        }),
+        ..Exit::default()
     }
 }
 
@@ -172,9 +240,10 @@ proptest! {
                     writer.flush().await.unwrap();
                 }
             }
-            let exit = Exit { outcome: Outcome::Code.into(), sealed: true, ..Exit::default() };
+            let exit = writer.verdict(&whole_exit(&history));
+            assert_eq!(exit.seal.as_ref().unwrap().reason, "", "the hash goes on over crashes");
             let manifest = writer.seal(&exit).await.unwrap();
-            assert_eq!(manifest.end(), end);
+            assert_eq!((manifest.end(), manifest.sealed), (end, true));
             let part = |of: u64, share: f64| (of as f64 * share) as u64;
             let cursor = Cursor { stdout: part(end.stdout, cut.0), stderr: part(end.stderr, cut.1) };
             let wanted = Wanted { cursor, only };
@@ -258,9 +327,9 @@ async fn gaps_are_remembered_once_over_a_restart() {
         writer.append(&lost);
         writer.flush().await.unwrap();
     }
-    let writer = archive.writer(subject()).await.unwrap();
-    assert_eq!(writer.gaps().len(), 1);
-    assert_eq!(writer.gaps()[0].bytes(), 9);
+    let mut writer = archive.writer(subject()).await.unwrap();
+    let manifest = writer.seal(&Exit::default()).await.unwrap();
+    assert_eq!((manifest.gaps.len(), manifest.lost().stdout), (1, 9));
 }
 
 #[tokio::test]
@@ -344,4 +413,128 @@ async fn a_reader_whose_list_is_old_sees_what_was_added() {
     assert_eq!(starts(history[1].end()).await, [600_000]);
     assert_eq!(starts(history[4].end()).await, [1_500_000]);
     assert!(starts(history[5].end()).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_put_that_is_still_on_its_way_is_no_hole() {
+    let archive = memory();
+    let history = history(&[(false, 300_000); 3]);
+    let mut writer = archive.writer(subject()).await.unwrap();
+    for placed in &history {
+        writer.append(placed);
+        writer.store().await;
+    }
+    while !writer.is_settled() {
+        writer.settle().await.unwrap();
+    }
+    let names = archive.segments(&subject().key).await.unwrap();
+    let path = subject().key.segment_path(&names[1]).unwrap();
+    let late = archive.store.get(&path).await.unwrap().bytes().await.unwrap();
+    archive.store.delete(&path).await.unwrap();
+    let all = Wanted {
+        cursor: Cursor::default(),
+        only: None,
+    };
+    assert_eq!(
+        read_all(&archive, all).await.len(),
+        1,
+        "what comes after it waits for it"
+    );
+    archive.store.put(&path, late.into()).await.unwrap();
+    assert_exactly_once(&read_all(&archive, all).await, &all, history[2].end());
+}
+
+#[tokio::test]
+async fn another_byte_is_a_hash_mismatch_and_a_gap_says_that_bytes_are_missing() {
+    let history = history(&[(false, 1000), (true, 10)]);
+    let whole = whole_exit(&history);
+    let reason = async |pieces: &[Placed], exit: &Exit| {
+        let archive = memory();
+        let mut writer = archive.writer(subject()).await.unwrap();
+        pieces.iter().for_each(|placed| writer.append(placed));
+        let exit = writer.verdict(exit);
+        assert_eq!(writer.seal(&exit).await.unwrap().sealed, exit.sealed);
+        (exit.sealed, exit.seal.unwrap().reason)
+    };
+    assert_eq!(reason(&history, &whole).await, (true, String::new()));
+    let mut altered = history.clone();
+    if let Piece::Data(data) = &mut altered[0].piece {
+        let mut bytes = data.bytes.to_vec();
+        bytes[500] ^= 1;
+        data.bytes = bytes.into();
+    }
+    assert_eq!(reason(&altered, &whole).await, (false, HASH_MISMATCH.to_owned()));
+    let mut holed = history.clone();
+    holed[0].piece = gap(Stream::Stdout, 0, Some(1000), "SpoolFull");
+    assert_eq!(reason(&holed, &whole).await, (false, BYTES_MISSING.to_owned()));
+    assert_eq!(reason(&history[..1], &whole).await, (false, BYTES_MISSING.to_owned()));
+    let mut held = whole.clone();
+    held.seal.as_mut().unwrap().reason = "PipeHeld".to_owned();
+    assert_eq!(reason(&history, &held).await, (false, "PipeHeld".to_owned()));
+}
+
+/// Segments as version 1 wrote them: no checkpoint, no compression.
+#[tokio::test]
+async fn segments_of_version_1_are_read_and_gone_on_from() {
+    let archive = memory();
+    let history = history(&[(false, 5000), (true, 300), (false, 700)]);
+    let end = history[1].end();
+    let mut object = b"RPSEG\0\0\x01".to_vec();
+    for placed in &history[..2] {
+        object.extend(placed.piece.clone().into_frame().encode_length_delimited_to_vec());
+    }
+    let length = object.len() as u64;
+    for number in [end.stdout, end.stderr, length] {
+        object.extend(number.to_le_bytes());
+    }
+    object.extend(crc32fast::hash(&object).to_le_bytes());
+    object.extend(b"SEAL");
+    let name = SegmentName::new(Cursor::default(), 7);
+    let path = subject().key.segment_path(&name).unwrap();
+    archive.store.put(&path, object.into()).await.unwrap();
+    let mut writer = archive.writer(subject()).await.unwrap();
+    assert_eq!(writer.saved(), end);
+    writer.append(&history[2]);
+    assert!(writer.verdict(&whole_exit(&history)).sealed);
+}
+
+#[tokio::test]
+async fn what_closed_an_attempt_first_stays() {
+    let archive = memory();
+    let (mut first, mut second) = (
+        archive.writer(subject()).await.unwrap(),
+        archive.writer(subject()).await.unwrap(),
+    );
+    let exit = |value| Exit {
+        outcome: Outcome::Code.into(),
+        value,
+        ..Exit::default()
+    };
+    first.seal(&exit(1)).await.unwrap();
+    let kept = second.seal(&exit(2)).await.unwrap();
+    assert_eq!(kept.exit_frame().unwrap().value, 1);
+    assert_eq!(archive.writer(subject()).await.unwrap().sealed_exit().unwrap().value, 1);
+}
+
+#[tokio::test]
+async fn text_is_stored_small() {
+    let archive = memory();
+    let mut writer = archive.writer(subject()).await.unwrap();
+    let line = b"2026-11-21T10:00:00Z INFO request completed in 12 ms\n";
+    let piece = data(Stream::Stdout, 0, 0, Bytes::from(line.repeat(1000)));
+    let start = Cursor::default();
+    writer.append(&Placed {
+        start,
+        piece: piece.clone(),
+    });
+    writer.flush().await.unwrap();
+    let names = archive.segments(&subject().key).await.unwrap();
+    let path = subject().key.segment_path(&names[0]).unwrap();
+    let stored = archive.store.head(&path).await.unwrap().size;
+    assert!(stored < 5000, "{stored} bytes for 53000");
+    let all = Wanted {
+        cursor: start,
+        only: None,
+    };
+    assert_eq!(read_all(&archive, all).await, vec![piece]);
 }

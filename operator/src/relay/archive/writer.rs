@@ -1,56 +1,73 @@
 //! Appends one attempt's history and makes it durable.
 
-use std::collections::HashSet;
+use std::collections::VecDeque;
 
-use bytes::Bytes;
-use object_store::{ObjectStoreExt, PutPayload};
-use remoteprocess_proto::v1::{Cursor, Exit};
-use tracing::warn;
+use object_store::path::Path;
+use object_store::{ObjectStoreExt, PutPayload, PutResult};
+use remoteprocess_proto::v1::{Cursor, Exit, Seal, Stream, StreamSeal};
+use tokio::task::{JoinError, spawn_blocking};
+use tokio_util::task::AbortOnDropHandle;
 
+use super::checkpoint::Tally;
 use super::manifest::{StoredExit, StoredGap};
+use super::resume;
 use super::segment::SegmentBuilder;
 use super::{Archive, Error, Manifest, SEGMENT_BYTES, SegmentEntry, Subject};
-use crate::relay::piece::{Piece, Placed, distance};
+use crate::relay::piece::Placed;
 
-/// A segment saved before it is full is grown and put again until it has this size: few objects for a slow stream, few
+/// A segment stored before it is full is grown and put again until it has this size: few objects for a slow stream, few
 /// bytes written twice.
 const GROW_BELOW: usize = 256 * 1024;
+/// Puts under way at a time: a store that answers late must not hold up a stream that its memory has room for.
+const FLIGHTS: usize = 4;
+/// Reason of a seal whose sha256 is not that of the archived bytes.
+pub const HASH_MISMATCH: &str = "HashMismatch";
+/// Reason of a seal that counts bytes which never came.
+pub const BYTES_MISSING: &str = "BytesMissing";
+/// Reason of a seal that counts less than was received.
+const COUNT_MISMATCH: &str = "CountMismatch";
 
-/// The writer of one attempt. Only what `flush` has answered for is safe.
+/// The writer of one attempt. Only what `settle` or `flush` has answered for is safe.
 #[derive(Debug)]
 pub struct Writer {
     archive: Archive,
     subject: Subject,
     mark: u32,
     open: SegmentBuilder,
-    dirty: bool,
+    /// The last stored segment, where it may still be grown: its one put went well, so no older form of it can come late.
+    small: Option<SegmentBuilder>,
+    flights: VecDeque<Flight>,
+    tally: Tally,
     saved: Cursor,
     manifest: Manifest,
-    manifest_dirty: bool,
+}
+
+/// A segment on its way into the store.
+#[derive(Debug)]
+struct Flight {
+    path: Path,
+    payload: PutPayload,
+    end: Cursor,
+    /// `None` between a failure and the next try.
+    put: Option<AbortOnDropHandle<Result<PutResult, object_store::Error>>>,
+    small: Option<SegmentBuilder>,
 }
 
 impl Writer {
     pub(super) async fn resume(archive: Archive, subject: Subject) -> Result<Self, Error> {
-        let saved = last_whole_end(&archive, &subject).await?;
-        let manifest = match archive.manifest(&subject.key).await? {
-            Some(manifest) => manifest,
-            None => {
-                let manifest = Manifest::begin(&subject);
-                archive.put_manifest(&subject.key, &manifest).await?;
-                manifest
-            }
-        };
+        let (saved, tally) = resume::resume(&archive, &subject.key).await?;
+        let manifest = archive.begin_manifest(&subject).await?;
         let mark = mark();
-        let open = SegmentBuilder::new(saved, mark);
         Ok(Self {
             archive,
             subject,
             mark,
-            open,
-            dirty: false,
+            open: SegmentBuilder::new(saved, mark),
+            small: None,
+            flights: VecDeque::new(),
+            tally,
             saved,
             manifest,
-            manifest_dirty: false,
         })
     }
 
@@ -78,53 +95,136 @@ impl Writer {
         self.open.raw_bytes()
     }
 
-    /// True when the open segment is full: flush before more is appended.
+    /// True when the open segment is full: store it before more is appended.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.open.raw_bytes() >= SEGMENT_BYTES
     }
 
+    /// True when nothing is on its way.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.flights.is_empty()
+    }
+
+    /// True when the open segment may be stored now. A small one waits for the one before it: it may grow that.
+    #[must_use]
+    pub fn may_store(&self) -> bool {
+        self.flights.is_empty() || (self.open.raw_bytes() >= GROW_BELOW && self.flights.len() < FLIGHTS)
+    }
+
     /// Adds the next piece, in memory.
     pub fn append(&mut self, placed: &Placed) {
         self.open.push(placed);
-        self.dirty = true;
-        if let Piece::Gap(gap) = &placed.piece {
-            self.manifest_dirty |= self.manifest.note_gap(StoredGap::from_wire(gap));
-        }
+        self.tally.take(&placed.piece);
     }
 
-    /// The ranges that were lost so far, by this writer and those before it.
-    #[must_use]
-    pub fn gaps(&self) -> &[StoredGap] {
-        &self.manifest.gaps
+    /// Closes the open segment and begins to put it.
+    pub async fn store(&mut self) {
+        let next = SegmentBuilder::new(self.open.end(), self.mark);
+        let mut segment = std::mem::replace(&mut self.open, next);
+        if let Some(mut small) = self.small.take() {
+            small.absorb(segment);
+            segment = small;
+        }
+        let Ok(path) = self.subject.key.segment_path(segment.name()) else {
+            // `resume` has listed under the same key.
+            return;
+        };
+        let end = segment.end();
+        let checkpoint = self.tally.checkpoint(end, self.saved);
+        let compress = self.archive.compresses(segment.rate());
+        let encode = move || (segment.object(&checkpoint, compress), segment);
+        let (object, segment) = match spawn_blocking(encode).await {
+            Ok(encoded) => encoded,
+            Err(error) => resume_panic(error),
+        };
+        let mut flight = Flight {
+            path,
+            payload: object.into_iter().collect(),
+            end,
+            put: None,
+            small: (segment.raw_bytes() < GROW_BELOW).then_some(segment),
+        };
+        flight.begin(&self.archive);
+        self.flights.push_back(flight);
+    }
+
+    /// Waits for the oldest put that is under way and answers with the offsets that are durable now. After an error the
+    /// same call tries again. Nothing is lost when it is dropped.
+    ///
+    /// # Errors
+    /// When the store does not take it.
+    pub async fn settle(&mut self) -> Result<Cursor, Error> {
+        let Some(flight) = self.flights.front_mut() else {
+            return Ok(self.saved);
+        };
+        let answer = flight.begin(&self.archive).await;
+        flight.put = None;
+        match answer.map_err(object_store::Error::from) {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) | Err(error) => {
+                flight.small = None;
+                return Err(error.into());
+            }
+        }
+        if let Some(flight) = self.flights.pop_front() {
+            self.saved = flight.end;
+            self.small = flight.small;
+        }
+        Ok(self.saved)
     }
 
     /// Makes everything appended durable and answers with the offsets reached. May be repeated after an error.
     ///
     /// # Errors
-    /// When the store refuses; nothing is lost by it.
+    /// When the store does not take it; nothing is lost by it.
     pub async fn flush(&mut self) -> Result<Cursor, Error> {
-        if self.manifest_dirty {
-            self.archive.put_manifest(&self.subject.key, &self.manifest).await?;
-            self.manifest_dirty = false;
+        loop {
+            while !self.is_settled() {
+                self.settle().await?;
+            }
+            if self.open.raw_bytes() == 0 {
+                return Ok(self.saved);
+            }
+            self.store().await;
         }
-        if self.dirty {
-            let path = self.subject.key.segment_path(self.open.name())?;
-            let payload: PutPayload = self
-                .open
-                .object()
-                .into_iter()
-                .collect::<Vec<Bytes>>()
-                .into_iter()
-                .collect();
-            self.archive.store.put(&path, payload).await?;
-            self.dirty = false;
-            self.saved = self.open.end();
+    }
+
+    /// The exit as the archive can vouch for it: sealed when the agent's seal is whole, every byte that it counts is
+    /// here, and the sha256 of what is here is the agent's. Otherwise the seal's reason says why not.
+    #[must_use]
+    pub fn verdict(&self, exit: &Exit) -> Exit {
+        let mut exit = exit.clone();
+        let end = self.end();
+        exit.sealed = match &mut exit.seal {
+            None => false,
+            Some(seal) => {
+                if seal.reason.is_empty() {
+                    seal.reason = self.objection(seal, end).unwrap_or_default().to_owned();
+                }
+                seal.reason.is_empty()
+            }
+        };
+        exit
+    }
+
+    fn objection(&self, seal: &Seal, end: Cursor) -> Option<&'static str> {
+        let nothing = StreamSeal::default();
+        let streams = [(Stream::Stdout, &seal.stdout), (Stream::Stderr, &seal.stderr)];
+        let streams = streams.map(|(stream, seal)| (stream, seal.as_ref().unwrap_or(&nothing)));
+        if !self.tally.gaps.is_empty() || streams.iter().any(|(stream, seal)| seal.bytes > end.of(*stream)) {
+            return Some(BYTES_MISSING);
         }
-        if self.open.raw_bytes() >= GROW_BELOW {
-            self.open = SegmentBuilder::new(self.saved, self.mark);
+        if streams.iter().any(|(stream, seal)| seal.bytes < end.of(*stream)) {
+            return Some(COUNT_MISMATCH);
         }
-        Ok(self.saved)
+        let is_same = |(stream, seal): &(Stream, &StreamSeal)| {
+            self.tally
+                .sha256(*stream)
+                .is_some_and(|sha256| sha256[..] == seal.sha256[..])
+        };
+        (!streams.iter().all(is_same)).then_some(HASH_MISMATCH)
     }
 
     /// Flushes, then writes the closing manifest. An exit that is there already stays.
@@ -133,59 +233,38 @@ impl Writer {
     /// When the store refuses; may be repeated.
     pub async fn seal(&mut self, exit: &Exit) -> Result<Manifest, Error> {
         let end = self.flush().await?;
-        let mut manifest = self.manifest.clone();
-        if manifest.exit.is_none() {
-            manifest.exit = Some(StoredExit::from_wire(exit));
-        }
-        manifest.sealed = exit.sealed;
-        manifest.stdout_bytes = end.stdout;
-        manifest.stderr_bytes = end.stderr;
         let names = self.archive.segments(&self.subject.key).await?;
-        manifest.segments = names
-            .iter()
-            .map(|name| SegmentEntry {
-                name: name.to_string(),
-                stdout: name.start().stdout,
-                stderr: name.start().stderr,
-            })
-            .collect();
-        self.archive.put_manifest(&self.subject.key, &manifest).await?;
-        self.manifest = manifest.clone();
-        Ok(manifest)
+        let manifest = Manifest {
+            exit: Some(StoredExit::from_wire(exit)),
+            sealed: exit.sealed,
+            stdout_bytes: end.stdout,
+            stderr_bytes: end.stderr,
+            stdout_lost_bytes: self.tally.lost.stdout,
+            stderr_lost_bytes: self.tally.lost.stderr,
+            gaps: self.tally.gaps.iter().map(StoredGap::from_wire).collect(),
+            segments: names.iter().map(SegmentEntry::of).collect(),
+            ..self.manifest.clone()
+        };
+        self.manifest = self.archive.close_manifest(&self.subject.key, manifest).await?;
+        Ok(self.manifest.clone())
     }
 }
 
-/// The furthest end of a whole segment: each writer's segments are a chain, so its last whole one is enough. A torn one
-/// was never committed, so the agent still has what was in it.
-async fn last_whole_end(archive: &Archive, subject: &Subject) -> Result<Cursor, Error> {
-    let mut seen = HashSet::new();
-    let mut end = Cursor::default();
-    for name in archive.segments(&subject.key).await?.iter().rev() {
-        if seen.contains(&name.writer()) {
-            continue;
-        }
-        match archive.segment(&subject.key, name).await {
-            Ok(segment) => {
-                seen.insert(name.writer());
-                end = if distance(&segment.end) > distance(&end) {
-                    segment.end
-                } else {
-                    end
-                };
-            }
-            Err(Error::Damaged { name, reason }) => {
-                warn!(
-                    uid = subject.key.uid,
-                    attempt = subject.key.attempt,
-                    name,
-                    reason,
-                    "a segment is damaged"
-                );
-            }
-            Err(error) => return Err(error),
-        }
+impl Flight {
+    /// The put, which goes on by itself.
+    fn begin(&mut self, archive: &Archive) -> &mut AbortOnDropHandle<Result<PutResult, object_store::Error>> {
+        self.put.get_or_insert_with(|| {
+            let (store, path, payload) = (archive.store.clone(), self.path.clone(), self.payload.clone());
+            AbortOnDropHandle::new(tokio::spawn(async move { store.put(&path, payload).await }))
+        })
     }
-    Ok(end)
+}
+
+fn resume_panic(error: JoinError) -> ! {
+    match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => unreachable!("blocking tasks are never cancelled"),
+    }
 }
 
 /// Tells this writer's objects from those of any other.

@@ -170,16 +170,16 @@ fn shows_tail(current: &RemoteProcess, exit: &Exit) -> bool {
 
 fn output(ending: &Ending) -> AttemptOutput {
     let seal = ending.exit.seal.clone().unwrap_or_default();
-    let stream = |seal: Option<StreamSeal>, archived: u64| StreamStatus {
+    let stream = |seal: Option<StreamSeal>, archived: u64, lost: u64| StreamStatus {
         bytes: seal.as_ref().map_or(archived, |seal| seal.bytes),
         sha256: seal
             .filter(|seal| !seal.sha256.is_empty())
             .map(|seal| hex::encode(&seal.sha256)),
-        lost_bytes: None,
+        lost_bytes: (lost > 0).then_some(lost),
     };
     AttemptOutput {
-        stdout: stream(seal.stdout, ending.end.stdout),
-        stderr: stream(seal.stderr, ending.end.stderr),
+        stdout: stream(seal.stdout, ending.end.stdout, ending.lost.stdout),
+        stderr: stream(seal.stderr, ending.end.stderr, ending.lost.stderr),
         sealed: ending.exit.sealed,
     }
 }
@@ -204,10 +204,12 @@ fn conditions(current: &RemoteProcess, ending: &Ending, now: Timestamp) -> Vec<C
     };
     let mut conditions = vec![sealed];
     if let Some(first) = ending.gaps.first() {
-        let bytes: u64 = ending.gaps.iter().map(crate::relay::archive::StoredGap::bytes).sum();
+        let endless = ending.gaps.iter().any(|gap| gap.to.is_none());
         let message = format!(
-            "{bytes} bytes or more in {} ranges will never be there",
-            ending.gaps.len()
+            "{} bytes of stdout and {} bytes of stderr{} will never be there",
+            ending.lost.stdout,
+            ending.lost.stderr,
+            if endless { " or more" } else { "" },
         );
         conditions.push(condition(ConditionType::OutputLost, true, word(&first.reason), message));
     }

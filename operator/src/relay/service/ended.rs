@@ -3,13 +3,15 @@
 use remoteprocess_proto::v1::{Cursor, Exit, Stream};
 
 use super::{RelayParts, Target};
-use crate::relay::archive::{ARCHIVE_DAMAGED, AttemptKey, Error};
+use crate::relay::archive::{ARCHIVE_DAMAGED, AttemptKey, Error, Manifest};
 use crate::relay::piece::{Piece, gap};
 use crate::relay::record::known_end;
 use crate::relay::session::NEVER_SEALED;
 
 /// Reason of a gap where the status counts more than the archive holds.
 const NOT_ARCHIVED: &str = "NotArchived";
+/// Reason of a gap where the archive held the bytes for as long as it was told to.
+const REMOVED: &str = "RemovedByRetention";
 
 /// How an attempt without a live session ended.
 pub(super) struct Ended {
@@ -17,8 +19,8 @@ pub(super) struct Ended {
     pub exit: Exit,
     /// Where both streams end, where that is known.
     end: Option<Cursor>,
-    /// The archive itself says so.
-    is_archived: bool,
+    /// Why bytes up to that end may be missing.
+    reason: &'static str,
 }
 
 impl RelayParts {
@@ -30,13 +32,9 @@ impl RelayParts {
         };
         if attempt != 0 {
             let manifest = self.archive.manifest(&key).await?;
-            let sealed = manifest.and_then(|manifest| Some((manifest.end(), manifest.exit_frame()?)));
-            if let Some((end, exit)) = sealed {
-                return Ok(Some(Ended {
-                    exit,
-                    end: Some(end),
-                    is_archived: true,
-                }));
+            let closed = manifest.and_then(|manifest| Ended::archived(&manifest));
+            if closed.is_some() {
+                return Ok(closed);
             }
             if self.sessions.get(&key).is_some() {
                 return Ok(None);
@@ -55,7 +53,7 @@ impl RelayParts {
             return Some(Ended {
                 exit,
                 end: None,
-                is_archived: false,
+                reason: NOT_ARCHIVED,
             });
         };
         let record = process.status.as_ref().and_then(|status| status.attempt(attempt));
@@ -72,19 +70,31 @@ impl RelayParts {
         known_end(&process, attempt).map(|exit| Ended {
             exit,
             end,
-            is_archived: false,
+            reason: NOT_ARCHIVED,
         })
     }
 }
 
 impl Ended {
+    /// By the archive's own word.
+    fn archived(manifest: &Manifest) -> Option<Self> {
+        let expired = manifest.expired.as_ref();
+        let never_closed = || {
+            expired.map(|expired| Exit {
+                message: expired.sentence(),
+                ..Exit::default()
+            })
+        };
+        Some(Self {
+            exit: manifest.exit_frame().or_else(never_closed)?,
+            end: Some(manifest.end()),
+            reason: if expired.is_some() { REMOVED } else { ARCHIVE_DAMAGED },
+        })
+    }
+
     /// What a reader that has come to `reached` will never get.
     pub(super) fn gap(&self, stream: Stream, reached: u64) -> Option<Piece> {
-        let reason = if self.is_archived {
-            ARCHIVE_DAMAGED
-        } else {
-            NOT_ARCHIVED
-        };
+        let reason = self.reason;
         match self.end {
             Some(end) if end.of(stream) > reached => Some(gap(stream, reached, Some(end.of(stream)), reason)),
             Some(_) => None,

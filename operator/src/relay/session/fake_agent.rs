@@ -16,6 +16,7 @@ use remoteprocess_proto::v1::{
     Seal, Stream as WireStream, StreamSeal,
 };
 use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, serve};
+use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -75,10 +76,11 @@ impl Program {
                 placed
             })
             .collect();
-        let seal = |bytes| {
+        let seal = |stream| {
+            let bytes: Vec<u8> = (0..at.of(stream)).map(|at| byte(stream, at)).collect();
             Some(StreamSeal {
-                bytes,
-                sha256: vec![9; 32].into(),
+                bytes: at.of(stream),
+                sha256: Sha256::digest(&bytes).to_vec().into(),
                 dropped_bytes: 0,
             })
         };
@@ -87,8 +89,8 @@ impl Program {
             value: 7,
             source: remoteprocess_proto::v1::exit::Source::Entrypoint.into(),
             seal: Some(Seal {
-                stdout: seal(at.stdout),
-                stderr: seal(at.stderr),
+                stdout: seal(WireStream::Stdout),
+                stderr: seal(WireStream::Stderr),
                 reason: String::new(),
             }),
             ..Exit::default()

@@ -1,5 +1,6 @@
 //! Archives what the upstream brings, tells the agent what is safe, and closes the attempt.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::time::Duration;
 
@@ -72,47 +73,92 @@ async fn beside(session: &Session, saved: &watch::Sender<Cursor>) {
 }
 
 /// Stores segments until no piece will follow.
-async fn keep(session: &Session, mut writer: Writer, saved: &watch::Sender<Cursor>) -> Writer {
-    let mut index = 0;
-    let mut oldest: Option<Instant> = None;
+async fn keep(session: &Session, writer: Writer, saved: &watch::Sender<Cursor>) -> Writer {
+    let mut keeper = Keeper {
+        session,
+        writer,
+        saved,
+        index: 0,
+        oldest: None,
+        stored: VecDeque::new(),
+        backoff: BACKOFF.0,
+    };
     loop {
-        let room = SEGMENT_BYTES.saturating_sub(writer.open_bytes());
-        let (pieces, next) = session.ring.unkept(index, room);
-        pieces.iter().for_each(|placed| writer.append(placed));
-        if next > index {
-            oldest.get_or_insert_with(Instant::now);
-        }
-        index = next;
-        let ended = session.ring.is_ended_at(index);
-        let due = oldest.is_some_and(|oldest| oldest.elapsed() >= AGE) || session.context.memory.is_tight();
-        if oldest.is_some() && (writer.is_full() || ended || due) {
-            let mut backoff = BACKOFF.0;
-            while let Err(error) = writer.flush().await {
-                backoff = pause(session, "store a segment", &error, backoff).await;
-            }
-            note(session, None);
-            metrics()
-                .archived
-                .inc_by(distance(&writer.saved()) - distance(&saved.borrow()));
-            session.ring.keep(index);
-            saved.send_replace(writer.saved());
-            oldest = None;
+        let is_last = keeper.take();
+        if keeper.is_due(is_last) && keeper.writer.may_store() {
+            keeper.writer.store().await;
+            keeper.stored.push_back(keeper.index);
+            keeper.oldest = None;
             continue;
         }
-        if ended {
-            return writer;
+        if is_last && keeper.oldest.is_none() && keeper.writer.is_settled() {
+            return keeper.writer;
         }
-        let timer = oldest.map_or_else(|| Instant::now() + AGE, |oldest| oldest + AGE);
+        let is_waiting = keeper.oldest.is_some() && !keeper.writer.may_store();
+        let timer = keeper
+            .oldest
+            .map_or_else(|| Instant::now() + AGE, |oldest| oldest + AGE);
         tokio::select! {
+            settled = keeper.writer.settle(), if !keeper.writer.is_settled() => keeper.settled(settled).await,
             () = session.ring.due() => {}
-            () = sleep_until(timer) => session.ring.ease(),
+            () = sleep_until(timer), if !is_waiting => session.ring.ease(),
+        }
+    }
+}
+
+/// Between the ring and the archive.
+struct Keeper<'a> {
+    session: &'a Session,
+    writer: Writer,
+    saved: &'a watch::Sender<Cursor>,
+    /// The ring's next piece.
+    index: u64,
+    /// Since when the open segment has something.
+    oldest: Option<Instant>,
+    /// For each segment that is on its way: the ring's next piece after it.
+    stored: VecDeque<u64>,
+    backoff: Duration,
+}
+
+impl Keeper<'_> {
+    /// Takes what fits of what has come; true when nothing more will.
+    fn take(&mut self) -> bool {
+        let room = SEGMENT_BYTES.saturating_sub(self.writer.open_bytes());
+        let (pieces, next) = self.session.ring.unkept(self.index, room);
+        pieces.iter().for_each(|placed| self.writer.append(placed));
+        if next > self.index {
+            self.oldest.get_or_insert_with(Instant::now);
+        }
+        self.index = next;
+        self.session.ring.is_ended_at(next)
+    }
+
+    fn is_due(&self, is_last: bool) -> bool {
+        let is_old = || self.oldest.is_some_and(|oldest| oldest.elapsed() >= AGE);
+        let is_tight = || self.session.context.memory.is_tight();
+        self.oldest.is_some() && (self.writer.is_full() || is_last || is_old() || is_tight())
+    }
+
+    async fn settled(&mut self, settled: Result<Cursor, Error>) {
+        match settled {
+            Ok(saved) => {
+                let before = distance(&self.saved.borrow());
+                metrics().archived.inc_by(distance(&saved) - before);
+                if let Some(index) = self.stored.pop_front() {
+                    self.session.ring.keep(index);
+                }
+                self.saved.send_replace(saved);
+                self.backoff = BACKOFF.0;
+                note(self.session, None);
+            }
+            Err(error) => self.backoff = pause(self.session, "store a segment", &error, self.backoff).await,
         }
     }
 }
 
 /// Everything is archived: manifest, followers, status, agent, in this order.
 async fn close(session: &Session, mut writer: Writer, exit: &Exit) {
-    let verdict = verdict(exit, &writer);
+    let verdict = writer.verdict(exit);
     let mut backoff = BACKOFF.0;
     let manifest = loop {
         match writer.seal(&verdict).await {
@@ -140,6 +186,7 @@ async fn close(session: &Session, mut writer: Writer, exit: &Exit) {
     let ending = Ending {
         exit,
         end: manifest.end(),
+        lost: manifest.lost(),
         gaps: manifest.gaps,
         tail,
     };
@@ -166,19 +213,6 @@ async fn ask_status(session: &Session, exit: Exit) -> Exit {
         reason: told.reason,
         message: told.message,
         ..exit
-    }
-}
-
-/// True to the archive, not to the agent's word alone.
-fn verdict(exit: &Exit, writer: &Writer) -> Exit {
-    let end = writer.end();
-    let whole = exit.seal.as_ref().is_some_and(|seal| {
-        let counts = |seal: &Option<remoteprocess_proto::v1::StreamSeal>| seal.as_ref().map_or(0, |seal| seal.bytes);
-        seal.reason.is_empty() && counts(&seal.stdout) == end.stdout && counts(&seal.stderr) == end.stderr
-    });
-    Exit {
-        sealed: whole && writer.gaps().is_empty(),
-        ..exit.clone()
     }
 }
 

@@ -111,7 +111,7 @@ impl Ring {
         }
         let before = state.unkept_cost;
         state.append(piece);
-        let due = before == 0 || (before < SEGMENT_BYTES && state.unkept_cost >= SEGMENT_BYTES);
+        let due = before == 0 || before / SEGMENT_BYTES != state.unkept_cost / SEGMENT_BYTES;
         drop(state);
         if due {
             self.keeper.notify_one();

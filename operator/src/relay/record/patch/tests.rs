@@ -81,6 +81,7 @@ fn ending() -> Ending {
             ..Exit::default()
         },
         end: Cursor { stdout: 5, stderr: 0 },
+        lost: Cursor::default(),
         gaps: Vec::new(),
         tail: b"oh\x07!\n".to_vec(),
     }
@@ -106,6 +107,7 @@ fn the_end_keeps_what_was_written_and_adds_everything_at_once() {
 fn lost_output_is_a_condition() {
     let mut ending = ending();
     ending.exit.sealed = false;
+    ending.lost.stdout = 2;
     ending.gaps.push(StoredGap {
         stream: "STREAM_STDOUT".to_owned(),
         from: 2,

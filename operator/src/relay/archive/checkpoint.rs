@@ -1,0 +1,168 @@
+//! What is known of everything up to the end of a segment. It stands in the segment itself, so that whoever goes on after
+//! it goes on with the same hashes and the same losses.
+
+use bytes::Bytes;
+use remoteprocess_proto::v1::{Cursor, Gap, Stream};
+use sha2::Sha256;
+use sha2::digest::common::hazmat::SerializableState;
+use sha2::digest::{Digest, FixedOutput};
+
+use crate::relay::piece::Piece;
+
+/// Gaps that are remembered one by one; of further ones only the bytes are counted.
+const GAPS: usize = 100;
+
+/// The stored form, at the end of each segment.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Checkpoint {
+    /// The position of both streams after the segment's last piece.
+    #[prost(message, required, tag = "1")]
+    pub end: Cursor,
+    /// Everything before this was durable when the segment was made: a hole before it is damage, one behind it may be a
+    /// put that is still on its way.
+    #[prost(message, required, tag = "2")]
+    pub durable: Cursor,
+    /// State of the sha256 of stdout up to `end`; absent after a gap.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    stdout_hash: Option<Bytes>,
+    /// See `stdout_hash`.
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    stderr_hash: Option<Bytes>,
+    /// Ranges that will never be there; the first hundred of them.
+    #[prost(message, repeated, tag = "5")]
+    gaps: Vec<Gap>,
+    /// Bytes in all such ranges, as far as their ends are known.
+    #[prost(message, required, tag = "6")]
+    lost: Cursor,
+}
+
+/// The running form.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    /// `None` from the first gap on: bytes that never came cannot be hashed.
+    stdout: Option<Sha256>,
+    stderr: Option<Sha256>,
+    /// Ranges that will never be there; the first hundred of them.
+    pub gaps: Vec<Gap>,
+    /// Bytes in all such ranges, as far as their ends are known.
+    pub lost: Cursor,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            stdout: Some(Sha256::default()),
+            stderr: Some(Sha256::default()),
+            gaps: Vec::new(),
+            lost: Cursor::default(),
+        }
+    }
+}
+
+impl Tally {
+    /// Goes on where a segment ended; `None` where its hashes cannot be read.
+    #[must_use]
+    pub fn resume(from: &Checkpoint) -> Option<Self> {
+        let load = |state: &Option<Bytes>| match state {
+            None => Some(None),
+            Some(state) => {
+                let state = state.as_ref().try_into().ok()?;
+                Some(Some(Sha256::deserialize(state).ok()?))
+            }
+        };
+        Some(Self {
+            stdout: load(&from.stdout_hash)?,
+            stderr: load(&from.stderr_hash)?,
+            gaps: from.gaps.clone(),
+            lost: from.lost,
+        })
+    }
+
+    /// Takes the next piece.
+    pub fn take(&mut self, piece: &Piece) {
+        let hash = match piece.stream() {
+            Stream::Stderr => &mut self.stderr,
+            Stream::Stdout | Stream::Unspecified => &mut self.stdout,
+        };
+        match (piece, hash) {
+            (Piece::Data(data), Some(hash)) => hash.update(&data.bytes),
+            (Piece::Data(_), None) => {}
+            (Piece::Gap(gap), hash) => {
+                *hash = None;
+                self.note(gap);
+            }
+        }
+    }
+
+    /// A stream without a known end is said again by whoever resumes: it is the same gap.
+    fn note(&mut self, gap: &Gap) {
+        let is_known = |known: &Gap| known.stream == gap.stream && known.from == gap.from && known.to == gap.to;
+        if self.gaps.iter().any(is_known) {
+            return;
+        }
+        let bytes = gap.to.unwrap_or(gap.from).saturating_sub(gap.from);
+        self.lost.set(gap.stream(), self.lost.of(gap.stream()) + bytes);
+        if self.gaps.len() < GAPS {
+            self.gaps.push(gap.clone());
+        }
+    }
+
+    /// The sha256 of all bytes of a stream so far; `None` where some never came.
+    #[must_use]
+    pub fn sha256(&self, stream: Stream) -> Option<[u8; 32]> {
+        let hash = match stream {
+            Stream::Stderr => &self.stderr,
+            Stream::Stdout | Stream::Unspecified => &self.stdout,
+        };
+        hash.clone().map(|hash| hash.finalize_fixed().into())
+    }
+
+    /// The stored form.
+    #[must_use]
+    pub fn checkpoint(&self, end: Cursor, durable: Cursor) -> Checkpoint {
+        let store = |hash: &Option<Sha256>| hash.as_ref().map(|hash| Bytes::copy_from_slice(&hash.serialize()));
+        Checkpoint {
+            end,
+            durable,
+            stdout_hash: store(&self.stdout),
+            stderr_hash: store(&self.stderr),
+            gaps: self.gaps.clone(),
+            lost: self.lost,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::piece::{data, gap};
+    use prost::Message;
+
+    #[test]
+    fn a_tally_goes_on_from_its_checkpoint() {
+        let (first, second) = (Bytes::from_static(b"hello, wor"), Bytes::from_static(b"ld"));
+        let mut whole = Tally::default();
+        whole.take(&data(Stream::Stderr, 0, 0, first));
+        let stored = whole.checkpoint(Cursor { stdout: 0, stderr: 10 }, Cursor::default());
+        let read = Checkpoint::decode(&stored.encode_to_vec()[..]).unwrap();
+        let mut resumed = Tally::resume(&read).unwrap();
+        resumed.take(&data(Stream::Stderr, 10, 0, second));
+        let expected: [u8; 32] = Sha256::digest(b"hello, world").into();
+        assert_eq!(resumed.sha256(Stream::Stderr), Some(expected));
+        assert_eq!(resumed.sha256(Stream::Stdout), Some(Sha256::digest(b"").into()));
+    }
+
+    #[test]
+    fn after_a_gap_there_is_no_hash_and_every_lost_byte_is_counted() {
+        let mut tally = Tally::default();
+        for from in (0..4000).step_by(20) {
+            tally.take(&gap(Stream::Stdout, from, Some(from + 10), "SpoolFull"));
+            tally.take(&data(Stream::Stdout, from + 10, 0, Bytes::from(vec![1; 10])));
+        }
+        tally.take(&gap(Stream::Stderr, 0, None, "NeverSealed"));
+        tally.take(&gap(Stream::Stderr, 0, None, "NeverSealed"));
+        assert_eq!(tally.sha256(Stream::Stdout), None);
+        assert_eq!((tally.lost.stdout, tally.lost.stderr), (2000, 0));
+        assert_eq!(tally.gaps.len(), GAPS);
+    }
+}

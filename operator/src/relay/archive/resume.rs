@@ -1,0 +1,89 @@
+//! Finds where the archive of an attempt ends, after whatever happened to those who wrote it.
+
+use std::collections::HashSet;
+
+use remoteprocess_proto::v1::Cursor;
+
+use super::checkpoint::{Checkpoint, Tally};
+use super::{Archive, AttemptKey, Error, Segment, SegmentName};
+use crate::relay::piece::distance;
+
+/// The end of what is there without a hole, and what is known of everything up to it.
+pub(super) async fn resume(archive: &Archive, key: &AttemptKey) -> Result<(Cursor, Tally), Error> {
+    let names = archive.segments(key).await?;
+    let mut seen = HashSet::new();
+    let mut best = (
+        Cursor::default(),
+        Some(Tally::default().checkpoint(Cursor::default(), Cursor::default())),
+    );
+    for name in names.iter().rev() {
+        if !seen.insert(name.writer()) {
+            continue;
+        }
+        let own = names.iter().filter(|other| other.writer() == name.writer()).rev();
+        if let Some((end, checkpoint)) = chain_end(archive, key, own).await?
+            && distance(&end) > distance(&best.0)
+        {
+            best = (end, checkpoint);
+        }
+    }
+    let (end, checkpoint) = best;
+    let tally = match checkpoint.as_ref().and_then(Tally::resume) {
+        Some(tally) => tally,
+        None => reread(archive, key, end).await?,
+    };
+    Ok((end, tally))
+}
+
+/// Where a writer's segments end without a hole. Its puts may have overtaken each other, so its last segment proves only
+/// what was durable when that was made; what follows there must join without a hole.
+async fn chain_end(
+    archive: &Archive,
+    key: &AttemptKey,
+    newest_first: impl Iterator<Item = &SegmentName>,
+) -> Result<Option<(Cursor, Option<Checkpoint>)>, Error> {
+    let mut found: Vec<(Cursor, Segment)> = Vec::new();
+    for name in newest_first {
+        if let Some(segment) = archive.segment(key, name).await? {
+            found.push((name.start(), segment));
+        }
+        // The newest whole one says how far it has to be looked back.
+        let proven = found.first().map(|(_, newest)| newest.durable);
+        if proven.is_some_and(|proven| distance(&name.start()) <= distance(&proven)) {
+            break;
+        }
+    }
+    let Some(proven) = found.first().map(|(_, newest)| newest.durable) else {
+        return Ok(None);
+    };
+    let mut end: Option<(Cursor, Option<Checkpoint>)> = None;
+    for (start, segment) in found.into_iter().rev() {
+        let joins = match &end {
+            Some((end, _)) => *end == start,
+            None => false,
+        };
+        if !joins && distance(&start) > distance(&proven) {
+            break;
+        }
+        end = Some((segment.end, segment.checkpoint));
+    }
+    Ok(end)
+}
+
+/// Segments of version 1 have no checkpoint: everything is read and hashed again.
+async fn reread(archive: &Archive, key: &AttemptKey, end: Cursor) -> Result<Tally, Error> {
+    let mut tally = Tally::default();
+    let mut reader = archive.reader(key);
+    let mut at = Cursor::default();
+    while distance(&at) < distance(&end) {
+        let pieces = reader.next(at).await?;
+        let Some(last) = pieces.last() else { break };
+        at = last.end();
+        for placed in &pieces {
+            if distance(&placed.start) < distance(&end) {
+                tally.take(&placed.piece);
+            }
+        }
+    }
+    Ok(tally)
+}
