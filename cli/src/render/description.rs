@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
-use remoteprocess_api::{AttemptStatus, RemoteProcess, RemoteProcessStatus};
+use remoteprocess_api::{AttemptOutput, AttemptStatus, RemoteProcess, RemoteProcessStatus};
 
 use super::row::command;
 use super::{Table, escape, since};
@@ -82,22 +82,61 @@ fn conditions(page: &mut Page, status: &RemoteProcessStatus, now: Timestamp) {
         return;
     }
     page.title("Conditions");
-    let mut rows = vec![
-        ["TYPE", "STATUS", "REASON", "AGE", "MESSAGE"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
+    let mut rows = vec![["TYPE", "STATUS", "REASON", "AGE"].map(str::to_owned).to_vec()];
     rows.extend(status.conditions.iter().map(|condition| {
-        let message = condition.message.lines().next().unwrap_or_default();
         vec![
             condition.type_.clone(),
             condition.status.clone(),
             condition.reason.clone(),
             since(Some(condition.last_transition_time.0), now),
-            message.to_owned(),
         ]
     }));
-    page.table(&rows);
+    let mut table = Table::default();
+    table.fit(&rows);
+    let lines = table.lines(&rows);
+    let messages = status.conditions.iter().map(|condition| condition.message.as_str());
+    for (line, message) in lines.lines().zip(std::iter::once("").chain(messages)) {
+        page.text(&format!("  {line}"));
+        let first = message.lines().next().unwrap_or_default();
+        wrap(&escape(first), WIDTH - 4)
+            .iter()
+            .for_each(|part| page.text(&format!("    {part}")));
+    }
+}
+
+/// Columns of a terminal that nobody has widened.
+const WIDTH: usize = 80;
+
+/// Lines of at most `width` characters, broken between words; a longer word has a line of its own.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+fn describe_output(page: &mut Page, output: &AttemptOutput) {
+    for (name, stream) in [("Stdout", &output.stdout), ("Stderr", &output.stderr)] {
+        let lost = stream.lost_bytes.filter(|lost| *lost > 0);
+        let lost = lost.map(|lost| format!(", {lost} of them lost")).unwrap_or_default();
+        page.inner(name, Some(format!("{} bytes{lost}", stream.bytes)));
+        page.inner("  sha256", stream.sha256.as_deref());
+    }
+    page.inner(
+        "Sealed",
+        Some(if output.sealed {
+            "yes"
+        } else {
+            "no: output may be missing"
+        }),
+    );
 }
 
 fn describe_attempt(page: &mut Page, attempt: &AttemptStatus, now: Timestamp) {
@@ -123,6 +162,9 @@ fn describe_attempt(page: &mut Page, attempt: &AttemptStatus, now: Timestamp) {
     if let Some(usage) = &attempt.usage {
         page.inner("CPU", Some(format!("{} s", usage.cpu_seconds)));
         page.inner("Peak memory", Some(format!("{} KiB", usage.peak_memory_bytes / 1024)));
+    }
+    if let Some(output) = &attempt.output {
+        describe_output(page, output);
     }
 }
 
@@ -200,6 +242,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn lines_are_broken_between_words() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("incomprehensible it is", 7), ["incomprehensible", "it is"]);
+        assert!(wrap("", 7).is_empty());
+    }
+
+    #[test]
     fn a_finished_process() {
         let process: RemoteProcess = serde_json::from_value(serde_json::json!({
             "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
@@ -209,15 +258,25 @@ mod tests {
             "status": {"phase": "Failed", "reason": "NonZeroExit", "message": "exit code 7", "exitCode": 7,
                        "startedAt": "2026-01-01T00:00:02Z", "finishedAt": "2026-01-01T00:00:04Z", "duration": "2s",
                        "conditions": [{"type": "Finished", "status": "True", "reason": "NonZeroExit",
-                                       "message": "exit code 7", "lastTransitionTime": "2026-01-01T00:00:04Z"}],
+                                       "message": "exit code 7", "lastTransitionTime": "2026-01-01T00:00:04Z"},
+                                      {"type": "ArchiveUnavailable", "status": "False", "reason": "StoreUnreachable",
+                                       "message": "the store did not answer for 12 s; what was written meanwhile stayed in \
+                                                   the pod and is archived now",
+                                       "lastTransitionTime": "2026-01-01T00:00:04Z"},
+                                      {"type": "OutputLost", "status": "True", "reason": "SpoolFull",
+                                       "message": "", "lastTransitionTime": "2026-01-01T00:00:04Z"}],
                        "output": {"stdoutBytes": 12, "stderrBytes": 0, "tail": "hello\n"},
                        "attempts": [{"number": 1, "podName": "job-1234", "node": "node-1",
                                      "grantedAt": "2026-01-01T00:00:01Z",
-                                     "exit": {"code": 7, "source": "Entrypoint"}}]},
+                                     "exit": {"code": 7, "source": "Entrypoint"},
+                                     "output": {"stdout": {"bytes": 12, "lostBytes": 5, "sha256": "ab".repeat(32)},
+                                                "stderr": {"bytes": 0}, "sealed": false}}]},
         }))
         .unwrap();
         let now = "2026-01-01T00:01:00Z".parse().unwrap();
-        insta::assert_snapshot!(describe(&process, Some(&[]), now));
+        let text = describe(&process, Some(&[]), now);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        insta::assert_snapshot!(text);
         assert!(describe(&process, None, now).contains("may not read"));
     }
 }

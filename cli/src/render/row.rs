@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use kube::core::DynamicObject;
-use remoteprocess_api::RemoteProcess;
+use remoteprocess_api::{ConditionType, Phase, RemoteProcess, RemoteProcessStatus, condition};
 
 use super::since;
 
@@ -61,17 +61,29 @@ fn facts(process: &RemoteProcess, now: Timestamp) -> [String; 6] {
     let status = process.status.clone().unwrap_or_default();
     let code = status.exit_code.map(|code| code.to_string());
     let is_running = status.finished_at.is_none();
+    let reason = reason(&status);
     let duration = status
         .duration
         .unwrap_or_else(|| since(status.started_at.filter(|_| is_running), now));
     [
         status.phase.unwrap_or_default().to_string(),
-        status.reason.map(|reason| reason.to_string()).unwrap_or_default(),
+        reason,
         code.or(status.signal).unwrap_or_default(),
         status.attempt.map(|attempt| attempt.to_string()).unwrap_or_default(),
         since(status.started_at, now),
         duration,
     ]
+}
+
+/// A process that runs says first what holds its output up.
+fn reason(status: &RemoteProcessStatus) -> String {
+    let trouble = [ConditionType::OutputBlocked, ConditionType::ArchiveUnavailable]
+        .into_iter()
+        .find(|kind| status.phase == Some(Phase::Running) && condition::is_true(&status.conditions, *kind));
+    match trouble {
+        Some(kind) => kind.to_string(),
+        None => status.reason.map(|reason| reason.to_string()).unwrap_or_default(),
+    }
 }
 
 fn node(process: &RemoteProcess) -> Option<String> {
@@ -117,6 +129,11 @@ mod tests {
              "status": {"phase": "Failed", "reason": "OOMKilled", "signal": "SIGKILL", "attempt": 1}},
             {"metadata": {"name": "new", "namespace": "b", "creationTimestamp": "2026-01-01T00:02:00Z"},
              "spec": {"image": "busybox", "command": ["true"]}},
+            {"metadata": {"name": "held", "namespace": "b", "creationTimestamp": "2026-01-01T00:02:00Z"},
+             "spec": {"image": "busybox", "command": ["true"]},
+             "status": {"phase": "Running", "reason": "Running", "attempt": 1, "conditions": [
+                 {"type": "OutputBlocked", "status": "True", "reason": "SpoolFull", "message": "",
+                  "lastTransitionTime": "2026-01-01T00:02:00Z"}]}},
             {"metadata": {"name": "odd", "namespace": "b"}, "spec": {"image": 7}},
         ]))
         .unwrap();
