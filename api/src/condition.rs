@@ -14,6 +14,12 @@ pub enum ConditionType {
     Finished,
     /// The process ended with code 0 of its own accord. Written by the controller; the message carries the last lines.
     Succeeded,
+    /// It is as it should be, by `spec.readyWhen` (kstatus). Written by the controller.
+    Ready,
+    /// It is on its way there; only there while it is (kstatus). Written by the controller.
+    Reconciling,
+    /// It will never get there; only there then (kstatus). Written by the controller.
+    Stalled,
     /// Byte counts and hashes of the output are fixed and the archive holds it. Written by the relay.
     OutputSealed,
     /// Output is missing; only there when it is. Written by the relay.

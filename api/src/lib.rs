@@ -16,10 +16,10 @@ pub mod status;
 pub use condition::{Condition, ConditionType};
 pub use phase::{Phase, Reason};
 pub use spec::{
-    AgentSpec, DesiredState, Echo, MaskSource, OutputSpec, PodSpec, RemoteProcess, RemoteProcessSpec, SecretKey, StopSpec,
-    TailInStatus, WhenFull,
+    AgentSpec, DesiredState, Echo, MaskSource, OutputSpec, PodSpec, ReadyWhen, RemoteProcess, RemoteProcessSpec,
+    RetryAfter, SecretKey, StopSpec, TailInStatus, WhenFull,
 };
 pub use status::{
-    AttemptExit, AttemptOutput, AttemptStatus, ExitSource, OutputStatus, RemoteProcessStatus, StopStatus, StreamStatus,
-    UsageStatus,
+    AttemptExit, AttemptOutput, AttemptStatus, ExitSource, OutputStatus, RemoteProcessStatus, RetriesStatus,
+    StopStatus, StreamStatus, UsageStatus,
 };

@@ -67,8 +67,10 @@ pub enum Reason {
     Interrupted,
     /// The node is gone.
     NodeLost,
-    /// The kubelet evicted the pod.
+    /// The pod was evicted: by the kubelet, by a drain, or by another use of the eviction API.
     Evicted,
+    /// The scheduler took the pod away for one of a higher priority.
+    Preempted,
     /// The agent was away for too long.
     AgentLost,
     /// Entrypoint and agent did not find each other.
@@ -77,6 +79,8 @@ pub enum Reason {
     ImagePull,
     /// No node takes the pod.
     Unschedulable,
+    /// Somebody holds the pod back with scheduling gates.
+    Gated,
     /// A quota refuses the pod.
     Quota,
     /// Pod Security or another admission rule refuses the pod.
@@ -93,6 +97,12 @@ pub enum Reason {
     Enrolling,
     /// Attempts without a start ended too often.
     StartFailed,
+    /// The start deadline has passed, and nothing is known to stand in the way.
+    DeadlineExceeded,
+    /// An attempt ended and another follows.
+    Retrying,
+    /// A container that is not ours keeps the pod of an ended attempt alive.
+    ForeignContainer,
     /// The program is running.
     Running,
     /// The stop path is under way.

@@ -48,6 +48,20 @@ pub fn mounts() -> Rule {
     )
 }
 
+/// A rule for exit codes says nothing where process failures are not tried again.
+#[must_use]
+pub fn exit_codes_need_process_failure() -> Rule {
+    Rule::new("!has(self.exitCodes) || !has(self.after) || 'ProcessFailure' in self.after")
+        .message("spec.retries.exitCodes: only a ProcessFailure has an exit code; add it to spec.retries.after")
+}
+
+/// Either the codes that are meant or those that are not.
+#[must_use]
+pub fn one_list_of_exit_codes() -> Rule {
+    Rule::new("has(self.__in__) != has(self.notIn)")
+        .message("spec.retries.exitCodes: give exactly one of `in` and `notIn`")
+}
+
 /// No volume under a reserved name.
 #[must_use]
 pub fn volume_names() -> Rule {

@@ -1,10 +1,12 @@
 //! What a user writes.
 
+mod lifecycle;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, EnvFromSource, EnvVar, LocalObjectReference, PodSecurityContext, ResourceRequirements, SecurityContext,
-    Toleration, Volume, VolumeMount,
+    Affinity, EnvFromSource, EnvVar, LocalObjectReference, PodSchedulingGate, PodSecurityContext, ResourceRequirements,
+    SecurityContext, Toleration, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{CustomResource, KubeSchema};
@@ -16,7 +18,12 @@ use crate::rules;
 use crate::signal::SIGNALS;
 use crate::status::RemoteProcessStatus;
 
-/// A command to run in a pod. Everything but `desiredState` is fixed at creation.
+pub use lifecycle::{
+    BackoffSpec, DEFAULT_BACKOFF_SECONDS, DEFAULT_MAX_BACKOFF_SECONDS, DeadlinesSpec, ExitCodes, ReadyWhen,
+    RetriesSpec, RetryAfter, TtlSpec,
+};
+
+/// A command to run in a pod. Everything but `desiredState` and `ttl` is fixed at creation.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "remoteprocess.dev",
@@ -56,6 +63,9 @@ use crate::status::RemoteProcessStatus;
     validation = rules::fixed("output"),
     validation = rules::fixed("agent"),
     validation = rules::fixed("pod"),
+    validation = rules::fixed("retries"),
+    validation = rules::fixed("deadlines"),
+    validation = rules::fixed("readyWhen"),
     validation = rules::stopped_is_final(),
     validation = rules::mounts(),
 )]
@@ -104,6 +114,19 @@ pub struct RemoteProcessSpec {
     /// How the process is asked to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<StopSpec>,
+    /// Whether an attempt that ended badly is followed by another. None is where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<RetriesSpec>,
+    /// How long it may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadlines: Option<DeadlinesSpec>,
+    /// When the object is deleted after its end. It may change at any time; never where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<TtlSpec>,
+    /// When the condition Ready is true, for which `helm --wait` and GitOps tools look: Started (default) once the
+    /// program was launched, Finished once it has ended with success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_when: Option<ReadyWhen>,
     /// What happens with the output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<OutputSpec>,
@@ -277,6 +300,10 @@ pub struct PodSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub runtime_class_name: Option<String>,
+    /// Gates that hold the pod back from the scheduler until somebody takes them off it, as in a pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub scheduling_gates: Vec<PodSchedulingGate>,
     /// Security context of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub security_context: Option<PodSecurityContext>,

@@ -41,8 +41,8 @@ pub struct RemoteProcessStatus {
     /// How long the program ran, as text for a table, 1m30s for example.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
-    /// Scheduled, Started, Finished, Succeeded, OutputSealed and, while or where they are true, OutputBlocked,
-    /// ArchiveUnavailable and OutputLost.
+    /// Scheduled, Started, Finished, Succeeded, Ready, OutputSealed and, while or where they are true, Reconciling,
+    /// Stalled, OutputBlocked, ArchiveUnavailable and OutputLost.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[schemars(length(max = 16))]
@@ -50,11 +50,25 @@ pub struct RemoteProcessStatus {
     /// Output of the current attempt, in figures. The bytes themselves are read with `rproc logs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<OutputStatus>,
-    /// Each attempt, oldest first. One pod and at most one launch per attempt.
+    /// How often it was tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<RetriesStatus>,
+    /// The attempts, oldest first: the first nine and the last nine; `attempt` says how many there were. One pod and at
+    /// most one launch per attempt.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["number"]))]
-    #[schemars(length(max = 20))]
+    #[schemars(length(max = 32))]
     pub attempts: Vec<AttemptStatus>,
+}
+
+/// How often a process was tried again, by what had ended the attempt before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RetriesStatus {
+    /// After the pod, the node or the agent was lost.
+    pub infrastructure: u32,
+    /// After the program had failed.
+    pub process_failure: u32,
 }
 
 /// Output of the current attempt.
@@ -87,6 +101,9 @@ pub struct AttemptStatus {
     /// Node of that pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// When it was begun: its pod is created after that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub begun_at: Option<Timestamp>,
     /// The operator replica that is this attempt's home.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub relay: Option<String>,
@@ -198,7 +215,32 @@ pub struct StreamStatus {
     pub lost_bytes: Option<u64>,
 }
 
+/// How many of the first attempts, and how many of the last, have a record in the status.
+pub const KEPT_ATTEMPTS: u32 = 9;
+
+impl RetriesStatus {
+    /// Both kinds together.
+    #[must_use]
+    pub fn sum(&self) -> u32 {
+        self.infrastructure.saturating_add(self.process_failure)
+    }
+}
+
 impl RemoteProcessStatus {
+    /// Whether attempt `number` has a record for good: the first nine and the last nine have. Each of the two writers
+    /// leaves out what neither is.
+    #[must_use]
+    pub fn keeps(&self, number: u32) -> bool {
+        number <= KEPT_ATTEMPTS || number.saturating_add(KEPT_ATTEMPTS) > self.attempt.unwrap_or_default()
+    }
+
+    /// Drops the records of the attempts in the middle.
+    pub fn trim(&mut self) {
+        let mut attempts = std::mem::take(&mut self.attempts);
+        attempts.retain(|attempt| self.keeps(attempt.number));
+        self.attempts = attempts;
+    }
+
     /// The record of attempt `number`.
     #[must_use]
     pub fn attempt(&self, number: u32) -> Option<&AttemptStatus> {
@@ -209,5 +251,23 @@ impl RemoteProcessStatus {
     #[must_use]
     pub fn latest_attempt(&self) -> Option<&AttemptStatus> {
         self.attempts.iter().max_by_key(|attempt| attempt.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_and_the_last_nine_attempts_are_kept() {
+        let kept = |attempt| {
+            let status = RemoteProcessStatus {
+                attempt: Some(attempt),
+                ..RemoteProcessStatus::default()
+            };
+            (1..=attempt).filter(|number| status.keeps(*number)).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(18).len(), 18);
+        assert_eq!(kept(100), (1..=9).chain(92..=100).collect::<Vec<_>>());
     }
 }

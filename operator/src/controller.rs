@@ -29,7 +29,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::controller::{Action, Config as ApplierConfig};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Client, ResourceExt, runtime};
+use kube::{Api, Client, ResourceExt, runtime};
 use remoteprocess_api::{Phase, RemoteProcess};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
@@ -48,6 +48,8 @@ use watch::Scope;
 const CONCURRENCY: u16 = 32;
 /// A process that has not ended is looked at this often even if no event comes.
 const RESYNC: Duration = Duration::from_secs(60);
+/// After so many failures in a row the cache is not believed.
+const DISTRUST: u32 = 4;
 /// First and longest wait after the API server refused a pod.
 const REFUSED_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -69,6 +71,7 @@ struct Context {
     pods: Store<Pod>,
     remembered: Remembered,
     reporter: Reporter,
+    clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
 /// Reconciles all processes until `shutdown`; passes under way end first.
@@ -89,6 +92,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
             pods: watches.pods,
             remembered: remembered.clone(),
             reporter: reporter.clone(),
+            clock: Arc::new(Timestamp::now),
         };
         let triggers = watches.triggers.take_until(shutdown.clone().cancelled_owned());
         reconcile_all(context, watches.processes, triggers)
@@ -143,6 +147,9 @@ fn retry(process: Arc<RemoteProcess>, error: &Error, context: Arc<Context>) -> A
 /// One pass over one process.
 #[instrument(skip_all, fields(namespace = process.namespace(), name = process.name_any()))]
 async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result<Action, Error> {
+    let Some(process) = believe(process, &context).await? else {
+        return Ok(Action::await_change());
+    };
     let memory = context.remembered.recall(&process);
     if is_behind(&process, &memory) {
         return Err(Error::Conflict("the cache does not show the newest attempt yet".into()));
@@ -152,8 +159,9 @@ async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result
     let situation = Situation {
         process: &process,
         pod: observed.sight(),
+        node: observed.node,
         memory: &memory,
-        now: Timestamp::now(),
+        now: (context.clock)(),
     };
     let verdict = match &validated {
         Err(sentence) if !is_final(&process) => phase::decide_invalid(&situation, &sentence.to_string()),
@@ -168,8 +176,25 @@ async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result
             cleanup::delete_pod(&context.client, &namespace, &name, &uid).await?;
             Ok(context.done(&process, again_in))
         }
+        (phase::Action::DeleteProcess, _) => {
+            cleanup::delete_process(&context.client, &process).await?;
+            Ok(context.done(&process, None))
+        }
         _ => Ok(context.done(&process, again_in)),
     }
+}
+
+/// The object as the cache has it, or as the API server has it where the cache stays behind: a watch that has lost an
+/// event would never tell. `None` when it is gone.
+async fn believe(process: Arc<RemoteProcess>, context: &Context) -> Result<Option<Arc<RemoteProcess>>, Error> {
+    if context.remembered.failures(&process) < DISTRUST {
+        return Ok(Some(process));
+    }
+    let api: Api<RemoteProcess> = Api::namespaced(context.client.clone(), &process.namespace().unwrap_or_default());
+    let live = api.get_opt(&process.name_any()).await.map_err(Error::Observe)?;
+    Ok(live
+        .filter(|live| live.metadata.uid == process.metadata.uid)
+        .map(Arc::new))
 }
 
 /// Whether the cached object is older than what this controller has done with it.
@@ -237,8 +262,9 @@ impl Context {
         let situation = Situation {
             process: &process,
             pod: phase::Sight::Missing,
+            node: phase::NodeSight::default(),
             memory: &memory,
-            now: Timestamp::now(),
+            now: (self.clock)(),
         };
         let verdict = phase::decide_refused(&situation, refusal, again_in);
         self.settle(process.clone(), verdict).await?;

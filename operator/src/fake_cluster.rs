@@ -19,6 +19,32 @@ type Key = (String, String);
 #[derive(Clone, Default)]
 pub(crate) struct FakeCluster(Arc<Mutex<State>>);
 
+/// How many calls that change something a client has made, and after which of them it is dead.
+#[derive(Clone, Default)]
+pub(crate) struct Life(Arc<Mutex<(usize, Option<usize>)>>);
+
+impl Life {
+    /// Dead after so many calls that change something.
+    pub(crate) fn ends_after(calls: usize) -> Self {
+        Self(Arc::new(Mutex::new((0, Some(calls)))))
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        let (calls, end) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        end.is_some_and(|end| calls >= end)
+    }
+
+    fn count(&self, call: &Call) {
+        if call.method != Method::GET {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
     version: u64,
@@ -33,6 +59,20 @@ impl FakeCluster {
     pub(crate) fn client(&self) -> Client {
         let cluster = self.clone();
         fake_api::client(move |call| cluster.state().answer(&call))
+    }
+
+    /// A client of something that may die: what it asks goes through `life`.
+    pub(crate) fn mortal_client(&self, life: Life) -> Client {
+        let cluster = self.clone();
+        fake_api::client(move |call| {
+            if life.is_over() {
+                return refusal(503, "Dead");
+            }
+            let answer = cluster.state().answer(&call);
+            life.count(&call);
+            // The call was carried out, and who asked for it never learns.
+            if life.is_over() { refusal(503, "Dead") } else { answer }
+        })
     }
 
     /// Stores an object as it is, as another client would; its resourceVersion and uid are set here.
@@ -60,9 +100,19 @@ impl FakeCluster {
         self.put(kind, &object);
     }
 
+    /// Takes an object away.
+    pub(crate) fn remove(&self, kind: &str, name: &str) {
+        self.state().objects.remove(&(kind.to_owned(), name.to_owned()));
+    }
+
     /// The process of this name.
     pub(crate) fn process(&self, name: &str) -> RemoteProcess {
         self.get("remoteprocesses", name).expect("the process")
+    }
+
+    /// Changes with every change of an object.
+    pub(crate) fn version(&self) -> u64 {
+        self.state().version
     }
 
     /// Each write of a status that changed it: the field manager and the whole status afterwards.
@@ -87,6 +137,8 @@ impl State {
         let name = parts.get(at + 1).map(|name| (*name).to_owned());
         match (&call.method, name, parts.get(at + 2).copied()) {
             (&Method::POST, None, _) => self.create(&kind, call.body.clone()),
+            // A repeated event.
+            (&Method::PATCH, Some(_), None) if kind == "events" => (200, call.body.clone()),
             (&Method::GET, Some(name), _) => self.read(&(kind, name)),
             (&Method::PATCH, Some(name), Some("status")) => self.apply_status((kind, name), call),
             (&Method::DELETE, Some(name), _) => self.delete(&(kind, name), &call.body),
@@ -133,6 +185,7 @@ impl State {
                 return refusal(409, "Conflict");
             }
         }
+        self.version += 1;
         let deleted = if key.0 == "pods" {
             let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
             let metadata = object["metadata"].as_object_mut().expect("metadata");

@@ -58,6 +58,10 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses]
   verbs: [get, list, watch]
+# controller: spec.ttl.
+- apiGroups: [remoteprocess.dev]
+  resources: [remoteprocesses]
+  verbs: [delete]
 # relay (Stop of a process whose agent is away): sets spec.desiredState.
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses]

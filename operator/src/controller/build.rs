@@ -143,6 +143,7 @@ fn build_spec(process: &Validated<'_>, attempt: u32, settings: &AgentSettings, p
         affinity,
         priority_class_name,
         runtime_class_name,
+        scheduling_gates,
         security_context,
         volumes: _,
         labels: _,
@@ -171,6 +172,7 @@ fn build_spec(process: &Validated<'_>, attempt: u32, settings: &AgentSettings, p
         affinity,
         priority_class_name,
         runtime_class_name,
+        scheduling_gates: Some(scheduling_gates).filter(is_filled),
         security_context: security::pod(security_context, profile),
         ..PodSpec::default()
     }

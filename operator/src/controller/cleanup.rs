@@ -1,9 +1,10 @@
-//! Deletes pods that have no business any more. Everything else is left to the
+//! Deletes pods that have no business any more, and objects whose time is over. Everything else is left to the
 //! garbage collector by owner references: there is no finalizer.
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::Client;
 use kube::api::{Api, DeleteParams, Preconditions};
+use kube::{Client, ResourceExt};
+use remoteprocess_api::RemoteProcess;
 
 use super::error::Error;
 
@@ -21,6 +22,24 @@ pub async fn delete_pod(client: &Client, namespace: &str, name: &str, uid: &str)
         Ok(_) => Ok(()),
         // Gone, or another pod by now.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) => Err(Error::Cleanup(error)),
+    }
+}
+
+/// Deletes a process whose time is over, if nobody has changed it meanwhile. Its pods follow.
+///
+/// # Errors
+/// [`Error::Conflict`] when it has changed, [`Error::Cleanup`] when the API server did not do it.
+pub async fn delete_process(client: &Client, process: &RemoteProcess) -> Result<(), Error> {
+    let api: Api<RemoteProcess> = Api::namespaced(client.clone(), &process.namespace().unwrap_or_default());
+    let params = DeleteParams::background().preconditions(Preconditions {
+        uid: process.uid(),
+        resource_version: process.resource_version(),
+    });
+    match api.delete(&process.name_any(), &params).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => Err(Error::Conflict(status.message)),
         Err(error) => Err(Error::Cleanup(error)),
     }
 }

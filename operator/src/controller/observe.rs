@@ -3,14 +3,16 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
-use remoteprocess_api::RemoteProcess;
+use remoteprocess_api::{AttemptStatus, ExitSource, Phase, RemoteProcess};
+use tracing::warn;
 
 use super::build::pod_name;
 use super::error::Error;
-use super::phase::{Memory, Sight};
+use super::phase::{Memory, NodeSight, OUT_OF_SERVICE, Sight};
 
 /// A process and the pod of its current attempt.
 #[derive(Clone, Debug)]
@@ -19,6 +21,8 @@ pub struct Observed {
     pub process: Arc<RemoteProcess>,
     /// The pod, whoever owns it.
     pub pod: Option<Arc<Pod>>,
+    /// The node of a pod that is gone.
+    pub node: NodeSight,
 }
 
 impl Observed {
@@ -53,28 +57,90 @@ pub async fn observe(
     process: Arc<RemoteProcess>,
     memory: &Memory,
 ) -> Result<Observed, Error> {
+    let seen = |process, pod| Observed {
+        process,
+        pod,
+        node: NodeSight::default(),
+    };
     let Some(number) = process.status.as_ref().and_then(|status| status.attempt) else {
-        return Ok(Observed { process, pod: None });
+        return Ok(seen(process, None));
     };
     let namespace = process.namespace().unwrap_or_default();
     let name = pod_name(&process.name_any(), &process.uid().unwrap_or_default(), number);
     if let Some(pod) = pods.get(&ObjectRef::new(&name).within(&namespace)) {
-        return Ok(Observed {
-            process,
-            pod: Some(pod),
-        });
+        return Ok(seen(process, Some(pod)));
     }
-    let record = process.status.as_ref().and_then(|status| status.attempt(number));
-    let existed = record.is_some_and(|record| record.pod_uid.is_some() || record.granted_at.is_some())
-        || memory.created.as_ref().is_some_and(|(attempt, _)| *attempt == number);
-    let ended = record.is_some_and(|record| record.exit.is_some());
-    if !existed || ended {
-        return Ok(Observed { process, pod: None });
+    let Some(record) = process.status.as_ref().and_then(|status| status.attempt(number)) else {
+        return Ok(seen(process, None));
+    };
+    if !is_worth_asking(&process, record, memory) {
+        return Ok(seen(process, None));
     }
     let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-    let pod = api.get_opt(&name).await.map_err(Error::Observe)?;
-    Ok(Observed {
-        process,
-        pod: pod.map(Arc::new),
+    let pod = api.get_opt(&name).await.map_err(Error::Observe)?.map(Arc::new);
+    let node = match &record.node {
+        Some(node) if pod.is_none() && needs_node(&process, record) => look_at_node(client, node).await?,
+        _ => NodeSight::default(),
+    };
+    Ok(Observed { process, pod, node })
+}
+
+/// Whether the absence of the pod would say something.
+pub(super) fn is_worth_asking(process: &RemoteProcess, record: &AttemptStatus, memory: &Memory) -> bool {
+    let is_final = process
+        .status
+        .as_ref()
+        .and_then(|status| status.phase)
+        .is_some_and(Phase::is_final);
+    let granted = record.granted_at.is_some();
+    let existed = record.pod_uid.is_some()
+        || granted
+        || memory
+            .created
+            .as_ref()
+            .is_some_and(|(attempt, _)| *attempt == record.number);
+    // After an attempt that ran, another may follow once its pod is gone.
+    existed && !is_final && (record.exit.is_none() || granted)
+}
+
+/// Whether another attempt may follow one whose end the entrypoint did not report.
+pub(super) fn needs_node(process: &RemoteProcess, record: &AttemptStatus) -> bool {
+    let verified = record
+        .exit
+        .as_ref()
+        .is_some_and(|exit| exit.source == ExitSource::Entrypoint);
+    process.spec.retries.is_some() && record.granted_at.is_some() && !verified
+}
+
+/// Whether a node can still run a pod that the API server does not know.
+async fn look_at_node(client: &Client, name: &str) -> Result<NodeSight, Error> {
+    let api: Api<Node> = Api::all(client.clone());
+    match api.get_opt(name).await {
+        Ok(None) => Ok(NodeSight::Gone),
+        Ok(Some(node)) => Ok(judge_node(&node)),
+        // An installation for some namespaces only may not read nodes: nothing is known then.
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            warn!(
+                node = name,
+                "no right to get nodes: the end of a lost pod cannot be proven"
+            );
+            Ok(NodeSight::Silent)
+        }
+        Err(error) => Err(Error::Observe(error)),
+    }
+}
+
+fn judge_node(node: &Node) -> NodeSight {
+    let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    if taints.any(|taint| taint.key == OUT_OF_SERVICE) {
+        return NodeSight::Gone;
+    }
+    let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready = conditions.find(|condition| condition.type_ == "Ready" && condition.status == "True");
+    ready.map_or(NodeSight::Silent, |ready| NodeSight::Ready {
+        since: ready
+            .last_transition_time
+            .as_ref()
+            .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
     })
 }

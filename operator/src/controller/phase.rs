@@ -2,11 +2,14 @@
 //! Pure: time and everything remembered come in with the [`Situation`].
 //!
 //! Three rules hold whatever is seen: a final phase never changes; an attempt whose
-//! start was granted is never run again; a pod is created only for an attempt that
-//! the status already names.
+//! start was granted is never run again, and another follows it only after proof that
+//! it has ended; a pod is created only for an attempt that the status already names.
 
+mod again;
 mod conditions;
+mod deadline;
 mod ending;
+mod ttl;
 mod unstarted;
 mod waiting;
 
@@ -25,9 +28,9 @@ use conditions::Draft;
 use unstarted::{end_before_start, not_granted, replace, stop_before_start, stopped_before_start};
 use waiting::Wait;
 
-/// Attempts that may end before a start was granted: they have run nothing, so they
-/// do not count as runs, but a pod that never starts is not tried for ever.
-pub const MAX_ATTEMPTS: u32 = 5;
+/// Attempts in a row that may end before a start was granted: they have run nothing, so they
+/// do not count as retries, but a pod that never starts is not tried for ever.
+pub const MAX_ATTEMPTS: usize = 5;
 /// How long the exit record is awaited after the agent is gone before the kubelet's word is taken.
 pub const RECORD_WAIT: Duration = Duration::from_secs(10);
 /// Waits that are part of every start are written down only when they last longer.
@@ -57,9 +60,29 @@ pub struct Memory {
     pub ended_since: Option<Timestamp>,
     /// Since when its agent is gone too.
     pub gone_since: Option<Timestamp>,
+    /// Since when an ended attempt is not known to have left its node.
+    pub lingers_since: Option<Timestamp>,
     /// Since when a granted attempt should stop.
     pub stopping_since: Option<Timestamp>,
 }
+
+/// What is seen of the node of a granted attempt whose pod is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeSight {
+    /// It may still run what it ran: it does not answer, or nobody has asked, or nobody may.
+    #[default]
+    Silent,
+    /// It answers since then: its kubelet ends what the API server does not know.
+    Ready {
+        /// By the node's own condition.
+        since: Timestamp,
+    },
+    /// It was deleted, or somebody vouches by its taint [`OUT_OF_SERVICE`] that it is off.
+    Gone,
+}
+
+/// Taint of a node that is known to be off (Kubernetes, "Non-graceful node shutdown handling").
+pub const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// Everything a decision depends on.
 #[derive(Clone, Debug)]
@@ -68,6 +91,8 @@ pub struct Situation<'a> {
     pub process: &'a RemoteProcess,
     /// The pod of its current attempt.
     pub pod: Sight<'a>,
+    /// The node of that pod, where the pod is gone and its end is not proven.
+    pub node: NodeSight,
     /// What is remembered.
     pub memory: &'a Memory,
     /// The time.
@@ -89,6 +114,8 @@ pub enum Action {
         /// Its UID: another pod of that name stays.
         uid: String,
     },
+    /// Delete the object itself: its time is over.
+    DeleteProcess,
 }
 
 /// A decision: the status comes first, then the action.
@@ -107,6 +134,10 @@ pub struct Verdict {
 /// Decides what the status should say and what to do.
 #[must_use]
 pub fn decide(situation: &Situation<'_>) -> Verdict {
+    deadline::mind(decide_now(situation), situation)
+}
+
+fn decide_now(situation: &Situation<'_>) -> Verdict {
     let process = situation.process;
     let mut draft = Draft::new(process, situation.now);
     let mut memory = situation.memory.clone();
@@ -115,8 +146,14 @@ pub fn decide(situation: &Situation<'_>) -> Verdict {
     }
     draft.status.observed_generation = process.metadata.generation;
     if draft.status.phase.is_some_and(Phase::is_final) {
-        let action = clean_up(situation);
-        return draft.verdict(action, None, memory);
+        let (action, again) = match clean_up(situation) {
+            Action::None => ttl::of_ended(situation),
+            action => (action, None),
+        };
+        return draft.verdict(action, again, memory);
+    }
+    if let Some(verdict) = deadline::passed(situation) {
+        return verdict;
     }
     let Some(record) = current(process) else {
         return if should_stop(process) {
@@ -128,11 +165,7 @@ pub fn decide(situation: &Situation<'_>) -> Verdict {
     };
     if let Some(exit) = &record.exit {
         return if record.granted_at.is_some() || exit.source == ExitSource::Entrypoint {
-            if let Sight::Ours(pod) = situation.pod {
-                draft.see_pod(pod);
-            }
-            draft.finish(record, exit, disruption(situation));
-            draft.verdict(Action::None, None, memory)
+            again::conclude(draft, situation, record, exit, memory)
         } else {
             replace(draft, situation, record, exit, memory)
         };
@@ -164,7 +197,8 @@ pub fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, again_in: Du
         return finish_invalid(draft, situation, refusal.reason, &refusal.message);
     }
     draft.wait(&Wait::problem(refusal.reason, refusal.message.clone()));
-    draft.verdict(Action::None, Some(again_in), situation.memory.clone())
+    let verdict = draft.verdict(Action::None, Some(again_in), situation.memory.clone());
+    deadline::mind(verdict, situation)
 }
 
 /// Somebody else's pod has the name of ours.
@@ -215,8 +249,11 @@ fn was_created(record: &AttemptStatus, memory: &Memory) -> bool {
 }
 
 /// Records attempt `number`; its pod is created after that is written.
-fn begin(mut draft: Draft<'_>, number: u32, mut memory: Memory) -> Verdict {
-    (memory.ended_since, memory.gone_since) = (None, None);
+fn begin(mut draft: Draft<'_>, number: u32, memory: Memory) -> Verdict {
+    let memory = Memory {
+        created: memory.created,
+        ..Memory::default()
+    };
     draft.begin(number);
     draft.verdict(Action::CreatePod(number), None, memory)
 }
@@ -283,8 +320,11 @@ fn await_record(
         draft.see_pod(pod);
     }
     draft.record_end(record, end.clone());
-    draft.finish(record, end, disruption(situation));
-    draft.verdict(Action::None, None, Memory::default())
+    let memory = Memory {
+        created: memory.created.clone(),
+        ..Memory::default()
+    };
+    again::conclude(draft, situation, record, end, memory)
 }
 
 /// A pod that was never granted a start has no business after the end of its process.
@@ -325,7 +365,7 @@ fn disruption(situation: &Situation<'_>) -> Option<(Reason, String)> {
     let status = situation.process.status.as_ref()?;
     let reason = status
         .reason
-        .filter(|reason| matches!(reason, Reason::Evicted | Reason::NodeLost))?;
+        .filter(|reason| matches!(reason, Reason::Evicted | Reason::Preempted | Reason::NodeLost))?;
     Some((reason, status.message.clone().unwrap_or_default()))
 }
 

@@ -42,6 +42,11 @@ impl Remembered {
         })
     }
 
+    /// Failures in a row.
+    pub(super) fn failures(&self, process: &RemoteProcess) -> u32 {
+        self.with(process, |entry| entry.failures)
+    }
+
     pub(super) fn forget_failures(&self, process: &RemoteProcess) {
         self.with(process, |entry| entry.failures = 0);
     }

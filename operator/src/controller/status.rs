@@ -27,6 +27,7 @@ pub fn own_fields(status: &RemoteProcessStatus) -> RemoteProcessStatus {
         duration,
         conditions,
         output: _,
+        retries,
         attempts,
     } = status.clone();
     let own_condition = |name: &str| name.parse::<ConditionType>().is_ok_and(|kind| !kind.is_of_relay());
@@ -46,7 +47,12 @@ pub fn own_fields(status: &RemoteProcessStatus) -> RemoteProcessStatus {
             .filter(|condition| own_condition(&condition.type_))
             .collect(),
         output: None,
-        attempts: attempts.into_iter().map(own_attempt_fields).collect(),
+        retries,
+        attempts: attempts
+            .into_iter()
+            .filter(|attempt| status.keeps(attempt.number))
+            .map(own_attempt_fields)
+            .collect(),
     }
 }
 
@@ -56,6 +62,7 @@ fn own_attempt_fields(attempt: AttemptStatus) -> AttemptStatus {
         pod_name,
         pod_uid,
         node,
+        begun_at,
         relay: _,
         granted_at: _,
         started_at: _,
@@ -72,6 +79,7 @@ fn own_attempt_fields(attempt: AttemptStatus) -> AttemptStatus {
         pod_name,
         pod_uid,
         node,
+        begun_at,
         exit,
         finished_at,
         ..AttemptStatus::default()

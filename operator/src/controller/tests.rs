@@ -1,4 +1,5 @@
 mod budget;
+mod lives;
 mod stage;
 
 use std::sync::Mutex;
@@ -74,6 +75,7 @@ impl Server {
             pods,
             remembered: Remembered::default(),
             reporter,
+            clock: Arc::new(Timestamp::now),
         };
         Self {
             calls,

@@ -44,8 +44,10 @@ impl Overseer {
                 change = changes.recv() => match change {
                     Some(Change::Is(process)) => {
                         self.tell(&process);
-                        if let Some(subject) = abandoned(&process).filter(|subject| waiting.insert(subject.key.clone())) {
-                            burials.spawn(self.clone().bury(subject));
+                        for subject in abandoned(&process) {
+                            if waiting.insert(subject.key.clone()) {
+                                burials.spawn(self.clone().bury(subject));
+                            }
                         }
                     }
                     Some(Change::Gone(process)) => self.tell_gone(&process),
@@ -83,8 +85,7 @@ impl Overseer {
         loop {
             sleep(MOURNING).await;
             let process = self.directory.by_uid(&subject.key.uid);
-            let Some(process) = process.filter(|process| abandoned(process).is_some_and(|it| it.key == subject.key))
-            else {
+            let Some(process) = process.filter(|process| abandoned(process).any(|it| it.key == subject.key)) else {
                 return subject.key;
             };
             let pod = process
@@ -110,10 +111,9 @@ impl Overseer {
     }
 }
 
-/// The current attempt, if it ended without its output being recorded, by another word than the agent's.
-fn abandoned(process: &RemoteProcess) -> Option<Subject> {
-    let subject = unfinished(process)?;
-    known_end(process, subject.key.attempt).map(|_| subject)
+/// The attempts that ended without their output being recorded, by another word than the agent's.
+fn abandoned(process: &RemoteProcess) -> impl Iterator<Item = Subject> {
+    unfinished(process).filter(|subject| known_end(process, subject.key.attempt).is_some())
 }
 
 /// Tells one session what its object says now.
@@ -151,40 +151,39 @@ fn of(sessions: &Sessions, process: &RemoteProcess) -> Vec<Arc<Session>> {
 /// Records the ends that were archived by a relay which died before it could write them into the status.
 pub async fn make_up(directory: &Directory, archive: &Archive, sessions: &Sessions, record: &dyn Record) {
     for process in directory.list("") {
-        let Some(subject) = unfinished(&process).filter(|subject| sessions.get(&subject.key).is_none()) else {
-            continue;
-        };
-        match archived_end(archive, &subject).await {
-            Ok(Some(ending)) => {
-                info!(
-                    uid = subject.key.uid,
-                    attempt = subject.key.attempt,
-                    "recording an end that was only archived"
-                );
-                record.ended(&subject, &ending).await;
+        for subject in unfinished(&process).filter(|subject| sessions.get(&subject.key).is_none()) {
+            match archived_end(archive, &subject).await {
+                Ok(Some(ending)) => {
+                    info!(
+                        uid = subject.key.uid,
+                        attempt = subject.key.attempt,
+                        "recording an end that was only archived"
+                    );
+                    record.ended(&subject, &ending).await;
+                }
+                Ok(None) => {}
+                Err(error) => warn!(uid = subject.key.uid, %error, "cannot read what is archived"),
             }
-            Ok(None) => {}
-            Err(error) => warn!(uid = subject.key.uid, %error, "cannot read what is archived"),
         }
     }
 }
 
-/// The current attempt, if it was granted and its output is not recorded.
-fn unfinished(process: &RemoteProcess) -> Option<Subject> {
-    let status = process.status.as_ref()?;
-    let attempt = status.attempt(status.attempt?)?;
-    if attempt.granted_at.is_none() || attempt.output.is_some() {
-        return None;
-    }
-    Some(Subject {
-        namespace: process.namespace()?,
-        name: process.name_any(),
-        pod_uid: attempt.pod_uid.clone().unwrap_or_default(),
-        key: AttemptKey {
-            uid: process.uid()?,
-            attempt: attempt.number,
-        },
-    })
+/// The attempts that were granted and whose output is not recorded.
+fn unfinished(process: &RemoteProcess) -> impl Iterator<Item = Subject> {
+    let attempts = process.status.iter().flat_map(|status| &status.attempts);
+    attempts
+        .filter(|attempt| attempt.granted_at.is_some() && attempt.output.is_none())
+        .filter_map(|attempt| {
+            Some(Subject {
+                namespace: process.namespace()?,
+                name: process.name_any(),
+                pod_uid: attempt.pod_uid.clone().unwrap_or_default(),
+                key: AttemptKey {
+                    uid: process.uid()?,
+                    attempt: attempt.number,
+                },
+            })
+        })
 }
 
 async fn archived_end(archive: &Archive, subject: &Subject) -> Result<Option<Ending>, super::archive::Error> {

@@ -53,6 +53,7 @@ const EVERYTHING: &str = r"
     affinity: {nodeAffinity: {}}
     priorityClassName: low
     runtimeClassName: gvisor
+    schedulingGates: [{name: example.com/queue}]
     securityContext: {fsGroup: 2000, seccompProfile: {type: Unconfined}}
     volumes: [{name: data, emptyDir: {}}]
     labels: {app.kubernetes.io/name: tool, team: blue}

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
-use remoteprocess_api::{AttemptExit, AttemptStatus, ConditionType, Phase, Reason, RemoteProcess, RemoteProcessStatus};
+use remoteprocess_api::{
+    AttemptExit, AttemptStatus, ConditionType, Phase, ReadyWhen, Reason, RemoteProcess, RemoteProcessStatus,
+};
 
 use super::super::build::pod_name;
 use super::ending::{self, Outcome};
@@ -28,7 +30,8 @@ impl<'a> Draft<'a> {
         Self { process, now, status }
     }
 
-    pub(super) fn verdict(self, action: Action, again_in: Option<Duration>, memory: Memory) -> Verdict {
+    pub(super) fn verdict(mut self, action: Action, again_in: Option<Duration>, memory: Memory) -> Verdict {
+        self.tell_readiness();
         Verdict {
             status: self.status,
             action,
@@ -42,11 +45,14 @@ impl<'a> Draft<'a> {
         let (name, uid) = (self.process.name_any(), self.process.uid().unwrap_or_default());
         let pod_name = Some(pod_name(&name, &uid, number));
         self.status.attempt = Some(number);
+        self.status.started_at = None;
         self.status.attempts.push(AttemptStatus {
             number,
             pod_name,
+            begun_at: Some(self.now),
             ..AttemptStatus::default()
         });
+        self.status.trim();
         let message = format!("attempt {number}: the pod is being created");
         self.say(Phase::Pending, Reason::Waiting, message.clone());
         self.set(ConditionType::Scheduled, "False", Reason::Waiting, &message);
@@ -177,6 +183,34 @@ impl<'a> Draft<'a> {
     fn not_finished(&mut self, reason: Reason) {
         self.set(ConditionType::Finished, "False", reason, "the process has not ended");
         self.set(ConditionType::Succeeded, "Unknown", reason, "the process has not ended");
+    }
+
+    /// Ready, Reconciling and Stalled, as kstatus reads them: the last two are there only while they are true. They
+    /// follow from the phase, so they cost no write of their own; an end that was written is never touched again.
+    fn tell_readiness(&mut self) {
+        let was_final = self.process.status.as_ref().and_then(|status| status.phase);
+        let (Some(phase), false) = (self.status.phase, was_final.is_some_and(Phase::is_final)) else {
+            return;
+        };
+        let reason = self.status.reason.unwrap_or(Reason::Waiting);
+        let message = self.status.message.clone().unwrap_or_default();
+        let is_ready = match self.process.spec.ready_when() {
+            ReadyWhen::Started => matches!(phase, Phase::Running | Phase::Succeeded),
+            ReadyWhen::Finished => phase == Phase::Succeeded,
+        };
+        let ready = if is_ready { "True" } else { "False" };
+        self.set(ConditionType::Ready, ready, reason, &message);
+        for (kind, holds) in [
+            (ConditionType::Reconciling, !is_ready && phase != Phase::Failed),
+            (ConditionType::Stalled, phase == Phase::Failed),
+        ] {
+            if holds {
+                self.set(kind, "True", reason, &message);
+            } else {
+                let name = kind.to_string();
+                self.status.conditions.retain(|condition| condition.type_ != name);
+            }
+        }
     }
 
     /// The output's last lines, which the relay wrote together with the exit record.

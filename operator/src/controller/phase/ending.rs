@@ -181,6 +181,19 @@ pub(super) fn has_agent(pod: &Pod) -> bool {
     !is_terminal(pod) && agent.is_some_and(|state| state.running.is_some())
 }
 
+/// A container of the pod that still runs and is neither the program's nor the agent's (a webhook put it there).
+pub(super) fn foreign_container(pod: &Pod) -> Option<&str> {
+    let status = pod.status.as_ref()?;
+    let lists = [&status.container_statuses, &status.init_container_statuses];
+    let mut foreign = lists
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|container| ![names::CONTAINER_MAIN, names::CONTAINER_AGENT].contains(&container.name.as_str()))
+        .filter(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
+    foreign.next().map(|container| container.name.as_str())
+}
+
 /// The pod's termination grace: longer than that the kubelet lets no agent live after the program.
 pub(super) fn grace(pod: &Pod) -> Duration {
     let seconds = pod
@@ -208,6 +221,7 @@ pub(super) fn disruption(pod: &Pod) -> Option<(Reason, String)> {
     let target = condition(pod, "DisruptionTarget").filter(|condition| condition.status == "True")?;
     let reason = match target.reason.as_deref() {
         Some("DeletionByTaintManager" | "DeletionByPodGC") => Reason::NodeLost,
+        Some("PreemptionByScheduler") => Reason::Preempted,
         _ => Reason::Evicted,
     };
     Some((reason, sentence(target.message.as_ref(), "the pod was evicted")))

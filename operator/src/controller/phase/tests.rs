@@ -24,6 +24,7 @@ fn process(record: &str, spec: &str) -> RemoteProcess {
     let begun = decide(&Situation {
         process: &process,
         pod: Sight::Missing,
+        node: NodeSight::default(),
         memory: &Memory::default(),
         now: "2026-01-01T00:00:00Z".parse().unwrap(),
     });
@@ -55,6 +56,7 @@ fn look(process: &RemoteProcess, pod: Option<&Pod>, memory: &Memory) -> Verdict 
     decide(&Situation {
         process,
         pod,
+        node: NodeSight::default(),
         memory,
         now: now(),
     })
@@ -368,7 +370,7 @@ fn the_cause_of_a_lost_pod_is_kept() {
 #[test]
 fn an_attempt_without_a_grant_is_replaced_with_back_off_and_a_cap() {
     let mut process = process(", podUid: p", "");
-    for number in 1..=MAX_ATTEMPTS {
+    for number in 1..=u32::try_from(MAX_ATTEMPTS).unwrap() {
         let lost = look(&process, None, &Memory::default());
         assert_eq!(
             lost.action,
@@ -381,10 +383,11 @@ fn an_attempt_without_a_grant_is_replaced_with_back_off_and_a_cap() {
         let next = decide(&Situation {
             process: &process,
             pod: Sight::Missing,
+            node: NodeSight::default(),
             memory: &Memory::default(),
             now: later,
         });
-        if number == MAX_ATTEMPTS {
+        if number as usize == MAX_ATTEMPTS {
             assert_eq!(word(&next), (Phase::Failed, Reason::StartFailed));
             return;
         }
@@ -463,6 +466,7 @@ fn somebody_elses_pod_is_left_alone() {
     let situation = Situation {
         process: &process,
         pod: Sight::Foreign(&pod),
+        node: NodeSight::default(),
         memory: &Memory::default(),
         now: now(),
     };
@@ -484,6 +488,7 @@ fn a_refused_pod_is_said_once_and_an_invalid_one_is_the_end() {
         let situation = Situation {
             process,
             pod: Sight::Missing,
+            node: NodeSight::default(),
             memory: &memory,
             now: now(),
         };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Reason, StopStatus};
+use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Reason, RemoteProcess, StopStatus};
 
 use super::conditions::Draft;
 use super::waiting::{self, Wait};
@@ -64,12 +64,13 @@ pub(super) fn end_before_start(
         ..end.clone()
     };
     draft.record_end(record, exit.clone());
-    draft.wait(&waiting::replacement(record.number, &exit));
+    let ended = ungranted(situation.process).count();
+    draft.wait(&waiting::replacement(record.number, ended, &exit));
     let action = match situation.pod {
         Sight::Ours(pod) if !ending::is_terminal(pod) => delete(pod),
         _ => Action::None,
     };
-    draft.verdict(action, Some(back_off(record.number)), situation.memory.clone())
+    draft.verdict(action, Some(back_off(ended)), situation.memory.clone())
 }
 
 pub(super) fn replace(
@@ -83,12 +84,13 @@ pub(super) fn replace(
         draft.finish(record, &stopped_before_start(), None);
         return draft.verdict(Action::None, None, memory);
     }
-    if record.number >= MAX_ATTEMPTS {
+    let failed = ungranted(situation.process).count();
+    if failed >= MAX_ATTEMPTS {
         draft.finish(record, &start_failed(exit), None);
         return draft.verdict(Action::None, None, memory);
     }
     let ended = record.finished_at.unwrap_or(situation.now);
-    match remaining(ended, back_off(record.number), situation.now) {
+    match remaining(ended, back_off(failed), situation.now) {
         Some(left) => draft.verdict(clean_up(situation), Some(left), memory),
         None => begin(draft, record.number + 1, memory),
     }
@@ -127,7 +129,17 @@ fn start_failed(last: &AttemptExit) -> AttemptExit {
     }
 }
 
-/// Seconds before the next attempt: 1, 2, 4, 8.
-pub(super) fn back_off(attempt: u32) -> Duration {
-    Duration::from_secs(1 << attempt.saturating_sub(1).min(5))
+/// The newest attempts, latest first, as far back as none was granted.
+pub(super) fn ungranted(process: &RemoteProcess) -> impl DoubleEndedIterator<Item = &AttemptStatus> {
+    let attempts = process.status.iter().flat_map(|status| &status.attempts);
+    let mut newest: Vec<_> = attempts.collect();
+    newest.sort_by_key(|attempt| std::cmp::Reverse(attempt.number));
+    let run = newest.iter().take_while(|attempt| attempt.granted_at.is_none()).count();
+    newest.truncate(run);
+    newest.into_iter()
+}
+
+/// The wait after so many attempts in a row that were never granted: 1, 2, 4, 8 s.
+pub(super) fn back_off(ended: usize) -> Duration {
+    Duration::from_secs(1 << ended.saturating_sub(1).min(5))
 }

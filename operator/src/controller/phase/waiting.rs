@@ -71,13 +71,13 @@ pub(super) fn name_conflict(pod: &Pod) -> Wait {
 }
 
 /// An attempt that ran nothing is replaced.
-pub(super) fn replacement(ended: u32, exit: &AttemptExit) -> Wait {
+pub(super) fn replacement(number: u32, ended: usize, exit: &AttemptExit) -> Wait {
     let cause = exit.message.as_deref().unwrap_or("no reason is known");
     let next = match ended {
         MAX_ATTEMPTS.. => String::new(),
         _ => format!("; the next attempt follows in {} s", back_off(ended).as_secs()),
     };
-    let message = format!("attempt {ended} ended before the program was started: {cause}{next}");
+    let message = format!("attempt {number} ended before the program was started: {cause}{next}");
     Wait::problem(exit.reason.unwrap_or(Reason::Interrupted), message)
 }
 
@@ -94,6 +94,10 @@ pub(super) fn granted(record: &AttemptStatus) -> Wait {
 /// Why the pod's program has not been granted a start.
 pub(super) fn of_pod(pod: &Pod) -> Wait {
     let scheduled = condition(pod, "PodScheduled");
+    if let Some(gates) = gates(pod) {
+        let message = format!("held back by the scheduling gates of its pod: {gates}");
+        return Wait::problem(Reason::Gated, message);
+    }
     if pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) {
         return match scheduled.filter(|condition| condition.status == "False") {
             Some(condition) => Wait::problem(Reason::Unschedulable, condition.message.clone().unwrap_or_default()),
@@ -128,6 +132,13 @@ pub(super) fn of_pod(pod: &Pod) -> Wait {
         message,
         Some(since.map_or(Timestamp::UNIX_EPOCH, |time| time.0)),
     )
+}
+
+/// The names of the gates that hold the pod back.
+fn gates(pod: &Pod) -> Option<String> {
+    let gates = pod.spec.as_ref()?.scheduling_gates.as_ref()?;
+    let names: Vec<_> = gates.iter().map(|gate| gate.name.as_str()).collect();
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 /// What the kubelet's word for a waiting container means (kubelet: `images/types.go`, `container/sync_result.go`).

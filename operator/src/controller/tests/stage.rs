@@ -1,7 +1,9 @@
 //! A stage for whole runs: the real passes of the controller and the real writes of the relay against one fake cluster.
 //! A test plays the kubelet and the agents.
 
-use jiff::Timestamp;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::{self, store::Writer};
 use kube::runtime::watcher::Event;
@@ -10,7 +12,7 @@ use remoteprocess_proto::v1::{Cursor, Exit, exit};
 use serde_json::{Value, json};
 
 use super::super::*;
-use crate::fake_cluster::FakeCluster;
+use crate::fake_cluster::{FakeCluster, Life};
 use crate::relay::archive::{AttemptKey, Subject};
 use crate::relay::record::{Claim, Error as GrantError, Recorder};
 use crate::relay::session::{Ending, Record};
@@ -23,6 +25,10 @@ pub(super) struct Stage {
     context: Arc<Context>,
     pods: Writer<Pod>,
     recorder: Recorder,
+    life: Life,
+    deaths: usize,
+    /// Seconds that the clock is ahead.
+    ahead: Arc<AtomicI64>,
 }
 
 impl Stage {
@@ -31,35 +37,62 @@ impl Stage {
         let cluster = FakeCluster::default();
         let process: RemoteProcess = serde_saphyr::from_str(&format!(
             "apiVersion: remoteprocess.dev/v1alpha1\nkind: RemoteProcess\n\
-             metadata: {{name: {NAME}, namespace: team, uid: u, generation: 1, creationTimestamp: '2026-01-01T00:00:00Z'}}\n\
-             spec: {{image: busybox, command: [id]{spec}}}\n"
+             metadata: {{name: {NAME}, namespace: team, uid: u, generation: 1, creationTimestamp: '{}'}}\n\
+             spec: {{image: busybox, command: [id]{spec}}}\n",
+            Timestamp::now()
         ))
         .unwrap();
         cluster.put("remoteprocesses", &process);
-        Self::on(cluster)
+        let ahead = Arc::new(AtomicI64::new(0));
+        let life = Life::default();
+        let (context, pods) = operator(&cluster, &life, &ahead);
+        let mut stage = Self {
+            recorder: Recorder::new(cluster.client(), "relay-0".into()),
+            cluster,
+            context,
+            pods,
+            life,
+            deaths: 0,
+            ahead,
+        };
+        stage.node("ready");
+        stage
     }
 
-    /// A further controller on the same cluster, which remembers nothing.
-    pub(super) fn on(cluster: FakeCluster) -> Self {
-        let client = cluster.client();
-        let (store, pods) = reflector::store();
-        let context = Context {
-            client: client.clone(),
-            config: Config {
-                agent: super::agent(),
-                ca_bundle: Arc::new(|| "CA".into()),
-                namespaces: vec![],
-            },
-            pods: store,
-            remembered: Remembered::default(),
-            reporter: Reporter::new(client.clone()),
-        };
-        Self {
-            recorder: Recorder::new(client, "relay-0".into()),
-            cluster,
-            context: Arc::new(context),
-            pods,
+    /// The operator dies right after this many calls that change something; the next one remembers nothing.
+    pub(super) fn die_after(&mut self, calls: usize) {
+        self.live(Life::ends_after(calls));
+    }
+
+    fn live(&mut self, life: Life) {
+        (self.context, self.pods) = operator(&self.cluster, &life, &self.ahead);
+        self.life = life;
+    }
+
+    pub(super) fn has_died(&self) -> bool {
+        self.deaths > 0
+    }
+
+    /// Calls of the living operator that changed something.
+    pub(super) fn calls(&self) -> usize {
+        self.life.calls()
+    }
+
+    pub(super) fn exists(&self) -> bool {
+        self.cluster.get::<RemoteProcess>("remoteprocesses", NAME).is_some()
+    }
+
+    /// The node of all pods: `ready`, `silent` or `deleted`.
+    pub(super) fn node(&mut self, state: &str) {
+        if state == "deleted" {
+            return self.cluster.remove("nodes", "node-1");
         }
+        let ready = if state == "ready" { "True" } else { "Unknown" };
+        let condition = json!({"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        self.cluster.put(
+            "nodes",
+            &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}, "status": {"conditions": [condition]}}),
+        );
     }
 
     pub(super) fn process(&self) -> RemoteProcess {
@@ -96,15 +129,35 @@ impl Stage {
         reconcile(Arc::new(process), self.context.clone()).await
     }
 
-    /// Passes until one of them changes nothing.
+    /// Passes until one of them changes nothing. Who dies is followed by another.
     pub(super) async fn settle(&mut self) {
-        loop {
-            let before = self.process().metadata.resource_version;
-            self.pass().await.unwrap();
-            if self.process().metadata.resource_version == before {
+        while self.exists() {
+            let before = self.cluster.version();
+            let outcome = self.pass().await;
+            if self.life.is_over() {
+                self.deaths += 1;
+                self.live(Life::default());
+                continue;
+            }
+            outcome.unwrap();
+            if self.cluster.version() == before {
                 return;
             }
         }
+    }
+
+    /// Time passes, with a look at its end.
+    pub(super) async fn wait(&mut self, seconds: i64) {
+        self.settle().await;
+        self.ahead.fetch_add(seconds, Ordering::Relaxed);
+        self.settle().await;
+    }
+
+    pub(super) fn ask_to_stop(&self) {
+        self.cluster
+            .edit("remoteprocesses", NAME, |process: &mut RemoteProcess| {
+                process.spec.desired_state = remoteprocess_api::DesiredState::Stopped;
+            });
     }
 
     /// The kubelet reports this status (flow YAML) of the pod, which it has on a node.
@@ -113,6 +166,10 @@ impl Stage {
             pod.spec.as_mut().unwrap().node_name = Some("node-1".into());
             pod.status = Some(serde_saphyr::from_str(status).unwrap());
         });
+    }
+
+    pub(super) fn remove_pod(&self, attempt: u32) {
+        self.cluster.remove("pods", &Self::pod_name(attempt));
     }
 
     /// The containers are there: the entrypoint waits for its agent.
@@ -185,6 +242,11 @@ impl Stage {
         self.record(attempt, exit).await;
     }
 
+    /// The relay closes the books of an attempt of which it knows no end.
+    pub(super) async fn close(&self, attempt: u32) {
+        self.record(attempt, Exit::default()).await;
+    }
+
     async fn record(&self, attempt: u32, exit: Exit) {
         let ending = Ending {
             exit,
@@ -196,19 +258,68 @@ impl Stage {
         self.recorder.ended(&self.subject(attempt), &ending).await;
     }
 
-    /// The whole life of an attempt, up to its exit record and the end of its pod.
-    pub(super) async fn run(&mut self, attempt: u32, code: i32) {
+    pub(super) fn image_is_missing(&self, attempt: u32) {
+        self.kubelet(
+            attempt,
+            &containers("{waiting: {reason: ErrImagePull, message: not found}}", "Pending"),
+        );
+    }
+
+    /// The program and its agent have ended; what a webhook put beside them has not.
+    pub(super) fn foreign_container_goes_on(&self, attempt: u32) {
+        let mut status: Value = serde_json::from_str(&containers("{terminated: {exitCode: 7}}", "Running")).unwrap();
+        let mut foreign = status["containerStatuses"][0].clone();
+        foreign["name"] = json!("proxy");
+        foreign["state"] = json!({"running": {}});
+        status["containerStatuses"].as_array_mut().unwrap().push(foreign);
+        self.kubelet(attempt, &status.to_string());
+    }
+
+    /// Somebody takes the pod away by force, and this is what is known of its node; time enough passes.
+    pub(super) async fn pod_vanishes_on(&mut self, attempt: u32, node: &str) {
+        self.node(node);
+        self.remove_pod(attempt);
+        self.wait(11).await;
+        self.wait(1).await;
+    }
+
+    /// An attempt up to the launch of its program.
+    pub(super) async fn launch(&mut self, attempt: u32) {
         self.containers_run(attempt);
         self.settle().await;
         self.grant(attempt).await.unwrap();
         self.settle().await;
         self.start(attempt).await;
         self.settle().await;
+    }
+
+    /// The whole life of an attempt, up to its exit record and the end of its pod.
+    pub(super) async fn run(&mut self, attempt: u32, code: i32) {
+        self.launch(attempt).await;
         self.exit(attempt, code).await;
         self.settle().await;
         self.pod_ends(attempt, code);
         self.settle().await;
     }
+}
+
+fn operator(cluster: &FakeCluster, life: &Life, ahead: &Arc<AtomicI64>) -> (Arc<Context>, Writer<Pod>) {
+    let client = cluster.mortal_client(life.clone());
+    let (store, pods) = reflector::store();
+    let ahead = ahead.clone();
+    let context = Context {
+        client: client.clone(),
+        config: Config {
+            agent: super::agent(),
+            ca_bundle: Arc::new(|| "CA".into()),
+            namespaces: vec![],
+        },
+        pods: store,
+        remembered: Remembered::default(),
+        reporter: Reporter::new(client),
+        clock: Arc::new(move || Timestamp::now() + SignedDuration::from_secs(ahead.load(Ordering::Relaxed))),
+    };
+    (Arc::new(context), pods)
 }
 
 fn containers(main: &str, phase: &str) -> String {

@@ -74,6 +74,9 @@ pub fn decide_grant(
         return Decision::Granted;
     }
     let mut owned = Owned::of(current);
+    // What is said of the current attempt's output speaks of the former one.
+    owned.output = None;
+    owned.conditions.clear();
     let granted = owned.attempt(claim.attempt);
     granted.pod_uid = Some(claim.pod_uid.clone());
     granted.relay = Some(replica.to_owned());
@@ -112,6 +115,9 @@ fn refusal(current: &RemoteProcess, number: u32) -> Option<&'static str> {
 #[must_use]
 pub fn build_start(current: &RemoteProcess, number: u32, at_unix_nanos: i64) -> Option<Value> {
     let mut owned = Owned::of(current);
+    if !is_kept(current, number) {
+        return None;
+    }
     let attempt = owned.attempt(number);
     if attempt.started_at.is_some() {
         return None;
@@ -130,6 +136,9 @@ pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Tim
         .as_ref()
         .and_then(|status| status.attempt(number))
         .is_some_and(|attempt| attempt.exit.is_some());
+    if !is_kept(current, number) {
+        return None;
+    }
     let attempt = owned.attempt(number);
     if attempt.output.is_some() {
         return None;
@@ -246,6 +255,11 @@ fn time(unix_nanos: i64) -> Option<Timestamp> {
         .flatten()
 }
 
+/// Whether the status has room for this attempt; the archive has it in any case.
+fn is_kept(current: &RemoteProcess, number: u32) -> bool {
+    current.status.as_ref().is_some_and(|status| status.keeps(number))
+}
+
 /// The part of the status that belongs to the relay.
 struct Owned {
     conditions: Vec<Condition>,
@@ -255,7 +269,9 @@ struct Owned {
 
 impl Owned {
     fn of(current: &RemoteProcess) -> Self {
-        let status = current.status.clone().unwrap_or_default();
+        let mut status = current.status.clone().unwrap_or_default();
+        status.trim();
+        let attempts = status.attempts.into_iter().map(ours).filter(has_facts).collect();
         let is_ours = |condition: &Condition| {
             condition
                 .type_
@@ -265,7 +281,7 @@ impl Owned {
         Self {
             conditions: status.conditions.into_iter().filter(is_ours).collect(),
             output: status.output,
-            attempts: status.attempts.into_iter().map(ours).filter(has_facts).collect(),
+            attempts,
         }
     }
 
@@ -312,6 +328,7 @@ fn ours(attempt: AttemptStatus) -> AttemptStatus {
         // A grant names the pod that it was given to, also where the controller has not written that pod down yet.
         pod_uid: attempt.pod_uid.filter(|_| attempt.granted_at.is_some()),
         node: None,
+        begun_at: None,
         exit: attempt.exit.filter(|exit| exit.source == ExitSource::Entrypoint),
         ..attempt
     }

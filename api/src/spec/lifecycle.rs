@@ -1,0 +1,190 @@
+//! When a process is tried again, how long it may take, and when its object goes.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, IntoStaticStr};
+
+use super::RemoteProcessSpec;
+use crate::rules;
+
+/// First wait before another attempt in seconds, where the specification is silent.
+pub const DEFAULT_BACKOFF_SECONDS: u32 = 10;
+/// Longest wait before another attempt in seconds, where the specification is silent.
+pub const DEFAULT_MAX_BACKOFF_SECONDS: u32 = 300;
+
+/// Whether an attempt that ended badly is followed by another. A process that was stopped, that is over its deadline or
+/// whose specification is at fault is never tried again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = rules::exit_codes_need_process_failure())]
+pub struct RetriesSpec {
+    /// How often it is tried again after each kind of end, 0 to 100; the kinds are counted apart. 0 where absent: the
+    /// program runs at most once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub limit: Option<u32>,
+    /// The kinds of end that are tried again, both where absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    // Not `on`: to YAML 1.1, and so to kubectl, that is `true`.
+    pub after: Vec<RetryAfter>,
+    /// Which exit codes are tried again after a ProcessFailure, all where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_codes: Option<ExitCodes>,
+    /// The wait before another attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<BackoffSpec>,
+}
+
+/// A kind of end.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
+)]
+pub enum RetryAfter {
+    /// The pod, the node or the agent was taken away or lost: the program did not end of its own accord.
+    Infrastructure,
+    /// The program ended with another code than 0, or by a signal, or for want of memory.
+    ProcessFailure,
+}
+
+/// Exit codes, as in the podFailurePolicy of a Job; 128 + n for signal n. Exactly one of the two lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = rules::one_list_of_exit_codes())]
+pub struct ExitCodes {
+    /// Only these codes.
+    #[serde(default, rename = "in", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 255), inner(range(min = 1, max = 255)))]
+    pub within: Vec<i32>,
+    /// All codes but these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 255), inner(range(min = 1, max = 255)))]
+    pub not_in: Vec<i32>,
+}
+
+/// The wait before another attempt: it doubles with each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackoffSpec {
+    /// Seconds before the second attempt: 0 to 3600, 10 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 3600))]
+    pub initial_seconds: Option<u32>,
+    /// Most seconds before any: 0 to 86400, 300 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 86_400))]
+    pub max_seconds: Option<u32>,
+}
+
+/// How long a process may take.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadlinesSpec {
+    /// Seconds from the creation of the object to the start of the program: 1 to 604800, no limit where absent. After
+    /// an attempt that ran, the next has as long from its own beginning. What is not started then has failed, and the
+    /// reason says why it waited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 604_800))]
+    pub start_seconds: Option<u32>,
+}
+
+/// When the object is deleted after its end, and its pods with it. Archived output stays. It waits until the output is
+/// sealed or closed. A tool that applies the object again (GitOps) runs it again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TtlSpec {
+    /// Seconds after the phase Succeeded: 0 to 31536000, never where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub seconds_after_success: Option<u32>,
+    /// Seconds after the phase Failed: 0 to 31536000, never where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub seconds_after_failure: Option<u32>,
+}
+
+/// When the condition Ready is true.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
+)]
+pub enum ReadyWhen {
+    /// The program was launched, and has not failed.
+    #[default]
+    Started,
+    /// It has ended with success.
+    Finished,
+}
+
+impl RemoteProcessSpec {
+    /// Seconds from creation, or after an attempt that ran from the beginning of the next, to the start of the program.
+    #[must_use]
+    pub fn start_seconds(&self) -> Option<u32> {
+        self.deadlines.as_ref().and_then(|deadlines| deadlines.start_seconds)
+    }
+
+    /// When the condition Ready is true.
+    #[must_use]
+    pub fn ready_when(&self) -> ReadyWhen {
+        self.ready_when.unwrap_or_default()
+    }
+}
+
+impl RetriesSpec {
+    /// Whether ends of this kind are tried again at all.
+    #[must_use]
+    pub fn is_after(&self, kind: RetryAfter) -> bool {
+        self.limit.is_some_and(|limit| limit > 0) && (self.after.is_empty() || self.after.contains(&kind))
+    }
+
+    /// Seconds before the attempt that follows after `retries` others, which doubles from one to the next.
+    #[must_use]
+    pub fn backoff_seconds(&self, retries: u32) -> u32 {
+        let backoff = self.backoff.clone().unwrap_or_default();
+        let first = backoff.initial_seconds.unwrap_or(DEFAULT_BACKOFF_SECONDS);
+        let longest = backoff.max_seconds.unwrap_or(DEFAULT_MAX_BACKOFF_SECONDS);
+        first.saturating_mul(1 << retries.min(20)).min(longest)
+    }
+}
+
+impl ExitCodes {
+    /// Whether an end with this code is meant.
+    #[must_use]
+    pub fn matches(&self, code: i32) -> bool {
+        (self.within.is_empty() || self.within.contains(&code)) && !self.not_in.contains(&code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_doubles_up_to_its_bound() {
+        let waits = |retries: &RetriesSpec| [0, 1, 2, 5, 99].map(|n| retries.backoff_seconds(n));
+        assert_eq!(waits(&RetriesSpec::default()), [10, 20, 40, 300, 300]);
+        let backoff = Some(BackoffSpec {
+            initial_seconds: Some(0),
+            max_seconds: None,
+        });
+        let at_once = RetriesSpec {
+            backoff,
+            ..RetriesSpec::default()
+        };
+        assert_eq!(waits(&at_once), [0; 5]);
+    }
+
+    #[test]
+    fn codes_are_in_or_not_in() {
+        let within = ExitCodes {
+            within: vec![3, 137],
+            not_in: vec![],
+        };
+        assert_eq!([3, 137, 1].map(|code| within.matches(code)), [true, true, false]);
+        let not_in = ExitCodes {
+            within: vec![],
+            not_in: vec![3],
+        };
+        assert_eq!([3, 1].map(|code| not_in.matches(code)), [false, true]);
+    }
+}

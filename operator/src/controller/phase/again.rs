@@ -1,0 +1,214 @@
+//! The end of an attempt that ran: the end of the process, or another attempt follows.
+//!
+//! Another begins only after proof that the former has ended: a verified record together with a pod that has ended or is
+//! going, a pod that has ended, or a pod that is gone from a node which cannot run it any more.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use remoteprocess_api::{
+    AttemptExit, AttemptStatus, ExitSource, Reason, RemoteProcess, RetriesStatus, RetryAfter, signal,
+};
+
+use super::conditions::Draft;
+use super::ending::{self, Outcome};
+use super::waiting::Wait;
+use super::{
+    Action, Memory, NodeSight, RECORD_WAIT, STOP_RESERVE, Sight, Situation, Verdict, begin, delete, disruption,
+    remaining, should_stop,
+};
+
+/// Added to the stop grace: for how long a kubelet may still run a pod that somebody deleted by force.
+const FORCED: Duration = Duration::from_secs(60);
+/// Between two looks at a node of which nothing is known.
+const NODE_RETRY: Duration = Duration::from_secs(15);
+
+/// Whether the former attempt has ended.
+enum Proof {
+    Ended,
+    /// Not yet: why the next one waits, what to do about it, and when to look again.
+    Missing(Option<Wait>, Action, Option<Duration>),
+    /// There will be none.
+    Never,
+}
+
+/// Ends the process, or begins the next attempt once that is safe and due.
+pub(super) fn conclude(
+    mut draft: Draft<'_>,
+    situation: &Situation<'_>,
+    record: &AttemptStatus,
+    exit: &AttemptExit,
+    mut memory: Memory,
+) -> Verdict {
+    let process = situation.process;
+    if let Sight::Ours(pod) = situation.pod {
+        draft.see_pod(pod);
+    }
+    let disruption = disruption(situation);
+    let outcome = ending::judge(exit, should_stop(process), disruption.clone());
+    let kind = kind_to_retry(process, exit, &outcome);
+    let proof = proof(situation, record, exit, &mut memory);
+    let (Some(kind), false) = (kind, matches!(proof, Proof::Never)) else {
+        draft.finish(record, exit, disruption);
+        return draft.verdict(Action::None, None, memory);
+    };
+    let done = retries(process);
+    let pause = process
+        .spec
+        .retries
+        .as_ref()
+        .map_or(0, |spec| spec.backoff_seconds(done.sum()));
+    let left = remaining(
+        record.finished_at.unwrap_or(situation.now),
+        Duration::from_secs(pause.into()),
+        situation.now,
+    );
+    draft.wait(&retrying(record, &outcome, pause));
+    match (proof, left) {
+        (Proof::Ended, None) => {
+            draft.status.retries = Some(counted(done, kind));
+            begin(draft, record.number + 1, memory)
+        }
+        (Proof::Missing(why, action, again), left) => {
+            if let Some(wait) = why {
+                draft.wait(&wait);
+            }
+            draft.verdict(action, again.into_iter().chain(left).min(), memory)
+        }
+        (_, left) => draft.verdict(Action::None, left, memory),
+    }
+}
+
+fn retries(process: &RemoteProcess) -> RetriesStatus {
+    let status = process.status.as_ref();
+    status.and_then(|status| status.retries.clone()).unwrap_or_default()
+}
+
+fn counted(done: RetriesStatus, kind: RetryAfter) -> RetriesStatus {
+    let RetriesStatus {
+        infrastructure,
+        process_failure,
+    } = done;
+    match kind {
+        RetryAfter::Infrastructure => RetriesStatus {
+            infrastructure: infrastructure + 1,
+            process_failure,
+        },
+        RetryAfter::ProcessFailure => RetriesStatus {
+            infrastructure,
+            process_failure: process_failure + 1,
+        },
+    }
+}
+
+/// Which kind of end it was, if the specification wants another attempt after it.
+fn kind_to_retry(process: &RemoteProcess, exit: &AttemptExit, outcome: &Outcome) -> Option<RetryAfter> {
+    let spec = process.spec.retries.as_ref()?;
+    let kind = kind_of(outcome.reason).filter(|kind| spec.is_after(*kind) && !should_stop(process))?;
+    let done = retries(process);
+    let done = match kind {
+        RetryAfter::Infrastructure => done.infrastructure,
+        RetryAfter::ProcessFailure => done.process_failure,
+    };
+    let is_meant = match (&spec.exit_codes, kind) {
+        (Some(codes), RetryAfter::ProcessFailure) => code_of(exit).is_some_and(|code| codes.matches(code)),
+        _ => true,
+    };
+    (is_meant && done < spec.limit.unwrap_or_default()).then_some(kind)
+}
+
+/// What kind of end a reason names; `None` for those that no further attempt would mend.
+fn kind_of(reason: Reason) -> Option<RetryAfter> {
+    match reason {
+        Reason::NonZeroExit
+        | Reason::Signaled
+        | Reason::OOMKilled
+        | Reason::CommandNotFound
+        | Reason::CommandNotExecutable => Some(RetryAfter::ProcessFailure),
+        Reason::Interrupted
+        | Reason::NodeLost
+        | Reason::Evicted
+        | Reason::Preempted
+        | Reason::AgentLost
+        | Reason::HandoverFailed
+        | Reason::CreateContainer => Some(RetryAfter::Infrastructure),
+        _ => None,
+    }
+}
+
+/// The code as a shell would tell it: 128 + n for signal n.
+fn code_of(exit: &AttemptExit) -> Option<i32> {
+    let by_signal = || {
+        exit.signal
+            .as_deref()
+            .and_then(signal::parse)
+            .map(|number| 128 + number)
+    };
+    exit.code.or_else(by_signal)
+}
+
+fn retrying(record: &AttemptStatus, outcome: &Outcome, pause: u32) -> Wait {
+    let (number, next) = (record.number, record.number + 1);
+    let (reason, message) = (outcome.reason, &outcome.message);
+    Wait::problem(
+        Reason::Retrying,
+        format!("attempt {number} ended ({reason}: {message}); attempt {next} follows in {pause} s"),
+    )
+}
+
+/// Whether nothing of the attempt can run any more.
+fn proof(situation: &Situation<'_>, record: &AttemptStatus, exit: &AttemptExit, memory: &mut Memory) -> Proof {
+    let is_verified = exit.source == ExitSource::Entrypoint;
+    match situation.pod {
+        Sight::Ours(pod) if ending::is_terminal(pod) => Proof::Ended,
+        Sight::Ours(pod) if is_verified && pod.metadata.deletion_timestamp.is_some() => Proof::Ended,
+        Sight::Ours(pod) => lingering(situation, pod, memory),
+        _ if is_verified => Proof::Ended,
+        // Where it was is not known, so nobody can say that it is not there.
+        _ if record.node.is_none() => Proof::Never,
+        _ => by_node(situation, record, memory),
+    }
+}
+
+/// The program has ended and the pod has not: the agent hands over, or a container that is not ours goes on. When the
+/// pod's time is over it is deleted.
+fn lingering(situation: &Situation<'_>, pod: &Pod, memory: &mut Memory) -> Proof {
+    let since = *memory.lingers_since.get_or_insert(situation.now);
+    match remaining(since, ending::grace(pod) + RECORD_WAIT, situation.now) {
+        Some(left) => Proof::Missing(None, Action::None, Some(left)),
+        None => {
+            let why = ending::foreign_container(pod).map(|name| {
+                let message = format!("the container {name} is not ours and keeps the pod alive; the pod is deleted");
+                Wait::problem(Reason::ForeignContainer, message)
+            });
+            Proof::Missing(why, delete(pod), None)
+        }
+    }
+}
+
+/// The pod is gone and nobody has seen how the program ended: only its node can tell.
+fn by_node(situation: &Situation<'_>, record: &AttemptStatus, memory: &mut Memory) -> Proof {
+    let since = *memory.lingers_since.get_or_insert(situation.now);
+    let node = record.node.as_deref().unwrap_or_default();
+    match situation.node {
+        NodeSight::Gone => Proof::Ended,
+        NodeSight::Ready { since: answers } => {
+            let since = since.max(answers);
+            let grace = Duration::from_secs(situation.process.spec.stop_grace_seconds().into());
+            match remaining(since, grace + STOP_RESERVE + FORCED, situation.now) {
+                Some(left) => Proof::Missing(None, Action::None, Some(left)),
+                None => Proof::Ended,
+            }
+        }
+        NodeSight::Silent => {
+            memory.lingers_since = None;
+            let message = format!(
+                "the pod is gone and its node {node} does not answer, so the program may still run there; the next \
+                 attempt waits until the node is back, or is deleted, or has the taint {taint}",
+                taint = super::OUT_OF_SERVICE
+            );
+            let wait = Wait::problem(Reason::NodeLost, message);
+            Proof::Missing(Some(wait), Action::None, Some(NODE_RETRY))
+        }
+    }
+}

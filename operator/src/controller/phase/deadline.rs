@@ -1,0 +1,93 @@
+//! What is not started in time has failed, for the reason for which it waits.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use remoteprocess_api::{AttemptExit, ExitSource, Phase, Reason, RemoteProcess};
+
+use super::conditions::Draft;
+use super::unstarted::ungranted;
+use super::waiting::{self, Wait};
+use super::{Action, Sight, Situation, Verdict, clean_up, current, should_stop};
+
+/// Until when the start must be granted; `None` where nothing is waited for or there is no limit.
+fn due(process: &RemoteProcess) -> Option<Timestamp> {
+    let seconds = process.spec.start_seconds()?;
+    let created = || process.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    if process
+        .status
+        .as_ref()
+        .and_then(|status| status.phase)
+        .is_some_and(Phase::is_final)
+    {
+        return None;
+    }
+    let since = match (current(process), ungranted(process).next_back()) {
+        (None, _) => created()?,
+        (Some(_), None) => return None,
+        (Some(_), Some(first)) if first.number == 1 => created()?,
+        (Some(_), Some(first)) => first.begun_at?,
+    };
+    since.checked_add(SignedDuration::from_secs(seconds.into())).ok()
+}
+
+/// When to look again at the latest.
+pub(super) fn left(situation: &Situation<'_>) -> Option<Duration> {
+    let left = due(situation.process)?.duration_since(situation.now);
+    // A moment later, so that the look finds it over.
+    Some(Duration::try_from(left).unwrap_or_default() + Duration::from_millis(10))
+}
+
+/// The verdict over a process whose start deadline has passed.
+pub(super) fn passed(situation: &Situation<'_>) -> Option<Verdict> {
+    let process = situation.process;
+    let due = due(process).filter(|due| *due <= situation.now && !should_stop(process))?;
+    let record = current(process)?;
+    let (reason, why) = cause(situation);
+    let seconds = process.spec.start_seconds().unwrap_or_default();
+    let exit = AttemptExit {
+        source: ExitSource::None,
+        reason: Some(reason),
+        message: Some(format!(
+            "not started within {seconds} s (spec.deadlines.startSeconds): {why}"
+        )),
+        ..AttemptExit::default()
+    };
+    let mut draft = Draft::new(process, situation.now);
+    draft.status.observed_generation = process.metadata.generation;
+    if record.exit.is_none() {
+        draft.record_end(record, exit.clone());
+    }
+    // The process ended when its time was over, not when somebody looked.
+    let mut record = record.clone();
+    record.finished_at = Some(due);
+    draft.finish(&record, &exit, None);
+    Some(draft.verdict(clean_up(situation), None, situation.memory.clone()))
+}
+
+fn cause(situation: &Situation<'_>) -> (Reason, String) {
+    let status = situation.process.status.as_ref();
+    let Wait { reason, message, .. } = match situation.pod {
+        Sight::Ours(pod) => waiting::of_pod(pod),
+        Sight::Foreign(pod) => waiting::name_conflict(pod),
+        Sight::Missing => Wait::problem(
+            status.and_then(|status| status.reason).unwrap_or(Reason::Waiting),
+            status.and_then(|status| status.message.clone()).unwrap_or_default(),
+        ),
+    };
+    let reason = if reason == Reason::Waiting {
+        Reason::DeadlineExceeded
+    } else {
+        reason
+    };
+    (reason, message)
+}
+
+/// Sees to it that the verdict is looked at again when the deadline is over.
+pub(super) fn mind(mut verdict: Verdict, situation: &Situation<'_>) -> Verdict {
+    let is_final = verdict.status.phase.is_some_and(Phase::is_final);
+    if !is_final && verdict.action != Action::DeleteProcess {
+        verdict.again_in = verdict.again_in.into_iter().chain(left(situation)).min();
+    }
+    verdict
+}

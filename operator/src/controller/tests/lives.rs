@@ -1,0 +1,331 @@
+//! Whole lives: attempts after attempts, deadlines, the end of the object. And each of them once more for every call that
+//! changes something, with an operator that dies right after it.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use serde_json::{Value, json};
+
+use super::stage::Stage;
+
+const RETRIES: &str = ", retries: {limit: 2, backoff: {initialSeconds: 5}}";
+
+fn attempts(stage: &Stage) -> Vec<Value> {
+    stage.status()["attempts"].as_array().cloned().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_process_failure_is_tried_again_after_the_back_off() {
+    let mut stage = Stage::new(RETRIES);
+    stage.settle().await;
+    stage.run(1, 7).await;
+    let status = stage.status();
+    assert_eq!(
+        (&status["phase"], &status["reason"]),
+        (&json!("Pending"), &json!("Retrying"))
+    );
+    assert!(status["message"].as_str().unwrap().contains("code 7"), "{status}");
+    stage.wait(4).await;
+    assert_eq!(stage.status()["attempt"], 1, "the back-off is not over");
+    stage.wait(2).await;
+    assert_eq!(stage.status()["attempt"], 2);
+    stage.run(2, 0).await;
+    let status = stage.status();
+    assert_eq!(
+        (&status["phase"], &status["exitCode"]),
+        (&json!("Succeeded"), &json!(0))
+    );
+    assert_eq!(status["retries"], json!({"infrastructure": 0, "processFailure": 1}));
+    let exits: Vec<_> = attempts(&stage)
+        .iter()
+        .map(|attempt| attempt["exit"]["code"].clone())
+        .collect();
+    assert_eq!(exits, [7, 0], "each attempt keeps its own record");
+}
+
+#[tokio::test]
+async fn the_next_attempt_waits_for_the_end_of_the_pod() {
+    let mut stage = Stage::new(RETRIES);
+    stage.settle().await;
+    stage.launch(1).await;
+    stage.exit(1, 7).await;
+    stage.wait(20).await;
+    assert_eq!(stage.status()["attempt"], 1, "its pod still runs");
+    stage.pod_ends(1, 7);
+    stage.settle().await;
+    assert_eq!(stage.status()["attempt"], 2);
+}
+
+#[tokio::test]
+async fn a_container_of_somebody_else_keeps_no_attempt_from_the_next() {
+    let mut stage = Stage::new(RETRIES);
+    stage.settle().await;
+    stage.launch(1).await;
+    stage.exit(1, 7).await;
+    stage.foreign_container_goes_on(1);
+    stage.settle().await;
+    stage.wait(200).await;
+    let writes = stage.cluster.status_writes();
+    let said = writes.iter().find(|(_, status)| status["reason"] == "ForeignContainer");
+    let message = said.expect("it is said").1["message"].to_string();
+    assert!(message.contains("proxy"), "{message}");
+    assert!(stage.pod(1).unwrap().metadata.deletion_timestamp.is_some());
+    assert_eq!(
+        stage.status()["attempt"],
+        2,
+        "the record is verified and the pod is going"
+    );
+}
+
+#[tokio::test]
+async fn the_kinds_are_counted_apart_and_each_has_the_limit() {
+    let mut stage = Stage::new(", retries: {limit: 1, backoff: {initialSeconds: 0}}");
+    stage.settle().await;
+    stage.run(1, 7).await;
+    stage.launch(2).await;
+    stage.pod_vanishes_on(2, "deleted").await;
+    assert_eq!(
+        stage.status()["retries"],
+        json!({"infrastructure": 1, "processFailure": 1})
+    );
+    stage.run(3, 7).await;
+    let status = stage.status();
+    assert_eq!(
+        (&status["phase"], &status["reason"]),
+        (&json!("Failed"), &json!("NonZeroExit"))
+    );
+}
+
+#[tokio::test]
+async fn an_exit_code_that_is_not_meant_is_the_end() {
+    for (codes, again) in [("{in: [7]}", true), ("{in: [8]}", false), ("{notIn: [7]}", false)] {
+        let spec = format!(", retries: {{limit: 1, exitCodes: {codes}, backoff: {{initialSeconds: 0}}}}");
+        let mut stage = Stage::new(&spec);
+        stage.settle().await;
+        stage.run(1, 7).await;
+        assert_eq!(stage.status()["attempt"] == 2, again, "{codes}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_pod_is_followed_only_when_its_node_can_run_it_no_more() {
+    let mut stage = Stage::new(", retries: {limit: 1, after: [Infrastructure], backoff: {initialSeconds: 0}}");
+    stage.settle().await;
+    stage.launch(1).await;
+    stage.pod_vanishes_on(1, "silent").await;
+    stage.wait(3600).await;
+    let status = stage.status();
+    assert_eq!(
+        (&status["attempt"], &status["reason"]),
+        (&json!(1), &json!("NodeLost")),
+        "{status}"
+    );
+    assert!(status["message"].as_str().unwrap().contains("node-1"), "{status}");
+    stage.node("deleted");
+    stage.wait(20).await;
+    assert_eq!(stage.status()["attempt"], 2);
+}
+
+#[tokio::test]
+async fn many_attempts_leave_room_in_the_status() {
+    let mut stage = Stage::new(", retries: {limit: 100, backoff: {initialSeconds: 0}}");
+    stage.settle().await;
+    for attempt in 1..=30 {
+        stage.run(attempt, 1).await;
+    }
+    let numbers: Vec<_> = attempts(&stage)
+        .iter()
+        .map(|attempt| attempt["number"].as_u64().unwrap())
+        .collect();
+    assert_eq!(stage.status()["attempt"], 31);
+    assert_eq!(numbers.iter().filter(|number| **number <= 9).count(), 9);
+    assert!(
+        numbers.len() <= 20 && numbers.ends_with(&[23, 24, 25, 26, 27, 28, 29, 30, 31]),
+        "{numbers:?}"
+    );
+    let bytes = stage.status().to_string().len();
+    assert!(bytes < 16 * 1024, "{bytes} bytes");
+}
+
+#[tokio::test]
+async fn what_is_not_started_in_time_fails_with_the_reason_for_which_it_waits() {
+    let mut stage = Stage::new(", deadlines: {startSeconds: 30}");
+    stage.settle().await;
+    stage.image_is_missing(1);
+    stage.wait(25).await;
+    assert_eq!(stage.status()["phase"], "Pending");
+    stage.wait(6).await;
+    let status = stage.status();
+    assert_eq!(
+        (&status["phase"], &status["reason"]),
+        (&json!("Failed"), &json!("ImagePull"))
+    );
+    assert!(status["message"].as_str().unwrap().contains("startSeconds"), "{status}");
+    assert!(stage.pod(1).unwrap().metadata.deletion_timestamp.is_some());
+    assert!(stage.grant(1).await.is_err(), "no agent starts it afterwards");
+}
+
+#[tokio::test]
+async fn an_object_whose_time_is_over_goes_when_its_output_is_closed() {
+    let mut stage = Stage::new(", ttl: {secondsAfterFailure: 60}");
+    stage.settle().await;
+    stage.launch(1).await;
+    stage.pod_ends(1, 3);
+    stage.wait(100).await;
+    assert_eq!(stage.status()["phase"], "Failed");
+    stage.wait(100).await;
+    assert!(stage.exists(), "nobody has said yet what became of its output");
+    stage.close(1).await;
+    stage.settle().await;
+    assert!(!stage.exists());
+}
+
+#[tokio::test]
+async fn success_and_failure_have_their_own_time() {
+    let mut stage = Stage::new(", ttl: {secondsAfterFailure: 60}");
+    stage.settle().await;
+    stage.run(1, 0).await;
+    stage.wait(1000).await;
+    assert!(stage.exists());
+}
+
+#[tokio::test]
+async fn ready_is_what_the_specification_calls_so() {
+    for (when, running) in [("Started", "True"), ("Finished", "False")] {
+        let mut stage = Stage::new(&format!(", readyWhen: {when}"));
+        let condition = |stage: &Stage, kind: &str| {
+            let status = stage.status();
+            let mut conditions = status["conditions"].as_array().unwrap().iter();
+            conditions
+                .find(|condition| condition["type"] == kind)
+                .map(|condition| condition["status"].clone())
+        };
+        stage.settle().await;
+        assert_eq!(condition(&stage, "Reconciling"), Some(json!("True")));
+        stage.launch(1).await;
+        assert_eq!(condition(&stage, "Ready"), Some(json!(running)), "{when}");
+        stage.exit(1, 1).await;
+        stage.settle().await;
+        assert_eq!(condition(&stage, "Ready"), Some(json!("False")));
+        assert_eq!(
+            (condition(&stage, "Stalled"), condition(&stage, "Reconciling")),
+            (Some(json!("True")), None)
+        );
+    }
+}
+
+type Script = fn(&mut Stage) -> Pin<Box<dyn Future<Output = ()> + '_>>;
+
+/// What happens around the operator, whoever of it is alive.
+const SCRIPTS: [(&str, &str, Script); 9] = [
+    ("success", "", |stage| Box::pin(stage.run(1, 0))),
+    ("failure", "", |stage| Box::pin(stage.run(1, 3))),
+    ("second attempt", RETRIES, |stage| {
+        Box::pin(async move {
+            stage.run(1, 3).await;
+            stage.wait(6).await;
+            stage.run(2, 0).await;
+        })
+    }),
+    ("pod lost before its start", "", |stage| {
+        Box::pin(async move {
+            // A pod that left no trace before it vanished is made again under the same number: nothing can have run.
+            stage.image_is_missing(1);
+            stage.settle().await;
+            stage.remove_pod(1);
+            stage.settle().await;
+            stage.wait(2).await;
+            stage.run(2, 0).await;
+        })
+    }),
+    ("pod lost while it runs", "", |stage| {
+        Box::pin(async move {
+            stage.launch(1).await;
+            stage.remove_pod(1);
+            stage.settle().await;
+            stage.wait(11).await;
+            stage.close(1).await;
+        })
+    }),
+    (
+        "node lost",
+        ", retries: {limit: 1, backoff: {initialSeconds: 0}}",
+        |stage| {
+            Box::pin(async move {
+                stage.launch(1).await;
+                stage.pod_vanishes_on(1, "deleted").await;
+                stage.close(1).await;
+                stage.run(2, 0).await;
+            })
+        },
+    ),
+    ("stopped before its start", "", |stage| {
+        Box::pin(async move {
+            stage.containers_run(1);
+            stage.settle().await;
+            stage.ask_to_stop();
+        })
+    }),
+    ("start deadline", ", deadlines: {startSeconds: 30}", |stage| {
+        Box::pin(async move {
+            stage.image_is_missing(1);
+            stage.settle().await;
+            stage.wait(31).await;
+        })
+    }),
+    ("end of the object", ", ttl: {secondsAfterSuccess: 5}", |stage| {
+        Box::pin(async move {
+            stage.run(1, 0).await;
+            stage.wait(6).await;
+        })
+    }),
+];
+
+/// The last status without what differs from run to run: times, and the uids that the server makes up.
+async fn ending(spec: &str, script: Script, dies_after: Option<usize>) -> (Option<Value>, usize) {
+    let mut stage = Stage::new(spec);
+    if let Some(calls) = dies_after {
+        stage.die_after(calls);
+    }
+    stage.settle().await;
+    script(&mut stage).await;
+    stage.settle().await;
+    assert!(dies_after.is_none() || stage.has_died());
+    let last = stage.exists().then(|| {
+        let mut status = stage.status();
+        forget_times(&mut status);
+        status
+    });
+    (last, stage.calls())
+}
+
+fn forget_times(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|name, _| {
+                !(name.ends_with("At") || name == "lastTransitionTime" || name == "duration" || name == "podUid")
+            });
+            fields.values_mut().for_each(forget_times);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget_times),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn an_operator_that_dies_after_any_call_changes_no_ending() {
+    let mut points = 0;
+    for (name, spec, script) in SCRIPTS {
+        let (undisturbed, calls) = ending(spec, script, None).await;
+        assert!(calls >= 2, "{name}");
+        for dies_after in 1..=calls {
+            let (disturbed, _) = ending(spec, script, Some(dies_after)).await;
+            assert_eq!(
+                undisturbed, disturbed,
+                "{name}, died after call {dies_after} of {calls}"
+            );
+            points += 1;
+        }
+    }
+    assert!(points > 30, "{points}");
+}
