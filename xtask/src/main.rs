@@ -16,6 +16,7 @@ mod check;
 mod cluster;
 mod demo;
 mod exec;
+mod faults;
 mod generate;
 mod images;
 mod install;
@@ -64,6 +65,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Faults on purpose, in a simulation and on the cluster: `faults simulation`, `faults kills --long`, `faults help`.
+    Faults {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Scenario and its arguments; everything without one.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Makes the CustomResourceDefinition from the types in `api/`.
     Crds(GenerateArgs),
     /// Makes the Rust code of the wire from the .proto files.
@@ -82,6 +91,7 @@ fn main() -> Result<()> {
         Task::Install(target) => install::install(&Target::resolve(&target)?).map(drop),
         Task::Bench { target, args } => bench::bench(&target, &args),
         Task::S3 { args } => s3::serve(&args),
+        Task::Faults { target, args } => faults::faults(&target, &args),
         Task::Crds(args) => CRDS.run(&args),
         Task::Proto(args) => PROTO.run(&args),
         Task::Docs(args) => DOCS.run(&args),

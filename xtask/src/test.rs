@@ -14,7 +14,7 @@ use crate::images::{self, Images};
 use crate::lock::Lock;
 use crate::steps::seconds;
 use crate::target::{Target, TargetArgs};
-use crate::{check, exec, paths};
+use crate::{check, exec, faults, paths};
 
 /// After this many seconds the end-to-end tests are ended: they hang.
 const E2E_LIMIT: &str = "2400";
@@ -44,6 +44,9 @@ pub fn test(args: &TestArgs) -> Result<()> {
         pass_long(cargo, args);
     });
     report.step("chart", chart);
+    report.step("simulated faults", || {
+        exec::run(faults::program()?.arg("simulation").args(long(args)))
+    });
     if args.skip_e2e {
         report.skip("end-to-end tests", "--skip-e2e");
     } else {
@@ -109,7 +112,23 @@ fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {
         pass_long(cargo, args);
         describe(cargo, &target, &images);
     });
+    if target.own.is_some() {
+        report.step("faults on the cluster", || {
+            let mut program = faults::program()?;
+            program.arg("cluster").args(long(args));
+            exec::run(faults::on(&mut program, &target, &images))
+        });
+    } else {
+        report.skip(
+            "faults on the cluster",
+            "they end its parts: only on the development cluster",
+        );
+    }
     Ok(())
+}
+
+fn long(args: &TestArgs) -> Option<&'static str> {
+    args.long.then_some("--long")
 }
 
 /// Tells a program of ours, by its environment, which cluster and which builds it is about.

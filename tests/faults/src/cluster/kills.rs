@@ -1,0 +1,90 @@
+//! The operator and the agent are killed again and again while a program writes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use remoteprocess_e2e::{
+    Pid, RELEASE_NAMESPACE, agents_of, delete_operator_pods, kubectl, operator_is_ready, operator_pods, signal,
+    until_some, wait_for_operator,
+};
+use rustix::process::Signal;
+
+use super::steady::{self, steady};
+use super::{let_pass, operators, relay, scenario};
+
+/// The program must not notice: no write may take longer.
+const STALL: Duration = Duration::from_secs(1);
+
+/// SIGKILL to the operator and to the agent, 10 times each in 90 s, or 50 times each in 10 minutes.
+///
+/// # Errors
+/// When a byte is missing or doubled, or the program noticed.
+pub fn kills(long: bool) -> Result<()> {
+    let (times, length) = if long { (50, 600) } else { (10, 90) };
+    scenario("kills", |namespace| {
+        let run = steady(namespace, &relay()?.to_string());
+        let mut run = run.within(Duration::from_secs(length * 4 + 120)).start()?;
+        run.wait_for_bytes(1000)?;
+        let uid = namespace.pod(steady::NAME)?["metadata"]["uid"]
+            .as_str()
+            .context("a uid")?
+            .to_owned();
+        let begin = Instant::now();
+        let step = Duration::from_secs(length) / (2 * times + 1);
+        let mut last_agent = None;
+        for kill in 0..times {
+            let_pass((step * (2 * kill + 1)).saturating_sub(begin.elapsed()));
+            last_agent = Some(kill_agent(&uid, last_agent)?);
+            let_pass((step * (2 * kill + 2)).saturating_sub(begin.elapsed()));
+            kill_operator()?;
+        }
+        let took = begin.elapsed();
+        wait_for_operator()?;
+        let noticed = steady::finish(namespace, run)?;
+        ensure!(
+            noticed.errors == 0 && noticed.longest < STALL,
+            "the program noticed: {} errors, a write of {:?}",
+            noticed.errors,
+            noticed.longest
+        );
+        Ok(format!(
+            "operator and agent killed {times} times each within {:.0} s; {} bytes, none missing or doubled; the program's \
+             longest write took {:?}",
+            took.as_secs_f64(),
+            noticed.bytes,
+            noticed.longest
+        ))
+    })
+}
+
+fn kill_agent(pod_uid: &str, but: Option<Pid>) -> Result<Pid> {
+    let agent = until_some("the agent's process", Duration::from_secs(30), || {
+        Ok(agents_of(pod_uid)?.into_iter().find(|pid| Some(*pid) != but))
+    })?;
+    signal(agent, Signal::KILL)?;
+    Ok(agent)
+}
+
+/// The pod is deleted with its process: the kubelet would wait longer before each start of the same one.
+fn kill_operator() -> Result<()> {
+    if !operator_is_ready()? {
+        // A slow machine: a kill that hits nothing would prove nothing.
+        wait_for_operator()?;
+    }
+    let mut uids = String::new();
+    for pod in operator_pods()? {
+        let get = kubectl([
+            "get",
+            "pod",
+            &pod,
+            "--output=jsonpath={.metadata.uid} ",
+            "--namespace",
+            RELEASE_NAMESPACE,
+        ]);
+        uids += &get.succeed()?;
+    }
+    for pid in operators(&uids)? {
+        signal(pid, Signal::KILL)?;
+    }
+    delete_operator_pods()
+}

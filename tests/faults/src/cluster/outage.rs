@@ -1,0 +1,68 @@
+//! The API server stands still.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use remoteprocess_e2e::{BUSYBOX, image_arguments, until};
+
+use super::steady::{self, steady};
+use super::{Stopped, let_pass, relay, scenario};
+use crate::proxy::{Harm, Proxy};
+
+const OUTAGE: Duration = Duration::from_secs(60);
+/// For the status to catch up afterwards.
+const CATCH_UP: Duration = Duration::from_secs(10);
+
+/// The API server is stopped for 60 s: open streams go on without a cut, a process that ends meanwhile is reported to
+/// whoever follows it, and its status is there 10 s after the API server is.
+///
+/// # Errors
+/// When one of these does not hold.
+pub fn api_server(_long: bool) -> Result<()> {
+    scenario("api-server", |namespace| {
+        let proxy = Proxy::start(relay()?, Harm::default(), 0)?;
+        let server = proxy.address().to_string();
+        let mut stream = steady(namespace, &server).within(4 * OUTAGE).start()?;
+        let [image, policy] = image_arguments(BUSYBOX);
+        let script = "echo begin; sleep 30; echo end; exit 5";
+        let short = [
+            "--server", &server, "run", "short", &image, &policy, "--", "sh", "-c", script,
+        ];
+        let mut short = namespace.editor.rproc(&short).within(4 * OUTAGE).start()?;
+        stream.wait_for_bytes(1000)?;
+        short.wait_for_bytes(6)?;
+        let before = proxy.connections();
+        let stopped = Stopped::daemon("kube-apiserver")?;
+        let begin = Instant::now();
+        let at_first = stream.received();
+        let finished = short.finish()?;
+        ensure!(finished.expect_code(5)?.out() == "begin\nend\n", "{finished}");
+        ensure!(begin.elapsed() < OUTAGE, "the end came after the outage");
+        let_pass(OUTAGE.saturating_sub(begin.elapsed()));
+        let meanwhile = stream.received() - at_first;
+        let cuts = proxy.connections() - before;
+        drop(stopped);
+        let back = Instant::now();
+        until("the status of what ended meanwhile", 6 * CATCH_UP, || {
+            // The API server itself needs a moment.
+            let phase = namespace
+                .object("short")
+                .ok()
+                .map(|object| object["status"]["phase"] == "Failed");
+            Ok(phase == Some(true))
+        })?;
+        let caught_up = back.elapsed();
+        let noticed = steady::finish(namespace, stream)?;
+        ensure!(cuts == 0, "{cuts} further connections were made during the outage");
+        ensure!(
+            meanwhile > steady.bytes() / 2,
+            "only {meanwhile} bytes came during the outage"
+        );
+        ensure!(caught_up < CATCH_UP, "the status needed {caught_up:?}");
+        ensure!(noticed.errors == 0, "the program saw {} errors", noticed.errors);
+        Ok(format!(
+            "{meanwhile} bytes during {OUTAGE:?} without it, 0 cuts; status {:.1} s after its return",
+            caught_up.as_secs_f64()
+        ))
+    })
+}

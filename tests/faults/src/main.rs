@@ -1,0 +1,125 @@
+//! Brings faults about: `cargo xtask faults` runs this.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use remoteprocess_faults::cluster;
+use remoteprocess_faults::seeds::{self, Seeds};
+
+/// Faults on purpose. Each scenario has a size for CI and, with --long, a full one.
+#[derive(Parser)]
+#[command(name = "cargo xtask faults", bin_name = "cargo xtask faults")]
+struct Cli {
+    #[command(subcommand)]
+    scenario: Option<Scenario>,
+}
+
+#[derive(Subcommand)]
+enum Scenario {
+    /// The stream protocol on a simulated network and clock; needs no cluster.
+    Simulation(SimulationArgs),
+    /// `seq 1 2000000` many times through a proxy that cuts and delays; with --long beside `kubectl`.
+    Cuts(CutsArgs),
+    /// The operator and the agent are killed again and again while a program writes.
+    Kills(SizeArgs),
+    /// The API server stands still for a minute.
+    ApiServer(SizeArgs),
+    /// The archive's volume takes nothing for a while.
+    Store(SizeArgs),
+    /// All that need the cluster.
+    Cluster(SizeArgs),
+    /// Everything; also without any argument.
+    All(SizeArgs),
+}
+
+#[derive(Args, Clone, Copy, Default)]
+struct SizeArgs {
+    /// The full size.
+    #[arg(long)]
+    long: bool,
+}
+
+#[derive(Args)]
+struct CutsArgs {
+    #[command(flatten)]
+    size: SizeArgs,
+    /// Draws the cuts.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Args)]
+struct SimulationArgs {
+    /// 10,000 seeds instead of 300.
+    #[arg(long)]
+    long: bool,
+    /// Only this seed. `RUST_LOG=info` says what happens.
+    #[arg(long, conflicts_with = "long")]
+    seed: Option<u64>,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// How many seeds.
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// How often each: not everything in a simulation is fixed by its seed.
+    #[arg(long, default_value_t = 1)]
+    repeat: u64,
+    /// Begin no further seed after so many seconds.
+    #[arg(long)]
+    limit: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match run(Cli::parse().scenario.unwrap_or(Scenario::All(SizeArgs::default()))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("FAILED: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(scenario: Scenario) -> Result<()> {
+    match scenario {
+        Scenario::Simulation(args) => seeds::run(&args.into()),
+        Scenario::Cuts(args) => cluster::cuts(args.size.long, args.seed),
+        Scenario::Kills(size) => cluster::kills(size.long),
+        Scenario::ApiServer(size) => cluster::api_server(size.long),
+        Scenario::Store(size) => cluster::store(size.long),
+        Scenario::Cluster(size) => on_the_cluster(size.long),
+        Scenario::All(size) => {
+            seeds::run(&Seeds::of_size(size.long))?;
+            on_the_cluster(size.long)
+        }
+    }
+}
+
+fn on_the_cluster(long: bool) -> Result<()> {
+    cluster::cuts(long, 1)?;
+    cluster::kills(long)?;
+    cluster::api_server(long)?;
+    cluster::store(long)
+}
+
+impl From<SimulationArgs> for Seeds {
+    fn from(args: SimulationArgs) -> Self {
+        let all = Self::of_size(args.long);
+        let count = args.seeds.unwrap_or(all.range.end - all.range.start);
+        Self {
+            range: match args.seed {
+                Some(seed) => seed..seed + 1,
+                None => args.from..args.from + count,
+            },
+            repeat: args.repeat,
+            limit: args.limit.map(Duration::from_secs),
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The API server with one object in it, and a controller that does the least: attempt 1 with its pod, and the phase.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode};
+use kube::Client;
+use kube::client::Body;
+use rand::Rng;
+use rand::rngs::StdRng;
+use remoteprocess_api::RemoteProcess;
+use remoteprocess_operator::relay::directory::Directory;
+use serde_json::{Value, json};
+use tower::service_fn;
+
+use super::{NAME, NAMESPACE, POD_UID, UID};
+
+/// How often a watch brings what has changed.
+const WATCH: Duration = Duration::from_millis(50);
+
+/// How the API server behaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// As it should.
+    #[default]
+    Works,
+    /// Answers everything with 503.
+    Refuses,
+    /// Answers nothing until it works again.
+    Hangs,
+    /// Does what is asked, and says that it did not.
+    Lies,
+}
+
+impl Mode {
+    pub fn choose(rng: &mut StdRng) -> Self {
+        [Self::Refuses, Self::Hangs, Self::Lies][rng.random_range(0..3)]
+    }
+}
+
+/// The API server. Cheap to clone.
+#[derive(Clone)]
+pub struct Api(Arc<Mutex<State>>);
+
+struct State {
+    object: Value,
+    version: u64,
+    mode: Mode,
+}
+
+impl Api {
+    pub fn new(seed: u64) -> Self {
+        let object = json!({
+            "apiVersion": "remoteprocess.dev/v1alpha1",
+            "kind": "RemoteProcess",
+            "metadata": {"name": NAME, "namespace": NAMESPACE, "uid": UID, "generation": 1, "resourceVersion": "1"},
+            "spec": {"image": "simulated", "command": ["program", seed.to_string()]},
+            "status": {
+                "phase": "Pending",
+                "attempt": 1,
+                "attempts": [{"number": 1, "podName": "job-1", "podUid": POD_UID}],
+            },
+        });
+        Self(Arc::new(Mutex::new(State {
+            object,
+            version: 1,
+            mode: Mode::Works,
+        })))
+    }
+
+    pub fn set(&self, mode: Mode) {
+        self.lock().mode = mode;
+    }
+
+    pub fn status(&self) -> Value {
+        self.lock().object["status"].clone()
+    }
+
+    /// The end and the seal are recorded.
+    pub fn has_output(&self) -> bool {
+        !self.status()["attempts"][0]["output"].is_null()
+    }
+
+    /// Keeps a relay's directory up to date; never ends. `listed` is called after the first list.
+    pub async fn watch(&self, directory: &Directory, listed: impl FnOnce()) {
+        let (mut listed, mut seen) = (Some(listed), 0);
+        loop {
+            let news = {
+                let state = self.lock();
+                let can_watch = matches!(state.mode, Mode::Works | Mode::Lies);
+                (can_watch && state.version != seen).then(|| (state.version, state.object.clone()))
+            };
+            if let Some((version, object)) = news {
+                seen = version;
+                let process: RemoteProcess = serde_json::from_value(object).expect("an object of ours");
+                directory.apply(process);
+                if let Some(listed) = listed.take() {
+                    listed();
+                }
+            }
+            tokio::time::sleep(WATCH).await;
+        }
+    }
+
+    /// A client; to be made on the host that uses it.
+    pub fn client(&self) -> Client {
+        let api = self.clone();
+        let service = service_fn(move |request: Request<Body>| {
+            let api = api.clone();
+            async move { Ok::<_, Infallible>(api.serve(request).await) }
+        });
+        Client::new(service, "default")
+    }
+
+    async fn serve(&self, request: Request<Body>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let bytes = body.collect_bytes().await.unwrap_or_default();
+        let body: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        while self.lock().mode == Mode::Hangs {
+            tokio::time::sleep(WATCH).await;
+        }
+        let mode = self.lock().mode;
+        if mode == Mode::Refuses {
+            return respond(refusal(503, "ServiceUnavailable"));
+        }
+        let answer = self.answer(&parts.method, parts.uri.path(), body);
+        if mode == Mode::Lies {
+            return respond(refusal(500, "InternalError"));
+        }
+        respond(answer)
+    }
+
+    fn answer(&self, method: &Method, path: &str, body: Value) -> (u16, Value) {
+        if path.ends_with("/subjectaccessreviews") {
+            let mut review = body;
+            review["status"] = json!({"allowed": true});
+            return (201, review);
+        }
+        if path.contains("/pods/") {
+            let pod = json!({"metadata": {"name": "job-1", "uid": POD_UID}, "status": {"phase": "Running"}});
+            return (200, pod);
+        }
+        let mut state = self.lock();
+        if *method == Method::PATCH {
+            return state.apply(&body);
+        }
+        (200, state.object.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// A server-side apply by the relay: lists are maps by `number` and `type`.
+    fn apply(&mut self, patch: &Value) -> (u16, Value) {
+        let asked = &patch["metadata"]["resourceVersion"];
+        if !asked.is_null() && *asked != self.object["metadata"]["resourceVersion"] {
+            return refusal(409, "Conflict");
+        }
+        let status = &mut self.object["status"];
+        for (key, value) in patch["status"].as_object().into_iter().flatten() {
+            match key.as_str() {
+                "attempts" => merge(&mut status["attempts"], value, "number"),
+                "conditions" => merge(&mut status["conditions"], value, "type"),
+                _ => status[key] = value.clone(),
+            }
+        }
+        let exit = &status["attempts"][0]["exit"];
+        if !exit.is_null() {
+            let phase = if exit["code"] == 0 { "Succeeded" } else { "Failed" };
+            status["phase"] = json!(phase);
+        }
+        self.version += 1;
+        self.object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        (200, self.object.clone())
+    }
+}
+
+fn merge(list: &mut Value, news: &Value, key: &str) {
+    if list.is_null() {
+        *list = json!([]);
+    }
+    let Some(list) = list.as_array_mut() else { return };
+    for new in news.as_array().into_iter().flatten() {
+        match list.iter_mut().find(|old| old[key] == new[key]) {
+            Some(old) => {
+                for (field, value) in new.as_object().into_iter().flatten() {
+                    old[field] = value.clone();
+                }
+            }
+            None => list.push(new.clone()),
+        }
+    }
+}
+
+fn respond((code, object): (u16, Value)) -> Response<Body> {
+    let mut response = Response::new(Body::from(object.to_string().into_bytes()));
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+}
+
+fn refusal(code: u16, reason: &str) -> (u16, Value) {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": reason, "reason": reason, "code": code,
+    });
+    (code, status)
+}

@@ -1,0 +1,96 @@
+//! A relay's host: all of it is real but the API server, the store and the network.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use remoteprocess_operator::relay::archive::Archive;
+use remoteprocess_operator::relay::authorize::Authorizer;
+use remoteprocess_operator::relay::directory::Directory;
+use remoteprocess_operator::relay::oversee::{self, Overseer};
+use remoteprocess_operator::relay::record::Recorder;
+use remoteprocess_operator::relay::service::{RelayParts, RelayService};
+use remoteprocess_operator::relay::session::{Agent, Budget, Connect, ConnectError, Context, Sessions};
+use remoteprocess_tls::{ClientAuth, Dialer, Limits, Role, serve};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use super::network::{self, Port};
+use super::plan::RELAYS;
+use super::{World, identity};
+
+struct Agents {
+    world: Arc<World>,
+    dialer: Dialer,
+    from: &'static str,
+}
+
+impl Connect for Agents {
+    fn connect<'a>(&'a self, agent: &'a Agent) -> BoxFuture<'a, Result<Channel, ConnectError>> {
+        let role = Role::Agent {
+            namespace: agent.namespace.clone(),
+            pod_uid: agent.pod_uid.clone(),
+        };
+        Box::pin(async move {
+            let host = agent.address.split(':').next().unwrap_or_default();
+            Ok(network::dial(&self.world, &self.dialer, (self.from, host), &role, None).await?)
+        })
+    }
+}
+
+/// One life of a relay.
+pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
+    let identity = identity(&Role::Operator);
+    let client = world.api.client();
+    let shutdown = CancellationToken::new();
+    let archive = Archive::new(world.store.clone());
+    let recorder = Recorder::new(client.clone(), RELAYS[index].to_owned());
+    let context = Context {
+        archive: archive.clone(),
+        connect: Box::new(Agents {
+            world: world.clone(),
+            dialer: Dialer::new(identity.clone()),
+            from: RELAYS[index],
+        }),
+        record: Box::new(recorder.clone()),
+        memory: Arc::new(Budget::new(world.plan.rings)),
+        shutdown: shutdown.clone(),
+    };
+    let directory = Directory::default();
+    let sessions = Sessions::new(Arc::new(context));
+    let changes = directory.subscribe();
+    let overseer = Overseer {
+        directory: directory.clone(),
+        sessions: sessions.clone(),
+        recorder: recorder.clone(),
+    };
+    let service = RelayService::new(RelayParts {
+        directory: directory.clone(),
+        sessions: sessions.clone(),
+        archive: archive.clone(),
+        authorizer: Authorizer::new(client),
+        recorder: recorder.clone(),
+        shutdown: shutdown.clone(),
+    });
+    let listed = CancellationToken::new();
+    let port = Port::bind().await?;
+    let serving = async {
+        listed.cancelled().await;
+        tokio::join!(
+            serve(
+                port,
+                identity,
+                ClientAuth::Required,
+                service.into_server(),
+                Limits::default(),
+                shutdown.clone()
+            ),
+            oversee::make_up(&directory, &archive, &sessions, &recorder),
+        )
+    };
+    tokio::join!(
+        serving,
+        overseer.run(changes),
+        world.api.watch(&directory, || listed.cancel())
+    );
+    Ok(())
+}

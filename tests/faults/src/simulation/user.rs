@@ -1,0 +1,200 @@
+//! A user's host: the follower of `rproc` with its ledger and output.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use remoteprocess_cli::follow::{Dial, DialError, Follower, Ledger, Narrator, Want};
+use remoteprocess_cli::output::{Output, Sink};
+use remoteprocess_proto::v1::relay_client::RelayClient;
+use remoteprocess_proto::v1::{Cursor, Exit, Gap, ProcessKey, Stream};
+use remoteprocess_tls::{Dialer, Role};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::Channel;
+
+use super::plan::Plan;
+use super::program::Program;
+use super::{NAME, NAMESPACE, World, identity, network, plan};
+
+/// What a user has in the end.
+pub struct Received {
+    name: String,
+    stream: Stream,
+    bytes: [Vec<u8>; 2],
+    end: Option<Exit>,
+    losses: Vec<Gap>,
+    complaint: Option<String>,
+}
+
+struct Relays {
+    world: Arc<World>,
+    dialer: Dialer,
+    name: String,
+    rate: Option<u64>,
+}
+
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<Vec<u8>>>);
+
+impl Memory {
+    fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Write for Memory {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Dial for Relays {
+    async fn dial(&mut self) -> Result<RelayClient<Channel>, DialError> {
+        let to = self.world.any_relay();
+        network::dial(&self.world, &self.dialer, (&self.name, &to), &Role::Operator, self.rate)
+            .await
+            .map(RelayClient::new)
+            .map_err(|error| DialError::Unreachable(error.to_string()))
+    }
+
+    fn discredit(&mut self) {}
+}
+
+/// Reads from the beginning to the end, over as many connections, and as many lives, as it takes.
+pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
+    let user = world.plan.users[index].clone();
+    sleep(user.begins).await;
+    let memory = [Memory::default(), Memory::default()];
+    let dial = Relays {
+        world: world.clone(),
+        dialer: Dialer::new(identity(&Role::User)),
+        name: plan::user(index),
+        rate: user.rate,
+    };
+    let mut want = want(user.stream);
+    let mut losses = Vec::new();
+    let mut life = user.restarts.unwrap_or(Duration::MAX);
+    let mut dial = Some(dial);
+    loop {
+        let output = Output::new(Sink::plain(memory[0].clone()), Sink::plain(memory[1].clone()));
+        let mut follower = Follower {
+            dial: dial.take().ok_or("no way to dial")?,
+            ledger: Ledger::new(want.clone()),
+            output: &output,
+            narrator: Narrator::new(NAME, true),
+            unknown_until: Instant::now() + Duration::from_secs(600),
+        };
+        let Ok(end) = timeout(life, follower.run()).await else {
+            output.flush().await?;
+            life = Duration::MAX;
+            losses.extend_from_slice(follower.ledger.losses());
+            let received = memory.each_ref().map(|memory| of_program(&memory.bytes()).len() as u64);
+            want.cursor = Some(Cursor {
+                stdout: received[0] + lost(&losses, Stream::Stdout),
+                stderr: received[1] + lost(&losses, Stream::Stderr),
+            });
+            dial = Some(follower.dial);
+            continue;
+        };
+        let end = end?;
+        losses.extend_from_slice(follower.ledger.losses());
+        let received = Received {
+            name: plan::user(index),
+            stream: user.stream,
+            bytes: memory.each_ref().map(|memory| of_program(&memory.bytes())),
+            complaint: end.as_ref().and_then(|exit| follower.ledger.audit(exit)),
+            losses,
+            end,
+        };
+        world
+            .received
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(received);
+        return Ok(());
+    }
+}
+
+fn want(stream: Stream) -> Want {
+    Want {
+        process: ProcessKey {
+            namespace: NAMESPACE.to_owned(),
+            name: NAME.to_owned(),
+            ..ProcessKey::default()
+        },
+        stream,
+        follow: true,
+        ..Want::default()
+    }
+}
+
+/// Without the lines of `rproc`: the program writes no newline.
+fn of_program(bytes: &[u8]) -> Vec<u8> {
+    let lines = bytes.split(|byte| *byte == b'\n');
+    lines
+        .filter(|line| !line.starts_with(b"rproc:"))
+        .flatten()
+        .copied()
+        .collect()
+}
+
+fn lost(losses: &[Gap], stream: Stream) -> u64 {
+    let lost = losses.iter().filter(|gap| gap.stream() == stream);
+    lost.map(|gap| gap.to.unwrap_or(gap.from) - gap.from).sum()
+}
+
+impl Received {
+    /// Whether it is what the program wrote, but for gaps that the plan allows.
+    pub fn judge(&self, program: &Program, plan: &Plan) -> Result<()> {
+        let name = &self.name;
+        for gap in &self.losses {
+            let is_allowed = gap.to.is_some() && plan.gap_reason() == Some(gap.reason.as_str());
+            ensure!(is_allowed, "{name} was told of a loss: {gap:?}");
+        }
+        for (stream, bytes) in [Stream::Stdout, Stream::Stderr].into_iter().zip(&self.bytes) {
+            let is_wanted = self.stream == Stream::Unspecified || self.stream == stream;
+            let written = if is_wanted {
+                self.without_gaps(program, stream)
+            } else {
+                Vec::new()
+            };
+            let differs = bytes.iter().zip(&written).position(|(got, wrote)| got != wrote);
+            ensure!(
+                *bytes == written,
+                "{name} got {} bytes of {stream:?}, {} were written, the first other one is {differs:?}; losses {:?}",
+                bytes.len(),
+                written.len(),
+                self.losses,
+            );
+        }
+        ensure!(self.complaint.is_none(), "{name}: {:?}", self.complaint);
+        let end = self.end.as_ref();
+        let is_right = end.is_some_and(|exit| {
+            let may_be_sealed = self.losses.is_empty();
+            let must_be_sealed = plan.gap_reason().is_none();
+            exit.value == plan.exit_code && (may_be_sealed || !exit.sealed) && (exit.sealed || !must_be_sealed)
+        });
+        ensure!(is_right, "{name} was told of a wrong end: {end:?}");
+        Ok(())
+    }
+
+    fn without_gaps(&self, program: &Program, stream: Stream) -> Vec<u8> {
+        let is_missing = |at: u64| {
+            let mut gaps = self.losses.iter().filter(|gap| gap.stream() == stream);
+            gaps.any(|gap| (gap.from..gap.to.unwrap_or(u64::MAX)).contains(&at))
+        };
+        let history = program.history(stream);
+        (0..)
+            .zip(history)
+            .filter(|(at, _)| !is_missing(*at))
+            .map(|(_, byte)| *byte)
+            .collect()
+    }
+}
