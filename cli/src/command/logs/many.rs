@@ -49,38 +49,71 @@ pub async fn run(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<u8, Failure>
         output.flush().await?;
         return Ok(worst);
     }
-    let mut coming = coming(cluster, args).await?;
-    let (mut running, mut waiting) = (FuturesUnordered::new(), VecDeque::new());
-    let (limit, mut is_begun) = (usize::from(args.max_log_requests), false);
-    loop {
-        while is_begun && running.len() < limit {
-            let Some(key) = waiting.pop_front() else { break };
-            running.push(work(key));
-        }
-        tokio::select! {
-            Some(code) = running.next() => {
-                worst = worse(worst, code?);
-                if running.is_empty() && waiting.is_empty() && args.names.is_empty() && !args.quiet {
-                    output.line("all of them have ended; waiting for more, Ctrl-C ends this").await?;
-                }
-            }
-            Some(found) = coming.next() => match found? {
-                Found::One(key) => {
-                    if is_begun && running.len() >= limit && !args.quiet {
-                        output.line(&format!("{} waits for its turn: --max-log-requests {limit}", shown(&key))).await?;
-                    }
-                    waiting.push_back(key);
-                }
-                Found::All => {
-                    is_begun = true;
-                    check(waiting.len(), limit)?;
-                }
-            },
-            else => break,
-        }
-    }
+    let turns = Turns {
+        limit: usize::from(args.max_log_requests),
+        has_names: !args.names.is_empty(),
+        is_quiet: args.quiet,
+        output: &output,
+    };
+    let worst = turns.run(coming(cluster, args).await?, work).await?;
     output.flush().await?;
     Ok(worst)
+}
+
+/// Who is followed when.
+struct Turns<'a> {
+    /// So many at a time.
+    limit: usize,
+    /// No more come than are named.
+    has_names: bool,
+    is_quiet: bool,
+    output: &'a Output,
+}
+
+impl Turns<'_> {
+    /// Follows each that comes, and answers the worst of their codes when no more can come.
+    async fn run<F>(&self, mut coming: Coming<'_>, work: impl Fn(ProcessKey) -> F) -> Result<u8, Failure>
+    where
+        F: Future<Output = Result<u8, Failure>>,
+    {
+        let (mut running, mut waiting) = (FuturesUnordered::new(), VecDeque::new());
+        let (mut worst, mut is_begun) = (0, false);
+        loop {
+            while is_begun && running.len() < self.limit {
+                let Some(key) = waiting.pop_front() else { break };
+                running.push(work(key));
+            }
+            tokio::select! {
+                Some(code) = running.next() => {
+                    worst = worse(worst, code?);
+                    if running.is_empty() && waiting.is_empty() && !self.has_names {
+                        self.say("all of them have ended; waiting for more, Ctrl-C ends this").await?;
+                    }
+                }
+                Some(found) = coming.next() => match found? {
+                    Found::One(key) => {
+                        if is_begun && running.len() >= self.limit {
+                            let limit = self.limit;
+                            self.say(&format!("{} waits for its turn: --max-log-requests {limit}", shown(&key))).await?;
+                        }
+                        waiting.push_back(key);
+                    }
+                    Found::All => {
+                        check(waiting.len(), self.limit)?;
+                        is_begun = true;
+                    }
+                },
+                else => return Ok(worst),
+            }
+        }
+    }
+
+    async fn say(&self, text: &str) -> Result<(), Failure> {
+        if !self.is_quiet {
+            self.output.line(text).await?;
+        }
+        Ok(())
+    }
 }
 
 /// As kubectl: rather nothing than some of them.
@@ -261,6 +294,7 @@ fn meant(object: &PartialObjectMeta<RemoteProcess>) -> ProcessKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::Sink;
 
     fn object(uid: &str) -> PartialObjectMeta<RemoteProcess> {
         serde_json::from_value(serde_json::json!({"metadata": {"name": "job", "namespace": "n", "uid": uid}})).unwrap()
@@ -290,6 +324,51 @@ mod tests {
             })
             .collect();
         assert_eq!(found, ["1", "all", "2", "3"]);
+    }
+
+    #[tokio::test]
+    async fn those_that_come_are_followed_each_in_its_turn() {
+        let key = |uid: &str| meant(&object(uid));
+        let (announce, announced) = futures::channel::mpsc::unbounded();
+        for found in [Found::One(key("1")), Found::One(key("2")), Found::All] {
+            announce.unbounded_send(Ok(found)).unwrap();
+        }
+        let null = || Sink::plain(std::io::sink());
+        let output = Output::new(null(), null());
+        let turns = Turns {
+            limit: 2,
+            has_names: false,
+            is_quiet: false,
+            output: &output,
+        };
+        let begun = std::cell::RefCell::new(Vec::new());
+        let free = tokio::sync::Semaphore::new(0);
+        let work = async |key: ProcessKey| {
+            begun.borrow_mut().push(key.uid.clone());
+            match free.acquire().await {
+                Ok(permit) => permit.forget(),
+                Err(_) => return Err(Failure::closed()),
+            }
+            Ok(u8::from(key.uid == "3"))
+        };
+        let following = turns.run(Box::pin(announced), |key| work(key));
+        let script = async {
+            let settled = async || {
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+                begun.borrow().clone()
+            };
+            assert_eq!(settled().await, ["1", "2"]);
+            announce.unbounded_send(Ok(Found::One(key("3")))).unwrap();
+            assert_eq!(settled().await, ["1", "2"], "no more than two at a time");
+            free.add_permits(1);
+            assert_eq!(settled().await, ["1", "2", "3"]);
+            free.add_permits(2);
+            drop(announce);
+        };
+        let (code, ()) = tokio::join!(following, script);
+        assert_eq!(code, Ok(1));
     }
 
     #[test]
