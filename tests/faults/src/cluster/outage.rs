@@ -55,7 +55,7 @@ pub fn api_server(_long: bool) -> Result<()> {
         let noticed = steady::finish(namespace, stream)?;
         ensure!(cuts == 0, "{cuts} further connections were made during the outage");
         ensure!(
-            meanwhile > steady.bytes() / 2,
+            meanwhile > steady::RATE * 50,
             "only {meanwhile} bytes came during the outage"
         );
         ensure!(caught_up < CATCH_UP, "the status needed {caught_up:?}");

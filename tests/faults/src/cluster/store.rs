@@ -39,11 +39,8 @@ impl Drop for Closed {
 pub fn store(long: bool) -> Result<()> {
     let outage = Duration::from_secs(if long { 120 } else { 15 });
     scenario("store", |namespace| {
-        let steady = Steady::new(outage + Duration::from_secs(10));
-        let mut run = steady
-            .run(namespace, "steady", &relay()?.to_string())
-            .within(outage * 10)
-            .start()?;
+        let run = steady(namespace, &relay()?.to_string());
+        let mut run = run.within(outage * 10).start()?;
         run.wait_for_bytes(1000)?;
         let closed = Closed::close(volume()?)?;
         let at_first = run.received();
