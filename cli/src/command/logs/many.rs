@@ -351,7 +351,7 @@ mod tests {
             }
             Ok(u8::from(key.uid == "3"))
         };
-        let following = turns.run(Box::pin(announced), |key| work(key));
+        let following = turns.run(Box::pin(announced), work);
         let script = async {
             let settled = async || {
                 for _ in 0..20 {

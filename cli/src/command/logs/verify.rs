@@ -59,7 +59,7 @@ enum Recorded {
     Output(AttemptOutput),
     /// It says nothing.
     Nothing,
-    /// There is no status any more, or it may not be read.
+    /// There is no status any more, it may not be read, or it keeps nothing of this attempt.
     Unknown,
 }
 
@@ -75,14 +75,11 @@ async fn recorded(
     let api = kube::Api::<RemoteProcess>::namespaced(cluster.client.clone(), &key.namespace);
     let uid = Some(key.uid.as_str()).filter(|uid| !uid.is_empty());
     let deadline = Some(Instant::now() + STATUS_LIMIT);
-    let number = |status: &RemoteProcessStatus| attempt.or_else(|| status.latest_attempt().map(|latest| latest.number));
     let found = observe::until(&api, &key.name, uid, deadline, |seen| match seen {
         Seen::Gone => Some((attempt, Recorded::Unknown)),
         Seen::There(object) => {
             let status = object.status.as_ref()?;
-            let number = number(status)?;
-            let output = status.attempt(number)?.output.clone()?;
-            Some((Some(number), Recorded::Output(output)))
+            recorded_of(status, attempt)
         }
     });
     match found.await {
@@ -91,6 +88,16 @@ async fn recorded(
         Err(observe::Error::Api(kube::Error::Api(status))) if status.code == 403 => Ok((attempt, Recorded::Unknown)),
         Err(observe::Error::Api(error)) => Err(Failure::new(format!("cannot read the process: {error}"))),
     }
+}
+
+/// What the status says of `attempt`, or of the latest; `None` where it may say it yet.
+fn recorded_of(status: &RemoteProcessStatus, attempt: Option<u32>) -> Option<(Option<u32>, Recorded)> {
+    let number = attempt.or_else(|| status.latest_attempt().map(|latest| latest.number))?;
+    let recorded = match status.attempt(number) {
+        None if !status.keeps(number) => Recorded::Unknown,
+        record => Recorded::Output(record?.output.clone()?),
+    };
+    Some((Some(number), recorded))
 }
 
 /// What was read, and what it is measured by.
@@ -110,7 +117,7 @@ impl Finding<'_> {
         wrong.extend(self.against_status());
         let (code, first) = if wrong.is_empty() {
             let by = match self.status {
-                Recorded::Unknown => "the archive's seal (the object's status cannot be read)",
+                Recorded::Unknown => "the archive's seal (the object's status has no record of it)",
                 _ => "the seal and the status",
             };
             (0, format!("{}: verified by {by}", self.name))
@@ -188,7 +195,7 @@ impl Finding<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use remoteprocess_api::StreamStatus;
+    use remoteprocess_api::{AttemptStatus, StreamStatus};
     use remoteprocess_proto::v1::{Seal, StreamSeal};
 
     fn exit() -> Exit {
@@ -246,6 +253,24 @@ mod tests {
           stderr: 0 bytes, sha256 0202020202020202020202020202020202020202020202020202020202020202
         ");
         assert_eq!(judge(&exit(), Recorded::Unknown, &[]).0, 0);
+    }
+
+    #[test]
+    fn a_status_keeps_the_first_and_the_last_attempts() {
+        let attempt = |number| AttemptStatus {
+            number,
+            output: (number != 31).then(status),
+            ..AttemptStatus::default()
+        };
+        let status = RemoteProcessStatus {
+            attempt: Some(31),
+            attempts: vec![attempt(1), attempt(30), attempt(31)],
+            ..RemoteProcessStatus::default()
+        };
+        let found = |attempt| recorded_of(&status, attempt);
+        assert!(matches!(found(Some(1)), Some((Some(1), Recorded::Output(_)))));
+        assert!(matches!(found(Some(15)), Some((Some(15), Recorded::Unknown))));
+        assert!(found(None).is_none(), "the record of the latest is not there yet");
     }
 
     #[test]
