@@ -13,6 +13,8 @@ use super::fake_agent::{FakeAgent, Program, TestDialer, byte};
 use super::*;
 use crate::relay::piece::{Piece, Wanted};
 
+mod outage;
+
 /// Far more than any step takes; only a hang comes this far.
 const DEADLINE: Duration = Duration::from_secs(30);
 const BATCH: usize = 256 * 1024;
