@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::Config;
 use crate::enrol::Enrolment;
 use crate::home::{self, Homes};
+use crate::mask::Mask;
 use crate::process::facts::Done;
 use crate::process::machine::{LaunchSettings, Phase};
 use crate::process::{Process, Settings};
@@ -39,9 +40,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         return Ok(());
     }
     let config = Arc::new(config);
+    // Before anything can be launched.
+    let mask = config.mask_dir.as_deref().map(Mask::load).transpose()?;
     let listener = bind(&config).await?;
     let address = SocketAddr::new(config.pod_ip, listener.local_addr()?.port()).to_string();
-    let (spool, appender) = Spool::open(&config.spool, config.policy).context("open the spool")?;
+    let (spool, appender) = Spool::open(&config.spool, config.policy, mask).context("open the spool")?;
     let process = Process::start(Arc::new(spool), appender, settings(&config)).context("start")?;
     let homes = Homes::default();
     let (done, is_done) = watch::channel(false);

@@ -94,6 +94,9 @@ pub struct RunArgs {
     /// How long `Auto` waits for an archive that makes no progress, in milliseconds.
     #[arg(long, env = "RPROC_STALL_MILLIS", default_value_t = 30_000, hide = true)]
     pub stall_millis: u64,
+    /// Directory with values that are replaced by `***` in the output, one in each file. Absent: nothing is.
+    #[arg(long, env = "RPROC_MASK_DIR")]
+    pub mask_dir: Option<PathBuf>,
     /// How much of the output goes into the container's log too.
     #[arg(long, env = "RPROC_ECHO", value_enum, default_value = "Limited")]
     pub echo: Echo,
@@ -156,6 +159,8 @@ pub struct Config {
     pub listen_port: u16,
     /// How much unarchived output to hold, and what to do with more.
     pub policy: Policy,
+    /// Directory with the values to be masked.
+    pub mask_dir: Option<PathBuf>,
     /// How much of the output goes into the container's log.
     pub echo: Echo,
     /// First signal of the stop path.
@@ -236,6 +241,7 @@ impl TryFrom<RunArgs> for Config {
                 when_full: args.when_full,
                 patience: Duration::from_millis(args.stall_millis),
             },
+            mask_dir: args.mask_dir,
             echo: args.echo,
             stop_signal: args.stop_signal.0,
             stop_grace: seconds(args.stop_grace_seconds),

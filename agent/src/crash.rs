@@ -4,7 +4,7 @@
 //! makes `<file>` does it.
 
 /// All points, `<part>.<step>`.
-pub const POINTS: [&str; 18] = [
+pub const POINTS: [&str; 21] = [
     "spool.spliced",
     "spool.journalled",
     "spool.hashed",
@@ -13,6 +13,9 @@ pub const POINTS: [&str; 18] = [
     "spool.punched",
     "ledger.told",
     "ledger.committed",
+    "stage.spliced",
+    "stage.masked",
+    "stage.journalled",
     "secret.written",
     "secret.stored",
     "launch.written",

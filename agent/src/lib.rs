@@ -15,6 +15,7 @@ pub mod enrol;
 pub mod exit;
 pub mod home;
 pub mod install;
+pub mod mask;
 pub mod process;
 pub mod service;
 pub mod spool;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use remoteprocess_agent::args::{Cli, Command, Config};
-use remoteprocess_agent::{app, install, supervise};
+use remoteprocess_agent::{app, install, mask, supervise};
 use remoteprocess_runtime::{LogFormat, init_logs, shutdown_token};
 
 /// Threads that serve; capture and hashing have their own.
@@ -24,7 +24,10 @@ fn main() -> ExitCode {
         Err(error) => {
             tracing::error!("{error:#}");
             eprintln!("agent: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref::<mask::Error>() {
+                Some(_) => ExitCode::from(supervise::UNUSABLE),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -19,6 +19,7 @@ mod progress;
 mod reader;
 pub mod record;
 mod slots;
+mod stage;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -37,10 +38,13 @@ pub use progress::{Progress, Stall};
 pub use reader::{Chunk, Gap, Item, Reader};
 
 use checkpoint::Checkpoint;
-use journal::Journal;
+use journal::{Journal, Recovered};
 use ledger::Ledger;
 use pressure::Pressure;
 use slots::Slots;
+use stage::Stage;
+
+use crate::mask::Mask;
 
 /// What can go wrong with the spool.
 #[derive(Debug, thiserror::Error)]
@@ -141,11 +145,12 @@ struct Inner {
 }
 
 impl Spool {
-    /// Opens the spool in `directory`, which must exist, and brings it into order after a kill.
+    /// Opens the spool in `directory`, which must exist, and brings it into order after a kill. With a
+    /// `mask` the streams are what it leaves of the program's output; it has to be there from the first opening on.
     ///
     /// # Errors
     /// When the volume cannot be used, or holds a spool that contradicts itself.
-    pub fn open(directory: &Path, policy: Policy) -> Result<(Self, Appender), Error> {
+    pub fn open(directory: &Path, policy: Policy, mask: Option<Mask>) -> Result<(Self, Appender), Error> {
         let lock = open_file(directory, "lock")?;
         lock.lock().map_err(Error::io("lock the spool"))?;
         let files = [
@@ -163,7 +168,9 @@ impl Spool {
             lengths.set(stream, length);
         }
         checkpoint.check(lengths)?;
-        let recovered = journal.recover(&checkpoint, lengths)?;
+        let recovered = journal.recover(&checkpoint, lengths, mask.is_some())?;
+        let stages = mask.map(|mask| open_stages(directory, &files, &recovered, mask));
+        let stages = stages.transpose()?;
         let progress = Progress {
             written: recovered.written,
             archived: ledger.archived().map2(recovered.written, u64::min),
@@ -186,7 +193,7 @@ impl Spool {
             ledger,
         });
         let janitor = janitor::spawn(Arc::clone(&inner), checkpoint, checkpoint_slots)?;
-        let appender = Appender::new(Arc::clone(&inner), janitor.thread().clone());
+        let appender = Appender::new(Arc::clone(&inner), janitor.thread().clone(), stages);
         let janitor = Some(janitor);
         Ok((Self { inner, janitor }, appender))
     }
@@ -297,6 +304,18 @@ impl Inner {
         // The counter of an eventfd is full only after 2^64-2 unread wakes; then it is readable anyway.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
+}
+
+/// Cuts the streams to what the journal knows; the rest is masked again.
+fn open_stages(directory: &Path, files: &[File; 2], recovered: &Recovered, mask: Mask) -> Result<[Stage; 2], Error> {
+    let mask = Arc::new(mask);
+    let open = |stream: Stream| {
+        files[stream.index()]
+            .set_len(recovered.written.of(stream))
+            .map_err(Error::io("cut a stream"))?;
+        Stage::open(directory, stream, recovered.raw.of(stream), Arc::clone(&mask))
+    };
+    Ok([open(Stream::Stdout)?, open(Stream::Stderr)?])
 }
 
 fn open_file(directory: &Path, name: &str) -> Result<File, Error> {

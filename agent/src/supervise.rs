@@ -11,6 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// An agent that lives for less than this is started again with a delay.
 const TOO_SHORT: Duration = Duration::from_secs(1);
+/// The agent's code when it cannot run as it was told: to start it again would not help.
+pub const UNUSABLE: u8 = 2;
 /// The longest such delay.
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
 
@@ -40,6 +42,9 @@ pub async fn supervise(arguments: &[String]) -> io::Result<()> {
         };
         if status.success() {
             return Ok(());
+        }
+        if status.code() == Some(UNUSABLE.into()) {
+            return Err(io::Error::other("the agent cannot run as it was told; it has said why"));
         }
         tracing::error!(%status, "the agent died; starting it again");
         delay = if begun.elapsed() < TOO_SHORT {

@@ -43,12 +43,16 @@ pub const VOLUME_HANDOVER: &str = "rproc-handover";
 pub const VOLUME_SPOOL: &str = "rproc-spool";
 /// Projected ServiceAccount token of the agent.
 pub const VOLUME_TOKEN: &str = "rproc-token";
+/// Projected volume of the values to be masked in the output; only where there are any.
+pub const VOLUME_MASK: &str = "rproc-mask";
 /// Where the handover volume is mounted in both containers.
 pub const HANDOVER_PATH: &str = "/.rproc";
 /// Where the spool is mounted in the agent's container.
 pub const SPOOL_PATH: &str = "/spool";
 /// Where the token is mounted in the agent's container.
 pub const TOKEN_PATH: &str = "/var/run/rproc/token";
+/// Where the values to be masked are mounted in the agent's container: files `0`, `1`, ….
+pub const MASK_PATH: &str = "/var/run/rproc/mask";
 /// File name of the token below [`TOKEN_PATH`].
 pub const TOKEN_FILE: &str = "token";
 /// Audience of the agent's token: no API server accepts it.

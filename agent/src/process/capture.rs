@@ -142,7 +142,7 @@ impl<F: Fn(())> Capturing<F> {
 
     /// What was taken must be journalled before the end is announced, however long the volume refuses.
     fn settle_for_good(&mut self) {
-        while let Err(error) = self.appender.settle() {
+        while let Err(error) = self.appender.finish() {
             tracing::warn!(%error, "the last output waits for room on the volume");
             std::thread::sleep(VOLUME_RETRY);
         }

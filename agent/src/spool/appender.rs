@@ -1,5 +1,6 @@
 //! The one writer: takes bytes from a pipe into the spool.
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use rustix::pipe::{SpliceFlags, splice};
 
 use super::janitor::HASH_LAG;
 use super::journal::Record;
+use super::stage::{Masked, Stage};
 use super::{Error, Inner, Stall, Stream};
 
 /// Most bytes taken at once: what the largest pipe of an unprivileged program holds.
@@ -53,10 +55,12 @@ pub struct Appender {
     splice_refused: bool,
     ending: bool,
     stalled_since: Option<Instant>,
+    /// Where bytes wait for the mask, if there is one.
+    stages: Option<[Stage; 2]>,
 }
 
 impl Appender {
-    pub(super) fn new(inner: Arc<Inner>, janitor: Thread) -> Self {
+    pub(super) fn new(inner: Arc<Inner>, janitor: Thread, stages: Option<[Stage; 2]>) -> Self {
         let index = inner.progress.borrow().fixed_records;
         Self {
             inner,
@@ -68,6 +72,7 @@ impl Appender {
             splice_refused: false,
             ending: false,
             stalled_since: None,
+            stages,
         }
     }
 
@@ -128,14 +133,13 @@ impl Appender {
     /// When pipe or volume refuse. After [`Error::is_no_space`] nothing is lost: call again later.
     pub fn take(&mut self, stream: Stream, pipe: BorrowedFd<'_>) -> Result<Taken, Error> {
         self.settle()?;
-        let offset = self.inner.progress.borrow().written.of(stream);
-        let length = match self.transfer(stream, pipe, offset)? {
-            Taken::Bytes(length) => length,
-            nothing => return Ok(nothing),
-        };
-        crate::crash::point("spool", "spliced");
-        self.record(record_of(stream, offset, length))?;
-        Ok(Taken::Bytes(length))
+        let taken = self.transfer(stream, pipe, self.offset(stream))?;
+        match taken {
+            Taken::Bytes(length) => self.arrived(stream, length)?,
+            Taken::End => self.mask(stream, true)?,
+            Taken::Nothing => {}
+        }
+        Ok(taken)
     }
 
     /// Finishes what an earlier [`Self::take`] could not for want of room.
@@ -144,14 +148,65 @@ impl Appender {
     /// When the volume still refuses.
     pub fn settle(&mut self) -> Result<(), Error> {
         if let Some((stream, bytes)) = self.unwritten.take() {
+            let length = self.write_out(stream, bytes, self.offset(stream))?;
+            self.arrived(stream, length)?;
+        }
+        if let Some(record) = self.unrecorded {
+            self.record(record)?;
+        }
+        Stream::ALL.into_iter().try_for_each(|stream| self.mask(stream, false))
+    }
+
+    /// The same, and what the mask held back: nothing follows that could make it a value.
+    ///
+    /// # Errors
+    /// When the volume still refuses.
+    pub fn finish(&mut self) -> Result<(), Error> {
+        self.settle()?;
+        Stream::ALL.into_iter().try_for_each(|stream| self.mask(stream, true))
+    }
+
+    /// Where the next byte from the pipe goes.
+    fn offset(&self, stream: Stream) -> u64 {
+        match &self.stages {
+            Some(stages) => stages[stream.index()].end,
+            None => self.inner.progress.borrow().written.of(stream),
+        }
+    }
+
+    /// So many bytes more are in the file that [`Self::transfer`] fills.
+    fn arrived(&mut self, stream: Stream, length: usize) -> Result<(), Error> {
+        if let Some(stages) = &mut self.stages {
+            stages[stream.index()].end += length as u64;
+            crate::crash::point("stage", "spliced");
+            return self.mask(stream, false);
+        }
+        crate::crash::point("spool", "spliced");
+        let offset = self.offset(stream);
+        self.record(record_of(stream, offset, length, 0))
+    }
+
+    /// Moves through the mask what the stage holds.
+    fn mask(&mut self, stream: Stream, is_end: bool) -> Result<(), Error> {
+        while let Some(stages) = &mut self.stages {
+            let Some(Masked { bytes, raw_end }) = stages[stream.index()].next(is_end)? else {
+                break;
+            };
             let offset = self.inner.progress.borrow().written.of(stream);
-            let length = self.write_out(stream, bytes, offset)?;
-            self.record(record_of(stream, offset, length))?;
+            self.inner.files[stream.index()]
+                .write_all_at(&bytes, offset)
+                .map_err(Error::io("write a stream"))?;
+            crate::crash::point("stage", "masked");
+            let recorded = self.record(record_of(stream, offset, bytes.len(), raw_end));
+            // What is not recorded is masked once more.
+            self.unrecorded = None;
+            recorded?;
+            crate::crash::point("stage", "journalled");
+            if let Some(stages) = &mut self.stages {
+                stages[stream.index()].done(raw_end)?;
+            }
         }
-        match self.unrecorded {
-            Some(record) => self.record(record),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// No byte will follow: the streams can be sealed.
@@ -165,7 +220,7 @@ impl Appender {
 
     fn transfer(&mut self, stream: Stream, pipe: BorrowedFd<'_>, offset: u64) -> Result<Taken, Error> {
         if !self.splice_refused {
-            let file = self.inner.file(stream);
+            let file = self.file(stream).as_fd();
             let mut at = offset;
             let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
             match splice(pipe, None, file, Some(&mut at), MOST_AT_ONCE, flags) {
@@ -182,6 +237,13 @@ impl Appender {
         self.copy(stream, pipe, offset)
     }
 
+    fn file(&self, stream: Stream) -> &File {
+        match &self.stages {
+            Some(stages) => &stages[stream.index()].file,
+            None => &self.inner.files[stream.index()],
+        }
+    }
+
     fn copy(&mut self, stream: Stream, pipe: BorrowedFd<'_>, offset: u64) -> Result<Taken, Error> {
         let mut buffer = vec![0; COPY_BYTES];
         match rustix::io::read(pipe, &mut buffer[..]) {
@@ -196,7 +258,7 @@ impl Appender {
     }
 
     fn write_out(&mut self, stream: Stream, bytes: Vec<u8>, offset: u64) -> Result<usize, Error> {
-        match self.inner.files[stream.index()].write_all_at(&bytes, offset) {
+        match self.file(stream).write_all_at(&bytes, offset) {
             Ok(()) => Ok(bytes.len()),
             Err(error) => {
                 self.unwritten = Some((stream, bytes));
@@ -211,6 +273,7 @@ impl Appender {
                 self.index,
                 Record {
                     length: open.length + record.length,
+                    raw_end: record.raw_end,
                     ..open
                 },
             ),
@@ -240,12 +303,13 @@ impl Appender {
 }
 
 /// The journal's word for bytes that have just reached the file.
-fn record_of(stream: Stream, offset: u64, length: usize) -> Record {
+fn record_of(stream: Stream, offset: u64, length: usize, raw_end: u64) -> Record {
     Record {
         stream,
         offset,
         length: u32::try_from(length).unwrap_or(u32::MAX),
         time_unix_nanos: crate::clock::unix_nanos(),
+        raw_end,
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Checkpoint {
     pub first_record: u64,
     /// Where each stream stood before that record.
     pub first_record_offsets: Offsets,
+    /// The raw bytes of which that was made, where the streams are masked.
+    pub first_record_raw: Offsets,
     /// Bytes of stdout hashed, and the state of its hash; empty at 0.
     stdout: (u64, Vec<u8>),
     /// The same of stderr.

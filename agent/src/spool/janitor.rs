@@ -204,6 +204,7 @@ impl Janitor {
             for record in &page {
                 let offsets = &mut checkpoint.first_record_offsets;
                 offsets.set(record.stream, record.end());
+                checkpoint.first_record_raw.set(record.stream, record.raw_end);
             }
         }
     }

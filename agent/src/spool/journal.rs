@@ -21,6 +21,8 @@ pub struct Record {
     pub length: u32,
     /// When the first of the bytes was taken.
     pub time_unix_nanos: i64,
+    /// Where the stream is masked: how many raw bytes the stream up to the end of this run was made of. 56 bits.
+    pub raw_end: u64,
 }
 
 impl Record {
@@ -35,13 +37,14 @@ impl Record {
         bytes[8..16].copy_from_slice(&self.time_unix_nanos.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.length.to_le_bytes());
         bytes[20] = self.stream as u8 + 1;
-        let check = checksum(&bytes[..24]);
-        bytes[24..].copy_from_slice(&check.to_le_bytes());
+        bytes[21..28].copy_from_slice(&self.raw_end.to_le_bytes()[..7]);
+        let check = checksum(&bytes[..28]);
+        bytes[28..].copy_from_slice(&check.to_le_bytes());
         bytes
     }
 
     fn decode(bytes: &[u8; RECORD_BYTES]) -> Option<Self> {
-        let (body, check) = bytes.split_at(24);
+        let (body, check) = bytes.split_at(28);
         if checksum(body).to_le_bytes() != check {
             return None;
         }
@@ -50,8 +53,11 @@ impl Record {
             2 => Stream::Stderr,
             _ => return None,
         };
+        let mut raw_end = [0; 8];
+        raw_end[..7].copy_from_slice(&body[21..28]);
         Some(Self {
             stream,
+            raw_end: u64::from_le_bytes(raw_end),
             offset: u64::from_le_bytes(body[0..8].try_into().ok()?),
             time_unix_nanos: i64::from_le_bytes(body[8..16].try_into().ok()?),
             length: u32::from_le_bytes(body[16..20].try_into().ok()?),
@@ -59,11 +65,13 @@ impl Record {
     }
 }
 
-/// FNV-1a: a torn or punched record must not pass for a whole one; nobody attacks it here.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+/// FNV-1a, folded: a torn or punched record must not pass for a whole one; nobody attacks it here.
+fn checksum(bytes: &[u8]) -> u32 {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    });
+    // The upper half is mixed best; the lower makes a difference everywhere.
+    (hash >> 32) as u32 ^ hash as u32
 }
 
 /// What a scan found, and what the file holds now.
@@ -72,6 +80,8 @@ pub struct Recovered {
     pub written: Offsets,
     /// Number of records since the beginning of the attempt.
     pub records: u64,
+    /// Raw bytes of which `written` was made, where the streams are masked.
+    pub raw: Offsets,
 }
 
 /// The file of records. Record *n* is at byte 32·*n*, for ever.
@@ -124,12 +134,16 @@ impl Journal {
         super::janitor::punch_hole(&self.file, 0, pages * 4096)
     }
 
-    /// Brings journal and files together after a kill: drops a torn end, and adds what the files hold beyond it.
-    pub fn recover(&self, from: &Checkpoint, lengths: Offsets) -> Result<Recovered, Error> {
+    /// Brings journal and files together after a kill: drops a torn end, and adds what the files hold beyond it, unless
+    /// that `is_masked`: then it is made again from the raw stream.
+    pub fn recover(&self, from: &Checkpoint, lengths: Offsets, is_masked: bool) -> Result<Recovered, Error> {
         let mut recovered = self.scan(from, lengths)?;
         self.file
             .set_len(recovered.records * RECORD_BYTES as u64)
             .map_err(Error::io("cut the journal"))?;
+        if is_masked {
+            return Ok(recovered);
+        }
         let now = crate::clock::unix_nanos();
         for stream in Stream::ALL {
             let length = lengths.of(stream);
@@ -141,6 +155,7 @@ impl Journal {
                     offset,
                     length: u32::try_from(found).unwrap_or(u32::MAX),
                     time_unix_nanos: now,
+                    raw_end: 0,
                 };
                 self.write(recovered.records, &record)?;
                 recovered.records += 1;
@@ -155,6 +170,7 @@ impl Journal {
         let mut recovered = Recovered {
             written: from.first_record_offsets,
             records: from.first_record,
+            raw: from.first_record_raw,
         };
         let mut page = Vec::with_capacity(RECORDS_PER_PAGE);
         loop {
@@ -169,6 +185,7 @@ impl Journal {
                     return Ok(recovered);
                 }
                 recovered.written.set(record.stream, record.end());
+                recovered.raw.set(record.stream, record.raw_end);
                 recovered.records += 1;
             }
         }
@@ -186,6 +203,7 @@ mod tests {
             offset: 1 << 40,
             length: 65_536,
             time_unix_nanos: -5,
+            raw_end: (1 << 56) - 3,
         };
         let mut bytes = record.encode();
         assert_eq!(Record::decode(&bytes), Some(record));

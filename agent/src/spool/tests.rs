@@ -14,20 +14,24 @@ struct Bench {
     directory: tempfile::TempDir,
     spool: Spool,
     appender: Appender,
+    secrets: Vec<&'static str>,
 }
 
 impl Bench {
     fn new(size: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        Self::open(directory, block(size))
+        Self::open(directory, block(size), vec![])
     }
 
-    fn open(directory: tempfile::TempDir, policy: Policy) -> Self {
-        let (spool, appender) = Spool::open(directory.path(), policy).unwrap();
+    fn open(directory: tempfile::TempDir, policy: Policy, secrets: Vec<&'static str>) -> Self {
+        let named = secrets.iter().map(|secret| (String::new(), secret.as_bytes().to_vec()));
+        let mask = (!secrets.is_empty()).then(|| Mask::new(named.collect()).unwrap());
+        let (spool, appender) = Spool::open(directory.path(), policy, mask).unwrap();
         Self {
             directory,
             spool,
             appender,
+            secrets,
         }
     }
 
@@ -37,10 +41,11 @@ impl Bench {
             directory,
             spool,
             appender,
+            secrets,
         } = self;
         let policy = spool.policy();
         drop((spool, appender));
-        Self::open(directory, policy)
+        Self::open(directory, policy, secrets)
     }
 
     fn append(&mut self, stream: Stream, bytes: &[u8]) {
@@ -414,6 +419,7 @@ fn readers_keep_up_while_bytes_are_written_and_dropped() {
         spool,
         mut appender,
         directory: _directory,
+        ..
     } = bench;
     let spool = Arc::new(spool);
     let reading = {
@@ -446,3 +452,4 @@ fn readers_keep_up_while_bytes_are_written_and_dropped() {
 }
 
 mod dropping;
+mod masking;

@@ -3,8 +3,10 @@
 // Everything here is a test, though clippy sees only functions marked so.
 #![allow(clippy::unwrap_used)]
 
+mod crashes;
 mod endings;
 mod kills;
+mod masking;
 mod pod;
 mod policies;
 mod relay;

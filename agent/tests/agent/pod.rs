@@ -31,6 +31,8 @@ pub struct Options {
     pub stall_millis: u64,
     /// `<point>:<n>:<mark>`: the agent aborts there.
     pub crash_at: Option<String>,
+    /// Values to be masked.
+    pub mask: Vec<&'static str>,
     /// The spool is a volume of its own with so many bytes. Needs root.
     pub volume_bytes: Option<u64>,
 }
@@ -46,6 +48,7 @@ impl Default for Options {
             when_full: "Auto",
             stall_millis: 30_000,
             crash_at: None,
+            mask: vec![],
             volume_bytes: None,
         }
     }
@@ -183,8 +186,34 @@ async fn ends(what: &str, child: &mut Child) -> ExitStatus {
     status.unwrap()
 }
 
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap()
+}
+
+/// Everything that was started by `pid`, or by what it has started.
+fn descendants(pid: u32) -> Vec<Pid> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children
+        .split_whitespace()
+        .filter_map(|child| child.parse::<u32>().ok());
+    children
+        .flat_map(|child| {
+            let own = i32::try_from(child).ok().and_then(Pid::from_raw);
+            own.into_iter().chain(descendants(child))
+        })
+        .collect()
+}
+
 fn spawn_agent(directory: &Path, relay: &TestRelay, options: &Options) -> Child {
     let mut agent = Command::new(env!("CARGO_BIN_EXE_agent"));
+    if !options.mask.is_empty() {
+        let place = directory.join("mask");
+        fs::create_dir_all(place.join("..data")).unwrap();
+        for (name, value) in options.mask.iter().enumerate() {
+            fs::write(place.join(name.to_string()), value).unwrap();
+        }
+        agent.env("RPROC_MASK_DIR", place);
+    }
     if !options.supervised {
         agent.arg("run");
     }
@@ -211,6 +240,11 @@ fn spawn_agent(directory: &Path, relay: &TestRelay, options: &Options) -> Child 
         .env("RPROC_SPOOL", directory.join("spool"))
         .envs(options.crash_at.as_ref().map(|point| ("RPROC_CRASH_AT", point)))
         .stdin(Stdio::null())
+        .stderr(if options.mask.contains(&"\n") {
+            Stdio::piped()
+        } else {
+            Stdio::inherit()
+        })
         .spawn()
         .unwrap()
 }
@@ -221,10 +255,12 @@ impl Drop for Pod {
         let _ = self.agent.kill();
         let _ = self.agent.wait();
         if let Some(entrypoint) = &mut self.entrypoint {
-            // SIGTERM: it ends what it has started, too.
-            if let Some(pid) = Pid::from_raw(i32::try_from(entrypoint.id()).unwrap()) {
-                let _ = kill_process(pid, Signal::KILL);
+            // Stopped first, so that it starts nothing while its descendants are looked for; it inherits their orphans.
+            let _ = kill_process(pid_of(entrypoint), Signal::STOP);
+            for descendant in descendants(entrypoint.id()) {
+                let _ = kill_process(descendant, Signal::KILL);
             }
+            let _ = entrypoint.kill();
             let _ = entrypoint.wait();
         }
         if let Some(volume) = &self.volume {

@@ -5,7 +5,7 @@ pub(crate) mod quantity;
 
 use remoteprocess_api::names;
 use remoteprocess_api::spec::{DEFAULT_SPOOL_BYTES, MIN_SPOOL_BYTES};
-use remoteprocess_api::{Echo, PodSpec, RemoteProcess, RemoteProcessSpec, WhenFull, signal};
+use remoteprocess_api::{Echo, MaskSource, PodSpec, RemoteProcess, RemoteProcessSpec, WhenFull, signal};
 
 /// Why a specification cannot be turned into a pod: each a sentence that names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +61,8 @@ pub struct Validated<'a> {
     pub spool_bytes: u64,
     /// What happens when it is full.
     pub when_full: WhenFull,
+    /// What is masked in the output.
+    pub mask: &'a [MaskSource],
     /// How much of the output the container's log gets.
     pub echo: Echo,
     /// Both streams through one pipe.
@@ -92,6 +94,7 @@ pub fn validate(process: &RemoteProcess) -> Result<Validated<'_>, Error> {
         stop_grace_seconds: spec.stop_grace_seconds(),
         spool_bytes: spool_bytes(spec)?,
         when_full: spec.when_full(),
+        mask: spec.output.as_ref().map_or(&[], |output| &output.mask),
         echo: spec.echo(),
         merge: spec.merge(),
         spec,

@@ -47,7 +47,7 @@ const fn policy(when_full: WhenFull, patience: Duration) -> Policy {
 }
 
 fn bench(when_full: WhenFull, patience: Duration) -> Bench {
-    Bench::open(tempfile::tempdir().unwrap(), policy(when_full, patience))
+    Bench::open(tempfile::tempdir().unwrap(), policy(when_full, patience), vec![])
 }
 
 /// Appends as the capture thread does: not into a full spool.

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, EnvVar, EnvVarSource, ExecAction, Lifecycle, LifecycleHandler, ObjectFieldSelector,
+    VolumeMount,
 };
 use remoteprocess_api::names;
 
@@ -36,20 +37,29 @@ pub(super) fn build(process: &Validated<'_>, attempt: u32, settings: &AgentSetti
         resources: Some(resources::agent(process, settings)),
         security_context: Some(security::agent()),
         termination_message_policy: Some("FallbackToLogsOnError".into()),
-        volume_mounts: Some(vec![
-            volumes::mount(names::VOLUME_HANDOVER, names::HANDOVER_PATH, false),
-            volumes::mount(names::VOLUME_SPOOL, names::SPOOL_PATH, false),
-            volumes::mount(names::VOLUME_TOKEN, names::TOKEN_PATH, true),
-        ]),
+        volume_mounts: Some(build_mounts(process)),
         ..Container::default()
     }
+}
+
+fn build_mounts(process: &Validated<'_>) -> Vec<VolumeMount> {
+    let mut mounts = vec![
+        volumes::mount(names::VOLUME_HANDOVER, names::HANDOVER_PATH, false),
+        volumes::mount(names::VOLUME_SPOOL, names::SPOOL_PATH, false),
+        volumes::mount(names::VOLUME_TOKEN, names::TOKEN_PATH, true),
+    ];
+    if !process.mask.is_empty() {
+        mounts.push(volumes::mount(names::VOLUME_MASK, names::MASK_PATH, true));
+    }
+    mounts
 }
 
 /// Everything that the agent is told. The one place where its environment is made.
 fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) -> Vec<EnvVar> {
     let echo: &str = process.echo.into();
     let when_full: &str = process.when_full.into();
-    vec![
+    let mask = (!process.mask.is_empty()).then(|| value("RPROC_MASK_DIR", names::MASK_PATH));
+    let env = [
         value("RPROC_RELAY", &settings.relay),
         value("RPROC_RELAY_ENROL", &settings.relay_enrol),
         value("RPROC_CA_BUNDLE", &settings.ca_bundle),
@@ -74,7 +84,8 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
         ),
         value("RPROC_HANDOVER", names::HANDOVER_PATH),
         value("RPROC_SPOOL", names::SPOOL_PATH),
-    ]
+    ];
+    env.into_iter().chain(mask).collect()
 }
 
 /// A variable whose value is given here. `$` is doubled, because Kubernetes expands `$(NAME)`.

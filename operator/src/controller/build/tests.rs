@@ -146,3 +146,31 @@ fn a_bundle_is_not_expanded() {
     let bundle = env.into_iter().find(|entry| entry.name == "RPROC_CA_BUNDLE").unwrap();
     assert_eq!(bundle.value.as_deref(), Some("$$(RPROC_RELAY)"));
 }
+
+#[test]
+fn values_to_be_masked_are_in_the_agents_container_alone() {
+    let mask =
+        "  output: {mask: [{secretKeyRef: {name: db, key: password}}, {secretKeyRef: {name: api, key: token}}]}\n";
+    let spec = built(&format!("{MINIMAL}{mask}"), Profile::Ordinary);
+    let volumes = spec.volumes.unwrap();
+    let volume = volumes.iter().find(|volume| volume.name == names::VOLUME_MASK).unwrap();
+    let sources = volume.projected.as_ref().unwrap().sources.as_ref().unwrap();
+    let items: Vec<_> = sources
+        .iter()
+        .map(|source| {
+            let secret = source.secret.as_ref().unwrap();
+            let item = &secret.items.as_ref().unwrap()[0];
+            (secret.name.as_str(), item.key.as_str(), item.path.as_str())
+        })
+        .collect();
+    assert_eq!(items, [("db", "password", "0"), ("api", "token", "1")]);
+    let mounts = |containers: &[k8s_openapi::api::core::v1::Container]| {
+        let mounts = containers[0].volume_mounts.iter().flatten();
+        mounts.filter(|mount| mount.name == names::VOLUME_MASK).count()
+    };
+    let agent = spec.init_containers.unwrap();
+    assert_eq!((mounts(&agent), mounts(&spec.containers)), (1, 0));
+    let env = agent[0].env.clone().unwrap();
+    let told = env.into_iter().find(|entry| entry.name == "RPROC_MASK_DIR").unwrap();
+    assert_eq!(told.value.as_deref(), Some(names::MASK_PATH));
+}

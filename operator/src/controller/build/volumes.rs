@@ -1,10 +1,11 @@
 //! The volumes between agent and program, and the user's own.
 
 use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    EmptyDirVolumeSource, KeyToPath, ProjectedVolumeSource, SecretProjection, ServiceAccountTokenProjection, Volume,
+    VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use remoteprocess_api::names;
+use remoteprocess_api::{MaskSource, names};
 
 use super::super::validate::Validated;
 
@@ -35,7 +36,34 @@ pub(super) fn build(process: &Validated<'_>) -> Vec<Volume> {
         },
         build_token(),
     ];
-    ours.into_iter().chain(process.pod.volumes.iter().cloned()).collect()
+    ours.into_iter()
+        .chain(build_mask(process.mask))
+        .chain(process.pod.volumes.iter().cloned())
+        .collect()
+}
+
+/// The values to be masked, for the agent. A Secret that is missing holds the pod up, as with any volume.
+fn build_mask(mask: &[MaskSource]) -> Option<Volume> {
+    let source = |(index, source): (usize, &MaskSource)| VolumeProjection {
+        secret: Some(SecretProjection {
+            name: source.secret_key_ref.name.clone(),
+            items: Some(vec![KeyToPath {
+                key: source.secret_key_ref.key.clone(),
+                path: index.to_string(),
+                mode: None,
+            }]),
+            optional: Some(false),
+        }),
+        ..VolumeProjection::default()
+    };
+    (!mask.is_empty()).then(|| Volume {
+        name: names::VOLUME_MASK.into(),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(mask.iter().enumerate().map(source).collect()),
+            ..ProjectedVolumeSource::default()
+        }),
+        ..Volume::default()
+    })
 }
 
 /// What the spool may take on the node. The kubelet evicts the pod at once when a

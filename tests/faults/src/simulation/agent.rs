@@ -67,7 +67,7 @@ pub async fn run(world: Arc<World>) -> turmoil::Result {
         world.has_left.store(true, Ordering::Relaxed);
         return Ok(());
     }
-    let (spool, appender) = Spool::open(&directory, world.plan.spool)?;
+    let (spool, appender) = Spool::open(&directory, world.plan.spool, None)?;
     let facts = Facts::load(&directory)?;
     let phase = match (&facts.launch, &facts.closed) {
         (None, _) => Phase::Starting,
