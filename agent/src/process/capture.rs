@@ -16,6 +16,8 @@ const VOLUME_RETRY: Duration = Duration::from_millis(250);
 const SMALL: usize = 16 * 1024;
 /// How long the pipes may fill up then: a record and a frame for each line would cost many times more than its bytes.
 const GATHER: Duration = Duration::from_micros(500);
+/// A shorter pause costs more than it spares.
+const SHORTEST: Duration = Duration::from_micros(50);
 /// Turns on one pipe before the other gets its turn.
 const TURNS: usize = 4;
 
@@ -77,11 +79,13 @@ impl Capture {
     }
 }
 
-/// Lets the pipes fill up for a moment if few bytes come in quick succession.
-fn gather(taken: usize, last_taken: Instant) {
-    if taken < SMALL && last_taken.elapsed() < 2 * GATHER {
-        std::thread::sleep(GATHER);
+/// How long the pipes may fill up now: not at all for a lone line, and never so long that they might be full.
+fn gather(taken: usize, since_last: Duration) -> Duration {
+    if taken >= SMALL || since_last >= 2 * GATHER {
+        return Duration::ZERO;
     }
+    let share = SMALL / taken.max(1);
+    GATHER.min(since_last.saturating_mul(u32::try_from(share).unwrap_or(u32::MAX)))
 }
 
 struct Capturing<F> {
@@ -112,8 +116,11 @@ impl<F: Fn(())> Capturing<F> {
             };
             let again = self.appender.set_stalled(stall);
             if taken > 0 {
-                gather(taken, last_taken);
+                let pause = gather(taken, last_taken.elapsed());
                 last_taken = Instant::now();
+                if pause > SHORTEST {
+                    std::thread::sleep(pause);
+                }
             }
             let timeout = if is_refused { Some(VOLUME_RETRY) } else { again };
             readable = self.wait(has_room && !is_refused, timeout);
@@ -209,5 +216,22 @@ impl<F: Fn(())> Capturing<F> {
             readable[index] = !waited.revents().is_empty();
         }
         readable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lone_line_is_not_delayed_and_a_pipe_does_not_fill_up() {
+        assert_eq!(gather(100, Duration::from_secs(1)), Duration::ZERO);
+        assert_eq!(gather(SMALL, Duration::ZERO), Duration::ZERO);
+        assert_eq!(gather(100, GATHER), GATHER, "line by line");
+        // 8 KiB in 100 µs: 16 KiB more come in the next 200.
+        assert_eq!(
+            gather(SMALL / 2, Duration::from_micros(100)),
+            Duration::from_micros(200)
+        );
     }
 }
