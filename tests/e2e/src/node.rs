@@ -6,8 +6,42 @@ use anyhow::{Context, Result};
 pub use rustix::process::Pid;
 use rustix::process::{Signal, kill_process};
 
+use crate::environment::RELEASE_NAMESPACE;
+use crate::program::kubectl;
+use crate::release::OPERATORS;
+
 /// The `agent run` processes of a pod.
 pub fn agents_of(pod_uid: &str) -> Result<Vec<Pid>> {
+    processes_of(b"/agent\0run\0", pod_uid)
+}
+
+/// The operator's processes, those of all replicas.
+pub fn operators() -> Result<Vec<Pid>> {
+    let uids = kubectl([
+        "get",
+        "pods",
+        OPERATORS,
+        "--output=jsonpath={.items[*].metadata.uid}",
+        "--namespace",
+    ])
+    .arg(RELEASE_NAMESPACE)
+    .succeed()?;
+    let found = uids.split_whitespace().map(|uid| processes_of(b"/operator\0", uid));
+    Ok(found.collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// Anonymous memory of a process in bytes: what it has allocated, without its program and without files.
+pub fn anonymous_memory(pid: Pid) -> Result<u64> {
+    let path = format!("/proc/{}/status", pid.as_raw_nonzero());
+    let status = fs::read_to_string(&path).context(path)?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .context("no RssAnon")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+}
+
+fn processes_of(command_line: &[u8], pod_uid: &str) -> Result<Vec<Pid>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry
@@ -21,7 +55,7 @@ pub fn agents_of(pod_uid: &str) -> Result<Vec<Pid>> {
         // Processes may end while we look.
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let group = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-        if command.starts_with(b"/agent\0run\0") && group.contains(pod_uid) {
+        if command.starts_with(command_line) && group.contains(pod_uid) {
             found.push(pid);
         }
     }

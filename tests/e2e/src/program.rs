@@ -3,7 +3,8 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -59,6 +60,18 @@ pub struct Finished {
     line: String,
 }
 
+/// What a program wrote to standard output, too much to be kept.
+pub struct Digested {
+    /// Exit code; 128+n after signal n.
+    pub code: i32,
+    /// Bytes of standard output.
+    pub bytes: u64,
+    /// Their SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
 /// A program that runs.
 pub struct Running {
     child: Child,
@@ -74,7 +87,8 @@ struct Stream {
 }
 
 impl Program {
-    pub(crate) fn new<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = A>) -> Self {
+    /// A program by its name or path.
+    pub fn new<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = A>) -> Self {
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -145,6 +159,33 @@ impl Program {
             end: Instant::now() + self.deadline,
             stdout,
             stderr,
+        })
+    }
+
+    /// Runs it to its end, whatever its exit code, and keeps the digest of its standard output alone.
+    ///
+    /// The deadline is not kept: who needs one ends what it waits for.
+    pub fn digest(mut self) -> Result<Digested> {
+        let line = line(&self.command);
+        let mut child = self
+            .command
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {line}"))?;
+        let stderr = Stream::collect(child.stderr.take().context("no stderr")?);
+        let mut stdout = child.stdout.take().context("no stdout")?;
+        let (mut hash, mut bytes) = (Sha256::new(), 0);
+        let mut chunk = vec![0; 256 * 1024];
+        while let count @ 1.. = stdout.read(&mut chunk)? {
+            hash.update(&chunk[..count]);
+            bytes += count as u64;
+        }
+        let code = exit_code(child.wait()?);
+        Ok(Digested {
+            code,
+            bytes,
+            sha256: hex::encode(hash.finalize()),
+            stderr: String::from_utf8_lossy(&stderr.finish()?).into_owned(),
         })
     }
 
@@ -229,7 +270,6 @@ impl Running {
 
     /// Waits for its end; past the deadline it is killed and that is an error.
     pub fn finish(mut self) -> Result<Finished> {
-        use std::os::unix::process::ExitStatusExt;
         let left = self.end.saturating_duration_since(Instant::now());
         let waited = until("end", left, || Ok(self.child.try_wait()?.is_some()));
         if waited.is_err() {
@@ -241,10 +281,7 @@ impl Running {
                 self.line
             );
         }
-        let status = self.child.wait()?;
-        let code = status
-            .code()
-            .unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+        let code = exit_code(self.child.wait()?);
         let stdout = self.stdout.finish()?;
         let stderr = self.stderr.finish()?;
         Ok(Finished {
@@ -347,6 +384,12 @@ impl fmt::Display for Finished {
             self.line, self.code
         )
     }
+}
+
+fn exit_code(status: ExitStatus) -> i32 {
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
 }
 
 fn excerpt(bytes: &[u8]) -> String {

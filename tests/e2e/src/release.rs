@@ -22,13 +22,16 @@ pub fn helm(arguments: &[&str]) -> Program {
     helm.args(["--namespace", RELEASE_NAMESPACE]).args(arguments)
 }
 
+/// Selects the operator's pods.
+pub(crate) const OPERATORS: &str =
+    "--selector=app.kubernetes.io/component=operator,app.kubernetes.io/name=remoteprocess-operator";
+
 /// Names of the operator's pods.
 pub fn operator_pods() -> Result<Vec<String>> {
-    let selector = "--selector=app.kubernetes.io/component=operator,app.kubernetes.io/name=remoteprocess-operator";
     let names = kubectl([
         "get",
         "pods",
-        selector,
+        OPERATORS,
         "--output=jsonpath={.items[*].metadata.name}",
         "--namespace",
     ])
@@ -67,6 +70,18 @@ pub fn delete_operator_pods() -> Result<()> {
         .succeed()?;
     }
     Ok(())
+}
+
+/// Runs this many replicas of the operator; returns when no other is there, and one is ready unless there is none.
+pub fn scale_operator(replicas: usize) -> Result<()> {
+    let count = format!("--replicas={replicas}");
+    kubectl(["scale", "deployment", OPERATORS, &count, "--namespace"])
+        .arg(RELEASE_NAMESPACE)
+        .succeed()?;
+    until("as many operators as wanted", Duration::from_secs(120), || {
+        Ok(operator_pods()?.len() == replicas)
+    })?;
+    if replicas == 0 { Ok(()) } else { wait_for_operator() }
 }
 
 /// The release with its values, so that it can be removed and come back as it was.

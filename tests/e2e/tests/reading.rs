@@ -1,0 +1,117 @@
+//! Many processes at once, as objects, from a moment on.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use remoteprocess_e2e::{BUSYBOX, Namespace, Program, until, with_temp_ns};
+use serde_json::{Value, json};
+
+fn labelled(namespace: &Namespace, name: &str, script: &str) -> Program {
+    let object = json!({
+        "apiVersion": "remoteprocess.dev/v1alpha1",
+        "kind": "RemoteProcess",
+        "metadata": {"name": name, "labels": {"app": "many"}},
+        "spec": {"image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]},
+    });
+    namespace
+        .editor
+        .kubectl(&["apply", "--filename=-"])
+        .input(object.to_string())
+}
+
+#[test]
+fn a_selector_follows_those_that_come_later_too() {
+    with_temp_ns("selector", |namespace| {
+        let script = "echo first; echo err >&2; while [ ! -f /tmp/go ]; do sleep 0.05; done; echo last";
+        labelled(namespace, "one", script).succeed()?;
+        labelled(namespace, "two", script).succeed()?;
+        namespace.wait_running("one")?;
+        namespace.wait_running("two")?;
+        let logs = namespace.editor.rproc(&["logs", "-f", "-l", "app=many"]).start()?;
+        let says = |name: &str, word: &str| logs.said().contains(&format!("[{name}] {word}\n"));
+        until("the first line of two", Duration::from_secs(30), || {
+            Ok(says("one", "first") && says("two", "first"))
+        })?;
+        labelled(namespace, "three", script).succeed()?;
+        namespace.wait_running("three")?;
+        for name in ["one", "two", "three"] {
+            namespace.in_container(name, "touch /tmp/go")?;
+        }
+        until("the last line of each", Duration::from_secs(30), || {
+            let all = ["one", "two", "three"].iter();
+            Ok(all.copied().all(|name| says(name, "first") && says(name, "last")))
+        })?;
+        ensure!(logs.said().lines().count() == 6, "{}", logs.said());
+        Ok(())
+    });
+}
+
+fn decoded_length(base64: &str) -> usize {
+    base64.len() / 4 * 3 - base64.matches('=').count()
+}
+
+#[test]
+fn objects_hold_every_byte() {
+    with_temp_ns("json", |namespace| {
+        let script = r"printf 'a line\n\377\n'; echo err >&2; exit 4";
+        namespace.editor.run("job", script).finish()?.expect_code(4)?;
+        let logs = namespace.editor.rproc(&["logs", "job", "-o", "json"]).finish()?;
+        let out = logs.expect_code(4)?.out();
+        let objects: Vec<Value> = out.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let (exit, output) = objects.split_last().context("no objects")?;
+        ensure!(exit["type"] == "exit" && exit["result"]["exitCode"] == 4, "{exit:#}");
+        let mut next = [0; 2];
+        for object in output {
+            ensure!(object["type"] == "output" && object["process"] == "job", "{object:#}");
+            let stream = usize::from(object["stream"] == "stderr");
+            ensure!(object["offset"] == next[stream], "{object:#}");
+            next[stream] += match object["text"].as_str() {
+                Some(text) => text.len(),
+                None => decoded_length(object["base64"].as_str().context("neither text nor base64")?),
+            };
+        }
+        ensure!(next == [9, 4], "{next:?}: {out}");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_older_is_left_out() {
+    with_temp_ns("since", |namespace| {
+        let script = "echo early; while [ ! -f /tmp/go ]; do sleep 0.05; done; date -u +%Y-%m-%dT%H:%M:%SZ >&2; sleep 1.1; \
+                      echo late";
+        let mut run = namespace.editor.run("job", script).start()?;
+        run.wait_for_bytes(6)?;
+        namespace.in_container("job", "sleep 1.1; touch /tmp/go")?;
+        let finished = run.finish()?;
+        let moment = String::from_utf8(finished.expect_code(0)?.err_of_program())?;
+        let since = namespace
+            .editor
+            .rproc(&["logs", "job", "--stream=stdout", "--since-time", moment.trim()])
+            .finish()?;
+        ensure!(since.expect_code(0)?.out() == "late\n", "{since}");
+        let all = namespace
+            .editor
+            .rproc(&["logs", "job", "--stream=stdout", "--since=1h"])
+            .finish()?;
+        ensure!(all.expect_code(0)?.out() == "early\nlate\n", "{all}");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_kept_is_verified() {
+    with_temp_ns("verify", |namespace| {
+        namespace
+            .editor
+            .run("job", "seq 1 300000; exit 5")
+            .finish()?
+            .expect_code(5)?;
+        namespace.wait_finished("job")?;
+        let verified = namespace.editor.rproc(&["logs", "job", "--verify"]).finish()?;
+        verified
+            .expect_code(0)?
+            .expect_stderr(&["verified by the seal and the status"])?;
+        Ok(())
+    });
+}
