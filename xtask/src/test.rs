@@ -89,7 +89,26 @@ fn chart() -> Result<()> {
     let helm = cluster::helm()?;
     let chart = paths::repository().join(CHART);
     exec::output(Command::new(&helm).args(["lint", "--strict"]).arg(&chart))?;
-    exec::output(Command::new(&helm).args(["template", "release"]).arg(&chart)).map(drop)
+    let template = |values: &str| {
+        let mut helm = Command::new(&helm);
+        helm.args(["template", "release"]).arg(&chart).args(["--set", values]);
+        helm
+    };
+    const GOOD: [&str; 4] = [
+        "replicas=1",
+        "replicas=2,archive.accessMode=ReadWriteMany",
+        "replicas=2,archive.store=S3,archive.s3.bucket=logs,archive.s3.credentialsSecret=s,archive.retention.days=7",
+        "replicas=2,archive.store=GCS,archive.gcs.bucket=logs,archive.gcs.credentialsSecret=s",
+    ];
+    for values in GOOD {
+        exec::output(&mut template(values))?;
+    }
+    for values in ["replicas=2", "archive.store=S3", "archive.store=GCS"] {
+        if exec::succeeds(&mut template(values)) {
+            bail!("the chart takes {values}");
+        }
+    }
+    Ok(())
 }
 
 fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {

@@ -210,7 +210,7 @@ impl Archive {
         if self.put_once(key, &key.manifest_path()?, &manifest).await? {
             return Ok(manifest);
         }
-        Ok(self.manifest(key).await?.unwrap_or(manifest))
+        self.manifest(key).await?.ok_or_else(contested)
     }
 
     /// Closes an attempt; answers with what another writer has closed it with, if one has.
@@ -219,7 +219,7 @@ impl Archive {
         if self.put_once(key, &path, &manifest).await? {
             return Ok(manifest);
         }
-        Ok(self.read_manifest(key, &path).await?.unwrap_or(manifest))
+        self.read_manifest(key, &path).await?.ok_or_else(contested)
     }
 
     /// Puts a manifest where there is none; false where there is one. Two that come at once: the first one stays, but on
@@ -306,6 +306,14 @@ impl AttemptKey {
     fn segment_path(&self, name: &SegmentName) -> Result<Path, Error> {
         Ok(self.segments_path()?.join(name.to_string()))
     }
+}
+
+/// A put that lost to another which did not come about, either: S3 says so of two at the same time. To be tried again.
+fn contested() -> Error {
+    Error::Store(object_store::Error::Generic {
+        store: "archive",
+        source: "two writers put the same manifest at the same time".into(),
+    })
 }
 
 /// A UID becomes part of a path and may come from a peer.
