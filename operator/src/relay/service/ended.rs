@@ -102,3 +102,33 @@ impl Ended {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_retention_has_removed_is_said_and_is_no_damage() {
+        let manifest: Manifest = serde_json::from_value(serde_json::json!({
+            "version": 1, "namespace": "default", "name": "hello", "uid": "0c1d", "attempt": 1, "stdoutBytes": 5,
+            "exit": {"outcome": "OUTCOME_CODE", "value": 3},
+            "expired": {"at": "2026-11-21T10:00:00Z", "why": "Size"},
+        }))
+        .unwrap();
+        let ended = Ended::archived(&manifest).unwrap();
+        assert_eq!((ended.exit.value, ended.exit.sealed), (3, false));
+        assert!(
+            ended.exit.message.contains("removed on 2026-11-21"),
+            "{}",
+            ended.exit.message
+        );
+        assert!(
+            ended.exit.message.contains("archive.retention.maxSize"),
+            "{}",
+            ended.exit.message
+        );
+        let lost = gap(Stream::Stdout, 0, Some(5), REMOVED);
+        assert_eq!(ended.gap(Stream::Stdout, 0), Some(lost));
+        assert_eq!(ended.gap(Stream::Stderr, 0), None);
+    }
+}
