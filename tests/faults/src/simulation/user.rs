@@ -38,6 +38,11 @@ struct Relays {
 struct Memory(Arc<Mutex<Vec<u8>>>);
 
 impl Memory {
+    /// A new life does not know that it continues a line, and begins its own lines without a newline.
+    fn end_line(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(b'\n');
+    }
+
     fn bytes(&self) -> Vec<u8> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -93,6 +98,7 @@ pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
         };
         let Ok(end) = timeout(life, follower.run()).await else {
             output.flush().await?;
+            memory[1].end_line();
             life = Duration::MAX;
             losses.extend_from_slice(follower.ledger.losses());
             let received = memory.each_ref().map(|memory| of_program(&memory.bytes()).len() as u64);
