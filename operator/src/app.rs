@@ -24,6 +24,7 @@ use crate::relay::authorize::Authorizer;
 use crate::relay::directory::Directory;
 use crate::relay::enrol::EnrolmentService;
 use crate::relay::oversee::{self, Overseer};
+use crate::relay::peers::Peers;
 use crate::relay::record::Recorder;
 use crate::relay::service::{RelayParts, RelayService};
 use crate::relay::session::{Agent, Budget, Connect, ConnectError, Context, Sessions};
@@ -157,6 +158,7 @@ impl Relay {
         let context = Context {
             archive: archive.clone(),
             connect: Box::new(AgentDialer(Dialer::new(authority.identity()))),
+            peers: Peers::by_name(Dialer::new(authority.identity()), config.peers.clone()),
             record: Box::new(recorder.clone()),
             memory: Arc::new(Budget::new(RING_MEMORY)),
             shutdown: shutdown.clone(),

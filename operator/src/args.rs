@@ -34,6 +34,10 @@ pub struct Args {
     /// host:port at which agents reach the enrol listener.
     #[arg(long, env = "RPROC_ENROL_ADDRESS")]
     enrol_address: String,
+    /// host:port whose DNS name has the address of every replica, so that each finds the home of each process. None: this
+    /// is the only replica.
+    #[arg(long, env = "RPROC_PEERS")]
+    peers: Option<String>,
     /// host:port at which clients outside the cluster reach the main listener; published for them.
     #[arg(long, env = "RPROC_SERVER")]
     server: Option<String>,
@@ -145,6 +149,8 @@ pub struct Config {
     pub replica: String,
     /// Trust domain of all identities.
     pub trust_domain: TrustDomain,
+    /// `host:port` of all replicas, where there are several.
+    pub peers: Option<String>,
     /// Published `host:port`, where there is one.
     pub server: Option<String>,
     /// Watched namespaces; none: all.
@@ -196,6 +202,10 @@ impl TryFrom<Args> for Config {
     fn try_from(args: Args) -> Result<Self, Error> {
         check_address("relay-address", &args.relay_address)?;
         check_address("enrol-address", &args.enrol_address)?;
+        let peers = args.peers.filter(|peers| !peers.is_empty());
+        if let Some(peers) = &peers {
+            check_address("peers", peers)?;
+        }
         let server = args.server.filter(|server| !server.is_empty());
         if let Some(server) = &server {
             check_address("server", server)?;
@@ -206,6 +216,7 @@ impl TryFrom<Args> for Config {
         Ok(Self {
             namespace: args.namespace,
             replica: args.replica,
+            peers,
             server,
             watch_namespaces: args
                 .watch_namespaces

@@ -168,6 +168,26 @@ pub fn peer<T>(request: &Request<T>) -> Result<Arc<PeerIdentity>, Status> {
     Ok(peer.clone())
 }
 
+/// Who calls a method of users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// A user, to be authorised.
+    User(User),
+    /// Another replica, which has authorised its user.
+    Replica,
+}
+
+/// The user or the replica that calls.
+///
+/// # Errors
+/// As [`peer`], and `PermissionDenied` for every other role.
+pub fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    match peer(request)?.role {
+        Role::Operator => Ok(Caller::Replica),
+        _ => user(request).map(Caller::User),
+    }
+}
+
 /// The user who calls.
 ///
 /// # Errors

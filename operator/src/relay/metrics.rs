@@ -11,6 +11,8 @@ use remoteprocess_runtime::prometheus_client::registry::{Registry, Unit};
 pub struct Metrics {
     /// Live sessions.
     pub sessions: Gauge,
+    /// Attempts that are read from their home at another replica.
+    pub mirrors: Gauge,
     /// Streams of users.
     pub followers: Gauge,
     /// Bytes of output taken from agents.
@@ -46,6 +48,11 @@ pub fn register(registry: &mut Registry) {
         "sessions",
         "Attempts whose output this replica takes",
         metrics.sessions.clone(),
+    );
+    relay.register(
+        "mirrors",
+        "Attempts whose output this replica takes from another",
+        metrics.mirrors.clone(),
     );
     relay.register(
         "followers",

@@ -3,6 +3,7 @@
 //! The patches are built by pure functions from the object as it is ([`patch`]); [`Recorder`] applies them, guarded by
 //! the object's resourceVersion, and tries again until it is done or the object is gone.
 
+mod condition;
 mod end;
 mod patch;
 mod tail;
@@ -19,11 +20,12 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+pub use condition::build_notice;
 pub use end::{exit_from_status, known_end};
 pub use patch::{Claim, Decision, build_end, build_start, decide_grant};
 
 use super::archive::Subject;
-use super::session::{Ending, Record};
+use super::session::{Ending, Notice, Record};
 
 /// Pauses between tries of a write.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -216,6 +218,12 @@ impl Record for Recorder {
     fn started<'a>(&'a self, subject: &'a Subject, at_unix_nanos: i64) -> BoxFuture<'a, ()> {
         Box::pin(self.until_written(subject, "start", move |current| {
             build_start(current, subject.key.attempt, at_unix_nanos)
+        }))
+    }
+
+    fn noted<'a>(&'a self, subject: &'a Subject, notice: &'a Notice) -> BoxFuture<'a, ()> {
+        Box::pin(self.until_written(subject, "condition", move |current| {
+            build_notice(current, subject.key.attempt, notice, Timestamp::now())
         }))
     }
 

@@ -2,40 +2,42 @@
 
 mod control;
 mod ended;
+mod endpoint;
 mod output;
+mod replica;
 mod start;
 mod state;
 
 #[cfg(test)]
 mod tests;
 
-use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::Stream;
 use kube::ResourceExt;
 use remoteprocess_api::RemoteProcess;
-use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
+use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::relay_server::Relay;
 use remoteprocess_proto::v1::{
     GetStateRequest, GetStateResponse, ListRequest, ListResponse, OutputFrame, ProcessKey, SignalRequest,
     SignalResponse, StartRequest, StartResponse, StopRequest, StopResponse, WatchOutputRequest,
 };
-use remoteprocess_proto::{MAX_MESSAGE, PROTOCOL};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
-use tonic::{Extensions, Request, Response, Status};
+use tonic::{Request, Response, Status};
 use tracing::warn;
 
+use endpoint::Output;
+pub use endpoint::RelayEndpoint;
+
 use super::archive::{Archive, AttemptKey};
-use super::authorize::{self, Action, Authorizer};
+use super::authorize::{self, Action, Authorizer, Caller};
 use super::directory::Directory;
+use super::peers::{ATTEMPT, on_behalf};
 use super::record::Recorder;
 use super::session::Sessions;
 
 /// Metadata of an answer to `WatchOutput`: the object's uid.
 const UID: &str = "rproc-uid";
-/// Metadata of an answer to `WatchOutput`: the attempt, where it is settled. A later heartbeat tells it otherwise.
-const ATTEMPT: &str = "rproc-attempt";
 
 /// What every call needs.
 pub struct RelayParts {
@@ -74,10 +76,38 @@ impl RelayService {
         Self { parts: Arc::new(parts) }
     }
 
-    /// The service for a router.
+    /// The service for a listener.
     #[must_use]
-    pub fn into_server(self) -> RelayServer<Self> {
-        RelayServer::new(self).max_decoding_message_size(MAX_MESSAGE)
+    pub fn into_server(self) -> RelayEndpoint {
+        RelayEndpoint::new(self)
+    }
+
+    async fn output(&self, request: Request<WatchOutputRequest>) -> Result<Output, Status> {
+        let caller = authorize::caller(&request)?;
+        let (metadata, _, request) = request.into_parts();
+        check_protocol(request.protocol)?;
+        let parts = &self.parts;
+        let target = match &caller {
+            Caller::User(user) => {
+                let target = parts.allow(user, Action::Log, request.process.clone()).await?;
+                parts.check_attempt(&target, request.attempt).await?;
+                target
+            }
+            Caller::Replica => Target::of_session(&*parts.at_home(&metadata, request.process.clone())?),
+        };
+        let attempt = match request.attempt {
+            0 => parts.settled(&target),
+            named => Some(named),
+        };
+        let mut metadata = MetadataMap::new();
+        if let Ok(uid) = target.uid.parse() {
+            metadata.insert(UID, uid);
+        }
+        if let Some(attempt) = attempt {
+            metadata.insert(ATTEMPT, attempt.into());
+        }
+        let batches = output::watch(parts.clone(), caller, target, attempt, &request);
+        Ok((metadata, batches))
     }
 }
 
@@ -221,8 +251,6 @@ fn check_protocol(protocol: u32) -> Result<(), Status> {
     )))
 }
 
-type Frames = Pin<Box<dyn Stream<Item = Result<OutputFrame, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl Relay for RelayService {
     async fn start(&self, request: Request<StartRequest>) -> Result<Response<StartResponse>, Status> {
@@ -233,14 +261,22 @@ impl Relay for RelayService {
     }
 
     async fn get_state(&self, request: Request<GetStateRequest>) -> Result<Response<GetStateResponse>, Status> {
-        let user = authorize::user(&request)?;
-        let request = request.into_inner();
+        let caller = authorize::caller(&request)?;
+        let (metadata, _, request) = request.into_parts();
         check_protocol(request.protocol)?;
-        let target = self.parts.allow(&user, Action::Get, request.process).await?;
-        let process = Some(self.parts.state(&target).await?);
+        let process = match caller {
+            Caller::User(user) => {
+                let target = self.parts.allow(&user, Action::Get, request.process).await?;
+                self.parts.state(&target).await?
+            }
+            Caller::Replica => {
+                let session = self.parts.at_home(&metadata, request.process)?;
+                self.parts.state_at_home(&session)
+            }
+        };
         Ok(Response::new(GetStateResponse {
             protocol: PROTOCOL,
-            process,
+            process: Some(process),
         }))
     }
 
@@ -259,42 +295,44 @@ impl Relay for RelayService {
         }))
     }
 
-    type WatchOutputStream = Frames;
+    type WatchOutputStream = tokio_stream::Empty<Result<OutputFrame, Status>>;
 
-    async fn watch_output(&self, request: Request<WatchOutputRequest>) -> Result<Response<Frames>, Status> {
-        let user = authorize::user(&request)?;
-        let request = request.into_inner();
-        check_protocol(request.protocol)?;
-        let target = self.parts.allow(&user, Action::Log, request.process.clone()).await?;
-        self.parts.check_attempt(&target, request.attempt).await?;
-        let attempt = match request.attempt {
-            0 => self.parts.settled(&target),
-            named => Some(named),
-        };
-        let mut metadata = MetadataMap::new();
-        if let Ok(uid) = target.uid.parse() {
-            metadata.insert(UID, uid);
-        }
-        if let Some(attempt) = attempt {
-            metadata.insert(ATTEMPT, attempt.into());
-        }
-        let frames = output::watch(self.parts.clone(), user, target, attempt, &request);
-        Ok(Response::from_parts(metadata, frames, Extensions::default()))
+    /// [`RelayEndpoint`] answers this method before tonic sees it.
+    async fn watch_output(&self, _: Request<WatchOutputRequest>) -> Result<Response<Self::WatchOutputStream>, Status> {
+        Err(Status::unimplemented("WatchOutput is answered elsewhere"))
     }
 
     async fn signal(&self, request: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {
-        let user = authorize::user(&request)?;
-        let request = request.into_inner();
-        let target = self.parts.allow(&user, Action::Signal, request.process.clone()).await?;
-        self.parts.signal(&user, &target, request).await?;
+        let caller = authorize::caller(&request)?;
+        let (metadata, _, request) = request.into_parts();
+        match caller {
+            Caller::User(user) => {
+                let process = request.process.clone();
+                let target = self.parts.allow(&user, Action::Signal, process).await?;
+                self.parts.signal(&user, &target, request).await?;
+            }
+            Caller::Replica => {
+                let session = self.parts.at_home(&metadata, request.process.clone())?;
+                control::signal_here(&session, request).await?;
+            }
+        }
         Ok(Response::new(SignalResponse {}))
     }
 
     async fn stop(&self, request: Request<StopRequest>) -> Result<Response<StopResponse>, Status> {
-        let user = authorize::user(&request)?;
-        let request = request.into_inner();
-        let target = self.parts.allow(&user, Action::Signal, request.process.clone()).await?;
-        self.parts.stop(&user, &target, request).await?;
+        let caller = authorize::caller(&request)?;
+        let (metadata, _, request) = request.into_parts();
+        match caller {
+            Caller::User(user) => {
+                let process = request.process.clone();
+                let target = self.parts.allow(&user, Action::Signal, process).await?;
+                self.parts.stop(&user, &target, request).await?;
+            }
+            Caller::Replica => {
+                let session = self.parts.at_home(&metadata, request.process.clone())?;
+                control::stop_here(&session, &on_behalf(&metadata), request).await?;
+            }
+        }
         Ok(Response::new(StopResponse {}))
     }
 }

@@ -8,6 +8,8 @@ mod budget;
 mod control;
 mod follower;
 mod keeper;
+mod mirror;
+mod notice;
 mod ring;
 mod upstream;
 
@@ -30,10 +32,13 @@ use tonic::transport::Channel;
 pub use budget::Budget;
 pub use control::ControlError;
 pub use follower::{Follower, Next};
+pub use mirror::Mirror;
+pub use notice::Notice;
 use ring::Ring;
 
 use super::archive::{Archive, AttemptKey, StoredGap, Subject, Unavailable};
 use super::metrics::metrics;
+use super::peers::Peers;
 
 /// Reason of a gap at the end of a stream whose agent never sealed it.
 pub const NEVER_SEALED: &str = "NeverSealed";
@@ -75,6 +80,8 @@ pub trait Connect: Send + Sync + 'static {
 pub trait Record: Send + Sync + 'static {
     /// The program was launched.
     fn started<'a>(&'a self, subject: &'a Subject, at_unix_nanos: i64) -> BoxFuture<'a, ()>;
+    /// Something holds the output up, or does not any more.
+    fn noted<'a>(&'a self, subject: &'a Subject, notice: &'a Notice) -> BoxFuture<'a, ()>;
     /// The attempt ended and its output is archived.
     fn ended<'a>(&'a self, subject: &'a Subject, ending: &'a Ending) -> BoxFuture<'a, ()>;
 }
@@ -100,6 +107,8 @@ pub struct Context {
     pub archive: Archive,
     /// How agents are reached.
     pub connect: Box<dyn Connect>,
+    /// The other replicas.
+    pub peers: Peers,
     /// Where facts go.
     pub record: Box<dyn Record>,
     /// What all rings together may hold.
@@ -112,7 +121,7 @@ pub struct Context {
 pub struct Session {
     subject: Subject,
     context: Arc<Context>,
-    ring: Ring,
+    ring: Arc<Ring>,
     agent: watch::Sender<Agent>,
     control: control::Control,
     /// Set with the first sign that the program runs.
@@ -123,6 +132,8 @@ pub struct Session {
     stop: watch::Sender<bool>,
     /// The status holds the whole end, output included.
     recorded: watch::Sender<bool>,
+    /// The size of the spool in bytes, while it is full and holds the program back.
+    blocked: watch::Sender<Option<u64>>,
     /// Why the archive takes nothing now.
     unavailable: watch::Sender<Option<Unavailable>>,
     is_connected: AtomicBool,
@@ -130,11 +141,20 @@ pub struct Session {
     was_connected: AtomicBool,
 }
 
-/// The live sessions of a relay.
+/// What a follower reads beside the archive: the ring of a session, or of a mirror.
+#[derive(Clone)]
+pub struct Feed {
+    ring: Arc<Ring>,
+    /// What the ring has dropped is in the archive; at another home it may be on its way there.
+    is_home: bool,
+}
+
+/// The live sessions of a relay, and the mirrors of other replicas' sessions.
 #[derive(Clone)]
 pub struct Sessions {
     context: Arc<Context>,
     live: Arc<Mutex<HashMap<AttemptKey, Arc<Session>>>>,
+    mirrors: Arc<Mutex<HashMap<AttemptKey, Arc<Mirror>>>>,
     changed: watch::Sender<u64>,
     tasks: TaskTracker,
 }
@@ -146,6 +166,7 @@ impl Sessions {
         Self {
             context,
             live: Arc::default(),
+            mirrors: Arc::default(),
             changed: watch::Sender::new(0),
             tasks: TaskTracker::new(),
         }
@@ -163,7 +184,35 @@ impl Sessions {
         self.lock().values().cloned().collect()
     }
 
-    /// Fires when a session appears or goes.
+    /// The mirror of an attempt whose home is another replica; made, where there is none.
+    pub fn mirror(&self, key: &AttemptKey) -> Arc<Mirror> {
+        let mut mirrors = self.mirrors();
+        if let Some(mirror) = mirrors.get(key) {
+            return mirror.clone();
+        }
+        let mirror = Arc::new(Mirror::new(self, key.clone()));
+        mirrors.insert(key.clone(), mirror.clone());
+        let (sessions, running, key) = (self.clone(), mirror.clone(), key.clone());
+        self.tasks.spawn(async move {
+            running.run(&sessions).await;
+            sessions.mirrors().remove(&key);
+        });
+        mirror
+    }
+
+    /// Whether an attempt can be read live here.
+    #[must_use]
+    pub fn has_feed(&self, key: &AttemptKey) -> bool {
+        self.get(key).is_some() || self.mirrors().get(key).is_some_and(|mirror| mirror.feed().is_some())
+    }
+
+    /// The other replicas.
+    #[must_use]
+    pub fn peers(&self) -> &Peers {
+        &self.context.peers
+    }
+
+    /// Fires when a session appears or goes, or a mirror becomes ready.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
@@ -198,6 +247,10 @@ impl Sessions {
         self.tasks.wait().await;
     }
 
+    fn mirrors(&self) -> MutexGuard<'_, HashMap<AttemptKey, Arc<Mirror>>> {
+        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<AttemptKey, Arc<Session>>> {
         // The map is whole after each statement, so a panic elsewhere leaves nothing half done.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
@@ -208,7 +261,7 @@ impl Session {
     fn new(context: Arc<Context>, subject: Subject, agent: Agent) -> Self {
         Self {
             subject,
-            ring: Ring::new(context.memory.clone()),
+            ring: Arc::new(Ring::new(context.memory.clone())),
             context,
             agent: watch::Sender::new(agent),
             control: control::Control::default(),
@@ -217,9 +270,19 @@ impl Session {
             closing: watch::Sender::new(None),
             stop: watch::Sender::new(false),
             recorded: watch::Sender::new(false),
+            blocked: watch::Sender::new(None),
             unavailable: watch::Sender::new(None),
             is_connected: AtomicBool::new(false),
             was_connected: AtomicBool::new(false),
+        }
+    }
+
+    /// What followers read.
+    #[must_use]
+    pub fn feed(&self) -> Feed {
+        Feed {
+            ring: self.ring.clone(),
+            is_home: true,
         }
     }
 

@@ -114,6 +114,15 @@ impl Reader {
         Ok(start.unwrap_or_default())
     }
 
+    /// Where the last segment begins: everything before it is archived.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn last_start(&self) -> Result<Cursor, Error> {
+        let names = self.archive.segments(&self.key).await?;
+        Ok(names.last().map(SegmentName::start).unwrap_or_default())
+    }
+
     /// The position of both streams after the last archived piece.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use remoteprocess_api::{
 use remoteprocess_proto::v1::{Exit, StreamSeal};
 use serde_json::{Value, json};
 
+use super::condition::over;
 use super::end::exit_to_status;
 use super::tail::render_tail;
 use crate::relay::session::Ending;
@@ -163,7 +164,9 @@ pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Tim
                 .then(|| render_tail(&ending.tail))
                 .filter(|tail| !tail.is_empty()),
         });
+        let past = over(std::mem::take(&mut owned.conditions), now);
         owned.conditions = conditions(current, ending, now);
+        owned.conditions.extend(past);
     }
     Some(owned.patch(current))
 }
@@ -261,14 +264,14 @@ fn is_kept(current: &RemoteProcess, number: u32) -> bool {
 }
 
 /// The part of the status that belongs to the relay.
-struct Owned {
-    conditions: Vec<Condition>,
+pub(super) struct Owned {
+    pub(super) conditions: Vec<Condition>,
     output: Option<OutputStatus>,
     attempts: Vec<AttemptStatus>,
 }
 
 impl Owned {
-    fn of(current: &RemoteProcess) -> Self {
+    pub(super) fn of(current: &RemoteProcess) -> Self {
         let mut status = current.status.clone().unwrap_or_default();
         status.trim();
         let attempts = status.attempts.into_iter().map(ours).filter(has_facts).collect();
@@ -300,7 +303,7 @@ impl Owned {
         &mut self.attempts[at]
     }
 
-    fn patch(&self, current: &RemoteProcess) -> Value {
+    pub(super) fn patch(&self, current: &RemoteProcess) -> Value {
         let mut status = json!({"attempts": self.attempts});
         if !self.conditions.is_empty() {
             status["conditions"] = json!(self.conditions);

@@ -1,19 +1,26 @@
-//! Signals and stops, each with a line of audit.
+//! Signals and stops, each with a line of audit where the user was authorised.
 
 use std::sync::Arc;
 
 use remoteprocess_api::{DesiredState, signal};
 use remoteprocess_proto::v1::{ExecutorSignalRequest, ExecutorStopRequest, SignalRequest, StopRequest};
 use remoteprocess_tls::User;
-use tonic::Status;
+use tonic::{Code, Status};
 use tracing::{info, warn};
 
 use super::{RelayParts, Target};
 use crate::relay::archive::AttemptKey;
+use crate::relay::peers::{self, Home};
 use crate::relay::session::{ControlError, Session};
 
 /// Longest sentence that a user may attach to a stop, in bytes.
 const MESSAGE: usize = 1024;
+
+/// Where a process can be reached.
+enum Reached {
+    Here(Arc<Session>),
+    There(Box<Home>),
+}
 
 impl RelayParts {
     pub(super) async fn signal(&self, user: &User, target: &Target, request: SignalRequest) -> Result<(), Status> {
@@ -23,14 +30,23 @@ impl RelayParts {
                 request.number
             )));
         }
-        let session = self.live(target)?;
-        audit(user, target, &session, "signal", &signal::name(request.number));
-        let request = ExecutorSignalRequest {
-            request_id: request.request_id,
-            number: request.number,
-            target: request.target,
-        };
-        session.signal(request).await.map_err(|error| to_status(&error))
+        let key = self.current(target)?;
+        let reached = self.reach(target, &key).await?;
+        audit(user, target, &key, "signal", &signal::name(request.number));
+        match reached {
+            Reached::Here(session) => signal_here(&session, request).await,
+            Reached::There(mut home) => {
+                let request = peers::forward(
+                    &key,
+                    &user.name,
+                    SignalRequest {
+                        process: Some(peers::process(&key)),
+                        ..request
+                    },
+                );
+                home.client.signal(request).await.map(drop)
+            }
+        }
     }
 
     pub(super) async fn stop(&self, user: &User, target: &Target, request: StopRequest) -> Result<(), Status> {
@@ -45,21 +61,31 @@ impl RelayParts {
                 "message is longer than {MESSAGE} bytes"
             )));
         }
-        let Ok(session) = self.live(target) else {
+        let key = self.current(target)?;
+        let Ok(reached) = self.reach(target, &key).await else {
             return self.stop_by_spec(user, target).await;
         };
-        audit(user, target, &session, "stop", &request.message);
-        let asked = ExecutorStopRequest {
-            signal: request.signal,
-            grace_seconds: request.grace_seconds,
-            requested_by: user.name.clone(),
-            message: request.message,
+        audit(user, target, &key, "stop", &request.message);
+        let stopped = match reached {
+            Reached::Here(session) => stop_here(&session, &user.name, request).await,
+            Reached::There(mut home) => {
+                let request = peers::forward(
+                    &key,
+                    &user.name,
+                    StopRequest {
+                        process: Some(peers::process(&key)),
+                        ..request
+                    },
+                );
+                home.client.stop(request).await.map(drop)
+            }
         };
-        match session.stop(asked).await {
-            Ok(()) => Ok(()),
+        match stopped {
             // The wish outlives the connection: the agent hears it when it is back.
-            Err(ControlError::Unreachable) => self.stop_by_spec(user, target).await,
-            Err(error) => Err(to_status(&error)),
+            Err(status) if matches!(status.code(), Code::Unavailable | Code::NotFound) => {
+                self.stop_by_spec(user, target).await
+            }
+            answered => answered,
         }
     }
 
@@ -86,32 +112,63 @@ impl RelayParts {
             })
     }
 
-    fn live(&self, target: &Target) -> Result<Arc<Session>, Status> {
+    fn current(&self, target: &Target) -> Result<AttemptKey, Status> {
         let process = self
             .object(target)
             .ok_or_else(|| Status::not_found("the process has been deleted"))?;
-        let status = process.status.as_ref();
-        let attempt = status.and_then(|status| status.attempt).unwrap_or_default();
-        let session = self.sessions.get(&AttemptKey {
+        let attempt = process.status.as_ref().and_then(|status| status.attempt);
+        Ok(AttemptKey {
             uid: target.uid.clone(),
-            attempt,
-        });
-        session.ok_or_else(|| {
-            let is_over = status
-                .and_then(|status| status.phase)
-                .is_some_and(|phase| phase.is_final());
-            Status::failed_precondition(if is_over {
-                "the process has ended"
-            } else {
-                "the process has not started, or its agent is not connected"
-            })
+            attempt: attempt.unwrap_or_default(),
         })
+    }
+
+    /// The session of an attempt, here or at its home.
+    async fn reach(&self, target: &Target, key: &AttemptKey) -> Result<Reached, Status> {
+        if let Some(session) = self.sessions.get(key) {
+            return Ok(Reached::Here(session));
+        }
+        if self.may_live(key)
+            && let Some(home) = self.sessions.peers().home_of(key).await
+        {
+            return Ok(Reached::There(Box::new(home)));
+        }
+        let status = self.object(target).and_then(|process| process.status.clone());
+        let is_over = status
+            .and_then(|status| status.phase)
+            .is_some_and(|phase| phase.is_final());
+        Err(Status::failed_precondition(if is_over {
+            "the process has ended"
+        } else {
+            "the process has not started, or its agent is not connected"
+        }))
     }
 }
 
-fn audit(user: &User, target: &Target, session: &Session, action: &str, detail: &str) {
+/// Signals the process of a session; the user has been authorised.
+pub(super) async fn signal_here(session: &Session, request: SignalRequest) -> Result<(), Status> {
+    let request = ExecutorSignalRequest {
+        request_id: request.request_id,
+        number: request.number,
+        target: request.target,
+    };
+    session.signal(request).await.map_err(|error| to_status(&error))
+}
+
+/// Stops the process of a session on behalf of a user who has been authorised.
+pub(super) async fn stop_here(session: &Session, user: &str, request: StopRequest) -> Result<(), Status> {
+    let request = ExecutorStopRequest {
+        signal: request.signal,
+        grace_seconds: request.grace_seconds,
+        requested_by: user.to_owned(),
+        message: request.message,
+    };
+    session.stop(request).await.map_err(|error| to_status(&error))
+}
+
+fn audit(user: &User, target: &Target, key: &AttemptKey, action: &str, detail: &str) {
     info!(target: "audit", action, detail, user = user.name, groups = ?user.groups, uid = target.uid,
-        namespace = target.namespace, name = target.name, attempt = session.subject().key.attempt, "control");
+        namespace = target.namespace, name = target.name, attempt = key.attempt, "control");
 }
 
 fn to_status(error: &ControlError) -> Status {

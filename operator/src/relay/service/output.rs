@@ -3,23 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt, stream};
+use bytes::Bytes;
 use kube::ResourceExt;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{Exit, Heartbeat, OutputFrame, State, Stream as WireStream, WatchOutputRequest};
-use remoteprocess_tls::User;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::ended::Ended;
+use super::endpoint::Batch;
 use super::state::wire_state;
 use super::{RelayParts, Target, unreadable};
 use crate::relay::archive::{AttemptKey, Error};
-use crate::relay::authorize::Action;
+use crate::relay::authorize::{Action, Caller};
+use crate::relay::frame::{Framed, encode};
 use crate::relay::metrics::metrics;
-use crate::relay::piece::{Piece, Wanted};
+use crate::relay::piece::{Placed, Wanted};
 use crate::relay::session::{Follower, Next};
 
 /// Bytes that go to a reader at a time, and two of which wait for a slow one.
@@ -30,10 +30,10 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const RECHECK: Duration = Duration::from_secs(60);
 /// A reader that takes nothing for this long is parked: what is held for it is let go.
 const STALLED: Duration = Duration::from_secs(1);
-/// How often an archive that another home writes is looked at.
+/// How often the archive is looked at while an attempt has no home that can be reached.
 const POLL: Duration = Duration::from_secs(1);
-
-type Batch = Result<Vec<OutputFrame>, Status>;
+/// How often it is looked at by a reader that is slower than the mirror of another home.
+const CATCH_UP: Duration = Duration::from_millis(200);
 
 /// Why a stream is over.
 enum Over {
@@ -45,7 +45,7 @@ enum Over {
 
 struct Pump {
     parts: Arc<RelayParts>,
-    user: User,
+    caller: Caller,
     target: Target,
     wanted: Wanted,
     tail_lines: Option<u64>,
@@ -67,11 +67,11 @@ struct Pump {
 /// Starts a stream of `attempt`; of the latest, which is told as soon as it is settled, where that is `None`.
 pub(super) fn watch(
     parts: Arc<RelayParts>,
-    user: User,
+    caller: Caller,
     target: Target,
     attempt: Option<u32>,
     request: &WatchOutputRequest,
-) -> super::Frames {
+) -> mpsc::Receiver<Batch> {
     let (sender, receiver) = mpsc::channel(2);
     let only = match request.stream() {
         WireStream::Unspecified => None,
@@ -81,7 +81,7 @@ pub(super) fn watch(
     let pump = Pump {
         changes: [parts.directory.changes(), parts.sessions.changes()],
         parts,
-        user,
+        caller,
         target,
         wanted: Wanted {
             cursor: request.cursor.unwrap_or_default(),
@@ -100,7 +100,7 @@ pub(super) fn watch(
         sender,
     };
     tokio::spawn(pump.run());
-    Box::pin(frames(receiver))
+    receiver
 }
 
 fn failed(error: Error) -> Over {
@@ -109,13 +109,6 @@ fn failed(error: Error) -> Over {
 
 fn version(parts: &RelayParts, target: &Target) -> Option<String> {
     parts.object(target)?.resource_version()
-}
-
-fn frames(receiver: mpsc::Receiver<Batch>) -> impl Stream<Item = Result<OutputFrame, Status>> {
-    ReceiverStream::new(receiver).flat_map(|batch| match batch {
-        Ok(frames) => stream::iter(frames.into_iter().map(Ok).collect::<Vec<_>>()),
-        Err(status) => stream::iter(vec![Err(status)]),
-    })
 }
 
 impl Pump {
@@ -142,7 +135,7 @@ impl Pump {
             // What is known before the archive is read to its end decides whether that end is the end.
             let end = self.known_end().await?;
             match self.next().await? {
-                Next::Pieces(pieces) => self.send_pieces(pieces).await?,
+                Next::Frames(frames) => self.send_output(frames).await?,
                 Next::Limit => return Err(Over::Done),
                 Next::End(exit) => return self.finish(*exit).await,
                 Next::Closed => self.detach(),
@@ -200,7 +193,7 @@ impl Pump {
             offsets: self.follower.as_ref().map(Follower::position),
             attempt: if self.is_settled { self.attempt } else { 0 },
         };
-        self.send(vec![Frame::Heartbeat(heartbeat)]).await
+        self.say(Frame::Heartbeat(heartbeat)).await
     }
 
     /// Gets a follower, and a live session for it where there is one.
@@ -218,13 +211,13 @@ impl Pump {
         let follower = self
             .follower
             .get_or_insert_with(|| Follower::new(archive, key.clone(), wanted));
-        let session = self
+        let feed = self
             .parts
-            .sessions
-            .get(&key)
-            .filter(|session| self.follow || session.is_open());
-        if let Some(session) = session {
-            follower.attach(Some(session));
+            .feed(&self.caller, &key, self.follow, is_new)
+            .await
+            .map_err(Over::Failed)?;
+        if feed.is_some() {
+            follower.attach(feed);
             if !self.follow {
                 follower.limit_to_now();
             }
@@ -269,20 +262,19 @@ impl Pump {
     /// The archive has been read to its end: what is missing is named, then comes the end.
     async fn finish_archived(&mut self, ended: Ended) -> Result<(), Over> {
         let reached = self.follower.as_ref().map(Follower::reached).unwrap_or_default();
-        let gaps: Vec<Piece> = [WireStream::Stdout, WireStream::Stderr]
+        let gaps: Vec<Framed> = [WireStream::Stdout, WireStream::Stderr]
             .into_iter()
-            .filter(|stream| self.wanted.only.is_none_or(|only| only == *stream))
-            .filter_map(|stream| ended.gap(stream, reached.of(stream)))
-            .filter_map(|piece| piece.wanted(&self.wanted))
+            .filter_map(|stream| ended.gap(stream, reached.of(stream))?.wanted(&self.wanted))
+            .map(|piece| Framed::new(Placed { start: reached, piece }))
             .collect();
         let is_whole = gaps.is_empty();
-        self.send_pieces(gaps).await?;
+        self.send_output(gaps).await?;
         let sealed = ended.exit.sealed && is_whole;
         self.finish(Exit { sealed, ..ended.exit }).await
     }
 
     async fn finish(&mut self, exit: Exit) -> Result<(), Over> {
-        self.send(vec![Frame::Exit(exit)]).await?;
+        self.say(Frame::Exit(exit)).await?;
         Err(Over::Done)
     }
 
@@ -291,32 +283,31 @@ impl Pump {
         match state {
             Some(state) if self.told.as_ref() != Some(&state) => {
                 self.told = Some(state.clone());
-                self.send(vec![Frame::State(state)]).await
+                self.say(Frame::State(state)).await
             }
             _ => Ok(()),
         }
     }
 
-    async fn send_pieces(&mut self, pieces: Vec<Piece>) -> Result<(), Over> {
-        if pieces.is_empty() {
+    async fn send_output(&mut self, frames: Vec<Framed>) -> Result<(), Over> {
+        if frames.is_empty() {
             return Ok(());
         }
         self.settle().await?;
-        metrics()
-            .sent
-            .inc_by(pieces.iter().map(|piece| piece.bytes().len() as u64).sum());
-        let frames = pieces
-            .into_iter()
-            .filter_map(|piece| piece.into_frame().frame)
-            .collect();
-        self.send(frames).await
+        metrics().sent.inc_by(
+            frames
+                .iter()
+                .map(|framed| framed.placed.piece.bytes().len() as u64)
+                .sum(),
+        );
+        self.send(frames.into_iter().map(|framed| framed.wire).collect()).await
     }
 
-    async fn send(&mut self, frames: Vec<Frame>) -> Result<(), Over> {
-        let frames = frames
-            .into_iter()
-            .map(|frame| OutputFrame { frame: Some(frame) })
-            .collect();
+    async fn say(&mut self, frame: Frame) -> Result<(), Over> {
+        self.send(vec![encode(&OutputFrame { frame: Some(frame) })]).await
+    }
+
+    async fn send(&mut self, batch: Vec<Bytes>) -> Result<(), Over> {
         let permit = match timeout(STALLED, self.sender.reserve()).await {
             Ok(permit) => permit,
             Err(_) => {
@@ -326,25 +317,28 @@ impl Pump {
                 self.sender.reserve().await
             }
         };
-        permit.map_err(|_| Over::Done)?.send(Ok(frames));
+        permit.map_err(|_| Over::Done)?.send(Ok(batch));
         Ok(())
+    }
+
+    async fn check_right(&self) -> Result<(), Over> {
+        let Caller::User(user) = &self.caller else {
+            return Ok(());
+        };
+        let Target { namespace, name, .. } = &self.target;
+        let authorizer = &self.parts.authorizer;
+        match authorizer.authorize(user, Action::Log, namespace, name).await {
+            // The API server away is no reason to cut a stream that it allowed.
+            Err(status) if status.code() == tonic::Code::PermissionDenied => Err(Over::Failed(status)),
+            _ => Ok(()),
+        }
     }
 
     /// Heartbeats, and the right to go on.
     async fn upkeep(&mut self) -> Result<(), Over> {
         if Instant::now() >= self.recheck {
             self.recheck = Instant::now() + RECHECK;
-            let Target { namespace, name, .. } = &self.target;
-            let checked = self
-                .parts
-                .authorizer
-                .authorize(&self.user, Action::Log, namespace, name)
-                .await;
-            match checked {
-                // The API server away is no reason to cut a stream that it allowed.
-                Err(status) if status.code() == tonic::Code::PermissionDenied => return Err(Over::Failed(status)),
-                _ => {}
-            }
+            self.check_right().await?;
         }
         if Instant::now() >= self.heartbeat {
             self.heartbeat = Instant::now() + HEARTBEAT;
@@ -356,10 +350,11 @@ impl Pump {
     async fn wait(&mut self) -> Result<(), Over> {
         let is_live = self.is_live();
         let due = self.heartbeat.min(self.recheck);
-        let due = if is_live || self.attempt == 0 {
-            due
-        } else {
-            due.min(Instant::now() + POLL)
+        let is_behind = self.follower.as_ref().is_some_and(Follower::is_behind);
+        let due = match (is_live, is_behind) {
+            (true, true) => due.min(Instant::now() + CATCH_UP),
+            (false, _) if self.attempt != 0 => due.min(Instant::now() + POLL),
+            _ => due,
         };
         let key = self.key();
         let (parts, target, seen) = (&self.parts, &self.target, &self.seen);
@@ -377,7 +372,7 @@ impl Pump {
                 _ = objects.changed(), if !is_live => if version(parts, target) != *seen {
                     return Ok(());
                 },
-                _ = sessions.changed(), if !is_live => if parts.sessions.get(&key).is_some() {
+                _ = sessions.changed(), if !is_live => if parts.sessions.has_feed(&key) {
                     return Ok(());
                 },
                 () = sleep_until(due) => return Ok(()),

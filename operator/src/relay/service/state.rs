@@ -12,7 +12,19 @@ use crate::relay::record::known_end;
 impl RelayParts {
     pub(super) async fn state(&self, target: &Target) -> Result<ProcessState, Status> {
         if let Some(process) = self.object(target) {
-            return Ok(self.state_of(&process));
+            let mut state = self.state_of(&process);
+            let key = AttemptKey {
+                uid: target.uid.clone(),
+                attempt: state.attempt,
+            };
+            if self.sessions.get(&key).is_none()
+                && self.may_live(&key)
+                && let Some(home) = self.sessions.peers().home_of(&key).await
+            {
+                state.output = home.state.output;
+                state.exit = home.state.exit.or(state.exit);
+            }
+            return Ok(state);
         }
         let attempts = self
             .archive

@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
+use bytes::{Buf, Bytes};
 use futures::future::BoxFuture;
 use object_store::memory::InMemory;
+use prost::Message;
 use remoteprocess_api::{
     AttemptExit, AttemptStatus, ExitSource, Phase, Reason, RemoteProcessSpec, RemoteProcessStatus,
 };
@@ -14,14 +15,14 @@ use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{Exit, Stream};
 use remoteprocess_tls::User;
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::*;
 use crate::fake_api;
 use crate::relay::archive::Subject;
-use crate::relay::session::fake_agent::{FakeAgent, Program, TestDialer};
-use crate::relay::session::{Budget, Context, Ending, NEVER_SEALED, Record};
+use crate::relay::session::fake_agent::{FakeAgent, Program, TestDialer, no_peers};
+use crate::relay::session::{Budget, Context, Ending, NEVER_SEALED, Notice, Record};
 
 /// Far more than any step takes; only a hang comes this far.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -32,6 +33,10 @@ struct Notes(watch::Sender<bool>);
 
 impl Record for Notes {
     fn started<'a>(&'a self, _: &'a Subject, _: i64) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn noted<'a>(&'a self, _: &'a Subject, _: &'a Notice) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 
@@ -62,6 +67,7 @@ impl Bench {
             archive: archive.clone(),
             connect: Box::new(TestDialer::default()),
             record: Box::new(notes.clone()),
+            peers: no_peers(),
             memory: Arc::new(Budget::new(1 << 30)),
             shutdown: shutdown.clone(),
         };
@@ -87,7 +93,10 @@ impl Bench {
             uid: "0c1d".to_owned(),
         };
         let attempt = self.parts.settled(&target);
-        output::watch(self.parts.clone(), alice(), target, attempt, request)
+        Frames {
+            batches: output::watch(self.parts.clone(), Caller::User(alice()), target, attempt, request),
+            ready: Bytes::new(),
+        }
     }
 
     fn open(&self, agent: &FakeAgent, attempt: u32) {
@@ -108,6 +117,26 @@ impl Bench {
         soon(self.notes.0.subscribe().wait_for(|is_done| *is_done))
             .await
             .unwrap();
+    }
+}
+
+/// The messages of a stream, decoded.
+struct Frames {
+    batches: mpsc::Receiver<endpoint::Batch>,
+    ready: Bytes,
+}
+
+impl Frames {
+    async fn next(&mut self) -> Option<Result<OutputFrame, Status>> {
+        if self.ready.is_empty() {
+            match self.batches.recv().await? {
+                Ok(batch) => self.ready = batch.concat().into(),
+                Err(status) => return Some(Err(status)),
+            }
+        }
+        assert_eq!(self.ready.get_u8(), 0, "not compressed");
+        let length = self.ready.get_u32() as usize;
+        Some(Ok(OutputFrame::decode(self.ready.split_to(length)).unwrap()))
     }
 }
 

@@ -13,7 +13,7 @@ use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{
     CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse, ExecutorSignalRequest,
     ExecutorSignalResponse, ExecutorStopRequest, ExecutorStopResponse, ExecutorWatchOutputRequest, Exit, OutputFrame,
-    Seal, Stream as WireStream, StreamSeal,
+    Seal, Spool, Stream as WireStream, StreamSeal,
 };
 use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, serve};
 use sha2::{Digest, Sha256};
@@ -24,6 +24,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use super::{Agent, Connect, ConnectError};
+use crate::relay::peers::Peers;
 use crate::relay::piece::{Piece, Placed, Wanted, data};
 
 /// What the program wrote, and how far it has come.
@@ -34,9 +35,12 @@ pub struct Program {
     pub written: watch::Sender<usize>,
     /// Each stream breaks after this many frames.
     pub cut_after: Mutex<Option<usize>>,
+    /// The spool is full.
+    pub blocked: watch::Sender<bool>,
     /// What the relay said.
     pub commits: Mutex<Vec<CommitRequest>>,
     pub stops: Mutex<Vec<ExecutorStopRequest>>,
+    pub signals: Mutex<Vec<ExecutorSignalRequest>>,
     pub streams: Mutex<Vec<Cursor>>,
     /// Streams answer with ABORTED.
     pub superseded: Mutex<bool>,
@@ -100,8 +104,10 @@ impl Program {
             history,
             exit,
             cut_after: Mutex::default(),
+            blocked: watch::Sender::new(false),
             commits: Mutex::default(),
             stops: Mutex::default(),
+            signals: Mutex::default(),
             streams: Mutex::default(),
             superseded: Mutex::default(),
         })
@@ -116,6 +122,23 @@ impl Program {
                 data.time_unix_nanos = time;
             }
         }
+        program
+    }
+
+    /// Writes `count` pieces that share their bytes.
+    pub fn of_zeros(length: usize, count: usize) -> Arc<Self> {
+        let bytes = Bytes::from(vec![0; length]);
+        let mut program = Self::new(&[]);
+        let whole = Arc::get_mut(&mut program).unwrap();
+        let mut start = Cursor::default();
+        for index in 0..count {
+            let piece = data(WireStream::Stdout, start.stdout, 1 + index as i64, bytes.clone());
+            whole.history.push(Placed { start, piece });
+            start.stdout += length as u64;
+        }
+        let seal = whole.exit.seal.as_mut().unwrap();
+        seal.stdout.as_mut().unwrap().bytes = start.stdout;
+        whole.written.send_replace(count);
         program
     }
 
@@ -182,6 +205,10 @@ impl Default for TestDialer {
     }
 }
 
+pub fn no_peers() -> Peers {
+    Peers::by_name(Dialer::new(identity(&Role::Operator)), None)
+}
+
 fn role() -> Role {
     Role::Agent {
         namespace: "default".to_owned(),
@@ -189,12 +216,13 @@ fn role() -> Role {
     }
 }
 
-fn identity(role: &Role) -> Arc<Identity> {
+pub fn identity(role: &Role) -> Arc<Identity> {
     static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| {
         remoteprocess_tls::install_crypto_provider();
         Authority::generate(&trust_domain()).unwrap()
     });
-    let (chain, key) = AUTHORITY.issue(role, None, Duration::from_secs(3600)).unwrap();
+    let user = (*role == Role::User).then(crate::relay::tests::replica::user);
+    let (chain, key) = AUTHORITY.issue(role, user.as_ref(), Duration::from_secs(3600)).unwrap();
     Identity::new(&chain, &key, AUTHORITY.cert_pem(), &trust_domain()).unwrap()
 }
 
@@ -205,6 +233,7 @@ fn trust_domain() -> TrustDomain {
 struct Playback {
     program: Arc<Program>,
     written: watch::Receiver<usize>,
+    blocked: watch::Receiver<bool>,
     wanted: Wanted,
     next: usize,
     left: Option<usize>,
@@ -223,7 +252,16 @@ impl Playback {
         self.left = self.left.map(|left| left - 1);
         while self.next < self.program.history.len() {
             let next = self.next;
-            self.written.wait_for(|written| *written > next).await.ok()?;
+            tokio::select! {
+                biased;
+                written = self.written.wait_for(|written| *written > next) => drop(written.ok()?),
+                changed = self.blocked.changed() => {
+                    changed.ok()?;
+                    let blocked = *self.blocked.borrow();
+                    let spool = Spool { blocked, used_bytes: 0, size_bytes: 4096 };
+                    return Some(Ok(OutputFrame { frame: Some(Frame::Spool(spool)) }));
+                }
+            }
             self.next += 1;
             let piece: Piece = self.program.history[next].piece.clone();
             if let Some(piece) = piece.wanted(&self.wanted) {
@@ -265,6 +303,7 @@ impl Executor for Service {
         let playback = Playback {
             program: self.0.clone(),
             written: self.0.written.subscribe(),
+            blocked: self.0.blocked.subscribe(),
             wanted: Wanted { cursor, only: None },
             next: 0,
             left: *self.0.cut_after.lock().unwrap(),
@@ -274,8 +313,12 @@ impl Executor for Service {
         Ok(Response::new(Box::pin(frames)))
     }
 
-    async fn signal(&self, _: Request<ExecutorSignalRequest>) -> Result<Response<ExecutorSignalResponse>, Status> {
-        Err(Status::failed_precondition("no program"))
+    async fn signal(
+        &self,
+        request: Request<ExecutorSignalRequest>,
+    ) -> Result<Response<ExecutorSignalResponse>, Status> {
+        self.0.signals.lock().unwrap().push(request.into_inner());
+        Ok(Response::new(ExecutorSignalResponse {}))
     }
 
     async fn stop(&self, request: Request<ExecutorStopRequest>) -> Result<Response<ExecutorStopResponse>, Status> {

@@ -1,17 +1,16 @@
 //! One reader of an attempt: from the archive, from the ring of a live session, or from the one into the other.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-use bytes::Bytes;
 use remoteprocess_proto::v1::{Cursor, Exit, Stream};
 use tokio::sync::watch;
 
-use super::Session;
+use super::Feed;
 use super::ring::{Place, Read};
 use crate::relay::archive::{
     ARCHIVE_DAMAGED, Archive, AttemptKey, Error, Reader, TailSearch, first_since, precedes, since_start, tail_start,
 };
+use crate::relay::frame::{Framed, Open};
 use crate::relay::piece::{Piece, Placed, Wanted, distance, gap};
 
 /// A cursor into one attempt's history. It holds at most one segment of it in memory.
@@ -27,7 +26,9 @@ pub struct Follower {
 }
 
 struct Live {
-    session: Arc<Session>,
+    feed: Feed,
+    /// The ring has moved on, and the archive does not have it yet.
+    is_behind: bool,
     changes: watch::Receiver<u64>,
 }
 
@@ -35,7 +36,7 @@ struct Live {
 #[derive(Debug, PartialEq)]
 pub enum Next {
     /// Wanted pieces, in order; never empty.
-    Pieces(Vec<Piece>),
+    Frames(Vec<Framed>),
     /// Nothing further now: wait for `changed`.
     Wait,
     /// Everything up to the limit that was set has been delivered.
@@ -48,7 +49,7 @@ pub enum Next {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        self.session.ring.leave();
+        self.feed.ring.leave();
     }
 }
 
@@ -69,16 +70,27 @@ impl Follower {
         }
     }
 
-    /// Reads a live session's ring from now on (or, with `None`, the archive alone), going on where it is.
-    pub fn attach(&mut self, session: Option<Arc<Session>>) {
-        self.live = session.map(|session| {
-            session.ring.join();
-            let changes = session.ring.changes();
-            Live { session, changes }
+    /// Reads a live ring from now on (or, with `None`, the archive alone), going on where it is.
+    pub fn attach(&mut self, feed: Option<Feed>) {
+        // Another home may not have come as far yet: what this follower has had is filtered out, not expected there.
+        self.wanted.cursor = self.position();
+        self.place = None;
+        self.queue.clear();
+        self.live = feed.map(|feed| {
+            feed.ring.join();
+            let changes = feed.ring.changes();
+            Live {
+                feed,
+                is_behind: false,
+                changes,
+            }
         });
-        if let Some(place) = &mut self.place {
-            *place = Place::new(place.at);
-        }
+    }
+
+    /// True while it waits for the archive to catch up with another home.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.is_behind)
     }
 
     /// True while a live session is read.
@@ -123,7 +135,7 @@ impl Follower {
         let start = match archived.or_else(|| first_since(&recent, since)) {
             Some(start) => start,
             None => match &self.live {
-                Some(live) => live.session.received(),
+                Some(live) => live.feed.ring.end(),
                 None => self.reader.end().await?,
             },
         };
@@ -139,12 +151,12 @@ impl Follower {
 
     fn recent(&self) -> Vec<Placed> {
         let live = self.live.as_ref();
-        live.map(|live| live.session.ring.snapshot()).unwrap_or_default()
+        live.map(|live| live.feed.ring.snapshot()).unwrap_or_default()
     }
 
     /// Ends with `Next::Limit` at what is received now instead of waiting for more.
     pub fn limit_to_now(&mut self) {
-        self.until = self.live.as_ref().map(|live| distance(&live.session.received()));
+        self.until = self.live.as_ref().map(|live| distance(&live.feed.ring.end()));
     }
 
     /// The next wanted pieces, of about `max` bytes.
@@ -160,18 +172,10 @@ impl Follower {
             let found = if self.queue.is_empty() {
                 self.fetch(at, max).await?
             } else {
-                Next::Pieces(self.dequeue(max))
+                Next::Frames(self.dequeue(max))
             };
             match found {
-                Next::Pieces(pieces) => {
-                    let wanted: Vec<Piece> = pieces
-                        .into_iter()
-                        .filter_map(|piece| piece.wanted(&self.wanted))
-                        .collect();
-                    if !wanted.is_empty() {
-                        return Ok(Next::Pieces(wanted));
-                    }
-                }
+                Next::Frames(frames) if frames.is_empty() => {}
                 other => return Ok(other),
             }
         }
@@ -216,7 +220,7 @@ impl Follower {
 
     async fn at(&mut self) -> Result<Cursor, Error> {
         if self.place.is_none() {
-            let front = self.live.as_ref().and_then(|live| live.session.ring.front());
+            let front = self.live.as_ref().and_then(|live| live.feed.ring.front());
             let begin = match front.filter(|front| precedes(front, &self.wanted)) {
                 Some(front) => front,
                 None => self.reader.begin(&self.wanted).await?,
@@ -237,19 +241,25 @@ impl Follower {
             });
         };
         live.changes.borrow_and_update();
-        match live.session.ring.read(place, max) {
-            Read::Pieces(found) => Ok(Next::Pieces(found.into_iter().map(|placed| placed.piece).collect())),
+        live.is_behind = false;
+        match live.feed.ring.read(place, max) {
+            Read::Pieces(found) => Ok(Next::Frames(
+                found.into_iter().filter_map(|framed| self.wanted.of(framed)).collect(),
+            )),
             Read::Wait => Ok(Next::Wait),
             Read::End(exit) => Ok(Next::End(exit)),
             Read::Closed => Ok(Next::Closed),
             Read::Behind => {
-                let front = live.session.ring.front().unwrap_or_default();
+                let front = live.feed.ring.front().unwrap_or_default();
                 let mut found = self.reader.next(at).await?;
                 if found.is_empty() {
                     // It is durable, or the ring would have kept it: a list made while segments came in may have missed it.
                     found = self.reader.next(at).await?;
                 }
-                Ok(if found.is_empty() {
+                Ok(if found.is_empty() && !live.feed.is_home {
+                    live.is_behind = true;
+                    Next::Wait
+                } else if found.is_empty() {
                     self.skip_to(at, front)
                 } else {
                     self.enqueue(found, max)
@@ -261,11 +271,17 @@ impl Follower {
     /// What the ring has dropped is not in the archive: said, not skipped.
     fn skip_to(&mut self, at: Cursor, front: Cursor) -> Next {
         self.place = Some(Place::new(front));
-        let hole = |stream: Stream| {
-            (front.of(stream) > at.of(stream))
-                .then(|| gap(stream, at.of(stream), Some(front.of(stream)), ARCHIVE_DAMAGED))
-        };
-        Next::Pieces([Stream::Stdout, Stream::Stderr].into_iter().filter_map(hole).collect())
+        let mut holes = VecDeque::new();
+        let mut start = at;
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if front.of(stream) > start.of(stream) {
+                let piece = gap(stream, start.of(stream), Some(front.of(stream)), ARCHIVE_DAMAGED);
+                holes.push_back(Placed { start, piece });
+                start.set(stream, front.of(stream));
+            }
+        }
+        self.queue = holes;
+        Next::Frames(self.dequeue(usize::MAX))
     }
 
     fn enqueue(&mut self, found: Vec<Placed>, max: usize) -> Next {
@@ -273,25 +289,33 @@ impl Follower {
             self.place = Some(Place::new(last.end()));
         }
         self.queue = found.into();
-        Next::Pieces(self.dequeue(max))
+        Next::Frames(self.dequeue(max))
     }
 
-    fn dequeue(&mut self, max: usize) -> Vec<Piece> {
+    /// What is wanted of the next pieces, small ones merged. It is copied, so that it does not keep its whole segment in
+    /// memory while it waits in a peer's window.
+    fn dequeue(&mut self, max: usize) -> Vec<Framed> {
         let mut cost = 0;
         let mut found = Vec::new();
+        let mut open: Option<Open> = None;
         while cost < max {
-            let Some(placed) = self.queue.pop_front() else { break };
-            cost += placed.piece.cost();
-            found.push(own(placed.piece));
+            let Some(Placed { start, piece }) = self.queue.pop_front() else {
+                break;
+            };
+            cost += piece.cost();
+            let Some(piece) = piece.wanted(&self.wanted) else {
+                continue;
+            };
+            match (&piece, &mut open) {
+                (Piece::Data(data), Some(open)) if open.takes(data) => open.add(data),
+                (Piece::Data(data), _) => found.extend(open.replace(Open::new(start, data)).map(Open::seal)),
+                (Piece::Gap(_), _) => {
+                    found.extend(open.take().map(Open::seal));
+                    found.push(Framed::new(Placed { start, piece }));
+                }
+            }
         }
+        found.extend(open.map(Open::seal));
         found
     }
-}
-
-/// A piece that does not keep its whole segment in memory while it waits in a peer's window.
-fn own(mut piece: Piece) -> Piece {
-    if let Piece::Data(data) = &mut piece {
-        data.bytes = Bytes::copy_from_slice(&data.bytes);
-    }
-    piece
 }

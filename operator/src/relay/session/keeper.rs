@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::control::ControlError;
 use super::upstream::{self, End};
-use super::{Ending, Session};
+use super::{Ending, Session, notice};
 use crate::relay::archive::{Error, SEGMENT_BYTES, Unavailable, Writer};
 use crate::relay::metrics::metrics;
 use crate::relay::piece::distance;
@@ -30,6 +30,13 @@ const TAIL_BYTES: usize = 4096;
 
 /// Runs a session from its first connection to the agent's farewell, or to the relay's shutdown.
 pub async fn run(session: &Session) {
+    tokio::select! {
+        () = carry(session) => {}
+        () = notice::run(session) => {}
+    }
+}
+
+async fn carry(session: &Session) {
     let shutdown = &session.context.shutdown;
     let opened = shutdown
         .run_until_cancelled(retry(session, "open the archive", || {

@@ -8,6 +8,7 @@ use tokio::sync::{Notify, watch};
 
 use super::budget::Budget;
 use crate::relay::archive::SEGMENT_BYTES;
+use crate::relay::frame::{Framed, Open};
 use crate::relay::piece::{Piece, Placed, distance, gap};
 
 /// What a ring may hold, in bytes of memory: one segment being stored and one being filled.
@@ -29,7 +30,8 @@ pub struct Ring {
 struct State {
     budget: Arc<Budget>,
     begun: bool,
-    pieces: VecDeque<Placed>,
+    pieces: VecDeque<Framed>,
+    open: Option<Open>,
     /// Index of the front piece, counted over the life of the ring.
     first: u64,
     /// Index of the first piece that is not durable.
@@ -56,7 +58,7 @@ pub struct Place {
 #[derive(Debug, PartialEq)]
 pub enum Read {
     /// The next pieces.
-    Pieces(Vec<Placed>),
+    Pieces(Vec<Framed>),
     /// The ring has moved on; the archive has it.
     Behind,
     /// Nothing further yet.
@@ -143,7 +145,7 @@ impl Ring {
     /// True when no piece will follow and the keeper has seen all below `index`.
     pub fn is_ended_at(&self, index: u64) -> bool {
         let state = self.lock();
-        state.ended && index == state.head()
+        state.ended && state.open.is_none() && index == state.head()
     }
 
     /// Gives readers the last frame.
@@ -160,10 +162,11 @@ impl Ring {
 
     /// For the keeper: the pieces from `index` on, of about `max` bytes, and the index after them.
     pub fn unkept(&self, index: u64, max: usize) -> (Vec<Placed>, u64) {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.seal();
         let found = state.from(index, max);
         let next = index + found.len() as u64;
-        (found, next)
+        (found.into_iter().map(|framed| framed.placed).collect(), next)
     }
 
     /// Waits for a reason to store something.
@@ -174,15 +177,24 @@ impl Ring {
     /// Everything below `index` is durable.
     pub fn keep(&self, index: u64) {
         let mut state = self.lock();
+        state.seal();
         while state.kept < index {
             let at = usize::try_from(state.kept - state.first).unwrap_or(usize::MAX);
-            let cost = state.pieces.get(at).map_or(0, |placed| placed.piece.cost());
+            let cost = state.pieces.get(at).map_or(0, |framed| framed.placed.piece.cost());
             state.unkept_cost = state.unkept_cost.saturating_sub(cost);
             state.kept += 1;
         }
         state.trim();
         drop(state);
         self.room.notify_one();
+    }
+
+    /// Everything so far is durable, or somebody else makes it so.
+    pub fn keep_all(&self) {
+        let mut state = self.lock();
+        state.kept = state.head();
+        state.unkept_cost = 0;
+        state.trim();
     }
 
     /// Lets go of what need not be held, where memory is short.
@@ -206,12 +218,15 @@ impl Ring {
 
     /// The pieces in the ring, for a search from the end.
     pub fn snapshot(&self) -> Vec<Placed> {
-        self.lock().pieces.iter().cloned().collect()
+        let mut state = self.lock();
+        state.seal();
+        state.pieces.iter().map(|framed| framed.placed.clone()).collect()
     }
 
     /// The next pieces for a reader, of about `max` bytes; moves its place.
     pub fn read(&self, place: &mut Place, max: usize) -> Read {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.seal();
         if !state.begun {
             return if state.closed { Read::Closed } else { Read::Wait };
         }
@@ -228,7 +243,7 @@ impl Ring {
                 None => Read::Wait,
             };
         };
-        let end = last.end();
+        let end = last.placed.end();
         trim_front(&mut found, place.at);
         place.at = end;
         Read::Pieces(found)
@@ -244,6 +259,11 @@ impl Ring {
         self.lock().readers += 1;
     }
 
+    /// Whether there is a reader.
+    pub fn is_read(&self) -> bool {
+        self.lock().readers > 0
+    }
+
     /// A reader is gone.
     pub fn leave(&self) {
         let mut state = self.lock();
@@ -256,18 +276,18 @@ impl Ring {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No statement under the lock can panic half way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A reader that came from the archive may stand inside the first piece.
-fn trim_front(found: &mut [Placed], at: Cursor) {
+fn trim_front(found: &mut [Framed], at: Cursor) {
     if let Some(first) = found.first_mut() {
-        let reached = at.of(first.piece.stream());
-        if let Some(piece) = first.piece.clone().beyond(reached) {
-            first.piece = piece;
-            first.start = at;
+        let reached = at.of(first.placed.piece.stream());
+        if first.placed.piece.from() < reached
+            && let Some(piece) = first.placed.piece.clone().beyond(reached)
+        {
+            *first = Framed::new(Placed { start: at, piece });
         }
     }
 }
@@ -284,6 +304,7 @@ impl State {
             budget,
             begun: false,
             pieces: VecDeque::new(),
+            open: None,
             first: 0,
             kept: 0,
             cost: 0,
@@ -301,18 +322,37 @@ impl State {
     }
 
     fn front(&self) -> Cursor {
-        self.pieces.front().map_or(self.end, |placed| placed.start)
+        let open = || self.open.as_ref().map_or(self.end, Open::start);
+        self.pieces.front().map_or_else(open, |framed| framed.placed.start)
     }
 
     fn append(&mut self, piece: Piece) {
-        let placed = Placed { start: self.end, piece };
-        self.end = placed.end();
-        let cost = placed.piece.cost();
+        let start = self.end;
+        self.end.set(piece.stream(), piece.to());
+        let cost = match (&piece, &mut self.open) {
+            (Piece::Data(data), Some(open)) if open.takes(data) => {
+                open.add(data);
+                data.bytes.len()
+            }
+            _ => {
+                self.seal();
+                let cost = piece.cost();
+                match piece {
+                    Piece::Data(data) => self.open = Some(Open::new(start, &data)),
+                    piece @ Piece::Gap(_) => self.pieces.push_back(Framed::new(Placed { start, piece })),
+                }
+                cost
+            }
+        };
         self.cost += cost;
         self.budget.take(cost);
         self.unkept_cost += cost;
-        self.pieces.push_back(placed);
         self.trim();
+    }
+
+    /// Makes what is open a piece like the others, before anybody reads: until then small pieces become large ones.
+    fn seal(&mut self) {
+        self.pieces.extend(self.open.take().map(Open::seal));
     }
 
     /// Drops durable pieces from the front: all that no reader needs, else what exceeds the capacity.
@@ -324,8 +364,8 @@ impl State {
         };
         while self.first < self.kept && self.cost > limit {
             let Some(dropped) = self.pieces.pop_front() else { return };
-            self.cost -= dropped.piece.cost();
-            self.budget.give(dropped.piece.cost());
+            self.cost -= dropped.placed.piece.cost();
+            self.budget.give(dropped.placed.piece.cost());
             self.first += 1;
         }
     }
@@ -339,18 +379,18 @@ impl State {
         }
         let passed = self
             .pieces
-            .partition_point(|placed| distance(&placed.end()) <= distance(&place.at));
+            .partition_point(|framed| distance(&framed.placed.end()) <= distance(&place.at));
         Some(self.first + passed as u64)
     }
 
-    fn from(&self, index: u64, max: usize) -> Vec<Placed> {
+    fn from(&self, index: u64, max: usize) -> Vec<Framed> {
         let skip = usize::try_from(index.saturating_sub(self.first))
             .unwrap_or(usize::MAX)
             .min(self.pieces.len());
         let mut cost = 0;
-        let fits = |placed: &&Placed| {
+        let fits = |framed: &&Framed| {
             let fits = cost < max;
-            cost += placed.piece.cost();
+            cost += framed.placed.piece.cost();
             fits
         };
         self.pieces.range(skip..).take_while(fits).cloned().collect()
@@ -373,7 +413,7 @@ mod tests {
 
     fn pieces(read: Read) -> Vec<Piece> {
         let Read::Pieces(found) = read else { panic!("{read:?}") };
-        found.into_iter().map(|placed| placed.piece).collect()
+        found.into_iter().map(|framed| framed.placed.piece).collect()
     }
 
     #[test]
@@ -399,13 +439,36 @@ mod tests {
     fn a_reader_behind_the_ring_is_sent_to_the_archive() {
         let ring = ring();
         ring.begin(Cursor::default());
-        ring.push(chunk(0, 100));
-        ring.push(chunk(100, 100));
+        ring.push(chunk(0, 50_000));
+        ring.push(chunk(50_000, 50_000));
         ring.keep(1);
         let mut place = Place::new(Cursor::default());
         assert_eq!(ring.read(&mut place, CAPACITY), Read::Behind);
-        let mut place = Place::new(Cursor { stdout: 150, stderr: 0 });
-        assert_eq!(pieces(ring.read(&mut place, CAPACITY)), vec![chunk(150, 50)]);
+        let mut place = Place::new(Cursor {
+            stdout: 70_000,
+            stderr: 0,
+        });
+        assert_eq!(pieces(ring.read(&mut place, CAPACITY)), vec![chunk(70_000, 30_000)]);
+    }
+
+    #[test]
+    fn small_pieces_become_large_ones_while_nobody_reads() {
+        let ring = ring();
+        ring.begin(Cursor::default());
+        let mut place = Place::new(Cursor::default());
+        ring.push(chunk(0, 100));
+        assert_eq!(
+            pieces(ring.read(&mut place, CAPACITY)),
+            vec![chunk(0, 100)],
+            "a lone line does not wait"
+        );
+        for index in 1..1000 {
+            ring.push(chunk(index * 100, 100));
+        }
+        let lengths = pieces(ring.read(&mut place, CAPACITY));
+        let lengths: Vec<usize> = lengths.iter().map(|piece| piece.bytes().len()).collect();
+        assert_eq!(lengths, vec![65_500, 99_900 - 65_500]);
+        assert_eq!(ring.lock().cost, 100_000 + 3 * 128);
     }
 
     #[test]

@@ -4,13 +4,15 @@ use std::future::Future;
 use std::time::Duration;
 
 use object_store::memory::InMemory;
+use prost::Message;
 use remoteprocess_proto::v1::exit::{Outcome, Source};
-use remoteprocess_proto::v1::{Gap, Stream};
+use remoteprocess_proto::v1::{Gap, OutputFrame, Stream};
 use rstest::rstest;
 use tokio::time::timeout;
 
-use super::fake_agent::{FakeAgent, Program, TestDialer, byte};
+use super::fake_agent::{FakeAgent, Program, TestDialer, byte, no_peers};
 use super::*;
+use crate::relay::frame::Framed;
 use crate::relay::piece::{Piece, Wanted};
 
 mod outage;
@@ -25,6 +27,7 @@ struct Notes {
     ended: watch::Sender<Option<Ending>>,
     started: watch::Sender<i64>,
     api: watch::Sender<bool>,
+    noted: Arc<Mutex<Vec<Notice>>>,
 }
 
 impl Default for Notes {
@@ -33,6 +36,7 @@ impl Default for Notes {
             ended: watch::Sender::new(None),
             started: watch::Sender::new(0),
             api: watch::Sender::new(true),
+            noted: Arc::default(),
         }
     }
 }
@@ -42,6 +46,11 @@ impl Record for Notes {
         Box::pin(async move {
             self.started.send_replace(at_unix_nanos);
         })
+    }
+
+    fn noted<'a>(&'a self, _: &'a Subject, notice: &'a Notice) -> BoxFuture<'a, ()> {
+        self.noted.lock().unwrap().push(notice.clone());
+        Box::pin(std::future::ready(()))
     }
 
     fn ended<'a>(&'a self, _: &'a Subject, ending: &'a Ending) -> BoxFuture<'a, ()> {
@@ -67,6 +76,7 @@ impl Relay {
             archive: archive.clone(),
             connect: Box::new(TestDialer::default()),
             record: Box::new(notes.clone()),
+            peers: no_peers(),
             memory: Arc::new(Budget::new(1 << 30)),
             shutdown: shutdown.clone(),
         };
@@ -84,7 +94,7 @@ impl Relay {
 
     fn follower(&self, wanted: Wanted) -> Follower {
         let mut follower = Follower::new(self.archive.clone(), subject().key, wanted);
-        follower.attach(self.sessions.get(&subject().key));
+        follower.attach(self.sessions.get(&subject().key).map(|session| session.feed()));
         follower
     }
 
@@ -136,8 +146,10 @@ impl Got {
         }
     }
 
-    fn take(&mut self, pieces: Vec<Piece>) {
-        for piece in pieces {
+    fn take(&mut self, frames: Vec<Framed>) {
+        for Framed { placed, wire } in frames {
+            let piece = Piece::from_frame(OutputFrame::decode(wire.slice(5..)).unwrap()).unwrap();
+            assert_eq!(piece, placed.piece, "the message is the piece");
             let stream = piece.stream();
             assert_eq!(piece.from(), self.at.of(stream), "dense");
             for (index, found) in piece.bytes().iter().enumerate() {
@@ -154,7 +166,7 @@ impl Got {
     async fn read(&mut self, follower: &mut Follower, enough: u64) -> Option<Exit> {
         loop {
             match soon(follower.next(BATCH)).await.unwrap() {
-                Next::Pieces(pieces) => self.take(pieces),
+                Next::Frames(frames) => self.take(frames),
                 Next::Wait => soon(follower.changed()).await,
                 Next::End(exit) => return Some(*exit),
                 other => panic!("{other:?}"),
@@ -434,7 +446,7 @@ async fn a_home_whose_agent_ended_elsewhere_gives_way_once_that_is_recorded() {
     session.recorded();
     loop {
         match soon(follower.next(BATCH)).await.unwrap() {
-            Next::Pieces(_) => {}
+            Next::Frames(_) => {}
             Next::Wait => soon(follower.changed()).await,
             Next::Closed => break,
             other => panic!("{other:?}"),
@@ -457,10 +469,55 @@ async fn the_last_lines_of_a_live_stream_begin_in_the_ring() {
     let mut tail = relay.follower(all());
     tail.begin_at_tail(1).await.unwrap();
     tail.limit_to_now();
-    let Next::Pieces(pieces) = tail.next(BATCH).await.unwrap() else {
+    let Next::Frames(frames) = tail.next(BATCH).await.unwrap() else {
         panic!()
     };
-    assert!(pieces[0].from() > 9_000, "the last line only");
-    assert_eq!(byte(Stream::Stdout, pieces[0].from() - 1), b'\n');
+    let from = frames[0].placed.piece.from();
+    assert!(from > 9_000, "the last line only");
+    assert_eq!(byte(Stream::Stdout, from - 1), b'\n');
     assert_eq!(tail.next(BATCH).await.unwrap(), Next::Limit);
 }
+
+#[tokio::test]
+async fn a_spool_that_stays_full_becomes_a_condition_and_its_end_too() {
+    let program = Program::new(&chunks(1));
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    let session = relay.open(&agent);
+    let (mut follower, mut got) = (relay.follower(all()), Got::new());
+    assert!(got.read(&mut follower, 1).await.is_none());
+    program.blocked.send_replace(true);
+    soon(session.blocked.subscribe().wait_for(Option::is_some))
+        .await
+        .unwrap();
+    tokio::time::pause();
+    let told = || {
+        let noted = relay.notes.noted.lock().unwrap().clone();
+        // On a slow machine the spool was not full for a while before it was.
+        let told = noted.into_iter().filter(|notice| notice.kind == BLOCKED);
+        told.skip_while(|notice| !notice.is_true).collect::<Vec<_>>()
+    };
+    let noted = async |count| {
+        while told().len() < count {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    soon(noted(1)).await;
+    tokio::time::resume();
+    program.blocked.send_replace(false);
+    soon(session.blocked.subscribe().wait_for(Option::is_none))
+        .await
+        .unwrap();
+    tokio::time::pause();
+    soon(noted(2)).await;
+    tokio::time::resume();
+    let told = told();
+    assert_eq!((told[0].is_true, told[0].reason), (true, "SpoolFull"));
+    assert!(told[0].message.contains("4096 bytes"), "{}", told[0].message);
+    assert_eq!((told[1].is_true, told[1].reason), (false, "Over"));
+    program.written.send_replace(program.history.len());
+    relay.recorded().await;
+}
+
+const BLOCKED: remoteprocess_api::ConditionType = remoteprocess_api::ConditionType::OutputBlocked;

@@ -157,7 +157,13 @@ async fn read(session: &Session, agent: &Agent) -> Cut {
                 }
                 session.state.send_replace(Some(state));
             }
-            Frame::Heartbeat(_) | Frame::Spool(_) => {}
+            Frame::Spool(spool) => {
+                let blocked = spool.blocked.then_some(spool.size_bytes);
+                session
+                    .blocked
+                    .send_if_modified(|known| std::mem::replace(known, blocked) != blocked);
+            }
+            Frame::Heartbeat(_) => {}
             Frame::Exit(exit) => return Cut::End(End::Exit(Box::new(complete(session, exit)))),
         }
     }

@@ -28,6 +28,7 @@ use crate::relay::{
     authorize::Authorizer,
     directory::Directory,
     enrol::EnrolmentService,
+    peers::Peers,
     record::Recorder,
     service::{RelayParts, RelayService},
     session::{Agent, Connect, ConnectError, Context, Sessions},
@@ -121,6 +122,7 @@ async fn relay() -> Relay {
         archive: archive.clone(),
         connect: Box::new(Unreachable),
         record: Box::new(recorder.clone()),
+        peers: Peers::by_name(Dialer::new(handle.identity()), None),
         memory: Arc::new(crate::relay::session::Budget::new(1 << 30)),
         shutdown: shutdown.clone(),
     };
@@ -322,13 +324,18 @@ async fn strangers_reach_no_method_of_the_main_listener() {
 }
 
 #[tokio::test]
-async fn agents_and_operators_may_call_no_method_of_users() {
+async fn agents_may_call_no_method_of_users_and_operators_only_those_about_a_session_here() {
     let relay = relay().await;
     for role in [mine(), Role::Operator] {
         let dialer = member(&relay, &role);
         for path in methods("Relay").iter().filter(|path| *path != START) {
             let (code, _) = call(relay.main, &dialer, path, &[]).await.expect("an answer");
-            assert_eq!(code, Code::PermissionDenied, "{path} by {role}");
+            let expected = match role {
+                // It names no session.
+                Role::Operator if !path.ends_with("/List") => Code::InvalidArgument,
+                _ => Code::PermissionDenied,
+            };
+            assert_eq!(code, expected, "{path} by {role}");
         }
     }
 }

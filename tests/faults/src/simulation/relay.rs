@@ -7,6 +7,7 @@ use remoteprocess_operator::relay::archive::Archive;
 use remoteprocess_operator::relay::authorize::Authorizer;
 use remoteprocess_operator::relay::directory::Directory;
 use remoteprocess_operator::relay::oversee::{self, Overseer};
+use remoteprocess_operator::relay::peers::Peers;
 use remoteprocess_operator::relay::record::Recorder;
 use remoteprocess_operator::relay::service::{RelayParts, RelayService};
 use remoteprocess_operator::relay::session::{Agent, Budget, Connect, ConnectError, Context, Sessions};
@@ -51,6 +52,7 @@ pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
             dialer: Dialer::new(identity.clone()),
             from: RELAYS[index],
         }),
+        peers: Peers::by_name(Dialer::new(identity.clone()), None),
         record: Box::new(recorder.clone()),
         memory: Arc::new(Budget::new(world.plan.rings)),
         shutdown: shutdown.clone(),

@@ -1,0 +1,136 @@
+//! Tells in the object's conditions what holds the output up: a full spool, an archive that takes nothing.
+//!
+//! A short push-back is everyday life and worth no write; what lasts is written once when it begins and once when it is
+//! over.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use remoteprocess_api::ConditionType;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::Session;
+
+/// How long something must have been so to be told.
+const HOLD: Duration = Duration::from_secs(5);
+
+/// A condition as it is to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Which.
+    pub kind: ConditionType,
+    /// Whether it holds now. One that does not hold is written only where the status has it.
+    pub is_true: bool,
+    /// One CamelCase word.
+    pub reason: &'static str,
+    /// Cause, object, remedy.
+    pub message: String,
+}
+
+/// Tells both; never ends.
+pub async fn run(session: &Session) {
+    tokio::join!(
+        tell(
+            session,
+            session.blocked.subscribe(),
+            ConditionType::OutputBlocked,
+            |size| (
+                "SpoolFull",
+                format!(
+                    "the program is held back: the pod's spool of {size} bytes is full of output that the archive does not \
+                 hold. See ArchiveUnavailable, or choose a larger spec.output.spoolSize or another spec.output.whenFull"
+                ),
+            )
+        ),
+        tell(
+            session,
+            session.unavailable.subscribe(),
+            ConditionType::ArchiveUnavailable,
+            |cause| (cause.reason(), cause.sentence().to_owned())
+        ),
+    );
+    std::future::pending().await
+}
+
+/// Writes each cause that lasts, and its end.
+async fn tell<T: Copy + PartialEq>(
+    session: &Session,
+    mut causes: watch::Receiver<Option<T>>,
+    kind: ConditionType,
+    describe: impl Fn(T) -> (&'static str, String),
+) {
+    // Unknown: a former home may have left a condition that does not hold any more.
+    let mut told: Option<Option<T>> = None;
+    let mut since = Timestamp::now();
+    while let Some(cause) = lasting(&mut causes, told).await {
+        let begun = Timestamp::now() - SignedDuration::try_from(HOLD).unwrap_or_default();
+        let notice = match cause {
+            Some(cause) => {
+                if told.flatten().is_none() {
+                    since = begun;
+                }
+                let (reason, message) = describe(cause);
+                Notice {
+                    kind,
+                    is_true: true,
+                    reason,
+                    message,
+                }
+            }
+            None => Notice {
+                kind,
+                is_true: false,
+                reason: "Over",
+                message: match told.flatten() {
+                    Some(_) => format!("was so from {since:.0} to {begun:.0}"),
+                    None => format!("was over by {begun:.0}, when another replica became the home"),
+                },
+            },
+        };
+        session.context.record.noted(&session.subject, &notice).await;
+        told = Some(cause);
+    }
+}
+
+/// The next cause that differs from what was told and has lasted; `None` when the session is gone.
+async fn lasting<T: Copy + PartialEq>(
+    causes: &mut watch::Receiver<Option<T>>,
+    told: Option<Option<T>>,
+) -> Option<Option<T>> {
+    loop {
+        let cause = *causes.wait_for(|cause| told != Some(*cause)).await.ok()?;
+        if timeout(HOLD, causes.wait_for(|now| *now != cause)).await.is_err() {
+            return Some(cause);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_lasts_is_told() {
+        let (sender, mut causes) = watch::channel(None);
+        let flicker = async {
+            for _ in 0..10 {
+                sender.send_replace(Some(1));
+                tokio::time::sleep(HOLD / 2).await;
+                sender.send_replace(None);
+                tokio::time::sleep(HOLD / 2).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            cause = lasting(&mut causes, Some(None)) => panic!("{cause:?} did not last"),
+            () = async { timeout(HOLD * 30, flicker).await.unwrap_err(); } => {}
+        }
+        sender.send_replace(Some(2));
+        assert_eq!(lasting(&mut causes, Some(None)).await, Some(Some(2)));
+        sender.send_replace(None);
+        assert_eq!(lasting(&mut causes, Some(Some(2))).await, Some(None));
+        drop(sender);
+        assert_eq!(lasting(&mut causes, Some(None)).await, None);
+    }
+}

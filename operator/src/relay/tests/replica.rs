@@ -1,0 +1,227 @@
+//! One replica of the relay behind its real listener, over mutual TLS.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use futures::future::BoxFuture;
+use remoteprocess_api::{AttemptStatus, Phase, RemoteProcess, RemoteProcessSpec, RemoteProcessStatus};
+use remoteprocess_proto::v1::output_frame::Frame;
+use remoteprocess_proto::v1::relay_client::RelayClient;
+use remoteprocess_proto::v1::{Cursor, Exit, OutputFrame, ProcessKey, Stream, WatchOutputRequest};
+use remoteprocess_proto::{MAX_MESSAGE, PROTOCOL};
+use remoteprocess_tls::{ClientAuth, Dialer, Limits, Role, User, serve};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use crate::fake_api;
+use crate::relay::archive::{Archive, AttemptKey, Subject};
+use crate::relay::authorize::Authorizer;
+use crate::relay::directory::Directory;
+use crate::relay::peers::Peers;
+use crate::relay::record::Recorder;
+use crate::relay::service::{RelayParts, RelayService};
+use crate::relay::session::fake_agent::{FakeAgent, TestDialer, identity};
+use crate::relay::session::{Budget, Context, Ending, Notice, Record, Session, Sessions};
+
+pub const UID: &str = "0c1d";
+
+/// A running replica; dropping it kills it.
+pub struct Replica {
+    pub address: SocketAddr,
+    pub archive: Archive,
+    pub sessions: Sessions,
+    /// The addresses at which it looks for others.
+    pub peers: Arc<Mutex<Vec<SocketAddr>>>,
+    shutdown: CancellationToken,
+}
+
+/// There is no API server to record anything.
+struct Nobody;
+
+impl Record for Nobody {
+    fn started<'a>(&'a self, _: &'a Subject, _: i64) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn noted<'a>(&'a self, _: &'a Subject, _: &'a Notice) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn ended<'a>(&'a self, _: &'a Subject, _: &'a Ending) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+impl Replica {
+    /// A replica over this archive that knows of one process, whose first attempt was granted.
+    pub async fn start(archive: &Archive) -> Self {
+        let shutdown = CancellationToken::new();
+        let peers: Arc<Mutex<Vec<SocketAddr>>> = Arc::default();
+        let found = peers.clone();
+        let resolve = move || -> BoxFuture<'static, Vec<SocketAddr>> {
+            Box::pin(std::future::ready(found.lock().unwrap().clone()))
+        };
+        let context = Context {
+            archive: archive.clone(),
+            connect: Box::new(TestDialer::default()),
+            peers: Peers::new(Dialer::new(identity(&Role::Operator)), Arc::new(resolve)),
+            record: Box::new(Nobody),
+            memory: Arc::new(Budget::new(160 << 20)),
+            shutdown: shutdown.clone(),
+        };
+        let client = fake_api::client(|call| {
+            let mut review = call.body;
+            review["status"] = json!({"allowed": true});
+            (201, review)
+        });
+        let sessions = Sessions::new(Arc::new(context));
+        let directory = Directory::default();
+        directory.apply(process());
+        let service = RelayService::new(RelayParts {
+            directory,
+            sessions: sessions.clone(),
+            archive: archive.clone(),
+            authorizer: Authorizer::new(client.clone()),
+            recorder: Recorder::new(client, "operator-0".to_owned()),
+            shutdown: shutdown.clone(),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(
+            listener,
+            identity(&Role::Operator),
+            ClientAuth::Required,
+            service.into_server(),
+            Limits::default(),
+            shutdown.clone(),
+        ));
+        Self {
+            address,
+            archive: archive.clone(),
+            sessions,
+            peers,
+            shutdown,
+        }
+    }
+
+    /// Becomes the home of the process.
+    pub fn open(&self, agent: &FakeAgent) -> Arc<Session> {
+        self.sessions.open(subject(), agent.agent())
+    }
+
+    /// A client of a user, on a connection of its own.
+    pub async fn client(&self) -> RelayClient<Channel> {
+        let channel = Dialer::new(identity(&Role::User))
+            .connect(&self.address.to_string(), &Role::Operator)
+            .await
+            .unwrap();
+        RelayClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+    }
+}
+
+pub fn user() -> User {
+    User {
+        name: "alice".to_owned(),
+        ..User::default()
+    }
+}
+
+pub fn subject() -> Subject {
+    Subject {
+        namespace: "default".to_owned(),
+        name: "hello".to_owned(),
+        pod_uid: "pod-1".to_owned(),
+        key: AttemptKey {
+            uid: UID.to_owned(),
+            attempt: 1,
+        },
+    }
+}
+
+fn process() -> RemoteProcess {
+    let mut process = RemoteProcess::new("hello", RemoteProcessSpec::default());
+    process.metadata.namespace = Some("default".to_owned());
+    process.metadata.uid = Some(UID.to_owned());
+    process.metadata.resource_version = Some("1".to_owned());
+    process.status = Some(RemoteProcessStatus {
+        phase: Some(Phase::Running),
+        attempt: Some(1),
+        attempts: vec![AttemptStatus {
+            number: 1,
+            granted_at: Some(jiff::Timestamp::UNIX_EPOCH),
+            ..AttemptStatus::default()
+        }],
+        ..RemoteProcessStatus::default()
+    });
+    process
+}
+
+/// What a client has got so far: dense, hashed as it came.
+#[derive(Default)]
+pub struct Got {
+    pub at: Cursor,
+    stdout: Sha256,
+    stderr: Sha256,
+}
+
+impl Got {
+    /// From where it is, for ever.
+    pub fn request(&self) -> WatchOutputRequest {
+        WatchOutputRequest {
+            protocol: PROTOCOL,
+            process: Some(ProcessKey {
+                uid: UID.to_owned(),
+                ..ProcessKey::default()
+            }),
+            attempt: 1,
+            cursor: Some(self.at),
+            follow: true,
+            ..WatchOutputRequest::default()
+        }
+    }
+
+    pub async fn follow(&self, client: &mut RelayClient<Channel>) -> Result<Streaming<OutputFrame>, Status> {
+        client
+            .watch_output(self.request())
+            .await
+            .map(tonic::Response::into_inner)
+    }
+
+    /// Takes frames until the exit, the end, or `enough` bytes.
+    pub async fn take(&mut self, frames: &mut Streaming<OutputFrame>, enough: u64) -> Result<Option<Exit>, Status> {
+        while self.at.stdout + self.at.stderr < enough {
+            let Some(frame) = frames.message().await? else {
+                return Ok(None);
+            };
+            match frame.frame.unwrap() {
+                Frame::Data(data) => {
+                    let stream = data.stream();
+                    assert_eq!(data.offset, self.at.of(stream), "dense");
+                    self.at.set(stream, data.offset + data.bytes.len() as u64);
+                    match stream {
+                        Stream::Stderr => self.stderr.update(&data.bytes),
+                        _ => self.stdout.update(&data.bytes),
+                    }
+                }
+                Frame::Exit(exit) => return Ok(Some(exit)),
+                Frame::Gap(gap) => panic!("{gap:?}"),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    pub fn hashes(self) -> [Vec<u8>; 2] {
+        [self.stdout.finalize().to_vec(), self.stderr.finalize().to_vec()]
+    }
+}

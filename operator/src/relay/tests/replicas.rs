@@ -1,0 +1,190 @@
+//! Two replicas over one archive: each serves what the other is the home of, and goes on when that dies.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::memory::InMemory;
+use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::{GetStateRequest, ProcessKey, SignalRequest, StopRequest};
+use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+
+use super::replica::{Got, Replica, UID};
+use crate::relay::archive::Archive;
+use crate::relay::session::fake_agent::{FakeAgent, Program};
+
+/// Far more than any step takes; only a hang comes this far.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, what).await.expect("in time")
+}
+
+/// Two replicas that know each other.
+async fn pair() -> (Replica, Replica) {
+    let archive = Archive::new(Arc::new(InMemory::new()));
+    let pair = (Replica::start(&archive).await, Replica::start(&archive).await);
+    let addresses = vec![pair.0.address, pair.1.address];
+    *pair.0.peers.lock().unwrap() = addresses.clone();
+    *pair.1.peers.lock().unwrap() = addresses;
+    pair
+}
+
+/// About `megabytes` in chunks of 48 KiB, every fifth on stderr.
+fn program(megabytes: usize) -> Arc<Program> {
+    let chunks: Vec<(bool, usize)> = (0..megabytes * 21)
+        .map(|index| (index % 5 == 0, 48 * 1024 - index % 7))
+        .collect();
+    Program::new(&chunks)
+}
+
+/// What a whole output hashes to.
+pub fn hashes(program: &Program) -> [Vec<u8>; 2] {
+    let mut hashes = [Sha256::new(), Sha256::new()];
+    for placed in &program.history {
+        let is_error = placed.piece.stream() == remoteprocess_proto::v1::Stream::Stderr;
+        hashes[usize::from(is_error)].update(placed.piece.bytes());
+    }
+    hashes.map(|hash| hash.finalize().to_vec())
+}
+
+fn process() -> Option<ProcessKey> {
+    Some(ProcessKey {
+        uid: UID.to_owned(),
+        ..ProcessKey::default()
+    })
+}
+
+#[tokio::test]
+async fn a_replica_that_is_not_the_home_serves_from_one_upstream() {
+    let (home, other) = pair().await;
+    let program = program(20);
+    program.written.send_replace(100);
+    let agent = FakeAgent::serve(&program).await;
+    home.open(&agent);
+    let mut readers: Vec<_> = Vec::new();
+    for _ in 0..5 {
+        let mut client = other.client().await;
+        let mut got = Got::default();
+        let mut stream = soon(got.follow(&mut client)).await.unwrap();
+        soon(got.take(&mut stream, 1_000_000)).await.unwrap();
+        readers.push((client, got, stream));
+    }
+    program.written.send_replace(program.history.len());
+    for (_client, mut got, mut stream) in readers {
+        let exit = soon(got.take(&mut stream, u64::MAX)).await.unwrap().unwrap();
+        assert_eq!((exit.value, got.at), (7, program.end()));
+        assert_eq!(got.hashes(), hashes(&program));
+    }
+    assert_eq!(program.streams.lock().unwrap().len(), 1, "one upstream for the agent");
+}
+
+#[tokio::test]
+async fn what_was_not_archived_yet_is_read_live_and_the_state_is_the_homes() {
+    let (home, other) = pair().await;
+    let program = program(1);
+    program.written.send_replace(3);
+    let agent = FakeAgent::serve(&program).await;
+    let session = home.open(&agent);
+    let written = program.history[3].start;
+    soon(async {
+        while session.received() != written {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let mut client = other.client().await;
+    let mut got = Got::default();
+    let now = remoteprocess_proto::v1::WatchOutputRequest {
+        follow: false,
+        ..got.request()
+    };
+    let mut stream = soon(client.watch_output(now)).await.unwrap().into_inner();
+    assert!(soon(got.take(&mut stream, u64::MAX)).await.unwrap().is_none());
+    assert_eq!(got.at, written);
+    let request = GetStateRequest {
+        protocol: PROTOCOL,
+        process: process(),
+    };
+    let state = soon(client.get_state(request)).await.unwrap().into_inner();
+    assert_eq!(state.process.unwrap().output, Some(written));
+}
+
+#[tokio::test]
+async fn signals_and_stops_reach_the_agent_through_any_replica_with_the_users_name() {
+    let (home, other) = pair().await;
+    let program = program(1);
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    home.open(&agent);
+    let mut client = other.client().await;
+    let signal = SignalRequest {
+        process: process(),
+        request_id: "once".to_owned(),
+        number: 10,
+        ..SignalRequest::default()
+    };
+    soon(client.signal(signal)).await.unwrap();
+    let stop = StopRequest {
+        process: process(),
+        message: "enough".to_owned(),
+        ..StopRequest::default()
+    };
+    soon(client.stop(stop)).await.unwrap();
+    let signals = program.signals.lock().unwrap().clone();
+    assert_eq!((signals[0].request_id.as_str(), signals[0].number), ("once", 10));
+    let stops = program.stops.lock().unwrap().clone();
+    assert_eq!(
+        (stops[0].requested_by.as_str(), stops[0].message.as_str()),
+        ("alice", "enough")
+    );
+}
+
+/// The home dies in mid-stream; `to_other` says whether the follower's own replica becomes the next home, or a third.
+#[rstest::rstest]
+#[case::here(true)]
+#[case::elsewhere(false)]
+#[tokio::test]
+async fn a_home_that_dies_is_followed_by_the_next_without_loss_or_repeat(#[case] to_other: bool) {
+    let (home, other) = pair().await;
+    let third = Replica::start(&other.archive).await;
+    other.peers.lock().unwrap().push(third.address);
+    let program = program(30);
+    program.written.send_replace(400);
+    let agent = FakeAgent::serve(&program).await;
+    home.open(&agent);
+    let (mut client, mut got) = (other.client().await, Got::default());
+    let mut stream = soon(got.follow(&mut client)).await.unwrap();
+    let (mut direct, mut lost) = (home.client().await, Got::default());
+    let mut broken = soon(lost.follow(&mut direct)).await.unwrap();
+    soon(lost.take(&mut broken, 15_000_000)).await.unwrap();
+    soon(got.take(&mut stream, 15_000_000)).await.unwrap();
+    drop(home);
+    let next = if to_other { &other } else { &third };
+    next.open(&agent);
+    program.written.send_replace(program.history.len());
+    let exit = soon(got.take(&mut stream, u64::MAX)).await.unwrap().unwrap();
+    assert!(exit.sealed);
+    assert_eq!(got.hashes(), hashes(&program));
+
+    // A client of the dead replica goes on at another with what it has.
+    let cut = soon(lost.take(&mut broken, u64::MAX)).await;
+    assert!(cut.is_err(), "{cut:?}");
+    let mut elsewhere = other.client().await;
+    let mut stream = soon(lost.follow(&mut elsewhere)).await.unwrap();
+    assert!(soon(lost.take(&mut stream, u64::MAX)).await.unwrap().is_some());
+    assert_eq!(lost.hashes(), hashes(&program));
+}
+
+#[tokio::test]
+async fn where_the_home_cannot_be_reached_the_archive_is_followed() {
+    let (home, other) = pair().await;
+    other.peers.lock().unwrap().clear();
+    let program = program(9);
+    let agent = FakeAgent::serve(&program).await;
+    home.open(&agent);
+    let (mut client, mut got) = (other.client().await, Got::default());
+    let mut stream = soon(got.follow(&mut client)).await.unwrap();
+    assert!(soon(got.take(&mut stream, u64::MAX)).await.unwrap().unwrap().sealed);
+    assert_eq!(got.hashes(), hashes(&program));
+}
