@@ -79,7 +79,9 @@ async fn drop_oldest_lets_the_program_end_without_any_home() {
         "{:?}",
         archive.gaps
     );
-    assert!(archive.got <= 2 << 20 && archive.got > 1 << 20, "{}", archive.got);
+    // At the end the pipes are emptied even into a full spool.
+    let most = (2 << 20) + (256 << 10);
+    assert!(archive.got <= most && archive.got > 1 << 20, "{}", archive.got);
 }
 
 #[tokio::test(flavor = "multi_thread")]
