@@ -26,9 +26,6 @@ const RETRY: Duration = Duration::from_millis(250);
 /// A wait for the archive that is older is noted on the disk: the next agent goes on with it.
 const NOTE_WAIT: Duration = Duration::from_millis(500);
 
-/// How much this thread gives way to the others of the agent.
-const JANITOR_NICE: i32 = 5;
-
 /// Starts the thread. It ends when `inner.stop` is set.
 pub fn spawn(inner: Arc<Inner>, checkpoint: Checkpoint, slots: Slots<Checkpoint>) -> Result<JoinHandle<()>, Error> {
     let hashes = [checkpoint.hash(Stream::Stdout)?, checkpoint.hash(Stream::Stderr)?];
@@ -61,8 +58,6 @@ struct Janitor {
 
 impl Janitor {
     fn run(&mut self) {
-        // This thread only (nice(2) on Linux): to empty the pipes and to serve comes first.
-        let _ = rustix::process::nice(JANITOR_NICE);
         while !self.inner.stop.load(Ordering::Acquire) {
             match self.turn() {
                 Ok(true) => {}
