@@ -235,7 +235,8 @@ impl Ring {
             return Read::Behind;
         };
         let mut found = state.from(index, max);
-        place.index = Some(index + found.len() as u64);
+        // A reader that comes from the archive may be ahead of a ring that copies another home.
+        place.index = (distance(&place.at) <= distance(&state.end)).then_some(index + found.len() as u64);
         let Some(last) = found.last() else {
             return match &state.exit {
                 Some(exit) => Read::End(Box::new(exit.clone())),
@@ -243,9 +244,8 @@ impl Ring {
                 None => Read::Wait,
             };
         };
-        let end = last.placed.end();
-        trim_front(&mut found, place.at);
-        place.at = end;
+        let at = std::mem::replace(&mut place.at, last.placed.end());
+        trim_front(&mut found, at);
         Read::Pieces(found)
     }
 
@@ -414,6 +414,20 @@ mod tests {
     fn pieces(read: Read) -> Vec<Piece> {
         let Read::Pieces(found) = read else { panic!("{read:?}") };
         found.into_iter().map(|framed| framed.placed.piece).collect()
+    }
+
+    #[test]
+    fn a_reader_ahead_of_the_ring_gets_nothing_again() {
+        let ring = ring();
+        ring.begin(Cursor::default());
+        ring.push(chunk(0, 10));
+        let mut place = Place::new(Cursor { stdout: 25, stderr: 0 });
+        assert_eq!(ring.read(&mut place, 100), Read::Wait);
+        ring.push(chunk(10, 10));
+        assert_eq!(ring.read(&mut place, 100), Read::Wait);
+        ring.push(chunk(20, 10));
+        let found = pieces(ring.read(&mut place, 100));
+        assert_eq!(found, vec![data(Stream::Stdout, 25, 0, Bytes::from(vec![1; 5]))]);
     }
 
     #[test]
