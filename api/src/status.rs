@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::phase::{Phase, Reason};
+use crate::spec::RemoteProcess;
 
 /// Observed state of a RemoteProcess.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -197,7 +198,7 @@ pub struct AttemptOutput {
     pub stdout: StreamStatus,
     /// Standard error.
     pub stderr: StreamStatus,
-    /// Whether the archive holds every byte that the agent counted. The hashes are the agent's.
+    /// Whether the archive holds every byte that the agent counted, with the sha256 that the agent computed.
     pub sealed: bool,
 }
 
@@ -223,6 +224,15 @@ impl RetriesStatus {
     #[must_use]
     pub fn sum(&self) -> u32 {
         self.infrastructure.saturating_add(self.process_failure)
+    }
+}
+
+impl RemoteProcess {
+    /// Whether the phase is one that never changes again.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        let phase = self.status.as_ref().and_then(|status| status.phase);
+        phase.is_some_and(Phase::is_final)
     }
 }
 

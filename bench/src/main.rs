@@ -8,6 +8,7 @@ use clap::{Parser, ValueEnum};
 use remoteprocess_e2e::{Namespace, with_temp_ns};
 
 mod cpu;
+mod delivery;
 mod fan_out;
 mod follow;
 mod follower;

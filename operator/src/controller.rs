@@ -30,7 +30,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::controller::{Action, Config as ApplierConfig};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt, runtime};
-use remoteprocess_api::{Phase, RemoteProcess};
+use remoteprocess_api::RemoteProcess;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
 
@@ -164,7 +164,7 @@ async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result
         now: (context.clock)(),
     };
     let verdict = match &validated {
-        Err(sentence) if !is_final(&process) => phase::decide_invalid(&situation, &sentence.to_string()),
+        Err(sentence) if !process.is_final() => phase::decide_invalid(&situation, &sentence.to_string()),
         _ => phase::decide(&situation),
     };
     let action = verdict.action.clone();
@@ -204,14 +204,6 @@ fn is_behind(process: &RemoteProcess, memory: &Memory) -> bool {
         .created
         .as_ref()
         .is_some_and(|(created, _)| attempt.is_none_or(|attempt| attempt < *created))
-}
-
-fn is_final(process: &RemoteProcess) -> bool {
-    process
-        .status
-        .as_ref()
-        .and_then(|status| status.phase)
-        .is_some_and(Phase::is_final)
 }
 
 impl Context {
@@ -277,7 +269,7 @@ impl Context {
         self.remembered.forget_failures(process);
         match again_in {
             Some(again_in) => Action::requeue(again_in),
-            None if is_final(process) => Action::await_change(),
+            None if process.is_final() => Action::await_change(),
             None => Action::requeue(RESYNC),
         }
     }

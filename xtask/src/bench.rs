@@ -1,5 +1,7 @@
 //! Runs the benchmarks against the installed operator.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::cargo::cargo;
@@ -12,30 +14,28 @@ pub fn bench(args: &TargetArgs, extra: &[String]) -> Result<()> {
     let target = Target::resolve(args)?;
     let installation = install::install(&target)?;
     step("the program that is followed", || {
-        let mut cargo = cargo("rustc")?;
-        cargo.args([
-            "--release",
-            "--quiet",
-            "--package",
-            "remoteprocess-bench",
-            "--bin",
-            "bench-writer",
-        ]);
+        let mut cargo = bench_cargo("rustc", "bench-writer")?;
         // It runs in containers that have no libraries for it.
         exec::run(cargo.args(["--", "-C", "target-feature=+crt-static"]))
     })?;
     step("bench", || {
-        let mut cargo = cargo("run")?;
-        cargo.args([
-            "--release",
-            "--quiet",
-            "--package",
-            "remoteprocess-bench",
-            "--bin",
-            "remoteprocess-bench",
-        ]);
+        let mut cargo = bench_cargo("run", "remoteprocess-bench")?;
         cargo.arg("--").args(extra);
         test::describe(&mut cargo, &target, &installation.images);
         exec::run(&mut cargo)
     })
+}
+
+/// `cargo` with a program of the crate `bench/`.
+fn bench_cargo(verb: &str, program: &str) -> Result<Command> {
+    let mut cargo = cargo(verb)?;
+    cargo.args([
+        "--release",
+        "--quiet",
+        "--package",
+        "remoteprocess-bench",
+        "--bin",
+        program,
+    ]);
+    Ok(cargo)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::api::{Patch, PatchParams};
-use remoteprocess_api::{Phase, RemoteProcess};
+use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{ProcessKey, StopRequest};
 use tokio::time::Instant;
@@ -69,7 +69,7 @@ pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
     let mut asked = Vec::new();
     for name in &args.names {
         let object = get(&cluster, name).await?;
-        if is_over(&object) {
+        if object.is_final() {
             print(&format!("{} has ended already\n", resource(name)))?;
             continue;
         }
@@ -106,14 +106,6 @@ pub async fn get(cluster: &Cluster, name: &str) -> Result<RemoteProcess, Failure
         .await
         .map_err(|error| cluster.error(&error, &Rule::process("get", "remoteprocess-view"), "read the process"))?;
     found.ok_or_else(|| Failure::new(format!("there is no process {name} in namespace {}", cluster.namespace)))
-}
-
-fn is_over(object: &RemoteProcess) -> bool {
-    object
-        .status
-        .as_ref()
-        .and_then(|status| status.phase)
-        .is_some_and(Phase::is_final)
 }
 
 /// Asks the relay to stop the process; where there is no way to it, asks by `spec.desiredState`.
@@ -170,7 +162,7 @@ async fn wait(cluster: &Cluster, key: &ProcessKey, deadline: Option<Instant>) ->
     let api = cluster.processes();
     let ended = observe::until(&api, &key.name, Some(&key.uid), deadline, |seen| match seen {
         Seen::Gone => Some(()),
-        Seen::There(object) => is_over(object).then_some(()),
+        Seen::There(object) => object.is_final().then_some(()),
     });
     match ended.await {
         Ok(()) => Ok(()),

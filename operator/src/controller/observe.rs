@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
-use remoteprocess_api::{AttemptStatus, ExitSource, Phase, RemoteProcess};
+use remoteprocess_api::{AttemptStatus, ExitSource, RemoteProcess};
 use tracing::warn;
 
 use super::build::pod_name;
@@ -87,11 +87,6 @@ pub async fn observe(
 
 /// Whether the absence of the pod would say something.
 pub(super) fn is_worth_asking(process: &RemoteProcess, record: &AttemptStatus, memory: &Memory) -> bool {
-    let is_final = process
-        .status
-        .as_ref()
-        .and_then(|status| status.phase)
-        .is_some_and(Phase::is_final);
     let granted = record.granted_at.is_some();
     let existed = record.pod_uid.is_some()
         || granted
@@ -100,7 +95,7 @@ pub(super) fn is_worth_asking(process: &RemoteProcess, record: &AttemptStatus, m
             .as_ref()
             .is_some_and(|(attempt, _)| *attempt == record.number);
     // After an attempt that ran, another may follow once its pod is gone.
-    existed && !is_final && (record.exit.is_none() || granted)
+    existed && !process.is_final() && (record.exit.is_none() || granted)
 }
 
 /// Whether another attempt may follow one whose end the entrypoint did not report.

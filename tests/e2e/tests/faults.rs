@@ -1,13 +1,12 @@
 //! Something dies in mid-stream, and nobody can tell from the output or the exit code.
 
-use std::fs;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{
-    Installation, Namespace, Pid, Running, agents_of, counting, delete_operator_pods, glibc, is_development_cluster,
-    sha256, signal, until, until_some, wait_for_operator, with_temp_ns,
+    Installation, Namespace, Pid, Running, agents_of, anonymous_memory, counting, delete_operator_pods, glibc,
+    is_development_cluster, sha256, signal, until, until_some, wait_for_operator, with_temp_ns,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -196,13 +195,7 @@ fn an_idle_agent_is_small() {
             .start()?;
         run.wait_for_bytes(6)?;
         let agent = agent_of(&pod_uid(namespace, "idle")?, None)?;
-        let path = format!("/proc/{}/smaps_rollup", agent.as_raw_nonzero());
-        let rollup = fs::read_to_string(&path).context(path)?;
-        let line = rollup
-            .lines()
-            .find_map(|line| line.strip_prefix("Anonymous:"))
-            .context("no figure")?;
-        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+        let kibibytes = anonymous_memory(agent)? / 1024;
         println!("anonymous memory of an idle agent: {kibibytes} KiB");
         ensure!(kibibytes < 10 * 1024, "{kibibytes} KiB");
         namespace.in_container("idle", "touch /tmp/go")?;

@@ -14,12 +14,7 @@ use super::{Action, Sight, Situation, Verdict, clean_up, current, should_stop};
 fn due(process: &RemoteProcess) -> Option<Timestamp> {
     let seconds = process.spec.start_seconds()?;
     let created = || process.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    if process
-        .status
-        .as_ref()
-        .and_then(|status| status.phase)
-        .is_some_and(Phase::is_final)
-    {
+    if process.is_final() {
         return None;
     }
     let since = match (current(process), ungranted(process).next_back()) {

@@ -93,12 +93,7 @@ impl RelayParts {
         let Some(process) = self.object(target) else {
             return Err(Status::not_found("the process has been deleted"));
         };
-        let is_over = process
-            .status
-            .as_ref()
-            .and_then(|status| status.phase)
-            .is_some_and(|phase| phase.is_final());
-        if is_over || process.spec.desired_state == DesiredState::Stopped {
+        if process.is_final() || process.spec.desired_state == DesiredState::Stopped {
             return Ok(());
         }
         info!(target: "audit", action = "stop", user = user.name, groups = ?user.groups, uid = target.uid,
@@ -133,10 +128,7 @@ impl RelayParts {
         {
             return Ok(Reached::There(Box::new(home)));
         }
-        let status = self.object(target).and_then(|process| process.status.clone());
-        let is_over = status
-            .and_then(|status| status.phase)
-            .is_some_and(|phase| phase.is_final());
+        let is_over = self.object(target).is_some_and(|process| process.is_final());
         Err(Status::failed_precondition(if is_over {
             "the process has ended"
         } else {

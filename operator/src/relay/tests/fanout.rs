@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use object_store::memory::InMemory;
-use rstest::rstest;
 use tokio::time::timeout;
 
 use super::replica::{Got, Replica};
@@ -29,14 +28,13 @@ fn memory() -> usize {
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
 }
 
-#[rstest]
-#[case::in_ci(200)]
-#[case::long(1000)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_follower_gets_every_byte(#[case] followers: usize) {
-    if followers > 200 && std::env::var_os("RPROC_LONG").is_none() {
-        return;
-    }
+async fn every_follower_gets_every_byte() {
+    let followers: usize = if std::env::var("RPROC_LONG").is_ok_and(|long| long == "1") {
+        1000
+    } else {
+        200
+    };
     let chunks: Vec<(bool, usize)> = (0..200).map(|index| (index % 7 == 0, 1 + index * 53 % 9000)).collect();
     let program = Program::new(&chunks);
     program.written.send_replace(100);
