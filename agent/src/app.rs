@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use remoteprocess_entrypoint::message::Launch;
 use remoteprocess_tls::{ClientAuth, Limits, serve};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -88,10 +89,16 @@ fn settings(config: &Config) -> Settings {
     Settings {
         socket: config.handover.join("socket"),
         launch: LaunchSettings {
-            merge: config.merge,
-            stop_signal: config.stop_signal,
-            stop_grace_millis: millis(config.stop_grace),
-            agent_lost_millis: millis(config.agent_lost),
+            order: Launch {
+                merge: config.merge,
+                stop_signal: config.stop_signal,
+                stop_grace_millis: millis(config.stop_grace),
+                agent_lost_millis: millis(config.agent_lost),
+                leftovers: config.leftovers,
+                run_millis: config.run_limit.map(millis),
+                pause_stops_clock: config.pause_stops_clock,
+            },
+            warning: config.warning,
         },
         echo: config.echo,
         echo_pointer: format!(
@@ -144,7 +151,12 @@ async fn be_served(
 
 /// The pod ends: waits for the final commit, but not longer than the kubelet will, and not for a relay that is away.
 async fn drain(process: &Process, homes: &Homes, is_done: watch::Receiver<bool>, limit: Duration) {
-    if process.status().borrow().facts.launch.is_none() {
+    let is_idle = {
+        let status = process.status();
+        let facts = &status.borrow().facts;
+        facts.launch.is_none() && facts.ending.is_none()
+    };
+    if is_idle {
         tracing::info!("ending; nothing was launched");
         return;
     }

@@ -4,12 +4,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, value_parser};
+use remoteprocess_entrypoint::message;
 use remoteprocess_tls::{Role, TrustDomain};
 
 use crate::process::Echo;
+use crate::process::machine::Warning;
 use crate::spool::{Policy, WhenFull};
-use crate::stop_signal::{self, StopSignal};
 
 /// The agent of one remote process.
 #[derive(Debug, Parser)]
@@ -100,9 +101,9 @@ pub struct RunArgs {
     /// How much of the output goes into the container's log too.
     #[arg(long, env = "RPROC_ECHO", value_enum, default_value = "Limited")]
     pub echo: Echo,
-    /// First signal of the stop path, a name or a number.
-    #[arg(long, env = "RPROC_STOP_SIGNAL", default_value = "SIGTERM", value_parser = stop_signal::parse)]
-    pub stop_signal: StopSignal,
+    /// Number of the first signal of the stop path.
+    #[arg(long, env = "RPROC_STOP_SIGNAL", default_value_t = 15, value_parser = value_parser!(i32).range(SIGNALS))]
+    pub stop_signal: i32,
     /// Seconds between that signal and SIGKILL.
     #[arg(long, env = "RPROC_STOP_GRACE_SECONDS", default_value_t = 30)]
     pub stop_grace_seconds: u32,
@@ -112,6 +113,21 @@ pub struct RunArgs {
     /// Seconds without any agent after which the entrypoint runs the stop path by itself.
     #[arg(long, env = "RPROC_AGENT_LOST_SECONDS", default_value_t = 600)]
     pub agent_lost_seconds: u32,
+    /// How long the program may run, in seconds; without end when left out.
+    #[arg(long, env = "RPROC_RUN_SECONDS", value_parser = value_parser!(u32).range(1..))]
+    pub run_seconds: Option<u32>,
+    /// Number of a signal to the program before its time is over.
+    #[arg(long, env = "RPROC_WARN_SIGNAL", requires = "warn_before_seconds", value_parser = value_parser!(i32).range(SIGNALS))]
+    pub warn_signal: Option<i32>,
+    /// How many seconds before.
+    #[arg(long, env = "RPROC_WARN_BEFORE_SECONDS", requires = "warn_signal")]
+    pub warn_before_seconds: Option<u32>,
+    /// Time for which the program is paused does not count for `--run-seconds`.
+    #[arg(long, env = "RPROC_PAUSE_STOPS_CLOCK", action = ArgAction::Set, default_value_t = false)]
+    pub pause_stops_clock: bool,
+    /// What happens with processes that outlive the program.
+    #[arg(long, env = "RPROC_LEFTOVERS", value_enum, default_value = "Kill")]
+    pub leftovers: Leftovers,
     /// One pipe for stdout and stderr: true order, no split.
     #[arg(long, env = "RPROC_MERGE", action = ArgAction::Set, default_value_t = false)]
     pub merge: bool,
@@ -130,6 +146,28 @@ pub struct RunArgs {
     /// The pod is ending already: the supervisor says so to an agent that it starts again.
     #[arg(long, hide = true)]
     pub draining: bool,
+}
+
+/// Numbers of signals (signal(7)).
+pub const SIGNALS: std::ops::RangeInclusive<i64> = 1..=64;
+
+/// What happens with processes that outlive the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum Leftovers {
+    /// They are ended.
+    Kill,
+    /// The process lasts until the last of them has ended.
+    Wait,
+}
+
+impl From<Leftovers> for message::Leftovers {
+    fn from(leftovers: Leftovers) -> Self {
+        match leftovers {
+            Leftovers::Kill => Self::Kill,
+            Leftovers::Wait => Self::Wait,
+        }
+    }
 }
 
 /// The same, checked.
@@ -171,6 +209,14 @@ pub struct Config {
     pub drain: Duration,
     /// Without any agent for so long the entrypoint stops the program.
     pub agent_lost: Duration,
+    /// How long the program may run.
+    pub run_limit: Option<Duration>,
+    /// How it is warned before.
+    pub warning: Option<Warning>,
+    /// Pauses do not count for that.
+    pub pause_stops_clock: bool,
+    /// What happens with what the program leaves behind.
+    pub leftovers: message::Leftovers,
     /// One pipe for both streams.
     pub merge: bool,
     /// File with the projected token.
@@ -243,10 +289,14 @@ impl TryFrom<RunArgs> for Config {
             },
             mask_dir: args.mask_dir,
             echo: args.echo,
-            stop_signal: args.stop_signal.0,
+            stop_signal: args.stop_signal,
             stop_grace: seconds(args.stop_grace_seconds),
             drain: seconds(args.drain_seconds),
             agent_lost: seconds(args.agent_lost_seconds),
+            run_limit: args.run_seconds.map(seconds),
+            warning: args.warn_signal.zip(args.warn_before_seconds).map(Warning::new),
+            pause_stops_clock: args.pause_stops_clock,
+            leftovers: args.leftovers.into(),
             merge: args.merge,
             token_file: args.token_file,
             handover: args.handover,
@@ -285,7 +335,7 @@ mod tests {
 
     #[test]
     fn values_are_checked() {
-        let config = args(&["--attempt=2", "--stop-signal=INT", "--merge=true", "--echo=None"]).unwrap();
+        let config = args(&["--attempt=2", "--stop-signal=2", "--merge=true", "--echo=None"]).unwrap();
         assert_eq!((config.attempt, config.stop_signal, config.merge), (2, 2, true));
         assert_eq!(config.echo, Echo::None);
         assert_eq!(args(&["--attempt=0"]).unwrap_err(), Error::Attempt);

@@ -1,6 +1,16 @@
-//! The time of day.
+//! The time of day, and the clock of deadlines.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use remoteprocess_entrypoint::run_clock::Moment;
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
+    timerfd_settime,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Nanoseconds since the Unix epoch; 0 where the clock stands before it.
 #[must_use]
@@ -8,4 +18,70 @@ pub fn unix_nanos() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// Now, for deadlines: suspended time counts.
+#[must_use]
+pub fn now() -> Moment {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+}
+
+/// Waits for a moment of [`now`]'s clock. The runtime's own timers do not count suspended time.
+#[derive(Debug)]
+pub struct Timer(AsyncFd<OwnedFd>);
+
+impl Timer {
+    /// A timer that is not set.
+    ///
+    /// # Errors
+    /// When the kernel has none left.
+    pub fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Boottime, flags)?;
+        // As for sockets: what is to follow is unsafe to call, and asks for what an `OwnedFd` keeps anyway.
+        #[allow(deprecated)]
+        AsyncFd::with_interest(timer, Interest::READABLE).map(Self)
+    }
+
+    /// Returns at this moment.
+    pub async fn until(&self, at: Moment) {
+        const ZERO: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Zero would unset it.
+        let value = Timespec::try_from(at.max(Duration::from_nanos(1))).unwrap_or(Timespec {
+            tv_sec: i64::MAX,
+            tv_nsec: 0,
+        });
+        let spec = Itimerspec {
+            it_interval: ZERO,
+            it_value: value,
+        };
+        // Refused only for what is no time.
+        let _ = timerfd_settime(self.0.get_ref(), TimerfdTimerFlags::ABSTIME, &spec);
+        loop {
+            let Ok(mut ready) = self.0.readable().await else {
+                return std::future::pending().await;
+            };
+            if now() >= at {
+                return;
+            }
+            // That was an earlier setting.
+            ready.clear_ready();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_timer_fires_at_its_moment_and_can_be_set_again() {
+        let timer = Timer::new().unwrap();
+        let start = now();
+        timer.until(start + Duration::from_millis(30)).await;
+        timer.until(start + Duration::from_millis(60)).await;
+        let elapsed = now() - start;
+        assert!(elapsed >= Duration::from_millis(60), "{elapsed:?}");
+        timer.until(Duration::ZERO).await;
+    }
 }

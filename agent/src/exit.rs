@@ -5,10 +5,8 @@ use remoteprocess_proto::v1;
 use remoteprocess_proto::v1::exit::{Outcome as Wire, Source};
 
 use crate::process::facts::{Closed, Ending, Facts};
+use crate::process::machine::REQUESTED_BY;
 use crate::spool::{Offsets, Seals, StreamSeal};
-
-/// SIGKILL, which the kernel sends for want of memory.
-const KILL: i32 = 9;
 
 /// The last frame, once everything for it is known: the end, the seals of the whole output, and how many bytes of it
 /// were `lost` for want of room.
@@ -18,6 +16,7 @@ pub fn frame(facts: &Facts, seals: Option<&Seals>, lost: Offsets) -> Option<v1::
     let mut exit = match ending {
         Ending::Reported(exited) => reported(exited, facts),
         Ending::Lost { at_unix_nanos } => unreported(*at_unix_nanos),
+        Ending::Cancelled { at_unix_nanos } => cancelled(*at_unix_nanos, facts),
     };
     exit.sealed = closed == Closed::Whole;
     exit.started_unix_nanos = facts.started.map_or(0, |started| started.at_unix_nanos);
@@ -48,6 +47,19 @@ fn unreported(at_unix_nanos: i64) -> v1::Exit {
     }
 }
 
+/// Nobody saw an end, because there was no beginning.
+fn cancelled(at_unix_nanos: i64, facts: &Facts) -> v1::Exit {
+    v1::Exit {
+        outcome: Wire::Unknown.into(),
+        source: Source::None.into(),
+        reason: "Stopped".to_owned(),
+        message: "stopped before the program was started; it has not run".to_owned(),
+        stop: stop(Some(StopCause::Requested), facts),
+        finished_unix_nanos: at_unix_nanos,
+        ..v1::Exit::default()
+    }
+}
+
 fn reported(exited: &Exited, facts: &Facts) -> v1::Exit {
     let outcome = match exited.outcome {
         Outcome::Signal(_) => Wire::Signal,
@@ -69,6 +81,9 @@ fn reported(exited: &Exited, facts: &Facts) -> v1::Exit {
             user_micros: exited.usage.user_micros,
             system_micros: exited.usage.system_micros,
             peak_memory_bytes: exited.usage.max_rss_bytes,
+            container_peak_memory_bytes: exited.usage.peak_memory_bytes,
+            read_bytes: exited.usage.read_bytes,
+            written_bytes: exited.usage.written_bytes,
         }),
         finished_unix_nanos: exited.at_unix_nanos.try_into().unwrap_or(i64::MAX),
         leftovers: exited.leftovers,
@@ -83,14 +98,28 @@ fn reason(exited: &Exited) -> (&'static str, String) {
         (Outcome::NotFound { message }, _) => ("CommandNotFound", message.clone()),
         (Outcome::NotExecutable { message }, _) => ("CommandNotExecutable", message.clone()),
         (_, Some(StopCause::AgentLost)) => ("AgentLost", "no agent was there for too long".to_owned()),
+        (_, Some(StopCause::Deadline)) => ("DeadlineExceeded", "it ran for longer than it may".to_owned()),
         (_, Some(StopCause::Requested | StopCause::Terminated)) => ("Stopped", String::new()),
-        (Outcome::Signal(KILL), None) if exited.oom_kills > 0 => (
+        (_, None) if exited.is_oom => (
             "OOMKilled",
             "the kernel killed the program for want of memory".to_owned(),
         ),
-        (Outcome::Signal(number), None) => ("Signaled", format!("ended by signal {number}")),
-        (Outcome::Code(0), None) => ("", String::new()),
-        (Outcome::Code(code), None) => ("NonZeroExit", format!("exit code {code}")),
+        (Outcome::Signal(number), None) => ("Signaled", with_oom(format!("ended by signal {number}"), exited)),
+        (Outcome::Code(0), None) => ("", with_oom(String::new(), exited)),
+        (Outcome::Code(code), None) => ("NonZeroExit", with_oom(format!("exit code {code}"), exited)),
+    }
+}
+
+/// Names the descendants that the kernel killed: the program's own end may follow from that.
+fn with_oom(sentence: String, exited: &Exited) -> String {
+    let killed = match exited.oom_kills {
+        0 => return sentence,
+        1 => "the kernel killed one of its processes for want of memory".to_owned(),
+        many => format!("the kernel killed {many} of its processes for want of memory"),
+    };
+    match sentence.as_str() {
+        "" => killed,
+        _ => format!("{sentence}; {killed}"),
     }
 }
 
@@ -104,6 +133,14 @@ fn stop(cause: Option<StopCause>, facts: &Facts) -> Option<v1::exit::Stop> {
         (StopCause::Terminated, _) => Some(v1::exit::Stop {
             requested_by: "kubelet".to_owned(),
             message: "the pod was ended".to_owned(),
+        }),
+        (StopCause::Deadline, Some(stop)) if stop.cause == StopCause::Deadline => Some(v1::exit::Stop {
+            requested_by: stop.requested_by.clone(),
+            message: stop.message.clone(),
+        }),
+        (StopCause::Deadline, _) => Some(v1::exit::Stop {
+            requested_by: REQUESTED_BY.to_owned(),
+            message: "the agent did not stop it in time".to_owned(),
         }),
         (StopCause::AgentLost, _) => Some(v1::exit::Stop {
             requested_by: "entrypoint".to_owned(),
@@ -125,6 +162,7 @@ mod tests {
             usage: Usage::default(),
             leftovers: 0,
             oom_kills: 0,
+            is_oom: false,
             stop: None,
         }
     }
@@ -179,11 +217,18 @@ mod tests {
         let plain = told(exited(Outcome::Signal(9)), Closed::Whole);
         assert_eq!(plain.reason, "Signaled");
         let mut oom = exited(Outcome::Signal(9));
-        oom.oom_kills = 1;
+        (oom.oom_kills, oom.is_oom) = (1, true);
         assert_eq!(told(oom, Closed::Whole).reason, "OOMKilled");
-        let mut child = exited(Outcome::Code(0));
-        child.oom_kills = 1;
-        let child = told(child, Closed::Whole);
-        assert_eq!((child.reason.as_str(), child.oom_kills), ("", 1));
+        for (outcome, reason) in [
+            (Outcome::Code(0), ""),
+            (Outcome::Code(137), "NonZeroExit"),
+            (Outcome::Signal(9), "Signaled"),
+        ] {
+            let mut child = exited(outcome);
+            child.oom_kills = 1;
+            let child = told(child, Closed::Whole);
+            assert_eq!((child.reason.as_str(), child.oom_kills), (reason, 1));
+            assert!(child.message.contains("for want of memory"), "{}", child.message);
+        }
     }
 }

@@ -19,5 +19,4 @@ pub mod mask;
 pub mod process;
 pub mod service;
 pub mod spool;
-pub mod stop_signal;
 pub mod supervise;

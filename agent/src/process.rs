@@ -9,22 +9,24 @@ mod echo;
 pub mod facts;
 mod link;
 pub mod machine;
-mod signals;
+mod requests;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use remoteprocess_entrypoint::message::Target;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use echo::Echo;
-pub use signals::SignalError;
+pub use requests::RequestError;
 
 use crate::spool::{self, Appender, Spool};
 use conversation::{Conversation, Request};
 use facts::{Facts, Stop};
 use machine::{LaunchSettings, Phase};
+use requests::Ask;
 
 /// Everything the process needs to know from outside.
 #[derive(Clone, Debug)]
@@ -114,16 +116,33 @@ impl Process {
     ///
     /// # Errors
     /// When it was not sent, and why.
-    pub async fn signal(&self, request_id: String, number: i32, target: Target) -> Result<(), SignalError> {
+    pub async fn signal(&self, request_id: String, number: i32, target: Target) -> Result<(), RequestError> {
+        self.ask(request_id, Ask::Signal(number, target)).await
+    }
+
+    /// Pauses the program and all its descendants, or lets them go on; returns when it has happened and is noted. A
+    /// repeat under the same `request_id` does nothing.
+    ///
+    /// # Errors
+    /// When it has not happened, and why.
+    pub async fn pause(&self, request_id: String, paused: bool) -> Result<(), RequestError> {
+        self.ask(request_id, Ask::Pause(paused)).await
+    }
+
+    async fn ask(&self, id: String, ask: Ask) -> Result<(), RequestError> {
         let (answer, answered) = oneshot::channel();
-        let request = Request::Signal {
-            request_id,
-            number,
-            target,
-            answer,
-        };
-        let _ = self.requests.send(request);
-        answered.await.unwrap_or(Err(SignalError::EntrypointAway))
+        let _ = self.requests.send(Request::Ask { id, ask, answer });
+        answered.await.unwrap_or(Err(RequestError::EntrypointAway))
+    }
+
+    /// How long the program may run, counted from its start; returns when that is noted.
+    ///
+    /// # Errors
+    /// When there is no program, or it is being stopped.
+    pub async fn limit(&self, limit: Option<Duration>) -> Result<(), RequestError> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.requests.send(Request::Limit(limit, answer));
+        answered.await.unwrap_or(Err(RequestError::EntrypointAway))
     }
 }
 

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use remoteprocess_entrypoint::message::Target;
+use remoteprocess_entrypoint::message::{MAX_REQUEST_BYTES, StopCause, Target};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::executor_get_state_response::Phase as WirePhase;
 use remoteprocess_proto::v1::executor_server::{Executor, ExecutorServer};
 use remoteprocess_proto::v1::{
-    CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse, ExecutorSignalRequest,
+    CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse, ExecutorPauseRequest,
+    ExecutorPauseResponse, ExecutorSetDeadlineRequest, ExecutorSetDeadlineResponse, ExecutorSignalRequest,
     ExecutorSignalResponse, ExecutorStopRequest, ExecutorStopResponse, ExecutorWatchOutputRequest, OutputFrame,
     SignalTarget,
 };
@@ -25,12 +26,12 @@ use crate::exit;
 use crate::home::Homes;
 use crate::process::facts::{Done, Stop};
 use crate::process::machine::Phase;
-use crate::process::{Process, SignalError};
+use crate::process::{Process, RequestError};
 use crate::spool::{self, Offsets, record};
 use output::Output;
 
-/// How long the entrypoint has to answer a signal.
-const SIGNAL_LIMIT: Duration = Duration::from_secs(10);
+/// How long the entrypoint has to answer a request.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Numbers of signals (signal(7)).
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
 
@@ -97,6 +98,7 @@ impl Executor for ExecutorService {
             Phase::Waiting => WirePhase::Waiting,
             Phase::Starting => WirePhase::Starting,
             Phase::Running => WirePhase::Running,
+            Phase::Paused => WirePhase::Paused,
             Phase::Stopping => WirePhase::Stopping,
             Phase::Exited => WirePhase::Exited,
         };
@@ -146,19 +148,29 @@ impl Executor for ExecutorService {
             Ok(SignalTarget::All) => Target::All,
             Err(_) => return Err(Status::invalid_argument("target is none of main, group, all")),
         };
-        if request.request_id.is_empty() {
-            return Err(Status::invalid_argument(
-                "request_id is empty: a repeat could not be told",
-            ));
-        }
+        check_request_id(&request.request_id)?;
         let sending = self.process.signal(request.request_id, number, target);
-        match tokio::time::timeout(SIGNAL_LIMIT, sending).await {
-            Ok(Ok(())) => Ok(Response::new(ExecutorSignalResponse {})),
-            Ok(Err(error @ SignalError::EntrypointAway)) => Err(Status::unavailable(error.to_string())),
-            Ok(Err(error @ SignalError::Unanswered)) => Err(Status::unknown(error.to_string())),
-            Ok(Err(error)) => Err(Status::failed_precondition(error.to_string())),
-            Err(_) => Err(Status::deadline_exceeded("the entrypoint did not answer")),
-        }
+        answered(sending).await?;
+        Ok(Response::new(ExecutorSignalResponse {}))
+    }
+
+    async fn pause(&self, request: Request<ExecutorPauseRequest>) -> Result<Response<ExecutorPauseResponse>, Status> {
+        let request = request.into_inner();
+        check_request_id(&request.request_id)?;
+        answered(self.process.pause(request.request_id, request.paused)).await?;
+        Ok(Response::new(ExecutorPauseResponse {}))
+    }
+
+    async fn set_deadline(
+        &self,
+        request: Request<ExecutorSetDeadlineRequest>,
+    ) -> Result<Response<ExecutorSetDeadlineResponse>, Status> {
+        let limit = match request.into_inner().run_seconds {
+            Some(0) => return Err(Status::invalid_argument("run_seconds is 0: stop it instead")),
+            seconds => seconds.map(|seconds| Duration::from_secs(seconds.into())),
+        };
+        answered(self.process.limit(limit)).await?;
+        Ok(Response::new(ExecutorSetDeadlineResponse {}))
     }
 
     async fn stop(&self, request: Request<ExecutorStopRequest>) -> Result<Response<ExecutorStopResponse>, Status> {
@@ -172,6 +184,7 @@ impl Executor for ExecutorService {
             message: request.message,
             signal,
             grace_millis: grace.as_millis().try_into().unwrap_or(u64::MAX),
+            cause: StopCause::Requested,
         };
         self.process.stop(stop).await;
         Ok(Response::new(ExecutorStopResponse {}))
@@ -197,6 +210,32 @@ impl Executor for ExecutorService {
             .map_err(|error| refuse(&error))?;
         self.done.send_replace(true);
         Ok(Response::new(CommitResponse {}))
+    }
+}
+
+// tonic's own error type.
+#[allow(clippy::result_large_err)]
+fn check_request_id(id: &str) -> Result<(), Status> {
+    match id.len() {
+        0 => Err(Status::invalid_argument(
+            "request_id is empty: a repeat could not be told",
+        )),
+        1..=MAX_REQUEST_BYTES => Ok(()),
+        length => Err(Status::invalid_argument(format!(
+            "request_id has {length} bytes: at most {MAX_REQUEST_BYTES}"
+        ))),
+    }
+}
+
+/// What was asked of the process, in time. `Unavailable`: ask again, under the same id.
+async fn answered(asking: impl Future<Output = Result<(), RequestError>>) -> Result<(), Status> {
+    match tokio::time::timeout(ANSWER_LIMIT, asking).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error @ (RequestError::EntrypointAway | RequestError::Unanswered))) => {
+            Err(Status::unavailable(error.to_string()))
+        }
+        Ok(Err(error)) => Err(Status::failed_precondition(error.to_string())),
+        Err(_) => Err(Status::deadline_exceeded("the entrypoint did not answer")),
     }
 }
 

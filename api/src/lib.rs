@@ -16,8 +16,8 @@ pub mod status;
 pub use condition::{Condition, ConditionType};
 pub use phase::{Phase, Reason};
 pub use spec::{
-    AgentSpec, DesiredState, Echo, MaskSource, OutputSpec, PodSpec, ReadyWhen, RemoteProcess, RemoteProcessSpec,
-    RetryAfter, SecretKey, StopSpec, TailInStatus, WhenFull,
+    AgentSpec, DesiredState, Echo, Leftovers, MaskSource, OutputSpec, PodSpec, ReadyWhen, RemoteProcess,
+    RemoteProcessSpec, RetryAfter, SecretKey, StopSpec, TailInStatus, WhenFull,
 };
 pub use status::{
     AttemptExit, AttemptOutput, AttemptStatus, ExitSource, OutputStatus, RemoteProcessStatus, RetriesStatus,

@@ -97,7 +97,7 @@ pub enum Reason {
     Enrolling,
     /// Attempts without a start ended too often.
     StartFailed,
-    /// The start deadline has passed, and nothing is known to stand in the way.
+    /// A deadline has passed: that of the start, with nothing known to stand in the way, or that of the run.
     DeadlineExceeded,
     /// An attempt ended and another follows.
     Retrying,

@@ -19,7 +19,7 @@ use crate::signal::SIGNALS;
 use crate::status::RemoteProcessStatus;
 
 pub use lifecycle::{
-    BackoffSpec, DEFAULT_BACKOFF_SECONDS, DEFAULT_MAX_BACKOFF_SECONDS, DeadlinesSpec, ExitCodes, ReadyWhen,
+    BackoffSpec, DEFAULT_BACKOFF_SECONDS, DEFAULT_MAX_BACKOFF_SECONDS, DeadlinesSpec, ExitCodes, Leftovers, ReadyWhen,
     RetriesSpec, RetryAfter, TtlSpec,
 };
 
@@ -60,6 +60,7 @@ pub use lifecycle::{
     validation = rules::fixed("volumeMounts"),
     validation = rules::fixed("securityContext"),
     validation = rules::fixed("stop"),
+    validation = rules::fixed("leftovers"),
     validation = rules::fixed("output"),
     validation = rules::fixed("agent"),
     validation = rules::fixed("pod"),
@@ -114,6 +115,10 @@ pub struct RemoteProcessSpec {
     /// How the process is asked to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<StopSpec>,
+    /// What happens with processes that outlive the program: Kill (default) ends them, TERM and after 2 s KILL, and counts
+    /// them; with Wait the process has finished when the last of them has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leftovers: Option<Leftovers>,
     /// Whether an attempt that ended badly is followed by another. None is where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<RetriesSpec>,

@@ -188,6 +188,13 @@ pub struct UsageStatus {
     pub cpu_seconds: f64,
     /// Largest resident set of a single process, in bytes (getrusage(2), `ru_maxrss`).
     pub peak_memory_bytes: u64,
+    /// Most memory of the whole container at a time, page cache included, in bytes; absent where its cgroup does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_peak_memory_bytes: Option<u64>,
+    /// Read from block devices, in bytes (getrusage(2), `ru_inblock`).
+    pub read_bytes: u64,
+    /// Written to block devices, in bytes (getrusage(2), `ru_oublock`).
+    pub written_bytes: u64,
 }
 
 /// The sealed output of one attempt.

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use remoteprocess_entrypoint::SOCKET_PATH;
 
+use crate::cgroup;
+
 /// How long nothing is started without an agent, before the entrypoint gives up.
 const AGENT_WAIT: Duration = Duration::from_secs(120);
 
@@ -23,6 +25,8 @@ pub struct Arguments {
     pub subreaper: bool,
     /// How long to look for an agent before anything was started.
     pub agent_wait: Duration,
+    /// Where the container's own cgroup is mounted; a process other than 1 has none of its own.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Why the command line was refused.
@@ -44,6 +48,7 @@ impl Arguments {
             socket: PathBuf::from(SOCKET_PATH),
             subreaper: false,
             agent_wait: AGENT_WAIT,
+            cgroup: None,
         };
         loop {
             let argument = arguments.next().ok_or(Error::NoCommand)?;
@@ -53,12 +58,18 @@ impl Arguments {
                 Some("--socket") => {
                     parsed.socket = arguments.next().ok_or(Error::Unexpected(argument))?.into();
                 }
+                Some("--cgroup") => {
+                    parsed.cgroup = Some(arguments.next().ok_or(Error::Unexpected(argument))?.into());
+                }
                 Some("--agent-wait-millis") => {
                     let value = arguments.next().unwrap_or_default();
                     parsed.agent_wait = millis(&value).ok_or(Error::Unexpected(value))?;
                 }
                 _ => return Err(Error::Unexpected(argument)),
             }
+        }
+        if !parsed.subreaper {
+            parsed.cgroup.get_or_insert_with(|| cgroup::MOUNT.into());
         }
         parsed.command.extend(arguments);
         if parsed.command.is_empty() {
@@ -75,6 +86,8 @@ fn millis(value: &OsStr) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn parse(arguments: &[&str]) -> Result<Arguments, Error> {
@@ -87,6 +100,7 @@ mod tests {
         assert_eq!(parsed.command, ["sh", "--", "--subreaper", ""]);
         assert_eq!(parsed.socket.to_str(), Some(SOCKET_PATH));
         assert!(!parsed.subreaper);
+        assert_eq!(parsed.cgroup.as_deref(), Some(Path::new(cgroup::MOUNT)));
     }
 
     #[test]
@@ -97,6 +111,8 @@ mod tests {
             "--subreaper",
             "--agent-wait-millis",
             "70",
+            "--cgroup",
+            "/c",
             "--",
             "a",
         ];
@@ -104,6 +120,8 @@ mod tests {
         assert_eq!(parsed.socket.to_str(), Some("/tmp/s"));
         assert!(parsed.subreaper);
         assert_eq!(parsed.agent_wait, Duration::from_millis(70));
+        assert_eq!(parsed.cgroup.as_deref(), Some(Path::new("/c")));
+        assert_eq!(parse(&["--subreaper", "--", "a"]).unwrap().cgroup, None);
     }
 
     #[test]

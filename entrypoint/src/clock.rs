@@ -1,11 +1,16 @@
 //! Time: one clock for deadlines, one for records.
 
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::time::{ClockId, Timespec, clock_gettime};
+pub use remoteprocess_entrypoint::run_clock::Moment;
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
+    timerfd_settime,
+};
 
-/// A point in time: how long after the machine started, suspended time included.
-pub type Moment = Duration;
+const ZERO: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Now, for deadlines.
 pub fn now() -> Moment {
@@ -19,4 +24,41 @@ pub fn unix_nanos() -> u64 {
 
 fn duration(time: Timespec) -> Duration {
     Duration::try_from(time).unwrap_or_default()
+}
+
+/// Becomes readable at a moment. `poll(2)` alone would not count the time for which the machine is suspended.
+pub struct Timer(OwnedFd);
+
+impl Timer {
+    /// A timer that is not set.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(timerfd_create(
+            TimerfdClockId::Boottime,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?))
+    }
+
+    /// Sets it to this moment, or to none.
+    pub fn set(&self, at: Option<Moment>) {
+        // Zero would be no time at all.
+        let value = at.map_or(ZERO, |at| {
+            let at = at.max(Duration::from_nanos(1));
+            Timespec::try_from(at).unwrap_or(Timespec {
+                tv_sec: i64::MAX,
+                tv_nsec: 0,
+            })
+        });
+        let spec = Itimerspec {
+            it_interval: ZERO,
+            it_value: value,
+        };
+        // Refused only for what is no time.
+        let _ = timerfd_settime(&self.0, TimerfdTimerFlags::ABSTIME, &spec);
+    }
+}
+
+impl AsFd for Timer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }

@@ -12,6 +12,7 @@
 //! than one packet and [`socket::MAX_DESCRIPTORS`] descriptors.
 
 pub mod message;
+pub mod run_clock;
 pub mod socket;
 
 /// Directory that both containers share: the handover volume.

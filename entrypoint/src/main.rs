@@ -8,14 +8,16 @@
 //! path, or SIGKILL from outside ends this process.
 
 mod arguments;
+mod cgroup;
 mod clock;
 mod diagnosis;
 mod ending;
 mod launch;
 mod link;
-mod oom;
+mod pause;
 mod phase;
 mod processes;
+mod requests;
 mod signals;
 mod stdio;
 mod supervisor;
@@ -26,6 +28,7 @@ use remoteprocess_entrypoint::EXIT_PLATFORM;
 use rustix::process::{DumpableBehavior, set_child_subreaper, set_dumpable_behavior};
 
 use crate::arguments::Arguments;
+use crate::clock::Timer;
 use crate::processes::Scope;
 use crate::signals::Signals;
 use crate::stdio::Stdio;
@@ -62,7 +65,8 @@ fn run() -> Result<i32, Error> {
     let scope = scope(&arguments)?;
     let stdio = Stdio::take()?;
     let signals = Signals::take(scope)?;
-    Ok(Supervisor::new(arguments, scope, stdio, signals).run()?)
+    let timer = Timer::new()?;
+    Ok(Supervisor::new(arguments, scope, stdio, signals, timer).run()?)
 }
 
 fn scope(arguments: &Arguments) -> Result<Scope, Error> {

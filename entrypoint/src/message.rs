@@ -8,7 +8,8 @@
 //!    of the output pipes. If the program cannot be started there is no `Launched` and there are no
 //!    pipes: [`FromEntrypoint::Exited`] with [`Outcome::NotFound`] or [`Outcome::NotExecutable`]
 //!    follows at once.
-//! 3. [`ToEntrypoint::Signal`], [`ToEntrypoint::Stop`], [`ToEntrypoint::Echo`] at any time.
+//! 3. [`ToEntrypoint::Signal`], [`ToEntrypoint::Pause`], [`ToEntrypoint::SetDeadline`],
+//!    [`ToEntrypoint::Stop`], [`ToEntrypoint::Echo`] at any time.
 //! 4. entrypoint: [`FromEntrypoint::Exited`] when the program and all it left behind are gone;
 //!    agent: [`ToEntrypoint::Recorded`]; the entrypoint exits.
 //!
@@ -18,7 +19,8 @@
 //! After a break the entrypoint connects again and starts with a `Hello` that carries
 //! [`Resume`], with the read ends as descriptors if the program runs or ran. When the agent has
 //! answered with the same secret, `Launched` (now without descriptors) and, where it has happened,
-//! `Exited` are said again. Only a `SignalDone` may be lost with the old connection.
+//! `Exited` are said again. Only a `Done` may be lost with the old connection: the agent asks again
+//! under the same id, and what was done is not done twice.
 
 use std::fmt;
 
@@ -29,7 +31,7 @@ use crate::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
 
 /// Version of these messages. Both sides come from one image, so a difference is a fault of the
 /// installation and ends the connection.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Longest packet, in bytes. A longer one is not sent, and not decoded.
 pub const MAX_PACKET_BYTES: usize = 64 * 1024;
@@ -37,7 +39,10 @@ pub const MAX_PACKET_BYTES: usize = 64 * 1024;
 /// Most bytes in one [`ToEntrypoint::Echo`].
 pub const MAX_ECHO_BYTES: usize = 60 * 1024;
 
-/// Most bytes of a sentence in [`Outcome`] or [`FromEntrypoint::SignalDone`]; the sender cuts.
+/// Most bytes of the id of a request.
+pub const MAX_REQUEST_BYTES: usize = 256;
+
+/// Most bytes of a sentence in [`Outcome`] or [`FromEntrypoint::Done`]; the sender cuts.
 pub const MAX_SENTENCE_BYTES: usize = 4 * 1024;
 
 /// Why bytes are not a message, or a message not a packet.
@@ -86,14 +91,16 @@ pub enum FromEntrypoint {
         pid: u32,
         /// When, in nanoseconds since the Unix epoch.
         at_unix_nanos: u64,
+        /// It is paused now.
+        is_paused: bool,
     },
     /// The program has ended and nothing of it is left, or it could not be started.
     Exited(Exited),
-    /// Answer to [`ToEntrypoint::Signal`].
-    SignalDone {
+    /// Answer to [`ToEntrypoint::Signal`] and [`ToEntrypoint::Pause`].
+    Done {
         /// The id of the request.
-        id: u64,
-        /// A sentence if the signal was not sent.
+        request: String,
+        /// A sentence if nothing was done.
         error: Option<String>,
     },
 }
@@ -141,6 +148,8 @@ pub struct Exited {
     /// Processes of the container that the kernel killed for want of memory since the launch; 0
     /// where the container cannot see its counter.
     pub oom_kills: u64,
+    /// The program itself is one of them.
+    pub is_oom: bool,
     /// Why the stop path ran, if it did: the first cause.
     pub stop: Option<StopCause>,
 }
@@ -176,15 +185,23 @@ impl Outcome {
     }
 }
 
-/// Resources used, from `getrusage(2)`.
+/// Resources used since the launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// CPU time in user mode, microseconds.
+    /// CPU time in user mode, microseconds: the container's by its cgroup, else that of all processes
+    /// that were reaped (getrusage(2)).
     pub user_micros: u64,
-    /// CPU time in the kernel, microseconds.
+    /// CPU time in the kernel, microseconds, likewise.
     pub system_micros: u64,
     /// Largest resident set of any one process, bytes.
     pub max_rss_bytes: u64,
+    /// Most memory of the whole container at a time, page cache included, bytes; absent where the
+    /// cgroup does not say.
+    pub peak_memory_bytes: Option<u64>,
+    /// Read from block devices by the processes that were reaped, bytes.
+    pub read_bytes: u64,
+    /// Written to block devices likewise.
+    pub written_bytes: u64,
 }
 
 /// Who asked for the end.
@@ -196,6 +213,38 @@ pub enum StopCause {
     Terminated,
     /// No agent for longer than `agent_lost_millis`.
     AgentLost,
+    /// The program ran for longer than `run_millis`.
+    Deadline,
+}
+
+/// What happens with processes that outlive the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Leftovers {
+    /// They are ended and counted.
+    #[default]
+    Kill,
+    /// The run lasts until the last of them has ended.
+    Wait,
+}
+
+/// How to run the program of the container's arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// One pipe for stdout and stderr: true order, no split.
+    pub merge: bool,
+    /// First signal of the stop path when the agent did not ask for it.
+    pub stop_signal: i32,
+    /// Time between that signal and SIGKILL, milliseconds.
+    pub stop_grace_millis: u64,
+    /// With no agent for this long the stop path runs, milliseconds.
+    pub agent_lost_millis: u64,
+    /// What happens with what the program leaves behind.
+    pub leftovers: Leftovers,
+    /// How long the program may run, milliseconds. The agent enforces it; the entrypoint only where
+    /// the agent has not, [`crate::run_clock::BACKSTOP`] later.
+    pub run_millis: Option<u64>,
+    /// Time for which the program was paused does not count for `run_millis`.
+    pub pause_stops_clock: bool,
 }
 
 /// What the agent says.
@@ -208,25 +257,31 @@ pub enum ToEntrypoint {
         /// A fresh one for the first `Hello`, the same one on resume; else the entrypoint hangs up.
         secret: Secret,
     },
-    /// Start the program of the container's arguments. Every one after the first is ignored.
-    Launch {
-        /// One pipe for stdout and stderr: true order, no split.
-        merge: bool,
-        /// First signal of the stop path when the kubelet asks for it or the agent is lost.
-        stop_signal: i32,
-        /// Time between that signal and SIGKILL, milliseconds.
-        stop_grace_millis: u64,
-        /// With no agent for this long the stop path runs, milliseconds.
-        agent_lost_millis: u64,
-    },
-    /// Send a signal, answered by [`FromEntrypoint::SignalDone`].
+    /// Start the program. Every one after the first is ignored.
+    Launch(Launch),
+    /// Send a signal, answered by [`FromEntrypoint::Done`]. A repeat of what was done is answered
+    /// and does nothing.
     Signal {
-        /// Chosen by the agent, repeated in the answer.
-        id: u64,
+        /// Names this request, at most [`MAX_REQUEST_BYTES`].
+        request: String,
         /// 1 to 64.
         number: i32,
         /// Whom.
         target: Target,
+    },
+    /// Stop (SIGSTOP) every process under the entrypoint, or let them go on. Answered by
+    /// [`FromEntrypoint::Done`] when none runs any more, or when one could not be stopped: then all
+    /// go on. A repeat of what was done is answered and does nothing.
+    Pause {
+        /// Names this request, at most [`MAX_REQUEST_BYTES`].
+        request: String,
+        /// Pause, or go on.
+        paused: bool,
+    },
+    /// Another `run_millis` than that of the launch, counted from the start of the program.
+    SetDeadline {
+        /// Milliseconds; absent: no deadline.
+        run_millis: Option<u64>,
     },
     /// Signal everything, continue what is stopped, and SIGKILL after the grace. A later one can
     /// shorten the grace and send another signal; it cannot lengthen the grace.
@@ -235,6 +290,8 @@ pub enum ToEntrypoint {
         signal: i32,
         /// Milliseconds.
         grace_millis: u64,
+        /// [`StopCause::Requested`] or [`StopCause::Deadline`].
+        cause: StopCause,
     },
     /// Write to the container's own stdout or stderr; what does not fit at once is dropped.
     Echo {
@@ -327,6 +384,9 @@ mod tests {
                 user_micros: n[0],
                 system_micros: n[1],
                 max_rss_bytes: n[2],
+                peak_memory_bytes: Some(n[0]),
+                read_bytes: n[1],
+                written_bytes: n[3],
             };
             let stop = Some(StopCause::AgentLost);
             Exited {
@@ -335,15 +395,20 @@ mod tests {
                 usage,
                 leftovers,
                 oom_kills: n[4],
+                is_oom: n[4] > 1,
                 stop,
             }
         });
         prop_oneof![
             (any::<u32>(), any::<u32>(), resume)
                 .prop_map(|(version, pid, resume)| { FromEntrypoint::Hello { version, pid, resume } }),
-            any::<(u32, u64)>().prop_map(|(pid, at_unix_nanos)| FromEntrypoint::Launched { pid, at_unix_nanos }),
+            any::<(u32, u64, bool)>().prop_map(|(pid, at_unix_nanos, is_paused)| FromEntrypoint::Launched {
+                pid,
+                at_unix_nanos,
+                is_paused
+            }),
             exited.prop_map(FromEntrypoint::Exited),
-            any::<(u64, Option<String>)>().prop_map(|(id, error)| FromEntrypoint::SignalDone { id, error }),
+            any::<(String, Option<String>)>().prop_map(|(request, error)| FromEntrypoint::Done { request, error }),
         ]
     }
 
@@ -352,20 +417,29 @@ mod tests {
         let stream = prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)];
         prop_oneof![
             (any::<u32>(), secret()).prop_map(|(version, secret)| ToEntrypoint::Welcome { version, secret }),
-            any::<(bool, i32, u64, u64)>().prop_map(|(merge, stop_signal, grace, lost)| {
-                ToEntrypoint::Launch {
-                    merge,
+            any::<(bool, i32, u64, u64, Option<u64>)>().prop_map(|(flag, stop_signal, grace, lost, run_millis)| {
+                ToEntrypoint::Launch(Launch {
+                    merge: flag,
                     stop_signal,
                     stop_grace_millis: grace,
                     agent_lost_millis: lost,
-                }
+                    leftovers: if flag { Leftovers::Wait } else { Leftovers::Kill },
+                    run_millis,
+                    pause_stops_clock: flag,
+                })
             }),
-            (any::<u64>(), any::<i32>(), target).prop_map(|(id, number, target)| ToEntrypoint::Signal {
-                id,
+            (any::<String>(), any::<i32>(), target).prop_map(|(request, number, target)| ToEntrypoint::Signal {
+                request,
                 number,
                 target
             }),
-            any::<(i32, u64)>().prop_map(|(signal, grace_millis)| ToEntrypoint::Stop { signal, grace_millis }),
+            any::<(String, bool)>().prop_map(|(request, paused)| ToEntrypoint::Pause { request, paused }),
+            any::<Option<u64>>().prop_map(|run_millis| ToEntrypoint::SetDeadline { run_millis }),
+            any::<(i32, u64)>().prop_map(|(signal, grace_millis)| ToEntrypoint::Stop {
+                signal,
+                grace_millis,
+                cause: StopCause::Deadline
+            }),
             (stream, any::<Vec<u8>>()).prop_map(|(stream, bytes)| ToEntrypoint::Echo { stream, bytes }),
             Just(ToEntrypoint::Recorded),
         ]

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use remoteprocess_entrypoint::message::{Exited, Outcome, StopCause};
+use remoteprocess_entrypoint::run_clock::RunClock;
 
 use crate::clock::Moment;
 use crate::link::Presence;
@@ -26,6 +27,8 @@ pub enum Phase {
     Sweeping {
         /// The program's.
         outcome: Outcome,
+        /// The kernel killed it for want of memory.
+        is_oom: bool,
         /// When the program ended.
         at_unix_nanos: u64,
         /// Reaped so far.
@@ -42,18 +45,6 @@ pub enum Phase {
     Done(i32),
 }
 
-/// What `Launch` said, for later.
-pub struct Order {
-    /// First signal of a stop that the agent did not ask for.
-    pub stop_signal: i32,
-    /// Its grace.
-    pub stop_grace: Duration,
-    /// How long the program runs without an agent.
-    pub agent_lost: Duration,
-    /// The counter at the launch.
-    pub oom_kills_before: u64,
-}
-
 /// The program, from its start on.
 #[derive(Clone, Copy)]
 pub struct Program {
@@ -61,6 +52,8 @@ pub struct Program {
     pub pid: u32,
     /// When it was started.
     pub at_unix_nanos: u64,
+    /// How long it has run and may run.
+    pub clock: RunClock,
 }
 
 /// The stop path, once begun.

@@ -9,6 +9,9 @@ use remoteprocess_entrypoint::message::{Outcome, Usage};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, wait};
 
+/// Unit of the kernel's counts of blocks (getrusage(2): of 512 bytes).
+const BLOCK: u64 = 512;
+
 /// Which processes are all processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -36,7 +39,7 @@ fn signal_descendants(number: i32) -> io::Result<()> {
     let mut signalled = HashSet::new();
     loop {
         let before = signalled.len();
-        for pid in descendants() {
+        for (pid, _) in descendants() {
             if signalled.insert(pid)
                 && let Err(error) = kill(pid, number)
                 && error.raw_os_error() != Some(libc::ESRCH)
@@ -55,12 +58,42 @@ fn signal_descendants(number: i32) -> io::Result<()> {
 /// A signal to all can miss one: a shell that blocks signals while it forks does not pass on what
 /// is pending, and what it has just started is alive when the shell has ended of the signal.
 pub fn signal_newcomers(signalled: &mut HashSet<i32>, number: i32) {
-    for pid in descendants() {
+    for (pid, _) in descendants() {
         if signalled.insert(pid) {
             let _ = kill(pid, number);
             let _ = kill(pid, libc::SIGCONT);
         }
     }
+}
+
+/// Sends SIGSTOP to the descendants that run, and returns them. What is in `signalled` has been sent it before.
+///
+/// Not by a signal to all: who was brought into the container from outside (`kubectl exec`) is no descendant and goes
+/// on. Again until none is returned: what has the signal pending forks no more.
+pub fn stop_running(signalled: &mut HashSet<i32>) -> Vec<i32> {
+    let mut running = Vec::new();
+    for (pid, state) in descendants().into_iter().filter(|(_, state)| !is_still(*state)) {
+        let is_new = signalled.insert(pid);
+        let _ = kill(pid, libc::SIGSTOP);
+        // What waits in the kernel with the signal pending runs no more code of its own: a parent after vfork(2), for
+        // one, whose child was stopped, does not wake before that.
+        if is_new || state != 'D' {
+            running.push(pid);
+        }
+    }
+    running
+}
+
+/// Lets the descendants go on.
+pub fn let_go_on() {
+    for (pid, _) in descendants() {
+        let _ = kill(pid, libc::SIGCONT);
+    }
+}
+
+/// Stopped, by a signal or a debugger, or ended (proc_pid_stat(5)).
+fn is_still(state: char) -> bool {
+    matches!(state, 'T' | 't' | 'Z' | 'X' | 'x')
 }
 
 /// Sends a signal to one process.
@@ -132,24 +165,27 @@ pub fn usage() -> Usage {
         user_micros: unsigned(usage.user_time().num_microseconds()),
         system_micros: unsigned(usage.system_time().num_microseconds()),
         max_rss_bytes: unsigned(usage.max_rss()) * 1024,
+        peak_memory_bytes: None,
+        read_bytes: unsigned(usage.block_reads()) * BLOCK,
+        written_bytes: unsigned(usage.block_writes()) * BLOCK,
     }
 }
 
-/// Every process under this one, as `/proc` has them.
-pub fn descendants() -> Vec<i32> {
-    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+/// Every process under this one and its state, as `/proc` has them.
+pub fn descendants() -> Vec<(i32, char)> {
+    let mut children: HashMap<i32, Vec<(i32, char)>> = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        let parent = fs::read_to_string(entry.path().join("stat"))
+        let state = fs::read_to_string(entry.path().join("stat"))
             .ok()
-            .and_then(|s| parent(&s));
-        if let (Some(pid), Some(parent)) = (pid, parent) {
-            children.entry(parent).or_default().push(pid);
+            .and_then(|stat| state_and_parent(&stat));
+        if let (Some(pid), Some((state, parent))) = (pid, state) {
+            children.entry(parent).or_default().push((pid, state));
         }
     }
     let mut found = children.remove(&std::process::id().cast_signed()).unwrap_or_default();
     let mut next = 0;
-    while let Some(pid) = found.get(next) {
+    while let Some((pid, _)) = found.get(next) {
         let more = children.remove(pid).unwrap_or_default();
         found.extend(more);
         next += 1;
@@ -157,9 +193,10 @@ pub fn descendants() -> Vec<i32> {
     found
 }
 
-/// Parent in a line of `/proc/PID/stat`; the name before it may hold anything.
-fn parent(stat: &str) -> Option<i32> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+/// State and parent in a line of `/proc/PID/stat`; the name before them may hold anything.
+fn state_and_parent(stat: &str) -> Option<(char, i32)> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -167,9 +204,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parent_is_found_behind_any_name() {
-        assert_eq!(parent("12 (a) b) S 7 12 12 0"), Some(7));
-        assert_eq!(parent("garbage"), None);
+    fn state_and_parent_are_found_behind_any_name() {
+        assert_eq!(state_and_parent("12 (a) b) S 7 12 12 0"), Some(('S', 7)));
+        assert_eq!(state_and_parent("garbage"), None);
     }
 
     #[test]

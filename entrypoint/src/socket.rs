@@ -266,7 +266,11 @@ mod tests {
     use crate::message::{FromEntrypoint, PROTOCOL_VERSION, ToEntrypoint};
 
     fn launched(pid: u32) -> FromEntrypoint {
-        FromEntrypoint::Launched { pid, at_unix_nanos: 0 }
+        FromEntrypoint::Launched {
+            pid,
+            at_unix_nanos: 0,
+            is_paused: false,
+        }
     }
 
     #[test]

@@ -1,30 +1,28 @@
 //! The loop: what happens when the agent, a signal, a child or the clock says something.
 
+mod requests;
+mod stop;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use remoteprocess_entrypoint::message::{
-    Exited, FromEntrypoint, Outcome, StopCause, Target, ToEntrypoint, bounded_sentence,
-};
+use remoteprocess_entrypoint::message::{FromEntrypoint, Launch, Leftovers, Outcome, StopCause, Target, ToEntrypoint};
+use remoteprocess_entrypoint::run_clock::{BACKSTOP, RunClock};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::time::Timespec;
 
 use crate::arguments::Arguments;
-use crate::clock::{self, Moment};
+use crate::cgroup::Cgroup;
+use crate::clock::{self, Moment, Timer};
 use crate::ending::{Action, Ending};
+use crate::launch;
 use crate::link::{Event, Link};
-use crate::phase::{self, Order, Phase, Program, Stop};
-use crate::processes::{self, Reaped, Scope};
-use crate::signals::{self, Meaning, Signals};
+use crate::pause::Pause;
+use crate::phase::{self, Phase, Program, Stop};
+use crate::processes::{self, Scope};
+use crate::requests::Requests;
+use crate::signals::{Meaning, Signals};
 use crate::stdio::Stdio;
-use crate::{launch, oom};
-
-/// Exit code when the container is stopped before anything was started.
-const EXIT_STOPPED: i32 = 128 + libc::SIGTERM;
-/// `poll(2)` does not count suspended time; deadlines do, so it never sleeps longer than this
-/// towards one.
-const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 /// An agent that says very much does not keep children from being reaped.
 const MESSAGES_PER_TURN: usize = 32;
@@ -48,29 +46,36 @@ pub struct Supervisor {
     scope: Scope,
     stdio: Stdio,
     signals: Signals,
+    timer: Timer,
     link: Link,
+    cgroup: Cgroup,
     phase: Phase,
-    order: Option<Order>,
+    order: Option<Launch>,
     program: Option<Program>,
     pipes: Vec<OwnedFd>,
+    requests: Requests,
+    pause: Option<Pause>,
     stop: Option<Stop>,
     ending: Option<Ending>,
 }
 
 impl Supervisor {
     /// Puts the parts together; nothing happens yet.
-    pub fn new(arguments: Arguments, scope: Scope, stdio: Stdio, signals: Signals) -> Self {
-        let link = Link::new(arguments.socket.clone(), clock::now());
+    pub fn new(arguments: Arguments, scope: Scope, stdio: Stdio, signals: Signals, timer: Timer) -> Self {
         Self {
+            link: Link::new(arguments.socket.clone(), clock::now()),
+            cgroup: Cgroup::new(arguments.cgroup.clone()),
             arguments,
             scope,
             stdio,
             signals,
-            link,
+            timer,
             phase: Phase::Waiting,
             order: None,
             program: None,
             pipes: Vec::new(),
+            requests: Requests::default(),
+            pause: None,
             stop: None,
             ending: None,
         }
@@ -91,7 +96,7 @@ impl Supervisor {
             if let Phase::Done(code) = self.phase {
                 return Ok(code);
             }
-            self.sleep(now);
+            self.sleep();
         }
     }
 
@@ -99,7 +104,7 @@ impl Supervisor {
         while let Some(meaning) = self.signals.next() {
             match meaning {
                 Meaning::Stop => self.stop_as_ordered(StopCause::Terminated, now),
-                Meaning::PassOn(number) => drop(self.signal(number, Target::Main)),
+                Meaning::PassOn(number) => drop(self.send_signal(number, Target::Main)),
                 Meaning::Nothing => {}
             }
         }
@@ -126,8 +131,8 @@ impl Supervisor {
 
     /// What an agent that came (back) must know.
     fn say_all(&mut self, now: Moment) {
-        if let Some(Program { pid, at_unix_nanos }) = self.program {
-            self.send(FromEntrypoint::Launched { pid, at_unix_nanos }, now);
+        if let Some(program) = self.program {
+            self.send(self.launched(program), now);
         }
         if let Phase::Reporting { exited, .. } = &self.phase {
             let exited = FromEntrypoint::Exited(exited.clone());
@@ -135,32 +140,38 @@ impl Supervisor {
         }
     }
 
+    fn launched(&self, program: Program) -> FromEntrypoint {
+        FromEntrypoint::Launched {
+            pid: program.pid,
+            at_unix_nanos: program.at_unix_nanos,
+            is_paused: self.pause.as_ref().is_some_and(Pause::is_complete),
+        }
+    }
+
     fn obey(&mut self, message: ToEntrypoint, now: Moment) {
         match message {
-            ToEntrypoint::Launch {
-                merge,
-                stop_signal,
-                stop_grace_millis,
-                agent_lost_millis,
-            } => {
+            ToEntrypoint::Launch(order) => {
                 if matches!(self.phase, Phase::Waiting) {
-                    self.order = Some(Order {
-                        stop_signal,
-                        stop_grace: Duration::from_millis(stop_grace_millis),
-                        agent_lost: Duration::from_millis(agent_lost_millis),
-                        oom_kills_before: oom::kills(),
-                    });
-                    self.launch(merge, now);
+                    self.launch(order, now);
                 }
             }
-            ToEntrypoint::Signal { id, number, target } => {
-                let error = self.signal(number, target).err().map(bounded_sentence);
-                self.send(FromEntrypoint::SignalDone { id, error }, now);
+            ToEntrypoint::Signal {
+                request,
+                number,
+                target,
+            } => self.signal(request, number, target, now),
+            ToEntrypoint::Pause { request, paused: true } => self.pause(request, now),
+            ToEntrypoint::Pause { request, paused: false } => self.resume(request, now),
+            ToEntrypoint::SetDeadline { run_millis } => {
+                if let Some(program) = &mut self.program {
+                    program.clock.set_limit(run_millis.map(Duration::from_millis));
+                }
             }
-            ToEntrypoint::Stop { signal, grace_millis } => {
-                let grace = Duration::from_millis(grace_millis);
-                self.stop(StopCause::Requested, signal, grace, now);
-            }
+            ToEntrypoint::Stop {
+                signal,
+                grace_millis,
+                cause,
+            } => self.stop(cause, signal, Duration::from_millis(grace_millis), now),
             ToEntrypoint::Echo { stream, bytes } => self.stdio.echo(stream, &bytes),
             ToEntrypoint::Recorded => {
                 if let Phase::Reporting { exited, .. } = &self.phase {
@@ -172,18 +183,25 @@ impl Supervisor {
         }
     }
 
-    fn launch(&mut self, merge: bool, now: Moment) {
-        match self.start(merge) {
+    fn launch(&mut self, order: Launch, now: Moment) {
+        self.order = Some(order);
+        self.cgroup.begin(now);
+        match self.start(order.merge) {
             Ok(pid) => {
-                let at_unix_nanos = clock::unix_nanos();
-                self.program = Some(Program { pid, at_unix_nanos });
+                let limit = order.run_millis.map(Duration::from_millis);
+                let program = Program {
+                    pid,
+                    at_unix_nanos: clock::unix_nanos(),
+                    clock: RunClock::start(now, limit, order.pause_stops_clock),
+                };
+                self.program = Some(program);
                 self.phase = Phase::Running;
-                let launched = FromEntrypoint::Launched { pid, at_unix_nanos };
+                let launched = self.launched(program);
                 self.link.send(launched, true, now, &self.pipes);
             }
             Err(outcome) => {
                 self.pipes.clear();
-                self.report(outcome, clock::unix_nanos(), 0, now);
+                self.report((outcome, false), clock::unix_nanos(), 0, now);
             }
         }
     }
@@ -197,145 +215,44 @@ impl Supervisor {
         launch::start(command)
     }
 
-    fn signal(&self, number: i32, target: Target) -> Result<(), String> {
-        if !(1..=signals::LAST).contains(&number) {
-            return Err(format!("{number} is not a signal"));
+    /// The run is not over when the program has ended, but when the last descendant has.
+    fn waits_for_leftovers(&self) -> bool {
+        self.order.is_some_and(|order| order.leftovers == Leftovers::Wait)
+    }
+
+    /// There is something of the run that may be signalled, paused, stopped.
+    fn is_going_on(&self) -> bool {
+        match self.phase {
+            Phase::Running => true,
+            Phase::Sweeping { .. } => self.waits_for_leftovers(),
+            _ => false,
         }
-        let pid = match (&self.phase, self.program) {
-            (Phase::Waiting, _) => return Err("the program has not been started".into()),
-            (Phase::Running, Some(program)) => program.pid,
-            _ => return Err("the program has ended".into()),
-        };
-        let sent = match target {
-            Target::Main => processes::signal_process(pid, number),
-            Target::Group => processes::signal_group(pid, number),
-            Target::All => self.scope.signal_all(number),
-        };
-        sent.map_err(|error| format!("cannot send signal {number}: {error}"))
-    }
-
-    fn stop_as_ordered(&mut self, cause: StopCause, now: Moment) {
-        let order = self.order.as_ref().map(|order| (order.stop_signal, order.stop_grace));
-        let (signal, grace) = order.unwrap_or((libc::SIGTERM, Duration::ZERO));
-        self.stop(cause, signal, grace, now);
-    }
-
-    /// Begins the stop path or makes it quicker. While leftovers are swept the program's own end
-    /// stands, and only the sweep can become quicker.
-    fn stop(&mut self, cause: StopCause, signal: i32, grace: Duration, now: Moment) {
-        match &self.phase {
-            Phase::Waiting => self.phase = Phase::Done(EXIT_STOPPED),
-            Phase::Running => {
-                if self.stop.as_ref().is_none_or(|stop| stop.signal != signal) {
-                    let cause = self.stop.as_ref().map_or(cause, |stop| stop.cause);
-                    // Listed first: whoever is in the list has been sent the signal.
-                    let signalled = processes::descendants().into_iter().collect();
-                    self.stop = Some(Stop {
-                        cause,
-                        signal,
-                        signalled,
-                    });
-                    self.signal_all(signal);
-                }
-                self.hasten(grace, now);
-            }
-            Phase::Sweeping { .. } => self.hasten(grace, now),
-            Phase::Reporting { .. } | Phase::Done(_) => {}
-        }
-    }
-
-    fn hasten(&mut self, grace: Duration, now: Moment) {
-        match &mut self.ending {
-            Some(ending) => ending.hasten(now, grace),
-            None => self.ending = Some(Ending::of_stop(now, grace)),
-        }
-    }
-
-    /// To everything; stopped processes continue, else they would not act on it. What may not be
-    /// signalled ends with PID 1.
-    fn signal_all(&self, number: i32) {
-        let _ = self.scope.signal_all(number);
-        let _ = self.scope.signal_all(libc::SIGCONT);
-    }
-
-    fn reap(&mut self, now: Moment) {
-        let main = self.program.map(|program| program.pid);
-        let mut ended = None;
-        let childless = loop {
-            match processes::reap() {
-                Reaped::Child(pid, outcome) if Some(pid) == main => ended = Some(outcome),
-                Reaped::Child(..) => self.count_leftover(),
-                Reaped::NoneEnded => break false,
-                Reaped::NoChildren => break true,
-            }
-        };
-        // Only after the loop: children that had ended before the program are not left behind.
-        if let (Some(outcome), Phase::Running) = (ended, &self.phase) {
-            let at_unix_nanos = clock::unix_nanos();
-            self.phase = Phase::Sweeping {
-                outcome,
-                at_unix_nanos,
-                leftovers: 0,
-            };
-            match &mut self.ending {
-                Some(ending) => ending.program_ended(now),
-                None => self.ending = Some(Ending::of_leftovers(now)),
-            }
-        }
-        if childless {
-            self.swept(now);
-        }
-    }
-
-    /// What ends by itself in time, or by a stop that was meant for all, is not a leftover.
-    fn count_leftover(&mut self) {
-        let lingers = self.ending.as_ref().is_none_or(Ending::lingers);
-        if let Phase::Sweeping { leftovers, .. } = &mut self.phase
-            && !lingers
-            && self.stop.is_none()
-        {
-            *leftovers += 1;
-        }
-    }
-
-    fn swept(&mut self, now: Moment) {
-        if let Phase::Sweeping {
-            outcome,
-            at_unix_nanos,
-            leftovers,
-        } = &self.phase
-        {
-            let (outcome, at, leftovers) = (outcome.clone(), *at_unix_nanos, *leftovers);
-            self.report(outcome, at, leftovers, now);
-        }
-    }
-
-    fn report(&mut self, outcome: Outcome, at_unix_nanos: u64, leftovers: u32, now: Moment) {
-        self.ending = None;
-        self.stdio.restore();
-        let oom_before = self.order.as_ref().map_or(0, |order| order.oom_kills_before);
-        let exited = Exited {
-            outcome,
-            at_unix_nanos,
-            usage: processes::usage(),
-            leftovers,
-            oom_kills: oom::kills().saturating_sub(oom_before),
-            stop: self.stop.as_ref().map(|stop| stop.cause),
-        };
-        self.send(FromEntrypoint::Exited(exited.clone()), now);
-        self.phase = Phase::Reporting { exited, since: now };
     }
 
     fn act_on_time(&mut self, now: Moment) -> Result<(), Error> {
+        if self.cgroup.next_look().is_some_and(|at| now >= at) {
+            self.cgroup.look(now);
+        }
         if self.deadline().is_some_and(|at| now >= at) {
             match &self.phase {
                 Phase::Waiting => return Err(self.no_agent()),
-                Phase::Running => self.stop_as_ordered(StopCause::AgentLost, now),
+                Phase::Running | Phase::Sweeping { .. } => self.stop_as_ordered(StopCause::AgentLost, now),
                 Phase::Reporting { exited, .. } => {
                     self.phase = Phase::Done(exited.outcome.exit_code());
                 }
-                Phase::Sweeping { .. } | Phase::Done(_) => {}
+                Phase::Done(_) => {}
             }
+        }
+        if self.backstop().is_some_and(|at| now >= at) {
+            self.stop_as_ordered(StopCause::Deadline, now);
+        }
+        if self
+            .pause
+            .as_ref()
+            .and_then(Pause::next_look)
+            .is_some_and(|at| now >= at)
+        {
+            self.look_for_running(now);
         }
         match self.ending.as_mut().and_then(|ending| ending.due(now)) {
             Some(Action::Terminate) => match &mut self.stop {
@@ -349,16 +266,6 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Something survives SIGKILL for now. It ends with PID 1 at the latest.
-    fn give_up(&mut self, now: Moment) {
-        match self.phase {
-            Phase::Running => {
-                self.report(Outcome::Signal(libc::SIGKILL), clock::unix_nanos(), 0, now);
-            }
-            _ => self.swept(now),
-        }
-    }
-
     fn no_agent(&self) -> Error {
         Error::NoAgent {
             path: self.arguments.socket.display().to_string(),
@@ -369,31 +276,50 @@ impl Supervisor {
     /// When the present phase is over for want of an agent.
     fn deadline(&self) -> Option<Moment> {
         let presence = self.link.presence();
-        match (&self.phase, &self.order) {
+        match (&self.phase, self.order) {
             (Phase::Waiting, _) => presence.lost_at(self.arguments.agent_wait),
-            (Phase::Running, Some(order)) if self.stop.is_none() => presence.lost_at(order.agent_lost),
             (Phase::Reporting { since, .. }, _) => Some(phase::report_until(*since, presence)),
+            (_, Some(order)) if self.is_going_on() && self.stop.is_none() => {
+                presence.lost_at(Duration::from_millis(order.agent_lost_millis))
+            }
             _ => None,
         }
     }
 
-    fn sleep(&self, now: Moment) {
-        let ending = self.ending.as_ref().map(Ending::next);
-        let next = [self.deadline(), ending, self.link.retry_at()]
-            .into_iter()
-            .flatten()
-            .min();
-        let timeout = next.map(|at| timespec(at.saturating_sub(now).min(LONGEST_SLEEP)));
-        let mut asked = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        asked.extend(self.link.poll_fd());
-        // An interruption or a want of memory is a short sleep.
-        let _: Result<usize, io::Error> = poll(&mut asked, timeout.as_ref()).map_err(Into::into);
+    /// When the agent should have stopped the program and has not.
+    fn backstop(&self) -> Option<Moment> {
+        let program = self.program.filter(|_| self.is_going_on() && self.stop.is_none())?;
+        Some(program.clock.over_at()?.saturating_add(BACKSTOP))
     }
-}
 
-fn timespec(duration: Duration) -> Timespec {
-    // Rounded up to a millisecond: a deadline is not approached in a busy loop.
-    let millis = duration.as_millis().saturating_add(1);
-    let duration = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
-    Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 })
+    /// Sets the timer to what is due next, and sleeps until then or until somebody says something.
+    fn sleep(&mut self) {
+        let is_running = matches!(self.phase, Phase::Running);
+        let next = [
+            self.deadline(),
+            self.backstop(),
+            self.ending.as_ref().map(Ending::next),
+            self.pause.as_ref().and_then(Pause::next_look),
+            self.cgroup.next_look().filter(|_| is_running),
+            self.link.retry_at(),
+        ];
+        self.timer.set(next.into_iter().flatten().min());
+        let mut asked = vec![
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&self.timer, PollFlags::IN),
+        ];
+        asked.extend(self.link.poll_fd());
+        let announcer = self.cgroup.announcer().filter(|_| is_running);
+        let announces = announcer.is_some();
+        asked.extend(announcer.map(|file| PollFd::from_borrowed_fd(file, PollFlags::PRI)));
+        // An interruption or a want of memory is a short sleep.
+        let _: Result<usize, io::Error> = poll(&mut asked, None).map_err(Into::into);
+        let announced = asked
+            .pop()
+            .filter(|_| announces)
+            .is_some_and(|file| !file.revents().is_empty());
+        if announced {
+            self.cgroup.look(clock::now());
+        }
+    }
 }

@@ -5,12 +5,22 @@
 
 #[path = "program/agent.rs"]
 mod agent;
+#[path = "program/crowd.rs"]
+mod crowd;
+#[path = "program/deadline.rs"]
+mod deadline;
 #[path = "program/endings.rs"]
 mod endings;
 #[path = "program/hostile.rs"]
 mod hostile;
+#[path = "program/leftovers.rs"]
+mod leftovers;
+#[path = "program/oom.rs"]
+mod oom;
 #[path = "program/output.rs"]
 mod output;
+#[path = "program/pause.rs"]
+mod pause;
 #[path = "program/reconnect.rs"]
 mod reconnect;
 #[path = "program/signals.rs"]

@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use remoteprocess_entrypoint::message::{FromEntrypoint, Secret, Target, ToEntrypoint};
+use remoteprocess_entrypoint::message::{FromEntrypoint, Secret, ToEntrypoint};
+use remoteprocess_entrypoint::run_clock::Moment;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -13,9 +14,10 @@ use tokio::time::Instant;
 use super::capture::{Capture, Command};
 use super::facts::{Fact, Facts, Stop};
 use super::link::{self, Link, Newcomer};
-use super::machine::{Action, Event, Machine};
-use super::signals::{SignalError, Signals};
+use super::machine::{Action, Event, Machine, Phase};
+use super::requests::{Ask, RequestError, Requests};
 use super::{Settings, StartError, Status, echo};
+use crate::clock::{self, Timer};
 use crate::spool::{Appender, Spool};
 
 /// A fact that the volume refused is tried again this much later.
@@ -32,13 +34,14 @@ pub enum Request {
     Granted,
     /// Somebody asks for the end; answered when the order is on its way and noted.
     Stop(Stop, oneshot::Sender<()>),
-    /// Somebody sends a signal, once for each `request_id`.
-    Signal {
-        request_id: String,
-        number: i32,
-        target: Target,
-        answer: oneshot::Sender<Result<(), SignalError>>,
+    /// Somebody asks something of the entrypoint, once for each `id`.
+    Ask {
+        id: String,
+        ask: Ask,
+        answer: oneshot::Sender<Result<(), RequestError>>,
     },
+    /// How long the program may run from now on.
+    Limit(Option<Duration>, oneshot::Sender<Result<(), RequestError>>),
     /// The pipes were read to their end.
     PipesEnded,
     /// The entrypoint of the connection with this number said something.
@@ -59,7 +62,8 @@ pub struct Conversation {
     lost: Option<Instant>,
     echo: Option<JoinHandle<()>>,
     outlet: watch::Sender<Option<mpsc::Sender<ToEntrypoint>>>,
-    signals: Signals,
+    requested: Requests,
+    run_timer: Timer,
     status: watch::Sender<Status>,
     requests: mpsc::WeakUnboundedSender<Request>,
 }
@@ -102,7 +106,8 @@ impl Conversation {
             lost: None,
             echo: Some(echo),
             outlet,
-            signals: Signals::default(),
+            requested: Requests::default(),
+            run_timer: Timer::new()?,
             status,
             requests: requests.downgrade(),
         };
@@ -118,7 +123,7 @@ impl Conversation {
     ) {
         self.act(first, Baggage::default()).await;
         loop {
-            let (held, lost) = (self.held, self.lost);
+            let (held, lost, tick) = (self.held, self.lost, self.machine.next_tick());
             tokio::select! {
                 biased;
                 request = inbox.recv() => match request {
@@ -134,6 +139,7 @@ impl Conversation {
                     self.lost = None;
                     self.handle(Event::Lost).await;
                 }
+                () = at_moment(&self.run_timer, tick) => self.handle(Event::Tick(clock::now())).await,
             }
             self.status.send_replace(status_of(&self.machine));
         }
@@ -148,15 +154,13 @@ impl Conversation {
                 // Whoever asked may have gone.
                 let _ = done.send(());
             }
-            Request::Signal {
-                request_id,
-                number,
-                target,
-                answer,
-            } => {
-                let link = self.link.as_ref();
-                let phase = self.machine.phase();
-                self.signals.request(request_id, number, target, answer, link, phase);
+            Request::Ask { id, ask, answer } => {
+                let (link, phase) = (self.link.as_ref(), self.machine.phase());
+                self.requested.request(id, ask, answer, link, phase);
+            }
+            Request::Limit(limit, answer) => {
+                let result = self.limit(limit).await;
+                let _ = answer.send(result);
             }
             Request::Heard(number, heard) if number == self.link_number => self.hear(heard).await,
             Request::Heard(..) => {}
@@ -170,21 +174,46 @@ impl Conversation {
                 self.hang_up();
                 self.handle(Event::Disconnected).await;
             }
-            Some((FromEntrypoint::Launched { pid, at_unix_nanos }, pipes)) => {
+            Some((
+                FromEntrypoint::Launched {
+                    pid,
+                    at_unix_nanos,
+                    is_paused,
+                },
+                pipes,
+            )) => {
                 let event = Event::Launched {
                     pid,
                     at_unix_nanos: at_unix_nanos.try_into().unwrap_or(i64::MAX),
                     has_pipes: !pipes.is_empty(),
+                    is_paused,
+                    now: clock::now(),
                 };
                 self.handle_with(event, Baggage { newcomer: None, pipes }).await;
             }
             Some((FromEntrypoint::Exited(exited), _)) => self.handle(Event::Exited(exited)).await,
-            Some((FromEntrypoint::SignalDone { id, error }, _)) => self.signals.done(id, error),
+            Some((FromEntrypoint::Done { request, error }, _)) => {
+                if let Some(Ask::Pause(is_paused)) = self.requested.done(&request, error) {
+                    self.handle(Event::Paused(is_paused, clock::now())).await;
+                }
+                self.requested.confirm(request);
+            }
             Some((FromEntrypoint::Hello { .. }, _)) => {
                 tracing::warn!("the entrypoint said hello twice");
                 self.hang_up();
                 self.handle(Event::Disconnected).await;
             }
+        }
+    }
+
+    async fn limit(&mut self, limit: Option<Duration>) -> Result<(), RequestError> {
+        match self.machine.phase() {
+            Phase::Running | Phase::Paused => {
+                self.handle(Event::Limited(limit)).await;
+                Ok(())
+            }
+            Phase::Stopping => Err(RequestError::Stopping),
+            Phase::Waiting | Phase::Starting | Phase::Exited => Err(RequestError::NotRunning),
         }
     }
 
@@ -283,7 +312,7 @@ impl Conversation {
     fn hang_up(&mut self) {
         self.outlet.send_replace(None);
         self.link = None;
-        self.signals.forget_pending();
+        self.requested.forget_pending();
     }
 
     fn flush_and_record(&mut self) {
@@ -315,6 +344,13 @@ fn notify<T>(
 async fn at(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at_moment(timer: &Timer, moment: Option<Moment>) {
+    match moment {
+        Some(moment) => timer.until(moment).await,
         None => std::future::pending().await,
     }
 }

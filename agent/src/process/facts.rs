@@ -1,8 +1,10 @@
 //! What is known for good about the process: each fact is on the spool before anybody may rely on it.
 
 use std::path::Path;
+use std::time::Duration;
 
-use remoteprocess_entrypoint::message::{Exited, Secret};
+use remoteprocess_entrypoint::message::{Exited, Secret, StopCause};
+use remoteprocess_entrypoint::run_clock::RunClock;
 use serde::{Deserialize, Serialize};
 
 use crate::spool::{self, record, record::Record};
@@ -41,6 +43,15 @@ pub struct Stop {
     pub signal: i32,
     /// Time between that signal and SIGKILL, milliseconds.
     pub grace_millis: u64,
+    /// What kind of asker that is.
+    pub cause: StopCause,
+}
+
+/// The program was warned that it will be stopped for having run too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warned {
+    /// How long it might run at that time.
+    pub limit: Duration,
 }
 
 /// How the process ended.
@@ -51,6 +62,11 @@ pub enum Ending {
     /// The entrypoint vanished without a report.
     Lost {
         /// When that was noticed, in nanoseconds since the Unix epoch.
+        at_unix_nanos: i64,
+    },
+    /// It was stopped before it was launched, and never was.
+    Cancelled {
+        /// When, in nanoseconds since the Unix epoch.
         at_unix_nanos: i64,
     },
 }
@@ -94,6 +110,12 @@ impl Record for Launch {
 impl Record for Started {
     const NAME: &'static str = "started";
 }
+impl Record for RunClock {
+    const NAME: &'static str = "clock";
+}
+impl Record for Warned {
+    const NAME: &'static str = "warned";
+}
 impl Record for Stop {
     const NAME: &'static str = "stop";
 }
@@ -116,6 +138,10 @@ pub struct Facts {
     pub launch: Option<Launch>,
     /// See [`Started`].
     pub started: Option<Started>,
+    /// How long the program runs, may run, and whether it is paused.
+    pub clock: Option<RunClock>,
+    /// See [`Warned`].
+    pub warned: Option<Warned>,
     /// See [`Stop`].
     pub stop: Option<Stop>,
     /// See [`Ending`].
@@ -134,6 +160,8 @@ impl Facts {
             welcomed: record::load(directory)?,
             launch: record::load(directory)?,
             started: record::load(directory)?,
+            clock: record::load(directory)?,
+            warned: record::load(directory)?,
             stop: record::load(directory)?,
             ending: record::load(directory)?,
             closed: record::load(directory)?,
@@ -150,6 +178,10 @@ pub enum Fact {
     Launch(Launch),
     /// See [`Started`].
     Started(Started),
+    /// See [`Facts::clock`].
+    Clock(RunClock),
+    /// See [`Warned`].
+    Warned(Warned),
     /// See [`Stop`].
     Stop(Stop),
     /// See [`Ending`].
@@ -168,6 +200,8 @@ impl Fact {
             Self::Welcomed(fact) => record::store(directory, fact),
             Self::Launch(fact) => record::store(directory, fact),
             Self::Started(fact) => record::store(directory, fact),
+            Self::Clock(fact) => record::store(directory, fact),
+            Self::Warned(fact) => record::store(directory, fact),
             Self::Stop(fact) => record::store(directory, fact),
             Self::Ending(fact) => record::store(directory, fact),
             Self::Closed(fact) => record::store(directory, fact),

@@ -1,8 +1,16 @@
 //! What follows from what: the life of one attempt as seen by the agent, without any I/O.
 
+mod run;
+mod stop;
+
 use std::time::Duration;
 
-use remoteprocess_entrypoint::message::{Exited, Outcome, PROTOCOL_VERSION, Resume, Secret, ToEntrypoint};
+use remoteprocess_entrypoint::message::{
+    Exited, Launch as LaunchOrder, Outcome, PROTOCOL_VERSION, Resume, Secret, ToEntrypoint,
+};
+use remoteprocess_entrypoint::run_clock::Moment;
+
+pub use run::REQUESTED_BY;
 
 use super::facts::{Closed, Ending, Fact, Facts, Launch, Started, Stop, Welcomed};
 
@@ -13,17 +21,33 @@ const ENTRYPOINT_LOST: Duration = Duration::from_secs(5);
 /// The same for an agent that has just started and holds no pipes.
 const ENTRYPOINT_MISSING: Duration = Duration::from_secs(15);
 
-/// How to launch and stop: fixed for the attempt.
+/// How to launch, warn and stop: fixed for the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaunchSettings {
-    /// One pipe for stdout and stderr.
-    pub merge: bool,
-    /// First signal of the stop path.
-    pub stop_signal: i32,
-    /// Time between that signal and SIGKILL, milliseconds.
-    pub stop_grace_millis: u64,
-    /// With no agent for this long the entrypoint runs the stop path by itself, milliseconds.
-    pub agent_lost_millis: u64,
+    /// What the entrypoint is told.
+    pub order: LaunchOrder,
+    /// How the program learns that it will soon have run for too long.
+    pub warning: Option<Warning>,
+}
+
+/// A signal before the run deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// Sent to the program itself.
+    pub signal: i32,
+    /// So long before the deadline.
+    pub before: Duration,
+}
+
+impl Warning {
+    /// This signal, so many seconds before the deadline.
+    #[must_use]
+    pub fn new((signal, before_seconds): (i32, u32)) -> Self {
+        Self {
+            signal,
+            before: Duration::from_secs(before_seconds.into()),
+        }
+    }
 }
 
 /// What happened.
@@ -50,7 +74,17 @@ pub enum Event {
         at_unix_nanos: i64,
         /// The read ends came along.
         has_pipes: bool,
+        /// It is paused.
+        is_paused: bool,
+        /// Now.
+        now: Moment,
     },
+    /// The program is paused, or goes on, from now.
+    Paused(bool, Moment),
+    /// It may run for so long, counted from its start.
+    Limited(Option<Duration>),
+    /// The moment of [`Machine::next_tick`], or a later one.
+    Tick(Moment),
     /// The entrypoint reports the end.
     Exited(Exited),
     /// All pipes were read to their end.
@@ -99,6 +133,8 @@ pub enum Phase {
     Starting,
     /// The program runs.
     Running,
+    /// The program is paused.
+    Paused,
     /// The stop path has begun.
     Stopping,
     /// The program has ended.
@@ -128,10 +164,12 @@ impl Machine {
             have_pipes_ended: false,
             facts,
         };
+        let mut machine = machine;
         let actions = match (machine.facts.launch, machine.facts.closed) {
-            (None, _) => vec![],
+            (_, Some(_)) => vec![Action::CloseStreams],
             (Some(_), None) => vec![Action::ArmLost(ENTRYPOINT_MISSING)],
-            (Some(_), Some(_)) => vec![Action::CloseStreams],
+            (None, None) if machine.facts.stop.is_some() => machine.cancel(),
+            (None, None) => vec![],
         };
         (machine, actions)
     }
@@ -155,6 +193,11 @@ impl Machine {
                 stop: Some(_),
                 ..
             } => Phase::Stopping,
+            Facts {
+                started: Some(_),
+                clock: Some(clock),
+                ..
+            } if clock.is_paused() => Phase::Paused,
             Facts { started: Some(_), .. } => Phase::Running,
             Facts { launch: Some(_), .. } => Phase::Starting,
             _ if self.is_connected => Phase::Starting,
@@ -182,7 +225,16 @@ impl Machine {
                 pid,
                 at_unix_nanos,
                 has_pipes,
-            } => self.on_launched(Started { pid, at_unix_nanos }, has_pipes),
+                is_paused,
+                now,
+            } => {
+                let mut actions = self.on_launched(Started { pid, at_unix_nanos }, has_pipes);
+                actions.extend(self.keep_clock(is_paused, now));
+                actions
+            }
+            Event::Paused(is_paused, now) => Vec::from_iter(self.keep_clock(is_paused, now)),
+            Event::Limited(limit) => self.on_limited(limit),
+            Event::Tick(now) => self.on_tick(now),
             Event::Exited(exited) => self.on_exited(exited),
             Event::PipesEnded => {
                 self.have_pipes_ended = true;
@@ -218,7 +270,9 @@ impl Machine {
         self.is_connected = true;
         actions.extend(self.attach(has_pipes));
         let was_launched = resume.is_some_and(|resume| resume.launched);
-        if self.facts.launch.is_none() {
+        if self.is_cancelled() {
+            actions.extend(self.stop_order());
+        } else if self.facts.launch.is_none() {
             actions.extend(self.launch_if_due());
         } else if self.facts.closed.is_some() {
             actions.push(Action::FlushAndRecord);
@@ -226,46 +280,25 @@ impl Machine {
             // The order may have been lost with the agent that wrote the launch record. Whoever knows the secret is the
             // entrypoint to which it was meant, and that one launches once however often it is told.
             actions.extend((!was_launched).then(|| self.launch_order()));
+            actions.extend(self.limit_order());
             actions.extend(self.stop_order());
         }
         actions
     }
 
     fn launch_if_due(&mut self) -> Vec<Action> {
-        if !self.is_granted || !self.is_connected || self.facts.launch.is_some() {
+        if !self.is_granted || !self.is_connected || self.facts.launch.is_some() || self.is_cancelled() {
             return vec![];
         }
         let launch = Launch {
             at_unix_nanos: crate::clock::unix_nanos(),
         };
         self.facts.launch = Some(launch);
-        let mut actions = vec![Action::Persist(Fact::Launch(launch)), self.launch_order()];
-        actions.extend(self.stop_order());
-        actions
+        vec![Action::Persist(Fact::Launch(launch)), self.launch_order()]
     }
 
-    fn launch_order(&self) -> Action {
-        let LaunchSettings {
-            merge,
-            stop_signal,
-            stop_grace_millis,
-            agent_lost_millis,
-        } = self.settings;
-        Action::Send(ToEntrypoint::Launch {
-            merge,
-            stop_signal,
-            stop_grace_millis,
-            agent_lost_millis,
-        })
-    }
-
-    fn stop_order(&self) -> Option<Action> {
-        self.facts.stop.as_ref().map(|stop| {
-            Action::Send(ToEntrypoint::Stop {
-                signal: stop.signal,
-                grace_millis: stop.grace_millis,
-            })
-        })
+    const fn launch_order(&self) -> Action {
+        Action::Send(ToEntrypoint::Launch(self.settings.order))
     }
 
     fn attach(&mut self, has_pipes: bool) -> Option<Action> {
@@ -279,21 +312,6 @@ impl Machine {
         if self.facts.started.is_none() {
             self.facts.started = Some(started);
             actions.push(Action::Note(Fact::Started(started)));
-        }
-        actions
-    }
-
-    fn on_stop(&mut self, stop: Stop) -> Vec<Action> {
-        let order = Action::Send(ToEntrypoint::Stop {
-            signal: stop.signal,
-            grace_millis: stop.grace_millis,
-        });
-        let can_obey = self.facts.launch.is_some() && self.facts.ending.is_none();
-        let mut actions = Vec::from_iter(can_obey.then_some(order));
-        // The first who asked is who ended it.
-        if self.facts.stop.is_none() && self.facts.ending.is_none() {
-            self.facts.stop = Some(stop.clone());
-            actions.push(Action::Note(Fact::Stop(stop)));
         }
         actions
     }

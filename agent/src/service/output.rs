@@ -187,6 +187,7 @@ fn state(phase: Phase, stalled: Option<Stall>) -> State {
             "the output is pushed back: the spool's volume takes no more",
         ),
         (Phase::Running, None) | (Phase::Exited, _) => ("Running", "Running", ""),
+        (Phase::Paused, _) => ("Paused", "Paused", "the program is paused"),
         (Phase::Stopping, _) => ("Stopping", "Stopping", ""),
     };
     State {

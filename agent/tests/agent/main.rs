@@ -10,6 +10,7 @@ mod masking;
 mod pod;
 mod policies;
 mod relay;
+mod run;
 mod verbs;
 mod wait;
 

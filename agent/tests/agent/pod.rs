@@ -33,6 +33,8 @@ pub struct Options {
     pub crash_at: Option<String>,
     /// Values to be masked.
     pub mask: Vec<&'static str>,
+    /// More of the agent's environment.
+    pub env: &'static [(&'static str, &'static str)],
     /// The spool is a volume of its own with so many bytes. Needs root.
     pub volume_bytes: Option<u64>,
 }
@@ -49,6 +51,7 @@ impl Default for Options {
             stall_millis: 30_000,
             crash_at: None,
             mask: vec![],
+            env: &[],
             volume_bytes: None,
         }
     }
@@ -239,6 +242,7 @@ fn spawn_agent(directory: &Path, relay: &TestRelay, options: &Options) -> Child 
         .env("RPROC_HANDOVER", directory.join("handover"))
         .env("RPROC_SPOOL", directory.join("spool"))
         .envs(options.crash_at.as_ref().map(|point| ("RPROC_CRASH_AT", point)))
+        .envs(options.env.iter().copied())
         .stdin(Stdio::null())
         .stderr(if options.mask.contains(&"\n") {
             Stdio::piped()

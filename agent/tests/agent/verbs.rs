@@ -9,8 +9,8 @@ use remoteprocess_proto::v1::executor_client::ExecutorClient;
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{
-    CommitRequest, Cursor, ExecutorGetStateRequest, ExecutorSignalRequest, ExecutorStopRequest,
-    ExecutorWatchOutputRequest, SignalTarget,
+    CommitRequest, Cursor, ExecutorGetStateRequest, ExecutorPauseRequest, ExecutorSetDeadlineRequest,
+    ExecutorSignalRequest, ExecutorStopRequest, ExecutorWatchOutputRequest, SignalTarget,
 };
 use remoteprocess_tls::Role;
 use tonic::Code;
@@ -56,6 +56,11 @@ async fn only_the_operator_may_call() {
             agent.watch_output(watch(Cursor::default(), true)).await.map(drop),
             agent.signal(ExecutorSignalRequest::default()).await.map(drop),
             agent.stop(stop(None)).await.map(drop),
+            agent.pause(ExecutorPauseRequest::default()).await.map(drop),
+            agent
+                .set_deadline(ExecutorSetDeadlineRequest::default())
+                .await
+                .map(drop),
             agent.commit(CommitRequest::default()).await.map(drop),
         ];
         for (method, result) in denied.into_iter().enumerate() {

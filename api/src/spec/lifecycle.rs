@@ -188,3 +188,15 @@ mod tests {
         assert_eq!([3, 1].map(|code| not_in.matches(code)), [false, true]);
     }
 }
+
+/// What happens with processes that outlive the program.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
+)]
+pub enum Leftovers {
+    /// They are ended and counted.
+    #[default]
+    Kill,
+    /// The process has finished when the last of them has.
+    Wait,
+}

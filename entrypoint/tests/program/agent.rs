@@ -5,12 +5,13 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use remoteprocess_entrypoint::message::{
-    Exited, FromEntrypoint, PROTOCOL_VERSION, Resume, Secret, StopCause, ToEntrypoint,
+    Exited, FromEntrypoint, Launch, Leftovers, PROTOCOL_VERSION, Resume, Secret, StopCause, Target, ToEntrypoint,
 };
 use remoteprocess_entrypoint::socket::{Connection, Listener};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -69,6 +70,9 @@ pub struct Order {
     pub merge: bool,
     pub stop_grace: Duration,
     pub agent_lost: Duration,
+    pub leftovers: Leftovers,
+    pub run: Option<Duration>,
+    pub pause_stops_clock: bool,
 }
 
 impl Default for Order {
@@ -77,18 +81,28 @@ impl Default for Order {
             merge: false,
             stop_grace: Duration::from_secs(60),
             agent_lost: Duration::from_secs(600),
+            leftovers: Leftovers::Kill,
+            run: None,
+            pause_stops_clock: false,
         }
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap()
+}
+
 impl Order {
     pub fn message(&self) -> ToEntrypoint {
-        ToEntrypoint::Launch {
+        ToEntrypoint::Launch(Launch {
             merge: self.merge,
             stop_signal: libc::SIGTERM,
-            stop_grace_millis: self.stop_grace.as_millis().try_into().unwrap(),
-            agent_lost_millis: self.agent_lost.as_millis().try_into().unwrap(),
-        }
+            stop_grace_millis: millis(self.stop_grace),
+            agent_lost_millis: millis(self.agent_lost),
+            leftovers: self.leftovers,
+            run_millis: self.run.map(millis),
+            pause_stops_clock: self.pause_stops_clock,
+        })
     }
 }
 
@@ -276,19 +290,42 @@ impl Agent {
         }
     }
 
-    pub fn signal(&mut self, number: i32, target: remoteprocess_entrypoint::message::Target) -> Option<String> {
-        self.send(&ToEntrypoint::Signal { id: 7, number, target });
+    /// The answer to a request.
+    pub fn done(&mut self, request: &str) -> Option<String> {
         match self.receive() {
-            FromEntrypoint::SignalDone { id: 7, error } => error,
+            FromEntrypoint::Done { request: done, error } if done == request => error,
             other => panic!("not the answer: {other:?}"),
         }
     }
 
+    pub fn signal(&mut self, number: i32, target: Target) -> Option<String> {
+        static REQUESTS: AtomicU32 = AtomicU32::new(0);
+        let request = format!("signal {}", REQUESTS.fetch_add(1, Ordering::Relaxed));
+        self.signal_as(&request, number, target)
+    }
+
+    pub fn signal_as(&mut self, request: &str, number: i32, target: Target) -> Option<String> {
+        self.send(&ToEntrypoint::Signal {
+            request: request.into(),
+            number,
+            target,
+        });
+        self.done(request)
+    }
+
+    pub fn pause(&mut self, request: &str, paused: bool) -> Option<String> {
+        self.send(&ToEntrypoint::Pause {
+            request: request.into(),
+            paused,
+        });
+        self.done(request)
+    }
+
     pub fn stop(&self, grace: Duration) {
-        let grace_millis = grace.as_millis().try_into().unwrap();
         self.send(&ToEntrypoint::Stop {
             signal: libc::SIGTERM,
-            grace_millis,
+            grace_millis: millis(grace),
+            cause: StopCause::Requested,
         });
     }
 
@@ -300,6 +337,11 @@ impl Agent {
     pub fn send_signal_to_peer(&self, number: i32) {
         let pid = nix::unistd::Pid::from_raw(self.peer());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::try_from(number).unwrap()).unwrap();
+    }
+
+    /// What can be read from stdout now.
+    pub fn pending(&self) -> usize {
+        usize::try_from(rustix::io::ioctl_fionread(&self.pipes[0]).unwrap()).unwrap()
     }
 
     /// Reads from stdout up to and with this line.

@@ -23,7 +23,7 @@ fn packets() -> Vec<Vec<u8>> {
         vec![0; 1],
         vec![0x55; 100_000],
         // An echo whose length is a lie.
-        vec![4, 0, 0xff, 0xff, 0xff, 0xff, 0x0f],
+        vec![6, 0, 0xff, 0xff, 0xff, 0xff, 0x0f],
         trailing,
         encode(&wrong_version).unwrap(),
     ]
@@ -110,7 +110,7 @@ fn an_agent_that_asks_and_never_reads_is_not_read_for_ever() {
     agent.await_line("up");
     agent.connection.set_nonblocking(true).unwrap();
     let signal = ToEntrypoint::Signal {
-        id: 1,
+        request: "again".into(),
         number: libc::SIGCONT,
         target: remoteprocess_entrypoint::message::Target::Main,
     };

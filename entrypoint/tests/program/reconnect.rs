@@ -129,6 +129,7 @@ fn a_stranger_with_another_secret_is_left() {
     let stop = ToEntrypoint::Stop {
         signal: libc::SIGKILL,
         grace_millis: 0,
+        cause: StopCause::Requested,
     };
     let _ = stranger.connection.send(&stop, &[]);
     assert!(stranger.is_hung_up());

@@ -53,3 +53,21 @@ fn signals_that_cannot_be_sent_are_refused_with_a_sentence() {
     let late = agent.signal(libc::SIGTERM, Target::Group).unwrap();
     assert_eq!(late, "the program has ended");
 }
+
+#[test]
+fn a_signal_is_sent_once_for_each_request_whatever_agent_asks() {
+    let script = "trap 'echo usr1' USR1; echo up; while :; do sleep 0.02; done";
+    let entrypoint = Entrypoint::shell(Mode::Subreaper, script);
+    let mut agent = entrypoint.launch();
+    agent.await_line("up");
+    assert_eq!(agent.signal_as("a", libc::SIGUSR1, Target::Main), None);
+    agent.await_line("usr1");
+    drop(agent);
+    let mut agent = entrypoint.welcome();
+    agent.receive();
+    assert_eq!(agent.signal_as("a", libc::SIGUSR1, Target::Main), None);
+    assert_eq!(agent.signal_as("b", libc::SIGUSR1, Target::Main), None);
+    agent.await_line("usr1");
+    agent.stop(std::time::Duration::from_secs(60));
+    assert_eq!(agent.finish().text(), "");
+}

@@ -54,7 +54,7 @@ pub struct Validated<'a> {
     /// The program and all its arguments.
     pub argv: Vec<String>,
     /// Name of the first signal of the stop path.
-    pub stop_signal: String,
+    pub stop_signal: i32,
     /// Seconds between that signal and KILL.
     pub stop_grace_seconds: u32,
     /// Bytes of the spool.
@@ -192,10 +192,9 @@ fn check_keys(pod: &PodSpec) -> Result<(), Error> {
     }
 }
 
-fn stop_signal(spec: &RemoteProcessSpec) -> Result<String, Error> {
+fn stop_signal(spec: &RemoteProcessSpec) -> Result<i32, Error> {
     let given = spec.stop_signal();
-    let number = signal::parse(given).ok_or_else(|| Error::UnknownSignal(given.to_owned()))?;
-    Ok(signal::name(number))
+    signal::parse(given).ok_or_else(|| Error::UnknownSignal(given.to_owned()))
 }
 
 fn spool_bytes(spec: &RemoteProcessSpec) -> Result<u64, Error> {
@@ -224,10 +223,7 @@ mod tests {
         let process = process("  command: [echo, hi]\n  args: [there]\n");
         let validated = validate(&process).unwrap();
         assert_eq!(validated.argv, ["echo", "hi", "there"]);
-        assert_eq!(
-            (validated.stop_signal.as_str(), validated.stop_grace_seconds),
-            ("SIGTERM", 30)
-        );
+        assert_eq!((validated.stop_signal, validated.stop_grace_seconds), (15, 30));
         assert_eq!(validated.spool_bytes, 256 << 20);
     }
 

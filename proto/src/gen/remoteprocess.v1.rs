@@ -102,8 +102,17 @@ pub struct Usage {
     pub user_micros: u64,
     #[prost(uint64, tag = "2")]
     pub system_micros: u64,
+    /// Largest resident set of a single process.
     #[prost(uint64, tag = "3")]
     pub peak_memory_bytes: u64,
+    /// From and to block devices.
+    #[prost(uint64, tag = "4")]
+    pub read_bytes: u64,
+    #[prost(uint64, tag = "5")]
+    pub written_bytes: u64,
+    /// Most memory of the whole container at a time, page cache included; absent where its cgroup does not say.
+    #[prost(uint64, optional, tag = "6")]
+    pub container_peak_memory_bytes: ::core::option::Option<u64>,
 }
 /// How an attempt ended. The last frame of each attempt's stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -340,6 +349,7 @@ pub mod executor_get_state_response {
         /// The stop path has begun.
         Stopping = 3,
         Exited = 4,
+        Paused = 5,
     }
     impl Phase {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -353,6 +363,7 @@ pub mod executor_get_state_response {
                 Self::Running => "PHASE_RUNNING",
                 Self::Stopping => "PHASE_STOPPING",
                 Self::Exited => "PHASE_EXITED",
+                Self::Paused => "PHASE_PAUSED",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -363,6 +374,7 @@ pub mod executor_get_state_response {
                 "PHASE_RUNNING" => Some(Self::Running),
                 "PHASE_STOPPING" => Some(Self::Stopping),
                 "PHASE_EXITED" => Some(Self::Exited),
+                "PHASE_PAUSED" => Some(Self::Paused),
                 _ => None,
             }
         }
@@ -380,7 +392,7 @@ pub struct ExecutorWatchOutputRequest {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExecutorSignalRequest {
-    /// Makes a repeat harmless; chosen by the caller.
+    /// Makes a repeat harmless; chosen by the caller, at most 256 bytes.
     #[prost(string, tag = "1")]
     pub request_id: ::prost::alloc::string::String,
     #[prost(int32, tag = "2")]
@@ -404,6 +416,25 @@ pub struct ExecutorStopRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExecutorStopResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecutorPauseRequest {
+    /// Makes a repeat harmless; chosen by the caller, at most 256 bytes.
+    #[prost(string, tag = "1")]
+    pub request_id: ::prost::alloc::string::String,
+    /// False: go on.
+    #[prost(bool, tag = "2")]
+    pub paused: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecutorPauseResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecutorSetDeadlineRequest {
+    /// How long the program may run, counted from its start; absent: without end.
+    #[prost(uint32, optional, tag = "1")]
+    pub run_seconds: ::core::option::Option<u32>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecutorSetDeadlineResponse {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CommitRequest {
     /// Offsets below which the archive holds every byte durably.
@@ -564,6 +595,38 @@ pub mod executor_client {
                 .insert(GrpcMethod::new("remoteprocess.v1.Executor", "Stop"));
             self.inner.unary(req, path, codec).await
         }
+        /// Pauses the program and its descendants, or lets them go on. Answers when none of them runs any more.
+        pub async fn pause(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExecutorPauseRequest>,
+        ) -> std::result::Result<tonic::Response<super::ExecutorPauseResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/Pause");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("remoteprocess.v1.Executor", "Pause"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Another run deadline for a program that runs.
+        pub async fn set_deadline(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExecutorSetDeadlineRequest>,
+        ) -> std::result::Result<tonic::Response<super::ExecutorSetDeadlineResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/SetDeadline");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("remoteprocess.v1.Executor", "SetDeadline"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Says what the archive holds safely: the agent may drop it from the spool, and after the final one it may leave.
         pub async fn commit(
             &mut self,
@@ -619,6 +682,16 @@ pub mod executor_server {
             &self,
             request: tonic::Request<super::ExecutorStopRequest>,
         ) -> std::result::Result<tonic::Response<super::ExecutorStopResponse>, tonic::Status>;
+        /// Pauses the program and its descendants, or lets them go on. Answers when none of them runs any more.
+        async fn pause(
+            &self,
+            request: tonic::Request<super::ExecutorPauseRequest>,
+        ) -> std::result::Result<tonic::Response<super::ExecutorPauseResponse>, tonic::Status>;
+        /// Another run deadline for a program that runs.
+        async fn set_deadline(
+            &self,
+            request: tonic::Request<super::ExecutorSetDeadlineRequest>,
+        ) -> std::result::Result<tonic::Response<super::ExecutorSetDeadlineResponse>, tonic::Status>;
         /// Says what the archive holds safely: the agent may drop it from the spool, and after the final one it may leave.
         async fn commit(
             &self,
@@ -799,6 +872,62 @@ pub mod executor_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StopSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/remoteprocess.v1.Executor/Pause" => {
+                    #[allow(non_camel_case_types)]
+                    struct PauseSvc<T: Executor>(pub Arc<T>);
+                    impl<T: Executor> tonic::server::UnaryService<super::ExecutorPauseRequest> for PauseSvc<T> {
+                        type Response = super::ExecutorPauseResponse;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::ExecutorPauseRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Executor>::pause(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PauseSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/remoteprocess.v1.Executor/SetDeadline" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetDeadlineSvc<T: Executor>(pub Arc<T>);
+                    impl<T: Executor> tonic::server::UnaryService<super::ExecutorSetDeadlineRequest> for SetDeadlineSvc<T> {
+                        type Response = super::ExecutorSetDeadlineResponse;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::ExecutorSetDeadlineRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Executor>::set_deadline(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetDeadlineSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)

@@ -9,7 +9,7 @@ use crate::exec;
 use crate::steps::step;
 
 /// Debian package, and a file that proves that it is there.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("runc", "/usr/sbin/runc"),
     ("containernetworking-plugins", "/usr/lib/cni/bridge"),
     ("iptables", "/usr/sbin/iptables"),
@@ -17,6 +17,8 @@ const PACKAGES: [(&str, &str); 7] = [
     ("socat", "/usr/bin/socat"),
     ("busybox-static", "/bin/busybox"),
     ("musl-tools", "/usr/bin/musl-gcc"),
+    // The entrypoint's tests compare it with this one.
+    ("tini", "/usr/bin/tini"),
 ];
 
 /// Installs what is missing, where that is possible, and else says what to install.

@@ -1,4 +1,6 @@
-use remoteprocess_entrypoint::message::{StopCause, Usage};
+use remoteprocess_entrypoint::message::{Leftovers, StopCause, Usage};
+
+use crate::process::facts::Warned;
 
 use super::*;
 
@@ -6,11 +8,27 @@ const SECRET: Secret = Secret([1; 32]);
 const OTHER: Secret = Secret([2; 32]);
 
 const SETTINGS: LaunchSettings = LaunchSettings {
-    merge: false,
-    stop_signal: 15,
-    stop_grace_millis: 30_000,
-    agent_lost_millis: 600_000,
+    order: LaunchOrder {
+        merge: false,
+        stop_signal: 15,
+        stop_grace_millis: 30_000,
+        agent_lost_millis: 600_000,
+        leftovers: Leftovers::Kill,
+        run_millis: Some(60_000),
+        pause_stops_clock: true,
+    },
+    warning: Some(Warning {
+        signal: 10,
+        before: Duration::from_secs(10),
+    }),
 };
+
+/// When the program of these tests starts.
+const START: Moment = Duration::from_secs(1000);
+
+fn after(seconds: u64) -> Moment {
+    START + Duration::from_secs(seconds)
+}
 
 fn fresh() -> Machine {
     let (machine, first) = Machine::new(Facts::default(), SETTINGS);
@@ -44,6 +62,8 @@ fn launched() -> Event {
         pid: 7,
         at_unix_nanos: 1,
         has_pipes: true,
+        is_paused: false,
+        now: START,
     }
 }
 
@@ -54,6 +74,7 @@ fn exited(outcome: Outcome) -> Exited {
         usage: Usage::default(),
         leftovers: 0,
         oom_kills: 0,
+        is_oom: false,
         stop: None,
     }
 }
@@ -64,6 +85,7 @@ fn stop(by: &str) -> Event {
         message: String::new(),
         signal: 15,
         grace_millis: 5,
+        cause: StopCause::Requested,
     })
 }
 
@@ -81,11 +103,15 @@ fn orders(actions: &[Action]) -> Vec<&'static str> {
         Action::Persist(Fact::Launch(_)) => "persist launch",
         Action::Persist(Fact::Ending(_)) => "persist ending",
         Action::Persist(Fact::Closed(_)) => "persist closed",
+        Action::Persist(Fact::Stop(_)) => "persist stop",
+        Action::Persist(Fact::Clock(_)) => "persist clock",
         Action::Persist(_) => "persist",
         Action::Note(_) => "note",
         Action::Send(ToEntrypoint::Welcome { .. }) => "welcome",
         Action::Send(ToEntrypoint::Launch { .. }) => "launch",
         Action::Send(ToEntrypoint::Stop { .. }) => "stop",
+        Action::Send(ToEntrypoint::Signal { .. }) => "signal",
+        Action::Send(ToEntrypoint::SetDeadline { .. }) => "deadline",
         Action::Send(_) => "send",
         Action::Accept => "accept",
         Action::Refuse(_) => "refuse",
@@ -107,7 +133,7 @@ fn the_launch_record_comes_before_the_launch() {
     assert_eq!(orders(&greeted), ["persist secret", "accept", "welcome"]);
     assert_eq!(machine.phase(), Phase::Starting);
     assert_eq!(orders(&machine.on(Event::Granted)), ["persist launch", "launch"]);
-    assert_eq!(orders(&machine.on(launched())), ["attach", "note"]);
+    assert_eq!(orders(&machine.on(launched())), ["attach", "note", "note"]);
     assert_eq!(machine.phase(), Phase::Running);
 }
 
@@ -173,12 +199,125 @@ fn a_stop_is_repeated_after_a_break_and_the_first_asker_stays() {
 }
 
 #[test]
-fn a_stop_between_grant_and_launch_follows_the_launch() {
+fn a_stop_before_the_launch_cancels_it() {
+    let cancelled = ["persist stop", "persist ending", "persist closed", "close", "stop"];
+    // Before the entrypoint has come, and after: whatever is granted, nothing is launched.
     let mut machine = fresh();
-    assert_eq!(orders(&machine.on(stop("alice"))), ["note"]);
-    machine.on(Event::Granted);
+    assert_eq!(orders(&machine.on(stop("alice"))), cancelled);
+    assert!(machine.on(Event::Granted).is_empty());
     let greeted = machine.on(hello());
-    assert_eq!(orders(&greeted)[3..], ["persist launch", "launch", "stop"]);
+    assert_eq!(orders(&greeted), ["persist secret", "accept", "welcome", "stop"]);
+    let mut machine = fresh();
+    machine.on(hello());
+    assert_eq!(orders(&machine.on(stop("alice"))), cancelled);
+    assert!(machine.on(Event::Granted).is_empty());
+    assert!(machine.on(stop("bob")).is_empty());
+    assert_eq!(machine.phase(), Phase::Exited);
+    assert_eq!(machine.facts().stop.as_ref().unwrap().requested_by, "alice");
+    assert!(matches!(machine.facts().ending, Some(Ending::Cancelled { .. })));
+}
+
+#[test]
+fn an_agent_that_comes_back_does_not_launch_what_was_stopped() {
+    // Killed between any two of the three records.
+    let mut facts = Facts::default();
+    let Event::Stop(stop) = stop("alice") else {
+        unreachable!()
+    };
+    facts.stop = Some(stop);
+    let (mut later, first) = Machine::new(facts, SETTINGS);
+    assert_eq!(orders(&first), ["persist ending", "persist closed", "close"]);
+    later.on(hello());
+    assert!(later.on(Event::Granted).is_empty());
+    let (mut last, first) = reborn(&later);
+    assert_eq!(orders(&first), ["close"]);
+    last.on(Event::Granted);
+    assert_eq!(
+        orders(&last.on(hello())),
+        ["persist secret", "accept", "welcome", "stop"]
+    );
+}
+
+#[test]
+fn the_program_is_warned_once_and_stopped_at_its_deadline() {
+    let mut machine = running();
+    assert_eq!(machine.next_tick(), Some(after(50)));
+    assert!(machine.on(Event::Tick(after(49))).is_empty());
+    assert_eq!(orders(&machine.on(Event::Tick(after(50)))), ["signal", "note"]);
+    assert_eq!(machine.next_tick(), Some(after(60)));
+    let (mut machine, _) = reborn(&machine);
+    machine.on(resume(SECRET, true));
+    assert_eq!(machine.next_tick(), Some(after(60)), "the warning was given");
+    let stopped = machine.on(Event::Tick(after(61)));
+    assert_eq!(orders(&stopped), ["stop", "note"]);
+    assert_eq!(machine.facts().stop.as_ref().unwrap().cause, StopCause::Deadline);
+    assert_eq!(machine.next_tick(), None);
+    assert!(machine.on(Event::Tick(after(62))).is_empty());
+}
+
+#[test]
+fn without_an_entrypoint_the_warning_waits_and_the_deadline_does_not() {
+    let mut machine = running();
+    machine.on(Event::Disconnected);
+    assert_eq!(machine.next_tick(), Some(after(60)));
+    let mut warned = running();
+    warned.on(Event::Disconnected);
+    warned.on(resume(SECRET, true));
+    assert_eq!(warned.next_tick(), Some(after(50)));
+    machine.on(Event::Tick(after(60)));
+    let greeted = machine.on(resume(SECRET, true));
+    assert_eq!(orders(&greeted).last(), Some(&"stop"));
+}
+
+#[test]
+fn a_deadline_can_be_moved_and_is_told_again() {
+    let mut machine = running();
+    machine.on(Event::Tick(after(50)));
+    let longer = Some(Duration::from_secs(100));
+    assert_eq!(
+        orders(&machine.on(Event::Limited(longer))),
+        ["persist clock", "deadline"]
+    );
+    assert!(machine.on(Event::Limited(longer)).is_empty(), "a repeat is nothing");
+    assert_eq!(
+        machine.next_tick(),
+        Some(after(90)),
+        "it is warned before the new one too"
+    );
+    let (mut later, _) = reborn(&machine);
+    let greeted = later.on(resume(SECRET, true));
+    assert_eq!(orders(&greeted), ["accept", "welcome", "attach", "deadline"]);
+    assert_eq!(later.next_tick(), Some(after(90)));
+    later.on(Event::Limited(None));
+    assert_eq!(later.next_tick(), None);
+    assert_eq!(
+        later.facts().warned,
+        Some(Warned {
+            limit: Duration::from_secs(60)
+        })
+    );
+}
+
+#[test]
+fn a_pause_stops_the_clock_and_survives_the_agent() {
+    let mut machine = running();
+    assert_eq!(orders(&machine.on(Event::Paused(true, after(20)))), ["note"]);
+    assert_eq!((machine.phase(), machine.next_tick()), (Phase::Paused, None));
+    let (mut later, _) = reborn(&machine);
+    assert_eq!(later.phase(), Phase::Paused);
+    later.on(resume(SECRET, true));
+    // The entrypoint says how it is: somebody let it go on while no agent was there.
+    let told = later.on(Event::Launched {
+        pid: 7,
+        at_unix_nanos: 1,
+        has_pipes: false,
+        is_paused: false,
+        now: after(40),
+    });
+    assert_eq!(orders(&told), ["note"]);
+    assert_eq!((later.phase(), later.next_tick()), (Phase::Running, Some(after(70))));
+    later.on(stop("alice"));
+    assert_eq!(later.phase(), Phase::Stopping);
 }
 
 #[test]

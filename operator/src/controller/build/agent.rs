@@ -58,6 +58,7 @@ fn build_mounts(process: &Validated<'_>) -> Vec<VolumeMount> {
 fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) -> Vec<EnvVar> {
     let echo: &str = process.echo.into();
     let when_full: &str = process.when_full.into();
+    let leftovers: &str = process.spec.leftovers.unwrap_or_default().into();
     let mask = (!process.mask.is_empty()).then(|| value("RPROC_MASK_DIR", names::MASK_PATH));
     let env = [
         value("RPROC_RELAY", &settings.relay),
@@ -75,7 +76,8 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
         value("RPROC_WHEN_FULL", when_full),
         value("RPROC_ECHO", echo),
         value("RPROC_MERGE", process.merge),
-        value("RPROC_STOP_SIGNAL", &process.stop_signal),
+        value("RPROC_LEFTOVERS", leftovers),
+        value("RPROC_STOP_SIGNAL", process.stop_signal),
         value("RPROC_STOP_GRACE_SECONDS", process.stop_grace_seconds),
         value("RPROC_DRAIN_SECONDS", settings.drain_seconds),
         value(

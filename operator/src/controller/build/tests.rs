@@ -42,6 +42,7 @@ const EVERYTHING: &str = r"
   volumeMounts: [{name: data, mountPath: /data}]
   securityContext: {runAsUser: 1000, capabilities: {add: [NET_BIND_SERVICE]}}
   stop: {signal: SIGINT, gracePeriodSeconds: 120}
+  leftovers: Wait
   output: {spoolSize: 1Gi, whenFull: DropOldest, echo: None, merge: true}
   agent: {resources: {limits: {memory: 128Mi}}}
   pod:

@@ -119,6 +119,10 @@ struct StoredUsage {
     user_micros: u64,
     system_micros: u64,
     peak_memory_bytes: u64,
+    read_bytes: u64,
+    written_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container_peak_memory_bytes: Option<u64>,
 }
 
 impl Manifest {
@@ -216,6 +220,9 @@ impl StoredExit {
                 user_micros: usage.user_micros,
                 system_micros: usage.system_micros,
                 peak_memory_bytes: usage.peak_memory_bytes,
+                read_bytes: usage.read_bytes,
+                written_bytes: usage.written_bytes,
+                container_peak_memory_bytes: usage.container_peak_memory_bytes,
             }),
             started_unix_nanos: exit.started_unix_nanos,
             finished_unix_nanos: exit.finished_unix_nanos,
@@ -241,6 +248,9 @@ impl StoredExit {
                 user_micros: usage.user_micros,
                 system_micros: usage.system_micros,
                 peak_memory_bytes: usage.peak_memory_bytes,
+                read_bytes: usage.read_bytes,
+                written_bytes: usage.written_bytes,
+                container_peak_memory_bytes: usage.container_peak_memory_bytes,
             }),
             started_unix_nanos: self.started_unix_nanos,
             finished_unix_nanos: self.finished_unix_nanos,
@@ -315,6 +325,9 @@ mod tests {
                 user_micros: 1,
                 system_micros: 2,
                 peak_memory_bytes: 3,
+                read_bytes: 7,
+                written_bytes: 8,
+                container_peak_memory_bytes: Some(9),
             }),
             started_unix_nanos: 4,
             finished_unix_nanos: 5,

@@ -154,6 +154,9 @@ pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Tim
         // Microseconds: exact in a double for 285 years of CPU.
         cpu_seconds: (usage.user_micros + usage.system_micros) as f64 / 1e6,
         peak_memory_bytes: usage.peak_memory_bytes,
+        container_peak_memory_bytes: usage.container_peak_memory_bytes,
+        read_bytes: usage.read_bytes,
+        written_bytes: usage.written_bytes,
     });
     attempt.output = Some(output(ending));
     if current.status.as_ref().and_then(|status| status.attempt) == Some(number) {

@@ -11,7 +11,8 @@ use futures::{Stream, stream};
 use remoteprocess_proto::v1::executor_server::{Executor, ExecutorServer};
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{
-    CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse, ExecutorSignalRequest,
+    CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse, ExecutorPauseRequest,
+    ExecutorPauseResponse, ExecutorSetDeadlineRequest, ExecutorSetDeadlineResponse, ExecutorSignalRequest,
     ExecutorSignalResponse, ExecutorStopRequest, ExecutorStopResponse, ExecutorWatchOutputRequest, Exit, OutputFrame,
     Seal, Spool, Stream as WireStream, StreamSeal,
 };
@@ -41,6 +42,7 @@ pub struct Program {
     pub commits: Mutex<Vec<CommitRequest>>,
     pub stops: Mutex<Vec<ExecutorStopRequest>>,
     pub signals: Mutex<Vec<ExecutorSignalRequest>>,
+    pub pauses: Mutex<Vec<ExecutorPauseRequest>>,
     pub streams: Mutex<Vec<Cursor>>,
     /// Streams answer with ABORTED.
     pub superseded: Mutex<bool>,
@@ -108,6 +110,7 @@ impl Program {
             commits: Mutex::default(),
             stops: Mutex::default(),
             signals: Mutex::default(),
+            pauses: Mutex::default(),
             streams: Mutex::default(),
             superseded: Mutex::default(),
         })
@@ -319,6 +322,18 @@ impl Executor for Service {
     ) -> Result<Response<ExecutorSignalResponse>, Status> {
         self.0.signals.lock().unwrap().push(request.into_inner());
         Ok(Response::new(ExecutorSignalResponse {}))
+    }
+
+    async fn pause(&self, request: Request<ExecutorPauseRequest>) -> Result<Response<ExecutorPauseResponse>, Status> {
+        self.0.pauses.lock().unwrap().push(request.into_inner());
+        Ok(Response::new(ExecutorPauseResponse {}))
+    }
+
+    async fn set_deadline(
+        &self,
+        _: Request<ExecutorSetDeadlineRequest>,
+    ) -> Result<Response<ExecutorSetDeadlineResponse>, Status> {
+        Err(Status::failed_precondition("no program"))
     }
 
     async fn stop(&self, request: Request<ExecutorStopRequest>) -> Result<Response<ExecutorStopResponse>, Status> {

@@ -135,7 +135,7 @@ async fn play(
                 Fact::Started(started) => status.facts.started = Some(started),
                 Fact::Ending(ending) => status.facts.ending = Some(ending),
                 Fact::Closed(closed) => status.facts.closed = Some(closed),
-                Fact::Welcomed(_) | Fact::Stop(_) => {}
+                Fact::Welcomed(_) | Fact::Stop(_) | Fact::Clock(_) | Fact::Warned(_) => {}
             }
         });
         Ok(())
@@ -197,9 +197,11 @@ fn exited(code: i32) -> Exited {
             user_micros: 1,
             system_micros: 1,
             max_rss_bytes: 1,
+            ..Usage::default()
         },
         leftovers: 0,
         oom_kills: 0,
+        is_oom: false,
         stop: None,
     }
 }

@@ -1,0 +1,103 @@
+//! How long the program runs: its clock, pauses, the warning and the deadline.
+
+use std::time::Duration;
+
+use remoteprocess_entrypoint::message::{StopCause, Target, ToEntrypoint};
+use remoteprocess_entrypoint::run_clock::{Moment, RunClock};
+
+use super::{Action, Machine};
+use crate::process::facts::{Fact, Stop, Warned};
+
+/// Who asks for a stop at the run deadline.
+pub const REQUESTED_BY: &str = "deadline";
+
+impl Machine {
+    /// When the program is to be warned or stopped, as things are.
+    pub fn next_tick(&self) -> Option<Moment> {
+        let over_at = self.over_at()?;
+        let warn_at = self.warning(over_at).map(|(_, at)| at);
+        Some(warn_at.map_or(over_at, |at| at.min(over_at)))
+    }
+
+    fn over_at(&self) -> Option<Moment> {
+        let is_open = self.facts.ending.is_none() && self.facts.stop.is_none();
+        self.facts.clock.filter(|_| is_open)?.over_at()
+    }
+
+    /// The warning that is still to be given before this deadline, and when. None while nobody is there to give it.
+    fn warning(&self, over_at: Moment) -> Option<(i32, Moment)> {
+        let warning = self.settings.warning.filter(|_| self.is_connected)?;
+        let is_given = self.facts.warned.map(|warned| warned.limit) == self.facts.clock?.limit();
+        (!is_given).then(|| (warning.signal, over_at.saturating_sub(warning.before)))
+    }
+
+    /// What [`Machine::next_tick`] announced is due.
+    pub(super) fn on_tick(&mut self, now: Moment) -> Vec<Action> {
+        let Some(over_at) = self.over_at() else {
+            return vec![];
+        };
+        let limit = self.facts.clock.and_then(|clock| clock.limit()).unwrap_or_default();
+        if now >= over_at {
+            return self.on_stop(Stop {
+                requested_by: REQUESTED_BY.to_owned(),
+                message: format!("it has run for {} s", limit.as_secs_f64()),
+                signal: self.settings.order.stop_signal,
+                grace_millis: self.settings.order.stop_grace_millis,
+                cause: StopCause::Deadline,
+            });
+        }
+        match self.warning(over_at).filter(|(_, at)| now >= *at) {
+            Some((number, _)) => self.warn(number, limit),
+            None => vec![],
+        }
+    }
+
+    fn warn(&mut self, number: i32, limit: Duration) -> Vec<Action> {
+        let warned = Warned { limit };
+        self.facts.warned = Some(warned);
+        // The entrypoint knows a repeat by its id: an agent that dies in between warns once.
+        let order = ToEntrypoint::Signal {
+            request: format!("warning/{}", limit.as_millis()),
+            number,
+            target: Target::Main,
+        };
+        vec![Action::Send(order), Action::Note(Fact::Warned(warned))]
+    }
+
+    /// Starts the clock when the program has started, and keeps it with its pauses.
+    pub(super) fn keep_clock(&mut self, is_paused: bool, now: Moment) -> Option<Action> {
+        let mut clock = self.facts.clock.unwrap_or_else(|| {
+            let order = &self.settings.order;
+            let limit = order.run_millis.map(Duration::from_millis);
+            RunClock::start(now, limit, order.pause_stops_clock)
+        });
+        clock.set_paused(is_paused, now);
+        if self.facts.clock == Some(clock) {
+            return None;
+        }
+        self.facts.clock = Some(clock);
+        Some(Action::Note(Fact::Clock(clock)))
+    }
+
+    /// Another limit for a program that runs.
+    pub(super) fn on_limited(&mut self, limit: Option<Duration>) -> Vec<Action> {
+        let Some(mut clock) = self.facts.clock.filter(|clock| clock.limit() != limit) else {
+            return vec![];
+        };
+        clock.set_limit(limit);
+        self.facts.clock = Some(clock);
+        vec![Action::Persist(Fact::Clock(clock)), set_deadline(limit)]
+    }
+
+    /// Tells an entrypoint that comes back of a limit that is not that of the launch any more.
+    pub(super) fn limit_order(&self) -> Option<Action> {
+        let limit = self.facts.clock?.limit();
+        let launched_with = self.settings.order.run_millis.map(Duration::from_millis);
+        (limit != launched_with).then(|| set_deadline(limit))
+    }
+}
+
+fn set_deadline(limit: Option<Duration>) -> Action {
+    let run_millis = limit.map(|limit| limit.as_millis().try_into().unwrap_or(u64::MAX));
+    Action::Send(ToEntrypoint::SetDeadline { run_millis })
+}

@@ -1,0 +1,82 @@
+//! A pause on its way: who waits for it, and when to look again. Pure: times in, verdicts out.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use crate::clock::Moment;
+
+/// Between two looks for what was forked meanwhile.
+const LOOK: Duration = Duration::from_millis(5);
+/// What runs this long after SIGSTOP may not be signalled or hangs in the kernel.
+const GIVE_UP: Duration = Duration::from_secs(3);
+
+/// What a look has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing runs any more.
+    Complete,
+    /// Something runs: signal it, and look again.
+    Again,
+    /// Something still runs: it cannot be paused.
+    Vain,
+}
+
+/// A pause that may not be complete yet.
+#[derive(Debug)]
+pub struct Pause {
+    /// Requests that are answered when it is complete.
+    pub waiting: Vec<String>,
+    /// Processes that were sent the signal.
+    pub signalled: HashSet<i32>,
+    give_up_at: Moment,
+    next_look: Option<Moment>,
+}
+
+impl Pause {
+    /// Begins now, for this request.
+    pub fn begin(request: String, now: Moment) -> Self {
+        Self {
+            waiting: vec![request],
+            signalled: HashSet::new(),
+            give_up_at: now + GIVE_UP,
+            next_look: Some(now),
+        }
+    }
+
+    /// Whether nothing ran at the last look.
+    pub fn is_complete(&self) -> bool {
+        self.next_look.is_none()
+    }
+
+    /// When to look; `None` once it is complete.
+    pub fn next_look(&self) -> Option<Moment> {
+        self.next_look
+    }
+
+    /// Takes what a look has shown: whether something runs.
+    pub fn looked(&mut self, something_runs: bool, now: Moment) -> Verdict {
+        self.next_look = something_runs.then(|| now + LOOK);
+        match something_runs {
+            false => Verdict::Complete,
+            true if now < self.give_up_at => Verdict::Again,
+            true => Verdict::Vain,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_looks_until_nothing_runs_but_not_for_ever() {
+        let start = Duration::from_secs(9);
+        let mut pause = Pause::begin("a".into(), start);
+        assert_eq!(pause.next_look(), Some(start));
+        assert_eq!(pause.looked(true, start), Verdict::Again);
+        assert_eq!(pause.next_look(), Some(start + LOOK));
+        assert_eq!(pause.looked(true, start + GIVE_UP), Verdict::Vain);
+        assert_eq!(pause.looked(false, start + LOOK), Verdict::Complete);
+        assert!(pause.is_complete() && pause.next_look().is_none());
+    }
+}
