@@ -25,7 +25,8 @@ pub use namespace::{Namespace, condition, with_temp_ns};
 pub use node::{Pid, agents_of, anonymous_memory, operators, signal};
 pub use program::{Digested, Finished, Program, Running, kubectl, rproc, sha256};
 pub use release::{
-    Installation, delete_operator_pods, helm, operator_is_ready, operator_pods, scale_operator, wait_for_operator,
+    Installation, OPERATORS, delete_operator_pods, helm, operator_is_ready, operator_pods, scale_operator,
+    wait_for_operator,
 };
 pub use user::{User, admin};
 pub use wait::{until, until_some};

@@ -23,7 +23,7 @@ pub fn helm(arguments: &[&str]) -> Program {
 }
 
 /// Selects the operator's pods.
-pub(crate) const OPERATORS: &str =
+pub const OPERATORS: &str =
     "--selector=app.kubernetes.io/component=operator,app.kubernetes.io/name=remoteprocess-operator";
 
 /// Names of the operator's pods.

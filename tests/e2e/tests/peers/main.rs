@@ -13,6 +13,7 @@ use remoteprocess_tls::{Authority, Dialer, KeyRequest, Role, User};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+mod crowd;
 mod relay;
 
 use relay::{Relay, Target, trust_domain};

@@ -1,0 +1,236 @@
+//! What the archive holds is what was written, whatever happens to its writers: on the volume, and in S3 with two replicas.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use remoteprocess_e2e::{
+    Installation, Namespace, OPERATORS, Program, RELEASE_NAMESPACE, Running, counting, delete_operator_pods, glibc,
+    is_development_cluster, kubectl, sha256, until, until_some, wait_for_operator, with_temp_ns,
+};
+use serde_json::json;
+
+/// One after the other: they restart the operator.
+static ONE: Mutex<()> = Mutex::new(());
+
+const BYTES: usize = 30_000_000;
+const CREDENTIALS: &str = "e2e-archive-credentials";
+
+#[test]
+fn the_writer_of_the_volume_is_killed_in_mid_upload() {
+    let _alone = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    with_temp_ns("volume", killed_in_mid_upload);
+}
+
+#[test]
+fn two_replicas_share_a_bucket() {
+    let _alone = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !is_development_cluster("an S3 server on this machine") {
+        return;
+    }
+    with_temp_ns("bucket", |namespace| {
+        let server = S3::start()?;
+        let before = Installation::current()?;
+        let outcome = server.install(&before, &[]).and_then(|()| {
+            replicas()?;
+            killed_in_mid_upload(namespace)?;
+            signal_and_stop_anywhere(namespace)?;
+            the_home_dies(namespace)?;
+            server.install(&before, &["--set=archive.retention.maxSize=1Ki"])?;
+            what_is_removed_is_said_to_be(namespace)
+        });
+        // Whatever happened: the other tests need the installation as it was.
+        before.install(&[])?;
+        kubectl(["delete", "secret", CREDENTIALS, "--namespace"])
+            .arg(RELEASE_NAMESPACE)
+            .succeed()?;
+        outcome
+    });
+}
+
+/// A server that speaks S3, with the bucket `archive`.
+struct S3 {
+    endpoint: String,
+    _server: Running,
+}
+
+impl S3 {
+    /// Starts it where pods reach it: at the address of the node, which is this machine.
+    fn start() -> Result<Self> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../dev/s3/serve.py");
+        let address = "--output=jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}";
+        let address = kubectl(["get", "nodes", address]).succeed()?;
+        let server = Program::new("python3", [script, "--host", address.trim()])
+            .within(Duration::from_secs(600))
+            .start()?;
+        let endpoint = until_some("the S3 server", Duration::from_secs(120), || {
+            let said = server.said();
+            let line = said.lines().find_map(|line| line.strip_prefix("listening on "));
+            Ok(line.map(|url| url.trim().to_owned()))
+        })?;
+        let keys = [
+            "--from-literal=AWS_ACCESS_KEY_ID=e2e",
+            "--from-literal=AWS_SECRET_ACCESS_KEY=e2e",
+        ];
+        let create = [
+            "create",
+            "secret",
+            "generic",
+            CREDENTIALS,
+            "--namespace",
+            RELEASE_NAMESPACE,
+        ];
+        kubectl(create).args(keys).succeed()?;
+        Ok(Self {
+            endpoint,
+            _server: server,
+        })
+    }
+
+    /// Two replicas that archive there.
+    fn install(&self, installation: &Installation, flags: &[&str]) -> Result<()> {
+        let endpoint = format!("--set=archive.s3.endpoint={}", self.endpoint);
+        let credentials = format!("--set=archive.s3.credentialsSecret={CREDENTIALS}");
+        let own = [
+            "--set=replicas=2",
+            "--set=archive.store=S3",
+            "--set=archive.s3.bucket=archive",
+            "--set=archive.s3.pathStyle=true",
+            &endpoint,
+            &credentials,
+        ];
+        installation.install(&[&own, flags].concat())
+    }
+}
+
+/// Kills the operator twice while it archives; the sealed object equals the output.
+fn killed_in_mid_upload(namespace: &Namespace) -> Result<()> {
+    let script = format!("seq 1 100000000 2>/dev/null | head -c {BYTES}; exit 9");
+    let spec = json!({
+        "image": glibc(), "imagePullPolicy": "IfNotPresent", "command": ["bash", "-c", script],
+        // So that it cannot all wait in the pod.
+        "output": {"spoolSize": "4Mi", "whenFull": "Block"},
+    });
+    namespace.apply("upload", spec).succeed()?;
+    let mut reader = namespace
+        .editor
+        .rproc(&["logs", "-f", "upload"])
+        .within(Duration::from_secs(300))
+        .start()?;
+    for part in [1, 2] {
+        reader.wait_for_bytes(part * BYTES / 4)?;
+        delete_operator_pods()?;
+        wait_for_operator()?;
+    }
+    expect_whole(namespace, "upload", [reader])
+}
+
+/// Each reader has got everything, and so has the archive.
+fn expect_whole(namespace: &Namespace, name: &str, readers: impl IntoIterator<Item = Running>) -> Result<()> {
+    let expected = sha256(&counting(BYTES));
+    for (number, reader) in readers.into_iter().enumerate() {
+        let read = reader.finish()?;
+        read.expect_code(9)?;
+        ensure!(
+            read.stdout.len() == BYTES,
+            "reader {number}: {} bytes: {}",
+            read.stdout.len(),
+            read.err()
+        );
+        ensure!(sha256(&read.stdout) == expected, "reader {number}: other bytes");
+    }
+    let status = namespace.wait_finished(name)?["status"].clone();
+    let output = &status["attempts"][0]["output"];
+    ensure!(
+        output["sealed"] == true && output["stdout"]["sha256"] == expected,
+        "{status:#}"
+    );
+    let verified = namespace.editor.rproc(&["logs", name, "--verify"]).finish()?;
+    verified
+        .expect_code(0)?
+        .expect_stderr(&["verified by the seal and the status"])?;
+    Ok(())
+}
+
+/// Names and addresses of the two replicas, once no third one is about to go.
+fn replicas() -> Result<Vec<(String, String)>> {
+    let path = r#"--output=jsonpath={range .items[*]}{.metadata.name} {.status.podIP}{"\n"}{end}"#;
+    until_some("two replicas with addresses", Duration::from_secs(60), || {
+        let listed = kubectl(["get", "pods", OPERATORS, path, "--namespace"])
+            .arg(RELEASE_NAMESPACE)
+            .succeed()?;
+        let replicas: Vec<_> = listed
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter(|(_, address)| !address.is_empty())
+            .map(|(pod, address)| (pod.to_owned(), address.to_owned()))
+            .collect();
+        Ok((replicas.len() == 2 && listed.lines().count() == 2).then_some(replicas))
+    })
+}
+
+/// A process that runs; its home, and the address of a replica that is not its home.
+fn homed(namespace: &Namespace, name: &str, script: &str) -> Result<(String, String)> {
+    let spec = json!({"image": glibc(), "imagePullPolicy": "IfNotPresent", "command": ["bash", "-c", script]});
+    namespace.apply(name, spec).succeed()?;
+    let object = namespace.wait_running(name)?;
+    let home = object["status"]["attempts"][0]["relay"]
+        .as_str()
+        .context("a relay")?
+        .to_owned();
+    let other = replicas()?.into_iter().find(|(pod, _)| *pod != home);
+    Ok((home, other.context("another replica")?.1))
+}
+
+fn at(namespace: &Namespace, address: &str, arguments: &[&str]) -> Program {
+    let server = format!("--server={address}:8443");
+    namespace.editor.rproc(arguments).arg(server)
+}
+
+fn signal_and_stop_anywhere(namespace: &Namespace) -> Result<()> {
+    let script = "trap 'echo usr1' USR1; trap 'echo term; exit 9' TERM; echo ready; while :; do sleep 0.05; done";
+    let (_, other) = homed(namespace, "anywhere", script)?;
+    let mut readers = Vec::new();
+    for (_, address) in replicas()? {
+        let mut reader = at(namespace, &address, &["logs", "-f", "anywhere"]).start()?;
+        reader.wait_for_bytes("ready\n".len())?;
+        readers.push(reader);
+    }
+    at(namespace, &other, &["signal", "anywhere", "USR1"]).succeed()?;
+    for reader in &mut readers {
+        reader.wait_for_bytes("ready\nusr1\n".len())?;
+    }
+    at(namespace, &other, &["stop", "anywhere"]).succeed()?;
+    for reader in readers {
+        let finished = reader.finish()?;
+        ensure!(finished.expect_code(9)?.out() == "ready\nusr1\nterm\n", "{finished}");
+    }
+    Ok(())
+}
+
+fn the_home_dies(namespace: &Namespace) -> Result<()> {
+    // Some 10 s: parts with a pause between them.
+    let script = format!(
+        "seq 1 10000000 2>/dev/null | head -c {BYTES} > /tmp/all; for i in $(seq 0 99); do \
+         tail -c +$((i * 300000 + 1)) /tmp/all | head -c 300000; sleep 0.1; done; exit 9"
+    );
+    let (home, other) = homed(namespace, "moves", &script)?;
+    let mut readers = vec![
+        at(namespace, &other, &["logs", "-f", "moves"]).start()?,
+        namespace.editor.rproc(&["logs", "-f", "moves"]).start()?,
+    ];
+    for reader in &mut readers {
+        reader.wait_for_bytes(1_000_000)?;
+    }
+    kubectl(["delete", "pod", &home, "--grace-period=0", "--force", "--namespace"])
+        .arg(RELEASE_NAMESPACE)
+        .succeed()?;
+    expect_whole(namespace, "moves", readers)
+}
+
+fn what_is_removed_is_said_to_be(namespace: &Namespace) -> Result<()> {
+    until("the removal of the output", Duration::from_secs(60), || {
+        let logs = namespace.editor.rproc(&["logs", "moves"]).finish()?;
+        Ok(logs.code == 125 && logs.err().contains("RemovedByRetention"))
+    })
+}
