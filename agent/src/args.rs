@@ -116,12 +116,12 @@ pub struct RunArgs {
     /// How long the program may run, in seconds; without end when left out.
     #[arg(long, env = "RPROC_RUN_SECONDS", value_parser = value_parser!(u32).range(1..))]
     pub run_seconds: Option<u32>,
-    /// Number of a signal to the program before its time is over.
+    /// How many seconds before its time is over the operator is told so.
+    #[arg(long, env = "RPROC_WARN_BEFORE_SECONDS")]
+    pub warn_before_seconds: Option<u32>,
+    /// Number of a signal that the program gets then.
     #[arg(long, env = "RPROC_WARN_SIGNAL", requires = "warn_before_seconds", value_parser = value_parser!(i32).range(SIGNALS))]
     pub warn_signal: Option<i32>,
-    /// How many seconds before.
-    #[arg(long, env = "RPROC_WARN_BEFORE_SECONDS", requires = "warn_signal")]
-    pub warn_before_seconds: Option<u32>,
     /// Time for which the program is paused does not count for `--run-seconds`.
     #[arg(long, env = "RPROC_PAUSE_STOPS_CLOCK", action = ArgAction::Set, default_value_t = false)]
     pub pause_stops_clock: bool,
@@ -294,7 +294,9 @@ impl TryFrom<RunArgs> for Config {
             drain: seconds(args.drain_seconds),
             agent_lost: seconds(args.agent_lost_seconds),
             run_limit: args.run_seconds.map(seconds),
-            warning: args.warn_signal.zip(args.warn_before_seconds).map(Warning::new),
+            warning: args
+                .warn_before_seconds
+                .map(|before| Warning::new(before, args.warn_signal)),
             pause_stops_clock: args.pause_stops_clock,
             leftovers: args.leftovers.into(),
             merge: args.merge,

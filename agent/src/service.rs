@@ -109,6 +109,11 @@ impl Executor for ExecutorService {
             written: Some(cursor(progress.written)),
             dropped: Some(cursor(progress.dropped)),
             exit: exit::frame(&status.facts, progress.seals.as_ref(), self.process.spool().lost()),
+            // A limit came as seconds.
+            run_seconds: status
+                .facts
+                .run_limit()
+                .and_then(|limit| limit.as_secs().try_into().ok()),
         }))
     }
 

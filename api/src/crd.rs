@@ -101,13 +101,17 @@ mod tests {
         let spec = schema(&["spec"]);
         let rules = serde_json::to_string(&spec.x_kubernetes_validations).unwrap();
         for name in spec.properties.unwrap().keys() {
-            if matches!(name.as_str(), "desiredState" | "ttl") {
+            if matches!(name.as_str(), "desiredState" | "ttl" | "deadlines") {
                 continue;
             }
             assert!(
                 rules.contains(&format!("self.{name} == oldSelf.{name}")),
                 "{name} may change"
             );
+        }
+        for name in schema(&["spec", "deadlines"]).properties.unwrap().keys() {
+            let is_fixed = rules.contains(&format!("self.deadlines.{name} == oldSelf.deadlines.{name}"));
+            assert_eq!(is_fixed, name != "runSeconds", "{name}");
         }
     }
 

@@ -4,6 +4,7 @@
 //! Arrows: none to a sibling; no client, no async runtime, nothing of the wire.
 //! Invariant: every field of the specification does something; what is not built yet is not here.
 
+pub mod asked;
 pub mod condition;
 pub mod crd;
 pub mod names;
@@ -13,6 +14,7 @@ pub mod signal;
 pub mod spec;
 pub mod status;
 
+pub use asked::Asked;
 pub use condition::{Condition, ConditionType};
 pub use phase::{Phase, Reason};
 pub use spec::{

@@ -24,6 +24,8 @@ pub const LABEL_NAME: &str = "remoteprocess.dev/name";
 pub const LABEL_UID: &str = "remoteprocess.dev/uid";
 /// Label of a pod: number of the attempt, from 1.
 pub const LABEL_ATTEMPT: &str = "remoteprocess.dev/attempt";
+/// Annotation of a process: why its desired state is as it is, for status and Events.
+pub const ANNOTATION_REASON: &str = "remoteprocess.dev/reason";
 /// `app.kubernetes.io/name` of the operator's pods.
 pub const APP_NAME: &str = "remoteprocess-operator";
 /// `app.kubernetes.io/component` of the operator's pods.

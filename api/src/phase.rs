@@ -28,6 +28,8 @@ pub enum Phase {
     Starting,
     /// The program runs.
     Running,
+    /// No process of it runs, because somebody wants it so; it can go on.
+    Paused,
     /// The program was asked to stop and has not ended.
     Stopping,
     /// The program ended with code 0 and nobody stopped it.
@@ -105,6 +107,8 @@ pub enum Reason {
     ForeignContainer,
     /// The program is running.
     Running,
+    /// Somebody wants it to stand still.
+    Paused,
     /// The stop path is under way.
     Stopping,
     /// Waits for the first pass of the controller.

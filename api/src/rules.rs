@@ -29,6 +29,24 @@ pub fn fixed(field: &str) -> Rule {
     .message(format!("spec.{field} {RECREATE}").as_str())
 }
 
+/// An optional field of an optional object that is fixed at creation, whatever happens to its neighbours.
+#[must_use]
+pub fn fixed_within(object: &str, field: &str) -> Rule {
+    let given = |of: &str| format!("(has({of}.{object}) && has({of}.{object}.{field}))");
+    let (now, before) = (given("self"), given("oldSelf"));
+    Rule::new(format!(
+        "{now} == {before} && (!{now} || self.{object}.{field} == oldSelf.{object}.{field})"
+    ))
+    .message(format!("spec.{object}.{field} {RECREATE}").as_str())
+}
+
+/// A signal without its time would never be sent.
+#[must_use]
+pub fn warn_signal_needs_its_time() -> Rule {
+    Rule::new("!has(self.warnSignal) || has(self.warnBeforeSeconds)")
+        .message("spec.deadlines.warnSignal: say by spec.deadlines.warnBeforeSeconds when it is to be sent")
+}
+
 /// Nobody starts a stopped process again.
 #[must_use]
 pub fn stopped_is_final() -> Rule {

@@ -19,11 +19,11 @@ use crate::signal::SIGNALS;
 use crate::status::RemoteProcessStatus;
 
 pub use lifecycle::{
-    BackoffSpec, DEFAULT_BACKOFF_SECONDS, DEFAULT_MAX_BACKOFF_SECONDS, DeadlinesSpec, ExitCodes, Leftovers, ReadyWhen,
-    RetriesSpec, RetryAfter, TtlSpec,
+    BackoffSpec, DEFAULT_BACKOFF_SECONDS, DEFAULT_MAX_BACKOFF_SECONDS, DeadlinesSpec, DesiredState, ExitCodes,
+    Leftovers, ReadyWhen, RetriesSpec, RetryAfter, StopSpec, TtlSpec,
 };
 
-/// A command to run in a pod. Everything but `desiredState` and `ttl` is fixed at creation.
+/// A command to run in a pod. Everything but `desiredState`, `deadlines.runSeconds` and `ttl` is fixed at creation.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "remoteprocess.dev",
@@ -65,7 +65,10 @@ pub use lifecycle::{
     validation = rules::fixed("agent"),
     validation = rules::fixed("pod"),
     validation = rules::fixed("retries"),
-    validation = rules::fixed("deadlines"),
+    validation = rules::fixed_within("deadlines", "startSeconds"),
+    validation = rules::fixed_within("deadlines", "warnSignal"),
+    validation = rules::fixed_within("deadlines", "warnBeforeSeconds"),
+    validation = rules::fixed_within("deadlines", "countPaused"),
     validation = rules::fixed("readyWhen"),
     validation = rules::stopped_is_final(),
     validation = rules::mounts(),
@@ -109,7 +112,9 @@ pub struct RemoteProcessSpec {
     /// Security context of the user's container. Where it is silent: seccomp RuntimeDefault, no privilege escalation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub security_context: Option<SecurityContext>,
-    /// Running (default) or Stopped. Stopped ends the process by its stop path and is final.
+    /// Running (default), Paused or Stopped. Paused freezes the program's processes, and starts no program that does not
+    /// run yet; Running lets them go on. Stopped ends the process by its stop path and is final. What the annotation
+    /// `remoteprocess.dev/reason` says stands with it in status and Events.
     #[serde(default)]
     pub desired_state: DesiredState,
     /// How the process is asked to end.
@@ -141,32 +146,6 @@ pub struct RemoteProcessSpec {
     /// The pod around the containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodSpec>,
-}
-
-/// Whether the process should run.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
-)]
-pub enum DesiredState {
-    /// It should run.
-    #[default]
-    Running,
-    /// It should end. There is no way back.
-    Stopped,
-}
-
-/// How the process is asked to end: the signal, then CONT, then after the grace period KILL.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct StopSpec {
-    /// Name of the first signal, SIGTERM where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "signal_schema")]
-    pub signal: Option<String>,
-    /// Seconds between the first signal and KILL: 0 to 86400, 30 where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 86_400))]
-    pub grace_period_seconds: Option<u32>,
 }
 
 /// What happens with the output.
@@ -326,7 +305,7 @@ pub struct PodSpec {
 
 fn signal_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| *name).collect();
-    schemars::json_schema!({ "type": "string", "nullable": true, "enum": names })
+    schemars::json_schema!({ "type": "string", "nullable": true, "enum": names, "maxLength": 16 })
 }
 
 /// Seconds between the stop signal and KILL where the specification is silent, as in a pod.

@@ -42,8 +42,8 @@ pub struct RemoteProcessStatus {
     /// How long the program ran, as text for a table, 1m30s for example.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
-    /// Scheduled, Started, Finished, Succeeded, Ready, OutputSealed and, while or where they are true, Reconciling,
-    /// Stalled, OutputBlocked, ArchiveUnavailable and OutputLost.
+    /// Scheduled, Started, Finished, Succeeded, Ready, OutputSealed and, while or where they are true, Paused,
+    /// Reconciling, Stalled, OutputBlocked, ArchiveUnavailable and OutputLost.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[schemars(length(max = 16))]
@@ -117,6 +117,12 @@ pub struct AttemptStatus {
     /// When the program ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
+    /// Since when the program is paused; absent while it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_at: Option<Timestamp>,
+    /// Seconds for which the program may run, as its agent knows; absent where there is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_seconds: Option<u32>,
     /// How the program ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<AttemptExit>,
@@ -173,7 +179,7 @@ pub struct AttemptExit {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StopStatus {
-    /// User name, or the part of the system: `kubelet`, `spec.desiredState`.
+    /// User name, or the part of the system: `spec.desiredState`, `deadline`, `deletion`, `kubelet`, `entrypoint`.
     pub requested_by: String,
     /// What was said with it.
     #[serde(skip_serializing_if = "Option::is_none")]

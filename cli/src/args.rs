@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory, Parser, Subcommand};
 use remoteprocess_api::names;
 
-use crate::command::{completion, delete, describe, get, login, logs, run, signal, stop, version, wait, whoami};
+use crate::command::{
+    completion, delete, describe, extend, get, login, logs, pause, run, signal, stop, version, wait, whoami,
+};
 
 /// Runs commands in pods and never loses a byte or an exit code.
 ///
@@ -36,6 +38,14 @@ pub enum Command {
     Logs(logs::LogsArgs),
     /// Ask processes to end, and wait until they have
     Stop(stop::StopArgs),
+    /// Freeze processes where they stand
+    #[command(after_help = pause::PAUSE_EXAMPLES)]
+    Pause(pause::PauseArgs),
+    /// Let paused processes go on
+    #[command(after_help = pause::RESUME_EXAMPLES)]
+    Resume(pause::PauseArgs),
+    /// Give processes more time to run
+    Extend(extend::ExtendArgs),
     /// Send a signal to a process
     Signal(signal::SignalArgs),
     /// List processes

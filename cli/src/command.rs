@@ -15,10 +15,13 @@ use crate::{exit, output};
 pub mod completion;
 pub mod delete;
 pub mod describe;
+pub mod extend;
 pub mod get;
 pub mod login;
 pub mod logs;
+pub mod pause;
 pub mod run;
+pub mod sequel;
 pub mod signal;
 pub mod stop;
 pub mod version;
@@ -129,6 +132,9 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Run(args) => run::run(global, *args).await,
         Command::Logs(args) => logs::run(global, args).await,
         Command::Stop(args) => stop::run(global, args).await,
+        Command::Pause(args) => pause::run(global, args, pause::Verb::Pause).await,
+        Command::Resume(args) => pause::run(global, args, pause::Verb::Resume).await,
+        Command::Extend(args) => extend::run(global, args).await,
         Command::Signal(args) => signal::run(global, args).await,
         Command::Get(args) => get::run(global, args).await,
         Command::Describe(args) => describe::run(global, args).await,

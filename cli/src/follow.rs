@@ -62,6 +62,9 @@ pub enum Error {
     /// The relay's offsets contradict what was received.
     #[error(transparent)]
     Inconsistent(#[from] Inconsistent),
+    /// Whether another attempt follows cannot be seen.
+    #[error("{0}")]
+    Sequel(String),
     /// The output cannot be written.
     #[error(transparent)]
     Output(#[from] output::Error),

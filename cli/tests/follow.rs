@@ -9,7 +9,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use hyper_util::rt::TokioIo;
+use kube::Client;
+use kube::client::Body;
+use remoteprocess_cli::command::sequel::{self, Sequel};
+use remoteprocess_cli::connect::Cluster;
 use remoteprocess_cli::exit::{self, UNKNOWN};
 use remoteprocess_cli::follow::{Dial, DialError, Error, Follower, Ledger, Narrator, Want};
 use remoteprocess_cli::output::{Output, Sink};
@@ -18,6 +23,7 @@ use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
 use remoteprocess_proto::v1::{self, Cursor, Data, Exit, Gap, Heartbeat, OutputFrame, Seal, State, Stream, StreamSeal};
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -40,6 +46,8 @@ struct Script {
     since: usize,
     /// The latest attempt at the first, the second … request; the last one counts for all others.
     attempts: Vec<u32>,
+    /// The codes of attempt 1, 2, … where they differ.
+    codes: Vec<i32>,
 }
 
 impl Script {
@@ -73,7 +81,12 @@ impl Script {
             }
         }
         frames.extend(chunks);
-        frames.extend(self.exit.clone().map(Frame::Exit));
+        let code = self.codes.get(request.attempt.saturating_sub(1) as usize);
+        let exit = self.exit.clone().map(|exit| Exit {
+            value: code.copied().unwrap_or(exit.value),
+            ..exit
+        });
+        frames.extend(exit.map(Frame::Exit));
         frames
     }
 
@@ -257,6 +270,10 @@ struct Followed {
 }
 
 async fn follow(script: &Script, want: Want, cuts: &[usize]) -> Followed {
+    follow_attempts(script, want, cuts, None).await
+}
+
+async fn follow_attempts(script: &Script, want: Want, cuts: &[usize], sequel: Option<&Sequel>) -> Followed {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = RelayServer::new(script.clone());
@@ -279,7 +296,7 @@ async fn follow(script: &Script, want: Want, cuts: &[usize]) -> Followed {
         narrator: Narrator::new("job", false),
         unknown_until: Instant::now() + Duration::from_secs(5),
     };
-    let result = tokio::time::timeout(Duration::from_secs(60), follower.run())
+    let result = tokio::time::timeout(Duration::from_secs(60), sequel::follow(&mut follower, sequel, false))
         .await
         .expect("it ends");
     let code = match &result {
@@ -567,4 +584,110 @@ fn since() -> Want {
         since_unix_nanos: Some(1),
         ..following()
     }
+}
+
+/// An API server whose object has these statuses, one after the other; the last one stays. Its watches say nothing.
+fn object(code: StatusCode, statuses: Vec<Value>) -> Sequel {
+    let statuses = Arc::new(Mutex::new(statuses));
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let is_watch = request.uri().query().is_some_and(|query| query.contains("watch"));
+        let mut statuses = statuses.lock().unwrap();
+        let status = match statuses.len() {
+            0 => Value::Null,
+            1 => statuses[0].clone(),
+            _ if is_watch => Value::Null,
+            _ => statuses.remove(0),
+        };
+        let answer = json!({
+            "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
+            "metadata": {"name": "job", "uid": "u-1", "resourceVersion": "1"},
+            "spec": {"image": "i", "command": ["x"], "retries": {"limit": 2}}, "status": status,
+        });
+        let body = if is_watch {
+            Vec::new()
+        } else {
+            serde_json::to_vec(&answer).unwrap()
+        };
+        let refusal = json!({"code": 403, "message": "no", "reason": "Forbidden"}).to_string();
+        let body = if code == StatusCode::OK { body } else { refusal.into() };
+        std::future::ready(Ok::<_, std::convert::Infallible>(
+            http::Response::builder().status(code).body(Body::from(body)).unwrap(),
+        ))
+    });
+    Sequel {
+        cluster: Arc::new(Cluster {
+            client: Client::new(service, "default"),
+            namespace: "default".into(),
+            operator_namespace: "remoteprocess-system".into(),
+            url: "https://cluster".into(),
+            server: None,
+            cache: None,
+        }),
+        key: v1::ProcessKey {
+            namespace: "default".into(),
+            name: "job".into(),
+            uid: "u-1".into(),
+        },
+    }
+}
+
+/// A status at the time of attempt `number`.
+fn at(phase: &str, reason: &str, number: u32) -> Value {
+    let attempts: Vec<_> = (1..=number)
+        .map(|number| json!({"number": number, "grantedAt": "2026-01-01T00:00:00Z"}))
+        .collect();
+    json!({"phase": phase, "reason": reason, "message": "attempt 1 ended; attempt 2 follows in 10 s",
+        "attempt": number, "attempts": attempts})
+}
+
+#[tokio::test]
+async fn each_attempt_is_followed_and_the_last_ones_code_counts() {
+    let script = Script {
+        attempts: vec![1],
+        codes: vec![7, 3],
+        ..mixed(1000).ends(0)
+    };
+    let once = (script.bytes(Stream::Stdout), script.bytes(Stream::Stderr));
+    let sequel = object(
+        StatusCode::OK,
+        vec![
+            at("Running", "Running", 1),
+            at("Pending", "Retrying", 1),
+            at("Pending", "Retrying", 1),
+            at("Running", "Running", 2),
+            at("Failed", "NonZeroExit", 2),
+        ],
+    );
+    let followed = follow_attempts(&script, following(), &[], Some(&sequel)).await;
+    assert_eq!(followed.code, 3, "{:?}", followed.result);
+    assert_eq!(followed.stdout, once.0.repeat(2), "both attempts, whole");
+    let stderr = String::from_utf8_lossy(&followed.stderr).into_owned();
+    let ours: Vec<&str> = stderr
+        .split("rproc: ")
+        .skip(1)
+        .map(|line| line.lines().next().unwrap())
+        .collect();
+    assert_eq!(
+        ours,
+        [
+            "job: attempt 1 ended; attempt 2 follows in 10 s",
+            "attempt 1: job exited with code 7",
+            "attempt 2 of job begins"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn nothing_follows_a_success_nor_an_object_that_may_not_be_read() {
+    let script = |code| Script {
+        attempts: vec![1],
+        ..mixed(1000).ends(code)
+    };
+    // Nobody is asked: a second attempt would never end this.
+    let later = || object(StatusCode::OK, vec![at("Running", "Running", 1)]);
+    let succeeded = follow_attempts(&script(0), following(), &[], Some(&later())).await;
+    assert_eq!(succeeded.code, 0, "{:?}", succeeded.result);
+    let forbidden = object(StatusCode::FORBIDDEN, vec![]);
+    let failed = follow_attempts(&script(7), following(), &[], Some(&forbidden)).await;
+    assert_eq!(failed.code, 7, "{:?}", failed.result);
 }

@@ -167,6 +167,18 @@ impl Facts {
             closed: record::load(directory)?,
         })
     }
+
+    /// How long the program may run, as things are.
+    #[must_use]
+    pub fn run_limit(&self) -> Option<Duration> {
+        self.clock.and_then(|clock| clock.limit())
+    }
+
+    /// Whether the warning before that was given.
+    #[must_use]
+    pub fn is_warned(&self) -> bool {
+        self.warned.is_some_and(|warned| Some(warned.limit) == self.run_limit())
+    }
 }
 
 /// One fact on its way to the disk.

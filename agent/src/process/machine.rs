@@ -30,19 +30,19 @@ pub struct LaunchSettings {
     pub warning: Option<Warning>,
 }
 
-/// A signal before the run deadline.
+/// What happens before the run deadline: operator and, by a signal, program learn of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Warning {
     /// Sent to the program itself.
-    pub signal: i32,
+    pub signal: Option<i32>,
     /// So long before the deadline.
     pub before: Duration,
 }
 
 impl Warning {
-    /// This signal, so many seconds before the deadline.
+    /// So many seconds before the deadline.
     #[must_use]
-    pub fn new((signal, before_seconds): (i32, u32)) -> Self {
+    pub fn new(before_seconds: u32, signal: Option<i32>) -> Self {
         Self {
             signal,
             before: Duration::from_secs(before_seconds.into()),

@@ -133,12 +133,15 @@ impl Output {
         if self.stage == Stage::Over {
             return None;
         }
-        let phase = self.status.borrow_and_update().phase;
+        let (phase, is_warned) = {
+            let status = self.status.borrow_and_update();
+            (status.phase, status.facts.is_warned())
+        };
         if phase == Phase::Exited {
             // The end comes as an exit, after the output.
             return None;
         }
-        let state = state(phase, *self.held.borrow_and_update());
+        let state = state(phase, is_warned, *self.held.borrow_and_update());
         if self.told.as_ref() == Some(&state) {
             return None;
         }
@@ -172,7 +175,8 @@ fn gap(spool::Gap { stream, from, to }: spool::Gap, policy: Policy) -> Gap {
     }
 }
 
-fn state(phase: Phase, stalled: Option<Stall>) -> State {
+/// A program whose run deadline is near says so by its reason; the sentence, if any, is another matter's.
+fn state(phase: Phase, is_warned: bool, stalled: Option<Stall>) -> State {
     let (phase, reason, message) = match (phase, stalled) {
         (Phase::Waiting, _) => ("Pending", "ContainerCreating", "the container is being made"),
         (Phase::Starting, _) => ("Starting", "Enrolling", "waiting for the start to be granted"),
@@ -190,9 +194,10 @@ fn state(phase: Phase, stalled: Option<Stall>) -> State {
         (Phase::Paused, _) => ("Paused", "Paused", "the program is paused"),
         (Phase::Stopping, _) => ("Stopping", "Stopping", ""),
     };
+    let is_near = is_warned && phase == "Running";
     State {
         phase: phase.to_owned(),
-        reason: reason.to_owned(),
+        reason: if is_near { "DeadlineNear" } else { reason }.to_owned(),
         message: message.to_owned(),
     }
 }

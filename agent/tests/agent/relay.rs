@@ -197,6 +197,8 @@ pub struct Archive {
     /// Bytes received.
     pub got: u64,
     pub spools: Vec<Spool>,
+    /// Of each state that was told.
+    pub reasons: Vec<String>,
     /// Off: nothing is durable.
     pub commits: bool,
 }
@@ -214,6 +216,7 @@ impl Default for Archive {
             expects_gaps: false,
             got: 0,
             spools: vec![],
+            reasons: vec![],
             commits: true,
         }
     }
@@ -251,7 +254,8 @@ impl Archive {
                         return Ok(());
                     }
                 }
-                Some(Frame::State(_) | Frame::Heartbeat(_)) | None => {}
+                Some(Frame::State(state)) => self.reasons.push(state.reason),
+                Some(Frame::Heartbeat(_)) | None => {}
             }
         }
         Err(Status::aborted("the stream ended without an exit"))

@@ -63,6 +63,8 @@ async fn a_program_is_warned_and_then_stopped_at_its_deadline() {
     launch(&mut pod);
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     assert_eq!(archive.head(0), "warned\nbye\n");
+    let told: Vec<&str> = archive.reasons.iter().map(String::as_str).collect();
+    assert!(told.ends_with(&["Running", "DeadlineNear", "Stopping"]), "{told:?}");
     let exit = archive.exit();
     assert_eq!(
         (exit.outcome(), exit.value, exit.reason.as_str()),
@@ -77,6 +79,25 @@ async fn a_program_is_warned_and_then_stopped_at_its_deadline() {
     assert!(
         lived >= Duration::from_secs(3) && lived < Duration::from_millis(3500),
         "{lived:?}"
+    );
+}
+
+/// The operator is told in any case; the program where it has a signal for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_signal_only_the_operator_is_warned() {
+    let mut relay = TestRelay::start().await;
+    let options = Options {
+        env: &[("RPROC_RUN_SECONDS", "2"), ("RPROC_WARN_BEFORE_SECONDS", "1")],
+        ..Options::default()
+    };
+    let mut pod = Pod::start(&relay, &options);
+    launch(&mut pod);
+    let archive = in_time("the end", relay.be_home(|_| {})).await;
+    assert_eq!(archive.head(0), "bye\n");
+    assert!(
+        archive.reasons.iter().any(|reason| reason == "DeadlineNear"),
+        "{:?}",
+        archive.reasons
     );
 }
 

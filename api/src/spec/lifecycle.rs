@@ -1,17 +1,57 @@
-//! When a process is tried again, how long it may take, and when its object goes.
+//! How a process is paused and stopped, when it is tried again, how long it may take, and when its object goes.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, IntoStaticStr};
 
-use super::RemoteProcessSpec;
+use super::{RemoteProcessSpec, signal_schema};
 use crate::rules;
 
 /// First wait before another attempt in seconds, where the specification is silent.
 pub const DEFAULT_BACKOFF_SECONDS: u32 = 10;
 /// Longest wait before another attempt in seconds, where the specification is silent.
 pub const DEFAULT_MAX_BACKOFF_SECONDS: u32 = 300;
+
+/// Whether the process should run.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
+)]
+pub enum DesiredState {
+    /// It should run.
+    #[default]
+    Running,
+    /// It should stand still: no process of it runs, and none is started.
+    Paused,
+    /// It should end. There is no way back.
+    Stopped,
+}
+
+/// How the process is asked to end: the signal, then CONT, then after the grace period KILL.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StopSpec {
+    /// Name of the first signal, SIGTERM where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "signal_schema")]
+    pub signal: Option<String>,
+    /// Seconds between the first signal and KILL: 0 to 86400, 30 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 86_400))]
+    pub grace_period_seconds: Option<u32>,
+}
+
+/// What happens with processes that outlive the program.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
+)]
+pub enum Leftovers {
+    /// They are ended and counted.
+    #[default]
+    Kill,
+    /// The process has finished when the last of them has.
+    Wait,
+}
 
 /// Whether an attempt that ended badly is followed by another. A process that was stopped, that is over its deadline or
 /// whose specification is at fault is never tried again.
@@ -77,9 +117,10 @@ pub struct BackoffSpec {
     pub max_seconds: Option<u32>,
 }
 
-/// How long a process may take.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// How long a process may take. Only `runSeconds` can change after creation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = rules::warn_signal_needs_its_time())]
 pub struct DeadlinesSpec {
     /// Seconds from the creation of the object to the start of the program: 1 to 604800, no limit where absent. After
     /// an attempt that ran, the next has as long from its own beginning. What is not started then has failed, and the
@@ -87,6 +128,24 @@ pub struct DeadlinesSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 604_800))]
     pub start_seconds: Option<u32>,
+    /// Seconds for which each attempt's program may run: 1 to 31536000, no limit where absent. Then it is stopped, and
+    /// has failed with reason DeadlineExceeded whatever its code. It may change at any time, also while the program
+    /// runs; less than it has run already stops it at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub run_seconds: Option<u32>,
+    /// So many seconds before that an Event DeadlineNear says so, and `warnSignal` is sent: 1 to 31536000, no warning
+    /// where absent. Each new `runSeconds` has a warning of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub warn_before_seconds: Option<u32>,
+    /// Name of a signal that the program itself gets then, none where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "signal_schema")]
+    pub warn_signal: Option<String>,
+    /// Whether the time for which the program is paused counts for `runSeconds`: true where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count_paused: Option<bool>,
 }
 
 /// When the object is deleted after its end, and its pods with it. Archived output stays. It waits until the output is
@@ -121,6 +180,12 @@ impl RemoteProcessSpec {
     #[must_use]
     pub fn start_seconds(&self) -> Option<u32> {
         self.deadlines.as_ref().and_then(|deadlines| deadlines.start_seconds)
+    }
+
+    /// Seconds for which the program of an attempt may run.
+    #[must_use]
+    pub fn run_seconds(&self) -> Option<u32> {
+        self.deadlines.as_ref().and_then(|deadlines| deadlines.run_seconds)
     }
 
     /// When the condition Ready is true.
@@ -187,16 +252,4 @@ mod tests {
         };
         assert_eq!([3, 1].map(|code| not_in.matches(code)), [false, true]);
     }
-}
-
-/// What happens with processes that outlive the program.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
-)]
-pub enum Leftovers {
-    /// They are ended and counted.
-    #[default]
-    Kill,
-    /// The process has finished when the last of them has.
-    Wait,
 }

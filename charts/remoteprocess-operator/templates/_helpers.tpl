@@ -62,7 +62,7 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses]
   verbs: [delete]
-# relay (Stop of a process whose agent is away): sets spec.desiredState.
+# relay (Stop of a process whose agent is away): sets spec.desiredState, and says why.
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses]
   verbs: [patch]
@@ -78,7 +78,7 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
 - apiGroups: [""]
   resources: [pods]
   verbs: [create, get, list, watch, delete]
-# controller: Events on changes of phase.
+# controller: Events on changes of phase; relay: DeadlineNear, PauseFailed.
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

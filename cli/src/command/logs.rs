@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use remoteprocess_proto::v1::{Cursor, ProcessKey, Stream};
 use tokio::time::Instant;
 
+use super::sequel::{self, Sequel};
 use super::{Failure, open};
 use crate::args::GlobalArgs;
 use crate::connect::{Cluster, Relay, Rule};
@@ -172,6 +173,8 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
         output: output.open(label(&key)).await?,
         narrator: Narrator::new(&name, args.quiet),
         unknown_until: Instant::now(),
+        sequel: sequel(&cluster, &args, &key),
+        is_quiet: args.quiet,
         want: want(&args, key, Timestamp::now()),
     };
     let (_, verdict) = job.run(Relay::new(cluster)).await?;
@@ -208,6 +211,9 @@ struct Job {
     output: Output,
     narrator: Narrator,
     unknown_until: Instant,
+    /// Where every attempt is followed.
+    sequel: Option<Sequel>,
+    is_quiet: bool,
 }
 
 impl Job {
@@ -221,7 +227,7 @@ impl Job {
             narrator: self.narrator,
             unknown_until: self.unknown_until,
         };
-        let exit = follower.run().await?;
+        let exit = sequel::follow(&mut follower, self.sequel.as_ref(), self.is_quiet).await?;
         let verdict = match &exit {
             Some(exit) => exit::judge(&name, exit, &follower.ledger),
             None => open_ended(&name, &follower.ledger),
@@ -235,6 +241,15 @@ impl Job {
         self.output.flush().await?;
         Ok((exit, verdict))
     }
+}
+
+/// Of a process that is followed to its end each attempt is; an attempt that is named stands alone.
+fn sequel(cluster: &Arc<Cluster>, args: &LogsArgs, key: &ProcessKey) -> Option<Sequel> {
+    let is_meant = args.follow && args.attempt == 0 && !key.name.is_empty();
+    is_meant.then(|| Sequel {
+        cluster: cluster.clone(),
+        key: key.clone(),
+    })
 }
 
 /// The process goes on; what was read of it so far may have holes.

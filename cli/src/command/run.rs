@@ -8,18 +8,20 @@ use clap::ValueEnum;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::v1::{Exit, ProcessKey};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use super::{DataFormat, Failure, open, print, resource, stop};
+use super::sequel::Sequel;
+use super::{DataFormat, Failure, duration, open, print, resource, stop};
 use crate::args::GlobalArgs;
 use crate::connect::{Cluster, Relay, Rule};
 use crate::exit::{self, Record, Verdict};
 use crate::follow::{self, Follower, Ledger, Narrator, Want};
 use crate::output::{Form, Output};
 
+mod leave;
 mod object;
 
+use leave::{Ending, Signals, until_end};
 use object::{build, quantity};
 
 /// How long a relay may not know a process that has just been made.
@@ -46,6 +48,12 @@ pub struct RunArgs {
     /// Memory to request, and its limit: 64Mi, 2Gi
     #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
     pub memory: Option<String>,
+    /// Longest time for which the command may run: then it is stopped, and has failed
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub deadline: Option<Duration>,
+    /// How often to try again after a failure of the command, and of the infrastructure
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub retries: Option<u32>,
     /// Directory in which the command starts
     #[arg(long, value_name = "PATH")]
     pub workdir: Option<String>,
@@ -164,7 +172,8 @@ pub async fn run(global: &GlobalArgs, args: RunArgs) -> Result<u8, Failure> {
         created.metadata.name.unwrap_or_default(),
         created.metadata.uid.unwrap_or_default(),
     );
-    stream(cluster, &args, &name, &uid, signals).await
+    let is_tried_again = created.spec.retries.is_some();
+    stream(cluster, &args, (&name, &uid, is_tried_again), signals).await
 }
 
 fn show(args: &RunArgs, object: &RemoteProcess) -> Result<u8, Failure> {
@@ -207,32 +216,12 @@ async fn create(cluster: &Cluster, object: &RemoteProcess, dry_run: bool) -> Res
     })
 }
 
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self, Failure> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// The number of the next one.
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => 2,
-            _ = self.terminate.recv() => 15,
-            _ = self.hangup.recv() => 1,
-        }
-    }
-}
-
-async fn stream(cluster: Arc<Cluster>, args: &RunArgs, name: &str, uid: &str, signals: Signals) -> Result<u8, Failure> {
+async fn stream(
+    cluster: Arc<Cluster>,
+    args: &RunArgs,
+    (name, uid, is_tried_again): (&str, &str, bool),
+    signals: Signals,
+) -> Result<u8, Failure> {
     let form = Form::Bytes {
         is_stamped: args.timestamps,
     };
@@ -245,6 +234,10 @@ async fn stream(cluster: Arc<Cluster>, args: &RunArgs, name: &str, uid: &str, si
         name: name.to_owned(),
         uid: uid.to_owned(),
     };
+    let sequel = is_tried_again.then(|| Sequel {
+        cluster: cluster.clone(),
+        key: key.clone(),
+    });
     let mut follower = Follower {
         dial: Relay::new(cluster.clone()),
         ledger: Ledger::new(Want {
@@ -256,7 +249,7 @@ async fn stream(cluster: Arc<Cluster>, args: &RunArgs, name: &str, uid: &str, si
         narrator: Narrator::new(name, args.quiet),
         unknown_until: Instant::now() + NEW_LIMIT,
     };
-    let ended = match until_end(&cluster, &mut follower, &key, signals).await {
+    let ended = match until_end(&cluster, &mut follower, &key, (sequel.as_ref(), args.quiet), signals).await {
         Ending::Followed(result) => *result,
         Ending::Left(number) => {
             let sentence = format!("{name} is left to itself. See it again: rproc logs -f {name}");
@@ -300,43 +293,6 @@ fn record(
     record
         .write(path)
         .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))
-}
-
-enum Ending {
-    Followed(Box<Result<Option<Exit>, follow::Error>>),
-    /// A signal told us to go.
-    Left(u8),
-}
-
-async fn until_end(
-    cluster: &Arc<Cluster>,
-    follower: &mut Follower<'_, Relay>,
-    key: &ProcessKey,
-    mut signals: Signals,
-) -> Ending {
-    let output = follower.output;
-    let mut following = std::pin::pin!(follower.run());
-    let mut is_stopping = false;
-    loop {
-        let number = tokio::select! {
-            result = &mut following => return Ending::Followed(Box::new(result)),
-            number = signals.next() => number,
-        };
-        if number != 2 || is_stopping {
-            return Ending::Left(number);
-        }
-        is_stopping = true;
-        output.answer(&format!("stopping {}; Ctrl-C again leaves it to itself", key.name));
-        let (cluster, key) = (cluster.clone(), key.clone());
-        tokio::spawn(async move {
-            if let Err(failure) = stop::ask(&cluster, &key, &stop::Manner::default()).await {
-                eprint!(
-                    "{}",
-                    crate::output::prefixed(&format!("cannot stop {}: {}", key.name, failure.text))
-                );
-            }
-        });
-    }
 }
 
 /// The verdict on what was followed; a closed pipe is no verdict.

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::{Patch, PatchParams};
-use remoteprocess_api::RemoteProcess;
+use kube::api::Patch;
+use remoteprocess_api::{RemoteProcess, names};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{ProcessKey, StopRequest};
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::{Failure, duration, open, print, resource};
+use super::{Failure, duration, open, pause, print, resource};
 use crate::args::GlobalArgs;
 use crate::connect::{CallError, Cluster, Relay, Rule};
 use crate::observe::{self, Seen};
@@ -28,6 +28,9 @@ pub struct StopArgs {
     /// Seconds until SIGKILL, instead of those in the process's specification
     #[arg(long, value_name = "SECONDS")]
     pub grace_period: Option<u32>,
+    /// Why: status and Events say so
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub message: String,
     /// Return when it has ended; --wait=false returns when it has been asked
     #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = clap::ArgAction::Set)]
@@ -53,6 +56,8 @@ pub struct Manner {
     pub signal: Option<i32>,
     /// Seconds until SIGKILL.
     pub grace_seconds: Option<u32>,
+    /// Why; empty for no reason.
+    pub message: String,
 }
 
 /// Stops the processes one after the other, and waits for all of them.
@@ -65,6 +70,7 @@ pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
     let manner = Manner {
         signal: args.signal,
         grace_seconds: args.grace_period,
+        message: args.message,
     };
     let mut asked = Vec::new();
     for name in &args.names {
@@ -118,7 +124,7 @@ pub async fn ask(cluster: &Arc<Cluster>, key: &ProcessKey, manner: &Manner) -> R
         process: Some(key.clone()),
         signal: manner.signal,
         grace_seconds: manner.grace_seconds,
-        message: String::new(),
+        message: manner.message.clone(),
     };
     let mut relay = Relay::new(cluster.clone());
     let answer = relay
@@ -131,19 +137,23 @@ pub async fn ask(cluster: &Arc<Cluster>, key: &ProcessKey, manner: &Manner) -> R
     match answer {
         Ok(_) => Ok(()),
         // The relay may not have heard of a new process yet; the API server knows.
-        Err(CallError::Relay(status)) if is_plain && status.code() == Code::NotFound => patch(cluster, key).await,
-        Err(CallError::Dial(error)) if is_plain => patch(cluster, key)
+        Err(CallError::Relay(status)) if is_plain && status.code() == Code::NotFound => {
+            patch(cluster, key, &manner.message).await
+        }
+        Err(CallError::Dial(error)) if is_plain => patch(cluster, key, &manner.message)
             .await
             .map_err(|failure| Failure::new(format!("{error}\n{}", failure.text))),
         Err(error) => Err(error.into()),
     }
 }
 
-async fn patch(cluster: &Cluster, key: &ProcessKey) -> Result<(), Failure> {
-    let patch = serde_json::json!({"metadata": {"uid": key.uid}, "spec": {"desiredState": "Stopped"}});
+async fn patch(cluster: &Cluster, key: &ProcessKey, why: &str) -> Result<(), Failure> {
+    let why = (!why.is_empty()).then_some(why);
+    let metadata = serde_json::json!({"uid": key.uid, "annotations": {names::ANNOTATION_REASON: why}});
+    let patch = serde_json::json!({"metadata": metadata, "spec": {"desiredState": "Stopped"}});
     let patched = cluster
         .processes()
-        .patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
+        .patch(&key.name, &pause::ours(), &Patch::Merge(&patch))
         .await;
     match patched {
         Ok(_) => Ok(()),

@@ -18,7 +18,7 @@ pub struct WaitArgs {
     /// Names of the processes
     #[arg(required = true)]
     pub names: Vec<String>,
-    /// What to wait for: scheduled, started, finished, succeeded, sealed, deleted,
+    /// What to wait for: scheduled, started, paused, finished, succeeded, sealed, deleted,
     /// condition=TYPE[=STATUS] or phase=PHASE
     #[arg(long = "for", value_name = "WHAT", default_value = "finished")]
     pub goal: Goal,
@@ -61,6 +61,7 @@ impl FromStr for Goal {
             "started" => Some("Started"),
             "finished" => Some("Finished"),
             "succeeded" => Some("Succeeded"),
+            "paused" => Some("Paused"),
             "sealed" => Some("OutputSealed"),
             "delete" | "deleted" => return Ok(Self::Deleted),
             _ => None,
@@ -72,7 +73,7 @@ impl FromStr for Goal {
             });
         }
         if let Some(phase) = text.strip_prefix("phase=") {
-            let known = "Pending, Starting, Running, Stopping, Succeeded or Failed";
+            let known = "Pending, Starting, Running, Paused, Stopping, Succeeded or Failed";
             return phase
                 .parse()
                 .map(Self::Phase)
@@ -87,7 +88,7 @@ impl FromStr for Goal {
                 })
             }
             _ => Err(
-                "expected scheduled, started, finished, succeeded, sealed, deleted, condition=TYPE[=STATUS] or \
+                "expected scheduled, started, paused, finished, succeeded, sealed, deleted, condition=TYPE[=STATUS] or \
                       phase=PHASE"
                     .to_owned(),
             ),
@@ -128,7 +129,8 @@ impl Goal {
     }
 }
 
-fn state(object: &RemoteProcess) -> String {
+/// The state of a process as the rest of a sentence: `is Failed: NonZeroExit: exit code 7`.
+pub(super) fn state(object: &RemoteProcess) -> String {
     let status = object.status.clone().unwrap_or_default();
     let parts = [
         status.phase.map(|phase| phase.to_string()),

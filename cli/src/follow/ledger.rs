@@ -56,6 +56,18 @@ impl Ledger {
         }
     }
 
+    /// For another attempt of the same process, from its beginning.
+    #[must_use]
+    pub fn of_attempt(&self, attempt: u32) -> Self {
+        Self::new(Want {
+            attempt,
+            cursor: None,
+            tail_lines: None,
+            since_unix_nanos: None,
+            ..self.want.clone()
+        })
+    }
+
     /// Takes of which attempt, and of which process, the relay says that the output is; 0 and empty where it does not say.
     /// Each further request asks for the same, so that no other attempt and no later process of the name is taken for it.
     ///

@@ -69,7 +69,11 @@ impl Narrator {
 
     /// The state of a process that has not ended.
     pub fn state(&mut self, state: &State) {
-        if matches!(state.phase.as_str(), "Running" | "Stopping" | "Succeeded" | "Failed") {
+        // The status calls a pause before the start by the same word, but its message is another.
+        if matches!(
+            state.phase.as_str(),
+            "Running" | "Paused" | "Stopping" | "Succeeded" | "Failed"
+        ) {
             return self.held_back(state);
         }
         let mut text = format!("{} waits: {}", self.name, state.phase);
@@ -95,13 +99,19 @@ impl Narrator {
 
     /// The process runs, and may be held back by its own output: then bytes that come still prove nothing.
     fn held_back(&mut self, state: &State) {
-        let is_held = state.phase == "Running" && is_pressed(state);
-        if !is_held {
-            self.waiting = None;
-            self.last_said = None;
-            return;
-        }
-        let text = format!("{} is held back: {}", self.name, state.message);
+        let name = &self.name;
+        let text = match state.phase.as_str() {
+            "Paused" => format!("{name} is paused. Let it go on: rproc resume {name}"),
+            "Running" if is_pressed(state) => format!("{name} is held back: {}", state.message),
+            "Running" if state.reason == "DeadlineNear" => {
+                format!("{name} will soon have run for as long as it may. For more time: rproc extend {name} --by 10m")
+            }
+            _ => {
+                self.waiting = None;
+                self.last_said = None;
+                return;
+            }
+        };
         let is_known = self.waiting.as_ref().is_some_and(|line| line.text == text);
         if !is_known && self.last_said.as_ref() != Some(&text) {
             self.waiting = Some(Line {

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
-use remoteprocess_api::{AttemptOutput, AttemptStatus, RemoteProcess, RemoteProcessStatus};
+use remoteprocess_api::{AttemptOutput, AttemptStatus, RemoteProcess, RemoteProcessStatus, StopStatus};
 
 use super::row::command;
 use super::{Table, escape, since};
@@ -146,6 +146,11 @@ fn describe_attempt(page: &mut Page, attempt: &AttemptStatus, now: Timestamp) {
     page.inner("Relay", attempt.relay.as_deref());
     page.inner("Granted", attempt.granted_at.map(|then| moment(then, now)));
     page.inner("Started", attempt.started_at.map(|then| moment(then, now)));
+    page.inner("Paused", attempt.paused_at.map(|then| moment(then, now)));
+    page.inner(
+        "Run deadline",
+        attempt.run_seconds.map(|seconds| format!("{seconds} s")),
+    );
     page.inner("Finished", attempt.finished_at.map(|then| moment(then, now)));
     if let Some(exit) = &attempt.exit {
         let end = exit
@@ -155,7 +160,7 @@ fn describe_attempt(page: &mut Page, attempt: &AttemptStatus, now: Timestamp) {
         let end = end.unwrap_or_else(|| "unknown".into());
         page.inner("Exit", Some(format!("{end} (source: {:?})", exit.source)));
         page.inner("Message", exit.message.as_deref());
-        page.inner("Stopped by", exit.stop.as_ref().map(|stop| &stop.requested_by));
+        page.inner("Stopped by", exit.stop.as_ref().map(stopped_by));
         page.inner("Leftovers", exit.leftovers.filter(|count| *count > 0));
         page.inner("OOM kills", exit.oom_kills.filter(|count| *count > 0));
     }
@@ -165,6 +170,13 @@ fn describe_attempt(page: &mut Page, attempt: &AttemptStatus, now: Timestamp) {
     }
     if let Some(output) = &attempt.output {
         describe_output(page, output);
+    }
+}
+
+fn stopped_by(stop: &StopStatus) -> String {
+    match &stop.message {
+        Some(message) => format!("{} ({message})", stop.requested_by),
+        None => stop.requested_by.clone(),
     }
 }
 

@@ -25,7 +25,7 @@ use remoteprocess_api::{
 use super::apply::Refusal;
 use super::status::own_fields;
 use conditions::Draft;
-use unstarted::{end_before_start, not_granted, replace, stop_before_start, stopped_before_start};
+use unstarted::{begin, begin_first, end_before_start, not_granted, replace, stop_before_start};
 use waiting::Wait;
 
 /// Attempts in a row that may end before a start was granted: they have run nothing, so they
@@ -156,12 +156,7 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
         return verdict;
     }
     let Some(record) = current(process) else {
-        return if should_stop(process) {
-            draft.finish(&AttemptStatus::default(), &stopped_before_start(), None);
-            draft.verdict(Action::None, None, memory)
-        } else {
-            begin(draft, 1, memory)
-        };
+        return begin_first(draft, process, memory);
     };
     if let Some(exit) = &record.exit {
         return if record.granted_at.is_some() || exit.source == ExitSource::Entrypoint {
@@ -181,6 +176,10 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
         Sight::Missing if should_stop(process) => stop_before_start(draft, situation, record),
         Sight::Missing if was_created(record, &memory) => {
             end_before_start(draft, situation, record, &vanished(situation))
+        }
+        Sight::Missing if should_wait(process) => {
+            draft.wait(&waiting::paused(process));
+            draft.verdict(Action::None, None, memory)
         }
         Sight::Missing => draft.verdict(Action::CreatePod(record.number), None, memory),
         Sight::Ours(pod) if record.granted_at.is_some() => granted(draft, situation, record, pod),
@@ -240,22 +239,17 @@ fn should_stop(process: &RemoteProcess) -> bool {
     process.spec.desired_state == DesiredState::Stopped
 }
 
+/// Nothing is to be started now.
+fn should_wait(process: &RemoteProcess) -> bool {
+    process.spec.desired_state == DesiredState::Paused
+}
+
 fn was_created(record: &AttemptStatus, memory: &Memory) -> bool {
     record.pod_uid.is_some()
         || memory
             .created
             .as_ref()
             .is_some_and(|(attempt, _)| *attempt == record.number)
-}
-
-/// Records attempt `number`; its pod is created after that is written.
-fn begin(mut draft: Draft<'_>, number: u32, memory: Memory) -> Verdict {
-    let memory = Memory {
-        created: memory.created,
-        ..Memory::default()
-    };
-    draft.begin(number);
-    draft.verdict(Action::CreatePod(number), None, memory)
 }
 
 /// The start was granted: from here on the program runs at most this once.
@@ -286,7 +280,10 @@ fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStat
     }
     let again = if record.started_at.is_some() {
         draft.see_pod(pod);
-        draft.running(record);
+        match record.paused_at {
+            Some(_) => draft.paused(record),
+            None => draft.running(record),
+        }
         None
     } else {
         // Which pod it is stands in the grant: its node alone is not worth a write.

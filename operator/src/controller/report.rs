@@ -5,6 +5,9 @@ use kube::{Client, Resource};
 use remoteprocess_api::{Phase, RemoteProcess, names::CONTROLLER_MANAGER};
 use tracing::debug;
 
+/// That it goes on after a pause is another news than that it runs.
+const RESUMED: &str = "Resumed";
+
 /// Writes Events. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Reporter(Recorder);
@@ -38,9 +41,11 @@ fn phase_event(before: &RemoteProcess, now: &RemoteProcess) -> Option<Event> {
         } else {
             EventType::Normal
         },
-        reason: status
-            .reason
-            .map_or_else(|| phase.to_string(), |reason| reason.to_string()),
+        reason: match (previous, phase, status.reason) {
+            (Some(Phase::Paused), Phase::Running, _) => RESUMED.to_owned(),
+            (_, _, Some(reason)) => reason.to_string(),
+            (_, _, None) => phase.to_string(),
+        },
         note: status.message.clone(),
         action: phase.to_string(),
         secondary: None,

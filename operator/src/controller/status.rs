@@ -67,6 +67,8 @@ fn own_attempt_fields(attempt: AttemptStatus) -> AttemptStatus {
         granted_at: _,
         started_at: _,
         finished_at,
+        paused_at: _,
+        run_seconds: _,
         exit,
         usage: _,
         output: _,

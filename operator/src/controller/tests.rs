@@ -1,5 +1,6 @@
 mod budget;
 mod lives;
+mod pauses;
 mod stage;
 
 use std::sync::Mutex;

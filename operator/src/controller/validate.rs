@@ -37,6 +37,9 @@ pub enum Error {
     /// No such signal.
     #[error("spec.stop.signal: there is no signal {0}")]
     UnknownSignal(String),
+    /// No such signal either.
+    #[error("spec.deadlines.warnSignal: there is no signal {0}")]
+    UnknownWarnSignal(String),
     /// Not a quantity, or too small.
     #[error("spec.output.spoolSize: {0} is not a quantity of at least 1Mi")]
     SpoolSize(String),
@@ -57,6 +60,8 @@ pub struct Validated<'a> {
     pub stop_signal: i32,
     /// Seconds between that signal and KILL.
     pub stop_grace_seconds: u32,
+    /// Number of the signal before the run deadline.
+    pub warn_signal: Option<i32>,
     /// Bytes of the spool.
     pub spool_bytes: u64,
     /// What happens when it is full.
@@ -92,6 +97,7 @@ pub fn validate(process: &RemoteProcess) -> Result<Validated<'_>, Error> {
         argv: spec.argv(),
         stop_signal: stop_signal(spec)?,
         stop_grace_seconds: spec.stop_grace_seconds(),
+        warn_signal: warn_signal(spec)?,
         spool_bytes: spool_bytes(spec)?,
         when_full: spec.when_full(),
         mask: spec.output.as_ref().map_or(&[], |output| &output.mask),
@@ -197,6 +203,16 @@ fn stop_signal(spec: &RemoteProcessSpec) -> Result<i32, Error> {
     signal::parse(given).ok_or_else(|| Error::UnknownSignal(given.to_owned()))
 }
 
+fn warn_signal(spec: &RemoteProcessSpec) -> Result<Option<i32>, Error> {
+    let given = spec
+        .deadlines
+        .as_ref()
+        .and_then(|deadlines| deadlines.warn_signal.as_ref());
+    given
+        .map(|given| signal::parse(given).ok_or_else(|| Error::UnknownWarnSignal(given.clone())))
+        .transpose()
+}
+
 fn spool_bytes(spec: &RemoteProcessSpec) -> Result<u64, Error> {
     let Some(size) = spec.output.as_ref().and_then(|output| output.spool_size.as_ref()) else {
         return Ok(DEFAULT_SPOOL_BYTES);
@@ -249,6 +265,10 @@ mod tests {
     #[case::os("  command: [a]\n  pod: {nodeSelector: {kubernetes.io/os: windows}}\n", "linux")]
     #[case::spool("  command: [a]\n  output: {spoolSize: 1k}\n", "spoolSize")]
     #[case::signal("  command: [a]\n  stop: {signal: SIGNOPE}\n", "SIGNOPE")]
+    #[case::warning(
+        "  command: [a]\n  deadlines: {warnSignal: SIGNOPE, warnBeforeSeconds: 1}\n",
+        "spec.deadlines.warnSignal"
+    )]
     fn refuses_with_the_name_of_the_field(#[case] spec: &str, #[case] names: &str) {
         let sentence = validate(&process(spec)).unwrap_err().to_string();
         assert!(sentence.contains(names), "{sentence}");

@@ -10,7 +10,7 @@ use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, reflector as reflect, watcher as watch};
 use kube::{Api, Client, ResourceExt};
-use remoteprocess_api::{RemoteProcess, names};
+use remoteprocess_api::{DesiredState, RemoteProcess, asked, names};
 use tracing::warn;
 
 use super::remember::Remembered;
@@ -64,7 +64,7 @@ pub(super) fn start(client: &Client, scope: &Scope, remembered: Remembered) -> W
                 remembered.forget(process);
             }
         });
-    let process_triggers = reflect(process_writer, process_events.modify(strip))
+    let process_triggers = reflect(process_writer, process_events.modify(keep_setter))
         .applied_objects()
         .filter_map(|process| std::future::ready(or_warn(process).map(|process| ObjectRef::from_obj(&process))));
 
@@ -115,6 +115,15 @@ fn decoded(
 /// What nobody reads need not be kept.
 fn strip<K: kube::Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
+}
+
+/// The same of a process: where it is not simply to run, who wants it otherwise is told.
+fn keep_setter(process: &mut RemoteProcess) {
+    if process.spec.desired_state == DesiredState::Running {
+        strip(process);
+    } else if let Some(entries) = &mut process.metadata.managed_fields {
+        entries.retain(asked::sets_desired_state);
+    }
 }
 
 fn or_warn<K>(event: watcher::Result<K>) -> Option<K> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
-use remoteprocess_api::{DesiredState, ExitSource, Reason, RemoteProcess};
+use remoteprocess_api::{Asked, AttemptStatus, DesiredState, ExitSource, Reason, RemoteProcess};
 use remoteprocess_proto::v1::Exit;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -16,8 +16,11 @@ use tracing::{info, warn};
 use super::archive::{Archive, AttemptKey, Subject};
 use super::directory::{Change, Directory};
 use super::record::{Recorder, known_end};
-use super::session::{Agent, Ending, Record, Session, Sessions};
+use super::session::{Agent, Ending, Known, Order, Record, Session, Sessions, Wish};
 
+/// Who asks for the end where the object does.
+const BY_SPEC: &str = "spec.desiredState";
+const BY_DELETION: &str = "deletion";
 /// Raw bytes of output from which the status' tail is made.
 const TAIL_BYTES: usize = 4096;
 /// How long an attempt that ended is left to the agent or to another replica.
@@ -68,6 +71,7 @@ impl Overseer {
 
     fn tell_gone(&self, process: &RemoteProcess) {
         for session in of(&self.sessions, process) {
+            session.stop_by(deletion());
             let message = "the process has been deleted".to_owned();
             let reason = Reason::Interrupted.to_string();
             let end = known_end(process, session.subject().key.attempt);
@@ -118,11 +122,12 @@ fn abandoned(process: &RemoteProcess) -> impl Iterator<Item = Subject> {
 
 /// Tells one session what its object says now.
 pub fn advise(session: &Session, process: &RemoteProcess) {
-    if process.spec.desired_state == DesiredState::Stopped {
-        session.stop_by_spec();
+    if let Some(order) = order_to_stop(process) {
+        session.stop_by(order);
     }
     let number = session.subject().key.attempt;
     let attempt = process.status.as_ref().and_then(|status| status.attempt(number));
+    session.advise(wish(process, attempt));
     if attempt.is_some_and(|attempt| attempt.output.is_some()) {
         session.recorded();
     }
@@ -131,6 +136,47 @@ pub fn advise(session: &Session, process: &RemoteProcess) {
         .is_some_and(|exit| exit.source == ExitSource::Entrypoint);
     if let Some(exit) = known_end(process, number).filter(|_| !by_us) {
         session.close_with(exit);
+    }
+}
+
+/// Who wants the end, where the object itself says so.
+fn order_to_stop(process: &RemoteProcess) -> Option<Order> {
+    if process.spec.desired_state == DesiredState::Stopped {
+        let asked = process.asked();
+        let is_known = asked != Asked::default();
+        return Some(Order {
+            requested_by: BY_SPEC,
+            message: if is_known {
+                format!("asked {asked}")
+            } else {
+                String::new()
+            },
+        });
+    }
+    process.metadata.deletion_timestamp.as_ref().map(|_| deletion())
+}
+
+fn deletion() -> Order {
+    Order {
+        requested_by: BY_DELETION,
+        message: "the RemoteProcess was deleted".to_owned(),
+    }
+}
+
+fn wish(process: &RemoteProcess, attempt: Option<&AttemptStatus>) -> Wish {
+    Wish {
+        generation: process.metadata.generation.unwrap_or_default(),
+        is_paused: process.spec.desired_state == DesiredState::Paused,
+        run_seconds: process.spec.run_seconds(),
+        known: attempt.map(known).unwrap_or_default(),
+    }
+}
+
+fn known(attempt: &AttemptStatus) -> Known {
+    Known {
+        is_started: attempt.started_at.is_some(),
+        is_paused: attempt.paused_at.is_some(),
+        run_seconds: attempt.run_seconds,
     }
 }
 

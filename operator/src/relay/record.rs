@@ -5,6 +5,7 @@
 
 mod condition;
 mod end;
+mod event;
 mod patch;
 mod tail;
 
@@ -13,19 +14,20 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use remoteprocess_api::{RemoteProcess, names};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub use condition::build_notice;
 pub use end::{exit_from_status, known_end};
-pub use patch::{Claim, Decision, build_end, build_start, decide_grant};
+pub use patch::{Claim, Decision, build_end, build_fact, decide_grant};
 
 use super::archive::Subject;
-use super::session::{Ending, Notice, Record};
+use super::session::{Ending, Fact, Notice, Record};
 
 /// Pauses between tries of a write.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -33,6 +35,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 const CONFLICT: Duration = Duration::from_millis(10);
 /// Limit for one request.
 const CALL: Duration = Duration::from_secs(10);
+/// Tries of an Event.
+const EVENT_TRIES: usize = 5;
 /// Tries of a grant before the agent is asked to come again.
 const GRANT_TRIES: usize = 10;
 
@@ -122,19 +126,33 @@ impl Recorder {
         }
     }
 
-    /// Sets `spec.desiredState: Stopped`.
+    /// Sets `spec.desiredState: Stopped`, and says why.
     ///
     /// # Errors
     /// When the API server does not answer, or the object has been replaced.
-    pub async fn stop(&self, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
+    pub async fn stop(&self, namespace: &str, name: &str, uid: &str, why: &str) -> Result<(), Error> {
         let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), namespace);
         // The uid makes the API server refuse a namesake.
-        let patch = json!({"metadata": {"uid": uid}, "spec": {"desiredState": "Stopped"}});
+        let metadata = json!({"uid": uid, "annotations": {names::ANNOTATION_REASON: why}});
+        let patch = json!({"metadata": metadata, "spec": {"desiredState": "Stopped"}});
         let params = PatchParams {
             field_manager: Some(names::RELAY_MANAGER.to_owned()),
             ..PatchParams::default()
         };
         bounded(api.patch(name, &params, &Patch::Merge(patch))).await.map(drop)
+    }
+
+    /// Writes an Event, unless it is there. A few tries: what stands in it is news, and no state that must be right.
+    async fn publish(&self, subject: &Subject, event: &Event) {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &subject.namespace);
+        for _ in 0..EVENT_TRIES {
+            match bounded(api.create(&PostParams::default(), event)).await {
+                Ok(_) => return,
+                Err(Error::Api(Some(kube::Error::Api(status)))) if matches!(status.code, 403 | 404 | 409) => return,
+                Err(error) => debug!(%error, "cannot write an event"),
+            }
+            sleep(BACKOFF.1).await;
+        }
     }
 
     /// The pod of an attempt, as far as an agent in it could still come: false when it is gone or has ended.
@@ -215,10 +233,14 @@ async fn bounded<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Resul
 }
 
 impl Record for Recorder {
-    fn started<'a>(&'a self, subject: &'a Subject, at_unix_nanos: i64) -> BoxFuture<'a, ()> {
-        Box::pin(self.until_written(subject, "start", move |current| {
-            build_start(current, subject.key.attempt, at_unix_nanos)
-        }))
+    fn learned<'a>(&'a self, subject: &'a Subject, fact: Fact) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if let Some(event) = event::build(subject, &self.replica, &fact, Timestamp::now()) {
+                return self.publish(subject, &event).await;
+            }
+            let build = |current: &RemoteProcess| build_fact(current, subject.key.attempt, &fact);
+            self.until_written(subject, "fact", build).await;
+        })
     }
 
     fn noted<'a>(&'a self, subject: &'a Subject, notice: &'a Notice) -> BoxFuture<'a, ()> {

@@ -12,6 +12,7 @@ mod mirror;
 mod notice;
 mod ring;
 mod upstream;
+mod wishes;
 
 #[cfg(test)]
 pub(crate) mod fake_agent;
@@ -35,6 +36,7 @@ pub use follower::{Follower, Next};
 pub use mirror::Mirror;
 pub use notice::Notice;
 use ring::Ring;
+pub use wishes::{Fact, Known, Order, Wish};
 
 use super::archive::{Archive, AttemptKey, StoredGap, Subject, Unavailable};
 use super::metrics::metrics;
@@ -78,8 +80,8 @@ pub trait Connect: Send + Sync + 'static {
 /// Writes what a session learns into the object's status. Each write is tried until it is done or the object is gone:
 /// an API server that is away must not end a session.
 pub trait Record: Send + Sync + 'static {
-    /// The program was launched.
-    fn started<'a>(&'a self, subject: &'a Subject, at_unix_nanos: i64) -> BoxFuture<'a, ()>;
+    /// Something of a program that runs.
+    fn learned<'a>(&'a self, subject: &'a Subject, fact: Fact) -> BoxFuture<'a, ()>;
     /// Something holds the output up, or does not any more.
     fn noted<'a>(&'a self, subject: &'a Subject, notice: &'a Notice) -> BoxFuture<'a, ()>;
     /// The attempt ended and its output is archived.
@@ -129,7 +131,9 @@ pub struct Session {
     state: watch::Sender<Option<State>>,
     /// How the attempt ended according to the status, when no agent said it.
     closing: watch::Sender<Option<Exit>>,
-    stop: watch::Sender<bool>,
+    /// Somebody but a user of the relay wants the end.
+    order: watch::Sender<Option<Order>>,
+    wish: watch::Sender<Option<Wish>>,
     /// The status holds the whole end, output included.
     recorded: watch::Sender<bool>,
     /// The size of the spool in bytes, while it is full and holds the program back.
@@ -268,7 +272,8 @@ impl Session {
             started: watch::Sender::new(false),
             state: watch::Sender::new(None),
             closing: watch::Sender::new(None),
-            stop: watch::Sender::new(false),
+            order: watch::Sender::new(None),
+            wish: watch::Sender::new(None),
             recorded: watch::Sender::new(false),
             blocked: watch::Sender::new(None),
             unavailable: watch::Sender::new(None),
@@ -345,8 +350,21 @@ impl Session {
             .send_if_modified(|recorded| !std::mem::replace(recorded, true));
     }
 
-    /// Asks the agent to stop the program because of `spec.desiredState`; until it has been heard. Repeats are harmless.
-    pub fn stop_by_spec(&self) {
-        self.stop.send_if_modified(|stop| !std::mem::replace(stop, true));
+    /// Asks the agent to stop the program, until it has been heard. The first who asks is who ended it.
+    pub fn stop_by(&self, order: Order) {
+        self.order.send_if_modified(|known| {
+            let first = known.is_none();
+            known.get_or_insert(order);
+            first
+        });
+    }
+
+    /// Says what the object wants of a program that runs.
+    pub fn advise(&self, wish: Wish) {
+        self.wish.send_if_modified(|known| {
+            let is_new = known.as_ref() != Some(&wish);
+            *known = Some(wish);
+            is_new
+        });
     }
 }

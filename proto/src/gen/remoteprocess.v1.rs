@@ -42,7 +42,8 @@ pub struct State {
     /// As in `status.phase` of the object.
     #[prost(string, tag = "1")]
     pub phase: ::prost::alloc::string::String,
-    /// As in `status.reason`; empty where there is none.
+    /// As in `status.reason`; empty where there is none. An agent whose program will soon have run for too long says
+    /// `DeadlineNear`.
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
     /// A sentence for a person.
@@ -154,7 +155,7 @@ pub mod exit {
     /// Who ended the process, where somebody asked for it.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Stop {
-        /// User name, or the part of the system that asked (`kubelet`, `desiredState`).
+        /// User name, or the part of the system that asked (`spec.desiredState`, `deadline`, `deletion`, `kubelet`).
         #[prost(string, tag = "1")]
         pub requested_by: ::prost::alloc::string::String,
         #[prost(string, tag = "2")]
@@ -335,6 +336,9 @@ pub struct ExecutorGetStateResponse {
     pub dropped: ::core::option::Option<Cursor>,
     #[prost(message, optional, tag = "6")]
     pub exit: ::core::option::Option<Exit>,
+    /// How long the program may run, counted from its start; absent: without end, or not started.
+    #[prost(uint32, optional, tag = "7")]
+    pub run_seconds: ::core::option::Option<u32>,
 }
 /// Nested message and enum types in `ExecutorGetStateResponse`.
 pub mod executor_get_state_response {

@@ -25,10 +25,9 @@ impl Machine {
     }
 
     /// The warning that is still to be given before this deadline, and when. None while nobody is there to give it.
-    fn warning(&self, over_at: Moment) -> Option<(i32, Moment)> {
+    fn warning(&self, over_at: Moment) -> Option<(Option<i32>, Moment)> {
         let warning = self.settings.warning.filter(|_| self.is_connected)?;
-        let is_given = self.facts.warned.map(|warned| warned.limit) == self.facts.clock?.limit();
-        (!is_given).then(|| (warning.signal, over_at.saturating_sub(warning.before)))
+        (!self.facts.is_warned()).then(|| (warning.signal, over_at.saturating_sub(warning.before)))
     }
 
     /// What [`Machine::next_tick`] announced is due.
@@ -36,7 +35,7 @@ impl Machine {
         let Some(over_at) = self.over_at() else {
             return vec![];
         };
-        let limit = self.facts.clock.and_then(|clock| clock.limit()).unwrap_or_default();
+        let limit = self.facts.run_limit().unwrap_or_default();
         if now >= over_at {
             return self.on_stop(Stop {
                 requested_by: REQUESTED_BY.to_owned(),
@@ -47,21 +46,22 @@ impl Machine {
             });
         }
         match self.warning(over_at).filter(|(_, at)| now >= *at) {
-            Some((number, _)) => self.warn(number, limit),
+            Some((signal, _)) => self.warn(signal, limit),
             None => vec![],
         }
     }
 
-    fn warn(&mut self, number: i32, limit: Duration) -> Vec<Action> {
+    fn warn(&mut self, signal: Option<i32>, limit: Duration) -> Vec<Action> {
         let warned = Warned { limit };
         self.facts.warned = Some(warned);
         // The entrypoint knows a repeat by its id: an agent that dies in between warns once.
-        let order = ToEntrypoint::Signal {
+        let order = signal.map(|number| ToEntrypoint::Signal {
             request: format!("warning/{}", limit.as_millis()),
             number,
             target: Target::Main,
-        };
-        vec![Action::Send(order), Action::Note(Fact::Warned(warned))]
+        });
+        let send = order.map(Action::Send);
+        send.into_iter().chain([Action::Note(Fact::Warned(warned))]).collect()
     }
 
     /// Starts the clock when the program has started, and keeps it with its pauses.

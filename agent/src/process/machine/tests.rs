@@ -18,7 +18,7 @@ const SETTINGS: LaunchSettings = LaunchSettings {
         pause_stops_clock: true,
     },
     warning: Some(Warning {
-        signal: 10,
+        signal: Some(10),
         before: Duration::from_secs(10),
     }),
 };
@@ -245,6 +245,7 @@ fn the_program_is_warned_once_and_stopped_at_its_deadline() {
     assert!(machine.on(Event::Tick(after(49))).is_empty());
     assert_eq!(orders(&machine.on(Event::Tick(after(50)))), ["signal", "note"]);
     assert_eq!(machine.next_tick(), Some(after(60)));
+    assert!(machine.facts().is_warned());
     let (mut machine, _) = reborn(&machine);
     machine.on(resume(SECRET, true));
     assert_eq!(machine.next_tick(), Some(after(60)), "the warning was given");
@@ -284,6 +285,7 @@ fn a_deadline_can_be_moved_and_is_told_again() {
         Some(after(90)),
         "it is warned before the new one too"
     );
+    assert!(!machine.facts().is_warned());
     let (mut later, _) = reborn(&machine);
     let greeted = later.on(resume(SECRET, true));
     assert_eq!(orders(&greeted), ["accept", "welcome", "attach", "deadline"]);

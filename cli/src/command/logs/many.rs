@@ -13,7 +13,7 @@ use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::v1::{Exit, ProcessKey};
 use tokio::time::Instant;
 
-use super::{Failure, Job, LogsArgs, form, key, label, shown, verify, want};
+use super::{Failure, Job, LogsArgs, form, key, label, sequel, shown, verify, want};
 use crate::connect::{Cluster, Rule, Shared};
 use crate::exit::{self, Verdict};
 use crate::follow::{Backoff, Dial, Narrator};
@@ -139,7 +139,7 @@ fn worse(one: u8, other: u8) -> u8 {
 /// One of them. What is wrong with it is said and does not hold up the others.
 async fn one(
     dial: impl Dial,
-    cluster: &Cluster,
+    cluster: &Arc<Cluster>,
     args: &LogsArgs,
     output: &Output,
     key: ProcessKey,
@@ -153,6 +153,8 @@ async fn one(
             output: output.open(label(&key)).await?,
             narrator,
             unknown_until: Instant::now() + NEW_LIMIT,
+            sequel: sequel(cluster, args, &key),
+            is_quiet: args.quiet,
             want: want(args, key, Timestamp::now()),
         };
         match job.run(dial).await {

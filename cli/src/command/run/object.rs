@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{EnvVar, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::ObjectMeta;
+use remoteprocess_api::spec::{DeadlinesSpec, RetriesSpec};
 use remoteprocess_api::{OutputSpec, RemoteProcess, RemoteProcessSpec};
 
 use super::RunArgs;
@@ -27,6 +28,11 @@ pub(super) fn build(args: &RunArgs, variable: impl Fn(&str) -> Option<String>) -
         command: args.command.iter().map(|word| literal(word)).collect(),
         env,
         working_dir: args.workdir.clone(),
+        deadlines: deadlines(args)?,
+        retries: args.retries.map(|limit| RetriesSpec {
+            limit: Some(limit),
+            ..RetriesSpec::default()
+        }),
         resources: resources(args),
         output: args.merge.then(|| OutputSpec {
             merge: Some(true),
@@ -45,6 +51,18 @@ pub(super) fn build(args: &RunArgs, variable: impl Fn(&str) -> Option<String>) -
         spec,
         status: None,
     })
+}
+
+fn deadlines(args: &RunArgs) -> Result<Option<DeadlinesSpec>, String> {
+    let Some(deadline) = args.deadline else {
+        return Ok(None);
+    };
+    let seconds = u32::try_from(deadline.as_secs()).ok().filter(|seconds| *seconds > 0);
+    let run_seconds = seconds.ok_or("--deadline: expected at least one second, and no more than a year")?;
+    Ok(Some(DeadlinesSpec {
+        run_seconds: Some(run_seconds),
+        ..DeadlinesSpec::default()
+    }))
 }
 
 fn env_var(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<EnvVar, String> {
@@ -170,6 +188,10 @@ mod tests {
             "--labels",
             "x=y,z=",
             "--merge",
+            "--deadline",
+            "1h30m",
+            "--retries",
+            "2",
             "--workdir",
             "/tmp",
             "--",

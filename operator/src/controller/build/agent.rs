@@ -59,6 +59,15 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
     let echo: &str = process.echo.into();
     let when_full: &str = process.when_full.into();
     let leftovers: &str = process.spec.leftovers.unwrap_or_default().into();
+    let deadlines = process.spec.deadlines.clone().unwrap_or_default();
+    let when_run = [
+        ("RPROC_RUN_SECONDS", deadlines.run_seconds),
+        ("RPROC_WARN_BEFORE_SECONDS", deadlines.warn_before_seconds),
+    ];
+    let when_run = when_run
+        .into_iter()
+        .filter_map(|(name, seconds)| Some(value(name, seconds?)));
+    let warn_signal = process.warn_signal.map(|number| value("RPROC_WARN_SIGNAL", number));
     let mask = (!process.mask.is_empty()).then(|| value("RPROC_MASK_DIR", names::MASK_PATH));
     let env = [
         value("RPROC_RELAY", &settings.relay),
@@ -77,6 +86,7 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
         value("RPROC_ECHO", echo),
         value("RPROC_MERGE", process.merge),
         value("RPROC_LEFTOVERS", leftovers),
+        value("RPROC_PAUSE_STOPS_CLOCK", deadlines.count_paused == Some(false)),
         value("RPROC_STOP_SIGNAL", process.stop_signal),
         value("RPROC_STOP_GRACE_SECONDS", process.stop_grace_seconds),
         value("RPROC_DRAIN_SECONDS", settings.drain_seconds),
@@ -87,7 +97,7 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
         value("RPROC_HANDOVER", names::HANDOVER_PATH),
         value("RPROC_SPOOL", names::SPOOL_PATH),
     ];
-    env.into_iter().chain(mask).collect()
+    env.into_iter().chain(when_run).chain(warn_signal).chain(mask).collect()
 }
 
 /// A variable whose value is given here. `$` is doubled, because Kubernetes expands `$(NAME)`.

@@ -43,6 +43,7 @@ const EVERYTHING: &str = r"
   securityContext: {runAsUser: 1000, capabilities: {add: [NET_BIND_SERVICE]}}
   stop: {signal: SIGINT, gracePeriodSeconds: 120}
   leftovers: Wait
+  deadlines: {startSeconds: 60, runSeconds: 3600, warnSignal: SIGUSR1, warnBeforeSeconds: 300, countPaused: false}
   output: {spoolSize: 1Gi, whenFull: DropOldest, echo: None, merge: true}
   agent: {resources: {limits: {memory: 128Mi}}}
   pod:

@@ -12,10 +12,10 @@ use remoteprocess_api::{
 
 use super::conditions::Draft;
 use super::ending::{self, Outcome};
-use super::waiting::Wait;
+use super::waiting::{self, Wait};
 use super::{
     Action, Memory, NodeSight, RECORD_WAIT, STOP_RESERVE, Sight, Situation, Verdict, begin, delete, disruption,
-    remaining, should_stop,
+    remaining, should_stop, should_wait,
 };
 
 /// Added to the stop grace: for how long a kubelet may still run a pod that somebody deleted by force.
@@ -65,6 +65,10 @@ pub(super) fn conclude(
     );
     draft.wait(&retrying(record, &outcome, pause));
     match (proof, left) {
+        (Proof::Ended, None) if should_wait(process) => {
+            draft.wait(&waiting::paused(process));
+            draft.verdict(Action::None, None, memory)
+        }
         (Proof::Ended, None) => {
             draft.status.retries = Some(counted(done, kind));
             begin(draft, record.number + 1, memory)

@@ -111,6 +111,14 @@ impl<'a> Draft<'a> {
         self.say(Phase::Running, Reason::Running, "the program is running".into());
     }
 
+    pub(super) fn paused(&mut self, record: &AttemptStatus) {
+        self.started(record);
+        if self.status.phase != Some(Phase::Paused) {
+            let message = format!("the program is paused {}", self.process.asked());
+            self.say(Phase::Paused, Reason::Paused, message.trim_end().to_owned());
+        }
+    }
+
     pub(super) fn stopping(&mut self, record: &AttemptStatus, reason: Reason, message: String) {
         if (self.status.phase, self.status.reason) == (Some(Phase::Stopping), Some(reason)) {
             return;
@@ -185,7 +193,7 @@ impl<'a> Draft<'a> {
         self.set(ConditionType::Succeeded, "Unknown", reason, "the process has not ended");
     }
 
-    /// Ready, Reconciling and Stalled, as kstatus reads them: the last two are there only while they are true. They
+    /// Ready, Reconciling and Stalled, as kstatus reads them, and Paused: all but Ready are there only while they are true. They
     /// follow from the phase, so they cost no write of their own; an end that was written is never touched again.
     fn tell_readiness(&mut self) {
         let was_final = self.process.status.as_ref().and_then(|status| status.phase);
@@ -195,12 +203,18 @@ impl<'a> Draft<'a> {
         let reason = self.status.reason.unwrap_or(Reason::Waiting);
         let message = self.status.message.clone().unwrap_or_default();
         let is_ready = match self.process.spec.ready_when() {
-            ReadyWhen::Started => matches!(phase, Phase::Running | Phase::Succeeded),
+            ReadyWhen::Started => match phase {
+                Phase::Running | Phase::Succeeded => true,
+                // What stands still as it should is as it should be, once it has run.
+                Phase::Paused => self.status.started_at.is_some(),
+                _ => false,
+            },
             ReadyWhen::Finished => phase == Phase::Succeeded,
         };
         let ready = if is_ready { "True" } else { "False" };
         self.set(ConditionType::Ready, ready, reason, &message);
         for (kind, holds) in [
+            (ConditionType::Paused, phase == Phase::Paused),
             (ConditionType::Reconciling, !is_ready && phase != Phase::Failed),
             (ConditionType::Stalled, phase == Phase::Failed),
         ] {

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use remoteprocess_api::{AttemptExit, ExitSource, Phase, Reason, RemoteProcess};
+use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Phase, Reason, RemoteProcess};
 
 use super::conditions::Draft;
 use super::unstarted::ungranted;
 use super::waiting::{self, Wait};
-use super::{Action, Sight, Situation, Verdict, clean_up, current, should_stop};
+use super::{Action, Sight, Situation, Verdict, clean_up, current, should_stop, should_wait};
 
 /// Until when the start must be granted; `None` where nothing is waited for or there is no limit.
 fn due(process: &RemoteProcess) -> Option<Timestamp> {
@@ -37,7 +37,9 @@ pub(super) fn left(situation: &Situation<'_>) -> Option<Duration> {
 pub(super) fn passed(situation: &Situation<'_>) -> Option<Verdict> {
     let process = situation.process;
     let due = due(process).filter(|due| *due <= situation.now && !should_stop(process))?;
-    let record = current(process)?;
+    // Where it was paused from the beginning there is none.
+    let none = AttemptStatus::default();
+    let record = current(process).unwrap_or(&none);
     let (reason, why) = cause(situation);
     let seconds = process.spec.start_seconds().unwrap_or_default();
     let exit = AttemptExit {
@@ -61,6 +63,9 @@ pub(super) fn passed(situation: &Situation<'_>) -> Option<Verdict> {
 }
 
 fn cause(situation: &Situation<'_>) -> (Reason, String) {
+    if should_wait(situation.process) {
+        return (Reason::DeadlineExceeded, "it is paused (spec.desiredState)".to_owned());
+    }
     let status = situation.process.status.as_ref();
     let Wait { reason, message, .. } = match situation.pod {
         Sight::Ours(pod) => waiting::of_pod(pod),
@@ -70,10 +75,10 @@ fn cause(situation: &Situation<'_>) -> (Reason, String) {
             status.and_then(|status| status.message.clone()).unwrap_or_default(),
         ),
     };
-    let reason = if reason == Reason::Waiting {
-        Reason::DeadlineExceeded
-    } else {
-        reason
+    let reason = match reason {
+        // What it is no more: nothing known stands in the way.
+        Reason::Waiting | Reason::Paused => Reason::DeadlineExceeded,
+        reason => reason,
     };
     (reason, message)
 }

@@ -31,6 +31,13 @@ pub(super) fn judge(exit: &AttemptExit, stop_wanted: bool, disruption: Option<(R
     if exit.reason == Some(Reason::AgentLost) {
         return failed(Reason::AgentLost, exit.message.clone().unwrap_or(how));
     }
+    if let (Some(Reason::DeadlineExceeded), Some(stop)) = (exit.reason, &exit.stop) {
+        let why = stop.message.as_deref().unwrap_or("it has run for too long");
+        return failed(
+            Reason::DeadlineExceeded,
+            format!("{why} (spec.deadlines.runSeconds); {how}"),
+        );
+    }
     if let Some(stop) = &exit.stop {
         let by_kubelet = stop.requested_by == KUBELET && !stop_wanted;
         return match disruption {

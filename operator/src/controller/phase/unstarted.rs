@@ -3,13 +3,39 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Reason, RemoteProcess, StopStatus};
+use remoteprocess_api::{AttemptExit, AttemptStatus, DesiredState, ExitSource, Reason, RemoteProcess, StopStatus};
 
 use super::conditions::Draft;
 use super::waiting::{self, Wait};
 use super::{
-    Action, MAX_ATTEMPTS, Memory, Sight, Situation, Verdict, begin, clean_up, delete, ending, remaining, should_stop,
+    Action, MAX_ATTEMPTS, Memory, Sight, Situation, Verdict, clean_up, delete, ending, remaining, should_stop,
+    should_wait,
 };
+
+/// The first look at a process.
+pub(super) fn begin_first(mut draft: Draft<'_>, process: &RemoteProcess, memory: Memory) -> Verdict {
+    match process.spec.desired_state {
+        DesiredState::Stopped => {
+            draft.finish(&AttemptStatus::default(), &stopped_before_start(process), None);
+            draft.verdict(Action::None, None, memory)
+        }
+        DesiredState::Paused => {
+            draft.wait(&waiting::paused(process));
+            draft.verdict(Action::None, None, memory)
+        }
+        DesiredState::Running => begin(draft, 1, memory),
+    }
+}
+
+/// Records attempt `number`; its pod is created after that is written.
+pub(super) fn begin(mut draft: Draft<'_>, number: u32, memory: Memory) -> Verdict {
+    let memory = Memory {
+        created: memory.created,
+        ..Memory::default()
+    };
+    draft.begin(number);
+    draft.verdict(Action::CreatePod(number), None, memory)
+}
 
 /// Nothing has run yet.
 pub(super) fn not_granted(
@@ -40,6 +66,11 @@ pub(super) fn not_granted(
     if let Some((reason, message)) = taken_away {
         draft.see_pod(pod);
         draft.wait(&Wait::problem(reason, message));
+        return draft.verdict(Action::None, None, situation.memory.clone());
+    }
+    if should_wait(situation.process) {
+        draft.see_pod(pod);
+        draft.wait(&waiting::paused(situation.process));
         return draft.verdict(Action::None, None, situation.memory.clone());
     }
     let wait = waiting::of_pod(pod);
@@ -81,7 +112,7 @@ pub(super) fn replace(
     memory: Memory,
 ) -> Verdict {
     if should_stop(situation.process) {
-        draft.finish(record, &stopped_before_start(), None);
+        draft.finish(record, &stopped_before_start(situation.process), None);
         return draft.verdict(Action::None, None, memory);
     }
     let failed = ungranted(situation.process).count();
@@ -92,6 +123,10 @@ pub(super) fn replace(
     let ended = record.finished_at.unwrap_or(situation.now);
     match remaining(ended, back_off(failed), situation.now) {
         Some(left) => draft.verdict(clean_up(situation), Some(left), memory),
+        None if should_wait(situation.process) => {
+            draft.wait(&waiting::paused(situation.process));
+            draft.verdict(clean_up(situation), None, memory)
+        }
         None => begin(draft, record.number + 1, memory),
     }
 }
@@ -99,20 +134,21 @@ pub(super) fn replace(
 /// The status is final first, guarded by the version that shows no grant; only then
 /// is the pod deleted.
 pub(super) fn stop_before_start(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus) -> Verdict {
-    let exit = stopped_before_start();
+    let exit = stopped_before_start(situation.process);
     draft.record_end(record, exit.clone());
     draft.finish(record, &exit, None);
     draft.verdict(clean_up(situation), None, situation.memory.clone())
 }
 
-pub(super) fn stopped_before_start() -> AttemptExit {
+pub(super) fn stopped_before_start(process: &RemoteProcess) -> AttemptExit {
+    let asked = process.asked().to_string();
     AttemptExit {
         source: ExitSource::None,
         reason: Some(Reason::Stopped),
         message: Some("stopped before the program was started".into()),
         stop: Some(StopStatus {
             requested_by: "spec.desiredState".into(),
-            message: None,
+            message: (!asked.is_empty()).then(|| format!("asked {asked}")),
         }),
         ..AttemptExit::default()
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateWaiting, ContainerStatus, Pod, PodCondition};
 use kube::ResourceExt;
-use remoteprocess_api::{AttemptExit, AttemptStatus, Phase, Reason, names};
+use remoteprocess_api::{AttemptExit, AttemptStatus, Phase, Reason, RemoteProcess, names};
 
 use super::unstarted::back_off;
 use super::{MAX_ATTEMPTS, USUAL_WAIT, remaining};
@@ -51,6 +51,20 @@ impl Wait {
 
     pub(super) fn is_worth_a_write(&self, now: Timestamp) -> bool {
         self.reason != Reason::Waiting && self.usual_for(now).is_none()
+    }
+}
+
+/// Somebody wants that nothing is started.
+pub(super) fn paused(process: &RemoteProcess) -> Wait {
+    let asked = process.asked();
+    Wait {
+        phase: Phase::Paused,
+        ..Wait::problem(
+            Reason::Paused,
+            format!("paused before the program was started {asked}")
+                .trim_end()
+                .to_owned(),
+        )
     }
 }
 

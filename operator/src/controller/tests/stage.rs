@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::{self, store::Writer};
 use kube::runtime::watcher::Event;
-use remoteprocess_api::RemoteProcess;
+use remoteprocess_api::{DesiredState, RemoteProcess};
 use remoteprocess_proto::v1::{Cursor, Exit, exit};
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use super::super::*;
 use crate::fake_cluster::{FakeCluster, Life};
 use crate::relay::archive::{AttemptKey, Subject};
 use crate::relay::record::{Claim, Error as GrantError, Recorder};
-use crate::relay::session::{Ending, Record};
+use crate::relay::session::{Ending, Fact, Record};
 
 pub(super) const NAME: &str = "hello";
 
@@ -154,9 +154,19 @@ impl Stage {
     }
 
     pub(super) fn ask_to_stop(&self) {
+        self.want(DesiredState::Stopped);
+    }
+
+    /// Somebody sets the desired state with `kubectl patch`.
+    pub(super) fn want(&self, state: DesiredState) {
+        let setter = json!({
+            "manager": "kubectl-patch", "operation": "Update", "time": Timestamp::now().to_string(),
+            "fieldsV1": {"f:spec": {"f:desiredState": {}}},
+        });
         self.cluster
             .edit("remoteprocesses", NAME, |process: &mut RemoteProcess| {
-                process.spec.desired_state = remoteprocess_api::DesiredState::Stopped;
+                process.spec.desired_state = state;
+                process.metadata.managed_fields = Some(vec![serde_json::from_value(setter).unwrap()]);
             });
     }
 
@@ -222,19 +232,46 @@ impl Stage {
     /// The agent says that the program was launched.
     pub(super) async fn start(&self, attempt: u32) {
         let now = Timestamp::now().as_nanosecond();
-        self.recorder
-            .started(&self.subject(attempt), i64::try_from(now).unwrap())
-            .await;
+        let at_unix_nanos = i64::try_from(now).unwrap();
+        let run_seconds = self.process().spec.run_seconds();
+        self.learn(
+            attempt,
+            Fact::Started {
+                at_unix_nanos,
+                run_seconds,
+            },
+        )
+        .await;
+    }
+
+    /// The relay learns something of the program.
+    pub(super) async fn learn(&self, attempt: u32, fact: Fact) {
+        self.recorder.learned(&self.subject(attempt), fact).await;
     }
 
     /// The entrypoint's record of an end with this code, and the output is whole.
     pub(super) async fn exit(&self, attempt: u32, code: i32) {
+        self.exit_of(attempt, code, "", None).await;
+    }
+
+    /// The same of a program that was stopped at its run deadline.
+    pub(super) async fn exit_at_deadline(&self, attempt: u32, code: i32) {
+        let stop = exit::Stop {
+            requested_by: "deadline".into(),
+            message: "it has run for 60 s".into(),
+        };
+        self.exit_of(attempt, code, "DeadlineExceeded", Some(stop)).await;
+    }
+
+    async fn exit_of(&self, attempt: u32, code: i32, reason: &str, stop: Option<exit::Stop>) {
         let now = i64::try_from(Timestamp::now().as_nanosecond()).unwrap();
         let exit = Exit {
             outcome: exit::Outcome::Code.into(),
             value: code,
             source: exit::Source::Entrypoint.into(),
             sealed: true,
+            reason: reason.into(),
+            stop,
             started_unix_nanos: now,
             finished_unix_nanos: now,
             ..Exit::default()

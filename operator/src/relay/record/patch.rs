@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 use remoteprocess_api::{
-    AttemptOutput, AttemptStatus, ConditionType, ExitSource, OutputStatus, RemoteProcess, StreamStatus, TailInStatus,
-    UsageStatus,
+    AttemptOutput, AttemptStatus, ConditionType, DesiredState, ExitSource, OutputStatus, RemoteProcess, StreamStatus,
+    TailInStatus, UsageStatus,
 };
 use remoteprocess_proto::v1::{Exit, StreamSeal};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::condition::over;
 use super::end::exit_to_status;
 use super::tail::render_tail;
-use crate::relay::session::Ending;
+use crate::relay::session::{Ending, Fact};
 
 /// What an agent asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,25 +106,42 @@ fn refusal(current: &RemoteProcess, number: u32) -> Option<&'static str> {
     if current.metadata.deletion_timestamp.is_some() {
         return Some("the process is being deleted");
     }
-    if current.spec.desired_state == remoteprocess_api::DesiredState::Stopped {
-        return Some("the process is to be stopped");
+    match current.spec.desired_state {
+        DesiredState::Running => None,
+        // The agent asks again.
+        DesiredState::Paused => Some("the process is paused"),
+        DesiredState::Stopped => Some("the process is to be stopped"),
     }
-    None
 }
 
-/// The start; `None` where it is recorded already.
+/// A fact of a program that runs; `None` where it is recorded already, is no part of the status, or the program has ended.
 #[must_use]
-pub fn build_start(current: &RemoteProcess, number: u32, at_unix_nanos: i64) -> Option<Value> {
+pub fn build_fact(current: &RemoteProcess, number: u32, fact: &Fact) -> Option<Value> {
     let mut owned = Owned::of(current);
-    if !is_kept(current, number) {
+    let has_exit = current
+        .status
+        .as_ref()
+        .and_then(|status| status.attempt(number))
+        .is_some_and(|attempt| attempt.exit.is_some());
+    if !is_kept(current, number) || has_exit {
         return None;
     }
     let attempt = owned.attempt(number);
-    if attempt.started_at.is_some() {
-        return None;
+    let before = attempt.clone();
+    match *fact {
+        Fact::Started {
+            at_unix_nanos,
+            run_seconds,
+        } if attempt.started_at.is_none() => {
+            attempt.started_at = Some(time(at_unix_nanos)?);
+            attempt.run_seconds = run_seconds;
+        }
+        Fact::Paused(Some(at)) => attempt.paused_at = attempt.paused_at.or(Some(at)),
+        Fact::Paused(None) => attempt.paused_at = None,
+        Fact::RunSeconds(seconds) => attempt.run_seconds = seconds,
+        Fact::Started { .. } | Fact::DeadlineNear(_) | Fact::PauseFailed { .. } => {}
     }
-    attempt.started_at = Some(time(at_unix_nanos)?);
-    Some(owned.patch(current))
+    (*attempt != before).then(|| owned.patch(current))
 }
 
 /// The end: exit, seal, usage and tail in one write; `None` where it is recorded already. An end that the kubelet or
@@ -147,6 +164,7 @@ pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Tim
     let exit = &ending.exit;
     attempt.started_at = attempt.started_at.or_else(|| time(exit.started_unix_nanos));
     attempt.finished_at = attempt.finished_at.or_else(|| time(exit.finished_unix_nanos));
+    attempt.paused_at = None;
     if exit.source() == remoteprocess_proto::v1::exit::Source::Entrypoint && !has_exit {
         attempt.exit = Some(exit_to_status(exit));
     }

@@ -179,6 +179,6 @@ async fn a_namesake_is_left_alone() {
 async fn a_deleted_object_ends_the_writing() {
     let (recorder, calls) = recorder(|_, _| refusal(404, "NotFound"));
     recorder.ended(&subject(), &ending()).await;
-    recorder.started(&subject(), 1).await;
+    recorder.learned(&subject(), Fact::Paused(None)).await;
     assert_eq!(calls.lock().unwrap().len(), 2);
 }

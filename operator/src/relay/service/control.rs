@@ -62,10 +62,11 @@ impl RelayParts {
             )));
         }
         let key = self.current(target)?;
+        let message = request.message.clone();
         let Ok(reached) = self.reach(target, &key).await else {
-            return self.stop_by_spec(user, target).await;
+            return self.stop_by_spec(user, target, &message).await;
         };
-        audit(user, target, &key, "stop", &request.message);
+        audit(user, target, &key, "stop", &message);
         let stopped = match reached {
             Reached::Here(session) => stop_here(&session, &user.name, request).await,
             Reached::There(mut home) => {
@@ -83,13 +84,13 @@ impl RelayParts {
         match stopped {
             // The wish outlives the connection: the agent hears it when it is back.
             Err(status) if matches!(status.code(), Code::Unavailable | Code::NotFound) => {
-                self.stop_by_spec(user, target).await
+                self.stop_by_spec(user, target, &message).await
             }
             answered => answered,
         }
     }
 
-    async fn stop_by_spec(&self, user: &User, target: &Target) -> Result<(), Status> {
+    async fn stop_by_spec(&self, user: &User, target: &Target, message: &str) -> Result<(), Status> {
         let Some(process) = self.object(target) else {
             return Err(Status::not_found("the process has been deleted"));
         };
@@ -98,8 +99,12 @@ impl RelayParts {
         }
         info!(target: "audit", action = "stop", user = user.name, groups = ?user.groups, uid = target.uid,
             namespace = target.namespace, name = target.name, "sets spec.desiredState");
+        let why = match message {
+            "" => format!("asked by {}", user.name),
+            message => format!("asked by {}: {message}", user.name),
+        };
         self.recorder
-            .stop(&target.namespace, &target.name, &target.uid)
+            .stop(&target.namespace, &target.name, &target.uid, &why)
             .await
             .map_err(|error| {
                 warn!(error = &error as &dyn std::error::Error, "desiredState cannot be set");

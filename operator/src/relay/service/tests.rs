@@ -22,7 +22,7 @@ use super::*;
 use crate::fake_api;
 use crate::relay::archive::Subject;
 use crate::relay::session::fake_agent::{FakeAgent, Program, TestDialer, no_peers};
-use crate::relay::session::{Budget, Context, Ending, NEVER_SEALED, Notice, Record};
+use crate::relay::session::{Budget, Context, Ending, Fact, NEVER_SEALED, Notice, Record};
 
 /// Far more than any step takes; only a hang comes this far.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 struct Notes(watch::Sender<bool>);
 
 impl Record for Notes {
-    fn started<'a>(&'a self, _: &'a Subject, _: i64) -> BoxFuture<'a, ()> {
+    fn learned<'a>(&'a self, _: &'a Subject, _: Fact) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 

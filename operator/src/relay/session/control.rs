@@ -5,8 +5,8 @@ use std::time::Duration;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::executor_client::ExecutorClient;
 use remoteprocess_proto::v1::{
-    CommitRequest, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse, ExecutorSignalRequest,
-    ExecutorStopRequest,
+    CommitRequest, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse, ExecutorPauseRequest,
+    ExecutorSetDeadlineRequest, ExecutorSignalRequest, ExecutorStopRequest,
 };
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -18,8 +18,6 @@ use super::{Agent, Session};
 
 /// Time for one call, and for the connection before it.
 const CALL: Duration = Duration::from_secs(5);
-/// Between two tries of what has to be said.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// The connection for calls, made when it is first needed.
 #[derive(Default)]
@@ -73,20 +71,14 @@ impl Session {
         .map(drop)
     }
 
-    /// Waits for `spec.desiredState: Stopped` and then tells the agent until it has heard.
-    pub(super) async fn obey_spec(&self) {
-        let mut stop = self.stop.subscribe();
-        if stop.wait_for(|stop| *stop).await.is_err() {
-            return;
-        }
-        let request = ExecutorStopRequest {
-            requested_by: "spec.desiredState".to_owned(),
-            ..ExecutorStopRequest::default()
-        };
-        while let Err(error) = self.stop(request.clone()).await {
-            debug!(uid = self.subject.key.uid, %error, "the agent has not heard the stop yet");
-            tokio::time::sleep(AGAIN).await;
-        }
+    pub(super) async fn pause(&self, request: ExecutorPauseRequest) -> Result<(), ControlError> {
+        let mut client = self.executor().await?;
+        self.call(client.pause(request)).await.map(drop)
+    }
+
+    pub(super) async fn set_deadline(&self, request: ExecutorSetDeadlineRequest) -> Result<(), ControlError> {
+        let mut client = self.executor().await?;
+        self.call(client.set_deadline(request)).await.map(drop)
     }
 
     async fn executor(&self) -> Result<ExecutorClient<Channel>, ControlError> {

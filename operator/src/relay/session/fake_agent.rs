@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use remoteprocess_proto::v1::{
     CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse, ExecutorPauseRequest,
     ExecutorPauseResponse, ExecutorSetDeadlineRequest, ExecutorSetDeadlineResponse, ExecutorSignalRequest,
     ExecutorSignalResponse, ExecutorStopRequest, ExecutorStopResponse, ExecutorWatchOutputRequest, Exit, OutputFrame,
-    Seal, Spool, Stream as WireStream, StreamSeal,
+    Seal, Spool, State, Stream as WireStream, StreamSeal,
 };
 use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, serve};
 use sha2::{Digest, Sha256};
@@ -43,6 +44,11 @@ pub struct Program {
     pub stops: Mutex<Vec<ExecutorStopRequest>>,
     pub signals: Mutex<Vec<ExecutorSignalRequest>>,
     pub pauses: Mutex<Vec<ExecutorPauseRequest>>,
+    pub deadlines: Mutex<Vec<Option<u32>>>,
+    /// Whether it can be paused.
+    pub refuses_pauses: AtomicBool,
+    /// What it says of itself.
+    pub state: watch::Sender<State>,
     pub streams: Mutex<Vec<Cursor>>,
     /// Streams answer with ABORTED.
     pub superseded: Mutex<bool>,
@@ -111,6 +117,9 @@ impl Program {
             stops: Mutex::default(),
             signals: Mutex::default(),
             pauses: Mutex::default(),
+            deadlines: Mutex::default(),
+            refuses_pauses: AtomicBool::default(),
+            state: watch::Sender::default(),
             streams: Mutex::default(),
             superseded: Mutex::default(),
         })
@@ -147,6 +156,24 @@ impl Program {
 
     pub fn end(&self) -> Cursor {
         self.history.last().unwrap().end()
+    }
+
+    /// From now on it is in this state.
+    pub fn says(&self, phase: &str, reason: &str) {
+        self.state.send_replace(State {
+            phase: phase.to_owned(),
+            reason: reason.to_owned(),
+            message: String::new(),
+        });
+    }
+
+    /// Its state, which every new stream begins with where it was ever said.
+    fn state(&self) -> watch::Receiver<State> {
+        let mut state = self.state.subscribe();
+        if *state.borrow() != State::default() {
+            state.mark_changed();
+        }
+        state
     }
 
     pub fn has_left(&self) -> bool {
@@ -237,6 +264,7 @@ struct Playback {
     program: Arc<Program>,
     written: watch::Receiver<usize>,
     blocked: watch::Receiver<bool>,
+    state: watch::Receiver<State>,
     wanted: Wanted,
     next: usize,
     left: Option<usize>,
@@ -258,6 +286,11 @@ impl Playback {
             tokio::select! {
                 biased;
                 written = self.written.wait_for(|written| *written > next) => drop(written.ok()?),
+                changed = self.state.changed() => {
+                    changed.ok()?;
+                    let state = self.state.borrow().clone();
+                    return Some(Ok(OutputFrame { frame: Some(Frame::State(state)) }));
+                }
                 changed = self.blocked.changed() => {
                     changed.ok()?;
                     let blocked = *self.blocked.borrow();
@@ -307,6 +340,7 @@ impl Executor for Service {
             program: self.0.clone(),
             written: self.0.written.subscribe(),
             blocked: self.0.blocked.subscribe(),
+            state: self.0.state(),
             wanted: Wanted { cursor, only: None },
             next: 0,
             left: *self.0.cut_after.lock().unwrap(),
@@ -325,15 +359,22 @@ impl Executor for Service {
     }
 
     async fn pause(&self, request: Request<ExecutorPauseRequest>) -> Result<Response<ExecutorPauseResponse>, Status> {
-        self.0.pauses.lock().unwrap().push(request.into_inner());
+        let request = request.into_inner();
+        let paused = request.paused;
+        self.0.pauses.lock().unwrap().push(request);
+        if self.0.refuses_pauses.load(Ordering::Relaxed) {
+            return Err(Status::failed_precondition("it is busy"));
+        }
+        self.0.says(if paused { "Paused" } else { "Running" }, "");
         Ok(Response::new(ExecutorPauseResponse {}))
     }
 
     async fn set_deadline(
         &self,
-        _: Request<ExecutorSetDeadlineRequest>,
+        request: Request<ExecutorSetDeadlineRequest>,
     ) -> Result<Response<ExecutorSetDeadlineResponse>, Status> {
-        Err(Status::failed_precondition("no program"))
+        self.0.deadlines.lock().unwrap().push(request.into_inner().run_seconds);
+        Ok(Response::new(ExecutorSetDeadlineResponse {}))
     }
 
     async fn stop(&self, request: Request<ExecutorStopRequest>) -> Result<Response<ExecutorStopResponse>, Status> {

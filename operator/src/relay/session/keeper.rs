@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::control::ControlError;
 use super::upstream::{self, End};
-use super::{Ending, Session, notice};
+use super::{Ending, Fact, Session, notice, wishes};
 use crate::relay::archive::{Error, SEGMENT_BYTES, Unavailable, Writer};
 use crate::relay::metrics::metrics;
 use crate::relay::piece::distance;
@@ -74,7 +74,7 @@ async fn beside(session: &Session, saved: &watch::Sender<Cursor>) {
     tokio::join!(
         tell_saved(session, saved.subscribe()),
         note_start(session),
-        session.obey_spec()
+        wishes::run(session)
     );
     std::future::pending().await
 }
@@ -259,12 +259,19 @@ async fn note_start(session: &Session) {
     if started.wait_for(|started| *started).await.is_err() {
         return;
     }
-    let at = match session.agent_state().await {
-        Ok(state) if state.started_unix_nanos > 0 => state.started_unix_nanos,
-        _ => i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default(),
+    let (at_unix_nanos, run_seconds) = match session.agent_state().await {
+        Ok(state) if state.started_unix_nanos > 0 => (state.started_unix_nanos, state.run_seconds),
+        _ => (
+            i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default(),
+            None,
+        ),
     };
     if session.exit().is_none() {
-        session.context.record.started(&session.subject, at).await;
+        let fact = Fact::Started {
+            at_unix_nanos,
+            run_seconds,
+        };
+        session.context.record.learned(&session.subject, fact).await;
     }
 }
 

@@ -16,6 +16,7 @@ use crate::relay::frame::Framed;
 use crate::relay::piece::{Piece, Wanted};
 
 mod outage;
+mod wishes;
 
 /// Far more than any step takes; only a hang comes this far.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -25,7 +26,7 @@ const BATCH: usize = 256 * 1024;
 #[derive(Clone)]
 struct Notes {
     ended: watch::Sender<Option<Ending>>,
-    started: watch::Sender<i64>,
+    learned: watch::Sender<Vec<Fact>>,
     api: watch::Sender<bool>,
     noted: Arc<Mutex<Vec<Notice>>>,
 }
@@ -34,7 +35,7 @@ impl Default for Notes {
     fn default() -> Self {
         Self {
             ended: watch::Sender::new(None),
-            started: watch::Sender::new(0),
+            learned: watch::Sender::default(),
             api: watch::Sender::new(true),
             noted: Arc::default(),
         }
@@ -42,9 +43,9 @@ impl Default for Notes {
 }
 
 impl Record for Notes {
-    fn started<'a>(&'a self, _: &'a Subject, at_unix_nanos: i64) -> BoxFuture<'a, ()> {
+    fn learned<'a>(&'a self, _: &'a Subject, fact: Fact) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            self.started.send_replace(at_unix_nanos);
+            self.learned.send_modify(|learned| learned.push(fact));
         })
     }
 
@@ -327,8 +328,16 @@ async fn the_start_is_recorded_with_the_agents_time() {
     let agent = FakeAgent::serve(&program).await;
     let relay = Relay::new(&memory());
     relay.open(&agent);
-    let mut started = relay.notes.started.subscribe();
-    assert_eq!(*soon(started.wait_for(|at| *at != 0)).await.unwrap(), 42);
+    let mut learned = relay.notes.learned.subscribe();
+    let learned = soon(learned.wait_for(|learned| !learned.is_empty()))
+        .await
+        .unwrap()
+        .clone();
+    let started = Fact::Started {
+        at_unix_nanos: 42,
+        run_seconds: None,
+    };
+    assert_eq!(learned, [started]);
 }
 
 #[tokio::test]
@@ -338,8 +347,12 @@ async fn a_stop_of_the_specification_reaches_the_agent_once() {
     let agent = FakeAgent::serve(&program).await;
     let relay = Relay::new(&memory());
     let session = relay.open(&agent);
-    session.stop_by_spec();
-    session.stop_by_spec();
+    let order = |requested_by| Order {
+        requested_by,
+        message: "asked by kubectl-patch".to_owned(),
+    };
+    session.stop_by(order("spec.desiredState"));
+    session.stop_by(order("deletion"));
     soon(async {
         while program.stops.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
@@ -350,7 +363,10 @@ async fn a_stop_of_the_specification_reaches_the_agent_once() {
     relay.recorded().await;
     let stops = program.stops.lock().unwrap().clone();
     assert_eq!(stops.len(), 1);
-    assert_eq!(stops[0].requested_by, "spec.desiredState");
+    assert_eq!(
+        (stops[0].requested_by.as_str(), stops[0].message.as_str()),
+        ("spec.desiredState", "asked by kubectl-patch")
+    );
 }
 
 #[tokio::test]

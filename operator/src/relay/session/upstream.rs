@@ -150,7 +150,7 @@ async fn read(session: &Session, agent: &Agent) -> Cut {
             }
             Frame::Gap(gap) => session.ring.push(Piece::Gap(gap)),
             Frame::State(state) => {
-                if state.phase == "Running" {
+                if matches!(state.phase.as_str(), "Running" | "Paused") {
                     session
                         .started
                         .send_if_modified(|started| !std::mem::replace(started, true));

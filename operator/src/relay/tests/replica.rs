@@ -25,7 +25,7 @@ use crate::relay::peers::Peers;
 use crate::relay::record::Recorder;
 use crate::relay::service::{RelayParts, RelayService};
 use crate::relay::session::fake_agent::{FakeAgent, TestDialer, identity};
-use crate::relay::session::{Budget, Context, Ending, Notice, Record, Session, Sessions};
+use crate::relay::session::{Budget, Context, Ending, Fact, Notice, Record, Session, Sessions};
 
 pub const UID: &str = "0c1d";
 
@@ -43,7 +43,7 @@ pub struct Replica {
 struct Nobody;
 
 impl Record for Nobody {
-    fn started<'a>(&'a self, _: &'a Subject, _: i64) -> BoxFuture<'a, ()> {
+    fn learned<'a>(&'a self, _: &'a Subject, _: Fact) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 

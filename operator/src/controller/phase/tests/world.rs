@@ -38,7 +38,7 @@ enum Step {
     NodeSilent,
     NodeBack,
     NodeGone,
-    Stop,
+    Want(DesiredState),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -77,8 +77,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::NodeSilent),
         1 => Just(Step::NodeBack),
         1 => Just(Step::NodeGone),
+        2 => prop_oneof![1 => Just(DesiredState::Paused), 2 => Just(DesiredState::Running)].prop_map(Step::Want),
         // Most of what is interesting happens to processes that nobody stops.
-        1 => prop_oneof![7 => Just(Step::Seconds(1)), 1 => Just(Step::Stop)],
+        1 => prop_oneof![7 => Just(Step::Seconds(1)), 1 => Just(Step::Want(DesiredState::Stopped))],
     ]
 }
 
@@ -424,8 +425,9 @@ impl World {
                 self.node = NodeSight::Gone;
                 self.alive.clear();
             }
-            Step::Stop => {
-                self.process.spec.desired_state = DesiredState::Stopped;
+            Step::Want(_) if self.process.spec.desired_state == DesiredState::Stopped => {}
+            Step::Want(state) => {
+                self.process.spec.desired_state = state;
                 self.changed();
             }
         }

@@ -202,7 +202,64 @@ fn the_kubelets_word_is_never_written_by_the_relay_nor_overwritten() {
 fn nothing_is_written_twice() {
     let mut process = process();
     attempt(&mut process).started_at = Some(now());
-    assert_eq!(build_start(&process, 1, 5), None);
+    let started = Fact::Started {
+        at_unix_nanos: 5,
+        run_seconds: Some(60),
+    };
+    assert_eq!(build_fact(&process, 1, &started), None);
     attempt(&mut process).output = Some(AttemptOutput::default());
     assert_eq!(build_end(&process, 1, &ending(), now()), None);
+}
+
+#[test]
+fn what_is_learned_of_a_program_is_written_while_it_runs() {
+    let record = |patch: Option<Value>| patch.map(|patch| patch["status"]["attempts"][0].clone());
+    let mut process = process();
+    attempt(&mut process).granted_at = Some(now());
+    let started = Fact::Started {
+        at_unix_nanos: 1_767_323_040_000_000_000,
+        run_seconds: Some(60),
+    };
+    let written = record(build_fact(&process, 1, &started)).unwrap();
+    assert_eq!(
+        (&written["runSeconds"], &written["startedAt"]),
+        (&json!(60), &json!("2026-01-02T03:04:00Z"))
+    );
+    attempt(&mut process).started_at = Some(now());
+    let paused = |at: Option<Timestamp>| Fact::Paused(at);
+    assert_eq!(build_fact(&process, 1, &paused(None)), None);
+    assert_eq!(
+        record(build_fact(&process, 1, &paused(Some(now())))).unwrap()["pausedAt"],
+        NOW
+    );
+    attempt(&mut process).paused_at = Some(now());
+    let later = Timestamp::now();
+    assert_eq!(build_fact(&process, 1, &paused(Some(later))), None, "since when stays");
+    assert_eq!(
+        record(build_fact(&process, 1, &Fact::RunSeconds(Some(90)))).unwrap()["runSeconds"],
+        90
+    );
+    assert!(
+        record(build_fact(&process, 1, &paused(None)))
+            .unwrap()
+            .get("pausedAt")
+            .is_none()
+    );
+    let end = record(build_end(&process, 1, &ending(), now())).unwrap();
+    assert!(end.get("pausedAt").is_none(), "what has ended is not paused: {end}");
+    attempt(&mut process).exit = Some(AttemptExit::default());
+    assert_eq!(build_fact(&process, 1, &paused(None)), None);
+}
+
+#[test]
+fn nothing_is_started_while_it_is_paused() {
+    let mut process = process();
+    process.spec.desired_state = DesiredState::Paused;
+    assert_eq!(decide(&process, &claim()), Decision::Refused("the process is paused"));
+    attempt(&mut process).granted_at = Some(now());
+    let launched = Claim {
+        launched: true,
+        ..claim()
+    };
+    assert_eq!(decide(&process, &launched), Decision::Granted, "what runs has a home");
 }

@@ -1,0 +1,280 @@
+//! `rproc extend`: another run deadline, also for a program that runs.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use kube::api::Patch;
+use remoteprocess_api::{Phase, RemoteProcess};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Failure, duration, open, pause, print, resource, stop, wait};
+use crate::args::GlobalArgs;
+use crate::connect::{Cluster, Rule};
+use crate::observe::{self, Seen};
+
+/// Flags of `extend`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+#[command(group = clap::ArgGroup::new("time").required(true))]
+pub struct ExtendArgs {
+    /// Names of the processes
+    #[arg(required = true)]
+    pub names: Vec<String>,
+    /// So much more time than it has now
+    #[arg(long, value_name = "TIME", value_parser = duration, group = "time")]
+    pub by: Option<Duration>,
+    /// So much time in all, counted from the start of the program
+    #[arg(long, value_name = "TIME", value_parser = duration, group = "time")]
+    pub to: Option<Duration>,
+    /// As much time as it likes
+    #[arg(long, group = "time")]
+    pub no_limit: bool,
+    /// Return when the program's agent knows; --wait=false returns when it has been asked
+    #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = clap::ArgAction::Set)]
+    pub wait: bool,
+    /// Longest time to wait; 0 for no limit
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
+    pub timeout: Duration,
+}
+
+const EXAMPLES: &str = "Examples:
+  # An hour more than it has now
+  rproc extend build --by 1h
+
+  # Three hours in all, from the start of the program
+  rproc extend build --to 3h
+
+The deadline is spec.deadlines.runSeconds, which each attempt has for itself.";
+
+/// Most that the API takes.
+const LONGEST: u32 = 31_536_000;
+/// Tries where somebody else changes the object meanwhile.
+const TRIES: usize = 5;
+const CONFLICT: u16 = 409;
+
+/// Sets the run deadline of each process, and waits until all agents know.
+///
+/// # Errors
+/// One is not there, has ended, may not be changed, has run for longer already, or its agent does not answer in time; the
+/// code of the last is 1.
+pub async fn run(global: &GlobalArgs, args: ExtendArgs) -> Result<u8, Failure> {
+    let cluster = open(global).await?;
+    let deadline = (!args.timeout.is_zero()).then(|| Instant::now() + args.timeout);
+    let mut asked = Vec::new();
+    for name in &args.names {
+        asked.push(ask(&cluster, name, &args).await?);
+    }
+    let mut failures = Vec::new();
+    for (name, object) in args.names.iter().zip(asked) {
+        if args.wait
+            && let Some(why) = is_known(&cluster, &object, name, deadline).await?
+        {
+            failures.push(why);
+            continue;
+        }
+        print(&format!("{} {}\n", resource(name), sentence(&object)))?;
+    }
+    if failures.is_empty() {
+        Ok(0)
+    } else {
+        Err(Failure::no(failures.join("\n")))
+    }
+}
+
+async fn ask(cluster: &Cluster, name: &str, args: &ExtendArgs) -> Result<RemoteProcess, Failure> {
+    for _ in 0..TRIES {
+        let object = stop::get(cluster, name).await?;
+        let seconds = limit(&object, args, Timestamp::now())
+            .map_err(|why| Failure::no(format!("cannot extend {name}: {why}")))?;
+        // More than there is now: of exactly this version.
+        let metadata = json!({"uid": object.metadata.uid, "resourceVersion": object.metadata.resource_version});
+        let patch = json!({"metadata": metadata, "spec": {"deadlines": {"runSeconds": seconds}}});
+        match cluster
+            .processes()
+            .patch(name, &pause::ours(), &Patch::Merge(&patch))
+            .await
+        {
+            Ok(patched) => return Ok(patched),
+            Err(kube::Error::Api(status)) if status.code == CONFLICT => {}
+            Err(error) => {
+                let rule = Rule::process("patch", "remoteprocess-edit");
+                return Err(cluster.error(&error, &rule, "extend the process").into());
+            }
+        }
+    }
+    Err(Failure::new(format!(
+        "cannot extend {name}: it changes all the time; try again"
+    )))
+}
+
+/// The new limit in seconds; `None`: no limit.
+fn limit(object: &RemoteProcess, args: &ExtendArgs, now: Timestamp) -> Result<Option<u32>, String> {
+    if object.is_final() {
+        return Err(format!("it {}", wait::state(object)));
+    }
+    if args.no_limit {
+        return Ok(None);
+    }
+    let seconds = match (args.by, args.to, object.spec.run_seconds()) {
+        (Some(_), _, None) => return Err("it has no run deadline; give it one by --to".to_owned()),
+        (Some(by), _, Some(now)) => by.as_secs().saturating_add(now.into()),
+        (None, to, _) => to.unwrap_or_default().as_secs(),
+    };
+    let has_run = started(object).map(|then| now.duration_since(then).as_secs());
+    let counts_all = object
+        .spec
+        .deadlines
+        .as_ref()
+        .is_none_or(|deadlines| deadlines.count_paused != Some(false));
+    if let Some(has_run) = has_run.filter(|has_run| counts_all && u64::try_from(*has_run).is_ok_and(|s| s >= seconds)) {
+        return Err(format!(
+            "it has run for {has_run} s already, and would be stopped at once. To end it: rproc stop"
+        ));
+    }
+    match u32::try_from(seconds) {
+        Ok(seconds @ 1..=LONGEST) => Ok(Some(seconds)),
+        _ => Err(format!(
+            "{seconds} s is not between 1 s and {LONGEST} s (a year); see --no-limit"
+        )),
+    }
+}
+
+fn started(object: &RemoteProcess) -> Option<Timestamp> {
+    object.status.as_ref()?.started_at
+}
+
+fn sentence(object: &RemoteProcess) -> String {
+    let Some(seconds) = object.spec.run_seconds() else {
+        return "may run for as long as it likes".to_owned();
+    };
+    let span = SignedDuration::from_secs(seconds.into());
+    let counts_all = object
+        .spec
+        .deadlines
+        .as_ref()
+        .is_none_or(|deadlines| deadlines.count_paused != Some(false));
+    let until = started(object)
+        .filter(|_| counts_all)
+        .and_then(|then| then.checked_add(span).ok());
+    match until {
+        Some(until) => format!("may run for {span:#}, until {until:.0}"),
+        None => format!("may run for {span:#}"),
+    }
+}
+
+/// Why its agent does not go by the new limit; `None` where it does, or will from the beginning.
+async fn is_known(
+    cluster: &Cluster,
+    object: &RemoteProcess,
+    name: &str,
+    deadline: Option<Instant>,
+) -> Result<Option<String>, Failure> {
+    let api = cluster.processes();
+    let uid = object.metadata.uid.as_deref();
+    match observe::until(&api, name, uid, deadline, judge).await {
+        Ok(Ok(())) => Ok(None),
+        Ok(Err(why)) => Ok(Some(format!("{name} {why}"))),
+        Err(observe::Error::TimedOut(_)) => Ok(Some(format!(
+            "{name} has been asked, and its agent has not answered in time: it goes by the old deadline"
+        ))),
+        Err(observe::Error::Api(error)) => {
+            let rule = Rule::process("get, watch", "remoteprocess-view");
+            Err(cluster.error(&error, &rule, "watch the process").into())
+        }
+    }
+}
+
+fn judge(seen: &Seen) -> Option<Result<(), String>> {
+    let Seen::There(object) = seen else {
+        return Some(Err("has been deleted".to_owned()));
+    };
+    let status = object.status.clone().unwrap_or_default();
+    if status.phase.is_some_and(Phase::is_final) {
+        return Some(Err(format!("{} meanwhile", wait::state(object))));
+    }
+    match status.latest_attempt().filter(|attempt| attempt.started_at.is_some()) {
+        // It begins with the new limit.
+        None => Some(Ok(())),
+        Some(attempt) => (attempt.run_seconds == object.spec.run_seconds()).then_some(Ok(())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use serde_json::Value;
+
+    fn object(deadlines: Value, status: Value) -> RemoteProcess {
+        serde_json::from_value(json!({
+            "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "job"},
+            "spec": {"image": "i", "command": ["x"], "deadlines": deadlines}, "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn args(words: &[&str]) -> ExtendArgs {
+        #[derive(Parser)]
+        struct Only {
+            #[command(flatten)]
+            args: ExtendArgs,
+        }
+        Only::try_parse_from([&["extend", "job"], words].concat()).unwrap().args
+    }
+
+    #[test]
+    fn the_new_limit_is_more_than_it_has_run() {
+        let now = "2026-01-01T00:10:00Z".parse().unwrap();
+        let running = object(
+            json!({"runSeconds": 900}),
+            json!({"phase": "Running", "startedAt": "2026-01-01T00:00:00Z"}),
+        );
+        let new = |object: &RemoteProcess, words: &[&str]| limit(object, &args(words), now);
+        assert_eq!(new(&running, &["--by", "5m"]), Ok(Some(1200)));
+        assert_eq!(new(&running, &["--to", "11m"]), Ok(Some(660)));
+        assert_eq!(new(&running, &["--no-limit"]), Ok(None));
+        assert!(
+            new(&running, &["--to", "10m"])
+                .unwrap_err()
+                .contains("has run for 600 s already")
+        );
+        assert!(new(&running, &["--to", "1000000h"]).unwrap_err().contains("--no-limit"));
+        let paused = object(
+            json!({"runSeconds": 900, "countPaused": false}),
+            json!({"phase": "Running", "startedAt": "2026-01-01T00:00:00Z"}),
+        );
+        assert_eq!(
+            new(&paused, &["--to", "1m"]),
+            Ok(Some(60)),
+            "nobody here knows how long it has run"
+        );
+        let unlimited = object(json!({}), json!({}));
+        assert!(new(&unlimited, &["--by", "1h"]).unwrap_err().contains("--to"));
+        let ended = object(
+            json!({"runSeconds": 1}),
+            json!({"phase": "Failed", "reason": "DeadlineExceeded"}),
+        );
+        assert!(new(&ended, &["--by", "1h"]).unwrap_err().contains("Failed"));
+    }
+
+    #[test]
+    fn the_agent_has_heard_when_the_status_says_so() {
+        let seen = |run_seconds: u32| {
+            let attempt = json!({"number": 1, "startedAt": "2026-01-01T00:00:00Z", "runSeconds": run_seconds});
+            let status = json!({"phase": "Running", "attempt": 1, "attempts": [attempt]});
+            Seen::There(Box::new(object(json!({"runSeconds": 900}), status)))
+        };
+        assert_eq!((judge(&seen(600)), judge(&seen(900))), (None, Some(Ok(()))));
+        let pending = Seen::There(Box::new(object(
+            json!({"runSeconds": 900}),
+            json!({"phase": "Pending"}),
+        )));
+        assert_eq!(judge(&pending), Some(Ok(())));
+        insta::assert_snapshot!(
+            sentence(&object(json!({"runSeconds": 5400}), json!({"startedAt": "2026-01-01T00:00:00Z"}))),
+            @"may run for 1h 30m, until 2026-01-01T01:30:00Z"
+        );
+    }
+}

@@ -1,0 +1,242 @@
+//! `rproc pause` and `rproc resume`: the desired state of processes, set with the user's own rights.
+
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use remoteprocess_api::{ConditionType, DesiredState, Phase, RemoteProcess, condition, names};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Failure, duration, open, print, resource, stop, wait};
+use crate::args::GlobalArgs;
+use crate::connect::{Cluster, Rule};
+use crate::observe::{self, Seen};
+
+/// Flags of `pause` and `resume`.
+#[derive(Debug, clap::Args)]
+pub struct PauseArgs {
+    /// Names of the processes
+    #[arg(required = true)]
+    pub names: Vec<String>,
+    /// Why: status and Events say so
+    #[arg(short, long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// Return when it is so; --wait=false returns when it has been asked for
+    #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = clap::ArgAction::Set)]
+    pub wait: bool,
+    /// Longest time to wait; 0 for no limit
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
+    pub timeout: Duration,
+}
+
+/// Examples of `pause`.
+pub const PAUSE_EXAMPLES: &str = "Examples:
+  # Freeze every process of the program where it stands
+  rproc pause build -m 'the license server is down'
+
+A program that has not started is not started. A pause counts for the run
+deadline, unless spec.deadlines.countPaused is false. rproc stop ends it too.";
+
+/// Examples of `resume`.
+pub const RESUME_EXAMPLES: &str = "Examples:
+  # Let it go on
+  rproc resume build";
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// `pause`.
+    Pause,
+    /// `resume`.
+    Resume,
+}
+
+impl Verb {
+    const fn state(self) -> DesiredState {
+        match self {
+            Self::Pause => DesiredState::Paused,
+            Self::Resume => DesiredState::Running,
+        }
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+        }
+    }
+
+    /// What was asked for, as it is or as it was asked.
+    const fn done(self, is_so: bool) -> &'static str {
+        match (self, is_so) {
+            (Self::Pause, true) => "paused",
+            (Self::Pause, false) => "is being paused",
+            (Self::Resume, true) => "resumed",
+            (Self::Resume, false) => "is being resumed",
+        }
+    }
+}
+
+/// Sets the desired state of each process, and waits until all of them are so.
+///
+/// # Errors
+/// One is not there, has ended, may not be changed, or is not so in time; the code of the last is 1.
+pub async fn run(global: &GlobalArgs, args: PauseArgs, verb: Verb) -> Result<u8, Failure> {
+    let cluster = open(global).await?;
+    let deadline = (!args.timeout.is_zero()).then(|| Instant::now() + args.timeout);
+    let mut asked = Vec::new();
+    for name in &args.names {
+        let object = stop::get(&cluster, name).await?;
+        check(&object).map_err(|why| Failure::no(format!("cannot {} {name}: {why}", verb.word())))?;
+        asked.push(ask(&cluster, &object, name, &args, verb).await?);
+    }
+    let mut failures = Vec::new();
+    for (name, object) in args.names.iter().zip(asked) {
+        if args.wait
+            && let Some(why) = is_so(&cluster, &object, name, verb, deadline).await?
+        {
+            failures.push(why);
+            continue;
+        }
+        print(&format!("{} {}\n", resource(name), verb.done(args.wait)))?;
+    }
+    if failures.is_empty() {
+        Ok(0)
+    } else {
+        Err(Failure::no(failures.join("\n")))
+    }
+}
+
+/// Whether it makes sense to ask.
+fn check(object: &RemoteProcess) -> Result<(), String> {
+    if object.is_final() {
+        return Err(format!("it {}", wait::state(object)));
+    }
+    if object.spec.desired_state == DesiredState::Stopped {
+        return Err("it is being stopped, and does not run again".to_owned());
+    }
+    match object.metadata.deletion_timestamp {
+        Some(_) => Err("it is being deleted".to_owned()),
+        None => Ok(()),
+    }
+}
+
+async fn ask(
+    cluster: &Cluster,
+    object: &RemoteProcess,
+    name: &str,
+    args: &PauseArgs,
+    verb: Verb,
+) -> Result<RemoteProcess, Failure> {
+    // A former reason goes where none is given.
+    let metadata = json!({"uid": object.metadata.uid, "annotations": {names::ANNOTATION_REASON: args.message}});
+    let patch = json!({"metadata": metadata, "spec": {"desiredState": verb.state()}});
+    let patched = cluster.processes().patch(name, &ours(), &Patch::Merge(&patch)).await;
+    patched.map_err(|error| {
+        let rule = Rule::process("patch", "remoteprocess-edit");
+        cluster
+            .error(&error, &rule, &format!("{} the process", verb.word()))
+            .into()
+    })
+}
+
+/// By this name the object tells that it was rproc.
+pub(super) fn ours() -> PatchParams {
+    PatchParams {
+        field_manager: Some("rproc".to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+/// Why it is not as it was asked for; `None` where it is.
+async fn is_so(
+    cluster: &Cluster,
+    object: &RemoteProcess,
+    name: &str,
+    verb: Verb,
+    deadline: Option<Instant>,
+) -> Result<Option<String>, Failure> {
+    let generation = object.metadata.generation.unwrap_or_default();
+    let api = cluster.processes();
+    let uid = object.metadata.uid.as_deref();
+    match observe::until(&api, name, uid, deadline, |seen| judge(seen, verb, generation)).await {
+        Ok(Ok(())) => Ok(None),
+        Ok(Err(why)) => Ok(Some(format!("{name} {why}"))),
+        Err(observe::Error::TimedOut(last)) => {
+            let last = last
+                .map(|last| format!("; it {}", wait::state(&last)))
+                .unwrap_or_default();
+            let word = verb.word();
+            Ok(Some(format!(
+                "{name} has been asked to {word} and has not in time{last}. See: rproc describe {name}"
+            )))
+        }
+        Err(observe::Error::Api(error)) => {
+            let rule = Rule::process("get, watch", "remoteprocess-view");
+            Err(cluster.error(&error, &rule, "watch the process").into())
+        }
+    }
+}
+
+/// Whether it is as the object of this generation asks, once that is certain.
+fn judge(seen: &Seen, verb: Verb, generation: i64) -> Option<Result<(), String>> {
+    let Seen::There(object) = seen else {
+        return Some(Err("has been deleted".to_owned()));
+    };
+    let status = object.status.clone().unwrap_or_default();
+    let is_paused = condition::is_true(&status.conditions, ConditionType::Paused);
+    let is_seen = status.observed_generation.unwrap_or_default() >= generation;
+    if status.phase.is_some_and(Phase::is_final) {
+        return Some(match verb {
+            Verb::Resume => Ok(()),
+            Verb::Pause => Err(wait::state(object)),
+        });
+    }
+    if object.spec.desired_state != verb.state() {
+        return Some(Err(format!(
+            "is to be {} meanwhile: somebody else wants that",
+            object.spec.desired_state
+        )));
+    }
+    (is_seen && is_paused == (verb == Verb::Pause)).then_some(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(desired: &str, phase: &str, observed: i64) -> Seen {
+        let paused = json!({"type": "Paused", "status": "True", "reason": "Paused", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let conditions = if phase == "Paused" { vec![paused] } else { vec![] };
+        let object = json!({
+            "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "job"},
+            "spec": {"image": "i", "command": ["x"], "desiredState": desired},
+            "status": {"phase": phase, "observedGeneration": observed, "conditions": conditions},
+        });
+        Seen::There(serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn what_is_asked_for_is_waited_for_at_its_generation() {
+        assert_eq!(judge(&seen("Paused", "Running", 2), Verb::Pause, 2), None);
+        assert_eq!(judge(&seen("Paused", "Paused", 2), Verb::Pause, 2), Some(Ok(())));
+        assert_eq!(judge(&seen("Running", "Paused", 3), Verb::Resume, 3), None);
+        assert_eq!(
+            judge(&seen("Running", "Running", 2), Verb::Resume, 3),
+            None,
+            "not looked at yet"
+        );
+        assert_eq!(judge(&seen("Running", "Running", 3), Verb::Resume, 3), Some(Ok(())));
+    }
+
+    #[test]
+    fn what_cannot_come_true_is_said_at_once() {
+        let said = |seen: &Seen, verb| judge(seen, verb, 2).unwrap().unwrap_err();
+        assert_eq!(said(&seen("Paused", "Failed", 2), Verb::Pause), "is Failed");
+        assert!(said(&seen("Stopped", "Running", 2), Verb::Pause).contains("somebody else"));
+        assert_eq!(said(&Seen::Gone, Verb::Resume), "has been deleted");
+        assert_eq!(judge(&seen("Running", "Succeeded", 2), Verb::Resume, 2), Some(Ok(())));
+    }
+}

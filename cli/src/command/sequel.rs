@@ -1,0 +1,194 @@
+//! What follows the end of an attempt: another one (`spec.retries`), or nothing.
+
+use std::sync::Arc;
+
+use remoteprocess_api::{Phase, Reason, RemoteProcess};
+use remoteprocess_proto::v1::{Exit, ProcessKey};
+
+use crate::connect::{Cluster, Rule};
+use crate::exit;
+use crate::follow::{Dial, Error, Follower};
+use crate::observe::{self, Seen};
+
+/// Knows, by the object, what comes after an attempt.
+#[derive(Clone)]
+pub struct Sequel {
+    /// Where the object is.
+    pub cluster: Arc<Cluster>,
+    /// Which it is.
+    pub key: ProcessKey,
+}
+
+/// What the object says of the time after an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Next {
+    /// That was the last.
+    Nothing,
+    /// This one.
+    Attempt(u32),
+    /// Another one will follow.
+    Later(String),
+}
+
+/// Follows the attempt that the follower is set to and, where `sequel` says so, each that comes after it. The answer is
+/// the last one's end, and so is the follower's ledger.
+///
+/// # Errors
+/// As [`Follower::run`]; and where the object does not tell whether another attempt follows.
+pub async fn follow<D: Dial>(
+    follower: &mut Follower<'_, D>,
+    sequel: Option<&Sequel>,
+    is_quiet: bool,
+) -> Result<Option<Exit>, Error> {
+    loop {
+        let end = follower.run().await?;
+        let (Some(sequel), Some(exit), Some(attempt)) = (sequel, &end, follower.ledger.attempt()) else {
+            return Ok(end);
+        };
+        // Nothing follows a success, whatever the object says by now.
+        if exit::code(exit) == Some(0) && exit.stop.is_none() {
+            return Ok(end);
+        }
+        let Some(next) = sequel.after(attempt, follower, is_quiet).await? else {
+            return Ok(end);
+        };
+        let name = &sequel.key.name;
+        if !is_quiet {
+            let said = exit::judge(name, exit, &follower.ledger).sentence;
+            let said = said.unwrap_or_else(|| exit::ended(name, exit));
+            follower.output.line(&format!("attempt {attempt}: {said}")).await?;
+            follower
+                .output
+                .line(&format!("attempt {next} of {name} begins"))
+                .await?;
+        }
+        follower.ledger = follower.ledger.of_attempt(next);
+    }
+}
+
+impl Sequel {
+    /// The attempt that follows; `None`: there is none. Whoever may not read the object sees one attempt only.
+    async fn after<D>(&self, attempt: u32, follower: &Follower<'_, D>, is_quiet: bool) -> Result<Option<u32>, Error> {
+        let api = self.cluster.processes();
+        let uid = Some(self.key.uid.as_str()).filter(|uid| !uid.is_empty());
+        let later = |text: String| Error::Sequel(text);
+        // First what keeps it, so that a long back-off is explained while it lasts.
+        let first = observe::until(&api, &self.key.name, uid, None, |seen| next(seen, attempt));
+        let told = match first.await {
+            Ok(Next::Nothing) => return Ok(None),
+            Ok(Next::Attempt(number)) => return Ok(Some(number)),
+            Ok(Next::Later(message)) => message,
+            Err(error) => return self.failed(error).map_err(later),
+        };
+        if !is_quiet {
+            follower.output.line(&format!("{}: {told}", self.key.name)).await?;
+        }
+        let then = observe::until(&api, &self.key.name, uid, None, |seen| match next(seen, attempt) {
+            Some(Next::Later(_)) => None,
+            decided => decided,
+        });
+        match then.await {
+            Ok(Next::Attempt(number)) => Ok(Some(number)),
+            Ok(_) => Ok(None),
+            Err(error) => self.failed(error).map_err(later),
+        }
+    }
+
+    fn failed(&self, error: observe::Error) -> Result<Option<u32>, String> {
+        match error {
+            observe::Error::Api(kube::Error::Api(status)) if status.code == 403 => Ok(None),
+            observe::Error::Api(error) => {
+                let rule = Rule::process("get, watch", "remoteprocess-view");
+                Err(self
+                    .cluster
+                    .sentence(&error, &rule, "see whether another attempt follows"))
+            }
+            // There is no limit of time.
+            observe::Error::TimedOut(_) => Ok(None),
+        }
+    }
+}
+
+/// What follows attempt `ended`, once the object tells.
+fn next(seen: &Seen, ended: u32) -> Option<Next> {
+    let Seen::There(object) = seen else {
+        return Some(Next::Nothing);
+    };
+    if !is_tried_again(object) {
+        return Some(Next::Nothing);
+    }
+    let status = object.status.as_ref()?;
+    let current = status.attempt.unwrap_or_default();
+    if current > ended {
+        // One that was never granted has run nothing; one that the status has no room for may have.
+        let has_run = |number: &u32| {
+            let record = status.attempt(*number);
+            *number == current || record.is_none_or(|record| record.granted_at.is_some())
+        };
+        return (ended + 1..=current).find(has_run).map(Next::Attempt);
+    }
+    match (status.phase, status.reason) {
+        (Some(phase), _) if phase.is_final() => Some(Next::Nothing),
+        (Some(Phase::Pending), Some(Reason::Retrying)) => Some(Next::Later(status.message.clone().unwrap_or_default())),
+        _ => None,
+    }
+}
+
+fn is_tried_again(object: &RemoteProcess) -> bool {
+    let retries = object.spec.retries.as_ref();
+    retries.and_then(|retries| retries.limit).is_some_and(|limit| limit > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn seen(limit: u32, status: Value) -> Seen {
+        let object = json!({
+            "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "job"},
+            "spec": {"image": "i", "command": ["x"], "retries": {"limit": limit}}, "status": status,
+        });
+        Seen::There(serde_json::from_value(object).unwrap())
+    }
+
+    fn ran(number: u32) -> Value {
+        json!({"number": number, "grantedAt": "2026-01-01T00:00:00Z"})
+    }
+
+    #[test]
+    fn each_attempt_that_may_have_run_is_followed() {
+        let status =
+            |current: u32, attempts: &[Value]| json!({"phase": "Pending", "attempt": current, "attempts": attempts});
+        let after = |ended, status| next(&seen(2, status), ended);
+        assert_eq!(
+            after(1, status(2, &[ran(1), json!({"number": 2})])),
+            Some(Next::Attempt(2))
+        );
+        assert_eq!(
+            after(1, status(3, &[ran(1), json!({"number": 2}), ran(3)])),
+            Some(Next::Attempt(3))
+        );
+        assert_eq!(
+            after(1, status(3, &[ran(1), ran(2), ran(3)])),
+            Some(Next::Attempt(2)),
+            "it was short"
+        );
+        assert_eq!(
+            after(9, status(30, &[ran(1)])),
+            Some(Next::Attempt(10)),
+            "no room in the status"
+        );
+    }
+
+    #[test]
+    fn the_object_says_whether_there_is_another() {
+        let of = |phase: &str, reason: &str| json!({"phase": phase, "reason": reason, "message": "why", "attempt": 1, "attempts": [ran(1)]});
+        let after = |status| next(&seen(2, status), 1);
+        assert_eq!(after(of("Running", "Running")), None, "it has not heard of the end");
+        assert_eq!(after(of("Pending", "Retrying")), Some(Next::Later("why".into())));
+        assert_eq!(after(of("Failed", "NonZeroExit")), Some(Next::Nothing));
+        assert_eq!(next(&seen(0, of("Running", "Running")), 1), Some(Next::Nothing));
+        assert_eq!(next(&Seen::Gone, 1), Some(Next::Nothing));
+    }
+}

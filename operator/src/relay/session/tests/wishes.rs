@@ -1,0 +1,147 @@
+//! What the object wants of its program comes about, whoever is the home.
+
+use std::sync::atomic::Ordering;
+
+use super::*;
+
+/// A program that runs, and its home.
+async fn running(program: &Arc<Program>) -> (FakeAgent, Relay, Arc<Session>) {
+    program.written.send_replace(1);
+    program.says("Running", "Running");
+    let agent = FakeAgent::serve(program).await;
+    let relay = Relay::new(&memory());
+    let session = relay.open(&agent);
+    (agent, relay, session)
+}
+
+fn wish(generation: i64, is_paused: bool, run_seconds: Option<u32>) -> Wish {
+    Wish {
+        generation,
+        is_paused,
+        run_seconds,
+        known: Known {
+            is_started: true,
+            ..Known::default()
+        },
+    }
+}
+
+/// The first fact that fits.
+async fn learned(relay: &Relay, fits: impl Fn(&Fact) -> bool) -> Fact {
+    let mut learned = relay.notes.learned.subscribe();
+    let learned = soon(learned.wait_for(|learned| learned.iter().any(&fits)))
+        .await
+        .unwrap();
+    learned.iter().find(|fact| fits(fact)).cloned().unwrap()
+}
+
+fn requests(program: &Program) -> Vec<(String, bool)> {
+    let pauses = program.pauses.lock().unwrap();
+    pauses
+        .iter()
+        .map(|pause| (pause.request_id.clone(), pause.paused))
+        .collect()
+}
+
+#[tokio::test]
+async fn it_is_paused_and_goes_on_also_by_another_home() {
+    let program = Program::new(&chunks(1));
+    let (agent, relay, session) = running(&program).await;
+    session.advise(wish(2, true, None));
+    learned(&relay, |fact| matches!(fact, Fact::Paused(Some(_)))).await;
+    // The former home is gone; the next one learns from object and agent alone that it is to go on.
+    relay.shutdown.cancel();
+    soon(relay.sessions.drained()).await;
+    let next = Relay::new(&memory());
+    let session = next.open(&agent);
+    let mut resume = wish(3, false, None);
+    resume.known.is_paused = true;
+    session.advise(resume);
+    learned(&next, |fact| *fact == Fact::Paused(None)).await;
+    assert_eq!(
+        requests(&program),
+        [("pause/2".to_owned(), true), ("resume/3".to_owned(), false)]
+    );
+    let pauses = next
+        .notes
+        .learned
+        .borrow()
+        .iter()
+        .filter(|fact| matches!(fact, Fact::Paused(_)))
+        .count();
+    assert_eq!(pauses, 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_paused_is_said_once_and_asked_for_again() {
+    let program = Program::new(&chunks(1));
+    program.refuses_pauses.store(true, Ordering::Relaxed);
+    let (_agent, relay, session) = running(&program).await;
+    session.advise(wish(2, true, None));
+    let refused = |why: &str| Fact::PauseFailed {
+        generation: 2,
+        why: why.to_owned(),
+    };
+    assert_eq!(
+        learned(&relay, |fact| matches!(fact, Fact::PauseFailed { .. })).await,
+        refused("it is busy")
+    );
+    program.refuses_pauses.store(false, Ordering::Relaxed);
+    // Something else of the object changed: it is tried at once, under another name.
+    session.advise(wish(3, true, None));
+    learned(&relay, |fact| matches!(fact, Fact::Paused(Some(_)))).await;
+    let failures = relay
+        .notes
+        .learned
+        .borrow()
+        .iter()
+        .filter(|fact| matches!(fact, Fact::PauseFailed { .. }))
+        .count();
+    assert_eq!(failures, 1);
+}
+
+#[tokio::test]
+async fn another_run_deadline_is_told_once_and_noted() {
+    let program = Program::new(&chunks(1));
+    let (_agent, relay, session) = running(&program).await;
+    let mut unstarted = wish(1, false, Some(60));
+    unstarted.known.is_started = false;
+    session.advise(unstarted);
+    let mut known = wish(1, false, Some(60));
+    known.known.run_seconds = Some(60);
+    session.advise(known.clone());
+    let mut longer = wish(2, false, Some(90));
+    longer.known.run_seconds = Some(60);
+    session.advise(longer);
+    learned(&relay, |fact| *fact == Fact::RunSeconds(Some(90))).await;
+    let mut unlimited = wish(3, false, None);
+    unlimited.known.run_seconds = Some(90);
+    session.advise(unlimited);
+    learned(&relay, |fact| *fact == Fact::RunSeconds(None)).await;
+    assert_eq!(*program.deadlines.lock().unwrap(), [Some(90), None]);
+}
+
+#[tokio::test]
+async fn a_near_deadline_is_told() {
+    let program = Program::new(&chunks(1));
+    let (_agent, relay, session) = running(&program).await;
+    session.advise(wish(1, false, Some(60)));
+    program.says("Running", "DeadlineNear");
+    let is_near = |fact: &Fact| matches!(fact, Fact::DeadlineNear(_));
+    assert_eq!(learned(&relay, is_near).await, Fact::DeadlineNear(60));
+    program.says("Running", "Running");
+    session.advise(wish(2, false, Some(90)));
+    // The agent's word of another warning.
+    learned(&relay, |fact| *fact == Fact::RunSeconds(Some(90))).await;
+    soon(async {
+        while session.state().is_some_and(|state| state.reason == "DeadlineNear") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    program.says("Running", "DeadlineNear");
+    assert_eq!(
+        learned(&relay, |fact| *fact == Fact::DeadlineNear(90)).await,
+        Fact::DeadlineNear(90)
+    );
+}

@@ -1,0 +1,238 @@
+//! What the object asks of its program, told to the agent until it is so: the end, a pause, another run deadline. And what
+//! the agent says of that, told to the object.
+//!
+//! Each compares what is wanted with what is, over and over: a home that takes over needs to know nothing of the one before.
+//! A request is named by the generation of the object that makes it, so that it is one request whichever home repeats it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use remoteprocess_proto::v1::{ExecutorPauseRequest, ExecutorSetDeadlineRequest, ExecutorStopRequest, State};
+use tokio::time::sleep;
+use tonic::Code;
+use tracing::{debug, info};
+
+use super::{ControlError, Session};
+
+/// Between two tries of what has to be said.
+const AGAIN: Duration = Duration::from_secs(1);
+/// The same where the answer was no: a process that cannot be paused now may be one later.
+const REFUSED: Duration = Duration::from_secs(10);
+/// As an agent calls the time before the run deadline.
+const DEADLINE_NEAR: &str = "DeadlineNear";
+
+/// What the object says now of a program that runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Of the object.
+    pub generation: i64,
+    /// Nothing of it is to run.
+    pub is_paused: bool,
+    /// How long it may run, in seconds.
+    pub run_seconds: Option<u32>,
+    /// What the object's status says of it already.
+    pub known: Known,
+}
+
+/// What the status says of a program that runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// It was launched.
+    pub is_started: bool,
+    /// Nothing of it runs.
+    pub is_paused: bool,
+    /// How long it may run, in seconds.
+    pub run_seconds: Option<u32>,
+}
+
+/// Who asks for the end, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// The part of the system that asks.
+    pub requested_by: &'static str,
+    /// A sentence, or nothing.
+    pub message: String,
+}
+
+/// What is learned of a program that runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fact {
+    /// It was launched.
+    Started {
+        /// When, in nanoseconds since the Unix epoch.
+        at_unix_nanos: i64,
+        /// How long it may run, in seconds.
+        run_seconds: Option<u32>,
+    },
+    /// Since when nothing of it runs; `None`: it goes on.
+    Paused(Option<Timestamp>),
+    /// How long it may run now, in seconds.
+    RunSeconds(Option<u32>),
+    /// It will soon have run for so many seconds, which is all that it may.
+    DeadlineNear(u32),
+    /// It cannot be paused, by the agent's own words.
+    PauseFailed {
+        /// Of the object that asks for it.
+        generation: i64,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Does all of it; never ends.
+pub(super) async fn run(session: &Session) {
+    tokio::join!(
+        stop(session),
+        keep_paused(session),
+        keep_limit(session),
+        tell_pauses(session),
+        tell_warnings(session)
+    );
+}
+
+/// Waits for an order to stop and then tells the agent until it has heard.
+async fn stop(session: &Session) {
+    let mut order = session.order.subscribe();
+    let Ok(Some(order)) = order.wait_for(Option::is_some).await.map(|order| order.clone()) else {
+        return;
+    };
+    let request = ExecutorStopRequest {
+        requested_by: order.requested_by.to_owned(),
+        message: order.message,
+        ..ExecutorStopRequest::default()
+    };
+    while let Err(error) = session.stop(request.clone()).await {
+        debug!(uid = session.subject.key.uid, %error, "the agent has not heard the stop yet");
+        sleep(AGAIN).await;
+    }
+}
+
+async fn keep_paused(session: &Session) {
+    let (mut wishes, mut states) = (session.wish.subscribe(), session.state.subscribe());
+    let mut refused_of = None;
+    loop {
+        let (wish, is) = (
+            wishes.borrow_and_update().clone(),
+            is_paused(states.borrow_and_update().as_ref()),
+        );
+        let pause = match (wish, is) {
+            (Some(wish), Some(is)) if wish.is_paused != is => {
+                let answer = session.pause(request(&wish)).await;
+                if let (Err(ControlError::Refused(status)), true) = (&answer, wish.is_paused)
+                    && refused_of.replace(wish.generation) != Some(wish.generation)
+                {
+                    let why = status.message().to_owned();
+                    let generation = wish.generation;
+                    session.learn(Fact::PauseFailed { generation, why }).await;
+                }
+                after(answer)
+            }
+            _ => None,
+        };
+        tokio::select! {
+            _ = wishes.changed() => {}
+            _ = states.changed() => {}
+            () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+        }
+    }
+}
+
+fn request(wish: &Wish) -> ExecutorPauseRequest {
+    let verb = if wish.is_paused { "pause" } else { "resume" };
+    ExecutorPauseRequest {
+        request_id: format!("{verb}/{}", wish.generation),
+        paused: wish.is_paused,
+    }
+}
+
+/// When to try again; not at all where it was done, which the next state says.
+fn after(answer: Result<(), ControlError>) -> Option<Duration> {
+    match answer {
+        Ok(()) => None,
+        Err(ControlError::Refused(_)) => Some(REFUSED),
+        Err(ControlError::Unreachable) => Some(AGAIN),
+    }
+}
+
+/// Tells the agent of a limit that is not the one by which it goes, as the status has it.
+async fn keep_limit(session: &Session) {
+    let (mut wishes, mut states) = (session.wish.subscribe(), session.state.subscribe());
+    loop {
+        let (wish, is) = (
+            wishes.borrow_and_update().clone(),
+            is_paused(states.borrow_and_update().as_ref()),
+        );
+        let wish = wish.filter(|wish| wish.known.is_started && wish.run_seconds != wish.known.run_seconds);
+        let pause = match (wish, is) {
+            (Some(Wish { run_seconds, .. }), Some(_)) => {
+                let answer = session.set_deadline(ExecutorSetDeadlineRequest { run_seconds }).await;
+                match answer {
+                    Ok(()) => session.learn(Fact::RunSeconds(run_seconds)).await,
+                    Err(ControlError::Refused(status)) if status.code() == Code::Unimplemented => {
+                        info!(
+                            uid = session.subject.key.uid,
+                            "the agent is too old for another run deadline"
+                        );
+                        return;
+                    }
+                    Err(_) => {}
+                }
+                after(answer)
+            }
+            _ => None,
+        };
+        tokio::select! {
+            _ = wishes.changed() => {}
+            _ = states.changed() => {}
+            () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+        }
+    }
+}
+
+/// Writes down that it is paused, or goes on, where the status says otherwise.
+async fn tell_pauses(session: &Session) {
+    let (mut wishes, mut states) = (session.wish.subscribe(), session.state.subscribe());
+    loop {
+        let known = wishes.borrow_and_update().as_ref().map(|wish| wish.known.is_paused);
+        let is = states.borrow_and_update().as_ref().map(|state| state.phase == "Paused");
+        if let (Some(known), Some(is)) = (known, is)
+            && known != is
+        {
+            session.learn(Fact::Paused(is.then(Timestamp::now))).await;
+        }
+        tokio::select! {
+            _ = wishes.changed() => {}
+            _ = states.changed() => {}
+        }
+    }
+}
+
+async fn tell_warnings(session: &Session) {
+    let mut states = session.state.subscribe();
+    let is_near = |state: &Option<State>| state.as_ref().is_some_and(|state| state.reason == DEADLINE_NEAR);
+    // The sender lives in the session.
+    while states.wait_for(is_near).await.is_ok() {
+        let run_seconds = session.wish.borrow().as_ref().and_then(|wish| wish.run_seconds);
+        if let Some(run_seconds) = run_seconds {
+            session.learn(Fact::DeadlineNear(run_seconds)).await;
+        }
+        if states.wait_for(|state| !is_near(state)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Of a program that runs or is paused, which of the two.
+fn is_paused(state: Option<&State>) -> Option<bool> {
+    match state?.phase.as_str() {
+        "Running" => Some(false),
+        "Paused" => Some(true),
+        _ => None,
+    }
+}
+
+impl Session {
+    async fn learn(&self, fact: Fact) {
+        self.context.record.learned(&self.subject, fact).await;
+    }
+}
