@@ -119,6 +119,18 @@ fn ending(exit: &Exit) -> String {
 }
 
 fn because(exit: &Exit) -> String {
+    if let Some(stop) = exit.stop.as_ref().filter(|stop| !stop.requested_by.is_empty()) {
+        let reason = if exit.reason.is_empty() {
+            "Stopped"
+        } else {
+            &exit.reason
+        };
+        let by = &stop.requested_by;
+        return match stop.message.as_str() {
+            "" => format!(" ({reason} by {by})"),
+            message => format!(" ({reason} by {by}: {message})"),
+        };
+    }
     match (exit.reason.as_str(), exit.message.as_str()) {
         ("", "") => String::new(),
         ("", text) | (text, "") => format!(" ({text})"),
@@ -249,6 +261,7 @@ fn time(unix_nanos: i64) -> Option<Timestamp> {
 mod tests {
     use super::*;
     use crate::follow::Want;
+    use remoteprocess_proto::v1::exit::Stop;
     use remoteprocess_proto::v1::{Seal, Stream};
 
     fn exit(outcome: Outcome, value: i32) -> Exit {
@@ -321,6 +334,21 @@ mod tests {
             verdict(&killed).sentence.unwrap(),
             "job was ended by SIGKILL (OOMKilled: out of memory)"
         );
+    }
+
+    #[test]
+    fn who_stopped_it_is_told() {
+        let stopped = Exit {
+            reason: "Stopped".into(),
+            stop: Some(Stop {
+                requested_by: "spec.desiredState".into(),
+                message: "asked by kubectl-patch".into(),
+            }),
+            ..exit(Outcome::Code, 0)
+        };
+        let verdict = verdict(&stopped);
+        assert_eq!(verdict.code, 0);
+        insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0 (Stopped by spec.desiredState: asked by kubectl-patch)");
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use environment::{
     BUSYBOX, RELAY_SERVICE, RELEASE, RELEASE_NAMESPACE, STATIC, glibc, image_arguments, is_development_cluster, is_long,
 };
 pub use namespace::{Namespace, condition, with_temp_ns};
-pub use node::{Pid, agents_of, anonymous_memory, operators, signal};
+pub use node::{Pid, agent_container_of, agents_of, anonymous_memory, operators, signal};
 pub use program::{Digested, Finished, Program, Running, kubectl, rproc, sha256};
 pub use release::{
     Installation, OPERATORS, delete_operator_pods, helm, operator_is_ready, operator_pods, scale_operator,

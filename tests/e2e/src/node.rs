@@ -15,6 +15,11 @@ pub fn agents_of(pod_uid: &str) -> Result<Vec<Pid>> {
     processes_of(b"/agent\0run\0", pod_uid)
 }
 
+/// All processes of the agent's container of a pod, its supervisor included.
+pub fn agent_container_of(pod_uid: &str) -> Result<Vec<Pid>> {
+    processes_of(b"/agent\0", pod_uid)
+}
+
 /// The operator's processes, those of all replicas.
 pub fn operators() -> Result<Vec<Pid>> {
     let uids = kubectl([
