@@ -8,6 +8,7 @@ use clap::{Parser, ValueEnum};
 use remoteprocess_e2e::{Namespace, with_temp_ns};
 
 mod cpu;
+mod crowd;
 mod delivery;
 mod fan_out;
 mod follow;
@@ -16,6 +17,7 @@ mod latency;
 mod report;
 mod route;
 mod slowdown;
+mod stalled;
 mod startup;
 mod subject;
 
@@ -51,6 +53,7 @@ enum Section {
     Follow,
     Latency,
     FanOut,
+    Stalled,
     Slowdown,
     Starts,
 }
@@ -61,6 +64,7 @@ impl Args {
             Section::Follow => follow::measure(namespace, self.rounds, self.megabytes),
             Section::Latency => latency::measure(namespace, self.rounds, self.lines),
             Section::FanOut => fan_out::measure(namespace, self.rounds, self.fan_out_megabytes),
+            Section::Stalled => stalled::measure(namespace, self.rounds, self.megabytes),
             Section::Slowdown => slowdown::measure(namespace, self.rounds, self.megabytes),
             Section::Starts => startup::measure(namespace, self.starts),
         }
