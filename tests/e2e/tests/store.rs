@@ -8,7 +8,9 @@ use remoteprocess_e2e::{
     Installation, Namespace, OPERATORS, Program, RELEASE_NAMESPACE, Running, counting, delete_operator_pods, glibc,
     is_development_cluster, kubectl, sha256, until, until_some, wait_for_operator, with_temp_ns,
 };
+use rustix::process::Signal;
 use serde_json::json;
+use tempfile::NamedTempFile;
 
 /// One after the other: they restart the operator.
 static ONE: Mutex<()> = Mutex::new(());
@@ -29,11 +31,12 @@ fn two_replicas_share_a_bucket() {
         return;
     }
     with_temp_ns("bucket", |namespace| {
-        let server = S3::start()?;
+        let mut server = S3::start()?;
         let before = Installation::current()?;
         let outcome = server.install(&before, &[]).and_then(|()| {
             replicas()?;
             killed_in_mid_upload(namespace)?;
+            the_store_is_killed(namespace, &mut server)?;
             signal_and_stop_anywhere(namespace)?;
             the_home_dies(namespace)?;
             server.install(&before, &["--set=archive.retention.maxSize=1Ki"])?;
@@ -51,23 +54,17 @@ fn two_replicas_share_a_bucket() {
 /// A server that speaks S3, with the bucket `archive`.
 struct S3 {
     endpoint: String,
-    _server: Running,
+    journal: NamedTempFile,
+    server: Option<Running>,
 }
 
 impl S3 {
     /// Starts it where pods reach it: at the address of the node, which is this machine.
     fn start() -> Result<Self> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../dev/s3/serve.py");
         let address = "--output=jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}";
         let address = kubectl(["get", "nodes", address]).succeed()?;
-        let server = Program::new("python3", [script, "--host", address.trim()])
-            .within(Duration::from_secs(600))
-            .start()?;
-        let endpoint = until_some("the S3 server", Duration::from_secs(120), || {
-            let said = server.said();
-            let line = said.lines().find_map(|line| line.strip_prefix("listening on "));
-            Ok(line.map(|url| url.trim().to_owned()))
-        })?;
+        let journal = NamedTempFile::new()?;
+        let (endpoint, server) = Self::serve(&journal, address.trim(), "0")?;
         let keys = [
             "--from-literal=AWS_ACCESS_KEY_ID=e2e",
             "--from-literal=AWS_SECRET_ACCESS_KEY=e2e",
@@ -83,8 +80,38 @@ impl S3 {
         kubectl(create).args(keys).succeed()?;
         Ok(Self {
             endpoint,
-            _server: server,
+            journal,
+            server: Some(server),
         })
+    }
+
+    /// A server process, and where it listens.
+    fn serve(journal: &NamedTempFile, host: &str, port: &str) -> Result<(String, Running)> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../dev/s3/serve.py");
+        let server = Program::new("python3", [script, "--host", host, "--port", port, "--journal"])
+            .arg(journal.path())
+            .within(Duration::from_secs(600))
+            .start()?;
+        let endpoint = until_some("the S3 server", Duration::from_secs(120), || {
+            let said = server.said();
+            let line = said.lines().find_map(|line| line.strip_prefix("listening on "));
+            Ok(line.map(|url| url.trim().to_owned()))
+        })?;
+        Ok((endpoint, server))
+    }
+
+    /// Kills it, and starts it again at the same address with what it had answered for.
+    fn kill(&mut self) -> Result<()> {
+        let killed = self.server.take().context("it runs")?;
+        killed.signal(Signal::KILL)?;
+        drop(killed);
+        let (host, port) = self
+            .endpoint
+            .strip_prefix("http://")
+            .and_then(|authority| authority.split_once(':'))
+            .context("an authority")?;
+        self.server = Some(Self::serve(&self.journal, host, port)?.1);
+        Ok(())
     }
 
     /// Two replicas that archive there.
@@ -103,26 +130,37 @@ impl S3 {
     }
 }
 
-/// Kills the operator twice while it archives; the sealed object equals the output.
-fn killed_in_mid_upload(namespace: &Namespace) -> Result<()> {
+/// A process called `name` whose output cannot all wait in the pod, and a reader of it.
+fn pushed_back(namespace: &Namespace, name: &str) -> Result<Running> {
     let script = format!("seq 1 100000000 2>/dev/null | head -c {BYTES}; exit 9");
     let spec = json!({
         "image": glibc(), "imagePullPolicy": "IfNotPresent", "command": ["bash", "-c", script],
-        // So that it cannot all wait in the pod.
         "output": {"spoolSize": "4Mi", "whenFull": "Block"},
     });
-    namespace.apply("upload", spec).succeed()?;
-    let mut reader = namespace
-        .editor
-        .rproc(&["logs", "-f", "upload"])
-        .within(Duration::from_secs(300))
-        .start()?;
+    namespace.apply(name, spec).succeed()?;
+    let reader = namespace.editor.rproc(&["logs", "-f", name]);
+    reader.within(Duration::from_secs(300)).start()
+}
+
+/// Kills the operator twice while it archives; the sealed object equals the output.
+fn killed_in_mid_upload(namespace: &Namespace) -> Result<()> {
+    let mut reader = pushed_back(namespace, "upload")?;
     for part in [1, 2] {
         reader.wait_for_bytes(part * BYTES / 4)?;
         delete_operator_pods()?;
         wait_for_operator()?;
     }
     expect_whole(namespace, "upload", [reader])
+}
+
+/// Kills the store three times while it is written to; the sealed object equals the output.
+fn the_store_is_killed(namespace: &Namespace, server: &mut S3) -> Result<()> {
+    let mut reader = pushed_back(namespace, "kept")?;
+    for part in [1, 2, 3] {
+        reader.wait_for_bytes(part * BYTES / 5)?;
+        server.kill()?;
+    }
+    expect_whole(namespace, "kept", [reader])
 }
 
 /// Each reader has got everything, and so has the archive.

@@ -3,6 +3,7 @@
 
 mod cuts;
 mod kills;
+mod links;
 mod outage;
 mod steady;
 mod store;
@@ -19,6 +20,7 @@ use rustix::process::Signal;
 
 pub use cuts::cuts;
 pub use kills::kills;
+pub use links::links;
 pub use outage::api_server;
 pub use store::store;
 

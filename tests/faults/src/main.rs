@@ -22,6 +22,8 @@ enum Scenario {
     Simulation(SimulationArgs),
     /// `seq 1 2000000` many times through a proxy that cuts and delays; with --long beside `kubectl`.
     Cuts(CutsArgs),
+    /// The same with every line between the parts cut and delayed: relay, agents, API server.
+    Links(CutsArgs),
     /// The operator and the agent are killed again and again while a program writes.
     Kills(SizeArgs),
     /// The API server stands still for a minute.
@@ -91,6 +93,7 @@ fn run(scenario: Scenario) -> Result<()> {
     match scenario {
         Scenario::Simulation(args) => seeds::run(&args.into()),
         Scenario::Cuts(args) => cluster::cuts(args.size.long, args.seed),
+        Scenario::Links(args) => cluster::links(args.size.long, args.seed),
         Scenario::Kills(size) => cluster::kills(size.long),
         Scenario::ApiServer(size) => cluster::api_server(size.long),
         Scenario::Store(size) => cluster::store(size.long),
@@ -104,6 +107,7 @@ fn run(scenario: Scenario) -> Result<()> {
 
 fn on_the_cluster(long: bool) -> Result<()> {
     cluster::cuts(long, 1)?;
+    cluster::links(long, 1)?;
     cluster::kills(long)?;
     cluster::api_server(long)?;
     cluster::store(long)

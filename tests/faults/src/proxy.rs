@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rustix::net::sockopt::ip_original_dst;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,6 +32,25 @@ pub struct Harm {
     pub delay: Duration,
     /// Most bytes in a second, in each direction.
     pub rate: Option<u64>,
+}
+
+/// Where connections go on to.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    /// This address.
+    Fixed(SocketAddr),
+    /// Where each was sent before the node's netfilter rules redirected it (`SO_ORIGINAL_DST`); such a proxy listens on
+    /// every address of the node.
+    Original,
+}
+
+impl Target {
+    fn of(self, client: &TcpStream) -> io::Result<SocketAddr> {
+        match self {
+            Self::Fixed(target) => Ok(target),
+            Self::Original => Ok(ip_original_dst(client)?.into()),
+        }
+    }
 }
 
 /// A listening proxy. Dropping it ends it and every connection.
@@ -58,12 +78,16 @@ impl Proxy {
     ///
     /// # Errors
     /// When there is no port or no thread.
-    pub fn start(target: SocketAddr, harm: Harm, seed: u64) -> io::Result<Self> {
+    pub fn start(target: Target, harm: Harm, seed: u64) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()?;
-        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let interface = match target {
+            Target::Fixed(_) => Ipv4Addr::LOCALHOST,
+            Target::Original => Ipv4Addr::UNSPECIFIED,
+        };
+        let listener = runtime.block_on(TcpListener::bind((interface, 0)))?;
         let address = listener.local_addr()?;
         let counts = Arc::new(Counts::default());
         runtime.spawn(accept(listener, target, harm, seed, counts.clone()));
@@ -101,7 +125,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, harm: Harm, seed: u64, counts: Arc<Counts>) {
+async fn accept(listener: TcpListener, target: Target, harm: Harm, seed: u64, counts: Arc<Counts>) {
     let rng = Mutex::new(StdRng::seed_from_u64(seed));
     while let Ok((client, _)) = listener.accept().await {
         counts.connections.fetch_add(1, Ordering::Relaxed);
@@ -136,7 +160,8 @@ impl Fate {
     }
 }
 
-async fn connect(client: TcpStream, target: SocketAddr, harm: Harm, fate: Arc<Fate>, counts: Arc<Counts>) {
+async fn connect(client: TcpStream, target: Target, harm: Harm, fate: Arc<Fate>, counts: Arc<Counts>) {
+    let Ok(target) = target.of(&client) else { return };
     let Ok(server) = TcpStream::connect(target).await else {
         return;
     };
@@ -225,7 +250,7 @@ mod tests {
 
     #[test]
     fn without_harm_everything_passes() {
-        let proxy = Proxy::start(server(3_000_000), Harm::default(), 1).unwrap();
+        let proxy = Proxy::start(Target::Fixed(server(3_000_000)), Harm::default(), 1).unwrap();
         assert_eq!(received(&proxy), 3_000_000);
         assert_eq!((proxy.connections(), proxy.cuts()), (1, 0));
     }
@@ -236,7 +261,7 @@ mod tests {
             cut_after: Some(500_000..=1_000_000),
             ..Harm::default()
         };
-        let proxy = Proxy::start(server(3_000_000), harm, 1).unwrap();
+        let proxy = Proxy::start(Target::Fixed(server(3_000_000)), harm, 1).unwrap();
         for _ in 0..3 {
             assert!(received(&proxy) <= 1_000_000);
         }
@@ -250,7 +275,7 @@ mod tests {
             half_open_percent: 100,
             ..Harm::default()
         };
-        let proxy = Proxy::start(server(3_000_000), harm, 1).unwrap();
+        let proxy = Proxy::start(Target::Fixed(server(3_000_000)), harm, 1).unwrap();
         let begin = Instant::now();
         assert!(received(&proxy) <= 1_000_000);
         assert!(begin.elapsed() >= Duration::from_secs(2), "the read ended early");
@@ -263,7 +288,7 @@ mod tests {
             rate: Some(1_000_000),
             ..Harm::default()
         };
-        let proxy = Proxy::start(server(500_000), harm, 1).unwrap();
+        let proxy = Proxy::start(Target::Fixed(server(500_000)), harm, 1).unwrap();
         let begin = Instant::now();
         assert_eq!(received(&proxy), 500_000);
         assert!(begin.elapsed() >= Duration::from_millis(600), "{:?}", begin.elapsed());

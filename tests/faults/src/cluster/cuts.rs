@@ -10,11 +10,11 @@ use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{BUSYBOX, Namespace, Program, image_arguments, kubectl, seq, sha256};
 
 use super::{relay, scenario};
-use crate::proxy::{Harm, Proxy};
+use crate::proxy::{Harm, Proxy, Target};
 
 /// Runs at a time.
 const PARALLEL: usize = 20;
-const LAST: u32 = 2_000_000;
+pub(super) const LAST: u32 = 2_000_000;
 
 fn harm() -> Harm {
     Harm {
@@ -33,28 +33,10 @@ pub fn cuts(long: bool, seed: u64) -> Result<()> {
     scenario("cuts", |namespace| {
         let expected = seq(1, LAST);
         let (count, sum) = (if long { 300 } else { PARALLEL }, sha256(&expected));
-        let proxy = Proxy::start(relay()?, harm(), seed)?;
+        let proxy = Proxy::start(Target::Fixed(relay()?), harm(), seed)?;
         let server = proxy.address().to_string();
         let begin = Instant::now();
-        let failed = in_parallel(count, |index| {
-            let name = format!("seq-{index}");
-            let finished = run(namespace, &server, &name).finish()?;
-            ensure!(
-                finished.code == 0,
-                "{name} ended with {}: {}",
-                finished.code,
-                finished.err()
-            );
-            ensure!(
-                sha256(&finished.stdout) == sum,
-                "{name}: {} bytes",
-                finished.stdout.len()
-            );
-            namespace
-                .kubectl(&["delete", "remoteprocess", &name, "--wait=false"])
-                .succeed()?;
-            Ok(())
-        });
+        let failed = in_parallel(count, |index| expect(namespace, &server, &format!("seq-{index}"), &sum));
         let mut said = format!(
             "{} of {count} runs of {} bytes arrived whole through {} cuts, in {:.0} s",
             count - failed.len(),
@@ -80,8 +62,28 @@ fn run(namespace: &Namespace, server: &str, name: &str) -> Program {
     namespace.editor.rproc(&arguments).within(Duration::from_secs(600))
 }
 
+/// A run whose output has this sha256. Deletes it afterwards.
+pub(super) fn expect(namespace: &Namespace, server: &str, name: &str, sum: &str) -> Result<()> {
+    let finished = run(namespace, server, name).finish()?;
+    ensure!(
+        finished.code == 0,
+        "{name} ended with {}: {}",
+        finished.code,
+        finished.err()
+    );
+    ensure!(
+        sha256(&finished.stdout) == sum,
+        "{name}: {} bytes",
+        finished.stdout.len()
+    );
+    namespace
+        .kubectl(&["delete", "remoteprocess", name, "--wait=false"])
+        .succeed()?;
+    Ok(())
+}
+
 /// Does `body` for each index, some at a time, and answers what went wrong.
-fn in_parallel(count: usize, body: impl Fn(usize) -> Result<()> + Sync) -> Vec<String> {
+pub(super) fn in_parallel(count: usize, body: impl Fn(usize) -> Result<()> + Sync) -> Vec<String> {
     let left: Mutex<VecDeque<usize>> = Mutex::new((0..count).collect());
     let failed = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -108,7 +110,7 @@ fn controls(namespace: &Namespace, expected: &[u8], seed: u64) -> Result<String>
         .as_str()
         .context("a server")?;
     let target: SocketAddr = server.trim_start_matches("https://").trim_end_matches('/').parse()?;
-    let proxy = Proxy::start(target, harm(), seed)?;
+    let proxy = Proxy::start(Target::Fixed(target), harm(), seed)?;
     let through = [
         format!("--server=https://{}", proxy.address()),
         format!("--tls-server-name={}", target.ip()),

@@ -7,7 +7,7 @@ use remoteprocess_e2e::{BUSYBOX, image_arguments, until};
 
 use super::steady::{self, steady};
 use super::{Stopped, let_pass, relay, scenario};
-use crate::proxy::{Harm, Proxy};
+use crate::proxy::{Harm, Proxy, Target};
 
 const OUTAGE: Duration = Duration::from_secs(60);
 /// For the status to catch up afterwards.
@@ -20,7 +20,7 @@ const CATCH_UP: Duration = Duration::from_secs(10);
 /// When one of these does not hold.
 pub fn api_server(_long: bool) -> Result<()> {
     scenario("api-server", |namespace| {
-        let proxy = Proxy::start(relay()?, Harm::default(), 0)?;
+        let proxy = Proxy::start(Target::Fixed(relay()?), Harm::default(), 0)?;
         let server = proxy.address().to_string();
         let mut stream = steady(namespace, &server).within(4 * OUTAGE).start()?;
         let [image, policy] = image_arguments(BUSYBOX);
