@@ -30,7 +30,7 @@ use crate::relay::service::{RelayParts, RelayService};
 use crate::relay::session::{Agent, Budget, Connect, ConnectError, Context, Sessions};
 
 /// What the rings of all live attempts together may hold, in bytes: part of the 512 MiB that the chart gives a replica.
-const RING_MEMORY: usize = 160 << 20;
+const RING_MEMORY: usize = 96 << 20;
 /// Between two tries to get the authority going while the API server is away.
 const AGAIN: Duration = Duration::from_secs(1);
 

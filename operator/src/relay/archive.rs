@@ -27,6 +27,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
@@ -94,11 +95,16 @@ pub enum Error {
     Uid,
 }
 
+/// How many followers may hold a decoded segment at once, of up to 8 MiB each: however many read what is no longer in
+/// memory, they cannot take the relay's memory.
+pub const SEATS: usize = 12;
+
 /// The archive of an installation. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Archive {
     store: Arc<dyn ObjectStore>,
     kind: Kind,
+    seats: Arc<Semaphore>,
 }
 
 /// What a store can do.
@@ -124,6 +130,7 @@ impl Archive {
         Ok(Self {
             store: Arc::new(store),
             kind: Kind::Volume,
+            seats: Arc::new(Semaphore::new(SEATS)),
         })
     }
 
@@ -133,6 +140,7 @@ impl Archive {
         Self {
             store,
             kind: Kind::Remote,
+            seats: Arc::new(Semaphore::new(SEATS)),
         }
     }
 
@@ -148,6 +156,12 @@ impl Archive {
     #[must_use]
     pub fn reader(&self, key: &AttemptKey) -> Reader {
         Reader::new(self.clone(), key.clone())
+    }
+
+    /// Of these each follower needs one while it holds a decoded segment.
+    #[must_use]
+    pub fn seats(&self) -> Arc<Semaphore> {
+        self.seats.clone()
     }
 
     /// The manifest of an attempt; `None` if nothing was ever archived of it.

@@ -139,6 +139,7 @@ impl Pump {
                 Next::Limit => return Err(Over::Done),
                 Next::End(exit) => return self.finish(*exit).await,
                 Next::Closed => self.detach(),
+                Next::Crowded => self.wait().await?,
                 Next::Wait if self.is_live() => self.wait().await?,
                 Next::Wait => match end {
                     Some(end) => return self.finish_archived(end).await,

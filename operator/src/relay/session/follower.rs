@@ -1,9 +1,12 @@
 //! One reader of an attempt: from the archive, from the ring of a live session, or from the one into the other.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{self, Poll, ready};
 
 use remoteprocess_proto::v1::{Cursor, Exit, Stream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio_util::sync::PollSemaphore;
 
 use super::Feed;
 use super::ring::{Place, Read};
@@ -23,6 +26,10 @@ pub struct Follower {
     place: Option<Place>,
     until: Option<u64>,
     queue: VecDeque<Placed>,
+    seats: PollSemaphore,
+    /// Held while there is something in the queue.
+    seat: Option<OwnedSemaphorePermit>,
+    is_crowded: bool,
 }
 
 struct Live {
@@ -39,6 +46,8 @@ pub enum Next {
     Frames(Vec<Framed>),
     /// Nothing further now: wait for `changed`.
     Wait,
+    /// There is more in the archive, but too many others read there: wait for `changed`.
+    Crowded,
     /// Everything up to the limit that was set has been delivered.
     Limit,
     /// Everything was delivered, and the attempt ended so.
@@ -57,16 +66,18 @@ impl Follower {
     /// A reader of what `wanted` says.
     #[must_use]
     pub fn new(archive: Archive, key: AttemptKey, wanted: Wanted) -> Self {
-        let reader = archive.reader(&key);
         Self {
-            archive,
-            key,
-            reader,
+            reader: archive.reader(&key),
             live: None,
             wanted,
             place: None,
             until: None,
             queue: VecDeque::new(),
+            seats: PollSemaphore::new(archive.seats()),
+            seat: None,
+            is_crowded: false,
+            archive,
+            key,
         }
     }
 
@@ -75,7 +86,8 @@ impl Follower {
         // Another home may not have come as far yet: what this follower has had is filtered out, not expected there.
         self.wanted.cursor = self.position();
         self.place = None;
-        self.queue.clear();
+        self.queue = VecDeque::new();
+        self.leave_seat();
         self.live = feed.map(|feed| {
             feed.ring.join();
             let changes = feed.ring.changes();
@@ -181,8 +193,12 @@ impl Follower {
         }
     }
 
-    /// Waits until the live session may have more. Never returns without one.
+    /// Waits until there may be more: in the live session, or for a seat in the archive where it is crowded. Never returns
+    /// without either.
     pub async fn changed(&mut self) {
+        if self.is_crowded {
+            return poll_fn(|cx| self.poll_seat(cx)).await;
+        }
         match &mut self.live {
             // An error says that the session is gone; `next` finds that out.
             Some(live) => drop(live.changes.changed().await),
@@ -196,6 +212,7 @@ impl Follower {
             *place = Place::new(first.start);
         }
         self.queue = VecDeque::new();
+        self.leave_seat();
     }
 
     /// Where both streams are, on the history's path.
@@ -233,7 +250,9 @@ impl Follower {
     async fn fetch(&mut self, at: Cursor, max: usize) -> Result<Next, Error> {
         let place = self.place.get_or_insert_with(|| Place::new(at));
         let Some(live) = &mut self.live else {
-            let found = self.reader.next(at).await?;
+            let Some(found) = self.archived(at).await? else {
+                return Ok(Next::Crowded);
+            };
             return Ok(if found.is_empty() {
                 Next::Wait
             } else {
@@ -250,14 +269,21 @@ impl Follower {
             Read::End(exit) => Ok(Next::End(exit)),
             Read::Closed => Ok(Next::Closed),
             Read::Behind => {
-                let front = live.feed.ring.front().unwrap_or_default();
-                let mut found = self.reader.next(at).await?;
+                let (front, is_home) = (live.feed.ring.front().unwrap_or_default(), live.feed.is_home);
+                let Some(mut found) = self.archived(at).await? else {
+                    return Ok(Next::Crowded);
+                };
                 if found.is_empty() {
                     // It is durable, or the ring would have kept it: a list made while segments came in may have missed it.
-                    found = self.reader.next(at).await?;
+                    found = match self.archived(at).await? {
+                        Some(found) => found,
+                        None => return Ok(Next::Crowded),
+                    };
                 }
-                Ok(if found.is_empty() && !live.feed.is_home {
-                    live.is_behind = true;
+                Ok(if found.is_empty() && !is_home {
+                    if let Some(live) = &mut self.live {
+                        live.is_behind = true;
+                    }
                     Next::Wait
                 } else if found.is_empty() {
                     self.skip_to(at, front)
@@ -266,6 +292,28 @@ impl Follower {
                 })
             }
         }
+    }
+
+    /// What the archive has next; `None` without a seat.
+    async fn archived(&mut self, at: Cursor) -> Result<Option<Vec<Placed>>, Error> {
+        self.is_crowded = poll_fn(|cx| Poll::Ready(self.poll_seat(cx).is_pending())).await;
+        if self.is_crowded {
+            return Ok(None);
+        }
+        let found = self.reader.next(at).await?;
+        if found.is_empty() {
+            self.leave_seat();
+        }
+        Ok(Some(found))
+    }
+
+    /// Gets a seat. Who has asked keeps the place in the queue.
+    fn poll_seat(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
+        if self.seat.is_none() {
+            self.seat = ready!(self.seats.poll_acquire(cx));
+        }
+        self.is_crowded = false;
+        Poll::Ready(())
     }
 
     /// What the ring has dropped is not in the archive: said, not skipped.
@@ -316,6 +364,17 @@ impl Follower {
             }
         }
         found.extend(open.map(Open::seal));
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
+            self.leave_seat();
+        }
         found
+    }
+
+    /// Lets another in, and gives up the place in the queue.
+    fn leave_seat(&mut self) {
+        self.seat = None;
+        self.is_crowded = false;
+        self.seats = PollSemaphore::new(self.archive.seats());
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::fake_agent::{FakeAgent, Program, TestDialer, byte, no_peers};
 use super::*;
+use crate::relay::archive::SEATS;
 use crate::relay::frame::Framed;
 use crate::relay::piece::{Piece, Wanted};
 
@@ -223,6 +224,40 @@ async fn a_stalled_reader_holds_nobody_up_and_misses_nothing() {
     relay.recorded().await;
     assert!(got.read(&mut stalled, u64::MAX).await.is_some());
     assert_eq!((got.at, got.gaps.len()), (program.end(), 0));
+}
+
+#[tokio::test]
+async fn readers_of_the_archive_take_turns() {
+    let program = Program::new(&chunks(6));
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.open(&agent);
+    relay.recorded().await;
+    let read_archive = || {
+        let mut follower = relay.follower(all());
+        follower.attach(None);
+        follower
+    };
+    let mut sitting: Vec<Follower> = (0..SEATS).map(|_| read_archive()).collect();
+    for follower in &mut sitting {
+        assert!(matches!(soon(follower.next(BATCH)).await.unwrap(), Next::Frames(_)));
+    }
+    let (mut late, mut parked) = (read_archive(), sitting.remove(0));
+    assert_eq!(soon(late.next(BATCH)).await.unwrap(), Next::Crowded);
+    // Who stands still makes room; so does who is gone, even in the queue.
+    parked.park();
+    soon(late.changed()).await;
+    assert_eq!(soon(parked.next(BATCH)).await.unwrap(), Next::Crowded);
+    drop(parked);
+    let mut got = Got::new();
+    while got.at != program.end() {
+        match soon(late.next(BATCH)).await.unwrap() {
+            Next::Frames(frames) => got.take(frames),
+            Next::Crowded => soon(late.changed()).await,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(got.gaps.len(), 0);
 }
 
 #[tokio::test]
