@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use remoteprocess_entrypoint::message::Launch;
+use remoteprocess_entrypoint::message::{Launch, StopCause};
 use remoteprocess_tls::{ClientAuth, Limits, serve};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -149,12 +149,17 @@ async fn be_served(
     }
 }
 
-/// The pod ends: waits for the final commit, but not longer than the kubelet will, and not for a relay that is away.
+/// The program or the pod ends: waits for the final commit, but not longer than the kubelet will. A relay that is away is
+/// waited for, too, but where somebody deletes the pod.
 async fn drain(process: &Process, homes: &Homes, is_done: watch::Receiver<bool>, limit: Duration) {
-    let is_idle = {
+    let (is_idle, is_deleted) = {
         let status = process.status();
         let facts = &status.borrow().facts;
-        facts.launch.is_none() && facts.ending.is_none()
+        let is_told = facts
+            .stop
+            .as_ref()
+            .is_some_and(|stop| stop.cause == StopCause::Terminated);
+        (facts.launch.is_none() && facts.ending.is_none(), is_told)
     };
     if is_idle {
         tracing::info!("ending; nothing was launched");
@@ -164,7 +169,7 @@ async fn drain(process: &Process, homes: &Homes, is_done: watch::Receiver<bool>,
     tokio::select! {
         () = becomes_true(is_done) => {}
         () = tokio::time::sleep(limit) => tracing::warn!("the archive is not complete in time"),
-        () = unreachable(homes) => tracing::warn!("no relay came"),
+        () = unreachable(homes), if is_deleted => tracing::warn!("no relay came"),
     }
 }
 

@@ -108,7 +108,7 @@ pub struct RunArgs {
     #[arg(long, env = "RPROC_STOP_GRACE_SECONDS", default_value_t = 30)]
     pub stop_grace_seconds: u32,
     /// Seconds to wait for the archive when the pod ends.
-    #[arg(long, env = "RPROC_DRAIN_SECONDS", default_value_t = 30)]
+    #[arg(long, env = "RPROC_DRAIN_SECONDS", default_value_t = 300)]
     pub drain_seconds: u32,
     /// Seconds without any agent after which the entrypoint runs the stop path by itself.
     #[arg(long, env = "RPROC_AGENT_LOST_SECONDS", default_value_t = 600)]

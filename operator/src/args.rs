@@ -74,7 +74,7 @@ pub struct AgentArgs {
     #[arg(long, env = "RPROC_AGENT_PORT", default_value_t = names::AGENT_PORT)]
     agent_port: u16,
     /// Seconds that an agent has to hand over its output after the program's end.
-    #[arg(long, env = "RPROC_DRAIN_SECONDS", default_value_t = 30)]
+    #[arg(long, env = "RPROC_DRAIN_SECONDS", default_value_t = 300)]
     drain_seconds: u32,
     /// CPU request of the agent's container.
     #[arg(long, env = "RPROC_AGENT_CPU_REQUEST", default_value = "10m")]

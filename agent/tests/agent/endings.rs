@@ -1,14 +1,19 @@
 //! Ordinary lives: output, exit, echo, leaving.
 
 use std::io::Read;
+use std::time::Duration;
 
 use remoteprocess_proto::v1::exit::{Outcome, Source};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest, Sha256};
+use tokio::time::timeout;
 
 use super::pod::{Options, Pod};
 use super::relay::{Archive, TestRelay};
 use super::{in_time, until};
+
+/// The agent of a pod that is deleted waits 10 s for a relay.
+const LONGER_THAN_UNREACHABLE: Duration = Duration::from_secs(12);
 
 async fn run(script: &str, options: &Options) -> (Archive, Pod) {
     let mut relay = TestRelay::start().await;
@@ -199,6 +204,41 @@ async fn sigterm_after_the_program_waits_for_the_final_commit() {
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     assert_eq!(archive.head(0), "late\n");
     assert_eq!(pod.agent_ends().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_away_is_waited_for() {
+    let mut relay = TestRelay::start().await;
+    let mut pod = Pod::start(&relay, &Options::default());
+    pod.shell("echo late");
+    relay.next_start().await;
+    pod.entrypoint_ends().await;
+    pod.signal_agent(Signal::TERM);
+    let too_long = timeout(LONGER_THAN_UNREACHABLE, pod.agent_ends()).await;
+    assert!(too_long.is_err(), "{too_long:?}");
+    let archive = in_time("the end", relay.be_home(|_| {})).await;
+    assert_eq!(archive.head(0), "late\n");
+    assert_eq!(pod.agent_ends().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_away_does_not_hold_up_the_deletion_of_a_pod() {
+    let mut relay = TestRelay::start().await;
+    let options = Options {
+        drain_seconds: 300,
+        ..Options::default()
+    };
+    let mut pod = Pod::start(&relay, &options);
+    let started = pod.path("started");
+    pod.shell(&format!("echo > {}; exec sleep 600", started.display()));
+    relay.next_start().await;
+    until("the program", || started.exists()).await;
+    drop(relay);
+    let entrypoint = i32::try_from(pod.entrypoint.as_ref().unwrap().id()).unwrap();
+    kill_process(Pid::from_raw(entrypoint).unwrap(), Signal::TERM).unwrap();
+    pod.entrypoint_ends().await;
+    pod.signal_agent(Signal::TERM);
+    in_time("the agent's end", pod.agent_ends()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -76,7 +76,7 @@ fn iptables(verb: &str, rule: &[String]) -> Result<()> {
 }
 
 /// `seq 1 2000000` with every line between the parts delayed by 100 ms and cut: relay to agent every 1 to 5 MB, agent to
-/// relay and operator to API server every 20 to 200 kB. 6 runs, or 60.
+/// relay every 1 to 6 kB, operator to API server every 20 to 200 kB. 6 runs, or 60.
 ///
 /// # Errors
 /// When one of the runs did not bring exactly what `seq` wrote, or the lines were not cut.
@@ -93,7 +93,7 @@ pub fn links(long: bool, seed: u64) -> Result<()> {
                 "agent to relay",
                 Some(&address),
                 server.port() + 1,
-                (3_000, 20_000),
+                (1_000, 6_000),
                 seed,
             )?,
             Harmed::new("operator to API server", Some(&api), 443, (20_000, 200_000), seed)?,
