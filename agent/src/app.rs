@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use remoteprocess_entrypoint::input::WindowSize;
 use remoteprocess_entrypoint::message::{Launch, StopCause};
 use remoteprocess_tls::{ClientAuth, Limits, serve};
 use tokio::net::TcpListener;
@@ -97,6 +98,8 @@ fn settings(config: &Config) -> Settings {
                 leftovers: config.leftovers,
                 run_millis: config.run_limit.map(millis),
                 pause_stops_clock: config.pause_stops_clock,
+                stdin: config.stdin,
+                terminal: config.tty.then(WindowSize::default),
             },
             warning: config.warning,
         },

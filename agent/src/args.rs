@@ -131,6 +131,12 @@ pub struct RunArgs {
     /// One pipe for stdout and stderr: true order, no split.
     #[arg(long, env = "RPROC_MERGE", action = ArgAction::Set, default_value_t = false)]
     pub merge: bool,
+    /// The program takes input.
+    #[arg(long, env = "RPROC_STDIN", action = ArgAction::Set, default_value_t = false)]
+    pub stdin: bool,
+    /// The program runs at a terminal; its output is one stream.
+    #[arg(long, env = "RPROC_TTY", action = ArgAction::Set, default_value_t = false)]
+    pub tty: bool,
     /// File with the projected ServiceAccount token.
     #[arg(long, env = "RPROC_TOKEN_FILE", default_value = "/var/run/rproc/token/token")]
     pub token_file: PathBuf,
@@ -219,6 +225,10 @@ pub struct Config {
     pub leftovers: message::Leftovers,
     /// One pipe for both streams.
     pub merge: bool,
+    /// The program takes input.
+    pub stdin: bool,
+    /// It runs at a terminal.
+    pub tty: bool,
     /// File with the projected token.
     pub token_file: PathBuf,
     /// Directory of the handover volume.
@@ -300,6 +310,8 @@ impl TryFrom<RunArgs> for Config {
             pause_stops_clock: args.pause_stops_clock,
             leftovers: args.leftovers.into(),
             merge: args.merge,
+            stdin: args.stdin,
+            tty: args.tty,
             token_file: args.token_file,
             handover: args.handover,
             spool: args.spool,

@@ -7,9 +7,11 @@ mod capture;
 mod conversation;
 mod echo;
 pub mod facts;
+pub mod input;
 mod link;
 pub mod machine;
 mod requests;
+mod writer;
 
 use std::io;
 use std::path::PathBuf;
@@ -21,10 +23,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use echo::Echo;
 pub use requests::RequestError;
+pub use writer::Writer;
 
 use crate::spool::{self, Appender, Spool};
 use conversation::{Conversation, Request};
 use facts::{Facts, Stop};
+use input::View;
 use machine::{LaunchSettings, Phase};
 use requests::Ask;
 
@@ -57,6 +61,7 @@ pub struct Status {
 pub struct Process {
     spool: Arc<Spool>,
     status: watch::Receiver<Status>,
+    input: watch::Receiver<View>,
     requests: mpsc::UnboundedSender<Request>,
 }
 
@@ -66,11 +71,12 @@ impl Process {
     /// # Errors
     /// When the socket or a thread cannot be made, or the facts on the spool cannot be read.
     pub fn start(spool: Arc<Spool>, appender: Appender, settings: Settings) -> Result<Self, StartError> {
-        let (requests, status) = Conversation::start(Arc::clone(&spool), appender, settings)?;
+        let started = Conversation::start(Arc::clone(&spool), appender, settings)?;
         Ok(Self {
             spool,
-            status,
-            requests,
+            status: started.status,
+            input: started.input,
+            requests: started.requests,
         })
     }
 
@@ -82,6 +88,7 @@ impl Process {
         let process = Self {
             spool,
             status,
+            input: watch::channel(View::default()).1,
             requests,
         };
         (process, Asked(asked))

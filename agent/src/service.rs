@@ -1,5 +1,6 @@
 //! `Executor`: what the operator may ask of this process. Thin: it translates.
 
+mod attach;
 mod output;
 
 use std::pin::Pin;
@@ -12,15 +13,15 @@ use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::executor_get_state_response::Phase as WirePhase;
 use remoteprocess_proto::v1::executor_server::{Executor, ExecutorServer};
 use remoteprocess_proto::v1::{
-    CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse, ExecutorPauseRequest,
-    ExecutorPauseResponse, ExecutorSetDeadlineRequest, ExecutorSetDeadlineResponse, ExecutorSignalRequest,
-    ExecutorSignalResponse, ExecutorStopRequest, ExecutorStopResponse, ExecutorWatchOutputRequest, OutputFrame,
-    SignalTarget,
+    AttachRequest, CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse,
+    ExecutorPauseRequest, ExecutorPauseResponse, ExecutorSetDeadlineRequest, ExecutorSetDeadlineResponse,
+    ExecutorSignalRequest, ExecutorSignalResponse, ExecutorStopRequest, ExecutorStopResponse,
+    ExecutorWatchOutputRequest, OutputFrame, SignalTarget,
 };
 use remoteprocess_tls::{PeerIdentity, Role};
 use tokio::sync::watch;
 use tonic::service::interceptor::InterceptedService;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::exit;
 use crate::home::Homes;
@@ -193,6 +194,13 @@ impl Executor for ExecutorService {
         };
         self.process.stop(stop).await;
         Ok(Response::new(ExecutorStopResponse {}))
+    }
+
+    type AttachStream = attach::Answers;
+
+    async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
+        let answers = attach::attach(&self.process, request.into_inner()).await?;
+        Ok(Response::new(answers))
     }
 
     async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {

@@ -60,6 +60,8 @@ pub use lifecycle::{
     validation = rules::fixed("volumeMounts"),
     validation = rules::fixed("securityContext"),
     validation = rules::fixed("stop"),
+    validation = rules::fixed("stdin"),
+    validation = rules::fixed("tty"),
     validation = rules::fixed("leftovers"),
     validation = rules::fixed("output"),
     validation = rules::fixed("agent"),
@@ -102,6 +104,12 @@ pub struct RemoteProcessSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub working_dir: Option<String>,
+    /// Whether somebody may write into the program (`rproc attach -i`). Else what it reads is at its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<bool>,
+    /// Whether the program runs at a terminal: its output is one stream then, and with `stdin` somebody may type at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<bool>,
     /// Requests and limits of the user's container; they are the program's alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,

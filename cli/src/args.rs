@@ -7,7 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use remoteprocess_api::names;
 
 use crate::command::{
-    completion, delete, describe, extend, get, login, logs, pause, run, signal, stop, version, wait, whoami,
+    attach, completion, delete, describe, extend, get, login, logs, pause, run, signal, stop, version, wait, whoami,
 };
 
 /// Runs commands in pods and never loses a byte or an exit code.
@@ -36,6 +36,8 @@ pub enum Command {
     Run(Box<run::RunArgs>),
     /// Print the output of a process, before, during and after its pod's life
     Logs(logs::LogsArgs),
+    /// Come back to a process that runs, to watch it or to work in it
+    Attach(attach::AttachArgs),
     /// Ask processes to end, and wait until they have
     Stop(stop::StopArgs),
     /// Freeze processes where they stand

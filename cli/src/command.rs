@@ -12,11 +12,13 @@ use crate::connect::{self, CallError, Cluster};
 use crate::follow::{self, DialError};
 use crate::{exit, output};
 
+pub mod attach;
 pub mod completion;
 pub mod delete;
 pub mod describe;
 pub mod extend;
 pub mod get;
+pub mod live;
 pub mod login;
 pub mod logs;
 pub mod pause;
@@ -130,6 +132,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let global = &cli.global;
     match cli.command {
         Command::Run(args) => run::run(global, *args).await,
+        Command::Attach(args) => attach::run(global, args).await,
         Command::Logs(args) => logs::run(global, args).await,
         Command::Stop(args) => stop::run(global, args).await,
         Command::Pause(args) => pause::run(global, args, pause::Verb::Pause).await,

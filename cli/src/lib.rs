@@ -14,6 +14,7 @@ pub mod command;
 pub mod connect;
 pub mod exit;
 pub mod follow;
+pub mod interact;
 pub mod login;
 pub mod observe;
 pub mod output;

@@ -29,7 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// What the relay has: chunks in the observed order, what stands before them, and the end.
 #[derive(Clone, Default)]
@@ -164,6 +164,12 @@ impl Relay for Script {
     }
 
     async fn list(&self, _: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    type AttachStream = Pin<Box<dyn futures::Stream<Item = Result<v1::AttachResponse, Status>> + Send>>;
+
+    async fn attach(&self, _: Request<Streaming<v1::AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
         Err(Status::unimplemented(""))
     }
 

@@ -2,58 +2,106 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::SigSet;
 use nix::unistd::execv;
 use remoteprocess_entrypoint::message::{Outcome, bounded_sentence};
 use rustix::fs::{Access, access};
+use rustix::process::{ioctl_tiocsctty, setsid};
 
 use crate::diagnosis;
 
 /// Where programs are looked for if the container's environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The type of a terminal of which nothing is known, as container runtimes have it.
+const TERM: &str = "xterm";
+
+/// What the program's standard descriptors are.
+pub enum ChildStdio {
+    /// This process's own.
+    Inherited,
+    /// This for input, this process's own for output.
+    Input(OwnedFd),
+    /// The terminal, of which the program becomes the session leader.
+    Terminal(OwnedFd),
+}
+
 /// Starts the command in a process group of its own, with this process's standard descriptors,
 /// environment and working directory, no signal blocked and every disposition the default. Returns
 /// its process id once it has been executed.
 ///
 /// A group, not a session: it keeps a parent in its session, so the kernel does not take it for an
-/// orphaned group and SIGTSTP works. There is no terminal to be cut off from.
+/// orphaned group and SIGTSTP works. There is no terminal to be cut off from. At a terminal it is a session of its own,
+/// and TERM is set where the environment has none.
 ///
 /// # Errors
 /// The outcome to report when it cannot be found or executed.
-pub fn start(command: &[OsString]) -> Result<u32, Outcome> {
+pub fn start(command: &[OsString], stdio: ChildStdio) -> Result<u32, Outcome> {
     let program = &command[0];
     let file = find(program, std::env::var_os("PATH").as_deref())?;
-    spawn(&file, command).map_err(|error| diagnosis::of_exec(program, &file, &error))
+    spawn(&file, command, stdio).map_err(|error| diagnosis::of_exec(program, &file, &error))
 }
 
 /// Executes the file in the child by hand: of the two standard ways one leaves signals blocked, the
 /// other lets some C libraries hand files of unknown format to a shell.
 #[allow(unsafe_code)]
-fn spawn(file: &Path, command: &[OsString]) -> io::Result<u32> {
+fn spawn(file: &Path, command: &[OsString], stdio: ChildStdio) -> io::Result<u32> {
     let path = CString::new(file.as_os_str().as_bytes())?;
     let arguments: Vec<CString> = command
         .iter()
         .map(|argument| CString::new(argument.as_bytes()))
         .collect::<Result<_, _>>()?;
+    let mut child = Command::new(file);
+    let is_at_terminal = connect(&mut child, stdio)?;
     let execute = move || -> io::Result<()> {
+        if is_at_terminal {
+            setsid()?;
+            ioctl_tiocsctty(rustix::stdio::stdin())?;
+        }
         SigSet::empty().thread_set_mask()?;
         match execv(&path, &arguments)? {}
     };
-    let mut child = Command::new(file);
     // SAFETY: the process has one thread, so the child may do after fork whatever the parent may.
     unsafe { child.pre_exec(execute) };
-    Ok(child.process_group(0).spawn()?.id())
+    Ok(child.spawn()?.id())
+}
+
+/// Gives the child its descriptors; true where they are a terminal.
+fn connect(child: &mut Command, stdio: ChildStdio) -> io::Result<bool> {
+    match stdio {
+        ChildStdio::Inherited => child.process_group(0),
+        ChildStdio::Input(pipe) => child.process_group(0).stdin(pipe),
+        ChildStdio::Terminal(slave) => {
+            let duplicate = || slave.as_fd().try_clone_to_owned().map(Stdio::from);
+            child.stdin(duplicate()?).stdout(duplicate()?).stderr(duplicate()?);
+            set_term();
+            return Ok(true);
+        }
+    };
+    Ok(false)
+}
+
+/// In this process, whose own environment nobody reads: the child gets it as it is.
+#[allow(unsafe_code)]
+fn set_term() {
+    if std::env::var_os("TERM").is_none() {
+        // SAFETY: the process has one thread.
+        unsafe { std::env::set_var("TERM", TERM) };
+    }
 }
 
 /// The outcome for pipes that could not be made.
 pub fn no_pipes(command: &[OsString], error: &io::Error) -> Outcome {
-    let message = format!("cannot start {:?}: no pipe for its output: {error}", command[0]);
+    let message = format!(
+        "cannot start {:?}: no pipe or terminal for its input and output: {error}",
+        command[0]
+    );
     Outcome::NotExecutable {
         message: bounded_sentence(message),
     }

@@ -11,6 +11,7 @@
 //! [`socket::Connection::receive`] return a value or an error; they neither panic nor keep more
 //! than one packet and [`socket::MAX_DESCRIPTORS`] descriptors.
 
+pub mod input;
 pub mod message;
 pub mod run_clock;
 pub mod socket;

@@ -19,8 +19,10 @@ mod phase;
 mod processes;
 mod requests;
 mod signals;
+mod stdin;
 mod stdio;
 mod supervisor;
+mod terminal;
 
 use std::io::{self, Write};
 

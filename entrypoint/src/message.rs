@@ -27,6 +27,7 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::input::{InputState, WindowSize};
 use crate::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
 
 /// Version of these messages. Both sides come from one image, so a difference is a fault of the
@@ -93,7 +94,12 @@ pub enum FromEntrypoint {
         at_unix_nanos: u64,
         /// It is paused now.
         is_paused: bool,
+        /// How far its input has come; absent where it takes none.
+        input: Option<InputState>,
     },
+    /// How far the program's input has come: answer to [`ToEntrypoint::Input`] and [`ToEntrypoint::EndInput`], and
+    /// said again when there is room again.
+    Input(InputState),
     /// The program has ended and nothing of it is left, or it could not be started.
     Exited(Exited),
     /// Answer to [`ToEntrypoint::Signal`] and [`ToEntrypoint::Pause`].
@@ -245,6 +251,10 @@ pub struct Launch {
     pub run_millis: Option<u64>,
     /// Time for which the program was paused does not count for `run_millis`.
     pub pause_stops_clock: bool,
+    /// It takes input; else what it reads is at its end.
+    pub stdin: bool,
+    /// A terminal of this size for its input and output, which is one stream then.
+    pub terminal: Option<WindowSize>,
 }
 
 /// What the agent says.
@@ -301,6 +311,22 @@ pub enum ToEntrypoint {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
+    /// Bytes for the program to read. Taken only at the offset and within the room of [`InputState`]; answered by
+    /// [`FromEntrypoint::Input`].
+    Input {
+        /// Of the first byte.
+        offset: u64,
+        /// At most [`crate::input::MAX_INPUT_BYTES`].
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// No more input follows. Taken only at the offset of [`InputState`]; answered likewise.
+    EndInput {
+        /// Bytes of the whole input.
+        offset: u64,
+    },
+    /// Another size for the terminal, if there is one.
+    Resize(WindowSize),
     /// The agent has read the pipes to their end and has the exit on disk: the entrypoint may go.
     Recorded,
 }
@@ -405,8 +431,14 @@ mod tests {
             any::<(u32, u64, bool)>().prop_map(|(pid, at_unix_nanos, is_paused)| FromEntrypoint::Launched {
                 pid,
                 at_unix_nanos,
-                is_paused
+                is_paused,
+                input: is_paused.then(InputState::default),
             }),
+            any::<(u64, u32, bool)>().prop_map(|(offset, room, is_over)| FromEntrypoint::Input(InputState {
+                offset,
+                room,
+                is_over
+            })),
             exited.prop_map(FromEntrypoint::Exited),
             any::<(String, Option<String>)>().prop_map(|(request, error)| FromEntrypoint::Done { request, error }),
         ]
@@ -426,6 +458,8 @@ mod tests {
                     leftovers: if flag { Leftovers::Wait } else { Leftovers::Kill },
                     run_millis,
                     pause_stops_clock: flag,
+                    stdin: flag,
+                    terminal: flag.then(WindowSize::default),
                 })
             }),
             (any::<String>(), any::<i32>(), target).prop_map(|(request, number, target)| ToEntrypoint::Signal {
@@ -441,6 +475,9 @@ mod tests {
                 cause: StopCause::Deadline
             }),
             (stream, any::<Vec<u8>>()).prop_map(|(stream, bytes)| ToEntrypoint::Echo { stream, bytes }),
+            any::<(u64, Vec<u8>)>().prop_map(|(offset, bytes)| ToEntrypoint::Input { offset, bytes }),
+            any::<u64>().prop_map(|offset| ToEntrypoint::EndInput { offset }),
+            any::<(u16, u16)>().prop_map(|(rows, columns)| ToEntrypoint::Resize(WindowSize { rows, columns })),
             Just(ToEntrypoint::Recorded),
         ]
     }
@@ -490,7 +527,7 @@ mod tests {
     #[test]
     fn a_length_larger_than_the_packet_allocates_nothing() {
         // Echo, stdout, then a length of 2^32 - 1 and no bytes.
-        let packet = [4, 0, 0xff, 0xff, 0xff, 0xff, 0x0f];
+        let packet = [6, 0, 0xff, 0xff, 0xff, 0xff, 0x0f];
         assert!(decode::<ToEntrypoint>(&packet).is_err());
     }
 

@@ -270,6 +270,7 @@ mod tests {
             pid,
             at_unix_nanos: 0,
             is_paused: false,
+            input: None,
         }
     }
 

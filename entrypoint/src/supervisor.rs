@@ -2,12 +2,14 @@
 
 mod requests;
 mod stop;
+mod streams;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use remoteprocess_entrypoint::message::{FromEntrypoint, Launch, Leftovers, Outcome, StopCause, Target, ToEntrypoint};
+use remoteprocess_entrypoint::input::WindowSize;
+use remoteprocess_entrypoint::message::{FromEntrypoint, Launch, Leftovers, StopCause, Target, ToEntrypoint};
 use remoteprocess_entrypoint::run_clock::{BACKSTOP, RunClock};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -15,14 +17,15 @@ use crate::arguments::Arguments;
 use crate::cgroup::Cgroup;
 use crate::clock::{self, Moment, Timer};
 use crate::ending::{Action, Ending};
-use crate::launch;
 use crate::link::{Event, Link};
 use crate::pause::Pause;
 use crate::phase::{self, Phase, Program, Stop};
 use crate::processes::{self, Scope};
 use crate::requests::Requests;
 use crate::signals::{Meaning, Signals};
+use crate::stdin::Stdin;
 use crate::stdio::Stdio;
+use crate::terminal::Terminal;
 
 /// An agent that says very much does not keep children from being reaped.
 const MESSAGES_PER_TURN: usize = 32;
@@ -53,6 +56,10 @@ pub struct Supervisor {
     order: Option<Launch>,
     program: Option<Program>,
     pipes: Vec<OwnedFd>,
+    stdin: Option<Stdin>,
+    terminal: Option<Terminal>,
+    /// As last asked for.
+    window: Option<WindowSize>,
     requests: Requests,
     pause: Option<Pause>,
     stop: Option<Stop>,
@@ -74,6 +81,9 @@ impl Supervisor {
             order: None,
             program: None,
             pipes: Vec::new(),
+            stdin: None,
+            terminal: None,
+            window: None,
             requests: Requests::default(),
             pause: None,
             stop: None,
@@ -91,6 +101,7 @@ impl Supervisor {
             // Signals first: a container that is being stopped starts nothing.
             self.read_signals(now);
             self.talk(now);
+            self.move_streams(now);
             self.reap(now);
             self.act_on_time(now)?;
             if let Phase::Done(code) = self.phase {
@@ -145,6 +156,7 @@ impl Supervisor {
             pid: program.pid,
             at_unix_nanos: program.at_unix_nanos,
             is_paused: self.pause.as_ref().is_some_and(Pause::is_complete),
+            input: self.stdin.as_ref().map(Stdin::state),
         }
     }
 
@@ -173,6 +185,9 @@ impl Supervisor {
                 cause,
             } => self.stop(cause, signal, Duration::from_millis(grace_millis), now),
             ToEntrypoint::Echo { stream, bytes } => self.stdio.echo(stream, &bytes),
+            ToEntrypoint::Input { offset, bytes } => self.take_input(offset, &bytes, now),
+            ToEntrypoint::EndInput { offset } => self.end_input(offset, now),
+            ToEntrypoint::Resize(size) => self.resize(size),
             ToEntrypoint::Recorded => {
                 if let Phase::Reporting { exited, .. } = &self.phase {
                     self.phase = Phase::Done(exited.outcome.exit_code());
@@ -186,7 +201,7 @@ impl Supervisor {
     fn launch(&mut self, order: Launch, now: Moment) {
         self.order = Some(order);
         self.cgroup.begin(now);
-        match self.start(order.merge) {
+        match self.start(&order) {
             Ok(pid) => {
                 let limit = order.run_millis.map(Duration::from_millis);
                 let program = Program {
@@ -200,19 +215,10 @@ impl Supervisor {
                 self.link.send(launched, true, now, &self.pipes);
             }
             Err(outcome) => {
-                self.pipes.clear();
+                self.drop_streams();
                 self.report((outcome, false), clock::unix_nanos(), 0, now);
             }
         }
-    }
-
-    fn start(&mut self, merge: bool) -> Result<u32, Outcome> {
-        let command = &self.arguments.command;
-        self.pipes = self
-            .stdio
-            .redirect(merge)
-            .map_err(|error| launch::no_pipes(command, &error))?;
-        launch::start(command)
     }
 
     /// The run is not over when the program has ended, but when the last descendant has.
@@ -309,6 +315,8 @@ impl Supervisor {
             PollFd::new(&self.timer, PollFlags::IN),
         ];
         asked.extend(self.link.poll_fd());
+        asked.extend(self.stdin.as_ref().and_then(Stdin::poll_fd));
+        asked.extend(self.terminal.as_ref().and_then(Terminal::poll_fd));
         let announcer = self.cgroup.announcer().filter(|_| is_running);
         let announces = announcer.is_some();
         asked.extend(announcer.map(|file| PollFd::from_borrowed_fd(file, PollFlags::PRI)));

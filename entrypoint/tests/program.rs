@@ -13,6 +13,8 @@ mod deadline;
 mod endings;
 #[path = "program/hostile.rs"]
 mod hostile;
+#[path = "program/input.rs"]
+mod input;
 #[path = "program/leftovers.rs"]
 mod leftovers;
 #[path = "program/oom.rs"]
@@ -27,3 +29,5 @@ mod reconnect;
 mod signals;
 #[path = "program/start.rs"]
 mod start;
+#[path = "program/terminal.rs"]
+mod terminal;

@@ -1,11 +1,14 @@
 //! The task that owns the machine: it hears, asks the machine, and acts.
 
-use std::io;
+mod greeting;
+mod input;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use remoteprocess_entrypoint::message::{FromEntrypoint, Secret, ToEntrypoint};
+use remoteprocess_entrypoint::input::WindowSize;
+use remoteprocess_entrypoint::message::{FromEntrypoint, ToEntrypoint};
 use remoteprocess_entrypoint::run_clock::Moment;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -13,12 +16,15 @@ use tokio::time::Instant;
 
 use super::capture::{Capture, Command};
 use super::facts::{Fact, Facts, Stop};
+use super::input::{Input, View};
 use super::link::{self, Link, Newcomer};
 use super::machine::{Action, Event, Machine, Phase};
 use super::requests::{Ask, RequestError, Requests};
 use super::{Settings, StartError, Status, echo};
 use crate::clock::{self, Timer};
 use crate::spool::{Appender, Spool};
+
+pub use input::InputRequest;
 
 /// A fact that the volume refused is tried again this much later.
 const STORE_RETRY: Duration = Duration::from_millis(250);
@@ -42,6 +48,8 @@ pub enum Request {
     },
     /// How long the program may run from now on.
     Limit(Option<Duration>, oneshot::Sender<Result<(), RequestError>>),
+    /// Somebody writes into the program, or wants to.
+    Input(InputRequest),
     /// The pipes were read to their end.
     PipesEnded,
     /// The entrypoint of the connection with this number said something.
@@ -63,6 +71,12 @@ pub struct Conversation {
     echo: Option<JoinHandle<()>>,
     outlet: watch::Sender<Option<mpsc::Sender<ToEntrypoint>>>,
     requested: Requests,
+    /// The program takes input, or has a terminal.
+    takes_input: bool,
+    input: Input,
+    input_view: watch::Sender<View>,
+    /// Size of the terminal, as last asked for.
+    window: Option<WindowSize>,
     run_timer: Timer,
     status: watch::Sender<Status>,
     requests: mpsc::WeakUnboundedSender<Request>,
@@ -75,17 +89,23 @@ struct Baggage {
     pipes: Vec<OwnedFd>,
 }
 
+/// A conversation that goes on, from outside.
+pub struct Started {
+    pub requests: mpsc::UnboundedSender<Request>,
+    pub status: watch::Receiver<Status>,
+    pub input: watch::Receiver<View>,
+}
+
 impl Conversation {
     /// Listens, takes up what is on the spool, and goes on by itself until every sender of requests is gone.
-    pub fn start(
-        spool: Arc<Spool>,
-        appender: Appender,
-        settings: Settings,
-    ) -> Result<(mpsc::UnboundedSender<Request>, watch::Receiver<Status>), StartError> {
+    pub fn start(spool: Arc<Spool>, appender: Appender, settings: Settings) -> Result<Started, StartError> {
         let facts = Facts::load(spool.directory())?;
         let (requests, inbox) = mpsc::unbounded_channel();
         let (newcomers, arrivals) = mpsc::channel(1);
         let capture = Capture::spawn(appender, notify(requests.downgrade(), |()| Request::PipesEnded))?;
+        let order = settings.launch.order;
+        let input = Input::new(facts.lease.clone(), facts.launch.is_some(), clock::now());
+        let (input_view, seen_input) = watch::channel(input.view().clone());
         let (machine, first) = Machine::new(facts, settings.launch);
         let (status, seen) = watch::channel(status_of(&machine));
         let (outlet, echo_outlet) = watch::channel(None);
@@ -107,12 +127,20 @@ impl Conversation {
             echo: Some(echo),
             outlet,
             requested: Requests::default(),
+            takes_input: order.stdin || order.terminal.is_some(),
+            input,
+            input_view,
+            window: None,
             run_timer: Timer::new()?,
             status,
             requests: requests.downgrade(),
         };
         tokio::spawn(conversation.run(inbox, arrivals, first));
-        Ok((requests, seen))
+        Ok(Started {
+            requests,
+            status: seen,
+            input: seen_input,
+        })
     }
 
     async fn run(
@@ -162,6 +190,7 @@ impl Conversation {
                 let result = self.limit(limit).await;
                 let _ = answer.send(result);
             }
+            Request::Input(request) => self.take_input(request).await,
             Request::Heard(number, heard) if number == self.link_number => self.hear(heard).await,
             Request::Heard(..) => {}
             Request::EchoFlushed => self.send(ToEntrypoint::Recorded),
@@ -179,6 +208,7 @@ impl Conversation {
                     pid,
                     at_unix_nanos,
                     is_paused,
+                    input,
                 },
                 pipes,
             )) => {
@@ -190,8 +220,16 @@ impl Conversation {
                     now: clock::now(),
                 };
                 self.handle_with(event, Baggage { newcomer: None, pipes }).await;
+                match input {
+                    Some(state) => self.input_is(state),
+                    None => self.input_is_over(),
+                }
             }
-            Some((FromEntrypoint::Exited(exited), _)) => self.handle(Event::Exited(exited)).await,
+            Some((FromEntrypoint::Input(state), _)) => self.input_is(state),
+            Some((FromEntrypoint::Exited(exited), _)) => {
+                self.handle(Event::Exited(exited)).await;
+                self.input_is_over();
+            }
             Some((FromEntrypoint::Done { request, error }, _)) => {
                 if let Some(Ask::Pause(is_paused)) = self.requested.done(&request, error) {
                     self.handle(Event::Paused(is_paused, clock::now())).await;
@@ -215,22 +253,6 @@ impl Conversation {
             Phase::Stopping => Err(RequestError::Stopping),
             Phase::Waiting | Phase::Starting | Phase::Exited => Err(RequestError::NotRunning),
         }
-    }
-
-    async fn greet(&mut self, mut newcomer: Newcomer) {
-        let mut secret = [0; 32];
-        if let Err(error) = fill_random(&mut secret) {
-            tracing::warn!(%error, "no randomness for a secret");
-            return;
-        }
-        let pipes = std::mem::take(&mut newcomer.descriptors);
-        let event = Event::Hello {
-            resume: newcomer.resume.clone(),
-            has_pipes: !pipes.is_empty(),
-            fresh_secret: Secret(secret),
-        };
-        let newcomer = Some(newcomer);
-        self.handle_with(event, Baggage { newcomer, pipes }).await;
     }
 
     async fn handle(&mut self, event: Event) {
@@ -286,7 +308,10 @@ impl Conversation {
         }
     }
 
-    fn send(&mut self, order: ToEntrypoint) {
+    fn send(&mut self, mut order: ToEntrypoint) {
+        if let ToEntrypoint::Launch(launch) = &mut order {
+            launch.terminal = launch.terminal.map(|size| self.window.unwrap_or(size));
+        }
         if let Some(link) = &self.link
             && !link.send(order)
         {
@@ -313,6 +338,7 @@ impl Conversation {
         self.outlet.send_replace(None);
         self.link = None;
         self.requested.forget_pending();
+        self.input_is_unknown();
     }
 
     fn flush_and_record(&mut self) {
@@ -353,14 +379,6 @@ async fn at_moment(timer: &Timer, moment: Option<Moment>) {
         Some(moment) => timer.until(moment).await,
         None => std::future::pending().await,
     }
-}
-
-fn fill_random(bytes: &mut [u8; 32]) -> io::Result<()> {
-    let flags = rustix::rand::GetRandomFlags::empty();
-    let filled = rustix::rand::getrandom(&mut bytes[..], flags)?;
-    // Up to 256 bytes come whole (getrandom(2)).
-    debug_assert_eq!(filled, bytes.len());
-    Ok(())
 }
 
 fn status_of(machine: &Machine) -> Status {

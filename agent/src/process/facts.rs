@@ -7,6 +7,7 @@ use remoteprocess_entrypoint::message::{Exited, Secret, StopCause};
 use remoteprocess_entrypoint::run_clock::RunClock;
 use serde::{Deserialize, Serialize};
 
+use super::input::Lease;
 use crate::spool::{self, record, record::Record};
 
 /// The secret by which the entrypoint proves itself when it comes back.
@@ -125,6 +126,9 @@ impl Record for Ending {
 impl Record for Closed {
     const NAME: &'static str = "seal";
 }
+impl Record for Lease {
+    const NAME: &'static str = "writer";
+}
 impl Record for Done {
     const NAME: &'static str = "done";
 }
@@ -148,6 +152,8 @@ pub struct Facts {
     pub ending: Option<Ending>,
     /// See [`Closed`].
     pub closed: Option<Closed>,
+    /// See [`Lease`].
+    pub lease: Option<Lease>,
 }
 
 impl Facts {
@@ -165,6 +171,7 @@ impl Facts {
             stop: record::load(directory)?,
             ending: record::load(directory)?,
             closed: record::load(directory)?,
+            lease: record::load(directory)?,
         })
     }
 
@@ -200,6 +207,8 @@ pub enum Fact {
     Ending(Ending),
     /// See [`Closed`].
     Closed(Closed),
+    /// See [`Lease`].
+    Lease(Lease),
 }
 
 impl Fact {
@@ -217,6 +226,7 @@ impl Fact {
             Self::Stop(fact) => record::store(directory, fact),
             Self::Ending(fact) => record::store(directory, fact),
             Self::Closed(fact) => record::store(directory, fact),
+            Self::Lease(fact) => record::store(directory, fact),
         }
     }
 }

@@ -3,6 +3,7 @@
 // Everything here is a test, though clippy sees only functions marked so.
 #![allow(clippy::unwrap_used)]
 
+mod attach;
 mod crashes;
 mod endings;
 mod kills;

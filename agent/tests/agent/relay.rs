@@ -13,9 +13,9 @@ use remoteprocess_proto::v1::executor_client::ExecutorClient;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
 use remoteprocess_proto::v1::{
-    CommitRequest, Cursor, EnrollRequest, EnrollResponse, ExecutorWatchOutputRequest, Exit, Gap, GetStateRequest,
-    GetStateResponse, ListRequest, ListResponse, OutputFrame, SignalRequest, SignalResponse, Spool, StartRequest,
-    StartResponse, StopRequest, StopResponse, WatchOutputRequest,
+    AttachRequest, AttachResponse, CommitRequest, Cursor, EnrollRequest, EnrollResponse, ExecutorWatchOutputRequest,
+    Exit, Gap, GetStateRequest, GetStateResponse, ListRequest, ListResponse, OutputFrame, SignalRequest,
+    SignalResponse, Spool, StartRequest, StartResponse, StopRequest, StopResponse, WatchOutputRequest,
 };
 use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, User, serve};
 use sha2::{Digest, Sha256};
@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 pub const NAMESPACE: &str = "default";
 pub const POD_UID: &str = "6f2e8c1a-0000-4000-8000-000000000001";
@@ -54,6 +54,16 @@ pub struct TestRelay {
     pub leaf_lifetime_seconds: Arc<AtomicU32>,
     identity: Arc<Identity>,
     _shutdown: DropGuard,
+}
+
+/// The relay as a caller.
+pub struct Operator(Arc<Identity>);
+
+impl Operator {
+    pub async fn dial(&self, address: &str) -> Option<ExecutorClient<Channel>> {
+        let channel = Dialer::new(Arc::clone(&self.0)).connect(address, &agent_role()).await;
+        channel.ok().map(ExecutorClient::new)
+    }
 }
 
 struct Enrols {
@@ -164,10 +174,12 @@ impl TestRelay {
     }
 
     async fn try_dial(&self, address: &str) -> Option<ExecutorClient<Channel>> {
-        let channel = Dialer::new(Arc::clone(&self.identity))
-            .connect(address, &agent_role())
-            .await;
-        channel.ok().map(ExecutorClient::new)
+        self.operator().dial(address).await
+    }
+
+    /// Dials agents beside a home.
+    pub fn operator(&self) -> Operator {
+        Operator(Arc::clone(&self.identity))
     }
 }
 
@@ -354,6 +366,10 @@ impl Relay for Starts {
     }
     type WatchOutputStream = Nothing;
     async fn watch_output(&self, _: Request<WatchOutputRequest>) -> Result<Response<Nothing>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<AttachResponse, Status>> + Send>>;
+    async fn attach(&self, _: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
         Err(Status::unimplemented(""))
     }
     async fn signal(&self, _: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {

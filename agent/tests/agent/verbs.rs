@@ -9,7 +9,7 @@ use remoteprocess_proto::v1::executor_client::ExecutorClient;
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{
-    CommitRequest, Cursor, ExecutorGetStateRequest, ExecutorPauseRequest, ExecutorSetDeadlineRequest,
+    AttachRequest, CommitRequest, Cursor, ExecutorGetStateRequest, ExecutorPauseRequest, ExecutorSetDeadlineRequest,
     ExecutorSignalRequest, ExecutorStopRequest, ExecutorWatchOutputRequest, SignalTarget,
 };
 use remoteprocess_tls::Role;
@@ -62,6 +62,7 @@ async fn only_the_operator_may_call() {
                 .await
                 .map(drop),
             agent.commit(CommitRequest::default()).await.map(drop),
+            agent.attach(futures::stream::empty::<AttachRequest>()).await.map(drop),
         ];
         for (method, result) in denied.into_iter().enumerate() {
             assert_eq!(

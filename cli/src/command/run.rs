@@ -10,18 +10,18 @@ use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::v1::{Exit, ProcessKey};
 use tokio::time::Instant;
 
+use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, until_end};
 use super::sequel::Sequel;
-use super::{DataFormat, Failure, duration, open, print, resource, stop};
+use super::{DataFormat, Failure, duration, open, print, resource};
 use crate::args::GlobalArgs;
 use crate::connect::{Cluster, Relay, Rule};
 use crate::exit::{self, Record, Verdict};
-use crate::follow::{self, Follower, Ledger, Narrator, Want};
+use crate::follow::{Follower, Ledger, Narrator, Want};
+use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner};
 use crate::output::{Form, Output};
 
-mod leave;
 mod object;
 
-use leave::{Ending, Signals, until_end};
 use object::{build, quantity};
 
 /// How long a relay may not know a process that has just been made.
@@ -63,6 +63,15 @@ pub struct RunArgs {
     /// Join standard error to standard output, in the order in which both were written
     #[arg(long)]
     pub merge: bool,
+    /// Pass standard input on to the command; at its end the command reads the end
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Run the command at a terminal; with -i the keys go to it one by one, Ctrl-C too
+    #[arg(short, long, conflicts_with = "timestamps")]
+    pub tty: bool,
+    /// Keys that leave a process at a terminal to itself; "" for none
+    #[arg(long, value_name = "KEYS", default_value = DEFAULT_DETACH_KEYS)]
+    pub detach_keys: DetachKeys,
     /// Only create it; print its name
     #[arg(short, long)]
     pub detach: bool,
@@ -106,6 +115,13 @@ const EXAMPLES: &str = "Examples:
 
   # Under a name, with an environment and a memory limit; delete it at the end
   rproc run build --rm --image rust:1 -e CI --memory 2Gi -- cargo test
+
+  # A shell to work in; leave it by Ctrl-P Ctrl-Q, come back from anywhere
+  rproc run work -it --image debian:13 -- bash
+  rproc attach -it work
+
+  # A file through a filter
+  rproc run -i --image busybox:1.36 -- sort < words
 
   # Start it, leave, and come back later
   rproc run report --detach --image busybox:1.36 -- sh -c 'sleep 60; date'
@@ -225,7 +241,7 @@ async fn stream(
     let form = Form::Bytes {
         is_stamped: args.timestamps,
     };
-    let output = Output::standard(form, args.raw)?;
+    let output = Output::standard(form, args.raw || args.tty)?;
     if args.name.is_none() && !args.quiet {
         output.line(&format!("{name} created")).await?;
     }
@@ -249,15 +265,15 @@ async fn stream(
         narrator: Narrator::new(name, args.quiet),
         unknown_until: Instant::now() + NEW_LIMIT,
     };
-    let ended = match until_end(&cluster, &mut follower, &key, (sequel.as_ref(), args.quiet), signals).await {
+    let leaving = leaving(&cluster, args, &key, signals)?;
+    let ended = match until_end(&mut follower, (sequel.as_ref(), args.quiet), leaving).await {
         Ending::Followed(result) => *result,
-        Ending::Left(number) => {
-            let sentence = format!("{name} is left to itself. See it again: rproc logs -f {name}");
+        Ending::Left { code, sentence } => {
             output.answer(&sentence);
             // A reader who reads no more does not hold us.
             let _ = tokio::time::timeout(Duration::from_secs(1), output.flush()).await;
             let verdict = Verdict {
-                code: 128 + number,
+                code,
                 sentence: Some(sentence),
             };
             record(&cluster, args, name, uid, None, &verdict)?;
@@ -280,6 +296,30 @@ async fn stream(
     Ok(verdict.code)
 }
 
+/// What may end it from here.
+fn leaving<'a>(
+    cluster: &'a Arc<Cluster>,
+    args: &RunArgs,
+    key: &ProcessKey,
+    signals: Signals,
+) -> Result<Leaving<'a>, Failure> {
+    let manner = Manner {
+        tty: args.tty,
+        detach_keys: args.detach_keys.clone(),
+        take_over: false,
+        redraw: false,
+    };
+    let interaction = match args.stdin {
+        true => Interaction::start(Relay::new(cluster.clone()), key.clone(), manner)?,
+        false => Interaction::none(),
+    };
+    Ok(Leaving {
+        interaction,
+        signals,
+        on_interrupt: OnInterrupt::Stop(cluster),
+    })
+}
+
 fn record(
     cluster: &Cluster,
     args: &RunArgs,
@@ -293,38 +333,6 @@ fn record(
     record
         .write(path)
         .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))
-}
-
-/// The verdict on what was followed; a closed pipe is no verdict.
-fn conclude(
-    ledger: &Ledger,
-    name: &str,
-    ended: Result<Option<Exit>, follow::Error>,
-) -> Result<(Option<Exit>, Verdict), Failure> {
-    let unknown = |sentence| Verdict {
-        code: exit::UNKNOWN,
-        sentence: Some(sentence),
-    };
-    match ended {
-        Ok(Some(exit)) => {
-            let verdict = exit::judge(name, &exit, ledger);
-            Ok((Some(exit), verdict))
-        }
-        Ok(None) => Ok((
-            None,
-            unknown(format!(
-                "the stream of {name} ended without its exit. See: rproc describe {name}"
-            )),
-        )),
-        Err(follow::Error::Output(error)) => Err(error.into()),
-        Err(error) => {
-            let sentence = format!(
-                "cannot follow {name}: {}\nThe process itself is not touched. See: rproc describe {name}",
-                Failure::from(error).text
-            );
-            Ok((None, unknown(sentence)))
-        }
-    }
 }
 
 async fn remove(cluster: &Cluster, output: &Output, name: &str, uid: &str) -> Result<(), Failure> {

@@ -16,6 +16,7 @@ use super::stamp::Stamp;
 use super::terminal::TerminalFilter;
 use super::{Form, Hashes, QUEUE};
 use crate::exit::Record;
+use crate::interact::terminal::is_raw;
 
 /// What the writer is told. The number says of which source it is.
 pub enum Item {
@@ -238,7 +239,10 @@ impl Writer {
     fn write_line(&mut self, line: &str) -> io::Result<()> {
         let is_one_terminal = self.stdout.is_terminal && self.stderr.is_terminal;
         let is_mid_line = self.stderr.is_mid_line || (is_one_terminal && self.stdout.is_mid_line);
-        let line = format!("{}{line}", if is_mid_line { "\n" } else { "" });
+        let mut line = format!("{}{line}", if is_mid_line { "\n" } else { "" });
+        if self.stderr.is_terminal && is_raw() {
+            line = line.replace('\n', "\r\n");
+        }
         if is_one_terminal {
             self.stdout.is_mid_line = false;
         }

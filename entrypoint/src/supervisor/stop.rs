@@ -138,7 +138,7 @@ impl Supervisor {
     ) {
         self.forget_pause("the program has ended", now);
         self.ending = None;
-        self.stdio.restore();
+        self.close_streams();
         self.cgroup.look(now);
         let mut usage = processes::usage();
         self.cgroup.correct(&mut usage);

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use remoteprocess_entrypoint::input::{InputState, WindowSize};
 use remoteprocess_entrypoint::message::{
     Exited, FromEntrypoint, Launch, Leftovers, PROTOCOL_VERSION, Resume, Secret, StopCause, Target, ToEntrypoint,
 };
@@ -73,6 +74,8 @@ pub struct Order {
     pub leftovers: Leftovers,
     pub run: Option<Duration>,
     pub pause_stops_clock: bool,
+    pub stdin: bool,
+    pub terminal: Option<WindowSize>,
 }
 
 impl Default for Order {
@@ -84,6 +87,8 @@ impl Default for Order {
             leftovers: Leftovers::Kill,
             run: None,
             pause_stops_clock: false,
+            stdin: false,
+            terminal: None,
         }
     }
 }
@@ -102,6 +107,8 @@ impl Order {
             leftovers: self.leftovers,
             run_millis: self.run.map(millis),
             pause_stops_clock: self.pause_stops_clock,
+            stdin: self.stdin,
+            terminal: self.terminal,
         })
     }
 }
@@ -172,6 +179,7 @@ impl Entrypoint {
             resume: None,
             pid: 0,
             pipes: Vec::new(),
+            first_input: None,
         };
         let FromEntrypoint::Hello { version, pid, resume } = agent.receive() else {
             panic!("the first packet is a Hello");
@@ -200,8 +208,10 @@ impl Entrypoint {
         let mut agent = self.welcome();
         assert_eq!(agent.resume, None);
         agent.send(&order.message());
-        assert!(matches!(agent.receive(), FromEntrypoint::Launched { .. }));
-        assert_eq!(agent.pipes.len(), if order.merge { 1 } else { 2 });
+        agent.first_input = agent.launched();
+        assert_eq!(agent.first_input.is_some(), order.stdin);
+        let is_one = order.merge || order.terminal.is_some();
+        assert_eq!(agent.pipes.len(), if is_one { 1 } else { 2 });
         agent
     }
 
@@ -262,6 +272,7 @@ pub struct Agent {
     pub pid: u32,
     /// What came with the last packets that had descriptors.
     pub pipes: Vec<OwnedFd>,
+    pub first_input: Option<InputState>,
 }
 
 impl Agent {
@@ -275,6 +286,49 @@ impl Agent {
             self.pipes = descriptors;
         }
         message
+    }
+
+    /// The program was launched: how far its input has come.
+    pub fn launched(&mut self) -> Option<InputState> {
+        match self.receive() {
+            FromEntrypoint::Launched { input, .. } => input,
+            other => panic!("not the launch: {other:?}"),
+        }
+    }
+
+    /// As told with the launch.
+    pub fn first_input(&self) -> InputState {
+        self.first_input.unwrap()
+    }
+
+    pub fn input(&mut self) -> InputState {
+        match self.receive() {
+            FromEntrypoint::Input(state) => state,
+            other => panic!("not the input: {other:?}"),
+        }
+    }
+
+    /// Sends bytes at their offset, as the program reads them.
+    pub fn feed(&mut self, mut state: InputState, bytes: &[u8]) -> InputState {
+        let end = state.offset + bytes.len() as u64;
+        let begin = state.offset;
+        while state.offset < end {
+            while state.room == 0 {
+                assert!(!state.is_over, "nobody reads");
+                state = self.input();
+            }
+            let from = usize::try_from(state.offset - begin).unwrap();
+            let to = bytes.len().min(from + state.room as usize);
+            let (offset, bytes) = (state.offset, bytes[from..to].to_vec());
+            self.send(&ToEntrypoint::Input { offset, bytes });
+            state = self.input();
+        }
+        state
+    }
+
+    pub fn end_input(&mut self, offset: u64) {
+        self.send(&ToEntrypoint::EndInput { offset });
+        while !self.input().is_over {}
     }
 
     /// The entrypoint hung up; what it said before does not matter.

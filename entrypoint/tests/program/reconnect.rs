@@ -154,6 +154,7 @@ fn a_program_without_an_agent_is_stopped_in_the_end(#[values(Mode::Subreaper, Mo
     drop(agent);
     let witness = Agent {
         pipes: vec![pipe],
+        first_input: None,
         ..lonely()
     };
     witness.await_line("lost");
@@ -172,5 +173,6 @@ fn lonely() -> Agent {
         resume: None,
         pid: 0,
         pipes: Vec::new(),
+        first_input: None,
     }
 }

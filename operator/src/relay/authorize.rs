@@ -43,6 +43,8 @@ pub enum Action {
     Log,
     /// Signal or stop it.
     Signal,
+    /// Write into it.
+    Attach,
 }
 
 impl Action {
@@ -54,6 +56,7 @@ impl Action {
             Self::List => ("list", ""),
             Self::Log => ("get", "log"),
             Self::Signal => ("create", "signal"),
+            Self::Attach => ("create", "attach"),
         }
     }
 }
@@ -322,6 +325,7 @@ mod tests {
     #[case(Action::List, "list", None)]
     #[case(Action::Log, "get", Some("log"))]
     #[case(Action::Signal, "create", Some("signal"))]
+    #[case(Action::Attach, "create", Some("attach"))]
     #[tokio::test]
     async fn each_action_is_one_question(
         #[case] action: Action,

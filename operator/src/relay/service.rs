@@ -1,5 +1,6 @@
 //! The gRPC service of the main listener: role, rights, call.
 
+mod attach;
 mod control;
 mod ended;
 mod endpoint;
@@ -18,12 +19,12 @@ use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::relay_server::Relay;
 use remoteprocess_proto::v1::{
-    GetStateRequest, GetStateResponse, ListRequest, ListResponse, OutputFrame, ProcessKey, SignalRequest,
-    SignalResponse, StartRequest, StartResponse, StopRequest, StopResponse, WatchOutputRequest,
+    AttachRequest, GetStateRequest, GetStateResponse, ListRequest, ListResponse, OutputFrame, ProcessKey,
+    SignalRequest, SignalResponse, StartRequest, StartResponse, StopRequest, StopResponse, WatchOutputRequest,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
 
 use endpoint::Output;
@@ -300,6 +301,15 @@ impl Relay for RelayService {
     /// [`RelayEndpoint`] answers this method before tonic sees it.
     async fn watch_output(&self, _: Request<WatchOutputRequest>) -> Result<Response<Self::WatchOutputStream>, Status> {
         Err(Status::unimplemented("WatchOutput is answered elsewhere"))
+    }
+
+    type AttachStream = attach::Answers;
+
+    async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
+        let caller = authorize::caller(&request)?;
+        let (metadata, _, requests) = request.into_parts();
+        let answers = attach::attach(self.parts.clone(), caller, &metadata, requests).await?;
+        Ok(Response::new(answers))
     }
 
     async fn signal(&self, request: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {

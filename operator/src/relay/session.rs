@@ -4,6 +4,7 @@
 //! and the archive where they are too slow for it; none of them holds the upstream up. Only a ring full of bytes that
 //! are not durable yet does: then the agent's spool absorbs.
 
+mod attach;
 mod budget;
 mod control;
 mod follower;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
+pub use attach::Requests;
 pub use budget::Budget;
 pub use control::ControlError;
 pub use follower::{Follower, Next};

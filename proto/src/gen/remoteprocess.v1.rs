@@ -251,6 +251,95 @@ pub mod output_frame {
         Spool(super::Spool),
     }
 }
+/// Names one process, or one former process by its uid.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProcessKey {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Empty: whichever object has the name now.
+    #[prost(string, tag = "3")]
+    pub uid: ::prost::alloc::string::String,
+}
+/// Begins an `Attach`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachOpen {
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    /// To an agent: absent.
+    #[prost(message, optional, tag = "2")]
+    pub process: ::core::option::Option<ProcessKey>,
+    /// Names the writer over all its connections; chosen by it, 1 to 256 bytes.
+    #[prost(string, tag = "3")]
+    pub session: ::prost::alloc::string::String,
+    /// It has had the input before: whoever has come since then ends this (ABORTED).
+    #[prost(bool, tag = "4")]
+    pub resume: bool,
+    /// Take the input from whoever has it.
+    #[prost(bool, tag = "5")]
+    pub take_over: bool,
+    /// From relay to agent: the user. Otherwise ignored.
+    #[prost(string, tag = "6")]
+    pub user: ::prost::alloc::string::String,
+}
+/// Bytes for the program to read.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Input {
+    /// Offset of the first byte in the whole input of the attempt, from 0, over all writers. Bytes below what was accepted
+    /// are left out; a hole is refused.
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    /// At most 64 KiB.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub bytes: ::prost::bytes::Bytes,
+}
+/// Nothing follows: the program reads the end.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InputEnd {
+    /// Bytes of the whole input.
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+}
+/// Size of a terminal's window, in characters.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WindowSize {
+    #[prost(uint32, tag = "1")]
+    pub rows: u32,
+    #[prost(uint32, tag = "2")]
+    pub columns: u32,
+}
+/// What a writer says.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachRequest {
+    #[prost(oneof = "attach_request::Request", tags = "1, 2, 3, 4")]
+    pub request: ::core::option::Option<attach_request::Request>,
+}
+/// Nested message and enum types in `AttachRequest`.
+pub mod attach_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Request {
+        #[prost(message, tag = "1")]
+        Open(super::AttachOpen),
+        #[prost(message, tag = "2")]
+        Input(super::Input),
+        #[prost(message, tag = "3")]
+        End(super::InputEnd),
+        /// Ignored where there is no terminal.
+        #[prost(message, tag = "4")]
+        Resize(super::WindowSize),
+    }
+}
+/// What a writer is told: at first, with each change, and every 10 s.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachResponse {
+    /// Bytes of the input that the program will read, or has read, whatever breaks: not to be sent again.
+    #[prost(uint64, tag = "1")]
+    pub accepted: u64,
+    /// Nothing more is taken: the end was accepted, or nobody reads any more.
+    #[prost(bool, tag = "2")]
+    pub is_over: bool,
+}
 /// One of the two output streams of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -631,6 +720,23 @@ pub mod executor_client {
                 .insert(GrpcMethod::new("remoteprocess.v1.Executor", "SetDeadline"));
             self.inner.unary(req, path, codec).await
         }
+        /// Input and terminal of the program, as `Relay.Attach`.
+        pub async fn attach(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::AttachRequest>,
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::AttachResponse>>, tonic::Status>
+        {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/Attach");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("remoteprocess.v1.Executor", "Attach"));
+            self.inner.streaming(req, path, codec).await
+        }
         /// Says what the archive holds safely: the agent may drop it from the spool, and after the final one it may leave.
         pub async fn commit(
             &mut self,
@@ -696,6 +802,15 @@ pub mod executor_server {
             &self,
             request: tonic::Request<super::ExecutorSetDeadlineRequest>,
         ) -> std::result::Result<tonic::Response<super::ExecutorSetDeadlineResponse>, tonic::Status>;
+        /// Server streaming response type for the Attach method.
+        type AttachStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::AttachResponse, tonic::Status>>
+            + std::marker::Send
+            + 'static;
+        /// Input and terminal of the program, as `Relay.Attach`.
+        async fn attach(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::AttachRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::AttachStream>, tonic::Status>;
         /// Says what the archive holds safely: the agent may drop it from the spool, and after the final one it may leave.
         async fn commit(
             &self,
@@ -941,6 +1056,38 @@ pub mod executor_server {
                     };
                     Box::pin(fut)
                 }
+                "/remoteprocess.v1.Executor/Attach" => {
+                    #[allow(non_camel_case_types)]
+                    struct AttachSvc<T: Executor>(pub Arc<T>);
+                    impl<T: Executor> tonic::server::StreamingService<super::AttachRequest> for AttachSvc<T> {
+                        type Response = super::AttachResponse;
+                        type ResponseStream = T::AttachStream;
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::AttachRequest>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Executor>::attach(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AttachSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/remoteprocess.v1.Executor/Commit" => {
                     #[allow(non_camel_case_types)]
                     struct CommitSvc<T: Executor>(pub Arc<T>);
@@ -1048,17 +1195,6 @@ pub struct StartResponse {
     /// Why not.
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
-}
-/// Names one process, or one former process by its uid.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ProcessKey {
-    #[prost(string, tag = "1")]
-    pub namespace: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub name: ::prost::alloc::string::String,
-    /// Empty: whichever object has the name now.
-    #[prost(string, tag = "3")]
-    pub uid: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetStateRequest {
@@ -1343,6 +1479,25 @@ pub mod relay_client {
                 .insert(GrpcMethod::new("remoteprocess.v1.Relay", "Stop"));
             self.inner.unary(req, path, codec).await
         }
+        /// create remoteprocesses/attach. Input and terminal of the latest attempt, while it lives; its output is read by
+        /// `WatchOutput`. The first message is `open`. One may write at a time: who wants to as well gets RESOURCE_EXHAUSTED with
+        /// the name of who does; ABORTED, who was taken over from. A stream of requests that ends lets go of the input.
+        pub async fn attach(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::AttachRequest>,
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::AttachResponse>>, tonic::Status>
+        {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/Attach");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("remoteprocess.v1.Relay", "Attach"));
+            self.inner.streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1393,6 +1548,17 @@ pub mod relay_server {
             &self,
             request: tonic::Request<super::StopRequest>,
         ) -> std::result::Result<tonic::Response<super::StopResponse>, tonic::Status>;
+        /// Server streaming response type for the Attach method.
+        type AttachStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::AttachResponse, tonic::Status>>
+            + std::marker::Send
+            + 'static;
+        /// create remoteprocesses/attach. Input and terminal of the latest attempt, while it lives; its output is read by
+        /// `WatchOutput`. The first message is `open`. One may write at a time: who wants to as well gets RESOURCE_EXHAUSTED with
+        /// the name of who does; ABORTED, who was taken over from. A stream of requests that ends lets go of the input.
+        async fn attach(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::AttachRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::AttachStream>, tonic::Status>;
     }
     /// Every call needs a client certificate. Agents may call `Start` for their own attempt; everything else is for users,
     /// each call authorised by SubjectAccessReview.
@@ -1631,6 +1797,38 @@ pub mod relay_server {
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/remoteprocess.v1.Relay/Attach" => {
+                    #[allow(non_camel_case_types)]
+                    struct AttachSvc<T: Relay>(pub Arc<T>);
+                    impl<T: Relay> tonic::server::StreamingService<super::AttachRequest> for AttachSvc<T> {
+                        type Response = super::AttachResponse;
+                        type ResponseStream = T::AttachStream;
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::AttachRequest>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Relay>::attach(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AttachSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

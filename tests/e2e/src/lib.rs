@@ -14,6 +14,7 @@ mod namespace;
 mod node;
 mod program;
 mod release;
+mod screen;
 mod user;
 mod wait;
 
@@ -28,5 +29,6 @@ pub use release::{
     Installation, OPERATORS, delete_operator_pods, helm, operator_is_ready, operator_pods, scale_operator,
     wait_for_operator,
 };
+pub use screen::Screen;
 pub use user::{User, admin};
 pub use wait::{until, until_some};

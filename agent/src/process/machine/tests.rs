@@ -16,6 +16,8 @@ const SETTINGS: LaunchSettings = LaunchSettings {
         leftovers: Leftovers::Kill,
         run_millis: Some(60_000),
         pause_stops_clock: true,
+        stdin: false,
+        terminal: None,
     },
     warning: Some(Warning {
         signal: Some(10),

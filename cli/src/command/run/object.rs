@@ -34,6 +34,8 @@ pub(super) fn build(args: &RunArgs, variable: impl Fn(&str) -> Option<String>) -
             ..RetriesSpec::default()
         }),
         resources: resources(args),
+        stdin: args.stdin.then_some(true),
+        tty: args.tty.then_some(true),
         output: args.merge.then(|| OutputSpec {
             merge: Some(true),
             ..OutputSpec::default()

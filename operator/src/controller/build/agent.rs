@@ -85,6 +85,8 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
         value("RPROC_WHEN_FULL", when_full),
         value("RPROC_ECHO", echo),
         value("RPROC_MERGE", process.merge),
+        value("RPROC_STDIN", process.spec.stdin.unwrap_or_default()),
+        value("RPROC_TTY", process.spec.tty.unwrap_or_default()),
         value("RPROC_LEFTOVERS", leftovers),
         value("RPROC_PAUSE_STOPS_CLOCK", deadlines.count_paused == Some(false)),
         value("RPROC_STOP_SIGNAL", process.stop_signal),

@@ -17,7 +17,7 @@ use crate::relay::session::{ControlError, Session};
 const MESSAGE: usize = 1024;
 
 /// Where a process can be reached.
-enum Reached {
+pub(super) enum Reached {
     Here(Arc<Session>),
     There(Box<Home>),
 }
@@ -112,7 +112,7 @@ impl RelayParts {
             })
     }
 
-    fn current(&self, target: &Target) -> Result<AttemptKey, Status> {
+    pub(super) fn current(&self, target: &Target) -> Result<AttemptKey, Status> {
         let process = self
             .object(target)
             .ok_or_else(|| Status::not_found("the process has been deleted"))?;
@@ -124,7 +124,7 @@ impl RelayParts {
     }
 
     /// The session of an attempt, here or at its home.
-    async fn reach(&self, target: &Target, key: &AttemptKey) -> Result<Reached, Status> {
+    pub(super) async fn reach(&self, target: &Target, key: &AttemptKey) -> Result<Reached, Status> {
         if let Some(session) = self.sessions.get(key) {
             return Ok(Reached::Here(session));
         }
@@ -163,12 +163,12 @@ pub(super) async fn stop_here(session: &Session, user: &str, request: StopReques
     session.stop(request).await.map_err(|error| to_status(&error))
 }
 
-fn audit(user: &User, target: &Target, key: &AttemptKey, action: &str, detail: &str) {
+pub(super) fn audit(user: &User, target: &Target, key: &AttemptKey, action: &str, detail: &str) {
     info!(target: "audit", action, detail, user = user.name, groups = ?user.groups, uid = target.uid,
         namespace = target.namespace, name = target.name, attempt = key.attempt, "control");
 }
 
-fn to_status(error: &ControlError) -> Status {
+pub(super) fn to_status(error: &ControlError) -> Status {
     match error {
         ControlError::Unreachable => Status::unavailable("the agent of the process cannot be reached now"),
         ControlError::Refused(status) => Status::new(status.code(), status.message().to_owned()),

@@ -1,5 +1,7 @@
 //! An agent for tests: a real gRPC server over TCP that plays back a history, and breaks off when told to.
 
+mod attach;
+
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +14,10 @@ use futures::{Stream, stream};
 use remoteprocess_proto::v1::executor_server::{Executor, ExecutorServer};
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{
-    CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse, ExecutorPauseRequest,
-    ExecutorPauseResponse, ExecutorSetDeadlineRequest, ExecutorSetDeadlineResponse, ExecutorSignalRequest,
-    ExecutorSignalResponse, ExecutorStopRequest, ExecutorStopResponse, ExecutorWatchOutputRequest, Exit, OutputFrame,
-    Seal, Spool, State, Stream as WireStream, StreamSeal,
+    AttachRequest, CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse,
+    ExecutorPauseRequest, ExecutorPauseResponse, ExecutorSetDeadlineRequest, ExecutorSetDeadlineResponse,
+    ExecutorSignalRequest, ExecutorSignalResponse, ExecutorStopRequest, ExecutorStopResponse,
+    ExecutorWatchOutputRequest, Exit, OutputFrame, Seal, Spool, State, Stream as WireStream, StreamSeal,
 };
 use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, serve};
 use sha2::{Digest, Sha256};
@@ -23,7 +25,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{Agent, Connect, ConnectError};
 use crate::relay::peers::Peers;
@@ -50,6 +52,7 @@ pub struct Program {
     /// What it says of itself.
     pub state: watch::Sender<State>,
     pub streams: Mutex<Vec<Cursor>>,
+    pub taken: attach::Taken,
     /// Streams answer with ABORTED.
     pub superseded: Mutex<bool>,
 }
@@ -121,6 +124,7 @@ impl Program {
             refuses_pauses: AtomicBool::default(),
             state: watch::Sender::default(),
             streams: Mutex::default(),
+            taken: attach::Taken::default(),
             superseded: Mutex::default(),
         })
     }
@@ -380,6 +384,12 @@ impl Executor for Service {
     async fn stop(&self, request: Request<ExecutorStopRequest>) -> Result<Response<ExecutorStopResponse>, Status> {
         self.0.stops.lock().unwrap().push(request.into_inner());
         Ok(Response::new(ExecutorStopResponse {}))
+    }
+
+    type AttachStream = attach::Answers;
+
+    async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
+        Ok(Response::new(attach::take(self.0.clone(), request.into_inner())))
     }
 
     async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use object_store::memory::InMemory;
 use remoteprocess_proto::PROTOCOL;
-use remoteprocess_proto::v1::{GetStateRequest, ProcessKey, SignalRequest, StopRequest};
+use remoteprocess_proto::v1::attach_request::Request as Asked;
+use remoteprocess_proto::v1::{
+    AttachOpen, AttachRequest, GetStateRequest, Input, InputEnd, ProcessKey, SignalRequest, StopRequest, WindowSize,
+};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
@@ -137,6 +140,63 @@ async fn signals_and_stops_reach_the_agent_through_any_replica_with_the_users_na
     assert_eq!(
         (stops[0].requested_by.as_str(), stops[0].message.as_str()),
         ("alice", "enough")
+    );
+}
+
+#[tokio::test]
+async fn input_reaches_the_agent_through_any_replica_with_the_users_name() {
+    let (home, other) = pair().await;
+    let program = program(1);
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    let open = AttachOpen {
+        protocol: PROTOCOL,
+        process: process(),
+        session: "mine".to_owned(),
+        user: "somebody else".to_owned(),
+        ..AttachOpen::default()
+    };
+    let say = |asked| AttachRequest { request: Some(asked) };
+    let early = vec![say(Asked::Open(open.clone()))];
+    let refused = soon(other.client().await.attach(futures::stream::iter(early))).await;
+    assert_eq!(refused.unwrap_err().code(), tonic::Code::Unavailable, "it may come yet");
+    home.open(&agent);
+    for (index, replica) in [&other, &home].into_iter().enumerate() {
+        let (requests, mut outgoing) = tokio::sync::mpsc::channel(8);
+        let outgoing = futures::stream::poll_fn(move |cx| outgoing.poll_recv(cx));
+        requests.send(say(Asked::Open(open.clone()))).await.unwrap();
+        let bytes = vec![7; 1000].into();
+        let offset = index as u64 * 1000;
+        requests.send(say(Asked::Input(Input { offset, bytes }))).await.unwrap();
+        requests
+            .send(say(Asked::End(InputEnd { offset: offset + 1000 })))
+            .await
+            .unwrap();
+        let mut answers = soon(replica.client().await.attach(outgoing))
+            .await
+            .unwrap()
+            .into_inner();
+        loop {
+            let answer = soon(answers.message()).await.unwrap().unwrap();
+            if answer.is_over {
+                assert_eq!(answer.accepted, offset + 1000);
+                break;
+            }
+        }
+        // What the agent says of the end goes through.
+        requests.send(say(Asked::Resize(WindowSize::default()))).await.unwrap();
+        let status = soon(answers.message()).await.unwrap_err();
+        assert_eq!(
+            (status.code(), status.message().contains("bob")),
+            (tonic::Code::Aborted, true)
+        );
+    }
+    let writers = program.taken.writers.lock().unwrap().clone();
+    assert_eq!(writers.len(), 2);
+    assert!(
+        writers
+            .iter()
+            .all(|open| open.user == "alice" && open.process.is_none())
     );
 }
 

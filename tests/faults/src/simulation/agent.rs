@@ -135,7 +135,7 @@ async fn play(
                 Fact::Started(started) => status.facts.started = Some(started),
                 Fact::Ending(ending) => status.facts.ending = Some(ending),
                 Fact::Closed(closed) => status.facts.closed = Some(closed),
-                Fact::Welcomed(_) | Fact::Stop(_) | Fact::Clock(_) | Fact::Warned(_) => {}
+                Fact::Welcomed(_) | Fact::Stop(_) | Fact::Clock(_) | Fact::Warned(_) | Fact::Lease(_) => {}
             }
         });
         Ok(())

@@ -1,0 +1,161 @@
+//! `rproc attach`: back to a process that runs, to watch it or to work in it.
+
+use std::time::Duration;
+
+use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::{Cursor, GetStateRequest, ProcessKey};
+use tokio::time::{Instant, timeout};
+
+use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, until_end};
+use super::sequel::Sequel;
+use super::{Failure, open, stop};
+use crate::args::GlobalArgs;
+use crate::connect::Relay;
+use crate::exit;
+use crate::follow::{Follower, Ledger, Narrator, Want};
+use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner};
+use crate::output::{Form, Output};
+
+/// So much of the output is shown again, in bytes of each stream.
+const REPLAY: u64 = 256 * 1024;
+
+/// Flags of `attach`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct AttachArgs {
+    /// Name of the process
+    pub name: String,
+    /// Pass standard input on to the process; at its end the process reads the end
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Use this terminal as the process's own; with -i the keys go to it one by one, Ctrl-C too
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Take the input from whoever has it
+    #[arg(long, requires = "stdin")]
+    pub take_over: bool,
+    /// Keys that leave a process at a terminal to itself; "" for none
+    #[arg(long, value_name = "KEYS", default_value = DEFAULT_DETACH_KEYS)]
+    pub detach_keys: DetachKeys,
+    /// Say nothing of our own but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+const EXAMPLES: &str = "Examples:
+  # Back to the shell of a process that was started by rproc run -it
+  rproc attach -it work
+
+  # Only watch it; any number may
+  rproc attach work
+
+  # Write into a process that reads its standard input
+  rproc attach -i collector < more
+
+The last 256 KiB of the output are shown again, and a program that fills the
+screen draws it anew. One at a time may write; --take-over makes it you.
+No end of rproc touches the process.";
+
+/// Shows the output and passes on what is typed, until the process has ended or somebody leaves.
+///
+/// # Errors
+/// There is no such process, it takes no input, or its end cannot be known.
+pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
+    let signals = Signals::listen()?;
+    let cluster = open(global).await?;
+    let object = stop::get(&cluster, &args.name).await?;
+    let is_over = object.is_final();
+    let writes = args.stdin && !is_over;
+    if writes && !object.spec.stdin.unwrap_or_default() {
+        return Err(Failure::new(format!(
+            "{0} takes no input: spec.stdin is not set (rproc run -i sets it). Watch it: rproc attach {0}",
+            args.name
+        )));
+    }
+    let is_terminal = args.tty && object.spec.tty.unwrap_or_default();
+    let key = ProcessKey {
+        namespace: cluster.namespace.clone(),
+        name: args.name.clone(),
+        uid: object.metadata.uid.unwrap_or_default(),
+    };
+    let output = Output::standard(Form::Bytes { is_stamped: false }, is_terminal)?;
+    if args.tty && !is_terminal && !args.quiet {
+        output
+            .line(&format!("{} runs at no terminal: -t is left out", args.name))
+            .await?;
+    }
+    let mut relay = Relay::new(cluster.clone());
+    let mut follower = Follower {
+        ledger: Ledger::new(Want {
+            cursor: begin(&mut relay, &key).await,
+            process: key.clone(),
+            follow: true,
+            ..Want::default()
+        }),
+        dial: relay.clone(),
+        output: &output,
+        narrator: Narrator::new(&args.name, args.quiet),
+        unknown_until: Instant::now(),
+    };
+    let manner = Manner {
+        tty: is_terminal,
+        detach_keys: args.detach_keys.clone(),
+        take_over: args.take_over,
+        redraw: true,
+    };
+    // The input is of one attempt; who only watches sees the next one, too.
+    let is_tried_again = object.spec.retries.is_some() && !writes;
+    let sequel = is_tried_again.then(|| Sequel {
+        cluster,
+        key: key.clone(),
+    });
+    let leaving = Leaving {
+        interaction: match writes {
+            true => Interaction::start(relay, key, manner)?,
+            false => Interaction::none(),
+        },
+        signals,
+        on_interrupt: OnInterrupt::Leave,
+    };
+    let ending = until_end(&mut follower, (sequel.as_ref(), args.quiet), leaving).await;
+    answer(&args, &output, &follower.ledger, ending).await
+}
+
+/// Says how it went, and answers the exit code.
+async fn answer(args: &AttachArgs, output: &Output, ledger: &Ledger, ending: Ending) -> Result<u8, Failure> {
+    let ended = match ending {
+        Ending::Followed(result) => *result,
+        Ending::Left { code, sentence } => {
+            output.answer(&sentence);
+            // A reader who reads no more does not hold us.
+            let _ = timeout(Duration::from_secs(1), output.flush()).await;
+            return Ok(code);
+        }
+    };
+    let (_, verdict) = conclude(ledger, &args.name, ended)?;
+    let is_said = !args.quiet || verdict.code == exit::UNKNOWN;
+    if let Some(sentence) = verdict.sentence.filter(|_| is_said) {
+        output.line(&sentence).await?;
+    }
+    output.flush().await?;
+    Ok(verdict.code)
+}
+
+/// Where the replay begins; at the beginning where the relay does not say how far the output has come.
+async fn begin(relay: &mut Relay, key: &ProcessKey) -> Option<Cursor> {
+    let request = GetStateRequest {
+        protocol: PROTOCOL,
+        process: Some(key.clone()),
+    };
+    let state = relay
+        .call(|mut client| {
+            let request = request.clone();
+            async move { client.get_state(request).await }
+        })
+        .await;
+    let reached = state.ok()?.into_inner().process?.output?;
+    Some(Cursor {
+        stdout: reached.stdout.saturating_sub(REPLAY),
+        stderr: reached.stderr.saturating_sub(REPLAY),
+    })
+}

@@ -1,0 +1,193 @@
+//! What goes from here into a process: keys or a file, and the size of the window.
+
+use std::io::{self, IsTerminal, Read};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use remoteprocess_proto::v1::{ProcessKey, WindowSize};
+use rustix::termios::tcgetwinsize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+mod keys;
+pub mod terminal;
+mod writer;
+
+pub use keys::{DEFAULT_DETACH_KEYS, DetachKeys};
+pub use writer::{Error, Local, Writer};
+
+use crate::follow::Dial;
+use keys::Keys;
+use terminal::RawTerminal;
+
+/// Bytes read from standard input at a time.
+const READ: usize = 16 * 1024;
+/// Reads of a keyboard that wait while there is no connection: the detach keys must be seen behind them.
+const TYPED: usize = 4096;
+/// Time for the relay to hear that the input is free.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// Ctrl-C, as a terminal in raw mode gives it.
+const INTERRUPT: u8 = 3;
+
+/// How to interact.
+#[derive(Clone, Debug)]
+pub struct Manner {
+    /// The process is at a terminal.
+    pub tty: bool,
+    /// Keys that leave it.
+    pub detach_keys: DetachKeys,
+    /// Take the input from whoever has it.
+    pub take_over: bool,
+    /// A full-screen program is to draw its screen again.
+    pub redraw: bool,
+}
+
+/// What ends an interaction, or its input.
+#[derive(Debug)]
+pub enum Event {
+    /// The detach keys were typed.
+    Detached,
+    /// Nothing can be written any more, and why.
+    Lost(Error),
+}
+
+/// An interaction that goes on. Dropping it restores the terminal.
+pub struct Interaction {
+    events: mpsc::Receiver<Event>,
+    /// Keeps `events` open where nothing is sent by it.
+    _sender: mpsc::Sender<Event>,
+    raw: Option<RawTerminal>,
+    leaving: watch::Sender<bool>,
+    writing: Option<JoinHandle<()>>,
+}
+
+impl Interaction {
+    /// None: the process is only watched.
+    #[must_use]
+    pub fn none() -> Self {
+        let (sender, events) = mpsc::channel(1);
+        Self {
+            events,
+            _sender: sender,
+            raw: None,
+            leaving: watch::Sender::new(false),
+            writing: None,
+        }
+    }
+
+    /// Standard input into the process from now on. At a terminal, for a process at one, key by key.
+    ///
+    /// # Errors
+    /// The terminal cannot be set so.
+    pub fn start<D: Dial + 'static>(dial: D, process: ProcessKey, manner: Manner) -> io::Result<Self> {
+        let stdin = io::stdin();
+        let is_raw = manner.tty && stdin.is_terminal();
+        let raw = is_raw.then(|| RawTerminal::enter(&stdin)).transpose()?;
+        let (sender, events) = mpsc::channel(4);
+        let (local, said) = mpsc::channel(if is_raw { TYPED } else { 4 });
+        let mut writer = Writer::new(dial, process, manner.take_over, manner.redraw);
+        if is_raw {
+            if let Some(size) = window() {
+                writer.resize(size);
+            }
+            tokio::spawn(watch_window(local.clone()));
+        }
+        let keys = is_raw.then(|| Keys::new(manner.detach_keys));
+        let (over, lost) = (sender.clone(), sender.clone());
+        // Not a task: nothing wakes a read of a terminal, and the program must not wait for it at its end.
+        thread::Builder::new().spawn(move || read(keys, &local, &over))?;
+        let (leaving, left) = watch::channel(false);
+        let writing = tokio::spawn(async move {
+            if let Err(error) = writer.run(said, left).await {
+                // Whoever listened may have gone.
+                let _ = lost.send(Event::Lost(error)).await;
+            }
+        });
+        Ok(Self {
+            events,
+            _sender: sender,
+            raw,
+            leaving,
+            writing: Some(writing),
+        })
+    }
+
+    /// Whether each key goes to the process, Ctrl-C too.
+    #[must_use]
+    pub fn is_raw(&self) -> bool {
+        self.raw.is_some()
+    }
+
+    /// Restores the terminal and lets go of the input, so that it can be taken elsewhere.
+    pub async fn leave(mut self) {
+        self.raw = None;
+        self.leaving.send_replace(true);
+        if let Some(writing) = self.writing.take() {
+            let _ = timeout(FAREWELL, writing).await;
+        }
+    }
+
+    /// What happens next, if anything does. Safe to cancel.
+    pub async fn next(&mut self) -> Event {
+        match self.events.recv().await {
+            Some(event) => event,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn window() -> Option<WindowSize> {
+    let size = tcgetwinsize(io::stdin())
+        .ok()
+        .filter(|size| size.ws_row > 0 && size.ws_col > 0)?;
+    Some(WindowSize {
+        rows: size.ws_row.into(),
+        columns: size.ws_col.into(),
+    })
+}
+
+async fn watch_window(local: mpsc::Sender<Local>) {
+    let Ok(mut changes) = signal(SignalKind::window_change()) else {
+        return;
+    };
+    while changes.recv().await.is_some() {
+        if let Some(size) = window()
+            && local.send(Local::Resize(size)).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Reads until the end of the input or the detach keys. Where nothing is taken any more, Ctrl-C leaves as well.
+fn read(mut keys: Option<Keys>, local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event>) {
+    let mut stdin = io::stdin();
+    let mut buffer = vec![0; READ];
+    loop {
+        let length = match stdin.read(&mut buffer) {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => 0,
+        };
+        if length == 0 {
+            let _ = local.blocking_send(Local::End);
+            return;
+        }
+        let (bytes, is_detached) = match &mut keys {
+            Some(keys) => keys.apply(&buffer[..length]),
+            None => (buffer[..length].to_vec(), false),
+        };
+        let is_interrupt = keys.is_some() && bytes.contains(&INTERRUPT);
+        let is_taken = bytes.is_empty() || local.blocking_send(Local::Bytes(Bytes::from(bytes))).is_ok();
+        if is_detached || (!is_taken && is_interrupt) {
+            let _ = over.blocking_send(Event::Detached);
+            return;
+        }
+        if !is_taken && keys.is_none() {
+            return;
+        }
+    }
+}

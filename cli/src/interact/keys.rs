@@ -1,0 +1,103 @@
+use std::str::FromStr;
+
+/// As docker has them.
+pub const DEFAULT_DETACH_KEYS: &str = "ctrl-p,ctrl-q";
+
+/// A sequence of keys that leaves a process to itself; none where it is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DetachKeys(Vec<u8>);
+
+impl FromStr for DetachKeys {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let keys = text.split(',').filter(|_| !text.is_empty()).map(key);
+        keys.collect::<Option<_>>().map(Self).ok_or_else(|| {
+            "expected keys with commas between them, each a character or ctrl- and a letter, @, [, \\, ], ^ or _; \
+             or nothing for no keys"
+                .to_owned()
+        })
+    }
+}
+
+fn key(text: &str) -> Option<u8> {
+    let single = |text: &str| match text.as_bytes() {
+        [byte] if byte.is_ascii_graphic() => Some(*byte),
+        _ => None,
+    };
+    match text.strip_prefix("ctrl-") {
+        // The control characters are 64 below (ASCII).
+        Some(rest) => match single(rest)?.to_ascii_uppercase() {
+            byte @ b'@'..=b'_' => Some(byte - 64),
+            _ => None,
+        },
+        None => single(text),
+    }
+}
+
+/// Looks for the detach keys in what is typed.
+#[derive(Debug)]
+pub struct Keys {
+    keys: DetachKeys,
+    /// So many of them were typed last, and are held back.
+    matched: usize,
+}
+
+impl Keys {
+    pub const fn new(keys: DetachKeys) -> Self {
+        Self { keys, matched: 0 }
+    }
+
+    /// What is to be sent of `typed`, and whether the whole sequence came.
+    pub fn apply(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
+        let keys = &self.keys.0;
+        let mut out = Vec::with_capacity(typed.len());
+        for byte in typed {
+            if keys.get(self.matched) != Some(byte) {
+                out.extend_from_slice(&keys[..std::mem::take(&mut self.matched)]);
+            }
+            if keys.get(self.matched) != Some(byte) {
+                out.push(*byte);
+                continue;
+            }
+            self.matched += 1;
+            if self.matched == keys.len() {
+                return (out, true);
+            }
+        }
+        (out, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(text: &str) -> Keys {
+        Keys::new(text.parse().unwrap())
+    }
+
+    #[test]
+    fn keys_have_names() {
+        assert_eq!(DEFAULT_DETACH_KEYS.parse(), Ok(DetachKeys(vec![16, 17])));
+        assert_eq!("ctrl-@,ctrl-],~,.".parse(), Ok(DetachKeys(vec![0, 29, b'~', b'.'])));
+        assert_eq!("".parse(), Ok(DetachKeys(vec![])));
+        for text in ["ctrl-", "ctrl-ab", "ab", ",", "ctrl-1", "ü"] {
+            assert!(text.parse::<DetachKeys>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_sequence_leaves_and_everything_else_is_sent() {
+        let mut keys = keys(DEFAULT_DETACH_KEYS);
+        assert_eq!(keys.apply(b"ab\x10"), (b"ab".to_vec(), false));
+        assert_eq!(keys.apply(b"c"), (b"\x10c".to_vec(), false), "it was none");
+        assert_eq!(keys.apply(b"\x10\x10"), (b"\x10".to_vec(), false));
+        assert_eq!(keys.apply(b"\x11rest"), (vec![], true));
+    }
+
+    #[test]
+    fn without_keys_nothing_leaves() {
+        assert_eq!(keys("").apply(b"\x10\x11"), (b"\x10\x11".to_vec(), false));
+    }
+}

@@ -1,0 +1,354 @@
+//! The writer against a relay of ours whose connections break: every byte once, in order, and the end.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use hyper_util::rt::TokioIo;
+use remoteprocess_cli::follow::{Dial, DialError};
+use remoteprocess_cli::interact::{Error, Local, Writer};
+use remoteprocess_proto::v1::attach_request::Request as Asked;
+use remoteprocess_proto::v1::relay_client::RelayClient;
+use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
+use remoteprocess_proto::v1::{self, AttachOpen, AttachRequest, AttachResponse, ProcessKey, WindowSize};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+/// A relay that takes input as an agent does.
+#[derive(Clone, Default)]
+struct Desk {
+    input: Arc<Mutex<Vec<u8>>>,
+    is_over: Arc<Mutex<bool>>,
+    openings: Arc<Mutex<Vec<AttachOpen>>>,
+    windows: Arc<Mutex<Vec<(u32, u32)>>>,
+    /// Only each so-manieth message is answered: a connection that breaks in between leaves the writer in doubt.
+    answer_each: usize,
+    /// Answers to the first streams instead.
+    refusals: Arc<Mutex<Vec<Status>>>,
+    /// A message after so many bytes of input ends the stream with this.
+    ends_with: Option<(usize, Status)>,
+    /// Set when a stream of requests was ended with a word.
+    let_go: watch::Sender<bool>,
+}
+
+impl Desk {
+    /// Books a message; the answer, where one is due.
+    fn take(&self, asked: Asked, count: usize) -> Result<Option<AttachResponse>, Status> {
+        let mut input = self.input.lock().unwrap();
+        match asked {
+            Asked::Open(open) => self.openings.lock().unwrap().push(open),
+            Asked::Input(piece) => {
+                let known = input.len() as u64;
+                if piece.offset > known {
+                    return Err(Status::out_of_range("a hole"));
+                }
+                let skipped = usize::try_from(known - piece.offset).unwrap().min(piece.bytes.len());
+                input.extend_from_slice(&piece.bytes[skipped..]);
+            }
+            Asked::End(end) => *self.is_over.lock().unwrap() = end.offset == input.len() as u64,
+            Asked::Resize(WindowSize { rows, columns }) => self.windows.lock().unwrap().push((rows, columns)),
+        }
+        if let Some((_, status)) = self.ends_with.as_ref().filter(|(after, _)| input.len() >= *after) {
+            return Err(status.clone());
+        }
+        let is_over = *self.is_over.lock().unwrap();
+        let is_due = count == 0 || is_over || count.is_multiple_of(self.answer_each.max(1));
+        Ok(is_due.then_some(AttachResponse {
+            accepted: input.len() as u64,
+            is_over,
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl Relay for Desk {
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<AttachResponse, Status>> + Send>>;
+
+    async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
+        if let Some(refusal) = self.refusals.lock().unwrap().pop() {
+            return Err(refusal);
+        }
+        let desk = self.clone();
+        let mut count = 0;
+        let (sender, answers) = mpsc::channel(64);
+        let mut requests = request.into_inner();
+        tokio::spawn(async move {
+            loop {
+                match requests.message().await {
+                    Ok(Some(request)) => {
+                        let answer = desk.take(request.request.unwrap(), count);
+                        count += 1;
+                        if let Some(answer) = answer.transpose()
+                            && sender.send(answer).await.is_err()
+                        {
+                            return;
+                        }
+                    }
+                    Ok(None) => {
+                        desk.let_go.send_replace(true);
+                        return;
+                    }
+                    Err(_) => return,
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(
+            tokio_stream::wrappers::ReceiverStream::new(answers).boxed(),
+        )))
+    }
+
+    type WatchOutputStream = Pin<Box<dyn Stream<Item = Result<v1::OutputFrame, Status>> + Send>>;
+
+    async fn watch_output(
+        &self,
+        _: Request<v1::WatchOutputRequest>,
+    ) -> Result<Response<Self::WatchOutputStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn start(&self, _: Request<v1::StartRequest>) -> Result<Response<v1::StartResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_state(&self, _: Request<v1::GetStateRequest>) -> Result<Response<v1::GetStateResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list(&self, _: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn signal(&self, _: Request<v1::SignalRequest>) -> Result<Response<v1::SignalResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn stop(&self, _: Request<v1::StopRequest>) -> Result<Response<v1::StopResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+/// A connection that breaks after so many sent bytes.
+struct Fragile {
+    stream: TcpStream,
+    left: usize,
+}
+
+impl AsyncRead for Fragile {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Fragile {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.left == 0 {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let part = &bytes[..bytes.len().min(self.left)];
+        let written = std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, part))?;
+        self.left -= written;
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Each connection gets through a little more than the one before, so that the cuts fall anywhere.
+struct FragileDial {
+    address: SocketAddr,
+    next_cut: Option<usize>,
+    dials: Arc<Mutex<usize>>,
+}
+
+impl Dial for FragileDial {
+    async fn dial(&mut self) -> Result<RelayClient<Channel>, DialError> {
+        let left = self.next_cut.unwrap_or(usize::MAX);
+        self.next_cut = self.next_cut.map(|cut| cut * 5 / 4);
+        *self.dials.lock().unwrap() += 1;
+        let address = self.address;
+        let connector = tower::service_fn(move |_| async move {
+            let stream = TcpStream::connect(address).await?;
+            Ok::<_, io::Error>(TokioIo::new(Fragile { stream, left }))
+        });
+        let channel = Endpoint::from_static("http://relay")
+            .connect_with_connector(connector)
+            .await;
+        channel
+            .map(RelayClient::new)
+            .map_err(|error| DialError::Unreachable(error.to_string()))
+    }
+
+    fn discredit(&mut self) {}
+}
+
+struct Bench {
+    writer: Writer<FragileDial>,
+    dials: Arc<Mutex<usize>>,
+    serving: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+async fn bench(desk: &Desk, next_cut: Option<usize>) -> Bench {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(
+        Server::builder()
+            .add_service(RelayServer::new(desk.clone()))
+            .serve_with_incoming(TcpListenerStream::new(listener)),
+    );
+    let dials: Arc<Mutex<usize>> = Arc::default();
+    let dial = FragileDial {
+        address,
+        next_cut,
+        dials: dials.clone(),
+    };
+    Bench {
+        writer: Writer::new(dial, ProcessKey::default(), false, false),
+        dials,
+        serving,
+    }
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), what)
+        .await
+        .expect("in time")
+}
+
+/// Says all of the input and its end.
+fn speak(input: Vec<u8>) -> mpsc::Receiver<Local> {
+    let (local, said) = mpsc::channel(1);
+    tokio::spawn(async move {
+        for part in input.chunks(7001) {
+            let _ = local.send(Local::Bytes(part.to_vec().into())).await;
+        }
+        let _ = local.send(Local::End).await;
+        // Nothing follows, but this side goes on.
+        local.closed().await;
+    });
+    said
+}
+
+fn nobody_leaves() -> watch::Receiver<bool> {
+    let (leaving, left) = watch::channel(false);
+    // It lives as long as the test.
+    std::mem::forget(leaving);
+    left
+}
+
+#[tokio::test]
+async fn a_megabyte_arrives_once_with_its_end_over_any_number_of_cuts() {
+    let input: Vec<u8> = (0..1 << 20).map(|at: usize| (at * 31 % 251) as u8).collect();
+    for (cut, answer_each) in [(None, 1), (Some(20_000), 1), (Some(50_000), 3)] {
+        let desk = Desk {
+            answer_each,
+            ..Desk::default()
+        };
+        let mut bench = bench(&desk, cut).await;
+        soon(bench.writer.run(speak(input.clone()), nobody_leaves()))
+            .await
+            .unwrap();
+        assert!(*desk.input.lock().unwrap() == input, "{cut:?}");
+        assert!(*desk.is_over.lock().unwrap());
+        let dials = *bench.dials.lock().unwrap();
+        assert!(dials > 5 || cut.is_none(), "{dials} connections");
+        let openings = desk.openings.lock().unwrap();
+        assert!(openings.iter().all(|open| open.session == openings[0].session));
+        assert!(!openings[0].resume && openings.last().unwrap().resume == (dials > 1));
+    }
+}
+
+#[tokio::test]
+async fn one_that_waits_for_the_process_tries_again_and_one_that_is_refused_says_why() {
+    let desk = Desk::default();
+    let held = Status::resource_exhausted("bob is writing into the process");
+    // The last one first.
+    *desk.refusals.lock().unwrap() = vec![held, Status::unavailable("not started"), Status::not_found("new")];
+    let mut bench = bench(&desk, None).await;
+    let error = soon(bench.writer.run(speak(vec![1]), nobody_leaves()))
+        .await
+        .unwrap_err();
+    assert_eq!(error.to_string(), "bob is writing into the process");
+    assert_eq!(*bench.dials.lock().unwrap(), 3);
+}
+
+#[tokio::test]
+async fn who_was_taken_over_from_stops() {
+    let desk = Desk {
+        ends_with: Some((10_000, Status::aborted("bob has taken over the input of the process"))),
+        ..Desk::default()
+    };
+    let mut bench = bench(&desk, None).await;
+    let error = soon(bench.writer.run(speak(vec![1; 100_000]), nobody_leaves()))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::Relay(status) if status.code() == Code::Aborted),
+        "{error}"
+    );
+    assert_eq!(*bench.dials.lock().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_relay_that_knows_other_bytes_is_not_believed() {
+    let desk = Desk::default();
+    let input = desk.input.clone();
+    let mut bench = bench(&desk, Some(60_000)).await;
+    let (local, said) = mpsc::channel(1);
+    let forging = tokio::spawn(async move {
+        while local.send(Local::Bytes(vec![1; 4096].into())).await.is_ok() {
+            if input.lock().unwrap().len() > 40_000 {
+                input.lock().unwrap().clear();
+            }
+        }
+    });
+    let error = soon(bench.writer.run(said, nobody_leaves())).await.unwrap_err();
+    assert!(matches!(error, Error::Inconsistent { .. } | Error::Relay(_)), "{error}");
+    forging.abort();
+}
+
+#[tokio::test]
+async fn who_leaves_lets_go_and_the_window_is_told_first() {
+    let desk = Desk::default();
+    let mut bench = bench(&desk, None).await;
+    bench.writer.resize(WindowSize { rows: 30, columns: 90 });
+    let (local, said) = mpsc::channel(4);
+    let (leaving, left) = watch::channel(false);
+    let next = WindowSize { rows: 31, columns: 91 };
+    local.send(Local::Resize(next)).await.unwrap();
+    local.send(Local::Bytes("x".into())).await.unwrap();
+    let input = desk.input.clone();
+    let looking = tokio::spawn(async move {
+        let mut pause = tokio::time::interval(Duration::from_millis(5));
+        while input.lock().unwrap().is_empty() {
+            pause.tick().await;
+        }
+        leaving.send_replace(true);
+        // The keyboard is still there.
+        local.closed().await;
+    });
+    soon(bench.writer.run(said, left)).await.unwrap();
+    soon(desk.let_go.subscribe().wait_for(|has| *has)).await.unwrap();
+    assert_eq!(*desk.windows.lock().unwrap(), [(30, 90), (31, 91)]);
+    looking.abort();
+}

@@ -1,0 +1,99 @@
+//! The program's input and output, as far as this process has a part in them.
+
+use remoteprocess_entrypoint::input::WindowSize;
+use remoteprocess_entrypoint::message::{FromEntrypoint, Launch, Outcome};
+use rustix::io::fcntl_dupfd_cloexec;
+
+use super::Supervisor;
+use crate::clock::Moment;
+use crate::launch::{self, ChildStdio};
+use crate::stdin::Stdin;
+use crate::terminal::Terminal;
+
+impl Supervisor {
+    /// Starts the program with the streams that were ordered.
+    pub(super) fn start(&mut self, order: &Launch) -> Result<u32, Outcome> {
+        let stdio = self
+            .open_streams(order)
+            .map_err(|error| launch::no_pipes(&self.arguments.command, &error))?;
+        launch::start(&self.arguments.command, stdio)
+    }
+
+    fn open_streams(&mut self, order: &Launch) -> std::io::Result<ChildStdio> {
+        if let Some(size) = order.terminal {
+            let (terminal, output) = Terminal::open(self.window.unwrap_or(size))?;
+            self.pipes = vec![output];
+            if order.stdin {
+                self.stdin = Some(terminal.stdin()?);
+            }
+            let slave = terminal
+                .slave()
+                .map(|slave| fcntl_dupfd_cloexec(slave, 3))
+                .transpose()?;
+            self.terminal = Some(terminal);
+            return Ok(slave.map_or(ChildStdio::Inherited, ChildStdio::Terminal));
+        }
+        self.pipes = self.stdio.redirect(order.merge)?;
+        if !order.stdin {
+            return Ok(ChildStdio::Inherited);
+        }
+        let (stdin, read) = Stdin::pipe()?;
+        self.stdin = Some(stdin);
+        Ok(ChildStdio::Input(read))
+    }
+
+    /// Writes input that waits, and moves a terminal's output.
+    pub(super) fn move_streams(&mut self, now: Moment) {
+        self.change_input(now, false, Stdin::write);
+        if let Some(terminal) = &mut self.terminal {
+            terminal.pump();
+        }
+    }
+
+    pub(super) fn take_input(&mut self, offset: u64, bytes: &[u8], now: Moment) {
+        self.change_input(now, true, |stdin| stdin.take(offset, bytes));
+    }
+
+    pub(super) fn end_input(&mut self, offset: u64, now: Moment) {
+        self.change_input(now, true, |stdin| stdin.end(offset));
+    }
+
+    /// Tells the agent what has changed; with `is_asked` also that nothing has.
+    fn change_input(&mut self, now: Moment, is_asked: bool, change: impl FnOnce(&mut Stdin)) {
+        let Some(stdin) = &mut self.stdin else {
+            return;
+        };
+        let before = stdin.state();
+        change(stdin);
+        let state = stdin.state();
+        if is_asked || state != before {
+            self.send(FromEntrypoint::Input(state), now);
+        }
+    }
+
+    /// Also before the launch: then for the terminal that is to come.
+    pub(super) fn resize(&mut self, size: WindowSize) {
+        self.window = Some(size);
+        if let Some(terminal) = &self.terminal {
+            terminal.resize(size);
+        }
+    }
+
+    /// Nothing of the program is left: what is on its way out goes on, nothing goes in.
+    pub(super) fn close_streams(&mut self) {
+        self.stdio.restore();
+        if let Some(stdin) = &mut self.stdin {
+            stdin.close();
+        }
+        if let Some(terminal) = &mut self.terminal {
+            terminal.close();
+        }
+    }
+
+    /// There never was a program.
+    pub(super) fn drop_streams(&mut self) {
+        self.pipes.clear();
+        self.stdin = None;
+        self.terminal = None;
+    }
+}

@@ -1,0 +1,40 @@
+//! Input, as the agent for tests takes it.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use futures::{Stream, StreamExt};
+use remoteprocess_proto::v1::attach_request::Request as Asked;
+use remoteprocess_proto::v1::{AttachOpen, AttachRequest, AttachResponse};
+use tonic::{Status, Streaming};
+
+use super::Program;
+
+/// What writers said.
+#[derive(Default)]
+pub struct Taken {
+    pub writers: Mutex<Vec<AttachOpen>>,
+    /// As it came.
+    pub input: Mutex<Vec<u8>>,
+}
+
+pub type Answers = Pin<Box<dyn Stream<Item = Result<AttachResponse, Status>> + Send>>;
+
+/// Takes everything, and answers each message. A change of the size ends it, as if another had taken over.
+pub(super) fn take(program: Arc<Program>, requests: Streaming<AttachRequest>) -> Answers {
+    Box::pin(requests.map(move |request| {
+        let mut input = program.taken.input.lock().unwrap();
+        let mut is_over = false;
+        match request?.request.unwrap() {
+            Asked::Open(open) => program.taken.writers.lock().unwrap().push(open),
+            Asked::Input(bytes) => {
+                assert_eq!(bytes.offset, input.len() as u64);
+                input.extend_from_slice(&bytes.bytes);
+            }
+            Asked::End(_) => is_over = true,
+            Asked::Resize(_) => return Err(Status::aborted("bob has taken over the input of the process")),
+        }
+        let accepted = input.len() as u64;
+        Ok(AttachResponse { accepted, is_over })
+    }))
+}
