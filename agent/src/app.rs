@@ -17,7 +17,7 @@ use crate::args::Config;
 use crate::enrol::Enrolment;
 use crate::home::{self, Homes};
 use crate::mask::Mask;
-use crate::process::facts::Done;
+use crate::process::facts::{Done, Ending};
 use crate::process::machine::{LaunchSettings, Phase};
 use crate::process::{Process, Settings};
 use crate::service::ExecutorService;
@@ -158,10 +158,10 @@ async fn drain(process: &Process, homes: &Homes, is_done: watch::Receiver<bool>,
     let (is_idle, is_deleted) = {
         let status = process.status();
         let facts = &status.borrow().facts;
-        let is_told = facts
-            .stop
-            .as_ref()
-            .is_some_and(|stop| stop.cause == StopCause::Terminated);
+        let is_told = match &facts.ending {
+            Some(Ending::Reported(exited)) => exited.stop == Some(StopCause::Terminated),
+            _ => false,
+        };
         (facts.launch.is_none() && facts.ending.is_none(), is_told)
     };
     if is_idle {

@@ -65,6 +65,21 @@ impl Drop for Harmed {
     }
 }
 
+/// Removes what a run that was killed has left behind: a redirection to nobody.
+fn clean_up() -> Result<()> {
+    let listed = Command::new("iptables")
+        .args(["-w", "-t", "nat", "-S", "PREROUTING"])
+        .output()
+        .context("cannot run iptables")?;
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    let left = listed.lines().filter(|rule| rule.contains(COMMENT));
+    left.filter_map(|rule| rule.strip_prefix("-A PREROUTING "))
+        .try_for_each(|rule| {
+            let rule: Vec<String> = rule.split(' ').map(str::to_owned).collect();
+            iptables("-D", &rule)
+        })
+}
+
 /// Adds (`-I`) or removes (`-D`) a rule for what comes from pods.
 fn iptables(verb: &str, rule: &[String]) -> Result<()> {
     let mut command = Command::new("iptables");
@@ -76,11 +91,12 @@ fn iptables(verb: &str, rule: &[String]) -> Result<()> {
 }
 
 /// `seq 1 2000000` with every line between the parts delayed by 100 ms and cut: relay to agent every 1 to 5 MB, agent to
-/// relay every 1 to 6 kB, operator to API server every 20 to 200 kB. 6 runs, or 60.
+/// relay every 1 to 6 kB, operator to API server every 0.5 to 2 MB. 6 runs, or 60.
 ///
 /// # Errors
 /// When one of the runs did not bring exactly what `seq` wrote, or the lines were not cut.
 pub fn links(long: bool, seed: u64) -> Result<()> {
+    clean_up()?;
     scenario("links", |namespace| {
         let count = if long { 60 } else { 6 };
         let sum = sha256(&seq(1, LAST));
@@ -96,7 +112,7 @@ pub fn links(long: bool, seed: u64) -> Result<()> {
                 (1_000, 6_000),
                 seed,
             )?,
-            Harmed::new("operator to API server", Some(&api), 443, (20_000, 200_000), seed)?,
+            Harmed::new("operator to API server", Some(&api), 443, (500_000, 2_000_000), seed)?,
         ];
         // So that it opens its lines anew.
         delete_operator_pods()?;
