@@ -4,9 +4,12 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use jiff::Timestamp;
+use remoteprocess_api::DesiredState;
 use serde_json::{Value, json};
 
 use super::stage::Stage;
+use crate::relay::session::Fact;
 
 const RETRIES: &str = ", retries: {limit: 2, backoff: {initialSeconds: 5}}";
 
@@ -217,7 +220,7 @@ async fn ready_is_what_the_specification_calls_so() {
 type Script = fn(&mut Stage) -> Pin<Box<dyn Future<Output = ()> + '_>>;
 
 /// What happens around the operator, whoever of it is alive.
-const SCRIPTS: [(&str, &str, Script); 9] = [
+const SCRIPTS: [(&str, &str, Script); 11] = [
     ("success", "", |stage| Box::pin(stage.run(1, 0))),
     ("failure", "", |stage| Box::pin(stage.run(1, 3))),
     ("second attempt", RETRIES, |stage| {
@@ -266,6 +269,33 @@ const SCRIPTS: [(&str, &str, Script); 9] = [
             stage.ask_to_stop();
         })
     }),
+    ("paused and resumed", "", |stage| {
+        Box::pin(async move {
+            stage.want(DesiredState::Paused);
+            stage.settle().await;
+            stage.want(DesiredState::Running);
+            stage.launch(1).await;
+            stage.want(DesiredState::Paused);
+            stage.learn(1, Fact::Paused(Some(Timestamp::now()))).await;
+            stage.settle().await;
+            stage.want(DesiredState::Running);
+            stage.learn(1, Fact::Paused(None)).await;
+            stage.settle().await;
+            stage.exit(1, 0).await;
+        })
+    }),
+    (
+        "run deadline",
+        ", retries: {limit: 1}, deadlines: {runSeconds: 60}",
+        |stage| {
+            Box::pin(async move {
+                stage.launch(1).await;
+                stage.exit_at_deadline(1, 0).await;
+                stage.settle().await;
+                stage.pod_ends(1, 0);
+            })
+        },
+    ),
     ("start deadline", ", deadlines: {startSeconds: 30}", |stage| {
         Box::pin(async move {
             stage.image_is_missing(1);
