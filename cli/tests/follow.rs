@@ -614,7 +614,7 @@ fn object(code: StatusCode, statuses: Vec<Value>) -> Sequel {
         } else {
             serde_json::to_vec(&answer).unwrap()
         };
-        let refusal = json!({"code": 403, "message": "no", "reason": "Forbidden"}).to_string();
+        let refusal = json!({"code": code.as_u16(), "message": "no", "reason": "Forbidden"}).to_string();
         let body = if code == StatusCode::OK { body } else { refusal.into() };
         std::future::ready(Ok::<_, std::convert::Infallible>(
             http::Response::builder().status(code).body(Body::from(body)).unwrap(),
@@ -634,6 +634,7 @@ fn object(code: StatusCode, statuses: Vec<Value>) -> Sequel {
             name: "job".into(),
             uid: "u-1".into(),
         },
+        patience: Duration::from_millis(300),
     }
 }
 
@@ -696,4 +697,12 @@ async fn nothing_follows_a_success_nor_an_object_that_may_not_be_read() {
     let forbidden = object(StatusCode::FORBIDDEN, vec![]);
     let failed = follow_attempts(&script(7), following(), &[], Some(&forbidden)).await;
     assert_eq!(failed.code, 7, "{:?}", failed.result);
+    let away = object(StatusCode::SERVICE_UNAVAILABLE, vec![]);
+    let failed = follow_attempts(&script(7), following(), &[], Some(&away)).await;
+    assert_eq!(failed.code, 7, "an end that is known is told: {:?}", failed.result);
+    let stderr = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(
+        stderr.contains("does not say whether another attempt follows"),
+        "{stderr}"
+    );
 }

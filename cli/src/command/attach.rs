@@ -105,10 +105,7 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
     };
     // The input is of one attempt; who only watches sees the next one, too.
     let is_tried_again = object.spec.retries.is_some() && !writes;
-    let sequel = is_tried_again.then(|| Sequel {
-        cluster,
-        key: key.clone(),
-    });
+    let sequel = is_tried_again.then(|| Sequel::new(&cluster, &key));
     let leaving = Leaving {
         interaction: match writes {
             true => Interaction::start(relay, key, manner)?,

@@ -246,10 +246,7 @@ impl Job {
 /// Of a process that is followed to its end each attempt is; an attempt that is named stands alone.
 fn sequel(cluster: &Arc<Cluster>, args: &LogsArgs, key: &ProcessKey) -> Option<Sequel> {
     let is_meant = args.follow && args.attempt == 0 && !key.name.is_empty();
-    is_meant.then(|| Sequel {
-        cluster: cluster.clone(),
-        key: key.clone(),
-    })
+    is_meant.then(|| Sequel::new(cluster, key))
 }
 
 /// The process goes on; what was read of it so far may have holes.

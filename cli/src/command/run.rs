@@ -250,10 +250,7 @@ async fn stream(
         name: name.to_owned(),
         uid: uid.to_owned(),
     };
-    let sequel = is_tried_again.then(|| Sequel {
-        cluster: cluster.clone(),
-        key: key.clone(),
-    });
+    let sequel = is_tried_again.then(|| Sequel::new(&cluster, &key));
     let mut follower = Follower {
         dial: Relay::new(cluster.clone()),
         ledger: Ledger::new(Want {

@@ -1,14 +1,19 @@
 //! What follows the end of an attempt: another one (`spec.retries`), or nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use remoteprocess_api::{Phase, Reason, RemoteProcess};
 use remoteprocess_proto::v1::{Exit, ProcessKey};
+use tokio::time::Instant;
 
 use crate::connect::{Cluster, Rule};
 use crate::exit;
 use crate::follow::{Dial, Error, Follower};
 use crate::observe::{self, Seen};
+
+/// How long an API server has that has not said yet whether there are further attempts at all.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Knows, by the object, what comes after an attempt.
 #[derive(Clone)]
@@ -17,6 +22,8 @@ pub struct Sequel {
     pub cluster: Arc<Cluster>,
     /// Which it is.
     pub key: ProcessKey,
+    /// An end that is known is not held back for longer by an API server that does not answer.
+    pub patience: Duration,
 }
 
 /// What the object says of the time after an attempt.
@@ -67,17 +74,36 @@ pub async fn follow<D: Dial>(
 }
 
 impl Sequel {
+    /// Of this process.
+    #[must_use]
+    pub fn new(cluster: &Arc<Cluster>, key: &ProcessKey) -> Self {
+        Self {
+            cluster: cluster.clone(),
+            key: key.clone(),
+            patience: PATIENCE,
+        }
+    }
+
     /// The attempt that follows; `None`: there is none. Whoever may not read the object sees one attempt only.
     async fn after<D>(&self, attempt: u32, follower: &Follower<'_, D>, is_quiet: bool) -> Result<Option<u32>, Error> {
         let api = self.cluster.processes();
         let uid = Some(self.key.uid.as_str()).filter(|uid| !uid.is_empty());
         let later = |text: String| Error::Sequel(text);
+        let look = |deadline| observe::until(&api, &self.key.name, uid, deadline, |seen| next(seen, attempt));
         // First what keeps it, so that a long back-off is explained while it lasts.
-        let first = observe::until(&api, &self.key.name, uid, None, |seen| next(seen, attempt));
-        let told = match first.await {
+        let mut first = look(Some(Instant::now() + self.patience)).await;
+        if let Err(observe::Error::TimedOut(Some(_))) = first {
+            first = look(None).await;
+        }
+        let told = match first {
             Ok(Next::Nothing) => return Ok(None),
             Ok(Next::Attempt(number)) => return Ok(Some(number)),
             Ok(Next::Later(message)) => message,
+            Err(observe::Error::TimedOut(_)) => {
+                let sentence = "the API server does not say whether another attempt follows";
+                follower.output.line(&format!("{}: {sentence}", self.key.name)).await?;
+                return Ok(None);
+            }
             Err(error) => return self.failed(error).map_err(later),
         };
         if !is_quiet {
