@@ -5,20 +5,26 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, BufReader},
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 use tower::{Service, service_fn};
 
-use crate::{Error, Identity, PeerIdentity, Role, TrustDomain, identity, serve::MAX_FRAME};
+use crate::{
+    Error, Identity, PeerIdentity, Role, TrustDomain, identity,
+    serve::{MAX_FRAME, UNSENT},
+};
 
 /// Limit for one connect, the handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection is given up when the peer has answered no ping for twice this long.
 const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// Bytes that are taken from the socket in one call: rustls asks for 4 KiB at a time.
+const READ_AHEAD: usize = 64 << 10;
 
 /// Bytes that a peer may send ahead of its reader, on each stream.
 const STREAM_WINDOW: u32 = 2 << 20;
@@ -127,9 +133,10 @@ impl Credentials {
     where
         Io: AsyncRead + AsyncWrite + Unpin,
     {
-        let stream = TlsConnector::from(self.config())
+        let mut stream = TlsConnector::from(self.config())
             .connect(ServerName::try_from(name)?, io)
             .await?;
+        stream.get_mut().1.set_buffer_limit(Some(UNSENT));
         let leaf = stream
             .get_ref()
             .1
@@ -152,7 +159,7 @@ fn connector<F, T, Io>(
     name: String,
     expected: Role,
     open: F,
-) -> impl Service<Uri, Response = TokioIo<TlsStream<Io>>, Error = BoxError, Future: Send> + Send + 'static
+) -> impl Service<Uri, Response = TokioIo<TlsStream<BufReader<Io>>>, Error = BoxError, Future: Send> + Send + 'static
 where
     F: Fn() -> T + Clone + Send + 'static,
     T: Future<Output = io::Result<Io>> + Send + 'static,
@@ -161,9 +168,8 @@ where
     service_fn(move |_: Uri| {
         let (credentials, name, expected, stream) = (credentials.clone(), name.clone(), expected.clone(), open());
         async move {
-            Ok(TokioIo::new(
-                credentials.handshake(name, expected, stream.await?).await?,
-            ))
+            let stream = BufReader::with_capacity(READ_AHEAD, stream.await?);
+            Ok(TokioIo::new(credentials.handshake(name, expected, stream).await?))
         }
     })
 }

@@ -200,9 +200,10 @@ async fn handshake<Io: AsyncRead + AsyncWrite + Unpin>(
     limit: Duration,
 ) -> Result<(TlsStream<Io>, Option<Arc<PeerIdentity>>), BoxError> {
     let acceptor = TlsAcceptor::from(identity.material().server(client_auth));
-    let stream = timeout(limit, acceptor.accept(stream))
+    let mut stream = timeout(limit, acceptor.accept(stream))
         .await
         .map_err(|_| "no handshake in time")??;
+    stream.get_mut().1.set_buffer_limit(Some(UNSENT));
     let peer = match client_auth {
         ClientAuth::None => None,
         ClientAuth::Required => {
@@ -299,6 +300,9 @@ fn builder(limits: Limits) -> http2::Builder<TokioExecutor> {
 
 /// Bytes in one frame: a whole chunk of output fits, so that it is not cut into pieces of 16 KiB.
 pub(crate) const MAX_FRAME: u32 = 128 << 10;
+
+/// Bytes that TLS may hold of what the socket has not taken: a whole frame, which then goes out in one call.
+pub(crate) const UNSENT: usize = MAX_FRAME as usize + (16 << 10);
 
 /// The largest window of HTTP/2 (RFC 9113, 6.9.1).
 const MAX_WINDOW: u32 = (1 << 31) - 1;
