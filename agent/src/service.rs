@@ -1,26 +1,22 @@
 //! `Executor`: what the operator may ask of this process. Thin: it translates.
 
 mod attach;
+mod endpoint;
 mod output;
 
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
 use remoteprocess_entrypoint::message::{MAX_REQUEST_BYTES, StopCause, Target};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::executor_get_state_response::Phase as WirePhase;
-use remoteprocess_proto::v1::executor_server::{Executor, ExecutorServer};
+use remoteprocess_proto::v1::executor_server::Executor;
 use remoteprocess_proto::v1::{
     AttachRequest, CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse,
     ExecutorPauseRequest, ExecutorPauseResponse, ExecutorSetDeadlineRequest, ExecutorSetDeadlineResponse,
     ExecutorSignalRequest, ExecutorSignalResponse, ExecutorStopRequest, ExecutorStopResponse,
     ExecutorWatchOutputRequest, OutputFrame, SignalTarget,
 };
-use remoteprocess_tls::{PeerIdentity, Role};
 use tokio::sync::watch;
-use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::exit;
@@ -29,6 +25,7 @@ use crate::process::facts::{Done, Stop};
 use crate::process::machine::Phase;
 use crate::process::{Process, RequestError};
 use crate::spool::{self, Offsets, record};
+pub use endpoint::ExecutorEndpoint;
 use output::Output;
 
 /// How long the entrypoint has to answer a request.
@@ -46,9 +43,6 @@ pub struct ExecutorService {
     stop_signal: i32,
     stop_grace: Duration,
 }
-
-/// Refuses everybody but the operator.
-pub type Gate = fn(Request<()>) -> Result<Request<()>, Status>;
 
 impl ExecutorService {
     /// Serves `process`; `done` becomes true with the final commit. Signal and grace are those of a stop that names
@@ -72,18 +66,27 @@ impl ExecutorService {
 
     /// The server, with the operator's role required on every method.
     #[must_use]
-    pub fn into_server(self) -> InterceptedService<ExecutorServer<Self>, Gate> {
-        ExecutorServer::with_interceptor(self, require_operator as Gate)
+    pub fn into_server(self) -> ExecutorEndpoint {
+        ExecutorEndpoint::new(self)
     }
-}
 
-// tonic's own error type.
-#[allow(clippy::result_large_err)]
-fn require_operator(request: Request<()>) -> Result<Request<()>, Status> {
-    match request.extensions().get::<Arc<PeerIdentity>>() {
-        Some(peer) if peer.role == Role::Operator => Ok(request),
-        Some(_) => Err(Status::permission_denied("only the operator may call an agent")),
-        None => Err(Status::unauthenticated("a client certificate is required")),
+    // tonic's own error type.
+    #[allow(clippy::result_large_err)]
+    fn output(&self, request: ExecutorWatchOutputRequest) -> Result<Output, Status> {
+        let begin = offsets(request.cursor.unwrap_or_default());
+        let spool = self.process.spool();
+        let reader = if request.home {
+            spool.home_reader(begin)
+        } else {
+            spool.reader(begin)
+        };
+        let reader = reader.map_err(|error| refuse(&error))?;
+        // The cursor says what the home has received, not what it holds durably: only `Commit` says that.
+        let residence = request.home.then(|| {
+            tracing::info!(?begin, "a home has moved in");
+            self.homes.move_in()
+        });
+        Ok(Output::new(reader, &self.process, residence))
     }
 }
 
@@ -118,28 +121,14 @@ impl Executor for ExecutorService {
         }))
     }
 
-    type WatchOutputStream = Pin<Box<dyn Stream<Item = Result<OutputFrame, Status>> + Send>>;
+    type WatchOutputStream = futures::stream::Empty<Result<OutputFrame, Status>>;
 
+    /// [`ExecutorEndpoint`] answers this method before tonic sees it.
     async fn watch_output(
         &self,
-        request: Request<ExecutorWatchOutputRequest>,
+        _: Request<ExecutorWatchOutputRequest>,
     ) -> Result<Response<Self::WatchOutputStream>, Status> {
-        let request = request.into_inner();
-        let begin = offsets(request.cursor.unwrap_or_default());
-        let spool = self.process.spool();
-        let reader = if request.home {
-            spool.home_reader(begin)
-        } else {
-            spool.reader(begin)
-        };
-        let reader = reader.map_err(|error| refuse(&error))?;
-        // The cursor says what the home has received, not what it holds durably: only `Commit` says that.
-        let residence = request.home.then(|| {
-            tracing::info!(?begin, "a home has moved in");
-            self.homes.move_in()
-        });
-        let output = Output::new(reader, &self.process, residence);
-        Ok(Response::new(Box::pin(output.into_stream())))
+        Err(Status::unimplemented("WatchOutput is answered elsewhere"))
     }
 
     async fn signal(

@@ -118,7 +118,7 @@ impl Relay {
         let mut backoff = Backoff::default();
         loop {
             let error = match tokio::time::timeout_at(deadline, self.dial()).await {
-                Ok(Ok(client)) => match tokio::time::timeout_at(deadline, call(client)).await {
+                Ok(Ok(channel)) => match tokio::time::timeout_at(deadline, call(client(channel))).await {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(status)) => CallError::Relay(status),
                     Err(_) => CallError::Dial(DialError::Unreachable("the relay does not answer".into())),
@@ -215,9 +215,9 @@ impl Relay {
     ///
     /// # Errors
     /// There is no way.
-    pub async fn connect_by(&mut self) -> Result<(RelayClient<Channel>, Way), DialError> {
+    pub async fn connect_by(&mut self) -> Result<(Channel, Way), DialError> {
         match self.connect().await {
-            Ok((channel, way)) => Ok((RelayClient::new(channel).max_decoding_message_size(MAX_MESSAGE), way)),
+            Ok(connected) => Ok(connected),
             Err(error) => {
                 // A new installation has new CAs: read again what to trust.
                 self.is_trust_stale = true;
@@ -227,9 +227,13 @@ impl Relay {
     }
 }
 
+fn client(channel: Channel) -> RelayClient<Channel> {
+    RelayClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+}
+
 impl Dial for Relay {
-    async fn dial(&mut self) -> Result<RelayClient<Channel>, DialError> {
-        self.connect_by().await.map(|(client, _)| client)
+    async fn dial(&mut self) -> Result<Channel, DialError> {
+        self.connect_by().await.map(|(channel, _)| channel)
     }
 
     fn discredit(&mut self) {

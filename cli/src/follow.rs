@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use futures::FutureExt;
-use remoteprocess_proto::v1::{self, OutputFrame, output_frame::Frame, relay_client::RelayClient};
+use remoteprocess_proto::v1::{self, OutputFrame, output_frame::Frame};
+use remoteprocess_proto::wire::{Messages, RELAY_WATCH_OUTPUT, call, decode};
 use tokio::time::{Instant, timeout};
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status, Streaming};
+use tonic::{Code, Request, Status};
 
 use crate::output::{self, Output};
 
@@ -30,7 +32,7 @@ const UID: &str = "rproc-uid";
 /// Makes connections to the relay.
 pub trait Dial: Send {
     /// A new connection.
-    fn dial(&mut self) -> impl Future<Output = Result<RelayClient<Channel>, DialError>> + Send;
+    fn dial(&mut self) -> impl Future<Output = Result<Channel, DialError>> + Send;
 
     /// The relay did not take our certificate: the next connection needs a new one.
     fn discredit(&mut self);
@@ -142,13 +144,14 @@ impl<D: Dial> Follower<'_, D> {
     async fn session(&mut self, has_connected: &mut bool) -> Result<End, Error> {
         let request = self.ledger.request()?;
         let dialled = timeout(DIAL_LIMIT, self.dial.dial());
-        let mut client = match self.narrator.during(self.output, dialled).await? {
-            Ok(client) => client?,
+        let mut channel = match self.narrator.during(self.output, dialled).await? {
+            Ok(channel) => channel?,
             Err(_) => return Ok(cut("the relay cannot be reached in time", false)),
         };
-        let opened = timeout(SILENCE_LIMIT, client.watch_output(request));
-        let mut frames = match self.narrator.during(self.output, opened).await? {
-            Ok(Ok(response)) => self.accept(response).await?,
+        let opened = call(&mut channel, RELAY_WATCH_OUTPUT, Request::new(request));
+        let opened = timeout(SILENCE_LIMIT, opened);
+        let mut messages = match self.narrator.during(self.output, opened).await? {
+            Ok(Ok((metadata, messages))) => self.accept(&metadata, messages).await?,
             Ok(Err(status)) => return self.judge(status, false),
             Err(_) => return Ok(cut("the relay does not answer", false)),
         };
@@ -156,21 +159,25 @@ impl<D: Dial> Follower<'_, D> {
         let mut was_alive = false;
         loop {
             // A clock is set only where a frame has to be waited for.
-            let next = match frames.message().now_or_never() {
+            let next = match messages.next().now_or_never() {
                 Some(next) => Ok(next),
                 None => {
-                    let next = timeout(SILENCE_LIMIT, frames.message());
+                    let next = timeout(SILENCE_LIMIT, messages.next());
                     self.narrator.during(self.output, next).await?
                 }
             };
-            let frame = match next {
-                Ok(Ok(Some(frame))) => frame,
+            let wire = match next {
+                Ok(Ok(Some(wire))) => wire,
                 Ok(Ok(None)) if self.ledger.is_following() => return Ok(cut("the relay ended the stream", was_alive)),
                 Ok(Ok(None)) => return Ok(End::Complete),
                 Ok(Err(status)) => return self.judge(status, was_alive),
                 Err(_) => return Ok(cut("nothing came for 30 s", was_alive)),
             };
             was_alive = true;
+            let frame = match decode(&wire) {
+                Ok(frame) => frame,
+                Err(status) => return self.judge(status, was_alive),
+            };
             if let Some(exit) = self.take(frame).await? {
                 return Ok(End::Exit(Box::new(exit)));
             }
@@ -178,8 +185,7 @@ impl<D: Dial> Follower<'_, D> {
     }
 
     /// Takes what the relay says of the stream before it begins.
-    async fn accept(&mut self, response: Response<Streaming<OutputFrame>>) -> Result<Streaming<OutputFrame>, Error> {
-        let metadata = response.metadata();
+    async fn accept(&mut self, metadata: &MetadataMap, messages: Messages) -> Result<Messages, Error> {
         let text = |key| {
             metadata
                 .get(key)
@@ -188,7 +194,7 @@ impl<D: Dial> Follower<'_, D> {
         };
         self.announce(text(ATTEMPT).parse().unwrap_or_default(), text(UID))
             .await?;
-        Ok(response.into_inner())
+        Ok(messages)
     }
 
     async fn announce(&mut self, attempt: u32, uid: &str) -> Result<(), Error> {

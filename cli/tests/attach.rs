@@ -13,7 +13,6 @@ use hyper_util::rt::TokioIo;
 use remoteprocess_cli::follow::{Dial, DialError};
 use remoteprocess_cli::interact::{Error, Local, Writer};
 use remoteprocess_proto::v1::attach_request::Request as Asked;
-use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
 use remoteprocess_proto::v1::{self, AttachOpen, AttachRequest, AttachResponse, ProcessKey, WindowSize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -176,7 +175,7 @@ struct FragileDial {
 }
 
 impl Dial for FragileDial {
-    async fn dial(&mut self) -> Result<RelayClient<Channel>, DialError> {
+    async fn dial(&mut self) -> Result<Channel, DialError> {
         let left = self.next_cut.unwrap_or(usize::MAX);
         self.next_cut = self.next_cut.map(|cut| cut * 5 / 4);
         *self.dials.lock().unwrap() += 1;
@@ -188,9 +187,7 @@ impl Dial for FragileDial {
         let channel = Endpoint::from_static("http://relay")
             .connect_with_connector(connector)
             .await;
-        channel
-            .map(RelayClient::new)
-            .map_err(|error| DialError::Unreachable(error.to_string()))
+        channel.map_err(|error| DialError::Unreachable(error.to_string()))
     }
 
     fn discredit(&mut self) {}

@@ -20,7 +20,6 @@ use remoteprocess_cli::follow::{Dial, DialError, Error, Follower, Ledger, Narrat
 use remoteprocess_cli::output::{Output, Sink};
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
 use remoteprocess_proto::v1::{self, Cursor, Data, Exit, Gap, Heartbeat, OutputFrame, Seal, State, Stream, StreamSeal};
 use serde_json::{Value, json};
@@ -226,7 +225,7 @@ struct FragileDial {
 }
 
 impl Dial for FragileDial {
-    async fn dial(&mut self) -> Result<RelayClient<Channel>, DialError> {
+    async fn dial(&mut self) -> Result<Channel, DialError> {
         let left = self
             .cuts
             .get(self.dials)
@@ -242,9 +241,7 @@ impl Dial for FragileDial {
         let channel = Endpoint::from_static("http://relay")
             .connect_with_connector(connector)
             .await;
-        channel
-            .map(RelayClient::new)
-            .map_err(|error| DialError::Unreachable(error.to_string()))
+        channel.map_err(|error| DialError::Unreachable(error.to_string()))
     }
 
     fn discredit(&mut self) {

@@ -10,7 +10,6 @@ use remoteprocess_cli::command::live::Signals;
 use remoteprocess_cli::follow::{Dial, DialError};
 use remoteprocess_cli::interact::{DEFAULT_DETACH_KEYS, Event, Interaction, Manner};
 use remoteprocess_proto::v1::ProcessKey;
-use remoteprocess_proto::v1::relay_client::RelayClient;
 use rstest::rstest;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
@@ -24,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 struct Nowhere;
 
 impl Dial for Nowhere {
-    async fn dial(&mut self) -> Result<RelayClient<Channel>, DialError> {
+    async fn dial(&mut self) -> Result<Channel, DialError> {
         Err(DialError::Unreachable("nobody is there".to_owned()))
     }
 

@@ -8,6 +8,7 @@
 pub mod v1;
 
 mod cursor;
+pub mod wire;
 
 /// Version of the wire, sent in the first exchange of each call. An operator serves agents of this version and the one
 /// before, and clients one version away.

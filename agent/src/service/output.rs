@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::Stream;
 use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::{Data, Gap, Heartbeat, OutputFrame, Spool, State, Stream as WireStream};
+use remoteprocess_proto::v1::{Gap, Heartbeat, OutputFrame, Spool, State, Stream as WireStream};
+use remoteprocess_proto::wire::encode;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tonic::Status;
@@ -14,7 +16,7 @@ use crate::exit;
 use crate::home::Residence;
 use crate::process::machine::Phase;
 use crate::process::{self, Process};
-use crate::spool::{self, Chunk, Item, Policy, Progress, Reader, Stall};
+use crate::spool::{self, Item, Policy, Progress, Reader, Stall};
 
 /// How often a silent stream says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -60,25 +62,24 @@ impl Output {
         }
     }
 
-    /// The frames, one by one.
-    pub fn into_stream(self) -> impl Stream<Item = Result<OutputFrame, Status>> + Send {
+    /// The messages, one by one, each with its prefix.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, Status>> + Send {
         futures::stream::unfold(self, |mut output| async move {
             let next = output.next().await?;
             if next.is_err() {
                 output.stage = Stage::Over;
             }
-            let next = next.map(|frame| OutputFrame { frame: Some(frame) });
             Some((next, output))
         })
     }
 
-    async fn next(&mut self) -> Option<Result<Frame, Status>> {
+    async fn next(&mut self) -> Option<Result<Bytes, Status>> {
         loop {
             if let Some(state) = self.news() {
-                return Some(Ok(Frame::State(state)));
+                return Some(Ok(message(Frame::State(state))));
             }
             if let Some(spool) = self.spool_news.take() {
-                return Some(Ok(Frame::Spool(spool)));
+                return Some(Ok(message(Frame::Spool(spool))));
             }
             match self.stage {
                 Stage::Over => return None,
@@ -88,7 +89,7 @@ impl Output {
                         exit::frame(&self.status.borrow().facts, seals.as_ref(), self.process.spool().lost())
                     {
                         self.stage = Stage::Over;
-                        return Some(Ok(Frame::Exit(exit)));
+                        return Some(Ok(message(Frame::Exit(exit))));
                     }
                 }
                 Stage::Output => {}
@@ -102,8 +103,10 @@ impl Output {
                 _ = self.status.changed() => {}
                 _ = self.held.changed() => self.look_at_spool(),
                 item = self.reader.next(), if is_reading => match item {
-                    Ok(Item::Chunk(chunk)) => return Some(Ok(Frame::Data(data(chunk)))),
-                    Ok(Item::Gap(range)) => return Some(Ok(Frame::Gap(gap(range, self.process.spool().policy())))),
+                    Ok(Item::Chunk(chunk)) => return Some(Ok(chunk.wire)),
+                    Ok(Item::Gap(range)) => {
+                        return Some(Ok(message(Frame::Gap(gap(range, self.process.spool().policy())))));
+                    }
                     Ok(Item::End) => self.stage = Stage::Exit,
                     Err(error) => return Some(Err(refuse(&error))),
                 },
@@ -111,7 +114,7 @@ impl Output {
                 _ = self.heartbeat.tick() => {
                     self.look_at_spool();
                     let offsets = Some(cursor(self.reader.cursor()));
-                    return Some(Ok(Frame::Heartbeat(Heartbeat { offsets, attempt: 0 })));
+                    return Some(Ok(message(Frame::Heartbeat(Heartbeat { offsets, attempt: 0 }))));
                 }
             }
         }
@@ -157,13 +160,8 @@ async fn superseded(residence: Option<&Residence>) {
     }
 }
 
-fn data(chunk: Chunk) -> Data {
-    Data {
-        stream: WireStream::from(chunk.stream).into(),
-        offset: chunk.offset,
-        time_unix_nanos: chunk.time_unix_nanos,
-        bytes: chunk.bytes,
-    }
+fn message(frame: Frame) -> Bytes {
+    encode(&OutputFrame { frame: Some(frame) })
 }
 
 fn gap(spool::Gap { stream, from, to }: spool::Gap, policy: Policy) -> Gap {

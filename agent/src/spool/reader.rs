@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use remoteprocess_proto::wire::{HEAD, data_message};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use tokio::sync::watch;
@@ -26,6 +27,8 @@ pub struct Chunk {
     pub time_unix_nanos: i64,
     /// At most [`LONGEST_CHUNK`].
     pub bytes: Bytes,
+    /// The message that carries them, of which they are the end, with its prefix.
+    pub wire: Bytes,
 }
 
 /// A range that was dropped before the archive had it.
@@ -149,15 +152,18 @@ impl Reader {
             end = next.end().min(offset + LONGEST_CHUNK);
             last = next;
         }
-        let Some(bytes) = self.read(stream, offset, end - offset)? else {
+        let Some(buffer) = self.read(stream, offset, end - offset)? else {
             return self.try_next();
         };
         self.cursor.set(stream, end);
+        let wire = data_message(buffer, stream.into(), offset, first.time_unix_nanos);
         Ok(Some(Item::Chunk(Chunk {
             stream,
             offset,
             time_unix_nanos: first.time_unix_nanos,
-            bytes,
+            // At most LONGEST_CHUNK.
+            bytes: wire.slice(wire.len() - usize::try_from(end - offset).unwrap_or_default()..),
+            wire,
         })))
     }
 
@@ -204,24 +210,25 @@ impl Reader {
         }
     }
 
-    /// The bytes, or nothing where they were dropped meanwhile.
-    fn read(&self, stream: Stream, offset: u64, length: u64) -> Result<Option<Bytes>, Error> {
+    /// The bytes behind room for the head of their message, or nothing where they were dropped meanwhile.
+    fn read(&self, stream: Stream, offset: u64, length: u64) -> Result<Option<Vec<u8>>, Error> {
         // At most LONGEST_CHUNK.
-        let length = usize::try_from(length).unwrap_or_default();
-        let mut bytes = Vec::with_capacity(length);
-        while bytes.len() < length {
-            let at = offset + bytes.len() as u64;
-            match rustix::io::pread(self.inner.file(stream), spare_capacity(&mut bytes), at) {
+        let goal = HEAD + usize::try_from(length).unwrap_or_default();
+        let mut buffer = Vec::with_capacity(goal);
+        buffer.resize(HEAD, 0);
+        while buffer.len() < goal {
+            let at = offset + (buffer.len() - HEAD) as u64;
+            match rustix::io::pread(self.inner.file(stream), spare_capacity(&mut buffer), at) {
                 Ok(0) => return Err(Error::Damaged("a stream is shorter than its journal")),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(Error::errno("read a stream")(errno)),
             }
         }
         // Capacity may exceed what was asked for, and the file may have grown.
-        bytes.truncate(length);
+        buffer.truncate(goal);
         // What was punched while it was read came as zeros. The janitor publishes before it punches.
         let is_held = self.inner.progress.borrow().dropped.of(stream) <= offset;
-        Ok(is_held.then(|| bytes.into()))
+        Ok(is_held.then_some(buffer))
     }
 
     /// The next range, in the order of the streams, that the reader wants and the spool no longer has.

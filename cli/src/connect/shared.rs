@@ -1,6 +1,5 @@
 use std::sync::Arc;
 
-use remoteprocess_proto::v1::relay_client::RelayClient;
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
 
@@ -18,7 +17,7 @@ pub struct Shared {
 
 struct Line {
     relay: Relay,
-    client: Option<RelayClient<Channel>>,
+    channel: Option<Channel>,
     number: u64,
 }
 
@@ -28,7 +27,7 @@ impl Shared {
     pub fn new(cluster: Arc<Cluster>) -> Self {
         let line = Line {
             relay: Relay::new(cluster),
-            client: None,
+            channel: None,
             number: 0,
         };
         Self {
@@ -40,24 +39,24 @@ impl Shared {
 }
 
 impl Dial for Shared {
-    async fn dial(&mut self) -> Result<RelayClient<Channel>, DialError> {
+    async fn dial(&mut self) -> Result<Channel, DialError> {
         let mut line = self.line.lock().await;
         let is_current = line.number == self.seen;
         if std::mem::take(&mut self.is_discredited) && is_current {
             line.relay.discredit();
         }
-        let known = line.client.clone().filter(|_| !is_current);
-        let client = match known {
-            Some(client) => client,
+        let known = line.channel.clone().filter(|_| !is_current);
+        let channel = match known {
+            Some(channel) => channel,
             None => {
-                line.client = None;
-                let client = line.relay.dial().await?;
+                line.channel = None;
+                let channel = line.relay.dial().await?;
                 line.number += 1;
-                line.client.insert(client).clone()
+                line.channel.insert(channel).clone()
             }
         };
         self.seen = line.number;
-        Ok(client)
+        Ok(channel)
     }
 
     fn discredit(&mut self) {

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures::Stream;
-use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::attach_request::Request as Asked;
+use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::{AttachOpen, AttachRequest, AttachResponse, Input, InputEnd, ProcessKey, WindowSize};
+use remoteprocess_proto::{MAX_MESSAGE, PROTOCOL};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Code, Status, Streaming};
@@ -171,10 +172,10 @@ impl<D: Dial> Writer<D> {
             dialled = timeout(DIAL_LIMIT, self.dial.dial()) => dialled,
             () = left(leaving) => return Ok(End::Over),
         };
-        let Ok(client) = dialled else {
+        let Ok(channel) = dialled else {
             return Ok(End::Cut);
         };
-        let mut client = client?;
+        let mut client = RelayClient::new(channel?).max_decoding_message_size(MAX_MESSAGE);
         let (requests, outgoing) = mpsc::unbounded_channel();
         let line = Line {
             requests,

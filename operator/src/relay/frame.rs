@@ -1,24 +1,19 @@
 //! Pieces as they go out: one gRPC message each, encoded once for all readers.
 
-use bytes::{BufMut, Bytes, BytesMut};
-use prost::Message;
-use prost::encoding::{encode_varint, encoded_len_varint};
+use bytes::Bytes;
 use remoteprocess_proto::MAX_CHUNK;
-use remoteprocess_proto::v1::{Cursor, Data, OutputFrame, Stream};
+use remoteprocess_proto::v1::{Cursor, Data, Stream};
+use remoteprocess_proto::wire::{HEAD, data_message, encode};
 
 use super::piece::{Piece, Placed};
 
-/// Room before the bytes of a piece for everything that precedes them in a message.
-const HEAD: usize = 48;
-/// Flag and length before each message of gRPC.
-const PREFIX: usize = 5;
 /// From this size on a piece is a message of its own.
 const LARGE: usize = 16 * 1024;
+/// From this size on a piece may stay in the message that brought it: what came from the socket together with it may stay
+/// in memory as long, up to twice its size.
+const ADOPTED: usize = 32 * 1024;
 /// Pieces whose times are further apart are not merged, in nanoseconds: the time of a message is that of its first byte.
 const MOMENT: i64 = 10_000_000;
-/// Tags of `OutputFrame.data` and of the fields of `Data`.
-const DATA: u8 = 0x0a;
-const FIELDS: [u8; 4] = [0x08, 0x10, 0x18, 0x22];
 
 /// A piece, its place, and the message that carries it, of which the piece's bytes are a part.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,10 +31,20 @@ pub struct Open {
     stream: Stream,
     offset: u64,
     time: i64,
-    buffer: BytesMut,
+    buffer: Vec<u8>,
 }
 
 impl Framed {
+    /// The message that brought a piece, where that is worth while and there is hardly anything else in it.
+    #[must_use]
+    pub fn adopt(placed: &Placed, wire: &Bytes) -> Option<Self> {
+        let length = placed.piece.bytes().len();
+        (length >= ADOPTED && wire.len() <= length + HEAD).then(|| Self {
+            placed: placed.clone(),
+            wire: wire.clone(),
+        })
+    }
+
     /// Copies the piece into a message of its own: it refers to nothing larger than itself.
     #[must_use]
     pub fn new(placed: Placed) -> Self {
@@ -54,23 +59,13 @@ impl Framed {
     }
 }
 
-/// A message with its prefix.
-#[must_use]
-pub fn encode(frame: &OutputFrame) -> Bytes {
-    let length = frame.encoded_len();
-    let mut wire = BytesMut::with_capacity(PREFIX + length);
-    put_prefix(&mut wire, length);
-    wire.put_slice(&frame.encode_to_vec());
-    wire.freeze()
-}
-
 impl Open {
     /// A message that begins with these bytes.
     #[must_use]
     pub fn new(start: Cursor, data: &Data) -> Self {
-        let mut buffer = BytesMut::with_capacity(HEAD + data.bytes.len());
-        buffer.put_bytes(0, HEAD);
-        buffer.put_slice(&data.bytes);
+        let mut buffer = Vec::with_capacity(HEAD + data.bytes.len());
+        buffer.resize(HEAD, 0);
+        buffer.extend_from_slice(&data.bytes);
         Self {
             start,
             stream: data.stream(),
@@ -99,23 +94,14 @@ impl Open {
 
     /// Adds bytes that it takes.
     pub fn add(&mut self, data: &Data) {
-        self.buffer.put_slice(&data.bytes);
+        self.buffer.extend_from_slice(&data.bytes);
     }
 
     /// The whole message.
     #[must_use]
-    pub fn seal(mut self) -> Framed {
+    pub fn seal(self) -> Framed {
         let length = self.buffer.len() - HEAD;
-        let head = self.head(length);
-        let from = HEAD - head.len();
-        self.buffer[from..HEAD].copy_from_slice(&head);
-        // A buffer that has grown may be twice as large as what is in it.
-        let is_roomy = self.buffer.capacity() - self.buffer.len() > length / 4 + HEAD;
-        let wire = if is_roomy {
-            Bytes::copy_from_slice(&self.buffer[from..])
-        } else {
-            self.buffer.freeze().slice(from..)
-        };
+        let wire = data_message(self.buffer, self.stream, self.offset, self.time);
         let piece = Piece::Data(Data {
             stream: self.stream.into(),
             offset: self.offset,
@@ -130,36 +116,6 @@ impl Open {
             wire,
         }
     }
-
-    /// Everything before the bytes; by hand, because they are there already and are not to be copied again.
-    fn head(&self, length: usize) -> BytesMut {
-        // Two's complement, as the wire has it.
-        let values = [
-            i32::from(self.stream).unsigned_abs().into(),
-            self.offset,
-            self.time.cast_unsigned(),
-        ];
-        let mut fields = BytesMut::with_capacity(HEAD);
-        for (tag, value) in FIELDS.into_iter().zip(values).filter(|(_, value)| *value != 0) {
-            fields.put_u8(tag);
-            encode_varint(value, &mut fields);
-        }
-        fields.put_u8(FIELDS[3]);
-        encode_varint(length as u64, &mut fields);
-        let inner = fields.len() + length;
-        let mut head = BytesMut::with_capacity(HEAD);
-        put_prefix(&mut head, 1 + encoded_len_varint(inner as u64) + inner);
-        head.put_u8(DATA);
-        encode_varint(inner as u64, &mut head);
-        head.put_slice(&fields);
-        head
-    }
-}
-
-fn put_prefix(wire: &mut BytesMut, length: usize) {
-    wire.put_u8(0);
-    // Messages are at most a chunk and their head.
-    wire.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
 }
 
 #[cfg(test)]
@@ -169,9 +125,21 @@ mod tests {
     use proptest::prelude::*;
 
     fn decode(wire: &Bytes) -> Piece {
-        let length = u32::from_be_bytes(wire[1..PREFIX].try_into().unwrap());
-        assert_eq!((wire[0], length as usize), (0, wire.len() - PREFIX));
-        Piece::from_frame(OutputFrame::decode(&wire[PREFIX..]).unwrap()).unwrap()
+        Piece::from_frame(remoteprocess_proto::wire::decode(wire).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn only_a_large_piece_stays_in_the_message_that_brought_it() {
+        let placed = |length| Placed {
+            start: Cursor::default(),
+            piece: data(Stream::Stdout, 5, 6, Bytes::from(vec![7; length])),
+        };
+        let (small, large) = (placed(ADOPTED - 1), placed(ADOPTED));
+        assert_eq!(Framed::adopt(&small, &Framed::new(small.clone()).wire), None);
+        let wire = Framed::new(large.clone()).wire;
+        assert_eq!(Framed::adopt(&large, &wire), Some(Framed::new(large.clone())));
+        let with_more_in_it = Bytes::from(vec![0; ADOPTED + HEAD + 1]);
+        assert_eq!(Framed::adopt(&large, &with_more_in_it), None);
     }
 
     proptest! {

@@ -4,4 +4,3 @@ mod admission;
 mod fanout;
 pub(crate) mod replica;
 mod replicas;
-mod speed;

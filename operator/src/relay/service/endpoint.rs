@@ -6,20 +6,16 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
+use futures::Stream;
 use futures::future::BoxFuture;
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue};
-use http_body::Frame;
-use http_body_util::{BodyExt, Limited};
-use prost::Message;
 use remoteprocess_proto::MAX_MESSAGE;
-use remoteprocess_proto::v1::WatchOutputRequest;
-use remoteprocess_proto::v1::relay_server::{RelayServer, SERVICE_NAME};
+use remoteprocess_proto::v1::relay_server::RelayServer;
+use remoteprocess_proto::wire::{RELAY_WATCH_OUTPUT, answer, read_request};
 use tokio::sync::mpsc;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Status};
 use tower::Service;
 
 use super::RelayService;
@@ -28,9 +24,6 @@ use super::RelayService;
 const TINY: usize = 2048;
 /// Bytes of tiny messages in one.
 const PACK: usize = 16 * 1024;
-
-/// Method of [`SERVICE_NAME`].
-const WATCH_OUTPUT: &str = "WatchOutput";
 
 /// Serves every method of the relay. Cheap to clone.
 #[derive(Clone)]
@@ -71,103 +64,46 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        if !is_watch_output(request.uri().path()) {
+        if request.uri().path() != RELAY_WATCH_OUTPUT {
             return self.tonic.call(request);
         }
         let service = self.service.clone();
         Box::pin(async move {
-            let output = match read(request).await {
+            let output = match read_request(request).await {
                 Ok(request) => service.output(request).await,
                 Err(status) => Err(status),
             };
             Ok(match output {
-                Ok((metadata, batches)) => answer(metadata, batches),
+                Ok((metadata, batches)) => {
+                    let ready = VecDeque::new();
+                    answer(metadata, Messages { batches, ready })
+                }
                 Err(status) => status.into_http(),
             })
         })
     }
 }
 
-fn is_watch_output(path: &str) -> bool {
-    let method = path.strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME));
-    method.and_then(|method| method.strip_prefix('/')) == Some(WATCH_OUTPUT)
-}
-
-/// The one message of a request.
-async fn read<B>(request: http::Request<B>) -> Result<Request<WatchOutputRequest>, Status>
-where
-    B: http_body::Body + Send,
-    B::Error: Into<BoxError>,
-{
-    let (parts, body) = request.into_parts();
-    let body = Limited::new(body, MAX_MESSAGE).collect().await;
-    let mut body = body
-        .map_err(|error| Status::cancelled(format!("the request broke off: {error}")))?
-        .to_bytes();
-    if body.len() < 5 {
-        return Err(Status::invalid_argument("a request without a message"));
-    }
-    if body.get_u8() != 0 {
-        return Err(Status::unimplemented("compressed messages are not taken"));
-    }
-    if body.get_u32() as usize != body.len() {
-        return Err(Status::invalid_argument("one message is expected"));
-    }
-    let message = WatchOutputRequest::decode(body)
-        .map_err(|error| Status::invalid_argument(format!("not a WatchOutputRequest: {error}")))?;
-    let metadata = MetadataMap::from_headers(parts.headers);
-    Ok(Request::from_parts(metadata, parts.extensions, message))
-}
-
-fn answer(metadata: MetadataMap, batches: mpsc::Receiver<Batch>) -> http::Response<Body> {
-    let mut response = http::Response::new(Body::new(OutputBody {
-        batches,
-        ready: VecDeque::new(),
-        is_over: false,
-    }));
-    *response.headers_mut() = metadata.into_headers();
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    response
-}
-
-/// Messages, then the status as trailers.
-struct OutputBody {
+/// The messages of all batches.
+struct Messages {
     batches: mpsc::Receiver<Batch>,
     ready: VecDeque<Bytes>,
-    is_over: bool,
 }
 
-impl http_body::Body for OutputBody {
-    type Data = Bytes;
-    type Error = Status;
+impl Stream for Messages {
+    type Item = Result<Bytes, Status>;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if let Some(wire) = self.ready.pop_front() {
-                return Poll::Ready(Some(Ok(Frame::data(wire))));
+                return Poll::Ready(Some(Ok(wire)));
             }
-            if self.is_over {
-                return Poll::Ready(None);
+            match ready!(self.batches.poll_recv(cx)) {
+                Some(Ok(batch)) => self.ready = pack(batch),
+                Some(Err(status)) => return Poll::Ready(Some(Err(status))),
+                None => return Poll::Ready(None),
             }
-            let status = match ready!(self.batches.poll_recv(cx)) {
-                Some(Ok(batch)) => {
-                    self.ready = pack(batch);
-                    continue;
-                }
-                Some(Err(status)) => status,
-                None => Status::ok(""),
-            };
-            self.is_over = true;
-            let mut trailers = HeaderMap::new();
-            status.add_header(&mut trailers)?;
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.is_over && self.ready.is_empty()
     }
 }
 

@@ -141,23 +141,6 @@ impl Program {
         program
     }
 
-    /// Writes `count` pieces that share their bytes.
-    pub fn of_zeros(length: usize, count: usize) -> Arc<Self> {
-        let bytes = Bytes::from(vec![0; length]);
-        let mut program = Self::new(&[]);
-        let whole = Arc::get_mut(&mut program).unwrap();
-        let mut start = Cursor::default();
-        for index in 0..count {
-            let piece = data(WireStream::Stdout, start.stdout, 1 + index as i64, bytes.clone());
-            whole.history.push(Placed { start, piece });
-            start.stdout += length as u64;
-        }
-        let seal = whole.exit.seal.as_mut().unwrap();
-        seal.stdout.as_mut().unwrap().bytes = start.stdout;
-        whole.written.send_replace(count);
-        program
-    }
-
     pub fn end(&self) -> Cursor {
         self.history.last().unwrap().end()
     }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use remoteprocess_proto::v1::{Cursor, Exit, Stream};
 use tokio::sync::{Notify, watch};
 
@@ -100,6 +101,15 @@ impl Ring {
 
     /// Takes what the agent sent: what is known already is dropped, a hole becomes a gap.
     pub fn push(&self, piece: Piece) {
+        self.take(piece, None);
+    }
+
+    /// The same with the message that brought the piece.
+    pub fn push_message(&self, piece: Piece, wire: Bytes) {
+        self.take(piece, Some(wire));
+    }
+
+    fn take(&self, piece: Piece, wire: Option<Bytes>) {
         let stream = piece.stream();
         if stream == Stream::Unspecified {
             return;
@@ -109,10 +119,11 @@ impl Ring {
         let from = piece.from();
         let Some(piece) = piece.beyond(reached) else { return };
         if from > reached {
-            state.append(gap(stream, reached, Some(from), AGENT_SKIPPED));
+            state.append(gap(stream, reached, Some(from), AGENT_SKIPPED), None);
         }
         let before = state.unkept_cost;
-        state.append(piece);
+        // A message says more than what is left of its piece.
+        state.append(piece, wire.filter(|_| from >= reached));
         let due = before == 0 || before / SEGMENT_BYTES != state.unkept_cost / SEGMENT_BYTES;
         drop(state);
         if due {
@@ -326,7 +337,7 @@ impl State {
         self.pieces.front().map_or_else(open, |framed| framed.placed.start)
     }
 
-    fn append(&mut self, piece: Piece) {
+    fn append(&mut self, piece: Piece, wire: Option<Bytes>) {
         let start = self.end;
         self.end.set(piece.stream(), piece.to());
         let cost = match (&piece, &mut self.open) {
@@ -337,9 +348,12 @@ impl State {
             _ => {
                 self.seal();
                 let cost = piece.cost();
-                match piece {
-                    Piece::Data(data) => self.open = Some(Open::new(start, &data)),
-                    piece @ Piece::Gap(_) => self.pieces.push_back(Framed::new(Placed { start, piece })),
+                let placed = Placed { start, piece };
+                let adopted = wire.and_then(|wire| Framed::adopt(&placed, &wire));
+                match (&placed.piece, adopted) {
+                    (_, Some(framed)) => self.pieces.push_back(framed),
+                    (Piece::Data(data), None) => self.open = Some(Open::new(start, data)),
+                    (Piece::Gap(_), None) => self.pieces.push_back(Framed::new(placed)),
                 }
                 cost
             }
@@ -401,7 +415,6 @@ impl State {
 mod tests {
     use super::*;
     use crate::relay::piece::data;
-    use bytes::Bytes;
 
     fn ring() -> Ring {
         Ring::new(Arc::new(Budget::new(1 << 30)))

@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use remoteprocess_proto::v1::executor_client::ExecutorClient;
+use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{ExecutorWatchOutputRequest, Exit, OutputFrame, Seal, Stream};
-use remoteprocess_proto::{MAX_MESSAGE, PROTOCOL};
+use remoteprocess_proto::wire::{EXECUTOR_WATCH_OUTPUT, Messages, call, decode};
 use tokio::time::{Instant, sleep, timeout};
-use tonic::{Code, Streaming};
+use tonic::{Code, Request};
 use tracing::{debug, info};
 
 use super::{Agent, NEVER_SEALED, Session};
@@ -126,19 +126,23 @@ fn give_up(session: &Session, exit: Exit) -> Exit {
 }
 
 async fn read(session: &Session, agent: &Agent) -> Cut {
-    let mut frames = match open(session, agent).await {
-        Ok(frames) => frames,
+    let mut messages = match open(session, agent).await {
+        Ok(messages) => messages,
         Err(cut) => return cut,
     };
     let _connected = Connected::new(session);
     loop {
         session.ring.room().await;
-        let frame = match timeout(SILENCE, frames.message()).await {
-            Ok(Ok(Some(OutputFrame { frame: Some(frame) }))) => frame,
-            Ok(Ok(Some(_))) => continue,
+        let wire = match timeout(SILENCE, messages.next()).await {
+            Ok(Ok(Some(wire))) => wire,
             Ok(Ok(None)) => return Cut::Broken("ended without an exit".to_owned()),
             Ok(Err(status)) => return refused(&status),
             Err(_) => return Cut::Broken("silent".to_owned()),
+        };
+        let frame = match decode(&wire) {
+            Ok(OutputFrame { frame: Some(frame) }) => frame,
+            Ok(_) => continue,
+            Err(status) => return refused(&status),
         };
         match frame {
             Frame::Data(data) => {
@@ -146,7 +150,7 @@ async fn read(session: &Session, agent: &Agent) -> Cut {
                     .started
                     .send_if_modified(|started| !std::mem::replace(started, true));
                 metrics().received.inc_by(data.bytes.len() as u64);
-                session.ring.push(Piece::Data(data));
+                session.ring.push_message(Piece::Data(data), wire);
             }
             Frame::Gap(gap) => session.ring.push(Piece::Gap(gap)),
             Frame::State(state) => {
@@ -186,12 +190,12 @@ impl Drop for Connected<'_> {
     }
 }
 
-async fn open(session: &Session, agent: &Agent) -> Result<Streaming<OutputFrame>, Cut> {
+async fn open(session: &Session, agent: &Agent) -> Result<Messages, Cut> {
     let broken = |reason: &dyn std::fmt::Display| Cut::Broken(reason.to_string());
     if agent.address.is_empty() {
         return Err(broken(&"there is no agent"));
     }
-    let channel = timeout(CONNECT, session.context.connect.connect(agent))
+    let mut channel = timeout(CONNECT, session.context.connect.connect(agent))
         .await
         .map_err(|_| broken(&"no connection in time"))?
         .map_err(|error| broken(&error))?;
@@ -200,9 +204,9 @@ async fn open(session: &Session, agent: &Agent) -> Result<Streaming<OutputFrame>
         cursor: Some(session.received()),
         home: true,
     };
-    let mut client = ExecutorClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-    match timeout(CONNECT, client.watch_output(request)).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
+    let opened = call(&mut channel, EXECUTOR_WATCH_OUTPUT, Request::new(request));
+    match timeout(CONNECT, opened).await {
+        Ok(Ok((_, messages))) => Ok(messages),
         Ok(Err(status)) => Err(refused(&status)),
         Err(_) => Err(broken(&"no answer in time")),
     }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use remoteprocess_cli::follow::{Dial, DialError, Follower, Ledger, Narrator, Want};
 use remoteprocess_cli::output::{Output, Sink};
-use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::{Cursor, Exit, Gap, ProcessKey, Stream};
 use remoteprocess_tls::{Dialer, Role};
 use tokio::time::{Instant, sleep, timeout};
@@ -61,11 +60,10 @@ impl Write for Memory {
 }
 
 impl Dial for Relays {
-    async fn dial(&mut self) -> Result<RelayClient<Channel>, DialError> {
+    async fn dial(&mut self) -> Result<Channel, DialError> {
         let to = self.world.any_relay();
         network::dial(&self.world, &self.dialer, (&self.name, &to), &Role::Operator, self.rate)
             .await
-            .map(RelayClient::new)
             .map_err(|error| DialError::Unreachable(error.to_string()))
     }
 
