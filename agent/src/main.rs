@@ -9,9 +9,11 @@ use remoteprocess_agent::args::{Cli, Command, Config};
 use remoteprocess_agent::{app, install, mask, supervise};
 use remoteprocess_runtime::{LogFormat, init_logs, shutdown_token};
 
-/// Threads that serve; capture and hashing have their own.
-const WORKERS: usize = 2;
-/// Stack of each: nothing here recurses.
+// musl's own gives every buffer of output back to the kernel, which then hands out zeroed pages again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Stack of each thread: nothing here recurses.
 const STACK_BYTES: usize = 512 * 1024;
 /// Threads that come and go for file synchronisation.
 const BLOCKING: usize = 4;
@@ -50,8 +52,8 @@ fn start(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
+    // Capture and hashing have threads of their own; a stream that goes from thread to thread costs more than it gains.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(BLOCKING)
         .thread_stack_size(STACK_BYTES)
         .thread_keep_alive(Duration::from_secs(1))

@@ -43,11 +43,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("rproc: cannot start: {error}");
@@ -58,4 +54,13 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     // A writer may be stuck in a pipe that nobody reads, and a forwarded stream may not have ended: wait for neither.
     runtime.shutdown_background();
     ExitCode::from(code)
+}
+
+/// What the verbs run on. One thread does everything but the writing of output: frames that go from thread to thread cost
+/// more than they gain.
+///
+/// # Errors
+/// The system gives no resources.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
