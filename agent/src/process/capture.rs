@@ -7,17 +7,22 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::pipe::fcntl_setpipe_size;
 
 use crate::spool::{Appender, Stall, Stream, Taken};
 
 /// How often a volume that refused is tried again.
 const VOLUME_RETRY: Duration = Duration::from_millis(250);
-/// Less than this, taken right after the last bytes, is a sign of a program that writes line by line.
-const SMALL: usize = 16 * 1024;
+/// Less than this, taken right after the last bytes, is less than a frame holds: a quarter of what the pipe does.
+const SMALL: usize = PIPE / 4;
+/// The same where a pipe may hold no more than the kernel gives each.
+const SMALLEST: usize = 16 * 1024;
 /// How long the pipes may fill up then: a record and a frame for each line would cost many times more than its bytes.
 const GATHER: Duration = Duration::from_micros(500);
 /// A shorter pause costs more than it spares.
 const SHORTEST: Duration = Duration::from_micros(50);
+/// Bytes that a pipe may hold, where the system allows it: the program need not wait for each turn of ours.
+const PIPE: usize = 256 * 1024;
 /// Turns on one pipe before the other gets its turn.
 const TURNS: usize = 4;
 
@@ -57,6 +62,7 @@ impl Capture {
             orders,
             pipes: [None, None],
             is_attached: false,
+            small: SMALLEST,
             ended,
         };
         std::thread::Builder::new()
@@ -80,11 +86,11 @@ impl Capture {
 }
 
 /// How long the pipes may fill up now: not at all for a lone line, and never so long that they might be full.
-fn gather(taken: usize, since_last: Duration) -> Duration {
-    if taken >= SMALL || since_last >= 2 * GATHER {
+fn gather(taken: usize, small: usize, since_last: Duration) -> Duration {
+    if taken >= small || since_last >= 2 * GATHER {
         return Duration::ZERO;
     }
-    let share = SMALL / taken.max(1);
+    let share = small / taken.max(1);
     GATHER.min(since_last.saturating_mul(u32::try_from(share).unwrap_or(u32::MAX)))
 }
 
@@ -93,6 +99,8 @@ struct Capturing<F> {
     orders: Receiver<Command>,
     pipes: [Option<OwnedFd>; 2],
     is_attached: bool,
+    /// What is less than a turn should bring.
+    small: usize,
     ended: F,
 }
 
@@ -116,7 +124,7 @@ impl<F: Fn(())> Capturing<F> {
             };
             let again = self.appender.set_stalled(stall);
             if taken > 0 {
-                let pause = gather(taken, last_taken.elapsed());
+                let pause = gather(taken, self.small, last_taken.elapsed());
                 last_taken = Instant::now();
                 if pause > SHORTEST {
                     std::thread::sleep(pause);
@@ -132,6 +140,12 @@ impl<F: Fn(())> Capturing<F> {
         loop {
             match self.orders.try_recv() {
                 Ok(Command::Attach { stdout, stderr }) => {
+                    // As far as the user's limits go.
+                    let enlarged = stderr
+                        .iter()
+                        .chain([&stdout])
+                        .all(|pipe| fcntl_setpipe_size(pipe, PIPE).is_ok());
+                    self.small = if enlarged { SMALL } else { SMALLEST };
                     self.pipes = [Some(stdout), stderr];
                     self.is_attached = true;
                 }
@@ -225,12 +239,13 @@ mod tests {
 
     #[test]
     fn a_lone_line_is_not_delayed_and_a_pipe_does_not_fill_up() {
+        let gather = |taken, since| gather(taken, SMALLEST, since);
         assert_eq!(gather(100, Duration::from_secs(1)), Duration::ZERO);
-        assert_eq!(gather(SMALL, Duration::ZERO), Duration::ZERO);
+        assert_eq!(gather(SMALLEST, Duration::ZERO), Duration::ZERO);
         assert_eq!(gather(100, GATHER), GATHER, "line by line");
         // 8 KiB in 100 µs: 16 KiB more come in the next 200.
         assert_eq!(
-            gather(SMALL / 2, Duration::from_micros(100)),
+            gather(SMALLEST / 2, Duration::from_micros(100)),
             Duration::from_micros(200)
         );
     }
