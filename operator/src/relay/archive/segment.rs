@@ -27,6 +27,10 @@ const PLAIN: u32 = 0;
 const ZSTD: u32 = 1;
 /// The level with by far the most saved for its time: docs/decisions/0010.
 const LEVEL: i32 = 1;
+/// Of a segment that is in a hurry so much is tried, and all of it compressed where that gets shorter than a part of this
+/// number: what repeats itself like this is compressed in less time than it is written.
+const SAMPLE: usize = 32 * 1024;
+const REPETITIVE: usize = 16;
 /// More than any segment has, raw: a damaged length must not take the memory.
 const RAW_LIMIT: usize = 2 * SEGMENT_BYTES + 4 * MAX_MESSAGE;
 /// Bodies from this size on are referred to, smaller ones copied beside their heads.
@@ -210,11 +214,13 @@ impl SegmentBuilder {
         }
     }
 
-    /// The whole object, as chunks to be written one after the other. Takes the processor for milliseconds.
+    /// The whole object, as chunks to be written one after the other: compressed, or plain where it is in a hurry.
+    /// Takes the processor for milliseconds.
     #[must_use]
     pub fn object(&mut self, checkpoint: &Checkpoint, compress: bool) -> Vec<Bytes> {
         self.split();
         let raw: usize = self.chunks.iter().map(Bytes::len).sum();
+        let compress = compress || is_repetitive(&self.chunks);
         let small = compress.then(|| squeeze(&self.chunks, raw)).flatten();
         let codec = if small.is_some() { ZSTD } else { PLAIN };
         let mut chunks = vec![Bytes::from_static(HEAD)];
@@ -239,6 +245,15 @@ impl SegmentBuilder {
         chunks.push(footer.freeze());
         chunks
     }
+}
+
+fn is_repetitive(chunks: &[Bytes]) -> bool {
+    let mut sample = Vec::with_capacity(SAMPLE);
+    for chunk in chunks {
+        let part = chunk.len().min(SAMPLE - sample.len());
+        sample.extend_from_slice(&chunk[..part]);
+    }
+    sample.len() == SAMPLE && zstd::bulk::compress(&sample, LEVEL).is_ok_and(|small| small.len() < SAMPLE / REPETITIVE)
 }
 
 /// The chunks as one zstd frame; `None` where that saves nothing.
@@ -402,6 +417,34 @@ mod tests {
                 .collect::<Vec<_>>(),
             pieces
         );
+    }
+
+    #[test]
+    fn in_a_hurry_only_what_repeats_itself_is_compressed() {
+        let lines: Vec<u8> = (0..1000_u64)
+            .flat_map(|number| format!("{:x} a line like others\n", number * number * 7919).into_bytes())
+            .collect();
+        let length = 2 * SAMPLE;
+        for (bytes, is_small) in [(vec![b'x'; length], true), (lines.repeat(3)[..length].to_vec(), false)] {
+            let start = Cursor::default();
+            let mut builder = SegmentBuilder::new(start, 1);
+            for part in bytes.chunks(5000) {
+                let piece = data(Stream::Stdout, builder.end().stdout, 1, Bytes::copy_from_slice(part));
+                builder.push(&Placed {
+                    start: builder.end(),
+                    piece,
+                });
+            }
+            let object = object(&mut builder, false);
+            assert_eq!(object.len() < length / REPETITIVE, is_small, "{}", object.len());
+            let segment = Segment::decode(builder.name(), object).unwrap();
+            let read: Vec<u8> = segment
+                .pieces
+                .iter()
+                .flat_map(|placed| placed.piece.bytes().to_vec())
+                .collect();
+            assert_eq!(read, bytes);
+        }
     }
 
     #[test]
