@@ -1,0 +1,210 @@
+//! The relay, real but for the API server and the enrolment.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use http::{Method, Request, Response};
+use kube::client::Body;
+use remoteprocess_operator::relay::archive::Archive;
+use remoteprocess_operator::relay::authorize::Authorizer;
+use remoteprocess_operator::relay::directory::Directory;
+use remoteprocess_operator::relay::peers::Peers;
+use remoteprocess_operator::relay::record::Recorder;
+use remoteprocess_operator::relay::service::{RelayParts, RelayService};
+use remoteprocess_operator::relay::session::{Agent, Budget, Connect, ConnectError, Context, Sessions};
+use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
+use remoteprocess_proto::v1::{EnrollRequest, EnrollResponse};
+use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, User, serve};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::transport::Channel;
+use tower::service_fn;
+
+pub const NAMESPACE: &str = "default";
+pub const NAME: &str = "measured";
+pub const UID: &str = "0c1d";
+pub const POD_UID: &str = "pod-1";
+pub const TOKEN: &str = "a-projected-token";
+pub const TRUST_DOMAIN: &str = "measured.local";
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// What the others have to know of it.
+#[derive(Serialize, Deserialize)]
+pub struct Hello {
+    pub relay: String,
+    pub enrol: String,
+    pub certificate: String,
+    pub key: String,
+}
+
+struct Agents(Dialer);
+
+impl Connect for Agents {
+    fn connect<'a>(&'a self, agent: &'a Agent) -> BoxFuture<'a, Result<Channel, ConnectError>> {
+        let role = agent_role();
+        Box::pin(async move { Ok(self.0.connect(&agent.address, &role).await?) })
+    }
+}
+
+struct Enrols(Authority);
+
+#[tonic::async_trait]
+impl Enrolment for Enrols {
+    async fn enroll(&self, request: tonic::Request<EnrollRequest>) -> Result<tonic::Response<EnrollResponse>, Status> {
+        let chain = self.0.sign_csr_der(&request.into_inner().csr, &agent_role(), None, DAY);
+        Ok(tonic::Response::new(EnrollResponse {
+            protocol: PROTOCOL,
+            certificate_chain: chain.map_err(|error| Status::invalid_argument(error.to_string()))?,
+            bundle: self.0.cert_pem().to_owned(),
+        }))
+    }
+}
+
+pub fn trust_domain() -> TrustDomain {
+    TRUST_DOMAIN.parse().unwrap()
+}
+
+fn agent_role() -> Role {
+    Role::Agent {
+        namespace: NAMESPACE.to_owned(),
+        pod_uid: POD_UID.to_owned(),
+    }
+}
+
+/// A certificate of `role`.
+pub fn identity(authority: &Authority, role: &Role) -> Arc<Identity> {
+    let user = (*role == Role::User).then(|| User {
+        name: "alice".to_owned(),
+        groups: Vec::new(),
+        uid: String::new(),
+        extra: BTreeMap::new(),
+    });
+    let (chain, key) = authority.issue(role, user.as_ref(), DAY).unwrap();
+    Identity::new(&chain, &key, authority.cert_pem(), authority.trust_domain()).unwrap()
+}
+
+/// Serves until it is killed.
+pub fn run(folder: &Path) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(serve_all(folder));
+}
+
+async fn serve_all(folder: &Path) {
+    let authority = Authority::generate(&trust_domain()).unwrap();
+    let operator = identity(&authority, &Role::Operator);
+    let archive = Archive::local(folder).unwrap();
+    let directory = Directory::default();
+    let client = api_server(&directory);
+    let recorder = Recorder::new(client.clone(), "operator-0".to_owned());
+    let shutdown = CancellationToken::new();
+    let context = Context {
+        archive: archive.clone(),
+        connect: Box::new(Agents(Dialer::new(operator.clone()))),
+        peers: Peers::by_name(Dialer::new(operator.clone()), None),
+        record: Box::new(recorder.clone()),
+        memory: Arc::new(Budget::new(160 << 20)),
+        shutdown: shutdown.clone(),
+    };
+    let service = RelayService::new(RelayParts {
+        directory,
+        sessions: Sessions::new(Arc::new(context)),
+        archive,
+        authorizer: Authorizer::new(client),
+        recorder,
+        shutdown: shutdown.clone(),
+    });
+    let [relay, enrol] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let hello = Hello {
+        relay: relay.local_addr().unwrap().to_string(),
+        enrol: enrol.local_addr().unwrap().to_string(),
+        certificate: authority.cert_pem().to_owned(),
+        key: authority.key_pem().to_owned(),
+    };
+    let [relay, enrol] = [relay, enrol].map(|listener| {
+        listener.set_nonblocking(true).unwrap();
+        TcpListener::from_std(listener).unwrap()
+    });
+    println!("{}", serde_json::to_string(&hello).unwrap());
+    tokio::join!(
+        serve(
+            relay,
+            operator.clone(),
+            ClientAuth::Required,
+            service.into_server(),
+            Limits::default(),
+            shutdown.clone()
+        ),
+        serve(
+            enrol,
+            operator,
+            ClientAuth::None,
+            EnrolmentServer::new(Enrols(authority)),
+            Limits::anonymous(),
+            shutdown
+        ),
+    );
+}
+
+/// The API server with one object in it: takes what the relay writes and allows what it asks.
+fn api_server(directory: &Directory) -> kube::Client {
+    let object = json!({
+        "apiVersion": "remoteprocess.dev/v1alpha1",
+        "kind": "RemoteProcess",
+        "metadata": {"name": NAME, "namespace": NAMESPACE, "uid": UID, "generation": 1, "resourceVersion": "1"},
+        "spec": {"image": "measured", "command": ["bench-writer"]},
+        "status": {
+            "phase": "Pending",
+            "attempt": 1,
+            "attempts": [{"number": 1, "podName": "measured-1", "podUid": POD_UID}],
+        },
+    });
+    directory.apply(serde_json::from_value(object.clone()).unwrap());
+    let (object, directory) = (Arc::new(Mutex::new(object)), directory.clone());
+    let service = service_fn(move |request: Request<Body>| {
+        let (object, directory) = (object.clone(), directory.clone());
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect_bytes().await.unwrap_or_default();
+            let mut body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+            let answer = if parts.uri.path().ends_with("/subjectaccessreviews") {
+                body["status"] = json!({"allowed": true});
+                body
+            } else if parts.uri.path().contains("/pods/") {
+                json!({"metadata": {"name": "measured-1", "uid": POD_UID}, "status": {"phase": "Running"}})
+            } else {
+                let mut object = object.lock().unwrap();
+                if parts.method == Method::PATCH {
+                    merge(&mut object["status"], &body["status"]);
+                    directory.apply(serde_json::from_value(object.clone()).unwrap());
+                }
+                object.clone()
+            };
+            Ok::<_, Infallible>(Response::new(Body::from(answer.to_string().into_bytes())))
+        }
+    });
+    kube::Client::new(service, "default")
+}
+
+/// Lists have one item here.
+fn merge(old: &mut Value, new: &Value) {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => {
+            for (key, value) in new {
+                merge(old.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (Value::Array(old), Value::Array(new)) if old.len() == 1 && new.len() == 1 => merge(&mut old[0], &new[0]),
+        (old, new) => *old = new.clone(),
+    }
+}
