@@ -11,6 +11,7 @@ mod follower;
 mod keeper;
 mod mirror;
 mod notice;
+mod place;
 mod ring;
 mod upstream;
 mod wishes;

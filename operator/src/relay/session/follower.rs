@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::PollSemaphore;
 
 use super::Feed;
-use super::ring::{Place, Read};
+use super::place::{Place, Read};
 use crate::relay::archive::{
     ARCHIVE_DAMAGED, Archive, AttemptKey, Error, Reader, TailSearch, first_since, precedes, since_start, tail_start,
 };

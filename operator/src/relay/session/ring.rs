@@ -8,6 +8,7 @@ use remoteprocess_proto::v1::{Cursor, Exit, Stream};
 use tokio::sync::{Notify, watch};
 
 use super::budget::Budget;
+use super::place::{Place, Read};
 use crate::relay::archive::SEGMENT_BYTES;
 use crate::relay::frame::{Framed, Open};
 use crate::relay::piece::{Piece, Placed, distance, gap};
@@ -44,38 +45,6 @@ struct State {
     ended: bool,
     exit: Option<Exit>,
     closed: bool,
-}
-
-/// Where a reader is.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Place {
-    /// Position of both streams on the history's path.
-    pub at: Cursor,
-    /// The next piece, where the reader is inside the ring.
-    index: Option<u64>,
-}
-
-/// What a reader finds.
-#[derive(Debug, PartialEq)]
-pub enum Read {
-    /// The next pieces.
-    Pieces(Vec<Framed>),
-    /// The ring has moved on; the archive has it.
-    Behind,
-    /// Nothing further yet.
-    Wait,
-    /// Nothing further ever.
-    End(Box<Exit>),
-    /// The session is gone without an end: another home has it, or none.
-    Closed,
-}
-
-impl Place {
-    /// A place outside the ring.
-    #[must_use]
-    pub fn new(at: Cursor) -> Self {
-        Self { at, index: None }
-    }
 }
 
 impl Ring {
