@@ -1,6 +1,8 @@
 //! What goes from here into a process: keys or a file, and the size of the window.
 
 use std::io::{self, IsTerminal, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -50,6 +52,8 @@ pub struct Manner {
 pub enum Event {
     /// The detach keys were typed.
     Detached,
+    /// Ctrl-C was typed, and there is no process yet that could be given it.
+    Interrupted,
     /// Nothing can be written any more, and why.
     Lost(Error),
 }
@@ -95,10 +99,13 @@ impl Interaction {
             }
             tokio::spawn(watch_window(local.clone()));
         }
-        let keys = is_raw.then(|| Keys::new(manner.detach_keys));
+        let keyboard = is_raw.then(|| Keyboard {
+            keys: Keys::new(manner.detach_keys),
+            has_begun: writer.has_begun(),
+        });
         let (over, lost) = (sender.clone(), sender.clone());
         // Not a task: nothing wakes a read of a terminal, and the program must not wait for it at its end.
-        thread::Builder::new().spawn(move || read(keys, &local, &over))?;
+        thread::Builder::new().spawn(move || read(keyboard, &local, &over))?;
         let (leaving, left) = watch::channel(false);
         let writing = tokio::spawn(async move {
             if let Err(error) = writer.run(said, left).await {
@@ -162,8 +169,34 @@ async fn watch_window(local: mpsc::Sender<Local>) {
     }
 }
 
-/// Reads until the end of the input or the detach keys. Where nothing is taken any more, Ctrl-C leaves as well.
-fn read(mut keys: Option<Keys>, local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event>) {
+/// A terminal in raw mode, key by key.
+struct Keyboard {
+    keys: Keys,
+    /// The process has been written into.
+    has_begun: Arc<AtomicBool>,
+}
+
+impl Keyboard {
+    /// Sends what is typed. True: it means that we leave.
+    fn typed(&mut self, typed: &[u8], local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event>) -> bool {
+        let (bytes, is_detached) = self.keys.apply(typed);
+        let is_interrupt = bytes.contains(&INTERRUPT);
+        if is_interrupt && !self.has_begun.load(Ordering::Relaxed) {
+            // Whoever listened may have gone.
+            return over.blocking_send(Event::Interrupted).is_err();
+        }
+        let is_taken = bytes.is_empty() || local.blocking_send(Local::Bytes(Bytes::from(bytes))).is_ok();
+        // Where nothing is taken any more, Ctrl-C leaves as well.
+        let leaves = is_detached || (is_interrupt && !is_taken);
+        if leaves {
+            let _ = over.blocking_send(Event::Detached);
+        }
+        leaves
+    }
+}
+
+/// Reads until the end of the input or the detach keys.
+fn read(mut keyboard: Option<Keyboard>, local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event>) {
     let mut stdin = io::stdin();
     let mut buffer = vec![0; READ];
     loop {
@@ -176,17 +209,12 @@ fn read(mut keys: Option<Keys>, local: &mpsc::Sender<Local>, over: &mpsc::Sender
             let _ = local.blocking_send(Local::End);
             return;
         }
-        let (bytes, is_detached) = match &mut keys {
-            Some(keys) => keys.apply(&buffer[..length]),
-            None => (buffer[..length].to_vec(), false),
+        let read = &buffer[..length];
+        let is_over = match &mut keyboard {
+            Some(keyboard) => keyboard.typed(read, local, over),
+            None => local.blocking_send(Local::Bytes(Bytes::copy_from_slice(read))).is_err(),
         };
-        let is_interrupt = keys.is_some() && bytes.contains(&INTERRUPT);
-        let is_taken = bytes.is_empty() || local.blocking_send(Local::Bytes(Bytes::from(bytes))).is_ok();
-        if is_detached || (!is_taken && is_interrupt) {
-            let _ = over.blocking_send(Event::Detached);
-            return;
-        }
-        if !is_taken && keys.is_none() {
+        if is_over {
             return;
         }
     }

@@ -55,6 +55,7 @@ async fn program() {
     let code = tokio::select! {
         event = interaction.next() => match event {
             Event::Detached => 0,
+            Event::Interrupted => 130,
             Event::Lost(_) => 125,
         },
         number = signals.next() => 128 + i32::from(number),
@@ -130,9 +131,18 @@ impl Drop for Terminal {
 fn the_detach_keys_leave() {
     let mut terminal = Terminal::run("wait");
     terminal.wait_until_raw();
-    // Ctrl-C is a key like others; the first Ctrl-P is none of the two.
-    terminal.types(b"ls\r\x03\x10x\x10\x11");
+    // The first Ctrl-P is none of the two.
+    terminal.types(b"ls\r\x10x\x10\x11");
     assert_eq!(terminal.ends().code(), Some(0));
+    assert!(terminal.is_cooked());
+}
+
+#[test]
+fn ctrl_c_is_ours_until_there_is_a_process() {
+    let mut terminal = Terminal::run("wait");
+    terminal.wait_until_raw();
+    terminal.types(b"\x03");
+    assert_eq!(terminal.ends().code(), Some(130));
     assert!(terminal.is_cooked());
 }
 

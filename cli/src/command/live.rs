@@ -111,6 +111,7 @@ async fn follow(
             result = &mut following => return Ending::Followed(Box::new(result)),
             event = interaction.next() => match event {
                 Event::Detached => return left(0, again),
+                Event::Interrupted => INTERRUPT,
                 Event::Lost(error) if has_ended(&error) => continue,
                 Event::Lost(error) => {
                     let sentence = format!("cannot write into {name}: {error}");

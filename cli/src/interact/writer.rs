@@ -1,4 +1,6 @@
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -82,6 +84,7 @@ pub struct Writer<D> {
     /// Sent, or to be sent, and not accepted.
     pending: BytesMut,
     has_ended: bool,
+    has_begun: Arc<AtomicBool>,
     unknown_until: Instant,
 }
 
@@ -123,8 +126,15 @@ impl<D: Dial> Writer<D> {
             accepted: None,
             pending: BytesMut::new(),
             has_ended: false,
+            has_begun: Arc::default(),
             unknown_until: Instant::now() + NEW_LIMIT,
         }
+    }
+
+    /// Becomes true when the process can be written into for the first time.
+    #[must_use]
+    pub fn has_begun(&self) -> Arc<AtomicBool> {
+        self.has_begun.clone()
     }
 
     /// The size of the window at first.
@@ -221,6 +231,7 @@ impl<D: Dial> Writer<D> {
                     if answer.is_over {
                         return Ok(End::Over);
                     }
+                    self.has_begun.store(true, Ordering::Relaxed);
                     if !std::mem::replace(&mut is_begun, true) {
                         self.begin(&mut line);
                     }
