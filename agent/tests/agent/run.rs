@@ -162,8 +162,15 @@ async fn a_pause_survives_the_agent_and_ends_with_a_resume() {
     let address = relay.next_start().await.address;
     let mut agent = relay.dial(&address).await;
     assert_eq!(phase(&mut agent).await, Phase::Paused);
-    // Its memory is new; the entrypoint's is not.
-    agent.pause(pause("one", true)).await.unwrap();
+    // Its memory is new; the entrypoint's is not. That may not be back yet.
+    let mut look = tokio::time::interval(Duration::from_millis(20));
+    in_time("the entrypoint", async {
+        while let Err(status) = agent.pause(pause("one", true)).await {
+            assert_eq!(status.code(), Code::Unavailable);
+            look.tick().await;
+        }
+    })
+    .await;
     agent.pause(pause("two", false)).await.unwrap();
     assert_eq!(phase(&mut agent).await, Phase::Running);
     agent
