@@ -45,6 +45,8 @@ struct Script {
     since: usize,
     /// The latest attempt at the first, the second … request; the last one counts for all others.
     attempts: Vec<u32>,
+    /// Answers to the first requests for the second attempt instead.
+    unknown: Arc<Mutex<Vec<Status>>>,
     /// The codes of attempt 1, 2, … where they differ.
     codes: Vec<i32>,
 }
@@ -136,6 +138,10 @@ impl Relay for Script {
         self.requests.lock().unwrap().push(request.clone());
         if let Some(refusal) = self.refusals.lock().unwrap().pop() {
             return Err(refusal);
+        }
+        let unknown = (request.attempt == 2).then(|| self.unknown.lock().unwrap().pop());
+        if let Some(unknown) = unknown.flatten() {
+            return Err(unknown);
         }
         let frames = self
             .frames(&request)
@@ -285,6 +291,8 @@ async fn follow_attempts(script: &Script, want: Want, cuts: &[usize], sequel: Op
             .add_service(service)
             .serve_with_incoming(TcpListenerStream::new(listener)),
     );
+    // With a sequel it is the later attempts that may be new.
+    let patience = Duration::from_secs(if sequel.is_some() { 0 } else { 5 });
     let (stdout, stderr) = (Shared::default(), Shared::default());
     let output = Output::new(Sink::plain(stdout.clone()), Sink::plain(stderr.clone()));
     let mut follower = Follower {
@@ -297,7 +305,7 @@ async fn follow_attempts(script: &Script, want: Want, cuts: &[usize], sequel: Op
         ledger: Ledger::new(want),
         output: &output,
         narrator: Narrator::new("job", false),
-        unknown_until: Instant::now() + Duration::from_secs(5),
+        unknown_until: Instant::now() + patience,
     };
     let result = tokio::time::timeout(Duration::from_secs(60), sequel::follow(&mut follower, sequel, false))
         .await
@@ -649,6 +657,10 @@ async fn each_attempt_is_followed_and_the_last_ones_code_counts() {
     let script = Script {
         attempts: vec![1],
         codes: vec![7, 3],
+        // The relay hears of it a moment after we do.
+        unknown: Arc::new(Mutex::new(vec![Status::not_found(
+            "there is no attempt 2; the latest is 1",
+        )])),
         ..mixed(1000).ends(0)
     };
     let once = (script.bytes(Stream::Stdout), script.bytes(Stream::Stderr));

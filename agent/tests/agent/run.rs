@@ -73,7 +73,7 @@ async fn a_program_is_warned_and_then_stopped_at_its_deadline() {
     let stop = exit.stop.clone().unwrap();
     assert_eq!(
         (stop.requested_by.as_str(), stop.message.as_str()),
-        ("deadline", "it has run for 3 s")
+        ("deadline", "it may run for no longer than 3 s")
     );
     let lived = Duration::from_nanos((exit.finished_unix_nanos - exit.started_unix_nanos).try_into().unwrap());
     assert!(

@@ -15,6 +15,9 @@ use crate::observe::{self, Seen};
 /// How long an API server has that has not said yet whether there are further attempts at all.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the relay may not know of an attempt that the API server has shown us.
+const LAG: Duration = Duration::from_secs(15);
+
 /// Knows, by the object, what comes after an attempt.
 #[derive(Clone)]
 pub struct Sequel {
@@ -70,6 +73,7 @@ pub async fn follow<D: Dial>(
                 .await?;
         }
         follower.ledger = follower.ledger.of_attempt(next);
+        follower.unknown_until = Instant::now() + LAG;
     }
 }
 

@@ -39,7 +39,7 @@ impl Machine {
         if now >= over_at {
             return self.on_stop(Stop {
                 requested_by: REQUESTED_BY.to_owned(),
-                message: format!("it has run for {} s", limit.as_secs_f64()),
+                message: format!("it may run for no longer than {} s", limit.as_secs_f64()),
                 signal: self.settings.order.stop_signal,
                 grace_millis: self.settings.order.stop_grace_millis,
                 cause: StopCause::Deadline,
