@@ -1,9 +1,11 @@
 //! A table of endings: each is reported with the right reason, code or signal, source, and who asked for it; in the CLI's
 //! exit code, in status and in the conditions. And after each of them the books are closed.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use remoteprocess_e2e::{
     BUSYBOX, Namespace, agent_container_of, condition, is_development_cluster, signal, until, with_temp_ns,
 };
@@ -297,7 +299,7 @@ fn an_object_that_is_deleted_ends_its_program_and_its_record_says_so() {
 #[test]
 fn what_is_not_started_in_time_has_failed_for_its_reason() {
     with_temp_ns("start-deadline", |namespace| {
-        let mut missing = spec("true", json!({"deadlines": {"startSeconds": 10}}));
+        let mut missing = spec("true", json!({"deadlines": {"startSeconds": 45}}));
         missing["image"] = json!("no-such-image.invalid/x:1");
         namespace.apply("image", missing).succeed()?;
         let huge = json!({"deadlines": {"startSeconds": 5}, "resources": {"requests": {"cpu": "4000"}}});
@@ -344,6 +346,22 @@ fn an_oom_kill_of_the_program_and_one_of_a_child_are_told_apart() {
     });
 }
 
+/// Whatever of the agent's container begins to live dies before it can say anything.
+fn kill_until(has_ended: &AtomicBool, pod_uid: &str) -> Result<()> {
+    while !has_ended.load(Ordering::Relaxed) {
+        kill_agent(pod_uid)?;
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn kill_agent(pod_uid: &str) -> Result<()> {
+    // One of them may have ended by itself.
+    let processes = agent_container_of(pod_uid)?;
+    processes.into_iter().for_each(|pid| drop(signal(pid, Signal::KILL)));
+    Ok(())
+}
+
 /// Nobody hands the end over: the kubelet's word is all there is, and the output is not whole.
 #[test]
 fn an_agent_that_is_killed_for_good_leaves_the_kubelets_word() {
@@ -356,18 +374,16 @@ fn an_agent_that_is_killed_for_good_leaves_the_kubelets_word() {
         namespace.wait_running("orphan")?;
         let pod = namespace.pod("orphan")?;
         let uid = pod["metadata"]["uid"].as_str().context("a pod has a uid")?.to_owned();
-        let kill = || -> Result<()> {
-            // One of them may have ended by itself.
-            agent_container_of(&uid)?
-                .into_iter()
-                .for_each(|pid| drop(signal(pid, Signal::KILL)));
-            Ok(())
-        };
-        kill()?;
-        namespace.in_container("orphan", "touch /tmp/go")?;
-        until("the end", Duration::from_secs(120), || {
-            kill()?;
-            Ok(namespace.object("orphan")?["status"]["phase"] == "Failed")
+        kill_agent(&uid)?;
+        let has_ended = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let killing = scope.spawn(|| kill_until(&has_ended, &uid));
+            let ended = namespace
+                .in_container("orphan", "touch /tmp/go")
+                .and_then(|_| namespace.wait_for("orphan", "the end", 120, |status| status["phase"] == "Failed"));
+            has_ended.store(true, Ordering::Relaxed);
+            let killed = killing.join().map_err(|_| anyhow!("the killing panicked"))?;
+            ended.and(killed)
         })?;
         let told = Told {
             source: "Kubelet",
