@@ -10,7 +10,7 @@ use crate::program::Program;
 use crate::wait::until;
 
 /// How long something may take to be shown.
-const SHOWN: Duration = Duration::from_secs(90);
+const SHOWN: Duration = Duration::from_secs(60);
 
 /// A window of tmux with a server of its own. Dropping it ends both.
 pub struct Screen {
@@ -130,13 +130,26 @@ impl Screen {
         self.tmux(&["resize-window", "-x", &columns, "-y", &rows]).map(drop)
     }
 
+    /// Sets the terminal to what it was at first, as `stty sane` does, and begins a new line.
+    ///
+    /// # Errors
+    /// Its modes cannot be set.
+    pub fn mend(&self) -> Result<()> {
+        Program::new("stty", ["-F", &self.terminal()?, "sane"]).succeed()?;
+        self.presses(&["C-u", "Enter"])
+    }
+
+    fn terminal(&self) -> Result<String> {
+        let name = self.tmux(&["display-message", "-p", "#{pane_tty}"])?;
+        Ok(name.trim().to_owned())
+    }
+
     /// Whether the terminal takes whole lines and shows what is typed, as it did at first.
     ///
     /// # Errors
     /// Its modes cannot be asked for.
     pub fn is_as_before(&self) -> Result<bool> {
-        let terminal = self.tmux(&["display-message", "-p", "#{pane_tty}"])?;
-        let modes = Program::new("stty", ["-a", "-F", terminal.trim()]).succeed()?;
+        let modes = Program::new("stty", ["-a", "-F", &self.terminal()?]).succeed()?;
         let has = |mode: &str| modes.split([' ', ';', '\n']).any(|word| word == mode);
         Ok(has("icanon") && has("echo") && has("opost") && has("isig"))
     }

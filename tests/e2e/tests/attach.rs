@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{
-    BUSYBOX, Namespace, Screen, counting, delete_operator_pods, image_arguments, sha256, wait_for_operator,
+    BUSYBOX, Namespace, Screen, counting, delete_operator_pods, image_arguments, sha256, until, wait_for_operator,
     with_temp_ns,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,8 +14,24 @@ fn screen(namespace: &Namespace) -> Result<Option<Screen>> {
     Screen::open(namespace.editor.rproc(&[]), 100, 30)
 }
 
+/// The remote terminal gets this size; a moment after the window.
+fn has_size(screen: &Screen, size: &str) -> Result<()> {
+    until(&format!("a terminal of {size}"), Duration::from_secs(30), || {
+        screen.line("clear; stty size")?;
+        Ok(screen.shows()?.contains(size))
+    })
+}
+
+/// rproc has ended: what is typed earlier is its own.
+fn at_prompt(screen: &Screen) -> Result<()> {
+    until("the end of rproc", Duration::from_secs(60), || {
+        Ok(screen.running()?.is_empty())
+    })
+}
+
 /// The shell is back, and its terminal as it was.
 fn is_back(screen: &Screen) -> Result<()> {
+    at_prompt(screen)?;
     // Only a shell that reads its terminal line by line answers so.
     screen.line("echo back=$((6 * 7)) code=$?")?;
     screen.wait_for("back=42")?;
@@ -55,10 +71,9 @@ fn a_full_screen_program_is_left_and_re_entered_and_nothing_typed_is_lost() {
             let pid = Pid::from_raw(pid).context("a process id")?;
             kill_process(pid, Signal::KILL)?;
         }
-        // Nobody could restore the terminal: Enter is no line end in it.
-        screen.presses(&["C-j"])?;
-        screen.types("stty sane; clear")?;
-        screen.presses(&["C-j"])?;
+        // Nobody could restore the terminal.
+        screen.wait_for("prompt>")?;
+        screen.mend()?;
         is_back(&screen)?;
 
         screen.line("rproc attach -it --take-over edit")?;
@@ -68,8 +83,10 @@ fn a_full_screen_program_is_left_and_re_entered_and_nothing_typed_is_lost() {
         wait_for_operator()?;
         screen.wait_for("one two three")?;
         screen.presses(&["Escape"])?;
+        // Together they would be one key.
+        screen.wait_for("- /tmp/text")?;
         screen.line(":wq")?;
-        screen.wait_for("one two three")?;
+        at_prompt(&screen)?;
         screen.line("echo code=$?")?;
         screen.wait_for("code=5")?;
         ensure!(screen.is_as_before()?, "the terminal is not as it was");
@@ -91,12 +108,12 @@ fn a_shell_has_ctrl_c_sizes_and_an_exit_code() {
             "rproc run work -it {image} {policy} --env PS1='remote> ' -- sh"
         ))?;
         screen.wait_for("remote>")?;
-        screen.line("stty size; echo $TERM")?;
-        screen.wait_for("30 100")?;
+        has_size(&screen, "30 100")?;
         screen.resize(70, 25)?;
-        screen.line("clear; stty size")?;
-        screen.wait_for("25 70")?;
-        screen.line("clear; sleep 600; echo interrupted=$?")?;
+        has_size(&screen, "25 70")?;
+        // Until the shell has begun the line, Ctrl-C is a key of its editor.
+        screen.line("clear; echo sle''eping; sleep 600")?;
+        screen.wait_for("sleeping")?;
         screen.presses(&["C-c"])?;
         screen.line("echo after=$((1 + 1))")?;
         screen.wait_for("after=2")?;
@@ -106,6 +123,7 @@ fn a_shell_has_ctrl_c_sizes_and_an_exit_code() {
             let pid = pids.first().and_then(|pid| Pid::from_raw(*pid)).context("rproc")?;
             kill_process(pid, signal)?;
             screen.wait_for("left to itself")?;
+            at_prompt(&screen)?;
             screen.line(&format!("clear; echo left={code}=$?"))?;
             ensure!(screen.is_as_before()?, "the terminal is not as it was after {signal:?}");
             screen.line("clear; rproc attach -it --take-over work")?;
@@ -113,7 +131,7 @@ fn a_shell_has_ctrl_c_sizes_and_an_exit_code() {
             screen.wait_for("remote>")?;
         }
         screen.line("exit 9")?;
-        screen.wait_for("prompt>")?;
+        at_prompt(&screen)?;
         screen.line("echo code=$?")?;
         screen.wait_for("code=9")?;
         is_back(&screen)
