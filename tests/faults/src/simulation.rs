@@ -24,7 +24,7 @@ use remoteprocess_tls::{Authority, Identity, Role, TrustDomain, User};
 
 use api::Api;
 use network::Network;
-use plan::{Event, Fault, Plan};
+use plan::{Event, Fault, LEAST_LATENCY, Plan};
 use program::Program;
 use store::Store;
 use user::Received;
@@ -76,7 +76,7 @@ pub fn run(seed: u64) -> Result<Summary> {
         .rng_seed(seed)
         .tick_duration(TICK)
         .simulation_duration(Duration::from_secs(3600))
-        .min_message_latency(Duration::from_millis(1))
+        .min_message_latency(LEAST_LATENCY)
         .max_message_latency(plan.latency)
         .tcp_capacity(256)
         .build();

@@ -14,6 +14,8 @@ use super::{api, store};
 pub const AGENT: &str = "agent";
 /// The relays' hosts.
 pub const RELAYS: [&str; 2] = ["relay-0", "relay-1"];
+/// The network is never quicker.
+pub const LEAST_LATENCY: Duration = Duration::from_millis(1);
 /// Faults begin within this time; the program writes for about as long.
 const BUSY: Duration = Duration::from_secs(40);
 
@@ -140,7 +142,10 @@ impl Plan {
             2 => (Fault::Hold(a.clone(), b.clone()), Some(Fault::Release(a, b))),
             3 => (Fault::Partition(a.clone(), b.clone()), Some(Fault::Repair(a, b))),
             4 => (Fault::OneWay(a.clone(), b.clone()), Some(Fault::Repair(a, b))),
-            5 => (Fault::Latency(a, b, moment(rng, Duration::from_secs(2))), None),
+            5 => (
+                Fault::Latency(a, b, moment(rng, Duration::from_secs(2)).max(LEAST_LATENCY)),
+                None,
+            ),
             6 => {
                 let host = if rng.random_bool(0.5) { AGENT.to_owned() } else { relay };
                 (Fault::Crash(host.clone()), Some(Fault::Restart(host)))
