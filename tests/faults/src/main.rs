@@ -54,7 +54,7 @@ struct CutsArgs {
 
 #[derive(Args)]
 struct SimulationArgs {
-    /// 10,000 seeds instead of 300.
+    /// 10,000 seeds instead of 300 and those that have failed once.
     #[arg(long)]
     long: bool,
     /// Only this seed. `RUST_LOG=info` says what happens.
@@ -68,7 +68,7 @@ struct SimulationArgs {
     seeds: Option<u64>,
     /// How often each: not everything in a simulation is fixed by its seed.
     #[arg(long, default_value_t = 1)]
-    repeat: u64,
+    repeat: usize,
     /// Begin no further seed after so many seconds.
     #[arg(long)]
     limit: Option<u64>,
@@ -115,12 +115,16 @@ fn on_the_cluster(long: bool) -> Result<()> {
 
 impl From<SimulationArgs> for Seeds {
     fn from(args: SimulationArgs) -> Self {
-        let all = Self::of_size(args.long);
-        let count = args.seeds.unwrap_or(all.range.end - all.range.start);
+        let from = args.from;
         Self {
-            range: match args.seed {
-                Some(seed) => seed..seed + 1,
-                None => args.from..args.from + count,
+            seeds: match (args.seed, args.seeds) {
+                (Some(seed), _) => vec![seed],
+                (None, Some(count)) => (from..from + count).collect(),
+                (None, None) => Self::of_size(args.long)
+                    .seeds
+                    .into_iter()
+                    .filter(|seed| *seed >= from)
+                    .collect(),
             },
             repeat: args.repeat,
             limit: args.limit.map(Duration::from_secs),

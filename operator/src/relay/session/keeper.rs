@@ -175,7 +175,7 @@ async fn close(session: &Session, mut writer: Writer, exit: &Exit) {
     };
     note(session, None);
     let exit = manifest.exit_frame().unwrap_or(verdict);
-    session.ring.finish(exit.clone());
+    session.ring.finish(exit.clone(), manifest.end());
     info!(
         uid = session.subject.key.uid,
         attempt = session.subject.key.attempt,

@@ -103,7 +103,7 @@ impl Mirror {
                 None => Err("no replica is the home".into()),
             };
             match end {
-                Ok(exit) => return self.ring.finish(exit),
+                Ok(exit) => return self.ring.finish(exit, self.ring.end()),
                 Err(reason) => debug!(uid = self.key.uid, reason, "no stream from the home"),
             }
             if received != self.ring.end() {

@@ -128,9 +128,15 @@ impl Ring {
         state.ended && state.open.is_none() && index == state.head()
     }
 
-    /// Gives readers the last frame.
-    pub fn finish(&self, exit: Exit) {
-        self.lock().exit = Some(exit);
+    /// Gives readers the last frame, once they have had everything up to `end`. Where another home has archived more than
+    /// came here, they find the rest there.
+    pub fn finish(&self, exit: Exit, end: Cursor) {
+        let mut state = self.lock();
+        if distance(&end) > distance(&state.end) {
+            state.restart(end);
+        }
+        state.exit = Some(exit);
+        drop(state);
         self.wake();
     }
 
@@ -306,6 +312,17 @@ impl State {
         self.pieces.front().map_or_else(open, |framed| framed.placed.start)
     }
 
+    /// Empties the ring and goes on at `at`. Every place so far is behind it.
+    fn restart(&mut self, at: Cursor) {
+        self.seal();
+        self.first = self.head() + 1;
+        self.kept = self.first;
+        self.pieces.clear();
+        self.budget.give(std::mem::take(&mut self.cost));
+        self.unkept_cost = 0;
+        self.end = at;
+    }
+
     fn append(&mut self, piece: Piece, wire: Option<Bytes>) {
         let start = self.end;
         self.end.set(piece.stream(), piece.to());
@@ -410,6 +427,21 @@ mod tests {
         ring.push(chunk(20, 10));
         let found = pieces(ring.read(&mut place, 100));
         assert_eq!(found, vec![data(Stream::Stdout, 25, 0, Bytes::from(vec![1; 5]))]);
+    }
+
+    #[test]
+    fn what_another_home_has_archived_is_read_there_before_the_end() {
+        let ring = ring();
+        ring.begin(Cursor::default());
+        ring.push(chunk(0, 10));
+        let (mut reader, mut late) = (Place::default(), Place::default());
+        assert_eq!(pieces(ring.read(&mut reader, 100)).len(), 1);
+        let end = Cursor { stdout: 30, stderr: 0 };
+        ring.finish(Exit::default(), end);
+        assert_eq!(ring.read(&mut reader, 100), Read::Behind);
+        assert_eq!(ring.read(&mut late, 100), Read::Behind);
+        assert_eq!(ring.read(&mut Place::new(end), 100), Read::End(Box::default()));
+        assert_eq!(ring.lock().cost, 0);
     }
 
     #[test]
