@@ -1,14 +1,10 @@
 //! The time of day, and the clock of deadlines.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use remoteprocess_entrypoint::run_clock::Moment;
-use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
-    timerfd_settime,
-};
+use remoteprocess_entrypoint::clock;
+pub use remoteprocess_entrypoint::clock::{Moment, now};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -20,15 +16,9 @@ pub fn unix_nanos() -> i64 {
         .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }
 
-/// Now, for deadlines: suspended time counts.
-#[must_use]
-pub fn now() -> Moment {
-    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
-}
-
 /// Waits for a moment of [`now`]'s clock. The runtime's own timers do not count suspended time.
 #[derive(Debug)]
-pub struct Timer(AsyncFd<OwnedFd>);
+pub struct Timer(AsyncFd<clock::Timer>);
 
 impl Timer {
     /// A timer that is not set.
@@ -36,8 +26,7 @@ impl Timer {
     /// # Errors
     /// When the kernel has none left.
     pub fn new() -> io::Result<Self> {
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let timer = timerfd_create(TimerfdClockId::Boottime, flags)?;
+        let timer = clock::Timer::new()?;
         // As for sockets: what is to follow is unsafe to call, and asks for what an `OwnedFd` keeps anyway.
         #[allow(deprecated)]
         AsyncFd::with_interest(timer, Interest::READABLE).map(Self)
@@ -45,18 +34,7 @@ impl Timer {
 
     /// Returns at this moment.
     pub async fn until(&self, at: Moment) {
-        const ZERO: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-        // Zero would unset it.
-        let value = Timespec::try_from(at.max(Duration::from_nanos(1))).unwrap_or(Timespec {
-            tv_sec: i64::MAX,
-            tv_nsec: 0,
-        });
-        let spec = Itimerspec {
-            it_interval: ZERO,
-            it_value: value,
-        };
-        // Refused only for what is no time.
-        let _ = timerfd_settime(self.0.get_ref(), TimerfdTimerFlags::ABSTIME, &spec);
+        self.0.get_ref().set(Some(at));
         loop {
             let Ok(mut ready) = self.0.readable().await else {
                 return std::future::pending().await;
@@ -72,6 +50,8 @@ impl Timer {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]

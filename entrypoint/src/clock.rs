@@ -1,23 +1,26 @@
 //! Time: one clock for deadlines, one for records.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-pub use remoteprocess_entrypoint::run_clock::Moment;
 use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
     timerfd_settime,
 };
 
+pub use crate::run_clock::Moment;
+
 const ZERO: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// Now, for deadlines.
+/// Now, for deadlines: suspended time counts.
+#[must_use]
 pub fn now() -> Moment {
     duration(clock_gettime(ClockId::Boottime))
 }
 
 /// Now, for records: nanoseconds since the Unix epoch.
+#[must_use]
 pub fn unix_nanos() -> u64 {
     u64::try_from(duration(clock_gettime(ClockId::Realtime)).as_nanos()).unwrap_or(u64::MAX)
 }
@@ -26,16 +29,19 @@ fn duration(time: Timespec) -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// Becomes readable at a moment. `poll(2)` alone would not count the time for which the machine is suspended.
+/// Becomes readable at a moment of [`now`]'s clock. `poll(2)` alone, and a runtime's timers, would not count the time for
+/// which the machine is suspended.
+#[derive(Debug)]
 pub struct Timer(OwnedFd);
 
 impl Timer {
     /// A timer that is not set.
+    ///
+    /// # Errors
+    /// When the kernel has none left.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(timerfd_create(
-            TimerfdClockId::Boottime,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )?))
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        Ok(Self(timerfd_create(TimerfdClockId::Boottime, flags)?))
     }
 
     /// Sets it to this moment, or to none.
@@ -60,5 +66,11 @@ impl Timer {
 impl AsFd for Timer {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Timer {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }

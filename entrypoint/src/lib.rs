@@ -1,4 +1,4 @@
-//! What the entrypoint and the agent say to each other, and the socket they say it on.
+//! What the entrypoint and the agent say to each other, the socket they say it on, and the clock they go by.
 //!
 //! The `entrypoint` program (`main.rs` of this crate) is PID 1 of the user's container; the agent
 //! is a sidecar in the same pod. They share one directory, the handover volume, with one Unix
@@ -11,6 +11,7 @@
 //! [`socket::Connection::receive`] return a value or an error; they neither panic nor keep more
 //! than one packet and [`socket::MAX_DESCRIPTORS`] descriptors.
 
+pub mod clock;
 pub mod input;
 pub mod message;
 pub mod run_clock;

@@ -9,7 +9,6 @@
 
 mod arguments;
 mod cgroup;
-mod clock;
 mod diagnosis;
 mod ending;
 mod launch;
@@ -26,7 +25,7 @@ mod terminal;
 
 use std::io::{self, Write};
 
-use remoteprocess_entrypoint::EXIT_PLATFORM;
+use remoteprocess_entrypoint::{EXIT_PLATFORM, clock};
 use rustix::process::{DumpableBehavior, set_child_subreaper, set_dumpable_behavior};
 
 use crate::arguments::Arguments;

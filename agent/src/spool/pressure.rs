@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
-
 use super::{Progress, Stall};
+use crate::clock::now;
 
 /// What happens when the spool is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -73,7 +72,7 @@ pub struct Pressure {
 impl Pressure {
     /// Goes on with a wait that began under an earlier agent.
     pub fn new(policy: Policy, wait: Option<Wait>) -> Self {
-        let wait = wait.filter(|wait| wait.since <= uptime());
+        let wait = wait.filter(|wait| wait.since <= now());
         Self {
             policy,
             wait,
@@ -92,7 +91,7 @@ impl Pressure {
             self.wait = None;
         }
         if self.wait.is_none() && progress.stalled.is_some() {
-            let since = uptime();
+            let since = now();
             self.wait = Some(Wait { since, archived });
         }
     }
@@ -115,7 +114,7 @@ impl Pressure {
 
     /// Whether a wait has lasted for `age` and is not on the disk.
     pub fn is_worth_noting(&self, age: Duration) -> bool {
-        let is_old = |wait: Wait| uptime().saturating_sub(wait.since) >= age;
+        let is_old = |wait: Wait| now().saturating_sub(wait.since) >= age;
         self.wait != self.noted && self.wait.is_some_and(is_old)
     }
 
@@ -128,14 +127,8 @@ impl Pressure {
     /// How long until a look is worth it, though nothing happens.
     pub fn remaining(&self) -> Option<Duration> {
         let end = self.wait?.since + self.policy.patience;
-        end.checked_sub(uptime()).filter(|left| !left.is_zero())
+        end.checked_sub(now()).filter(|left| !left.is_zero())
     }
-}
-
-fn uptime() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    // Neither is negative on a clock that starts at 0.
-    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.try_into().unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -203,7 +196,7 @@ mod tests {
     #[test]
     fn a_wait_from_before_the_nodes_start_is_not_believed() {
         let wait = Wait {
-            since: uptime() + Duration::from_secs(1000),
+            since: now() + Duration::from_secs(1000),
             archived: 0,
         };
         let policy = pressure(WhenFull::Auto, Duration::ZERO).policy;
