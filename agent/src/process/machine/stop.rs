@@ -7,24 +7,14 @@ use crate::process::facts::{Closed, Ending, Fact, Stop};
 
 impl Machine {
     pub(super) fn stop_order(&self) -> Option<Action> {
-        self.facts.stop.as_ref().map(|stop| {
-            Action::Send(ToEntrypoint::Stop {
-                signal: stop.signal,
-                grace_millis: stop.grace_millis,
-                cause: stop.cause,
-            })
-        })
+        self.facts.stop.as_ref().map(order)
     }
 
     pub(super) fn on_stop(&mut self, stop: Stop) -> Vec<Action> {
         if self.facts.ending.is_some() {
             return vec![];
         }
-        let order = Action::Send(ToEntrypoint::Stop {
-            signal: stop.signal,
-            grace_millis: stop.grace_millis,
-            cause: stop.cause,
-        });
+        let order = order(&stop);
         // The first who asked is who ended it.
         let is_first = self.facts.stop.is_none();
         if is_first {
@@ -58,4 +48,12 @@ impl Machine {
     pub(super) const fn is_cancelled(&self) -> bool {
         matches!(self.facts.ending, Some(Ending::Cancelled { .. }))
     }
+}
+
+fn order(stop: &Stop) -> Action {
+    Action::Send(ToEntrypoint::Stop {
+        signal: stop.signal,
+        grace_millis: stop.grace_millis,
+        cause: stop.cause,
+    })
 }
