@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use remoteprocess_proto::v1::{ExecutorPauseRequest, ExecutorSetDeadlineRequest, ExecutorStopRequest, State};
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tonic::Code;
 use tracing::{debug, info};
@@ -79,6 +80,37 @@ pub enum Fact {
     },
 }
 
+/// What is wanted and what is, as both change.
+struct View {
+    wishes: watch::Receiver<Option<Wish>>,
+    states: watch::Receiver<Option<State>>,
+}
+
+impl View {
+    fn of(session: &Session) -> Self {
+        Self {
+            wishes: session.wish.subscribe(),
+            states: session.state.subscribe(),
+        }
+    }
+
+    fn now(&mut self) -> (Option<Wish>, Option<State>) {
+        (
+            self.wishes.borrow_and_update().clone(),
+            self.states.borrow_and_update().clone(),
+        )
+    }
+
+    /// Returns when one of both has changed since it was looked at, or after a pause.
+    async fn changed(&mut self, pause: Option<Duration>) {
+        tokio::select! {
+            _ = self.wishes.changed() => {}
+            _ = self.states.changed() => {}
+            () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+        }
+    }
+}
+
 /// Does all of it; never ends.
 pub(super) async fn run(session: &Session) {
     tokio::join!(
@@ -108,14 +140,11 @@ async fn stop(session: &Session) {
 }
 
 async fn keep_paused(session: &Session) {
-    let (mut wishes, mut states) = (session.wish.subscribe(), session.state.subscribe());
+    let mut view = View::of(session);
     let mut refused_of = None;
     loop {
-        let (wish, is) = (
-            wishes.borrow_and_update().clone(),
-            is_paused(states.borrow_and_update().as_ref()),
-        );
-        let pause = match (wish, is) {
+        let (wish, state) = view.now();
+        let pause = match (wish, is_paused(state.as_ref())) {
             (Some(wish), Some(is)) if wish.is_paused != is => {
                 let answer = session.pause(request(&wish)).await;
                 if let (Err(ControlError::Refused(status)), true) = (&answer, wish.is_paused)
@@ -129,11 +158,7 @@ async fn keep_paused(session: &Session) {
             }
             _ => None,
         };
-        tokio::select! {
-            _ = wishes.changed() => {}
-            _ = states.changed() => {}
-            () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
-        }
+        view.changed(pause).await;
     }
 }
 
@@ -156,14 +181,11 @@ fn after(answer: Result<(), ControlError>) -> Option<Duration> {
 
 /// Tells the agent of a limit that is not the one by which it goes, as the status has it.
 async fn keep_limit(session: &Session) {
-    let (mut wishes, mut states) = (session.wish.subscribe(), session.state.subscribe());
+    let mut view = View::of(session);
     loop {
-        let (wish, is) = (
-            wishes.borrow_and_update().clone(),
-            is_paused(states.borrow_and_update().as_ref()),
-        );
+        let (wish, state) = view.now();
         let wish = wish.filter(|wish| wish.known.is_started && wish.run_seconds != wish.known.run_seconds);
-        let pause = match (wish, is) {
+        let pause = match (wish, is_paused(state.as_ref())) {
             (Some(Wish { run_seconds, .. }), Some(_)) => {
                 let answer = session.set_deadline(ExecutorSetDeadlineRequest { run_seconds }).await;
                 match answer {
@@ -181,29 +203,21 @@ async fn keep_limit(session: &Session) {
             }
             _ => None,
         };
-        tokio::select! {
-            _ = wishes.changed() => {}
-            _ = states.changed() => {}
-            () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
-        }
+        view.changed(pause).await;
     }
 }
 
 /// Writes down that it is paused, or goes on, where the status says otherwise.
 async fn tell_pauses(session: &Session) {
-    let (mut wishes, mut states) = (session.wish.subscribe(), session.state.subscribe());
+    let mut view = View::of(session);
     loop {
-        let known = wishes.borrow_and_update().as_ref().map(|wish| wish.known.is_paused);
-        let is = states.borrow_and_update().as_ref().map(|state| state.phase == "Paused");
-        if let (Some(known), Some(is)) = (known, is)
-            && known != is
-        {
-            session.learn(Fact::Paused(is.then(Timestamp::now))).await;
+        if let (Some(wish), Some(state)) = view.now() {
+            let is = state.phase == "Paused";
+            if wish.known.is_paused != is {
+                session.learn(Fact::Paused(is.then(Timestamp::now))).await;
+            }
         }
-        tokio::select! {
-            _ = wishes.changed() => {}
-            _ = states.changed() => {}
-        }
+        view.changed(None).await;
     }
 }
 
