@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde_json::Value;
 
 use crate::names;
+use crate::sentence::plain;
 use crate::spec::RemoteProcess;
 
 /// Longest reason that is passed on, in characters.
@@ -51,7 +52,7 @@ impl RemoteProcess {
             by: setter.manager.clone(),
             why: reason
                 .filter(|_| is_of_setter)
-                .map(|reason| clean(reason))
+                .map(|reason| plain(reason, LONGEST))
                 .filter(|why| !why.is_empty()),
         }
     }
@@ -78,14 +79,6 @@ fn owns(entry: &ManagedFieldsEntry, path: &[&str]) -> bool {
     let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
     let found = path.iter().fold(fields, |at, name| at.and_then(|at| at.get(name)));
     found.is_some_and(Value::is_object)
-}
-
-fn clean(reason: &str) -> String {
-    reason
-        .chars()
-        .filter(|character| !character.is_control())
-        .take(LONGEST)
-        .collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod crd;
 pub mod names;
 pub mod phase;
 pub mod rules;
+pub mod sentence;
 pub mod signal;
 pub mod spec;
 pub mod status;

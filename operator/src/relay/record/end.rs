@@ -1,5 +1,6 @@
 //! The end of an attempt, between the wire and the status.
 
+use remoteprocess_api::sentence::plain;
 use remoteprocess_api::{
     AttemptExit, AttemptStatus, ExitSource, Reason, RemoteProcess, RemoteProcessStatus, StopStatus, signal,
 };
@@ -45,7 +46,7 @@ fn plain_reason(exit: &Exit) -> Option<Reason> {
 
 /// A peer's sentence, without control bytes and not endless.
 fn sentence(text: &str) -> Option<String> {
-    let clean: String = text.chars().filter(|c| !c.is_control()).take(SENTENCE).collect();
+    let clean = plain(text, SENTENCE);
     (!clean.is_empty()).then_some(clean)
 }
 

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Resource;
+use remoteprocess_api::sentence::plain;
 use remoteprocess_api::{RemoteProcess, names};
 use sha2::{Digest, Sha256};
 
@@ -64,13 +65,7 @@ fn event(subject: &Subject, replica: &str, news: News, now: Timestamp) -> Event 
         type_: Some(news.kind.to_owned()),
         reason: Some(news.reason.to_owned()),
         action: Some(news.action.to_owned()),
-        note: Some(
-            news.note
-                .chars()
-                .filter(|character| !character.is_control())
-                .take(NOTE / 4)
-                .collect(),
-        ),
+        note: Some(plain(&news.note, NOTE / 4)),
         regarding: Some(ObjectReference {
             api_version: Some(RemoteProcess::api_version(&()).into_owned()),
             kind: Some(RemoteProcess::kind(&()).into_owned()),
