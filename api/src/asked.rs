@@ -58,6 +58,20 @@ impl RemoteProcess {
     }
 }
 
+impl Asked {
+    /// What was done, and by whom as far as that is known: `paused by kubectl-patch (for maintenance)`.
+    #[must_use]
+    pub fn of(&self, done: &str) -> String {
+        format!("{done} {self}").trim_end().to_owned()
+    }
+
+    /// `asked by kubectl-patch (for maintenance)`; `None` where neither is known.
+    #[must_use]
+    pub fn sentence(&self) -> Option<String> {
+        (*self != Self::default()).then(|| self.of("asked"))
+    }
+}
+
 impl Display for Asked {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.by, &self.why) {
@@ -108,8 +122,13 @@ mod tests {
     fn the_last_who_set_it_has_asked() {
         let state = || serde_json::json!({"f:spec": {"f:desiredState": {}, "f:image": {}}});
         let reason = serde_json::json!({"f:metadata": {"f:annotations": {"f:remoteprocess.dev/reason": {}}}});
-        let of = |entries: &[Value]| process(Value::Array(entries.to_vec())).asked().to_string();
+        let asked = |entries: &[Value]| process(Value::Array(entries.to_vec())).asked();
+        let of = |entries: &[Value]| asked(entries).to_string();
         assert_eq!(of(&[]), "");
+        assert_eq!(
+            (asked(&[]).of("paused").as_str(), asked(&[]).sentence()),
+            ("paused", None)
+        );
         assert_eq!(of(&[entry("helm", 1, state())]), "by helm");
         let patched = entry("kubectl-patch", 2, state());
         assert_eq!(of(&[entry("helm", 1, state()), patched.clone()]), "by kubectl-patch");
@@ -123,6 +142,9 @@ mod tests {
         );
         let mut both = state();
         both["f:metadata"] = reason["f:metadata"].clone();
-        assert_eq!(of(&[entry("rproc", 4, both)]), "by rproc (for maintenance)");
+        let both = [entry("rproc", 4, both)];
+        assert_eq!(of(&both), "by rproc (for maintenance)");
+        assert_eq!(asked(&both).of("paused"), "paused by rproc (for maintenance)");
+        assert_eq!(asked(&both).sentence().unwrap(), "asked by rproc (for maintenance)");
     }
 }

@@ -2,7 +2,7 @@
 
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
-use remoteprocess_api::{Asked, Phase, RemoteProcess, names::CONTROLLER_MANAGER};
+use remoteprocess_api::{Phase, RemoteProcess, names::CONTROLLER_MANAGER};
 use tracing::debug;
 
 /// That it goes on after a pause is another news than that it runs.
@@ -37,9 +37,9 @@ fn phase_event(before: &RemoteProcess, now: &RemoteProcess) -> Option<Event> {
     }
     let is_resumed = (previous, phase) == (Some(Phase::Paused), Phase::Running);
     let note = if is_resumed {
-        Some(match now.asked() {
-            nobody if nobody == Asked::default() => "the program goes on".to_owned(),
-            asked => format!("the program goes on, asked {asked}"),
+        Some(match now.asked().sentence() {
+            Some(asked) => format!("the program goes on, {asked}"),
+            None => "the program goes on".to_owned(),
         })
     } else {
         status.message.clone()

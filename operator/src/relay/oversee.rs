@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
-use remoteprocess_api::{Asked, AttemptStatus, DesiredState, ExitSource, Reason, RemoteProcess};
+use remoteprocess_api::{AttemptStatus, DesiredState, ExitSource, Reason, RemoteProcess};
 use remoteprocess_proto::v1::Exit;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -142,15 +142,9 @@ pub fn advise(session: &Session, process: &RemoteProcess) {
 /// Who wants the end, where the object itself says so.
 fn order_to_stop(process: &RemoteProcess) -> Option<Order> {
     if process.spec.desired_state == DesiredState::Stopped {
-        let asked = process.asked();
-        let is_known = asked != Asked::default();
         return Some(Order {
             requested_by: BY_SPEC,
-            message: if is_known {
-                format!("asked {asked}")
-            } else {
-                String::new()
-            },
+            message: process.asked().sentence().unwrap_or_default(),
         });
     }
     process.metadata.deletion_timestamp.as_ref().map(|_| deletion())

@@ -114,8 +114,8 @@ impl<'a> Draft<'a> {
     pub(super) fn paused(&mut self, record: &AttemptStatus) {
         self.started(record);
         if self.status.phase != Some(Phase::Paused) {
-            let message = format!("the program is paused {}", self.process.asked());
-            self.say(Phase::Paused, Reason::Paused, message.trim_end().to_owned());
+            let message = self.process.asked().of("the program is paused");
+            self.say(Phase::Paused, Reason::Paused, message);
         }
     }
 

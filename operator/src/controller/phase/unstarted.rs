@@ -141,14 +141,13 @@ pub(super) fn stop_before_start(mut draft: Draft<'_>, situation: &Situation<'_>,
 }
 
 pub(super) fn stopped_before_start(process: &RemoteProcess) -> AttemptExit {
-    let asked = process.asked().to_string();
     AttemptExit {
         source: ExitSource::None,
         reason: Some(Reason::Stopped),
         message: Some("stopped before the program was started".into()),
         stop: Some(StopStatus {
             requested_by: "spec.desiredState".into(),
-            message: (!asked.is_empty()).then(|| format!("asked {asked}")),
+            message: process.asked().sentence(),
         }),
         ..AttemptExit::default()
     }

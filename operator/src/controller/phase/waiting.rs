@@ -56,15 +56,10 @@ impl Wait {
 
 /// Somebody wants that nothing is started.
 pub(super) fn paused(process: &RemoteProcess) -> Wait {
-    let asked = process.asked();
+    let message = process.asked().of("paused before the program was started");
     Wait {
         phase: Phase::Paused,
-        ..Wait::problem(
-            Reason::Paused,
-            format!("paused before the program was started {asked}")
-                .trim_end()
-                .to_owned(),
-        )
+        ..Wait::problem(Reason::Paused, message)
     }
 }
 
