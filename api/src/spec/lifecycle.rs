@@ -188,6 +188,13 @@ impl RemoteProcessSpec {
         self.deadlines.as_ref().and_then(|deadlines| deadlines.run_seconds)
     }
 
+    /// Whether the time for which the program is paused counts for [`Self::run_seconds`].
+    #[must_use]
+    pub fn counts_pauses(&self) -> bool {
+        let deadlines = self.deadlines.as_ref();
+        deadlines.and_then(|deadlines| deadlines.count_paused).unwrap_or(true)
+    }
+
     /// When the condition Ready is true.
     #[must_use]
     pub fn ready_when(&self) -> ReadyWhen {

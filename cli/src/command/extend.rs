@@ -123,12 +123,9 @@ fn limit(object: &RemoteProcess, args: &ExtendArgs, now: Timestamp) -> Result<Op
         (None, to, _) => to.unwrap_or_default().as_secs(),
     };
     let has_run = started(object).map(|then| now.duration_since(then).as_secs());
-    let counts_all = object
-        .spec
-        .deadlines
-        .as_ref()
-        .is_none_or(|deadlines| deadlines.count_paused != Some(false));
-    if let Some(has_run) = has_run.filter(|has_run| counts_all && u64::try_from(*has_run).is_ok_and(|s| s >= seconds)) {
+    if let Some(has_run) =
+        has_run.filter(|has_run| object.spec.counts_pauses() && u64::try_from(*has_run).is_ok_and(|s| s >= seconds))
+    {
         return Err(format!(
             "it has run for {has_run} s already, and would be stopped at once. To end it: rproc stop"
         ));
@@ -150,13 +147,8 @@ fn sentence(object: &RemoteProcess) -> String {
         return "may run for as long as it likes".to_owned();
     };
     let span = SignedDuration::from_secs(seconds.into());
-    let counts_all = object
-        .spec
-        .deadlines
-        .as_ref()
-        .is_none_or(|deadlines| deadlines.count_paused != Some(false));
     let until = started(object)
-        .filter(|_| counts_all)
+        .filter(|_| object.spec.counts_pauses())
         .and_then(|then| then.checked_add(span).ok());
     match until {
         Some(until) => format!("may run for {span:#}, until {until:.0}"),

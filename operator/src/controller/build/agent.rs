@@ -88,7 +88,7 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
         value("RPROC_STDIN", process.spec.stdin.unwrap_or_default()),
         value("RPROC_TTY", process.spec.tty.unwrap_or_default()),
         value("RPROC_LEFTOVERS", leftovers),
-        value("RPROC_PAUSE_STOPS_CLOCK", deadlines.count_paused == Some(false)),
+        value("RPROC_PAUSE_STOPS_CLOCK", !process.spec.counts_pauses()),
         value("RPROC_STOP_SIGNAL", process.stop_signal),
         value("RPROC_STOP_GRACE_SECONDS", process.stop_grace_seconds),
         value("RPROC_DRAIN_SECONDS", settings.drain_seconds),
