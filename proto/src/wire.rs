@@ -43,7 +43,8 @@ pub fn encode(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut wire = BytesMut::with_capacity(PREFIX + length);
     put_prefix(&mut wire, length);
-    wire.put_slice(&message.encode_to_vec());
+    // A buffer that grows has room for all of it.
+    let _ = message.encode(&mut wire);
     wire.freeze()
 }
 
