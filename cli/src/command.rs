@@ -13,6 +13,7 @@ use crate::follow::{self, DialError};
 use crate::{exit, output};
 
 pub mod attach;
+pub mod change;
 pub mod completion;
 pub mod delete;
 pub mod describe;

@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use kube::api::Patch;
 use remoteprocess_api::{Phase, RemoteProcess};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Failure, duration, open, pause, print, resource, stop, wait};
+use super::{Failure, change, duration, open, print, resource, stop, wait};
 use crate::args::GlobalArgs;
-use crate::connect::{Cluster, Rule};
-use crate::observe::{self, Seen};
+use crate::connect::Cluster;
+use crate::observe::Seen;
 
 /// Flags of `extend`.
 #[derive(Debug, clap::Args)]
@@ -61,7 +60,7 @@ const CONFLICT: u16 = 409;
 /// code of the last is 1.
 pub async fn run(global: &GlobalArgs, args: ExtendArgs) -> Result<u8, Failure> {
     let cluster = open(global).await?;
-    let deadline = (!args.timeout.is_zero()).then(|| Instant::now() + args.timeout);
+    let deadline = change::deadline(args.timeout);
     let mut asked = Vec::new();
     for name in &args.names {
         asked.push(ask(&cluster, name, &args).await?);
@@ -76,11 +75,7 @@ pub async fn run(global: &GlobalArgs, args: ExtendArgs) -> Result<u8, Failure> {
         }
         print(&format!("{} {}\n", resource(name), sentence(&object)))?;
     }
-    if failures.is_empty() {
-        Ok(0)
-    } else {
-        Err(Failure::no(failures.join("\n")))
-    }
+    change::conclude(&failures)
 }
 
 async fn ask(cluster: &Cluster, name: &str, args: &ExtendArgs) -> Result<RemoteProcess, Failure> {
@@ -91,17 +86,10 @@ async fn ask(cluster: &Cluster, name: &str, args: &ExtendArgs) -> Result<RemoteP
         // More than there is now: of exactly this version.
         let metadata = json!({"uid": object.metadata.uid, "resourceVersion": object.metadata.resource_version});
         let patch = json!({"metadata": metadata, "spec": {"deadlines": {"runSeconds": seconds}}});
-        match cluster
-            .processes()
-            .patch(name, &pause::ours(), &Patch::Merge(&patch))
-            .await
-        {
+        match change::patch(cluster, name, &patch).await {
             Ok(patched) => return Ok(patched),
             Err(kube::Error::Api(status)) if status.code == CONFLICT => {}
-            Err(error) => {
-                let rule = Rule::process("patch", "remoteprocess-edit");
-                return Err(cluster.error(&error, &rule, "extend the process").into());
-            }
+            Err(error) => return Err(change::refused(cluster, &error, "extend the process")),
         }
     }
     Err(Failure::new(format!(
@@ -163,19 +151,11 @@ async fn is_known(
     name: &str,
     deadline: Option<Instant>,
 ) -> Result<Option<String>, Failure> {
-    let api = cluster.processes();
-    let uid = object.metadata.uid.as_deref();
-    match observe::until(&api, name, uid, deadline, judge).await {
-        Ok(Ok(())) => Ok(None),
-        Ok(Err(why)) => Ok(Some(format!("{name} {why}"))),
-        Err(observe::Error::TimedOut(_)) => Ok(Some(format!(
-            "{name} has been asked, and its agent has not answered in time: it goes by the old deadline"
-        ))),
-        Err(observe::Error::Api(error)) => {
-            let rule = Rule::process("get, watch", "remoteprocess-view");
-            Err(cluster.error(&error, &rule, "watch the process").into())
-        }
-    }
+    let this = (name, object.metadata.uid.as_deref());
+    change::until(cluster, this, deadline, judge, |_| {
+        format!("{name} has been asked, and its agent has not answered in time: it goes by the old deadline")
+    })
+    .await
 }
 
 fn judge(seen: &Seen) -> Option<Result<(), String>> {

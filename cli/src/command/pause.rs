@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use kube::api::{Patch, PatchParams};
 use remoteprocess_api::{ConditionType, DesiredState, Phase, RemoteProcess, condition, names};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Failure, duration, open, print, resource, stop, wait};
+use super::{Failure, change, duration, open, print, resource, stop, wait};
 use crate::args::GlobalArgs;
-use crate::connect::{Cluster, Rule};
-use crate::observe::{self, Seen};
+use crate::connect::Cluster;
+use crate::observe::Seen;
 
 /// Flags of `pause` and `resume`.
 #[derive(Debug, clap::Args)]
@@ -84,7 +83,7 @@ impl Verb {
 /// One is not there, has ended, may not be changed, or is not so in time; the code of the last is 1.
 pub async fn run(global: &GlobalArgs, args: PauseArgs, verb: Verb) -> Result<u8, Failure> {
     let cluster = open(global).await?;
-    let deadline = (!args.timeout.is_zero()).then(|| Instant::now() + args.timeout);
+    let deadline = change::deadline(args.timeout);
     let mut asked = Vec::new();
     for name in &args.names {
         let object = stop::get(&cluster, name).await?;
@@ -101,11 +100,7 @@ pub async fn run(global: &GlobalArgs, args: PauseArgs, verb: Verb) -> Result<u8,
         }
         print(&format!("{} {}\n", resource(name), verb.done(args.wait)))?;
     }
-    if failures.is_empty() {
-        Ok(0)
-    } else {
-        Err(Failure::no(failures.join("\n")))
-    }
+    change::conclude(&failures)
 }
 
 /// Whether it makes sense to ask.
@@ -132,21 +127,8 @@ async fn ask(
     // A former reason goes where none is given.
     let metadata = json!({"uid": object.metadata.uid, "annotations": {names::ANNOTATION_REASON: args.message}});
     let patch = json!({"metadata": metadata, "spec": {"desiredState": verb.state()}});
-    let patched = cluster.processes().patch(name, &ours(), &Patch::Merge(&patch)).await;
-    patched.map_err(|error| {
-        let rule = Rule::process("patch", "remoteprocess-edit");
-        cluster
-            .error(&error, &rule, &format!("{} the process", verb.word()))
-            .into()
-    })
-}
-
-/// By this name the object tells that it was rproc.
-pub(super) fn ours() -> PatchParams {
-    PatchParams {
-        field_manager: Some("rproc".to_owned()),
-        ..PatchParams::default()
-    }
+    let patched = change::patch(cluster, name, &patch).await;
+    patched.map_err(|error| change::refused(cluster, &error, &format!("{} the process", verb.word())))
 }
 
 /// Why it is not as it was asked for; `None` where it is.
@@ -158,25 +140,13 @@ async fn is_so(
     deadline: Option<Instant>,
 ) -> Result<Option<String>, Failure> {
     let generation = object.metadata.generation.unwrap_or_default();
-    let api = cluster.processes();
-    let uid = object.metadata.uid.as_deref();
-    match observe::until(&api, name, uid, deadline, |seen| judge(seen, verb, generation)).await {
-        Ok(Ok(())) => Ok(None),
-        Ok(Err(why)) => Ok(Some(format!("{name} {why}"))),
-        Err(observe::Error::TimedOut(last)) => {
-            let last = last
-                .map(|last| format!("; it {}", wait::state(&last)))
-                .unwrap_or_default();
-            let word = verb.word();
-            Ok(Some(format!(
-                "{name} has been asked to {word} and has not in time{last}. See: rproc describe {name}"
-            )))
-        }
-        Err(observe::Error::Api(error)) => {
-            let rule = Rule::process("get, watch", "remoteprocess-view");
-            Err(cluster.error(&error, &rule, "watch the process").into())
-        }
-    }
+    let this = (name, object.metadata.uid.as_deref());
+    let is_as_asked = |seen: &Seen| judge(seen, verb, generation);
+    change::until(cluster, this, deadline, is_as_asked, |last| {
+        let (word, last) = (verb.word(), wait::and_it_is(last));
+        format!("{name} has been asked to {word} and has not in time{last}. See: rproc describe {name}")
+    })
+    .await
 }
 
 /// Whether it is as the object of this generation asks, once that is certain.

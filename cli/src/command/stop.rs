@@ -3,17 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::Patch;
 use remoteprocess_api::{RemoteProcess, names};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{ProcessKey, StopRequest};
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::{Failure, duration, open, pause, print, resource};
+use super::{Failure, change, duration, open, print, resource};
 use crate::args::GlobalArgs;
 use crate::connect::{CallError, Cluster, Relay, Rule};
-use crate::observe::{self, Seen};
+use crate::observe::Seen;
 
 /// Flags of `stop`.
 #[derive(Debug, clap::Args)]
@@ -66,7 +65,7 @@ pub struct Manner {
 /// One is not there, may not be stopped, or does not end in time.
 pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
     let cluster = open(global).await?;
-    let deadline = (!args.timeout.is_zero()).then(|| Instant::now() + args.timeout);
+    let deadline = change::deadline(args.timeout);
     let manner = Manner {
         signal: args.signal,
         grace_seconds: args.grace_period,
@@ -151,41 +150,27 @@ async fn patch(cluster: &Cluster, key: &ProcessKey, why: &str) -> Result<(), Fai
     let why = (!why.is_empty()).then_some(why);
     let metadata = serde_json::json!({"uid": key.uid, "annotations": {names::ANNOTATION_REASON: why}});
     let patch = serde_json::json!({"metadata": metadata, "spec": {"desiredState": "Stopped"}});
-    let patched = cluster
-        .processes()
-        .patch(&key.name, &pause::ours(), &Patch::Merge(&patch))
-        .await;
-    match patched {
+    match change::patch(cluster, &key.name, &patch).await {
         Ok(_) => Ok(()),
         // It was deleted while we asked.
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => {
-            let rule = Rule::process("patch", "remoteprocess-edit");
-            Err(cluster
-                .error(&error, &rule, "stop the process by spec.desiredState")
-                .into())
-        }
+        Err(error) => Err(change::refused(
+            cluster,
+            &error,
+            "stop the process by spec.desiredState",
+        )),
     }
 }
 
 async fn wait(cluster: &Cluster, key: &ProcessKey, deadline: Option<Instant>) -> Result<(), Failure> {
-    let api = cluster.processes();
-    let ended = observe::until(&api, &key.name, Some(&key.uid), deadline, |seen| match seen {
-        Seen::Gone => Some(()),
-        Seen::There(object) => object.is_final().then_some(()),
-    });
-    match ended.await {
-        Ok(()) => Ok(()),
-        Err(observe::Error::TimedOut(_)) => Err(Failure::no(format!(
-            "{} has been asked to stop and has not ended in time",
-            key.name
-        ))),
-        Err(observe::Error::Api(error)) => Err(cluster
-            .error(
-                &error,
-                &Rule::process("watch", "remoteprocess-view"),
-                "watch the process",
-            )
-            .into()),
+    let has_ended = |seen: &Seen| match seen {
+        Seen::Gone => Some(Ok(())),
+        Seen::There(object) => object.is_final().then_some(Ok(())),
+    };
+    let this = (key.name.as_str(), Some(key.uid.as_str()));
+    let late = |_| format!("{} has been asked to stop and has not ended in time", key.name);
+    match change::until(cluster, this, deadline, has_ended, late).await? {
+        None => Ok(()),
+        Some(why) => Err(Failure::no(why)),
     }
 }

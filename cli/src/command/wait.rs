@@ -4,12 +4,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use remoteprocess_api::{Phase, RemoteProcess, RemoteProcessStatus, condition};
-use tokio::time::Instant;
 
-use super::{Failure, duration, open, print, resource};
+use super::{Failure, change, duration, open, print, resource};
 use crate::args::GlobalArgs;
-use crate::connect::Rule;
-use crate::observe::{self, Seen};
+use crate::observe::Seen;
 
 /// Flags of `wait`.
 #[derive(Debug, clap::Args)]
@@ -146,36 +144,28 @@ pub(super) fn state(object: &RemoteProcess) -> String {
     format!("is {}", if text.is_empty() { "Pending" } else { &text })
 }
 
+/// How an object was last seen, as an afterthought.
+pub fn and_it_is(last: Option<Box<RemoteProcess>>) -> String {
+    last.map(|object| format!("; it {}", state(&object)))
+        .unwrap_or_default()
+}
+
 /// Waits for each process in turn.
 ///
 /// # Errors
 /// It did not come true in time, or cannot; the code is 1 then.
 pub async fn run(global: &GlobalArgs, args: WaitArgs) -> Result<u8, Failure> {
     let cluster = open(global).await?;
-    let deadline = (!args.timeout.is_zero()).then(|| Instant::now() + args.timeout);
-    let api = cluster.processes();
+    let deadline = change::deadline(args.timeout);
     let mut failures = Vec::new();
     for name in &args.names {
-        match observe::until(&api, name, None, deadline, |seen| args.goal.judge(seen)).await {
-            Ok(Ok(())) => print(&format!("{} condition met\n", resource(name)))?,
-            Ok(Err(why)) => failures.push(format!("{name} {why}")),
-            Err(observe::Error::TimedOut(last)) => {
-                let last = last
-                    .map(|object| format!("; it {}", state(&object)))
-                    .unwrap_or_default();
-                failures.push(format!("timed out waiting for {name}{last}"));
-            }
-            Err(observe::Error::Api(error)) => {
-                let rule = Rule::process("get, watch", "remoteprocess-view");
-                return Err(cluster.error(&error, &rule, "watch the process").into());
-            }
+        let late = |last| format!("timed out waiting for {name}{}", and_it_is(last));
+        match change::until(&cluster, (name, None), deadline, |seen| args.goal.judge(seen), late).await? {
+            None => print(&format!("{} condition met\n", resource(name)))?,
+            Some(why) => failures.push(why),
         }
     }
-    if failures.is_empty() {
-        Ok(0)
-    } else {
-        Err(Failure::no(failures.join("\n")))
-    }
+    change::conclude(&failures)
 }
 
 #[cfg(test)]
