@@ -80,25 +80,6 @@ impl Drop for Stopped {
     }
 }
 
-/// The processes of the operator's pods.
-fn operators(pod_uids: &str) -> Result<Vec<Pid>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        let Some(pid) = pid.and_then(Pid::from_raw) else {
-            continue;
-        };
-        // Processes may end while we look.
-        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let group = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-        let is_operator = command.starts_with(b"/operator");
-        if is_operator && pod_uids.split_whitespace().any(|uid| group.contains(uid)) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
-}
-
 /// Lets time pass while something runs: faults have their times, nothing is awaited by this.
 fn let_pass(time: Duration) {
     thread::sleep(time);

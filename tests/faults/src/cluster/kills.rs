@@ -4,13 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{
-    Pid, RELEASE_NAMESPACE, agents_of, delete_operator_pods, kubectl, operator_is_ready, operator_pods, signal,
-    until_some, wait_for_operator,
+    Pid, agents_of, delete_operator_pods, operator_is_ready, operators, signal, until_some, wait_for_operator,
 };
 use rustix::process::Signal;
 
 use super::steady::{self, steady};
-use super::{let_pass, operators, relay, scenario};
+use super::{let_pass, relay, scenario};
 
 /// The program must not notice: no write may fail or take longer than a busy machine takes to start an agent again. The
 /// pipe alone holds two thirds of a second of this program's output.
@@ -72,19 +71,7 @@ fn kill_operator() -> Result<()> {
         // A slow machine: a kill that hits nothing would prove nothing.
         wait_for_operator()?;
     }
-    let mut uids = String::new();
-    for pod in operator_pods()? {
-        let get = kubectl([
-            "get",
-            "pod",
-            &pod,
-            "--output=jsonpath={.metadata.uid} ",
-            "--namespace",
-            RELEASE_NAMESPACE,
-        ]);
-        uids += &get.succeed()?;
-    }
-    for pid in operators(&uids)? {
+    for pid in operators()? {
         signal(pid, Signal::KILL)?;
     }
     delete_operator_pods()
