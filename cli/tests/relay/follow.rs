@@ -1,16 +1,13 @@
 //! The follower against a relay of ours whose connections break: every byte once, in order, and the right exit code.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use hyper_util::rt::TokioIo;
 use kube::Client;
 use kube::client::Body;
 use remoteprocess_cli::command::sequel::{self, Sequel};
@@ -20,15 +17,14 @@ use remoteprocess_cli::follow::{Dial, DialError, Error, Follower, Ledger, Narrat
 use remoteprocess_cli::output::{Output, Sink};
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
+use remoteprocess_proto::v1::relay_server::Relay;
 use remoteprocess_proto::v1::{self, Cursor, Data, Exit, Gap, Heartbeat, OutputFrame, Seal, State, Stream, StreamSeal};
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
+
+use super::fragile;
 
 /// What the relay has: chunks in the observed order, what stands before them, and the end.
 #[derive(Clone, Default)]
@@ -187,41 +183,6 @@ impl Relay for Script {
     }
 }
 
-/// A connection that breaks after so many received bytes.
-struct Fragile {
-    stream: TcpStream,
-    left: usize,
-}
-
-impl AsyncRead for Fragile {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.left == 0 {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
-        let mut part = buffer.take(self.left);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
-        let taken = part.filled().len();
-        self.left -= taken;
-        let filled = part.filled().to_vec();
-        buffer.put_slice(&filled);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Fragile {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
 struct FragileDial {
     address: SocketAddr,
     /// Bytes until the first, the second … connection breaks; the last one counts for all others.
@@ -239,15 +200,7 @@ impl Dial for FragileDial {
             .copied()
             .unwrap_or(usize::MAX);
         self.dials += 1;
-        let address = self.address;
-        let connector = tower::service_fn(move |_| async move {
-            let stream = TcpStream::connect(address).await?;
-            Ok::<_, io::Error>(TokioIo::new(Fragile { stream, left }))
-        });
-        let channel = Endpoint::from_static("http://relay")
-            .connect_with_connector(connector)
-            .await;
-        channel.map_err(|error| DialError::Unreachable(error.to_string()))
+        fragile::connect(self.address, left, usize::MAX).await
     }
 
     fn discredit(&mut self) {
@@ -283,14 +236,7 @@ async fn follow(script: &Script, want: Want, cuts: &[usize]) -> Followed {
 }
 
 async fn follow_attempts(script: &Script, want: Want, cuts: &[usize], sequel: Option<&Sequel>) -> Followed {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let service = RelayServer::new(script.clone());
-    let serving = tokio::spawn(
-        Server::builder()
-            .add_service(service)
-            .serve_with_incoming(TcpListenerStream::new(listener)),
-    );
+    let (address, serving) = fragile::serve(script.clone()).await;
     // With a sequel it is the later attempts that may be new.
     let patience = Duration::from_secs(if sequel.is_some() { 0 } else { 5 });
     let (stdout, stderr) = (Shared::default(), Shared::default());

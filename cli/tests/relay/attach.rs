@@ -1,26 +1,21 @@
 //! The writer against a relay of ours whose connections break: every byte once, in order, and the end.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use hyper_util::rt::TokioIo;
 use remoteprocess_cli::follow::{Dial, DialError};
 use remoteprocess_cli::interact::{Error, Local, Writer};
 use remoteprocess_proto::v1::attach_request::Request as Asked;
-use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
+use remoteprocess_proto::v1::relay_server::Relay;
 use remoteprocess_proto::v1::{self, AttachOpen, AttachRequest, AttachResponse, ProcessKey, WindowSize};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::fragile;
 
 /// A relay that takes input as an agent does.
 #[derive(Clone, Default)]
@@ -135,38 +130,6 @@ impl Relay for Desk {
     }
 }
 
-/// A connection that breaks after so many sent bytes.
-struct Fragile {
-    stream: TcpStream,
-    left: usize,
-}
-
-impl AsyncRead for Fragile {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Fragile {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.left == 0 {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
-        let part = &bytes[..bytes.len().min(self.left)];
-        let written = std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, part))?;
-        self.left -= written;
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
 /// Each connection gets through a little more than the one before, so that the cuts fall anywhere.
 struct FragileDial {
     address: SocketAddr,
@@ -179,15 +142,7 @@ impl Dial for FragileDial {
         let left = self.next_cut.unwrap_or(usize::MAX);
         self.next_cut = self.next_cut.map(|cut| cut * 5 / 4);
         *self.dials.lock().unwrap() += 1;
-        let address = self.address;
-        let connector = tower::service_fn(move |_| async move {
-            let stream = TcpStream::connect(address).await?;
-            Ok::<_, io::Error>(TokioIo::new(Fragile { stream, left }))
-        });
-        let channel = Endpoint::from_static("http://relay")
-            .connect_with_connector(connector)
-            .await;
-        channel.map_err(|error| DialError::Unreachable(error.to_string()))
+        fragile::connect(self.address, usize::MAX, left).await
     }
 
     fn discredit(&mut self) {}
@@ -206,13 +161,7 @@ impl Drop for Bench {
 }
 
 async fn bench(desk: &Desk, next_cut: Option<usize>) -> Bench {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(
-        Server::builder()
-            .add_service(RelayServer::new(desk.clone()))
-            .serve_with_incoming(TcpListenerStream::new(listener)),
-    );
+    let (address, serving) = fragile::serve(desk.clone()).await;
     let dials: Arc<Mutex<usize>> = Arc::default();
     let dial = FragileDial {
         address,

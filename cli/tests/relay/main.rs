@@ -1,0 +1,9 @@
+//! The follower and the writer against relays of ours whose connections break: every byte once, in order, and the right
+//! end.
+
+// Everything here is a test, though clippy sees only functions marked so.
+#![allow(clippy::unwrap_used)]
+
+mod attach;
+mod follow;
+mod fragile;
