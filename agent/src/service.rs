@@ -33,8 +33,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Numbers of signals (signal(7)).
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
 
-/// The service of one process.
-#[derive(Debug)]
+/// The service of one process. Cheap to clone.
+#[derive(Clone, Debug)]
 pub struct ExecutorService {
     process: Process,
     homes: Homes,
@@ -67,7 +67,7 @@ impl ExecutorService {
     /// The server, with the operator's role required on every method.
     #[must_use]
     pub fn into_server(self) -> ExecutorEndpoint {
-        ExecutorEndpoint::new(self)
+        endpoint::endpoint(self)
     }
 
     // tonic's own error type.

@@ -1,6 +1,8 @@
 //! Messages of output as they are on the wire, so that a chunk's bytes stay where they are from the spool, or from a
 //! socket, to the next socket.
 
+mod endpoint;
+
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -17,6 +19,8 @@ use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
+
+pub use endpoint::{Endpoint, WatchOutput};
 
 use crate::MAX_MESSAGE;
 use crate::v1::{OutputFrame, Stream as OutputStream};
@@ -230,7 +234,7 @@ fn length(mut from: &[u8]) -> Result<Option<usize>, Status> {
 ///
 /// # Errors
 /// Anything else.
-pub async fn read_request<B, M>(request: http::Request<B>) -> Result<Request<M>, Status>
+async fn read_request<B, M>(request: http::Request<B>) -> Result<Request<M>, Status>
 where
     B: http_body::Body + Send,
     B::Error: Into<BoxError>,
@@ -252,7 +256,7 @@ where
 }
 
 /// What a method answers with whose messages are encoded already: metadata, messages with their prefixes, the status.
-pub fn answer<S>(metadata: MetadataMap, messages: S) -> http::Response<Body>
+fn answer<S>(metadata: MetadataMap, messages: S) -> http::Response<Body>
 where
     S: Stream<Item = Result<Bytes, Status>> + Send + Unpin + 'static,
 {

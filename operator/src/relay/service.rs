@@ -8,26 +8,30 @@ mod output;
 mod replica;
 mod start;
 mod state;
+mod watched;
 
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::ResourceExt;
 use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::relay_server::Relay;
 use remoteprocess_proto::v1::{
-    AttachRequest, GetStateRequest, GetStateResponse, ListRequest, ListResponse, OutputFrame, ProcessKey,
-    SignalRequest, SignalResponse, StartRequest, StartResponse, StopRequest, StopResponse, WatchOutputRequest,
+    AttachRequest, AttachResponse, GetStateRequest, GetStateResponse, ListRequest, ListResponse, OutputFrame,
+    ProcessKey, SignalRequest, SignalResponse, StartRequest, StartResponse, StopRequest, StopResponse,
+    WatchOutputRequest,
 };
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::warn;
 
-use endpoint::Output;
+use endpoint::Batch;
 pub use endpoint::RelayEndpoint;
 
 use super::archive::{Archive, AttemptKey};
@@ -39,6 +43,8 @@ use super::session::Sessions;
 
 /// Metadata of an answer to `WatchOutput`: the object's uid.
 const UID: &str = "rproc-uid";
+/// How often the right to an open stream is asked for again.
+const RECHECK: Duration = Duration::from_secs(60);
 
 /// What every call needs.
 pub struct RelayParts {
@@ -80,10 +86,13 @@ impl RelayService {
     /// The service for a listener.
     #[must_use]
     pub fn into_server(self) -> RelayEndpoint {
-        RelayEndpoint::new(self)
+        endpoint::endpoint(self)
     }
 
-    async fn output(&self, request: Request<WatchOutputRequest>) -> Result<Output, Status> {
+    async fn output(
+        &self,
+        request: Request<WatchOutputRequest>,
+    ) -> Result<(MetadataMap, mpsc::Receiver<Batch>), Status> {
         let caller = authorize::caller(&request)?;
         let (metadata, _, request) = request.into_parts();
         check_protocol(request.protocol)?;
@@ -140,6 +149,22 @@ impl RelayParts {
                 .await?;
         }
         Ok(target)
+    }
+
+    /// Asks again whether the caller of an open stream may go on with it.
+    async fn check(&self, caller: &Caller, action: Action, target: &Target) -> Result<(), Status> {
+        let Caller::User(user) = caller else {
+            return Ok(());
+        };
+        let authorizer = &self.authorizer;
+        match authorizer
+            .authorize(user, action, &target.namespace, &target.name)
+            .await
+        {
+            // The API server away is no reason to cut a stream that it allowed.
+            Err(status) if status.code() == Code::PermissionDenied => Err(status),
+            _ => Ok(()),
+        }
     }
 
     async fn find(&self, key: &ProcessKey) -> Result<Option<Target>, Status> {
@@ -303,7 +328,7 @@ impl Relay for RelayService {
         Err(Status::unimplemented("WatchOutput is answered elsewhere"))
     }
 
-    type AttachStream = attach::Answers;
+    type AttachStream = watched::Answers<AttachResponse>;
 
     async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
         let caller = authorize::caller(&request)?;

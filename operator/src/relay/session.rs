@@ -4,7 +4,6 @@
 //! and the archive where they are too slow for it; none of them holds the upstream up. Only a ring full of bytes that
 //! are not durable yet does: then the agent's spool absorbs.
 
-mod attach;
 mod budget;
 mod control;
 mod follower;
@@ -12,6 +11,7 @@ mod keeper;
 mod mirror;
 mod notice;
 mod place;
+mod requests;
 mod ring;
 mod upstream;
 mod wishes;
@@ -32,12 +32,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
-pub use attach::Requests;
 pub use budget::Budget;
 pub use control::ControlError;
 pub use follower::{Follower, Next};
 pub use mirror::Mirror;
 pub use notice::Notice;
+pub use requests::Requests;
 use ring::Ring;
 pub use wishes::{Fact, Known, Order, Wish};
 

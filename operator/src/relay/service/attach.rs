@@ -1,19 +1,17 @@
 //! Writing into a process: from the user to the agent, through the home.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
-use futures::stream;
 use remoteprocess_proto::v1::attach_request::Request as Asked;
 use remoteprocess_proto::v1::{AttachOpen, AttachRequest, AttachResponse};
 use remoteprocess_tls::User;
-use tokio::time::{Instant, Interval, interval_at, timeout};
+use tokio::time::timeout;
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::control::{Reached, audit, to_status};
+use super::watched::{Answers, watched};
 use super::{RelayParts, Target, check_protocol};
 use crate::relay::authorize::{Action, Caller};
 use crate::relay::peers::{self, on_behalf};
@@ -21,13 +19,8 @@ use crate::relay::session::{Requests, Session};
 
 /// Time for the first message, and for the answer of another replica.
 const OPENING: Duration = Duration::from_secs(5);
-/// How often the writer's right is asked for again.
-const RECHECK: Duration = Duration::from_secs(60);
 /// Longest name that a writer may give itself, in bytes.
 const SESSION: usize = 256;
-
-/// What a writer is told.
-pub type Answers = Pin<Box<dyn Stream<Item = Result<AttachResponse, Status>> + Send>>;
 
 /// Opens the input of a process for a user, or for a replica that has authorised one.
 pub(super) async fn attach(
@@ -35,32 +28,21 @@ pub(super) async fn attach(
     caller: Caller,
     metadata: &MetadataMap,
     mut requests: Streaming<AttachRequest>,
-) -> Result<Answers, Status> {
+) -> Result<Answers<AttachResponse>, Status> {
     let open = first(&mut requests).await?;
-    let (answers, writer) = match caller {
+    let (target, answers) = match &caller {
         Caller::User(user) => {
-            let target = parts.allow(&user, Action::Attach, open.process.clone()).await?;
-            let answers = parts.open_input(&user, &target, open, requests).await?;
-            (answers, Some((user, target)))
+            let target = parts.allow(user, Action::Attach, open.process.clone()).await?;
+            let answers = parts.open_input(user, &target, open, requests).await?;
+            (target, answers)
         }
         Caller::Replica => {
             let session = parts.at_home(metadata, open.process.clone())?;
-            (attach_here(&session, &on_behalf(metadata), open, requests).await?, None)
+            let answers = attach_here(&session, &on_behalf(metadata), open, requests).await?;
+            (Target::of_session(&session), answers)
         }
     };
-    let watched = Watched {
-        parts,
-        writer,
-        answers,
-        recheck: interval_at(Instant::now() + RECHECK, RECHECK),
-    };
-    Ok(Box::pin(stream::unfold(Some(watched), |watched| async move {
-        let mut watched = watched?;
-        match watched.next().await? {
-            Ok(answer) => Some((Ok(answer), Some(watched))),
-            Err(status) => Some((Err(status), None)),
-        }
-    })))
+    Ok(watched(parts, caller, (Action::Attach, target), answers))
 }
 
 async fn first(requests: &mut Streaming<AttachRequest>) -> Result<AttachOpen, Status> {
@@ -112,7 +94,7 @@ impl RelayParts {
                 let Ok(Ok(mut client)) = connected else {
                     return Err(Status::unavailable("the home of the process cannot be reached now"));
                 };
-                let request = peers::forward(&key, &user.name, Requests::new(open, requests));
+                let request = peers::forward(&key, &user.name, behind(open, requests));
                 match timeout(OPENING * 2, client.attach(request)).await {
                     Ok(answers) => Ok(answers?.into_inner()),
                     Err(_) => Err(Status::unavailable("the home of the process does not answer")),
@@ -134,62 +116,11 @@ async fn attach_here(
         user: user.to_owned(),
         ..open
     };
-    let attached = session.attach(Requests::new(open, requests)).await;
+    let attached = session.attach(behind(open, requests)).await;
     attached.map_err(|error| to_status(&error))
 }
 
-/// Answers on their way to a writer whose right may be taken away.
-struct Watched {
-    parts: Arc<RelayParts>,
-    /// Absent where another replica watches.
-    writer: Option<(User, Target)>,
-    answers: Streaming<AttachResponse>,
-    recheck: Interval,
-}
-
-impl Watched {
-    async fn next(&mut self) -> Option<Result<AttachResponse, Status>> {
-        loop {
-            tokio::select! {
-                answer = self.answers.message() => return match answer {
-                    Ok(answer) => answer.map(Ok),
-                    Err(status) => Some(Err(broken(status))),
-                },
-                () = self.parts.shutdown.cancelled() => {
-                    return Some(Err(Status::unavailable("this replica is going away")));
-                }
-                _ = self.recheck.tick() => if let Err(status) = self.check().await {
-                    return Some(Err(status));
-                },
-            }
-        }
-    }
-
-    async fn check(&self) -> Result<(), Status> {
-        let Some((user, target)) = &self.writer else {
-            return Ok(());
-        };
-        let authorizer = &self.parts.authorizer;
-        match authorizer
-            .authorize(user, Action::Attach, &target.namespace, &target.name)
-            .await
-        {
-            Err(status) if status.code() == Code::PermissionDenied => Err(status),
-            // An API server that does not answer cuts nothing.
-            _ => Ok(()),
-        }
-    }
-}
-
-/// What the agent says goes on as it is; a line that broke is told as such.
-fn broken(status: Status) -> Status {
-    match status.code() {
-        Code::FailedPrecondition
-        | Code::ResourceExhausted
-        | Code::Aborted
-        | Code::InvalidArgument
-        | Code::OutOfRange
-        | Code::PermissionDenied => Status::new(status.code(), status.message()),
-        _ => Status::unavailable("the agent of the process cannot be reached now"),
-    }
+fn behind(open: AttachOpen, requests: Streaming<AttachRequest>) -> Requests<AttachRequest> {
+    let request = Some(Asked::Open(open));
+    Requests::new(AttachRequest { request }, requests)
 }

@@ -2,21 +2,18 @@
 //! go out as they are, shared by all who read them.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
-use futures::future::BoxFuture;
 use remoteprocess_proto::MAX_MESSAGE;
+use remoteprocess_proto::v1::WatchOutputRequest;
 use remoteprocess_proto::v1::relay_server::RelayServer;
-use remoteprocess_proto::wire::{RELAY_WATCH_OUTPUT, answer, read_request};
+use remoteprocess_proto::wire::{Endpoint, RELAY_WATCH_OUTPUT, WatchOutput};
 use tokio::sync::mpsc;
-use tonic::Status;
-use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tower::Service;
+use tonic::{Request, Status};
 
 use super::RelayService;
 
@@ -26,66 +23,30 @@ const TINY: usize = 2048;
 const PACK: usize = 16 * 1024;
 
 /// Serves every method of the relay. Cheap to clone.
-#[derive(Clone)]
-pub struct RelayEndpoint {
-    service: RelayService,
-    tonic: RelayServer<RelayService>,
-}
+pub type RelayEndpoint = Endpoint<RelayService, RelayServer<RelayService>>;
 
 /// Encoded messages; or why the stream is over.
 pub(super) type Batch = Result<Vec<Bytes>, Status>;
 
-/// What `WatchOutput` answers: metadata, then messages.
-pub(super) type Output = (MetadataMap, mpsc::Receiver<Batch>);
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-impl RelayEndpoint {
-    pub(super) fn new(service: RelayService) -> Self {
-        Self {
-            tonic: RelayServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE),
-            service,
-        }
-    }
+pub(super) fn endpoint(service: RelayService) -> RelayEndpoint {
+    let tonic = RelayServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE);
+    Endpoint::new(service, tonic)
 }
 
-impl<B> Service<http::Request<B>> for RelayEndpoint
-where
-    B: http_body::Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+impl WatchOutput for RelayService {
+    const PATH: &'static str = RELAY_WATCH_OUTPUT;
+    type Request = WatchOutputRequest;
+    type Messages = Messages;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        if request.uri().path() != RELAY_WATCH_OUTPUT {
-            return self.tonic.call(request);
-        }
-        let service = self.service.clone();
-        Box::pin(async move {
-            let output = match read_request(request).await {
-                Ok(request) => service.output(request).await,
-                Err(status) => Err(status),
-            };
-            Ok(match output {
-                Ok((metadata, batches)) => {
-                    let ready = VecDeque::new();
-                    answer(metadata, Messages { batches, ready })
-                }
-                Err(status) => status.into_http(),
-            })
-        })
+    async fn watch_output(&self, request: Request<WatchOutputRequest>) -> Result<(MetadataMap, Messages), Status> {
+        let (metadata, batches) = self.output(request).await?;
+        let ready = VecDeque::new();
+        Ok((metadata, Messages { batches, ready }))
     }
 }
 
 /// The messages of all batches.
-struct Messages {
+pub struct Messages {
     batches: mpsc::Receiver<Batch>,
     ready: VecDeque<Bytes>,
 }

@@ -15,7 +15,7 @@ use tonic::Status;
 use super::ended::Ended;
 use super::endpoint::Batch;
 use super::state::wire_state;
-use super::{RelayParts, Target, unreadable};
+use super::{RECHECK, RelayParts, Target, unreadable};
 use crate::relay::archive::{AttemptKey, Error};
 use crate::relay::authorize::{Action, Caller};
 use crate::relay::frame::Framed;
@@ -27,8 +27,6 @@ use crate::relay::session::{Follower, Next};
 const BATCH: usize = 256 * 1024;
 /// A silent stream says this often that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// How often the reader's right is asked for again.
-const RECHECK: Duration = Duration::from_secs(60);
 /// A reader that takes nothing for this long is parked: what is held for it is let go.
 const STALLED: Duration = Duration::from_secs(1);
 /// How often the archive is looked at while an attempt has no home that can be reached.
@@ -323,24 +321,12 @@ impl Pump {
         Ok(())
     }
 
-    async fn check_right(&self) -> Result<(), Over> {
-        let Caller::User(user) = &self.caller else {
-            return Ok(());
-        };
-        let Target { namespace, name, .. } = &self.target;
-        let authorizer = &self.parts.authorizer;
-        match authorizer.authorize(user, Action::Log, namespace, name).await {
-            // The API server away is no reason to cut a stream that it allowed.
-            Err(status) if status.code() == tonic::Code::PermissionDenied => Err(Over::Failed(status)),
-            _ => Ok(()),
-        }
-    }
-
     /// Heartbeats, and the right to go on.
     async fn upkeep(&mut self) -> Result<(), Over> {
         if Instant::now() >= self.recheck {
             self.recheck = Instant::now() + RECHECK;
-            self.check_right().await?;
+            let checked = self.parts.check(&self.caller, Action::Log, &self.target).await;
+            checked.map_err(Over::Failed)?;
         }
         if Instant::now() >= self.heartbeat {
             self.heartbeat = Instant::now() + HEARTBEAT;

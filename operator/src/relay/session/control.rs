@@ -17,7 +17,7 @@ use tracing::debug;
 use super::{Agent, Session};
 
 /// Time for one call, and for the connection before it.
-const CALL: Duration = Duration::from_secs(5);
+pub(super) const CALL: Duration = Duration::from_secs(5);
 
 /// The connection for calls, made when it is first needed.
 #[derive(Default)]
@@ -81,24 +81,28 @@ impl Session {
         self.call(client.set_deadline(request)).await.map(drop)
     }
 
-    async fn executor(&self) -> Result<ExecutorClient<Channel>, ControlError> {
-        let agent = self.agent.borrow().clone();
+    /// A new connection to the agent.
+    pub(super) async fn dial(&self, agent: &Agent) -> Result<Channel, ControlError> {
         if agent.address.is_empty() {
             return Err(ControlError::Unreachable);
         }
+        match timeout(CALL, self.context.connect.connect(agent)).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => {
+                debug!(address = agent.address, error, "cannot connect to the agent");
+                Err(ControlError::Unreachable)
+            }
+            Err(_) => Err(ControlError::Unreachable),
+        }
+    }
+
+    async fn executor(&self) -> Result<ExecutorClient<Channel>, ControlError> {
+        let agent = self.agent.borrow().clone();
         let mut held = self.control.channel.lock().await;
         if let Some((_, channel)) = held.as_ref().filter(|(known, _)| *known == agent) {
             return Ok(ExecutorClient::new(channel.clone()));
         }
-        let made = timeout(CALL, self.context.connect.connect(&agent)).await;
-        let channel = match made {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => {
-                debug!(address = agent.address, error, "cannot connect to the agent");
-                return Err(ControlError::Unreachable);
-            }
-            Err(_) => return Err(ControlError::Unreachable),
-        };
+        let channel = self.dial(&agent).await?;
         *held = Some((agent, channel.clone()));
         Ok(ExecutorClient::new(channel))
     }
