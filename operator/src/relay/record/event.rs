@@ -82,20 +82,12 @@ fn event(subject: &Subject, replica: &str, news: News, now: Timestamp) -> Event 
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::subject;
     use super::*;
-    use crate::relay::archive::AttemptKey;
 
     #[test]
     fn one_occasion_has_one_name() {
-        let subject = Subject {
-            namespace: "default".to_owned(),
-            name: "hello".to_owned(),
-            pod_uid: "pod-1".to_owned(),
-            key: AttemptKey {
-                uid: "uid-1".to_owned(),
-                attempt: 1,
-            },
-        };
+        let subject = subject();
         let named = |replica, seconds| {
             let event = build(&subject, replica, &Fact::DeadlineNear(seconds), Timestamp::now()).unwrap();
             (event.metadata.name.unwrap(), event.note.unwrap())

@@ -118,12 +118,7 @@ fn refusal(current: &RemoteProcess, number: u32) -> Option<&'static str> {
 #[must_use]
 pub fn build_fact(current: &RemoteProcess, number: u32, fact: &Fact) -> Option<Value> {
     let mut owned = Owned::of(current);
-    let has_exit = current
-        .status
-        .as_ref()
-        .and_then(|status| status.attempt(number))
-        .is_some_and(|attempt| attempt.exit.is_some());
-    if !is_kept(current, number) || has_exit {
+    if !is_kept(current, number) || has_exit(current, number) {
         return None;
     }
     let attempt = owned.attempt(number);
@@ -149,11 +144,7 @@ pub fn build_fact(current: &RemoteProcess, number: u32, fact: &Fact) -> Option<V
 #[must_use]
 pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Timestamp) -> Option<Value> {
     let mut owned = Owned::of(current);
-    let has_exit = current
-        .status
-        .as_ref()
-        .and_then(|status| status.attempt(number))
-        .is_some_and(|attempt| attempt.exit.is_some());
+    let has_exit = has_exit(current, number);
     if !is_kept(current, number) {
         return None;
     }
@@ -282,6 +273,11 @@ fn time(unix_nanos: i64) -> Option<Timestamp> {
 /// Whether the status has room for this attempt; the archive has it in any case.
 fn is_kept(current: &RemoteProcess, number: u32) -> bool {
     current.status.as_ref().is_some_and(|status| status.keeps(number))
+}
+
+fn has_exit(current: &RemoteProcess, number: u32) -> bool {
+    let attempt = current.status.as_ref().and_then(|status| status.attempt(number));
+    attempt.is_some_and(|attempt| attempt.exit.is_some())
 }
 
 /// The part of the status that belongs to the relay.

@@ -11,7 +11,7 @@ use super::*;
 use crate::fake_api::{Call, client, refusal};
 use crate::relay::archive::AttemptKey;
 
-fn subject() -> Subject {
+pub(super) fn subject() -> Subject {
     Subject {
         namespace: "default".to_owned(),
         name: "hello".to_owned(),
