@@ -14,6 +14,7 @@ mod namespace;
 mod node;
 mod program;
 mod release;
+mod running;
 mod screen;
 mod user;
 mod wait;
@@ -24,11 +25,12 @@ pub use environment::{
 };
 pub use namespace::{Namespace, condition, with_temp_ns};
 pub use node::{Pid, agent_container_of, agents_of, anonymous_memory, operators, signal};
-pub use program::{Digested, Finished, Program, Running, kubectl, rproc, sha256};
+pub use program::{Digested, Program, kubectl, rproc, sha256};
 pub use release::{
     Installation, OPERATORS, delete_operator_pods, helm, operator_is_ready, operator_pods, scale_operator,
     wait_for_operator,
 };
+pub use running::{Finished, Running};
 pub use screen::Screen;
 pub use user::{User, admin};
 pub use wait::{until, until_some};
