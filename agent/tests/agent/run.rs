@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use remoteprocess_proto::v1::executor_get_state_response::Phase;
 use remoteprocess_proto::v1::exit::{Outcome, Source};
 use remoteprocess_proto::v1::{
-    ExecutorPauseRequest, ExecutorSetDeadlineRequest, ExecutorSignalRequest, ExecutorStopRequest, SignalTarget,
+    ExecutorPauseRequest, ExecutorSetDeadlineRequest, ExecutorSignalRequest, ExecutorStopRequest, Exit, SignalTarget,
 };
 use rustix::process::Signal;
 use tonic::Code;
@@ -23,6 +23,11 @@ fn launch(pod: &mut Pod) -> std::path::PathBuf {
     let ready = pod.path("ready");
     pod.launch(&["sh", "-c", OBEYS, ready.to_str().unwrap()]);
     ready
+}
+
+/// How long the program ran, by its own record.
+fn lived(exit: &Exit) -> Duration {
+    Duration::from_nanos((exit.finished_unix_nanos - exit.started_unix_nanos).try_into().unwrap())
 }
 
 fn pause(id: &str, paused: bool) -> ExecutorPauseRequest {
@@ -75,7 +80,7 @@ async fn a_program_is_warned_and_then_stopped_at_its_deadline() {
         (stop.requested_by.as_str(), stop.message.as_str()),
         ("deadline", "it may run for no longer than 3 s")
     );
-    let lived = Duration::from_nanos((exit.finished_unix_nanos - exit.started_unix_nanos).try_into().unwrap());
+    let lived = lived(exit);
     assert!(
         lived >= Duration::from_secs(3) && lived < Duration::from_millis(3500),
         "{lived:?}"
@@ -126,7 +131,7 @@ async fn a_deadline_survives_the_agent_and_can_be_extended_and_shortened() {
     let exit = archive.exit();
     assert_eq!(exit.reason, "DeadlineExceeded");
     assert_eq!(exit.stop.as_ref().unwrap().requested_by, "deadline");
-    let lived = Duration::from_nanos((exit.finished_unix_nanos - exit.started_unix_nanos).try_into().unwrap());
+    let lived = lived(exit);
     assert!(
         lived >= Duration::from_secs(4) && lived < Duration::from_secs(5),
         "{lived:?}"

@@ -321,21 +321,22 @@ fn an_agent_that_knows_of_no_end_is_not_waited_for() {
     );
 }
 
+/// What is known of a pod that has ended and gone, and of which nothing more will be heard.
+fn gone_for_long() -> Memory {
+    let gone = Some(now() - SignedDuration::from_secs(11));
+    Memory {
+        gone_since: gone,
+        ended_since: gone,
+        ..Memory::default()
+    }
+}
+
 #[test]
 fn a_granted_attempt_without_a_pod_is_interrupted_and_never_run_again() {
     let process = process(GRANTED, "");
     let first = look(&process, None, &Memory::default());
     assert_eq!((&first.action, first.again_in), (&Action::None, Some(RECORD_WAIT)));
-    let gone = Some(now() - SignedDuration::from_secs(11));
-    let verdict = look(
-        &process,
-        None,
-        &Memory {
-            gone_since: gone,
-            ended_since: gone,
-            ..Memory::default()
-        },
-    );
+    let verdict = look(&process, None, &gone_for_long());
     assert_eq!(word(&verdict), (Phase::Failed, Reason::Interrupted));
     assert_eq!(verdict.action, Action::None);
 }
@@ -354,16 +355,7 @@ fn the_cause_of_a_lost_pod_is_kept() {
         attempts,
         ..verdict.status
     });
-    let gone = Some(now() - SignedDuration::from_secs(11));
-    let last = look(
-        &process,
-        None,
-        &Memory {
-            gone_since: gone,
-            ended_since: gone,
-            ..Memory::default()
-        },
-    );
+    let last = look(&process, None, &gone_for_long());
     assert_eq!(word(&last), (Phase::Failed, Reason::Evicted));
 }
 
