@@ -23,7 +23,7 @@ pub use counting::{counting, seq};
 pub use environment::{
     BUSYBOX, RELAY_SERVICE, RELEASE, RELEASE_NAMESPACE, STATIC, glibc, image_arguments, is_development_cluster, is_long,
 };
-pub use namespace::{Namespace, condition, with_temp_ns};
+pub use namespace::{Namespace, condition, spec, with_temp_ns};
 pub use node::{Pid, agent_container_of, agents_of, anonymous_memory, operators, signal};
 pub use program::{Digested, Program, kubectl, rproc, sha256};
 pub use release::{

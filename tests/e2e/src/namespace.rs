@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
-use crate::environment::{RELEASE_NAMESPACE, keeps_failed};
+use crate::environment::{BUSYBOX, RELEASE_NAMESPACE, keeps_failed};
 use crate::program::{Program, kubectl};
 use crate::release::Installation;
 use crate::user::{self, User};
@@ -47,6 +47,16 @@ pub fn with_temp_ns(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) {
     if let Err(error) = outcome {
         panic!("{test}: {error:?}");
     }
+}
+
+/// The specification of a script for `sh` in busybox, with further fields.
+#[must_use]
+pub fn spec(script: &str, more: Value) -> Value {
+    let mut spec = json!({"image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]});
+    if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
+        spec.extend(more);
+    }
+    spec
 }
 
 fn unique(test: &str) -> String {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use remoteprocess_e2e::{
-    BUSYBOX, Namespace, agent_container_of, condition, is_development_cluster, signal, until, with_temp_ns,
+    BUSYBOX, Namespace, agent_container_of, condition, is_development_cluster, signal, spec, until, with_temp_ns,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -167,14 +167,6 @@ fn wait_for_pod(namespace: &Namespace, name: &str) -> Result<()> {
 
 /// Ends by its own choice when it is asked to.
 const POLITE: &str = "trap 'exit 5' TERM; while :; do sleep 0.1; done";
-
-fn spec(script: &str, more: Value) -> Value {
-    let mut spec = json!({"image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]});
-    if let (Some(spec), Some(more)) = (spec.as_object_mut(), more.as_object()) {
-        spec.extend(more.clone());
-    }
-    spec
-}
 
 fn pod_name(namespace: &Namespace, process: &str) -> Result<String> {
     let pod = namespace.pod(process)?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use remoteprocess_e2e::{BUSYBOX, condition, until, with_temp_ns};
+use remoteprocess_e2e::{BUSYBOX, condition, spec, until, with_temp_ns};
 use serde_json::json;
 
 const SECRET: &str = "correct-horse-battery-staple";
@@ -21,11 +21,8 @@ fn a_masked_value_is_nowhere() {
              printf 'battery-staple\\n'; echo \"{SECRET}{SECRET}\" >&2; echo 'correct-horse-'; \
              while [ ! -f /tmp/go ]; do sleep 0.05; done; echo \"end {SECRET}\""
         );
-        let spec = json!({
-            "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script],
-            "output": {"mask": [{"secretKeyRef": {"name": "credentials", "key": "token"}}]},
-        });
-        namespace.apply("mask", spec).succeed()?;
+        let mask = json!({"output": {"mask": [{"secretKeyRef": {"name": "credentials", "key": "token"}}]}});
+        namespace.apply("mask", spec(&script, mask)).succeed()?;
         let begin = format!("{}******\ncorrect-horse-\n", "x".repeat(65530));
         namespace.wait_running("mask")?;
         let pod = namespace.pod("mask")?["metadata"]["name"]

@@ -3,18 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use remoteprocess_e2e::{BUSYBOX, Namespace, condition, until, with_temp_ns};
+use remoteprocess_e2e::{Namespace, condition, spec, until, with_temp_ns};
 use serde_json::{Value, json};
 
 const COUNTS: &str = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done";
-
-fn spec(script: &str, more: Value) -> Value {
-    let mut spec = json!({"image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]});
-    if let (Some(spec), Some(more)) = (spec.as_object_mut(), more.as_object()) {
-        spec.extend(more.clone());
-    }
-    spec
-}
 
 fn patch(namespace: &Namespace, name: &str, patch: &Value) -> Result<()> {
     let patch = patch.to_string();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use remoteprocess_e2e::{BUSYBOX, Namespace, Program, until, with_temp_ns};
+use remoteprocess_e2e::{Namespace, Program, spec, until, with_temp_ns};
 use serde_json::{Value, json};
 
 fn labelled(namespace: &Namespace, name: &str, script: &str) -> Program {
@@ -11,7 +11,7 @@ fn labelled(namespace: &Namespace, name: &str, script: &str) -> Program {
         "apiVersion": "remoteprocess.dev/v1alpha1",
         "kind": "RemoteProcess",
         "metadata": {"name": name, "labels": {"app": "many"}},
-        "spec": {"image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]},
+        "spec": spec(script, json!({})),
     });
     namespace
         .editor

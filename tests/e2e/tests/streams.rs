@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use remoteprocess_e2e::{BUSYBOX, Namespace, Running, glibc, is_long, seq, sha256, with_temp_ns};
+use remoteprocess_e2e::{BUSYBOX, Namespace, Running, glibc, is_long, seq, sha256, spec, with_temp_ns};
 use serde_json::json;
 
 #[test]
@@ -60,8 +60,7 @@ fn a_line_of_20_megabytes_is_a_line() {
 fn fifty_followers_read_the_same() {
     with_temp_ns("followers", |namespace| {
         let script = "seq 1 200000; while [ ! -f /tmp/go ]; do sleep 0.05; done; seq 200001 400000; echo end >&2";
-        let spec = json!({"image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]});
-        namespace.apply("source", spec).succeed()?;
+        namespace.apply("source", spec(script, json!({}))).succeed()?;
         // The first one fetches the certificate for all of them.
         namespace.editor.rproc(&["whoami"]).finish()?.expect_code(0)?;
         let follow = |_| {

@@ -1,7 +1,7 @@
 //! More readers than anybody starts as programs of their own.
 
 use anyhow::{Context, Result, bail, ensure};
-use remoteprocess_e2e::{BUSYBOX, seq, sha256, with_temp_ns};
+use remoteprocess_e2e::{seq, sha256, spec, with_temp_ns};
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_client::RelayClient;
@@ -28,8 +28,7 @@ fn a_thousand_readers_read_the_same() {
             "seq 1 {half}; while [ ! -f /tmp/go ]; do sleep 0.05; done; seq {} {LAST}; echo end >&2; exit 3",
             half + 1
         );
-        let spec = json!({"image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]});
-        namespace.apply("source", spec).succeed()?;
+        namespace.apply("source", spec(&script, json!({}))).succeed()?;
         namespace.wait_running("source")?;
         let relay = Relay::reach()?;
         let user = User {
