@@ -147,10 +147,10 @@ async fn a_full_spool_pushes_back_and_goes_on_after_a_commit() {
         look.tick().await;
         full = written(&mut agent).await;
     }
-    // Nobody commits: it must stay there. One splice may go over the edge.
+    // Nobody commits: it must stay there. One splice may go over the edge, by what a pipe holds.
     for _ in 0..20 {
         look.tick().await;
-        assert!(written(&mut agent).await <= (1 << 20) + (64 << 10));
+        assert!(written(&mut agent).await <= (1 << 20) + (256 << 10));
     }
     let mut archive = Archive::default();
     in_time("the rest", archive.take_from(&mut agent, &mut |_| {}))
