@@ -97,6 +97,18 @@ mod tests {
     }
 
     #[test]
+    fn each_choice_of_the_user_is_explained() {
+        let spec = schema(&["spec"]).properties.unwrap();
+        let output = schema(&["spec", "output"]).properties.unwrap();
+        for (name, field) in spec.iter().chain(&output) {
+            let choices = field.enum_.iter().flatten().filter_map(|choice| choice.0.as_str());
+            let text = field.description.clone().unwrap_or_default();
+            let unsaid: Vec<&str> = choices.filter(|choice| !text.contains(choice)).collect();
+            assert!(unsaid.is_empty(), "{name} does not say what is {unsaid:?}: {text}");
+        }
+    }
+
+    #[test]
     fn every_field_is_fixed_but_those_that_say_otherwise() {
         let spec = schema(&["spec"]);
         let rules = serde_json::to_string(&spec.x_kubernetes_validations).unwrap();

@@ -128,8 +128,7 @@ pub struct RemoteProcessSpec {
     /// How the process is asked to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<StopSpec>,
-    /// What happens with processes that outlive the program: Kill (default) ends them, TERM and after 2 s KILL, and counts
-    /// them; with Wait the process has finished when the last of them has.
+    /// What happens with processes that outlive the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leftovers: Option<Leftovers>,
     /// Whether an attempt that ended badly is followed by another. None is where absent.
@@ -141,8 +140,7 @@ pub struct RemoteProcessSpec {
     /// When the object is deleted after its end. It may change at any time; never where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<TtlSpec>,
-    /// When the condition Ready is true, for which `helm --wait` and GitOps tools look: Started (default) once the
-    /// program was launched, Finished once it has ended with success.
+    /// When the condition Ready is true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_when: Option<ReadyWhen>,
     /// What happens with the output.
@@ -164,9 +162,7 @@ pub struct OutputSpec {
     /// happens when it is full says `whenFull`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spool_size: Option<Quantity>,
-    /// What happens when the spool is full: Auto (default) holds the program back while the archive makes progress, and
-    /// drops the oldest output when it has made none for 30 s; Block holds the program back for as long as it takes;
-    /// DropOldest never holds it back. What is dropped is a gap in the stream and a figure in status.
+    /// What happens when the spool is full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_full: Option<WhenFull>,
     /// Values that are replaced by `***` in the output, inside the pod, before anything of it is stored or sent. Offsets
@@ -174,20 +170,20 @@ pub struct OutputSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub mask: Vec<MaskSource>,
-    /// How much of the output the container's own log gets, for `kubectl logs` and log collectors: Limited (default, the
-    /// first 1 MiB), All or None.
+    /// How much of the output the container's own log gets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub echo: Option<Echo>,
     /// Both streams through one pipe: their true order is kept, and all of it is standard output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<bool>,
-    /// Whether status shows the last lines of the output: Always (default), OnFailure or Never. Whoever may read the
-    /// object may read them.
+    /// When status shows the last lines of the output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tail_in_status: Option<TailInStatus>,
 }
 
-/// What happens when the spool is full.
+/// What happens when the spool is full: Auto (default) holds the program back while the archive makes progress, and drops the
+/// oldest output when it has made none for 30 s; Block holds the program back for as long as it takes; DropOldest never holds
+/// it back. What is dropped is a gap in the stream and a figure in status.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
 )]
@@ -221,7 +217,8 @@ pub struct SecretKey {
     pub key: String,
 }
 
-/// How much of the output is written to the container's own log.
+/// How much of the output the container's own log gets, for `kubectl logs` and log collectors: Limited (default, the first
+/// 1 MiB), All (what the log takes without waiting) or None.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
 )]
@@ -235,7 +232,8 @@ pub enum Echo {
     None,
 }
 
-/// When status shows the last lines of the output.
+/// Whether status shows the last lines of the output: Always (default), OnFailure or Never. Whoever may read the object may
+/// read them.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
 )]

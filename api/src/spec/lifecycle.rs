@@ -41,7 +41,8 @@ pub struct StopSpec {
     pub grace_period_seconds: Option<u32>,
 }
 
-/// What happens with processes that outlive the program.
+/// What happens with processes that outlive the program: Kill (default) ends them, TERM and after 2 s KILL, and counts them;
+/// with Wait the process has finished when the last of them has.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
 )]
@@ -64,7 +65,8 @@ pub struct RetriesSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub limit: Option<u32>,
-    /// The kinds of end that are tried again, both where absent.
+    /// The kinds of end that are tried again, both where absent: Infrastructure (the pod, the node or the agent was taken away
+    /// or lost) and ProcessFailure (the program ended with another code than 0, by a signal, or for want of memory).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2))]
     // Not `on`: to YAML 1.1, and so to kubectl, that is `true`.
@@ -163,7 +165,8 @@ pub struct TtlSpec {
     pub seconds_after_failure: Option<u32>,
 }
 
-/// When the condition Ready is true.
+/// When the condition Ready is true, for which `helm --wait` and GitOps tools look: Started (default) once the program was
+/// launched, Finished once it has ended with success.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
 )]
