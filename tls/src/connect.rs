@@ -26,11 +26,8 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Bytes that are taken from the socket in one call: rustls asks for 4 KiB at a time.
 const READ_AHEAD: usize = 64 << 10;
 
-/// Bytes that a peer may send ahead of its reader, on each stream.
-const STREAM_WINDOW: u32 = 2 << 20;
-
-/// The same for the connection: eight streams, so that one stalled reader does not stop the others.
-const CONNECTION_WINDOW: u32 = 8 * STREAM_WINDOW;
+/// Streams whose windows a connection has room for, so that one stalled reader does not stop the others.
+const STREAMS: u32 = 8;
 
 /// Makes connections to peers of one trust domain.
 #[derive(Clone)]
@@ -85,7 +82,7 @@ impl Dialer {
     pub fn connect_lazy(&self, target: &str, expected: &Role) -> Result<Channel, Error> {
         let name = self.server_name(expected)?;
         let connector = connector(self.credentials.clone(), name.clone(), expected.clone(), tcp(target));
-        Ok(endpoint(&name)?.connect_with_connector_lazy(connector))
+        Ok(endpoint(&name, expected)?.connect_with_connector_lazy(connector))
     }
 
     /// As [`Dialer::connect`], over byte streams that `open` makes (a port-forward, for example): one call for each
@@ -101,7 +98,7 @@ impl Dialer {
     {
         let name = self.server_name(expected)?;
         let connector = connector(self.credentials.clone(), name.clone(), expected.clone(), open);
-        Ok(endpoint(&name)?.connect_with_connector(connector).await?)
+        Ok(endpoint(&name, expected)?.connect_with_connector(connector).await?)
     }
 
     fn server_name(&self, expected: &Role) -> Result<String, Error> {
@@ -190,13 +187,23 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The address is only the `:authority` of requests: the connector knows where to go. The scheme says `http` because
 /// TLS is ours, not tonic's.
-fn endpoint(name: &str) -> Result<Endpoint, Error> {
+fn endpoint(name: &str, expected: &Role) -> Result<Endpoint, Error> {
+    let window = stream_window(expected);
     Ok(Endpoint::from_shared(format!("http://{name}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true)
         .max_frame_size(MAX_FRAME)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW))
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(STREAMS * window))
+}
+
+/// Bytes that a peer may send ahead of its reader, on each stream. An operator reads from hundreds of agents, which are
+/// near; a user from one operator, which may be far.
+const fn stream_window(peer: &Role) -> u32 {
+    match peer {
+        Role::Agent { .. } => 512 << 10,
+        _ => 2 << 20,
+    }
 }

@@ -290,6 +290,7 @@ fn builder(limits: Limits) -> http2::Builder<TokioExecutor> {
     builder
         .timer(TokioTimer::new())
         .max_frame_size(MAX_FRAME)
+        .max_send_buf_size(MAX_FRAME as usize)
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .max_concurrent_streams(limits.streams)

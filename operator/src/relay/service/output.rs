@@ -24,7 +24,7 @@ use crate::relay::piece::{Placed, Wanted};
 use crate::relay::session::{Follower, Next};
 
 /// Bytes that go to a reader at a time, and two of which wait for a slow one.
-const BATCH: usize = 256 * 1024;
+const BATCH: usize = 64 * 1024;
 /// A silent stream says this often that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// A reader that takes nothing for this long is parked: what is held for it is let go.
