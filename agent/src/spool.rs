@@ -10,6 +10,7 @@
 
 mod appender;
 mod checkpoint;
+mod hole;
 mod janitor;
 mod journal;
 mod ledger;

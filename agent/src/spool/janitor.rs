@@ -1,23 +1,19 @@
 //! A thread of its own that hashes what was written and drops what is archived.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::fs::{FallocateFlags, fallocate};
-
 use super::checkpoint::{Checkpoint, RunningHash};
+use super::hole::{self, BLOCK};
 use super::journal::{RECORDS_PER_PAGE, Record};
 use super::slots::Slots;
 use super::{Error, Inner, Offsets, Pressure, Progress, Seals, Stream};
 
 /// How far the hash may lag behind before it is taken up again, in bytes.
 pub const HASH_LAG: u64 = 1 << 20;
-/// What is punched is a whole number of these.
-const BLOCK: u64 = 4096;
 /// Bytes hashed between two checkpoints where nothing is dropped.
 const CHECKPOINT_EVERY: u64 = 8 << 20;
 const READ_BYTES: usize = 64 * 1024;
@@ -155,11 +151,7 @@ impl Janitor {
         crate::crash::point("spool", "published");
         for stream in Stream::ALL {
             let (from, to) = (progress.dropped.of(stream), target.of(stream));
-            punch_hole(
-                &self.inner.files[stream.index()],
-                from / BLOCK * BLOCK,
-                to / BLOCK * BLOCK,
-            )?;
+            hole::punch(&self.inner.files[stream.index()], from, to)?;
             crate::crash::point("spool", "punched");
         }
         self.inner.journal.punch(first_record)?;
@@ -219,13 +211,4 @@ impl Janitor {
         self.checkpointed = self.hashed().total();
         Ok(())
     }
-}
-
-/// Frees the blocks of `[from, to)`, keeping the size of the file.
-pub fn punch_hole(file: &File, from: u64, to: u64) -> Result<(), Error> {
-    if to <= from {
-        return Ok(());
-    }
-    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    fallocate(file, flags, from, to - from).map_err(Error::errno("punch a hole"))
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use super::checkpoint::Checkpoint;
-use super::{Error, Offsets, Stream};
+use super::{Error, Offsets, Stream, hole};
 
 /// Bytes of one record on disk.
 const RECORD_BYTES: usize = 32;
@@ -130,8 +130,7 @@ impl Journal {
 
     /// Frees the pages that hold only records below `first`.
     pub fn punch(&self, first: u64) -> Result<(), Error> {
-        let pages = first / RECORDS_PER_PAGE as u64;
-        super::janitor::punch_hole(&self.file, 0, pages * 4096)
+        hole::punch(&self.file, 0, first * RECORD_BYTES as u64)
     }
 
     /// Brings journal and files together after a kill: drops a torn end, and adds what the files hold beyond it, unless

@@ -5,14 +5,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Error, Stream, open_file};
+use super::{Error, Stream, hole, open_file};
 use crate::mask::Mask;
 
 /// Most bytes masked at once.
 const WINDOW: u64 = 128 * 1024;
 /// Masked bytes are punched out when there are so many.
 const PUNCH: u64 = 256 * 1024;
-const BLOCK: u64 = 4096;
 
 /// One stream as the program wrote it. Offsets here are those of the raw stream.
 #[derive(Debug)]
@@ -78,9 +77,9 @@ impl Stage {
     /// The journal has everything below `raw_end`.
     pub fn done(&mut self, raw_end: u64) -> Result<(), Error> {
         self.begin = raw_end;
-        let free = raw_end.saturating_sub(self.mask.context() as u64) / BLOCK * BLOCK;
+        let free = raw_end.saturating_sub(self.mask.context() as u64);
         if free - self.punched >= PUNCH {
-            super::janitor::punch_hole(&self.file, self.punched, free)?;
+            hole::punch(&self.file, self.punched, free)?;
             self.punched = free;
         }
         Ok(())
