@@ -21,9 +21,11 @@ pub use ledger::{Inconsistent, Ledger, Want, name};
 pub use narrator::Narrator;
 
 /// Longest time for one connection to be made, a new certificate included.
-const DIAL_LIMIT: Duration = Duration::from_secs(40);
+pub const DIAL_LIMIT: Duration = Duration::from_secs(40);
 /// A stream is given up when nothing came for this long; heartbeats come every 10 s.
-const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+/// How long a relay may not know a process that has just been made.
+pub const NEW_LIMIT: Duration = Duration::from_secs(15);
 
 /// Metadata of the relay's answer: of which attempt, where that is settled, and of which process the stream is.
 const ATTEMPT: &str = "rproc-attempt";

@@ -16,16 +16,13 @@ use super::{DataFormat, Failure, duration, open, print, resource};
 use crate::args::GlobalArgs;
 use crate::connect::{Cluster, Relay, Rule};
 use crate::exit::{self, Record, Verdict};
-use crate::follow::{Follower, Ledger, Narrator, Want};
+use crate::follow::{Follower, Ledger, NEW_LIMIT, Narrator, Want};
 use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner};
 use crate::output::{Form, Output};
 
 mod object;
 
 use object::{build, quantity};
-
-/// How long a relay may not know a process that has just been made.
-const NEW_LIMIT: Duration = Duration::from_secs(15);
 
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]

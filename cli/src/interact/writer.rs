@@ -14,14 +14,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Code, Status, Streaming};
 
-use crate::follow::{Backoff, Dial, DialError, cause};
+use crate::follow::{Backoff, DIAL_LIMIT, Dial, DialError, NEW_LIMIT, SILENCE_LIMIT, cause};
 
-/// Longest time for one connection to be made, a new certificate included.
-const DIAL_LIMIT: Duration = Duration::from_secs(40);
-/// A stream is given up when nothing came for this long; the agent speaks every 10 s.
-const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-/// How long a relay may not know a process that has just been made.
-const NEW_LIMIT: Duration = Duration::from_secs(15);
 /// Bytes that were sent and not accepted.
 const WINDOW: usize = 128 * 1024;
 /// Bytes in one message.

@@ -1,7 +1,6 @@
 use std::collections::{HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
@@ -16,11 +15,8 @@ use tokio::time::Instant;
 use super::{Failure, Job, LogsArgs, form, key, label, sequel, shown, verify, want};
 use crate::connect::{Cluster, Rule, Shared};
 use crate::exit::{self, Verdict};
-use crate::follow::{Backoff, Dial, Narrator};
+use crate::follow::{Backoff, Dial, NEW_LIMIT, Narrator};
 use crate::output::Output;
-
-/// How long the relay may not know a process that has just been made.
-const NEW_LIMIT: Duration = Duration::from_secs(15);
 
 /// The processes that are meant: those that are there, and those that come.
 type Coming<'a> = Pin<Box<dyn Stream<Item = Result<Found, Failure>> + 'a>>;
