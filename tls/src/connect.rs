@@ -134,13 +134,7 @@ impl Credentials {
             .connect(ServerName::try_from(name)?, io)
             .await?;
         stream.get_mut().1.set_buffer_limit(Some(UNSENT));
-        let leaf = stream
-            .get_ref()
-            .1
-            .peer_certificates()
-            .and_then(<[_]>::first)
-            .ok_or(Error::NoCertificate)?;
-        let found = PeerIdentity::from_der(leaf, self.trust_domain())?.role;
+        let found = PeerIdentity::of(stream.get_ref().1, self.trust_domain())?.role;
         if found == expected {
             Ok(stream)
         } else {

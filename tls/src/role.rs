@@ -1,5 +1,6 @@
 use std::{collections::BTreeMap, fmt, str::FromStr, time::SystemTime};
 
+use rustls::CommonState;
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -156,6 +157,15 @@ pub struct PeerIdentity {
 }
 
 impl PeerIdentity {
+    /// Who the peer of a connection is, whose handshake is done.
+    ///
+    /// # Errors
+    /// It has shown no certificate, or one that [`Self::from_der`] refuses.
+    pub(crate) fn of(connection: &CommonState, trust_domain: &TrustDomain) -> Result<Self, Error> {
+        let leaf = connection.peer_certificates().and_then(<[_]>::first);
+        Self::from_der(leaf.ok_or(Error::NoCertificate)?, trust_domain)
+    }
+
     /// Reads a leaf certificate (DER) whose chain has been verified already.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpConnectInfo;
 use tower::{Service, ServiceExt};
 
-use crate::{Error, Identity, PeerIdentity, sources::Sources};
+use crate::{Identity, PeerIdentity, sources::Sources};
 
 /// Whether a client has to show a certificate in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,15 +206,7 @@ async fn handshake<Io: AsyncRead + AsyncWrite + Unpin>(
     stream.get_mut().1.set_buffer_limit(Some(UNSENT));
     let peer = match client_auth {
         ClientAuth::None => None,
-        ClientAuth::Required => {
-            let leaf = stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .and_then(<[_]>::first)
-                .ok_or(Error::NoCertificate)?;
-            Some(Arc::new(PeerIdentity::from_der(leaf, identity.trust_domain())?))
-        }
+        ClientAuth::Required => Some(Arc::new(PeerIdentity::of(stream.get_ref().1, identity.trust_domain())?)),
     };
     Ok((stream, peer))
 }
