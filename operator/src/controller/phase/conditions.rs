@@ -88,13 +88,11 @@ impl<'a> Draft<'a> {
             return;
         }
         self.say(wait.phase, wait.reason, wait.message.clone());
-        let scheduled = if wait.scheduled { "True" } else { "False" };
-        let (reason, message) = if wait.scheduled {
-            (Reason::ContainerCreating, "the pod has a node")
+        if wait.scheduled {
+            self.scheduled();
         } else {
-            (wait.reason, wait.message.as_str())
-        };
-        self.set(ConditionType::Scheduled, scheduled, reason, message);
+            self.set(ConditionType::Scheduled, "False", wait.reason, &wait.message);
+        }
         self.not_ended(wait.reason);
     }
 
@@ -136,12 +134,7 @@ impl<'a> Draft<'a> {
             self.started(record);
         } else {
             if record.granted_at.is_some() {
-                self.set(
-                    ConditionType::Scheduled,
-                    "True",
-                    Reason::ContainerCreating,
-                    "the pod has a node",
-                );
+                self.scheduled();
             }
             self.set(ConditionType::Started, "False", reason, &message);
         }
@@ -157,15 +150,15 @@ impl<'a> Draft<'a> {
         self.say(phase, reason, message);
     }
 
+    fn scheduled(&mut self) {
+        let message = "the pod has a node";
+        self.set(ConditionType::Scheduled, "True", Reason::ContainerCreating, message);
+    }
+
     fn started(&mut self, record: &AttemptStatus) {
         self.status.started_at = record.started_at;
         let at = record.started_at.unwrap_or(self.now);
-        self.set(
-            ConditionType::Scheduled,
-            "True",
-            Reason::ContainerCreating,
-            "the pod has a node",
-        );
+        self.scheduled();
         self.set_at(
             ConditionType::Started,
             "True",
