@@ -21,8 +21,6 @@ use super::session::{Agent, Ending, Known, Order, Record, Session, Sessions, Wis
 /// Who asks for the end where the object does.
 const BY_SPEC: &str = "spec.desiredState";
 const BY_DELETION: &str = "deletion";
-/// Raw bytes of output from which the status' tail is made.
-const TAIL_BYTES: usize = 4096;
 /// How long an attempt that ended is left to the agent or to another replica.
 const MOURNING: Duration = Duration::from_secs(30);
 
@@ -233,12 +231,6 @@ async fn archived_end(archive: &Archive, subject: &Subject) -> Result<Option<End
     let Some(exit) = manifest.exit_frame() else {
         return Ok(None);
     };
-    let tail = archive.last_bytes(&subject.key, TAIL_BYTES).await?;
-    Ok(Some(Ending {
-        exit,
-        end: manifest.end(),
-        lost: manifest.lost(),
-        gaps: manifest.gaps,
-        tail,
-    }))
+    let tail = archive.last_bytes(&subject.key, Ending::TAIL_BYTES).await?;
+    Ok(Some(Ending::archived(exit, manifest, tail)))
 }

@@ -41,7 +41,7 @@ pub use requests::Requests;
 use ring::Ring;
 pub use wishes::{Fact, Known, Order, Wish};
 
-use super::archive::{Archive, AttemptKey, StoredGap, Subject, Unavailable};
+use super::archive::{Archive, AttemptKey, Manifest, StoredGap, Subject, Unavailable};
 use super::metrics::metrics;
 use super::peers::Peers;
 
@@ -102,8 +102,25 @@ pub struct Ending {
     pub lost: Cursor,
     /// The ranges that they were in; the first hundred of them.
     pub gaps: Vec<StoredGap>,
-    /// The last bytes of both streams in the observed order, at most a few KiB.
+    /// The last bytes of both streams in the observed order, at most [`Ending::TAIL_BYTES`].
     pub tail: Vec<u8>,
+}
+
+impl Ending {
+    /// Raw bytes of output from which the status' tail is made.
+    pub const TAIL_BYTES: usize = 4096;
+
+    /// What the archive says of an attempt that ended with `exit`.
+    #[must_use]
+    pub fn archived(exit: Exit, manifest: Manifest, tail: Vec<u8>) -> Self {
+        Self {
+            exit,
+            end: manifest.end(),
+            lost: manifest.lost(),
+            gaps: manifest.gaps,
+            tail,
+        }
+    }
 }
 
 /// What all sessions of a relay share.

@@ -25,8 +25,6 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 const FAREWELL: Duration = Duration::from_secs(30);
 /// The controller waits at most 10 s for the kubelet's word on a container that ended without a report.
 const KUBELET: Duration = Duration::from_secs(15);
-/// Raw bytes of output from which the status' tail is made.
-const TAIL_BYTES: usize = 4096;
 
 /// Runs a session from its first connection to the agent's farewell, or to the relay's shutdown.
 pub async fn run(session: &Session) {
@@ -184,22 +182,16 @@ async fn close(session: &Session, mut writer: Writer, exit: &Exit) {
     );
     let archive = &session.context.archive;
     let tail = archive
-        .last_bytes(&session.subject.key, TAIL_BYTES)
+        .last_bytes(&session.subject.key, Ending::TAIL_BYTES)
         .await
         .unwrap_or_else(|error| {
             warn!(%error, "cannot read the tail of the output back");
             Vec::new()
         });
-    let ending = Ending {
-        exit,
-        end: manifest.end(),
-        lost: manifest.lost(),
-        gaps: manifest.gaps,
-        tail,
-    };
+    let ending = Ending::archived(exit, manifest, tail);
     let written = session.context.record.ended(&session.subject, &ending);
     if session.context.shutdown.run_until_cancelled(written).await.is_some() {
-        farewell(session, manifest.stdout_bytes, manifest.stderr_bytes).await;
+        farewell(session, ending.end).await;
     }
 }
 
@@ -224,9 +216,9 @@ async fn ask_status(session: &Session, exit: Exit) -> Exit {
 }
 
 /// Tells the agent that nothing more will be asked, so that it leaves.
-async fn farewell(session: &Session, stdout: u64, stderr: u64) {
+async fn farewell(session: &Session, end: Cursor) {
     let give_up = Instant::now() + FAREWELL;
-    while let Err(error) = session.commit(Cursor { stdout, stderr }, true).await {
+    while let Err(error) = session.commit(end, true).await {
         let gone = session.closing.borrow().is_some() && matches!(error, ControlError::Unreachable);
         if gone || Instant::now() >= give_up {
             return;
