@@ -13,6 +13,7 @@ use clap::Subcommand;
 use crate::lock::Lock;
 use crate::{exec, paths};
 
+mod alone;
 mod cgroup;
 mod config;
 mod daemon;
@@ -26,6 +27,7 @@ mod render;
 mod tools;
 mod up;
 
+pub use alone::ApiServer;
 pub use config::NODE;
 pub use tools::Tools;
 
@@ -74,6 +76,8 @@ pub struct State {
     pub root: PathBuf,
     /// Sockets and mounts: a short path, because a socket's path has 108 bytes at most.
     pub run: PathBuf,
+    /// Where it listens.
+    pub place: config::Place,
 }
 
 impl State {
@@ -82,6 +86,7 @@ impl State {
         Ok(Self {
             root: paths::cache()?.join("cluster"),
             run: PathBuf::from("/run/remoteprocess-dev"),
+            place: config::Place::DEVELOPMENT,
         })
     }
 

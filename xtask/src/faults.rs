@@ -5,21 +5,36 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::cargo::cargo;
+use crate::cluster::ApiServer;
 use crate::images::Images;
 use crate::target::{Target, TargetArgs};
 use crate::{exec, install, test};
 
 /// Runs the crate `tests/faults` with `arguments`; what needs a cluster gets one with the operator installed.
 pub fn faults(target: &TargetArgs, arguments: &[String]) -> Result<()> {
-    let is_offline = arguments
-        .iter()
-        .any(|argument| matches!(argument.as_str(), "simulation" | "help" | "--help" | "-h"));
-    if is_offline {
+    let is_given = |words: &[&str]| arguments.iter().any(|argument| words.contains(&argument.as_str()));
+    if is_given(&["simulation", "help", "--help", "-h"]) {
         return exec::run(program()?.args(arguments));
+    }
+    if is_given(&["reconcile"]) {
+        return reconcile(arguments);
+    }
+    let flags = arguments.iter().filter(|argument| argument.starts_with('-'));
+    if arguments
+        .iter()
+        .all(|argument| argument.starts_with('-') || argument == "all")
+    {
+        reconcile(&[vec!["reconcile".to_owned()], flags.cloned().collect()].concat())?;
     }
     let target = Target::resolve(target)?;
     let installation = install::install(&target)?;
     exec::run(on(&mut program()?, &target, &installation.images).args(arguments))
+}
+
+/// Runs `faults reconcile` on an API server of its own.
+pub fn reconcile(arguments: &[String]) -> Result<()> {
+    let server = ApiServer::start()?;
+    exec::run(program()?.args(arguments).env("KUBECONFIG", server.kubeconfig()))
 }
 
 /// The program, by `cargo run`.

@@ -132,6 +132,10 @@ fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {
         describe(cargo, &target, &images);
     });
     if target.own.is_some() {
+        report.step("reconcile under faults", || {
+            let arguments = [Some("reconcile"), long(args)].into_iter().flatten();
+            faults::reconcile(&arguments.map(str::to_owned).collect::<Vec<_>>())
+        });
         report.step("faults on the cluster", || {
             let mut program = faults::program()?;
             program.arg("cluster").args(long(args));

@@ -51,9 +51,9 @@ pub(super) fn start(client: &Client, scope: &Scope, remembered: Remembered) -> W
 
     let labelled = watcher::Config::default().labels(names::LABEL_UID);
     let pod_events = watch(scope.api::<Pod>(client), labelled).backoff(WatchBackoff::default());
+    let known = processes.clone();
     let pod_triggers = reflect(pod_writer, pod_events.modify(strip))
-        .touched_objects()
-        .filter_map(|pod| std::future::ready(or_warn(pod).and_then(|pod| owner(&pod))));
+        .flat_map(move |event| stream::iter(or_warn(event).map_or_else(Vec::new, |event| touched(&event, &known))));
 
     let api = scope.api::<DeserializeGuard<RemoteProcess>>(client);
     let process_events = watch(api, watcher::Config::default())
@@ -81,6 +81,19 @@ pub(super) fn start(client: &Client, scope: &Scope, remembered: Remembered) -> W
         pods,
         processes,
         triggers,
+    }
+}
+
+/// The processes that an event of a pod may change. A pod that went while its watch was cut has no event of its own: it is
+/// missing from the new list, and so all processes are looked at when that is whole.
+fn touched(event: &Event<Pod>, processes: &Store<RemoteProcess>) -> Vec<ObjectRef<RemoteProcess>> {
+    match event {
+        Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) => owner(pod).into_iter().collect(),
+        Event::InitDone => {
+            let known = processes.state();
+            known.iter().map(|process| ObjectRef::from_obj(&**process)).collect()
+        }
+        Event::Init => Vec::new(),
     }
 }
 
@@ -168,6 +181,34 @@ impl Backoff for WatchBackoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_that_went_while_nobody_watched_is_noticed() {
+        let (processes, mut writer) = reflector::store();
+        let process: RemoteProcess = serde_saphyr::from_str(
+            "apiVersion: remoteprocess.dev/v1alpha1\nkind: RemoteProcess\n\
+             metadata: {name: hello, namespace: team}\nspec: {image: busybox, command: [id]}\n",
+        )
+        .unwrap();
+        let reference = ObjectRef::from_obj(&process);
+        writer.apply_watcher_event(&Event::Apply(process));
+        let mut pod = Pod::default();
+        pod.metadata.namespace = Some("team".into());
+        assert!(
+            touched(&Event::Delete(pod.clone()), &processes).is_empty(),
+            "it is nobody's"
+        );
+        pod.labels_mut().insert(names::LABEL_NAME.into(), "hello".into());
+        assert_eq!(
+            touched(&Event::Delete(pod), &processes),
+            std::slice::from_ref(&reference)
+        );
+        assert!(
+            touched(&Event::Init, &processes).is_empty(),
+            "the list is not whole yet"
+        );
+        assert_eq!(touched(&Event::InitDone, &processes), [reference]);
+    }
 
     #[test]
     fn a_watch_never_waits_longer_than_two_seconds() {

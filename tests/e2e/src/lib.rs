@@ -9,6 +9,8 @@
 //! `RPROC_KEEP=1` keeps the namespaces of failed tests.
 
 mod counting;
+mod daemon;
+mod ending;
 mod environment;
 mod namespace;
 mod node;
@@ -20,11 +22,13 @@ mod user;
 mod wait;
 
 pub use counting::{counting, seq};
+pub use daemon::EndedDaemon;
+pub use ending::{POLITE, Told, check_ending, last_attempt};
 pub use environment::{
     BUSYBOX, RELAY_SERVICE, RELEASE, RELEASE_NAMESPACE, STATIC, glibc, image_arguments, is_development_cluster, is_long,
 };
 pub use namespace::{Namespace, condition, spec, with_temp_ns};
-pub use node::{Pid, agent_container_of, agents_of, anonymous_memory, operators, signal};
+pub use node::{Pid, agent_container_of, agents_of, anonymous_memory, operators, processes_of_pod, signal};
 pub use program::{Digested, Program, kubectl, rproc, sha256};
 pub use release::{
     Installation, OPERATORS, delete_operator_pods, helm, operator_is_ready, operator_pods, scale_operator,

@@ -185,6 +185,21 @@ impl Namespace {
         })
     }
 
+    /// Name of that pod.
+    pub fn pod_name(&self, process: &str) -> Result<String> {
+        let pod = self.pod(process)?;
+        Ok(pod["metadata"]["name"].as_str().context("a pod has a name")?.to_owned())
+    }
+
+    /// The node of that pod.
+    pub fn node(&self, process: &str) -> Result<String> {
+        let pod = self.pod(process)?;
+        Ok(pod["spec"]["nodeName"]
+            .as_str()
+            .context("a pod with a node")?
+            .to_owned())
+    }
+
     /// Waits until the object's status satisfies the test, and returns the object.
     pub fn wait_for(&self, name: &str, what: &str, seconds: u64, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = Value::Null;
@@ -215,8 +230,7 @@ impl Namespace {
 
     /// Runs a shell command in the user's container, as an administrator.
     pub fn in_container(&self, process: &str, script: &str) -> Result<String> {
-        let pod = self.pod(process)?;
-        let pod = pod["metadata"]["name"].as_str().context("a pod has a name")?.to_owned();
+        let pod = self.pod_name(process)?;
         self.kubectl(&["exec", &pod, "--container=main", "--", "sh", "-c", script])
             .succeed()
     }

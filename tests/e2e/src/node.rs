@@ -20,6 +20,11 @@ pub fn agent_container_of(pod_uid: &str) -> Result<Vec<Pid>> {
     processes_of(b"/agent\0", pod_uid)
 }
 
+/// All processes of a pod.
+pub fn processes_of_pod(pod_uid: &str) -> Result<Vec<Pid>> {
+    processes_of(b"", pod_uid)
+}
+
 /// The operator's processes, those of all replicas.
 pub fn operators() -> Result<Vec<Pid>> {
     let uids = kubectl([

@@ -7,84 +7,53 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use remoteprocess_e2e::{
-    BUSYBOX, Namespace, agent_container_of, condition, is_development_cluster, signal, spec, until, with_temp_ns,
+    BUSYBOX, Namespace, POLITE, Told, agent_container_of, check_ending, is_development_cluster, kubectl, last_attempt,
+    signal, spec, with_temp_ns,
 };
 use rustix::process::Signal;
-use serde_json::{Value, json};
-
-/// How long after the end of its pod something of a process may still be open.
-const OPEN_SECONDS: u64 = 30;
-
-/// How an ending is told.
-#[derive(Clone, Copy)]
-struct Told {
-    reason: &'static str,
-    code: Option<i32>,
-    signal: Option<&'static str>,
-    source: &'static str,
-    /// Who stopped it.
-    by: Option<&'static str>,
-}
-
-const fn code(code: i32, reason: &'static str) -> Told {
-    Told {
-        reason,
-        code: Some(code),
-        signal: None,
-        source: "Entrypoint",
-        by: None,
-    }
-}
-
-const fn by_signal(signal: &'static str, reason: &'static str) -> Told {
-    Told {
-        reason,
-        code: None,
-        signal: Some(signal),
-        source: "Entrypoint",
-        by: None,
-    }
-}
+use serde_json::json;
 
 /// Programs that end by themselves.
 const OWN: [(&str, &[&str], Told); 14] = [
-    ("code-0", &["sh", "-c", "exit 0"], code(0, "Completed")),
-    ("code-1", &["sh", "-c", "exit 1"], code(1, "NonZeroExit")),
-    ("code-126", &["sh", "-c", "exit 126"], code(126, "NonZeroExit")),
-    ("code-127", &["sh", "-c", "exit 127"], code(127, "NonZeroExit")),
-    ("code-255", &["sh", "-c", "exit 255"], code(255, "NonZeroExit")),
-    ("not-found", &["/no/such/program"], code(127, "CommandNotFound")),
-    ("not-runnable", &["/etc/passwd"], code(126, "CommandNotExecutable")),
-    ("hup", &["sh", "-c", "kill -HUP $$"], by_signal("SIGHUP", "Signaled")),
-    ("int", &["sh", "-c", "kill -INT $$"], by_signal("SIGINT", "Signaled")),
-    ("abrt", &["sh", "-c", "kill -ABRT $$"], by_signal("SIGABRT", "Signaled")),
-    ("kill", &["sh", "-c", "kill -KILL $$"], by_signal("SIGKILL", "Signaled")),
-    ("segv", &["sh", "-c", "kill -SEGV $$"], by_signal("SIGSEGV", "Signaled")),
-    ("term", &["sh", "-c", "kill -TERM $$"], by_signal("SIGTERM", "Signaled")),
-    ("usr1", &["sh", "-c", "kill -USR1 $$"], by_signal("SIGUSR1", "Signaled")),
+    ("code-0", &["sh", "-c", "exit 0"], Told::code(0, "Completed")),
+    ("code-1", &["sh", "-c", "exit 1"], Told::code(1, "NonZeroExit")),
+    ("code-126", &["sh", "-c", "exit 126"], Told::code(126, "NonZeroExit")),
+    ("code-127", &["sh", "-c", "exit 127"], Told::code(127, "NonZeroExit")),
+    ("code-255", &["sh", "-c", "exit 255"], Told::code(255, "NonZeroExit")),
+    ("not-found", &["/no/such/program"], Told::code(127, "CommandNotFound")),
+    (
+        "not-runnable",
+        &["/etc/passwd"],
+        Told::code(126, "CommandNotExecutable"),
+    ),
+    ("hup", &["sh", "-c", "kill -HUP $$"], Told::signal("SIGHUP", "Signaled")),
+    ("int", &["sh", "-c", "kill -INT $$"], Told::signal("SIGINT", "Signaled")),
+    (
+        "abrt",
+        &["sh", "-c", "kill -ABRT $$"],
+        Told::signal("SIGABRT", "Signaled"),
+    ),
+    (
+        "kill",
+        &["sh", "-c", "kill -KILL $$"],
+        Told::signal("SIGKILL", "Signaled"),
+    ),
+    (
+        "segv",
+        &["sh", "-c", "kill -SEGV $$"],
+        Told::signal("SIGSEGV", "Signaled"),
+    ),
+    (
+        "term",
+        &["sh", "-c", "kill -TERM $$"],
+        Told::signal("SIGTERM", "Signaled"),
+    ),
+    (
+        "usr1",
+        &["sh", "-c", "kill -USR1 $$"],
+        Told::signal("SIGUSR1", "Signaled"),
+    ),
 ];
-
-/// 128 + n as a shell tells it.
-fn exit_code(told: &Told) -> Result<i32> {
-    let numbers = [
-        ("SIGHUP", 1),
-        ("SIGINT", 2),
-        ("SIGABRT", 6),
-        ("SIGKILL", 9),
-        ("SIGUSR1", 10),
-        ("SIGSEGV", 11),
-        ("SIGTERM", 15),
-    ];
-    let of_signal = |name| {
-        numbers
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, number)| 128 + number)
-    };
-    told.code
-        .or_else(|| of_signal(told.signal?))
-        .context("an ending with a code")
-}
 
 #[test]
 fn programs_that_end_by_themselves() {
@@ -98,83 +67,16 @@ fn programs_that_end_by_themselves() {
         });
         for (name, told, run) in started {
             let finished = run?.finish()?;
-            finished.expect_code(exit_code(&told)?)?;
+            finished.expect_code(told.exit_code()?)?;
             ensure!(finished.stdout.is_empty(), "{finished}");
-            check(namespace, name, &told)?;
+            check_ending(namespace, name, &told)?;
         }
         Ok(())
     });
 }
 
-/// Status and conditions say it; everything is closed soon after the pod's end.
-fn check(namespace: &Namespace, name: &str, told: &Told) -> Result<()> {
-    let object = namespace.wait_for(name, "Finished=True", 180, |status| {
-        condition(status, "Finished")["status"] == "True"
-    })?;
-    let status = &object["status"];
-    let is_success = told.reason == "Completed";
-    let phase = if is_success { "Succeeded" } else { "Failed" };
-    ensure!(
-        status["phase"] == phase && status["reason"] == told.reason,
-        "{name}: {status:#}"
-    );
-    ensure!(
-        status["exitCode"] == json!(told.code) && status["signal"] == json!(told.signal),
-        "{name}: {status:#}"
-    );
-    let succeeded = if is_success { "True" } else { "False" };
-    ensure!(
-        condition(status, "Succeeded")["status"] == succeeded,
-        "{name}: {status:#}"
-    );
-    let exit = &last_attempt(status)["exit"];
-    ensure!(exit["source"] == told.source, "{name}: {status:#}");
-    ensure!(exit["stop"]["requestedBy"] == json!(told.by), "{name}: {status:#}");
-    // Never a success without the entrypoint's record of code 0 that nobody asked for.
-    let is_verified = exit["source"] == "Entrypoint" && exit["code"] == 0 && exit["stop"].is_null();
-    ensure!(phase != "Succeeded" || is_verified, "{name}: {status:#}");
-    if last_attempt(status)["grantedAt"].is_null() {
-        return Ok(());
-    }
-    wait_for_pod(namespace, name)?;
-    namespace.wait_for(name, "closed books", OPEN_SECONDS, |status| {
-        let is_closed = |attempt: &Value| !attempt["output"].is_null() && !attempt["finishedAt"].is_null();
-        let attempts = status["attempts"].as_array().map(Vec::as_slice).unwrap_or_default();
-        attempts.iter().all(is_closed) && !condition(status, "OutputSealed").is_null()
-    })?;
-    Ok(())
-}
-
-fn last_attempt(status: &Value) -> &Value {
-    let attempts = status["attempts"].as_array().and_then(|attempts| attempts.last());
-    attempts.unwrap_or(&Value::Null)
-}
-
-/// Its pod has ended or is gone.
-fn wait_for_pod(namespace: &Namespace, name: &str) -> Result<()> {
-    let selector = format!("--selector=remoteprocess.dev/name={name}");
-    until(
-        &format!("the end of the pod of {name}"),
-        Duration::from_secs(90),
-        || {
-            let pods = namespace.kubectl(&["get", "pods", &selector, "--output=json"]).json()?;
-            let pods = pods["items"].as_array().cloned().unwrap_or_default();
-            let has_ended = |pod: &Value| matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-            Ok(pods.iter().all(has_ended))
-        },
-    )
-}
-
-/// Ends by its own choice when it is asked to.
-const POLITE: &str = "trap 'exit 5' TERM; while :; do sleep 0.1; done";
-
-fn pod_name(namespace: &Namespace, process: &str) -> Result<String> {
-    let pod = namespace.pod(process)?;
-    Ok(pod["metadata"]["name"].as_str().context("a pod has a name")?.to_owned())
-}
-
 fn evict(namespace: &Namespace, process: &str) -> Result<()> {
-    let pod = pod_name(namespace, process)?;
+    let pod = namespace.pod_name(process)?;
     let path = format!("/api/v1/namespaces/{}/pods/{pod}/eviction", namespace.name);
     let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction",
         "metadata": {"name": pod, "namespace": namespace.name}});
@@ -185,13 +87,6 @@ fn evict(namespace: &Namespace, process: &str) -> Result<()> {
 /// What somebody does to a process that runs, and how its end is told.
 type Case = (&'static str, fn(&Namespace, &str) -> Result<()>, Told);
 
-const fn asked(reason: &'static str, by: &'static str) -> Told {
-    Told {
-        by: Some(by),
-        ..code(5, reason)
-    }
-}
-
 const FROM_OUTSIDE: [Case; 3] = [
     (
         "patched",
@@ -200,19 +95,19 @@ const FROM_OUTSIDE: [Case; 3] = [
             let patch = ["patch", "remoteprocess", name, "--type=merge", "--patch", patch];
             namespace.editor.kubectl(&patch).succeed().map(drop)
         },
-        asked("Stopped", "spec.desiredState"),
+        Told::asked("Stopped", "spec.desiredState"),
     ),
-    ("evicted", evict, asked("Evicted", "kubelet")),
+    ("evicted", evict, Told::asked("Evicted", "kubelet")),
     (
         "pod-deleted",
         |namespace, name| {
-            let pod = pod_name(namespace, name)?;
+            let pod = namespace.pod_name(name)?;
             namespace
                 .kubectl(&["delete", "pod", &pod, "--wait=false"])
                 .succeed()
                 .map(drop)
         },
-        asked("Interrupted", "kubelet"),
+        Told::asked("Interrupted", "kubelet"),
     ),
 ];
 
@@ -230,13 +125,41 @@ fn ends_that_somebody_brings_about() {
             act(namespace, name)?;
         }
         for (name, _, told) in FROM_OUTSIDE {
-            check(namespace, name, &told)?;
+            check_ending(namespace, name, &told)?;
         }
         let patched = namespace.object("patched")?["status"].clone();
         let message = patched["message"].to_string();
         ensure!(message.contains("asked by kubectl-patch"), "who asked: {message}");
-        check(namespace, "limited", &asked("DeadlineExceeded", "deadline"))?;
+        check_ending(namespace, "limited", &Told::asked("DeadlineExceeded", "deadline"))?;
         Ok(())
+    });
+}
+
+/// Nothing new is placed on a node that is being drained; dropping this lets it be.
+struct Drained(String);
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        if let Err(error) = kubectl(["uncordon", &self.0]).succeed() {
+            println!("the node takes no pods: {error:#}");
+        }
+    }
+}
+
+#[test]
+fn a_drain_is_an_eviction() {
+    if !is_development_cluster("a node takes no pods for a moment") {
+        return;
+    }
+    with_temp_ns("drain", |namespace| {
+        namespace.apply("drained", spec(POLITE, json!({}))).succeed()?;
+        let object = namespace.wait_running("drained")?;
+        let uid = object["metadata"]["uid"].as_str().context("a uid")?;
+        let node = Drained(namespace.node("drained")?);
+        let only_this = format!("--pod-selector=remoteprocess.dev/uid={uid}");
+        kubectl(["drain", &node.0, &only_this, "--delete-emptydir-data", "--timeout=90s"]).succeed()?;
+        drop(node);
+        check_ending(namespace, "drained", &Told::asked("Evicted", "kubelet"))
     });
 }
 
@@ -297,14 +220,7 @@ fn what_is_not_started_in_time_has_failed_for_its_reason() {
         let huge = json!({"deadlines": {"startSeconds": 5}, "resources": {"requests": {"cpu": "4000"}}});
         namespace.apply("huge", spec("true", huge)).succeed()?;
         for (name, reason) in [("image", "ImagePull"), ("huge", "Unschedulable")] {
-            let told = Told {
-                reason,
-                code: None,
-                signal: None,
-                source: "None",
-                by: None,
-            };
-            check(namespace, name, &told)?;
+            check_ending(namespace, name, &Told::unknown(reason))?;
         }
         Ok(())
     });
@@ -328,8 +244,8 @@ fn an_oom_kill_of_the_program_and_one_of_a_child_are_told_apart() {
             .succeed()?;
         let logs = namespace.editor.rproc(&["logs", "-f", "child"]).finish()?;
         ensure!(logs.expect_code(0)?.out() == "child: 137\n", "{logs}");
-        check(namespace, "child", &code(0, "Completed"))?;
-        check(namespace, "main", &by_signal("SIGKILL", "OOMKilled"))?;
+        check_ending(namespace, "child", &Told::code(0, "Completed"))?;
+        check_ending(namespace, "main", &Told::signal("SIGKILL", "OOMKilled"))?;
         for name in ["child", "main"] {
             let status = namespace.object(name)?["status"].clone();
             ensure!(last_attempt(&status)["exit"]["oomKills"] == 1, "{name}: {status:#}");
@@ -379,12 +295,9 @@ fn an_agent_that_is_killed_for_good_leaves_the_kubelets_word() {
         })?;
         let told = Told {
             source: "Kubelet",
-            ..code(3, "NonZeroExit")
+            ..Told::code(3, "NonZeroExit")
         };
-        let status = namespace.wait_finished("orphan")?["status"].clone();
-        let exit = &last_attempt(&status)["exit"];
-        ensure!(status["reason"] == told.reason && status["exitCode"] == 3, "{status:#}");
-        ensure!(exit["source"] == told.source, "{status:#}");
+        check_ending(namespace, "orphan", &told)?;
         let logs = namespace
             .editor
             .rproc(&["logs", "-f", "orphan"])

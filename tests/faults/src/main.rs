@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use remoteprocess_faults::cluster;
+use remoteprocess_faults::reconcile;
 use remoteprocess_faults::seeds::{self, Seeds};
 
 /// Faults on purpose. Each scenario has a size for CI and, with --long, a full one.
@@ -20,6 +21,8 @@ struct Cli {
 enum Scenario {
     /// The stream protocol on a simulated network and clock; needs no cluster.
     Simulation(SimulationArgs),
+    /// The controller on a real API server, with a fault at each call and each event; `cargo xtask` starts the server.
+    Reconcile(SizeArgs),
     /// `seq 1 2000000` many times through a proxy that cuts and delays; with --long beside `kubectl`.
     Cuts(CutsArgs),
     /// The same with every line between the parts cut and delayed: relay, agents, API server.
@@ -32,7 +35,7 @@ enum Scenario {
     Store(SizeArgs),
     /// All that need the cluster.
     Cluster(SizeArgs),
-    /// Everything; also without any argument.
+    /// Everything that is left; `cargo xtask faults` without any argument is this and `reconcile`.
     All(SizeArgs),
 }
 
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
 fn run(scenario: Scenario) -> Result<()> {
     match scenario {
         Scenario::Simulation(args) => seeds::run(&args.into()),
+        Scenario::Reconcile(size) => reconcile::run(size.long),
         Scenario::Cuts(args) => cluster::cuts(args.size.long, args.seed),
         Scenario::Links(args) => cluster::links(args.size.long, args.seed),
         Scenario::Kills(size) => cluster::kills(size.long),

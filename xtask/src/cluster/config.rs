@@ -36,21 +36,36 @@ pub const COREDNS_IMAGE: &str = "remoteprocess.dev/dev/coredns:1";
 pub const LOCAL_PATH_IMAGE: &str = "remoteprocess.dev/dev/local-path-provisioner:1";
 
 const SERVICE_CIDR: &str = "10.96.0.0/16";
-/// Base of the ports on this machine, away from those that a real cluster uses.
-const API_PORT: u16 = 16443;
-const ETCD_PORT: u16 = 16379;
-const ETCD_PEER_PORT: u16 = 16380;
+
+/// Where a control plane listens. Its address is in the API server's certificate.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// Of the API server; etcd is on the loopback interface.
+    pub address: &'static str,
+    /// Port of the API server.
+    pub api: u16,
+    /// Port of etcd.
+    pub etcd: u16,
+    /// Port on which etcd would talk to its peers.
+    pub etcd_peer: u16,
+}
+
+impl Place {
+    /// The development cluster's: away from the ports that a real cluster uses.
+    pub const DEVELOPMENT: Self = Self {
+        address: NODE_IP,
+        api: 16443,
+        etcd: 16379,
+        etcd_peer: 16380,
+    };
+}
+
 const KUBELET_PORT: u16 = 16250;
 const KUBELET_HEALTH_PORT: u16 = 16248;
 const CONTROLLER_MANAGER_PORT: u16 = 16257;
 const SCHEDULER_PORT: u16 = 16259;
 const PROXY_HEALTH_PORT: u16 = 16256;
 const PROXY_METRICS_PORT: u16 = 16249;
-
-/// URL of the API server.
-pub fn server() -> String {
-    format!("https://{NODE_IP}:{API_PORT}")
-}
 
 /// Kubeconfigs: file below the state folder, certificate, name of the user in it.
 pub const KUBECONFIGS: [(&str, &str); 5] = [
@@ -146,6 +161,7 @@ fn fingerprint() -> String {
     let state = State {
         root: "/state".into(),
         run: "/run".into(),
+        place: Place::DEVELOPMENT,
     };
     let mut hash = Sha256::new();
     hash.update(format!("{:?}", daemons(&state)));
@@ -185,8 +201,8 @@ fn api_server(state: &State) -> Daemon {
         "kube-apiserver",
         state,
         &[
-            "--bind-address=@NODE_IP@",
-            "--advertise-address=@NODE_IP@",
+            "--bind-address=@API_ADDRESS@",
+            "--advertise-address=@API_ADDRESS@",
             "--secure-port=@API_PORT@",
             "--service-cluster-ip-range=@SERVICE_CIDR@",
             "--etcd-servers=https://127.0.0.1:@ETCD_PORT@",
@@ -257,13 +273,14 @@ fn template(state: &State) -> Template {
         .with("DNS_IP", DNS_IP)
         .with("POD_CIDR", POD_CIDR)
         .with("SERVICE_CIDR", SERVICE_CIDR)
-        .with("SERVER", server())
+        .with("SERVER", format!("https://{}:{}", state.place.address, state.place.api))
+        .with("API_ADDRESS", state.place.address)
         .with("PAUSE", PAUSE_IMAGE)
         .with("COREDNS", COREDNS_IMAGE)
         .with("LOCAL_PATH", LOCAL_PATH_IMAGE)
-        .with("API_PORT", API_PORT)
-        .with("ETCD_PORT", ETCD_PORT)
-        .with("ETCD_PEER_PORT", ETCD_PEER_PORT)
+        .with("API_PORT", state.place.api)
+        .with("ETCD_PORT", state.place.etcd)
+        .with("ETCD_PEER_PORT", state.place.etcd_peer)
         .with("KUBELET_PORT", KUBELET_PORT)
         .with("KUBELET_HEALTH_PORT", KUBELET_HEALTH_PORT)
         .with("CONTROLLER_MANAGER_PORT", CONTROLLER_MANAGER_PORT)
@@ -297,6 +314,7 @@ mod tests {
         State {
             root: "/state".into(),
             run: "/run/x".into(),
+            place: Place::DEVELOPMENT,
         }
     }
 

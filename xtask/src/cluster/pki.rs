@@ -40,8 +40,8 @@ impl Leaf {
     }
 }
 
-/// Writes all keys and certificates into `folder`.
-pub fn write(folder: &Path) -> Result<()> {
+/// Writes all keys and certificates into `folder`, for an API server at `address`.
+pub fn write(folder: &Path, address: &str) -> Result<()> {
     use super::config::{NODE, NODE_IP, SERVICE_IP};
     fs::create_dir_all(folder)?;
     let api_names = [
@@ -50,7 +50,7 @@ pub fn write(folder: &Path) -> Result<()> {
         "kubernetes.default.svc",
         "kubernetes.default.svc.cluster.local",
         "localhost",
-        NODE_IP,
+        address,
         SERVICE_IP,
     ];
     authority(

@@ -83,7 +83,8 @@ pub fn health(state: &State, tools: &Tools) -> Result<()> {
     dns::ask().context("names do not resolve")
 }
 
-fn write_files(state: &State, tools: &Tools) -> Result<()> {
+/// Writes keys, certificates and configuration into the state's folders.
+pub fn write_files(state: &State, tools: &Tools) -> Result<()> {
     for folder in ["bin", "config/cni", "config/addons", "logs", "pids", "kubelet", "etcd"] {
         fs::create_dir_all(state.root.join(folder))?;
     }
@@ -94,7 +95,7 @@ fn write_files(state: &State, tools: &Tools) -> Result<()> {
     for program in ["kubectl", "helm", "ctr"] {
         symlink(tools.path(program), state.root.join("bin").join(program))?;
     }
-    pki::write(&state.root.join("pki"))?;
+    pki::write(&state.root.join("pki"), state.place.address)?;
     for (path, text) in config::files(state) {
         let path = state.root.join(path);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;

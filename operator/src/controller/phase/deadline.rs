@@ -52,6 +52,11 @@ pub(super) fn passed(situation: &Situation<'_>) -> Option<Verdict> {
     };
     let mut draft = Draft::new(process, situation.now);
     draft.status.observed_generation = process.metadata.generation;
+    if let Sight::Ours(pod) = situation.pod {
+        // Where it was is not to depend on whether somebody has looked before.
+        draft.see_pod(pod);
+        draft.wait(&waiting::of_pod(pod));
+    }
     if record.exit.is_none() {
         draft.record_end(record, exit.clone());
     }

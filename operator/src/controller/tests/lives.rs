@@ -169,6 +169,24 @@ async fn what_is_not_started_in_time_fails_with_the_reason_for_which_it_waits() 
 }
 
 #[tokio::test]
+async fn an_operator_that_was_away_until_the_start_deadline_says_the_same() {
+    let mut stage = Stage::new(", deadlines: {startSeconds: 30}");
+    stage.settle().await;
+    stage.image_is_missing(1);
+    stage.pass_unseen(31);
+    stage.settle().await;
+    let status = stage.status();
+    assert_eq!(
+        (&status["phase"], &status["reason"]),
+        (&json!("Failed"), &json!("ImagePull"))
+    );
+    assert_eq!(status["attempts"][0]["node"], "node-1");
+    let conditions = status["conditions"].as_array().unwrap();
+    let scheduled = conditions.iter().find(|condition| condition["type"] == "Scheduled");
+    assert_eq!(scheduled.unwrap()["status"], "True", "{status}");
+}
+
+#[tokio::test]
 async fn an_object_whose_time_is_over_goes_when_its_output_is_closed() {
     let mut stage = Stage::new(", ttl: {secondsAfterFailure: 60}");
     stage.settle().await;

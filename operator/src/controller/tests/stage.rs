@@ -149,8 +149,13 @@ impl Stage {
     /// Time passes, with a look at its end.
     pub(super) async fn wait(&mut self, seconds: i64) {
         self.settle().await;
-        self.ahead.fetch_add(seconds, Ordering::Relaxed);
+        self.pass_unseen(seconds);
         self.settle().await;
+    }
+
+    /// Time passes, and nobody looks.
+    pub(super) fn pass_unseen(&self, seconds: i64) {
+        self.ahead.fetch_add(seconds, Ordering::Relaxed);
     }
 
     pub(super) fn ask_to_stop(&self) {
