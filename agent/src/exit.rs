@@ -4,6 +4,7 @@ use remoteprocess_entrypoint::message::{Exited, Outcome, StopCause};
 use remoteprocess_proto::v1;
 use remoteprocess_proto::v1::exit::{Outcome as Wire, Source};
 
+use crate::process::exec::End;
 use crate::process::facts::{Closed, Ending, Facts};
 use crate::process::machine::REQUESTED_BY;
 use crate::spool::{Offsets, Seals, StreamSeal};
@@ -60,15 +61,50 @@ fn cancelled(at_unix_nanos: i64, facts: &Facts) -> v1::Exit {
     }
 }
 
+fn outcome(outcome: &Outcome) -> (Wire, i32) {
+    match outcome {
+        Outcome::Signal(number) => (Wire::Signal, *number),
+        Outcome::Code(_) | Outcome::NotFound { .. } | Outcome::NotExecutable { .. } => {
+            (Wire::Code, outcome.exit_code())
+        }
+    }
+}
+
+/// How a further command ended.
+#[must_use]
+pub fn of_session(end: &End) -> v1::Exit {
+    let ended = match end {
+        End::Known(ended) => ended,
+        End::Lost(why) | End::Refused(why) => {
+            return v1::Exit {
+                outcome: Wire::Unknown.into(),
+                source: Source::None.into(),
+                reason: "SessionLost".to_owned(),
+                message: why.clone(),
+                ..v1::Exit::default()
+            };
+        }
+    };
+    let (outcome, value) = outcome(ended);
+    let (reason, message) = match ended {
+        Outcome::NotFound { message } => ("CommandNotFound", message.clone()),
+        Outcome::NotExecutable { message } => ("CommandNotExecutable", message.clone()),
+        Outcome::Signal(number) => ("Signaled", format!("ended by signal {number}")),
+        Outcome::Code(0) => ("", String::new()),
+        Outcome::Code(code) => ("NonZeroExit", format!("exit code {code}")),
+    };
+    v1::Exit {
+        outcome: outcome.into(),
+        value,
+        source: Source::Entrypoint.into(),
+        reason: reason.to_owned(),
+        message,
+        ..v1::Exit::default()
+    }
+}
+
 fn reported(exited: &Exited, facts: &Facts) -> v1::Exit {
-    let outcome = match exited.outcome {
-        Outcome::Signal(_) => Wire::Signal,
-        Outcome::Code(_) | Outcome::NotFound { .. } | Outcome::NotExecutable { .. } => Wire::Code,
-    };
-    let value = match exited.outcome {
-        Outcome::Signal(number) => number,
-        _ => exited.outcome.exit_code(),
-    };
+    let (outcome, value) = outcome(&exited.outcome);
     let (reason, message) = reason(exited);
     v1::Exit {
         outcome: outcome.into(),

@@ -6,6 +6,7 @@
 mod capture;
 mod conversation;
 mod echo;
+pub mod exec;
 pub mod facts;
 pub mod input;
 mod link;

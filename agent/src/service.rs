@@ -2,6 +2,8 @@
 
 mod attach;
 mod endpoint;
+mod exec;
+mod input;
 mod output;
 
 use std::time::Duration;
@@ -11,10 +13,10 @@ use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::executor_get_state_response::Phase as WirePhase;
 use remoteprocess_proto::v1::executor_server::Executor;
 use remoteprocess_proto::v1::{
-    AttachRequest, CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse,
-    ExecutorPauseRequest, ExecutorPauseResponse, ExecutorSetDeadlineRequest, ExecutorSetDeadlineResponse,
-    ExecutorSignalRequest, ExecutorSignalResponse, ExecutorStopRequest, ExecutorStopResponse,
-    ExecutorWatchOutputRequest, OutputFrame, SignalTarget,
+    AttachRequest, CommitRequest, CommitResponse, Cursor, ExecRequest, ExecutorGetStateRequest,
+    ExecutorGetStateResponse, ExecutorPauseRequest, ExecutorPauseResponse, ExecutorSetDeadlineRequest,
+    ExecutorSetDeadlineResponse, ExecutorSignalRequest, ExecutorSignalResponse, ExecutorStopRequest,
+    ExecutorStopResponse, ExecutorWatchOutputRequest, OutputFrame, SignalTarget,
 };
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
@@ -189,6 +191,13 @@ impl Executor for ExecutorService {
 
     async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
         let answers = attach::attach(&self.process, request.into_inner()).await?;
+        Ok(Response::new(answers))
+    }
+
+    type ExecStream = exec::Answers;
+
+    async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Result<Response<Self::ExecStream>, Status> {
+        let answers = exec::exec(&self.process, request.into_inner()).await?;
         Ok(Response::new(answers))
     }
 

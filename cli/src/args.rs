@@ -7,7 +7,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use remoteprocess_api::names;
 
 use crate::command::{
-    attach, completion, delete, describe, extend, get, login, logs, pause, run, signal, stop, version, wait, whoami,
+    attach, completion, delete, describe, exec, extend, get, login, logs, pause, run, signal, stop, version, wait,
+    whoami,
 };
 
 /// Runs commands in pods and never loses a byte or an exit code.
@@ -25,7 +26,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes of run and logs:
+const EXIT_CODES: &str = "Exit codes of run, logs and exec:
   the program's own; 128 + n where signal n ended it; 125 where it is not known
   or rproc itself failed, with a sentence that begins with \"rproc:\".";
 
@@ -38,6 +39,8 @@ pub enum Command {
     Logs(logs::LogsArgs),
     /// Come back to a process that runs, to watch it or to work in it
     Attach(attach::AttachArgs),
+    /// Run a further command in the container of a process that runs
+    Exec(exec::ExecArgs),
     /// Ask processes to end, and wait until they have
     Stop(stop::StopArgs),
     /// Freeze processes where they stand

@@ -17,6 +17,7 @@ pub mod change;
 pub mod completion;
 pub mod delete;
 pub mod describe;
+pub mod exec;
 pub mod extend;
 pub mod get;
 pub mod live;
@@ -134,6 +135,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Command::Run(args) => run::run(global, *args).await,
         Command::Attach(args) => attach::run(global, args).await,
+        Command::Exec(args) => exec::run(global, args).await,
         Command::Logs(args) => logs::run(global, args).await,
         Command::Stop(args) => stop::run(global, args).await,
         Command::Pause(args) => pause::run(global, args, pause::Verb::Pause).await,

@@ -13,15 +13,21 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tonic::Status;
 
+mod exec;
 mod keys;
+mod line;
+mod pending;
 pub mod terminal;
 mod writer;
 
+pub use exec::{Exec, Over};
 pub use keys::{DEFAULT_DETACH_KEYS, DetachKeys};
-pub use writer::{Error, Local, Writer};
+pub use writer::Writer;
 
-use crate::follow::Dial;
+use crate::follow::{Dial, DialError};
+use crate::output;
 use keys::Keys;
 use terminal::RawTerminal;
 
@@ -47,6 +53,49 @@ pub struct Manner {
     pub redraw: bool,
 }
 
+/// What happens on this side.
+#[derive(Clone, Debug)]
+pub enum Local {
+    /// More input.
+    Bytes(Bytes),
+    /// No more input.
+    End,
+    /// The window has another size.
+    Resize(WindowSize),
+}
+
+/// Why it cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The relay refused, for good.
+    #[error("{}", .0.message())]
+    Relay(Status),
+    /// There is no way to the relay.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// Going on would lose or double bytes.
+    #[error("the relay has accepted {accepted} bytes of input where between {from} and {to} were sent")]
+    Inconsistent {
+        /// What it says.
+        accepted: u64,
+        /// What it had accepted before.
+        from: u64,
+        /// What was sent.
+        to: u64,
+    },
+    /// Likewise of output.
+    #[error("the relay has sent output from byte {offset} on where byte {expected} comes next")]
+    Misplaced {
+        /// What it has sent.
+        offset: u64,
+        /// What was to come.
+        expected: u64,
+    },
+    /// The output cannot be written.
+    #[error(transparent)]
+    Output(#[from] output::Error),
+}
+
 /// What ends an interaction, or its input.
 #[derive(Debug)]
 pub enum Event {
@@ -62,7 +111,7 @@ pub enum Event {
 pub struct Interaction {
     events: mpsc::Receiver<Event>,
     /// Keeps `events` open where nothing is sent by it.
-    _sender: mpsc::Sender<Event>,
+    sender: mpsc::Sender<Event>,
     raw: Option<RawTerminal>,
     leaving: watch::Sender<bool>,
     writing: Option<JoinHandle<()>>,
@@ -72,10 +121,10 @@ impl Interaction {
     /// None: the process is only watched.
     #[must_use]
     pub fn none() -> Self {
-        let (sender, events) = mpsc::channel(1);
+        let (sender, events) = mpsc::channel(4);
         Self {
             events,
-            _sender: sender,
+            sender,
             raw: None,
             leaving: watch::Sender::new(false),
             writing: None,
@@ -87,39 +136,43 @@ impl Interaction {
     /// # Errors
     /// The terminal cannot be set so.
     pub fn start<D: Dial + 'static>(dial: D, process: ProcessKey, manner: Manner) -> io::Result<Self> {
-        let stdin = io::stdin();
-        let is_raw = manner.tty && stdin.is_terminal();
-        let raw = is_raw.then(|| RawTerminal::enter(&stdin)).transpose()?;
-        let (sender, events) = mpsc::channel(4);
-        let (local, said) = mpsc::channel(if is_raw { TYPED } else { 4 });
         let mut writer = Writer::new(dial, process, manner.take_over, manner.redraw);
-        if is_raw {
-            if let Some(size) = window() {
-                writer.resize(size);
-            }
-            tokio::spawn(watch_window(local.clone()));
+        let is_raw = manner.tty && io::stdin().is_terminal();
+        let keys = is_raw.then(|| (manner.detach_keys, writer.has_begun()));
+        let (mut interaction, said) = Self::read(keys)?;
+        if let Some(size) = window().filter(|_| is_raw) {
+            writer.resize(size);
         }
-        let keyboard = is_raw.then(|| Keyboard {
-            keys: Keys::new(manner.detach_keys),
-            has_begun: writer.has_begun(),
-        });
-        let (over, lost) = (sender.clone(), sender.clone());
-        // Not a task: nothing wakes a read of a terminal, and the program must not wait for it at its end.
-        thread::Builder::new().spawn(move || read(keyboard, &local, &over))?;
-        let (leaving, left) = watch::channel(false);
-        let writing = tokio::spawn(async move {
+        let (lost, left) = (interaction.sender.clone(), interaction.leaving.subscribe());
+        interaction.writing = Some(tokio::spawn(async move {
             if let Err(error) = writer.run(said, left).await {
                 // Whoever listened may have gone.
                 let _ = lost.send(Event::Lost(error)).await;
             }
+        }));
+        Ok(interaction)
+    }
+
+    /// Standard input, and what becomes of it from now on. With keys: a terminal, key by key, which leave; and whether there
+    /// is somebody who could be given Ctrl-C.
+    ///
+    /// # Errors
+    /// The terminal cannot be set so.
+    pub fn read(keys: Option<(DetachKeys, Arc<AtomicBool>)>) -> io::Result<(Self, mpsc::Receiver<Local>)> {
+        let raw = keys.is_some().then(|| RawTerminal::enter(&io::stdin())).transpose()?;
+        let (local, said) = mpsc::channel(if raw.is_some() { TYPED } else { 4 });
+        if raw.is_some() {
+            tokio::spawn(watch_window(local.clone()));
+        }
+        let keyboard = keys.map(|(keys, has_begun)| Keyboard {
+            keys: Keys::new(keys),
+            has_begun,
         });
-        Ok(Self {
-            events,
-            _sender: sender,
-            raw,
-            leaving,
-            writing: Some(writing),
-        })
+        let interaction = Self { raw, ..Self::none() };
+        let over = interaction.sender.clone();
+        // Not a task: nothing wakes a read of a terminal, and the program must not wait for it at its end.
+        thread::Builder::new().spawn(move || read(keyboard, &local, &over))?;
+        Ok((interaction, said))
     }
 
     /// Whether each key goes to the process, Ctrl-C too.
@@ -146,7 +199,15 @@ impl Interaction {
     }
 }
 
-fn window() -> Option<WindowSize> {
+/// A name that nobody else gives to what is opened, over all connections.
+fn session_name() -> String {
+    let now = jiff::Timestamp::now().as_nanosecond();
+    format!("{now:x}-{:x}", std::process::id())
+}
+
+/// Size of the window in which standard input is.
+#[must_use]
+pub fn window() -> Option<WindowSize> {
     let size = tcgetwinsize(io::stdin())
         .ok()
         .filter(|size| size.ws_row > 0 && size.ws_col > 0)?;

@@ -1,15 +1,17 @@
 //! A terminal in raw mode is as it was on every way out: detach keys, signals, a panic, an end without a word.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use remoteprocess_cli::command::exec::{Ended, until_end};
 use remoteprocess_cli::command::live::Signals;
-use remoteprocess_cli::follow::{Dial, DialError};
-use remoteprocess_cli::interact::{DEFAULT_DETACH_KEYS, Event, Interaction, Manner};
-use remoteprocess_proto::v1::ProcessKey;
+use remoteprocess_cli::follow::{Dial, DialError, Narrator};
+use remoteprocess_cli::interact::{DEFAULT_DETACH_KEYS, Event, Exec, Interaction, Manner};
+use remoteprocess_cli::output::{Output, Sink};
+use remoteprocess_proto::v1::{ExecOpen, ProcessKey};
 use rstest::rstest;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
@@ -35,6 +37,9 @@ impl Dial for Nowhere {
 async fn program() {
     let Ok(mode) = std::env::var(MODE) else { return };
     let mut signals = Signals::listen().unwrap();
+    if mode == "exec" {
+        run_command(signals).await;
+    }
     let manner = Manner {
         tty: true,
         detach_keys: DEFAULT_DETACH_KEYS.parse().unwrap(),
@@ -62,6 +67,18 @@ async fn program() {
     };
     interaction.leave().await;
     std::process::exit(code);
+}
+
+/// As `rproc exec -it`.
+async fn run_command(signals: Signals) -> ! {
+    let sink = || Sink::descriptor(std::io::stdout().as_fd(), true).unwrap();
+    let output = Output::new(sink(), sink());
+    let exec = Exec::new(Nowhere, ExecOpen::default(), &output, Narrator::new("job", true));
+    let code = match until_end(exec, (true, true), signals).await {
+        Ok(Ended::Left(code, false)) => code,
+        other => panic!("{other:?}"),
+    };
+    std::process::exit(code.into());
 }
 
 struct Terminal {
@@ -146,12 +163,23 @@ fn ctrl_c_is_ours_until_there_is_a_process() {
     assert!(terminal.is_cooked());
 }
 
+#[test]
+fn ctrl_c_leaves_a_command_that_cannot_be_reached() {
+    let mut terminal = Terminal::run("exec");
+    terminal.wait_until_raw();
+    // These are for the command.
+    terminal.types(b"ls\r\x10\x11");
+    terminal.types(b"\x03");
+    assert_eq!(terminal.ends().code(), Some(130));
+    assert!(terminal.is_cooked());
+}
+
 #[rstest]
 #[case(Signal::INT, 130)]
 #[case(Signal::TERM, 143)]
 #[case(Signal::HUP, 129)]
-fn a_signal_leaves(#[case] signal: Signal, #[case] code: i32) {
-    let mut terminal = Terminal::run("wait");
+fn a_signal_leaves(#[values("wait", "exec")] mode: &str, #[case] signal: Signal, #[case] code: i32) {
+    let mut terminal = Terminal::run(mode);
     terminal.wait_until_raw();
     kill_process(Pid::from_child(&terminal.child), signal).unwrap();
     assert_eq!(terminal.ends().code(), Some(code));

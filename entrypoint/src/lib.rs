@@ -15,6 +15,7 @@ pub mod clock;
 pub mod input;
 pub mod message;
 pub mod run_clock;
+pub mod session;
 pub mod socket;
 
 /// Directory that both containers share: the handover volume.

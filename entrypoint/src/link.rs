@@ -37,6 +37,11 @@ pub enum Presence {
 }
 
 impl Presence {
+    /// Whether there is none.
+    pub const fn is_away(self) -> bool {
+        matches!(self, Self::Away(_))
+    }
+
     /// When an absence will have been this long.
     pub fn lost_at(self, patience: Duration) -> Option<Moment> {
         match self {
@@ -46,10 +51,19 @@ impl Presence {
     }
 }
 
-/// A message to be sent, alone or with the read ends of the pipes.
+/// A message to be sent.
 struct Outgoing {
     message: FromEntrypoint,
-    with_pipes: bool,
+    descriptors: Descriptors,
+}
+
+/// What goes with a message.
+enum Descriptors {
+    None,
+    /// The read ends of the program's output, which stay here as well.
+    Pipes,
+    /// These, which the agent alone has then.
+    Own(Vec<OwnedFd>),
 }
 
 struct Channel {
@@ -141,30 +155,50 @@ impl Link {
             pid: std::process::id(),
             resume,
         };
-        Outgoing {
-            message,
-            with_pipes: launched && self.secret.is_some(),
-        }
+        let descriptors = match launched && self.secret.is_some() {
+            true => Descriptors::Pipes,
+            false => Descriptors::None,
+        };
+        Outgoing { message, descriptors }
     }
 
     /// Sends a message now or as soon as there is room. Without an agent it is dropped: what an
     /// agent must know is said again after `Welcomed`.
     pub fn send(&mut self, message: FromEntrypoint, with_pipes: bool, now: Moment, pipes: &[OwnedFd]) {
+        let descriptors = if with_pipes {
+            Descriptors::Pipes
+        } else {
+            Descriptors::None
+        };
+        self.queue(Outgoing { message, descriptors }, now, pipes);
+    }
+
+    /// The same with descriptors that nobody here keeps.
+    pub fn send_with(&mut self, message: FromEntrypoint, own: Vec<OwnedFd>, now: Moment, pipes: &[OwnedFd]) {
+        let descriptors = Descriptors::Own(own);
+        self.queue(Outgoing { message, descriptors }, now, pipes);
+    }
+
+    fn queue(&mut self, outgoing: Outgoing, now: Moment, pipes: &[OwnedFd]) {
         if let State::Welcomed(channel) = &mut self.state {
-            channel.queue.push_back(Outgoing { message, with_pipes });
+            channel.queue.push_back(outgoing);
             self.flush(now, pipes);
         }
     }
 
     /// Sends what waits, as far as there is room.
     pub fn flush(&mut self, now: Moment, pipes: &[OwnedFd]) {
-        let pipes: Vec<BorrowedFd<'_>> = pipes.iter().map(AsFd::as_fd).collect();
         let (State::Greeting(channel) | State::Welcomed(channel)) = &mut self.state else {
             return;
         };
         while let Some(outgoing) = channel.queue.front() {
-            let descriptors = if outgoing.with_pipes { &pipes[..] } else { &[] };
-            match channel.connection.send(&outgoing.message, descriptors) {
+            let descriptors = match &outgoing.descriptors {
+                Descriptors::None => &[],
+                Descriptors::Pipes => pipes,
+                Descriptors::Own(own) => &own[..],
+            };
+            let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+            match channel.connection.send(&outgoing.message, &descriptors) {
                 Ok(()) => drop(channel.queue.pop_front()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // What the agent sent before it left may still be there to be read, but a queue

@@ -1,7 +1,7 @@
 //! PID 1 of the user's container: starts the program when the agent says so, hands the agent the
 //! read ends of its output, passes signals, reaps, reports the end.
 //!
-//! One thread, one poll loop, no network. Static and small, because it is copied into images that
+//! One thread, one poll loop, no network. For each further session in the container one more process of it ([`keeper`]). Static and small, because it is copied into images that
 //! may hold nothing else.
 //!
 //! Invariant: the program is started at most once, and after that nothing but its own end, the stop
@@ -11,12 +11,14 @@ mod arguments;
 mod cgroup;
 mod diagnosis;
 mod ending;
+mod keeper;
 mod launch;
 mod link;
 mod pause;
 mod phase;
 mod processes;
 mod requests;
+mod sessions;
 mod signals;
 mod stdin;
 mod stdio;
@@ -52,6 +54,9 @@ enum Error {
 }
 
 fn main() {
+    if let Some(code) = keeper::run_if_asked(std::env::args_os().skip(1)) {
+        std::process::exit(code);
+    }
     let code = run().unwrap_or_else(|error| {
         let _ = writeln!(io::stderr(), "remoteprocess entrypoint: {error}");
         EXIT_PLATFORM

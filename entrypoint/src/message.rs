@@ -9,7 +9,7 @@
 //!    pipes: [`FromEntrypoint::Exited`] with [`Outcome::NotFound`] or [`Outcome::NotExecutable`]
 //!    follows at once.
 //! 3. [`ToEntrypoint::Signal`], [`ToEntrypoint::Pause`], [`ToEntrypoint::SetDeadline`],
-//!    [`ToEntrypoint::Stop`], [`ToEntrypoint::Echo`] at any time.
+//!    [`ToEntrypoint::Stop`], [`ToEntrypoint::Echo`], [`ToEntrypoint::Session`] at any time.
 //! 4. entrypoint: [`FromEntrypoint::Exited`] when the program and all it left behind are gone;
 //!    agent: [`ToEntrypoint::Recorded`]; the entrypoint exits.
 //!
@@ -28,11 +28,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::input::{InputState, WindowSize};
+use crate::session::{News, Order};
 use crate::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
 
 /// Version of these messages. Both sides come from one image, so a difference is a fault of the
 /// installation and ends the connection.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Longest packet, in bytes. A longer one is not sent, and not decoded.
 pub const MAX_PACKET_BYTES: usize = 64 * 1024;
@@ -108,6 +109,13 @@ pub enum FromEntrypoint {
         request: String,
         /// A sentence if nothing was done.
         error: Option<String>,
+    },
+    /// About a further session. [`News::Started`] carries the read ends of its output.
+    Session {
+        /// Its name.
+        session: String,
+        /// What there is to say.
+        news: News,
     },
 }
 
@@ -311,8 +319,7 @@ pub enum ToEntrypoint {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
-    /// Bytes for the program to read. Taken only at the offset and within the room of [`InputState`]; answered by
-    /// [`FromEntrypoint::Input`].
+    /// Bytes to read, taken only at the offset and within the room of [`InputState`]; answered by [`FromEntrypoint::Input`].
     Input {
         /// Of the first byte.
         offset: u64,
@@ -320,7 +327,7 @@ pub enum ToEntrypoint {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
-    /// No more input follows. Taken only at the offset of [`InputState`]; answered likewise.
+    /// No more input follows: taken only at the offset of [`InputState`], and answered likewise.
     EndInput {
         /// Bytes of the whole input.
         offset: u64,
@@ -329,6 +336,13 @@ pub enum ToEntrypoint {
     Resize(WindowSize),
     /// The agent has read the pipes to their end and has the exit on disk: the entrypoint may go.
     Recorded,
+    /// About a further session. A session ends with the connection on which it was begun.
+    Session {
+        /// Its name, at most [`MAX_REQUEST_BYTES`].
+        session: String,
+        /// What is wanted of it.
+        order: Order,
+    },
 }
 
 /// Receivers of a signal.
@@ -388,6 +402,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::session::Command;
 
     fn secret() -> impl Strategy<Value = Secret> {
         any::<[u8; 32]>().prop_map(Secret)
@@ -441,6 +456,39 @@ mod tests {
             })),
             exited.prop_map(FromEntrypoint::Exited),
             any::<(String, Option<String>)>().prop_map(|(request, error)| FromEntrypoint::Done { request, error }),
+            (any::<String>(), news()).prop_map(|(session, news)| FromEntrypoint::Session { session, news }),
+        ]
+    }
+
+    fn news() -> impl Strategy<Value = News> {
+        prop_oneof![
+            any::<u64>().prop_map(|offset| News::Started(InputState {
+                offset,
+                ..InputState::default()
+            })),
+            any::<u32>().prop_map(|room| News::Input(InputState {
+                room,
+                ..InputState::default()
+            })),
+            outcome().prop_map(News::Ended),
+            any::<String>().prop_map(News::Refused),
+        ]
+    }
+
+    fn order() -> impl Strategy<Value = Order> {
+        let command = any::<(Vec<Vec<u8>>, Vec<u8>, bool)>().prop_map(|(words, text, flag)| Command {
+            words: words.into_iter().map(Into::into).collect(),
+            environment: vec![(text.clone().into(), text.clone().into())],
+            directory: flag.then(|| text.into()),
+            stdin: flag,
+            terminal: flag.then(WindowSize::default),
+        });
+        prop_oneof![
+            command.prop_map(Order::Start),
+            any::<(u64, Vec<u8>)>().prop_map(|(offset, bytes)| Order::Input { offset, bytes }),
+            any::<u64>().prop_map(|offset| Order::EndInput { offset }),
+            any::<(u16, u16)>().prop_map(|(rows, columns)| Order::Resize(WindowSize { rows, columns })),
+            Just(Order::Close),
         ]
     }
 
@@ -479,6 +527,7 @@ mod tests {
             any::<u64>().prop_map(|offset| ToEntrypoint::EndInput { offset }),
             any::<(u16, u16)>().prop_map(|(rows, columns)| ToEntrypoint::Resize(WindowSize { rows, columns })),
             Just(ToEntrypoint::Recorded),
+            (any::<String>(), order()).prop_map(|(session, order)| ToEntrypoint::Session { session, order }),
         ]
     }
 

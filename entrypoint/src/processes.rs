@@ -29,17 +29,21 @@ impl Scope {
     pub fn signal_all(self, number: i32) -> io::Result<()> {
         match self {
             Self::Namespace => kill(-1, number),
-            Self::Descendants => signal_descendants(number),
+            Self::Descendants => signal_under(std::process::id(), number),
         }
     }
 }
 
-/// Again until none is new: what has a signal pending forks no more, so in the end none was missed.
-fn signal_descendants(number: i32) -> io::Result<()> {
+/// Sends a signal to everything below a process. Again until none is new: what has a signal pending forks no more, so in
+/// the end none was missed.
+///
+/// # Errors
+/// From `kill(2)`.
+pub fn signal_under(root: u32, number: i32) -> io::Result<()> {
     let mut signalled = HashSet::new();
     loop {
         let before = signalled.len();
-        for (pid, _) in descendants() {
+        for (pid, _) in under(root, &[]) {
             if signalled.insert(pid)
                 && let Err(error) = kill(pid, number)
                 && error.raw_os_error() != Some(libc::ESRCH)
@@ -50,6 +54,14 @@ fn signal_descendants(number: i32) -> io::Result<()> {
         if signalled.len() == before {
             return Ok(());
         }
+    }
+}
+
+/// Sends SIGHUP to what is below a process now, and lets it go on. Once: what its handlers start has work to do.
+pub fn hang_up_under(root: u32) {
+    for (pid, _) in under(root, &[]) {
+        let _ = kill(pid, libc::SIGHUP);
+        let _ = kill(pid, libc::SIGCONT);
     }
 }
 
@@ -66,13 +78,17 @@ pub fn signal_newcomers(signalled: &mut HashSet<i32>, number: i32) {
     }
 }
 
-/// Sends SIGSTOP to the descendants that run, and returns them. What is in `signalled` has been sent it before.
+/// Sends SIGSTOP to the descendants that run, but for what is below `keepers`, and returns them. What is in `signalled` has
+/// been sent it before.
 ///
 /// Not by a signal to all: who was brought into the container from outside (`kubectl exec`) is no descendant and goes
 /// on. Again until none is returned: what has the signal pending forks no more.
-pub fn stop_running(signalled: &mut HashSet<i32>) -> Vec<i32> {
+pub fn stop_running(signalled: &mut HashSet<i32>, keepers: &[u32]) -> Vec<i32> {
     let mut running = Vec::new();
-    for (pid, state) in descendants().into_iter().filter(|(_, state)| !is_still(*state)) {
+    for (pid, state) in descendants_but(keepers)
+        .into_iter()
+        .filter(|(_, state)| !is_still(*state))
+    {
         let is_new = signalled.insert(pid);
         let _ = kill(pid, libc::SIGSTOP);
         // What waits in the kernel with the signal pending runs no more code of its own: a parent after vfork(2), for
@@ -84,9 +100,9 @@ pub fn stop_running(signalled: &mut HashSet<i32>) -> Vec<i32> {
     running
 }
 
-/// Lets the descendants go on.
-pub fn let_go_on() {
-    for (pid, _) in descendants() {
+/// Lets the descendants go on, but for what is below `keepers`.
+pub fn let_go_on(keepers: &[u32]) {
+    for (pid, _) in descendants_but(keepers) {
         let _ = kill(pid, libc::SIGCONT);
     }
 }
@@ -142,7 +158,16 @@ pub enum Reaped {
 
 /// Takes one ended child, own or orphaned, without waiting.
 pub fn reap() -> Reaped {
-    match wait(WaitOptions::NOHANG) {
+    reap_by(WaitOptions::NOHANG)
+}
+
+/// Takes one ended child, and waits for it.
+pub fn reap_when_one_ends() -> Reaped {
+    reap_by(WaitOptions::empty())
+}
+
+fn reap_by(options: WaitOptions) -> Reaped {
+    match wait(options) {
         Ok(Some((pid, status))) => {
             let outcome = match status.terminating_signal() {
                 Some(number) => Outcome::Signal(number),
@@ -173,17 +198,26 @@ pub fn usage() -> Usage {
 
 /// Every process under this one and its state, as `/proc` has them.
 pub fn descendants() -> Vec<(i32, char)> {
+    descendants_but(&[])
+}
+
+/// The same without these and what is below them.
+pub fn descendants_but(left_out: &[u32]) -> Vec<(i32, char)> {
+    under(std::process::id(), left_out)
+}
+
+fn under(root: u32, left_out: &[u32]) -> Vec<(i32, char)> {
     let mut children: HashMap<i32, Vec<(i32, char)>> = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let pid: Option<u32> = entry.file_name().to_str().and_then(|name| name.parse().ok());
         let state = fs::read_to_string(entry.path().join("stat"))
             .ok()
             .and_then(|stat| state_and_parent(&stat));
-        if let (Some(pid), Some((state, parent))) = (pid, state) {
-            children.entry(parent).or_default().push((pid, state));
+        if let (Some(pid), Some((state, parent))) = (pid.filter(|pid| !left_out.contains(pid)), state) {
+            children.entry(parent).or_default().push((pid.cast_signed(), state));
         }
     }
-    let mut found = children.remove(&std::process::id().cast_signed()).unwrap_or_default();
+    let mut found = children.remove(&root.cast_signed()).unwrap_or_default();
     let mut next = 0;
     while let Some((pid, _)) = found.get(next) {
         let more = children.remove(pid).unwrap_or_default();

@@ -61,6 +61,14 @@ impl Stdin {
         }
     }
 
+    /// Changes it. How far it has come then, if that is another than before, or is asked for.
+    pub fn changed_by(&mut self, is_asked: bool, change: impl FnOnce(&mut Self)) -> Option<InputState> {
+        let before = self.state();
+        change(self);
+        let state = self.state();
+        (is_asked || state != before).then_some(state)
+    }
+
     /// Takes bytes that come at their offset and within the room; others were sent by an agent that knew less.
     pub fn take(&mut self, offset: u64, bytes: &[u8]) {
         let state = self.state();

@@ -79,7 +79,8 @@ fn duplicate(descriptor: impl AsFd) -> io::Result<OwnedFd> {
     Ok(duplicate)
 }
 
-fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+/// A pipe for output: the read end, the write end.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     // A program that drops its privileges may still open /dev/stdout.
     let _ = fchmod(&write, Mode::RUSR | Mode::WUSR | Mode::WGRP | Mode::WOTH);

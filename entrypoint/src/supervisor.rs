@@ -1,6 +1,7 @@
 //! The loop: what happens when the agent, a signal, a child or the clock says something.
 
 mod requests;
+mod sessions;
 mod stop;
 mod streams;
 
@@ -22,6 +23,7 @@ use crate::pause::Pause;
 use crate::phase::{self, Phase, Program, Stop};
 use crate::processes::{self, Scope};
 use crate::requests::Requests;
+use crate::sessions::Sessions;
 use crate::signals::{Meaning, Signals};
 use crate::stdin::Stdin;
 use crate::stdio::Stdio;
@@ -61,6 +63,7 @@ pub struct Supervisor {
     /// As last asked for.
     window: Option<WindowSize>,
     requests: Requests,
+    sessions: Sessions,
     pause: Option<Pause>,
     stop: Option<Stop>,
     ending: Option<Ending>,
@@ -85,6 +88,7 @@ impl Supervisor {
             terminal: None,
             window: None,
             requests: Requests::default(),
+            sessions: Sessions::default(),
             pause: None,
             stop: None,
             ending: None,
@@ -102,9 +106,14 @@ impl Supervisor {
             self.read_signals(now);
             self.talk(now);
             self.move_streams(now);
+            self.move_sessions(now);
             self.reap(now);
             self.act_on_time(now)?;
             if let Phase::Done(code) = self.phase {
+                if !self.sessions.keepers().is_empty() {
+                    // As the end of process 1 does.
+                    let _ = self.scope.signal_all(libc::SIGKILL);
+                }
                 return Ok(code);
             }
             self.sleep();
@@ -122,6 +131,14 @@ impl Supervisor {
     }
 
     fn talk(&mut self, now: Moment) {
+        self.hear_agent(now);
+        if self.link.presence().is_away() {
+            // What their commands wrote was in the memory of the agent that has gone.
+            self.sessions.close_all(now);
+        }
+    }
+
+    fn hear_agent(&mut self, now: Moment) {
         self.link.connect_if_due(now, &self.pipes);
         self.link.flush(now, &self.pipes);
         for _ in 0..MESSAGES_PER_TURN {
@@ -188,6 +205,7 @@ impl Supervisor {
             ToEntrypoint::Input { offset, bytes } => self.take_input(offset, &bytes, now),
             ToEntrypoint::EndInput { offset } => self.end_input(offset, now),
             ToEntrypoint::Resize(size) => self.resize(size),
+            ToEntrypoint::Session { session, order } => self.order_session(session, order, now),
             ToEntrypoint::Recorded => {
                 if let Phase::Reporting { exited, .. } = &self.phase {
                     self.phase = Phase::Done(exited.outcome.exit_code());
@@ -260,6 +278,7 @@ impl Supervisor {
         {
             self.look_for_running(now);
         }
+        self.sessions.act_on_time(now);
         match self.ending.as_mut().and_then(|ending| ending.due(now)) {
             Some(Action::Terminate) => match &mut self.stop {
                 Some(stop) => processes::signal_newcomers(&mut stop.signalled, stop.signal),
@@ -308,6 +327,7 @@ impl Supervisor {
             self.pause.as_ref().and_then(Pause::next_look),
             self.cgroup.next_look().filter(|_| is_running),
             self.link.retry_at(),
+            self.sessions.next(),
         ];
         self.timer.set(next.into_iter().flatten().min());
         let mut asked = vec![
@@ -317,6 +337,7 @@ impl Supervisor {
         asked.extend(self.link.poll_fd());
         asked.extend(self.stdin.as_ref().and_then(Stdin::poll_fd));
         asked.extend(self.terminal.as_ref().and_then(Terminal::poll_fd));
+        asked.extend(self.sessions.poll_fds());
         let announcer = self.cgroup.announcer().filter(|_| is_running);
         let announces = announcer.is_some();
         asked.extend(announcer.map(|file| PollFd::from_borrowed_fd(file, PollFlags::PRI)));

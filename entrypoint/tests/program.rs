@@ -25,6 +25,8 @@ mod output;
 mod pause;
 #[path = "program/reconnect.rs"]
 mod reconnect;
+#[path = "program/sessions.rs"]
+mod sessions;
 #[path = "program/signals.rs"]
 mod signals;
 #[path = "program/start.rs"]

@@ -1,5 +1,6 @@
 //! The task that owns the machine: it hears, asks the machine, and acts.
 
+mod exec;
 mod greeting;
 mod input;
 
@@ -15,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::capture::{Capture, Command};
+use super::exec::{ExecRequest, Sessions};
 use super::facts::{Fact, Facts, Stop};
 use super::input::{Input, View};
 use super::link::{self, Link, Newcomer};
@@ -50,6 +52,8 @@ pub enum Request {
     Limit(Option<Duration>, oneshot::Sender<Result<(), RequestError>>),
     /// Somebody writes into the program, or wants to.
     Input(InputRequest),
+    /// Somebody wants a further command, or something of it.
+    Exec(ExecRequest),
     /// The pipes were read to their end.
     PipesEnded,
     /// The entrypoint of the connection with this number said something.
@@ -75,6 +79,7 @@ pub struct Conversation {
     takes_input: bool,
     input: Input,
     input_view: watch::Sender<View>,
+    sessions: Sessions,
     /// Size of the terminal, as last asked for.
     window: Option<WindowSize>,
     run_timer: Timer,
@@ -130,6 +135,7 @@ impl Conversation {
             takes_input: order.stdin || order.terminal.is_some(),
             input,
             input_view,
+            sessions: Sessions::default(),
             window: None,
             run_timer: Timer::new()?,
             status,
@@ -191,6 +197,7 @@ impl Conversation {
                 let _ = answer.send(result);
             }
             Request::Input(request) => self.take_input(request).await,
+            Request::Exec(request) => self.take_exec(request),
             Request::Heard(number, heard) if number == self.link_number => self.hear(heard).await,
             Request::Heard(..) => {}
             Request::EchoFlushed => self.send(ToEntrypoint::Recorded),
@@ -226,6 +233,7 @@ impl Conversation {
                 }
             }
             Some((FromEntrypoint::Input(state), _)) => self.input_is(state),
+            Some((FromEntrypoint::Session { session, news }, pipes)) => self.hear_session(&session, news, pipes),
             Some((FromEntrypoint::Exited(exited), _)) => {
                 self.handle(Event::Exited(exited)).await;
                 self.input_is_over();
@@ -338,6 +346,7 @@ impl Conversation {
         self.outlet.send_replace(None);
         self.link = None;
         self.requested.forget_pending();
+        self.lose_sessions();
         self.input_is_unknown();
     }
 

@@ -6,6 +6,7 @@
 mod attach;
 mod crashes;
 mod endings;
+mod exec;
 mod kills;
 mod masking;
 mod pod;

@@ -13,9 +13,9 @@ use remoteprocess_proto::v1::executor_client::ExecutorClient;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
 use remoteprocess_proto::v1::{
-    AttachRequest, AttachResponse, CommitRequest, Cursor, EnrollRequest, EnrollResponse, ExecutorWatchOutputRequest,
-    Exit, Gap, GetStateRequest, GetStateResponse, ListRequest, ListResponse, OutputFrame, SignalRequest,
-    SignalResponse, Spool, StartRequest, StartResponse, StopRequest, StopResponse, WatchOutputRequest,
+    AttachRequest, AttachResponse, CommitRequest, Cursor, EnrollRequest, EnrollResponse, ExecRequest, ExecResponse,
+    ExecutorWatchOutputRequest, Exit, Gap, GetStateRequest, GetStateResponse, ListRequest, ListResponse, OutputFrame,
+    SignalRequest, SignalResponse, Spool, StartRequest, StartResponse, StopRequest, StopResponse, WatchOutputRequest,
 };
 use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, User, serve};
 use sha2::{Digest, Sha256};
@@ -370,6 +370,10 @@ impl Relay for Starts {
     }
     type AttachStream = Pin<Box<dyn Stream<Item = Result<AttachResponse, Status>> + Send>>;
     async fn attach(&self, _: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    type ExecStream = Pin<Box<dyn Stream<Item = Result<ExecResponse, Status>> + Send>>;
+    async fn exec(&self, _: Request<Streaming<ExecRequest>>) -> Result<Response<Self::ExecStream>, Status> {
         Err(Status::unimplemented(""))
     }
     async fn signal(&self, _: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {

@@ -9,8 +9,8 @@ use remoteprocess_proto::v1::executor_client::ExecutorClient;
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{
-    AttachRequest, CommitRequest, Cursor, ExecutorGetStateRequest, ExecutorPauseRequest, ExecutorSetDeadlineRequest,
-    ExecutorSignalRequest, ExecutorStopRequest, ExecutorWatchOutputRequest, SignalTarget,
+    AttachRequest, CommitRequest, Cursor, ExecRequest, ExecutorGetStateRequest, ExecutorPauseRequest,
+    ExecutorSetDeadlineRequest, ExecutorSignalRequest, ExecutorStopRequest, ExecutorWatchOutputRequest, SignalTarget,
 };
 use remoteprocess_tls::Role;
 use tonic::Code;
@@ -63,6 +63,7 @@ async fn only_the_operator_may_call() {
                 .map(drop),
             agent.commit(CommitRequest::default()).await.map(drop),
             agent.attach(futures::stream::empty::<AttachRequest>()).await.map(drop),
+            agent.exec(futures::stream::empty::<ExecRequest>()).await.map(drop),
         ];
         for (method, result) in denied.into_iter().enumerate() {
             assert_eq!(

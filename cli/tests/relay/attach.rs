@@ -125,6 +125,12 @@ impl Relay for Desk {
         Err(Status::unimplemented(""))
     }
 
+    type ExecStream = Pin<Box<dyn Stream<Item = Result<v1::ExecResponse, Status>> + Send>>;
+
+    async fn exec(&self, _: Request<Streaming<v1::ExecRequest>>) -> Result<Response<Self::ExecStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn stop(&self, _: Request<v1::StopRequest>) -> Result<Response<v1::StopResponse>, Status> {
         Err(Status::unimplemented(""))
     }
@@ -175,14 +181,14 @@ async fn bench(desk: &Desk, next_cut: Option<usize>) -> Bench {
     }
 }
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
+pub async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), what)
         .await
         .expect("in time")
 }
 
 /// Says all of the input and its end.
-fn speak(input: Vec<u8>) -> mpsc::Receiver<Local> {
+pub fn speak(input: Vec<u8>) -> mpsc::Receiver<Local> {
     let (local, said) = mpsc::channel(1);
     tokio::spawn(async move {
         for part in input.chunks(7001) {
@@ -195,7 +201,7 @@ fn speak(input: Vec<u8>) -> mpsc::Receiver<Local> {
     said
 }
 
-fn nobody_leaves() -> watch::Receiver<bool> {
+pub fn nobody_leaves() -> watch::Receiver<bool> {
     let (leaving, left) = watch::channel(false);
     // It lives as long as the test.
     std::mem::forget(leaving);

@@ -178,6 +178,12 @@ impl Relay for Script {
         Err(Status::unimplemented(""))
     }
 
+    type ExecStream = Pin<Box<dyn futures::Stream<Item = Result<v1::ExecResponse, Status>> + Send>>;
+
+    async fn exec(&self, _: Request<Streaming<v1::ExecRequest>>) -> Result<Response<Self::ExecStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn stop(&self, _: Request<v1::StopRequest>) -> Result<Response<v1::StopResponse>, Status> {
         Err(Status::unimplemented(""))
     }

@@ -1,9 +1,10 @@
-//! The follower and the writer against relays of ours whose connections break: every byte once, in order, and the right
+//! The follower, the writer and further commands against relays of ours whose connections break: every byte once, in order, and the right
 //! end.
 
 // Everything here is a test, though clippy sees only functions marked so.
 #![allow(clippy::unwrap_used)]
 
 mod attach;
+mod exec;
 mod follow;
 mod fragile;

@@ -68,9 +68,10 @@ impl Supervisor {
     pub(super) fn reap(&mut self, now: Moment) {
         let main = self.program.map(|program| program.pid);
         let mut ended = None;
-        let childless = loop {
+        let is_childless = loop {
             match processes::reap() {
                 Reaped::Child(pid, outcome) if Some(pid) == main => ended = Some(outcome),
+                Reaped::Child(pid, _) if self.sessions.has_ended(pid) => {}
                 Reaped::Child(..) => self.count_leftover(),
                 Reaped::NoneEnded => break false,
                 Reaped::NoChildren => break true,
@@ -80,8 +81,12 @@ impl Supervisor {
         if let (Some(outcome), Phase::Running) = (ended, &self.phase) {
             self.program_ended(outcome, now);
         }
-        if childless {
+        if is_childless || self.only_sessions_are_left() {
             self.swept(now);
+        }
+        // Behind the report, which waits for none of them.
+        if !self.is_going_on() {
+            self.sessions.hang_up();
         }
     }
 

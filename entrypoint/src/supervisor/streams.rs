@@ -60,13 +60,8 @@ impl Supervisor {
 
     /// Tells the agent what has changed; with `is_asked` also that nothing has.
     fn change_input(&mut self, now: Moment, is_asked: bool, change: impl FnOnce(&mut Stdin)) {
-        let Some(stdin) = &mut self.stdin else {
-            return;
-        };
-        let before = stdin.state();
-        change(stdin);
-        let state = stdin.state();
-        if is_asked || state != before {
+        let stdin = self.stdin.as_mut();
+        if let Some(state) = stdin.and_then(|stdin| stdin.changed_by(is_asked, change)) {
             self.send(FromEntrypoint::Input(state), now);
         }
     }

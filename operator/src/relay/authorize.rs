@@ -45,6 +45,8 @@ pub enum Action {
     Signal,
     /// Write into it.
     Attach,
+    /// Run further commands in its container.
+    Exec,
 }
 
 impl Action {
@@ -57,6 +59,7 @@ impl Action {
             Self::Log => ("get", "log"),
             Self::Signal => ("create", "signal"),
             Self::Attach => ("create", "attach"),
+            Self::Exec => ("create", "exec"),
         }
     }
 }
@@ -326,6 +329,7 @@ mod tests {
     #[case(Action::Log, "get", Some("log"))]
     #[case(Action::Signal, "create", Some("signal"))]
     #[case(Action::Attach, "create", Some("attach"))]
+    #[case(Action::Exec, "create", Some("exec"))]
     #[tokio::test]
     async fn each_action_is_one_question(
         #[case] action: Action,

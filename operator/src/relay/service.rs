@@ -4,6 +4,8 @@ mod attach;
 mod control;
 mod ended;
 mod endpoint;
+mod exec;
+mod interactive;
 mod output;
 mod replica;
 mod start;
@@ -21,9 +23,9 @@ use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::relay_server::Relay;
 use remoteprocess_proto::v1::{
-    AttachRequest, AttachResponse, GetStateRequest, GetStateResponse, ListRequest, ListResponse, OutputFrame,
-    ProcessKey, SignalRequest, SignalResponse, StartRequest, StartResponse, StopRequest, StopResponse,
-    WatchOutputRequest,
+    AttachOpen, AttachRequest, AttachResponse, ExecOpen, ExecRequest, ExecResponse, GetStateRequest, GetStateResponse,
+    ListRequest, ListResponse, OutputFrame, ProcessKey, SignalRequest, SignalResponse, StartRequest, StartResponse,
+    StopRequest, StopResponse, WatchOutputRequest,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -333,7 +335,16 @@ impl Relay for RelayService {
     async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
         let caller = authorize::caller(&request)?;
         let (metadata, _, requests) = request.into_parts();
-        let answers = attach::attach(self.parts.clone(), caller, &metadata, requests).await?;
+        let answers = interactive::open::<AttachOpen>(self.parts.clone(), caller, &metadata, requests).await?;
+        Ok(Response::new(answers))
+    }
+
+    type ExecStream = watched::Answers<ExecResponse>;
+
+    async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Result<Response<Self::ExecStream>, Status> {
+        let caller = authorize::caller(&request)?;
+        let (metadata, _, requests) = request.into_parts();
+        let answers = interactive::open::<ExecOpen>(self.parts.clone(), caller, &metadata, requests).await?;
         Ok(Response::new(answers))
     }
 

@@ -340,6 +340,105 @@ pub struct AttachResponse {
     #[prost(bool, tag = "2")]
     pub is_over: bool,
 }
+/// One variable of an environment.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Variable {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub name: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: ::prost::bytes::Bytes,
+}
+/// Begins an `Exec`, or joins one that was begun.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExecOpen {
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    /// To an agent: absent.
+    #[prost(message, optional, tag = "2")]
+    pub process: ::core::option::Option<ProcessKey>,
+    /// 0: the latest. To an agent: ignored.
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+    /// Names the session over all its connections; chosen by the client, 1 to 256 bytes. One name is begun at most once.
+    #[prost(string, tag = "4")]
+    pub session: ::prost::alloc::string::String,
+    /// It was begun before: nothing is to be started. Where nobody knows it any more, the answer is ABORTED.
+    #[prost(bool, tag = "5")]
+    pub resume: bool,
+    /// Program and arguments, executed without a shell. With `environment` and `directory` at most 48 KiB.
+    #[prost(bytes = "bytes", repeated, tag = "6")]
+    pub command: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Beside, or in place of, the process's own.
+    #[prost(message, repeated, tag = "7")]
+    pub environment: ::prost::alloc::vec::Vec<Variable>,
+    /// Absent: where the process was started.
+    #[prost(bytes = "bytes", optional, tag = "8")]
+    pub directory: ::core::option::Option<::prost::bytes::Bytes>,
+    /// The command takes input; else what it reads is at its end.
+    #[prost(bool, tag = "9")]
+    pub stdin: bool,
+    /// Run it at a terminal of this size: its output is one stream then.
+    #[prost(message, optional, tag = "10")]
+    pub terminal: ::core::option::Option<WindowSize>,
+    /// Output that the client has.
+    #[prost(message, optional, tag = "11")]
+    pub received: ::core::option::Option<Cursor>,
+    /// From relay to agent: the user. Otherwise ignored.
+    #[prost(string, tag = "12")]
+    pub user: ::prost::alloc::string::String,
+}
+/// Nobody comes back to the session: a command that still runs is ended, by SIGHUP and 5 s later SIGKILL.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HangUp {}
+/// What the client of a session says. A stream of requests that just ends, ends nothing.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExecRequest {
+    #[prost(oneof = "exec_request::Request", tags = "1, 2, 3, 4, 5, 6")]
+    pub request: ::core::option::Option<exec_request::Request>,
+}
+/// Nested message and enum types in `ExecRequest`.
+pub mod exec_request {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Request {
+        #[prost(message, tag = "1")]
+        Open(super::ExecOpen),
+        /// Offsets are of the session's own input, from 0.
+        #[prost(message, tag = "2")]
+        Input(super::Input),
+        #[prost(message, tag = "3")]
+        End(super::InputEnd),
+        /// Ignored where there is no terminal.
+        #[prost(message, tag = "4")]
+        Resize(super::WindowSize),
+        /// Output that has arrived, now and then: the agent keeps 256 KiB of each stream, and holds the command back behind them.
+        #[prost(message, tag = "5")]
+        Received(super::Cursor),
+        /// The last, also behind the end.
+        #[prost(message, tag = "6")]
+        HangUp(super::HangUp),
+    }
+}
+/// What the client of a session is told.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecResponse {
+    #[prost(oneof = "exec_response::Response", tags = "1, 2, 3")]
+    pub response: ::core::option::Option<exec_response::Response>,
+}
+/// Nested message and enum types in `ExecResponse`.
+pub mod exec_response {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Response {
+        /// At first, with each change, and every 10 s.
+        #[prost(message, tag = "1")]
+        Input(super::AttachResponse),
+        /// Output, dense from the offset that the client has; without a time.
+        #[prost(message, tag = "2")]
+        Data(super::Data),
+        /// The last: everything was sent before. Without a seal.
+        #[prost(message, tag = "3")]
+        Exit(super::Exit),
+    }
+}
 /// One of the two output streams of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -737,6 +836,22 @@ pub mod executor_client {
                 .insert(GrpcMethod::new("remoteprocess.v1.Executor", "Attach"));
             self.inner.streaming(req, path, codec).await
         }
+        /// A further command in the container, as `Relay.Exec`.
+        pub async fn exec(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::ExecRequest>,
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::ExecResponse>>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Executor/Exec");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("remoteprocess.v1.Executor", "Exec"));
+            self.inner.streaming(req, path, codec).await
+        }
         /// Says what the archive holds safely: the agent may drop it from the spool, and after the final one it may leave.
         pub async fn commit(
             &mut self,
@@ -811,6 +926,15 @@ pub mod executor_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::AttachRequest>>,
         ) -> std::result::Result<tonic::Response<Self::AttachStream>, tonic::Status>;
+        /// Server streaming response type for the Exec method.
+        type ExecStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::ExecResponse, tonic::Status>>
+            + std::marker::Send
+            + 'static;
+        /// A further command in the container, as `Relay.Exec`.
+        async fn exec(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ExecRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::ExecStream>, tonic::Status>;
         /// Says what the archive holds safely: the agent may drop it from the spool, and after the final one it may leave.
         async fn commit(
             &self,
@@ -1079,6 +1203,38 @@ pub mod executor_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AttachSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/remoteprocess.v1.Executor/Exec" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExecSvc<T: Executor>(pub Arc<T>);
+                    impl<T: Executor> tonic::server::StreamingService<super::ExecRequest> for ExecSvc<T> {
+                        type Response = super::ExecResponse;
+                        type ResponseStream = T::ExecStream;
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::ExecRequest>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Executor>::exec(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExecSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
@@ -1498,6 +1654,24 @@ pub mod relay_client {
                 .insert(GrpcMethod::new("remoteprocess.v1.Relay", "Attach"));
             self.inner.streaming(req, path, codec).await
         }
+        /// create remoteprocesses/exec. A further command in the container of a process that runs, with streams of its own that are
+        /// not part of the process's output. The first message is `open`. A connection that breaks ends nothing: the client joins
+        /// again by the session's name, within five minutes. The end of the process ends its sessions.
+        pub async fn exec(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::ExecRequest>,
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::ExecResponse>>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Relay/Exec");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("remoteprocess.v1.Relay", "Exec"));
+            self.inner.streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1559,6 +1733,17 @@ pub mod relay_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::AttachRequest>>,
         ) -> std::result::Result<tonic::Response<Self::AttachStream>, tonic::Status>;
+        /// Server streaming response type for the Exec method.
+        type ExecStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::ExecResponse, tonic::Status>>
+            + std::marker::Send
+            + 'static;
+        /// create remoteprocesses/exec. A further command in the container of a process that runs, with streams of its own that are
+        /// not part of the process's output. The first message is `open`. A connection that breaks ends nothing: the client joins
+        /// again by the session's name, within five minutes. The end of the process ends its sessions.
+        async fn exec(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ExecRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::ExecStream>, tonic::Status>;
     }
     /// Every call needs a client certificate. Agents may call `Start` for their own attempt; everything else is for users,
     /// each call authorised by SubjectAccessReview.
@@ -1824,6 +2009,38 @@ pub mod relay_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AttachSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/remoteprocess.v1.Relay/Exec" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExecSvc<T: Relay>(pub Arc<T>);
+                    impl<T: Relay> tonic::server::StreamingService<super::ExecRequest> for ExecSvc<T> {
+                        type Response = super::ExecResponse;
+                        type ResponseStream = T::ExecStream;
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::ExecRequest>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Relay>::exec(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExecSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)

@@ -1,6 +1,7 @@
 //! An agent for tests: a real gRPC server over TCP that plays back a history, and breaks off when told to.
 
 mod attach;
+mod exec;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -14,10 +15,11 @@ use futures::{Stream, stream};
 use remoteprocess_proto::v1::executor_server::{Executor, ExecutorServer};
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{
-    AttachRequest, CommitRequest, CommitResponse, Cursor, ExecutorGetStateRequest, ExecutorGetStateResponse,
-    ExecutorPauseRequest, ExecutorPauseResponse, ExecutorSetDeadlineRequest, ExecutorSetDeadlineResponse,
-    ExecutorSignalRequest, ExecutorSignalResponse, ExecutorStopRequest, ExecutorStopResponse,
-    ExecutorWatchOutputRequest, Exit, OutputFrame, Seal, Spool, State, Stream as WireStream, StreamSeal,
+    AttachRequest, CommitRequest, CommitResponse, Cursor, ExecOpen, ExecRequest, ExecutorGetStateRequest,
+    ExecutorGetStateResponse, ExecutorPauseRequest, ExecutorPauseResponse, ExecutorSetDeadlineRequest,
+    ExecutorSetDeadlineResponse, ExecutorSignalRequest, ExecutorSignalResponse, ExecutorStopRequest,
+    ExecutorStopResponse, ExecutorWatchOutputRequest, Exit, OutputFrame, Seal, Spool, State, Stream as WireStream,
+    StreamSeal,
 };
 use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, serve};
 use sha2::{Digest, Sha256};
@@ -53,6 +55,8 @@ pub struct Program {
     pub state: watch::Sender<State>,
     pub streams: Mutex<Vec<Cursor>>,
     pub taken: attach::Taken,
+    /// How sessions were opened.
+    pub execs: Mutex<Vec<ExecOpen>>,
     /// Streams answer with ABORTED.
     pub superseded: Mutex<bool>,
 }
@@ -125,6 +129,7 @@ impl Program {
             state: watch::Sender::default(),
             streams: Mutex::default(),
             taken: attach::Taken::default(),
+            execs: Mutex::default(),
             superseded: Mutex::default(),
         })
     }
@@ -373,6 +378,12 @@ impl Executor for Service {
 
     async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
         Ok(Response::new(attach::take(self.0.clone(), request.into_inner())))
+    }
+
+    type ExecStream = exec::Answers;
+
+    async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Result<Response<Self::ExecStream>, Status> {
+        Ok(Response::new(exec::run(self.0.clone(), request.into_inner())))
     }
 
     async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {

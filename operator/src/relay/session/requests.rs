@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use futures::{Stream, StreamExt};
 use remoteprocess_proto::v1::executor_client::ExecutorClient;
-use remoteprocess_proto::v1::{AttachRequest, AttachResponse};
+use remoteprocess_proto::v1::{AttachRequest, AttachResponse, ExecRequest, ExecResponse};
 use tokio::time::timeout;
 use tonic::{Response, Status, Streaming};
 
@@ -64,6 +64,16 @@ impl Session {
         let agent = self.agent.borrow().clone();
         let mut client = ExecutorClient::new(self.dial(&agent).await?);
         opened(client.attach(requests)).await
+    }
+
+    /// Begins a further command, or joins one; the first request says for whom.
+    ///
+    /// # Errors
+    /// When the agent cannot be reached or refuses.
+    pub async fn exec(&self, requests: Requests<ExecRequest>) -> Result<Streaming<ExecResponse>, ControlError> {
+        let agent = self.agent.borrow().clone();
+        let mut client = ExecutorClient::new(self.dial(&agent).await?);
+        opened(client.exec(requests)).await
     }
 }
 

@@ -36,6 +36,9 @@ pub struct Replica {
     pub sessions: Sessions,
     /// The addresses at which it looks for others.
     pub peers: Arc<Mutex<Vec<SocketAddr>>>,
+    directory: Directory,
+    /// Subresource that nobody has a right to.
+    denied: Arc<Mutex<String>>,
     shutdown: CancellationToken,
 }
 
@@ -79,16 +82,22 @@ impl Replica {
             memory: Arc::new(Budget::new(160 << 20)),
             shutdown: shutdown.clone(),
         };
-        let client = fake_api::client(|call| {
+        let denied: Arc<Mutex<String>> = Arc::default();
+        let refused = denied.clone();
+        let client = fake_api::client(move |call| {
             let mut review = call.body;
-            review["status"] = json!({"allowed": true});
+            let subresource = &review["spec"]["resourceAttributes"]["subresource"];
+            let is_allowed = subresource
+                .as_str()
+                .is_none_or(|asked| asked != *refused.lock().unwrap());
+            review["status"] = json!({"allowed": is_allowed});
             (201, review)
         });
         let sessions = Sessions::new(Arc::new(context));
         let directory = Directory::default();
         directory.apply(process());
         let service = RelayService::new(RelayParts {
-            directory,
+            directory: directory.clone(),
             sessions: sessions.clone(),
             archive: archive.clone(),
             authorizer: Authorizer::new(client.clone()),
@@ -110,8 +119,23 @@ impl Replica {
             archive: archive.clone(),
             sessions,
             peers,
+            directory,
+            denied,
             shutdown,
         }
+    }
+
+    /// Nobody has a right to this subresource any more.
+    pub fn deny(&self, subresource: &str) {
+        subresource.clone_into(&mut self.denied.lock().unwrap());
+    }
+
+    /// The process's status is another.
+    pub fn change(&self, change: impl FnOnce(&mut RemoteProcessStatus)) {
+        let mut process = process();
+        process.metadata.resource_version = Some("2".to_owned());
+        change(process.status.as_mut().unwrap());
+        self.directory.apply(process);
     }
 
     /// Becomes the home of the process.

@@ -6,8 +6,11 @@ use std::time::Duration;
 use object_store::memory::InMemory;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::attach_request::Request as Asked;
+use remoteprocess_proto::v1::exec_request::Request as ExecAsked;
+use remoteprocess_proto::v1::exec_response::Response as Said;
 use remoteprocess_proto::v1::{
-    AttachOpen, AttachRequest, GetStateRequest, Input, InputEnd, ProcessKey, SignalRequest, StopRequest, WindowSize,
+    AttachOpen, AttachRequest, ExecOpen, ExecRequest, ExecResponse, GetStateRequest, Input, InputEnd, ProcessKey,
+    SignalRequest, StopRequest, WindowSize,
 };
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
@@ -197,6 +200,118 @@ async fn input_reaches_the_agent_through_any_replica_with_the_users_name() {
         writers
             .iter()
             .all(|open| open.user == "alice" && open.process.is_none())
+    );
+}
+
+/// A session of user alice, on a connection of its own.
+async fn run(
+    replica: &Replica,
+    open: ExecOpen,
+) -> Result<(tokio::sync::mpsc::Sender<ExecRequest>, tonic::Streaming<ExecResponse>), tonic::Status> {
+    let (requests, mut outgoing) = tokio::sync::mpsc::channel(8);
+    let outgoing = futures::stream::poll_fn(move |cx| outgoing.poll_recv(cx));
+    let request = Some(ExecAsked::Open(open));
+    requests.send(ExecRequest { request }).await.unwrap();
+    let answers = soon(replica.client().await.exec(outgoing)).await?.into_inner();
+    Ok((requests, answers))
+}
+
+fn session() -> ExecOpen {
+    ExecOpen {
+        protocol: PROTOCOL,
+        process: process(),
+        session: "mine".to_owned(),
+        command: vec!["sh".into(), "secret".into()],
+        user: "somebody else".to_owned(),
+        ..ExecOpen::default()
+    }
+}
+
+#[tokio::test]
+async fn a_session_reaches_the_agent_through_any_replica_with_the_users_name() {
+    let (home, other) = pair().await;
+    let program = program(1);
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    let early = run(&other, session()).await.err().unwrap();
+    assert_eq!(
+        early.code(),
+        tonic::Code::Unavailable,
+        "it was granted: its agent comes"
+    );
+    home.open(&agent);
+    for replica in [&other, &home] {
+        let (requests, mut answers) = run(replica, session()).await.unwrap();
+        let say = |asked| ExecRequest { request: Some(asked) };
+        let bytes = vec![7; 1000].into();
+        requests
+            .send(say(ExecAsked::Input(Input { offset: 0, bytes })))
+            .await
+            .unwrap();
+        requests
+            .send(say(ExecAsked::End(InputEnd { offset: 1000 })))
+            .await
+            .unwrap();
+        let mut received = 0;
+        let exit = loop {
+            match soon(answers.message()).await.unwrap().unwrap().response.unwrap() {
+                Said::Data(data) => received += data.bytes.len(),
+                Said::Exit(exit) => break exit,
+                Said::Input(_) => {}
+            }
+        };
+        assert_eq!((received, exit.value), (1000, 9));
+        // What the agent says of the end goes through.
+        requests
+            .send(say(ExecAsked::Resize(WindowSize::default())))
+            .await
+            .unwrap();
+        let lost = soon(answers.message()).await.unwrap_err();
+        assert_eq!(
+            (lost.code(), lost.message()),
+            (tonic::Code::Aborted, "the session is lost")
+        );
+    }
+    let execs = program.execs.lock().unwrap().clone();
+    assert_eq!(execs.len(), 2);
+    assert!(execs.iter().all(|open| open.user == "alice" && open.process.is_none()));
+}
+
+#[tokio::test]
+async fn a_session_is_of_an_attempt_that_runs() {
+    let (home, _other) = pair().await;
+    let open = |attempt| ExecOpen { attempt, ..session() };
+    let later = run(&home, open(2)).await.err().unwrap();
+    assert_eq!(
+        (later.code(), later.message().contains("no attempt 2")),
+        (tonic::Code::NotFound, true)
+    );
+    home.change(|status| status.attempts[0].granted_at = None);
+    let waiting = run(&home, open(1)).await.err().unwrap();
+    assert_eq!(
+        (waiting.code(), waiting.message()),
+        (tonic::Code::FailedPrecondition, "the process has not started yet")
+    );
+    home.change(|status| status.attempts[0].exit = Some(remoteprocess_api::AttemptExit::default()));
+    for attempt in [0, 1] {
+        let ended = run(&home, open(attempt)).await.err().unwrap();
+        assert_eq!(
+            (ended.code(), ended.message()),
+            (tonic::Code::FailedPrecondition, "attempt 1 of the process has ended")
+        );
+    }
+}
+
+#[tokio::test]
+async fn who_may_not_run_commands_is_told_the_rule() {
+    let (home, _other) = pair().await;
+    home.deny("exec");
+    let refused = run(&home, session()).await.err().unwrap();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    assert!(
+        refused.message().contains("resources: [remoteprocesses/exec]"),
+        "{}",
+        refused.message()
     );
 }
 

@@ -1,0 +1,72 @@
+//! Further commands, between their clients and the entrypoint.
+
+use std::os::fd::OwnedFd;
+
+use remoteprocess_entrypoint::message::ToEntrypoint;
+use remoteprocess_entrypoint::session::{News, Order};
+
+use super::Conversation;
+use crate::process::exec::{Client, End, ExecError, ExecRequest, Opening};
+use crate::process::machine::Phase;
+
+impl Conversation {
+    pub(super) fn take_exec(&mut self, request: ExecRequest) {
+        match request {
+            ExecRequest::Open(opening, answer) => {
+                let client = self.open_session(opening);
+                // Whoever asked may have gone.
+                let _ = answer.send(client);
+            }
+            ExecRequest::Order(session, order) => {
+                if order == Order::Close {
+                    self.sessions.forget(&session);
+                }
+                self.send(ToEntrypoint::Session { session, order });
+            }
+        }
+    }
+
+    fn open_session(&mut self, opening: Opening) -> Result<Client, ExecError> {
+        if let Some(joined) = self.sessions.join(&opening) {
+            return joined;
+        }
+        match self.machine.phase() {
+            Phase::Waiting | Phase::Starting => return Err(ExecError::NotStarted),
+            Phase::Exited => return Err(ExecError::Ended),
+            Phase::Running | Phase::Paused | Phase::Stopping => {}
+        }
+        if opening.resume {
+            return Err(ExecError::Lost);
+        }
+        if !self.sessions.have_room() {
+            return Err(ExecError::Full);
+        }
+        let client = self.sessions.add(&opening, self.requests.clone())?;
+        let session = opening.name.clone();
+        let order = Order::Start(opening.command);
+        let link = self.link.as_ref();
+        if !link.is_some_and(|link| link.send(ToEntrypoint::Session { session, order })) {
+            self.sessions.forget(&opening.name);
+            return Err(ExecError::EntrypointAway);
+        }
+        Ok(client)
+    }
+
+    /// What the entrypoint says of a session.
+    pub(super) fn hear_session(&mut self, session: &str, news: News, outputs: Vec<OwnedFd>) {
+        match news {
+            News::Started(input) => self.sessions.begun(session, input, outputs),
+            News::Input(input) => self.sessions.input_is(session, input),
+            News::Ended(outcome) => self.sessions.ended(session, End::Known(outcome)),
+            News::Refused(why) => self.sessions.ended(session, End::Refused(why)),
+        }
+    }
+
+    /// The entrypoint has gone, and ends them all.
+    pub(super) fn lose_sessions(&mut self) {
+        self.sessions.lose(match self.machine.phase() {
+            Phase::Exited => "the program has ended, and its sessions with it",
+            _ => "the entrypoint has gone, and its sessions with it",
+        });
+    }
+}

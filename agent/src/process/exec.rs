@@ -1,0 +1,279 @@
+//! Further commands beside the program: what the conversation and their clients share of each.
+//!
+//! The entrypoint starts the command and takes its input; its output is kept here until the client has confirmed it. So a
+//! connection that breaks ends nothing and loses nothing: the client joins again, with the offsets that it has.
+
+mod client;
+mod session;
+mod window;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use remoteprocess_entrypoint::input::InputState;
+use remoteprocess_entrypoint::message::Outcome;
+use remoteprocess_entrypoint::session::{Command, Order};
+use tokio::sync::{mpsc, oneshot};
+
+use super::conversation::Request;
+use crate::spool::Offsets;
+pub use client::Client;
+use session::Session;
+pub use window::Window;
+
+/// Commands that may run at a time, and ended ones whose clients are waited for.
+const MOST: usize = 16;
+
+/// Who asks for a session.
+#[derive(Debug)]
+pub struct Opening {
+    /// The client's own name for it, over all connections.
+    pub name: String,
+    /// The user behind it.
+    pub user: String,
+    /// It was begun before: nothing is to be started.
+    pub resume: bool,
+    /// What to run.
+    pub command: Command,
+    /// Output that the client has.
+    pub received: Offsets,
+}
+
+/// Why there is no session.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExecError {
+    /// Nothing runs yet.
+    #[error("the program has not been started yet")]
+    NotStarted,
+    /// Nothing runs any more.
+    #[error("the program has ended")]
+    Ended,
+    /// Try again.
+    #[error("the entrypoint is not connected")]
+    EntrypointAway,
+    /// As many as may be.
+    #[error("{MOST} sessions run in this process already: end one first")]
+    Full,
+    /// The agent that knew of it has gone.
+    #[error("the session is lost: the agent that held its output has ended, and its command was ended with SIGHUP")]
+    Lost,
+    /// It is another's.
+    #[error("the session belongs to another user")]
+    Foreign,
+    /// The client's offsets are not of this session.
+    #[error("the session does not hold its output from there on")]
+    Beyond,
+    /// Another connection has come.
+    #[error("the session goes on by another connection")]
+    Superseded,
+    /// The entrypoint's own words.
+    #[error("{0}")]
+    Refused(String),
+    /// The agent ends.
+    #[error("the agent is ending")]
+    Leaving,
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By the entrypoint's word.
+    Known(Outcome),
+    /// Nobody knows, and why.
+    Lost(String),
+    /// It was never started.
+    Refused(String),
+}
+
+/// Where a session stands.
+#[derive(Debug)]
+pub struct State {
+    /// The entrypoint has begun it.
+    pub is_running: bool,
+    /// How far its input has come.
+    pub input: InputState,
+    /// Standard output and error; a terminal has the first only.
+    pub outputs: [Window; 2],
+    /// The command has ended; output may still be on its way.
+    pub end: Option<End>,
+    /// Number of the connection that is served.
+    client: u64,
+    has_client: bool,
+}
+
+impl State {
+    fn new() -> Self {
+        Self {
+            is_running: false,
+            input: InputState::default(),
+            outputs: Default::default(),
+            end: None,
+            client: 0,
+            has_client: false,
+        }
+    }
+
+    /// How it ended, for a client that has received so much.
+    #[must_use]
+    pub fn end_at(&self, received: [u64; 2]) -> Option<&End> {
+        let mut streams = self.outputs.iter().zip(received);
+        self.end
+            .as_ref()
+            .filter(|_| streams.all(|(window, offset)| window.is_over_at(offset)))
+    }
+}
+
+/// What clients ask for.
+#[derive(Debug)]
+pub enum ExecRequest {
+    /// A session, begun or joined.
+    Open(Opening, oneshot::Sender<Result<Client, ExecError>>),
+    /// Something of the session of this name.
+    Order(String, Order),
+}
+
+/// All sessions of this agent's life that somebody may come back to.
+#[derive(Debug, Default)]
+pub struct Sessions(Vec<Arc<Session>>);
+
+impl Sessions {
+    /// A session that is there, for whoever opens it again.
+    ///
+    /// # Errors
+    /// It is not for this one; `None`: there is none of this name.
+    pub fn join(&self, opening: &Opening) -> Option<Result<Client, ExecError>> {
+        Some(self.find(&opening.name)?.join(opening))
+    }
+
+    /// Whether one more may begin. An ended one that nobody has asked for makes room.
+    #[must_use]
+    pub fn have_room(&self) -> bool {
+        self.0.iter().filter(|session| !session.has_ended()).count() < MOST
+    }
+
+    /// One more, which the entrypoint has been asked to begin.
+    ///
+    /// # Errors
+    /// As [`Sessions::join`].
+    pub fn add(
+        &mut self,
+        opening: &Opening,
+        requests: mpsc::WeakUnboundedSender<Request>,
+    ) -> Result<Client, ExecError> {
+        let ended = self.0.iter().filter(|session| session.has_ended()).count();
+        let oldest = self
+            .0
+            .iter()
+            .position(|session| session.has_ended() && !session.has_client());
+        if let Some(oldest) = oldest.filter(|_| ended >= MOST) {
+            self.0.remove(oldest);
+        }
+        let session = Session::new(opening.name.clone(), opening.user.clone(), requests);
+        let client = session.join(opening);
+        self.0.push(session);
+        client
+    }
+
+    /// The entrypoint has begun it.
+    pub fn begun(&self, name: &str, input: InputState, outputs: Vec<OwnedFd>) {
+        if let Some(session) = self.find(name) {
+            session.begin(input, outputs);
+        }
+    }
+
+    /// How far its input has come, by the entrypoint's word.
+    pub fn input_is(&self, name: &str, input: InputState) {
+        if let Some(session) = self.find(name) {
+            session.state.send_modify(|state| state.input = input);
+        }
+    }
+
+    /// Its command has ended.
+    pub fn ended(&self, name: &str, end: End) {
+        if let Some(session) = self.find(name) {
+            session.end(end);
+        }
+    }
+
+    /// Nobody will say how any of them ends.
+    pub fn lose(&self, why: &str) {
+        for session in self.0.iter().filter(|session| !session.has_ended()) {
+            session.end(End::Lost(why.to_owned()));
+        }
+    }
+
+    /// Nobody comes back to it.
+    pub fn forget(&mut self, name: &str) {
+        self.0.retain(|session| session.name != name);
+    }
+
+    fn find(&self, name: &str) -> Option<&Arc<Session>> {
+        self.0.iter().find(|session| session.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opening(user: &str) -> Opening {
+        Opening {
+            name: "one".into(),
+            user: user.into(),
+            resume: false,
+            command: Command::default(),
+            received: Offsets::default(),
+        }
+    }
+
+    fn bench() -> (
+        Sessions,
+        mpsc::UnboundedSender<Request>,
+        mpsc::UnboundedReceiver<Request>,
+    ) {
+        let (requests, inbox) = mpsc::unbounded_channel();
+        (Sessions::default(), requests, inbox)
+    }
+
+    #[tokio::test]
+    async fn only_its_own_user_joins_it_and_the_later_connection_has_it() {
+        let (mut sessions, requests, mut inbox) = bench();
+        let mut first = sessions.add(&opening("alice"), requests.downgrade()).unwrap();
+        assert_eq!(sessions.join(&opening("bob")).unwrap().unwrap_err(), ExecError::Foreign);
+        let beyond = Opening {
+            received: Offsets { stdout: 1, stderr: 0 },
+            ..opening("alice")
+        };
+        assert_eq!(sessions.join(&beyond).unwrap().unwrap_err(), ExecError::Beyond);
+        let second = sessions.join(&opening("alice")).unwrap().unwrap();
+        assert_eq!(first.look().err(), Some(ExecError::Superseded));
+        first.let_go();
+        assert!(
+            inbox.try_recv().is_err(),
+            "the end of an earlier connection says nothing"
+        );
+        second.let_go();
+        assert!(inbox.try_recv().is_ok());
+    }
+
+    #[tokio::test]
+    async fn so_many_run_and_so_many_ended_ones_are_kept() {
+        let (mut sessions, requests, _inbox) = bench();
+        let named = |number: usize| Opening {
+            name: number.to_string(),
+            ..opening("alice")
+        };
+        for number in 0..MOST {
+            assert!(sessions.have_room());
+            drop(sessions.add(&named(number), requests.downgrade()).unwrap());
+        }
+        assert!(!sessions.have_room());
+        for number in 0..MOST {
+            sessions.ended(&number.to_string(), End::Known(Outcome::Code(0)));
+        }
+        assert!(sessions.have_room());
+        drop(sessions.add(&named(MOST), requests.downgrade()).unwrap());
+        assert!(sessions.join(&named(0)).is_none() && sessions.join(&named(1)).is_some());
+        assert_eq!(sessions.0.len(), MOST);
+    }
+}

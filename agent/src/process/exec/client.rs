@@ -1,0 +1,127 @@
+//! One connection of a client.
+
+use std::sync::Arc;
+
+use remoteprocess_entrypoint::input::WindowSize;
+use remoteprocess_entrypoint::session::Order;
+use tokio::sync::{oneshot, watch};
+
+use super::session::{Session, ask};
+use super::{End, ExecError, ExecRequest, Opening, State, Window};
+use crate::process::Process;
+use crate::process::conversation::Request;
+use crate::spool::Offsets;
+
+/// One connection to a session. Dropping it leaves without a word: the client is waited for.
+#[derive(Debug)]
+pub struct Client {
+    session: Arc<Session>,
+    number: u64,
+    seen: watch::Receiver<State>,
+    has_let_go: bool,
+}
+
+impl Process {
+    /// Begins a command in the container, or joins one by its name.
+    ///
+    /// # Errors
+    /// There is no such session, and none can be begun.
+    pub async fn exec(&self, opening: Opening) -> Result<Client, ExecError> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.requests.send(Request::Exec(ExecRequest::Open(opening, answer)));
+        answered.await.unwrap_or(Err(ExecError::Leaving))
+    }
+}
+
+impl Client {
+    /// The connection of this number.
+    pub(super) fn new(session: &Arc<Session>, number: u64) -> Self {
+        Self {
+            session: session.clone(),
+            number,
+            seen: session.state.subscribe(),
+            has_let_go: false,
+        }
+    }
+
+    /// What is known now of the session.
+    ///
+    /// # Errors
+    /// Another connection has it, or it was never begun.
+    pub fn look(&mut self) -> Result<watch::Ref<'_, State>, ExecError> {
+        let state = self.seen.borrow_and_update();
+        match &state.end {
+            _ if state.client != self.number => Err(ExecError::Superseded),
+            Some(End::Refused(why)) => Err(ExecError::Refused(why.clone())),
+            _ => Ok(state),
+        }
+    }
+
+    /// Waits until there is something new to look at.
+    pub async fn changed(&mut self) {
+        // The sender lives in the session.
+        let _ = self.seen.changed().await;
+    }
+
+    /// The client has everything before these offsets.
+    pub fn confirm(&self, Offsets { stdout, stderr }: Offsets) {
+        self.session.state.send_if_modified(|state| {
+            let before = state.outputs.each_ref().map(Window::room);
+            state.outputs[0].confirm(stdout);
+            state.outputs[1].confirm(stderr);
+            before != state.outputs.each_ref().map(Window::room)
+        });
+    }
+
+    /// Sends bytes, if there is room at this offset; if not, a change follows that says why.
+    pub fn send(&self, offset: u64, bytes: Vec<u8>) {
+        if self.claim(offset) {
+            self.order(Order::Input { offset, bytes });
+        }
+    }
+
+    /// Sends the end likewise.
+    pub fn end(&self, offset: u64) {
+        if self.claim(offset) {
+            self.order(Order::EndInput { offset });
+        }
+    }
+
+    /// Changes the size of its terminal, if there is one.
+    pub fn resize(&self, size: WindowSize) {
+        self.order(Order::Resize(size));
+    }
+
+    /// Nobody will come back to it.
+    pub fn let_go(mut self) {
+        self.has_let_go = true;
+    }
+
+    /// Each place is sent once: there is no room for more until the entrypoint has answered.
+    fn claim(&self, offset: u64) -> bool {
+        self.session.state.send_if_modified(|state| {
+            let input = &mut state.input;
+            let is_next = state.client == self.number && input.room > 0 && input.offset == offset;
+            if is_next {
+                input.room = 0;
+            }
+            is_next
+        })
+    }
+
+    fn order(&self, order: Order) {
+        ask(&self.session.requests, self.session.name.clone(), order);
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if self.seen.borrow().client != self.number {
+            return;
+        }
+        if self.has_let_go {
+            return self.order(Order::Close);
+        }
+        self.session.state.send_modify(|state| state.has_client = false);
+    }
+}

@@ -1,0 +1,211 @@
+//! One session, and what its command writes.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use remoteprocess_entrypoint::input::InputState;
+use remoteprocess_entrypoint::session::Order;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{Client, End, ExecError, ExecRequest, Opening, State, Window};
+use crate::process::conversation::Request;
+use crate::spool::Offsets;
+
+/// A session without a client for so long is closed.
+const AWAY: Duration = Duration::from_secs(5 * 60);
+/// How long somebody else may hold the streams of a command that has ended, without writing.
+const HELD: Duration = Duration::from_secs(1);
+/// Longer than the entrypoint waits before it kills.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Bytes read at a time.
+const READ: usize = 32 * 1024;
+
+/// One session.
+#[derive(Debug)]
+pub struct Session {
+    /// Its client's.
+    pub name: String,
+    /// Who began it.
+    pub user: String,
+    /// Where it stands.
+    pub state: watch::Sender<State>,
+    /// The way to the conversation.
+    pub requests: mpsc::WeakUnboundedSender<Request>,
+    over: CancellationToken,
+    _guard: DropGuard,
+}
+
+impl Session {
+    pub fn new(name: String, user: String, requests: mpsc::WeakUnboundedSender<Request>) -> Arc<Self> {
+        let over = CancellationToken::new();
+        let session = Arc::new(Self {
+            name,
+            user,
+            state: watch::Sender::new(State::new()),
+            requests,
+            _guard: over.clone().drop_guard(),
+            over: over.clone(),
+        });
+        let (name, requests, seen) = (
+            session.name.clone(),
+            session.requests.clone(),
+            session.state.subscribe(),
+        );
+        tokio::spawn(async move {
+            tokio::select! {
+                () = left_alone(seen, AWAY) => ask(&requests, name, Order::Close),
+                () = over.cancelled() => {}
+            }
+        });
+        session
+    }
+
+    pub fn join(self: &Arc<Self>, opening: &Opening) -> Result<Client, ExecError> {
+        if self.user != opening.user {
+            return Err(ExecError::Foreign);
+        }
+        let Offsets { stdout, stderr } = opening.received;
+        let holds = |state: &State| state.outputs[0].holds(stdout) && state.outputs[1].holds(stderr);
+        if !holds(&self.state.borrow()) {
+            return Err(ExecError::Beyond);
+        }
+        let mut number = 0;
+        self.state.send_modify(|state| {
+            state.client += 1;
+            state.has_client = true;
+            number = state.client;
+        });
+        let client = Client::new(self, number);
+        client.confirm(opening.received);
+        Ok(client)
+    }
+
+    pub fn begin(&self, input: InputState, outputs: Vec<OwnedFd>) {
+        let mut pipes = outputs.into_iter();
+        for index in 0..2 {
+            match pipes.next().map(pipe::Receiver::from_owned_fd) {
+                Some(Ok(mut pipe)) => {
+                    let (state, over) = (self.state.clone(), self.over.clone());
+                    tokio::spawn(async move {
+                        let reading = read(&mut pipe, index, state);
+                        if over.run_until_cancelled(reading).await.is_none() {
+                            drain(pipe).await;
+                        }
+                    });
+                }
+                Some(Err(error)) => {
+                    tracing::error!(%error, "the output of a session cannot be read");
+                    self.end(End::Lost("the agent cannot read its output".to_owned()));
+                    self.state.send_modify(|state| state.outputs[index].end());
+                }
+                None => self.state.send_modify(|state| state.outputs[index].end()),
+            }
+        }
+        self.state.send_modify(|state| {
+            state.is_running = true;
+            state.input = input;
+        });
+    }
+
+    pub fn end(&self, end: End) {
+        self.state.send_modify(|state| {
+            // There are no pipes that would come to their end.
+            if !state.is_running {
+                state.outputs.iter_mut().for_each(Window::end);
+            }
+            state.end.get_or_insert(end);
+            state.input.is_over = true;
+            state.input.room = 0;
+        });
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.state.borrow().end.is_some()
+    }
+
+    pub fn has_client(&self) -> bool {
+        self.state.borrow().has_client
+    }
+}
+
+/// Asks the conversation for something of a session.
+pub fn ask(requests: &mpsc::WeakUnboundedSender<Request>, name: String, order: Order) {
+    if let Some(requests) = requests.upgrade() {
+        // Fails only when the agent ends.
+        let _ = requests.send(Request::Exec(ExecRequest::Order(name, order)));
+    }
+}
+
+/// Returns when there was no client for too long.
+async fn left_alone(mut seen: watch::Receiver<State>, away: Duration) {
+    // The sender lives as long as the session, and this no longer.
+    while seen.wait_for(|state| !state.has_client).await.is_ok() {
+        let comes = seen.wait_for(|state| state.has_client);
+        if tokio::time::timeout(away, comes).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Moves what a command writes into its window, as far as there is room.
+async fn read(pipe: &mut pipe::Receiver, index: usize, state: watch::Sender<State>) {
+    let mut seen = state.subscribe();
+    let mut buffer = vec![0; READ];
+    loop {
+        let room = match seen.wait_for(|state| state.outputs[index].room() > 0).await {
+            Ok(state) => state.outputs[index].room(),
+            Err(_) => return,
+        };
+        let most = room.min(READ);
+        let read = tokio::select! {
+            biased;
+            read = pipe.read(&mut buffer[..most]) => read.unwrap_or(0),
+            () = held(state.subscribe()) => 0,
+        };
+        state.send_modify(|state| match read {
+            0 => state.outputs[index].end(),
+            read => state.outputs[index].push(&buffer[..read]),
+        });
+        if read == 0 {
+            return;
+        }
+    }
+}
+
+/// Lets a command that was hung up write its last words: they go nowhere, but it does not end of SIGPIPE before its time.
+async fn drain(mut pipe: pipe::Receiver) {
+    let _ = tokio::time::timeout(DRAIN, tokio::io::copy(&mut pipe, &mut tokio::io::sink())).await;
+}
+
+/// Returns when a command has ended and only others can write to its streams.
+async fn held(mut seen: watch::Receiver<State>) {
+    if seen.wait_for(|state| state.end.is_some()).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(HELD).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_session_is_left_alone_when_its_client_has_been_away_for_long() {
+        let (state, seen) = watch::channel(State::new());
+        state.send_modify(|state| state.has_client = true);
+        let away = Duration::from_millis(50);
+        let mut alone = tokio::spawn(left_alone(seen, away));
+        assert!(
+            tokio::time::timeout(away * 3, &mut alone).await.is_err(),
+            "somebody is there"
+        );
+        let left = std::time::Instant::now();
+        state.send_modify(|state| state.has_client = false);
+        alone.await.unwrap();
+        assert!(left.elapsed() >= away);
+    }
+}

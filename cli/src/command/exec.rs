@@ -1,0 +1,317 @@
+//! `rproc exec`: a further command in the container of a process that runs.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::time::Duration;
+
+use remoteprocess_api::RemoteProcess;
+use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::{ExecOpen, Exit, ProcessKey, Variable, WindowSize};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::live::Signals;
+use super::{Failure, open, stop};
+use crate::args::GlobalArgs;
+use crate::connect::Relay;
+use crate::exit;
+use crate::follow::Narrator;
+use crate::interact::{DetachKeys, Error, Event, Exec, Interaction, Over, window};
+use crate::output::{Form, Output};
+
+/// Flags of `exec`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ExecArgs {
+    /// Name of the process
+    pub name: String,
+    /// Pass standard input on to the command; at its end the command reads the end
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Run the command at a terminal; with -i the keys go to it one by one, Ctrl-C too
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Say nothing of our own but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Only in this attempt, instead of whichever runs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub attempt: Option<u32>,
+    /// Environment variable beside the process's own; without a value, the one that it has here. May be given more than once
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<OsString>,
+    /// Directory in which the command starts, instead of the process's own
+    #[arg(long, value_name = "PATH")]
+    pub workdir: Option<OsString>,
+    /// The command and its arguments, run exactly as typed, without a shell
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+const EXAMPLES: &str = "Examples:
+  # Look at what a process does
+  rproc exec build -- ps
+
+  # A shell beside it, in the same container
+  rproc exec -it build -- sh
+
+  # A file into the container
+  rproc exec -i build -- sh -c 'cat > /tmp/config' < config
+
+The exit code is the command's own; 128 + n where signal n ended it; 127 where
+there is no such program, 126 where it cannot be executed; 125 where rproc
+cannot say. A connection that breaks does not end the command: rproc goes on
+where it was. The end of the process does, and so does the end of rproc: the
+command gets SIGHUP. What it writes is not part of the output of the process.";
+
+/// Runs the command, and answers its exit code.
+///
+/// # Errors
+/// The process does not run, or the end of the command cannot be known.
+pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
+    let environment = environment(&args.env, |name| std::env::var_os(name)).map_err(Failure::new)?;
+    let signals = Signals::listen()?;
+    let cluster = open(global).await?;
+    let object = stop::get(&cluster, &args.name).await?;
+    check(&object, &args)?;
+    let is_raw = args.tty && args.stdin && std::io::stdin().is_terminal();
+    if args.tty && args.stdin && !is_raw && !args.quiet {
+        eprint!(
+            "{}",
+            crate::output::prefixed("standard input is no terminal: the command has one all the same")
+        );
+    }
+    let words = args.command.iter().map(|word| word.as_bytes().to_vec().into());
+    let open = ExecOpen {
+        protocol: PROTOCOL,
+        process: Some(ProcessKey {
+            namespace: cluster.namespace.clone(),
+            name: args.name.clone(),
+            uid: object.metadata.uid.unwrap_or_default(),
+        }),
+        attempt: args.attempt.unwrap_or_default(),
+        command: words.collect(),
+        environment,
+        directory: args.workdir.as_ref().map(|path| path.as_bytes().to_vec().into()),
+        stdin: args.stdin,
+        terminal: args.tty.then(|| window().unwrap_or(DEFAULT_WINDOW)),
+        ..ExecOpen::default()
+    };
+    let output = Output::standard(Form::Bytes { is_stamped: false }, args.tty)?;
+    let narrator = Narrator::new(&args.name, args.quiet);
+    let exec = Exec::new(Relay::new(cluster), open, &output, narrator);
+    let ended = until_end(exec, (args.stdin, is_raw), signals).await?;
+    answer(&args, &output, ended).await
+}
+
+/// Of a terminal of which nothing is known (terminfo's `vt100`).
+const DEFAULT_WINDOW: WindowSize = WindowSize { rows: 24, columns: 80 };
+
+/// Time for the relay to hear that somebody leaves, also where nobody reads our output.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the object says already need not be asked of the relay.
+fn check(object: &RemoteProcess, args: &ExecArgs) -> Result<(), Failure> {
+    let name = &args.name;
+    let status = object.status.clone().unwrap_or_default();
+    let word =
+        |reason: Option<remoteprocess_api::Reason>| reason.map_or(String::new(), |reason| format!(" ({reason})"));
+    if object.is_final() {
+        return Err(Failure::new(format!(
+            "{name} has ended{}: nothing runs in it any more. What it wrote: rproc logs {name}",
+            word(status.reason)
+        )));
+    }
+    let latest = status.attempt.unwrap_or_default();
+    if let Some(attempt) = args.attempt.filter(|attempt| *attempt != latest) {
+        return Err(Failure::new(match attempt < latest {
+            true => format!("attempt {attempt} of {name} has ended; attempt {latest} is the one that may run"),
+            false => format!("there is no attempt {attempt} of {name}: the latest is {latest}"),
+        }));
+    }
+    let has_started = status
+        .attempt(latest)
+        .is_some_and(|attempt| attempt.started_at.is_some());
+    if !has_started {
+        return Err(Failure::new(format!(
+            "{name} has not started yet{}. Wait for it: rproc wait {name} --for started",
+            word(status.reason)
+        )));
+    }
+    Ok(())
+}
+
+/// How it went on this side.
+#[derive(Debug)]
+pub enum Ended {
+    /// The command has ended.
+    Exit(Box<Exit>),
+    /// Somebody here left; with our exit code, and whether the relay knows.
+    Left(u8, bool),
+    /// Nobody knows how the command ends.
+    Lost(Error),
+}
+
+/// Runs until the command has ended or somebody leaves; then the terminal is as it was.
+///
+/// # Errors
+/// The terminal cannot be set.
+pub async fn until_end<D: crate::follow::Dial>(
+    mut exec: Exec<'_, D>,
+    (takes_input, is_raw): (bool, bool),
+    mut signals: Signals,
+) -> Result<Ended, Failure> {
+    if is_raw && let Some(size) = window() {
+        exec.resize(size);
+    }
+    let keys = is_raw.then(|| (DetachKeys::default(), exec.is_connected()));
+    let (mut interaction, said) = match takes_input {
+        true => Interaction::read(keys)?,
+        false => (Interaction::none(), tokio::sync::mpsc::channel(1).1),
+    };
+    let (leaving, left) = watch::channel(false);
+    let (mut code, mut leave_by) = (0, None);
+    let ended = {
+        let mut running = std::pin::pin!(exec.run(said, left));
+        loop {
+            let number = tokio::select! {
+                ended = &mut running => break ended,
+                event = interaction.next() => match event {
+                    Event::Detached | Event::Interrupted => 2,
+                    Event::Lost(error) => break Err(error),
+                },
+                number = signals.next() => number,
+                () = due(leave_by) => break Ok(Over::Left { is_told: false }),
+            };
+            // A second one does not wait for the farewell.
+            if leaving.send_replace(true) {
+                break Ok(Over::Left { is_told: false });
+            }
+            code = 128 + number;
+            leave_by = Some(Instant::now() + FAREWELL);
+        }
+    };
+    interaction.leave().await;
+    Ok(match ended {
+        Ok(Over::Exit(exit)) => Ended::Exit(exit),
+        Ok(Over::Left { is_told }) => Ended::Left(code, is_told),
+        Err(error) => Ended::Lost(error),
+    })
+}
+
+/// Says how it went, and answers the exit code.
+async fn answer(args: &ExecArgs, output: &Output, ended: Ended) -> Result<u8, Failure> {
+    let name = &args.name;
+    let (code, sentence) = match ended {
+        Ended::Exit(exit) => judge(name, &exit, args.quiet),
+        Ended::Left(code, is_told) => {
+            output.answer(&match is_told {
+                true => format!("left; the command in {name} gets SIGHUP"),
+                false => format!("left without a connection: the command in {name} gets SIGHUP within five minutes"),
+            });
+            // A reader who reads no more does not hold us.
+            let _ = timeout(Duration::from_secs(1), output.flush()).await;
+            return Ok(code);
+        }
+        Ended::Lost(Error::Output(error)) => return Err(error.into()),
+        Ended::Lost(error) => (
+            exit::UNKNOWN,
+            Some(format!("cannot go on with the command in {name}: {error}")),
+        ),
+    };
+    if let Some(sentence) = sentence {
+        output.line(&sentence).await?;
+    }
+    output.flush().await?;
+    Ok(code)
+}
+
+/// Our exit code, and what to say of it.
+fn judge(name: &str, exit: &Exit, is_quiet: bool) -> (u8, Option<String>) {
+    let Some(code) = exit::code(exit) else {
+        let why = &exit.message;
+        return (
+            exit::UNKNOWN,
+            Some(format!("nobody knows how the command in {name} ended: {why}")),
+        );
+    };
+    let sentence = match exit.reason.as_str() {
+        "CommandNotFound" | "CommandNotExecutable" => Some(exit.message.clone()),
+        "Signaled" if !is_quiet => Some(exit::ended("the command", exit)),
+        _ => None,
+    };
+    (code, sentence)
+}
+
+/// What `--env` says; where it names a variable only, its value here.
+fn environment(given: &[OsString], here: impl Fn(&OsString) -> Option<OsString>) -> Result<Vec<Variable>, String> {
+    let variable = |given: &OsString| {
+        let mut parts = given.as_bytes().splitn(2, |byte| *byte == b'=');
+        let name = OsString::from_vec(parts.next().unwrap_or_default().to_vec());
+        if name.is_empty() {
+            return Err(format!("--env {given:?}: there is no name before the ="));
+        }
+        let value = match parts.next() {
+            Some(value) => value.to_vec(),
+            None => here(&name)
+                .ok_or_else(|| format!("--env {given:?}: it has no value, and is not set here"))?
+                .into_vec(),
+        };
+        Ok(Variable {
+            name: name.into_vec().into(),
+            value: value.into(),
+        })
+    };
+    given.iter().map(variable).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use remoteprocess_proto::v1::exit::Outcome;
+
+    use super::*;
+
+    #[test]
+    fn variables_have_values_or_take_those_from_here() {
+        let here = |name: &OsString| (name == "HOME").then(|| "/root".into());
+        let read = |given: &str| environment(&[given.into()], here).map(|mut found| found.remove(0));
+        let variable = |name: &'static str, value: &'static str| Variable {
+            name: name.into(),
+            value: value.into(),
+        };
+        assert_eq!(read("A=b=c"), Ok(variable("A", "b=c")));
+        assert_eq!(read("HOME"), Ok(variable("HOME", "/root")));
+        assert!(read("NOWHERE").unwrap_err().contains("not set here"));
+        assert!(read("=x").unwrap_err().contains("no name"));
+    }
+
+    #[test]
+    fn the_code_is_the_command_s_own_and_125_where_nobody_knows_it() {
+        let exit = |outcome: Outcome, value, reason: &str| Exit {
+            outcome: outcome.into(),
+            value,
+            reason: reason.into(),
+            message: "why".into(),
+            ..Exit::default()
+        };
+        assert_eq!(judge("job", &exit(Outcome::Code, 7, "NonZeroExit"), false), (7, None));
+        let missing = exit(Outcome::Code, 127, "CommandNotFound");
+        assert_eq!(judge("job", &missing, true), (127, Some("why".into())));
+        let killed = exit(Outcome::Signal, 9, "Signaled");
+        assert_eq!(
+            judge("job", &killed, false),
+            (137, Some("the command was ended by SIGKILL".into()))
+        );
+        assert_eq!(judge("job", &killed, true), (137, None));
+        let (code, sentence) = judge("job", &exit(Outcome::Unknown, 0, "SessionLost"), true);
+        assert_eq!((code, sentence.unwrap().ends_with("ended: why")), (125, true));
+    }
+}

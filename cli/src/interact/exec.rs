@@ -1,0 +1,257 @@
+//! A further command in a process's container, over any number of connections.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use remoteprocess_proto::MAX_MESSAGE;
+use remoteprocess_proto::v1::exec_request::Request as Asked;
+use remoteprocess_proto::v1::exec_response::Response as Answer;
+use remoteprocess_proto::v1::relay_client::RelayClient;
+use remoteprocess_proto::v1::{Cursor, Data, ExecOpen, ExecRequest, ExecResponse, Exit, HangUp, WindowSize};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::{Status, Streaming};
+
+use super::line::{End, Line, farewell, judge, left};
+use super::pending::{Pending, Said};
+use super::{Error, Local, session_name};
+use crate::follow::{Backoff, DIAL_LIMIT, Dial, DialError, Narrator, SILENCE_LIMIT, cause};
+use crate::output::Output;
+
+/// Bytes of output after which the agent is told that they are here: it keeps 256 KiB.
+const CONFIRM: u64 = 64 * 1024;
+/// After a cut of so long Ctrl-C is no longer for the command: it leaves.
+const CUT: Duration = Duration::from_secs(5);
+
+const LEFT_UNTOLD: Over = Over::Left { is_told: false };
+
+/// How a session is over.
+#[derive(Debug)]
+pub enum Over {
+    /// The command has ended.
+    Exit(Box<Exit>),
+    /// Somebody here leaves.
+    Left {
+        /// The relay knows: the command is ended now, and not when it has been left alone for long.
+        is_told: bool,
+    },
+}
+
+/// A session that is begun once, and joined again after each cut.
+pub struct Exec<'a, D> {
+    dial: D,
+    open: ExecOpen,
+    pending: Pending,
+    output: &'a Output,
+    narrator: Narrator,
+    /// Output that is here, and how much of it the agent knows of.
+    received: Cursor,
+    confirmed: u64,
+    is_connected: Arc<AtomicBool>,
+}
+
+impl<'a, D: Dial> Exec<'a, D> {
+    /// Nothing is connected yet. `open` says what to run; the session's name and what was received are filled in here.
+    pub fn new(dial: D, open: ExecOpen, output: &'a Output, narrator: Narrator) -> Self {
+        Self {
+            dial,
+            open: ExecOpen {
+                session: session_name(),
+                ..open
+            },
+            pending: Pending::default(),
+            output,
+            narrator,
+            received: Cursor::default(),
+            confirmed: 0,
+            is_connected: Arc::default(),
+        }
+    }
+
+    /// Whether there is a connection, or was one a moment ago: then Ctrl-C is for the command.
+    #[must_use]
+    pub fn is_connected(&self) -> Arc<AtomicBool> {
+        self.is_connected.clone()
+    }
+
+    /// The size of the window at first.
+    pub const fn resize(&mut self, size: WindowSize) {
+        self.pending.window = Some(size);
+    }
+
+    /// Passes on what is said locally and writes what comes, until the command has ended or somebody here leaves.
+    ///
+    /// # Errors
+    /// What another connection would not change.
+    pub async fn run(
+        &mut self,
+        mut local: mpsc::Receiver<Local>,
+        leaving: watch::Receiver<bool>,
+    ) -> Result<Over, Error> {
+        let mut backoff = Backoff::default();
+        let mut cut_at = Instant::now();
+        loop {
+            let before = (self.pending.accepted(), self.received);
+            match self.connect(&mut local, &leaving).await {
+                Ok(End::Over(over)) => return Ok(over),
+                Ok(End::Cut(why)) | Err(Error::Dial(DialError::Unreachable(why))) => self.narrator.cut(why),
+                Err(Error::Dial(DialError::Missing(why))) if self.open.resume => self.narrator.cut(why),
+                Err(error) => return Err(error),
+            }
+            if before != (self.pending.accepted(), self.received) {
+                (backoff, cut_at) = (Backoff::default(), Instant::now());
+            }
+            if cut_at.elapsed() > CUT {
+                self.is_connected.store(false, Ordering::Relaxed);
+            }
+            tokio::select! {
+                waited = self.narrator.during(self.output, sleep(backoff.wait())) => waited?,
+                () = left(&leaving) => return Ok(LEFT_UNTOLD),
+            }
+        }
+    }
+
+    async fn connect(
+        &mut self,
+        local: &mut mpsc::Receiver<Local>,
+        leaving: &watch::Receiver<bool>,
+    ) -> Result<End<Over>, Error> {
+        let dialled = tokio::select! {
+            dialled = self.narrator.during(self.output, timeout(DIAL_LIMIT, self.dial.dial())) => dialled?,
+            () = left(leaving) => return Ok(End::Over(LEFT_UNTOLD)),
+        };
+        let Ok(channel) = dialled else {
+            return Ok(End::Cut("the relay cannot be reached in time".to_owned()));
+        };
+        let mut client = RelayClient::new(channel?).max_decoding_message_size(MAX_MESSAGE);
+        let (line, outgoing) = Line::new();
+        self.open.received = Some(self.received);
+        if self.open.terminal.is_some() {
+            self.open.terminal = self.pending.window.or(self.open.terminal);
+        }
+        line.say(request(Asked::Open(self.open.clone())));
+        let opened = timeout(SILENCE_LIMIT, client.exec(outgoing));
+        let opened = tokio::select! {
+            opened = self.narrator.during(self.output, opened) => opened?,
+            () = left(leaving) => return Ok(End::Over(LEFT_UNTOLD)),
+        };
+        match opened {
+            Ok(Ok(answers)) => self.serve(line, answers.into_inner(), local, leaving).await,
+            Ok(Err(status)) => self.judge(status),
+            Err(_) => Ok(End::Cut("the relay does not answer".to_owned())),
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        line: Line<ExecRequest>,
+        mut answers: Streaming<ExecResponse>,
+        local: &mut mpsc::Receiver<Local>,
+        leaving: &watch::Receiver<bool>,
+    ) -> Result<End<Over>, Error> {
+        let mut is_begun = false;
+        loop {
+            let has_room = is_begun && self.pending.has_room();
+            tokio::select! {
+                answer = timeout(SILENCE_LIMIT, answers.message()) => {
+                    let answer = match answer {
+                        Ok(Ok(Some(answer))) => answer.response,
+                        Ok(Err(status)) => return self.judge(status),
+                        Ok(Ok(None)) => return Ok(End::Cut("the relay ended the stream".to_owned())),
+                        Err(_) => return Ok(End::Cut("nothing came for 30 s".to_owned())),
+                    };
+                    match self.hear(answer, &line, &mut is_begun).await {
+                        Ok(None) => {}
+                        Ok(Some(exit)) => {
+                            let over = Over::Exit(Box::new(exit));
+                            return Ok(End::Over(hang_up(line, answers, over).await));
+                        }
+                        // Nobody will read the rest, or nobody can.
+                        Err(error) => return Err(hang_up(line, answers, error).await),
+                    }
+                }
+                Some(said) = local.recv(), if has_room => {
+                    self.pending.say(said, |said| line.say(request(asked(said))));
+                }
+                () = left(leaving) => {
+                    return Ok(End::Over(hang_up(line, answers, Over::Left { is_told: true }).await));
+                }
+            }
+        }
+    }
+
+    /// Takes an answer; the end of the command, if it is that.
+    async fn hear(
+        &mut self,
+        answer: Option<Answer>,
+        line: &Line<ExecRequest>,
+        is_begun: &mut bool,
+    ) -> Result<Option<Exit>, Error> {
+        self.open.resume = true;
+        self.is_connected.store(true, Ordering::Relaxed);
+        self.narrator.alive(self.output).await?;
+        match answer {
+            Some(Answer::Input(input)) => {
+                self.pending.take(input.accepted)?;
+                if !std::mem::replace(is_begun, true) {
+                    let say = |said| line.say(request(asked(said)));
+                    self.pending
+                        .window
+                        .into_iter()
+                        .for_each(|window| say(Said::Resize(window)));
+                    self.pending.again(say);
+                }
+            }
+            Some(Answer::Data(data)) => self.take(data, line).await?,
+            Some(Answer::Exit(exit)) => return Ok(Some(exit)),
+            None => {}
+        }
+        Ok(None)
+    }
+
+    async fn take(&mut self, data: Data, line: &Line<ExecRequest>) -> Result<(), Error> {
+        let stream = data.stream();
+        let expected = self.received.of(stream);
+        if data.offset != expected {
+            return Err(Error::Misplaced {
+                offset: data.offset,
+                expected,
+            });
+        }
+        self.received.set(stream, expected + data.bytes.len() as u64);
+        self.output.data(data).await?;
+        let total = self.received.stdout + self.received.stderr;
+        if total - self.confirmed >= CONFIRM {
+            self.confirmed = total;
+            line.say(request(Asked::Received(self.received)));
+        }
+        Ok(())
+    }
+
+    /// Whether another connection can mend what the relay answered.
+    fn judge(&mut self, status: Status) -> Result<End<Over>, Error> {
+        let why = cause(&status);
+        judge(&mut self.dial, status, false)?;
+        Ok(End::Cut(why))
+    }
+}
+
+/// Says that nobody comes back; then this.
+async fn hang_up<T>(line: Line<ExecRequest>, answers: Streaming<ExecResponse>, then: T) -> T {
+    line.say(request(Asked::HangUp(HangUp {})));
+    farewell(line, answers).await;
+    then
+}
+
+fn request(asked: Asked) -> ExecRequest {
+    ExecRequest { request: Some(asked) }
+}
+
+fn asked(said: Said) -> Asked {
+    match said {
+        Said::Input(input) => Asked::Input(input),
+        Said::End(end) => Asked::End(end),
+        Said::Resize(size) => Asked::Resize(size),
+    }
+}

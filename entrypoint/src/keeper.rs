@@ -1,0 +1,184 @@
+//! The keeper of a session: this program once more, between PID 1 and the command.
+//!
+//! What the command leaves behind becomes the keeper's child and not PID 1's. So everything that a session has started
+//! stays below its keeper, and is never taken for the program's.
+//!
+//! Invariant: once the command runs, it holds neither a stream of the session nor one of the program.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use remoteprocess_entrypoint::message::{Outcome, bounded_sentence};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{getpid, set_child_subreaper};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stdin};
+
+use crate::launch::{self, ChildStdio};
+use crate::processes::{self, Reaped};
+
+/// First argument of a keeper.
+const FLAG: &str = "--keep";
+/// In lists of processes.
+const NAME: &str = "rproc-session";
+
+/// What a keeper is told.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Program and arguments; never empty.
+    pub words: Vec<OsString>,
+    /// Where it starts; empty: here.
+    pub directory: OsString,
+    /// Its standard streams are a terminal.
+    pub is_at_terminal: bool,
+}
+
+impl Kept {
+    /// The keeper, to be given the session's streams and environment. It writes how the command has ended into `report`,
+    /// which closes then.
+    #[allow(unsafe_code)]
+    pub fn keeper(&self, report: OwnedFd) -> Command {
+        // The file that this process was started from, whatever lies in its place now.
+        let mut keeper = Command::new("/proc/self/exe");
+        keeper.arg0(NAME).arg(FLAG).arg(report.as_raw_fd().to_string());
+        keeper.arg(if self.is_at_terminal { "terminal" } else { "pipes" });
+        keeper.arg(&self.directory).args(&self.words);
+        let inherit = move || Ok(fcntl_setfd(&report, FdFlags::empty())?);
+        // SAFETY: the process has one thread, so the child may do after fork whatever the parent may.
+        unsafe { keeper.pre_exec(inherit) };
+        keeper
+    }
+
+    fn parse(mut arguments: impl Iterator<Item = OsString>) -> Option<(i32, Self)> {
+        let report = arguments.next()?.to_str()?.parse().ok().filter(|number| *number > 2)?;
+        let kept = Self {
+            is_at_terminal: arguments.next()? == "terminal",
+            directory: arguments.next()?,
+            words: arguments.collect(),
+        };
+        (!kept.words.is_empty()).then_some((report, kept))
+    }
+
+    /// Starts the command.
+    fn start(&self) -> Result<u32, Outcome> {
+        let unstarted = |why: String| Outcome::NotExecutable {
+            message: bounded_sentence(format!("cannot start {:?}: {why}", self.words[0])),
+        };
+        set_child_subreaper(Some(getpid())).map_err(|error| unstarted(error.to_string()))?;
+        if !self.directory.is_empty() {
+            std::env::set_current_dir(&self.directory)
+                .map_err(|error| unstarted(format!("cannot go to {:?}: {error}", self.directory)))?;
+        }
+        let stdio = match self.is_at_terminal {
+            true => {
+                ChildStdio::Terminal(fcntl_dupfd_cloexec(stdin(), 3).map_err(|error| unstarted(error.to_string()))?)
+            }
+            false => ChildStdio::Inherited,
+        };
+        launch::start(&self.words, stdio)
+    }
+}
+
+/// Is a keeper to its end, if these arguments are one's; the exit code then.
+pub fn run_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Option<i32> {
+    if arguments.next()? != FLAG {
+        return None;
+    }
+    let (report, kept) = Kept::parse(arguments)?;
+    let mut report = take(report)?;
+    let mut main = match kept.start() {
+        Ok(pid) => Some(pid),
+        Err(outcome) => {
+            tell(&mut report, &outcome);
+            None
+        }
+    };
+    let mut report = main.is_some().then_some(report);
+    let _ = let_go_of_streams();
+    loop {
+        match processes::reap_when_one_ends() {
+            Reaped::Child(pid, outcome) if Some(pid) == main => {
+                main = None;
+                if let Some(mut report) = report.take() {
+                    tell(&mut report, &outcome);
+                }
+            }
+            Reaped::Child(..) | Reaped::NoneEnded => {}
+            Reaped::NoChildren => return Some(0),
+        }
+    }
+}
+
+/// The descriptor of this number, not to be inherited any further.
+#[allow(unsafe_code)]
+fn take(number: i32) -> Option<File> {
+    // SAFETY: whoever starts a keeper leaves this descriptor open for it, and nothing here has another.
+    let report = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl_setfd(&report, FdFlags::CLOEXEC).ok()?;
+    Some(report.into())
+}
+
+fn tell(report: &mut File, outcome: &Outcome) {
+    if let Ok(bytes) = postcard::to_stdvec(outcome) {
+        // PID 1 may have gone.
+        let _ = report.write_all(&bytes);
+    }
+}
+
+/// What a report says; a keeper that was killed says nothing, and its command has met the same end.
+pub fn read_report(bytes: &[u8]) -> Outcome {
+    postcard::from_bytes(bytes).unwrap_or(Outcome::Signal(libc::SIGKILL))
+}
+
+/// Else their readers would wait for this process.
+fn let_go_of_streams() -> io::Result<()> {
+    let (nothing, _) = pipe_with(PipeFlags::CLOEXEC)?;
+    dup2_stdin(&nothing)?;
+    dup2_stdout(&nothing)?;
+    Ok(dup2_stderr(&nothing)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keeper_is_told_everything_that_counts() {
+        for (directory, is_at_terminal) in [("", true), ("/tmp", false)] {
+            let kept = Kept {
+                words: vec!["sh".into(), "--keep".into(), String::new().into()],
+                directory: directory.into(),
+                is_at_terminal,
+            };
+            let (report, _) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            let number = report.as_raw_fd();
+            let keeper = kept.keeper(report);
+            let mut arguments = keeper.get_args().map(OsString::from);
+            assert_eq!(arguments.next().unwrap(), FLAG);
+            assert_eq!(Kept::parse(arguments), Some((number, kept)));
+        }
+    }
+
+    #[test]
+    fn arguments_that_nobody_gives_are_no_keeper_s() {
+        for line in [
+            &["--keep"][..],
+            &["--keep", "1", "pipes", "", "sh"],
+            &["--keep", "7", "pipes", ""],
+            &["--", "sh"],
+        ] {
+            assert_eq!(run_if_asked(line.iter().map(OsString::from)), None, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_keeper_that_was_killed_tells_of_its_command_s_end() {
+        assert_eq!(read_report(&[]), Outcome::Signal(libc::SIGKILL));
+        let bytes = postcard::to_stdvec(&Outcome::Code(7)).unwrap();
+        assert_eq!(read_report(&bytes), Outcome::Code(7));
+    }
+}
