@@ -31,12 +31,11 @@ impl Conversation {
             return joined;
         }
         match self.machine.phase() {
-            Phase::Waiting | Phase::Starting => return Err(ExecError::NotStarted),
             Phase::Exited => return Err(ExecError::Ended),
+            // Whatever this agent knows of the program: it has not begun it.
+            _ if opening.resume => return Err(ExecError::Lost),
+            Phase::Waiting | Phase::Starting => return Err(ExecError::NotStarted),
             Phase::Running | Phase::Paused | Phase::Stopping => {}
-        }
-        if opening.resume {
-            return Err(ExecError::Lost);
         }
         if !self.sessions.have_room() {
             return Err(ExecError::Full);
