@@ -47,7 +47,8 @@ pub fn is_owned(pod: &Pod, process: &RemoteProcess) -> bool {
 /// Looks at the process's pod.
 ///
 /// A pod that has existed and is not in the cache is asked for, because the cache may
-/// be behind and its absence ends an attempt.
+/// be behind and its absence ends an attempt. So is one that asked for its start and has
+/// no node there: without the node's name nothing can be proven once the pod is lost.
 ///
 /// # Errors
 /// [`Error::Observe`] when the API server does not answer that question.
@@ -67,10 +68,14 @@ pub async fn observe(
     };
     let namespace = process.namespace().unwrap_or_default();
     let name = pod_name(&process.name_any(), &process.uid().unwrap_or_default(), number);
-    if let Some(pod) = pods.get(&ObjectRef::new(&name).within(&namespace)) {
+    let record = process.status.as_ref().and_then(|status| status.attempt(number));
+    let is_behind =
+        |pod: &Arc<Pod>| !process.is_final() && record.is_some_and(|record| is_older_than_grant(pod, record));
+    let cached = pods.get(&ObjectRef::new(&name).within(&namespace));
+    if let Some(pod) = cached.filter(|pod| !is_behind(pod)) {
         return Ok(seen(process, Some(pod)));
     }
-    let Some(record) = process.status.as_ref().and_then(|status| status.attempt(number)) else {
+    let Some(record) = record else {
         return Ok(seen(process, None));
     };
     if !is_worth_asking(&process, record, memory) {
@@ -83,6 +88,12 @@ pub async fn observe(
         _ => NodeSight::default(),
     };
     Ok(Observed { process, pod, node })
+}
+
+/// Whether this was the pod before its agent was granted the start: it ran on a node by then.
+fn is_older_than_grant(pod: &Pod, record: &AttemptStatus) -> bool {
+    let has_node = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+    record.granted_at.is_some() && !has_node
 }
 
 /// Whether the absence of the pod would say something.
@@ -138,4 +149,37 @@ fn judge_node(node: &Node) -> NodeSight {
             .as_ref()
             .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake_cluster::FakeCluster;
+    use kube::runtime::reflector;
+    use kube::runtime::watcher::Event;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_cache_without_the_node_of_a_granted_attempt_is_behind() {
+        let mut process: RemoteProcess = serde_saphyr::from_str(
+            "apiVersion: remoteprocess.dev/v1alpha1\nkind: RemoteProcess\n\
+             metadata: {name: hello, namespace: team, uid: u}\nspec: {image: busybox, command: [id]}\n\
+             status: {attempt: 1, attempts: [{number: 1, grantedAt: '2026-01-01T00:00:00Z'}]}\n",
+        )
+        .unwrap();
+        let metadata = json!({"name": pod_name("hello", "u", 1), "namespace": "team"});
+        let pod = |spec| -> Pod { serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap() };
+        let cluster = FakeCluster::default();
+        cluster.put("pods", &pod(json!({"containers": [], "nodeName": "node-1"})));
+        let (pods, mut writer) = reflector::store();
+        writer.apply_watcher_event(&Event::Apply(pod(json!({"containers": []}))));
+        let node = async |process: &RemoteProcess| {
+            let (process, memory) = (Arc::new(process.clone()), Memory::default());
+            let observed = observe(&cluster.client(), &pods, process, &memory).await.unwrap();
+            observed.pod.unwrap().spec.as_ref().unwrap().node_name.clone()
+        };
+        assert_eq!(node(&process).await.as_deref(), Some("node-1"));
+        process.status.as_mut().unwrap().attempts[0].granted_at = None;
+        assert_eq!(node(&process).await, None, "before the grant the cache will do");
+    }
 }
