@@ -5,7 +5,7 @@ use std::sync::Arc;
 use remoteprocess_entrypoint::message::{MAX_ECHO_BYTES, ToEntrypoint};
 use tokio::sync::{mpsc, watch};
 
-use crate::spool::{Error, Item, Spool, Stream};
+use crate::spool::{Error, Item, Offsets, Spool, Stream};
 
 /// How much of the output goes into the container's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -33,9 +33,18 @@ pub async fn run(spool: Arc<Spool>, echo: Echo, pointer: String, outlet: Outlet)
         Echo::Limited => LIMIT,
         Echo::All => u64::MAX,
     };
+    if begin.total() >= limit {
+        // An earlier agent has said where the rest is.
+        return;
+    }
     loop {
-        match follow(&spool, begin, limit, &pointer, &outlet).await {
-            Ok(()) => return,
+        match follow(&spool, begin, limit, &outlet).await {
+            Ok(is_whole) => {
+                if !is_whole {
+                    write(&outlet, Stream::Stderr, pointer.as_bytes()).await;
+                }
+                return flush(&outlet).await;
+            }
             // The archive is faster than the log: what has left the spool is not echoed.
             Err(Error::Dropped { .. }) => begin = spool.progress().dropped,
             Err(error) => {
@@ -46,13 +55,8 @@ pub async fn run(spool: Arc<Spool>, echo: Echo, pointer: String, outlet: Outlet)
     }
 }
 
-async fn follow(
-    spool: &Spool,
-    begin: crate::spool::Offsets,
-    limit: u64,
-    pointer: &str,
-    outlet: &Outlet,
-) -> Result<(), Error> {
+/// Echoes up to the end, or up to the limit: then false.
+async fn follow(spool: &Spool, begin: Offsets, limit: u64, outlet: &Outlet) -> Result<bool, Error> {
     let mut reader = spool.reader(begin)?;
     let mut echoed = begin.total();
     while echoed < limit {
@@ -60,10 +64,7 @@ async fn follow(
             Item::Chunk(chunk) => chunk,
             // The log is no record of the output; it says nowhere what it leaves out.
             Item::Gap(_) => continue,
-            Item::End => {
-                flush(outlet).await;
-                return Ok(());
-            }
+            Item::End => return Ok(true),
         };
         let room = usize::try_from(limit - echoed).unwrap_or(usize::MAX);
         let part = &chunk.bytes[..chunk.bytes.len().min(room)];
@@ -72,11 +73,7 @@ async fn follow(
         }
         echoed += part.len() as u64;
     }
-    if begin.total() < limit {
-        write(outlet, Stream::Stderr, pointer.as_bytes()).await;
-        flush(outlet).await;
-    }
-    Ok(())
+    Ok(false)
 }
 
 async fn write(outlet: &Outlet, stream: Stream, bytes: &[u8]) {
@@ -96,5 +93,56 @@ async fn flush(outlet: &Outlet) {
     let sender = outlet.borrow().clone();
     if let Some(sender) = sender {
         let _ = sender.reserve().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::spool::{Policy, WhenFull};
+
+    #[tokio::test]
+    async fn where_the_rest_is_is_said_also_where_the_archive_was_faster_than_the_log() {
+        const WRITTEN: u64 = 2 * LIMIT;
+        let patience = Duration::from_secs(20);
+        let directory = tempfile::tempdir().unwrap();
+        let policy = Policy {
+            size: 16 << 20,
+            when_full: WhenFull::Block,
+            patience,
+        };
+        let (spool, mut appender) = Spool::open(directory.path(), policy, None).unwrap();
+        let spool = Arc::new(spool);
+        let (sender, mut packets) = mpsc::channel(1);
+        let (_entrypoint, outlet) = watch::channel(Some(sender));
+        let echo = tokio::spawn(run(spool.clone(), Echo::Limited, "there".to_owned(), outlet));
+        // It waits for the first byte; and gets no turn until all of them have come and gone.
+        tokio::task::yield_now().await;
+        let (read, mut write) = std::io::pipe().unwrap();
+        let part = [b'x'; 32 * 1024];
+        for _ in 0..WRITTEN / part.len() as u64 {
+            write.write_all(&part).unwrap();
+            appender.take(Stream::Stdout, read.as_fd()).unwrap();
+        }
+        let end = Offsets {
+            stdout: WRITTEN,
+            stderr: 0,
+        };
+        spool.commit(end).unwrap();
+        let begun = Instant::now();
+        while spool.progress().dropped != end {
+            assert!(begun.elapsed() < patience, "it leaves the spool");
+            std::thread::yield_now();
+        }
+        let said = tokio::time::timeout(patience, packets.recv()).await;
+        let Ok(Some(ToEntrypoint::Echo { bytes, .. })) = said else {
+            panic!("{said:?}")
+        };
+        assert_eq!(String::from_utf8_lossy(&bytes), "there");
+        echo.await.unwrap();
     }
 }
