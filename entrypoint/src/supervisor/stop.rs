@@ -39,7 +39,8 @@ impl Supervisor {
                     });
                     self.signal_all(signal);
                 }
-                self.hasten(grace, now);
+                // From the signal on: the turn in which it was asked for may have begun before that.
+                self.hasten(grace, clock::now());
             }
             Phase::Reporting { .. } | Phase::Done(_) => {}
         }
