@@ -64,6 +64,8 @@ pub fn delete_operator_pods() -> Result<()> {
             &pod,
             "--grace-period=0",
             "--force",
+            // Another test may have been quicker.
+            "--ignore-not-found",
             "--namespace",
             RELEASE_NAMESPACE,
         ])
