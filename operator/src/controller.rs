@@ -168,9 +168,15 @@ async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result
         _ => phase::decide(&situation),
     };
     let action = verdict.action.clone();
+    let cached = process.clone();
     let (process, again_in) = context.settle(process.clone(), verdict).await?;
     match (action, &validated) {
-        (phase::Action::CreatePod(attempt), Ok(validated)) => context.create(process, validated, attempt).await,
+        (phase::Action::CreatePod(attempt), Ok(validated)) => {
+            if Arc::ptr_eq(&cached, &process) {
+                context.confirm(&process).await?;
+            }
+            context.create(process, validated, attempt).await
+        }
         (phase::Action::DeletePod { name, uid }, _) => {
             let namespace = process.namespace().unwrap_or_default();
             cleanup::delete_pod(&context.client, &namespace, &name, &uid).await?;
@@ -220,6 +226,23 @@ impl Context {
         };
         self.reporter.report_phase(&process, &written).await;
         Ok((written, verdict.again_in))
+    }
+
+    /// Fails where this is not the object as it is. A status that was just written is; a cache may be behind, and show an
+    /// attempt without its pod that has run since, and whose pod is gone.
+    async fn confirm(&self, process: &RemoteProcess) -> Result<(), Error> {
+        let namespace = process.namespace().unwrap_or_default();
+        let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), &namespace);
+        let live = api
+            .get_metadata_opt(&process.name_any())
+            .await
+            .map_err(Error::Observe)?;
+        match live.is_some_and(|live| live.metadata.resource_version == process.metadata.resource_version) {
+            true => Ok(()),
+            false => Err(Error::Conflict(
+                "the cache does not show the object as it is yet".into(),
+            )),
+        }
     }
 
     async fn create(

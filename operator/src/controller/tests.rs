@@ -51,6 +51,11 @@ impl Server {
         let client = fake_api::client(move |call: Call| {
             seen.lock().unwrap().push(call.clone());
             match (&call.method, status) {
+                (&Method::GET, _) if call.path.ends_with("/hello") => {
+                    let mut object = serde_json::to_value(process()).unwrap();
+                    object["metadata"]["resourceVersion"] = json!(version.to_string());
+                    (200, object)
+                }
                 (&Method::PATCH, Some(code)) => refusal(code, "Conflict"),
                 (&Method::PATCH, None) => {
                     version += 1;
@@ -125,6 +130,23 @@ async fn the_attempt_is_recorded_before_its_pod_is_created() {
         env.contains(r#"{"name":"RPROC_CA_BUNDLE","value":"CA"}"#),
         "the bundle of this moment: {env}"
     );
+}
+
+#[tokio::test]
+async fn an_attempt_that_another_operator_began_gets_its_pod_only_where_the_cache_is_not_behind() {
+    let server = Server::start(None, stored);
+    server.reconcile(&process()).await.unwrap();
+    let mut begun = process();
+    begun.status = serde_json::from_value(server.body(0)["status"].clone()).unwrap();
+    for (version, is_created) in [("6", false), ("7", true)] {
+        let server = Server::start(None, stored);
+        begun.metadata.resource_version = Some(version.into());
+        let outcome = server.reconcile(&begun).await;
+        assert_eq!(outcome.is_ok(), is_created, "{outcome:?}");
+        let calls = server.calls();
+        assert_eq!(calls[0], (Method::GET, "hello".into()));
+        assert_eq!(calls.contains(&(Method::POST, "pods".into())), is_created, "{calls:?}");
+    }
 }
 
 #[tokio::test]
