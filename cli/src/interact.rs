@@ -24,6 +24,7 @@ mod writer;
 
 pub use exec::{Exec, Over};
 pub use keys::{DEFAULT_DETACH_KEYS, DetachKeys};
+pub(crate) use line::due;
 pub use writer::Writer;
 
 use crate::follow::{Dial, DialError};

@@ -168,25 +168,24 @@ async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result
         _ => phase::decide(&situation),
     };
     let action = verdict.action.clone();
-    let cached = process.clone();
-    let (process, again_in) = context.settle(process.clone(), verdict).await?;
+    let (settled, again_in) = context.settle(process.clone(), verdict).await?;
     match (action, &validated) {
         (phase::Action::CreatePod(attempt), Ok(validated)) => {
-            if Arc::ptr_eq(&cached, &process) {
-                context.confirm(&process).await?;
+            if Arc::ptr_eq(&process, &settled) {
+                context.confirm(&settled).await?;
             }
-            context.create(process, validated, attempt).await
+            context.create(settled, validated, attempt).await
         }
         (phase::Action::DeletePod { name, uid }, _) => {
             let namespace = process.namespace().unwrap_or_default();
             cleanup::delete_pod(&context.client, &namespace, &name, &uid).await?;
-            Ok(context.done(&process, again_in))
+            Ok(context.done(&settled, again_in))
         }
         (phase::Action::DeleteProcess, _) => {
-            cleanup::delete_process(&context.client, &process).await?;
-            Ok(context.done(&process, None))
+            cleanup::delete_process(&context.client, &settled).await?;
+            Ok(context.done(&settled, None))
         }
-        _ => Ok(context.done(&process, again_in)),
+        _ => Ok(context.done(&settled, again_in)),
     }
 }
 

@@ -9,7 +9,7 @@ use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{ExecOpen, Exit, ProcessKey, Variable, WindowSize};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::live::Signals;
 use super::{Failure, open, stop};
@@ -17,7 +17,7 @@ use crate::args::GlobalArgs;
 use crate::connect::Relay;
 use crate::exit;
 use crate::follow::Narrator;
-use crate::interact::{DetachKeys, Error, Event, Exec, Interaction, Over, window};
+use crate::interact::{DetachKeys, Error, Event, Exec, Interaction, Over, due, window};
 use crate::output::{Form, Output};
 
 /// Flags of `exec`.
@@ -110,13 +110,6 @@ const DEFAULT_WINDOW: WindowSize = WindowSize { rows: 24, columns: 80 };
 
 /// Time for the relay to hear that somebody leaves, also where nobody reads our output.
 const FAREWELL: Duration = Duration::from_secs(3);
-
-async fn due(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
 
 /// What the object says already need not be asked of the relay.
 fn check(object: &RemoteProcess, args: &ExecArgs) -> Result<(), Failure> {

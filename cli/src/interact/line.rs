@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Code, Status, Streaming};
 
 use super::Error;
@@ -71,6 +71,14 @@ pub async fn left(leaving: &watch::Receiver<bool>) {
     // Whoever may say it lives as long as there is something to leave.
     if leaving.clone().wait_for(|is_leaving| *is_leaving).await.is_err() {
         std::future::pending().await
+    }
+}
+
+/// Returns at this time; never for `None`.
+pub async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

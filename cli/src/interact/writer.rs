@@ -7,10 +7,10 @@ use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::{AttachOpen, AttachRequest, AttachResponse, ProcessKey, WindowSize};
 use remoteprocess_proto::{MAX_MESSAGE, PROTOCOL};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::{Status, Streaming};
 
-use super::line::{End, Line, farewell, judge, left};
+use super::line::{End, Line, due, farewell, judge, left};
 use super::pending::{Pending, Said};
 use super::{Error, Local, session_name};
 use crate::follow::{Backoff, DIAL_LIMIT, Dial, DialError, NEW_LIMIT, SILENCE_LIMIT, cause};
@@ -199,12 +199,5 @@ fn asked(said: Said) -> Asked {
         Said::Input(input) => Asked::Input(input),
         Said::End(end) => Asked::End(end),
         Said::Resize(size) => Asked::Resize(size),
-    }
-}
-
-async fn due(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }

@@ -1,21 +1,18 @@
 //! The writer against a relay of ours whose connections break: every byte once, in order, and the end.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use remoteprocess_cli::follow::{Dial, DialError};
 use remoteprocess_cli::interact::{Error, Local, Writer};
 use remoteprocess_proto::v1::attach_request::Request as Asked;
 use remoteprocess_proto::v1::relay_server::Relay;
 use remoteprocess_proto::v1::{self, AttachOpen, AttachRequest, AttachResponse, ProcessKey, WindowSize};
 use tokio::sync::{mpsc, watch};
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::fragile;
+use super::fragile::{self, GrowingDial};
 
 /// A relay that takes input as an agent does.
 #[derive(Clone, Default)]
@@ -136,26 +133,8 @@ impl Relay for Desk {
     }
 }
 
-/// Each connection gets through a little more than the one before, so that the cuts fall anywhere.
-struct FragileDial {
-    address: SocketAddr,
-    next_cut: Option<usize>,
-    dials: Arc<Mutex<usize>>,
-}
-
-impl Dial for FragileDial {
-    async fn dial(&mut self) -> Result<Channel, DialError> {
-        let left = self.next_cut.unwrap_or(usize::MAX);
-        self.next_cut = self.next_cut.map(|cut| cut * 5 / 4);
-        *self.dials.lock().unwrap() += 1;
-        fragile::connect(self.address, usize::MAX, left).await
-    }
-
-    fn discredit(&mut self) {}
-}
-
 struct Bench {
-    writer: Writer<FragileDial>,
+    writer: Writer<GrowingDial>,
     dials: Arc<Mutex<usize>>,
     serving: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
 }
@@ -169,10 +148,11 @@ impl Drop for Bench {
 async fn bench(desk: &Desk, next_cut: Option<usize>) -> Bench {
     let (address, serving) = fragile::serve(desk.clone()).await;
     let dials: Arc<Mutex<usize>> = Arc::default();
-    let dial = FragileDial {
+    let dial = GrowingDial {
         address,
         next_cut,
         dials: dials.clone(),
+        is_cut_both_ways: false,
     };
     Bench {
         writer: Writer::new(dial, ProcessKey::default(), false, false),

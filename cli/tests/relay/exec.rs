@@ -1,12 +1,11 @@
 //! A further command over connections that break: begun once, every byte both ways once, and its own exit code.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::Stream;
-use remoteprocess_cli::follow::{Dial, DialError, Narrator};
+use remoteprocess_cli::follow::Narrator;
 use remoteprocess_cli::interact::{Error, Exec, Local, Over};
 use remoteprocess_cli::output::{Output, Sink};
 use remoteprocess_proto::v1::exec_request::Request as Asked;
@@ -17,11 +16,10 @@ use remoteprocess_proto::v1::{
     self, AttachRequest, AttachResponse, Data, ExecOpen, ExecRequest, ExecResponse, Exit, Stream as WireStream,
 };
 use tokio::sync::{mpsc, watch};
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::attach::{nobody_leaves, soon, speak};
-use super::fragile;
+use super::fragile::{self, GrowingDial, Shared};
 
 /// A relay before an agent that runs `cat`, which exits with 9.
 #[derive(Clone, Default)]
@@ -159,47 +157,6 @@ impl Relay for Container {
     }
 }
 
-/// Each connection gets through a little more than the one before, in either direction by turns.
-struct FragileDial {
-    address: SocketAddr,
-    next_cut: Option<usize>,
-    dials: Arc<Mutex<usize>>,
-}
-
-impl Dial for FragileDial {
-    async fn dial(&mut self) -> Result<Channel, DialError> {
-        let left = self.next_cut.unwrap_or(usize::MAX);
-        self.next_cut = self.next_cut.map(|cut| cut * 5 / 4);
-        let dials = {
-            let mut dials = self.dials.lock().unwrap();
-            *dials += 1;
-            *dials
-        };
-        let (received, sent) = if dials.is_multiple_of(2) {
-            (left, usize::MAX)
-        } else {
-            (usize::MAX, left)
-        };
-        fragile::connect(self.address, received, sent).await
-    }
-
-    fn discredit(&mut self) {}
-}
-
-#[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// What came of a session: the end, the output, and how many connections it took.
 async fn run(
     container: &Container,
@@ -209,10 +166,11 @@ async fn run(
 ) -> (Result<Over, Error>, Vec<u8>, usize) {
     let (address, serving) = fragile::serve(container.clone()).await;
     let dials: Arc<Mutex<usize>> = Arc::default();
-    let dial = FragileDial {
+    let dial = GrowingDial {
         address,
         next_cut,
         dials: dials.clone(),
+        is_cut_both_ways: true,
     };
     let (out, err) = (Shared::default(), Shared::default());
     let output = Output::new(Sink::plain(out.clone()), Sink::plain(err));

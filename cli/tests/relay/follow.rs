@@ -1,6 +1,5 @@
 //! The follower against a relay of ours whose connections break: every byte once, in order, and the right exit code.
 
-use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -24,7 +23,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::fragile;
+use super::fragile::{self, Shared};
 
 /// What the relay has: chunks in the observed order, what stands before them, and the end.
 #[derive(Clone, Default)]
@@ -211,20 +210,6 @@ impl Dial for FragileDial {
 
     fn discredit(&mut self) {
         self.discredited += 1;
-    }
-}
-
-#[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -3,10 +3,11 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use hyper_util::rt::TokioIo;
-use remoteprocess_cli::follow::DialError;
+use remoteprocess_cli::follow::{Dial, DialError};
 use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -71,6 +72,52 @@ pub async fn connect(address: SocketAddr, received: usize, sent: usize) -> Resul
         .connect_with_connector(connector)
         .await;
     channel.map_err(|error| DialError::Unreachable(error.to_string()))
+}
+
+/// Each connection gets through a little more than the one before, so that the cuts fall anywhere.
+pub struct GrowingDial {
+    pub address: SocketAddr,
+    /// Bytes until the next one breaks; none does where absent.
+    pub next_cut: Option<usize>,
+    /// Connections so far.
+    pub dials: Arc<Mutex<usize>>,
+    /// What is received is cut by turns with what is sent, and not the latter alone.
+    pub is_cut_both_ways: bool,
+}
+
+impl Dial for GrowingDial {
+    async fn dial(&mut self) -> Result<Channel, DialError> {
+        let left = self.next_cut.unwrap_or(usize::MAX);
+        self.next_cut = self.next_cut.map(|cut| cut * 5 / 4);
+        let dials = {
+            let mut dials = self.dials.lock().unwrap();
+            *dials += 1;
+            *dials
+        };
+        let (received, sent) = if self.is_cut_both_ways && dials.is_multiple_of(2) {
+            (left, usize::MAX)
+        } else {
+            (usize::MAX, left)
+        };
+        connect(self.address, received, sent).await
+    }
+
+    fn discredit(&mut self) {}
+}
+
+/// What was written.
+#[derive(Clone, Default)]
+pub struct Shared(pub Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Serves a relay until the handle is aborted.

@@ -1,5 +1,5 @@
-//! The follower, the writer and further commands against relays of ours whose connections break: every byte once, in order, and the right
-//! end.
+//! The follower, the writer and further commands against relays of ours whose connections break: every byte once, in order,
+//! and the right end.
 
 // Everything here is a test, though clippy sees only functions marked so.
 #![allow(clippy::unwrap_used)]
