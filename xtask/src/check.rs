@@ -46,8 +46,6 @@ const BANS: [(&str, &[&str], &str); 4] = [
         "ring is the only crypto provider",
     ),
 ];
-/// Longest source file, in lines before its tests.
-const MAX_LINES: usize = 400;
 /// Names that say nothing about what is inside.
 const VAGUE: [&str; 9] = [
     "mod.rs",
@@ -61,7 +59,7 @@ const VAGUE: [&str; 9] = [
     "misc.rs",
 ];
 
-/// Checks arrows, bans and the size and names of files; the error lists all faults.
+/// Checks arrows, bans and the names of files; the error lists all faults.
 pub fn check() -> Result<()> {
     let root = paths::repository();
     let mut metadata = Command::new("cargo");
@@ -181,16 +179,6 @@ fn house_faults(root: &Path, path: &Path, faults: &mut Vec<String>) -> Result<()
     let shown = path.strip_prefix(root).unwrap_or(path).display();
     if VAGUE.contains(&name.as_ref()) {
         faults.push(format!("{shown}: the name says nothing about what is inside"));
-    }
-    if path.components().any(|part| part.as_os_str() == "tests") || name == "tests.rs" {
-        return Ok(());
-    }
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let lines = text.lines().take_while(|line| line.trim() != "#[cfg(test)]").count();
-    if lines >= MAX_LINES {
-        faults.push(format!(
-            "{shown}: {lines} lines before its tests, at most {MAX_LINES} are allowed"
-        ));
     }
     Ok(())
 }
