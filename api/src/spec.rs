@@ -268,6 +268,10 @@ pub struct PodSpec {
     /// Whether the user's container gets the ServiceAccount's token. It does not where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub automount_service_account_token: Option<bool>,
+    /// Whether each Service of the namespace adds its variables (`NAME_SERVICE_HOST` and so on) to the environment. False
+    /// where absent, unlike in a pod: in a large namespace they do not fit into the environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable_service_links: Option<bool>,
     /// Secrets with which images are pulled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

@@ -72,12 +72,82 @@ pub enum Command {
     Completion(completion::CompletionArgs),
 }
 
+/// Longest name of an object and longest namespace that an API server may have, in bytes (RFC 1123 subdomain, label).
+const MAX_SUBDOMAIN: usize = 253;
+const MAX_LABEL: usize = 63;
+
+/// The name of a process on the command line: `job`, or as it is printed: `remoteprocess.remoteprocess.dev/job`.
+///
+/// A name becomes a part of a path. Nothing else than a name of the Kubernetes API may get there: `#`, `?`, `%` and `/`
+/// would make another request of it.
+///
+/// # Errors
+/// The text cannot be the name of a process.
+pub fn process_name(text: &str) -> Result<String, String> {
+    let name = match text.split_once('/') {
+        None => text,
+        Some((kind, name)) => {
+            let (kind, group) = kind.split_once('.').unwrap_or((kind, names::GROUP));
+            let is_ours = ["remoteprocess", "remoteprocesses", "rproc"].contains(&kind) && group == names::GROUP;
+            if !is_ours {
+                return Err(format!(
+                    "{kind:?} is not the type of a process: use NAME or remoteprocess/NAME"
+                ));
+            }
+            name
+        }
+    };
+    let is_label = |label: &str| {
+        let is_edge = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+        !label.is_empty()
+            && label.bytes().all(|c| is_edge(c) || c == b'-')
+            && label.bytes().next().is_some_and(is_edge)
+            && label.bytes().last().is_some_and(is_edge)
+    };
+    if name.len() > MAX_SUBDOMAIN || !name.split('.').all(is_label) {
+        return Err(
+            "no process can have this name: a name has lowercase letters, digits, '-' and '.', begins and ends \
+                    with a letter or a digit, and is at most 253 bytes long"
+                .to_owned(),
+        );
+    }
+    Ok(name.to_owned())
+}
+
+/// A namespace on the command line. An empty one counts as absent, as in kubectl: `NS` unset in a script must not mean
+/// all namespaces.
+///
+/// # Errors
+/// The text cannot be a namespace.
+pub fn namespace_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || (text.len() <= MAX_LABEL && !text.contains(['.', '/']) && process_name(text).is_ok()) {
+        return Ok(text.to_owned());
+    }
+    Err(
+        "no namespace can have this name: a name has lowercase letters, digits and '-', begins and ends with a letter \
+         or a digit, and is at most 63 bytes long"
+            .to_owned(),
+    )
+}
+
+/// The uid of an object on the command line.
+///
+/// # Errors
+/// The text cannot be a uid.
+pub fn uid(text: &str) -> Result<String, String> {
+    let is_uid = text.len() <= MAX_LABEL && text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
+    if is_uid {
+        return Ok(text.to_owned());
+    }
+    Err("no object can have this uid: a uid has letters, digits and '-', and is at most 63 bytes long".to_owned())
+}
+
 /// Flags of every verb.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
     /// Namespace of the process, instead of the context's
-    #[arg(short, long, global = true, value_name = "NAME")]
+    #[arg(short, long, global = true, value_name = "NAME", value_parser = namespace_name)]
     pub namespace: Option<String>,
     /// Context of the kubeconfig, instead of the current one
     #[arg(long, global = true, value_name = "NAME")]
@@ -107,7 +177,8 @@ pub struct GlobalArgs {
         value_name = "NAME",
         env = "RPROC_OPERATOR_NAMESPACE",
         hide_env_values = true,
-        default_value = names::DEFAULT_RELEASE_NAMESPACE
+        default_value = names::DEFAULT_RELEASE_NAMESPACE,
+        value_parser = namespace_name
     )]
     pub operator_namespace: String,
 }
@@ -138,6 +209,85 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         parser(None).debug_assert();
+    }
+
+    #[test]
+    fn a_name_becomes_a_part_of_a_path_and_of_nothing_else() {
+        let long = "x".repeat(254);
+        let odd = [
+            "",
+            "#3",
+            "?",
+            "#",
+            "job?",
+            "a1?dryRun=All",
+            "a/b/c",
+            "../x",
+            "a%2fb",
+            "A",
+            "-a",
+            "a-",
+            "a..b",
+            "a b",
+            "a\n",
+            "pod/x",
+            "remoteprocess.other.dev/x",
+            "rproc/",
+            "rproc/#3",
+            "\u{e9}",
+            &long,
+        ];
+        for text in odd {
+            assert!(process_name(text).is_err(), "{text:?}");
+        }
+        for text in [
+            "x",
+            "remoteprocess/x",
+            "remoteprocesses/x",
+            "rproc/x",
+            "remoteprocess.remoteprocess.dev/x",
+            "remoteprocesses.remoteprocess.dev/x",
+        ] {
+            assert_eq!(process_name(text).as_deref(), Ok("x"), "{text}");
+        }
+        for text in ["a.b", "a/b", "#", "A"] {
+            assert!(namespace_name(text).is_err(), "{text:?}");
+        }
+        assert!(uid("../x").is_err() && uid("a?b").is_err() && uid("0b6f-1").is_ok());
+    }
+
+    /// Each verb that takes a name refuses one that would change the request, before anything is asked.
+    #[test]
+    fn delete_of_a_name_with_a_number_sign_deletes_nothing() {
+        let mut tried = 0;
+        for verb in parser(None).get_subcommands() {
+            for argument in verb
+                .get_positionals()
+                .filter(|a| ["name", "names"].contains(&a.get_id().as_str()))
+            {
+                for odd in ["#3", "?", "job?", "a1?dryRun=All", "../x"] {
+                    let mut words = vec!["rproc", verb.get_name(), odd];
+                    match verb.get_name() {
+                        "run" => words.extend(["--image", "i", "--", "x"]),
+                        "exec" => words.extend(["--", "x"]),
+                        "signal" => words.push("HUP"),
+                        "extend" => words.extend(["--by", "1h"]),
+                        "wait" => words.extend(["--for", "sealed"]),
+                        _ => {}
+                    }
+                    let refused = parser(None).try_get_matches_from(&words);
+                    let refused = refused.err().unwrap_or_else(|| panic!("{words:?} is taken"));
+                    assert_eq!(
+                        refused.kind(),
+                        clap::error::ErrorKind::ValueValidation,
+                        "{words:?}: {refused}"
+                    );
+                    tried += 1;
+                }
+                let _ = argument;
+            }
+        }
+        assert!(tried >= 12 * 5, "{tried}");
     }
 
     #[test]

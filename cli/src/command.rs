@@ -124,7 +124,7 @@ pub async fn run(cli: Cli) -> u8 {
         Ok(code) => code,
         Err(failure) => {
             // Where standard error is closed as well, the exit code has to say it all.
-            let _ = io::stderr().write_all(output::prefixed(&failure.text).as_bytes());
+            output::complain(&failure.text);
             failure.code
         }
     }

@@ -13,6 +13,10 @@ use crate::follow::Ledger;
 pub const UNKNOWN: u8 = 125;
 /// Our exit code where the reader of our output has gone: as if SIGPIPE had ended us, which it does to `cat`.
 pub const PIPE: u8 = 128 + 13;
+/// Our exit code after a deadline, whatever the program's code: as that of timeout(1).
+pub const DEADLINE: u8 = 124;
+/// Our exit code where a program was asked to stop and ended with code 0: as if SIGTERM had ended it.
+pub const STOPPED: u8 = 128 + 15;
 /// Our exit code after Ctrl-C.
 pub const INTERRUPTED: u8 = 128 + 2;
 
@@ -59,8 +63,28 @@ pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
         return unknown(format!("{name} {ended}, but {wrong}. Please report this as a bug"));
     }
     Verdict {
-        code,
+        code: verdict_code(exit, code),
         sentence: explanation(name, exit),
+    }
+}
+
+/// Whether the phase of the process is Succeeded: only by code 0, and by nothing that came before it.
+#[must_use]
+pub fn is_success(exit: &Exit) -> bool {
+    code(exit) == Some(0) && exit.stop.is_none() && matches!(exit.reason.as_str(), "" | "Completed")
+}
+
+/// Our exit code after a whole output. It is 0 only where the phase is Succeeded, so that `rproc run … && deploy` deploys
+/// nothing after a deadline or a stop.
+fn verdict_code(exit: &Exit, code: u8) -> u8 {
+    match (exit.reason.as_str(), code) {
+        ("DeadlineExceeded", _) => DEADLINE,
+        (_, 0) if is_success(exit) => 0,
+        ("" | "Completed" | "Stopped", 0) => STOPPED,
+        // An eviction or a preemption goes by the stop path, too.
+        (_, 0) if exit.stop.is_some() => STOPPED,
+        (_, 0) => UNKNOWN,
+        (_, code) => code,
     }
 }
 
@@ -165,6 +189,9 @@ pub struct Record {
     /// Name of the signal that ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
+    /// As in `status.phase`: `Succeeded` or `Failed`; absent where the end is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<&'static str>,
     /// As in `status.reason`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -217,6 +244,7 @@ impl Record {
             Outcome::Code => (record.outcome, record.exit_code) = ("Code", Some(exit.value)),
             Outcome::Signal => (record.outcome, record.signal) = ("Signal", Some(signal::name(exit.value))),
         }
+        record.phase = Some(if is_success(exit) { "Succeeded" } else { "Failed" });
         record.reason.clone_from(&exit.reason);
         if record.message.is_empty() {
             record.message.clone_from(&exit.message);
@@ -233,21 +261,27 @@ impl Record {
         record
     }
 
-    /// Writes it so that nobody ever reads half of it.
+    /// Writes it; nobody reads half of it, but where the path is a device, a pipe or in a folder that takes no new file.
     ///
     /// # Errors
-    /// The folder is not there or cannot be written.
+    /// The file cannot be written.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
         use std::io::Write;
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        let is_replaceable = std::fs::symlink_metadata(path).is_ok_and(|file| file.is_file());
         let folder = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer_pretty(&mut file, self)?;
-        file.write_all(b"\n")?;
-        file.persist(path)?;
-        Ok(())
+        match tempfile::NamedTempFile::new_in(folder).ok().filter(|_| is_replaceable) {
+            Some(mut file) => {
+                file.write_all(&text)?;
+                file.persist(path)?;
+                Ok(())
+            }
+            None => std::fs::write(path, text),
+        }
     }
 }
 
@@ -347,8 +381,37 @@ mod tests {
             ..exit(Outcome::Code, 0)
         };
         let verdict = verdict(&stopped);
-        assert_eq!(verdict.code, 0);
+        assert_eq!(verdict.code, STOPPED);
         insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0 (Stopped by spec.desiredState: asked by kubectl-patch)");
+    }
+
+    #[test]
+    fn a_failed_deadline_never_exits_0() {
+        let of = |reason: &str, value| {
+            let exit = Exit {
+                reason: reason.into(),
+                ..exit(Outcome::Code, value)
+            };
+            (verdict(&exit).code, is_success(&exit))
+        };
+        assert_eq!(of("", 0), (0, true));
+        assert_eq!(of("Completed", 0), (0, true));
+        assert_eq!(of("NonZeroExit", 7), (7, false));
+        assert_eq!(
+            (of("DeadlineExceeded", 0), of("DeadlineExceeded", 7)),
+            ((DEADLINE, false), (DEADLINE, false))
+        );
+        assert_eq!((of("Stopped", 0), of("Stopped", 3)), ((STOPPED, false), (3, false)));
+        for reason in [
+            "OOMKilled",
+            "AgentLost",
+            "Evicted",
+            "Preempted",
+            "Interrupted",
+            "SomethingNew",
+        ] {
+            assert_eq!(of(reason, 0), (UNKNOWN, false), "{reason}");
+        }
     }
 
     #[test]

@@ -92,6 +92,9 @@ pub enum Error {
         /// What was to come.
         expected: u64,
     },
+    /// Standard input cannot be read to its end.
+    #[error("cannot read standard input: {0}")]
+    Input(io::Error),
     /// The output cannot be written.
     #[error(transparent)]
     Output(#[from] output::Error),
@@ -265,7 +268,12 @@ fn read(mut keyboard: Option<Keyboard>, local: &mpsc::Sender<Local>, over: &mpsc
         let length = match stdin.read(&mut buffer) {
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => 0,
+            // A neighbor has left the pipe non-blocking: wait for it.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match readable(&stdin) {
+                Ok(()) => continue,
+                Err(error) => return lost(error, local, over),
+            },
+            Err(error) => return lost(error, local, over),
         };
         if length == 0 {
             let _ = local.blocking_send(Local::End);
@@ -279,5 +287,21 @@ fn read(mut keyboard: Option<Keyboard>, local: &mpsc::Sender<Local>, over: &mpsc
         if is_over {
             return;
         }
+    }
+}
+
+/// What was read is not the whole input, and that is told first: the end that follows is then never a success. Without an
+/// end the program would wait for ever.
+fn lost(error: io::Error, local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event>) {
+    // The receivers may have gone.
+    let _ = over.blocking_send(Event::Lost(Error::Input(error)));
+    let _ = local.blocking_send(Local::End);
+}
+
+fn readable(stdin: &io::Stdin) -> io::Result<()> {
+    let mut wanted = [rustix::event::PollFd::new(stdin, rustix::event::PollFlags::IN)];
+    match rustix::event::poll(&mut wanted, None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }

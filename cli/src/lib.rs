@@ -34,7 +34,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             let text = usage.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
             let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
-            eprint!("{}", output::prefixed(&lines.join("\n")));
+            output::complain(&lines.join("\n"));
             return ExitCode::from(exit::UNKNOWN);
         }
         Err(help) => {
@@ -46,7 +46,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("rproc: cannot start: {error}");
+            output::complain(&format!("cannot start: {error}"));
             return ExitCode::from(exit::UNKNOWN);
         }
     };

@@ -220,6 +220,12 @@ pub fn shows_colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+/// Writes lines of our own to standard error. It may be closed: that is no reason to end.
+pub fn complain(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stderr().write_all(prefixed(text).as_bytes());
+}
+
 /// Our own lines, each marked as ours, ready for standard error.
 #[must_use]
 pub fn prefixed(text: &str) -> String {

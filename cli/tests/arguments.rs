@@ -108,3 +108,82 @@ fn a_closed_pipe_ends_it_as_it_ends_cat() {
         .expect("it runs");
     assert_eq!(status.code(), Some(141));
 }
+
+#[test]
+fn an_unknown_verb_suggests_nothing_that_harms() {
+    for (typed, harmful) in [("top", "stop"), ("status", "pause"), ("rerun", "resume")] {
+        let text = stderr(&[typed], 125);
+        assert!(text.contains(typed) && !text.contains(harmful), "{text}");
+    }
+    let text = stderr(&["run", "--serviceaccount", "x"], 125);
+    assert!(!text.contains("--version"), "{text}");
+}
+
+#[test]
+fn names_that_would_change_the_request_are_refused() {
+    for words in [
+        &["delete", "#3"][..],
+        &["delete", "job?"],
+        &["stop", "a", "?"],
+        &["get", "a1?dryRun=All"],
+        &["attach", "a..b"],
+    ] {
+        let text = stderr(words, 125);
+        assert!(text.contains("no process can have this name"), "{words:?}: {text}");
+    }
+    assert!(stderr(&["ps", "-n", "a/b"], 125).contains("no namespace can have this name"));
+    assert!(stderr(&["logs", "--uid", "../x"], 125).contains("no object can have this uid"));
+}
+
+#[test]
+fn the_result_file_of_an_earlier_run_is_not_taken_for_that_of_a_run_that_failed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("result.json");
+    std::fs::write(&path, "{\"exitCode\": 0}").expect("it is written");
+    let file = path.to_str().expect("text");
+    stderr(&["run", "job", "--image", "i", "--result-file", file, "--", "x"], 125);
+    let read: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("it is there")).expect("JSON");
+    assert_eq!(
+        (&read["rprocExitCode"], &read["exitCode"]),
+        (&125.into(), &serde_json::Value::Null),
+        "{read}"
+    );
+    assert!(
+        read["message"].as_str().is_some_and(|text| text.contains("kubeconfig")),
+        "{read}"
+    );
+
+    let text = stderr(
+        &[
+            "run",
+            "job",
+            "--image",
+            "i",
+            "--result-file",
+            "/nonexistent/r",
+            "--",
+            "x",
+        ],
+        125,
+    );
+    assert!(text.contains("/nonexistent/r"), "{text}");
+}
+
+#[test]
+fn a_closed_standard_error_is_no_reason_to_abort() {
+    let closed = std::process::Command::new("sh")
+        .args(["-c", "exec \"$0\" frobnicate 2>&-; exit 1", env!("CARGO_BIN_EXE_rproc")])
+        .status()
+        .expect("it runs");
+    assert_eq!(closed.code(), Some(125));
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .expect("a full device");
+    let failed = std::process::Command::new(env!("CARGO_BIN_EXE_rproc"))
+        .arg("frobnicate")
+        .stderr(full)
+        .status()
+        .expect("it runs");
+    assert_eq!(failed.code(), Some(125));
+}

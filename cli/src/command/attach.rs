@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, until_end};
 use super::sequel::Sequel;
 use super::{Failure, open, stop};
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, process_name};
 use crate::connect::Relay;
 use crate::exit;
 use crate::follow::{Follower, Ledger, Narrator, Want};
@@ -24,6 +24,7 @@ const REPLAY: u64 = 256 * 1024;
 #[command(after_help = EXAMPLES)]
 pub struct AttachArgs {
     /// Name of the process
+    #[arg(value_parser = process_name)]
     pub name: String,
     /// Pass standard input on to the process; at its end the process reads the end
     #[arg(short = 'i', long)]
@@ -115,13 +116,19 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
         on_interrupt: OnInterrupt::Leave,
     };
     let ending = until_end(&mut follower, (sequel.as_ref(), args.quiet), leaving).await;
-    answer(&args, &output, &follower.ledger, ending).await
+    answer(&args, &output, &follower.ledger, ending, args.stdin && is_over).await
 }
 
-/// Says how it went, and answers the exit code.
-async fn answer(args: &AttachArgs, output: &Output, ledger: &Ledger, ending: Ending) -> Result<u8, Failure> {
-    let ended = match ending {
-        Ending::Followed(result) => *result,
+/// Says how it went, and answers the exit code. Where input was refused from the start it is 125.
+async fn answer(
+    args: &AttachArgs,
+    output: &Output,
+    ledger: &Ledger,
+    ending: Ending,
+    is_refused: bool,
+) -> Result<u8, Failure> {
+    let (ended, is_input_lost) = match ending {
+        Ending::Followed { result, is_input_lost } => (*result, is_input_lost || is_refused),
         Ending::Left { code, sentence } => {
             output.answer(&sentence);
             // A reader who reads no more does not hold us.
@@ -129,7 +136,7 @@ async fn answer(args: &AttachArgs, output: &Output, ledger: &Ledger, ending: End
             return Ok(code);
         }
     };
-    let (_, verdict) = conclude(ledger, &args.name, ended)?;
+    let (_, verdict) = conclude(ledger, &args.name, ended, is_input_lost)?;
     let is_said = !args.quiet || verdict.code == exit::UNKNOWN;
     if let Some(sentence) = verdict.sentence.filter(|_| is_said) {
         output.line(&sentence).await?;

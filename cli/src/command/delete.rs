@@ -2,8 +2,8 @@
 
 use kube::api::DeleteParams;
 
-use super::{Failure, open, print, resource};
-use crate::args::GlobalArgs;
+use super::{Failure, change, open, print, resource};
+use crate::args::{GlobalArgs, process_name};
 use crate::connect::Rule;
 
 /// Flags of `delete`.
@@ -13,26 +13,25 @@ use crate::connect::Rule;
 )]
 pub struct DeleteArgs {
     /// Names of the processes
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = process_name)]
     pub names: Vec<String>,
 }
 
 /// Deletes the processes.
 ///
 /// # Errors
-/// One is not there or may not be deleted.
+/// Says which are not there or may not be deleted; the others are deleted.
 pub async fn run(global: &GlobalArgs, args: DeleteArgs) -> Result<u8, Failure> {
     let cluster = open(global).await?;
+    let mut failures = Vec::new();
     for name in &args.names {
-        let deleted = cluster.processes().delete(name, &DeleteParams::default()).await;
-        deleted.map_err(|error| {
-            cluster.error(
-                &error,
-                &Rule::process("delete", "remoteprocess-edit"),
-                "delete the process",
-            )
-        })?;
-        print(&format!("{} deleted\n", resource(name)))?;
+        match cluster.processes().delete(name, &DeleteParams::default()).await {
+            Ok(_) => print(&format!("{} deleted\n", resource(name)))?,
+            Err(error) => {
+                let rule = Rule::process("delete", "remoteprocess-edit");
+                failures.push(cluster.sentence(&error, &rule, &format!("delete {name}")));
+            }
+        }
     }
-    Ok(0)
+    change::conclude(&failures)
 }

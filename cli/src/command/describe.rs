@@ -6,7 +6,7 @@ use kube::Api;
 use kube::api::ListParams;
 
 use super::{Failure, open, print, stop};
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, process_name};
 use crate::connect::Cluster;
 use crate::render::description;
 
@@ -15,7 +15,7 @@ use crate::render::description;
 #[command(after_help = "Examples:\n  # Why does it wait? How did it end?\n  rproc describe build")]
 pub struct DescribeArgs {
     /// Names of the processes
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = process_name)]
     pub names: Vec<String>,
 }
 

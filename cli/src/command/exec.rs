@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::live::Signals;
 use super::{Failure, open, stop};
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, process_name};
 use crate::connect::Relay;
 use crate::exit;
 use crate::follow::Narrator;
@@ -25,6 +25,7 @@ use crate::output::{Form, Output};
 #[command(after_help = EXAMPLES)]
 pub struct ExecArgs {
     /// Name of the process
+    #[arg(value_parser = process_name)]
     pub name: String,
     /// Pass standard input on to the command; at its end the command reads the end
     #[arg(short = 'i', long)]
@@ -77,10 +78,7 @@ pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
     check(&object, &args)?;
     let is_raw = args.tty && args.stdin && std::io::stdin().is_terminal();
     if args.tty && args.stdin && !is_raw && !args.quiet {
-        eprint!(
-            "{}",
-            crate::output::prefixed("standard input is no terminal: the command has one all the same")
-        );
+        crate::output::complain("standard input is not a terminal; the command has one all the same");
     }
     let words = args.command.iter().map(|word| word.as_bytes().to_vec().into());
     let open = ExecOpen {

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Failure, change, duration, open, print, resource, stop, wait};
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, process_name};
 use crate::connect::Cluster;
 use crate::observe::Seen;
 
@@ -18,7 +18,7 @@ use crate::observe::Seen;
 #[command(group = clap::ArgGroup::new("time").required(true))]
 pub struct ExtendArgs {
     /// Names of the processes
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = process_name)]
     pub names: Vec<String>,
     /// So much more time than it has now
     #[arg(long, value_name = "TIME", value_parser = duration, group = "time")]

@@ -8,7 +8,7 @@ use kube::api::{ListParams, WatchParams};
 use kube::core::{DynamicObject, WatchEvent};
 
 use super::{DataFormat, Failure, open, print, resource};
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, process_name};
 use crate::connect::{Cluster, Rule};
 use crate::follow::Backoff;
 use crate::render::{Table, row::Columns};
@@ -18,6 +18,7 @@ use crate::render::{Table, row::Columns};
 #[command(after_help = EXAMPLES)]
 pub struct GetArgs {
     /// Names of the processes; all where absent
+    #[arg(value_parser = process_name)]
     pub names: Vec<String>,
     /// In all namespaces
     #[arg(short = 'A', long, conflicts_with = "names")]
@@ -80,7 +81,7 @@ pub async fn run(global: &GlobalArgs, args: GetArgs) -> Result<u8, Failure> {
         } else {
             format!(" in namespace {}", cluster.namespace)
         };
-        eprint!("{}", crate::output::prefixed(&format!("there are no processes{place}")));
+        crate::output::complain(&format!("there are no processes{place}"));
         return Ok(0);
     }
     printer.print_all(&objects, args.names.len() == 1)?;

@@ -11,45 +11,72 @@ use crate::connect::{Cluster, Relay};
 use crate::exit::{self, Verdict};
 use crate::follow::{self, Follower, Ledger};
 use crate::interact::{self, Event, Interaction};
-use crate::output::prefixed;
+use crate::output::complain;
 
 /// Number of SIGINT.
 const INTERRUPT: u8 = 2;
 
 /// What ends this program before the process does.
 pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
+    hangup: Option<Signal>,
 }
 
 impl Signals {
-    /// From here on they come here.
+    /// From here on they come here. A signal that was ignored at the start stays ignored: `nohup` and `&` in a script
+    /// (POSIX, XCU 2.11) ask for that.
     ///
     /// # Errors
     /// The system has no room for them.
     pub fn listen() -> Result<Self, Failure> {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let listen = |kind: SignalKind| match is_ignored(&status, kind) {
+            true => Ok(None),
+            false => signal(kind).map(Some),
+        };
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
         })
     }
 
     /// The number of the next one.
     pub async fn next(&mut self) -> u8 {
         tokio::select! {
-            _ = self.interrupt.recv() => INTERRUPT,
-            _ = self.terminate.recv() => 15,
-            _ = self.hangup.recv() => 1,
+            () = received(&mut self.interrupt) => INTERRUPT,
+            () = received(&mut self.terminate) => 15,
+            () = received(&mut self.hangup) => 1,
         }
     }
+}
+
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether a process with this `/proc/PID/status` ignores a signal (proc_pid_status(5), `SigIgn`).
+fn is_ignored(status: &str, kind: SignalKind) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let bit = u32::try_from(kind.as_raw_value() - 1).unwrap_or(u32::MAX);
+    mask.and_then(|mask| mask.checked_shr(bit))
+        .is_some_and(|rest| rest & 1 == 1)
 }
 
 /// How it went.
 pub enum Ending {
     /// To the end of the stream.
-    Followed(Box<Result<Option<Exit>, follow::Error>>),
+    Followed {
+        /// How the process ended.
+        result: Box<Result<Option<Exit>, follow::Error>>,
+        /// The input could not be handed over; it has been said why.
+        is_input_lost: bool,
+    },
     /// Somebody here left, or can write no more at a terminal that has no other use.
     Left {
         /// Our exit code.
@@ -106,9 +133,10 @@ async fn follow(
     let left = |code, sentence| Ending::Left { code, sentence };
     let mut following = std::pin::pin!(sequel::follow(follower, sequel, is_quiet));
     let mut is_stopping = false;
+    let mut is_input_lost = false;
     loop {
         let number = tokio::select! {
-            result = &mut following => return Ending::Followed(Box::new(result)),
+            result = &mut following => return Ending::Followed { result: Box::new(result), is_input_lost },
             event = interaction.next() => match event {
                 Event::Detached => return left(0, again),
                 Event::Interrupted => INTERRUPT,
@@ -119,6 +147,7 @@ async fn follow(
                         return left(exit::UNKNOWN, format!("{sentence}\n{again}"));
                     }
                     output.answer(&sentence);
+                    is_input_lost = true;
                     continue;
                 }
             },
@@ -139,7 +168,7 @@ async fn follow(
                 ..stop::Manner::default()
             };
             if let Err(failure) = stop::ask(&cluster, &key, &manner).await {
-                eprint!("{}", prefixed(&format!("cannot stop {}: {}", key.name, failure.text)));
+                complain(&format!("cannot stop {}: {}", key.name, failure.text));
             }
         });
     }
@@ -151,11 +180,31 @@ fn has_ended(error: &interact::Error) -> bool {
         if status.code() == tonic::Code::FailedPrecondition && status.message().ends_with("has ended"))
 }
 
-/// The verdict on what was followed; a closed pipe is no verdict.
+/// The verdict on what was followed; a closed pipe is no verdict. Input that was not handed over is never a success.
 ///
 /// # Errors
 /// The output could not be written.
 pub fn conclude(
+    ledger: &Ledger,
+    name: &str,
+    ended: Result<Option<Exit>, follow::Error>,
+    is_input_lost: bool,
+) -> Result<(Option<Exit>, Verdict), Failure> {
+    let (exit, verdict) = judge(ledger, name, ended)?;
+    if !is_input_lost || verdict.code == exit::UNKNOWN {
+        return Ok((exit, verdict));
+    }
+    let how = exit
+        .as_ref()
+        .map_or_else(|| format!("{name} ended"), |exit| exit::ended(name, exit));
+    let verdict = Verdict {
+        code: exit::UNKNOWN,
+        sentence: Some(format!("{how}, but not all of the input was handed over")),
+    };
+    Ok((exit, verdict))
+}
+
+fn judge(
     ledger: &Ledger,
     name: &str,
     ended: Result<Option<Exit>, follow::Error>,
@@ -183,5 +232,37 @@ pub fn conclude(
             );
             Ok((None, unknown(sentence)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_nohup_ignores_stays_ignored() {
+        let status = "Name:\trproc\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
+        assert!(is_ignored(status, SignalKind::hangup()));
+        assert!(is_ignored(status, SignalKind::pipe()));
+        assert!(!is_ignored(status, SignalKind::interrupt()));
+        assert!(!is_ignored("", SignalKind::hangup()));
+    }
+
+    #[test]
+    fn input_that_was_not_handed_over_is_never_a_success() {
+        use remoteprocess_proto::v1::exit::Outcome;
+        let exit = Exit {
+            outcome: Outcome::Code.into(),
+            sealed: true,
+            ..Exit::default()
+        };
+        let ledger = Ledger::new(follow::Want::default());
+        let conclude = |is_lost| conclude(&ledger, "job", Ok(Some(exit.clone())), is_lost).unwrap().1;
+        assert_eq!(conclude(false).code, 0);
+        assert_eq!(conclude(true).code, exit::UNKNOWN);
+        assert_eq!(
+            conclude(true).sentence.unwrap(),
+            "job exited with code 0, but not all of the input was handed over"
+        );
     }
 }

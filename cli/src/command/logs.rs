@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::sequel::{self, Sequel};
 use super::{Failure, open};
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, process_name};
 use crate::connect::{Cluster, Relay, Rule};
 use crate::exit::{self, Record, Verdict};
 use crate::follow::{Dial, Follower, Ledger, Narrator, Want};
@@ -27,7 +27,7 @@ use place::Offset;
 #[command(after_help = EXAMPLES)]
 pub struct LogsArgs {
     /// Names of the processes
-    #[arg(value_name = "NAME", required_unless_present_any = ["uid", "selector", "all_namespaces"])]
+    #[arg(value_name = "NAME", required_unless_present_any = ["uid", "selector", "all_namespaces"], value_parser = process_name)]
     pub names: Vec<String>,
     /// Wait for more until the process has ended
     #[arg(short, long)]
@@ -75,7 +75,7 @@ pub struct LogsArgs {
     #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
     pub attempt: u32,
     /// Uid of the process, also of one that was deleted
-    #[arg(long)]
+    #[arg(long, value_parser = crate::args::uid)]
     pub uid: Option<String>,
     /// How many processes may be followed at a time
     #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u16).range(1..))]

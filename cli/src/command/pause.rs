@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Failure, change, duration, open, print, resource, stop, wait};
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, process_name};
 use crate::connect::Cluster;
 use crate::observe::Seen;
 
@@ -15,7 +15,7 @@ use crate::observe::Seen;
 #[derive(Debug, clap::Args)]
 pub struct PauseArgs {
     /// Names of the processes
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = process_name)]
     pub names: Vec<String>,
     /// Why: status and Events say so
     #[arg(short, long, value_name = "TEXT")]

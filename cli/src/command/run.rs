@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, until_end};
 use super::sequel::Sequel;
 use super::{DataFormat, Failure, duration, open, print, resource};
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, process_name};
 use crate::connect::{Cluster, Relay, Rule};
 use crate::exit::{self, Record, Verdict};
 use crate::follow::{Follower, Ledger, NEW_LIMIT, Narrator, Want};
@@ -29,6 +29,7 @@ use object::{build, quantity};
 #[command(after_help = EXAMPLES)]
 pub struct RunArgs {
     /// Name of the new process; made from the image's where absent
+    #[arg(value_parser = process_name)]
     pub name: Option<String>,
     /// Image of the container
     #[arg(long)]
@@ -157,6 +158,30 @@ pub enum CreatedFormat {
 /// # Errors
 /// The object is refused, or the end of the process cannot be known.
 pub async fn run(global: &GlobalArgs, args: RunArgs) -> Result<u8, Failure> {
+    let Some(path) = args.result_file.clone() else {
+        return start(global, args).await;
+    };
+    // The result of an earlier run must not be taken for that of this one, and a path that cannot be written shows now.
+    std::fs::File::create(&path).map_err(|error| unwritable(&path, &error))?;
+    let result = start(global, args).await;
+    if let Err(failure) = &result
+        && std::fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() == 0)
+    {
+        let verdict = Verdict {
+            code: failure.code,
+            sentence: Some(failure.text.clone()),
+        };
+        let record = Record::new("", "", "", None, &verdict);
+        record.write(&path).map_err(|error| unwritable(&path, &error))?;
+    }
+    result
+}
+
+fn unwritable(path: &std::path::Path, error: &std::io::Error) -> Failure {
+    Failure::new(format!("cannot write the result file {}: {error}", path.display()))
+}
+
+async fn start(global: &GlobalArgs, args: RunArgs) -> Result<u8, Failure> {
     let is_shown = args.detach || args.dry_run != DryRun::None;
     if args.output.is_some() && !is_shown {
         return Err(Failure::new(
@@ -260,8 +285,8 @@ async fn stream(
         unknown_until: Instant::now() + NEW_LIMIT,
     };
     let leaving = leaving(&cluster, args, &key, signals)?;
-    let ended = match until_end(&mut follower, (sequel.as_ref(), args.quiet), leaving).await {
-        Ending::Followed(result) => *result,
+    let (ended, is_input_lost) = match until_end(&mut follower, (sequel.as_ref(), args.quiet), leaving).await {
+        Ending::Followed { result, is_input_lost } => (*result, is_input_lost),
         Ending::Left { code, sentence } => {
             output.answer(&sentence);
             // A reader who reads no more does not hold us.
@@ -274,7 +299,7 @@ async fn stream(
             return Ok(verdict.code);
         }
     };
-    let (exit, verdict) = conclude(&follower.ledger, name, ended)?;
+    let (exit, verdict) = conclude(&follower.ledger, name, ended, is_input_lost)?;
     if let Some(sentence) = verdict
         .sentence
         .as_ref()
@@ -324,9 +349,7 @@ fn record(
 ) -> Result<(), Failure> {
     let Some(path) = &args.result_file else { return Ok(()) };
     let record = Record::new(&cluster.namespace, name, uid, exit, verdict);
-    record
-        .write(path)
-        .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))
+    record.write(path).map_err(|error| unwritable(path, &error))
 }
 
 async fn remove(cluster: &Cluster, output: &Output, name: &str, uid: &str) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{ProcessKey, SignalRequest, SignalTarget};
 
 use super::{Failure, open, stop};
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, process_name};
 use crate::connect::Relay;
 
 /// Flags of `signal`.
@@ -14,6 +14,7 @@ use crate::connect::Relay;
 #[command(after_help = EXAMPLES)]
 pub struct SignalArgs {
     /// Name of the process
+    #[arg(value_parser = process_name)]
     pub name: String,
     /// Name or number of the signal: HUP, SIGUSR1, 10
     #[arg(value_parser = number)]

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use super::{Failure, change, duration, open, print, resource};
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, process_name};
 use crate::connect::{CallError, Cluster, Relay, Rule};
 use crate::observe::Seen;
 
@@ -19,7 +19,7 @@ use crate::observe::Seen;
 #[command(after_help = EXAMPLES)]
 pub struct StopArgs {
     /// Names of the processes
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = process_name)]
     pub names: Vec<String>,
     /// First signal, instead of the one in the process's specification
     #[arg(long, value_name = "SIGNAL", value_parser = super::signal::number)]
@@ -59,10 +59,10 @@ pub struct Manner {
     pub message: String,
 }
 
-/// Stops the processes one after the other, and waits for all of them.
+/// Stops the processes one after the other, and waits for all of them. One that fails does not keep the others.
 ///
 /// # Errors
-/// One is not there, may not be stopped, or does not end in time.
+/// Says which are not there, may not be stopped, or do not end in time.
 pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
     let cluster = open(global).await?;
     let deadline = change::deadline(args.timeout);
@@ -72,24 +72,20 @@ pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
         message: args.message,
     };
     let mut asked = Vec::new();
+    let mut failures = Vec::new();
     for name in &args.names {
-        let object = get(&cluster, name).await?;
-        if object.is_final() {
-            print(&format!("{} has ended already\n", resource(name)))?;
-            continue;
+        match begin(&cluster, name, &manner).await {
+            Ok(Some(key)) => asked.push(key),
+            Ok(None) => print(&format!("{} has ended already\n", resource(name)))?,
+            Err(failure) => failures.push(failure.text),
         }
-        let uid = object.metadata.uid.unwrap_or_default();
-        let key = ProcessKey {
-            namespace: cluster.namespace.clone(),
-            name: name.clone(),
-            uid,
-        };
-        ask(&cluster, &key, &manner).await?;
-        asked.push(key);
     }
     for key in asked {
-        if args.wait {
-            wait(&cluster, &key, deadline).await?;
+        if args.wait
+            && let Err(failure) = wait(&cluster, &key, deadline).await
+        {
+            failures.push(failure.text);
+            continue;
         }
         print(&format!(
             "{} {}\n",
@@ -97,7 +93,22 @@ pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
             if args.wait { "stopped" } else { "is stopping" }
         ))?;
     }
-    Ok(0)
+    change::conclude(&failures)
+}
+
+/// Asks one process to stop; `None`: it has ended already.
+async fn begin(cluster: &Arc<Cluster>, name: &str, manner: &Manner) -> Result<Option<ProcessKey>, Failure> {
+    let object = get(cluster, name).await?;
+    if object.is_final() {
+        return Ok(None);
+    }
+    let key = ProcessKey {
+        namespace: cluster.namespace.clone(),
+        name: name.to_owned(),
+        uid: object.metadata.uid.unwrap_or_default(),
+    };
+    ask(cluster, &key, manner).await?;
+    Ok(Some(key))
 }
 
 /// Reads one process.

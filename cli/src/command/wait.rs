@@ -6,7 +6,7 @@ use std::time::Duration;
 use remoteprocess_api::{Phase, RemoteProcess, RemoteProcessStatus, condition};
 
 use super::{Failure, change, duration, open, print, resource};
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, process_name};
 use crate::observe::Seen;
 
 /// Flags of `wait`.
@@ -14,7 +14,7 @@ use crate::observe::Seen;
 #[command(after_help = EXAMPLES)]
 pub struct WaitArgs {
     /// Names of the processes
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = process_name)]
     pub names: Vec<String>,
     /// What to wait for: scheduled, started, paused, finished, succeeded, sealed, deleted,
     /// condition=TYPE[=STATUS] or phase=PHASE

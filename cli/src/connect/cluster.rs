@@ -6,7 +6,7 @@ use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client, Config};
 use remoteprocess_api::{RemoteProcess, names};
 
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, namespace_name};
 use crate::connect::innermost;
 use crate::follow::DialError;
 
@@ -94,19 +94,23 @@ impl Cluster {
     pub async fn open(global: &GlobalArgs) -> Result<Self, Error> {
         let mut config = config(global).await.map_err(Error::Config)?;
         impersonate(&mut config, global)?;
-        let namespace = global
-            .namespace
-            .clone()
-            .unwrap_or_else(|| config.default_namespace.clone());
+        let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+        let namespace = given(&global.namespace).unwrap_or_else(|| config.default_namespace.clone());
+        let namespace = match namespace.as_str() {
+            "" => "default".to_owned(),
+            name => namespace_name(name)
+                .map_err(|why| Error::Config(format!("namespace {name:?} of the context: {why}")))?,
+        };
         let url = config.cluster_url.to_string();
         let client = Client::try_from(config).map_err(|error| Error::Config(innermost(&error)))?;
-        let operator_namespace = global.operator_namespace.clone();
+        let operator_namespace = given(&Some(global.operator_namespace.clone()))
+            .unwrap_or_else(|| names::DEFAULT_RELEASE_NAMESPACE.to_owned());
         Ok(Self {
             client,
             namespace,
             operator_namespace,
             url,
-            server: global.server.clone(),
+            server: given(&global.server),
             cache: cache(),
         })
     }
@@ -190,8 +194,9 @@ fn is_rbac(message: &str) -> bool {
 fn cache() -> Option<PathBuf> {
     let path = |name: &str| {
         std::env::var_os(name)
-            .filter(|value| !value.is_empty())
             .map(PathBuf::from)
+            // A relative path is invalid and is ignored: the private key must not get into the working directory.
+            .filter(|path| path.is_absolute())
     };
     let folder = path("XDG_CACHE_HOME").or_else(|| path("HOME").map(|home| home.join(".cache")))?;
     Some(folder.join("rproc"))
@@ -204,7 +209,7 @@ fn is_unknown(message: &str) -> bool {
 
 async fn config(global: &GlobalArgs) -> Result<Config, String> {
     let options = KubeConfigOptions {
-        context: global.context.clone(),
+        context: global.context.clone().filter(|name| !name.is_empty()),
         ..KubeConfigOptions::default()
     };
     let read = match &global.kubeconfig {

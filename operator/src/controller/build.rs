@@ -137,6 +137,7 @@ fn build_spec(process: &Validated<'_>, attempt: u32, settings: &AgentSettings, p
     let remoteprocess_api::PodSpec {
         service_account_name,
         automount_service_account_token,
+        enable_service_links,
         image_pull_secrets,
         node_selector,
         tolerations,
@@ -165,6 +166,7 @@ fn build_spec(process: &Validated<'_>, attempt: u32, settings: &AgentSettings, p
         restart_policy: Some("Never".into()),
         termination_grace_period_seconds: Some(grace.into()),
         automount_service_account_token: Some(automount_service_account_token.unwrap_or(false)),
+        enable_service_links: Some(enable_service_links.unwrap_or(false)),
         service_account_name,
         image_pull_secrets: Some(image_pull_secrets.into_iter().chain(agent_secrets).collect()).filter(is_filled),
         node_selector: Some(node_selector.into_iter().chain([linux]).collect()),

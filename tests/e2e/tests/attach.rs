@@ -197,7 +197,7 @@ fn one_writes_others_watch_and_rights_decide() {
         let output = first.wait_with_output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(
-            said.contains("has taken over") && output.status.code() == Some(0),
+            said.contains("has taken over") && output.status.code() == Some(125),
             "{said}"
         );
         Ok(())

@@ -97,7 +97,7 @@ fn stop_ends_a_process_by_its_signal_and_is_no_success() {
         run.wait_for_bytes(6)?;
         namespace.editor.rproc(&["stop", "polite"]).finish()?.expect_code(0)?;
         let finished = run.finish()?;
-        ensure!(finished.out() == "ready\nstopping\n", "{finished}");
+        ensure!(finished.expect_code(143)?.out() == "ready\nstopping\n", "{finished}");
         let status = namespace.wait_finished("polite")?["status"].clone();
         ensure!(
             status["phase"] == "Failed" && status["reason"] == "Stopped" && status["exitCode"] == 0,

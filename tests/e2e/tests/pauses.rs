@@ -138,7 +138,10 @@ fn a_deadline_warns_and_can_be_moved_while_the_program_runs() {
         ensure!(fixed.code != 0, "{fixed}");
         fixed.expect_stderr(&["spec.deadlines.warnBeforeSeconds cannot change"])?;
         patch(namespace, "job", &json!({"spec": {"deadlines": {"runSeconds": 1}}}))?;
-        follow.finish()?.expect_code(5)?.expect_stderr(&["DeadlineExceeded"])?;
+        follow
+            .finish()?
+            .expect_code(124)?
+            .expect_stderr(&["DeadlineExceeded"])?;
         let status = namespace.wait_finished("job")?["status"].clone();
         ensure!(
             status["reason"] == "DeadlineExceeded" && status["exitCode"] == 5,

@@ -203,7 +203,7 @@ async fn there(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<Vec<ProcessKey
     });
     keys.extend(list.iter().map(meant));
     if keys.is_empty() && !args.quiet {
-        eprint!("{}", crate::output::prefixed("there are no such processes"));
+        crate::output::complain("there are no such processes");
     }
     Ok(keys)
 }

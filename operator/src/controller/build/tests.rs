@@ -176,3 +176,14 @@ fn values_to_be_masked_are_in_the_agents_container_alone() {
     let told = env.into_iter().find(|entry| entry.name == "RPROC_MASK_DIR").unwrap();
     assert_eq!(told.value.as_deref(), Some(names::MASK_PATH));
 }
+
+#[test]
+fn a_large_namespace_adds_nothing_to_the_environment_unless_asked_for() {
+    let links = |pod: &str| {
+        let process = process(&format!("{MINIMAL}{pod}"));
+        let pod = build_pod(&validate(&process).unwrap(), 1, &settings(), Profile::Ordinary);
+        pod.spec.unwrap().enable_service_links
+    };
+    assert_eq!(links(""), Some(false));
+    assert_eq!(links("  pod: {enableServiceLinks: true}\n"), Some(true));
+}

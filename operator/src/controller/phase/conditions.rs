@@ -32,6 +32,7 @@ impl<'a> Draft<'a> {
 
     pub(super) fn verdict(mut self, action: Action, again_in: Option<Duration>, memory: Memory) -> Verdict {
         self.tell_readiness();
+        self.tell_generation();
         Verdict {
             status: self.status,
             action,
@@ -216,6 +217,17 @@ impl<'a> Draft<'a> {
             } else {
                 let name = kind.to_string();
                 self.status.conditions.retain(|condition| condition.type_ != name);
+            }
+        }
+    }
+
+    /// Each condition speaks of the generation that the status speaks of, also after the end: `kubectl wait` believes no
+    /// condition of an older generation. A change of the specification costs one write.
+    fn tell_generation(&mut self) {
+        let generation = self.process.metadata.generation;
+        if generation.is_some() && self.status.observed_generation == generation {
+            for condition in &mut self.status.conditions {
+                condition.observed_generation = generation;
             }
         }
     }

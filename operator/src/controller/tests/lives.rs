@@ -235,6 +235,57 @@ async fn ready_is_what_the_specification_calls_so() {
     }
 }
 
+/// What `kubectl wait` does with a condition: it believes none of an older generation, and takes that of the status where
+/// the condition names none.
+fn is_current(status: &Value, generation: i64) -> bool {
+    let conditions = status["conditions"].as_array().unwrap().iter();
+    let of_status = &status["observedGeneration"];
+    conditions.into_iter().all(|condition| {
+        let observed = condition.get("observedGeneration").unwrap_or(of_status);
+        observed.as_i64().is_some_and(|observed| observed >= generation)
+    })
+}
+
+#[tokio::test]
+async fn kubectl_wait_returns_after_the_ttl_of_a_finished_process_was_changed() {
+    let mut stage = Stage::new(", ttl: {secondsAfterSuccess: 3600}");
+    stage.settle().await;
+    stage.run(1, 0).await;
+    let (before, writes) = (stage.status(), stage.cluster.status_writes().len());
+    stage.change_ttl(7200);
+    stage.settle().await;
+    stage.wait(60).await;
+    let after = stage.status();
+    assert!(is_current(&after, 2), "{after}");
+    assert_eq!(
+        stage.cluster.status_writes().len(),
+        writes + 1,
+        "one write for one change"
+    );
+    let without_generation = |mut status: Value| {
+        status["observedGeneration"] = Value::Null;
+        for condition in status["conditions"].as_array_mut().unwrap() {
+            condition["observedGeneration"] = Value::Null;
+        }
+        status
+    };
+    assert_eq!(
+        without_generation(before),
+        without_generation(after),
+        "the end stays as it is"
+    );
+}
+
+#[tokio::test]
+async fn kubectl_wait_returns_after_a_change_while_the_program_runs() {
+    let mut stage = Stage::new("");
+    stage.settle().await;
+    stage.launch(1).await;
+    stage.change_ttl(7200);
+    stage.settle().await;
+    assert!(is_current(&stage.status(), 2), "{}", stage.status());
+}
+
 type Script = fn(&mut Stage) -> Pin<Box<dyn Future<Output = ()> + '_>>;
 
 /// What happens around the operator, whoever of it is alive.

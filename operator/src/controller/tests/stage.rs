@@ -175,6 +175,15 @@ impl Stage {
             });
     }
 
+    /// A user changes a field that may change at any time.
+    pub(super) fn change_ttl(&self, seconds: u32) {
+        self.cluster
+            .edit("remoteprocesses", NAME, |process: &mut RemoteProcess| {
+                process.spec.ttl = serde_json::from_value(json!({"secondsAfterSuccess": seconds})).unwrap();
+                process.metadata.generation = process.metadata.generation.map(|generation| generation + 1);
+            });
+    }
+
     /// The kubelet reports this status (flow YAML) of the pod, which it has on a node.
     pub(super) fn kubelet(&self, attempt: u32, status: &str) {
         self.cluster.edit("pods", &Self::pod_name(attempt), |pod: &mut Pod| {

@@ -1,4 +1,7 @@
 //! What holds the output up, as conditions of the object.
+//!
+//! The conditions of the relay carry no `observedGeneration`: they say nothing about the specification, and `kubectl wait`
+//! then reads that of the status, which the controller keeps.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -24,7 +27,7 @@ pub fn build_notice(current: &RemoteProcess, number: u32, notice: &Notice, now: 
         status: status.to_owned(),
         reason: notice.reason.to_owned(),
         message: notice.message.clone(),
-        observed_generation: current.metadata.generation,
+        observed_generation: None,
         last_transition_time: Time(now),
     };
     match known {

@@ -177,7 +177,7 @@ pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Tim
                 .filter(|tail| !tail.is_empty()),
         });
         let past = over(std::mem::take(&mut owned.conditions), now);
-        owned.conditions = conditions(current, ending, now);
+        owned.conditions = conditions(ending, now);
         owned.conditions.extend(past);
     }
     Some(owned.patch(current))
@@ -208,13 +208,13 @@ fn output(ending: &Ending) -> AttemptOutput {
     }
 }
 
-fn conditions(current: &RemoteProcess, ending: &Ending, now: Timestamp) -> Vec<Condition> {
+fn conditions(ending: &Ending, now: Timestamp) -> Vec<Condition> {
     let condition = |kind: ConditionType, status: bool, reason: &str, message: String| Condition {
         type_: kind.to_string(),
         status: if status { "True" } else { "False" }.to_owned(),
         reason: reason.to_owned(),
         message,
-        observed_generation: current.metadata.generation,
+        observed_generation: None,
         last_transition_time: Time(now),
     };
     let (stdout, stderr) = (ending.end.stdout, ending.end.stderr);
