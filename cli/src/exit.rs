@@ -171,6 +171,28 @@ fn explanation(name: &str, exit: &Exit) -> Option<String> {
     }
 }
 
+/// Empties the file for the result, and makes it where it is absent. A pipe, a device, and the file that is our standard
+/// output or error are left as they are: what they hold is not ours.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn empty_record(path: &Path) -> std::io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(file) if !file.is_file() || is_our_output(&file) => Ok(()),
+        _ => std::fs::File::create(path).map(drop),
+    }
+}
+
+fn is_our_output(file: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let streams = ["/dev/stdout", "/dev/stderr"]
+        .iter()
+        .filter_map(|path| std::fs::metadata(path).ok());
+    streams
+        .into_iter()
+        .any(|stream| (stream.dev(), stream.ino()) == (file.dev(), file.ino()))
+}
+
 /// What `--result-file` gets: it tells a program's 125 from ours.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -244,7 +266,11 @@ impl Record {
             Outcome::Code => (record.outcome, record.exit_code) = ("Code", Some(exit.value)),
             Outcome::Signal => (record.outcome, record.signal) = ("Signal", Some(signal::name(exit.value))),
         }
-        record.phase = Some(if is_success(exit) { "Succeeded" } else { "Failed" });
+        record.phase = match exit.outcome() {
+            Outcome::Unknown => None,
+            _ if is_success(exit) => Some("Succeeded"),
+            _ => Some("Failed"),
+        };
         record.reason.clone_from(&exit.reason);
         if record.message.is_empty() {
             record.message.clone_from(&exit.message);
@@ -269,7 +295,7 @@ impl Record {
         use std::io::Write;
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
-        let is_replaceable = std::fs::symlink_metadata(path).is_ok_and(|file| file.is_file());
+        let is_replaceable = std::fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && !is_our_output(&file));
         let folder = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
@@ -280,7 +306,12 @@ impl Record {
                 file.persist(path)?;
                 Ok(())
             }
-            None => std::fs::write(path, text),
+            // It was emptied before, or what it holds is not ours.
+            None => std::fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(path)?
+                .write_all(&text),
         }
     }
 }

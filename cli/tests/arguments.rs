@@ -187,3 +187,23 @@ fn a_closed_standard_error_is_no_reason_to_abort() {
         .expect("it runs");
     assert_eq!(failed.code(), Some(125));
 }
+
+#[test]
+fn a_result_file_that_is_standard_output_keeps_what_the_log_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("log");
+    std::fs::write(&path, "earlier\n").expect("it is written");
+    for result in ["/dev/stdout", path.to_str().expect("text")] {
+        let log = std::fs::OpenOptions::new().append(true).open(&path).expect("the log");
+        let status = std::process::Command::new(env!("CARGO_BIN_EXE_rproc"))
+            .env("KUBECONFIG", "/nonexistent/kubeconfig")
+            .args(["run", "job", "--image", "i", "--result-file", result, "--", "x"])
+            .stdout(log)
+            .stderr(std::process::Stdio::null())
+            .status()
+            .expect("it runs");
+        assert_eq!(status.code(), Some(125));
+        let kept = std::fs::read_to_string(&path).expect("the log");
+        assert!(kept.starts_with("earlier\n"), "{result}: {kept}");
+    }
+}

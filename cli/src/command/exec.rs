@@ -169,7 +169,7 @@ pub async fn until_end<D: crate::follow::Dial>(
         false => (Interaction::none(), tokio::sync::mpsc::channel(1).1),
     };
     let (leaving, left) = watch::channel(false);
-    let (mut code, mut leave_by) = (0, None);
+    let (mut code, mut leave_by, mut input_lost) = (0, None, None);
     let ended = {
         let mut running = std::pin::pin!(exec.run(said, left));
         loop {
@@ -177,7 +177,11 @@ pub async fn until_end<D: crate::follow::Dial>(
                 ended = &mut running => break ended,
                 event = interaction.next() => match event {
                     Event::Detached | Event::Interrupted => 2,
-                    Event::Lost(error) => break Err(error),
+                    // The command reads an end and may finish; its code is then not ours.
+                    Event::Lost(error) => {
+                        input_lost = Some(error);
+                        continue;
+                    }
                 },
                 number = signals.next() => number,
                 () = due(leave_by) => break Ok(Over::Left { is_told: false }),
@@ -191,11 +195,18 @@ pub async fn until_end<D: crate::follow::Dial>(
         }
     };
     interaction.leave().await;
-    Ok(match ended {
+    Ok(match (ended, input_lost) {
+        (Ok(Over::Exit(_)), Some(error)) => Ended::Lost(error),
+        (ended, _) => in_the_end(ended, code),
+    })
+}
+
+fn in_the_end(ended: Result<Over, Error>, code: u8) -> Ended {
+    match ended {
         Ok(Over::Exit(exit)) => Ended::Exit(exit),
         Ok(Over::Left { is_told }) => Ended::Left(code, is_told),
         Err(error) => Ended::Lost(error),
-    })
+    }
 }
 
 /// Says how it went, and answers the exit code.

@@ -162,7 +162,7 @@ pub async fn run(global: &GlobalArgs, args: RunArgs) -> Result<u8, Failure> {
         return start(global, args).await;
     };
     // The result of an earlier run must not be taken for that of this one, and a path that cannot be written shows now.
-    std::fs::File::create(&path).map_err(|error| unwritable(&path, &error))?;
+    exit::empty_record(&path).map_err(|error| unwritable(&path, &error))?;
     let result = start(global, args).await;
     if let Err(failure) = &result
         && std::fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() == 0)
