@@ -97,13 +97,6 @@ pub fn process_name(text: &str) -> Result<String, String> {
             name
         }
     };
-    let is_label = |label: &str| {
-        let is_edge = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
-        !label.is_empty()
-            && label.bytes().all(|c| is_edge(c) || c == b'-')
-            && label.bytes().next().is_some_and(is_edge)
-            && label.bytes().last().is_some_and(is_edge)
-    };
     if name.len() > MAX_SUBDOMAIN || !name.split('.').all(is_label) {
         return Err(
             "no process can have this name: a name has lowercase letters, digits, '-' and '.', begins and ends \
@@ -114,13 +107,21 @@ pub fn process_name(text: &str) -> Result<String, String> {
     Ok(name.to_owned())
 }
 
+/// A label of RFC 1123, of any length.
+fn is_label(text: &str) -> bool {
+    let is_edge = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    text.bytes().all(|c| is_edge(c) || c == b'-')
+        && text.bytes().next().is_some_and(is_edge)
+        && text.bytes().last().is_some_and(is_edge)
+}
+
 /// A namespace on the command line. An empty one counts as absent, as in kubectl: `NS` unset in a script must not mean
 /// all namespaces.
 ///
 /// # Errors
 /// The text cannot be a namespace.
 pub fn namespace_name(text: &str) -> Result<String, String> {
-    if text.is_empty() || (text.len() <= MAX_LABEL && !text.contains(['.', '/']) && process_name(text).is_ok()) {
+    if text.is_empty() || (text.len() <= MAX_LABEL && is_label(text)) {
         return Ok(text.to_owned());
     }
     Err(
@@ -181,6 +182,12 @@ pub struct GlobalArgs {
         value_parser = namespace_name
     )]
     pub operator_namespace: String,
+}
+
+/// What a flag was given; an empty value counts as absent, as in kubectl.
+#[must_use]
+pub fn given(value: Option<&str>) -> Option<String> {
+    value.filter(|value| !value.is_empty()).map(str::to_owned)
 }
 
 /// The parser, under the name by which it was called: kubectl runs `kubectl-rproc` for `kubectl rproc`.
@@ -261,30 +268,28 @@ mod tests {
     fn delete_of_a_name_with_a_number_sign_deletes_nothing() {
         let mut tried = 0;
         for verb in parser(None).get_subcommands() {
-            for argument in verb
-                .get_positionals()
-                .filter(|a| ["name", "names"].contains(&a.get_id().as_str()))
-            {
-                for odd in ["#3", "?", "job?", "a1?dryRun=All", "../x"] {
-                    let mut words = vec!["rproc", verb.get_name(), odd];
-                    match verb.get_name() {
-                        "run" => words.extend(["--image", "i", "--", "x"]),
-                        "exec" => words.extend(["--", "x"]),
-                        "signal" => words.push("HUP"),
-                        "extend" => words.extend(["--by", "1h"]),
-                        "wait" => words.extend(["--for", "sealed"]),
-                        _ => {}
-                    }
-                    let refused = parser(None).try_get_matches_from(&words);
-                    let refused = refused.err().unwrap_or_else(|| panic!("{words:?} is taken"));
-                    assert_eq!(
-                        refused.kind(),
-                        clap::error::ErrorKind::ValueValidation,
-                        "{words:?}: {refused}"
-                    );
-                    tried += 1;
+            let is_name = |argument: &clap::Arg| ["name", "names"].contains(&argument.get_id().as_str());
+            if !verb.get_positionals().any(is_name) {
+                continue;
+            }
+            for odd in ["#3", "?", "job?", "a1?dryRun=All", "../x"] {
+                let mut words = vec!["rproc", verb.get_name(), odd];
+                match verb.get_name() {
+                    "run" => words.extend(["--image", "i", "--", "x"]),
+                    "exec" => words.extend(["--", "x"]),
+                    "signal" => words.push("HUP"),
+                    "extend" => words.extend(["--by", "1h"]),
+                    "wait" => words.extend(["--for", "sealed"]),
+                    _ => {}
                 }
-                let _ = argument;
+                let refused = parser(None).try_get_matches_from(&words);
+                let refused = refused.err().unwrap_or_else(|| panic!("{words:?} is taken"));
+                assert_eq!(
+                    refused.kind(),
+                    clap::error::ErrorKind::ValueValidation,
+                    "{words:?}: {refused}"
+                );
+                tried += 1;
             }
         }
         assert!(tried >= 12 * 5, "{tried}");

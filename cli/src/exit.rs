@@ -13,7 +13,7 @@ use crate::follow::Ledger;
 pub const UNKNOWN: u8 = 125;
 /// Our exit code where the reader of our output has gone: as if SIGPIPE had ended us, which it does to `cat`.
 pub const PIPE: u8 = 128 + 13;
-/// Our exit code after a deadline, whatever the program's code: as that of timeout(1).
+/// Our exit code after a run deadline, for any code of the program, as timeout(1) has it.
 pub const DEADLINE: u8 = 124;
 /// Our exit code where a program was asked to stop and ended with code 0: as if SIGTERM had ended it.
 pub const STOPPED: u8 = 128 + 15;

@@ -196,17 +196,10 @@ pub async fn until_end<D: crate::follow::Dial>(
     };
     interaction.leave().await;
     Ok(match (ended, input_lost) {
-        (Ok(Over::Exit(_)), Some(error)) => Ended::Lost(error),
-        (ended, _) => in_the_end(ended, code),
+        (Ok(Over::Exit(_)), Some(error)) | (Err(error), _) => Ended::Lost(error),
+        (Ok(Over::Exit(exit)), None) => Ended::Exit(exit),
+        (Ok(Over::Left { is_told }), _) => Ended::Left(code, is_told),
     })
-}
-
-fn in_the_end(ended: Result<Over, Error>, code: u8) -> Ended {
-    match ended {
-        Ok(Over::Exit(exit)) => Ended::Exit(exit),
-        Ok(Over::Left { is_told }) => Ended::Left(code, is_told),
-        Err(error) => Ended::Lost(error),
-    }
 }
 
 /// Says how it went, and answers the exit code.

@@ -190,7 +190,7 @@ pub fn conclude(
     ended: Result<Option<Exit>, follow::Error>,
     is_input_lost: bool,
 ) -> Result<(Option<Exit>, Verdict), Failure> {
-    let (exit, verdict) = judge(ledger, name, ended)?;
+    let (exit, verdict) = verdict(ledger, name, ended)?;
     if !is_input_lost || verdict.code == exit::UNKNOWN {
         return Ok((exit, verdict));
     }
@@ -204,7 +204,7 @@ pub fn conclude(
     Ok((exit, verdict))
 }
 
-fn judge(
+fn verdict(
     ledger: &Ledger,
     name: &str,
     ended: Result<Option<Exit>, follow::Error>,

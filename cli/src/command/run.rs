@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, until_end};
 use super::sequel::Sequel;
 use super::{DataFormat, Failure, duration, open, print, resource};
-use crate::args::{GlobalArgs, process_name};
+use crate::args::{GlobalArgs, given, process_name};
 use crate::connect::{Cluster, Relay, Rule};
 use crate::exit::{self, Record, Verdict};
 use crate::follow::{Follower, Ledger, NEW_LIMIT, Narrator, Want};
@@ -190,7 +190,7 @@ async fn start(global: &GlobalArgs, args: RunArgs) -> Result<u8, Failure> {
     }
     let mut object = build(&args, |name| std::env::var(name).ok()).map_err(Failure::new)?;
     if args.dry_run == DryRun::Client {
-        object.metadata.namespace.clone_from(&global.namespace);
+        object.metadata.namespace = given(global.namespace.as_deref());
         return show(&args, &object);
     }
     // From here on Ctrl-C is for the process.

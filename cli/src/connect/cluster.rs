@@ -6,7 +6,7 @@ use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client, Config};
 use remoteprocess_api::{RemoteProcess, names};
 
-use crate::args::{GlobalArgs, namespace_name};
+use crate::args::{GlobalArgs, given, namespace_name};
 use crate::connect::innermost;
 use crate::follow::DialError;
 
@@ -94,8 +94,7 @@ impl Cluster {
     pub async fn open(global: &GlobalArgs) -> Result<Self, Error> {
         let mut config = config(global).await.map_err(Error::Config)?;
         impersonate(&mut config, global)?;
-        let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
-        let namespace = given(&global.namespace).unwrap_or_else(|| config.default_namespace.clone());
+        let namespace = given(global.namespace.as_deref()).unwrap_or_else(|| config.default_namespace.clone());
         let namespace = match namespace.as_str() {
             "" => "default".to_owned(),
             name => namespace_name(name)
@@ -103,14 +102,14 @@ impl Cluster {
         };
         let url = config.cluster_url.to_string();
         let client = Client::try_from(config).map_err(|error| Error::Config(innermost(&error)))?;
-        let operator_namespace = given(&Some(global.operator_namespace.clone()))
-            .unwrap_or_else(|| names::DEFAULT_RELEASE_NAMESPACE.to_owned());
+        let operator_namespace =
+            given(Some(&global.operator_namespace)).unwrap_or_else(|| names::DEFAULT_RELEASE_NAMESPACE.to_owned());
         Ok(Self {
             client,
             namespace,
             operator_namespace,
             url,
-            server: given(&global.server),
+            server: given(global.server.as_deref()),
             cache: cache(),
         })
     }
@@ -209,7 +208,7 @@ fn is_unknown(message: &str) -> bool {
 
 async fn config(global: &GlobalArgs) -> Result<Config, String> {
     let options = KubeConfigOptions {
-        context: global.context.clone().filter(|name| !name.is_empty()),
+        context: given(global.context.as_deref()),
         ..KubeConfigOptions::default()
     };
     let read = match &global.kubeconfig {
