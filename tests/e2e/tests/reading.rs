@@ -55,7 +55,6 @@ fn objects_hold_every_byte() {
     with_temp_ns("json", |namespace| {
         let script = r"printf 'a line\n\377\n'; echo err >&2; exit 4";
         namespace.editor.run("job", script).finish()?.expect_code(4)?;
-        namespace.wait_finished("job")?;
         let logs = namespace.editor.rproc(&["logs", "job", "-o", "json"]).finish()?;
         let out = logs.expect_code(4)?.out();
         let objects: Vec<Value> = out.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;

@@ -86,6 +86,7 @@ impl Follower {
         // Another home may not have come as far yet: what this follower has had is filtered out, not expected there.
         self.wanted.cursor = self.position();
         self.place = None;
+        self.until = None;
         self.queue = VecDeque::new();
         self.leave_seat();
         self.live = feed.map(|feed| {
@@ -166,7 +167,8 @@ impl Follower {
         live.map(|live| live.feed.ring.snapshot()).unwrap_or_default()
     }
 
-    /// Ends with `Next::Limit` at what is received now instead of waiting for more.
+    /// Ends with `Next::Limit` at what is received now instead of waiting for more. The limit is that of the session that
+    /// is attached; an attempt that has ended is read to its end.
     pub fn limit_to_now(&mut self) {
         self.until = self.live.as_ref().map(|live| distance(&live.feed.ring.end()));
     }
@@ -178,7 +180,7 @@ impl Follower {
     pub async fn next(&mut self, max: usize) -> Result<Next, Error> {
         loop {
             let at = self.at().await?;
-            if self.until.is_some_and(|until| distance(&at) >= until) {
+            if !self.has_ended() && self.until.is_some_and(|until| distance(&at) >= until) {
                 return Ok(Next::Limit);
             }
             let found = if self.queue.is_empty() {
@@ -191,6 +193,11 @@ impl Follower {
                 other => return Ok(other),
             }
         }
+    }
+
+    /// The live session knows the end of the attempt, so that what is left is finite.
+    fn has_ended(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.feed.ring.exit().is_some())
     }
 
     /// Waits until there may be more: in the live session, or for a seat in the archive where it is crowded. Never returns

@@ -530,6 +530,29 @@ async fn the_last_lines_of_a_live_stream_begin_in_the_ring() {
 }
 
 #[tokio::test]
+async fn logs_right_after_run_tell_the_end_before_the_status_does() {
+    let program = Program::new(&chunks(1));
+    program.written.send_replace(program.history.len());
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    // The end is told while the session still writes the record.
+    relay.notes.api.send_replace(false);
+    relay.open(&agent);
+    let end = async |mut reader: Follower| loop {
+        match soon(reader.next(BATCH)).await.unwrap() {
+            Next::Frames(_) => {}
+            Next::Wait => soon(reader.changed()).await,
+            other => return other,
+        }
+    };
+    let followed = end(relay.follower(all())).await;
+    assert!(matches!(followed, Next::End(_)), "{followed:?}");
+    let mut reader = relay.follower(all());
+    reader.limit_to_now();
+    assert_eq!(end(reader).await, followed);
+}
+
+#[tokio::test]
 async fn a_spool_that_stays_full_becomes_a_condition_and_its_end_too() {
     let program = Program::new(&chunks(1));
     program.written.send_replace(1);
