@@ -148,10 +148,9 @@ impl Attached {
     }
 
     fn take(&mut self, request: AttachRequest) -> Result<(), Over> {
-        let accepted = self.told.map(|told| told.offset);
         match request.request {
-            Some(Asked::Input(input)) => self.incoming.take(input, accepted)?,
-            Some(Asked::End(end)) => self.incoming.end(end, accepted)?,
+            Some(Asked::Input(input)) => self.incoming.take(input)?,
+            Some(Asked::End(end)) => self.incoming.end(end)?,
             Some(Asked::Resize(size)) => self.writer.resize(window(size)),
             Some(Asked::Open(_)) | None => {
                 return Err(Some(Status::invalid_argument("open comes first, and once")));

@@ -202,10 +202,9 @@ impl Attended {
     }
 
     fn take(&mut self, request: ExecRequest) -> Result<(), Over> {
-        let accepted = self.told.map(|(accepted, _)| accepted);
         match request.request {
-            Some(Asked::Input(input)) => self.incoming.take(input, accepted)?,
-            Some(Asked::End(end)) => self.incoming.end(end, accepted)?,
+            Some(Asked::Input(input)) => self.incoming.take(input)?,
+            Some(Asked::End(end)) => self.incoming.end(end)?,
             Some(Asked::Resize(size)) => self.client.resize(window(size)),
             Some(Asked::Received(received)) => self.client.confirm(offsets(received)),
             Some(Asked::Open(_) | Asked::HangUp(_)) | None => {

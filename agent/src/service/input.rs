@@ -29,6 +29,10 @@ pub enum Due {
 pub struct Incoming {
     /// Dense.
     waiting: VecDeque<Piece>,
+    /// Everything before this offset was accepted or waits. Unknown until the client or the entrypoint has named an offset.
+    reached: Option<u64>,
+    /// Nobody reads the input any more. What still comes is dropped, as in a pipe without a reader.
+    is_over: bool,
 }
 
 impl Incoming {
@@ -46,46 +50,47 @@ impl Incoming {
         self.waiting.iter().map(length).sum::<usize>() < WAITING
     }
 
-    /// Takes bytes, where `accepted` is known to be accepted.
+    /// Takes bytes; drops them where nobody reads the input any more.
     // tonic's own error type.
     #[allow(clippy::result_large_err)]
-    pub fn take(&mut self, input: v1::Input, accepted: Option<u64>) -> Result<(), Status> {
+    pub fn take(&mut self, input: v1::Input) -> Result<(), Status> {
         if input.bytes.len() > remoteprocess_proto::MAX_CHUNK {
             return Err(Status::invalid_argument("a chunk of input is longer than 64 KiB"));
         }
-        self.check_place(input.offset, accepted)?;
-        self.waiting.push_back(Piece::Bytes(input.offset, input.bytes));
-        Ok(())
+        let end = input.offset.saturating_add(input.bytes.len() as u64);
+        self.push(input.offset, end, Piece::Bytes(input.offset, input.bytes))
     }
 
     /// Takes the end likewise.
     // tonic's own error type.
     #[allow(clippy::result_large_err)]
-    pub fn end(&mut self, end: v1::InputEnd, accepted: Option<u64>) -> Result<(), Status> {
-        self.check_place(end.offset, accepted)?;
-        self.waiting.push_back(Piece::End(end.offset));
-        Ok(())
+    pub fn end(&mut self, end: v1::InputEnd) -> Result<(), Status> {
+        self.push(end.offset, end.offset, Piece::End(end.offset))
     }
 
-    /// Nothing may be missing before this offset.
+    /// Nothing may be missing before `begin`. The client sends before it is told what was accepted, so its own earlier
+    /// pieces count as well.
     // tonic's own error type.
     #[allow(clippy::result_large_err)]
-    fn check_place(&self, offset: u64, accepted: Option<u64>) -> Result<(), Status> {
-        let reached = match self.waiting.back() {
-            Some(Piece::Bytes(begin, bytes)) => Some(begin + bytes.len() as u64),
-            Some(Piece::End(end)) => Some(*end),
-            None => accepted,
-        };
-        match reached {
-            Some(reached) if offset > reached => Err(Status::out_of_range(format!(
-                "the input has a hole: {reached} bytes of it are known, and this begins at {offset}"
-            ))),
-            _ => Ok(()),
+    fn push(&mut self, begin: u64, end: u64, piece: Piece) -> Result<(), Status> {
+        if self.is_over {
+            return Ok(());
         }
+        let reached = self.reached.unwrap_or(begin);
+        if begin > reached {
+            return Err(Status::out_of_range(format!(
+                "the input has a hole: {reached} bytes of it are known, and this begins at {begin}"
+            )));
+        }
+        self.reached = Some(reached.max(end));
+        self.waiting.push_back(piece);
+        Ok(())
     }
 
     /// Drops what was accepted; what comes next, if there is room for it.
     pub fn due(&mut self, state: InputState) -> Option<Due> {
+        self.reached = self.reached.max(Some(state.offset));
+        self.is_over |= state.is_over;
         while let Some(piece) = self.waiting.front_mut() {
             match piece {
                 _ if state.is_over => {}
@@ -139,17 +144,42 @@ mod tests {
     #[test]
     fn what_was_accepted_is_left_out_and_a_hole_is_refused() {
         let mut incoming = Incoming::default();
-        incoming.take(input(0, "abcd"), Some(2)).unwrap();
-        incoming.end(v1::InputEnd { offset: 4 }, Some(2)).unwrap();
+        assert_eq!(incoming.due(state(2, 0)), None);
+        incoming.take(input(0, "abcd")).unwrap();
+        incoming.end(v1::InputEnd { offset: 4 }).unwrap();
         assert_eq!(incoming.due(state(2, 0)), None);
         assert_eq!(incoming.due(state(2, 1)), Some(Due::Bytes(2, b"c".to_vec())));
         assert_eq!(incoming.due(state(4, 9)), Some(Due::End(4)));
-        let hole = incoming.take(input(5, "f"), None).unwrap_err();
+        let hole = incoming.take(input(5, "f")).unwrap_err();
         assert_eq!(hole.code(), tonic::Code::OutOfRange);
+        let hole = incoming.end(v1::InputEnd { offset: 5 }).unwrap_err();
+        assert_eq!(hole.code(), tonic::Code::OutOfRange);
+    }
+
+    #[test]
+    fn input_that_nobody_reads_any_more_has_no_hole() {
+        let mut incoming = Incoming::default();
+        incoming.take(input(0, "abcd")).unwrap();
         let over = InputState {
             is_over: true,
-            ..state(4, 0)
+            ..state(2, 0)
         };
         assert_eq!((incoming.due(over), incoming.is_empty()), (None, true));
+        // The client has not been told yet.
+        incoming.take(input(4, "ef")).unwrap();
+        incoming.take(input(9, "x")).unwrap();
+        incoming.end(v1::InputEnd { offset: 10 }).unwrap();
+        assert!(incoming.is_empty() && incoming.has_room());
+    }
+
+    #[test]
+    fn a_client_that_sends_before_it_is_told_makes_no_hole() {
+        let mut incoming = Incoming::default();
+        assert_eq!(incoming.due(state(0, 9)), None);
+        incoming.take(input(0, "abcd")).unwrap();
+        assert_eq!(incoming.due(state(4, 9)), None);
+        assert!(incoming.is_empty());
+        incoming.take(input(4, "ef")).unwrap();
+        assert_eq!(incoming.due(state(4, 9)), Some(Due::Bytes(4, b"ef".to_vec())));
     }
 }

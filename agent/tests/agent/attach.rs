@@ -175,6 +175,46 @@ async fn a_megabyte_arrives_once_though_connections_break_and_agents_die() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_closes_its_input_while_it_flows_keeps_its_own_code() {
+    let (env, address) = at_a_port(INPUT);
+    let relay = TestRelay::start().await;
+    let options = Options {
+        env,
+        ..Options::default()
+    };
+    let mut pod = Pod::start(&relay, &options);
+    let directory = tempfile::tempdir().unwrap();
+    let may_end = directory.path().join("end");
+    let script = format!(
+        "exec <&-; until [ -e {} ]; do sleep 0.02; done; exit 5",
+        may_end.display()
+    );
+    pod.launch(&["sh", "-c", &script]);
+    let (operator, home) = be_home(relay);
+    let mut connection = opened(&operator, &address, &opening("a")).await;
+    let piece = [b'x'; 32 * 1024];
+    connection.answer().await.unwrap();
+    for number in 0..4 {
+        connection.send(number * piece.len() as u64, &piece).await;
+    }
+    while !connection.answer().await.unwrap().is_over {}
+    // The client sends on: it has not been told yet.
+    connection.send(4 * piece.len() as u64, &piece).await;
+    connection.end(5 * piece.len() as u64).await;
+    std::fs::write(&may_end, "").unwrap();
+    let exit = home.await.unwrap().exit.unwrap();
+    assert_eq!((exit.outcome(), exit.value), (Outcome::Code, 5));
+    // Nothing was said of the input but how far it has come.
+    let last = loop {
+        match connection.answer().await {
+            Ok(answer) => assert!(answer.is_over),
+            Err(status) => break status,
+        }
+    };
+    assert_ne!(last.code(), Code::OutOfRange, "{last:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_writes_and_another_takes_over_only_when_it_says_so() {
     let mut relay = TestRelay::start().await;
     let options = Options {

@@ -417,3 +417,45 @@ async fn so_many_may_run_and_none_without_a_program() {
     assert_eq!((exit.outcome(), exit.value, exit.leftovers), (Outcome::Code, 3, 0));
     assert!(exit.sealed && archive.total() == 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_of_a_command_that_does_not_read_its_input_has_the_commands_own_code() {
+    let mut relay = TestRelay::start().await;
+    let (_pod, address) = sleeper(&mut relay).await;
+    let operator = relay.operator();
+    let directory = tempfile::tempdir().unwrap();
+    let may_end = directory.path().join("end");
+    let script = format!(
+        "exec <&-; until [ -e {} ]; do sleep 0.02; done; exit 5",
+        may_end.display()
+    );
+    let open = ExecOpen {
+        stdin: true,
+        ..shell("deaf", &script)
+    };
+    let mut connection = Connection::open(&operator, &address, open).await.unwrap();
+    let piece = |number: u64| {
+        Asked::Input(Input {
+            offset: number * 32 * 1024,
+            bytes: vec![b'x'; 32 * 1024].into(),
+        })
+    };
+    for number in 0..4 {
+        connection.say(piece(number)).await;
+    }
+    let mut got = Got::default();
+    loop {
+        let said = connection.answer().await.unwrap();
+        let is_over = matches!(&said, Said::Input(input) if input.is_over);
+        assert!(got.take(said).is_none(), "the command still runs");
+        if is_over {
+            break;
+        }
+    }
+    // As a client that has not heard of it yet, or has only now read so far.
+    connection.say(piece(4)).await;
+    connection.say(Asked::End(InputEnd { offset: 5 * 32 * 1024 })).await;
+    std::fs::write(&may_end, "").unwrap();
+    let exit = got.finish(&mut connection).await.unwrap();
+    assert_eq!((exit.outcome(), exit.value), (Outcome::Code, 5));
+}

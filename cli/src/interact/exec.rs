@@ -193,7 +193,10 @@ impl<'a, D: Dial> Exec<'a, D> {
         self.narrator.alive(self.output).await?;
         match answer {
             Some(Answer::Input(input)) => {
-                self.pending.take(input.accepted)?;
+                match input.is_over {
+                    true => self.pending.close(),
+                    false => self.pending.take(input.accepted)?,
+                }
                 if !std::mem::replace(is_begun, true) {
                     let say = |said| line.say(request(asked(said)));
                     self.pending

@@ -23,6 +23,8 @@ pub struct Pending {
     /// Sent, or to be sent, and not accepted.
     bytes: BytesMut,
     has_ended: bool,
+    /// Nobody reads the input any more.
+    is_closed: bool,
     /// Of the terminal.
     pub window: Option<WindowSize>,
 }
@@ -35,7 +37,7 @@ impl Pending {
 
     /// Whether more may be said.
     pub fn has_room(&self) -> bool {
-        self.bytes.len() < WINDOW && !self.has_ended
+        self.bytes.len() < WINDOW && !self.has_ended && !self.is_closed
     }
 
     /// Books what was accepted.
@@ -51,8 +53,17 @@ impl Pending {
         Ok(())
     }
 
+    /// Drops what waits and takes no more: nobody reads it.
+    pub fn close(&mut self) {
+        self.bytes.clear();
+        self.is_closed = true;
+    }
+
     /// Says again what an earlier connection may not have brought there.
     pub fn again(&self, say: impl Fn(Said)) {
+        if self.is_closed {
+            return;
+        }
         send(&say, self.accepted.unwrap_or_default(), &self.bytes.clone().freeze());
         if self.has_ended {
             say(self.end());

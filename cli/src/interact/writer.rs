@@ -144,10 +144,11 @@ impl<D: Dial> Writer<D> {
                         Ok(Ok(None)) => return Ok(End::Cut("the relay ended the stream".to_owned())),
                         Err(_) => return Ok(End::Cut("nothing came for 30 s".to_owned())),
                     };
-                    self.pending.take(answer.accepted)?;
+                    // Nobody reads the rest. Where the entrypoint is lost, nobody knows how far the input has come either.
                     if answer.is_over {
                         return Ok(End::Over(()));
                     }
+                    self.pending.take(answer.accepted)?;
                     self.has_begun.store(true, Ordering::Relaxed);
                     if !std::mem::replace(&mut is_begun, true) {
                         restore_at = self.say_first_size(say);

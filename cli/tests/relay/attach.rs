@@ -25,6 +25,8 @@ struct Desk {
     answer_each: usize,
     /// Answers to the first streams instead.
     refusals: Arc<Mutex<Vec<Status>>>,
+    /// After so many bytes of input nobody reads it any more, nor knows how far it has come.
+    closes_after: Option<usize>,
     /// A message after so many bytes of input ends the stream with this.
     ends_with: Option<(usize, Status)>,
     /// Set when a stream of requests was ended with a word.
@@ -50,6 +52,10 @@ impl Desk {
         }
         if let Some((_, status)) = self.ends_with.as_ref().filter(|(after, _)| input.len() >= *after) {
             return Err(status.clone());
+        }
+        if self.closes_after.is_some_and(|after| input.len() >= after) {
+            let (accepted, is_over) = (0, true);
+            return Ok(Some(AttachResponse { accepted, is_over }));
         }
         let is_over = *self.is_over.lock().unwrap();
         let is_due = count == 0 || is_over || count.is_multiple_of(self.answer_each.max(1));
@@ -238,6 +244,19 @@ async fn who_was_taken_over_from_stops() {
         matches!(&error, Error::Relay(status) if status.code() == Code::Aborted),
         "{error}"
     );
+    assert_eq!(*bench.dials.lock().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_program_that_closes_its_input_is_no_failure_of_the_writer() {
+    let desk = Desk {
+        closes_after: Some(10_000),
+        ..Desk::default()
+    };
+    let mut bench = bench(&desk, None).await;
+    soon(bench.writer.run(speak(vec![1; 1_000_000]), nobody_leaves()))
+        .await
+        .unwrap();
     assert_eq!(*bench.dials.lock().unwrap(), 1);
 }
 

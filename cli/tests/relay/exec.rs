@@ -27,6 +27,8 @@ struct Container {
     input: Arc<Mutex<Vec<u8>>>,
     has_ended: Arc<Mutex<bool>>,
     openings: Arc<Mutex<Vec<ExecOpen>>>,
+    /// After so many bytes the command closes its input, and then ends as before.
+    closes_after: Option<usize>,
     /// The answer to who opens it: from the second time on, or always.
     refusal: Option<(bool, Status)>,
     /// Output begins so far behind where it should.
@@ -42,6 +44,10 @@ impl Container {
             Asked::Open(open) => self.openings.lock().unwrap().push(open),
             Asked::Input(piece) => {
                 let mut input = self.input.lock().unwrap();
+                if self.closes_after.is_some_and(|after| input.len() >= after) {
+                    *self.has_ended.lock().unwrap() = true;
+                    return;
+                }
                 let known = input.len() as u64;
                 assert!(piece.offset <= known, "a hole");
                 let skipped = usize::try_from(known - piece.offset).unwrap().min(piece.bytes.len());
@@ -56,11 +62,10 @@ impl Container {
     /// What is to be said to a client that has so much.
     fn says(&self, sent: &mut usize) -> Vec<Said> {
         let input = self.input.lock().unwrap();
-        let accepted = input.len() as u64;
-        let mut said = vec![Said::Input(AttachResponse {
-            accepted,
-            is_over: false,
-        })];
+        let is_over = self.closes_after.is_some_and(|after| input.len() >= after);
+        // Nobody knows how far an input has come that nobody reads.
+        let accepted = if is_over { 0 } else { input.len() as u64 };
+        let mut said = vec![Said::Input(AttachResponse { accepted, is_over })];
         for bytes in input[*sent..].chunks(3000) {
             said.push(Said::Data(Data {
                 stream: WireStream::Stdout.into(),
@@ -201,6 +206,17 @@ async fn a_megabyte_goes_in_and_comes_back_once_over_any_number_of_cuts() {
         assert!(openings.iter().all(|open| open.session == openings[0].session));
         assert!(!openings[0].resume && openings.last().unwrap().resume == (dials > 1));
     }
+}
+
+#[tokio::test]
+async fn exec_of_a_command_that_closes_its_input_exits_with_the_commands_code() {
+    let container = Container {
+        closes_after: Some(20_000),
+        ..Container::default()
+    };
+    let (ended, _, dials) = run(&container, None, speak(vec![1; 70_000]), nobody_leaves()).await;
+    assert!(matches!(ended.unwrap(), Over::Exit(exit) if exit.value == 9));
+    assert_eq!(dials, 1);
 }
 
 #[tokio::test]
