@@ -2,11 +2,12 @@
 //! weigh for CEL ("Resource use by validation functions" in the Kubernetes documentation).
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 use kube::CustomResourceExt;
+use serde_json::json;
 
-use crate::RemoteProcess;
+use crate::{ConditionType, Reason, RemoteProcess};
 
 /// Longest string, in bytes, where the type says nothing else: an argument or a value of the environment.
 const MAX_STRING: i64 = 64 * 1024;
@@ -28,9 +29,24 @@ pub fn crd() -> CustomResourceDefinition {
             .and_then(|validation| validation.open_api_v3_schema.as_mut());
         if let Some(properties) = schema.and_then(|schema| schema.properties.as_mut()) {
             properties.iter_mut().for_each(|(name, schema)| bound(name, schema));
+            if let Some(status) = properties.get_mut("status") {
+                // The API server fills in a default only where null is not allowed.
+                status.nullable = None;
+                status.default = Some(unseen());
+            }
         }
     }
     crd
+}
+
+/// The status of an object that no operator has seen yet. Without it, kstatus (`helm install --wait`, Flux) takes such an
+/// object for current. The first write of the controller replaces every field of it.
+fn unseen() -> JSON {
+    let ready = json!({
+        "type": ConditionType::Ready.to_string(), "status": "Unknown", "reason": Reason::Waiting.to_string(),
+        "message": "no operator has seen the object yet", "lastTransitionTime": "1970-01-01T00:00:00Z",
+    });
+    JSON(json!({"observedGeneration": -1, "conditions": [ready]}))
 }
 
 fn bound(name: &str, schema: &mut JSONSchemaProps) {
@@ -134,6 +150,29 @@ mod tests {
             assert_eq!(list.x_kubernetes_list_type.as_deref(), Some("map"));
             assert_eq!(list.x_kubernetes_list_map_keys, Some(vec![key.to_owned()]));
         }
+    }
+
+    #[test]
+    fn an_object_that_no_operator_has_seen_is_not_taken_for_current() {
+        let status = schema(&["status"]);
+        assert_eq!(status.nullable, None, "null would stay null");
+        let default = status.default.unwrap().0;
+        let object: RemoteProcess = serde_json::from_value(json!({
+            "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "x"},
+            "spec": {"image": "i", "command": ["x"]}, "status": default,
+        }))
+        .unwrap();
+        let status = object.status.unwrap();
+        // kstatus: a generation that is not the observed one is in progress, and so is Ready=Unknown.
+        assert_eq!(status.observed_generation, Some(-1));
+        let types: Vec<_> = status
+            .conditions
+            .iter()
+            .map(|condition| condition.type_.as_str())
+            .collect();
+        assert_eq!(types, ["Ready"], "the first write must replace every condition");
+        assert_eq!(status.conditions[0].status, "Unknown");
+        assert_eq!(status.phase, None, "nobody has looked");
     }
 
     #[test]

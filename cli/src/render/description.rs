@@ -88,7 +88,11 @@ fn conditions(page: &mut Page, status: &RemoteProcessStatus, now: Timestamp) {
             condition.type_.clone(),
             condition.status.clone(),
             condition.reason.clone(),
-            since(Some(condition.last_transition_time.0), now),
+            // The default status of an object that no operator has seen names no time.
+            since(
+                Some(condition.last_transition_time.0).filter(|time| *time != Timestamp::UNIX_EPOCH),
+                now,
+            ),
         ]
     }));
     let mut table = Table::default();

@@ -286,6 +286,31 @@ async fn kubectl_wait_returns_after_a_change_while_the_program_runs() {
     assert!(is_current(&stage.status(), 2), "{}", stage.status());
 }
 
+/// An object that no operator has seen, as the API server shows it (the default status of the definition).
+#[tokio::test]
+async fn helm_waits_for_an_object_that_no_operator_has_seen_and_nothing_of_that_stays() {
+    for (spec, writes) in [
+        ("", 1),
+        (", desiredState: Stopped", 1),
+        (", desiredState: Paused", 1),
+        (", volumeMounts: [{name: x, mountPath: /.rproc}]", 1),
+    ] {
+        let mut stage = Stage::new(spec);
+        stage.show_default_status();
+        stage.settle().await;
+        let status = stage.status();
+        assert_eq!(status["observedGeneration"], 1, "{status}");
+        let conditions = status["conditions"].as_array().unwrap();
+        let ready: Vec<_> = conditions
+            .iter()
+            .filter(|condition| condition["type"] == "Ready")
+            .collect();
+        assert_eq!((ready.len(), &ready[0]["status"]), (1, &json!("False")), "{status}");
+        assert_ne!(ready[0]["lastTransitionTime"], "1970-01-01T00:00:00Z", "{status}");
+        assert_eq!(stage.cluster.status_writes().len(), writes, "no write more than before");
+    }
+}
+
 type Script = fn(&mut Stage) -> Pin<Box<dyn Future<Output = ()> + '_>>;
 
 /// What happens around the operator, whoever of it is alive.

@@ -184,6 +184,17 @@ impl Stage {
             });
     }
 
+    /// The status that the API server shows before the first write.
+    pub(super) fn show_default_status(&self) {
+        let version = remoteprocess_api::crd::crd().spec.versions.remove(0);
+        let mut schema = version.schema.and_then(|schema| schema.open_api_v3_schema).unwrap();
+        let status = schema.properties.as_mut().unwrap().remove("status").unwrap();
+        self.cluster
+            .edit("remoteprocesses", NAME, |process: &mut RemoteProcess| {
+                process.status = serde_json::from_value(status.default.unwrap().0).unwrap();
+            });
+    }
+
     /// The kubelet reports this status (flow YAML) of the pod, which it has on a node.
     pub(super) fn kubelet(&self, attempt: u32, status: &str) {
         self.cluster.edit("pods", &Self::pod_name(attempt), |pod: &mut Pod| {

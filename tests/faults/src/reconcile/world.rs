@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
@@ -284,6 +284,7 @@ impl World {
         loop {
             match self.processes().create(&PostParams::default(), &process).await {
                 Ok(created) => {
+                    is_in_progress(&created)?;
                     self.until(|seen| (seen.process.as_ref()?.uid() == created.uid()).then_some(()))
                         .await;
                     return Ok(());
@@ -335,4 +336,15 @@ pub fn gone_is_fine<T>(answer: kube::Result<T>) -> Result<()> {
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Fails where tools that wait by kstatus (`helm install --wait`, Flux) would take an object for current that no operator
+/// has seen.
+fn is_in_progress(created: &RemoteProcess) -> Result<()> {
+    let observed = created.status.as_ref().and_then(|status| status.observed_generation);
+    ensure!(
+        observed == Some(-1),
+        "a new object has the observed generation {observed:?}"
+    );
+    Ok(())
 }
