@@ -28,6 +28,12 @@ pub fn install(target: &Target) -> Result<Installation> {
         .as_ref()
         .map(|state| Lock::take(&state.tests_lock(), "the tests of another checkout"));
     let tests = tests.transpose()?;
+    upgrade(target, &images)?;
+    Ok(Installation { images, _tests: tests })
+}
+
+/// Installs or upgrades the chart with these images; returns when the operator is ready.
+pub fn upgrade(target: &Target, images: &Images) -> Result<()> {
     step("helm upgrade --install", || {
         let mut helm = target.helm();
         helm.args(["upgrade", "--install", RELEASE])
@@ -44,6 +50,5 @@ pub fn install(target: &Target) -> Result<Installation> {
             helm.arg("--set").arg(format!("images.{image}.tag={}", images.tag));
         }
         exec::output(&mut helm).map(drop)
-    })?;
-    Ok(Installation { images, _tests: tests })
+    })
 }

@@ -1,23 +1,29 @@
 //! Everything that must be true before a change lands, with one summary at the end.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::thread;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::cargo::{self, cargo};
+use crate::cargo::cargo;
 use crate::cluster::{self, State};
 use crate::generate::{CRDS, DOCS, PROTO};
 use crate::images::{self, Images};
 use crate::lock::Lock;
-use crate::steps::seconds;
 use crate::target::{Target, TargetArgs};
-use crate::{check, exec, faults, paths};
+use crate::{check, exec, faults, install, paths};
 
-/// After this many seconds the end-to-end tests are ended: they hang.
-const E2E_LIMIT: &str = "2400";
+use report::Report;
+use suite::{Program, Runner, Tally};
+
+mod report;
+mod suite;
+
+/// End-to-end tests that restart the operator. They bear with each other, other tests do not.
+const RESTARTS: &str = "restarts";
+/// End-to-end tests that end or measure parts of the cluster: one at a time, and nothing beside them.
+const ALONE: &str = "alone";
 const CHART: &str = "charts/remoteprocess-operator";
 
 /// What to test.
@@ -39,10 +45,7 @@ pub struct TestArgs {
 pub fn test(args: &TestArgs) -> Result<()> {
     let mut report = Report::default();
     static_checks(&mut report);
-    report.cargo_test("unit and integration tests", |cargo| {
-        cargo.args(["--workspace", "--exclude", "remoteprocess-e2e"]);
-        pass_long(cargo, args);
-    });
+    report.suite("unit and integration tests", || unit_tests(args));
     report.step("chart", chart);
     report.step("simulated faults", || {
         exec::run(faults::program()?.arg("simulation").args(long(args)))
@@ -126,11 +129,15 @@ fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {
         report.skip("end-to-end tests", "there are no images");
         return Ok(());
     };
-    report.cargo_test("end-to-end tests", |cargo| {
-        cargo.args(["--package", "remoteprocess-e2e"]);
-        pass_long(cargo, args);
-        describe(cargo, &target, &images);
-    });
+    if report.step("operator", || install::upgrade(&target, &images)).is_none() {
+        report.skip("end-to-end tests", "the operator is not installed");
+        return Ok(());
+    }
+    let prepare = |command: &mut Command| {
+        pass_long(command, args);
+        describe(command, &target, &images);
+    };
+    end_to_end_suites(report, &prepare);
     if target.own.is_some() {
         report.step("reconcile under faults", || {
             let arguments = [Some("reconcile"), long(args)].into_iter().flatten();
@@ -148,6 +155,47 @@ fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Most of these tests wait most of the time: two programs run at a time, each with a test for each processor.
+fn unit_tests(args: &TestArgs) -> Result<Tally> {
+    let crates = ["--workspace", "--exclude", "remoteprocess-e2e"];
+    let runner = Runner {
+        programs: 2,
+        tests: processors(),
+        prepare: &|command| pass_long(command, args),
+    };
+    let mut tally = runner.run(&suite::build(&crates)?);
+    tally.extend(suite::documentation(&crates)?);
+    Ok(tally)
+}
+
+/// First the tests that bear with each other, then those that restart the operator, then those that must be alone.
+fn end_to_end_suites(report: &mut Report, prepare: &(dyn Fn(&mut Command) + Sync)) {
+    let Some(programs) = report.step("build the end-to-end tests", || {
+        suite::build(&["--package", "remoteprocess-e2e"])
+    }) else {
+        return;
+    };
+    let (own, beside): (Vec<Program>, Vec<Program>) = programs
+        .into_iter()
+        .partition(|program| [RESTARTS, ALONE].contains(&program.name.as_str()));
+    let mut run = |name, programs: &[Program], at_once, tests| {
+        let runner = Runner {
+            programs: at_once,
+            tests,
+            prepare,
+        };
+        report.suite(name, || Ok(runner.run(programs)));
+    };
+    let of = |name: &str| -> Vec<Program> { own.iter().filter(|program| program.name == name).cloned().collect() };
+    run("end-to-end tests", &beside, 3, 1 + processors());
+    run("with operator restarts", &of(RESTARTS), 1, 3);
+    run("alone on the cluster", &of(ALONE), 1, 1);
+}
+
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn long(args: &TestArgs) -> Option<&'static str> {
@@ -175,140 +223,5 @@ pub fn describe(command: &mut Command, target: &Target, images: &Images) {
 fn pass_long(cargo: &mut Command, args: &TestArgs) {
     if args.long {
         cargo.env("RPROC_LONG", "1");
-    }
-}
-
-#[derive(Default)]
-struct Report {
-    rows: Vec<Row>,
-}
-
-struct Row {
-    name: &'static str,
-    took: Duration,
-    passed: usize,
-    failed: usize,
-    skipped: Option<&'static str>,
-}
-
-impl Report {
-    /// Runs a step that counts as one test; its error is printed at once.
-    fn step<T>(&mut self, name: &'static str, body: impl FnOnce() -> Result<T>) -> Option<T> {
-        println!("\n==> {name}");
-        let begin = Instant::now();
-        let result = body();
-        if let Err(error) = &result {
-            println!("FAILED: {name}: {error:#}");
-        }
-        let failed = usize::from(result.is_err());
-        self.rows.push(Row {
-            name,
-            took: begin.elapsed(),
-            passed: 1 - failed,
-            failed,
-            skipped: None,
-        });
-        result.ok()
-    }
-
-    /// Runs `cargo test` and counts what it reports.
-    fn cargo_test(&mut self, name: &'static str, arguments: impl FnOnce(&mut Command)) {
-        println!("\n==> {name}");
-        let begin = Instant::now();
-        let mut command = Command::new("timeout");
-        command.args(["--kill-after=10", E2E_LIMIT]);
-        command.args(["cargo", "test", "--locked", "--no-fail-fast"]);
-        arguments(&mut command);
-        let counted = cargo::prepare(&mut command).and_then(|()| count_tests(&mut command));
-        let (passed, failed) = counted.unwrap_or_else(|error| {
-            println!("FAILED: {name}: {error:#}");
-            (0, 1)
-        });
-        self.rows.push(Row {
-            name,
-            took: begin.elapsed(),
-            passed,
-            failed,
-            skipped: None,
-        });
-    }
-
-    fn skip(&mut self, name: &'static str, reason: &'static str) {
-        println!("\n!!! SKIPPED: {name} ({reason})");
-        self.rows.push(Row {
-            name,
-            took: Duration::ZERO,
-            passed: 0,
-            failed: 0,
-            skipped: Some(reason),
-        });
-    }
-
-    fn finish(self) -> Result<()> {
-        println!("\n{:28} {:>9} {:>7} {:>7}", "step", "time", "passed", "failed");
-        for row in &self.rows {
-            let time = seconds(row.took);
-            match row.skipped {
-                Some(reason) => println!("{:28} {:>9} SKIPPED: {reason}", row.name, "-"),
-                None => println!("{:28} {time:>9} {:>7} {:>7}", row.name, row.passed, row.failed),
-            }
-        }
-        let passed: usize = self.rows.iter().map(|row| row.passed).sum();
-        let failed: usize = self.rows.iter().map(|row| row.failed).sum();
-        let took = self.rows.iter().map(|row| row.took).sum();
-        for row in self.rows.iter().filter(|row| row.skipped.is_some()) {
-            println!("!!! NOT TESTED: {}", row.name);
-        }
-        println!("took {}", seconds(took));
-        println!("{passed} passed, {failed} failed");
-        if failed > 0 {
-            bail!("{failed} failed");
-        }
-        Ok(())
-    }
-}
-
-/// Runs `cargo test`, passes its output on and returns how many tests passed and failed.
-fn count_tests(command: &mut Command) -> Result<(usize, usize)> {
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start cargo test")?;
-    let stdout = child.stdout.take().context("stdout was not kept")?;
-    let (mut passed, mut failed) = (0, 0);
-    for line in BufReader::new(stdout).lines() {
-        let line = line?;
-        println!("{line}");
-        if let Some((good, bad)) = counts(&line) {
-            passed += good;
-            failed += bad;
-        }
-    }
-    let status = child.wait()?;
-    if !status.success() && failed == 0 {
-        println!("FAILED: cargo test ended with {status} (124: after {E2E_LIMIT} seconds)");
-        failed = 1;
-    }
-    Ok((passed, failed))
-}
-
-/// `test result: ok. 3 passed; 0 failed; …`
-fn counts(line: &str) -> Option<(usize, usize)> {
-    let (_, rest) = line.strip_prefix("test result: ")?.split_once(". ")?;
-    let mut parts = rest.split("; ");
-    let mut count = |word: &str| parts.next()?.strip_suffix(word)?.trim().parse().ok();
-    Some((count("passed")?, count("failed")?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counts_what_cargo_reports() {
-        let line = "test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
-        assert_eq!(counts(line), Some((3, 1)));
-        assert_eq!(counts("test result: something else"), None);
-        assert_eq!(counts("running 3 tests"), None);
     }
 }

@@ -3,6 +3,10 @@
 //! Arrows: none to a sibling; the tests of refused peers alone use `tls` and `proto`, to be a peer.
 //! Invariant: nothing sleeps for a fixed time to let something happen; each wait is for a condition, with a deadline.
 //!
+//! `tests/restarts` holds the tests that restart the operator: they bear with each other. `tests/alone` holds those that
+//! end or measure parts of the cluster: `cargo xtask test` runs them one at a time, with nothing beside them. All other
+//! files run side by side, and no test in them may disturb what is not in its own namespace.
+//!
 //! Environment, as `cargo xtask test` sets it: `KUBECONFIG` and `RPROC_CONTEXT` (the cluster); `RPROC_BIN`, `KUBECTL`,
 //! `HELM` (programs, looked up in `PATH` otherwise); `RPROC_IMAGE_TAG` (the operator is installed with these images);
 //! `RPROC_CLUSTER_OWN=1` (it is the development cluster of this machine); `RPROC_LONG=1` (full sizes).
@@ -18,6 +22,7 @@ mod program;
 mod release;
 mod running;
 mod screen;
+mod stream;
 mod user;
 mod wait;
 
@@ -28,7 +33,7 @@ pub use environment::{
     BUSYBOX, RELAY_SERVICE, RELEASE, RELEASE_NAMESPACE, STATIC, glibc, image_arguments, is_development_cluster, is_long,
 };
 pub use namespace::{Namespace, condition, spec, with_temp_ns};
-pub use node::{Pid, agent_container_of, agents_of, anonymous_memory, operators, processes_of_pod, signal};
+pub use node::{Pid, agent_container_of, agent_of, agents_of, anonymous_memory, operators, processes_of_pod, signal};
 pub use program::{Digested, Program, kubectl, rproc, sha256};
 pub use release::{
     Installation, OPERATORS, delete_operator_pods, helm, operator_is_ready, operator_pods, scale_operator,
@@ -36,5 +41,6 @@ pub use release::{
 };
 pub use running::{Finished, Running};
 pub use screen::Screen;
+pub use stream::SlowStream;
 pub use user::{User, admin};
 pub use wait::{until, until_some};

@@ -185,6 +185,12 @@ impl Namespace {
         })
     }
 
+    /// Uid of that pod.
+    pub fn pod_uid(&self, process: &str) -> Result<String> {
+        let pod = self.pod(process)?;
+        Ok(pod["metadata"]["uid"].as_str().context("a pod has a uid")?.to_owned())
+    }
+
     /// Name of that pod.
     pub fn pod_name(&self, process: &str) -> Result<String> {
         let pod = self.pod(process)?;

@@ -1,6 +1,7 @@
 //! Processes of the node, seen from the machine that the development cluster runs on.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 pub use rustix::process::Pid;
@@ -9,10 +10,18 @@ use rustix::process::{Signal, kill_process};
 use crate::environment::RELEASE_NAMESPACE;
 use crate::program::kubectl;
 use crate::release::OPERATORS;
+use crate::wait::until_some;
 
 /// The `agent run` processes of a pod.
 pub fn agents_of(pod_uid: &str) -> Result<Vec<Pid>> {
     processes_of(b"/agent\0run\0", pod_uid)
+}
+
+/// The `agent run` process of a pod, as soon as there is another one than `but`.
+pub fn agent_of(pod_uid: &str, but: Option<Pid>) -> Result<Pid> {
+    until_some("the agent's process", Duration::from_secs(30), || {
+        Ok(agents_of(pod_uid)?.into_iter().find(|pid| Some(*pid) != but))
+    })
 }
 
 /// All processes of the agent's container of a pod, its supervisor included.

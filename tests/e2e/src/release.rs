@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use crate::environment::{RELEASE, RELEASE_NAMESPACE, context, image_tag, program};
@@ -101,16 +101,20 @@ impl Installation {
         Ok(Self { values })
     }
 
-    /// Installs the release with the images under test, or upgrades it to them: once for each file of tests.
+    /// Installs the release with the images under test, unless it is as `cargo xtask test` has installed it: once for each
+    /// file of tests, in case an earlier one failed to restore it.
     pub(crate) fn ensure() -> Result<()> {
         static DONE: Mutex<bool> = Mutex::new(false);
         let mut done = DONE.lock().expect("no holder panics");
         if !*done {
             if let Some(tag) = image_tag() {
-                let values = NamedTempFile::with_suffix(".json")?;
                 let images = json!({"operator": {"tag": tag}, "agent": {"tag": tag}, "cli": {"tag": tag}});
-                fs::write(values.path(), json!({"images": images}).to_string())?;
-                Self { values }.install(&[])?;
+                let wanted = json!({"images": images});
+                if !is_deployed_with(&wanted)? {
+                    let values = NamedTempFile::with_suffix(".json")?;
+                    fs::write(values.path(), wanted.to_string())?;
+                    Self { values }.install(&[])?;
+                }
             }
             wait_for_operator().context("the operator is not installed: cargo xtask install")?;
             *done = true;
@@ -143,4 +147,14 @@ impl Installation {
         helm(&["uninstall", RELEASE, "--wait"]).succeed()?;
         Ok(())
     }
+}
+
+/// Whether the release is there, with these values and no others.
+fn is_deployed_with(values: &Value) -> Result<bool> {
+    let release = helm(&["status", RELEASE, "--output=json"]).finish()?;
+    if release.code != 0 {
+        return Ok(false);
+    }
+    let release: Value = serde_json::from_slice(&release.stdout).context("helm status is not JSON")?;
+    Ok(release["info"]["status"] == "deployed" && release["config"] == *values)
 }

@@ -164,6 +164,27 @@ impl Screen {
         let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children"))?;
         Ok(children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
     }
+
+    /// Waits until rproc has ended: what is typed earlier is its own.
+    ///
+    /// # Errors
+    /// It does not end in time.
+    pub fn at_prompt(&self) -> Result<()> {
+        until("the end of rproc", SHOWN, || Ok(self.running()?.is_empty()))
+    }
+
+    /// Waits until the shell is back, and checks that its terminal is as it was.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn is_back(&self) -> Result<()> {
+        self.at_prompt()?;
+        // Only a shell that reads its terminal line by line answers so.
+        self.line("echo back=$((6 * 7)) code=$?")?;
+        self.wait_for("back=42")?;
+        ensure!(self.is_as_before()?, "the terminal is not as it was");
+        self.line("clear")
+    }
 }
 
 impl Drop for Screen {

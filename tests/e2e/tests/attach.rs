@@ -4,10 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use remoteprocess_e2e::{
-    BUSYBOX, Namespace, Screen, counting, delete_operator_pods, image_arguments, sha256, until, wait_for_operator,
-    with_temp_ns,
-};
+use remoteprocess_e2e::{BUSYBOX, Namespace, Screen, image_arguments, until, with_temp_ns};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn screen(namespace: &Namespace) -> Result<Option<Screen>> {
@@ -20,81 +17,6 @@ fn has_size(screen: &Screen, size: &str) -> Result<()> {
         screen.line("clear; stty size")?;
         Ok(screen.shows()?.contains(size))
     })
-}
-
-/// rproc has ended: what is typed earlier is its own.
-fn at_prompt(screen: &Screen) -> Result<()> {
-    until("the end of rproc", Duration::from_secs(60), || {
-        Ok(screen.running()?.is_empty())
-    })
-}
-
-/// The shell is back, and its terminal as it was.
-fn is_back(screen: &Screen) -> Result<()> {
-    at_prompt(screen)?;
-    // Only a shell that reads its terminal line by line answers so.
-    screen.line("echo back=$((6 * 7)) code=$?")?;
-    screen.wait_for("back=42")?;
-    ensure!(screen.is_as_before()?, "the terminal is not as it was");
-    screen.line("clear")
-}
-
-#[test]
-fn a_full_screen_program_is_left_and_re_entered_and_nothing_typed_is_lost() {
-    with_temp_ns("screen", |namespace| {
-        let Some(screen) = screen(namespace)? else {
-            return Ok(());
-        };
-        let [image, policy] = image_arguments(BUSYBOX);
-        let script = "'vi /tmp/text; echo; cat /tmp/text; exit 5'";
-        screen.line(&format!("rproc run edit -it {image} {policy} -- sh -c {script}"))?;
-        // vi draws a line of tildes for what is behind the end of the file.
-        screen.wait_for("~")?;
-        screen.types("ione")?;
-        screen.wait_for("one")?;
-        screen.resize(80, 20)?;
-        screen.wait_until("the text in a smaller window", |shown| {
-            shown.contains("one") && shown.lines().filter(|line| line.starts_with('~')).count() < 20
-        })?;
-
-        screen.presses(&["C-p", "C-q"])?;
-        screen.wait_for("left to itself")?;
-        is_back(&screen)?;
-
-        screen.line("rproc attach -it edit")?;
-        screen.wait_until("the text drawn anew", |shown| {
-            shown.contains("one") && shown.contains('~')
-        })?;
-        screen.types(" two")?;
-        screen.wait_for("one two")?;
-        for pid in screen.running()? {
-            let pid = Pid::from_raw(pid).context("a process id")?;
-            kill_process(pid, Signal::KILL)?;
-        }
-        // Nobody could restore the terminal.
-        screen.wait_for("prompt>")?;
-        screen.mend()?;
-        is_back(&screen)?;
-
-        screen.line("rproc attach -it --take-over edit")?;
-        screen.wait_for("one two")?;
-        delete_operator_pods()?;
-        screen.types(" three")?;
-        wait_for_operator()?;
-        screen.wait_for("one two three")?;
-        screen.presses(&["Escape"])?;
-        // Together they would be one key.
-        screen.wait_for("- /tmp/text")?;
-        screen.line(":wq")?;
-        at_prompt(&screen)?;
-        screen.line("echo code=$?")?;
-        screen.wait_for("code=5")?;
-        ensure!(screen.is_as_before()?, "the terminal is not as it was");
-        let logs = namespace.editor.rproc(&["logs", "edit"]).finish()?;
-        logs.expect_code(5)?;
-        ensure!(logs.out().trim_end().ends_with("one two three"), "{logs}");
-        Ok(())
-    });
 }
 
 #[test]
@@ -123,7 +45,7 @@ fn a_shell_has_ctrl_c_sizes_and_an_exit_code() {
             let pid = pids.first().and_then(|pid| Pid::from_raw(*pid)).context("rproc")?;
             kill_process(pid, signal)?;
             screen.wait_for("left to itself")?;
-            at_prompt(&screen)?;
+            screen.at_prompt()?;
             screen.line(&format!("clear; echo left={code}=$?"))?;
             ensure!(screen.is_as_before()?, "the terminal is not as it was after {signal:?}");
             screen.line("clear; rproc attach -it --take-over work")?;
@@ -131,36 +53,10 @@ fn a_shell_has_ctrl_c_sizes_and_an_exit_code() {
             screen.wait_for("remote>")?;
         }
         screen.line("exit 9")?;
-        at_prompt(&screen)?;
+        screen.at_prompt()?;
         screen.line("echo code=$?")?;
         screen.wait_for("code=9")?;
-        is_back(&screen)
-    });
-}
-
-#[test]
-fn a_megabyte_of_input_arrives_once_with_its_end() {
-    with_temp_ns("stdin", |namespace| {
-        let input = counting(1 << 20);
-        let [image, policy] = image_arguments(BUSYBOX);
-        let words = [
-            "run",
-            "sum",
-            "-i",
-            &image,
-            &policy,
-            "--",
-            "sh",
-            "-c",
-            "sleep 3; sha256sum",
-        ];
-        let running = namespace.editor.rproc(&words).input(input.clone()).start()?;
-        namespace.wait_running("sum")?;
-        delete_operator_pods()?;
-        let finished = running.finish()?;
-        finished.expect_code(0)?;
-        ensure!(finished.out().starts_with(&sha256(&input)), "{finished}");
-        Ok(())
+        screen.is_back()
     });
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use remoteprocess_e2e::{
-    BUSYBOX, Namespace, POLITE, Told, agent_container_of, check_ending, is_development_cluster, kubectl, last_attempt,
-    signal, spec, with_temp_ns,
+    BUSYBOX, Namespace, POLITE, Told, agent_container_of, check_ending, is_development_cluster, last_attempt, signal,
+    spec, with_temp_ns,
 };
 use rustix::process::Signal;
 use serde_json::json;
@@ -132,34 +132,6 @@ fn ends_that_somebody_brings_about() {
         ensure!(message.contains("asked by kubectl-patch"), "who asked: {message}");
         check_ending(namespace, "limited", &Told::asked("DeadlineExceeded", "deadline"))?;
         Ok(())
-    });
-}
-
-/// Nothing new is placed on a node that is being drained; dropping this lets it be.
-struct Drained(String);
-
-impl Drop for Drained {
-    fn drop(&mut self) {
-        if let Err(error) = kubectl(["uncordon", &self.0]).succeed() {
-            println!("the node takes no pods: {error:#}");
-        }
-    }
-}
-
-#[test]
-fn a_drain_is_an_eviction() {
-    if !is_development_cluster("a node takes no pods for a moment") {
-        return;
-    }
-    with_temp_ns("drain", |namespace| {
-        namespace.apply("drained", spec(POLITE, json!({}))).succeed()?;
-        let object = namespace.wait_running("drained")?;
-        let uid = object["metadata"]["uid"].as_str().context("a uid")?;
-        let node = Drained(namespace.node("drained")?);
-        let only_this = format!("--pod-selector=remoteprocess.dev/uid={uid}");
-        kubectl(["drain", &node.0, &only_this, "--delete-emptydir-data", "--timeout=90s"]).succeed()?;
-        drop(node);
-        check_ending(namespace, "drained", &Told::asked("Evicted", "kubelet"))
     });
 }
 

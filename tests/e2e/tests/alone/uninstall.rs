@@ -1,6 +1,5 @@
-//! The release is removed while programs run. The last file in the alphabet: it takes the shared installation away.
+//! The release is removed while programs run.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -8,14 +7,11 @@ use remoteprocess_e2e::{
     Installation, RELEASE, helm, is_development_cluster, kubectl, until, wait_for_operator, with_temp_ns,
 };
 
-static ONE: Mutex<()> = Mutex::new(());
-
 /// A program that says `before`, waits for the file /tmp/go, says `after` and ends with 7.
 const SCRIPT: &str = "echo before; while [ ! -f /tmp/go ]; do sleep 0.05; done; echo after; exit 7";
 
 #[test]
 fn helm_test_runs_a_real_process() {
-    let _alone = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let tested = helm(&["test", RELEASE]).within(Duration::from_secs(200)).finish();
     let tested = tested.expect("helm runs");
     assert_eq!(tested.code, 0, "{tested}");
@@ -24,7 +20,6 @@ fn helm_test_runs_a_real_process() {
 
 #[test]
 fn what_runs_goes_on_without_the_operator_and_is_found_again() {
-    let _alone = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !is_development_cluster("helm uninstall with crds.keep=true") {
         return;
     }
@@ -59,7 +54,6 @@ fn what_runs_goes_on_without_the_operator_and_is_found_again() {
 
 #[test]
 fn crds_keep_false_takes_everything_along() {
-    let _alone = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !is_development_cluster("helm uninstall with crds.keep=false") {
         return;
     }

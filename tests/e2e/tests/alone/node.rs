@@ -1,5 +1,4 @@
-//! Endings that the node brings about: its kubelet starts again, the node is lost. Only in the full size, and in a file of
-//! their own: with nothing else under way.
+//! Endings that the node brings about: it is drained; in the full size, its kubelet starts again, and the node is lost.
 
 use std::time::Duration;
 
@@ -99,4 +98,32 @@ fn lose(namespace: &Namespace) -> Result<()> {
     kubelet.start_again()?;
     wait_for_node(&node)?;
     checked
+}
+
+/// Nothing new is placed on a node that is being drained; dropping this lets it be.
+struct Drained(String);
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        if let Err(error) = kubectl(["uncordon", &self.0]).succeed() {
+            println!("the node takes no pods: {error:#}");
+        }
+    }
+}
+
+#[test]
+fn a_drain_is_an_eviction() {
+    if !is_development_cluster("a node takes no pods for a moment") {
+        return;
+    }
+    with_temp_ns("drain", |namespace| {
+        namespace.apply("drained", spec(POLITE, json!({}))).succeed()?;
+        let object = namespace.wait_running("drained")?;
+        let uid = object["metadata"]["uid"].as_str().context("a uid")?;
+        let node = Drained(namespace.node("drained")?);
+        let only_this = format!("--pod-selector=remoteprocess.dev/uid={uid}");
+        kubectl(["drain", &node.0, &only_this, "--delete-emptydir-data", "--timeout=90s"]).succeed()?;
+        drop(node);
+        check_ending(namespace, "drained", &Told::asked("Evicted", "kubelet"))
+    });
 }

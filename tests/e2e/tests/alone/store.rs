@@ -1,6 +1,5 @@
 //! What the archive holds is what was written, whatever happens to its writers: on the volume, and in S3 with two replicas.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,21 +11,16 @@ use rustix::process::Signal;
 use serde_json::json;
 use tempfile::NamedTempFile;
 
-/// One after the other: they restart the operator.
-static ONE: Mutex<()> = Mutex::new(());
-
 const BYTES: usize = 30_000_000;
 const CREDENTIALS: &str = "e2e-archive-credentials";
 
 #[test]
 fn the_writer_of_the_volume_is_killed_in_mid_upload() {
-    let _alone = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     with_temp_ns("volume", killed_in_mid_upload);
 }
 
 #[test]
 fn two_replicas_share_a_bucket() {
-    let _alone = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !is_development_cluster("an S3 server on this machine") {
         return;
     }

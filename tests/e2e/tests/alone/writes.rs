@@ -1,5 +1,5 @@
-//! What a process costs the API server, by its own metrics: a few writes for a run, none for an object at rest. In a file of
-//! its own, because the API server does not count by namespace: nothing else is under way.
+//! What a process costs the API server, by its own metrics: a few writes for a run, none for an object at rest. Alone,
+//! because the API server does not count by namespace.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

@@ -1,7 +1,6 @@
 //! Much output, long lines and readers that stand still: memory stays small, and everything arrives.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,14 +13,6 @@ use rustix::process::Signal;
 use serde_json::json;
 
 const MIB: u64 = 1024 * 1024;
-/// Held by whoever measures memory, or uses much of it.
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    // A test that failed has measured, and is over.
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The most anonymous memory, in bytes, that the processes have had together while `body` ran.
 fn peak_memory<T>(pids: &[Pid], body: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
     let is_over = AtomicBool::new(false);
@@ -73,7 +64,6 @@ fn a_line_of_100_megabytes_costs_no_memory() {
     if !is_development_cluster("measuring the memory of operator and agents") {
         return;
     }
-    let _alone = alone();
     with_temp_ns("long-line", |namespace| {
         const BYTES: usize = 100_000_000;
         let operator = operators()?;
@@ -109,7 +99,6 @@ fn a_line_of_100_megabytes_costs_no_memory() {
 
 #[test]
 fn much_output_passes_through_a_small_agent() {
-    let _alone = alone();
     with_temp_ns("small-agent", |namespace| {
         let bytes: usize = if is_long() { 1 << 30 } else { 256 << 20 };
         let script = format!("seq 1 200000000 2>/dev/null | head -c {bytes}");
@@ -144,7 +133,6 @@ fn readers_that_stand_still_cost_the_others_nothing() {
     if !is_development_cluster("measuring the operator's memory") {
         return;
     }
-    let _alone = alone();
     with_temp_ns("stalled", |namespace| {
         const GOOD: usize = 9;
         // Of the good ones, more or fewer read from the archive at a time: that alone is worth some 30 MB.
