@@ -7,6 +7,7 @@
 pub mod asked;
 pub mod condition;
 pub mod crd;
+pub mod identifier;
 pub mod names;
 pub mod phase;
 pub mod rules;

@@ -38,6 +38,8 @@ pub use lifecycle::{
     derive = "Default",
     doc = "A command that runs once in a pod and whose output, end and exit code are never lost in silence.",
     validation = rules::name(),
+    selectable = ".status.phase",
+    selectable = ".status.reason",
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason"),
     printcolumn(name = "Exit", type_ = "integer", json_path = ".status.exitCode"),

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser, Subcommand};
-use remoteprocess_api::names;
+use remoteprocess_api::{identifier, names};
 
 use crate::command::{
     attach, completion, delete, describe, exec, extend, get, login, logs, pause, run, signal, stop, version, wait,
@@ -37,16 +37,16 @@ pub enum Command {
     Run(Box<run::RunArgs>),
     /// Print the output of a process, before, during and after its pod's life
     Logs(logs::LogsArgs),
-    /// Come back to a process that runs, to watch it or to work in it
+    /// Connect to a running process, to watch it or to work in it
     Attach(attach::AttachArgs),
     /// Run a further command in the container of a process that runs
     Exec(exec::ExecArgs),
     /// Ask processes to end, and wait until they have
     Stop(stop::StopArgs),
-    /// Freeze processes where they stand
+    /// Freeze processes
     #[command(after_help = pause::PAUSE_EXAMPLES)]
     Pause(pause::PauseArgs),
-    /// Let paused processes go on
+    /// Let paused processes run again
     #[command(after_help = pause::RESUME_EXAMPLES)]
     Resume(pause::PauseArgs),
     /// Give processes more time to run
@@ -58,7 +58,7 @@ pub enum Command {
     Get(get::GetArgs),
     /// Show everything that is known about a process
     Describe(describe::DescribeArgs),
-    /// Wait until something is true of processes
+    /// Wait until processes have reached a state
     Wait(wait::WaitArgs),
     /// Delete processes, ending those that run
     Delete(delete::DeleteArgs),
@@ -71,10 +71,6 @@ pub enum Command {
     /// Print a completion script for a shell
     Completion(completion::CompletionArgs),
 }
-
-/// Longest name of an object and longest namespace that an API server may have, in bytes (RFC 1123 subdomain, label).
-const MAX_SUBDOMAIN: usize = 253;
-const MAX_LABEL: usize = 63;
 
 /// The name of a process on the command line: `job`, or as it is printed: `remoteprocess.remoteprocess.dev/job`.
 ///
@@ -97,7 +93,7 @@ pub fn process_name(text: &str) -> Result<String, String> {
             name
         }
     };
-    if name.len() > MAX_SUBDOMAIN || !name.split('.').all(is_label) {
+    if !identifier::is_name(name) {
         return Err(
             "no process can have this name: a name has lowercase letters, digits, '-' and '.', begins and ends \
                     with a letter or a digit, and is at most 253 bytes long"
@@ -107,21 +103,13 @@ pub fn process_name(text: &str) -> Result<String, String> {
     Ok(name.to_owned())
 }
 
-/// A label of RFC 1123, of any length.
-fn is_label(text: &str) -> bool {
-    let is_edge = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
-    text.bytes().all(|c| is_edge(c) || c == b'-')
-        && text.bytes().next().is_some_and(is_edge)
-        && text.bytes().last().is_some_and(is_edge)
-}
-
 /// A namespace on the command line. An empty one counts as absent, as in kubectl: `NS` unset in a script must not mean
 /// all namespaces.
 ///
 /// # Errors
 /// The text cannot be a namespace.
 pub fn namespace_name(text: &str) -> Result<String, String> {
-    if text.is_empty() || (text.len() <= MAX_LABEL && is_label(text)) {
+    if text.is_empty() || identifier::is_namespace(text) {
         return Ok(text.to_owned());
     }
     Err(
@@ -131,16 +119,15 @@ pub fn namespace_name(text: &str) -> Result<String, String> {
     )
 }
 
-/// The uid of an object on the command line.
+/// The uid of an object on the command line. An empty one counts as absent.
 ///
 /// # Errors
 /// The text cannot be a uid.
 pub fn uid(text: &str) -> Result<String, String> {
-    let is_uid = text.len() <= MAX_LABEL && text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
-    if is_uid {
+    if text.is_empty() || identifier::is_uid(text) {
         return Ok(text.to_owned());
     }
-    Err("no object can have this uid: a uid has letters, digits and '-', and is at most 63 bytes long".to_owned())
+    Err("no object can have this uid: a uid has letters, digits and '-', and is at most 64 bytes long".to_owned())
 }
 
 /// Flags of every verb.

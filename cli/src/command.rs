@@ -2,9 +2,10 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::ValueEnum;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Span};
 use serde::Serialize;
 
 use crate::args::{Cli, Command, GlobalArgs};
@@ -25,6 +26,7 @@ pub mod login;
 pub mod logs;
 pub mod pause;
 pub mod run;
+pub mod selection;
 pub mod sequel;
 pub mod signal;
 pub mod stop;
@@ -184,15 +186,20 @@ impl DataFormat {
     }
 }
 
-/// A span of time on the command line: `90s`, `5m`, `1h30m`, or seconds.
-fn duration(text: &str) -> Result<std::time::Duration, String> {
-    let span = match text.parse::<u64>() {
-        Ok(seconds) => return Ok(std::time::Duration::from_secs(seconds)),
-        Err(_) => text.parse::<SignedDuration>(),
-    };
-    span.ok()
-        .and_then(|span| std::time::Duration::try_from(span).ok())
-        .ok_or_else(|| "expected a time like 90s, 5m or 1h30m".to_owned())
+/// A span of time on the command line: `90s`, `5m`, `1h30m`, `1d` (24 hours), or seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let day = SignedDuration::from_hours(24);
+    let span = text.parse::<Span>().map_err(|_| ());
+    let span = span.and_then(|span| {
+        let days = day.checked_mul(span.get_days()).ok_or(())?;
+        // Months and years have no fixed length and are refused.
+        let rest = SignedDuration::try_from(span.days(0)).map_err(|_| ())?;
+        Duration::try_from(days.checked_add(rest).ok_or(())?).map_err(|_| ())
+    });
+    span.map_err(|()| "expected a time like 90s, 5m, 1h30m or 1d".to_owned())
 }
 
 /// As kubectl names an object in what it prints.
@@ -206,10 +213,18 @@ mod tests {
 
     #[test]
     fn times_are_read_as_people_write_them() {
-        for (text, seconds) in [("90", 90), ("90s", 90), ("5m", 300), ("1h30m", 5400), ("0", 0)] {
+        for (text, seconds) in [
+            ("90", 90),
+            ("90s", 90),
+            ("5m", 300),
+            ("1h30m", 5400),
+            ("1d", 86_400),
+            ("2d12h", 216_000),
+            ("0", 0),
+        ] {
             assert_eq!(duration(text).unwrap().as_secs(), seconds, "{text}");
         }
-        for text in ["", "-5s", "soon"] {
+        for text in ["", "-5s", "-1d", "soon", "1mo", "1y", "999999999999d"] {
             assert!(duration(text).is_err(), "{text}");
         }
     }

@@ -34,36 +34,25 @@ pub fn deadline(timeout: Duration) -> Option<Instant> {
     (!timeout.is_zero()).then(|| Instant::now() + timeout)
 }
 
-/// Waits until an object is as `judge` wants it. `None`: it is so; else why not, which is said of its name, or what `late`
-/// makes of the object as it was last seen.
+/// Waits until an object is as `judge` wants it.
 ///
 /// # Errors
-/// The API server refuses.
+/// It cannot become so: why, which is said of its name. It has not in time: what `late` makes of the object as it was last
+/// seen. Or the API server refuses.
 pub async fn until(
     cluster: &Cluster,
     (name, uid): (&str, Option<&str>),
     deadline: Option<Instant>,
     judge: impl FnMut(&Seen) -> Option<Result<(), String>>,
     late: impl FnOnce(Option<Box<RemoteProcess>>) -> String,
-) -> Result<Option<String>, Failure> {
+) -> Result<(), Failure> {
     match observe::until(&cluster.processes(), name, uid, deadline, judge).await {
-        Ok(Ok(())) => Ok(None),
-        Ok(Err(why)) => Ok(Some(format!("{name} {why}"))),
-        Err(observe::Error::TimedOut(last)) => Ok(Some(late(last))),
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(why)) => Err(Failure::no(format!("{name} {why}"))),
+        Err(observe::Error::TimedOut(last)) => Err(Failure::no(late(last))),
         Err(observe::Error::Api(error)) => {
             let rule = Rule::process("get, watch", "remoteprocess-view");
             Err(cluster.error(&error, &rule, "watch the process").into())
         }
-    }
-}
-
-/// The end of a verb on several processes.
-///
-/// # Errors
-/// Why some of them are not so, if any; the code is 1.
-pub fn conclude(failures: &[String]) -> Result<u8, Failure> {
-    match failures {
-        [] => Ok(0),
-        _ => Err(Failure::no(failures.join("\n"))),
     }
 }

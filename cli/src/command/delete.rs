@@ -1,37 +1,90 @@
 //! `rproc delete`: deletes processes.
 
+use std::time::Duration;
+
 use kube::api::DeleteParams;
 
-use super::{Failure, change, open, print, resource};
-use crate::args::{GlobalArgs, process_name};
-use crate::connect::Rule;
+use super::selection::{Failures, Selection};
+use super::{Failure, change, duration, open, print, resource};
+use crate::args::GlobalArgs;
+use crate::connect::{Cluster, Rule};
+use crate::observe::Seen;
 
 /// Flags of `delete`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  # End it where it runs; its output stays readable by: rproc logs --uid\n  rproc delete build"
-)]
+#[command(after_help = EXAMPLES)]
 pub struct DeleteArgs {
-    /// Names of the processes
-    #[arg(required = true, value_parser = process_name)]
-    pub names: Vec<String>,
+    /// Which processes.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// A process that is not there is no failure
+    #[arg(long)]
+    pub ignore_not_found: bool,
+    /// Return when it is gone; --wait=false returns when its deletion has begun
+    #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          action = clap::ArgAction::Set)]
+    pub wait: bool,
+    /// Longest time to wait; 0 for no limit
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "0", hide_default_value = true)]
+    pub timeout: Duration,
 }
 
-/// Deletes the processes.
+const EXAMPLES: &str = "Examples:
+  # End it if it runs; its output can still be read by: rproc logs --uid
+  rproc delete build
+
+  # Everything that has failed
+  rproc delete --field-selector status.phase=Failed";
+
+/// Deletes the processes, and waits until they are gone. One that fails does not keep the others.
 ///
 /// # Errors
-/// Says which are not there or may not be deleted; the others are deleted.
+/// Says which are not there, may not be deleted, or are not gone in time.
 pub async fn run(global: &GlobalArgs, args: DeleteArgs) -> Result<u8, Failure> {
     let cluster = open(global).await?;
-    let mut failures = Vec::new();
-    for name in &args.names {
-        match cluster.processes().delete(name, &DeleteParams::default()).await {
-            Ok(_) => print(&format!("{} deleted\n", resource(name)))?,
-            Err(error) => {
-                let rule = Rule::process("delete", "remoteprocess-edit");
-                failures.push(cluster.sentence(&error, &rule, &format!("delete {name}")));
+    let deadline = change::deadline(args.timeout);
+    // Those that were listed may have gone meanwhile, as kubectl has it.
+    let may_be_gone = args.ignore_not_found || !args.selection.is_named();
+    let (mut leaving, mut failures) = (Vec::new(), Failures::default());
+    for name in args.selection.names(&cluster).await? {
+        match failures.keep(delete(&cluster, &name, may_be_gone).await)? {
+            Some(Deletion::Gone) => print(&format!("{} deleted\n", resource(&name)))?,
+            Some(Deletion::Begun(uid)) => {
+                print(&format!("{} deleted\n", resource(&name)))?;
+                leaving.push((name, uid));
             }
+            Some(Deletion::Absent) | None => {}
         }
     }
-    change::conclude(&failures)
+    for (name, uid) in leaving.iter().filter(|_| args.wait) {
+        let is_gone = |seen: &Seen| matches!(seen, Seen::Gone).then_some(Ok(()));
+        let late = |_| format!("{name} is being deleted and is not gone in time. See: rproc describe {name}");
+        let waited = change::until(&cluster, (name, Some(uid)), deadline, is_gone, late).await;
+        failures.keep(waited)?;
+    }
+    failures.conclude()
+}
+
+/// What the API server says of a deletion.
+enum Deletion {
+    /// Done.
+    Gone,
+    /// The object with this uid goes when its process has ended.
+    Begun(String),
+    /// There was nothing to delete, which is no failure.
+    Absent,
+}
+
+async fn delete(cluster: &Cluster, name: &str, may_be_gone: bool) -> Result<Deletion, Failure> {
+    match cluster.processes().delete(name, &DeleteParams::default()).await {
+        Ok(answer) => Ok(match answer.left().and_then(|object| object.metadata.uid) {
+            Some(uid) => Deletion::Begun(uid),
+            None => Deletion::Gone,
+        }),
+        Err(kube::Error::Api(status)) if status.code == 404 && may_be_gone => Ok(Deletion::Absent),
+        Err(error) => {
+            let rule = Rule::process("delete", "remoteprocess-edit");
+            Err(cluster.error(&error, &rule, &format!("delete {name}")).into())
+        }
+    }
 }

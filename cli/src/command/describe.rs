@@ -5,8 +5,9 @@ use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::ListParams;
 
-use super::{Failure, open, print, stop};
-use crate::args::{GlobalArgs, process_name};
+use super::selection::{Failures, Selection};
+use super::{Failure, open, print};
+use crate::args::GlobalArgs;
 use crate::connect::Cluster;
 use crate::render::description;
 
@@ -14,26 +15,32 @@ use crate::render::description;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  # Why does it wait? How did it end?\n  rproc describe build")]
 pub struct DescribeArgs {
-    /// Names of the processes
-    #[arg(required = true, value_parser = process_name)]
-    pub names: Vec<String>,
+    /// Which processes.
+    #[command(flatten)]
+    pub selection: Selection,
 }
 
-/// Prints everything about the processes.
+/// Prints everything about the processes. One that fails does not hide the others.
 ///
 /// # Errors
-/// One is not there or may not be read.
+/// Says which are not there or may not be read.
 pub async fn run(global: &GlobalArgs, args: DescribeArgs) -> Result<u8, Failure> {
     let cluster = open(global).await?;
-    for (index, name) in args.names.iter().enumerate() {
-        let object = stop::get(&cluster, name).await?;
+    let mut failures = Failures::default();
+    for (index, object) in args
+        .selection
+        .objects(&cluster, &mut failures)
+        .await?
+        .iter()
+        .enumerate()
+    {
         let events = events(&cluster, object.metadata.uid.as_deref().unwrap_or_default()).await;
         if index > 0 {
             print("\n")?;
         }
-        print(&description::describe(&object, events.as_deref(), Timestamp::now()))?;
+        print(&description::describe(object, events.as_deref(), Timestamp::now()))?;
     }
-    Ok(0)
+    failures.conclude()
 }
 
 /// The object's events, oldest first; `None` where they may not be read.

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
 use remoteprocess_api::{Phase, RemoteProcess};
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::selection::{Failures, Selection};
 use super::{Failure, change, duration, open, print, resource, stop, wait};
-use crate::args::{GlobalArgs, process_name};
+use crate::args::GlobalArgs;
 use crate::connect::Cluster;
 use crate::observe::Seen;
 
@@ -17,16 +19,16 @@ use crate::observe::Seen;
 #[command(after_help = EXAMPLES)]
 #[command(group = clap::ArgGroup::new("time").required(true))]
 pub struct ExtendArgs {
-    /// Names of the processes
-    #[arg(required = true, value_parser = process_name)]
-    pub names: Vec<String>,
-    /// So much more time than it has now
+    /// Which processes.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Time to add to the deadline that it has now
     #[arg(long, value_name = "TIME", value_parser = duration, group = "time")]
     pub by: Option<Duration>,
-    /// So much time in all, counted from the start of the program
+    /// Time to run in all, counted from the start of the program
     #[arg(long, value_name = "TIME", value_parser = duration, group = "time")]
     pub to: Option<Duration>,
-    /// As much time as it likes
+    /// Let it run without a deadline
     #[arg(long, group = "time")]
     pub no_limit: bool,
     /// Return when the program's agent knows; --wait=false returns when it has been asked
@@ -53,29 +55,26 @@ const LONGEST: u32 = 31_536_000;
 const TRIES: usize = 5;
 const CONFLICT: u16 = 409;
 
-/// Sets the run deadline of each process, and waits until all agents know.
+/// Sets the run deadline of each process, and waits until all agents know. One that fails does not keep the others.
 ///
 /// # Errors
-/// One is not there, has ended, may not be changed, has run for longer already, or its agent does not answer in time; the
-/// code of the last is 1.
+/// Says which are not there, have ended, may not be changed, have run for longer already, or whose agent does not answer
+/// in time.
 pub async fn run(global: &GlobalArgs, args: ExtendArgs) -> Result<u8, Failure> {
     let cluster = open(global).await?;
     let deadline = change::deadline(args.timeout);
-    let mut asked = Vec::new();
-    for name in &args.names {
-        asked.push(ask(&cluster, name, &args).await?);
+    let (mut asked, mut failures) = (Vec::new(), Failures::default());
+    for name in args.selection.names(&cluster).await? {
+        asked.extend(failures.keep(ask(&cluster, &name, &args).await)?);
     }
-    let mut failures = Vec::new();
-    for (name, object) in args.names.iter().zip(asked) {
-        if args.wait
-            && let Some(why) = is_known(&cluster, &object, name, deadline).await?
-        {
-            failures.push(why);
-            continue;
+    for object in asked {
+        let name = object.name_any();
+        let is_done = !args.wait || failures.keep(is_known(&cluster, &object, deadline).await)?.is_some();
+        if is_done {
+            print(&format!("{} {}\n", resource(&name), sentence(&object)))?;
         }
-        print(&format!("{} {}\n", resource(name), sentence(&object)))?;
     }
-    change::conclude(&failures)
+    failures.conclude()
 }
 
 async fn ask(cluster: &Cluster, name: &str, args: &ExtendArgs) -> Result<RemoteProcess, Failure> {
@@ -132,7 +131,7 @@ fn started(object: &RemoteProcess) -> Option<Timestamp> {
 
 fn sentence(object: &RemoteProcess) -> String {
     let Some(seconds) = object.spec.run_seconds() else {
-        return "may run for as long as it likes".to_owned();
+        return "may run without a deadline".to_owned();
     };
     let span = SignedDuration::from_secs(seconds.into());
     let until = started(object)
@@ -144,14 +143,10 @@ fn sentence(object: &RemoteProcess) -> String {
     }
 }
 
-/// Why its agent does not go by the new limit; `None` where it does, or will from the beginning.
-async fn is_known(
-    cluster: &Cluster,
-    object: &RemoteProcess,
-    name: &str,
-    deadline: Option<Instant>,
-) -> Result<Option<String>, Failure> {
-    let this = (name, object.metadata.uid.as_deref());
+/// Waits until its agent goes by the new limit, or will from the beginning.
+async fn is_known(cluster: &Cluster, object: &RemoteProcess, deadline: Option<Instant>) -> Result<(), Failure> {
+    let name = &object.name_any();
+    let this = (name.as_str(), object.metadata.uid.as_deref());
     change::until(cluster, this, deadline, judge, |_| {
         format!("{name} has been asked, and its agent has not answered in time: it goes by the old deadline")
     })

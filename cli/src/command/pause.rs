@@ -2,21 +2,23 @@
 
 use std::time::Duration;
 
+use kube::ResourceExt;
 use remoteprocess_api::{ConditionType, DesiredState, Phase, RemoteProcess, condition, names};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Failure, change, duration, open, print, resource, stop, wait};
-use crate::args::{GlobalArgs, process_name};
+use super::selection::{Failures, Selection};
+use super::{Failure, change, duration, open, print, resource, wait};
+use crate::args::GlobalArgs;
 use crate::connect::Cluster;
 use crate::observe::Seen;
 
 /// Flags of `pause` and `resume`.
 #[derive(Debug, clap::Args)]
 pub struct PauseArgs {
-    /// Names of the processes
-    #[arg(required = true, value_parser = process_name)]
-    pub names: Vec<String>,
+    /// Which processes.
+    #[command(flatten)]
+    pub selection: Selection,
     /// Why: status and Events say so
     #[arg(short, long, value_name = "TEXT")]
     pub message: Option<String>,
@@ -77,30 +79,25 @@ impl Verb {
     }
 }
 
-/// Sets the desired state of each process, and waits until all of them are so.
+/// Sets the desired state of each process, and waits until all of them are so. One that fails does not keep the others.
 ///
 /// # Errors
-/// One is not there, has ended, may not be changed, or is not so in time; the code of the last is 1.
+/// Says which are not there, have ended, may not be changed, or are not so in time.
 pub async fn run(global: &GlobalArgs, args: PauseArgs, verb: Verb) -> Result<u8, Failure> {
     let cluster = open(global).await?;
     let deadline = change::deadline(args.timeout);
-    let mut asked = Vec::new();
-    for name in &args.names {
-        let object = stop::get(&cluster, name).await?;
-        check(&object).map_err(|why| Failure::no(format!("cannot {} {name}: {why}", verb.word())))?;
-        asked.push(ask(&cluster, &object, name, &args, verb).await?);
+    let (mut asked, mut failures) = (Vec::new(), Failures::default());
+    for object in args.selection.objects(&cluster, &mut failures).await? {
+        asked.extend(failures.keep(ask(&cluster, &object, &args, verb).await)?);
     }
-    let mut failures = Vec::new();
-    for (name, object) in args.names.iter().zip(asked) {
-        if args.wait
-            && let Some(why) = is_so(&cluster, &object, name, verb, deadline).await?
-        {
-            failures.push(why);
-            continue;
+    for object in asked {
+        let name = object.name_any();
+        let is_done = !args.wait || failures.keep(is_so(&cluster, &object, verb, deadline).await)?.is_some();
+        if is_done {
+            print(&format!("{} {}\n", resource(&name), verb.done(args.wait)))?;
         }
-        print(&format!("{} {}\n", resource(name), verb.done(args.wait)))?;
     }
-    change::conclude(&failures)
+    failures.conclude()
 }
 
 /// Whether it makes sense to ask.
@@ -120,10 +117,11 @@ fn check(object: &RemoteProcess) -> Result<(), String> {
 async fn ask(
     cluster: &Cluster,
     object: &RemoteProcess,
-    name: &str,
     args: &PauseArgs,
     verb: Verb,
 ) -> Result<RemoteProcess, Failure> {
+    let name = &object.name_any();
+    check(object).map_err(|why| Failure::no(format!("cannot {} {name}: {why}", verb.word())))?;
     // A former reason goes where none is given.
     let metadata = json!({"uid": object.metadata.uid, "annotations": {names::ANNOTATION_REASON: args.message}});
     let patch = json!({"metadata": metadata, "spec": {"desiredState": verb.state()}});
@@ -131,16 +129,16 @@ async fn ask(
     patched.map_err(|error| change::refused(cluster, &error, &format!("{} the process", verb.word())))
 }
 
-/// Why it is not as it was asked for; `None` where it is.
+/// Waits until it is as it was asked for.
 async fn is_so(
     cluster: &Cluster,
     object: &RemoteProcess,
-    name: &str,
     verb: Verb,
     deadline: Option<Instant>,
-) -> Result<Option<String>, Failure> {
+) -> Result<(), Failure> {
+    let name = &object.name_any();
     let generation = object.metadata.generation.unwrap_or_default();
-    let this = (name, object.metadata.uid.as_deref());
+    let this = (name.as_str(), object.metadata.uid.as_deref());
     let is_as_asked = |seen: &Seen| judge(seen, verb, generation);
     change::until(cluster, this, deadline, is_as_asked, |last| {
         let (word, last) = (verb.word(), wait::and_it_is(last));

@@ -17,8 +17,12 @@ pub struct SignalArgs {
     #[arg(value_parser = process_name)]
     pub name: String,
     /// Name or number of the signal: HUP, SIGUSR1, 10
-    #[arg(value_parser = number)]
-    pub signal: i32,
+    #[arg(value_parser = number, value_name = "SIGNAL", required_unless_present = "flag")]
+    pub number: Option<i32>,
+    /// The same as a flag, as kill(1) has it
+    #[arg(id = "flag", short = 's', long = "signal", value_name = "SIGNAL", value_parser = number,
+          conflicts_with = "number")]
+    pub signal: Option<i32>,
     /// Which processes of the container get it
     #[arg(long, value_enum, default_value = "main")]
     pub to: Target,
@@ -32,7 +36,7 @@ const EXAMPLES: &str = "Examples:
   rproc signal --to all build STOP
   rproc signal --to all build CONT";
 
-/// Who gets the signal.
+/// Which processes get the signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Target {
     /// The program alone
@@ -81,7 +85,7 @@ pub async fn run(global: &GlobalArgs, args: SignalArgs) -> Result<u8, Failure> {
         protocol: PROTOCOL,
         process: Some(key),
         request_id: format!("{now:x}-{:x}", std::process::id()),
-        number: args.signal,
+        number: args.number.or(args.signal).unwrap_or_default(),
         target: target.into(),
     };
     Relay::new(cluster)

@@ -9,8 +9,9 @@ use remoteprocess_proto::v1::{ProcessKey, StopRequest};
 use tokio::time::Instant;
 use tonic::Code;
 
+use super::selection::{Failures, Selection};
 use super::{Failure, change, duration, open, print, resource};
-use crate::args::{GlobalArgs, process_name};
+use crate::args::GlobalArgs;
 use crate::connect::{CallError, Cluster, Relay, Rule};
 use crate::observe::Seen;
 
@@ -18,14 +19,14 @@ use crate::observe::Seen;
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct StopArgs {
-    /// Names of the processes
-    #[arg(required = true, value_parser = process_name)]
-    pub names: Vec<String>,
+    /// Which processes.
+    #[command(flatten)]
+    pub selection: Selection,
     /// First signal, instead of the one in the process's specification
     #[arg(long, value_name = "SIGNAL", value_parser = super::signal::number)]
     pub signal: Option<i32>,
     /// Seconds until SIGKILL, instead of those in the process's specification
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(short = 't', long, value_name = "SECONDS")]
     pub grace_period: Option<u32>,
     /// Why: status and Events say so
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
@@ -71,29 +72,22 @@ pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
         grace_seconds: args.grace_period,
         message: args.message,
     };
-    let mut asked = Vec::new();
-    let mut failures = Vec::new();
-    for name in &args.names {
-        match begin(&cluster, name, &manner).await {
-            Ok(Some(key)) => asked.push(key),
-            Ok(None) => print(&format!("{} has ended already\n", resource(name)))?,
-            Err(failure) => failures.push(failure.text),
+    let (mut asked, mut failures) = (Vec::new(), Failures::default());
+    for name in args.selection.names(&cluster).await? {
+        match failures.keep(begin(&cluster, &name, &manner).await)? {
+            Some(Some(key)) => asked.push(key),
+            Some(None) => print(&format!("{} has ended already\n", resource(&name)))?,
+            None => {}
         }
     }
     for key in asked {
-        if args.wait
-            && let Err(failure) = wait(&cluster, &key, deadline).await
-        {
-            failures.push(failure.text);
-            continue;
+        let what = if args.wait { "stopped" } else { "is stopping" };
+        let is_done = !args.wait || failures.keep(wait(&cluster, &key, deadline).await)?.is_some();
+        if is_done {
+            print(&format!("{} {what}\n", resource(&key.name)))?;
         }
-        print(&format!(
-            "{} {}\n",
-            resource(&key.name),
-            if args.wait { "stopped" } else { "is stopping" }
-        ))?;
     }
-    change::conclude(&failures)
+    failures.conclude()
 }
 
 /// Asks one process to stop; `None`: it has ended already.
@@ -121,7 +115,12 @@ pub async fn get(cluster: &Cluster, name: &str) -> Result<RemoteProcess, Failure
         .get_opt(name)
         .await
         .map_err(|error| cluster.error(&error, &Rule::process("get", "remoteprocess-view"), "read the process"))?;
-    found.ok_or_else(|| Failure::new(format!("there is no process {name} in namespace {}", cluster.namespace)))
+    found.ok_or_else(|| missing(cluster, name))
+}
+
+/// There is no such process.
+pub fn missing(cluster: &Cluster, name: &str) -> Failure {
+    Failure::new(format!("there is no process {name} in namespace {}", cluster.namespace))
 }
 
 /// Asks the relay to stop the process; where there is no way to it, asks by `spec.desiredState`.
@@ -180,8 +179,5 @@ async fn wait(cluster: &Cluster, key: &ProcessKey, deadline: Option<Instant>) ->
     };
     let this = (key.name.as_str(), Some(key.uid.as_str()));
     let late = |_| format!("{} has been asked to stop and has not ended in time", key.name);
-    match change::until(cluster, this, deadline, has_ended, late).await? {
-        None => Ok(()),
-        Some(why) => Err(Failure::no(why)),
-    }
+    change::until(cluster, this, deadline, has_ended, late).await
 }

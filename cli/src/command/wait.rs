@@ -3,19 +3,20 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use remoteprocess_api::{Phase, RemoteProcess, RemoteProcessStatus, condition};
+use remoteprocess_api::{ConditionType, Phase, RemoteProcess, RemoteProcessStatus, condition};
 
+use super::selection::{Failures, Selection};
 use super::{Failure, change, duration, open, print, resource};
-use crate::args::{GlobalArgs, process_name};
+use crate::args::GlobalArgs;
 use crate::observe::Seen;
 
 /// Flags of `wait`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct WaitArgs {
-    /// Names of the processes
-    #[arg(required = true, value_parser = process_name)]
-    pub names: Vec<String>,
+    /// Which processes.
+    #[command(flatten)]
+    pub selection: Selection,
     /// What to wait for: scheduled, started, paused, finished, succeeded, sealed, deleted,
     /// condition=TYPE[=STATUS] or phase=PHASE
     #[arg(long = "for", value_name = "WHAT", default_value = "finished")]
@@ -29,7 +30,7 @@ const EXAMPLES: &str = "Examples:
   # Until it has ended, well or badly
   rproc wait build --timeout 10m
 
-  # Until it has ended with exit code 0; at once no longer where it has failed
+  # Until it has ended with exit code 0; returns at once where it has failed
   rproc wait build --for succeeded --timeout 0
 
 The exit code is 0 where it came true, and 1 where it did not or cannot.";
@@ -54,7 +55,8 @@ impl FromStr for Goal {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let known = match text.to_ascii_lowercase().as_str() {
+        let text = text.to_ascii_lowercase();
+        let known = match text.as_str() {
             "scheduled" => Some("Scheduled"),
             "started" => Some("Started"),
             "finished" => Some("Finished"),
@@ -72,7 +74,7 @@ impl FromStr for Goal {
         }
         if let Some(phase) = text.strip_prefix("phase=") {
             let known = "Pending, Starting, Running, Paused, Stopping, Succeeded or Failed";
-            return phase
+            return capitalized(phase)
                 .parse()
                 .map(Self::Phase)
                 .map_err(|_| format!("no such phase; expected {known}"));
@@ -108,7 +110,7 @@ impl Goal {
             Self::Condition { kind, status: wanted } => status
                 .conditions
                 .iter()
-                .any(|condition| &condition.type_ == kind && &condition.status == wanted),
+                .any(|condition| is(kind, &condition.type_) && is(wanted, &condition.status)),
             Self::Phase(phase) => status.phase.unwrap_or_default() == *phase,
             Self::Deleted => false,
         };
@@ -118,13 +120,28 @@ impl Goal {
         self.is_hopeless(&status).then(|| Err(state(object)))
     }
 
-    /// Only the output's conditions come after the end.
+    /// Only the output's conditions come after the end, and only where there is output to come.
     fn is_hopeless(&self, status: &RemoteProcessStatus) -> bool {
         let is_over = status.phase.is_some_and(Phase::is_final);
-        let is_of_output = |kind: &str| kind.starts_with("Output");
-        let has_finished = condition::is_true(&status.conditions, remoteprocess_api::ConditionType::Finished);
-        is_over && has_finished && !matches!(self, Self::Condition { kind, .. } if is_of_output(kind))
+        let has_finished = condition::is_true(&status.conditions, ConditionType::Finished);
+        let is_of_output =
+            matches!(self, Self::Condition { kind, .. } if is(kind, "OutputSealed") || is(kind, "OutputLost"));
+        let may_come = status
+            .latest_attempt()
+            .is_some_and(|attempt| attempt.granted_at.is_some() && attempt.output.is_none());
+        is_over && has_finished && !(is_of_output && may_come)
     }
+}
+
+/// `running` as `Running`.
+fn capitalized(text: &str) -> String {
+    let (first, rest) = text.split_at_checked(1).unwrap_or_default();
+    first.to_ascii_uppercase() + rest
+}
+
+/// Types and statuses of conditions are the same in any case, as in kubectl.
+fn is(one: &str, other: &str) -> bool {
+    one.eq_ignore_ascii_case(other)
 }
 
 /// The state of a process as the rest of a sentence: `is Failed: NonZeroExit: exit code 7`.
@@ -157,15 +174,21 @@ pub fn and_it_is(last: Option<Box<RemoteProcess>>) -> String {
 pub async fn run(global: &GlobalArgs, args: WaitArgs) -> Result<u8, Failure> {
     let cluster = open(global).await?;
     let deadline = change::deadline(args.timeout);
-    let mut failures = Vec::new();
-    for name in &args.names {
+    let mut failures = Failures::default();
+    let names = args.selection.names(&cluster).await?;
+    if names.is_empty() {
+        // As kubectl: nothing came true.
+        return Ok(1);
+    }
+    for name in &names {
         let late = |last| format!("timed out waiting for {name}{}", and_it_is(last));
-        match change::until(&cluster, (name, None), deadline, |seen| args.goal.judge(seen), late).await? {
-            None => print(&format!("{} condition met\n", resource(name)))?,
-            Some(why) => failures.push(why),
+        let judge = |seen: &Seen| args.goal.judge(seen);
+        let met = change::until(&cluster, (name, None), deadline, judge, late).await;
+        if failures.keep(met)?.is_some() {
+            print(&format!("{} condition met\n", resource(name)))?;
         }
     }
-    change::conclude(&failures)
+    failures.conclude()
 }
 
 #[cfg(test)]
@@ -191,8 +214,19 @@ mod tests {
             status: "True".into(),
         };
         assert_eq!("finished".parse(), Ok(finished.clone()));
-        assert_eq!("condition=Finished".parse(), Ok(finished));
-        assert_eq!("phase=Running".parse(), Ok(Goal::Phase(Phase::Running)));
+        for text in [
+            "condition=Finished",
+            "condition=finished",
+            "condition=Finished=True",
+            "Condition=finished=true",
+        ] {
+            let goal: Goal = text.parse().unwrap();
+            let status = serde_json::json!({"conditions": [condition("Finished", "True")]});
+            assert_eq!(goal.judge(&seen(status)), Some(Ok(())), "{text}");
+        }
+        for text in ["phase=Running", "phase=running"] {
+            assert_eq!(text.parse(), Ok(Goal::Phase(Phase::Running)), "{text}");
+        }
         assert_eq!("delete".parse(), Ok(Goal::Deleted));
         for wrong in ["", "done", "phase=Done", "condition="] {
             assert!(wrong.parse::<Goal>().is_err(), "{wrong}");
@@ -215,7 +249,16 @@ mod tests {
             judge("phase=Running"),
             Some(Err("is Failed: NonZeroExit: exit code 7".into()))
         );
-        assert_eq!(judge("sealed"), None);
+        assert!(judge("sealed").unwrap().is_err(), "it never ran");
+        let ran = seen(serde_json::json!({
+            "phase": "Failed", "conditions": [condition("Finished", "True")], "attempt": 1,
+            "attempts": [{"number": 1, "grantedAt": "2026-01-01T00:00:00Z"}],
+        }));
+        assert_eq!(
+            "sealed".parse::<Goal>().unwrap().judge(&ran),
+            None,
+            "its output may come"
+        );
         assert_eq!(judge("deleted"), None);
         assert_eq!(Goal::Deleted.judge(&Seen::Gone), Some(Ok(())));
     }

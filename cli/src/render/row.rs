@@ -11,7 +11,7 @@ use super::since;
 pub struct Columns {
     /// NAMESPACE in front.
     pub namespace: bool,
-    /// NODE and COMMAND at the end.
+    /// ATTEMPT, STARTED, NODE and COMMAND, which a terminal of 80 columns has no room for.
     pub wide: bool,
 }
 
@@ -19,16 +19,24 @@ impl Columns {
     /// The first line.
     #[must_use]
     pub fn header(self) -> Vec<String> {
-        let mut names = vec![
-            "NAME", "PHASE", "REASON", "EXIT", "ATTEMPT", "STARTED", "DURATION", "AGE",
-        ];
+        let mut names = vec!["NAME", "PHASE", "REASON", "EXIT", "DURATION", "AGE"];
         if self.namespace {
             names.insert(0, "NAMESPACE");
         }
         if self.wide {
-            names.extend(["NODE", "COMMAND"]);
+            names.extend(["ATTEMPT", "STARTED", "NODE", "COMMAND"]);
         }
         names.into_iter().map(str::to_owned).collect()
+    }
+
+    /// A line with cells about as wide as they get, but for the name.
+    #[must_use]
+    pub fn widest(self) -> Vec<String> {
+        let mut cells = vec!["", "Succeeded", "DeadlineExceeded", "SIGKILL", "59m59s"];
+        if self.namespace {
+            cells.insert(0, "");
+        }
+        cells.into_iter().map(str::to_owned).collect()
     }
 
     /// The line of one object. One that this version cannot read has its name and little more.
@@ -41,7 +49,7 @@ impl Columns {
         let mut cells = vec![name];
         match &process {
             Ok(process) => cells.extend(facts(process, now)),
-            Err(_) => cells.extend(["Unreadable", "", "", "", "", ""].map(str::to_owned)),
+            Err(_) => cells.extend(["Unreadable", "", "", ""].map(str::to_owned)),
         }
         cells.push(since(created, now));
         if self.namespace {
@@ -49,6 +57,12 @@ impl Columns {
         }
         if self.wide {
             let process = process.ok();
+            let status = process
+                .as_ref()
+                .and_then(|process| process.status.clone())
+                .unwrap_or_default();
+            cells.push(status.attempt.map(|attempt| attempt.to_string()).unwrap_or_default());
+            cells.push(since(status.started_at, now));
             cells.push(process.as_ref().and_then(node).unwrap_or_default());
             cells.push(process.map(|process| command(&process.spec.argv())).unwrap_or_default());
         }
@@ -56,8 +70,8 @@ impl Columns {
     }
 }
 
-/// PHASE, REASON, EXIT, ATTEMPT, STARTED, DURATION.
-fn facts(process: &RemoteProcess, now: Timestamp) -> [String; 6] {
+/// PHASE, REASON, EXIT, DURATION.
+fn facts(process: &RemoteProcess, now: Timestamp) -> [String; 4] {
     let status = process.status.clone().unwrap_or_default();
     let code = status.exit_code.map(|code| code.to_string());
     let is_running = status.finished_at.is_none();
@@ -69,8 +83,6 @@ fn facts(process: &RemoteProcess, now: Timestamp) -> [String; 6] {
         status.phase.unwrap_or_default().to_string(),
         reason,
         code.or(status.signal).unwrap_or_default(),
-        status.attempt.map(|attempt| attempt.to_string()).unwrap_or_default(),
-        since(status.started_at, now),
         duration,
     ]
 }

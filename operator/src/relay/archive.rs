@@ -26,6 +26,7 @@ use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use remoteprocess_api::identifier;
 
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
@@ -332,8 +333,11 @@ fn contested() -> Error {
 
 /// A UID becomes part of a path and may come from a peer.
 fn check_uid(uid: &str) -> Result<(), Error> {
-    let fits = (1..=64).contains(&uid.len()) && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if fits { Ok(()) } else { Err(Error::Uid) }
+    if identifier::is_uid(uid) {
+        Ok(())
+    } else {
+        Err(Error::Uid)
+    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessRevie
 use kube::{Api, Client, api::PostParams};
 use remoteprocess_api::names;
 use remoteprocess_tls::{PeerIdentity, Role, User};
+use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
 use tonic::{Request, Status};
 
@@ -23,7 +24,7 @@ const ALLOWED: Duration = Duration::from_secs(30);
 /// How long a refusal is believed: somebody who was just given the right should not have to wait.
 const DENIED: Duration = Duration::from_secs(2);
 
-/// Answers kept at a time.
+/// Answers kept at a time, of about 64 bytes each: a question is kept as its digest, for groups have any size.
 const CAPACITY: usize = 16 * 1024;
 
 /// Limit for one question to the API server.
@@ -67,16 +68,11 @@ impl Action {
 /// Asks the API server who may do what, and remembers the answers for a short time.
 pub struct Authorizer {
     client: Client,
-    answers: Mutex<HashMap<Question, Answer>>,
+    answers: Mutex<HashMap<Digest, Answer>>,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Question {
-    user: User,
-    action: Action,
-    namespace: String,
-    name: String,
-}
+/// SHA-256 of a question.
+type Digest = [u8; 32];
 
 #[derive(Clone, Copy)]
 struct Answer {
@@ -100,15 +96,15 @@ impl Authorizer {
     /// # Errors
     /// `PermissionDenied` with the missing RBAC rule as YAML; `Unavailable` when the API server does not answer.
     pub async fn authorize(&self, user: &User, action: Action, namespace: &str, name: &str) -> Result<(), Status> {
-        let question = Question {
-            user: user.clone(),
-            action,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        };
+        let review = build_review(user, action, namespace, name);
+        let question = digest(&review)?;
         let is_allowed = match self.remembered(&question) {
             Some(is_allowed) => is_allowed,
-            None => self.ask(question).await?,
+            None => {
+                let is_allowed = self.ask(&review).await?;
+                self.remember(question, is_allowed);
+                is_allowed
+            }
         };
         if is_allowed {
             Ok(())
@@ -117,7 +113,7 @@ impl Authorizer {
         }
     }
 
-    fn remembered(&self, question: &Question) -> Option<bool> {
+    fn remembered(&self, question: &Digest) -> Option<bool> {
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         answers
             .get(question)
@@ -125,28 +121,25 @@ impl Authorizer {
             .map(|answer| answer.is_allowed)
     }
 
-    async fn ask(&self, question: Question) -> Result<bool, Status> {
+    async fn ask(&self, review: &SubjectAccessReview) -> Result<bool, Status> {
         let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
-        let review = build_review(&question);
         let params = PostParams::default();
-        let is_allowed = match timeout(LIMIT, reviews.create(&params, &review)).await {
-            Ok(Ok(answer)) => answer
+        match timeout(LIMIT, reviews.create(&params, review)).await {
+            Ok(Ok(answer)) => Ok(answer
                 .status
-                .is_some_and(|status| status.allowed && status.denied != Some(true)),
+                .is_some_and(|status| status.allowed && status.denied != Some(true))),
             Ok(Err(error)) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "a permission cannot be checked"
                 );
-                return Err(unavailable());
+                Err(unavailable())
             }
-            Err(_) => return Err(unavailable()),
-        };
-        self.remember(question, is_allowed);
-        Ok(is_allowed)
+            Err(_) => Err(unavailable()),
+        }
     }
 
-    fn remember(&self, question: Question, is_allowed: bool) {
+    fn remember(&self, question: Digest, is_allowed: bool) {
         let now = Instant::now();
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if answers.len() >= CAPACITY {
@@ -226,29 +219,29 @@ fn unavailable() -> Status {
     Status::unavailable("the API server cannot be asked for permission now")
 }
 
-fn build_review(question: &Question) -> SubjectAccessReview {
-    let (verb, subresource) = question.action.rule();
-    let User {
-        name,
-        groups,
-        uid,
-        extra,
-    } = &question.user;
+/// What a question is remembered by. The maps of a review are sorted, so equal questions have equal texts.
+fn digest(review: &SubjectAccessReview) -> Result<Digest, Status> {
+    let text = serde_json::to_vec(&review.spec).map_err(|error| Status::internal(error.to_string()))?;
+    Ok(Sha256::digest(&text).into())
+}
+
+fn build_review(user: &User, action: Action, namespace: &str, name: &str) -> SubjectAccessReview {
+    let (verb, subresource) = action.rule();
     let attributes = ResourceAttributes {
         group: Some(names::GROUP.to_owned()),
         version: Some(names::VERSION.to_owned()),
         resource: Some(RESOURCE.to_owned()),
         subresource: some(subresource),
         verb: Some(verb.to_owned()),
-        namespace: some(&question.namespace),
-        name: some(&question.name),
+        namespace: some(namespace),
+        name: some(name),
         ..ResourceAttributes::default()
     };
     let spec = SubjectAccessReviewSpec {
-        user: Some(name.clone()),
-        groups: Some(groups.clone()),
-        uid: some(uid),
-        extra: (!extra.is_empty()).then(|| extra.clone()),
+        user: Some(user.name.clone()),
+        groups: Some(user.groups.clone()),
+        uid: some(&user.uid),
+        extra: (!user.extra.is_empty()).then(|| user.extra.clone()),
         resource_attributes: Some(attributes),
         ..SubjectAccessReviewSpec::default()
     };

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
-use remoteprocess_api::{RemoteProcess, names};
+use remoteprocess_api::{RemoteProcess, identifier, names};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
@@ -113,8 +113,7 @@ impl Recorder {
 
     /// The controller has not recorded the pod's uid yet: the pod itself is asked.
     async fn check_pod(&self, namespace: &str, pod: &str, claim: &Claim) -> Result<(), Error> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let pod = bounded(api.get_opt(pod)).await?;
+        let pod = self.pod(namespace, pod).await?;
         let fits = pod.is_some_and(|pod| {
             pod.uid().as_deref() == Some(&claim.pod_uid)
                 && pod.owner_references().iter().any(|owner| owner.uid == claim.uid)
@@ -160,10 +159,18 @@ impl Recorder {
     /// # Errors
     /// When the API server does not answer.
     pub async fn has_pod(&self, namespace: &str, pod: &str) -> Result<bool, Error> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let pod = bounded(api.get_opt(pod)).await?;
+        let pod = self.pod(namespace, pod).await?;
         let phase = pod.and_then(|pod| pod.status).and_then(|status| status.phase);
         Ok(phase.is_some_and(|phase| phase != "Succeeded" && phase != "Failed"))
+    }
+
+    /// A pod by its name in a status, which is a part of the path of the request: no pod has a name that is none.
+    async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, Error> {
+        if !identifier::is_name(name) {
+            return Ok(None);
+        }
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        bounded(api.get_opt(name)).await
     }
 
     /// Builds from the object as it is and writes, until it is written or there is nothing to write to.

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
-use remoteprocess_api::RemoteProcess;
+use remoteprocess_api::{RemoteProcess, identifier};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::relay_server::Relay;
 use remoteprocess_proto::v1::{
@@ -138,6 +138,7 @@ impl RelayParts {
                 "give the process's namespace and name, or its uid",
             ));
         }
+        check_key(&key)?;
         if key.uid.is_empty() || !key.namespace.is_empty() {
             self.authorizer
                 .authorize(user, action, &key.namespace, &key.name)
@@ -250,6 +251,23 @@ impl Target {
     }
 }
 
+/// Each part of a key is empty or what the Kubernetes API takes for one. So it has a bound, and nobody is asked about it.
+fn check_key(key: &ProcessKey) -> Result<(), Status> {
+    let parts = [
+        (
+            "namespace",
+            &key.namespace,
+            identifier::is_namespace as fn(&str) -> bool,
+        ),
+        ("name", &key.name, identifier::is_name),
+        ("uid", &key.uid, identifier::is_uid),
+    ];
+    match parts.into_iter().find(|(_, text, is)| !text.is_empty() && !is(text)) {
+        None => Ok(()),
+        Some((what, ..)) => Err(Status::invalid_argument(format!("no process can have this {what}"))),
+    }
+}
+
 fn not_found(key: &ProcessKey) -> String {
     if key.uid.is_empty() {
         format!("there is no RemoteProcess {} in namespace {}", key.name, key.namespace)
@@ -312,6 +330,11 @@ impl Relay for RelayService {
         let user = authorize::user(&request)?;
         let request = request.into_inner();
         check_protocol(request.protocol)?;
+        let namespace = request.namespace.clone();
+        check_key(&ProcessKey {
+            namespace,
+            ..ProcessKey::default()
+        })?;
         self.parts
             .authorizer
             .authorize(&user, Action::List, &request.namespace, "")

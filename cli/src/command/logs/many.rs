@@ -16,7 +16,7 @@ use super::{Failure, Job, LogsArgs, form, key, label, sequel, shown, verify, wan
 use crate::connect::{Cluster, Rule, Shared};
 use crate::exit::{self, Verdict};
 use crate::follow::{Backoff, Dial, NEW_LIMIT, Narrator};
-use crate::output::Output;
+use crate::output::{Output, complain};
 
 /// The processes that are meant: those that are there, and those that come.
 type Coming<'a> = Pin<Box<dyn Stream<Item = Result<Found, Failure>> + 'a>>;
@@ -36,10 +36,10 @@ pub async fn run(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<u8, Failure>
     let output = Output::standard(form(args, true), args.raw)?;
     let dial = Shared::new(cluster.clone());
     let work = |key: ProcessKey| one(dial.clone(), cluster, args, &output, key);
-    let mut worst = 0;
     if !args.follow {
+        let (keys, mut worst) = there(cluster, args).await?;
         // One after the other: what belongs together stays together.
-        for key in there(cluster, args).await? {
+        for key in keys {
             worst = worse(worst, work(key).await?);
         }
         output.flush().await?;
@@ -51,7 +51,8 @@ pub async fn run(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<u8, Failure>
         is_quiet: args.quiet,
         output: &output,
     };
-    let worst = turns.run(coming(cluster, args).await?, work).await?;
+    let (coming, missing) = coming(cluster, args).await?;
+    let worst = worse(missing, turns.run(coming, work).await?);
     output.flush().await?;
     Ok(worst)
 }
@@ -182,14 +183,21 @@ async fn report(
     Ok(verdict.code)
 }
 
-/// The processes that are there, oldest first; named ones in the order in which they are named.
-async fn there(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<Vec<ProcessKey>, Failure> {
-    let mut keys = Vec::new();
+/// The processes that are there, oldest first; named ones in the order in which they are named. One that is missing does
+/// not hide the others: it is said, and the code is the failure's.
+async fn there(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<(Vec<ProcessKey>, u8), Failure> {
+    let (mut keys, mut worst) = (Vec::new(), 0);
     if !args.names.is_empty() {
         for name in &args.names {
-            keys.push(key(cluster, Some(name), None).await?);
+            match key(cluster, Some(name), None).await {
+                Ok(key) => keys.push(key),
+                Err(failure) => {
+                    complain(&failure.text);
+                    worst = worse(worst, failure.code);
+                }
+            }
         }
-        return Ok(keys);
+        return Ok((keys, worst));
     }
     let params = ListParams {
         label_selector: args.selector.clone(),
@@ -203,16 +211,17 @@ async fn there(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<Vec<ProcessKey
     });
     keys.extend(list.iter().map(meant));
     if keys.is_empty() && !args.quiet {
-        crate::output::complain("there are no such processes");
+        complain("no processes found");
     }
-    Ok(keys)
+    Ok((keys, worst))
 }
 
 /// The processes that are there and, where they are not named, each that comes.
-async fn coming<'a>(cluster: &'a Arc<Cluster>, args: &LogsArgs) -> Result<Coming<'a>, Failure> {
+async fn coming<'a>(cluster: &'a Arc<Cluster>, args: &LogsArgs) -> Result<(Coming<'a>, u8), Failure> {
     if !args.names.is_empty() {
-        let named = there(cluster, args).await?.into_iter().map(Found::One);
-        return Ok(Box::pin(futures::stream::iter(named.chain([Found::All]).map(Ok))));
+        let (keys, worst) = there(cluster, args).await?;
+        let named = keys.into_iter().map(Found::One).chain([Found::All]);
+        return Ok((Box::pin(futures::stream::iter(named.map(Ok))), worst));
     }
     let mut config = watcher::Config::default();
     config.label_selector.clone_from(&args.selector);
@@ -239,7 +248,8 @@ async fn coming<'a>(cluster: &'a Arc<Cluster>, args: &LogsArgs) -> Result<Coming
             }
         }
     });
-    Ok(Box::pin(found.filter_map(|found| async { found.transpose() })))
+    let found = found.filter_map(|found| async { found.transpose() });
+    Ok((Box::pin(found), 0))
 }
 
 /// What an event of the watch brings that was not known.

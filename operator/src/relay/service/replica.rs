@@ -9,7 +9,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::state::wire_state;
-use super::{RelayParts, Target};
+use super::{RelayParts, Target, check_key};
 use crate::relay::archive::AttemptKey;
 use crate::relay::authorize::Caller;
 use crate::relay::peers::ATTEMPT;
@@ -49,8 +49,10 @@ impl RelayParts {
         let attempt = metadata
             .get(ATTEMPT)
             .and_then(|attempt| attempt.to_str().ok()?.parse().ok());
+        let process = process.unwrap_or_default();
+        check_key(&process)?;
         let key = AttemptKey {
-            uid: process.unwrap_or_default().uid,
+            uid: process.uid,
             attempt: attempt.ok_or_else(|| Status::invalid_argument("which attempt?"))?,
         };
         let session = self.sessions.get(&key);

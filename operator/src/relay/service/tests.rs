@@ -1,6 +1,6 @@
 //! What a user sees of one process: before, during and after the life of its pod.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -50,13 +50,17 @@ struct Bench {
     parts: Arc<RelayParts>,
     notes: Notes,
     is_allowed: Arc<AtomicBool>,
+    /// How often the API server was asked.
+    asked: Arc<AtomicUsize>,
 }
 
 impl Bench {
     fn new() -> Self {
         let is_allowed = Arc::new(AtomicBool::new(true));
-        let answer = is_allowed.clone();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (answer, count) = (is_allowed.clone(), asked.clone());
         let client = fake_api::client(move |call| {
+            count.fetch_add(1, Ordering::Relaxed);
             let mut review = call.body;
             review["status"] = json!({"allowed": answer.load(Ordering::Relaxed)});
             (201, review)
@@ -83,6 +87,7 @@ impl Bench {
             parts: Arc::new(parts),
             notes,
             is_allowed,
+            asked,
         }
     }
 
@@ -224,6 +229,32 @@ fn only_exit(frames: &[Frame]) -> &Exit {
         [Frame::Exit(exit)] => exit,
         other => panic!("{other:?}"),
     }
+}
+
+/// The remembered answers of refused users once filled the memory with such names.
+#[tokio::test]
+async fn a_name_of_a_megabyte_is_refused_before_anybody_is_asked() {
+    let bench = Bench::new();
+    let key = |namespace: &str, name: &str, uid: &str| ProcessKey {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        uid: uid.to_owned(),
+    };
+    let long = "x".repeat(1 << 20);
+    for odd in [
+        key("default", &long, ""),
+        key(&long, "hello", ""),
+        key("", "", &long),
+        key("default", "#3", ""),
+        key("../x", "hello", ""),
+        key("default", "hello", "a?b"),
+    ] {
+        let refused = bench.parts.allow(&alice(), Action::Log, Some(odd.clone())).await;
+        assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+        let refused = bench.parts.at_home(&MetadataMap::new(), Some(odd));
+        assert_eq!(refused.err().map(|status| status.code()), Some(Code::InvalidArgument));
+    }
+    assert_eq!(bench.asked.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]
