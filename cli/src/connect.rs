@@ -21,6 +21,7 @@ use crate::follow::{Backoff, Dial, DialError};
 use crate::login;
 
 mod cluster;
+mod credential;
 mod forward;
 mod shared;
 

@@ -1,11 +1,12 @@
 use std::path::PathBuf;
 
-use http::{HeaderName, HeaderValue};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client, Config};
 use remoteprocess_api::{RemoteProcess, names};
+use secrecy::ExposeSecret;
 
+use super::credential::{self, Plugin, Renewing, Source};
 use crate::args::{GlobalArgs, given, namespace_name};
 use crate::connect::innermost;
 use crate::follow::DialError;
@@ -93,7 +94,7 @@ impl Cluster {
     /// There is no configuration, or it is wrong.
     pub async fn open(global: &GlobalArgs) -> Result<Self, Error> {
         let mut config = config(global).await.map_err(Error::Config)?;
-        impersonate(&mut config, global)?;
+        impersonate(&mut config, global);
         let namespace = given(global.namespace.as_deref()).unwrap_or_else(|| config.default_namespace.clone());
         let namespace = match namespace.as_str() {
             "" => "default".to_owned(),
@@ -101,7 +102,7 @@ impl Cluster {
                 .map_err(|why| Error::Config(format!("namespace {name:?} of the context: {why}")))?,
         };
         let url = config.cluster_url.to_string();
-        let client = Client::try_from(config).map_err(|error| Error::Config(innermost(&error)))?;
+        let client = authenticated(config, global).await.map_err(Error::Config)?;
         let operator_namespace =
             given(Some(&global.operator_namespace)).unwrap_or_else(|| names::DEFAULT_RELEASE_NAMESPACE.to_owned());
         Ok(Self {
@@ -157,6 +158,7 @@ impl Cluster {
                 )
             }
             kube::Error::Api(status) => format!("cannot {what}: {}", status.message),
+            kube::Error::Service(error) if error.is::<credential::Error>() => format!("cannot {what}: {error}"),
             other => format!("cannot {what}: no answer from {}: {}", self.url, innermost(other)),
         }
     }
@@ -231,27 +233,57 @@ async fn config(global: &GlobalArgs) -> Result<Config, String> {
     }
 }
 
+/// A client of the API server that the configuration describes.
+pub(super) fn client(config: Config) -> Result<Client, String> {
+    Client::try_from(config).map_err(|error| innermost(&error))
+}
+
+/// The same, with credentials that are renewed where the user entry has such.
+async fn authenticated(mut config: Config, global: &GlobalArgs) -> Result<Client, String> {
+    let Some(source) = source(&mut config, global)? else {
+        return client(config);
+    };
+    let namespace = config.default_namespace.clone();
+    let renewing = Renewing::open(config, source)
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok(Client::new(renewing, namespace))
+}
+
+/// Takes what is not a fixed credential out of the user entry.
+fn source(config: &mut Config, global: &GlobalArgs) -> Result<Option<Source>, String> {
+    let user = &mut config.auth_info;
+    let (file, exec) = (user.token_file.take(), user.exec.take());
+    if user.username.is_some() {
+        return Ok(None);
+    }
+    if let Some(path) = file {
+        let fallback = user.token.as_ref().map(|token| token.expose_secret().to_owned());
+        let path = path.into();
+        return Ok(Some(Source::File { path, fallback }));
+    }
+    let Some(mut exec) = exec.filter(|_| user.token.is_none()) else {
+        return Ok(None);
+    };
+    let owner = match given(global.context.as_deref()) {
+        Some(context) => format!("user of context {context:?}"),
+        None => "user of the current context".to_owned(),
+    };
+    let plugin = Plugin::new(exec.clone(), exec.cluster.take(), owner).map_err(|error| error.to_string())?;
+    Ok(Some(Source::Plugin(plugin)))
+}
+
 fn explained(error: &KubeconfigError) -> String {
     format!("no usable kubeconfig: {error}. Name one by --kubeconfig or KUBECONFIG, and a context of it by --context")
 }
 
-fn impersonate(config: &mut Config, global: &GlobalArgs) -> Result<(), Error> {
-    let user = global
-        .impersonate
-        .clone()
-        .or_else(|| config.auth_info.impersonate.clone());
-    let groups = match &global.impersonate {
-        Some(_) => global.impersonate_groups.clone(),
-        None => config.auth_info.impersonate_groups.clone().unwrap_or_default(),
-    };
-    let mut add = |name: &'static str, value: &str| {
-        let value = HeaderValue::from_str(value).map_err(|_| Error::Config(format!("cannot impersonate {value:?}")))?;
-        config.headers.push((HeaderName::from_static(name), value));
-        Ok(())
-    };
-    if let Some(user) = user {
-        add("impersonate-user", &user)?;
-        groups.iter().try_for_each(|group| add("impersonate-group", group))?;
+/// `--as` and `--as-group` go before what the user entry says, each for itself. The client makes the headers.
+fn impersonate(config: &mut Config, global: &GlobalArgs) {
+    let user = &mut config.auth_info;
+    if let Some(name) = given(global.impersonate.as_deref()) {
+        user.impersonate = Some(name);
     }
-    Ok(())
+    if !global.impersonate_groups.is_empty() {
+        user.impersonate_groups = Some(global.impersonate_groups.clone());
+    }
 }

@@ -1,0 +1,255 @@
+//! Credentials that change while we run: of a credential plugin, or of a file.
+//!
+//! Invariant: a credential is obtained once and used for all calls until it is due. A plugin never sees our standard
+//! input, unless it is a terminal and nothing has been read from it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures::future::BoxFuture;
+use http::{Request, Response, StatusCode};
+use jiff::Timestamp;
+use kube::client::Body;
+use kube::{Client, Config};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tower::{BoxError, Service};
+
+pub use plugin::Plugin;
+
+mod plugin;
+
+/// How often a token file is read again, as in client-go.
+const FILE_PERIOD: Duration = Duration::from_secs(60);
+/// How long before its end a credential is renewed.
+const MARGIN: Duration = Duration::from_secs(10);
+/// A refusal and an expiry have no effect for this long, so that a source that gives bad credentials is not asked at
+/// each call.
+const SETTLED: Duration = Duration::from_secs(30);
+/// How long a plugin may run while we are in the middle of something.
+const RENEW_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why there is no credential: a sentence that names its source and the fix.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(pub String);
+
+/// What is shown to the API server.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credential {
+    /// Bearer token.
+    pub token: Option<String>,
+    /// Client certificate and its key, PEM.
+    pub certificate: Option<(String, String)>,
+    /// When it ends, where that is known.
+    pub until: Option<Timestamp>,
+}
+
+impl Credential {
+    fn is_ending(&self, now: Timestamp) -> bool {
+        self.until.is_some_and(|until| until.duration_since(now) <= margin())
+    }
+
+    fn has_ended(&self, now: Timestamp) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+
+    /// The configuration with this credential.
+    fn put_into(&self, mut config: Config) -> Config {
+        let user = &mut config.auth_info;
+        if let Some(token) = &self.token {
+            user.token = Some(token.clone().into());
+        }
+        if let Some((chain, key)) = &self.certificate {
+            user.client_certificate_data = Some(STANDARD.encode(chain));
+            user.client_key_data = Some(STANDARD.encode(key).into());
+        }
+        config
+    }
+}
+
+fn margin() -> jiff::SignedDuration {
+    jiff::SignedDuration::from_secs(i64::try_from(MARGIN.as_secs()).unwrap_or(0))
+}
+
+/// Where credentials come from.
+pub enum Source {
+    /// A plugin prints them.
+    Plugin(Plugin),
+    /// A file has the token.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// The token to use while the file cannot be read.
+        fallback: Option<String>,
+    },
+}
+
+impl Source {
+    async fn get(&self, is_first: bool) -> Result<Credential, Error> {
+        match self {
+            Self::Plugin(plugin) if is_first => plugin.run(true).await,
+            Self::Plugin(plugin) => tokio::time::timeout(RENEW_LIMIT, plugin.run(false))
+                .await
+                .unwrap_or_else(|_| Err(plugin.error(format_args!("has not answered within {RENEW_LIMIT:?}")))),
+            Self::File { path, fallback } => token(path).or_else(|error| {
+                let fallback = fallback.as_ref().ok_or(error)?;
+                Ok(Credential {
+                    token: Some(fallback.clone()),
+                    ..Credential::default()
+                })
+            }),
+        }
+    }
+
+    /// Whether to ask for another credential than `current`.
+    fn is_due(&self, current: &Current, now: Timestamp) -> bool {
+        let age = current.since.elapsed();
+        match self {
+            Self::Plugin(_) => age >= SETTLED && current.credential.is_ending(now),
+            Self::File { .. } => age >= FILE_PERIOD,
+        }
+    }
+}
+
+/// The token in a file, without the white space around it.
+fn token(path: &std::path::Path) -> Result<Credential, Error> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error(format!("cannot read the token file {}: {error}", path.display())))?;
+    match text.trim() {
+        "" => Err(Error(format!("the token file {} is empty", path.display()))),
+        token => Ok(Credential {
+            token: Some(token.to_owned()),
+            ..Credential::default()
+        }),
+    }
+}
+
+/// Calls the API server with a credential that is renewed. Each change makes a new client, so that no connection that was
+/// made with the old certificate stays in use.
+#[derive(Clone)]
+pub struct Renewing {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    source: Source,
+    current: Mutex<Option<Current>>,
+}
+
+#[derive(Clone)]
+struct Current {
+    client: Client,
+    credential: Credential,
+    since: Instant,
+}
+
+impl Renewing {
+    /// Gets the first credential.
+    ///
+    /// # Errors
+    /// There is none, or it is of no use.
+    pub async fn open(config: Config, source: Source) -> Result<Self, Error> {
+        let inner = Inner {
+            config,
+            source,
+            current: Mutex::new(None),
+        };
+        let renewing = Self { inner: Arc::new(inner) };
+        renewing.current(None).await?;
+        Ok(renewing)
+    }
+
+    /// The client to use now; another one than `refused` where there is one.
+    async fn current(&self, refused: Option<&Current>) -> Result<Current, Error> {
+        let mut slot = self.inner.current.lock().await;
+        let now = Timestamp::now();
+        let is_refused = |current: &Current| refused.is_some_and(|refused| refused.since == current.since);
+        if let Some(current) = slot
+            .as_ref()
+            .filter(|current| !is_refused(current) && !self.inner.source.is_due(current, now))
+        {
+            return Ok(current.clone());
+        }
+        let credential = match (self.inner.source.get(slot.is_none()).await, slot.as_ref()) {
+            (Ok(credential), _) => credential,
+            (Err(_), Some(current)) if !is_refused(current) && !current.credential.has_ended(now) => {
+                current.credential.clone()
+            }
+            (Err(error), _) => return Err(error),
+        };
+        let client = match slot.as_ref().filter(|current| current.credential == credential) {
+            Some(current) => current.client.clone(),
+            None => super::cluster::client(credential.put_into(self.inner.config.clone())).map_err(Error)?,
+        };
+        Ok(slot
+            .insert(Current {
+                client,
+                credential,
+                since: Instant::now(),
+            })
+            .clone())
+    }
+
+    async fn send(self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+        let (head, body) = request.into_parts();
+        let copy = body.try_clone();
+        let current = self.current(None).await?;
+        let answer = current.client.send(Request::from_parts(head.clone(), body)).await?;
+        let (Some(copy), true) = (copy, is_refusal(&answer, &current)) else {
+            return Ok(answer);
+        };
+        let next = self.current(Some(&current)).await?;
+        Ok(next.client.send(Request::from_parts(head, copy)).await?)
+    }
+}
+
+fn is_refusal(answer: &Response<Body>, current: &Current) -> bool {
+    answer.status() == StatusCode::UNAUTHORIZED && current.since.elapsed() >= SETTLED
+}
+
+impl Service<Request<Body>> for Renewing {
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.clone().send(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_file_may_end_with_a_line_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        assert!(token(&path).err().unwrap().0.contains("cannot read the token file"));
+        std::fs::write(&path, " \n").unwrap();
+        assert!(token(&path).err().unwrap().0.contains("is empty"));
+        std::fs::write(&path, "abc\n").unwrap();
+        assert_eq!(token(&path).unwrap().token.as_deref(), Some("abc"));
+    }
+
+    #[test]
+    fn a_credential_is_renewed_before_it_ends() {
+        let now = Timestamp::UNIX_EPOCH;
+        let at = |seconds| Credential {
+            until: Some(Timestamp::from_second(seconds).unwrap()),
+            ..Credential::default()
+        };
+        assert!(!Credential::default().is_ending(now) && !Credential::default().has_ended(now));
+        assert!(!at(60).is_ending(now) && at(5).is_ending(now) && !at(5).has_ended(now) && at(-5).has_ended(now));
+    }
+}

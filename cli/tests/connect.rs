@@ -1,0 +1,7 @@
+//! The way to the API server as a user types it: the program itself, a kubeconfig, and an API server of ours behind TLS.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+#[path = "connect/api.rs"]
+mod api;
+#[path = "connect/credential.rs"]
+mod credential;

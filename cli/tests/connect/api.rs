@@ -1,0 +1,184 @@
+//! An API server that knows one token, and kubeconfigs for it.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rcgen::{CertificateParams, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+/// The token that is taken.
+pub const TOKEN: &str = "right";
+
+/// A call that came.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub path: String,
+    pub authorization: Option<String>,
+    pub impersonated: Vec<String>,
+}
+
+/// The server; it ends with the value.
+pub struct Api {
+    pub port: u16,
+    pub folder: tempfile::TempDir,
+    calls: Arc<Mutex<Vec<Call>>>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Api {
+    /// Starts it, with its CA in `ca.crt` of the folder.
+    pub fn start() -> Self {
+        remoteprocess_tls::install_crypto_provider();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["127.0.0.1", "localhost", "api.example.com"].map(str::to_owned);
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+        std::fs::write(folder.path().join("ca.crt"), certificate.pem()).unwrap();
+        let config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+            )
+            .unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let calls = Arc::<Mutex<Vec<Call>>>::default();
+        runtime.spawn(serve(listener, TlsAcceptor::from(Arc::new(config)), calls.clone()));
+        Self {
+            port,
+            folder,
+            calls,
+            _runtime: runtime,
+        }
+    }
+
+    /// What was called until now.
+    pub fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    /// A kubeconfig beside the CA with this user entry, and more for the cluster.
+    pub fn kubeconfig(&self, user: &Value, cluster: &Value) -> PathBuf {
+        let mut entry = json!({
+            "server": format!("https://127.0.0.1:{}", self.port),
+            "certificate-authority": "ca.crt",
+        });
+        entry
+            .as_object_mut()
+            .unwrap()
+            .extend(cluster.as_object().cloned().unwrap_or_default());
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "main",
+            "contexts": [{"name": "main", "context": {"cluster": "c", "user": "alice"}}],
+            "clusters": [{"name": "c", "cluster": entry}],
+            "users": [{"name": "alice", "user": user}],
+        });
+        let path = self.folder.path().join("kubeconfig");
+        std::fs::write(&path, config.to_string()).unwrap();
+        path
+    }
+
+    /// `rproc` with this kubeconfig and no variables that change its way.
+    pub fn rproc(&self, kubeconfig: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin("rproc"));
+        for name in ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"] {
+            command.env_remove(name).env_remove(name.to_lowercase());
+        }
+        command
+            .env_remove("RPROC_SERVER")
+            .env_remove("KUBERNETES_SERVICE_HOST")
+            .env("HOME", self.folder.path())
+            .env("KUBECONFIG", kubeconfig)
+            .args(arguments);
+        command
+    }
+
+    /// A program in the folder.
+    pub fn script(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+}
+
+/// What was written to standard error.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+async fn serve(listener: TcpListener, tls: TlsAcceptor, calls: Arc<Mutex<Vec<Call>>>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let (tls, calls) = (tls.clone(), calls.clone());
+        tokio::spawn(async move {
+            let Ok(stream) = tls.accept(stream).await else { return };
+            let service = service_fn(move |request: Request<Incoming>| {
+                let answer = answer(&request, &calls);
+                async move { Ok::<_, std::convert::Infallible>(answer) }
+            });
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+fn answer(request: &Request<Incoming>, calls: &Mutex<Vec<Call>>) -> Response<Full<bytes::Bytes>> {
+    let text = |name: &str| {
+        let values = request.headers().get_all(name).iter();
+        values
+            .map(|value| value.to_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let call = Call {
+        path: request.uri().path().to_owned(),
+        authorization: text("authorization").first().cloned(),
+        impersonated: ["impersonate-user", "impersonate-group"]
+            .iter()
+            .flat_map(|name| text(name))
+            .collect(),
+    };
+    let is_known = call.authorization.as_deref() == Some(&format!("Bearer {TOKEN}"));
+    let (code, body) = match call.path.rsplit('/').next().unwrap_or_default() {
+        _ if !is_known => (StatusCode::UNAUTHORIZED, status(401, "Unauthorized")),
+        "remoteprocesses" => (
+            StatusCode::OK,
+            json!({"apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcessList", "metadata": {}, "items": []}),
+        ),
+        "selfsubjectreviews" => (
+            StatusCode::CREATED,
+            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview", "metadata": {},
+                   "status": {"userInfo": {"username": "alice", "groups": ["devs"]}}}),
+        ),
+        _ => (StatusCode::NOT_FOUND, status(404, "not found")),
+    };
+    calls.lock().unwrap().push(call);
+    let body = Full::from(body.to_string());
+    Response::builder()
+        .status(code)
+        .header("content-type", "application/json")
+        .body(body)
+        .unwrap()
+}
+
+fn status(code: u16, message: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+           "code": code, "reason": message, "message": message})
+}
