@@ -3,9 +3,14 @@
 //! The relay is reached by `--server`, by the address that the operator publishes, or by a port-forward through the API
 //! server, in this order.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use std::{error, sync::Arc};
+use std::{error, io};
 
+use futures::TryFutureExt;
+use http::Uri;
+use http::uri::Authority;
+use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use remoteprocess_api::names;
@@ -14,19 +19,28 @@ use remoteprocess_tls::{Dialer, Identity, Role, TrustDomain};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+pub use access::Account;
 pub use cluster::{Cluster, Error, Rule};
+pub use connector::Connector;
+pub use proxy::Proxies;
 pub use shared::Shared;
 
 use crate::follow::{Backoff, Dial, DialError};
 use crate::login;
 
+mod access;
 mod cluster;
+mod connector;
 mod credential;
 mod forward;
+mod kubeconfig;
+mod proxy;
 mod shared;
 
 /// How long the published address may take before a port-forward is tried instead.
 const PUBLISHED_LIMIT: Duration = Duration::from_secs(3);
+/// How long the name of a relay may take to be resolved.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 /// How long one call that is not a stream may take, with all its tries.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 
@@ -192,14 +206,11 @@ impl Relay {
         let trust = self.trust().await?;
         let dialer = Dialer::new(self.identity(&trust).await?);
         if let Some(address) = &self.cluster.server {
-            let channel = dialer
-                .connect(address, &Role::Operator)
-                .await
-                .map_err(|error| unreachable(address, &error))?;
+            let channel = self.reach(&dialer, address).await?;
             return Ok((channel, Way::Server(address.clone())));
         }
         if let Some(address) = &trust.server {
-            let connected = tokio::time::timeout(PUBLISHED_LIMIT, dialer.connect(address, &Role::Operator)).await;
+            let connected = tokio::time::timeout(PUBLISHED_LIMIT, self.reach(&dialer, address)).await;
             if let Ok(Ok(channel)) = connected {
                 return Ok((channel, Way::Published(address.clone())));
             }
@@ -210,6 +221,30 @@ impl Relay {
             .await
             .map_err(|error| unreachable(&pod, &error))?;
         Ok((channel, Way::Forwarded(pod)))
+    }
+
+    /// Connects to an address, directly or through the proxy that the cluster or the environment names.
+    async fn reach(&self, dialer: &Dialer, text: &str) -> Result<Channel, DialError> {
+        let Address { host, port } = Address::parse(text).map_err(DialError::Refused)?;
+        let connector = self.cluster.connector.clone();
+        let is_proxied = connector.is_relay_proxied(&host, port).map_err(DialError::Refused)?;
+        let connected = if is_proxied {
+            let target: Uri = format!("https://{host}:{port}/")
+                .parse()
+                .map_err(|_| DialError::Refused(format!("the relay's address {text:?} makes no URL")))?;
+            let open = move || connector.clone().connect(target.clone()).map_ok(TokioIo::new);
+            dialer.connect_over(&Role::Operator, open).await
+        } else {
+            resolve(text).await?;
+            dialer.connect(text, &Role::Operator).await
+        };
+        connected.map_err(|error| match is_other_server(&error) {
+            true => DialError::Missing(format!(
+                "{text} is not the relay of this cluster: {}. Check --server (RPROC_SERVER)",
+                innermost(&error)
+            )),
+            false => unreachable(text, &error),
+        })
     }
 
     /// Connects, and says by which way.
@@ -265,6 +300,63 @@ pub enum Way {
     Forwarded(String),
 }
 
+/// Host and port of a relay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    host: String,
+    port: u16,
+}
+
+impl Address {
+    /// Reads `host:port`; an address of version 6 is in brackets.
+    ///
+    /// # Errors
+    /// The text is anything else.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let authority = text.parse::<Authority>().ok();
+        authority
+            .filter(|authority| !authority.as_str().contains('@'))
+            .and_then(|authority| {
+                let port = authority.port_u16().filter(|port| *port != 0)?;
+                let host = authority.host().to_owned();
+                (!host.is_empty()).then_some(Self { host, port })
+            })
+            .ok_or_else(|| {
+                format!(
+                    "--server (RPROC_SERVER) {text:?} is not the address of a relay. Write it as HOST:PORT, such as \
+                     relay.example.com:443"
+                )
+            })
+    }
+}
+
+/// A name that nobody knows is no network trouble that passes.
+async fn resolve(address: &str) -> Result<(), DialError> {
+    let why = match tokio::time::timeout(RESOLVE_LIMIT, tokio::net::lookup_host(address)).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {} s", RESOLVE_LIMIT.as_secs()),
+    };
+    Err(DialError::Missing(format!(
+        "the name of the relay {address} cannot be resolved: {why}. Check --server (RPROC_SERVER)"
+    )))
+}
+
+/// Whether something answered that is not our relay: no TLS, or another certificate.
+fn is_other_server(error: &remoteprocess_tls::Error) -> bool {
+    let mut current: Option<&(dyn error::Error + 'static)> = Some(error);
+    while let Some(error) = current {
+        let is_tls = error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::InvalidData);
+        if is_tls || matches!(error.downcast_ref(), Some(remoteprocess_tls::Error::WrongPeer { .. })) {
+            return true;
+        }
+        current = error.source();
+    }
+    false
+}
+
 fn unreachable(target: &str, error: &remoteprocess_tls::Error) -> DialError {
     DialError::Unreachable(format!("the relay at {target}: {}", innermost(error)))
 }
@@ -277,4 +369,32 @@ pub fn innermost(error: &(dyn error::Error + 'static)) -> String {
         current = source;
     }
     current.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonsense_as_the_relays_address_is_refused() {
+        for text in [
+            "foo",
+            "foo:",
+            "foo:0",
+            "foo:99999",
+            ":443",
+            "https://foo:443",
+            "foo:443/x",
+            "u@foo:443",
+            "a b:443",
+            "::1:443",
+            "foo:http",
+        ] {
+            let why = Address::parse(text).unwrap_err();
+            assert!(why.contains("--server") && why.contains("HOST:PORT"), "{text}: {why}");
+        }
+        for text in ["foo:443", "10.0.0.1:8443", "[::1]:443", "a.b.c:1"] {
+            assert!(Address::parse(text).is_ok(), "{text}");
+        }
+    }
 }

@@ -3,5 +3,9 @@
 
 #[path = "connect/api.rs"]
 mod api;
+#[path = "connect/config.rs"]
+mod config;
 #[path = "connect/credential.rs"]
 mod credential;
+#[path = "connect/proxy.rs"]
+mod proxy;

@@ -9,11 +9,12 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
-use remoteprocess_cli::connect::{Cluster, Relay, Way};
+use remoteprocess_cli::connect::{Account, Cluster, Connector, Proxies, Relay, Way};
 use remoteprocess_cli::follow::{Dial, DialError};
 use remoteprocess_tls::{Authority, ClientAuth, Identity, Limits, Role, TrustDomain, User, serve};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 /// An API server with the operator's signer behind it.
@@ -158,6 +159,8 @@ async fn world() -> World {
         namespace: "default".into(),
         operator_namespace: "remoteprocess-system".into(),
         url: "https://cluster".into(),
+        account: Account::default(),
+        connector: Connector::default(),
         server: Some(address.to_string()),
         cache: Some(folder.path().join("rproc")),
     };
@@ -254,5 +257,66 @@ async fn another_authoritys_relay_is_not_talked_to() {
     let mut cluster = ours.cluster.clone();
     cluster.server.clone_from(&theirs.cluster.server);
     let refused = Relay::new(Arc::new(cluster)).dial().await;
-    assert!(matches!(refused, Err(DialError::Unreachable(_))));
+    let Err(DialError::Missing(text)) = refused else {
+        panic!("it is another server")
+    };
+    assert!(text.contains("is not the relay of this cluster"), "{text}");
+}
+
+#[tokio::test]
+async fn a_relay_whose_name_nobody_knows_is_final() {
+    let mut world = world().await;
+    world.cluster.server = Some("nosuch.invalid:443".into());
+    let Err(DialError::Missing(text)) = world.relay().dial().await else {
+        panic!("it is final")
+    };
+    assert!(text.contains("nosuch.invalid:443 cannot be resolved"), "{text}");
+}
+
+/// Grants one CONNECT after the other, to `target`, and tells what it was asked for.
+async fn connect_proxy(target: String) -> (u16, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let seen = Arc::<Mutex<Vec<String>>>::default();
+    let log = seen.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let (target, log) = (target.clone(), log.clone());
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.unwrap());
+                }
+                log.lock().unwrap().push(String::from_utf8(head).unwrap());
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                let mut server = TcpStream::connect(target).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    (port, seen)
+}
+
+#[tokio::test]
+async fn the_relay_is_reached_through_the_proxy_of_the_cluster() {
+    let mut world = world().await;
+    let (port, seen) = connect_proxy(world.cluster.server.clone().unwrap()).await;
+    let config = kube::Config::new("https://cluster".parse().unwrap());
+    let proxies = Proxies::new(&format!("http://127.0.0.1:{port}"), &|_| None);
+    world.cluster.connector = Connector::new(proxies, &config);
+    world.cluster.server = Some("relay.example.com:8443".into());
+    world.relay().dial().await.unwrap();
+    let seen = seen.lock().unwrap().clone();
+    assert!(
+        seen[0].starts_with("CONNECT relay.example.com:8443 HTTP/1.1\r\n"),
+        "{seen:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_relay_on_this_machine_is_not_behind_the_proxy_of_the_cluster() {
+    let mut world = world().await;
+    let config = kube::Config::new("https://cluster".parse().unwrap());
+    world.cluster.connector = Connector::new(Proxies::new("http://127.0.0.1:1", &|_| None), &config);
+    world.relay().dial().await.unwrap();
 }

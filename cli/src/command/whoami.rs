@@ -1,17 +1,26 @@
-//! `rproc whoami`: who the cluster thinks we are, and the way to the relay.
+//! `rproc whoami`: who you are for the cluster, and how the relay is reached.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{DataFormat, Failure, open, print};
 use crate::args::GlobalArgs;
-use crate::connect::{Relay, Way};
+use crate::connect::{Cluster, Relay, Way};
+use crate::follow::DialError;
 use crate::login;
 use crate::render::escape;
 
+/// How long the way to the relay may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
 /// Flags of `whoami`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  rproc whoami\n  rproc whoami -o json | jq -r .user")]
+#[command(
+    after_help = "Exits with 1 if the API server does not say who you are, or if the relay is not reachable.\n\nExamples:\n  rproc whoami\n  rproc whoami -o json | jq -r .user"
+)]
 pub struct WhoamiArgs {
     /// Format
     #[arg(short, long, value_enum)]
@@ -21,49 +30,109 @@ pub struct WhoamiArgs {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Me {
-    user: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
     groups: Vec<String>,
+    credentials: String,
     api_server: String,
     namespace: String,
-    relay: String,
-    certificate_until: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    relay: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_until: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
-/// Connects to the relay and says as whom.
+/// Prints who you are, then connects to the relay and prints how.
 ///
 /// # Errors
-/// There is no way to the API server or the relay.
+/// There is no usable configuration, or no way to the API server or the relay; what is known is printed all the same.
 pub async fn run(global: &GlobalArgs, args: WhoamiArgs) -> Result<u8, Failure> {
     let cluster = open(global).await?;
-    let user = login::user(&cluster).await?;
+    let mut me = Me {
+        user: None,
+        groups: Vec::new(),
+        credentials: format!("{}: {}", cluster.account.owner, cluster.account.means),
+        api_server: cluster.url.clone(),
+        namespace: cluster.namespace.clone(),
+        relay: None,
+        certificate_until: None,
+        error: None,
+    };
+    let end = ask(&cluster, &mut me).await;
+    me.error = end.as_ref().err().map(ToString::to_string);
+    match args.output {
+        Some(format) => format.print(&me)?,
+        None => print(&text(&me))?,
+    }
+    end.map_or_else(|error| Err(Failure::no(error.to_string())), |()| Ok(0))
+}
+
+async fn ask(cluster: &Arc<Cluster>, me: &mut Me) -> Result<(), DialError> {
+    let user = login::user(cluster).await?;
+    me.user = Some(user.username.unwrap_or_default());
+    me.groups = user.groups.unwrap_or_default();
+    let late = |_| DialError::Unreachable(format!("the relay cannot be reached within {} s", LIMIT.as_secs()));
+    tokio::time::timeout(LIMIT, reach(cluster, me)).await.map_err(late)?
+}
+
+async fn reach(cluster: &Arc<Cluster>, me: &mut Me) -> Result<(), DialError> {
     let mut relay = Relay::new(cluster.clone());
     let trust = relay.trust().await?;
     let identity = relay.identity(&trust).await?;
+    me.certificate_until = Timestamp::try_from(identity.not_after()).ok();
     let (_, way) = relay.connect_by().await?;
-    let me = Me {
-        user: user.username.unwrap_or_default(),
-        groups: user.groups.unwrap_or_default(),
-        api_server: cluster.url.clone(),
-        namespace: cluster.namespace.clone(),
-        relay: match way {
-            Way::Server(address) => format!("{address} (by --server)"),
-            Way::Published(address) => format!("{address} (published by the operator)"),
-            Way::Forwarded(pod) => format!("pod {}/{pod} (port-forward)", cluster.operator_namespace),
-        },
-        certificate_until: Timestamp::try_from(identity.not_after()).unwrap_or_default(),
-    };
-    if let Some(format) = args.output {
-        format.print(&me)?;
-        return Ok(0);
+    me.relay = Some(match way {
+        Way::Server(address) => format!("{address} (by --server)"),
+        Way::Published(address) => format!("{address} (published by the operator)"),
+        Way::Forwarded(pod) => format!("pod {}/{pod} (port-forward)", cluster.operator_namespace),
+    });
+    Ok(())
+}
+
+fn text(me: &Me) -> String {
+    let until = me.certificate_until.map(|end| format!("until {end:.0}"));
+    let user = me.user.as_deref();
+    let lines = [
+        ("User:", user.map_or_else(|| "unknown".to_owned(), escape)),
+        ("Groups:", escape(&me.groups.join(", "))),
+        ("Credentials:", escape(&me.credentials)),
+        ("API server:", me.api_server.clone()),
+        ("Namespace:", me.namespace.clone()),
+        ("Relay:", me.relay.clone().unwrap_or_else(|| "not reachable".to_owned())),
+        ("Certificate:", until.unwrap_or_else(|| "none".to_owned())),
+    ];
+    lines
+        .iter()
+        .map(|(name, value)| format!("{name:<14}{value}\n"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_you_are_is_printed_also_where_the_relay_is_not_reachable() {
+        let me = Me {
+            user: Some("alice".into()),
+            groups: vec!["devs".into(), "all".into()],
+            credentials: "user \"alice\" of /k: its token".into(),
+            api_server: "https://a/".into(),
+            namespace: "default".into(),
+            relay: None,
+            certificate_until: None,
+            error: Some("no".into()),
+        };
+        insta::assert_snapshot!(text(&me), @r#"
+        User:         alice
+        Groups:       devs, all
+        Credentials:  user "alice" of /k: its token
+        API server:   https://a/
+        Namespace:    default
+        Relay:        not reachable
+        Certificate:  none
+        "#);
     }
-    print(&format!(
-        "User:         {}\nGroups:       {}\nAPI server:   {}\nNamespace:    {}\nRelay:        {}\nCertificate:  until {:.0}\n",
-        escape(&me.user),
-        escape(&me.groups.join(", ")),
-        me.api_server,
-        me.namespace,
-        me.relay,
-        me.certificate_until
-    ))?;
-    Ok(0)
 }

@@ -1,14 +1,14 @@
 use std::path::PathBuf;
 
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
-use kube::core::{ApiResource, DynamicObject};
-use kube::{Api, Client, Config};
+use kube::core::{ApiResource, DynamicObject, Status};
+use kube::{Api, Client};
 use remoteprocess_api::{RemoteProcess, names};
-use secrecy::ExposeSecret;
 
-use super::credential::{self, Plugin, Renewing, Source};
+use super::access::{self, Account};
+use super::connector::{Connector, client};
+use super::credential::{self, Renewing};
+use super::{Address, innermost};
 use crate::args::{GlobalArgs, given, namespace_name};
-use crate::connect::innermost;
 use crate::follow::DialError;
 
 /// Why the API server cannot be asked, or what it answered.
@@ -81,6 +81,10 @@ pub struct Cluster {
     pub operator_namespace: String,
     /// Address of the API server.
     pub url: String,
+    /// The credentials in words.
+    pub account: Account,
+    /// The way to its addresses.
+    pub connector: Connector,
     /// `--server`.
     pub server: Option<String>,
     /// Folder for client certificates, where there is one.
@@ -88,29 +92,44 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Reads the configuration as kubectl does; inside of a pod, that of its ServiceAccount. Calls nobody yet.
+    /// Reads the configuration as kubectl does; in a pod, that of its ServiceAccount. Runs a credential plugin, and calls
+    /// nobody else yet.
     ///
     /// # Errors
-    /// There is no configuration, or it is wrong.
+    /// There is no configuration, it is wrong, or it has no credentials.
     pub async fn open(global: &GlobalArgs) -> Result<Self, Error> {
-        let mut config = config(global).await.map_err(Error::Config)?;
-        impersonate(&mut config, global);
+        let server = given(global.server.as_deref());
+        if let Some(server) = &server {
+            Address::parse(server).map_err(Error::Config)?;
+        }
+        let access = access::read(global, &|name| std::env::var_os(name)).map_err(Error::Config)?;
+        let config = access.config;
         let namespace = given(global.namespace.as_deref()).unwrap_or_else(|| config.default_namespace.clone());
-        let namespace = match namespace.as_str() {
-            "" => "default".to_owned(),
-            name => namespace_name(name)
-                .map_err(|why| Error::Config(format!("namespace {name:?} of the context: {why}")))?,
-        };
-        let url = config.cluster_url.to_string();
-        let client = authenticated(config, global).await.map_err(Error::Config)?;
+        let namespace =
+            namespace_name(&namespace).map_err(|why| Error::Config(format!("namespace {namespace:?}: {why}")))?;
         let operator_namespace =
             given(Some(&global.operator_namespace)).unwrap_or_else(|| names::DEFAULT_RELEASE_NAMESPACE.to_owned());
+        let url = config.cluster_url.to_string();
+        let connector = Connector::new(access.proxies, &config);
+        let client = match access.source {
+            Some(source) => {
+                let renewing = Renewing::open(config, connector.clone(), source).await;
+                Client::new(
+                    renewing.map_err(|error| Error::Config(error.to_string()))?,
+                    namespace.clone(),
+                )
+            }
+            None => client(&config, connector.clone())
+                .map_err(|error| Error::Config(format!("{}: {}", access.account.owner, innermost(&error))))?,
+        };
         Ok(Self {
             client,
             namespace,
             operator_namespace,
             url,
-            server: given(global.server.as_deref()),
+            account: access.account,
+            connector,
+            server,
             cache: cache(),
         })
     }
@@ -136,6 +155,12 @@ impl Cluster {
     #[must_use]
     pub fn sentence(&self, error: &kube::Error, rule: &Rule, what: &str) -> String {
         match error {
+            kube::Error::Api(status) if is_unknown_user(status) => self.unknown_user(what),
+            kube::Error::UpgradeConnection(kube::client::UpgradeConnectionError::ProtocolSwitch(code))
+                if code.as_u16() == 401 =>
+            {
+                self.unknown_user(what)
+            }
             kube::Error::Api(status) if status.code == 403 && is_rbac(&status.message) => {
                 format!(
                     "you may not {what}: {}\nThe missing rule:\n{}",
@@ -163,6 +188,14 @@ impl Cluster {
         }
     }
 
+    fn unknown_user(&self, what: &str) -> String {
+        let Account { owner, means, fix } = &self.account;
+        format!(
+            "cannot {what}: {} does not know you by {means} ({owner}). {fix}",
+            self.url
+        )
+    }
+
     /// The same on the way to the relay.
     #[must_use]
     pub fn dial_error(&self, error: &kube::Error, rule: &Rule, what: &str) -> DialError {
@@ -186,6 +219,11 @@ impl Cluster {
     }
 }
 
+/// The API server refused the credentials, or got none and takes us for anonymous.
+fn is_unknown_user(status: &Status) -> bool {
+    status.code == 401 || (status.code == 403 && status.message.contains("User \"system:anonymous\""))
+}
+
 /// Quota, admission and Pod Security answer 403 too; what they say needs no rule.
 fn is_rbac(message: &str) -> bool {
     message.contains("cannot") && message.contains("is forbidden: User")
@@ -206,84 +244,4 @@ fn cache() -> Option<PathBuf> {
 /// The API server has nothing under this path; an object that is not there is told otherwise.
 fn is_unknown(message: &str) -> bool {
     message.contains("could not find the requested") || message.contains("404 page not found")
-}
-
-async fn config(global: &GlobalArgs) -> Result<Config, String> {
-    let options = KubeConfigOptions {
-        context: given(global.context.as_deref()),
-        ..KubeConfigOptions::default()
-    };
-    let read = match &global.kubeconfig {
-        Some(path) => Kubeconfig::read_from(path),
-        None => Kubeconfig::read(),
-    };
-    let is_optional =
-        global.kubeconfig.is_none() && global.context.is_none() && std::env::var_os("KUBECONFIG").is_none();
-    match read {
-        Ok(kubeconfig) => {
-            let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
-                .await
-                .map_err(|error| explained(&error))?;
-            // A cluster that does not answer is said within seconds.
-            config.connect_timeout = Some(std::time::Duration::from_secs(10));
-            Ok(config)
-        }
-        Err(error) if is_optional => Config::incluster().map_err(|_| explained(&error)),
-        Err(error) => Err(explained(&error)),
-    }
-}
-
-/// A client of the API server that the configuration describes.
-pub(super) fn client(config: Config) -> Result<Client, String> {
-    Client::try_from(config).map_err(|error| innermost(&error))
-}
-
-/// The same, with credentials that are renewed where the user entry has such.
-async fn authenticated(mut config: Config, global: &GlobalArgs) -> Result<Client, String> {
-    let Some(source) = source(&mut config, global)? else {
-        return client(config);
-    };
-    let namespace = config.default_namespace.clone();
-    let renewing = Renewing::open(config, source)
-        .await
-        .map_err(|error| error.to_string())?;
-    Ok(Client::new(renewing, namespace))
-}
-
-/// Takes what is not a fixed credential out of the user entry.
-fn source(config: &mut Config, global: &GlobalArgs) -> Result<Option<Source>, String> {
-    let user = &mut config.auth_info;
-    let (file, exec) = (user.token_file.take(), user.exec.take());
-    if user.username.is_some() {
-        return Ok(None);
-    }
-    if let Some(path) = file {
-        let fallback = user.token.as_ref().map(|token| token.expose_secret().to_owned());
-        let path = path.into();
-        return Ok(Some(Source::File { path, fallback }));
-    }
-    let Some(mut exec) = exec.filter(|_| user.token.is_none()) else {
-        return Ok(None);
-    };
-    let owner = match given(global.context.as_deref()) {
-        Some(context) => format!("user of context {context:?}"),
-        None => "user of the current context".to_owned(),
-    };
-    let plugin = Plugin::new(exec.clone(), exec.cluster.take(), owner).map_err(|error| error.to_string())?;
-    Ok(Some(Source::Plugin(plugin)))
-}
-
-fn explained(error: &KubeconfigError) -> String {
-    format!("no usable kubeconfig: {error}. Name one by --kubeconfig or KUBECONFIG, and a context of it by --context")
-}
-
-/// `--as` and `--as-group` go before what the user entry says, each for itself. The client makes the headers.
-fn impersonate(config: &mut Config, global: &GlobalArgs) {
-    let user = &mut config.auth_info;
-    if let Some(name) = given(global.impersonate.as_deref()) {
-        user.impersonate = Some(name);
-    }
-    if !global.impersonate_groups.is_empty() {
-        user.impersonate_groups = Some(global.impersonate_groups.clone());
-    }
 }

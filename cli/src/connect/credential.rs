@@ -19,6 +19,9 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
+use super::connector::{Connector, client};
+use super::innermost;
+
 pub use plugin::Plugin;
 
 mod plugin;
@@ -79,7 +82,7 @@ fn margin() -> jiff::SignedDuration {
 /// Where credentials come from.
 pub enum Source {
     /// A plugin prints them.
-    Plugin(Plugin),
+    Plugin(Box<Plugin>),
     /// A file has the token.
     File {
         /// Its path.
@@ -138,6 +141,7 @@ pub struct Renewing {
 
 struct Inner {
     config: Config,
+    connector: Connector,
     source: Source,
     current: Mutex<Option<Current>>,
 }
@@ -154,9 +158,10 @@ impl Renewing {
     ///
     /// # Errors
     /// There is none, or it is of no use.
-    pub async fn open(config: Config, source: Source) -> Result<Self, Error> {
+    pub async fn open(config: Config, connector: Connector, source: Source) -> Result<Self, Error> {
         let inner = Inner {
             config,
+            connector,
             source,
             current: Mutex::new(None),
         };
@@ -185,7 +190,7 @@ impl Renewing {
         };
         let client = match slot.as_ref().filter(|current| current.credential == credential) {
             Some(current) => current.client.clone(),
-            None => super::cluster::client(credential.put_into(self.inner.config.clone())).map_err(Error)?,
+            None => self.client(&credential)?,
         };
         Ok(slot
             .insert(Current {
@@ -194,6 +199,12 @@ impl Renewing {
                 since: Instant::now(),
             })
             .clone())
+    }
+
+    fn client(&self, credential: &Credential) -> Result<Client, Error> {
+        let config = credential.put_into(self.inner.config.clone());
+        client(&config, self.inner.connector.clone())
+            .map_err(|error| Error(format!("the credential cannot be used: {}", innermost(&error))))
     }
 
     async fn send(self, request: Request<Body>) -> Result<Response<Body>, BoxError> {

@@ -167,7 +167,7 @@ fn answer(request: &Request<Incoming>, calls: &Mutex<Vec<Call>>) -> Response<Ful
             json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview", "metadata": {},
                    "status": {"userInfo": {"username": "alice", "groups": ["devs"]}}}),
         ),
-        _ => (StatusCode::NOT_FOUND, status(404, "not found")),
+        _ => (StatusCode::NOT_FOUND, status(404, "NotFound")),
     };
     calls.lock().unwrap().push(call);
     let body = Full::from(body.to_string());

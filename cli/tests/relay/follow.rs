@@ -10,7 +10,7 @@ use http::StatusCode;
 use kube::Client;
 use kube::client::Body;
 use remoteprocess_cli::command::sequel::{self, Sequel};
-use remoteprocess_cli::connect::Cluster;
+use remoteprocess_cli::connect::{Account, Cluster, Connector};
 use remoteprocess_cli::exit::{self, UNKNOWN};
 use remoteprocess_cli::follow::{Dial, DialError, Error, Follower, Ledger, Narrator, Want};
 use remoteprocess_cli::output::{Output, Sink};
@@ -568,6 +568,8 @@ fn object(code: StatusCode, statuses: Vec<Value>) -> Sequel {
             namespace: "default".into(),
             operator_namespace: "remoteprocess-system".into(),
             url: "https://cluster".into(),
+            account: Account::default(),
+            connector: Connector::default(),
             server: None,
             cache: None,
         }),

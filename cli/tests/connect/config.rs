@@ -1,0 +1,100 @@
+//! The kubeconfig, the flags, and what is said where they are wrong.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::api::{Api, TOKEN, stderr};
+
+#[test]
+fn a_missing_member_of_kubeconfig_does_not_matter() {
+    let api = Api::start();
+    let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &json!({}));
+    let list = format!("/nosuch/file:{}", kubeconfig.display());
+    let output = api
+        .rproc(&kubeconfig, &["ps"])
+        .env("KUBECONFIG", list)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn a_server_without_a_scheme_is_called_with_tls_where_a_ca_is_set() {
+    let api = Api::start();
+    let server = json!({"server": format!("127.0.0.1:{}", api.port)});
+    let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &server);
+    let output = api.rproc(&kubeconfig, &["ps"]).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn a_bad_token_is_said_with_its_user_entry_and_what_to_do() {
+    let api = Api::start();
+    let kubeconfig = api.kubeconfig(&json!({"token": "wrong"}), &json!({}));
+    let output = api.rproc(&kubeconfig, &["ps"]).output().unwrap();
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    for word in ["its token", "user \"alice\"", "kubeconfig", "valid token"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+#[test]
+fn no_credentials_at_all_are_said() {
+    let api = Api::start();
+    let kubeconfig = api.kubeconfig(&json!({}), &json!({}));
+    let text = stderr(&api.rproc(&kubeconfig, &["ps"]).output().unwrap());
+    assert!(text.contains("no credentials (user \"alice\""), "{text}");
+}
+
+#[test]
+fn a_relay_address_that_is_none_ends_at_once() {
+    let api = Api::start();
+    let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &json!({}));
+    let start = Instant::now();
+    for arguments in [
+        &["logs", "job", "-f", "--server", "foo"][..],
+        &["run", "--image", "i", "--server", "https://foo:443", "--", "x"],
+        &["attach", "job", "--server", "foo:0"],
+        &["whoami", "--server", "foo"],
+    ] {
+        let output = api.rproc(&kubeconfig, arguments).output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(125), "{arguments:?}: {text}");
+        assert!(text.contains("HOST:PORT"), "{arguments:?}: {text}");
+    }
+    assert!(api.calls().is_empty(), "nothing is made before");
+    assert!(start.elapsed().as_secs() < 30);
+}
+
+#[test]
+fn whoami_says_who_you_are_though_the_relay_is_not_reachable() {
+    let api = Api::start();
+    let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &json!({}));
+    let output = api.rproc(&kubeconfig, &["whoami"]).output().unwrap();
+    let (shown, text) = (String::from_utf8_lossy(&output.stdout), stderr(&output));
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        shown.contains("User:         alice\n") && shown.contains("Relay:        not reachable"),
+        "{shown}"
+    );
+    assert!(text.contains("no RemoteProcess operator is ready"), "{text}");
+    let output = api.rproc(&kubeconfig, &["whoami", "-o", "json"]).output().unwrap();
+    let me: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&me["user"], me.get("relay")), (&"alice".into(), None));
+    assert!(me["error"].as_str().unwrap().contains("operator"), "{me}");
+}
+
+#[test]
+fn whoami_says_which_credentials_were_refused() {
+    let api = Api::start();
+    let kubeconfig = api.kubeconfig(&json!({"token": "wrong"}), &json!({}));
+    let output = api.rproc(&kubeconfig, &["whoami"]).output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        shown.contains("User:         unknown") && shown.contains("user \"alice\""),
+        "{shown}"
+    );
+}
