@@ -173,6 +173,8 @@ pub fn and_it_is(last: Option<Box<RemoteProcess>>) -> String {
 /// It did not come true in time, or cannot; the code is 1 then.
 pub async fn run(global: &GlobalArgs, args: WaitArgs) -> Result<u8, Failure> {
     let cluster = open(global).await?;
+    // An API server that goes away later is waited for. One that never was there is reported.
+    cluster.reach().await?;
     let deadline = change::deadline(args.timeout);
     let mut failures = Failures::default();
     let names = args.selection.names(&cluster).await?;

@@ -13,7 +13,7 @@ use crate::follow::DialError;
 use crate::login;
 use crate::render::escape;
 
-/// How long the way to the relay may take.
+/// How long the API server and the way to the relay may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Flags of `whoami`.
@@ -60,7 +60,11 @@ pub async fn run(global: &GlobalArgs, args: WhoamiArgs) -> Result<u8, Failure> {
         certificate_until: None,
         error: None,
     };
-    let end = ask(&cluster, &mut me).await;
+    let late = |_| DialError::Unreachable(format!("no answer within {} s", LIMIT.as_secs()));
+    let end = tokio::time::timeout(LIMIT, ask(&cluster, &mut me))
+        .await
+        .map_err(late)
+        .flatten();
     me.error = end.as_ref().err().map(ToString::to_string);
     match args.output {
         Some(format) => format.print(&me)?,
@@ -73,11 +77,6 @@ async fn ask(cluster: &Arc<Cluster>, me: &mut Me) -> Result<(), DialError> {
     let user = login::user(cluster).await?;
     me.user = Some(user.username.unwrap_or_default());
     me.groups = user.groups.unwrap_or_default();
-    let late = |_| DialError::Unreachable(format!("the relay cannot be reached within {} s", LIMIT.as_secs()));
-    tokio::time::timeout(LIMIT, reach(cluster, me)).await.map_err(late)?
-}
-
-async fn reach(cluster: &Arc<Cluster>, me: &mut Me) -> Result<(), DialError> {
     let mut relay = Relay::new(cluster.clone());
     let trust = relay.trust().await?;
     let identity = relay.identity(&trust).await?;

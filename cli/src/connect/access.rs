@@ -14,7 +14,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use secrecy::ExposeSecret;
 
-use super::credential::{Plugin, Source};
+use super::credential::{Plugin, Source, is_sendable};
 use super::kubeconfig::{Kubeconfig, Selected, Variables, nonempty};
 use super::proxy::Proxies;
 use crate::args::{GlobalArgs, given};
@@ -174,6 +174,12 @@ fn check_user(user: &AuthInfo, label: &str) -> Result<(), String> {
         "has exec and auth-provider. Remove one of them"
     } else if has_token && is_set(user.username.as_ref()) {
         "has a token and a username. Remove one of them"
+    } else if user
+        .token
+        .as_ref()
+        .is_some_and(|token| !is_sendable(token.expose_secret()))
+    {
+        "has a token that cannot be a part of a header. It must be one line"
     } else if has_certificate && !has_key {
         "has a client certificate without a key. Add client-key or client-key-data"
     } else {
@@ -221,7 +227,7 @@ fn credentials(user: &mut AuthInfo, cluster: &Cluster, label: &str) -> Result<(O
     }
     if let Some(provider) = provider {
         let token = provider.config.get("id-token").filter(|_| provider.name == "oidc");
-        let token = nonempty(token).ok_or_else(|| {
+        let token = nonempty(token).filter(|token| is_sendable(token)).ok_or_else(|| {
             format!(
                 "{label}: the auth-provider {:?} is not supported. Use a credential plugin (exec), such as kubelogin or \
                  gke-gcloud-auth-plugin",
@@ -522,6 +528,7 @@ mod tests {
             ("{as-uid: x}", "without as"),
             ("{as-user-extra: {a: [b]}}", "without as"),
             ("{token: t, username: u}", "token and a username"),
+            ("{token: \"a\\nb\"}", "one line"),
             ("{client-certificate-data: eA==}", "without a key"),
             (
                 "{client-certificate: /nosuch/crt, client-key: /nosuch/key}",

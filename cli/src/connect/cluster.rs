@@ -151,6 +151,20 @@ impl Cluster {
         }
     }
 
+    /// Calls the API server, whatever it answers.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn reach(&self) -> Result<(), Error> {
+        match self.client.apiserver_version().await {
+            Err(error) if !matches!(error, kube::Error::Api(_)) => {
+                let rule = Rule::connect("", "/version", "get");
+                Err(self.error(&error, &rule, "reach the API server"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A sentence for a failed call to the API server; a missing right is named as YAML.
     #[must_use]
     pub fn sentence(&self, error: &kube::Error, rule: &Rule, what: &str) -> String {

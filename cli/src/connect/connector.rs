@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use std::{error, io};
 
 use futures::future::BoxFuture;
@@ -21,6 +22,9 @@ use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 
 use super::innermost;
 use super::proxy::{Protocol, Proxies, Proxy, is_here};
+
+/// How long a proxy may take for one connection.
+const PROXY_LIMIT: Duration = Duration::from_secs(8);
 
 /// Makes connections to the addresses of one cluster.
 #[derive(Clone, Default)]
@@ -61,9 +65,16 @@ impl Connector {
             return tcp().oneshot(target).await.map(Stream::new).map_err(plain);
         };
         let target = with_port(&target, port)?;
-        self.through(proxy, target)
-            .await
-            .map_err(|error| io::Error::other(format!("{}: {}", proxy.label(), innermost(&*error))))
+        let why = match tokio::time::timeout(PROXY_LIMIT, self.through(proxy, target.clone())).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => innermost(&*error),
+            Err(_) => format!("no answer within {} s", PROXY_LIMIT.as_secs()),
+        };
+        let host = target.host().unwrap_or_default();
+        Err(io::Error::other(format!(
+            "{} does not lead to {host}:{port}: {why}",
+            proxy.label()
+        )))
     }
 
     async fn through(&self, proxy: &Proxy, target: Uri) -> Result<Stream, BoxError> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::future::BoxFuture;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use jiff::Timestamp;
 use kube::client::Body;
 use kube::{Client, Config};
@@ -125,11 +125,17 @@ fn token(path: &std::path::Path) -> Result<Credential, Error> {
         .map_err(|error| Error(format!("cannot read the token file {}: {error}", path.display())))?;
     match text.trim() {
         "" => Err(Error(format!("the token file {} is empty", path.display()))),
+        token if !is_sendable(token) => Err(Error(format!("the token file {} has no valid token", path.display()))),
         token => Ok(Credential {
             token: Some(token.to_owned()),
             ..Credential::default()
         }),
     }
+}
+
+/// Whether a token can be a part of a header. kube panics at one that cannot.
+pub fn is_sendable(token: &str) -> bool {
+    HeaderValue::from_str(&format!("Bearer {token}")).is_ok()
 }
 
 /// Calls the API server with a credential that is renewed. Each change makes a new client, so that no connection that was
@@ -203,8 +209,13 @@ impl Renewing {
 
     fn client(&self, credential: &Credential) -> Result<Client, Error> {
         let config = credential.put_into(self.inner.config.clone());
-        client(&config, self.inner.connector.clone())
-            .map_err(|error| Error(format!("the credential cannot be used: {}", innermost(&error))))
+        client(&config, self.inner.connector.clone()).map_err(|error| match &self.inner.source {
+            Source::Plugin(plugin) => plugin.error(format_args!(
+                "gave a credential that cannot be used: {}",
+                innermost(&error)
+            )),
+            Source::File { .. } => Error(innermost(&error)),
+        })
     }
 
     async fn send(self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
@@ -249,6 +260,8 @@ mod tests {
         assert!(token(&path).err().unwrap().0.contains("cannot read the token file"));
         std::fs::write(&path, " \n").unwrap();
         assert!(token(&path).err().unwrap().0.contains("is empty"));
+        std::fs::write(&path, "a\nb").unwrap();
+        assert!(token(&path).err().unwrap().0.contains("no valid token"));
         std::fs::write(&path, "abc\n").unwrap();
         assert_eq!(token(&path).unwrap().token.as_deref(), Some("abc"));
     }
@@ -262,5 +275,80 @@ mod tests {
         };
         assert!(!Credential::default().is_ending(now) && !Credential::default().has_ended(now));
         assert!(!at(60).is_ending(now) && at(5).is_ending(now) && !at(5).has_ended(now) && at(-5).has_ended(now));
+    }
+
+    /// A plugin that prints a token with this end, and how often it ran.
+    async fn counted(folder: &tempfile::TempDir, until: &str) -> (Renewing, impl Fn() -> usize) {
+        use std::os::unix::fs::PermissionsExt;
+        remoteprocess_tls::install_crypto_provider();
+        let (path, runs) = (folder.path().join("plugin"), folder.path().join("runs"));
+        let text = format!(
+            "#!/bin/sh\necho run >> {}\necho '{{\"kind\": \"ExecCredential\", \"apiVersion\": \"{V1}\", \"status\": {{\
+             \"token\": \"t'$(wc -l < {})'\", \"expirationTimestamp\": \"{until}\"}}}}'\n",
+            runs.display(),
+            runs.display()
+        );
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let exec = serde_json::json!({"command": path, "apiVersion": V1});
+        let plugin = Plugin::new(serde_json::from_value(exec).unwrap(), None, "user".into()).unwrap();
+        let config = Config::new("https://cluster".parse().unwrap());
+        let renewing = Renewing::open(config, Connector::default(), Source::Plugin(Box::new(plugin))).await;
+        let count = move || std::fs::read_to_string(&runs).unwrap().lines().count();
+        (renewing.ok().unwrap(), count)
+    }
+
+    const V1: &str = "client.authentication.k8s.io/v1";
+
+    async fn pass(time: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+    }
+
+    #[tokio::test]
+    async fn a_plugin_runs_again_only_once_its_credential_is_due() {
+        let folder = tempfile::tempdir().unwrap();
+        let (renewing, runs) = counted(&folder, "2020-01-01T00:00:00Z").await;
+        for _ in 0..3 {
+            renewing.current(None).await.ok().unwrap();
+        }
+        assert_eq!(runs(), 1, "one that has ended at once is not asked for at each call");
+        pass(SETTLED).await;
+        let current = renewing.current(None).await.ok().unwrap();
+        assert_eq!((runs(), current.credential.token.as_deref()), (2, Some("t2")));
+        let folder = tempfile::tempdir().unwrap();
+        let (renewing, runs) = counted(&folder, "9000-01-01T00:00:00Z").await;
+        pass(SETTLED * 100).await;
+        renewing.current(None).await.ok().unwrap();
+        assert_eq!(runs(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_plugin_runs_again_after_its_credential_was_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (renewing, runs) = counted(&folder, "9000-01-01T00:00:00Z").await;
+        let refused = renewing.current(None).await.ok().unwrap();
+        let (one, two) = tokio::join!(renewing.current(Some(&refused)), renewing.current(Some(&refused)));
+        assert_eq!((one.ok().unwrap().since, runs()), (two.ok().unwrap().since, 2));
+        let answer = |code| Response::builder().status(code).body(Body::empty()).unwrap();
+        assert!(
+            !is_refusal(&answer(401), &refused),
+            "a fresh one is not asked for again"
+        );
+        pass(SETTLED).await;
+        assert!(is_refusal(&answer(401), &refused) && !is_refusal(&answer(403), &refused));
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_fails_later_does_not_take_a_valid_credential_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let soon = (Timestamp::now() + jiff::SignedDuration::from_secs(8)).to_string();
+        let (renewing, _) = counted(&folder, &soon).await;
+        std::fs::write(folder.path().join("plugin"), "#!/bin/sh\nexit 3\n").unwrap();
+        pass(SETTLED).await;
+        let current = renewing.current(None).await.ok().unwrap();
+        assert_eq!(current.credential.token.as_deref(), Some("t1"));
+        assert!(renewing.current(Some(&current)).await.is_err());
     }
 }

@@ -212,11 +212,15 @@ fn read(file: &Path) -> io::Result<Vec<u8>> {
 fn decode(file: &Path, bytes: &[u8]) -> Result<Kubeconfig, String> {
     let wrong = |why: &dyn std::fmt::Display| format!("the kubeconfig {} cannot be read: {why}", file.display());
     let text = text(bytes).ok_or_else(|| wrong(&"it is not UTF-8 text"))?;
-    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).map_err(|error| wrong(&first_line(&error)))?;
+    // Go takes the last of two equal keys.
+    let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
+    let documents: Vec<Value> =
+        serde_saphyr::from_multiple_with_options(&text, options).map_err(|error| wrong(&first_line(&error)))?;
     let Some(mut document) = documents.into_iter().next().filter(|document| !document.is_null()) else {
         return Ok(Kubeconfig::default());
     };
     drop_nulls(&mut document);
+    name_clusters(&mut document);
     let document: kube::config::Kubeconfig =
         serde_json::from_value(document).map_err(|error| wrong(&first_line(&error)))?;
     let version = document.api_version.unwrap_or_default();
@@ -302,6 +306,16 @@ fn drop_nulls(value: &mut Value) {
             list.iter_mut().for_each(drop_nulls);
         }
         _ => {}
+    }
+}
+
+/// Go reads a context without a cluster as one whose cluster has an empty name; kube refuses the whole file.
+fn name_clusters(document: &mut Value) {
+    let contexts = document.get_mut("contexts").and_then(Value::as_array_mut);
+    for context in contexts.into_iter().flatten() {
+        if let Some(context) = context.get_mut("context").and_then(Value::as_object_mut) {
+            context.entry("cluster").or_insert_with(|| "".into());
+        }
     }
 }
 
@@ -479,6 +493,21 @@ clusters: [{name: c, cluster: {server: 'https://b', proxy-url: 'http://b'}}, {na
         for text in ["", "---\n", "# nothing\n", "null", "contexts: null\nclusters:\n"] {
             assert!(World::new(&[("a", text)]).read(Some("a")).is_ok(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn an_odd_entry_that_is_not_selected_does_no_harm() {
+        let more =
+            "contexts: [{name: odd, context: {user: u}}, {name: none}]\ncurrent-context: first\ncurrent-context: one\n";
+        let world = World::new(&[("a", A), ("odd", more)]);
+        let merged = world.read(Some("odd:a")).unwrap();
+        assert!(merged.select(None).unwrap().is_some());
+        assert!(
+            merged
+                .select(Some("odd"))
+                .unwrap_err()
+                .contains("names the cluster \"\"")
+        );
     }
 
     #[test]

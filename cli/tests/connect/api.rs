@@ -14,7 +14,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 /// The token that is taken.
@@ -33,7 +33,8 @@ pub struct Api {
     pub port: u16,
     pub folder: tempfile::TempDir,
     calls: Arc<Mutex<Vec<Call>>>,
-    _runtime: tokio::runtime::Runtime,
+    tls: TlsAcceptor,
+    runtime: tokio::runtime::Runtime,
 }
 
 impl Api {
@@ -60,13 +61,33 @@ impl Api {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
         let calls = Arc::<Mutex<Vec<Call>>>::default();
-        runtime.spawn(serve(listener, TlsAcceptor::from(Arc::new(config)), calls.clone()));
+        let tls = TlsAcceptor::from(Arc::new(config));
+        runtime.spawn(serve(listener, tls.clone(), calls.clone()));
         Self {
             port,
             folder,
             calls,
-            _runtime: runtime,
+            tls,
+            runtime,
         }
+    }
+
+    /// A port that takes TLS off and leads to another port.
+    pub fn tls_in_front_of(&self, target: u16) -> u16 {
+        let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let tls = self.tls.clone();
+        self.runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    let mut client = tls.accept(stream).await.unwrap();
+                    let mut server = TcpStream::connect(("127.0.0.1", target)).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        });
+        port
     }
 
     /// What was called until now.

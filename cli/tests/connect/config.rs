@@ -49,6 +49,38 @@ fn no_credentials_at_all_are_said() {
 }
 
 #[test]
+fn a_token_of_several_lines_is_no_reason_to_panic() {
+    let api = Api::start();
+    let kubeconfig = api.kubeconfig(&json!({"token": "a\nb"}), &json!({}));
+    let output = api.rproc(&kubeconfig, &["ps"]).output().unwrap();
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    assert!(
+        text.contains("must be one line") && text.contains("user \"alice\""),
+        "{text}"
+    );
+}
+
+#[test]
+fn wait_does_not_wait_for_an_api_server_that_was_never_there() {
+    let api = Api::start();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let server = json!({"server": format!("https://127.0.0.1:{port}")});
+    let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &server);
+    let output = api
+        .rproc(&kubeconfig, &["wait", "x", "--for", "sealed"])
+        .output()
+        .unwrap();
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    assert!(text.contains("cannot reach the API server"), "{text}");
+}
+
+#[test]
 fn a_relay_address_that_is_none_ends_at_once() {
     let api = Api::start();
     let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &json!({}));

@@ -184,3 +184,14 @@ fn a_proxy_that_is_not_there_is_named_without_its_password() {
     let shown = format!("http://127.0.0.1:{port} (from HTTPS_PROXY)");
     assert!(text.contains(&shown) && !text.contains("secret"), "{text}");
 }
+
+#[test]
+fn a_proxy_behind_tls_is_trusted_by_the_ca_of_the_cluster() {
+    let api = Api::start();
+    let proxy = Proxy::start(api.port, connect);
+    let outer = api.tls_in_front_of(proxy.port);
+    let url = format!("https://127.0.0.1:{outer}");
+    let output = ps(&api, &json!({"proxy-url": url}), &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(proxy.seen().len(), 1);
+}

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
-use super::{Credential, Error};
+use super::{Credential, Error, is_sendable};
 use crate::output::complain;
 
 /// Longest answer of a plugin, in bytes.
@@ -204,6 +204,9 @@ fn parse(answer: &[u8], version: &str) -> Result<Credential, String> {
     if token.is_none() && certificate.is_none() {
         return Err("printed neither a token nor a client certificate. Log in with its own tools".to_owned());
     }
+    if token.as_deref().is_some_and(|token| !is_sendable(token)) {
+        return Err("printed a token that cannot be a part of a header".to_owned());
+    }
     let until = set(status.expiration_timestamp)
         .map(|text| text.parse::<Timestamp>())
         .transpose()
@@ -309,6 +312,7 @@ printf '{"kind":"ExecCredential","apiVersion":"%s","status":{"token":"%s-%s"}}' 
             ("null", "without a status"),
             ("{}", "neither"),
             (r#"{"token": ""}"#, "neither"),
+            (r#"{"token": "a\nb"}"#, "part of a header"),
             (r#"{"token": "t", "clientKeyData": "k"}"#, "only one"),
             (r#"{"token": "t", "expirationTimestamp": "soon"}"#, "RFC 3339"),
         ] {
