@@ -7,8 +7,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use remoteprocess_api::{identifier, names};
 
 use crate::command::{
-    attach, completion, delete, describe, exec, extend, get, login, logs, pause, run, signal, stop, version, wait,
-    whoami,
+    attach, completion, delete, describe, exec, extend, get, login, logs, pause, rerun, run, signal, stop, version,
+    wait, whoami,
 };
 
 /// Runs commands in pods and never loses a byte or an exit code.
@@ -16,7 +16,7 @@ use crate::command::{
 /// A RemoteProcess is a command that runs once in a pod. rproc creates it, streams its output and exits with its exit
 /// code; cut connections are resumed where they broke.
 #[derive(Debug, Parser)]
-#[command(name = "rproc", version, propagate_version = true, after_help = EXIT_CODES)]
+#[command(name = "rproc", version, propagate_version = true, after_help = EXIT_CODES, arg_required_else_help = true)]
 pub struct Cli {
     /// Where and as whom.
     #[command(flatten)]
@@ -35,6 +35,8 @@ const EXIT_CODES: &str = "Exit codes of run, logs and exec:
 pub enum Command {
     /// Run a command in a new pod and stream its output
     Run(Box<run::RunArgs>),
+    /// Run a process once more, with the same specification
+    Rerun(rerun::RerunArgs),
     /// Print the output of a process, before, during and after its pod's life
     Logs(logs::LogsArgs),
     /// Connect to a running process, to watch it or to work in it
@@ -101,6 +103,17 @@ pub fn process_name(text: &str) -> Result<String, String> {
         );
     }
     Ok(name.to_owned())
+}
+
+/// The name of another object on the command line, a ServiceAccount, say.
+///
+/// # Errors
+/// The text cannot be a name.
+pub fn object_name(text: &str) -> Result<String, String> {
+    match identifier::is_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("no object can have this name".to_owned()),
+    }
 }
 
 /// A namespace on the command line. An empty one counts as absent, as in kubectl: `NS` unset in a script must not mean

@@ -21,10 +21,12 @@ pub mod describe;
 pub mod exec;
 pub mod extend;
 pub mod get;
+pub mod launch;
 pub mod live;
 pub mod login;
 pub mod logs;
 pub mod pause;
+pub mod rerun;
 pub mod run;
 pub mod selection;
 pub mod sequel;
@@ -136,6 +138,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let global = &cli.global;
     match cli.command {
         Command::Run(args) => run::run(global, *args).await,
+        Command::Rerun(args) => rerun::run(global, args).await,
         Command::Attach(args) => attach::run(global, args).await,
         Command::Exec(args) => exec::run(global, args).await,
         Command::Logs(args) => logs::run(global, args).await,

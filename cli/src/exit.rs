@@ -43,7 +43,16 @@ pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
         } else {
             "it has no exit code"
         };
-        return unknown(format!("{name}: {what}{}. See: rproc describe {name}", because(exit)));
+        let sentence = format!("{name}: {what}{}. See: rproc describe {name}", because(exit));
+        let code = match exit.reason.as_str() {
+            // The program did not start in time.
+            "DeadlineExceeded" => DEADLINE,
+            _ => UNKNOWN,
+        };
+        return Verdict {
+            code,
+            sentence: Some(sentence),
+        };
     };
     if let Some(lost) = losses(ledger.losses()) {
         return unknown(format!("{name} {ended}, but {lost}. See: rproc describe {name}"));
@@ -164,10 +173,17 @@ fn because(exit: &Exit) -> String {
 
 /// An exit code alone does not tell a program that is not there, or one that the kernel killed for want of memory.
 fn explanation(name: &str, exit: &Exit) -> Option<String> {
+    let left = match exit.leftovers {
+        0 => String::new(),
+        1 => "; one process that it had left behind was killed (run --leftovers wait lets it end)".to_owned(),
+        count => {
+            format!("; {count} processes that it had left behind were killed (run --leftovers wait lets them end)")
+        }
+    };
     match exit.reason.as_str() {
-        "" | "Completed" | "NonZeroExit" => None,
-        "Signaled" => Some(format!("{name} {}", ending(exit))),
-        _ => Some(format!("{name} {}{}", ending(exit), because(exit))),
+        "" | "Completed" | "NonZeroExit" if left.is_empty() => None,
+        "" | "Completed" | "NonZeroExit" | "Signaled" => Some(format!("{name} {}{left}", ending(exit))),
+        _ => Some(format!("{name} {}{}{left}", ending(exit), because(exit))),
     }
 }
 
@@ -443,6 +459,26 @@ mod tests {
         ] {
             assert_eq!(of(reason, 0), (UNKNOWN, false), "{reason}");
         }
+    }
+
+    #[test]
+    fn processes_that_a_daemonizing_program_left_behind_are_told() {
+        let left = Exit {
+            leftovers: 2,
+            ..exit(Outcome::Code, 0)
+        };
+        assert_eq!(verdict(&left).code, 0);
+        insta::assert_snapshot!(verdict(&left).sentence.unwrap(), @"job exited with code 0; 2 processes that it had left behind were killed (run --leftovers wait lets them end)");
+    }
+
+    #[test]
+    fn a_start_that_is_late_is_a_deadline_too() {
+        let late = Exit {
+            reason: "DeadlineExceeded".into(),
+            message: "the image could not be pulled".into(),
+            ..exit(Outcome::Unknown, 0)
+        };
+        assert_eq!(verdict(&late).code, DEADLINE);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! begin with `rproc:`. The exit code is the program's, or 125 where it is not known, with a sentence.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
@@ -14,6 +15,7 @@ pub mod command;
 pub mod connect;
 pub mod exit;
 pub mod follow;
+pub mod hint;
 pub mod interact;
 pub mod login;
 pub mod observe;
@@ -24,22 +26,28 @@ pub mod render;
 #[must_use]
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.collect();
+    let is_bare = arguments.len() < 2;
     let parser = args::parser(arguments.first().map(OsString::as_os_str));
     let cli = match parser
-        .try_get_matches_from(arguments)
+        .try_get_matches_from(&arguments)
         .and_then(|found| args::Cli::from_arg_matches(&found))
     {
         Ok(cli) => cli,
-        Err(usage) if usage.use_stderr() => {
+        Err(usage) if usage.use_stderr() && !is_bare => {
             let text = usage.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
+            let hint = hint::hint(&arguments, &usage).map(|hint| format!("hint: {hint}"));
             let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
-            output::complain(&lines.join("\n"));
+            let text = lines.into_iter().chain(hint.as_deref()).collect::<Vec<_>>().join("\n");
+            output::complain(&text);
+            command::launch::record_usage(&arguments, &text);
             return ExitCode::from(exit::UNKNOWN);
         }
+        // Help that was asked for, or that is the answer to no arguments at all, as with kubectl.
         Err(help) => {
             // Nothing is left to do where even the help cannot be written.
-            let _ = help.print();
+            let text = help.render();
+            let _ = write!(std::io::stdout(), "{text}");
             return ExitCode::SUCCESS;
         }
     };

@@ -153,6 +153,15 @@ fn the_result_file_of_an_earlier_run_is_not_taken_for_that_of_a_run_that_failed(
         "{read}"
     );
 
+    assert_eq!(read["name"], "job", "{read}");
+    std::fs::write(&path, "{\"exitCode\": 0}").expect("it is written");
+    stderr(&["run", "--result-file", file, "job", "--wrong", "--", "x"], 125);
+    let read: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("it is there")).expect("JSON");
+    assert!(
+        read["message"].as_str().is_some_and(|text| text.contains("--wrong")),
+        "{read}"
+    );
+
     let text = stderr(
         &[
             "run",
@@ -167,6 +176,13 @@ fn the_result_file_of_an_earlier_run_is_not_taken_for_that_of_a_run_that_failed(
         125,
     );
     assert!(text.contains("/nonexistent/r"), "{text}");
+}
+
+#[test]
+fn without_a_verb_the_help_is_the_answer() {
+    let bare = rproc(&[]).assert().code(0).get_output().clone();
+    assert!(String::from_utf8_lossy(&bare.stdout).contains("Commands:"), "{bare:?}");
+    assert!(bare.stderr.is_empty(), "{bare:?}");
 }
 
 #[test]

@@ -104,9 +104,12 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
         take_over: args.take_over,
         redraw: true,
     };
-    // The input is of one attempt; who only watches sees the next one, too.
-    let is_tried_again = object.spec.retries.is_some() && !writes;
-    let sequel = is_tried_again.then(|| Sequel::new(&cluster, &key));
+    // The input is of one attempt that runs. A reader without input sees the next attempt, too.
+    let has_retries = object.spec.retries.is_some();
+    let sequel = (!writes || !has_retries).then(|| Sequel {
+        may_have_retries: has_retries,
+        ..Sequel::new(&cluster, &key)
+    });
     let leaving = Leaving {
         interaction: match writes {
             true => Interaction::start(relay, key, manner)?,

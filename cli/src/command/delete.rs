@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kube::api::DeleteParams;
+use tokio::time::Instant;
 
 use super::selection::{Failures, Selection};
 use super::{Failure, change, duration, open, print, resource};
@@ -57,12 +58,26 @@ pub async fn run(global: &GlobalArgs, args: DeleteArgs) -> Result<u8, Failure> {
         }
     }
     for (name, uid) in leaving.iter().filter(|_| args.wait) {
-        let is_gone = |seen: &Seen| matches!(seen, Seen::Gone).then_some(Ok(()));
-        let late = |_| format!("{name} is being deleted and is not gone in time. See: rproc describe {name}");
-        let waited = change::until(&cluster, (name, Some(uid)), deadline, is_gone, late).await;
-        failures.keep(waited)?;
+        failures.keep(gone(&cluster, name, uid, deadline).await)?;
     }
     failures.conclude()
+}
+
+/// Deletes a process, if it is there, and waits until it is gone.
+///
+/// # Errors
+/// It may not be deleted.
+pub async fn and_wait(cluster: &Cluster, name: &str) -> Result<(), Failure> {
+    match delete(cluster, name, true).await? {
+        Deletion::Begun(uid) => gone(cluster, name, &uid, None).await,
+        Deletion::Gone | Deletion::Absent => Ok(()),
+    }
+}
+
+async fn gone(cluster: &Cluster, name: &str, uid: &str, deadline: Option<Instant>) -> Result<(), Failure> {
+    let is_gone = |seen: &Seen| matches!(seen, Seen::Gone).then_some(Ok(()));
+    let late = |_| format!("{name} is being deleted and is not gone in time. See: rproc describe {name}");
+    change::until(cluster, (name, Some(uid)), deadline, is_gone, late).await
 }
 
 /// What the API server says of a deletion.

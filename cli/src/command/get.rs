@@ -36,6 +36,9 @@ pub struct GetArgs {
     /// Format
     #[arg(short, long, value_enum)]
     pub output: Option<Format>,
+    /// Keep metadata.managedFields in JSON and YAML
+    #[arg(long)]
+    pub show_managed_fields: bool,
     /// Leave out the line with the names of the columns
     #[arg(long)]
     pub no_headers: bool,
@@ -93,7 +96,7 @@ pub async fn run(global: &GlobalArgs, args: GetArgs) -> Result<u8, Failure> {
         printer.table.fit(&[columns.widest()]);
     }
     let mut failures = Failures::default();
-    let (objects, version) = read(&cluster, &api, &args, &mut failures).await?;
+    let (mut objects, version) = read(&cluster, &api, &args, &mut failures).await?;
     let is_table = matches!(args.output, None | Some(Format::Wide)) && !args.quiet;
     if objects.is_empty() && args.names.is_empty() && !args.watch && is_table {
         let place = if args.all_namespaces {
@@ -103,6 +106,11 @@ pub async fn run(global: &GlobalArgs, args: GetArgs) -> Result<u8, Failure> {
         };
         crate::output::complain(&format!("no processes found{place}"));
         return Ok(0);
+    }
+    if !args.show_managed_fields {
+        objects
+            .iter_mut()
+            .for_each(|object| object.metadata.managed_fields = None);
     }
     if !objects.is_empty() || args.names.is_empty() {
         printer.print_all(&objects, args.names.len() == 1)?;
@@ -180,7 +188,10 @@ async fn watch(
                 while let Some(Ok(event)) = events.next().await {
                     backoff = Backoff::default();
                     match event {
-                        WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object) => {
+                        WatchEvent::Added(mut object)
+                        | WatchEvent::Modified(mut object)
+                        | WatchEvent::Deleted(mut object) => {
+                            object.metadata.managed_fields.take_if(|_| !args.show_managed_fields);
                             version = object.metadata.resource_version.clone().unwrap_or(version);
                             let name = object.metadata.name.clone().unwrap_or_default();
                             if args.names.is_empty() || args.names.contains(&name) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use jiff::Timestamp;
+use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::v1::{Cursor, ProcessKey, Stream};
 use tokio::time::Instant;
 
@@ -54,7 +55,7 @@ pub struct LogsArgs {
     #[arg(long, value_name = "N")]
     pub offset: Option<Offset>,
     /// Put the time before each line
-    #[arg(long)]
+    #[arg(short = 't', long)]
     pub timestamps: bool,
     /// Put the process's name before each line, as is done for several processes
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
@@ -163,7 +164,7 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
     if !is_single {
         return many::run(&cluster, &args).await;
     }
-    let key = key(&cluster, args.names.first(), args.uid.as_deref()).await?;
+    let (key, object) = find(&cluster, args.names.first(), args.uid.as_deref()).await?;
     if args.verify {
         return verify::run(Relay::new(cluster.clone()), &cluster, &args, key).await;
     }
@@ -178,6 +179,13 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
         want: want(&args, key, Timestamp::now()),
     };
     let (_, verdict) = job.run(Relay::new(cluster)).await?;
+    if let Some(sentence) = object
+        .as_deref()
+        .and_then(earlier)
+        .filter(|_| args.attempt == 0 && !args.quiet)
+    {
+        output.line(&sentence).await?;
+    }
     if let Some(sentence) = verdict
         .sentence
         .filter(|_| !args.quiet || verdict.code == exit::UNKNOWN)
@@ -316,18 +324,45 @@ fn want(args: &LogsArgs, process: ProcessKey, now: Timestamp) -> Want {
     }
 }
 
-/// The uid is pinned, so that a later process of the same name is not taken for this one.
+/// Says that the output of earlier attempts is not shown, where there is any.
+fn earlier(object: &RemoteProcess) -> Option<String> {
+    let status = object.status.as_ref()?;
+    let latest = status.attempt?;
+    let ran = status
+        .attempts
+        .iter()
+        .filter(|attempt| attempt.number < latest && attempt.granted_at.is_some());
+    let last = ran.map(|attempt| attempt.number).max()?;
+    let name = object.metadata.name.as_deref().unwrap_or_default();
+    Some(format!(
+        "this is attempt {latest} of {name}. Earlier ones: rproc logs --attempt {last} {name}"
+    ))
+}
+
 async fn key(cluster: &Arc<Cluster>, name: Option<&String>, uid: Option<&str>) -> Result<ProcessKey, Failure> {
+    Ok(find(cluster, name, uid).await?.0)
+}
+
+/// The process that is meant, and the object where it may be read. The uid is pinned, so that a later process of the same
+/// name is not taken for this one.
+async fn find(
+    cluster: &Arc<Cluster>,
+    name: Option<&String>,
+    uid: Option<&str>,
+) -> Result<(ProcessKey, Option<Box<RemoteProcess>>), Failure> {
     let mut key = ProcessKey {
         namespace: cluster.namespace.clone(),
         name: name.cloned().unwrap_or_default(),
         uid: uid.unwrap_or_default().to_owned(),
     };
     if !key.uid.is_empty() {
-        return Ok(key);
+        return Ok((key, None));
     }
     match cluster.processes().get_opt(&key.name).await {
-        Ok(Some(object)) => key.uid = object.metadata.uid.unwrap_or_default(),
+        Ok(Some(object)) => {
+            key.uid = object.metadata.uid.clone().unwrap_or_default();
+            return Ok((key, Some(Box::new(object))));
+        }
         Ok(None) => {
             return Err(Failure::new(format!(
                 "there is no process {} in namespace {}. The output of a deleted one is read by --uid",
@@ -342,7 +377,7 @@ async fn key(cluster: &Arc<Cluster>, name: Option<&String>, uid: Option<&str>) -
                 .into());
         }
     }
-    Ok(key)
+    Ok((key, None))
 }
 
 #[cfg(test)]
@@ -361,6 +396,25 @@ mod tests {
             ProcessKey::default(),
             "2026-01-01T00:00:10Z".parse().unwrap(),
         )
+    }
+
+    #[test]
+    fn earlier_attempts_are_not_silently_left_out() {
+        let object = |attempts: serde_json::Value| -> RemoteProcess {
+            serde_json::from_value(serde_json::json!({
+                "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "job"},
+                "spec": {"image": "i", "command": ["x"]}, "status": {"attempt": 3, "attempts": attempts},
+            }))
+            .unwrap()
+        };
+        let ran = |number: u32| serde_json::json!({"number": number, "grantedAt": "2026-01-01T00:00:00Z"});
+        let waited = |number: u32| serde_json::json!({"number": number});
+        let said = earlier(&object([ran(1), ran(2), ran(3)].into_iter().collect())).unwrap();
+        insta::assert_snapshot!(said, @"this is attempt 3 of job. Earlier ones: rproc logs --attempt 2 job");
+        assert_eq!(
+            earlier(&object([waited(1), waited(2), ran(3)].into_iter().collect())),
+            None
+        );
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use remoteprocess_api::{Phase, Reason, RemoteProcess};
+use remoteprocess_api::{Phase, Reason};
+use remoteprocess_proto::v1::exit::Source;
 use remoteprocess_proto::v1::{Exit, ProcessKey};
 use tokio::time::Instant;
 
@@ -11,6 +12,7 @@ use crate::connect::{Cluster, Rule};
 use crate::exit;
 use crate::follow::{Dial, Error, Follower};
 use crate::observe::{self, Seen};
+use crate::output::Output;
 
 /// How long an API server has that has not said yet whether there are further attempts at all.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,6 +29,8 @@ pub struct Sequel {
     pub key: ProcessKey,
     /// An end that is known is not held back for longer by an API server that does not answer.
     pub patience: Duration,
+    /// False where the specification is known to have no retries: then the end of a program that ran is the last word.
+    pub may_have_retries: bool,
 }
 
 /// What the object says of the time after an attempt.
@@ -55,18 +59,20 @@ pub async fn follow<D: Dial>(
         let (Some(sequel), Some(exit), Some(attempt)) = (sequel, &end, follower.ledger.attempt()) else {
             return Ok(end);
         };
+        // Without retries only an attempt that ran nothing, or whose end nobody saw, is followed by another.
+        let has_run = exit.source() == Source::Entrypoint;
         // Nothing follows a success, whatever the object says by now.
-        if exit::code(exit) == Some(0) && exit.stop.is_none() {
+        if exit::is_success(exit) || (has_run && !sequel.may_have_retries) {
             return Ok(end);
         }
-        let Some(next) = sequel.after(attempt, follower, is_quiet).await? else {
+        let name = &sequel.key.name;
+        let said = exit::judge(name, exit, &follower.ledger).sentence;
+        let said = said.unwrap_or_else(|| exit::ended(name, exit));
+        let said = (!is_quiet).then(|| format!("attempt {attempt}: {said}"));
+        let Some(next) = sequel.after((attempt, has_run), follower.output, said).await? else {
             return Ok(end);
         };
-        let name = &sequel.key.name;
         if !is_quiet {
-            let said = exit::judge(name, exit, &follower.ledger).sentence;
-            let said = said.unwrap_or_else(|| exit::ended(name, exit));
-            follower.output.line(&format!("attempt {attempt}: {said}")).await?;
             follower
                 .output
                 .line(&format!("attempt {next} of {name} begins"))
@@ -85,15 +91,17 @@ impl Sequel {
             cluster: cluster.clone(),
             key: key.clone(),
             patience: PATIENCE,
+            may_have_retries: true,
         }
     }
 
-    /// The attempt that follows; `None`: there is none. Whoever may not read the object sees one attempt only.
-    async fn after<D>(&self, attempt: u32, follower: &Follower<'_, D>, is_quiet: bool) -> Result<Option<u32>, Error> {
+    /// The attempt that follows; `None`: there is none, as for a user who may not read the object. Where one follows,
+    /// `said` tells how the attempt ended, and then why the next one waits; `None` says nothing.
+    async fn after(&self, ended: Ended, output: &Output, said: Option<String>) -> Result<Option<u32>, Error> {
         let api = self.cluster.processes();
         let uid = Some(self.key.uid.as_str()).filter(|uid| !uid.is_empty());
         let later = |text: String| Error::Sequel(text);
-        let look = |deadline| observe::until(&api, &self.key.name, uid, deadline, |seen| next(seen, attempt));
+        let look = |deadline| observe::until(&api, &self.key.name, uid, deadline, |seen| next(seen, ended));
         // First what keeps it, so that a long back-off is explained while it lasts.
         let mut first = look(Some(Instant::now() + self.patience)).await;
         if let Err(observe::Error::TimedOut(Some(_))) = first {
@@ -101,19 +109,25 @@ impl Sequel {
         }
         let told = match first {
             Ok(Next::Nothing) => return Ok(None),
-            Ok(Next::Attempt(number)) => return Ok(Some(number)),
+            Ok(Next::Attempt(number)) => {
+                if let Some(said) = said {
+                    output.line(&said).await?;
+                }
+                return Ok(Some(number));
+            }
             Ok(Next::Later(message)) => message,
             Err(observe::Error::TimedOut(_)) => {
                 let sentence = "the API server does not say whether another attempt follows";
-                follower.output.line(&format!("{}: {sentence}", self.key.name)).await?;
+                output.line(&format!("{}: {sentence}", self.key.name)).await?;
                 return Ok(None);
             }
             Err(error) => return self.failed(error).map_err(later),
         };
-        if !is_quiet {
-            follower.output.line(&format!("{}: {told}", self.key.name)).await?;
+        if let Some(said) = said {
+            output.line(&said).await?;
+            output.line(&format!("{}: {told}", self.key.name)).await?;
         }
-        let then = observe::until(&api, &self.key.name, uid, None, |seen| match next(seen, attempt) {
+        let then = observe::until(&api, &self.key.name, uid, None, |seen| match next(seen, ended) {
             Some(Next::Later(_)) => None,
             decided => decided,
         });
@@ -139,34 +153,33 @@ impl Sequel {
     }
 }
 
-/// What follows attempt `ended`, once the object tells.
-fn next(seen: &Seen, ended: u32) -> Option<Next> {
+/// The number of an attempt that has ended, and whether its program has run and told its end.
+type Ended = (u32, bool);
+
+/// What follows an attempt, once the object tells.
+fn next(seen: &Seen, (ended, has_run): Ended) -> Option<Next> {
     let Seen::There(object) = seen else {
         return Some(Next::Nothing);
     };
-    if !is_tried_again(object) {
+    let retries = object.spec.retries.as_ref().and_then(|retries| retries.limit);
+    if has_run && retries.unwrap_or_default() == 0 {
         return Some(Next::Nothing);
     }
     let status = object.status.as_ref()?;
     let current = status.attempt.unwrap_or_default();
     if current > ended {
         // One that was never granted has run nothing; one that the status has no room for may have.
-        let has_run = |number: &u32| {
+        let may_have_run = |number: &u32| {
             let record = status.attempt(*number);
             *number == current || record.is_none_or(|record| record.granted_at.is_some())
         };
-        return (ended + 1..=current).find(has_run).map(Next::Attempt);
+        return (ended + 1..=current).find(may_have_run).map(Next::Attempt);
     }
     match (status.phase, status.reason) {
         (Some(phase), _) if phase.is_final() => Some(Next::Nothing),
         (Some(Phase::Pending), Some(Reason::Retrying)) => Some(Next::Later(status.message.clone().unwrap_or_default())),
         _ => None,
     }
-}
-
-fn is_tried_again(object: &RemoteProcess) -> bool {
-    let retries = object.spec.retries.as_ref();
-    retries.and_then(|retries| retries.limit).is_some_and(|limit| limit > 0)
 }
 
 #[cfg(test)]
@@ -190,7 +203,7 @@ mod tests {
     fn each_attempt_that_may_have_run_is_followed() {
         let status =
             |current: u32, attempts: &[Value]| json!({"phase": "Pending", "attempt": current, "attempts": attempts});
-        let after = |ended, status| next(&seen(2, status), ended);
+        let after = |ended, status| next(&seen(2, status), (ended, true));
         assert_eq!(
             after(1, status(2, &[ran(1), json!({"number": 2})])),
             Some(Next::Attempt(2))
@@ -214,11 +227,20 @@ mod tests {
     #[test]
     fn the_object_says_whether_there_is_another() {
         let of = |phase: &str, reason: &str| json!({"phase": phase, "reason": reason, "message": "why", "attempt": 1, "attempts": [ran(1)]});
-        let after = |status| next(&seen(2, status), 1);
+        let after = |status| next(&seen(2, status), (1, true));
         assert_eq!(after(of("Running", "Running")), None, "it has not heard of the end");
         assert_eq!(after(of("Pending", "Retrying")), Some(Next::Later("why".into())));
         assert_eq!(after(of("Failed", "NonZeroExit")), Some(Next::Nothing));
-        assert_eq!(next(&seen(0, of("Running", "Running")), 1), Some(Next::Nothing));
-        assert_eq!(next(&Seen::Gone, 1), Some(Next::Nothing));
+        assert_eq!(
+            next(&seen(0, of("Pending", "Waiting")), (1, false)),
+            None,
+            "one that ran nothing is replaced, also without retries"
+        );
+        assert_eq!(
+            next(&seen(0, of("Running", "Running")), (1, true)),
+            Some(Next::Nothing),
+            "a controller that is away holds up no end"
+        );
+        assert_eq!(next(&Seen::Gone, (1, false)), Some(Next::Nothing));
     }
 }

@@ -579,6 +579,7 @@ fn object(code: StatusCode, statuses: Vec<Value>) -> Sequel {
             uid: "u-1".into(),
         },
         patience: Duration::from_millis(300),
+        may_have_retries: true,
     }
 }
 
@@ -625,8 +626,8 @@ async fn each_attempt_is_followed_and_the_last_ones_code_counts() {
     assert_eq!(
         ours,
         [
-            "job: attempt 1 ended; attempt 2 follows in 10 s",
             "attempt 1: job exited with code 7",
+            "job: attempt 1 ended; attempt 2 follows in 10 s",
             "attempt 2 of job begins"
         ]
     );

@@ -228,12 +228,18 @@ impl RelayParts {
         )))
     }
 
-    /// The latest attempt, once it has been granted or is over: it is the one that a stream is of.
+    /// The latest attempt, once it is the one that a stream is of: it was granted, or nothing comes after it. One that
+    /// has run nothing may be replaced by another (its pod was deleted while it waited, say).
     fn settled(&self, target: &Target) -> Option<u32> {
         let process = self.object(target)?;
         let status = process.status.as_ref()?;
         let attempt = status.attempt(status.attempt?)?;
-        (attempt.granted_at.is_some() || attempt.exit.is_some()).then_some(attempt.number)
+        (attempt.granted_at.is_some() || process.is_final()).then_some(attempt.number)
+    }
+
+    /// Whether another attempt may still come.
+    fn may_go_on(&self, target: &Target) -> bool {
+        self.object(target).is_some_and(|process| !process.is_final())
     }
 
     fn object(&self, target: &Target) -> Option<Arc<RemoteProcess>> {

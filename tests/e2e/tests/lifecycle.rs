@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use remoteprocess_e2e::{Namespace, Running, kubectl, until, with_temp_ns};
+use remoteprocess_e2e::{Namespace, Running, kubectl, spec, until, with_temp_ns};
 
 fn running(namespace: &Namespace) -> Result<Running> {
     let mut run = namespace
@@ -94,12 +94,12 @@ fn a_detached_process_can_be_waited_for_and_shown() {
             "--image-pull-policy=IfNotPresent",
         ];
         let script = "while [ ! -f /tmp/go ]; do sleep 0.05; done; exit 3";
-        namespace
+        let detached = namespace
             .editor
             .rproc(&arguments)
             .args(["--", "sh", "-c", script])
-            .finish()?
-            .expect_code(0)?;
+            .finish()?;
+        ensure!(detached.expect_code(0)?.out() == "away\n", "its name alone: {detached}");
         namespace.wait_running("away")?;
         let wait = namespace.editor.rproc(&["wait", "away", "--timeout=60s"]).start()?;
         namespace.in_container("away", "touch /tmp/go")?;
@@ -110,6 +110,45 @@ fn a_detached_process_can_be_waited_for_and_shown() {
         }
         let describe = namespace.editor.rproc(&["describe", "away"]).finish()?;
         ensure!(describe.expect_code(0)?.out().contains("NonZeroExit"), "{describe}");
+        for verb in ["get", "describe", "wait", "stop", "logs"] {
+            let mixed = namespace.editor.rproc(&[verb, "nope", "away"]).finish()?;
+            let code = if verb == "logs" { 125 } else { 1 };
+            ensure!(
+                mixed.expect_code(code)?.err().contains("nope") && (verb == "logs" || mixed.out().contains("away")),
+                "one missing name of several does not hide the rest: {mixed}"
+            );
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_process_runs_again_from_a_file_or_from_itself() {
+    with_temp_ns("rerun", |namespace| {
+        let object = serde_json::json!({
+            "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "again"},
+            "spec": spec("echo ran; exit 3", serde_json::json!({})),
+        });
+        let run = |words: &[&str]| namespace.editor.rproc(words).input(object.to_string()).finish();
+        let first = run(&["run", "-f", "-"])?;
+        ensure!(first.expect_code(3)?.out() == "ran\n", "{first}");
+        let phase = namespace.object("again")?["status"]["phase"].clone();
+        ensure!(
+            phase == "Failed",
+            "the status does not lag behind the exit code: {phase}"
+        );
+        run(&["run", "-f", "-"])?
+            .expect_code(125)?
+            .expect_stderr(&["--replace"])?;
+        let replaced = run(&["run", "-f", "-", "--replace"])?;
+        ensure!(replaced.expect_code(3)?.out() == "ran\n", "{replaced}");
+        let beside = run(&["rerun", "again", "--new-name", "beside", "--rm"])?;
+        ensure!(beside.expect_code(3)?.out() == "ran\n", "{beside}");
+        let names = run(&["get", "-q"])?;
+        ensure!(names.expect_code(0)?.out() == "again\n", "{names}");
+        run(&["delete", "--all"])?.expect_code(0)?;
+        let names = run(&["get", "-q"])?;
+        ensure!(names.expect_code(0)?.out().is_empty(), "{names}");
         Ok(())
     });
 }

@@ -1,51 +1,81 @@
 //! From flags to the object.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{EnvVar, ResourceRequirements};
+use k8s_openapi::api::core::v1::{
+    ConfigMapEnvSource, ConfigMapVolumeSource, EmptyDirVolumeSource, EnvFromSource, EnvVar,
+    PersistentVolumeClaimVolumeSource, ResourceRequirements, SecretEnvSource, SecretVolumeSource, SecurityContext,
+    Volume, VolumeMount,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::ObjectMeta;
-use remoteprocess_api::spec::{DeadlinesSpec, RetriesSpec};
-use remoteprocess_api::{OutputSpec, RemoteProcess, RemoteProcessSpec};
+use kube::core::DynamicObject;
+use remoteprocess_api::spec::{DeadlinesSpec, RetriesSpec, TtlSpec};
+use remoteprocess_api::{Leftovers, OutputSpec, PodSpec, RemoteProcess, RemoteProcessSpec, identifier};
 
-use super::RunArgs;
+use super::{LeftoversFlag, RunArgs, SpecificationArgs};
+use crate::command::Failure;
+
+/// Most bytes of a file with environment variables: an object has no room for more.
+const MAX_ENV_FILE: u64 = 1 << 20;
 
 /// The object that the flags describe. `variable` looks up an environment variable of ours.
-pub(super) fn build(args: &RunArgs, variable: impl Fn(&str) -> Option<String>) -> Result<RemoteProcess, String> {
-    let env = args
-        .env
-        .iter()
-        .map(|env| env_var(env, &variable))
-        .collect::<Result<Vec<_>, _>>()?;
-    let pairs = args.labels.iter().map(|label| match label.split_once('=') {
-        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
-        None => Err(format!("--labels {label}: expected NAME=VALUE")),
-    });
-    let labels = pairs.collect::<Result<BTreeMap<_, _>, _>>()?;
+pub(super) fn build(args: &RunArgs, variable: impl Fn(&OsStr) -> Option<OsString>) -> Result<DynamicObject, Failure> {
+    let object = described(args, variable).map_err(Failure::new)?;
+    let value = serde_json::to_value(object).and_then(serde_json::from_value);
+    value.map_err(|error| Failure::new(error.to_string()))
+}
+
+fn described(args: &RunArgs, variable: impl Fn(&OsStr) -> Option<OsString>) -> Result<RemoteProcess, String> {
+    let image = args.image.clone().unwrap_or_default();
+    let said = &args.specification;
+    let (volumes, volume_mounts) = mounted(&said.volume);
     let spec = RemoteProcessSpec {
-        image: args.image.clone(),
-        image_pull_policy: args.image_pull_policy.clone(),
+        image: image.clone(),
+        image_pull_policy: said.image_pull_policy.clone(),
         command: args.command.iter().map(|word| literal(word)).collect(),
-        env,
-        working_dir: args.workdir.clone(),
-        deadlines: deadlines(args)?,
-        retries: args.retries.map(|limit| RetriesSpec {
+        env: environment(said, variable)?,
+        env_from: said.env_from.clone(),
+        working_dir: said.workdir.clone(),
+        deadlines: deadlines(said)?,
+        ttl: said.ttl.map(ttl).transpose()?,
+        leftovers: said.leftovers.map(|how| match how {
+            LeftoversFlag::Kill => Leftovers::Kill,
+            LeftoversFlag::Wait => Leftovers::Wait,
+        }),
+        retries: said.retries.map(|limit| RetriesSpec {
             limit: Some(limit),
             ..RetriesSpec::default()
         }),
-        resources: resources(args),
-        stdin: args.stdin.then_some(true),
-        tty: args.tty.then_some(true),
-        output: args.merge.then(|| OutputSpec {
+        resources: resources(said),
+        volume_mounts,
+        security_context: said.user.map(|Owner { user, group }| SecurityContext {
+            run_as_user: Some(user),
+            run_as_group: group,
+            ..SecurityContext::default()
+        }),
+        stdin: args.view.stdin.then_some(true),
+        tty: args.view.tty.then_some(true),
+        output: said.merge.then(|| OutputSpec {
             merge: Some(true),
             ..OutputSpec::default()
         }),
+        pod: pod(said, volumes),
         ..RemoteProcessSpec::default()
     };
+    let (labels, annotations) = (
+        pairs("--labels", &said.labels)?,
+        pairs("--annotation", &said.annotation)?,
+    );
     let metadata = ObjectMeta {
         name: args.name.clone(),
-        generate_name: args.name.is_none().then(|| format!("{}-", base_name(&args.image))),
+        generate_name: args.name.is_none().then(|| format!("{}-", base_name(&image))),
         labels: (!labels.is_empty()).then_some(labels),
+        annotations: (!annotations.is_empty()).then_some(annotations),
         ..ObjectMeta::default()
     };
     Ok(RemoteProcess {
@@ -55,34 +85,212 @@ pub(super) fn build(args: &RunArgs, variable: impl Fn(&str) -> Option<String>) -
     })
 }
 
-fn deadlines(args: &RunArgs) -> Result<Option<DeadlinesSpec>, String> {
-    let Some(deadline) = args.deadline else {
+fn pairs(flag: &str, given: &[String]) -> Result<BTreeMap<String, String>, String> {
+    let pairs = given.iter().map(|pair| match pair.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("{flag} {pair}: expected NAME=VALUE")),
+    });
+    pairs.collect()
+}
+
+fn deadlines(said: &SpecificationArgs) -> Result<Option<DeadlinesSpec>, String> {
+    if said.deadline.is_none() && said.start_deadline.is_none() {
         return Ok(None);
+    }
+    let seconds = |flag: &str, given: Option<Duration>| {
+        let seconds = given.map(|given| u32::try_from(given.as_secs()).ok().filter(|seconds| *seconds > 0));
+        match seconds {
+            Some(None) => Err(format!("{flag}: expected at least one second, and no more than a year")),
+            known => Ok(known.flatten()),
+        }
     };
-    let seconds = u32::try_from(deadline.as_secs()).ok().filter(|seconds| *seconds > 0);
-    let run_seconds = seconds.ok_or("--deadline: expected at least one second, and no more than a year")?;
     Ok(Some(DeadlinesSpec {
-        run_seconds: Some(run_seconds),
+        run_seconds: seconds("--deadline", said.deadline)?,
+        start_seconds: seconds("--start-deadline", said.start_deadline)?,
         ..DeadlinesSpec::default()
     }))
 }
 
-fn env_var(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<EnvVar, String> {
+fn ttl(given: Duration) -> Result<TtlSpec, String> {
+    let seconds = u32::try_from(given.as_secs()).map_err(|_| "--ttl: expected no more than a year".to_owned())?;
+    Ok(TtlSpec {
+        seconds_after_success: Some(seconds),
+        seconds_after_failure: Some(seconds),
+    })
+}
+
+fn pod(said: &SpecificationArgs, volumes: Vec<Volume>) -> Option<PodSpec> {
+    let account = said.service_account.clone();
+    (account.is_some() || !volumes.is_empty()).then(|| PodSpec {
+        automount_service_account_token: account.is_some().then_some(true),
+        service_account_name: account,
+        volumes,
+        ..PodSpec::default()
+    })
+}
+
+/// The variables of all files, then those of the flags. Of two with the same name the later one counts, as in a pod.
+fn environment(said: &SpecificationArgs, variable: impl Fn(&OsStr) -> Option<OsString>) -> Result<Vec<EnvVar>, String> {
+    let mut env = Vec::new();
+    for path in &said.env_file {
+        let text = read(path).map_err(|why| format!("--env-file {}: {why}", path.display()))?;
+        for (number, line) in (1..).zip(text.lines()) {
+            let line = line.trim_start();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let found = env_var(OsStr::new(line), &variable);
+            env.push(found.map_err(|why| format!("--env-file {}: line {number}: {why}", path.display()))?);
+        }
+    }
+    for given in &said.env {
+        env.push(env_var(given, &variable).map_err(|why| format!("--env {}: {why}", given.display()))?);
+    }
+    Ok(env)
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    let mut text = String::new();
+    let read = file.take(MAX_ENV_FILE + 1).read_to_string(&mut text);
+    match read.map_err(|error| error.to_string())? as u64 {
+        ..=MAX_ENV_FILE => Ok(text),
+        _ => Err(format!("it is larger than {MAX_ENV_FILE} bytes")),
+    }
+}
+
+fn env_var(given: &OsStr, variable: impl Fn(&OsStr) -> Option<OsString>) -> Result<EnvVar, String> {
+    const BINARY: &str = "is not UTF-8, and an object of Kubernetes holds nothing else";
+    let text = given.to_str().ok_or_else(|| format!("it {BINARY}"))?;
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name, value.to_owned()),
-        None => (
-            text,
-            variable(text).ok_or_else(|| format!("--env {text}: it is not set here; give NAME=VALUE"))?,
-        ),
+        None => {
+            let value = variable(given).ok_or("it is not set here; give NAME=VALUE")?;
+            let value = value
+                .into_string()
+                .map_err(|_| format!("the value that it has here {BINARY}"))?;
+            (text, value)
+        }
     };
     if name.is_empty() {
-        return Err(format!("--env {text}: the name is missing"));
+        return Err("the name is missing".to_owned());
     }
     Ok(EnvVar {
         name: name.to_owned(),
         value: Some(literal(&value)),
         value_from: None,
     })
+}
+
+/// `secret/NAME` or `configmap/NAME` on the command line.
+///
+/// # Errors
+/// It is neither.
+pub fn env_source(text: &str) -> Result<EnvFromSource, String> {
+    let (kind, name) = text.split_once('/').unwrap_or((text, ""));
+    if !identifier::is_name(name) {
+        return Err("expected secret/NAME or configmap/NAME".to_owned());
+    }
+    let name = name.to_owned();
+    match kind {
+        "secret" => Ok(EnvFromSource {
+            secret_ref: Some(SecretEnvSource { name, optional: None }),
+            ..EnvFromSource::default()
+        }),
+        "configmap" | "cm" => Ok(EnvFromSource {
+            config_map_ref: Some(ConfigMapEnvSource { name, optional: None }),
+            ..EnvFromSource::default()
+        }),
+        _ => Err("expected secret/NAME or configmap/NAME".to_owned()),
+    }
+}
+
+/// A volume and where it is mounted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mounted {
+    volume: Volume,
+    mount: VolumeMount,
+}
+
+/// `secret/NAME:PATH`, `configmap/NAME:PATH`, `pvc/NAME:PATH[:ro]` or `empty:PATH` on the command line.
+///
+/// # Errors
+/// It is none of them.
+pub fn volume(text: &str) -> Result<Mounted, String> {
+    const EXPECTED: &str = "expected secret/NAME:PATH, configmap/NAME:PATH, pvc/NAME:PATH[:ro] or empty:PATH";
+    let (source, place) = text.split_once(':').ok_or(EXPECTED)?;
+    let (path, read_only) = match place.strip_suffix(":ro") {
+        Some(path) => (path, true),
+        None => (place, false),
+    };
+    if !path.starts_with('/') {
+        return Err(format!("{EXPECTED}; PATH begins with /"));
+    }
+    let (kind, name) = source.split_once('/').unwrap_or((source, ""));
+    let mut volume = Volume::default();
+    match (kind, identifier::is_name(name)) {
+        ("secret", true) => {
+            volume.secret = Some(SecretVolumeSource {
+                secret_name: Some(name.to_owned()),
+                ..SecretVolumeSource::default()
+            });
+        }
+        ("configmap" | "cm", true) => {
+            volume.config_map = Some(ConfigMapVolumeSource {
+                name: name.to_owned(),
+                ..ConfigMapVolumeSource::default()
+            });
+        }
+        ("pvc" | "persistentvolumeclaim", true) => {
+            volume.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
+                claim_name: name.to_owned(),
+                read_only: read_only.then_some(true),
+            });
+        }
+        ("empty" | "emptydir", false) if name.is_empty() => volume.empty_dir = Some(EmptyDirVolumeSource::default()),
+        _ => return Err(EXPECTED.to_owned()),
+    }
+    let mount = VolumeMount {
+        mount_path: path.to_owned(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    };
+    Ok(Mounted { volume, mount })
+}
+
+/// The volumes under the names `volume-1`, `volume-2` and so on, and their mounts.
+fn mounted(given: &[Mounted]) -> (Vec<Volume>, Vec<VolumeMount>) {
+    let named = (1..)
+        .zip(given.iter().cloned())
+        .map(|(number, Mounted { mut volume, mut mount })| {
+            volume.name = format!("volume-{number}");
+            mount.name.clone_from(&volume.name);
+            (volume, mount)
+        });
+    named.unzip()
+}
+
+/// As whom a command runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    user: i64,
+    group: Option<i64>,
+}
+
+/// `UID[:GID]` on the command line.
+///
+/// # Errors
+/// One is no number. Names are those of the image, which only a running container knows.
+pub fn user(text: &str) -> Result<Owner, String> {
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    };
+    let number = |text: &str| text.parse::<u32>().ok().map(i64::from);
+    let expected = "expected numbers, UID or UID:GID: a pod takes no names";
+    let user = number(user).ok_or(expected)?;
+    let group = group.map(|group| number(group).ok_or(expected)).transpose()?;
+    Ok(Owner { user, group })
 }
 
 /// An amount as Kubernetes takes it ("Quantity" in its API reference): a number and a unit.
@@ -113,15 +321,16 @@ fn literal(text: &str) -> String {
     out
 }
 
-fn resources(args: &RunArgs) -> Option<ResourceRequirements> {
+fn resources(said: &SpecificationArgs) -> Option<ResourceRequirements> {
     let quantity = |name: &str, text: &Option<String>| text.clone().map(|text| (name.to_owned(), Quantity(text)));
-    let requests: BTreeMap<_, _> = quantity("cpu", &args.cpu)
-        .into_iter()
-        .chain(quantity("memory", &args.memory))
-        .collect();
-    let limits: BTreeMap<_, _> = quantity("memory", &args.memory).into_iter().collect();
-    (!requests.is_empty()).then(|| ResourceRequirements {
-        requests: Some(requests),
+    let pair = |cpu, memory| -> BTreeMap<_, _> {
+        let pair = quantity("cpu", cpu).into_iter().chain(quantity("memory", memory));
+        pair.collect()
+    };
+    let (requests, limits) = (pair(&said.cpu, &said.memory), pair(&said.cpu_limit, &said.memory));
+    let is_said = !requests.is_empty() || !limits.is_empty();
+    is_said.then(|| ResourceRequirements {
+        requests: (!requests.is_empty()).then_some(requests),
         limits: (!limits.is_empty()).then_some(limits),
         ..ResourceRequirements::default()
     })
@@ -194,14 +403,36 @@ mod tests {
             "1h30m",
             "--retries",
             "2",
-            "--workdir",
+            "-w",
             "/tmp",
+            "--env-from",
+            "secret/token",
+            "--env-from",
+            "configmap/settings",
+            "--volume",
+            "pvc/data:/data:ro",
+            "--volume",
+            "empty:/scratch",
+            "--user",
+            "1000:100",
+            "--service-account",
+            "builder",
+            "--annotation",
+            "note=a=b",
+            "--cpu-limit",
+            "2",
+            "--ttl",
+            "1d",
+            "--start-deadline",
+            "5m",
+            "--leftovers",
+            "wait",
             "--",
             "sh",
             "-c",
             "true",
         ]);
-        let object = build(&args, |name| (name == "HERE").then(|| "there".to_owned())).unwrap();
+        let object = described(&args, |name| (name == "HERE").then(|| "there".into())).unwrap();
         insta::assert_snapshot!(serde_saphyr::to_string(&object).unwrap());
     }
 
@@ -249,10 +480,8 @@ mod tests {
 
     #[test]
     fn without_a_name_one_is_made_from_the_image() {
-        let object = build(&args(&["--image", "ghcr.io/a/My_App:1.0@sha256:00", "--", "x"]), |_| {
-            None
-        })
-        .unwrap();
+        let words = ["--image", "ghcr.io/a/My_App:1.0@sha256:00", "--", "x"];
+        let object = described(&args(&words), |_| None).unwrap();
         assert_eq!(object.metadata.generate_name.as_deref(), Some("my-app-"));
         assert_eq!(base_name("localhost:5000/__"), "process");
         assert_eq!(base_name(&"x".repeat(100)).len(), 40);
@@ -266,7 +495,73 @@ mod tests {
             (["-l", "only"], "only"),
         ] {
             let args = args(&[&words[..], &["--image", "i", "--", "x"]].concat());
-            assert!(build(&args, |_| None).unwrap_err().contains(name));
+            assert!(described(&args, |_| None).unwrap_err().contains(name));
         }
+    }
+
+    #[test]
+    fn a_value_that_is_not_utf_8_is_called_that() {
+        use std::os::unix::ffi::OsStringExt;
+        let args = args(&["-e", "V", "--image", "i", "--", "x"]);
+        let why = described(&args, |_| Some(OsString::from_vec(vec![0xff]))).unwrap_err();
+        assert!(
+            why.contains("--env V: the value that it has here is not UTF-8"),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn a_file_of_variables_is_read_as_docker_reads_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "# first\n\nA=b c\n  HERE\nE=\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let args = args(&["--env-file", path, "-e", "A=z", "--image", "i", "--", "x"]);
+        let object = described(&args, |name| (name == "HERE").then(|| "$(there)".into())).unwrap();
+        let env: Vec<_> = object
+            .spec
+            .env
+            .iter()
+            .map(|env| (&*env.name, env.value.as_deref().unwrap()))
+            .collect();
+        assert_eq!(env, [("A", "b c"), ("HERE", "$$(there)"), ("E", ""), ("A", "z")]);
+        std::fs::write(file.path(), "A=b\n=x\n").unwrap();
+        assert!(
+            described(&args, |_| None)
+                .unwrap_err()
+                .contains("line 2: the name is missing")
+        );
+    }
+
+    #[test]
+    fn sources_are_named_by_kind_and_name() {
+        for wrong in ["", "secret", "secret/", "secret/A", "pod/x", "secret/a?b", "x"] {
+            assert!(env_source(wrong).is_err(), "{wrong}");
+        }
+        for wrong in [
+            "secret/a",
+            "secret/a:b",
+            "pvc/:/x",
+            "hostpath/a:/x",
+            "empty/a:/x",
+            "/etc:/etc",
+            "a:/x",
+        ] {
+            assert!(volume(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["", "root", "0:", "-1", "1:2:3"] {
+            assert!(user(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(
+            user("1000:0"),
+            Ok(Owner {
+                user: 1000,
+                group: Some(0)
+            })
+        );
+        let read_only = volume("pvc/data:/mnt:ro").unwrap();
+        assert_eq!(
+            (read_only.mount.mount_path.as_str(), read_only.mount.read_only),
+            ("/mnt", Some(true))
+        );
     }
 }

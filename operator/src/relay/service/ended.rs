@@ -24,8 +24,10 @@ pub(super) struct Ended {
 }
 
 impl RelayParts {
-    /// The end of an attempt that has no live session, by archive or status; `None` while there may be more.
-    pub(super) async fn ended(&self, target: &Target, attempt: u32) -> Result<Option<Ended>, Error> {
+    /// The end of an attempt that has no live session, by archive or status; `None` while there may be more. Where the
+    /// stream is not settled on the attempt, the end of one that has run nothing is not the end of the stream: another
+    /// may take its place.
+    pub(super) async fn ended(&self, target: &Target, attempt: u32, is_settled: bool) -> Result<Option<Ended>, Error> {
         let key = AttemptKey {
             uid: target.uid.clone(),
             attempt,
@@ -39,6 +41,9 @@ impl RelayParts {
             if self.sessions.get(&key).is_some() {
                 return Ok(None);
             }
+        }
+        if !is_settled && self.may_go_on(target) {
+            return Ok(None);
         }
         Ok(self.ended_by_status(target, attempt))
     }

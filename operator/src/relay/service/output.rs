@@ -255,7 +255,7 @@ impl Pump {
         if self.is_live() {
             return Ok(None);
         }
-        let ended = self.parts.ended(&self.target, self.attempt).await;
+        let ended = self.parts.ended(&self.target, self.attempt, self.is_settled).await;
         ended.map_err(failed)
     }
 

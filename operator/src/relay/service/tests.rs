@@ -370,6 +370,33 @@ async fn without_follow_a_live_stream_stops_at_what_is_there() {
     assert_eq!((bytes, others.len()), (1000, 0));
 }
 
+/// `run` and `logs -f` ended with 125 here although the process went on: typed again, the program ran twice.
+#[tokio::test]
+async fn an_attempt_that_ran_nothing_and_is_replaced_does_not_end_the_stream() {
+    let bench = Bench::new();
+    let mut gone = waiting(Some(1), Reason::Interrupted);
+    gone.status.as_mut().unwrap().attempts = vec![AttemptStatus {
+        number: 1,
+        exit: Some(AttemptExit {
+            reason: Some(Reason::Interrupted),
+            ..AttemptExit::default()
+        }),
+        ..AttemptStatus::default()
+    }];
+    bench.parts.directory.apply(gone);
+    let (bytes, others) = rest(&mut bench.watch(&now_request())).await;
+    assert_eq!((bytes, others.len()), (0, 0), "nothing to read, and no end");
+    let mut frames = bench.watch(&follow());
+    assert_eq!(reason_of(&next(&mut frames).await), "Interrupted");
+    let program = Program::new(&[(false, 5)]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.parts.directory.apply(waiting(Some(2), Reason::Enrolling));
+    bench.open(&agent, 2);
+    let (bytes, told, others) = rest_of_attempt(&mut frames).await;
+    assert_eq!((bytes, told), (5, 2));
+    assert!(matches!(others.last(), Some(Frame::Exit(exit)) if exit.value == 7));
+}
+
 #[tokio::test]
 async fn an_attempt_that_was_replaced_before_it_wrote_is_left_for_the_next() {
     let bench = Bench::new();

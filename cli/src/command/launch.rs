@@ -1,0 +1,455 @@
+//! The making of a process and what follows: the part that `run` and `rerun` share.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use futures::future::join;
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::core::{DynamicObject, Request};
+use kube::{Api, Resource};
+use remoteprocess_api::{RemoteProcess, names};
+use remoteprocess_proto::v1::{Exit, ProcessKey};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, until_end};
+use super::sequel::Sequel;
+use super::{DataFormat, Failure, delete, print, resource};
+use crate::args::{GlobalArgs, given};
+use crate::connect::{Cluster, Relay, Rule};
+use crate::exit::{self, Record, Verdict};
+use crate::follow::{DialError, Follower, Ledger, NEW_LIMIT, Narrator, Want};
+use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner};
+use crate::observe::{self, Seen};
+use crate::output::{Form, Output};
+
+/// How long the status may lag behind the end that we know.
+const LAG: Duration = Duration::from_secs(2);
+
+/// How a new process is followed; the same for each verb that makes one.
+#[derive(Debug, clap::Args)]
+pub struct ViewArgs {
+    /// Pass standard input on to the command; at its end the command reads the end
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Run the command at a terminal; with -i the keys go to it one by one, Ctrl-C too
+    #[arg(short, long, conflicts_with = "timestamps")]
+    pub tty: bool,
+    /// Keys that leave a process at a terminal to itself; "" for none
+    #[arg(long, value_name = "KEYS", default_value = DEFAULT_DETACH_KEYS)]
+    pub detach_keys: DetachKeys,
+    /// Only create it; print its name and nothing else
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Delete it when it has ended and its output is written
+    #[arg(long, conflicts_with = "detach")]
+    pub rm: bool,
+    /// Put the time before each line
+    #[arg(long)]
+    pub timestamps: bool,
+    /// Let control characters through to a terminal
+    #[arg(long)]
+    pub raw: bool,
+    /// Say nothing of our own but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Format in which to print the object, with --dry-run or --detach
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    pub output: Option<CreatedFormat>,
+    /// File for the result as JSON: it tells a program's 125 from ours
+    #[arg(long, value_name = "FILE", conflicts_with = "detach")]
+    pub result_file: Option<PathBuf>,
+}
+
+/// Where a dry run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DryRun {
+    /// Create it
+    None,
+    /// On this side: the API server is not asked
+    Client,
+    /// In the API server, which checks the object and stores nothing
+    Server,
+}
+
+/// How a created object is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CreatedFormat {
+    /// As JSON
+    Json,
+    /// As YAML
+    Yaml,
+    /// Its name only
+    Name,
+}
+
+/// What is to be created.
+pub struct Plan {
+    /// The object.
+    pub object: DynamicObject,
+    /// Whether it is only shown.
+    pub dry_run: DryRun,
+    /// Whether a process of the same name is deleted first.
+    pub replace: bool,
+    /// Whether the user knows its name.
+    pub is_named: bool,
+}
+
+/// What clap cannot say.
+///
+/// # Errors
+/// Flags that do not go together.
+pub fn check(view: &ViewArgs, dry_run: DryRun) -> Result<(), Failure> {
+    let is_shown = view.detach || dry_run != DryRun::None;
+    if view.output.is_some() && !is_shown {
+        let sentence = "-o is for --dry-run and --detach: otherwise standard output is the program's";
+        return Err(Failure::new(sentence));
+    }
+    if view.result_file.is_some() && dry_run != DryRun::None {
+        return Err(Failure::new("--result-file: a dry run has no result"));
+    }
+    Ok(())
+}
+
+/// Does `work`, and sees to it that the result file tells how it ended, also where it failed early.
+///
+/// # Errors
+/// Those of `work`, and a file that cannot be written.
+pub async fn recorded(
+    global: &GlobalArgs,
+    view: &ViewArgs,
+    name: &str,
+    work: impl Future<Output = Result<u8, Failure>>,
+) -> Result<u8, Failure> {
+    let Some(path) = &view.result_file else {
+        return work.await;
+    };
+    // The result of an earlier run must not be taken for that of this one, and a path that cannot be written shows now.
+    exit::empty_record(path).map_err(|error| unwritable(path, &error))?;
+    let result = work.await;
+    if let Err(failure) = &result
+        && std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0)
+    {
+        let verdict = Verdict {
+            code: failure.code,
+            sentence: Some(failure.text.clone()),
+        };
+        let namespace = given(global.namespace.as_deref()).unwrap_or_default();
+        let record = Record::new(&namespace, name, "", None, &verdict);
+        record.write(path).map_err(|error| unwritable(path, &error))?;
+    }
+    result
+}
+
+/// The result file also tells of arguments that were wrong, so that the result of an earlier run is not taken for that of
+/// this one. They were not understood, so it is looked for by its name alone.
+pub fn record_usage(arguments: &[OsString], text: &str) {
+    let ours: Vec<&OsString> = arguments.iter().take_while(|word| *word != "--").collect();
+    let path =
+        ours.iter()
+            .enumerate()
+            .find_map(|(index, word)| match word.to_str()?.strip_prefix("--result-file")? {
+                "" => ours.get(index + 1).map(PathBuf::from),
+                rest => rest.strip_prefix('=').map(PathBuf::from),
+            });
+    let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else {
+        return;
+    };
+    let verdict = Verdict {
+        code: exit::UNKNOWN,
+        sentence: Some(text.to_owned()),
+    };
+    let record = Record::new("", "", "", None, &verdict);
+    // The exit code tells it, too.
+    let _ = exit::empty_record(&path).and_then(|()| record.write(&path));
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(format!("cannot write the result file {}: {error}", path.display()))
+}
+
+/// Creates the process and follows it to its end.
+///
+/// # Errors
+/// It cannot be followed from here, is refused, or its end cannot be known.
+pub async fn launch(cluster: Arc<Cluster>, view: &ViewArgs, plan: Plan, mut signals: Signals) -> Result<u8, Failure> {
+    let is_shown = view.detach || plan.dry_run != DryRun::None;
+    let mut relay = Relay::new(cluster.clone());
+    let create = async {
+        if !is_shown {
+            may_follow(&cluster, &mut relay, view.stdin).await?;
+        }
+        if let Some(name) = plan.object.metadata.name.as_deref().filter(|_| plan.replace)
+            && plan.dry_run == DryRun::None
+        {
+            delete::and_wait(&cluster, name).await?;
+        }
+        create(&cluster, &plan).await
+    };
+    let created = tokio::select! {
+        created = create => created?,
+        number = signals.next() => {
+            let text = "interrupted while the process was being created: it may be there. See: rproc get";
+            return Err(Failure { code: 128 + number, text: text.into() });
+        }
+    };
+    if is_shown {
+        return show(view, plan.dry_run, &created);
+    }
+    stream(relay, cluster, view, (&created, plan.is_named), signals).await
+}
+
+/// A process that could not be followed from here is not created: whoever corrects that and types it again would run it
+/// twice. A relay that is away for now is no reason.
+async fn may_follow(cluster: &Cluster, relay: &mut Relay, writes: bool) -> Result<(), Failure> {
+    let identity = async {
+        let trust = relay.trust().await?;
+        relay.identity(&trust).await
+    };
+    let rights = async {
+        let missing = missing_right(cluster, "get", "log").await;
+        match missing {
+            None if writes => missing_right(cluster, "create", "attach").await,
+            missing => missing,
+        }
+    };
+    let (identity, missing) = join(identity, rights).await;
+    if let Some(sentence) = missing {
+        return Err(Failure::new(sentence));
+    }
+    match identity {
+        Ok(_) | Err(DialError::Unreachable(_)) => Ok(()),
+        Err(error) => Err(Failure::new(format!(
+            "{error}\nNothing was created. To create a process without following it: --detach"
+        ))),
+    }
+}
+
+/// Why the relay will refuse; `None` where it will not, or the API server does not say.
+async fn missing_right(cluster: &Cluster, verb: &'static str, subresource: &'static str) -> Option<String> {
+    let attributes = ResourceAttributes {
+        group: Some(names::GROUP.to_owned()),
+        resource: Some(RemoteProcess::plural(&()).into_owned()),
+        subresource: Some(subresource.to_owned()),
+        verb: Some(verb.to_owned()),
+        namespace: Some(cluster.namespace.clone()),
+        ..ResourceAttributes::default()
+    };
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(attributes),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(cluster.client.clone());
+    let answer = reviews.create(&PostParams::default(), &review).await.ok()?.status?;
+    (!answer.allowed).then(|| {
+        let (namespace, group) = (&cluster.namespace, names::GROUP);
+        format!(
+            "you may not {verb} remoteprocesses/{subresource} in namespace {namespace}, so this process could not be \
+             followed. Nothing was created. The missing rule, for a Role:\n- apiGroups: [{group}]\n  resources: \
+             [remoteprocesses/{subresource}]\n  verbs: [{verb}]\nTo create a process without following it: --detach"
+        )
+    })
+}
+
+/// Shows what was created, or would be.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn show(view: &ViewArgs, dry_run: DryRun, object: &(impl Serialize + Resource)) -> Result<u8, Failure> {
+    let metadata = object.meta();
+    let name = metadata.name.as_deref().or(metadata.generate_name.as_deref());
+    let name = name.unwrap_or_default();
+    match (view.output, dry_run) {
+        (Some(CreatedFormat::Json), _) => DataFormat::Json.print(object)?,
+        (Some(CreatedFormat::Yaml), _) => DataFormat::Yaml.print(object)?,
+        (Some(CreatedFormat::Name), _) => print(&format!("{}\n", resource(name)))?,
+        (None, DryRun::None) => print(&format!("{name}\n"))?,
+        (None, DryRun::Client) => print(&format!("{} created (dry run)\n", resource(name)))?,
+        (None, DryRun::Server) => print(&format!("{} created (server dry run)\n", resource(name)))?,
+    }
+    Ok(0)
+}
+
+async fn create(cluster: &Cluster, plan: &Plan) -> Result<RemoteProcess, Failure> {
+    post(cluster, plan).await.map_err(|error| match &error {
+        kube::Error::Api(status) if status.reason == "AlreadyExists" => {
+            let name = plan.object.metadata.name.as_deref().unwrap_or_default();
+            Failure::new(format!(
+                "there is a process {name} in namespace {} already. See it: rproc logs {name}. Run it anew in its place: \
+                 --replace",
+                cluster.namespace
+            ))
+        }
+        _ => {
+            let rule = Rule::process("create", "remoteprocess-edit");
+            cluster.error(&error, &rule, "create the process").into()
+        }
+    })
+}
+
+/// Creates the object. A field that the API server does not know is refused, as by kubectl.
+async fn post(cluster: &Cluster, plan: &Plan) -> Result<RemoteProcess, kube::Error> {
+    let params = PostParams {
+        dry_run: plan.dry_run == DryRun::Server,
+        field_manager: Some("rproc".into()),
+    };
+    let body = serde_json::to_vec(&plan.object).map_err(kube::Error::SerdeError)?;
+    let request = Request::new(RemoteProcess::url_path(&(), Some(&cluster.namespace))).create(&params, body);
+    let mut request = request.map_err(kube::Error::BuildRequest)?;
+    let strict = format!("{}&fieldValidation=Strict", request.uri()).parse();
+    *request.uri_mut() = strict.map_err(|error: http::uri::InvalidUri| kube::Error::HttpError(error.into()))?;
+    cluster.client.request(request).await
+}
+
+async fn stream(
+    relay: Relay,
+    cluster: Arc<Cluster>,
+    view: &ViewArgs,
+    (created, is_named): (&RemoteProcess, bool),
+    signals: Signals,
+) -> Result<u8, Failure> {
+    let name = created.metadata.name.as_deref().unwrap_or_default();
+    let uid = created.metadata.uid.as_deref().unwrap_or_default();
+    let form = Form::Bytes {
+        is_stamped: view.timestamps,
+    };
+    let output = Output::standard(form, view.raw || view.tty)?;
+    if !is_named && !view.quiet {
+        output.line(&format!("{name} created")).await?;
+    }
+    let key = ProcessKey {
+        namespace: cluster.namespace.clone(),
+        name: name.to_owned(),
+        uid: uid.to_owned(),
+    };
+    let sequel = Sequel {
+        may_have_retries: created.spec.retries.is_some(),
+        ..Sequel::new(&cluster, &key)
+    };
+    let mut follower = Follower {
+        dial: relay.clone(),
+        ledger: Ledger::new(Want {
+            process: key.clone(),
+            follow: true,
+            ..Want::default()
+        }),
+        output: &output,
+        narrator: Narrator::new(name, view.quiet),
+        unknown_until: Instant::now() + NEW_LIMIT,
+    };
+    let leaving = leaving(relay, &cluster, view, &key, signals)?;
+    let (ended, is_input_lost) = match until_end(&mut follower, (Some(&sequel), view.quiet), leaving).await {
+        Ending::Followed { result, is_input_lost } => (*result, is_input_lost),
+        Ending::Left { code, sentence } => {
+            let verdict = left(&output, code, sentence).await;
+            record(&cluster, view, name, uid, None, &verdict)?;
+            return Ok(code);
+        }
+    };
+    let (exit, verdict) = conclude(&follower.ledger, name, ended, is_input_lost)?;
+    if let Some(sentence) = verdict
+        .sentence
+        .as_ref()
+        .filter(|_| !view.quiet || verdict.code == exit::UNKNOWN)
+    {
+        output.line(sentence).await?;
+    }
+    record(&cluster, view, name, uid, exit.as_ref(), &verdict)?;
+    output.flush().await?;
+    match exit {
+        Some(_) if view.rm => remove(&cluster, &output, name, uid).await?,
+        // Then `rproc get` right behind this says how it ended.
+        Some(_) => settle(&cluster, name, uid).await,
+        None => {}
+    }
+    output.flush().await?;
+    Ok(verdict.code)
+}
+
+/// The user left, and the process goes on.
+async fn left(output: &Output, code: u8, sentence: String) -> Verdict {
+    output.answer(&sentence);
+    // A reader who reads no more does not hold us.
+    let _ = tokio::time::timeout(Duration::from_secs(1), output.flush()).await;
+    Verdict {
+        code,
+        sentence: Some(sentence),
+    }
+}
+
+/// What may end it from here.
+fn leaving<'a>(
+    relay: Relay,
+    cluster: &'a Arc<Cluster>,
+    view: &ViewArgs,
+    key: &ProcessKey,
+    signals: Signals,
+) -> Result<Leaving<'a>, Failure> {
+    let manner = Manner {
+        tty: view.tty,
+        detach_keys: view.detach_keys.clone(),
+        take_over: false,
+        redraw: false,
+    };
+    let interaction = match view.stdin {
+        true => Interaction::start(relay, key.clone(), manner)?,
+        false => Interaction::none(),
+    };
+    Ok(Leaving {
+        interaction,
+        signals,
+        on_interrupt: OnInterrupt::Stop(cluster),
+    })
+}
+
+fn record(
+    cluster: &Cluster,
+    view: &ViewArgs,
+    name: &str,
+    uid: &str,
+    exit: Option<&Exit>,
+    verdict: &Verdict,
+) -> Result<(), Failure> {
+    let Some(path) = &view.result_file else { return Ok(()) };
+    let record = Record::new(&cluster.namespace, name, uid, exit, verdict);
+    record.write(path).map_err(|error| unwritable(path, &error))
+}
+
+async fn remove(cluster: &Cluster, output: &Output, name: &str, uid: &str) -> Result<(), Failure> {
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    match cluster.processes().delete(name, &params).await {
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+        Err(error) => {
+            let rule = Rule::process("delete", "remoteprocess-edit");
+            output
+                .line(&cluster.sentence(&error, &rule, "delete the process"))
+                .await?;
+        }
+        Ok(_) => {}
+    }
+    Ok(())
+}
+
+/// Waits a moment until the status tells the end, too.
+async fn settle(cluster: &Cluster, name: &str, uid: &str) {
+    let deadline = Some(Instant::now() + LAG);
+    let is_told = |seen: &Seen| match seen {
+        Seen::Gone => Some(()),
+        Seen::There(object) => object.is_final().then_some(()),
+    };
+    // The end is known. A status that cannot be read, or is late, changes nothing about it.
+    let _ = observe::until(&cluster.processes(), name, Some(uid), deadline, is_told).await;
+}
