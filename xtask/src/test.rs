@@ -97,7 +97,9 @@ fn chart() -> Result<()> {
         helm.args(["template", "release"]).arg(&chart).args(["--set", values]);
         helm
     };
-    const GOOD: [&str; 4] = [
+    const GOOD: [&str; 6] = [
+        "archive.size=1.5Ti,archive.retention.maxSize=200000000,agent.memory=64Mi",
+        "log.filter=info\\,remoteprocess_operator=debug\\,[request{id=1}]=trace",
         "replicas=1",
         "replicas=2,archive.accessMode=ReadWriteMany",
         "replicas=2,archive.store=S3,archive.s3.bucket=logs,archive.s3.credentialsSecret=s,archive.retention.days=7",
@@ -106,7 +108,22 @@ fn chart() -> Result<()> {
     for values in GOOD {
         exec::output(&mut template(values))?;
     }
-    for values in ["replicas=2", "archive.store=S3", "archive.store=GCS"] {
+    const BAD: [&str; 13] = [
+        "replicas=2",
+        "archive.store=S3",
+        "archive.store=GCS",
+        "archive.size=20",
+        "archive.size=0Gi",
+        "archive.size=20Ki",
+        "archive.emptyDirSizeLimit=2",
+        "archive.retention.maxSize=100",
+        "agent.memory=64",
+        "log.filter=debgu",
+        "log.filter=info\\,=debug",
+        "log.filter=remoteprocess_operator=loud",
+        "service.ports.main=8443,service.ports.enrol=8443",
+    ];
+    for values in BAD {
         if exec::succeeds(&mut template(values)) {
             bail!("the chart takes {values}");
         }

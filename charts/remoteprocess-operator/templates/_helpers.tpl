@@ -83,3 +83,41 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
   resources: [events]
   verbs: [create, patch]
 {{- end }}
+
+{{- /* include "rproc.checkSize" (list "archive.size" .Values.archive.size): a number alone is a number of bytes, and seldom meant. */ -}}
+{{- define "rproc.checkSize" -}}
+{{- $name := index . 0 -}}
+{{- $value := index . 1 -}}
+{{- $text := kindIs "float64" $value | ternary (printf "%.0f" (float64 $value)) (toString $value) -}}
+{{- if not (regexMatch "^(([1-9][0-9]*([.][0-9]+)?|0[.][0-9]*[1-9][0-9]*)(M|G|T|P|E|Mi|Gi|Ti|Pi|Ei)|[1-9][0-9]{6,})$" $text) -}}
+{{- fail (printf "%s: %s is not a size of at least 1M. Give a number and a unit, such as 20Gi. A number alone means bytes." $name $text) -}}
+{{- end -}}
+{{- end }}
+
+{{- /* The operator does not start with a filter that it cannot read. A name without a level would mean a target, and nearly always is a level misspelled. */ -}}
+{{- define "rproc.checkFilter" -}}
+{{- range splitList "," . -}}
+{{- if not (regexMatch "^ *(([A-Za-z_][A-Za-z0-9_:.-]*)?(\\[[^]]*\\])?=)?(?i:off|error|warn|info|debug|trace) *$" .) -}}
+{{- fail (printf "log.filter: %q is neither a level (off, error, warn, info, debug, trace) nor target=level, such as remoteprocess_operator=debug. Separate several with commas." .) -}}
+{{- end -}}
+{{- if hasPrefix "=" (trim .) -}}
+{{- fail (printf "log.filter: %q has no target before the equals sign" .) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- /* One release per cluster: two operators would work on the same objects. */ -}}
+{{- define "rproc.checkOnlyRelease" -}}
+{{- $crd := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "remoteprocesses.remoteprocess.dev" -}}
+{{- $annotations := (($crd | default dict).metadata | default dict).annotations | default dict -}}
+{{- $name := index $annotations "meta.helm.sh/release-name" -}}
+{{- $namespace := index $annotations "meta.helm.sh/release-namespace" -}}
+{{- if and $name $namespace (or (ne $name .Release.Name) (ne $namespace .Release.Namespace)) -}}
+{{- range (lookup "apps/v1" "Deployment" $namespace "").items -}}
+{{- $labels := .metadata.labels | default dict -}}
+{{- if and (eq (index $labels "app.kubernetes.io/name" | default "") (include "rproc.name" $)) (eq (index $labels "app.kubernetes.io/instance" | default "") $name) -}}
+{{- fail (printf "this cluster already has RemoteProcess: release %s in namespace %s. There can be one release per cluster. Upgrade that one (helm upgrade %s --namespace %s), or uninstall it first." $name $namespace $name $namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
