@@ -1,7 +1,8 @@
 //! Who asked for the desired state, and why: as far as the object itself tells.
 //!
-//! The API server tells no user names in an object, only the program ("field manager") by which a field was set. What
-//! the annotation [`names::ANNOTATION_REASON`] says counts where the same program has set it.
+//! The API server tells no user names in an object, only the program ("field manager") by which a field was set. The relay
+//! names the user for whom it sets the field. What the annotations [`names::ANNOTATION_REASON`] and
+//! [`names::ANNOTATION_REQUESTED_BY`] say counts where the same program has set them.
 
 use std::fmt::{self, Display};
 
@@ -12,13 +13,15 @@ use crate::names;
 use crate::sentence::plain;
 use crate::spec::RemoteProcess;
 
-/// Longest reason that is passed on, in characters.
+/// Longest name and longest reason that is passed on, in characters.
 const LONGEST: usize = 256;
+/// Through what was asked.
+const WAY: &str = "spec.desiredState";
 
-/// Who asked, and why; as text `by kubectl-patch (for maintenance)`, or nothing where neither is known.
+/// Who asked, and why; as text `by kubectl-patch through spec.desiredState (for maintenance)`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
-    /// The field manager.
+    /// The user where the relay has asked for one, else the field manager.
     pub by: Option<String>,
     /// In its own words, control characters left out.
     pub why: Option<String>,
@@ -35,50 +38,42 @@ impl RemoteProcess {
         let Some(setter) = setter else {
             return Asked::default();
         };
-        let reason = self
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|all| all.get(names::ANNOTATION_REASON));
-        let is_of_setter = owns(
-            setter,
-            &[
-                "f:metadata",
-                "f:annotations",
-                &format!("f:{}", names::ANNOTATION_REASON),
-            ],
-        );
+        let is_of_relay = setter.manager.as_deref() == Some(names::RELAY_MANAGER);
+        let user = self.said_with(setter, names::ANNOTATION_REQUESTED_BY);
         Asked {
-            by: setter.manager.clone(),
-            why: reason
-                .filter(|_| is_of_setter)
-                .map(|reason| plain(reason, LONGEST))
-                .filter(|why| !why.is_empty()),
+            by: user.filter(|_| is_of_relay).or_else(|| setter.manager.clone()),
+            why: self.said_with(setter, names::ANNOTATION_REASON),
         }
+    }
+
+    /// What an annotation says, if this manager has set it.
+    fn said_with(&self, setter: &ManagedFieldsEntry, annotation: &str) -> Option<String> {
+        let text = self.metadata.annotations.as_ref()?.get(annotation)?;
+        let path = ["f:metadata", "f:annotations", &format!("f:{annotation}")];
+        owns(setter, &path)
+            .then(|| plain(text, LONGEST))
+            .filter(|text| !text.is_empty())
     }
 }
 
 impl Asked {
-    /// What was done, and by whom as far as that is known: `paused by kubectl-patch (for maintenance)`.
+    /// Who, and through what, as the status has it for every stop (`requestedBy`): `kubectl-patch through
+    /// spec.desiredState`.
     #[must_use]
-    pub fn of(&self, done: &str) -> String {
-        format!("{done} {self}").trim_end().to_owned()
-    }
-
-    /// `asked by kubectl-patch (for maintenance)`; `None` where neither is known.
-    #[must_use]
-    pub fn sentence(&self) -> Option<String> {
-        (*self != Self::default()).then(|| self.of("asked"))
+    pub fn requested_by(&self) -> String {
+        match &self.by {
+            Some(by) => format!("{by} through {WAY}"),
+            None => WAY.to_owned(),
+        }
     }
 }
 
 impl Display for Asked {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.by, &self.why) {
-            (Some(by), Some(why)) => write!(formatter, "by {by} ({why})"),
-            (Some(by), None) => write!(formatter, "by {by}"),
-            (None, Some(why)) => write!(formatter, "({why})"),
-            (None, None) => Ok(()),
+        write!(formatter, "by {}", self.requested_by())?;
+        match &self.why {
+            Some(why) => write!(formatter, " ({why})"),
+            None => Ok(()),
         }
     }
 }
@@ -103,7 +98,10 @@ mod tests {
         let object = serde_json::json!({
             "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
             "metadata": {
-                "name": "job", "annotations": {"remoteprocess.dev/reason": "for \u{1b}maintenance"},
+                "name": "job", "annotations": {
+                    "remoteprocess.dev/reason": "for \u{1b}maintenance",
+                    "remoteprocess.dev/requested-by": "alice",
+                },
                 "managedFields": managed,
             },
             "spec": {"image": "i", "command": ["x"], "desiredState": "Paused"},
@@ -122,29 +120,32 @@ mod tests {
     fn the_last_who_set_it_has_asked() {
         let state = || serde_json::json!({"f:spec": {"f:desiredState": {}, "f:image": {}}});
         let reason = serde_json::json!({"f:metadata": {"f:annotations": {"f:remoteprocess.dev/reason": {}}}});
-        let asked = |entries: &[Value]| process(Value::Array(entries.to_vec())).asked();
-        let of = |entries: &[Value]| asked(entries).to_string();
-        assert_eq!(of(&[]), "");
-        assert_eq!(
-            (asked(&[]).of("paused").as_str(), asked(&[]).sentence()),
-            ("paused", None)
-        );
-        assert_eq!(of(&[entry("helm", 1, state())]), "by helm");
+        let of = |entries: &[Value]| process(Value::Array(entries.to_vec())).asked().to_string();
+        assert_eq!(of(&[]), "by spec.desiredState");
+        assert_eq!(of(&[entry("helm", 1, state())]), "by helm through spec.desiredState");
         let patched = entry("kubectl-patch", 2, state());
-        assert_eq!(of(&[entry("helm", 1, state()), patched.clone()]), "by kubectl-patch");
+        let patch = "by kubectl-patch through spec.desiredState";
+        assert_eq!(of(&[entry("helm", 1, state()), patched.clone()]), patch);
         let mut status = entry("remoteprocess-controller", 3, state());
         status["subresource"] = "status".into();
         let stranger = entry("kubectl-annotate", 3, reason.clone());
-        assert_eq!(
-            of(&[patched, status, stranger]),
-            "by kubectl-patch",
-            "a reason of somebody else's"
-        );
+        assert_eq!(of(&[patched, status, stranger]), patch, "the reason of another manager");
         let mut both = state();
         both["f:metadata"] = reason["f:metadata"].clone();
-        let both = [entry("rproc", 4, both)];
-        assert_eq!(of(&both), "by rproc (for maintenance)");
-        assert_eq!(asked(&both).of("paused"), "paused by rproc (for maintenance)");
-        assert_eq!(asked(&both).sentence().unwrap(), "asked by rproc (for maintenance)");
+        assert_eq!(
+            of(&[entry("rproc", 4, both.clone())]),
+            "by rproc through spec.desiredState (for maintenance)"
+        );
+        both["f:metadata"]["f:annotations"]["f:remoteprocess.dev/requested-by"] = serde_json::json!({});
+        assert_eq!(
+            of(&[entry("remoteprocess-relay", 5, both.clone())]),
+            "by alice through spec.desiredState (for maintenance)"
+        );
+        let other = of(&[entry("kubectl-patch", 6, both)]);
+        assert_eq!(
+            other,
+            format!("{patch} (for maintenance)"),
+            "only the relay knows the user"
+        );
     }
 }

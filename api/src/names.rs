@@ -26,6 +26,8 @@ pub const LABEL_UID: &str = "remoteprocess.dev/uid";
 pub const LABEL_ATTEMPT: &str = "remoteprocess.dev/attempt";
 /// Annotation of a process: why its desired state is as it is, for status and Events.
 pub const ANNOTATION_REASON: &str = "remoteprocess.dev/reason";
+/// Annotation of a process: the user for whom the relay has set its desired state.
+pub const ANNOTATION_REQUESTED_BY: &str = "remoteprocess.dev/requested-by";
 /// `app.kubernetes.io/name` of the operator's pods.
 pub const APP_NAME: &str = "remoteprocess-operator";
 /// `app.kubernetes.io/component` of the operator's pods.

@@ -103,7 +103,7 @@ pub enum Reason {
     DeadlineExceeded,
     /// An attempt ended and another follows.
     Retrying,
-    /// A container that is not ours keeps the pod of an ended attempt alive.
+    /// A container that is not ours keeps the program from its start, or the pod of an ended attempt alive.
     ForeignContainer,
     /// The program is running.
     Running,

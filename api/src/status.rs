@@ -179,7 +179,8 @@ pub struct AttemptExit {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StopStatus {
-    /// User name, or the part of the system: `spec.desiredState`, `deadline`, `deletion`, `kubelet`, `entrypoint`.
+    /// The user whom the relay knows, or `NAME through spec.desiredState` with the user or the field manager, or the part of
+    /// the system: `deadline`, `deletion`, `kubelet`, `entrypoint`.
     pub requested_by: String,
     /// What was said with it.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -422,14 +422,14 @@ mod tests {
         let stopped = Exit {
             reason: "Stopped".into(),
             stop: Some(Stop {
-                requested_by: "spec.desiredState".into(),
-                message: "asked by kubectl-patch".into(),
+                requested_by: "kubectl-patch through spec.desiredState".into(),
+                message: "for maintenance".into(),
             }),
             ..exit(Outcome::Code, 0)
         };
         let verdict = verdict(&stopped);
         assert_eq!(verdict.code, STOPPED);
-        insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0 (Stopped by spec.desiredState: asked by kubectl-patch)");
+        insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0 (Stopped by kubectl-patch through spec.desiredState: for maintenance)");
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub fn of_exec(program: &OsStr, file: &Path, error: &io::Error) -> Outcome {
         io::ErrorKind::NotFound => missing(file),
         io::ErrorKind::PermissionDenied => denied(file),
         _ if error.raw_os_error() == Some(libc::ENOEXEC) => format(file),
+        io::ErrorKind::ArgumentListTooLong => TOO_LONG.into(),
         _ => error.to_string(),
     };
     let place = match file.as_os_str() == program {
@@ -37,6 +38,10 @@ pub fn of_exec(program: &OsStr, file: &Path, error: &io::Error) -> Outcome {
         _ => Outcome::NotExecutable { message },
     }
 }
+
+/// execve(2), "Limits on size of arguments and environment".
+const TOO_LONG: &str = "argument list too long: one argument or variable may have 128 KiB, and all arguments and the \
+                        environment together a quarter of the stack limit, usually 2 MiB; pass more by a file or by its input";
 
 fn missing(file: &Path) -> String {
     match (fs::metadata(file), fs::read_link(file)) {
@@ -175,6 +180,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn an_environment_that_is_too_large_is_named() {
+        let error = io::Error::from_raw_os_error(libc::E2BIG);
+        let outcome = of_exec("env".as_ref(), Path::new("/bin/env"), &error);
+        let Outcome::NotExecutable { message } = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert!(message.contains("argument list too long: one argument"), "{message}");
+    }
 
     #[test]
     fn the_interpreter_of_a_script_is_its_first_word() {

@@ -212,7 +212,7 @@ fn is_behind(process: &RemoteProcess, memory: &Memory) -> bool {
 }
 
 impl Context {
-    /// Writes the status and reports a new phase. Returns the object as it is now.
+    /// Writes the status, and reports a new phase or a long wait. Returns the object as it is now.
     async fn settle(
         &self,
         process: Arc<RemoteProcess>,
@@ -220,11 +220,17 @@ impl Context {
     ) -> Result<(Arc<RemoteProcess>, Option<Duration>), Error> {
         self.remembered.keep(&process, verdict.memory);
         let written = status::write(&self.client, &process, &verdict.status).await?;
-        let Some(written) = written.map(Arc::new) else {
-            return Ok((process, verdict.again_in));
+        let settled = match written.map(Arc::new) {
+            Some(written) => {
+                self.reporter.report_phase(&process, &written).await;
+                written
+            }
+            None => process,
         };
-        self.reporter.report_phase(&process, &written).await;
-        Ok((written, verdict.again_in))
+        if let Some(count) = self.remembered.see_wait(&settled, (self.clock)()) {
+            self.reporter.report_wait(&settled, count).await;
+        }
+        Ok((settled, verdict.again_in))
     }
 
     /// Fails where this is not the object as it is. A status that was just written is; a cache may be behind, and show an
@@ -254,7 +260,8 @@ impl Context {
             ca_bundle: (self.config.ca_bundle)(),
             ..self.config.agent.clone()
         };
-        match apply::apply(&self.client, &process, validated, attempt, &agent).await? {
+        let applied = apply::apply(&self.client, &process, validated, attempt, &agent).await;
+        match self.say_in_the_end(&process, applied)? {
             Applied::Pod(pod) => {
                 metrics().pods_created.inc();
                 info!(attempt, pod = pod.name_any(), "pod created");
@@ -264,6 +271,17 @@ impl Context {
             Applied::Leaving => Ok(self.done(&process, Some(REFUSED_RETRY.0))),
             Applied::Foreign(pod) => self.settle_refused(process, &phase::name_conflict(&pod)).await,
             Applied::Refused(refusal) => self.settle_refused(process, &refusal).await,
+        }
+    }
+
+    /// An error of the API server that comes again and again is told to the user, as a refusal is.
+    fn say_in_the_end(&self, process: &RemoteProcess, applied: Result<Applied, Error>) -> Result<Applied, Error> {
+        match applied {
+            Err(Error::Apply(kube::Error::Api(status))) if self.remembered.failures(process) >= DISTRUST => {
+                warn!(%status.message, status.code, "the API server does not create the pod");
+                Ok(Applied::Refused(Refusal::of_undecided(&status)))
+            }
+            applied => applied,
         }
     }
 

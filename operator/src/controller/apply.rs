@@ -1,5 +1,7 @@
 //! Creates the pod of an attempt, or says why the API server does not want it.
 
+mod invalid;
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, PostParams};
 use kube::core::Status;
@@ -60,7 +62,7 @@ pub async fn apply(
             profile = Profile::Restricted;
             continue;
         }
-        return match judge(&status) {
+        return match judge(&pod, &status) {
             Judgement::Exists => adopt(&api, &pod.name_any(), owner).await,
             Judgement::Leaving => Ok(Applied::Leaving),
             Judgement::Refused(refusal) => Ok(Applied::Refused(refusal)),
@@ -91,26 +93,55 @@ enum Judgement {
 }
 
 /// Reads the API server's refusal (admission plugins `ResourceQuota`, `LimitRanger`, `PodSecurity`,
-/// `NamespaceLifecycle`, webhooks; registry validation answers 422).
-fn judge(status: &Status) -> Judgement {
-    let refused = |reason, is_final| {
+/// `NamespaceLifecycle`, webhooks and policies, which answer with any code; registry validation answers 422).
+///
+/// A refusal is final only where the fault is in the pod that was sent. Quotas, policies, LimitRanges and webhooks may
+/// change.
+fn judge(sent: &Pod, status: &Status) -> Judgement {
+    let refused = |reason, message, is_final| {
         Judgement::Refused(Refusal {
             reason,
-            message: status.message.clone(),
+            message,
             is_final,
         })
     };
+    let said = status.message.clone();
     match status.code {
         409 if status.reason == "AlreadyExists" => Judgement::Exists,
         403 if has_cause(status, "NamespaceTerminating") => Judgement::Leaving,
         404 => Judgement::Leaving,
-        403 if status.message.contains("exceeded quota") || status.message.contains("failed quota") => {
-            refused(Reason::Quota, false)
+        403 if said.contains("exceeded quota") || said.contains("failed quota") => refused(Reason::Quota, said, false),
+        400 if said.contains(NOT_DECODED) => refused(Reason::InvalidSpec, said, true),
+        422 if invalid::is_in(sent, status) => refused(Reason::InvalidSpec, said, true),
+        422 if said.starts_with("Pod \"") => {
+            let message = format!("{said}; a LimitRange or a webhook of the namespace has set this, not spec");
+            refused(Reason::Admission, message, false)
         }
-        // Without the right to create pods at all the fault is the installation's, and it is said all the same.
-        400 | 403 => refused(Reason::Admission, false),
-        422 => refused(Reason::InvalidSpec, true),
+        // Without the right to create pods at all the fault is the installation's; the status says so all the same.
+        400 | 403 | 422 => refused(Reason::Admission, said, false),
+        // A webhook that does not answer.
+        500 if said.contains(WEBHOOK_FAILED) => refused(Reason::Admission, said, false),
         _ => Judgement::Undecided,
+    }
+}
+
+/// What the API server says of a pod with a value of the wrong form, a quantity for example.
+const NOT_DECODED: &str = "cannot be handled as a Pod";
+/// What the API server says of a webhook that it cannot call.
+const WEBHOOK_FAILED: &str = "failed calling webhook";
+
+impl Refusal {
+    /// What the API server answers again and again without a decision.
+    #[must_use]
+    pub fn of_undecided(status: &Status) -> Self {
+        Self {
+            reason: Reason::Admission,
+            message: format!(
+                "the API server does not create the pod: {} (code {}); the next try follows",
+                status.message, status.code
+            ),
+            is_final: false,
+        }
     }
 }
 

@@ -9,6 +9,8 @@ mod again;
 mod conditions;
 mod deadline;
 mod ending;
+mod foreign;
+mod renewal;
 mod ttl;
 mod unstarted;
 mod waiting;
@@ -25,6 +27,7 @@ use remoteprocess_api::{
 use super::apply::Refusal;
 use super::status::own_fields;
 use conditions::Draft;
+use renewal::Renewal;
 use unstarted::{begin, begin_first, end_before_start, not_granted, replace, stop_before_start};
 use waiting::Wait;
 
@@ -64,6 +67,8 @@ pub struct Memory {
     pub lingers_since: Option<Timestamp>,
     /// Since when a granted attempt should stop.
     pub stopping_since: Option<Timestamp>,
+    /// How often the sentence of the current wait was renewed.
+    renewal: Renewal,
 }
 
 /// What is seen of the node of a granted attempt whose pod is gone.
@@ -139,7 +144,7 @@ pub fn decide(situation: &Situation<'_>) -> Verdict {
 
 fn decide_now(situation: &Situation<'_>) -> Verdict {
     let process = situation.process;
-    let mut draft = Draft::new(process, situation.now);
+    let mut draft = Draft::new(situation);
     let mut memory = situation.memory.clone();
     if process.metadata.deletion_timestamp.is_some() {
         return draft.verdict(Action::None, None, memory);
@@ -147,7 +152,7 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
     draft.status.observed_generation = process.metadata.generation;
     if draft.status.phase.is_some_and(Phase::is_final) {
         let (action, again) = match clean_up(situation) {
-            Action::None => ttl::of_ended(situation),
+            Action::None => let_go(situation),
             action => (action, None),
         };
         return draft.verdict(action, again, memory);
@@ -191,7 +196,7 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
 /// of its name. `again_in` is when the next try is due.
 #[must_use]
 pub fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, again_in: Duration) -> Verdict {
-    let mut draft = Draft::new(situation.process, situation.now);
+    let mut draft = Draft::new(situation);
     if refusal.is_final {
         return finish_invalid(draft, situation, refusal.reason, &refusal.message);
     }
@@ -214,7 +219,7 @@ pub fn name_conflict(pod: &Pod) -> Refusal {
 /// Decides about a specification that cannot be turned into a pod.
 #[must_use]
 pub fn decide_invalid(situation: &Situation<'_>, sentence: &str) -> Verdict {
-    let mut draft = Draft::new(situation.process, situation.now);
+    let mut draft = Draft::new(situation);
     draft.status.observed_generation = situation.process.metadata.generation;
     finish_invalid(draft, situation, Reason::InvalidSpec, sentence)
 }
@@ -255,7 +260,7 @@ fn was_created(record: &AttemptStatus, memory: &Memory) -> bool {
 /// The start was granted: from here on the program runs at most this once.
 fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod) -> Verdict {
     let mut memory = situation.memory.clone();
-    if let Some(end) = ending::of_pod(pod).or_else(|| ending::unreported(record)) {
+    if let Some(end) = ending::of_pod(pod, true).or_else(|| ending::unreported(record)) {
         return await_record(draft, situation, record, &end, &mut memory);
     }
     (memory.ended_since, memory.gone_since) = (None, None);
@@ -330,6 +335,23 @@ fn clean_up(situation: &Situation<'_>) -> Action {
     match situation.pod {
         Sight::Ours(pod) if !granted && !ending::is_terminal(pod) => delete(pod),
         _ => Action::None,
+    }
+}
+
+/// What becomes of a process that has ended: its object goes when its time is over, and its pod where only a container that is
+/// not ours keeps it alive.
+fn let_go(situation: &Situation<'_>) -> (Action, Option<Duration>) {
+    let (action, again) = ttl::of_ended(situation);
+    let (Action::None, Some(record), Sight::Ours(pod)) = (&action, current(situation.process), situation.pod) else {
+        return (action, again);
+    };
+    if foreign::holder(pod, record).is_none() {
+        return (action, again);
+    }
+    let finished = record.finished_at.unwrap_or(situation.now);
+    match remaining(finished, foreign::FOREIGN_WAIT, situation.now) {
+        Some(left) => (Action::None, again.into_iter().chain([left]).min()),
+        None => (delete(pod), again),
     }
 }
 

@@ -4,16 +4,19 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use remoteprocess_api::RemoteProcess;
 
 use super::phase::Memory;
+use super::report::LongWait;
 
 #[derive(Clone, Debug, Default)]
 struct Entry {
     memory: Memory,
     failures: u32,
+    wait: LongWait,
 }
 
 /// One entry per process, by UID.
@@ -49,6 +52,11 @@ impl Remembered {
 
     pub(super) fn forget_failures(&self, process: &RemoteProcess) {
         self.with(process, |entry| entry.failures = 0);
+    }
+
+    /// Takes down what the process waits for. Where that should be reported, returns how often it was.
+    pub(super) fn see_wait(&self, process: &RemoteProcess, now: Timestamp) -> Option<u32> {
+        self.with(process, |entry| entry.wait.see(process, now))
     }
 
     /// The object is gone.

@@ -1,33 +1,130 @@
-//! Kubernetes Events: one for each change of phase, none for anything else.
+//! Kubernetes Events: one for each change of phase, and one for each sentence for which a process waits long.
 
-use kube::runtime::events::{Event, EventType, Recorder};
-use kube::{Client, Resource};
+mod long_wait;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::{Event, EventSeries};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::{Client, Resource, ResourceExt};
 use remoteprocess_api::{Phase, RemoteProcess, names::CONTROLLER_MANAGER};
+use serde_json::json;
+use sha2::{Digest, Sha256};
 use tracing::debug;
 
-/// That it goes on after a pause is another news than that it runs.
+pub(super) use long_wait::LongWait;
+
+/// That a program continues after a pause is other news than that it runs.
 const RESUMED: &str = "Resumed";
+/// What is done while a process waits (`action` of an Event).
+const WAITING: &str = "Waiting";
 
 /// Writes Events. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Reporter(Recorder);
+pub(super) struct Reporter {
+    client: Client,
+    instance: String,
+}
+
+/// What an Event says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct News {
+    is_warning: bool,
+    reason: String,
+    action: String,
+    note: Option<String>,
+}
 
 impl Reporter {
     pub(super) fn new(client: Client) -> Self {
-        Self(Recorder::new(client, CONTROLLER_MANAGER.into()))
+        let reporter = kube::runtime::events::Reporter::from(CONTROLLER_MANAGER);
+        let instance = reporter.instance.unwrap_or(reporter.controller);
+        Self { client, instance }
     }
 
-    /// Reports the new phase, if it is one. An event that cannot be written is only logged:
-    /// the status says the same.
+    /// Reports the new phase, if it is one. An Event that cannot be written is only logged: the status says the same.
     pub(super) async fn report_phase(&self, before: &RemoteProcess, now: &RemoteProcess) {
-        let Some(event) = phase_event(before, now) else { return };
-        if let Err(error) = self.0.publish(&event, &now.object_ref(&())).await {
-            debug!(%error, "cannot write an event");
+        let Some(news) = phase_news(before, now) else { return };
+        let moment = Timestamp::now();
+        let name = format!("{}.{:x}", now.name_any(), moment.as_nanosecond());
+        self.create(&self.event(now, name, &news, moment)).await;
+    }
+
+    /// Reports what a process has waited for long; `count` is how often that was due. The note of an Event cannot change, so
+    /// each sentence has an Event of its own; repetitions renew its series.
+    pub(super) async fn report_wait(&self, process: &RemoteProcess, count: u32) {
+        let Some(news) = wait_news(process) else { return };
+        let moment = Timestamp::now();
+        let event = self.event(process, wait_name(process, &news), &news, moment);
+        // It may be there already, from another leader, or may be gone, because it was too old.
+        if count == 1 {
+            if self.create(&event).await == Some(409) {
+                self.renew(&event, 2, moment).await;
+            }
+        } else if self.renew(&event, count, moment).await == Some(404) {
+            self.create(&event).await;
+        }
+    }
+
+    /// Creates an Event; returns the code of a refusal.
+    async fn create(&self, event: &Event) -> Option<u16> {
+        answered(self.events(event).create(&PostParams::default(), event).await)
+    }
+
+    async fn renew(&self, event: &Event, count: u32, moment: Timestamp) -> Option<u16> {
+        let series = EventSeries {
+            count: i32::try_from(count).unwrap_or(i32::MAX),
+            last_observed_time: MicroTime(moment),
+        };
+        let patch = Patch::Merge(json!({"series": series}));
+        let params = PatchParams::default();
+        answered(self.events(event).patch(&event.name_any(), &params, &patch).await)
+    }
+
+    fn events(&self, event: &Event) -> Api<Event> {
+        Api::namespaced(self.client.clone(), &event.namespace().unwrap_or_default())
+    }
+
+    fn event(&self, process: &RemoteProcess, name: String, news: &News, moment: Timestamp) -> Event {
+        let News {
+            is_warning,
+            reason,
+            action,
+            note,
+        } = news.clone();
+        Event {
+            metadata: ObjectMeta {
+                name: Some(name),
+                namespace: process.namespace(),
+                ..ObjectMeta::default()
+            },
+            action: Some(action),
+            event_time: Some(MicroTime(moment)),
+            note,
+            reason: Some(reason),
+            regarding: Some(ObjectReference {
+                resource_version: None,
+                ..process.object_ref(&())
+            }),
+            reporting_controller: Some(CONTROLLER_MANAGER.into()),
+            reporting_instance: Some(self.instance.clone()),
+            type_: Some(if is_warning { "Warning" } else { "Normal" }.into()),
+            ..Event::default()
         }
     }
 }
 
-fn phase_event(before: &RemoteProcess, now: &RemoteProcess) -> Option<Event> {
+fn answered(answer: kube::Result<Event>) -> Option<u16> {
+    let error = answer.err()?;
+    debug!(%error, "cannot write an event");
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+fn phase_news(before: &RemoteProcess, now: &RemoteProcess) -> Option<News> {
     let status = now.status.as_ref()?;
     let phase = status.phase?;
     let previous = before.status.as_ref().and_then(|status| status.phase);
@@ -37,19 +134,12 @@ fn phase_event(before: &RemoteProcess, now: &RemoteProcess) -> Option<Event> {
     }
     let is_resumed = (previous, phase) == (Some(Phase::Paused), Phase::Running);
     let note = if is_resumed {
-        Some(match now.asked().sentence() {
-            Some(asked) => format!("the program goes on, {asked}"),
-            None => "the program goes on".to_owned(),
-        })
+        Some(format!("the program continues, resumed {}", now.asked()))
     } else {
         status.message.clone()
     };
-    Some(Event {
-        type_: if phase == Phase::Failed {
-            EventType::Warning
-        } else {
-            EventType::Normal
-        },
+    Some(News {
+        is_warning: phase == Phase::Failed,
         reason: match status.reason {
             _ if is_resumed => RESUMED.to_owned(),
             Some(reason) => reason.to_string(),
@@ -57,44 +147,30 @@ fn phase_event(before: &RemoteProcess, now: &RemoteProcess) -> Option<Event> {
         },
         note,
         action: phase.to_string(),
-        secondary: None,
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    fn process(desired: &str, status: Value) -> RemoteProcess {
-        let setter = json!({"manager": "rproc", "fieldsV1": {"f:spec": {"f:desiredState": {}}}});
-        serde_json::from_value(json!({
-            "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
-            "metadata": {"name": "job", "managedFields": [setter]},
-            "spec": {"image": "i", "command": ["x"], "desiredState": desired}, "status": status,
-        }))
-        .unwrap()
-    }
-
-    #[test]
-    fn a_pause_and_its_end_are_news_with_who_asked() {
-        let running = process(
-            "Running",
-            json!({"phase": "Running", "reason": "Running", "message": "it runs"}),
-        );
-        let paused = process(
-            "Paused",
-            json!({"phase": "Paused", "reason": "Paused", "message": "paused by rproc"}),
-        );
-        let news = |before, now| {
-            let event = phase_event(before, now).unwrap();
-            (event.reason, event.note.unwrap())
-        };
-        assert_eq!(news(&running, &paused), ("Paused".into(), "paused by rproc".into()));
-        assert_eq!(
-            news(&paused, &running),
-            ("Resumed".into(), "the program goes on, asked by rproc".into())
-        );
-        assert!(phase_event(&paused, &paused).is_none());
-    }
+fn wait_news(process: &RemoteProcess) -> Option<News> {
+    let status = process.status.as_ref()?;
+    Some(News {
+        is_warning: true,
+        reason: status.reason?.to_string(),
+        note: status.message.clone(),
+        action: WAITING.to_owned(),
+    })
 }
+
+/// The same for the same sentence about the same object, whichever operator reports it.
+fn wait_name(process: &RemoteProcess, news: &News) -> String {
+    let digest = Sha256::new()
+        .chain_update(process.uid().unwrap_or_default())
+        .chain_update([0])
+        .chain_update(&news.reason)
+        .chain_update([0])
+        .chain_update(news.note.as_deref().unwrap_or_default())
+        .finalize();
+    format!("{}.{}", process.name_any(), hex::encode(&digest[..8]))
+}
+
+#[cfg(test)]
+mod tests;

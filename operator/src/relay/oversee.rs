@@ -19,7 +19,6 @@ use super::record::{Recorder, known_end};
 use super::session::{Agent, Ending, Known, Order, Record, Session, Sessions, Wish};
 
 /// Who asks for the end where the object does.
-const BY_SPEC: &str = "spec.desiredState";
 const BY_DELETION: &str = "deletion";
 /// How long an attempt that ended is left to the agent or to another replica.
 const MOURNING: Duration = Duration::from_secs(30);
@@ -140,9 +139,10 @@ pub fn advise(session: &Session, process: &RemoteProcess) {
 /// Who wants the end, where the object itself says so.
 fn order_to_stop(process: &RemoteProcess) -> Option<Order> {
     if process.spec.desired_state == DesiredState::Stopped {
+        let asked = process.asked();
         return Some(Order {
-            requested_by: BY_SPEC,
-            message: process.asked().sentence().unwrap_or_default(),
+            requested_by: asked.requested_by(),
+            message: asked.why.unwrap_or_default(),
         });
     }
     process.metadata.deletion_timestamp.as_ref().map(|_| deletion())
@@ -150,7 +150,7 @@ fn order_to_stop(process: &RemoteProcess) -> Option<Order> {
 
 fn deletion() -> Order {
     Order {
-        requested_by: BY_DELETION,
+        requested_by: BY_DELETION.to_owned(),
         message: "the RemoteProcess was deleted".to_owned(),
     }
 }

@@ -125,14 +125,17 @@ impl Recorder {
         }
     }
 
-    /// Sets `spec.desiredState: Stopped`, and says why.
+    /// Sets `spec.desiredState: Stopped`, and says for whom and why.
     ///
     /// # Errors
     /// When the API server does not answer, or the object has been replaced.
-    pub async fn stop(&self, namespace: &str, name: &str, uid: &str, why: &str) -> Result<(), Error> {
+    pub async fn stop(&self, namespace: &str, name: &str, uid: &str, user: &str, why: &str) -> Result<(), Error> {
         let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), namespace);
         // The uid makes the API server refuse a namesake.
-        let metadata = json!({"uid": uid, "annotations": {names::ANNOTATION_REASON: why}});
+        // An older reason does not stay where there is no new one.
+        let why = Some(why).filter(|why| !why.is_empty());
+        let annotations = json!({names::ANNOTATION_REASON: why, names::ANNOTATION_REQUESTED_BY: user});
+        let metadata = json!({"uid": uid, "annotations": annotations});
         let patch = json!({"metadata": metadata, "spec": {"desiredState": "Stopped"}});
         let params = PatchParams {
             field_manager: Some(names::RELAY_MANAGER.to_owned()),

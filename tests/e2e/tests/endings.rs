@@ -95,7 +95,7 @@ const FROM_OUTSIDE: [Case; 3] = [
             let patch = ["patch", "remoteprocess", name, "--type=merge", "--patch", patch];
             namespace.editor.kubectl(&patch).succeed().map(drop)
         },
-        Told::asked("Stopped", "spec.desiredState"),
+        Told::asked("Stopped", "kubectl-patch through spec.desiredState"),
     ),
     ("evicted", evict, Told::asked("Evicted", "kubelet")),
     (
@@ -129,7 +129,10 @@ fn ends_that_somebody_brings_about() {
         }
         let patched = namespace.object("patched")?["status"].clone();
         let message = patched["message"].to_string();
-        ensure!(message.contains("asked by kubectl-patch"), "who asked: {message}");
+        ensure!(
+            message.contains("stopped by kubectl-patch through spec.desiredState"),
+            "who asked: {message}"
+        );
         check_ending(namespace, "limited", &Told::asked("DeadlineExceeded", "deadline"))?;
         Ok(())
     });

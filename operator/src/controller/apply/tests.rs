@@ -119,12 +119,26 @@ async fn answers_pod_security_once_with_the_restricted_profile() {
     Reason::Admission,
     false
 )]
-#[case::invalid(
-    422,
-    "Invalid",
-    "Pod \"x\" is invalid: spec.tolerations[0].effect",
+#[case::quantity(
+    400,
+    "BadRequest",
+    "Pod in version \"v1\" cannot be handled as a Pod: quantities must match the regular expression",
     Reason::InvalidSpec,
     true
+)]
+#[case::policy(
+    422,
+    "Invalid",
+    "pods \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no",
+    Reason::Admission,
+    false
+)]
+#[case::webhook_down(
+    500,
+    "InternalError",
+    "Internal error occurred: failed calling webhook \"a.b\": failed to call webhook: connection refused",
+    Reason::Admission,
+    false
 )]
 #[tokio::test]
 async fn keeps_the_api_servers_sentence(
@@ -146,6 +160,42 @@ async fn keeps_the_api_servers_sentence(
             is_final
         }
     );
+}
+
+/// A refusal by the API server's validation of one field.
+fn invalid(field: &str, message: &str) -> (u16, Value) {
+    let cause = json!({"reason": "FieldValueInvalid", "field": field, "message": message});
+    let (code, mut status) = failure(
+        422,
+        "Invalid",
+        &format!("Pod \"x\" is invalid: {field}: {message}"),
+        None,
+    );
+    status["details"]["causes"] = json!([cause]);
+    (code, status)
+}
+
+#[tokio::test]
+async fn only_what_was_sent_makes_the_specification_invalid() {
+    let own = invalid(
+        "spec.containers[0].image",
+        "Invalid value: \" x\": must not have whitespace",
+    );
+    let limit = "Invalid value: \"64Mi\": must be less than or equal to memory limit of 32Mi";
+    let limit = invalid("spec.initContainers[0].resources.requests", limit);
+    for (answer, expected) in [(own, (Reason::InvalidSpec, true)), (limit, (Reason::Admission, false))] {
+        let (outcome, _) = applied(vec![answer]).await;
+        let Ok(Applied::Refused(refused)) = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!((refused.reason, refused.is_final), expected, "{}", refused.message);
+        assert_eq!(
+            refused.message.contains("LimitRange"),
+            !refused.is_final,
+            "{}",
+            refused.message
+        );
+    }
 }
 
 #[tokio::test]

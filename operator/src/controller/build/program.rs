@@ -1,7 +1,7 @@
 //! The user's container: the user's in everything but its first instruction.
 
 use k8s_openapi::api::core::v1::Container;
-use remoteprocess_api::names;
+use remoteprocess_api::{TailInStatus, names};
 
 use super::super::validate::Validated;
 use super::{Profile, is_filled, security, volumes};
@@ -27,6 +27,9 @@ pub(super) fn build(process: &Validated<'_>, profile: Profile) -> Container {
         resources: spec.resources.clone(),
         volume_mounts: Some(spec.volume_mounts.iter().cloned().chain([handover]).collect()),
         security_context: Some(security::program(process, profile)),
+        // What the runtime says of a program that it cannot execute is in the log alone, beside the echo of the output.
+        termination_message_policy: (spec.tail_in_status() != TailInStatus::Never)
+            .then(|| "FallbackToLogsOnError".into()),
         ..Container::default()
     }
 }

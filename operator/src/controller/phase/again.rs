@@ -12,6 +12,7 @@ use remoteprocess_api::{
 
 use super::conditions::Draft;
 use super::ending::{self, Outcome};
+use super::foreign::{self, FOREIGN_WAIT};
 use super::waiting::{self, Wait};
 use super::{
     Action, Memory, NodeSight, RECORD_WAIT, STOP_RESERVE, Sight, Situation, Verdict, begin, delete, disruption,
@@ -156,7 +157,9 @@ fn retrying(record: &AttemptStatus, outcome: &Outcome, pause: u32) -> Wait {
     let (reason, message) = (outcome.reason, &outcome.message);
     Wait::problem(
         Reason::Retrying,
-        format!("attempt {number} ended ({reason}: {message}); attempt {next} follows in {pause} s"),
+        format!(
+            "attempt {number} ended ({reason}: {message}); attempt {next} follows in {pause} s, once the pod has ended"
+        ),
     )
 }
 
@@ -166,7 +169,7 @@ fn proof(situation: &Situation<'_>, record: &AttemptStatus, exit: &AttemptExit, 
     match situation.pod {
         Sight::Ours(pod) if ending::is_terminal(pod) => Proof::Ended,
         Sight::Ours(pod) if is_verified && pod.metadata.deletion_timestamp.is_some() => Proof::Ended,
-        Sight::Ours(pod) => lingering(situation, pod, memory),
+        Sight::Ours(pod) => lingering(situation, record, pod, memory),
         _ if is_verified => Proof::Ended,
         // Where it was is not known, so nobody can say that it is not there.
         _ if record.node.is_none() => Proof::Never,
@@ -174,20 +177,29 @@ fn proof(situation: &Situation<'_>, record: &AttemptStatus, exit: &AttemptExit, 
     }
 }
 
-/// The program has ended and the pod has not: the agent hands over, or a container that is not ours goes on. When the
+/// The program has ended and the pod has not: the agent hands over, or a container that is not ours keeps running. When the
 /// pod's time is over it is deleted.
-fn lingering(situation: &Situation<'_>, pod: &Pod, memory: &mut Memory) -> Proof {
+fn lingering(situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod, memory: &mut Memory) -> Proof {
     let since = *memory.lingers_since.get_or_insert(situation.now);
-    match remaining(since, ending::grace(pod) + RECORD_WAIT, situation.now) {
-        Some(left) => Proof::Missing(None, Action::None, Some(left)),
-        None => {
-            let why = ending::foreign_container(pod).map(|name| {
-                let message = format!("the container {name} is not ours and keeps the pod alive; the pod is deleted");
-                Wait::problem(Reason::ForeignContainer, message)
-            });
-            Proof::Missing(why, delete(pod), None)
-        }
+    let holder = foreign::holder(pod, record);
+    let (span, why) = match holder {
+        Some(name) => (FOREIGN_WAIT, Some(held(record, name))),
+        None => (ending::grace(pod) + RECORD_WAIT, None),
+    };
+    match remaining(since, span, situation.now) {
+        Some(left) => Proof::Missing(why, Action::None, Some(left)),
+        None => Proof::Missing(why, delete(pod), None),
     }
+}
+
+fn held(record: &AttemptStatus, name: &str) -> Wait {
+    let (number, next) = (record.number, record.number + 1);
+    let message = format!(
+        "attempt {number} has ended, and the container {name}, which is not ours, keeps its pod alive; the pod is deleted \
+         after {} s, and attempt {next} follows",
+        FOREIGN_WAIT.as_secs()
+    );
+    Wait::problem(Reason::ForeignContainer, message)
 }
 
 /// The pod is gone and nobody has seen how the program ended: only its node can tell.

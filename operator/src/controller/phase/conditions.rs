@@ -12,8 +12,9 @@ use remoteprocess_api::{
 
 use super::super::build::pod_name;
 use super::ending::{self, Outcome};
+use super::renewal::Renewal;
 use super::waiting::Wait;
-use super::{Action, Memory, Verdict, own_fields, should_stop};
+use super::{Action, Memory, Situation, Verdict, own_fields, should_stop};
 
 /// Longest sentence in the status, in bytes; what others say can be long.
 const MAX_MESSAGE: usize = 1024;
@@ -21,13 +22,22 @@ const MAX_MESSAGE: usize = 1024;
 pub(super) struct Draft<'a> {
     process: &'a RemoteProcess,
     now: Timestamp,
+    renewal: Renewal,
+    /// When a sentence that came too soon may be written.
+    renew_in: Option<Duration>,
     pub(super) status: RemoteProcessStatus,
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn new(process: &'a RemoteProcess, now: Timestamp) -> Self {
-        let status = process.status.as_ref().map(own_fields).unwrap_or_default();
-        Self { process, now, status }
+    pub(super) fn new(situation: &Situation<'a>) -> Self {
+        let process = situation.process;
+        Self {
+            process,
+            now: situation.now,
+            renewal: situation.memory.renewal.clone(),
+            renew_in: None,
+            status: process.status.as_ref().map(own_fields).unwrap_or_default(),
+        }
     }
 
     pub(super) fn verdict(mut self, action: Action, again_in: Option<Duration>, memory: Memory) -> Verdict {
@@ -36,8 +46,11 @@ impl<'a> Draft<'a> {
         Verdict {
             status: self.status,
             action,
-            again_in,
-            memory,
+            again_in: again_in.into_iter().chain(self.renew_in).min(),
+            memory: Memory {
+                renewal: self.renewal,
+                ..memory
+            },
         }
     }
 
@@ -82,10 +95,11 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Waits. The sentence of a reason stays as it was first written, so that one
-    /// reason costs one write.
+    /// Waits. One reason costs one write, and another for each new sentence, ever more seldom.
     pub(super) fn wait(&mut self, wait: &Wait) {
-        if (self.status.phase, self.status.reason) == (Some(wait.phase), Some(wait.reason)) {
+        if (self.status.phase, self.status.reason) != (Some(wait.phase), Some(wait.reason)) {
+            self.renewal = Renewal::default();
+        } else if !self.is_renewed(wait) {
             return;
         }
         self.say(wait.phase, wait.reason, wait.message.clone());
@@ -95,6 +109,18 @@ impl<'a> Draft<'a> {
             self.set(ConditionType::Scheduled, "False", wait.reason, &wait.message);
         }
         self.not_ended(wait.reason);
+    }
+
+    /// Whether the wait has a new sentence, and its time has come.
+    fn is_renewed(&mut self, wait: &Wait) -> bool {
+        if !wait.is_news || self.status.message.as_deref() == Some(&*shortened(&wait.message)) {
+            return false;
+        }
+        self.renew_in = self.renewal.left(self.now);
+        if self.renew_in.is_none() {
+            self.renewal = self.renewal.next(self.now);
+        }
+        self.renew_in.is_none()
     }
 
     /// Waits, unless it is part of every start and has not lasted: then it says when to look again.
@@ -113,7 +139,7 @@ impl<'a> Draft<'a> {
     pub(super) fn paused(&mut self, record: &AttemptStatus) {
         self.started(record);
         if self.status.phase != Some(Phase::Paused) {
-            let message = self.process.asked().of("the program is paused");
+            let message = format!("the program is paused {}", self.process.asked());
             self.say(Phase::Paused, Reason::Paused, message);
         }
     }

@@ -50,7 +50,7 @@ pub(super) fn passed(situation: &Situation<'_>) -> Option<Verdict> {
         )),
         ..AttemptExit::default()
     };
-    let mut draft = Draft::new(process, situation.now);
+    let mut draft = Draft::new(situation);
     draft.status.observed_generation = process.metadata.generation;
     if let Sight::Ours(pod) = situation.pod {
         // Where it was is not to depend on whether somebody has looked before.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Phase, Reason, names};
 
-use super::waiting::{condition, container};
+use super::foreign;
+use super::waiting::{condition, container, last_words, terminated};
 
 /// Exit code of a container that SIGKILL ended.
 const KILLED: i32 = 137;
@@ -98,22 +99,16 @@ fn stopped_sentence(exit: &AttemptExit, how: &str) -> String {
     format!("stopped{by}{why}; {end}")
 }
 
-/// What the pod says of an end, once the user's container or the whole pod has ended.
-pub(super) fn of_pod(pod: &Pod) -> Option<AttemptExit> {
+/// What the pod says of an end, once the user's container or the whole pod has ended. `has_begun` says whether the start was
+/// granted, so that the program may have run.
+pub(super) fn of_pod(pod: &Pod, has_begun: bool) -> Option<AttemptExit> {
     let main = container(pod, names::CONTAINER_MAIN).and_then(|main| main.state.as_ref()?.terminated.as_ref());
     if main.is_none() && !is_terminal(pod) {
         return None;
     }
     let disruption = disruption(pod);
     let Some(main) = main else {
-        let (reason, message) = disruption.unwrap_or_else(|| {
-            let status = pod.status.as_ref();
-            let said = status.and_then(|status| status.message.clone().or_else(|| status.reason.clone()));
-            (
-                Reason::Interrupted,
-                said.unwrap_or_else(|| "the pod ended before its containers ran".into()),
-            )
-        });
+        let (reason, message) = disruption.unwrap_or_else(|| without_program(pod));
         let (reason, message) = (Some(reason), Some(message));
         return Some(AttemptExit {
             source: ExitSource::None,
@@ -122,7 +117,8 @@ pub(super) fn of_pod(pod: &Pod) -> Option<AttemptExit> {
             ..AttemptExit::default()
         });
     };
-    let (reason, message) = disruption.unwrap_or_else(|| (reason_of_kubelet(main), sentence_of_kubelet(main)));
+    let (reason, message) =
+        disruption.unwrap_or_else(|| (reason_of_kubelet(main), sentence_of_kubelet(main, has_begun)));
     Some(AttemptExit {
         code: Some(main.exit_code).filter(|_| !never_ran(main) && !is_lost(main)),
         source: ExitSource::Kubelet,
@@ -164,16 +160,36 @@ fn is_lost(main: &ContainerStateTerminated) -> bool {
     main.reason.as_deref() == Some("ContainerStatusUnknown")
 }
 
-fn sentence_of_kubelet(main: &ContainerStateTerminated) -> String {
-    let said = [main.reason.as_deref(), main.message.as_deref()]
-        .into_iter()
-        .flatten()
-        .collect::<Vec<_>>()
-        .join(": ");
-    format!(
-        "the program's end was not reported; by the kubelet's record its container ended with code {} ({said})",
-        main.exit_code
-    )
+fn sentence_of_kubelet(main: &ContainerStateTerminated, has_begun: bool) -> String {
+    let end = terminated(main);
+    match (never_ran(main), has_begun) {
+        (true, _) => {
+            let why = main
+                .message
+                .as_deref()
+                .map(last_words)
+                .filter(|words| !words.is_empty());
+            let why = why.unwrap_or_else(|| "the runtime does not say why".into());
+            format!("the program's container could not be started: {why}")
+        }
+        (false, false) => format!("the program's container ended {end}"),
+        (false, true) => {
+            format!("the program's end was not reported; by the kubelet's record its container ended {end}")
+        }
+    }
+}
+
+/// Why a pod has ended without the program's container.
+fn without_program(pod: &Pod) -> (Reason, String) {
+    if let Some((name, end)) = foreign::failed_init_container(pod) {
+        let end = terminated(end);
+        let message = format!("the init container {name}, which is not ours, ended {end}");
+        return (Reason::ForeignContainer, message);
+    }
+    let status = pod.status.as_ref();
+    let said = status.and_then(|status| status.message.clone().or_else(|| status.reason.clone()));
+    let message = said.unwrap_or_else(|| "the pod ended before its containers ran".into());
+    (Reason::Interrupted, message)
 }
 
 /// Whether no container of the pod runs or will run.
@@ -186,19 +202,6 @@ pub(super) fn is_terminal(pod: &Pod) -> bool {
 pub(super) fn has_agent(pod: &Pod) -> bool {
     let agent = container(pod, names::CONTAINER_AGENT).and_then(|agent| agent.state.as_ref());
     !is_terminal(pod) && agent.is_some_and(|state| state.running.is_some())
-}
-
-/// A container of the pod that still runs and is neither the program's nor the agent's (a webhook put it there).
-pub(super) fn foreign_container(pod: &Pod) -> Option<&str> {
-    let status = pod.status.as_ref()?;
-    let lists = [&status.container_statuses, &status.init_container_statuses];
-    let mut foreign = lists
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|container| ![names::CONTAINER_MAIN, names::CONTAINER_AGENT].contains(&container.name.as_str()))
-        .filter(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
-    foreign.next().map(|container| container.name.as_str())
 }
 
 /// The pod's termination grace: longer than that the kubelet lets no agent live after the program.

@@ -2,8 +2,9 @@ mod world;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use remoteprocess_api::condition::{find, is_true};
-use remoteprocess_api::{ConditionType, StopStatus};
+use remoteprocess_api::{ConditionType, StopStatus, names};
 use rstest::rstest;
+use serde_json::json;
 
 use super::*;
 
@@ -62,7 +63,7 @@ fn look(process: &RemoteProcess, pod: Option<&Pod>, memory: &Memory) -> Verdict 
     })
 }
 
-fn word(verdict: &Verdict) -> (Phase, Reason) {
+fn word_of(verdict: &Verdict) -> (Phase, Reason) {
     (verdict.status.phase.unwrap(), verdict.status.reason.unwrap())
 }
 
@@ -103,11 +104,6 @@ fn pod_name_of(attempt: u32) -> String {
     Reason::ImagePull,
     "not found"
 )]
-#[case::bad_name(
-    "{containerStatuses: [{name: main, image: x, imageID: '', ready: false, restartCount: 0, state: {waiting: {reason: InvalidImageName}}}]}",
-    Reason::ImagePull,
-    "InvalidImageName"
-)]
 #[case::secret(
     "{containerStatuses: [{name: main, image: x, imageID: '', ready: false, restartCount: 0, state: {waiting: {reason: CreateContainerConfigError, message: secret x not found}}}]}",
     Reason::CreateContainer,
@@ -130,7 +126,7 @@ fn says_why_it_waits(#[case] status: &str, #[case] reason: Reason, #[case] sente
     }
     let mut process = process("", "");
     let verdict = look(&process, Some(&pod), &Memory::default());
-    assert_eq!(word(&verdict), (Phase::Pending, reason));
+    assert_eq!(word_of(&verdict), (Phase::Pending, reason));
     assert!(
         verdict.status.message.as_ref().unwrap().contains(sentence),
         "{:?}",
@@ -139,6 +135,196 @@ fn says_why_it_waits(#[case] status: &str, #[case] reason: Reason, #[case] sente
     process.status = Some(verdict.status.clone());
     let again = look(&process, Some(&pod), &Memory::default());
     assert_eq!(again.status, verdict.status, "one write for one reason");
+}
+
+/// A pod with a container that waits in these words of the kubelet (flow YAML).
+fn waiting_pod(container: &str, state: &str) -> Pod {
+    let list = match container {
+        names::CONTAINER_MAIN => "containerStatuses",
+        _ => "initContainerStatuses",
+    };
+    pod(&format!(
+        "{{{list}: [{{name: {container}, image: x, imageID: '', ready: false, restartCount: 0, state: {state}}}]}}"
+    ))
+}
+
+#[rstest]
+#[case::name("InvalidImageName", "couldn't parse image name \"No Such\"", Reason::ImagePull)]
+#[case::never(
+    "ErrImageNeverPull",
+    "image \"x\" is not present with pull policy of Never",
+    Reason::ImagePull
+)]
+#[case::root(
+    "CreateContainerConfigError",
+    "container has runAsNonRoot and image will run as root",
+    Reason::CreateContainer
+)]
+fn what_can_never_start_fails_at_once(#[case] word: &str, #[case] said: &str, #[case] reason: Reason) {
+    let process = process(", podUid: p", "");
+    let state = json!({"waiting": {"reason": word, "message": said}}).to_string();
+    let verdict = look(&process, Some(&waiting_pod("main", &state)), &Memory::default());
+    assert_eq!(word_of(&verdict), (Phase::Failed, reason));
+    assert!(
+        verdict.status.message.as_ref().unwrap().contains(said),
+        "{:?}",
+        verdict.status.message
+    );
+    assert!(
+        matches!(verdict.action, Action::DeletePod { .. }),
+        "{:?}",
+        verdict.action
+    );
+    let scheduled = find(&verdict.status.conditions, ConditionType::Scheduled).unwrap();
+    assert_eq!(scheduled.status, "True");
+    // The image of the agent belongs to the installation, which can be mended.
+    let agent = look(&process, Some(&waiting_pod("rproc-agent", &state)), &Memory::default());
+    assert_eq!(agent.status.phase, Some(Phase::Pending));
+}
+
+#[test]
+fn of_two_missing_config_maps_the_second_is_named_once_the_first_is_there() {
+    let mut process = process(", podUid: p", "");
+    let mut memory = Memory::default();
+    let mut said = |name: &str, second: i64| {
+        let state =
+            format!("{{waiting: {{reason: CreateContainerConfigError, message: 'configmap \"{name}\" not found'}}}}");
+        let pod = waiting_pod("main", &state);
+        let verdict = decide(&Situation {
+            process: &process,
+            pod: Sight::Ours(&pod),
+            node: NodeSight::default(),
+            memory: &memory,
+            now: now() + SignedDuration::from_secs(second),
+        });
+        let condition = find(&verdict.status.conditions, ConditionType::Ready).unwrap();
+        assert_eq!(Some(&condition.message), verdict.status.message.as_ref());
+        process.status = Some(verdict.status.clone());
+        memory = verdict.memory;
+        (verdict.status.message.unwrap(), verdict.again_in)
+    };
+    assert_eq!(said("a", 0), ("configmap \"a\" not found".into(), None));
+    assert_eq!(
+        said("b", 1),
+        ("configmap \"b\" not found".into(), None),
+        "named at once"
+    );
+    let (kept, again) = said("c", 2);
+    assert_eq!(
+        kept, "configmap \"b\" not found",
+        "a sentence may change with every look"
+    );
+    assert_eq!(again, Some(Duration::from_secs(9)));
+    assert_eq!(said("c", 11), ("configmap \"c\" not found".into(), None));
+    assert_eq!(said("d", 20).1, Some(Duration::from_secs(11)), "ever more seldom");
+}
+
+#[test]
+fn a_pull_that_fails_again_and_again_keeps_its_cause() {
+    let mut process = process(", podUid: p", "");
+    let mut said = |reason: &str, message: &str| {
+        let state = json!({"waiting": {"reason": reason, "message": message}}).to_string();
+        let verdict = look(&process, Some(&waiting_pod("main", &state)), &Memory::default());
+        process.status = Some(verdict.status.clone());
+        verdict.status.message.unwrap()
+    };
+    assert_eq!(said("ErrImagePull", "x: not found"), "x: not found");
+    assert_eq!(said("ImagePullBackOff", "Back-off pulling image \"x\""), "x: not found");
+    assert_eq!(
+        said(
+            "ImagePullBackOff",
+            "Back-off pulling image \"x\": ErrImagePull: x: unauthorized"
+        ),
+        "x: unauthorized"
+    );
+}
+
+#[test]
+fn an_init_container_of_somebody_else_is_named() {
+    let process = process(", podUid: p", "");
+    let said = |pod: &Pod| look(&process, Some(pod), &Memory::default()).status;
+    let pulls = said(&waiting_pod(
+        "inject",
+        "{waiting: {reason: ErrImagePull, message: no such image}}",
+    ));
+    assert_eq!(pulls.reason, Some(Reason::ForeignContainer));
+    let sentence = "the container inject, which is not ours: no such image";
+    assert_eq!(pulls.message.as_deref(), Some(sentence));
+    let runs = said(&waiting_pod("inject", "{running: {}}"));
+    assert_eq!(
+        runs.message.as_deref(),
+        Some("the init container inject, which is not ours, has not ended")
+    );
+    let mut failed = waiting_pod(
+        "inject",
+        "{terminated: {exitCode: 3, reason: Error, message: 'no route'}}",
+    );
+    failed.status.as_mut().unwrap().phase = Some("Failed".into());
+    let failed = said(&failed);
+    assert_eq!(failed.reason, Some(Reason::ForeignContainer));
+    let message = failed.message.unwrap();
+    let sentence = "the init container inject, which is not ours, ended with code 3 (Error: no route)";
+    assert!(message.contains(sentence), "{message}");
+}
+
+#[test]
+fn an_agent_that_ends_again_and_again_says_why() {
+    let process = process(", podUid: p", "");
+    let mut pod = waiting_pod(
+        "rproc-agent",
+        "{waiting: {reason: CrashLoopBackOff, message: back-off 10s restarting failed container}}",
+    );
+    let status = &mut pod.status.as_mut().unwrap().init_container_statuses.as_mut().unwrap()[0];
+    status.last_state = serde_json::from_value(json!({
+        "terminated": {"exitCode": 1, "reason": "Error", "message": "first line\nno \u{1b}route to the relay\n"},
+    }))
+    .unwrap();
+    let verdict = look(&process, Some(&pod), &Memory::default());
+    assert_eq!(
+        verdict.status.message.as_deref(),
+        Some("the agent's container: it ends again and again, with code 1 (Error: first line; no route to the relay)")
+    );
+}
+
+#[rstest]
+#[case::never_ran(
+    "{exitCode: 128, reason: StartError, message: 'exec: argument list too long'}",
+    "the program's container could not be started: exec: argument list too long"
+)]
+#[case::too_long(
+    "{exitCode: 1, reason: Error, message: 'exec /.rproc/entrypoint: argument list too long'}",
+    "the program's container ended with code 1 (Error: exec /.rproc/entrypoint: argument list too long)"
+)]
+fn what_the_runtime_says_of_an_environment_that_is_too_large_is_in_the_status(
+    #[case] terminated: &str,
+    #[case] sentence: &str,
+) {
+    let mut process = process(", podUid: p", "");
+    let pod = ended(terminated, true);
+    let verdict = look(&process, Some(&pod), &Memory::default());
+    let exit = verdict.status.attempts[0].exit.as_ref().unwrap();
+    assert_eq!(exit.message.as_deref(), Some(sentence));
+    assert!(
+        verdict.status.message.as_ref().unwrap().contains(sentence),
+        "{:?}",
+        verdict.status.message
+    );
+    process.status = Some(verdict.status.clone());
+    let attempts = &mut process.status.as_mut().unwrap().attempts;
+    for number in 2..=u32::try_from(MAX_ATTEMPTS).unwrap() {
+        attempts.push(AttemptStatus {
+            number,
+            ..attempts[0].clone()
+        });
+    }
+    process.status.as_mut().unwrap().attempt = u32::try_from(MAX_ATTEMPTS).ok();
+    let last = look(&process, None, &Memory::default());
+    assert_eq!(word_of(&last), (Phase::Failed, Reason::StartFailed));
+    assert!(
+        last.status.message.as_ref().unwrap().contains(sentence),
+        "{:?}",
+        last.status.message
+    );
 }
 
 #[test]
@@ -156,7 +342,7 @@ fn what_every_start_goes_through_costs_no_write() {
 fn runs_when_the_launch_is_recorded() {
     let process = process(STARTED, "");
     let verdict = look(&process, Some(&pod("{phase: Running}")), &Memory::default());
-    assert_eq!(word(&verdict), (Phase::Running, Reason::Running));
+    assert_eq!(word_of(&verdict), (Phase::Running, Reason::Running));
     assert_eq!(verdict.status.attempts[0].node.as_deref(), Some("node-1"));
     assert!(is_true(&verdict.status.conditions, ConditionType::Scheduled));
     let started = find(&verdict.status.conditions, ConditionType::Started).unwrap();
@@ -225,7 +411,7 @@ fn judges_an_exit_record(#[case] exit: &str, #[case] phase: Phase, #[case] reaso
         "",
     );
     let verdict = look(&process, None, &Memory::default());
-    assert_eq!(word(&verdict), (phase, reason));
+    assert_eq!(word_of(&verdict), (phase, reason));
     assert_eq!(verdict.status.exit_code, code);
     assert_eq!(verdict.status.duration.as_deref(), Some("31s"));
     assert!(is_true(&verdict.status.conditions, ConditionType::Finished));
@@ -282,7 +468,7 @@ fn takes_the_kubelets_word_after_ten_seconds(#[case] terminated: &str, #[case] r
         ..Memory::default()
     };
     let verdict = look(&process, Some(&pod), &memory);
-    assert_eq!(word(&verdict), (Phase::Failed, reason));
+    assert_eq!(word_of(&verdict), (Phase::Failed, reason));
     let exit = verdict.status.attempts[0].exit.as_ref().unwrap();
     assert_eq!(exit.source, ExitSource::Kubelet);
     assert!(exit.message.as_ref().unwrap().contains("kubelet"), "{exit:?}");
@@ -312,7 +498,7 @@ fn an_agent_that_knows_of_no_end_is_not_waited_for() {
         Some(&ended("{exitCode: 137, reason: OOMKilled}", true)),
         &Memory::default(),
     );
-    assert_eq!(word(&verdict), (Phase::Failed, Reason::OOMKilled));
+    assert_eq!(word_of(&verdict), (Phase::Failed, Reason::OOMKilled));
     let finished: Timestamp = "2026-01-01T00:00:42Z".parse().unwrap();
     assert_eq!(
         verdict.status.attempts[0].finished_at,
@@ -337,7 +523,7 @@ fn a_granted_attempt_without_a_pod_is_interrupted_and_never_run_again() {
     let first = look(&process, None, &Memory::default());
     assert_eq!((&first.action, first.again_in), (&Action::None, Some(RECORD_WAIT)));
     let verdict = look(&process, None, &gone_for_long());
-    assert_eq!(word(&verdict), (Phase::Failed, Reason::Interrupted));
+    assert_eq!(word_of(&verdict), (Phase::Failed, Reason::Interrupted));
     assert_eq!(verdict.action, Action::None);
 }
 
@@ -349,14 +535,14 @@ fn the_cause_of_a_lost_pod_is_kept() {
     );
     leaving.metadata.deletion_timestamp = Some(Time(now()));
     let verdict = look(&process, Some(&leaving), &Memory::default());
-    assert_eq!(word(&verdict), (Phase::Stopping, Reason::Evicted));
+    assert_eq!(word_of(&verdict), (Phase::Stopping, Reason::Evicted));
     let attempts = process.status.take().unwrap().attempts;
     process.status = Some(RemoteProcessStatus {
         attempts,
         ..verdict.status
     });
     let last = look(&process, None, &gone_for_long());
-    assert_eq!(word(&last), (Phase::Failed, Reason::Evicted));
+    assert_eq!(word_of(&last), (Phase::Failed, Reason::Evicted));
 }
 
 #[test]
@@ -380,7 +566,7 @@ fn an_attempt_without_a_grant_is_replaced_with_back_off_and_a_cap() {
             now: later,
         });
         if number as usize == MAX_ATTEMPTS {
-            assert_eq!(word(&next), (Phase::Failed, Reason::StartFailed));
+            assert_eq!(word_of(&next), (Phase::Failed, Reason::StartFailed));
             return;
         }
         assert_eq!(next.action, Action::CreatePod(number + 1));
@@ -410,7 +596,7 @@ fn a_pod_that_was_deleted_is_not_blamed_for_its_containers() {
     let mut pod = ended("{exitCode: 137, reason: ContainerStatusUnknown}", false);
     pod.metadata.deletion_timestamp = Some(Time(now()));
     let verdict = look(&process, Some(&pod), &Memory::default());
-    assert_eq!(word(&verdict), (Phase::Pending, Reason::Interrupted));
+    assert_eq!(word_of(&verdict), (Phase::Pending, Reason::Interrupted));
     let exit = verdict.status.attempts[0].exit.as_ref().unwrap();
     assert_eq!(
         exit.message.as_deref(),
@@ -422,7 +608,7 @@ fn a_pod_that_was_deleted_is_not_blamed_for_its_containers() {
 fn stopped_before_the_start_is_final_and_then_the_pod_goes() {
     let process = process(", podUid: p", ", desiredState: Stopped");
     let verdict = look(&process, Some(&pod("{phase: Running}")), &Memory::default());
-    assert_eq!(word(&verdict), (Phase::Failed, Reason::Stopped));
+    assert_eq!(word_of(&verdict), (Phase::Failed, Reason::Stopped));
     assert_eq!(
         verdict.action,
         Action::DeletePod {
@@ -440,7 +626,7 @@ fn a_stop_that_nobody_carries_out_ends_with_the_pods_deletion() {
     let pod = pod("{phase: Running}");
     let first = look(&process, Some(&pod), &Memory::default());
     assert_eq!(
-        (word(&first), &first.action),
+        (word_of(&first), &first.action),
         ((Phase::Stopping, Reason::Stopping), &Action::None)
     );
     let memory = Memory {
@@ -463,7 +649,7 @@ fn somebody_elses_pod_is_left_alone() {
         now: now(),
     };
     let verdict = decide(&situation);
-    assert_eq!(word(&verdict), (Phase::Pending, Reason::NameConflict));
+    assert_eq!(word_of(&verdict), (Phase::Pending, Reason::NameConflict));
     assert_eq!(verdict.action, Action::None);
 }
 
@@ -488,14 +674,14 @@ fn a_refused_pod_is_said_once_and_an_invalid_one_is_the_end() {
     };
     let verdict = refused(&process, false, 2);
     assert_eq!(
-        (word(&verdict), verdict.again_in),
+        (word_of(&verdict), verdict.again_in),
         ((Phase::Pending, Reason::Quota), Some(Duration::from_secs(2)))
     );
     process.status = Some(verdict.status.clone());
     let again = refused(&process, false, 4);
     assert_eq!(again.status, verdict.status);
     let last = refused(&process, true, 4);
-    assert_eq!(word(&last), (Phase::Failed, Reason::Quota));
+    assert_eq!(word_of(&last), (Phase::Failed, Reason::Quota));
 }
 
 #[test]

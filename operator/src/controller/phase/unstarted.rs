@@ -56,7 +56,7 @@ pub(super) fn not_granted(
         };
         ending::disruption(pod).unwrap_or_else(deleted)
     });
-    if let Some(mut end) = ending::of_pod(pod) {
+    if let Some(mut end) = ending::of_pod(pod, false) {
         draft.see_pod(pod);
         if let Some((reason, message)) = taken_away {
             (end.reason, end.message) = (Some(reason), Some(message));
@@ -74,11 +74,35 @@ pub(super) fn not_granted(
         return draft.verdict(Action::None, None, situation.memory.clone());
     }
     let wait = waiting::of_pod(pod);
+    if wait.is_final {
+        return end_for_good(draft, situation, record, pod, &wait);
+    }
     if wait.is_worth_a_write(situation.now) {
         draft.see_pod(pod);
     }
     let again = draft.wait_unless_usual(&wait);
     draft.verdict(Action::None, again, situation.memory.clone())
+}
+
+/// The program can never start: the process has failed at once. As with a stop, the status is final first.
+fn end_for_good(
+    mut draft: Draft<'_>,
+    situation: &Situation<'_>,
+    record: &AttemptStatus,
+    pod: &Pod,
+    wait: &Wait,
+) -> Verdict {
+    let exit = AttemptExit {
+        source: ExitSource::None,
+        reason: Some(wait.reason),
+        message: Some(wait.message.clone()),
+        ..AttemptExit::default()
+    };
+    draft.see_pod(pod);
+    draft.wait(wait);
+    draft.record_end(record, exit.clone());
+    draft.finish(record, &exit, None);
+    draft.verdict(clean_up(situation), None, situation.memory.clone())
 }
 
 /// An attempt ended without a grant: it is recorded, and another follows.
@@ -141,13 +165,14 @@ pub(super) fn stop_before_start(mut draft: Draft<'_>, situation: &Situation<'_>,
 }
 
 pub(super) fn stopped_before_start(process: &RemoteProcess) -> AttemptExit {
+    let asked = process.asked();
     AttemptExit {
         source: ExitSource::None,
         reason: Some(Reason::Stopped),
         message: Some("stopped before the program was started".into()),
         stop: Some(StopStatus {
-            requested_by: "spec.desiredState".into(),
-            message: process.asked().sentence(),
+            requested_by: asked.requested_by(),
+            message: asked.why,
         }),
         ..AttemptExit::default()
     }

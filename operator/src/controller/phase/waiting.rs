@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStateWaiting, ContainerStatus, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition};
 use kube::ResourceExt;
+use remoteprocess_api::sentence::plain;
 use remoteprocess_api::{AttemptExit, AttemptStatus, Phase, Reason, RemoteProcess, names};
 
 use super::unstarted::back_off;
-use super::{MAX_ATTEMPTS, USUAL_WAIT, remaining};
+use super::{MAX_ATTEMPTS, USUAL_WAIT, foreign, remaining};
 
 /// One reason to wait.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +21,10 @@ pub(super) struct Wait {
     pub(super) scheduled: bool,
     /// Part of every start since then; `None` for what is worth a write at once.
     pub(super) usual_since: Option<Timestamp>,
+    /// Whether the sentence says more than that the kubelet waits before its next try.
+    pub(super) is_news: bool,
+    /// Whether the program can never start.
+    pub(super) is_final: bool,
 }
 
 impl Wait {
@@ -31,16 +36,17 @@ impl Wait {
             message,
             scheduled: false,
             usual_since: None,
+            is_news: true,
+            is_final: false,
         }
     }
 
     fn on_node(phase: Phase, reason: Reason, message: String, usual_since: Option<Timestamp>) -> Self {
         Self {
             phase,
-            reason,
-            message,
             scheduled: true,
             usual_since,
+            ..Self::problem(reason, message)
         }
     }
 
@@ -56,7 +62,7 @@ impl Wait {
 
 /// Somebody wants that nothing is started.
 pub(super) fn paused(process: &RemoteProcess) -> Wait {
-    let message = process.asked().of("paused before the program was started");
+    let message = format!("paused before the program was started {}", process.asked());
     Wait {
         phase: Phase::Paused,
         ..Wait::problem(Reason::Paused, message)
@@ -113,17 +119,10 @@ pub(super) fn of_pod(pod: &Pod) -> Wait {
             None => Wait::problem(Reason::Waiting, "the pod waits for the scheduler".into()),
         };
     }
-    let agent = container(pod, names::CONTAINER_AGENT);
+    if let Some(wait) = in_the_way(pod) {
+        return wait;
+    }
     let main = container(pod, names::CONTAINER_MAIN);
-    if let Some(wait) = agent
-        .and_then(waiting_state)
-        .and_then(|state| trouble("the agent's container: ", state))
-    {
-        return wait;
-    }
-    if let Some(wait) = main.and_then(waiting_state).and_then(|state| trouble("", state)) {
-        return wait;
-    }
     let running = main.and_then(|main| main.state.as_ref()?.running.as_ref());
     if let Some(running) = running {
         let since = running.started_at.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
@@ -131,16 +130,26 @@ pub(super) fn of_pod(pod: &Pod) -> Wait {
         return Wait::on_node(Phase::Starting, Reason::Enrolling, message, Some(since));
     }
     let since = scheduled.and_then(|condition| condition.last_transition_time.as_ref());
-    let message = format!(
-        "the node prepares volumes and containers; if this lasts, `kubectl describe pod {}` says why",
-        pod.name_any()
-    );
+    let message = match foreign::init_container(pod) {
+        Some(name) => format!("the init container {name}, which is not ours, has not ended"),
+        None => format!(
+            "the node prepares volumes and containers; if this lasts, `kubectl describe pod {}` says why",
+            pod.name_any()
+        ),
+    };
     Wait::on_node(
         Phase::Pending,
         Reason::ContainerCreating,
         message,
         Some(since.map_or(Timestamp::UNIX_EPOCH, |time| time.0)),
     )
+}
+
+/// The first container that the kubelet cannot start, of those that have to run before the program does.
+fn in_the_way(pod: &Pod) -> Option<Wait> {
+    let init = pod.status.as_ref()?.init_container_statuses.iter().flatten();
+    let main = container(pod, names::CONTAINER_MAIN);
+    init.chain(main).find_map(trouble)
 }
 
 /// The names of the gates that hold the pod back.
@@ -151,7 +160,8 @@ fn gates(pod: &Pod) -> Option<String> {
 }
 
 /// What the kubelet's word for a waiting container means (kubelet: `images/types.go`, `container/sync_result.go`).
-fn trouble(whose: &str, state: &ContainerStateWaiting) -> Option<Wait> {
+fn trouble(container: &ContainerStatus) -> Option<Wait> {
+    let state = container.state.as_ref()?.waiting.as_ref()?;
     let word = state.reason.as_deref()?;
     let reason = match word {
         "ErrImagePull"
@@ -167,18 +177,79 @@ fn trouble(whose: &str, state: &ContainerStateWaiting) -> Option<Wait> {
         "CrashLoopBackOff" | "PostStartHookError" => Reason::HandoverFailed,
         _ => return None,
     };
-    let sentence = state.message.as_deref().unwrap_or(word);
-    Some(Wait::on_node(
-        Phase::Pending,
-        reason,
-        format!("{whose}{sentence}"),
-        None,
-    ))
+    let said = state.message.as_deref().unwrap_or(word);
+    let (sentence, is_news) = match word {
+        "ImagePullBackOff" => match said.split_once(BACK_OFF_BECAUSE) {
+            Some((_, cause)) => (cause.to_owned(), true),
+            None => (said.to_owned(), false),
+        },
+        "CrashLoopBackOff" => match last_end(container) {
+            Some(end) => (end, true),
+            None => (said.to_owned(), false),
+        },
+        _ => (said.to_owned(), true),
+    };
+    let (whose, reason) = match container.name.as_str() {
+        names::CONTAINER_MAIN => (String::new(), reason),
+        names::CONTAINER_AGENT => ("the agent's container: ".to_owned(), reason),
+        name => (
+            format!("the container {name}, which is not ours: "),
+            Reason::ForeignContainer,
+        ),
+    };
+    Some(Wait {
+        is_news,
+        // An installation can get another image for its agents; the specification of a process is fixed.
+        is_final: container.name == names::CONTAINER_MAIN && never_heals(word, said),
+        ..Wait::on_node(Phase::Pending, reason, format!("{whose}{sentence}"), None)
+    })
 }
 
-fn waiting_state(container: &ContainerStatus) -> Option<&ContainerStateWaiting> {
-    container.state.as_ref()?.waiting.as_ref()
+/// What the kubelet puts between the image and the error of its last try.
+const BACK_OFF_BECAUSE: &str = ": ErrImagePull: ";
+
+/// Whether nothing but another specification would help. An image that cannot be pulled may be pushed, and a Secret that is
+/// missing may be created.
+fn never_heals(word: &str, said: &str) -> bool {
+    match word {
+        "InvalidImageName" | "ErrImageNeverPull" => true,
+        // kubelet: `verifyRunAsNonRoot`.
+        "CreateContainerConfigError" => {
+            said.contains("has runAsNonRoot and") || said.contains("breaks non-root policy")
+        }
+        _ => false,
+    }
 }
+
+/// How a container that is started again and again ended last.
+fn last_end(container: &ContainerStatus) -> Option<String> {
+    let end = container.last_state.as_ref()?.terminated.as_ref()?;
+    Some(format!("it ends again and again, {}", terminated(end)))
+}
+
+/// How a container ended, in the kubelet's words: `with code 1 (Error: no route to host)`.
+pub(super) fn terminated(end: &ContainerStateTerminated) -> String {
+    let message = end.message.as_deref().map(last_words).filter(|words| !words.is_empty());
+    let said = [end.reason.clone(), message];
+    let said: Vec<_> = said.into_iter().flatten().collect();
+    match said.is_empty() {
+        true => format!("with code {}", end.exit_code),
+        false => format!("with code {} ({})", end.exit_code, said.join(": ")),
+    }
+}
+
+/// The end of a termination message, which may be the end of a log, on one line.
+pub(super) fn last_words(message: &str) -> String {
+    let lines: Vec<_> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let line = lines.join("; ");
+    let surplus = line.chars().count().saturating_sub(MAX_LAST_WORDS);
+    let end: String = line.chars().skip(surplus).collect();
+    let mark = if surplus > 0 { "..." } else { "" };
+    format!("{mark}{}", plain(&end, MAX_LAST_WORDS))
+}
+
+/// Longest part of a termination message that the status shows, in characters.
+const MAX_LAST_WORDS: usize = 600;
 
 /// The condition of the pod with this type.
 pub(super) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {

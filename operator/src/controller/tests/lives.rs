@@ -67,7 +67,7 @@ async fn a_container_of_somebody_else_keeps_no_attempt_from_the_next() {
     stage.exit(1, 7).await;
     stage.foreign_container_goes_on(1);
     stage.settle().await;
-    stage.wait(200).await;
+    stage.wait(11).await;
     let writes = stage.cluster.status_writes();
     let said = writes.iter().find(|(_, status)| status["reason"] == "ForeignContainer");
     let message = said.expect("it is said").1["message"].to_string();
@@ -78,6 +78,35 @@ async fn a_container_of_somebody_else_keeps_no_attempt_from_the_next() {
         2,
         "the record is verified and the pod is going"
     );
+}
+
+#[tokio::test]
+async fn a_container_of_somebody_else_does_not_keep_the_pod_of_an_ended_process() {
+    for kind in ["containerStatuses", "ephemeralContainerStatuses"] {
+        let mut stage = Stage::new("");
+        stage.settle().await;
+        stage.launch(1).await;
+        stage.foreign_container_runs(1, kind);
+        stage.wait(5).await;
+        assert_eq!(stage.pod(1).unwrap().metadata.deletion_timestamp, None, "no record yet");
+        stage.exit(1, 7).await;
+        stage.settle().await;
+        let before = stage.status();
+        assert_eq!(before["phase"], "Failed");
+        stage.wait(60).await;
+        assert!(stage.pod(1).unwrap().metadata.deletion_timestamp.is_some(), "{kind}");
+        assert_eq!(stage.status(), before, "the end stays as it is");
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_hands_over_its_output_is_left_alone() {
+    let mut stage = Stage::new("");
+    stage.settle().await;
+    stage.launch(1).await;
+    stage.exit(1, 0).await;
+    stage.wait(600).await;
+    assert_eq!(stage.pod(1).unwrap().metadata.deletion_timestamp, None);
 }
 
 #[tokio::test]
@@ -257,6 +286,11 @@ async fn kubectl_wait_returns_after_the_ttl_of_a_finished_process_was_changed() 
     stage.wait(60).await;
     let after = stage.status();
     assert!(is_current(&after, 2), "{after}");
+    let conditions = after["conditions"].as_array().unwrap();
+    assert!(
+        conditions.iter().any(|condition| condition["type"] == "OutputSealed"),
+        "the relay's conditions are among them: {after}"
+    );
     assert_eq!(
         stage.cluster.status_writes().len(),
         writes + 1,

@@ -329,11 +329,18 @@ impl Stage {
 
     /// The program and its agent have ended; what a webhook put beside them has not.
     pub(super) fn foreign_container_goes_on(&self, attempt: u32) {
+        self.foreign_container_runs(attempt, "containerStatuses");
+    }
+
+    /// The same with a container of this list, such as `ephemeralContainerStatuses` (`kubectl debug`).
+    pub(super) fn foreign_container_runs(&self, attempt: u32, list: &str) {
         let mut status: Value = serde_json::from_str(&containers("{terminated: {exitCode: 7}}", "Running")).unwrap();
         let mut foreign = status["containerStatuses"][0].clone();
         foreign["name"] = json!("proxy");
         foreign["state"] = json!({"running": {}});
-        status["containerStatuses"].as_array_mut().unwrap().push(foreign);
+        let mut all = status[list].as_array().cloned().unwrap_or_default();
+        all.push(foreign);
+        status[list] = json!(all);
         self.kubelet(attempt, &status.to_string());
     }
 

@@ -99,12 +99,8 @@ impl RelayParts {
         }
         info!(target: "audit", action = "stop", user = user.name, groups = ?user.groups, uid = target.uid,
             namespace = target.namespace, name = target.name, "sets spec.desiredState");
-        let why = match message {
-            "" => format!("asked by {}", user.name),
-            message => format!("asked by {}: {message}", user.name),
-        };
         self.recorder
-            .stop(&target.namespace, &target.name, &target.uid, &why)
+            .stop(&target.namespace, &target.name, &target.uid, &user.name, message)
             .await
             .map_err(|error| {
                 warn!(error = &error as &dyn std::error::Error, "desiredState cannot be set");

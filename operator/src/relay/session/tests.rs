@@ -382,9 +382,9 @@ async fn a_stop_of_the_specification_reaches_the_agent_once() {
     let agent = FakeAgent::serve(&program).await;
     let relay = Relay::new(&memory());
     let session = relay.open(&agent);
-    let order = |requested_by| Order {
-        requested_by,
-        message: "asked by kubectl-patch".to_owned(),
+    let order = |requested_by: &str| Order {
+        requested_by: requested_by.to_owned(),
+        message: "for maintenance".to_owned(),
     };
     session.stop_by(order("spec.desiredState"));
     session.stop_by(order("deletion"));
@@ -400,7 +400,7 @@ async fn a_stop_of_the_specification_reaches_the_agent_once() {
     assert_eq!(stops.len(), 1);
     assert_eq!(
         (stops[0].requested_by.as_str(), stops[0].message.as_str()),
-        ("spec.desiredState", "asked by kubectl-patch")
+        ("spec.desiredState", "for maintenance")
     );
 }
 

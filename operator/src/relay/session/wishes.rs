@@ -49,8 +49,8 @@ pub struct Known {
 /// Who asks for the end, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// The part of the system that asks.
-    pub requested_by: &'static str,
+    /// The user or field manager and its way, or the part of the system that asks.
+    pub requested_by: String,
     /// A sentence, or nothing.
     pub message: String,
 }
@@ -129,7 +129,7 @@ async fn stop(session: &Session) {
         return;
     };
     let request = ExecutorStopRequest {
-        requested_by: order.requested_by.to_owned(),
+        requested_by: order.requested_by.clone(),
         message: order.message,
         ..ExecutorStopRequest::default()
     };

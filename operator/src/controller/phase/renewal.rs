@@ -1,0 +1,33 @@
+//! How often the sentence of a wait may change while its reason stays: what others say may change with every look.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::remaining;
+
+/// After the first renewal, and the longest time between two.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+
+/// The renewals of one wait. The first may come at once: often the user has just mended what the sentence named.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Renewal {
+    count: u32,
+    last: Option<Timestamp>,
+}
+
+impl Renewal {
+    /// How long the sentence still stays as it is; `None` when it may change.
+    pub(super) fn left(&self, now: Timestamp) -> Option<Duration> {
+        let pause = PAUSES.0.saturating_mul(1 << self.count.saturating_sub(1).min(16));
+        remaining(self.last?, pause.min(PAUSES.1), now)
+    }
+
+    /// After another one.
+    pub(super) fn next(&self, now: Timestamp) -> Self {
+        Self {
+            count: self.count.saturating_add(1),
+            last: Some(now),
+        }
+    }
+}
