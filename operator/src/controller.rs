@@ -176,9 +176,12 @@ async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result
             }
             context.create(settled, validated, attempt).await
         }
-        (phase::Action::DeletePod { name, uid }, _) => {
+        (phase::Action::DeletePod { name, uid, holder }, _) => {
             let namespace = process.namespace().unwrap_or_default();
             cleanup::delete_pod(&context.client, &namespace, &name, &uid).await?;
+            if let Some(holder) = holder {
+                context.reporter.report_held_pod(&settled, &name, &holder).await;
+            }
             Ok(context.done(&settled, again_in))
         }
         (phase::Action::DeleteProcess, _) => {

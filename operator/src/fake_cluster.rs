@@ -52,6 +52,7 @@ struct State {
     /// What each field manager applied last to the status of an object.
     applied: BTreeMap<(Key, String), Value>,
     status_writes: Vec<(String, Value)>,
+    events: Vec<Value>,
 }
 
 impl FakeCluster {
@@ -120,6 +121,11 @@ impl FakeCluster {
         self.state().status_writes.clone()
     }
 
+    /// The Events that were written, each once, with its series.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        self.state().events.clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -137,8 +143,7 @@ impl State {
         let name = parts.get(at + 1).map(|name| (*name).to_owned());
         match (&call.method, name, parts.get(at + 2).copied()) {
             (&Method::POST, None, _) => self.create(&kind, call.body.clone()),
-            // A repeated event.
-            (&Method::PATCH, Some(_), None) if kind == "events" => (200, call.body.clone()),
+            (&Method::PATCH, Some(name), None) if kind == "events" => self.renew_event(&name, &call.body),
             (&Method::GET, Some(name), _) => self.read(&(kind, name)),
             (&Method::PATCH, Some(name), Some("status")) => self.apply_status((kind, name), call),
             (&Method::DELETE, Some(name), _) => self.delete(&(kind, name), &call.body),
@@ -153,13 +158,35 @@ impl State {
 
     fn create(&mut self, kind: &str, object: Value) -> (u16, Value) {
         if kind == "events" {
-            return (201, object);
+            return self.create_event(object);
         }
         let name = object["metadata"]["name"].as_str().expect("a name").to_owned();
         if self.objects.contains_key(&(kind.to_owned(), name)) {
             return refusal(409, "AlreadyExists");
         }
         (201, self.store(kind, object))
+    }
+
+    /// Events change no version: nobody waits for them.
+    fn create_event(&mut self, event: Value) -> (u16, Value) {
+        if self.event(&event["metadata"]["name"]).is_some() {
+            return refusal(409, "AlreadyExists");
+        }
+        self.events.push(event.clone());
+        (201, event)
+    }
+
+    fn renew_event(&mut self, name: &str, patch: &Value) -> (u16, Value) {
+        let Some(event) = self.event(&json!(name)) else {
+            return refusal(404, "NotFound");
+        };
+        event["series"] = patch["series"].clone();
+        (200, event.clone())
+    }
+
+    fn event(&mut self, name: &Value) -> Option<&mut Value> {
+        let mut events = self.events.iter_mut();
+        events.find(|event| event["metadata"]["name"] == *name)
     }
 
     fn store(&mut self, kind: &str, mut object: Value) -> Value {

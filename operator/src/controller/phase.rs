@@ -118,6 +118,8 @@ pub enum Action {
         name: String,
         /// Its UID: another pod of that name stays.
         uid: String,
+        /// The container that is not ours and has kept it alive, where that is why.
+        holder: Option<String>,
     },
     /// Delete the object itself: its time is over.
     DeleteProcess,
@@ -260,7 +262,7 @@ fn was_created(record: &AttemptStatus, memory: &Memory) -> bool {
 /// The start was granted: from here on the program runs at most this once.
 fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod) -> Verdict {
     let mut memory = situation.memory.clone();
-    if let Some(end) = ending::of_pod(pod, true).or_else(|| ending::unreported(record)) {
+    if let Some(end) = ending::of_pod(pod, record).or_else(|| ending::unreported(record)) {
         return await_record(draft, situation, record, &end, &mut memory);
     }
     (memory.ended_since, memory.gone_since) = (None, None);
@@ -345,13 +347,13 @@ fn let_go(situation: &Situation<'_>) -> (Action, Option<Duration>) {
     let (Action::None, Some(record), Sight::Ours(pod)) = (&action, current(situation.process), situation.pod) else {
         return (action, again);
     };
-    if foreign::holder(pod, record).is_none() {
+    let Some(holder) = foreign::holder(pod, record) else {
         return (action, again);
-    }
+    };
     let finished = record.finished_at.unwrap_or(situation.now);
     match remaining(finished, foreign::FOREIGN_WAIT, situation.now) {
         Some(left) => (Action::None, again.into_iter().chain([left]).min()),
-        None => (delete(pod), again),
+        None => (delete_held(pod, holder), again),
     }
 }
 
@@ -371,8 +373,21 @@ fn delete(pod: &Pod) -> Action {
         (Some(uid), None) => Action::DeletePod {
             name: pod.name_any(),
             uid,
+            holder: None,
         },
         _ => Action::None,
+    }
+}
+
+/// The same of a pod that a container which is not ours keeps alive.
+fn delete_held(pod: &Pod, by: &str) -> Action {
+    match delete(pod) {
+        Action::DeletePod { name, uid, .. } => Action::DeletePod {
+            name,
+            uid,
+            holder: Some(by.to_owned()),
+        },
+        action => action,
     }
 }
 

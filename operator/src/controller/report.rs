@@ -8,7 +8,7 @@ use k8s_openapi::api::events::v1::{Event, EventSeries};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
-use remoteprocess_api::{Phase, RemoteProcess, names::CONTROLLER_MANAGER};
+use remoteprocess_api::{Phase, Reason, RemoteProcess, names::CONTROLLER_MANAGER};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tracing::debug;
@@ -19,6 +19,8 @@ pub(super) use long_wait::LongWait;
 const RESUMED: &str = "Resumed";
 /// What is done while a process waits (`action` of an Event).
 const WAITING: &str = "Waiting";
+/// What is done with a pod that a container keeps alive.
+const DELETED: &str = "PodDeleted";
 
 /// Writes Events. Cheap to clone.
 #[derive(Clone)]
@@ -56,7 +58,7 @@ impl Reporter {
     pub(super) async fn report_wait(&self, process: &RemoteProcess, count: u32) {
         let Some(news) = wait_news(process) else { return };
         let moment = Timestamp::now();
-        let event = self.event(process, wait_name(process, &news), &news, moment);
+        let event = self.event(process, event_name(process, &news), &news, moment);
         // It may be there already, from another leader, or may be gone, because it was too old.
         if count == 1 {
             if self.create(&event).await == Some(409) {
@@ -65,6 +67,20 @@ impl Reporter {
         } else if self.renew(&event, count, moment).await == Some(404) {
             self.create(&event).await;
         }
+    }
+
+    /// Reports that a pod was deleted because a container that is not ours has kept it alive.
+    pub(super) async fn report_held_pod(&self, process: &RemoteProcess, pod: &str, holder: &str) {
+        let news = News {
+            is_warning: true,
+            reason: Reason::ForeignContainer.to_string(),
+            action: DELETED.to_owned(),
+            note: Some(format!(
+                "the pod {pod} is deleted: its attempt has ended, and the container {holder}, which is not ours, has kept it alive"
+            )),
+        };
+        let event = self.event(process, event_name(process, &news), &news, Timestamp::now());
+        self.create(&event).await;
     }
 
     /// Creates an Event; returns the code of a refusal.
@@ -161,7 +177,7 @@ fn wait_news(process: &RemoteProcess) -> Option<News> {
 }
 
 /// The same for the same sentence about the same object, whichever operator reports it.
-fn wait_name(process: &RemoteProcess, news: &News) -> String {
+fn event_name(process: &RemoteProcess, news: &News) -> String {
     let digest = Sha256::new()
         .chain_update(process.uid().unwrap_or_default())
         .chain_update([0])

@@ -158,6 +158,24 @@ async fn without_the_record_there_is_no_pod() {
 }
 
 #[tokio::test]
+async fn an_api_server_that_keeps_failing_is_told_in_the_status() {
+    let server = Server::start(None, |_| refusal(500, "etcdserver: request is too large"));
+    let process = process();
+    for _ in 0..DISTRUST {
+        let outcome = server.reconcile(&process).await;
+        assert!(matches!(outcome, Err(Error::Apply(_))), "{outcome:?}");
+        server.context.remembered.count_failure(&process);
+    }
+    server.reconcile(&process).await.unwrap();
+    let status = server.body(server.calls().len() - 1)["status"].clone();
+    assert_eq!(
+        (&status["phase"], &status["reason"]),
+        (&json!("Pending"), &json!("Admission"))
+    );
+    assert!(status["message"].to_string().contains("code 500"), "{status}");
+}
+
+#[tokio::test]
 async fn a_refusal_is_written_on_top_of_the_record() {
     let server = Server::start(None, |_| {
         let (code, mut status) = refusal(403, "Forbidden");

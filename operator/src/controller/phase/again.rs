@@ -15,8 +15,8 @@ use super::ending::{self, Outcome};
 use super::foreign::{self, FOREIGN_WAIT};
 use super::waiting::{self, Wait};
 use super::{
-    Action, Memory, NodeSight, RECORD_WAIT, STOP_RESERVE, Sight, Situation, Verdict, begin, delete, disruption,
-    remaining, should_stop, should_wait,
+    Action, Memory, NodeSight, RECORD_WAIT, STOP_RESERVE, Sight, Situation, Verdict, begin, delete, delete_held,
+    disruption, remaining, should_stop, should_wait,
 };
 
 /// Added to the stop grace: for how long a kubelet may still run a pod that somebody deleted by force.
@@ -186,9 +186,10 @@ fn lingering(situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod, memor
         Some(name) => (FOREIGN_WAIT, Some(held(record, name))),
         None => (ending::grace(pod) + RECORD_WAIT, None),
     };
-    match remaining(since, span, situation.now) {
-        Some(left) => Proof::Missing(why, Action::None, Some(left)),
-        None => Proof::Missing(why, delete(pod), None),
+    match (remaining(since, span, situation.now), holder) {
+        (Some(left), _) => Proof::Missing(why, Action::None, Some(left)),
+        (None, Some(name)) => Proof::Missing(why, delete_held(pod, name), None),
+        (None, None) => Proof::Missing(why, delete(pod), None),
     }
 }
 

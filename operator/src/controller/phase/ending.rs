@@ -99,9 +99,8 @@ fn stopped_sentence(exit: &AttemptExit, how: &str) -> String {
     format!("stopped{by}{why}; {end}")
 }
 
-/// What the pod says of an end, once the user's container or the whole pod has ended. `has_begun` says whether the start was
-/// granted, so that the program may have run.
-pub(super) fn of_pod(pod: &Pod, has_begun: bool) -> Option<AttemptExit> {
+/// What the pod of this attempt says of an end, once the user's container or the whole pod has ended.
+pub(super) fn of_pod(pod: &Pod, record: &AttemptStatus) -> Option<AttemptExit> {
     let main = container(pod, names::CONTAINER_MAIN).and_then(|main| main.state.as_ref()?.terminated.as_ref());
     if main.is_none() && !is_terminal(pod) {
         return None;
@@ -117,8 +116,7 @@ pub(super) fn of_pod(pod: &Pod, has_begun: bool) -> Option<AttemptExit> {
             ..AttemptExit::default()
         });
     };
-    let (reason, message) =
-        disruption.unwrap_or_else(|| (reason_of_kubelet(main), sentence_of_kubelet(main, has_begun)));
+    let (reason, message) = disruption.unwrap_or_else(|| (reason_of_kubelet(main), sentence_of_kubelet(main, record)));
     Some(AttemptExit {
         code: Some(main.exit_code).filter(|_| !never_ran(main) && !is_lost(main)),
         source: ExitSource::Kubelet,
@@ -160,23 +158,23 @@ fn is_lost(main: &ContainerStateTerminated) -> bool {
     main.reason.as_deref() == Some("ContainerStatusUnknown")
 }
 
-fn sentence_of_kubelet(main: &ContainerStateTerminated, has_begun: bool) -> String {
+fn sentence_of_kubelet(main: &ContainerStateTerminated, record: &AttemptStatus) -> String {
     let end = terminated(main);
-    match (never_ran(main), has_begun) {
-        (true, _) => {
-            let why = main
-                .message
-                .as_deref()
-                .map(last_words)
-                .filter(|words| !words.is_empty());
-            let why = why.unwrap_or_else(|| "the runtime does not say why".into());
-            format!("the program's container could not be started: {why}")
-        }
-        (false, false) => format!("the program's container ended {end}"),
-        (false, true) => {
-            format!("the program's end was not reported; by the kubelet's record its container ended {end}")
-        }
+    if never_ran(main) {
+        let why = main
+            .message
+            .as_deref()
+            .map(last_words)
+            .filter(|words| !words.is_empty());
+        let why = why.unwrap_or_else(|| "the runtime does not say why".into());
+        return format!("the program's container could not be started: {why}");
     }
+    let unknown = match (record.granted_at, record.started_at) {
+        (None, _) => return format!("the program's container ended {end}"),
+        (Some(_), None) => "whether the program was started was not reported",
+        (Some(_), Some(_)) => "the program's end was not reported",
+    };
+    format!("{unknown}; by the kubelet's record its container ended {end}")
 }
 
 /// Why a pod has ended without the program's container.

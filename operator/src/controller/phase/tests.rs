@@ -475,6 +475,23 @@ fn takes_the_kubelets_word_after_ten_seconds(#[case] terminated: &str, #[case] r
 }
 
 #[test]
+fn a_program_that_was_granted_its_start_is_not_said_to_have_run() {
+    let process = process(GRANTED, "");
+    let verdict = look(
+        &process,
+        Some(&ended("{exitCode: 3, reason: Error}", false)),
+        &gone_for_long(),
+    );
+    let exit = verdict.status.attempts[0].exit.as_ref().unwrap();
+    assert_eq!(
+        exit.message.as_deref(),
+        Some(
+            "whether the program was started was not reported; by the kubelet's record its container ended with code 3 (Error)"
+        )
+    );
+}
+
+#[test]
 fn an_agent_that_still_hands_over_output_is_waited_for() {
     let process = process(STARTED, "");
     let since = Some(now() - SignedDuration::from_secs(20));
@@ -613,7 +630,8 @@ fn stopped_before_the_start_is_final_and_then_the_pod_goes() {
         verdict.action,
         Action::DeletePod {
             name: "hello-1".into(),
-            uid: "p".into()
+            uid: "p".into(),
+            holder: None,
         }
     );
     let stop: &StopStatus = verdict.status.attempts[0].exit.as_ref().unwrap().stop.as_ref().unwrap();

@@ -56,7 +56,7 @@ pub(super) fn not_granted(
         };
         ending::disruption(pod).unwrap_or_else(deleted)
     });
-    if let Some(mut end) = ending::of_pod(pod, false) {
+    if let Some(mut end) = ending::of_pod(pod, record) {
         draft.see_pod(pod);
         if let Some((reason, message)) = taken_away {
             (end.reason, end.message) = (Some(reason), Some(message));

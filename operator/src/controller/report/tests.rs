@@ -43,7 +43,7 @@ fn a_wait_has_one_event_for_each_sentence() {
             "Running",
             json!({"phase": "Pending", "reason": reason, "message": message}),
         );
-        wait_name(&process, &wait_news(&process).unwrap())
+        event_name(&process, &wait_news(&process).unwrap())
     };
     let first = name("CreateContainer", "configmap \"a\" not found");
     assert_eq!(first, name("CreateContainer", "configmap \"a\" not found"));

@@ -95,8 +95,48 @@ async fn a_container_of_somebody_else_does_not_keep_the_pod_of_an_ended_process(
         assert_eq!(before["phase"], "Failed");
         stage.wait(60).await;
         assert!(stage.pod(1).unwrap().metadata.deletion_timestamp.is_some(), "{kind}");
+        let events = stage.cluster.events();
+        let deleted: Vec<_> = events
+            .iter()
+            .filter(|event| event["reason"] == "ForeignContainer")
+            .collect();
+        assert_eq!(deleted.len(), 1, "{events:?}");
+        assert!(deleted[0]["note"].to_string().contains("proxy"), "{events:?}");
         assert_eq!(stage.status(), before, "the end stays as it is");
     }
+}
+
+#[tokio::test]
+async fn a_process_that_waits_for_long_has_an_event_for_each_sentence() {
+    let mut stage = Stage::new("");
+    stage.settle().await;
+    stage.image_is_missing(1);
+    stage.settle().await;
+    let writes = stage.cluster.status_writes().len();
+    assert_eq!(stage.cluster.events().len(), 0, "it has just begun to wait");
+    stage.wait(31).await;
+    stage.wait(61).await;
+    let waits = stage.cluster.events();
+    assert_eq!(waits.len(), 1, "{waits:?}");
+    assert_eq!(
+        (&waits[0]["reason"], &waits[0]["series"]["count"]),
+        (&json!("ImagePull"), &json!(2))
+    );
+    assert_eq!(
+        (&waits[0]["type"], &waits[0]["note"]),
+        (&json!("Warning"), &json!("not found"))
+    );
+    assert_eq!(
+        stage.cluster.status_writes().len(),
+        writes,
+        "an Event is no write of the status"
+    );
+    // Another operator knows nothing of the first one's reports.
+    stage.die_after(usize::MAX);
+    stage.wait(31).await;
+    let waits = stage.cluster.events();
+    assert_eq!(waits.len(), 1, "the same sentence has one Event: {waits:?}");
+    assert_ne!(waits[0]["series"], json!(null));
 }
 
 #[tokio::test]

@@ -202,7 +202,7 @@ impl World {
                 self.write(who, verdict.status);
             }
             Action::CreatePod(attempt) => self.create(who, attempt),
-            Action::DeletePod { name, uid } => self.delete(&name, &uid),
+            Action::DeletePod { name, uid, .. } => self.delete(&name, &uid),
             Action::DeleteProcess => panic!("there is no TTL in this world"),
         }
     }
