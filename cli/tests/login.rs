@@ -24,12 +24,18 @@ struct Fake {
     /// What the next certificate requests are answered with.
     denial: Option<&'static str>,
     forbidden: Option<&'static str>,
+    /// Whether all credentials are refused.
+    is_unknown: bool,
     csr: Option<Value>,
     signed: usize,
 }
 
 impl Fake {
     fn answer(&mut self, method: &Method, path: &str, body: &Value) -> (StatusCode, Value) {
+        if self.is_unknown {
+            let answer = json!({"code": 401, "message": "Unauthorized", "reason": "Unauthorized"});
+            return (StatusCode::UNAUTHORIZED, answer);
+        }
         if self.forbidden.is_some_and(|part| path.contains(part)) {
             let message = format!("{path} is forbidden: User \"alice\" cannot do this");
             return (
@@ -150,6 +156,7 @@ async fn world() -> World {
         user: "alice",
         denial: None,
         forbidden: None,
+        is_unknown: false,
         csr: None,
         signed: 0,
     };
@@ -238,6 +245,19 @@ async fn a_missing_right_is_named_with_its_rule() {
         };
         assert!(text.contains(&format!("resources: [{resource}]")), "{text}");
         assert!(text.contains("Role remoteprocess-connect"), "{text}");
+    }
+}
+
+/// An authenticator that is down answers 401, too: a follower that was connected goes on trying.
+#[tokio::test]
+async fn credentials_that_are_renewed_may_be_refused_for_a_while() {
+    for is_renewed in [true, false] {
+        let mut world = world().await;
+        world.cluster.account.is_renewed = is_renewed;
+        world.fake.lock().unwrap().is_unknown = true;
+        let error = world.relay().dial().await.unwrap_err();
+        assert_eq!(matches!(error, DialError::Missing(_)), is_renewed, "{error:?}");
+        assert!(error.to_string().contains("does not know you"), "{error}");
     }
 }
 

@@ -1,7 +1,6 @@
 //! From the kubeconfig, the pod and the flags to what is needed for a call: where, as whom and by which way. The rules
 //! are those of client-go (`clientcmd/client_config.go`, `clientcmd/validation.go`, `rest/config.go`).
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use rustls_pki_types::pem::PemObject;
 use secrecy::ExposeSecret;
 
 use super::credential::{Plugin, Source, is_sendable};
-use super::kubeconfig::{Kubeconfig, Selected, Variables, nonempty};
+use super::kubeconfig::{self, Kubeconfig, Selected, Variables, nonempty};
 use super::proxy::Proxies;
 use crate::args::{GlobalArgs, given};
 
@@ -45,6 +44,8 @@ pub struct Account {
     pub means: String,
     /// What to do if they are refused.
     pub fix: String,
+    /// Whether others may follow while we run: from a plugin or a file.
+    pub is_renewed: bool,
 }
 
 impl Account {
@@ -53,6 +54,14 @@ impl Account {
             owner: owner.to_owned(),
             means: means.into(),
             fix: fix.into(),
+            is_renewed: false,
+        }
+    }
+
+    fn renewed(self) -> Self {
+        Self {
+            is_renewed: true,
+            ..self
         }
     }
 }
@@ -203,7 +212,7 @@ fn credentials(user: &mut AuthInfo, cluster: &Cluster, label: &str) -> Result<(O
     }
     if let Some(path) = file {
         let means = format!("the token in {}", path.display());
-        let account = Account::new(label, means, "Put a valid token into the file");
+        let account = Account::new(label, means, "Put a valid token into the file").renewed();
         return Ok((Some(Source::File { path, fallback: token }), account));
     }
     if let Some(token) = token {
@@ -217,7 +226,8 @@ fn credentials(user: &mut AuthInfo, cluster: &Cluster, label: &str) -> Result<(O
             label,
             format!("what its credential plugin {command:?} gives"),
             "Log in with the plugin's own tools again",
-        );
+        )
+        .renewed();
         let cluster = match exec.provide_cluster_info {
             true => Some(ExecAuthCluster::try_from(cluster).map_err(|error| format!("{label}: {error}"))?),
             false => None,
@@ -277,7 +287,7 @@ fn data_or_file(
                 .map_err(|_| format!("{label}: {field}-data is not base64"))
         }
         (None, Some(file)) => {
-            let bytes = fs::read(&file);
+            let bytes = kubeconfig::read(Path::new(&file));
             bytes
                 .map(Some)
                 .map_err(|error| format!("{label}: cannot read {field} {file}: {error}"))
@@ -353,8 +363,8 @@ impl Pod {
         let set = |name| set(name).filter(|value| !value.is_empty());
         let (host, port) = (set("KUBERNETES_SERVICE_HOST")?, set("KUBERNETES_SERVICE_PORT")?);
         folder.join("token").is_file().then_some(())?;
-        let file = fs::read_to_string(folder.join("namespace")).unwrap_or_default();
-        let file = Some(file.trim().to_owned());
+        let file = kubeconfig::read(&folder.join("namespace")).unwrap_or_default();
+        let file = Some(String::from_utf8_lossy(&file).trim().to_owned());
         Some(Self {
             host,
             port,
@@ -376,7 +386,7 @@ impl Pod {
             .map_err(|_| format!("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT make no URL: {url}"))?;
         let mut config = Config::new(url);
         let bundle = self.folder.join("ca.crt");
-        config.root_cert = fs::read(&bundle).ok().and_then(|pem| certificates(&pem));
+        config.root_cert = kubeconfig::read(&bundle).ok().and_then(|pem| certificates(&pem));
         config.root_cert_file = config.root_cert.is_some().then_some(bundle);
         config.default_namespace.clone_from(&self.namespace);
         impersonate(&mut config.auth_info, global);
@@ -385,7 +395,8 @@ impl Pod {
             "the ServiceAccount of this pod",
             format!("the token in {}", path.display()),
             "Check that the ServiceAccount still exists",
-        );
+        )
+        .renewed();
         Ok(Access {
             config,
             source: Some(Source::File { path, fallback: None }),
@@ -398,6 +409,7 @@ impl Pod {
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
+    use std::fs;
 
     use super::*;
 

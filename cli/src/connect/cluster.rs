@@ -203,7 +203,7 @@ impl Cluster {
     }
 
     fn unknown_user(&self, what: &str) -> String {
-        let Account { owner, means, fix } = &self.account;
+        let Account { owner, means, fix, .. } = &self.account;
         format!(
             "cannot {what}: {} does not know you by {means} ({owner}). {fix}",
             self.url
@@ -220,6 +220,8 @@ impl Cluster {
             _ => 0,
         };
         match code {
+            // A plugin or a file may have better ones later, and an authenticator that is down looks the same.
+            401 if self.account.is_renewed => DialError::Missing(sentence),
             401 | 403 => DialError::Refused(sentence),
             404 => DialError::Missing(sentence),
             _ => DialError::Unreachable(sentence),

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tower::{BoxError, Service};
 
 use super::connector::{Connector, client};
-use super::innermost;
+use super::{innermost, kubeconfig};
 
 pub use plugin::Plugin;
 
@@ -121,9 +121,9 @@ impl Source {
 
 /// The token in a file, without the white space around it.
 fn token(path: &std::path::Path) -> Result<Credential, Error> {
-    let text = std::fs::read_to_string(path)
+    let bytes = kubeconfig::read(path)
         .map_err(|error| Error(format!("cannot read the token file {}: {error}", path.display())))?;
-    match text.trim() {
+    match String::from_utf8_lossy(&bytes).trim() {
         "" => Err(Error(format!("the token file {} is empty", path.display()))),
         token if !is_sendable(token) => Err(Error(format!("the token file {} has no valid token", path.display()))),
         token => Ok(Credential {

@@ -198,7 +198,11 @@ fn files(explicit: Option<&Path>, variables: Variables<'_>) -> Vec<PathBuf> {
     }
 }
 
-fn read(file: &Path) -> io::Result<Vec<u8>> {
+/// Reads a file of bounded size.
+///
+/// # Errors
+/// It cannot be read, or is too large.
+pub fn read(file: &Path) -> io::Result<Vec<u8>> {
     use io::Read;
     let mut bytes = Vec::new();
     fs::File::open(file)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;

@@ -29,6 +29,17 @@ fn a_server_without_a_scheme_is_called_with_tls_where_a_ca_is_set() {
 }
 
 #[test]
+fn a_server_whose_certificate_is_not_checked_is_called() {
+    let api = Api::start();
+    let insecure = json!({"certificate-authority": null, "insecure-skip-tls-verify": true});
+    for (cluster, is_called) in [(insecure, true), (json!({"certificate-authority": null}), false)] {
+        let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &cluster);
+        let output = api.rproc(&kubeconfig, &["ps"]).output().unwrap();
+        assert_eq!(output.status.success(), is_called, "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn a_bad_token_is_said_with_its_user_entry_and_what_to_do() {
     let api = Api::start();
     let kubeconfig = api.kubeconfig(&json!({"token": "wrong"}), &json!({}));
