@@ -40,7 +40,7 @@ pub struct Access {
 pub struct Account {
     /// Whose they are: `user "alice" of /home/alice/.kube/config`.
     pub owner: String,
-    /// What they are: `its token`.
+    /// What they are: `its token`, `none`.
     pub means: String,
     /// What to do if they are refused.
     pub fix: String,
@@ -121,7 +121,7 @@ fn of_context(
         credentials(&mut user, cluster, &selected.user_label)?
     } else {
         user = only_impersonation(user);
-        let means = "no credentials, because the server has no TLS";
+        let means = "none, because the server has no TLS";
         (
             None,
             Account::new(&selected.user_label, means, "Use an https:// server"),
@@ -213,7 +213,9 @@ fn credentials(user: &mut AuthInfo, cluster: &Cluster, label: &str) -> Result<(O
     if let Some(path) = file {
         let means = format!("the token in {}", path.display());
         let account = Account::new(label, means, "Put a valid token into the file").renewed();
-        return Ok((Some(Source::File { path, fallback: token }), account));
+        let owner = label.to_owned();
+        let fallback = token;
+        return Ok((Some(Source::File { path, fallback, owner }), account));
     }
     if let Some(token) = token {
         user.token = Some(token.into());
@@ -251,7 +253,7 @@ fn credentials(user: &mut AuthInfo, cluster: &Cluster, label: &str) -> Result<(O
     let (means, fix) = match user.client_certificate_data {
         Some(_) => ("its client certificate", "It may have ended: get a new kubeconfig"),
         None => (
-            "no credentials",
+            "none",
             "Add a token, a client certificate or a credential plugin to the user entry, or choose another context with \
              --context",
         ),
@@ -399,7 +401,11 @@ impl Pod {
         .renewed();
         Ok(Access {
             config,
-            source: Some(Source::File { path, fallback: None }),
+            source: Some(Source::File {
+                path,
+                fallback: None,
+                owner: account.owner.clone(),
+            }),
             account,
             proxies: Proxies::new("", variables),
         })
@@ -589,7 +595,7 @@ mod tests {
                 "{client-certificate-data: eA==, client-key-data: eA==}".to_owned(),
                 "its client certificate",
             ),
-            ("{}".to_owned(), "no credentials"),
+            ("{}".to_owned(), "none"),
         ] {
             let found = account(&user);
             assert!(found.means.starts_with(means), "{user}: {}", found.means);

@@ -198,16 +198,21 @@ impl Cluster {
             }
             kube::Error::Api(status) => format!("cannot {what}: {}", status.message),
             kube::Error::Service(error) if error.is::<credential::Error>() => format!("cannot {what}: {error}"),
-            other => format!("cannot {what}: no answer from {}: {}", self.url, innermost(other)),
+            other => {
+                let why = innermost(other);
+                let fix = match why.starts_with("invalid peer certificate") {
+                    true => ". Check certificate-authority and tls-server-name of the cluster entry in the kubeconfig",
+                    false => "",
+                };
+                format!("cannot {what}: no answer from {}: {why}{fix}", self.url)
+            }
         }
     }
 
     fn unknown_user(&self, what: &str) -> String {
         let Account { owner, means, fix, .. } = &self.account;
-        format!(
-            "cannot {what}: {} does not know you by {means} ({owner}). {fix}",
-            self.url
-        )
+        let url = &self.url;
+        format!("cannot {what}: {url} does not know you. Credentials sent: {means} ({owner}). {fix}")
     }
 
     /// The same on the way to the relay.

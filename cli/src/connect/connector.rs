@@ -80,11 +80,17 @@ impl Connector {
     async fn through(&self, proxy: &Proxy, target: Uri) -> Result<Stream, BoxError> {
         match (proxy.protocol, &self.tls) {
             (Protocol::Socks5, _) => {
-                let mut socks = SocksV5::new(proxy.uri.clone(), tcp());
-                if let Some((name, password)) = proxy.user.clone() {
-                    socks = socks.with_auth(name, password);
-                }
-                Ok(Stream::new(socks.oneshot(target).await?))
+                let socks = SocksV5::new(proxy.uri.clone(), tcp());
+                let Some((name, password)) = proxy.user.clone() else {
+                    return Ok(Stream::new(socks.oneshot(target).await?));
+                };
+                // One method is offered at a time: a proxy that wants no user refuses the first one.
+                let error = match socks.clone().with_auth(name, password).oneshot(target.clone()).await {
+                    Ok(stream) => return Ok(Stream::new(stream)),
+                    Err(error) => error,
+                };
+                let stream = socks.oneshot(target).await.map_err(|_| error)?;
+                Ok(Stream::new(stream))
             }
             (Protocol::Https, Some(config)) => {
                 let tls = config.rustls_https_connector_with_connector(tcp())?;

@@ -89,6 +89,8 @@ pub enum Source {
         path: PathBuf,
         /// The token to use while the file cannot be read.
         fallback: Option<String>,
+        /// The user entry in words.
+        owner: String,
     },
 }
 
@@ -99,8 +101,8 @@ impl Source {
             Self::Plugin(plugin) => tokio::time::timeout(RENEW_LIMIT, plugin.run(false))
                 .await
                 .unwrap_or_else(|_| Err(plugin.error(format_args!("has not answered within {RENEW_LIMIT:?}")))),
-            Self::File { path, fallback } => token(path).or_else(|error| {
-                let fallback = fallback.as_ref().ok_or(error)?;
+            Self::File { path, fallback, owner } => token(path).or_else(|Error(why)| {
+                let fallback = fallback.as_ref().ok_or_else(|| Error(format!("{owner}: {why}")))?;
                 Ok(Credential {
                     token: Some(fallback.clone()),
                     ..Credential::default()

@@ -302,7 +302,8 @@ fn text(bytes: &[u8]) -> Option<String> {
 fn drop_nulls(value: &mut Value) {
     match value {
         Value::Object(map) => {
-            map.retain(|_, value| !value.is_null());
+            // kube needs the value of an extension, and takes null.
+            map.retain(|key, value| key == "extension" || !value.is_null());
             map.values_mut().for_each(drop_nulls);
         }
         Value::Array(list) => {
@@ -501,8 +502,7 @@ clusters: [{name: c, cluster: {server: 'https://b', proxy-url: 'http://b'}}, {na
 
     #[test]
     fn an_odd_entry_that_is_not_selected_does_no_harm() {
-        let more =
-            "contexts: [{name: odd, context: {user: u}}, {name: none}]\ncurrent-context: first\ncurrent-context: one\n";
+        let more = "contexts: [{name: odd, context: {user: u}}, {name: none}]\nextensions: [{name: e, extension: null}]\ncurrent-context: first\ncurrent-context: one\n";
         let world = World::new(&[("a", A), ("odd", more)]);
         let merged = world.read(Some("odd:a")).unwrap();
         assert!(merged.select(None).unwrap().is_some());

@@ -20,6 +20,16 @@ fn a_missing_member_of_kubeconfig_does_not_matter() {
 }
 
 #[test]
+fn an_empty_kubeconfig_flag_counts_as_absent() {
+    let api = Api::start();
+    let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &json!({}));
+    for arguments in [&["ps", "--kubeconfig="][..], &["ps", "--kubeconfig", ""]] {
+        let output = api.rproc(&kubeconfig, arguments).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn a_server_without_a_scheme_is_called_with_tls_where_a_ca_is_set() {
     let api = Api::start();
     let server = json!({"server": format!("127.0.0.1:{}", api.port)});
@@ -35,7 +45,9 @@ fn a_server_whose_certificate_is_not_checked_is_called() {
     for (cluster, is_called) in [(insecure, true), (json!({"certificate-authority": null}), false)] {
         let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &cluster);
         let output = api.rproc(&kubeconfig, &["ps"]).output().unwrap();
-        assert_eq!(output.status.success(), is_called, "{}", stderr(&output));
+        let text = stderr(&output);
+        assert_eq!(output.status.success(), is_called, "{text}");
+        assert_eq!(text.contains("Check certificate-authority"), !is_called, "{text}");
     }
 }
 
@@ -56,7 +68,7 @@ fn no_credentials_at_all_are_said() {
     let api = Api::start();
     let kubeconfig = api.kubeconfig(&json!({}), &json!({}));
     let text = stderr(&api.rproc(&kubeconfig, &["ps"]).output().unwrap());
-    assert!(text.contains("no credentials (user \"alice\""), "{text}");
+    assert!(text.contains("Credentials sent: none (user \"alice\""), "{text}");
 }
 
 #[test]

@@ -105,6 +105,22 @@ fn socks(client: &mut TcpStream) -> (String, String) {
     (format!("{host}:{}", u16::from_be_bytes([port[0], port[1]])), user)
 }
 
+/// The same, of a proxy that takes no user.
+fn socks_without_user(client: &mut TcpStream) -> (String, String) {
+    let mut head = [0; 2];
+    client.peek(&mut head).unwrap();
+    if head == [5, 1] {
+        let mut offer = [0; 3];
+        client.peek(&mut offer).unwrap();
+        if offer[2] != 0 {
+            client.write_all(&[5, 0xff]).unwrap();
+            let _ = client.shutdown(Shutdown::Both);
+            return (String::new(), "refused".to_owned());
+        }
+    }
+    socks(client)
+}
+
 fn byte(client: &mut TcpStream) -> u8 {
     bytes(client, 1)[0]
 }
@@ -137,6 +153,7 @@ fn behind_a_proxy_that_a_variable_names_the_api_server_is_reached() {
         ("http", connect as fn(&mut TcpStream) -> _, "Basic bWU6YUBi"),
         ("socks5", socks, "me:a@b"),
         ("socks5h", socks, "me:a@b"),
+        ("socks5", socks_without_user, ""),
     ] {
         let proxy = Proxy::start(api.port, greet);
         for (login, user) in [("", ""), ("me:a%40b@", user)] {
