@@ -6,9 +6,14 @@ use futures::StreamExt;
 use kube::api::{Api, WatchParams};
 use kube::core::WatchEvent;
 use remoteprocess_api::RemoteProcess;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::follow::Backoff;
+
+/// How long the API server keeps one watch open.
+const WATCH_SECONDS: u32 = 60;
+/// How long one get and one watch may take together. An API server that hangs is asked again.
+const LOOK_LIMIT: Duration = Duration::from_secs(2 * WATCH_SECONDS as u64);
 
 /// What was seen last.
 #[derive(Clone, Debug)]
@@ -45,13 +50,14 @@ pub async fn until<T>(
     let mut backoff = Backoff::default();
     let watched = timeout_at(deadline, async {
         loop {
-            match look(api, name, uid, &mut last, &mut judge).await {
-                Ok(Some(answer)) => return Ok(answer),
-                Ok(None) => backoff = Backoff::default(),
-                Err(kube::Error::Api(status)) if !matches!(status.code, 410 | 429 | 500..) => {
+            let looked = timeout(LOOK_LIMIT, look(api, name, uid, &mut last, &mut judge)).await;
+            match looked {
+                Ok(Ok(Some(answer))) => return Ok(answer),
+                Ok(Ok(None)) => backoff = Backoff::default(),
+                Ok(Err(kube::Error::Api(status))) if !matches!(status.code, 410 | 429 | 500..) => {
                     return Err(Error::Api(kube::Error::Api(status)));
                 }
-                Err(_) => {}
+                Ok(Err(_)) | Err(_) => {}
             }
             sleep(backoff.wait()).await;
         }
@@ -81,7 +87,7 @@ async fn look<T>(
     }
     let params = WatchParams::default()
         .fields(&format!("metadata.name={name}"))
-        .timeout(60);
+        .timeout(WATCH_SECONDS);
     let mut events = std::pin::pin!(api.watch(&params, &version).await?);
     while let Some(event) = events.next().await {
         let seen = match event? {
@@ -98,4 +104,37 @@ async fn look<T>(
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http::{Request, Response};
+    use kube::Client;
+    use kube::client::Body;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_hangs_is_asked_again() {
+        static CALLS: AtomicUsize = AtomicUsize::new(0);
+        let service = tower::service_fn(|_: Request<Body>| async {
+            if CALLS.fetch_add(1, Ordering::Relaxed) == 0 {
+                std::future::pending::<()>().await;
+            }
+            let object = serde_json::json!({
+                "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "job"},
+                "spec": {"image": "i", "command": ["x"]},
+            });
+            Ok::<_, Infallible>(Response::new(Body::from(object.to_string().into_bytes())))
+        });
+        let api: Api<RemoteProcess> = Api::namespaced(Client::new(service, "default"), "default");
+        let seen = until(&api, "job", None, None, |seen| {
+            matches!(seen, Seen::There(_)).then_some(())
+        });
+        assert!(seen.await.is_ok());
+        assert_eq!(CALLS.load(Ordering::Relaxed), 2);
+    }
 }

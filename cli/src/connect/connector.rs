@@ -26,6 +26,9 @@ use super::proxy::{Protocol, Proxies, Proxy, is_here};
 /// How long a proxy may take for one connection.
 const PROXY_LIMIT: Duration = Duration::from_secs(8);
 
+/// How long a connection may be quiet before the peer is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
 /// Makes connections to the addresses of one cluster.
 #[derive(Clone, Default)]
 pub struct Connector {
@@ -105,6 +108,12 @@ fn tcp() -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
+    // A connection that a network dropped in silence must end: a watch would wait on it forever.
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE));
+    tcp.set_keepalive_retries(Some(3));
+    #[cfg(target_os = "linux")]
+    tcp.set_tcp_user_timeout(Some(4 * KEEPALIVE));
     tcp
 }
 
