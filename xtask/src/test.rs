@@ -108,7 +108,10 @@ fn chart() -> Result<()> {
     for values in GOOD {
         exec::output(&mut template(values))?;
     }
-    const BAD: [&str; 13] = [
+    const BAD: [&str; 16] = [
+        "server=relay.example.org:99999",
+        "images.operator.tag=not a tag",
+        "images.agent.repository=registry/agent@sha256:0",
         "replicas=2",
         "archive.store=S3",
         "archive.store=GCS",

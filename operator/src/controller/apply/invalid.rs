@@ -25,8 +25,21 @@ pub(super) fn is_in(sent: &Pod, status: &Status) -> bool {
 fn is_sent(pod: &Value, cause: &StatusCause) -> bool {
     let mut steps = steps(&cause.field);
     let Some(last) = steps.pop() else { return false };
-    let parent = steps.iter().try_fold(pod, |at, step| step.of(at));
-    parent.is_some_and(|parent| cause.reason == "FieldValueRequired" || last.of(parent).is_some())
+    let Some(parent) = steps.iter().try_fold(pod, |at, step| step.of(at)) else {
+        return false;
+    };
+    match (last.of(parent), refused_value(&cause.message)) {
+        // A webhook may have put another value there.
+        (Some(Value::String(sent)), Some(refused)) => *sent == refused,
+        (sent, _) => sent.is_some() || cause.reason == "FieldValueRequired",
+    }
+}
+
+/// The text that is wrong, where the sentence has one: `Invalid value: "x": …`, `Unsupported value: "x": …`.
+fn refused_value(message: &str) -> Option<String> {
+    let (_, rest) = message.split_once(" value: ")?;
+    let mut values = serde_json::Deserializer::from_str(rest).into_iter::<String>();
+    values.next()?.ok()
 }
 
 /// Whether it is no relation between a request and a limit, or both are the sender's.
@@ -146,6 +159,18 @@ mod tests {
         "spec.initContainers[0].resources.requests",
         "Invalid value: \"64Mi\": must be less than or equal to memory limit of 32Mi",
         false
+    )]
+    #[case::a_value_of_a_webhook(
+        "FieldValueNotSupported",
+        "spec.tolerations[0].effect",
+        "Unsupported value: \"Sometimes\": supported values: \"NoSchedule\"",
+        false
+    )]
+    #[case::a_value_that_was_sent(
+        "FieldValueNotSupported",
+        "spec.tolerations[0].effect",
+        "Unsupported value: \"Never\": supported values: \"NoSchedule\"",
+        true
     )]
     #[case::a_container_of_a_webhook("FieldValueRequired", "spec.containers[1].image", "Required value", false)]
     #[case::a_volume_of_a_webhook("FieldValueInvalid", "spec.volumes[7].name", "Invalid value", false)]

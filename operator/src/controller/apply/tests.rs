@@ -177,10 +177,7 @@ fn invalid(field: &str, message: &str) -> (u16, Value) {
 
 #[tokio::test]
 async fn only_what_was_sent_makes_the_specification_invalid() {
-    let own = invalid(
-        "spec.containers[0].image",
-        "Invalid value: \" x\": must not have whitespace",
-    );
+    let own = invalid("spec.containers[0].image", "Invalid value: \"busybox\": no");
     let limit = "Invalid value: \"64Mi\": must be less than or equal to memory limit of 32Mi";
     let limit = invalid("spec.initContainers[0].resources.requests", limit);
     for (answer, expected) in [(own, (Reason::InvalidSpec, true)), (limit, (Reason::Admission, false))] {

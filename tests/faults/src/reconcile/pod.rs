@@ -79,8 +79,8 @@ impl World {
         };
         self.bind(&place).await?;
         let is_silent = place.attempt <= self.scenario.silent;
-        if self.scenario.image_is_missing {
-            let waiting = json!({"waiting": {"reason": "ErrImagePull", "message": "not found"}});
+        if !self.scenario.kubelet_says.is_empty() {
+            let waiting = json!({"waiting": {"reason": self.scenario.kubelet_says, "message": "not found"}});
             self.report(&place, "Pending", waiting).await?;
         } else {
             self.report(
@@ -125,13 +125,17 @@ impl World {
 
     /// The kubelet reports.
     async fn report(&self, place: &Place, phase: &str, main: Value) -> Result<()> {
+        let outlives = self.scenario.is_outlived && main.get("terminated").is_some();
+        let phase = if outlives { "Running" } else { phase };
         let agent = match phase {
             "Running" | "Pending" => json!({"running": {"startedAt": Timestamp::now().to_string()}}),
             _ => json!({"terminated": {"exitCode": 0}}),
         };
         let container = |name: &str, state: Value| json!({"name": name, "image": "x", "imageID": "", "ready": true, "restartCount": 0, "state": state});
+        let foreign = outlives.then(|| container("proxy", json!({"running": {}})));
+        let containers: Vec<_> = [container("main", main)].into_iter().chain(foreign).collect();
         let status = json!({"status": {
-            "phase": phase, "containerStatuses": [container("main", main)],
+            "phase": phase, "containerStatuses": containers,
             "initContainerStatuses": [container("rproc-agent", agent)],
         }});
         let (api, params) = (self.pods(), PatchParams::default());

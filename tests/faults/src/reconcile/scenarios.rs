@@ -33,7 +33,10 @@ pub struct Scenario {
     /// With which codes the attempts end by themselves; 0 beyond.
     pub codes: &'static [i32],
     pub held: Held,
-    pub image_is_missing: bool,
+    /// The kubelet's word for a container that it cannot start; empty where it can.
+    pub kubelet_says: &'static str,
+    /// Whether a container that is not ours outlives the program.
+    pub is_outlived: bool,
     /// Agents of attempts up to this one never ask for the start.
     pub silent: u32,
     pub user: User,
@@ -44,13 +47,14 @@ const PLAIN: Scenario = Scenario {
     spec: || json!({}),
     codes: &[],
     held: Held::Nothing,
-    image_is_missing: false,
+    kubelet_says: "",
+    is_outlived: false,
     silent: 0,
     user: |world| Box::pin(world.create()),
 };
 
 /// All of them; those that take long by themselves come first. Of the last two the object is gone at the end.
-pub const SCENARIOS: [Scenario; 14] = [
+pub const SCENARIOS: [Scenario; 16] = [
     Scenario {
         name: "node lost, and another attempt",
         spec: || json!({"retries": {"limit": 1, "backoff": {"initialSeconds": 0}}}),
@@ -61,10 +65,22 @@ pub const SCENARIOS: [Scenario; 14] = [
     Scenario {
         name: "image missing until the start deadline",
         spec: || json!({"deadlines": {"startSeconds": 5}}),
-        image_is_missing: true,
+        kubelet_says: "ErrImagePull",
+        ..PLAIN
+    },
+    Scenario {
+        name: "outlived by a container that is not ours",
+        spec: || json!({"retries": {"limit": 1, "backoff": {"initialSeconds": 0}}}),
+        codes: &[7, 0],
+        is_outlived: true,
         ..PLAIN
     },
     PLAIN,
+    Scenario {
+        name: "no image can have that name",
+        kubelet_says: "InvalidImageName",
+        ..PLAIN
+    },
     Scenario {
         name: "failure, and another attempt",
         spec: || json!({"retries": {"limit": 1, "backoff": {"initialSeconds": 0}}}),
@@ -85,7 +101,7 @@ pub const SCENARIOS: [Scenario; 14] = [
     },
     Scenario {
         name: "stopped before its start",
-        image_is_missing: true,
+        kubelet_says: "ErrImagePull",
         user: |world| Box::pin(stop_when(world, "ImagePull")),
         ..PLAIN
     },
