@@ -71,6 +71,8 @@ pub enum Command {
     Whoami(whoami::WhoamiArgs),
     /// Print the versions of client, operator and Kubernetes
     Version(version::VersionArgs),
+    /// Print the flags that each verb takes
+    Options,
     /// Print a completion script for a shell
     Completion(completion::CompletionArgs),
 }
@@ -194,12 +196,46 @@ pub fn given(value: Option<&str>) -> Option<String> {
 /// The parser, under the name by which it was called: kubectl runs `kubectl-rproc` for `kubectl rproc`.
 #[must_use]
 pub fn parser(called_as: Option<&OsStr>) -> clap::Command {
-    let parser = Cli::command();
+    let mut parser = Cli::command();
+    for name in parser
+        .get_subcommands()
+        .map(|verb| verb.get_name().to_owned())
+        .collect::<Vec<_>>()
+    {
+        parser = parser.mut_subcommand(name, with_pointer);
+    }
+    let parser = with_pointer(parser).mut_args(|argument| {
+        let is_global = argument.is_global_set();
+        argument.hide_short_help(is_global).hide_long_help(is_global)
+    });
     if is_plugin(called_as) {
         parser.bin_name("kubectl rproc").display_name("kubectl rproc")
     } else {
         parser
     }
+}
+
+/// The global options have a page of their own, as kubectl's.
+fn with_pointer(command: clap::Command) -> clap::Command {
+    const POINTER: &str = "Use \"rproc options\" for the options that every command takes.";
+    let text = match command.get_after_help() {
+        Some(text) => format!("{text}\n\n{POINTER}"),
+        None => POINTER.to_owned(),
+    };
+    command.after_help(text)
+}
+
+/// The page of the options that every verb takes.
+#[must_use]
+pub fn options() -> String {
+    let options = Cli::command();
+    let shown = options.get_arguments().filter(|argument| argument.is_global_set());
+    let shown = shown.cloned();
+    let mut page = clap::Command::new("rproc")
+        .disable_help_flag(true)
+        .help_template("{all-args}\n")
+        .args(shown);
+    page.render_help().to_string()
 }
 
 /// Whether we run as a plugin of kubectl.
@@ -294,6 +330,26 @@ mod tests {
             }
         }
         assert!(tried >= 12 * 5, "{tried}");
+    }
+
+    #[test]
+    fn the_options_of_every_verb_have_one_page() {
+        let page = options();
+        for option in [
+            "--namespace",
+            "--context",
+            "--kubeconfig",
+            "--as ",
+            "--as-group",
+            "--server",
+            "--operator-namespace",
+        ] {
+            assert!(page.contains(option), "{page}");
+        }
+        for verb in parser(None).get_subcommands_mut() {
+            let help = verb.render_long_help().to_string();
+            assert!(help.contains("rproc options") && !help.contains("--as-group"), "{help}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use jiff::{SignedDuration, Span};
 use serde::Serialize;
 
-use crate::args::{Cli, Command, GlobalArgs};
+use crate::args::{self, Cli, Command, GlobalArgs};
 use crate::connect::{self, CallError, Cluster};
 use crate::follow::{self, DialError};
 use crate::{exit, output};
@@ -154,6 +154,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Login(args) => login::run(global, args).await,
         Command::Whoami(args) => whoami::run(global, args).await,
         Command::Version(args) => version::run(global, args).await,
+        Command::Options => print(&args::options()).map(|()| 0),
         Command::Completion(args) => completion::run(args),
     }
 }

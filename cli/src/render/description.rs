@@ -98,7 +98,15 @@ fn conditions(page: &mut Page, status: &RemoteProcessStatus, now: Timestamp) {
     let mut table = Table::default();
     table.fit(&rows);
     let lines = table.lines(&rows);
-    let messages = status.conditions.iter().map(|condition| condition.message.as_str());
+    // The last lines of the output have a place of their own.
+    let tail = status.output.as_ref().and_then(|output| output.tail.as_deref());
+    let messages = status
+        .conditions
+        .iter()
+        .map(|condition| match condition.message.as_str() {
+            message if Some(message) == tail => "",
+            message => message,
+        });
     for (line, message) in lines.lines().zip(std::iter::once("").chain(messages)) {
         page.text(&format!("  {line}"));
         let first = message.lines().next().unwrap_or_default();

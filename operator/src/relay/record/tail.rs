@@ -4,10 +4,15 @@
 const LONGEST: usize = 1024;
 
 /// The end of `bytes` as text of at most 1 KiB: whole lines if one fits, control bytes and what is no UTF-8 escaped,
-/// newlines and tabs kept.
+/// newlines and tabs kept. Of a line that was written over, as progress bars do, what a terminal shows in the end is kept:
+/// what comes after the last carriage return.
 #[must_use]
 pub fn render_tail(bytes: &[u8]) -> String {
-    let text = escape(bytes);
+    let lines: Vec<String> = bytes
+        .split(|byte| *byte == b'\n')
+        .map(|line| escape(last_written(line)))
+        .collect();
+    let text = lines.join("\n");
     let text = text.trim_end_matches('\n');
     if text.len() <= LONGEST {
         return text.to_owned();
@@ -22,6 +27,14 @@ pub fn render_tail(bytes: &[u8]) -> String {
         Some((_, whole)) if !is_whole && !whole.is_empty() => whole.to_owned(),
         _ => cut.to_owned(),
     }
+}
+
+/// What comes after the last carriage return, but for those at the end of the line.
+fn last_written(line: &[u8]) -> &[u8] {
+    let end = line.iter().rposition(|byte| *byte != b'\r').map_or(0, |last| last + 1);
+    let line = &line[..end];
+    let begin = line.iter().rposition(|byte| *byte == b'\r').map_or(0, |last| last + 1);
+    &line[begin..]
 }
 
 fn escape(bytes: &[u8]) -> String {
@@ -57,6 +70,15 @@ mod tests {
             render_tail(b"\x1b[31mred\0\xff\xc3\xa4\t."),
             "\\u1b[31mred\\u0\\xffä\t."
         );
+    }
+
+    #[test]
+    fn a_progress_bar_is_shown_once_and_windows_lines_have_no_odd_end() {
+        assert_eq!(
+            render_tail(b"begin\r\n10 %\r50 %\r100 %\r\ndone\r"),
+            "begin\n100 %\ndone"
+        );
+        assert_eq!(render_tail(b"\r\r\r"), "");
     }
 
     #[test]
