@@ -141,6 +141,11 @@ pub fn image_names() -> Result<Vec<String>> {
         .collect())
 }
 
+/// The parts that are not built yet, and the minutes that each takes on two processors.
+pub fn missing() -> Result<Vec<(&'static str, u32)>> {
+    tools::missing()
+}
+
 /// The path of Helm: the cluster's, built if it is not there yet.
 pub fn helm() -> Result<PathBuf> {
     tools::ensure_helm()

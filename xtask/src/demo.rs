@@ -1,13 +1,16 @@
-//! From nothing to a streamed process.
+//! From nothing to a process whose output you see.
+
+use std::thread;
 
 use anyhow::{Context, Result};
 
-use crate::steps::step;
+use crate::steps::{say, step};
 use crate::target::{Target, TargetArgs};
-use crate::{exec, install, paths};
+use crate::{cluster, exec, images, install, paths};
 
 /// Runs the demonstration and says what to type next.
 pub fn demo(args: &TargetArgs) -> Result<()> {
+    say(announcement(&missing(Target::is_named(args)?)?, processors()));
     let target = Target::resolve(args)?;
     let installation = install::install(&target)?;
     let rproc = installation.images.programs.path("rproc");
@@ -49,15 +52,64 @@ pub fn demo(args: &TargetArgs) -> Result<()> {
         let mut get = target.kubectl();
         exec::run(get.args(["get", "remoteprocess", "hello", "-n", "default", "-o", "wide"]))
     })?;
-    println!("\nNext:");
+    say("\nNext:");
     if let Some(state) = &target.own {
-        println!("  export KUBECONFIG={}", state.kubeconfig().display());
+        say(format_args!("  export KUBECONFIG={}", state.kubeconfig().display()));
     }
-    println!("  export PATH={}:$PATH", rproc.parent().unwrap_or(&rproc).display());
-    println!("  rproc run --image busybox:1.36 -- sh -c 'echo hello from $(hostname); exit 7'");
-    println!("  rproc ps; rproc describe hello");
+    install::say_where_rproc_is(&installation.images);
+    say("  rproc run --image busybox:1.36 -- sh -c 'echo hello from $(hostname); exit 7'");
+    say("  rproc ps; rproc describe hello");
     if target.own.is_some() {
-        println!("  cargo xtask cluster down    # when you are done");
+        say("  cargo xtask cluster down    # when you are done");
     }
     Ok(())
+}
+
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// What has to be built first, and the minutes that each part takes on two processors.
+fn missing(is_own_cluster: bool) -> Result<Vec<(&'static str, u32)>> {
+    let mut missing = if is_own_cluster {
+        Vec::new()
+    } else {
+        cluster::missing()?
+    };
+    if !images::have_been_built()? {
+        missing.push(("RemoteProcess", 8));
+    }
+    Ok(missing)
+}
+
+/// How long it will take and why.
+fn announcement(missing: &[(&str, u32)], processors: usize) -> String {
+    if missing.is_empty() {
+        return "This takes a few seconds, or some minutes where programs have changed and are built again.".to_owned();
+    }
+    let minutes: u32 = missing.iter().map(|(_, minutes)| minutes).sum();
+    let mut text = format!(
+        "This takes about {minutes} minutes on 2 processors (you have {processors}), because everything is built from \
+         source:\n"
+    );
+    for (name, minutes) in missing {
+        text += &format!("{minutes:5} min  {name}\n");
+    }
+    text + "It is built once: `cargo xtask demo` takes seconds when you run it again."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beginning_says_how_long_it_takes_and_why() {
+        let text = announcement(&[("Kubernetes", 6), ("RemoteProcess", 8)], 4);
+        assert!(
+            text.starts_with("This takes about 14 minutes on 2 processors (you have 4), because"),
+            "{text}"
+        );
+        assert!(text.contains("    6 min  Kubernetes\n"), "{text}");
+        assert!(announcement(&[], 4).starts_with("This takes a few seconds"));
+    }
 }

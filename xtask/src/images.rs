@@ -1,5 +1,6 @@
 //! Builds the programs and the container images of RemoteProcess.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +10,8 @@ use sha2::{Digest, Sha256};
 
 use crate::archive::{Entry, Image};
 use crate::cargo::{claim_target, forget_package};
-use crate::steps::step;
+use crate::registry::{Built, Registry};
+use crate::steps::{say, step};
 use crate::target::{Target, in_path};
 use crate::{exec, paths};
 
@@ -17,6 +19,8 @@ use crate::{exec, paths};
 const ENTRYPOINT_LIMIT: u64 = 1024 * 1024;
 /// Largest agent, in bytes.
 const AGENT_LIMIT: u64 = 8 * 1024 * 1024;
+/// The images, as in the Dockerfile.
+const NAMES: [&str; 3] = ["operator", "agent", "cli"];
 /// What all images are called before their own name.
 const REGISTRY: &str = "ghcr.io/remoteprocess";
 /// `nonroot` of the Dockerfile.
@@ -44,15 +48,20 @@ impl Programs {
     }
 }
 
-/// Builds programs and images and loads them into the cluster, if they are not there yet.
+/// Builds programs and images, and pushes them to the cluster's registry or loads them into the cluster, if they are not
+/// there yet.
 pub fn build_and_load(target: &Target) -> Result<Images> {
     let images = build()?;
+    if let Some(registry) = &target.registry {
+        step("push the images", || push(registry, &images))?;
+        return Ok(images);
+    }
     step("load the images", || {
         if target.own.is_none() || !is_loaded(&images)? {
             target.load(&images.archives, &images.names)?;
         }
         for name in &images.names {
-            println!("    {name}");
+            say(format_args!("    {name}"));
         }
         Ok(())
     })?;
@@ -74,7 +83,7 @@ fn programs() -> Result<Programs> {
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(paths::repository())
-        .args(["build", "--release", "--locked", "--quiet"]);
+        .args(["build", "--release", "--locked"]);
     for package in ["operator", "agent", "entrypoint", "cli"] {
         cargo.args(["--package", &format!("remoteprocess-{package}")]);
     }
@@ -85,11 +94,13 @@ fn programs() -> Result<Programs> {
     let triple = if has_target(&triple)? && in_path("musl-gcc").is_some() {
         triple
     } else {
-        println!("    no {triple} toolchain (rustup target, musl-tools): linking glibc statically instead");
+        say(format_args!(
+            "    no {triple} toolchain (rustup target, musl-tools): linking glibc statically instead"
+        ));
         cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
         format!("{arch}-unknown-linux-gnu")
     };
-    exec::run(cargo.args(["--target", &triple]))?;
+    exec::logged(cargo.args(["--target", &triple]), "build-programs")?;
     Ok(Programs {
         folder: target_folder.join(triple).join("release"),
     })
@@ -136,12 +147,11 @@ fn kib(bytes: u64) -> String {
 }
 
 fn write(programs: Programs) -> Result<Images> {
-    // As in the Dockerfile: image, programs in it.
-    let contents = [
-        ("operator", vec!["operator"]),
-        ("agent", vec!["agent", "entrypoint"]),
-        ("cli", vec!["rproc"]),
-    ];
+    // As in the Dockerfile: the programs in each image.
+    let contents = NAMES
+        .iter()
+        .zip([vec!["operator"], vec!["agent", "entrypoint"], vec!["rproc"]]);
+    let contents: Vec<_> = contents.collect();
     let mut hash = Sha256::new();
     for program in contents.iter().flat_map(|(_, programs)| programs) {
         hash.update(fs::read(programs.path(program))?);
@@ -177,7 +187,51 @@ fn write(programs: Programs) -> Result<Images> {
     Ok(images)
 }
 
+fn push(registry: &Registry, images: &Images) -> Result<()> {
+    let built = images.names.iter().zip(&images.archives).zip(NAMES);
+    let built: Vec<Built> = built
+        .map(|((source, archive), image)| Built { image, archive, source })
+        .collect();
+    registry.push(&built, &images.tag, &env::var_os("PATH").unwrap_or_default())
+}
+
+/// The chart's values for the images with this tag, from this registry or as they are called when they are loaded.
+pub fn values(tag: &str, registry: Option<&Registry>) -> Vec<String> {
+    let mut values: Vec<String> = NAMES.iter().map(|image| format!("images.{image}.tag={tag}")).collect();
+    if let Some(registry) = registry {
+        // The repositories are full names.
+        values.push("imageRegistry=".to_owned());
+        values.extend(NAMES.map(|image| format!("images.{image}.repository={}", registry.repository(image))));
+    }
+    values
+}
+
+/// Whether the programs have been built before: then Cargo finds their dependencies compiled.
+pub fn have_been_built() -> Result<bool> {
+    let target = paths::cache()?.join("target");
+    let triples = ["musl", "gnu"].map(|libc| format!("{}-unknown-linux-{libc}", std::env::consts::ARCH));
+    Ok(triples
+        .iter()
+        .any(|triple| target.join(triple).join("release/operator").exists()))
+}
+
 fn is_loaded(images: &Images) -> Result<bool> {
     let found = crate::cluster::image_names()?;
     Ok(images.names.iter().all(|name| found.contains(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_of_a_registry_are_named_in_full() {
+        assert_eq!(values("1-a", None)[1], "images.agent.tag=1-a");
+        let values = values("1-a", Some(&Registry::parse("ghcr.io/team").unwrap()));
+        assert!(values.contains(&"imageRegistry=".to_owned()), "{values:?}");
+        assert!(
+            values.contains(&"images.cli.repository=ghcr.io/team/cli".to_owned()),
+            "{values:?}"
+        );
+    }
 }

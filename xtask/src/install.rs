@@ -1,10 +1,10 @@
 //! Installs the operator into a cluster.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::images::{self, Images};
 use crate::lock::Lock;
-use crate::steps::step;
+use crate::steps::{say, step};
 use crate::target::Target;
 use crate::{exec, paths};
 
@@ -22,6 +22,7 @@ pub struct Installation {
 
 /// Builds and loads the images and installs or upgrades the chart; returns when the operator is ready.
 pub fn install(target: &Target) -> Result<Installation> {
+    target.expect_images()?;
     let images = images::build_and_load(target)?;
     let tests = target
         .own
@@ -46,9 +47,27 @@ pub fn upgrade(target: &Target, images: &Images) -> Result<()> {
             "--timeout",
             "180s",
         ]);
-        for image in ["operator", "agent", "cli"] {
-            helm.arg("--set").arg(format!("images.{image}.tag={}", images.tag));
+        for value in images::values(&images.tag, target.registry.as_ref()) {
+            helm.arg("--set").arg(value);
         }
-        exec::output(&mut helm).map(drop)
+        exec::output(&mut helm).map(drop).with_context(|| pods(target))
     })
+}
+
+/// What became of the operator's pods: an image that cannot be pulled shows here.
+fn pods(target: &Target) -> String {
+    let listed = exec::output(target.kubectl().args(["get", "pods", "--namespace", NAMESPACE]));
+    format!(
+        "the chart was not installed; the pods in {NAMESPACE}:\n{}",
+        listed.unwrap_or_else(|error| format!("{error:#}"))
+    )
+}
+
+/// Says where `rproc` is, for a shell.
+pub fn say_where_rproc_is(images: &Images) {
+    let rproc = images.programs.path("rproc");
+    say(format_args!(
+        "  export PATH={}:$PATH    # rproc is there",
+        rproc.parent().unwrap_or(&rproc).display()
+    ));
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::steps::say;
+
 /// Held until it is dropped; the kernel lets go of it when the process dies.
 pub struct Lock {
     _file: File,
@@ -21,7 +23,7 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                println!("waiting for {holder} ({})", path.display());
+                say(format_args!("waiting for {holder} ({})", path.display()));
                 file.lock()?;
             }
             Err(TryLockError::Error(error)) => return Err(error.into()),

@@ -22,6 +22,7 @@ mod images;
 mod install;
 mod lock;
 mod paths;
+mod registry;
 mod s3;
 mod steps;
 mod target;
@@ -37,7 +38,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// From nothing to a streamed process: cluster, images, helm install, an example, its output, its status.
+    /// From nothing to a process whose output you see: cluster, images, helm install, an example, its output, its status.
     Demo(TargetArgs),
     /// All checks and tests, with one summary.
     Test(test::TestArgs),
@@ -46,9 +47,9 @@ enum Task {
     /// The development cluster: a real Kubernetes on this machine, without Docker.
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Builds the programs and images and loads them into the cluster.
+    /// Builds the programs and images, and loads them into the cluster or pushes them to a registry.
     Images(TargetArgs),
-    /// Builds and loads the images and installs or upgrades the chart.
+    /// The same, and installs or upgrades the chart.
     Install(TargetArgs),
     /// Installs the operator and runs the benchmarks.
     Bench {
@@ -88,7 +89,11 @@ fn main() -> Result<()> {
         Task::Check => test::check(),
         Task::Cluster(command) => cluster::run(command),
         Task::Images(target) => images::build_and_load(&Target::resolve(&target)?).map(drop),
-        Task::Install(target) => install::install(&Target::resolve(&target)?).map(drop),
+        Task::Install(target) => {
+            let installation = install::install(&Target::resolve(&target)?)?;
+            install::say_where_rproc_is(&installation.images);
+            Ok(())
+        }
         Task::Bench { target, args } => bench::bench(&target, &args),
         Task::S3 { args } => s3::serve(&args),
         Task::Faults { target, args } => faults::faults(&target, &args),

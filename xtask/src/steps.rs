@@ -1,20 +1,153 @@
-//! Steps shown with their seconds.
+//! Steps, each shown with its seconds: on a terminal by one line that counts them, elsewhere by plain lines.
 
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+/// Erases the line that counts.
+const ERASE: &str = "\r\x1b[K";
+
+/// Steps that run, the innermost last.
+static RUNNING: Mutex<Running> = Mutex::new(Running {
+    steps: Vec::new(),
+    others: 0,
+});
+
+struct Running {
+    steps: Vec<Step>,
+    /// Programs that write to our terminal themselves.
+    others: usize,
+}
+
+struct Step {
+    name: String,
+    begin: Instant,
+    /// Whether its name has a line of its own already.
+    is_shown: bool,
+}
+
 /// Runs one step and prints how long it took, whether it succeeded or not.
 pub fn step<T>(name: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
-    println!("==> {name}");
-    let begin = Instant::now();
+    let mut running = lock();
+    running.interrupt();
+    running.steps.push(Step {
+        name: name.to_owned(),
+        begin: Instant::now(),
+        is_shown: false,
+    });
+    if is_terminal() {
+        running.count();
+        count_seconds();
+    } else {
+        running.interrupt();
+    }
+    drop(running);
     let result = body();
-    let verdict = if result.is_ok() { "done" } else { "FAILED" };
-    println!("    {verdict} in {} ({name})", seconds(begin.elapsed()));
+    let mut running = lock();
+    if let Some(step) = running.steps.pop() {
+        let text = ending(&step, result.is_ok(), step.begin.elapsed());
+        let erase = if is_terminal() { ERASE } else { "" };
+        println!("{erase}{text}");
+    }
     result
+}
+
+/// Prints a line, above the line that counts.
+pub fn say(text: impl Display) {
+    lock().interrupt();
+    println!("{text}");
+}
+
+/// Runs a program that writes to our terminal itself: nothing is counted meanwhile.
+pub fn undisturbed<T>(body: impl FnOnce() -> T) -> T {
+    let mut running = lock();
+    running.interrupt();
+    running.others += 1;
+    drop(running);
+    let answer = body();
+    lock().others -= 1;
+    answer
 }
 
 /// `12.3 s`
 pub fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
+}
+
+/// The line of a step that has ended.
+fn ending(step: &Step, is_good: bool, took: Duration) -> String {
+    let verdict = if is_good { "done" } else { "FAILED" };
+    let took = seconds(took);
+    if step.is_shown {
+        format!("    {verdict} in {took} ({})", step.name)
+    } else {
+        format!("==> {}: {verdict} in {took}", step.name)
+    }
+}
+
+impl Running {
+    /// Gives the innermost step's name a line of its own, because something else is printed next.
+    fn interrupt(&mut self) {
+        if let Some(step) = self.steps.last_mut() {
+            if is_terminal() {
+                print!("{ERASE}");
+            }
+            if !step.is_shown {
+                println!("==> {}", step.name);
+                step.is_shown = true;
+            }
+        }
+    }
+
+    /// Shows how long the innermost step has taken.
+    fn count(&self) {
+        if let (Some(step), 0) = (self.steps.last(), self.others) {
+            print!("{ERASE}==> {}  {} s", step.name, step.begin.elapsed().as_secs());
+            // A terminal that is gone is no reason to stop.
+            let _ = io::stdout().flush();
+        }
+    }
+}
+
+fn lock() -> MutexGuard<'static, Running> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Counts for as long as this process lives.
+fn count_seconds() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        thread::spawn(|| {
+            loop {
+                thread::sleep(Duration::from_secs(1));
+                lock().count();
+            }
+        });
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_printed_something_says_its_name_again_at_its_end() {
+        let mut step = Step {
+            name: "build".to_owned(),
+            begin: Instant::now(),
+            is_shown: false,
+        };
+        let took = Duration::from_millis(1234);
+        assert_eq!(ending(&step, true, took), "==> build: done in 1.2 s");
+        step.is_shown = true;
+        assert_eq!(ending(&step, false, took), "    FAILED in 1.2 s (build)");
+    }
 }

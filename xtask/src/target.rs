@@ -4,13 +4,14 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::cluster::{self, State, Tools};
 use crate::exec;
 use crate::lock::Lock;
-use crate::steps::step;
+use crate::registry::Registry;
+use crate::steps::{say, step};
 
 /// Choice of the cluster.
 #[derive(Args)]
@@ -19,6 +20,10 @@ pub struct TargetArgs {
     /// cluster, which is brought up.
     #[arg(long)]
     context: Option<String>,
+    /// Push the images to this registry (HOST[:PORT][/PATH]) and install from there, for a cluster that cannot be given
+    /// images directly. Pushes with crane, skopeo, docker, podman or buildah, with their login.
+    #[arg(long, value_parser = Registry::parse)]
+    registry: Option<Registry>,
 }
 
 impl TargetArgs {
@@ -26,6 +31,7 @@ impl TargetArgs {
     pub fn of(context: &str) -> Self {
         Self {
             context: Some(context.to_owned()),
+            registry: None,
         }
     }
 }
@@ -36,18 +42,27 @@ pub struct Target {
     pub own: Option<State>,
     /// Name of the context.
     pub context: String,
+    /// Where its images come from; none where they are put into it directly.
+    pub registry: Option<Registry>,
     kubeconfig: Option<PathBuf>,
     kubectl: PathBuf,
     helm: PathBuf,
 }
 
 impl Target {
+    /// Whether the arguments, or KUBECONFIG, name a cluster of the user's.
+    pub fn is_named(args: &TargetArgs) -> Result<bool> {
+        let state = State::of_this_user()?;
+        let by_variable =
+            env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty() && *path != *state.kubeconfig());
+        Ok(args.context.is_some() || by_variable)
+    }
+
     /// Finds the cluster that the arguments mean, and brings the development cluster up where that is the one.
     pub fn resolve(args: &TargetArgs) -> Result<Self> {
         let state = State::of_this_user()?;
-        let named = env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty() && *path != *state.kubeconfig());
-        if args.context.is_none() && !named {
-            return Self::development(state, None);
+        if !Self::is_named(args)? {
+            return Self::without_registry(state, args);
         }
         let kubectl = in_path("kubectl").context("kubectl is needed to talk to your cluster")?;
         let helm = in_path("helm").map_or_else(cluster::helm, Ok)?;
@@ -59,16 +74,27 @@ impl Target {
         };
         if context == cluster::NODE {
             // A copy of our kubeconfig, or our context by name: images can be loaded, so it is not a foreign cluster.
-            return Self::development(state, None);
+            return Self::without_registry(state, args);
         }
-        println!("using the cluster of context {context}");
+        say(format_args!("using the cluster of context {context}"));
         Ok(Self {
             own: None,
             context,
+            registry: args.registry.clone(),
             kubeconfig: None,
             kubectl,
             helm,
         })
+    }
+
+    fn without_registry(state: State, args: &TargetArgs) -> Result<Self> {
+        if args.registry.is_some() {
+            bail!(
+                "--registry is for a cluster of your own, named by KUBECONFIG or --context; images are loaded into the \
+                 development cluster directly"
+            );
+        }
+        Self::development(state, None)
     }
 
     /// The development cluster, brought up; see [`cluster::ensure_up`].
@@ -76,6 +102,7 @@ impl Target {
         let tools = step("development cluster", || cluster::ensure_up(&state, tests))?;
         Ok(Self {
             context: cluster::NODE.to_owned(),
+            registry: None,
             kubeconfig: Some(state.kubeconfig()),
             kubectl: tools.path("kubectl").to_owned(),
             helm: tools.path("helm").to_owned(),
@@ -111,6 +138,19 @@ impl Target {
         (&self.kubectl, &self.helm)
     }
 
+    /// Fails where images cannot get into the cluster.
+    pub fn expect_images(&self) -> Result<()> {
+        if self.own.is_none() && self.registry.is_none() && loader(&self.context).is_none() {
+            bail!(
+                "images cannot be loaded into the cluster of context {} directly (that works for kind, k3d, minikube and \
+                 the development cluster). Name a registry that its nodes can pull from: cargo xtask install --registry \
+                 HOST/PATH",
+                self.context
+            );
+        }
+        Ok(())
+    }
+
     /// Puts image archives into the cluster, or says how that is done.
     pub fn load(&self, archives: &[PathBuf], names: &[String]) -> Result<()> {
         if let Some(state) = &self.own {
@@ -120,10 +160,12 @@ impl Target {
                 .try_for_each(|archive| cluster::load(state, &tools, archive));
         }
         let Some((program, args)) = loader(&self.context) else {
-            println!("    this kind of cluster is not known here: push these images to a registry that it reads,");
-            println!("    or load the archives yourself, before the operator starts:");
+            say(
+                "    images cannot be loaded into this kind of cluster from here: name a registry (--registry), or load",
+            );
+            say("    the archives into its nodes yourself and install the chart with images.*.tag set to their tag:");
             for (archive, name) in archives.iter().zip(names) {
-                println!("      {name}  {}", archive.display());
+                say(format_args!("      {name}  {}", archive.display()));
             }
             return Ok(());
         };

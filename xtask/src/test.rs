@@ -11,6 +11,7 @@ use crate::cluster::{self, State};
 use crate::generate::{CRDS, DOCS, PROTO};
 use crate::images::{self, Images};
 use crate::lock::Lock;
+use crate::registry::Registry;
 use crate::target::{Target, TargetArgs};
 use crate::{check, exec, faults, install, paths};
 
@@ -47,6 +48,7 @@ pub fn test(args: &TestArgs) -> Result<()> {
     static_checks(&mut report);
     report.suite("unit and integration tests", || unit_tests(args));
     report.step("chart", chart);
+    report.step("chart with a registry", chart_with_registry);
     report.step("simulated faults", || {
         exec::run(faults::program()?.arg("simulation").args(long(args)))
     });
@@ -134,6 +136,23 @@ fn chart() -> Result<()> {
     Ok(())
 }
 
+/// The chart takes the values of `cargo xtask install --registry`.
+fn chart_with_registry() -> Result<()> {
+    let registry = Registry::parse("ghcr.io/team").map_err(anyhow::Error::msg)?;
+    let mut template = Command::new(cluster::helm()?);
+    template
+        .args(["template", "release"])
+        .arg(paths::repository().join(CHART))
+        .args(["--set", &images::values("1-a", Some(&registry)).join(",")]);
+    let rendered = exec::output(&mut template)?;
+    for image in ["operator", "agent", "cli"] {
+        if !rendered.contains(&format!("ghcr.io/team/{image}:1-a")) {
+            bail!("--registry does not reach the chart: the {image} comes from elsewhere");
+        }
+    }
+    Ok(())
+}
+
 fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {
     let state = State::of_this_user()?;
     let lock = Lock::take(&state.tests_lock(), "the tests of another checkout")?;
@@ -209,7 +228,7 @@ fn end_to_end_suites(report: &mut Report, prepare: &(dyn Fn(&mut Command) + Sync
         report.suite(name, || Ok(runner.run(programs)));
     };
     let of = |name: &str| -> Vec<Program> { own.iter().filter(|program| program.name == name).cloned().collect() };
-    run("end-to-end tests", &beside, 3, 1 + processors());
+    run("end-to-end tests", &beside, 3, processors());
     run("with operator restarts", &of(RESTARTS), 1, 3);
     run("alone on the cluster", &of(ALONE), 1, 1);
 }

@@ -23,6 +23,7 @@ mod release;
 mod running;
 mod screen;
 mod stream;
+mod typed;
 mod user;
 mod wait;
 
@@ -42,5 +43,6 @@ pub use release::{
 pub use running::{Finished, Running};
 pub use screen::Screen;
 pub use stream::SlowStream;
+pub use typed::Document;
 pub use user::{User, admin};
 pub use wait::{until, until_some};

@@ -1,5 +1,6 @@
 //! People, played by ServiceAccounts with a kubeconfig of their own.
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -59,6 +60,21 @@ impl User {
     pub fn kubectl_at(&self, folder: &Path, path: &str) -> Program {
         self.as_this_person(kubectl_alone())
             .env("PATH", format!("{}:{path}", folder.display()))
+    }
+
+    /// `bash` run by this person with a script, where `rproc`, `kubectl` and `helm` are the programs under test.
+    pub fn shell(&self, script: &str) -> Result<Program> {
+        let programs = self.home.path().join("bin");
+        fs::create_dir_all(&programs)?;
+        for (variable, name) in [("RPROC_BIN", "rproc"), ("KUBECTL", "kubectl"), ("HELM", "helm")] {
+            let link = programs.join(name);
+            if let (Some(program), false) = (env::var_os(variable), link.exists()) {
+                symlink(program, link)?;
+            }
+        }
+        let path = env::var("PATH").unwrap_or_default();
+        let bash = self.as_this_person(Program::new("bash", ["-c", script]));
+        Ok(bash.env("PATH", format!("{}:{path}", programs.display())))
     }
 
     /// `rproc run` of a script by `sh` in busybox.

@@ -3,16 +3,18 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use remoteprocess_e2e::{BUSYBOX, Namespace, rproc, with_temp_ns};
+use remoteprocess_e2e::{BUSYBOX, Document, kubectl, rproc, with_temp_ns};
 use serde_json::{Value, json};
 
-const DOCUMENTS: [&str; 6] = [
+const DOCUMENTS: [&str; 7] = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/architecture.md",
+    "docs/ci.md",
     "examples/hello.yaml",
     "charts/remoteprocess-operator/templates/NOTES.txt",
 ];
@@ -47,47 +49,43 @@ fn every_verb_that_a_document_names_exists() {
 }
 
 #[test]
-fn the_first_process_of_the_readme_works() {
+fn the_readme_can_be_typed_from_top_to_bottom_in_one_namespace() {
     with_temp_ns("readme", |namespace| {
-        let example = read("examples/hello.yaml")?;
-        namespace
-            .editor
-            .kubectl(&["apply", "--filename=-"])
-            .input(example)
-            .succeed()?;
-        let first = namespace.editor.rproc(&["logs", "-f", "hello"]).finish()?;
-        ensure!(first.expect_code(0)?.out() == "line 1\nline 2\nline 3\n", "{first}");
-        namespace.wait_finished("hello")?;
-        columns(namespace)?;
-        namespace.delete_pods("hello")?;
-        let second = namespace.editor.rproc(&["logs", "hello"]).finish()?;
-        ensure!(second.expect_code(0)?.stdout == first.stdout, "{second}");
-
-        let script = "echo to stdout; echo to stderr >&2; exit 7";
-        let run = namespace.editor.run("readme", script).finish()?;
-        ensure!(run.expect_code(7)?.out() == "to stdout\n", "{run}");
-        ensure!(run.err_of_program() == b"to stderr\n", "{run}");
-        Ok(())
+        let document = Document::read(&read("README.md")?);
+        for (line, reason) in &document.left_out {
+            println!("LEFT OUT, line {line} of the README: {reason}");
+        }
+        ensure!(document.commands.len() > 10, "{document:?}");
+        ensure!(document.left_out.len() < 7, "{:?}", document.left_out);
+        let script = format!("cd {}/../..\n{}", env!("CARGO_MANIFEST_DIR"), document.script());
+        let shell = namespace.editor.shell(&script)?.within(Duration::from_secs(300));
+        document.check(&shell.finish()?.out())
     });
 }
 
-fn columns(namespace: &Namespace) -> Result<()> {
-    let table = namespace.kubectl(&["get", "rproc"]).succeed()?;
-    let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let header = lines.next().context("no header")?;
-    ensure!(
-        header
-            == [
-                "NAME", "PHASE", "REASON", "EXIT", "ATTEMPT", "STARTED", "DURATION", "AGE"
-            ],
-        "{table}"
-    );
-    let row = lines.next().context("no row")?;
-    ensure!(
-        row.starts_with(&["hello", "Succeeded", "Completed", "0", "1"]),
-        "{table}"
-    );
-    Ok(())
+#[test]
+fn the_ci_example_runs_in_a_pod_and_fails_with_its_program() {
+    with_temp_ns("ci", |namespace| {
+        let example = read("examples/ci.yaml")?
+            .replace("namespace: ci", &format!("namespace: {}", namespace.name))
+            // Its own bindings in place of those that every namespace of a test has.
+            .replace("name: ci-connect", &format!("name: {}-connect", namespace.name));
+        // In two namespaces.
+        kubectl(["apply", "--filename=-"]).input(example).succeed()?;
+        namespace
+            .kubectl(&["create", "job", "now", "--from=cronjob/nightly"])
+            .succeed()?;
+        let ended = ["wait", "job/now", "--for=condition=Failed", "--timeout=110s"];
+        let ended = namespace.kubectl(&ended).finish()?;
+        let logs = namespace.kubectl(&["logs", "job/now"]).finish()?;
+        ensure!(ended.code == 0 && logs.out().contains("nightly\n"), "{ended}\n{logs}");
+        let pods = namespace
+            .kubectl(&["get", "pods", "--selector=job-name=now", "--output=json"])
+            .json()?;
+        let code = &pods["items"][0]["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"];
+        ensure!(*code == 3, "{code}: {logs}");
+        Ok(())
+    });
 }
 
 #[test]
@@ -119,7 +117,7 @@ fn it_is_a_plugin_of_kubectl() {
 #[test]
 fn every_field_is_explained() {
     with_temp_ns("explained", |_| {
-        let crd = remoteprocess_e2e::kubectl(["get", "crd", "remoteprocesses.remoteprocess.dev", "--output=json"]);
+        let crd = kubectl(["get", "crd", "remoteprocesses.remoteprocess.dev", "--output=json"]);
         let crd = crd.json()?;
         let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
         for part in ["spec", "status"] {

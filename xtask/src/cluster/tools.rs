@@ -14,6 +14,10 @@ use crate::{exec, paths};
 /// One module below `dev/cluster/`.
 struct Module {
     folder: &'static str,
+    /// What it is, for people.
+    title: &'static str,
+    /// How long a build takes on two processors, downloads included.
+    minutes: u32,
     tags: &'static str,
     ldflags: &'static str,
     /// Main package, and the name of its program.
@@ -23,6 +27,8 @@ struct Module {
 const MODULES: [Module; 6] = [
     Module {
         folder: "kubernetes",
+        title: "Kubernetes",
+        minutes: 6,
         tags: "",
         // Helm refuses charts that state a kubeVersion when the server does not know its own.
         ldflags: "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3 \
@@ -42,12 +48,16 @@ const MODULES: [Module; 6] = [
     },
     Module {
         folder: "etcd",
+        title: "etcd",
+        minutes: 1,
         tags: "",
         ldflags: "-s -w",
         programs: &[("go.etcd.io/etcd/server/v3", "etcd")],
     },
     Module {
         folder: "containerd",
+        title: "containerd",
+        minutes: 2,
         tags: "no_btrfs,no_devmapper,no_zfs",
         ldflags: "-s -w",
         programs: &[
@@ -61,18 +71,24 @@ const MODULES: [Module; 6] = [
     },
     Module {
         folder: "coredns",
+        title: "CoreDNS",
+        minutes: 2,
         tags: "",
         ldflags: "-s -w",
         programs: &[("github.com/coredns/coredns", "coredns")],
     },
     Module {
         folder: "local-path",
+        title: "the volume provisioner",
+        minutes: 1,
         tags: "",
         ldflags: "-s -w",
         programs: &[("github.com/rancher/local-path-provisioner", "local-path-provisioner")],
     },
     Module {
         folder: "helm",
+        title: "Helm",
+        minutes: 1,
         tags: "",
         ldflags: "-s -w",
         programs: &[("helm.sh/helm/v4/cmd/helm", "helm")],
@@ -85,7 +101,7 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// Builds what is not in the cache yet. A cold start compiles for about 20 minutes on two processors.
+    /// Builds what is not in the cache yet.
     pub fn ensure() -> Result<Self> {
         for module in &MODULES {
             module.ensure()?;
@@ -146,7 +162,7 @@ impl Module {
     fn ensure(&self) -> Result<PathBuf> {
         let folder = self.output()?;
         if !folder.exists() {
-            step(&format!("build {}", self.folder), || self.build(&folder))?;
+            step(&format!("build {}", self.title), || self.build(&folder))?;
         }
         Ok(folder)
     }
@@ -178,7 +194,7 @@ impl Module {
         if !exec::succeeds(Command::new("go").arg("version")) {
             bail!("Go is needed: https://go.dev/doc/install");
         }
-        exec::run(&mut go)?;
+        exec::logged(&mut go, &format!("build-{}", self.folder))?;
         for (package, name) in self.programs {
             let built = partial.join(default_name(package));
             fs::rename(&built, partial.join(name))?;
@@ -186,6 +202,17 @@ impl Module {
         fs::rename(&partial, folder)?;
         Ok(())
     }
+}
+
+/// What is not built yet, and the minutes that its build takes on two processors.
+pub fn missing() -> Result<Vec<(&'static str, u32)>> {
+    let mut missing = Vec::new();
+    for module in &MODULES {
+        if !module.output()?.exists() {
+            missing.push((module.title, module.minutes));
+        }
+    }
+    Ok(missing)
 }
 
 /// Builds Helm alone, if it is not built yet, and returns its path.

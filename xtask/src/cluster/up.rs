@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::{State, Tools, cgroup, config, daemon, dns, down, images, network, packages, pki};
 use crate::exec;
 use crate::lock::Lock;
-use crate::steps::step;
+use crate::steps::{say, step};
 
 /// Builds what is missing, reuses a healthy cluster of the same making, and replaces any other. `tests` is the lock of
 /// the tests, if the caller holds it: without it a cluster is not taken away from under them.
@@ -37,16 +37,21 @@ pub fn up(state: &State, tests: Option<&Lock>) -> Result<Tools> {
 fn is_reusable(state: &State, tools: &Tools) -> bool {
     let Some(revision) = state.revision() else { return false };
     if revision < config::REVISION {
-        println!(
-            "the running cluster is of revision {revision}, {} is needed: it is replaced",
+        say(format_args!(
+            "    the running cluster is of revision {revision}, {} is needed: it is replaced",
             config::REVISION
-        );
+        ));
         return false;
     }
     let health = health(state, tools);
     match &health {
-        Ok(()) => println!("the cluster is up already; KUBECONFIG={}", state.kubeconfig().display()),
-        Err(reason) => println!("the running cluster is sick and is replaced: {reason:#}"),
+        Ok(()) => say(format_args!(
+            "    the cluster is up already; KUBECONFIG={}",
+            state.kubeconfig().display()
+        )),
+        Err(reason) => say(format_args!(
+            "    the running cluster is sick and is replaced: {reason:#}"
+        )),
     }
     health.is_ok()
 }
@@ -60,8 +65,11 @@ fn replace(state: &State, tools: &Tools) -> Result<()> {
     step("start the cluster", || start(state, tools))?;
     // Only a cluster that came up whole is worth reusing.
     fs::write(state.revision_file(), config::REVISION.to_string())?;
-    println!("the cluster is up; export KUBECONFIG={}", state.kubeconfig().display());
-    println!("kubectl, helm and ctr are in {}", state.root.join("bin").display());
+    say(format_args!("    export KUBECONFIG={}", state.kubeconfig().display()));
+    say(format_args!(
+        "    kubectl, helm and ctr are in {}",
+        state.root.join("bin").display()
+    ));
     Ok(())
 }
 

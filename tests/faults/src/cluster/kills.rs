@@ -15,12 +15,12 @@ use super::{let_pass, relay, scenario};
 /// pipe alone holds two thirds of a second of this program's output.
 const STALL: Duration = Duration::from_secs(3);
 
-/// SIGKILL to the operator and to the agent, 10 times each in 90 s, or 50 times each in 10 minutes.
+/// SIGKILL to the operator and to the agent, 5 times each in 45 s, or 50 times each in 10 minutes.
 ///
 /// # Errors
 /// When a byte is missing or doubled, or the program noticed.
 pub fn kills(long: bool) -> Result<()> {
-    let (times, length) = if long { (50, 600) } else { (10, 90) };
+    let (times, length) = if long { (50, 600) } else { (5, 45) };
     scenario("kills", |namespace| {
         let run = steady(namespace, &relay()?.to_string());
         let mut run = run.within(Duration::from_secs(length * 4 + 120)).start()?;
