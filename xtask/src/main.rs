@@ -6,7 +6,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use generate::{CRDS, DOCS, GenerateArgs, PROTO};
+use generate::{GenerateArgs, generate};
 use target::{Target, TargetArgs};
 
 mod archive;
@@ -97,8 +97,8 @@ fn main() -> Result<()> {
         Task::Bench { target, args } => bench::bench(&target, &args),
         Task::S3 { args } => s3::serve(&args),
         Task::Faults { target, args } => faults::faults(&target, &args),
-        Task::Crds(args) => CRDS.run(&args),
-        Task::Proto(args) => PROTO.run(&args),
-        Task::Docs(args) => DOCS.run(&args),
+        Task::Crds(args) => generate("crds", &args),
+        Task::Proto(args) => generate("proto", &args),
+        Task::Docs(args) => generate("docs", &args),
     }
 }

@@ -3,10 +3,9 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use super::Generated;
-use crate::{exec, paths};
+use crate::{Generated, repository};
 
 const FILES: [&str; 3] = [
     "remoteprocess/v1/process.proto",
@@ -14,8 +13,8 @@ const FILES: [&str; 3] = [
     "remoteprocess/v1/relay.proto",
 ];
 
-pub(super) fn make() -> Result<Vec<Generated>> {
-    let includes = paths::repository().join("proto");
+pub fn make() -> Result<Vec<Generated>> {
+    let includes = repository().join("proto");
     let descriptors = protox::compile(FILES, [&includes]).context("the .proto files have faults")?;
     let folder = tempfile::tempdir()?;
     tonic_prost_build::configure()
@@ -27,9 +26,14 @@ pub(super) fn make() -> Result<Vec<Generated>> {
     let mut rustfmt = Command::new("rustfmt");
     rustfmt
         .args(["--edition", "2024", "--config-path"])
-        .arg(paths::repository())
+        .arg(repository())
         .arg(&made);
-    exec::output(&mut rustfmt)?;
+    let formatted = rustfmt.output().context("cannot start rustfmt")?;
+    ensure!(
+        formatted.status.success(),
+        "rustfmt: {}",
+        String::from_utf8_lossy(&formatted.stderr)
+    );
     let text = fs::read_to_string(made)?;
     Ok(vec![Generated {
         path: "proto/src/gen/remoteprocess.v1.rs",

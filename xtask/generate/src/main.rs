@@ -1,0 +1,91 @@
+//! Makes files of the repository from other files: `cargo xtask crds|proto|docs` runs this.
+//!
+//! Arrows: may depend on every crate of the workspace, nothing depends on it. It is apart from `xtask`, so that the tasks
+//! themselves are compiled in seconds on a fresh machine.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, ValueEnum};
+
+mod crds;
+mod docs;
+mod proto;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    task: Task,
+    /// Write nothing; fail when a file is not what would be written.
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Task {
+    /// The CustomResourceDefinition.
+    Crds,
+    /// The Rust code of the wire.
+    Proto,
+    /// docs/api.md.
+    Docs,
+}
+
+/// A file that is made.
+struct Generated {
+    /// Where it lies in the repository.
+    path: &'static str,
+    text: String,
+}
+
+fn main() -> Result<()> {
+    let args = Cli::parse();
+    let files = match args.task {
+        Task::Crds => crds::make(),
+        Task::Proto => proto::make(),
+        Task::Docs => docs::make(),
+    }?;
+    if args.check {
+        return check(args.task, &files);
+    }
+    for file in files {
+        let path = repository().join(file.path);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(&path, file.text).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("wrote {}", file.path);
+    }
+    Ok(())
+}
+
+/// Fails when a file is not what would be written, and names the command that mends it.
+fn check(task: Task, files: &[Generated]) -> Result<()> {
+    let is_stale = |file: &&Generated| {
+        let found = fs::read_to_string(repository().join(file.path));
+        found.map_or(true, |found| found != file.text)
+    };
+    let stale: Vec<&str> = files.iter().filter(is_stale).map(|file| file.path).collect();
+    if !stale.is_empty() {
+        let name = task.to_possible_value().map(|value| value.get_name().to_owned());
+        bail!(
+            "not up to date: {}; run: cargo xtask {}",
+            stale.join(", "),
+            name.unwrap_or_default()
+        );
+    }
+    Ok(())
+}
+
+/// The root of the checkout that this command was started in.
+fn repository() -> PathBuf {
+    // Cargo sets it when it runs us; the compiled-in value names whichever checkout was built last.
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&manifest)
+        .ancestors()
+        .nth(2)
+        .expect("xtask/generate/ lies in the repository")
+        .to_path_buf()
+}
