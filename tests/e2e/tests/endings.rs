@@ -165,28 +165,6 @@ fn a_stop_by_the_relay_names_the_user_and_why() {
 }
 
 #[test]
-fn an_object_that_is_deleted_ends_its_program_and_its_record_says_so() {
-    with_temp_ns("object-deleted", |namespace| {
-        namespace.apply("gone", spec(POLITE, json!({}))).succeed()?;
-        let uid = namespace.wait_running("gone")?["metadata"]["uid"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        let follow = namespace.editor.rproc(&["logs", "-f", "gone"]).start()?;
-        namespace
-            .editor
-            .kubectl(&["delete", "remoteprocess", "gone", "--wait=true"])
-            .succeed()?;
-        let followed = follow.finish()?;
-        followed.expect_code(5)?.expect_stderr(&["deletion"])?;
-        namespace.wait_no_pods("gone", 45)?;
-        let later = namespace.admin()?.rproc(&["logs", "--uid", &uid]).finish()?;
-        later.expect_code(5)?.expect_stderr(&["deletion"])?;
-        Ok(())
-    });
-}
-
-#[test]
 fn what_is_not_started_in_time_has_failed_for_its_reason() {
     with_temp_ns("start-deadline", |namespace| {
         let mut missing = spec("true", json!({"deadlines": {"startSeconds": 45}}));

@@ -2,6 +2,7 @@
 //! hand, `--test-threads=1` does.
 
 mod agent;
+mod deletion;
 mod large;
 mod node;
 mod spool;
