@@ -157,7 +157,11 @@ fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {
     let state = State::of_this_user()?;
     let lock = Lock::take(&state.tests_lock(), "the tests of another checkout")?;
     let target = report.step("cluster up", || match args.context.as_deref() {
-        Some(context) if context != cluster::NODE => Target::resolve(&TargetArgs::of(context)),
+        Some(context) if context != cluster::NODE => {
+            let target = Target::resolve(&TargetArgs::of(context))?;
+            target.expect_images()?;
+            Ok(target)
+        }
         _ => Target::development(state, Some(&lock)),
     });
     let Some(target) = target else {
