@@ -14,7 +14,7 @@ use kube::{Api, Resource};
 use remoteprocess_api::{RemoteProcess, names};
 use remoteprocess_proto::v1::{Exit, ProcessKey};
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, until_end};
 use super::sequel::Sequel;
@@ -27,6 +27,8 @@ use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner};
 use crate::observe::{self, Seen};
 use crate::output::{Form, Output};
 
+/// How long a given address may take before the process is created all the same.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// How long the status may lag behind the end that we know.
 const LAG: Duration = Duration::from_secs(2);
 
@@ -206,9 +208,17 @@ pub async fn launch(cluster: Arc<Cluster>, view: &ViewArgs, plan: Plan, mut sign
 /// A process that could not be followed from here is not created: whoever corrects that and types it again would run it
 /// twice. A relay that is away for now is no reason.
 async fn may_follow(cluster: &Cluster, relay: &mut Relay, writes: bool) -> Result<(), Failure> {
-    let identity = async {
+    // A given address may be wrong in ways that no wait mends; the other ways are the operator's.
+    let is_given = cluster.server.is_some();
+    let way = async {
         let trust = relay.trust().await?;
-        relay.identity(&trust).await
+        relay.identity(&trust).await?;
+        match is_given {
+            true => timeout(FIRST_LOOK, relay.connect_by())
+                .await
+                .map_or(Ok(()), |way| way.map(drop)),
+            false => Ok(()),
+        }
     };
     let rights = async {
         let missing = missing_right(cluster, "get", "log").await;
@@ -217,12 +227,12 @@ async fn may_follow(cluster: &Cluster, relay: &mut Relay, writes: bool) -> Resul
             missing => missing,
         }
     };
-    let (identity, missing) = join(identity, rights).await;
+    let (way, missing) = join(way, rights).await;
     if let Some(sentence) = missing {
         return Err(Failure::new(sentence));
     }
-    match identity {
-        Ok(_) | Err(DialError::Unreachable(_)) => Ok(()),
+    match way {
+        Ok(()) | Err(DialError::Unreachable(_)) => Ok(()),
         Err(error) => Err(Failure::new(format!(
             "{error}\nNothing was created. To create a process without following it: --detach"
         ))),
@@ -377,7 +387,7 @@ async fn stream(
 async fn left(output: &Output, code: u8, sentence: String) -> Verdict {
     output.answer(&sentence);
     // A reader who reads no more does not hold us.
-    let _ = tokio::time::timeout(Duration::from_secs(1), output.flush()).await;
+    let _ = timeout(Duration::from_secs(1), output.flush()).await;
     Verdict {
         code,
         sentence: Some(sentence),

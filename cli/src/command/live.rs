@@ -142,7 +142,7 @@ async fn follow(
                 Event::Interrupted => INTERRUPT,
                 Event::Lost(error) if has_ended(&error) => continue,
                 Event::Lost(error) => {
-                    let sentence = format!("cannot write into {name}: {error}");
+                    let sentence = format!("cannot write into {name}: {error}{}", way_out(&error, name));
                     if interaction.is_raw() {
                         return left(exit::UNKNOWN, format!("{sentence}\n{again}"));
                     }
@@ -171,6 +171,17 @@ async fn follow(
                 complain(&format!("cannot stop {}: {}", key.name, failure.text));
             }
         });
+    }
+}
+
+/// What to do where another one has the input.
+fn way_out(error: &interact::Error, name: &str) -> String {
+    use tonic::Code;
+    match error {
+        interact::Error::Relay(status) if matches!(status.code(), Code::ResourceExhausted | Code::Aborted) => {
+            format!(". To write instead of the other: rproc attach -i --take-over {name}")
+        }
+        _ => String::new(),
     }
 }
 
@@ -246,6 +257,14 @@ mod tests {
         assert!(is_ignored(status, SignalKind::pipe()));
         assert!(!is_ignored(status, SignalKind::interrupt()));
         assert!(!is_ignored("", SignalKind::hangup()));
+    }
+
+    #[test]
+    fn a_writer_who_finds_another_one_is_told_how_to_write_instead() {
+        let held = interact::Error::Relay(tonic::Status::resource_exhausted("alice writes into it"));
+        assert!(way_out(&held, "job").ends_with("rproc attach -i --take-over job"));
+        let gone = interact::Error::Relay(tonic::Status::failed_precondition("job has ended"));
+        assert_eq!(way_out(&gone, "job"), "");
     }
 
     #[test]
