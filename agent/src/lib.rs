@@ -6,6 +6,9 @@
 //! Arrows: proto, tls, runtime, entrypoint (its library). No Kubernetes here.
 //! Invariant: a kill of this process at any instant neither loses a byte nor touches the program.
 
+// The macros that print panic where nobody can read.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod app;
 pub mod args;
 mod backoff;

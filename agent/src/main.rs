@@ -1,5 +1,9 @@
 //! The agent program: parse, init, run.
 
+// The macros that print panic where nobody can read.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,7 +29,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            eprintln!("agent: {error:#}");
+            // The kubelet shows what is said here. Where nobody can read it, the code still tells.
+            let _ = writeln!(std::io::stderr(), "agent: {error:#}");
             match error.downcast_ref::<mask::Error>() {
                 Some(_) => ExitCode::from(supervise::UNUSABLE),
                 None => ExitCode::FAILURE,

@@ -11,6 +11,9 @@
 //! [`socket::Connection::receive`] return a value or an error; they neither panic nor keep more
 //! than one packet and [`socket::MAX_DESCRIPTORS`] descriptors.
 
+// The macros that print panic where nobody can read.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod clock;
 pub mod input;
 pub mod message;

@@ -7,6 +7,9 @@
 //! Invariant: the program is started at most once, and after that nothing but its own end, the stop
 //! path, or SIGKILL from outside ends this process.
 
+// The macros that print panic where nobody can read.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod arguments;
 mod cgroup;
 mod diagnosis;

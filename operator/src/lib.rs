@@ -3,6 +3,9 @@
 //! Arrows: operator → api, proto, tls, runtime. Invariant: nothing that a client or the network does changes the
 //! outcome of a process or loses a byte in silence.
 
+// The macros that print panic where nobody can read.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod app;
 pub mod args;
 pub mod authority;

@@ -1,5 +1,8 @@
 //! The operator binary: parse, init, run.
 
+// The macros that print panic where nobody can read.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use anyhow::Context;
 use clap::Parser;
 use remoteprocess_operator::app;

@@ -2,6 +2,9 @@
 //!
 //! Arrows: none to a sibling. Invariant: nothing here reads the environment or decides anything about processes.
 
+// The macros that print panic where nobody can read.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod admin;
 mod logs;
 mod shutdown;

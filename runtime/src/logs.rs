@@ -66,6 +66,8 @@ pub enum LogError {
 pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let builder = SubscriberBuilder::default()
         .with_writer(stderr)
+        // Else a log that cannot be written is reported by a macro that panics.
+        .log_internal_errors(false)
         .with_env_filter(EnvFilter::try_new(filter)?);
     let is_text = match format {
         LogFormat::Auto => stderr().is_terminal(),

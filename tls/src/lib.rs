@@ -4,6 +4,9 @@
 //! Invariant: a peer is who the URI in its certificate says, compared as a [`Role`], never as text; TLS 1.3 only, no
 //! resumption, and a certificate that our own verifier refuses never replaces one that it accepted.
 
+// The macros that print panic where nobody can read.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod authority;
 mod connect;
 mod error;

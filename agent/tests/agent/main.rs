@@ -16,4 +16,26 @@ mod run;
 mod verbs;
 mod wait;
 
+use std::fs::File;
+use std::process::{Command, Stdio};
+
 use wait::{in_time, until};
+
+#[test]
+fn a_standard_error_that_takes_nothing_is_no_reason_to_abort() {
+    let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    for words in [
+        &["install", "--entrypoint", "/nonexistent", "--handover", "/nonexistent"][..],
+        &["run"],
+        &["no-such-command"],
+    ] {
+        let mut agent = Command::new(env!("CARGO_BIN_EXE_agent"));
+        let status = agent
+            .args(words)
+            .env("RUST_BACKTRACE", "0")
+            .stderr(full())
+            .status()
+            .unwrap();
+        assert!(matches!(status.code(), Some(1 | 2)), "{words:?}: {status}");
+    }
+}
