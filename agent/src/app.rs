@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use remoteprocess_entrypoint::input::WindowSize;
 use remoteprocess_entrypoint::message::{Launch, StopCause};
 use remoteprocess_tls::{ClientAuth, Limits, serve};
 use tokio::net::TcpListener;
@@ -99,7 +98,7 @@ fn settings(config: &Config) -> Settings {
                 run_millis: config.run_limit.map(millis),
                 pause_stops_clock: config.pause_stops_clock,
                 stdin: config.stdin,
-                terminal: config.tty.then(WindowSize::default),
+                terminal: config.terminal,
             },
             warning: config.warning,
         },

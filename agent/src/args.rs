@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, value_parser};
+use remoteprocess_entrypoint::input::WindowSize;
 use remoteprocess_entrypoint::message;
 use remoteprocess_tls::{Role, TrustDomain};
 
@@ -137,6 +138,9 @@ pub struct RunArgs {
     /// The program runs at a terminal; its output is one stream.
     #[arg(long, env = "RPROC_TTY", action = ArgAction::Set, default_value_t = false)]
     pub tty: bool,
+    /// Size of that terminal when the program starts: rows, `x` and columns.
+    #[arg(long, env = "RPROC_TTY_SIZE", value_name = "ROWSxCOLUMNS", value_parser = window_size)]
+    pub tty_size: Option<WindowSize>,
     /// File with the projected ServiceAccount token.
     #[arg(long, env = "RPROC_TOKEN_FILE", default_value = "/var/run/rproc/token/token")]
     pub token_file: PathBuf,
@@ -227,8 +231,8 @@ pub struct Config {
     pub merge: bool,
     /// The program takes input.
     pub stdin: bool,
-    /// It runs at a terminal.
-    pub tty: bool,
+    /// It runs at a terminal, of this size at the start.
+    pub terminal: Option<WindowSize>,
     /// File with the projected token.
     pub token_file: PathBuf,
     /// Directory of the handover volume.
@@ -311,13 +315,21 @@ impl TryFrom<RunArgs> for Config {
             leftovers: args.leftovers.into(),
             merge: args.merge,
             stdin: args.stdin,
-            tty: args.tty,
+            terminal: args.tty.then(|| args.tty_size.unwrap_or_default()),
             token_file: args.token_file,
             handover: args.handover,
             spool: args.spool,
             draining: args.draining,
         })
     }
+}
+
+fn window_size(text: &str) -> Result<WindowSize, String> {
+    let side = |text: &str| text.parse().ok().filter(|length| *length > 0);
+    let size = text.split_once('x');
+    let size = size.and_then(|(rows, columns)| Some((side(rows)?, side(columns)?)));
+    size.map(|(rows, columns)| WindowSize { rows, columns })
+        .ok_or_else(|| "expected rows, x and columns: 24x80".to_owned())
 }
 
 #[cfg(test)]

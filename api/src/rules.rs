@@ -73,6 +73,13 @@ pub fn exit_codes_need_process_failure() -> Rule {
         .message("spec.retries.exitCodes: only a ProcessFailure has an exit code; add it to spec.retries.after")
 }
 
+/// Without a terminal its size would be ignored.
+#[must_use]
+pub fn tty_size_needs_tty() -> Rule {
+    Rule::new("!has(self.ttySize) || (has(self.tty) && self.tty)")
+        .message("spec.ttySize is the size of a terminal: set spec.tty as well")
+}
+
 /// Either the codes that are meant or those that are not.
 #[must_use]
 pub fn one_list_of_exit_codes() -> Rule {

@@ -23,6 +23,18 @@ pub use lifecycle::{
     Leftovers, ReadyWhen, RetriesSpec, RetryAfter, StopSpec, TtlSpec,
 };
 
+/// Size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TtySize {
+    /// Lines, 1 to 65535.
+    #[schemars(range(min = 1, max = 65535))]
+    pub rows: u16,
+    /// Characters in a line, 1 to 65535.
+    #[schemars(range(min = 1, max = 65535))]
+    pub columns: u16,
+}
+
 /// A command to run in a pod. Everything but `desiredState`, `deadlines.runSeconds` and `ttl` is fixed at creation.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
@@ -64,6 +76,8 @@ pub use lifecycle::{
     validation = rules::fixed("stop"),
     validation = rules::fixed("stdin"),
     validation = rules::fixed("tty"),
+    validation = rules::fixed("ttySize"),
+    validation = rules::tty_size_needs_tty(),
     validation = rules::fixed("leftovers"),
     validation = rules::fixed("output"),
     validation = rules::fixed("agent"),
@@ -112,6 +126,10 @@ pub struct RemoteProcessSpec {
     /// Whether the program runs at a terminal: its output is one stream then, and with `stdin` somebody may type at it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty: Option<bool>,
+    /// Size of the terminal when the program starts; 24 rows and 80 columns where absent. `rproc run -t` puts the size of
+    /// your window here, so that the program never sees another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty_size: Option<TtySize>,
     /// Requests and limits of the user's container; they are the program's alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,

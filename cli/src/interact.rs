@@ -8,23 +8,28 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use remoteprocess_proto::v1::{ProcessKey, WindowSize};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, getpid, kill_process};
 use rustix::termios::tcgetwinsize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::Status;
 
 mod exec;
 mod keys;
 mod line;
 mod pending;
+pub mod signals;
+mod stdin;
 pub mod terminal;
 mod writer;
 
 pub use exec::{Exec, Over};
 pub use keys::{DEFAULT_DETACH_KEYS, DetachKeys};
 pub(crate) use line::due;
+pub use stdin::check as check_stdin;
 pub use writer::Writer;
 
 use crate::follow::{Dial, DialError};
@@ -38,6 +43,13 @@ const READ: usize = 16 * 1024;
 const TYPED: usize = 4096;
 /// Time for the relay to hear that the input is free.
 const FAREWELL: Duration = Duration::from_secs(3);
+/// How long the first of the detach keys waits for the next one.
+const NEXT_KEY: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 500_000_000,
+};
+/// How long the window is a line shorter, so that a full-screen program draws everything again.
+const SHORTER: Duration = Duration::from_millis(150);
 /// Ctrl-C, as a terminal in raw mode gives it.
 const INTERRUPT: u8 = 3;
 
@@ -163,10 +175,13 @@ impl Interaction {
     /// # Errors
     /// The terminal cannot be set so.
     pub fn read(keys: Option<(DetachKeys, Arc<AtomicBool>)>) -> io::Result<(Self, mpsc::Receiver<Local>)> {
+        // Before the terminal is changed: from then on somebody must restore it.
+        let stops = keys.is_some().then(Stops::listen).transpose()?;
         let raw = keys.is_some().then(|| RawTerminal::enter(&io::stdin())).transpose()?;
         let (local, said) = mpsc::channel(if raw.is_some() { TYPED } else { 4 });
-        if raw.is_some() {
+        if let Some(stops) = stops {
             tokio::spawn(watch_window(local.clone()));
+            tokio::spawn(stops.watch(local.clone()));
         }
         let keyboard = keys.map(|(keys, has_begun)| Keyboard {
             keys: Keys::new(keys),
@@ -209,12 +224,16 @@ fn session_name() -> String {
     format!("{now:x}-{:x}", std::process::id())
 }
 
-/// Size of the window in which standard input is.
+/// Size of the window in which standard input is, or else one of the other standard streams.
 #[must_use]
 pub fn window() -> Option<WindowSize> {
-    let size = tcgetwinsize(io::stdin())
-        .ok()
-        .filter(|size| size.ws_row > 0 && size.ws_col > 0)?;
+    let sizes = [
+        tcgetwinsize(io::stdin()),
+        tcgetwinsize(io::stdout()),
+        tcgetwinsize(io::stderr()),
+    ];
+    let mut sizes = sizes.into_iter().flatten();
+    let size = sizes.find(|size| size.ws_row > 0 && size.ws_col > 0)?;
     Some(WindowSize {
         rows: size.ws_row.into(),
         columns: size.ws_col.into(),
@@ -234,6 +253,55 @@ async fn watch_window(local: mpsc::Sender<Local>) {
     }
 }
 
+/// The shell may stop us and let us continue, as with `kill -TSTP` and `fg`.
+struct Stops {
+    stopped: Option<tokio::signal::unix::Signal>,
+    continued: tokio::signal::unix::Signal,
+}
+
+impl Stops {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            stopped: signals::listen(SignalKind::from_raw(Signal::TSTP.as_raw()))?,
+            continued: signal(SignalKind::from_raw(Signal::CONT.as_raw()))?,
+        })
+    }
+
+    /// Gives the shell its terminal back for as long as we are stopped.
+    async fn watch(mut self, local: mpsc::Sender<Local>) {
+        loop {
+            tokio::select! {
+                () = signals::received(&mut self.stopped) => {
+                    terminal::suspend();
+                    // This thread may run on for a moment: what follows waits for the word to continue. Nothing is left to
+                    // do where it fails.
+                    let _ = kill_process(getpid(), Signal::STOP);
+                }
+                continued = self.continued.recv() => {
+                    if continued.is_none() {
+                        return;
+                    }
+                    terminal::resume();
+                    if redraw(&local).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The shell has written into the window. A program that fills it draws it again when its size changes.
+async fn redraw(local: &mpsc::Sender<Local>) -> Result<(), mpsc::error::SendError<Local>> {
+    let Some(size) = window().filter(|size| size.rows > 1) else {
+        return Ok(());
+    };
+    let rows = size.rows - 1;
+    local.send(Local::Resize(WindowSize { rows, ..size })).await?;
+    sleep(SHORTER).await;
+    local.send(Local::Resize(window().unwrap_or(size))).await
+}
+
 /// A terminal in raw mode, key by key.
 struct Keyboard {
     keys: Keys,
@@ -245,6 +313,16 @@ impl Keyboard {
     /// Sends what is typed. True: it means that we leave.
     fn typed(&mut self, typed: &[u8], local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event>) -> bool {
         let (bytes, is_detached) = self.keys.apply(typed);
+        self.send(bytes, is_detached, local, over)
+    }
+
+    /// Sends what was held back for the rest of the detach keys, which does not come.
+    fn release(&mut self, local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event>) -> bool {
+        let bytes = self.keys.release();
+        self.send(bytes, false, local, over)
+    }
+
+    fn send(&self, bytes: Vec<u8>, is_detached: bool, local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event>) -> bool {
         let is_interrupt = bytes.contains(&INTERRUPT);
         if is_interrupt && !self.has_begun.load(Ordering::Relaxed) {
             // Whoever listened may have gone.
@@ -265,6 +343,12 @@ fn read(mut keyboard: Option<Keyboard>, local: &mpsc::Sender<Local>, over: &mpsc
     let mut stdin = io::stdin();
     let mut buffer = vec![0; READ];
     loop {
+        if let Some(keyboard) = keyboard.as_mut().filter(|keyboard| keyboard.keys.is_waiting())
+            && !is_readable(&stdin, NEXT_KEY)
+            && keyboard.release(local, over)
+        {
+            return;
+        }
         let length = match stdin.read(&mut buffer) {
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -298,9 +382,16 @@ fn lost(error: io::Error, local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event
     let _ = local.blocking_send(Local::End);
 }
 
+/// Whether there is something to read within this time.
+fn is_readable(stdin: &io::Stdin, limit: Timespec) -> bool {
+    let mut wanted = [PollFd::new(stdin, PollFlags::IN)];
+    // A read tells what is wrong.
+    !matches!(poll(&mut wanted, Some(&limit)), Ok(0))
+}
+
 fn readable(stdin: &io::Stdin) -> io::Result<()> {
-    let mut wanted = [rustix::event::PollFd::new(stdin, rustix::event::PollFlags::IN)];
-    match rustix::event::poll(&mut wanted, None) {
+    let mut wanted = [PollFd::new(stdin, PollFlags::IN)];
+    match poll(&mut wanted, None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }

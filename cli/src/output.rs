@@ -6,13 +6,16 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use remoteprocess_proto::v1::{Data, Gap};
+use remoteprocess_proto::v1::{Cursor, Data, Gap};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 mod label;
 mod lines;
 mod object;
+mod screen;
 mod sink;
 mod stamp;
 mod terminal;
@@ -62,6 +65,23 @@ pub enum Form {
     Hash,
 }
 
+/// What a terminal gets of the control sequences of a program. Pipes and files get every byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Shown instead of done, except colors.
+    Shown,
+    /// Done, but queries are left out: nobody passes the terminal's answers on, so the shell would read them.
+    Watched,
+    /// Done. This terminal is the program's keyboard as well, so the program gets the answers.
+    Typed {
+        /// Before these offsets it is a replay. Queries are left out: nobody waits for the answers any more.
+        live_from: Cursor,
+    },
+}
+
+/// Time for a terminal to take the last bytes, before you leave.
+const RESTORE: Duration = Duration::from_secs(1);
+
 /// Where the program's output and our lines go. Cheap to clone.
 #[derive(Clone)]
 pub struct Output {
@@ -98,9 +118,9 @@ impl Output {
     ///
     /// # Errors
     /// One of them is closed.
-    pub fn standard(form: Form, raw: bool) -> io::Result<Self> {
-        let stdout = Sink::descriptor(io::stdout().as_fd(), raw)?;
-        let stderr = Sink::descriptor(io::stderr().as_fd(), raw)?;
+    pub fn standard(form: Form, control: Control) -> io::Result<Self> {
+        let stdout = Sink::descriptor(io::stdout().as_fd(), control)?;
+        let stderr = Sink::descriptor(io::stderr().as_fd(), control)?;
         Ok(Self::formed(form, stdout, stderr))
     }
 
@@ -171,6 +191,18 @@ impl Output {
         }
     }
 
+    /// Brings the terminal back to where a shell expects it: the main screen, a visible cursor, a mouse that types
+    /// nothing. What was queued is written first. A terminal that takes nothing does not hold you.
+    pub async fn restore(&self) {
+        let (done, wait) = oneshot::channel();
+        let restored = async {
+            self.send(Item::Restore(done)).await?;
+            self.answered(wait).await
+        };
+        // A terminal that cannot be written to needs nothing.
+        let _ = timeout(RESTORE, restored).await;
+    }
+
     /// Returns when everything that was queued is written.
     ///
     /// # Errors
@@ -192,13 +224,12 @@ impl Output {
     }
 
     async fn answered<T>(&self, wait: oneshot::Receiver<T>) -> Result<T, Error> {
-        match wait.await {
-            Ok(answer) => Ok(answer),
-            Err(_) => {
-                // The writer closes the queue once it has told its error.
-                self.queue.closed().await;
-                Err(self.error())
-            }
+        // What is queued while the writer ends may stay in the queue: then nobody answers, and nobody says so.
+        tokio::select! {
+            biased;
+            Ok(answer) = wait => Ok(answer),
+            // The writer closes the queue once it has told its error.
+            () = self.queue.closed() => Err(self.error()),
         }
     }
 
@@ -328,6 +359,51 @@ mod tests {
         output.flush().await.unwrap();
         let text = |shared: Shared| String::from_utf8(shared.0.lock().unwrap().clone()).unwrap();
         (text(out), text(err))
+    }
+
+    fn at(offset: u64, text: &'static str) -> Data {
+        Data {
+            offset,
+            ..data(Stream::Stdout, text)
+        }
+    }
+
+    async fn controlled(control: Option<Control>, frames: Vec<Data>) -> String {
+        let out = Shared::default();
+        let mut sink = Sink::plain(out.clone());
+        sink.control = control;
+        let output = Output::new(sink, Sink::plain(Shared::default()));
+        for frame in frames {
+            output.data(frame).await.unwrap();
+        }
+        output.restore().await;
+        output.flush().await.unwrap();
+        String::from_utf8(out.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn coming_back_to_a_terminal_types_nothing_into_the_program() {
+        // tmux asks for DA1 and DA2 at its start; the last query here is new.
+        let frames = || vec![at(100, "a\x1b[c\x1b[>"), at(108, "cb\x1b[6nlive\x1b[c")];
+        let live_from = Cursor { stdout: 110, stderr: 0 };
+        let typed = Control::Typed { live_from };
+        assert_eq!(controlled(Some(typed), frames()).await, "ab\x1b[6nlive\x1b[c");
+        assert_eq!(controlled(Some(Control::Watched), frames()).await, "ablive");
+        let whole = "a\x1b[c\x1b[>cb\x1b[6nlive\x1b[c";
+        assert_eq!(controlled(None, frames()).await, whole, "a pipe gets every byte");
+        assert!(controlled(Some(Control::Shown), frames()).await.contains("^[[c"));
+    }
+
+    #[tokio::test]
+    async fn the_screen_is_usable_after_you_leave_a_full_screen_program() {
+        let frames = || vec![at(0, "\x1b[?1049h\x1b[?25l\x1b[?1002hprogram")];
+        let control = Control::Watched;
+        let out = controlled(Some(control), frames()).await;
+        assert!(out.ends_with("program\x1b[?25h\x1b[?1002l\x1b[?1049l"), "{out:?}");
+        assert!(
+            controlled(None, frames()).await.ends_with("program"),
+            "a pipe gets nothing else"
+        );
     }
 
     const NAMED: Form = Form::Lines {

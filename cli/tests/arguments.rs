@@ -223,3 +223,37 @@ fn a_result_file_that_is_standard_output_keeps_what_the_log_holds() {
         assert!(kept.starts_with("earlier\n"), "{result}: {kept}");
     }
 }
+
+#[test]
+fn a_closed_standard_input_is_not_an_empty_one() {
+    let rproc = assert_cmd::cargo::cargo_bin("rproc");
+    let directory = std::env::temp_dir();
+    for (redirection, word) in [
+        ("<&-".to_owned(), "closed"),
+        (format!("< {}", directory.display()), "a directory"),
+        ("0> /dev/null".to_owned(), "open for writing only"),
+    ] {
+        for verb in ["run -i --image busybox -- cat", "attach -i job", "exec -i job -- cat"] {
+            let script = format!("exec \"$0\" {verb} {redirection}");
+            let output = std::process::Command::new("sh")
+                .args(["-c", &script])
+                .arg(&rproc)
+                .env("KUBECONFIG", "/nonexistent/kubeconfig")
+                .output()
+                .expect("a shell");
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(125), "{script}: {text}");
+            assert!(text.contains(&format!("standard input is {word}")), "{script}: {text}");
+        }
+    }
+    for redirection in ["< /dev/null", "<> /dev/null"] {
+        let script = format!("exec \"$0\" attach -i job {redirection}");
+        let mut shell = std::process::Command::new("sh");
+        let shell = shell
+            .args(["-c", &script])
+            .arg(&rproc)
+            .env("KUBECONFIG", "/nonexistent/kubeconfig");
+        let text = String::from_utf8_lossy(&shell.output().expect("a shell").stderr).into_owned();
+        assert!(!text.contains("standard input"), "{text}");
+    }
+}

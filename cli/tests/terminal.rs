@@ -1,21 +1,26 @@
 //! A terminal in raw mode is as it was on every way out: detach keys, signals, a panic, an end without a word.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+use std::ffi::OsStr;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use remoteprocess_cli::command::exec::{Ended, until_end};
 use remoteprocess_cli::command::live::Signals;
 use remoteprocess_cli::follow::{Dial, DialError, Narrator};
-use remoteprocess_cli::interact::{DEFAULT_DETACH_KEYS, Event, Exec, Interaction, Manner};
-use remoteprocess_cli::output::{Output, Sink};
+use remoteprocess_cli::interact::{DEFAULT_DETACH_KEYS, Event, Exec, Interaction, Local, Manner};
+use remoteprocess_cli::output::{Control, Output, Sink};
 use remoteprocess_proto::v1::{ExecOpen, ProcessKey};
 use rstest::rstest;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{LocalModes, OutputModes, tcgetattr};
+use rustix::termios::{LocalModes, OptionalActions, OutputModes, tcgetattr, tcsetattr};
 use tonic::transport::Channel;
 
 const MODE: &str = "RPROC_TEST_WAY_OUT";
@@ -36,6 +41,9 @@ impl Dial for Nowhere {
 #[tokio::test(flavor = "multi_thread")]
 async fn program() {
     let Ok(mode) = std::env::var(MODE) else { return };
+    if mode == "input" {
+        read_input().await;
+    }
     let mut signals = Signals::listen().unwrap();
     if mode == "exec" {
         run_command(signals).await;
@@ -69,9 +77,22 @@ async fn program() {
     std::process::exit(code);
 }
 
+/// Reads standard input as every verb does, and says what has come of it.
+async fn read_input() -> ! {
+    let (mut interaction, mut said) = Interaction::read(None).unwrap();
+    let mut total = 0;
+    while let Some(Local::Bytes(bytes)) = said.recv().await {
+        total += bytes.len();
+    }
+    // It is told before the end.
+    let is_lost = interaction.next().now_or_never().is_some();
+    eprintln!("total={total} lost={is_lost}");
+    std::process::exit(0);
+}
+
 /// As `rproc exec -it`.
 async fn run_command(signals: Signals) -> ! {
-    let sink = || Sink::descriptor(std::io::stdout().as_fd(), true).unwrap();
+    let sink = || Sink::descriptor(std::io::stdout().as_fd(), Control::Watched).unwrap();
     let output = Output::new(sink(), sink());
     let exec = Exec::new(Nowhere, ExecOpen::default(), &output, Narrator::new("job", true));
     let code = match until_end(exec, (true, true), signals).await {
@@ -81,6 +102,13 @@ async fn run_command(signals: Signals) -> ! {
     std::process::exit(code.into());
 }
 
+/// Whole lines, echo, keys that send signals, and new lines as lines.
+fn is_cooked(terminal: &OwnedFd) -> bool {
+    let modes = tcgetattr(terminal).unwrap();
+    let local = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
+    modes.local_modes.contains(local) && modes.output_modes.contains(OutputModes::OPOST)
+}
+
 struct Terminal {
     master: OwnedFd,
     child: Child,
@@ -88,12 +116,23 @@ struct Terminal {
 
 impl Terminal {
     fn run(mode: &str) -> Self {
+        Self::run_by(&[], mode)
+    }
+
+    /// Run by these words, as `nohup` or a shell would be.
+    fn run_by(words: &[&str], mode: &str) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
+        assert!(is_cooked(&master));
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = || ioctl_tiocgptpeer(&master, flags).unwrap();
-        let child = Command::new(std::env::current_exe().unwrap())
+        let this = std::env::current_exe().unwrap();
+        let mut command = Command::new(words.first().map_or(this.as_os_str(), OsStr::new));
+        if !words.is_empty() {
+            command.args(&words[1..]).arg(&this);
+        }
+        let child = command
             .args(["--exact", "program", "--nocapture", "--test-threads=1"])
             .env(MODE, mode)
             .stdin(slave())
@@ -101,22 +140,27 @@ impl Terminal {
             .stderr(slave())
             .spawn()
             .unwrap();
-        let terminal = Self { master, child };
-        assert!(terminal.is_cooked() || mode == "panic" || mode == "drop");
-        terminal
+        Self { master, child }
     }
 
-    /// Whole lines, echo, keys that send signals, and new lines as lines.
     fn is_cooked(&self) -> bool {
-        let modes = tcgetattr(&self.master).unwrap();
-        let local = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
-        modes.local_modes.contains(local) && modes.output_modes.contains(OutputModes::OPOST)
+        is_cooked(&self.master)
     }
 
     fn wait_until_raw(&self) {
         let end = Instant::now() + DEADLINE;
         while self.is_cooked() {
             assert!(Instant::now() < end, "it does not become raw");
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
+    fn wait_until_stopped(&self) {
+        let end = Instant::now() + DEADLINE;
+        let stat = format!("/proc/{}/stat", self.child.id());
+        // The state stands behind the name (proc_pid_stat(5)).
+        while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
+            assert!(Instant::now() < end, "it does not stop");
             std::thread::park_timeout(Duration::from_millis(5));
         }
     }
@@ -184,6 +228,83 @@ fn a_signal_leaves(#[values("wait", "exec")] mode: &str, #[case] signal: Signal,
     kill_process(Pid::from_child(&terminal.child), signal).unwrap();
     assert_eq!(terminal.ends().code(), Some(code));
     assert!(terminal.is_cooked());
+}
+
+#[rstest]
+#[case(Signal::HUP, "HUP")]
+#[case(Signal::INT, "INT")]
+#[case(Signal::TERM, "TERM")]
+fn nohup_and_a_script_in_the_background_keep_it_going(#[case] signal: Signal, #[case] name: &str) {
+    let trap = format!("trap '' {name}; exec \"$0\" \"$@\"");
+    let mut terminal = Terminal::run_by(&["sh", "-c", &trap], "wait");
+    terminal.wait_until_raw();
+    kill_process(Pid::from_child(&terminal.child), signal).unwrap();
+    terminal.types(b"\x10\x11");
+    assert_eq!(terminal.ends().code(), Some(0));
+    assert!(terminal.is_cooked());
+}
+
+#[test]
+fn after_fg_the_terminal_is_raw_again() {
+    let mut terminal = Terminal::run("wait");
+    let cooked = tcgetattr(&terminal.master).unwrap();
+    let pid = Pid::from_child(&terminal.child);
+    terminal.wait_until_raw();
+    kill_process(pid, Signal::TSTP).unwrap();
+    terminal.wait_until_stopped();
+    assert!(terminal.is_cooked(), "the shell has its terminal");
+    kill_process(pid, Signal::CONT).unwrap();
+    terminal.wait_until_raw();
+    // Stopped without a word, and a shell that sets the terminal itself.
+    kill_process(pid, Signal::STOP).unwrap();
+    terminal.wait_until_stopped();
+    tcsetattr(&terminal.master, OptionalActions::Now, &cooked).unwrap();
+    kill_process(pid, Signal::CONT).unwrap();
+    terminal.wait_until_raw();
+    terminal.types(b"\x10\x11");
+    assert_eq!(terminal.ends().code(), Some(0));
+    assert!(terminal.is_cooked());
+}
+
+/// What `read_input` has read of this.
+fn reads(input: impl Into<Stdio>) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "program", "--nocapture", "--test-threads=1"])
+        .env(MODE, "input")
+        .stdin(input)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn said(child: Child) -> String {
+    String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap()
+}
+
+#[test]
+fn a_pipe_that_a_neighbor_left_non_blocking_is_read_to_its_end() {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    fcntl_setfl(&read, fcntl_getfl(&read).unwrap() | OFlags::NONBLOCK).unwrap();
+    let child = reads(read.try_clone().unwrap());
+    let end = Instant::now() + DEADLINE;
+    for _ in 0..5 {
+        rustix::io::write(&write, &[b'x'; 1000]).unwrap();
+        // The next read finds nothing.
+        while rustix::io::ioctl_fionread(&read).unwrap() > 0 {
+            assert!(Instant::now() < end, "nobody reads it");
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+    drop(write);
+    let said = said(child);
+    assert!(said.contains("total=5000 lost=false"), "{said}");
+}
+
+#[test]
+fn an_input_that_cannot_be_read_is_not_taken_for_its_end() {
+    let said = said(reads(File::open("/").unwrap()));
+    assert!(said.contains("total=0 lost=true"), "{said}");
 }
 
 #[test]

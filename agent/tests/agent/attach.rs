@@ -355,6 +355,30 @@ async fn a_program_at_a_terminal_sees_keys_and_sizes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_first_look_at_a_terminal_sees_its_true_size_though_nobody_is_attached() {
+    for env in [
+        &[("RPROC_TTY", "true"), ("RPROC_TTY_SIZE", "50x132")][..],
+        &[
+            ("RPROC_TTY", "true"),
+            ("RPROC_STDIN", "true"),
+            ("RPROC_TTY_SIZE", "50x132"),
+        ],
+    ] {
+        let relay = TestRelay::start().await;
+        let env: Vec<_> = env.to_vec();
+        let options = Options {
+            env: env.leak(),
+            ..Options::default()
+        };
+        let mut pod = Pod::start(&relay, &options);
+        pod.shell("stty size <&1");
+        let (_, home) = be_home(relay);
+        let archive = in_time("the end", home).await.unwrap();
+        assert_eq!(archive.head(0), "50 132\r\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_program_without_input_takes_none() {
     let mut relay = TestRelay::start().await;
     let mut pod = Pod::start(&relay, &Options::default());

@@ -1,7 +1,7 @@
 //! The client: the follower of `rproc` and its writer.
 
 use remoteprocess_cli::follow::{Dial, DialError, Follower, Ledger, Narrator, Want};
-use remoteprocess_cli::output::{Form, Output};
+use remoteprocess_cli::output::{Control, Form, Output};
 use remoteprocess_proto::v1::ProcessKey;
 use remoteprocess_tls::{Authority, Dialer, Role};
 use tokio::time::{Duration, Instant};
@@ -28,7 +28,7 @@ pub fn run(hello: &str) {
 
 async fn follow(hello: Hello) {
     let authority = Authority::from_pem(&hello.certificate, &hello.key, &trust_domain()).unwrap();
-    let output = Output::standard(Form::Bytes { is_stamped: false }, true).unwrap();
+    let output = Output::standard(Form::Bytes { is_stamped: false }, Control::Watched).unwrap();
     let mut follower = Follower {
         dial: Direct(Dialer::new(identity(&authority, &Role::User)), hello.relay),
         ledger: Ledger::new(Want {

@@ -1,20 +1,22 @@
 //! `rproc attach`: back to a process that runs, to watch it or to work in it.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
+use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{Cursor, GetStateRequest, ProcessKey};
 use tokio::time::{Instant, timeout};
 
-use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, until_end};
+use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
 use super::sequel::Sequel;
 use super::{Failure, open, stop};
 use crate::args::{GlobalArgs, process_name};
 use crate::connect::Relay;
 use crate::exit;
 use crate::follow::{Follower, Ledger, Narrator, Want};
-use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner};
-use crate::output::{Form, Output};
+use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, check_stdin};
+use crate::output::{Control, Form, Output};
 
 /// So much of the output is shown again, in bytes of each stream.
 const REPLAY: u64 = 256 * 1024;
@@ -63,6 +65,9 @@ No end of rproc touches the process.";
 /// There is no such process, it takes no input, or its end cannot be known.
 pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
     let signals = Signals::listen()?;
+    if args.stdin {
+        check_stdin()?;
+    }
     let cluster = open(global).await?;
     let object = stop::get(&cluster, &args.name).await?;
     let is_over = object.is_final();
@@ -77,22 +82,15 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
     let key = ProcessKey {
         namespace: cluster.namespace.clone(),
         name: args.name.clone(),
-        uid: object.metadata.uid.unwrap_or_default(),
+        uid: object.metadata.uid.clone().unwrap_or_default(),
     };
-    let output = Output::standard(Form::Bytes { is_stamped: false }, is_terminal)?;
-    if args.tty && !is_terminal && !args.quiet {
-        output
-            .line(&format!("{} runs at no terminal: -t is left out", args.name))
-            .await?;
-    }
     let mut relay = Relay::new(cluster.clone());
+    let reached = reached(&mut relay, &key).await;
+    let is_raw = is_terminal && writes && std::io::stdin().is_terminal();
+    let output = Output::standard(Form::Bytes { is_stamped: false }, control(is_terminal, is_raw, reached))?;
+    say_first(&args, &object, &output, is_raw).await?;
     let mut follower = Follower {
-        ledger: Ledger::new(Want {
-            cursor: begin(&mut relay, &key).await,
-            process: key.clone(),
-            follow: true,
-            ..Want::default()
-        }),
+        ledger: Ledger::new(want(&key, reached)),
         dial: relay.clone(),
         output: &output,
         narrator: Narrator::new(&args.name, args.quiet),
@@ -122,6 +120,56 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
     answer(&args, &output, &follower.ledger, ending, args.stdin && is_over).await
 }
 
+/// The end of what there is, and what follows; all of it where the relay does not say how much there is.
+fn want(key: &ProcessKey, reached: Option<Cursor>) -> Want {
+    Want {
+        cursor: reached.map(|reached| Cursor {
+            stdout: reached.stdout.saturating_sub(REPLAY),
+            stderr: reached.stderr.saturating_sub(REPLAY),
+        }),
+        process: key.clone(),
+        follow: true,
+        ..Want::default()
+    }
+}
+
+/// What this terminal gets of control sequences.
+fn control(is_terminal: bool, is_raw: bool, reached: Option<Cursor>) -> Control {
+    match (is_terminal, is_raw) {
+        (false, _) => Control::Shown,
+        (true, false) => Control::Watched,
+        (true, true) => Control::Typed {
+            live_from: reached.unwrap_or_default(),
+        },
+    }
+}
+
+/// What you should know before the output comes.
+async fn say_first(
+    args: &AttachArgs,
+    object: &RemoteProcess,
+    output: &Output,
+    is_raw: bool,
+) -> Result<(), crate::output::Error> {
+    let name = &args.name;
+    if args.tty && !object.spec.tty.unwrap_or_default() && !args.quiet {
+        output
+            .line(&format!("{name} runs at no terminal: -t is left out"))
+            .await?;
+    }
+    if is_hidden(args, object, std::io::stdout().is_terminal()) {
+        let hint =
+            format!("{name} runs at a terminal: control characters are shown. Its screen: rproc attach -t {name}");
+        output.line(&hint).await?;
+    }
+    say_how_to_leave(output, name, &args.detach_keys, is_raw && !args.quiet).await
+}
+
+/// The output would be a screen, and is shown as text. You did not ask for either.
+fn is_hidden(args: &AttachArgs, object: &RemoteProcess, is_terminal: bool) -> bool {
+    is_terminal && !args.tty && !args.quiet && object.spec.tty.unwrap_or_default()
+}
+
 /// Says how it went, and answers the exit code. Where input was refused from the start it is 125.
 async fn answer(
     args: &AttachArgs,
@@ -148,8 +196,8 @@ async fn answer(
     Ok(verdict.code)
 }
 
-/// Where the replay begins; at the beginning where the relay does not say how far the output has come.
-async fn begin(relay: &mut Relay, key: &ProcessKey) -> Option<Cursor> {
+/// How far the output has come; `None` where the relay does not say it.
+async fn reached(relay: &mut Relay, key: &ProcessKey) -> Option<Cursor> {
     let request = GetStateRequest {
         protocol: PROTOCOL,
         process: Some(key.clone()),
@@ -160,9 +208,39 @@ async fn begin(relay: &mut Relay, key: &ProcessKey) -> Option<Cursor> {
             async move { client.get_state(request).await }
         })
         .await;
-    let reached = state.ok()?.into_inner().process?.output?;
-    Some(Cursor {
-        stdout: reached.stdout.saturating_sub(REPLAY),
-        stderr: reached.stderr.saturating_sub(REPLAY),
-    })
+    state.ok()?.into_inner().process?.output
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn watching_a_screen_as_text_says_that_t_exists() {
+        #[derive(Parser)]
+        struct Only {
+            #[command(flatten)]
+            args: AttachArgs,
+        }
+        let object = |tty: bool| -> RemoteProcess {
+            serde_json::from_value(serde_json::json!({
+                "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "job"},
+                "spec": {"image": "i", "command": ["c"], "tty": tty},
+            }))
+            .unwrap()
+        };
+        let args = |words: &[&str]| Only::try_parse_from([&["attach", "job"], words].concat()).unwrap().args;
+        assert!(is_hidden(&args(&[]), &object(true), true));
+        assert!(is_hidden(&args(&["-i"]), &object(true), true));
+        for (words, tty, is_terminal) in [
+            (vec!["-t"], true, true),
+            (vec!["-q"], true, true),
+            (vec![], false, true),
+            (vec![], true, false),
+        ] {
+            assert!(!is_hidden(&args(&words), &object(tty), is_terminal));
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
-use remoteprocess_proto::v1::{ExecOpen, Exit, ProcessKey, Variable, WindowSize};
+use remoteprocess_proto::v1::{Cursor, ExecOpen, Exit, ProcessKey, Variable, WindowSize};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
@@ -17,8 +17,8 @@ use crate::args::{GlobalArgs, process_name};
 use crate::connect::Relay;
 use crate::exit;
 use crate::follow::Narrator;
-use crate::interact::{DetachKeys, Error, Event, Exec, Interaction, Over, due, window};
-use crate::output::{Form, Output};
+use crate::interact::{DetachKeys, Error, Event, Exec, Interaction, Over, check_stdin, due, terminal, window};
+use crate::output::{Control, Form, Output};
 
 /// Flags of `exec`.
 #[derive(Debug, clap::Args)]
@@ -71,7 +71,19 @@ command gets SIGHUP. What it writes is not part of the output of the process.";
 /// # Errors
 /// The process does not run, or the end of the command cannot be known.
 pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
-    let environment = environment(&args.env, |name| std::env::var_os(name)).map_err(Failure::new)?;
+    if args.stdin {
+        check_stdin()?;
+    }
+    let mut environment = environment(&args.env, |name| std::env::var_os(name)).map_err(Failure::new)?;
+    let term = std::env::var("TERM").ok();
+    if let Some(term) = term.as_deref().and_then(terminal::term).filter(|_| args.tty)
+        && environment.iter().all(|variable| variable.name != "TERM")
+    {
+        environment.push(Variable {
+            name: "TERM".into(),
+            value: term.into(),
+        });
+    }
     let signals = Signals::listen()?;
     let cluster = open(global).await?;
     let object = stop::get(&cluster, &args.name).await?;
@@ -96,7 +108,14 @@ pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
         terminal: args.tty.then(|| window().unwrap_or(DEFAULT_WINDOW)),
         ..ExecOpen::default()
     };
-    let output = Output::standard(Form::Bytes { is_stamped: false }, args.tty)?;
+    let control = match (is_raw, args.tty) {
+        (true, _) => Control::Typed {
+            live_from: Cursor::default(),
+        },
+        (false, true) => Control::Watched,
+        (false, false) => Control::Shown,
+    };
+    let output = Output::standard(Form::Bytes { is_stamped: false }, control)?;
     let narrator = Narrator::new(&args.name, args.quiet);
     let exec = Exec::new(Relay::new(cluster), open, &output, narrator);
     let ended = until_end(exec, (args.stdin, is_raw), signals).await?;
@@ -194,6 +213,7 @@ pub async fn until_end<D: crate::follow::Dial>(
             leave_by = Some(Instant::now() + FAREWELL);
         }
     };
+    exec.output().restore().await;
     interaction.leave().await;
     Ok(match (ended, input_lost) {
         (Ok(Over::Exit(_)), Some(error)) | (Err(error), _) => Ended::Lost(error),

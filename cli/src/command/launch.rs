@@ -1,6 +1,7 @@
 //! The making of a process and what follows: the part that `run` and `rerun` share.
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,20 +13,21 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::core::{DynamicObject, Request};
 use kube::{Api, Resource};
 use remoteprocess_api::{RemoteProcess, names};
-use remoteprocess_proto::v1::{Exit, ProcessKey};
+use remoteprocess_proto::v1::{Cursor, Exit, ProcessKey, WindowSize};
 use serde::Serialize;
+use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, until_end};
+use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
 use super::sequel::Sequel;
 use super::{DataFormat, Failure, delete, print, resource};
 use crate::args::{GlobalArgs, given};
 use crate::connect::{Cluster, Relay, Rule};
 use crate::exit::{self, Record, Verdict};
 use crate::follow::{DialError, Follower, Ledger, NEW_LIMIT, Narrator, Want};
-use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner};
+use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, check_stdin, terminal, window};
 use crate::observe::{self, Seen};
-use crate::output::{Form, Output};
+use crate::output::{Control, Form, Output};
 
 /// How long a given address may take before the process is created all the same.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
@@ -114,7 +116,38 @@ pub fn check(view: &ViewArgs, dry_run: DryRun) -> Result<(), Failure> {
     if view.result_file.is_some() && dry_run != DryRun::None {
         return Err(Failure::new("--result-file: a dry run has no result"));
     }
+    if view.stdin && !is_shown {
+        check_stdin()?;
+    }
     Ok(())
+}
+
+/// Tells a program that `-t` puts at a terminal what it sees from its first look on.
+pub fn at_terminal(object: &mut DynamicObject, view: &ViewArgs) {
+    if view.tty {
+        look_like(object, window(), std::env::var("TERM").ok().as_deref());
+    }
+}
+
+/// The size of your window, and the type of your terminal unless the object names one.
+fn look_like(object: &mut DynamicObject, window: Option<WindowSize>, term: Option<&str>) {
+    let Some(spec) = object.data["spec"].as_object_mut() else {
+        return;
+    };
+    if let Some(size) = window {
+        let side = |length: u32| length.min(u16::MAX.into());
+        let size = json!({"rows": side(size.rows), "columns": side(size.columns)});
+        spec.insert("ttySize".to_owned(), size);
+    }
+    let Some(term) = term.and_then(terminal::term) else {
+        return;
+    };
+    let env = spec.entry("env").or_insert_with(|| json!([]));
+    if let Some(env) = env.as_array_mut()
+        && env.iter().all(|variable| variable["name"] != "TERM")
+    {
+        env.push(json!({"name": "TERM", "value": term}));
+    }
 }
 
 /// Does `work`, and sees to it that the result file tells how it ended, also where it failed early.
@@ -330,7 +363,7 @@ async fn stream(
     let form = Form::Bytes {
         is_stamped: view.timestamps,
     };
-    let output = Output::standard(form, view.raw || view.tty)?;
+    let output = Output::standard(form, control(view))?;
     if !is_named && !view.quiet {
         output.line(&format!("{name} created")).await?;
     }
@@ -354,6 +387,7 @@ async fn stream(
         narrator: Narrator::new(name, view.quiet),
         unknown_until: Instant::now() + NEW_LIMIT,
     };
+    say_how_to_leave(&output, name, &view.detach_keys, is_raw(view) && !view.quiet).await?;
     let leaving = leaving(relay, &cluster, view, &key, signals)?;
     let (ended, is_input_lost) = match until_end(&mut follower, (Some(&sequel), view.quiet), leaving).await {
         Ending::Followed { result, is_input_lost } => (*result, is_input_lost),
@@ -381,6 +415,22 @@ async fn stream(
     }
     output.flush().await?;
     Ok(verdict.code)
+}
+
+/// Each key goes to the process.
+fn is_raw(view: &ViewArgs) -> bool {
+    view.tty && view.stdin && std::io::stdin().is_terminal()
+}
+
+/// What this terminal gets of control sequences. Everything is live: you were there from the beginning.
+fn control(view: &ViewArgs) -> Control {
+    match is_raw(view) {
+        true => Control::Typed {
+            live_from: Cursor::default(),
+        },
+        false if view.raw || view.tty => Control::Watched,
+        false => Control::Shown,
+    }
 }
 
 /// The user left, and the process goes on.
@@ -462,4 +512,31 @@ async fn settle(cluster: &Cluster, name: &str, uid: &str) {
     };
     // The end is known. A status that cannot be read, or is late, changes nothing about it.
     let _ = observe::until(&cluster.processes(), name, Some(uid), deadline, is_told).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_has_the_size_and_type_of_yours_from_the_beginning() {
+        let spec = |env: serde_json::Value| {
+            let mut object = DynamicObject {
+                types: None,
+                metadata: kube::api::ObjectMeta::default(),
+                data: json!({"spec": {"tty": true, "ttySize": {"rows": 1, "columns": 1}, "env": env}}),
+            };
+            look_like(
+                &mut object,
+                Some(WindowSize { rows: 50, columns: 132 }),
+                Some("xterm-kitty"),
+            );
+            object.data["spec"].clone()
+        };
+        let bare = spec(json!([{"name": "A", "value": "1"}]));
+        assert_eq!(bare["ttySize"], json!({"rows": 50, "columns": 132}));
+        assert_eq!(bare["env"][1], json!({"name": "TERM", "value": "xterm-256color"}));
+        let given = json!([{"name": "TERM", "value": "vt100"}]);
+        assert_eq!(spec(given.clone())["env"], given);
+    }
 }

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use remoteprocess_proto::v1::Exit;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind};
 
 use super::sequel::{self, Sequel};
 use super::{Failure, stop};
 use crate::connect::{Cluster, Relay};
 use crate::exit::{self, Verdict};
 use crate::follow::{self, Follower, Ledger};
-use crate::interact::{self, Event, Interaction};
-use crate::output::complain;
+use crate::interact::{self, DetachKeys, Event, Interaction, signals};
+use crate::output::{Output, complain};
 
 /// Number of SIGINT.
 const INTERRUPT: u8 = 2;
@@ -30,42 +30,21 @@ impl Signals {
     /// # Errors
     /// The system has no room for them.
     pub fn listen() -> Result<Self, Failure> {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let listen = |kind: SignalKind| match is_ignored(&status, kind) {
-            true => Ok(None),
-            false => signal(kind).map(Some),
-        };
         Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hangup: listen(SignalKind::hangup())?,
+            interrupt: signals::listen(SignalKind::interrupt())?,
+            terminate: signals::listen(SignalKind::terminate())?,
+            hangup: signals::listen(SignalKind::hangup())?,
         })
     }
 
     /// The number of the next one.
     pub async fn next(&mut self) -> u8 {
         tokio::select! {
-            () = received(&mut self.interrupt) => INTERRUPT,
-            () = received(&mut self.terminate) => 15,
-            () = received(&mut self.hangup) => 1,
+            () = signals::received(&mut self.interrupt) => INTERRUPT,
+            () = signals::received(&mut self.terminate) => 15,
+            () = signals::received(&mut self.hangup) => 1,
         }
     }
-}
-
-async fn received(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => _ = signal.recv().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Whether a process with this `/proc/PID/status` ignores a signal (proc_pid_status(5), `SigIgn`).
-fn is_ignored(status: &str, kind: SignalKind) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    let bit = u32::try_from(kind.as_raw_value() - 1).unwrap_or(u32::MAX);
-    mask.and_then(|mask| mask.checked_shr(bit))
-        .is_some_and(|rest| rest & 1 == 1)
 }
 
 /// How it went.
@@ -104,6 +83,22 @@ pub struct Leaving<'a> {
     pub on_interrupt: OnInterrupt<'a>,
 }
 
+/// Says once how you leave, where each key goes to the process.
+///
+/// # Errors
+/// It cannot be written.
+pub async fn say_how_to_leave(
+    output: &Output,
+    name: &str,
+    keys: &DetachKeys,
+    is_raw: bool,
+) -> Result<(), crate::output::Error> {
+    if !is_raw || keys.is_empty() {
+        return Ok(());
+    }
+    output.line(&format!("{keys} leaves {name} running")).await
+}
+
 /// Follows until the process has ended or somebody leaves; then the terminal is as it was.
 pub async fn until_end(
     follower: &mut Follower<'_, Relay>,
@@ -111,6 +106,7 @@ pub async fn until_end(
     mut leaving: Leaving<'_>,
 ) -> Ending {
     let ending = follow(follower, sequel, &mut leaving).await;
+    follower.output.restore().await;
     leaving.interaction.leave().await;
     ending
 }
@@ -249,15 +245,6 @@ fn verdict(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_signal_that_nohup_ignores_stays_ignored() {
-        let status = "Name:\trproc\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
-        assert!(is_ignored(status, SignalKind::hangup()));
-        assert!(is_ignored(status, SignalKind::pipe()));
-        assert!(!is_ignored(status, SignalKind::interrupt()));
-        assert!(!is_ignored("", SignalKind::hangup()));
-    }
 
     #[test]
     fn a_writer_who_finds_another_one_is_told_how_to_write_instead() {

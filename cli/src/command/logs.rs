@@ -1,5 +1,6 @@
 //! `rproc logs`: the output of processes.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +10,14 @@ use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::v1::{Cursor, ProcessKey, Stream};
 use tokio::time::Instant;
 
+use super::live::Signals;
 use super::sequel::{self, Sequel};
 use super::{Failure, open};
 use crate::args::{GlobalArgs, process_name};
 use crate::connect::{Cluster, Relay, Rule};
 use crate::exit::{self, Record, Verdict};
 use crate::follow::{Dial, Follower, Ledger, Narrator, Want};
-use crate::output::{self, Form, Label, Output, Prefix};
+use crate::output::{self, Control, Form, Label, Output, Prefix};
 
 mod many;
 mod place;
@@ -169,7 +171,15 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
         return verify::run(Relay::new(cluster.clone()), &cluster, &args, key).await;
     }
     let name = shown(&key);
-    let output = Output::standard(form(&args, false), args.raw)?;
+    let output = Output::standard(form(&args, false), control(&args))?;
+    let is_at_terminal = object
+        .as_deref()
+        .is_some_and(|object| object.spec.tty.unwrap_or_default());
+    let is_hidden = is_at_terminal && args.output.is_none() && control(&args) == Control::Shown;
+    if is_hidden && !args.quiet && std::io::stdout().is_terminal() {
+        let hint = format!("{name} runs at a terminal: control characters are shown. To do them: --raw");
+        output.line(&hint).await?;
+    }
     let job = Job {
         output: output.open(label(&key)).await?,
         narrator: Narrator::new(&name, args.quiet),
@@ -178,7 +188,10 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
         is_quiet: args.quiet,
         want: want(&args, key, Timestamp::now()),
     };
-    let (_, verdict) = job.run(Relay::new(cluster)).await?;
+    let verdict = match restored(&output, &args, job.run(Relay::new(cluster))).await? {
+        Over::Done((_, verdict)) => verdict,
+        Over::Left(code) => return Ok(code),
+    };
     if let Some(sentence) = object
         .as_deref()
         .and_then(earlier)
@@ -194,6 +207,31 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
         output.flush().await?;
     }
     Ok(verdict.code)
+}
+
+/// How the work on the output is over.
+enum Over<T> {
+    Done(T),
+    /// By a signal, with our exit code.
+    Left(u8),
+}
+
+/// Does the work. Where control sequences are done, the terminal is then as it was before, also after a signal.
+async fn restored<T>(
+    output: &Output,
+    args: &LogsArgs,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<Over<T>, Failure> {
+    if control(args) == Control::Shown {
+        return work.await.map(Over::Done);
+    }
+    let mut signals = Signals::listen()?;
+    let over = tokio::select! {
+        done = work => done.map(Over::Done),
+        number = signals.next() => Ok(Over::Left(128 + number)),
+    };
+    output.restore().await;
+    over
 }
 
 /// What clap cannot say.
@@ -296,6 +334,14 @@ fn form(args: &LogsArgs, is_many: bool) -> Form {
         Some(OutputFormat::Json) => Form::Json,
         None if is_many || prefix.is_some() => Form::Lines { is_stamped, prefix },
         None => Form::Bytes { is_stamped },
+    }
+}
+
+/// Nothing is typed into a process from here.
+const fn control(args: &LogsArgs) -> Control {
+    match args.raw {
+        true => Control::Watched,
+        false => Control::Shown,
     }
 }
 

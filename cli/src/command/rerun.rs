@@ -61,8 +61,10 @@ async fn start(global: &GlobalArgs, args: &RerunArgs) -> Result<u8, Failure> {
             args.name
         )));
     }
+    let mut object = again(&old, args)?;
+    launch::at_terminal(&mut object, &args.view);
     let plan = Plan {
-        object: again(&old, args)?,
+        object,
         dry_run: DryRun::None,
         replace: args.replace,
         is_named: args.replace || args.new_name.is_some(),

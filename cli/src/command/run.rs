@@ -179,6 +179,7 @@ async fn start(global: &GlobalArgs, args: &RunArgs) -> Result<u8, Failure> {
         (None, Some(written)) => global.namespace = Some(written.clone()),
         (asked, _) => object.metadata.namespace = asked,
     }
+    launch::at_terminal(&mut object, &args.view);
     if args.dry_run == DryRun::Client {
         return launch::show(&args.view, args.dry_run, &object);
     }

@@ -75,6 +75,12 @@ impl<'a, D: Dial> Exec<'a, D> {
         self.is_connected.clone()
     }
 
+    /// Where the command's output goes.
+    #[must_use]
+    pub const fn output(&self) -> &'a Output {
+        self.output
+    }
+
     /// The size of the window at first.
     pub const fn resize(&mut self, size: WindowSize) {
         self.pending.window = Some(size);

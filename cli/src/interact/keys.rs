@@ -1,3 +1,4 @@
+use std::fmt;
 use std::str::FromStr;
 
 /// As docker has them.
@@ -17,6 +18,28 @@ impl FromStr for DetachKeys {
              or nothing for no keys"
                 .to_owned()
         })
+    }
+}
+
+impl DetachKeys {
+    /// Nothing leaves.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for DetachKeys {
+    /// As on a keyboard: `Ctrl-P Ctrl-Q`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, key) in self.0.iter().enumerate() {
+            let space = if index == 0 { "" } else { " " };
+            match key {
+                0..=31 => write!(f, "{space}Ctrl-{}", char::from(key + 64))?,
+                _ => write!(f, "{space}{}", char::from(*key))?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -46,6 +69,16 @@ pub struct Keys {
 impl Keys {
     pub const fn new(keys: DetachKeys) -> Self {
         Self { keys, matched: 0 }
+    }
+
+    /// Some of the keys were typed and wait for the next one.
+    pub const fn is_waiting(&self) -> bool {
+        self.matched > 0
+    }
+
+    /// The keys that wait: the next one does not come.
+    pub fn release(&mut self) -> Vec<u8> {
+        self.keys.0[..std::mem::take(&mut self.matched)].to_vec()
     }
 
     /// What is to be sent of `typed`, and whether the whole sequence came.
@@ -94,6 +127,23 @@ mod tests {
         assert_eq!(keys.apply(b"c"), (b"\x10c".to_vec(), false), "it was none");
         assert_eq!(keys.apply(b"\x10\x10"), (b"\x10".to_vec(), false));
         assert_eq!(keys.apply(b"\x11rest"), (vec![], true));
+    }
+
+    #[test]
+    fn a_single_ctrl_p_is_sent_after_a_short_time() {
+        let mut keys = keys(DEFAULT_DETACH_KEYS);
+        assert_eq!(keys.apply(b"\x10"), (vec![], false));
+        assert!(keys.is_waiting());
+        assert_eq!(keys.release(), b"\x10");
+        assert!(!keys.is_waiting() && keys.release().is_empty());
+        assert_eq!(keys.apply(b"\x11"), (b"\x11".to_vec(), false));
+    }
+
+    #[test]
+    fn keys_are_shown_as_on_a_keyboard() {
+        let shown = |text: &str| text.parse::<DetachKeys>().unwrap().to_string();
+        assert_eq!(shown(DEFAULT_DETACH_KEYS), "Ctrl-P Ctrl-Q");
+        assert_eq!(shown("~,."), "~ .");
     }
 
     #[test]

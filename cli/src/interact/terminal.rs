@@ -24,6 +24,7 @@ impl RawTerminal {
         HOOK.call_once(|| {
             let told = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |panic| {
+                reset();
                 restore();
                 told(panic);
             }));
@@ -45,10 +46,66 @@ impl Drop for RawTerminal {
     }
 }
 
+/// Restores the terminal for as long as this program is stopped.
+pub fn suspend() {
+    if let Some((terminal, before)) = &*lock() {
+        let _ = tcsetattr(terminal, OptionalActions::Drain, before);
+    }
+}
+
+/// Sets the terminal to raw mode again, if it was: whoever used it meanwhile has set it otherwise.
+pub fn resume() {
+    if let Some((terminal, before)) = &*lock() {
+        let mut raw = before.clone();
+        raw.make_raw();
+        let _ = tcsetattr(terminal, OptionalActions::Drain, &raw);
+    }
+}
+
+/// Types of terminals that nearly every image knows (ncurses-base of Debian, ncurses-terminfo-base of Alpine).
+const KNOWN: [&str; 13] = [
+    "ansi",
+    "dumb",
+    "linux",
+    "rxvt",
+    "screen",
+    "screen-256color",
+    "tmux",
+    "tmux-256color",
+    "vt100",
+    "vt102",
+    "vt220",
+    "xterm",
+    "xterm-256color",
+];
+/// Terminals of today that call themselves otherwise and do what xterm does.
+const LIKE_XTERM: [&str; 7] = ["xterm-", "alacritty", "contour", "foot", "ghostty", "kitty", "wezterm"];
+
+/// The type of terminal that a program in a container is told, where this one is of type `local`; `None` where that says
+/// nothing.
+#[must_use]
+pub fn term(local: &str) -> Option<&'static str> {
+    let known = KNOWN.into_iter().find(|known| *known == local);
+    let is_like = LIKE_XTERM.iter().any(|name| local.starts_with(name));
+    known.or_else(|| is_like.then_some("xterm-256color"))
+}
+
 /// Whether a terminal is in raw mode: then a line has to be told to begin at the left edge.
 #[must_use]
 pub fn is_raw() -> bool {
     lock().is_some()
+}
+
+/// The main screen, a cursor, and nothing that the mouse, a paste or the focus types. Nobody knows any more what the
+/// program has changed.
+const RESET: &[u8] = b"\x1b\\\x1b[?1047l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\
+    \x1b[?1l\x1b>\x1b[?25h\x1b[0 q\x1b[0m\r\n";
+
+fn reset() {
+    if let Some((terminal, _)) = &*lock() {
+        // A terminal that has gone needs nothing any more.
+        let _ = rustix::io::write(terminal, RESET);
+    }
 }
 
 fn restore() {
@@ -74,6 +131,14 @@ mod tests {
             .unwrap()
             .local_modes
             .contains(LocalModes::ICANON | LocalModes::ECHO)
+    }
+
+    #[test]
+    fn the_type_of_terminal_is_the_local_one_where_images_know_it() {
+        assert_eq!(term("screen-256color"), Some("screen-256color"));
+        assert_eq!(term("xterm-kitty"), Some("xterm-256color"));
+        assert_eq!(term("alacritty-direct"), Some("xterm-256color"));
+        assert_eq!((term(""), term("/etc/passwd"), term("mine")), (None, None, None));
     }
 
     /// One test, because there is one terminal at a time.

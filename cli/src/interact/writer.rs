@@ -12,11 +12,9 @@ use tonic::{Status, Streaming};
 
 use super::line::{End, Line, due, farewell, judge, left};
 use super::pending::{Pending, Said};
-use super::{Error, Local, session_name};
+use super::{Error, Local, SHORTER, session_name};
 use crate::follow::{Backoff, DIAL_LIMIT, Dial, DialError, NEW_LIMIT, SILENCE_LIMIT, cause};
 
-/// How long the window is a line shorter, so that a full-screen program draws everything again.
-const SHORTER: Duration = Duration::from_millis(150);
 /// Longest pause between two tries before the first connection.
 const FIRST_WAIT: Duration = Duration::from_millis(300);
 

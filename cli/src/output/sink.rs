@@ -5,13 +5,13 @@ use std::os::fd::BorrowedFd;
 use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::Control;
+
 /// One of the two standard streams.
 pub struct Sink {
     write: Box<dyn Write + Send>,
-    /// A terminal: our lines begin at its left edge.
-    pub(super) is_terminal: bool,
-    /// Control bytes are shown, not done.
-    pub(super) is_filtered: bool,
+    /// What a terminal gets of control sequences; `None` where it is no terminal.
+    pub(super) control: Option<Control>,
     /// What was written last does not end a line.
     pub(super) is_mid_line: bool,
 }
@@ -21,22 +21,25 @@ impl Sink {
     pub fn plain(write: impl Write + Send + 'static) -> Self {
         Self {
             write: Box::new(write),
-            is_terminal: false,
-            is_filtered: false,
+            control: None,
             is_mid_line: false,
         }
     }
 
-    /// A file descriptor of this program. A terminal gets no control bytes unless `raw`.
+    /// A file descriptor of this program. `control` is for a terminal.
     ///
     /// # Errors
     /// The descriptor is closed.
-    pub fn descriptor(descriptor: BorrowedFd<'_>, raw: bool) -> io::Result<Self> {
+    pub fn descriptor(descriptor: BorrowedFd<'_>, control: Control) -> io::Result<Self> {
         let is_terminal = descriptor.is_terminal();
         let mut sink = Self::plain(Descriptor(File::from(descriptor.try_clone_to_owned()?)));
-        sink.is_terminal = is_terminal;
-        sink.is_filtered = is_terminal && !raw;
+        sink.control = is_terminal.then_some(control);
         Ok(sink)
+    }
+
+    /// Our lines begin at the left edge of a terminal.
+    pub(super) const fn is_terminal(&self) -> bool {
+        self.control.is_some()
     }
 
     /// Writes all of it, in as few calls as the system allows.

@@ -11,10 +11,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::label::Label;
 use super::lines::{Line, Lines};
 use super::object::Objects;
+use super::screen::Screen;
 use super::sink::Sink;
 use super::stamp::Stamp;
 use super::terminal::TerminalFilter;
-use super::{Form, Hashes, QUEUE};
+use super::{Control, Form, Hashes, QUEUE};
 use crate::exit::Record;
 use crate::interact::terminal::is_raw;
 
@@ -30,6 +31,8 @@ pub enum Item {
     /// A line after Ctrl-C, which the terminal has shown as `^C`.
     Answer(String),
     Flush(oneshot::Sender<()>),
+    /// You leave: the terminal is brought back to where a shell expects it.
+    Restore(oneshot::Sender<()>),
     Hashes(oneshot::Sender<Hashes>),
 }
 
@@ -46,6 +49,8 @@ struct Source {
 #[derive(Default)]
 struct Channel {
     filter: TerminalFilter,
+    screen: Screen,
+    delay: Delay,
     stamp: Stamp,
     lines: Lines,
     hash: Sha256,
@@ -99,6 +104,7 @@ impl Writer {
             Item::Close(number) => {
                 self.finish(number, Stream::Stdout)?;
                 self.finish(number, Stream::Stderr)?;
+                self.restore(number)?;
                 self.sources.remove(&number);
             }
             Item::Line(line) => {
@@ -107,11 +113,17 @@ impl Writer {
             }
             Item::Answer(line) => {
                 self.write()?;
-                self.stderr.is_mid_line |= self.stderr.is_terminal;
+                self.stderr.is_mid_line |= self.stderr.is_terminal();
                 self.write_line(&line)?;
             }
             // Whoever asked may have gone.
             Item::Flush(done) => {
+                self.write()?;
+                let _ = done.send(());
+            }
+            Item::Restore(done) => {
+                let numbers: Vec<u32> = self.sources.keys().copied().collect();
+                numbers.into_iter().try_for_each(|number| self.restore(number))?;
                 self.write()?;
                 let _ = done.send(());
             }
@@ -140,7 +152,7 @@ impl Writer {
 
     fn data(&mut self, number: u32, mut data: Data) -> io::Result<()> {
         let stream = data.stream();
-        let is_filtered = self.sink(stream).is_filtered && self.form != Form::Json;
+        let control = self.sink(stream).control.filter(|_| self.form != Form::Json);
         let form = self.form;
         let source = self.source(number);
         let channel = &mut source.streams[usize::from(stream == Stream::Stderr)];
@@ -148,8 +160,8 @@ impl Writer {
             channel.hash.update(&data.bytes);
             return Ok(());
         }
-        if is_filtered {
-            data.bytes = channel.filter.apply(&data.bytes).into();
+        if let Some(control) = control {
+            data.bytes = channel.controlled(control, &data);
         }
         if let Form::Bytes { is_stamped } = form {
             if is_stamped {
@@ -181,6 +193,18 @@ impl Writer {
             let mut out = Vec::new();
             self.source(number).objects().exit(record, &mut out);
             self.queue(Stream::Stdout, out.into())?;
+        }
+        Ok(())
+    }
+
+    /// What brings a terminal back from what this source did to it.
+    fn restore(&mut self, number: u32) -> io::Result<()> {
+        for (index, stream) in [Stream::Stdout, Stream::Stderr].into_iter().enumerate() {
+            let Some(source) = self.sources.get_mut(&number) else {
+                return Ok(());
+            };
+            let restored = source.streams[index].screen.restore();
+            self.queue(stream, restored.into())?;
         }
         Ok(())
     }
@@ -237,16 +261,66 @@ impl Writer {
 
     /// Our line begins a line: also where both streams end up on one terminal.
     fn write_line(&mut self, line: &str) -> io::Result<()> {
-        let is_one_terminal = self.stdout.is_terminal && self.stderr.is_terminal;
+        let is_one_terminal = self.stdout.is_terminal() && self.stderr.is_terminal();
         let is_mid_line = self.stderr.is_mid_line || (is_one_terminal && self.stdout.is_mid_line);
         let mut line = format!("{}{line}", if is_mid_line { "\n" } else { "" });
-        if self.stderr.is_terminal && is_raw() {
+        if self.stderr.is_terminal() && is_raw() {
             line = line.replace('\n', "\r\n");
         }
         if is_one_terminal {
             self.stdout.is_mid_line = false;
         }
         self.stderr.write_all(&[line.into()])
+    }
+}
+
+impl Channel {
+    /// What a terminal gets of these bytes.
+    fn controlled(&mut self, control: Control, data: &Data) -> Bytes {
+        match control {
+            Control::Shown => self.filter.apply(&data.bytes).into(),
+            Control::Watched => self.screen.without_queries(&data.bytes),
+            Control::Typed { live_from } => {
+                let replayed = live_from.of(data.stream()).saturating_sub(data.offset);
+                if replayed == 0 && self.delay.is_late(data.time_unix_nanos, Timestamp::now()) {
+                    return self.screen.without_queries(&data.bytes);
+                }
+                let replayed =
+                    usize::try_from(replayed).map_or(data.bytes.len(), |length| length.min(data.bytes.len()));
+                let (old, new) = (data.bytes.slice(..replayed), data.bytes.slice(replayed..));
+                match (old.is_empty(), new.is_empty()) {
+                    (true, _) => self.screen.with_queries(new),
+                    (false, true) => self.screen.without_queries(&old),
+                    (false, false) => {
+                        let old = self.screen.without_queries(&old);
+                        [old, self.screen.with_queries(new)].concat().into()
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How long the bytes of a stream are on their way, by two clocks that may differ.
+#[derive(Default)]
+struct Delay {
+    /// The shortest so far, in nanoseconds.
+    shortest: Option<i128>,
+}
+
+impl Delay {
+    /// Bytes that come so much later than others come from before a cut: whoever asked waits no more.
+    const LATE: i128 = 5_000_000_000;
+
+    /// Whether bytes that the agent took at this time are late; a time of 0 is none.
+    fn is_late(&mut self, taken: i64, now: Timestamp) -> bool {
+        if taken == 0 {
+            return false;
+        }
+        let delay = now.as_nanosecond() - i128::from(taken);
+        let shortest = *self.shortest.get_or_insert(delay);
+        self.shortest = Some(shortest.min(delay));
+        delay - shortest > Self::LATE
     }
 }
 
@@ -282,3 +356,21 @@ impl Source {
 
 /// Stands where a line was cut.
 const CUT: &str = "…";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_during_a_cut_is_not_answered_after_it() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let taken = |second: i64| second * 1_000_000_000;
+        let mut delay = Delay::default();
+        // The clock of the agent is 100 s ahead.
+        assert!(!delay.is_late(taken(1101), at(1001)));
+        assert!(!delay.is_late(taken(1110), at(1010)));
+        assert!(delay.is_late(taken(1120), at(1600)), "a laptop that slept");
+        assert!(!delay.is_late(taken(1700), at(1600)), "caught up");
+        assert!(!delay.is_late(0, at(1600)), "of a further command nobody knows");
+    }
+}

@@ -20,6 +20,43 @@ fn has_size(screen: &Screen, size: &str) -> Result<()> {
 }
 
 #[test]
+fn coming_back_to_a_terminal_types_nothing_into_the_program() {
+    with_temp_ns("replay", |namespace| {
+        let Some(screen) = screen(namespace)? else {
+            return Ok(());
+        };
+        let [image, policy] = image_arguments(BUSYBOX);
+        // The questions are old when you come: the program reads what is typed, and no answer of the terminal.
+        let script = r#"'printf "\033[c\033[>c\033[6n\033]11;?\007asked"; read line; echo "got=[$line]" | cat -v'"#;
+        screen.line(&format!("rproc run quiz -d -i -t {image} {policy} -- sh -c {script}"))?;
+        screen.wait_for("created")?;
+        screen.line("clear; rproc wait quiz --for started; rproc attach -it quiz")?;
+        screen.wait_for("asked")?;
+        screen.line("hello")?;
+        screen.wait_for("got=[hello]")?;
+        screen.is_back()
+    });
+}
+
+#[test]
+fn the_first_look_at_a_terminal_sees_the_size_of_your_window() {
+    with_temp_ns("size", |namespace| {
+        let Some(screen) = screen(namespace)? else {
+            return Ok(());
+        };
+        let [image, policy] = image_arguments(BUSYBOX);
+        for flags in ["-t", "-it"] {
+            screen.line(&format!(
+                "clear; rproc run --rm -q {flags} {image} {policy} -- stty size"
+            ))?;
+            screen.wait_for("30 100")?;
+            screen.is_back()?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_shell_has_ctrl_c_sizes_and_an_exit_code() {
     with_temp_ns("shell", |namespace| {
         let Some(screen) = screen(namespace)? else {

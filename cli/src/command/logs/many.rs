@@ -12,7 +12,7 @@ use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::v1::{Exit, ProcessKey};
 use tokio::time::Instant;
 
-use super::{Failure, Job, LogsArgs, form, key, label, sequel, shown, verify, want};
+use super::{Failure, Job, LogsArgs, Over, control, form, key, label, restored, sequel, shown, verify, want};
 use crate::connect::{Cluster, Rule, Shared};
 use crate::exit::{self, Verdict};
 use crate::follow::{Backoff, Dial, NEW_LIMIT, Narrator};
@@ -33,9 +33,15 @@ enum Found {
 /// # Errors
 /// They may not be listed, or nobody reads the output.
 pub async fn run(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<u8, Failure> {
-    let output = Output::standard(form(args, true), args.raw)?;
+    let output = Output::standard(form(args, true), control(args))?;
+    match restored(&output, args, write(cluster, args, &output)).await? {
+        Over::Done(code) | Over::Left(code) => Ok(code),
+    }
+}
+
+async fn write(cluster: &Arc<Cluster>, args: &LogsArgs, output: &Output) -> Result<u8, Failure> {
     let dial = Shared::new(cluster.clone());
-    let work = |key: ProcessKey| one(dial.clone(), cluster, args, &output, key);
+    let work = |key: ProcessKey| one(dial.clone(), cluster, args, output, key);
     if !args.follow {
         let (keys, mut worst) = there(cluster, args).await?;
         // One after the other: what belongs together stays together.
@@ -49,7 +55,7 @@ pub async fn run(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<u8, Failure>
         limit: usize::from(args.max_log_requests),
         has_names: !args.names.is_empty(),
         is_quiet: args.quiet,
-        output: &output,
+        output,
     };
     let (coming, missing) = coming(cluster, args).await?;
     let worst = worse(missing, turns.run(coming, work).await?);

@@ -9,7 +9,7 @@ use crate::connect::Cluster;
 use crate::exit;
 use crate::follow::{Dial, Follower, Ledger, Narrator, name};
 use crate::observe::{self, Seen};
-use crate::output::{Form, Hashes, Output};
+use crate::output::{Control, Form, Hashes, Output};
 
 /// The status follows the end of the stream by a moment.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
@@ -20,7 +20,7 @@ const STATUS_LIMIT: Duration = Duration::from_secs(10);
 /// The output cannot be read to its end.
 pub async fn run(dial: impl Dial, cluster: &Cluster, args: &LogsArgs, key: ProcessKey) -> Result<u8, Failure> {
     let shown = shown(&key);
-    let output = Output::standard(Form::Hash, false)?;
+    let output = Output::standard(Form::Hash, Control::Shown)?;
     let mut follower = Follower {
         dial,
         ledger: Ledger::new(want(args, key, jiff::Timestamp::now())),

@@ -68,6 +68,8 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
         .into_iter()
         .filter_map(|(name, seconds)| Some(value(name, seconds?)));
     let warn_signal = process.warn_signal.map(|number| value("RPROC_WARN_SIGNAL", number));
+    let tty_size = process.spec.tty_size;
+    let tty_size = tty_size.map(|size| value("RPROC_TTY_SIZE", format!("{}x{}", size.rows, size.columns)));
     let mask = (!process.mask.is_empty()).then(|| value("RPROC_MASK_DIR", names::MASK_PATH));
     let env = [
         value("RPROC_RELAY", &settings.relay),
@@ -99,7 +101,12 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
         value("RPROC_HANDOVER", names::HANDOVER_PATH),
         value("RPROC_SPOOL", names::SPOOL_PATH),
     ];
-    env.into_iter().chain(when_run).chain(warn_signal).chain(mask).collect()
+    env.into_iter()
+        .chain(when_run)
+        .chain(warn_signal)
+        .chain(tty_size)
+        .chain(mask)
+        .collect()
 }
 
 /// A variable whose value is given here. `$` is doubled, because Kubernetes expands `$(NAME)`.

@@ -178,6 +178,23 @@ fn values_to_be_masked_are_in_the_agents_container_alone() {
 }
 
 #[test]
+fn a_terminal_begins_with_the_size_that_the_spec_names() {
+    let size = |terminal: &str| {
+        let process = process(&format!("{MINIMAL}{terminal}"));
+        let pod = build_pod(&validate(&process).unwrap(), 1, &settings(), Profile::Ordinary);
+        let containers = pod.spec.unwrap();
+        let agents = containers.init_containers.unwrap_or_default();
+        let env = agents.into_iter().flat_map(|agent| agent.env.unwrap_or_default());
+        env.into_iter().find(|entry| entry.name == "RPROC_TTY_SIZE")?.value
+    };
+    assert_eq!(
+        size("  tty: true\n  ttySize: {rows: 50, columns: 132}\n").as_deref(),
+        Some("50x132")
+    );
+    assert_eq!(size("  tty: true\n"), None);
+}
+
+#[test]
 fn a_large_namespace_adds_nothing_to_the_environment_unless_asked_for() {
     let links = |pod: &str| {
         let process = process(&format!("{MINIMAL}{pod}"));

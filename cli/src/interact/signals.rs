@@ -1,0 +1,50 @@
+//! Signals that end or stop this program, unless it was told at its start to ignore them.
+
+use std::io;
+use std::mem::MaybeUninit;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The signal from here on; `None` where it was ignored at the start. `nohup` and `&` in a script (POSIX, XCU 2.11) ask
+/// for that.
+///
+/// # Errors
+/// The system has no room for it.
+pub fn listen(kind: SignalKind) -> io::Result<Option<Signal>> {
+    match is_ignored(kind) {
+        true => Ok(None),
+        false => signal(kind).map(Some),
+    }
+}
+
+/// Returns when it comes; never for a signal that is ignored.
+pub async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether this program ignores a signal now. The system is asked, not /proc, which may be absent.
+#[allow(unsafe_code)]
+fn is_ignored(kind: SignalKind) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call only writes the present one, to memory that is ours; zeroes are a valid value.
+    let action = unsafe {
+        let asked = libc::sigaction(kind.as_raw_value(), std::ptr::null(), action.as_mut_ptr());
+        (asked == 0).then(|| action.assume_init())
+    };
+    action.is_some_and(|action| action.sa_sigaction == libc::SIG_IGN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_is_ignored_is_told_from_one_that_is_not() {
+        // Rust's runtime ignores SIGPIPE in every program.
+        assert!(is_ignored(SignalKind::pipe()));
+        assert!(!is_ignored(SignalKind::terminate()));
+    }
+}

@@ -1,0 +1,48 @@
+//! Whether standard input can be read at all.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+
+/// Nobody gave this program a standard input. Rust's runtime opens /dev/null instead, before `main`.
+static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Runs before `main` and before that.
+#[allow(unsafe_code)]
+#[used]
+// SAFETY: the C runtime calls each function in this section once, before `main`; this one asks the system one question.
+#[cfg_attr(target_os = "linux", unsafe(link_section = ".init_array"))]
+#[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
+static AT_START: extern "C" fn() = look;
+
+extern "C" fn look() {
+    let is_closed = matches!(
+        rustix::io::fcntl_getfd(rustix::stdio::stdin()),
+        Err(rustix::io::Errno::BADF)
+    );
+    WAS_CLOSED.store(is_closed, Ordering::Relaxed);
+}
+
+/// Says why standard input cannot be the input of a process. An end that is none would be taken for the whole input.
+///
+/// # Errors
+/// It is closed, a directory, or open for writing only.
+pub fn check() -> io::Result<()> {
+    let refuse = |what: &str| {
+        Err(io::Error::other(format!(
+            "standard input is {what}: leave -i out, or add < /dev/null"
+        )))
+    };
+    if WAS_CLOSED.load(Ordering::Relaxed) {
+        return refuse("closed");
+    }
+    let stdin = rustix::stdio::stdin();
+    if FileType::from_raw_mode(fstat(stdin)?.st_mode) == FileType::Directory {
+        return refuse("a directory");
+    }
+    match fcntl_getfl(stdin)? & OFlags::RWMODE {
+        OFlags::WRONLY => refuse("open for writing only"),
+        _ => Ok(()),
+    }
+}
