@@ -131,6 +131,7 @@ pub struct Interaction {
     raw: Option<RawTerminal>,
     leaving: watch::Sender<bool>,
     writing: Option<JoinHandle<()>>,
+    has_begun: Arc<AtomicBool>,
 }
 
 impl Interaction {
@@ -144,6 +145,7 @@ impl Interaction {
             raw: None,
             leaving: watch::Sender::new(false),
             writing: None,
+            has_begun: Arc::default(),
         }
     }
 
@@ -156,6 +158,7 @@ impl Interaction {
         let is_raw = manner.tty && io::stdin().is_terminal();
         let keys = is_raw.then(|| (manner.detach_keys, writer.has_begun()));
         let (mut interaction, said) = Self::read(keys)?;
+        interaction.has_begun = writer.has_begun();
         if let Some(size) = window().filter(|_| is_raw) {
             writer.resize(size);
         }
@@ -192,6 +195,12 @@ impl Interaction {
         // Not a task: nothing wakes a read of a terminal, and the program must not wait for it at its end.
         thread::Builder::new().spawn(move || read(keyboard, &local, &over))?;
         Ok((interaction, said))
+    }
+
+    /// Becomes true once the process takes what is written.
+    #[must_use]
+    pub fn has_begun(&self) -> Arc<AtomicBool> {
+        self.has_begun.clone()
     }
 
     /// Whether each key goes to the process, Ctrl-C too.

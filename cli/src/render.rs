@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 pub mod description;
 pub mod row;
+pub mod template;
 
 /// `text` on one line, with whatever a terminal would act on made visible.
 #[must_use]

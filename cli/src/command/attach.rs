@@ -1,6 +1,7 @@
 //! `rproc attach`: back to a process that runs, to watch it or to work in it.
 
 use std::io::IsTerminal;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use remoteprocess_api::RemoteProcess;
@@ -116,8 +117,11 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
         signals,
         on_interrupt: OnInterrupt::Leave,
     };
+    let has_begun = leaving.interaction.has_begun();
     let ending = until_end(&mut follower, (sequel.as_ref(), args.quiet), leaving).await;
-    answer(&args, &output, &follower.ledger, ending, args.stdin && is_over).await
+    // It had ended, or did before anything could be handed over.
+    let is_refused = args.stdin && !has_begun.load(Ordering::Relaxed);
+    answer(&args, &output, &follower.ledger, ending, is_refused).await
 }
 
 /// The end of what there is, and what follows; all of it where the relay does not say how much there is.

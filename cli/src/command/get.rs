@@ -1,18 +1,23 @@
 //! `rproc get`, `rproc ps`: a table of processes.
 
-use clap::ValueEnum;
+use std::cmp::Ordering;
+use std::str::FromStr;
+
 use futures::StreamExt;
 use jiff::Timestamp;
 use kube::Api;
 use kube::api::{ListParams, WatchParams};
 use kube::core::{DynamicObject, WatchEvent};
+use serde_json::{Value, json};
 
 use super::selection::Failures;
 use super::{DataFormat, Failure, open, print, resource, stop};
 use crate::args::{GlobalArgs, process_name};
 use crate::connect::{Cluster, Rule};
 use crate::follow::Backoff;
-use crate::render::{Table, row::Columns};
+use crate::render::Table;
+use crate::render::row::Columns;
+use crate::render::template::{Path, Template};
 
 /// Flags of `get`.
 #[derive(Debug, clap::Args)]
@@ -33,9 +38,12 @@ pub struct GetArgs {
     /// Print each change, too, until Ctrl-C
     #[arg(short, long)]
     pub watch: bool,
-    /// Format
-    #[arg(short, long, value_enum)]
+    /// Format: wide, name, json, yaml or jsonpath=TEMPLATE
+    #[arg(short, long, value_name = "FORMAT")]
     pub output: Option<Format>,
+    /// Sort by this field instead of the age: .status.startedAt
+    #[arg(long, value_name = "PATH")]
+    pub sort_by: Option<Path>,
     /// Keep metadata.managedFields in JSON and YAML
     #[arg(long)]
     pub show_managed_fields: bool,
@@ -58,10 +66,13 @@ const EXAMPLES: &str = "Examples:
   rproc get --field-selector status.phase=Running
 
   # One, as YAML
-  rproc get build -o yaml";
+  rproc get build -o yaml
+
+  # One field of one, for a script
+  rproc get build -o jsonpath='{.status.exitCode}'";
 
 /// How processes are shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Format {
     /// A table with attempt, start, node and command
     Wide,
@@ -71,6 +82,26 @@ pub enum Format {
     Json,
     /// YAML
     Yaml,
+    /// What a template makes of it
+    JsonPath(Template),
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some(("jsonpath", template)) => template.parse().map(Self::JsonPath),
+            Some(_) => Err("expected wide, name, json, yaml or jsonpath=TEMPLATE".to_owned()),
+            None => match text {
+                "wide" => Ok(Self::Wide),
+                "name" => Ok(Self::Name),
+                "json" => Ok(Self::Json),
+                "yaml" => Ok(Self::Yaml),
+                _ => Err("expected wide, name, json, yaml or jsonpath=TEMPLATE".to_owned()),
+            },
+        }
+    }
 }
 
 /// Prints the processes, oldest first; named ones in the order in which they are named.
@@ -85,7 +116,7 @@ pub async fn run(global: &GlobalArgs, args: GetArgs) -> Result<u8, Failure> {
         wide: args.output == Some(Format::Wide),
     };
     let mut printer = Printer {
-        format: args.output,
+        format: args.output.clone(),
         is_quiet: args.quiet,
         columns,
         table: Table::default(),
@@ -129,13 +160,45 @@ async fn one(cluster: &Cluster, api: &Api<DynamicObject>, name: &str) -> Result<
     found.ok_or_else(|| stop::missing(cluster, name))
 }
 
-/// Oldest first; those of one moment by name.
-fn sort(objects: &mut [DynamicObject]) {
+/// Oldest first, those of one moment by name; or by a field, those without it first.
+fn sort(objects: &mut [DynamicObject], path: Option<&Path>) {
     objects.sort_by_cached_key(|object| {
         let metadata = &object.metadata;
         let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
         (created, metadata.namespace.clone(), metadata.name.clone())
     });
+    let Some(path) = path else { return };
+    objects.sort_by_cached_key(|object| {
+        let object = serde_json::to_value(object).unwrap_or_default();
+        let found = path.find(&object).into_iter().next();
+        found
+            .filter(|found| !found.is_null())
+            .map(|found| Sorted(found.clone()))
+    });
+}
+
+/// A field by which objects are sorted: numbers by size, anything else by its text.
+#[derive(PartialEq, Eq)]
+struct Sorted(Value);
+
+impl Ord for Sorted {
+    fn cmp(&self, other: &Self) -> Ordering {
+        match (self.0.as_f64(), other.0.as_f64()) {
+            (Some(one), Some(other)) => one.total_cmp(&other),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => {
+                let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                text(&self.0).cmp(&text(&other.0))
+            }
+        }
+    }
+}
+
+impl PartialOrd for Sorted {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 async fn read(
@@ -153,7 +216,7 @@ async fn read(
         let list = api.list(&params).await;
         let rule = Rule::process("list", "remoteprocess-view");
         let mut list = list.map_err(|error| cluster.error(&error, &rule, "list the processes"))?;
-        sort(&mut list.items);
+        sort(&mut list.items, args.sort_by.as_ref());
         return Ok((list.items, list.metadata.resource_version.unwrap_or_default()));
     }
     let mut objects = Vec::new();
@@ -217,6 +280,17 @@ async fn watch(
     }
 }
 
+/// One object as it is, or a list of several.
+fn shown(objects: &[DynamicObject], is_single: bool) -> Result<Value, Failure> {
+    let value = match objects {
+        [object] if is_single => serde_json::to_value(object),
+        objects => {
+            serde_json::to_value(objects).map(|items| json!({"apiVersion": "v1", "kind": "List", "items": items}))
+        }
+    };
+    value.map_err(|error| Failure::new(error.to_string()))
+}
+
 struct Printer {
     format: Option<Format>,
     /// Names only.
@@ -228,23 +302,25 @@ struct Printer {
 
 impl Printer {
     fn print_all(&mut self, objects: &[DynamicObject], is_single: bool) -> Result<(), Failure> {
-        let format = match self.format {
+        let format = match &self.format {
             Some(Format::Json) => DataFormat::Json,
             Some(Format::Yaml) => DataFormat::Yaml,
             _ if self.is_quiet => return objects.iter().try_for_each(|object| self.print_one(object)),
+            Some(Format::JsonPath(template)) => return print(&template.fill(&shown(objects, is_single)?)),
             Some(Format::Name) => return objects.iter().try_for_each(|object| self.print_one(object)),
             None | Some(Format::Wide) => return self.rows(objects),
         };
-        match objects {
-            [object] if is_single => format.print(object),
-            objects => format.print(&serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects})),
-        }
+        format.print(&shown(objects, is_single)?)
     }
 
     fn print_one(&mut self, object: &DynamicObject) -> Result<(), Failure> {
         let name = object.metadata.name.as_deref().unwrap_or_default();
-        match self.format {
+        match &self.format {
             _ if self.is_quiet => print(&format!("{name}\n")),
+            Some(Format::JsonPath(template)) => {
+                let text = template.fill(&shown(std::slice::from_ref(object), true)?);
+                print(&format!("{text}\n"))
+            }
             Some(Format::Json) => DataFormat::Json.print(object),
             Some(Format::Yaml) => {
                 print("---\n")?;
@@ -264,5 +340,45 @@ impl Printer {
             .collect();
         self.table.fit(&rows);
         print(&self.table.lines(&rows))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_sorted_by_age_or_by_a_field() {
+        let object = |name: &str, created: u32, code: Value| -> DynamicObject {
+            serde_json::from_value(json!({
+                "metadata": {"name": name, "creationTimestamp": format!("2026-01-01T00:00:0{created}Z")},
+                "status": {"exitCode": code},
+            }))
+            .unwrap()
+        };
+        let mut objects = vec![
+            object("late", 3, json!(7)),
+            object("b", 1, json!(10)),
+            object("a", 1, Value::Null),
+        ];
+        let names = |objects: &[DynamicObject]| -> Vec<String> {
+            objects
+                .iter()
+                .filter_map(|object| object.metadata.name.clone())
+                .collect()
+        };
+        sort(&mut objects, None);
+        assert_eq!(names(&objects), ["a", "b", "late"]);
+        sort(&mut objects, Some(&".status.exitCode".parse().unwrap()));
+        assert_eq!(names(&objects), ["a", "late", "b"], "7 before 10");
+    }
+
+    #[test]
+    fn formats_are_those_of_kubectl() {
+        assert_eq!("yaml".parse(), Ok(Format::Yaml));
+        assert!("jsonpath={.a}".parse::<Format>().is_ok());
+        for wrong in ["", "xml", "jsonpath", "jsonpath={", "wide=x"] {
+            assert!(wrong.parse::<Format>().is_err(), "{wrong}");
+        }
     }
 }

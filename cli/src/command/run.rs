@@ -19,7 +19,7 @@ use object::quantity;
 
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = USAGE)]
 pub struct RunArgs {
     /// Name of the new process; made from the image's where absent
     #[arg(value_parser = process_name)]
@@ -126,6 +126,9 @@ pub enum LeftoversFlag {
     /// The process ends when the last of them has
     Wait,
 }
+
+const USAGE: &str = "rproc run [NAME] --image IMAGE [OPTIONS] -- COMMAND [ARGUMENT]...
+       rproc run [NAME] --file FILE [OPTIONS]";
 
 const EXAMPLES: &str = "Examples:
   # Run a command, stream its output, exit with its exit code

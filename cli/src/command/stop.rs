@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use remoteprocess_api::{RemoteProcess, names};
+use remoteprocess_api::{RemoteProcess, names, signal};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{ProcessKey, StopRequest};
 use tokio::time::Instant;
@@ -14,6 +14,7 @@ use super::{Failure, change, duration, open, print, resource};
 use crate::args::GlobalArgs;
 use crate::connect::{CallError, Cluster, Relay, Rule};
 use crate::observe::Seen;
+use crate::output::complain;
 
 /// Flags of `stop`.
 #[derive(Debug, clap::Args)]
@@ -49,6 +50,9 @@ const EXAMPLES: &str = "Examples:
 
 A process that was stopped never starts again, and never counts as succeeded.";
 
+/// A stop that takes no longer needs no words.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// How to stop; where absent, as the process's specification says.
 #[derive(Clone, Debug, Default)]
 pub struct Manner {
@@ -75,23 +79,30 @@ pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
     let (mut asked, mut failures) = (Vec::new(), Failures::default());
     for name in args.selection.names(&cluster).await? {
         match failures.keep(begin(&cluster, &name, &manner).await)? {
-            Some(Some(key)) => asked.push(key),
+            Some(Some(begun)) => asked.push(begun),
             Some(None) => print(&format!("{} has ended already\n", resource(&name)))?,
             None => {}
         }
     }
-    for key in asked {
+    for begun in asked {
         let what = if args.wait { "stopped" } else { "is stopping" };
-        let is_done = !args.wait || failures.keep(wait(&cluster, &key, deadline).await)?.is_some();
+        let is_done = !args.wait || failures.keep(begun.wait(&cluster, deadline).await)?.is_some();
         if is_done {
-            print(&format!("{} {what}\n", resource(&key.name)))?;
+            print(&format!("{} {what}\n", resource(&begun.key.name)))?;
         }
     }
     failures.conclude()
 }
 
+/// A stop that was asked for.
+struct Begun {
+    key: ProcessKey,
+    /// How it goes on, for somebody who waits.
+    course: String,
+}
+
 /// Asks one process to stop; `None`: it has ended already.
-async fn begin(cluster: &Arc<Cluster>, name: &str, manner: &Manner) -> Result<Option<ProcessKey>, Failure> {
+async fn begin(cluster: &Arc<Cluster>, name: &str, manner: &Manner) -> Result<Option<Begun>, Failure> {
     let object = get(cluster, name).await?;
     if object.is_final() {
         return Ok(None);
@@ -99,10 +110,19 @@ async fn begin(cluster: &Arc<Cluster>, name: &str, manner: &Manner) -> Result<Op
     let key = ProcessKey {
         namespace: cluster.namespace.clone(),
         name: name.to_owned(),
-        uid: object.metadata.uid.unwrap_or_default(),
+        uid: object.metadata.uid.clone().unwrap_or_default(),
     };
     ask(cluster, &key, manner).await?;
-    Ok(Some(key))
+    let course = course(&object, manner);
+    Ok(Some(Begun { key, course }))
+}
+
+/// Which signal was sent, and when SIGKILL follows.
+fn course(object: &RemoteProcess, manner: &Manner) -> String {
+    let first = manner.signal.map(signal::name);
+    let first = first.unwrap_or_else(|| object.spec.stop_signal().to_owned());
+    let grace = manner.grace_seconds.unwrap_or_else(|| object.spec.stop_grace_seconds());
+    format!("{first} asks it to end; SIGKILL follows after {grace} s")
 }
 
 /// Reads one process.
@@ -172,12 +192,48 @@ async fn patch(cluster: &Cluster, key: &ProcessKey, why: &str) -> Result<(), Fai
     }
 }
 
-async fn wait(cluster: &Cluster, key: &ProcessKey, deadline: Option<Instant>) -> Result<(), Failure> {
-    let has_ended = |seen: &Seen| match seen {
-        Seen::Gone => Some(Ok(())),
-        Seen::There(object) => object.is_final().then_some(Ok(())),
-    };
-    let this = (key.name.as_str(), Some(key.uid.as_str()));
-    let late = |_| format!("{} has been asked to stop and has not ended in time", key.name);
-    change::until(cluster, this, deadline, has_ended, late).await
+impl Begun {
+    /// Waits for the end. Where it takes a while it says why.
+    async fn wait(&self, cluster: &Cluster, deadline: Option<Instant>) -> Result<(), Failure> {
+        let has_ended = |seen: &Seen| match seen {
+            Seen::Gone => Some(Ok(())),
+            Seen::There(object) => object.is_final().then_some(Ok(())),
+        };
+        let key = &self.key;
+        let this = (key.name.as_str(), Some(key.uid.as_str()));
+        let late = |_| format!("{} has been asked to stop and has not ended in time", key.name);
+        let mut ended = std::pin::pin!(change::until(cluster, this, deadline, has_ended, late));
+        tokio::select! {
+            ended = &mut ended => return ended,
+            () = tokio::time::sleep(PATIENCE) => complain(&format!("{}: {}", key.name, self.course)),
+        }
+        ended.await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn somebody_who_waits_for_a_stop_is_told_how_long_it_may_take() {
+        let object = |stop: serde_json::Value| -> RemoteProcess {
+            serde_json::from_value(serde_json::json!({
+                "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "job"},
+                "spec": {"image": "i", "command": ["x"], "stop": stop},
+            }))
+            .unwrap()
+        };
+        let said = course(
+            &object(serde_json::json!({"signal": "SIGINT", "gracePeriodSeconds": 5})),
+            &Manner::default(),
+        );
+        insta::assert_snapshot!(said, @"SIGINT asks it to end; SIGKILL follows after 5 s");
+        let manner = Manner {
+            signal: Some(1),
+            grace_seconds: Some(0),
+            ..Manner::default()
+        };
+        insta::assert_snapshot!(course(&object(serde_json::json!({})), &manner), @"SIGHUP asks it to end; SIGKILL follows after 0 s");
+    }
 }
