@@ -28,8 +28,11 @@ fn coming_back_to_a_terminal_types_nothing_into_the_program() {
         let [image, policy] = image_arguments(BUSYBOX);
         // The questions are old when you come: the program reads what is typed, and no answer of the terminal.
         let script = r#"'printf "\033[c\033[>c\033[6n\033]11;?\007asked"; read line; echo "got=[$line]" | cat -v'"#;
-        screen.line(&format!("rproc run quiz -d -i -t {image} {policy} -- sh -c {script}"))?;
-        screen.wait_for("created")?;
+        // The name alone is printed, and the typed line has it, too: another word shows that it is made.
+        screen.line(&format!(
+            "rproc run quiz -d -i -t {image} {policy} -- sh -c {script} && echo ma''de"
+        ))?;
+        screen.wait_for("made")?;
         screen.line("clear; rproc wait quiz --for started; rproc attach -it quiz")?;
         screen.wait_for("asked")?;
         screen.line("hello")?;
