@@ -132,11 +132,15 @@ fn a_debugger_does_not_keep_the_pod_of_an_ended_process() {
         namespace.in_container("job", "touch /tmp/go")?;
         let status = namespace.wait_finished("job")?["status"].clone();
         ensure!(status["exitCode"] == 3, "{status:#}");
-        until("the deletion of the pod", Duration::from_secs(60), || {
+        // The kubelet ends the debugger once the other containers have ended, unless the operator deletes the pod before.
+        until("the end of the pod", Duration::from_secs(60), || {
             let pod = namespace.kubectl(&["get", "pod", &pod, "--output=json", "--ignore-not-found"]);
             let text = pod.succeed()?;
             let pod: Value = serde_json::from_str(if text.is_empty() { "null" } else { &text })?;
-            Ok(pod.is_null() || !pod["metadata"]["deletionTimestamp"].is_null())
+            let has_ended = ["Failed", "Succeeded"]
+                .iter()
+                .any(|phase| pod["status"]["phase"] == *phase);
+            Ok(pod.is_null() || has_ended || !pod["metadata"]["deletionTimestamp"].is_null())
         })
     });
 }
