@@ -1,6 +1,7 @@
 //! Installs the operator into a cluster.
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use crate::images::{self, Images};
 use crate::lock::Lock;
@@ -35,6 +36,10 @@ pub fn install(target: &Target) -> Result<Installation> {
 
 /// Installs or upgrades the chart with these images; returns when the operator is ready.
 pub fn upgrade(target: &Target, images: &Images) -> Result<()> {
+    // On your own cluster somebody else may be at work: there Helm's refusal stands.
+    if target.own.is_some() {
+        end_broken_operation(target)?;
+    }
     step("helm upgrade --install", || {
         let mut helm = target.helm();
         helm.args(["upgrade", "--install", RELEASE])
@@ -54,6 +59,34 @@ pub fn upgrade(target: &Target, images: &Images) -> Result<()> {
     })
 }
 
+/// Undoes what a killed Helm has left half done. It would refuse every later upgrade: "another operation is in progress".
+/// On the development cluster the lock on its tests says that nobody else is at work.
+fn end_broken_operation(target: &Target) -> Result<()> {
+    let status = exec::output(
+        target
+            .helm()
+            .args(["status", RELEASE, "--namespace", NAMESPACE, "--output=json"]),
+    );
+    // There is no release yet.
+    let Ok(status) = status else { return Ok(()) };
+    let Some(arguments) = undo(&status) else {
+        return Ok(());
+    };
+    let mut helm = target.helm();
+    helm.args(arguments).args([RELEASE, "--namespace", NAMESPACE, "--wait"]);
+    exec::output(&mut helm).map(drop)
+}
+
+/// How to undo an operation that was not finished, by what `helm status` says; `None` where there is none.
+fn undo(status: &str) -> Option<&'static [&'static str]> {
+    let status: Value = serde_json::from_str(status).ok()?;
+    match status["info"]["status"].as_str()? {
+        "pending-install" | "uninstalling" => Some(&["uninstall"]),
+        "pending-upgrade" | "pending-rollback" => Some(&["rollback"]),
+        _ => None,
+    }
+}
+
 /// What became of the operator's pods: an image that cannot be pulled shows here.
 fn pods(target: &Target) -> String {
     let listed = exec::output(target.kubectl().args(["get", "pods", "--namespace", NAMESPACE]));
@@ -70,4 +103,21 @@ pub fn say_where_rproc_is(images: &Images) {
         "  export PATH={}:$PATH    # rproc is there",
         rproc.parent().unwrap_or(&rproc).display()
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_helm_left_half_done_is_undone() {
+        let of = |status: &str| {
+            undo(&format!(
+                r#"{{"name": "remoteprocess", "info": {{"status": "{status}"}}}}"#
+            ))
+        };
+        assert_eq!(of("pending-upgrade"), Some(&["rollback"][..]));
+        assert_eq!(of("pending-install"), Some(&["uninstall"][..]));
+        assert_eq!((of("deployed"), of("failed"), undo("")), (None, None, None));
+    }
 }
