@@ -245,7 +245,10 @@ async fn may_follow(cluster: &Cluster, relay: &mut Relay, writes: bool) -> Resul
     let is_given = cluster.server.is_some();
     let way = async {
         let trust = relay.trust().await?;
-        relay.identity(&trust).await?;
+        // A certificate takes a moment. It is asked for while the pod starts, unless that may be refused.
+        if is_given || !is_allowed(cluster, request_certificate()).await.unwrap_or(true) {
+            relay.identity(&trust).await?;
+        }
         match is_given {
             true => timeout(FIRST_LOOK, relay.connect_by())
                 .await
@@ -272,6 +275,30 @@ async fn may_follow(cluster: &Cluster, relay: &mut Relay, writes: bool) -> Resul
     }
 }
 
+/// What a user needs who has no certificate yet.
+fn request_certificate() -> ResourceAttributes {
+    ResourceAttributes {
+        group: Some("certificates.k8s.io".to_owned()),
+        resource: Some("certificatesigningrequests".to_owned()),
+        verb: Some("create".to_owned()),
+        ..ResourceAttributes::default()
+    }
+}
+
+/// Whether you may do this; `None` where the API server does not say.
+async fn is_allowed(cluster: &Cluster, attributes: ResourceAttributes) -> Option<bool> {
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(attributes),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(cluster.client.clone());
+    let answer = reviews.create(&PostParams::default(), &review).await.ok()?;
+    Some(answer.status?.allowed)
+}
+
 /// Why the relay will refuse; `None` where it will not, or the API server does not say.
 async fn missing_right(cluster: &Cluster, verb: &'static str, subresource: &'static str) -> Option<String> {
     let attributes = ResourceAttributes {
@@ -282,16 +309,7 @@ async fn missing_right(cluster: &Cluster, verb: &'static str, subresource: &'sta
         namespace: Some(cluster.namespace.clone()),
         ..ResourceAttributes::default()
     };
-    let review = SelfSubjectAccessReview {
-        spec: SelfSubjectAccessReviewSpec {
-            resource_attributes: Some(attributes),
-            ..SelfSubjectAccessReviewSpec::default()
-        },
-        ..SelfSubjectAccessReview::default()
-    };
-    let reviews: Api<SelfSubjectAccessReview> = Api::all(cluster.client.clone());
-    let answer = reviews.create(&PostParams::default(), &review).await.ok()?.status?;
-    (!answer.allowed).then(|| {
+    (!is_allowed(cluster, attributes).await?).then(|| {
         let (namespace, group) = (&cluster.namespace, names::GROUP);
         format!(
             "you may not {verb} remoteprocesses/{subresource} in namespace {namespace}, so this process could not be \

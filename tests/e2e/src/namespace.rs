@@ -206,12 +206,13 @@ impl Namespace {
             .to_owned())
     }
 
-    /// Waits until the object's status satisfies the test, and returns the object.
+    /// Waits until the object is there and its status satisfies the test, and returns the object.
     pub fn wait_for(&self, name: &str, what: &str, seconds: u64, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = Value::Null;
         let answer = until_some(what, Duration::from_secs(seconds), || {
-            last = self.object(name)?;
-            Ok(is_so(&last["status"]).then(|| last.clone()))
+            // Whoever creates it may not have come to that yet.
+            last = self.object(name).unwrap_or_default();
+            Ok((!last.is_null() && is_so(&last["status"])).then(|| last.clone()))
         });
         answer.with_context(|| format!("status of {name}: {:#}", last["status"]))
     }

@@ -15,7 +15,9 @@ fn the_agent_is_killed_again_and_again() {
     }
     with_temp_ns("agent-killed", |namespace| {
         const BYTES: usize = 200_000_000;
-        let script = format!("seq 1 100000000 2>/dev/null | head -c {BYTES}; exit 9");
+        // It lasts until the last kill: an agent whose program has ended and whose output is archived leaves.
+        let wait = "while [ ! -f /tmp/go ]; do sleep 0.05; done";
+        let script = format!("seq 1 100000000 2>/dev/null | head -c {BYTES}; {wait}; exit 9");
         let mut run = namespace
             .editor
             .run_image(glibc(), "victim", &["bash", "-c", &script])
@@ -29,6 +31,17 @@ fn the_agent_is_killed_again_and_again() {
             signal(agent, Signal::KILL)?;
             last = Some(agent);
         }
+        namespace
+            .kubectl(&[
+                "exec",
+                &namespace.pod_name("victim")?,
+                "--container=main",
+                "--",
+                "bash",
+                "-c",
+                "> /tmp/go",
+            ])
+            .succeed()?;
         let finished = run.finish()?;
         finished.expect_code(9)?;
         ensure!(finished.stdout.len() == BYTES, "{} bytes", finished.stdout.len());
