@@ -102,7 +102,7 @@ fn chart() -> Result<()> {
     const GOOD: [&str; 6] = [
         "archive.size=1.5Ti,archive.retention.maxSize=200000000,agent.memory=64Mi",
         "log.filter=info\\,remoteprocess_operator=debug\\,[request{id=1}]=trace",
-        "replicas=1",
+        "replicas=1,archive.retention.maxSize=1Ki",
         "replicas=2,archive.accessMode=ReadWriteMany",
         "replicas=2,archive.store=S3,archive.s3.bucket=logs,archive.s3.credentialsSecret=s,archive.retention.days=7",
         "replicas=2,archive.store=GCS,archive.gcs.bucket=logs,archive.gcs.credentialsSecret=s",

@@ -88,8 +88,10 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
 {{- define "rproc.checkSize" -}}
 {{- $name := index . 0 -}}
 {{- $value := index . 1 -}}
+{{- /* Smaller units than M, where they make sense. */ -}}
+{{- $smaller := gt (len .) 2 | ternary (last .) "" -}}
 {{- $text := kindIs "float64" $value | ternary (printf "%.0f" (float64 $value)) (toString $value) -}}
-{{- if not (regexMatch "^(([1-9][0-9]*([.][0-9]+)?|0[.][0-9]*[1-9][0-9]*)(M|G|T|P|E|Mi|Gi|Ti|Pi|Ei)|[1-9][0-9]{6,})$" $text) -}}
+{{- if not (regexMatch (printf "^(([1-9][0-9]*([.][0-9]+)?|0[.][0-9]*[1-9][0-9]*)(%sM|G|T|P|E|Mi|Gi|Ti|Pi|Ei)|[1-9][0-9]{6,})$" $smaller) $text) -}}
 {{- fail (printf "%s: %s is not a size of at least 1M. Give a number and a unit, such as 20Gi. A number alone means bytes." $name $text) -}}
 {{- end -}}
 {{- end }}
