@@ -229,8 +229,10 @@ fn with_pointer(command: clap::Command) -> clap::Command {
 #[must_use]
 pub fn options() -> String {
     let options = Cli::command();
-    let shown = options.get_arguments().filter(|argument| argument.is_global_set());
-    let shown = shown.cloned();
+    let shown = options
+        .get_arguments()
+        .filter(|argument| argument.is_global_set())
+        .cloned();
     let mut page = clap::Command::new("rproc")
         .disable_help_flag(true)
         .help_template("{all-args}\n")

@@ -29,6 +29,14 @@ pub struct Verdict {
     pub sentence: Option<String>,
 }
 
+impl Verdict {
+    /// What to say; where nothing but errors is wanted, only that the end is not known.
+    #[must_use]
+    pub fn said(&self, is_quiet: bool) -> Option<&str> {
+        self.sentence.as_deref().filter(|_| !is_quiet || self.code == UNKNOWN)
+    }
+}
+
 /// What to exit with after `exit`, having received what `ledger` says.
 #[must_use]
 pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {

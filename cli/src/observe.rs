@@ -24,6 +24,17 @@ pub enum Seen {
     Gone,
 }
 
+impl Seen {
+    /// Whether the process has ended, or its object is gone.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        match self {
+            Self::There(object) => object.is_final(),
+            Self::Gone => true,
+        }
+    }
+}
+
 /// Why the wait ended without an answer.
 #[derive(Debug)]
 pub enum Error {

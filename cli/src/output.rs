@@ -81,6 +81,8 @@ pub enum Control {
 
 /// Time for a terminal to take the last bytes, before you leave.
 const RESTORE: Duration = Duration::from_secs(1);
+/// How long a reader may hold the last answer back.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Where the program's output and our lines go. Cheap to clone.
 #[derive(Clone)]
@@ -189,6 +191,12 @@ impl Output {
             // Where standard error is closed too, nobody listens.
             let _ = io::stderr().write_all(prefixed(text).as_bytes());
         }
+    }
+
+    /// The last answer: rproc ends behind it, and the process keeps running. A reader who reads no more does not hold us.
+    pub async fn answer_last(&self, text: &str) {
+        self.answer(text);
+        let _ = timeout(LAST, self.flush()).await;
     }
 
     /// Brings the terminal back to where a shell expects it: the main screen, a visible cursor, a mouse that types

@@ -2,19 +2,17 @@
 
 use std::io::IsTerminal;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{Cursor, GetStateRequest, ProcessKey};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
 use super::sequel::Sequel;
 use super::{Failure, open, stop};
 use crate::args::{GlobalArgs, process_name};
 use crate::connect::Relay;
-use crate::exit;
 use crate::follow::{Follower, Ledger, Narrator, Want};
 use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, check_stdin};
 use crate::output::{Control, Form, Output};
@@ -185,16 +183,13 @@ async fn answer(
     let (ended, is_input_lost) = match ending {
         Ending::Followed { result, is_input_lost } => (*result, is_input_lost || is_refused),
         Ending::Left { code, sentence } => {
-            output.answer(&sentence);
-            // A reader who reads no more does not hold us.
-            let _ = timeout(Duration::from_secs(1), output.flush()).await;
+            output.answer_last(&sentence).await;
             return Ok(code);
         }
     };
     let (_, verdict) = conclude(ledger, &args.name, ended, is_input_lost)?;
-    let is_said = !args.quiet || verdict.code == exit::UNKNOWN;
-    if let Some(sentence) = verdict.sentence.filter(|_| is_said) {
-        output.line(&sentence).await?;
+    if let Some(sentence) = verdict.said(args.quiet) {
+        output.line(sentence).await?;
     }
     output.flush().await?;
     Ok(verdict.code)

@@ -37,8 +37,8 @@ pub fn deadline(timeout: Duration) -> Option<Instant> {
 /// Waits until an object is as `judge` wants it.
 ///
 /// # Errors
-/// It cannot become so: why, which is said of its name. It has not in time: what `late` makes of the object as it was last
-/// seen. Or the API server refuses.
+/// It cannot become so: the name and the reason. It did not in time: what `late` makes of the object as it was last seen.
+/// Or the API server refuses.
 pub async fn until(
     cluster: &Cluster,
     (name, uid): (&str, Option<&str>),

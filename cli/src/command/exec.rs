@@ -9,7 +9,7 @@ use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{Cursor, ExecOpen, Exit, ProcessKey, Variable, WindowSize};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::live::Signals;
 use super::{Failure, open, stop};
@@ -228,12 +228,11 @@ async fn answer(args: &ExecArgs, output: &Output, ended: Ended) -> Result<u8, Fa
     let (code, sentence) = match ended {
         Ended::Exit(exit) => judge(name, &exit, args.quiet),
         Ended::Left(code, is_told) => {
-            output.answer(&match is_told {
+            let sentence = match is_told {
                 true => format!("left; the command in {name} gets SIGHUP"),
                 false => format!("left without a connection: the command in {name} gets SIGHUP within five minutes"),
-            });
-            // A reader who reads no more does not hold us.
-            let _ = timeout(Duration::from_secs(1), output.flush()).await;
+            };
+            output.answer_last(&sentence).await;
             return Ok(code);
         }
         Ended::Lost(Error::Output(error)) => return Err(error.into()),

@@ -123,7 +123,7 @@ pub async fn run(global: &GlobalArgs, args: GetArgs) -> Result<u8, Failure> {
         has_header: args.no_headers,
     };
     if args.watch {
-        // What comes later stands in line with what is there now.
+        // Later rows have the same columns as the first ones.
         printer.table.fit(&[columns.widest()]);
     }
     let mut failures = Failures::default();

@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use futures::future::join;
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use kube::Resource;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::core::{DynamicObject, Request};
-use kube::{Api, Resource};
-use remoteprocess_api::{RemoteProcess, names};
+use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::v1::{Cursor, Exit, ProcessKey, WindowSize};
 use serde::Serialize;
 use serde_json::json;
@@ -238,15 +237,16 @@ pub async fn launch(cluster: Arc<Cluster>, view: &ViewArgs, plan: Plan, mut sign
     stream(relay, cluster, view, (&created, plan.is_named), signals).await
 }
 
-/// A process that could not be followed from here is not created: whoever corrects that and types it again would run it
-/// twice. A relay that is away for now is no reason.
+/// A process that you could not follow from here is not created: you would correct that, type it again, and run it twice.
+/// A relay that is away for now is no reason.
 async fn may_follow(cluster: &Cluster, relay: &mut Relay, writes: bool) -> Result<(), Failure> {
     // A given address may be wrong in ways that no wait mends; the other ways are the operator's.
     let is_given = cluster.server.is_some();
     let way = async {
         let trust = relay.trust().await?;
         // A certificate takes a moment. It is asked for while the pod starts, unless that may be refused.
-        if is_given || !is_allowed(cluster, request_certificate()).await.unwrap_or(true) {
+        let certificate = Rule::connect("certificates.k8s.io", "certificatesigningrequests", "create");
+        if is_given || !cluster.has_right(&certificate, None).await.unwrap_or(true) {
             relay.identity(&trust).await?;
         }
         match is_given {
@@ -257,66 +257,24 @@ async fn may_follow(cluster: &Cluster, relay: &mut Relay, writes: bool) -> Resul
         }
     };
     let rights = async {
-        let missing = missing_right(cluster, "get", "log").await;
-        match missing {
-            None if writes => missing_right(cluster, "create", "attach").await,
-            missing => missing,
+        let output = Rule::part("remoteprocesses/log", "get", "remoteprocess-view");
+        let input = Rule::part("remoteprocesses/attach", "create", "remoteprocess-edit");
+        for rule in [Some(output), writes.then_some(input)].into_iter().flatten() {
+            if cluster.has_right(&rule, Some(&cluster.namespace)).await == Some(false) {
+                return Some(rule);
+            }
         }
+        None
     };
     let (way, missing) = join(way, rights).await;
-    if let Some(sentence) = missing {
-        return Err(Failure::new(sentence));
-    }
-    match way {
-        Ok(()) | Err(DialError::Unreachable(_)) => Ok(()),
-        Err(error) => Err(Failure::new(format!(
-            "{error}\nNothing was created. To create a process without following it: --detach"
-        ))),
-    }
-}
-
-/// What a user needs who has no certificate yet.
-fn request_certificate() -> ResourceAttributes {
-    ResourceAttributes {
-        group: Some("certificates.k8s.io".to_owned()),
-        resource: Some("certificatesigningrequests".to_owned()),
-        verb: Some("create".to_owned()),
-        ..ResourceAttributes::default()
-    }
-}
-
-/// Whether you may do this; `None` where the API server does not say.
-async fn is_allowed(cluster: &Cluster, attributes: ResourceAttributes) -> Option<bool> {
-    let review = SelfSubjectAccessReview {
-        spec: SelfSubjectAccessReviewSpec {
-            resource_attributes: Some(attributes),
-            ..SelfSubjectAccessReviewSpec::default()
-        },
-        ..SelfSubjectAccessReview::default()
+    let why = match (missing, way) {
+        (Some(rule), _) => cluster.refusal(&rule, "follow this process"),
+        (None, Ok(()) | Err(DialError::Unreachable(_))) => return Ok(()),
+        (None, Err(error)) => error.to_string(),
     };
-    let reviews: Api<SelfSubjectAccessReview> = Api::all(cluster.client.clone());
-    let answer = reviews.create(&PostParams::default(), &review).await.ok()?;
-    Some(answer.status?.allowed)
-}
-
-/// Why the relay will refuse; `None` where it will not, or the API server does not say.
-async fn missing_right(cluster: &Cluster, verb: &'static str, subresource: &'static str) -> Option<String> {
-    let attributes = ResourceAttributes {
-        group: Some(names::GROUP.to_owned()),
-        resource: Some(RemoteProcess::plural(&()).into_owned()),
-        subresource: Some(subresource.to_owned()),
-        verb: Some(verb.to_owned()),
-        namespace: Some(cluster.namespace.clone()),
-        ..ResourceAttributes::default()
-    };
-    (!is_allowed(cluster, attributes).await?).then(|| {
-        let (namespace, group) = (&cluster.namespace, names::GROUP);
-        format!(
-            "you may not {verb} remoteprocesses/{subresource} in namespace {namespace}, so this process could not be \
-             followed. Nothing was created. The missing rule, for a Role:\n- apiGroups: [{group}]\n  resources: \
-             [remoteprocesses/{subresource}]\n  verbs: [{verb}]\nTo create a process without following it: --detach"
-        )
-    })
+    Err(Failure::new(format!(
+        "{why}\nNothing was created. To create a process without following it: --detach"
+    )))
 }
 
 /// Shows what was created, or would be.
@@ -410,17 +368,14 @@ async fn stream(
     let (ended, is_input_lost) = match until_end(&mut follower, (Some(&sequel), view.quiet), leaving).await {
         Ending::Followed { result, is_input_lost } => (*result, is_input_lost),
         Ending::Left { code, sentence } => {
-            let verdict = left(&output, code, sentence).await;
-            record(&cluster, view, name, uid, None, &verdict)?;
+            output.answer_last(&sentence).await;
+            let sentence = Some(sentence);
+            record(&cluster, view, name, uid, None, &Verdict { code, sentence })?;
             return Ok(code);
         }
     };
     let (exit, verdict) = conclude(&follower.ledger, name, ended, is_input_lost)?;
-    if let Some(sentence) = verdict
-        .sentence
-        .as_ref()
-        .filter(|_| !view.quiet || verdict.code == exit::UNKNOWN)
-    {
+    if let Some(sentence) = verdict.said(view.quiet) {
         output.line(sentence).await?;
     }
     record(&cluster, view, name, uid, exit.as_ref(), &verdict)?;
@@ -448,17 +403,6 @@ fn control(view: &ViewArgs) -> Control {
         },
         false if view.raw || view.tty => Control::Watched,
         false => Control::Shown,
-    }
-}
-
-/// The user left, and the process goes on.
-async fn left(output: &Output, code: u8, sentence: String) -> Verdict {
-    output.answer(&sentence);
-    // A reader who reads no more does not hold us.
-    let _ = timeout(Duration::from_secs(1), output.flush()).await;
-    Verdict {
-        code,
-        sentence: Some(sentence),
     }
 }
 
@@ -524,10 +468,7 @@ async fn remove(cluster: &Cluster, output: &Output, name: &str, uid: &str) -> Re
 /// Waits a moment until the status tells the end, too.
 async fn settle(cluster: &Cluster, name: &str, uid: &str) {
     let deadline = Some(Instant::now() + LAG);
-    let is_told = |seen: &Seen| match seen {
-        Seen::Gone => Some(()),
-        Seen::There(object) => object.is_final().then_some(()),
-    };
+    let is_told = |seen: &Seen| seen.has_ended().then_some(());
     // The end is known. A status that cannot be read, or is late, changes nothing about it.
     let _ = observe::until(&cluster.processes(), name, Some(uid), deadline, is_told).await;
 }

@@ -199,13 +199,10 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
     {
         output.line(&sentence).await?;
     }
-    if let Some(sentence) = verdict
-        .sentence
-        .filter(|_| !args.quiet || verdict.code == exit::UNKNOWN)
-    {
-        output.line(&sentence).await?;
-        output.flush().await?;
+    if let Some(sentence) = verdict.said(args.quiet) {
+        output.line(sentence).await?;
     }
+    output.flush().await?;
     Ok(verdict.code)
 }
 

@@ -83,7 +83,7 @@ impl Selection {
     }
 }
 
-/// What went wrong with some of several. It is said at the end.
+/// The failures of a verb on several processes. It reports them at the end.
 #[derive(Debug, Default)]
 pub struct Failures(Vec<String>);
 

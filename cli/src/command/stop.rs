@@ -97,7 +97,7 @@ pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
 /// A stop that was asked for.
 struct Begun {
     key: ProcessKey,
-    /// How it goes on, for somebody who waits.
+    /// What happens next, for a user who waits.
     course: String,
 }
 
@@ -195,10 +195,7 @@ async fn patch(cluster: &Cluster, key: &ProcessKey, why: &str) -> Result<(), Fai
 impl Begun {
     /// Waits for the end. Where it takes a while it says why.
     async fn wait(&self, cluster: &Cluster, deadline: Option<Instant>) -> Result<(), Failure> {
-        let has_ended = |seen: &Seen| match seen {
-            Seen::Gone => Some(Ok(())),
-            Seen::There(object) => object.is_final().then_some(Ok(())),
-        };
+        let has_ended = |seen: &Seen| seen.has_ended().then_some(Ok(()));
         let key = &self.key;
         let this = (key.name.as_str(), Some(key.uid.as_str()));
         let late = |_| format!("{} has been asked to stop and has not ended in time", key.name);

@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use kube::api::PostParams;
 use kube::core::{ApiResource, DynamicObject, Status};
 use kube::{Api, Client};
 use remoteprocess_api::{RemoteProcess, names};
@@ -51,6 +53,29 @@ impl Rule {
             resource: "remoteprocesses",
             verb,
             role,
+        }
+    }
+
+    /// A rule on a part of processes: `remoteprocesses/log`, say.
+    #[must_use]
+    pub fn part(resource: &'static str, verb: &'static str, role: &'static str) -> Self {
+        Self {
+            resource,
+            ..Self::process(verb, role)
+        }
+    }
+
+    /// The rule as the API server is asked about it.
+    fn attributes(&self, namespace: Option<&str>) -> ResourceAttributes {
+        let (resource, part) = self.resource.split_once('/').unwrap_or((self.resource, ""));
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        ResourceAttributes {
+            group: some(self.group),
+            resource: some(resource),
+            subresource: some(part),
+            verb: some(self.verb),
+            namespace: namespace.map(str::to_owned),
+            ..ResourceAttributes::default()
         }
     }
 
@@ -185,10 +210,7 @@ impl Cluster {
             kube::Error::UpgradeConnection(kube::client::UpgradeConnectionError::ProtocolSwitch(code))
                 if code.as_u16() == 403 =>
             {
-                format!(
-                    "you may not {what}.\nThe missing rule:\n{}",
-                    rule.yaml(&self.operator_namespace)
-                )
+                self.refusal(rule, what)
             }
             kube::Error::Api(status) if status.code == 404 && is_unknown(&status.message) => {
                 format!(
@@ -207,6 +229,29 @@ impl Cluster {
                 format!("cannot {what}: no answer from {}: {why}{fix}", self.url)
             }
         }
+    }
+
+    /// A sentence for a right that is missing, with the rule as YAML.
+    #[must_use]
+    pub fn refusal(&self, rule: &Rule, what: &str) -> String {
+        format!(
+            "you may not {what}.\nThe missing rule:\n{}",
+            rule.yaml(&self.operator_namespace)
+        )
+    }
+
+    /// Whether you have a right; `None` where the API server does not say.
+    pub async fn has_right(&self, rule: &Rule, namespace: Option<&str>) -> Option<bool> {
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(rule.attributes(namespace)),
+                ..SelfSubjectAccessReviewSpec::default()
+            },
+            ..SelfSubjectAccessReview::default()
+        };
+        let reviews: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
+        let answer = reviews.create(&PostParams::default(), &review).await.ok()?;
+        Some(answer.status?.allowed)
     }
 
     fn unknown_user(&self, what: &str) -> String {
@@ -265,4 +310,24 @@ fn cache() -> Option<PathBuf> {
 /// The API server has nothing under this path; an object that is not there is told otherwise.
 fn is_unknown(message: &str) -> bool {
     message.contains("could not find the requested") || message.contains("404 page not found")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_on_a_part_is_asked_about_as_a_subresource() {
+        let asked = Rule::part("remoteprocesses/log", "get", "remoteprocess-view").attributes(Some("n"));
+        assert_eq!(
+            (asked.resource.as_deref(), asked.subresource.as_deref()),
+            (Some("remoteprocesses"), Some("log"))
+        );
+        assert_eq!(
+            (asked.namespace.as_deref(), asked.verb.as_deref()),
+            (Some("n"), Some("get"))
+        );
+        let whole = Rule::connect("certificates.k8s.io", "certificatesigningrequests", "create").attributes(None);
+        assert_eq!((whole.subresource, whole.namespace), (None, None));
+    }
 }

@@ -76,7 +76,7 @@ mod tests {
     }
 
     const TEXT: &str = "apiVersion: remoteprocess.dev/v1alpha1\nkind: RemoteProcess\nmetadata:\n  name: job\nspec:\n  \
-                        image: i\n  command: [x]\n  colour: blue\n";
+                        image: i\n  command: [x]\n  color: blue\n";
 
     fn read(text: &str, words: &[&str]) -> Result<Value, String> {
         let args = Only::try_parse_from([&["run", "-f", "x"], words].concat())
@@ -89,7 +89,7 @@ mod tests {
     fn a_file_is_one_process_as_it_is_written() {
         let plain = read(TEXT, &[]).unwrap();
         assert_eq!(
-            (&plain["metadata"]["name"], &plain["spec"]["colour"]),
+            (&plain["metadata"]["name"], &plain["spec"]["color"]),
             (&json!("job"), &json!("blue")),
             "the API server judges unknown fields"
         );

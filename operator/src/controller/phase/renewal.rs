@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::remaining;
+use crate::controller::error::exponential;
 
 /// After the first renewal, and the longest time between two.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
@@ -19,8 +20,8 @@ pub(super) struct Renewal {
 impl Renewal {
     /// How long the sentence still stays as it is; `None` when it may change.
     pub(super) fn left(&self, now: Timestamp) -> Option<Duration> {
-        let pause = PAUSES.0.saturating_mul(1 << self.count.saturating_sub(1).min(16));
-        remaining(self.last?, pause.min(PAUSES.1), now)
+        let (first, longest) = PAUSES;
+        remaining(self.last?, exponential(first, longest, self.count), now)
     }
 
     /// After another one.

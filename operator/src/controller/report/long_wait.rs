@@ -5,6 +5,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use remoteprocess_api::{Phase, Reason, RemoteProcess};
 
+use crate::controller::error::exponential;
+
 /// A wait of this length is reported.
 const LONG: Duration = Duration::from_secs(30);
 /// Between the first two reports and, as that doubles, at most: an Event lives for an hour.
@@ -42,9 +44,9 @@ impl LongWait {
         if self.due? > now {
             return None;
         }
-        let pause = PAUSES.0.saturating_mul(1 << self.reports.min(16)).min(PAUSES.1);
-        self.due = Some(after(now, pause));
         self.reports = self.reports.saturating_add(1);
+        let (first, longest) = PAUSES;
+        self.due = Some(after(now, exponential(first, longest, self.reports)));
         self.count = self.count.saturating_add(1);
         Some(self.count)
     }
