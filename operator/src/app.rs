@@ -19,15 +19,17 @@ use crate::args::Config;
 use crate::authority::{AuthorityConfig, AuthorityHandle, csr};
 use crate::controller;
 use crate::leader::{Candidate, Timing, run_as_leader};
-use crate::relay::archive::{Archive, AttemptKey, Retention, retain};
-use crate::relay::authorize::Authorizer;
+use crate::relay::archive::{Archive, Retention, retain};
+use crate::relay::attempt::AttemptKey;
+use crate::relay::core::RelayParts;
+use crate::relay::core::authorize::Authorizer;
 use crate::relay::directory::Directory;
 use crate::relay::enrol::EnrolmentService;
-use crate::relay::oversee::{self, Overseer};
-use crate::relay::peers::Peers;
-use crate::relay::record::Recorder;
-use crate::relay::service::{RelayParts, RelayService};
-use crate::relay::session::{Agent, Budget, Connect, ConnectError, Context, Sessions};
+use crate::relay::grpc::RelayService;
+use crate::relay::grpc::peers::Peers;
+use crate::relay::live::{Agent, Budget, Connect, ConnectError, Context, Sessions};
+use crate::relay::reconcile::{self, Overseer};
+use crate::relay::status::Recorder;
 
 /// What the rings of all live attempts together may hold, in bytes: part of the 512 MiB that the chart gives a replica.
 const RING_MEMORY: usize = 96 << 20;
@@ -242,7 +244,7 @@ impl Relay {
         });
         let identity = authority.identity();
         let (relay, enrol) = listeners;
-        let make_up = oversee::make_up(&self.directory, &self.archive, &self.sessions, &self.recorder);
+        let make_up = reconcile::make_up(&self.directory, &self.archive, &self.sessions, &self.recorder);
         tokio::join!(
             serve(
                 relay,

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use remoteprocess_operator::relay::archive::{Archive, AttemptKey, Bucket, Error, StoreConfig, Subject};
+use remoteprocess_operator::relay::archive::{Archive, Bucket, Error, StoreConfig};
+use remoteprocess_operator::relay::attempt::{AttemptKey, Subject};
 use remoteprocess_operator::relay::piece::{Placed, data, distance};
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::{Cursor, Exit, Seal, Stream, StreamSeal};

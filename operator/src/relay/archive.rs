@@ -42,30 +42,10 @@ pub use tail::{TailSearch, tail_start};
 pub use unavailable::Unavailable;
 pub use writer::{BYTES_MISSING, HASH_MISMATCH, Writer};
 
+use super::attempt::{AttemptKey, Subject};
+
 /// Raw bytes after which a segment is full.
 pub const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
-
-/// Which attempt of which object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AttemptKey {
-    /// UID of the object.
-    pub uid: String,
-    /// Number of the attempt, from 1.
-    pub attempt: u32,
-}
-
-/// The object that an attempt belongs to, as the manifest remembers it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subject {
-    /// Namespace of the object.
-    pub namespace: String,
-    /// Name of the object.
-    pub name: String,
-    /// UID of the attempt's pod.
-    pub pod_uid: String,
-    /// The attempt.
-    pub key: AttemptKey,
-}
 
 /// What can go wrong between the relay and its store.
 #[derive(Debug, thiserror::Error)]

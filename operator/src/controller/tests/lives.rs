@@ -9,7 +9,7 @@ use remoteprocess_api::DesiredState;
 use serde_json::{Value, json};
 
 use super::stage::Stage;
-use crate::relay::session::Fact;
+use crate::relay::live::Fact;
 
 const RETRIES: &str = ", retries: {limit: 2, backoff: {initialSeconds: 5}}";
 

@@ -5,7 +5,7 @@ use remoteprocess_api::{ConditionType, DesiredState, condition};
 use serde_json::json;
 
 use super::stage::Stage;
-use crate::relay::session::Fact;
+use crate::relay::live::Fact;
 
 fn word(stage: &Stage) -> (String, String) {
     let status = stage.process().status.unwrap();

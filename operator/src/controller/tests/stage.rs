@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 
 use super::super::*;
 use crate::fake_cluster::{FakeCluster, Life};
-use crate::relay::archive::{AttemptKey, Subject};
-use crate::relay::record::{Claim, Error as GrantError, Recorder};
-use crate::relay::session::{Ending, Fact, Record};
+use crate::relay::attempt::{AttemptKey, Subject};
+use crate::relay::live::{Ending, Fact, Record};
+use crate::relay::status::{Claim, Error as GrantError, Recorder};
 
 pub(super) const NAME: &str = "hello";
 

@@ -4,8 +4,9 @@ use remoteprocess_proto::v1::exit::{Outcome, Source, Stop};
 use remoteprocess_proto::v1::{Cursor, Exit, Gap, Seal, StreamSeal, Usage};
 use serde::{Deserialize, Serialize};
 
+use super::SegmentName;
 use super::retention::Expired;
-use super::{SegmentName, Subject};
+use crate::relay::attempt::Subject;
 
 /// The manifest of one attempt: one when its archiving begins, and one with the exit at its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

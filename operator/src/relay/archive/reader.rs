@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use remoteprocess_proto::v1::{Cursor, Stream};
 
-use super::{Archive, AttemptKey, Error, SegmentName};
+use super::{Archive, Error, SegmentName};
+use crate::relay::attempt::AttemptKey;
 use crate::relay::piece::{Piece, Placed, Wanted, distance, gap};
 
 /// Reason of a gap that stands for segments that are missing or damaged.

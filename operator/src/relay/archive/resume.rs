@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use remoteprocess_proto::v1::Cursor;
 
 use super::checkpoint::{Checkpoint, Tally};
-use super::{Archive, AttemptKey, Error, Segment, SegmentName};
+use super::{Archive, Error, Segment, SegmentName};
+use crate::relay::attempt::AttemptKey;
 use crate::relay::piece::distance;
 
 /// The end of what is there without a hole, and what is known of everything up to it.

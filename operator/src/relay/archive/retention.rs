@@ -12,7 +12,8 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt, PutPayload};
 use tracing::{info, warn};
 
-use super::{Archive, AttemptKey, Error, Manifest};
+use super::{Archive, Error, Manifest};
+use crate::relay::attempt::AttemptKey;
 use crate::relay::metrics::metrics;
 
 /// Between two looks at the whole archive.

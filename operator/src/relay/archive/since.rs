@@ -2,7 +2,8 @@
 
 use remoteprocess_proto::v1::Cursor;
 
-use super::{Archive, AttemptKey, Error};
+use super::{Archive, Error};
+use crate::relay::attempt::AttemptKey;
 use crate::relay::piece::Placed;
 
 /// Where the first archived piece begins that was taken at or after `since` (nanoseconds since the Unix epoch); `None`

@@ -2,7 +2,8 @@
 
 use remoteprocess_proto::v1::{Cursor, Stream};
 
-use super::{Archive, AttemptKey, Error};
+use super::{Archive, Error};
+use crate::relay::attempt::AttemptKey;
 use crate::relay::piece::{Placed, distance};
 
 /// Counts lines backwards over the history, newest piece first.

@@ -12,7 +12,8 @@ use super::checkpoint::Tally;
 use super::manifest::{StoredExit, StoredGap};
 use super::resume;
 use super::segment::SegmentBuilder;
-use super::{Archive, Error, Manifest, SEGMENT_BYTES, SegmentEntry, Subject};
+use super::{Archive, Error, Manifest, SEGMENT_BYTES, SegmentEntry};
+use crate::relay::attempt::Subject;
 use crate::relay::piece::Placed;
 
 /// A segment stored before it is full is grown and put again until it has this size: few objects for a slow stream, few

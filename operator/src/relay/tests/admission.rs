@@ -25,13 +25,14 @@ use tower::{Service, ServiceExt};
 
 use crate::relay::{
     archive::Archive,
-    authorize::Authorizer,
+    core::RelayParts,
+    core::authorize::Authorizer,
     directory::Directory,
     enrol::EnrolmentService,
-    peers::Peers,
-    record::Recorder,
-    service::{RelayParts, RelayService},
-    session::{Agent, Connect, ConnectError, Context, Sessions},
+    grpc::RelayService,
+    grpc::peers::Peers,
+    live::{Agent, Connect, ConnectError, Context, Sessions},
+    status::Recorder,
 };
 use crate::{
     authority::{self, AuthorityHandle},
@@ -123,7 +124,7 @@ async fn relay() -> Relay {
         connect: Box::new(Unreachable),
         record: Box::new(recorder.clone()),
         peers: Peers::by_name(Dialer::new(handle.identity()), None),
-        memory: Arc::new(crate::relay::session::Budget::new(1 << 30)),
+        memory: Arc::new(crate::relay::live::Budget::new(1 << 30)),
         shutdown: shutdown.clone(),
     };
     let service = RelayService::new(RelayParts {

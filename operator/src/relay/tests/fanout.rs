@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::replica::{Got, Replica};
 use super::replicas::hashes;
 use crate::relay::archive::Archive;
-use crate::relay::session::fake_agent::{FakeAgent, Program};
+use crate::relay::live::fake_agent::{FakeAgent, Program};
 
 /// Far more than any case takes; only a hang comes this far.
 const DEADLINE: Duration = Duration::from_secs(240);

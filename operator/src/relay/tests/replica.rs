@@ -18,14 +18,16 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::fake_api;
-use crate::relay::archive::{Archive, AttemptKey, Subject};
-use crate::relay::authorize::Authorizer;
+use crate::relay::archive::Archive;
+use crate::relay::attempt::{AttemptKey, Subject};
+use crate::relay::core::RelayParts;
+use crate::relay::core::authorize::Authorizer;
 use crate::relay::directory::Directory;
-use crate::relay::peers::Peers;
-use crate::relay::record::Recorder;
-use crate::relay::service::{RelayParts, RelayService};
-use crate::relay::session::fake_agent::{FakeAgent, TestDialer, identity};
-use crate::relay::session::{Budget, Context, Ending, Fact, Notice, Record, Session, Sessions};
+use crate::relay::grpc::RelayService;
+use crate::relay::grpc::peers::Peers;
+use crate::relay::live::fake_agent::{FakeAgent, TestDialer, identity};
+use crate::relay::live::{Budget, Context, Ending, Fact, Notice, Record, Session, Sessions};
+use crate::relay::status::Recorder;
 
 pub const UID: &str = "0c1d";
 

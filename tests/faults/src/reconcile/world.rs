@@ -13,7 +13,7 @@ use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostPa
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use remoteprocess_api::{AttemptStatus, Phase, RemoteProcess, names};
-use remoteprocess_operator::relay::record::Recorder;
+use remoteprocess_operator::relay::status::Recorder;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;

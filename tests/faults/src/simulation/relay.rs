@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use remoteprocess_operator::relay::archive::Archive;
-use remoteprocess_operator::relay::authorize::Authorizer;
+use remoteprocess_operator::relay::core::RelayParts;
+use remoteprocess_operator::relay::core::authorize::Authorizer;
 use remoteprocess_operator::relay::directory::Directory;
-use remoteprocess_operator::relay::oversee::{self, Overseer};
-use remoteprocess_operator::relay::peers::Peers;
-use remoteprocess_operator::relay::record::Recorder;
-use remoteprocess_operator::relay::service::{RelayParts, RelayService};
-use remoteprocess_operator::relay::session::{Agent, Budget, Connect, ConnectError, Context, Sessions};
+use remoteprocess_operator::relay::grpc::RelayService;
+use remoteprocess_operator::relay::grpc::peers::Peers;
+use remoteprocess_operator::relay::live::{Agent, Budget, Connect, ConnectError, Context, Sessions};
+use remoteprocess_operator::relay::reconcile::{self, Overseer};
+use remoteprocess_operator::relay::status::Recorder;
 use remoteprocess_tls::{ClientAuth, Dialer, Limits, Role, serve};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -86,7 +87,7 @@ pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
                 Limits::default(),
                 shutdown.clone()
             ),
-            oversee::make_up(&directory, &archive, &sessions, &recorder),
+            reconcile::make_up(&directory, &archive, &sessions, &recorder),
         )
     };
     tokio::join!(

@@ -6,7 +6,7 @@ use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::{Cursor, Exit, Stream};
 
 use super::*;
-use crate::relay::archive::Subject;
+use crate::relay::attempt::Subject;
 use crate::relay::piece::{Placed, data};
 
 const DAY: i64 = 24 * 3600;

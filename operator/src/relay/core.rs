@@ -1,0 +1,226 @@
+//! The use cases of the relay: who may do what with which process, and what there is to tell of it.
+
+pub mod authorize;
+pub(crate) mod control;
+mod ended;
+pub(crate) mod output;
+mod start;
+pub(crate) mod state;
+pub(crate) mod watched;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use remoteprocess_api::{RemoteProcess, identifier};
+use remoteprocess_proto::v1::ProcessKey;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+use tracing::warn;
+
+use super::archive::Archive;
+use super::attempt::AttemptKey;
+use super::directory::Directory;
+use super::live::Sessions;
+use super::status::Recorder;
+use authorize::{Action, Authorizer, Caller};
+
+/// How often the right to an open stream is asked for again.
+const RECHECK: Duration = Duration::from_secs(60);
+
+/// What every call needs.
+pub struct RelayParts {
+    /// Which processes exist.
+    pub directory: Directory,
+    /// Which of them are live here.
+    pub sessions: Sessions,
+    /// What was archived of them.
+    pub archive: Archive,
+    /// Who may do what.
+    pub authorizer: Authorizer,
+    /// Writes grants.
+    pub recorder: Recorder,
+    /// Ends streams, so that their readers go on at another replica.
+    pub shutdown: CancellationToken,
+}
+
+/// A process that was found and may be worked with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+}
+
+impl RelayParts {
+    /// Finds the process that a user means and asks whether the user may do this with it. Somebody without the right
+    /// does not learn whether the process exists.
+    pub(crate) async fn allow(
+        &self,
+        user: &remoteprocess_tls::User,
+        action: Action,
+        key: Option<ProcessKey>,
+    ) -> Result<Target, Status> {
+        let key = key.unwrap_or_default();
+        if key.uid.is_empty() && (key.name.is_empty() || key.namespace.is_empty()) {
+            return Err(Status::invalid_argument(
+                "give the process's namespace and name, or its uid",
+            ));
+        }
+        check_key(&key)?;
+        if key.uid.is_empty() || !key.namespace.is_empty() {
+            self.authorizer
+                .authorize(user, action, &key.namespace, &key.name)
+                .await?;
+        }
+        let missing = || Status::not_found(not_found(&key));
+        let target = self.find(&key).await?.ok_or_else(missing)?;
+        if target.namespace != key.namespace || target.name != key.name {
+            self.authorizer
+                .authorize(user, action, &target.namespace, &target.name)
+                .await?;
+        }
+        Ok(target)
+    }
+
+    /// Asks again whether the caller of an open stream may go on with it.
+    pub(crate) async fn check(&self, caller: &Caller, action: Action, target: &Target) -> Result<(), Status> {
+        let Caller::User(user) = caller else {
+            return Ok(());
+        };
+        let authorizer = &self.authorizer;
+        match authorizer
+            .authorize(user, action, &target.namespace, &target.name)
+            .await
+        {
+            // The API server away is no reason to cut a stream that it allowed.
+            Err(status) if status.code() == Code::PermissionDenied => Err(status),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) async fn find(&self, key: &ProcessKey) -> Result<Option<Target>, Status> {
+        if key.uid.is_empty() {
+            let found = self.directory.get(&key.namespace, &key.name);
+            return Ok(found.as_deref().and_then(Target::of));
+        }
+        let found = match self.directory.by_uid(&key.uid) {
+            Some(process) => Target::of(&process),
+            None => self.find_archived(&key.uid).await?,
+        };
+        let fits = |target: &Target| {
+            (key.name.is_empty() || key.name == target.name)
+                && (key.namespace.is_empty() || key.namespace == target.namespace)
+        };
+        Ok(found.filter(fits))
+    }
+
+    pub(crate) async fn find_archived(&self, uid: &str) -> Result<Option<Target>, Status> {
+        let attempts = self.archive.attempts(uid).await.map_err(|error| unreadable(&error))?;
+        let Some(attempt) = attempts.last() else {
+            return Ok(None);
+        };
+        let key = AttemptKey {
+            uid: uid.to_owned(),
+            attempt: *attempt,
+        };
+        let manifest = self.archive.manifest(&key).await.map_err(|error| unreadable(&error))?;
+        Ok(manifest.map(|manifest| Target {
+            namespace: manifest.namespace,
+            name: manifest.name,
+            uid: manifest.uid,
+        }))
+    }
+
+    /// An attempt that was never made has no output to wait for.
+    pub(crate) async fn check_attempt(&self, target: &Target, attempt: u32) -> Result<(), Status> {
+        let made = match self.object(target) {
+            Some(process) => process
+                .status
+                .as_ref()
+                .and_then(|status| status.attempt)
+                .unwrap_or_default(),
+            None => {
+                let attempts = self
+                    .archive
+                    .attempts(&target.uid)
+                    .await
+                    .map_err(|error| unreadable(&error))?;
+                attempts.last().copied().unwrap_or_default()
+            }
+        };
+        if attempt <= made {
+            return Ok(());
+        }
+        Err(Status::not_found(format!(
+            "there is no attempt {attempt}; the latest is {made}"
+        )))
+    }
+
+    /// The latest attempt, once it is the one that a stream is of: it was granted, or nothing comes after it. One that
+    /// has run nothing may be replaced by another (its pod was deleted while it waited, say).
+    pub(crate) fn settled(&self, target: &Target) -> Option<u32> {
+        let process = self.object(target)?;
+        let status = process.status.as_ref()?;
+        let attempt = status.attempt(status.attempt?)?;
+        (attempt.granted_at.is_some() || process.is_final()).then_some(attempt.number)
+    }
+
+    /// Whether another attempt may still come.
+    pub(crate) fn may_go_on(&self, target: &Target) -> bool {
+        self.object(target).is_some_and(|process| !process.is_final())
+    }
+
+    pub(crate) fn object(&self, target: &Target) -> Option<Arc<RemoteProcess>> {
+        self.directory.by_uid(&target.uid)
+    }
+}
+
+impl Target {
+    pub(crate) fn of(process: &RemoteProcess) -> Option<Self> {
+        Some(Self {
+            namespace: process.namespace()?,
+            name: process.name_any(),
+            uid: process.uid()?,
+        })
+    }
+}
+
+/// Each part of a key is empty or what the Kubernetes API takes for one. So it has a bound, and nobody is asked about it.
+pub(crate) fn check_key(key: &ProcessKey) -> Result<(), Status> {
+    let parts = [
+        (
+            "namespace",
+            &key.namespace,
+            identifier::is_namespace as fn(&str) -> bool,
+        ),
+        ("name", &key.name, identifier::is_name),
+        ("uid", &key.uid, identifier::is_uid),
+    ];
+    match parts.into_iter().find(|(_, text, is)| !text.is_empty() && !is(text)) {
+        None => Ok(()),
+        Some((what, ..)) => Err(Status::invalid_argument(format!("no process can have this {what}"))),
+    }
+}
+
+pub(crate) fn not_found(key: &ProcessKey) -> String {
+    if key.uid.is_empty() {
+        format!("there is no RemoteProcess {} in namespace {}", key.name, key.namespace)
+    } else {
+        "there is no RemoteProcess with this uid, and nothing of it in the archive".to_owned()
+    }
+}
+
+/// The chain goes to the log, a sentence to the peer.
+pub(crate) fn unreadable(error: &super::archive::Error) -> Status {
+    match error {
+        super::archive::Error::Uid => Status::invalid_argument(error.to_string()),
+        other => {
+            warn!(error = %other, "the archive cannot be read");
+            Status::unavailable("the archive cannot be read now")
+        }
+    }
+}

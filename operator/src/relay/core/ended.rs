@@ -1,0 +1,140 @@
+//! How an attempt without a live session ended, and what of its output will never come.
+
+use remoteprocess_proto::v1::{Cursor, Exit, Stream};
+
+use super::{RelayParts, Target};
+use crate::relay::archive::{ARCHIVE_DAMAGED, Error, Manifest};
+use crate::relay::attempt::AttemptKey;
+use crate::relay::live::NEVER_SEALED;
+use crate::relay::piece::{Piece, gap};
+use crate::relay::status::known_end;
+
+/// Reason of a gap where the status counts more than the archive holds.
+const NOT_ARCHIVED: &str = "NotArchived";
+/// Reason of a gap where the archive held the bytes for as long as it was told to.
+const REMOVED: &str = "RemovedByRetention";
+
+/// How an attempt without a live session ended.
+pub(crate) struct Ended {
+    /// The last frame.
+    pub exit: Exit,
+    /// Where both streams end, where that is known.
+    end: Option<Cursor>,
+    /// Why bytes up to that end may be missing.
+    reason: &'static str,
+}
+
+impl RelayParts {
+    /// The end of an attempt that has no live session, by archive or status; `None` while there may be more. Where the
+    /// stream is not settled on the attempt, the end of one that has run nothing is not the end of the stream: another
+    /// may take its place.
+    pub(crate) async fn ended(&self, target: &Target, attempt: u32, is_settled: bool) -> Result<Option<Ended>, Error> {
+        let key = AttemptKey {
+            uid: target.uid.clone(),
+            attempt,
+        };
+        if attempt != 0 {
+            let manifest = self.archive.manifest(&key).await?;
+            let closed = manifest.and_then(|manifest| Ended::archived(&manifest));
+            if closed.is_some() {
+                return Ok(closed);
+            }
+            if self.sessions.get(&key).is_some() {
+                return Ok(None);
+            }
+        }
+        if !is_settled && self.may_go_on(target) {
+            return Ok(None);
+        }
+        Ok(self.ended_by_status(target, attempt))
+    }
+
+    fn ended_by_status(&self, target: &Target, attempt: u32) -> Option<Ended> {
+        let Some(process) = self.object(target) else {
+            let exit = Exit {
+                message: "the process was deleted before its end was known".to_owned(),
+                reason: "Interrupted".to_owned(),
+                ..Exit::default()
+            };
+            return Some(Ended {
+                exit,
+                end: None,
+                reason: NOT_ARCHIVED,
+            });
+        };
+        let record = process.status.as_ref().and_then(|status| status.attempt(attempt));
+        let has_run = record.is_some_and(|record| record.granted_at.is_some());
+        let end = if has_run {
+            let output = record.and_then(|record| record.output.as_ref());
+            output.map(|output| Cursor {
+                stdout: output.stdout.bytes,
+                stderr: output.stderr.bytes,
+            })
+        } else {
+            Some(Cursor::default())
+        };
+        known_end(&process, attempt).map(|exit| Ended {
+            exit,
+            end,
+            reason: NOT_ARCHIVED,
+        })
+    }
+}
+
+impl Ended {
+    /// By the archive's own word.
+    fn archived(manifest: &Manifest) -> Option<Self> {
+        let expired = manifest.expired.as_ref();
+        let never_closed = || {
+            expired.map(|expired| Exit {
+                message: expired.sentence(),
+                ..Exit::default()
+            })
+        };
+        Some(Self {
+            exit: manifest.exit_frame().or_else(never_closed)?,
+            end: Some(manifest.end()),
+            reason: if expired.is_some() { REMOVED } else { ARCHIVE_DAMAGED },
+        })
+    }
+
+    /// What a reader that has come to `reached` will never get.
+    pub(crate) fn gap(&self, stream: Stream, reached: u64) -> Option<Piece> {
+        let reason = self.reason;
+        match self.end {
+            Some(end) if end.of(stream) > reached => Some(gap(stream, reached, Some(end.of(stream)), reason)),
+            Some(_) => None,
+            None => Some(gap(stream, reached, None, NEVER_SEALED)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_retention_has_removed_is_said_and_is_no_damage() {
+        let manifest: Manifest = serde_json::from_value(serde_json::json!({
+            "version": 1, "namespace": "default", "name": "hello", "uid": "0c1d", "attempt": 1, "stdoutBytes": 5,
+            "exit": {"outcome": "OUTCOME_CODE", "value": 3},
+            "expired": {"at": "2026-11-21T10:00:00Z", "why": "Size"},
+        }))
+        .unwrap();
+        let ended = Ended::archived(&manifest).unwrap();
+        assert_eq!((ended.exit.value, ended.exit.sealed), (3, false));
+        assert!(
+            ended.exit.message.contains("removed on 2026-11-21"),
+            "{}",
+            ended.exit.message
+        );
+        assert!(
+            ended.exit.message.contains("archive.retention.maxSize"),
+            "{}",
+            ended.exit.message
+        );
+        let lost = gap(Stream::Stdout, 0, Some(5), REMOVED);
+        assert_eq!(ended.gap(Stream::Stdout, 0), Some(lost));
+        assert_eq!(ended.gap(Stream::Stderr, 0), None);
+    }
+}

@@ -1,0 +1,155 @@
+//! An agent asks for its start, or for a home.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use remoteprocess_api::RemoteProcess;
+use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::{StartRequest, StartResponse};
+use tokio::time::{Instant, timeout_at};
+use tonic::Status;
+use tracing::{info, warn};
+
+use super::RelayParts;
+use crate::relay::attempt::{AttemptKey, Subject};
+use crate::relay::live::Agent;
+use crate::relay::metrics::metrics;
+use crate::relay::reconcile;
+use crate::relay::status::{Claim, Error};
+
+/// The watch may be this much behind an agent.
+const LAG: Duration = Duration::from_secs(2);
+/// Longest `host:port`.
+const ADDRESS: usize = 300;
+
+impl RelayParts {
+    pub(crate) async fn start(
+        &self,
+        namespace: String,
+        pod_uid: String,
+        request: StartRequest,
+    ) -> Result<StartResponse, Status> {
+        if request.address.is_empty() || request.address.len() > ADDRESS {
+            return Err(Status::invalid_argument("address must be host:port"));
+        }
+        let key = AttemptKey {
+            uid: request.process_uid.clone(),
+            attempt: request.attempt,
+        };
+        let claim = Claim {
+            uid: request.process_uid,
+            attempt: request.attempt,
+            pod_uid: pod_uid.clone(),
+            launched: request.launched,
+        };
+        let process = self.await_object(&claim.uid).await;
+        let granted = match &process {
+            Some(process) => self.claim(process, &namespace, &claim).await,
+            None => self.claim_of_deleted(&namespace, &key, &claim).await,
+        };
+        let subject = match granted {
+            Ok(subject) => subject,
+            Err(Error::Refused(message)) => {
+                info!(uid = key.uid, attempt = key.attempt, pod_uid, message, "start refused");
+                return Ok(StartResponse {
+                    protocol: PROTOCOL,
+                    granted: false,
+                    message: message.to_owned(),
+                });
+            }
+            Err(error) => return Err(safe(&error)),
+        };
+        info!(
+            uid = key.uid,
+            attempt = key.attempt,
+            pod_uid,
+            launched = claim.launched,
+            "start granted"
+        );
+        metrics().starts.inc();
+        let session = self.sessions.open(
+            subject,
+            Agent {
+                namespace,
+                pod_uid,
+                address: request.address,
+            },
+        );
+        if let Some(process) = self.directory.by_uid(&key.uid) {
+            reconcile::advise(&session, &process);
+        }
+        Ok(StartResponse {
+            protocol: PROTOCOL,
+            granted: true,
+            message: String::new(),
+        })
+    }
+
+    async fn await_object(&self, uid: &str) -> Option<Arc<RemoteProcess>> {
+        let deadline = Instant::now() + LAG;
+        let mut changes = self.directory.changes();
+        loop {
+            if let Some(process) = self.directory.by_uid(uid) {
+                return Some(process);
+            }
+            timeout_at(deadline, changes.changed()).await.ok()?.ok()?;
+        }
+    }
+
+    async fn claim(&self, process: &RemoteProcess, namespace: &str, claim: &Claim) -> Result<Subject, Error> {
+        let subject = Subject {
+            namespace: process.namespace().unwrap_or_default(),
+            name: process.name_any(),
+            pod_uid: claim.pod_uid.clone(),
+            key: AttemptKey {
+                uid: claim.uid.clone(),
+                attempt: claim.attempt,
+            },
+        };
+        if subject.namespace != namespace {
+            return Err(Error::Refused("the process is in another namespace"));
+        }
+        if !is_known(process, claim) {
+            self.recorder.grant(process, claim).await?;
+        }
+        Ok(subject)
+    }
+
+    /// The object is gone and its pod is going: what it still has is welcome, if this pod has brought some before.
+    async fn claim_of_deleted(&self, namespace: &str, key: &AttemptKey, claim: &Claim) -> Result<Subject, Error> {
+        let manifest = self.archive.manifest(key).await.map_err(|error| {
+            warn!(%error, "the archive cannot be read");
+            Error::Api(None)
+        })?;
+        let manifest = manifest.ok_or(Error::Gone)?;
+        if !claim.launched || manifest.namespace != namespace || manifest.pod_uid != claim.pod_uid {
+            return Err(Error::Refused("the process has been deleted"));
+        }
+        Ok(Subject {
+            namespace: manifest.namespace,
+            name: manifest.name,
+            pod_uid: manifest.pod_uid,
+            key: key.clone(),
+        })
+    }
+}
+
+/// A launched agent whose grant is known here needs no API server to come home.
+fn is_known(process: &RemoteProcess, claim: &Claim) -> bool {
+    let attempt = process.status.as_ref().and_then(|status| status.attempt(claim.attempt));
+    claim.launched
+        && attempt
+            .is_some_and(|attempt| attempt.granted_at.is_some() && attempt.pod_uid.as_deref() == Some(&claim.pod_uid))
+}
+
+fn safe(error: &Error) -> Status {
+    match error {
+        Error::Api(source) => {
+            warn!(error = ?source, "the grant cannot be written");
+            Status::unavailable("the grant cannot be written now")
+        }
+        Error::Gone => Status::not_found("there is no such process"),
+        Error::Refused(message) => Status::failed_precondition(*message),
+    }
+}

@@ -1,0 +1,499 @@
+//! What a user sees of one process: before, during and after the life of its pod.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use futures::future::BoxFuture;
+use object_store::memory::InMemory;
+use prost::Message;
+use remoteprocess_api::{
+    AttemptExit, AttemptStatus, ExitSource, Phase, Reason, RemoteProcessSpec, RemoteProcessStatus,
+};
+use remoteprocess_proto::v1::exit::{Outcome, Source};
+use remoteprocess_proto::v1::output_frame::Frame;
+use remoteprocess_proto::v1::{Exit, OutputFrame, Stream, WatchOutputRequest};
+use remoteprocess_tls::User;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::*;
+use crate::fake_api;
+use crate::relay::attempt::Subject;
+use crate::relay::grpc::Batch;
+use crate::relay::live::fake_agent::{FakeAgent, Program, TestDialer, no_peers};
+use crate::relay::live::{Budget, Context, Ending, Fact, NEVER_SEALED, Notice, Record};
+
+/// Far more than any step takes; only a hang comes this far.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Knows when an end was recorded.
+#[derive(Clone)]
+struct Notes(watch::Sender<bool>);
+
+impl Record for Notes {
+    fn learned<'a>(&'a self, _: &'a Subject, _: Fact) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn noted<'a>(&'a self, _: &'a Subject, _: &'a Notice) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn ended<'a>(&'a self, _: &'a Subject, _: &'a Ending) -> BoxFuture<'a, ()> {
+        self.0.send_replace(true);
+        Box::pin(std::future::ready(()))
+    }
+}
+
+struct Bench {
+    parts: Arc<RelayParts>,
+    notes: Notes,
+    is_allowed: Arc<AtomicBool>,
+    /// How often the API server was asked.
+    asked: Arc<AtomicUsize>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let is_allowed = Arc::new(AtomicBool::new(true));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (answer, count) = (is_allowed.clone(), asked.clone());
+        let client = fake_api::client(move |call| {
+            count.fetch_add(1, Ordering::Relaxed);
+            let mut review = call.body;
+            review["status"] = json!({"allowed": answer.load(Ordering::Relaxed)});
+            (201, review)
+        });
+        let archive = Archive::new(Arc::new(InMemory::new()));
+        let (notes, shutdown) = (Notes(watch::Sender::new(false)), CancellationToken::new());
+        let context = Context {
+            archive: archive.clone(),
+            connect: Box::new(TestDialer::default()),
+            record: Box::new(notes.clone()),
+            peers: no_peers(),
+            memory: Arc::new(Budget::new(1 << 30)),
+            shutdown: shutdown.clone(),
+        };
+        let parts = RelayParts {
+            directory: Directory::default(),
+            sessions: Sessions::new(Arc::new(context)),
+            archive,
+            authorizer: Authorizer::new(client.clone()),
+            recorder: Recorder::new(client, "operator-0".to_owned()),
+            shutdown,
+        };
+        Self {
+            parts: Arc::new(parts),
+            notes,
+            is_allowed,
+            asked,
+        }
+    }
+
+    fn watch(&self, request: &WatchOutputRequest) -> Frames {
+        let target = Target {
+            namespace: "default".to_owned(),
+            name: "hello".to_owned(),
+            uid: "0c1d".to_owned(),
+        };
+        let attempt = self.parts.settled(&target);
+        Frames {
+            batches: output::watch(self.parts.clone(), Caller::User(alice()), target, attempt, request),
+            ready: Bytes::new(),
+        }
+    }
+
+    fn open(&self, agent: &FakeAgent, attempt: u32) {
+        let key = AttemptKey {
+            uid: "0c1d".to_owned(),
+            attempt,
+        };
+        let subject = Subject {
+            namespace: "default".to_owned(),
+            name: "hello".to_owned(),
+            pod_uid: "pod-1".to_owned(),
+            key,
+        };
+        self.parts.sessions.open(subject, agent.agent());
+    }
+
+    async fn recorded(&self) {
+        soon(self.notes.0.subscribe().wait_for(|is_done| *is_done))
+            .await
+            .unwrap();
+    }
+}
+
+/// The messages of a stream, decoded.
+struct Frames {
+    batches: mpsc::Receiver<Batch>,
+    ready: Bytes,
+}
+
+impl Frames {
+    async fn next(&mut self) -> Option<Result<OutputFrame, Status>> {
+        if self.ready.is_empty() {
+            match self.batches.recv().await? {
+                Ok(batch) => self.ready = batch.concat().into(),
+                Err(status) => return Some(Err(status)),
+            }
+        }
+        assert_eq!(self.ready.get_u8(), 0, "not compressed");
+        let length = self.ready.get_u32() as usize;
+        Some(Ok(OutputFrame::decode(self.ready.split_to(length)).unwrap()))
+    }
+}
+
+fn alice() -> User {
+    User {
+        name: "alice".to_owned(),
+        ..User::default()
+    }
+}
+
+fn follow() -> WatchOutputRequest {
+    WatchOutputRequest {
+        follow: true,
+        ..WatchOutputRequest::default()
+    }
+}
+
+fn process(status: RemoteProcessStatus) -> RemoteProcess {
+    let mut process = RemoteProcess::new("hello", RemoteProcessSpec::default());
+    process.metadata.namespace = Some("default".to_owned());
+    process.metadata.uid = Some("0c1d".to_owned());
+    process.metadata.resource_version = Some(format!("{:?}", status));
+    process.status = Some(status);
+    process
+}
+
+fn waiting(attempt: Option<u32>, reason: Reason) -> RemoteProcess {
+    process(RemoteProcessStatus {
+        phase: Some(Phase::Pending),
+        reason: Some(reason),
+        attempt,
+        ..RemoteProcessStatus::default()
+    })
+}
+
+fn granted() -> AttemptStatus {
+    AttemptStatus {
+        number: 1,
+        granted_at: Some(jiff::Timestamp::UNIX_EPOCH),
+        ..AttemptStatus::default()
+    }
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, what).await.expect("in time")
+}
+
+async fn next(frames: &mut Frames) -> Frame {
+    soon(frames.next())
+        .await
+        .expect("a frame")
+        .expect("no error")
+        .frame
+        .expect("not empty")
+}
+
+/// All that is left: bytes of output, the other frames but heartbeats.
+async fn rest(frames: &mut Frames) -> (usize, Vec<Frame>) {
+    let (bytes, _, others) = rest_of_attempt(frames).await;
+    (bytes, others)
+}
+
+/// As `rest`, and which attempt it was.
+async fn rest_of_attempt(frames: &mut Frames) -> (usize, u32, Vec<Frame>) {
+    let (mut bytes, mut attempt, mut others) = (0, 0, Vec::new());
+    while let Some(frame) = soon(frames.next()).await {
+        match frame.unwrap().frame.unwrap() {
+            Frame::Data(data) => bytes += data.bytes.len(),
+            Frame::Heartbeat(heartbeat) => attempt = heartbeat.attempt,
+            other => others.push(other),
+        }
+    }
+    (bytes, attempt, others)
+}
+
+fn reason_of(frame: &Frame) -> &str {
+    match frame {
+        Frame::State(state) => &state.reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn only_exit(frames: &[Frame]) -> &Exit {
+    match frames {
+        [Frame::Exit(exit)] => exit,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The remembered answers of refused users once filled the memory with such names.
+#[tokio::test]
+async fn a_name_of_a_megabyte_is_refused_before_anybody_is_asked() {
+    let bench = Bench::new();
+    let key = |namespace: &str, name: &str, uid: &str| ProcessKey {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        uid: uid.to_owned(),
+    };
+    let long = "x".repeat(1 << 20);
+    for odd in [
+        key("default", &long, ""),
+        key(&long, "hello", ""),
+        key("", "", &long),
+        key("default", "#3", ""),
+        key("../x", "hello", ""),
+        key("default", "hello", "a?b"),
+    ] {
+        let refused = bench.parts.allow(&alice(), Action::Log, Some(odd.clone())).await;
+        assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+        let refused = bench.parts.at_home(&tonic::metadata::MetadataMap::new(), Some(odd));
+        assert_eq!(refused.err().map(|status| status.code()), Some(Code::InvalidArgument));
+    }
+    assert_eq!(bench.asked.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn who_comes_early_is_told_why_it_waits_and_then_gets_everything() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(None, Reason::Waiting));
+    let mut frames = bench.watch(&follow());
+    assert_eq!(reason_of(&next(&mut frames).await), "Waiting");
+    bench.parts.directory.apply(waiting(Some(1), Reason::ImagePull));
+    assert_eq!(reason_of(&next(&mut frames).await), "ImagePull");
+    let program = Program::new(&[(false, 1000), (true, 10)]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 1);
+    let (bytes, others) = rest(&mut frames).await;
+    assert_eq!(bytes, 1010);
+    let exit = only_exit(&others);
+    assert_eq!((exit.value, exit.sealed), (7, true));
+}
+
+#[tokio::test]
+async fn a_process_that_never_ran_ends_with_its_reason_and_without_a_gap() {
+    let bench = Bench::new();
+    let mut failed = waiting(None, Reason::InvalidSpec);
+    failed.status.as_mut().unwrap().phase = Some(Phase::Failed);
+    bench.parts.directory.apply(failed);
+    let (bytes, others) = rest(&mut bench.watch(&follow())).await;
+    let exit = only_exit(&others);
+    assert_eq!(
+        (bytes, exit.outcome(), exit.reason.as_str()),
+        (0, Outcome::Unknown, "InvalidSpec")
+    );
+}
+
+#[tokio::test]
+async fn the_archive_serves_what_is_over_and_deleted_the_same() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(Some(1), Reason::Running));
+    let program = Program::new(&[(false, 300_000), (true, 300_000), (false, 1)]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 1);
+    bench.recorded().await;
+    let mut changes = bench.parts.sessions.changes();
+    while !bench.parts.sessions.all().is_empty() {
+        soon(changes.changed()).await.unwrap();
+    }
+    for is_deleted in [false, true] {
+        if is_deleted {
+            bench.parts.directory.remove("0c1d");
+        }
+        for follow in [false, true] {
+            let (bytes, others) = rest(&mut bench.watch(&WatchOutputRequest {
+                follow,
+                ..now_request()
+            }))
+            .await;
+            assert_eq!(bytes, 600_001);
+            assert!(only_exit(&others).sealed);
+        }
+    }
+    let by_uid = ProcessKey {
+        uid: "0c1d".to_owned(),
+        ..ProcessKey::default()
+    };
+    let target = bench.parts.allow(&alice(), Action::Log, Some(by_uid)).await.unwrap();
+    assert_eq!((target.namespace.as_str(), target.name.as_str()), ("default", "hello"));
+}
+
+fn now_request() -> WatchOutputRequest {
+    WatchOutputRequest {
+        stream: Stream::Unspecified.into(),
+        ..WatchOutputRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_only_the_kubelet_told_comes_with_a_named_gap() {
+    let bench = Bench::new();
+    let exit = AttemptExit {
+        code: Some(137),
+        source: ExitSource::Kubelet,
+        ..AttemptExit::default()
+    };
+    let attempts = vec![AttemptStatus {
+        exit: Some(exit),
+        ..granted()
+    }];
+    bench.parts.directory.apply(process(RemoteProcessStatus {
+        phase: Some(Phase::Failed),
+        reason: Some(Reason::Interrupted),
+        attempt: Some(1),
+        attempts,
+        ..RemoteProcessStatus::default()
+    }));
+    let (_, others) = rest(&mut bench.watch(&follow())).await;
+    let [Frame::Gap(stdout), Frame::Gap(stderr), Frame::Exit(exit)] = &others[..] else {
+        panic!("{others:?}")
+    };
+    assert_eq!((stdout.reason.as_str(), stderr.to), (NEVER_SEALED, None));
+    assert_eq!((exit.value, exit.source(), exit.sealed), (137, Source::Kubelet, false));
+}
+
+#[tokio::test]
+async fn without_follow_a_live_stream_stops_at_what_is_there() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(Some(1), Reason::Running));
+    let program = Program::new(&[(false, 1000), (false, 10)]);
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 1);
+    let mut following = bench.watch(&follow());
+    while !matches!(next(&mut following).await, Frame::Data(_)) {}
+    let (bytes, others) = rest(&mut bench.watch(&now_request())).await;
+    assert_eq!((bytes, others.len()), (1000, 0));
+}
+
+/// `run` and `logs -f` ended with 125 here although the process went on: typed again, the program ran twice.
+#[tokio::test]
+async fn an_attempt_that_ran_nothing_and_is_replaced_does_not_end_the_stream() {
+    let bench = Bench::new();
+    let mut gone = waiting(Some(1), Reason::Interrupted);
+    gone.status.as_mut().unwrap().attempts = vec![AttemptStatus {
+        number: 1,
+        exit: Some(AttemptExit {
+            reason: Some(Reason::Interrupted),
+            ..AttemptExit::default()
+        }),
+        ..AttemptStatus::default()
+    }];
+    bench.parts.directory.apply(gone);
+    let (bytes, others) = rest(&mut bench.watch(&now_request())).await;
+    assert_eq!((bytes, others.len()), (0, 0), "nothing to read, and no end");
+    let mut frames = bench.watch(&follow());
+    assert_eq!(reason_of(&next(&mut frames).await), "Interrupted");
+    let program = Program::new(&[(false, 5)]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.parts.directory.apply(waiting(Some(2), Reason::Enrolling));
+    bench.open(&agent, 2);
+    let (bytes, told, others) = rest_of_attempt(&mut frames).await;
+    assert_eq!((bytes, told), (5, 2));
+    assert!(matches!(others.last(), Some(Frame::Exit(exit)) if exit.value == 7));
+}
+
+#[tokio::test]
+async fn an_attempt_that_was_replaced_before_it_wrote_is_left_for_the_next() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(Some(1), Reason::ImagePull));
+    let mut frames = bench.watch(&follow());
+    assert_eq!(reason_of(&next(&mut frames).await), "ImagePull");
+    bench.parts.directory.apply(waiting(Some(2), Reason::Enrolling));
+    let program = Program::new(&[(false, 5)]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 2);
+    let (bytes, told, others) = rest_of_attempt(&mut frames).await;
+    assert_eq!((bytes, told), (5, 2), "who resumes has to know which attempt this was");
+    assert!(matches!(others.last(), Some(Frame::Exit(exit)) if exit.value == 7));
+}
+
+#[tokio::test]
+async fn a_stream_of_a_granted_attempt_never_goes_on_in_the_next() {
+    let bench = Bench::new();
+    let running = |attempt, attempts| {
+        process(RemoteProcessStatus {
+            phase: Some(Phase::Running),
+            attempt: Some(attempt),
+            attempts,
+            ..RemoteProcessStatus::default()
+        })
+    };
+    bench.parts.directory.apply(running(1, vec![granted()]));
+    let mut first = bench.watch(&follow());
+    let next = AttemptStatus { number: 2, ..granted() };
+    bench.parts.directory.apply(running(2, vec![granted(), next]));
+    let program = Program::new(&[(false, 5)]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 2);
+    let (bytes, others) = rest(&mut first).await;
+    let Some(Frame::Exit(exit)) = others.last() else {
+        panic!("{others:?}")
+    };
+    assert_eq!((bytes, exit.outcome()), (0, Outcome::Unknown));
+    assert!(exit.message.contains("attempt 2"), "{}", exit.message);
+}
+
+#[tokio::test]
+async fn a_stream_begins_at_a_time_or_at_the_last_lines_of_one_stream() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(Some(1), Reason::Running));
+    let program = Program::timed(&[(false, 1000), (true, 10), (false, 300_000), (true, 1000)]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 1);
+    let total = async |request: WatchOutputRequest| rest(&mut bench.watch(&request)).await.0;
+    let since = |since| WatchOutputRequest {
+        since_unix_nanos: Some(since),
+        ..follow()
+    };
+    for _ in 0..2 {
+        // First from the ring or both, then from the archive alone.
+        assert_eq!(total(since(0)).await, 302_010);
+        assert_eq!(total(since(2)).await, 301_010);
+        assert_eq!(total(since(4)).await, 1000);
+        assert_eq!(total(since(5)).await, 0);
+        let errors = WatchOutputRequest {
+            stream: Stream::Stderr.into(),
+            tail_lines: Some(1),
+            ..follow()
+        };
+        let tail = total(errors).await;
+        assert!((1..400).contains(&tail), "{tail}");
+        bench.recorded().await;
+    }
+}
+
+#[tokio::test]
+async fn who_loses_the_right_loses_the_stream_within_two_minutes() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(Some(1), Reason::Unschedulable));
+    let mut frames = bench.watch(&follow());
+    next(&mut frames).await;
+    bench.is_allowed.store(false, Ordering::Relaxed);
+    tokio::time::pause();
+    let refused = timeout(Duration::from_secs(120), async {
+        loop {
+            match frames.next().await.expect("a last word") {
+                Ok(frame) => assert!(matches!(frame.frame, Some(Frame::Heartbeat(_)))),
+                Err(status) => return status,
+            }
+        }
+    });
+    assert_eq!(refused.await.expect("in time").code(), tonic::Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn a_replica_that_goes_away_says_so() {
+    let bench = Bench::new();
+    bench.parts.directory.apply(waiting(Some(1), Reason::Unschedulable));
+    let mut frames = bench.watch(&follow());
+    next(&mut frames).await;
+    bench.parts.shutdown.cancel();
+    let status = soon(frames.next()).await.expect("a last word").unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+}

@@ -1,0 +1,391 @@
+//! One upstream for each live attempt, many followers.
+//!
+//! A session reads the agent's output once, keeps the newest part in a ring, and archives it. Followers read the ring,
+//! and the archive where they are too slow for it; none of them holds the upstream up. Only a ring full of bytes that
+//! are not durable yet does: then the agent's spool absorbs.
+
+mod agent_calls;
+mod archiver;
+mod budget;
+mod conditions;
+mod desired;
+mod follower;
+mod mirror;
+mod place;
+mod requests;
+mod ring;
+mod upstream;
+
+#[cfg(test)]
+pub(crate) mod fake_agent;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::future::BoxFuture;
+use remoteprocess_proto::v1::{Cursor, Exit, State};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+
+pub use agent_calls::ControlError;
+pub use budget::Budget;
+pub use conditions::Notice;
+pub use desired::{Fact, Known, Order, Wish};
+pub use follower::{Follower, Next};
+pub use mirror::Mirror;
+pub use requests::Requests;
+use ring::Ring;
+
+use super::archive::{Archive, Manifest, StoredGap, Unavailable};
+use super::attempt::{AttemptKey, Subject};
+use super::grpc::peers::Peers;
+use super::metrics::metrics;
+
+/// Reason of a gap at the end of a stream whose agent never sealed it.
+pub const NEVER_SEALED: &str = "NeverSealed";
+
+/// The agent of a session: which pod it must prove to be, and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// Namespace of its pod.
+    pub namespace: String,
+    /// UID of its pod.
+    pub pod_uid: String,
+    /// `host:port`, IPv6 in brackets.
+    pub address: String,
+}
+
+impl Agent {
+    /// Stands for an agent that will not come back.
+    #[must_use]
+    pub fn nowhere(subject: &Subject) -> Self {
+        Self {
+            namespace: subject.namespace.clone(),
+            pod_uid: subject.pod_uid.clone(),
+            address: String::new(),
+        }
+    }
+}
+
+/// Why an agent could not be reached; for the log.
+pub type ConnectError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Makes connections to agents.
+pub trait Connect: Send + Sync + 'static {
+    /// A new connection; fails if the peer is not exactly this agent.
+    fn connect<'a>(&'a self, agent: &'a Agent) -> BoxFuture<'a, Result<Channel, ConnectError>>;
+}
+
+/// Writes what a session learns into the object's status. Each write is tried until it is done or the object is gone:
+/// an API server that is away must not end a session.
+pub trait Record: Send + Sync + 'static {
+    /// Something of a program that runs.
+    fn learned<'a>(&'a self, subject: &'a Subject, fact: Fact) -> BoxFuture<'a, ()>;
+    /// Something holds the output up, or does not any more.
+    fn noted<'a>(&'a self, subject: &'a Subject, notice: &'a Notice) -> BoxFuture<'a, ()>;
+    /// The attempt ended and its output is archived.
+    fn ended<'a>(&'a self, subject: &'a Subject, ending: &'a Ending) -> BoxFuture<'a, ()>;
+}
+
+/// The end of an attempt, once everything is archived.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ending {
+    /// The last frame of the stream, `sealed` as the archive found it.
+    pub exit: Exit,
+    /// Where both streams ended.
+    pub end: Cursor,
+    /// Bytes of both streams that will never be there, as far as known.
+    pub lost: Cursor,
+    /// The ranges that they were in; the first hundred of them.
+    pub gaps: Vec<StoredGap>,
+    /// The last bytes of both streams in the observed order, at most [`Ending::TAIL_BYTES`].
+    pub tail: Vec<u8>,
+}
+
+impl Ending {
+    /// Raw bytes of output from which the status' tail is made.
+    pub const TAIL_BYTES: usize = 4096;
+
+    /// What the archive says of an attempt that ended with `exit`.
+    #[must_use]
+    pub fn archived(exit: Exit, manifest: Manifest, tail: Vec<u8>) -> Self {
+        Self {
+            exit,
+            end: manifest.end(),
+            lost: manifest.lost(),
+            gaps: manifest.gaps,
+            tail,
+        }
+    }
+}
+
+/// What all sessions of a relay share.
+pub struct Context {
+    /// Where output goes.
+    pub archive: Archive,
+    /// How agents are reached.
+    pub connect: Box<dyn Connect>,
+    /// The other replicas.
+    pub peers: Peers,
+    /// Where facts go.
+    pub record: Box<dyn Record>,
+    /// What all rings together may hold.
+    pub memory: Arc<Budget>,
+    /// Ends every session: what was received is flushed first.
+    pub shutdown: CancellationToken,
+}
+
+/// One live attempt.
+pub struct Session {
+    subject: Subject,
+    context: Arc<Context>,
+    ring: Arc<Ring>,
+    agent: watch::Sender<Agent>,
+    control: agent_calls::Control,
+    /// Set with the first sign that the program runs.
+    started: watch::Sender<bool>,
+    state: watch::Sender<Option<State>>,
+    /// How the attempt ended according to the status, when no agent said it.
+    closing: watch::Sender<Option<Exit>>,
+    /// Somebody but a user of the relay wants the end.
+    order: watch::Sender<Option<Order>>,
+    wish: watch::Sender<Option<Wish>>,
+    /// The status holds the whole end, output included.
+    recorded: watch::Sender<bool>,
+    /// The size of the spool in bytes, while it is full and holds the program back.
+    blocked: watch::Sender<Option<u64>>,
+    /// Why the archive takes nothing now.
+    unavailable: watch::Sender<Option<Unavailable>>,
+    is_connected: AtomicBool,
+    /// Set with each connection; taken back by whoever asks.
+    was_connected: AtomicBool,
+}
+
+/// What a follower reads beside the archive: the ring of a session, or of a mirror.
+#[derive(Clone)]
+pub struct Feed {
+    ring: Arc<Ring>,
+    /// What the ring has dropped is in the archive; at another home it may be on its way there.
+    is_home: bool,
+}
+
+/// The live sessions of a relay, and the mirrors of other replicas' sessions.
+#[derive(Clone)]
+pub struct Sessions {
+    context: Arc<Context>,
+    live: Arc<Mutex<HashMap<AttemptKey, Arc<Session>>>>,
+    mirrors: Arc<Mutex<HashMap<AttemptKey, Arc<Mirror>>>>,
+    changed: watch::Sender<u64>,
+    tasks: TaskTracker,
+}
+
+impl Sessions {
+    /// No session yet.
+    #[must_use]
+    pub fn new(context: Arc<Context>) -> Self {
+        Self {
+            context,
+            live: Arc::default(),
+            mirrors: Arc::default(),
+            changed: watch::Sender::new(0),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// The live session of an attempt.
+    #[must_use]
+    pub fn get(&self, key: &AttemptKey) -> Option<Arc<Session>> {
+        self.lock().get(key).cloned()
+    }
+
+    /// Every live session.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// The mirror of an attempt whose home is another replica; made, where there is none.
+    pub fn mirror(&self, key: &AttemptKey) -> Arc<Mirror> {
+        let mut mirrors = self.mirrors();
+        if let Some(mirror) = mirrors.get(key) {
+            return mirror.clone();
+        }
+        let mirror = Arc::new(Mirror::new(self, key.clone()));
+        mirrors.insert(key.clone(), mirror.clone());
+        let (sessions, running, key) = (self.clone(), mirror.clone(), key.clone());
+        self.tasks.spawn(async move {
+            running.run(&sessions).await;
+            sessions.mirrors().remove(&key);
+        });
+        mirror
+    }
+
+    /// Whether an attempt can be read live here.
+    #[must_use]
+    pub fn has_feed(&self, key: &AttemptKey) -> bool {
+        self.get(key).is_some() || self.mirrors().get(key).is_some_and(|mirror| mirror.feed().is_some())
+    }
+
+    /// The other replicas.
+    #[must_use]
+    pub fn peers(&self) -> &Peers {
+        &self.context.peers
+    }
+
+    /// Fires when a session appears or goes, or a mirror becomes ready.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Opens the session of an attempt, or tells the one that is open where its agent is now.
+    pub fn open(&self, subject: Subject, agent: Agent) -> Arc<Session> {
+        let mut live = self.lock();
+        if let Some(session) = live.get(&subject.key) {
+            session.agent.send_replace(agent);
+            return session.clone();
+        }
+        let session = Arc::new(Session::new(self.context.clone(), subject, agent));
+        live.insert(session.subject.key.clone(), session.clone());
+        drop(live);
+        self.changed.send_modify(|version| *version += 1);
+        let (sessions, running) = (self.clone(), session.clone());
+        metrics().sessions.inc();
+        self.tasks.spawn(async move {
+            archiver::run(&running).await;
+            running.ring.close();
+            metrics().sessions.dec();
+            sessions.lock().remove(&running.subject.key);
+            sessions.changed.send_modify(|version| *version += 1);
+        });
+        session
+    }
+
+    /// Waits until every session has ended; to be called after the shutdown token fired.
+    pub async fn drained(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn mirrors(&self) -> MutexGuard<'_, HashMap<AttemptKey, Arc<Mirror>>> {
+        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<AttemptKey, Arc<Session>>> {
+        // The map is whole after each statement, so a panic elsewhere leaves nothing half done.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    fn new(context: Arc<Context>, subject: Subject, agent: Agent) -> Self {
+        Self {
+            subject,
+            ring: Arc::new(Ring::new(context.memory.clone())),
+            context,
+            agent: watch::Sender::new(agent),
+            control: agent_calls::Control::default(),
+            started: watch::Sender::new(false),
+            state: watch::Sender::new(None),
+            closing: watch::Sender::new(None),
+            order: watch::Sender::new(None),
+            wish: watch::Sender::new(None),
+            recorded: watch::Sender::new(false),
+            blocked: watch::Sender::new(None),
+            unavailable: watch::Sender::new(None),
+            is_connected: AtomicBool::new(false),
+            was_connected: AtomicBool::new(false),
+        }
+    }
+
+    /// What followers read.
+    #[must_use]
+    pub fn feed(&self) -> Feed {
+        Feed {
+            ring: self.ring.clone(),
+            is_home: true,
+        }
+    }
+
+    /// What the session is of.
+    #[must_use]
+    pub fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    /// False for the first moments, until the archive has said where it stands.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.ring.front().is_some()
+    }
+
+    /// Whether the agent's stream is open now, as far as this side knows.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.is_connected.load(Ordering::Relaxed)
+    }
+
+    /// Offsets received so far.
+    #[must_use]
+    pub fn received(&self) -> Cursor {
+        self.ring.end()
+    }
+
+    /// The last state that the agent told.
+    #[must_use]
+    pub fn state(&self) -> Option<State> {
+        self.state.borrow().clone()
+    }
+
+    /// Why the archive takes nothing of this attempt now, and each change of it; `None` while it does.
+    #[must_use]
+    pub fn archive_unavailable(&self) -> watch::Receiver<Option<Unavailable>> {
+        self.unavailable.subscribe()
+    }
+
+    /// The last frame, once the attempt has ended and is archived.
+    #[must_use]
+    pub fn exit(&self) -> Option<Exit> {
+        self.ring.exit()
+    }
+
+    /// Says that the status holds an end which no agent reported. The session takes what the agent still sends; if there
+    /// is no agent any more, it ends with this exit.
+    pub fn close_with(&self, exit: Exit) {
+        self.closing.send_if_modified(|closing| {
+            let first = closing.is_none();
+            closing.get_or_insert(exit);
+            first
+        });
+    }
+
+    /// Says that the status holds the end and the output. A session that has not written that itself is one whose agent
+    /// found another home, which may never tell it: it gives way once the archive holds the end, too.
+    pub fn recorded(&self) {
+        self.recorded
+            .send_if_modified(|recorded| !std::mem::replace(recorded, true));
+    }
+
+    /// Asks the agent to stop the program, until it has been heard. The first who asks is who ended it.
+    pub fn stop_by(&self, order: Order) {
+        self.order.send_if_modified(|known| {
+            let first = known.is_none();
+            known.get_or_insert(order);
+            first
+        });
+    }
+
+    /// Says what the object wants of a program that runs.
+    pub fn advise(&self, wish: Wish) {
+        self.wish.send_if_modified(|known| {
+            let is_new = known.as_ref() != Some(&wish);
+            *known = Some(wish);
+            is_new
+        });
+    }
+}

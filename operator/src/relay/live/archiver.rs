@@ -1,0 +1,301 @@
+//! Archives what the upstream brings, tells the agent what is safe, and closes the attempt.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::time::Duration;
+
+use remoteprocess_proto::v1::exit::Source;
+use remoteprocess_proto::v1::{Cursor, Exit};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{info, warn};
+
+use super::agent_calls::ControlError;
+use super::upstream::{self, End};
+use super::{Ending, Fact, Session, conditions, desired};
+use crate::relay::archive::{Error, SEGMENT_BYTES, Unavailable, Writer};
+use crate::relay::metrics::metrics;
+use crate::relay::piece::distance;
+
+/// Longest time that received bytes wait for their segment to be stored.
+const AGE: Duration = Duration::from_secs(1);
+/// Pauses between tries of the store.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long an agent that is away is told that everything is safe; one that comes later asks by itself.
+const FAREWELL: Duration = Duration::from_secs(30);
+/// The controller waits at most 10 s for the kubelet's word on a container that ended without a report.
+const KUBELET: Duration = Duration::from_secs(15);
+
+/// Runs a session from its first connection to the agent's farewell, or to the relay's shutdown.
+pub async fn run(session: &Session) {
+    tokio::select! {
+        () = carry(session) => {}
+        () = conditions::run(session) => {}
+    }
+}
+
+async fn carry(session: &Session) {
+    let shutdown = &session.context.shutdown;
+    let opened = shutdown
+        .run_until_cancelled(retry(session, "open the archive", || {
+            session.context.archive.writer(session.subject.clone())
+        }))
+        .await;
+    let Some(writer) = opened else { return };
+    session.ring.begin(writer.saved());
+    let saved = watch::Sender::new(writer.saved());
+    let serve = async {
+        if let Some(exit) = writer.sealed_exit() {
+            return close(session, writer, &exit).await;
+        }
+        let (end, writer) = tokio::join!(
+            async {
+                let end = shutdown.run_until_cancelled(upstream::run(session)).await;
+                session.ring.end_upstream();
+                end
+            },
+            keep(session, writer, &saved)
+        );
+        if let Some(End::Exit(exit)) = end {
+            let exit = ask_status(session, *exit).await;
+            close(session, writer, &exit).await;
+        }
+    };
+    tokio::select! {
+        () = serve => {}
+        () = beside(session, &saved) => {}
+    }
+}
+
+/// What goes on beside the stream; never ends by itself.
+async fn beside(session: &Session, saved: &watch::Sender<Cursor>) {
+    tokio::join!(
+        tell_saved(session, saved.subscribe()),
+        note_start(session),
+        desired::run(session)
+    );
+    std::future::pending().await
+}
+
+/// Stores segments until no piece will follow.
+async fn keep(session: &Session, writer: Writer, saved: &watch::Sender<Cursor>) -> Writer {
+    let mut keeper = Keeper {
+        session,
+        writer,
+        saved,
+        index: 0,
+        oldest: None,
+        stored: VecDeque::new(),
+        backoff: BACKOFF.0,
+    };
+    loop {
+        let is_last = keeper.take();
+        if keeper.is_due(is_last) && keeper.writer.may_store() {
+            keeper.writer.store().await;
+            keeper.stored.push_back(keeper.index);
+            keeper.oldest = None;
+            continue;
+        }
+        if is_last && keeper.oldest.is_none() && keeper.writer.is_settled() {
+            return keeper.writer;
+        }
+        let is_waiting = keeper.oldest.is_some() && !keeper.writer.may_store();
+        let timer = keeper
+            .oldest
+            .map_or_else(|| Instant::now() + AGE, |oldest| oldest + AGE);
+        tokio::select! {
+            settled = keeper.writer.settle(), if !keeper.writer.is_settled() => keeper.settled(settled).await,
+            () = session.ring.due() => {}
+            () = sleep_until(timer), if !is_waiting => session.ring.ease(),
+        }
+    }
+}
+
+/// Between the ring and the archive.
+struct Keeper<'a> {
+    session: &'a Session,
+    writer: Writer,
+    saved: &'a watch::Sender<Cursor>,
+    /// The ring's next piece.
+    index: u64,
+    /// Since when the open segment has something.
+    oldest: Option<Instant>,
+    /// For each segment that is on its way: the ring's next piece after it.
+    stored: VecDeque<u64>,
+    backoff: Duration,
+}
+
+impl Keeper<'_> {
+    /// Takes what fits of what has come; true when nothing more will.
+    fn take(&mut self) -> bool {
+        let room = SEGMENT_BYTES.saturating_sub(self.writer.open_bytes());
+        let (pieces, next) = self.session.ring.unkept(self.index, room);
+        pieces.iter().for_each(|placed| self.writer.append(placed));
+        if next > self.index {
+            self.oldest.get_or_insert_with(Instant::now);
+        }
+        self.index = next;
+        self.session.ring.is_ended_at(next)
+    }
+
+    fn is_due(&self, is_last: bool) -> bool {
+        let is_old = || self.oldest.is_some_and(|oldest| oldest.elapsed() >= AGE);
+        let is_tight = || self.session.context.memory.is_tight();
+        self.oldest.is_some() && (self.writer.is_full() || is_last || is_old() || is_tight())
+    }
+
+    async fn settled(&mut self, settled: Result<Cursor, Error>) {
+        match settled {
+            Ok(saved) => {
+                let before = distance(&self.saved.borrow());
+                metrics().archived.inc_by(distance(&saved) - before);
+                if let Some(index) = self.stored.pop_front() {
+                    self.session.ring.keep(index);
+                }
+                self.saved.send_replace(saved);
+                self.backoff = BACKOFF.0;
+                note(self.session, None);
+            }
+            Err(error) => self.backoff = pause(self.session, "store a segment", &error, self.backoff).await,
+        }
+    }
+}
+
+/// Everything is archived: manifest, followers, status, agent, in this order.
+async fn close(session: &Session, mut writer: Writer, exit: &Exit) {
+    let verdict = writer.verdict(exit);
+    let mut backoff = BACKOFF.0;
+    let manifest = loop {
+        match writer.seal(&verdict).await {
+            Ok(manifest) => break manifest,
+            Err(error) => backoff = pause(session, "store the manifest", &error, backoff).await,
+        }
+    };
+    note(session, None);
+    let exit = manifest.exit_frame().unwrap_or(verdict);
+    session.ring.finish(exit.clone(), manifest.end());
+    info!(
+        uid = session.subject.key.uid,
+        attempt = session.subject.key.attempt,
+        sealed = exit.sealed,
+        "archived"
+    );
+    let archive = &session.context.archive;
+    let tail = archive
+        .last_bytes(&session.subject.key, Ending::TAIL_BYTES)
+        .await
+        .unwrap_or_else(|error| {
+            warn!(%error, "cannot read the tail of the output back");
+            Vec::new()
+        });
+    let ending = Ending::archived(exit, manifest, tail);
+    let written = session.context.record.ended(&session.subject, &ending);
+    if session.context.shutdown.run_until_cancelled(written).await.is_some() {
+        farewell(session, ending.end).await;
+    }
+}
+
+/// An end that the entrypoint did not report is the kubelet's to tell: the controller writes it into the status.
+async fn ask_status(session: &Session, exit: Exit) -> Exit {
+    if exit.source() != Source::None {
+        return exit;
+    }
+    let mut closing = session.closing.subscribe();
+    let told = timeout(KUBELET, closing.wait_for(Option::is_some)).await;
+    let Ok(Ok(Some(told))) = told.map(|told| told.map(|told| told.clone())) else {
+        return exit;
+    };
+    Exit {
+        outcome: told.outcome,
+        value: told.value,
+        source: told.source,
+        reason: told.reason,
+        message: told.message,
+        ..exit
+    }
+}
+
+/// Tells the agent that nothing more will be asked, so that it leaves.
+async fn farewell(session: &Session, end: Cursor) {
+    let give_up = Instant::now() + FAREWELL;
+    while let Err(error) = session.commit(end, true).await {
+        let gone = session.closing.borrow().is_some() && matches!(error, ControlError::Unreachable);
+        if gone || Instant::now() >= give_up {
+            return;
+        }
+        let pause = session.context.shutdown.run_until_cancelled(sleep(BACKOFF.0)).await;
+        if pause.is_none() {
+            return;
+        }
+    }
+}
+
+/// Lets the agent free its spool. A call that fails is made up for by the next.
+async fn tell_saved(session: &Session, mut saved: watch::Receiver<Cursor>) {
+    if *saved.borrow() != Cursor::default() {
+        // What an earlier relay archived may not have reached the agent, whose spool may be full of it.
+        saved.mark_changed();
+    }
+    while saved.changed().await.is_ok() {
+        let cursor = *saved.borrow_and_update();
+        if session.commit(cursor, false).await.is_err() {
+            sleep(BACKOFF.1).await;
+            saved.mark_changed();
+        }
+    }
+}
+
+/// Writes the start once, unless the end is known first: one write less for a short run.
+async fn note_start(session: &Session) {
+    let mut started = session.started.subscribe();
+    if started.wait_for(|started| *started).await.is_err() {
+        return;
+    }
+    let (at_unix_nanos, run_seconds) = match session.agent_state().await {
+        Ok(state) if state.started_unix_nanos > 0 => (state.started_unix_nanos, state.run_seconds),
+        _ => (
+            i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default(),
+            None,
+        ),
+    };
+    if session.exit().is_none() {
+        let fact = Fact::Started {
+            at_unix_nanos,
+            run_seconds,
+        };
+        session.context.record.learned(&session.subject, fact).await;
+    }
+}
+
+async fn retry<T, F: Future<Output = Result<T, Error>>>(
+    session: &Session,
+    what: &'static str,
+    mut attempt: impl FnMut() -> F,
+) -> T {
+    let mut backoff = BACKOFF.0;
+    loop {
+        match attempt().await {
+            Ok(done) => {
+                note(session, None);
+                return done;
+            }
+            Err(error) => backoff = pause(session, what, &error, backoff).await,
+        }
+    }
+}
+
+/// Says whether the archive takes what it is given.
+fn note(session: &Session, unavailable: Option<Unavailable>) {
+    session
+        .unavailable
+        .send_if_modified(|known| std::mem::replace(known, unavailable) != unavailable);
+}
+
+async fn pause(session: &Session, what: &'static str, error: &Error, backoff: Duration) -> Duration {
+    metrics().archive_failures.inc();
+    let unavailable = error.unavailable();
+    warn!(uid = session.subject.key.uid, reason = unavailable.reason(), %error, "cannot {what}, will try again");
+    note(session, Some(unavailable));
+    sleep(backoff).await;
+    (backoff * 2).min(BACKOFF.1)
+}

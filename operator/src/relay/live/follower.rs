@@ -1,0 +1,388 @@
+//! One reader of an attempt: from the archive, from the ring of a live session, or from the one into the other.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{self, Poll, ready};
+
+use remoteprocess_proto::v1::{Cursor, Exit, Stream};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio_util::sync::PollSemaphore;
+
+use super::Feed;
+use super::place::{Place, Read};
+use crate::relay::archive::{
+    ARCHIVE_DAMAGED, Archive, Error, Reader, TailSearch, first_since, precedes, since_start, tail_start,
+};
+use crate::relay::attempt::AttemptKey;
+use crate::relay::frame::{Framed, Open};
+use crate::relay::piece::{Piece, Placed, Wanted, distance, gap};
+
+/// A cursor into one attempt's history. It holds at most one segment of it in memory.
+pub struct Follower {
+    archive: Archive,
+    key: AttemptKey,
+    reader: Reader,
+    live: Option<Live>,
+    wanted: Wanted,
+    place: Option<Place>,
+    until: Option<u64>,
+    queue: VecDeque<Placed>,
+    seats: PollSemaphore,
+    /// Held while there is something in the queue.
+    seat: Option<OwnedSemaphorePermit>,
+    is_crowded: bool,
+}
+
+struct Live {
+    feed: Feed,
+    /// The ring has moved on, and the archive does not have it yet.
+    is_behind: bool,
+    changes: watch::Receiver<u64>,
+}
+
+/// What a follower gets.
+#[derive(Debug, PartialEq)]
+pub enum Next {
+    /// Wanted pieces, in order; never empty.
+    Frames(Vec<Framed>),
+    /// Nothing further now: wait for `changed`.
+    Wait,
+    /// There is more in the archive, but too many others read there: wait for `changed`.
+    Crowded,
+    /// Everything up to the limit that was set has been delivered.
+    Limit,
+    /// Everything was delivered, and the attempt ended so.
+    End(Box<Exit>),
+    /// The live session is gone without an end.
+    Closed,
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.feed.ring.leave();
+    }
+}
+
+impl Follower {
+    /// A reader of what `wanted` says.
+    #[must_use]
+    pub fn new(archive: Archive, key: AttemptKey, wanted: Wanted) -> Self {
+        Self {
+            reader: archive.reader(&key),
+            live: None,
+            wanted,
+            place: None,
+            until: None,
+            queue: VecDeque::new(),
+            seats: PollSemaphore::new(archive.seats()),
+            seat: None,
+            is_crowded: false,
+            archive,
+            key,
+        }
+    }
+
+    /// Reads a live ring from now on (or, with `None`, the archive alone), going on where it is.
+    pub fn attach(&mut self, feed: Option<Feed>) {
+        // Another home may not have come as far yet: what this follower has had is filtered out, not expected there.
+        self.wanted.cursor = self.position();
+        self.place = None;
+        self.until = None;
+        self.queue = VecDeque::new();
+        self.leave_seat();
+        self.live = feed.map(|feed| {
+            feed.ring.join();
+            let changes = feed.ring.changes();
+            Live {
+                feed,
+                is_behind: false,
+                changes,
+            }
+        });
+    }
+
+    /// True while it waits for the archive to catch up with another home.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.is_behind)
+    }
+
+    /// True while a live session is read.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.live.is_some()
+    }
+
+    /// Begins at the last `lines` lines of what is there now, if that is further than it would begin so far.
+    ///
+    /// # Errors
+    /// When the archive does not answer.
+    pub async fn begin_at_tail(&mut self, lines: u64) -> Result<(), Error> {
+        let mut search = TailSearch::new(lines, self.wanted.only);
+        let recent = self.recent();
+        let start = match recent.iter().rev().find_map(|placed| search.step(placed)) {
+            Some(start) => start,
+            None => {
+                let before = recent.first().map(|placed| placed.start);
+                tail_start(&self.archive, &self.key, search, before).await?
+            }
+        };
+        self.begin_at_least(start);
+        Ok(())
+    }
+
+    /// Begins at the first piece that was taken at or after `since`, in nanoseconds since the Unix epoch; at the end of
+    /// what is there now, if there is none.
+    ///
+    /// # Errors
+    /// When the archive does not answer.
+    pub async fn begin_since(&mut self, since: i64) -> Result<(), Error> {
+        let recent = self.recent();
+        let is_in_ring = recent
+            .iter()
+            .find_map(|placed| placed.piece.time())
+            .is_some_and(|time| time < since);
+        let archived = match is_in_ring {
+            true => None,
+            false => since_start(&self.archive, &self.key, since).await?,
+        };
+        let start = match archived.or_else(|| first_since(&recent, since)) {
+            Some(start) => start,
+            None => match &self.live {
+                Some(live) => live.feed.ring.end(),
+                None => self.reader.end().await?,
+            },
+        };
+        self.begin_at_least(start);
+        Ok(())
+    }
+
+    fn begin_at_least(&mut self, start: Cursor) {
+        let cursor = &mut self.wanted.cursor;
+        cursor.stdout = cursor.stdout.max(start.stdout);
+        cursor.stderr = cursor.stderr.max(start.stderr);
+    }
+
+    fn recent(&self) -> Vec<Placed> {
+        let live = self.live.as_ref();
+        live.map(|live| live.feed.ring.snapshot()).unwrap_or_default()
+    }
+
+    /// Ends with `Next::Limit` at what is received now instead of waiting for more. The limit is that of the session that
+    /// is attached; an attempt that has ended is read to its end.
+    pub fn limit_to_now(&mut self) {
+        self.until = self.live.as_ref().map(|live| distance(&live.feed.ring.end()));
+    }
+
+    /// The next wanted pieces, of about `max` bytes.
+    ///
+    /// # Errors
+    /// When the archive does not answer.
+    pub async fn next(&mut self, max: usize) -> Result<Next, Error> {
+        loop {
+            let at = self.at().await?;
+            if !self.has_ended() && self.until.is_some_and(|until| distance(&at) >= until) {
+                return Ok(Next::Limit);
+            }
+            let found = if self.queue.is_empty() {
+                self.fetch(at, max).await?
+            } else {
+                Next::Frames(self.dequeue(max))
+            };
+            match found {
+                Next::Frames(frames) if frames.is_empty() => {}
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// The live session knows the end of the attempt, so that what is left is finite.
+    fn has_ended(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.feed.ring.exit().is_some())
+    }
+
+    /// Waits until there may be more: in the live session, or for a seat in the archive where it is crowded. Never returns
+    /// without either.
+    pub async fn changed(&mut self) {
+        if self.is_crowded {
+            return poll_fn(|cx| self.poll_seat(cx)).await;
+        }
+        match &mut self.live {
+            // An error says that the session is gone; `next` finds that out.
+            Some(live) => drop(live.changes.changed().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Frees what is held in memory; it is read again when the follower goes on.
+    pub fn park(&mut self) {
+        if let (Some(first), Some(place)) = (self.queue.front(), &mut self.place) {
+            *place = Place::new(first.start);
+        }
+        self.queue = VecDeque::new();
+        self.leave_seat();
+    }
+
+    /// Where both streams are, on the history's path.
+    #[must_use]
+    pub fn reached(&self) -> Cursor {
+        self.queue
+            .front()
+            .map(|placed| placed.start)
+            .or(self.place.map(|place| place.at))
+            .unwrap_or_default()
+    }
+
+    /// Where the reader stands: nothing below comes any more.
+    #[must_use]
+    pub fn position(&self) -> Cursor {
+        let (reached, wanted) = (self.reached(), self.wanted.cursor);
+        Cursor {
+            stdout: reached.stdout.max(wanted.stdout),
+            stderr: reached.stderr.max(wanted.stderr),
+        }
+    }
+
+    async fn at(&mut self) -> Result<Cursor, Error> {
+        if self.place.is_none() {
+            let front = self.live.as_ref().and_then(|live| live.feed.ring.front());
+            let begin = match front.filter(|front| precedes(front, &self.wanted)) {
+                Some(front) => front,
+                None => self.reader.begin(&self.wanted).await?,
+            };
+            self.place = Some(Place::new(begin));
+        }
+        Ok(self.reached())
+    }
+
+    async fn fetch(&mut self, at: Cursor, max: usize) -> Result<Next, Error> {
+        let place = self.place.get_or_insert_with(|| Place::new(at));
+        let Some(live) = &mut self.live else {
+            let Some(found) = self.archived(at).await? else {
+                return Ok(Next::Crowded);
+            };
+            return Ok(if found.is_empty() {
+                Next::Wait
+            } else {
+                self.enqueue(found, max)
+            });
+        };
+        live.changes.borrow_and_update();
+        live.is_behind = false;
+        match live.feed.ring.read(place, max) {
+            Read::Pieces(found) => Ok(Next::Frames(
+                found.into_iter().filter_map(|framed| self.wanted.of(framed)).collect(),
+            )),
+            Read::Wait => Ok(Next::Wait),
+            Read::End(exit) => Ok(Next::End(exit)),
+            Read::Closed => Ok(Next::Closed),
+            Read::Behind => {
+                let (front, is_home) = (live.feed.ring.front().unwrap_or_default(), live.feed.is_home);
+                let Some(mut found) = self.archived(at).await? else {
+                    return Ok(Next::Crowded);
+                };
+                if found.is_empty() {
+                    // It is durable, or the ring would have kept it: a list made while segments came in may have missed it.
+                    found = match self.archived(at).await? {
+                        Some(found) => found,
+                        None => return Ok(Next::Crowded),
+                    };
+                }
+                Ok(if found.is_empty() && !is_home {
+                    if let Some(live) = &mut self.live {
+                        live.is_behind = true;
+                    }
+                    Next::Wait
+                } else if found.is_empty() {
+                    self.skip_to(at, front)
+                } else {
+                    self.enqueue(found, max)
+                })
+            }
+        }
+    }
+
+    /// What the archive has next; `None` without a seat.
+    async fn archived(&mut self, at: Cursor) -> Result<Option<Vec<Placed>>, Error> {
+        self.is_crowded = poll_fn(|cx| Poll::Ready(self.poll_seat(cx).is_pending())).await;
+        if self.is_crowded {
+            return Ok(None);
+        }
+        let found = self.reader.next(at).await?;
+        if found.is_empty() {
+            self.leave_seat();
+        }
+        Ok(Some(found))
+    }
+
+    /// Gets a seat. Who has asked keeps the place in the queue.
+    fn poll_seat(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
+        if self.seat.is_none() {
+            self.seat = ready!(self.seats.poll_acquire(cx));
+        }
+        self.is_crowded = false;
+        Poll::Ready(())
+    }
+
+    /// What the ring has dropped is not in the archive: said, not skipped.
+    fn skip_to(&mut self, at: Cursor, front: Cursor) -> Next {
+        self.place = Some(Place::new(front));
+        let mut holes = VecDeque::new();
+        let mut start = at;
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if front.of(stream) > start.of(stream) {
+                let piece = gap(stream, start.of(stream), Some(front.of(stream)), ARCHIVE_DAMAGED);
+                holes.push_back(Placed { start, piece });
+                start.set(stream, front.of(stream));
+            }
+        }
+        self.queue = holes;
+        Next::Frames(self.dequeue(usize::MAX))
+    }
+
+    fn enqueue(&mut self, found: Vec<Placed>, max: usize) -> Next {
+        if let Some(last) = found.last() {
+            self.place = Some(Place::new(last.end()));
+        }
+        self.queue = found.into();
+        Next::Frames(self.dequeue(max))
+    }
+
+    /// What is wanted of the next pieces, small ones merged. It is copied, so that it does not keep its whole segment in
+    /// memory while it waits in a peer's window.
+    fn dequeue(&mut self, max: usize) -> Vec<Framed> {
+        let mut cost = 0;
+        let mut found = Vec::new();
+        let mut open: Option<Open> = None;
+        while cost < max {
+            let Some(Placed { start, piece }) = self.queue.pop_front() else {
+                break;
+            };
+            cost += piece.cost();
+            let Some(piece) = piece.wanted(&self.wanted) else {
+                continue;
+            };
+            match (&piece, &mut open) {
+                (Piece::Data(data), Some(open)) if open.takes(data) => open.add(data),
+                (Piece::Data(data), _) => found.extend(open.replace(Open::new(start, data)).map(Open::seal)),
+                (Piece::Gap(_), _) => {
+                    found.extend(open.take().map(Open::seal));
+                    found.push(Framed::new(Placed { start, piece }));
+                }
+            }
+        }
+        found.extend(open.map(Open::seal));
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
+            self.leave_seat();
+        }
+        found
+    }
+
+    /// Lets another in, and gives up the place in the queue.
+    fn leave_seat(&mut self) {
+        self.seat = None;
+        self.is_crowded = false;
+        self.seats = PollSemaphore::new(self.archive.seats());
+    }
+}

@@ -1,0 +1,597 @@
+//! Sessions against an agent over real connections: whatever breaks, every reader gets every byte once, then the end.
+
+use std::future::Future;
+use std::time::Duration;
+
+use object_store::memory::InMemory;
+use prost::Message;
+use remoteprocess_proto::v1::exit::{Outcome, Source};
+use remoteprocess_proto::v1::{Gap, OutputFrame, Stream};
+use rstest::rstest;
+use tokio::time::timeout;
+
+use super::fake_agent::{FakeAgent, Program, TestDialer, byte, no_peers};
+use super::*;
+use crate::relay::archive::SEATS;
+use crate::relay::frame::Framed;
+use crate::relay::piece::{Piece, Wanted};
+
+mod desired;
+mod outage;
+
+/// Far more than any step takes; only a hang comes this far.
+const DEADLINE: Duration = Duration::from_secs(30);
+const BATCH: usize = 256 * 1024;
+
+/// What was recorded, and whether the API server answers.
+#[derive(Clone)]
+struct Notes {
+    ended: watch::Sender<Option<Ending>>,
+    learned: watch::Sender<Vec<Fact>>,
+    api: watch::Sender<bool>,
+    noted: Arc<Mutex<Vec<Notice>>>,
+}
+
+impl Default for Notes {
+    fn default() -> Self {
+        Self {
+            ended: watch::Sender::new(None),
+            learned: watch::Sender::default(),
+            api: watch::Sender::new(true),
+            noted: Arc::default(),
+        }
+    }
+}
+
+impl Record for Notes {
+    fn learned<'a>(&'a self, _: &'a Subject, fact: Fact) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            self.learned.send_modify(|learned| learned.push(fact));
+        })
+    }
+
+    fn noted<'a>(&'a self, _: &'a Subject, notice: &'a Notice) -> BoxFuture<'a, ()> {
+        self.noted.lock().unwrap().push(notice.clone());
+        Box::pin(std::future::ready(()))
+    }
+
+    fn ended<'a>(&'a self, _: &'a Subject, ending: &'a Ending) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            self.api.subscribe().wait_for(|is_there| *is_there).await.unwrap();
+            self.ended.send_replace(Some(ending.clone()));
+        })
+    }
+}
+
+/// One relay's life over an archive.
+struct Relay {
+    archive: Archive,
+    sessions: Sessions,
+    shutdown: CancellationToken,
+    notes: Notes,
+}
+
+impl Relay {
+    fn new(archive: &Archive) -> Self {
+        let (notes, shutdown) = (Notes::default(), CancellationToken::new());
+        let context = Context {
+            archive: archive.clone(),
+            connect: Box::new(TestDialer::default()),
+            record: Box::new(notes.clone()),
+            peers: no_peers(),
+            memory: Arc::new(Budget::new(1 << 30)),
+            shutdown: shutdown.clone(),
+        };
+        Self {
+            archive: archive.clone(),
+            sessions: Sessions::new(Arc::new(context)),
+            shutdown,
+            notes,
+        }
+    }
+
+    fn open(&self, agent: &FakeAgent) -> Arc<Session> {
+        self.sessions.open(subject(), agent.agent())
+    }
+
+    fn follower(&self, wanted: Wanted) -> Follower {
+        let mut follower = Follower::new(self.archive.clone(), subject().key, wanted);
+        follower.attach(self.sessions.get(&subject().key).map(|session| session.feed()));
+        follower
+    }
+
+    async fn recorded(&self) -> Ending {
+        let mut ended = self.notes.ended.subscribe();
+        let ending = soon(ended.wait_for(Option::is_some)).await.unwrap().clone();
+        ending.unwrap()
+    }
+}
+
+fn memory() -> Archive {
+    Archive::new(Arc::new(InMemory::new()))
+}
+
+fn subject() -> Subject {
+    Subject {
+        namespace: "default".to_owned(),
+        name: "hello".to_owned(),
+        pod_uid: "pod-1".to_owned(),
+        key: AttemptKey {
+            uid: "0c1d".to_owned(),
+            attempt: 1,
+        },
+    }
+}
+
+fn all() -> Wanted {
+    Wanted {
+        cursor: Cursor::default(),
+        only: None,
+    }
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, what).await.expect("in time")
+}
+
+/// What a reader has got so far, checked byte by byte.
+struct Got {
+    at: Cursor,
+    gaps: Vec<Gap>,
+}
+
+impl Got {
+    fn new() -> Self {
+        Self {
+            at: Cursor::default(),
+            gaps: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, frames: Vec<Framed>) {
+        for Framed { placed, wire } in frames {
+            let piece = Piece::from_frame(OutputFrame::decode(wire.slice(5..)).unwrap()).unwrap();
+            assert_eq!(piece, placed.piece, "the message is the piece");
+            let stream = piece.stream();
+            assert_eq!(piece.from(), self.at.of(stream), "dense");
+            for (index, found) in piece.bytes().iter().enumerate() {
+                assert_eq!(*found, byte(stream, piece.from() + index as u64));
+            }
+            self.at.set(stream, piece.to());
+            if let Piece::Gap(gap) = piece {
+                self.gaps.push(gap);
+            }
+        }
+    }
+
+    /// Reads until the end, or until `enough` bytes.
+    async fn read(&mut self, follower: &mut Follower, enough: u64) -> Option<Exit> {
+        loop {
+            match soon(follower.next(BATCH)).await.unwrap() {
+                Next::Frames(frames) => self.take(frames),
+                Next::Wait => soon(follower.changed()).await,
+                Next::End(exit) => return Some(*exit),
+                other => panic!("{other:?}"),
+            }
+            if self.at.stdout + self.at.stderr >= enough {
+                return None;
+            }
+        }
+    }
+}
+
+/// About `megabytes` in chunks of 48 KiB, every fifth on stderr.
+fn chunks(megabytes: usize) -> Vec<(bool, usize)> {
+    (0..megabytes * 21).map(|index| (index % 5 == 0, 48 * 1024)).collect()
+}
+
+#[tokio::test]
+async fn the_whole_life_of_an_attempt() {
+    let program = Program::new(&chunks(12));
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.open(&agent);
+    let (mut follower, mut got) = (relay.follower(all()), Got::new());
+    let exit = got.read(&mut follower, u64::MAX).await.unwrap();
+    assert_eq!((exit.outcome(), exit.value, exit.sealed), (Outcome::Code, 7, true));
+    assert_eq!((got.at, got.gaps.len()), (program.end(), 0));
+    let ending = relay.recorded().await;
+    assert_eq!(
+        (ending.end, ending.exit.sealed, ending.tail.len()),
+        (program.end(), true, 4096)
+    );
+    let mut changes = relay.sessions.changes();
+    while relay.sessions.get(&subject().key).is_some() {
+        soon(changes.changed()).await.unwrap();
+    }
+    assert!(program.has_left(), "the agent was told that it may leave");
+    assert_eq!(program.streams.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_stalled_reader_holds_nobody_up_and_misses_nothing() {
+    let program = Program::new(&chunks(40));
+    program.written.send_replace(21);
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.open(&agent);
+    let (mut stalled, mut got) = (relay.follower(all()), Got::new());
+    assert!(got.read(&mut stalled, 100_000).await.is_none());
+    stalled.park();
+    program.written.send_replace(program.history.len());
+    let (mut quick, mut all_got) = (relay.follower(all()), Got::new());
+    assert!(all_got.read(&mut quick, u64::MAX).await.is_some());
+    relay.recorded().await;
+    assert!(got.read(&mut stalled, u64::MAX).await.is_some());
+    assert_eq!((got.at, got.gaps.len()), (program.end(), 0));
+}
+
+#[tokio::test]
+async fn readers_of_the_archive_take_turns() {
+    let program = Program::new(&chunks(6));
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.open(&agent);
+    relay.recorded().await;
+    let read_archive = || {
+        let mut follower = relay.follower(all());
+        follower.attach(None);
+        follower
+    };
+    let mut sitting: Vec<Follower> = (0..SEATS).map(|_| read_archive()).collect();
+    for follower in &mut sitting {
+        assert!(matches!(soon(follower.next(BATCH)).await.unwrap(), Next::Frames(_)));
+    }
+    let (mut late, mut parked) = (read_archive(), sitting.remove(0));
+    assert_eq!(soon(late.next(BATCH)).await.unwrap(), Next::Crowded);
+    // Who stands still makes room; so does who is gone, even in the queue.
+    parked.park();
+    soon(late.changed()).await;
+    assert_eq!(soon(parked.next(BATCH)).await.unwrap(), Next::Crowded);
+    drop(parked);
+    let mut got = Got::new();
+    while got.at != program.end() {
+        match soon(late.next(BATCH)).await.unwrap() {
+            Next::Frames(frames) => got.take(frames),
+            Next::Crowded => soon(late.changed()).await,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(got.gaps.len(), 0);
+}
+
+#[tokio::test]
+async fn a_reader_that_falls_behind_again_and_again_gets_everything_from_archive_and_ring() {
+    let program = Program::new(&chunks(30));
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.open(&agent);
+    let (mut slow, mut got) = (relay.follower(all()), Got::new());
+    while got.read(&mut slow, got.at.stdout + got.at.stderr + 1).await.is_none() {
+        // The upstream goes on meanwhile, faster than this reader.
+        for _ in 0..30 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!((got.at, got.gaps.len()), (program.end(), 0));
+}
+
+#[rstest]
+#[case(1)]
+#[case(7)]
+#[case(100)]
+#[tokio::test]
+async fn a_line_that_breaks_again_and_again_costs_nothing_but_time(#[case] frames: usize) {
+    let program = Program::new(&[(false, 1000), (true, 1), (false, 65_536)].repeat(if frames == 1 { 3 } else { 60 }));
+    *program.cut_after.lock().unwrap() = Some(frames);
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.open(&agent);
+    let (mut follower, mut got) = (relay.follower(all()), Got::new());
+    let exit = got.read(&mut follower, u64::MAX).await.unwrap();
+    assert!(exit.sealed);
+    assert_eq!((got.at, got.gaps.len()), (program.end(), 0));
+}
+
+#[tokio::test]
+async fn an_agent_that_comes_back_elsewhere_is_found_by_its_new_start() {
+    let program = Program::new(&chunks(4));
+    program.written.send_replace(40);
+    let first = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.open(&first);
+    let (mut follower, mut got) = (relay.follower(all()), Got::new());
+    assert!(got.read(&mut follower, 1_000_000).await.is_none());
+    drop(first);
+    let second = FakeAgent::serve(&program).await;
+    relay.open(&second);
+    program.written.send_replace(program.history.len());
+    assert!(got.read(&mut follower, u64::MAX).await.unwrap().sealed);
+    assert_eq!((got.at, got.gaps.len()), (program.end(), 0));
+}
+
+#[tokio::test]
+async fn a_relay_that_dies_is_followed_by_one_that_goes_on_from_the_archive() {
+    let archive = memory();
+    let program = Program::new(&chunks(20));
+    program.written.send_replace(250);
+    let agent = FakeAgent::serve(&program).await;
+    let first = Relay::new(&archive);
+    first.open(&agent);
+    let (mut follower, mut got) = (first.follower(all()), Got::new());
+    assert!(got.read(&mut follower, 10_000_000).await.is_none());
+    first.shutdown.cancel();
+    soon(first.sessions.drained()).await;
+    let saved = *program.streams.lock().unwrap().last().unwrap();
+    assert_eq!(saved, Cursor::default());
+
+    program.written.send_replace(program.history.len());
+    let second = Relay::new(&archive);
+    second.open(&agent);
+    let resumed = Wanted {
+        cursor: got.at,
+        only: None,
+    };
+    let mut follower = second.follower(resumed);
+    assert!(got.read(&mut follower, u64::MAX).await.unwrap().sealed);
+    assert_eq!((got.at, got.gaps.len()), (program.end(), 0));
+    let saved = *program.streams.lock().unwrap().last().unwrap();
+    assert!(saved.stdout > 0, "the second relay asked only for what was missing");
+    let (mut late, mut again) = (second.follower(all()), Got::new());
+    assert!(again.read(&mut late, u64::MAX).await.is_some());
+    assert_eq!(again.at, program.end());
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_away_delays_the_record_and_nothing_else() {
+    let program = Program::new(&chunks(1));
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.notes.api.send_replace(false);
+    relay.open(&agent);
+    let (mut follower, mut got) = (relay.follower(all()), Got::new());
+    assert!(got.read(&mut follower, u64::MAX).await.unwrap().sealed);
+    assert!(!program.has_left(), "the agent stays until its end is recorded");
+    relay.notes.api.send_replace(true);
+    relay.recorded().await;
+}
+
+#[tokio::test]
+async fn the_start_is_recorded_with_the_agents_time() {
+    let program = Program::new(&chunks(1));
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.open(&agent);
+    let mut learned = relay.notes.learned.subscribe();
+    let learned = soon(learned.wait_for(|learned| !learned.is_empty()))
+        .await
+        .unwrap()
+        .clone();
+    let started = Fact::Started {
+        at_unix_nanos: 42,
+        run_seconds: None,
+    };
+    assert_eq!(learned, [started]);
+}
+
+#[tokio::test]
+async fn a_stop_of_the_specification_reaches_the_agent_once() {
+    let program = Program::new(&chunks(1));
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    let session = relay.open(&agent);
+    let order = |requested_by: &str| Order {
+        requested_by: requested_by.to_owned(),
+        message: "for maintenance".to_owned(),
+    };
+    session.stop_by(order("spec.desiredState"));
+    session.stop_by(order("deletion"));
+    soon(async {
+        while program.stops.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    program.written.send_replace(program.history.len());
+    relay.recorded().await;
+    let stops = program.stops.lock().unwrap().clone();
+    assert_eq!(stops.len(), 1);
+    assert_eq!(
+        (stops[0].requested_by.as_str(), stops[0].message.as_str()),
+        ("spec.desiredState", "for maintenance")
+    );
+}
+
+#[tokio::test]
+async fn an_attempt_whose_agent_is_gone_ends_with_what_the_status_says_and_names_the_gap() {
+    let program = Program::new(&chunks(1));
+    program.written.send_replace(10);
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    let session = relay.open(&agent);
+    let (mut follower, mut got) = (relay.follower(all()), Got::new());
+    assert!(got.read(&mut follower, 10 * 48 * 1024).await.is_none());
+    drop(agent);
+    tokio::time::pause();
+    session.close_with(Exit {
+        outcome: Outcome::Code.into(),
+        value: 137,
+        source: Source::Kubelet.into(),
+        ..Exit::default()
+    });
+    let exit = got.read(&mut follower, u64::MAX).await.unwrap();
+    assert_eq!((exit.value, exit.source(), exit.sealed), (137, Source::Kubelet, false));
+    let lost: Vec<_> = got
+        .gaps
+        .iter()
+        .map(|gap| (gap.stream(), gap.to, gap.reason.as_str()))
+        .collect();
+    assert_eq!(
+        lost,
+        vec![
+            (Stream::Stdout, None, NEVER_SEALED),
+            (Stream::Stderr, None, NEVER_SEALED)
+        ]
+    );
+    let ending = relay.recorded().await;
+    assert_eq!((ending.exit.sealed, ending.gaps.len()), (false, 2));
+}
+
+#[tokio::test]
+async fn what_the_seal_counts_and_nobody_sent_is_a_gap() {
+    let mut program = Program::new(&[(false, 100)]);
+    let seal = Arc::get_mut(&mut program).unwrap().exit.seal.as_mut().unwrap();
+    seal.stdout.as_mut().unwrap().bytes = 150;
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.open(&agent);
+    let (mut follower, mut got) = (relay.follower(all()), Got::new());
+    let exit = got.read(&mut follower, u64::MAX).await.unwrap();
+    assert!(!exit.sealed);
+    assert_eq!((got.gaps[0].from, got.gaps[0].to), (100, Some(150)));
+}
+
+#[tokio::test]
+async fn a_home_that_was_replaced_gives_way() {
+    let program = Program::new(&chunks(1));
+    *program.superseded.lock().unwrap() = true;
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.open(&agent);
+    let mut follower = relay.follower(all());
+    loop {
+        match soon(follower.next(BATCH)).await.unwrap() {
+            Next::Wait => soon(follower.changed()).await,
+            Next::Closed => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(relay.notes.ended.borrow().is_none());
+}
+
+#[tokio::test]
+async fn a_home_whose_agent_ended_elsewhere_gives_way_once_that_is_recorded() {
+    let archive = memory();
+    let (stale, home) = (Relay::new(&archive), Relay::new(&archive));
+    let program = Program::new(&[(false, 1000), (false, 1000)]);
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    let session = stale.open(&agent);
+    let mut follower = stale.follower(all());
+    while session.received().stdout < 1000 {
+        soon(follower.changed()).await;
+    }
+    drop(agent);
+    let is_cut = async {
+        while session.is_connected() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(is_cut).await;
+    program.written.send_replace(2);
+    let agent = FakeAgent::serve(&program).await;
+    home.open(&agent);
+    assert!(home.recorded().await.exit.sealed);
+    session.recorded();
+    loop {
+        match soon(follower.next(BATCH)).await.unwrap() {
+            Next::Frames(_) => {}
+            Next::Wait => soon(follower.changed()).await,
+            Next::Closed => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(stale.notes.ended.borrow().is_none());
+    let manifest = archive.manifest(&subject().key).await.unwrap().unwrap();
+    assert!(manifest.sealed, "{manifest:?}");
+}
+
+#[tokio::test]
+async fn the_last_lines_of_a_live_stream_begin_in_the_ring() {
+    let program = Program::new(&[(false, 10_000), (true, 10_000)]);
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.open(&agent);
+    let (mut follower, mut got) = (relay.follower(all()), Got::new());
+    assert!(got.read(&mut follower, 10_000).await.is_none());
+    let mut tail = relay.follower(all());
+    tail.begin_at_tail(1).await.unwrap();
+    tail.limit_to_now();
+    let Next::Frames(frames) = tail.next(BATCH).await.unwrap() else {
+        panic!()
+    };
+    let from = frames[0].placed.piece.from();
+    assert!(from > 9_000, "the last line only");
+    assert_eq!(byte(Stream::Stdout, from - 1), b'\n');
+    assert_eq!(tail.next(BATCH).await.unwrap(), Next::Limit);
+}
+
+#[tokio::test]
+async fn logs_right_after_run_tell_the_end_before_the_status_does() {
+    let program = Program::new(&chunks(1));
+    program.written.send_replace(program.history.len());
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    // The end is told while the session still writes the record.
+    relay.notes.api.send_replace(false);
+    relay.open(&agent);
+    let end = async |mut reader: Follower| loop {
+        match soon(reader.next(BATCH)).await.unwrap() {
+            Next::Frames(_) => {}
+            Next::Wait => soon(reader.changed()).await,
+            other => return other,
+        }
+    };
+    let followed = end(relay.follower(all())).await;
+    assert!(matches!(followed, Next::End(_)), "{followed:?}");
+    let mut reader = relay.follower(all());
+    reader.limit_to_now();
+    assert_eq!(end(reader).await, followed);
+}
+
+#[tokio::test]
+async fn a_spool_that_stays_full_becomes_a_condition_and_its_end_too() {
+    let program = Program::new(&chunks(1));
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    let session = relay.open(&agent);
+    let (mut follower, mut got) = (relay.follower(all()), Got::new());
+    assert!(got.read(&mut follower, 1).await.is_none());
+    program.blocked.send_replace(true);
+    soon(session.blocked.subscribe().wait_for(Option::is_some))
+        .await
+        .unwrap();
+    tokio::time::pause();
+    let told = || {
+        let noted = relay.notes.noted.lock().unwrap().clone();
+        // On a slow machine the spool was not full for a while before it was.
+        let told = noted.into_iter().filter(|notice| notice.kind == BLOCKED);
+        told.skip_while(|notice| !notice.is_true).collect::<Vec<_>>()
+    };
+    let noted = async |count| {
+        while told().len() < count {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    soon(noted(1)).await;
+    tokio::time::resume();
+    program.blocked.send_replace(false);
+    soon(session.blocked.subscribe().wait_for(Option::is_none))
+        .await
+        .unwrap();
+    tokio::time::pause();
+    soon(noted(2)).await;
+    tokio::time::resume();
+    let told = told();
+    assert_eq!((told[0].is_true, told[0].reason), (true, "SpoolFull"));
+    assert!(told[0].message.contains("4096 bytes"), "{}", told[0].message);
+    assert_eq!((told[1].is_true, told[1].reason), (false, "Over"));
+    program.written.send_replace(program.history.len());
+    relay.recorded().await;
+}
+
+const BLOCKED: remoteprocess_api::ConditionType = remoteprocess_api::ConditionType::OutputBlocked;

@@ -1,0 +1,237 @@
+//! Tells the live sessions what the objects say: that they are to stop, that the status holds an end, that they are
+//! gone. And makes up for what a former relay could not write any more.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use remoteprocess_api::{AttemptStatus, DesiredState, ExitSource, Reason, RemoteProcess};
+use remoteprocess_proto::v1::Exit;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::archive::Archive;
+use super::attempt::{AttemptKey, Subject};
+use super::directory::{Change, Directory};
+use super::live::{Agent, Ending, Known, Order, Record, Session, Sessions, Wish};
+use super::status::{Recorder, known_end};
+
+/// Who asks for the end where the object does.
+const BY_DELETION: &str = "deletion";
+/// How long an attempt that ended is left to the agent or to another replica.
+const MOURNING: Duration = Duration::from_secs(30);
+
+/// What overseeing needs.
+#[derive(Clone)]
+pub struct Overseer {
+    /// Which processes exist.
+    pub directory: Directory,
+    /// Which of them are live here.
+    pub sessions: Sessions,
+    /// Asks for pods, writes ends.
+    pub recorder: Recorder,
+}
+
+impl Overseer {
+    /// Follows the directory; never ends. Subscribe before the first list is delivered.
+    pub async fn run(self, mut changes: mpsc::UnboundedReceiver<Change>) {
+        let mut waiting = HashSet::new();
+        let mut burials = JoinSet::new();
+        loop {
+            tokio::select! {
+                change = changes.recv() => match change {
+                    Some(Change::Is(process)) => {
+                        self.tell(&process);
+                        for subject in abandoned(&process) {
+                            if waiting.insert(subject.key.clone()) {
+                                burials.spawn(self.clone().bury(subject));
+                            }
+                        }
+                    }
+                    Some(Change::Gone(process)) => self.tell_gone(&process),
+                    None => return,
+                },
+                Some(Ok(key)) = burials.join_next() => {
+                    waiting.remove(&key);
+                }
+            }
+        }
+    }
+
+    fn tell(&self, process: &RemoteProcess) {
+        for session in of(&self.sessions, process) {
+            advise(&session, process);
+        }
+    }
+
+    fn tell_gone(&self, process: &RemoteProcess) {
+        for session in of(&self.sessions, process) {
+            session.stop_by(deletion());
+            let message = "the process has been deleted".to_owned();
+            let reason = Reason::Interrupted.to_string();
+            let end = known_end(process, session.subject().key.attempt);
+            session.close_with(end.unwrap_or(Exit {
+                reason,
+                message,
+                ..Exit::default()
+            }));
+        }
+    }
+
+    /// The attempt ended, no session has its output, and nobody has recorded that. Once its pod cannot bring anything
+    /// any more, a session without an agent closes the books: what is missing is named in archive and status.
+    async fn bury(self, subject: Subject) -> AttemptKey {
+        loop {
+            sleep(MOURNING).await;
+            let process = self.directory.by_uid(&subject.key.uid);
+            let Some(process) = process.filter(|process| abandoned(process).any(|it| it.key == subject.key)) else {
+                return subject.key;
+            };
+            let pod = process
+                .status
+                .as_ref()
+                .and_then(|status| status.attempt(subject.key.attempt)?.pod_name.clone());
+            let has_pod = match pod {
+                Some(pod) => self.recorder.has_pod(&subject.namespace, &pod).await.unwrap_or(true),
+                None => false,
+            };
+            if !has_pod && self.sessions.get(&subject.key).is_none() {
+                info!(
+                    uid = subject.key.uid,
+                    attempt = subject.key.attempt,
+                    "closing an attempt without its agent"
+                );
+                let agent = Agent::nowhere(&subject);
+                let session = self.sessions.open(subject.clone(), agent);
+                advise(&session, &process);
+                return subject.key;
+            }
+        }
+    }
+}
+
+/// The attempts that ended without their output being recorded, by another word than the agent's.
+fn abandoned(process: &RemoteProcess) -> impl Iterator<Item = Subject> {
+    unfinished(process).filter(|subject| known_end(process, subject.key.attempt).is_some())
+}
+
+/// Tells one session what its object says now.
+pub fn advise(session: &Session, process: &RemoteProcess) {
+    if let Some(order) = order_to_stop(process) {
+        session.stop_by(order);
+    }
+    let number = session.subject().key.attempt;
+    let attempt = process.status.as_ref().and_then(|status| status.attempt(number));
+    session.advise(wish(process, attempt));
+    if attempt.is_some_and(|attempt| attempt.output.is_some()) {
+        session.recorded();
+    }
+    let by_us = attempt
+        .and_then(|attempt| attempt.exit.as_ref())
+        .is_some_and(|exit| exit.source == ExitSource::Entrypoint);
+    if let Some(exit) = known_end(process, number).filter(|_| !by_us) {
+        session.close_with(exit);
+    }
+}
+
+/// Who wants the end, where the object itself says so.
+fn order_to_stop(process: &RemoteProcess) -> Option<Order> {
+    if process.spec.desired_state == DesiredState::Stopped {
+        let asked = process.asked();
+        return Some(Order {
+            requested_by: asked.requested_by(),
+            message: asked.why.unwrap_or_default(),
+        });
+    }
+    process.metadata.deletion_timestamp.as_ref().map(|_| deletion())
+}
+
+fn deletion() -> Order {
+    Order {
+        requested_by: BY_DELETION.to_owned(),
+        message: "the RemoteProcess was deleted".to_owned(),
+    }
+}
+
+fn wish(process: &RemoteProcess, attempt: Option<&AttemptStatus>) -> Wish {
+    Wish {
+        generation: process.metadata.generation.unwrap_or_default(),
+        is_paused: process.spec.desired_state == DesiredState::Paused,
+        run_seconds: process.spec.run_seconds(),
+        known: attempt.map(known).unwrap_or_default(),
+    }
+}
+
+fn known(attempt: &AttemptStatus) -> Known {
+    Known {
+        is_started: attempt.started_at.is_some(),
+        is_paused: attempt.paused_at.is_some(),
+        run_seconds: attempt.run_seconds,
+    }
+}
+
+/// The live sessions of an object.
+fn of(sessions: &Sessions, process: &RemoteProcess) -> Vec<Arc<Session>> {
+    let uid = process.uid().unwrap_or_default();
+    let attempts = process.status.iter().flat_map(|status| &status.attempts);
+    attempts
+        .filter_map(|attempt| {
+            sessions.get(&AttemptKey {
+                uid: uid.clone(),
+                attempt: attempt.number,
+            })
+        })
+        .collect()
+}
+
+/// Records the ends that were archived by a relay which died before it could write them into the status.
+pub async fn make_up(directory: &Directory, archive: &Archive, sessions: &Sessions, record: &dyn Record) {
+    for process in directory.list("") {
+        for subject in unfinished(&process).filter(|subject| sessions.get(&subject.key).is_none()) {
+            match archived_end(archive, &subject).await {
+                Ok(Some(ending)) => {
+                    info!(
+                        uid = subject.key.uid,
+                        attempt = subject.key.attempt,
+                        "recording an end that was only archived"
+                    );
+                    record.ended(&subject, &ending).await;
+                }
+                Ok(None) => {}
+                Err(error) => warn!(uid = subject.key.uid, %error, "cannot read what is archived"),
+            }
+        }
+    }
+}
+
+/// The attempts that were granted and whose output is not recorded.
+fn unfinished(process: &RemoteProcess) -> impl Iterator<Item = Subject> {
+    let attempts = process.status.iter().flat_map(|status| &status.attempts);
+    attempts
+        .filter(|attempt| attempt.granted_at.is_some() && attempt.output.is_none())
+        .filter_map(|attempt| {
+            Some(Subject {
+                namespace: process.namespace()?,
+                name: process.name_any(),
+                pod_uid: attempt.pod_uid.clone().unwrap_or_default(),
+                key: AttemptKey {
+                    uid: process.uid()?,
+                    attempt: attempt.number,
+                },
+            })
+        })
+}
+
+async fn archived_end(archive: &Archive, subject: &Subject) -> Result<Option<Ending>, super::archive::Error> {
+    let Some(manifest) = archive.manifest(&subject.key).await? else {
+        return Ok(None);
+    };
+    let Some(exit) = manifest.exit_frame() else {
+        return Ok(None);
+    };
+    let tail = archive.last_bytes(&subject.key, Ending::TAIL_BYTES).await?;
+    Ok(Some(Ending::archived(exit, manifest, tail)))
+}

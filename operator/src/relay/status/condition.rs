@@ -1,0 +1,141 @@
+//! What holds the output up, as conditions of the object.
+//!
+//! The conditions of the relay carry no `observedGeneration`: they say nothing about the specification, and `kubectl wait`
+//! then reads that of the status, which the controller keeps.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use remoteprocess_api::{ConditionType, RemoteProcess};
+use serde_json::Value;
+
+use super::patch::Owned;
+use crate::relay::live::Notice;
+
+/// A condition of the current attempt; `None` where the status says so already, or the attempt is recorded as ended.
+#[must_use]
+pub fn build_notice(current: &RemoteProcess, number: u32, notice: &Notice, now: Timestamp) -> Option<Value> {
+    let status = current.status.as_ref()?;
+    if status.attempt != Some(number) || status.attempt(number)?.output.is_some() {
+        return None;
+    }
+    let mut owned = Owned::of(current);
+    let kind = notice.kind.to_string();
+    let known = owned.conditions.iter().position(|known| known.type_ == kind);
+    let status = word(notice.is_true);
+    let mut condition = Condition {
+        type_: kind,
+        status: status.to_owned(),
+        reason: notice.reason.to_owned(),
+        message: notice.message.clone(),
+        observed_generation: None,
+        last_transition_time: Time(now),
+    };
+    match known {
+        None if !notice.is_true => return None,
+        None => owned.conditions.push(condition),
+        Some(at) => {
+            let known = &mut owned.conditions[at];
+            if known.status == status {
+                if !notice.is_true || known.reason == notice.reason {
+                    return None;
+                }
+                condition.last_transition_time = known.last_transition_time.clone();
+            }
+            *known = condition;
+        }
+    }
+    Some(owned.patch(current))
+}
+
+/// Conditions that held while the attempt ran, as they are after its end.
+pub fn over(conditions: Vec<Condition>, now: Timestamp) -> Vec<Condition> {
+    let hinders = [ConditionType::OutputBlocked, ConditionType::ArchiveUnavailable].map(|kind| kind.to_string());
+    let past = conditions
+        .into_iter()
+        .filter(|condition| hinders.contains(&condition.type_));
+    past.map(|condition| match condition.status.as_str() {
+        "True" => Condition {
+            status: word(false).to_owned(),
+            reason: "Over".to_owned(),
+            message: format!("was so from {:.0} to the end", condition.last_transition_time.0),
+            last_transition_time: Time(now),
+            ..condition
+        },
+        _ => condition,
+    })
+    .collect()
+}
+
+fn word(is_true: bool) -> &'static str {
+    if is_true { "True" } else { "False" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use remoteprocess_api::{AttemptStatus, RemoteProcessSpec, RemoteProcessStatus};
+
+    fn process(conditions: Vec<Condition>) -> RemoteProcess {
+        let mut process = RemoteProcess::new("hello", RemoteProcessSpec::default());
+        process.status = Some(RemoteProcessStatus {
+            attempt: Some(1),
+            attempts: vec![AttemptStatus {
+                number: 1,
+                ..AttemptStatus::default()
+            }],
+            conditions,
+            ..RemoteProcessStatus::default()
+        });
+        process
+    }
+
+    fn notice(is_true: bool, reason: &'static str) -> Notice {
+        Notice {
+            kind: ConditionType::OutputBlocked,
+            is_true,
+            reason,
+            message: "why".to_owned(),
+        }
+    }
+
+    fn written(patch: &Value) -> Vec<Condition> {
+        serde_json::from_value(patch["status"]["conditions"].clone()).unwrap()
+    }
+
+    #[test]
+    fn what_begins_and_ends_is_written_once_each() {
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        assert_eq!(
+            build_notice(&process(Vec::new()), 1, &notice(false, "Over"), at(1)),
+            None
+        );
+        let begun = build_notice(&process(Vec::new()), 1, &notice(true, "SpoolFull"), at(2)).unwrap();
+        let blocked = written(&begun);
+        assert_eq!(
+            (blocked[0].status.as_str(), blocked[0].last_transition_time.0),
+            ("True", at(2))
+        );
+        let known = process(blocked.clone());
+        assert_eq!(build_notice(&known, 1, &notice(true, "SpoolFull"), at(3)), None);
+        assert_eq!(
+            build_notice(&known, 2, &notice(false, "Over"), at(3)),
+            None,
+            "another attempt"
+        );
+        let other = written(&build_notice(&known, 1, &notice(true, "VolumeFull"), at(3)).unwrap());
+        assert_eq!(
+            (other[0].reason.as_str(), other[0].last_transition_time.0),
+            ("VolumeFull", at(2))
+        );
+        let ended = written(&build_notice(&known, 1, &notice(false, "Over"), at(4)).unwrap());
+        assert_eq!(
+            (ended[0].status.as_str(), ended[0].last_transition_time.0),
+            ("False", at(4))
+        );
+        let after = over(blocked, at(5));
+        assert_eq!(
+            (after[0].status.as_str(), after[0].message.as_str()),
+            ("False", "was so from 1970-01-01T00:00:02Z to the end")
+        );
+    }
+}

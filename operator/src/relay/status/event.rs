@@ -1,0 +1,112 @@
+//! Events of a program that runs, named by what they say: whoever writes one a second time finds it there.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::Resource;
+use remoteprocess_api::sentence::plain;
+use remoteprocess_api::{RemoteProcess, names};
+use sha2::{Digest, Sha256};
+
+use crate::relay::attempt::Subject;
+use crate::relay::live::Fact;
+
+/// Longest note (Kubernetes, `Event.note`).
+const NOTE: usize = 1024;
+
+/// What is said, and once for what.
+struct News {
+    kind: &'static str,
+    reason: &'static str,
+    action: &'static str,
+    note: String,
+    /// For each of these anew.
+    occasion: i64,
+}
+
+/// The Event that tells a fact; `None` for one that the status tells.
+pub(super) fn build(subject: &Subject, replica: &str, fact: &Fact, now: Timestamp) -> Option<Event> {
+    let name = &subject.name;
+    let news = match fact {
+        Fact::DeadlineNear(seconds) => News {
+            kind: "Normal",
+            reason: "DeadlineNear",
+            action: "Warn",
+            note: format!(
+                "it will soon have run for {seconds} s, and is stopped then (spec.deadlines.runSeconds); for more time: \
+                 rproc extend {name} --by 10m"
+            ),
+            occasion: i64::from(*seconds),
+        },
+        Fact::PauseFailed { generation, why } => News {
+            kind: "Warning",
+            reason: "PauseFailed",
+            action: "Pause",
+            note: format!("it cannot be paused: {why}"),
+            occasion: *generation,
+        },
+        Fact::Started { .. } | Fact::Paused(_) | Fact::RunSeconds(_) => return None,
+    };
+    Some(event(subject, replica, news, now))
+}
+
+fn event(subject: &Subject, replica: &str, news: News, now: Timestamp) -> Event {
+    let key = &subject.key;
+    let occasion = format!("{} {} {} {}", key.uid, key.attempt, news.reason, news.occasion);
+    let digest = Sha256::digest(occasion);
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{}.{}", subject.name, hex::encode(&digest[..8]))),
+            namespace: Some(subject.namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        event_time: Some(MicroTime(now)),
+        type_: Some(news.kind.to_owned()),
+        reason: Some(news.reason.to_owned()),
+        action: Some(news.action.to_owned()),
+        note: Some(plain(&news.note, NOTE / 4)),
+        regarding: Some(ObjectReference {
+            api_version: Some(RemoteProcess::api_version(&()).into_owned()),
+            kind: Some(RemoteProcess::kind(&()).into_owned()),
+            name: Some(subject.name.clone()),
+            namespace: Some(subject.namespace.clone()),
+            uid: Some(key.uid.clone()),
+            ..ObjectReference::default()
+        }),
+        reporting_controller: Some(names::RELAY_MANAGER.to_owned()),
+        reporting_instance: Some(replica.to_owned()),
+        ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::subject;
+    use super::*;
+
+    #[test]
+    fn one_occasion_has_one_name() {
+        let subject = subject();
+        let named = |replica, seconds| {
+            let event = build(&subject, replica, &Fact::DeadlineNear(seconds), Timestamp::now()).unwrap();
+            (event.metadata.name.unwrap(), event.note.unwrap())
+        };
+        let (name, note) = named("operator-0", 60);
+        assert_eq!(named("operator-1", 60).0, name);
+        assert_ne!(named("operator-0", 120).0, name);
+        assert!(
+            name.starts_with("hello.") && note.contains("rproc extend hello"),
+            "{name}: {note}"
+        );
+        let refused = Fact::PauseFailed {
+            generation: 3,
+            why: "busy\u{1b}".to_owned(),
+        };
+        let event = build(&subject, "operator-0", &refused, Timestamp::now()).unwrap();
+        assert_eq!(
+            (event.type_.as_deref(), event.note.as_deref()),
+            (Some("Warning"), Some("it cannot be paused: busy"))
+        );
+    }
+}
