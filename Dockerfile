@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
-# The three images, each one or two static programs and nothing else:
+# The three images. Each contains one or two static programs and nothing else:
 #   docker build --target operator -t ghcr.io/remoteprocess/operator:0.1.0 .     (likewise agent, cli)
-# `cargo xtask install` makes the same root file systems without a daemon.
+# `cargo xtask install` builds the same root file systems without a daemon.
 ARG RUST_VERSION=1.95
 
 FROM docker.io/library/rust:${RUST_VERSION}-bookworm AS build

@@ -47,14 +47,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $top.Chart.AppVersion }}{{ end }}
 {{- end }}
 
-{{- /* The relay's name inside the cluster. The CLI, the operator's certificate and the agents know the Service by this name. */ -}}
+{{- /* Host name of the relay inside the cluster. The CLI, the operator's certificate and the agents use this name. */ -}}
 {{- define "rproc.relayHost" -}}
 remoteprocess-relay.{{ .Release.Namespace }}.svc
 {{- end }}
 
-{{- /* Rules that the operator needs wherever RemoteProcesses are. */ -}}
+{{- /* Rules that the operator needs in every namespace with RemoteProcesses. */ -}}
 {{- define "rproc.processRules" -}}
-# controller and relay: watch the objects; both read them afresh before they write.
+# controller and relay: watch the objects; both read the current version before they write.
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses]
   verbs: [get, list, watch]
@@ -62,33 +62,33 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses]
   verbs: [delete]
-# relay (Stop of a process whose agent is away): sets spec.desiredState, and says why.
+# relay: sets spec.desiredState and the reason when it stops a process whose agent is away.
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses]
   verbs: [patch]
-# controller and relay: server-side apply of their own fields of the status; grant and exit carry the resourceVersion.
+# controller and relay: server-side apply of their own status fields; grant and exit carry the resourceVersion.
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses/status]
   verbs: [patch]
-# controller: owner references with blockOwnerDeletion, where the API server enforces the permission for them.
+# controller: owner references with blockOwnerDeletion, if the API server enforces the permission for them.
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses/finalizers]
   verbs: [update]
-# controller: one pod per attempt, deleted when its record is safe; enrolment: which process a pod belongs to.
+# controller: creates one pod per attempt and deletes it when its record is safe; enrollment: finds the process of a pod.
 - apiGroups: [""]
   resources: [pods]
   verbs: [create, get, list, watch, delete]
-# controller: Events on changes of phase; relay: DeadlineNear, PauseFailed.
+# controller: Events when the phase changes; relay: DeadlineNear, PauseFailed.
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
 {{- end }}
 
-{{- /* include "rproc.checkSize" (list "archive.size" .Values.archive.size): a number alone is a number of bytes, and seldom meant. */ -}}
+{{- /* include "rproc.checkSize" (list "archive.size" .Values.archive.size): a number without a unit means bytes, which is rarely intended. */ -}}
 {{- define "rproc.checkSize" -}}
 {{- $name := index . 0 -}}
 {{- $value := index . 1 -}}
-{{- /* Smaller units than M, where they make sense. */ -}}
+{{- /* Units smaller than M, if they make sense for this value. */ -}}
 {{- $smaller := gt (len .) 2 | ternary (last .) "" -}}
 {{- $text := kindIs "float64" $value | ternary (printf "%.0f" (float64 $value)) (toString $value) -}}
 {{- if not (regexMatch (printf "^(([1-9][0-9]*([.][0-9]+)?|0[.][0-9]*[1-9][0-9]*)(%sM|G|T|P|E|Mi|Gi|Ti|Pi|Ei)|[1-9][0-9]{6,})$" $smaller) $text) -}}
@@ -96,7 +96,7 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
 {{- end -}}
 {{- end }}
 
-{{- /* The operator does not start with a filter that it cannot read. A name without a level would mean a target, and nearly always is a level misspelled. */ -}}
+{{- /* The operator does not start with a filter that it cannot parse. A name without a level would be a target, and is nearly always a misspelled level. */ -}}
 {{- define "rproc.checkFilter" -}}
 {{- range splitList "," . -}}
 {{- if not (regexMatch "^ *(([A-Za-z_][A-Za-z0-9_:.-]*)?(\\[[^]]*\\])?=)?(?i:off|error|warn|info|debug|trace) *$" .) -}}
@@ -108,7 +108,7 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
 {{- end -}}
 {{- end }}
 
-{{- /* One release per cluster: two operators would work on the same objects. */ -}}
+{{- /* One release per cluster: two operators would reconcile the same objects. */ -}}
 {{- define "rproc.checkOnlyRelease" -}}
 {{- $crd := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "remoteprocesses.remoteprocess.dev" -}}
 {{- $annotations := (($crd | default dict).metadata | default dict).annotations | default dict -}}
@@ -118,7 +118,7 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
 {{- range (lookup "apps/v1" "Deployment" $namespace "").items -}}
 {{- $labels := .metadata.labels | default dict -}}
 {{- if and (eq (index $labels "app.kubernetes.io/name" | default "") (include "rproc.name" $)) (eq (index $labels "app.kubernetes.io/instance" | default "") $name) -}}
-{{- fail (printf "this cluster already has RemoteProcess: release %s in namespace %s. There can be one release per cluster. Upgrade that one (helm upgrade %s --namespace %s), or uninstall it first." $name $namespace $name $namespace) -}}
+{{- fail (printf "this cluster already has RemoteProcess: release %s in namespace %s. There can be only one release per cluster. Upgrade that release (helm upgrade %s --namespace %s), or uninstall it first." $name $namespace $name $namespace) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
