@@ -126,13 +126,16 @@ async fn be_served(
     };
     let limits = Limits {
         drain: LAST_ANSWERS,
+        unproven: 32,
+        unproven_per_source: 8,
         connections: 64,
+        connections_per_identity: 64,
         ..Limits::default()
     };
     let serving = serve(
         listener,
         Arc::clone(&identity),
-        ClientAuth::Required,
+        ClientAuth::OperatorOnly,
         service.into_server(),
         limits,
         closing,

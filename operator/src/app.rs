@@ -9,13 +9,14 @@ use futures::future::BoxFuture;
 use kube::Client;
 use remoteprocess_runtime::prometheus_client::registry::Registry;
 use remoteprocess_runtime::{Readiness, admin};
-use remoteprocess_tls::{ClientAuth, Dialer, Limits, Role, serve};
+use remoteprocess_tls::{ClientAuth, Dialer, Role, serve};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::args::Config;
+use crate::authority::metrics::{enrol_limits, main_limits};
 use crate::authority::{AuthorityConfig, AuthorityHandle, csr};
 use crate::controller;
 use crate::leader::{Candidate, Timing, run_as_leader};
@@ -59,6 +60,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let mut metrics = Registry::default();
     crate::relay::metrics::register(&mut metrics);
     controller::metrics::register(&mut metrics);
+    crate::authority::metrics::register(&mut metrics);
     let admin = admin(listeners.admin, readiness, Arc::new(metrics), shutdown.clone());
     let operate = async {
         let Some(authority) = shutdown.run_until_cancelled(authority(&client, &config)).await else {
@@ -86,8 +88,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             ),
         );
     };
-    let (admin, ()) = tokio::join!(admin, operate);
-    admin.context("the admin port")
+    tokio::join!(admin, operate);
+    Ok(())
 }
 
 impl Listeners {
@@ -251,7 +253,7 @@ impl Relay {
                 identity.clone(),
                 ClientAuth::Required,
                 service.into_server(),
-                Limits::default(),
+                main_limits(),
                 self.shutdown.clone(),
             ),
             serve(
@@ -259,7 +261,7 @@ impl Relay {
                 identity,
                 ClientAuth::None,
                 enrolment.into_server(),
-                Limits::anonymous(),
+                enrol_limits(),
                 self.shutdown.clone(),
             ),
             self.shutdown.run_until_cancelled(make_up),

@@ -4,6 +4,7 @@
 //! release and no object, so that running agents find the same CA after a re-install.
 
 pub mod csr;
+pub mod metrics;
 mod publish;
 mod secret;
 

@@ -1,9 +1,11 @@
 use std::{
-    io,
+    collections::VecDeque,
+    error::Error,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{
@@ -12,8 +14,14 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use prometheus_client::{encoding::text::encode, registry::Registry};
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 /// The media type of the metrics (OpenMetrics 1.0).
@@ -68,21 +76,51 @@ impl Gate {
     }
 }
 
+/// Connections at a time. A further one displaces the oldest.
+const CONNECTIONS: usize = 64;
+
+/// Time for one connection: one request and its answer.
+const LIFETIME: Duration = Duration::from_secs(10);
+
+/// Bytes of one request.
+const REQUEST: usize = 16 << 10;
+
+/// Between two tries after `accept` failed (no descriptors left, for example).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Serves `/healthz` (alive: it answers), `/readyz` (all gates open) and `/metrics` over plain HTTP until `shutdown`.
-///
-/// # Errors
-/// The listener breaks.
-pub async fn admin(
-    listener: TcpListener,
-    readiness: Readiness,
-    metrics: Arc<Registry>,
-    shutdown: CancellationToken,
-) -> io::Result<()> {
-    // Not axum's graceful shutdown: it waits for idle connections.
-    tokio::select! {
-        served = async { axum::serve(listener, router(readiness, metrics)).await } => served,
-        () = shutdown.cancelled() => Ok(()),
+/// Each connection serves one request and has ten seconds for it, and there is always room for one more.
+pub async fn admin(listener: TcpListener, readiness: Readiness, metrics: Arc<Registry>, shutdown: CancellationToken) {
+    let router = router(readiness, metrics);
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "cannot accept a connection at the admin port"
+                );
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
+        open.push_back(tokio::spawn(answer(stream, router.clone())).abort_handle());
     }
+}
+
+async fn answer(stream: TcpStream, router: Router) {
+    let mut builder = http1::Builder::new();
+    builder.keep_alive(false).max_buf_size(REQUEST);
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    // What goes wrong here is the peer's to notice: it gets no answer.
+    let _ = timeout(LIFETIME, connection).await;
 }
 
 fn router(readiness: Readiness, metrics: Arc<Registry>) -> Router {
@@ -118,6 +156,7 @@ mod tests {
     use axum::{body::Body, http::Request};
     use http_body_util::BodyExt;
     use prometheus_client::metrics::counter::Counter;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tower::ServiceExt;
 
     use super::*;
@@ -153,5 +192,34 @@ mod tests {
         let (status, text) = fetch(&router(Readiness::default(), Arc::new(registry)), "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         assert!(text.contains("handshakes_total 1"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn idle_connections_keep_no_probe_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (address, shutdown) = (listener.local_addr().expect("an address"), CancellationToken::new());
+        let serving = tokio::spawn(admin(listener, Readiness::default(), Arc::default(), shutdown.clone()));
+        let mut idle = Vec::new();
+        for _ in 0..500 {
+            idle.push(TcpStream::connect(address).await.expect("a connection"));
+        }
+        let probe = async {
+            let mut stream = TcpStream::connect(address).await.expect("a connection");
+            stream
+                .write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+                .await
+                .expect("sent");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.expect("an answer");
+            text
+        };
+        let text = timeout(Duration::from_secs(5), probe).await.expect("in time");
+        assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+        let cut = timeout(Duration::from_secs(5), idle[0].read_u8())
+            .await
+            .expect("in time");
+        assert!(cut.is_err(), "the oldest made room");
+        shutdown.cancel();
+        serving.await.expect("no panic");
     }
 }

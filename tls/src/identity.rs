@@ -112,7 +112,7 @@ impl Identity {
 impl Material {
     pub(crate) fn server(&self, client_auth: ClientAuth) -> Arc<ServerConfig> {
         match client_auth {
-            ClientAuth::Required => self.mutual.clone(),
+            ClientAuth::Required | ClientAuth::OperatorOnly => self.mutual.clone(),
             ClientAuth::None => self.anonymous.clone(),
         }
     }

@@ -7,14 +7,16 @@
 // The macros that print panic where nobody can read.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod admission;
 mod authority;
 mod connect;
 mod error;
 mod identity;
+mod metered;
 mod role;
 mod serve;
-mod sources;
 
+pub use admission::Refusal;
 pub use authority::{Authority, KeyRequest};
 pub use connect::Dialer;
 pub use error::Error;

@@ -23,13 +23,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpConnectInfo;
 use tower::{Service, ServiceExt};
 
-use crate::{Identity, PeerIdentity, sources::Sources};
+use crate::{
+    Identity, PeerIdentity, Role,
+    admission::{Counted, Counts, Place, Refusal, Unproven},
+    metered::Metered,
+};
 
 /// Whether a client has to show a certificate in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientAuth {
     /// A handshake without one fails; each request carries an `Arc<PeerIdentity>`.
     Required,
+    /// As `Required`, and connections of other roles than [`Role::Operator`] are cut.
+    OperatorOnly,
     /// None is asked for; requests carry no identity.
     None,
 }
@@ -39,19 +45,31 @@ pub enum ClientAuth {
 pub struct Limits {
     /// Time for the TLS handshake.
     pub handshake: Duration,
+    /// Bytes that a peer may send in its handshake.
+    pub handshake_bytes: usize,
+    /// Connections at a time of peers without a proven identity: all peers until their handshake is done, and all peers
+    /// of a listener that asks for no certificate. A further connection displaces the oldest of the source that has the
+    /// most.
+    pub unproven: usize,
+    /// As `unproven`, for one source: an IPv4 address or an IPv6 /64 network.
+    pub unproven_per_source: usize,
+    /// Connections at a time of peers with a proven identity; further ones are cut after their handshake.
+    pub connections: usize,
+    /// As `connections`, for one identity: a user name, one agent, or the operator.
+    pub connections_per_identity: usize,
     /// Time for calls in flight after the shutdown began; then connections are cut.
     pub drain: Duration,
     /// After this long a connection takes no more calls, and is cut when those in flight have had `drain`.
     pub lifetime: Option<Duration>,
-    /// Connections at a time, handshakes included; further ones wait in the kernel's queue.
-    pub connections: usize,
-    /// Connections at a time from one address; further ones are closed at once.
-    pub connections_per_source: usize,
     /// Calls at a time on one connection.
     pub streams: u32,
     /// Bytes that a peer may send ahead of us on one call. The connection gets `streams` times this, so that one stalled
     /// call never stops the others.
     pub stream_window: u32,
+    /// Bytes of one HTTP/2 frame of a peer. They are held until the frame is complete.
+    pub frame: u32,
+    /// Called for each connection that was refused or cut before its first call.
+    pub on_refusal: fn(Refusal),
 }
 
 impl Default for Limits {
@@ -59,13 +77,19 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             handshake: Duration::from_secs(5),
+            // A certificate that names a thousand groups fits.
+            handshake_bytes: 48 << 10,
+            unproven: 256,
+            // Port-forwards and proxies bring many users from one address.
+            unproven_per_source: 128,
+            connections: 8192,
+            connections_per_identity: 512,
             drain: Duration::from_secs(10),
             lifetime: None,
-            connections: 16_384,
-            // Port-forwards and proxies bring many users from one address.
-            connections_per_source: 16_384,
             streams: 128,
             stream_window: 1 << 20,
+            frame: MAX_FRAME,
+            on_refusal: |_| {},
         }
     }
 }
@@ -74,13 +98,15 @@ impl Limits {
     /// For peers about whom nothing is known: small, and short-lived.
     pub fn anonymous() -> Self {
         Self {
+            handshake_bytes: 8 << 10,
+            unproven: 512,
+            // All pods of a node may come from one address.
+            unproven_per_source: 256,
             drain: Duration::from_secs(5),
             lifetime: Some(Duration::from_secs(10)),
-            connections: 1024,
-            // All pods of a node may come from one address.
-            connections_per_source: 256,
-            streams: 4,
-            stream_window: 64 << 10,
+            streams: 2,
+            stream_window: 32 << 10,
+            frame: 16 << 10,
             ..Self::default()
         }
     }
@@ -136,24 +162,30 @@ pub async fn serve<L, S, B>(
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let slots = Arc::new(Semaphore::new(limits.connections));
-    let (connections, cut, sources) = (TaskTracker::new(), CancellationToken::new(), Sources::default());
-    while let Some((stream, address, slot)) = accept(&listener, &slots, &shutdown).await {
-        let Some(admission) = sources.admit(address.ip(), limits.connections_per_source) else {
-            continue;
-        };
-        let (identity, service) = (identity.clone(), service.clone());
+    let gate = Arc::new(Gate {
+        identity,
+        client_auth,
+        limits,
+        proven: Arc::new(Semaphore::new(limits.connections)),
+        identities: Counts::default(),
+    });
+    let (connections, cut, unproven) = (TaskTracker::new(), CancellationToken::new(), Unproven::default());
+    while let Some((stream, address)) = accept(&listener, &shutdown).await {
+        let place = unproven.enter(address.ip(), limits.unproven, limits.unproven_per_source);
+        let (gate, service) = (gate.clone(), service.clone());
         let (shutdown, cut) = (shutdown.clone(), cut.clone());
         connections.spawn(async move {
-            let _slots = (slot, admission);
-            let handshake = handshake(stream, &identity, client_auth, limits.handshake);
-            let secured = tokio::select! {
-                secured = handshake => secured,
+            let passed = tokio::select! {
+                passed = gate.pass(stream, place) => passed,
                 () = shutdown.cancelled() => return,
             };
-            match secured {
-                Ok((stream, peer)) => converse(stream, address, peer, service, limits, shutdown, cut).await,
-                Err(error) => tracing::info!(peer = %address, error = &*error, "handshake failed"),
+            match passed {
+                Ok(passed) => converse(passed, address, service, limits, shutdown, cut).await,
+                Err((refusal, error)) => {
+                    (limits.on_refusal)(refusal);
+                    let (source, reason) = (address.ip(), refusal.reason());
+                    tracing::info!(%source, reason, error = &*error, "refused a connection");
+                }
             }
         });
     }
@@ -169,17 +201,12 @@ pub async fn serve<L, S, B>(
     }
 }
 
-/// The next connection, when there is room for one; `None` when the shutdown began.
-async fn accept<L: Listener>(
-    listener: &L,
-    slots: &Arc<Semaphore>,
-    shutdown: &CancellationToken,
-) -> Option<(L::Io, SocketAddr, OwnedSemaphorePermit)> {
+/// The next connection; `None` when the shutdown began. It waits for nothing else, so no peer delays another one.
+async fn accept<L: Listener>(listener: &L, shutdown: &CancellationToken) -> Option<(L::Io, SocketAddr)> {
     let next = async {
-        let slot = slots.clone().acquire_owned().await.ok()?;
         loop {
             match listener.accept().await {
-                Ok((stream, address)) => return Some((stream, address, slot)),
+                Ok(next) => return next,
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn StdError, "cannot accept a connection");
                     sleep(ACCEPT_PAUSE).await;
@@ -188,34 +215,128 @@ async fn accept<L: Listener>(
         }
     };
     tokio::select! {
-        next = next => next,
+        next = next => Some(next),
         () = shutdown.cancelled() => None,
     }
 }
 
-async fn handshake<Io: AsyncRead + AsyncWrite + Unpin>(
-    stream: Io,
-    identity: &Identity,
+/// What a connection has to pass before it may make calls.
+struct Gate {
+    identity: Arc<Identity>,
     client_auth: ClientAuth,
-    limit: Duration,
-) -> Result<(TlsStream<Io>, Option<Arc<PeerIdentity>>), BoxError> {
-    let acceptor = TlsAcceptor::from(identity.material().server(client_auth));
-    let mut stream = timeout(limit, acceptor.accept(stream))
-        .await
-        .map_err(|_| "no handshake in time")??;
-    stream.get_mut().1.set_buffer_limit(Some(UNSENT));
-    let peer = match client_auth {
-        ClientAuth::None => None,
-        ClientAuth::Required => Some(Arc::new(PeerIdentity::of(stream.get_ref().1, identity.trust_domain())?)),
-    };
-    Ok((stream, peer))
+    limits: Limits,
+    proven: Arc<Semaphore>,
+    identities: Counts<IdentityKey>,
+}
+
+/// A connection that may make calls.
+struct Passed<Io> {
+    stream: TlsStream<Metered<Io>>,
+    peer: Option<Arc<PeerIdentity>>,
+    held: Held,
+}
+
+/// The place that a connection takes while it lasts.
+enum Held {
+    Unproven(Place),
+    Proven {
+        _slot: OwnedSemaphorePermit,
+        _identity: Counted<IdentityKey>,
+    },
+}
+
+/// Whose connections are counted together: a user by name, an agent by its pod.
+type IdentityKey = (Role, Option<String>);
+
+impl Held {
+    /// Ends when a newer connection has taken this place; never for a peer with a proven identity.
+    async fn displaced(&self) {
+        match self {
+            Self::Unproven(place) => place.displaced().await,
+            Self::Proven { .. } => std::future::pending().await,
+        }
+    }
+}
+
+impl Gate {
+    async fn pass<Io: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: Io,
+        place: Place,
+    ) -> Result<Passed<Io>, (Refusal, BoxError)> {
+        let stream = tokio::select! {
+            shaken = timeout(self.limits.handshake, self.handshake(stream)) => {
+                shaken.map_err(|_| (Refusal::Slow, BoxError::from("no handshake in time")))??
+            }
+            () = place.displaced() => {
+                return Err((Refusal::Displaced, "newer connections needed the room".into()));
+            }
+        };
+        if self.client_auth == ClientAuth::None {
+            let held = Held::Unproven(place);
+            return Ok(Passed {
+                stream,
+                peer: None,
+                held,
+            });
+        }
+        let peer = PeerIdentity::of(stream.get_ref().1, self.identity.trust_domain())
+            .map_err(|error| (Refusal::Untrusted, error.into()))?;
+        let held = self.admit(&peer)?;
+        Ok(Passed {
+            stream,
+            peer: Some(Arc::new(peer)),
+            held,
+        })
+    }
+
+    async fn handshake<Io: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: Io,
+    ) -> Result<TlsStream<Metered<Io>>, (Refusal, BoxError)> {
+        let acceptor = TlsAcceptor::from(self.identity.material().server(self.client_auth));
+        let accepting = acceptor.accept(Metered::new(stream, self.limits.handshake_bytes));
+        let mut stream = accepting.await.map_err(|error| match error.kind() {
+            io::ErrorKind::QuotaExceeded => (Refusal::TooLarge, error.into()),
+            _ => (Refusal::Untrusted, BoxError::from(error)),
+        })?;
+        let (metered, tls) = stream.get_mut();
+        metered.lift();
+        tls.set_buffer_limit(Some(UNSENT));
+        Ok(stream)
+    }
+
+    fn admit(&self, peer: &PeerIdentity) -> Result<Held, (Refusal, BoxError)> {
+        if self.client_auth == ClientAuth::OperatorOnly && peer.role != Role::Operator {
+            return Err((Refusal::WrongRole, format!("{} may not call here", peer.role).into()));
+        }
+        let key = (peer.role.clone(), peer.user.as_ref().map(|user| user.name.clone()));
+        let identity = self
+            .identities
+            .admit(key, self.limits.connections_per_identity)
+            .ok_or_else(|| {
+                (
+                    Refusal::Identity,
+                    format!("{} has too many connections", peer.role).into(),
+                )
+            })?;
+        let slot = self.proven.clone().try_acquire_owned().map_err(|_| {
+            (
+                Refusal::Full,
+                BoxError::from("the listener has as many connections as it can take"),
+            )
+        })?;
+        Ok(Held::Proven {
+            _slot: slot,
+            _identity: identity,
+        })
+    }
 }
 
 /// One connection from its handshake to its end.
 async fn converse<Io, S, B>(
-    stream: TlsStream<Io>,
+    passed: Passed<Io>,
     address: SocketAddr,
-    peer: Option<Arc<PeerIdentity>>,
     service: S,
     limits: Limits,
     shutdown: CancellationToken,
@@ -229,6 +350,7 @@ async fn converse<Io, S, B>(
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
+    let Passed { stream, peer, held } = passed;
     let last_call = last_call(peer.as_deref(), limits.lifetime);
     let info = TcpConnectInfo {
         local_addr: None,
@@ -246,6 +368,7 @@ async fn converse<Io, S, B>(
         ended = connection.as_mut() => Some(ended),
         () = shutdown.cancelled() => None,
         () = after(last_call) => None,
+        () = held.displaced() => return (limits.on_refusal)(Refusal::Displaced),
     };
     let ended = match early {
         Some(ended) => ended,
@@ -281,7 +404,8 @@ fn builder(limits: Limits) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
-        .max_frame_size(MAX_FRAME)
+        .max_frame_size(limits.frame)
+        .max_header_list_size(MAX_HEADERS)
         .max_send_buf_size(MAX_FRAME as usize)
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
@@ -290,6 +414,9 @@ fn builder(limits: Limits) -> http2::Builder<TokioExecutor> {
         .initial_connection_window_size(limits.stream_window.saturating_mul(limits.streams).min(MAX_WINDOW));
     builder
 }
+
+/// Bytes of the headers of one call.
+const MAX_HEADERS: u32 = 16 << 10;
 
 /// Bytes in one frame: a whole chunk of output fits, so that it is not cut into pieces of 16 KiB.
 pub(crate) const MAX_FRAME: u32 = 128 << 10;

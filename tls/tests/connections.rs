@@ -20,7 +20,7 @@ use remoteprocess_tls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
     time::timeout,
 };
@@ -551,18 +551,129 @@ async fn no_session_is_resumed() {
     }
 }
 
+/// The first bytes of a handshake that promises more than it sends.
+fn unfinished_hello(bytes: usize) -> Vec<u8> {
+    let mut hello = vec![1, 0, 0xff, 0xf0];
+    hello.resize(bytes, 0);
+    hello
+        .chunks(16 << 10)
+        .flat_map(|part| {
+            let [high, low] = u16::try_from(part.len()).expect("fits").to_be_bytes();
+            [&[22, 3, 1, high, low], part].concat()
+        })
+        .collect()
+}
+
+/// A connection from one of the loopback's addresses.
+async fn connect_from(host: u8, server: &Server) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket
+        .bind(SocketAddr::from(([127, 0, 0, host], 0)))
+        .expect("an address of the loopback");
+    socket.connect(server.address).await.expect("a connection")
+}
+
+/// Bytes of memory that this program has in use.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("its status");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .expect("its size");
+    let kibibytes = line.split_whitespace().nth(1).expect("a number");
+    kibibytes.parse::<usize>().expect("a number") << 10
+}
+
 #[tokio::test]
-async fn one_source_cannot_take_all_connections() {
+async fn unfinished_handshakes_hold_little_and_keep_nobody_out() {
+    let ca = authority();
+    // Time is no help here: a flood is faster.
+    let limits = Limits {
+        handshake: 10 * PATIENCE,
+        ..Limits::default()
+    };
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, limits).await;
+    let hello = unfinished_hello(65_000);
+    let before = resident();
+    let mut flood = Vec::new();
+    for number in 0..3000_u16 {
+        let mut stream = connect_from(2 + (number % 20) as u8, &server).await;
+        // The server may have cut it already.
+        let _ = timeout(PATIENCE, stream.write_all(&hello))
+            .await
+            .expect("taken in time");
+        flood.push(stream);
+    }
+    let dialer = Dialer::new(identity(&ca, &agent("a")));
+    let mut channel = connect(&server, dialer, &Role::Operator).await.expect("served");
+    ask(&mut channel, "/").await.expect("an answer");
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 64 << 20, "the flood holds {} MiB", grown >> 20);
+}
+
+#[tokio::test]
+async fn silent_connections_delay_nobody() {
+    let ca = authority();
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::None, Limits::anonymous()).await;
+    let mut silent = Vec::new();
+    for number in 0..1100_u16 {
+        silent.push(connect_from(2 + (number % 7) as u8, &server).await);
+    }
+    let dialer = Dialer::anonymous(ca.cert_pem(), &domain()).expect("a dialer");
+    let honest = async {
+        let mut channel = dialer.connect(&server.address.to_string(), &Role::Operator).await?;
+        ask(&mut channel, "/").await.map_err(Error::from)
+    };
+    let answer = timeout(Duration::from_secs(1), honest).await.expect("without delay");
+    assert_eq!(answer.expect("served"), "nobody");
+}
+
+#[tokio::test]
+async fn one_identity_cannot_take_all_connections() {
     let ca = authority();
     let limits = Limits {
-        connections_per_source: 1,
+        connections_per_identity: 1,
         ..Limits::default()
     };
     let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, limits).await;
     let dialer = Dialer::new(identity(&ca, &agent("a")));
-    let first = connect(&server, dialer.clone(), &Role::Operator).await.expect("served");
-    assert!(connect(&server, dialer.clone(), &Role::Operator).await.is_err());
+    let mut first = connect(&server, dialer.clone(), &Role::Operator).await.expect("served");
+    ask(&mut first, "/").await.expect("an answer");
+    assert!(is_refused(&server, &dialer).await, "it has a connection already");
+    let other = Dialer::new(identity(&ca, &agent("b")));
+    assert!(!is_refused(&server, &other).await, "others are not concerned");
     drop(first);
-    let again = async { while connect(&server, dialer.clone(), &Role::Operator).await.is_err() {} };
+    let again = async { while is_refused(&server, &dialer).await {} };
     timeout(PATIENCE, again).await.expect("room again");
+}
+
+#[tokio::test]
+async fn an_agent_talks_to_the_operator_only() {
+    let ca = authority();
+    let server = server(identity(&ca, &agent("a")), ClientAuth::OperatorOnly, Limits::default()).await;
+    for role in [agent("a"), agent("b"), Role::User] {
+        let dialer = Dialer::new(identity(&ca, &role));
+        let served = connect(&server, dialer, &agent("a"))
+            .await
+            .map(|mut channel| async move { ask(&mut channel, "/").await });
+        let is_served = match served {
+            Ok(asked) => timeout(PATIENCE, asked).await.expect("in time").is_ok(),
+            Err(_) => false,
+        };
+        assert!(!is_served, "{role} got in");
+    }
+    let operator = Dialer::new(identity(&ca, &Role::Operator));
+    let mut channel = connect(&server, operator, &agent("a")).await.expect("served");
+    ask(&mut channel, "/").await.expect("an answer");
+}
+
+/// Whether the server cuts a new connection of this peer. It does so after the handshake, so a call finds it out.
+async fn is_refused(server: &Server, dialer: &Dialer) -> bool {
+    match connect(server, dialer.clone(), &Role::Operator).await {
+        Ok(mut channel) => timeout(PATIENCE, ask(&mut channel, "/"))
+            .await
+            .expect("in time")
+            .is_err(),
+        Err(_) => true,
+    }
 }

@@ -17,7 +17,7 @@ use remoteprocess_proto::v1::{
     ExecutorWatchOutputRequest, Exit, Gap, GetStateRequest, GetStateResponse, ListRequest, ListResponse, OutputFrame,
     SignalRequest, SignalResponse, Spool, StartRequest, StartResponse, StopRequest, StopResponse, WatchOutputRequest,
 };
-use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, User, serve};
+use remoteprocess_tls::{Authority, ClientAuth, Dialer, Error, Identity, Limits, Role, TrustDomain, User, serve};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -132,8 +132,8 @@ impl TestRelay {
         self.try_dial(address).await.unwrap()
     }
 
-    /// A client of the agent, as somebody else of the same authority.
-    pub async fn dial_as(&self, address: &str, role: &Role) -> ExecutorClient<Channel> {
+    /// A client of the agent with another role of the same authority. The agent may cut it at any time.
+    pub async fn dial_as(&self, address: &str, role: &Role) -> Result<ExecutorClient<Channel>, Error> {
         let user = (*role == Role::User).then(|| User {
             name: "alice".into(),
             groups: vec![],
@@ -141,8 +141,8 @@ impl TestRelay {
             extra: Default::default(),
         });
         let identity = identity_of(&self.authority, role, user.as_ref());
-        let channel = Dialer::new(identity).connect(address, &agent_role()).await;
-        ExecutorClient::new(channel.unwrap())
+        let channel = Dialer::new(identity).connect(address, &agent_role()).await?;
+        Ok(ExecutorClient::new(channel))
     }
 
     pub async fn next_start(&mut self) -> StartRequest {

@@ -1,0 +1,69 @@
+//! What was refused at the doors.
+
+use std::sync::LazyLock;
+
+use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
+use remoteprocess_runtime::prometheus_client::metrics::family::Family;
+use remoteprocess_runtime::prometheus_client::registry::Registry;
+use remoteprocess_tls::{Limits, Refusal};
+
+type Labels = [(&'static str, &'static str); 2];
+
+static REFUSED: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
+
+/// Counts what was refused at a listener; both words are of closed sets.
+pub fn count_refusal(listener: &'static str, reason: &'static str) {
+    REFUSED
+        .get_or_create(&[("listener", listener), ("reason", reason)])
+        .inc();
+}
+
+/// Limits of the main listener.
+#[must_use]
+pub fn main_limits() -> Limits {
+    Limits {
+        on_refusal: |refusal: Refusal| count_refusal("main", refusal.reason()),
+        ..Limits::default()
+    }
+}
+
+/// Limits of the enrol listener.
+#[must_use]
+pub fn enrol_limits() -> Limits {
+    Limits {
+        on_refusal: |refusal: Refusal| count_refusal("enrol", refusal.reason()),
+        ..Limits::anonymous()
+    }
+}
+
+/// Adds the counters to the program's registry.
+pub fn register(registry: &mut Registry) {
+    registry.register(
+        "remoteprocess_refused",
+        "Connections, enrolments and certificate requests that were refused, by listener and reason",
+        REFUSED.clone(),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use remoteprocess_runtime::prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let mut registry = Registry::default();
+        register(&mut registry);
+        (main_limits().on_refusal)(Refusal::Slow);
+        (enrol_limits().on_refusal)(Refusal::Displaced);
+        let mut text = String::new();
+        encode(&mut text, &registry).expect("text");
+        for line in [
+            r#"remoteprocess_refused_total{listener="main",reason="HandshakeTimeout"} 1"#,
+            r#"remoteprocess_refused_total{listener="enrol",reason="Displaced"} 1"#,
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::Hash,
+    net::{IpAddr, Ipv6Addr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio_util::sync::CancellationToken;
+
+/// Why a connection was refused or cut before it could make a call. For metrics; the peer only sees its connection end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// It was the oldest of its source when a newer connection without a proven identity needed the room.
+    Displaced,
+    /// Its handshake took too long.
+    Slow,
+    /// It sent more bytes than a handshake needs.
+    TooLarge,
+    /// Its handshake failed, or its certificate is not one of ours.
+    Untrusted,
+    /// Its certificate is one of ours, but of a role that has no business on this listener.
+    WrongRole,
+    /// Its identity has as many connections as one may have.
+    Identity,
+    /// The listener has as many connections as it can take.
+    Full,
+}
+
+impl Refusal {
+    /// A fixed word for metrics.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Displaced => "Displaced",
+            Self::Slow => "HandshakeTimeout",
+            Self::TooLarge => "HandshakeTooLarge",
+            Self::Untrusted => "HandshakeFailed",
+            Self::WrongRole => "WrongRole",
+            Self::Identity => "IdentityLimit",
+            Self::Full => "ConnectionLimit",
+        }
+    }
+}
+
+/// The connections of peers that have proven nothing. There is always room for one more: it displaces the oldest
+/// connection of the source that has the most, so that a flood displaces itself.
+#[derive(Clone, Default)]
+pub(crate) struct Unproven {
+    queue: Arc<Mutex<Queue>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    entered: u64,
+    total: usize,
+    sources: HashMap<IpAddr, VecDeque<Waiting>>,
+}
+
+struct Waiting {
+    number: u64,
+    displaced: CancellationToken,
+}
+
+/// The place of one connection; dropping it makes room.
+pub(crate) struct Place {
+    queue: Arc<Mutex<Queue>>,
+    source: IpAddr,
+    number: u64,
+    displaced: CancellationToken,
+}
+
+impl Unproven {
+    /// Takes one more connection of `source`. At most `limit` remain in all, and `per_source` of one source.
+    pub fn enter(&self, source: IpAddr, limit: usize, per_source: usize) -> Place {
+        let (source, displaced) = (network(source), CancellationToken::new());
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue
+            .sources
+            .get(&source)
+            .is_some_and(|of_it| of_it.len() >= per_source)
+        {
+            queue.displace(source);
+        } else if queue.total >= limit
+            && let Some(largest) = queue.largest()
+        {
+            queue.displace(largest);
+        }
+        queue.entered += 1;
+        queue.total += 1;
+        let number = queue.entered;
+        queue.sources.entry(source).or_default().push_back(Waiting {
+            number,
+            displaced: displaced.clone(),
+        });
+        Place {
+            queue: self.queue.clone(),
+            source,
+            number,
+            displaced,
+        }
+    }
+}
+
+impl Queue {
+    /// The source with the most connections; among equals the one that waits longest.
+    fn largest(&self) -> Option<IpAddr> {
+        let oldest = |of_it: &VecDeque<Waiting>| of_it.front().map_or(u64::MAX, |first| first.number);
+        self.sources
+            .iter()
+            .max_by_key(|(_, of_it)| (of_it.len(), std::cmp::Reverse(oldest(of_it))))
+            .map(|(source, _)| *source)
+    }
+
+    fn displace(&mut self, source: IpAddr) {
+        let oldest = self.sources.get(&source).and_then(|of_it| of_it.front());
+        if let Some(number) = oldest.map(|oldest| oldest.number)
+            && let Some(gone) = self.remove(source, number)
+        {
+            gone.displaced.cancel();
+        }
+    }
+
+    fn remove(&mut self, source: IpAddr, number: u64) -> Option<Waiting> {
+        let of_it = self.sources.get_mut(&source)?;
+        let position = of_it.iter().position(|waiting| waiting.number == number)?;
+        let gone = of_it.remove(position);
+        if of_it.is_empty() {
+            self.sources.remove(&source);
+        }
+        self.total -= 1;
+        gone
+    }
+}
+
+impl Place {
+    /// Ends when a newer connection has taken this place.
+    pub async fn displaced(&self) {
+        self.displaced.cancelled().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.remove(self.source, self.number);
+    }
+}
+
+/// What counts as one source: an IPv4 address, or the /64 network of an IPv6 address, for a host has all of that.
+fn network(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+/// Counts what each key has, so that no key takes all.
+pub(crate) struct Counts<K> {
+    counts: Arc<Mutex<HashMap<K, usize>>>,
+}
+
+/// One of what a key has; dropping it makes room.
+pub(crate) struct Counted<K: Eq + Hash> {
+    counts: Arc<Mutex<HashMap<K, usize>>>,
+    key: K,
+}
+
+impl<K> Default for Counts<K> {
+    fn default() -> Self {
+        Self { counts: Arc::default() }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Counts<K> {
+    /// Takes one more for `key`, unless it has `limit` already.
+    pub fn admit(&self, key: K, limit: usize) -> Option<Counted<K>> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.get(&key).copied().unwrap_or_default();
+        if count >= limit {
+            return None;
+        }
+        counts.insert(key.clone(), count + 1);
+        Some(Counted {
+            counts: self.counts.clone(),
+            key,
+        })
+    }
+}
+
+impl<K: Eq + Hash> Drop for Counted<K> {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(number: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, number])
+    }
+
+    fn is_displaced(place: &Place) -> bool {
+        place.displaced.is_cancelled()
+    }
+
+    #[test]
+    fn a_key_has_its_share_and_gets_it_back() {
+        let counts = Counts::default();
+        let first = counts.admit("one", 2).expect("room");
+        let _second = counts.admit("one", 2).expect("room");
+        assert!(counts.admit("one", 2).is_none());
+        assert!(counts.admit("other", 2).is_some());
+        drop(first);
+        assert!(counts.admit("one", 2).is_some());
+        assert_eq!(
+            counts.counts.lock().expect("no panic before").len(),
+            1,
+            "keys without any are forgotten"
+        );
+    }
+
+    #[test]
+    fn the_oldest_of_a_source_makes_room() {
+        let unproven = Unproven::default();
+        let other = unproven.enter(host(2), 10, 2);
+        let (first, second) = (unproven.enter(host(1), 10, 2), unproven.enter(host(1), 10, 2));
+        let third = unproven.enter(host(1), 10, 2);
+        assert!(is_displaced(&first));
+        assert!([&second, &third, &other].into_iter().all(|place| !is_displaced(place)));
+        drop(second);
+        let _fourth = unproven.enter(host(1), 10, 2);
+        assert!(!is_displaced(&third), "there was room");
+    }
+
+    #[test]
+    fn a_flood_displaces_itself() {
+        let unproven = Unproven::default();
+        let honest = unproven.enter(host(1), 8, 4);
+        let flood: Vec<_> = (0..100).map(|i| unproven.enter(host(2 + i % 3), 8, 4)).collect();
+        assert_eq!(flood.iter().filter(|place| !is_displaced(place)).count(), 7);
+        assert!(!is_displaced(&honest), "of all sources it has the fewest");
+        drop((honest, flood));
+        let queue = unproven.queue.lock().expect("no panic before");
+        assert_eq!((queue.total, queue.sources.len()), (0, 0));
+    }
+
+    #[test]
+    fn one_host_is_one_source() {
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        assert_eq!(network(address("2001:db8::1")), network(address("2001:db8::2:0:0:1")));
+        assert_ne!(network(address("2001:db8::1")), network(address("2001:db8:0:1::1")));
+        assert_eq!(network(address("::ffff:10.0.0.1")), host(1));
+    }
+}

@@ -1,0 +1,66 @@
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A byte stream from which only so much can be read until the limit is lifted.
+pub(crate) struct Metered<Io> {
+    io: Io,
+    left: Option<usize>,
+}
+
+impl<Io> Metered<Io> {
+    /// Reading more than `limit` bytes fails with [`io::ErrorKind::QuotaExceeded`].
+    pub fn new(io: Io, limit: usize) -> Self {
+        Self { io, left: Some(limit) }
+    }
+
+    /// From now on everything may be read.
+    pub fn lift(&mut self) {
+        self.left = None;
+    }
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Metered<Io> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        let read = buf.filled().len().saturating_sub(before);
+        if let Some(left) = this.left.as_mut() {
+            *left = left
+                .checked_sub(read)
+                .ok_or_else(|| io::Error::new(io::ErrorKind::QuotaExceeded, "the handshake is too large"))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Metered<Io> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
