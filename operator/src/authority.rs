@@ -15,7 +15,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use kube::Client;
-use remoteprocess_tls::{Authority, Identity, Role, TrustDomain, User};
+use remoteprocess_api::names;
+use remoteprocess_tls::{Authority, Identity, Role, TrustDomain, User, bundle};
 use tokio_util::sync::CancellationToken;
 
 /// Life of the operator's own leaf.
@@ -26,6 +27,10 @@ const AGENT_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// Longest life of a user's leaf.
 const USER_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// How long a CA is trusted after another one replaced it: longer than a leaf of an agent or a user lives. The operator's
+/// own leaf is renewed at once.
+const FORMER_LIFETIME: Duration = Duration::from_secs(2 * 3600);
 
 /// How often the Secret and the ConfigMap are looked at: a new CA is in use this long after it was put into the Secret.
 const REFRESH: Duration = Duration::from_secs(60);
@@ -58,6 +63,14 @@ pub enum Error {
         /// What is missing.
         key: &'static str,
     },
+    /// The Secret of the CA is gone, but agents and clients trust the CA that was in it.
+    #[error(
+        "the Secret {} is gone, but its CA is published in the ConfigMap {}; restore the Secret from a backup, or \
+         delete the ConfigMap to begin with a new CA, which no running process will trust",
+        names::CA_SECRET,
+        names::CONNECT_CONFIG_MAP
+    )]
+    Missing,
 }
 
 impl Error {
@@ -67,7 +80,7 @@ impl Error {
         match self {
             Self::Kube(_) => "ApiServer",
             Self::Tls(_) => "Certificate",
-            Self::Secret { .. } => "Secret",
+            Self::Secret { .. } | Self::Missing => "Secret",
         }
     }
 }
@@ -80,18 +93,54 @@ pub struct AuthorityHandle {
     identity: Arc<Identity>,
 }
 
-/// The CA as one version of the Secret has it.
+/// The CA as one version of the Secret has it, and those before it.
 struct Loaded {
     authority: Authority,
+    /// What the Secret says is to be trusted.
+    own_bundle_pem: String,
+    /// That, and the former CAs.
     bundle_pem: String,
+    former: Vec<Former>,
+}
+
+/// What a former version of the Secret said is to be trusted. Leaves of it still live.
+#[derive(Clone)]
+struct Former {
+    bundle_pem: String,
+    until: SystemTime,
+}
+
+impl Loaded {
+    /// `next` in place of this one: what this one trusted stays trusted for as long as a leaf of it may live.
+    fn succeeded_by(&self, next: Self, now: SystemTime) -> Result<Self, Error> {
+        let mut former: Vec<Former> = self
+            .former
+            .iter()
+            .filter(|former| now < former.until)
+            .cloned()
+            .collect();
+        if self.own_bundle_pem != next.own_bundle_pem {
+            former.push(Former {
+                bundle_pem: self.own_bundle_pem.clone(),
+                until: now + FORMER_LIFETIME,
+            });
+        }
+        let texts = std::iter::once(&next.own_bundle_pem).chain(former.iter().map(|former| &former.bundle_pem));
+        let bundle_pem = bundle(&texts.map(String::as_str).collect::<Vec<_>>())?;
+        Ok(Self {
+            bundle_pem,
+            former,
+            ..next
+        })
+    }
 }
 
 impl AuthorityHandle {
-    /// Reads the CA from its Secret, or makes it where there is none (of several replicas the first one wins), publishes
-    /// the bundle and issues the operator's own leaf.
+    /// Reads the CA from its Secret, or makes it where there never was one (of several replicas the first one wins),
+    /// publishes the bundle and issues the operator's own leaf.
     ///
     /// # Errors
-    /// The API server does not answer, or the Secret holds something unusable.
+    /// The API server does not answer, the Secret holds something unusable, or it is gone although its CA was published.
     pub async fn load_or_create(client: Client, config: AuthorityConfig) -> Result<Arc<Self>, Error> {
         let loaded = secret::load_or_create(&client, &config).await?;
         let (chain, key) = loaded.authority.issue(&Role::Operator, None, OPERATOR_LIFETIME)?;
@@ -183,14 +232,14 @@ impl AuthorityHandle {
         if self.identity.renew_at() <= SystemTime::now() {
             self.renew(&self.current.load())?;
         }
-        let loaded = secret::load_or_create(&self.client, &self.config).await?;
-        let is_news = {
-            let current = self.current.load();
-            current.bundle_pem != loaded.bundle_pem || current.authority.cert_pem() != loaded.authority.cert_pem()
-        };
+        let current = self.current.load_full();
+        let found = secret::load_or_restore(&self.client, &self.config, &current).await?;
+        let loaded = current.succeeded_by(found, SystemTime::now())?;
+        let is_news =
+            current.bundle_pem != loaded.bundle_pem || current.authority.cert_pem() != loaded.authority.cert_pem();
         if is_news {
             self.renew(&loaded)?;
-            tracing::info!("the CA has changed");
+            tracing::info!("the CA, or what is trusted besides it, has changed");
             self.current.store(Arc::new(loaded));
         }
         publish::publish(&self.client, &self.config, &self.bundle_pem()).await
@@ -257,12 +306,14 @@ pub(crate) mod tests {
 
     /// An authority over a fake API server, for tests of other modules.
     pub(crate) async fn handle() -> Arc<AuthorityHandle> {
+        handle_of(&Store::default()).await.expect("an authority")
+    }
+
+    async fn handle_of(store: &Store) -> Result<Arc<AuthorityHandle>, Error> {
         remoteprocess_tls::install_crypto_provider();
-        let store = Store::default();
+        let store = store.clone();
         let client = fake_api::client(move |call| stored(&store, &call));
-        AuthorityHandle::load_or_create(client, config())
-            .await
-            .expect("an authority")
+        AuthorityHandle::load_or_create(client, config()).await
     }
 
     #[tokio::test]
@@ -335,6 +386,61 @@ pub(crate) mod tests {
         assert_eq!(handle.identity().bundle_pem(), handle.bundle_pem());
         let published = store.lock().expect("no panic before")[CONFIG_MAP]["data"]["ca.crt"].clone();
         assert_eq!(published, handle.bundle_pem());
+    }
+
+    fn put(store: &Store, ca: &Authority) {
+        let encode = |text: &str| Value::from(base64::Engine::encode(&base64::prelude::BASE64_STANDARD, text));
+        let mut objects = store.lock().expect("no panic before");
+        let secret = objects.get_mut(SECRET).expect("a Secret");
+        secret["data"] = serde_json::json!({"tls.crt": encode(ca.cert_pem()), "tls.key": encode(&ca.key_pem())});
+    }
+
+    #[tokio::test]
+    async fn a_deleted_secret_comes_back_with_the_same_ca() {
+        let store = Store::default();
+        let handle = handle_of(&store).await.expect("an authority");
+        let before = handle.bundle_pem();
+        let secret = store.lock().expect("no panic before").remove(SECRET).expect("a Secret");
+        handle.refresh().await.expect("refreshed");
+        assert_eq!(handle.bundle_pem(), before, "every running agent trusts it");
+        let restored = store.lock().expect("no panic before")[SECRET].clone();
+        for key in ["tls.crt", "tls.key"] {
+            assert_eq!(restored["data"][key], secret["data"][key], "{key}");
+        }
+        let other = handle_of(&store).await.expect("another replica reads it");
+        assert_eq!(other.bundle_pem(), before);
+    }
+
+    #[tokio::test]
+    async fn a_start_makes_no_second_ca() {
+        let store = Store::default();
+        drop(handle_of(&store).await.expect("an authority"));
+        store.lock().expect("no panic before").remove(SECRET);
+        let error = handle_of(&store).await.err().expect("the first one is still trusted");
+        assert!(matches!(error, Error::Missing), "{error}");
+        assert!(
+            !store.lock().expect("no panic before").contains_key(SECRET),
+            "nothing is written"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_former_ca_is_trusted_while_its_leaves_live() {
+        let store = Store::default();
+        let handle = handle_of(&store).await.expect("an authority");
+        let old = handle.bundle_pem();
+        let next = Authority::generate(handle.trust_domain()).expect("a CA");
+        put(&store, &next);
+        handle.refresh().await.expect("refreshed");
+        assert_eq!(handle.bundle_pem(), format!("{}{old}", next.cert_pem()));
+        handle.refresh().await.expect("refreshed");
+        assert_eq!(handle.bundle_pem(), format!("{}{old}", next.cert_pem()), "it stays");
+
+        let current = handle.current.load_full();
+        let again = secret::load_or_restore(&handle.client, &handle.config, &current).await;
+        let later = SystemTime::now() + FORMER_LIFETIME + REFRESH;
+        let later = current.succeeded_by(again.expect("read"), later).expect("a bundle");
+        assert_eq!(later.bundle_pem, next.cert_pem(), "and goes");
     }
 
     #[tokio::test]

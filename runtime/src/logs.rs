@@ -1,14 +1,22 @@
+mod fold;
+
 use std::{
     fmt,
-    io::{IsTerminal, stderr},
+    io::{self, IsTerminal, stderr},
     str::FromStr,
+    thread,
+    time::Instant,
 };
 
 use tracing_subscriber::{
-    EnvFilter,
-    fmt::SubscriberBuilder,
+    EnvFilter, Layer, Registry,
+    filter::FilterExt,
+    fmt::layer,
+    layer::SubscriberExt,
     util::{SubscriberInitExt, TryInitError},
 };
+
+use self::fold::Fold;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,29 +65,50 @@ pub enum LogError {
     /// Logs were set up before.
     #[error("logs are set up already")]
     Again(#[from] TryInitError),
+    /// The thread that tells of folded lines cannot be started.
+    #[error("no thread for the logs")]
+    Thread(#[from] io::Error),
 }
 
-/// Sends logs to stderr. `filter` is a tracing filter, for example `info,remoteprocess_operator=debug`.
+/// Sends logs to stderr. Repeated lines are folded: no peer fills the log. `filter` is a tracing filter, for example `info,remoteprocess_operator=debug`.
 ///
 /// # Errors
 /// A filter that does not parse, or a second call.
 pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), LogError> {
-    let builder = SubscriberBuilder::default()
-        .with_writer(stderr)
-        // Else a log that cannot be written is reported by a macro that panics.
-        .log_internal_errors(false)
-        .with_env_filter(EnvFilter::try_new(filter)?);
+    let (filter, fold) = (EnvFilter::try_new(filter)?, Fold::default());
+    // Else a log that cannot be written is reported by a macro that panics.
+    let lines = layer().with_writer(stderr).log_internal_errors(false);
     let is_text = match format {
         LogFormat::Auto => stderr().is_terminal(),
         LogFormat::Json => false,
         LogFormat::Text => true,
     };
-    if is_text {
-        builder.finish().try_init()?;
+    let lines = if is_text {
+        lines.boxed()
     } else {
-        builder.json().flatten_event(true).finish().try_init()?;
-    }
+        lines.json().flatten_event(true).boxed()
+    };
+    let lines = lines.with_filter(filter.and(fold.clone()));
+    Registry::default().with(lines).try_init()?;
+    thread::Builder::new()
+        .name("logs".to_owned())
+        .spawn(move || tell(&fold))?;
     Ok(())
+}
+
+/// Says now and then how many lines were folded.
+fn tell(fold: &Fold) {
+    loop {
+        thread::sleep(fold::WINDOW);
+        for folded in fold.take(Instant::now()) {
+            tracing::warn!(
+                lines = folded.lines,
+                like = folded.message,
+                of = folded.peer,
+                "left out repeated lines"
+            );
+        }
+    }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use remoteprocess_api::names;
 use tokio_util::sync::CancellationToken;
 
 use self::judge::{Verdict, judge};
-use super::{AuthorityHandle, Error};
+use super::{AuthorityHandle, Error, metrics::count_refusal};
 use crate::backoff::WatchBackoff;
 
 /// Requests worked on at a time.
@@ -105,7 +105,8 @@ async fn answer(
     };
     approved.status.get_or_insert_default().certificate = Some(ByteString(chain.into_bytes()));
     api.replace_status(&name, &PostParams::default(), &approved).await?;
-    tracing::info!(request = name, user = order.user.name, "signed a user's certificate");
+    let user = judge::quoted(&order.user.name);
+    tracing::info!(request = name, user, "signed a user's certificate");
     Ok(())
 }
 
@@ -118,10 +119,11 @@ async fn deny(
     let name = request.name_any();
     tracing::info!(
         request = name,
-        user = request.spec.username,
+        user = request.spec.username.as_deref().map(judge::quoted),
         reason = sentence,
         "denied a certificate"
     );
+    count_refusal("csr", "Denied");
     if is_approved(&request) {
         push(&mut request, condition("Failed", REFUSED, sentence));
         api.replace_status(&name, &PostParams::default(), &request).await?;

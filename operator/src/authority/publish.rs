@@ -29,6 +29,15 @@ pub(super) async fn publish(client: &Client, config: &AuthorityConfig, bundle_pe
     Ok(())
 }
 
+/// Whether a CA was ever published here: then there was one, and agents trust it.
+pub(super) async fn is_published(client: &Client, config: &AuthorityConfig) -> Result<bool, Error> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &config.namespace);
+    let found = maps.get_opt(names::CONNECT_CONFIG_MAP).await?;
+    Ok(found
+        .and_then(|map| map.data)
+        .is_some_and(|data| data.get(names::CONNECT_CA).is_some_and(|bundle| !bundle.is_empty())))
+}
+
 fn build(config: &AuthorityConfig, bundle_pem: &str) -> ConfigMap {
     let data = BTreeMap::from([
         (names::CONNECT_CA.to_owned(), bundle_pem.to_owned()),

@@ -22,18 +22,51 @@ const KEY: &str = "tls.key";
 /// each for as long as a leaf lives.
 const FURTHER: &str = "ca.crt";
 
-/// Reads the CA, or makes it. A Secret that is there is never written.
+/// Reads the CA, or makes it where none was ever published. A Secret that is there is never written.
 pub(super) async fn load_or_create(client: &Client, config: &AuthorityConfig) -> Result<Loaded, Error> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &config.namespace);
     if let Some(secret) = secrets.get_opt(names::CA_SECRET).await? {
         return parse(&secret, config);
     }
-    let secret = build(&Authority::generate(&config.trust_domain)?, config);
+    if publish::is_published(client, config).await? {
+        // Another replica may have made and published it meanwhile.
+        let secret = secrets.get_opt(names::CA_SECRET).await?.ok_or(Error::Missing)?;
+        return parse(&secret, config);
+    }
+    let authority = Authority::generate(&config.trust_domain)?;
+    let loaded = create(&secrets, build(&authority, "", config), config).await?;
+    tracing::info!(
+        secret = names::CA_SECRET,
+        namespace = config.namespace,
+        "the first CA is there"
+    );
+    Ok(loaded)
+}
+
+/// Reads the CA. A Secret that is gone is put back as `current` has it.
+pub(super) async fn load_or_restore(
+    client: &Client,
+    config: &AuthorityConfig,
+    current: &Loaded,
+) -> Result<Loaded, Error> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &config.namespace);
+    if let Some(secret) = secrets.get_opt(names::CA_SECRET).await? {
+        return parse(&secret, config);
+    }
+    let secret = build(&current.authority, &current.own_bundle_pem, config);
+    let loaded = create(&secrets, secret, config).await?;
+    tracing::warn!(
+        secret = names::CA_SECRET,
+        namespace = config.namespace,
+        "the CA's Secret was gone; it is back as it was"
+    );
+    Ok(loaded)
+}
+
+/// Creates the Secret, or reads it where another replica was first.
+async fn create(secrets: &Api<Secret>, secret: Secret, config: &AuthorityConfig) -> Result<Loaded, Error> {
     match secrets.create(&PostParams::default(), &secret).await {
-        Ok(created) => {
-            tracing::info!(secret = names::CA_SECRET, namespace = config.namespace, "made a new CA");
-            parse(&created, config)
-        }
+        Ok(created) => parse(&created, config),
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             parse(&secrets.get(names::CA_SECRET).await?, config)
         }
@@ -41,14 +74,17 @@ pub(super) async fn load_or_create(client: &Client, config: &AuthorityConfig) ->
     }
 }
 
-fn build(authority: &Authority, config: &AuthorityConfig) -> Secret {
-    let data = BTreeMap::from([
+fn build(authority: &Authority, further_pem: &str, config: &AuthorityConfig) -> Secret {
+    let mut data = BTreeMap::from([
         (
             CERTIFICATE.to_owned(),
             ByteString(authority.cert_pem().as_bytes().to_vec()),
         ),
         (KEY.to_owned(), ByteString(authority.key_pem().into_bytes())),
     ]);
+    if !further_pem.is_empty() {
+        data.insert(FURTHER.to_owned(), ByteString(further_pem.as_bytes().to_vec()));
+    }
     Secret {
         metadata: ObjectMeta {
             name: Some(names::CA_SECRET.to_owned()),
@@ -68,8 +104,13 @@ fn parse(secret: &Secret, config: &AuthorityConfig) -> Result<Loaded, Error> {
     let key = text(secret, KEY)?.ok_or(unusable(KEY))?;
     let further = text(secret, FURTHER)?.unwrap_or_default();
     let authority = Authority::from_pem(certificate, key, &config.trust_domain)?;
-    let bundle_pem = bundle(&[certificate, further])?;
-    Ok(Loaded { authority, bundle_pem })
+    let own_bundle_pem = bundle(&[certificate, further])?;
+    Ok(Loaded {
+        authority,
+        bundle_pem: own_bundle_pem.clone(),
+        own_bundle_pem,
+        former: Vec::new(),
+    })
 }
 
 fn text<'a>(secret: &'a Secret, key: &'static str) -> Result<Option<&'a str>, Error> {

@@ -17,7 +17,7 @@ use k8s_openapi::api::{
     core::v1::Pod,
 };
 use kube::{Api, Client, api::PostParams};
-use remoteprocess_api::names;
+use remoteprocess_api::{RemoteProcess, names};
 use remoteprocess_proto::{
     PROTOCOL,
     v1::{
@@ -50,9 +50,8 @@ const CONCURRENCY: usize = 64;
 /// hour. Whoever else has a token of its pod (editors of the namespace can make one) gets nothing.
 const RENEWAL: Duration = Duration::from_secs(30 * 60);
 
-/// How long an attempt stays bound to the pod that enrolled for it, from its last enrolment: no shorter than the life of
-/// an agent's certificate.
-const BINDING: Duration = Duration::from_secs(2 * 3600);
+/// Longest name of a Kubernetes object and longest uid.
+const MAX_NAME: usize = 253;
 
 /// The `Enrolment` service.
 pub struct EnrolmentService {
@@ -60,18 +59,12 @@ pub struct EnrolmentService {
     authority: Arc<AuthorityHandle>,
     sources: RateLimit,
     slots: Semaphore,
-    bindings: Mutex<HashMap<Attempt, Binding>>,
+    signed: Mutex<HashMap<Attempt, Instant>>,
     is_connected: IsConnected,
 }
 
 /// Whether the agent of a process (by uid) and attempt is connected now.
 type IsConnected = Box<dyn Fn(&str, u32) -> bool + Send + Sync>;
-
-/// Which pod holds the key of an attempt.
-struct Binding {
-    pod_uid: String,
-    signed_at: Instant,
-}
 
 /// Why an agent gets no certificate. Shown to the peer as [`Refusal::status`] has it.
 #[derive(Debug, thiserror::Error)]
@@ -88,8 +81,6 @@ enum Refusal {
     Token(String),
     #[error("the pod does not belong to the attempt: {0}")]
     Pod(&'static str),
-    #[error("another pod holds the key of this attempt")]
-    Taken,
     #[error("the agent of this attempt is connected")]
     Connected,
     #[error("the certification request")]
@@ -107,7 +98,6 @@ impl Refusal {
             Self::Slow | Self::Kube(_) => Status::unavailable("the API server cannot be asked now; try again"),
             Self::Token(_) => Status::unauthenticated("the token is not a valid one of the audience of this listener"),
             Self::Pod(why) => Status::permission_denied(format!("the pod does not belong to the attempt: {why}")),
-            Self::Taken => Status::permission_denied("another pod holds the key of this attempt"),
             Self::Connected => Status::unavailable("the agent of this attempt is connected; try again when it is not"),
             Self::Csr(_) => Status::invalid_argument("the certification request does not prove a P-256 key"),
         }
@@ -128,7 +118,7 @@ impl EnrolmentService {
             authority,
             sources: RateLimit::default(),
             slots: Semaphore::new(CONCURRENCY),
-            bindings: Mutex::default(),
+            signed: Mutex::default(),
             is_connected: Box::new(is_connected),
         }
     }
@@ -144,23 +134,35 @@ impl EnrolmentService {
             return Err(Refusal::Protocol);
         }
         let bound = self.review(&request.token).await?;
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &bound.namespace);
-        let pod = pods.get_opt(&bound.pod_name).await?.ok_or(Refusal::Pod("it is gone"))?;
         let attempt = Attempt {
             process_uid: request.process_uid.clone(),
             number: request.attempt,
         };
-        proof::check_pod(&pod, &bound, &attempt).map_err(Refusal::Pod)?;
+        self.check(&bound, &attempt).await?;
         let chain = self
             .authority
             .sign_agent(&request.csr, &bound.namespace, &bound.pod_uid)
             .map_err(Refusal::Csr)?;
-        self.bind(attempt, &bound.pod_uid)?;
+        self.sign_once(attempt)?;
         Ok(EnrollResponse {
             protocol: PROTOCOL,
             certificate_chain: chain,
             bundle: self.authority.bundle_pem(),
         })
+    }
+
+    /// Whether the attempt's process names the pod that holds the token. The objects are read from the API server, so
+    /// every replica gives the same answer, and a restart changes none.
+    async fn check(&self, bound: &Bound, attempt: &Attempt) -> Result<(), Refusal> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &bound.namespace);
+        let pod = pods.get_opt(&bound.pod_name).await?.ok_or(Refusal::Pod("it is gone"))?;
+        proof::check_pod(&pod, bound).map_err(Refusal::Pod)?;
+        let owner = proof::claimed_owner(&pod).filter(|name| name.len() <= MAX_NAME && is_name(name));
+        let owner = owner.ok_or(Refusal::Pod("no process controls it"))?;
+        let processes: Api<RemoteProcess> = Api::namespaced(self.client.clone(), &bound.namespace);
+        let process = processes.get_opt(owner).await?;
+        let process = process.ok_or(Refusal::Pod("the process that it names is gone"))?;
+        proof::check_process(&process, bound, attempt).map_err(Refusal::Pod)
     }
 
     async fn review(&self, token: &str) -> Result<Bound, Refusal> {
@@ -177,30 +179,23 @@ impl EnrolmentService {
         proof::read_review(answer.status.unwrap_or_default()).map_err(Refusal::Token)
     }
 
-    /// One live key for each attempt: the first pod has it, and a further one is only for that pod, when its agent is
-    /// not connected or its certificate is due.
-    fn bind(&self, attempt: Attempt, pod_uid: &str) -> Result<(), Refusal> {
+    /// One live key for each attempt: while its agent is connected, a further one is given when the last is due.
+    fn sign_once(&self, attempt: Attempt) -> Result<(), Refusal> {
         let now = Instant::now();
-        let mut bindings = self.bindings.lock().unwrap_or_else(PoisonError::into_inner);
-        bindings.retain(|_, binding| now < binding.signed_at + BINDING);
-        if let Some(binding) = bindings.get(&attempt) {
-            if binding.pod_uid != pod_uid {
-                return Err(Refusal::Taken);
-            }
-            let is_due = now >= binding.signed_at + RENEWAL;
-            if !is_due && (self.is_connected)(&attempt.process_uid, attempt.number) {
-                return Err(Refusal::Connected);
-            }
+        let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        signed.retain(|_, at| now < *at + RENEWAL);
+        if signed.contains_key(&attempt) && (self.is_connected)(&attempt.process_uid, attempt.number) {
+            return Err(Refusal::Connected);
         }
-        bindings.insert(
-            attempt,
-            Binding {
-                pod_uid: pod_uid.to_owned(),
-                signed_at: now,
-            },
-        );
+        signed.insert(attempt, now);
         Ok(())
     }
+}
+
+/// Whether the text can be an object's name, and nothing else in a path.
+fn is_name(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
 }
 
 #[tonic::async_trait]
@@ -240,8 +235,12 @@ mod tests {
     use super::*;
     use crate::{authority, fake_api};
 
-    /// A service whose API server knows one token and one pod.
-    async fn service(mut pod: Value) -> EnrolmentService {
+    /// A service whose API server knows one token, one pod and its process.
+    async fn service(pod: Value) -> EnrolmentService {
+        service_with(pod, proof::tests::process()).await
+    }
+
+    async fn service_with(mut pod: Value, process: Value) -> EnrolmentService {
         let client = fake_api::client(move |call| match call.path.as_str() {
             "/apis/authentication.k8s.io/v1/tokenreviews" => {
                 assert_eq!(call.body["spec"]["audiences"], json!(["remoteprocess.dev/enrol"]));
@@ -258,6 +257,7 @@ mod tests {
                     (200, found)
                 }
             },
+            "/apis/remoteprocess.dev/v1alpha1/namespaces/default/remoteprocesses/hello" => (200, process.clone()),
             path => panic!("asked for {path}"),
         });
         EnrolmentService::new(client, authority::tests::handle().await, |_, _| false)
@@ -360,18 +360,33 @@ mod tests {
         assert_eq!(refused(&service, request(&key)).await.code(), Code::PermissionDenied);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_attempt_stays_with_its_pod() {
-        let service = service(proof::tests::pod()).await;
-        let attempt = Attempt {
-            process_uid: "p".into(),
-            number: 1,
-        };
-        service.bind(attempt.clone(), "pod-1").expect("the first one");
-        service.bind(attempt.clone(), "pod-1").expect("again");
-        assert!(matches!(service.bind(attempt.clone(), "pod-2"), Err(Refusal::Taken)));
-        tokio::time::advance(BINDING).await;
-        service.bind(attempt, "pod-2").expect("the first one is long gone");
+    /// An editor of the namespace `default` learns the uid of a process elsewhere and writes it into a pod of its own.
+    #[tokio::test]
+    async fn a_uid_of_another_namespace_takes_no_key() {
+        let mut pod = proof::tests::pod();
+        pod["metadata"]["ownerReferences"][0]["uid"] = "victim-uid".into();
+        let service = service(pod).await;
+        let key = KeyRequest::generate().expect("a request");
+        for attempt in 1..=8 {
+            let request = EnrollRequest {
+                process_uid: "victim-uid".into(),
+                attempt,
+                ..request(&key)
+            };
+            assert_eq!(refused(&service, request).await.code(), Code::PermissionDenied);
+        }
+    }
+
+    /// A restart forgets nothing: what the status says is what holds.
+    #[tokio::test]
+    async fn after_a_restart_another_pod_is_still_refused() {
+        let mut process = proof::tests::process();
+        process["status"]["attempts"][1]["podUid"] = "the-running-pod".into();
+        let fresh = service_with(proof::tests::pod(), process).await;
+        let key = KeyRequest::generate().expect("a request");
+        let status = refused(&fresh, request(&key)).await;
+        assert_eq!(status.code(), Code::PermissionDenied);
+        assert!(status.message().contains("names another pod"), "{}", status.message());
     }
 
     #[tokio::test(start_paused = true)]
@@ -383,16 +398,13 @@ mod tests {
             number: 1,
         };
         service
-            .bind(attempt.clone(), "pod-1")
+            .sign_once(attempt.clone())
             .expect("this relay was started again and knows no key yet");
-        assert!(matches!(
-            service.bind(attempt.clone(), "pod-1"),
-            Err(Refusal::Connected)
-        ));
+        assert!(matches!(service.sign_once(attempt.clone()), Err(Refusal::Connected)));
         tokio::time::advance(RENEWAL).await;
-        service.bind(attempt.clone(), "pod-1").expect("due");
+        service.sign_once(attempt.clone()).expect("due");
         service.is_connected = Box::new(|_, _| false);
-        service.bind(attempt, "pod-1").expect("it lost its connection");
+        service.sign_once(attempt).expect("it lost its connection");
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use remoteprocess_api::names;
+use remoteprocess_api::{names, sentence::plain};
 use remoteprocess_tls::User;
 use x509_parser::{
     certification_request::X509CertificationRequest, extensions::ParsedExtension, pem::parse_x509_pem,
@@ -52,8 +52,20 @@ pub(super) fn judge(request: &CertificateSigningRequest) -> Verdict {
     }
 }
 
+/// Bytes of a request.
+const MAX_REQUEST: usize = 16 << 10;
+
+/// Bytes of all that the API server says of a user; it has to fit into the handshake of each connection.
+const MAX_USER: usize = 32 << 10;
+
+/// Characters of what a request says that are repeated in logs and conditions.
+const MAX_QUOTED: usize = 64;
+
 fn order(request: &CertificateSigningRequest) -> Result<Order, String> {
     let spec = &request.spec;
+    if spec.request.0.len() > MAX_REQUEST {
+        return Err(format!("the request has more than {MAX_REQUEST} bytes"));
+    }
     let user = User {
         name: spec.username.clone().unwrap_or_default(),
         groups: spec.groups.clone().unwrap_or_default(),
@@ -63,6 +75,7 @@ fn order(request: &CertificateSigningRequest) -> Result<Order, String> {
     if user.name.is_empty() {
         return Err("the API server has not said who asks".to_owned());
     }
+    check_size(&user)?;
     check_usages(spec.usages.as_deref().unwrap_or_default())?;
     let (_, pem) = parse_x509_pem(&spec.request.0).map_err(|_| "the request is not PEM".to_owned())?;
     let (_, parsed) = X509CertificationRequest::from_der(&pem.contents)
@@ -76,6 +89,30 @@ fn order(request: &CertificateSigningRequest) -> Result<Order, String> {
         user,
         lifetime,
     })
+}
+
+fn check_size(user: &User) -> Result<(), String> {
+    let extra = user
+        .extra
+        .iter()
+        .flat_map(|(key, values)| std::iter::once(key).chain(values));
+    let texts = [&user.name, &user.uid].into_iter().chain(&user.groups).chain(extra);
+    let size: usize = texts.map(String::len).sum();
+    if size <= MAX_USER {
+        Ok(())
+    } else {
+        Err(format!(
+            "name, groups and extra fields of the user have {size} bytes, and a certificate takes {MAX_USER}; \
+             log in as a user of fewer groups"
+        ))
+    }
+}
+
+/// The start of what somebody else says, in quotes and without control characters.
+pub(super) fn quoted(text: &str) -> String {
+    let start = plain(text, MAX_QUOTED);
+    let mark = if start.len() < text.len() { "…" } else { "" };
+    format!("{start:?}{mark}")
 }
 
 fn check_usages(usages: &[String]) -> Result<(), String> {
@@ -104,8 +141,9 @@ fn check_subject(subject: &X509Name<'_>, user: &User) -> Result<(), String> {
         };
         if !is_true {
             return Err(format!(
-                "the request's subject claims {value:?}, but the API server says that {:?} asks; leave the subject empty",
-                user.name
+                "the request's subject claims {}, but the API server says that {} asks; leave the subject empty",
+                quoted(value),
+                quoted(&user.name)
             ));
         }
     }
@@ -236,6 +274,31 @@ pub(super) mod tests {
             sentence.contains("\"bob\"") && sentence.contains("\"alice\""),
             "{sentence}"
         );
+    }
+
+    #[test]
+    fn a_denial_is_short_whatever_was_claimed() {
+        let mut request = named(DnType::CommonName, &"b".repeat(8 << 10));
+        request.spec.username = Some("a".repeat(16 << 10));
+        for request in [request, {
+            let mut long = with(|_| {});
+            long.spec.request = ByteString(vec![b'x'; 1 << 20]);
+            long
+        }] {
+            let Verdict::Deny(sentence) = judge(&request) else {
+                panic!("not denied")
+            };
+            assert!(sentence.len() < 400, "{} bytes", sentence.len());
+        }
+    }
+
+    #[test]
+    fn a_user_fits_into_a_handshake() {
+        let mut request = with(|_| {});
+        request.spec.groups = Some((0..600).map(|number| format!("{number:040}")).collect());
+        assert!(is_signed(&request));
+        request.spec.groups = Some((0..1000).map(|number| format!("{number:040}")).collect());
+        assert!(matches!(judge(&request), Verdict::Deny(_)));
     }
 
     #[test]

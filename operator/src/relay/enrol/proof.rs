@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::{authentication::v1::TokenReviewStatus, core::v1::Pod};
-use remoteprocess_api::names;
+use remoteprocess_api::{RemoteProcess, names};
 
 /// Extra claims of a token that is bound to a pod (Kubernetes documents both).
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
@@ -64,30 +64,43 @@ fn claim(extra: &BTreeMap<String, Vec<String>>, name: &str) -> Result<String, St
     }
 }
 
-/// Whether the pod is the one that the token is bound to, and one of this attempt. The error is for the peer.
-pub(super) fn check_pod(pod: &Pod, bound: &Bound, attempt: &Attempt) -> Result<(), &'static str> {
+/// Name of the process that the pod claims to belong to. It proves nothing: whoever makes a pod writes it.
+pub(super) fn claimed_owner(pod: &Pod) -> Option<&str> {
+    let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
+    let group = format!("{}/", names::GROUP);
+    owners
+        .iter()
+        .find(|owner| owner.controller == Some(true) && owner.kind == KIND && owner.api_version.starts_with(&group))
+        .map(|owner| owner.name.as_str())
+}
+
+/// Whether the pod is the one that the token is bound to, and has not ended. The error is for the peer.
+pub(super) fn check_pod(pod: &Pod, bound: &Bound) -> Result<(), &'static str> {
     if pod.metadata.uid.as_deref() != Some(&bound.pod_uid) {
         return Err("it was replaced by another one of the same name");
     }
-    let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
-    let group = format!("{}/", names::GROUP);
-    let is_owned = owners.iter().any(|owner| {
-        owner.controller == Some(true)
-            && owner.kind == KIND
-            && owner.api_version.starts_with(&group)
-            && owner.uid == attempt.process_uid
-    });
-    if !is_owned {
-        return Err("the process does not own it");
-    }
-    let labels = pod.metadata.labels.as_ref();
-    let label = |name| labels.and_then(|labels| labels.get(name)).map(String::as_str);
-    if label(names::LABEL_ATTEMPT) != Some(&attempt.number.to_string()) {
-        return Err("it is of another attempt");
-    }
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    if matches!(phase, Some("Succeeded" | "Failed")) {
-        return Err("it has ended");
+    match phase {
+        Some("Succeeded" | "Failed") => Err("it has ended"),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the process of the pod's own namespace names this pod for this attempt. Only the operator writes the status,
+/// and it names the pod before it creates it; so every replica says the same, before and after a restart. The error is
+/// for the peer.
+pub(super) fn check_process(process: &RemoteProcess, bound: &Bound, attempt: &Attempt) -> Result<(), &'static str> {
+    let is_of_namespace = process.metadata.namespace.as_deref() == Some(&bound.namespace);
+    if !is_of_namespace || process.metadata.uid.as_deref() != Some(&attempt.process_uid) {
+        return Err("the process is not one of its namespace");
+    }
+    let status = process.status.as_ref();
+    let Some(record) = status.and_then(|status| status.attempt(attempt.number)) else {
+        return Err("the process has no such attempt");
+    };
+    let is_named = record.pod_name.as_deref() == Some(&bound.pod_name);
+    if !is_named || record.pod_uid.as_ref().is_some_and(|uid| *uid != bound.pod_uid) {
+        return Err("the process names another pod for this attempt");
     }
     Ok(())
 }
@@ -117,13 +130,24 @@ pub(super) mod tests {
         json!({
             "metadata": {
                 "name": "hello-1", "namespace": "default", "uid": "pod-uid-1",
-                "labels": {"remoteprocess.dev/attempt": "2"},
                 "ownerReferences": [{
                     "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "name": "hello",
                     "uid": "process-uid-1", "controller": true,
                 }],
             },
             "status": {"phase": "Pending"},
+        })
+    }
+
+    pub(in super::super) fn process() -> Value {
+        json!({
+            "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
+            "metadata": {"name": "hello", "namespace": "default", "uid": "process-uid-1"},
+            "spec": {"image": "busybox", "command": ["true"]},
+            "status": {"attempt": 2, "attempts": [
+                {"number": 1, "podName": "hello-0", "podUid": "pod-uid-0"},
+                {"number": 2, "podName": "hello-1"},
+            ]},
         })
     }
 
@@ -135,12 +159,16 @@ pub(super) mod tests {
         }
     }
 
-    fn check(pod: Value) -> Result<(), &'static str> {
+    fn check(process: Value) -> Result<(), &'static str> {
         let attempt = Attempt {
             process_uid: "process-uid-1".into(),
             number: 2,
         };
-        check_pod(&serde_json::from_value(pod).expect("a pod"), &bound(), &attempt)
+        check_process(&serde_json::from_value(process).expect("a process"), &bound(), &attempt)
+    }
+
+    fn check_phase(pod: Value) -> Result<(), &'static str> {
+        check_pod(&serde_json::from_value(pod).expect("a pod"), &bound())
     }
 
     #[test]
@@ -167,28 +195,54 @@ pub(super) mod tests {
 
     #[test]
     fn the_pod_of_the_attempt_is_taken() {
-        assert_eq!(check(pod()), Ok(()));
+        assert_eq!(check_phase(pod()), Ok(()));
         let mut ending = pod();
         ending["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
         assert_eq!(
-            check(ending),
+            check_phase(ending),
             Ok(()),
             "an agent that ends still has output to hand over"
         );
+        assert_eq!(check(process()), Ok(()), "its uid is not in the status yet");
+        let mut seen = process();
+        seen["status"]["attempts"][1]["podUid"] = "pod-uid-1".into();
+        assert_eq!(check(seen), Ok(()));
     }
 
     #[rstest]
     #[case::replaced("/metadata/uid", json!("pod-uid-2"))]
+    #[case::ended("/status/phase", json!("Failed"))]
+    fn a_pod_that_is_over_is_not(#[case] pointer: &str, #[case] value: Value) {
+        let mut pod = pod();
+        *pod.pointer_mut(pointer).expect("a field") = value;
+        assert!(check_phase(pod).is_err());
+    }
+
+    #[rstest]
     #[case::orphan("/metadata/ownerReferences", Value::Null)]
-    #[case::of_another_process("/metadata/ownerReferences/0/uid", json!("process-uid-2"))]
     #[case::of_a_job("/metadata/ownerReferences/0/kind", json!("Job"))]
     #[case::of_a_namesake("/metadata/ownerReferences/0/apiVersion", json!("remoteprocess.dev.evil/v1"))]
     #[case::not_controlled("/metadata/ownerReferences/0/controller", json!(false))]
-    #[case::of_another_attempt("/metadata/labels/remoteprocess.dev~1attempt", json!("1"))]
-    #[case::ended("/status/phase", json!("Failed"))]
-    fn other_pods_are_not(#[case] pointer: &str, #[case] value: Value) {
+    fn other_pods_name_no_process(#[case] pointer: &str, #[case] value: Value) {
         let mut pod = pod();
         *pod.pointer_mut(pointer).expect("a field") = value;
-        assert!(check(pod).is_err());
+        assert_eq!(claimed_owner(&serde_json::from_value(pod).expect("a pod")), None);
+    }
+
+    #[rstest]
+    #[case::elsewhere("/metadata/namespace", json!("victim"))]
+    #[case::another_process("/metadata/uid", json!("process-uid-2"))]
+    #[case::before_the_operator_saw_it("/status", Value::Null)]
+    #[case::before_the_attempt("/status/attempts", json!([]))]
+    #[case::no_pod_named("/status/attempts/1/podName", Value::Null)]
+    #[case::another_pod("/status/attempts/1/podName", json!("hello-7"))]
+    #[case::another_pod_of_the_name("/status/attempts/1", json!({"number": 2, "podName": "hello-1", "podUid": "x"}))]
+    fn only_what_the_status_names_is_bound(#[case] pointer: &str, #[case] value: Value) {
+        let mut process = process();
+        match process.pointer_mut(pointer) {
+            Some(field) => *field = value,
+            None => panic!("no field {pointer}"),
+        }
+        assert!(check(process).is_err());
     }
 }

@@ -1,0 +1,198 @@
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    callsite::Identifier,
+    field::{Field, Visit},
+};
+use tracing_subscriber::layer::{Context, Filter};
+
+/// How long like lines are counted together.
+pub(super) const WINDOW: Duration = Duration::from_secs(10);
+
+/// Like lines that are written in one window; further ones are only counted.
+const LINES: u64 = 30;
+
+/// Kinds of lines that are told apart in one window. Beyond that, those of one place in the code are alike.
+const KINDS: usize = 1024;
+
+/// Characters of a message, or of a peer's name, that are kept for the line that says what was folded.
+const KEPT: usize = 128;
+
+/// Folds repeated lines, so that no peer fills the log: of like lines in ten seconds the first 30 are written, the others
+/// are counted. Lines are alike that come from the same place in the code and are about the same `user` or `source`, or,
+/// where they name neither, have the same fields.
+#[derive(Clone, Default)]
+pub(super) struct Fold {
+    kinds: Arc<Mutex<HashMap<(Identifier, u64), Kind>>>,
+}
+
+struct Kind {
+    since: Instant,
+    count: u64,
+    said: Said,
+}
+
+/// Lines that were left out.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Folded {
+    pub lines: u64,
+    pub message: String,
+    pub peer: String,
+}
+
+/// What a line says, as far as it matters here.
+#[derive(Default)]
+struct Said {
+    message: String,
+    peer: String,
+    all: DefaultHasher,
+}
+
+impl Fold {
+    /// Whether this line is to be written.
+    fn admit(&self, event: &Event<'_>, now: Instant) -> bool {
+        if *event.metadata().level() > Level::INFO {
+            return true;
+        }
+        let mut said = Said::default();
+        event.record(&mut said);
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut key = (event.metadata().callsite(), said.likeness());
+        if kinds.len() >= KINDS && !kinds.contains_key(&key) {
+            key.1 = 0;
+            said.peer.clear();
+        }
+        let kind = kinds.entry(key).or_insert(Kind {
+            since: now,
+            count: 0,
+            said,
+        });
+        kind.count += 1;
+        kind.count <= LINES
+    }
+
+    /// What was folded in the windows that are over at `now`, which it forgets.
+    pub fn take(&self, now: Instant) -> Vec<Folded> {
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = kinds.extract_if(|_, kind| now >= kind.since + WINDOW);
+        over.filter(|(_, kind)| kind.count > LINES)
+            .map(|(_, kind)| Folded {
+                lines: kind.count - LINES,
+                message: kind.said.message,
+                peer: kind.said.peer,
+            })
+            .collect()
+    }
+}
+
+impl<S: Subscriber> Filter<S> for Fold {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        self.admit(event, Instant::now())
+    }
+}
+
+impl Said {
+    fn likeness(&self) -> u64 {
+        if self.peer.is_empty() {
+            return self.all.finish();
+        }
+        let mut peer = DefaultHasher::new();
+        self.peer.hash(&mut peer);
+        peer.finish()
+    }
+}
+
+impl Visit for Said {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let value = format!("{value:?}");
+        self.record_str(field, &value);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        let kept = || value.chars().take(KEPT).collect();
+        match field.name() {
+            "message" => self.message = kept(),
+            "user" | "source" if self.peer.is_empty() => self.peer = kept(),
+            _ => {}
+        }
+        (field.name(), value).hash(&mut self.all);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tracing_subscriber::{Layer, Registry, layer::SubscriberExt};
+
+    use super::*;
+
+    /// Counts the lines that get through.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<AtomicUsize>);
+
+    impl<S: Subscriber> Layer<S> for Lines {
+        fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn lines(write: impl FnOnce()) -> (usize, Fold) {
+        let (lines, fold) = (Lines::default(), Fold::default());
+        let subscriber = Registry::default().with(lines.clone().with_filter(fold.clone()));
+        tracing::subscriber::with_default(subscriber, write);
+        (lines.0.load(Ordering::Relaxed), fold)
+    }
+
+    #[test]
+    fn a_flood_of_one_peer_is_folded_and_told() {
+        let (count, fold) = lines(|| {
+            for number in 0..1000 {
+                let user = if number % 100 == 0 { "bob" } else { "mallory" };
+                tracing::info!(user, number, "refused");
+            }
+        });
+        assert_eq!(count, 30 + 10, "the first ones of each are written");
+        assert_eq!(fold.take(Instant::now()), [], "the window is not over");
+        let later = Instant::now() + WINDOW;
+        let folded = Folded {
+            lines: 960,
+            message: "refused".into(),
+            peer: "mallory".into(),
+        };
+        assert_eq!(fold.take(later), [folded]);
+        assert_eq!(fold.take(later), [], "told once");
+    }
+
+    #[test]
+    fn different_lines_are_not_folded() {
+        let (count, _) = lines(|| {
+            for process in 0..500 {
+                tracing::info!(process, "an agent enrolled");
+            }
+        });
+        assert_eq!(count, 500);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (count, fold) = lines(|| {
+            for number in 0..20_000 {
+                tracing::warn!(source = number, "refused");
+            }
+        });
+        assert_eq!(count, 1024 + 30);
+        assert!(fold.kinds.lock().expect("no panic before").len() <= KINDS + 1);
+    }
+}
