@@ -46,6 +46,33 @@ const BANS: [(&str, &[&str], &str); 4] = [
         "ring is the only crypto provider",
     ),
 ];
+/// Folder or file, what its code must not name, and why. Tests and comments may name it.
+const MODULES: [(&str, &str, &str); 8] = [
+    (
+        "operator/src/controller",
+        "crate::relay",
+        "the controller and the relay meet in the object's status",
+    ),
+    (
+        "operator/src/relay",
+        "crate::controller",
+        "the controller and the relay meet in the object's status",
+    ),
+    (
+        "operator/src/authority",
+        "crate::relay",
+        "the authority knows keys, not processes",
+    ),
+    ("operator/src/controller/phase", "tokio", "decisions do no I/O"),
+    ("agent/src/process/machine", "tokio", "decisions do no I/O"),
+    ("agent/src/spool", "tonic", "the spool knows files, not the network"),
+    (
+        "cli/src/render",
+        "tokio",
+        "what is shown is made from values, without I/O",
+    ),
+    ("cli/src/exit.rs", "tokio", "the exit code is decided without I/O"),
+];
 /// Names that say nothing about what is inside.
 const VAGUE: [&str; 9] = [
     "mod.rs",
@@ -59,7 +86,7 @@ const VAGUE: [&str; 9] = [
     "misc.rs",
 ];
 
-/// Checks arrows, bans and the names of files; the error lists all faults.
+/// Checks arrows between crates and modules, bans, and the names of files; the error lists all faults.
 pub fn check() -> Result<()> {
     let root = paths::repository();
     let mut metadata = Command::new("cargo");
@@ -180,7 +207,57 @@ fn house_faults(root: &Path, path: &Path, faults: &mut Vec<String>) -> Result<()
     if VAGUE.contains(&name.as_ref()) {
         faults.push(format!("{shown}: the name says nothing about what is inside"));
     }
+    let source = fs::read_to_string(path)?;
+    faults.extend(forbidden_names(path.strip_prefix(root).unwrap_or(path), &source));
     Ok(())
+}
+
+/// What a file names although its module must not, each with the line.
+fn forbidden_names(path: &Path, source: &str) -> Vec<String> {
+    let rules: Vec<_> = MODULES.iter().filter(|(module, ..)| is_within(path, module)).collect();
+    let mut faults = Vec::new();
+    if rules.is_empty() {
+        return faults;
+    }
+    for (number, line) in product_lines(source) {
+        for (_, name, reason) in rules.iter().filter(|(_, name, _)| has_word(line, name)) {
+            faults.push(format!("{}:{number} names {name}: {reason}", path.display()));
+        }
+    }
+    faults
+}
+
+/// Whether the file belongs to the module: `a/b` is `a/b.rs` and everything below `a/b/`, but for tests.
+fn is_within(path: &Path, module: &str) -> bool {
+    let is_test = path
+        .components()
+        .any(|part| ["tests", "tests.rs"].map(Some).contains(&part.as_os_str().to_str()));
+    !is_test && (path.starts_with(module) || path.with_extension("") == Path::new(module))
+}
+
+/// The lines of a file that is formatted, numbered from 1, without comments and without items under `#[cfg(test)]`.
+fn product_lines(source: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut test: Option<usize> = None;
+    source.lines().enumerate().filter_map(move |(index, line)| {
+        let indent = line.len() - line.trim_start().len();
+        if let Some(depth) = test {
+            let is_end = indent == depth && (line.ends_with(';') || line.ends_with('}'));
+            test = test.filter(|_| !is_end);
+            return None;
+        }
+        if line.trim_start() == "#[cfg(test)]" {
+            test = Some(indent);
+            return None;
+        }
+        (!line.trim_start().starts_with("//")).then_some((index + 1, line))
+    })
+}
+
+/// Whether the line contains the name and not only a longer one.
+fn has_word(line: &str, name: &str) -> bool {
+    let is_part = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    line.match_indices(name)
+        .any(|(at, _)| !is_part(line[..at].chars().next_back()) && !is_part(line[at + name.len()..].chars().next()))
 }
 
 #[cfg(test)]
@@ -210,6 +287,28 @@ mod tests {
         assert!(graph("remoteprocess-api", "tokio").wrong_arrows().is_empty());
         let faults = graph("remoteprocess-agent", "tokio").wrong_arrows();
         assert_eq!(faults, ["operator must not depend on agent"]);
+    }
+
+    #[test]
+    fn finds_names_that_a_module_must_not_use() {
+        let source = "#[cfg(test)]\nmod tests;\n// tokio\nuse tokio::fs;\nfn tokio_like() {}\n\
+                      #[cfg(test)]\nmod more {\n    use tokio::net;\n}\ntokio!();\n";
+        let path = Path::new("agent/src/process/machine/run.rs");
+        let lines = forbidden_names(path, source);
+        let expected =
+            [4, 10].map(|line| format!("agent/src/process/machine/run.rs:{line} names tokio: decisions do no I/O"));
+        assert_eq!(lines, expected);
+        for other in [
+            "agent/src/process/machine/tests.rs",
+            "agent/src/process.rs",
+            "agent/src/process/machines.rs",
+        ] {
+            assert!(forbidden_names(Path::new(other), source).is_empty(), "{other}");
+        }
+        assert_eq!(
+            forbidden_names(Path::new("agent/src/process/machine.rs"), source).len(),
+            2
+        );
     }
 
     #[test]

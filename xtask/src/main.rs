@@ -15,6 +15,7 @@ mod cargo;
 mod check;
 mod cluster;
 mod demo;
+mod deny;
 mod exec;
 mod faults;
 mod generate;
@@ -42,7 +43,7 @@ enum Task {
     Demo(TargetArgs),
     /// All checks and tests, with one summary.
     Test(test::TestArgs),
-    /// Formatting, lints, arrows between crates, generated files.
+    /// Formatting, lints, documentation, arrows between crates and modules, dependencies, generated files.
     Check,
     /// The development cluster: a real Kubernetes on this machine, without Docker.
     #[command(subcommand)]

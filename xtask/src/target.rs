@@ -20,7 +20,7 @@ pub struct TargetArgs {
     /// cluster, which is brought up.
     #[arg(long)]
     context: Option<String>,
-    /// Push the images to this registry (HOST[:PORT][/PATH]) and install from there, for a cluster that cannot be given
+    /// Push the images to this registry (`HOST[:PORT][/PATH]`) and install from there, for a cluster that cannot be given
     /// images directly. Pushes with crane, skopeo, docker, podman or buildah, with their login.
     #[arg(long, value_parser = Registry::parse)]
     registry: Option<Registry>,

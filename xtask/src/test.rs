@@ -13,7 +13,7 @@ use crate::images::{self, Images};
 use crate::lock::Lock;
 use crate::registry::Registry;
 use crate::target::{Target, TargetArgs};
-use crate::{check, exec, faults, install, paths};
+use crate::{check, deny, exec, faults, install, paths};
 
 use report::Report;
 use suite::{Program, Runner, Tally};
@@ -80,7 +80,9 @@ fn static_checks(report: &mut Report) {
             "warnings",
         ]))
     });
+    report.step("documentation", documentation);
     report.step("house rules", check::check);
+    report.step("dependencies", deny::deny);
     for (name, task) in [
         ("generated CRD", "crds"),
         ("generated wire", "proto"),
@@ -88,6 +90,19 @@ fn static_checks(report: &mut Report) {
     ] {
         report.step(name, || generate(task, &GenerateArgs { check: true }));
     }
+}
+
+/// Links in the documentation lead somewhere.
+fn documentation() -> Result<()> {
+    let mut doc = cargo("doc")?;
+    doc.args([
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+        "--locked",
+        "--quiet",
+    ]);
+    exec::run(doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"))
 }
 
 fn chart() -> Result<()> {

@@ -71,7 +71,7 @@ pub struct SpecificationArgs {
     /// Environment variables from each key of a Secret or ConfigMap
     #[arg(long, value_name = "secret/NAME|configmap/NAME", value_parser = object::env_source)]
     pub env_from: Vec<EnvFromSource>,
-    /// Volume: secret/NAME:PATH, configmap/NAME:PATH, pvc/NAME:PATH[:ro] or empty:PATH. May be given more than once
+    /// Volume: secret/NAME:PATH, configmap/NAME:PATH, pvc/NAME:PATH (add :ro for read-only) or empty:PATH. May be given more than once
     #[arg(long, value_name = "VOLUME", value_parser = object::volume)]
     pub volume: Vec<object::Mounted>,
     /// User and group as which the command runs, by number
