@@ -144,7 +144,7 @@ pub struct User {
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
-/// Who is at the other end of a connection. [`crate::serve`] puts it into the extensions of each request, as
+/// Who is at the other end of a connection. [`serve`](fn@crate::serve) puts it into the extensions of each request, as
 /// `Arc<PeerIdentity>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerIdentity {

@@ -38,7 +38,7 @@ fn ensure() -> Result<PathBuf> {
 }
 
 fn build(folder: &PathBuf) -> Result<()> {
-    let partial = folder.with_extension("partial");
+    let partial = folder.with_file_name(format!("cargo-deny-{VERSION}.partial"));
     let mut install = Command::new("cargo");
     install.args([
         "install",
