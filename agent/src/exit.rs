@@ -1,8 +1,8 @@
 //! How the end of a process is told on the wire.
 
 use remoteprocess_entrypoint::message::{Exited, Outcome, StopCause};
-use remoteprocess_proto::v1;
 use remoteprocess_proto::v1::exit::{Outcome as Wire, Source};
+use remoteprocess_proto::v1::{self, Reason};
 
 use crate::process::exec::End;
 use crate::process::facts::{Closed, Ending, Facts};
@@ -24,7 +24,7 @@ pub fn frame(facts: &Facts, seals: Option<&Seals>, lost: Offsets) -> Option<v1::
     exit.seal = Some(v1::Seal {
         stdout: Some(stream_seal(&seals.stdout, lost.stdout)),
         stderr: Some(stream_seal(&seals.stderr, lost.stderr)),
-        reason: closed.reason().to_owned(),
+        reason: closed.reason().into(),
     });
     Some(exit)
 }
@@ -41,7 +41,7 @@ fn unreported(at_unix_nanos: i64) -> v1::Exit {
     v1::Exit {
         outcome: Wire::Unknown.into(),
         source: Source::None.into(),
-        reason: "Interrupted".to_owned(),
+        reason: Reason::Interrupted.into(),
         message: "the user's container ended without a report".to_owned(),
         finished_unix_nanos: at_unix_nanos,
         ..v1::Exit::default()
@@ -53,7 +53,7 @@ fn cancelled(at_unix_nanos: i64, facts: &Facts) -> v1::Exit {
     v1::Exit {
         outcome: Wire::Unknown.into(),
         source: Source::None.into(),
-        reason: "Stopped".to_owned(),
+        reason: Reason::Stopped.into(),
         message: "stopped before the program was started; it has not run".to_owned(),
         stop: stop(Some(StopCause::Requested), facts),
         finished_unix_nanos: at_unix_nanos,
@@ -79,7 +79,7 @@ pub fn of_session(end: &End) -> v1::Exit {
             return v1::Exit {
                 outcome: Wire::Unknown.into(),
                 source: Source::None.into(),
-                reason: "SessionLost".to_owned(),
+                reason: Reason::SessionLost.into(),
                 message: why.clone(),
                 ..v1::Exit::default()
             };
@@ -87,17 +87,17 @@ pub fn of_session(end: &End) -> v1::Exit {
     };
     let (outcome, value) = outcome(ended);
     let (reason, message) = match ended {
-        Outcome::NotFound { message } => ("CommandNotFound", message.clone()),
-        Outcome::NotExecutable { message } => ("CommandNotExecutable", message.clone()),
-        Outcome::Signal(number) => ("Signaled", format!("ended by signal {number}")),
-        Outcome::Code(0) => ("", String::new()),
-        Outcome::Code(code) => ("NonZeroExit", format!("exit code {code}")),
+        Outcome::NotFound { message } => (Reason::CommandNotFound, message.clone()),
+        Outcome::NotExecutable { message } => (Reason::CommandNotExecutable, message.clone()),
+        Outcome::Signal(number) => (Reason::Signaled, format!("ended by signal {number}")),
+        Outcome::Code(0) => (Reason::Unspecified, String::new()),
+        Outcome::Code(code) => (Reason::NonZeroExit, format!("exit code {code}")),
     };
     v1::Exit {
         outcome: outcome.into(),
         value,
         source: Source::Entrypoint.into(),
-        reason: reason.to_owned(),
+        reason: reason.into(),
         message,
         ..v1::Exit::default()
     }
@@ -110,7 +110,7 @@ fn reported(exited: &Exited, facts: &Facts) -> v1::Exit {
         outcome: outcome.into(),
         value,
         source: Source::Entrypoint.into(),
-        reason: reason.to_owned(),
+        reason: reason.into(),
         message,
         stop: stop(exited.stop, facts),
         usage: Some(v1::Usage {
@@ -128,21 +128,21 @@ fn reported(exited: &Exited, facts: &Facts) -> v1::Exit {
     }
 }
 
-/// The word for `status.reason`, and a sentence where there is one.
-fn reason(exited: &Exited) -> (&'static str, String) {
+/// Why it ended, and a sentence where there is one.
+fn reason(exited: &Exited) -> (Reason, String) {
     match (&exited.outcome, exited.stop) {
-        (Outcome::NotFound { message }, _) => ("CommandNotFound", message.clone()),
-        (Outcome::NotExecutable { message }, _) => ("CommandNotExecutable", message.clone()),
-        (_, Some(StopCause::AgentLost)) => ("AgentLost", "no agent was there for too long".to_owned()),
-        (_, Some(StopCause::Deadline)) => ("DeadlineExceeded", "it ran for longer than it may".to_owned()),
-        (_, Some(StopCause::Requested | StopCause::Terminated)) => ("Stopped", String::new()),
+        (Outcome::NotFound { message }, _) => (Reason::CommandNotFound, message.clone()),
+        (Outcome::NotExecutable { message }, _) => (Reason::CommandNotExecutable, message.clone()),
+        (_, Some(StopCause::AgentLost)) => (Reason::AgentLost, "no agent was there for too long".to_owned()),
+        (_, Some(StopCause::Deadline)) => (Reason::DeadlineExceeded, "it ran for longer than it may".to_owned()),
+        (_, Some(StopCause::Requested | StopCause::Terminated)) => (Reason::Stopped, String::new()),
         (_, None) if exited.is_oom => (
-            "OOMKilled",
+            Reason::OomKilled,
             "the kernel killed the program for want of memory".to_owned(),
         ),
-        (Outcome::Signal(number), None) => ("Signaled", with_oom(format!("ended by signal {number}"), exited)),
-        (Outcome::Code(0), None) => ("", with_oom(String::new(), exited)),
-        (Outcome::Code(code), None) => ("NonZeroExit", with_oom(format!("exit code {code}"), exited)),
+        (Outcome::Signal(number), None) => (Reason::Signaled, with_oom(format!("ended by signal {number}"), exited)),
+        (Outcome::Code(0), None) => (Reason::Unspecified, with_oom(String::new(), exited)),
+        (Outcome::Code(code), None) => (Reason::NonZeroExit, with_oom(format!("exit code {code}"), exited)),
     }
 }
 
@@ -233,37 +233,37 @@ mod tests {
     fn codes_and_signals_keep_their_numbers() {
         let exit = told(exited(Outcome::Code(7)), Closed::Whole);
         assert_eq!(
-            (exit.outcome(), exit.value, exit.reason.as_str()),
-            (Wire::Code, 7, "NonZeroExit")
+            (exit.outcome(), exit.value, exit.reason()),
+            (Wire::Code, 7, Reason::NonZeroExit)
         );
         assert!(exit.sealed);
         let exit = told(exited(Outcome::Signal(15)), Closed::PipeHeld);
         assert_eq!(
-            (exit.outcome(), exit.value, exit.reason.as_str()),
-            (Wire::Signal, 15, "Signaled")
+            (exit.outcome(), exit.value, exit.reason()),
+            (Wire::Signal, 15, Reason::Signaled)
         );
         assert!(!exit.sealed);
         let message = "no such program".to_owned();
         let exit = told(exited(Outcome::NotFound { message }), Closed::Whole);
-        assert_eq!((exit.value, exit.reason.as_str()), (127, "CommandNotFound"));
+        assert_eq!((exit.value, exit.reason()), (127, Reason::CommandNotFound));
     }
 
     #[test]
     fn a_plain_sigkill_is_not_called_oom() {
         let plain = told(exited(Outcome::Signal(9)), Closed::Whole);
-        assert_eq!(plain.reason, "Signaled");
+        assert_eq!(plain.reason(), Reason::Signaled);
         let mut oom = exited(Outcome::Signal(9));
         (oom.oom_kills, oom.is_oom) = (1, true);
-        assert_eq!(told(oom, Closed::Whole).reason, "OOMKilled");
+        assert_eq!(told(oom, Closed::Whole).reason(), Reason::OomKilled);
         for (outcome, reason) in [
-            (Outcome::Code(0), ""),
-            (Outcome::Code(137), "NonZeroExit"),
-            (Outcome::Signal(9), "Signaled"),
+            (Outcome::Code(0), Reason::Unspecified),
+            (Outcome::Code(137), Reason::NonZeroExit),
+            (Outcome::Signal(9), Reason::Signaled),
         ] {
             let mut child = exited(outcome);
             child.oom_kills = 1;
             let child = told(child, Closed::Whole);
-            assert_eq!((child.reason.as_str(), child.oom_kills), (reason, 1));
+            assert_eq!((child.reason(), child.oom_kills), (reason, 1));
             assert!(child.message.contains("for want of memory"), "{}", child.message);
         }
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use remoteprocess_api::signal;
-use remoteprocess_proto::v1::{Exit, Gap, StreamSeal, exit::Outcome};
+use remoteprocess_proto::v1::{Exit, Gap, GapReason, Reason, Seal, SealReason, StreamSeal, exit::Outcome};
 use serde::Serialize;
 
 use crate::follow::Ledger;
@@ -46,15 +46,15 @@ pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
         sentence: Some(sentence),
     };
     let Some(code) = code(exit) else {
-        let what = if exit.reason.is_empty() {
+        let what = if exit.reason() == Reason::Unspecified {
             "nobody knows how it ended"
         } else {
             "it has no exit code"
         };
         let sentence = format!("{name}: {what}{}. See: rproc describe {name}", because(exit));
-        let code = match exit.reason.as_str() {
+        let code = match exit.reason() {
             // The program did not start in time.
-            "DeadlineExceeded" => DEADLINE,
+            Reason::DeadlineExceeded => DEADLINE,
             _ => UNKNOWN,
         };
         return Verdict {
@@ -66,12 +66,10 @@ pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
         return unknown(format!("{name} {ended}, but {lost}. See: rproc describe {name}"));
     }
     if !exit.sealed {
-        let why = exit
-            .seal
-            .as_ref()
-            .map(|seal| seal.reason.as_str())
-            .filter(|reason| !reason.is_empty());
-        let why = why.map_or_else(|| because(exit), |reason| format!(" ({reason})"));
+        let why = match exit.seal.as_ref().map(Seal::reason).unwrap_or_default() {
+            SealReason::Unspecified => because(exit),
+            reason => format!(" ({reason})"),
+        };
         return unknown(format!(
             "{name} {ended}, but its output may not be whole{why}. See: rproc describe {name}"
         ));
@@ -88,16 +86,21 @@ pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
 /// Whether the phase of the process is Succeeded: only by code 0, and by nothing that came before it.
 #[must_use]
 pub fn is_success(exit: &Exit) -> bool {
-    code(exit) == Some(0) && exit.stop.is_none() && matches!(exit.reason.as_str(), "" | "Completed")
+    // A reason that only a newer operator knows is no success.
+    let is_ordinary = matches!(
+        Reason::try_from(exit.reason),
+        Ok(Reason::Unspecified | Reason::Completed)
+    );
+    code(exit) == Some(0) && exit.stop.is_none() && is_ordinary
 }
 
 /// Our exit code after a whole output. It is 0 only where the phase is Succeeded, so that `rproc run … && deploy` deploys
 /// nothing after a deadline or a stop.
 fn verdict_code(exit: &Exit, code: u8) -> u8 {
-    match (exit.reason.as_str(), code) {
-        ("DeadlineExceeded", _) => DEADLINE,
+    match (Reason::try_from(exit.reason), code) {
+        (Ok(Reason::DeadlineExceeded), _) => DEADLINE,
         (_, 0) if is_success(exit) => 0,
-        ("" | "Completed" | "Stopped", 0) => STOPPED,
+        (Ok(Reason::Unspecified | Reason::Completed | Reason::Stopped), 0) => STOPPED,
         // An eviction or a preemption goes by the stop path, too.
         (_, 0) if exit.stop.is_some() => STOPPED,
         (_, 0) => UNKNOWN,
@@ -125,13 +128,18 @@ pub fn loss(gap: &Gap) -> String {
         Some(to) => format!("bytes {} to {to} of {stream}", gap.from),
         None => format!("the bytes of {stream} from {} on", gap.from),
     };
-    match gap.reason.as_str() {
-        "SpoolFull" => format!("{range} were dropped because the spool was full (spec.output.whenFull: DropOldest)"),
-        "ArchiverStalled" => format!("{range} were dropped because the spool was full and the archive took nothing"),
-        "SpoolLost" => format!("{range} are lost because the spool was lost before they were archived"),
-        "NeverSealed" => format!("{range} are lost because the agent never came back to hand over the rest"),
-        reason => format!("{range} are lost ({reason})"),
-    }
+    let explained = match gap.reason() {
+        GapReason::Unspecified => "are lost for a reason that this version of rproc does not know",
+        GapReason::SpoolFull => "were dropped because the spool was full (spec.output.whenFull: DropOldest)",
+        GapReason::ArchiverStalled => "were dropped because the spool was full and the archive took nothing",
+        GapReason::NeverSealed => "are lost because the agent never came back to hand over the rest",
+        GapReason::NeverDelivered => "are lost because the agent counted them and never handed them over",
+        GapReason::AgentSkipped => "are lost because the agent left them out without saying why",
+        GapReason::ArchiveDamaged => "are lost because the archive's copy of them is missing or damaged",
+        GapReason::NotArchived => "are lost because the archive has no record of this attempt",
+        GapReason::RemovedByRetention => "are gone because the archive removed them (archive.retention)",
+    };
+    format!("{range} {explained}")
 }
 
 /// One sentence about all ranges that are lost; `None` where none is.
@@ -161,10 +169,9 @@ fn ending(exit: &Exit) -> String {
 
 fn because(exit: &Exit) -> String {
     if let Some(stop) = exit.stop.as_ref().filter(|stop| !stop.requested_by.is_empty()) {
-        let reason = if exit.reason.is_empty() {
-            "Stopped"
-        } else {
-            &exit.reason
+        let reason = match exit.reason() {
+            Reason::Unspecified => Reason::Stopped,
+            reason => reason,
         };
         let by = &stop.requested_by;
         return match stop.message.as_str() {
@@ -172,7 +179,7 @@ fn because(exit: &Exit) -> String {
             message => format!(" ({reason} by {by}: {message})"),
         };
     }
-    match (exit.reason.as_str(), exit.message.as_str()) {
+    match (exit.reason().into(), exit.message.as_str()) {
         ("", "") => String::new(),
         ("", text) | (text, "") => format!(" ({text})"),
         (reason, message) => format!(" ({reason}: {message})"),
@@ -188,9 +195,11 @@ fn explanation(name: &str, exit: &Exit) -> Option<String> {
             format!("; {count} processes that it had left behind were killed (run --leftovers wait lets them end)")
         }
     };
-    match exit.reason.as_str() {
-        "" | "Completed" | "NonZeroExit" if left.is_empty() => None,
-        "" | "Completed" | "NonZeroExit" | "Signaled" => Some(format!("{name} {}{left}", ending(exit))),
+    match exit.reason() {
+        Reason::Unspecified | Reason::Completed | Reason::NonZeroExit if left.is_empty() => None,
+        Reason::Unspecified | Reason::Completed | Reason::NonZeroExit | Reason::Signaled => {
+            Some(format!("{name} {}{left}", ending(exit)))
+        }
         _ => Some(format!("{name} {}{}{left}", ending(exit), because(exit))),
     }
 }
@@ -239,8 +248,8 @@ pub struct Record {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<&'static str>,
     /// As in `status.reason`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub reason: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub reason: &'static str,
     /// A sentence for a person.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
@@ -295,7 +304,7 @@ impl Record {
             _ if is_success(exit) => Some("Succeeded"),
             _ => Some("Failed"),
         };
-        record.reason.clone_from(&exit.reason);
+        record.reason = exit.reason().into();
         if record.message.is_empty() {
             record.message.clone_from(&exit.message);
         }
@@ -379,7 +388,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_125() {
         let unknown = verdict(&Exit {
-            reason: "NodeLost".into(),
+            reason: Reason::NodeLost.into(),
             message: "node a is gone".into(),
             ..exit(Outcome::Unknown, 0)
         });
@@ -388,7 +397,7 @@ mod tests {
         let unsealed = Exit {
             sealed: false,
             seal: Some(Seal {
-                reason: "PipeHeld".into(),
+                reason: SealReason::PipeHeld.into(),
                 ..Seal::default()
             }),
             ..exit(Outcome::Code, 0)
@@ -404,18 +413,18 @@ mod tests {
             stream: Stream::Stdout.into(),
             from: 0,
             to: Some(9),
-            reason: "SpoolLost".into(),
+            reason: GapReason::SpoolFull.into(),
         };
         ledger.lose(gap).unwrap();
         let verdict = judge("job", &exit(Outcome::Code, 0), &ledger);
         assert_eq!(verdict.code, UNKNOWN);
-        insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0, but bytes 0 to 9 of stdout are lost because the spool was lost before they were archived. See: rproc describe job");
+        insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0, but bytes 0 to 9 of stdout were dropped because the spool was full (spec.output.whenFull: DropOldest). See: rproc describe job");
     }
 
     #[test]
     fn an_ending_that_a_code_does_not_tell_is_told() {
         let killed = Exit {
-            reason: "OOMKilled".into(),
+            reason: Reason::OomKilled.into(),
             message: "out of memory".into(),
             ..exit(Outcome::Signal, 9)
         };
@@ -428,7 +437,7 @@ mod tests {
     #[test]
     fn who_stopped_it_is_told() {
         let stopped = Exit {
-            reason: "Stopped".into(),
+            reason: Reason::Stopped.into(),
             stop: Some(Stop {
                 requested_by: "kubectl-patch through spec.desiredState".into(),
                 message: "for maintenance".into(),
@@ -442,29 +451,36 @@ mod tests {
 
     #[test]
     fn a_failed_deadline_never_exits_0() {
-        let of = |reason: &str, value| {
+        let of = |reason: i32, value| {
             let exit = Exit {
-                reason: reason.into(),
+                reason,
                 ..exit(Outcome::Code, value)
             };
             (verdict(&exit).code, is_success(&exit))
         };
-        assert_eq!(of("", 0), (0, true));
-        assert_eq!(of("Completed", 0), (0, true));
-        assert_eq!(of("NonZeroExit", 7), (7, false));
+        assert_eq!(of(Reason::Unspecified.into(), 0), (0, true));
+        assert_eq!(of(Reason::Completed.into(), 0), (0, true));
+        assert_eq!(of(Reason::NonZeroExit.into(), 7), (7, false));
         assert_eq!(
-            (of("DeadlineExceeded", 0), of("DeadlineExceeded", 7)),
+            (
+                of(Reason::DeadlineExceeded.into(), 0),
+                of(Reason::DeadlineExceeded.into(), 7)
+            ),
             ((DEADLINE, false), (DEADLINE, false))
         );
-        assert_eq!((of("Stopped", 0), of("Stopped", 3)), ((STOPPED, false), (3, false)));
-        for reason in [
-            "OOMKilled",
-            "AgentLost",
-            "Evicted",
-            "Preempted",
-            "Interrupted",
-            "SomethingNew",
-        ] {
+        assert_eq!(
+            (of(Reason::Stopped.into(), 0), of(Reason::Stopped.into(), 3)),
+            ((STOPPED, false), (3, false))
+        );
+        let no_success = [
+            Reason::OomKilled,
+            Reason::AgentLost,
+            Reason::Evicted,
+            Reason::Preempted,
+            Reason::Interrupted,
+        ];
+        let of_a_newer_operator = 9999;
+        for reason in no_success.map(i32::from).into_iter().chain([of_a_newer_operator]) {
             assert_eq!(of(reason, 0), (UNKNOWN, false), "{reason}");
         }
     }
@@ -482,7 +498,7 @@ mod tests {
     #[test]
     fn a_start_that_is_late_is_a_deadline_too() {
         let late = Exit {
-            reason: "DeadlineExceeded".into(),
+            reason: Reason::DeadlineExceeded.into(),
             message: "the image could not be pulled".into(),
             ..exit(Outcome::Unknown, 0)
         };

@@ -215,7 +215,7 @@ impl<D: Dial> Follower<'_, D> {
                 self.output.data(data).await?;
             }
             Some(Frame::Gap(gap)) => {
-                if let Some(sentence) = self.ledger.lose(gap.clone())? {
+                if let Some(sentence) = self.ledger.lose(gap)? {
                     self.output.gap(gap, &self.narrator.about(sentence)).await?;
                 }
             }

@@ -200,7 +200,7 @@ async fn write(archive: &Archive) {
         seal: Some(Seal {
             stdout: seal(Stream::Stdout),
             stderr: seal(Stream::Stderr),
-            reason: String::new(),
+            ..Seal::default()
         }),
         ..Exit::default()
     };

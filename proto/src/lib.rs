@@ -19,3 +19,40 @@ pub const MAX_CHUNK: usize = 64 * 1024;
 
 /// Largest message that a peer has to accept, in bytes.
 pub const MAX_MESSAGE: usize = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use strum::VariantArray;
+
+    use crate::v1::{GapReason, Phase, Reason, SealReason};
+
+    fn names<T: VariantArray + ToString>() -> String {
+        let names: Vec<String> = T::VARIANTS.iter().map(T::to_string).collect();
+        names.join(" ")
+    }
+
+    /// Archives, conditions and scripts of users hold these names: a name may be added, and none may change.
+    #[test]
+    fn names_do_not_change() {
+        assert_eq!(
+            names::<Phase>(),
+            " Pending Starting Running Paused Stopping Succeeded Failed"
+        );
+        assert_eq!(
+            names::<Reason>(),
+            " Completed NonZeroExit Signaled OOMKilled Stopped CommandNotFound CommandNotExecutable Interrupted NodeLost \
+             Evicted Preempted AgentLost HandoverFailed ImagePull Unschedulable Gated Quota Admission NameConflict \
+             InvalidSpec CreateContainer ContainerCreating Enrolling StartFailed DeadlineExceeded Retrying \
+             ForeignContainer Running Paused Stopping Waiting DeadlineNear SessionLost"
+        );
+        assert_eq!(
+            names::<GapReason>(),
+            " SpoolFull ArchiverStalled NeverSealed NeverDelivered AgentSkipped ArchiveDamaged NotArchived \
+             RemovedByRetention"
+        );
+        assert_eq!(
+            names::<SealReason>(),
+            " PipeHeld EntrypointLost BytesMissing CountMismatch HashMismatch"
+        );
+    }
+}

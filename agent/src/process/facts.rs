@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use remoteprocess_entrypoint::message::{Exited, Secret, StopCause};
 use remoteprocess_entrypoint::run_clock::RunClock;
+use remoteprocess_proto::v1::SealReason;
 use serde::{Deserialize, Serialize};
 
 use super::input::Lease;
@@ -84,13 +85,13 @@ pub enum Closed {
 }
 
 impl Closed {
-    /// The word for `Seal.reason`; empty for a whole output.
+    /// Why the seal is not whole; unspecified for a whole output.
     #[must_use]
-    pub const fn reason(self) -> &'static str {
+    pub const fn reason(self) -> SealReason {
         match self {
-            Self::Whole => "",
-            Self::PipeHeld => "PipeHeld",
-            Self::EntrypointLost => "EntrypointLost",
+            Self::Whole => SealReason::Unspecified,
+            Self::PipeHeld => SealReason::PipeHeld,
+            Self::EntrypointLost => SealReason::EntrypointLost,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::Stream;
 use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::{Gap, Heartbeat, OutputFrame, Spool, State, Stream as WireStream};
+use remoteprocess_proto::v1::{self, Gap, Heartbeat, OutputFrame, Reason, Spool, State, Stream as WireStream};
 use remoteprocess_proto::wire::encode;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -169,33 +169,45 @@ fn gap(spool::Gap { stream, from, to }: spool::Gap, policy: Policy) -> Gap {
         stream: WireStream::from(stream).into(),
         from,
         to: Some(to),
-        reason: policy.when_full.reason().to_owned(),
+        reason: policy.when_full.reason().into(),
     }
 }
 
-/// A program whose run deadline is near says so by its reason; the sentence, if any, is another matter's.
+/// The state for people who wait. A deadline that is near shows in the reason, output that is held back in the message.
 fn state(phase: Phase, is_warned: bool, stalled: Option<Stall>) -> State {
-    let (phase, reason, message) = match (phase, stalled) {
-        (Phase::Waiting, _) => ("Pending", "ContainerCreating", "the container is being made"),
-        (Phase::Starting, _) => ("Starting", "Enrolling", "waiting for the start to be granted"),
-        (Phase::Running, Some(Stall::SpoolFull)) => (
-            "Running",
-            "Running",
-            "the output is pushed back: the spool is full until the archive takes more",
+    let (phase, reason, message) = match phase {
+        Phase::Waiting => (
+            v1::Phase::Pending,
+            Reason::ContainerCreating,
+            "the container is being created",
         ),
-        (Phase::Running, Some(Stall::VolumeFull)) => (
-            "Running",
-            "Running",
-            "the output is pushed back: the spool's volume takes no more",
+        Phase::Starting => (
+            v1::Phase::Starting,
+            Reason::Enrolling,
+            "waiting for the start to be granted",
         ),
-        (Phase::Running, None) | (Phase::Exited, _) => ("Running", "Running", ""),
-        (Phase::Paused, _) => ("Paused", "Paused", "the program is paused"),
-        (Phase::Stopping, _) => ("Stopping", "Stopping", ""),
+        Phase::Running | Phase::Exited => {
+            let reason = if is_warned {
+                Reason::DeadlineNear
+            } else {
+                Reason::Running
+            };
+            (v1::Phase::Running, reason, held_back(stalled))
+        }
+        Phase::Paused => (v1::Phase::Paused, Reason::Paused, "the program is paused"),
+        Phase::Stopping => (v1::Phase::Stopping, Reason::Stopping, ""),
     };
-    let is_near = is_warned && phase == "Running";
     State {
-        phase: phase.to_owned(),
-        reason: if is_near { "DeadlineNear" } else { reason }.to_owned(),
+        phase: phase.into(),
+        reason: reason.into(),
         message: message.to_owned(),
+    }
+}
+
+fn held_back(stalled: Option<Stall>) -> &'static str {
+    match stalled {
+        None => "",
+        Some(Stall::SpoolFull) => "the output is pushed back: the spool is full until the archive takes more",
+        Some(Stall::VolumeFull) => "the output is pushed back: the spool's volume takes no more",
     }
 }

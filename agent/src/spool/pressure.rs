@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use remoteprocess_proto::v1::GapReason;
+
 use super::{Progress, Stall};
 use crate::clock::now;
 
@@ -18,12 +20,12 @@ pub enum WhenFull {
 }
 
 impl WhenFull {
-    /// The word for `Gap.reason` of what was dropped.
+    /// Why output was dropped.
     #[must_use]
-    pub const fn reason(self) -> &'static str {
+    pub const fn reason(self) -> GapReason {
         match self {
-            Self::Auto => "ArchiverStalled",
-            Self::Block | Self::DropOldest => "SpoolFull",
+            Self::Auto => GapReason::ArchiverStalled,
+            Self::Block | Self::DropOldest => GapReason::SpoolFull,
         }
     }
 }

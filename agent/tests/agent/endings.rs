@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::time::Duration;
 
+use remoteprocess_proto::v1::Reason;
 use remoteprocess_proto::v1::exit::{Outcome, Source};
 use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest, Sha256};
@@ -64,8 +65,8 @@ async fn a_command_that_cannot_run_has_an_exit_and_no_output() {
     pod.launch(&["/no/such/program"]);
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     assert_eq!(
-        (archive.exit().value, archive.exit().reason.as_str()),
-        (127, "CommandNotFound")
+        (archive.exit().value, archive.exit().reason()),
+        (127, Reason::CommandNotFound)
     );
     assert!(archive.exit().sealed);
     assert_eq!(archive.total(), 0);

@@ -10,7 +10,7 @@ use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::{
     Cursor, ExecOpen, ExecRequest, ExecResponse, Exit, HangUp, Input, InputEnd, Stream as WireStream,
 };
-use remoteprocess_proto::v1::{Variable, WindowSize};
+use remoteprocess_proto::v1::{Reason, Variable, WindowSize};
 use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tonic::{Code, Status, Streaming};
@@ -161,16 +161,16 @@ async fn a_command_has_streams_a_code_an_environment_and_a_terminal_of_its_own()
         got.text(0)
     );
     assert_eq!(
-        (exit.outcome(), exit.value, exit.reason.as_str()),
-        (Outcome::Signal, 9, "Signaled")
+        (exit.outcome(), exit.value, exit.reason()),
+        (Outcome::Signal, 9, Reason::Signaled)
     );
     for (words, value, reason) in [
-        (["no-such-program"], 127, "CommandNotFound"),
-        (["/etc/passwd"], 126, "CommandNotExecutable"),
+        (["no-such-program"], 127, Reason::CommandNotFound),
+        (["/etc/passwd"], 126, Reason::CommandNotExecutable),
     ] {
         let (_, exit) = run(&operator, &address, command(words[0], &words)).await.unwrap();
         assert_eq!(
-            (exit.outcome(), exit.value, exit.reason.as_str()),
+            (exit.outcome(), exit.value, exit.reason()),
             (Outcome::Code, value, reason)
         );
         assert!(exit.message.contains(words[0]), "{}", exit.message);

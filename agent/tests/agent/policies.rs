@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use remoteprocess_proto::v1::Stream;
+use remoteprocess_proto::v1::{GapReason, Stream};
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 
@@ -75,7 +75,7 @@ async fn drop_oldest_lets_the_program_end_without_any_home() {
     let archive = in_time("the end", relay.go_on(expecting_gaps(), |_| {})).await;
     check(&archive);
     assert!(
-        archive.gaps.iter().all(|gap| gap.reason == "SpoolFull"),
+        archive.gaps.iter().all(|gap| gap.reason() == GapReason::SpoolFull),
         "{:?}",
         archive.gaps
     );
@@ -111,7 +111,12 @@ async fn auto_holds_back_for_a_while_and_then_drops() {
     assert_eq!(pod.entrypoint_ends().await.code(), Some(5));
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
     let archive = in_time("the end", relay.go_on(expecting_gaps(), |_| {})).await;
-    assert!(archive.gaps.iter().all(|gap| gap.reason == "ArchiverStalled"));
+    assert!(
+        archive
+            .gaps
+            .iter()
+            .all(|gap| gap.reason() == GapReason::ArchiverStalled)
+    );
     assert!(archive.missing(Stream::Stdout) > 30_000_000);
     check(&archive);
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::Reason;
 use remoteprocess_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
 use remoteprocess_proto::v1::executor_client::ExecutorClient;
 use remoteprocess_proto::v1::output_frame::Frame;
@@ -210,7 +211,7 @@ pub struct Archive {
     pub got: u64,
     pub spools: Vec<Spool>,
     /// Of each state that was told.
-    pub reasons: Vec<String>,
+    pub reasons: Vec<Reason>,
     /// Off: nothing is durable.
     pub commits: bool,
 }
@@ -266,7 +267,7 @@ impl Archive {
                         return Ok(());
                     }
                 }
-                Some(Frame::State(state)) => self.reasons.push(state.reason),
+                Some(Frame::State(state)) => self.reasons.push(state.reason()),
                 Some(Frame::Heartbeat(_)) | None => {}
             }
         }

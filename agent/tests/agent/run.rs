@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use remoteprocess_proto::v1::Reason;
 use remoteprocess_proto::v1::executor_get_state_response::Phase;
 use remoteprocess_proto::v1::exit::{Outcome, Source};
 use remoteprocess_proto::v1::{
@@ -68,12 +69,15 @@ async fn a_program_is_warned_and_then_stopped_at_its_deadline() {
     launch(&mut pod);
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     assert_eq!(archive.head(0), "warned\nbye\n");
-    let told: Vec<&str> = archive.reasons.iter().map(String::as_str).collect();
-    assert!(told.ends_with(&["Running", "DeadlineNear", "Stopping"]), "{told:?}");
+    let told = &archive.reasons;
+    assert!(
+        told.ends_with(&[Reason::Running, Reason::DeadlineNear, Reason::Stopping]),
+        "{told:?}"
+    );
     let exit = archive.exit();
     assert_eq!(
-        (exit.outcome(), exit.value, exit.reason.as_str()),
-        (Outcome::Code, 5, "DeadlineExceeded")
+        (exit.outcome(), exit.value, exit.reason()),
+        (Outcome::Code, 5, Reason::DeadlineExceeded)
     );
     let stop = exit.stop.clone().unwrap();
     assert_eq!(
@@ -99,11 +103,7 @@ async fn without_a_signal_only_the_operator_is_warned() {
     launch(&mut pod);
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     assert_eq!(archive.head(0), "bye\n");
-    assert!(
-        archive.reasons.iter().any(|reason| reason == "DeadlineNear"),
-        "{:?}",
-        archive.reasons
-    );
+    assert!(archive.reasons.contains(&Reason::DeadlineNear), "{:?}", archive.reasons);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,7 +129,7 @@ async fn a_deadline_survives_the_agent_and_can_be_extended_and_shortened() {
     pod.signal_agent(Signal::KILL);
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     let exit = archive.exit();
-    assert_eq!(exit.reason, "DeadlineExceeded");
+    assert_eq!(exit.reason(), Reason::DeadlineExceeded);
     assert_eq!(exit.stop.as_ref().unwrap().requested_by, "deadline");
     let lived = lived(exit);
     assert!(
@@ -187,8 +187,8 @@ async fn a_pause_survives_the_agent_and_ends_with_a_resume() {
         .unwrap();
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     assert_eq!(
-        (archive.head(0).as_str(), archive.exit().reason.as_str()),
-        ("bye\n", "Stopped")
+        (archive.head(0).as_str(), archive.exit().reason()),
+        ("bye\n", Reason::Stopped)
     );
     let over = in_time("an answer", agent.pause(pause("three", true))).await;
     assert!(over.is_err());
@@ -269,8 +269,8 @@ async fn a_stop_before_the_launch_means_that_nothing_ever_runs() {
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     let exit = archive.exit();
     assert_eq!(
-        (exit.outcome(), exit.source(), exit.reason.as_str()),
-        (Outcome::Unknown, Source::None, "Stopped")
+        (exit.outcome(), exit.source(), exit.reason()),
+        (Outcome::Unknown, Source::None, Reason::Stopped)
     );
     assert_eq!(exit.stop.as_ref().unwrap().requested_by, "alice");
     assert!(exit.sealed && archive.total() == 0);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::Reason;
 use remoteprocess_proto::v1::executor_client::ExecutorClient;
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::output_frame::Frame;
@@ -91,8 +92,8 @@ async fn a_stop_ends_the_program_and_says_who_asked() {
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     let exit = archive.exit();
     assert_eq!(
-        (exit.outcome(), exit.value, exit.reason.as_str()),
-        (Outcome::Signal, 15, "Stopped")
+        (exit.outcome(), exit.value, exit.reason()),
+        (Outcome::Signal, 15, Reason::Stopped)
     );
     assert_eq!(exit.stop.as_ref().unwrap().requested_by, "alice");
 }

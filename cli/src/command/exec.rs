@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
-use remoteprocess_proto::v1::{Cursor, ExecOpen, Exit, ProcessKey, Variable, WindowSize};
+use remoteprocess_proto::v1::{Cursor, ExecOpen, Exit, ProcessKey, Reason, Variable, WindowSize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -257,9 +257,9 @@ fn judge(name: &str, exit: &Exit, is_quiet: bool) -> (u8, Option<String>) {
             Some(format!("nobody knows how the command in {name} ended: {why}")),
         );
     };
-    let sentence = match exit.reason.as_str() {
-        "CommandNotFound" | "CommandNotExecutable" => Some(exit.message.clone()),
-        "Signaled" if !is_quiet => Some(exit::ended("the command", exit)),
+    let sentence = match exit.reason() {
+        Reason::CommandNotFound | Reason::CommandNotExecutable => Some(exit.message.clone()),
+        Reason::Signaled if !is_quiet => Some(exit::ended("the command", exit)),
         _ => None,
     };
     (code, sentence)
@@ -309,23 +309,26 @@ mod tests {
 
     #[test]
     fn the_code_is_the_command_s_own_and_125_where_nobody_knows_it() {
-        let exit = |outcome: Outcome, value, reason: &str| Exit {
+        let exit = |outcome: Outcome, value, reason: Reason| Exit {
             outcome: outcome.into(),
             value,
             reason: reason.into(),
             message: "why".into(),
             ..Exit::default()
         };
-        assert_eq!(judge("job", &exit(Outcome::Code, 7, "NonZeroExit"), false), (7, None));
-        let missing = exit(Outcome::Code, 127, "CommandNotFound");
+        assert_eq!(
+            judge("job", &exit(Outcome::Code, 7, Reason::NonZeroExit), false),
+            (7, None)
+        );
+        let missing = exit(Outcome::Code, 127, Reason::CommandNotFound);
         assert_eq!(judge("job", &missing, true), (127, Some("why".into())));
-        let killed = exit(Outcome::Signal, 9, "Signaled");
+        let killed = exit(Outcome::Signal, 9, Reason::Signaled);
         assert_eq!(
             judge("job", &killed, false),
             (137, Some("the command was ended by SIGKILL".into()))
         );
         assert_eq!(judge("job", &killed, true), (137, None));
-        let (code, sentence) = judge("job", &exit(Outcome::Unknown, 0, "SessionLost"), true);
+        let (code, sentence) = judge("job", &exit(Outcome::Unknown, 0, Reason::SessionLost), true);
         assert_eq!((code, sentence.unwrap().ends_with("ended: why")), (125, true));
     }
 }

@@ -249,7 +249,7 @@ fn index(stream: Stream) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use remoteprocess_proto::v1::{Seal, StreamSeal};
+    use remoteprocess_proto::v1::{GapReason, Seal, StreamSeal};
 
     fn data(stream: Stream, offset: u64, length: usize) -> Data {
         Data {
@@ -378,7 +378,7 @@ mod tests {
             stream: Stream::Stdout.into(),
             from: 0,
             to: Some(10),
-            reason: "SpoolLost".into(),
+            reason: GapReason::SpoolFull.into(),
         };
         assert!(ledger.lose(gap).unwrap().unwrap().contains("bytes 0 to 10 of stdout"));
         assert!(ledger.take(&data(Stream::Stdout, 10, 1)).unwrap());

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use remoteprocess_proto::v1::State;
+use remoteprocess_proto::v1::{Phase, Reason, State};
 use tokio::time::{Instant, sleep_until};
 
 use crate::output::{Error, Output};
@@ -13,7 +13,12 @@ const PATIENCE_TROUBLE: Duration = Duration::from_secs(1);
 const PATIENCE_CUT: Duration = Duration::from_secs(5);
 
 /// Reasons of a start that goes well.
-const USUAL: [&str; 4] = ["", "Waiting", "ContainerCreating", "Enrolling"];
+const USUAL: [Reason; 4] = [
+    Reason::Unspecified,
+    Reason::Waiting,
+    Reason::ContainerCreating,
+    Reason::Enrolling,
+];
 
 /// Says why nothing comes: while the process has not started, and while there is no connection.
 #[derive(Debug)]
@@ -71,20 +76,20 @@ impl Narrator {
     pub fn state(&mut self, state: &State) {
         // The status calls a pause before the start by the same word, but its message is another.
         if matches!(
-            state.phase.as_str(),
-            "Running" | "Paused" | "Stopping" | "Succeeded" | "Failed"
+            state.phase(),
+            Phase::Running | Phase::Paused | Phase::Stopping | Phase::Succeeded | Phase::Failed
         ) {
             return self.held_back(state);
         }
-        let mut text = format!("{} waits: {}", self.name, state.phase);
-        for part in [&state.reason, &state.message] {
+        let mut text = format!("{} waits: {}", self.name, state.phase());
+        for part in [state.reason().into(), state.message.as_str()] {
             if !part.is_empty() {
                 text = format!("{text}: {part}");
             }
         }
         let is_known = self.waiting.as_ref().is_some_and(|line| line.text == text);
         if !is_known && self.last_said.as_ref() != Some(&text) {
-            let is_usual = USUAL.contains(&state.reason.as_str());
+            let is_usual = USUAL.contains(&state.reason());
             let patience = if is_usual { PATIENCE_USUAL } else { PATIENCE_TROUBLE };
             // The clock of the first usual one runs on.
             let begun = self.waiting.take().filter(|_| is_usual).map(|line| line.due);
@@ -100,10 +105,10 @@ impl Narrator {
     /// The process runs, and may be held back by its own output: then bytes that come still prove nothing.
     fn held_back(&mut self, state: &State) {
         let name = &self.name;
-        let text = match state.phase.as_str() {
-            "Paused" => format!("{name} is paused. Let it go on: rproc resume {name}"),
-            "Running" if is_pressed(state) => format!("{name} is held back: {}", state.message),
-            "Running" if state.reason == "DeadlineNear" => {
+        let text = match state.phase() {
+            Phase::Paused => format!("{name} is paused. Let it go on: rproc resume {name}"),
+            Phase::Running if is_pressed(state) => format!("{name} is held back: {}", state.message),
+            Phase::Running if state.reason() == Reason::DeadlineNear => {
                 format!("{name} will soon have run for as long as it may. For more time: rproc extend {name} --by 10m")
             }
             _ => {
@@ -211,7 +216,7 @@ fn is_pressed(state: &State) -> bool {
 mod tests {
     use super::*;
 
-    fn state(phase: &str, reason: &str) -> State {
+    fn state(phase: Phase, reason: Reason) -> State {
         State {
             phase: phase.into(),
             reason: reason.into(),
@@ -222,14 +227,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_state_is_said_once_and_only_when_it_lasts() {
         let mut narrator = Narrator::new("job", false);
-        narrator.state(&state("Pending", "Waiting"));
+        narrator.state(&state(Phase::Pending, Reason::Waiting));
         assert_eq!(narrator.speak(), None);
-        narrator.state(&state("Pending", "ImagePull"));
+        narrator.state(&state(Phase::Pending, Reason::ImagePull));
         narrator.due().await;
         assert_eq!(narrator.speak().unwrap(), "job waits: Pending: ImagePull: a sentence");
-        narrator.state(&state("Pending", "ImagePull"));
+        narrator.state(&state(Phase::Pending, Reason::ImagePull));
         assert!(narrator.waiting.is_none());
-        narrator.state(&state("Pending", "Unschedulable"));
+        narrator.state(&state(Phase::Pending, Reason::Unschedulable));
         narrator.running();
         assert!(narrator.waiting.is_none());
     }
@@ -239,11 +244,11 @@ mod tests {
         let mut narrator = Narrator::new("job", false);
         let blocked = State {
             message: "its spool is full".into(),
-            ..state("Running", "Running")
+            ..state(Phase::Running, Reason::Running)
         };
         let free = State {
             message: String::new(),
-            ..state("Running", "Running")
+            ..state(Phase::Running, Reason::Running)
         };
         for _ in 0..2 {
             narrator.state(&blocked);
@@ -282,7 +287,7 @@ mod tests {
     async fn a_quiet_one_says_nothing() {
         let mut narrator = Narrator::new("job", true);
         narrator.cut("first".into());
-        narrator.state(&state("Pending", "ImagePull"));
+        narrator.state(&state(Phase::Pending, Reason::ImagePull));
         narrator.due().await;
         assert_eq!(narrator.speak(), None);
         narrator.due().await;

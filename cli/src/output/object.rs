@@ -29,7 +29,7 @@ enum Object<'a> {
         from: u64,
         #[serde(skip_serializing_if = "Option::is_none")]
         to: Option<u64>,
-        reason: &'a str,
+        reason: &'static str,
     },
     Exit {
         #[serde(flatten)]
@@ -86,7 +86,7 @@ impl Objects<'_> {
             stream: crate::follow::name(gap.stream()),
             from: gap.from,
             to: gap.to,
-            reason: &gap.reason,
+            reason: gap.reason().into(),
         };
         write(&object, out);
     }
@@ -126,7 +126,7 @@ fn write(object: &Object<'_>, out: &mut Vec<u8>) {
 mod tests {
     use super::*;
     use crate::exit::Verdict;
-    use remoteprocess_proto::v1::{Exit, exit::Outcome};
+    use remoteprocess_proto::v1::{Exit, GapReason, Reason, exit::Outcome};
 
     #[test]
     fn what_is_documented_is_what_is_written() {
@@ -151,7 +151,7 @@ mod tests {
             stream: Stream::Stdout.into(),
             from: 19,
             to: Some(30),
-            reason: "SpoolFull".into(),
+            reason: GapReason::SpoolFull.into(),
         };
         objects.gap(&gap, &mut out);
         gap.to = None;
@@ -159,7 +159,7 @@ mod tests {
         let exit = Exit {
             outcome: Outcome::Code.into(),
             value: 7,
-            reason: "NonZeroExit".into(),
+            reason: Reason::NonZeroExit.into(),
             ..Exit::default()
         };
         let verdict = Verdict {

@@ -17,7 +17,9 @@ use remoteprocess_cli::output::{Output, Sink};
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_server::Relay;
-use remoteprocess_proto::v1::{self, Cursor, Data, Exit, Gap, Heartbeat, OutputFrame, Seal, State, Stream, StreamSeal};
+use remoteprocess_proto::v1::{
+    self, Cursor, Data, Exit, Gap, GapReason, Heartbeat, OutputFrame, Phase, Reason, Seal, State, Stream, StreamSeal,
+};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -106,7 +108,7 @@ impl Script {
         let seal = Seal {
             stdout: seal(Stream::Stdout),
             stderr: seal(Stream::Stderr),
-            reason: String::new(),
+            ..Seal::default()
         };
         self.exit = Some(Exit {
             outcome: Outcome::Code.into(),
@@ -352,7 +354,7 @@ async fn the_last_lines_come_once_over_a_cut() {
 async fn an_unknown_end_is_125() {
     let mut script = mixed(10);
     script.exit = Some(Exit {
-        reason: "NodeLost".into(),
+        reason: Reason::NodeLost.into(),
         ..Exit::default()
     });
     let followed = follow(&script, following(), &[]).await;
@@ -368,7 +370,7 @@ async fn a_gap_is_said_and_is_125() {
         stream: Stream::Stdout.into(),
         from: 0,
         to: Some(0),
-        reason: "SpoolLost".into(),
+        reason: GapReason::SpoolFull.into(),
     };
     let script = Script {
         before: vec![Frame::Gap(gap)],
@@ -379,7 +381,7 @@ async fn a_gap_is_said_and_is_125() {
     let text = String::from_utf8_lossy(&followed.stderr).into_owned();
     assert!(
         text.starts_with(
-            "rproc: bytes 0 to 0 of stdout are lost because the spool was lost before they were archived\n"
+            "rproc: bytes 0 to 0 of stdout were dropped because the spool was full (spec.output.whenFull: DropOldest)\n"
         ),
         "{text}"
     );
@@ -413,8 +415,8 @@ async fn a_seal_over_more_bytes_is_125() {
 #[tokio::test]
 async fn a_process_that_waits_says_why() {
     let state = State {
-        phase: "Pending".into(),
-        reason: "ImagePull".into(),
+        phase: Phase::Pending.into(),
+        reason: Reason::ImagePull.into(),
         message: "no such image".into(),
     };
     let script = Script {

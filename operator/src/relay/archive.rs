@@ -33,14 +33,14 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 
 pub use manifest::{Manifest, SegmentEntry, StoredExit, StoredGap};
-pub use reader::{ARCHIVE_DAMAGED, Reader, precedes};
+pub use reader::{Reader, precedes};
 pub use retention::{Retention, run as retain};
 pub use segment::{Segment, SegmentName};
 pub use since::{first_since, since_start};
 pub use store::{Bucket, StoreConfig};
 pub use tail::{TailSearch, tail_start};
 pub use unavailable::Unavailable;
-pub use writer::{BYTES_MISSING, HASH_MISMATCH, Writer};
+pub use writer::Writer;
 
 use super::attempt::{AttemptKey, Subject};
 

@@ -123,6 +123,7 @@ mod tests {
     use super::*;
     use crate::relay::piece::{data, gap};
     use proptest::prelude::*;
+    use remoteprocess_proto::v1::GapReason;
 
     fn decode(wire: &Bytes) -> Piece {
         Piece::from_frame(remoteprocess_proto::wire::decode(wire).unwrap()).unwrap()
@@ -158,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_gap_is_a_message_too() {
-        let piece = gap(Stream::Stderr, 4, None, "NeverSealed");
+        let piece = gap(Stream::Stderr, 4, None, GapReason::NeverSealed);
         let start = Cursor { stdout: 0, stderr: 4 };
         let framed = Framed::new(Placed {
             start,

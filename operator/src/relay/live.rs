@@ -46,9 +46,6 @@ use super::attempt::{AttemptKey, Subject};
 use super::grpc::peers::Peers;
 use super::metrics::metrics;
 
-/// Reason of a gap at the end of a stream whose agent never sealed it.
-pub const NEVER_SEALED: &str = "NeverSealed";
-
 /// The agent of a session: which pod it must prove to be, and where it listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agent {

@@ -1,7 +1,7 @@
 //! One item of an attempt's history: bytes, or the statement that bytes are missing.
 
 use bytes::Bytes;
-use remoteprocess_proto::v1::{Cursor, Data, Gap, OutputFrame, Stream, output_frame::Frame};
+use remoteprocess_proto::v1::{Cursor, Data, Gap, GapReason, OutputFrame, Stream, output_frame::Frame};
 
 use super::frame::Framed;
 
@@ -173,12 +173,12 @@ pub fn distance(cursor: &Cursor) -> u64 {
 
 /// A gap that a relay states itself.
 #[must_use]
-pub fn gap(stream: Stream, from: u64, to: Option<u64>, reason: &str) -> Piece {
+pub fn gap(stream: Stream, from: u64, to: Option<u64>, reason: GapReason) -> Piece {
     Piece::Gap(Gap {
         stream: stream.into(),
         from,
         to,
-        reason: reason.to_owned(),
+        reason: reason.into(),
     })
 }
 
@@ -211,11 +211,15 @@ mod tests {
     #[test]
     fn a_gap_is_cut_at_the_cursor_and_an_endless_one_stays() {
         assert_eq!(
-            gap(Stream::Stderr, 0, Some(9), "SpoolLost").beyond(4),
-            Some(gap(Stream::Stderr, 4, Some(9), "SpoolLost"))
+            gap(Stream::Stderr, 0, Some(9), GapReason::SpoolFull).beyond(4),
+            Some(gap(Stream::Stderr, 4, Some(9), GapReason::SpoolFull))
         );
-        assert_eq!(gap(Stream::Stderr, 0, Some(9), "SpoolLost").beyond(9), None);
-        assert!(gap(Stream::Stderr, 3, None, "NeverSealed").beyond(100).is_some());
+        assert_eq!(gap(Stream::Stderr, 0, Some(9), GapReason::SpoolFull).beyond(9), None);
+        assert!(
+            gap(Stream::Stderr, 3, None, GapReason::NeverSealed)
+                .beyond(100)
+                .is_some()
+        );
     }
 
     #[test]

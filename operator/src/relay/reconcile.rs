@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
-use remoteprocess_api::{AttemptStatus, DesiredState, ExitSource, Reason, RemoteProcess};
-use remoteprocess_proto::v1::Exit;
+use remoteprocess_api::{AttemptStatus, DesiredState, ExitSource, RemoteProcess};
+use remoteprocess_proto::v1::{Exit, Reason};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -71,7 +71,7 @@ impl Overseer {
         for session in of(&self.sessions, process) {
             session.stop_by(deletion());
             let message = "the process has been deleted".to_owned();
-            let reason = Reason::Interrupted.to_string();
+            let reason = Reason::Interrupted.into();
             let end = known_end(process, session.subject().key.attempt);
             session.close_with(end.unwrap_or(Exit {
                 reason,

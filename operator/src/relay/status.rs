@@ -7,6 +7,7 @@ mod condition;
 mod end;
 mod event;
 mod patch;
+pub mod reason;
 mod tail;
 
 use std::time::Duration;

@@ -23,7 +23,7 @@ pub struct Data {
     pub bytes: ::prost::bytes::Bytes,
 }
 /// A range of a stream that will never be delivered.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Gap {
     #[prost(enumeration = "Stream", tag = "1")]
     pub stream: i32,
@@ -32,20 +32,16 @@ pub struct Gap {
     /// First offset after the gap; absent where the end is not known.
     #[prost(uint64, optional, tag = "3")]
     pub to: ::core::option::Option<u64>,
-    /// Why, as one CamelCase word of a closed set (`SpoolFull`, `ArchiverStalled`, `SpoolLost`, `NeverSealed`).
-    #[prost(string, tag = "4")]
-    pub reason: ::prost::alloc::string::String,
+    #[prost(enumeration = "GapReason", tag = "5")]
+    pub reason: i32,
 }
 /// What is known of a process that has not ended; a follower shows it while it waits.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct State {
-    /// As in `status.phase` of the object.
-    #[prost(string, tag = "1")]
-    pub phase: ::prost::alloc::string::String,
-    /// As in `status.reason`; empty where there is none. An agent whose program will soon have run for too long says
-    /// `DeadlineNear`.
-    #[prost(string, tag = "2")]
-    pub reason: ::prost::alloc::string::String,
+    #[prost(enumeration = "Phase", tag = "4")]
+    pub phase: i32,
+    #[prost(enumeration = "Reason", tag = "5")]
+    pub reason: i32,
     /// A sentence for a person.
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
@@ -92,9 +88,9 @@ pub struct Seal {
     pub stdout: ::core::option::Option<StreamSeal>,
     #[prost(message, optional, tag = "2")]
     pub stderr: ::core::option::Option<StreamSeal>,
-    /// Why the seal is not whole (`PipeHeld`); empty for a whole one.
-    #[prost(string, tag = "3")]
-    pub reason: ::prost::alloc::string::String,
+    /// Why the seal is not whole; unspecified for a whole one.
+    #[prost(enumeration = "SealReason", tag = "4")]
+    pub reason: i32,
 }
 /// What the process used.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -127,9 +123,9 @@ pub struct Exit {
     /// True when every byte of both streams is in the archive and the seal is whole.
     #[prost(bool, tag = "4")]
     pub sealed: bool,
-    /// As in `status.reason`; empty for an ordinary exit with code 0.
-    #[prost(string, tag = "5")]
-    pub reason: ::prost::alloc::string::String,
+    /// Unspecified for an ordinary exit with code 0.
+    #[prost(enumeration = "Reason", tag = "14")]
+    pub reason: i32,
     /// A sentence for a person.
     #[prost(string, tag = "6")]
     pub message: ::prost::alloc::string::String,
@@ -465,6 +461,339 @@ impl Stream {
             "STREAM_UNSPECIFIED" => Some(Self::Unspecified),
             "STREAM_STDOUT" => Some(Self::Stdout),
             "STREAM_STDERR" => Some(Self::Stderr),
+            _ => None,
+        }
+    }
+}
+/// Why a range of a stream will never be delivered.
+#[derive(
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    ::prost::Enumeration,
+)]
+#[repr(i32)]
+pub enum GapReason {
+    #[strum(serialize = "")]
+    Unspecified = 0,
+    /// The spool was full, and `spec.output.whenFull` says to drop the oldest output.
+    SpoolFull = 1,
+    /// The spool was full, and the archive had made no progress for too long.
+    ArchiverStalled = 2,
+    /// The agent never came back to hand over the rest.
+    NeverSealed = 3,
+    /// The agent counted these bytes and ended its stream without them.
+    NeverDelivered = 4,
+    /// The agent continued its stream behind these bytes.
+    AgentSkipped = 5,
+    /// The archive's objects that held these bytes are missing or damaged.
+    ArchiveDamaged = 6,
+    /// The status counts these bytes, and the archive has no record of the attempt.
+    NotArchived = 7,
+    /// The archive removed the output, as its retention says.
+    RemovedByRetention = 8,
+}
+impl GapReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GAP_REASON_UNSPECIFIED",
+            Self::SpoolFull => "GAP_REASON_SPOOL_FULL",
+            Self::ArchiverStalled => "GAP_REASON_ARCHIVER_STALLED",
+            Self::NeverSealed => "GAP_REASON_NEVER_SEALED",
+            Self::NeverDelivered => "GAP_REASON_NEVER_DELIVERED",
+            Self::AgentSkipped => "GAP_REASON_AGENT_SKIPPED",
+            Self::ArchiveDamaged => "GAP_REASON_ARCHIVE_DAMAGED",
+            Self::NotArchived => "GAP_REASON_NOT_ARCHIVED",
+            Self::RemovedByRetention => "GAP_REASON_REMOVED_BY_RETENTION",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GAP_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "GAP_REASON_SPOOL_FULL" => Some(Self::SpoolFull),
+            "GAP_REASON_ARCHIVER_STALLED" => Some(Self::ArchiverStalled),
+            "GAP_REASON_NEVER_SEALED" => Some(Self::NeverSealed),
+            "GAP_REASON_NEVER_DELIVERED" => Some(Self::NeverDelivered),
+            "GAP_REASON_AGENT_SKIPPED" => Some(Self::AgentSkipped),
+            "GAP_REASON_ARCHIVE_DAMAGED" => Some(Self::ArchiveDamaged),
+            "GAP_REASON_NOT_ARCHIVED" => Some(Self::NotArchived),
+            "GAP_REASON_REMOVED_BY_RETENTION" => Some(Self::RemovedByRetention),
+            _ => None,
+        }
+    }
+}
+/// Where a process is in its life, as in `status.phase`.
+#[derive(
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    ::prost::Enumeration,
+)]
+#[repr(i32)]
+pub enum Phase {
+    #[strum(serialize = "")]
+    Unspecified = 0,
+    Pending = 1,
+    Starting = 2,
+    Running = 3,
+    Paused = 4,
+    Stopping = 5,
+    Succeeded = 6,
+    Failed = 7,
+}
+impl Phase {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PHASE_UNSPECIFIED",
+            Self::Pending => "PHASE_PENDING",
+            Self::Starting => "PHASE_STARTING",
+            Self::Running => "PHASE_RUNNING",
+            Self::Paused => "PHASE_PAUSED",
+            Self::Stopping => "PHASE_STOPPING",
+            Self::Succeeded => "PHASE_SUCCEEDED",
+            Self::Failed => "PHASE_FAILED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PHASE_UNSPECIFIED" => Some(Self::Unspecified),
+            "PHASE_PENDING" => Some(Self::Pending),
+            "PHASE_STARTING" => Some(Self::Starting),
+            "PHASE_RUNNING" => Some(Self::Running),
+            "PHASE_PAUSED" => Some(Self::Paused),
+            "PHASE_STOPPING" => Some(Self::Stopping),
+            "PHASE_SUCCEEDED" => Some(Self::Succeeded),
+            "PHASE_FAILED" => Some(Self::Failed),
+            _ => None,
+        }
+    }
+}
+/// Why a process is where it is, or why it ended. The words of `status.reason`, which documents them, and two that no
+/// status has.
+#[derive(
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    ::prost::Enumeration,
+)]
+#[repr(i32)]
+pub enum Reason {
+    /// No reason: an ordinary exit with code 0, for example.
+    #[strum(serialize = "")]
+    Unspecified = 0,
+    Completed = 1,
+    NonZeroExit = 2,
+    Signaled = 3,
+    #[strum(serialize = "OOMKilled")]
+    OomKilled = 4,
+    Stopped = 5,
+    CommandNotFound = 6,
+    CommandNotExecutable = 7,
+    Interrupted = 8,
+    NodeLost = 9,
+    Evicted = 10,
+    Preempted = 11,
+    AgentLost = 12,
+    HandoverFailed = 13,
+    ImagePull = 14,
+    Unschedulable = 15,
+    Gated = 16,
+    Quota = 17,
+    Admission = 18,
+    NameConflict = 19,
+    InvalidSpec = 20,
+    CreateContainer = 21,
+    ContainerCreating = 22,
+    Enrolling = 23,
+    StartFailed = 24,
+    DeadlineExceeded = 25,
+    Retrying = 26,
+    ForeignContainer = 27,
+    Running = 28,
+    Paused = 29,
+    Stopping = 30,
+    Waiting = 31,
+    /// Only in `State`, from an agent: the run deadline of the program is near.
+    DeadlineNear = 32,
+    /// Only in the `Exit` of an `Exec`: how the command ended is not known.
+    SessionLost = 33,
+}
+impl Reason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REASON_UNSPECIFIED",
+            Self::Completed => "REASON_COMPLETED",
+            Self::NonZeroExit => "REASON_NON_ZERO_EXIT",
+            Self::Signaled => "REASON_SIGNALED",
+            Self::OomKilled => "REASON_OOM_KILLED",
+            Self::Stopped => "REASON_STOPPED",
+            Self::CommandNotFound => "REASON_COMMAND_NOT_FOUND",
+            Self::CommandNotExecutable => "REASON_COMMAND_NOT_EXECUTABLE",
+            Self::Interrupted => "REASON_INTERRUPTED",
+            Self::NodeLost => "REASON_NODE_LOST",
+            Self::Evicted => "REASON_EVICTED",
+            Self::Preempted => "REASON_PREEMPTED",
+            Self::AgentLost => "REASON_AGENT_LOST",
+            Self::HandoverFailed => "REASON_HANDOVER_FAILED",
+            Self::ImagePull => "REASON_IMAGE_PULL",
+            Self::Unschedulable => "REASON_UNSCHEDULABLE",
+            Self::Gated => "REASON_GATED",
+            Self::Quota => "REASON_QUOTA",
+            Self::Admission => "REASON_ADMISSION",
+            Self::NameConflict => "REASON_NAME_CONFLICT",
+            Self::InvalidSpec => "REASON_INVALID_SPEC",
+            Self::CreateContainer => "REASON_CREATE_CONTAINER",
+            Self::ContainerCreating => "REASON_CONTAINER_CREATING",
+            Self::Enrolling => "REASON_ENROLLING",
+            Self::StartFailed => "REASON_START_FAILED",
+            Self::DeadlineExceeded => "REASON_DEADLINE_EXCEEDED",
+            Self::Retrying => "REASON_RETRYING",
+            Self::ForeignContainer => "REASON_FOREIGN_CONTAINER",
+            Self::Running => "REASON_RUNNING",
+            Self::Paused => "REASON_PAUSED",
+            Self::Stopping => "REASON_STOPPING",
+            Self::Waiting => "REASON_WAITING",
+            Self::DeadlineNear => "REASON_DEADLINE_NEAR",
+            Self::SessionLost => "REASON_SESSION_LOST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "REASON_COMPLETED" => Some(Self::Completed),
+            "REASON_NON_ZERO_EXIT" => Some(Self::NonZeroExit),
+            "REASON_SIGNALED" => Some(Self::Signaled),
+            "REASON_OOM_KILLED" => Some(Self::OomKilled),
+            "REASON_STOPPED" => Some(Self::Stopped),
+            "REASON_COMMAND_NOT_FOUND" => Some(Self::CommandNotFound),
+            "REASON_COMMAND_NOT_EXECUTABLE" => Some(Self::CommandNotExecutable),
+            "REASON_INTERRUPTED" => Some(Self::Interrupted),
+            "REASON_NODE_LOST" => Some(Self::NodeLost),
+            "REASON_EVICTED" => Some(Self::Evicted),
+            "REASON_PREEMPTED" => Some(Self::Preempted),
+            "REASON_AGENT_LOST" => Some(Self::AgentLost),
+            "REASON_HANDOVER_FAILED" => Some(Self::HandoverFailed),
+            "REASON_IMAGE_PULL" => Some(Self::ImagePull),
+            "REASON_UNSCHEDULABLE" => Some(Self::Unschedulable),
+            "REASON_GATED" => Some(Self::Gated),
+            "REASON_QUOTA" => Some(Self::Quota),
+            "REASON_ADMISSION" => Some(Self::Admission),
+            "REASON_NAME_CONFLICT" => Some(Self::NameConflict),
+            "REASON_INVALID_SPEC" => Some(Self::InvalidSpec),
+            "REASON_CREATE_CONTAINER" => Some(Self::CreateContainer),
+            "REASON_CONTAINER_CREATING" => Some(Self::ContainerCreating),
+            "REASON_ENROLLING" => Some(Self::Enrolling),
+            "REASON_START_FAILED" => Some(Self::StartFailed),
+            "REASON_DEADLINE_EXCEEDED" => Some(Self::DeadlineExceeded),
+            "REASON_RETRYING" => Some(Self::Retrying),
+            "REASON_FOREIGN_CONTAINER" => Some(Self::ForeignContainer),
+            "REASON_RUNNING" => Some(Self::Running),
+            "REASON_PAUSED" => Some(Self::Paused),
+            "REASON_STOPPING" => Some(Self::Stopping),
+            "REASON_WAITING" => Some(Self::Waiting),
+            "REASON_DEADLINE_NEAR" => Some(Self::DeadlineNear),
+            "REASON_SESSION_LOST" => Some(Self::SessionLost),
+            _ => None,
+        }
+    }
+}
+/// Why the record of an attempt's output is not whole.
+#[derive(
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    ::prost::Enumeration,
+)]
+#[repr(i32)]
+pub enum SealReason {
+    #[strum(serialize = "")]
+    Unspecified = 0,
+    /// A process still held the pipes after the last process of the container was gone.
+    PipeHeld = 1,
+    /// The entrypoint vanished with the pipes while no agent was there.
+    EntrypointLost = 2,
+    /// The archive has fewer bytes than the agent counted.
+    BytesMissing = 3,
+    /// The archive has more bytes than the agent counted.
+    CountMismatch = 4,
+    /// The archive's bytes have another SHA-256 than the agent computed.
+    HashMismatch = 5,
+}
+impl SealReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SEAL_REASON_UNSPECIFIED",
+            Self::PipeHeld => "SEAL_REASON_PIPE_HELD",
+            Self::EntrypointLost => "SEAL_REASON_ENTRYPOINT_LOST",
+            Self::BytesMissing => "SEAL_REASON_BYTES_MISSING",
+            Self::CountMismatch => "SEAL_REASON_COUNT_MISMATCH",
+            Self::HashMismatch => "SEAL_REASON_HASH_MISMATCH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SEAL_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "SEAL_REASON_PIPE_HELD" => Some(Self::PipeHeld),
+            "SEAL_REASON_ENTRYPOINT_LOST" => Some(Self::EntrypointLost),
+            "SEAL_REASON_BYTES_MISSING" => Some(Self::BytesMissing),
+            "SEAL_REASON_COUNT_MISMATCH" => Some(Self::CountMismatch),
+            "SEAL_REASON_HASH_MISMATCH" => Some(Self::HashMismatch),
             _ => None,
         }
     }

@@ -13,14 +13,33 @@ const FILES: [&str; 3] = [
     "remoteprocess/v1/relay.proto",
 ];
 
+/// Enums whose values have a name that is shown and stored: CamelCase, and empty for the unspecified value.
+const NAMED: [(&str, &str); 4] = [
+    ("Phase", "PHASE_UNSPECIFIED"),
+    ("Reason", "REASON_UNSPECIFIED"),
+    ("GapReason", "GAP_REASON_UNSPECIFIED"),
+    ("SealReason", "SEAL_REASON_UNSPECIFIED"),
+];
+/// The one name that is not the CamelCase form of the value.
+const OOM_KILLED: (&str, &str) = ("Reason.REASON_OOM_KILLED", "#[strum(serialize = \"OOMKilled\")]");
+
 pub fn make() -> Result<Vec<Generated>> {
     let includes = repository().join("proto");
     let descriptors = protox::compile(FILES, [&includes]).context("the .proto files have faults")?;
     let folder = tempfile::tempdir()?;
-    tonic_prost_build::configure()
+    let mut builder = tonic_prost_build::configure()
         .out_dir(folder.path())
         .bytes(".")
-        .compile_fds(descriptors)?;
+        .field_attribute(OOM_KILLED.0, OOM_KILLED.1);
+    for (name, unspecified) in NAMED {
+        builder = builder
+            .type_attribute(
+                format!(".remoteprocess.v1.{name}"),
+                "#[derive(strum::Display, strum::EnumString, strum::IntoStaticStr, strum::VariantArray)]",
+            )
+            .field_attribute(format!("{name}.{unspecified}"), "#[strum(serialize = \"\")]");
+    }
+    builder.compile_fds(descriptors)?;
     let made = folder.path().join("remoteprocess.v1.rs");
     // `cargo fmt` formats it as well, since it is a module of the crate: it must find nothing to change.
     let mut rustfmt = Command::new("rustfmt");

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use remoteprocess_api::{AttemptOutput, RemoteProcess, RemoteProcessStatus};
-use remoteprocess_proto::v1::{Exit, Gap, ProcessKey, Stream};
+use remoteprocess_proto::v1::{Exit, Gap, ProcessKey, SealReason, Stream};
 use tokio::time::Instant;
 
 use super::{Failure, LogsArgs, shown, want};
@@ -144,12 +144,12 @@ impl Finding<'_> {
             return vec!["nothing was sealed".into()];
         };
         let mut wrong = Vec::new();
-        if !self.exit.sealed || !seal.reason.is_empty() {
-            let why = Some(seal.reason.as_str()).filter(|reason| !reason.is_empty());
-            wrong.push(format!(
-                "the seal is not whole ({})",
-                why.unwrap_or("output is missing")
-            ));
+        if !self.exit.sealed || seal.reason() != SealReason::Unspecified {
+            let why = match seal.reason() {
+                SealReason::Unspecified => "output is missing",
+                reason => reason.into(),
+            };
+            wrong.push(format!("the seal is not whole ({why})"));
         }
         for (index, stream) in [&seal.stdout, &seal.stderr].into_iter().enumerate() {
             let (bytes, hash) = stream
@@ -196,7 +196,7 @@ impl Finding<'_> {
 mod tests {
     use super::*;
     use remoteprocess_api::{AttemptStatus, StreamStatus};
-    use remoteprocess_proto::v1::{Seal, StreamSeal};
+    use remoteprocess_proto::v1::{GapReason, Seal, StreamSeal};
 
     fn exit() -> Exit {
         let seal = |bytes, hash: u8| {
@@ -211,7 +211,7 @@ mod tests {
             seal: Some(Seal {
                 stdout: seal(3, 1),
                 stderr: seal(0, 2),
-                reason: String::new(),
+                ..Seal::default()
             }),
             ..Exit::default()
         }
@@ -297,7 +297,7 @@ mod tests {
                 seal(|seal| seal.stdout.as_mut().unwrap().sha256 = Vec::new().into()),
                 "the seal has no hash of stdout",
             ),
-            (seal(|seal| seal.reason = "PipeHeld".into()), "PipeHeld"),
+            (seal(|seal| seal.set_reason(SealReason::PipeHeld)), "PipeHeld"),
             (status(|status| status.stdout.bytes = 2), "the status says 2"),
             (
                 status(|status| status.stderr.sha256 = Some("aa".into())),
@@ -317,7 +317,7 @@ mod tests {
             stream: Stream::Stdout.into(),
             from: 1,
             to: Some(2),
-            reason: "SpoolFull".into(),
+            reason: GapReason::SpoolFull.into(),
         };
         let mut exit = exit();
         exit.sealed = false;

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::{self, store::Writer};
 use kube::runtime::watcher::Event;
 use remoteprocess_api::{DesiredState, RemoteProcess};
-use remoteprocess_proto::v1::{Cursor, Exit, exit};
+use remoteprocess_proto::v1::{Cursor, Exit, Reason, exit};
 use serde_json::{Value, json};
 
 use super::super::*;
@@ -276,7 +276,7 @@ impl Stage {
 
     /// The entrypoint's record of an end with this code, and the output is whole.
     pub(super) async fn exit(&self, attempt: u32, code: i32) {
-        self.exit_of(attempt, code, "", None).await;
+        self.exit_of(attempt, code, Reason::Unspecified, None).await;
     }
 
     /// The same of a program that was stopped at its run deadline.
@@ -285,10 +285,10 @@ impl Stage {
             requested_by: "deadline".into(),
             message: "it has run for 60 s".into(),
         };
-        self.exit_of(attempt, code, "DeadlineExceeded", Some(stop)).await;
+        self.exit_of(attempt, code, Reason::DeadlineExceeded, Some(stop)).await;
     }
 
-    async fn exit_of(&self, attempt: u32, code: i32, reason: &str, stop: Option<exit::Stop>) {
+    async fn exit_of(&self, attempt: u32, code: i32, reason: Reason, stop: Option<exit::Stop>) {
         let now = i64::try_from(Timestamp::now().as_nanosecond()).unwrap();
         let exit = Exit {
             outcome: exit::Outcome::Code.into(),

@@ -103,7 +103,7 @@ impl Tally {
         let bytes = gap.to.unwrap_or(gap.from).saturating_sub(gap.from);
         self.lost.set(gap.stream(), self.lost.of(gap.stream()) + bytes);
         if self.gaps.len() < GAPS {
-            self.gaps.push(gap.clone());
+            self.gaps.push(*gap);
         }
     }
 
@@ -137,6 +137,7 @@ mod tests {
     use super::*;
     use crate::relay::piece::{data, gap};
     use prost::Message;
+    use remoteprocess_proto::v1::GapReason;
 
     #[test]
     fn a_tally_goes_on_from_its_checkpoint() {
@@ -156,11 +157,11 @@ mod tests {
     fn after_a_gap_there_is_no_hash_and_every_lost_byte_is_counted() {
         let mut tally = Tally::default();
         for from in (0..4000).step_by(20) {
-            tally.take(&gap(Stream::Stdout, from, Some(from + 10), "SpoolFull"));
+            tally.take(&gap(Stream::Stdout, from, Some(from + 10), GapReason::SpoolFull));
             tally.take(&data(Stream::Stdout, from + 10, 0, Bytes::from(vec![1; 10])));
         }
-        tally.take(&gap(Stream::Stderr, 0, None, "NeverSealed"));
-        tally.take(&gap(Stream::Stderr, 0, None, "NeverSealed"));
+        tally.take(&gap(Stream::Stderr, 0, None, GapReason::NeverSealed));
+        tally.take(&gap(Stream::Stderr, 0, None, GapReason::NeverSealed));
         assert_eq!(tally.sha256(Stream::Stdout), None);
         assert_eq!((tally.lost.stdout, tally.lost.stderr), (2000, 0));
         assert_eq!(tally.gaps.len(), GAPS);

@@ -1,7 +1,7 @@
 //! What the archive remembers of an attempt beside its bytes.
 
 use remoteprocess_proto::v1::exit::{Outcome, Source, Stop};
-use remoteprocess_proto::v1::{Cursor, Exit, Gap, Seal, StreamSeal, Usage};
+use remoteprocess_proto::v1::{Cursor, Exit, Gap, GapReason, Reason, Seal, SealReason, StreamSeal, Usage};
 use serde::{Deserialize, Serialize};
 
 use super::SegmentName;
@@ -77,8 +77,9 @@ pub struct StoredGap {
     /// First offset after it, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<u64>,
-    /// One CamelCase word.
-    pub reason: String,
+    /// Why.
+    #[serde(with = "by_name", default)]
+    pub reason: GapReason,
 }
 
 /// An `Exit` of the wire as JSON.
@@ -88,7 +89,8 @@ pub struct StoredExit {
     outcome: String,
     value: i32,
     source: String,
-    reason: String,
+    #[serde(with = "by_name")]
+    reason: Reason,
     message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     stopped_by: Option<String>,
@@ -109,9 +111,12 @@ pub struct StoredExit {
 struct StoredSeal {
     stdout_bytes: u64,
     stdout_sha256: String,
+    stdout_dropped_bytes: u64,
     stderr_bytes: u64,
     stderr_sha256: String,
-    reason: String,
+    stderr_dropped_bytes: u64,
+    #[serde(with = "by_name")]
+    reason: SealReason,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -124,6 +129,24 @@ struct StoredUsage {
     written_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     container_peak_memory_bytes: Option<u64>,
+}
+
+/// A reason is stored by its name, which no version changes; a name that is not known any more reads as unspecified.
+mod by_name {
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<T: Copy + Into<&'static str>, S: Serializer>(
+        reason: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str((*reason).into())
+    }
+
+    pub fn deserialize<'de, T: FromStr + Default, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+        Ok(String::deserialize(deserializer)?.parse().unwrap_or_default())
+    }
 }
 
 impl Manifest {
@@ -199,7 +222,7 @@ impl StoredGap {
             stream: gap.stream().as_str_name().to_owned(),
             from: gap.from,
             to: gap.to,
-            reason: gap.reason.clone(),
+            reason: gap.reason(),
         }
     }
 }
@@ -212,7 +235,7 @@ impl StoredExit {
             outcome: exit.outcome().as_str_name().to_owned(),
             value: exit.value,
             source: exit.source().as_str_name().to_owned(),
-            reason: exit.reason.clone(),
+            reason: exit.reason(),
             message: exit.message.clone(),
             stopped_by: exit.stop.as_ref().map(|stop| stop.requested_by.clone()),
             stop_message: exit.stop.as_ref().map(|stop| stop.message.clone()),
@@ -238,7 +261,7 @@ impl StoredExit {
             value: self.value,
             source: Source::from_str_name(&self.source).unwrap_or(Source::None).into(),
             sealed: false,
-            reason: self.reason.clone(),
+            reason: self.reason.into(),
             message: self.message.clone(),
             stop: self.stopped_by.clone().map(|requested_by| Stop {
                 requested_by,
@@ -268,9 +291,11 @@ impl StoredSeal {
         Self {
             stdout_bytes: stdout.bytes,
             stdout_sha256: hex::encode(&stdout.sha256),
+            stdout_dropped_bytes: stdout.dropped_bytes,
             stderr_bytes: stderr.bytes,
             stderr_sha256: hex::encode(&stderr.sha256),
-            reason: seal.reason.clone(),
+            stderr_dropped_bytes: stderr.dropped_bytes,
+            reason: seal.reason(),
         }
     }
 
@@ -280,14 +305,14 @@ impl StoredSeal {
             stdout: Some(StreamSeal {
                 bytes: self.stdout_bytes,
                 sha256: hash(&self.stdout_sha256),
-                dropped_bytes: 0,
+                dropped_bytes: self.stdout_dropped_bytes,
             }),
             stderr: Some(StreamSeal {
                 bytes: self.stderr_bytes,
                 sha256: hash(&self.stderr_sha256),
-                dropped_bytes: 0,
+                dropped_bytes: self.stderr_dropped_bytes,
             }),
-            reason: self.reason.clone(),
+            reason: self.reason.into(),
         }
     }
 }
@@ -303,24 +328,24 @@ mod tests {
             value: 9,
             source: Source::Entrypoint.into(),
             sealed: false,
-            reason: "OOMKilled".to_owned(),
+            reason: Reason::OomKilled.into(),
             message: "killed".to_owned(),
             stop: Some(Stop {
                 requested_by: "ana".to_owned(),
-                message: String::new(),
+                message: "enough".to_owned(),
             }),
             seal: Some(Seal {
                 stdout: Some(StreamSeal {
                     bytes: 3,
                     sha256: vec![1; 32].into(),
-                    dropped_bytes: 0,
+                    dropped_bytes: 2,
                 }),
                 stderr: Some(StreamSeal {
-                    bytes: 0,
+                    bytes: 10,
                     sha256: vec![2; 32].into(),
-                    dropped_bytes: 0,
+                    dropped_bytes: 11,
                 }),
-                reason: String::new(),
+                reason: SealReason::PipeHeld.into(),
             }),
             usage: Some(Usage {
                 user_micros: 1,

@@ -2,14 +2,11 @@
 
 use std::collections::VecDeque;
 
-use remoteprocess_proto::v1::{Cursor, Stream};
+use remoteprocess_proto::v1::{Cursor, GapReason, Stream};
 
 use super::{Archive, Error, SegmentName};
 use crate::relay::attempt::AttemptKey;
 use crate::relay::piece::{Piece, Placed, Wanted, distance, gap};
-
-/// Reason of a gap that stands for segments that are missing or damaged.
-pub const ARCHIVE_DAMAGED: &str = "ArchiveDamaged";
 
 /// Walks the segments of an attempt. Whoever reads with one cursor gets every archived byte at or beyond it once, in
 /// the observed order, and an explicit gap where the archive is damaged.
@@ -139,7 +136,7 @@ impl Reader {
 }
 
 fn is_no_hole(placed: &Placed) -> bool {
-    !matches!(&placed.piece, Piece::Gap(gap) if gap.reason == ARCHIVE_DAMAGED)
+    !matches!(&placed.piece, Piece::Gap(gap) if gap.reason() == GapReason::ArchiveDamaged)
 }
 
 /// True when everything before `start` is unwanted.
@@ -157,7 +154,7 @@ fn beyond(pieces: Vec<Placed>, at: Cursor) -> Vec<Placed> {
     for Placed { start, piece } in pieces {
         for stream in [Stream::Stdout, Stream::Stderr] {
             if start.of(stream) > at.of(stream) {
-                let hole = gap(stream, at.of(stream), Some(start.of(stream)), ARCHIVE_DAMAGED);
+                let hole = gap(stream, at.of(stream), Some(start.of(stream)), GapReason::ArchiveDamaged);
                 place(&mut found, &mut at, hole);
             }
         }

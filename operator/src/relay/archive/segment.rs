@@ -367,13 +367,13 @@ mod tests {
     use super::*;
     use crate::relay::archive::checkpoint::Tally;
     use crate::relay::piece::{data, gap};
-    use remoteprocess_proto::v1::Stream;
+    use remoteprocess_proto::v1::{GapReason, Stream};
 
     fn sample() -> (SegmentBuilder, Vec<Piece>) {
         let pieces = vec![
             data(Stream::Stdout, 5, 1, Bytes::from(vec![7; 10_000])),
             data(Stream::Stderr, 0, 2, Bytes::from_static(b"\0\r\n")),
-            gap(Stream::Stdout, 10_005, Some(10_009), "SpoolLost"),
+            gap(Stream::Stdout, 10_005, Some(10_009), GapReason::SpoolFull),
             data(Stream::Stdout, 10_009, 3, Bytes::new()),
         ];
         let mut builder = SegmentBuilder::new(Cursor { stdout: 5, stderr: 0 }, 0xabc);

@@ -8,7 +8,7 @@ use object_store::{ObjectStoreExt, PutPayload};
 use proptest::prelude::*;
 use prost::Message;
 use remoteprocess_proto::v1::exit::Outcome;
-use remoteprocess_proto::v1::{Cursor, Exit, Seal, Stream, StreamSeal};
+use remoteprocess_proto::v1::{Cursor, Exit, GapReason, Seal, SealReason, Stream, StreamSeal};
 use sha2::Digest;
 
 use super::*;
@@ -210,7 +210,7 @@ fn whole_exit(history: &[Placed]) -> Exit {
         seal: Some(Seal {
             stdout: seal(Stream::Stdout),
             stderr: seal(Stream::Stderr),
-            reason: String::new(),
+            ..Seal::default()
         }),
         ..Exit::default()
     }
@@ -241,7 +241,7 @@ proptest! {
                 }
             }
             let exit = writer.verdict(&whole_exit(&history));
-            assert_eq!(exit.seal.as_ref().unwrap().reason, "", "the hash goes on over crashes");
+            assert_eq!(exit.seal.as_ref().unwrap().reason(), SealReason::Unspecified, "the hash goes on over crashes");
             let manifest = writer.seal(&exit).await.unwrap();
             assert_eq!((manifest.end(), manifest.sealed), (end, true));
             let part = |of: u64, share: f64| (of as f64 * share) as u64;
@@ -300,7 +300,10 @@ async fn a_damaged_segment_in_the_middle_is_a_named_gap() {
         },
     )
     .await;
-    assert_eq!(pieces[1], gap(Stream::Stderr, 0, Some(300_000), ARCHIVE_DAMAGED));
+    assert_eq!(
+        pieces[1],
+        gap(Stream::Stderr, 0, Some(300_000), GapReason::ArchiveDamaged)
+    );
     assert_eq!(pieces[2], history[2].piece);
 }
 
@@ -320,7 +323,7 @@ async fn gaps_are_remembered_once_over_a_restart() {
     let archive = memory();
     let lost = Placed {
         start: Cursor::default(),
-        piece: gap(Stream::Stdout, 0, Some(9), "SpoolLost"),
+        piece: gap(Stream::Stdout, 0, Some(9), GapReason::SpoolFull),
     };
     for _ in 0..2 {
         let mut writer = archive.writer(subject()).await.unwrap();
@@ -454,23 +457,23 @@ async fn another_byte_is_a_hash_mismatch_and_a_gap_says_that_bytes_are_missing()
         pieces.iter().for_each(|placed| writer.append(placed));
         let exit = writer.verdict(exit);
         assert_eq!(writer.seal(&exit).await.unwrap().sealed, exit.sealed);
-        (exit.sealed, exit.seal.unwrap().reason)
+        (exit.sealed, exit.seal.unwrap().reason())
     };
-    assert_eq!(reason(&history, &whole).await, (true, String::new()));
+    assert_eq!(reason(&history, &whole).await, (true, SealReason::Unspecified));
     let mut altered = history.clone();
     if let Piece::Data(data) = &mut altered[0].piece {
         let mut bytes = data.bytes.to_vec();
         bytes[500] ^= 1;
         data.bytes = bytes.into();
     }
-    assert_eq!(reason(&altered, &whole).await, (false, HASH_MISMATCH.to_owned()));
+    assert_eq!(reason(&altered, &whole).await, (false, SealReason::HashMismatch));
     let mut holed = history.clone();
-    holed[0].piece = gap(Stream::Stdout, 0, Some(1000), "SpoolFull");
-    assert_eq!(reason(&holed, &whole).await, (false, BYTES_MISSING.to_owned()));
-    assert_eq!(reason(&history[..1], &whole).await, (false, BYTES_MISSING.to_owned()));
+    holed[0].piece = gap(Stream::Stdout, 0, Some(1000), GapReason::SpoolFull);
+    assert_eq!(reason(&holed, &whole).await, (false, SealReason::BytesMissing));
+    assert_eq!(reason(&history[..1], &whole).await, (false, SealReason::BytesMissing));
     let mut held = whole.clone();
-    held.seal.as_mut().unwrap().reason = "PipeHeld".to_owned();
-    assert_eq!(reason(&history, &held).await, (false, "PipeHeld".to_owned()));
+    held.seal.as_mut().unwrap().set_reason(SealReason::PipeHeld);
+    assert_eq!(reason(&history, &held).await, (false, SealReason::PipeHeld));
 }
 
 /// Segments as version 1 wrote them: no checkpoint, no compression.

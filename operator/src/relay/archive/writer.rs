@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutPayload, PutResult};
-use remoteprocess_proto::v1::{Cursor, Exit, Seal, Stream, StreamSeal};
+use remoteprocess_proto::v1::{Cursor, Exit, Seal, SealReason, Stream, StreamSeal};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -21,12 +21,6 @@ use crate::relay::piece::Placed;
 const GROW_BELOW: usize = 256 * 1024;
 /// Puts under way at a time: a store that answers late must not hold up a stream that its memory has room for.
 const FLIGHTS: usize = 4;
-/// Reason of a seal whose sha256 is not that of the archived bytes.
-pub const HASH_MISMATCH: &str = "HashMismatch";
-/// Reason of a seal that counts bytes which never came.
-pub const BYTES_MISSING: &str = "BytesMissing";
-/// Reason of a seal that counts less than was received.
-const COUNT_MISMATCH: &str = "CountMismatch";
 
 /// The writer of one attempt. Only what `settle` or `flush` has answered for is safe.
 #[derive(Debug)]
@@ -201,31 +195,34 @@ impl Writer {
         exit.sealed = match &mut exit.seal {
             None => false,
             Some(seal) => {
-                if seal.reason.is_empty() {
-                    seal.reason = self.objection(seal, end).unwrap_or_default().to_owned();
+                if seal.reason() == SealReason::Unspecified
+                    && let Some(objection) = self.objection(seal, end)
+                {
+                    seal.set_reason(objection);
                 }
-                seal.reason.is_empty()
+                // Also a reason that only a newer agent knows.
+                seal.reason == i32::from(SealReason::Unspecified)
             }
         };
         exit
     }
 
-    fn objection(&self, seal: &Seal, end: Cursor) -> Option<&'static str> {
+    fn objection(&self, seal: &Seal, end: Cursor) -> Option<SealReason> {
         let nothing = StreamSeal::default();
         let streams = [(Stream::Stdout, &seal.stdout), (Stream::Stderr, &seal.stderr)];
         let streams = streams.map(|(stream, seal)| (stream, seal.as_ref().unwrap_or(&nothing)));
         if !self.tally.gaps.is_empty() || streams.iter().any(|(stream, seal)| seal.bytes > end.of(*stream)) {
-            return Some(BYTES_MISSING);
+            return Some(SealReason::BytesMissing);
         }
         if streams.iter().any(|(stream, seal)| seal.bytes < end.of(*stream)) {
-            return Some(COUNT_MISMATCH);
+            return Some(SealReason::CountMismatch);
         }
         let is_same = |(stream, seal): &(Stream, &StreamSeal)| {
             self.tally
                 .sha256(*stream)
                 .is_some_and(|sha256| sha256[..] == seal.sha256[..])
         };
-        (!streams.iter().all(is_same)).then_some(HASH_MISMATCH)
+        (!streams.iter().all(is_same)).then_some(SealReason::HashMismatch)
     }
 
     /// Flushes, then writes the closing manifest. An exit that is there already stays.

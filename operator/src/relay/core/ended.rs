@@ -1,18 +1,12 @@
 //! How an attempt without a live session ended, and what of its output will never come.
 
-use remoteprocess_proto::v1::{Cursor, Exit, Stream};
+use remoteprocess_proto::v1::{Cursor, Exit, GapReason, Reason, Stream};
 
 use super::{RelayParts, Target};
-use crate::relay::archive::{ARCHIVE_DAMAGED, Error, Manifest};
+use crate::relay::archive::{Error, Manifest};
 use crate::relay::attempt::AttemptKey;
-use crate::relay::live::NEVER_SEALED;
 use crate::relay::piece::{Piece, gap};
 use crate::relay::status::known_end;
-
-/// Reason of a gap where the status counts more than the archive holds.
-const NOT_ARCHIVED: &str = "NotArchived";
-/// Reason of a gap where the archive held the bytes for as long as it was told to.
-const REMOVED: &str = "RemovedByRetention";
 
 /// How an attempt without a live session ended.
 pub(crate) struct Ended {
@@ -21,7 +15,7 @@ pub(crate) struct Ended {
     /// Where both streams end, where that is known.
     end: Option<Cursor>,
     /// Why bytes up to that end may be missing.
-    reason: &'static str,
+    reason: GapReason,
 }
 
 impl RelayParts {
@@ -53,13 +47,13 @@ impl RelayParts {
         let Some(process) = self.object(target) else {
             let exit = Exit {
                 message: "the process was deleted before its end was known".to_owned(),
-                reason: "Interrupted".to_owned(),
+                reason: Reason::Interrupted.into(),
                 ..Exit::default()
             };
             return Some(Ended {
                 exit,
                 end: None,
-                reason: NOT_ARCHIVED,
+                reason: GapReason::NotArchived,
             });
         };
         let record = process.status.as_ref().and_then(|status| status.attempt(attempt));
@@ -76,7 +70,7 @@ impl RelayParts {
         known_end(&process, attempt).map(|exit| Ended {
             exit,
             end,
-            reason: NOT_ARCHIVED,
+            reason: GapReason::NotArchived,
         })
     }
 }
@@ -94,7 +88,11 @@ impl Ended {
         Some(Self {
             exit: manifest.exit_frame().or_else(never_closed)?,
             end: Some(manifest.end()),
-            reason: if expired.is_some() { REMOVED } else { ARCHIVE_DAMAGED },
+            reason: if expired.is_some() {
+                GapReason::RemovedByRetention
+            } else {
+                GapReason::ArchiveDamaged
+            },
         })
     }
 
@@ -104,7 +102,7 @@ impl Ended {
         match self.end {
             Some(end) if end.of(stream) > reached => Some(gap(stream, reached, Some(end.of(stream)), reason)),
             Some(_) => None,
-            None => Some(gap(stream, reached, None, NEVER_SEALED)),
+            None => Some(gap(stream, reached, None, GapReason::NeverSealed)),
         }
     }
 }
@@ -133,7 +131,7 @@ mod tests {
             "{}",
             ended.exit.message
         );
-        let lost = gap(Stream::Stdout, 0, Some(5), REMOVED);
+        let lost = gap(Stream::Stdout, 0, Some(5), GapReason::RemovedByRetention);
         assert_eq!(ended.gap(Stream::Stdout, 0), Some(lost));
         assert_eq!(ended.gap(Stream::Stderr, 0), None);
     }

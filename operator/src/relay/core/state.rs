@@ -7,7 +7,7 @@ use tonic::Status;
 
 use super::{RelayParts, Target, unreadable};
 use crate::relay::attempt::AttemptKey;
-use crate::relay::status::known_end;
+use crate::relay::status::{known_end, reason};
 
 impl RelayParts {
     pub(crate) async fn state(&self, target: &Target) -> Result<ProcessState, Status> {
@@ -98,8 +98,8 @@ impl RelayParts {
 pub(crate) fn wire_state(process: &RemoteProcess) -> State {
     let status = process.status.clone().unwrap_or_default();
     State {
-        phase: status.phase.unwrap_or_default().to_string(),
-        reason: status.reason.map(|reason| reason.to_string()).unwrap_or_default(),
+        phase: reason::phase_to_wire(status.phase.unwrap_or_default()).into(),
+        reason: status.reason.map(reason::to_wire).unwrap_or_default().into(),
         message: status.message.unwrap_or_default(),
     }
 }

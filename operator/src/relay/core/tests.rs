@@ -12,7 +12,7 @@ use remoteprocess_api::{
 };
 use remoteprocess_proto::v1::exit::{Outcome, Source};
 use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::{Exit, OutputFrame, Stream, WatchOutputRequest};
+use remoteprocess_proto::v1::{self as wire, Exit, GapReason, OutputFrame, Stream, WatchOutputRequest};
 use remoteprocess_tls::User;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -23,7 +23,7 @@ use crate::fake_api;
 use crate::relay::attempt::Subject;
 use crate::relay::grpc::Batch;
 use crate::relay::live::fake_agent::{FakeAgent, Program, TestDialer, no_peers};
-use crate::relay::live::{Budget, Context, Ending, Fact, NEVER_SEALED, Notice, Record};
+use crate::relay::live::{Budget, Context, Ending, Fact, Notice, Record};
 
 /// Far more than any step takes; only a hang comes this far.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -218,9 +218,9 @@ async fn rest_of_attempt(frames: &mut Frames) -> (usize, u32, Vec<Frame>) {
     (bytes, attempt, others)
 }
 
-fn reason_of(frame: &Frame) -> &str {
+fn reason_of(frame: &Frame) -> wire::Reason {
     match frame {
-        Frame::State(state) => &state.reason,
+        Frame::State(state) => state.reason(),
         other => panic!("{other:?}"),
     }
 }
@@ -263,9 +263,9 @@ async fn who_comes_early_is_told_why_it_waits_and_then_gets_everything() {
     let bench = Bench::new();
     bench.parts.directory.apply(waiting(None, Reason::Waiting));
     let mut frames = bench.watch(&follow());
-    assert_eq!(reason_of(&next(&mut frames).await), "Waiting");
+    assert_eq!(reason_of(&next(&mut frames).await), wire::Reason::Waiting);
     bench.parts.directory.apply(waiting(Some(1), Reason::ImagePull));
-    assert_eq!(reason_of(&next(&mut frames).await), "ImagePull");
+    assert_eq!(reason_of(&next(&mut frames).await), wire::Reason::ImagePull);
     let program = Program::new(&[(false, 1000), (true, 10)]);
     let agent = FakeAgent::serve(&program).await;
     bench.open(&agent, 1);
@@ -284,8 +284,8 @@ async fn a_process_that_never_ran_ends_with_its_reason_and_without_a_gap() {
     let (bytes, others) = rest(&mut bench.watch(&follow())).await;
     let exit = only_exit(&others);
     assert_eq!(
-        (bytes, exit.outcome(), exit.reason.as_str()),
-        (0, Outcome::Unknown, "InvalidSpec")
+        (bytes, exit.outcome(), exit.reason()),
+        (0, Outcome::Unknown, wire::Reason::InvalidSpec)
     );
 }
 
@@ -353,7 +353,7 @@ async fn an_end_that_only_the_kubelet_told_comes_with_a_named_gap() {
     let [Frame::Gap(stdout), Frame::Gap(stderr), Frame::Exit(exit)] = &others[..] else {
         panic!("{others:?}")
     };
-    assert_eq!((stdout.reason.as_str(), stderr.to), (NEVER_SEALED, None));
+    assert_eq!((stdout.reason(), stderr.to), (GapReason::NeverSealed, None));
     assert_eq!((exit.value, exit.source(), exit.sealed), (137, Source::Kubelet, false));
 }
 
@@ -388,7 +388,7 @@ async fn an_attempt_that_ran_nothing_and_is_replaced_does_not_end_the_stream() {
     let (bytes, others) = rest(&mut bench.watch(&now_request())).await;
     assert_eq!((bytes, others.len()), (0, 0), "nothing to read, and no end");
     let mut frames = bench.watch(&follow());
-    assert_eq!(reason_of(&next(&mut frames).await), "Interrupted");
+    assert_eq!(reason_of(&next(&mut frames).await), wire::Reason::Interrupted);
     let program = Program::new(&[(false, 5)]);
     let agent = FakeAgent::serve(&program).await;
     bench.parts.directory.apply(waiting(Some(2), Reason::Enrolling));
@@ -403,7 +403,7 @@ async fn an_attempt_that_was_replaced_before_it_wrote_is_left_for_the_next() {
     let bench = Bench::new();
     bench.parts.directory.apply(waiting(Some(1), Reason::ImagePull));
     let mut frames = bench.watch(&follow());
-    assert_eq!(reason_of(&next(&mut frames).await), "ImagePull");
+    assert_eq!(reason_of(&next(&mut frames).await), wire::Reason::ImagePull);
     bench.parts.directory.apply(waiting(Some(2), Reason::Enrolling));
     let program = Program::new(&[(false, 5)]);
     let agent = FakeAgent::serve(&program).await;

@@ -7,7 +7,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use remoteprocess_proto::v1::{ExecutorPauseRequest, ExecutorSetDeadlineRequest, ExecutorStopRequest, State};
+use remoteprocess_proto::v1::{
+    ExecutorPauseRequest, ExecutorSetDeadlineRequest, ExecutorStopRequest, Phase, Reason, State,
+};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tonic::Code;
@@ -19,8 +21,6 @@ use super::{ControlError, Session};
 const AGAIN: Duration = Duration::from_secs(1);
 /// The same where the answer was no: a process that cannot be paused now may be one later.
 const REFUSED: Duration = Duration::from_secs(10);
-/// As an agent calls the time before the run deadline.
-const DEADLINE_NEAR: &str = "DeadlineNear";
 
 /// What the object says now of a program that runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -212,7 +212,7 @@ async fn tell_pauses(session: &Session) {
     let mut view = View::of(session);
     loop {
         if let (Some(wish), Some(state)) = view.now() {
-            let is = state.phase == "Paused";
+            let is = state.phase() == Phase::Paused;
             if wish.known.is_paused != is {
                 session.learn(Fact::Paused(is.then(Timestamp::now))).await;
             }
@@ -223,7 +223,11 @@ async fn tell_pauses(session: &Session) {
 
 async fn tell_warnings(session: &Session) {
     let mut states = session.state.subscribe();
-    let is_near = |state: &Option<State>| state.as_ref().is_some_and(|state| state.reason == DEADLINE_NEAR);
+    let is_near = |state: &Option<State>| {
+        state
+            .as_ref()
+            .is_some_and(|state| state.reason() == Reason::DeadlineNear)
+    };
     // The sender lives in the session.
     while states.wait_for(is_near).await.is_ok() {
         let run_seconds = session.wish.borrow().as_ref().and_then(|wish| wish.run_seconds);
@@ -238,9 +242,9 @@ async fn tell_warnings(session: &Session) {
 
 /// Of a program that runs or is paused, which of the two.
 fn is_paused(state: Option<&State>) -> Option<bool> {
-    match state?.phase.as_str() {
-        "Running" => Some(false),
-        "Paused" => Some(true),
+    match state?.phase() {
+        Phase::Running => Some(false),
+        Phase::Paused => Some(true),
         _ => None,
     }
 }

@@ -21,6 +21,7 @@ use remoteprocess_proto::v1::{
     ExecutorStopResponse, ExecutorWatchOutputRequest, Exit, OutputFrame, Seal, Spool, State, Stream as WireStream,
     StreamSeal,
 };
+use remoteprocess_proto::v1::{Phase, Reason};
 use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, serve};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
@@ -110,7 +111,7 @@ impl Program {
             seal: Some(Seal {
                 stdout: seal(WireStream::Stdout),
                 stderr: seal(WireStream::Stderr),
-                reason: String::new(),
+                ..Seal::default()
             }),
             ..Exit::default()
         };
@@ -151,10 +152,10 @@ impl Program {
     }
 
     /// From now on it is in this state.
-    pub fn says(&self, phase: &str, reason: &str) {
+    pub fn says(&self, phase: Phase, reason: Reason) {
         self.state.send_replace(State {
-            phase: phase.to_owned(),
-            reason: reason.to_owned(),
+            phase: phase.into(),
+            reason: reason.into(),
             message: String::new(),
         });
     }
@@ -357,7 +358,8 @@ impl Executor for Service {
         if self.0.refuses_pauses.load(Ordering::Relaxed) {
             return Err(Status::failed_precondition("it is busy"));
         }
-        self.0.says(if paused { "Paused" } else { "Running" }, "");
+        let phase = if paused { Phase::Paused } else { Phase::Running };
+        self.0.says(phase, Reason::Unspecified);
         Ok(Response::new(ExecutorPauseResponse {}))
     }
 

@@ -4,15 +4,13 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::{self, Poll, ready};
 
-use remoteprocess_proto::v1::{Cursor, Exit, Stream};
+use remoteprocess_proto::v1::{Cursor, Exit, GapReason, Stream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::PollSemaphore;
 
 use super::Feed;
 use super::place::{Place, Read};
-use crate::relay::archive::{
-    ARCHIVE_DAMAGED, Archive, Error, Reader, TailSearch, first_since, precedes, since_start, tail_start,
-};
+use crate::relay::archive::{Archive, Error, Reader, TailSearch, first_since, precedes, since_start, tail_start};
 use crate::relay::attempt::AttemptKey;
 use crate::relay::frame::{Framed, Open};
 use crate::relay::piece::{Piece, Placed, Wanted, distance, gap};
@@ -331,7 +329,12 @@ impl Follower {
         let mut start = at;
         for stream in [Stream::Stdout, Stream::Stderr] {
             if front.of(stream) > start.of(stream) {
-                let piece = gap(stream, start.of(stream), Some(front.of(stream)), ARCHIVE_DAMAGED);
+                let piece = gap(
+                    stream,
+                    start.of(stream),
+                    Some(front.of(stream)),
+                    GapReason::ArchiveDamaged,
+                );
                 holes.push_back(Placed { start, piece });
                 start.set(stream, front.of(stream));
             }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use remoteprocess_proto::v1::{Cursor, Exit, Stream};
+use remoteprocess_proto::v1::{Cursor, Exit, GapReason, Stream};
 use tokio::sync::{Notify, watch};
 
 use super::budget::Budget;
@@ -15,8 +15,6 @@ use crate::relay::piece::{Piece, Placed, distance, gap};
 
 /// What a ring may hold, in bytes of memory: one segment being stored and one being filled.
 pub const CAPACITY: usize = 2 * SEGMENT_BYTES;
-/// Reason of a gap that an agent left without naming it.
-const AGENT_SKIPPED: &str = "AgentSkipped";
 
 /// One writer (the upstream), one keeper (the archive), any number of readers.
 #[derive(Debug)]
@@ -88,7 +86,7 @@ impl Ring {
         let from = piece.from();
         let Some(piece) = piece.beyond(reached) else { return };
         if from > reached {
-            state.append(gap(stream, reached, Some(from), AGENT_SKIPPED), None);
+            state.append(gap(stream, reached, Some(from), GapReason::AgentSkipped), None);
         }
         let before = state.unkept_cost;
         // A message says more than what is left of its piece.
@@ -456,7 +454,7 @@ mod tests {
             pieces(ring.read(&mut place, CAPACITY)),
             vec![
                 chunk(10, 5),
-                gap(Stream::Stdout, 15, Some(20), AGENT_SKIPPED),
+                gap(Stream::Stdout, 15, Some(20), GapReason::AgentSkipped),
                 chunk(20, 1)
             ]
         );

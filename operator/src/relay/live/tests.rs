@@ -6,7 +6,7 @@ use std::time::Duration;
 use object_store::memory::InMemory;
 use prost::Message;
 use remoteprocess_proto::v1::exit::{Outcome, Source};
-use remoteprocess_proto::v1::{Gap, OutputFrame, Stream};
+use remoteprocess_proto::v1::{Gap, GapReason, OutputFrame, Phase, Reason, Stream};
 use rstest::rstest;
 use tokio::time::timeout;
 
@@ -426,13 +426,13 @@ async fn an_attempt_whose_agent_is_gone_ends_with_what_the_status_says_and_names
     let lost: Vec<_> = got
         .gaps
         .iter()
-        .map(|gap| (gap.stream(), gap.to, gap.reason.as_str()))
+        .map(|gap| (gap.stream(), gap.to, gap.reason()))
         .collect();
     assert_eq!(
         lost,
         vec![
-            (Stream::Stdout, None, NEVER_SEALED),
-            (Stream::Stderr, None, NEVER_SEALED)
+            (Stream::Stdout, None, GapReason::NeverSealed),
+            (Stream::Stderr, None, GapReason::NeverSealed)
         ]
     );
     let ending = relay.recorded().await;

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::{ExecutorWatchOutputRequest, Exit, OutputFrame, Seal, Stream};
+use remoteprocess_proto::v1::{ExecutorWatchOutputRequest, Exit, GapReason, OutputFrame, Phase, Seal, Stream};
 use remoteprocess_proto::wire::{EXECUTOR_WATCH_OUTPUT, Messages, call, decode};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Request};
 use tracing::{debug, info};
 
-use super::{Agent, NEVER_SEALED, Session};
+use super::{Agent, Session};
 use crate::relay::metrics::metrics;
 use crate::relay::piece::{Piece, gap};
 
@@ -25,8 +25,6 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 const PARK: Duration = Duration::from_secs(60);
 /// An agent that is away gets this long to come back before the status' word is taken for the end.
 const LAST_CALL: Duration = Duration::from_secs(10);
-/// Reason of a gap between what was received and what the seal counts.
-const NEVER_DELIVERED: &str = "NeverDelivered";
 
 /// How reading from an agent came to its end.
 pub enum End {
@@ -116,7 +114,9 @@ fn give_up(session: &Session, exit: Exit) -> Exit {
     );
     let end = session.received();
     for stream in [Stream::Stdout, Stream::Stderr] {
-        session.ring.push(gap(stream, end.of(stream), None, NEVER_SEALED));
+        session
+            .ring
+            .push(gap(stream, end.of(stream), None, GapReason::NeverSealed));
     }
     Exit {
         sealed: false,
@@ -154,7 +154,7 @@ async fn read(session: &Session, agent: &Agent) -> Cut {
             }
             Frame::Gap(gap) => session.ring.push(Piece::Gap(gap)),
             Frame::State(state) => {
-                if matches!(state.phase.as_str(), "Running" | "Paused") {
+                if matches!(state.phase(), Phase::Running | Phase::Paused) {
                     session
                         .started
                         .send_if_modified(|started| !std::mem::replace(started, true));
@@ -231,7 +231,7 @@ fn complete(session: &Session, exit: Exit) -> Exit {
         if sealed > end.of(stream) {
             session
                 .ring
-                .push(gap(stream, end.of(stream), Some(sealed), NEVER_DELIVERED));
+                .push(gap(stream, end.of(stream), Some(sealed), GapReason::NeverDelivered));
         }
     }
     exit

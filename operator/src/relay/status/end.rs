@@ -5,7 +5,9 @@ use remoteprocess_api::{
     AttemptExit, AttemptStatus, ExitSource, Reason, RemoteProcess, RemoteProcessStatus, StopStatus, signal,
 };
 use remoteprocess_proto::v1::exit::{Outcome, Source, Stop};
-use remoteprocess_proto::v1::{Exit, Seal, StreamSeal};
+use remoteprocess_proto::v1::{self, Exit, Seal, SealReason, StreamSeal};
+
+use super::reason;
 
 /// Longest sentence that is taken over into the status, in characters.
 const SENTENCE: usize = 512;
@@ -23,7 +25,7 @@ pub fn exit_to_status(exit: &Exit) -> AttemptExit {
             Source::Kubelet => ExitSource::Kubelet,
             Source::None => ExitSource::None,
         },
-        reason: exit.reason.parse().ok().or_else(|| plain_reason(exit)),
+        reason: reason::from_wire(exit.reason()).or_else(|| plain_reason(exit)),
         message: sentence(&exit.message),
         stop: exit.stop.as_ref().map(|stop| StopStatus {
             requested_by: sentence(&stop.requested_by).unwrap_or_default(),
@@ -64,14 +66,14 @@ pub fn known_end(process: &RemoteProcess, number: u32) -> Option<Exit> {
     let current = status.attempt.unwrap_or_default();
     if current > number {
         return Some(Exit {
-            reason: Reason::Interrupted.to_string(),
+            reason: v1::Reason::Interrupted.into(),
             message: format!("attempt {current} has taken the place of attempt {number}"),
             ..Exit::default()
         });
     }
     let is_over = current == number && status.phase.is_some_and(remoteprocess_api::Phase::is_final);
     is_over.then(|| Exit {
-        reason: status.reason.map(|reason| reason.to_string()).unwrap_or_default(),
+        reason: status.reason.map(reason::to_wire).unwrap_or_default().into(),
         message: status.message.clone().unwrap_or_default(),
         ..Exit::default()
     })
@@ -102,7 +104,7 @@ pub fn exit_from_status(status: &RemoteProcessStatus, attempt: &AttemptStatus) -
         }
         .into(),
         sealed: false,
-        reason: reason.map(|reason| reason.to_string()).unwrap_or_default(),
+        reason: reason.map(reason::to_wire).unwrap_or_default().into(),
         message: message.unwrap_or_default(),
         stop: exit.stop.as_ref().map(|stop| Stop {
             requested_by: stop.requested_by.clone(),
@@ -111,7 +113,7 @@ pub fn exit_from_status(status: &RemoteProcessStatus, attempt: &AttemptStatus) -
         seal: attempt.output.as_ref().map(|output| Seal {
             stdout: Some(seal(&output.stdout)),
             stderr: Some(seal(&output.stderr)),
-            reason: String::new(),
+            reason: SealReason::Unspecified.into(),
         }),
         usage: None,
         started_unix_nanos: nanos(attempt.started_at),
@@ -130,7 +132,7 @@ fn seal(stream: &remoteprocess_api::StreamStatus) -> StreamSeal {
     StreamSeal {
         bytes: stream.bytes,
         sha256: sha256.into(),
-        dropped_bytes: 0,
+        dropped_bytes: stream.lost_bytes.unwrap_or_default(),
     }
 }
 

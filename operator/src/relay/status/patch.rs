@@ -9,12 +9,13 @@ use remoteprocess_api::{
     AttemptOutput, AttemptStatus, ConditionType, DesiredState, ExitSource, OutputStatus, RemoteProcess, StreamStatus,
     TailInStatus, UsageStatus,
 };
-use remoteprocess_proto::v1::{Exit, StreamSeal};
+use remoteprocess_proto::v1::{Exit, GapReason, Seal, SealReason, StreamSeal};
 use serde_json::{Value, json};
 
 use super::condition::over;
 use super::end::exit_to_status;
 use super::tail::render_tail;
+use crate::relay::archive::StoredGap;
 use crate::relay::live::{Ending, Fact};
 
 /// What an agent asks for.
@@ -224,7 +225,7 @@ fn conditions(ending: &Ending, now: Timestamp) -> Vec<Condition> {
     } else {
         let reason = unsealed_reason(ending);
         let message = format!("the archive holds stdout up to {stdout} and stderr up to {stderr}, and not all is sure");
-        condition(ConditionType::OutputSealed, false, &reason, message)
+        condition(ConditionType::OutputSealed, false, reason, message)
     };
     let mut conditions = vec![sealed];
     if let Some(first) = ending.gaps.first() {
@@ -235,32 +236,26 @@ fn conditions(ending: &Ending, now: Timestamp) -> Vec<Condition> {
             ending.lost.stderr,
             if endless { " or more" } else { "" },
         );
-        conditions.push(condition(ConditionType::OutputLost, true, word(&first.reason), message));
+        conditions.push(condition(ConditionType::OutputLost, true, lost_reason(first), message));
     }
     conditions
 }
 
-fn unsealed_reason(ending: &Ending) -> String {
-    let told = ending
-        .exit
-        .seal
-        .as_ref()
-        .map(|seal| seal.reason.as_str())
-        .unwrap_or_default();
-    let lost = ending.gaps.first().map(|gap| gap.reason.as_str()).unwrap_or_default();
-    let reason = [told, lost]
-        .into_iter()
-        .find(|reason| !reason.is_empty())
-        .unwrap_or("NeverSealed");
-    word(reason).to_owned()
+fn unsealed_reason(ending: &Ending) -> &'static str {
+    let sealed = ending.exit.seal.as_ref().map(Seal::reason).unwrap_or_default();
+    match (sealed, ending.gaps.first()) {
+        (SealReason::Unspecified, Some(first)) => lost_reason(first),
+        (SealReason::Unspecified, None) => GapReason::NeverSealed.into(),
+        (reason, _) => reason.into(),
+    }
 }
 
-/// A reason from an agent, as the conditions' schema allows it.
-fn word(reason: &str) -> &str {
-    let fits = reason.len() <= 64
-        && reason.starts_with(|first: char| first.is_ascii_alphabetic())
-        && reason.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    if fits { reason } else { "Incomplete" }
+/// The conditions' schema takes no empty reason: an older archive may have one that is not known any more.
+fn lost_reason(gap: &StoredGap) -> &'static str {
+    match gap.reason {
+        GapReason::Unspecified => "Incomplete",
+        reason => reason.into(),
+    }
 }
 
 /// Nanoseconds since the epoch; `None` for 0, which says "unknown". Whole seconds would lose the order of short runs.

@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use remoteprocess_agent::spool::{Policy, WhenFull};
-use remoteprocess_proto::v1::Stream;
+use remoteprocess_proto::v1::{GapReason, Stream};
 
 use super::{api, store};
 
@@ -127,7 +127,7 @@ impl Plan {
     }
 
     /// Why output may be missing; `None`: it must not.
-    pub fn gap_reason(&self) -> Option<&'static str> {
+    pub fn gap_reason(&self) -> Option<GapReason> {
         (self.spool.when_full != WhenFull::Block).then(|| self.spool.when_full.reason())
     }
 

@@ -7,7 +7,7 @@ use super::*;
 /// A program that runs, and its home.
 async fn running(program: &Arc<Program>) -> (FakeAgent, Relay, Arc<Session>) {
     program.written.send_replace(1);
-    program.says("Running", "Running");
+    program.says(Phase::Running, Reason::Running);
     let agent = FakeAgent::serve(program).await;
     let relay = Relay::new(&memory());
     let session = relay.open(&agent);
@@ -126,20 +126,23 @@ async fn a_near_deadline_is_told() {
     let program = Program::new(&chunks(1));
     let (_agent, relay, session) = running(&program).await;
     session.advise(wish(1, false, Some(60)));
-    program.says("Running", "DeadlineNear");
+    program.says(Phase::Running, Reason::DeadlineNear);
     let is_near = |fact: &Fact| matches!(fact, Fact::DeadlineNear(_));
     assert_eq!(learned(&relay, is_near).await, Fact::DeadlineNear(60));
-    program.says("Running", "Running");
+    program.says(Phase::Running, Reason::Running);
     session.advise(wish(2, false, Some(90)));
     // The agent's word of another warning.
     learned(&relay, |fact| *fact == Fact::RunSeconds(Some(90))).await;
     soon(async {
-        while session.state().is_some_and(|state| state.reason == "DeadlineNear") {
+        while session
+            .state()
+            .is_some_and(|state| state.reason() == Reason::DeadlineNear)
+        {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    program.says("Running", "DeadlineNear");
+    program.says(Phase::Running, Reason::DeadlineNear);
     assert_eq!(
         learned(&relay, |fact| *fact == Fact::DeadlineNear(90)).await,
         Fact::DeadlineNear(90)

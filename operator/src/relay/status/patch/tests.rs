@@ -1,9 +1,8 @@
 use remoteprocess_api::{AttemptExit, DesiredState, Phase, RemoteProcessSpec, RemoteProcessStatus};
 use remoteprocess_proto::v1::exit::{Outcome, Source};
-use remoteprocess_proto::v1::{Cursor, Seal, Usage};
+use remoteprocess_proto::v1::{Cursor, GapReason, Reason, Seal, SealReason, Usage};
 
 use super::*;
-use crate::relay::archive::StoredGap;
 
 const NOW: &str = "2026-01-02T03:04:05Z";
 
@@ -56,7 +55,7 @@ fn ending() -> Ending {
             value: 7,
             source: Source::Entrypoint.into(),
             sealed: true,
-            reason: "NonZeroExit".to_owned(),
+            reason: Reason::NonZeroExit.into(),
             message: "exit code 7".to_owned(),
             seal: Some(Seal {
                 stdout: Some(StreamSeal {
@@ -69,7 +68,7 @@ fn ending() -> Ending {
                     sha256: vec![0xcd; 32].into(),
                     dropped_bytes: 0,
                 }),
-                reason: String::new(),
+                reason: SealReason::Unspecified.into(),
             }),
             usage: Some(Usage {
                 user_micros: 1_000_000,
@@ -115,7 +114,7 @@ fn lost_output_is_a_condition() {
         stream: "STREAM_STDOUT".to_owned(),
         from: 2,
         to: Some(4),
-        reason: "SpoolLost".to_owned(),
+        reason: GapReason::SpoolFull,
     });
     let patch = build_end(&process(), 1, &ending, now()).unwrap();
     insta::assert_yaml_snapshot!("lost", patch["status"]["conditions"]);
