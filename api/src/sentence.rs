@@ -1,12 +1,23 @@
 //! What others say, before it is passed on.
 
-/// At most `longest` characters of it, control characters left out.
+/// At most `longest` characters of it, without those that a terminal acts on.
 #[must_use]
 pub fn plain(text: &str, longest: usize) -> String {
     text.chars()
-        .filter(|character| !character.is_control())
+        .filter(|character| !acts_on_terminal(*character))
         .take(longest)
         .collect()
+}
+
+/// Whether a terminal does something else with it than to show it: control characters, those that change the order in
+/// which the rest of the line is shown, and those that end a line or are invisible.
+#[must_use]
+pub fn acts_on_terminal(character: char) -> bool {
+    let is_hidden = matches!(
+        character,
+        '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    );
+    character.is_control() || is_hidden
 }
 
 #[cfg(test)]
@@ -16,5 +27,9 @@ mod tests {
     #[test]
     fn it_is_neither_endless_nor_moves_the_cursor() {
         assert_eq!(plain("a\u{1b}b\nc\u{e4}d", 4), "abc\u{e4}");
+        assert_eq!(
+            plain("stopped by \u{202e}nimda\u{2066}\u{200b}", 64),
+            "stopped by nimda"
+        );
     }
 }

@@ -52,11 +52,15 @@ pub fn parse(text: &str) -> Option<i32> {
         .map(|(_, number)| *number)
 }
 
-/// The name of a signal, `SIGTERM` for 15; `SIG40` for one without a name.
+/// The name of a signal, `SIGTERM` for 15; `SIG40` for one without a name; `SIG?` for a number that no signal has.
 #[must_use]
 pub fn name(number: i32) -> String {
     let known = SIGNALS.iter().find(|(_, known)| *known == number);
-    known.map_or_else(|| format!("SIG{number}"), |(name, _)| (*name).to_owned())
+    match known {
+        Some((name, _)) => (*name).to_owned(),
+        None if (1..=MAX_SIGNAL).contains(&number) => format!("SIG{number}"),
+        None => "SIG?".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -78,5 +82,8 @@ mod tests {
                 .all(|(index, (_, number))| index + 1 == usize::try_from(*number).unwrap())
         );
         assert_eq!((name(9).as_str(), name(40).as_str()), ("SIGKILL", "SIG40"));
+        for number in [i32::MIN, -9, 0, 65, i32::MAX] {
+            assert_eq!(name(number), "SIG?", "an agent may say anything");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use jiff::{SignedDuration, Timestamp};
+use remoteprocess_api::sentence::acts_on_terminal;
 
 pub mod description;
 pub mod row;
@@ -13,7 +14,7 @@ pub mod template;
 pub fn escape(text: &str) -> String {
     text.chars()
         .fold(String::with_capacity(text.len()), |mut out, character| {
-            if character.is_control() || is_bidirectional(character) {
+            if acts_on_terminal(character) {
                 // Writing to a String cannot fail.
                 let _ = write!(out, "{}", character.escape_default());
             } else {
@@ -21,11 +22,6 @@ pub fn escape(text: &str) -> String {
             }
             out
         })
-}
-
-/// These change the order in which the rest of the line is shown.
-fn is_bidirectional(character: char) -> bool {
-    matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A span of time as kubectl writes it: `5s`, `3m20s`, `90m`, `4h5m`, `3d`.

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::args::Config;
+use crate::authority::guard::Guard;
 use crate::authority::metrics::{enrol_limits, main_limits};
 use crate::authority::{AuthorityConfig, AuthorityHandle, csr};
 use crate::controller;
@@ -252,7 +253,7 @@ impl Relay {
                 relay,
                 identity.clone(),
                 ClientAuth::Required,
-                service.into_server(),
+                Guard::new(service.into_server()),
                 main_limits(),
                 self.shutdown.clone(),
             ),

@@ -4,8 +4,10 @@
 //! release and no object, so that running agents find the same CA after a re-install.
 
 pub mod csr;
+pub mod guard;
 pub mod metrics;
 mod publish;
+pub mod rate;
 mod secret;
 
 use std::{

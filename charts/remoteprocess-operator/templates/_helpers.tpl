@@ -35,6 +35,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .Values.serviceAccount.name | default (include "rproc.fullname" .) }}
 {{- end }}
 
+{{- /* include "rproc.quoted" (list "a" "b"): 'a', 'b' as CEL takes them. */ -}}
+{{- define "rproc.quoted" -}}
+{{- range $index, $text := . }}{{ if $index }}, {{ end }}'{{ $text }}'{{ end -}}
+{{- end }}
+
 {{- define "rproc.archiveClaim" -}}
 {{ .Values.archive.existingClaim | default (printf "%s-archive" (include "rproc.fullname" .)) }}
 {{- end }}

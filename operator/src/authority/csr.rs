@@ -21,6 +21,7 @@ use kube::{
 use remoteprocess_api::names;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::judge::quoted;
 use self::judge::{Verdict, judge};
 use super::{AuthorityHandle, Error, metrics::count_refusal};
 use crate::backoff::WatchBackoff;
@@ -105,7 +106,7 @@ async fn answer(
     };
     approved.status.get_or_insert_default().certificate = Some(ByteString(chain.into_bytes()));
     api.replace_status(&name, &PostParams::default(), &approved).await?;
-    let user = judge::quoted(&order.user.name);
+    let user = quoted(&order.user.name);
     tracing::info!(request = name, user, "signed a user's certificate");
     Ok(())
 }
@@ -119,7 +120,7 @@ async fn deny(
     let name = request.name_any();
     tracing::info!(
         request = name,
-        user = request.spec.username.as_deref().map(judge::quoted),
+        user = request.spec.username.as_deref().map(quoted),
         reason = sentence,
         "denied a certificate"
     );

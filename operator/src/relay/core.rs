@@ -1,5 +1,6 @@
 //! The use cases of the relay: who may do what with which process, and what there is to tell of it.
 
+mod address;
 pub mod authorize;
 pub(crate) mod control;
 mod ended;

@@ -4,10 +4,10 @@
 //! and the questions to the API server at a time. A peer is told a safe sentence; the cause goes to the log.
 
 mod proof;
-mod rate;
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -17,7 +17,7 @@ use k8s_openapi::api::{
     core::v1::Pod,
 };
 use kube::{Api, Client, api::PostParams};
-use remoteprocess_api::{RemoteProcess, names};
+use remoteprocess_api::{RemoteProcess, names, sentence::plain};
 use remoteprocess_proto::{
     PROTOCOL,
     v1::{
@@ -31,17 +31,20 @@ use tokio::{
 };
 use tonic::{Request, Response, Status};
 
-use self::{
-    proof::{Attempt, Bound},
-    rate::RateLimit,
-};
-use crate::authority::AuthorityHandle;
+use self::proof::{Attempt, Bound};
+use crate::authority::{AuthorityHandle, metrics::count_refusal, rate::RateLimit};
 
 /// Largest request, in bytes.
 const MAX_REQUEST: usize = 16 * 1024;
 
 /// Limit for one call.
 const LIMIT: Duration = Duration::from_secs(5);
+
+/// Calls of one source at once. A node whose network hides its pods behind one address may start all of its pods together.
+const BURST: f64 = 250.0;
+
+/// Calls of one source per second after that.
+const PER_SECOND: f64 = 20.0;
 
 /// Enrolments worked on at a time: more would only queue at the API server.
 const CONCURRENCY: usize = 64;
@@ -57,7 +60,7 @@ const MAX_NAME: usize = 253;
 pub struct EnrolmentService {
     client: Client,
     authority: Arc<AuthorityHandle>,
-    sources: RateLimit,
+    sources: RateLimit<Option<IpAddr>>,
     slots: Semaphore,
     signed: Mutex<HashMap<Attempt, Instant>>,
     is_connected: IsConnected,
@@ -88,6 +91,19 @@ enum Refusal {
 }
 
 impl Refusal {
+    /// A fixed word for metrics.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Protocol => "Protocol",
+            Self::TooMany => "RateLimit",
+            Self::Slow | Self::Kube(_) => "ApiServer",
+            Self::Token(_) => "Token",
+            Self::Pod(_) => "Pod",
+            Self::Connected => "Connected",
+            Self::Csr(_) => "Request",
+        }
+    }
+
     /// What the peer may know, and whether it is worth to try again.
     fn status(&self) -> Status {
         match self {
@@ -116,7 +132,7 @@ impl EnrolmentService {
         Self {
             client,
             authority,
-            sources: RateLimit::default(),
+            sources: RateLimit::new(BURST, PER_SECOND),
             slots: Semaphore::new(CONCURRENCY),
             signed: Mutex::default(),
             is_connected: Box::new(is_connected),
@@ -214,11 +230,13 @@ impl Enrolment for EnrolmentService {
         let (process, attempt) = (&request.process_uid, request.attempt);
         match result {
             Ok(response) => {
-                tracing::info!(process, attempt, source = ?source, "an agent enrolled");
+                tracing::info!(process, attempt, address = ?source, "an agent enrolled");
                 Ok(Response::new(response))
             }
             Err(refusal) => {
                 let error = &refusal as &dyn std::error::Error;
+                let process = plain(process, MAX_NAME);
+                count_refusal("enrol", refusal.reason());
                 tracing::warn!(process, attempt, source = ?source, error, "refused to enrol an agent");
                 Err(refusal.status())
             }

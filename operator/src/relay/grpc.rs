@@ -95,9 +95,11 @@ fn check_protocol(protocol: u32) -> Result<(), Status> {
 impl Relay for RelayService {
     async fn start(&self, request: Request<StartRequest>) -> Result<Response<StartResponse>, Status> {
         let (namespace, pod_uid) = authorize::agent(&request)?;
+        let source = request.remote_addr().map(|address| address.ip());
         let request = request.into_inner();
         check_protocol(request.protocol)?;
-        self.parts.start(namespace, pod_uid, request).await.map(Response::new)
+        let started = self.parts.start(namespace, pod_uid, source, request).await;
+        started.map(Response::new)
     }
 
     async fn get_state(&self, request: Request<GetStateRequest>) -> Result<Response<GetStateResponse>, Status> {

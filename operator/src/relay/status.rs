@@ -10,13 +10,14 @@ mod patch;
 pub mod reason;
 mod tail;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use remoteprocess_api::{RemoteProcess, identifier, names};
 use serde_json::{Value, json};
@@ -169,6 +170,23 @@ impl Recorder {
     }
 
     /// A pod by its name in a status, which is a part of the path of the request: no pod has a name that is none.
+    /// The addresses of a pod of this attempt, as the API server knows them.
+    ///
+    /// # Errors
+    /// The API server does not answer.
+    pub async fn pod_addresses(&self, subject: &Subject) -> Result<Vec<IpAddr>, Error> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &subject.namespace);
+        let labels = format!("{}={}", names::LABEL_UID, subject.key.uid);
+        let pods = bounded(api.list(&ListParams::default().labels(&labels))).await?;
+        let mut of_it = pods
+            .items
+            .into_iter()
+            .filter(|pod| pod.uid().as_deref() == Some(&subject.pod_uid));
+        let addresses = of_it.next().and_then(|pod| pod.status?.pod_ips).unwrap_or_default();
+        let parsed = addresses.iter().filter_map(|address| address.ip.parse().ok());
+        Ok(parsed.map(|address: IpAddr| address.to_canonical()).collect())
+    }
+
     async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, Error> {
         if !identifier::is_name(name) {
             return Ok(None);

@@ -1,7 +1,8 @@
 //! Kubernetes RBAC decides, and whoever lacks a rule is told which.
 
-use anyhow::{Result, ensure};
-use remoteprocess_e2e::{Namespace, User, with_temp_ns};
+use anyhow::{Context, Result, ensure};
+use remoteprocess_e2e::{Namespace, User, kubectl, with_temp_ns};
+use serde_json::{Value, json};
 
 fn sleeper(namespace: &Namespace) -> Result<()> {
     let script = "echo ready; while [ ! -f /tmp/go ]; do sleep 0.1; done; echo done";
@@ -15,6 +16,64 @@ fn refused(user: &User, arguments: &[&str], rule: &[&str]) -> Result<()> {
     finished.expect_stderr(rule)?;
     ensure!(finished.stdout.is_empty(), "{finished}");
     Ok(())
+}
+
+/// Who has the operator's token may do what its account may: these attempts are its account's.
+#[test]
+fn a_stolen_operator_token_creates_only_pods_of_our_form() {
+    with_temp_ns("stolen", |namespace| {
+        let ours = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": "stolen-1",
+                "labels": {"remoteprocess.dev/uid": "u", "remoteprocess.dev/attempt": "1"},
+                "ownerReferences": [{
+                    "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "name": "stolen", "uid": "u",
+                    "controller": true,
+                }],
+            },
+            "spec": {
+                "restartPolicy": "Never",
+                "initContainers": [{"name": "rproc-agent", "image": "a", "restartPolicy": "Always"}],
+                "containers": [{"name": "main", "image": "b"}, {"name": "injected", "image": "c"}],
+            },
+        });
+        let account = "--as=system:serviceaccount:remoteprocess-system:remoteprocess-operator";
+        let create = |place: &str, pod: &Value| {
+            let place = format!("--namespace={place}");
+            let arguments = [place.as_str(), account, "create", "--dry-run=server", "-f", "-"];
+            kubectl(arguments).input(pod.to_string()).finish()
+        };
+        create(&namespace.name, &ours)?.expect_code(0)?;
+        let denied = |place: &str, pod: &Value, why: &str| -> Result<()> {
+            let finished = create(place, pod)?;
+            ensure!(finished.code != 0, "it was allowed: {finished}");
+            finished.expect_stderr(&[why])?;
+            Ok(())
+        };
+        denied("kube-system", &ours, "excludedNamespaces")?;
+        let changes = [
+            ("/metadata/ownerReferences/0/controller", json!(false), "controls"),
+            ("/metadata/labels", json!({}), "labeled"),
+            ("/spec/initContainers/0/name", json!("other"), "rproc-agent"),
+            ("/spec/restartPolicy", json!("Always"), "restart"),
+        ];
+        for (pointer, value, why) in changes {
+            let mut pod = ours.clone();
+            *pod.pointer_mut(pointer).context("a field")? = value;
+            denied(&namespace.name, &pod, why)?;
+        }
+        for (field, value) in [
+            ("hostNetwork", json!(true)),
+            ("hostPID", json!(true)),
+            ("nodeName", json!("n")),
+        ] {
+            let mut pod = ours.clone();
+            pod["spec"][field] = value;
+            denied(&namespace.name, &pod, "host's namespaces")?;
+        }
+        Ok(())
+    });
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn check_size(user: &User) -> Result<(), String> {
 }
 
 /// The start of what somebody else says, in quotes and without control characters.
-pub(super) fn quoted(text: &str) -> String {
+pub(in super::super) fn quoted(text: &str) -> String {
     let start = plain(text, MAX_QUOTED);
     let mark = if start.len() < text.len() { "…" } else { "" };
     format!("{start:?}{mark}")

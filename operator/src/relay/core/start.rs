@@ -1,5 +1,6 @@
 //! An agent asks for its start, or for a home.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,19 +21,17 @@ use crate::relay::status::{Claim, Error};
 
 /// The watch may be this much behind an agent.
 const LAG: Duration = Duration::from_secs(2);
-/// Longest `host:port`.
-const ADDRESS: usize = 300;
 
 impl RelayParts {
     pub(crate) async fn start(
         &self,
         namespace: String,
         pod_uid: String,
+        source: Option<IpAddr>,
         request: StartRequest,
     ) -> Result<StartResponse, Status> {
-        if request.address.is_empty() || request.address.len() > ADDRESS {
-            return Err(Status::invalid_argument("address must be host:port"));
-        }
+        let address: SocketAddr = (request.address.parse())
+            .map_err(|_| Status::invalid_argument("address must be an IP address and a port"))?;
         let key = AttemptKey {
             uid: request.process_uid.clone(),
             attempt: request.attempt,
@@ -60,6 +59,7 @@ impl RelayParts {
             }
             Err(error) => return Err(safe(&error)),
         };
+        self.check_address(&subject, address, source).await?;
         info!(
             uid = key.uid,
             attempt = key.attempt,
@@ -143,7 +143,7 @@ fn is_known(process: &RemoteProcess, claim: &Claim) -> bool {
             .is_some_and(|attempt| attempt.granted_at.is_some() && attempt.pod_uid.as_deref() == Some(&claim.pod_uid))
 }
 
-fn safe(error: &Error) -> Status {
+pub(super) fn safe(error: &Error) -> Status {
     match error {
         Error::Api(source) => {
             warn!(error = ?source, "the grant cannot be written");

@@ -1,5 +1,7 @@
 //! The last lines of the output, fit for a status.
 
+use remoteprocess_api::sentence::acts_on_terminal;
+
 /// Longest tail, in bytes of UTF-8.
 const LONGEST: usize = 1024;
 
@@ -43,7 +45,7 @@ fn escape(bytes: &[u8]) -> String {
         for c in chunk.valid().chars() {
             match c {
                 '\n' | '\t' => text.push(c),
-                c if c.is_control() => text.extend(c.escape_unicode().filter(|c| !matches!(c, '{' | '}'))),
+                c if acts_on_terminal(c) => text.extend(c.escape_unicode().filter(|c| !matches!(c, '{' | '}'))),
                 c => text.push(c),
             }
         }
@@ -70,6 +72,7 @@ mod tests {
             render_tail(b"\x1b[31mred\0\xff\xc3\xa4\t."),
             "\\u1b[31mred\\u0\\xffä\t."
         );
+        assert_eq!(render_tail("ok \u{202e}liaf".as_bytes()), "ok \\u202eliaf");
     }
 
     #[test]

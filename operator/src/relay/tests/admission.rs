@@ -100,6 +100,12 @@ fn generous_api() -> kube::Client {
     fake_api::client(|call| match call.path.rsplit_once('/') {
         Some((_, "subjectaccessreviews")) => (201, json!({"spec": {}, "status": {"allowed": true}})),
         Some((_, "tokenreviews")) => (201, json!({"spec": {"token": ""}, "status": {"authenticated": false}})),
+        Some((_, "pods")) => (
+            200,
+            json!({"metadata": {}, "items": [{
+                "metadata": {"name": "mine-1", "uid": "pod-of-mine"}, "status": {"podIPs": [{"ip": "10.1.2.3"}]},
+            }]}),
+        ),
         Some((path, name)) if path.ends_with("/default/remoteprocesses") => (200, process(name)),
         Some((path, "status")) => {
             let name = path.rsplit('/').next().expect("a name");
@@ -289,17 +295,44 @@ fn self_signed() -> (String, String) {
 }
 
 fn start(process: &str, attempt: u32) -> Vec<u8> {
+    start_at("127.0.0.1:1", process, attempt)
+}
+
+fn start_at(address: &str, process: &str, attempt: u32) -> Vec<u8> {
     StartRequest {
         protocol: PROTOCOL,
         process_uid: format!("uid-of-{process}"),
         attempt,
-        address: "127.0.0.1:1".into(),
+        address: address.into(),
         launched: false,
     }
     .encode_to_vec()
 }
 
 const START: &str = "/remoteprocess.v1.Relay/Start";
+
+#[tokio::test]
+async fn an_agent_names_no_address_but_its_own() {
+    let relay = relay().await;
+    let agent = member(&relay, &mine());
+    for address in [
+        "169.254.169.254:80",
+        "10.1.2.4:20443",
+        "[::1]:20443",
+        "metadata.google.internal:80",
+        "",
+    ] {
+        let message = start_at(address, "mine", 1);
+        let (code, _) = call(relay.main, &agent, START, &message).await.expect("an answer");
+        let refusals = [Code::PermissionDenied, Code::InvalidArgument];
+        assert!(refusals.contains(&code), "{address}: {code:?}");
+    }
+    for address in ["127.0.0.1:1", "10.1.2.3:20443"] {
+        let message = start_at(address, "mine", 1);
+        let (code, _) = call(relay.main, &agent, START, &message).await.expect("an answer");
+        assert_eq!(code, Code::Ok, "{address}");
+    }
+}
 
 #[tokio::test]
 async fn strangers_reach_no_method_of_the_main_listener() {

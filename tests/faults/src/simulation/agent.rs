@@ -1,6 +1,7 @@
 //! The agent's host: its spool, service and home-keeping are the real ones; the entrypoint and the thread that polls the
 //! pipes are played.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,7 +45,7 @@ impl Ask for Relays {
             protocol: PROTOCOL,
             process_uid: UID.to_owned(),
             attempt: 1,
-            address: format!("{AGENT}:{}", network::PORT),
+            address: SocketAddr::new(turmoil::lookup(AGENT), network::PORT).to_string(),
             launched,
         };
         let to = self.world.any_relay();

@@ -1,5 +1,6 @@
 //! A relay's host: all of it is real but the API server, the store and the network.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -15,6 +16,7 @@ use remoteprocess_operator::relay::status::Recorder;
 use remoteprocess_tls::{ClientAuth, Dialer, Limits, Role, serve};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+use turmoil::reverse_lookup;
 
 use super::network::{self, Port};
 use super::plan::RELAYS;
@@ -33,8 +35,13 @@ impl Connect for Agents {
             pod_uid: agent.pod_uid.clone(),
         };
         Box::pin(async move {
-            let host = agent.address.split(':').next().unwrap_or_default();
-            Ok(network::dial(&self.world, &self.dialer, (self.from, host), &role, None).await?)
+            let host = agent
+                .address
+                .parse()
+                .ok()
+                .and_then(|address: SocketAddr| reverse_lookup(address.ip()));
+            let host = host.unwrap_or_default();
+            Ok(network::dial(&self.world, &self.dialer, (self.from, &host), &role, None).await?)
         })
     }
 }

@@ -1,0 +1,40 @@
+//! Where an agent may be dialed: at its own pod, and nowhere else.
+
+use std::net::{IpAddr, SocketAddr};
+
+use tonic::Status;
+
+use super::{RelayParts, start::safe};
+use crate::relay::attempt::Subject;
+
+impl RelayParts {
+    /// Refuses an address that is not the agent's own: neither the one that the agent calls from, nor, where the network
+    /// hides that, one that the API server knows of its pod. Else an agent could make the operator connect to anything.
+    pub(super) async fn check_address(
+        &self,
+        subject: &Subject,
+        named: SocketAddr,
+        source: Option<IpAddr>,
+    ) -> Result<(), Status> {
+        let named = named.ip().to_canonical();
+        if source.is_some_and(|source| source.to_canonical() == named) {
+            return Ok(());
+        }
+        let known = self
+            .recorder
+            .pod_addresses(subject)
+            .await
+            .map_err(|error| safe(&error))?;
+        if known.contains(&named) {
+            Ok(())
+        } else if known.is_empty() {
+            Err(Status::unavailable(
+                "the address of the pod is not known yet; try again",
+            ))
+        } else {
+            Err(Status::permission_denied(
+                "address is not an address of the agent's pod",
+            ))
+        }
+    }
+}
