@@ -27,15 +27,16 @@ pub use lifecycle::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TtySize {
-    /// Lines, 1 to 65535.
+    /// Number of lines, 1 to 65535.
     #[schemars(range(min = 1, max = 65535))]
     pub rows: u16,
-    /// Characters in a line, 1 to 65535.
+    /// Number of characters in a line, 1 to 65535.
     #[schemars(range(min = 1, max = 65535))]
     pub columns: u16,
 }
 
-/// A command to run in a pod. Everything but `desiredState`, `deadlines.runSeconds` and `ttl` is fixed at creation.
+/// A command to run in a pod. You cannot change anything but `desiredState`, `deadlines.runSeconds` and `ttl` after
+/// creation.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "remoteprocess.dev",
@@ -93,18 +94,18 @@ pub struct TtySize {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct RemoteProcessSpec {
-    /// Image of the user's container, as in a pod. Nothing has to be in it but the program.
+    /// Image of the user's container, as in a pod. It needs to contain only the program.
     #[schemars(length(min = 1, max = 1024))]
     pub image: String,
-    /// When to pull the image: Always, IfNotPresent or Never. Kubernetes' default where absent.
+    /// When to pull the image: Always, IfNotPresent or Never. Defaults to the default of Kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"]))]
     pub image_pull_policy: Option<String>,
-    /// The program and its first arguments. Required: the image's own entrypoint is never asked for.
-    /// `$(VAR)` is expanded from the environment as in a pod; `$$(VAR)` is not.
+    /// The program and its first arguments. Required, because the entrypoint of the image is never used. `$(VAR)` is
+    /// expanded from the environment, as in a pod; `$$(VAR)` is not.
     #[schemars(length(min = 1, max = 512))]
     pub command: Vec<String>,
-    /// Further arguments, behind those of `command`.
+    /// More arguments, after those in `command`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 512))]
     pub args: Vec<String>,
@@ -116,57 +117,57 @@ pub struct RemoteProcessSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub env_from: Vec<EnvFromSource>,
-    /// Directory in which the program starts. The image's own where absent.
+    /// Directory in which the program starts. Defaults to that of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub working_dir: Option<String>,
-    /// Whether somebody may write into the program (`rproc attach -i`). Else what it reads is at its end.
+    /// Whether clients can write to the program's standard input (`rproc attach -i`). Otherwise the input is empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<bool>,
-    /// Whether the program runs at a terminal: its output is one stream then, and with `stdin` somebody may type at it.
+    /// Whether the program has a terminal. Its output is then one stream, and with `stdin` a client can type into it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty: Option<bool>,
-    /// Size of the terminal when the program starts; 24 rows and 80 columns where absent. `rproc run -t` puts the size of
-    /// your window here, so that the program never sees another one.
+    /// Size of the terminal when the program starts. Defaults to 24 rows and 80 columns. `rproc run -t` sets it to the
+    /// size of your window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty_size: Option<TtySize>,
-    /// Requests and limits of the user's container; they are the program's alone.
+    /// Requests and limits of the user's container. They apply only to the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
-    /// Mounts of the volumes in `pod.volumes` into the user's container. `/.rproc` and what is above it are reserved.
+    /// Mounts of the volumes in `pod.volumes` in the user's container. `/.rproc`, and the paths above it, are reserved.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub volume_mounts: Vec<VolumeMount>,
-    /// Security context of the user's container. Where it is silent: seccomp RuntimeDefault, no privilege escalation.
+    /// Security context of the user's container. Defaults to seccomp RuntimeDefault and no privilege escalation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub security_context: Option<SecurityContext>,
-    /// Running (default), Paused or Stopped. Paused freezes the program's processes, and starts no program that does not
-    /// run yet; Running lets them go on. Stopped ends the process by its stop path and is final. What the annotation
-    /// `remoteprocess.dev/reason` says stands with it in status and Events.
+    /// Running (default), Paused or Stopped. Paused freezes the program's processes, and does not start a program that
+    /// does not run yet. Running lets them continue. Stopped ends the process with its stop path and is final. The
+    /// annotation `remoteprocess.dev/reason` appears as the reason in status and Events.
     #[serde(default)]
     pub desired_state: DesiredState,
-    /// How the process is asked to end.
+    /// How the process is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<StopSpec>,
-    /// What happens with processes that outlive the program.
+    /// What happens to processes that outlive the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leftovers: Option<Leftovers>,
-    /// Whether an attempt that ended badly is followed by another. None is where absent.
+    /// Whether another attempt follows an attempt that failed. By default, none follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<RetriesSpec>,
-    /// How long it may take.
+    /// Time limits of the process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadlines: Option<DeadlinesSpec>,
-    /// When the object is deleted after its end. It may change at any time; never where absent.
+    /// When the object is deleted after its end. You can change it at any time. By default, it is never deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<TtlSpec>,
     /// When the condition Ready is true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_when: Option<ReadyWhen>,
-    /// What happens with the output.
+    /// What happens to the output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<OutputSpec>,
-    /// The agent beside the user's container.
+    /// The agent next to the user's container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentSpec>,
     /// The pod around the containers.
@@ -174,26 +175,26 @@ pub struct RemoteProcessSpec {
     pub pod: Option<PodSpec>,
 }
 
-/// What happens with the output.
+/// What happens to the output.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OutputSpec {
-    /// Disk space in the pod for output that the archive does not hold yet, 256Mi where absent, at least 1Mi. What
-    /// happens when it is full says `whenFull`.
+    /// Disk space in the pod for output that is not in the archive yet. Defaults to 256Mi, at least 1Mi. `whenFull`
+    /// decides what happens when it is full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spool_size: Option<Quantity>,
     /// What happens when the spool is full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_full: Option<WhenFull>,
-    /// Values that are replaced by `***` in the output, inside the pod, before anything of it is stored or sent. Offsets
-    /// count the bytes that are left. At most 32, each at most 4 KiB; an empty value is refused.
+    /// Values that are replaced by `***` in the output, inside the pod, before any output is stored or sent. Offsets
+    /// count the bytes after the replacement. At most 32 values of at most 4 KiB; an empty value is refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub mask: Vec<MaskSource>,
     /// How much of the output the container's own log gets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub echo: Option<Echo>,
-    /// Both streams through one pipe: their true order is kept, and all of it is standard output.
+    /// Whether both streams use one pipe. This keeps their true order, and all output is standard output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<bool>,
     /// When status shows the last lines of the output.
@@ -201,14 +202,14 @@ pub struct OutputSpec {
     pub tail_in_status: Option<TailInStatus>,
 }
 
-/// What happens when the spool is full: Auto (default) holds the program back while the archive makes progress, and drops the
-/// oldest output when it has made none for 30 s; Block holds the program back for as long as it takes; DropOldest never holds
-/// it back. What is dropped is a gap in the stream and a figure in status.
+/// What happens when the spool is full. Auto (default) holds the program back while the archive makes progress, and
+/// drops the oldest output after 30 s without progress. Block holds the program back for as long as it takes.
+/// DropOldest never holds it back. Dropped output is a gap in the stream and a number in the status.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
 )]
 pub enum WhenFull {
-    /// Hold the program back while the archive makes progress; drop the oldest output when it has made none for 30 s.
+    /// Hold the program back while the archive makes progress; drop the oldest output after 30 s without progress.
     #[default]
     Auto,
     /// Hold the program back for as long as it takes.
@@ -217,7 +218,7 @@ pub enum WhenFull {
     DropOldest,
 }
 
-/// Where a value to be masked stands.
+/// Source of a value to mask.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MaskSource {
@@ -232,13 +233,13 @@ pub struct SecretKey {
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Key in it.
+    /// Key in the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
 }
 
-/// How much of the output the container's own log gets, for `kubectl logs` and log collectors: Limited (default, the first
-/// 1 MiB), All (what the log takes without waiting) or None.
+/// How much of the output goes to the container's own log, for `kubectl logs` and log collectors: Limited (default, the
+/// first 1 MiB), All (what the log accepts without delay) or None.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
 )]
@@ -246,14 +247,14 @@ pub enum Echo {
     /// The first 1 MiB.
     #[default]
     Limited,
-    /// As much as the log takes without waiting.
+    /// As much as the log accepts without delay.
     All,
     /// Nothing.
     None,
 }
 
-/// Whether status shows the last lines of the output: Always (default), OnFailure or Never. Whoever may read the object may
-/// read them.
+/// Whether the status contains the last lines of the output: Always (default), OnFailure or Never. Every user who can
+/// read the object can read them.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
 )]
@@ -261,17 +262,17 @@ pub enum TailInStatus {
     /// After every end.
     #[default]
     Always,
-    /// After every end but success.
+    /// After every end except success.
     OnFailure,
     /// Never.
     Never,
 }
 
-/// The agent beside the user's container.
+/// The agent next to the user's container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentSpec {
-    /// Requests and limits of the agent's container, instead of the installation's.
+    /// Requests and limits of the agent's container. Defaults to those of the installation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
 }
@@ -281,18 +282,18 @@ pub struct AgentSpec {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = rules::volume_names(), validation = rules::labels(), validation = rules::annotations())]
 pub struct PodSpec {
-    /// ServiceAccount of the pod, `default` where absent.
+    /// ServiceAccount of the pod. Defaults to `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub service_account_name: Option<String>,
-    /// Whether the user's container gets the ServiceAccount's token. It does not where absent.
+    /// Whether the user's container gets the token of the ServiceAccount. Defaults to false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub automount_service_account_token: Option<bool>,
-    /// Whether each Service of the namespace adds its variables (`NAME_SERVICE_HOST` and so on) to the environment. False
-    /// where absent, unlike in a pod: in a large namespace they do not fit into the environment.
+    /// Whether each Service of the namespace adds its variables (`NAME_SERVICE_HOST` and so on) to the environment.
+    /// Defaults to false, unlike in a pod, because the variables of a large namespace do not fit into the environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_service_links: Option<bool>,
-    /// Secrets with which images are pulled.
+    /// Secrets for pulling images.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
@@ -303,7 +304,7 @@ pub struct PodSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub tolerations: Vec<Toleration>,
-    /// Where the pod wants to be.
+    /// Scheduling constraints of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
     /// PriorityClass of the pod.
@@ -314,7 +315,7 @@ pub struct PodSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub runtime_class_name: Option<String>,
-    /// Gates that hold the pod back from the scheduler until somebody takes them off it, as in a pod.
+    /// Gates that keep the pod from being scheduled until they are removed, as in a pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub scheduling_gates: Vec<PodSchedulingGate>,

@@ -12,22 +12,22 @@ use crate::spec::RemoteProcess;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RemoteProcessStatus {
-    /// Where the process is in its life. Succeeded and Failed never change again.
+    /// Phase of the process. Succeeded and Failed are final.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// Why it is there, as one word of a closed set.
+    /// Reason for the phase, as one word of a closed set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
-    /// The same for a person, as a sentence.
+    /// The reason as a readable message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Generation of the specification that this status speaks of.
+    /// Generation of the spec that this status describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Exit code of the program. Absent where a signal ended it or the end is not known.
+    /// Exit code of the program. Absent if a signal ended it or if the end is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Name of the signal that ended the program, SIGKILL for example.
+    /// Name of the signal that ended the program, for example SIGKILL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
     /// Number of the current attempt, from 1.
@@ -39,19 +39,19 @@ pub struct RemoteProcessStatus {
     /// When the process ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
-    /// How long the program ran, as text for a table, 1m30s for example.
+    /// How long the program ran, as text, for example 1m30s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
-    /// Scheduled, Started, Finished, Succeeded, Ready, OutputSealed and, while or where they are true, Paused,
+    /// Scheduled, Started, Finished, Succeeded, Ready, OutputSealed and, only if they are or were true, Paused,
     /// Reconciling, Stalled, OutputBlocked, ArchiveUnavailable and OutputLost.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[schemars(length(max = 16))]
     pub conditions: Vec<Condition>,
-    /// Output of the current attempt, in figures. The bytes themselves are read with `rproc logs`.
+    /// Size of the output of the current attempt. To read the output, use `rproc logs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<OutputStatus>,
-    /// How often it was tried again.
+    /// Number of retries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<RetriesStatus>,
     /// The attempts, oldest first: the first nine and the last nine; `attempt` says how many there were. One pod and at
@@ -62,7 +62,7 @@ pub struct RemoteProcessStatus {
     pub attempts: Vec<AttemptStatus>,
 }
 
-/// How often a process was tried again, by what had ended the attempt before.
+/// Number of retries, by what ended the previous attempt.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RetriesStatus {
@@ -82,7 +82,7 @@ pub struct OutputStatus {
     /// Bytes of standard error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr_bytes: Option<u64>,
-    /// The last lines of both streams, at most 1 KiB, control bytes escaped (by `spec.output.tailInStatus`).
+    /// The last lines of both streams, at most 1 KiB, with control bytes escaped (see `spec.output.tailInStatus`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tail: Option<String>,
 }
@@ -91,7 +91,7 @@ pub struct OutputStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AttemptStatus {
-    /// From 1.
+    /// Number of the attempt, from 1.
     pub number: u32,
     /// Name of the pod of this attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,13 +102,13 @@ pub struct AttemptStatus {
     /// Node of that pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// When it was begun: its pod is created after that.
+    /// When the attempt began. Its pod is created after that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub begun_at: Option<Timestamp>,
-    /// The operator replica that is this attempt's home.
+    /// The operator replica that is the home of this attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub relay: Option<String>,
-    /// When the start was granted, once. Without it, nothing has run.
+    /// When the start was granted. If absent, nothing has run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub granted_at: Option<Timestamp>,
     /// When the program was launched.
@@ -117,16 +117,16 @@ pub struct AttemptStatus {
     /// When the program ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
-    /// Since when the program is paused; absent while it is not.
+    /// When the current pause began. Absent if the program is not paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused_at: Option<Timestamp>,
-    /// Seconds for which the program may run, as its agent knows; absent where there is no limit.
+    /// Maximum number of seconds for which the program runs, as its agent knows it. Absent if there is no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_seconds: Option<u32>,
     /// How the program ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<AttemptExit>,
-    /// What the program used, its children included.
+    /// Resources that the program used, including its children.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<UsageStatus>,
     /// The sealed output.
@@ -137,16 +137,16 @@ pub struct AttemptStatus {
 /// Who reported the end of a program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ExitSource {
-    /// The entrypoint, which waited for the program itself: a verified record.
+    /// The entrypoint, which is the parent of the program: a verified record.
     Entrypoint,
-    /// Only the kubelet's state of the container is known.
+    /// Only the kubelet's status of the container is known.
     Kubelet,
-    /// Nobody.
+    /// Nothing reported the end.
     #[default]
     None,
 }
 
-/// How an attempt ended: a code, a signal, or neither where it is not known.
+/// How an attempt ended: an exit code, a signal, or neither if the end is not known.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AttemptExit {
@@ -156,46 +156,46 @@ pub struct AttemptExit {
     /// Name of the signal that ended the program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
-    /// Who reported it.
+    /// Which component reported the end.
     pub source: ExitSource,
-    /// Why, as one word.
+    /// Reason, as one word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
-    /// The same as a sentence.
+    /// The reason as a readable message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Who asked for the end, where somebody did.
+    /// Who requested the end, if it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<StopStatus>,
-    /// Processes that outlived the program and were ended.
+    /// Number of processes that outlived the program and were ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leftovers: Option<u32>,
-    /// Processes of the container that the kernel killed for want of memory.
+    /// Number of processes in the container that the kernel killed because they ran out of memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_kills: Option<u64>,
 }
 
-/// Who asked for the end of a process.
+/// Who requested the end of a process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StopStatus {
-    /// The user whom the relay knows, or `NAME through spec.desiredState` with the user or the field manager, or the part of
-    /// the system: `deadline`, `deletion`, `kubelet`, `entrypoint`.
+    /// The user who called the relay, or `NAME through spec.desiredState` with the user or the field manager, or a part
+    /// of the system: `deadline`, `deletion`, `kubelet`, `entrypoint`.
     pub requested_by: String,
-    /// What was said with it.
+    /// The reason that was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
 
-/// What a program used.
+/// Resources that a program used.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct UsageStatus {
-    /// CPU time in user and system mode, in seconds, 1.25 for example.
+    /// CPU time in user and system mode, in seconds, for example 1.25.
     pub cpu_seconds: f64,
     /// Largest resident set of a single process, in bytes (getrusage(2), `ru_maxrss`).
     pub peak_memory_bytes: u64,
-    /// Most memory of the whole container at a time, page cache included, in bytes; absent where its cgroup does not say.
+    /// Peak memory of the whole container, including page cache, in bytes. Absent if its cgroup does not report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container_peak_memory_bytes: Option<u64>,
     /// Read from block devices, in bytes (getrusage(2), `ru_inblock`).
@@ -225,7 +225,8 @@ pub struct StreamStatus {
     /// SHA-256 of them in hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// How many of them are missing from the archive for good: the sum of all gaps. Absent where none is.
+    /// Number of these bytes that are permanently missing from the archive: the sum of all gaps. Absent if there are
+    /// none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost_bytes: Option<u64>,
 }

@@ -27,22 +27,22 @@ pub enum DesiredState {
     Stopped,
 }
 
-/// How the process is asked to end: the signal, then CONT, then after the grace period KILL.
+/// How the process is stopped: the signal, then CONT, then after the grace period KILL.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StopSpec {
-    /// Name of the first signal, SIGTERM where absent.
+    /// Name of the first signal. Defaults to SIGTERM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "signal_schema")]
     pub signal: Option<String>,
-    /// Seconds between the first signal and KILL: 0 to 86400, 30 where absent.
+    /// Seconds between the first signal and KILL: 0 to 86400. Defaults to 30.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 86_400))]
     pub grace_period_seconds: Option<u32>,
 }
 
-/// What happens with processes that outlive the program: Kill (default) ends them, TERM and after 2 s KILL, and counts them;
-/// with Wait the process has finished when the last of them has.
+/// What happens to processes that outlive the program. Kill (default) ends them with TERM and, after 2 s, KILL, and
+/// counts them. Wait: the process finishes when the last of them has ended.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
 )]
@@ -50,31 +50,32 @@ pub enum Leftovers {
     /// They are ended and counted.
     #[default]
     Kill,
-    /// The process has finished when the last of them has.
+    /// The process finishes when the last of them has ended.
     Wait,
 }
 
-/// Whether an attempt that ended badly is followed by another. A process that was stopped, that is over its deadline or
-/// whose specification is at fault is never tried again.
+/// Whether another attempt follows an attempt that failed. A process that was stopped, that exceeded its deadline, or
+/// whose spec is invalid is never retried.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = rules::exit_codes_need_process_failure())]
 pub struct RetriesSpec {
-    /// How often it is tried again after each kind of end, 0 to 100; the kinds are counted apart. 0 where absent: the
+    /// Maximum number of retries after each kind of end, 0 to 100. Each kind is counted separately. Defaults to 0: the
     /// program runs at most once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub limit: Option<u32>,
-    /// The kinds of end that are tried again, both where absent: Infrastructure (the pod, the node or the agent was taken away
-    /// or lost) and ProcessFailure (the program ended with another code than 0, by a signal, or for want of memory).
+    /// The kinds of end that are retried. Defaults to both: Infrastructure (the pod, the node or the agent was removed
+    /// or lost) and ProcessFailure (the program ended with an exit code other than 0, by a signal, or because it ran
+    /// out of memory).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2))]
     // Not `on`: to YAML 1.1, and so to kubectl, that is `true`.
     pub after: Vec<RetryAfter>,
-    /// Which exit codes are tried again after a ProcessFailure, all where absent.
+    /// Which exit codes are retried after a ProcessFailure. Defaults to all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_codes: Option<ExitCodes>,
-    /// The wait before another attempt.
+    /// The delay before another attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backoff: Option<BackoffSpec>,
 }
@@ -84,9 +85,9 @@ pub struct RetriesSpec {
     Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
 )]
 pub enum RetryAfter {
-    /// The pod, the node or the agent was taken away or lost: the program did not end of its own accord.
+    /// The pod, the node or the agent was removed or lost: the program did not end by itself.
     Infrastructure,
-    /// The program ended with another code than 0, or by a signal, or for want of memory.
+    /// The program ended with an exit code other than 0, by a signal, or because it ran out of memory.
     ProcessFailure,
 }
 
@@ -99,74 +100,75 @@ pub struct ExitCodes {
     #[serde(default, rename = "in", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 255), inner(range(min = 1, max = 255)))]
     pub within: Vec<i32>,
-    /// All codes but these.
+    /// All codes except these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 255), inner(range(min = 1, max = 255)))]
     pub not_in: Vec<i32>,
 }
 
-/// The wait before another attempt: it doubles with each.
+/// The delay before another attempt. It doubles with each attempt.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackoffSpec {
-    /// Seconds before the second attempt: 0 to 3600, 10 where absent.
+    /// Seconds before the second attempt: 0 to 3600. Defaults to 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 3600))]
     pub initial_seconds: Option<u32>,
-    /// Most seconds before any: 0 to 86400, 300 where absent.
+    /// Maximum number of seconds before an attempt: 0 to 86400. Defaults to 300.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 86_400))]
     pub max_seconds: Option<u32>,
 }
 
-/// How long a process may take. Only `runSeconds` can change after creation.
+/// Time limits of the process. You can change only `runSeconds` after creation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = rules::warn_signal_needs_its_time())]
 pub struct DeadlinesSpec {
-    /// Seconds from the creation of the object to the start of the program: 1 to 604800, no limit where absent. After
-    /// an attempt that ran, the next has as long from its own beginning. What is not started then has failed, and the
-    /// reason says why it waited.
+    /// Maximum number of seconds from the creation of the object to the start of the program: 1 to 604800. By default,
+    /// there is no limit. A further attempt has the same time from its own beginning. A process that has not started by
+    /// then fails, and the reason says why it waited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 604_800))]
     pub start_seconds: Option<u32>,
-    /// Seconds for which each attempt's program may run: 1 to 31536000, no limit where absent. Then it is stopped, and
-    /// has failed with reason DeadlineExceeded whatever its code. It may change at any time, also while the program
-    /// runs; less than it has run already stops it at once.
+    /// Maximum number of seconds for which the program of each attempt runs: 1 to 31536000. By default, there is no
+    /// limit. After that, the program is stopped, and the process fails with reason DeadlineExceeded, whatever its exit
+    /// code. You can change it at any time, also while the program runs. If the program has already run for longer, it
+    /// is stopped at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub run_seconds: Option<u32>,
-    /// So many seconds before that an Event DeadlineNear says so, and `warnSignal` is sent: 1 to 31536000, no warning
-    /// where absent. Each new `runSeconds` has a warning of its own.
+    /// Number of seconds before the end of `runSeconds` at which the Event DeadlineNear is created and `warnSignal` is
+    /// sent: 1 to 31536000. By default, there is no warning. Each new `runSeconds` has its own warning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub warn_before_seconds: Option<u32>,
-    /// Name of a signal that the program itself gets then, none where absent.
+    /// Name of a signal that is then sent to the program itself. By default, none is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "signal_schema")]
     pub warn_signal: Option<String>,
-    /// Whether the time for which the program is paused counts for `runSeconds`: true where absent.
+    /// Whether the time for which the program is paused counts for `runSeconds`. Defaults to true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count_paused: Option<bool>,
 }
 
-/// When the object is deleted after its end, and its pods with it. Archived output stays. It waits until the output is
-/// sealed or closed. A tool that applies the object again (GitOps) runs it again.
+/// When the object and its pods are deleted after the end. The deletion waits until the output is sealed or closed.
+/// Archived output stays. If a tool applies the object again (GitOps), the command runs again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TtlSpec {
-    /// Seconds after the phase Succeeded: 0 to 31536000, never where absent.
+    /// Seconds after the phase Succeeded: 0 to 31536000. By default, the object is not deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub seconds_after_success: Option<u32>,
-    /// Seconds after the phase Failed: 0 to 31536000, never where absent.
+    /// Seconds after the phase Failed: 0 to 31536000. By default, the object is not deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub seconds_after_failure: Option<u32>,
 }
 
-/// When the condition Ready is true, for which `helm --wait` and GitOps tools look: Started (default) once the program was
-/// launched, Finished once it has ended with success.
+/// When the condition Ready is true. `helm --wait` and GitOps tools use it. Started (default): once the program was
+/// launched. Finished: once the program has succeeded.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
 )]
@@ -174,7 +176,7 @@ pub enum ReadyWhen {
     /// The program was launched, and has not failed.
     #[default]
     Started,
-    /// It has ended with success.
+    /// The program has succeeded.
     Finished,
 }
 
