@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use remoteprocess_api::{identifier, names};
+use remoteprocess_client::ClusterOptions;
+use remoteprocess_client::cluster::namespace_name;
 
 use crate::command::{
     attach, completion, delete, describe, exec, extend, get, login, logs, pause, rerun, run, signal, stop, version,
     wait, whoami,
 };
+use crate::output::complain;
 
 /// Runs commands in pods and never loses a byte or an exit code.
 ///
@@ -119,22 +122,6 @@ pub fn object_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// A namespace on the command line. An empty one counts as absent, as in kubectl: `NS` unset in a script must not mean
-/// all namespaces.
-///
-/// # Errors
-/// The text cannot be a namespace.
-pub fn namespace_name(text: &str) -> Result<String, String> {
-    if text.is_empty() || identifier::is_namespace(text) {
-        return Ok(text.to_owned());
-    }
-    Err(
-        "no namespace can have this name: a name has lowercase letters, digits and '-', begins and ends with a letter \
-         or a digit, and is at most 63 bytes long"
-            .to_owned(),
-    )
-}
-
 /// The uid of an object on the command line. An empty one counts as absent.
 ///
 /// # Errors
@@ -185,6 +172,23 @@ pub struct GlobalArgs {
         value_parser = namespace_name
     )]
     pub operator_namespace: String,
+}
+
+impl GlobalArgs {
+    /// The same for the library.
+    #[must_use]
+    pub fn cluster(&self) -> ClusterOptions {
+        ClusterOptions {
+            namespace: given(self.namespace.as_deref()),
+            context: given(self.context.as_deref()),
+            kubeconfig: self.kubeconfig.clone(),
+            impersonate: given(self.impersonate.as_deref()),
+            impersonate_groups: self.impersonate_groups.clone(),
+            server: given(self.server.as_deref()),
+            operator_namespace: given(Some(&self.operator_namespace)),
+            on_wait: Some(complain),
+        }
+    }
 }
 
 /// What a flag was given; an empty value counts as absent, as in kubectl.

@@ -9,9 +9,10 @@ use jiff::{SignedDuration, Span};
 use serde::Serialize;
 
 use crate::args::{self, Cli, Command, GlobalArgs};
-use crate::connect::{self, CallError, Cluster};
-use crate::follow::{self, DialError};
 use crate::{exit, output};
+use remoteprocess_client::relay::CallError;
+use remoteprocess_client::{Cluster, SinkError, cluster};
+use remoteprocess_client::{DialError, output as follow};
 
 pub mod attach;
 pub mod change;
@@ -73,8 +74,8 @@ impl Failure {
     }
 }
 
-impl From<connect::Error> for Failure {
-    fn from(error: connect::Error) -> Self {
+impl From<cluster::Error> for Failure {
+    fn from(error: cluster::Error) -> Self {
         Self::new(error.to_string())
     }
 }
@@ -82,7 +83,7 @@ impl From<connect::Error> for Failure {
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
         Self::new(match &error {
-            CallError::Relay(status) => follow::cause(status),
+            CallError::Relay(status) => remoteprocess_client::retry::cause(status),
             CallError::Dial(_) => error.to_string(),
         })
     }
@@ -94,11 +95,11 @@ impl From<DialError> for Failure {
     }
 }
 
-impl From<output::Error> for Failure {
-    fn from(error: output::Error) -> Self {
+impl From<SinkError> for Failure {
+    fn from(error: SinkError) -> Self {
         match error {
-            output::Error::Closed => Self::closed(),
-            output::Error::Write(_) => Self::new(error.to_string()),
+            SinkError::Closed => Self::closed(),
+            SinkError::Write(_) => Self::new(error.to_string()),
         }
     }
 }
@@ -160,7 +161,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
 }
 
 async fn open(global: &GlobalArgs) -> Result<Arc<Cluster>, Failure> {
-    Ok(Arc::new(Cluster::open(global).await?))
+    Ok(Arc::new(Cluster::open(&global.cluster()).await?))
 }
 
 /// Writes to standard output; `| head` may close it.

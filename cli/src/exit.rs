@@ -7,7 +7,7 @@ use remoteprocess_api::signal;
 use remoteprocess_proto::v1::{Exit, Gap, GapReason, Reason, Seal, SealReason, StreamSeal, exit::Outcome};
 use serde::Serialize;
 
-use crate::follow::Ledger;
+use remoteprocess_client::Ledger;
 
 /// Our exit code where the program's is not known, or where we failed ourselves.
 pub const UNKNOWN: u8 = 125;
@@ -123,7 +123,7 @@ pub fn code(exit: &Exit) -> Option<u8> {
 /// One sentence about a range of output that is lost.
 #[must_use]
 pub fn loss(gap: &Gap) -> String {
-    let stream = crate::follow::name(gap.stream());
+    let stream = remoteprocess_client::output::name(gap.stream());
     let range = match gap.to {
         Some(to) => format!("bytes {} to {to} of {stream}", gap.from),
         None => format!("the bytes of {stream} from {} on", gap.from),
@@ -358,7 +358,7 @@ fn time(unix_nanos: i64) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::follow::Want;
+    use remoteprocess_client::Want;
     use remoteprocess_proto::v1::exit::Stop;
     use remoteprocess_proto::v1::{Seal, Stream};
 

@@ -15,26 +15,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use tonic::Status;
 
-mod exec;
 mod keys;
-mod line;
-mod pending;
 pub mod signals;
 mod stdin;
 pub mod terminal;
-mod writer;
 
-pub use exec::{Exec, Over};
 pub use keys::{DEFAULT_DETACH_KEYS, DetachKeys};
-pub(crate) use line::due;
 pub use stdin::check as check_stdin;
-pub use writer::Writer;
 
-use crate::follow::{Dial, DialError};
-use crate::output;
 use keys::Keys;
+use remoteprocess_client::Dial;
+use remoteprocess_client::attach::{SHORTER, Writer};
+use remoteprocess_client::stream::{self, Local};
 use terminal::RawTerminal;
 
 /// Bytes read from standard input at a time.
@@ -48,8 +41,6 @@ const NEXT_KEY: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 500_000_000,
 };
-/// How long the window is a line shorter, so that a full-screen program draws everything again.
-const SHORTER: Duration = Duration::from_millis(150);
 /// Ctrl-C, as a terminal in raw mode gives it.
 const INTERRUPT: u8 = 3;
 
@@ -66,50 +57,15 @@ pub struct Manner {
     pub redraw: bool,
 }
 
-/// What happens on this side.
-#[derive(Clone, Debug)]
-pub enum Local {
-    /// More input.
-    Bytes(Bytes),
-    /// No more input.
-    End,
-    /// The window has another size.
-    Resize(WindowSize),
-}
-
 /// Why it cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The relay refused, for good.
-    #[error("{}", .0.message())]
-    Relay(Status),
-    /// There is no way to the relay.
+    /// The stream into the process has failed for good.
     #[error(transparent)]
-    Dial(#[from] DialError),
-    /// Going on would lose or double bytes.
-    #[error("the relay has accepted {accepted} bytes of input where between {from} and {to} were sent")]
-    Inconsistent {
-        /// What it says.
-        accepted: u64,
-        /// What it had accepted before.
-        from: u64,
-        /// What was sent.
-        to: u64,
-    },
-    /// Likewise of output.
-    #[error("the relay has sent output from byte {offset} on where byte {expected} comes next")]
-    Misplaced {
-        /// What it has sent.
-        offset: u64,
-        /// What was to come.
-        expected: u64,
-    },
+    Stream(#[from] stream::Error),
     /// Standard input cannot be read to its end.
     #[error("cannot read standard input: {0}")]
     Input(io::Error),
-    /// The output cannot be written.
-    #[error(transparent)]
-    Output(#[from] output::Error),
 }
 
 /// What ends an interaction, or its input.
@@ -166,7 +122,7 @@ impl Interaction {
         interaction.writing = Some(tokio::spawn(async move {
             if let Err(error) = writer.run(said, left).await {
                 // Whoever listened may have gone.
-                let _ = lost.send(Event::Lost(error)).await;
+                let _ = lost.send(Event::Lost(error.into())).await;
             }
         }));
         Ok(interaction)
@@ -225,12 +181,6 @@ impl Interaction {
             None => std::future::pending().await,
         }
     }
-}
-
-/// A name that nobody else gives to what is opened, over all connections.
-fn session_name() -> String {
-    let now = jiff::Timestamp::now().as_nanosecond();
-    format!("{now:x}-{:x}", std::process::id())
 }
 
 /// Size of the window in which standard input is, or else one of the other standard streams.

@@ -12,13 +12,10 @@ use clap::FromArgMatches;
 
 pub mod args;
 pub mod command;
-pub mod connect;
 pub mod exit;
-pub mod follow;
 pub mod hint;
 pub mod interact;
-pub mod login;
-pub mod observe;
+pub mod narrator;
 pub mod output;
 pub mod render;
 

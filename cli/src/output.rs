@@ -16,13 +16,16 @@ mod label;
 mod lines;
 mod object;
 mod screen;
-mod sink;
 mod stamp;
+mod target;
 mod terminal;
 mod writer;
 
 pub use label::{Label, Prefix};
-pub use sink::Sink;
+pub use target::Target;
+
+use remoteprocess_client::Sink;
+pub use remoteprocess_client::SinkError as Error;
 
 use crate::exit::Record;
 use writer::{Item, Writer};
@@ -32,17 +35,6 @@ const QUEUE: usize = 64;
 
 /// SHA-256 of each stream, standard output first.
 pub type Hashes = [[u8; 32]; 2];
-
-/// Why nothing more can be written.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The reader of the pipe has gone, as with `| head -1`.
-    #[error("nobody reads the output any more")]
-    Closed,
-    /// The disk is full, or the like.
-    #[error("cannot write the output: {0}")]
-    Write(String),
-}
 
 /// What is written of the program's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,13 +88,13 @@ pub struct Output {
 impl Output {
     /// Starts the writer of one process's bytes.
     #[must_use]
-    pub fn new(stdout: Sink, stderr: Sink) -> Self {
+    pub fn new(stdout: Target, stderr: Target) -> Self {
         Self::formed(Form::Bytes { is_stamped: false }, stdout, stderr)
     }
 
     /// Starts the writer.
     #[must_use]
-    pub fn formed(form: Form, stdout: Sink, stderr: Sink) -> Self {
+    pub fn formed(form: Form, stdout: Target, stderr: Target) -> Self {
         let (queue, items) = mpsc::channel(QUEUE);
         let broken = Arc::new(Mutex::new(None));
         let writer = Writer::new(items, form, stdout, stderr);
@@ -121,8 +113,8 @@ impl Output {
     /// # Errors
     /// One of them is closed.
     pub fn standard(form: Form, control: Control) -> io::Result<Self> {
-        let stdout = Sink::descriptor(io::stdout().as_fd(), control)?;
-        let stderr = Sink::descriptor(io::stderr().as_fd(), control)?;
+        let stdout = Target::descriptor(io::stdout().as_fd(), control)?;
+        let stderr = Target::descriptor(io::stderr().as_fd(), control)?;
         Ok(Self::formed(form, stdout, stderr))
     }
 
@@ -134,31 +126,6 @@ impl Output {
         let source = self.sources.fetch_add(1, Ordering::Relaxed) + 1;
         self.send(Item::Open(source, label)).await?;
         Ok(Self { source, ..self.clone() })
-    }
-
-    /// Says of which attempt the following is.
-    ///
-    /// # Errors
-    /// An earlier write failed.
-    pub async fn attempt(&self, attempt: u32) -> Result<(), Error> {
-        self.send(Item::Attempt(self.source, attempt)).await
-    }
-
-    /// Queues bytes of the program; waits while the queue is full.
-    ///
-    /// # Errors
-    /// An earlier write failed.
-    pub async fn data(&self, data: Data) -> Result<(), Error> {
-        self.send(Item::Data(self.source, data)).await
-    }
-
-    /// Queues a range that never comes, and the sentence about it.
-    ///
-    /// # Errors
-    /// An earlier write failed.
-    pub async fn gap(&self, gap: Gap, sentence: &str) -> Result<(), Error> {
-        self.send(Item::Gap(self.source, gap)).await?;
-        self.line(sentence).await
     }
 
     /// Queues the end of the process, for programs that read it.
@@ -253,6 +220,24 @@ impl Output {
     }
 }
 
+impl Sink for Output {
+    async fn attempt(&mut self, attempt: u32) -> Result<(), Error> {
+        self.send(Item::Attempt(self.source, attempt)).await
+    }
+
+    async fn data(&mut self, data: Data) -> Result<(), Error> {
+        self.send(Item::Data(self.source, data)).await
+    }
+
+    async fn gap(&mut self, gap: Gap) -> Result<(), Error> {
+        self.send(Item::Gap(self.source, gap)).await
+    }
+
+    async fn flush(&mut self) -> Result<(), Error> {
+        Output::flush(self).await
+    }
+}
+
 /// Whether standard output shows colours: a terminal, unless `NO_COLOR` is set (no-color.org).
 #[must_use]
 pub fn shows_colours() -> bool {
@@ -319,7 +304,7 @@ mod tests {
     #[tokio::test]
     async fn bytes_arrive_whole_and_our_lines_begin_lines() {
         let (out, err) = (Shared::default(), Shared::default());
-        let output = Output::new(Sink::plain(out.clone()), Sink::plain(err.clone()));
+        let mut output = Output::new(Target::plain(out.clone()), Target::plain(err.clone()));
         for (stream, text) in [
             (Stream::Stdout, "one\ntw"),
             (Stream::Stderr, "oops"),
@@ -338,18 +323,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_pipe_is_told_from_a_full_disk() {
-        let output = Output::new(Sink::plain(Gone), Sink::plain(Shared::default()));
+        let mut output = Output::new(Target::plain(Gone), Target::plain(Shared::default()));
         output.data(data(Stream::Stdout, "x")).await.unwrap();
         assert!(matches!(output.flush().await, Err(Error::Closed)));
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let output = Output::new(Sink::plain(full), Sink::plain(Shared::default()));
+        let mut output = Output::new(Target::plain(full), Target::plain(Shared::default()));
         output.data(data(Stream::Stdout, "x")).await.unwrap();
         assert!(matches!(output.flush().await, Err(Error::Write(_))));
     }
 
     async fn lines(form: Form, frames: &[(usize, Stream, &'static str)]) -> (String, String) {
         let (out, err) = (Shared::default(), Shared::default());
-        let output = Output::formed(form, Sink::plain(out.clone()), Sink::plain(err.clone()));
+        let output = Output::formed(form, Target::plain(out.clone()), Target::plain(err.clone()));
         let mut sources = Vec::new();
         for name in ["a", "b"] {
             let label = Label {
@@ -378,9 +363,9 @@ mod tests {
 
     async fn controlled(control: Option<Control>, frames: Vec<Data>) -> String {
         let out = Shared::default();
-        let mut sink = Sink::plain(out.clone());
+        let mut sink = Target::plain(out.clone());
         sink.control = control;
-        let output = Output::new(sink, Sink::plain(Shared::default()));
+        let mut output = Output::new(sink, Target::plain(Shared::default()));
         for frame in frames {
             output.data(frame).await.unwrap();
         }
@@ -468,7 +453,7 @@ mod tests {
     #[tokio::test]
     async fn hashes_are_those_of_the_bytes() {
         let err = Shared::default();
-        let output = Output::formed(Form::Hash, Sink::plain(Gone), Sink::plain(err.clone()));
+        let mut output = Output::formed(Form::Hash, Target::plain(Gone), Target::plain(err.clone()));
         for part in ["ab", "c"] {
             output.data(data(Stream::Stdout, part)).await.unwrap();
         }

@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use remoteprocess_cli::command::exec::{Ended, until_end};
 use remoteprocess_cli::command::live::Signals;
-use remoteprocess_cli::follow::{Dial, DialError, Narrator};
-use remoteprocess_cli::interact::{DEFAULT_DETACH_KEYS, Event, Exec, Interaction, Local, Manner};
-use remoteprocess_cli::output::{Control, Output, Sink};
+use remoteprocess_cli::interact::{DEFAULT_DETACH_KEYS, Event, Interaction, Manner};
+use remoteprocess_cli::narrator::Narrator;
+use remoteprocess_cli::output::{Control, Output, Target};
+use remoteprocess_client::exec::Exec;
+use remoteprocess_client::stream::Local;
+use remoteprocess_client::{Dial, DialError};
 use remoteprocess_proto::v1::{ExecOpen, ProcessKey};
 use rstest::rstest;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -92,9 +95,14 @@ async fn read_input() -> ! {
 
 /// As `rproc exec -it`.
 async fn run_command(signals: Signals) -> ! {
-    let sink = || Sink::descriptor(std::io::stdout().as_fd(), Control::Watched).unwrap();
+    let sink = || Target::descriptor(std::io::stdout().as_fd(), Control::Watched).unwrap();
     let output = Output::new(sink(), sink());
-    let exec = Exec::new(Nowhere, ExecOpen::default(), &output, Narrator::new("job", true));
+    let exec = Exec::new(
+        Nowhere,
+        ExecOpen::default(),
+        output.clone(),
+        Narrator::new("job", true, &output),
+    );
     let code = match until_end(exec, (true, true), signals).await {
         Ok(Ended::Left(code, false)) => code,
         other => panic!("{other:?}"),

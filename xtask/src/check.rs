@@ -13,7 +13,7 @@ use crate::{exec, paths};
 
 const PREFIX: &str = "remoteprocess-";
 /// Which of our crates a crate may depend on. Those that are not named (tests, benchmarks, tasks) may use any.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("api", &[]),
     ("proto", &[]),
     ("tls", &[]),
@@ -21,7 +21,8 @@ const ARROWS: [(&str, &[&str]); 8] = [
     ("entrypoint", &[]),
     ("operator", &["api", "proto", "tls", "runtime"]),
     ("agent", &["proto", "tls", "runtime", "entrypoint"]),
-    ("cli", &["api", "proto", "tls"]),
+    ("client", &["api", "proto", "tls"]),
+    ("cli", &["client", "api", "proto", "tls"]),
 ];
 /// Crate of ours, packages that it must not link, and why.
 const BANS: [(&str, &[&str], &str); 4] = [

@@ -1,8 +1,9 @@
-//! The client: the follower of `rproc` and its writer.
+//! The client: the library's follower, which writes to standard output.
 
-use remoteprocess_cli::follow::{Dial, DialError, Follower, Ledger, Narrator, Want};
-use remoteprocess_cli::output::{Control, Form, Output};
-use remoteprocess_proto::v1::ProcessKey;
+use std::io::Write;
+
+use remoteprocess_client::{Dial, DialError, Follower, Ledger, Sink, SinkError, Want};
+use remoteprocess_proto::v1::{Data, Gap, ProcessKey};
 use remoteprocess_tls::{Authority, Dialer, Role};
 use tokio::time::{Duration, Instant};
 use tonic::transport::Channel;
@@ -20,15 +21,36 @@ impl Dial for Direct {
     fn discredit(&mut self) {}
 }
 
+struct Stdout;
+
+impl Sink for Stdout {
+    async fn attempt(&mut self, _: u32) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    async fn data(&mut self, data: Data) -> Result<(), SinkError> {
+        let written = std::io::stdout().lock().write_all(&data.bytes);
+        written.map_err(|error| SinkError::Write(error.to_string()))
+    }
+
+    async fn gap(&mut self, gap: Gap) -> Result<(), SinkError> {
+        panic!("nothing is lost here: {gap:?}")
+    }
+
+    async fn flush(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+}
+
 /// Follows until the process ends.
 pub fn run(hello: &str) {
     let hello: Hello = serde_json::from_str(hello).unwrap();
-    remoteprocess_cli::runtime().unwrap().block_on(follow(hello));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap().block_on(follow(hello));
 }
 
 async fn follow(hello: Hello) {
     let authority = Authority::from_pem(&hello.certificate, &hello.key, &trust_domain()).unwrap();
-    let output = Output::standard(Form::Bytes { is_stamped: false }, Control::Watched).unwrap();
     let mut follower = Follower {
         dial: Direct(Dialer::new(identity(&authority, &Role::User)), hello.relay),
         ledger: Ledger::new(Want {
@@ -40,8 +62,8 @@ async fn follow(hello: Hello) {
             follow: true,
             ..Want::default()
         }),
-        output: &output,
-        narrator: Narrator::new(NAME, true),
+        sink: Stdout,
+        progress: (),
         unknown_until: Instant::now() + Duration::from_secs(10),
     };
     follower.run().await.unwrap();

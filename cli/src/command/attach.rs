@@ -12,10 +12,11 @@ use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_le
 use super::sequel::Sequel;
 use super::{Failure, open, stop};
 use crate::args::{GlobalArgs, process_name};
-use crate::connect::Relay;
-use crate::follow::{Follower, Ledger, Narrator, Want};
 use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, check_stdin};
+use crate::narrator::Narrator;
 use crate::output::{Control, Form, Output};
+use remoteprocess_client::Relay;
+use remoteprocess_client::{Follower, Ledger, Want};
 
 /// So much of the output is shown again, in bytes of each stream.
 const REPLAY: u64 = 256 * 1024;
@@ -91,8 +92,8 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
     let mut follower = Follower {
         ledger: Ledger::new(want(&key, reached)),
         dial: relay.clone(),
-        output: &output,
-        narrator: Narrator::new(&args.name, args.quiet),
+        sink: output.clone(),
+        progress: Narrator::new(&args.name, args.quiet, &output),
         unknown_until: Instant::now(),
     };
     let manner = Manner {

@@ -8,8 +8,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::Failure;
-use crate::connect::{Cluster, Rule};
-use crate::observe::{self, Seen};
+use remoteprocess_client::observe;
+use remoteprocess_client::observe::Seen;
+use remoteprocess_client::{Cluster, Rule};
 
 /// Merges `patch` into an object, which tells by its field manager that it was rproc.
 ///

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use super::selection::{Failures, Selection};
 use super::{Failure, change, duration, open, print, resource};
 use crate::args::GlobalArgs;
-use crate::connect::{Cluster, Rule};
-use crate::observe::Seen;
+use remoteprocess_client::observe::Seen;
+use remoteprocess_client::{Cluster, Rule};
 
 /// Flags of `delete`.
 #[derive(Debug, clap::Args)]

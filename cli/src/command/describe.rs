@@ -8,8 +8,8 @@ use kube::api::ListParams;
 use super::selection::{Failures, Selection};
 use super::{Failure, open, print};
 use crate::args::GlobalArgs;
-use crate::connect::Cluster;
 use crate::render::description;
+use remoteprocess_client::Cluster;
 
 /// Flags of `describe`.
 #[derive(Debug, clap::Args)]

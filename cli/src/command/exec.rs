@@ -14,11 +14,13 @@ use tokio::time::Instant;
 use super::live::Signals;
 use super::{Failure, open, stop};
 use crate::args::{GlobalArgs, process_name};
-use crate::connect::Relay;
 use crate::exit;
-use crate::follow::Narrator;
-use crate::interact::{DetachKeys, Error, Event, Exec, Interaction, Over, check_stdin, due, terminal, window};
+use crate::interact::{DetachKeys, Error, Event, Interaction, check_stdin, terminal, window};
+use crate::narrator::Narrator;
 use crate::output::{Control, Form, Output};
+use remoteprocess_client::Relay;
+use remoteprocess_client::exec::{Exec, Over};
+use remoteprocess_client::stream::{self, due};
 
 /// Flags of `exec`.
 #[derive(Debug, clap::Args)]
@@ -116,8 +118,8 @@ pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
         (false, false) => Control::Shown,
     };
     let output = Output::standard(Form::Bytes { is_stamped: false }, control)?;
-    let narrator = Narrator::new(&args.name, args.quiet);
-    let exec = Exec::new(Relay::new(cluster), open, &output, narrator);
+    let narrator = Narrator::new(&args.name, args.quiet, &output);
+    let exec = Exec::new(Relay::new(cluster), open, output.clone(), narrator);
     let ended = until_end(exec, (args.stdin, is_raw), signals).await?;
     answer(&args, &output, ended).await
 }
@@ -174,8 +176,8 @@ pub enum Ended {
 ///
 /// # Errors
 /// The terminal cannot be set.
-pub async fn until_end<D: crate::follow::Dial>(
-    mut exec: Exec<'_, D>,
+pub async fn until_end<D: remoteprocess_client::Dial>(
+    mut exec: Exec<D, Output, Narrator>,
     (takes_input, is_raw): (bool, bool),
     mut signals: Signals,
 ) -> Result<Ended, Failure> {
@@ -213,10 +215,11 @@ pub async fn until_end<D: crate::follow::Dial>(
             leave_by = Some(Instant::now() + FAREWELL);
         }
     };
-    exec.output().restore().await;
+    exec.sink().restore().await;
     interaction.leave().await;
     Ok(match (ended, input_lost) {
-        (Ok(Over::Exit(_)), Some(error)) | (Err(error), _) => Ended::Lost(error),
+        (Ok(Over::Exit(_)), Some(error)) => Ended::Lost(error),
+        (Err(error), _) => Ended::Lost(error.into()),
         (Ok(Over::Exit(exit)), None) => Ended::Exit(exit),
         (Ok(Over::Left { is_told }), _) => Ended::Left(code, is_told),
     })
@@ -235,7 +238,7 @@ async fn answer(args: &ExecArgs, output: &Output, ended: Ended) -> Result<u8, Fa
             output.answer_last(&sentence).await;
             return Ok(code);
         }
-        Ended::Lost(Error::Output(error)) => return Err(error.into()),
+        Ended::Lost(Error::Stream(stream::Error::Output(error))) => return Err(error.into()),
         Ended::Lost(error) => (
             exit::UNKNOWN,
             Some(format!("cannot go on with the command in {name}: {error}")),

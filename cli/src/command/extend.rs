@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use super::selection::{Failures, Selection};
 use super::{Failure, change, duration, open, print, resource, stop, wait};
 use crate::args::GlobalArgs;
-use crate::connect::Cluster;
-use crate::observe::Seen;
+use remoteprocess_client::Cluster;
+use remoteprocess_client::observe::Seen;
 
 /// Flags of `extend`.
 #[derive(Debug, clap::Args)]

@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use super::selection::Failures;
 use super::{DataFormat, Failure, open, print, resource, stop};
 use crate::args::{GlobalArgs, process_name};
-use crate::connect::{Cluster, Rule};
-use crate::follow::Backoff;
 use crate::render::Table;
 use crate::render::row::Columns;
 use crate::render::template::{Path, Template};
+use remoteprocess_client::retry::Backoff;
+use remoteprocess_client::{Cluster, Rule};
 
 /// Flags of `get`.
 #[derive(Debug, clap::Args)]

@@ -21,12 +21,15 @@ use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_le
 use super::sequel::Sequel;
 use super::{DataFormat, Failure, delete, print, resource};
 use crate::args::{GlobalArgs, given};
-use crate::connect::{Cluster, Relay, Rule};
 use crate::exit::{self, Record, Verdict};
-use crate::follow::{DialError, Follower, Ledger, NEW_LIMIT, Narrator, Want};
 use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, check_stdin, terminal, window};
-use crate::observe::{self, Seen};
+use crate::narrator::Narrator;
 use crate::output::{Control, Form, Output};
+use remoteprocess_client::dial::NEW_LIMIT;
+use remoteprocess_client::observe;
+use remoteprocess_client::observe::Seen;
+use remoteprocess_client::{Cluster, Relay, Rule};
+use remoteprocess_client::{DialError, Follower, Ledger, Want};
 
 /// How long a given address may take before the process is created all the same.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
@@ -359,8 +362,8 @@ async fn stream(
             follow: true,
             ..Want::default()
         }),
-        output: &output,
-        narrator: Narrator::new(name, view.quiet),
+        sink: output.clone(),
+        progress: Narrator::new(name, view.quiet, &output),
         unknown_until: Instant::now() + NEW_LIMIT,
     };
     say_how_to_leave(&output, name, &view.detach_keys, is_raw(view) && !view.quiet).await?;

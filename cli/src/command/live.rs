@@ -7,11 +7,12 @@ use tokio::signal::unix::{Signal, SignalKind};
 
 use super::sequel::{self, Sequel};
 use super::{Failure, stop};
-use crate::connect::{Cluster, Relay};
 use crate::exit::{self, Verdict};
-use crate::follow::{self, Follower, Ledger};
 use crate::interact::{self, DetachKeys, Event, Interaction, signals};
+use crate::narrator::Narrator;
 use crate::output::{Output, complain};
+use remoteprocess_client::{Cluster, Relay};
+use remoteprocess_client::{Follower, Ledger, output as follow, stream};
 
 /// Number of SIGINT.
 const INTERRUPT: u8 = 2;
@@ -101,18 +102,18 @@ pub async fn say_how_to_leave(
 
 /// Follows until the process has ended or somebody leaves; then the terminal is as it was.
 pub async fn until_end(
-    follower: &mut Follower<'_, Relay>,
+    follower: &mut Follower<Relay, Output, Narrator>,
     sequel: (Option<&Sequel>, bool),
     mut leaving: Leaving<'_>,
 ) -> Ending {
     let ending = follow(follower, sequel, &mut leaving).await;
-    follower.output.restore().await;
+    follower.sink.restore().await;
     leaving.interaction.leave().await;
     ending
 }
 
 async fn follow(
-    follower: &mut Follower<'_, Relay>,
+    follower: &mut Follower<Relay, Output, Narrator>,
     (sequel, is_quiet): (Option<&Sequel>, bool),
     leaving: &mut Leaving<'_>,
 ) -> Ending {
@@ -121,7 +122,7 @@ async fn follow(
         signals,
         on_interrupt,
     } = leaving;
-    let output = follower.output;
+    let output = follower.sink.clone();
     let key = follower.ledger.process().clone();
     let name = &key.name;
     let flags = if interaction.is_raw() { " -it" } else { "" };
@@ -174,7 +175,9 @@ async fn follow(
 fn way_out(error: &interact::Error, name: &str) -> String {
     use tonic::Code;
     match error {
-        interact::Error::Relay(status) if matches!(status.code(), Code::ResourceExhausted | Code::Aborted) => {
+        interact::Error::Stream(stream::Error::Relay(status))
+            if matches!(status.code(), Code::ResourceExhausted | Code::Aborted) =>
+        {
             format!(". To write instead of the other: rproc attach -i --take-over {name}")
         }
         _ => String::new(),
@@ -183,7 +186,7 @@ fn way_out(error: &interact::Error, name: &str) -> String {
 
 /// The agent's or the relay's word for an end that the output tells as well.
 fn has_ended(error: &interact::Error) -> bool {
-    matches!(error, interact::Error::Relay(status)
+    matches!(error, interact::Error::Stream(stream::Error::Relay(status))
         if status.code() == tonic::Code::FailedPrecondition && status.message().ends_with("has ended"))
 }
 
@@ -248,9 +251,9 @@ mod tests {
 
     #[test]
     fn a_writer_who_finds_another_one_is_told_how_to_write_instead() {
-        let held = interact::Error::Relay(tonic::Status::resource_exhausted("alice writes into it"));
+        let held = stream::Error::Relay(tonic::Status::resource_exhausted("alice writes into it")).into();
         assert!(way_out(&held, "job").ends_with("rproc attach -i --take-over job"));
-        let gone = interact::Error::Relay(tonic::Status::failed_precondition("job has ended"));
+        let gone = stream::Error::Relay(tonic::Status::failed_precondition("job has ended")).into();
         assert_eq!(way_out(&gone, "job"), "");
     }
 

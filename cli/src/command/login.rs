@@ -4,8 +4,8 @@ use jiff::Timestamp;
 
 use super::{Failure, open, print};
 use crate::args::GlobalArgs;
-use crate::connect::Trust;
-use crate::login;
+use remoteprocess_client::Trust;
+use remoteprocess_client::login;
 
 /// Flags of `login`.
 #[derive(Debug, clap::Args)]

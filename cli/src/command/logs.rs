@@ -14,10 +14,11 @@ use super::live::Signals;
 use super::sequel::{self, Sequel};
 use super::{Failure, open};
 use crate::args::{GlobalArgs, process_name};
-use crate::connect::{Cluster, Relay, Rule};
 use crate::exit::{self, Record, Verdict};
-use crate::follow::{Dial, Follower, Ledger, Narrator, Want};
+use crate::narrator::Narrator;
 use crate::output::{self, Control, Form, Label, Output, Prefix};
+use remoteprocess_client::{Cluster, Relay, Rule};
+use remoteprocess_client::{Dial, Follower, Ledger, Want};
 
 mod many;
 mod place;
@@ -182,7 +183,7 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
     }
     let job = Job {
         output: output.open(label(&key)).await?,
-        narrator: Narrator::new(&name, args.quiet),
+        narrator: Narrator::new(&name, args.quiet, &output),
         unknown_until: Instant::now(),
         sequel: sequel(&cluster, &args, &key),
         is_quiet: args.quiet,
@@ -266,8 +267,8 @@ impl Job {
         let mut follower = Follower {
             dial,
             ledger: Ledger::new(self.want),
-            output: &self.output,
-            narrator: self.narrator,
+            sink: self.output.clone(),
+            progress: self.narrator,
             unknown_until: self.unknown_until,
         };
         let exit = sequel::follow(&mut follower, self.sequel.as_ref(), self.is_quiet).await?;

@@ -5,9 +5,9 @@ use remoteprocess_api::RemoteProcess;
 
 use super::{Failure, stop};
 use crate::args::process_name;
-use crate::connect::{Cluster, Rule};
 use crate::exit;
 use crate::output::complain;
+use remoteprocess_client::{Cluster, Rule};
 
 /// Flags of verbs that are about processes that are there.
 #[derive(Clone, Debug, Default, clap::Args)]

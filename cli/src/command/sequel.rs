@@ -8,11 +8,14 @@ use remoteprocess_proto::v1::exit::Source;
 use remoteprocess_proto::v1::{Exit, ProcessKey};
 use tokio::time::Instant;
 
-use crate::connect::{Cluster, Rule};
 use crate::exit;
-use crate::follow::{Dial, Error, Follower};
-use crate::observe::{self, Seen};
+use crate::narrator::Narrator;
 use crate::output::Output;
+use remoteprocess_client::observe;
+use remoteprocess_client::observe::Seen;
+use remoteprocess_client::output::Error;
+use remoteprocess_client::{Cluster, Rule};
+use remoteprocess_client::{Dial, Follower};
 
 /// How long an API server has that has not said yet whether there are further attempts at all.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -50,7 +53,7 @@ enum Next {
 /// # Errors
 /// As [`Follower::run`]; and where the object does not tell whether another attempt follows.
 pub async fn follow<D: Dial>(
-    follower: &mut Follower<'_, D>,
+    follower: &mut Follower<D, Output, Narrator>,
     sequel: Option<&Sequel>,
     is_quiet: bool,
 ) -> Result<Option<Exit>, Error> {
@@ -69,14 +72,11 @@ pub async fn follow<D: Dial>(
         let said = exit::judge(name, exit, &follower.ledger).sentence;
         let said = said.unwrap_or_else(|| exit::ended(name, exit));
         let said = (!is_quiet).then(|| format!("attempt {attempt}: {said}"));
-        let Some(next) = sequel.after((attempt, has_run), follower.output, said).await? else {
+        let Some(next) = sequel.after((attempt, has_run), &follower.sink, said).await? else {
             return Ok(end);
         };
         if !is_quiet {
-            follower
-                .output
-                .line(&format!("attempt {next} of {name} begins"))
-                .await?;
+            follower.sink.line(&format!("attempt {next} of {name} begins")).await?;
         }
         follower.ledger = follower.ledger.of_attempt(next);
         follower.unknown_until = Instant::now() + LAG;

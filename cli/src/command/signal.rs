@@ -7,7 +7,7 @@ use remoteprocess_proto::v1::{ProcessKey, SignalRequest, SignalTarget};
 
 use super::{Failure, open, stop};
 use crate::args::{GlobalArgs, process_name};
-use crate::connect::Relay;
+use remoteprocess_client::Relay;
 
 /// Flags of `signal`.
 #[derive(Debug, clap::Args)]

@@ -12,9 +12,10 @@ use tonic::Code;
 use super::selection::{Failures, Selection};
 use super::{Failure, change, duration, open, print, resource};
 use crate::args::GlobalArgs;
-use crate::connect::{CallError, Cluster, Relay, Rule};
-use crate::observe::Seen;
 use crate::output::complain;
+use remoteprocess_client::observe::Seen;
+use remoteprocess_client::relay::CallError;
+use remoteprocess_client::{Cluster, Relay, Rule};
 
 /// Flags of `stop`.
 #[derive(Debug, clap::Args)]

@@ -8,7 +8,7 @@ use remoteprocess_api::{ConditionType, Phase, RemoteProcess, RemoteProcessStatus
 use super::selection::{Failures, Selection};
 use super::{Failure, change, duration, open, print, resource};
 use crate::args::GlobalArgs;
-use crate::observe::Seen;
+use remoteprocess_client::observe::Seen;
 
 /// Flags of `wait`.
 #[derive(Debug, clap::Args)]

@@ -8,10 +8,11 @@ use serde::Serialize;
 
 use super::{DataFormat, Failure, open, print};
 use crate::args::GlobalArgs;
-use crate::connect::{Cluster, Relay, Way};
-use crate::follow::DialError;
-use crate::login;
 use crate::render::escape;
+use remoteprocess_client::DialError;
+use remoteprocess_client::login;
+use remoteprocess_client::relay::Way;
+use remoteprocess_client::{Cluster, Relay};
 
 /// How long the API server and the way to the relay may take.
 const LIMIT: Duration = Duration::from_secs(30);

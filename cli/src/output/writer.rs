@@ -12,8 +12,8 @@ use super::label::Label;
 use super::lines::{Line, Lines};
 use super::object::Objects;
 use super::screen::Screen;
-use super::sink::Sink;
 use super::stamp::Stamp;
+use super::target::Target;
 use super::terminal::TerminalFilter;
 use super::{Control, Form, Hashes, QUEUE};
 use crate::exit::Record;
@@ -60,8 +60,8 @@ struct Channel {
 pub struct Writer {
     items: mpsc::Receiver<Item>,
     form: Form,
-    stdout: Sink,
-    stderr: Sink,
+    stdout: Target,
+    stderr: Target,
     sources: HashMap<u32, Source>,
     /// Bytes for `current` that go out in one call.
     waiting: Vec<Bytes>,
@@ -69,7 +69,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub fn new(items: mpsc::Receiver<Item>, form: Form, stdout: Sink, stderr: Sink) -> Self {
+    pub fn new(items: mpsc::Receiver<Item>, form: Form, stdout: Target, stderr: Target) -> Self {
         Self {
             items,
             form,
@@ -243,7 +243,7 @@ impl Writer {
         Ok(())
     }
 
-    fn sink(&mut self, stream: Stream) -> &mut Sink {
+    fn sink(&mut self, stream: Stream) -> &mut Target {
         if stream == Stream::Stderr {
             &mut self.stderr
         } else {

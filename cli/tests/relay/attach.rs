@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use remoteprocess_cli::interact::{Error, Local, Writer};
+use remoteprocess_client::attach::Writer;
+use remoteprocess_client::stream::{Error, Local};
 use remoteprocess_proto::v1::attach_request::Request as Asked;
 use remoteprocess_proto::v1::relay_server::Relay;
 use remoteprocess_proto::v1::{self, AttachOpen, AttachRequest, AttachResponse, ProcessKey, WindowSize};

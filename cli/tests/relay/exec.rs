@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::Stream;
-use remoteprocess_cli::follow::Narrator;
-use remoteprocess_cli::interact::{Error, Exec, Local, Over};
-use remoteprocess_cli::output::{Output, Sink};
+use remoteprocess_cli::narrator::Narrator;
+use remoteprocess_cli::output::{Output, Target};
+use remoteprocess_client::exec::{Exec, Over};
+use remoteprocess_client::stream::{Error, Local};
 use remoteprocess_proto::v1::exec_request::Request as Asked;
 use remoteprocess_proto::v1::exec_response::Response as Said;
 use remoteprocess_proto::v1::exit::Outcome;
@@ -178,13 +179,13 @@ async fn run(
         is_cut_both_ways: true,
     };
     let (out, err) = (Shared::default(), Shared::default());
-    let output = Output::new(Sink::plain(out.clone()), Sink::plain(err));
+    let output = Output::new(Target::plain(out.clone()), Target::plain(err));
     let open = ExecOpen {
         command: vec!["cat".into()],
         stdin: true,
         ..ExecOpen::default()
     };
-    let ended = soon(Exec::new(dial, open, &output, Narrator::new("job", true)).run(said, left)).await;
+    let ended = soon(Exec::new(dial, open, output.clone(), Narrator::new("job", true, &output)).run(said, left)).await;
     output.flush().await.unwrap();
     serving.abort();
     let dials = *dials.lock().unwrap();

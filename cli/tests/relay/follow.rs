@@ -10,10 +10,13 @@ use http::StatusCode;
 use kube::Client;
 use kube::client::Body;
 use remoteprocess_cli::command::sequel::{self, Sequel};
-use remoteprocess_cli::connect::{Account, Cluster, Connector};
 use remoteprocess_cli::exit::{self, UNKNOWN};
-use remoteprocess_cli::follow::{Dial, DialError, Error, Follower, Ledger, Narrator, Want};
-use remoteprocess_cli::output::{Output, Sink};
+use remoteprocess_cli::narrator::Narrator;
+use remoteprocess_cli::output::{Output, Target};
+use remoteprocess_client::Cluster;
+use remoteprocess_client::cluster::{Account, Connector};
+use remoteprocess_client::output::Error;
+use remoteprocess_client::{Dial, DialError, Follower, Ledger, Want};
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_server::Relay;
@@ -233,7 +236,7 @@ async fn follow_attempts(script: &Script, want: Want, cuts: &[usize], sequel: Op
     // With a sequel it is the later attempts that may be new.
     let patience = Duration::from_secs(if sequel.is_some() { 0 } else { 5 });
     let (stdout, stderr) = (Shared::default(), Shared::default());
-    let output = Output::new(Sink::plain(stdout.clone()), Sink::plain(stderr.clone()));
+    let output = Output::new(Target::plain(stdout.clone()), Target::plain(stderr.clone()));
     let mut follower = Follower {
         dial: FragileDial {
             address,
@@ -242,8 +245,8 @@ async fn follow_attempts(script: &Script, want: Want, cuts: &[usize], sequel: Op
             discredited: 0,
         },
         ledger: Ledger::new(want),
-        output: &output,
-        narrator: Narrator::new("job", false),
+        sink: output.clone(),
+        progress: Narrator::new("job", false, &output),
         unknown_until: Instant::now() + patience,
     };
     let result = tokio::time::timeout(Duration::from_secs(60), sequel::follow(&mut follower, sequel, false))

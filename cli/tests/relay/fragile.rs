@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use hyper_util::rt::TokioIo;
-use remoteprocess_cli::follow::{Dial, DialError};
+use remoteprocess_client::{Dial, DialError};
 use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};

@@ -13,10 +13,14 @@ use remoteprocess_proto::v1::{Exit, ProcessKey};
 use tokio::time::Instant;
 
 use super::{Failure, Job, LogsArgs, Over, control, form, key, label, restored, sequel, shown, verify, want};
-use crate::connect::{Cluster, Rule, Shared};
 use crate::exit::{self, Verdict};
-use crate::follow::{Backoff, Dial, NEW_LIMIT, Narrator};
+use crate::narrator::Narrator;
 use crate::output::{Output, complain};
+use remoteprocess_client::Dial;
+use remoteprocess_client::dial::NEW_LIMIT;
+use remoteprocess_client::pool::Shared;
+use remoteprocess_client::retry::Backoff;
+use remoteprocess_client::{Cluster, Rule};
 
 /// The processes that are meant: those that are there, and those that come.
 type Coming<'a> = Pin<Box<dyn Stream<Item = Result<Found, Failure>> + 'a>>;
@@ -151,7 +155,7 @@ async fn one(
     let result = if args.verify {
         verify::run(dial, cluster, args, key).await
     } else {
-        let narrator = Narrator::new(&name, args.quiet).among_many();
+        let narrator = Narrator::new(&name, args.quiet, output).among_many();
         let job = Job {
             output: output.open(label(&key)).await?,
             narrator,
@@ -308,7 +312,7 @@ fn meant(object: &PartialObjectMeta<RemoteProcess>) -> ProcessKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::Sink;
+    use crate::output::Target;
 
     fn object(uid: &str) -> PartialObjectMeta<RemoteProcess> {
         serde_json::from_value(serde_json::json!({"metadata": {"name": "job", "namespace": "n", "uid": uid}})).unwrap()
@@ -347,7 +351,7 @@ mod tests {
         for found in [Found::One(key("1")), Found::One(key("2")), Found::All] {
             announce.unbounded_send(Ok(found)).unwrap();
         }
-        let null = || Sink::plain(std::io::sink());
+        let null = || Target::plain(std::io::sink());
         let output = Output::new(null(), null());
         let turns = Turns {
             limit: 2,

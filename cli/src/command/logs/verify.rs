@@ -5,11 +5,14 @@ use remoteprocess_proto::v1::{Exit, Gap, ProcessKey, SealReason, Stream};
 use tokio::time::Instant;
 
 use super::{Failure, LogsArgs, shown, want};
-use crate::connect::Cluster;
 use crate::exit;
-use crate::follow::{Dial, Follower, Ledger, Narrator, name};
-use crate::observe::{self, Seen};
+use crate::narrator::Narrator;
 use crate::output::{Control, Form, Hashes, Output};
+use remoteprocess_client::Cluster;
+use remoteprocess_client::observe;
+use remoteprocess_client::observe::Seen;
+use remoteprocess_client::output::name;
+use remoteprocess_client::{Dial, Follower, Ledger};
 
 /// The status follows the end of the stream by a moment.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
@@ -24,8 +27,8 @@ pub async fn run(dial: impl Dial, cluster: &Cluster, args: &LogsArgs, key: Proce
     let mut follower = Follower {
         dial,
         ledger: Ledger::new(want(args, key, jiff::Timestamp::now())),
-        output: &output,
-        narrator: Narrator::new(&shown, args.quiet),
+        sink: output.clone(),
+        progress: Narrator::new(&shown, args.quiet, &output),
         unknown_until: Instant::now(),
     };
     let Some(exit) = follower.run().await? else {

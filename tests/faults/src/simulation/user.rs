@@ -1,13 +1,11 @@
-//! A user's host: the follower of `rproc` with its ledger and output.
+//! A user's host: the client library's follower with its ledger.
 
-use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use remoteprocess_cli::follow::{Dial, DialError, Follower, Ledger, Narrator, Want};
-use remoteprocess_cli::output::{Output, Sink};
-use remoteprocess_proto::v1::{Cursor, Exit, Gap, ProcessKey, Stream};
+use remoteprocess_client::{Dial, DialError, Follower, Ledger, Sink, SinkError, Want};
+use remoteprocess_proto::v1::{Cursor, Data, Exit, Gap, ProcessKey, Stream};
 use remoteprocess_tls::{Dialer, Role};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
@@ -33,28 +31,32 @@ struct Relays {
     rate: Option<u64>,
 }
 
+/// What has come, standard output first.
 #[derive(Clone, Default)]
-struct Memory(Arc<Mutex<Vec<u8>>>);
+struct Memory(Arc<Mutex<[Vec<u8>; 2]>>);
 
 impl Memory {
-    /// A new life does not know that it continues a line, and begins its own lines without a newline.
-    fn end_line(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(b'\n');
-    }
-
-    fn bytes(&self) -> Vec<u8> {
+    fn bytes(&self) -> [Vec<u8>; 2] {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl Write for Memory {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.extend_from_slice(bytes);
-        Ok(bytes.len())
+impl Sink for Memory {
+    async fn attempt(&mut self, _: u32) -> Result<(), SinkError> {
+        Ok(())
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    async fn data(&mut self, data: Data) -> Result<(), SinkError> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held[usize::from(data.stream() == Stream::Stderr)].extend_from_slice(&data.bytes);
+        Ok(())
+    }
+
+    async fn gap(&mut self, _: Gap) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
 }
@@ -74,7 +76,7 @@ impl Dial for Relays {
 pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
     let user = world.plan.users[index].clone();
     sleep(user.begins).await;
-    let memory = [Memory::default(), Memory::default()];
+    let memory = Memory::default();
     let dial = Relays {
         world: world.clone(),
         dialer: Dialer::new(identity(&Role::User)),
@@ -86,20 +88,17 @@ pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
     let mut life = user.restarts.unwrap_or(Duration::MAX);
     let mut dial = Some(dial);
     loop {
-        let output = Output::new(Sink::plain(memory[0].clone()), Sink::plain(memory[1].clone()));
         let mut follower = Follower {
             dial: dial.take().ok_or("no way to dial")?,
             ledger: Ledger::new(want.clone()),
-            output: &output,
-            narrator: Narrator::new(NAME, true),
+            sink: memory.clone(),
+            progress: (),
             unknown_until: Instant::now() + Duration::from_secs(600),
         };
         let Ok(end) = timeout(life, follower.run()).await else {
-            output.flush().await?;
-            memory[1].end_line();
             life = Duration::MAX;
             losses.extend_from_slice(follower.ledger.losses());
-            let received = memory.each_ref().map(|memory| of_program(&memory.bytes()).len() as u64);
+            let received = memory.bytes().map(|bytes| bytes.len() as u64);
             want.cursor = Some(Cursor {
                 stdout: received[0] + lost(&losses, Stream::Stdout),
                 stderr: received[1] + lost(&losses, Stream::Stderr),
@@ -112,7 +111,7 @@ pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
         let received = Received {
             name: plan::user(index),
             stream: user.stream,
-            bytes: memory.each_ref().map(|memory| of_program(&memory.bytes())),
+            bytes: memory.bytes(),
             complaint: end.as_ref().and_then(|exit| follower.ledger.audit(exit)),
             losses,
             end,
@@ -137,16 +136,6 @@ fn want(stream: Stream) -> Want {
         follow: true,
         ..Want::default()
     }
-}
-
-/// Without the lines of `rproc`: the program writes no newline.
-fn of_program(bytes: &[u8]) -> Vec<u8> {
-    let lines = bytes.split(|byte| *byte == b'\n');
-    lines
-        .filter(|line| !line.starts_with(b"rproc:"))
-        .flatten()
-        .copied()
-        .collect()
 }
 
 fn lost(losses: &[Gap], stream: Stream) -> u64 {

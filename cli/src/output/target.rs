@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::Control;
 
 /// One of the two standard streams.
-pub struct Sink {
+pub struct Target {
     write: Box<dyn Write + Send>,
     /// What a terminal gets of control sequences; `None` where it is no terminal.
     pub(super) control: Option<Control>,
@@ -16,7 +16,7 @@ pub struct Sink {
     pub(super) is_mid_line: bool,
 }
 
-impl Sink {
+impl Target {
     /// A stream to any writer, byte for byte.
     pub fn plain(write: impl Write + Send + 'static) -> Self {
         Self {
@@ -32,9 +32,9 @@ impl Sink {
     /// The descriptor is closed.
     pub fn descriptor(descriptor: BorrowedFd<'_>, control: Control) -> io::Result<Self> {
         let is_terminal = descriptor.is_terminal();
-        let mut sink = Self::plain(Descriptor(File::from(descriptor.try_clone_to_owned()?)));
-        sink.control = is_terminal.then_some(control);
-        Ok(sink)
+        let mut target = Self::plain(Descriptor(File::from(descriptor.try_clone_to_owned()?)));
+        target.control = is_terminal.then_some(control);
+        Ok(target)
     }
 
     /// Our lines begin at the left edge of a terminal.

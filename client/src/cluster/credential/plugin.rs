@@ -12,7 +12,6 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
 use super::{Credential, Error, is_sendable};
-use crate::output::complain;
 
 /// Longest answer of a plugin, in bytes.
 const MAX_ANSWER: u64 = 1 << 20;
@@ -25,6 +24,8 @@ pub struct Plugin {
     command: String,
     cluster: Option<ExecAuthCluster>,
     owner: String,
+    /// Is told when the plugin takes long.
+    pub on_wait: Option<fn(&str)>,
 }
 
 impl Plugin {
@@ -52,6 +53,7 @@ impl Plugin {
             command,
             cluster,
             owner,
+            on_wait: None,
         })
     }
 
@@ -88,7 +90,11 @@ impl Plugin {
         if !is_interactive {
             match tokio::time::timeout(QUIET, &mut finished).await {
                 Ok(answer) => return answer,
-                Err(_) => complain(&format!("waiting for the credential plugin {:?}", self.command)),
+                Err(_) => {
+                    if let Some(tell) = self.on_wait {
+                        tell(&format!("waiting for the credential plugin {:?}", self.command));
+                    }
+                }
             }
         }
         finished.await

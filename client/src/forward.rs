@@ -7,8 +7,8 @@ use kube::api::ListParams;
 use remoteprocess_api::names;
 use tokio::io::DuplexStream;
 
-use super::{Cluster, Rule};
-use crate::follow::DialError;
+use crate::cluster::{Cluster, Rule};
+use crate::dial::DialError;
 
 /// Opens a stream to a ready relay pod, through the API server. Answers the pod's name, and a function that gives the
 /// stream away once: a broken one is never mended, the caller dials anew.

@@ -3,8 +3,6 @@ use remoteprocess_proto::{
     v1::{Cursor, Data, Exit, Gap, Heartbeat, ProcessKey, Stream, WatchOutputRequest},
 };
 
-use crate::exit;
-
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Want {
@@ -170,20 +168,19 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Books a range that will never come. The sentence to say, where the stream is wanted.
+    /// Books a range that will never come. True where the stream is wanted.
     ///
     /// # Errors
     /// It does not follow what came before.
-    pub fn lose(&mut self, gap: Gap) -> Result<Option<String>, Inconsistent> {
+    pub fn lose(&mut self, gap: Gap) -> Result<bool, Inconsistent> {
         let stream = gap.stream();
         if !self.wants(stream) {
-            return Ok(None);
+            return Ok(false);
         }
         self.expect(stream, gap.from)?;
         self.next[index(stream)] = gap.to;
-        let sentence = exit::loss(&gap);
         self.losses.push(gap);
-        Ok(Some(sentence))
+        Ok(true)
     }
 
     /// Ranges that never came.
@@ -367,7 +364,7 @@ mod tests {
                 stream: Stream::Stdout.into(),
                 ..Gap::default()
             }),
-            Ok(None)
+            Ok(false)
         );
     }
 
@@ -380,7 +377,7 @@ mod tests {
             to: Some(10),
             reason: GapReason::SpoolFull.into(),
         };
-        assert!(ledger.lose(gap).unwrap().unwrap().contains("bytes 0 to 10 of stdout"));
+        assert!(ledger.lose(gap).unwrap());
         assert!(ledger.take(&data(Stream::Stdout, 10, 1)).unwrap());
         assert_eq!(ledger.losses().len(), 1);
     }

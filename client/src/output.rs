@@ -1,58 +1,23 @@
 //! Follows the output of one process over any number of connections: nothing twice, nothing left out in silence.
 
-use std::time::Duration;
-
 use futures::FutureExt;
 use remoteprocess_proto::v1::{self, OutputFrame, output_frame::Frame};
 use remoteprocess_proto::wire::{Messages, RELAY_WATCH_OUTPUT, call, decode};
 use tokio::time::{Instant, timeout};
 use tonic::metadata::MetadataMap;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use crate::output::{self, Output};
+use crate::dial::{DIAL_LIMIT, Dial, DialError, SILENCE_LIMIT};
+use crate::retry::{Backoff, cause, is_about_certificates};
+use crate::sink::{Progress, Sink, SinkError, during};
 
-mod backoff;
 mod ledger;
-mod narrator;
 
-pub use backoff::Backoff;
 pub use ledger::{Inconsistent, Ledger, Want, name};
-pub use narrator::Narrator;
-
-/// Longest time for one connection to be made, a new certificate included.
-pub const DIAL_LIMIT: Duration = Duration::from_secs(40);
-/// A stream is given up when nothing came for this long; heartbeats come every 10 s.
-pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-/// How long a relay may not know a process that has just been made.
-pub const NEW_LIMIT: Duration = Duration::from_secs(15);
 
 /// Metadata of the relay's answer: of which attempt, where that is settled, and of which process the stream is.
 const ATTEMPT: &str = "rproc-attempt";
 const UID: &str = "rproc-uid";
-
-/// Makes connections to the relay.
-pub trait Dial: Send {
-    /// A new connection.
-    fn dial(&mut self) -> impl Future<Output = Result<Channel, DialError>> + Send;
-
-    /// The relay did not take our certificate: the next connection needs a new one.
-    fn discredit(&mut self);
-}
-
-/// Why there is no connection.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DialError {
-    /// Another try is of no use: a missing right, say.
-    #[error("{0}")]
-    Refused(String),
-    /// What is needed is not there. It may come back where it was there before.
-    #[error("{0}")]
-    Missing(String),
-    /// Another try may succeed.
-    #[error("{0}")]
-    Unreachable(String),
-}
 
 /// Why following ended without an answer.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +36,7 @@ pub enum Error {
     Sequel(String),
     /// The output cannot be written.
     #[error(transparent)]
-    Output(#[from] output::Error),
+    Output(#[from] SinkError),
 }
 
 /// How one connection ended.
@@ -87,20 +52,20 @@ enum End {
 }
 
 /// One process whose output is being followed.
-pub struct Follower<'a, D> {
+pub struct Follower<D, S, P> {
     /// Where connections come from.
     pub dial: D,
     /// What was asked for and what has been received.
     pub ledger: Ledger,
     /// Where it is written.
-    pub output: &'a Output,
-    /// What is said while nothing comes.
-    pub narrator: Narrator,
+    pub sink: S,
+    /// Who is told what happens meanwhile.
+    pub progress: P,
     /// Until then a process that the relay does not know is one that it does not know yet.
     pub unknown_until: Instant,
 }
 
-impl<D: Dial> Follower<'_, D> {
+impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
     /// Writes the output until the process has ended (or, where it is not to be followed, until what is there now is
     /// written), over as many connections as it takes. `None`: it has not ended.
     ///
@@ -123,21 +88,19 @@ impl<D: Dial> Follower<'_, D> {
             };
             match end {
                 End::Exit(exit) => {
-                    self.output.flush().await?;
+                    self.sink.flush().await?;
                     return Ok(Some(*exit));
                 }
                 End::Complete => {
-                    self.output.flush().await?;
+                    self.sink.flush().await?;
                     return Ok(None);
                 }
                 End::Cut { cause, was_alive } => {
                     if was_alive {
                         backoff = Backoff::default();
                     }
-                    self.narrator.cut(cause);
-                    self.narrator
-                        .during(self.output, tokio::time::sleep(backoff.wait()))
-                        .await?;
+                    self.progress.cut(cause);
+                    during(&mut self.progress, tokio::time::sleep(backoff.wait())).await?;
                 }
             }
         }
@@ -146,13 +109,13 @@ impl<D: Dial> Follower<'_, D> {
     async fn session(&mut self, has_connected: &mut bool) -> Result<End, Error> {
         let request = self.ledger.request()?;
         let dialled = timeout(DIAL_LIMIT, self.dial.dial());
-        let mut channel = match self.narrator.during(self.output, dialled).await? {
+        let mut channel = match during(&mut self.progress, dialled).await? {
             Ok(channel) => channel?,
             Err(_) => return Ok(cut("the relay cannot be reached in time", false)),
         };
         let opened = call(&mut channel, RELAY_WATCH_OUTPUT, Request::new(request));
         let opened = timeout(SILENCE_LIMIT, opened);
-        let mut messages = match self.narrator.during(self.output, opened).await? {
+        let mut messages = match during(&mut self.progress, opened).await? {
             Ok(Ok((metadata, messages))) => self.accept(&metadata, messages).await?,
             Ok(Err(status)) => return self.judge(status, false),
             Err(_) => return Ok(cut("the relay does not answer", false)),
@@ -165,7 +128,7 @@ impl<D: Dial> Follower<'_, D> {
                 Some(next) => Ok(next),
                 None => {
                     let next = timeout(SILENCE_LIMIT, messages.next());
-                    self.narrator.during(self.output, next).await?
+                    during(&mut self.progress, next).await?
                 }
             };
             let wire = match next {
@@ -202,24 +165,25 @@ impl<D: Dial> Follower<'_, D> {
     async fn announce(&mut self, attempt: u32, uid: &str) -> Result<(), Error> {
         self.ledger.announce(attempt, uid)?;
         if attempt != 0 {
-            self.output.attempt(attempt).await?;
+            self.sink.attempt(attempt).await?;
         }
         Ok(())
     }
 
     async fn take(&mut self, frame: OutputFrame) -> Result<Option<v1::Exit>, Error> {
-        self.narrator.alive(self.output).await?;
+        self.progress.alive().await?;
         match frame.frame {
             Some(Frame::Data(data)) if self.ledger.take(&data)? => {
-                self.narrator.running();
-                self.output.data(data).await?;
+                self.progress.data();
+                self.sink.data(data).await?;
             }
             Some(Frame::Gap(gap)) => {
-                if let Some(sentence) = self.ledger.lose(gap)? {
-                    self.output.gap(gap, &self.narrator.about(sentence)).await?;
+                if self.ledger.lose(gap)? {
+                    self.sink.gap(gap).await?;
+                    self.progress.gap(&gap).await?;
                 }
             }
-            Some(Frame::State(state)) => self.narrator.state(&state),
+            Some(Frame::State(state)) => self.progress.state(&state),
             Some(Frame::Heartbeat(heartbeat)) => {
                 self.announce(heartbeat.attempt, "").await?;
                 self.ledger.heartbeat(&heartbeat);
@@ -254,23 +218,5 @@ fn cut(cause: &str, was_alive: bool) -> End {
     End::Cut {
         cause: cause.to_owned(),
         was_alive,
-    }
-}
-
-/// TLS 1.3 tells a client of its refusal only when it reads: as an alert behind the handshake.
-fn is_about_certificates(status: &Status) -> bool {
-    cause(status).contains("fatal alert")
-}
-
-/// The innermost reason of a failed call, which says more than the outer ones.
-#[must_use]
-pub fn cause(status: &Status) -> String {
-    let mut innermost: Option<&dyn std::error::Error> = std::error::Error::source(status);
-    while let Some(inner) = innermost.and_then(std::error::Error::source) {
-        innermost = Some(inner);
-    }
-    match innermost {
-        Some(inner) => inner.to_string(),
-        None => status.message().to_owned(),
     }
 }

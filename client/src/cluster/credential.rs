@@ -20,7 +20,8 @@ use tokio::time::Instant;
 use tower::{BoxError, Service};
 
 use super::connector::{Connector, client};
-use super::{innermost, kubeconfig};
+use super::kubeconfig;
+use crate::dial::innermost;
 
 pub use plugin::Plugin;
 

@@ -18,8 +18,9 @@ use remoteprocess_tls::{Identity, KeyRequest};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use crate::connect::{Cluster, Rule, Trust, innermost};
-use crate::follow::DialError;
+use crate::cluster::{Cluster, Rule};
+use crate::dial::{DialError, innermost};
+use crate::trust::Trust;
 
 /// How long the operator may take to sign.
 const SIGN_LIMIT: Duration = Duration::from_secs(30);

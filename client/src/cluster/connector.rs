@@ -20,8 +20,8 @@ use kube::{Client, Config};
 use tower::retry::RetryLayer;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 
-use super::innermost;
 use super::proxy::{Protocol, Proxies, Proxy, is_here};
+use crate::dial::innermost;
 
 /// How long a proxy may take for one connection.
 const PROXY_LIMIT: Duration = Duration::from_secs(8);

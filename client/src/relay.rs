@@ -9,33 +9,17 @@ use std::{error, io};
 
 use futures::TryFutureExt;
 use http::Uri;
-use http::uri::Authority;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Api;
-use remoteprocess_api::names;
 use remoteprocess_proto::{MAX_MESSAGE, v1::relay_client::RelayClient};
-use remoteprocess_tls::{Dialer, Identity, Role, TrustDomain};
+use remoteprocess_tls::{Dialer, Identity, Role};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-pub use access::Account;
-pub use cluster::{Cluster, Error, Rule};
-pub use connector::Connector;
-pub use proxy::Proxies;
-pub use shared::Shared;
-
-use crate::follow::{Backoff, Dial, DialError};
-use crate::login;
-
-mod access;
-mod cluster;
-mod connector;
-mod credential;
-mod forward;
-mod kubeconfig;
-mod proxy;
-mod shared;
+use crate::cluster::Cluster;
+use crate::dial::{Address, Dial, DialError, innermost};
+use crate::retry::Backoff;
+use crate::trust::Trust;
+use crate::{forward, login};
 
 /// How long the published address may take before a port-forward is tried instead.
 const PUBLISHED_LIMIT: Duration = Duration::from_secs(3);
@@ -43,59 +27,6 @@ const PUBLISHED_LIMIT: Duration = Duration::from_secs(3);
 const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 /// How long one call that is not a stream may take, with all its tries.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
-
-/// What the operator tells its clients.
-#[derive(Clone, Debug)]
-pub struct Trust {
-    /// The CAs, PEM.
-    pub bundle: String,
-    /// The domain in which roles are named.
-    pub domain: TrustDomain,
-    /// The published address, where there is one.
-    pub server: Option<String>,
-}
-
-impl Trust {
-    /// Reads the ConfigMap of the installation.
-    ///
-    /// # Errors
-    /// It is not there, may not be read, or does not say what it must.
-    pub async fn read(cluster: &Cluster) -> Result<Self, DialError> {
-        let namespace = &cluster.operator_namespace;
-        let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), namespace);
-        let found = api.get_opt(names::CONNECT_CONFIG_MAP).await.map_err(|error| {
-            cluster.dial_error(
-                &error,
-                &Rule::connect("", "configmaps", "get"),
-                "read where the relay is",
-            )
-        })?;
-        let data = found.and_then(|map| map.data).unwrap_or_default();
-        let value = |key: &str| {
-            data.get(key)
-                .map(|value| value.trim())
-                .filter(|value| !value.is_empty())
-        };
-        let (Some(bundle), Some(domain)) = (value(names::CONNECT_CA), value(names::CONNECT_TRUST_DOMAIN)) else {
-            return Err(DialError::Missing(format!(
-                "no RemoteProcess operator is ready in namespace {namespace} (it has no ConfigMap {} yet). Install it, \
-                 or name its namespace by --operator-namespace or RPROC_OPERATOR_NAMESPACE",
-                names::CONNECT_CONFIG_MAP
-            )));
-        };
-        let domain = domain.parse().map_err(|error| {
-            DialError::Refused(format!(
-                "ConfigMap {} in {namespace}: {error}",
-                names::CONNECT_CONFIG_MAP
-            ))
-        })?;
-        Ok(Self {
-            bundle: bundle.to_owned(),
-            domain,
-            server: value(names::CONNECT_SERVER).map(str::to_owned),
-        })
-    }
-}
 
 /// Connections to the relay, with a certificate that is renewed before it ends. Once it has been connected, the API
 /// server is needed only for a port-forward and for the next certificate.
@@ -300,36 +231,6 @@ pub enum Way {
     Forwarded(String),
 }
 
-/// Host and port of a relay.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address {
-    host: String,
-    port: u16,
-}
-
-impl Address {
-    /// Reads `host:port`; an address of version 6 is in brackets.
-    ///
-    /// # Errors
-    /// The text is anything else.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let authority = text.parse::<Authority>().ok();
-        authority
-            .filter(|authority| !authority.as_str().contains('@'))
-            .and_then(|authority| {
-                let port = authority.port_u16().filter(|port| *port != 0)?;
-                let host = authority.host().to_owned();
-                (!host.is_empty()).then_some(Self { host, port })
-            })
-            .ok_or_else(|| {
-                format!(
-                    "--server (RPROC_SERVER) {text:?} is not the address of a relay. Write it as HOST:PORT, such as \
-                     relay.example.com:443"
-                )
-            })
-    }
-}
-
 /// A name that nobody knows is no network trouble that passes.
 async fn resolve(address: &str) -> Result<(), DialError> {
     let why = match tokio::time::timeout(RESOLVE_LIMIT, tokio::net::lookup_host(address)).await {
@@ -359,42 +260,4 @@ fn is_other_server(error: &remoteprocess_tls::Error) -> bool {
 
 fn unreachable(target: &str, error: &remoteprocess_tls::Error) -> DialError {
     DialError::Unreachable(format!("the relay at {target}: {}", innermost(error)))
-}
-
-/// The innermost reason, which says more than the outer ones.
-#[must_use]
-pub fn innermost(error: &(dyn error::Error + 'static)) -> String {
-    let mut current = error;
-    while let Some(source) = current.source() {
-        current = source;
-    }
-    current.to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nonsense_as_the_relays_address_is_refused() {
-        for text in [
-            "foo",
-            "foo:",
-            "foo:0",
-            "foo:99999",
-            ":443",
-            "https://foo:443",
-            "foo:443/x",
-            "u@foo:443",
-            "a b:443",
-            "::1:443",
-            "foo:http",
-        ] {
-            let why = Address::parse(text).unwrap_err();
-            assert!(why.contains("--server") && why.contains("HOST:PORT"), "{text}: {why}");
-        }
-        for text in ["foo:443", "10.0.0.1:8443", "[::1]:443", "a.b.c:1"] {
-            assert!(Address::parse(text).is_ok(), "{text}");
-        }
-    }
 }

@@ -1,17 +1,26 @@
+//! One cluster, as one user: its API server, and what a failed call to it means.
+
 use std::path::PathBuf;
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::api::PostParams;
 use kube::core::{ApiResource, DynamicObject, Status};
 use kube::{Api, Client};
-use remoteprocess_api::{RemoteProcess, names};
+use remoteprocess_api::{RemoteProcess, identifier, names};
 
-use super::access::{self, Account};
-use super::connector::{Connector, client};
-use super::credential::{self, Renewing};
-use super::{Address, innermost};
-use crate::args::{GlobalArgs, given, namespace_name};
-use crate::follow::DialError;
+pub use access::{Account, ClusterOptions};
+pub use connector::Connector;
+pub use proxy::Proxies;
+
+use crate::dial::{Address, DialError, innermost};
+use connector::client;
+use credential::Renewing;
+
+mod access;
+mod connector;
+mod credential;
+mod kubeconfig;
+mod proxy;
 
 /// Why the API server cannot be asked, or what it answered.
 #[derive(Debug, thiserror::Error)]
@@ -122,18 +131,20 @@ impl Cluster {
     ///
     /// # Errors
     /// There is no configuration, it is wrong, or it has no credentials.
-    pub async fn open(global: &GlobalArgs) -> Result<Self, Error> {
-        let server = given(global.server.as_deref());
-        if let Some(server) = &server {
+    pub async fn open(options: &ClusterOptions) -> Result<Self, Error> {
+        if let Some(server) = &options.server {
             Address::parse(server).map_err(Error::Config)?;
         }
-        let access = access::read(global, &|name| std::env::var_os(name)).map_err(Error::Config)?;
+        let access = access::read(options, &|name| std::env::var_os(name)).map_err(Error::Config)?;
         let config = access.config;
-        let namespace = given(global.namespace.as_deref()).unwrap_or_else(|| config.default_namespace.clone());
+        let namespace = options
+            .namespace
+            .clone()
+            .unwrap_or_else(|| config.default_namespace.clone());
         let namespace =
             namespace_name(&namespace).map_err(|why| Error::Config(format!("namespace {namespace:?}: {why}")))?;
-        let operator_namespace =
-            given(Some(&global.operator_namespace)).unwrap_or_else(|| names::DEFAULT_RELEASE_NAMESPACE.to_owned());
+        let operator_namespace = options.operator_namespace.clone();
+        let operator_namespace = operator_namespace.unwrap_or_else(|| names::DEFAULT_RELEASE_NAMESPACE.to_owned());
         let url = config.cluster_url.to_string();
         let connector = Connector::new(access.proxies, &config);
         let client = match access.source {
@@ -154,7 +165,7 @@ impl Cluster {
             url,
             account: access.account,
             connector,
-            server,
+            server: options.server.clone(),
             cache: cache(),
         })
     }
@@ -283,6 +294,21 @@ impl Cluster {
     pub fn error(&self, error: &kube::Error, rule: &Rule, what: &str) -> Error {
         Error::Api(self.sentence(error, rule, what))
     }
+}
+
+/// Checks a namespace. An empty one counts as absent, as in kubectl: `NS` unset in a script must not mean all namespaces.
+///
+/// # Errors
+/// The text cannot be a namespace.
+pub fn namespace_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || identifier::is_namespace(text) {
+        return Ok(text.to_owned());
+    }
+    Err(
+        "no namespace can have this name: a name has lowercase letters, digits and '-', begins and ends with a letter \
+         or a digit, and is at most 63 bytes long"
+            .to_owned(),
+    )
 }
 
 /// The API server refused the credentials, or got none and takes us for anonymous.

@@ -16,12 +16,32 @@ use secrecy::ExposeSecret;
 use super::credential::{Plugin, Source, is_sendable};
 use super::kubeconfig::{self, Kubeconfig, Selected, Variables, nonempty};
 use super::proxy::Proxies;
-use crate::args::{GlobalArgs, given};
 
 /// Where a pod finds its ServiceAccount.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// An API server that does not answer is reported within this time.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Which cluster, and as whom; as kubectl's flags of the same names. What is absent is read from the kubeconfig.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterOptions {
+    /// Namespace of the processes, instead of the context's.
+    pub namespace: Option<String>,
+    /// Context of the kubeconfig, instead of the current one.
+    pub context: Option<String>,
+    /// Path of the kubeconfig, instead of `KUBECONFIG` or `~/.kube/config`.
+    pub kubeconfig: Option<PathBuf>,
+    /// User to impersonate.
+    pub impersonate: Option<String>,
+    /// Groups to impersonate; with a user.
+    pub impersonate_groups: Vec<String>,
+    /// Address (host:port) of the relay, instead of the published one or a port-forward.
+    pub server: Option<String>,
+    /// Namespace in which the operator is installed, instead of `remoteprocess-system`.
+    pub operator_namespace: Option<String>,
+    /// Is given a sentence when opening the cluster takes long, as while a credential plugin runs.
+    pub on_wait: Option<fn(&str)>,
+}
 
 /// Everything that a call to the API server needs.
 pub struct Access {
@@ -70,17 +90,17 @@ impl Account {
 ///
 /// # Errors
 /// A sentence: there is no configuration, or it is wrong.
-pub fn read(global: &GlobalArgs, variables: Variables<'_>) -> Result<Access, String> {
-    read_with(global, variables, Path::new(SERVICE_ACCOUNT))
+pub fn read(options: &ClusterOptions, variables: Variables<'_>) -> Result<Access, String> {
+    read_with(options, variables, Path::new(SERVICE_ACCOUNT))
 }
 
-fn read_with(global: &GlobalArgs, variables: Variables<'_>, service_account: &Path) -> Result<Access, String> {
-    let kubeconfig = Kubeconfig::read(global.kubeconfig.as_deref(), variables)?;
+fn read_with(options: &ClusterOptions, variables: Variables<'_>, service_account: &Path) -> Result<Access, String> {
+    let kubeconfig = Kubeconfig::read(options.kubeconfig.as_deref(), variables)?;
     let pod = Pod::find(variables, service_account);
-    let selected = kubeconfig.select(given(global.context.as_deref()).as_deref())?;
+    let selected = kubeconfig.select(options.context.as_deref())?;
     let mut access = match (selected, &pod) {
-        (Some(selected), _) => of_context(selected, global, variables, pod.as_ref())?,
-        (None, Some(pod)) => pod.access(global, variables)?,
+        (Some(selected), _) => of_context(selected, options, variables, pod.as_ref())?,
+        (None, Some(pod)) => pod.access(options, variables)?,
         (None, None) => {
             return Err(format!(
                 "no usable kubeconfig: {}. Name a file with --kubeconfig or KUBECONFIG, and a context of it with --context",
@@ -94,13 +114,13 @@ fn read_with(global: &GlobalArgs, variables: Variables<'_>, service_account: &Pa
 
 fn of_context(
     selected: Selected,
-    global: &GlobalArgs,
+    options: &ClusterOptions,
     variables: Variables<'_>,
     pod: Option<&Pod>,
 ) -> Result<Access, String> {
     let (cluster, label) = (&selected.cluster, &selected.cluster_label);
     let mut user = selected.user.unwrap_or_default();
-    impersonate(&mut user, global);
+    impersonate(&mut user, options);
     check_user(&user, &selected.user_label)?;
     let url = server_url(cluster, &user).map_err(|why| format!("{label}: {why}"))?;
     let mut config = Config::new(url);
@@ -117,7 +137,7 @@ fn of_context(
         .or_else(|| pod.map(|pod| pod.namespace.clone()))
         .unwrap_or_else(|| "default".to_owned());
     let proxy_url = nonempty(cluster.proxy_url.as_ref()).unwrap_or_default();
-    let (source, account) = if config.cluster_url.scheme_str() == Some("https") {
+    let (mut source, account) = if config.cluster_url.scheme_str() == Some("https") {
         credentials(&mut user, cluster, &selected.user_label)?
     } else {
         user = only_impersonation(user);
@@ -127,6 +147,9 @@ fn of_context(
             Account::new(&selected.user_label, means, "Use an https:// server"),
         )
     };
+    if let Some(Source::Plugin(plugin)) = &mut source {
+        plugin.on_wait = options.on_wait;
+    }
     config.auth_info = user;
     Ok(Access {
         config,
@@ -137,12 +160,12 @@ fn of_context(
 }
 
 /// `--as` and `--as-group` take precedence over the user entry, each for itself. kube makes the headers.
-fn impersonate(user: &mut AuthInfo, global: &GlobalArgs) {
-    if let Some(name) = given(global.impersonate.as_deref()) {
-        user.impersonate = Some(name);
+fn impersonate(user: &mut AuthInfo, options: &ClusterOptions) {
+    if let Some(name) = &options.impersonate {
+        user.impersonate = Some(name.clone());
     }
-    if !global.impersonate_groups.is_empty() {
-        user.impersonate_groups = Some(global.impersonate_groups.clone());
+    if !options.impersonate_groups.is_empty() {
+        user.impersonate_groups = Some(options.impersonate_groups.clone());
     }
     user.impersonate = nonempty(user.impersonate.as_ref());
     user.impersonate_uid = nonempty(user.impersonate_uid.as_ref());
@@ -377,7 +400,7 @@ impl Pod {
         })
     }
 
-    fn access(&self, global: &GlobalArgs, variables: Variables<'_>) -> Result<Access, String> {
+    fn access(&self, options: &ClusterOptions, variables: Variables<'_>) -> Result<Access, String> {
         let host = match self.host.parse::<std::net::Ipv6Addr>() {
             Ok(address) => format!("[{address}]"),
             Err(_) => self.host.clone(),
@@ -391,7 +414,7 @@ impl Pod {
         config.root_cert = kubeconfig::read(&bundle).ok().and_then(|pem| certificates(&pem));
         config.root_cert_file = config.root_cert.is_some().then_some(bundle);
         config.default_namespace.clone_from(&self.namespace);
-        impersonate(&mut config.auth_info, global);
+        impersonate(&mut config.auth_info, options);
         let path = self.folder.join("token");
         let account = Account::new(
             "the ServiceAccount of this pod",
@@ -456,17 +479,17 @@ mod tests {
                 .set("KUBERNETES_SERVICE_PORT", "443")
         }
 
-        fn read(&self, global: &GlobalArgs) -> Result<Access, String> {
+        fn read(&self, options: &ClusterOptions) -> Result<Access, String> {
             let find = |name: &str| {
                 let found = self.variables.iter().find(|(known, _)| *known == name);
                 found.map(|(_, value)| OsString::from(value))
             };
-            read_with(global, &find, &self.folder.path().join("sa"))
+            read_with(options, &find, &self.folder.path().join("sa"))
         }
     }
 
     fn of(cluster: &str, user: &str) -> Result<Access, String> {
-        World::new(cluster, user).read(&GlobalArgs::default())
+        World::new(cluster, user).read(&ClusterOptions::default())
     }
 
     fn refusal(cluster: &str, user: &str) -> String {
@@ -511,29 +534,29 @@ mod tests {
     #[test]
     fn a_kubeconfig_that_names_no_context_leaves_a_pod_its_service_account() {
         let empty = |world: World| world.set("KUBECONFIG", "").in_pod();
-        let access = empty(World::new("{}", "{}")).read(&GlobalArgs::default()).unwrap();
+        let access = empty(World::new("{}", "{}")).read(&ClusterOptions::default()).unwrap();
         assert_eq!(access.config.cluster_url.to_string(), "https://[fd00::1]:443/");
         assert_eq!(access.config.default_namespace, "pods");
         assert!(matches!(access.source, Some(Source::File { .. })));
         let named = empty(World::new("{}", "{}")).set("POD_NAMESPACE", "mine");
         assert_eq!(
-            named.read(&GlobalArgs::default()).unwrap().config.default_namespace,
+            named.read(&ClusterOptions::default()).unwrap().config.default_namespace,
             "mine"
         );
-        let with_context = GlobalArgs {
+        let with_context = ClusterOptions {
             context: Some("nosuch".into()),
-            ..GlobalArgs::default()
+            ..ClusterOptions::default()
         };
         assert!(empty(World::new("{}", "{}")).read(&with_context).is_err());
         let outside = World::new("{}", "{}").set("KUBECONFIG", "/nosuch/file");
-        let why = outside.read(&GlobalArgs::default()).err().unwrap();
+        let why = outside.read(&ClusterOptions::default()).err().unwrap();
         assert!(why.contains("no usable kubeconfig: /nosuch/file"), "{why}");
     }
 
     #[test]
     fn a_kubeconfig_in_a_pod_goes_first_and_takes_only_the_namespace_from_the_pod() {
         let access = World::new("{server: 'https://a'}", "{token: t}").in_pod();
-        let access = access.read(&GlobalArgs::default()).unwrap();
+        let access = access.read(&ClusterOptions::default()).unwrap();
         assert_eq!(access.config.cluster_url.to_string(), "https://a/");
         assert_eq!(access.config.default_namespace, "pods");
         assert_eq!(access.account.means, "its token");
@@ -611,16 +634,16 @@ mod tests {
 
     #[test]
     fn flags_override_the_impersonation_of_the_user_entry() {
-        let global = GlobalArgs {
+        let options = ClusterOptions {
             impersonate: Some("bob".into()),
             impersonate_groups: vec!["g".into()],
-            ..GlobalArgs::default()
+            ..ClusterOptions::default()
         };
         let access = World::new(
             "{server: 'https://a'}",
             "{token: t, as: carol, as-groups: [h], as-uid: ''}",
         );
-        let user = access.read(&global).unwrap().config.auth_info;
+        let user = access.read(&options).unwrap().config.auth_info;
         assert_eq!(user.impersonate.as_deref(), Some("bob"));
         assert_eq!(
             (user.impersonate_groups, user.impersonate_uid),

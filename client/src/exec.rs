@@ -13,11 +13,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Status, Streaming};
 
-use super::line::{End, Line, farewell, judge, left};
-use super::pending::{Pending, Said};
-use super::{Error, Local, session_name};
-use crate::follow::{Backoff, DIAL_LIMIT, Dial, DialError, Narrator, SILENCE_LIMIT, cause};
-use crate::output::Output;
+use crate::dial::{DIAL_LIMIT, Dial, DialError, SILENCE_LIMIT};
+use crate::retry::{Backoff, cause};
+use crate::sink::{Progress, Sink, during};
+use crate::stream::pending::{Pending, Said};
+use crate::stream::{End, Error, Line, Local, farewell, judge, left, session_name};
 
 /// Bytes of output after which the agent is told that they are here: it keeps 256 KiB.
 const CONFIRM: u64 = 64 * 1024;
@@ -39,21 +39,21 @@ pub enum Over {
 }
 
 /// A session that is begun once, and joined again after each cut.
-pub struct Exec<'a, D> {
+pub struct Exec<D, S, P> {
     dial: D,
     open: ExecOpen,
     pending: Pending,
-    output: &'a Output,
-    narrator: Narrator,
+    sink: S,
+    progress: P,
     /// Output that is here, and how much of it the agent knows of.
     received: Cursor,
     confirmed: u64,
     is_connected: Arc<AtomicBool>,
 }
 
-impl<'a, D: Dial> Exec<'a, D> {
+impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
     /// Nothing is connected yet. `open` says what to run; the session's name and what was received are filled in here.
-    pub fn new(dial: D, open: ExecOpen, output: &'a Output, narrator: Narrator) -> Self {
+    pub fn new(dial: D, open: ExecOpen, sink: S, progress: P) -> Self {
         Self {
             dial,
             open: ExecOpen {
@@ -61,8 +61,8 @@ impl<'a, D: Dial> Exec<'a, D> {
                 ..open
             },
             pending: Pending::default(),
-            output,
-            narrator,
+            sink,
+            progress,
             received: Cursor::default(),
             confirmed: 0,
             is_connected: Arc::default(),
@@ -77,8 +77,8 @@ impl<'a, D: Dial> Exec<'a, D> {
 
     /// Where the command's output goes.
     #[must_use]
-    pub const fn output(&self) -> &'a Output {
-        self.output
+    pub const fn sink(&self) -> &S {
+        &self.sink
     }
 
     /// The size of the window at first.
@@ -101,8 +101,8 @@ impl<'a, D: Dial> Exec<'a, D> {
             let before = (self.pending.accepted(), self.received);
             match self.connect(&mut local, &leaving).await {
                 Ok(End::Over(over)) => return Ok(over),
-                Ok(End::Cut(why)) | Err(Error::Dial(DialError::Unreachable(why))) => self.narrator.cut(why),
-                Err(Error::Dial(DialError::Missing(why))) if self.open.resume => self.narrator.cut(why),
+                Ok(End::Cut(why)) | Err(Error::Dial(DialError::Unreachable(why))) => self.progress.cut(why),
+                Err(Error::Dial(DialError::Missing(why))) if self.open.resume => self.progress.cut(why),
                 Err(error) => return Err(error),
             }
             if before != (self.pending.accepted(), self.received) {
@@ -112,7 +112,7 @@ impl<'a, D: Dial> Exec<'a, D> {
                 self.is_connected.store(false, Ordering::Relaxed);
             }
             tokio::select! {
-                waited = self.narrator.during(self.output, sleep(backoff.wait())) => waited?,
+                waited = during(&mut self.progress, sleep(backoff.wait())) => waited?,
                 () = left(&leaving) => return Ok(LEFT_UNTOLD),
             }
         }
@@ -124,7 +124,7 @@ impl<'a, D: Dial> Exec<'a, D> {
         leaving: &watch::Receiver<bool>,
     ) -> Result<End<Over>, Error> {
         let dialled = tokio::select! {
-            dialled = self.narrator.during(self.output, timeout(DIAL_LIMIT, self.dial.dial())) => dialled?,
+            dialled = during(&mut self.progress, timeout(DIAL_LIMIT, self.dial.dial())) => dialled?,
             () = left(leaving) => return Ok(End::Over(LEFT_UNTOLD)),
         };
         let Ok(channel) = dialled else {
@@ -139,7 +139,7 @@ impl<'a, D: Dial> Exec<'a, D> {
         line.say(request(Asked::Open(self.open.clone())));
         let opened = timeout(SILENCE_LIMIT, client.exec(outgoing));
         let opened = tokio::select! {
-            opened = self.narrator.during(self.output, opened) => opened?,
+            opened = during(&mut self.progress, opened) => opened?,
             () = left(leaving) => return Ok(End::Over(LEFT_UNTOLD)),
         };
         match opened {
@@ -196,7 +196,7 @@ impl<'a, D: Dial> Exec<'a, D> {
     ) -> Result<Option<Exit>, Error> {
         self.open.resume = true;
         self.is_connected.store(true, Ordering::Relaxed);
-        self.narrator.alive(self.output).await?;
+        self.progress.alive().await?;
         match answer {
             Some(Answer::Input(input)) => {
                 match input.is_over {
@@ -229,7 +229,7 @@ impl<'a, D: Dial> Exec<'a, D> {
             });
         }
         self.received.set(stream, expected + data.bytes.len() as u64);
-        self.output.data(data).await?;
+        self.sink.data(data).await?;
         let total = self.received.stdout + self.received.stderr;
         if total - self.confirmed >= CONFIRM {
             self.confirmed = total;

@@ -1,9 +1,13 @@
+//! Says why nothing comes: while a process has not started, and while there is no connection.
+
 use std::time::Duration;
 
-use remoteprocess_proto::v1::{Phase, Reason, State};
+use remoteprocess_client::{Progress, SinkError};
+use remoteprocess_proto::v1::{Gap, Phase, Reason, State};
 use tokio::time::{Instant, sleep_until};
 
-use crate::output::{Error, Output};
+use crate::exit;
+use crate::output::Output;
 
 /// A state that lasts no longer than this is not worth a line: each start goes through the usual ones.
 const PATIENCE_USUAL: Duration = Duration::from_secs(4);
@@ -21,8 +25,8 @@ const USUAL: [Reason; 4] = [
 ];
 
 /// Says why nothing comes: while the process has not started, and while there is no connection.
-#[derive(Debug)]
 pub struct Narrator {
+    output: Output,
     name: String,
     is_quiet: bool,
     is_one_of_many: bool,
@@ -43,8 +47,9 @@ struct Line {
 impl Narrator {
     /// For the process called `name`.
     #[must_use]
-    pub fn new(name: impl Into<String>, is_quiet: bool) -> Self {
+    pub fn new(name: impl Into<String>, is_quiet: bool, output: &Output) -> Self {
         Self {
+            output: output.clone(),
             name: name.into(),
             is_quiet,
             is_one_of_many: false,
@@ -69,36 +74,6 @@ impl Narrator {
             format!("{}: {sentence}", self.name)
         } else {
             sentence
-        }
-    }
-
-    /// The state of a process that has not ended.
-    pub fn state(&mut self, state: &State) {
-        // The status calls a pause before the start by the same word, but its message is another.
-        if matches!(
-            state.phase(),
-            Phase::Running | Phase::Paused | Phase::Stopping | Phase::Succeeded | Phase::Failed
-        ) {
-            return self.held_back(state);
-        }
-        let mut text = format!("{} waits: {}", self.name, state.phase());
-        for part in [state.reason().into(), state.message.as_str()] {
-            if !part.is_empty() {
-                text = format!("{text}: {part}");
-            }
-        }
-        let is_known = self.waiting.as_ref().is_some_and(|line| line.text == text);
-        if !is_known && self.last_said.as_ref() != Some(&text) {
-            let is_usual = USUAL.contains(&state.reason());
-            let patience = if is_usual { PATIENCE_USUAL } else { PATIENCE_TROUBLE };
-            // The clock of the first usual one runs on.
-            let begun = self.waiting.take().filter(|_| is_usual).map(|line| line.due);
-            let due = begun.unwrap_or_else(|| Instant::now() + patience);
-            self.waiting = Some(Line {
-                due,
-                text,
-                outlives_output: false,
-            });
         }
     }
 
@@ -127,66 +102,6 @@ impl Narrator {
         }
     }
 
-    /// The process runs: it waits for nothing.
-    pub fn running(&mut self) {
-        self.waiting.take_if(|line| !line.outlives_output);
-    }
-
-    /// The connection broke, or could not be made. Only the first of several in a row starts the clock.
-    pub fn cut(&mut self, cause: String) {
-        let text = self.about(format!(
-            "no connection to the relay ({cause}); trying again, nothing is lost"
-        ));
-        match &mut self.cut {
-            Some(line) => line.text = text,
-            None => {
-                self.cut = Some(Line {
-                    due: Instant::now() + PATIENCE_CUT,
-                    text,
-                    outlives_output: true,
-                })
-            }
-        }
-    }
-
-    /// Something came.
-    ///
-    /// # Errors
-    /// The output is broken.
-    pub async fn alive(&mut self, output: &Output) -> Result<(), Error> {
-        self.cut = None;
-        if std::mem::take(&mut self.is_cut_said) {
-            output.line(&self.about("connected again".into())).await?;
-        }
-        Ok(())
-    }
-
-    /// Waits for `future` and says meanwhile what is due.
-    ///
-    /// # Errors
-    /// The output is broken.
-    pub async fn during<F: Future>(&mut self, output: &Output, future: F) -> Result<F::Output, Error> {
-        let mut future = std::pin::pin!(future);
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut future => return Ok(done),
-                () = self.due() => if let Some(text) = self.speak() {
-                    output.line(&text).await?;
-                },
-            }
-        }
-    }
-
-    async fn due(&self) {
-        let waiting = self.waiting.as_ref().map(|line| line.due);
-        let cut = self.cut.as_ref().filter(|_| !self.is_cut_said).map(|line| line.due);
-        match waiting.into_iter().chain(cut).min() {
-            Some(due) => sleep_until(due).await,
-            None => std::future::pending().await,
-        }
-    }
-
     fn speak(&mut self) -> Option<String> {
         let now = Instant::now();
         let text = if let Some(line) = self.waiting.take_if(|line| line.due <= now) {
@@ -206,6 +121,86 @@ impl Narrator {
     }
 }
 
+impl Progress for Narrator {
+    fn state(&mut self, state: &State) {
+        // The status calls a pause before the start by the same word, but its message is another.
+        if matches!(
+            state.phase(),
+            Phase::Running | Phase::Paused | Phase::Stopping | Phase::Succeeded | Phase::Failed
+        ) {
+            return self.held_back(state);
+        }
+        let mut text = format!("{} waits: {}", self.name, state.phase());
+        for part in [state.reason().into(), state.message.as_str()] {
+            if !part.is_empty() {
+                text = format!("{text}: {part}");
+            }
+        }
+        let is_known = self.waiting.as_ref().is_some_and(|line| line.text == text);
+        if !is_known && self.last_said.as_ref() != Some(&text) {
+            let is_usual = USUAL.contains(&state.reason());
+            let patience = if is_usual { PATIENCE_USUAL } else { PATIENCE_TROUBLE };
+            // The clock of the first usual one runs on.
+            let begun = self.waiting.take().filter(|_| is_usual).map(|line| line.due);
+            let due = begun.unwrap_or_else(|| Instant::now() + patience);
+            self.waiting = Some(Line {
+                due,
+                text,
+                outlives_output: false,
+            });
+        }
+    }
+
+    fn data(&mut self) {
+        self.waiting.take_if(|line| !line.outlives_output);
+    }
+
+    async fn gap(&mut self, gap: &Gap) -> Result<(), SinkError> {
+        self.output.line(&self.about(exit::loss(gap))).await
+    }
+
+    /// Only the first of several in a row starts the clock.
+    fn cut(&mut self, cause: String) {
+        let text = self.about(format!(
+            "no connection to the relay ({cause}); trying again, nothing is lost"
+        ));
+        match &mut self.cut {
+            Some(line) => line.text = text,
+            None => {
+                self.cut = Some(Line {
+                    due: Instant::now() + PATIENCE_CUT,
+                    text,
+                    outlives_output: true,
+                })
+            }
+        }
+    }
+
+    async fn alive(&mut self) -> Result<(), SinkError> {
+        self.cut = None;
+        if std::mem::take(&mut self.is_cut_said) {
+            self.output.line(&self.about("connected again".into())).await?;
+        }
+        Ok(())
+    }
+
+    async fn due(&self) {
+        let waiting = self.waiting.as_ref().map(|line| line.due);
+        let cut = self.cut.as_ref().filter(|_| !self.is_cut_said).map(|line| line.due);
+        match waiting.into_iter().chain(cut).min() {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn tell(&mut self) -> Result<(), SinkError> {
+        match self.speak() {
+            Some(text) => self.output.line(&text).await,
+            None => Ok(()),
+        }
+    }
+}
+
 /// Whether the state of a running process speaks of output that is pushed back. An ordinary one has this very sentence, or
 /// none.
 fn is_pressed(state: &State) -> bool {
@@ -215,6 +210,11 @@ fn is_pressed(state: &State) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::Target;
+
+    fn nowhere() -> Output {
+        Output::new(Target::plain(std::io::sink()), Target::plain(std::io::sink()))
+    }
 
     fn state(phase: Phase, reason: Reason) -> State {
         State {
@@ -226,7 +226,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_state_is_said_once_and_only_when_it_lasts() {
-        let mut narrator = Narrator::new("job", false);
+        let mut narrator = Narrator::new("job", false, &nowhere());
         narrator.state(&state(Phase::Pending, Reason::Waiting));
         assert_eq!(narrator.speak(), None);
         narrator.state(&state(Phase::Pending, Reason::ImagePull));
@@ -235,13 +235,13 @@ mod tests {
         narrator.state(&state(Phase::Pending, Reason::ImagePull));
         assert!(narrator.waiting.is_none());
         narrator.state(&state(Phase::Pending, Reason::Unschedulable));
-        narrator.running();
+        narrator.data();
         assert!(narrator.waiting.is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_program_that_is_held_back_is_named_though_bytes_come() {
-        let mut narrator = Narrator::new("job", false);
+        let mut narrator = Narrator::new("job", false, &nowhere());
         let blocked = State {
             message: "its spool is full".into(),
             ..state(Phase::Running, Reason::Running)
@@ -252,7 +252,7 @@ mod tests {
         };
         for _ in 0..2 {
             narrator.state(&blocked);
-            narrator.running();
+            narrator.data();
             narrator.due().await;
             assert_eq!(narrator.speak().unwrap(), "job is held back: its spool is full");
             narrator.state(&blocked);
@@ -266,13 +266,16 @@ mod tests {
 
     #[test]
     fn one_of_many_is_named() {
-        assert_eq!(Narrator::new("job", false).about("x".into()), "x");
-        assert_eq!(Narrator::new("job", false).among_many().about("x".into()), "job: x");
+        assert_eq!(Narrator::new("job", false, &nowhere()).about("x".into()), "x");
+        assert_eq!(
+            Narrator::new("job", false, &nowhere()).among_many().about("x".into()),
+            "job: x"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_cut_is_said_after_five_seconds_and_once() {
-        let mut narrator = Narrator::new("job", false);
+        let mut narrator = Narrator::new("job", false, &nowhere());
         let begin = Instant::now();
         narrator.cut("first".into());
         narrator.cut("second".into());
@@ -285,7 +288,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_quiet_one_says_nothing() {
-        let mut narrator = Narrator::new("job", true);
+        let mut narrator = Narrator::new("job", true, &nowhere());
         narrator.cut("first".into());
         narrator.state(&state(Phase::Pending, Reason::ImagePull));
         narrator.due().await;

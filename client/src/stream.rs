@@ -1,30 +1,86 @@
+//! A stream of input that survives its connections: what is sent, what may be sent again, and why it ends.
+
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::Stream;
+use remoteprocess_proto::v1::WindowSize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Code, Status, Streaming};
 
-use super::Error;
-use crate::follow::{Dial, cause};
+use crate::dial::{Dial, DialError};
+use crate::retry::is_about_certificates;
+use crate::sink::SinkError;
+
+pub(crate) mod pending;
 
 /// Time for the last word of the relay when this side lets go.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// What happens on this side.
+#[derive(Clone, Debug)]
+pub enum Local {
+    /// More input.
+    Bytes(Bytes),
+    /// No more input.
+    End,
+    /// The window has another size.
+    Resize(WindowSize),
+}
+
+/// Why it cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The relay refused, for good.
+    #[error("{}", .0.message())]
+    Relay(Status),
+    /// There is no way to the relay.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// Going on would lose or double bytes.
+    #[error("the relay has accepted {accepted} bytes of input where between {from} and {to} were sent")]
+    Inconsistent {
+        /// What it says.
+        accepted: u64,
+        /// What it had accepted before.
+        from: u64,
+        /// What was sent.
+        to: u64,
+    },
+    /// Likewise of output.
+    #[error("the relay has sent output from byte {offset} on where byte {expected} comes next")]
+    Misplaced {
+        /// What it has sent.
+        offset: u64,
+        /// What was to come.
+        expected: u64,
+    },
+    /// The output cannot be written.
+    #[error(transparent)]
+    Output(#[from] SinkError),
+}
+
+/// A name that nobody else gives to what is opened, over all connections.
+pub(crate) fn session_name() -> String {
+    let now = jiff::Timestamp::now().as_nanosecond();
+    format!("{now:x}-{:x}", std::process::id())
+}
+
 /// How one connection ended.
-pub enum End<T> {
+pub(crate) enum End<T> {
     Over(T),
     /// And why.
     Cut(String),
 }
 
 /// The requests of one connection.
-pub struct Line<T>(mpsc::UnboundedSender<T>);
+pub(crate) struct Line<T>(mpsc::UnboundedSender<T>);
 
 /// The same on their way.
-pub struct Outgoing<T>(mpsc::UnboundedReceiver<T>);
+pub(crate) struct Outgoing<T>(mpsc::UnboundedReceiver<T>);
 
 impl<T> Line<T> {
     pub fn new() -> (Self, Outgoing<T>) {
@@ -47,7 +103,7 @@ impl<T> Stream for Outgoing<T> {
 }
 
 /// Whether another connection can mend what the relay answered; with `is_early` also that it does not know the process.
-pub fn judge(dial: &mut impl Dial, status: Status, is_early: bool) -> Result<(), Error> {
+pub(crate) fn judge(dial: &mut impl Dial, status: Status, is_early: bool) -> Result<(), Error> {
     match status.code() {
         Code::NotFound if is_early => {}
         Code::NotFound
@@ -59,15 +115,14 @@ pub fn judge(dial: &mut impl Dial, status: Status, is_early: bool) -> Result<(),
         | Code::OutOfRange
         | Code::Unimplemented => return Err(Error::Relay(status)),
         Code::Unauthenticated => dial.discredit(),
-        // TLS 1.3 tells a client of its refusal only when it reads.
-        _ if cause(&status).contains("fatal alert") => dial.discredit(),
+        _ if is_about_certificates(&status) => dial.discredit(),
         _ => {}
     }
     Ok(())
 }
 
 /// Returns when somebody here leaves.
-pub async fn left(leaving: &watch::Receiver<bool>) {
+pub(crate) async fn left(leaving: &watch::Receiver<bool>) {
     // Whoever may say it lives as long as there is something to leave.
     if leaving.clone().wait_for(|is_leaving| *is_leaving).await.is_err() {
         std::future::pending().await
@@ -83,7 +138,7 @@ pub async fn due(at: Option<Instant>) {
 }
 
 /// The end of the requests is a word; then the relay ends its answers.
-pub async fn farewell<T, A>(line: Line<T>, mut answers: Streaming<A>) {
+pub(crate) async fn farewell<T, A>(line: Line<T>, mut answers: Streaming<A>) {
     drop(line);
     let _ = timeout(FAREWELL, async { while let Ok(Some(_)) = answers.message().await {} }).await;
 }

@@ -8,7 +8,7 @@ use kube::core::WatchEvent;
 use remoteprocess_api::RemoteProcess;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::follow::Backoff;
+use crate::retry::Backoff;
 
 /// How long the API server keeps one watch open.
 const WATCH_SECONDS: u32 = 60;

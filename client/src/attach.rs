@@ -1,3 +1,5 @@
+//! Input into a process, over any number of connections.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,11 +12,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Status, Streaming};
 
-use super::line::{End, Line, due, farewell, judge, left};
-use super::pending::{Pending, Said};
-use super::{Error, Local, SHORTER, session_name};
-use crate::follow::{Backoff, DIAL_LIMIT, Dial, DialError, NEW_LIMIT, SILENCE_LIMIT, cause};
+use crate::dial::{DIAL_LIMIT, Dial, DialError, NEW_LIMIT, SILENCE_LIMIT};
+use crate::retry::{Backoff, cause};
+use crate::stream::pending::{Pending, Said};
+use crate::stream::{End, Error, Line, Local, due, farewell, judge, left, session_name};
 
+/// How long the window is a line shorter, so that a full-screen program draws everything again.
+pub const SHORTER: Duration = Duration::from_millis(150);
 /// Longest pause between two tries before the first connection.
 const FIRST_WAIT: Duration = Duration::from_millis(300);
 

@@ -1,10 +1,13 @@
+//! One connection to the relay for several streams.
+
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
 
-use crate::connect::{Cluster, Relay};
-use crate::follow::{Dial, DialError};
+use crate::cluster::Cluster;
+use crate::dial::{Dial, DialError};
+use crate::relay::Relay;
 
 /// One connection for the streams of several processes. The first stream that finds it broken makes the next one.
 #[derive(Clone)]
