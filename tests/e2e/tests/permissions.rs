@@ -1,7 +1,7 @@
 //! Kubernetes RBAC decides, and whoever lacks a rule is told which.
 
 use anyhow::{Context, Result, ensure};
-use remoteprocess_e2e::{Namespace, User, kubectl, with_temp_ns};
+use remoteprocess_e2e::{Namespace, User, kubectl, spec, with_temp_ns};
 use serde_json::{Value, json};
 
 fn sleeper(namespace: &Namespace) -> Result<()> {
@@ -72,6 +72,28 @@ fn a_stolen_operator_token_creates_only_pods_of_our_form() {
             pod["spec"][field] = value;
             denied(&namespace.name, &pod, "host's namespaces")?;
         }
+        Ok(())
+    });
+}
+
+/// Every replica keeps every object in memory.
+#[test]
+fn a_process_that_is_too_large_is_refused_as_a_whole() {
+    with_temp_ns("large", |namespace| {
+        let env = |bytes: usize| {
+            let variable = |number| json!({"name": format!("V{number}"), "value": "x".repeat(bytes / 500)});
+            spec(
+                "true",
+                json!({"env": (0..500).map(variable).collect::<Vec<_>>(), "desiredState": "Paused"}),
+            )
+        };
+        namespace.apply("fits", env(200_000)).succeed()?;
+        let refused = namespace.apply("large", env(1_300_000)).finish()?;
+        ensure!(refused.code != 0, "it was taken: {refused}");
+        refused.expect_stderr(&["a RemoteProcess can have 262144"])?;
+        let stop = json!({"spec": {"desiredState": "Stopped"}}).to_string();
+        let patch = ["patch", "rproc", "fits", "--type=merge", "--patch", &stop];
+        namespace.editor.kubectl(&patch).succeed()?;
         Ok(())
     });
 }
