@@ -107,7 +107,7 @@ async fn answer(
     approved.status.get_or_insert_default().certificate = Some(ByteString(chain.into_bytes()));
     api.replace_status(&name, &PostParams::default(), &approved).await?;
     let user = quoted(&order.user.name);
-    tracing::info!(request = name, user, "signed a user's certificate");
+    tracing::info!(target: "audit", action = "login", request = name, user, "signed a user's certificate");
     Ok(())
 }
 

@@ -105,8 +105,7 @@ impl Call {
         count_refusal("main", reason);
         let message = headers.get("grpc-message").and_then(|message| message.to_str().ok());
         tracing::info!(
-            target: "audit",
-            action = "refused",
+            target: "refused",
             user = self.user.as_deref().map(quoted),
             role = self.role.as_ref().map(tracing::field::display),
             source = self.source.map(tracing::field::display),

@@ -230,7 +230,7 @@ impl Enrolment for EnrolmentService {
         let (process, attempt) = (&request.process_uid, request.attempt);
         match result {
             Ok(response) => {
-                tracing::info!(process, attempt, address = ?source, "an agent enrolled");
+                tracing::info!(target: "audit", action = "enroll", process, attempt, ?source, "an agent enrolled");
                 Ok(Response::new(response))
             }
             Err(refusal) => {

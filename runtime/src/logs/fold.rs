@@ -22,12 +22,15 @@ const LINES: u64 = 30;
 /// Kinds of lines that are told apart in one window. Beyond that, those of one place in the code are alike.
 const KINDS: usize = 1024;
 
+/// The target of lines that say what was done, and by whom. None of them is folded: nobody hides an action in a flood.
+const AUDIT: &str = "audit";
+
 /// Characters of a message, or of a peer's name, that are kept for the line that says what was folded.
 const KEPT: usize = 128;
 
 /// Folds repeated lines, so that no peer fills the log: of like lines in ten seconds the first 30 are written, the others
 /// are counted. Lines are alike that come from the same place in the code and are about the same `user` or `source`, or,
-/// where they name neither, have the same fields.
+/// where they name neither, have the same fields. Lines of the audit are never folded.
 #[derive(Clone, Default)]
 pub(super) struct Fold {
     kinds: Arc<Mutex<HashMap<(Identifier, u64), Kind>>>,
@@ -58,13 +61,14 @@ struct Said {
 impl Fold {
     /// Whether this line is to be written.
     fn admit(&self, event: &Event<'_>, now: Instant) -> bool {
-        if *event.metadata().level() > Level::INFO {
+        let metadata = event.metadata();
+        if *metadata.level() > Level::INFO || metadata.target() == AUDIT {
             return true;
         }
         let mut said = Said::default();
         event.record(&mut said);
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut key = (event.metadata().callsite(), said.likeness());
+        let mut key = (metadata.callsite(), said.likeness());
         if kinds.len() >= KINDS && !kinds.contains_key(&key) {
             key.1 = 0;
             said.peer.clear();
@@ -180,6 +184,16 @@ mod tests {
         let (count, _) = lines(|| {
             for process in 0..500 {
                 tracing::info!(process, "an agent enrolled");
+            }
+        });
+        assert_eq!(count, 500);
+    }
+
+    #[test]
+    fn no_action_is_hidden_in_a_flood() {
+        let (count, _) = lines(|| {
+            for _ in 0..500 {
+                tracing::info!(target: "audit", action = "exec", user = "mallory", "exec");
             }
         });
         assert_eq!(count, 500);
