@@ -77,11 +77,12 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             handshake: Duration::from_secs(5),
-            // A certificate that names a thousand groups fits.
-            handshake_bytes: 48 << 10,
-            unproven: 256,
+            // A certificate that names six hundred groups fits.
+            handshake_bytes: 32 << 10,
+            // All agents and followers come back at once after a restart.
+            unproven: 1024,
             // Port-forwards and proxies bring many users from one address.
-            unproven_per_source: 128,
+            unproven_per_source: 512,
             connections: 8192,
             connections_per_identity: 512,
             drain: Duration::from_secs(10),
@@ -99,13 +100,10 @@ impl Limits {
     pub fn anonymous() -> Self {
         Self {
             handshake_bytes: 8 << 10,
-            unproven: 512,
-            // All pods of a node may come from one address.
-            unproven_per_source: 256,
             drain: Duration::from_secs(5),
             lifetime: Some(Duration::from_secs(10)),
-            streams: 2,
-            stream_window: 32 << 10,
+            streams: 1,
+            stream_window: 16 << 10,
             frame: 16 << 10,
             ..Self::default()
         }

@@ -593,13 +593,14 @@ async fn unfinished_handshakes_hold_little_and_keep_nobody_out() {
         ..Limits::default()
     };
     let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, limits).await;
-    let hello = unfinished_hello(65_000);
+    // Beyond the limit of a handshake, and what it allows.
+    let hellos = [unfinished_hello(65_000), unfinished_hello(30_000)];
     let before = resident();
     let mut flood = Vec::new();
     for number in 0..3000_u16 {
         let mut stream = connect_from(2 + (number % 20) as u8, &server).await;
         // The server may have cut it already.
-        let _ = timeout(PATIENCE, stream.write_all(&hello))
+        let _ = timeout(PATIENCE, stream.write_all(&hellos[usize::from(number % 2)]))
             .await
             .expect("taken in time");
         flood.push(stream);
@@ -609,6 +610,22 @@ async fn unfinished_handshakes_hold_little_and_keep_nobody_out() {
     ask(&mut channel, "/").await.expect("an answer");
     let grown = resident().saturating_sub(before);
     assert!(grown < 64 << 20, "the flood holds {} MiB", grown >> 20);
+}
+
+#[tokio::test]
+async fn a_user_of_many_groups_fits_into_a_handshake() {
+    let ca = authority();
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, Limits::default()).await;
+    let user = User {
+        groups: (0..600).map(|number| format!("{number:040}")).collect(),
+        ..alice()
+    };
+    let (chain, key) = ca.issue(&Role::User, Some(&user), HOUR).expect("a leaf");
+    let own = Identity::new(&chain, &key, ca.cert_pem(), &domain()).expect("an identity");
+    let mut channel = connect(&server, Dialer::new(own), &Role::Operator)
+        .await
+        .expect("served");
+    ask(&mut channel, "/").await.expect("an answer");
 }
 
 #[tokio::test]

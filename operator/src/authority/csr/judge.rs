@@ -56,7 +56,7 @@ pub(super) fn judge(request: &CertificateSigningRequest) -> Verdict {
 const MAX_REQUEST: usize = 16 << 10;
 
 /// Bytes of all that the API server says of a user; it has to fit into the handshake of each connection.
-const MAX_USER: usize = 32 << 10;
+const MAX_USER: usize = 24 << 10;
 
 /// Characters of what a request says that are repeated in logs and conditions.
 const MAX_QUOTED: usize = 64;
