@@ -22,14 +22,16 @@ use crate::authority::{AuthorityConfig, AuthorityHandle, csr};
 use crate::controller;
 use crate::leader::{Candidate, Timing, run_as_leader};
 use crate::relay::archive::{Archive, Retention, retain};
+use crate::relay::attempt::Agent;
 use crate::relay::attempt::AttemptKey;
-use crate::relay::core::RelayParts;
+use crate::relay::core::Core;
 use crate::relay::core::authorize::Authorizer;
 use crate::relay::directory::Directory;
 use crate::relay::enrol::EnrolmentService;
 use crate::relay::grpc::RelayService;
+use crate::relay::grpc::agent::{Connect, ConnectError};
 use crate::relay::grpc::peers::Peers;
-use crate::relay::live::{Agent, Budget, Connect, ConnectError, Context, Sessions};
+use crate::relay::live::{Budget, Context, LiveAttempts};
 use crate::relay::reconcile::{self, Overseer};
 use crate::relay::status::Recorder;
 
@@ -143,7 +145,7 @@ async fn authority(client: &Client, config: &Config) -> Arc<AuthorityHandle> {
 /// The parts of the relay that live as long as the operator.
 struct Relay {
     directory: Directory,
-    sessions: Sessions,
+    sessions: LiveAttempts,
     archive: Archive,
     recorder: Recorder,
     /// Fires when the directory knows what there is.
@@ -162,7 +164,7 @@ impl Relay {
         let recorder = Recorder::new(client.clone(), config.replica.clone());
         let context = Context {
             archive: archive.clone(),
-            connect: Box::new(AgentDialer(Dialer::new(authority.identity()))),
+            connect: Arc::new(AgentDialer(Dialer::new(authority.identity()))),
             peers: Peers::by_name(Dialer::new(authority.identity()), config.peers.clone()),
             record: Box::new(recorder.clone()),
             memory: Arc::new(Budget::new(RING_MEMORY)),
@@ -170,7 +172,7 @@ impl Relay {
         };
         Self {
             directory: Directory::default(),
-            sessions: Sessions::new(Arc::new(context)),
+            sessions: LiveAttempts::new(Arc::new(context)),
             archive,
             recorder,
             delivered: CancellationToken::new(),
@@ -229,9 +231,9 @@ impl Relay {
     }
 
     async fn serve(&self, client: Client, authority: &Arc<AuthorityHandle>, listeners: (TcpListener, TcpListener)) {
-        let service = RelayService::new(RelayParts {
+        let service = RelayService::new(Core {
             directory: self.directory.clone(),
-            sessions: self.sessions.clone(),
+            live: self.sessions.clone(),
             archive: self.archive.clone(),
             authorizer: Authorizer::new(client.clone()),
             recorder: self.recorder.clone(),

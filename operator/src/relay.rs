@@ -5,6 +5,7 @@ pub mod attempt;
 pub mod core;
 pub mod directory;
 pub mod enrol;
+pub mod error;
 pub mod frame;
 pub mod grpc;
 pub mod live;

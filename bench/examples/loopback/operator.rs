@@ -10,12 +10,14 @@ use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use kube::client::Body;
 use remoteprocess_operator::relay::archive::Archive;
-use remoteprocess_operator::relay::core::RelayParts;
+use remoteprocess_operator::relay::attempt::Agent;
+use remoteprocess_operator::relay::core::Core;
 use remoteprocess_operator::relay::core::authorize::Authorizer;
 use remoteprocess_operator::relay::directory::Directory;
 use remoteprocess_operator::relay::grpc::RelayService;
+use remoteprocess_operator::relay::grpc::agent::{Connect, ConnectError};
 use remoteprocess_operator::relay::grpc::peers::Peers;
-use remoteprocess_operator::relay::live::{Agent, Budget, Connect, ConnectError, Context, Sessions};
+use remoteprocess_operator::relay::live::{Budget, Context, LiveAttempts};
 use remoteprocess_operator::relay::status::Recorder;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
@@ -111,15 +113,15 @@ async fn serve_all(folder: &Path) {
     let shutdown = CancellationToken::new();
     let context = Context {
         archive: archive.clone(),
-        connect: Box::new(Agents(Dialer::new(operator.clone()))),
+        connect: Arc::new(Agents(Dialer::new(operator.clone()))),
         peers: Peers::by_name(Dialer::new(operator.clone()), None),
         record: Box::new(recorder.clone()),
         memory: Arc::new(Budget::new(160 << 20)),
         shutdown: shutdown.clone(),
     };
-    let service = RelayService::new(RelayParts {
+    let service = RelayService::new(Core {
         directory,
-        sessions: Sessions::new(Arc::new(context)),
+        live: LiveAttempts::new(Arc::new(context)),
         archive,
         authorizer: Authorizer::new(client),
         recorder,

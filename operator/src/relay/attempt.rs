@@ -1,4 +1,8 @@
-//! Which attempt of which object: what every part of the relay is about.
+//! Which attempt of which object, and the agent in its pod: what every part of the relay is about.
+
+use kube::ResourceExt;
+use remoteprocess_api::RemoteProcess;
+use remoteprocess_proto::v1::ProcessKey;
 
 /// Which attempt of which object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,4 +24,81 @@ pub struct Subject {
     pub pod_uid: String,
     /// The attempt.
     pub key: AttemptKey,
+}
+
+/// A process that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Namespace of the object.
+    pub namespace: String,
+    /// Name of the object.
+    pub name: String,
+    /// UID of the object.
+    pub uid: String,
+}
+
+/// The agent of an attempt: which pod it must prove to be, and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// Namespace of its pod.
+    pub namespace: String,
+    /// UID of its pod.
+    pub pod_uid: String,
+    /// `host:port`, IPv6 in brackets; empty where the agent will not come back.
+    pub address: String,
+}
+
+impl Subject {
+    /// The process that the attempt belongs to.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        Target {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            uid: self.key.uid.clone(),
+        }
+    }
+}
+
+impl Target {
+    /// The identity of an object; `None` for one that the API server has never seen.
+    #[must_use]
+    pub fn of(process: &RemoteProcess) -> Option<Self> {
+        Some(Self {
+            namespace: process.namespace()?,
+            name: process.name_any(),
+            uid: process.uid()?,
+        })
+    }
+
+    /// An attempt of it.
+    #[must_use]
+    pub fn attempt(&self, attempt: u32) -> AttemptKey {
+        AttemptKey {
+            uid: self.uid.clone(),
+            attempt,
+        }
+    }
+
+    /// As the wire names it.
+    #[must_use]
+    pub fn key(&self) -> ProcessKey {
+        ProcessKey {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+        }
+    }
+}
+
+impl Agent {
+    /// Stands for an agent that will not come back.
+    #[must_use]
+    pub fn lost(subject: &Subject) -> Self {
+        Self {
+            namespace: subject.namespace.clone(),
+            pod_uid: subject.pod_uid.clone(),
+            address: String::new(),
+        }
+    }
 }

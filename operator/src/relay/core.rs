@@ -1,9 +1,14 @@
-//! The use cases of the relay: who may do what with which process, and what there is to tell of it.
+//! The use cases of the relay: find a process, authorize a caller, read the output, control the program, start an attempt,
+//! tell the state.
+//!
+//! Nothing here knows a protocol: requests and answers are the messages of `proto/`, errors are [`Error`]. A face
+//! ([`super::grpc`]) says who calls, and gives each answer its form.
 
 mod address;
 pub mod authorize;
 pub(crate) mod control;
 mod ended;
+pub(super) mod home;
 pub(crate) mod output;
 mod start;
 pub(crate) mod state;
@@ -15,61 +20,50 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::ResourceExt;
 use remoteprocess_api::{RemoteProcess, identifier};
 use remoteprocess_proto::v1::ProcessKey;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
 use tracing::warn;
 
 use super::archive::Archive;
-use super::attempt::AttemptKey;
+use super::attempt::{AttemptKey, Target};
 use super::directory::Directory;
-use super::live::Sessions;
+use super::error::{Code, Error};
+use super::live::LiveAttempts;
 use super::status::Recorder;
 use authorize::{Action, Authorizer, Caller};
 
 /// How often the right to an open stream is asked for again.
 const RECHECK: Duration = Duration::from_secs(60);
 
-/// What every call needs.
-pub struct RelayParts {
+/// What every use case needs.
+pub struct Core {
     /// Which processes exist.
     pub directory: Directory,
     /// Which of them are live here.
-    pub sessions: Sessions,
+    pub live: LiveAttempts,
     /// What was archived of them.
     pub archive: Archive,
     /// Who may do what.
     pub authorizer: Authorizer,
     /// Writes grants.
     pub recorder: Recorder,
-    /// Ends streams, so that their readers go on at another replica.
+    /// Ends streams, so that their readers continue at another replica.
     pub shutdown: CancellationToken,
 }
 
-/// A process that was found and may be worked with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-    pub(crate) uid: String,
-}
-
-impl RelayParts {
-    /// Finds the process that a user means and asks whether the user may do this with it. Somebody without the right
+impl Core {
+    /// Finds the process that a user means and asks whether the user may do this with it. A user without the right
     /// does not learn whether the process exists.
     pub(crate) async fn allow(
         &self,
         user: &remoteprocess_tls::User,
         action: Action,
         key: Option<ProcessKey>,
-    ) -> Result<Target, Status> {
+    ) -> Result<Target, Error> {
         let key = key.unwrap_or_default();
         if key.uid.is_empty() && (key.name.is_empty() || key.namespace.is_empty()) {
-            return Err(Status::invalid_argument(
-                "give the process's namespace and name, or its uid",
-            ));
+            return Err(Error::invalid("give the process's namespace and name, or its uid"));
         }
         check_key(&key)?;
         if key.uid.is_empty() || !key.namespace.is_empty() {
@@ -77,7 +71,7 @@ impl RelayParts {
                 .authorize(user, action, &key.namespace, &key.name)
                 .await?;
         }
-        let missing = || Status::not_found(not_found(&key));
+        let missing = || Error::not_found(not_found(&key));
         let target = self.find(&key).await?.ok_or_else(missing)?;
         if target.namespace != key.namespace || target.name != key.name {
             self.authorizer
@@ -87,8 +81,8 @@ impl RelayParts {
         Ok(target)
     }
 
-    /// Asks again whether the caller of an open stream may go on with it.
-    pub(crate) async fn check(&self, caller: &Caller, action: Action, target: &Target) -> Result<(), Status> {
+    /// Checks again whether the caller of an open stream may continue.
+    pub(crate) async fn check(&self, caller: &Caller, action: Action, target: &Target) -> Result<(), Error> {
         let Caller::User(user) = caller else {
             return Ok(());
         };
@@ -97,13 +91,13 @@ impl RelayParts {
             .authorize(user, action, &target.namespace, &target.name)
             .await
         {
-            // The API server away is no reason to cut a stream that it allowed.
-            Err(status) if status.code() == Code::PermissionDenied => Err(status),
+            // An API server that is away cuts no stream that it has allowed.
+            Err(error) if error.code == Code::PermissionDenied => Err(error),
             _ => Ok(()),
         }
     }
 
-    pub(crate) async fn find(&self, key: &ProcessKey) -> Result<Option<Target>, Status> {
+    pub(crate) async fn find(&self, key: &ProcessKey) -> Result<Option<Target>, Error> {
         if key.uid.is_empty() {
             let found = self.directory.get(&key.namespace, &key.name);
             return Ok(found.as_deref().and_then(Target::of));
@@ -119,7 +113,7 @@ impl RelayParts {
         Ok(found.filter(fits))
     }
 
-    pub(crate) async fn find_archived(&self, uid: &str) -> Result<Option<Target>, Status> {
+    pub(crate) async fn find_archived(&self, uid: &str) -> Result<Option<Target>, Error> {
         let attempts = self.archive.attempts(uid).await.map_err(|error| unreadable(&error))?;
         let Some(attempt) = attempts.last() else {
             return Ok(None);
@@ -137,7 +131,7 @@ impl RelayParts {
     }
 
     /// An attempt that was never made has no output to wait for.
-    pub(crate) async fn check_attempt(&self, target: &Target, attempt: u32) -> Result<(), Status> {
+    pub(crate) async fn check_attempt(&self, target: &Target, attempt: u32) -> Result<(), Error> {
         let made = match self.object(target) {
             Some(process) => process
                 .status
@@ -156,7 +150,7 @@ impl RelayParts {
         if attempt <= made {
             return Ok(());
         }
-        Err(Status::not_found(format!(
+        Err(Error::not_found(format!(
             "there is no attempt {attempt}; the latest is {made}"
         )))
     }
@@ -180,18 +174,8 @@ impl RelayParts {
     }
 }
 
-impl Target {
-    pub(crate) fn of(process: &RemoteProcess) -> Option<Self> {
-        Some(Self {
-            namespace: process.namespace()?,
-            name: process.name_any(),
-            uid: process.uid()?,
-        })
-    }
-}
-
 /// Each part of a key is empty or what the Kubernetes API takes for one. So it has a bound, and nobody is asked about it.
-pub(crate) fn check_key(key: &ProcessKey) -> Result<(), Status> {
+pub(crate) fn check_key(key: &ProcessKey) -> Result<(), Error> {
     let parts = [
         (
             "namespace",
@@ -203,7 +187,7 @@ pub(crate) fn check_key(key: &ProcessKey) -> Result<(), Status> {
     ];
     match parts.into_iter().find(|(_, text, is)| !text.is_empty() && !is(text)) {
         None => Ok(()),
-        Some((what, ..)) => Err(Status::invalid_argument(format!("no process can have this {what}"))),
+        Some((what, ..)) => Err(Error::invalid(format!("no process can have this {what}"))),
     }
 }
 
@@ -216,12 +200,12 @@ pub(crate) fn not_found(key: &ProcessKey) -> String {
 }
 
 /// The chain goes to the log, a sentence to the peer.
-pub(crate) fn unreadable(error: &super::archive::Error) -> Status {
+pub(crate) fn unreadable(error: &super::archive::Error) -> Error {
     match error {
-        super::archive::Error::Uid => Status::invalid_argument(error.to_string()),
+        super::archive::Error::Uid => Error::invalid(error.to_string()),
         other => {
             warn!(error = %other, "the archive cannot be read");
-            Status::unavailable("the archive cannot be read now")
+            Error::unavailable("the archive cannot be read now")
         }
     }
 }

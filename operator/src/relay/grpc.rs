@@ -1,11 +1,18 @@
-//! The gRPC service of the main listener: role, rights, call.
+//! gRPC: the face of the relay for users, agents and other replicas, and the calls that the relay makes itself.
+//!
+//! A method of the service is: [`admit`] (who calls, and is the protocol's version served), one use case of
+//! [`super::core`], and the answer on the wire. No other folder of the relay names tonic. Another face, HTTP for example,
+//! is another module beside this one that calls the same use cases.
 
+pub mod agent;
 mod attach;
+mod caller;
 mod endpoint;
+mod error;
 mod exec;
+pub mod frames;
 mod interactive;
 pub mod peers;
-mod replica;
 
 use std::sync::Arc;
 
@@ -13,34 +20,28 @@ use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::relay_server::Relay;
 use remoteprocess_proto::v1::{
     AttachOpen, AttachRequest, AttachResponse, ExecOpen, ExecRequest, ExecResponse, GetStateRequest, GetStateResponse,
-    ListRequest, ListResponse, OutputFrame, ProcessKey, SignalRequest, SignalResponse, StartRequest, StartResponse,
-    StopRequest, StopResponse, WatchOutputRequest,
+    ListRequest, ListResponse, OutputFrame, SignalRequest, SignalResponse, StartRequest, StartResponse, StopRequest,
+    StopResponse, WatchOutputRequest,
 };
-use tokio::sync::mpsc;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-pub(crate) use endpoint::Batch;
 pub use endpoint::RelayEndpoint;
 
-use super::core::authorize::{self, Action, Caller};
-use super::core::{RelayParts, Target, check_key, control, output, watched};
-use peers::{ATTEMPT, on_behalf};
-
-/// Metadata of an answer to `WatchOutput`: the object's uid.
-const UID: &str = "rproc-uid";
+use super::core::Core;
+use super::error::Error;
+use caller::{agent, caller, user};
 
 /// The service; cheap to clone.
 #[derive(Clone)]
 pub struct RelayService {
-    parts: Arc<RelayParts>,
+    core: Arc<Core>,
 }
 
 impl RelayService {
-    /// A service over these parts.
+    /// The gRPC face of these use cases.
     #[must_use]
-    pub fn new(parts: RelayParts) -> Self {
-        Self { parts: Arc::new(parts) }
+    pub fn new(core: Core) -> Self {
+        Self { core: Arc::new(core) }
     }
 
     /// The service for a listener.
@@ -48,45 +49,49 @@ impl RelayService {
     pub fn into_server(self) -> RelayEndpoint {
         endpoint::endpoint(self)
     }
+}
 
-    async fn output(
-        &self,
-        request: Request<WatchOutputRequest>,
-    ) -> Result<(MetadataMap, mpsc::Receiver<Batch>), Status> {
-        let caller = authorize::caller(&request)?;
-        let (metadata, _, request) = request.into_parts();
-        check_protocol(request.protocol)?;
-        let parts = &self.parts;
-        let target = match &caller {
-            Caller::User(user) => {
-                let target = parts.allow(user, Action::Log, request.process.clone()).await?;
-                parts.check_attempt(&target, request.attempt).await?;
-                target
+/// A request that says which version of the protocol its sender speaks.
+trait Versioned {
+    fn protocol(&self) -> u32;
+}
+
+macro_rules! versioned {
+    ($($request:ty),*) => {
+        $(impl Versioned for $request {
+            fn protocol(&self) -> u32 {
+                self.protocol
             }
-            Caller::Replica => Target::of_session(&*parts.at_home(&metadata, request.process.clone())?),
-        };
-        let attempt = match request.attempt {
-            0 => parts.settled(&target),
-            named => Some(named),
-        };
-        let mut metadata = MetadataMap::new();
-        if let Ok(uid) = target.uid.parse() {
-            metadata.insert(UID, uid);
-        }
-        if let Some(attempt) = attempt {
-            metadata.insert(ATTEMPT, attempt.into());
-        }
-        let batches = output::watch(parts.clone(), caller, target, attempt, &request);
-        Ok((metadata, batches))
-    }
+        })*
+    };
+}
+
+versioned!(
+    StartRequest,
+    GetStateRequest,
+    ListRequest,
+    WatchOutputRequest,
+    SignalRequest,
+    StopRequest,
+    AttachOpen,
+    ExecOpen
+);
+
+/// Who calls, and the request, once both are found right.
+fn admit<T: Versioned, C>(request: Request<T>, who: fn(&Request<T>) -> Result<C, Status>) -> Result<(C, T), Status> {
+    let caller = who(&request)?;
+    let request = request.into_inner();
+    check_protocol(&request)?;
+    Ok((caller, request))
 }
 
 /// Versions one away from ours are served.
-fn check_protocol(protocol: u32) -> Result<(), Status> {
+fn check_protocol(request: &impl Versioned) -> Result<(), Error> {
+    let protocol = request.protocol();
     if protocol.abs_diff(PROTOCOL) <= 1 {
         return Ok(());
     }
-    Err(Status::failed_precondition(format!(
+    Err(Error::failed_precondition(format!(
         "this operator speaks version {PROTOCOL} of the wire, not {protocol}"
     )))
 }
@@ -94,28 +99,13 @@ fn check_protocol(protocol: u32) -> Result<(), Status> {
 #[tonic::async_trait]
 impl Relay for RelayService {
     async fn start(&self, request: Request<StartRequest>) -> Result<Response<StartResponse>, Status> {
-        let (namespace, pod_uid) = authorize::agent(&request)?;
-        let source = request.remote_addr().map(|address| address.ip());
-        let request = request.into_inner();
-        check_protocol(request.protocol)?;
-        let started = self.parts.start(namespace, pod_uid, source, request).await;
-        started.map(Response::new)
+        let (agent, request) = admit(request, agent)?;
+        Ok(Response::new(self.core.start(agent, request).await?))
     }
 
     async fn get_state(&self, request: Request<GetStateRequest>) -> Result<Response<GetStateResponse>, Status> {
-        let caller = authorize::caller(&request)?;
-        let (metadata, _, request) = request.into_parts();
-        check_protocol(request.protocol)?;
-        let process = match caller {
-            Caller::User(user) => {
-                let target = self.parts.allow(&user, Action::Get, request.process).await?;
-                self.parts.state(&target).await?
-            }
-            Caller::Replica => {
-                let session = self.parts.at_home(&metadata, request.process)?;
-                self.parts.state_at_home(&session)
-            }
-        };
+        let (caller, request) = admit(request, caller)?;
+        let process = self.core.state(&caller, request.process).await?;
         Ok(Response::new(GetStateResponse {
             protocol: PROTOCOL,
             process: Some(process),
@@ -123,19 +113,8 @@ impl Relay for RelayService {
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
-        let user = authorize::user(&request)?;
-        let request = request.into_inner();
-        check_protocol(request.protocol)?;
-        let namespace = request.namespace.clone();
-        check_key(&ProcessKey {
-            namespace,
-            ..ProcessKey::default()
-        })?;
-        self.parts
-            .authorizer
-            .authorize(&user, Action::List, &request.namespace, "")
-            .await?;
-        let processes = self.parts.list(&request.namespace);
+        let (user, request) = admit(request, user)?;
+        let processes = self.core.list(&user, &request.namespace).await?;
         Ok(Response::new(ListResponse {
             protocol: PROTOCOL,
             processes,
@@ -149,55 +128,52 @@ impl Relay for RelayService {
         Err(Status::unimplemented("WatchOutput is answered elsewhere"))
     }
 
-    type AttachStream = watched::Answers<AttachResponse>;
+    type AttachStream = interactive::Answers<AttachResponse>;
 
     async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
-        let caller = authorize::caller(&request)?;
-        let (metadata, _, requests) = request.into_parts();
-        let answers = interactive::open::<AttachOpen>(self.parts.clone(), caller, &metadata, requests).await?;
-        Ok(Response::new(answers))
+        interactive::open::<AttachOpen>(self.core.clone(), request)
+            .await
+            .map(Response::new)
     }
 
-    type ExecStream = watched::Answers<ExecResponse>;
+    type ExecStream = interactive::Answers<ExecResponse>;
 
     async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Result<Response<Self::ExecStream>, Status> {
-        let caller = authorize::caller(&request)?;
-        let (metadata, _, requests) = request.into_parts();
-        let answers = interactive::open::<ExecOpen>(self.parts.clone(), caller, &metadata, requests).await?;
-        Ok(Response::new(answers))
+        interactive::open::<ExecOpen>(self.core.clone(), request)
+            .await
+            .map(Response::new)
     }
 
     async fn signal(&self, request: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {
-        let caller = authorize::caller(&request)?;
-        let (metadata, _, request) = request.into_parts();
-        match caller {
-            Caller::User(user) => {
-                let process = request.process.clone();
-                let target = self.parts.allow(&user, Action::Signal, process).await?;
-                self.parts.signal(&user, &target, request).await?;
-            }
-            Caller::Replica => {
-                let session = self.parts.at_home(&metadata, request.process.clone())?;
-                control::signal_here(&session, request).await?;
-            }
-        }
+        let (caller, request) = admit(request, caller)?;
+        self.core.signal(&caller, request).await?;
         Ok(Response::new(SignalResponse {}))
     }
 
     async fn stop(&self, request: Request<StopRequest>) -> Result<Response<StopResponse>, Status> {
-        let caller = authorize::caller(&request)?;
-        let (metadata, _, request) = request.into_parts();
-        match caller {
-            Caller::User(user) => {
-                let process = request.process.clone();
-                let target = self.parts.allow(&user, Action::Signal, process).await?;
-                self.parts.stop(&user, &target, request).await?;
-            }
-            Caller::Replica => {
-                let session = self.parts.at_home(&metadata, request.process.clone())?;
-                control::stop_here(&session, &on_behalf(&metadata), request).await?;
-            }
-        }
+        let (caller, request) = admit(request, caller)?;
+        self.core.stop(&caller, request).await?;
         Ok(Response::new(StopResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_one_away_are_served_and_no_others() {
+        for (protocol, is_served) in [
+            (PROTOCOL - 1, true),
+            (PROTOCOL, true),
+            (PROTOCOL + 1, true),
+            (PROTOCOL + 2, false),
+        ] {
+            let request = StopRequest {
+                protocol,
+                ..StopRequest::default()
+            };
+            assert_eq!(check_protocol(&request).is_ok(), is_served, "{protocol}");
+        }
     }
 }

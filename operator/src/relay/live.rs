@@ -4,7 +4,6 @@
 //! and the archive where they are too slow for it; none of them holds the upstream up. Only a ring full of bytes that
 //! are not durable yet does: then the agent's spool absorbs.
 
-mod agent_calls;
 mod archiver;
 mod budget;
 mod conditions;
@@ -12,7 +11,6 @@ mod desired;
 mod follower;
 mod mirror;
 mod place;
-mod requests;
 mod ring;
 mod upstream;
 
@@ -30,53 +28,19 @@ use remoteprocess_proto::v1::{Cursor, Exit, State};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::Channel;
 
-pub use agent_calls::ControlError;
 pub use budget::Budget;
 pub use conditions::Notice;
 pub use desired::{Fact, Known, Order, Wish};
 pub use follower::{Follower, Next};
 pub use mirror::Mirror;
-pub use requests::Requests;
 use ring::Ring;
 
 use super::archive::{Archive, Manifest, StoredGap, Unavailable};
-use super::attempt::{AttemptKey, Subject};
+use super::attempt::{Agent, AttemptKey, Subject};
+use super::grpc::agent::{AgentClient, Connect};
 use super::grpc::peers::Peers;
 use super::metrics::metrics;
-
-/// The agent of a session: which pod it must prove to be, and where it listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Agent {
-    /// Namespace of its pod.
-    pub namespace: String,
-    /// UID of its pod.
-    pub pod_uid: String,
-    /// `host:port`, IPv6 in brackets.
-    pub address: String,
-}
-
-impl Agent {
-    /// Stands for an agent that will not come back.
-    #[must_use]
-    pub fn nowhere(subject: &Subject) -> Self {
-        Self {
-            namespace: subject.namespace.clone(),
-            pod_uid: subject.pod_uid.clone(),
-            address: String::new(),
-        }
-    }
-}
-
-/// Why an agent could not be reached; for the log.
-pub type ConnectError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Makes connections to agents.
-pub trait Connect: Send + Sync + 'static {
-    /// A new connection; fails if the peer is not exactly this agent.
-    fn connect<'a>(&'a self, agent: &'a Agent) -> BoxFuture<'a, Result<Channel, ConnectError>>;
-}
 
 /// Writes what a session learns into the object's status. Each write is tried until it is done or the object is gone:
 /// an API server that is away must not end a session.
@@ -126,7 +90,7 @@ pub struct Context {
     /// Where output goes.
     pub archive: Archive,
     /// How agents are reached.
-    pub connect: Box<dyn Connect>,
+    pub connect: Arc<dyn Connect>,
     /// The other replicas.
     pub peers: Peers,
     /// Where facts go.
@@ -138,12 +102,12 @@ pub struct Context {
 }
 
 /// One live attempt.
-pub struct Session {
+pub struct LiveAttempt {
     subject: Subject,
     context: Arc<Context>,
     ring: Arc<Ring>,
     agent: watch::Sender<Agent>,
-    control: agent_calls::Control,
+    client: AgentClient,
     /// Set with the first sign that the program runs.
     started: watch::Sender<bool>,
     state: watch::Sender<Option<State>>,
@@ -173,15 +137,15 @@ pub struct Feed {
 
 /// The live sessions of a relay, and the mirrors of other replicas' sessions.
 #[derive(Clone)]
-pub struct Sessions {
+pub struct LiveAttempts {
     context: Arc<Context>,
-    live: Arc<Mutex<HashMap<AttemptKey, Arc<Session>>>>,
+    live: Arc<Mutex<HashMap<AttemptKey, Arc<LiveAttempt>>>>,
     mirrors: Arc<Mutex<HashMap<AttemptKey, Arc<Mirror>>>>,
     changed: watch::Sender<u64>,
     tasks: TaskTracker,
 }
 
-impl Sessions {
+impl LiveAttempts {
     /// No session yet.
     #[must_use]
     pub fn new(context: Arc<Context>) -> Self {
@@ -196,13 +160,13 @@ impl Sessions {
 
     /// The live session of an attempt.
     #[must_use]
-    pub fn get(&self, key: &AttemptKey) -> Option<Arc<Session>> {
+    pub fn get(&self, key: &AttemptKey) -> Option<Arc<LiveAttempt>> {
         self.lock().get(key).cloned()
     }
 
     /// Every live session.
     #[must_use]
-    pub fn all(&self) -> Vec<Arc<Session>> {
+    pub fn all(&self) -> Vec<Arc<LiveAttempt>> {
         self.lock().values().cloned().collect()
     }
 
@@ -241,13 +205,13 @@ impl Sessions {
     }
 
     /// Opens the session of an attempt, or tells the one that is open where its agent is now.
-    pub fn open(&self, subject: Subject, agent: Agent) -> Arc<Session> {
+    pub fn open(&self, subject: Subject, agent: Agent) -> Arc<LiveAttempt> {
         let mut live = self.lock();
         if let Some(session) = live.get(&subject.key) {
             session.agent.send_replace(agent);
             return session.clone();
         }
-        let session = Arc::new(Session::new(self.context.clone(), subject, agent));
+        let session = Arc::new(LiveAttempt::new(self.context.clone(), subject, agent));
         live.insert(session.subject.key.clone(), session.clone());
         drop(live);
         self.changed.send_modify(|version| *version += 1);
@@ -273,20 +237,21 @@ impl Sessions {
         self.mirrors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<AttemptKey, Arc<Session>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<AttemptKey, Arc<LiveAttempt>>> {
         // The map is whole after each statement, so a panic elsewhere leaves nothing half done.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Session {
+impl LiveAttempt {
     fn new(context: Arc<Context>, subject: Subject, agent: Agent) -> Self {
+        let agent = watch::Sender::new(agent);
         Self {
             subject,
             ring: Arc::new(Ring::new(context.memory.clone())),
+            client: AgentClient::new(context.connect.clone(), agent.subscribe()),
             context,
-            agent: watch::Sender::new(agent),
-            control: agent_calls::Control::default(),
+            agent,
             started: watch::Sender::new(false),
             state: watch::Sender::new(None),
             closing: watch::Sender::new(None),
@@ -313,6 +278,12 @@ impl Session {
     #[must_use]
     pub fn subject(&self) -> &Subject {
         &self.subject
+    }
+
+    /// Calls the agent.
+    #[must_use]
+    pub fn agent(&self) -> &AgentClient {
+        &self.client
     }
 
     /// False for the first moments, until the archive has said where it stands.

@@ -14,9 +14,9 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::archive::Archive;
-use super::attempt::{AttemptKey, Subject};
+use super::attempt::{Agent, AttemptKey, Subject};
 use super::directory::{Change, Directory};
-use super::live::{Agent, Ending, Known, Order, Record, Session, Sessions, Wish};
+use super::live::{Ending, Known, LiveAttempt, LiveAttempts, Order, Record, Wish};
 use super::status::{Recorder, known_end};
 
 /// Who asks for the end where the object does.
@@ -30,7 +30,7 @@ pub struct Overseer {
     /// Which processes exist.
     pub directory: Directory,
     /// Which of them are live here.
-    pub sessions: Sessions,
+    pub sessions: LiveAttempts,
     /// Asks for pods, writes ends.
     pub recorder: Recorder,
 }
@@ -104,7 +104,7 @@ impl Overseer {
                     attempt = subject.key.attempt,
                     "closing an attempt without its agent"
                 );
-                let agent = Agent::nowhere(&subject);
+                let agent = Agent::lost(&subject);
                 let session = self.sessions.open(subject.clone(), agent);
                 advise(&session, &process);
                 return subject.key;
@@ -119,7 +119,7 @@ fn abandoned(process: &RemoteProcess) -> impl Iterator<Item = Subject> {
 }
 
 /// Tells one session what its object says now.
-pub fn advise(session: &Session, process: &RemoteProcess) {
+pub fn advise(session: &LiveAttempt, process: &RemoteProcess) {
     if let Some(order) = order_to_stop(process) {
         session.stop_by(order);
     }
@@ -174,7 +174,7 @@ fn known(attempt: &AttemptStatus) -> Known {
 }
 
 /// The live sessions of an object.
-fn of(sessions: &Sessions, process: &RemoteProcess) -> Vec<Arc<Session>> {
+fn of(sessions: &LiveAttempts, process: &RemoteProcess) -> Vec<Arc<LiveAttempt>> {
     let uid = process.uid().unwrap_or_default();
     let attempts = process.status.iter().flat_map(|status| &status.attempts);
     attempts
@@ -188,7 +188,7 @@ fn of(sessions: &Sessions, process: &RemoteProcess) -> Vec<Arc<Session>> {
 }
 
 /// Records the ends that were archived by a relay which died before it could write them into the status.
-pub async fn make_up(directory: &Directory, archive: &Archive, sessions: &Sessions, record: &dyn Record) {
+pub async fn make_up(directory: &Directory, archive: &Archive, sessions: &LiveAttempts, record: &dyn Record) {
     for process in directory.list("") {
         for subject in unfinished(&process).filter(|subject| sessions.get(&subject.key).is_none()) {
             match archived_end(archive, &subject).await {

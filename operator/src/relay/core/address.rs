@@ -2,12 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use tonic::Status;
-
-use super::{RelayParts, start::safe};
+use super::{Core, start::safe};
 use crate::relay::attempt::Subject;
+use crate::relay::error::{Code, Error};
 
-impl RelayParts {
+impl Core {
     /// Refuses an address that is not the agent's own: neither the one that the agent calls from, nor, where the network
     /// hides that, one that the API server knows of its pod. Else an agent could make the operator connect to anything.
     pub(super) async fn check_address(
@@ -15,7 +14,7 @@ impl RelayParts {
         subject: &Subject,
         named: SocketAddr,
         source: Option<IpAddr>,
-    ) -> Result<(), Status> {
+    ) -> Result<(), Error> {
         let named = named.ip().to_canonical();
         if source.is_some_and(|source| source.to_canonical() == named) {
             return Ok(());
@@ -28,11 +27,10 @@ impl RelayParts {
         if known.contains(&named) {
             Ok(())
         } else if known.is_empty() {
-            Err(Status::unavailable(
-                "the address of the pod is not known yet; try again",
-            ))
+            Err(Error::unavailable("the address of the pod is not known yet; try again"))
         } else {
-            Err(Status::permission_denied(
+            Err(Error::new(
+                Code::PermissionDenied,
                 "address is not an address of the agent's pod",
             ))
         }

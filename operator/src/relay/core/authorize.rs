@@ -5,17 +5,19 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::{Api, Client, api::PostParams};
 use remoteprocess_api::names;
-use remoteprocess_tls::{PeerIdentity, Role, User};
+use remoteprocess_tls::User;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
-use tonic::{Request, Status};
+
+use crate::relay::error::{Code, Error};
 
 /// How long a permission is believed: revoked rights end that much later at most, plus the pause between two checks of
 /// a live stream.
@@ -95,7 +97,7 @@ impl Authorizer {
     ///
     /// # Errors
     /// `PermissionDenied` with the missing RBAC rule as YAML; `Unavailable` when the API server does not answer.
-    pub async fn authorize(&self, user: &User, action: Action, namespace: &str, name: &str) -> Result<(), Status> {
+    pub async fn authorize(&self, user: &User, action: Action, namespace: &str, name: &str) -> Result<(), Error> {
         let review = build_review(user, action, namespace, name);
         let question = digest(&review)?;
         let is_allowed = match self.remembered(&question) {
@@ -109,7 +111,10 @@ impl Authorizer {
         if is_allowed {
             Ok(())
         } else {
-            Err(Status::permission_denied(refusal(user, action, namespace, name)))
+            Err(Error::new(
+                Code::PermissionDenied,
+                refusal(user, action, namespace, name),
+            ))
         }
     }
 
@@ -121,7 +126,7 @@ impl Authorizer {
             .map(|answer| answer.is_allowed)
     }
 
-    async fn ask(&self, review: &SubjectAccessReview) -> Result<bool, Status> {
+    async fn ask(&self, review: &SubjectAccessReview) -> Result<bool, Error> {
         let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
         let params = PostParams::default();
         match timeout(LIMIT, reviews.create(&params, review)).await {
@@ -129,10 +134,7 @@ impl Authorizer {
                 .status
                 .is_some_and(|status| status.allowed && status.denied != Some(true))),
             Ok(Err(error)) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "a permission cannot be checked"
-                );
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot check a permission");
                 Err(unavailable())
             }
             Err(_) => Err(unavailable()),
@@ -152,76 +154,42 @@ impl Authorizer {
     }
 }
 
-/// Who calls.
-///
-/// # Errors
-/// `Unauthenticated` where the connection shows no identity, or one that has expired since the handshake.
-pub fn peer<T>(request: &Request<T>) -> Result<Arc<PeerIdentity>, Status> {
-    let peer = request.extensions().get::<Arc<PeerIdentity>>();
-    let peer = peer.ok_or_else(|| Status::unauthenticated("this method needs a client certificate"))?;
-    if peer.not_after <= SystemTime::now() {
-        return Err(Status::unauthenticated(
-            "the client certificate has expired; connect again with a new one",
-        ));
-    }
-    Ok(peer.clone())
-}
-
 /// Who calls a method of users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
-    /// A user, to be authorised.
+    /// A user, to be authorized.
     User(User),
-    /// Another replica, which has authorised its user.
-    Replica,
+    /// Another replica, which has authorized its user.
+    Replica(Forwarded),
 }
 
-/// The user or the replica that calls.
-///
-/// # Errors
-/// As [`peer`], and `PermissionDenied` for every other role.
-pub fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
-    match peer(request)?.role {
-        Role::Operator => Ok(Caller::Replica),
-        _ => user(request).map(Caller::User),
-    }
+/// An agent that calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentCaller {
+    /// Namespace of its pod.
+    pub namespace: String,
+    /// UID of its pod.
+    pub pod_uid: String,
+    /// The address that it calls from, where that is known.
+    pub source: Option<IpAddr>,
 }
 
-/// The user who calls.
-///
-/// # Errors
-/// As [`peer`], and `PermissionDenied` for every other role.
-pub fn user<T>(request: &Request<T>) -> Result<User, Status> {
-    let peer = peer(request)?;
-    match (&peer.role, &peer.user) {
-        (Role::User, Some(user)) => Ok(user.clone()),
-        _ => Err(Status::permission_denied(format!(
-            "this method is for users, not for {}",
-            peer.role
-        ))),
-    }
+/// What a replica passes on with the request of a user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarded {
+    /// The attempt that is meant.
+    pub attempt: Option<u32>,
+    /// Name of the user; empty where there is none.
+    pub user: String,
 }
 
-/// The agent that calls: its pod's namespace and uid.
-///
-/// # Errors
-/// As [`peer`], and `PermissionDenied` for every other role.
-pub fn agent<T>(request: &Request<T>) -> Result<(String, String), Status> {
-    match &peer(request)?.role {
-        Role::Agent { namespace, pod_uid } => Ok((namespace.clone(), pod_uid.clone())),
-        role => Err(Status::permission_denied(format!(
-            "this method is for agents, not for {role}"
-        ))),
-    }
-}
-
-fn unavailable() -> Status {
-    Status::unavailable("the API server cannot be asked for permission now")
+fn unavailable() -> Error {
+    Error::unavailable("the API server cannot be asked for permission now")
 }
 
 /// What a question is remembered by. The maps of a review are sorted, so equal questions have equal texts.
-fn digest(review: &SubjectAccessReview) -> Result<Digest, Status> {
-    let text = serde_json::to_vec(&review.spec).map_err(|error| Status::internal(error.to_string()))?;
+fn digest(review: &SubjectAccessReview) -> Result<Digest, Error> {
+    let text = serde_json::to_vec(&review.spec).map_err(|error| Error::new(Code::Internal, error.to_string()))?;
     Ok(Sha256::digest(&text).into())
 }
 
@@ -283,6 +251,7 @@ fn refusal(user: &User, action: Action, namespace: &str, name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use rstest::rstest;
@@ -392,9 +361,9 @@ mod tests {
             .authorize(&alice(), Action::Log, "default", "hello")
             .await
             .expect_err("refused");
-        assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+        assert_eq!(refused.code, Code::PermissionDenied);
         assert_eq!(
-            refused.message(),
+            refused.message,
             "user \"alice\" may not get remoteprocesses/log \"hello\" in the namespace \"default\". The missing rule, \
              for a Role:\n- apiGroups: [remoteprocess.dev]\n  resources: [remoteprocesses/log]\n  verbs: [get]"
         );
@@ -418,7 +387,7 @@ mod tests {
             .authorize(&alice(), Action::List, "", "")
             .await
             .expect_err("not known");
-        assert_eq!(error.code(), tonic::Code::Unavailable);
+        assert_eq!(error.code, Code::Unavailable);
     }
 
     #[test]
@@ -429,42 +398,5 @@ mod tests {
             "{sentence}"
         );
         assert!(sentence.contains("for a ClusterRole"), "{sentence}");
-    }
-
-    fn request(role: Role, user: Option<User>, expired: bool) -> Request<()> {
-        let hour = Duration::from_secs(3600);
-        let not_after = if expired {
-            SystemTime::now() - hour
-        } else {
-            SystemTime::now() + hour
-        };
-        let mut request = Request::new(());
-        request
-            .extensions_mut()
-            .insert(Arc::new(PeerIdentity { role, user, not_after }));
-        request
-    }
-
-    #[test]
-    fn roles_do_not_imply_each_other() {
-        let pod = Role::Agent {
-            namespace: "default".into(),
-            pod_uid: "u".into(),
-        };
-        let (by_user, by_agent) = (
-            request(Role::User, Some(alice()), false),
-            request(pod.clone(), None, false),
-        );
-        let by_operator = request(Role::Operator, None, false);
-        assert_eq!(user(&by_user).expect("a user"), alice());
-        assert_eq!(agent(&by_agent).expect("an agent"), ("default".into(), "u".into()));
-        let denied = |status: Status| assert_eq!(status.code(), tonic::Code::PermissionDenied);
-        denied(user(&by_agent).expect_err("an agent is no user"));
-        denied(user(&by_operator).expect_err("the operator is no user"));
-        denied(agent(&by_user).expect_err("a user is no agent"));
-        denied(agent(&by_operator).expect_err("the operator is no agent"));
-        for request in [Request::new(()), request(pod, None, true)] {
-            assert_eq!(peer(&request).expect_err("nobody").code(), tonic::Code::Unauthenticated);
-        }
     }
 }

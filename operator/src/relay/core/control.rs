@@ -1,98 +1,77 @@
-//! Signals and stops, each with a line of audit where the user was authorised.
-
-use std::sync::Arc;
+//! Signals and stops, each with a line of audit where the user was authorized.
 
 use remoteprocess_api::{DesiredState, signal};
 use remoteprocess_proto::v1::{ExecutorSignalRequest, ExecutorStopRequest, SignalRequest, StopRequest};
 use remoteprocess_tls::User;
-use tonic::{Code, Status};
 use tracing::{info, warn};
 
-use super::{RelayParts, Target};
-use crate::relay::attempt::AttemptKey;
-use crate::relay::grpc::peers::{self, Home};
-use crate::relay::live::{ControlError, Session};
+use super::Core;
+use super::authorize::{Action, Caller};
+use super::home::Reached;
+use crate::relay::attempt::{AttemptKey, Target};
+use crate::relay::error::{Code, Error};
+use crate::relay::live::LiveAttempt;
 
-/// Longest sentence that a user may attach to a stop, in bytes.
+/// Longest message that a user may attach to a stop, in bytes.
 const MESSAGE: usize = 1024;
 
-/// Where a process can be reached.
-pub(crate) enum Reached {
-    Here(Arc<Session>),
-    There(Box<Home>),
-}
-
-impl RelayParts {
-    pub(crate) async fn signal(&self, user: &User, target: &Target, request: SignalRequest) -> Result<(), Status> {
+impl Core {
+    /// Sends a signal to the program.
+    pub(crate) async fn signal(&self, caller: &Caller, request: SignalRequest) -> Result<(), Error> {
+        let process = request.process.clone();
+        let user = match caller {
+            Caller::User(user) => user,
+            Caller::Replica(forwarded) => return signal_here(&*self.at_home(forwarded, process)?, request).await,
+        };
+        let target = self.allow(user, Action::Signal, process).await?;
         if !(1..=signal::MAX_SIGNAL).contains(&request.number) {
-            return Err(Status::invalid_argument(format!(
+            return Err(Error::invalid(format!(
                 "{} is not the number of a signal",
                 request.number
             )));
         }
-        let key = self.current(target)?;
-        let reached = self.reach(target, &key).await?;
-        audit(user, target, &key, "signal", &signal::name(request.number));
+        let key = self.current(&target)?;
+        let reached = self.reach(&target, &key).await?;
+        audit(user, &target, &key, "signal", &signal::name(request.number));
         match reached {
-            Reached::Here(session) => signal_here(&session, request).await,
-            Reached::There(mut home) => {
-                let request = peers::forward(
-                    &key,
-                    &user.name,
-                    SignalRequest {
-                        process: Some(peers::process(&key)),
-                        ..request
-                    },
-                );
-                home.client.signal(request).await.map(drop)
-            }
+            Reached::Here(live) => signal_here(&live, request).await,
+            Reached::There(mut home) => home.signal(&user.name, request).await,
         }
     }
 
-    pub(crate) async fn stop(&self, user: &User, target: &Target, request: StopRequest) -> Result<(), Status> {
-        if request
-            .signal
-            .is_some_and(|number| !(1..=signal::MAX_SIGNAL).contains(&number))
-        {
-            return Err(Status::invalid_argument("signal is not the number of a signal"));
-        }
-        if request.message.len() > MESSAGE {
-            return Err(Status::invalid_argument(format!(
-                "message is longer than {MESSAGE} bytes"
-            )));
-        }
-        let key = self.current(target)?;
-        let message = request.message.clone();
-        let Ok(reached) = self.reach(target, &key).await else {
-            return self.stop_by_spec(user, target, &message).await;
-        };
-        audit(user, target, &key, "stop", &message);
-        let stopped = match reached {
-            Reached::Here(session) => stop_here(&session, &user.name, request).await,
-            Reached::There(mut home) => {
-                let request = peers::forward(
-                    &key,
-                    &user.name,
-                    StopRequest {
-                        process: Some(peers::process(&key)),
-                        ..request
-                    },
-                );
-                home.client.stop(request).await.map(drop)
+    /// Stops the program: by its agent, or by the object where the agent cannot be reached.
+    pub(crate) async fn stop(&self, caller: &Caller, request: StopRequest) -> Result<(), Error> {
+        let process = request.process.clone();
+        let user = match caller {
+            Caller::User(user) => user,
+            Caller::Replica(forwarded) => {
+                return stop_here(&*self.at_home(forwarded, process)?, &forwarded.user, request).await;
             }
         };
+        let target = self.allow(user, Action::Signal, process).await?;
+        check_stop(&request)?;
+        let key = self.current(&target)?;
+        let message = request.message.clone();
+        let Ok(reached) = self.reach(&target, &key).await else {
+            return self.stop_by_spec(user, &target, &message).await;
+        };
+        audit(user, &target, &key, "stop", &message);
+        let stopped = match reached {
+            Reached::Here(live) => stop_here(&live, &user.name, request).await,
+            Reached::There(mut home) => home.stop(&user.name, request).await,
+        };
         match stopped {
-            // The wish outlives the connection: the agent hears it when it is back.
-            Err(status) if matches!(status.code(), Code::Unavailable | Code::NotFound) => {
-                self.stop_by_spec(user, target, &message).await
+            // The object outlives the connection: the agent is told when it is back.
+            Err(error) if matches!(error.code, Code::Unavailable | Code::NotFound) => {
+                self.stop_by_spec(user, &target, &message).await
             }
             answered => answered,
         }
     }
 
-    async fn stop_by_spec(&self, user: &User, target: &Target, message: &str) -> Result<(), Status> {
+    async fn stop_by_spec(&self, user: &User, target: &Target, message: &str) -> Result<(), Error> {
         let Some(process) = self.object(target) else {
-            return Err(Status::not_found("the process has been deleted"));
+            return Err(Error::not_found("the process has been deleted"));
         };
         if process.is_final() || process.spec.desired_state == DesiredState::Stopped {
             return Ok(());
@@ -103,70 +82,47 @@ impl RelayParts {
             .stop(&target.namespace, &target.name, &target.uid, &user.name, message)
             .await
             .map_err(|error| {
-                warn!(error = &error as &dyn std::error::Error, "desiredState cannot be set");
-                Status::unavailable("the API server does not take the stop now")
+                warn!(error = &error as &dyn std::error::Error, "cannot set desiredState");
+                Error::unavailable("the API server does not take the stop now")
             })
-    }
-
-    pub(crate) fn current(&self, target: &Target) -> Result<AttemptKey, Status> {
-        let process = self
-            .object(target)
-            .ok_or_else(|| Status::not_found("the process has been deleted"))?;
-        let attempt = process.status.as_ref().and_then(|status| status.attempt);
-        Ok(AttemptKey {
-            uid: target.uid.clone(),
-            attempt: attempt.unwrap_or_default(),
-        })
-    }
-
-    /// The session of an attempt, here or at its home.
-    pub(crate) async fn reach(&self, target: &Target, key: &AttemptKey) -> Result<Reached, Status> {
-        if let Some(session) = self.sessions.get(key) {
-            return Ok(Reached::Here(session));
-        }
-        if self.may_live(key)
-            && let Some(home) = self.sessions.peers().home_of(key).await
-        {
-            return Ok(Reached::There(Box::new(home)));
-        }
-        let is_over = self.object(target).is_some_and(|process| process.is_final());
-        Err(Status::failed_precondition(if is_over {
-            "the process has ended"
-        } else {
-            "the process has not started, or its agent is not connected"
-        }))
     }
 }
 
-/// Signals the process of a session; the user has been authorised.
-pub(crate) async fn signal_here(session: &Session, request: SignalRequest) -> Result<(), Status> {
+fn check_stop(request: &StopRequest) -> Result<(), Error> {
+    if request
+        .signal
+        .is_some_and(|number| !(1..=signal::MAX_SIGNAL).contains(&number))
+    {
+        return Err(Error::invalid("signal is not the number of a signal"));
+    }
+    if request.message.len() > MESSAGE {
+        return Err(Error::invalid(format!("message is longer than {MESSAGE} bytes")));
+    }
+    Ok(())
+}
+
+/// Signals the process of a live attempt; the user has been authorized.
+async fn signal_here(live: &LiveAttempt, request: SignalRequest) -> Result<(), Error> {
     let request = ExecutorSignalRequest {
         request_id: request.request_id,
         number: request.number,
         target: request.target,
     };
-    session.signal(request).await.map_err(|error| to_status(&error))
+    live.agent().signal(request).await
 }
 
-/// Stops the process of a session on behalf of a user who has been authorised.
-pub(crate) async fn stop_here(session: &Session, user: &str, request: StopRequest) -> Result<(), Status> {
+/// Stops the process of a live attempt on behalf of a user who has been authorized.
+async fn stop_here(live: &LiveAttempt, user: &str, request: StopRequest) -> Result<(), Error> {
     let request = ExecutorStopRequest {
         signal: request.signal,
         grace_seconds: request.grace_seconds,
         requested_by: user.to_owned(),
         message: request.message,
     };
-    session.stop(request).await.map_err(|error| to_status(&error))
+    live.agent().stop(request).await
 }
 
 pub(crate) fn audit(user: &User, target: &Target, key: &AttemptKey, action: &str, detail: &str) {
     info!(target: "audit", action, detail, user = user.name, groups = ?user.groups, uid = target.uid,
         namespace = target.namespace, name = target.name, attempt = key.attempt, "control");
-}
-
-pub(crate) fn to_status(error: &ControlError) -> Status {
-    match error {
-        ControlError::Unreachable => Status::unavailable("the agent of the process cannot be reached now"),
-        ControlError::Refused(status) => Status::new(status.code(), status.message().to_owned()),
-    }
 }

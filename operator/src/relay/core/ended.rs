@@ -1,14 +1,14 @@
-//! How an attempt without a live session ended, and what of its output will never come.
+//! How an attempt that is not live here ended, and what of its output will never come.
 
 use remoteprocess_proto::v1::{Cursor, Exit, GapReason, Reason, Stream};
 
-use super::{RelayParts, Target};
+use super::Core;
 use crate::relay::archive::{Error, Manifest};
-use crate::relay::attempt::AttemptKey;
+use crate::relay::attempt::Target;
 use crate::relay::piece::{Piece, gap};
 use crate::relay::status::known_end;
 
-/// How an attempt without a live session ended.
+/// How an attempt that is not live here ended.
 pub(crate) struct Ended {
     /// The last frame.
     pub exit: Exit,
@@ -18,22 +18,19 @@ pub(crate) struct Ended {
     reason: GapReason,
 }
 
-impl RelayParts {
-    /// The end of an attempt that has no live session, by archive or status; `None` while there may be more. Where the
+impl Core {
+    /// The end of an attempt that is not live here, by archive or status; `None` while there may be more. Where the
     /// stream is not settled on the attempt, the end of one that has run nothing is not the end of the stream: another
     /// may take its place.
     pub(crate) async fn ended(&self, target: &Target, attempt: u32, is_settled: bool) -> Result<Option<Ended>, Error> {
-        let key = AttemptKey {
-            uid: target.uid.clone(),
-            attempt,
-        };
+        let key = target.attempt(attempt);
         if attempt != 0 {
             let manifest = self.archive.manifest(&key).await?;
             let closed = manifest.and_then(|manifest| Ended::archived(&manifest));
             if closed.is_some() {
                 return Ok(closed);
             }
-            if self.sessions.get(&key).is_some() {
+            if self.live.get(&key).is_some() {
                 return Ok(None);
             }
         }

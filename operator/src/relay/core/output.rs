@@ -3,23 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use kube::ResourceExt;
-use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::{Exit, Heartbeat, OutputFrame, State, Stream as WireStream, WatchOutputRequest};
-use remoteprocess_proto::wire::encode;
+use remoteprocess_proto::v1::{Cursor, Exit, State, Stream as WireStream, WatchOutputRequest};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::Status;
 
+use super::authorize::{Action, Caller};
 use super::ended::Ended;
 use super::state::wire_state;
-use super::{RECHECK, RelayParts, Target, unreadable};
-use crate::relay::archive::Error;
-use crate::relay::attempt::AttemptKey;
-use crate::relay::core::authorize::{Action, Caller};
+use super::{Core, RECHECK, unreadable};
+use crate::relay::archive::Error as ArchiveError;
+use crate::relay::attempt::{AttemptKey, Target};
+use crate::relay::error::Error;
 use crate::relay::frame::Framed;
-use crate::relay::grpc::Batch;
 use crate::relay::live::{Follower, Next};
 use crate::relay::metrics::metrics;
 use crate::relay::piece::{Placed, Wanted};
@@ -35,16 +31,47 @@ const POLL: Duration = Duration::from_secs(1);
 /// How often it is looked at by a reader that is slower than the mirror of another home.
 const CATCH_UP: Duration = Duration::from_millis(200);
 
-/// Why a stream is over.
+/// What a reader of output gets.
+#[derive(Debug)]
+pub(crate) enum OutputEvent {
+    /// The next output; never empty.
+    Output(Vec<Framed>),
+    /// Where the reader is, for a later resume; also proof that a silent stream lives.
+    Position {
+        /// Offsets of both streams, once there is a place to read.
+        offsets: Option<Cursor>,
+        /// The attempt that is read; 0 while another may take its place.
+        attempt: u32,
+    },
+    /// Why there is no output yet.
+    State(State),
+    /// The end; nothing follows.
+    Exit(Box<Exit>),
+}
+
+/// Events in order; an error is the last.
+pub(crate) type Events = mpsc::Receiver<Result<OutputEvent, Error>>;
+
+/// The output of a process that a caller may read.
+pub(crate) struct Output {
+    /// UID of the object.
+    pub(crate) uid: String,
+    /// The attempt, where it is known from the beginning.
+    pub(crate) attempt: Option<u32>,
+    /// The output itself.
+    pub(crate) events: Events,
+}
+
+/// Why a stream ends.
 enum Over {
-    /// Everything was said, or nobody listens.
+    /// The last event was sent, or the reader is gone.
     Done,
-    /// The reader is told why.
-    Failed(Status),
+    /// The reader gets this error.
+    Failed(Error),
 }
 
 struct Pump {
-    parts: Arc<RelayParts>,
+    core: Arc<Core>,
     caller: Caller,
     target: Target,
     wanted: Wanted,
@@ -61,17 +88,38 @@ struct Pump {
     heartbeat: Instant,
     recheck: Instant,
     changes: [watch::Receiver<u64>; 2],
-    sender: mpsc::Sender<Batch>,
+    sender: mpsc::Sender<Result<OutputEvent, Error>>,
+}
+
+impl Core {
+    /// Begins to read the output of a process.
+    pub(crate) async fn output(self: &Arc<Self>, caller: Caller, request: WatchOutputRequest) -> Result<Output, Error> {
+        let target = match &caller {
+            Caller::User(user) => {
+                let target = self.allow(user, Action::Log, request.process.clone()).await?;
+                self.check_attempt(&target, request.attempt).await?;
+                target
+            }
+            Caller::Replica(forwarded) => self.at_home(forwarded, request.process.clone())?.subject().target(),
+        };
+        let attempt = match request.attempt {
+            0 => self.settled(&target),
+            named => Some(named),
+        };
+        let uid = target.uid.clone();
+        let events = watch(self.clone(), caller, target, attempt, &request);
+        Ok(Output { uid, attempt, events })
+    }
 }
 
 /// Starts a stream of `attempt`; of the latest, which is told as soon as it is settled, where that is `None`.
-pub(crate) fn watch(
-    parts: Arc<RelayParts>,
+pub(super) fn watch(
+    core: Arc<Core>,
     caller: Caller,
     target: Target,
     attempt: Option<u32>,
     request: &WatchOutputRequest,
-) -> mpsc::Receiver<Batch> {
+) -> Events {
     let (sender, receiver) = mpsc::channel(2);
     let only = match request.stream() {
         WireStream::Unspecified => None,
@@ -79,8 +127,8 @@ pub(crate) fn watch(
     };
     let begins = request.cursor.is_none();
     let pump = Pump {
-        changes: [parts.directory.changes(), parts.sessions.changes()],
-        parts,
+        changes: [core.directory.changes(), core.live.changes()],
+        core,
         caller,
         target,
         wanted: Wanted {
@@ -103,32 +151,32 @@ pub(crate) fn watch(
     receiver
 }
 
-fn failed(error: Error) -> Over {
+fn failed(error: ArchiveError) -> Over {
     Over::Failed(unreadable(&error))
 }
 
-fn version(parts: &RelayParts, target: &Target) -> Option<String> {
-    parts.object(target)?.resource_version()
+fn version(core: &Core, target: &Target) -> Option<String> {
+    core.object(target)?.resource_version()
 }
 
 impl Pump {
     async fn run(mut self) {
         metrics().followers.inc();
-        let shutdown = self.parts.shutdown.clone();
+        let shutdown = self.core.shutdown.clone();
         let over = tokio::select! {
             over = self.serve() => over,
-            () = shutdown.cancelled() => Err(Over::Failed(Status::unavailable("this replica is going away"))),
+            () = shutdown.cancelled() => Err(Over::Failed(Error::shutting_down())),
         };
-        if let Err(Over::Failed(status)) = over {
-            // Nobody may be there to hear it.
-            let _ = self.sender.send(Err(status)).await;
+        if let Err(Over::Failed(error)) = over {
+            // The reader may be gone.
+            let _ = self.sender.send(Err(error)).await;
         }
         metrics().followers.dec();
     }
 
     async fn serve(&mut self) -> Result<(), Over> {
         loop {
-            self.seen = version(&self.parts, &self.target);
+            self.seen = version(&self.core, &self.target);
             self.upkeep().await?;
             self.choose_attempt().await?;
             self.attach().await?;
@@ -158,7 +206,7 @@ impl Pump {
         if self.is_settled {
             return Ok(());
         }
-        let latest = match self.parts.object(&self.target) {
+        let latest = match self.core.object(&self.target) {
             Some(process) => process
                 .status
                 .as_ref()
@@ -166,7 +214,7 @@ impl Pump {
                 .unwrap_or_default(),
             None if self.attempt != 0 => self.attempt,
             None => {
-                let attempts = self.parts.archive.attempts(&self.target.uid).await;
+                let attempts = self.core.archive.attempts(&self.target.uid).await;
                 attempts.map_err(failed)?.last().copied().unwrap_or_default()
             }
         };
@@ -174,7 +222,7 @@ impl Pump {
             self.attempt = latest;
             self.follower = None;
         }
-        if self.parts.settled(&self.target) == Some(latest) {
+        if self.core.settled(&self.target) == Some(latest) {
             self.settle().await?;
         }
         Ok(())
@@ -190,11 +238,11 @@ impl Pump {
 
     /// Tells the reader what it has to know to resume.
     async fn send_position(&mut self) -> Result<(), Over> {
-        let heartbeat = Heartbeat {
+        let position = OutputEvent::Position {
             offsets: self.follower.as_ref().map(Follower::position),
             attempt: if self.is_settled { self.attempt } else { 0 },
         };
-        self.say(Frame::Heartbeat(heartbeat)).await
+        self.send(position).await
     }
 
     /// Gets a follower, and a live session for it where there is one.
@@ -208,12 +256,12 @@ impl Pump {
         }
         let is_new = self.follower.is_none();
         let wanted = self.wanted;
-        let archive = self.parts.archive.clone();
+        let archive = self.core.archive.clone();
         let follower = self
             .follower
             .get_or_insert_with(|| Follower::new(archive, key.clone(), wanted));
         let feed = self
-            .parts
+            .core
             .feed(&self.caller, &key, self.follow, is_new)
             .await
             .map_err(Over::Failed)?;
@@ -256,7 +304,7 @@ impl Pump {
         if self.is_live() {
             return Ok(None);
         }
-        let ended = self.parts.ended(&self.target, self.attempt, self.is_settled).await;
+        let ended = self.core.ended(&self.target, self.attempt, self.is_settled).await;
         ended.map_err(failed)
     }
 
@@ -275,16 +323,16 @@ impl Pump {
     }
 
     async fn finish(&mut self, exit: Exit) -> Result<(), Over> {
-        self.say(Frame::Exit(exit)).await?;
+        self.send(OutputEvent::Exit(Box::new(exit))).await?;
         Err(Over::Done)
     }
 
     async fn tell_state(&mut self) -> Result<(), Over> {
-        let state = self.parts.object(&self.target).map(|process| wire_state(&process));
+        let state = self.core.object(&self.target).map(|process| wire_state(&process));
         match state {
             Some(state) if self.told.as_ref() != Some(&state) => {
                 self.told = Some(state.clone());
-                self.say(Frame::State(state)).await
+                self.send(OutputEvent::State(state)).await
             }
             _ => Ok(()),
         }
@@ -301,14 +349,10 @@ impl Pump {
                 .map(|framed| framed.placed.piece.bytes().len() as u64)
                 .sum(),
         );
-        self.send(frames.into_iter().map(|framed| framed.wire).collect()).await
+        self.send(OutputEvent::Output(frames)).await
     }
 
-    async fn say(&mut self, frame: Frame) -> Result<(), Over> {
-        self.send(vec![encode(&OutputFrame { frame: Some(frame) })]).await
-    }
-
-    async fn send(&mut self, batch: Vec<Bytes>) -> Result<(), Over> {
+    async fn send(&mut self, event: OutputEvent) -> Result<(), Over> {
         let permit = match timeout(STALLED, self.sender.reserve()).await {
             Ok(permit) => permit,
             Err(_) => {
@@ -318,15 +362,15 @@ impl Pump {
                 self.sender.reserve().await
             }
         };
-        permit.map_err(|_| Over::Done)?.send(Ok(batch));
+        permit.map_err(|_| Over::Done)?.send(Ok(event));
         Ok(())
     }
 
-    /// Heartbeats, and the right to go on.
+    /// Heartbeats, and the right to continue.
     async fn upkeep(&mut self) -> Result<(), Over> {
         if Instant::now() >= self.recheck {
             self.recheck = Instant::now() + RECHECK;
-            let checked = self.parts.check(&self.caller, Action::Log, &self.target).await;
+            let checked = self.core.check(&self.caller, Action::Log, &self.target).await;
             checked.map_err(Over::Failed)?;
         }
         if Instant::now() >= self.heartbeat {
@@ -346,8 +390,8 @@ impl Pump {
             _ => due,
         };
         let key = self.key();
-        let (parts, target, seen) = (&self.parts, &self.target, &self.seen);
-        let [objects, sessions] = &mut self.changes;
+        let (core, target, seen) = (&self.core, &self.target, &self.seen);
+        let [objects, attempts] = &mut self.changes;
         loop {
             let more = async {
                 match &mut self.follower {
@@ -357,11 +401,11 @@ impl Pump {
             };
             tokio::select! {
                 () = more => return Ok(()),
-                // Most changes are other people's.
-                _ = objects.changed(), if !is_live => if version(parts, target) != *seen {
+                // Most changes are those of other processes.
+                _ = objects.changed(), if !is_live => if version(core, target) != *seen {
                     return Ok(());
                 },
-                _ = sessions.changed(), if !is_live => if parts.sessions.has_feed(&key) {
+                _ = attempts.changed(), if !is_live => if core.live.has_feed(&key) {
                     return Ok(());
                 },
                 () = sleep_until(due) => return Ok(()),
@@ -371,9 +415,6 @@ impl Pump {
     }
 
     fn key(&self) -> AttemptKey {
-        AttemptKey {
-            uid: self.target.uid.clone(),
-            attempt: self.attempt,
-        }
+        self.target.attempt(self.attempt)
     }
 }

@@ -1,6 +1,6 @@
 //! An agent asks for its start, or for a home.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,29 +9,29 @@ use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{StartRequest, StartResponse};
 use tokio::time::{Instant, timeout_at};
-use tonic::Status;
 use tracing::{info, warn};
 
-use super::RelayParts;
-use crate::relay::attempt::{AttemptKey, Subject};
-use crate::relay::live::Agent;
+use super::Core;
+use super::authorize::AgentCaller;
+use crate::relay::attempt::{Agent, AttemptKey, Subject};
+use crate::relay::error::Error;
 use crate::relay::metrics::metrics;
 use crate::relay::reconcile;
-use crate::relay::status::{Claim, Error};
+use crate::relay::status::{Claim, Error as GrantError};
 
 /// The watch may be this much behind an agent.
 const LAG: Duration = Duration::from_secs(2);
 
-impl RelayParts {
-    pub(crate) async fn start(
-        &self,
-        namespace: String,
-        pod_uid: String,
-        source: Option<IpAddr>,
-        request: StartRequest,
-    ) -> Result<StartResponse, Status> {
-        let address: SocketAddr = (request.address.parse())
-            .map_err(|_| Status::invalid_argument("address must be an IP address and a port"))?;
+impl Core {
+    /// Grants an agent the start of its attempt, or becomes its home.
+    pub(crate) async fn start(&self, agent: AgentCaller, request: StartRequest) -> Result<StartResponse, Error> {
+        let AgentCaller {
+            namespace,
+            pod_uid,
+            source,
+        } = agent;
+        let address: SocketAddr =
+            (request.address.parse()).map_err(|_| Error::invalid("address must be an IP address and a port"))?;
         let key = AttemptKey {
             uid: request.process_uid.clone(),
             attempt: request.attempt,
@@ -49,13 +49,9 @@ impl RelayParts {
         };
         let subject = match granted {
             Ok(subject) => subject,
-            Err(Error::Refused(message)) => {
+            Err(GrantError::Refused(message)) => {
                 info!(uid = key.uid, attempt = key.attempt, pod_uid, message, "start refused");
-                return Ok(StartResponse {
-                    protocol: PROTOCOL,
-                    granted: false,
-                    message: message.to_owned(),
-                });
+                return Ok(answer(false, message));
             }
             Err(error) => return Err(safe(&error)),
         };
@@ -68,7 +64,7 @@ impl RelayParts {
             "start granted"
         );
         metrics().starts.inc();
-        let session = self.sessions.open(
+        let live = self.live.open(
             subject,
             Agent {
                 namespace,
@@ -77,13 +73,9 @@ impl RelayParts {
             },
         );
         if let Some(process) = self.directory.by_uid(&key.uid) {
-            reconcile::advise(&session, &process);
+            reconcile::advise(&live, &process);
         }
-        Ok(StartResponse {
-            protocol: PROTOCOL,
-            granted: true,
-            message: String::new(),
-        })
+        Ok(answer(true, ""))
     }
 
     async fn await_object(&self, uid: &str) -> Option<Arc<RemoteProcess>> {
@@ -97,7 +89,7 @@ impl RelayParts {
         }
     }
 
-    async fn claim(&self, process: &RemoteProcess, namespace: &str, claim: &Claim) -> Result<Subject, Error> {
+    async fn claim(&self, process: &RemoteProcess, namespace: &str, claim: &Claim) -> Result<Subject, GrantError> {
         let subject = Subject {
             namespace: process.namespace().unwrap_or_default(),
             name: process.name_any(),
@@ -108,7 +100,7 @@ impl RelayParts {
             },
         };
         if subject.namespace != namespace {
-            return Err(Error::Refused("the process is in another namespace"));
+            return Err(GrantError::Refused("the process is in another namespace"));
         }
         if !is_known(process, claim) {
             self.recorder.grant(process, claim).await?;
@@ -117,14 +109,14 @@ impl RelayParts {
     }
 
     /// The object is gone and its pod is going: what it still has is welcome, if this pod has brought some before.
-    async fn claim_of_deleted(&self, namespace: &str, key: &AttemptKey, claim: &Claim) -> Result<Subject, Error> {
+    async fn claim_of_deleted(&self, namespace: &str, key: &AttemptKey, claim: &Claim) -> Result<Subject, GrantError> {
         let manifest = self.archive.manifest(key).await.map_err(|error| {
             warn!(%error, "the archive cannot be read");
-            Error::Api(None)
+            GrantError::Api(None)
         })?;
-        let manifest = manifest.ok_or(Error::Gone)?;
+        let manifest = manifest.ok_or(GrantError::Gone)?;
         if !claim.launched || manifest.namespace != namespace || manifest.pod_uid != claim.pod_uid {
-            return Err(Error::Refused("the process has been deleted"));
+            return Err(GrantError::Refused("the process has been deleted"));
         }
         Ok(Subject {
             namespace: manifest.namespace,
@@ -132,6 +124,14 @@ impl RelayParts {
             pod_uid: manifest.pod_uid,
             key: key.clone(),
         })
+    }
+}
+
+fn answer(granted: bool, message: &str) -> StartResponse {
+    StartResponse {
+        protocol: PROTOCOL,
+        granted,
+        message: message.to_owned(),
     }
 }
 
@@ -143,13 +143,13 @@ fn is_known(process: &RemoteProcess, claim: &Claim) -> bool {
             .is_some_and(|attempt| attempt.granted_at.is_some() && attempt.pod_uid.as_deref() == Some(&claim.pod_uid))
 }
 
-pub(super) fn safe(error: &Error) -> Status {
+pub(super) fn safe(error: &GrantError) -> Error {
     match error {
-        Error::Api(source) => {
+        GrantError::Api(source) => {
             warn!(error = ?source, "the grant cannot be written");
-            Status::unavailable("the grant cannot be written now")
+            Error::unavailable("the grant cannot be written now")
         }
-        Error::Gone => Status::not_found("there is no such process"),
-        Error::Refused(message) => Status::failed_precondition(*message),
+        GrantError::Gone => Error::not_found("there is no such process"),
+        GrantError::Refused(message) => Error::failed_precondition(*message),
     }
 }

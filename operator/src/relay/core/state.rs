@@ -1,25 +1,60 @@
-//! The state of processes, from status, live sessions and archive.
+//! The state of processes, from status, live attempts and archive.
 
 use kube::ResourceExt;
 use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::v1::{Cursor, ProcessKey, ProcessState, State};
-use tonic::Status;
+use remoteprocess_tls::User;
 
-use super::{RelayParts, Target, unreadable};
-use crate::relay::attempt::AttemptKey;
+use super::authorize::{Action, Caller};
+use super::{Core, check_key, unreadable};
+use crate::relay::attempt::{AttemptKey, Target};
+use crate::relay::error::Error;
+use crate::relay::live::LiveAttempt;
 use crate::relay::status::{known_end, reason};
 
-impl RelayParts {
-    pub(crate) async fn state(&self, target: &Target) -> Result<ProcessState, Status> {
+impl Core {
+    /// The state of one process.
+    pub(crate) async fn state(&self, caller: &Caller, process: Option<ProcessKey>) -> Result<ProcessState, Error> {
+        match caller {
+            Caller::User(user) => {
+                let target = self.allow(user, Action::Get, process).await?;
+                self.state_of_target(&target).await
+            }
+            Caller::Replica(forwarded) => Ok(self.state_at_home(&*self.at_home(forwarded, process)?)),
+        }
+    }
+
+    /// The states of a namespace (empty: of all).
+    pub(crate) async fn list(&self, user: &User, namespace: &str) -> Result<Vec<ProcessState>, Error> {
+        check_key(&ProcessKey {
+            namespace: namespace.to_owned(),
+            ..ProcessKey::default()
+        })?;
+        self.authorizer.authorize(user, Action::List, namespace, "").await?;
+        let processes = self.directory.list(namespace);
+        Ok(processes.iter().map(|process| self.state_of(process)).collect())
+    }
+
+    /// What the home knows of a process.
+    fn state_at_home(&self, live: &LiveAttempt) -> ProcessState {
+        let target = live.subject().target();
+        let process = self.object(&target);
+        ProcessState {
+            process: Some(target.key()),
+            state: process.map(|process| wire_state(&process)),
+            attempt: live.subject().key.attempt,
+            output: Some(live.received()),
+            exit: live.exit(),
+        }
+    }
+
+    async fn state_of_target(&self, target: &Target) -> Result<ProcessState, Error> {
         if let Some(process) = self.object(target) {
             let mut state = self.state_of(&process);
-            let key = AttemptKey {
-                uid: target.uid.clone(),
-                attempt: state.attempt,
-            };
-            if self.sessions.get(&key).is_none()
+            let key = target.attempt(state.attempt);
+            if self.live.get(&key).is_none()
                 && self.may_live(&key)
-                && let Some(home) = self.sessions.peers().home_of(&key).await
+                && let Some(home) = self.live.peers().home_of(&key).await
             {
                 state.output = home.state.output;
                 state.exit = home.state.exit.or(state.exit);
@@ -32,10 +67,7 @@ impl RelayParts {
             .await
             .map_err(|error| unreadable(&error))?;
         let attempt = attempts.last().copied().unwrap_or_default();
-        let key = AttemptKey {
-            uid: target.uid.clone(),
-            attempt,
-        };
+        let key = target.attempt(attempt);
         let manifest = self.archive.manifest(&key).await.map_err(|error| unreadable(&error))?;
         let exit = manifest.as_ref().and_then(crate::relay::archive::Manifest::exit_frame);
         let state = State {
@@ -51,14 +83,6 @@ impl RelayParts {
         })
     }
 
-    pub(crate) fn list(&self, namespace: &str) -> Vec<ProcessState> {
-        self.directory
-            .list(namespace)
-            .iter()
-            .map(|process| self.state_of(process))
-            .collect()
-    }
-
     fn state_of(&self, process: &RemoteProcess) -> ProcessState {
         let uid = process.uid().unwrap_or_default();
         let attempt = process
@@ -66,7 +90,7 @@ impl RelayParts {
             .as_ref()
             .and_then(|status| status.attempt)
             .unwrap_or_default();
-        let session = self.sessions.get(&AttemptKey {
+        let live = self.live.get(&AttemptKey {
             uid: uid.clone(),
             attempt,
         });
@@ -86,9 +110,9 @@ impl RelayParts {
             }),
             state: Some(wire_state(process)),
             attempt,
-            output: session.as_ref().map(|session| session.received()).or(recorded),
-            exit: session
-                .and_then(|session| session.exit())
+            output: live.as_ref().map(|live| live.received()).or(recorded),
+            exit: live
+                .and_then(|live| live.exit())
                 .or_else(|| known_end(process, attempt)),
         }
     }
@@ -101,15 +125,5 @@ pub(crate) fn wire_state(process: &RemoteProcess) -> State {
         phase: reason::phase_to_wire(status.phase.unwrap_or_default()).into(),
         reason: status.reason.map(reason::to_wire).unwrap_or_default().into(),
         message: status.message.unwrap_or_default(),
-    }
-}
-
-impl Target {
-    pub(crate) fn key(&self) -> ProcessKey {
-        ProcessKey {
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
-            uid: self.uid.clone(),
-        }
     }
 }

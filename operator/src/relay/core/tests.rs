@@ -1,27 +1,27 @@
 //! What a user sees of one process: before, during and after the life of its pod.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
 use futures::future::BoxFuture;
 use object_store::memory::InMemory;
-use prost::Message;
 use remoteprocess_api::{
     AttemptExit, AttemptStatus, ExitSource, Phase, Reason, RemoteProcessSpec, RemoteProcessStatus,
 };
 use remoteprocess_proto::v1::exit::{Outcome, Source};
 use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::{self as wire, Exit, GapReason, OutputFrame, Stream, WatchOutputRequest};
+use remoteprocess_proto::v1::{self as wire, Exit, GapReason, Heartbeat, OutputFrame, Stream, WatchOutputRequest};
 use remoteprocess_tls::User;
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::authorize::Forwarded;
+use super::output::{Events, OutputEvent};
 use super::*;
 use crate::fake_api;
 use crate::relay::attempt::Subject;
-use crate::relay::grpc::Batch;
 use crate::relay::live::fake_agent::{FakeAgent, Program, TestDialer, no_peers};
 use crate::relay::live::{Budget, Context, Ending, Fact, Notice, Record};
 
@@ -48,7 +48,7 @@ impl Record for Notes {
 }
 
 struct Bench {
-    parts: Arc<RelayParts>,
+    core: Arc<Core>,
     notes: Notes,
     is_allowed: Arc<AtomicBool>,
     /// How often the API server was asked.
@@ -70,22 +70,22 @@ impl Bench {
         let (notes, shutdown) = (Notes(watch::Sender::new(false)), CancellationToken::new());
         let context = Context {
             archive: archive.clone(),
-            connect: Box::new(TestDialer::default()),
+            connect: Arc::new(TestDialer::default()),
             record: Box::new(notes.clone()),
             peers: no_peers(),
             memory: Arc::new(Budget::new(1 << 30)),
             shutdown: shutdown.clone(),
         };
-        let parts = RelayParts {
+        let core = Core {
             directory: Directory::default(),
-            sessions: Sessions::new(Arc::new(context)),
+            live: LiveAttempts::new(Arc::new(context)),
             archive,
             authorizer: Authorizer::new(client.clone()),
             recorder: Recorder::new(client, "operator-0".to_owned()),
             shutdown,
         };
         Self {
-            parts: Arc::new(parts),
+            core: Arc::new(core),
             notes,
             is_allowed,
             asked,
@@ -98,10 +98,10 @@ impl Bench {
             name: "hello".to_owned(),
             uid: "0c1d".to_owned(),
         };
-        let attempt = self.parts.settled(&target);
+        let attempt = self.core.settled(&target);
         Frames {
-            batches: output::watch(self.parts.clone(), Caller::User(alice()), target, attempt, request),
-            ready: Bytes::new(),
+            events: output::watch(self.core.clone(), Caller::User(alice()), target, attempt, request),
+            ready: VecDeque::new(),
         }
     }
 
@@ -116,7 +116,7 @@ impl Bench {
             pod_uid: "pod-1".to_owned(),
             key,
         };
-        self.parts.sessions.open(subject, agent.agent());
+        self.core.live.open(subject, agent.agent());
     }
 
     async fn recorded(&self) {
@@ -126,23 +126,29 @@ impl Bench {
     }
 }
 
-/// The messages of a stream, decoded.
+/// The events of a stream, as the frames that tell them.
 struct Frames {
-    batches: mpsc::Receiver<Batch>,
-    ready: Bytes,
+    events: Events,
+    ready: VecDeque<OutputFrame>,
 }
 
 impl Frames {
-    async fn next(&mut self) -> Option<Result<OutputFrame, Status>> {
-        if self.ready.is_empty() {
-            match self.batches.recv().await? {
-                Ok(batch) => self.ready = batch.concat().into(),
-                Err(status) => return Some(Err(status)),
-            }
+    async fn next(&mut self) -> Option<Result<OutputFrame, Error>> {
+        while self.ready.is_empty() {
+            let frame = match self.events.recv().await? {
+                Ok(OutputEvent::Output(frames)) => {
+                    let frames = frames.into_iter().map(|framed| framed.placed.piece.into_frame());
+                    self.ready.extend(frames);
+                    continue;
+                }
+                Ok(OutputEvent::Position { offsets, attempt }) => Frame::Heartbeat(Heartbeat { offsets, attempt }),
+                Ok(OutputEvent::State(state)) => Frame::State(state),
+                Ok(OutputEvent::Exit(exit)) => Frame::Exit(*exit),
+                Err(error) => return Some(Err(error)),
+            };
+            self.ready.push_back(OutputFrame { frame: Some(frame) });
         }
-        assert_eq!(self.ready.get_u8(), 0, "not compressed");
-        let length = self.ready.get_u32() as usize;
-        Some(Ok(OutputFrame::decode(self.ready.split_to(length)).unwrap()))
+        self.ready.pop_front().map(Ok)
     }
 }
 
@@ -250,10 +256,10 @@ async fn a_name_of_a_megabyte_is_refused_before_anybody_is_asked() {
         key("../x", "hello", ""),
         key("default", "hello", "a?b"),
     ] {
-        let refused = bench.parts.allow(&alice(), Action::Log, Some(odd.clone())).await;
-        assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
-        let refused = bench.parts.at_home(&tonic::metadata::MetadataMap::new(), Some(odd));
-        assert_eq!(refused.err().map(|status| status.code()), Some(Code::InvalidArgument));
+        let refused = bench.core.allow(&alice(), Action::Log, Some(odd.clone())).await;
+        assert_eq!(refused.unwrap_err().code, Code::InvalidArgument);
+        let refused = bench.core.at_home(&Forwarded::default(), Some(odd));
+        assert_eq!(refused.err().map(|error| error.code), Some(Code::InvalidArgument));
     }
     assert_eq!(bench.asked.load(Ordering::Relaxed), 0);
 }
@@ -261,10 +267,10 @@ async fn a_name_of_a_megabyte_is_refused_before_anybody_is_asked() {
 #[tokio::test]
 async fn who_comes_early_is_told_why_it_waits_and_then_gets_everything() {
     let bench = Bench::new();
-    bench.parts.directory.apply(waiting(None, Reason::Waiting));
+    bench.core.directory.apply(waiting(None, Reason::Waiting));
     let mut frames = bench.watch(&follow());
     assert_eq!(reason_of(&next(&mut frames).await), wire::Reason::Waiting);
-    bench.parts.directory.apply(waiting(Some(1), Reason::ImagePull));
+    bench.core.directory.apply(waiting(Some(1), Reason::ImagePull));
     assert_eq!(reason_of(&next(&mut frames).await), wire::Reason::ImagePull);
     let program = Program::new(&[(false, 1000), (true, 10)]);
     let agent = FakeAgent::serve(&program).await;
@@ -280,7 +286,7 @@ async fn a_process_that_never_ran_ends_with_its_reason_and_without_a_gap() {
     let bench = Bench::new();
     let mut failed = waiting(None, Reason::InvalidSpec);
     failed.status.as_mut().unwrap().phase = Some(Phase::Failed);
-    bench.parts.directory.apply(failed);
+    bench.core.directory.apply(failed);
     let (bytes, others) = rest(&mut bench.watch(&follow())).await;
     let exit = only_exit(&others);
     assert_eq!(
@@ -292,18 +298,18 @@ async fn a_process_that_never_ran_ends_with_its_reason_and_without_a_gap() {
 #[tokio::test]
 async fn the_archive_serves_what_is_over_and_deleted_the_same() {
     let bench = Bench::new();
-    bench.parts.directory.apply(waiting(Some(1), Reason::Running));
+    bench.core.directory.apply(waiting(Some(1), Reason::Running));
     let program = Program::new(&[(false, 300_000), (true, 300_000), (false, 1)]);
     let agent = FakeAgent::serve(&program).await;
     bench.open(&agent, 1);
     bench.recorded().await;
-    let mut changes = bench.parts.sessions.changes();
-    while !bench.parts.sessions.all().is_empty() {
+    let mut changes = bench.core.live.changes();
+    while !bench.core.live.all().is_empty() {
         soon(changes.changed()).await.unwrap();
     }
     for is_deleted in [false, true] {
         if is_deleted {
-            bench.parts.directory.remove("0c1d");
+            bench.core.directory.remove("0c1d");
         }
         for follow in [false, true] {
             let (bytes, others) = rest(&mut bench.watch(&WatchOutputRequest {
@@ -319,7 +325,7 @@ async fn the_archive_serves_what_is_over_and_deleted_the_same() {
         uid: "0c1d".to_owned(),
         ..ProcessKey::default()
     };
-    let target = bench.parts.allow(&alice(), Action::Log, Some(by_uid)).await.unwrap();
+    let target = bench.core.allow(&alice(), Action::Log, Some(by_uid)).await.unwrap();
     assert_eq!((target.namespace.as_str(), target.name.as_str()), ("default", "hello"));
 }
 
@@ -342,7 +348,7 @@ async fn an_end_that_only_the_kubelet_told_comes_with_a_named_gap() {
         exit: Some(exit),
         ..granted()
     }];
-    bench.parts.directory.apply(process(RemoteProcessStatus {
+    bench.core.directory.apply(process(RemoteProcessStatus {
         phase: Some(Phase::Failed),
         reason: Some(Reason::Interrupted),
         attempt: Some(1),
@@ -360,7 +366,7 @@ async fn an_end_that_only_the_kubelet_told_comes_with_a_named_gap() {
 #[tokio::test]
 async fn without_follow_a_live_stream_stops_at_what_is_there() {
     let bench = Bench::new();
-    bench.parts.directory.apply(waiting(Some(1), Reason::Running));
+    bench.core.directory.apply(waiting(Some(1), Reason::Running));
     let program = Program::new(&[(false, 1000), (false, 10)]);
     program.written.send_replace(1);
     let agent = FakeAgent::serve(&program).await;
@@ -384,14 +390,14 @@ async fn an_attempt_that_ran_nothing_and_is_replaced_does_not_end_the_stream() {
         }),
         ..AttemptStatus::default()
     }];
-    bench.parts.directory.apply(gone);
+    bench.core.directory.apply(gone);
     let (bytes, others) = rest(&mut bench.watch(&now_request())).await;
     assert_eq!((bytes, others.len()), (0, 0), "nothing to read, and no end");
     let mut frames = bench.watch(&follow());
     assert_eq!(reason_of(&next(&mut frames).await), wire::Reason::Interrupted);
     let program = Program::new(&[(false, 5)]);
     let agent = FakeAgent::serve(&program).await;
-    bench.parts.directory.apply(waiting(Some(2), Reason::Enrolling));
+    bench.core.directory.apply(waiting(Some(2), Reason::Enrolling));
     bench.open(&agent, 2);
     let (bytes, told, others) = rest_of_attempt(&mut frames).await;
     assert_eq!((bytes, told), (5, 2));
@@ -401,10 +407,10 @@ async fn an_attempt_that_ran_nothing_and_is_replaced_does_not_end_the_stream() {
 #[tokio::test]
 async fn an_attempt_that_was_replaced_before_it_wrote_is_left_for_the_next() {
     let bench = Bench::new();
-    bench.parts.directory.apply(waiting(Some(1), Reason::ImagePull));
+    bench.core.directory.apply(waiting(Some(1), Reason::ImagePull));
     let mut frames = bench.watch(&follow());
     assert_eq!(reason_of(&next(&mut frames).await), wire::Reason::ImagePull);
-    bench.parts.directory.apply(waiting(Some(2), Reason::Enrolling));
+    bench.core.directory.apply(waiting(Some(2), Reason::Enrolling));
     let program = Program::new(&[(false, 5)]);
     let agent = FakeAgent::serve(&program).await;
     bench.open(&agent, 2);
@@ -424,10 +430,10 @@ async fn a_stream_of_a_granted_attempt_never_goes_on_in_the_next() {
             ..RemoteProcessStatus::default()
         })
     };
-    bench.parts.directory.apply(running(1, vec![granted()]));
+    bench.core.directory.apply(running(1, vec![granted()]));
     let mut first = bench.watch(&follow());
     let next = AttemptStatus { number: 2, ..granted() };
-    bench.parts.directory.apply(running(2, vec![granted(), next]));
+    bench.core.directory.apply(running(2, vec![granted(), next]));
     let program = Program::new(&[(false, 5)]);
     let agent = FakeAgent::serve(&program).await;
     bench.open(&agent, 2);
@@ -442,7 +448,7 @@ async fn a_stream_of_a_granted_attempt_never_goes_on_in_the_next() {
 #[tokio::test]
 async fn a_stream_begins_at_a_time_or_at_the_last_lines_of_one_stream() {
     let bench = Bench::new();
-    bench.parts.directory.apply(waiting(Some(1), Reason::Running));
+    bench.core.directory.apply(waiting(Some(1), Reason::Running));
     let program = Program::timed(&[(false, 1000), (true, 10), (false, 300_000), (true, 1000)]);
     let agent = FakeAgent::serve(&program).await;
     bench.open(&agent, 1);
@@ -471,7 +477,7 @@ async fn a_stream_begins_at_a_time_or_at_the_last_lines_of_one_stream() {
 #[tokio::test]
 async fn who_loses_the_right_loses_the_stream_within_two_minutes() {
     let bench = Bench::new();
-    bench.parts.directory.apply(waiting(Some(1), Reason::Unschedulable));
+    bench.core.directory.apply(waiting(Some(1), Reason::Unschedulable));
     let mut frames = bench.watch(&follow());
     next(&mut frames).await;
     bench.is_allowed.store(false, Ordering::Relaxed);
@@ -484,16 +490,16 @@ async fn who_loses_the_right_loses_the_stream_within_two_minutes() {
             }
         }
     });
-    assert_eq!(refused.await.expect("in time").code(), tonic::Code::PermissionDenied);
+    assert_eq!(refused.await.expect("in time").code, Code::PermissionDenied);
 }
 
 #[tokio::test]
 async fn a_replica_that_goes_away_says_so() {
     let bench = Bench::new();
-    bench.parts.directory.apply(waiting(Some(1), Reason::Unschedulable));
+    bench.core.directory.apply(waiting(Some(1), Reason::Unschedulable));
     let mut frames = bench.watch(&follow());
     next(&mut frames).await;
-    bench.parts.shutdown.cancel();
+    bench.core.shutdown.cancel();
     let status = soon(frames.next()).await.expect("a last word").unwrap_err();
-    assert_eq!(status.code(), tonic::Code::Unavailable);
+    assert_eq!(status.code, Code::Unavailable);
 }

@@ -1,83 +1,65 @@
-//! Answers of an agent on their way to a user whose right may be taken away.
+//! The answers of an agent to a caller whose right may be taken away.
 
-use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt, stream};
 use tokio::time::{Instant, Interval, interval_at};
-use tonic::{Code, Status, Streaming};
 
-use super::{RECHECK, RelayParts, Target};
-use crate::relay::core::authorize::{Action, Caller};
+use super::authorize::{Action, Caller};
+use super::{Core, RECHECK};
+use crate::relay::attempt::Target;
+use crate::relay::error::Error;
 
-/// What a user is told.
-pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-struct Watched<T> {
-    parts: Arc<RelayParts>,
+struct Watched<S> {
+    core: Arc<Core>,
     /// Where it is another replica, that one watches.
     caller: Caller,
     action: Action,
     target: Target,
-    answers: Streaming<T>,
+    answers: S,
     recheck: Interval,
 }
 
-/// Answers for as long as the caller may have them, and this replica is there.
-pub(crate) fn watched<T: Send + 'static>(
-    parts: Arc<RelayParts>,
+/// Passes answers on for as long as the caller may have them, and this replica is there.
+pub(crate) fn watched<T, S: Stream<Item = Result<T, Error>> + Unpin>(
+    core: Arc<Core>,
     caller: Caller,
     (action, target): (Action, Target),
-    answers: Streaming<T>,
-) -> Answers<T> {
+    answers: S,
+) -> impl Stream<Item = Result<T, Error>> {
     let watched = Watched {
-        parts,
+        core,
         caller,
         action,
         target,
         answers,
         recheck: interval_at(Instant::now() + RECHECK, RECHECK),
     };
-    Box::pin(stream::unfold(Some(watched), |watched| async move {
+    stream::unfold(Some(watched), |watched| async move {
         let mut watched = watched?;
         match watched.next().await? {
             Ok(answer) => Some((Ok(answer), Some(watched))),
-            Err(status) => Some((Err(status), None)),
+            Err(error) => Some((Err(error), None)),
         }
-    }))
+    })
 }
 
-impl<T> Watched<T> {
-    async fn next(&mut self) -> Option<Result<T, Status>> {
+impl<S> Watched<S> {
+    async fn next<T>(&mut self) -> Option<Result<T, Error>>
+    where
+        S: Stream<Item = Result<T, Error>> + Unpin,
+    {
         loop {
             tokio::select! {
-                answer = self.answers.message() => return match answer {
-                    Ok(answer) => answer.map(Ok),
-                    Err(status) => Some(Err(broken(status))),
-                },
-                () = self.parts.shutdown.cancelled() => {
-                    return Some(Err(Status::unavailable("this replica is going away")));
-                }
+                answer = self.answers.next() => return answer,
+                () = self.core.shutdown.cancelled() => return Some(Err(Error::shutting_down())),
                 _ = self.recheck.tick() => {
-                    let checked = self.parts.check(&self.caller, self.action, &self.target).await;
-                    if let Err(status) = checked {
-                        return Some(Err(status));
+                    let checked = self.core.check(&self.caller, self.action, &self.target).await;
+                    if let Err(error) = checked {
+                        return Some(Err(error));
                     }
                 }
             }
         }
-    }
-}
-
-/// What the agent says goes on as it is; a line that broke is told as such.
-fn broken(status: Status) -> Status {
-    match status.code() {
-        Code::FailedPrecondition
-        | Code::ResourceExhausted
-        | Code::Aborted
-        | Code::InvalidArgument
-        | Code::OutOfRange
-        | Code::PermissionDenied => Status::new(status.code(), status.message()),
-        _ => Status::unavailable("the agent of the process cannot be reached now"),
     }
 }

@@ -6,11 +6,12 @@ use remoteprocess_proto::v1::{AttachOpen, AttachRequest, AttachResponse, Process
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::interactive::Opening;
-use super::{RelayParts, Target};
-use crate::relay::attempt::AttemptKey;
+use super::agent::AgentClient;
+use super::interactive::{Opening, Requests};
+use crate::relay::attempt::{AttemptKey, Target};
+use crate::relay::core::Core;
 use crate::relay::core::authorize::Action;
-use crate::relay::live::{ControlError, Requests, Session};
+use crate::relay::error::Error;
 
 impl Opening for AttachOpen {
     type Request = AttachRequest;
@@ -29,8 +30,8 @@ impl Opening for AttachOpen {
         AttachRequest { request }
     }
 
-    fn head(&self) -> (u32, &str) {
-        (self.protocol, &self.session)
+    fn name(&self) -> &str {
+        &self.session
     }
 
     fn meant(&self) -> (Option<ProcessKey>, u32) {
@@ -45,25 +46,25 @@ impl Opening for AttachOpen {
     fn audited(&self) -> (&'static str, String) {
         let how = match (self.take_over, self.resume) {
             (true, _) => "takes over",
-            (false, true) => "goes on",
+            (false, true) => "continues",
             (false, false) => "opens",
         };
         ("attach", how.to_owned())
     }
 
-    fn unreachable(parts: &RelayParts, target: &Target, _: &AttemptKey, status: Status) -> Status {
-        match parts.object(target).is_some_and(|process| process.is_final()) {
-            true => status,
+    fn unreachable(core: &Core, target: &Target, _: &AttemptKey, error: Error) -> Error {
+        match core.object(target).is_some_and(|process| process.is_final()) {
+            true => error,
             // It may come to life yet: the writer tries again.
-            false => Status::unavailable(status.message()),
+            false => Error::unavailable(error.message),
         }
     }
 
     async fn at_agent(
-        session: &Session,
+        agent: &AgentClient,
         requests: Requests<AttachRequest>,
-    ) -> Result<Streaming<AttachResponse>, ControlError> {
-        session.attach(requests).await
+    ) -> Result<Streaming<AttachResponse>, Error> {
+        agent.attach(requests).await
     }
 
     async fn at_home(

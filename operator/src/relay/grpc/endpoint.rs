@@ -8,14 +8,20 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use remoteprocess_proto::MAX_MESSAGE;
-use remoteprocess_proto::v1::WatchOutputRequest;
+use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_server::RelayServer;
-use remoteprocess_proto::wire::{Endpoint, RELAY_WATCH_OUTPUT, WatchOutput};
-use tokio::sync::mpsc;
+use remoteprocess_proto::v1::{Heartbeat, OutputFrame, WatchOutputRequest};
+use remoteprocess_proto::wire::{Endpoint, RELAY_WATCH_OUTPUT, WatchOutput, encode};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
-use super::RelayService;
+use super::caller::caller;
+use super::peers::ATTEMPT;
+use super::{RelayService, admit};
+use crate::relay::core::output::{Events, OutputEvent};
+
+/// Metadata of an answer to `WatchOutput`: the object's uid.
+const UID: &str = "rproc-uid";
 
 /// Messages up to this size are put together: each piece of a body costs a frame of HTTP/2.
 const TINY: usize = 2048;
@@ -25,10 +31,7 @@ const PACK: usize = 16 * 1024;
 /// Serves every method of the relay. Cheap to clone.
 pub type RelayEndpoint = Endpoint<RelayService, RelayServer<RelayService>>;
 
-/// Encoded messages; or why the stream is over.
-pub(crate) type Batch = Result<Vec<Bytes>, Status>;
-
-pub(crate) fn endpoint(service: RelayService) -> RelayEndpoint {
+pub(super) fn endpoint(service: RelayService) -> RelayEndpoint {
     let tonic = RelayServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE);
     Endpoint::new(service, tonic)
 }
@@ -39,15 +42,26 @@ impl WatchOutput for RelayService {
     type Messages = Messages;
 
     async fn watch_output(&self, request: Request<WatchOutputRequest>) -> Result<(MetadataMap, Messages), Status> {
-        let (metadata, batches) = self.output(request).await?;
-        let ready = VecDeque::new();
-        Ok((metadata, Messages { batches, ready }))
+        let (caller, request) = admit(request, caller)?;
+        let output = self.core.output(caller, request).await?;
+        let mut metadata = MetadataMap::new();
+        if let Ok(uid) = output.uid.parse() {
+            metadata.insert(UID, uid);
+        }
+        if let Some(attempt) = output.attempt {
+            metadata.insert(ATTEMPT, attempt.into());
+        }
+        let messages = Messages {
+            events: output.events,
+            ready: VecDeque::new(),
+        };
+        Ok((metadata, messages))
     }
 }
 
-/// The messages of all batches.
+/// The messages of all events.
 pub struct Messages {
-    batches: mpsc::Receiver<Batch>,
+    events: Events,
     ready: VecDeque<Bytes>,
 }
 
@@ -59,13 +73,24 @@ impl Stream for Messages {
             if let Some(wire) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(wire)));
             }
-            match ready!(self.batches.poll_recv(cx)) {
-                Some(Ok(batch)) => self.ready = pack(batch),
-                Some(Err(status)) => return Poll::Ready(Some(Err(status))),
+            match ready!(self.events.poll_recv(cx)) {
+                Some(Ok(event)) => self.ready = messages(event),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => return Poll::Ready(None),
             }
         }
     }
+}
+
+/// The messages that tell an event. Output is encoded already, once for all readers.
+fn messages(event: OutputEvent) -> VecDeque<Bytes> {
+    let frame = match event {
+        OutputEvent::Output(frames) => return pack(frames.into_iter().map(|framed| framed.wire).collect()),
+        OutputEvent::Position { offsets, attempt } => Frame::Heartbeat(Heartbeat { offsets, attempt }),
+        OutputEvent::State(state) => Frame::State(state),
+        OutputEvent::Exit(exit) => Frame::Exit(*exit),
+    };
+    VecDeque::from([encode(&OutputFrame { frame: Some(frame) })])
 }
 
 /// Puts tiny messages together.

@@ -6,11 +6,12 @@ use remoteprocess_proto::v1::{ExecOpen, ExecRequest, ExecResponse, ProcessKey};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::interactive::Opening;
-use super::{RelayParts, Target};
-use crate::relay::attempt::AttemptKey;
+use super::agent::AgentClient;
+use super::interactive::{Opening, Requests};
+use crate::relay::attempt::{AttemptKey, Target};
+use crate::relay::core::Core;
 use crate::relay::core::authorize::Action;
-use crate::relay::live::{ControlError, Requests, Session};
+use crate::relay::error::Error;
 
 /// So much of a program's name is in the audit, in bytes.
 const AUDITED: usize = 256;
@@ -32,8 +33,8 @@ impl Opening for ExecOpen {
         ExecRequest { request }
     }
 
-    fn head(&self) -> (u32, &str) {
-        (self.protocol, &self.session)
+    fn name(&self) -> &str {
+        &self.session
     }
 
     fn meant(&self) -> (Option<ProcessKey>, u32) {
@@ -49,32 +50,29 @@ impl Opening for ExecOpen {
     fn audited(&self) -> (&'static str, String) {
         let program = self.command.first().map(|word| &word[..word.len().min(AUDITED)]);
         let program = String::from_utf8_lossy(program.unwrap_or_default());
-        let how = if self.resume { "goes on with" } else { "runs" };
+        let how = if self.resume { "continues" } else { "runs" };
         ("exec", format!("{how} {program:?}"))
     }
 
-    fn unreachable(parts: &RelayParts, target: &Target, key: &AttemptKey, _: Status) -> Status {
-        let Some(process) = parts.object(target) else {
-            return Status::not_found("the process has been deleted");
+    fn unreachable(core: &Core, target: &Target, key: &AttemptKey, _: Error) -> Error {
+        let Some(process) = core.object(target) else {
+            return Error::not_found("the process has been deleted");
         };
         let status = process.status.clone().unwrap_or_default();
         let attempt = status.attempt(key.attempt);
         let has_ended = attempt.is_some_and(|attempt| attempt.exit.is_some() || attempt.output.is_some());
         if process.is_final() || has_ended || status.attempt.is_some_and(|latest| key.attempt < latest) {
-            return Status::failed_precondition(format!("attempt {} of the process has ended", key.attempt));
+            return Error::failed_precondition(format!("attempt {} of the process has ended", key.attempt));
         }
-        if parts.may_live(key) {
+        if core.may_live(key) {
             // It has a home in a moment.
-            return Status::unavailable("the agent of the process cannot be reached now");
+            return Error::agent_unreachable();
         }
-        Status::failed_precondition("the process has not started yet")
+        Error::failed_precondition("the process has not started yet")
     }
 
-    async fn at_agent(
-        session: &Session,
-        requests: Requests<ExecRequest>,
-    ) -> Result<Streaming<ExecResponse>, ControlError> {
-        session.exec(requests).await
+    async fn at_agent(agent: &AgentClient, requests: Requests<ExecRequest>) -> Result<Streaming<ExecResponse>, Error> {
+        agent.exec(requests).await
     }
 
     async fn at_home(

@@ -1,31 +1,47 @@
 //! Methods whose requests and answers are streams, from the user to the agent, through the home.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::{Stream, StreamExt};
 use remoteprocess_proto::v1::ProcessKey;
 use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_tls::User;
 use tokio::time::timeout;
-use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::control::{Reached, audit, to_status};
-use super::watched::{Answers, watched};
-use super::{RelayParts, Target, check_protocol};
-use crate::relay::attempt::AttemptKey;
+use super::agent::AgentClient;
+use super::caller::caller;
+use super::{Versioned, check_protocol, peers};
+use crate::relay::attempt::{AttemptKey, Target};
+use crate::relay::core::Core;
 use crate::relay::core::authorize::{Action, Caller};
-use crate::relay::grpc::peers::{self, on_behalf};
-use crate::relay::live::{ControlError, Requests, Session};
+use crate::relay::core::control::audit;
+use crate::relay::core::home::Reached;
+use crate::relay::core::watched::watched;
+use crate::relay::error::{Code, Error};
 
 /// Time for the first message, and for the answer of another replica.
 const OPENING: Duration = Duration::from_secs(5);
 /// Longest name that a client may give to what it opens, in bytes.
 const NAME: usize = 256;
 
+/// What a user is told.
+pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Requests as they continue to the agent. A user who lets go ends them; one whose connection breaks does not: it comes
+/// back. The answers are dropped with the connection, and the call with them.
+pub(super) struct Requests<T> {
+    first: Option<T>,
+    rest: Streaming<T>,
+    is_broken: bool,
+}
+
 /// The first request of such a stream.
-pub(crate) trait Opening: Sized + Send {
+pub(super) trait Opening: Versioned + Sized + Send {
     /// A request.
     type Request: Send + Unpin + 'static;
     /// What is told.
@@ -37,8 +53,8 @@ pub(crate) trait Opening: Sized + Send {
     fn of(request: Self::Request) -> Option<Self>;
     /// Back again.
     fn into_request(self) -> Self::Request;
-    /// Version of the wire, and the client's own name for what it opens.
-    fn head(&self) -> (u32, &str);
+    /// The client's own name for what it opens.
+    fn name(&self) -> &str;
     /// What is meant; an attempt of 0 is the latest.
     fn meant(&self) -> (Option<ProcessKey>, u32);
     /// The same, for the agent of this process, on behalf of this user.
@@ -46,13 +62,13 @@ pub(crate) trait Opening: Sized + Send {
     /// For the audit: what is done, and more about it.
     fn audited(&self) -> (&'static str, String);
     /// What to answer where the attempt cannot be reached now.
-    fn unreachable(parts: &RelayParts, target: &Target, key: &AttemptKey, status: Status) -> Status;
+    fn unreachable(core: &Core, target: &Target, key: &AttemptKey, error: Error) -> Error;
 
     /// Opens it at the agent.
     fn at_agent(
-        session: &Session,
+        agent: &AgentClient,
         requests: Requests<Self::Request>,
-    ) -> impl Future<Output = Result<Streaming<Self::Answer>, ControlError>> + Send;
+    ) -> impl Future<Output = Result<Streaming<Self::Answer>, Error>> + Send;
     /// Opens it at the home.
     fn at_home(
         home: RelayClient<Channel>,
@@ -60,28 +76,30 @@ pub(crate) trait Opening: Sized + Send {
     ) -> impl Future<Output = Result<Response<Streaming<Self::Answer>>, Status>> + Send;
 }
 
-/// Opens what the first request asks for, for a user, or for a replica that has authorised one.
-pub(crate) async fn open<O: Opening>(
-    parts: Arc<RelayParts>,
-    caller: Caller,
-    metadata: &MetadataMap,
-    mut requests: Streaming<O::Request>,
+/// Opens what the first request asks for, for a user, or for a replica that has authorized one.
+pub(super) async fn open<O: Opening>(
+    core: Arc<Core>,
+    request: Request<Streaming<O::Request>>,
 ) -> Result<Answers<O::Answer>, Status> {
+    let caller = caller(&request)?;
+    let mut requests = request.into_inner();
     let open: O = first(&mut requests).await?;
     let (process, _) = open.meant();
     let (target, answers) = match &caller {
         Caller::User(user) => {
-            let target = parts.allow(user, O::ACTION, process).await?;
-            let answers = parts.open(user, &target, open, requests).await?;
+            let target = core.allow(user, O::ACTION, process).await?;
+            let answers = open_for(&core, user, &target, open, requests).await?;
             (target, answers)
         }
-        Caller::Replica => {
-            let session = parts.at_home(metadata, process)?;
-            let answers = open_here(&session, &on_behalf(metadata), open, requests).await?;
-            (Target::of_session(&session), answers)
+        Caller::Replica(forwarded) => {
+            let live = core.at_home(forwarded, process)?;
+            let answers = open_here(live.agent(), &forwarded.user, open, requests).await?;
+            (live.subject().target(), answers)
         }
     };
-    Ok(watched(parts, caller, (O::ACTION, target), answers))
+    let answers = answers.map(|answer| answer.map_err(broken));
+    let watched = watched(core, caller, (O::ACTION, target), answers);
+    Ok(Box::pin(watched.map(|answer| answer.map_err(Status::from))))
 }
 
 async fn first<O: Opening>(requests: &mut Streaming<O::Request>) -> Result<O, Status> {
@@ -90,59 +108,99 @@ async fn first<O: Opening>(requests: &mut Streaming<O::Request>) -> Result<O, St
     };
     let open = first?.and_then(O::of);
     let open = open.ok_or_else(|| Status::invalid_argument("the first message must be open"))?;
-    let (protocol, name) = open.head();
-    check_protocol(protocol)?;
-    if !(1..=NAME).contains(&name.len()) {
+    check_protocol(&open)?;
+    if !(1..=NAME).contains(&open.name().len()) {
         return Err(Status::invalid_argument(format!("session must have 1 to {NAME} bytes")));
     }
     Ok(open)
 }
 
-impl RelayParts {
-    async fn open<O: Opening>(
-        &self,
-        user: &User,
-        target: &Target,
-        open: O,
-        requests: Streaming<O::Request>,
-    ) -> Result<Streaming<O::Answer>, Status> {
-        let key = match open.meant() {
-            (_, 0) => self.current(target)?,
-            (_, attempt) => {
-                self.check_attempt(target, attempt).await?;
-                let uid = target.uid.clone();
-                AttemptKey { uid, attempt }
-            }
-        };
-        let reached = self.reach(target, &key).await;
-        let reached = reached.map_err(|status| O::unreachable(self, target, &key, status))?;
-        let (action, detail) = open.audited();
-        audit(user, target, &key, action, &detail);
-        let home = match reached {
-            Reached::Here(session) => return open_here(&session, &user.name, open, requests).await,
-            Reached::There(home) => home,
-        };
-        let open = open.meaning(Some(peers::process(&key)), &user.name);
-        let Ok(Ok(client)) = timeout(OPENING, self.sessions.peers().connect(&home)).await else {
-            return Err(Status::unavailable("the home of the process cannot be reached now"));
-        };
-        let requests = Requests::new(open.into_request(), requests);
-        let opened = O::at_home(client, peers::forward(&key, &user.name, requests));
-        match timeout(OPENING * 2, opened).await {
-            Ok(answers) => Ok(answers?.into_inner()),
-            Err(_) => Err(Status::unavailable("the home of the process does not answer")),
+async fn open_for<O: Opening>(
+    core: &Core,
+    user: &User,
+    target: &Target,
+    open: O,
+    requests: Streaming<O::Request>,
+) -> Result<Streaming<O::Answer>, Error> {
+    let key = match open.meant() {
+        (_, 0) => core.current(target)?,
+        (_, attempt) => {
+            core.check_attempt(target, attempt).await?;
+            target.attempt(attempt)
+        }
+    };
+    let reached = core.reach(target, &key).await;
+    let reached = reached.map_err(|error| O::unreachable(core, target, &key, error))?;
+    let (action, detail) = open.audited();
+    audit(user, target, &key, action, &detail);
+    let home = match reached {
+        Reached::Here(live) => return open_here(live.agent(), &user.name, open, requests).await,
+        Reached::There(home) => home,
+    };
+    let open = open.meaning(Some(peers::process(&key)), &user.name);
+    let client = core.live.peers().connect(&home).await?;
+    let requests = Requests::new(open.into_request(), requests);
+    let opened = O::at_home(client, peers::forward(&key, &user.name, requests));
+    match timeout(OPENING * 2, opened).await {
+        Ok(answers) => Ok(answers?.into_inner()),
+        Err(_) => Err(peers::silent()),
+    }
+}
+
+/// Opens it at the agent, for a user who has been authorized.
+async fn open_here<O: Opening>(
+    agent: &AgentClient,
+    user: &str,
+    open: O,
+    requests: Streaming<O::Request>,
+) -> Result<Streaming<O::Answer>, Error> {
+    let open = open.meaning(None, user);
+    O::at_agent(agent, Requests::new(open.into_request(), requests)).await
+}
+
+/// The agent's own answers pass through as they are; everything else is a broken connection.
+fn broken(status: Status) -> Error {
+    let error = Error::from(status);
+    match error.code {
+        Code::FailedPrecondition
+        | Code::ResourceExhausted
+        | Code::Aborted
+        | Code::InvalidArgument
+        | Code::OutOfRange
+        | Code::PermissionDenied => error,
+        _ => Error::agent_unreachable(),
+    }
+}
+
+impl<T> Requests<T> {
+    /// `first`, then what came behind it.
+    const fn new(first: T, rest: Streaming<T>) -> Self {
+        Self {
+            first: Some(first),
+            rest,
+            is_broken: false,
         }
     }
 }
 
-/// Opens it at the agent of a session, for a user who has been authorised.
-async fn open_here<O: Opening>(
-    session: &Session,
-    user: &str,
-    open: O,
-    requests: Streaming<O::Request>,
-) -> Result<Streaming<O::Answer>, Status> {
-    let open = open.meaning(None, user);
-    let opened = O::at_agent(session, Requests::new(open.into_request(), requests)).await;
-    opened.map_err(|error| to_status(&error))
+impl<T: Unpin> Stream for Requests<T> {
+    type Item = T;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        if self.is_broken {
+            return Poll::Pending;
+        }
+        match self.rest.poll_next_unpin(cx) {
+            Poll::Ready(Some(Ok(request))) => Poll::Ready(Some(request)),
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(Some(Err(_))) => {
+                self.is_broken = true;
+                Poll::Pending
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The other replicas: any of them may be the home of a process that somebody follows here.
+//! The calls to the other replicas: any of them may be the home of an attempt that is read or controlled here.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -8,23 +8,31 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use remoteprocess_proto::v1::relay_client::RelayClient;
-use remoteprocess_proto::v1::{GetStateRequest, ProcessKey, ProcessState};
+use remoteprocess_proto::v1::{
+    Cursor, GetStateRequest, ProcessKey, ProcessState, SignalRequest, StopRequest, WatchOutputRequest,
+};
+use remoteprocess_proto::wire::RELAY_WATCH_OUTPUT;
 use remoteprocess_proto::{MAX_MESSAGE, PROTOCOL};
 use remoteprocess_tls::{Dialer, Role};
 use tokio::time::timeout;
 use tonic::Request;
-use tonic::metadata::{BinaryMetadataValue, MetadataMap};
+use tonic::metadata::BinaryMetadataValue;
 use tonic::transport::Channel;
 use tracing::debug;
 
+use super::frames::Frames;
+
 use crate::relay::attempt::AttemptKey;
+use crate::relay::error::Error;
 
 /// Metadata: the attempt that is meant, or that was answered for.
-pub const ATTEMPT: &str = "rproc-attempt";
+pub(super) const ATTEMPT: &str = "rproc-attempt";
 /// Metadata from replica to replica: the user who asked, as UTF-8.
-pub const ON_BEHALF: &str = "rproc-on-behalf-bin";
+pub(super) const ON_BEHALF: &str = "rproc-on-behalf-bin";
 /// Time for the question who is a process's home.
 const ASK: Duration = Duration::from_secs(2);
+/// Time for a connection to a home, and for its first answer.
+const OPEN: Duration = Duration::from_secs(5);
 
 /// Where the other replicas are now; this one may be among them.
 pub type Resolve = Arc<dyn Fn() -> BoxFuture<'static, Vec<SocketAddr>> + Send + Sync>;
@@ -41,9 +49,10 @@ pub struct Peers {
 pub struct Home {
     /// What it said of the process.
     pub state: ProcessState,
+    key: AttemptKey,
     address: SocketAddr,
     /// For short calls.
-    pub client: RelayClient<Channel>,
+    client: RelayClient<Channel>,
 }
 
 impl Peers {
@@ -94,10 +103,40 @@ impl Peers {
         timeout(ASK, first).await.ok().flatten()
     }
 
-    /// A connection of its own to a home, for a stream: calls that share one are limited in number.
-    pub async fn connect(&self, home: &Home) -> Result<RelayClient<Channel>, remoteprocess_tls::Error> {
-        let channel = self.dialer.connect(&home.address.to_string(), &Role::Operator).await?;
+    /// The output of a home's attempt from `cursor` on.
+    ///
+    /// # Errors
+    /// When the home cannot be reached or refuses.
+    pub async fn watch_output(&self, home: &Home, cursor: Cursor) -> Result<Frames, Error> {
+        let request = WatchOutputRequest {
+            protocol: PROTOCOL,
+            process: Some(process(&home.key)),
+            attempt: home.key.attempt,
+            cursor: Some(cursor),
+            follow: true,
+            ..WatchOutputRequest::default()
+        };
+        let channel = self.dial(home).await?;
+        let opened = Frames::open(channel, RELAY_WATCH_OUTPUT, forward(&home.key, "", request));
+        timeout(OPEN, opened).await.unwrap_or_else(|_| Err(silent()))
+    }
+
+    /// A client with a connection of its own to a home, for a stream: calls that share one are limited in number.
+    pub(super) async fn connect(&self, home: &Home) -> Result<RelayClient<Channel>, Error> {
+        let channel = self.dial(home).await?;
         Ok(RelayClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+    }
+
+    async fn dial(&self, home: &Home) -> Result<Channel, Error> {
+        let address = home.address.to_string();
+        match timeout(OPEN, self.dialer.connect(&address, &Role::Operator)).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => {
+                debug!(address, %error, "cannot connect to the home");
+                Err(unreachable())
+            }
+            Err(_) => Err(unreachable()),
+        }
     }
 
     fn clients(&self, addresses: &[SocketAddr]) -> Vec<(SocketAddr, RelayClient<Channel>)> {
@@ -115,6 +154,36 @@ impl Peers {
     }
 }
 
+impl Home {
+    /// Signals the process for a user who has been authorized.
+    ///
+    /// # Errors
+    /// When the home cannot be reached or refuses.
+    pub async fn signal(&mut self, user: &str, request: SignalRequest) -> Result<(), Error> {
+        let process = Some(process(&self.key));
+        let request = forward(&self.key, user, SignalRequest { process, ..request });
+        Ok(self.client.signal(request).await.map(drop)?)
+    }
+
+    /// Stops the process for a user who has been authorized.
+    ///
+    /// # Errors
+    /// When the home cannot be reached or refuses.
+    pub async fn stop(&mut self, user: &str, request: StopRequest) -> Result<(), Error> {
+        let process = Some(process(&self.key));
+        let request = forward(&self.key, user, StopRequest { process, ..request });
+        Ok(self.client.stop(request).await.map(drop)?)
+    }
+}
+
+fn unreachable() -> Error {
+    Error::unavailable("the home of the process cannot be reached now")
+}
+
+pub(super) fn silent() -> Error {
+    Error::unavailable("the home of the process does not answer")
+}
+
 async fn ask(address: SocketAddr, mut client: RelayClient<Channel>, key: &AttemptKey) -> Option<Home> {
     let request = forward(
         key,
@@ -127,6 +196,7 @@ async fn ask(address: SocketAddr, mut client: RelayClient<Channel>, key: &Attemp
     match client.get_state(request).await {
         Ok(answer) => Some(Home {
             state: answer.into_inner().process?,
+            key: key.clone(),
             address,
             client,
         }),
@@ -139,7 +209,7 @@ async fn ask(address: SocketAddr, mut client: RelayClient<Channel>, key: &Attemp
 
 /// The process of an attempt, by its uid.
 #[must_use]
-pub fn process(key: &AttemptKey) -> ProcessKey {
+pub(super) fn process(key: &AttemptKey) -> ProcessKey {
     ProcessKey {
         uid: key.uid.clone(),
         ..ProcessKey::default()
@@ -147,19 +217,10 @@ pub fn process(key: &AttemptKey) -> ProcessKey {
 }
 
 /// A request to the home of an attempt, on behalf of a user (empty: of nobody).
-pub fn forward<T>(key: &AttemptKey, user: &str, message: T) -> Request<T> {
+pub(super) fn forward<T>(key: &AttemptKey, user: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let metadata = request.metadata_mut();
     metadata.insert(ATTEMPT, key.attempt.into());
     metadata.insert_bin(ON_BEHALF, BinaryMetadataValue::from_bytes(user.as_bytes()));
     request
-}
-
-/// The user on whose behalf a replica asks; empty where it names none.
-#[must_use]
-pub fn on_behalf(metadata: &MetadataMap) -> String {
-    let named = metadata.get_bin(ON_BEHALF).and_then(|value| value.to_bytes().ok());
-    named
-        .map(|name| String::from_utf8_lossy(&name).into_owned())
-        .unwrap_or_default()
 }

@@ -10,9 +10,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
-use super::agent_calls::ControlError;
 use super::upstream::{self, End};
-use super::{Ending, Fact, Session, conditions, desired};
+use super::{Ending, Fact, LiveAttempt, conditions, desired};
 use crate::relay::archive::{Error, SEGMENT_BYTES, Unavailable, Writer};
 use crate::relay::metrics::metrics;
 use crate::relay::piece::distance;
@@ -27,14 +26,14 @@ const FAREWELL: Duration = Duration::from_secs(30);
 const KUBELET: Duration = Duration::from_secs(15);
 
 /// Runs a session from its first connection to the agent's farewell, or to the relay's shutdown.
-pub async fn run(session: &Session) {
+pub async fn run(session: &LiveAttempt) {
     tokio::select! {
         () = carry(session) => {}
         () = conditions::run(session) => {}
     }
 }
 
-async fn carry(session: &Session) {
+async fn carry(session: &LiveAttempt) {
     let shutdown = &session.context.shutdown;
     let opened = shutdown
         .run_until_cancelled(retry(session, "open the archive", || {
@@ -68,7 +67,7 @@ async fn carry(session: &Session) {
 }
 
 /// What goes on beside the stream; never ends by itself.
-async fn beside(session: &Session, saved: &watch::Sender<Cursor>) {
+async fn beside(session: &LiveAttempt, saved: &watch::Sender<Cursor>) {
     tokio::join!(
         tell_saved(session, saved.subscribe()),
         note_start(session),
@@ -78,7 +77,7 @@ async fn beside(session: &Session, saved: &watch::Sender<Cursor>) {
 }
 
 /// Stores segments until no piece will follow.
-async fn keep(session: &Session, writer: Writer, saved: &watch::Sender<Cursor>) -> Writer {
+async fn keep(session: &LiveAttempt, writer: Writer, saved: &watch::Sender<Cursor>) -> Writer {
     let mut keeper = Keeper {
         session,
         writer,
@@ -113,7 +112,7 @@ async fn keep(session: &Session, writer: Writer, saved: &watch::Sender<Cursor>) 
 
 /// Between the ring and the archive.
 struct Keeper<'a> {
-    session: &'a Session,
+    session: &'a LiveAttempt,
     writer: Writer,
     saved: &'a watch::Sender<Cursor>,
     /// The ring's next piece.
@@ -162,7 +161,7 @@ impl Keeper<'_> {
 }
 
 /// Everything is archived: manifest, followers, status, agent, in this order.
-async fn close(session: &Session, mut writer: Writer, exit: &Exit) {
+async fn close(session: &LiveAttempt, mut writer: Writer, exit: &Exit) {
     let verdict = writer.verdict(exit);
     let mut backoff = BACKOFF.0;
     let manifest = loop {
@@ -196,7 +195,7 @@ async fn close(session: &Session, mut writer: Writer, exit: &Exit) {
 }
 
 /// An end that the entrypoint did not report is the kubelet's to tell: the controller writes it into the status.
-async fn ask_status(session: &Session, exit: Exit) -> Exit {
+async fn ask_status(session: &LiveAttempt, exit: Exit) -> Exit {
     if exit.source() != Source::None {
         return exit;
     }
@@ -216,10 +215,10 @@ async fn ask_status(session: &Session, exit: Exit) -> Exit {
 }
 
 /// Tells the agent that nothing more will be asked, so that it leaves.
-async fn farewell(session: &Session, end: Cursor) {
+async fn farewell(session: &LiveAttempt, end: Cursor) {
     let give_up = Instant::now() + FAREWELL;
-    while let Err(error) = session.commit(end, true).await {
-        let gone = session.closing.borrow().is_some() && matches!(error, ControlError::Unreachable);
+    while let Err(error) = session.client.commit(end, true).await {
+        let gone = session.closing.borrow().is_some() && error.is_unavailable();
         if gone || Instant::now() >= give_up {
             return;
         }
@@ -231,14 +230,14 @@ async fn farewell(session: &Session, end: Cursor) {
 }
 
 /// Lets the agent free its spool. A call that fails is made up for by the next.
-async fn tell_saved(session: &Session, mut saved: watch::Receiver<Cursor>) {
+async fn tell_saved(session: &LiveAttempt, mut saved: watch::Receiver<Cursor>) {
     if *saved.borrow() != Cursor::default() {
         // What an earlier relay archived may not have reached the agent, whose spool may be full of it.
         saved.mark_changed();
     }
     while saved.changed().await.is_ok() {
         let cursor = *saved.borrow_and_update();
-        if session.commit(cursor, false).await.is_err() {
+        if session.client.commit(cursor, false).await.is_err() {
             sleep(BACKOFF.1).await;
             saved.mark_changed();
         }
@@ -246,12 +245,12 @@ async fn tell_saved(session: &Session, mut saved: watch::Receiver<Cursor>) {
 }
 
 /// Writes the start once, unless the end is known first: one write less for a short run.
-async fn note_start(session: &Session) {
+async fn note_start(session: &LiveAttempt) {
     let mut started = session.started.subscribe();
     if started.wait_for(|started| *started).await.is_err() {
         return;
     }
-    let (at_unix_nanos, run_seconds) = match session.agent_state().await {
+    let (at_unix_nanos, run_seconds) = match session.client.get_state().await {
         Ok(state) if state.started_unix_nanos > 0 => (state.started_unix_nanos, state.run_seconds),
         _ => (
             i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default(),
@@ -268,7 +267,7 @@ async fn note_start(session: &Session) {
 }
 
 async fn retry<T, F: Future<Output = Result<T, Error>>>(
-    session: &Session,
+    session: &LiveAttempt,
     what: &'static str,
     mut attempt: impl FnMut() -> F,
 ) -> T {
@@ -285,13 +284,13 @@ async fn retry<T, F: Future<Output = Result<T, Error>>>(
 }
 
 /// Says whether the archive takes what it is given.
-fn note(session: &Session, unavailable: Option<Unavailable>) {
+fn note(session: &LiveAttempt, unavailable: Option<Unavailable>) {
     session
         .unavailable
         .send_if_modified(|known| std::mem::replace(known, unavailable) != unavailable);
 }
 
-async fn pause(session: &Session, what: &'static str, error: &Error, backoff: Duration) -> Duration {
+async fn pause(session: &LiveAttempt, what: &'static str, error: &Error, backoff: Duration) -> Duration {
     metrics().archive_failures.inc();
     let unavailable = error.unavailable();
     warn!(uid = session.subject.key.uid, reason = unavailable.reason(), %error, "cannot {what}, will try again");

@@ -10,7 +10,7 @@ use remoteprocess_api::ConditionType;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::Session;
+use super::LiveAttempt;
 
 /// How long something must have been so to be told.
 const HOLD: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ pub struct Notice {
 }
 
 /// Tells both; never ends.
-pub async fn run(session: &Session) {
+pub async fn run(session: &LiveAttempt) {
     tokio::join!(
         tell(
             session,
@@ -55,7 +55,7 @@ pub async fn run(session: &Session) {
 
 /// Writes each cause that lasts, and its end.
 async fn tell<T: Copy + PartialEq>(
-    session: &Session,
+    session: &LiveAttempt,
     mut causes: watch::Receiver<Option<T>>,
     kind: ConditionType,
     describe: impl Fn(T) -> (&'static str, String),

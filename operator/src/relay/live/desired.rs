@@ -12,10 +12,10 @@ use remoteprocess_proto::v1::{
 };
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tonic::Code;
 use tracing::{debug, info};
 
-use super::{ControlError, Session};
+use super::LiveAttempt;
+use crate::relay::error::{Code, Error};
 
 /// Between two tries of what has to be said.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -87,7 +87,7 @@ struct View {
 }
 
 impl View {
-    fn of(session: &Session) -> Self {
+    fn of(session: &LiveAttempt) -> Self {
         Self {
             wishes: session.wish.subscribe(),
             states: session.state.subscribe(),
@@ -112,7 +112,7 @@ impl View {
 }
 
 /// Does all of it; never ends.
-pub(super) async fn run(session: &Session) {
+pub(super) async fn run(session: &LiveAttempt) {
     tokio::join!(
         stop(session),
         keep_paused(session),
@@ -123,7 +123,7 @@ pub(super) async fn run(session: &Session) {
 }
 
 /// Waits for an order to stop and then tells the agent until it has heard.
-async fn stop(session: &Session) {
+async fn stop(session: &LiveAttempt) {
     let mut order = session.order.subscribe();
     let Ok(Some(order)) = order.wait_for(Option::is_some).await.map(|order| order.clone()) else {
         return;
@@ -133,24 +133,25 @@ async fn stop(session: &Session) {
         message: order.message,
         ..ExecutorStopRequest::default()
     };
-    while let Err(error) = session.stop(request.clone()).await {
+    while let Err(error) = session.client.stop(request.clone()).await {
         debug!(uid = session.subject.key.uid, %error, "the agent has not heard the stop yet");
         sleep(AGAIN).await;
     }
 }
 
-async fn keep_paused(session: &Session) {
+async fn keep_paused(session: &LiveAttempt) {
     let mut view = View::of(session);
     let mut refused_of = None;
     loop {
         let (wish, state) = view.now();
         let pause = match (wish, is_paused(state.as_ref())) {
             (Some(wish), Some(is)) if wish.is_paused != is => {
-                let answer = session.pause(request(&wish)).await;
-                if let (Err(ControlError::Refused(status)), true) = (&answer, wish.is_paused)
+                let answer = session.client.pause(request(&wish)).await;
+                if let (Err(error), true) = (&answer, wish.is_paused)
+                    && !error.is_unavailable()
                     && refused_of.replace(wish.generation) != Some(wish.generation)
                 {
-                    let why = status.message().to_owned();
+                    let why = error.message.clone();
                     let generation = wish.generation;
                     session.learn(Fact::PauseFailed { generation, why }).await;
                 }
@@ -171,26 +172,29 @@ fn request(wish: &Wish) -> ExecutorPauseRequest {
 }
 
 /// When to try again; not at all where it was done, which the next state says.
-fn after(answer: Result<(), ControlError>) -> Option<Duration> {
+fn after(answer: Result<(), Error>) -> Option<Duration> {
     match answer {
         Ok(()) => None,
-        Err(ControlError::Refused(_)) => Some(REFUSED),
-        Err(ControlError::Unreachable) => Some(AGAIN),
+        Err(error) if error.is_unavailable() => Some(AGAIN),
+        Err(_) => Some(REFUSED),
     }
 }
 
 /// Tells the agent of a limit that is not the one by which it goes, as the status has it.
-async fn keep_limit(session: &Session) {
+async fn keep_limit(session: &LiveAttempt) {
     let mut view = View::of(session);
     loop {
         let (wish, state) = view.now();
         let wish = wish.filter(|wish| wish.known.is_started && wish.run_seconds != wish.known.run_seconds);
         let pause = match (wish, is_paused(state.as_ref())) {
             (Some(Wish { run_seconds, .. }), Some(_)) => {
-                let answer = session.set_deadline(ExecutorSetDeadlineRequest { run_seconds }).await;
-                match answer {
+                let answer = session
+                    .client
+                    .set_deadline(ExecutorSetDeadlineRequest { run_seconds })
+                    .await;
+                match &answer {
                     Ok(()) => session.learn(Fact::RunSeconds(run_seconds)).await,
-                    Err(ControlError::Refused(status)) if status.code() == Code::Unimplemented => {
+                    Err(error) if error.code == Code::Unimplemented => {
                         info!(
                             uid = session.subject.key.uid,
                             "the agent is too old for another run deadline"
@@ -208,7 +212,7 @@ async fn keep_limit(session: &Session) {
 }
 
 /// Writes down that it is paused, or goes on, where the status says otherwise.
-async fn tell_pauses(session: &Session) {
+async fn tell_pauses(session: &LiveAttempt) {
     let mut view = View::of(session);
     loop {
         if let (Some(wish), Some(state)) = view.now() {
@@ -221,7 +225,7 @@ async fn tell_pauses(session: &Session) {
     }
 }
 
-async fn tell_warnings(session: &Session) {
+async fn tell_warnings(session: &LiveAttempt) {
     let mut states = session.state.subscribe();
     let is_near = |state: &Option<State>| {
         state
@@ -249,7 +253,7 @@ fn is_paused(state: Option<&State>) -> Option<bool> {
     }
 }
 
-impl Session {
+impl LiveAttempt {
     async fn learn(&self, fact: Fact) {
         self.context.record.learned(&self.subject, fact).await;
     }

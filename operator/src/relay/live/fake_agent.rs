@@ -30,7 +30,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Agent, Connect, ConnectError};
+use crate::relay::attempt::Agent;
+use crate::relay::grpc::agent::{Connect, ConnectError};
 use crate::relay::grpc::peers::Peers;
 use crate::relay::piece::{Piece, Placed, Wanted, data};
 

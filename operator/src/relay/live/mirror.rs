@@ -6,25 +6,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::Exit;
 use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::{Exit, OutputFrame, WatchOutputRequest};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
-use tonic::Streaming;
 use tracing::debug;
 
 use super::ring::Ring;
-use super::{Feed, Sessions};
+use super::{Feed, LiveAttempts};
 use crate::relay::attempt::AttemptKey;
-use crate::relay::grpc::peers::{Home, forward, process};
+use crate::relay::grpc::peers::Home;
 use crate::relay::metrics::metrics;
 use crate::relay::piece::{Piece, distance};
 
 /// A home sends a heartbeat every 10 s.
 const SILENCE: Duration = Duration::from_secs(30);
-/// Time for the home's answer.
-const OPEN: Duration = Duration::from_secs(5);
 /// An agent that has lost its home has another within a few seconds; then readers turn to the archive.
 const SEARCH: Duration = Duration::from_secs(8);
 /// Pauses while the home is looked for.
@@ -51,7 +47,7 @@ pub enum Progress {
 }
 
 impl Mirror {
-    pub(super) fn new(sessions: &Sessions, key: AttemptKey) -> Self {
+    pub(super) fn new(sessions: &LiveAttempts, key: AttemptKey) -> Self {
         Self {
             key,
             ring: Arc::new(Ring::new(sessions.context.memory.clone())),
@@ -76,7 +72,7 @@ impl Mirror {
     }
 
     /// Copies the home's stream until its end, until nobody reads, or until this replica is the home.
-    pub(super) async fn run(&self, sessions: &Sessions) {
+    pub(super) async fn run(&self, sessions: &LiveAttempts) {
         metrics().mirrors.inc();
         tokio::select! {
             () = self.copy(sessions) => {}
@@ -89,7 +85,7 @@ impl Mirror {
         metrics().mirrors.dec();
     }
 
-    async fn copy(&self, sessions: &Sessions) {
+    async fn copy(&self, sessions: &LiveAttempts) {
         let Ok(begin) = sessions.context.archive.reader(&self.key).last_start().await else {
             return;
         };
@@ -114,41 +110,29 @@ impl Mirror {
         }
     }
 
-    async fn read(&self, sessions: &Sessions, home: &Home) -> Result<Exit, ReadError> {
-        let mut frames = self.open(sessions, home).await?;
+    async fn read(&self, sessions: &LiveAttempts, home: &Home) -> Result<Exit, ReadError> {
+        let mut frames = sessions.context.peers.watch_output(home, self.ring.end()).await?;
         let goal = home.state.output.as_ref().map(distance).unwrap_or_default();
         self.reached(sessions, goal);
         loop {
-            let frame = timeout(SILENCE, frames.message()).await??;
-            let frame = frame.ok_or("ended without an exit")?;
-            if let Some(Frame::Exit(exit)) = frame.frame {
-                self.reached(sessions, 0);
-                return Ok(exit);
+            let next = timeout(SILENCE, frames.next()).await??;
+            let (frame, wire) = next.ok_or("ended without an exit")?;
+            match frame {
+                Frame::Data(data) => self.ring.push_message(Piece::Data(data), wire),
+                Frame::Gap(gap) => self.ring.push(Piece::Gap(gap)),
+                Frame::Exit(exit) => {
+                    self.reached(sessions, 0);
+                    return Ok(exit);
+                }
+                Frame::State(_) | Frame::Heartbeat(_) | Frame::Spool(_) => continue,
             }
-            if let Some(piece) = Piece::from_frame(frame) {
-                self.ring.push(piece);
-                self.ring.keep_all();
-                self.reached(sessions, goal);
-            }
+            self.ring.keep_all();
+            self.reached(sessions, goal);
         }
     }
 
-    async fn open(&self, sessions: &Sessions, home: &Home) -> Result<Streaming<OutputFrame>, ReadError> {
-        let mut client = timeout(OPEN, sessions.context.peers.connect(home)).await??;
-        let request = WatchOutputRequest {
-            protocol: PROTOCOL,
-            process: Some(process(&self.key)),
-            attempt: self.key.attempt,
-            cursor: Some(self.ring.end()),
-            follow: true,
-            ..WatchOutputRequest::default()
-        };
-        let request = forward(&self.key, "", request);
-        Ok(timeout(OPEN, client.watch_output(request)).await??.into_inner())
-    }
-
     /// Ready as soon as it has what the home had at first: a reader of what is there now must not get less.
-    fn reached(&self, sessions: &Sessions, goal: u64) {
+    fn reached(&self, sessions: &LiveAttempts, goal: u64) {
         if *self.progress.borrow() == Progress::Looking && distance(&self.ring.end()) >= goal {
             self.progress.send_replace(Progress::Ready);
             sessions.changed.send_modify(|version| *version += 1);
@@ -167,7 +151,7 @@ impl Mirror {
 
 type ReadError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn at_home(sessions: &Sessions, key: &AttemptKey) {
+async fn at_home(sessions: &LiveAttempts, key: &AttemptKey) {
     let mut changes = sessions.changes();
     while sessions.get(key).is_none() {
         if changes.changed().await.is_err() {

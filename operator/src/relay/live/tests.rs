@@ -1,4 +1,4 @@
-//! Sessions against an agent over real connections: whatever breaks, every reader gets every byte once, then the end.
+//! LiveAttempts against an agent over real connections: whatever breaks, every reader gets every byte once, then the end.
 
 use std::future::Future;
 use std::time::Duration;
@@ -66,7 +66,7 @@ impl Record for Notes {
 /// One relay's life over an archive.
 struct Relay {
     archive: Archive,
-    sessions: Sessions,
+    sessions: LiveAttempts,
     shutdown: CancellationToken,
     notes: Notes,
 }
@@ -76,7 +76,7 @@ impl Relay {
         let (notes, shutdown) = (Notes::default(), CancellationToken::new());
         let context = Context {
             archive: archive.clone(),
-            connect: Box::new(TestDialer::default()),
+            connect: Arc::new(TestDialer::default()),
             record: Box::new(notes.clone()),
             peers: no_peers(),
             memory: Arc::new(Budget::new(1 << 30)),
@@ -84,13 +84,13 @@ impl Relay {
         };
         Self {
             archive: archive.clone(),
-            sessions: Sessions::new(Arc::new(context)),
+            sessions: LiveAttempts::new(Arc::new(context)),
             shutdown,
             notes,
         }
     }
 
-    fn open(&self, agent: &FakeAgent) -> Arc<Session> {
+    fn open(&self, agent: &FakeAgent) -> Arc<LiveAttempt> {
         self.sessions.open(subject(), agent.agent())
     }
 

@@ -3,20 +3,17 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::{ExecutorWatchOutputRequest, Exit, GapReason, OutputFrame, Phase, Seal, Stream};
-use remoteprocess_proto::wire::{EXECUTOR_WATCH_OUTPUT, Messages, call, decode};
+use remoteprocess_proto::v1::{Exit, GapReason, Phase, Seal, Stream};
 use tokio::time::{Instant, sleep, timeout};
-use tonic::{Code, Request};
 use tracing::{debug, info};
 
-use super::{Agent, Session};
+use super::LiveAttempt;
+use crate::relay::attempt::Agent;
+use crate::relay::error::{Code, Error};
 use crate::relay::metrics::metrics;
 use crate::relay::piece::{Piece, gap};
 
-/// Time for a connection.
-const CONNECT: Duration = Duration::from_secs(5);
 /// An agent sends a heartbeat every 10 s: after this long without a frame the line is dead.
 const SILENCE: Duration = Duration::from_secs(30);
 /// First and longest pause between two tries.
@@ -40,7 +37,7 @@ enum Cut {
 }
 
 /// Reads until the end, or until another home has brought it about.
-pub async fn run(session: &Session) -> End {
+pub async fn run(session: &LiveAttempt) -> End {
     tokio::select! {
         end = follow(session) => end,
         () = sealed_elsewhere(session) => End::Superseded,
@@ -48,7 +45,7 @@ pub async fn run(session: &Session) -> End {
 }
 
 /// Returns when status and archive both hold the end. An agent that has left says nothing to the home before its last.
-async fn sealed_elsewhere(session: &Session) {
+async fn sealed_elsewhere(session: &LiveAttempt) {
     let mut recorded = session.recorded.subscribe();
     // The sender lives in the session.
     let _ = recorded.wait_for(|recorded| *recorded).await;
@@ -62,7 +59,7 @@ async fn sealed_elsewhere(session: &Session) {
     }
 }
 
-async fn follow(session: &Session) -> End {
+async fn follow(session: &LiveAttempt) -> End {
     let mut agent = session.agent.subscribe();
     let mut closing = session.closing.subscribe();
     let mut seen = Instant::now();
@@ -107,7 +104,7 @@ async fn last_call(closing: &mut tokio::sync::watch::Receiver<Option<Exit>>, see
 }
 
 /// Nobody will seal these streams.
-fn give_up(session: &Session, exit: Exit) -> Exit {
+fn give_up(session: &LiveAttempt, exit: Exit) -> Exit {
     info!(
         uid = session.subject.key.uid,
         "the agent is gone: the attempt ends with what the status says"
@@ -125,24 +122,19 @@ fn give_up(session: &Session, exit: Exit) -> Exit {
     }
 }
 
-async fn read(session: &Session, agent: &Agent) -> Cut {
-    let mut messages = match open(session, agent).await {
-        Ok(messages) => messages,
-        Err(cut) => return cut,
+async fn read(session: &LiveAttempt, agent: &Agent) -> Cut {
+    let mut frames = match session.client.watch_output(agent, session.received()).await {
+        Ok(frames) => frames,
+        Err(error) => return refused(&error),
     };
     let _connected = Connected::new(session);
     loop {
         session.ring.room().await;
-        let wire = match timeout(SILENCE, messages.next()).await {
-            Ok(Ok(Some(wire))) => wire,
+        let (frame, wire) = match timeout(SILENCE, frames.next()).await {
+            Ok(Ok(Some(found))) => found,
             Ok(Ok(None)) => return Cut::Broken("ended without an exit".to_owned()),
-            Ok(Err(status)) => return refused(&status),
+            Ok(Err(error)) => return refused(&error),
             Err(_) => return Cut::Broken("silent".to_owned()),
-        };
-        let frame = match decode(&wire) {
-            Ok(OutputFrame { frame: Some(frame) }) => frame,
-            Ok(_) => continue,
-            Err(status) => return refused(&status),
         };
         match frame {
             Frame::Data(data) => {
@@ -177,7 +169,7 @@ async fn read(session: &Session, agent: &Agent) -> Cut {
 struct Connected<'a>(&'a AtomicBool);
 
 impl<'a> Connected<'a> {
-    fn new(session: &'a Session) -> Self {
+    fn new(session: &'a LiveAttempt) -> Self {
         session.is_connected.store(true, Ordering::Relaxed);
         session.was_connected.store(true, Ordering::Relaxed);
         Self(&session.is_connected)
@@ -190,38 +182,16 @@ impl Drop for Connected<'_> {
     }
 }
 
-async fn open(session: &Session, agent: &Agent) -> Result<Messages, Cut> {
-    let broken = |reason: &dyn std::fmt::Display| Cut::Broken(reason.to_string());
-    if agent.address.is_empty() {
-        return Err(broken(&"there is no agent"));
-    }
-    let mut channel = timeout(CONNECT, session.context.connect.connect(agent))
-        .await
-        .map_err(|_| broken(&"no connection in time"))?
-        .map_err(|error| broken(&error))?;
-    let request = ExecutorWatchOutputRequest {
-        protocol: PROTOCOL,
-        cursor: Some(session.received()),
-        home: true,
-    };
-    let opened = call(&mut channel, EXECUTOR_WATCH_OUTPUT, Request::new(request));
-    match timeout(CONNECT, opened).await {
-        Ok(Ok((_, messages))) => Ok(messages),
-        Ok(Err(status)) => Err(refused(&status)),
-        Err(_) => Err(broken(&"no answer in time")),
-    }
-}
-
 /// An agent ends an earlier home's stream with `ABORTED` when a later one has come.
-fn refused(status: &tonic::Status) -> Cut {
-    match status.code() {
+fn refused(error: &Error) -> Cut {
+    match error.code {
         Code::Aborted => Cut::End(End::Superseded),
-        _ => Cut::Broken(status.to_string()),
+        _ => Cut::Broken(error.to_string()),
     }
 }
 
 /// What the seal counts and nobody delivered is said as a gap.
-fn complete(session: &Session, exit: Exit) -> Exit {
+fn complete(session: &LiveAttempt, exit: Exit) -> Exit {
     let Some(Seal { stdout, stderr, .. }) = &exit.seal else {
         return exit;
     };

@@ -25,13 +25,15 @@ use tower::{Service, ServiceExt};
 
 use crate::relay::{
     archive::Archive,
-    core::RelayParts,
+    attempt::Agent,
+    core::Core,
     core::authorize::Authorizer,
     directory::Directory,
     enrol::EnrolmentService,
     grpc::RelayService,
+    grpc::agent::{Connect, ConnectError},
     grpc::peers::Peers,
-    live::{Agent, Connect, ConnectError, Context, Sessions},
+    live::{Context, LiveAttempts},
     status::Recorder,
 };
 use crate::{
@@ -127,15 +129,15 @@ async fn relay() -> Relay {
     }
     let context = Context {
         archive: archive.clone(),
-        connect: Box::new(Unreachable),
+        connect: Arc::new(Unreachable),
         record: Box::new(recorder.clone()),
         peers: Peers::by_name(Dialer::new(handle.identity()), None),
         memory: Arc::new(crate::relay::live::Budget::new(1 << 30)),
         shutdown: shutdown.clone(),
     };
-    let service = RelayService::new(RelayParts {
+    let service = RelayService::new(Core {
         directory,
-        sessions: Sessions::new(Arc::new(context)),
+        live: LiveAttempts::new(Arc::new(context)),
         archive,
         authorizer: Authorizer::new(client.clone()),
         recorder,

@@ -20,13 +20,13 @@ use tonic::{Status, Streaming};
 use crate::fake_api;
 use crate::relay::archive::Archive;
 use crate::relay::attempt::{AttemptKey, Subject};
-use crate::relay::core::RelayParts;
+use crate::relay::core::Core;
 use crate::relay::core::authorize::Authorizer;
 use crate::relay::directory::Directory;
 use crate::relay::grpc::RelayService;
 use crate::relay::grpc::peers::Peers;
 use crate::relay::live::fake_agent::{FakeAgent, TestDialer, identity};
-use crate::relay::live::{Budget, Context, Ending, Fact, Notice, Record, Session, Sessions};
+use crate::relay::live::{Budget, Context, Ending, Fact, LiveAttempt, LiveAttempts, Notice, Record};
 use crate::relay::status::Recorder;
 
 pub const UID: &str = "0c1d";
@@ -35,7 +35,7 @@ pub const UID: &str = "0c1d";
 pub struct Replica {
     pub address: SocketAddr,
     pub archive: Archive,
-    pub sessions: Sessions,
+    pub sessions: LiveAttempts,
     /// The addresses at which it looks for others.
     pub peers: Arc<Mutex<Vec<SocketAddr>>>,
     directory: Directory,
@@ -78,7 +78,7 @@ impl Replica {
         };
         let context = Context {
             archive: archive.clone(),
-            connect: Box::new(TestDialer::default()),
+            connect: Arc::new(TestDialer::default()),
             peers: Peers::new(Dialer::new(identity(&Role::Operator)), Arc::new(resolve)),
             record: Box::new(Nobody),
             memory: Arc::new(Budget::new(160 << 20)),
@@ -95,12 +95,12 @@ impl Replica {
             review["status"] = json!({"allowed": is_allowed});
             (201, review)
         });
-        let sessions = Sessions::new(Arc::new(context));
+        let sessions = LiveAttempts::new(Arc::new(context));
         let directory = Directory::default();
         directory.apply(process());
-        let service = RelayService::new(RelayParts {
+        let service = RelayService::new(Core {
             directory: directory.clone(),
-            sessions: sessions.clone(),
+            live: sessions.clone(),
             archive: archive.clone(),
             authorizer: Authorizer::new(client.clone()),
             recorder: Recorder::new(client, "operator-0".to_owned()),
@@ -141,7 +141,7 @@ impl Replica {
     }
 
     /// Becomes the home of the process.
-    pub fn open(&self, agent: &FakeAgent) -> Arc<Session> {
+    pub fn open(&self, agent: &FakeAgent) -> Arc<LiveAttempt> {
         self.sessions.open(subject(), agent.agent())
     }
 

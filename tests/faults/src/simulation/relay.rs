@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use remoteprocess_operator::relay::archive::Archive;
-use remoteprocess_operator::relay::core::RelayParts;
+use remoteprocess_operator::relay::attempt::Agent;
+use remoteprocess_operator::relay::core::Core;
 use remoteprocess_operator::relay::core::authorize::Authorizer;
 use remoteprocess_operator::relay::directory::Directory;
 use remoteprocess_operator::relay::grpc::RelayService;
+use remoteprocess_operator::relay::grpc::agent::{Connect, ConnectError};
 use remoteprocess_operator::relay::grpc::peers::Peers;
-use remoteprocess_operator::relay::live::{Agent, Budget, Connect, ConnectError, Context, Sessions};
+use remoteprocess_operator::relay::live::{Budget, Context, LiveAttempts};
 use remoteprocess_operator::relay::reconcile::{self, Overseer};
 use remoteprocess_operator::relay::status::Recorder;
 use remoteprocess_tls::{ClientAuth, Dialer, Limits, Role, serve};
@@ -55,7 +57,7 @@ pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
     let recorder = Recorder::new(client.clone(), RELAYS[index].to_owned());
     let context = Context {
         archive: archive.clone(),
-        connect: Box::new(Agents {
+        connect: Arc::new(Agents {
             world: world.clone(),
             dialer: Dialer::new(identity.clone()),
             from: RELAYS[index],
@@ -66,16 +68,16 @@ pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
         shutdown: shutdown.clone(),
     };
     let directory = Directory::default();
-    let sessions = Sessions::new(Arc::new(context));
+    let sessions = LiveAttempts::new(Arc::new(context));
     let changes = directory.subscribe();
     let overseer = Overseer {
         directory: directory.clone(),
         sessions: sessions.clone(),
         recorder: recorder.clone(),
     };
-    let service = RelayService::new(RelayParts {
+    let service = RelayService::new(Core {
         directory: directory.clone(),
-        sessions: sessions.clone(),
+        live: sessions.clone(),
         archive: archive.clone(),
         authorizer: Authorizer::new(client),
         recorder: recorder.clone(),

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::*;
 
 /// A program that runs, and its home.
-async fn running(program: &Arc<Program>) -> (FakeAgent, Relay, Arc<Session>) {
+async fn running(program: &Arc<Program>) -> (FakeAgent, Relay, Arc<LiveAttempt>) {
     program.written.send_replace(1);
     program.says(Phase::Running, Reason::Running);
     let agent = FakeAgent::serve(program).await;

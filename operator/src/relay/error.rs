@@ -1,0 +1,93 @@
+//! What goes wrong for a caller of the relay. Each face gives it the form of its own protocol.
+
+/// The kinds of failure; the names are those of gRPC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The request is wrong, whatever the state of the system.
+    InvalidArgument,
+    /// A position lies outside what there is.
+    OutOfRange,
+    /// There is no such object.
+    NotFound,
+    /// The caller lacks a right.
+    PermissionDenied,
+    /// The caller shows no valid identity.
+    Unauthenticated,
+    /// The request does not fit the state of the object.
+    FailedPrecondition,
+    /// Another caller came first.
+    Aborted,
+    /// A limit is reached.
+    ResourceExhausted,
+    /// The other side is too old for this.
+    Unimplemented,
+    /// Nothing came in time.
+    DeadlineExceeded,
+    /// Not possible now; try again.
+    Unavailable,
+    /// A defect.
+    Internal,
+}
+
+/// Why a use case failed, in a sentence that is safe to show to the caller. Causes go to the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// The kind of failure.
+    pub code: Code,
+    /// Cause, object and fix.
+    pub message: String,
+}
+
+impl Error {
+    /// An error of this kind.
+    #[must_use]
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// The request is wrong.
+    #[must_use]
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidArgument, message)
+    }
+
+    /// There is no such object.
+    #[must_use]
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(Code::NotFound, message)
+    }
+
+    /// The object is in another state.
+    #[must_use]
+    pub fn failed_precondition(message: impl Into<String>) -> Self {
+        Self::new(Code::FailedPrecondition, message)
+    }
+
+    /// Not possible now.
+    #[must_use]
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(Code::Unavailable, message)
+    }
+
+    /// The agent of a process cannot be reached now.
+    #[must_use]
+    pub fn agent_unreachable() -> Self {
+        Self::unavailable("the agent of the process cannot be reached now")
+    }
+
+    /// This replica ends.
+    #[must_use]
+    pub fn shutting_down() -> Self {
+        Self::unavailable("this replica is going away")
+    }
+
+    /// True where another try may succeed.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        self.code == Code::Unavailable
+    }
+}
