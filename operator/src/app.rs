@@ -86,6 +86,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
                 &config,
                 &client,
                 &authority,
+                &relay.directory,
                 || relay.retain(config.retention),
                 &shutdown
             ),
@@ -277,6 +278,7 @@ fn lead<Retain: Future<Output = ()>>(
     config: &Config,
     client: &Client,
     authority: &Arc<AuthorityHandle>,
+    directory: &Directory,
     retain: impl Fn() -> Retain,
     shutdown: &CancellationToken,
 ) -> impl Future<Output = ()> {
@@ -291,9 +293,12 @@ fn lead<Retain: Future<Output = ()>>(
         ca_bundle: Arc::new(move || bundle.bundle_pem()),
         namespaces: config.watch_namespaces.clone(),
     };
-    let client = client.clone();
+    let (client, directory) = (client.clone(), directory.clone());
     run_as_leader(client.clone(), candidate, shutdown.clone(), move |term| {
-        let (work, retain) = (controller::run(client.clone(), settings.clone(), term), retain());
+        let (work, retain) = (
+            controller::run(client.clone(), settings.clone(), directory.clone(), term),
+            retain(),
+        );
         async move {
             tokio::select! {
                 () = work => {}

@@ -1,40 +1,67 @@
-//! How soon a broken watch is tried again.
+//! Doubling pauses between tries: the one back-off of the operator.
 
 use std::time::Duration;
 
-use kube::runtime::utils::Backoff;
-
-/// First pause.
-const FIRST: Duration = Duration::from_millis(200);
-
-/// Longest pause. kube's own default grows to 30 s: too long for somebody who waits for output or a login.
-const LONGEST: Duration = Duration::from_secs(2);
-
-/// Doubling pauses from 0.2 s to 2 s, for every watch of ours.
+/// Pauses that double from a first to a longest one.
 #[derive(Clone, Copy, Debug)]
-pub struct WatchBackoff {
+pub struct Backoff {
+    first: Duration,
+    longest: Duration,
     next: Duration,
 }
 
-impl Default for WatchBackoff {
-    fn default() -> Self {
-        Self { next: FIRST }
+impl Backoff {
+    /// For every watch of ours. kube's own default grows to 30 s, which is too long for a user who waits for output or a
+    /// login.
+    pub const WATCH: Self = Self::new(Duration::from_millis(100), Duration::from_secs(2));
+
+    /// Pauses from `first` to `longest`.
+    #[must_use]
+    pub const fn new(first: Duration, longest: Duration) -> Self {
+        Self {
+            first,
+            longest,
+            next: first,
+        }
+    }
+
+    /// The longest pause.
+    #[must_use]
+    pub const fn longest(&self) -> Duration {
+        self.longest
+    }
+
+    /// The pause before the next try. The one after it is twice as long.
+    pub fn pause(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(self.longest);
+        pause
+    }
+
+    /// The pause after so many failures in a row, counted from 1.
+    #[must_use]
+    pub fn after(&self, failures: u32) -> Duration {
+        let doubled = 1 << failures.saturating_sub(1).min(16);
+        self.first.saturating_mul(doubled).min(self.longest)
+    }
+
+    /// After a success the next pause is the first again.
+    pub fn reset(&mut self) {
+        self.next = self.first;
     }
 }
 
-impl Iterator for WatchBackoff {
+impl Iterator for Backoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let pause = self.next;
-        self.next = (pause * 2).min(LONGEST);
-        Some(pause)
+        Some(self.pause())
     }
 }
 
-impl Backoff for WatchBackoff {
+impl kube::runtime::utils::Backoff for Backoff {
     fn reset(&mut self) {
-        *self = Self::default();
+        Self::reset(self);
     }
 }
 
@@ -43,11 +70,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_two_seconds_and_start_again_after_success() {
-        let mut backoff = WatchBackoff::default();
-        let millis: Vec<u128> = backoff.by_ref().take(6).map(|pause| pause.as_millis()).collect();
-        assert_eq!(millis, [200, 400, 800, 1600, 2000, 2000]);
+    fn pauses_double_up_to_the_longest_and_start_again_after_success() {
+        let mut backoff = Backoff::WATCH;
+        let millis: Vec<u128> = backoff.by_ref().take(7).map(|pause| pause.as_millis()).collect();
+        assert_eq!(millis, [100, 200, 400, 800, 1600, 2000, 2000]);
+        for (failures, pause) in (1..).zip(millis) {
+            assert_eq!(backoff.after(failures).as_millis(), pause);
+        }
+        assert_eq!(backoff.after(u32::MAX), backoff.longest());
         backoff.reset();
-        assert_eq!(backoff.next(), Some(FIRST));
+        assert_eq!(backoff.next(), Some(Duration::from_millis(100)));
     }
 }

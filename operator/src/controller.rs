@@ -44,6 +44,8 @@ use report::Reporter;
 pub(crate) use validate::quantity;
 use watch::Scope;
 
+use crate::relay::directory::Directory;
+
 /// Objects that are worked on at the same time.
 const CONCURRENCY: u16 = 32;
 /// A process that has not ended is looked at this often even if no event comes.
@@ -74,8 +76,9 @@ struct Context {
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
-/// Reconciles all processes until `shutdown`; passes under way end first.
-pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
+/// Reconciles all processes of `directory`, which the relay keeps up to date, until `shutdown`; passes under way end
+/// first.
+pub async fn run(client: Client, config: Config, directory: Directory, shutdown: CancellationToken) {
     metrics().leading.set(1);
     let _not_leading = NotLeading;
     let remembered = Remembered::default();
@@ -85,7 +88,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
         namespaces => namespaces.iter().cloned().map(Scope::Namespace).collect(),
     };
     let loops = scopes.into_iter().map(|scope| {
-        let watches = watch::start(&client, &scope, remembered.clone());
+        let watches = watch::start(&client, &scope, &directory, remembered.clone());
         let context = Context {
             client: client.clone(),
             config: config.clone(),
@@ -95,7 +98,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
             clock: Arc::new(Timestamp::now),
         };
         let triggers = watches.triggers.take_until(shutdown.clone().cancelled_owned());
-        reconcile_all(context, watches.processes, triggers)
+        reconcile_all(context, directory.store(), triggers)
     });
     join_all(loops).await;
 }

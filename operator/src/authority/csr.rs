@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) use self::judge::quoted;
 use self::judge::{Verdict, judge};
 use super::{AuthorityHandle, Error, metrics::count_refusal};
-use crate::backoff::WatchBackoff;
+use crate::backoff::Backoff;
 
 /// Requests worked on at a time.
 const CONCURRENCY: usize = 16;
@@ -37,9 +37,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub async fn run(client: Client, handle: Arc<AuthorityHandle>, shutdown: CancellationToken) {
     let api: Api<CertificateSigningRequest> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("spec.signerName={}", names::CLIENT_SIGNER));
-    let requests = watcher(api.clone(), config)
-        .backoff(WatchBackoff::default())
-        .applied_objects();
+    let requests = watcher(api.clone(), config).backoff(Backoff::WATCH).applied_objects();
     requests
         .take_until(shutdown.cancelled())
         .for_each_concurrent(CONCURRENCY, |request| async {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::backoff::Backoff;
+
 /// One variant per step that talks to the API server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -49,7 +51,5 @@ impl Error {
 
 /// `first`, then twice as long each time, up to `longest`.
 pub(super) fn exponential(first: Duration, longest: Duration, failures: u32) -> Duration {
-    first
-        .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(longest)
+    Backoff::new(first, longest).after(failures)
 }

@@ -1,24 +1,23 @@
-//! The caches, and what wakes the controller.
+//! The cache of pods, and what wakes the controller. The processes are in the relay's directory.
 
-use std::time::Duration;
-
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
-use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, reflector as reflect, watcher as watch};
 use kube::{Api, Client, ResourceExt};
-use remoteprocess_api::{DesiredState, RemoteProcess, asked, names};
+use remoteprocess_api::{RemoteProcess, names};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tracing::warn;
 
 use super::remember::Remembered;
+use crate::backoff::Backoff;
+use crate::relay::directory::{Change, Directory};
 
-/// The caches and the stream of processes to look at.
+/// The cache of pods and the stream of processes to look at.
 pub(super) struct Watches {
     pub(super) pods: Store<Pod>,
-    pub(super) processes: Store<RemoteProcess>,
     pub(super) triggers: BoxStream<'static, ObjectRef<RemoteProcess>>,
 }
 
@@ -41,58 +40,74 @@ impl Scope {
             Self::Namespace(namespace) => Api::namespaced(client.clone(), namespace),
         }
     }
+
+    fn covers(&self, namespace: Option<&str>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Namespace(own) => namespace == Some(own),
+        }
+    }
+
+    fn all(&self, directory: &Directory) -> Vec<ObjectRef<RemoteProcess>> {
+        let namespace = match self {
+            Self::All => "",
+            Self::Namespace(own) => own,
+        };
+        let known = directory.list(namespace);
+        known.iter().map(|process| ObjectRef::from_obj(&**process)).collect()
+    }
 }
 
 /// Begins to watch. Nothing happens until `triggers` is polled; processes come only
 /// when the cache of pods is whole, or each pod would look as if it were missing.
-pub(super) fn start(client: &Client, scope: &Scope, remembered: Remembered) -> Watches {
+pub(super) fn start(client: &Client, scope: &Scope, directory: &Directory, remembered: Remembered) -> Watches {
     let (pods, pod_writer) = reflector::store();
-    let (processes, process_writer) = reflector::store();
-
     let labelled = watcher::Config::default().labels(names::LABEL_UID);
-    let pod_events = watch(scope.api::<Pod>(client), labelled).backoff(WatchBackoff::default());
-    let known = processes.clone();
-    let pod_triggers = reflect(pod_writer, pod_events.modify(strip))
-        .flat_map(move |event| stream::iter(or_warn(event).map_or_else(Vec::new, |event| touched(&event, &known))));
-
-    let api = scope.api::<DeserializeGuard<RemoteProcess>>(client);
-    let process_events = watch(api, watcher::Config::default())
-        .backoff(WatchBackoff::default())
-        .filter_map(|event| std::future::ready(decoded(event)))
-        .inspect(move |event| {
-            if let Ok(Event::Delete(process)) = event {
-                remembered.forget(process);
-            }
-        });
-    let process_triggers = reflect(process_writer, process_events.modify(keep_setter))
-        .applied_objects()
-        .filter_map(|process| std::future::ready(or_warn(process).map(|process| ObjectRef::from_obj(&process))));
-
-    let ready = pods.clone();
+    let pod_events = watch(scope.api::<Pod>(client), labelled).backoff(Backoff::WATCH);
+    let (all, known) = (scope.clone(), directory.clone());
+    let pod_triggers = reflect(pod_writer, pod_events.modify(strip)).flat_map(move |event| {
+        stream::iter(or_warn(event).map_or_else(Vec::new, |event| touched(&event, &all, &known)))
+    });
+    let (ready, scope, directory) = (pods.clone(), scope.clone(), directory.clone());
     let pods_known = stream::once(async move {
         // Without a writer there will be no triggers either.
         let _ = ready.wait_until_ready().await;
     });
-    let process_triggers = pods_known
-        .filter_map(|()| std::future::ready(None))
-        .chain(process_triggers);
+    let process_triggers =
+        pods_known.flat_map(move |()| process_triggers(scope.clone(), &directory, remembered.clone()));
     let triggers = stream::select(pod_triggers, process_triggers).boxed();
-    Watches {
-        pods,
-        processes,
-        triggers,
-    }
+    Watches { pods, triggers }
+}
+
+/// Every process that is there, then every one that changes.
+fn process_triggers(
+    scope: Scope,
+    directory: &Directory,
+    remembered: Remembered,
+) -> impl Stream<Item = ObjectRef<RemoteProcess>> + use<> {
+    // Subscribed first: what changes in between comes twice, and nothing is missed.
+    let changes = UnboundedReceiverStream::new(directory.subscribe());
+    let there = stream::iter(scope.all(directory));
+    let changed = changes.filter_map(move |change| {
+        std::future::ready(match change {
+            Change::Is(process) => scope
+                .covers(process.metadata.namespace.as_deref())
+                .then(|| ObjectRef::from_obj(&*process)),
+            Change::Gone(process) => {
+                remembered.forget(&process);
+                None
+            }
+        })
+    });
+    there.chain(changed)
 }
 
 /// The processes that an event of a pod may change. A pod that went while its watch was cut has no event of its own: it is
 /// missing from the new list, and so all processes are looked at when that is whole.
-fn touched(event: &Event<Pod>, processes: &Store<RemoteProcess>) -> Vec<ObjectRef<RemoteProcess>> {
+fn touched(event: &Event<Pod>, scope: &Scope, directory: &Directory) -> Vec<ObjectRef<RemoteProcess>> {
     match event {
         Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) => owner(pod).into_iter().collect(),
-        Event::InitDone => {
-            let known = processes.state();
-            known.iter().map(|process| ObjectRef::from_obj(&**process)).collect()
-        }
+        Event::InitDone => scope.all(directory),
         Event::Init => Vec::new(),
     }
 }
@@ -103,40 +118,9 @@ fn owner(pod: &Pod) -> Option<ObjectRef<RemoteProcess>> {
     Some(ObjectRef::new(name).within(&pod.namespace()?))
 }
 
-/// An object that does not decode is left out with a warning: it must not hide all others.
-fn decoded(
-    event: watcher::Result<Event<DeserializeGuard<RemoteProcess>>>,
-) -> Option<watcher::Result<Event<RemoteProcess>>> {
-    let decode = |DeserializeGuard(object): DeserializeGuard<RemoteProcess>| match object {
-        Ok(process) => Some(process),
-        Err(invalid) => {
-            let (namespace, name) = (&invalid.metadata.namespace, &invalid.metadata.name);
-            warn!(?namespace, ?name, error = %invalid.error, "left out: a RemoteProcess that cannot be read");
-            None
-        }
-    };
-    Some(match event {
-        Ok(Event::Apply(object)) => Ok(Event::Apply(decode(object)?)),
-        Ok(Event::InitApply(object)) => Ok(Event::InitApply(decode(object)?)),
-        Ok(Event::Delete(object)) => Ok(Event::Delete(decode(object)?)),
-        Ok(Event::Init) => Ok(Event::Init),
-        Ok(Event::InitDone) => Ok(Event::InitDone),
-        Err(error) => Err(error),
-    })
-}
-
 /// What nobody reads need not be kept.
 fn strip<K: kube::Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
-}
-
-/// The same of a process: where it is not simply to run, who wants it otherwise is told.
-fn keep_setter(process: &mut RemoteProcess) {
-    if process.spec.desired_state == DesiredState::Running {
-        strip(process);
-    } else if let Some(entries) = &mut process.metadata.managed_fields {
-        entries.retain(asked::sets_desired_state);
-    }
 }
 
 fn or_warn<K>(event: watcher::Result<K>) -> Option<K> {
@@ -145,75 +129,77 @@ fn or_warn<K>(event: watcher::Result<K>) -> Option<K> {
         .ok()
 }
 
-/// Doubles up to two seconds; kube's own grows to thirty, which a user would notice.
-#[derive(Clone, Debug)]
-struct WatchBackoff {
-    next: Duration,
-}
-
-impl WatchBackoff {
-    const FIRST: Duration = Duration::from_millis(100);
-    const LONGEST: Duration = Duration::from_secs(2);
-}
-
-impl Default for WatchBackoff {
-    fn default() -> Self {
-        Self { next: Self::FIRST }
-    }
-}
-
-impl Iterator for WatchBackoff {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let current = self.next;
-        self.next = (current * 2).min(Self::LONGEST);
-        Some(current)
-    }
-}
-
-impl Backoff for WatchBackoff {
-    fn reset(&mut self) {
-        self.next = Self::FIRST;
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::json;
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::fake_api;
 
     #[test]
     fn a_pod_that_went_while_nobody_watched_is_noticed() {
-        let (processes, mut writer) = reflector::store();
+        let directory = Directory::default();
         let process: RemoteProcess = serde_saphyr::from_str(
             "apiVersion: remoteprocess.dev/v1alpha1\nkind: RemoteProcess\n\
-             metadata: {name: hello, namespace: team}\nspec: {image: busybox, command: [id]}\n",
+             metadata: {name: hello, namespace: team, uid: '1'}\nspec: {image: busybox, command: [id]}\n",
         )
         .unwrap();
         let reference = ObjectRef::from_obj(&process);
-        writer.apply_watcher_event(&Event::Apply(process));
+        directory.apply(process);
         let mut pod = Pod::default();
         pod.metadata.namespace = Some("team".into());
         assert!(
-            touched(&Event::Delete(pod.clone()), &processes).is_empty(),
+            touched(&Event::Delete(pod.clone()), &Scope::All, &directory).is_empty(),
             "it is nobody's"
         );
         pod.labels_mut().insert(names::LABEL_NAME.into(), "hello".into());
         assert_eq!(
-            touched(&Event::Delete(pod), &processes),
+            touched(&Event::Delete(pod), &Scope::All, &directory),
             std::slice::from_ref(&reference)
         );
         assert!(
-            touched(&Event::Init, &processes).is_empty(),
+            touched(&Event::Init, &Scope::All, &directory).is_empty(),
             "the list is not whole yet"
         );
-        assert_eq!(touched(&Event::InitDone, &processes), [reference]);
+        assert_eq!(touched(&Event::InitDone, &Scope::All, &directory), [reference]);
     }
 
-    #[test]
-    fn a_watch_never_waits_longer_than_two_seconds() {
-        let waits: Vec<_> = WatchBackoff::default().take(10).collect();
-        assert_eq!(waits[0], Duration::from_millis(100));
-        assert!(waits.iter().all(|wait| *wait <= Duration::from_secs(2)));
+    #[tokio::test]
+    async fn relay_and_controller_share_one_watch_of_the_processes() {
+        let lists: Arc<Mutex<Vec<String>>> = Arc::default();
+        let listed = lists.clone();
+        let client = fake_api::client(move |call| {
+            if call.query.contains("watch=") {
+                return (200, serde_json::Value::Null);
+            }
+            let process = json!({
+                "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
+                "metadata": {"name": "hello", "namespace": "team", "uid": "1", "resourceVersion": "1"},
+                "spec": {"image": "busybox", "command": ["id"]},
+            });
+            let items = if call.path.ends_with("/pods") {
+                json!([])
+            } else {
+                json!([process])
+            };
+            listed.lock().unwrap().push(call.path);
+            (200, json!({"metadata": {"resourceVersion": "1"}, "items": items}))
+        });
+        let (directory, never) = (Directory::default(), CancellationToken::new());
+        let mut watches = start(&client, &Scope::All, &directory, Remembered::default());
+        let first = tokio::select! {
+            () = directory.run(client, &[], || {}, &never) => unreachable!("never ends"),
+            first = watches.triggers.next() => first,
+        };
+        assert_eq!(first, Some(ObjectRef::new("hello").within("team")));
+        let mut lists = lists.lock().unwrap().clone();
+        lists.sort();
+        assert_eq!(
+            lists,
+            ["/api/v1/pods", "/apis/remoteprocess.dev/v1alpha1/remoteprocesses"]
+        );
     }
 }

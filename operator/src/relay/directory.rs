@@ -1,24 +1,31 @@
-//! Which processes exist: every `RemoteProcess` of the watched namespaces, by name and by uid.
+//! Which processes exist: every `RemoteProcess` of the watched namespaces, by name and by uid. The one watch and the one
+//! cache of a replica: the controller reads it, too.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
 use kube::core::DeserializeGuard;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Api, Client, ResourceExt};
-use remoteprocess_api::RemoteProcess;
+use remoteprocess_api::{DesiredState, RemoteProcess, asked};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::backoff::WatchBackoff;
+use crate::backoff::Backoff;
+
+/// What `kubectl apply` keeps for itself: a second copy of the object.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// The objects as the watches have told them. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Directory {
-    maps: Arc<Mutex<Maps>>,
+    objects: Arc<Mutex<Objects>>,
+    store: Store<RemoteProcess>,
     changed: watch::Sender<u64>,
     told: Arc<Mutex<Vec<mpsc::UnboundedSender<Change>>>>,
 }
@@ -32,10 +39,9 @@ pub enum Change {
     Gone(Arc<RemoteProcess>),
 }
 
-#[derive(Default)]
-struct Maps {
+struct Objects {
+    by_name: Writer<RemoteProcess>,
     by_uid: HashMap<String, Arc<RemoteProcess>>,
-    by_name: HashMap<(String, String), String>,
 }
 
 /// One watch: of a namespace, or of all.
@@ -43,6 +49,24 @@ struct Scope {
     directory: Directory,
     namespace: Option<String>,
     listed: HashSet<String>,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        let mut by_name = Writer::default();
+        // What reads the store does not wait for a list: each object that comes is a change.
+        by_name.apply_watcher_event(&Event::Init);
+        by_name.apply_watcher_event(&Event::InitDone);
+        Self {
+            store: by_name.as_reader(),
+            objects: Arc::new(Mutex::new(Objects {
+                by_name,
+                by_uid: HashMap::new(),
+            })),
+            changed: watch::Sender::new(0),
+            told: Arc::default(),
+        }
+    }
 }
 
 impl Directory {
@@ -86,9 +110,13 @@ impl Directory {
     /// The object that has this name now.
     #[must_use]
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<RemoteProcess>> {
-        let maps = self.lock();
-        let uid = maps.by_name.get(&(namespace.to_owned(), name.to_owned()))?;
-        maps.by_uid.get(uid).cloned()
+        self.store.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// The objects by name, for a reader that knows this kind of store.
+    #[must_use]
+    pub fn store(&self) -> Store<RemoteProcess> {
+        self.store.clone()
     }
 
     /// The object with this uid.
@@ -101,11 +129,11 @@ impl Directory {
     #[must_use]
     pub fn list(&self, namespace: &str) -> Vec<Arc<RemoteProcess>> {
         let mut found: Vec<_> = {
-            let maps = self.lock();
+            let objects = self.lock();
             let fits = |process: &&Arc<RemoteProcess>| {
                 namespace.is_empty() || process.metadata.namespace.as_deref() == Some(namespace)
             };
-            maps.by_uid.values().filter(fits).cloned().collect()
+            objects.by_uid.values().filter(fits).cloned().collect()
         };
         found.sort_by_cached_key(|process| (process.namespace(), process.name_any()));
         found
@@ -126,20 +154,25 @@ impl Directory {
     }
 
     /// Takes an object as it is now.
-    pub fn apply(&self, process: RemoteProcess) {
-        let process = Arc::new(process);
-        let (Some(uid), Some(namespace)) = (process.uid(), process.namespace()) else {
+    pub fn apply(&self, mut process: RemoteProcess) {
+        let (Some(uid), Some(_)) = (process.uid(), process.namespace()) else {
             return;
         };
-        {
-            let mut maps = self.lock();
-            let former = maps.by_name.insert((namespace, process.name_any()), uid.clone());
-            if let Some(former) = former.filter(|former| *former != uid)
-                && let Some(gone) = maps.by_uid.remove(&former)
-            {
-                self.tell(&Change::Gone(gone));
-            }
-            maps.by_uid.insert(uid, process.clone());
+        strip(&mut process);
+        let reference = ObjectRef::from_obj(&process);
+        let (replaced, process) = {
+            let mut objects = self.lock();
+            let former = self.store.get(&reference).and_then(|former| former.uid());
+            objects.by_name.apply_watcher_event(&Event::Apply(process));
+            let Some(process) = self.store.get(&reference) else {
+                return;
+            };
+            objects.by_uid.insert(uid.clone(), process.clone());
+            let replaced = former.filter(|former| *former != uid);
+            (replaced.and_then(|former| objects.by_uid.remove(&former)), process)
+        };
+        if let Some(replaced) = replaced {
+            self.tell(&Change::Gone(replaced));
         }
         self.tell(&Change::Is(process));
         self.changed.send_modify(|version| *version = version.wrapping_add(1));
@@ -148,12 +181,12 @@ impl Directory {
     /// Forgets an object.
     pub fn remove(&self, uid: &str) {
         let gone = {
-            let mut maps = self.lock();
-            let gone = maps.by_uid.remove(uid);
+            let mut objects = self.lock();
+            let gone = objects.by_uid.remove(uid);
             if let Some(process) = &gone {
-                let key = (process.namespace().unwrap_or_default(), process.name_any());
-                if maps.by_name.get(&key).is_some_and(|current| current == uid) {
-                    maps.by_name.remove(&key);
+                let current = self.store.get(&ObjectRef::from_obj(&**process));
+                if current.is_some_and(|current| current.metadata.uid == process.metadata.uid) {
+                    objects.by_name.apply_watcher_event(&Event::Delete((**process).clone()));
                 }
             }
             gone
@@ -169,9 +202,9 @@ impl Directory {
         told.retain(|sender| sender.send(change.clone()).is_ok());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Maps> {
-        // Both maps are whole whenever the lock is let go.
-        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Objects> {
+        // Both maps are whole whenever the lock is released.
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -182,7 +215,7 @@ impl Scope {
             None => Api::all(client),
         };
         let mut events = watch_objects(api, watcher::Config::default())
-            .backoff(WatchBackoff::default())
+            .backoff(Backoff::WATCH)
             .boxed();
         let mut is_first = true;
         while let Some(event) = events.next().await {
@@ -240,9 +273,23 @@ impl Scope {
     }
 }
 
+/// Drops what no reader needs. Who has set a desired state other than Running is told, so that entry stays.
+fn strip(process: &mut RemoteProcess) {
+    let metadata = &mut process.metadata;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+    if process.spec.desired_state == DesiredState::Running {
+        metadata.managed_fields = None;
+    } else if let Some(entries) = &mut metadata.managed_fields {
+        entries.retain(asked::sets_desired_state);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn process(name: &str, uid: &str) -> RemoteProcess {
         let mut process = RemoteProcess::new(name, remoteprocess_api::RemoteProcessSpec::default());
@@ -284,5 +331,53 @@ mod tests {
         scope.take(Event::InitDone);
         assert_eq!(directory.list("default").len(), 1);
         assert!(directory.by_uid("1").is_none());
+    }
+
+    #[test]
+    fn the_cache_holds_only_what_is_read() {
+        let manager = |name: &str, fields| json!({"manager": name, "fieldsType": "FieldsV1", "fieldsV1": fields});
+        let object = |desired: &str| {
+            let object = json!({
+                "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
+                "metadata": {
+                    "name": "hello", "namespace": "default", "uid": "1",
+                    "annotations": {LAST_APPLIED: "{}", "remoteprocess.dev/reason": "maintenance"},
+                    "managedFields": [
+                        manager("kubectl", json!({"f:spec": {"f:desiredState": {}}})),
+                        manager("other", json!({"f:spec": {"f:command": {}}})),
+                    ],
+                },
+                "spec": {"image": "busybox", "command": ["id"], "desiredState": desired},
+            });
+            serde_json::from_value::<RemoteProcess>(object).unwrap()
+        };
+        let directory = Directory::default();
+        directory.apply(object("Paused"));
+        let kept = directory.get("default", "hello").unwrap();
+        let managers: Vec<_> = kept
+            .managed_fields()
+            .iter()
+            .map(|entry| entry.manager.as_deref())
+            .collect();
+        assert_eq!(managers, [Some("kubectl")]);
+        assert_eq!(
+            kept.annotations().keys().collect::<Vec<_>>(),
+            ["remoteprocess.dev/reason"]
+        );
+        directory.apply(object("Running"));
+        assert!(directory.by_uid("1").unwrap().managed_fields().is_empty());
+    }
+
+    #[test]
+    fn both_ways_lead_to_the_same_copy() {
+        let directory = Directory::default();
+        directory.apply(process("hello", "1"));
+        let (by_name, by_uid) = (
+            directory.get("default", "hello").unwrap(),
+            directory.by_uid("1").unwrap(),
+        );
+        assert!(Arc::ptr_eq(&by_name, &by_uid));
+        directory.remove("1");
+        assert!(directory.get("default", "hello").is_none());
     }
 }

@@ -30,9 +30,10 @@ pub use patch::{Claim, Decision, build_end, build_fact, decide_grant};
 
 use super::attempt::Subject;
 use super::live::{Ending, Fact, Notice, Record};
+use crate::backoff::Backoff;
 
 /// Pauses between tries of a write.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
 /// Pause after somebody else's write came in between.
 const CONFLICT: Duration = Duration::from_millis(10);
 /// Limit for one request.
@@ -155,7 +156,7 @@ impl Recorder {
                 Err(Error::Api(Some(kube::Error::Api(status)))) if matches!(status.code, 403 | 404 | 409) => return,
                 Err(error) => debug!(%error, "cannot write an event"),
             }
-            sleep(BACKOFF.1).await;
+            sleep(BACKOFF.longest()).await;
         }
     }
 
@@ -202,7 +203,7 @@ impl Recorder {
         what: &'static str,
         build: impl Fn(&RemoteProcess) -> Option<Value>,
     ) {
-        let mut backoff = BACKOFF.0;
+        let mut backoff = BACKOFF;
         loop {
             let pause = match self.try_to_write(subject, &build).await {
                 Ok(Written::Done) => return,
@@ -218,8 +219,7 @@ impl Recorder {
                         error = &error as &dyn std::error::Error,
                         "not recorded yet"
                     );
-                    backoff = (backoff * 2).min(BACKOFF.1);
-                    backoff
+                    backoff.pause()
                 }
             };
             sleep(pause).await;

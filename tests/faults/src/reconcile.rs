@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{Namespace, ResourceRequirements, ServiceAccount
 use kube::api::PostParams;
 use kube::{Api, Client};
 use remoteprocess_operator::controller::{self, AgentSettings, Config};
+use remoteprocess_operator::relay::directory::Directory;
 use remoteprocess_operator::relay::status::Recorder;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -277,13 +278,17 @@ async fn operate(line: &Arc<Line>, namespace: &str, replicas: &watch::Sender<Opt
             ca_bundle: Arc::new(String::new),
             namespaces: vec![namespace.to_owned()],
         };
+        let (directory, never) = (Directory::default(), CancellationToken::new());
+        let namespaces = config.namespaces.clone();
+        let watched = directory.run(client.clone(), &namespaces, || {}, &never);
         let recorder = Recorder::new(client.clone(), "relay-0".to_owned());
         replicas.send_replace(Some(Replica {
             recorder,
             dead: dead.clone(),
         }));
         tokio::select! {
-            () = controller::run(client, config, CancellationToken::new()) => return,
+            () = controller::run(client.clone(), config, directory.clone(), never.clone()) => return,
+            () = watched => return,
             () = dead.cancelled() => {}
         }
     }

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::upstream::{self, End};
 use super::{Ending, Fact, LiveAttempt, conditions, desired};
+use crate::backoff::Backoff;
 use crate::relay::archive::{Error, SEGMENT_BYTES, Unavailable, Writer};
 use crate::relay::metrics::metrics;
 use crate::relay::piece::distance;
@@ -19,7 +20,9 @@ use crate::relay::piece::distance;
 /// Longest time that received bytes wait for their segment to be stored.
 const AGE: Duration = Duration::from_secs(1);
 /// Pauses between tries of the store.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+/// Between two tries to tell the agent that it may leave.
+const FAREWELL_PAUSE: Duration = Duration::from_millis(100);
 /// How long an agent that is away is told that everything is safe; one that comes later asks by itself.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// The controller waits at most 10 s for the kubelet's word on a container that ended without a report.
@@ -85,7 +88,7 @@ async fn keep(session: &LiveAttempt, writer: Writer, saved: &watch::Sender<Curso
         index: 0,
         oldest: None,
         stored: VecDeque::new(),
-        backoff: BACKOFF.0,
+        backoff: BACKOFF,
     };
     loop {
         let is_last = keeper.take();
@@ -121,7 +124,7 @@ struct Keeper<'a> {
     oldest: Option<Instant>,
     /// For each segment that is on its way: the ring's next piece after it.
     stored: VecDeque<u64>,
-    backoff: Duration,
+    backoff: Backoff,
 }
 
 impl Keeper<'_> {
@@ -152,10 +155,10 @@ impl Keeper<'_> {
                     self.session.ring.keep(index);
                 }
                 self.saved.send_replace(saved);
-                self.backoff = BACKOFF.0;
+                self.backoff.reset();
                 note(self.session, None);
             }
-            Err(error) => self.backoff = pause(self.session, "store a segment", &error, self.backoff).await,
+            Err(error) => pause(self.session, "store a segment", &error, &mut self.backoff).await,
         }
     }
 }
@@ -163,11 +166,11 @@ impl Keeper<'_> {
 /// Everything is archived: manifest, followers, status, agent, in this order.
 async fn close(session: &LiveAttempt, mut writer: Writer, exit: &Exit) {
     let verdict = writer.verdict(exit);
-    let mut backoff = BACKOFF.0;
+    let mut backoff = BACKOFF;
     let manifest = loop {
         match writer.seal(&verdict).await {
             Ok(manifest) => break manifest,
-            Err(error) => backoff = pause(session, "store the manifest", &error, backoff).await,
+            Err(error) => pause(session, "store the manifest", &error, &mut backoff).await,
         }
     };
     note(session, None);
@@ -222,7 +225,11 @@ async fn farewell(session: &LiveAttempt, end: Cursor) {
         if gone || Instant::now() >= give_up {
             return;
         }
-        let pause = session.context.shutdown.run_until_cancelled(sleep(BACKOFF.0)).await;
+        let pause = session
+            .context
+            .shutdown
+            .run_until_cancelled(sleep(FAREWELL_PAUSE))
+            .await;
         if pause.is_none() {
             return;
         }
@@ -238,7 +245,7 @@ async fn tell_saved(session: &LiveAttempt, mut saved: watch::Receiver<Cursor>) {
     while saved.changed().await.is_ok() {
         let cursor = *saved.borrow_and_update();
         if session.client.commit(cursor, false).await.is_err() {
-            sleep(BACKOFF.1).await;
+            sleep(BACKOFF.longest()).await;
             saved.mark_changed();
         }
     }
@@ -271,14 +278,14 @@ async fn retry<T, F: Future<Output = Result<T, Error>>>(
     what: &'static str,
     mut attempt: impl FnMut() -> F,
 ) -> T {
-    let mut backoff = BACKOFF.0;
+    let mut backoff = BACKOFF;
     loop {
         match attempt().await {
             Ok(done) => {
                 note(session, None);
                 return done;
             }
-            Err(error) => backoff = pause(session, what, &error, backoff).await,
+            Err(error) => pause(session, what, &error, &mut backoff).await,
         }
     }
 }
@@ -290,11 +297,10 @@ fn note(session: &LiveAttempt, unavailable: Option<Unavailable>) {
         .send_if_modified(|known| std::mem::replace(known, unavailable) != unavailable);
 }
 
-async fn pause(session: &LiveAttempt, what: &'static str, error: &Error, backoff: Duration) -> Duration {
+async fn pause(session: &LiveAttempt, what: &'static str, error: &Error, backoff: &mut Backoff) {
     metrics().archive_failures.inc();
     let unavailable = error.unavailable();
     warn!(uid = session.subject.key.uid, reason = unavailable.reason(), %error, "cannot {what}, will try again");
     note(session, Some(unavailable));
-    sleep(backoff).await;
-    (backoff * 2).min(BACKOFF.1)
+    sleep(backoff.pause()).await;
 }

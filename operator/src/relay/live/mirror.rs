@@ -14,6 +14,7 @@ use tracing::debug;
 
 use super::ring::Ring;
 use super::{Feed, LiveAttempts};
+use crate::backoff::Backoff;
 use crate::relay::attempt::AttemptKey;
 use crate::relay::grpc::peers::Home;
 use crate::relay::metrics::metrics;
@@ -24,7 +25,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// An agent that has lost its home has another within a few seconds; then readers turn to the archive.
 const SEARCH: Duration = Duration::from_secs(8);
 /// Pauses while the home is looked for.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
 /// How often it is seen whether anybody still reads.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -91,7 +92,7 @@ impl Mirror {
         };
         self.ring.begin(begin);
         let mut seen = Instant::now();
-        let mut backoff = BACKOFF.0;
+        let mut backoff = BACKOFF;
         while seen.elapsed() < SEARCH {
             let received = self.ring.end();
             let end = match sessions.context.peers.home_of(&self.key).await {
@@ -103,10 +104,9 @@ impl Mirror {
                 Err(reason) => debug!(uid = self.key.uid, reason, "no stream from the home"),
             }
             if received != self.ring.end() {
-                (seen, backoff) = (Instant::now(), BACKOFF.0);
+                (seen, backoff) = (Instant::now(), BACKOFF);
             }
-            sleep(backoff).await;
-            backoff = (backoff * 2).min(BACKOFF.1);
+            sleep(backoff.pause()).await;
         }
     }
 

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
 use super::LiveAttempt;
+use crate::backoff::Backoff;
 use crate::relay::attempt::Agent;
 use crate::relay::error::{Code, Error};
 use crate::relay::metrics::metrics;
@@ -17,7 +18,7 @@ use crate::relay::piece::{Piece, gap};
 /// An agent sends a heartbeat every 10 s: after this long without a frame the line is dead.
 const SILENCE: Duration = Duration::from_secs(30);
 /// First and longest pause between two tries.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 /// After this long without an agent nobody dials any more: an agent that lives comes by itself.
 const PARK: Duration = Duration::from_secs(60);
 /// An agent that is away gets this long to come back before the status' word is taken for the end.
@@ -54,7 +55,7 @@ async fn sealed_elsewhere(session: &LiveAttempt) {
             Ok(manifest) if manifest.as_ref().is_some_and(|manifest| manifest.exit.is_some()) => return,
             // What the status tells of is in another archive.
             Ok(_) => return std::future::pending().await,
-            Err(_) => sleep(BACKOFF.1).await,
+            Err(_) => sleep(BACKOFF.longest()).await,
         }
     }
 }
@@ -63,7 +64,7 @@ async fn follow(session: &LiveAttempt) -> End {
     let mut agent = session.agent.subscribe();
     let mut closing = session.closing.subscribe();
     let mut seen = Instant::now();
-    let mut backoff = BACKOFF.0;
+    let mut backoff = BACKOFF;
     loop {
         let target = agent.borrow_and_update().clone();
         let (received, begun) = (session.received(), Instant::now());
@@ -71,7 +72,7 @@ async fn follow(session: &LiveAttempt) -> End {
             cut = read(session, &target) => cut,
             // It lost us, whatever our side of the connection looks like.
             _ = agent.changed() => {
-                (seen, backoff) = (Instant::now(), BACKOFF.0);
+                (seen, backoff) = (Instant::now(), BACKOFF);
                 continue;
             }
         };
@@ -82,12 +83,13 @@ async fn follow(session: &LiveAttempt) -> End {
         if session.was_connected.swap(false, Ordering::Relaxed) {
             seen = Instant::now();
         }
-        if received != session.received() || begun.elapsed() > BACKOFF.1 {
-            backoff = BACKOFF.0;
+        if received != session.received() || begun.elapsed() > BACKOFF.longest() {
+            backoff.reset();
         }
+        let again = sleep(backoff.pause());
         tokio::select! {
-            () = sleep(backoff), if seen.elapsed() < PARK => backoff = (backoff * 2).min(BACKOFF.1),
-            _ = agent.changed() => (seen, backoff) = (Instant::now(), BACKOFF.0),
+            () = again, if seen.elapsed() < PARK => {}
+            _ = agent.changed() => (seen, backoff) = (Instant::now(), BACKOFF),
             exit = last_call(&mut closing, seen) => return End::Exit(Box::new(give_up(session, exit))),
         }
     }
