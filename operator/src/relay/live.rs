@@ -20,7 +20,6 @@ pub(crate) mod fake_agent;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::BoxFuture;
@@ -31,7 +30,7 @@ use tokio_util::task::TaskTracker;
 
 pub use budget::Budget;
 pub use conditions::Notice;
-pub use desired::{Fact, Known, Order, Wish};
+pub use desired::{Desired, Fact, ProgramSpec, ProgramStatus, StopOrder};
 pub use follower::{Follower, Next};
 pub use mirror::Mirror;
 use ring::Ring;
@@ -108,23 +107,23 @@ pub struct LiveAttempt {
     ring: Arc<Ring>,
     agent: watch::Sender<Agent>,
     client: AgentClient,
-    /// Set with the first sign that the program runs.
-    started: watch::Sender<bool>,
-    state: watch::Sender<Option<State>>,
-    /// How the attempt ended according to the status, when no agent said it.
-    closing: watch::Sender<Option<Exit>>,
-    /// Somebody but a user of the relay wants the end.
-    order: watch::Sender<Option<Order>>,
-    wish: watch::Sender<Option<Wish>>,
-    /// The status holds the whole end, output included.
-    recorded: watch::Sender<bool>,
-    /// The size of the spool in bytes, while it is full and holds the program back.
-    blocked: watch::Sender<Option<u64>>,
+    desired: watch::Sender<Desired>,
+    observed: watch::Sender<Observed>,
     /// Why the archive takes nothing now.
     unavailable: watch::Sender<Option<Unavailable>>,
-    is_connected: AtomicBool,
-    /// Set with each connection; taken back by whoever asks.
-    was_connected: AtomicBool,
+}
+
+/// What the agent's stream has shown of a live attempt.
+#[derive(Clone, Debug, Default)]
+struct Observed {
+    /// There was a sign that the program runs.
+    is_started: bool,
+    /// The last state that the agent told.
+    state: Option<State>,
+    /// The size of the spool in bytes, while it is full and holds the program back.
+    blocked: Option<u64>,
+    /// The stream is open now, as far as this side knows.
+    is_connected: bool,
 }
 
 /// What a follower reads beside the archive: the ring of a session, or of a mirror.
@@ -252,16 +251,9 @@ impl LiveAttempt {
             client: AgentClient::new(context.connect.clone(), agent.subscribe()),
             context,
             agent,
-            started: watch::Sender::new(false),
-            state: watch::Sender::new(None),
-            closing: watch::Sender::new(None),
-            order: watch::Sender::new(None),
-            wish: watch::Sender::new(None),
-            recorded: watch::Sender::new(false),
-            blocked: watch::Sender::new(None),
+            desired: watch::Sender::default(),
+            observed: watch::Sender::default(),
             unavailable: watch::Sender::new(None),
-            is_connected: AtomicBool::new(false),
-            was_connected: AtomicBool::new(false),
         }
     }
 
@@ -295,7 +287,7 @@ impl LiveAttempt {
     /// Whether the agent's stream is open now, as far as this side knows.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.is_connected.load(Ordering::Relaxed)
+        self.observed.borrow().is_connected
     }
 
     /// Offsets received so far.
@@ -307,7 +299,7 @@ impl LiveAttempt {
     /// The last state that the agent told.
     #[must_use]
     pub fn state(&self) -> Option<State> {
-        self.state.borrow().clone()
+        self.observed.borrow().state.clone()
     }
 
     /// Why the archive takes nothing of this attempt now, and each change of it; `None` while it does.
@@ -322,38 +314,8 @@ impl LiveAttempt {
         self.ring.exit()
     }
 
-    /// Says that the status holds an end which no agent reported. The session takes what the agent still sends; if there
-    /// is no agent any more, it ends with this exit.
-    pub fn close_with(&self, exit: Exit) {
-        self.closing.send_if_modified(|closing| {
-            let first = closing.is_none();
-            closing.get_or_insert(exit);
-            first
-        });
-    }
-
-    /// Says that the status holds the end and the output. A session that has not written that itself is one whose agent
-    /// found another home, which may never tell it: it gives way once the archive holds the end, too.
-    pub fn recorded(&self) {
-        self.recorded
-            .send_if_modified(|recorded| !std::mem::replace(recorded, true));
-    }
-
-    /// Asks the agent to stop the program, until it has been heard. The first who asks is who ended it.
-    pub fn stop_by(&self, order: Order) {
-        self.order.send_if_modified(|known| {
-            let first = known.is_none();
-            known.get_or_insert(order);
-            first
-        });
-    }
-
-    /// Says what the object wants of a program that runs.
-    pub fn advise(&self, wish: Wish) {
-        self.wish.send_if_modified(|known| {
-            let is_new = known.as_ref() != Some(&wish);
-            *known = Some(wish);
-            is_new
-        });
+    /// Takes what the object says now. The attempt's own tasks bring it about.
+    pub fn update_desired(&self, said: Desired) {
+        self.desired.send_if_modified(|desired| desired.update(said));
     }
 }

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::archive::Archive;
 use super::attempt::{Agent, AttemptKey, Subject};
 use super::directory::{Change, Directory};
-use super::live::{Ending, Known, LiveAttempt, LiveAttempts, Order, Record, Wish};
+use super::live::{Desired, Ending, LiveAttempt, LiveAttempts, ProgramSpec, ProgramStatus, Record, StopOrder};
 use super::status::{Recorder, known_end};
 
 /// Who asks for the end where the object does.
@@ -63,21 +63,25 @@ impl Overseer {
 
     fn tell(&self, process: &RemoteProcess) {
         for session in of(&self.sessions, process) {
-            advise(&session, process);
+            session.update_desired(desired(process, session.subject().key.attempt));
         }
     }
 
     fn tell_gone(&self, process: &RemoteProcess) {
         for session in of(&self.sessions, process) {
-            session.stop_by(deletion());
             let message = "the process has been deleted".to_owned();
             let reason = Reason::Interrupted.into();
             let end = known_end(process, session.subject().key.attempt);
-            session.close_with(end.unwrap_or(Exit {
+            let end = end.unwrap_or(Exit {
                 reason,
                 message,
                 ..Exit::default()
-            }));
+            });
+            session.update_desired(Desired {
+                stop: Some(deletion()),
+                end: Some(end),
+                ..Desired::default()
+            });
         }
     }
 
@@ -106,7 +110,7 @@ impl Overseer {
                 );
                 let agent = Agent::lost(&subject);
                 let session = self.sessions.open(subject.clone(), agent);
-                advise(&session, &process);
+                session.update_desired(desired(&process, subject.key.attempt));
                 return subject.key;
             }
         }
@@ -118,30 +122,31 @@ fn abandoned(process: &RemoteProcess) -> impl Iterator<Item = Subject> {
     unfinished(process).filter(|subject| known_end(process, subject.key.attempt).is_some())
 }
 
-/// Tells one session what its object says now.
-pub fn advise(session: &LiveAttempt, process: &RemoteProcess) {
-    if let Some(order) = order_to_stop(process) {
-        session.stop_by(order);
-    }
-    let number = session.subject().key.attempt;
+/// What an object says of one of its attempts.
+#[must_use]
+pub fn desired(process: &RemoteProcess, number: u32) -> Desired {
     let attempt = process.status.as_ref().and_then(|status| status.attempt(number));
-    session.advise(wish(process, attempt));
-    if attempt.is_some_and(|attempt| attempt.output.is_some()) {
-        session.recorded();
-    }
     let by_us = attempt
         .and_then(|attempt| attempt.exit.as_ref())
         .is_some_and(|exit| exit.source == ExitSource::Entrypoint);
-    if let Some(exit) = known_end(process, number).filter(|_| !by_us) {
-        session.close_with(exit);
+    Desired {
+        stop: order_to_stop(process),
+        program: Some(ProgramSpec {
+            generation: process.metadata.generation.unwrap_or_default(),
+            is_paused: process.spec.desired_state == DesiredState::Paused,
+            run_seconds: process.spec.run_seconds(),
+            status: attempt.map(program_status).unwrap_or_default(),
+        }),
+        end: known_end(process, number).filter(|_| !by_us),
+        is_recorded: attempt.is_some_and(|attempt| attempt.output.is_some()),
     }
 }
 
 /// Who wants the end, where the object itself says so.
-fn order_to_stop(process: &RemoteProcess) -> Option<Order> {
+fn order_to_stop(process: &RemoteProcess) -> Option<StopOrder> {
     if process.spec.desired_state == DesiredState::Stopped {
         let asked = process.asked();
-        return Some(Order {
+        return Some(StopOrder {
             requested_by: asked.requested_by(),
             message: asked.why.unwrap_or_default(),
         });
@@ -149,24 +154,15 @@ fn order_to_stop(process: &RemoteProcess) -> Option<Order> {
     process.metadata.deletion_timestamp.as_ref().map(|_| deletion())
 }
 
-fn deletion() -> Order {
-    Order {
+fn deletion() -> StopOrder {
+    StopOrder {
         requested_by: BY_DELETION.to_owned(),
         message: "the RemoteProcess was deleted".to_owned(),
     }
 }
 
-fn wish(process: &RemoteProcess, attempt: Option<&AttemptStatus>) -> Wish {
-    Wish {
-        generation: process.metadata.generation.unwrap_or_default(),
-        is_paused: process.spec.desired_state == DesiredState::Paused,
-        run_seconds: process.spec.run_seconds(),
-        known: attempt.map(known).unwrap_or_default(),
-    }
-}
-
-fn known(attempt: &AttemptStatus) -> Known {
-    Known {
+fn program_status(attempt: &AttemptStatus) -> ProgramStatus {
+    ProgramStatus {
         is_started: attempt.started_at.is_some(),
         is_paused: attempt.paused_at.is_some(),
         run_seconds: attempt.run_seconds,

@@ -73,7 +73,7 @@ impl Core {
             },
         );
         if let Some(process) = self.directory.by_uid(&key.uid) {
-            reconcile::advise(&live, &process);
+            live.update_desired(reconcile::desired(&process, key.attempt));
         }
         Ok(answer(true, ""))
     }

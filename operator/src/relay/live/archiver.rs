@@ -202,9 +202,9 @@ async fn ask_status(session: &LiveAttempt, exit: Exit) -> Exit {
     if exit.source() != Source::None {
         return exit;
     }
-    let mut closing = session.closing.subscribe();
-    let told = timeout(KUBELET, closing.wait_for(Option::is_some)).await;
-    let Ok(Ok(Some(told))) = told.map(|told| told.map(|told| told.clone())) else {
+    let mut desired = session.desired.subscribe();
+    let told = timeout(KUBELET, desired.wait_for(|desired| desired.end.is_some())).await;
+    let Ok(Ok(Some(told))) = told.map(|told| told.map(|desired| desired.end.clone())) else {
         return exit;
     };
     Exit {
@@ -221,7 +221,7 @@ async fn ask_status(session: &LiveAttempt, exit: Exit) -> Exit {
 async fn farewell(session: &LiveAttempt, end: Cursor) {
     let give_up = Instant::now() + FAREWELL;
     while let Err(error) = session.client.commit(end, true).await {
-        let gone = session.closing.borrow().is_some() && error.is_unavailable();
+        let gone = session.desired.borrow().end.is_some() && error.is_unavailable();
         if gone || Instant::now() >= give_up {
             return;
         }
@@ -253,8 +253,8 @@ async fn tell_saved(session: &LiveAttempt, mut saved: watch::Receiver<Cursor>) {
 
 /// Writes the start once, unless the end is known first: one write less for a short run.
 async fn note_start(session: &LiveAttempt) {
-    let mut started = session.started.subscribe();
-    if started.wait_for(|started| *started).await.is_err() {
+    let mut observed = session.observed.subscribe();
+    if observed.wait_for(|observed| observed.is_started).await.is_err() {
         return;
     }
     let (at_unix_nanos, run_seconds) = match session.client.get_state().await {

@@ -33,7 +33,8 @@ pub async fn run(session: &LiveAttempt) {
     tokio::join!(
         tell(
             session,
-            session.blocked.subscribe(),
+            session.observed.subscribe(),
+            |observed| observed.blocked,
             ConditionType::OutputBlocked,
             |size| (
                 "SpoolFull",
@@ -46,6 +47,7 @@ pub async fn run(session: &LiveAttempt) {
         tell(
             session,
             session.unavailable.subscribe(),
+            |unavailable| *unavailable,
             ConditionType::ArchiveUnavailable,
             |cause| (cause.reason(), cause.sentence().to_owned())
         ),
@@ -54,16 +56,17 @@ pub async fn run(session: &LiveAttempt) {
 }
 
 /// Writes each cause that lasts, and its end.
-async fn tell<T: Copy + PartialEq>(
+async fn tell<S, T: Copy + PartialEq>(
     session: &LiveAttempt,
-    mut causes: watch::Receiver<Option<T>>,
+    mut causes: watch::Receiver<S>,
+    of: impl Fn(&S) -> Option<T>,
     kind: ConditionType,
     describe: impl Fn(T) -> (&'static str, String),
 ) {
     // Unknown: a former home may have left a condition that does not hold any more.
     let mut told: Option<Option<T>> = None;
     let mut since = Timestamp::now();
-    while let Some(cause) = lasting(&mut causes, told).await {
+    while let Some(cause) = lasting(&mut causes, &of, told).await {
         let begun = Timestamp::now() - SignedDuration::try_from(HOLD).unwrap_or_default();
         let notice = match cause {
             Some(cause) => {
@@ -94,13 +97,14 @@ async fn tell<T: Copy + PartialEq>(
 }
 
 /// The next cause that differs from what was told and has lasted; `None` when the session is gone.
-async fn lasting<T: Copy + PartialEq>(
-    causes: &mut watch::Receiver<Option<T>>,
+async fn lasting<S, T: Copy + PartialEq>(
+    causes: &mut watch::Receiver<S>,
+    of: impl Fn(&S) -> Option<T>,
     told: Option<Option<T>>,
 ) -> Option<Option<T>> {
     loop {
-        let cause = *causes.wait_for(|cause| told != Some(*cause)).await.ok()?;
-        if timeout(HOLD, causes.wait_for(|now| *now != cause)).await.is_err() {
+        let cause = of(&*causes.wait_for(|now| told != Some(of(now))).await.ok()?);
+        if timeout(HOLD, causes.wait_for(|now| of(now) != cause)).await.is_err() {
             return Some(cause);
         }
     }
@@ -123,14 +127,14 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            cause = lasting(&mut causes, Some(None)) => panic!("{cause:?} did not last"),
+            cause = lasting(&mut causes, |now| *now, Some(None)) => panic!("{cause:?} did not last"),
             () = async { timeout(HOLD * 30, flicker).await.unwrap_err(); } => {}
         }
         sender.send_replace(Some(2));
-        assert_eq!(lasting(&mut causes, Some(None)).await, Some(Some(2)));
+        assert_eq!(lasting(&mut causes, |now| *now, Some(None)).await, Some(Some(2)));
         sender.send_replace(None);
-        assert_eq!(lasting(&mut causes, Some(Some(2))).await, Some(None));
+        assert_eq!(lasting(&mut causes, |now| *now, Some(Some(2))).await, Some(None));
         drop(sender);
-        assert_eq!(lasting(&mut causes, Some(None)).await, None);
+        assert_eq!(lasting(&mut causes, |now| *now, Some(None)).await, None);
     }
 }

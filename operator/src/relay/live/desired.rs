@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use remoteprocess_proto::v1::{
-    ExecutorPauseRequest, ExecutorSetDeadlineRequest, ExecutorStopRequest, Phase, Reason, State,
+    ExecutorPauseRequest, ExecutorSetDeadlineRequest, ExecutorStopRequest, Exit, Phase, Reason, State,
 };
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info};
 
-use super::LiveAttempt;
+use super::{LiveAttempt, Observed};
 use crate::relay::error::{Code, Error};
 
 /// Between two tries of what has to be said.
@@ -22,9 +22,35 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// The same where the answer was no: a process that cannot be paused now may be one later.
 const REFUSED: Duration = Duration::from_secs(10);
 
-/// What the object says now of a program that runs.
+/// What the object says of a live attempt.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// Who wants the program to stop, and why. The first order stays: it is what ended the program.
+    pub stop: Option<StopOrder>,
+    /// What is wanted of a program that runs; `None` until the object has told it.
+    pub program: Option<ProgramSpec>,
+    /// How the attempt ended, where no agent has reported it. The first report stays.
+    pub end: Option<Exit>,
+    /// The status holds the end and the output. A home that has not written that itself is one whose agent found another
+    /// home, which may never tell it: it gives way once the archive holds the end, too.
+    pub is_recorded: bool,
+}
+
+impl Desired {
+    /// Takes what the object says now; true where that is something new.
+    pub(super) fn update(&mut self, said: Self) -> bool {
+        let before = self.clone();
+        self.stop = self.stop.take().or(said.stop);
+        self.program = said.program.or(self.program.take());
+        self.end = self.end.take().or(said.end);
+        self.is_recorded |= said.is_recorded;
+        *self != before
+    }
+}
+
+/// What the object wants of a program that runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wish {
+pub struct ProgramSpec {
     /// Of the object.
     pub generation: i64,
     /// Nothing of it is to run.
@@ -32,12 +58,12 @@ pub struct Wish {
     /// How long it may run, in seconds.
     pub run_seconds: Option<u32>,
     /// What the object's status says of it already.
-    pub known: Known,
+    pub status: ProgramStatus,
 }
 
 /// What the status says of a program that runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Known {
+pub struct ProgramStatus {
     /// It was launched.
     pub is_started: bool,
     /// Nothing of it runs.
@@ -48,7 +74,7 @@ pub struct Known {
 
 /// Who asks for the end, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
+pub struct StopOrder {
     /// The user or field manager and its way, or the part of the system that asks.
     pub requested_by: String,
     /// A sentence, or nothing.
@@ -80,32 +106,32 @@ pub enum Fact {
     },
 }
 
-/// What is wanted and what is, as both change.
+/// Desired and observed state, as both change.
 struct View {
-    wishes: watch::Receiver<Option<Wish>>,
-    states: watch::Receiver<Option<State>>,
+    desired: watch::Receiver<Desired>,
+    observed: watch::Receiver<Observed>,
 }
 
 impl View {
     fn of(session: &LiveAttempt) -> Self {
         Self {
-            wishes: session.wish.subscribe(),
-            states: session.state.subscribe(),
+            desired: session.desired.subscribe(),
+            observed: session.observed.subscribe(),
         }
     }
 
-    fn now(&mut self) -> (Option<Wish>, Option<State>) {
+    fn now(&mut self) -> (Option<ProgramSpec>, Option<State>) {
         (
-            self.wishes.borrow_and_update().clone(),
-            self.states.borrow_and_update().clone(),
+            self.desired.borrow_and_update().program.clone(),
+            self.observed.borrow_and_update().state.clone(),
         )
     }
 
     /// Returns when one of both has changed since it was looked at, or after a pause.
     async fn changed(&mut self, pause: Option<Duration>) {
         tokio::select! {
-            _ = self.wishes.changed() => {}
-            _ = self.states.changed() => {}
+            _ = self.desired.changed() => {}
+            _ = self.observed.changed() => {}
             () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
         }
     }
@@ -124,8 +150,9 @@ pub(super) async fn run(session: &LiveAttempt) {
 
 /// Waits for an order to stop and then tells the agent until it has heard.
 async fn stop(session: &LiveAttempt) {
-    let mut order = session.order.subscribe();
-    let Ok(Some(order)) = order.wait_for(Option::is_some).await.map(|order| order.clone()) else {
+    let mut desired = session.desired.subscribe();
+    let ordered = desired.wait_for(|desired| desired.stop.is_some()).await;
+    let Ok(Some(order)) = ordered.map(|desired| desired.stop.clone()) else {
         return;
     };
     let request = ExecutorStopRequest {
@@ -143,16 +170,16 @@ async fn keep_paused(session: &LiveAttempt) {
     let mut view = View::of(session);
     let mut refused_of = None;
     loop {
-        let (wish, state) = view.now();
-        let pause = match (wish, is_paused(state.as_ref())) {
-            (Some(wish), Some(is)) if wish.is_paused != is => {
-                let answer = session.client.pause(request(&wish)).await;
-                if let (Err(error), true) = (&answer, wish.is_paused)
+        let (program, state) = view.now();
+        let pause = match (program, is_paused(state.as_ref())) {
+            (Some(program), Some(is)) if program.is_paused != is => {
+                let answer = session.client.pause(request(&program)).await;
+                if let (Err(error), true) = (&answer, program.is_paused)
                     && !error.is_unavailable()
-                    && refused_of.replace(wish.generation) != Some(wish.generation)
+                    && refused_of.replace(program.generation) != Some(program.generation)
                 {
                     let why = error.message.clone();
-                    let generation = wish.generation;
+                    let generation = program.generation;
                     session.learn(Fact::PauseFailed { generation, why }).await;
                 }
                 after(answer)
@@ -163,11 +190,11 @@ async fn keep_paused(session: &LiveAttempt) {
     }
 }
 
-fn request(wish: &Wish) -> ExecutorPauseRequest {
-    let verb = if wish.is_paused { "pause" } else { "resume" };
+fn request(program: &ProgramSpec) -> ExecutorPauseRequest {
+    let verb = if program.is_paused { "pause" } else { "resume" };
     ExecutorPauseRequest {
-        request_id: format!("{verb}/{}", wish.generation),
-        paused: wish.is_paused,
+        request_id: format!("{verb}/{}", program.generation),
+        paused: program.is_paused,
     }
 }
 
@@ -184,10 +211,11 @@ fn after(answer: Result<(), Error>) -> Option<Duration> {
 async fn keep_limit(session: &LiveAttempt) {
     let mut view = View::of(session);
     loop {
-        let (wish, state) = view.now();
-        let wish = wish.filter(|wish| wish.known.is_started && wish.run_seconds != wish.known.run_seconds);
-        let pause = match (wish, is_paused(state.as_ref())) {
-            (Some(Wish { run_seconds, .. }), Some(_)) => {
+        let (program, state) = view.now();
+        let program =
+            program.filter(|program| program.status.is_started && program.run_seconds != program.status.run_seconds);
+        let pause = match (program, is_paused(state.as_ref())) {
+            (Some(ProgramSpec { run_seconds, .. }), Some(_)) => {
                 let answer = session
                     .client
                     .set_deadline(ExecutorSetDeadlineRequest { run_seconds })
@@ -215,9 +243,9 @@ async fn keep_limit(session: &LiveAttempt) {
 async fn tell_pauses(session: &LiveAttempt) {
     let mut view = View::of(session);
     loop {
-        if let (Some(wish), Some(state)) = view.now() {
+        if let (Some(program), Some(state)) = view.now() {
             let is = state.phase() == Phase::Paused;
-            if wish.known.is_paused != is {
+            if program.status.is_paused != is {
                 session.learn(Fact::Paused(is.then(Timestamp::now))).await;
             }
         }
@@ -226,19 +254,25 @@ async fn tell_pauses(session: &LiveAttempt) {
 }
 
 async fn tell_warnings(session: &LiveAttempt) {
-    let mut states = session.state.subscribe();
-    let is_near = |state: &Option<State>| {
-        state
+    let mut observed = session.observed.subscribe();
+    let is_near = |observed: &Observed| {
+        observed
+            .state
             .as_ref()
             .is_some_and(|state| state.reason() == Reason::DeadlineNear)
     };
     // The sender lives in the session.
-    while states.wait_for(is_near).await.is_ok() {
-        let run_seconds = session.wish.borrow().as_ref().and_then(|wish| wish.run_seconds);
+    while observed.wait_for(is_near).await.is_ok() {
+        let run_seconds = session
+            .desired
+            .borrow()
+            .program
+            .as_ref()
+            .and_then(|program| program.run_seconds);
         if let Some(run_seconds) = run_seconds {
             session.learn(Fact::DeadlineNear(run_seconds)).await;
         }
-        if states.wait_for(|state| !is_near(state)).await.is_err() {
+        if observed.wait_for(|observed| !is_near(observed)).await.is_err() {
             return;
         }
     }

@@ -382,12 +382,18 @@ async fn a_stop_of_the_specification_reaches_the_agent_once() {
     let agent = FakeAgent::serve(&program).await;
     let relay = Relay::new(&memory());
     let session = relay.open(&agent);
-    let order = |requested_by: &str| Order {
+    let order = |requested_by: &str| StopOrder {
         requested_by: requested_by.to_owned(),
         message: "for maintenance".to_owned(),
     };
-    session.stop_by(order("spec.desiredState"));
-    session.stop_by(order("deletion"));
+    session.update_desired(Desired {
+        stop: Some(order("spec.desiredState")),
+        ..Desired::default()
+    });
+    session.update_desired(Desired {
+        stop: Some(order("deletion")),
+        ..Desired::default()
+    });
     soon(async {
         while program.stops.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
@@ -415,11 +421,14 @@ async fn an_attempt_whose_agent_is_gone_ends_with_what_the_status_says_and_names
     assert!(got.read(&mut follower, 10 * 48 * 1024).await.is_none());
     drop(agent);
     tokio::time::pause();
-    session.close_with(Exit {
-        outcome: Outcome::Code.into(),
-        value: 137,
-        source: Source::Kubelet.into(),
-        ..Exit::default()
+    session.update_desired(Desired {
+        end: Some(Exit {
+            outcome: Outcome::Code.into(),
+            value: 137,
+            source: Source::Kubelet.into(),
+            ..Exit::default()
+        }),
+        ..Desired::default()
     });
     let exit = got.read(&mut follower, u64::MAX).await.unwrap();
     assert_eq!((exit.value, exit.source(), exit.sealed), (137, Source::Kubelet, false));
@@ -494,7 +503,10 @@ async fn a_home_whose_agent_ended_elsewhere_gives_way_once_that_is_recorded() {
     let agent = FakeAgent::serve(&program).await;
     home.open(&agent);
     assert!(home.recorded().await.exit.sealed);
-    session.recorded();
+    session.update_desired(Desired {
+        is_recorded: true,
+        ..Desired::default()
+    });
     loop {
         match soon(follower.next(BATCH)).await.unwrap() {
             Next::Frames(_) => {}
@@ -562,7 +574,7 @@ async fn a_spool_that_stays_full_becomes_a_condition_and_its_end_too() {
     let (mut follower, mut got) = (relay.follower(all()), Got::new());
     assert!(got.read(&mut follower, 1).await.is_none());
     program.blocked.send_replace(true);
-    soon(session.blocked.subscribe().wait_for(Option::is_some))
+    soon(session.observed.subscribe().wait_for(|now| now.blocked.is_some()))
         .await
         .unwrap();
     tokio::time::pause();
@@ -580,7 +592,7 @@ async fn a_spool_that_stays_full_becomes_a_condition_and_its_end_too() {
     soon(noted(1)).await;
     tokio::time::resume();
     program.blocked.send_replace(false);
-    soon(session.blocked.subscribe().wait_for(Option::is_none))
+    soon(session.observed.subscribe().wait_for(|now| now.blocked.is_none()))
         .await
         .unwrap();
     tokio::time::pause();

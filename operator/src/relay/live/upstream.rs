@@ -1,14 +1,14 @@
 //! Reads the agent's output into the ring, over as many connections as it takes.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{Exit, GapReason, Phase, Seal, Stream};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
-use super::LiveAttempt;
+use super::{Desired, LiveAttempt, Observed};
 use crate::backoff::Backoff;
 use crate::relay::attempt::Agent;
 use crate::relay::error::{Code, Error};
@@ -47,9 +47,9 @@ pub async fn run(session: &LiveAttempt) -> End {
 
 /// Returns when status and archive both hold the end. An agent that has left says nothing to the home before its last.
 async fn sealed_elsewhere(session: &LiveAttempt) {
-    let mut recorded = session.recorded.subscribe();
+    let mut desired = session.desired.subscribe();
     // The sender lives in the session.
-    let _ = recorded.wait_for(|recorded| *recorded).await;
+    let _ = desired.wait_for(|desired| desired.is_recorded).await;
     loop {
         match session.context.archive.manifest(&session.subject.key).await {
             Ok(manifest) if manifest.as_ref().is_some_and(|manifest| manifest.exit.is_some()) => return,
@@ -62,14 +62,15 @@ async fn sealed_elsewhere(session: &LiveAttempt) {
 
 async fn follow(session: &LiveAttempt) -> End {
     let mut agent = session.agent.subscribe();
-    let mut closing = session.closing.subscribe();
+    let mut desired = session.desired.subscribe();
     let mut seen = Instant::now();
     let mut backoff = BACKOFF;
     loop {
         let target = agent.borrow_and_update().clone();
         let (received, begun) = (session.received(), Instant::now());
+        let mut was_connected = false;
         let cut = tokio::select! {
-            cut = read(session, &target) => cut,
+            cut = read(session, &target, &mut was_connected) => cut,
             // It lost us, whatever our side of the connection looks like.
             _ = agent.changed() => {
                 (seen, backoff) = (Instant::now(), BACKOFF);
@@ -80,7 +81,7 @@ async fn follow(session: &LiveAttempt) -> End {
             Cut::End(end) => return end,
             Cut::Broken(reason) => debug!(uid = session.subject.key.uid, reason, "the agent's stream ended"),
         }
-        if session.was_connected.swap(false, Ordering::Relaxed) {
+        if was_connected {
             seen = Instant::now();
         }
         if received != session.received() || begun.elapsed() > BACKOFF.longest() {
@@ -90,17 +91,17 @@ async fn follow(session: &LiveAttempt) -> End {
         tokio::select! {
             () = again, if seen.elapsed() < PARK => {}
             _ = agent.changed() => (seen, backoff) = (Instant::now(), BACKOFF),
-            exit = last_call(&mut closing, seen) => return End::Exit(Box::new(give_up(session, exit))),
+            exit = last_call(&mut desired, seen) => return End::Exit(Box::new(give_up(session, exit))),
         }
     }
 }
 
 /// Waits until the status holds an end and the agent has had its time.
-async fn last_call(closing: &mut tokio::sync::watch::Receiver<Option<Exit>>, seen: Instant) -> Exit {
-    if closing.wait_for(Option::is_some).await.is_err() {
+async fn last_call(desired: &mut watch::Receiver<Desired>, seen: Instant) -> Exit {
+    let ended = desired.wait_for(|desired| desired.end.is_some()).await;
+    let Ok(Some(exit)) = ended.map(|desired| desired.end.clone()) else {
         return std::future::pending().await;
-    }
-    let exit = closing.borrow().clone().unwrap_or_default();
+    };
     tokio::time::sleep_until(seen + LAST_CALL).await;
     exit
 }
@@ -124,12 +125,13 @@ fn give_up(session: &LiveAttempt, exit: Exit) -> Exit {
     }
 }
 
-async fn read(session: &LiveAttempt, agent: &Agent) -> Cut {
+async fn read(session: &LiveAttempt, agent: &Agent, was_connected: &mut bool) -> Cut {
     let mut frames = match session.client.watch_output(agent, session.received()).await {
         Ok(frames) => frames,
         Err(error) => return refused(&error),
     };
     let _connected = Connected::new(session);
+    *was_connected = true;
     loop {
         session.ring.room().await;
         let (frame, wire) = match timeout(SILENCE, frames.next()).await {
@@ -141,25 +143,21 @@ async fn read(session: &LiveAttempt, agent: &Agent) -> Cut {
         match frame {
             Frame::Data(data) => {
                 session
-                    .started
-                    .send_if_modified(|started| !std::mem::replace(started, true));
+                    .observed
+                    .send_if_modified(|observed| !std::mem::replace(&mut observed.is_started, true));
                 metrics().received.inc_by(data.bytes.len() as u64);
                 session.ring.push_message(Piece::Data(data), wire);
             }
             Frame::Gap(gap) => session.ring.push(Piece::Gap(gap)),
-            Frame::State(state) => {
-                if matches!(state.phase(), Phase::Running | Phase::Paused) {
-                    session
-                        .started
-                        .send_if_modified(|started| !std::mem::replace(started, true));
-                }
-                session.state.send_replace(Some(state));
-            }
+            Frame::State(state) => session.observed.send_modify(|observed| {
+                observed.is_started |= matches!(state.phase(), Phase::Running | Phase::Paused);
+                observed.state = Some(state);
+            }),
             Frame::Spool(spool) => {
                 let blocked = spool.blocked.then_some(spool.size_bytes);
                 session
-                    .blocked
-                    .send_if_modified(|known| std::mem::replace(known, blocked) != blocked);
+                    .observed
+                    .send_if_modified(|observed| std::mem::replace(&mut observed.blocked, blocked) != blocked);
             }
             Frame::Heartbeat(_) => {}
             Frame::Exit(exit) => return Cut::End(End::Exit(Box::new(complete(session, exit)))),
@@ -168,19 +166,18 @@ async fn read(session: &LiveAttempt, agent: &Agent) -> Cut {
 }
 
 /// Marks the session as connected while it lives.
-struct Connected<'a>(&'a AtomicBool);
+struct Connected<'a>(&'a watch::Sender<Observed>);
 
 impl<'a> Connected<'a> {
     fn new(session: &'a LiveAttempt) -> Self {
-        session.is_connected.store(true, Ordering::Relaxed);
-        session.was_connected.store(true, Ordering::Relaxed);
-        Self(&session.is_connected)
+        session.observed.send_modify(|observed| observed.is_connected = true);
+        Self(&session.observed)
     }
 }
 
 impl Drop for Connected<'_> {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.0.send_modify(|observed| observed.is_connected = false);
     }
 }
 

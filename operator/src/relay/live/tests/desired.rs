@@ -14,16 +14,23 @@ async fn running(program: &Arc<Program>) -> (FakeAgent, Relay, Arc<LiveAttempt>)
     (agent, relay, session)
 }
 
-fn wish(generation: i64, is_paused: bool, run_seconds: Option<u32>) -> Wish {
-    Wish {
+fn spec(generation: i64, is_paused: bool, run_seconds: Option<u32>) -> ProgramSpec {
+    ProgramSpec {
         generation,
         is_paused,
         run_seconds,
-        known: Known {
+        status: ProgramStatus {
             is_started: true,
-            ..Known::default()
+            ..ProgramStatus::default()
         },
     }
+}
+
+fn want(session: &LiveAttempt, program: ProgramSpec) {
+    session.update_desired(Desired {
+        program: Some(program),
+        ..Desired::default()
+    });
 }
 
 /// The first fact that fits.
@@ -47,16 +54,16 @@ fn requests(program: &Program) -> Vec<(String, bool)> {
 async fn it_is_paused_and_goes_on_also_by_another_home() {
     let program = Program::new(&chunks(1));
     let (agent, relay, session) = running(&program).await;
-    session.advise(wish(2, true, None));
+    want(&session, spec(2, true, None));
     learned(&relay, |fact| matches!(fact, Fact::Paused(Some(_)))).await;
     // The former home is gone; the next one learns from object and agent alone that it is to go on.
     relay.shutdown.cancel();
     soon(relay.sessions.drained()).await;
     let next = Relay::new(&memory());
     let session = next.open(&agent);
-    let mut resume = wish(3, false, None);
-    resume.known.is_paused = true;
-    session.advise(resume);
+    let mut resume = spec(3, false, None);
+    resume.status.is_paused = true;
+    want(&session, resume);
     learned(&next, |fact| *fact == Fact::Paused(None)).await;
     assert_eq!(
         requests(&program),
@@ -77,7 +84,7 @@ async fn what_cannot_be_paused_is_said_once_and_asked_for_again() {
     let program = Program::new(&chunks(1));
     program.refuses_pauses.store(true, Ordering::Relaxed);
     let (_agent, relay, session) = running(&program).await;
-    session.advise(wish(2, true, None));
+    want(&session, spec(2, true, None));
     let refused = |why: &str| Fact::PauseFailed {
         generation: 2,
         why: why.to_owned(),
@@ -88,7 +95,7 @@ async fn what_cannot_be_paused_is_said_once_and_asked_for_again() {
     );
     program.refuses_pauses.store(false, Ordering::Relaxed);
     // Something else of the object changed: it is tried at once, under another name.
-    session.advise(wish(3, true, None));
+    want(&session, spec(3, true, None));
     learned(&relay, |fact| matches!(fact, Fact::Paused(Some(_)))).await;
     let failures = relay
         .notes
@@ -104,19 +111,19 @@ async fn what_cannot_be_paused_is_said_once_and_asked_for_again() {
 async fn another_run_deadline_is_told_once_and_noted() {
     let program = Program::new(&chunks(1));
     let (_agent, relay, session) = running(&program).await;
-    let mut unstarted = wish(1, false, Some(60));
-    unstarted.known.is_started = false;
-    session.advise(unstarted);
-    let mut known = wish(1, false, Some(60));
-    known.known.run_seconds = Some(60);
-    session.advise(known.clone());
-    let mut longer = wish(2, false, Some(90));
-    longer.known.run_seconds = Some(60);
-    session.advise(longer);
+    let mut unstarted = spec(1, false, Some(60));
+    unstarted.status.is_started = false;
+    want(&session, unstarted);
+    let mut known = spec(1, false, Some(60));
+    known.status.run_seconds = Some(60);
+    want(&session, known.clone());
+    let mut longer = spec(2, false, Some(90));
+    longer.status.run_seconds = Some(60);
+    want(&session, longer);
     learned(&relay, |fact| *fact == Fact::RunSeconds(Some(90))).await;
-    let mut unlimited = wish(3, false, None);
-    unlimited.known.run_seconds = Some(90);
-    session.advise(unlimited);
+    let mut unlimited = spec(3, false, None);
+    unlimited.status.run_seconds = Some(90);
+    want(&session, unlimited);
     learned(&relay, |fact| *fact == Fact::RunSeconds(None)).await;
     assert_eq!(*program.deadlines.lock().unwrap(), [Some(90), None]);
 }
@@ -125,12 +132,12 @@ async fn another_run_deadline_is_told_once_and_noted() {
 async fn a_near_deadline_is_told() {
     let program = Program::new(&chunks(1));
     let (_agent, relay, session) = running(&program).await;
-    session.advise(wish(1, false, Some(60)));
+    want(&session, spec(1, false, Some(60)));
     program.says(Phase::Running, Reason::DeadlineNear);
     let is_near = |fact: &Fact| matches!(fact, Fact::DeadlineNear(_));
     assert_eq!(learned(&relay, is_near).await, Fact::DeadlineNear(60));
     program.says(Phase::Running, Reason::Running);
-    session.advise(wish(2, false, Some(90)));
+    want(&session, spec(2, false, Some(90)));
     // The agent's word of another warning.
     learned(&relay, |fact| *fact == Fact::RunSeconds(Some(90))).await;
     soon(async {
