@@ -32,7 +32,7 @@ use crate::relay::grpc::RelayService;
 use crate::relay::grpc::agent::{Connect, ConnectError};
 use crate::relay::grpc::peers::Peers;
 use crate::relay::live::{Budget, Context, LiveAttempts};
-use crate::relay::reconcile::{self, Overseer};
+use crate::relay::reconcile::{self, Reconciler};
 use crate::relay::status::Recorder;
 
 /// What the rings of all live attempts together may hold, in bytes: part of the 512 MiB that the chart gives a replica.
@@ -220,14 +220,14 @@ impl Relay {
             }
             self.sessions.drained().await;
         };
-        let overseer = Overseer {
+        let reconciler = Reconciler {
             directory: self.directory.clone(),
             sessions: self.sessions.clone(),
             recorder: self.recorder.clone(),
         };
         tokio::select! {
             ((), ()) = async { tokio::join!(served, watch) } => {}
-            () = overseer.run(changes) => {}
+            () = reconciler.run(changes) => {}
         }
     }
 
@@ -250,7 +250,8 @@ impl Relay {
         });
         let identity = authority.identity();
         let (relay, enrol) = listeners;
-        let make_up = reconcile::make_up(&self.directory, &self.archive, &self.sessions, &self.recorder);
+        let record_archived_ends =
+            reconcile::record_archived_ends(&self.directory, &self.archive, &self.sessions, &self.recorder);
         tokio::join!(
             serve(
                 relay,
@@ -268,7 +269,7 @@ impl Relay {
                 enrol_limits(),
                 self.shutdown.clone(),
             ),
-            self.shutdown.run_until_cancelled(make_up),
+            self.shutdown.run_until_cancelled(record_archived_ends),
         );
     }
 }

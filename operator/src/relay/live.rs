@@ -10,7 +10,6 @@ mod conditions;
 mod desired;
 mod follower;
 mod mirror;
-mod place;
 mod ring;
 mod upstream;
 
@@ -29,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use budget::Budget;
-pub use conditions::Notice;
+pub use conditions::OutputCondition;
 pub use desired::{Desired, Fact, ProgramSpec, ProgramStatus, StopOrder};
 pub use follower::{Follower, Next};
 pub use mirror::Mirror;
@@ -47,7 +46,7 @@ pub trait Record: Send + Sync + 'static {
     /// Something of a program that runs.
     fn learned<'a>(&'a self, subject: &'a Subject, fact: Fact) -> BoxFuture<'a, ()>;
     /// Something holds the output up, or does not any more.
-    fn noted<'a>(&'a self, subject: &'a Subject, notice: &'a Notice) -> BoxFuture<'a, ()>;
+    fn noted<'a>(&'a self, subject: &'a Subject, notice: &'a OutputCondition) -> BoxFuture<'a, ()>;
     /// The attempt ended and its output is archived.
     fn ended<'a>(&'a self, subject: &'a Subject, ending: &'a Ending) -> BoxFuture<'a, ()>;
 }

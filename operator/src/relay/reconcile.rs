@@ -22,11 +22,11 @@ use super::status::{Recorder, known_end};
 /// Who asks for the end where the object does.
 const BY_DELETION: &str = "deletion";
 /// How long an attempt that ended is left to the agent or to another replica.
-const MOURNING: Duration = Duration::from_secs(30);
+const ABANDONED_AFTER: Duration = Duration::from_secs(30);
 
 /// What overseeing needs.
 #[derive(Clone)]
-pub struct Overseer {
+pub struct Reconciler {
     /// Which processes exist.
     pub directory: Directory,
     /// Which of them are live here.
@@ -35,11 +35,11 @@ pub struct Overseer {
     pub recorder: Recorder,
 }
 
-impl Overseer {
+impl Reconciler {
     /// Follows the directory; never ends. Subscribe before the first list is delivered.
     pub async fn run(self, mut changes: mpsc::UnboundedReceiver<Change>) {
         let mut waiting = HashSet::new();
-        let mut burials = JoinSet::new();
+        let mut closing = JoinSet::new();
         loop {
             tokio::select! {
                 change = changes.recv() => match change {
@@ -47,14 +47,14 @@ impl Overseer {
                         self.tell(&process);
                         for subject in abandoned(&process) {
                             if waiting.insert(subject.key.clone()) {
-                                burials.spawn(self.clone().bury(subject));
+                                closing.spawn(self.clone().close_abandoned(subject));
                             }
                         }
                     }
                     Some(Change::Gone(process)) => self.tell_gone(&process),
                     None => return,
                 },
-                Some(Ok(key)) = burials.join_next() => {
+                Some(Ok(key)) = closing.join_next() => {
                     waiting.remove(&key);
                 }
             }
@@ -87,9 +87,9 @@ impl Overseer {
 
     /// The attempt ended, no session has its output, and nobody has recorded that. Once its pod cannot bring anything
     /// any more, a session without an agent closes the books: what is missing is named in archive and status.
-    async fn bury(self, subject: Subject) -> AttemptKey {
+    async fn close_abandoned(self, subject: Subject) -> AttemptKey {
         loop {
-            sleep(MOURNING).await;
+            sleep(ABANDONED_AFTER).await;
             let process = self.directory.by_uid(&subject.key.uid);
             let Some(process) = process.filter(|process| abandoned(process).any(|it| it.key == subject.key)) else {
                 return subject.key;
@@ -184,7 +184,12 @@ fn of(sessions: &LiveAttempts, process: &RemoteProcess) -> Vec<Arc<LiveAttempt>>
 }
 
 /// Records the ends that were archived by a relay which died before it could write them into the status.
-pub async fn make_up(directory: &Directory, archive: &Archive, sessions: &LiveAttempts, record: &dyn Record) {
+pub async fn record_archived_ends(
+    directory: &Directory,
+    archive: &Archive,
+    sessions: &LiveAttempts,
+    record: &dyn Record,
+) {
     for process in directory.list("") {
         for subject in unfinished(&process).filter(|subject| sessions.get(&subject.key).is_none()) {
             match archived_end(archive, &subject).await {

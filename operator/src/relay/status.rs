@@ -24,12 +24,12 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-pub use condition::build_notice;
+pub use condition::build_condition;
 pub use end::{exit_from_status, known_end};
 pub use patch::{Claim, Decision, build_end, build_fact, decide_grant};
 
 use super::attempt::Subject;
-use super::live::{Ending, Fact, Notice, Record};
+use super::live::{Ending, Fact, OutputCondition, Record};
 use crate::backoff::Backoff;
 
 /// Pauses between tries of a write.
@@ -272,9 +272,9 @@ impl Record for Recorder {
         })
     }
 
-    fn noted<'a>(&'a self, subject: &'a Subject, notice: &'a Notice) -> BoxFuture<'a, ()> {
+    fn noted<'a>(&'a self, subject: &'a Subject, notice: &'a OutputCondition) -> BoxFuture<'a, ()> {
         Box::pin(self.until_written(subject, "condition", move |current| {
-            build_notice(current, subject.key.attempt, notice, Timestamp::now())
+            build_condition(current, subject.key.attempt, notice, Timestamp::now())
         }))
     }
 

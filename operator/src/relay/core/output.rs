@@ -183,17 +183,18 @@ impl Pump {
             // What is known before the archive is read to its end decides whether that end is the end.
             let end = self.known_end().await?;
             match self.next().await? {
-                Next::Frames(frames) => self.send_output(frames).await?,
+                Next::Pieces(frames) => self.send_output(frames).await?,
                 Next::Limit => return Err(Over::Done),
                 Next::End(exit) => return self.finish(*exit).await,
                 Next::Closed => self.detach(),
-                Next::Crowded => self.wait().await?,
-                Next::Wait if self.is_live() => self.wait().await?,
+                Next::Behind => self.wait(Some(CATCH_UP)).await?,
+                Next::Crowded => self.wait(None).await?,
+                Next::Wait if self.is_live() => self.wait(None).await?,
                 Next::Wait => match end {
                     Some(end) => return self.finish_archived(end).await,
                     None if self.follow => {
                         self.tell_state().await?;
-                        self.wait().await?;
+                        self.wait(None).await?;
                     }
                     None => return Err(Over::Done),
                 },
@@ -380,15 +381,15 @@ impl Pump {
         Ok(())
     }
 
-    async fn wait(&mut self) -> Result<(), Over> {
+    /// Waits until there may be more, no longer than `limit`.
+    async fn wait(&mut self, limit: Option<Duration>) -> Result<(), Over> {
         let is_live = self.is_live();
         let due = self.heartbeat.min(self.recheck);
-        let is_behind = self.follower.as_ref().is_some_and(Follower::is_behind);
-        let due = match (is_live, is_behind) {
-            (true, true) => due.min(Instant::now() + CATCH_UP),
-            (false, _) if self.attempt != 0 => due.min(Instant::now() + POLL),
-            _ => due,
+        let limit = match limit {
+            None if !is_live && self.attempt != 0 => Some(POLL),
+            limit => limit,
         };
+        let due = limit.map_or(due, |limit| due.min(Instant::now() + limit));
         let key = self.key();
         let (core, target, seen) = (&self.core, &self.target, &self.seen);
         let [objects, attempts] = &mut self.changes;

@@ -23,7 +23,7 @@ use super::*;
 use crate::fake_api;
 use crate::relay::attempt::Subject;
 use crate::relay::live::fake_agent::{FakeAgent, Program, TestDialer, no_peers};
-use crate::relay::live::{Budget, Context, Ending, Fact, Notice, Record};
+use crate::relay::live::{Budget, Context, Ending, Fact, OutputCondition, Record};
 
 /// Far more than any step takes; only a hang comes this far.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ impl Record for Notes {
         Box::pin(std::future::ready(()))
     }
 
-    fn noted<'a>(&'a self, _: &'a Subject, _: &'a Notice) -> BoxFuture<'a, ()> {
+    fn noted<'a>(&'a self, _: &'a Subject, _: &'a OutputCondition) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 

@@ -56,7 +56,7 @@ async fn carry(session: &LiveAttempt) {
                 session.ring.end_upstream();
                 end
             },
-            keep(session, writer, &saved)
+            archive(session, writer, &saved)
         );
         if let Some(End::Exit(exit)) = end {
             let exit = ask_status(session, *exit).await;
@@ -80,8 +80,8 @@ async fn beside(session: &LiveAttempt, saved: &watch::Sender<Cursor>) {
 }
 
 /// Stores segments until no piece will follow.
-async fn keep(session: &LiveAttempt, writer: Writer, saved: &watch::Sender<Cursor>) -> Writer {
-    let mut keeper = Keeper {
+async fn archive(session: &LiveAttempt, writer: Writer, saved: &watch::Sender<Cursor>) -> Writer {
+    let mut archiver = Archiver {
         session,
         writer,
         saved,
@@ -91,22 +91,22 @@ async fn keep(session: &LiveAttempt, writer: Writer, saved: &watch::Sender<Curso
         backoff: BACKOFF,
     };
     loop {
-        let is_last = keeper.take();
-        if keeper.is_due(is_last) && keeper.writer.may_store() {
-            keeper.writer.store().await;
-            keeper.stored.push_back(keeper.index);
-            keeper.oldest = None;
+        let is_last = archiver.take();
+        if archiver.is_due(is_last) && archiver.writer.may_store() {
+            archiver.writer.store().await;
+            archiver.stored.push_back(archiver.index);
+            archiver.oldest = None;
             continue;
         }
-        if is_last && keeper.oldest.is_none() && keeper.writer.is_settled() {
-            return keeper.writer;
+        if is_last && archiver.oldest.is_none() && archiver.writer.is_settled() {
+            return archiver.writer;
         }
-        let is_waiting = keeper.oldest.is_some() && !keeper.writer.may_store();
-        let timer = keeper
+        let is_waiting = archiver.oldest.is_some() && !archiver.writer.may_store();
+        let timer = archiver
             .oldest
             .map_or_else(|| Instant::now() + AGE, |oldest| oldest + AGE);
         tokio::select! {
-            settled = keeper.writer.settle(), if !keeper.writer.is_settled() => keeper.settled(settled).await,
+            settled = archiver.writer.settle(), if !archiver.writer.is_settled() => archiver.settled(settled).await,
             () = session.ring.due() => {}
             () = sleep_until(timer), if !is_waiting => session.ring.ease(),
         }
@@ -114,7 +114,7 @@ async fn keep(session: &LiveAttempt, writer: Writer, saved: &watch::Sender<Curso
 }
 
 /// Between the ring and the archive.
-struct Keeper<'a> {
+struct Archiver<'a> {
     session: &'a LiveAttempt,
     writer: Writer,
     saved: &'a watch::Sender<Cursor>,
@@ -127,7 +127,7 @@ struct Keeper<'a> {
     backoff: Backoff,
 }
 
-impl Keeper<'_> {
+impl Archiver<'_> {
     /// Takes what fits of what has come; true when nothing more will.
     fn take(&mut self) -> bool {
         let room = SEGMENT_BYTES.saturating_sub(self.writer.open_bytes());

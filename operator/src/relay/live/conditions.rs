@@ -17,7 +17,7 @@ const HOLD: Duration = Duration::from_secs(5);
 
 /// A condition as it is to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
+pub struct OutputCondition {
     /// Which.
     pub kind: ConditionType,
     /// Whether it holds now. One that does not hold is written only where the status has it.
@@ -74,20 +74,20 @@ async fn tell<S, T: Copy + PartialEq>(
                     since = begun;
                 }
                 let (reason, message) = describe(cause);
-                Notice {
+                OutputCondition {
                     kind,
                     is_true: true,
                     reason,
                     message,
                 }
             }
-            None => Notice {
+            None => OutputCondition {
                 kind,
                 is_true: false,
-                reason: "Over",
+                reason: "Resolved",
                 message: match told.flatten() {
-                    Some(_) => format!("was so from {since:.0} to {begun:.0}"),
-                    None => format!("was over by {begun:.0}, when another replica became the home"),
+                    Some(_) => format!("was True from {since:.0} to {begun:.0}"),
+                    None => format!("ended by {begun:.0}, when another replica became the home"),
                 },
             },
         };

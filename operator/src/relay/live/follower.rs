@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::PollSemaphore;
 
 use super::Feed;
-use super::place::{Place, Read};
+use super::ring::Place;
 use crate::relay::archive::{Archive, Error, Reader, TailSearch, first_since, precedes, since_start, tail_start};
 use crate::relay::attempt::AttemptKey;
 use crate::relay::frame::{Framed, Open};
@@ -33,18 +33,18 @@ pub struct Follower {
 
 struct Live {
     feed: Feed,
-    /// The ring has moved on, and the archive does not have it yet.
-    is_behind: bool,
     changes: watch::Receiver<u64>,
 }
 
-/// What a follower gets.
+/// What comes next: in a ring, or for a follower.
 #[derive(Debug, PartialEq)]
 pub enum Next {
-    /// Wanted pieces, in order; never empty.
-    Frames(Vec<Framed>),
+    /// The next pieces, in order.
+    Pieces(Vec<Framed>),
     /// Nothing further now: wait for `changed`.
     Wait,
+    /// The ring has moved on. A follower returns it only while the archive does not have it yet either.
+    Behind,
     /// There is more in the archive, but too many others read there: wait for `changed`.
     Crowded,
     /// Everything up to the limit that was set has been delivered.
@@ -91,18 +91,8 @@ impl Follower {
         self.live = feed.map(|feed| {
             feed.ring.join();
             let changes = feed.ring.changes();
-            Live {
-                feed,
-                is_behind: false,
-                changes,
-            }
+            Live { feed, changes }
         });
-    }
-
-    /// True while it waits for the archive to catch up with another home.
-    #[must_use]
-    pub fn is_behind(&self) -> bool {
-        self.live.as_ref().is_some_and(|live| live.is_behind)
     }
 
     /// True while a live session is read.
@@ -185,10 +175,10 @@ impl Follower {
             let found = if self.queue.is_empty() {
                 self.fetch(at, max).await?
             } else {
-                Next::Frames(self.dequeue(max))
+                Next::Pieces(self.dequeue(max))
             };
             match found {
-                Next::Frames(frames) if frames.is_empty() => {}
+                Next::Pieces(frames) if frames.is_empty() => {}
                 other => return Ok(other),
             }
         }
@@ -266,15 +256,11 @@ impl Follower {
             });
         };
         live.changes.borrow_and_update();
-        live.is_behind = false;
         match live.feed.ring.read(place, max) {
-            Read::Pieces(found) => Ok(Next::Frames(
+            Next::Pieces(found) => Ok(Next::Pieces(
                 found.into_iter().filter_map(|framed| self.wanted.of(framed)).collect(),
             )),
-            Read::Wait => Ok(Next::Wait),
-            Read::End(exit) => Ok(Next::End(exit)),
-            Read::Closed => Ok(Next::Closed),
-            Read::Behind => {
+            Next::Behind => {
                 let (front, is_home) = (live.feed.ring.front().unwrap_or_default(), live.feed.is_home);
                 let Some(mut found) = self.archived(at).await? else {
                     return Ok(Next::Crowded);
@@ -287,16 +273,14 @@ impl Follower {
                     };
                 }
                 Ok(if found.is_empty() && !is_home {
-                    if let Some(live) = &mut self.live {
-                        live.is_behind = true;
-                    }
-                    Next::Wait
+                    Next::Behind
                 } else if found.is_empty() {
                     self.skip_to(at, front)
                 } else {
                     self.enqueue(found, max)
                 })
             }
+            other => Ok(other),
         }
     }
 
@@ -340,7 +324,7 @@ impl Follower {
             }
         }
         self.queue = holes;
-        Next::Frames(self.dequeue(usize::MAX))
+        Next::Pieces(self.dequeue(usize::MAX))
     }
 
     fn enqueue(&mut self, found: Vec<Placed>, max: usize) -> Next {
@@ -348,7 +332,7 @@ impl Follower {
             self.place = Some(Place::new(last.end()));
         }
         self.queue = found.into();
-        Next::Frames(self.dequeue(max))
+        Next::Pieces(self.dequeue(max))
     }
 
     /// What is wanted of the next pieces, small ones merged. It is copied, so that it does not keep its whole segment in

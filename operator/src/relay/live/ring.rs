@@ -8,7 +8,7 @@ use remoteprocess_proto::v1::{Cursor, Exit, GapReason, Stream};
 use tokio::sync::{Notify, watch};
 
 use super::budget::Budget;
-use super::place::{Place, Read};
+use super::follower::Next;
 use crate::relay::archive::SEGMENT_BYTES;
 use crate::relay::frame::{Framed, Open};
 use crate::relay::piece::{Piece, Placed, distance, gap};
@@ -16,12 +16,12 @@ use crate::relay::piece::{Piece, Placed, distance, gap};
 /// What a ring may hold, in bytes of memory: one segment being stored and one being filled.
 pub const CAPACITY: usize = 2 * SEGMENT_BYTES;
 
-/// One writer (the upstream), one keeper (the archive), any number of readers.
+/// One writer (the upstream), one archiver (the archive), any number of readers.
 #[derive(Debug)]
 pub struct Ring {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
-    keeper: Notify,
+    archiver: Notify,
     room: Notify,
     budget: Arc<Budget>,
 }
@@ -45,13 +45,30 @@ struct State {
     closed: bool,
 }
 
+/// Where a reader is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    /// Position of both streams on the history's path.
+    pub at: Cursor,
+    /// The next piece, where the reader is inside the ring.
+    index: Option<u64>,
+}
+
+impl Place {
+    /// A place outside the ring.
+    #[must_use]
+    pub fn new(at: Cursor) -> Self {
+        Self { at, index: None }
+    }
+}
+
 impl Ring {
     /// An empty ring whose memory is counted in `budget`.
     pub fn new(budget: Arc<Budget>) -> Self {
         Self {
             state: Mutex::new(State::new(budget.clone())),
             changed: watch::Sender::new(0),
-            keeper: Notify::new(),
+            archiver: Notify::new(),
             room: Notify::new(),
             budget,
         }
@@ -94,7 +111,7 @@ impl Ring {
         let due = before == 0 || before / SEGMENT_BYTES != state.unkept_cost / SEGMENT_BYTES;
         drop(state);
         if due {
-            self.keeper.notify_one();
+            self.archiver.notify_one();
         }
         self.wake();
     }
@@ -114,13 +131,13 @@ impl Ring {
         }
     }
 
-    /// No piece will follow; the keeper may finish.
+    /// No piece will follow; the archiver may finish.
     pub fn end_upstream(&self) {
         self.lock().ended = true;
-        self.keeper.notify_one();
+        self.archiver.notify_one();
     }
 
-    /// True when no piece will follow and the keeper has seen all below `index`.
+    /// True when no piece will follow and the archiver has seen all below `index`.
     pub fn is_ended_at(&self, index: u64) -> bool {
         let state = self.lock();
         state.ended && state.open.is_none() && index == state.head()
@@ -144,7 +161,7 @@ impl Ring {
         self.wake();
     }
 
-    /// For the keeper: the pieces from `index` on, of about `max` bytes, and the index after them.
+    /// For the archiver: the pieces from `index` on, of about `max` bytes, and the index after them.
     pub fn unkept(&self, index: u64, max: usize) -> (Vec<Placed>, u64) {
         let mut state = self.lock();
         state.seal();
@@ -155,7 +172,7 @@ impl Ring {
 
     /// Waits for a reason to store something.
     pub async fn due(&self) {
-        self.keeper.notified().await;
+        self.archiver.notified().await;
     }
 
     /// Everything below `index` is durable.
@@ -208,29 +225,29 @@ impl Ring {
     }
 
     /// The next pieces for a reader, of about `max` bytes; moves its place.
-    pub fn read(&self, place: &mut Place, max: usize) -> Read {
+    pub fn read(&self, place: &mut Place, max: usize) -> Next {
         let mut state = self.lock();
         state.seal();
         if !state.begun {
-            return if state.closed { Read::Closed } else { Read::Wait };
+            return if state.closed { Next::Closed } else { Next::Wait };
         }
         let Some(index) = state.locate(place) else {
             place.index = None;
-            return Read::Behind;
+            return Next::Behind;
         };
         let mut found = state.from(index, max);
         // A reader that comes from the archive may be ahead of a ring that copies another home.
         place.index = (distance(&place.at) <= distance(&state.end)).then_some(index + found.len() as u64);
         let Some(last) = found.last() else {
             return match &state.exit {
-                Some(exit) => Read::End(Box::new(exit.clone())),
-                None if state.closed => Read::Closed,
-                None => Read::Wait,
+                Some(exit) => Next::End(Box::new(exit.clone())),
+                None if state.closed => Next::Closed,
+                None => Next::Wait,
             };
         };
         let at = std::mem::replace(&mut place.at, last.placed.end());
         trim_front(&mut found, at);
-        Read::Pieces(found)
+        Next::Pieces(found)
     }
 
     /// Fires when there may be more to read.
@@ -408,8 +425,8 @@ mod tests {
         data(Stream::Stdout, offset, 0, Bytes::from(vec![1; length]))
     }
 
-    fn pieces(read: Read) -> Vec<Piece> {
-        let Read::Pieces(found) = read else { panic!("{read:?}") };
+    fn pieces(read: Next) -> Vec<Piece> {
+        let Next::Pieces(found) = read else { panic!("{read:?}") };
         found.into_iter().map(|framed| framed.placed.piece).collect()
     }
 
@@ -419,9 +436,9 @@ mod tests {
         ring.begin(Cursor::default());
         ring.push(chunk(0, 10));
         let mut place = Place::new(Cursor { stdout: 25, stderr: 0 });
-        assert_eq!(ring.read(&mut place, 100), Read::Wait);
+        assert_eq!(ring.read(&mut place, 100), Next::Wait);
         ring.push(chunk(10, 10));
-        assert_eq!(ring.read(&mut place, 100), Read::Wait);
+        assert_eq!(ring.read(&mut place, 100), Next::Wait);
         ring.push(chunk(20, 10));
         let found = pieces(ring.read(&mut place, 100));
         assert_eq!(found, vec![data(Stream::Stdout, 25, 0, Bytes::from(vec![1; 5]))]);
@@ -436,9 +453,9 @@ mod tests {
         assert_eq!(pieces(ring.read(&mut reader, 100)).len(), 1);
         let end = Cursor { stdout: 30, stderr: 0 };
         ring.finish(Exit::default(), end);
-        assert_eq!(ring.read(&mut reader, 100), Read::Behind);
-        assert_eq!(ring.read(&mut late, 100), Read::Behind);
-        assert_eq!(ring.read(&mut Place::new(end), 100), Read::End(Box::default()));
+        assert_eq!(ring.read(&mut reader, 100), Next::Behind);
+        assert_eq!(ring.read(&mut late, 100), Next::Behind);
+        assert_eq!(ring.read(&mut Place::new(end), 100), Next::End(Box::default()));
         assert_eq!(ring.lock().cost, 0);
     }
 
@@ -458,7 +475,7 @@ mod tests {
                 chunk(20, 1)
             ]
         );
-        assert_eq!(ring.read(&mut place, CAPACITY), Read::Wait);
+        assert_eq!(ring.read(&mut place, CAPACITY), Next::Wait);
     }
 
     #[test]
@@ -469,7 +486,7 @@ mod tests {
         ring.push(chunk(50_000, 50_000));
         ring.keep(1);
         let mut place = Place::new(Cursor::default());
-        assert_eq!(ring.read(&mut place, CAPACITY), Read::Behind);
+        assert_eq!(ring.read(&mut place, CAPACITY), Next::Behind);
         let mut place = Place::new(Cursor {
             stdout: 70_000,
             stderr: 0,

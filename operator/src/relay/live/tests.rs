@@ -29,7 +29,7 @@ struct Notes {
     ended: watch::Sender<Option<Ending>>,
     learned: watch::Sender<Vec<Fact>>,
     api: watch::Sender<bool>,
-    noted: Arc<Mutex<Vec<Notice>>>,
+    noted: Arc<Mutex<Vec<OutputCondition>>>,
 }
 
 impl Default for Notes {
@@ -50,7 +50,7 @@ impl Record for Notes {
         })
     }
 
-    fn noted<'a>(&'a self, _: &'a Subject, notice: &'a Notice) -> BoxFuture<'a, ()> {
+    fn noted<'a>(&'a self, _: &'a Subject, notice: &'a OutputCondition) -> BoxFuture<'a, ()> {
         self.noted.lock().unwrap().push(notice.clone());
         Box::pin(std::future::ready(()))
     }
@@ -168,7 +168,7 @@ impl Got {
     async fn read(&mut self, follower: &mut Follower, enough: u64) -> Option<Exit> {
         loop {
             match soon(follower.next(BATCH)).await.unwrap() {
-                Next::Frames(frames) => self.take(frames),
+                Next::Pieces(frames) => self.take(frames),
                 Next::Wait => soon(follower.changed()).await,
                 Next::End(exit) => return Some(*exit),
                 other => panic!("{other:?}"),
@@ -240,7 +240,7 @@ async fn readers_of_the_archive_take_turns() {
     };
     let mut sitting: Vec<Follower> = (0..SEATS).map(|_| read_archive()).collect();
     for follower in &mut sitting {
-        assert!(matches!(soon(follower.next(BATCH)).await.unwrap(), Next::Frames(_)));
+        assert!(matches!(soon(follower.next(BATCH)).await.unwrap(), Next::Pieces(_)));
     }
     let (mut late, mut parked) = (read_archive(), sitting.remove(0));
     assert_eq!(soon(late.next(BATCH)).await.unwrap(), Next::Crowded);
@@ -252,7 +252,7 @@ async fn readers_of_the_archive_take_turns() {
     let mut got = Got::new();
     while got.at != program.end() {
         match soon(late.next(BATCH)).await.unwrap() {
-            Next::Frames(frames) => got.take(frames),
+            Next::Pieces(frames) => got.take(frames),
             Next::Crowded => soon(late.changed()).await,
             other => panic!("{other:?}"),
         }
@@ -509,7 +509,7 @@ async fn a_home_whose_agent_ended_elsewhere_gives_way_once_that_is_recorded() {
     });
     loop {
         match soon(follower.next(BATCH)).await.unwrap() {
-            Next::Frames(_) => {}
+            Next::Pieces(_) => {}
             Next::Wait => soon(follower.changed()).await,
             Next::Closed => break,
             other => panic!("{other:?}"),
@@ -532,7 +532,7 @@ async fn the_last_lines_of_a_live_stream_begin_in_the_ring() {
     let mut tail = relay.follower(all());
     tail.begin_at_tail(1).await.unwrap();
     tail.limit_to_now();
-    let Next::Frames(frames) = tail.next(BATCH).await.unwrap() else {
+    let Next::Pieces(frames) = tail.next(BATCH).await.unwrap() else {
         panic!()
     };
     let from = frames[0].placed.piece.from();
@@ -552,7 +552,7 @@ async fn logs_right_after_run_tell_the_end_before_the_status_does() {
     relay.open(&agent);
     let end = async |mut reader: Follower| loop {
         match soon(reader.next(BATCH)).await.unwrap() {
-            Next::Frames(_) => {}
+            Next::Pieces(_) => {}
             Next::Wait => soon(reader.changed()).await,
             other => return other,
         }
@@ -601,7 +601,7 @@ async fn a_spool_that_stays_full_becomes_a_condition_and_its_end_too() {
     let told = told();
     assert_eq!((told[0].is_true, told[0].reason), (true, "SpoolFull"));
     assert!(told[0].message.contains("4096 bytes"), "{}", told[0].message);
-    assert_eq!((told[1].is_true, told[1].reason), (false, "Over"));
+    assert_eq!((told[1].is_true, told[1].reason), (false, "Resolved"));
     program.written.send_replace(program.history.len());
     relay.recorded().await;
 }

@@ -9,11 +9,16 @@ use remoteprocess_api::{ConditionType, RemoteProcess};
 use serde_json::Value;
 
 use super::patch::Owned;
-use crate::relay::live::Notice;
+use crate::relay::live::OutputCondition;
 
 /// A condition of the current attempt; `None` where the status says so already, or the attempt is recorded as ended.
 #[must_use]
-pub fn build_notice(current: &RemoteProcess, number: u32, notice: &Notice, now: Timestamp) -> Option<Value> {
+pub fn build_condition(
+    current: &RemoteProcess,
+    number: u32,
+    notice: &OutputCondition,
+    now: Timestamp,
+) -> Option<Value> {
     let status = current.status.as_ref()?;
     if status.attempt != Some(number) || status.attempt(number)?.output.is_some() {
         return None;
@@ -56,8 +61,11 @@ pub fn over(conditions: Vec<Condition>, now: Timestamp) -> Vec<Condition> {
     past.map(|condition| match condition.status.as_str() {
         "True" => Condition {
             status: word(false).to_owned(),
-            reason: "Over".to_owned(),
-            message: format!("was so from {:.0} to the end", condition.last_transition_time.0),
+            reason: "Resolved".to_owned(),
+            message: format!(
+                "was True from {:.0} until the attempt ended",
+                condition.last_transition_time.0
+            ),
             last_transition_time: Time(now),
             ..condition
         },
@@ -89,8 +97,8 @@ mod tests {
         process
     }
 
-    fn notice(is_true: bool, reason: &'static str) -> Notice {
-        Notice {
+    fn notice(is_true: bool, reason: &'static str) -> OutputCondition {
+        OutputCondition {
             kind: ConditionType::OutputBlocked,
             is_true,
             reason,
@@ -106,28 +114,28 @@ mod tests {
     fn what_begins_and_ends_is_written_once_each() {
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
         assert_eq!(
-            build_notice(&process(Vec::new()), 1, &notice(false, "Over"), at(1)),
+            build_condition(&process(Vec::new()), 1, &notice(false, "Resolved"), at(1)),
             None
         );
-        let begun = build_notice(&process(Vec::new()), 1, &notice(true, "SpoolFull"), at(2)).unwrap();
+        let begun = build_condition(&process(Vec::new()), 1, &notice(true, "SpoolFull"), at(2)).unwrap();
         let blocked = written(&begun);
         assert_eq!(
             (blocked[0].status.as_str(), blocked[0].last_transition_time.0),
             ("True", at(2))
         );
         let known = process(blocked.clone());
-        assert_eq!(build_notice(&known, 1, &notice(true, "SpoolFull"), at(3)), None);
+        assert_eq!(build_condition(&known, 1, &notice(true, "SpoolFull"), at(3)), None);
         assert_eq!(
-            build_notice(&known, 2, &notice(false, "Over"), at(3)),
+            build_condition(&known, 2, &notice(false, "Resolved"), at(3)),
             None,
             "another attempt"
         );
-        let other = written(&build_notice(&known, 1, &notice(true, "VolumeFull"), at(3)).unwrap());
+        let other = written(&build_condition(&known, 1, &notice(true, "VolumeFull"), at(3)).unwrap());
         assert_eq!(
             (other[0].reason.as_str(), other[0].last_transition_time.0),
             ("VolumeFull", at(2))
         );
-        let ended = written(&build_notice(&known, 1, &notice(false, "Over"), at(4)).unwrap());
+        let ended = written(&build_condition(&known, 1, &notice(false, "Resolved"), at(4)).unwrap());
         assert_eq!(
             (ended[0].status.as_str(), ended[0].last_transition_time.0),
             ("False", at(4))
@@ -135,7 +143,7 @@ mod tests {
         let after = over(blocked, at(5));
         assert_eq!(
             (after[0].status.as_str(), after[0].message.as_str()),
-            ("False", "was so from 1970-01-01T00:00:02Z to the end")
+            ("False", "was True from 1970-01-01T00:00:02Z until the attempt ended")
         );
     }
 }

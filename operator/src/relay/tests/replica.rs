@@ -26,7 +26,7 @@ use crate::relay::directory::Directory;
 use crate::relay::grpc::RelayService;
 use crate::relay::grpc::peers::Peers;
 use crate::relay::live::fake_agent::{FakeAgent, TestDialer, identity};
-use crate::relay::live::{Budget, Context, Ending, Fact, LiveAttempt, LiveAttempts, Notice, Record};
+use crate::relay::live::{Budget, Context, Ending, Fact, LiveAttempt, LiveAttempts, OutputCondition, Record};
 use crate::relay::status::Recorder;
 
 pub const UID: &str = "0c1d";
@@ -52,7 +52,7 @@ impl Record for Nobody {
         Box::pin(std::future::ready(()))
     }
 
-    fn noted<'a>(&'a self, _: &'a Subject, _: &'a Notice) -> BoxFuture<'a, ()> {
+    fn noted<'a>(&'a self, _: &'a Subject, _: &'a OutputCondition) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 

@@ -13,7 +13,7 @@ use remoteprocess_operator::relay::grpc::RelayService;
 use remoteprocess_operator::relay::grpc::agent::{Connect, ConnectError};
 use remoteprocess_operator::relay::grpc::peers::Peers;
 use remoteprocess_operator::relay::live::{Budget, Context, LiveAttempts};
-use remoteprocess_operator::relay::reconcile::{self, Overseer};
+use remoteprocess_operator::relay::reconcile::{self, Reconciler};
 use remoteprocess_operator::relay::status::Recorder;
 use remoteprocess_tls::{ClientAuth, Dialer, Limits, Role, serve};
 use tokio_util::sync::CancellationToken;
@@ -70,7 +70,7 @@ pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
     let directory = Directory::default();
     let sessions = LiveAttempts::new(Arc::new(context));
     let changes = directory.subscribe();
-    let overseer = Overseer {
+    let reconciler = Reconciler {
         directory: directory.clone(),
         sessions: sessions.clone(),
         recorder: recorder.clone(),
@@ -96,12 +96,12 @@ pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
                 Limits::default(),
                 shutdown.clone()
             ),
-            reconcile::make_up(&directory, &archive, &sessions, &recorder),
+            reconcile::record_archived_ends(&directory, &archive, &sessions, &recorder),
         )
     };
     tokio::join!(
         serving,
-        overseer.run(changes),
+        reconciler.run(changes),
         world.api.watch(&directory, || listed.cancel())
     );
     Ok(())
