@@ -72,11 +72,7 @@ pub async fn user(cluster: &Cluster) -> Result<UserInfo, DialError> {
 
 async fn sign(cluster: &Cluster, csr_pem: &str) -> Result<String, DialError> {
     let api: Api<CertificateSigningRequest> = Api::all(cluster.client.clone());
-    let rule = Rule::connect(
-        "certificates.k8s.io",
-        "certificatesigningrequests",
-        "create, get, watch",
-    );
+    let rule = Rule::connect("certificates.k8s.io", "certificatesigningrequests", "create, get");
     let what = "ask for a client certificate";
     let created = api
         .create(&PostParams::default(), &signing_request(csr_pem))
