@@ -1,18 +1,14 @@
-//! The verbs, one file each.
+//! The commands, one file each: the command line, and which function runs it.
 
-use std::io::{self, Write};
-use std::sync::Arc;
-use std::time::Duration;
+use std::ffi::OsStr;
+use std::path::Path;
 
-use clap::ValueEnum;
-use jiff::{SignedDuration, Span};
-use serde::Serialize;
+use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::args::{self, Cli, Command, GlobalArgs};
-use crate::{exit, output};
-use remoteprocess_client::relay::CallError;
-use remoteprocess_client::{Cluster, SinkError, cluster};
-use remoteprocess_client::{DialError, output as follow};
+use crate::args::GlobalArgs;
+use crate::failure::Failure;
+use crate::output;
+use crate::print::print;
 
 pub mod attach;
 pub mod change;
@@ -37,90 +33,69 @@ pub mod version;
 pub mod wait;
 pub mod whoami;
 
-/// The end of a verb that could not do what it should.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// Our exit code.
-    pub code: u8,
-    /// What to say; empty for nothing.
-    pub text: String,
+/// Runs commands in pods and never loses a byte or an exit code.
+///
+/// A RemoteProcess is a command that runs once in a pod. rproc creates it, streams its output and exits with its exit
+/// code; cut connections are resumed where they broke.
+#[derive(Debug, Parser)]
+#[command(name = "rproc", version, propagate_version = true, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub struct Cli {
+    /// Where and as whom.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
 }
 
-impl Failure {
-    /// A failure of ours.
-    #[must_use]
-    pub fn new(text: impl Into<String>) -> Self {
-        Self {
-            code: exit::UNKNOWN,
-            text: text.into(),
-        }
-    }
+const EXIT_CODES: &str = "Exit codes of run, logs and exec:
+  the program's own; 128 + n where signal n ended it; 125 where it is not known
+  or rproc itself failed, with a sentence that begins with \"rproc:\".";
 
-    /// An answer that is no: what was asked for is not so.
-    #[must_use]
-    pub fn no(text: impl Into<String>) -> Self {
-        Self {
-            code: 1,
-            text: text.into(),
-        }
-    }
-
-    /// The reader of our output has gone.
-    fn closed() -> Self {
-        Self {
-            code: exit::PIPE,
-            text: String::new(),
-        }
-    }
-}
-
-impl From<cluster::Error> for Failure {
-    fn from(error: cluster::Error) -> Self {
-        Self::new(error.to_string())
-    }
-}
-
-impl From<CallError> for Failure {
-    fn from(error: CallError) -> Self {
-        Self::new(match &error {
-            CallError::Relay(status) => remoteprocess_client::retry::cause(status),
-            CallError::Dial(_) => error.to_string(),
-        })
-    }
-}
-
-impl From<DialError> for Failure {
-    fn from(error: DialError) -> Self {
-        Self::new(error.to_string())
-    }
-}
-
-impl From<SinkError> for Failure {
-    fn from(error: SinkError) -> Self {
-        match error {
-            SinkError::Closed => Self::closed(),
-            SinkError::Write(_) => Self::new(error.to_string()),
-        }
-    }
-}
-
-impl From<follow::Error> for Failure {
-    fn from(error: follow::Error) -> Self {
-        match error {
-            follow::Error::Output(error) => error.into(),
-            error => Self::new(error.to_string()),
-        }
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::BrokenPipe {
-            Self::closed()
-        } else {
-            Self::new(error.to_string())
-        }
-    }
+/// One verb each.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command in a new pod and stream its output
+    Run(Box<run::RunArgs>),
+    /// Run a process once more, with the same specification
+    Rerun(rerun::RerunArgs),
+    /// Print the output of a process, before, during and after its pod's life
+    Logs(logs::LogsArgs),
+    /// Connect to a running process, to watch it or to work in it
+    Attach(attach::AttachArgs),
+    /// Run a further command in the container of a process that runs
+    Exec(exec::ExecArgs),
+    /// Ask processes to end, and wait until they have
+    Stop(stop::StopArgs),
+    /// Freeze processes
+    #[command(after_help = pause::PAUSE_EXAMPLES)]
+    Pause(pause::PauseArgs),
+    /// Let paused processes run again
+    #[command(after_help = pause::RESUME_EXAMPLES)]
+    Resume(pause::PauseArgs),
+    /// Give processes more time to run
+    Extend(extend::ExtendArgs),
+    /// Send a signal to a process
+    Signal(signal::SignalArgs),
+    /// List processes
+    #[command(visible_alias = "ps")]
+    Get(get::GetArgs),
+    /// Show everything that is known about a process
+    Describe(describe::DescribeArgs),
+    /// Wait until processes have reached a state
+    Wait(wait::WaitArgs),
+    /// Delete processes, ending those that run
+    Delete(delete::DeleteArgs),
+    /// Get a new client certificate now
+    Login(login::LoginArgs),
+    /// Show who you are and how the relay is reached
+    Whoami(whoami::WhoamiArgs),
+    /// Print the versions of client, operator and Kubernetes
+    Version(version::VersionArgs),
+    /// Print the flags that each verb takes
+    Options,
+    /// Print a completion script for a shell
+    Completion(completion::CompletionArgs),
 }
 
 /// Does what was asked for, and answers the exit code.
@@ -155,61 +130,71 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Login(args) => login::run(global, args).await,
         Command::Whoami(args) => whoami::run(global, args).await,
         Command::Version(args) => version::run(global, args).await,
-        Command::Options => print(&args::options()).map(|()| 0),
-        Command::Completion(args) => completion::run(args),
+        Command::Options => print(&options()).map(|()| 0),
+        Command::Completion(args) => {
+            let called_as = std::env::args_os().next();
+            let name = match is_plugin(called_as.as_deref()) {
+                true => "kubectl-rproc",
+                false => "rproc",
+            };
+            completion::run(args, &mut parser(None), name)
+        }
     }
 }
 
-async fn open(global: &GlobalArgs) -> Result<Arc<Cluster>, Failure> {
-    Ok(Arc::new(Cluster::open(&global.cluster()).await?))
-}
-
-/// Writes to standard output; `| head` may close it.
-fn print(text: &str) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()?;
-    Ok(())
-}
-
-/// Formats for programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DataFormat {
-    /// JSON
-    Json,
-    /// YAML
-    Yaml,
-}
-
-impl DataFormat {
-    fn print(self, value: &impl Serialize) -> Result<(), Failure> {
-        let text = match self {
-            Self::Json => serde_json::to_string_pretty(value).map_err(|error| Failure::new(error.to_string()))? + "\n",
-            Self::Yaml => serde_saphyr::to_string(value).map_err(|error| Failure::new(error.to_string()))?,
-        };
-        print(&text)
+/// The parser, under the name by which it was called: kubectl runs `kubectl-rproc` for `kubectl rproc`.
+#[must_use]
+pub fn parser(called_as: Option<&OsStr>) -> clap::Command {
+    let mut parser = Cli::command();
+    for name in parser
+        .get_subcommands()
+        .map(|verb| verb.get_name().to_owned())
+        .collect::<Vec<_>>()
+    {
+        parser = parser.mut_subcommand(name, with_pointer);
     }
-}
-
-/// A span of time on the command line: `90s`, `5m`, `1h30m`, `1d` (24 hours), or seconds.
-fn duration(text: &str) -> Result<Duration, String> {
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Ok(Duration::from_secs(seconds));
-    }
-    let day = SignedDuration::from_hours(24);
-    let span = text.parse::<Span>().map_err(|_| ());
-    let span = span.and_then(|span| {
-        let days = day.checked_mul(span.get_days()).ok_or(())?;
-        // Months and years have no fixed length and are refused.
-        let rest = SignedDuration::try_from(span.days(0)).map_err(|_| ())?;
-        Duration::try_from(days.checked_add(rest).ok_or(())?).map_err(|_| ())
+    let parser = with_pointer(parser).mut_args(|argument| {
+        let is_global = argument.is_global_set();
+        argument.hide_short_help(is_global).hide_long_help(is_global)
     });
-    span.map_err(|()| "expected a time like 90s, 5m, 1h30m or 1d".to_owned())
+    if is_plugin(called_as) {
+        parser.bin_name("kubectl rproc").display_name("kubectl rproc")
+    } else {
+        parser
+    }
 }
 
-/// As kubectl names an object in what it prints.
-fn resource(name: &str) -> String {
-    format!("remoteprocess.remoteprocess.dev/{name}")
+/// The global options have a page of their own, as kubectl's.
+fn with_pointer(command: clap::Command) -> clap::Command {
+    const POINTER: &str = "Use \"rproc options\" for the options that every command takes.";
+    let text = match command.get_after_help() {
+        Some(text) => format!("{text}\n\n{POINTER}"),
+        None => POINTER.to_owned(),
+    };
+    command.after_help(text)
+}
+
+/// The page of the options that every verb takes.
+#[must_use]
+pub fn options() -> String {
+    let options = Cli::command();
+    let shown = options
+        .get_arguments()
+        .filter(|argument| argument.is_global_set())
+        .cloned();
+    let mut page = clap::Command::new("rproc")
+        .disable_help_flag(true)
+        .help_template("{all-args}\n")
+        .args(shown);
+    page.render_help().to_string()
+}
+
+/// Whether we run as a plugin of kubectl.
+#[must_use]
+pub fn is_plugin(called_as: Option<&OsStr>) -> bool {
+    called_as
+        .and_then(|path| Path::new(path).file_name())
+        .is_some_and(|name| name == "kubectl-rproc")
 }
 
 #[cfg(test)]
@@ -217,20 +202,78 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_as_people_write_them() {
-        for (text, seconds) in [
-            ("90", 90),
-            ("90s", 90),
-            ("5m", 300),
-            ("1h30m", 5400),
-            ("1d", 86_400),
-            ("2d12h", 216_000),
-            ("0", 0),
+    fn the_definition_is_sound() {
+        parser(None).debug_assert();
+    }
+
+    /// Each verb that takes a name refuses one that would change the request, before anything is asked.
+    #[test]
+    fn delete_of_a_name_with_a_number_sign_deletes_nothing() {
+        let mut tried = 0;
+        for verb in parser(None).get_subcommands() {
+            let is_name = |argument: &clap::Arg| ["name", "names"].contains(&argument.get_id().as_str());
+            if !verb.get_positionals().any(is_name) {
+                continue;
+            }
+            for odd in ["#3", "?", "job?", "a1?dryRun=All", "../x"] {
+                let mut words = vec!["rproc", verb.get_name(), odd];
+                match verb.get_name() {
+                    "run" => words.extend(["--image", "i", "--", "x"]),
+                    "exec" => words.extend(["--", "x"]),
+                    "signal" => words.push("HUP"),
+                    "extend" => words.extend(["--by", "1h"]),
+                    "wait" => words.extend(["--for", "sealed"]),
+                    _ => {}
+                }
+                let refused = parser(None).try_get_matches_from(&words);
+                let refused = refused.err().unwrap_or_else(|| panic!("{words:?} is taken"));
+                assert_eq!(
+                    refused.kind(),
+                    clap::error::ErrorKind::ValueValidation,
+                    "{words:?}: {refused}"
+                );
+                tried += 1;
+            }
+        }
+        assert!(tried >= 12 * 5, "{tried}");
+    }
+
+    #[test]
+    fn the_options_of_every_verb_have_one_page() {
+        let page = options();
+        for option in [
+            "--namespace",
+            "--context",
+            "--kubeconfig",
+            "--as ",
+            "--as-group",
+            "--server",
+            "--operator-namespace",
         ] {
-            assert_eq!(duration(text).unwrap().as_secs(), seconds, "{text}");
+            assert!(page.contains(option), "{page}");
         }
-        for text in ["", "-5s", "-1d", "soon", "1mo", "1y", "999999999999d"] {
-            assert!(duration(text).is_err(), "{text}");
+        for verb in parser(None).get_subcommands_mut() {
+            let help = verb.render_long_help().to_string();
+            assert!(help.contains("rproc options") && !help.contains("--as-group"), "{help}");
         }
+    }
+
+    #[test]
+    fn help_texts() {
+        let mut parser = parser(None).term_width(80);
+        parser.build();
+        insta::assert_snapshot!("rproc", parser.render_help());
+        for verb in parser.get_subcommands_mut() {
+            let name = verb.get_name().to_owned();
+            if name != "help" {
+                insta::assert_snapshot!(name, verb.clone().term_width(80).render_help());
+            }
+        }
+    }
+
+    #[test]
+    fn the_plugin_calls_itself_as_it_is_called() {
+        let mut parser = parser(Some(OsStr::new("/usr/local/bin/kubectl-rproc")));
+        assert!(parser.render_usage().to_string().contains("kubectl rproc"));
     }
 }

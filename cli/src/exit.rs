@@ -4,10 +4,9 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use remoteprocess_api::signal;
-use remoteprocess_proto::v1::{Exit, Gap, GapReason, Reason, Seal, SealReason, StreamSeal, exit::Outcome};
+use remoteprocess_client::{Ledger, gap};
+use remoteprocess_proto::v1::{Exit, Reason, Seal, SealReason, StreamSeal, exit::Outcome};
 use serde::Serialize;
-
-use remoteprocess_client::Ledger;
 
 /// Our exit code where the program's is not known, or where we failed ourselves.
 pub const UNKNOWN: u8 = 125;
@@ -62,7 +61,7 @@ pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
             sentence: Some(sentence),
         };
     };
-    if let Some(lost) = losses(ledger.losses()) {
+    if let Some(lost) = gap::losses(ledger.losses()) {
         return unknown(format!("{name} {ended}, but {lost}. See: rproc describe {name}"));
     }
     if !exit.sealed {
@@ -118,39 +117,6 @@ pub fn code(exit: &Exit) -> Option<u8> {
             .ok()
             .and_then(|number| 128u8.checked_add(number)),
     }
-}
-
-/// One sentence about a range of output that is lost.
-#[must_use]
-pub fn loss(gap: &Gap) -> String {
-    let stream = remoteprocess_client::output::name(gap.stream());
-    let range = match gap.to {
-        Some(to) => format!("bytes {} to {to} of {stream}", gap.from),
-        None => format!("the bytes of {stream} from {} on", gap.from),
-    };
-    let explained = match gap.reason() {
-        GapReason::Unspecified => "are lost for a reason that this version of rproc does not know",
-        GapReason::SpoolFull => "were dropped because the spool was full (spec.output.whenFull: DropOldest)",
-        GapReason::ArchiverStalled => "were dropped because the spool was full and the archive took nothing",
-        GapReason::NeverSealed => "are lost because the agent never came back to hand over the rest",
-        GapReason::NeverDelivered => "are lost because the agent counted them and never handed them over",
-        GapReason::AgentSkipped => "are lost because the agent left them out without saying why",
-        GapReason::ArchiveDamaged => "are lost because the archive's copy of them is missing or damaged",
-        GapReason::NotArchived => "are lost because the archive has no record of this attempt",
-        GapReason::RemovedByRetention => "are gone because the archive removed them (archive.retention)",
-    };
-    format!("{range} {explained}")
-}
-
-/// One sentence about all ranges that are lost; `None` where none is.
-#[must_use]
-pub fn losses(gaps: &[Gap]) -> Option<String> {
-    let first = loss(gaps.first()?);
-    let bytes: u64 = gaps.iter().filter_map(|gap| gap.to.map(|to| to - gap.from)).sum();
-    Some(match gaps.len() {
-        1 => first,
-        count => format!("{count} ranges of its output are missing, {bytes} bytes or more; the first: {first}"),
-    })
 }
 
 /// How it ended, as a sentence: `job exited with code 7`.
@@ -360,6 +326,7 @@ mod tests {
     use super::*;
     use remoteprocess_client::Want;
     use remoteprocess_proto::v1::exit::Stop;
+    use remoteprocess_proto::v1::{Gap, GapReason};
     use remoteprocess_proto::v1::{Seal, Stream};
 
     fn exit(outcome: Outcome, value: i32) -> Exit {

@@ -95,11 +95,11 @@ fn command(words: &[&str], usage: &clap::Error) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args;
+    use crate::command;
 
     fn hinted(words: &[&str]) -> Option<String> {
         let arguments: Vec<OsString> = ["rproc"].iter().chain(words).map(OsString::from).collect();
-        let usage = args::parser(None).try_get_matches_from(&arguments).unwrap_err();
+        let usage = command::parser(None).try_get_matches_from(&arguments).unwrap_err();
         hint(&arguments, &usage)
     }
 
@@ -142,7 +142,7 @@ mod tests {
     /// A hint that names a verb or a flag that we do not have would be worse than none.
     #[test]
     fn each_verb_of_a_hint_is_there() {
-        let parser = args::parser(None);
+        let parser = command::parser(None);
         let known = |verb: &str| parser.find_subcommand(verb).is_some();
         let words = [
             "ls",

@@ -13,10 +13,12 @@ use clap::FromArgMatches;
 pub mod args;
 pub mod command;
 pub mod exit;
+pub mod failure;
 pub mod hint;
 pub mod interact;
 pub mod narrator;
 pub mod output;
+pub mod print;
 pub mod render;
 
 /// Parses the arguments, runs the verb, and answers the exit code.
@@ -24,10 +26,10 @@ pub mod render;
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.collect();
     let is_bare = arguments.len() < 2;
-    let parser = args::parser(arguments.first().map(OsString::as_os_str));
+    let parser = command::parser(arguments.first().map(OsString::as_os_str));
     let cli = match parser
         .try_get_matches_from(&arguments)
-        .and_then(|found| args::Cli::from_arg_matches(&found))
+        .and_then(|found| command::Cli::from_arg_matches(&found))
     {
         Ok(cli) => cli,
         Err(usage) if usage.use_stderr() && !is_bare => {

@@ -6,7 +6,6 @@ use remoteprocess_client::{Progress, SinkError};
 use remoteprocess_proto::v1::{Gap, Phase, Reason, State};
 use tokio::time::{Instant, sleep_until};
 
-use crate::exit;
 use crate::output::Output;
 
 /// A state that lasts no longer than this is not worth a line: each start goes through the usual ones.
@@ -156,7 +155,9 @@ impl Progress for Narrator {
     }
 
     async fn gap(&mut self, gap: &Gap) -> Result<(), SinkError> {
-        self.output.line(&self.about(exit::loss(gap))).await
+        self.output
+            .line(&self.about(remoteprocess_client::gap::loss(gap)))
+            .await
     }
 
     /// Only the first of several in a row starts the clock.

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use remoteprocess_proto::v1::{Cursor, Data, Gap};
+use remoteprocess_proto::v1::{Data, Gap};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+mod form;
 mod label;
 mod lines;
 mod object;
@@ -21,6 +22,7 @@ mod target;
 mod terminal;
 mod writer;
 
+pub use form::{Control, Form, Hashes};
 pub use label::{Label, Prefix};
 pub use target::Target;
 
@@ -28,48 +30,7 @@ use remoteprocess_client::Sink;
 pub use remoteprocess_client::SinkError as Error;
 
 use crate::exit::Record;
-use writer::{Item, Writer};
-
-/// Frames between the network and the writer: 4 MiB at the most.
-const QUEUE: usize = 64;
-
-/// SHA-256 of each stream, standard output first.
-pub type Hashes = [[u8; 32]; 2];
-
-/// What is written of the program's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// The bytes as they come.
-    Bytes {
-        /// With the time before each line.
-        is_stamped: bool,
-    },
-    /// Whole lines, of whichever process. A line of more than 64 KiB is cut; `…` shows where.
-    Lines {
-        /// With the time before each line.
-        is_stamped: bool,
-        /// With the process's name before it.
-        prefix: Option<Prefix>,
-    },
-    /// One JSON object a line, on standard output.
-    Json,
-    /// Nothing: only its hash is taken.
-    Hash,
-}
-
-/// What a terminal gets of the control sequences of a program. Pipes and files get every byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Control {
-    /// Shown instead of done, except colors.
-    Shown,
-    /// Done, but queries are left out: nobody passes the terminal's answers on, so the shell would read them.
-    Watched,
-    /// Done. This terminal is the program's keyboard as well, so the program gets the answers.
-    Typed {
-        /// Before these offsets it is a replay. Queries are left out: nobody waits for the answers any more.
-        live_from: Cursor,
-    },
-}
+use writer::{Item, QUEUE, Writer};
 
 /// Time for a terminal to take the last bytes, before you leave.
 const RESTORE: Duration = Duration::from_secs(1);
@@ -262,7 +223,7 @@ pub fn prefixed(text: &str) -> String {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use remoteprocess_proto::v1::Stream;
+    use remoteprocess_proto::v1::{Cursor, Stream};
     use std::fs::File;
 
     #[derive(Clone, Default)]

@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 use crate::dial::{DIAL_LIMIT, Dial, DialError, NEW_LIMIT, SILENCE_LIMIT};
 use crate::retry::{Backoff, cause};
 use crate::stream::pending::{Pending, Said};
-use crate::stream::{End, Error, Line, Local, due, farewell, judge, left, session_name};
+use crate::stream::{End, Error, Line, Local, due, farewell, left, retry, session_name};
 
 /// How long the window is a line shorter, so that a full-screen program draws everything again.
 pub const SHORTER: Duration = Duration::from_millis(150);
@@ -120,7 +120,7 @@ impl<D: Dial> Writer<D> {
         };
         match opened {
             Ok(Ok(answers)) => self.serve(line, answers.into_inner(), local, leaving).await,
-            Ok(Err(status)) => self.judge(status),
+            Ok(Err(status)) => self.retry(status),
             Err(_) => Ok(End::Cut("the relay does not answer".to_owned())),
         }
     }
@@ -142,7 +142,7 @@ impl<D: Dial> Writer<D> {
                 answer = timeout(SILENCE_LIMIT, answers.message()) => {
                     let answer = match answer {
                         Ok(Ok(Some(answer))) => answer,
-                        Ok(Err(status)) => return self.judge(status),
+                        Ok(Err(status)) => return self.retry(status),
                         Ok(Ok(None)) => return Ok(End::Cut("the relay ended the stream".to_owned())),
                         Err(_) => return Ok(End::Cut("nothing came for 30 s".to_owned())),
                     };
@@ -186,9 +186,9 @@ impl<D: Dial> Writer<D> {
     }
 
     /// Whether another connection can mend what the relay answered.
-    fn judge(&mut self, status: Status) -> Result<End<()>, Error> {
+    fn retry(&mut self, status: Status) -> Result<End<()>, Error> {
         let why = cause(&status);
-        judge(&mut self.dial, status, Instant::now() < self.unknown_until)?;
+        retry(&mut self.dial, status, Instant::now() < self.unknown_until)?;
         Ok(End::Cut(why))
     }
 }

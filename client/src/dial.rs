@@ -4,7 +4,12 @@ use std::error;
 use std::time::Duration;
 
 use http::uri::Authority;
+use remoteprocess_proto::MAX_MESSAGE;
+use remoteprocess_proto::v1::relay_client::RelayClient;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::retry::Backoff;
 
 /// Longest time for one connection to be made, a new certificate included.
 pub const DIAL_LIMIT: Duration = Duration::from_secs(40);
@@ -12,6 +17,8 @@ pub const DIAL_LIMIT: Duration = Duration::from_secs(40);
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a relay may not know a process that has just been made.
 pub const NEW_LIMIT: Duration = Duration::from_secs(15);
+/// How long one call that is not a stream may take, with all its tries.
+const CALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// Makes connections to the relay.
 pub trait Dial: Send {
@@ -20,6 +27,48 @@ pub trait Dial: Send {
 
     /// The relay did not take our certificate: the next connection needs a new one.
     fn discredit(&mut self);
+
+    /// One call that is not a stream, tried again while the relay cannot be reached.
+    ///
+    /// # Errors
+    /// The relay's refusal, or no connection within 30 s.
+    fn call<T, F>(&mut self, call: impl Fn(RelayClient<Channel>) -> F) -> impl Future<Output = Result<T, CallError>>
+    where
+        Self: Sized,
+        F: Future<Output = Result<T, Status>>,
+    {
+        async move {
+            let deadline = tokio::time::Instant::now() + CALL_LIMIT;
+            let mut backoff = Backoff::default();
+            loop {
+                let error = match tokio::time::timeout_at(deadline, self.dial()).await {
+                    Ok(Ok(channel)) => match tokio::time::timeout_at(deadline, call(client(channel))).await {
+                        Ok(Ok(answer)) => return Ok(answer),
+                        Ok(Err(status)) => CallError::Relay(status),
+                        Err(_) => CallError::Dial(DialError::Unreachable("the relay does not answer".into())),
+                    },
+                    Ok(Err(error)) => CallError::Dial(error),
+                    Err(_) => CallError::Dial(DialError::Unreachable("the relay cannot be reached in time".into())),
+                };
+                match &error {
+                    CallError::Relay(status) if status.code() == Code::Unauthenticated => self.discredit(),
+                    // A call is not known to be without effect: only what says that it did not arrive is tried again.
+                    CallError::Relay(status) if matches!(status.code(), Code::Unavailable | Code::Unknown) => {}
+                    CallError::Dial(DialError::Unreachable(_)) => {}
+                    _ => return Err(error),
+                }
+                let wait = backoff.wait();
+                if tokio::time::Instant::now() + wait >= deadline {
+                    return Err(error);
+                }
+                tokio::time::sleep(wait).await;
+            }
+        }
+    }
+}
+
+fn client(channel: Channel) -> RelayClient<Channel> {
+    RelayClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
 }
 
 /// Why there is no connection.
@@ -34,6 +83,17 @@ pub enum DialError {
     /// Another try may succeed.
     #[error("{0}")]
     Unreachable(String),
+}
+
+/// Why a call brought no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The relay's refusal.
+    #[error("{}", .0.message())]
+    Relay(Status),
+    /// There is no way to it.
+    #[error(transparent)]
+    Dial(#[from] DialError),
 }
 
 /// Host and port of a relay.

@@ -17,7 +17,7 @@ use crate::dial::{DIAL_LIMIT, Dial, DialError, SILENCE_LIMIT};
 use crate::retry::{Backoff, cause};
 use crate::sink::{Progress, Sink, during};
 use crate::stream::pending::{Pending, Said};
-use crate::stream::{End, Error, Line, Local, farewell, judge, left, session_name};
+use crate::stream::{End, Error, Line, Local, farewell, left, retry, session_name};
 
 /// Bytes of output after which the agent is told that they are here: it keeps 256 KiB.
 const CONFIRM: u64 = 64 * 1024;
@@ -144,7 +144,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
         };
         match opened {
             Ok(Ok(answers)) => self.serve(line, answers.into_inner(), local, leaving).await,
-            Ok(Err(status)) => self.judge(status),
+            Ok(Err(status)) => self.retry(status),
             Err(_) => Ok(End::Cut("the relay does not answer".to_owned())),
         }
     }
@@ -163,7 +163,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
                 answer = timeout(SILENCE_LIMIT, answers.message()) => {
                     let answer = match answer {
                         Ok(Ok(Some(answer))) => answer.response,
-                        Ok(Err(status)) => return self.judge(status),
+                        Ok(Err(status)) => return self.retry(status),
                         Ok(Ok(None)) => return Ok(End::Cut("the relay ended the stream".to_owned())),
                         Err(_) => return Ok(End::Cut("nothing came for 30 s".to_owned())),
                     };
@@ -239,9 +239,9 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
     }
 
     /// Whether another connection can mend what the relay answered.
-    fn judge(&mut self, status: Status) -> Result<End<Over>, Error> {
+    fn retry(&mut self, status: Status) -> Result<End<Over>, Error> {
         let why = cause(&status);
-        judge(&mut self.dial, status, false)?;
+        retry(&mut self.dial, status, false)?;
         Ok(End::Cut(why))
     }
 }

@@ -5,8 +5,10 @@
 
 pub mod attach;
 pub mod cluster;
+pub mod control;
 pub mod dial;
 pub mod exec;
+pub mod gap;
 pub mod login;
 pub mod observe;
 pub mod output;

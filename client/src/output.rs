@@ -5,10 +5,10 @@ use remoteprocess_proto::v1::{self, OutputFrame, output_frame::Frame};
 use remoteprocess_proto::wire::{Messages, RELAY_WATCH_OUTPUT, call, decode};
 use tokio::time::{Instant, timeout};
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 use crate::dial::{DIAL_LIMIT, Dial, DialError, SILENCE_LIMIT};
-use crate::retry::{Backoff, cause, is_about_certificates};
+use crate::retry::{Backoff, Retry, cause};
 use crate::sink::{Progress, Sink, SinkError, during};
 
 mod ledger;
@@ -117,7 +117,7 @@ impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
         let opened = timeout(SILENCE_LIMIT, opened);
         let mut messages = match during(&mut self.progress, opened).await? {
             Ok(Ok((metadata, messages))) => self.accept(&metadata, messages).await?,
-            Ok(Err(status)) => return self.judge(status, false),
+            Ok(Err(status)) => return self.retry(status, false),
             Err(_) => return Ok(cut("the relay does not answer", false)),
         };
         *has_connected = true;
@@ -135,13 +135,13 @@ impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
                 Ok(Ok(Some(wire))) => wire,
                 Ok(Ok(None)) if self.ledger.is_following() => return Ok(cut("the relay ended the stream", was_alive)),
                 Ok(Ok(None)) => return Ok(End::Complete),
-                Ok(Err(status)) => return self.judge(status, was_alive),
+                Ok(Err(status)) => return self.retry(status, was_alive),
                 Err(_) => return Ok(cut("nothing came for 30 s", was_alive)),
             };
             was_alive = true;
             let frame = match decode(&wire) {
                 Ok(frame) => frame,
-                Err(status) => return self.judge(status, was_alive),
+                Err(status) => return self.retry(status, was_alive),
             };
             if let Some(exit) = self.take(frame).await? {
                 return Ok(End::Exit(Box::new(exit)));
@@ -196,19 +196,13 @@ impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
     }
 
     /// Whether another connection can mend what the relay answered.
-    fn judge(&mut self, status: Status, was_alive: bool) -> Result<End, Error> {
-        match status.code() {
-            Code::NotFound if Instant::now() < self.unknown_until => {}
-            Code::NotFound
-            | Code::PermissionDenied
-            | Code::InvalidArgument
-            | Code::FailedPrecondition
-            | Code::OutOfRange
-            | Code::Unimplemented
-            | Code::DataLoss => return Err(Error::Relay(status)),
-            Code::Unauthenticated => self.dial.discredit(),
-            _ if is_about_certificates(&status) => self.dial.discredit(),
-            _ => {}
+    fn retry(&mut self, status: Status, was_alive: bool) -> Result<End, Error> {
+        match Retry::of(&status) {
+            Retry::Never => return Err(Error::Relay(status)),
+            Retry::Unknown if Instant::now() >= self.unknown_until => return Err(Error::Relay(status)),
+            Retry::NewCertificate => self.dial.discredit(),
+            // The relay limits followers; a place becomes free.
+            Retry::Reconnect | Retry::Unknown | Retry::Held => {}
         }
         Ok(cut(&cause(&status), was_alive))
     }

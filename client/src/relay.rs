@@ -10,14 +10,11 @@ use std::{error, io};
 use futures::TryFutureExt;
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use remoteprocess_proto::{MAX_MESSAGE, v1::relay_client::RelayClient};
 use remoteprocess_tls::{Dialer, Identity, Role};
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 
 use crate::cluster::Cluster;
 use crate::dial::{Address, Dial, DialError, innermost};
-use crate::retry::Backoff;
 use crate::trust::Trust;
 use crate::{forward, login};
 
@@ -25,8 +22,6 @@ use crate::{forward, login};
 const PUBLISHED_LIMIT: Duration = Duration::from_secs(3);
 /// How long the name of a relay may take to be resolved.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
-/// How long one call that is not a stream may take, with all its tries.
-const CALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// Connections to the relay, with a certificate that is renewed before it ends. Once it has been connected, the API
 /// server is needed only for a port-forward and for the next certificate.
@@ -49,40 +44,6 @@ impl Relay {
             is_trust_stale: false,
             identity: None,
             is_discredited: false,
-        }
-    }
-
-    /// One call that is not a stream, tried again while the relay cannot be reached.
-    ///
-    /// # Errors
-    /// The relay's refusal, or no connection within 30 s.
-    pub async fn call<T, F>(&mut self, call: impl Fn(RelayClient<Channel>) -> F) -> Result<T, CallError>
-    where
-        F: Future<Output = Result<T, Status>>,
-    {
-        let deadline = tokio::time::Instant::now() + CALL_LIMIT;
-        let mut backoff = Backoff::default();
-        loop {
-            let error = match tokio::time::timeout_at(deadline, self.dial()).await {
-                Ok(Ok(channel)) => match tokio::time::timeout_at(deadline, call(client(channel))).await {
-                    Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(status)) => CallError::Relay(status),
-                    Err(_) => CallError::Dial(DialError::Unreachable("the relay does not answer".into())),
-                },
-                Ok(Err(error)) => CallError::Dial(error),
-                Err(_) => CallError::Dial(DialError::Unreachable("the relay cannot be reached in time".into())),
-            };
-            match &error {
-                CallError::Relay(status) if status.code() == Code::Unauthenticated => self.discredit(),
-                CallError::Relay(status) if matches!(status.code(), Code::Unavailable | Code::Unknown) => {}
-                CallError::Dial(DialError::Unreachable(_)) => {}
-                _ => return Err(error),
-            }
-            let wait = backoff.wait();
-            if tokio::time::Instant::now() + wait >= deadline {
-                return Err(error);
-            }
-            tokio::time::sleep(wait).await;
         }
     }
 
@@ -194,10 +155,6 @@ impl Relay {
     }
 }
 
-fn client(channel: Channel) -> RelayClient<Channel> {
-    RelayClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
-}
-
 impl Dial for Relay {
     async fn dial(&mut self) -> Result<Channel, DialError> {
         self.connect_by().await.map(|(channel, _)| channel)
@@ -207,17 +164,6 @@ impl Dial for Relay {
         self.is_discredited = true;
         self.is_trust_stale = true;
     }
-}
-
-/// Why a call brought no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum CallError {
-    /// The relay's refusal.
-    #[error("{}", .0.message())]
-    Relay(Status),
-    /// There is no way to it.
-    #[error(transparent)]
-    Dial(#[from] DialError),
 }
 
 /// How the relay was reached.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// Waits between tries: 100 ms, then twice as long each time, at most 2 s.
 #[derive(Debug, Default)]
@@ -17,9 +17,40 @@ impl Backoff {
     }
 }
 
-/// TLS 1.3 tells a client of its refusal only when it reads: as an alert behind the handshake.
-pub(crate) fn is_about_certificates(status: &Status) -> bool {
-    cause(status).contains("fatal alert")
+/// What an error of the relay means for the next attempt to reach it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Another connection may succeed.
+    Reconnect,
+    /// Another connection may succeed with a new client certificate.
+    NewCertificate,
+    /// The relay does not know the process. It may not know it yet.
+    Unknown,
+    /// Another writer has the input.
+    Held,
+    /// The answer is final.
+    Never,
+}
+
+impl Retry {
+    /// The one table of gRPC codes.
+    #[must_use]
+    pub fn of(status: &Status) -> Self {
+        match status.code() {
+            Code::NotFound => Self::Unknown,
+            Code::ResourceExhausted | Code::Aborted => Self::Held,
+            Code::PermissionDenied
+            | Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::DataLoss => Self::Never,
+            Code::Unauthenticated => Self::NewCertificate,
+            // TLS 1.3 tells a client that its certificate is refused only when it reads: as an alert after the handshake.
+            _ if cause(status).contains("fatal alert") => Self::NewCertificate,
+            _ => Self::Reconnect,
+        }
+    }
 }
 
 /// The innermost reason of a failed call, which says more than the outer ones.
@@ -38,6 +69,27 @@ pub fn cause(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_code_has_one_meaning() {
+        for number in 0..17 {
+            let code = Code::from(number);
+            let expected = match code {
+                Code::NotFound => Retry::Unknown,
+                Code::ResourceExhausted | Code::Aborted => Retry::Held,
+                Code::Unauthenticated => Retry::NewCertificate,
+                Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled | Code::DeadlineExceeded => {
+                    Retry::Reconnect
+                }
+                Code::AlreadyExists | Code::Ok => Retry::Reconnect,
+                _ => Retry::Never,
+            };
+            assert_eq!(Retry::of(&Status::new(code, "")), expected, "{code:?}");
+        }
+        let alert = std::io::Error::other("received fatal alert: UnknownCA");
+        let wrapped = std::io::Error::other(alert);
+        assert_eq!(Retry::of(&Status::from_error(Box::new(wrapped))), Retry::NewCertificate);
+    }
 
     #[test]
     fn it_grows_and_ends_at_two_seconds() {

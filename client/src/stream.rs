@@ -9,10 +9,10 @@ use futures::Stream;
 use remoteprocess_proto::v1::WindowSize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::dial::{Dial, DialError};
-use crate::retry::is_about_certificates;
+use crate::retry::Retry;
 use crate::sink::SinkError;
 
 pub(crate) mod pending;
@@ -102,26 +102,21 @@ impl<T> Stream for Outgoing<T> {
     }
 }
 
-/// Whether another connection can mend what the relay answered; with `is_early` also that it does not know the process.
-pub(crate) fn judge(dial: &mut impl Dial, status: Status, is_early: bool) -> Result<(), Error> {
-    match status.code() {
-        Code::NotFound if is_early => {}
-        Code::NotFound
-        | Code::PermissionDenied
-        | Code::InvalidArgument
-        | Code::FailedPrecondition
-        | Code::ResourceExhausted
-        | Code::Aborted
-        | Code::OutOfRange
-        | Code::Unimplemented => return Err(Error::Relay(status)),
-        Code::Unauthenticated => dial.discredit(),
-        _ if is_about_certificates(&status) => dial.discredit(),
-        _ => {}
+/// Prepares for another connection after an error of the relay.
+///
+/// # Errors
+/// Another connection would not help. `is_early`: a process that the relay does not know may become known.
+pub(crate) fn retry(dial: &mut impl Dial, status: Status, is_early: bool) -> Result<(), Error> {
+    match Retry::of(&status) {
+        Retry::Never | Retry::Held => return Err(Error::Relay(status)),
+        Retry::Unknown if !is_early => return Err(Error::Relay(status)),
+        Retry::NewCertificate => dial.discredit(),
+        Retry::Reconnect | Retry::Unknown => {}
     }
     Ok(())
 }
 
-/// Returns when somebody here leaves.
+/// Returns when you leave.
 pub(crate) async fn left(leaving: &watch::Receiver<bool>) {
     // Whoever may say it lives as long as there is something to leave.
     if leaving.clone().wait_for(|is_leaving| *is_leaving).await.is_err() {

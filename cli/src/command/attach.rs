@@ -4,19 +4,19 @@ use std::io::IsTerminal;
 use std::sync::atomic::Ordering;
 
 use remoteprocess_api::RemoteProcess;
+use remoteprocess_client::{Dial, Follower, Ledger, Relay, Want};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{Cursor, GetStateRequest, ProcessKey};
 use tokio::time::Instant;
 
 use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
+use super::selection;
 use super::sequel::Sequel;
-use super::{Failure, open, stop};
 use crate::args::{GlobalArgs, process_name};
+use crate::failure::Failure;
 use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, check_stdin};
 use crate::narrator::Narrator;
 use crate::output::{Control, Form, Output};
-use remoteprocess_client::Relay;
-use remoteprocess_client::{Follower, Ledger, Want};
 
 /// So much of the output is shown again, in bytes of each stream.
 const REPLAY: u64 = 256 * 1024;
@@ -68,8 +68,8 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
     if args.stdin {
         check_stdin()?;
     }
-    let cluster = open(global).await?;
-    let object = stop::get(&cluster, &args.name).await?;
+    let cluster = global.open().await?;
+    let object = selection::get(&cluster, &args.name).await?;
     let is_over = object.is_final();
     let writes = args.stdin && !is_over;
     if writes && !object.spec.stdin.unwrap_or_default() {

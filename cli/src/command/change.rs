@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use kube::api::{Patch, PatchParams};
 use remoteprocess_api::RemoteProcess;
+use remoteprocess_client::observe::{self, Seen};
+use remoteprocess_client::{Cluster, Rule};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::Failure;
-use remoteprocess_client::observe;
-use remoteprocess_client::observe::Seen;
-use remoteprocess_client::{Cluster, Rule};
+use crate::failure::Failure;
 
 /// Merges `patch` into an object, which tells by its field manager that it was rproc.
 ///

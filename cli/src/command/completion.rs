@@ -3,8 +3,8 @@
 use clap::ValueEnum;
 use clap_complete::generate;
 
-use super::{Failure, print};
-use crate::args;
+use crate::failure::Failure;
+use crate::print::print;
 
 /// Flags of `completion`.
 #[derive(Debug, clap::Args)]
@@ -40,24 +40,17 @@ pub enum Shell {
 ///
 /// # Errors
 /// Nobody reads it.
-pub fn run(args: CompletionArgs) -> Result<u8, Failure> {
-    let called_as = std::env::args_os().next();
-    let name = if args::is_plugin(called_as.as_deref()) {
-        "kubectl-rproc"
-    } else {
-        "rproc"
-    };
-    print(&script(args.shell, name))?;
+pub fn run(args: CompletionArgs, parser: &mut clap::Command, name: &str) -> Result<u8, Failure> {
+    print(&script(args.shell, parser, name))?;
     Ok(0)
 }
 
-fn script(shell: Shell, name: &str) -> String {
-    let mut parser = args::parser(None);
+fn script(shell: Shell, parser: &mut clap::Command, name: &str) -> String {
     let mut text = Vec::new();
     match shell {
-        Shell::Bash => generate(clap_complete::Shell::Bash, &mut parser, name, &mut text),
-        Shell::Zsh => generate(clap_complete::Shell::Zsh, &mut parser, name, &mut text),
-        Shell::Fish => generate(clap_complete::Shell::Fish, &mut parser, name, &mut text),
+        Shell::Bash => generate(clap_complete::Shell::Bash, parser, name, &mut text),
+        Shell::Zsh => generate(clap_complete::Shell::Zsh, parser, name, &mut text),
+        Shell::Fish => generate(clap_complete::Shell::Fish, parser, name, &mut text),
     }
     String::from_utf8_lossy(&text).into_owned()
 }
@@ -70,7 +63,10 @@ mod tests {
     fn each_script_is_for_the_name_by_which_we_were_called() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             for name in ["rproc", "kubectl-rproc"] {
-                assert!(script(shell, name).contains(name), "{shell:?} {name}");
+                assert!(
+                    script(shell, &mut crate::command::parser(None), name).contains(name),
+                    "{shell:?} {name}"
+                );
             }
         }
     }

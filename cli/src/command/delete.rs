@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use kube::api::DeleteParams;
-use tokio::time::Instant;
-
-use super::selection::{Failures, Selection};
-use super::{Failure, change, duration, open, print, resource};
-use crate::args::GlobalArgs;
 use remoteprocess_client::observe::Seen;
 use remoteprocess_client::{Cluster, Rule};
+use tokio::time::Instant;
+
+use super::change;
+use super::selection::{Failures, Selection};
+use crate::args::GlobalArgs;
+use crate::args::duration;
+use crate::failure::Failure;
+use crate::print::{print, resource};
 
 /// Flags of `delete`.
 #[derive(Debug, clap::Args)]
@@ -42,7 +45,7 @@ const EXAMPLES: &str = "Examples:
 /// # Errors
 /// Says which are not there, may not be deleted, or are not gone in time.
 pub async fn run(global: &GlobalArgs, args: DeleteArgs) -> Result<u8, Failure> {
-    let cluster = open(global).await?;
+    let cluster = global.open().await?;
     let deadline = change::deadline(args.timeout);
     // Those that were listed may have gone meanwhile, as kubectl has it.
     let may_be_gone = args.ignore_not_found || !args.selection.is_named();

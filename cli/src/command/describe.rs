@@ -4,12 +4,13 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::ListParams;
+use remoteprocess_client::Cluster;
 
 use super::selection::{Failures, Selection};
-use super::{Failure, open, print};
 use crate::args::GlobalArgs;
+use crate::failure::Failure;
+use crate::print::print;
 use crate::render::description;
-use remoteprocess_client::Cluster;
 
 /// Flags of `describe`.
 #[derive(Debug, clap::Args)]
@@ -25,7 +26,7 @@ pub struct DescribeArgs {
 /// # Errors
 /// Says which are not there or may not be read.
 pub async fn run(global: &GlobalArgs, args: DescribeArgs) -> Result<u8, Failure> {
-    let cluster = open(global).await?;
+    let cluster = global.open().await?;
     let mut failures = Failures::default();
     for (index, object) in args
         .selection

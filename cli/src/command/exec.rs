@@ -6,21 +6,22 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
 use remoteprocess_api::RemoteProcess;
+use remoteprocess_client::Relay;
+use remoteprocess_client::exec::{Exec, Over};
+use remoteprocess_client::stream::{self, due};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{Cursor, ExecOpen, Exit, ProcessKey, Reason, Variable, WindowSize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::live::Signals;
-use super::{Failure, open, stop};
+use super::selection;
 use crate::args::{GlobalArgs, process_name};
 use crate::exit;
+use crate::failure::Failure;
 use crate::interact::{DetachKeys, Error, Event, Interaction, check_stdin, terminal, window};
 use crate::narrator::Narrator;
 use crate::output::{Control, Form, Output};
-use remoteprocess_client::Relay;
-use remoteprocess_client::exec::{Exec, Over};
-use remoteprocess_client::stream::{self, due};
 
 /// Flags of `exec`.
 #[derive(Debug, clap::Args)]
@@ -87,8 +88,8 @@ pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
         });
     }
     let signals = Signals::listen()?;
-    let cluster = open(global).await?;
-    let object = stop::get(&cluster, &args.name).await?;
+    let cluster = global.open().await?;
+    let object = selection::get(&cluster, &args.name).await?;
     check(&object, &args)?;
     let is_raw = args.tty && args.stdin && std::io::stdin().is_terminal();
     if args.tty && args.stdin && !is_raw && !args.quiet {

@@ -5,14 +5,18 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use remoteprocess_api::{Phase, RemoteProcess};
+use remoteprocess_client::Cluster;
+use remoteprocess_client::observe::Seen;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::selection;
 use super::selection::{Failures, Selection};
-use super::{Failure, change, duration, open, print, resource, stop, wait};
+use super::{change, wait};
 use crate::args::GlobalArgs;
-use remoteprocess_client::Cluster;
-use remoteprocess_client::observe::Seen;
+use crate::args::duration;
+use crate::failure::Failure;
+use crate::print::{print, resource};
 
 /// Flags of `extend`.
 #[derive(Debug, clap::Args)]
@@ -61,7 +65,7 @@ const CONFLICT: u16 = 409;
 /// Says which are not there, have ended, may not be changed, have run for longer already, or whose agent does not answer
 /// in time.
 pub async fn run(global: &GlobalArgs, args: ExtendArgs) -> Result<u8, Failure> {
-    let cluster = open(global).await?;
+    let cluster = global.open().await?;
     let deadline = change::deadline(args.timeout);
     let (mut asked, mut failures) = (Vec::new(), Failures::default());
     for name in args.selection.names(&cluster).await? {
@@ -79,7 +83,7 @@ pub async fn run(global: &GlobalArgs, args: ExtendArgs) -> Result<u8, Failure> {
 
 async fn ask(cluster: &Cluster, name: &str, args: &ExtendArgs) -> Result<RemoteProcess, Failure> {
     for _ in 0..TRIES {
-        let object = stop::get(cluster, name).await?;
+        let object = selection::get(cluster, name).await?;
         let seconds = limit(&object, args, Timestamp::now())
             .map_err(|why| Failure::no(format!("cannot extend {name}: {why}")))?;
         // More than there is now: of exactly this version.

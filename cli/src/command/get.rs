@@ -8,16 +8,18 @@ use jiff::Timestamp;
 use kube::Api;
 use kube::api::{ListParams, WatchParams};
 use kube::core::{DynamicObject, WatchEvent};
+use remoteprocess_client::retry::Backoff;
+use remoteprocess_client::{Cluster, Rule};
 use serde_json::{Value, json};
 
+use super::selection;
 use super::selection::Failures;
-use super::{DataFormat, Failure, open, print, resource, stop};
 use crate::args::{GlobalArgs, process_name};
+use crate::failure::Failure;
+use crate::print::{DataFormat, print, resource};
 use crate::render::Table;
 use crate::render::row::Columns;
 use crate::render::template::{Path, Template};
-use remoteprocess_client::retry::Backoff;
-use remoteprocess_client::{Cluster, Rule};
 
 /// Flags of `get`.
 #[derive(Debug, clap::Args)]
@@ -109,7 +111,7 @@ impl FromStr for Format {
 /// # Errors
 /// They may not be listed; or says which of the named ones are not there or may not be read, below the others.
 pub async fn run(global: &GlobalArgs, args: GetArgs) -> Result<u8, Failure> {
-    let cluster = open(global).await?;
+    let cluster = global.open().await?;
     let api = cluster.objects(args.all_namespaces);
     let columns = Columns {
         namespace: args.all_namespaces,
@@ -157,7 +159,7 @@ async fn one(cluster: &Cluster, api: &Api<DynamicObject>, name: &str) -> Result<
     let found = api.get_opt(name).await;
     let rule = Rule::process("get", "remoteprocess-view");
     let found = found.map_err(|error| cluster.error(&error, &rule, &format!("read {name}")))?;
-    found.ok_or_else(|| stop::missing(cluster, name))
+    found.ok_or_else(|| selection::missing(cluster, name))
 }
 
 /// Oldest first, those of one moment by name; or by a field, those without it first.

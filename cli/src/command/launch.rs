@@ -12,24 +12,24 @@ use kube::Resource;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::core::{DynamicObject, Request};
 use remoteprocess_api::RemoteProcess;
+use remoteprocess_client::dial::NEW_LIMIT;
+use remoteprocess_client::observe::{self, Seen};
+use remoteprocess_client::{Cluster, DialError, Follower, Ledger, Relay, Rule, Want};
 use remoteprocess_proto::v1::{Cursor, Exit, ProcessKey, WindowSize};
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
+use super::delete;
 use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
 use super::sequel::Sequel;
-use super::{DataFormat, Failure, delete, print, resource};
 use crate::args::{GlobalArgs, given};
 use crate::exit::{self, Record, Verdict};
+use crate::failure::Failure;
 use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, check_stdin, terminal, window};
 use crate::narrator::Narrator;
 use crate::output::{Control, Form, Output};
-use remoteprocess_client::dial::NEW_LIMIT;
-use remoteprocess_client::observe;
-use remoteprocess_client::observe::Seen;
-use remoteprocess_client::{Cluster, Relay, Rule};
-use remoteprocess_client::{DialError, Follower, Ledger, Want};
+use crate::print::{DataFormat, print, resource};
 
 /// How long a given address may take before the process is created all the same.
 const FIRST_LOOK: Duration = Duration::from_secs(10);

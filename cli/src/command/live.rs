@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
+use remoteprocess_client::{Cluster, Follower, Ledger, Relay, output as follow, stream};
 use remoteprocess_proto::v1::Exit;
 use tokio::signal::unix::{Signal, SignalKind};
 
 use super::sequel::{self, Sequel};
-use super::{Failure, stop};
+use super::stop;
 use crate::exit::{self, Verdict};
+use crate::failure::Failure;
 use crate::interact::{self, DetachKeys, Event, Interaction, signals};
 use crate::narrator::Narrator;
 use crate::output::{Output, complain};
-use remoteprocess_client::{Cluster, Relay};
-use remoteprocess_client::{Follower, Ledger, output as follow, stream};
 
 /// Number of SIGINT.
 const INTERRUPT: u8 = 2;

@@ -1,11 +1,11 @@
 //! `rproc login`: a new client certificate.
 
 use jiff::Timestamp;
+use remoteprocess_client::{Trust, login};
 
-use super::{Failure, open, print};
 use crate::args::GlobalArgs;
-use remoteprocess_client::Trust;
-use remoteprocess_client::login;
+use crate::failure::Failure;
+use crate::print::print;
 
 /// Flags of `login`.
 #[derive(Debug, clap::Args)]
@@ -17,7 +17,7 @@ pub struct LoginArgs {}
 /// # Errors
 /// A missing right, a refusal, or no answer in time.
 pub async fn run(global: &GlobalArgs, LoginArgs {}: LoginArgs) -> Result<u8, Failure> {
-    let cluster = open(global).await?;
+    let cluster = global.open().await?;
     let trust = Trust::read(&cluster).await?;
     let identity = login::certificate(&cluster, &trust, false).await?;
     let user = login::user(&cluster).await?;

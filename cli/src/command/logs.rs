@@ -1,160 +1,24 @@
 //! `rproc logs`: the output of processes.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
-use std::time::Duration;
 
-use clap::ValueEnum;
 use jiff::Timestamp;
-use remoteprocess_api::RemoteProcess;
-use remoteprocess_proto::v1::{Cursor, ProcessKey, Stream};
+use remoteprocess_client::Relay;
 use tokio::time::Instant;
 
-use super::live::Signals;
-use super::sequel::{self, Sequel};
-use super::{Failure, open};
-use crate::args::{GlobalArgs, process_name};
-use crate::exit::{self, Record, Verdict};
+use crate::args::GlobalArgs;
+use crate::failure::Failure;
 use crate::narrator::Narrator;
-use crate::output::{self, Control, Form, Label, Output, Prefix};
-use remoteprocess_client::{Cluster, Relay, Rule};
-use remoteprocess_client::{Dial, Follower, Ledger, Want};
+use crate::output::{Control, Output};
 
+mod job;
 mod many;
 mod place;
 mod verify;
 
+pub use job::LogsArgs;
+use job::{Job, Over, control, earlier, find, form, label, restored, sequel, shown, want};
 use place::Offset;
-
-/// Flags of `logs`.
-#[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
-pub struct LogsArgs {
-    /// Names of the processes
-    #[arg(value_name = "NAME", required_unless_present_any = ["uid", "selector", "all_namespaces"], value_parser = process_name)]
-    pub names: Vec<String>,
-    /// Wait for more until the process has ended
-    #[arg(short, long)]
-    pub follow: bool,
-    /// Of all processes with these labels (app=web,tier!=test); with -f also of those that come
-    #[arg(short = 'l', long, value_name = "LABELS", conflicts_with_all = ["names", "uid"])]
-    pub selector: Option<String>,
-    /// In all namespaces
-    #[arg(short = 'A', long, conflicts_with_all = ["names", "uid"])]
-    pub all_namespaces: bool,
-    /// Begin at the last N lines
-    #[arg(long, value_name = "N", conflicts_with = "offset")]
-    pub tail: Option<u64>,
-    /// Leave out what is older than this: 90s, 5m, 1h30m
-    #[arg(long, value_name = "TIME", value_parser = super::duration, conflicts_with_all = ["offset", "since_time"])]
-    pub since: Option<Duration>,
-    /// Leave out what was written before this moment (RFC 3339)
-    #[arg(long, value_name = "MOMENT", value_parser = place::moment, conflicts_with = "offset")]
-    pub since_time: Option<Timestamp>,
-    /// Only one of the two streams
-    #[arg(long, value_enum)]
-    pub stream: Option<StreamName>,
-    /// Begin at byte N of one stream (stdout unless --stream says otherwise), or of both: stdout=N,stderr=M
-    #[arg(long, value_name = "N")]
-    pub offset: Option<Offset>,
-    /// Put the time before each line
-    #[arg(short = 't', long)]
-    pub timestamps: bool,
-    /// Put the process's name before each line, as is done for several processes
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
-    pub prefix: Option<bool>,
-    /// When the names have colours; NO_COLOR is heeded
-    #[arg(
-        long,
-        value_enum,
-        value_name = "WHEN",
-        default_value = "auto",
-        hide_default_value = true
-    )]
-    pub color: Colour,
-    /// Format: one JSON object for each line of output, gap and end
-    #[arg(short, long, value_enum, value_name = "FORMAT", conflicts_with_all = ["timestamps", "raw", "prefix"])]
-    pub output: Option<OutputFormat>,
-    /// Number of the attempt, instead of the latest
-    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
-    pub attempt: u32,
-    /// Uid of the process, also of one that was deleted
-    #[arg(long, value_parser = crate::args::uid)]
-    pub uid: Option<String>,
-    /// How many processes may be followed at a time
-    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u16).range(1..))]
-    pub max_log_requests: u16,
-    /// Print nothing of the output: hash all of it and compare with the sealed record
-    #[arg(long, conflicts_with_all = ["tail", "since", "since_time", "offset", "stream", "timestamps", "output", "raw",
-          "prefix"])]
-    pub verify: bool,
-    /// Let control characters through to a terminal
-    #[arg(long)]
-    pub raw: bool,
-    /// Say nothing of our own but errors
-    #[arg(short, long)]
-    pub quiet: bool,
-}
-
-const EXAMPLES: &str = "Examples:
-  # Everything so far
-  rproc logs build
-
-  # From the beginning to the end, then exit with the program's exit code
-  rproc logs -f build
-
-  # The last ten lines of standard error, and what follows
-  rproc logs -f --tail 10 --stream stderr build
-
-  # All processes with a label, and those that come, each line with its name
-  rproc logs -f -l app=web
-
-  # Go on where an earlier download ended
-  rproc logs --offset \"$(stat -c %s out.bin)\" build >> out.bin
-
-  # Is the archived output what the program wrote?
-  rproc logs --verify build
-
-Of a process that has ended the exit code is the program's; of one that still
-runs (without -f) it is 0. Of several it is 0 where all that ended did so with
-code 0, 125 where an end or a part of the output is not known, and else 1.
-Ctrl-C ends rproc only.";
-
-/// One stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum StreamName {
-    /// Standard output
-    Stdout,
-    /// Standard error
-    Stderr,
-}
-
-impl From<StreamName> for Stream {
-    fn from(name: StreamName) -> Self {
-        match name {
-            StreamName::Stdout => Self::Stdout,
-            StreamName::Stderr => Self::Stderr,
-        }
-    }
-}
-
-/// When there are colours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Colour {
-    /// On a terminal, unless NO_COLOR is set
-    Auto,
-    /// Also elsewhere
-    Always,
-    /// Nowhere
-    Never,
-}
-
-/// Formats other than the bytes themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OutputFormat {
-    /// One JSON object a line
-    Json,
-}
 
 /// Writes the output, and answers the exit code.
 ///
@@ -162,7 +26,7 @@ pub enum OutputFormat {
 /// A process is not there, its output may not be read, or its end cannot be known.
 pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
     check(&args).map_err(Failure::new)?;
-    let cluster = open(global).await?;
+    let cluster = global.open().await?;
     let is_single = args.selector.is_none() && !args.all_namespaces && args.names.len() <= 1;
     if !is_single {
         return many::run(&cluster, &args).await;
@@ -207,31 +71,6 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
     Ok(verdict.code)
 }
 
-/// How the work on the output is over.
-enum Over<T> {
-    Done(T),
-    /// By a signal, with our exit code.
-    Left(u8),
-}
-
-/// Does the work. Where control sequences are done, the terminal is then as it was before, also after a signal.
-async fn restored<T>(
-    output: &Output,
-    args: &LogsArgs,
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<Over<T>, Failure> {
-    if control(args) == Control::Shown {
-        return work.await.map(Over::Done);
-    }
-    let mut signals = Signals::listen()?;
-    let over = tokio::select! {
-        done = work => done.map(Over::Done),
-        number = signals.next() => Ok(Over::Left(128 + number)),
-    };
-    output.restore().await;
-    over
-}
-
 /// What clap cannot say.
 fn check(args: &LogsArgs) -> Result<(), String> {
     let is_many = args.names.len() > 1 || args.selector.is_some() || args.all_namespaces;
@@ -246,247 +85,5 @@ fn check(args: &LogsArgs) -> Result<(), String> {
             Err("--offset stdout=N,stderr=M is of both streams: leave --stream out, or write --offset N".into())
         }
         _ => Ok(()),
-    }
-}
-
-/// The output of one process, from its place to its end.
-struct Job {
-    want: Want,
-    output: Output,
-    narrator: Narrator,
-    unknown_until: Instant,
-    /// Where every attempt is followed.
-    sequel: Option<Sequel>,
-    is_quiet: bool,
-}
-
-impl Job {
-    /// Writes it. The verdict of a process that goes on is 0, or 125 where bytes are lost.
-    async fn run(self, dial: impl Dial) -> Result<(Option<remoteprocess_proto::v1::Exit>, Verdict), Failure> {
-        let name = shown(&self.want.process);
-        let mut follower = Follower {
-            dial,
-            ledger: Ledger::new(self.want),
-            sink: self.output.clone(),
-            progress: self.narrator,
-            unknown_until: self.unknown_until,
-        };
-        let exit = sequel::follow(&mut follower, self.sequel.as_ref(), self.is_quiet).await?;
-        let verdict = match &exit {
-            Some(exit) => exit::judge(&name, exit, &follower.ledger),
-            None => open_ended(&name, &follower.ledger),
-        };
-        if let Some(exit) = &exit {
-            let ProcessKey { namespace, name, uid } = follower.ledger.process();
-            let record = Record::new(namespace, name, uid, Some(exit), &verdict);
-            self.output.exit(record).await?;
-        }
-        self.output.close().await?;
-        self.output.flush().await?;
-        Ok((exit, verdict))
-    }
-}
-
-/// Of a process that is followed to its end each attempt is; an attempt that is named stands alone.
-fn sequel(cluster: &Arc<Cluster>, args: &LogsArgs, key: &ProcessKey) -> Option<Sequel> {
-    let is_meant = args.follow && args.attempt == 0 && !key.name.is_empty();
-    is_meant.then(|| Sequel::new(cluster, key))
-}
-
-/// The process goes on; what was read of it so far may have holes.
-fn open_ended(name: &str, ledger: &Ledger) -> Verdict {
-    let lost = exit::losses(ledger.losses());
-    Verdict {
-        code: if lost.is_some() { exit::UNKNOWN } else { 0 },
-        sentence: lost.map(|lost| format!("{name}: {lost}")),
-    }
-}
-
-fn shown(key: &ProcessKey) -> String {
-    if key.name.is_empty() {
-        key.uid.clone()
-    } else {
-        key.name.clone()
-    }
-}
-
-fn label(key: &ProcessKey) -> Label {
-    Label {
-        namespace: key.namespace.clone(),
-        process: shown(key),
-    }
-}
-
-/// Of one process the bytes are left as they are, unless its name is asked for.
-fn form(args: &LogsArgs, is_many: bool) -> Form {
-    let is_stamped = args.timestamps;
-    let prefix = args.prefix.unwrap_or(is_many).then(|| Prefix {
-        with_namespace: args.all_namespaces,
-        is_coloured: match args.color {
-            Colour::Auto => output::shows_colours(),
-            Colour::Always => true,
-            Colour::Never => false,
-        },
-    });
-    match args.output {
-        Some(OutputFormat::Json) => Form::Json,
-        None if is_many || prefix.is_some() => Form::Lines { is_stamped, prefix },
-        None => Form::Bytes { is_stamped },
-    }
-}
-
-/// Nothing is typed into a process from here.
-const fn control(args: &LogsArgs) -> Control {
-    match args.raw {
-        true => Control::Watched,
-        false => Control::Shown,
-    }
-}
-
-fn want(args: &LogsArgs, process: ProcessKey, now: Timestamp) -> Want {
-    let (stream, cursor) = match (args.stream, args.offset) {
-        (_, Some(Offset::Both(cursor))) => (Stream::Unspecified, Some(cursor)),
-        (name, Some(Offset::One(offset))) => {
-            let stream = name.map_or(Stream::Stdout, Stream::from);
-            let mut cursor = Cursor::default();
-            cursor.set(stream, offset);
-            (stream, Some(cursor))
-        }
-        (name, None) => (name.map_or(Stream::Unspecified, Stream::from), None),
-    };
-    // As with kubectl, a span of nothing leaves nothing out.
-    let span = args.since.filter(|span| !span.is_zero());
-    let since = args.since_time.or_else(|| span.map(|span| place::before(now, span)));
-    Want {
-        process,
-        attempt: args.attempt,
-        stream,
-        cursor,
-        tail_lines: args.tail,
-        since_unix_nanos: since.map(place::nanos),
-        follow: args.follow,
-    }
-}
-
-/// Says that the output of earlier attempts is not shown, where there is any.
-fn earlier(object: &RemoteProcess) -> Option<String> {
-    let status = object.status.as_ref()?;
-    let latest = status.attempt?;
-    let ran = status
-        .attempts
-        .iter()
-        .filter(|attempt| attempt.number < latest && attempt.granted_at.is_some());
-    let last = ran.map(|attempt| attempt.number).max()?;
-    let name = object.metadata.name.as_deref().unwrap_or_default();
-    Some(format!(
-        "this is attempt {latest} of {name}. Earlier ones: rproc logs --attempt {last} {name}"
-    ))
-}
-
-async fn key(cluster: &Arc<Cluster>, name: Option<&String>, uid: Option<&str>) -> Result<ProcessKey, Failure> {
-    Ok(find(cluster, name, uid).await?.0)
-}
-
-/// The process that is meant, and the object where it may be read. The uid is pinned, so that a later process of the same
-/// name is not taken for this one.
-async fn find(
-    cluster: &Arc<Cluster>,
-    name: Option<&String>,
-    uid: Option<&str>,
-) -> Result<(ProcessKey, Option<Box<RemoteProcess>>), Failure> {
-    let mut key = ProcessKey {
-        namespace: cluster.namespace.clone(),
-        name: name.cloned().unwrap_or_default(),
-        uid: uid.unwrap_or_default().to_owned(),
-    };
-    if !key.uid.is_empty() {
-        return Ok((key, None));
-    }
-    match cluster.processes().get_opt(&key.name).await {
-        Ok(Some(object)) => {
-            key.uid = object.metadata.uid.clone().unwrap_or_default();
-            return Ok((key, Some(Box::new(object))));
-        }
-        Ok(None) => {
-            return Err(Failure::new(format!(
-                "there is no process {} in namespace {}. The output of a deleted one is read by --uid",
-                key.name, key.namespace
-            )));
-        }
-        // Whoever may read the output and not the object gets it by name.
-        Err(kube::Error::Api(status)) if status.code == 403 => {}
-        Err(error) => {
-            return Err(cluster
-                .error(&error, &Rule::process("get", "remoteprocess-view"), "read the process")
-                .into());
-        }
-    }
-    Ok((key, None))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    fn wanted(words: &[&str]) -> Want {
-        #[derive(Parser)]
-        struct Only {
-            #[command(flatten)]
-            args: LogsArgs,
-        }
-        want(
-            &Only::try_parse_from([&["logs", "job"], words].concat()).unwrap().args,
-            ProcessKey::default(),
-            "2026-01-01T00:00:10Z".parse().unwrap(),
-        )
-    }
-
-    #[test]
-    fn earlier_attempts_are_not_silently_left_out() {
-        let object = |attempts: serde_json::Value| -> RemoteProcess {
-            serde_json::from_value(serde_json::json!({
-                "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "job"},
-                "spec": {"image": "i", "command": ["x"]}, "status": {"attempt": 3, "attempts": attempts},
-            }))
-            .unwrap()
-        };
-        let ran = |number: u32| serde_json::json!({"number": number, "grantedAt": "2026-01-01T00:00:00Z"});
-        let waited = |number: u32| serde_json::json!({"number": number});
-        let said = earlier(&object([ran(1), ran(2), ran(3)].into_iter().collect())).unwrap();
-        insta::assert_snapshot!(said, @"this is attempt 3 of job. Earlier ones: rproc logs --attempt 2 job");
-        assert_eq!(
-            earlier(&object([waited(1), waited(2), ran(3)].into_iter().collect())),
-            None
-        );
-    }
-
-    #[test]
-    fn an_offset_is_of_one_stream_or_of_both() {
-        let place = |words: &[&str]| (wanted(words).stream, wanted(words).cursor);
-        let stdout = Cursor { stdout: 7, stderr: 0 };
-        let stderr = Cursor { stdout: 0, stderr: 7 };
-        assert_eq!(place(&["--offset", "7"]), (Stream::Stdout, Some(stdout)));
-        assert_eq!(
-            place(&["--offset", "7", "--stream", "stderr"]),
-            (Stream::Stderr, Some(stderr))
-        );
-        let both = Cursor { stdout: 7, stderr: 9 };
-        assert_eq!(
-            place(&["--offset", "stdout=7,stderr=9"]),
-            (Stream::Unspecified, Some(both))
-        );
-        assert_eq!(place(&[]), (Stream::Unspecified, None));
-    }
-
-    #[test]
-    fn a_time_is_a_moment_or_a_span_before_now() {
-        let since = |words: &[&str]| wanted(words).since_unix_nanos;
-        assert_eq!(since(&["--since", "10s"]), Some(1_767_225_600_000_000_000));
-        assert_eq!(
-            since(&["--since-time", "2026-01-01T01:00:00.5+01:00"]),
-            Some(1_767_225_600_500_000_000)
-        );
-        assert_eq!((since(&["--since", "0"]), since(&[])), (None, None));
     }
 }

@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use kube::ResourceExt;
 use remoteprocess_api::{ConditionType, DesiredState, Phase, RemoteProcess, condition, names};
+use remoteprocess_client::Cluster;
+use remoteprocess_client::observe::Seen;
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::selection::{Failures, Selection};
-use super::{Failure, change, duration, open, print, resource, wait};
+use super::{change, wait};
 use crate::args::GlobalArgs;
-use remoteprocess_client::Cluster;
-use remoteprocess_client::observe::Seen;
+use crate::args::duration;
+use crate::failure::Failure;
+use crate::print::{print, resource};
 
 /// Flags of `pause` and `resume`.
 #[derive(Debug, clap::Args)]
@@ -84,7 +87,7 @@ impl Verb {
 /// # Errors
 /// Says which are not there, have ended, may not be changed, or are not so in time.
 pub async fn run(global: &GlobalArgs, args: PauseArgs, verb: Verb) -> Result<u8, Failure> {
-    let cluster = open(global).await?;
+    let cluster = global.open().await?;
     let deadline = change::deadline(args.timeout);
     let (mut asked, mut failures) = (Vec::new(), Failures::default());
     for object in args.selection.objects(&cluster, &mut failures).await? {

@@ -8,8 +8,9 @@ use serde_json::json;
 
 use super::launch::{self, DryRun, Plan, ViewArgs};
 use super::live::Signals;
-use super::{Failure, open, stop};
+use super::selection;
 use crate::args::{GlobalArgs, process_name};
+use crate::failure::Failure;
 
 /// Flags of `rerun`.
 #[derive(Debug, clap::Args)]
@@ -53,8 +54,8 @@ pub async fn run(global: &GlobalArgs, args: RerunArgs) -> Result<u8, Failure> {
 async fn start(global: &GlobalArgs, args: &RerunArgs) -> Result<u8, Failure> {
     launch::check(&args.view, DryRun::None)?;
     let signals = Signals::listen()?;
-    let cluster = open(global).await?;
-    let old = stop::get(&cluster, &args.name).await?;
+    let cluster = global.open().await?;
+    let old = selection::get(&cluster, &args.name).await?;
     if args.replace && !old.is_final() {
         return Err(Failure::new(format!(
             "{0} has not ended, and --replace would end it. To end it: rproc stop {0}",

@@ -2,12 +2,12 @@
 
 use kube::api::ListParams;
 use remoteprocess_api::RemoteProcess;
+use remoteprocess_client::{Cluster, Rule};
 
-use super::{Failure, stop};
 use crate::args::process_name;
 use crate::exit;
+use crate::failure::Failure;
 use crate::output::complain;
-use remoteprocess_client::{Cluster, Rule};
 
 /// Flags of verbs that are about processes that are there.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -77,7 +77,7 @@ impl Selection {
     pub async fn objects(&self, cluster: &Cluster, failures: &mut Failures) -> Result<Vec<RemoteProcess>, Failure> {
         let mut objects = Vec::new();
         for name in self.names(cluster).await? {
-            objects.extend(failures.keep(stop::get(cluster, &name).await)?);
+            objects.extend(failures.keep(get(cluster, &name).await)?);
         }
         Ok(objects)
     }
@@ -113,6 +113,24 @@ impl Failures {
         }
         Err(Failure::no(self.0.join("\n")))
     }
+}
+
+/// Reads one process.
+///
+/// # Errors
+/// It is not there or may not be read.
+pub async fn get(cluster: &Cluster, name: &str) -> Result<RemoteProcess, Failure> {
+    let found = cluster
+        .processes()
+        .get_opt(name)
+        .await
+        .map_err(|error| cluster.error(&error, &Rule::process("get", "remoteprocess-view"), "read the process"))?;
+    found.ok_or_else(|| missing(cluster, name))
+}
+
+/// There is no such process.
+pub fn missing(cluster: &Cluster, name: &str) -> Failure {
+    Failure::new(format!("there is no process {name} in namespace {}", cluster.namespace))
 }
 
 #[cfg(test)]

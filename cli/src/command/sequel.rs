@@ -4,6 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use remoteprocess_api::{Phase, Reason};
+use remoteprocess_client::observe::{self, Seen};
+use remoteprocess_client::output::Error;
+use remoteprocess_client::{Cluster, Dial, Follower, Rule};
 use remoteprocess_proto::v1::exit::Source;
 use remoteprocess_proto::v1::{Exit, ProcessKey};
 use tokio::time::Instant;
@@ -11,11 +14,6 @@ use tokio::time::Instant;
 use crate::exit;
 use crate::narrator::Narrator;
 use crate::output::Output;
-use remoteprocess_client::observe;
-use remoteprocess_client::observe::Seen;
-use remoteprocess_client::output::Error;
-use remoteprocess_client::{Cluster, Rule};
-use remoteprocess_client::{Dial, Follower};
 
 /// How long an API server has that has not said yet whether there are further attempts at all.
 const PATIENCE: Duration = Duration::from_secs(10);

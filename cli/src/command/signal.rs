@@ -1,13 +1,12 @@
 //! `rproc signal`: one signal to a process.
 
 use clap::ValueEnum;
-use remoteprocess_api::signal::{self, SIGNALS};
-use remoteprocess_proto::PROTOCOL;
-use remoteprocess_proto::v1::{ProcessKey, SignalRequest, SignalTarget};
+use remoteprocess_client::{Relay, control};
+use remoteprocess_proto::v1::{ProcessKey, SignalTarget};
 
-use super::{Failure, open, stop};
-use crate::args::{GlobalArgs, process_name};
-use remoteprocess_client::Relay;
+use super::selection;
+use crate::args::{GlobalArgs, process_name, signal_number};
+use crate::failure::Failure;
 
 /// Flags of `signal`.
 #[derive(Debug, clap::Args)]
@@ -17,10 +16,10 @@ pub struct SignalArgs {
     #[arg(value_parser = process_name)]
     pub name: String,
     /// Name or number of the signal: HUP, SIGUSR1, 10
-    #[arg(value_parser = number, value_name = "SIGNAL", required_unless_present = "flag")]
+    #[arg(value_parser = signal_number, value_name = "SIGNAL", required_unless_present = "flag")]
     pub number: Option<i32>,
     /// The same as a flag, as kill(1) has it
-    #[arg(id = "flag", short = 's', long = "signal", value_name = "SIGNAL", value_parser = number,
+    #[arg(id = "flag", short = 's', long = "signal", value_name = "SIGNAL", value_parser = signal_number,
           conflicts_with = "number")]
     pub signal: Option<i32>,
     /// Which processes of the container get it
@@ -47,28 +46,13 @@ pub enum Target {
     All,
 }
 
-/// The number of a signal on the command line.
-///
-/// # Errors
-/// There is no such signal; the sentence lists those that there are.
-pub fn number(text: &str) -> Result<i32, String> {
-    signal::parse(text).ok_or_else(|| {
-        let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| &name[3..]).collect();
-        format!(
-            "no such signal. There are {}, and numbers from 1 to {}",
-            names.join(" "),
-            signal::MAX_SIGNAL
-        )
-    })
-}
-
 /// Sends the signal once, however often the call has to be tried.
 ///
 /// # Errors
 /// The process does not run, or may not be signalled.
 pub async fn run(global: &GlobalArgs, args: SignalArgs) -> Result<u8, Failure> {
-    let cluster = open(global).await?;
-    let object = stop::get(&cluster, &args.name).await?;
+    let cluster = global.open().await?;
+    let object = selection::get(&cluster, &args.name).await?;
     let uid = object.metadata.uid.unwrap_or_default();
     let key = ProcessKey {
         namespace: cluster.namespace.clone(),
@@ -80,20 +64,8 @@ pub async fn run(global: &GlobalArgs, args: SignalArgs) -> Result<u8, Failure> {
         Target::Group => SignalTarget::Group,
         Target::All => SignalTarget::All,
     };
-    let now = jiff::Timestamp::now().as_nanosecond();
-    let request = SignalRequest {
-        protocol: PROTOCOL,
-        process: Some(key),
-        request_id: format!("{now:x}-{:x}", std::process::id()),
-        number: args.number.or(args.signal).unwrap_or_default(),
-        target: target.into(),
-    };
-    Relay::new(cluster)
-        .call(|mut client| {
-            let request = request.clone();
-            async move { client.signal(request).await }
-        })
-        .await?;
+    let number = args.number.or(args.signal).unwrap_or_default();
+    control::signal(&mut Relay::new(cluster), key, number, target).await?;
     Ok(0)
 }
 
@@ -103,7 +75,10 @@ mod tests {
 
     #[test]
     fn signals_have_names_and_numbers() {
-        assert_eq!((number("hup"), number("SIGUSR1"), number("9")), (Ok(1), Ok(10), Ok(9)));
-        assert!(number("SIGNOPE").unwrap_err().contains("HUP INT QUIT"));
+        assert_eq!(
+            (signal_number("hup"), signal_number("SIGUSR1"), signal_number("9")),
+            (Ok(1), Ok(10), Ok(9))
+        );
+        assert!(signal_number("SIGNOPE").unwrap_err().contains("HUP INT QUIT"));
     }
 }

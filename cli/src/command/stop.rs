@@ -4,18 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use remoteprocess_api::{RemoteProcess, names, signal};
+use remoteprocess_client::dial::CallError;
+use remoteprocess_client::observe::Seen;
+use remoteprocess_client::{Cluster, Dial, Relay};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{ProcessKey, StopRequest};
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::selection::{Failures, Selection};
-use super::{Failure, change, duration, open, print, resource};
+use super::change;
+use super::selection::{self, Failures, Selection};
 use crate::args::GlobalArgs;
+use crate::args::{duration, signal_number};
+use crate::failure::Failure;
 use crate::output::complain;
-use remoteprocess_client::observe::Seen;
-use remoteprocess_client::relay::CallError;
-use remoteprocess_client::{Cluster, Relay, Rule};
+use crate::print::{print, resource};
 
 /// Flags of `stop`.
 #[derive(Debug, clap::Args)]
@@ -25,7 +28,7 @@ pub struct StopArgs {
     #[command(flatten)]
     pub selection: Selection,
     /// First signal, instead of the one in the process's specification
-    #[arg(long, value_name = "SIGNAL", value_parser = super::signal::number)]
+    #[arg(long, value_name = "SIGNAL", value_parser = signal_number)]
     pub signal: Option<i32>,
     /// Seconds until SIGKILL, instead of those in the process's specification
     #[arg(short = 't', long, value_name = "SECONDS")]
@@ -70,7 +73,7 @@ pub struct Manner {
 /// # Errors
 /// Says which are not there, may not be stopped, or do not end in time.
 pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
-    let cluster = open(global).await?;
+    let cluster = global.open().await?;
     let deadline = change::deadline(args.timeout);
     let manner = Manner {
         signal: args.signal,
@@ -104,7 +107,7 @@ struct Begun {
 
 /// Asks one process to stop; `None`: it has ended already.
 async fn begin(cluster: &Arc<Cluster>, name: &str, manner: &Manner) -> Result<Option<Begun>, Failure> {
-    let object = get(cluster, name).await?;
+    let object = selection::get(cluster, name).await?;
     if object.is_final() {
         return Ok(None);
     }
@@ -124,24 +127,6 @@ fn course(object: &RemoteProcess, manner: &Manner) -> String {
     let first = first.unwrap_or_else(|| object.spec.stop_signal().to_owned());
     let grace = manner.grace_seconds.unwrap_or_else(|| object.spec.stop_grace_seconds());
     format!("{first} asks it to end; SIGKILL follows after {grace} s")
-}
-
-/// Reads one process.
-///
-/// # Errors
-/// It is not there or may not be read.
-pub async fn get(cluster: &Cluster, name: &str) -> Result<RemoteProcess, Failure> {
-    let found = cluster
-        .processes()
-        .get_opt(name)
-        .await
-        .map_err(|error| cluster.error(&error, &Rule::process("get", "remoteprocess-view"), "read the process"))?;
-    found.ok_or_else(|| missing(cluster, name))
-}
-
-/// There is no such process.
-pub fn missing(cluster: &Cluster, name: &str) -> Failure {
-    Failure::new(format!("there is no process {name} in namespace {}", cluster.namespace))
 }
 
 /// Asks the relay to stop the process; where there is no way to it, asks by `spec.desiredState`.

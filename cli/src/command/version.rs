@@ -4,11 +4,12 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
 use remoteprocess_api::names;
+use remoteprocess_client::{Cluster, Rule};
 use serde::Serialize;
 
-use super::{DataFormat, Failure, open, print};
 use crate::args::GlobalArgs;
-use remoteprocess_client::{Cluster, Rule};
+use crate::failure::Failure;
+use crate::print::{DataFormat, print};
 
 /// Flags of `version`.
 #[derive(Debug, clap::Args)]
@@ -45,7 +46,7 @@ pub async fn run(global: &GlobalArgs, args: VersionArgs) -> Result<u8, Failure> 
         kubernetes: None,
     };
     if !args.client {
-        let cluster = open(global).await?;
+        let cluster = global.open().await?;
         let info = cluster.client.apiserver_version().await;
         let info = info.map_err(|error| {
             cluster.error(

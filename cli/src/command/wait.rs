@@ -4,11 +4,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use remoteprocess_api::{ConditionType, Phase, RemoteProcess, RemoteProcessStatus, condition};
-
-use super::selection::{Failures, Selection};
-use super::{Failure, change, duration, open, print, resource};
-use crate::args::GlobalArgs;
 use remoteprocess_client::observe::Seen;
+
+use super::change;
+use super::selection::{Failures, Selection};
+use crate::args::GlobalArgs;
+use crate::args::duration;
+use crate::failure::Failure;
+use crate::print::{print, resource};
 
 /// Flags of `wait`.
 #[derive(Debug, clap::Args)]
@@ -172,7 +175,7 @@ pub fn and_it_is(last: Option<Box<RemoteProcess>>) -> String {
 /// # Errors
 /// It did not come true in time, or cannot; the code is 1 then.
 pub async fn run(global: &GlobalArgs, args: WaitArgs) -> Result<u8, Failure> {
-    let cluster = open(global).await?;
+    let cluster = global.open().await?;
     // An API server that goes away later is waited for. One that never was there is reported.
     cluster.reach().await?;
     let deadline = change::deadline(args.timeout);

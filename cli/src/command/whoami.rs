@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use remoteprocess_client::relay::Way;
+use remoteprocess_client::{Cluster, DialError, Relay, login};
 use serde::Serialize;
 
-use super::{DataFormat, Failure, open, print};
 use crate::args::GlobalArgs;
+use crate::failure::Failure;
+use crate::print::{DataFormat, print};
 use crate::render::escape;
-use remoteprocess_client::DialError;
-use remoteprocess_client::login;
-use remoteprocess_client::relay::Way;
-use remoteprocess_client::{Cluster, Relay};
 
 /// How long the API server and the way to the relay may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -50,7 +49,7 @@ struct Me {
 /// # Errors
 /// There is no usable configuration, or no way to the API server or the relay; what is known is printed all the same.
 pub async fn run(global: &GlobalArgs, args: WhoamiArgs) -> Result<u8, Failure> {
-    let cluster = open(global).await?;
+    let cluster = global.open().await?;
     let mut me = Me {
         user: None,
         groups: Vec::new(),

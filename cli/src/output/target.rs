@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::Control;
+use super::form::Control;
 
 /// One of the two standard streams.
 pub struct Target {

@@ -8,6 +8,7 @@ use remoteprocess_proto::v1::{Data, Gap, Stream};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
+use super::form::{Control, Form, Hashes};
 use super::label::Label;
 use super::lines::{Line, Lines};
 use super::object::Objects;
@@ -15,9 +16,11 @@ use super::screen::Screen;
 use super::stamp::Stamp;
 use super::target::Target;
 use super::terminal::TerminalFilter;
-use super::{Control, Form, Hashes, QUEUE};
 use crate::exit::Record;
 use crate::interact::terminal::is_raw;
+
+/// Frames between the network and the writer: 4 MiB at the most.
+pub const QUEUE: usize = 64;
 
 /// What the writer is told. The number says of which source it is.
 pub enum Item {

@@ -9,18 +9,19 @@ use kube::Api;
 use kube::api::{ListParams, PartialObjectMeta};
 use kube::runtime::watcher::{self, Event, watcher};
 use remoteprocess_api::RemoteProcess;
-use remoteprocess_proto::v1::{Exit, ProcessKey};
-use tokio::time::Instant;
-
-use super::{Failure, Job, LogsArgs, Over, control, form, key, label, restored, sequel, shown, verify, want};
-use crate::exit::{self, Verdict};
-use crate::narrator::Narrator;
-use crate::output::{Output, complain};
-use remoteprocess_client::Dial;
 use remoteprocess_client::dial::NEW_LIMIT;
 use remoteprocess_client::pool::Shared;
 use remoteprocess_client::retry::Backoff;
-use remoteprocess_client::{Cluster, Rule};
+use remoteprocess_client::{Cluster, Dial, Rule};
+use remoteprocess_proto::v1::{Exit, ProcessKey};
+use tokio::time::Instant;
+
+use super::job::{Job, LogsArgs, Over, control, form, key, label, restored, sequel, shown, want};
+use super::verify;
+use crate::exit::{self, Verdict};
+use crate::failure::Failure;
+use crate::narrator::Narrator;
+use crate::output::{Output, complain};
 
 /// The processes that are meant: those that are there, and those that come.
 type Coming<'a> = Pin<Box<dyn Stream<Item = Result<Found, Failure>> + 'a>>;

@@ -1,18 +1,17 @@
 use std::time::Duration;
 
 use remoteprocess_api::{AttemptOutput, RemoteProcess, RemoteProcessStatus};
+use remoteprocess_client::observe::{self, Seen};
+use remoteprocess_client::output::name;
+use remoteprocess_client::{Cluster, Dial, Follower, Ledger};
 use remoteprocess_proto::v1::{Exit, Gap, ProcessKey, SealReason, Stream};
 use tokio::time::Instant;
 
-use super::{Failure, LogsArgs, shown, want};
+use super::job::{LogsArgs, shown, want};
 use crate::exit;
+use crate::failure::Failure;
 use crate::narrator::Narrator;
 use crate::output::{Control, Form, Hashes, Output};
-use remoteprocess_client::Cluster;
-use remoteprocess_client::observe;
-use remoteprocess_client::observe::Seen;
-use remoteprocess_client::output::name;
-use remoteprocess_client::{Dial, Follower, Ledger};
 
 /// The status follows the end of the stream by a moment.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
@@ -115,7 +114,7 @@ struct Finding<'a> {
 
 impl Finding<'_> {
     fn judge(&self) -> exit::Verdict {
-        let mut wrong: Vec<String> = self.losses.iter().map(exit::loss).collect();
+        let mut wrong: Vec<String> = self.losses.iter().map(remoteprocess_client::gap::loss).collect();
         wrong.extend(self.against_seal());
         wrong.extend(self.against_status());
         let (code, first) = if wrong.is_empty() {

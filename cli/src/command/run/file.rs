@@ -7,8 +7,8 @@ use kube::core::DynamicObject;
 use remoteprocess_api::names;
 use serde_json::{Value, json};
 
-use super::RunArgs;
-use crate::command::Failure;
+use super::flags::RunArgs;
+use crate::failure::Failure;
 
 /// Most bytes of a file: an API server takes no larger request.
 const MAX_FILE: u64 = 3 << 20;

@@ -6,19 +6,15 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{
-    ConfigMapEnvSource, ConfigMapVolumeSource, EmptyDirVolumeSource, EnvFromSource, EnvVar,
-    PersistentVolumeClaimVolumeSource, ResourceRequirements, SecretEnvSource, SecretVolumeSource, SecurityContext,
-    Volume, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{EnvVar, ResourceRequirements, SecurityContext, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::ObjectMeta;
 use kube::core::DynamicObject;
 use remoteprocess_api::spec::{DeadlinesSpec, RetriesSpec, TtlSpec};
-use remoteprocess_api::{Leftovers, OutputSpec, PodSpec, RemoteProcess, RemoteProcessSpec, identifier};
+use remoteprocess_api::{Leftovers, OutputSpec, PodSpec, RemoteProcess, RemoteProcessSpec};
 
-use super::{LeftoversFlag, RunArgs, SpecificationArgs};
-use crate::command::Failure;
+use super::flags::{LeftoversFlag, Mounted, Owner, RunArgs, SpecificationArgs};
+use crate::failure::Failure;
 
 /// Most bytes of a file with environment variables: an object has no room for more.
 const MAX_ENV_FILE: u64 = 1 << 20;
@@ -182,82 +178,6 @@ fn env_var(given: &OsStr, variable: impl Fn(&OsStr) -> Option<OsString>) -> Resu
     })
 }
 
-/// `secret/NAME` or `configmap/NAME` on the command line.
-///
-/// # Errors
-/// It is neither.
-pub fn env_source(text: &str) -> Result<EnvFromSource, String> {
-    let (kind, name) = text.split_once('/').unwrap_or((text, ""));
-    if !identifier::is_name(name) {
-        return Err("expected secret/NAME or configmap/NAME".to_owned());
-    }
-    let name = name.to_owned();
-    match kind {
-        "secret" => Ok(EnvFromSource {
-            secret_ref: Some(SecretEnvSource { name, optional: None }),
-            ..EnvFromSource::default()
-        }),
-        "configmap" | "cm" => Ok(EnvFromSource {
-            config_map_ref: Some(ConfigMapEnvSource { name, optional: None }),
-            ..EnvFromSource::default()
-        }),
-        _ => Err("expected secret/NAME or configmap/NAME".to_owned()),
-    }
-}
-
-/// A volume and where it is mounted.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Mounted {
-    volume: Volume,
-    mount: VolumeMount,
-}
-
-/// `secret/NAME:PATH`, `configmap/NAME:PATH`, `pvc/NAME:PATH[:ro]` or `empty:PATH` on the command line.
-///
-/// # Errors
-/// It is none of them.
-pub fn volume(text: &str) -> Result<Mounted, String> {
-    const EXPECTED: &str = "expected secret/NAME:PATH, configmap/NAME:PATH, pvc/NAME:PATH[:ro] or empty:PATH";
-    let (source, place) = text.split_once(':').ok_or(EXPECTED)?;
-    let (path, read_only) = match place.strip_suffix(":ro") {
-        Some(path) => (path, true),
-        None => (place, false),
-    };
-    if !path.starts_with('/') {
-        return Err(format!("{EXPECTED}; PATH begins with /"));
-    }
-    let (kind, name) = source.split_once('/').unwrap_or((source, ""));
-    let mut volume = Volume::default();
-    match (kind, identifier::is_name(name)) {
-        ("secret", true) => {
-            volume.secret = Some(SecretVolumeSource {
-                secret_name: Some(name.to_owned()),
-                ..SecretVolumeSource::default()
-            });
-        }
-        ("configmap" | "cm", true) => {
-            volume.config_map = Some(ConfigMapVolumeSource {
-                name: name.to_owned(),
-                ..ConfigMapVolumeSource::default()
-            });
-        }
-        ("pvc" | "persistentvolumeclaim", true) => {
-            volume.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
-                claim_name: name.to_owned(),
-                read_only: read_only.then_some(true),
-            });
-        }
-        ("empty" | "emptydir", false) if name.is_empty() => volume.empty_dir = Some(EmptyDirVolumeSource::default()),
-        _ => return Err(EXPECTED.to_owned()),
-    }
-    let mount = VolumeMount {
-        mount_path: path.to_owned(),
-        read_only: read_only.then_some(true),
-        ..VolumeMount::default()
-    };
-    Ok(Mounted { volume, mount })
-}
-
 /// The volumes under the names `volume-1`, `volume-2` and so on, and their mounts.
 fn mounted(given: &[Mounted]) -> (Vec<Volume>, Vec<VolumeMount>) {
     let named = (1..)
@@ -268,44 +188,6 @@ fn mounted(given: &[Mounted]) -> (Vec<Volume>, Vec<VolumeMount>) {
             (volume, mount)
         });
     named.unzip()
-}
-
-/// As whom a command runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
-    user: i64,
-    group: Option<i64>,
-}
-
-/// `UID[:GID]` on the command line.
-///
-/// # Errors
-/// One is no number. Names are those of the image, which only a running container knows.
-pub fn user(text: &str) -> Result<Owner, String> {
-    let (user, group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (text, None),
-    };
-    let number = |text: &str| text.parse::<u32>().ok().map(i64::from);
-    let expected = "expected numbers, UID or UID:GID: a pod takes no names";
-    let user = number(user).ok_or(expected)?;
-    let group = group.map(|group| number(group).ok_or(expected)).transpose()?;
-    Ok(Owner { user, group })
-}
-
-/// An amount as Kubernetes takes it ("Quantity" in its API reference): a number and a unit.
-pub(super) fn quantity(text: &str) -> Result<String, String> {
-    const UNITS: [&str; 15] = [
-        "", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi",
-    ];
-    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
-    let is_number = digits
-        .parse::<f64>()
-        .is_ok_and(|number| number.is_finite() && number >= 0.0);
-    if is_number && (UNITS.contains(&&text[digits.len()..]) || &text[digits.len()..] == "Ei") {
-        return Ok(text.to_owned());
-    }
-    Err("expected a number with a unit, like 500m, 2, 64Mi or 1.5Gi".to_owned())
 }
 
 /// `text` so that Kubernetes' expansion of `$(NAME)` and `$$` gives back `text`: what is typed is what runs.
@@ -369,6 +251,7 @@ fn base_name(image: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::run::flags::{env_source, quantity, user, volume};
     use clap::Parser;
 
     fn args(words: &[&str]) -> RunArgs {

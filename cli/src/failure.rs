@@ -1,0 +1,95 @@
+//! The end of a command that failed: an exit code and a message.
+
+use std::io;
+
+use remoteprocess_client::dial::CallError;
+use remoteprocess_client::{DialError, SinkError, cluster, output as follow};
+
+use crate::exit;
+
+/// The end of a verb that could not do what it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Our exit code.
+    pub code: u8,
+    /// What to say; empty for nothing.
+    pub text: String,
+}
+
+impl Failure {
+    /// A failure of ours.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self {
+            code: exit::UNKNOWN,
+            text: text.into(),
+        }
+    }
+
+    /// An answer that is no: what was asked for is not so.
+    #[must_use]
+    pub fn no(text: impl Into<String>) -> Self {
+        Self {
+            code: 1,
+            text: text.into(),
+        }
+    }
+
+    /// The reader of our output has gone.
+    #[must_use]
+    pub fn closed() -> Self {
+        Self {
+            code: exit::PIPE,
+            text: String::new(),
+        }
+    }
+}
+
+impl From<cluster::Error> for Failure {
+    fn from(error: cluster::Error) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        Self::new(match &error {
+            CallError::Relay(status) => remoteprocess_client::retry::cause(status),
+            CallError::Dial(_) => error.to_string(),
+        })
+    }
+}
+
+impl From<DialError> for Failure {
+    fn from(error: DialError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+impl From<SinkError> for Failure {
+    fn from(error: SinkError) -> Self {
+        match error {
+            SinkError::Closed => Self::closed(),
+            SinkError::Write(_) => Self::new(error.to_string()),
+        }
+    }
+}
+
+impl From<follow::Error> for Failure {
+    fn from(error: follow::Error) -> Self {
+        match error {
+            follow::Error::Output(error) => error.into(),
+            error => Self::new(error.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            Self::closed()
+        } else {
+            Self::new(error.to_string())
+        }
+    }
+}
