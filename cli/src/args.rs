@@ -83,7 +83,7 @@ pub struct GlobalArgs {
     /// User to impersonate
     #[arg(long = "as", global = true, value_name = "USER")]
     pub impersonate: Option<String>,
-    /// Group to impersonate; may be given more than once
+    /// Group to impersonate; can be repeated
     #[arg(long = "as-group", global = true, value_name = "GROUP", requires = "impersonate")]
     pub impersonate_groups: Vec<String>,
     /// Address (host:port) of the relay, instead of the published one or a port-forward

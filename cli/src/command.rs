@@ -11,24 +11,24 @@ use crate::output;
 use crate::print::print;
 
 pub mod attach;
-pub mod change;
 pub mod completion;
 pub mod delete;
 pub mod describe;
 pub mod exec;
 pub mod extend;
+pub mod follow;
 pub mod get;
 pub mod launch;
-pub mod live;
 pub mod login;
 pub mod logs;
+pub mod next_attempt;
 pub mod pause;
 pub mod rerun;
 pub mod run;
 pub mod selection;
-pub mod sequel;
 pub mod signal;
 pub mod stop;
+pub mod update;
 pub mod version;
 pub mod wait;
 pub mod whoami;
@@ -49,28 +49,28 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes of run, logs and exec:
-  the program's own; 128 + n where signal n ended it; 125 where it is not known
-  or rproc itself failed, with a sentence that begins with \"rproc:\".";
+  that of the program; 128 + n if signal n ended it; 125 if the exit code is not
+  known or rproc failed, with a message that begins with \"rproc:\".";
 
 /// One verb each.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a command in a new pod and stream its output
     Run(Box<run::RunArgs>),
-    /// Run a process once more, with the same specification
+    /// Run a process again, with the same spec
     Rerun(rerun::RerunArgs),
-    /// Print the output of a process, before, during and after its pod's life
+    /// Print the output of a process, also after its pod is gone
     Logs(logs::LogsArgs),
-    /// Connect to a running process, to watch it or to work in it
+    /// Connect to a running process, to watch it or to type into it
     Attach(attach::AttachArgs),
-    /// Run a further command in the container of a process that runs
+    /// Run another command in the container of a running process
     Exec(exec::ExecArgs),
-    /// Ask processes to end, and wait until they have
+    /// Stop processes and wait until they have ended
     Stop(stop::StopArgs),
-    /// Freeze processes
+    /// Pause processes
     #[command(after_help = pause::PAUSE_EXAMPLES)]
     Pause(pause::PauseArgs),
-    /// Let paused processes run again
+    /// Resume paused processes
     #[command(after_help = pause::RESUME_EXAMPLES)]
     Resume(pause::PauseArgs),
     /// Give processes more time to run
@@ -80,19 +80,19 @@ pub enum Command {
     /// List processes
     #[command(visible_alias = "ps")]
     Get(get::GetArgs),
-    /// Show everything that is known about a process
+    /// Show the details of processes
     Describe(describe::DescribeArgs),
-    /// Wait until processes have reached a state
+    /// Wait until processes reach a state
     Wait(wait::WaitArgs),
-    /// Delete processes, ending those that run
+    /// Delete processes; running ones are ended first
     Delete(delete::DeleteArgs),
     /// Get a new client certificate now
     Login(login::LoginArgs),
-    /// Show who you are and how the relay is reached
+    /// Show who you are and how rproc reaches the relay
     Whoami(whoami::WhoamiArgs),
-    /// Print the versions of client, operator and Kubernetes
+    /// Print the versions of rproc, the operator and Kubernetes
     Version(version::VersionArgs),
-    /// Print the flags that each verb takes
+    /// Print the flags that all commands take
     Options,
     /// Print a completion script for a shell
     Completion(completion::CompletionArgs),

@@ -46,7 +46,7 @@ pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
     };
     let Some(code) = code(exit) else {
         let what = if exit.reason() == Reason::Unspecified {
-            "nobody knows how it ended"
+            "its exit code is not known"
         } else {
             "it has no exit code"
         };

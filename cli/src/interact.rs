@@ -51,7 +51,7 @@ pub struct Manner {
     pub tty: bool,
     /// Keys that leave it.
     pub detach_keys: DetachKeys,
-    /// Take the input from whoever has it.
+    /// Take the input away from the current writer.
     pub take_over: bool,
     /// A full-screen program is to draw its screen again.
     pub redraw: bool,

@@ -16,9 +16,9 @@ pub mod exit;
 pub mod failure;
 pub mod hint;
 pub mod interact;
-pub mod narrator;
 pub mod output;
 pub mod print;
+pub mod progress;
 pub mod render;
 
 /// Parses the arguments, runs the verb, and answers the exit code.

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use remoteprocess_cli::command::exec::{Ended, until_end};
-use remoteprocess_cli::command::live::Signals;
+use remoteprocess_cli::command::follow::Signals;
 use remoteprocess_cli::interact::{DEFAULT_DETACH_KEYS, Event, Interaction, Manner};
-use remoteprocess_cli::narrator::Narrator;
 use remoteprocess_cli::output::{Control, Output, Target};
+use remoteprocess_cli::progress::Messages;
 use remoteprocess_client::exec::Exec;
 use remoteprocess_client::stream::Local;
 use remoteprocess_client::{Dial, DialError};
@@ -101,7 +101,7 @@ async fn run_command(signals: Signals) -> ! {
         Nowhere,
         ExecOpen::default(),
         output.clone(),
-        Narrator::new("job", true, &output),
+        Messages::new("job", true, &output),
     );
     let code = match until_end(exec, (true, true), signals).await {
         Ok(Ended::Left(code, false)) => code,

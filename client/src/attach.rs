@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 use crate::dial::{DIAL_LIMIT, Dial, DialError, NEW_LIMIT, SILENCE_LIMIT};
 use crate::retry::{Backoff, cause};
 use crate::stream::pending::{Pending, Said};
-use crate::stream::{End, Error, Line, Local, due, farewell, left, retry, session_name};
+use crate::stream::{End, Error, Local, Requests, due, finish, left, retry, session_name};
 
 /// How long the window is a line shorter, so that a full-screen program draws everything again.
 pub const SHORTER: Duration = Duration::from_millis(150);
@@ -104,9 +104,9 @@ impl<D: Dial> Writer<D> {
             return Ok(End::Cut("the relay cannot be reached in time".to_owned()));
         };
         let mut client = RelayClient::new(channel?).max_decoding_message_size(MAX_MESSAGE);
-        let (line, outgoing) = Line::new();
+        let (requests, outgoing) = Requests::new();
         let is_known = self.pending.accepted().is_some();
-        line.say(request(Asked::Open(AttachOpen {
+        requests.send(request(Asked::Open(AttachOpen {
             protocol: PROTOCOL,
             process: Some(self.process.clone()),
             session: self.session.clone(),
@@ -119,7 +119,7 @@ impl<D: Dial> Writer<D> {
             () = left(leaving) => return Ok(End::Over(())),
         };
         match opened {
-            Ok(Ok(answers)) => self.serve(line, answers.into_inner(), local, leaving).await,
+            Ok(Ok(answers)) => self.serve(requests, answers.into_inner(), local, leaving).await,
             Ok(Err(status)) => self.retry(status),
             Err(_) => Ok(End::Cut("the relay does not answer".to_owned())),
         }
@@ -127,12 +127,12 @@ impl<D: Dial> Writer<D> {
 
     async fn serve(
         &mut self,
-        line: Line<AttachRequest>,
+        requests: Requests<AttachRequest>,
         mut answers: Streaming<AttachResponse>,
         local: &mut mpsc::Receiver<Local>,
         leaving: &watch::Receiver<bool>,
     ) -> Result<End<()>, Error> {
-        let say = |said| line.say(request(asked(said)));
+        let say = |said| requests.send(request(asked(said)));
         let mut is_begun = false;
         // When the window gets its true size.
         let mut restore_at = None;
@@ -160,7 +160,7 @@ impl<D: Dial> Writer<D> {
                 Some(said) = local.recv(), if has_room => self.pending.say(said, say),
                 () = left(leaving) => {
                     // The end of the requests lets go of the input.
-                    farewell(line, answers).await;
+                    finish(requests, answers).await;
                     return Ok(End::Over(()));
                 }
                 () = due(restore_at) => {

@@ -17,7 +17,7 @@ use crate::dial::{DIAL_LIMIT, Dial, DialError, SILENCE_LIMIT};
 use crate::retry::{Backoff, cause};
 use crate::sink::{Progress, Sink, during};
 use crate::stream::pending::{Pending, Said};
-use crate::stream::{End, Error, Line, Local, farewell, left, retry, session_name};
+use crate::stream::{End, Error, Local, Requests, finish, left, retry, session_name};
 
 /// Bytes of output after which the agent is told that they are here: it keeps 256 KiB.
 const CONFIRM: u64 = 64 * 1024;
@@ -131,19 +131,19 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
             return Ok(End::Cut("the relay cannot be reached in time".to_owned()));
         };
         let mut client = RelayClient::new(channel?).max_decoding_message_size(MAX_MESSAGE);
-        let (line, outgoing) = Line::new();
+        let (requests, outgoing) = Requests::new();
         self.open.received = Some(self.received);
         if self.open.terminal.is_some() {
             self.open.terminal = self.pending.window.or(self.open.terminal);
         }
-        line.say(request(Asked::Open(self.open.clone())));
+        requests.send(request(Asked::Open(self.open.clone())));
         let opened = timeout(SILENCE_LIMIT, client.exec(outgoing));
         let opened = tokio::select! {
             opened = during(&mut self.progress, opened) => opened?,
             () = left(leaving) => return Ok(End::Over(LEFT_UNTOLD)),
         };
         match opened {
-            Ok(Ok(answers)) => self.serve(line, answers.into_inner(), local, leaving).await,
+            Ok(Ok(answers)) => self.serve(requests, answers.into_inner(), local, leaving).await,
             Ok(Err(status)) => self.retry(status),
             Err(_) => Ok(End::Cut("the relay does not answer".to_owned())),
         }
@@ -151,7 +151,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
 
     async fn serve(
         &mut self,
-        line: Line<ExecRequest>,
+        requests: Requests<ExecRequest>,
         mut answers: Streaming<ExecResponse>,
         local: &mut mpsc::Receiver<Local>,
         leaving: &watch::Receiver<bool>,
@@ -167,21 +167,21 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
                         Ok(Ok(None)) => return Ok(End::Cut("the relay ended the stream".to_owned())),
                         Err(_) => return Ok(End::Cut("nothing came for 30 s".to_owned())),
                     };
-                    match self.hear(answer, &line, &mut is_begun).await {
+                    match self.hear(answer, &requests, &mut is_begun).await {
                         Ok(None) => {}
                         Ok(Some(exit)) => {
                             let over = Over::Exit(Box::new(exit));
-                            return Ok(End::Over(hang_up(line, answers, over).await));
+                            return Ok(End::Over(hang_up(requests, answers, over).await));
                         }
                         // Nobody will read the rest, or nobody can.
-                        Err(error) => return Err(hang_up(line, answers, error).await),
+                        Err(error) => return Err(hang_up(requests, answers, error).await),
                     }
                 }
                 Some(said) = local.recv(), if has_room => {
-                    self.pending.say(said, |said| line.say(request(asked(said))));
+                    self.pending.say(said, |said| requests.send(request(asked(said))));
                 }
                 () = left(leaving) => {
-                    return Ok(End::Over(hang_up(line, answers, Over::Left { is_told: true }).await));
+                    return Ok(End::Over(hang_up(requests, answers, Over::Left { is_told: true }).await));
                 }
             }
         }
@@ -191,7 +191,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
     async fn hear(
         &mut self,
         answer: Option<Answer>,
-        line: &Line<ExecRequest>,
+        requests: &Requests<ExecRequest>,
         is_begun: &mut bool,
     ) -> Result<Option<Exit>, Error> {
         self.open.resume = true;
@@ -204,7 +204,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
                     false => self.pending.take(input.accepted)?,
                 }
                 if !std::mem::replace(is_begun, true) {
-                    let say = |said| line.say(request(asked(said)));
+                    let say = |said| requests.send(request(asked(said)));
                     self.pending
                         .window
                         .into_iter()
@@ -212,14 +212,14 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
                     self.pending.again(say);
                 }
             }
-            Some(Answer::Data(data)) => self.take(data, line).await?,
+            Some(Answer::Data(data)) => self.take(data, requests).await?,
             Some(Answer::Exit(exit)) => return Ok(Some(exit)),
             None => {}
         }
         Ok(None)
     }
 
-    async fn take(&mut self, data: Data, line: &Line<ExecRequest>) -> Result<(), Error> {
+    async fn take(&mut self, data: Data, requests: &Requests<ExecRequest>) -> Result<(), Error> {
         let stream = data.stream();
         let expected = self.received.of(stream);
         if data.offset != expected {
@@ -233,7 +233,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
         let total = self.received.stdout + self.received.stderr;
         if total - self.confirmed >= CONFIRM {
             self.confirmed = total;
-            line.say(request(Asked::Received(self.received)));
+            requests.send(request(Asked::Received(self.received)));
         }
         Ok(())
     }
@@ -247,9 +247,9 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
 }
 
 /// Says that nobody comes back; then this.
-async fn hang_up<T>(line: Line<ExecRequest>, answers: Streaming<ExecResponse>, then: T) -> T {
-    line.say(request(Asked::HangUp(HangUp {})));
-    farewell(line, answers).await;
+async fn hang_up<T>(requests: Requests<ExecRequest>, answers: Streaming<ExecResponse>, then: T) -> T {
+    requests.send(request(Asked::HangUp(HangUp {})));
+    finish(requests, answers).await;
     then
 }
 

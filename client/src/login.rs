@@ -142,7 +142,7 @@ fn verdict(request: &CertificateSigningRequest) -> Option<Result<String, DialErr
 
 fn unsigned(cluster: &Cluster, name: &str) -> String {
     format!(
-        "nobody has signed CertificateSigningRequest {name} within {} s. Is the operator up? See: kubectl -n {} get pods",
+        "CertificateSigningRequest {name} was not signed within {} s. Is the operator running? See: kubectl -n {} get pods",
         SIGN_LIMIT.as_secs(),
         cluster.operator_namespace
     )

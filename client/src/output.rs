@@ -33,7 +33,7 @@ pub enum Error {
     Inconsistent(#[from] Inconsistent),
     /// Whether another attempt follows cannot be seen.
     #[error("{0}")]
-    Sequel(String),
+    NextAttempt(String),
     /// The output cannot be written.
     #[error(transparent)]
     Output(#[from] SinkError),

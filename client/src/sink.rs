@@ -8,7 +8,7 @@ use remoteprocess_proto::v1::{Data, Gap, State};
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// The reader of the pipe has gone, as with `| head -1`.
-    #[error("nobody reads the output any more")]
+    #[error("the reader of the output is gone")]
     Closed,
     /// The disk is full, or the like.
     #[error("cannot write the output: {0}")]

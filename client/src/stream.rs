@@ -77,24 +77,24 @@ pub(crate) enum End<T> {
 }
 
 /// The requests of one connection.
-pub(crate) struct Line<T>(mpsc::UnboundedSender<T>);
+pub(crate) struct Requests<T>(mpsc::UnboundedSender<T>);
 
 /// The same on their way.
-pub(crate) struct Outgoing<T>(mpsc::UnboundedReceiver<T>);
+pub(crate) struct RequestStream<T>(mpsc::UnboundedReceiver<T>);
 
-impl<T> Line<T> {
-    pub fn new() -> (Self, Outgoing<T>) {
+impl<T> Requests<T> {
+    pub fn new() -> (Self, RequestStream<T>) {
         let (requests, outgoing) = mpsc::unbounded_channel();
-        (Self(requests), Outgoing(outgoing))
+        (Self(requests), RequestStream(outgoing))
     }
 
     /// Fails only when the connection has broken, which its answers tell.
-    pub fn say(&self, request: T) {
+    pub fn send(&self, request: T) {
         let _ = self.0.send(request);
     }
 }
 
-impl<T> Stream for Outgoing<T> {
+impl<T> Stream for RequestStream<T> {
     type Item = T;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
@@ -133,7 +133,7 @@ pub async fn due(at: Option<Instant>) {
 }
 
 /// The end of the requests is a word; then the relay ends its answers.
-pub(crate) async fn farewell<T, A>(line: Line<T>, mut answers: Streaming<A>) {
-    drop(line);
+pub(crate) async fn finish<T, A>(requests: Requests<T>, mut answers: Streaming<A>) {
+    drop(requests);
     let _ = timeout(FAREWELL, async { while let Ok(Some(_)) = answers.message().await {} }).await;
 }

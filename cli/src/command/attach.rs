@@ -9,14 +9,14 @@ use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{Cursor, GetStateRequest, ProcessKey};
 use tokio::time::Instant;
 
-use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
+use super::follow::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
+use super::next_attempt::NextAttempt;
 use super::selection;
-use super::sequel::Sequel;
 use crate::args::{GlobalArgs, process_name};
 use crate::failure::Failure;
 use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, check_stdin};
-use crate::narrator::Narrator;
 use crate::output::{Control, Form, Output};
+use crate::progress::Messages;
 
 /// So much of the output is shown again, in bytes of each stream.
 const REPLAY: u64 = 256 * 1024;
@@ -28,36 +28,36 @@ pub struct AttachArgs {
     /// Name of the process
     #[arg(value_parser = process_name)]
     pub name: String,
-    /// Pass standard input on to the process; at its end the process reads the end
+    /// Pass standard input to the process; when it ends, the process reads end of file
     #[arg(short = 'i', long)]
     pub stdin: bool,
-    /// Use this terminal as the process's own; with -i the keys go to it one by one, Ctrl-C too
+    /// Connect this terminal to the process; with -i each key goes to the process, including Ctrl-C
     #[arg(short, long)]
     pub tty: bool,
-    /// Take the input from whoever has it
+    /// Take the input away from the current writer
     #[arg(long, requires = "stdin")]
     pub take_over: bool,
-    /// Keys that leave a process at a terminal to itself; "" for none
+    /// Key sequence to detach from a process at a terminal; "" for none
     #[arg(long, value_name = "KEYS", default_value = DEFAULT_DETACH_KEYS)]
     pub detach_keys: DetachKeys,
-    /// Say nothing of our own but errors
+    /// Print no messages of rproc except errors
     #[arg(short, long)]
     pub quiet: bool,
 }
 
 const EXAMPLES: &str = "Examples:
-  # Back to the shell of a process that was started by rproc run -it
+  # Return to the shell of a process that you started with rproc run -it
   rproc attach -it work
 
-  # Only watch it; any number may
+  # Only watch it; any number of users can
   rproc attach work
 
-  # Write into a process that reads its standard input
+  # Write to a process that reads its standard input
   rproc attach -i collector < more
 
-The last 256 KiB of the output are shown again, and a program that fills the
-screen draws it anew. One at a time may write; --take-over makes it you.
-No end of rproc touches the process.";
+rproc first prints the last 256 KiB of the output, and a full-screen program
+redraws its screen. One user at a time can write; --take-over makes it you.
+When rproc ends, the process keeps running.";
 
 /// Shows the output and passes on what is typed, until the process has ended or somebody leaves.
 ///
@@ -93,7 +93,7 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
         ledger: Ledger::new(want(&key, reached)),
         dial: relay.clone(),
         sink: output.clone(),
-        progress: Narrator::new(&args.name, args.quiet, &output),
+        progress: Messages::new(&args.name, args.quiet, &output),
         unknown_until: Instant::now(),
     };
     let manner = Manner {
@@ -104,9 +104,9 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
     };
     // The input is of one attempt that runs. A reader without input sees the next attempt, too.
     let has_retries = object.spec.retries.is_some();
-    let sequel = (!writes || !has_retries).then(|| Sequel {
+    let next_attempt = (!writes || !has_retries).then(|| NextAttempt {
         may_have_retries: has_retries,
-        ..Sequel::new(&cluster, &key)
+        ..NextAttempt::new(&cluster, &key)
     });
     let leaving = Leaving {
         interaction: match writes {
@@ -117,7 +117,7 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
         on_interrupt: OnInterrupt::Leave,
     };
     let has_begun = leaving.interaction.has_begun();
-    let ending = until_end(&mut follower, (sequel.as_ref(), args.quiet), leaving).await;
+    let ending = until_end(&mut follower, (next_attempt.as_ref(), args.quiet), leaving).await;
     // It had ended, or did before anything could be handed over.
     let is_refused = args.stdin && !has_begun.load(Ordering::Relaxed);
     answer(&args, &output, &follower.ledger, ending, is_refused).await

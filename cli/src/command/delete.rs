@@ -7,8 +7,8 @@ use remoteprocess_client::observe::Seen;
 use remoteprocess_client::{Cluster, Rule};
 use tokio::time::Instant;
 
-use super::change;
 use super::selection::{Failures, Selection};
+use super::update;
 use crate::args::GlobalArgs;
 use crate::args::duration;
 use crate::failure::Failure;
@@ -21,23 +21,23 @@ pub struct DeleteArgs {
     /// Which processes.
     #[command(flatten)]
     pub selection: Selection,
-    /// A process that is not there is no failure
+    /// Treat a process that does not exist as deleted
     #[arg(long)]
     pub ignore_not_found: bool,
-    /// Return when it is gone; --wait=false returns when its deletion has begun
+    /// Wait until it is deleted; --wait=false returns when deletion begins
     #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = clap::ArgAction::Set)]
     pub wait: bool,
-    /// Longest time to wait; 0 for no limit
+    /// Maximum time to wait; 0 for no limit
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "0", hide_default_value = true)]
     pub timeout: Duration,
 }
 
 const EXAMPLES: &str = "Examples:
-  # End it if it runs; its output can still be read by: rproc logs --uid
+  # End it if it runs; read its output later with: rproc logs --uid
   rproc delete build
 
-  # Everything that has failed
+  # All failed processes
   rproc delete --field-selector status.phase=Failed";
 
 /// Deletes the processes, and waits until they are gone. One that fails does not keep the others.
@@ -46,7 +46,7 @@ const EXAMPLES: &str = "Examples:
 /// Says which are not there, may not be deleted, or are not gone in time.
 pub async fn run(global: &GlobalArgs, args: DeleteArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
-    let deadline = change::deadline(args.timeout);
+    let deadline = update::deadline(args.timeout);
     // Those that were listed may have gone meanwhile, as kubectl has it.
     let may_be_gone = args.ignore_not_found || !args.selection.is_named();
     let (mut leaving, mut failures) = (Vec::new(), Failures::default());
@@ -80,7 +80,7 @@ pub async fn and_wait(cluster: &Cluster, name: &str) -> Result<(), Failure> {
 async fn gone(cluster: &Cluster, name: &str, uid: &str, deadline: Option<Instant>) -> Result<(), Failure> {
     let is_gone = |seen: &Seen| matches!(seen, Seen::Gone).then_some(Ok(()));
     let late = |_| format!("{name} is being deleted and is not gone in time. See: rproc describe {name}");
-    change::until(cluster, (name, Some(uid)), deadline, is_gone, late).await
+    update::until(cluster, (name, Some(uid)), deadline, is_gone, late).await
 }
 
 /// What the API server says of a deletion.

@@ -14,14 +14,14 @@ use remoteprocess_proto::v1::{Cursor, ExecOpen, Exit, ProcessKey, Reason, Variab
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::live::Signals;
+use super::follow::Signals;
 use super::selection;
 use crate::args::{GlobalArgs, process_name};
 use crate::exit;
 use crate::failure::Failure;
 use crate::interact::{DetachKeys, Error, Event, Interaction, check_stdin, terminal, window};
-use crate::narrator::Narrator;
 use crate::output::{Control, Form, Output};
+use crate::progress::Messages;
 
 /// Flags of `exec`.
 #[derive(Debug, clap::Args)]
@@ -30,44 +30,44 @@ pub struct ExecArgs {
     /// Name of the process
     #[arg(value_parser = process_name)]
     pub name: String,
-    /// Pass standard input on to the command; at its end the command reads the end
+    /// Pass standard input to the command; when it ends, the command reads end of file
     #[arg(short = 'i', long)]
     pub stdin: bool,
-    /// Run the command at a terminal; with -i the keys go to it one by one, Ctrl-C too
+    /// Allocate a terminal for the command; with -i each key goes to the command, including Ctrl-C
     #[arg(short, long)]
     pub tty: bool,
-    /// Say nothing of our own but errors
+    /// Print no messages of rproc except errors
     #[arg(short, long)]
     pub quiet: bool,
-    /// Only in this attempt, instead of whichever runs
+    /// Attempt to run it in, instead of the running one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub attempt: Option<u32>,
-    /// Environment variable beside the process's own; without a value, the one that it has here. May be given more than once
+    /// Environment variable to add to those of the process; without a value, the value in your environment is used. Can be repeated
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub env: Vec<OsString>,
-    /// Directory in which the command starts, instead of the process's own
+    /// Working directory, instead of that of the process
     #[arg(long, value_name = "PATH")]
     pub workdir: Option<OsString>,
-    /// The command and its arguments, run exactly as typed, without a shell
+    /// The command and its arguments, run as typed, without a shell
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
 
 const EXAMPLES: &str = "Examples:
-  # Look at what a process does
+  # List the processes in the container
   rproc exec build -- ps
 
-  # A shell beside it, in the same container
+  # Open a shell in the same container
   rproc exec -it build -- sh
 
-  # A file into the container
+  # Copy a file into the container
   rproc exec -i build -- sh -c 'cat > /tmp/config' < config
 
-The exit code is the command's own; 128 + n where signal n ended it; 127 where
-there is no such program, 126 where it cannot be executed; 125 where rproc
-cannot say. A connection that breaks does not end the command: rproc goes on
-where it was. The end of the process does, and so does the end of rproc: the
-command gets SIGHUP. What it writes is not part of the output of the process.";
+The exit code is that of the command; 128 + n if signal n ended it; 127 if the
+program does not exist, 126 if it cannot be executed; 125 if rproc does not
+know. If the connection breaks, the command keeps running and rproc resumes. If
+the process or rproc ends, the command gets SIGHUP. The output of the command is
+not part of the output of the process.";
 
 /// Runs the command, and answers its exit code.
 ///
@@ -93,7 +93,7 @@ pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
     check(&object, &args)?;
     let is_raw = args.tty && args.stdin && std::io::stdin().is_terminal();
     if args.tty && args.stdin && !is_raw && !args.quiet {
-        crate::output::complain("standard input is not a terminal; the command has one all the same");
+        crate::output::complain("standard input is not a terminal; the command still gets one");
     }
     let words = args.command.iter().map(|word| word.as_bytes().to_vec().into());
     let open = ExecOpen {
@@ -119,8 +119,8 @@ pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
         (false, false) => Control::Shown,
     };
     let output = Output::standard(Form::Bytes { is_stamped: false }, control)?;
-    let narrator = Narrator::new(&args.name, args.quiet, &output);
-    let exec = Exec::new(Relay::new(cluster), open, output.clone(), narrator);
+    let messages = Messages::new(&args.name, args.quiet, &output);
+    let exec = Exec::new(Relay::new(cluster), open, output.clone(), messages);
     let ended = until_end(exec, (args.stdin, is_raw), signals).await?;
     answer(&args, &output, ended).await
 }
@@ -139,7 +139,7 @@ fn check(object: &RemoteProcess, args: &ExecArgs) -> Result<(), Failure> {
         |reason: Option<remoteprocess_api::Reason>| reason.map_or(String::new(), |reason| format!(" ({reason})"));
     if object.is_final() {
         return Err(Failure::new(format!(
-            "{name} has ended{}: nothing runs in it any more. What it wrote: rproc logs {name}",
+            "{name} has ended{}: nothing runs in it. Read its output with: rproc logs {name}",
             word(status.reason)
         )));
     }
@@ -155,7 +155,7 @@ fn check(object: &RemoteProcess, args: &ExecArgs) -> Result<(), Failure> {
         .is_some_and(|attempt| attempt.started_at.is_some());
     if !has_started {
         return Err(Failure::new(format!(
-            "{name} has not started yet{}. Wait for it: rproc wait {name} --for started",
+            "{name} has not started yet{}. Wait for it with: rproc wait {name} --for started",
             word(status.reason)
         )));
     }
@@ -178,7 +178,7 @@ pub enum Ended {
 /// # Errors
 /// The terminal cannot be set.
 pub async fn until_end<D: remoteprocess_client::Dial>(
-    mut exec: Exec<D, Output, Narrator>,
+    mut exec: Exec<D, Output, Messages>,
     (takes_input, is_raw): (bool, bool),
     mut signals: Signals,
 ) -> Result<Ended, Failure> {
@@ -240,10 +240,7 @@ async fn answer(args: &ExecArgs, output: &Output, ended: Ended) -> Result<u8, Fa
             return Ok(code);
         }
         Ended::Lost(Error::Stream(stream::Error::Output(error))) => return Err(error.into()),
-        Ended::Lost(error) => (
-            exit::UNKNOWN,
-            Some(format!("cannot go on with the command in {name}: {error}")),
-        ),
+        Ended::Lost(error) => (exit::UNKNOWN, Some(format!("lost the command in {name}: {error}"))),
     };
     if let Some(sentence) = sentence {
         output.line(&sentence).await?;
@@ -258,7 +255,7 @@ fn judge(name: &str, exit: &Exit, is_quiet: bool) -> (u8, Option<String>) {
         let why = &exit.message;
         return (
             exit::UNKNOWN,
-            Some(format!("nobody knows how the command in {name} ended: {why}")),
+            Some(format!("the exit code of the command in {name} is not known: {why}")),
         );
     };
     let sentence = match exit.reason() {
@@ -333,6 +330,6 @@ mod tests {
         );
         assert_eq!(judge("job", &killed, true), (137, None));
         let (code, sentence) = judge("job", &exit(Outcome::Unknown, 0, Reason::SessionLost), true);
-        assert_eq!((code, sentence.unwrap().ends_with("ended: why")), (125, true));
+        assert_eq!((code, sentence.unwrap().ends_with("not known: why")), (125, true));
     }
 }

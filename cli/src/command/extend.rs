@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::selection;
 use super::selection::{Failures, Selection};
-use super::{change, wait};
+use super::{update, wait};
 use crate::args::GlobalArgs;
 use crate::args::duration;
 use crate::failure::Failure;
@@ -26,32 +26,32 @@ pub struct ExtendArgs {
     /// Which processes.
     #[command(flatten)]
     pub selection: Selection,
-    /// Time to add to the deadline that it has now
+    /// Time to add to the current deadline
     #[arg(long, value_name = "TIME", value_parser = duration, group = "time")]
     pub by: Option<Duration>,
-    /// Time to run in all, counted from the start of the program
+    /// Total time to run, counted from the start of the program
     #[arg(long, value_name = "TIME", value_parser = duration, group = "time")]
     pub to: Option<Duration>,
     /// Let it run without a deadline
     #[arg(long, group = "time")]
     pub no_limit: bool,
-    /// Return when the program's agent knows; --wait=false returns when it has been asked
+    /// Wait until the agent has the new deadline; --wait=false returns at once
     #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = clap::ArgAction::Set)]
     pub wait: bool,
-    /// Longest time to wait; 0 for no limit
+    /// Maximum time to wait; 0 for no limit
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
     pub timeout: Duration,
 }
 
 const EXAMPLES: &str = "Examples:
-  # An hour more than it has now
+  # Add an hour to the current deadline
   rproc extend build --by 1h
 
-  # Three hours in all, from the start of the program
+  # Allow three hours in total
   rproc extend build --to 3h
 
-The deadline is spec.deadlines.runSeconds, which each attempt has for itself.";
+The deadline is spec.deadlines.runSeconds. It applies to each attempt.";
 
 /// Most that the API takes.
 const LONGEST: u32 = 31_536_000;
@@ -66,7 +66,7 @@ const CONFLICT: u16 = 409;
 /// in time.
 pub async fn run(global: &GlobalArgs, args: ExtendArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
-    let deadline = change::deadline(args.timeout);
+    let deadline = update::deadline(args.timeout);
     let (mut asked, mut failures) = (Vec::new(), Failures::default());
     for name in args.selection.names(&cluster).await? {
         asked.extend(failures.keep(ask(&cluster, &name, &args).await)?);
@@ -89,10 +89,10 @@ async fn ask(cluster: &Cluster, name: &str, args: &ExtendArgs) -> Result<RemoteP
         // More than there is now: of exactly this version.
         let metadata = json!({"uid": object.metadata.uid, "resourceVersion": object.metadata.resource_version});
         let patch = json!({"metadata": metadata, "spec": {"deadlines": {"runSeconds": seconds}}});
-        match change::patch(cluster, name, &patch).await {
+        match update::patch(cluster, name, &patch).await {
             Ok(patched) => return Ok(patched),
             Err(kube::Error::Api(status)) if status.code == CONFLICT => {}
-            Err(error) => return Err(change::refused(cluster, &error, "extend the process")),
+            Err(error) => return Err(update::refused(cluster, &error, "extend the process")),
         }
     }
     Err(Failure::new(format!(
@@ -151,7 +151,7 @@ fn sentence(object: &RemoteProcess) -> String {
 async fn is_known(cluster: &Cluster, object: &RemoteProcess, deadline: Option<Instant>) -> Result<(), Failure> {
     let name = &object.name_any();
     let this = (name.as_str(), object.metadata.uid.as_deref());
-    change::until(cluster, this, deadline, judge, |_| {
+    update::until(cluster, this, deadline, judge, |_| {
         format!("{name} has been asked, and its agent has not answered in time: it goes by the old deadline")
     })
     .await
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(
             new(&paused, &["--to", "1m"]),
             Ok(Some(60)),
-            "nobody here knows how long it has run"
+            "it is not known how long it has run"
         );
         let unlimited = object(json!({}), json!({}));
         assert!(new(&unlimited, &["--by", "1h"]).unwrap_err().contains("--to"));

@@ -25,19 +25,19 @@ use crate::render::template::{Path, Template};
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct GetArgs {
-    /// Names of the processes; all where absent
+    /// Names of the processes; default: all
     #[arg(value_parser = process_name)]
     pub names: Vec<String>,
-    /// In all namespaces
+    /// Across all namespaces
     #[arg(short = 'A', long, conflicts_with = "names")]
     pub all_namespaces: bool,
-    /// Only those with these labels: app=web,tier!=test
+    /// List only processes with these labels: app=web,tier!=test
     #[arg(short = 'l', long, conflicts_with = "names")]
     pub selector: Option<String>,
-    /// Only those with these fields: status.phase=Running, status.reason!=Completed
+    /// List only processes with these fields: status.phase=Running, status.reason!=Completed
     #[arg(long, value_name = "SELECTOR", conflicts_with = "names")]
     pub field_selector: Option<String>,
-    /// Print each change, too, until Ctrl-C
+    /// After the list, print each change until you press Ctrl-C
     #[arg(short, long)]
     pub watch: bool,
     /// Format: wide, name, json, yaml or jsonpath=TEMPLATE
@@ -49,10 +49,10 @@ pub struct GetArgs {
     /// Keep metadata.managedFields in JSON and YAML
     #[arg(long)]
     pub show_managed_fields: bool,
-    /// Leave out the line with the names of the columns
+    /// Print no header line
     #[arg(long)]
     pub no_headers: bool,
-    /// Print names only, one on each line, for a script
+    /// Print only names, one per line
     #[arg(short, long, conflicts_with = "output")]
     pub quiet: bool,
 }
@@ -61,16 +61,16 @@ const EXAMPLES: &str = "Examples:
   # All processes of the namespace
   rproc get
 
-  # Of all namespaces, with attempt, start, node and command, and each change
+  # Processes in all namespaces with more columns; print each change
   rproc get -A -o wide -w
 
-  # Those that run
+  # Running processes
   rproc get --field-selector status.phase=Running
 
-  # One, as YAML
+  # One process as YAML
   rproc get build -o yaml
 
-  # One field of one, for a script
+  # One field of one process
   rproc get build -o jsonpath='{.status.exitCode}'";
 
 /// How processes are shown.

@@ -21,15 +21,15 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use super::delete;
-use super::live::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
-use super::sequel::Sequel;
+use super::follow::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
+use super::next_attempt::NextAttempt;
 use crate::args::{GlobalArgs, given};
 use crate::exit::{self, Record, Verdict};
 use crate::failure::Failure;
 use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, check_stdin, terminal, window};
-use crate::narrator::Narrator;
 use crate::output::{Control, Form, Output};
 use crate::print::{DataFormat, print, resource};
+use crate::progress::Messages;
 
 /// How long a given address may take before the process is created all the same.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
@@ -39,34 +39,34 @@ const LAG: Duration = Duration::from_secs(2);
 /// How a new process is followed; the same for each verb that makes one.
 #[derive(Debug, clap::Args)]
 pub struct ViewArgs {
-    /// Pass standard input on to the command; at its end the command reads the end
+    /// Pass standard input to the command; when it ends, the command reads end of file
     #[arg(short = 'i', long)]
     pub stdin: bool,
-    /// Run the command at a terminal; with -i the keys go to it one by one, Ctrl-C too
+    /// Allocate a terminal for the command; with -i each key goes to the command, including Ctrl-C
     #[arg(short, long, conflicts_with = "timestamps")]
     pub tty: bool,
-    /// Keys that leave a process at a terminal to itself; "" for none
+    /// Key sequence to detach from a process at a terminal; "" for none
     #[arg(long, value_name = "KEYS", default_value = DEFAULT_DETACH_KEYS)]
     pub detach_keys: DetachKeys,
-    /// Only create it; print its name and nothing else
+    /// Create the process, print its name, and exit
     #[arg(short, long)]
     pub detach: bool,
-    /// Delete it when it has ended and its output is written
+    /// Delete the process when it has ended and its output is printed
     #[arg(long, conflicts_with = "detach")]
     pub rm: bool,
-    /// Put the time before each line
+    /// Print the time before each line
     #[arg(long)]
     pub timestamps: bool,
-    /// Let control characters through to a terminal
+    /// Send control characters to the terminal unchanged
     #[arg(long)]
     pub raw: bool,
-    /// Say nothing of our own but errors
+    /// Print no messages of rproc except errors
     #[arg(short, long)]
     pub quiet: bool,
-    /// Format in which to print the object, with --dry-run or --detach
+    /// Format of the object, with --dry-run or --detach
     #[arg(short, long, value_name = "FORMAT", value_enum)]
     pub output: Option<CreatedFormat>,
-    /// File for the result as JSON: it tells a program's 125 from ours
+    /// File to write the result to as JSON; it distinguishes a program's 125 from that of rproc
     #[arg(long, value_name = "FILE", conflicts_with = "detach")]
     pub result_file: Option<PathBuf>,
 }
@@ -351,9 +351,9 @@ async fn stream(
         name: name.to_owned(),
         uid: uid.to_owned(),
     };
-    let sequel = Sequel {
+    let next_attempt = NextAttempt {
         may_have_retries: created.spec.retries.is_some(),
-        ..Sequel::new(&cluster, &key)
+        ..NextAttempt::new(&cluster, &key)
     };
     let mut follower = Follower {
         dial: relay.clone(),
@@ -363,12 +363,12 @@ async fn stream(
             ..Want::default()
         }),
         sink: output.clone(),
-        progress: Narrator::new(name, view.quiet, &output),
+        progress: Messages::new(name, view.quiet, &output),
         unknown_until: Instant::now() + NEW_LIMIT,
     };
     say_how_to_leave(&output, name, &view.detach_keys, is_raw(view) && !view.quiet).await?;
     let leaving = leaving(relay, &cluster, view, &key, signals)?;
-    let (ended, is_input_lost) = match until_end(&mut follower, (Some(&sequel), view.quiet), leaving).await {
+    let (ended, is_input_lost) = match until_end(&mut follower, (Some(&next_attempt), view.quiet), leaving).await {
         Ending::Followed { result, is_input_lost } => (*result, is_input_lost),
         Ending::Left { code, sentence } => {
             output.answer_last(&sentence).await;

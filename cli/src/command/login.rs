@@ -9,7 +9,7 @@ use crate::print::print;
 
 /// Flags of `login`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "rproc gets and renews its certificate by itself: this verb is for trying it out.")]
+#[command(after_help = "rproc gets and renews its certificate automatically. Use this command to test it.")]
 pub struct LoginArgs {}
 
 /// Gets a new certificate, whatever the cached one is like.

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use crate::args::GlobalArgs;
 use crate::failure::Failure;
-use crate::narrator::Narrator;
 use crate::output::{Control, Output};
+use crate::progress::Messages;
 
 mod job;
 mod many;
@@ -17,7 +17,7 @@ mod place;
 mod verify;
 
 pub use job::LogsArgs;
-use job::{Job, Over, control, earlier, find, form, label, restored, sequel, shown, want};
+use job::{Job, Over, control, earlier, find, form, label, next_attempt, restored, shown, want};
 use place::Offset;
 
 /// Writes the output, and answers the exit code.
@@ -47,9 +47,9 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
     }
     let job = Job {
         output: output.open(label(&key)).await?,
-        narrator: Narrator::new(&name, args.quiet, &output),
+        messages: Messages::new(&name, args.quiet, &output),
         unknown_until: Instant::now(),
-        sequel: sequel(&cluster, &args, &key),
+        next_attempt: next_attempt(&cluster, &args, &key),
         is_quiet: args.quiet,
         want: want(&args, key, Timestamp::now()),
     };

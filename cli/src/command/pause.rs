@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::selection::{Failures, Selection};
-use super::{change, wait};
+use super::{update, wait};
 use crate::args::GlobalArgs;
 use crate::args::duration;
 use crate::failure::Failure;
@@ -22,29 +22,30 @@ pub struct PauseArgs {
     /// Which processes.
     #[command(flatten)]
     pub selection: Selection,
-    /// Why: status and Events say so
+    /// Reason, shown in the status and in Events
     #[arg(short, long, value_name = "TEXT")]
     pub message: Option<String>,
-    /// Return when it is so; --wait=false returns when it has been asked for
+    /// Wait until it is done; --wait=false returns at once
     #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = clap::ArgAction::Set)]
     pub wait: bool,
-    /// Longest time to wait; 0 for no limit
+    /// Maximum time to wait; 0 for no limit
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
     pub timeout: Duration,
 }
 
 /// Examples of `pause`.
 pub const PAUSE_EXAMPLES: &str = "Examples:
-  # Freeze every process of the program where it stands
+  # Pause all processes of the program
   rproc pause build -m 'the license server is down'
 
-A program that has not started is not started. A pause counts for the run
-deadline, unless spec.deadlines.countPaused is false. rproc stop ends it too.";
+If the program has not started, it does not start until you resume it. The time
+in pause counts for the run deadline, unless spec.deadlines.countPaused is
+false. rproc stop also ends a paused process.";
 
 /// Examples of `resume`.
 pub const RESUME_EXAMPLES: &str = "Examples:
-  # Let it go on
+  # Resume a paused process
   rproc resume build";
 
 /// Which of the two.
@@ -88,7 +89,7 @@ impl Verb {
 /// Says which are not there, have ended, may not be changed, or are not so in time.
 pub async fn run(global: &GlobalArgs, args: PauseArgs, verb: Verb) -> Result<u8, Failure> {
     let cluster = global.open().await?;
-    let deadline = change::deadline(args.timeout);
+    let deadline = update::deadline(args.timeout);
     let (mut asked, mut failures) = (Vec::new(), Failures::default());
     for object in args.selection.objects(&cluster, &mut failures).await? {
         asked.extend(failures.keep(ask(&cluster, &object, &args, verb).await)?);
@@ -128,8 +129,8 @@ async fn ask(
     // A former reason goes where none is given.
     let metadata = json!({"uid": object.metadata.uid, "annotations": {names::ANNOTATION_REASON: args.message}});
     let patch = json!({"metadata": metadata, "spec": {"desiredState": verb.state()}});
-    let patched = change::patch(cluster, name, &patch).await;
-    patched.map_err(|error| change::refused(cluster, &error, &format!("{} the process", verb.word())))
+    let patched = update::patch(cluster, name, &patch).await;
+    patched.map_err(|error| update::refused(cluster, &error, &format!("{} the process", verb.word())))
 }
 
 /// Waits until it is as it was asked for.
@@ -143,7 +144,7 @@ async fn is_so(
     let generation = object.metadata.generation.unwrap_or_default();
     let this = (name.as_str(), object.metadata.uid.as_deref());
     let is_as_asked = |seen: &Seen| judge(seen, verb, generation);
-    change::until(cluster, this, deadline, is_as_asked, |last| {
+    update::until(cluster, this, deadline, is_as_asked, |last| {
         let (word, last) = (verb.word(), wait::and_it_is(last));
         format!("{name} has been asked to {word} and has not in time{last}. See: rproc describe {name}")
     })
@@ -166,7 +167,7 @@ fn judge(seen: &Seen, verb: Verb, generation: i64) -> Option<Result<(), String>>
     }
     if object.spec.desired_state != verb.state() {
         return Some(Err(format!(
-            "is to be {} meanwhile: somebody else wants that",
+            "is to be {} now: another user changed it",
             object.spec.desired_state
         )));
     }
@@ -206,7 +207,7 @@ mod tests {
     fn what_cannot_come_true_is_said_at_once() {
         let said = |seen: &Seen, verb| judge(seen, verb, 2).unwrap().unwrap_err();
         assert_eq!(said(&seen("Paused", "Failed", 2), Verb::Pause), "is Failed");
-        assert!(said(&seen("Stopped", "Running", 2), Verb::Pause).contains("somebody else"));
+        assert!(said(&seen("Stopped", "Running", 2), Verb::Pause).contains("another user"));
         assert_eq!(said(&Seen::Gone, Verb::Resume), "has been deleted");
         assert_eq!(judge(&seen("Running", "Succeeded", 2), Verb::Resume, 2), Some(Ok(())));
     }

@@ -6,8 +6,8 @@ use kube::core::{DynamicObject, TypeMeta};
 use remoteprocess_api::{RemoteProcess, names};
 use serde_json::json;
 
+use super::follow::Signals;
 use super::launch::{self, DryRun, Plan, ViewArgs};
-use super::live::Signals;
 use super::selection;
 use crate::args::{GlobalArgs, process_name};
 use crate::failure::Failure;
@@ -19,10 +19,10 @@ pub struct RerunArgs {
     /// Name of the process to run again
     #[arg(value_parser = process_name)]
     pub name: String,
-    /// Name of the new process; made from the old one's where absent
+    /// Name of the new process; default: generated from the old name
     #[arg(long, value_name = "NAME", value_parser = process_name, conflicts_with = "replace")]
     pub new_name: Option<String>,
-    /// Delete the old process first: the new one has its name
+    /// Delete the old process and reuse its name
     #[arg(long)]
     pub replace: bool,
     /// How it is followed.
@@ -31,14 +31,14 @@ pub struct RerunArgs {
 }
 
 const EXAMPLES: &str = "Examples:
-  # Once more, beside the first, under a new name
+  # Run it again under a new name
   rproc rerun build
 
-  # In the place of the first
+  # Replace the old process
   rproc rerun build --replace
 
-A process runs once: rerun creates another with the same specification. Labels
-and annotations are copied, too.";
+A process runs once: rerun creates a new one with the same spec, labels and
+annotations.";
 
 /// Prefix of annotations that tools write about the object itself.
 const OF_TOOLS: &str = "kubectl.kubernetes.io/";

@@ -1,7 +1,7 @@
 //! `rproc run`: creates a process from flags or from a file, and follows it.
 
+use super::follow::Signals;
 use super::launch::{self, DryRun, Plan};
-use super::live::Signals;
 use crate::args::{GlobalArgs, given};
 use crate::failure::Failure;
 

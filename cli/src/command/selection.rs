@@ -17,10 +17,10 @@ pub struct Selection {
     #[arg(value_parser = process_name, group = "processes", value_name = "NAME",
           conflicts_with_all = ["selector", "field_selector", "all"])]
     pub names: Vec<String>,
-    /// Those with these labels: app=web,tier!=test
+    /// Select processes with these labels: app=web,tier!=test
     #[arg(short = 'l', long, group = "processes", value_parser = selector, conflicts_with = "all")]
     pub selector: Option<String>,
-    /// Those with these fields: status.phase=Running, status.reason!=Completed, metadata.name=build
+    /// Select processes with these fields: status.phase=Running, status.reason!=Completed, metadata.name=build
     #[arg(long, group = "processes", value_name = "SELECTOR", value_parser = selector, conflicts_with = "all")]
     pub field_selector: Option<String>,
     /// All processes of the namespace

@@ -18,20 +18,20 @@ pub struct SignalArgs {
     /// Name or number of the signal: HUP, SIGUSR1, 10
     #[arg(value_parser = signal_number, value_name = "SIGNAL", required_unless_present = "flag")]
     pub number: Option<i32>,
-    /// The same as a flag, as kill(1) has it
+    /// The signal as a flag, as in kill(1)
     #[arg(id = "flag", short = 's', long = "signal", value_name = "SIGNAL", value_parser = signal_number,
           conflicts_with = "number")]
     pub signal: Option<i32>,
-    /// Which processes of the container get it
+    /// Which processes of the container get the signal
     #[arg(long, value_enum, default_value = "main")]
     pub to: Target,
 }
 
 const EXAMPLES: &str = "Examples:
-  # Ask a server to read its configuration again
+  # Tell a server to reload its configuration
   rproc signal web HUP
 
-  # Stop every process of the container for a while
+  # Stop all processes of the container, and continue them
   rproc signal --to all build STOP
   rproc signal --to all build CONT";
 

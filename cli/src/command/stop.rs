@@ -12,8 +12,8 @@ use remoteprocess_proto::v1::{ProcessKey, StopRequest};
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::change;
 use super::selection::{self, Failures, Selection};
+use super::update;
 use crate::args::GlobalArgs;
 use crate::args::{duration, signal_number};
 use crate::failure::Failure;
@@ -27,32 +27,32 @@ pub struct StopArgs {
     /// Which processes.
     #[command(flatten)]
     pub selection: Selection,
-    /// First signal, instead of the one in the process's specification
+    /// Stop signal, instead of the one in the spec
     #[arg(long, value_name = "SIGNAL", value_parser = signal_number)]
     pub signal: Option<i32>,
-    /// Seconds until SIGKILL, instead of those in the process's specification
+    /// Seconds until SIGKILL, instead of the grace period in the spec
     #[arg(short = 't', long, value_name = "SECONDS")]
     pub grace_period: Option<u32>,
-    /// Why: status and Events say so
+    /// Reason, shown in the status and in Events
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub message: String,
-    /// Return when it has ended; --wait=false returns when it has been asked
+    /// Wait until it has ended; --wait=false returns when the stop is requested
     #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           action = clap::ArgAction::Set)]
     pub wait: bool,
-    /// Longest time to wait; 0 for no limit
+    /// Maximum time to wait; 0 for no limit
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "0", hide_default_value = true)]
     pub timeout: Duration,
 }
 
 const EXAMPLES: &str = "Examples:
-  # Ask it to end (SIGTERM, after the grace period SIGKILL) and wait for the end
+  # Send SIGTERM, then SIGKILL after the grace period, and wait for the end
   rproc stop build
 
-  # By SIGINT, with 5 seconds to go
+  # Send SIGINT, then SIGKILL after 5 seconds
   rproc stop --signal INT --grace-period 5 build
 
-A process that was stopped never starts again, and never counts as succeeded.";
+A stopped process never starts again and never counts as succeeded.";
 
 /// A stop that takes no longer needs no words.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -74,7 +74,7 @@ pub struct Manner {
 /// Says which are not there, may not be stopped, or do not end in time.
 pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
-    let deadline = change::deadline(args.timeout);
+    let deadline = update::deadline(args.timeout);
     let manner = Manner {
         signal: args.signal,
         grace_seconds: args.grace_period,
@@ -166,11 +166,11 @@ async fn patch(cluster: &Cluster, key: &ProcessKey, why: &str) -> Result<(), Fai
     let why = (!why.is_empty()).then_some(why);
     let metadata = serde_json::json!({"uid": key.uid, "annotations": {names::ANNOTATION_REASON: why}});
     let patch = serde_json::json!({"metadata": metadata, "spec": {"desiredState": "Stopped"}});
-    match change::patch(cluster, &key.name, &patch).await {
+    match update::patch(cluster, &key.name, &patch).await {
         Ok(_) => Ok(()),
         // It was deleted while we asked.
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(change::refused(
+        Err(error) => Err(update::refused(
             cluster,
             &error,
             "stop the process by spec.desiredState",
@@ -185,7 +185,7 @@ impl Begun {
         let key = &self.key;
         let this = (key.name.as_str(), Some(key.uid.as_str()));
         let late = |_| format!("{} has been asked to stop and has not ended in time", key.name);
-        let mut ended = std::pin::pin!(change::until(cluster, this, deadline, has_ended, late));
+        let mut ended = std::pin::pin!(update::until(cluster, this, deadline, has_ended, late));
         tokio::select! {
             ended = &mut ended => return ended,
             () = tokio::time::sleep(PATIENCE) => complain(&format!("{}: {}", key.name, self.course)),

@@ -15,7 +15,7 @@ use crate::print::{DataFormat, print};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  rproc version\n  rproc version --client -o json")]
 pub struct VersionArgs {
-    /// Only this program's
+    /// Print only the version of rproc
     #[arg(long)]
     pub client: bool,
     /// Format

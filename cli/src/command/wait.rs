@@ -6,8 +6,8 @@ use std::time::Duration;
 use remoteprocess_api::{ConditionType, Phase, RemoteProcess, RemoteProcessStatus, condition};
 use remoteprocess_client::observe::Seen;
 
-use super::change;
 use super::selection::{Failures, Selection};
+use super::update;
 use crate::args::GlobalArgs;
 use crate::args::duration;
 use crate::failure::Failure;
@@ -24,19 +24,19 @@ pub struct WaitArgs {
     /// condition=TYPE[=STATUS] or phase=PHASE
     #[arg(long = "for", value_name = "WHAT", default_value = "finished")]
     pub goal: Goal,
-    /// Longest time to wait; 0 for no limit
+    /// Maximum time to wait; 0 for no limit
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
     pub timeout: Duration,
 }
 
 const EXAMPLES: &str = "Examples:
-  # Until it has ended, well or badly
+  # Wait until it has ended
   rproc wait build --timeout 10m
 
-  # Until it has ended with exit code 0; returns at once where it has failed
+  # Wait until it has succeeded; returns at once if it fails
   rproc wait build --for succeeded --timeout 0
 
-The exit code is 0 where it came true, and 1 where it did not or cannot.";
+The exit code is 0 if the state was reached, and 1 if it was not or cannot be.";
 
 /// What is to become true.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,7 +178,7 @@ pub async fn run(global: &GlobalArgs, args: WaitArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     // An API server that goes away later is waited for. One that never was there is reported.
     cluster.reach().await?;
-    let deadline = change::deadline(args.timeout);
+    let deadline = update::deadline(args.timeout);
     let mut failures = Failures::default();
     let names = args.selection.names(&cluster).await?;
     if names.is_empty() {
@@ -188,7 +188,7 @@ pub async fn run(global: &GlobalArgs, args: WaitArgs) -> Result<u8, Failure> {
     for name in &names {
         let late = |last| format!("timed out waiting for {name}{}", and_it_is(last));
         let judge = |seen: &Seen| args.goal.judge(seen);
-        let met = change::until(&cluster, (name, None), deadline, judge, late).await;
+        let met = update::until(&cluster, (name, None), deadline, judge, late).await;
         if failures.keep(met)?.is_some() {
             print(&format!("{} condition met\n", resource(name)))?;
         }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::Stream;
-use remoteprocess_cli::narrator::Narrator;
 use remoteprocess_cli::output::{Output, Target};
+use remoteprocess_cli::progress::Messages;
 use remoteprocess_client::exec::{Exec, Over};
 use remoteprocess_client::stream::{Error, Local};
 use remoteprocess_proto::v1::exec_request::Request as Asked;
@@ -185,7 +185,7 @@ async fn run(
         stdin: true,
         ..ExecOpen::default()
     };
-    let ended = soon(Exec::new(dial, open, output.clone(), Narrator::new("job", true, &output)).run(said, left)).await;
+    let ended = soon(Exec::new(dial, open, output.clone(), Messages::new("job", true, &output)).run(said, left)).await;
     output.flush().await.unwrap();
     serving.abort();
     let dials = *dials.lock().unwrap();

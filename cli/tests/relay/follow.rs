@@ -9,10 +9,10 @@ use bytes::Bytes;
 use http::StatusCode;
 use kube::Client;
 use kube::client::Body;
-use remoteprocess_cli::command::sequel::{self, Sequel};
+use remoteprocess_cli::command::next_attempt::{self, NextAttempt};
 use remoteprocess_cli::exit::{self, UNKNOWN};
-use remoteprocess_cli::narrator::Narrator;
 use remoteprocess_cli::output::{Output, Target};
+use remoteprocess_cli::progress::Messages;
 use remoteprocess_client::cluster::{Account, Connector};
 use remoteprocess_client::output::Error;
 use remoteprocess_client::{Cluster, Dial, DialError, Follower, Ledger, Want};
@@ -230,10 +230,10 @@ async fn follow(script: &Script, want: Want, cuts: &[usize]) -> Followed {
     follow_attempts(script, want, cuts, None).await
 }
 
-async fn follow_attempts(script: &Script, want: Want, cuts: &[usize], sequel: Option<&Sequel>) -> Followed {
+async fn follow_attempts(script: &Script, want: Want, cuts: &[usize], next_attempt: Option<&NextAttempt>) -> Followed {
     let (address, serving) = fragile::serve(script.clone()).await;
-    // With a sequel it is the later attempts that may be new.
-    let patience = Duration::from_secs(if sequel.is_some() { 0 } else { 5 });
+    // With a next_attempt it is the later attempts that may be new.
+    let patience = Duration::from_secs(if next_attempt.is_some() { 0 } else { 5 });
     let (stdout, stderr) = (Shared::default(), Shared::default());
     let output = Output::new(Target::plain(stdout.clone()), Target::plain(stderr.clone()));
     let mut follower = Follower {
@@ -245,12 +245,15 @@ async fn follow_attempts(script: &Script, want: Want, cuts: &[usize], sequel: Op
         },
         ledger: Ledger::new(want),
         sink: output.clone(),
-        progress: Narrator::new("job", false, &output),
+        progress: Messages::new("job", false, &output),
         unknown_until: Instant::now() + patience,
     };
-    let result = tokio::time::timeout(Duration::from_secs(60), sequel::follow(&mut follower, sequel, false))
-        .await
-        .expect("it ends");
+    let result = tokio::time::timeout(
+        Duration::from_secs(60),
+        next_attempt::follow(&mut follower, next_attempt, false),
+    )
+    .await
+    .expect("it ends");
     let code = match &result {
         Ok(Some(end)) => exit::judge("job", end, &follower.ledger).code,
         Ok(None) => 0,
@@ -539,7 +542,7 @@ fn since() -> Want {
 }
 
 /// An API server whose object has these statuses, one after the other; the last one stays. Its watches say nothing.
-fn object(code: StatusCode, statuses: Vec<Value>) -> Sequel {
+fn object(code: StatusCode, statuses: Vec<Value>) -> NextAttempt {
     let statuses = Arc::new(Mutex::new(statuses));
     let service = tower::service_fn(move |request: http::Request<Body>| {
         let is_watch = request.uri().query().is_some_and(|query| query.contains("watch"));
@@ -566,7 +569,7 @@ fn object(code: StatusCode, statuses: Vec<Value>) -> Sequel {
             http::Response::builder().status(code).body(Body::from(body)).unwrap(),
         ))
     });
-    Sequel {
+    NextAttempt {
         cluster: Arc::new(Cluster {
             client: Client::new(service, "default"),
             namespace: "default".into(),
@@ -608,7 +611,7 @@ async fn each_attempt_is_followed_and_the_last_ones_code_counts() {
         ..mixed(1000).ends(0)
     };
     let once = (script.bytes(Stream::Stdout), script.bytes(Stream::Stderr));
-    let sequel = object(
+    let next_attempt = object(
         StatusCode::OK,
         vec![
             at("Running", "Running", 1),
@@ -618,7 +621,7 @@ async fn each_attempt_is_followed_and_the_last_ones_code_counts() {
             at("Failed", "NonZeroExit", 2),
         ],
     );
-    let followed = follow_attempts(&script, following(), &[], Some(&sequel)).await;
+    let followed = follow_attempts(&script, following(), &[], Some(&next_attempt)).await;
     assert_eq!(followed.code, 3, "{:?}", followed.result);
     assert_eq!(followed.stdout, once.0.repeat(2), "both attempts, whole");
     let stderr = String::from_utf8_lossy(&followed.stderr).into_owned();

@@ -18,7 +18,7 @@ pub struct Want {
     pub tail_lines: Option<u64>,
     /// Leave out what was taken before this time, in nanoseconds since the Unix epoch.
     pub since_unix_nanos: Option<i64>,
-    /// Wait for more until the process has ended.
+    /// Print new output until the process ends.
     pub follow: bool,
 }
 

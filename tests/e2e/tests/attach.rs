@@ -84,7 +84,7 @@ fn a_shell_has_ctrl_c_sizes_and_an_exit_code() {
             let pids = screen.running()?;
             let pid = pids.first().and_then(|pid| Pid::from_raw(*pid)).context("rproc")?;
             kill_process(pid, signal)?;
-            screen.wait_for("left to itself")?;
+            screen.wait_for("keeps running")?;
             screen.at_prompt()?;
             screen.line(&format!("clear; echo left={code}=$?"))?;
             ensure!(screen.is_as_before()?, "the terminal is not as it was after {signal:?}");

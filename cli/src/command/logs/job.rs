@@ -12,12 +12,12 @@ use tokio::time::Instant;
 
 use super::place::{self, Offset};
 use crate::args::process_name;
-use crate::command::live::Signals;
-use crate::command::sequel::{self, Sequel};
+use crate::command::follow::Signals;
+use crate::command::next_attempt::{self, NextAttempt};
 use crate::exit::{self, Record, Verdict};
 use crate::failure::Failure;
-use crate::narrator::Narrator;
 use crate::output::{self, Control, Form, Label, Output, Prefix};
+use crate::progress::Messages;
 
 /// Flags of `logs`.
 #[derive(Debug, clap::Args)]
@@ -26,37 +26,37 @@ pub struct LogsArgs {
     /// Names of the processes
     #[arg(value_name = "NAME", required_unless_present_any = ["uid", "selector", "all_namespaces"], value_parser = process_name)]
     pub names: Vec<String>,
-    /// Wait for more until the process has ended
+    /// Print new output until the process ends
     #[arg(short, long)]
     pub follow: bool,
-    /// Of all processes with these labels (app=web,tier!=test); with -f also of those that come
+    /// Print the output of all processes with these labels (app=web,tier!=test); with -f also of new ones
     #[arg(short = 'l', long, value_name = "LABELS", conflicts_with_all = ["names", "uid"])]
     pub selector: Option<String>,
-    /// In all namespaces
+    /// Across all namespaces
     #[arg(short = 'A', long, conflicts_with_all = ["names", "uid"])]
     pub all_namespaces: bool,
-    /// Begin at the last N lines
+    /// Print only the last N lines
     #[arg(long, value_name = "N", conflicts_with = "offset")]
     pub tail: Option<u64>,
-    /// Leave out what is older than this: 90s, 5m, 1h30m
+    /// Print only output newer than this: 90s, 5m, 1h30m
     #[arg(long, value_name = "TIME", value_parser = crate::args::duration, conflicts_with_all = ["offset", "since_time"])]
     pub since: Option<Duration>,
-    /// Leave out what was written before this moment (RFC 3339)
+    /// Print only output after this time (RFC 3339)
     #[arg(long, value_name = "MOMENT", value_parser = place::moment, conflicts_with = "offset")]
     pub since_time: Option<Timestamp>,
-    /// Only one of the two streams
+    /// Print only one of the two streams
     #[arg(long, value_enum)]
     pub stream: Option<StreamName>,
-    /// Begin at byte N of one stream (stdout unless --stream says otherwise), or of both: stdout=N,stderr=M
+    /// Start at byte N of one stream (stdout, unless --stream is set), or of both: stdout=N,stderr=M
     #[arg(long, value_name = "N")]
     pub offset: Option<Offset>,
-    /// Put the time before each line
+    /// Print the time before each line
     #[arg(short = 't', long)]
     pub timestamps: bool,
-    /// Put the process's name before each line, as is done for several processes
+    /// Print the name of the process before each line; default for several processes
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub prefix: Option<bool>,
-    /// When the names have colours; NO_COLOR is heeded
+    /// When to color the names; NO_COLOR turns colors off
     #[arg(
         long,
         value_enum,
@@ -65,53 +65,53 @@ pub struct LogsArgs {
         hide_default_value = true
     )]
     pub color: Colour,
-    /// Format: one JSON object for each line of output, gap and end
+    /// Format: one JSON object per line of output, gap and end
     #[arg(short, long, value_enum, value_name = "FORMAT", conflicts_with_all = ["timestamps", "raw", "prefix"])]
     pub output: Option<OutputFormat>,
-    /// Number of the attempt, instead of the latest
+    /// Attempt to print, instead of the latest
     #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
     pub attempt: u32,
-    /// Uid of the process, also of one that was deleted
+    /// UID of the process; a deleted one can be named only like this
     #[arg(long, value_parser = crate::args::uid)]
     pub uid: Option<String>,
-    /// How many processes may be followed at a time
+    /// Maximum number of processes to follow at once
     #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u16).range(1..))]
     pub max_log_requests: u16,
-    /// Print nothing of the output: hash all of it and compare with the sealed record
+    /// Do not print the output: hash it and compare it with the sealed record
     #[arg(long, conflicts_with_all = ["tail", "since", "since_time", "offset", "stream", "timestamps", "output", "raw",
           "prefix"])]
     pub verify: bool,
-    /// Let control characters through to a terminal
+    /// Send control characters to the terminal unchanged
     #[arg(long)]
     pub raw: bool,
-    /// Say nothing of our own but errors
+    /// Print no messages of rproc except errors
     #[arg(short, long)]
     pub quiet: bool,
 }
 
 const EXAMPLES: &str = "Examples:
-  # Everything so far
+  # The output so far
   rproc logs build
 
-  # From the beginning to the end, then exit with the program's exit code
+  # Follow to the end, and exit with the exit code of the program
   rproc logs -f build
 
-  # The last ten lines of standard error, and what follows
+  # The last ten lines of standard error, and new ones
   rproc logs -f --tail 10 --stream stderr build
 
-  # All processes with a label, and those that come, each line with its name
+  # All processes with a label, and new ones; each line with its name
   rproc logs -f -l app=web
 
-  # Go on where an earlier download ended
+  # Continue an earlier download
   rproc logs --offset \"$(stat -c %s out.bin)\" build >> out.bin
 
-  # Is the archived output what the program wrote?
+  # Verify that the archived output is what the program wrote
   rproc logs --verify build
 
-Of a process that has ended the exit code is the program's; of one that still
-runs (without -f) it is 0. Of several it is 0 where all that ended did so with
-code 0, 125 where an end or a part of the output is not known, and else 1.
-Ctrl-C ends rproc only.";
+The exit code is that of the program. It is 0 if the program still runs and -f
+is not set. For several processes it is 0 if all that ended exited with 0, 125
+if an exit code or a part of the output is not known, and otherwise 1. Ctrl-C
+ends only rproc.";
 
 /// One stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -178,10 +178,10 @@ pub(super) async fn restored<T>(
 pub(super) struct Job {
     pub(super) want: Want,
     pub(super) output: Output,
-    pub(super) narrator: Narrator,
+    pub(super) messages: Messages,
     pub(super) unknown_until: Instant,
     /// Where every attempt is followed.
-    pub(super) sequel: Option<Sequel>,
+    pub(super) next_attempt: Option<NextAttempt>,
     pub(super) is_quiet: bool,
 }
 
@@ -196,10 +196,10 @@ impl Job {
             dial,
             ledger: Ledger::new(self.want),
             sink: self.output.clone(),
-            progress: self.narrator,
+            progress: self.messages,
             unknown_until: self.unknown_until,
         };
-        let exit = sequel::follow(&mut follower, self.sequel.as_ref(), self.is_quiet).await?;
+        let exit = next_attempt::follow(&mut follower, self.next_attempt.as_ref(), self.is_quiet).await?;
         let verdict = match &exit {
             Some(exit) => exit::judge(&name, exit, &follower.ledger),
             None => open_ended(&name, &follower.ledger),
@@ -216,9 +216,9 @@ impl Job {
 }
 
 /// Of a process that is followed to its end each attempt is; an attempt that is named stands alone.
-pub(super) fn sequel(cluster: &Arc<Cluster>, args: &LogsArgs, key: &ProcessKey) -> Option<Sequel> {
+pub(super) fn next_attempt(cluster: &Arc<Cluster>, args: &LogsArgs, key: &ProcessKey) -> Option<NextAttempt> {
     let is_meant = args.follow && args.attempt == 0 && !key.name.is_empty();
-    is_meant.then(|| Sequel::new(cluster, key))
+    is_meant.then(|| NextAttempt::new(cluster, key))
 }
 
 /// The process goes on; what was read of it so far may have holes.

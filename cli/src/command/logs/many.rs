@@ -16,12 +16,12 @@ use remoteprocess_client::{Cluster, Dial, Rule};
 use remoteprocess_proto::v1::{Exit, ProcessKey};
 use tokio::time::Instant;
 
-use super::job::{Job, LogsArgs, Over, control, form, key, label, restored, sequel, shown, want};
+use super::job::{Job, LogsArgs, Over, control, form, key, label, next_attempt, restored, shown, want};
 use super::verify;
 use crate::exit::{self, Verdict};
 use crate::failure::Failure;
-use crate::narrator::Narrator;
 use crate::output::{Output, complain};
+use crate::progress::Messages;
 
 /// The processes that are meant: those that are there, and those that come.
 type Coming<'a> = Pin<Box<dyn Stream<Item = Result<Found, Failure>> + 'a>>;
@@ -156,12 +156,12 @@ async fn one(
     let result = if args.verify {
         verify::run(dial, cluster, args, key).await
     } else {
-        let narrator = Narrator::new(&name, args.quiet, output).among_many();
+        let messages = Messages::new(&name, args.quiet, output).among_many();
         let job = Job {
             output: output.open(label(&key)).await?,
-            narrator,
+            messages,
             unknown_until: Instant::now() + NEW_LIMIT,
-            sequel: sequel(cluster, args, &key),
+            next_attempt: next_attempt(cluster, args, &key),
             is_quiet: args.quiet,
             want: want(args, key, Timestamp::now()),
         };

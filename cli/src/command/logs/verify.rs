@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::job::{LogsArgs, shown, want};
 use crate::exit;
 use crate::failure::Failure;
-use crate::narrator::Narrator;
 use crate::output::{Control, Form, Hashes, Output};
+use crate::progress::Messages;
 
 /// The status follows the end of the stream by a moment.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
@@ -27,7 +27,7 @@ pub async fn run(dial: impl Dial, cluster: &Cluster, args: &LogsArgs, key: Proce
         dial,
         ledger: Ledger::new(want(args, key, jiff::Timestamp::now())),
         sink: output.clone(),
-        progress: Narrator::new(&shown, args.quiet, &output),
+        progress: Messages::new(&shown, args.quiet, &output),
         unknown_until: Instant::now(),
     };
     let Some(exit) = follower.run().await? else {

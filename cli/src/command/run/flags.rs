@@ -17,13 +17,13 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES, override_usage = USAGE)]
 pub struct RunArgs {
-    /// Name of the new process; made from the image's where absent
+    /// Name of the process; default: generated from the image
     #[arg(value_parser = process_name)]
     pub name: Option<String>,
-    /// Image of the container. Its ENTRYPOINT and CMD are not used: the command says all
+    /// Image of the container; its ENTRYPOINT and CMD are not used
     #[arg(long, required_unless_present = "file", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub image: Option<String>,
-    /// Create the RemoteProcess of a file (YAML or JSON) instead; - for standard input
+    /// Create the RemoteProcess in this file (YAML or JSON); - for standard input
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["image", "specification", "command"])]
     pub file: Option<PathBuf>,
     /// What the object says.
@@ -32,7 +32,7 @@ pub struct RunArgs {
     /// How it is followed.
     #[command(flatten)]
     pub view: ViewArgs,
-    /// Only show what would be created; "server" asks the API server, too
+    /// Print what would be created; "server" also validates it on the API server
     #[arg(
         long,
         value_name = "WHERE",
@@ -43,10 +43,10 @@ pub struct RunArgs {
         default_missing_value = "client"
     )]
     pub dry_run: DryRun,
-    /// Delete the process of this name first, if there is one
+    /// Delete an existing process of this name first
     #[arg(long)]
     pub replace: bool,
-    /// The command and its arguments, run exactly as typed
+    /// The command and its arguments, run as typed
     #[arg(last = true, required_unless_present = "file", value_name = "COMMAND")]
     pub command: Vec<String>,
 }
@@ -58,7 +58,7 @@ pub struct SpecificationArgs {
     /// When to pull the image
     #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
     pub image_pull_policy: Option<String>,
-    /// Environment variable; without a value, the one that it has here. May be given more than once
+    /// Environment variable; without a value, the value in your environment is used. Can be repeated
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub env: Vec<OsString>,
     /// File with environment variables, one NAME=VALUE or NAME on each line; # begins a comment
@@ -67,54 +67,54 @@ pub struct SpecificationArgs {
     /// Environment variables from each key of a Secret or ConfigMap
     #[arg(long, value_name = "secret/NAME|configmap/NAME", value_parser = env_source)]
     pub env_from: Vec<EnvFromSource>,
-    /// Volume: secret/NAME:PATH, configmap/NAME:PATH, pvc/NAME:PATH (add :ro for read-only) or empty:PATH. May be given more than once
+    /// Volume: secret/NAME:PATH, configmap/NAME:PATH, pvc/NAME:PATH (add :ro for read-only) or empty:PATH. Can be repeated
     #[arg(long, value_name = "VOLUME", value_parser = volume)]
     pub volume: Vec<Mounted>,
-    /// User and group as which the command runs, by number
+    /// User ID and group ID to run the command as
     #[arg(short, long, value_name = "UID[:GID]", value_parser = user)]
     pub user: Option<Owner>,
-    /// ServiceAccount of the pod. The command gets its token
+    /// ServiceAccount of the pod; the command can read its token
     #[arg(long, value_name = "NAME", value_parser = object_name)]
     pub service_account: Option<String>,
-    /// CPU to request: 500m, 2
+    /// CPU request: 500m, 2
     #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
     pub cpu: Option<String>,
-    /// Most CPU that it may use
+    /// CPU limit
     #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
     pub cpu_limit: Option<String>,
-    /// Memory to request, and its limit: 64Mi, 2Gi
+    /// Memory request and limit: 64Mi, 2Gi
     #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
     pub memory: Option<String>,
-    /// Longest time for which the command may run; then it is stopped, and has failed
+    /// Maximum time to run; after it, the command is stopped and the process fails
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub deadline: Option<Duration>,
-    /// Longest time until the command starts; then the process has failed
+    /// Maximum time until the command starts; after it, the process fails
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub start_deadline: Option<Duration>,
-    /// How often to try again after a failure of the command, and of the infrastructure
+    /// Number of retries after a failure of the command or the infrastructure
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
     pub retries: Option<u32>,
-    /// Delete the object this long after its end
+    /// Delete the object this long after the process ends
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub ttl: Option<Duration>,
-    /// What happens with processes that outlive the command
+    /// What to do with processes that outlive the command
     #[arg(long, value_name = "HOW", value_enum)]
     pub leftovers: Option<LeftoversFlag>,
-    /// Directory in which the command starts
+    /// Working directory of the command
     #[arg(short, long, value_name = "PATH")]
     pub workdir: Option<String>,
     /// Labels of the process
     #[arg(short, long, value_name = "NAME=VALUE", value_delimiter = ',')]
     pub labels: Vec<String>,
-    /// Annotation of the process. May be given more than once
+    /// Annotation of the process. Can be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     pub annotation: Vec<String>,
-    /// Join standard error to standard output, in the order in which both were written
+    /// Merge standard error into standard output, in the order written
     #[arg(long)]
     pub merge: bool,
 }
 
-/// What happens with processes that outlive the command.
+/// What to do with processes that outlive the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LeftoversFlag {
     /// They are killed and counted
@@ -130,29 +130,29 @@ const EXAMPLES: &str = "Examples:
   # Run a command, stream its output, exit with its exit code
   rproc run --image busybox:1.36 -- sh -c 'echo hello; exit 7'
 
-  # Under a name, with an environment and a memory limit; delete it at the end
+  # Set a name, an environment variable and a memory limit; delete it at the end
   rproc run build --rm --image rust:1 -e CI --memory 2Gi -- cargo test
 
-  # A shell to work in; leave it by Ctrl-P Ctrl-Q, come back from anywhere
+  # Open a shell; detach with Ctrl-P Ctrl-Q, and attach again from anywhere
   rproc run work -it --image debian:13 -- bash
   rproc attach -it work
 
-  # A file through a filter
+  # Send a file through a filter
   rproc run -i --image busybox:1.36 -- sort < words
 
-  # Start it, leave, and come back later
+  # Start it, and read the output later
   rproc run report --detach --image busybox:1.36 -- sh -c 'sleep 60; date'
   rproc logs -f report
 
-  # The process of a file, followed; and once more, in the place of the first
+  # Create the process in a file and follow it; replace it and run it again
   rproc run -f examples/hello.yaml
   rproc run -f examples/hello.yaml --replace
 
-  # Only show the object
+  # Only print the object
   rproc run hello --image busybox:1.36 --dry-run=client -o yaml -- echo hello
 
-Ctrl-C asks the process to stop; a second one leaves it to itself. No other
-end of rproc touches the process.";
+Ctrl-C stops the process; press it again to detach. If rproc ends in any other
+way, the process keeps running.";
 
 /// `secret/NAME` or `configmap/NAME` on the command line.
 ///

@@ -25,7 +25,7 @@ fn a_full_screen_program_is_left_and_re_entered_and_nothing_typed_is_lost() {
         })?;
 
         screen.presses(&["C-p", "C-q"])?;
-        screen.wait_for("left to itself")?;
+        screen.wait_for("keeps running")?;
         screen.is_back()?;
 
         screen.line("rproc attach -it edit")?;

@@ -12,8 +12,8 @@ use remoteprocess_proto::v1::{Exit, ProcessKey};
 use tokio::time::Instant;
 
 use crate::exit;
-use crate::narrator::Narrator;
 use crate::output::Output;
+use crate::progress::Messages;
 
 /// How long an API server has that has not said yet whether there are further attempts at all.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,7 +23,7 @@ const LAG: Duration = Duration::from_secs(15);
 
 /// Knows, by the object, what comes after an attempt.
 #[derive(Clone)]
-pub struct Sequel {
+pub struct NextAttempt {
     /// Where the object is.
     pub cluster: Arc<Cluster>,
     /// Which it is.
@@ -45,32 +45,32 @@ enum Next {
     Later(String),
 }
 
-/// Follows the attempt that the follower is set to and, where `sequel` says so, each that comes after it. The answer is
+/// Follows the attempt that the follower is set to and, where `next_attempt` says so, each that comes after it. The answer is
 /// the last one's end, and so is the follower's ledger.
 ///
 /// # Errors
 /// As [`Follower::run`]; and where the object does not tell whether another attempt follows.
 pub async fn follow<D: Dial>(
-    follower: &mut Follower<D, Output, Narrator>,
-    sequel: Option<&Sequel>,
+    follower: &mut Follower<D, Output, Messages>,
+    next_attempt: Option<&NextAttempt>,
     is_quiet: bool,
 ) -> Result<Option<Exit>, Error> {
     loop {
         let end = follower.run().await?;
-        let (Some(sequel), Some(exit), Some(attempt)) = (sequel, &end, follower.ledger.attempt()) else {
+        let (Some(next_attempt), Some(exit), Some(attempt)) = (next_attempt, &end, follower.ledger.attempt()) else {
             return Ok(end);
         };
         // Without retries only an attempt that ran nothing, or whose end nobody saw, is followed by another.
         let has_run = exit.source() == Source::Entrypoint;
         // Nothing follows a success, whatever the object says by now.
-        if exit::is_success(exit) || (has_run && !sequel.may_have_retries) {
+        if exit::is_success(exit) || (has_run && !next_attempt.may_have_retries) {
             return Ok(end);
         }
-        let name = &sequel.key.name;
+        let name = &next_attempt.key.name;
         let said = exit::judge(name, exit, &follower.ledger).sentence;
         let said = said.unwrap_or_else(|| exit::ended(name, exit));
         let said = (!is_quiet).then(|| format!("attempt {attempt}: {said}"));
-        let Some(next) = sequel.after((attempt, has_run), &follower.sink, said).await? else {
+        let Some(next) = next_attempt.after((attempt, has_run), &follower.sink, said).await? else {
             return Ok(end);
         };
         if !is_quiet {
@@ -81,7 +81,7 @@ pub async fn follow<D: Dial>(
     }
 }
 
-impl Sequel {
+impl NextAttempt {
     /// Of this process.
     #[must_use]
     pub fn new(cluster: &Arc<Cluster>, key: &ProcessKey) -> Self {
@@ -98,7 +98,7 @@ impl Sequel {
     async fn after(&self, ended: Ended, output: &Output, said: Option<String>) -> Result<Option<u32>, Error> {
         let api = self.cluster.processes();
         let uid = Some(self.key.uid.as_str()).filter(|uid| !uid.is_empty());
-        let later = |text: String| Error::Sequel(text);
+        let later = |text: String| Error::NextAttempt(text);
         let look = |deadline| observe::until(&api, &self.key.name, uid, deadline, |seen| next(seen, ended));
         // First what keeps it, so that a long back-off is explained while it lasts.
         let mut first = look(Some(Instant::now() + self.patience)).await;

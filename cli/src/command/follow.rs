@@ -6,13 +6,13 @@ use remoteprocess_client::{Cluster, Follower, Ledger, Relay, output as follow, s
 use remoteprocess_proto::v1::Exit;
 use tokio::signal::unix::{Signal, SignalKind};
 
-use super::sequel::{self, Sequel};
+use super::next_attempt::{self, NextAttempt};
 use super::stop;
 use crate::exit::{self, Verdict};
 use crate::failure::Failure;
 use crate::interact::{self, DetachKeys, Event, Interaction, signals};
-use crate::narrator::Narrator;
 use crate::output::{Output, complain};
+use crate::progress::Messages;
 
 /// Number of SIGINT.
 const INTERRUPT: u8 = 2;
@@ -102,19 +102,19 @@ pub async fn say_how_to_leave(
 
 /// Follows until the process has ended or somebody leaves; then the terminal is as it was.
 pub async fn until_end(
-    follower: &mut Follower<Relay, Output, Narrator>,
-    sequel: (Option<&Sequel>, bool),
+    follower: &mut Follower<Relay, Output, Messages>,
+    next_attempt: (Option<&NextAttempt>, bool),
     mut leaving: Leaving<'_>,
 ) -> Ending {
-    let ending = follow(follower, sequel, &mut leaving).await;
+    let ending = follow(follower, next_attempt, &mut leaving).await;
     follower.sink.restore().await;
     leaving.interaction.leave().await;
     ending
 }
 
 async fn follow(
-    follower: &mut Follower<Relay, Output, Narrator>,
-    (sequel, is_quiet): (Option<&Sequel>, bool),
+    follower: &mut Follower<Relay, Output, Messages>,
+    (next_attempt, is_quiet): (Option<&NextAttempt>, bool),
     leaving: &mut Leaving<'_>,
 ) -> Ending {
     let Leaving {
@@ -126,9 +126,9 @@ async fn follow(
     let key = follower.ledger.process().clone();
     let name = &key.name;
     let flags = if interaction.is_raw() { " -it" } else { "" };
-    let again = format!("{name} is left to itself. See it again: rproc attach{flags} {name}");
+    let again = format!("Detached; {name} keeps running. Reattach with: rproc attach{flags} {name}");
     let left = |code, sentence| Ending::Left { code, sentence };
-    let mut following = std::pin::pin!(sequel::follow(follower, sequel, is_quiet));
+    let mut following = std::pin::pin!(next_attempt::follow(follower, next_attempt, is_quiet));
     let mut is_stopping = false;
     let mut is_input_lost = false;
     loop {
@@ -157,7 +157,7 @@ async fn follow(
             return left(128 + number, again);
         }
         is_stopping = true;
-        output.answer(&format!("stopping {name}; Ctrl-C again leaves it to itself"));
+        output.answer(&format!("stopping {name}; press Ctrl-C again to detach"));
         let (cluster, key) = (Arc::clone(cluster), key.clone());
         tokio::spawn(async move {
             let manner = stop::Manner {

@@ -24,7 +24,7 @@ const USUAL: [Reason; 4] = [
 ];
 
 /// Says why nothing comes: while the process has not started, and while there is no connection.
-pub struct Narrator {
+pub struct Messages {
     output: Output,
     name: String,
     is_quiet: bool,
@@ -43,7 +43,7 @@ struct Line {
     outlives_output: bool,
 }
 
-impl Narrator {
+impl Messages {
     /// For the process called `name`.
     #[must_use]
     pub fn new(name: impl Into<String>, is_quiet: bool, output: &Output) -> Self {
@@ -80,10 +80,10 @@ impl Narrator {
     fn held_back(&mut self, state: &State) {
         let name = &self.name;
         let text = match state.phase() {
-            Phase::Paused => format!("{name} is paused. Let it go on: rproc resume {name}"),
+            Phase::Paused => format!("{name} is paused. Resume it with: rproc resume {name}"),
             Phase::Running if is_pressed(state) => format!("{name} is held back: {}", state.message),
             Phase::Running if state.reason() == Reason::DeadlineNear => {
-                format!("{name} will soon have run for as long as it may. For more time: rproc extend {name} --by 10m")
+                format!("{name} will soon reach its run deadline. Extend it with: rproc extend {name} --by 10m")
             }
             _ => {
                 self.waiting = None;
@@ -120,7 +120,7 @@ impl Narrator {
     }
 }
 
-impl Progress for Narrator {
+impl Progress for Messages {
     fn state(&mut self, state: &State) {
         // The status calls a pause before the start by the same word, but its message is another.
         if matches!(
@@ -227,22 +227,22 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_state_is_said_once_and_only_when_it_lasts() {
-        let mut narrator = Narrator::new("job", false, &nowhere());
-        narrator.state(&state(Phase::Pending, Reason::Waiting));
-        assert_eq!(narrator.speak(), None);
-        narrator.state(&state(Phase::Pending, Reason::ImagePull));
-        narrator.due().await;
-        assert_eq!(narrator.speak().unwrap(), "job waits: Pending: ImagePull: a sentence");
-        narrator.state(&state(Phase::Pending, Reason::ImagePull));
-        assert!(narrator.waiting.is_none());
-        narrator.state(&state(Phase::Pending, Reason::Unschedulable));
-        narrator.data();
-        assert!(narrator.waiting.is_none());
+        let mut messages = Messages::new("job", false, &nowhere());
+        messages.state(&state(Phase::Pending, Reason::Waiting));
+        assert_eq!(messages.speak(), None);
+        messages.state(&state(Phase::Pending, Reason::ImagePull));
+        messages.due().await;
+        assert_eq!(messages.speak().unwrap(), "job waits: Pending: ImagePull: a sentence");
+        messages.state(&state(Phase::Pending, Reason::ImagePull));
+        assert!(messages.waiting.is_none());
+        messages.state(&state(Phase::Pending, Reason::Unschedulable));
+        messages.data();
+        assert!(messages.waiting.is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_program_that_is_held_back_is_named_though_bytes_come() {
-        let mut narrator = Narrator::new("job", false, &nowhere());
+        let mut messages = Messages::new("job", false, &nowhere());
         let blocked = State {
             message: "its spool is full".into(),
             ..state(Phase::Running, Reason::Running)
@@ -252,49 +252,49 @@ mod tests {
             ..state(Phase::Running, Reason::Running)
         };
         for _ in 0..2 {
-            narrator.state(&blocked);
-            narrator.data();
-            narrator.due().await;
-            assert_eq!(narrator.speak().unwrap(), "job is held back: its spool is full");
-            narrator.state(&blocked);
-            assert!(narrator.waiting.is_none(), "said once");
-            narrator.state(&free);
+            messages.state(&blocked);
+            messages.data();
+            messages.due().await;
+            assert_eq!(messages.speak().unwrap(), "job is held back: its spool is full");
+            messages.state(&blocked);
+            assert!(messages.waiting.is_none(), "said once");
+            messages.state(&free);
         }
-        narrator.state(&blocked);
-        narrator.state(&free);
-        assert!(narrator.waiting.is_none(), "it did not last");
+        messages.state(&blocked);
+        messages.state(&free);
+        assert!(messages.waiting.is_none(), "it did not last");
     }
 
     #[test]
     fn one_of_many_is_named() {
-        assert_eq!(Narrator::new("job", false, &nowhere()).about("x".into()), "x");
+        assert_eq!(Messages::new("job", false, &nowhere()).about("x".into()), "x");
         assert_eq!(
-            Narrator::new("job", false, &nowhere()).among_many().about("x".into()),
+            Messages::new("job", false, &nowhere()).among_many().about("x".into()),
             "job: x"
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_cut_is_said_after_five_seconds_and_once() {
-        let mut narrator = Narrator::new("job", false, &nowhere());
+        let mut messages = Messages::new("job", false, &nowhere());
         let begin = Instant::now();
-        narrator.cut("first".into());
-        narrator.cut("second".into());
-        narrator.due().await;
+        messages.cut("first".into());
+        messages.cut("second".into());
+        messages.due().await;
         assert_eq!(begin.elapsed().as_secs(), 5);
-        assert!(narrator.speak().unwrap().contains("(second)"));
-        narrator.cut("third".into());
-        assert_eq!(narrator.speak(), None);
+        assert!(messages.speak().unwrap().contains("(second)"));
+        messages.cut("third".into());
+        assert_eq!(messages.speak(), None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_quiet_one_says_nothing() {
-        let mut narrator = Narrator::new("job", true, &nowhere());
-        narrator.cut("first".into());
-        narrator.state(&state(Phase::Pending, Reason::ImagePull));
-        narrator.due().await;
-        assert_eq!(narrator.speak(), None);
-        narrator.due().await;
-        assert_eq!(narrator.speak(), None);
+        let mut messages = Messages::new("job", true, &nowhere());
+        messages.cut("first".into());
+        messages.state(&state(Phase::Pending, Reason::ImagePull));
+        messages.due().await;
+        assert_eq!(messages.speak(), None);
+        messages.due().await;
+        assert_eq!(messages.speak(), None);
     }
 }
