@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, value_parser};
 use remoteprocess_entrypoint::input::WindowSize;
 use remoteprocess_entrypoint::message;
+use remoteprocess_proto::pod::{self, env};
 use remoteprocess_tls::{Role, TrustDomain};
 
 use crate::process::Echo;
@@ -44,7 +45,7 @@ pub struct InstallArgs {
     #[arg(long, env = "RPROC_ENTRYPOINT", default_value = "/entrypoint")]
     pub entrypoint: PathBuf,
     /// Directory of the handover volume.
-    #[arg(long, env = "RPROC_HANDOVER", default_value = "/.rproc")]
+    #[arg(long, env = env::HANDOVER, default_value = pod::HANDOVER_PATH)]
     pub handover: PathBuf,
     /// How long to wait for the agent, in seconds.
     #[arg(long, default_value_t = 30)]
@@ -55,100 +56,100 @@ pub struct InstallArgs {
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Enrol listener of the relay, `host:port`.
-    #[arg(long, env = "RPROC_RELAY_ENROL")]
+    #[arg(long, env = env::RELAY_ENROL)]
     pub relay_enrol: String,
     /// Main listener of the relay, `host:port`.
-    #[arg(long, env = "RPROC_RELAY")]
+    #[arg(long, env = env::RELAY)]
     pub relay: String,
     /// All CAs to trust at first, PEM.
-    #[arg(long, env = "RPROC_CA_BUNDLE")]
+    #[arg(long, env = env::CA_BUNDLE)]
     pub ca_bundle: String,
     /// Trust domain of all certificates.
-    #[arg(long, env = "RPROC_TRUST_DOMAIN", default_value = "remoteprocess.local")]
+    #[arg(long, env = env::TRUST_DOMAIN, default_value = "remoteprocess.local")]
     pub trust_domain: TrustDomain,
     /// Namespace of the RemoteProcess.
-    #[arg(long, env = "RPROC_PROCESS_NAMESPACE")]
+    #[arg(long, env = env::PROCESS_NAMESPACE)]
     pub process_namespace: String,
     /// Name of the RemoteProcess.
-    #[arg(long, env = "RPROC_PROCESS_NAME")]
+    #[arg(long, env = env::PROCESS_NAME)]
     pub process_name: String,
     /// Uid of the RemoteProcess.
-    #[arg(long, env = "RPROC_PROCESS_UID")]
+    #[arg(long, env = env::PROCESS_UID)]
     pub process_uid: String,
     /// Number of the attempt.
-    #[arg(long, env = "RPROC_ATTEMPT")]
+    #[arg(long, env = env::ATTEMPT)]
     pub attempt: u32,
     /// Uid of this pod.
-    #[arg(long, env = "RPROC_POD_UID")]
+    #[arg(long, env = env::POD_UID)]
     pub pod_uid: String,
     /// Address of this pod.
-    #[arg(long, env = "RPROC_POD_IP")]
+    #[arg(long, env = env::POD_IP)]
     pub pod_ip: IpAddr,
     /// Port of the executor; 0 takes a free one.
-    #[arg(long, env = "RPROC_LISTEN_PORT", default_value_t = 20443)]
+    #[arg(long, env = env::LISTEN_PORT, default_value_t = pod::AGENT_PORT)]
     pub listen_port: u16,
     /// Bytes of unarchived output above which the spool is full.
-    #[arg(long, env = "RPROC_SPOOL_SIZE", default_value_t = 256 << 20)]
+    #[arg(long, env = env::SPOOL_SIZE, default_value_t = 256 << 20)]
     pub spool_size: u64,
     /// What happens then.
-    #[arg(long, env = "RPROC_WHEN_FULL", value_enum, default_value = "Auto")]
+    #[arg(long, env = env::WHEN_FULL, value_enum, default_value = "Auto")]
     pub when_full: WhenFull,
     /// How long `Auto` waits for an archive that makes no progress, in milliseconds.
     #[arg(long, env = "RPROC_STALL_MILLIS", default_value_t = 30_000, hide = true)]
     pub stall_millis: u64,
     /// Directory with values that are replaced by `***` in the output, one in each file. Absent: nothing is.
-    #[arg(long, env = "RPROC_MASK_DIR")]
+    #[arg(long, env = env::MASK_DIR)]
     pub mask_dir: Option<PathBuf>,
     /// How much of the output goes into the container's log too.
-    #[arg(long, env = "RPROC_ECHO", value_enum, default_value = "Limited")]
+    #[arg(long, env = env::ECHO, value_enum, default_value = "Limited")]
     pub echo: Echo,
     /// Number of the first signal of the stop path.
-    #[arg(long, env = "RPROC_STOP_SIGNAL", default_value_t = 15, value_parser = value_parser!(i32).range(SIGNALS))]
+    #[arg(long, env = env::STOP_SIGNAL, default_value_t = 15, value_parser = value_parser!(i32).range(SIGNALS))]
     pub stop_signal: i32,
     /// Seconds between that signal and SIGKILL.
-    #[arg(long, env = "RPROC_STOP_GRACE_SECONDS", default_value_t = 30)]
+    #[arg(long, env = env::STOP_GRACE_SECONDS, default_value_t = 30)]
     pub stop_grace_seconds: u32,
     /// Seconds to wait for the archive when the pod ends.
-    #[arg(long, env = "RPROC_DRAIN_SECONDS", default_value_t = 300)]
+    #[arg(long, env = env::DRAIN_SECONDS, default_value_t = 300)]
     pub drain_seconds: u32,
     /// Seconds without any agent after which the entrypoint runs the stop path by itself.
     #[arg(long, env = "RPROC_AGENT_LOST_SECONDS", default_value_t = 600)]
     pub agent_lost_seconds: u32,
     /// How long the program may run, in seconds; without end when left out.
-    #[arg(long, env = "RPROC_RUN_SECONDS", value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, env = env::RUN_SECONDS, value_parser = value_parser!(u32).range(1..))]
     pub run_seconds: Option<u32>,
     /// How many seconds before its time is over the operator is told so.
-    #[arg(long, env = "RPROC_WARN_BEFORE_SECONDS")]
+    #[arg(long, env = env::WARN_BEFORE_SECONDS)]
     pub warn_before_seconds: Option<u32>,
     /// Number of a signal that the program gets then.
-    #[arg(long, env = "RPROC_WARN_SIGNAL", requires = "warn_before_seconds", value_parser = value_parser!(i32).range(SIGNALS))]
+    #[arg(long, env = env::WARN_SIGNAL, requires = "warn_before_seconds", value_parser = value_parser!(i32).range(SIGNALS))]
     pub warn_signal: Option<i32>,
     /// Time for which the program is paused does not count for `--run-seconds`.
-    #[arg(long, env = "RPROC_PAUSE_STOPS_CLOCK", action = ArgAction::Set, default_value_t = false)]
+    #[arg(long, env = env::PAUSE_STOPS_CLOCK, action = ArgAction::Set, default_value_t = false)]
     pub pause_stops_clock: bool,
     /// What happens with processes that outlive the program.
-    #[arg(long, env = "RPROC_LEFTOVERS", value_enum, default_value = "Kill")]
+    #[arg(long, env = env::LEFTOVERS, value_enum, default_value = "Kill")]
     pub leftovers: Leftovers,
     /// One pipe for stdout and stderr: true order, no split.
-    #[arg(long, env = "RPROC_MERGE", action = ArgAction::Set, default_value_t = false)]
+    #[arg(long, env = env::MERGE, action = ArgAction::Set, default_value_t = false)]
     pub merge: bool,
     /// The program takes input.
-    #[arg(long, env = "RPROC_STDIN", action = ArgAction::Set, default_value_t = false)]
+    #[arg(long, env = env::STDIN, action = ArgAction::Set, default_value_t = false)]
     pub stdin: bool,
     /// The program runs at a terminal; its output is one stream.
-    #[arg(long, env = "RPROC_TTY", action = ArgAction::Set, default_value_t = false)]
+    #[arg(long, env = env::TTY, action = ArgAction::Set, default_value_t = false)]
     pub tty: bool,
     /// Size of that terminal when the program starts: rows, `x` and columns.
-    #[arg(long, env = "RPROC_TTY_SIZE", value_name = "ROWSxCOLUMNS", value_parser = window_size)]
+    #[arg(long, env = env::TTY_SIZE, value_name = "ROWSxCOLUMNS", value_parser = window_size)]
     pub tty_size: Option<WindowSize>,
     /// File with the projected ServiceAccount token.
-    #[arg(long, env = "RPROC_TOKEN_FILE", default_value = "/var/run/rproc/token/token")]
+    #[arg(long, env = env::TOKEN_FILE, default_value = pod::TOKEN_FILE)]
     pub token_file: PathBuf,
     /// Directory of the handover volume.
-    #[arg(long, env = "RPROC_HANDOVER", default_value = "/.rproc")]
+    #[arg(long, env = env::HANDOVER, default_value = pod::HANDOVER_PATH)]
     pub handover: PathBuf,
     /// Directory of the spool volume.
-    #[arg(long, env = "RPROC_SPOOL", default_value = "/spool")]
+    #[arg(long, env = env::SPOOL, default_value = pod::SPOOL_PATH)]
     pub spool: PathBuf,
     /// What to log: a level, or directives as `remoteprocess_agent=debug`.
     #[arg(long, env = "RPROC_LOG", default_value = "info")]
@@ -357,6 +358,23 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// The operator sets every variable of [`env::ALL`]; the others are for tests and for debugging by hand.
+    #[test]
+    fn the_variables_of_the_operator_are_flags_of_the_agent() {
+        const NOT_SET: [&str; 3] = ["RPROC_STALL_MILLIS", "RPROC_AGENT_LOST_SECONDS", "RPROC_LOG"];
+        let command = Cli::command();
+        let run = command.find_subcommand("run").unwrap();
+        let mut flags: Vec<&str> = run
+            .get_arguments()
+            .filter_map(|flag| flag.get_env()?.to_str())
+            .filter(|name| !NOT_SET.contains(name))
+            .collect();
+        let mut variables = env::ALL.to_vec();
+        flags.sort_unstable();
+        variables.sort_unstable();
+        assert_eq!(flags, variables);
     }
 
     #[test]

@@ -9,7 +9,6 @@ mod output;
 use std::time::Duration;
 
 use remoteprocess_entrypoint::message::{MAX_REQUEST_BYTES, StopCause, Target};
-use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::executor_get_state_response::Phase as WirePhase;
 use remoteprocess_proto::v1::executor_server::Executor;
 use remoteprocess_proto::v1::{
@@ -18,6 +17,7 @@ use remoteprocess_proto::v1::{
     ExecutorSetDeadlineResponse, ExecutorSignalRequest, ExecutorSignalResponse, ExecutorStopRequest,
     ExecutorStopResponse, ExecutorWatchOutputRequest, OutputFrame, SignalTarget,
 };
+use remoteprocess_proto::{PROTOCOL, check_protocol};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -75,6 +75,7 @@ impl ExecutorService {
     // tonic's own error type.
     #[allow(clippy::result_large_err)]
     fn output(&self, request: ExecutorWatchOutputRequest) -> Result<Output, Status> {
+        check_version(request.protocol)?;
         let begin = offsets(request.cursor.unwrap_or_default());
         let spool = self.process.spool();
         let reader = if request.home {
@@ -96,8 +97,9 @@ impl ExecutorService {
 impl Executor for ExecutorService {
     async fn get_state(
         &self,
-        _request: Request<ExecutorGetStateRequest>,
+        request: Request<ExecutorGetStateRequest>,
     ) -> Result<Response<ExecutorGetStateResponse>, Status> {
+        check_version(request.get_ref().protocol)?;
         let status = self.process.status().borrow().clone();
         let progress = self.process.spool().progress();
         let phase = match status.phase {
@@ -222,6 +224,13 @@ impl Executor for ExecutorService {
         self.done.send_replace(true);
         Ok(Response::new(CommitResponse {}))
     }
+}
+
+/// Methods whose requests name no version follow one that does: a home watches the output first.
+// tonic's own error type.
+#[allow(clippy::result_large_err)]
+fn check_version(protocol: u32) -> Result<(), Status> {
+    check_protocol(protocol).map_err(|error| Status::failed_precondition(error.to_string()))
 }
 
 // tonic's own error type.

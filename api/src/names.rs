@@ -49,21 +49,9 @@ pub const VOLUME_SPOOL: &str = "rproc-spool";
 pub const VOLUME_TOKEN: &str = "rproc-token";
 /// Projected volume of the values to be masked in the output; only where there are any.
 pub const VOLUME_MASK: &str = "rproc-mask";
-/// Where the handover volume is mounted in both containers.
-pub const HANDOVER_PATH: &str = "/.rproc";
-/// Where the spool is mounted in the agent's container.
-pub const SPOOL_PATH: &str = "/spool";
-/// Where the token is mounted in the agent's container.
-pub const TOKEN_PATH: &str = "/var/run/rproc/token";
-/// Where the values to be masked are mounted in the agent's container: files `0`, `1`, ….
-pub const MASK_PATH: &str = "/var/run/rproc/mask";
-/// File name of the token below [`TOKEN_PATH`].
-pub const TOKEN_FILE: &str = "token";
 /// Audience of the agent's token: no API server accepts it.
 pub const ENROL_AUDIENCE: &str = "remoteprocess.dev/enrol";
 
-/// Port of the agent's executor.
-pub const AGENT_PORT: u16 = 20443;
 /// Port of the relay's main listener.
 pub const RELAY_PORT: u16 = 8443;
 /// Port of the relay's enrol listener.

@@ -234,6 +234,21 @@ pub struct StreamStatus {
 /// How many of the first attempts, and how many of the last, have a record in the status.
 pub const KEPT_ATTEMPTS: u32 = 9;
 
+impl AttemptExit {
+    /// The reason that code, signal and stop show, for an exit that names none; `None` where the end is not known. Whether
+    /// the kernel killed the program because of memory is known to the agent alone, which then names it.
+    #[must_use]
+    pub fn shown_reason(&self) -> Option<Reason> {
+        match (&self.signal, self.code) {
+            (Some(_), _) => Some(Reason::Signaled),
+            (None, Some(_)) if self.stop.is_some() => Some(Reason::Stopped),
+            (None, Some(0)) => Some(Reason::Completed),
+            (None, Some(_)) => Some(Reason::NonZeroExit),
+            (None, None) => None,
+        }
+    }
+}
+
 impl RetriesStatus {
     /// Both kinds together.
     #[must_use]

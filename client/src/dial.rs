@@ -14,7 +14,7 @@ use crate::retry::Backoff;
 /// Longest time for one connection to be made, a new certificate included.
 pub const DIAL_LIMIT: Duration = Duration::from_secs(40);
 /// A stream is given up when nothing came for this long; heartbeats come every 10 s.
-pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+pub const SILENCE_LIMIT: Duration = remoteprocess_proto::timing::SILENCE;
 /// How long a relay may not know a process that has just been made.
 pub const NEW_LIMIT: Duration = Duration::from_secs(15);
 /// How long one call that is not a stream may take, with all its tries.

@@ -1,6 +1,7 @@
 //! Follows the output of one process over any number of connections: nothing twice, nothing left out in silence.
 
 use futures::FutureExt;
+use remoteprocess_proto::metadata::{ATTEMPT, UID};
 use remoteprocess_proto::v1::{self, OutputFrame, output_frame::Frame};
 use remoteprocess_proto::wire::{Messages, RELAY_WATCH_OUTPUT, call, decode};
 use tokio::time::{Instant, timeout};
@@ -14,10 +15,6 @@ use crate::sink::{Progress, Sink, SinkError, during};
 mod ledger;
 
 pub use ledger::{Inconsistent, Ledger, Want, name};
-
-/// Metadata of the relay's answer: of which attempt, where that is settled, and of which process the stream is.
-const ATTEMPT: &str = "rproc-attempt";
-const UID: &str = "rproc-uid";
 
 /// Why following ended without an answer.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,7 @@ use clap::Parser;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use remoteprocess_api::names;
+use remoteprocess_proto::pod;
 use remoteprocess_runtime::{LogError, LogFormat};
 use remoteprocess_tls::TrustDomain;
 
@@ -71,7 +72,7 @@ pub struct AgentArgs {
     #[arg(long, env = "RPROC_AGENT_IMAGE_PULL_SECRETS", value_delimiter = ',')]
     agent_image_pull_secrets: Vec<String>,
     /// Port of the agent in each pod.
-    #[arg(long, env = "RPROC_AGENT_PORT", default_value_t = names::AGENT_PORT)]
+    #[arg(long, env = "RPROC_AGENT_PORT", default_value_t = pod::AGENT_PORT)]
     agent_port: u16,
     /// Seconds that an agent has to hand over its output after the program's end.
     #[arg(long, env = "RPROC_DRAIN_SECONDS", default_value_t = 300)]

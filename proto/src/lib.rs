@@ -8,11 +8,15 @@
 pub mod v1;
 
 mod cursor;
+pub mod metadata;
+pub mod pod;
+mod stream;
+pub mod timing;
+mod version;
 pub mod wire;
 
-/// Version of the wire, sent in the first exchange of each call. An operator serves agents of this version and the one
-/// before, and clients one version away.
-pub const PROTOCOL: u32 = 1;
+pub use stream::STREAMS;
+pub use version::{PROTOCOL, Unsupported, check_protocol};
 
 /// Longest `Data.bytes`, in bytes: 16 to 64 KiB measured best.
 pub const MAX_CHUNK: usize = 64 * 1024;
@@ -24,6 +28,7 @@ pub const MAX_MESSAGE: usize = 1024 * 1024;
 mod tests {
     use strum::VariantArray;
 
+    use super::*;
     use crate::v1::{GapReason, Phase, Reason, SealReason};
 
     fn names<T: VariantArray + ToString>() -> String {
@@ -54,5 +59,22 @@ mod tests {
             names::<SealReason>(),
             " PipeHeld EntrypointLost BytesMissing CountMismatch HashMismatch"
         );
+    }
+
+    #[test]
+    fn versions_one_away_are_served() {
+        for (version, is_served) in [
+            (PROTOCOL - 1, true),
+            (PROTOCOL, true),
+            (PROTOCOL + 1, true),
+            (PROTOCOL + 2, false),
+        ] {
+            assert_eq!(check_protocol(version).is_ok(), is_served, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_stream_stands_at_its_index() {
+        assert_eq!(STREAMS.map(crate::v1::Stream::index), [0, 1]);
     }
 }

@@ -6,20 +6,20 @@ use std::time::Duration;
 use futures::Stream;
 use remoteprocess_entrypoint::input::InputState;
 use remoteprocess_entrypoint::message::MAX_REQUEST_BYTES;
+use remoteprocess_proto::timing::HEARTBEAT;
 use remoteprocess_proto::v1::attach_request::Request as Asked;
 use remoteprocess_proto::v1::{AttachOpen, AttachRequest, AttachResponse};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::{Status, Streaming};
 
+use super::check_version;
 use super::input::{Due, Incoming, window};
 use crate::process::input::{InputError, Lease, Opening};
 use crate::process::{Process, Writer};
 
 /// Time for the first message.
 pub(super) const OPENING: Duration = Duration::from_secs(5);
-/// How often a silent stream says that it lives.
-pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Longest text of a writer about itself, in bytes.
 pub(super) const NAME: usize = 1024;
 
@@ -59,6 +59,7 @@ pub async fn attach(process: &Process, mut requests: Streaming<AttachRequest>) -
 // tonic's own error type.
 #[allow(clippy::result_large_err)]
 fn check(open: AttachOpen) -> Result<Opening, Status> {
+    check_version(open.protocol)?;
     if !(1..=MAX_REQUEST_BYTES).contains(&open.session.len()) || open.user.len() > NAME {
         return Err(Status::invalid_argument(format!(
             "session must have 1 to {MAX_REQUEST_BYTES} bytes, user at most {NAME}"
@@ -77,7 +78,8 @@ fn check(open: AttachOpen) -> Result<Opening, Status> {
 fn refuse(error: &InputError) -> Status {
     let text = error.to_string();
     match error {
-        InputError::None | InputError::Ended => Status::failed_precondition(text),
+        InputError::None => Status::failed_precondition(text),
+        InputError::Ended => Status::out_of_range(text),
         InputError::Held(_) => Status::resource_exhausted(text),
         InputError::TakenOver(_) => Status::aborted(text),
         InputError::Leaving => Status::unavailable(text),

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use futures::Stream;
 use remoteprocess_entrypoint::message::MAX_REQUEST_BYTES;
 use remoteprocess_entrypoint::session::{Command, MAX_COMMAND_BYTES};
+use remoteprocess_proto::timing::HEARTBEAT;
 use remoteprocess_proto::v1::exec_request::Request as Asked;
 use remoteprocess_proto::v1::exec_response::Response as Said;
 use remoteprocess_proto::v1::{AttachResponse, Data, ExecOpen, ExecRequest, ExecResponse, Stream as WireStream};
@@ -12,9 +13,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tonic::{Status, Streaming};
 
-use super::attach::{HEARTBEAT, NAME, OPENING, Over};
+use super::attach::{NAME, OPENING, Over};
 use super::input::{Due, Incoming, window};
-use super::offsets;
+use super::{check_version, offsets};
 use crate::exit;
 use crate::process::Process;
 use crate::process::exec::{Client, ExecError, Opening};
@@ -65,6 +66,7 @@ pub async fn exec(process: &Process, mut requests: Streaming<ExecRequest>) -> Re
 // tonic's own error type.
 #[allow(clippy::result_large_err)]
 fn check(open: ExecOpen) -> Result<Opening, Status> {
+    check_version(open.protocol)?;
     let invalid = |text: String| Err(Status::invalid_argument(text));
     if !(1..=MAX_REQUEST_BYTES).contains(&open.session.len()) || open.user.len() > NAME {
         return invalid(format!(

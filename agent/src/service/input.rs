@@ -78,7 +78,7 @@ impl Incoming {
         }
         let reached = self.reached.unwrap_or(begin);
         if begin > reached {
-            return Err(Status::out_of_range(format!(
+            return Err(Status::invalid_argument(format!(
                 "the input has a hole: {reached} bytes of it are known, and this begins at {begin}"
             )));
         }
@@ -151,9 +151,9 @@ mod tests {
         assert_eq!(incoming.due(state(2, 1)), Some(Due::Bytes(2, b"c".to_vec())));
         assert_eq!(incoming.due(state(4, 9)), Some(Due::End(4)));
         let hole = incoming.take(input(5, "f")).unwrap_err();
-        assert_eq!(hole.code(), tonic::Code::OutOfRange);
+        assert_eq!(hole.code(), tonic::Code::InvalidArgument);
         let hole = incoming.end(v1::InputEnd { offset: 5 }).unwrap_err();
-        assert_eq!(hole.code(), tonic::Code::OutOfRange);
+        assert_eq!(hole.code(), tonic::Code::InvalidArgument);
     }
 
     #[test]

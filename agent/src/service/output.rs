@@ -1,9 +1,8 @@
 //! One watcher's stream: state, output, heartbeats, the end.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use futures::Stream;
+use remoteprocess_proto::timing::HEARTBEAT;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{self, Gap, Heartbeat, OutputFrame, Reason, Spool, State, Stream as WireStream};
 use remoteprocess_proto::wire::encode;
@@ -17,9 +16,6 @@ use crate::home::Residence;
 use crate::process::machine::Phase;
 use crate::process::{self, Process};
 use crate::spool::{self, Item, Policy, Progress, Reader, Stall};
-
-/// How often a silent stream says that it lives.
-const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// A watcher's place in the output.
 pub struct Output {

@@ -190,6 +190,13 @@ async fn bytes_come_live_and_a_later_home_ends_an_earlier_one() {
     assert!(second.next().await.is_none());
     let beyond = later.watch_output(watch(Cursor { stdout: 99, stderr: 0 }, false)).await;
     assert_eq!(beyond.unwrap_err().code(), Code::OutOfRange);
+    let mut foreign = watch(Cursor::default(), false);
+    foreign.protocol = PROTOCOL + 2;
+    let refused = later.watch_output(foreign).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    let protocol = PROTOCOL + 2;
+    let refused = later.get_state(ExecutorGetStateRequest { protocol }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -186,8 +186,7 @@ fn way_out(error: &interact::Error, name: &str) -> String {
 
 /// The agent's or the relay's word for an end that the output tells as well.
 fn has_ended(error: &interact::Error) -> bool {
-    matches!(error, interact::Error::Stream(stream::Error::Relay(status))
-        if status.code() == tonic::Code::FailedPrecondition && status.message().ends_with("has ended"))
+    matches!(error, interact::Error::Stream(stream::Error::Relay(status)) if status.code() == tonic::Code::OutOfRange)
 }
 
 /// The verdict on what was followed; a closed pipe is no verdict. Input that was not handed over is never a success.
@@ -255,6 +254,15 @@ mod tests {
         assert!(way_out(&held, "job").ends_with("rproc attach -i --take-over job"));
         let gone = stream::Error::Relay(tonic::Status::failed_precondition("job has ended")).into();
         assert_eq!(way_out(&gone, "job"), "");
+    }
+
+    #[test]
+    fn an_end_is_told_by_the_code_and_not_by_the_words() {
+        let relay = |status| has_ended(&interact::Error::Stream(stream::Error::Relay(status)));
+        assert!(relay(tonic::Status::out_of_range("in other words")));
+        assert!(!relay(tonic::Status::failed_precondition(
+            "the standard input has ended"
+        )));
     }
 
     #[test]

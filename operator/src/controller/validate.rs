@@ -6,6 +6,7 @@ pub(crate) mod quantity;
 use remoteprocess_api::names;
 use remoteprocess_api::spec::{DEFAULT_SPOOL_BYTES, MIN_SPOOL_BYTES};
 use remoteprocess_api::{Echo, MaskSource, PodSpec, RemoteProcess, RemoteProcessSpec, WhenFull, signal};
+use remoteprocess_proto::pod::HANDOVER_PATH;
 
 /// Why a specification cannot be turned into a pod: each a sentence that names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -163,7 +164,7 @@ fn is_reserved_path(path: &str) -> bool {
             name => parts.push(name),
         }
     }
-    let handover = names::HANDOVER_PATH.trim_start_matches('/');
+    let handover = HANDOVER_PATH.trim_start_matches('/');
     parts.first().is_none_or(|first| *first == handover)
 }
 

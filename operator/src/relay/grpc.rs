@@ -87,13 +87,8 @@ fn admit<T: Versioned, C>(request: Request<T>, who: fn(&Request<T>) -> Result<C,
 
 /// Versions one away from ours are served.
 fn check_protocol(request: &impl Versioned) -> Result<(), Error> {
-    let protocol = request.protocol();
-    if protocol.abs_diff(PROTOCOL) <= 1 {
-        return Ok(());
-    }
-    Err(Error::failed_precondition(format!(
-        "this operator speaks version {PROTOCOL} of the wire, not {protocol}"
-    )))
+    remoteprocess_proto::check_protocol(request.protocol())
+        .map_err(|error| Error::failed_precondition(error.to_string()))
 }
 
 #[tonic::async_trait]

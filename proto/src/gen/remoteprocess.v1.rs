@@ -1971,7 +1971,7 @@ pub mod relay_client {
         }
         /// create remoteprocesses/attach. Input and terminal of the latest attempt, while it lives; its output is read by
         /// `WatchOutput`. The first message is `open`. One may write at a time: who wants to as well gets RESOURCE_EXHAUSTED with
-        /// the name of who does; ABORTED, who was taken over from. A stream of requests that ends lets go of the input.
+        /// the name of who does; ABORTED, who was taken over from. OUT_OF_RANGE: the program has ended. A stream of requests that ends lets go of the input.
         pub async fn attach(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::AttachRequest>,
@@ -2062,7 +2062,7 @@ pub mod relay_server {
             + 'static;
         /// create remoteprocesses/attach. Input and terminal of the latest attempt, while it lives; its output is read by
         /// `WatchOutput`. The first message is `open`. One may write at a time: who wants to as well gets RESOURCE_EXHAUSTED with
-        /// the name of who does; ABORTED, who was taken over from. A stream of requests that ends lets go of the input.
+        /// the name of who does; ABORTED, who was taken over from. OUT_OF_RANGE: the program has ended. A stream of requests that ends lets go of the input.
         async fn attach(
             &self,
             request: tonic::Request<tonic::Streaming<super::AttachRequest>>,

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{
     VolumeMount,
 };
 use remoteprocess_api::names;
+use remoteprocess_proto::pod::{self, env};
 
 use super::super::validate::Validated;
 use super::{AgentSettings, resources, security, volumes};
@@ -44,12 +45,12 @@ pub(super) fn build(process: &Validated<'_>, attempt: u32, settings: &AgentSetti
 
 fn build_mounts(process: &Validated<'_>) -> Vec<VolumeMount> {
     let mut mounts = vec![
-        volumes::mount(names::VOLUME_HANDOVER, names::HANDOVER_PATH, false),
-        volumes::mount(names::VOLUME_SPOOL, names::SPOOL_PATH, false),
-        volumes::mount(names::VOLUME_TOKEN, names::TOKEN_PATH, true),
+        volumes::mount(names::VOLUME_HANDOVER, pod::HANDOVER_PATH, false),
+        volumes::mount(names::VOLUME_SPOOL, pod::SPOOL_PATH, false),
+        volumes::mount(names::VOLUME_TOKEN, pod::TOKEN_PATH, true),
     ];
     if !process.mask.is_empty() {
-        mounts.push(volumes::mount(names::VOLUME_MASK, names::MASK_PATH, true));
+        mounts.push(volumes::mount(names::VOLUME_MASK, pod::MASK_PATH, true));
     }
     mounts
 }
@@ -61,47 +62,45 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
     let leftovers: &str = process.spec.leftovers.unwrap_or_default().into();
     let deadlines = process.spec.deadlines.clone().unwrap_or_default();
     let when_run = [
-        ("RPROC_RUN_SECONDS", deadlines.run_seconds),
-        ("RPROC_WARN_BEFORE_SECONDS", deadlines.warn_before_seconds),
+        (env::RUN_SECONDS, deadlines.run_seconds),
+        (env::WARN_BEFORE_SECONDS, deadlines.warn_before_seconds),
     ];
     let when_run = when_run
         .into_iter()
         .filter_map(|(name, seconds)| Some(value(name, seconds?)));
-    let warn_signal = process.warn_signal.map(|number| value("RPROC_WARN_SIGNAL", number));
+    let warn_signal = process.warn_signal.map(|number| value(env::WARN_SIGNAL, number));
     let tty_size = process.spec.tty_size;
-    let tty_size = tty_size.map(|size| value("RPROC_TTY_SIZE", format!("{}x{}", size.rows, size.columns)));
-    let mask = (!process.mask.is_empty()).then(|| value("RPROC_MASK_DIR", names::MASK_PATH));
-    let env = [
-        value("RPROC_RELAY", &settings.relay),
-        value("RPROC_RELAY_ENROL", &settings.relay_enrol),
-        value("RPROC_CA_BUNDLE", &settings.ca_bundle),
-        value("RPROC_TRUST_DOMAIN", &settings.trust_domain),
-        value("RPROC_PROCESS_NAMESPACE", process.namespace),
-        value("RPROC_PROCESS_NAME", process.name),
-        value("RPROC_PROCESS_UID", process.uid),
-        value("RPROC_ATTEMPT", attempt),
-        field("RPROC_POD_UID", "metadata.uid"),
-        field("RPROC_POD_IP", "status.podIP"),
-        value("RPROC_LISTEN_PORT", settings.listen_port),
-        value("RPROC_SPOOL_SIZE", process.spool_bytes),
-        value("RPROC_WHEN_FULL", when_full),
-        value("RPROC_ECHO", echo),
-        value("RPROC_MERGE", process.merge),
-        value("RPROC_STDIN", process.spec.stdin.unwrap_or_default()),
-        value("RPROC_TTY", process.spec.tty.unwrap_or_default()),
-        value("RPROC_LEFTOVERS", leftovers),
-        value("RPROC_PAUSE_STOPS_CLOCK", !process.spec.counts_pauses()),
-        value("RPROC_STOP_SIGNAL", process.stop_signal),
-        value("RPROC_STOP_GRACE_SECONDS", process.stop_grace_seconds),
-        value("RPROC_DRAIN_SECONDS", settings.drain_seconds),
-        value(
-            "RPROC_TOKEN_FILE",
-            format!("{}/{}", names::TOKEN_PATH, names::TOKEN_FILE),
-        ),
-        value("RPROC_HANDOVER", names::HANDOVER_PATH),
-        value("RPROC_SPOOL", names::SPOOL_PATH),
+    let tty_size = tty_size.map(|size| value(env::TTY_SIZE, format!("{}x{}", size.rows, size.columns)));
+    let mask = (!process.mask.is_empty()).then(|| value(env::MASK_DIR, pod::MASK_PATH));
+    let always = [
+        value(env::RELAY, &settings.relay),
+        value(env::RELAY_ENROL, &settings.relay_enrol),
+        value(env::CA_BUNDLE, &settings.ca_bundle),
+        value(env::TRUST_DOMAIN, &settings.trust_domain),
+        value(env::PROCESS_NAMESPACE, process.namespace),
+        value(env::PROCESS_NAME, process.name),
+        value(env::PROCESS_UID, process.uid),
+        value(env::ATTEMPT, attempt),
+        field(env::POD_UID, "metadata.uid"),
+        field(env::POD_IP, "status.podIP"),
+        value(env::LISTEN_PORT, settings.listen_port),
+        value(env::SPOOL_SIZE, process.spool_bytes),
+        value(env::WHEN_FULL, when_full),
+        value(env::ECHO, echo),
+        value(env::MERGE, process.merge),
+        value(env::STDIN, process.spec.stdin.unwrap_or_default()),
+        value(env::TTY, process.spec.tty.unwrap_or_default()),
+        value(env::LEFTOVERS, leftovers),
+        value(env::PAUSE_STOPS_CLOCK, !process.spec.counts_pauses()),
+        value(env::STOP_SIGNAL, process.stop_signal),
+        value(env::STOP_GRACE_SECONDS, process.stop_grace_seconds),
+        value(env::DRAIN_SECONDS, settings.drain_seconds),
+        value(env::TOKEN_FILE, pod::TOKEN_FILE),
+        value(env::HANDOVER, pod::HANDOVER_PATH),
+        value(env::SPOOL, pod::SPOOL_PATH),
     ];
-    env.into_iter()
+    always
+        .into_iter()
         .chain(when_run)
         .chain(warn_signal)
         .chain(tty_size)

@@ -2,18 +2,19 @@
 
 use k8s_openapi::api::core::v1::Container;
 use remoteprocess_api::{TailInStatus, names};
+use remoteprocess_proto::pod;
 
 use super::super::validate::Validated;
 use super::{Profile, is_filled, security, volumes};
 
 pub(super) fn build(process: &Validated<'_>, profile: Profile) -> Container {
     let spec = process.spec;
-    let handover = volumes::mount(names::VOLUME_HANDOVER, names::HANDOVER_PATH, true);
+    let handover = volumes::mount(names::VOLUME_HANDOVER, pod::HANDOVER_PATH, true);
     Container {
         name: names::CONTAINER_MAIN.into(),
         image: Some(spec.image.clone()),
         image_pull_policy: spec.image_pull_policy.clone(),
-        command: Some(vec![format!("{}/entrypoint", names::HANDOVER_PATH)]),
+        command: Some(vec![pod::ENTRYPOINT.into()]),
         // Behind `--` everything is the user's, also what looks like a flag.
         args: Some(
             ["--".to_owned()]

@@ -174,7 +174,22 @@ fn values_to_be_masked_are_in_the_agents_container_alone() {
     assert_eq!((mounts(&agent), mounts(&spec.containers)), (1, 0));
     let env = agent[0].env.clone().unwrap();
     let told = env.into_iter().find(|entry| entry.name == "RPROC_MASK_DIR").unwrap();
-    assert_eq!(told.value.as_deref(), Some(names::MASK_PATH));
+    assert_eq!(told.value.as_deref(), Some(remoteprocess_proto::pod::MASK_PATH));
+}
+
+/// The agent's own test compares the same list with its flags.
+#[test]
+fn the_agent_gets_every_variable_and_no_other() {
+    let rest =
+        "  tty: true\n  ttySize: {rows: 50, columns: 132}\n  output: {mask: [{secretKeyRef: {name: db, key: a}}]}\n";
+    let of = |spec: &str| {
+        let agents = built(spec, Profile::Ordinary).init_containers.unwrap();
+        agents.into_iter().flat_map(|agent| agent.env.unwrap_or_default())
+    };
+    let both = of(EVERYTHING).chain(of(&format!("{MINIMAL}{rest}")));
+    let told: std::collections::BTreeSet<String> = both.map(|variable| variable.name).collect();
+    let known = remoteprocess_proto::pod::env::ALL.iter().map(ToString::to_string);
+    assert_eq!(told, known.collect());
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn build_token() -> Volume {
     let token = ServiceAccountTokenProjection {
         audience: Some(names::ENROL_AUDIENCE.into()),
         expiration_seconds: Some(TOKEN_SECONDS),
-        path: names::TOKEN_FILE.into(),
+        path: remoteprocess_proto::pod::TOKEN_NAME.into(),
     };
     Volume {
         name: names::VOLUME_TOKEN.into(),

@@ -64,16 +64,9 @@ pub(super) fn judge(exit: &AttemptExit, stop_wanted: bool, disruption: Option<(R
         Some(message) => format!("{how}: {message}"),
         None => how,
     };
-    failed(reason_of(exit), message)
-}
-
-fn reason_of(exit: &AttemptExit) -> Reason {
-    match (exit.signal.as_deref(), exit.code) {
-        (Some("SIGKILL"), _) if exit.oom_kills.is_some_and(|kills| kills > 0) => Reason::OOMKilled,
-        (Some(_), _) => Reason::Signaled,
-        (None, Some(code)) if code != 0 => Reason::NonZeroExit,
-        _ => Reason::Interrupted,
-    }
+    // A code of 0 that nobody verified proves no success.
+    let shown = exit.shown_reason().filter(|reason| *reason != Reason::Completed);
+    failed(shown.unwrap_or(Reason::Interrupted), message)
 }
 
 fn describe(exit: &AttemptExit) -> String {

@@ -375,12 +375,18 @@ fn runs_when_the_launch_is_recorded() {
 #[case::own_127("{code: 127, source: Entrypoint}", Phase::Failed, Reason::NonZeroExit, Some(127))]
 #[case::signal("{signal: SIGTERM, source: Entrypoint}", Phase::Failed, Reason::Signaled, None)]
 #[case::oom(
-    "{signal: SIGKILL, source: Entrypoint, oomKills: 1}",
+    "{signal: SIGKILL, source: Entrypoint, reason: OOMKilled, oomKills: 1}",
     Phase::Failed,
     Reason::OOMKilled,
     None
 )]
 #[case::kill("{signal: SIGKILL, source: Entrypoint}", Phase::Failed, Reason::Signaled, None)]
+#[case::kill_after_the_oom_of_a_child(
+    "{signal: SIGKILL, source: Entrypoint, oomKills: 1}",
+    Phase::Failed,
+    Reason::Signaled,
+    None
+)]
 #[case::oom_of_a_child(
     "{code: 0, source: Entrypoint, oomKills: 1}",
     Phase::Succeeded,

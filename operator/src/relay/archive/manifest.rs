@@ -231,16 +231,32 @@ impl StoredExit {
     /// The JSON form of an exit.
     #[must_use]
     pub fn from_wire(exit: &Exit) -> Self {
+        // Without `..`: a field that is added to the wire does not compile until it is stored. `sealed` is the manifest's.
+        let Exit {
+            outcome: _,
+            value,
+            source: _,
+            sealed: _,
+            reason: _,
+            message,
+            stop,
+            seal,
+            usage,
+            started_unix_nanos,
+            finished_unix_nanos,
+            leftovers,
+            oom_kills,
+        } = exit;
         Self {
             outcome: exit.outcome().as_str_name().to_owned(),
-            value: exit.value,
+            value: *value,
             source: exit.source().as_str_name().to_owned(),
             reason: exit.reason(),
-            message: exit.message.clone(),
-            stopped_by: exit.stop.as_ref().map(|stop| stop.requested_by.clone()),
-            stop_message: exit.stop.as_ref().map(|stop| stop.message.clone()),
-            seal: exit.seal.as_ref().map(StoredSeal::from_wire),
-            usage: exit.usage.map(|usage| StoredUsage {
+            message: message.clone(),
+            stopped_by: stop.as_ref().map(|stop| stop.requested_by.clone()),
+            stop_message: stop.as_ref().map(|stop| stop.message.clone()),
+            seal: seal.as_ref().map(StoredSeal::from_wire),
+            usage: usage.map(|usage| StoredUsage {
                 user_micros: usage.user_micros,
                 system_micros: usage.system_micros,
                 peak_memory_bytes: usage.peak_memory_bytes,
@@ -248,10 +264,10 @@ impl StoredExit {
                 written_bytes: usage.written_bytes,
                 container_peak_memory_bytes: usage.container_peak_memory_bytes,
             }),
-            started_unix_nanos: exit.started_unix_nanos,
-            finished_unix_nanos: exit.finished_unix_nanos,
-            leftovers: exit.leftovers,
-            oom_kills: exit.oom_kills,
+            started_unix_nanos: *started_unix_nanos,
+            finished_unix_nanos: *finished_unix_nanos,
+            leftovers: *leftovers,
+            oom_kills: *oom_kills,
         }
     }
 
@@ -286,15 +302,23 @@ impl StoredExit {
 
 impl StoredSeal {
     fn from_wire(seal: &Seal) -> Self {
-        let stdout = seal.stdout.clone().unwrap_or_default();
-        let stderr = seal.stderr.clone().unwrap_or_default();
+        let stored = |stream: &Option<StreamSeal>| {
+            let StreamSeal {
+                bytes,
+                sha256,
+                dropped_bytes,
+            } = stream.clone().unwrap_or_default();
+            (bytes, hex::encode(sha256), dropped_bytes)
+        };
+        let (stdout_bytes, stdout_sha256, stdout_dropped_bytes) = stored(&seal.stdout);
+        let (stderr_bytes, stderr_sha256, stderr_dropped_bytes) = stored(&seal.stderr);
         Self {
-            stdout_bytes: stdout.bytes,
-            stdout_sha256: hex::encode(&stdout.sha256),
-            stdout_dropped_bytes: stdout.dropped_bytes,
-            stderr_bytes: stderr.bytes,
-            stderr_sha256: hex::encode(&stderr.sha256),
-            stderr_dropped_bytes: stderr.dropped_bytes,
+            stdout_bytes,
+            stdout_sha256,
+            stdout_dropped_bytes,
+            stderr_bytes,
+            stderr_sha256,
+            stderr_dropped_bytes,
             reason: seal.reason(),
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
+use remoteprocess_proto::timing::HEARTBEAT;
 use remoteprocess_proto::v1::{Cursor, Exit, State, Stream as WireStream, WatchOutputRequest};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -22,8 +23,6 @@ use crate::relay::piece::{Placed, Wanted};
 
 /// Bytes that go to a reader at a time, and two of which wait for a slow one.
 const BATCH: usize = 64 * 1024;
-/// A silent stream says this often that it lives.
-const HEARTBEAT: Duration = Duration::from_secs(10);
 /// A reader that takes nothing for this long is parked: what is held for it is let go.
 const STALLED: Duration = Duration::from_secs(1);
 /// How often the archive is looked at while an attempt has no home that can be reached.

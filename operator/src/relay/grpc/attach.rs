@@ -11,7 +11,7 @@ use super::interactive::{Opening, Requests};
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::core::Core;
 use crate::relay::core::authorize::Action;
-use crate::relay::error::Error;
+use crate::relay::error::{Code, Error};
 
 impl Opening for AttachOpen {
     type Request = AttachRequest;
@@ -54,7 +54,8 @@ impl Opening for AttachOpen {
 
     fn unreachable(core: &Core, target: &Target, _: &AttemptKey, error: Error) -> Error {
         match core.object(target).is_some_and(|process| process.is_final()) {
-            true => error,
+            // Clients take this code for the end of the program.
+            true => Error::new(Code::OutOfRange, error.message),
             // It may come to life yet: the writer tries again.
             false => Error::unavailable(error.message),
         }

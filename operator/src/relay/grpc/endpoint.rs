@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use remoteprocess_proto::MAX_MESSAGE;
+use remoteprocess_proto::metadata::UID;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_server::RelayServer;
 use remoteprocess_proto::v1::{Heartbeat, OutputFrame, WatchOutputRequest};
@@ -19,9 +20,6 @@ use super::caller::caller;
 use super::peers::ATTEMPT;
 use super::{RelayService, admit};
 use crate::relay::core::output::{Events, OutputEvent};
-
-/// Metadata of an answer to `WatchOutput`: the object's uid.
-const UID: &str = "rproc-uid";
 
 /// Messages up to this size are put together: each piece of a body costs a frame of HTTP/2.
 const TINY: usize = 2048;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
+pub(super) use remoteprocess_proto::metadata::{ATTEMPT, ON_BEHALF};
 use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::{
     Cursor, GetStateRequest, ProcessKey, ProcessState, SignalRequest, StopRequest, WatchOutputRequest,
@@ -25,10 +26,6 @@ use super::frames::Frames;
 use crate::relay::attempt::AttemptKey;
 use crate::relay::error::Error;
 
-/// Metadata: the attempt that is meant, or that was answered for.
-pub(super) const ATTEMPT: &str = "rproc-attempt";
-/// Metadata from replica to replica: the user who asked, as UTF-8.
-pub(super) const ON_BEHALF: &str = "rproc-on-behalf-bin";
 /// Time for the question who is a process's home.
 const ASK: Duration = Duration::from_secs(2);
 /// Time for a connection to a home, and for its first answer.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use remoteprocess_proto::timing::SILENCE;
 use remoteprocess_proto::v1::Exit;
 use remoteprocess_proto::v1::output_frame::Frame;
 use tokio::sync::watch;
@@ -20,8 +21,6 @@ use crate::relay::grpc::peers::Home;
 use crate::relay::metrics::metrics;
 use crate::relay::piece::{Piece, distance};
 
-/// A home sends a heartbeat every 10 s.
-const SILENCE: Duration = Duration::from_secs(30);
 /// An agent that has lost its home has another within a few seconds; then readers turn to the archive.
 const SEARCH: Duration = Duration::from_secs(8);
 /// Pauses while the home is looked for.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use remoteprocess_proto::timing::SILENCE;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{Exit, GapReason, Phase, Seal, Stream};
 use tokio::sync::watch;
@@ -15,8 +16,6 @@ use crate::relay::error::{Code, Error};
 use crate::relay::metrics::metrics;
 use crate::relay::piece::{Piece, gap};
 
-/// An agent sends a heartbeat every 10 s: after this long without a frame the line is dead.
-const SILENCE: Duration = Duration::from_secs(30);
 /// First and longest pause between two tries.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 /// After this long without an agent nobody dials any more: an agent that lives comes by itself.

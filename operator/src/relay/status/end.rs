@@ -2,7 +2,7 @@
 
 use remoteprocess_api::sentence::plain;
 use remoteprocess_api::{
-    AttemptExit, AttemptStatus, ExitSource, Reason, RemoteProcess, RemoteProcessStatus, StopStatus, signal,
+    AttemptExit, AttemptStatus, ExitSource, RemoteProcess, RemoteProcessStatus, StopStatus, signal,
 };
 use remoteprocess_proto::v1::exit::{Outcome, Source, Stop};
 use remoteprocess_proto::v1::{self, Exit, Seal, SealReason, StreamSeal};
@@ -15,35 +15,44 @@ const SENTENCE: usize = 512;
 /// An exit frame as the status tells it.
 #[must_use]
 pub fn exit_to_status(exit: &Exit) -> AttemptExit {
+    // Without `..`: a field that is added to the wire does not compile until somewhere in the status is chosen for it.
+    // Output and usage of the attempt have fields of their own.
+    let Exit {
+        outcome: _,
+        value,
+        source: _,
+        sealed: _,
+        reason: _,
+        message,
+        stop,
+        seal: _,
+        usage: _,
+        started_unix_nanos: _,
+        finished_unix_nanos: _,
+        leftovers,
+        oom_kills,
+    } = exit;
     let is_code = exit.outcome() == Outcome::Code;
     let is_signal = exit.outcome() == Outcome::Signal;
-    AttemptExit {
-        code: is_code.then_some(exit.value),
-        signal: is_signal.then(|| signal::name(exit.value)),
+    let mut told = AttemptExit {
+        code: is_code.then_some(*value),
+        signal: is_signal.then(|| signal::name(*value)),
         source: match exit.source() {
             Source::Entrypoint => ExitSource::Entrypoint,
             Source::Kubelet => ExitSource::Kubelet,
             Source::None => ExitSource::None,
         },
-        reason: reason::from_wire(exit.reason()).or_else(|| plain_reason(exit)),
-        message: sentence(&exit.message),
-        stop: exit.stop.as_ref().map(|stop| StopStatus {
+        reason: reason::from_wire(exit.reason()),
+        message: sentence(message),
+        stop: stop.as_ref().map(|stop| StopStatus {
             requested_by: sentence(&stop.requested_by).unwrap_or_default(),
             message: sentence(&stop.message),
         }),
-        leftovers: (exit.leftovers > 0).then_some(exit.leftovers),
-        oom_kills: (exit.oom_kills > 0).then_some(exit.oom_kills),
-    }
-}
-
-fn plain_reason(exit: &Exit) -> Option<Reason> {
-    match exit.outcome() {
-        Outcome::Code if exit.stop.is_some() => Some(Reason::Stopped),
-        Outcome::Code if exit.value == 0 => Some(Reason::Completed),
-        Outcome::Code => Some(Reason::NonZeroExit),
-        Outcome::Signal => Some(Reason::Signaled),
-        Outcome::Unknown => None,
-    }
+        leftovers: (*leftovers > 0).then_some(*leftovers),
+        oom_kills: (*oom_kills > 0).then_some(*oom_kills),
+    };
+    told.reason = told.reason.or_else(|| told.shown_reason());
+    told
 }
 
 /// A peer's sentence, without control bytes and not endless.

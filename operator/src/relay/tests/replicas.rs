@@ -147,6 +147,27 @@ async fn signals_and_stops_reach_the_agent_through_any_replica_with_the_users_na
 }
 
 #[tokio::test]
+async fn a_writer_is_told_by_the_code_that_the_process_has_ended_or_may_still_come() {
+    let (_home, other) = pair().await;
+    for (phase, code) in [
+        (remoteprocess_api::Phase::Failed, tonic::Code::OutOfRange),
+        (remoteprocess_api::Phase::Running, tonic::Code::Unavailable),
+    ] {
+        other.change(|status| status.phase = Some(phase));
+        let open = AttachOpen {
+            protocol: PROTOCOL,
+            process: process(),
+            session: "mine".to_owned(),
+            ..AttachOpen::default()
+        };
+        let request = Some(Asked::Open(open));
+        let requests = futures::stream::iter(vec![AttachRequest { request }]);
+        let refused = soon(other.client().await.attach(requests)).await;
+        assert_eq!(refused.unwrap_err().code(), code, "{phase}");
+    }
+}
+
+#[tokio::test]
 async fn input_reaches_the_agent_through_any_replica_with_the_users_name() {
     let (home, other) = pair().await;
     let program = program(1);
@@ -160,9 +181,6 @@ async fn input_reaches_the_agent_through_any_replica_with_the_users_name() {
         ..AttachOpen::default()
     };
     let say = |asked| AttachRequest { request: Some(asked) };
-    let early = vec![say(Asked::Open(open.clone()))];
-    let refused = soon(other.client().await.attach(futures::stream::iter(early))).await;
-    assert_eq!(refused.unwrap_err().code(), tonic::Code::Unavailable, "it may come yet");
     home.open(&agent);
     for (index, replica) in [&other, &home].into_iter().enumerate() {
         let (requests, mut outgoing) = tokio::sync::mpsc::channel(8);

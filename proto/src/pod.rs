@@ -1,0 +1,93 @@
+//! What operator, agent and entrypoint must agree on inside a pod.
+
+/// Port of the agent's executor.
+pub const AGENT_PORT: u16 = 20443;
+/// Where the handover volume is mounted in both containers: the entrypoint's program and its socket.
+pub const HANDOVER_PATH: &str = "/.rproc";
+/// The entrypoint's program on the handover volume.
+pub const ENTRYPOINT: &str = "/.rproc/entrypoint";
+/// Where the spool is mounted in the agent's container.
+pub const SPOOL_PATH: &str = "/spool";
+/// Where the token is mounted in the agent's container.
+pub const TOKEN_PATH: &str = "/var/run/rproc/token";
+/// File name of the token below [`TOKEN_PATH`].
+pub const TOKEN_NAME: &str = "token";
+/// The projected ServiceAccount token of the agent: [`TOKEN_NAME`] below [`TOKEN_PATH`].
+pub const TOKEN_FILE: &str = "/var/run/rproc/token/token";
+/// Where the values to be masked are mounted in the agent's container: files `0`, `1`, ….
+pub const MASK_PATH: &str = "/var/run/rproc/mask";
+
+/// Environment variables by which the operator configures the agent.
+pub mod env {
+    macro_rules! variables {
+        ($($(#[$doc:meta])* $name:ident = $value:literal,)*) => {
+            $($(#[$doc])* pub const $name: &str = $value;)*
+
+            /// All of them.
+            pub const ALL: &[&str] = &[$($value),*];
+        };
+    }
+
+    variables! {
+        /// Main listener of the relay, `host:port`.
+        RELAY = "RPROC_RELAY",
+        /// Enroll listener of the relay, `host:port`.
+        RELAY_ENROL = "RPROC_RELAY_ENROL",
+        /// CAs to trust at first, PEM.
+        CA_BUNDLE = "RPROC_CA_BUNDLE",
+        /// Trust domain of all certificates.
+        TRUST_DOMAIN = "RPROC_TRUST_DOMAIN",
+        /// Namespace of the RemoteProcess.
+        PROCESS_NAMESPACE = "RPROC_PROCESS_NAMESPACE",
+        /// Name of the RemoteProcess.
+        PROCESS_NAME = "RPROC_PROCESS_NAME",
+        /// Uid of the RemoteProcess.
+        PROCESS_UID = "RPROC_PROCESS_UID",
+        /// Number of the attempt.
+        ATTEMPT = "RPROC_ATTEMPT",
+        /// Uid of the pod.
+        POD_UID = "RPROC_POD_UID",
+        /// Address of the pod.
+        POD_IP = "RPROC_POD_IP",
+        /// Port of the executor.
+        LISTEN_PORT = "RPROC_LISTEN_PORT",
+        /// Bytes of unarchived output that fill the spool.
+        SPOOL_SIZE = "RPROC_SPOOL_SIZE",
+        /// What happens when the spool is full.
+        WHEN_FULL = "RPROC_WHEN_FULL",
+        /// How much output goes into the container's log.
+        ECHO = "RPROC_ECHO",
+        /// One pipe for both streams.
+        MERGE = "RPROC_MERGE",
+        /// The program takes input.
+        STDIN = "RPROC_STDIN",
+        /// The program runs at a terminal.
+        TTY = "RPROC_TTY",
+        /// Size of that terminal at the start.
+        TTY_SIZE = "RPROC_TTY_SIZE",
+        /// What happens to processes that outlive the program.
+        LEFTOVERS = "RPROC_LEFTOVERS",
+        /// Paused time does not count for the run deadline.
+        PAUSE_STOPS_CLOCK = "RPROC_PAUSE_STOPS_CLOCK",
+        /// How long the program may run.
+        RUN_SECONDS = "RPROC_RUN_SECONDS",
+        /// When the warning before the run deadline comes.
+        WARN_BEFORE_SECONDS = "RPROC_WARN_BEFORE_SECONDS",
+        /// Signal that the program gets with the warning.
+        WARN_SIGNAL = "RPROC_WARN_SIGNAL",
+        /// First signal of the stop path.
+        STOP_SIGNAL = "RPROC_STOP_SIGNAL",
+        /// Time between that signal and SIGKILL.
+        STOP_GRACE_SECONDS = "RPROC_STOP_GRACE_SECONDS",
+        /// How long to wait for the archive when the pod ends.
+        DRAIN_SECONDS = "RPROC_DRAIN_SECONDS",
+        /// Directory of the values to mask.
+        MASK_DIR = "RPROC_MASK_DIR",
+        /// File with the projected token.
+        TOKEN_FILE = "RPROC_TOKEN_FILE",
+        /// Directory of the handover volume.
+        HANDOVER = "RPROC_HANDOVER",
+        /// Directory of the spool volume.
+        SPOOL = "RPROC_SPOOL",
+    }
+}
