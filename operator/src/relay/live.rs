@@ -1,6 +1,6 @@
 //! One upstream for each live attempt, many followers.
 //!
-//! A session reads the agent's output once, keeps the newest part in a ring, and archives it. Followers read the ring,
+//! A live attempt reads the agent's output once, keeps the newest part in a ring, and archives it. Followers read the ring,
 //! and the archive where they are too slow for it; none of them holds the upstream up. Only a ring full of bytes that
 //! are not durable yet does: then the agent's spool absorbs.
 
@@ -40,8 +40,8 @@ use super::grpc::agent::{AgentClient, Connect};
 use super::grpc::peers::Peers;
 use super::metrics::metrics;
 
-/// Writes what a session learns into the object's status. Each write is tried until it is done or the object is gone:
-/// an API server that is away must not end a session.
+/// Writes what a live attempt learns into the object's status. Each write is tried until it is done or the object is gone:
+/// an API server that is away must not end a live attempt.
 pub trait Record: Send + Sync + 'static {
     /// Something of a program that runs.
     fn learned<'a>(&'a self, subject: &'a Subject, fact: Fact) -> BoxFuture<'a, ()>;
@@ -83,7 +83,7 @@ impl Ending {
     }
 }
 
-/// What all sessions of a relay share.
+/// What all live attempts of a relay share.
 pub struct Context {
     /// Where output goes.
     pub archive: Archive,
@@ -95,7 +95,7 @@ pub struct Context {
     pub record: Box<dyn Record>,
     /// What all rings together may hold.
     pub memory: Arc<Budget>,
-    /// Ends every session: what was received is flushed first.
+    /// Ends every live attempt: what was received is flushed first.
     pub shutdown: CancellationToken,
 }
 
@@ -125,7 +125,7 @@ struct Observed {
     is_connected: bool,
 }
 
-/// What a follower reads beside the archive: the ring of a session, or of a mirror.
+/// What a follower reads beside the archive: the ring of a live attempt, or of a mirror.
 #[derive(Clone)]
 pub struct Feed {
     ring: Arc<Ring>,
@@ -133,7 +133,7 @@ pub struct Feed {
     is_home: bool,
 }
 
-/// The live sessions of a relay, and the mirrors of other replicas' sessions.
+/// The live attempts of a relay, and the mirrors of other replicas' live attempts.
 #[derive(Clone)]
 pub struct LiveAttempts {
     context: Arc<Context>,
@@ -144,7 +144,7 @@ pub struct LiveAttempts {
 }
 
 impl LiveAttempts {
-    /// No session yet.
+    /// No live attempt yet.
     #[must_use]
     pub fn new(context: Arc<Context>) -> Self {
         Self {
@@ -156,13 +156,13 @@ impl LiveAttempts {
         }
     }
 
-    /// The live session of an attempt.
+    /// The live attempt of an attempt.
     #[must_use]
     pub fn get(&self, key: &AttemptKey) -> Option<Arc<LiveAttempt>> {
         self.lock().get(key).cloned()
     }
 
-    /// Every live session.
+    /// Every live attempt.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<LiveAttempt>> {
         self.lock().values().cloned().collect()
@@ -176,10 +176,10 @@ impl LiveAttempts {
         }
         let mirror = Arc::new(Mirror::new(self, key.clone()));
         mirrors.insert(key.clone(), mirror.clone());
-        let (sessions, running, key) = (self.clone(), mirror.clone(), key.clone());
+        let (attempts, running, key) = (self.clone(), mirror.clone(), key.clone());
         self.tasks.spawn(async move {
-            running.run(&sessions).await;
-            sessions.mirrors().remove(&key);
+            running.run(&attempts).await;
+            attempts.mirrors().remove(&key);
         });
         mirror
     }
@@ -196,36 +196,36 @@ impl LiveAttempts {
         &self.context.peers
     }
 
-    /// Fires when a session appears or goes, or a mirror becomes ready.
+    /// Fires when a live attempt appears or goes, or a mirror becomes ready.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// Opens the session of an attempt, or tells the one that is open where its agent is now.
+    /// Opens the live attempt of an attempt, or tells the one that is open where its agent is now.
     pub fn open(&self, subject: Subject, agent: Agent) -> Arc<LiveAttempt> {
         let mut live = self.lock();
-        if let Some(session) = live.get(&subject.key) {
-            session.agent.send_replace(agent);
-            return session.clone();
+        if let Some(attempt) = live.get(&subject.key) {
+            attempt.agent.send_replace(agent);
+            return attempt.clone();
         }
-        let session = Arc::new(LiveAttempt::new(self.context.clone(), subject, agent));
-        live.insert(session.subject.key.clone(), session.clone());
+        let attempt = Arc::new(LiveAttempt::new(self.context.clone(), subject, agent));
+        live.insert(attempt.subject.key.clone(), attempt.clone());
         drop(live);
         self.changed.send_modify(|version| *version += 1);
-        let (sessions, running) = (self.clone(), session.clone());
+        let (attempts, running) = (self.clone(), attempt.clone());
         metrics().sessions.inc();
         self.tasks.spawn(async move {
             archiver::run(&running).await;
             running.ring.close();
             metrics().sessions.dec();
-            sessions.lock().remove(&running.subject.key);
-            sessions.changed.send_modify(|version| *version += 1);
+            attempts.lock().remove(&running.subject.key);
+            attempts.changed.send_modify(|version| *version += 1);
         });
-        session
+        attempt
     }
 
-    /// Waits until every session has ended; to be called after the shutdown token fired.
+    /// Waits until every live attempt has ended; to be called after the shutdown token fired.
     pub async fn drained(&self) {
         self.tasks.close();
         self.tasks.wait().await;
@@ -265,7 +265,7 @@ impl LiveAttempt {
         }
     }
 
-    /// What the session is of.
+    /// What the live attempt is of.
     #[must_use]
     pub fn subject(&self) -> &Subject {
         &self.subject

@@ -1,5 +1,5 @@
-//! Tells the live sessions what the objects say: that they are to stop, that the status holds an end, that they are
-//! gone. And makes up for what a former relay could not write any more.
+//! Brings the live attempts in line with their objects: passes on what an object says, closes attempts whose agent is
+//! lost, and records ends that a former relay has only archived.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ const BY_DELETION: &str = "deletion";
 /// How long an attempt that ended is left to the agent or to another replica.
 const ABANDONED_AFTER: Duration = Duration::from_secs(30);
 
-/// What overseeing needs.
+/// Keeps the live attempts in line with the directory.
 #[derive(Clone)]
 pub struct Reconciler {
     /// Which processes exist.

@@ -28,61 +28,61 @@ const FAREWELL: Duration = Duration::from_secs(30);
 /// The controller waits at most 10 s for the kubelet's word on a container that ended without a report.
 const KUBELET: Duration = Duration::from_secs(15);
 
-/// Runs a session from its first connection to the agent's farewell, or to the relay's shutdown.
-pub async fn run(session: &LiveAttempt) {
+/// Runs a live attempt from its first connection to the agent's farewell, or to the relay's shutdown.
+pub async fn run(live: &LiveAttempt) {
     tokio::select! {
-        () = carry(session) => {}
-        () = conditions::run(session) => {}
+        () = carry(live) => {}
+        () = conditions::run(live) => {}
     }
 }
 
-async fn carry(session: &LiveAttempt) {
-    let shutdown = &session.context.shutdown;
+async fn carry(live: &LiveAttempt) {
+    let shutdown = &live.context.shutdown;
     let opened = shutdown
-        .run_until_cancelled(retry(session, "open the archive", || {
-            session.context.archive.writer(session.subject.clone())
+        .run_until_cancelled(retry(live, "open the archive", || {
+            live.context.archive.writer(live.subject.clone())
         }))
         .await;
     let Some(writer) = opened else { return };
-    session.ring.begin(writer.saved());
+    live.ring.begin(writer.saved());
     let saved = watch::Sender::new(writer.saved());
     let serve = async {
         if let Some(exit) = writer.sealed_exit() {
-            return close(session, writer, &exit).await;
+            return close(live, writer, &exit).await;
         }
         let (end, writer) = tokio::join!(
             async {
-                let end = shutdown.run_until_cancelled(upstream::run(session)).await;
-                session.ring.end_upstream();
+                let end = shutdown.run_until_cancelled(upstream::run(live)).await;
+                live.ring.end_upstream();
                 end
             },
-            archive(session, writer, &saved)
+            archive(live, writer, &saved)
         );
         if let Some(End::Exit(exit)) = end {
-            let exit = ask_status(session, *exit).await;
-            close(session, writer, &exit).await;
+            let exit = ask_status(live, *exit).await;
+            close(live, writer, &exit).await;
         }
     };
     tokio::select! {
         () = serve => {}
-        () = beside(session, &saved) => {}
+        () = beside(live, &saved) => {}
     }
 }
 
 /// What goes on beside the stream; never ends by itself.
-async fn beside(session: &LiveAttempt, saved: &watch::Sender<Cursor>) {
+async fn beside(live: &LiveAttempt, saved: &watch::Sender<Cursor>) {
     tokio::join!(
-        tell_saved(session, saved.subscribe()),
-        note_start(session),
-        desired::run(session)
+        tell_saved(live, saved.subscribe()),
+        note_start(live),
+        desired::run(live)
     );
     std::future::pending().await
 }
 
 /// Stores segments until no piece will follow.
-async fn archive(session: &LiveAttempt, writer: Writer, saved: &watch::Sender<Cursor>) -> Writer {
+async fn archive(live: &LiveAttempt, writer: Writer, saved: &watch::Sender<Cursor>) -> Writer {
     let mut archiver = Archiver {
-        session,
+        live,
         writer,
         saved,
         index: 0,
@@ -107,15 +107,15 @@ async fn archive(session: &LiveAttempt, writer: Writer, saved: &watch::Sender<Cu
             .map_or_else(|| Instant::now() + AGE, |oldest| oldest + AGE);
         tokio::select! {
             settled = archiver.writer.settle(), if !archiver.writer.is_settled() => archiver.settled(settled).await,
-            () = session.ring.due() => {}
-            () = sleep_until(timer), if !is_waiting => session.ring.ease(),
+            () = live.ring.due() => {}
+            () = sleep_until(timer), if !is_waiting => live.ring.ease(),
         }
     }
 }
 
 /// Between the ring and the archive.
 struct Archiver<'a> {
-    session: &'a LiveAttempt,
+    live: &'a LiveAttempt,
     writer: Writer,
     saved: &'a watch::Sender<Cursor>,
     /// The ring's next piece.
@@ -131,18 +131,18 @@ impl Archiver<'_> {
     /// Takes what fits of what has come; true when nothing more will.
     fn take(&mut self) -> bool {
         let room = SEGMENT_BYTES.saturating_sub(self.writer.open_bytes());
-        let (pieces, next) = self.session.ring.unkept(self.index, room);
+        let (pieces, next) = self.live.ring.unkept(self.index, room);
         pieces.iter().for_each(|placed| self.writer.append(placed));
         if next > self.index {
             self.oldest.get_or_insert_with(Instant::now);
         }
         self.index = next;
-        self.session.ring.is_ended_at(next)
+        self.live.ring.is_ended_at(next)
     }
 
     fn is_due(&self, is_last: bool) -> bool {
         let is_old = || self.oldest.is_some_and(|oldest| oldest.elapsed() >= AGE);
-        let is_tight = || self.session.context.memory.is_tight();
+        let is_tight = || self.live.context.memory.is_tight();
         self.oldest.is_some() && (self.writer.is_full() || is_last || is_old() || is_tight())
     }
 
@@ -152,57 +152,57 @@ impl Archiver<'_> {
                 let before = distance(&self.saved.borrow());
                 metrics().archived.inc_by(distance(&saved) - before);
                 if let Some(index) = self.stored.pop_front() {
-                    self.session.ring.keep(index);
+                    self.live.ring.keep(index);
                 }
                 self.saved.send_replace(saved);
                 self.backoff.reset();
-                note(self.session, None);
+                note(self.live, None);
             }
-            Err(error) => pause(self.session, "store a segment", &error, &mut self.backoff).await,
+            Err(error) => pause(self.live, "store a segment", &error, &mut self.backoff).await,
         }
     }
 }
 
 /// Everything is archived: manifest, followers, status, agent, in this order.
-async fn close(session: &LiveAttempt, mut writer: Writer, exit: &Exit) {
+async fn close(live: &LiveAttempt, mut writer: Writer, exit: &Exit) {
     let verdict = writer.verdict(exit);
     let mut backoff = BACKOFF;
     let manifest = loop {
         match writer.seal(&verdict).await {
             Ok(manifest) => break manifest,
-            Err(error) => pause(session, "store the manifest", &error, &mut backoff).await,
+            Err(error) => pause(live, "store the manifest", &error, &mut backoff).await,
         }
     };
-    note(session, None);
+    note(live, None);
     let exit = manifest.exit_frame().unwrap_or(verdict);
-    session.ring.finish(exit.clone(), manifest.end());
+    live.ring.finish(exit.clone(), manifest.end());
     info!(
-        uid = session.subject.key.uid,
-        attempt = session.subject.key.attempt,
+        uid = live.subject.key.uid,
+        attempt = live.subject.key.attempt,
         sealed = exit.sealed,
         "archived"
     );
-    let archive = &session.context.archive;
+    let archive = &live.context.archive;
     let tail = archive
-        .last_bytes(&session.subject.key, Ending::TAIL_BYTES)
+        .last_bytes(&live.subject.key, Ending::TAIL_BYTES)
         .await
         .unwrap_or_else(|error| {
             warn!(%error, "cannot read the tail of the output back");
             Vec::new()
         });
     let ending = Ending::archived(exit, manifest, tail);
-    let written = session.context.record.ended(&session.subject, &ending);
-    if session.context.shutdown.run_until_cancelled(written).await.is_some() {
-        farewell(session, ending.end).await;
+    let written = live.context.record.ended(&live.subject, &ending);
+    if live.context.shutdown.run_until_cancelled(written).await.is_some() {
+        farewell(live, ending.end).await;
     }
 }
 
 /// An end that the entrypoint did not report is the kubelet's to tell: the controller writes it into the status.
-async fn ask_status(session: &LiveAttempt, exit: Exit) -> Exit {
+async fn ask_status(live: &LiveAttempt, exit: Exit) -> Exit {
     if exit.source() != Source::None {
         return exit;
     }
-    let mut desired = session.desired.subscribe();
+    let mut desired = live.desired.subscribe();
     let told = timeout(KUBELET, desired.wait_for(|desired| desired.end.is_some())).await;
     let Ok(Ok(Some(told))) = told.map(|told| told.map(|desired| desired.end.clone())) else {
         return exit;
@@ -218,18 +218,14 @@ async fn ask_status(session: &LiveAttempt, exit: Exit) -> Exit {
 }
 
 /// Tells the agent that nothing more will be asked, so that it leaves.
-async fn farewell(session: &LiveAttempt, end: Cursor) {
+async fn farewell(live: &LiveAttempt, end: Cursor) {
     let give_up = Instant::now() + FAREWELL;
-    while let Err(error) = session.client.commit(end, true).await {
-        let gone = session.desired.borrow().end.is_some() && error.is_unavailable();
+    while let Err(error) = live.client.commit(end, true).await {
+        let gone = live.desired.borrow().end.is_some() && error.is_unavailable();
         if gone || Instant::now() >= give_up {
             return;
         }
-        let pause = session
-            .context
-            .shutdown
-            .run_until_cancelled(sleep(FAREWELL_PAUSE))
-            .await;
+        let pause = live.context.shutdown.run_until_cancelled(sleep(FAREWELL_PAUSE)).await;
         if pause.is_none() {
             return;
         }
@@ -237,14 +233,14 @@ async fn farewell(session: &LiveAttempt, end: Cursor) {
 }
 
 /// Lets the agent free its spool. A call that fails is made up for by the next.
-async fn tell_saved(session: &LiveAttempt, mut saved: watch::Receiver<Cursor>) {
+async fn tell_saved(live: &LiveAttempt, mut saved: watch::Receiver<Cursor>) {
     if *saved.borrow() != Cursor::default() {
         // What an earlier relay archived may not have reached the agent, whose spool may be full of it.
         saved.mark_changed();
     }
     while saved.changed().await.is_ok() {
         let cursor = *saved.borrow_and_update();
-        if session.client.commit(cursor, false).await.is_err() {
+        if live.client.commit(cursor, false).await.is_err() {
             sleep(BACKOFF.longest()).await;
             saved.mark_changed();
         }
@@ -252,29 +248,29 @@ async fn tell_saved(session: &LiveAttempt, mut saved: watch::Receiver<Cursor>) {
 }
 
 /// Writes the start once, unless the end is known first: one write less for a short run.
-async fn note_start(session: &LiveAttempt) {
-    let mut observed = session.observed.subscribe();
+async fn note_start(live: &LiveAttempt) {
+    let mut observed = live.observed.subscribe();
     if observed.wait_for(|observed| observed.is_started).await.is_err() {
         return;
     }
-    let (at_unix_nanos, run_seconds) = match session.client.get_state().await {
+    let (at_unix_nanos, run_seconds) = match live.client.get_state().await {
         Ok(state) if state.started_unix_nanos > 0 => (state.started_unix_nanos, state.run_seconds),
         _ => (
             i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default(),
             None,
         ),
     };
-    if session.exit().is_none() {
+    if live.exit().is_none() {
         let fact = Fact::Started {
             at_unix_nanos,
             run_seconds,
         };
-        session.context.record.learned(&session.subject, fact).await;
+        live.context.record.learned(&live.subject, fact).await;
     }
 }
 
 async fn retry<T, F: Future<Output = Result<T, Error>>>(
-    session: &LiveAttempt,
+    live: &LiveAttempt,
     what: &'static str,
     mut attempt: impl FnMut() -> F,
 ) -> T {
@@ -282,25 +278,24 @@ async fn retry<T, F: Future<Output = Result<T, Error>>>(
     loop {
         match attempt().await {
             Ok(done) => {
-                note(session, None);
+                note(live, None);
                 return done;
             }
-            Err(error) => pause(session, what, &error, &mut backoff).await,
+            Err(error) => pause(live, what, &error, &mut backoff).await,
         }
     }
 }
 
 /// Says whether the archive takes what it is given.
-fn note(session: &LiveAttempt, unavailable: Option<Unavailable>) {
-    session
-        .unavailable
+fn note(live: &LiveAttempt, unavailable: Option<Unavailable>) {
+    live.unavailable
         .send_if_modified(|known| std::mem::replace(known, unavailable) != unavailable);
 }
 
-async fn pause(session: &LiveAttempt, what: &'static str, error: &Error, backoff: &mut Backoff) {
+async fn pause(live: &LiveAttempt, what: &'static str, error: &Error, backoff: &mut Backoff) {
     metrics().archive_failures.inc();
     let unavailable = error.unavailable();
-    warn!(uid = session.subject.key.uid, reason = unavailable.reason(), %error, "cannot {what}, will try again");
-    note(session, Some(unavailable));
+    warn!(uid = live.subject.key.uid, reason = unavailable.reason(), %error, "cannot {what}, will try again");
+    note(live, Some(unavailable));
     sleep(backoff.pause()).await;
 }

@@ -29,11 +29,11 @@ pub struct OutputCondition {
 }
 
 /// Tells both; never ends.
-pub async fn run(session: &LiveAttempt) {
+pub async fn run(live: &LiveAttempt) {
     tokio::join!(
         tell(
-            session,
-            session.observed.subscribe(),
+            live,
+            live.observed.subscribe(),
             |observed| observed.blocked,
             ConditionType::OutputBlocked,
             |size| (
@@ -45,8 +45,8 @@ pub async fn run(session: &LiveAttempt) {
             )
         ),
         tell(
-            session,
-            session.unavailable.subscribe(),
+            live,
+            live.unavailable.subscribe(),
             |unavailable| *unavailable,
             ConditionType::ArchiveUnavailable,
             |cause| (cause.reason(), cause.sentence().to_owned())
@@ -57,7 +57,7 @@ pub async fn run(session: &LiveAttempt) {
 
 /// Writes each cause that lasts, and its end.
 async fn tell<S, T: Copy + PartialEq>(
-    session: &LiveAttempt,
+    live: &LiveAttempt,
     mut causes: watch::Receiver<S>,
     of: impl Fn(&S) -> Option<T>,
     kind: ConditionType,
@@ -91,12 +91,12 @@ async fn tell<S, T: Copy + PartialEq>(
                 },
             },
         };
-        session.context.record.noted(&session.subject, &notice).await;
+        live.context.record.noted(&live.subject, &notice).await;
         told = Some(cause);
     }
 }
 
-/// The next cause that differs from what was told and has lasted; `None` when the session is gone.
+/// The next cause that differs from what was told and has lasted; `None` when the live attempt is gone.
 async fn lasting<S, T: Copy + PartialEq>(
     causes: &mut watch::Receiver<S>,
     of: impl Fn(&S) -> Option<T>,

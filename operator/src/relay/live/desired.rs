@@ -113,10 +113,10 @@ struct View {
 }
 
 impl View {
-    fn of(session: &LiveAttempt) -> Self {
+    fn of(live: &LiveAttempt) -> Self {
         Self {
-            desired: session.desired.subscribe(),
-            observed: session.observed.subscribe(),
+            desired: live.desired.subscribe(),
+            observed: live.observed.subscribe(),
         }
     }
 
@@ -138,19 +138,19 @@ impl View {
 }
 
 /// Does all of it; never ends.
-pub(super) async fn run(session: &LiveAttempt) {
+pub(super) async fn run(live: &LiveAttempt) {
     tokio::join!(
-        stop(session),
-        keep_paused(session),
-        keep_limit(session),
-        tell_pauses(session),
-        tell_warnings(session)
+        stop(live),
+        keep_paused(live),
+        keep_limit(live),
+        tell_pauses(live),
+        tell_warnings(live)
     );
 }
 
 /// Waits for an order to stop and then tells the agent until it has heard.
-async fn stop(session: &LiveAttempt) {
-    let mut desired = session.desired.subscribe();
+async fn stop(live: &LiveAttempt) {
+    let mut desired = live.desired.subscribe();
     let ordered = desired.wait_for(|desired| desired.stop.is_some()).await;
     let Ok(Some(order)) = ordered.map(|desired| desired.stop.clone()) else {
         return;
@@ -160,27 +160,27 @@ async fn stop(session: &LiveAttempt) {
         message: order.message,
         ..ExecutorStopRequest::default()
     };
-    while let Err(error) = session.client.stop(request.clone()).await {
-        debug!(uid = session.subject.key.uid, %error, "the agent has not heard the stop yet");
+    while let Err(error) = live.client.stop(request.clone()).await {
+        debug!(uid = live.subject.key.uid, %error, "the agent has not heard the stop yet");
         sleep(AGAIN).await;
     }
 }
 
-async fn keep_paused(session: &LiveAttempt) {
-    let mut view = View::of(session);
+async fn keep_paused(live: &LiveAttempt) {
+    let mut view = View::of(live);
     let mut refused_of = None;
     loop {
         let (program, state) = view.now();
         let pause = match (program, is_paused(state.as_ref())) {
             (Some(program), Some(is)) if program.is_paused != is => {
-                let answer = session.client.pause(request(&program)).await;
+                let answer = live.client.pause(request(&program)).await;
                 if let (Err(error), true) = (&answer, program.is_paused)
                     && !error.is_unavailable()
                     && refused_of.replace(program.generation) != Some(program.generation)
                 {
                     let why = error.message.clone();
                     let generation = program.generation;
-                    session.learn(Fact::PauseFailed { generation, why }).await;
+                    live.learn(Fact::PauseFailed { generation, why }).await;
                 }
                 after(answer)
             }
@@ -208,23 +208,23 @@ fn after(answer: Result<(), Error>) -> Option<Duration> {
 }
 
 /// Tells the agent of a limit that is not the one by which it goes, as the status has it.
-async fn keep_limit(session: &LiveAttempt) {
-    let mut view = View::of(session);
+async fn keep_limit(live: &LiveAttempt) {
+    let mut view = View::of(live);
     loop {
         let (program, state) = view.now();
         let program =
             program.filter(|program| program.status.is_started && program.run_seconds != program.status.run_seconds);
         let pause = match (program, is_paused(state.as_ref())) {
             (Some(ProgramSpec { run_seconds, .. }), Some(_)) => {
-                let answer = session
+                let answer = live
                     .client
                     .set_deadline(ExecutorSetDeadlineRequest { run_seconds })
                     .await;
                 match &answer {
-                    Ok(()) => session.learn(Fact::RunSeconds(run_seconds)).await,
+                    Ok(()) => live.learn(Fact::RunSeconds(run_seconds)).await,
                     Err(error) if error.code == Code::Unimplemented => {
                         info!(
-                            uid = session.subject.key.uid,
+                            uid = live.subject.key.uid,
                             "the agent is too old for another run deadline"
                         );
                         return;
@@ -240,37 +240,37 @@ async fn keep_limit(session: &LiveAttempt) {
 }
 
 /// Writes down that it is paused, or goes on, where the status says otherwise.
-async fn tell_pauses(session: &LiveAttempt) {
-    let mut view = View::of(session);
+async fn tell_pauses(live: &LiveAttempt) {
+    let mut view = View::of(live);
     loop {
         if let (Some(program), Some(state)) = view.now() {
             let is = state.phase() == Phase::Paused;
             if program.status.is_paused != is {
-                session.learn(Fact::Paused(is.then(Timestamp::now))).await;
+                live.learn(Fact::Paused(is.then(Timestamp::now))).await;
             }
         }
         view.changed(None).await;
     }
 }
 
-async fn tell_warnings(session: &LiveAttempt) {
-    let mut observed = session.observed.subscribe();
+async fn tell_warnings(live: &LiveAttempt) {
+    let mut observed = live.observed.subscribe();
     let is_near = |observed: &Observed| {
         observed
             .state
             .as_ref()
             .is_some_and(|state| state.reason() == Reason::DeadlineNear)
     };
-    // The sender lives in the session.
+    // The sender lives in the live attempt.
     while observed.wait_for(is_near).await.is_ok() {
-        let run_seconds = session
+        let run_seconds = live
             .desired
             .borrow()
             .program
             .as_ref()
             .and_then(|program| program.run_seconds);
         if let Some(run_seconds) = run_seconds {
-            session.learn(Fact::DeadlineNear(run_seconds)).await;
+            live.learn(Fact::DeadlineNear(run_seconds)).await;
         }
         if observed.wait_for(|observed| !is_near(observed)).await.is_err() {
             return;

@@ -47,10 +47,10 @@ pub enum Progress {
 }
 
 impl Mirror {
-    pub(super) fn new(sessions: &LiveAttempts, key: AttemptKey) -> Self {
+    pub(super) fn new(attempts: &LiveAttempts, key: AttemptKey) -> Self {
         Self {
             key,
-            ring: Arc::new(Ring::new(sessions.context.memory.clone())),
+            ring: Arc::new(Ring::new(attempts.context.memory.clone())),
             progress: watch::Sender::new(Progress::Looking),
         }
     }
@@ -72,21 +72,21 @@ impl Mirror {
     }
 
     /// Copies the home's stream until its end, until nobody reads, or until this replica is the home.
-    pub(super) async fn run(&self, sessions: &LiveAttempts) {
+    pub(super) async fn run(&self, attempts: &LiveAttempts) {
         metrics().mirrors.inc();
         tokio::select! {
-            () = self.copy(sessions) => {}
+            () = self.copy(attempts) => {}
             () = self.unread() => {}
-            () = at_home(sessions, &self.key) => {}
-            () = sessions.context.shutdown.cancelled() => {}
+            () = at_home(attempts, &self.key) => {}
+            () = attempts.context.shutdown.cancelled() => {}
         }
         self.ring.close();
         self.progress.send_replace(Progress::Gone);
         metrics().mirrors.dec();
     }
 
-    async fn copy(&self, sessions: &LiveAttempts) {
-        let Ok(begin) = sessions.context.archive.reader(&self.key).last_start().await else {
+    async fn copy(&self, attempts: &LiveAttempts) {
+        let Ok(begin) = attempts.context.archive.reader(&self.key).last_start().await else {
             return;
         };
         self.ring.begin(begin);
@@ -94,8 +94,8 @@ impl Mirror {
         let mut backoff = BACKOFF;
         while seen.elapsed() < SEARCH {
             let received = self.ring.end();
-            let end = match sessions.context.peers.home_of(&self.key).await {
-                Some(home) => self.read(sessions, &home).await,
+            let end = match attempts.context.peers.home_of(&self.key).await {
+                Some(home) => self.read(attempts, &home).await,
                 None => Err("no replica is the home".into()),
             };
             match end {
@@ -109,10 +109,10 @@ impl Mirror {
         }
     }
 
-    async fn read(&self, sessions: &LiveAttempts, home: &Home) -> Result<Exit, ReadError> {
-        let mut frames = sessions.context.peers.watch_output(home, self.ring.end()).await?;
+    async fn read(&self, attempts: &LiveAttempts, home: &Home) -> Result<Exit, ReadError> {
+        let mut frames = attempts.context.peers.watch_output(home, self.ring.end()).await?;
         let goal = home.state.output.as_ref().map(distance).unwrap_or_default();
-        self.reached(sessions, goal);
+        self.reached(attempts, goal);
         loop {
             let next = timeout(SILENCE, frames.next()).await??;
             let (frame, wire) = next.ok_or("ended without an exit")?;
@@ -120,21 +120,21 @@ impl Mirror {
                 Frame::Data(data) => self.ring.push_message(Piece::Data(data), wire),
                 Frame::Gap(gap) => self.ring.push(Piece::Gap(gap)),
                 Frame::Exit(exit) => {
-                    self.reached(sessions, 0);
+                    self.reached(attempts, 0);
                     return Ok(exit);
                 }
                 Frame::State(_) | Frame::Heartbeat(_) | Frame::Spool(_) => continue,
             }
             self.ring.keep_all();
-            self.reached(sessions, goal);
+            self.reached(attempts, goal);
         }
     }
 
     /// Ready as soon as it has what the home had at first: a reader of what is there now must not get less.
-    fn reached(&self, sessions: &LiveAttempts, goal: u64) {
+    fn reached(&self, attempts: &LiveAttempts, goal: u64) {
         if *self.progress.borrow() == Progress::Looking && distance(&self.ring.end()) >= goal {
             self.progress.send_replace(Progress::Ready);
-            sessions.changed.send_modify(|version| *version += 1);
+            attempts.changed.send_modify(|version| *version += 1);
         }
     }
 
@@ -150,9 +150,9 @@ impl Mirror {
 
 type ReadError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn at_home(sessions: &LiveAttempts, key: &AttemptKey) {
-    let mut changes = sessions.changes();
-    while sessions.get(key).is_none() {
+async fn at_home(attempts: &LiveAttempts, key: &AttemptKey) {
+    let mut changes = attempts.changes();
+    while attempts.get(key).is_none() {
         if changes.changed().await.is_err() {
             return;
         }

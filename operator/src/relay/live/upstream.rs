@@ -37,20 +37,20 @@ enum Cut {
 }
 
 /// Reads until the end, or until another home has brought it about.
-pub async fn run(session: &LiveAttempt) -> End {
+pub async fn run(live: &LiveAttempt) -> End {
     tokio::select! {
-        end = follow(session) => end,
-        () = sealed_elsewhere(session) => End::Superseded,
+        end = follow(live) => end,
+        () = sealed_elsewhere(live) => End::Superseded,
     }
 }
 
 /// Returns when status and archive both hold the end. An agent that has left says nothing to the home before its last.
-async fn sealed_elsewhere(session: &LiveAttempt) {
-    let mut desired = session.desired.subscribe();
-    // The sender lives in the session.
+async fn sealed_elsewhere(live: &LiveAttempt) {
+    let mut desired = live.desired.subscribe();
+    // The sender lives in the live attempt.
     let _ = desired.wait_for(|desired| desired.is_recorded).await;
     loop {
-        match session.context.archive.manifest(&session.subject.key).await {
+        match live.context.archive.manifest(&live.subject.key).await {
             Ok(manifest) if manifest.as_ref().is_some_and(|manifest| manifest.exit.is_some()) => return,
             // What the status tells of is in another archive.
             Ok(_) => return std::future::pending().await,
@@ -59,17 +59,17 @@ async fn sealed_elsewhere(session: &LiveAttempt) {
     }
 }
 
-async fn follow(session: &LiveAttempt) -> End {
-    let mut agent = session.agent.subscribe();
-    let mut desired = session.desired.subscribe();
+async fn follow(live: &LiveAttempt) -> End {
+    let mut agent = live.agent.subscribe();
+    let mut desired = live.desired.subscribe();
     let mut seen = Instant::now();
     let mut backoff = BACKOFF;
     loop {
         let target = agent.borrow_and_update().clone();
-        let (received, begun) = (session.received(), Instant::now());
+        let (received, begun) = (live.received(), Instant::now());
         let mut was_connected = false;
         let cut = tokio::select! {
-            cut = read(session, &target, &mut was_connected) => cut,
+            cut = read(live, &target, &mut was_connected) => cut,
             // It lost us, whatever our side of the connection looks like.
             _ = agent.changed() => {
                 (seen, backoff) = (Instant::now(), BACKOFF);
@@ -78,19 +78,19 @@ async fn follow(session: &LiveAttempt) -> End {
         };
         match cut {
             Cut::End(end) => return end,
-            Cut::Broken(reason) => debug!(uid = session.subject.key.uid, reason, "the agent's stream ended"),
+            Cut::Broken(reason) => debug!(uid = live.subject.key.uid, reason, "the agent's stream ended"),
         }
         if was_connected {
             seen = Instant::now();
         }
-        if received != session.received() || begun.elapsed() > BACKOFF.longest() {
+        if received != live.received() || begun.elapsed() > BACKOFF.longest() {
             backoff.reset();
         }
         let again = sleep(backoff.pause());
         tokio::select! {
             () = again, if seen.elapsed() < PARK => {}
             _ = agent.changed() => (seen, backoff) = (Instant::now(), BACKOFF),
-            exit = last_call(&mut desired, seen) => return End::Exit(Box::new(give_up(session, exit))),
+            exit = last_call(&mut desired, seen) => return End::Exit(Box::new(give_up(live, exit))),
         }
     }
 }
@@ -106,15 +106,14 @@ async fn last_call(desired: &mut watch::Receiver<Desired>, seen: Instant) -> Exi
 }
 
 /// Nobody will seal these streams.
-fn give_up(session: &LiveAttempt, exit: Exit) -> Exit {
+fn give_up(live: &LiveAttempt, exit: Exit) -> Exit {
     info!(
-        uid = session.subject.key.uid,
+        uid = live.subject.key.uid,
         "the agent is gone: the attempt ends with what the status says"
     );
-    let end = session.received();
+    let end = live.received();
     for stream in [Stream::Stdout, Stream::Stderr] {
-        session
-            .ring
+        live.ring
             .push(gap(stream, end.of(stream), None, GapReason::NeverSealed));
     }
     Exit {
@@ -124,15 +123,15 @@ fn give_up(session: &LiveAttempt, exit: Exit) -> Exit {
     }
 }
 
-async fn read(session: &LiveAttempt, agent: &Agent, was_connected: &mut bool) -> Cut {
-    let mut frames = match session.client.watch_output(agent, session.received()).await {
+async fn read(live: &LiveAttempt, agent: &Agent, was_connected: &mut bool) -> Cut {
+    let mut frames = match live.client.watch_output(agent, live.received()).await {
         Ok(frames) => frames,
         Err(error) => return refused(&error),
     };
-    let _connected = Connected::new(session);
+    let _connected = Connected::new(live);
     *was_connected = true;
     loop {
-        session.ring.room().await;
+        live.ring.room().await;
         let (frame, wire) = match timeout(SILENCE, frames.next()).await {
             Ok(Ok(Some(found))) => found,
             Ok(Ok(None)) => return Cut::Broken("ended without an exit".to_owned()),
@@ -141,36 +140,34 @@ async fn read(session: &LiveAttempt, agent: &Agent, was_connected: &mut bool) ->
         };
         match frame {
             Frame::Data(data) => {
-                session
-                    .observed
+                live.observed
                     .send_if_modified(|observed| !std::mem::replace(&mut observed.is_started, true));
                 metrics().received.inc_by(data.bytes.len() as u64);
-                session.ring.push_message(Piece::Data(data), wire);
+                live.ring.push_message(Piece::Data(data), wire);
             }
-            Frame::Gap(gap) => session.ring.push(Piece::Gap(gap)),
-            Frame::State(state) => session.observed.send_modify(|observed| {
+            Frame::Gap(gap) => live.ring.push(Piece::Gap(gap)),
+            Frame::State(state) => live.observed.send_modify(|observed| {
                 observed.is_started |= matches!(state.phase(), Phase::Running | Phase::Paused);
                 observed.state = Some(state);
             }),
             Frame::Spool(spool) => {
                 let blocked = spool.blocked.then_some(spool.size_bytes);
-                session
-                    .observed
+                live.observed
                     .send_if_modified(|observed| std::mem::replace(&mut observed.blocked, blocked) != blocked);
             }
             Frame::Heartbeat(_) => {}
-            Frame::Exit(exit) => return Cut::End(End::Exit(Box::new(complete(session, exit)))),
+            Frame::Exit(exit) => return Cut::End(End::Exit(Box::new(complete(live, exit)))),
         }
     }
 }
 
-/// Marks the session as connected while it lives.
+/// Marks the live attempt as connected while it lives.
 struct Connected<'a>(&'a watch::Sender<Observed>);
 
 impl<'a> Connected<'a> {
-    fn new(session: &'a LiveAttempt) -> Self {
-        session.observed.send_modify(|observed| observed.is_connected = true);
-        Self(&session.observed)
+    fn new(live: &'a LiveAttempt) -> Self {
+        live.observed.send_modify(|observed| observed.is_connected = true);
+        Self(&live.observed)
     }
 }
 
@@ -189,16 +186,15 @@ fn refused(error: &Error) -> Cut {
 }
 
 /// What the seal counts and nobody delivered is said as a gap.
-fn complete(session: &LiveAttempt, exit: Exit) -> Exit {
+fn complete(live: &LiveAttempt, exit: Exit) -> Exit {
     let Some(Seal { stdout, stderr, .. }) = &exit.seal else {
         return exit;
     };
-    let end = session.received();
+    let end = live.received();
     for (stream, seal) in [(Stream::Stdout, stdout), (Stream::Stderr, stderr)] {
         let sealed = seal.as_ref().map_or(0, |seal| seal.bytes);
         if sealed > end.of(stream) {
-            session
-                .ring
+            live.ring
                 .push(gap(stream, end.of(stream), Some(sealed), GapReason::NeverDelivered));
         }
     }
