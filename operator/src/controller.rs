@@ -12,6 +12,7 @@ pub mod error;
 pub mod metrics;
 pub mod observe;
 pub mod phase;
+pub mod pod;
 pub mod status;
 pub mod validate;
 
@@ -34,11 +35,12 @@ use remoteprocess_api::RemoteProcess;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
 
-use apply::{Applied, Refusal};
+use apply::Applied;
 pub use build::AgentSettings;
 use error::{Error, exponential};
 use metrics::metrics;
 use phase::{Memory, Situation, Verdict};
+use pod::Refusal;
 use remember::Remembered;
 use report::Reporter;
 pub(crate) use validate::quantity;
@@ -171,7 +173,7 @@ async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result
         _ => phase::decide(&situation),
     };
     let action = verdict.action.clone();
-    let (settled, again_in) = context.settle(process.clone(), verdict).await?;
+    let (settled, requeue_after) = context.settle(process.clone(), verdict).await?;
     match (action, &validated) {
         (phase::Action::CreatePod(attempt), Ok(validated)) => {
             if Arc::ptr_eq(&process, &settled) {
@@ -185,13 +187,13 @@ async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result
             if let Some(holder) = holder {
                 context.reporter.report_held_pod(&settled, &name, &holder).await;
             }
-            Ok(context.done(&settled, again_in))
+            Ok(context.done(&settled, requeue_after))
         }
         (phase::Action::DeleteProcess, _) => {
             cleanup::delete_process(&context.client, &settled).await?;
             Ok(context.done(&settled, None))
         }
-        _ => Ok(context.done(&settled, again_in)),
+        _ => Ok(context.done(&settled, requeue_after)),
     }
 }
 
@@ -236,7 +238,7 @@ impl Context {
         if let Some(count) = self.remembered.see_wait(&settled, (self.clock)()) {
             self.reporter.report_wait(&settled, count).await;
         }
-        Ok((settled, verdict.again_in))
+        Ok((settled, verdict.requeue_after))
     }
 
     /// Fails where this is not the object as it is. A status that was just written is; a cache may be behind, and show an
@@ -295,7 +297,7 @@ impl Context {
     async fn settle_refused(&self, process: Arc<RemoteProcess>, refusal: &Refusal) -> Result<Action, Error> {
         metrics().count_pass(metrics::REFUSED);
         let refusals = self.remembered.count_failure(&process);
-        let again_in = exponential(REFUSED_RETRY.0, REFUSED_RETRY.1, refusals);
+        let requeue_after = exponential(REFUSED_RETRY.0, REFUSED_RETRY.1, refusals);
         let memory = self.remembered.recall(&process);
         let situation = Situation {
             process: &process,
@@ -304,17 +306,17 @@ impl Context {
             memory: &memory,
             now: (self.clock)(),
         };
-        let verdict = phase::decide_refused(&situation, refusal, again_in);
+        let verdict = phase::decide_refused(&situation, refusal, requeue_after);
         self.settle(process.clone(), verdict).await?;
-        Ok(Action::requeue(again_in))
+        Ok(Action::requeue(requeue_after))
     }
 
     /// The pass went well.
-    fn done(&self, process: &RemoteProcess, again_in: Option<Duration>) -> Action {
+    fn done(&self, process: &RemoteProcess, requeue_after: Option<Duration>) -> Action {
         metrics().count_pass(metrics::OK);
         self.remembered.forget_failures(process);
-        match again_in {
-            Some(again_in) => Action::requeue(again_in),
+        match requeue_after {
+            Some(requeue_after) => Action::requeue(requeue_after),
             None if process.is_final() => Action::await_change(),
             None => Action::requeue(RESYNC),
         }

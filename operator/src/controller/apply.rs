@@ -10,7 +10,7 @@ use remoteprocess_api::{Reason, RemoteProcess};
 
 use super::build::{AgentSettings, Profile, build_pod};
 use super::error::Error;
-use super::observe::is_owned;
+use super::pod::{Refusal, is_owned};
 use super::validate::Validated;
 
 /// What came of the attempt to create a pod.
@@ -24,17 +24,6 @@ pub enum Applied {
     Refused(Refusal),
     /// The namespace is on its way out, or a pod of that name is: the watch will tell.
     Leaving,
-}
-
-/// Why the API server does not want a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// As one word.
-    pub reason: Reason,
-    /// The API server's own sentence.
-    pub message: String,
-    /// Whether no later try can go better, because the specification cannot change.
-    pub is_final: bool,
 }
 
 /// Creates the pod of attempt `attempt`. A refusal by Pod Security is answered once,

@@ -13,6 +13,7 @@ use tracing::warn;
 use super::build::pod_name;
 use super::error::Error;
 use super::phase::{Memory, NodeSight, OUT_OF_SERVICE, Sight};
+use super::pod::is_owned;
 
 /// A process and the pod of its current attempt.
 #[derive(Clone, Debug)]
@@ -35,13 +36,6 @@ impl Observed {
             Some(pod) => Sight::Foreign(pod),
         }
     }
-}
-
-/// Whether the process is the pod's controller.
-#[must_use]
-pub fn is_owned(pod: &Pod, process: &RemoteProcess) -> bool {
-    let mut owners = pod.owner_references().iter();
-    owners.any(|owner| owner.controller == Some(true) && Some(&owner.uid) == process.metadata.uid.as_ref())
 }
 
 /// Looks at the process's pod.

@@ -5,12 +5,12 @@
 //! start was granted is never run again, and another follows it only after proof that
 //! it has ended; a pod is created only for an attempt that the status already names.
 
-mod again;
 mod conditions;
 mod deadline;
 mod ending;
 mod foreign;
 mod renewal;
+mod retry;
 mod ttl;
 mod unstarted;
 mod waiting;
@@ -24,7 +24,7 @@ use remoteprocess_api::{
     AttemptExit, AttemptStatus, DesiredState, ExitSource, Phase, Reason, RemoteProcess, RemoteProcessStatus,
 };
 
-use super::apply::Refusal;
+use super::pod::{self, Refusal};
 use super::status::own_fields;
 use conditions::Draft;
 use renewal::Renewal;
@@ -133,7 +133,7 @@ pub struct Verdict {
     /// What to do after it is written.
     pub action: Action,
     /// When to look again though nothing changed.
-    pub again_in: Option<Duration>,
+    pub requeue_after: Option<Duration>,
     /// What to remember.
     pub memory: Memory,
 }
@@ -167,7 +167,7 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
     };
     if let Some(exit) = &record.exit {
         return if record.granted_at.is_some() || exit.source == ExitSource::Entrypoint {
-            again::conclude(draft, situation, record, exit, memory)
+            retry::conclude(draft, situation, record, exit, memory)
         } else {
             replace(draft, situation, record, exit, memory)
         };
@@ -195,15 +195,15 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
 }
 
 /// Decides after the API server refused the pod of the current attempt, or holds another
-/// of its name. `again_in` is when the next try is due.
+/// of its name. `requeue_after` is when the next try is due.
 #[must_use]
-pub fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, again_in: Duration) -> Verdict {
+pub fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, requeue_after: Duration) -> Verdict {
     let mut draft = Draft::new(situation);
     if refusal.is_final {
         return finish_invalid(draft, situation, refusal.reason, &refusal.message);
     }
     draft.wait(&Wait::problem(refusal.reason, refusal.message.clone()));
-    let verdict = draft.verdict(Action::None, Some(again_in), situation.memory.clone());
+    let verdict = draft.verdict(Action::None, Some(requeue_after), situation.memory.clone());
     deadline::mind(verdict, situation)
 }
 
@@ -277,7 +277,7 @@ fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStat
         return draft.verdict(action, again, memory);
     }
     if pod.metadata.deletion_timestamp.is_some() {
-        let (reason, message) = ending::disruption(pod).unwrap_or((
+        let (reason, message) = pod::disruption(pod).unwrap_or((
             Reason::Stopping,
             "the pod is being deleted and the program is asked to stop".into(),
         ));
@@ -314,7 +314,7 @@ fn await_record(
     let (since, span) = match situation.pod {
         _ if record.output.is_some() && end.source == ExitSource::Kubelet => (ended, Duration::ZERO),
         _ if record.output.is_some() => (ended, RECORD_WAIT),
-        Sight::Ours(pod) if ending::has_agent(pod) => (ended, RECORD_WAIT + ending::grace(pod)),
+        Sight::Ours(pod) if pod::has_agent(pod) => (ended, RECORD_WAIT + pod::grace(pod)),
         _ => (*memory.gone_since.get_or_insert(situation.now), RECORD_WAIT),
     };
     if let Some(left) = remaining(since, span, situation.now) {
@@ -328,14 +328,14 @@ fn await_record(
         created: memory.created.clone(),
         ..Memory::default()
     };
-    again::conclude(draft, situation, record, end, memory)
+    retry::conclude(draft, situation, record, end, memory)
 }
 
 /// A pod that was never granted a start has no business after the end of its process.
 fn clean_up(situation: &Situation<'_>) -> Action {
     let granted = current(situation.process).is_some_and(|record| record.granted_at.is_some());
     match situation.pod {
-        Sight::Ours(pod) if !granted && !ending::is_terminal(pod) => delete(pod),
+        Sight::Ours(pod) if !granted && !pod::is_terminal(pod) => delete(pod),
         _ => Action::None,
     }
 }
@@ -394,7 +394,7 @@ fn delete_held(pod: &Pod, by: &str) -> Action {
 /// Why the pod was taken away, from the pod or from what was seen of it last.
 fn disruption(situation: &Situation<'_>) -> Option<(Reason, String)> {
     if let Sight::Ours(pod) = situation.pod {
-        return ending::disruption(pod);
+        return pod::disruption(pod);
     }
     let status = situation.process.status.as_ref()?;
     let reason = status

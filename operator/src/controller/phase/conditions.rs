@@ -40,13 +40,13 @@ impl<'a> Draft<'a> {
         }
     }
 
-    pub(super) fn verdict(mut self, action: Action, again_in: Option<Duration>, memory: Memory) -> Verdict {
+    pub(super) fn verdict(mut self, action: Action, requeue_after: Option<Duration>, memory: Memory) -> Verdict {
         self.tell_readiness();
         self.tell_generation();
         Verdict {
             status: self.status,
             action,
-            again_in: again_in.into_iter().chain(self.renew_in).min(),
+            requeue_after: requeue_after.into_iter().chain(self.renew_in).min(),
             memory: Memory {
                 renewal: self.renewal,
                 ..memory

@@ -92,7 +92,7 @@ fn cause(situation: &Situation<'_>) -> (Reason, String) {
 pub(super) fn mind(mut verdict: Verdict, situation: &Situation<'_>) -> Verdict {
     let is_final = verdict.status.phase.is_some_and(Phase::is_final);
     if !is_final && verdict.action != Action::DeleteProcess {
-        verdict.again_in = verdict.again_in.into_iter().chain(left(situation)).min();
+        verdict.requeue_after = verdict.requeue_after.into_iter().chain(left(situation)).min();
     }
     verdict
 }

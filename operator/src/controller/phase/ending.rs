@@ -1,12 +1,10 @@
 //! What an end means: from the exit record, and where there is none from the pod.
 
-use std::time::Duration;
-
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Phase, Reason, names};
 
 use super::foreign;
-use super::waiting::{condition, container, last_words, terminated};
+use crate::controller::pod::{container, disruption, is_terminal, last_words, terminated};
 
 /// Exit code of a container that SIGKILL ended.
 const KILLED: i32 = 137;
@@ -181,49 +179,4 @@ fn without_program(pod: &Pod) -> (Reason, String) {
     let said = status.and_then(|status| status.message.clone().or_else(|| status.reason.clone()));
     let message = said.unwrap_or_else(|| "the pod ended before its containers ran".into());
     (Reason::Interrupted, message)
-}
-
-/// Whether no container of the pod runs or will run.
-pub(super) fn is_terminal(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-/// Whether the agent's container still runs.
-pub(super) fn has_agent(pod: &Pod) -> bool {
-    let agent = container(pod, names::CONTAINER_AGENT).and_then(|agent| agent.state.as_ref());
-    !is_terminal(pod) && agent.is_some_and(|state| state.running.is_some())
-}
-
-/// The pod's termination grace: longer than that the kubelet lets no agent live after the program.
-pub(super) fn grace(pod: &Pod) -> Duration {
-    let seconds = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.termination_grace_period_seconds)
-        .unwrap_or(30);
-    Duration::from_secs(seconds.max(0).unsigned_abs())
-}
-
-/// Why somebody took the pod away (Kubernetes, "Pod disruption conditions").
-pub(super) fn disruption(pod: &Pod) -> Option<(Reason, String)> {
-    let status = pod.status.as_ref()?;
-    let sentence = |message: Option<&String>, otherwise: &str| message.cloned().unwrap_or_else(|| otherwise.to_owned());
-    match status.reason.as_deref() {
-        Some("Evicted") => {
-            return Some((
-                Reason::Evicted,
-                sentence(status.message.as_ref(), "the kubelet evicted the pod"),
-            ));
-        }
-        Some("NodeLost") => return Some((Reason::NodeLost, sentence(status.message.as_ref(), "the node is gone"))),
-        _ => {}
-    }
-    let target = condition(pod, "DisruptionTarget").filter(|condition| condition.status == "True")?;
-    let reason = match target.reason.as_deref() {
-        Some("DeletionByTaintManager" | "DeletionByPodGC") => Reason::NodeLost,
-        Some("PreemptionByScheduler") => Reason::Preempted,
-        _ => Reason::Evicted,
-    };
-    Some((reason, sentence(target.message.as_ref(), "the pod was evicted")))
 }

@@ -201,7 +201,7 @@ fn of_two_missing_config_maps_the_second_is_named_once_the_first_is_there() {
         assert_eq!(Some(&condition.message), verdict.status.message.as_ref());
         process.status = Some(verdict.status.clone());
         memory = verdict.memory;
-        (verdict.status.message.unwrap(), verdict.again_in)
+        (verdict.status.message.unwrap(), verdict.requeue_after)
     };
     assert_eq!(said("a", 0), ("configmap \"a\" not found".into(), None));
     assert_eq!(
@@ -335,7 +335,7 @@ fn what_every_start_goes_through_costs_no_write() {
     let verdict = look(&process, Some(&pod(fresh)), &Memory::default());
     assert_eq!(verdict.status.reason, before.reason);
     assert_eq!(verdict.status.attempts, before.attempts);
-    assert_eq!(verdict.again_in, Some(Duration::from_secs(2)));
+    assert_eq!(verdict.requeue_after, Some(Duration::from_secs(2)));
 }
 
 #[test]
@@ -465,7 +465,7 @@ fn takes_the_kubelets_word_after_ten_seconds(#[case] terminated: &str, #[case] r
     let process = process(STARTED, "");
     let pod = ended(terminated, false);
     let first = look(&process, Some(&pod), &Memory::default());
-    assert_eq!(first.again_in, Some(RECORD_WAIT));
+    assert_eq!(first.requeue_after, Some(RECORD_WAIT));
     assert!(first.status.phase.is_none_or(|phase| !phase.is_final()));
     let since = now() - SignedDuration::from_secs(10);
     let memory = Memory {
@@ -507,7 +507,7 @@ fn an_agent_that_still_hands_over_output_is_waited_for() {
     };
     let verdict = look(&process, Some(&ended("{exitCode: 0}", true)), &memory);
     assert!(verdict.status.phase.is_none_or(|phase| !phase.is_final()));
-    assert!(verdict.again_in.is_some());
+    assert!(verdict.requeue_after.is_some());
 }
 
 #[test]
@@ -544,7 +544,7 @@ fn gone_for_long() -> Memory {
 fn a_granted_attempt_without_a_pod_is_interrupted_and_never_run_again() {
     let process = process(GRANTED, "");
     let first = look(&process, None, &Memory::default());
-    assert_eq!((&first.action, first.again_in), (&Action::None, Some(RECORD_WAIT)));
+    assert_eq!((&first.action, first.requeue_after), (&Action::None, Some(RECORD_WAIT)));
     let verdict = look(&process, None, &gone_for_long());
     assert_eq!(word_of(&verdict), (Phase::Failed, Reason::Interrupted));
     assert_eq!(verdict.action, Action::None);
@@ -578,7 +578,7 @@ fn an_attempt_without_a_grant_is_replaced_with_back_off_and_a_cap() {
             Action::None,
             "the end of the old attempt is written before the next begins"
         );
-        assert_eq!(lost.again_in, Some(Duration::from_secs(1 << (number - 1))));
+        assert_eq!(lost.requeue_after, Some(Duration::from_secs(1 << (number - 1))));
         process.status = Some(lost.status);
         let later = now() + SignedDuration::from_secs(20);
         let next = decide(&Situation {
@@ -698,7 +698,7 @@ fn a_refused_pod_is_said_once_and_an_invalid_one_is_the_end() {
     };
     let verdict = refused(&process, false, 2);
     assert_eq!(
-        (word_of(&verdict), verdict.again_in),
+        (word_of(&verdict), verdict.requeue_after),
         ((Phase::Pending, Reason::Quota), Some(Duration::from_secs(2)))
     );
     process.status = Some(verdict.status.clone());

@@ -11,6 +11,7 @@ use super::{
     Action, MAX_ATTEMPTS, Memory, Sight, Situation, Verdict, clean_up, delete, ending, remaining, should_stop,
     should_wait,
 };
+use crate::controller::pod;
 
 /// The first look at a process.
 pub(super) fn begin_first(mut draft: Draft<'_>, process: &RemoteProcess, memory: Memory) -> Verdict {
@@ -54,7 +55,7 @@ pub(super) fn not_granted(
                 "the pod was deleted before the program was started".into(),
             )
         };
-        ending::disruption(pod).unwrap_or_else(deleted)
+        pod::disruption(pod).unwrap_or_else(deleted)
     });
     if let Some(mut end) = ending::of_pod(pod, record) {
         draft.see_pod(pod);
@@ -122,7 +123,7 @@ pub(super) fn end_before_start(
     let ended = ungranted(situation.process).count();
     draft.wait(&waiting::replacement(record.number, ended, &exit));
     let action = match situation.pod {
-        Sight::Ours(pod) if !ending::is_terminal(pod) => delete(pod),
+        Sight::Ours(pod) if !pod::is_terminal(pod) => delete(pod),
         _ => Action::None,
     };
     draft.verdict(action, Some(back_off(ended)), situation.memory.clone())

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
-use remoteprocess_api::sentence::plain;
 use remoteprocess_api::{AttemptExit, AttemptStatus, Phase, Reason, RemoteProcess, names};
 
 use super::unstarted::back_off;
 use super::{MAX_ATTEMPTS, USUAL_WAIT, foreign, remaining};
+use crate::controller::pod::{condition, container, terminated};
 
 /// One reason to wait.
 #[derive(Clone, Debug, PartialEq)]
@@ -225,45 +225,4 @@ fn never_heals(word: &str, said: &str) -> bool {
 fn last_end(container: &ContainerStatus) -> Option<String> {
     let end = container.last_state.as_ref()?.terminated.as_ref()?;
     Some(format!("it ends again and again, {}", terminated(end)))
-}
-
-/// How a container ended, in the kubelet's words: `with code 1 (Error: no route to host)`.
-pub(super) fn terminated(end: &ContainerStateTerminated) -> String {
-    let message = end.message.as_deref().map(last_words).filter(|words| !words.is_empty());
-    let said = [end.reason.clone(), message];
-    let said: Vec<_> = said.into_iter().flatten().collect();
-    match said.is_empty() {
-        true => format!("with code {}", end.exit_code),
-        false => format!("with code {} ({})", end.exit_code, said.join(": ")),
-    }
-}
-
-/// The end of a termination message, which may be the end of a log, on one line.
-pub(super) fn last_words(message: &str) -> String {
-    let lines: Vec<_> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let line = lines.join("; ");
-    let surplus = line.chars().count().saturating_sub(MAX_LAST_WORDS);
-    let end: String = line.chars().skip(surplus).collect();
-    let mark = if surplus > 0 { "..." } else { "" };
-    format!("{mark}{}", plain(&end, MAX_LAST_WORDS))
-}
-
-/// Longest part of a termination message that the status shows, in characters.
-const MAX_LAST_WORDS: usize = 600;
-
-/// The condition of the pod with this type.
-pub(super) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    conditions.iter().find(|condition| condition.type_ == kind)
-}
-
-/// The status of the container with this name.
-pub(super) fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
-    let status = pod.status.as_ref()?;
-    let lists = [&status.container_statuses, &status.init_container_statuses];
-    lists
-        .into_iter()
-        .flatten()
-        .flatten()
-        .find(|container| container.name == name)
 }

@@ -355,7 +355,7 @@ impl World {
 
     fn set_status(&mut self, status: Value) {
         let number = self.number();
-        if let Some(pod) = self.pods.get_mut(&number).filter(|pod| !ending::is_terminal(pod)) {
+        if let Some(pod) = self.pods.get_mut(&number).filter(|pod| !pod::is_terminal(pod)) {
             pod.spec.as_mut().unwrap().node_name = Some("n".into());
             pod.status = Some(serde_json::from_value(status).unwrap());
         }
@@ -481,7 +481,7 @@ fn time(at: Timestamp) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::Time {
 }
 
 fn is_running(pod: &Pod) -> bool {
-    waiting::container(pod, remoteprocess_api::names::CONTAINER_MAIN)
+    pod::container(pod, remoteprocess_api::names::CONTAINER_MAIN)
         .and_then(|main| main.state.as_ref())
         .is_some_and(|state| state.running.is_some())
 }

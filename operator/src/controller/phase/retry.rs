@@ -18,6 +18,7 @@ use super::{
     Action, Memory, NodeSight, RECORD_WAIT, STOP_RESERVE, Sight, Situation, Verdict, begin, delete, delete_held,
     disruption, remaining, should_stop, should_wait,
 };
+use crate::controller::pod;
 
 /// Added to the stop grace: for how long a kubelet may still run a pod that somebody deleted by force.
 const FORCED: Duration = Duration::from_secs(60);
@@ -167,7 +168,7 @@ fn retrying(record: &AttemptStatus, outcome: &Outcome, pause: u32) -> Wait {
 fn proof(situation: &Situation<'_>, record: &AttemptStatus, exit: &AttemptExit, memory: &mut Memory) -> Proof {
     let is_verified = exit.source == ExitSource::Entrypoint;
     match situation.pod {
-        Sight::Ours(pod) if ending::is_terminal(pod) => Proof::Ended,
+        Sight::Ours(pod) if pod::is_terminal(pod) => Proof::Ended,
         Sight::Ours(pod) if is_verified && pod.metadata.deletion_timestamp.is_some() => Proof::Ended,
         Sight::Ours(pod) => lingering(situation, record, pod, memory),
         _ if is_verified => Proof::Ended,
@@ -184,7 +185,7 @@ fn lingering(situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod, memor
     let holder = foreign::holder(pod, record);
     let (span, why) = match holder {
         Some(name) => (FOREIGN_WAIT, Some(held(record, name))),
-        None => (ending::grace(pod) + RECORD_WAIT, None),
+        None => (pod::grace(pod) + RECORD_WAIT, None),
     };
     match (remaining(since, span, situation.now), holder) {
         (Some(left), _) => Proof::Missing(why, Action::None, Some(left)),
