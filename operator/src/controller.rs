@@ -46,7 +46,7 @@ use report::Reporter;
 pub(crate) use validate::quantity;
 use watch::Scope;
 
-use crate::relay::directory::Directory;
+use crate::directory::Directory;
 
 /// Objects that are worked on at the same time.
 const CONCURRENCY: u16 = 32;

@@ -11,6 +11,7 @@ pub mod args;
 pub mod authority;
 pub mod backoff;
 pub mod controller;
+pub mod directory;
 #[cfg(test)]
 pub(crate) mod fake_api;
 #[cfg(test)]

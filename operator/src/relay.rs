@@ -3,7 +3,6 @@
 pub mod archive;
 pub mod attempt;
 pub mod core;
-pub mod directory;
 pub mod enrol;
 pub mod error;
 pub mod frame;

@@ -48,7 +48,7 @@ const BANS: [(&str, &[&str], &str); 4] = [
     ),
 ];
 /// Folder or file, what its code must not name, and why. Tests and comments may name it.
-const MODULES: [(&str, &str, &str); 8] = [
+const MODULES: [(&str, &str, &str); 9] = [
     (
         "operator/src/controller",
         "crate::relay",
@@ -64,6 +64,7 @@ const MODULES: [(&str, &str, &str); 8] = [
         "crate::relay",
         "the authority knows keys, not processes",
     ),
+    ("operator/src/relay/core", "tonic", "the use cases know no protocol"),
     ("operator/src/controller/phase", "tokio", "decisions do no I/O"),
     ("agent/src/process/machine", "tokio", "decisions do no I/O"),
     ("agent/src/spool", "tonic", "the spool knows files, not the network"),

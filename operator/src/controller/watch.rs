@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::remember::Remembered;
 use crate::backoff::Backoff;
-use crate::relay::directory::{Change, Directory};
+use crate::directory::{Change, Directory};
 
 /// The cache of pods and the stream of processes to look at.
 pub(super) struct Watches {

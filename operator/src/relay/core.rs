@@ -27,10 +27,10 @@ use tracing::warn;
 
 use super::archive::Archive;
 use super::attempt::{AttemptKey, Target};
-use super::directory::Directory;
 use super::error::{Code, Error};
 use super::live::LiveAttempts;
 use super::status::Recorder;
+use crate::directory::Directory;
 use authorize::{Action, Authorizer, Caller};
 
 /// How often the right to an open stream is asked for again.

@@ -15,9 +15,9 @@ use tracing::{info, warn};
 
 use super::archive::Archive;
 use super::attempt::{Agent, AttemptKey, Subject};
-use super::directory::{Change, Directory};
 use super::live::{Desired, Ending, LiveAttempt, LiveAttempts, ProgramSpec, ProgramStatus, Record, StopOrder};
 use super::status::{Recorder, known_end};
+use crate::directory::{Change, Directory};
 
 /// Who asks for the end where the object does.
 const BY_DELETION: &str = "deletion";

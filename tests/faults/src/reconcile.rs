@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::{Namespace, ResourceRequirements, ServiceAccount
 use kube::api::PostParams;
 use kube::{Api, Client};
 use remoteprocess_operator::controller::{self, AgentSettings, Config};
-use remoteprocess_operator::relay::directory::Directory;
+use remoteprocess_operator::directory::Directory;
 use remoteprocess_operator::relay::status::Recorder;
 use serde_json::{Value, json};
 use tokio::sync::watch;

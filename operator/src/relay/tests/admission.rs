@@ -28,7 +28,6 @@ use crate::relay::{
     attempt::Agent,
     core::Core,
     core::authorize::Authorizer,
-    directory::Directory,
     enrol::EnrolmentService,
     grpc::RelayService,
     grpc::agent::{Connect, ConnectError},
@@ -38,6 +37,7 @@ use crate::relay::{
 };
 use crate::{
     authority::{self, AuthorityHandle},
+    directory::Directory,
     fake_api::{self, refusal},
 };
 

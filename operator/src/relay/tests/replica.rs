@@ -17,12 +17,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+use crate::directory::Directory;
 use crate::fake_api;
 use crate::relay::archive::Archive;
 use crate::relay::attempt::{AttemptKey, Subject};
 use crate::relay::core::Core;
 use crate::relay::core::authorize::Authorizer;
-use crate::relay::directory::Directory;
 use crate::relay::grpc::RelayService;
 use crate::relay::grpc::peers::Peers;
 use crate::relay::live::fake_agent::{FakeAgent, TestDialer, identity};

@@ -10,7 +10,7 @@ use kube::client::Body;
 use rand::Rng;
 use rand::rngs::StdRng;
 use remoteprocess_api::RemoteProcess;
-use remoteprocess_operator::relay::directory::Directory;
+use remoteprocess_operator::directory::Directory;
 use serde_json::{Value, json};
 use tower::service_fn;
 

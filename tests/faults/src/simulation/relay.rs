@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use remoteprocess_operator::directory::Directory;
 use remoteprocess_operator::relay::archive::Archive;
 use remoteprocess_operator::relay::attempt::Agent;
 use remoteprocess_operator::relay::core::Core;
 use remoteprocess_operator::relay::core::authorize::Authorizer;
-use remoteprocess_operator::relay::directory::Directory;
 use remoteprocess_operator::relay::grpc::RelayService;
 use remoteprocess_operator::relay::grpc::agent::{Connect, ConnectError};
 use remoteprocess_operator::relay::grpc::peers::Peers;
