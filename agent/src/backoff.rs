@@ -8,7 +8,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// Time to wait before the next try: 100 ms, doubling up to 2 s, each shortened by up to a quarter so that many agents
 /// do not come at once.
 #[derive(Clone, Copy, Debug)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     next: Duration,
 }
 
@@ -20,7 +20,7 @@ impl Default for Backoff {
 
 impl Backoff {
     /// The next wait.
-    pub fn next(&mut self) -> Duration {
+    pub(crate) fn next(&mut self) -> Duration {
         let wait = self.next;
         self.next = (wait * 2).min(LONGEST);
         let mut byte = [0];
@@ -30,7 +30,7 @@ impl Backoff {
     }
 
     /// Waits that long.
-    pub async fn wait(&mut self) {
+    pub(crate) async fn wait(&mut self) {
         tokio::time::sleep(self.next()).await;
     }
 }

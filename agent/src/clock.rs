@@ -28,7 +28,7 @@ impl Timer {
     pub fn new() -> io::Result<Self> {
         let timer = clock::Timer::new()?;
         // As for sockets: what is to follow is unsafe to call, and asks for what an `OwnedFd` keeps anyway.
-        #[allow(deprecated)]
+        #[allow(deprecated, reason = "see above")]
         AsyncFd::with_interest(timer, Interest::READABLE).map(Self)
     }
 

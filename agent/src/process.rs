@@ -85,6 +85,10 @@ impl Process {
     /// what is asked of it. For simulations, which have neither sockets nor threads.
     #[must_use]
     pub fn played(spool: Arc<Spool>, status: watch::Receiver<Status>) -> (Self, Asked) {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "each call waits for its answer, and calls are bounded at the listener"
+        )]
         let (requests, asked) = mpsc::unbounded_channel();
         let process = Self {
             spool,

@@ -73,7 +73,6 @@ impl ExecutorService {
     }
 
     // tonic's own error type.
-    #[allow(clippy::result_large_err)]
     fn output(&self, request: ExecutorWatchOutputRequest) -> Result<Output, Status> {
         check_version(request.protocol)?;
         let begin = offsets(request.cursor.unwrap_or_default());
@@ -228,13 +227,11 @@ impl Executor for ExecutorService {
 
 /// Methods whose requests name no version follow one that does: a home watches the output first.
 // tonic's own error type.
-#[allow(clippy::result_large_err)]
 fn check_version(protocol: u32) -> Result<(), Status> {
     check_protocol(protocol).map_err(|error| Status::failed_precondition(error.to_string()))
 }
 
 // tonic's own error type.
-#[allow(clippy::result_large_err)]
 fn check_request_id(id: &str) -> Result<(), Status> {
     match id.len() {
         0 => Err(Status::invalid_argument(
@@ -260,7 +257,6 @@ async fn answered(asking: impl Future<Output = Result<(), RequestError>>) -> Res
 }
 
 // tonic's own error type.
-#[allow(clippy::result_large_err)]
 fn check_signal(number: i32) -> Result<i32, Status> {
     if SIGNALS.contains(&number) {
         Ok(number)

@@ -1,5 +1,7 @@
 //! What a user writes.
 
+#![allow(unreachable_pub, reason = "KubeSchema makes a private copy of each struct")]
+
 mod lifecycle;
 
 use std::collections::BTreeMap;

@@ -16,11 +16,11 @@ const CARRIERS: [&str; 8] = [
 ];
 
 /// CPU times of the carriers and the clients at a moment.
-pub struct Snapshot(HashMap<u32, f64>);
+pub(crate) struct Snapshot(HashMap<u32, f64>);
 
 impl Snapshot {
     /// Now; `clients` are counted too.
-    pub fn take(clients: &[u32]) -> Self {
+    pub(crate) fn take(clients: &[u32]) -> Self {
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         let counted = ids.filter(|id| clients.contains(id) || is_carrier(*id));
@@ -28,7 +28,7 @@ impl Snapshot {
     }
 
     /// CPU seconds from `self` to `later`. What a process used that ended in between is missing.
-    pub fn until(&self, later: &Self) -> f64 {
+    pub(crate) fn until(&self, later: &Self) -> f64 {
         later
             .0
             .iter()

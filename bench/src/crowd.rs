@@ -15,7 +15,7 @@ const WARM: usize = 100_000;
 
 /// Who follows.
 #[derive(Clone, Copy)]
-pub struct Crowd {
+pub(crate) struct Crowd {
     /// Followers that read all the time; only these are measured.
     pub good: usize,
     /// Followers that stand still behind the warm-up.
@@ -25,7 +25,14 @@ pub struct Crowd {
 impl Crowd {
     /// Lets it follow a process called `name` that writes `size` bytes in blocks, each follower a program of its own;
     /// from the first byte at the first to the last byte at the last.
-    pub fn follow(self, namespace: &Namespace, user: &User, route: Route, name: &str, size: usize) -> Result<Delivery> {
+    pub(crate) fn follow(
+        self,
+        namespace: &Namespace,
+        user: &User,
+        route: Route,
+        name: &str,
+        size: usize,
+    ) -> Result<Delivery> {
         let writer = [
             format!("--warm={WARM}"),
             format!("--bytes={size}"),

@@ -4,7 +4,7 @@ use crate::report::{median, table};
 use crate::route::Route;
 
 /// One contender's turn.
-pub struct Delivery {
+pub(crate) struct Delivery {
     /// Bytes at all its followers together.
     pub bytes: usize,
     /// From the first byte to the last.
@@ -17,7 +17,7 @@ pub struct Delivery {
 
 impl Delivery {
     /// Says on stderr how a turn went.
-    pub fn announce(&self, who: &str) {
+    pub(crate) fn announce(&self, who: &str) {
         let Self {
             bytes, seconds, cpu, ..
         } = self;
@@ -26,7 +26,7 @@ impl Delivery {
 }
 
 /// A Markdown table of the medians of each route beside those of `kubectl logs -f`; `header` names its first two columns.
-pub fn compare(header: [&str; 2], routes: &[Route], turns: &[Vec<Delivery>], followers: usize) -> String {
+pub(crate) fn compare(header: [&str; 2], routes: &[Route], turns: &[Vec<Delivery>], followers: usize) -> String {
     let of = |turns: &[Delivery], figure: fn(&Delivery) -> f64| median(&turns.iter().map(figure).collect::<Vec<_>>());
     let speed = |turns: &[Delivery]| of(turns, |turn| turn.bytes as f64 / turn.seconds / 1e6);
     let cost = |turns: &[Delivery]| of(turns, |turn| turn.cpu / turn.bytes as f64 * 1e9);

@@ -13,7 +13,7 @@ const FOLLOWERS: usize = 50;
 const ROUTES: [Route; 2] = [Route::Direct, Route::Logs];
 
 /// Runs the rounds and describes them.
-pub fn measure(namespace: &Namespace, rounds: usize, megabytes: usize) -> Result<String> {
+pub(crate) fn measure(namespace: &Namespace, rounds: usize, megabytes: usize) -> Result<String> {
     let admin = namespace.admin()?;
     // The first one fetches the certificate for all of them.
     admin.rproc(&["whoami"]).succeed()?;

@@ -22,7 +22,7 @@ enum Writes {
 }
 
 /// Runs the rounds and describes them.
-pub fn measure(namespace: &Namespace, rounds: usize, megabytes: usize) -> Result<String> {
+pub(crate) fn measure(namespace: &Namespace, rounds: usize, megabytes: usize) -> Result<String> {
     let lines = measure_writes(namespace, rounds, megabytes, Writes::Lines)?;
     let blocks = measure_writes(namespace, rounds, megabytes, Writes::Blocks)?;
     Ok(format!("{lines}\n{blocks}"))

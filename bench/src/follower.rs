@@ -14,7 +14,7 @@ use rustix::pipe::{SpliceFlags, splice};
 const STALL: Duration = Duration::from_secs(20);
 
 /// A client that runs.
-pub struct Follower {
+pub(crate) struct Follower {
     child: Child,
     progress: Arc<Mutex<Progress>>,
     warm: usize,
@@ -22,7 +22,7 @@ pub struct Follower {
 
 /// What came after the warm-up.
 #[derive(Clone, Copy)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Bytes, those of the warm-up included.
     total: usize,
     /// When the first byte behind the warm-up came.
@@ -33,7 +33,7 @@ pub struct Progress {
 
 impl Follower {
     /// Starts the client, whose first `warm` bytes are not measured.
-    pub fn start(client: Program, warm: usize) -> Result<Self> {
+    pub(crate) fn start(client: Program, warm: usize) -> Result<Self> {
         let mut command = client.into_command();
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::inherit()).spawn()?;
         let stdout = child.stdout.take().context("no stdout")?;
@@ -48,12 +48,12 @@ impl Follower {
     }
 
     /// Its process.
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits until the warm-up is over.
-    pub fn wait_warm(&mut self) -> Result<()> {
+    pub(crate) fn wait_warm(&mut self) -> Result<()> {
         until("the warm-up", Duration::from_secs(60), || {
             ensure!(self.child.try_wait()?.is_none(), "the client has ended");
             Ok(self.received().total >= self.warm)
@@ -61,7 +61,7 @@ impl Follower {
     }
 
     /// Waits until `size` more bytes than the warm-up have come, or nothing comes any more.
-    pub fn wait_for(&self, size: usize) -> Progress {
+    pub(crate) fn wait_for(&self, size: usize) -> Progress {
         let begin = Instant::now();
         loop {
             let progress = self.received();
@@ -87,7 +87,7 @@ impl Drop for Follower {
 
 impl Progress {
     /// Bytes without the warm-up of so many.
-    pub fn bytes(&self, warm: usize) -> usize {
+    pub(crate) fn bytes(&self, warm: usize) -> usize {
         self.total.saturating_sub(warm)
     }
 }

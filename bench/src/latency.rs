@@ -16,7 +16,7 @@ const WARM: usize = 10;
 const PAUSE_MICROS: u64 = 15_000;
 
 /// Runs the rounds and describes them.
-pub fn measure(namespace: &Namespace, rounds: usize, lines: usize) -> Result<String> {
+pub(crate) fn measure(namespace: &Namespace, rounds: usize, lines: usize) -> Result<String> {
     let admin = namespace.admin()?;
     let mut samples: [Vec<f64>; 4] = Default::default();
     for round in 0..rounds {

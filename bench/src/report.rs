@@ -7,7 +7,7 @@ use jiff::Zoned;
 use remoteprocess_e2e::kubectl;
 
 /// Median; not a number where there is none.
-pub fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
@@ -18,7 +18,7 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// The value below which this part of them lies; not a number where there is none.
-pub fn quantile(values: &[f64], part: f64) -> f64 {
+pub(crate) fn quantile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let place = (sorted.len() as f64 * part).ceil() as usize;
@@ -26,13 +26,13 @@ pub fn quantile(values: &[f64], part: f64) -> f64 {
 }
 
 /// Load averages of the machine over 1, 5 and 15 minutes.
-pub fn load() -> Result<String> {
+pub(crate) fn load() -> Result<String> {
     let text = fs::read_to_string("/proc/loadavg")?;
     Ok(text.split(' ').take(3).collect::<Vec<_>>().join(" "))
 }
 
 /// When, where, by which command, and under which load it began.
-pub fn head(command: &str, load: &str) -> Result<String> {
+pub(crate) fn head(command: &str, load: &str) -> Result<String> {
     let info = ".items[0].status.nodeInfo";
     let path = format!("--output=jsonpath={{{info}.kubeletVersion}}, {{{info}.containerRuntimeVersion}}");
     let version = kubectl(["get", "nodes", &path]).succeed()?;
@@ -47,7 +47,7 @@ pub fn head(command: &str, load: &str) -> Result<String> {
 }
 
 /// A Markdown table.
-pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let mut text = line(&header.iter().map(ToString::to_string).collect::<Vec<_>>());
     text.push_str(&format!("|{}\n", "---|".repeat(header.len())));

@@ -7,7 +7,7 @@ use crate::subject::{Kind, Subject};
 
 /// A way from a program's output to a client.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Route {
+pub(crate) enum Route {
     /// `rproc` to the relay's address.
     Direct,
     /// `rproc` through the API server's port-forward.
@@ -20,10 +20,10 @@ pub enum Route {
 
 impl Route {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Direct, Self::Forward, Self::Logs, Self::Exec];
+    pub(crate) const ALL: [Self; 4] = [Self::Direct, Self::Forward, Self::Logs, Self::Exec];
 
     /// What a user types.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "rproc logs -f, direct",
             Self::Forward => "rproc logs -f, port-forward",
@@ -33,7 +33,7 @@ impl Route {
     }
 
     /// A container whose program is the writer with these arguments; with exec, the writer comes by the client.
-    pub fn subject<'a>(self, namespace: &'a Namespace, name: &str, writer: &[String]) -> Result<Subject<'a>> {
+    pub(crate) fn subject<'a>(self, namespace: &'a Namespace, name: &str, writer: &[String]) -> Result<Subject<'a>> {
         let command = match self {
             Self::Exec => "true".to_owned(),
             _ => format!("/tmp/writer {}", writer.join(" ")),
@@ -46,7 +46,7 @@ impl Route {
     }
 
     /// The client that follows it.
-    pub fn client(self, user: &User, name: &str, writer: &[String]) -> Result<Program> {
+    pub(crate) fn client(self, user: &User, name: &str, writer: &[String]) -> Result<Program> {
         Ok(match self {
             Self::Direct => user.rproc(&["logs", "-f", name, "--server", &relay()?]),
             Self::Forward => user.rproc(&["logs", "-f", name]),

@@ -18,7 +18,7 @@ struct Times {
 }
 
 /// Runs the rounds and describes them.
-pub fn measure(namespace: &Namespace, rounds: usize, megabytes: usize) -> Result<String> {
+pub(crate) fn measure(namespace: &Namespace, rounds: usize, megabytes: usize) -> Result<String> {
     let mut rows = Vec::new();
     for (block, how) in WRITES {
         let mut times: [Vec<Times>; 2] = Default::default();

@@ -13,7 +13,7 @@ const GOOD: usize = 9;
 const TURNS: [(usize, &str); 2] = [(0, "alone"), (1, "beside one that stands still")];
 
 /// Runs the rounds and describes them.
-pub fn measure(namespace: &Namespace, rounds: usize, megabytes: usize) -> Result<String> {
+pub(crate) fn measure(namespace: &Namespace, rounds: usize, megabytes: usize) -> Result<String> {
     let admin = namespace.admin()?;
     admin.rproc(&["whoami"]).succeed()?;
     let mut turns: [Vec<Delivery>; 2] = Default::default();

@@ -34,7 +34,7 @@ const CONTENDERS: [Contender; 3] = [
 ];
 
 /// Runs the rounds and describes them.
-pub fn measure(namespace: &Namespace, rounds: usize) -> Result<String> {
+pub(crate) fn measure(namespace: &Namespace, rounds: usize) -> Result<String> {
     let admin = namespace.admin()?;
     let mut outputs: [Vec<f64>; 3] = Default::default();
     let mut ends: [Vec<f64>; 3] = Default::default();

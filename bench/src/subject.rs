@@ -9,13 +9,13 @@ use remoteprocess_e2e::{Namespace, glibc, until};
 use serde_json::json;
 
 /// Opens the writer's gate.
-pub const GATE: &str = "/tmp/go";
+pub(crate) const GATE: &str = "/tmp/go";
 /// Lets the container end.
-pub const END: &str = "/tmp/end";
+pub(crate) const END: &str = "/tmp/end";
 
 /// Who runs the container.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// The operator.
     Ours,
     /// Nobody but the kubelet.
@@ -23,7 +23,7 @@ pub enum Kind {
 }
 
 /// A container with the writer in it.
-pub struct Subject<'a> {
+pub(crate) struct Subject<'a> {
     namespace: &'a Namespace,
     kind: Kind,
     /// Of the object.
@@ -34,7 +34,7 @@ pub struct Subject<'a> {
 impl<'a> Subject<'a> {
     /// Starts a container that runs the command of bash once the writer, `/tmp/writer`, is there, and then waits for
     /// [`END`]; puts the writer there.
-    pub fn start(namespace: &'a Namespace, kind: Kind, name: &str, command: &str) -> Result<Self> {
+    pub(crate) fn start(namespace: &'a Namespace, kind: Kind, name: &str, command: &str) -> Result<Self> {
         let script = format!(
             "while [ ! -x /tmp/writer ]; do sleep 0.02; done; {command}; while [ ! -f {END} ]; do sleep 0.1; done"
         );
@@ -66,13 +66,13 @@ impl<'a> Subject<'a> {
     }
 
     /// Runs a command in the container.
-    pub fn exec(&self, command: &[&str]) -> Result<String> {
+    pub(crate) fn exec(&self, command: &[&str]) -> Result<String> {
         let exec = ["exec", &self.pod, "--container=main", "--"];
         self.namespace.kubectl(&exec).args(command).succeed()
     }
 
     /// Waits until the writer has left its time in this file, and returns it in seconds.
-    pub fn result(&self, file: &str) -> Result<f64> {
+    pub(crate) fn result(&self, file: &str) -> Result<f64> {
         until("the writer's time", Duration::from_secs(300), || {
             let test = ["exec", &self.pod, "--container=main", "--", "test", "-f", file];
             Ok(self.namespace.kubectl(&test).finish()?.code == 0)
@@ -82,12 +82,12 @@ impl<'a> Subject<'a> {
     }
 
     /// Opens the gate.
-    pub fn open_gate(&self) -> Result<()> {
+    pub(crate) fn open_gate(&self) -> Result<()> {
         self.exec(&["touch", GATE]).map(drop)
     }
 
     /// Ends it and waits until nothing of it is left, so that it is no load on whoever is next.
-    pub fn remove(self) -> Result<()> {
+    pub(crate) fn remove(self) -> Result<()> {
         self.exec(&["touch", END])?;
         let kind = match self.kind {
             Kind::Ours => "remoteprocess",

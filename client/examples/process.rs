@@ -62,7 +62,7 @@ fn key(cluster: &Cluster, name: &str) -> ProcessKey {
 }
 
 /// One line for each process of the namespace: its name and its phase.
-pub async fn list(processes: &Api<RemoteProcess>) -> Result<Vec<String>> {
+pub(crate) async fn list(processes: &Api<RemoteProcess>) -> Result<Vec<String>> {
     let found = processes.list(&ListParams::default()).await?;
     let line = |object: &RemoteProcess| {
         let phase = object.status.as_ref().and_then(|status| status.phase);
@@ -73,7 +73,7 @@ pub async fn list(processes: &Api<RemoteProcess>) -> Result<Vec<String>> {
 }
 
 /// Creates a process, and returns its name.
-pub async fn create(processes: &Api<RemoteProcess>, image: &str, command: &[&str]) -> Result<String> {
+pub(crate) async fn create(processes: &Api<RemoteProcess>, image: &str, command: &[&str]) -> Result<String> {
     let object = serde_json::from_value(serde_json::json!({
         "apiVersion": format!("{}/v1alpha1", names::GROUP), "kind": "RemoteProcess",
         "metadata": {"generateName": "example-"},
@@ -85,7 +85,12 @@ pub async fn create(processes: &Api<RemoteProcess>, image: &str, command: &[&str
 
 /// Writes standard output from `offset` to the end of the process, over as many connections as it takes, and says whether it
 /// is what the agent sealed.
-pub async fn follow(relay: impl Dial, process: ProcessKey, offset: u64, out: impl Write + Send) -> Result<String> {
+pub(crate) async fn follow(
+    relay: impl Dial,
+    process: ProcessKey,
+    offset: u64,
+    out: impl Write + Send,
+) -> Result<String> {
     let mut follower = Follower {
         dial: relay,
         ledger: Ledger::new(Want {

@@ -12,7 +12,7 @@ use crate::dial::DialError;
 
 /// Opens a stream to a ready relay pod, through the API server. Answers the pod's name, and a function that gives the
 /// stream away once: a broken one is never mended, the caller dials anew.
-pub async fn open(
+pub(crate) async fn open(
     cluster: &Cluster,
 ) -> Result<
     (

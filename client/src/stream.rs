@@ -83,13 +83,17 @@ pub(crate) struct Requests<T>(mpsc::UnboundedSender<T>);
 pub(crate) struct RequestStream<T>(mpsc::UnboundedReceiver<T>);
 
 impl<T> Requests<T> {
-    pub fn new() -> (Self, RequestStream<T>) {
+    pub(crate) fn new() -> (Self, RequestStream<T>) {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "the window of input that is not confirmed bounds it"
+        )]
         let (requests, outgoing) = mpsc::unbounded_channel();
         (Self(requests), RequestStream(outgoing))
     }
 
     /// Fails only when the connection has broken, which its answers tell.
-    pub fn send(&self, request: T) {
+    pub(crate) fn send(&self, request: T) {
         let _ = self.0.send(request);
     }
 }

@@ -16,7 +16,7 @@ const AGENT_WAIT: Duration = Duration::from_secs(120);
 
 /// The checked command line.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Program and its arguments; never empty.
     pub command: Vec<OsString>,
     /// Where the agent listens.
@@ -31,7 +31,7 @@ pub struct Arguments {
 
 /// Why the command line was refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// Nothing after `--`, or no `--`.
     #[error("no command: usage is entrypoint -- PROGRAM [ARGUMENT…]")]
     NoCommand,
@@ -42,7 +42,7 @@ pub enum Error {
 
 impl Arguments {
     /// Checks the arguments, without the name of this program.
-    pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, Error> {
+    pub(crate) fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, Error> {
         let mut parsed = Self {
             command: Vec::new(),
             socket: PathBuf::from(SOCKET_PATH),

@@ -14,7 +14,7 @@ use remoteprocess_entrypoint::message::Usage;
 use crate::clock::Moment;
 
 /// Where runtimes mount it.
-pub const MOUNT: &str = "/sys/fs/cgroup";
+pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
 /// A program that ends by SIGKILL this long after the kernel killed something for want of memory was what it killed:
 /// a large process needs a while to let go of its memory.
 const DYING: Duration = Duration::from_secs(3);
@@ -30,7 +30,7 @@ struct Cpu {
 
 /// The cgroup since the launch.
 #[derive(Debug)]
-pub struct Cgroup {
+pub(crate) struct Cgroup {
     mount: Option<PathBuf>,
     /// The OOM counter, and whether it can be polled.
     counter: Option<(File, bool)>,
@@ -43,7 +43,7 @@ pub struct Cgroup {
 
 impl Cgroup {
     /// The cgroup below this mount; without one nothing is known.
-    pub fn new(mount: Option<PathBuf>) -> Self {
+    pub(crate) fn new(mount: Option<PathBuf>) -> Self {
         Self {
             mount,
             counter: None,
@@ -56,7 +56,7 @@ impl Cgroup {
     }
 
     /// The program is about to start: from here on is counted.
-    pub fn begin(&mut self, now: Moment) {
+    pub(crate) fn begin(&mut self, now: Moment) {
         self.counter = self.open_counter();
         self.kills_before = self.read_counter();
         self.kills = self.kills_before;
@@ -65,7 +65,7 @@ impl Cgroup {
     }
 
     /// Looks at the counter.
-    pub fn look(&mut self, now: Moment) {
+    pub(crate) fn look(&mut self, now: Moment) {
         let kills = self.read_counter();
         if kills > self.kills {
             self.kills = kills;
@@ -75,28 +75,28 @@ impl Cgroup {
     }
 
     /// When to look, where nothing announces a change.
-    pub fn next_look(&self) -> Option<Moment> {
+    pub(crate) fn next_look(&self) -> Option<Moment> {
         self.next_look
     }
 
     /// What announces a change (exceptionally: `POLLPRI`), where there is such a thing.
-    pub fn announcer(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn announcer(&self) -> Option<BorrowedFd<'_>> {
         let (file, _) = self.counter.as_ref().filter(|(_, can_poll)| *can_poll)?;
         Some(file.as_fd())
     }
 
     /// Processes killed since the launch, as of the last look.
-    pub fn oom_kills(&self) -> u64 {
+    pub(crate) fn oom_kills(&self) -> u64 {
         self.kills.saturating_sub(self.kills_before)
     }
 
     /// Whether what ended by SIGKILL just now was killed for want of memory. Look first.
-    pub fn has_just_killed(&self, now: Moment) -> bool {
+    pub(crate) fn has_just_killed(&self, now: Moment) -> bool {
         self.last_kill.is_some_and(|at| now <= at + DYING)
     }
 
     /// Puts what the cgroup knows better in the place of what `getrusage(2)` said.
-    pub fn correct(&self, usage: &mut Usage) {
+    pub(crate) fn correct(&self, usage: &mut Usage) {
         if let Some(cpu) = self.cpu() {
             usage.user_micros = cpu.user.saturating_sub(self.cpu_before.user);
             usage.system_micros = cpu.system.saturating_sub(self.cpu_before.system);

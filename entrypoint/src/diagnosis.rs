@@ -12,7 +12,7 @@ use remoteprocess_entrypoint::message::{Outcome, bounded_sentence};
 const HEAD_BYTES: u64 = 4096;
 
 /// The outcome for a name that is in no directory of PATH.
-pub fn not_in_path(program: &OsStr, path: &OsStr) -> Outcome {
+pub(crate) fn not_in_path(program: &OsStr, path: &OsStr) -> Outcome {
     let message = format!("cannot start {program:?}: not found in PATH ({})", path.display());
     Outcome::NotFound {
         message: bounded_sentence(message),
@@ -20,7 +20,7 @@ pub fn not_in_path(program: &OsStr, path: &OsStr) -> Outcome {
 }
 
 /// The outcome for a file that `execve(2)` refused with this error.
-pub fn of_exec(program: &OsStr, file: &Path, error: &io::Error) -> Outcome {
+pub(crate) fn of_exec(program: &OsStr, file: &Path, error: &io::Error) -> Outcome {
     let cause = match error.kind() {
         io::ErrorKind::NotFound => missing(file),
         io::ErrorKind::PermissionDenied => denied(file),

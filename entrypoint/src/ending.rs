@@ -16,7 +16,7 @@ const GIVE_UP: Duration = Duration::from_secs(3);
 
 /// What to do now to everything that still runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// SIGTERM, then SIGCONT, to what has not been sent a signal to end yet.
     Terminate,
     /// SIGKILL.
@@ -27,7 +27,7 @@ pub enum Action {
 
 /// The times of one ending.
 #[derive(Debug)]
-pub struct Ending {
+pub(crate) struct Ending {
     terminate_at: Option<Moment>,
     kill_at: Moment,
     next_kill_at: Moment,
@@ -35,7 +35,7 @@ pub struct Ending {
 
 impl Ending {
     /// The program has ended by itself and left something behind.
-    pub fn of_leftovers(now: Moment) -> Self {
+    pub(crate) fn of_leftovers(now: Moment) -> Self {
         let terminate_at = now + LINGER;
         let kill_at = terminate_at + LEFTOVER_GRACE;
         Self {
@@ -46,7 +46,7 @@ impl Ending {
     }
 
     /// The stop path, whose first signal has just been sent.
-    pub fn of_stop(now: Moment, grace: Duration) -> Self {
+    pub(crate) fn of_stop(now: Moment, grace: Duration) -> Self {
         let kill_at = now + grace;
         Self {
             terminate_at: None,
@@ -58,23 +58,23 @@ impl Ending {
     /// The program has ended within a stop. What it has started since the signal gets one too, when
     /// it has had the time to become a program of its own: a shell's child loses what comes between
     /// fork and exec.
-    pub fn program_ended(&mut self, now: Moment) {
+    pub(crate) fn program_ended(&mut self, now: Moment) {
         self.terminate_at = Some(now + LINGER);
     }
 
     /// Kills after this grace, if that is earlier than before.
-    pub fn hasten(&mut self, now: Moment, grace: Duration) {
+    pub(crate) fn hasten(&mut self, now: Moment, grace: Duration) {
         self.kill_at = self.kill_at.min(now + grace);
         self.next_kill_at = self.next_kill_at.min(self.kill_at);
     }
 
     /// Whether SIGTERM has not been sent yet because leftovers may end by themselves.
-    pub fn lingers(&self) -> bool {
+    pub(crate) fn lingers(&self) -> bool {
         self.terminate_at.is_some()
     }
 
     /// The action that is due, each once (`Kill` again and again).
-    pub fn due(&mut self, now: Moment) -> Option<Action> {
+    pub(crate) fn due(&mut self, now: Moment) -> Option<Action> {
         if now >= self.kill_at + GIVE_UP {
             return Some(Action::GiveUp);
         }
@@ -87,7 +87,7 @@ impl Ending {
     }
 
     /// When `due` should be asked again.
-    pub fn next(&self) -> Moment {
+    pub(crate) fn next(&self) -> Moment {
         self.terminate_at
             .map_or(self.next_kill_at, |at| at.min(self.next_kill_at))
     }

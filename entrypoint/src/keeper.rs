@@ -28,7 +28,7 @@ const NAME: &str = "rproc-session";
 
 /// What a keeper is told.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Kept {
+pub(crate) struct Kept {
     /// Program and arguments; never empty.
     pub words: Vec<OsString>,
     /// Where it starts; empty: here.
@@ -40,8 +40,8 @@ pub struct Kept {
 impl Kept {
     /// The keeper, to be given the session's streams and environment. It writes how the command has ended into `report`,
     /// which closes then.
-    #[allow(unsafe_code)]
-    pub fn keeper(&self, report: OwnedFd) -> Command {
+    #[allow(unsafe_code, reason = "descriptors pass from one process to the next by number")]
+    pub(crate) fn keeper(&self, report: OwnedFd) -> Command {
         // The file that this process was started from, whatever lies in its place now.
         let mut keeper = Command::new("/proc/self/exe");
         keeper.arg0(NAME).arg(FLAG).arg(report.as_raw_fd().to_string());
@@ -84,7 +84,7 @@ impl Kept {
 }
 
 /// Is a keeper to its end, if these arguments are one's; the exit code then.
-pub fn run_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Option<i32> {
+pub(crate) fn run_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Option<i32> {
     if arguments.next()? != FLAG {
         return None;
     }
@@ -114,7 +114,7 @@ pub fn run_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Option<i32
 }
 
 /// The descriptor of this number, not to be inherited any further.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "descriptors pass from one process to the next by number")]
 fn take(number: i32) -> Option<File> {
     // SAFETY: whoever starts a keeper leaves this descriptor open for it, and nothing here has another.
     let report = unsafe { OwnedFd::from_raw_fd(number) };
@@ -130,7 +130,7 @@ fn tell(report: &mut File, outcome: &Outcome) {
 }
 
 /// What a report says; a keeper that was killed says nothing, and its command has met the same end.
-pub fn read_report(bytes: &[u8]) -> Outcome {
+pub(crate) fn read_report(bytes: &[u8]) -> Outcome {
     postcard::from_bytes(bytes).unwrap_or(Outcome::Signal(libc::SIGKILL))
 }
 

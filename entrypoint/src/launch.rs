@@ -23,7 +23,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const TERM: &str = "xterm";
 
 /// What the program's standard descriptors are.
-pub enum ChildStdio {
+pub(crate) enum ChildStdio {
     /// This process's own.
     Inherited,
     /// This for input, this process's own for output.
@@ -42,7 +42,7 @@ pub enum ChildStdio {
 ///
 /// # Errors
 /// The outcome to report when it cannot be found or executed.
-pub fn start(command: &[OsString], stdio: ChildStdio) -> Result<u32, Outcome> {
+pub(crate) fn start(command: &[OsString], stdio: ChildStdio) -> Result<u32, Outcome> {
     let program = &command[0];
     let file = find(program, std::env::var_os("PATH").as_deref())?;
     spawn(&file, command, stdio).map_err(|error| diagnosis::of_exec(program, &file, &error))
@@ -50,7 +50,7 @@ pub fn start(command: &[OsString], stdio: ChildStdio) -> Result<u32, Outcome> {
 
 /// Executes the file in the child by hand: of the two standard ways one leaves signals blocked, the
 /// other lets some C libraries hand files of unknown format to a shell.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "`fork`, `exec` and the environment have no safe form")]
 fn spawn(file: &Path, command: &[OsString], stdio: ChildStdio) -> io::Result<u32> {
     let path = CString::new(file.as_os_str().as_bytes())?;
     let arguments: Vec<CString> = command
@@ -88,7 +88,8 @@ fn connect(child: &mut Command, stdio: ChildStdio) -> io::Result<bool> {
 }
 
 /// In this process, whose own environment nobody reads: the child gets it as it is.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "`fork`, `exec` and the environment have no safe form")]
+#[allow(clippy::disallowed_methods, reason = "the process has one thread")]
 fn set_term() {
     if std::env::var_os("TERM").is_none() {
         // SAFETY: the process has one thread.
@@ -97,7 +98,7 @@ fn set_term() {
 }
 
 /// The outcome for pipes that could not be made.
-pub fn no_pipes(command: &[OsString], error: &io::Error) -> Outcome {
+pub(crate) fn no_pipes(command: &[OsString], error: &io::Error) -> Outcome {
     let message = format!(
         "cannot start {:?}: no pipe or terminal for its input and output: {error}",
         command[0]

@@ -20,7 +20,7 @@ const MAX_QUEUED: usize = 64;
 
 /// What came from the agent.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// An agent is there, the same one as before if there was one.
     Welcomed,
     /// Anything but its greeting.
@@ -29,7 +29,7 @@ pub enum Event {
 
 /// Whether an agent is there, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Presence {
+pub(crate) enum Presence {
     /// It has welcomed this entrypoint.
     Here(Moment),
     /// There is none.
@@ -38,12 +38,12 @@ pub enum Presence {
 
 impl Presence {
     /// Whether there is none.
-    pub const fn is_away(self) -> bool {
+    pub(crate) const fn is_away(self) -> bool {
         matches!(self, Self::Away(_))
     }
 
     /// When an absence will have been this long.
-    pub fn lost_at(self, patience: Duration) -> Option<Moment> {
+    pub(crate) fn lost_at(self, patience: Duration) -> Option<Moment> {
         match self {
             Self::Here(_) => None,
             Self::Away(since) => Some(since + patience),
@@ -79,7 +79,7 @@ enum State {
 
 /// The link, up or down. `pipes` in its methods are the read ends of the program's output, empty
 /// until it was started.
-pub struct Link {
+pub(crate) struct Link {
     path: PathBuf,
     state: State,
     secret: Option<Secret>,
@@ -89,7 +89,7 @@ pub struct Link {
 
 impl Link {
     /// A link that is down, with the first attempt due.
-    pub fn new(path: PathBuf, now: Moment) -> Self {
+    pub(crate) fn new(path: PathBuf, now: Moment) -> Self {
         let state = State::Absent { retry_at: now };
         Self {
             path,
@@ -101,7 +101,7 @@ impl Link {
     }
 
     /// Whether an agent is there; one that has not answered the greeting is not.
-    pub fn presence(&self) -> Presence {
+    pub(crate) fn presence(&self) -> Presence {
         match self.state {
             State::Welcomed(_) => Presence::Here(self.changed_at),
             State::Absent { .. } | State::Greeting(_) => Presence::Away(self.changed_at),
@@ -109,7 +109,7 @@ impl Link {
     }
 
     /// When `connect_if_due` has something to do.
-    pub fn retry_at(&self) -> Option<Moment> {
+    pub(crate) fn retry_at(&self) -> Option<Moment> {
         match self.state {
             State::Absent { retry_at } => Some(retry_at),
             State::Greeting(_) | State::Welcomed(_) => None,
@@ -117,7 +117,7 @@ impl Link {
     }
 
     /// What to poll, if connected.
-    pub fn poll_fd(&self) -> Option<PollFd<'_>> {
+    pub(crate) fn poll_fd(&self) -> Option<PollFd<'_>> {
         let channel = self.channel()?;
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, channel.queue.len() < MAX_QUEUED);
@@ -126,7 +126,7 @@ impl Link {
     }
 
     /// Connects and says `Hello`, if it is time to.
-    pub fn connect_if_due(&mut self, now: Moment, pipes: &[OwnedFd]) {
+    pub(crate) fn connect_if_due(&mut self, now: Moment, pipes: &[OwnedFd]) {
         if self.retry_at().is_none_or(|at| now < at) {
             return;
         }
@@ -164,7 +164,7 @@ impl Link {
 
     /// Sends a message now or as soon as there is room. Without an agent it is dropped: what an
     /// agent must know is said again after `Welcomed`.
-    pub fn send(&mut self, message: FromEntrypoint, with_pipes: bool, now: Moment, pipes: &[OwnedFd]) {
+    pub(crate) fn send(&mut self, message: FromEntrypoint, with_pipes: bool, now: Moment, pipes: &[OwnedFd]) {
         let descriptors = if with_pipes {
             Descriptors::Pipes
         } else {
@@ -174,7 +174,7 @@ impl Link {
     }
 
     /// The same with descriptors that nobody here keeps.
-    pub fn send_with(&mut self, message: FromEntrypoint, own: Vec<OwnedFd>, now: Moment, pipes: &[OwnedFd]) {
+    pub(crate) fn send_with(&mut self, message: FromEntrypoint, own: Vec<OwnedFd>, now: Moment, pipes: &[OwnedFd]) {
         let descriptors = Descriptors::Own(own);
         self.queue(Outgoing { message, descriptors }, now, pipes);
     }
@@ -187,7 +187,7 @@ impl Link {
     }
 
     /// Sends what waits, as far as there is room.
-    pub fn flush(&mut self, now: Moment, pipes: &[OwnedFd]) {
+    pub(crate) fn flush(&mut self, now: Moment, pipes: &[OwnedFd]) {
         let (State::Greeting(channel) | State::Welcomed(channel)) = &mut self.state else {
             return;
         };
@@ -210,7 +210,7 @@ impl Link {
 
     /// The next thing the agent said; `None` when there is nothing now. A peer that says what it
     /// may not is hung up on.
-    pub fn receive(&mut self, now: Moment) -> Option<Event> {
+    pub(crate) fn receive(&mut self, now: Moment) -> Option<Event> {
         let channel = self.channel().filter(|channel| channel.queue.len() < MAX_QUEUED)?;
         match channel.connection.receive::<ToEntrypoint>() {
             Ok(Some((message, _))) => {

@@ -12,7 +12,7 @@ const GIVE_UP: Duration = Duration::from_secs(3);
 
 /// What a look has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Nothing runs any more.
     Complete,
     /// Something runs: signal it, and look again.
@@ -23,7 +23,7 @@ pub enum Verdict {
 
 /// A pause that may not be complete yet.
 #[derive(Debug)]
-pub struct Pause {
+pub(crate) struct Pause {
     /// Requests that are answered when it is complete.
     pub waiting: Vec<String>,
     /// Processes that were sent the signal.
@@ -34,7 +34,7 @@ pub struct Pause {
 
 impl Pause {
     /// Begins now, for this request.
-    pub fn begin(request: String, now: Moment) -> Self {
+    pub(crate) fn begin(request: String, now: Moment) -> Self {
         Self {
             waiting: vec![request],
             signalled: HashSet::new(),
@@ -44,17 +44,17 @@ impl Pause {
     }
 
     /// Whether nothing ran at the last look.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.next_look.is_none()
     }
 
     /// When to look; `None` once it is complete.
-    pub fn next_look(&self) -> Option<Moment> {
+    pub(crate) fn next_look(&self) -> Option<Moment> {
         self.next_look
     }
 
     /// Takes what a look has shown: whether something runs.
-    pub fn looked(&mut self, something_runs: bool, now: Moment) -> Verdict {
+    pub(crate) fn looked(&mut self, something_runs: bool, now: Moment) -> Verdict {
         self.next_look = something_runs.then(|| now + LOOK);
         match something_runs {
             false => Verdict::Complete,

@@ -18,7 +18,7 @@ const RETURN_WAIT: Duration = Duration::from_secs(5);
 const REPORT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where the run is.
-pub enum Phase {
+pub(crate) enum Phase {
     /// No `Launch` yet.
     Waiting,
     /// The program runs.
@@ -47,7 +47,7 @@ pub enum Phase {
 
 /// The program, from its start on.
 #[derive(Clone, Copy)]
-pub struct Program {
+pub(crate) struct Program {
     /// Also its process group.
     pub pid: u32,
     /// When it was started.
@@ -57,7 +57,7 @@ pub struct Program {
 }
 
 /// The stop path, once begun.
-pub struct Stop {
+pub(crate) struct Stop {
     /// The first.
     pub cause: StopCause,
     /// The last.
@@ -67,7 +67,7 @@ pub struct Stop {
 }
 
 /// Until when an exit that was first said at `since` waits for `Recorded`.
-pub fn report_until(since: Moment, presence: Presence) -> Moment {
+pub(crate) fn report_until(since: Moment, presence: Presence) -> Moment {
     let patience = match presence {
         Presence::Here(at) => at.max(since) + RECORDED_WAIT,
         Presence::Away(at) => at.max(since) + RETURN_WAIT,

@@ -14,7 +14,7 @@ const BLOCK: u64 = 512;
 
 /// Which processes are all processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub(crate) enum Scope {
     /// Those of the PID namespace, whose process 1 this is.
     Namespace,
     /// Own descendants.
@@ -26,7 +26,7 @@ impl Scope {
     ///
     /// # Errors
     /// From `kill(2)`; `ESRCH` if there is none.
-    pub fn signal_all(self, number: i32) -> io::Result<()> {
+    pub(crate) fn signal_all(self, number: i32) -> io::Result<()> {
         match self {
             Self::Namespace => kill(-1, number),
             Self::Descendants => signal_under(std::process::id(), number),
@@ -39,7 +39,7 @@ impl Scope {
 ///
 /// # Errors
 /// From `kill(2)`.
-pub fn signal_under(root: u32, number: i32) -> io::Result<()> {
+pub(crate) fn signal_under(root: u32, number: i32) -> io::Result<()> {
     let mut signalled = HashSet::new();
     loop {
         let before = signalled.len();
@@ -58,7 +58,7 @@ pub fn signal_under(root: u32, number: i32) -> io::Result<()> {
 }
 
 /// Sends SIGHUP to what is below a process now, and lets it go on. Once: what its handlers start has work to do.
-pub fn hang_up_under(root: u32) {
+pub(crate) fn hang_up_under(root: u32) {
     for (pid, _) in under(root, &[]) {
         let _ = kill(pid, libc::SIGHUP);
         let _ = kill(pid, libc::SIGCONT);
@@ -69,7 +69,7 @@ pub fn hang_up_under(root: u32) {
 ///
 /// A signal to all can miss one: a shell that blocks signals while it forks does not pass on what
 /// is pending, and what it has just started is alive when the shell has ended of the signal.
-pub fn signal_newcomers(signalled: &mut HashSet<i32>, number: i32) {
+pub(crate) fn signal_newcomers(signalled: &mut HashSet<i32>, number: i32) {
     for (pid, _) in descendants() {
         if signalled.insert(pid) {
             let _ = kill(pid, number);
@@ -83,7 +83,7 @@ pub fn signal_newcomers(signalled: &mut HashSet<i32>, number: i32) {
 ///
 /// Not by a signal to all: who was brought into the container from outside (`kubectl exec`) is no descendant and goes
 /// on. Again until none is returned: what has the signal pending forks no more.
-pub fn stop_running(signalled: &mut HashSet<i32>, keepers: &[u32]) -> Vec<i32> {
+pub(crate) fn stop_running(signalled: &mut HashSet<i32>, keepers: &[u32]) -> Vec<i32> {
     let mut running = Vec::new();
     for (pid, state) in descendants_but(keepers)
         .into_iter()
@@ -101,7 +101,7 @@ pub fn stop_running(signalled: &mut HashSet<i32>, keepers: &[u32]) -> Vec<i32> {
 }
 
 /// Lets the descendants go on, but for what is below `keepers`.
-pub fn let_go_on(keepers: &[u32]) {
+pub(crate) fn let_go_on(keepers: &[u32]) {
     for (pid, _) in descendants_but(keepers) {
         let _ = kill(pid, libc::SIGCONT);
     }
@@ -116,7 +116,7 @@ fn is_still(state: char) -> bool {
 ///
 /// # Errors
 /// From `kill(2)`.
-pub fn signal_process(pid: u32, number: i32) -> io::Result<()> {
+pub(crate) fn signal_process(pid: u32, number: i32) -> io::Result<()> {
     kill(positive(pid)?, number)
 }
 
@@ -124,7 +124,7 @@ pub fn signal_process(pid: u32, number: i32) -> io::Result<()> {
 ///
 /// # Errors
 /// From `kill(2)`.
-pub fn signal_group(group: u32, number: i32) -> io::Result<()> {
+pub(crate) fn signal_group(group: u32, number: i32) -> io::Result<()> {
     kill(-positive(group)?, number)
 }
 
@@ -136,7 +136,7 @@ fn positive(pid: u32) -> io::Result<i32> {
 }
 
 /// `kill(2)` with any number: safe wrappers know neither real-time signals nor -1.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "`kill` takes ids that no safe form takes, for example -1")]
 fn kill(pid: i32, number: i32) -> io::Result<()> {
     // SAFETY: passes two integers and no memory.
     match unsafe { libc::kill(pid, number) } {
@@ -147,7 +147,7 @@ fn kill(pid: i32, number: i32) -> io::Result<()> {
 
 /// What `reap` found.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Reaped {
+pub(crate) enum Reaped {
     /// This child has ended.
     Child(u32, Outcome),
     /// Children live, none has ended.
@@ -157,12 +157,12 @@ pub enum Reaped {
 }
 
 /// Takes one ended child, own or orphaned, without waiting.
-pub fn reap() -> Reaped {
+pub(crate) fn reap() -> Reaped {
     reap_by(WaitOptions::NOHANG)
 }
 
 /// Takes one ended child, and waits for it.
-pub fn reap_when_one_ends() -> Reaped {
+pub(crate) fn reap_when_one_ends() -> Reaped {
     reap_by(WaitOptions::empty())
 }
 
@@ -181,7 +181,7 @@ fn reap_by(options: WaitOptions) -> Reaped {
 }
 
 /// What all reaped processes have used together; their largest resident set.
-pub fn usage() -> Usage {
+pub(crate) fn usage() -> Usage {
     let Ok(usage) = getrusage(UsageWho::RUSAGE_CHILDREN) else {
         return Usage::default();
     };
@@ -197,12 +197,12 @@ pub fn usage() -> Usage {
 }
 
 /// Every process under this one and its state, as `/proc` has them.
-pub fn descendants() -> Vec<(i32, char)> {
+pub(crate) fn descendants() -> Vec<(i32, char)> {
     descendants_but(&[])
 }
 
 /// The same without these and what is below them.
-pub fn descendants_but(left_out: &[u32]) -> Vec<(i32, char)> {
+pub(crate) fn descendants_but(left_out: &[u32]) -> Vec<(i32, char)> {
     under(std::process::id(), left_out)
 }
 

@@ -7,16 +7,16 @@ const REMEMBERED: usize = 256;
 
 /// The last requests that were carried out. One that was refused is not among them: a repeat tries again.
 #[derive(Debug, Default)]
-pub struct Requests(VecDeque<String>);
+pub(crate) struct Requests(VecDeque<String>);
 
 impl Requests {
     /// Whether it was carried out.
-    pub fn is_done(&self, request: &str) -> bool {
+    pub(crate) fn is_done(&self, request: &str) -> bool {
         self.0.iter().any(|done| done == request)
     }
 
     /// It was carried out.
-    pub fn done(&mut self, request: String) {
+    pub(crate) fn done(&mut self, request: String) {
         if self.0.len() == REMEMBERED {
             self.0.pop_front();
         }

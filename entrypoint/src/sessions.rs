@@ -42,7 +42,7 @@ struct Session {
 
 /// All of them.
 #[derive(Default)]
-pub struct Sessions {
+pub(crate) struct Sessions {
     open: Vec<Session>,
     /// Keepers outlive their sessions, as long as anything is left of those.
     keepers: Vec<u32>,
@@ -54,7 +54,7 @@ impl Sessions {
     ///
     /// # Errors
     /// What to tell instead.
-    pub fn start(&mut self, name: &str, command: Command) -> Result<(InputState, Vec<OwnedFd>), News> {
+    pub(crate) fn start(&mut self, name: &str, command: Command) -> Result<(InputState, Vec<OwnedFd>), News> {
         if self.begun.is_done(name) {
             let why = "this session was begun before, and the agent that knew of it has gone";
             return Err(News::Refused(why.into()));
@@ -83,19 +83,19 @@ impl Sessions {
     }
 
     /// Gives input to a session, or its end, and answers how far it has come.
-    pub fn change_input(&mut self, name: &str, change: impl FnOnce(&mut Stdin)) -> Option<InputState> {
+    pub(crate) fn change_input(&mut self, name: &str, change: impl FnOnce(&mut Stdin)) -> Option<InputState> {
         self.find(name)?.stdin.as_mut()?.changed_by(true, change)
     }
 
     /// Changes the size of a session's terminal.
-    pub fn resize(&mut self, name: &str, size: WindowSize) {
+    pub(crate) fn resize(&mut self, name: &str, size: WindowSize) {
         if let Some(terminal) = self.find(name).and_then(|session| session.terminal.as_ref()) {
             terminal.resize(size);
         }
     }
 
     /// Nobody wants this session any more.
-    pub fn close(&mut self, name: &str, now: Moment) {
+    pub(crate) fn close(&mut self, name: &str, now: Moment) {
         if let Some(session) = self.find(name) {
             session.close(now);
         }
@@ -103,18 +103,18 @@ impl Sessions {
     }
 
     /// Nobody wants any of them any more.
-    pub fn close_all(&mut self, now: Moment) {
+    pub(crate) fn close_all(&mut self, now: Moment) {
         self.open.iter_mut().for_each(|session| session.close(now));
         self.forget();
     }
 
     /// The program has ended: so do they. Their streams stay, for the last that they say.
-    pub fn hang_up(&mut self) {
+    pub(crate) fn hang_up(&mut self) {
         self.open.iter_mut().for_each(Session::hang_up);
     }
 
     /// Moves streams and hears keepers; what has come of it, by the sessions' names.
-    pub fn turn(&mut self) -> Vec<(String, News)> {
+    pub(crate) fn turn(&mut self) -> Vec<(String, News)> {
         let mut news = Vec::new();
         for session in &mut self.open {
             let input = session
@@ -136,7 +136,7 @@ impl Sessions {
     }
 
     /// Acts on what is due.
-    pub fn act_on_time(&mut self, now: Moment) {
+    pub(crate) fn act_on_time(&mut self, now: Moment) {
         for session in &mut self.open {
             if session.kill_at.take_if(|at| now >= *at).is_some() {
                 // What may not be signalled ends with PID 1.
@@ -146,12 +146,12 @@ impl Sessions {
     }
 
     /// When something is due.
-    pub fn next(&self) -> Option<Moment> {
+    pub(crate) fn next(&self) -> Option<Moment> {
         self.open.iter().filter_map(|session| session.kill_at).min()
     }
 
     /// What to poll.
-    pub fn poll_fds(&self) -> Vec<PollFd<'_>> {
+    pub(crate) fn poll_fds(&self) -> Vec<PollFd<'_>> {
         let mut asked = Vec::new();
         for session in &self.open {
             if !session.has_ended {
@@ -164,12 +164,12 @@ impl Sessions {
     }
 
     /// The roots of everything that sessions have started, and nothing else has.
-    pub fn keepers(&self) -> &[u32] {
+    pub(crate) fn keepers(&self) -> &[u32] {
         &self.keepers
     }
 
     /// A child of this process has ended: true where it was a keeper.
-    pub fn has_ended(&mut self, pid: u32) -> bool {
+    pub(crate) fn has_ended(&mut self, pid: u32) -> bool {
         let before = self.keepers.len();
         self.keepers.retain(|keeper| *keeper != pid);
         self.keepers.len() < before

@@ -9,17 +9,17 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::processes::Scope;
 
 /// The largest signal number of Linux.
-pub const LAST: i32 = 64;
+pub(crate) const LAST: i32 = 64;
 
 /// All signals of this process, read instead of delivered.
-pub struct Signals {
+pub(crate) struct Signals {
     descriptor: SignalFd,
     scope: Scope,
 }
 
 /// What a signal to the entrypoint means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meaning {
+pub(crate) enum Meaning {
     /// Run the stop path.
     Stop,
     /// The program means itself when it sends this to PID 1: it is handed to it, as an init process does, and to
@@ -31,7 +31,7 @@ pub enum Meaning {
 
 impl Signals {
     /// Resets every disposition, so that the program inherits the defaults, and blocks every signal.
-    pub fn take(scope: Scope) -> io::Result<Self> {
+    pub(crate) fn take(scope: Scope) -> io::Result<Self> {
         reset_dispositions();
         let all = SigSet::all();
         all.thread_block()?;
@@ -43,7 +43,7 @@ impl Signals {
     }
 
     /// The next signal that has arrived.
-    pub fn next(&self) -> Option<Meaning> {
+    pub(crate) fn next(&self) -> Option<Meaning> {
         let signal = self.descriptor.read_signal().ok().flatten()?;
         let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
         // Without a namespace of its own nobody is inside.
@@ -71,7 +71,10 @@ fn meaning(number: i32, from_outside: bool) -> Meaning {
 }
 
 /// SIGPIPE stays ignored here and is reset for the program by the standard library.
-#[allow(unsafe_code)]
+#[allow(
+    unsafe_code,
+    reason = "the dispositions of signals are set by a system call without a safe form"
+)]
 fn reset_dispositions() {
     for number in (1..=LAST).filter(|number| *number != libc::SIGPIPE) {
         // SAFETY: SIG_DFL installs no code; numbers that cannot be changed are refused by the

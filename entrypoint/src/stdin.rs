@@ -14,7 +14,7 @@ use rustix::termios::{SpecialCodeIndex, tcgetattr};
 const EOT: u8 = 4;
 
 /// The writing end of the program's input.
-pub struct Stdin {
+pub(crate) struct Stdin {
     sink: Option<OwnedFd>,
     is_terminal: bool,
     /// Taken, not written yet.
@@ -26,7 +26,7 @@ pub struct Stdin {
 
 impl Stdin {
     /// A pipe, and the end from which the program reads.
-    pub fn pipe() -> io::Result<(Self, OwnedFd)> {
+    pub(crate) fn pipe() -> io::Result<(Self, OwnedFd)> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
         // The reading end is a file description of its own and stays blocking.
         set_nonblocking(&write)?;
@@ -34,7 +34,7 @@ impl Stdin {
     }
 
     /// What is typed at a terminal whose other side, non-blocking, this is.
-    pub fn terminal(master: OwnedFd) -> Self {
+    pub(crate) fn terminal(master: OwnedFd) -> Self {
         Self::new(master, true)
     }
 
@@ -50,7 +50,7 @@ impl Stdin {
     }
 
     /// How far it has come.
-    pub fn state(&self) -> InputState {
+    pub(crate) fn state(&self) -> InputState {
         let is_over = self.is_ended || self.sink.is_none();
         let has_room = self.waiting.is_empty() && !is_over;
         InputState {
@@ -62,7 +62,7 @@ impl Stdin {
     }
 
     /// Changes it. How far it has come then, if that is another than before, or is asked for.
-    pub fn changed_by(&mut self, is_asked: bool, change: impl FnOnce(&mut Self)) -> Option<InputState> {
+    pub(crate) fn changed_by(&mut self, is_asked: bool, change: impl FnOnce(&mut Self)) -> Option<InputState> {
         let before = self.state();
         change(self);
         let state = self.state();
@@ -70,7 +70,7 @@ impl Stdin {
     }
 
     /// Takes bytes that come at their offset and within the room; others were sent by an agent that knew less.
-    pub fn take(&mut self, offset: u64, bytes: &[u8]) {
+    pub(crate) fn take(&mut self, offset: u64, bytes: &[u8]) {
         let state = self.state();
         let fits = u32::try_from(bytes.len()).is_ok_and(|length| length <= state.room);
         if offset == state.offset && fits {
@@ -83,7 +83,7 @@ impl Stdin {
 
     /// Takes the end, if it stands at this offset: a pipe is closed once everything is written; at a terminal the
     /// character that means it is typed.
-    pub fn end(&mut self, offset: u64) {
+    pub(crate) fn end(&mut self, offset: u64) {
         if offset != self.offset || self.is_ended {
             return;
         }
@@ -98,7 +98,7 @@ impl Stdin {
     }
 
     /// Writes what the program has room for.
-    pub fn write(&mut self) {
+    pub(crate) fn write(&mut self) {
         while let Some(sink) = self.sink.as_ref().filter(|_| !self.waiting.is_empty()) {
             match rustix::io::write(sink, &self.waiting) {
                 Ok(written) if written > 0 => drop(self.waiting.drain(..written)),
@@ -113,20 +113,20 @@ impl Stdin {
     }
 
     /// The program has ended.
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.sink = None;
         self.waiting.clear();
     }
 
     /// What to poll while something waits.
-    pub fn poll_fd(&self) -> Option<PollFd<'_>> {
+    pub(crate) fn poll_fd(&self) -> Option<PollFd<'_>> {
         let sink = self.sink.as_ref().filter(|_| !self.waiting.is_empty())?;
         Some(PollFd::new(sink, PollFlags::OUT))
     }
 }
 
 /// Makes reads and writes return at once.
-pub fn set_nonblocking(descriptor: &OwnedFd) -> io::Result<()> {
+pub(crate) fn set_nonblocking(descriptor: &OwnedFd) -> io::Result<()> {
     let flags = fcntl_getfl(descriptor)?;
     Ok(fcntl_setfl(descriptor, flags | OFlags::NONBLOCK)?)
 }

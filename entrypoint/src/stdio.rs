@@ -19,14 +19,14 @@ const ATOMIC_WRITE: usize = 4096;
 /// The container's own stdout and stderr. They never leave this process: a copy elsewhere would
 /// hide the container's end from the kubelet.
 #[derive(Debug)]
-pub struct Stdio {
+pub(crate) struct Stdio {
     stdout: OwnedFd,
     stderr: OwnedFd,
 }
 
 impl Stdio {
     /// Keeps the present stdout and stderr at high descriptors that are closed on exec.
-    pub fn take() -> io::Result<Self> {
+    pub(crate) fn take() -> io::Result<Self> {
         Ok(Self {
             stdout: duplicate(stdout())?,
             stderr: duplicate(stderr())?,
@@ -35,7 +35,7 @@ impl Stdio {
 
     /// Makes pipes, puts their write ends at 1 and 2 and returns the read ends: stdout and stderr,
     /// or one for both.
-    pub fn redirect(&self, merge: bool) -> io::Result<Vec<OwnedFd>> {
+    pub(crate) fn redirect(&self, merge: bool) -> io::Result<Vec<OwnedFd>> {
         let (out_read, out_write) = pipe()?;
         if merge {
             dup2_stdout(&out_write)?;
@@ -49,7 +49,7 @@ impl Stdio {
     }
 
     /// Puts the container's own back at 1 and 2, which closes this process's write ends.
-    pub fn restore(&self) {
+    pub(crate) fn restore(&self) {
         let _ = dup2_stdout(&self.stdout);
         let _ = dup2_stderr(&self.stderr);
     }
@@ -58,7 +58,7 @@ impl Stdio {
     ///
     /// The descriptor stays blocking (its flags may be shared with others); asking before each
     /// small write is enough, because nobody else writes to it.
-    pub fn echo(&self, stream: Stream, mut bytes: &[u8]) {
+    pub(crate) fn echo(&self, stream: Stream, mut bytes: &[u8]) {
         let descriptor = match stream {
             Stream::Stdout => &self.stdout,
             Stream::Stderr => &self.stderr,
@@ -80,7 +80,7 @@ fn duplicate(descriptor: impl AsFd) -> io::Result<OwnedFd> {
 }
 
 /// A pipe for output: the read end, the write end.
-pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     // A program that drops its privileges may still open /dev/stdout.
     let _ = fchmod(&write, Mode::RUSR | Mode::WUSR | Mode::WGRP | Mode::WOTH);

@@ -34,7 +34,7 @@ const MESSAGES_PER_TURN: usize = 32;
 
 /// Why nothing was started.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// Nobody answered on the socket.
     #[error("no agent answered on {path} for {seconds} s; the program was not started")]
     NoAgent {
@@ -46,7 +46,7 @@ pub enum Error {
 }
 
 /// Everything PID 1 knows.
-pub struct Supervisor {
+pub(crate) struct Supervisor {
     arguments: Arguments,
     scope: Scope,
     stdio: Stdio,
@@ -71,7 +71,7 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Puts the parts together; nothing happens yet.
-    pub fn new(arguments: Arguments, scope: Scope, stdio: Stdio, signals: Signals, timer: Timer) -> Self {
+    pub(crate) fn new(arguments: Arguments, scope: Scope, stdio: Stdio, signals: Signals, timer: Timer) -> Self {
         Self {
             link: Link::new(arguments.socket.clone(), clock::now()),
             cgroup: Cgroup::new(arguments.cgroup.clone()),
@@ -99,7 +99,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// Only before anything was started.
-    pub fn run(mut self) -> Result<i32, Error> {
+    pub(crate) fn run(mut self) -> Result<i32, Error> {
         loop {
             let now = clock::now();
             // Signals first: a container that is being stopped starts nothing.

@@ -21,7 +21,7 @@ const BUFFER: usize = 64 * 1024;
 const READS: usize = 16;
 
 /// Both sides of the terminal, and the pipe behind it.
-pub struct Terminal {
+pub(crate) struct Terminal {
     master: OwnedFd,
     /// Held open until the program has ended, or the terminal would hang up between two who use it.
     slave: Option<OwnedFd>,
@@ -33,7 +33,7 @@ pub struct Terminal {
 
 impl Terminal {
     /// A terminal of this size, and the read end of what is written to it.
-    pub fn open(size: WindowSize) -> io::Result<(Self, OwnedFd)> {
+    pub(crate) fn open(size: WindowSize) -> io::Result<(Self, OwnedFd)> {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         grantpt(&master)?;
         unlockpt(&master)?;
@@ -53,17 +53,17 @@ impl Terminal {
     }
 
     /// The program's side, until the program has ended.
-    pub fn slave(&self) -> Option<&OwnedFd> {
+    pub(crate) fn slave(&self) -> Option<&OwnedFd> {
         self.slave.as_ref()
     }
 
     /// What is typed at it.
-    pub fn stdin(&self) -> io::Result<Stdin> {
+    pub(crate) fn stdin(&self) -> io::Result<Stdin> {
         Ok(Stdin::terminal(fcntl_dupfd_cloexec(&self.master, 3)?))
     }
 
     /// Changes its size. The kernel tells the programs in its foreground, if it is another.
-    pub fn resize(&self, size: WindowSize) {
+    pub(crate) fn resize(&self, size: WindowSize) {
         let size = Winsize {
             ws_row: size.rows,
             ws_col: size.columns,
@@ -75,13 +75,13 @@ impl Terminal {
     }
 
     /// Everything that could write to it has ended.
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.slave = None;
         self.pump();
     }
 
     /// Moves what the terminal holds into the pipe, as far as there is room.
-    pub fn pump(&mut self) {
+    pub(crate) fn pump(&mut self) {
         for _ in 0..READS {
             self.write();
             if !self.waiting.is_empty() || self.has_ended {
@@ -120,7 +120,7 @@ impl Terminal {
     }
 
     /// What to poll: room in the pipe while something waits, else the terminal.
-    pub fn poll_fd(&self) -> Option<PollFd<'_>> {
+    pub(crate) fn poll_fd(&self) -> Option<PollFd<'_>> {
         let pipe = self.pipe.as_ref()?;
         Some(match self.waiting.is_empty() {
             true => PollFd::new(&self.master, PollFlags::IN),

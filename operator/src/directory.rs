@@ -148,6 +148,10 @@ impl Directory {
     /// Each change from now on.
     #[must_use]
     pub fn subscribe(&self) -> mpsc::UnboundedReceiver<Change> {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "it holds pointers into the cache, at most one for each change"
+        )]
         let (sender, receiver) = mpsc::unbounded_channel();
         self.told.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
         receiver

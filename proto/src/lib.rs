@@ -3,7 +3,13 @@
 //! Arrows: none to a sibling. It knows nothing of Kubernetes, of TLS or of files.
 //! Invariant: `gen/` is made from `remoteprocess/v1/*.proto` by `cargo xtask proto` and never edited.
 
-#[allow(missing_docs, clippy::all, clippy::too_many_lines)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 #[path = "gen/remoteprocess.v1.rs"]
 pub mod v1;
 

@@ -215,7 +215,6 @@ impl Messages {
 
 /// Length of the first message with its prefix, where that has come.
 // tonic's own error type.
-#[allow(clippy::result_large_err)]
 fn length(mut from: &[u8]) -> Result<Option<usize>, Status> {
     if from.len() < PREFIX {
         return Ok(None);

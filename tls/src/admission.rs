@@ -71,7 +71,7 @@ pub(crate) struct Place {
 
 impl Unproven {
     /// Takes one more connection of `source`. At most `limit` remain in all, and `per_source` of one source.
-    pub fn enter(&self, source: IpAddr, limit: usize, per_source: usize) -> Place {
+    pub(crate) fn enter(&self, source: IpAddr, limit: usize, per_source: usize) -> Place {
         let (source, displaced) = (network(source), CancellationToken::new());
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue
@@ -134,7 +134,7 @@ impl Queue {
 
 impl Place {
     /// Ends when a newer connection has taken this place.
-    pub async fn displaced(&self) {
+    pub(crate) async fn displaced(&self) {
         self.displaced.cancelled().await;
     }
 }
@@ -173,7 +173,7 @@ impl<K> Default for Counts<K> {
 
 impl<K: Clone + Eq + Hash> Counts<K> {
     /// Takes one more for `key`, unless it has `limit` already.
-    pub fn admit(&self, key: K, limit: usize) -> Option<Counted<K>> {
+    pub(crate) fn admit(&self, key: K, limit: usize) -> Option<Counted<K>> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.get(&key).copied().unwrap_or_default();
         if count >= limit {

@@ -14,12 +14,12 @@ pub(crate) struct Metered<Io> {
 
 impl<Io> Metered<Io> {
     /// Reading more than `limit` bytes fails with [`io::ErrorKind::QuotaExceeded`].
-    pub fn new(io: Io, limit: usize) -> Self {
+    pub(crate) fn new(io: Io, limit: usize) -> Self {
         Self { io, left: Some(limit) }
     }
 
     /// From now on everything may be read.
-    pub fn lift(&mut self) {
+    pub(crate) fn lift(&mut self) {
         self.left = None;
     }
 }

@@ -12,7 +12,7 @@ use tar::{Builder, EntryType, Header};
 
 /// An image of a single layer.
 #[derive(Default)]
-pub struct Image {
+pub(crate) struct Image {
     /// Full names, such as `docker.io/library/busybox:1.36`.
     pub names: Vec<String>,
     /// The files of the layer, parents before children.
@@ -26,7 +26,7 @@ pub struct Image {
 }
 
 /// One file of an image. Paths have no leading slash.
-pub enum Entry {
+pub(crate) enum Entry {
     /// A folder with its mode.
     Folder(String, u32),
     /// A file with its mode, copied from this machine.
@@ -39,7 +39,7 @@ pub enum Entry {
 
 impl Image {
     /// Writes the image; the same files give the same bytes. Returns the first 12 hex digits of the layer's sha256.
-    pub fn write(&self, archive: &Path) -> Result<String> {
+    pub(crate) fn write(&self, archive: &Path) -> Result<String> {
         let layer = self.layer()?;
         let digest = hex::encode(Sha256::digest(&layer));
         let config = serde_json::to_vec(&json!({
@@ -87,7 +87,7 @@ impl Image {
 }
 
 /// The name that container images have for this machine's processor.
-pub fn architecture() -> &'static str {
+pub(crate) fn architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") {
         "arm64"
     } else {

@@ -10,7 +10,7 @@ use crate::target::{Target, TargetArgs};
 use crate::{exec, install, test};
 
 /// Installs the operator and runs the crate `bench/` with `extra` as its arguments.
-pub fn bench(args: &TargetArgs, extra: &[String]) -> Result<()> {
+pub(crate) fn bench(args: &TargetArgs, extra: &[String]) -> Result<()> {
     let target = Target::resolve(args)?;
     let installation = install::install(&target)?;
     step("the program that is followed", || {

@@ -16,7 +16,7 @@ static CLAIM: OnceLock<Lock> = OnceLock::new();
 
 /// `cargo <task>` in the root of the repository. Unless the user has chosen a folder, it compiles into the cache, where
 /// a fresh clone finds the dependencies.
-pub fn cargo(task: &str) -> Result<Command> {
+pub(crate) fn cargo(task: &str) -> Result<Command> {
     let mut cargo = Command::new("cargo");
     cargo.arg(task);
     prepare(&mut cargo)?;
@@ -24,7 +24,7 @@ pub fn cargo(task: &str) -> Result<Command> {
 }
 
 /// Makes a command that starts Cargo behave as [`cargo`].
-pub fn prepare(command: &mut Command) -> Result<()> {
+pub(crate) fn prepare(command: &mut Command) -> Result<()> {
     command.current_dir(paths::repository());
     if env::var_os("CARGO_TARGET_DIR").is_none() {
         command.env("CARGO_TARGET_DIR", claim_target()?);
@@ -35,7 +35,7 @@ pub fn prepare(command: &mut Command) -> Result<()> {
 
 /// Hides what `cargo run` told us about our own package: ring's build script asks for these variables, so that ring and
 /// all that rests on it would be compiled anew whenever they come and go.
-pub fn forget_package(command: &mut Command) {
+pub(crate) fn forget_package(command: &mut Command) {
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
@@ -45,7 +45,7 @@ pub fn forget_package(command: &mut Command) {
 }
 
 /// The target folder in the cache, for this process alone.
-pub fn claim_target() -> Result<PathBuf> {
+pub(crate) fn claim_target() -> Result<PathBuf> {
     let target = paths::cache()?.join("target");
     if CLAIM.get().is_none() {
         let lock = Lock::take(&target.with_file_name("build.lock"), "the build of another checkout")?;

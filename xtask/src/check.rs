@@ -89,7 +89,7 @@ const VAGUE: [&str; 9] = [
 ];
 
 /// Checks arrows between crates and modules, bans, and the names of files; the error lists all faults.
-pub fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     let root = paths::repository();
     let mut metadata = Command::new("cargo");
     metadata

@@ -27,13 +27,13 @@ mod render;
 mod tools;
 mod up;
 
-pub use alone::ApiServer;
-pub use config::NODE;
-pub use tools::Tools;
+pub(crate) use alone::ApiServer;
+pub(crate) use config::NODE;
+pub(crate) use tools::Tools;
 
 /// What may be done with the cluster.
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Brings the cluster up, or says that it is; a sick one is replaced.
     Up,
     /// Ends the cluster's processes and forgets its objects; the built programs stay.
@@ -50,7 +50,7 @@ pub enum Command {
 }
 
 /// Runs one of the cluster's commands.
-pub fn run(command: Command) -> Result<()> {
+pub(crate) fn run(command: Command) -> Result<()> {
     let state = State::of_this_user()?;
     match command {
         Command::Up => up::up(&state, None).map(drop),
@@ -71,7 +71,7 @@ pub fn run(command: Command) -> Result<()> {
 }
 
 /// Where the cluster of one user keeps its files.
-pub struct State {
+pub(crate) struct State {
     /// Certificates, logs, etcd, containers: below the cache folder. Gone after `down`.
     pub root: PathBuf,
     /// Sockets and mounts: a short path, because a socket's path has 108 bytes at most.
@@ -82,7 +82,7 @@ pub struct State {
 
 impl State {
     /// The state of this user's cluster, whether it exists or not.
-    pub fn of_this_user() -> Result<Self> {
+    pub(crate) fn of_this_user() -> Result<Self> {
         Ok(Self {
             root: paths::cache()?.join("cluster"),
             run: PathBuf::from("/run/remoteprocess-dev"),
@@ -91,17 +91,17 @@ impl State {
     }
 
     /// The administrator's kubeconfig.
-    pub fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.root.join("kubeconfig")
     }
 
     /// A lock file; it lies beside the state, because `down` removes that.
-    pub fn lock_file(&self, name: &str) -> PathBuf {
+    pub(crate) fn lock_file(&self, name: &str) -> PathBuf {
         self.root.with_file_name(format!("{name}.lock"))
     }
 
     /// Held while tests run: two installations in one cluster would answer for each other's objects.
-    pub fn tests_lock(&self) -> PathBuf {
+    pub(crate) fn tests_lock(&self) -> PathBuf {
         self.lock_file("tests")
     }
 
@@ -116,12 +116,12 @@ impl State {
 }
 
 /// Brings the cluster up and returns its tools; `tests` is the lock of the tests, if the caller holds it.
-pub fn ensure_up(state: &State, tests: Option<&Lock>) -> Result<Tools> {
+pub(crate) fn ensure_up(state: &State, tests: Option<&Lock>) -> Result<Tools> {
     up::up(state, tests)
 }
 
 /// Imports an image archive; a name that exists already points to the new image afterwards.
-pub fn load(state: &State, tools: &Tools, archive: &std::path::Path) -> Result<()> {
+pub(crate) fn load(state: &State, tools: &Tools, archive: &std::path::Path) -> Result<()> {
     if !state.run.join("containerd.sock").exists() {
         bail!("the development cluster is not running; `cargo xtask cluster up` starts it");
     }
@@ -132,7 +132,7 @@ pub fn load(state: &State, tools: &Tools, archive: &std::path::Path) -> Result<(
 }
 
 /// Names of all images in the cluster.
-pub fn image_names() -> Result<Vec<String>> {
+pub(crate) fn image_names() -> Result<Vec<String>> {
     let state = State::of_this_user()?;
     let mut ctr = ctr(&state, &Tools::built()?);
     Ok(exec::output(ctr.args(["-n", "k8s.io", "images", "ls", "-q"]))?
@@ -142,12 +142,12 @@ pub fn image_names() -> Result<Vec<String>> {
 }
 
 /// The parts that are not built yet, and the minutes that each takes on two processors.
-pub fn missing() -> Result<Vec<(&'static str, u32)>> {
+pub(crate) fn missing() -> Result<Vec<(&'static str, u32)>> {
     tools::missing()
 }
 
 /// The path of Helm: the cluster's, built if it is not there yet.
-pub fn helm() -> Result<PathBuf> {
+pub(crate) fn helm() -> Result<PathBuf> {
     tools::ensure_helm()
 }
 

@@ -9,7 +9,7 @@ use crate::target::{Target, TargetArgs};
 use crate::{cluster, exec, images, install, paths};
 
 /// Runs the demonstration and says what to type next.
-pub fn demo(args: &TargetArgs) -> Result<()> {
+pub(crate) fn demo(args: &TargetArgs) -> Result<()> {
     say(announcement(&missing(Target::is_named(args)?)?, processors()));
     let target = Target::resolve(args)?;
     let installation = install::install(&target)?;

@@ -13,7 +13,7 @@ use crate::{exec, paths};
 const VERSION: &str = "0.20.2";
 
 /// Checks bans, licenses and sources. Advisories need a database on GitHub: the workflow `ci.yml` checks those.
-pub fn deny() -> Result<()> {
+pub(crate) fn deny() -> Result<()> {
     let mut deny = Command::new(ensure()?);
     deny.current_dir(paths::repository());
     deny.args([

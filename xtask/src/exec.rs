@@ -12,7 +12,7 @@ use crate::{paths, steps};
 const LAST_LINES: usize = 30;
 
 /// Runs to the end with our own stdin, stdout and stderr; anything but success is an error.
-pub fn run(command: &mut Command) -> Result<()> {
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = steps::undisturbed(|| command.status());
     let status = status.with_context(|| format!("cannot start {}", line(command)))?;
     if !status.success() {
@@ -22,7 +22,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Runs to the end with its output in the log `name`; the error names the log and shows its last lines.
-pub fn logged(command: &mut Command, name: &str) -> Result<()> {
+pub(crate) fn logged(command: &mut Command, name: &str) -> Result<()> {
     let log = log_file(name)?;
     let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let status = command
@@ -56,7 +56,7 @@ fn last_lines(log: &Path) -> String {
 }
 
 /// Runs to the end and returns what it wrote to stdout; the error carries what it wrote to stderr.
-pub fn output(command: &mut Command) -> Result<String> {
+pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("cannot start {}", line(command)))?;
@@ -64,7 +64,7 @@ pub fn output(command: &mut Command) -> Result<String> {
 }
 
 /// Whether it runs and succeeds; its output is thrown away.
-pub fn succeeds(command: &mut Command) -> bool {
+pub(crate) fn succeeds(command: &mut Command) -> bool {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())

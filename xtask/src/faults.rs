@@ -11,7 +11,7 @@ use crate::target::{Target, TargetArgs};
 use crate::{exec, install, test};
 
 /// Runs the crate `tests/faults` with `arguments`; what needs a cluster gets one with the operator installed.
-pub fn faults(target: &TargetArgs, arguments: &[String]) -> Result<()> {
+pub(crate) fn faults(target: &TargetArgs, arguments: &[String]) -> Result<()> {
     let is_given = |words: &[&str]| arguments.iter().any(|argument| words.contains(&argument.as_str()));
     if is_given(&["simulation", "help", "--help", "-h"]) {
         return exec::run(program()?.args(arguments));
@@ -32,20 +32,20 @@ pub fn faults(target: &TargetArgs, arguments: &[String]) -> Result<()> {
 }
 
 /// Runs `faults reconcile` on an API server of its own.
-pub fn reconcile(arguments: &[String]) -> Result<()> {
+pub(crate) fn reconcile(arguments: &[String]) -> Result<()> {
     let server = ApiServer::start()?;
     exec::run(program()?.args(arguments).env("KUBECONFIG", server.kubeconfig()))
 }
 
 /// The program, by `cargo run`.
-pub fn program() -> Result<Command> {
+pub(crate) fn program() -> Result<Command> {
     let mut cargo = cargo("run")?;
     cargo.args(["--locked", "--quiet", "--package", "remoteprocess-faults", "--"]);
     Ok(cargo)
 }
 
 /// The same, told about a cluster.
-pub fn on<'a>(program: &'a mut Command, target: &Target, images: &Images) -> &'a mut Command {
+pub(crate) fn on<'a>(program: &'a mut Command, target: &Target, images: &Images) -> &'a mut Command {
     test::describe(program, target, images);
     program
 }

@@ -8,14 +8,14 @@ use crate::exec;
 
 /// How a generator is called.
 #[derive(Args)]
-pub struct GenerateArgs {
+pub(crate) struct GenerateArgs {
     /// Write nothing; fail when a file is not what would be written.
     #[arg(long)]
     pub check: bool,
 }
 
 /// Runs the generator `crds`, `proto` or `docs`.
-pub fn generate(task: &str, args: &GenerateArgs) -> Result<()> {
+pub(crate) fn generate(task: &str, args: &GenerateArgs) -> Result<()> {
     let mut cargo = cargo("run")?;
     cargo.args(["--locked", "--quiet", "--package", "remoteprocess-generate", "--", task]);
     if args.check {

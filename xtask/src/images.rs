@@ -27,7 +27,7 @@ const REGISTRY: &str = "ghcr.io/remoteprocess";
 const USER: &str = "65532:65532";
 
 /// The built images.
-pub struct Images {
+pub(crate) struct Images {
     /// `<version>-<hash of the programs>`: the same programs have the same tag, others another.
     pub tag: String,
     /// The programs as they are in the images; they run on this machine as well.
@@ -37,20 +37,20 @@ pub struct Images {
 }
 
 /// Static release builds.
-pub struct Programs {
+pub(crate) struct Programs {
     folder: PathBuf,
 }
 
 impl Programs {
     /// `operator`, `agent`, `entrypoint` or `rproc`.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 }
 
 /// Builds programs and images, and pushes them to the cluster's registry or loads them into the cluster, if they are not
 /// there yet.
-pub fn build_and_load(target: &Target) -> Result<Images> {
+pub(crate) fn build_and_load(target: &Target) -> Result<Images> {
     let images = build()?;
     if let Some(registry) = &target.registry {
         step("push the images", || push(registry, &images))?;
@@ -69,7 +69,7 @@ pub fn build_and_load(target: &Target) -> Result<Images> {
 }
 
 /// Builds programs and image archives.
-pub fn build() -> Result<Images> {
+pub(crate) fn build() -> Result<Images> {
     let programs = step("build the static programs", programs)?;
     check_sizes(&programs)?;
     step("write the image archives", || write(programs))
@@ -196,7 +196,7 @@ fn push(registry: &Registry, images: &Images) -> Result<()> {
 }
 
 /// The chart's values for the images with this tag, from this registry or as they are called when they are loaded.
-pub fn values(tag: &str, registry: Option<&Registry>) -> Vec<String> {
+pub(crate) fn values(tag: &str, registry: Option<&Registry>) -> Vec<String> {
     let mut values: Vec<String> = NAMES.iter().map(|image| format!("images.{image}.tag={tag}")).collect();
     if let Some(registry) = registry {
         // The repositories are full names.
@@ -207,7 +207,7 @@ pub fn values(tag: &str, registry: Option<&Registry>) -> Vec<String> {
 }
 
 /// Whether the programs have been built before: then Cargo finds their dependencies compiled.
-pub fn have_been_built() -> Result<bool> {
+pub(crate) fn have_been_built() -> Result<bool> {
     let target = paths::cache()?.join("target");
     let triples = ["musl", "gnu"].map(|libc| format!("{}-unknown-linux-{libc}", std::env::consts::ARCH));
     Ok(triples

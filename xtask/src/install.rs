@@ -10,11 +10,11 @@ use crate::target::Target;
 use crate::{exec, paths};
 
 /// Where the operator lives.
-pub const NAMESPACE: &str = "remoteprocess-system";
+pub(crate) const NAMESPACE: &str = "remoteprocess-system";
 const RELEASE: &str = "remoteprocess";
 
 /// The installed operator.
-pub struct Installation {
+pub(crate) struct Installation {
     /// What it was built from.
     pub images: Images,
     /// Tests of another checkout would install theirs in its place.
@@ -22,7 +22,7 @@ pub struct Installation {
 }
 
 /// Builds and loads the images and installs or upgrades the chart; returns when the operator is ready.
-pub fn install(target: &Target) -> Result<Installation> {
+pub(crate) fn install(target: &Target) -> Result<Installation> {
     target.expect_images()?;
     let images = images::build_and_load(target)?;
     let tests = target
@@ -35,7 +35,7 @@ pub fn install(target: &Target) -> Result<Installation> {
 }
 
 /// Installs or upgrades the chart with these images; returns when the operator is ready.
-pub fn upgrade(target: &Target, images: &Images) -> Result<()> {
+pub(crate) fn upgrade(target: &Target, images: &Images) -> Result<()> {
     // On your own cluster somebody else may be at work: there Helm's refusal stands.
     if target.own.is_some() {
         end_broken_operation(target)?;
@@ -97,7 +97,7 @@ fn pods(target: &Target) -> String {
 }
 
 /// Says where `rproc` is, for a shell.
-pub fn say_where_rproc_is(images: &Images) {
+pub(crate) fn say_where_rproc_is(images: &Images) {
     let rproc = images.programs.path("rproc");
     say(format_args!(
         "  export PATH={}:$PATH    # rproc is there",

@@ -8,13 +8,13 @@ use anyhow::{Context, Result};
 use crate::steps::say;
 
 /// Held until it is dropped; the kernel lets go of it when the process dies.
-pub struct Lock {
+pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
     /// Takes the lock, and says for whom it waits when it has to.
-    pub fn take(path: &Path, holder: &str) -> Result<Self> {
+    pub(crate) fn take(path: &Path, holder: &str) -> Result<Self> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 /// The root of the checkout that this command was started in.
-pub fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     // Cargo sets it when it runs us; the compiled-in value names whichever checkout was built last.
     let manifest = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&manifest)
@@ -16,7 +16,7 @@ pub fn repository() -> PathBuf {
 }
 
 /// `$XDG_CACHE_HOME/remoteprocess`, or `~/.cache/remoteprocess`: shared by all checkouts of this user.
-pub fn cache() -> Result<PathBuf> {
+pub(crate) fn cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME") {
         Some(folder) if !folder.is_empty() => PathBuf::from(folder),
         _ => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),

@@ -11,10 +11,10 @@ use crate::steps::say;
 
 /// A registry with the path in it below which the images lie: `europe-docker.pkg.dev/my-project/rproc`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registry(String);
+pub(crate) struct Registry(String);
 
 /// An image that was built: its archive, and its full name in there.
-pub struct Built<'a> {
+pub(crate) struct Built<'a> {
     /// `operator`, `agent` or `cli`.
     pub image: &'a str,
     /// The archive in the format of `docker save`.
@@ -78,7 +78,7 @@ fn words(words: &[&str]) -> Vec<String> {
 
 impl Registry {
     /// Reads `HOST[:PORT][/PATH]`.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let name = text.trim_end_matches('/');
         if let Some((scheme, rest)) = name.split_once("://") {
             return Err(format!("leave out {scheme}://, as in image names: {rest}"));
@@ -96,12 +96,12 @@ impl Registry {
     }
 
     /// Full name of an image without its tag.
-    pub fn repository(&self, image: &str) -> String {
+    pub(crate) fn repository(&self, image: &str) -> String {
         format!("{}/{image}", self.0)
     }
 
     /// Pushes the images with the first tool in `path` that can; the error says what each of them said.
-    pub fn push(&self, images: &[Built], tag: &str, path: &OsStr) -> Result<()> {
+    pub(crate) fn push(&self, images: &[Built], tag: &str, path: &OsStr) -> Result<()> {
         let mut refusals = Vec::new();
         for (tool, program) in TOOLS.iter().filter_map(|tool| Some((tool, find(tool.name, path)?))) {
             match self.push_with(tool, &program, images, tag) {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{exec, paths};
 
 /// Runs `dev/s3/serve.py` in the foreground.
-pub fn serve(args: &[String]) -> Result<()> {
+pub(crate) fn serve(args: &[String]) -> Result<()> {
     let script = paths::repository().join("dev/s3/serve.py");
     exec::run(Command::new("python3").arg(script).args(args))
 }

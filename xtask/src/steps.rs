@@ -31,7 +31,7 @@ struct Step {
 }
 
 /// Runs one step and prints how long it took, whether it succeeded or not.
-pub fn step<T>(name: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn step<T>(name: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut running = lock();
     running.interrupt();
     running.steps.push(Step {
@@ -57,13 +57,13 @@ pub fn step<T>(name: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 /// Prints a line, above the line that counts.
-pub fn say(text: impl Display) {
+pub(crate) fn say(text: impl Display) {
     lock().interrupt();
     println!("{text}");
 }
 
 /// Runs a program that writes to our terminal itself: nothing is counted meanwhile.
-pub fn undisturbed<T>(body: impl FnOnce() -> T) -> T {
+pub(crate) fn undisturbed<T>(body: impl FnOnce() -> T) -> T {
     let mut running = lock();
     running.interrupt();
     running.others += 1;
@@ -74,7 +74,7 @@ pub fn undisturbed<T>(body: impl FnOnce() -> T) -> T {
 }
 
 /// `12.3 s`
-pub fn seconds(duration: Duration) -> String {
+pub(crate) fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 

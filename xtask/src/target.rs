@@ -15,7 +15,7 @@ use crate::steps::{say, step};
 
 /// Choice of the cluster.
 #[derive(Args)]
-pub struct TargetArgs {
+pub(crate) struct TargetArgs {
     /// Use this context of your kubeconfig. Without it: the current context if KUBECONFIG is set, else the development
     /// cluster, which is brought up.
     #[arg(long)]
@@ -28,7 +28,7 @@ pub struct TargetArgs {
 
 impl TargetArgs {
     /// The cluster of this context.
-    pub fn of(context: &str) -> Self {
+    pub(crate) fn of(context: &str) -> Self {
         Self {
             context: Some(context.to_owned()),
             registry: None,
@@ -37,7 +37,7 @@ impl TargetArgs {
 }
 
 /// A cluster, and the programs that talk to it.
-pub struct Target {
+pub(crate) struct Target {
     /// The development cluster's state; none for a cluster of the user's.
     pub own: Option<State>,
     /// Name of the context.
@@ -51,7 +51,7 @@ pub struct Target {
 
 impl Target {
     /// Whether the arguments, or KUBECONFIG, name a cluster of the user's.
-    pub fn is_named(args: &TargetArgs) -> Result<bool> {
+    pub(crate) fn is_named(args: &TargetArgs) -> Result<bool> {
         let state = State::of_this_user()?;
         let by_variable =
             env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty() && *path != *state.kubeconfig());
@@ -59,7 +59,7 @@ impl Target {
     }
 
     /// Finds the cluster that the arguments mean, and brings the development cluster up where that is the one.
-    pub fn resolve(args: &TargetArgs) -> Result<Self> {
+    pub(crate) fn resolve(args: &TargetArgs) -> Result<Self> {
         let state = State::of_this_user()?;
         if !Self::is_named(args)? {
             return Self::without_registry(state, args);
@@ -98,7 +98,7 @@ impl Target {
     }
 
     /// The development cluster, brought up; see [`cluster::ensure_up`].
-    pub fn development(state: State, tests: Option<&Lock>) -> Result<Self> {
+    pub(crate) fn development(state: State, tests: Option<&Lock>) -> Result<Self> {
         let tools = step("development cluster", || cluster::ensure_up(&state, tests))?;
         Ok(Self {
             context: cluster::NODE.to_owned(),
@@ -111,21 +111,21 @@ impl Target {
     }
 
     /// `kubectl` for this cluster.
-    pub fn kubectl(&self) -> Command {
+    pub(crate) fn kubectl(&self) -> Command {
         let mut command = self.command(&self.kubectl);
         command.args(["--context", &self.context]);
         command
     }
 
     /// `helm` for this cluster.
-    pub fn helm(&self) -> Command {
+    pub(crate) fn helm(&self) -> Command {
         let mut command = self.command(&self.helm);
         command.args(["--kube-context", &self.context]);
         command
     }
 
     /// Any program that reads a kubeconfig and knows `--context`.
-    pub fn command(&self, program: &Path) -> Command {
+    pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         if let Some(kubeconfig) = &self.kubeconfig {
             command.env("KUBECONFIG", kubeconfig);
@@ -134,12 +134,12 @@ impl Target {
     }
 
     /// Where `kubectl` and `helm` are.
-    pub fn programs(&self) -> (&Path, &Path) {
+    pub(crate) fn programs(&self) -> (&Path, &Path) {
         (&self.kubectl, &self.helm)
     }
 
     /// Fails where images cannot get into the cluster.
-    pub fn expect_images(&self) -> Result<()> {
+    pub(crate) fn expect_images(&self) -> Result<()> {
         if self.own.is_none() && self.registry.is_none() && loader(&self.context).is_none() {
             bail!(
                 "images cannot be loaded into the cluster of context {} directly (that works for kind, k3d, minikube and \
@@ -152,7 +152,7 @@ impl Target {
     }
 
     /// Puts image archives into the cluster, or says how that is done.
-    pub fn load(&self, archives: &[PathBuf], names: &[String]) -> Result<()> {
+    pub(crate) fn load(&self, archives: &[PathBuf], names: &[String]) -> Result<()> {
         if let Some(state) = &self.own {
             let tools = Tools::built()?;
             return archives
@@ -218,7 +218,7 @@ fn loader(context: &str) -> Option<(&'static str, LoaderArgs)> {
 }
 
 /// Where a program lies that is found by its name.
-pub fn in_path(program: &str) -> Option<PathBuf> {
+pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)
         .map(|folder| folder.join(program))

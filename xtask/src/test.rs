@@ -29,7 +29,7 @@ const CHART: &str = "charts/remoteprocess-operator";
 
 /// What to test.
 #[derive(Args)]
-pub struct TestArgs {
+pub(crate) struct TestArgs {
     /// Leave out everything that needs a cluster.
     #[arg(long)]
     skip_e2e: bool,
@@ -43,7 +43,7 @@ pub struct TestArgs {
 }
 
 /// Runs all checks and tests; the error says how many failed.
-pub fn test(args: &TestArgs) -> Result<()> {
+pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let mut report = Report::default();
     static_checks(&mut report);
     report.suite("unit and integration tests", || unit_tests(args));
@@ -61,7 +61,7 @@ pub fn test(args: &TestArgs) -> Result<()> {
 }
 
 /// Runs the checks that need neither a cluster nor a test: `cargo xtask check`.
-pub fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     let mut report = Report::default();
     static_checks(&mut report);
     report.finish()
@@ -261,7 +261,7 @@ fn long(args: &TestArgs) -> Option<&'static str> {
 }
 
 /// Tells a program of ours, by its environment, which cluster and which builds it is about.
-pub fn describe(command: &mut Command, target: &Target, images: &Images) {
+pub(crate) fn describe(command: &mut Command, target: &Target, images: &Images) {
     let (kubectl, helm) = target.programs();
     command
         .env("RPROC_BIN", images.programs.path("rproc"))

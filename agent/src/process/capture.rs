@@ -28,7 +28,7 @@ const TURNS: usize = 4;
 
 /// What the thread is told.
 #[derive(Debug)]
-pub enum Command {
+pub(super) enum Command {
     /// Take over these read ends. stderr is absent when merged.
     Attach {
         /// Read end of stdout, or of both.
@@ -44,7 +44,7 @@ pub enum Command {
 
 /// The sender's side of the thread. Dropping it ends the thread.
 #[derive(Debug)]
-pub struct Capture {
+pub(super) struct Capture {
     commands: Sender<Command>,
     wake: OwnedFd,
 }
@@ -54,7 +54,7 @@ impl Capture {
     ///
     /// # Errors
     /// When the kernel gives no thread or no descriptor.
-    pub fn spawn(appender: Appender, ended: impl Fn(()) + Send + 'static) -> io::Result<Self> {
+    pub(super) fn spawn(appender: Appender, ended: impl Fn(()) + Send + 'static) -> io::Result<Self> {
         let wake = appender.wake_fd().try_clone_to_owned()?;
         let (commands, orders) = channel();
         let capturing = Capturing {
@@ -73,7 +73,7 @@ impl Capture {
     }
 
     /// Gives an order.
-    pub fn order(&self, command: Command) {
+    pub(super) fn order(&self, command: Command) {
         // After `Close` the thread is gone, and so is everything one could order.
         let _ = self.commands.send(command);
         self.wake();

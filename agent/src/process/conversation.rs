@@ -26,7 +26,7 @@ use super::{Settings, StartError, Status, echo};
 use crate::clock::{self, Timer};
 use crate::spool::{Appender, Spool};
 
-pub use input::InputRequest;
+pub(super) use input::InputRequest;
 
 /// A fact that the volume refused is tried again this much later.
 const STORE_RETRY: Duration = Duration::from_millis(250);
@@ -63,7 +63,7 @@ pub enum Request {
 }
 
 /// The task that owns the machine.
-pub struct Conversation {
+pub(super) struct Conversation {
     spool: Arc<Spool>,
     machine: Machine,
     capture: Capture,
@@ -95,7 +95,7 @@ struct Baggage {
 }
 
 /// A conversation that goes on, from outside.
-pub struct Started {
+pub(super) struct Started {
     pub requests: mpsc::UnboundedSender<Request>,
     pub status: watch::Receiver<Status>,
     pub input: watch::Receiver<View>,
@@ -103,8 +103,12 @@ pub struct Started {
 
 impl Conversation {
     /// Listens, takes up what is on the spool, and goes on by itself until every sender of requests is gone.
-    pub fn start(spool: Arc<Spool>, appender: Appender, settings: Settings) -> Result<Started, StartError> {
+    pub(super) fn start(spool: Arc<Spool>, appender: Appender, settings: Settings) -> Result<Started, StartError> {
         let facts = Facts::load(spool.directory())?;
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "each call waits for its answer, and calls are bounded at the listener"
+        )]
         let (requests, inbox) = mpsc::unbounded_channel();
         let (newcomers, arrivals) = mpsc::channel(1);
         let capture = Capture::spawn(appender, notify(requests.downgrade(), |()| Request::PipesEnded))?;

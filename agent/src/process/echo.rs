@@ -22,11 +22,11 @@ pub enum Echo {
 const LIMIT: u64 = 1 << 20;
 
 /// Where echoed bytes go: to the entrypoint that is connected at the time, if any.
-pub type Outlet = watch::Receiver<Option<mpsc::Sender<ToEntrypoint>>>;
+pub(super) type Outlet = watch::Receiver<Option<mpsc::Sender<ToEntrypoint>>>;
 
 /// Echoes from now on until the end of the output. What was written before this agent started is left out: an earlier
 /// agent has echoed it. `pointer` is the sentence that says where the rest is.
-pub async fn run(spool: Arc<Spool>, echo: Echo, pointer: String, outlet: Outlet) {
+pub(super) async fn run(spool: Arc<Spool>, echo: Echo, pointer: String, outlet: Outlet) {
     let mut begin = spool.progress().written;
     let limit = match echo {
         Echo::None => return,

@@ -231,6 +231,7 @@ mod tests {
         mpsc::UnboundedSender<Request>,
         mpsc::UnboundedReceiver<Request>,
     ) {
+        #[allow(clippy::disallowed_methods, reason = "a test reads all of it")]
         let (requests, inbox) = mpsc::unbounded_channel();
         (Sessions::default(), requests, inbox)
     }

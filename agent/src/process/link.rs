@@ -22,7 +22,7 @@ const ORDERS: usize = 256;
 
 /// An entrypoint that has introduced itself and waits to be accepted.
 #[derive(Debug)]
-pub struct Newcomer {
+pub(super) struct Newcomer {
     /// Its proof that it was here before.
     pub resume: Option<Resume>,
     /// The read ends of the pipes: none, both in one, or stdout and stderr.
@@ -32,7 +32,7 @@ pub struct Newcomer {
 
 /// The orders to an accepted entrypoint. Dropping it hangs up.
 #[derive(Debug)]
-pub struct Link {
+pub(super) struct Link {
     orders: mpsc::Sender<ToEntrypoint>,
     /// Echo goes by a queue of its own, one packet deep, so that it never delays an order.
     pub echo: mpsc::Sender<ToEntrypoint>,
@@ -40,13 +40,13 @@ pub struct Link {
 }
 
 /// What comes from an accepted entrypoint. `None`: it is gone.
-pub type Heard = Option<(FromEntrypoint, Vec<OwnedFd>)>;
+pub(super) type Heard = Option<(FromEntrypoint, Vec<OwnedFd>)>;
 
 /// Listens at `path` and passes on everyone who says a proper hello, for as long as anybody receives them.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub fn listen(path: &Path, newcomers: mpsc::Sender<Newcomer>) -> io::Result<()> {
+pub(super) fn listen(path: &Path, newcomers: mpsc::Sender<Newcomer>) -> io::Result<()> {
     let listener = Listener::bind(path)?;
     listener.set_nonblocking(true)?;
     let listener = register(listener)?;
@@ -84,7 +84,7 @@ pub fn listen(path: &Path, newcomers: mpsc::Sender<Newcomer>) -> io::Result<()> 
 
 // `AsyncFd::register`, which is to follow, is unsafe to call: it asks for what these two types keep anyway, one
 // descriptor that is open as long as they live.
-#[allow(deprecated)]
+#[allow(deprecated, reason = "see above")]
 fn register<T: std::os::fd::AsRawFd>(socket: T) -> io::Result<AsyncFd<T>> {
     AsyncFd::new(socket)
 }
@@ -127,7 +127,7 @@ async fn send(connection: &AsyncFd<Connection>, order: &ToEntrypoint) -> io::Res
 
 impl Newcomer {
     /// Starts the conversation. What it says goes to `heard`, ending with `None`.
-    pub fn accept(self, heard: impl Fn(Heard) + Send + 'static) -> Link {
+    pub(super) fn accept(self, heard: impl Fn(Heard) + Send + 'static) -> Link {
         let (orders, due_orders) = mpsc::channel(ORDERS);
         let (echo, due_echo) = mpsc::channel(1);
         let over = CancellationToken::new();
@@ -163,7 +163,7 @@ impl Newcomer {
 
 impl Link {
     /// Queues an order. False: the entrypoint is gone or takes none.
-    pub fn send(&self, order: ToEntrypoint) -> bool {
+    pub(super) fn send(&self, order: ToEntrypoint) -> bool {
         self.orders.try_send(order).is_ok()
     }
 }

@@ -53,14 +53,14 @@ struct Pending {
 
 /// All requests of this agent's life.
 #[derive(Debug, Default)]
-pub struct Requests {
+pub(super) struct Requests {
     pending: HashMap<String, Pending>,
     done: VecDeque<String>,
 }
 
 impl Requests {
     /// Sends a request, or joins an earlier one of the same id.
-    pub fn request(&mut self, request: String, ask: Ask, answer: Answer, link: Option<&Link>, phase: Phase) {
+    pub(super) fn request(&mut self, request: String, ask: Ask, answer: Answer, link: Option<&Link>, phase: Phase) {
         if self.done.contains(&request) {
             let _ = answer.send(Ok(()));
             return;
@@ -93,7 +93,7 @@ impl Requests {
     }
 
     /// Takes the entrypoint's answer; returns what was carried out. [`Requests::confirm`] tells those who asked.
-    pub fn done(&mut self, request: &str, error: Option<String>) -> Option<Ask> {
+    pub(super) fn done(&mut self, request: &str, error: Option<String>) -> Option<Ask> {
         match error {
             None => self.pending.get(request).map(|pending| pending.ask),
             Some(error) => {
@@ -105,7 +105,7 @@ impl Requests {
     }
 
     /// What was carried out is noted.
-    pub fn confirm(&mut self, request: String) {
+    pub(super) fn confirm(&mut self, request: String) {
         if let Some(pending) = self.pending.remove(&request) {
             tell(pending, &Ok(()));
             if self.done.len() == REMEMBERED {
@@ -116,7 +116,7 @@ impl Requests {
     }
 
     /// The connection is gone, and the answers with it.
-    pub fn forget_pending(&mut self) {
+    pub(super) fn forget_pending(&mut self) {
         for (_, pending) in self.pending.drain() {
             tell(pending, &Err(RequestError::Unanswered));
         }

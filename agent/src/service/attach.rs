@@ -24,10 +24,10 @@ pub(super) const OPENING: Duration = Duration::from_secs(5);
 pub(super) const NAME: usize = 1024;
 
 /// What a writer is told.
-pub type Answers = Pin<Box<dyn Stream<Item = Result<AttachResponse, Status>> + Send>>;
+pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<AttachResponse, Status>> + Send>>;
 
 /// Gives the input to whoever asks for it in the first message, if it is free.
-pub async fn attach(process: &Process, mut requests: Streaming<AttachRequest>) -> Result<Answers, Status> {
+pub(super) async fn attach(process: &Process, mut requests: Streaming<AttachRequest>) -> Result<Answers, Status> {
     let opening = match timeout(OPENING, requests.message()).await {
         Ok(Ok(Some(AttachRequest {
             request: Some(Asked::Open(open)),
@@ -57,7 +57,6 @@ pub async fn attach(process: &Process, mut requests: Streaming<AttachRequest>) -
 }
 
 // tonic's own error type.
-#[allow(clippy::result_large_err)]
 fn check(open: AttachOpen) -> Result<Opening, Status> {
     check_version(open.protocol)?;
     if !(1..=MAX_REQUEST_BYTES).contains(&open.session.len()) || open.user.len() > NAME {

@@ -24,10 +24,10 @@ use crate::process::exec::{Client, ExecError, Opening};
 const CHUNK: usize = 32 * 1024;
 
 /// What a client is told.
-pub type Answers = Pin<Box<dyn Stream<Item = Result<ExecResponse, Status>> + Send>>;
+pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<ExecResponse, Status>> + Send>>;
 
 /// Begins or joins the session that the first message asks for.
-pub async fn exec(process: &Process, mut requests: Streaming<ExecRequest>) -> Result<Answers, Status> {
+pub(super) async fn exec(process: &Process, mut requests: Streaming<ExecRequest>) -> Result<Answers, Status> {
     let open = match timeout(OPENING, requests.message()).await {
         Ok(Ok(Some(ExecRequest {
             request: Some(Asked::Open(open)),
@@ -64,7 +64,6 @@ pub async fn exec(process: &Process, mut requests: Streaming<ExecRequest>) -> Re
 }
 
 // tonic's own error type.
-#[allow(clippy::result_large_err)]
 fn check(open: ExecOpen) -> Result<Opening, Status> {
     check_version(open.protocol)?;
     let invalid = |text: String| Err(Status::invalid_argument(text));

@@ -17,7 +17,7 @@ enum Piece {
 
 /// What is to be sent to the entrypoint.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Due {
+pub(super) enum Due {
     /// Bytes at their offset.
     Bytes(u64, Vec<u8>),
     /// The end at its offset.
@@ -26,7 +26,7 @@ pub enum Due {
 
 /// What a client has sent and the entrypoint has not accepted.
 #[derive(Default)]
-pub struct Incoming {
+pub(super) struct Incoming {
     /// Dense.
     waiting: VecDeque<Piece>,
     /// Everything before this offset was accepted or waits. Unknown until the client or the entrypoint has named an offset.
@@ -37,12 +37,12 @@ pub struct Incoming {
 
 impl Incoming {
     /// Nothing waits.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
     /// Whether more may be taken.
-    pub fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         let length = |piece: &Piece| match piece {
             Piece::Bytes(_, bytes) => bytes.len(),
             Piece::End(_) => 0,
@@ -52,8 +52,7 @@ impl Incoming {
 
     /// Takes bytes; drops them where nobody reads the input any more.
     // tonic's own error type.
-    #[allow(clippy::result_large_err)]
-    pub fn take(&mut self, input: v1::Input) -> Result<(), Status> {
+    pub(super) fn take(&mut self, input: v1::Input) -> Result<(), Status> {
         if input.bytes.len() > remoteprocess_proto::MAX_CHUNK {
             return Err(Status::invalid_argument("a chunk of input is longer than 64 KiB"));
         }
@@ -63,15 +62,13 @@ impl Incoming {
 
     /// Takes the end likewise.
     // tonic's own error type.
-    #[allow(clippy::result_large_err)]
-    pub fn end(&mut self, end: v1::InputEnd) -> Result<(), Status> {
+    pub(super) fn end(&mut self, end: v1::InputEnd) -> Result<(), Status> {
         self.push(end.offset, end.offset, Piece::End(end.offset))
     }
 
     /// Nothing may be missing before `begin`. The client sends before it is told what was accepted, so its own earlier
     /// pieces count as well.
     // tonic's own error type.
-    #[allow(clippy::result_large_err)]
     fn push(&mut self, begin: u64, end: u64, piece: Piece) -> Result<(), Status> {
         if self.is_over {
             return Ok(());
@@ -88,7 +85,7 @@ impl Incoming {
     }
 
     /// Drops what was accepted; what comes next, if there is room for it.
-    pub fn due(&mut self, state: InputState) -> Option<Due> {
+    pub(super) fn due(&mut self, state: InputState) -> Option<Due> {
         self.reached = self.reached.max(Some(state.offset));
         self.is_over |= state.is_over;
         while let Some(piece) = self.waiting.front_mut() {
@@ -116,7 +113,7 @@ impl Incoming {
 }
 
 /// The size as the entrypoint takes it.
-pub fn window(size: v1::WindowSize) -> WindowSize {
+pub(super) fn window(size: v1::WindowSize) -> WindowSize {
     let side = |length: u32| u16::try_from(length).unwrap_or(u16::MAX);
     WindowSize {
         rows: side(size.rows),

@@ -18,7 +18,7 @@ use crate::process::{self, Process};
 use crate::spool::{self, Item, Policy, Progress, Reader, Stall};
 
 /// A watcher's place in the output.
-pub struct Output {
+pub(super) struct Output {
     reader: Reader,
     status: watch::Receiver<process::Status>,
     progress: watch::Receiver<Progress>,
@@ -41,7 +41,7 @@ enum Stage {
 
 impl Output {
     /// From where `reader` stands. With a residence it is the home's, and ends when a later home moves in.
-    pub fn new(reader: Reader, process: &Process, residence: Option<Residence>) -> Self {
+    pub(super) fn new(reader: Reader, process: &Process, residence: Option<Residence>) -> Self {
         let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -59,7 +59,7 @@ impl Output {
     }
 
     /// The messages, one by one, each with its prefix.
-    pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, Status>> + Send {
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<Bytes, Status>> + Send {
         futures::stream::unfold(self, |mut output| async move {
             let next = output.next().await?;
             if next.is_err() {

@@ -27,7 +27,7 @@ const ENDING_ALLOWANCE: u64 = 4 << 20;
 const COPY_BYTES: usize = 64 * 1024;
 
 /// To be held back for less is how a program is slowed down to the pace of the archive; more is worth telling.
-pub const HELD_AFTER: Duration = Duration::from_secs(1);
+pub(super) const HELD_AFTER: Duration = Duration::from_secs(1);
 
 /// What one turn brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

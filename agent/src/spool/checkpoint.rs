@@ -9,7 +9,7 @@ use super::{Error, Offsets, Stream, StreamSeal};
 
 /// Written before anything is punched, so whatever it says has left the spool is hashed in it.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
-pub struct Checkpoint {
+pub(super) struct Checkpoint {
     /// Bytes that may have left the spool.
     pub dropped: Offsets,
     /// First record that the journal still holds.
@@ -28,7 +28,7 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Refuses a checkpoint that says more than the files hold: the volume lost something.
-    pub fn check(&self, lengths: Offsets) -> Result<(), Error> {
+    pub(super) fn check(&self, lengths: Offsets) -> Result<(), Error> {
         let is_backed = Stream::ALL.into_iter().all(|stream| {
             let (hashed, _) = match stream {
                 Stream::Stdout => &self.stdout,
@@ -42,7 +42,7 @@ impl Checkpoint {
     }
 
     /// Takes up the hash of a stream where it stood.
-    pub fn hash(&self, stream: Stream) -> Result<RunningHash, Error> {
+    pub(super) fn hash(&self, stream: Stream) -> Result<RunningHash, Error> {
         let (hashed, state) = match stream {
             Stream::Stdout => &self.stdout,
             Stream::Stderr => &self.stderr,
@@ -59,7 +59,7 @@ impl Checkpoint {
     }
 
     /// Notes where the hash of a stream stands.
-    pub fn set_hash(&mut self, stream: Stream, hash: &RunningHash) {
+    pub(super) fn set_hash(&mut self, stream: Stream, hash: &RunningHash) {
         let noted = (hash.hashed, hash.state.serialize().to_vec());
         match stream {
             Stream::Stdout => self.stdout = noted,
@@ -70,7 +70,7 @@ impl Checkpoint {
 
 /// SHA-256 of a stream as far as it has come.
 #[derive(Clone, Default)]
-pub struct RunningHash {
+pub(super) struct RunningHash {
     /// Bytes hashed.
     pub hashed: u64,
     state: Sha256,
@@ -78,13 +78,13 @@ pub struct RunningHash {
 
 impl RunningHash {
     /// Takes the next bytes.
-    pub fn update(&mut self, bytes: &[u8]) {
+    pub(super) fn update(&mut self, bytes: &[u8]) {
         self.state.update(bytes);
         self.hashed += bytes.len() as u64;
     }
 
     /// The seal of a stream that ends here.
-    pub fn seal(&self) -> StreamSeal {
+    pub(super) fn seal(&self) -> StreamSeal {
         StreamSeal {
             bytes: self.hashed,
             sha256: self.state.clone().finalize_fixed().into(),

@@ -7,10 +7,10 @@ use rustix::fs::{FallocateFlags, fallocate};
 use super::Error;
 
 /// What is given back is a whole number of these.
-pub const BLOCK: u64 = 4096;
+pub(super) const BLOCK: u64 = 4096;
 
 /// Frees the blocks of `[from, to)`, keeping the size of the file; what is not a whole block stays.
-pub fn punch(file: &File, from: u64, to: u64) -> Result<(), Error> {
+pub(super) fn punch(file: &File, from: u64, to: u64) -> Result<(), Error> {
     let (from, to) = (from / BLOCK * BLOCK, to / BLOCK * BLOCK);
     if to <= from {
         return Ok(());

@@ -13,7 +13,7 @@ use super::slots::Slots;
 use super::{Error, Inner, Offsets, Pressure, Progress, Seals, Stream};
 
 /// How far the hash may lag behind before it is taken up again, in bytes.
-pub const HASH_LAG: u64 = 1 << 20;
+pub(super) const HASH_LAG: u64 = 1 << 20;
 /// Bytes hashed between two checkpoints where nothing is dropped.
 const CHECKPOINT_EVERY: u64 = 8 << 20;
 const READ_BYTES: usize = 64 * 1024;
@@ -23,7 +23,11 @@ const RETRY: Duration = Duration::from_millis(250);
 const NOTE_WAIT: Duration = Duration::from_millis(500);
 
 /// Starts the thread. It ends when `inner.stop` is set.
-pub fn spawn(inner: Arc<Inner>, checkpoint: Checkpoint, slots: Slots<Checkpoint>) -> Result<JoinHandle<()>, Error> {
+pub(super) fn spawn(
+    inner: Arc<Inner>,
+    checkpoint: Checkpoint,
+    slots: Slots<Checkpoint>,
+) -> Result<JoinHandle<()>, Error> {
     let hashes = [checkpoint.hash(Stream::Stdout)?, checkpoint.hash(Stream::Stderr)?];
     let mut janitor = Janitor {
         pressure: Pressure::new(inner.policy, checkpoint.wait),

@@ -8,13 +8,13 @@ use super::{Error, Offsets, Stream, hole};
 /// Bytes of one record on disk.
 const RECORD_BYTES: usize = 32;
 /// Records in one page: what is read at once and what is punched at once.
-pub const RECORDS_PER_PAGE: usize = 4096 / RECORD_BYTES;
+pub(super) const RECORDS_PER_PAGE: usize = 4096 / RECORD_BYTES;
 /// A record found missing after a kill covers at most this much.
 const LONGEST_FOUND: u64 = 1 << 30;
 
 /// A run of bytes of one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
+pub(super) struct Record {
     pub stream: Stream,
     /// Offset of the first byte in the stream.
     pub offset: u64,
@@ -27,7 +27,7 @@ pub struct Record {
 
 impl Record {
     /// Offset of the first byte after the run.
-    pub const fn end(&self) -> u64 {
+    pub(super) const fn end(&self) -> u64 {
         self.offset + self.length as u64
     }
 
@@ -76,7 +76,7 @@ fn checksum(bytes: &[u8]) -> u32 {
 
 /// What a scan found, and what the file holds now.
 #[derive(Debug)]
-pub struct Recovered {
+pub(super) struct Recovered {
     pub written: Offsets,
     /// Number of records since the beginning of the attempt.
     pub records: u64,
@@ -86,17 +86,17 @@ pub struct Recovered {
 
 /// The file of records. Record *n* is at byte 32·*n*, for ever.
 #[derive(Debug)]
-pub struct Journal {
+pub(super) struct Journal {
     file: File,
 }
 
 impl Journal {
-    pub const fn open(file: File) -> Self {
+    pub(super) const fn open(file: File) -> Self {
         Self { file }
     }
 
     /// Writes record `index`, in place.
-    pub fn write(&self, index: u64, record: &Record) -> Result<(), Error> {
+    pub(super) fn write(&self, index: u64, record: &Record) -> Result<(), Error> {
         use std::os::unix::fs::FileExt;
         self.file
             .write_all_at(&record.encode(), index * RECORD_BYTES as u64)
@@ -105,7 +105,7 @@ impl Journal {
 
     /// Reads the records from `index` on, at most to the end of its page and at most up to `end`. Stops at the first
     /// that is not whole.
-    pub fn read_page(&self, index: u64, end: u64, into: &mut Vec<Record>) -> Result<(), Error> {
+    pub(super) fn read_page(&self, index: u64, end: u64, into: &mut Vec<Record>) -> Result<(), Error> {
         use std::os::unix::fs::FileExt;
         into.clear();
         let page = RECORDS_PER_PAGE as u64;
@@ -129,13 +129,13 @@ impl Journal {
     }
 
     /// Frees the pages that hold only records below `first`.
-    pub fn punch(&self, first: u64) -> Result<(), Error> {
+    pub(super) fn punch(&self, first: u64) -> Result<(), Error> {
         hole::punch(&self.file, 0, first * RECORD_BYTES as u64)
     }
 
     /// Brings journal and files together after a kill: drops a torn end, and adds what the files hold beyond it, unless
     /// that `is_masked`: then it is made again from the raw stream.
-    pub fn recover(&self, from: &Checkpoint, lengths: Offsets, is_masked: bool) -> Result<Recovered, Error> {
+    pub(super) fn recover(&self, from: &Checkpoint, lengths: Offsets, is_masked: bool) -> Result<Recovered, Error> {
         let mut recovered = self.scan(from, lengths)?;
         self.file
             .set_len(recovered.records * RECORD_BYTES as u64)

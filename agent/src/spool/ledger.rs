@@ -92,13 +92,13 @@ impl Book {
 
 /// Survives kills: each change is on the disk before it counts.
 #[derive(Debug)]
-pub struct Ledger {
+pub(super) struct Ledger {
     book: Mutex<Book>,
 }
 
 impl Ledger {
     /// Opens it in the spool's directory.
-    pub fn open(directory: &Path) -> Result<Self, Error> {
+    pub(super) fn open(directory: &Path) -> Result<Self, Error> {
         let (slots, account) = Slots::open(directory, "archived")?;
         let book = Book {
             slots,
@@ -109,17 +109,17 @@ impl Ledger {
     }
 
     /// What the archive holds.
-    pub fn archived(&self) -> Offsets {
+    pub(super) fn archived(&self) -> Offsets {
         self.book().account.archived
     }
 
     /// How many bytes of each stream the archive has, or will have, gaps for.
-    pub fn lost(&self) -> Offsets {
+    pub(super) fn lost(&self) -> Offsets {
         self.book().account.lost()
     }
 
     /// A home comes, to go on from `cursor`. Its number, for [`Self::tell`].
-    pub fn move_in(&self, cursor: Offsets) -> Result<u64, Error> {
+    pub(super) fn move_in(&self, cursor: Offsets) -> Result<u64, Error> {
         let mut book = self.book();
         book.change(|account| account.rewind(cursor))?;
         book.homes += 1;
@@ -127,7 +127,7 @@ impl Ledger {
     }
 
     /// The home is about to be told that `[from, to)` is gone. Of an earlier home than the latest nothing is noted.
-    pub fn tell(&self, home: u64, stream: Stream, from: u64, to: u64) -> Result<(), Error> {
+    pub(super) fn tell(&self, home: u64, stream: Stream, from: u64, to: u64) -> Result<(), Error> {
         let mut book = self.book();
         if book.homes != home {
             return Ok(());
@@ -138,7 +138,7 @@ impl Ledger {
     }
 
     /// The archive holds everything below `archived`.
-    pub fn commit(&self, archived: Offsets) -> Result<(), Error> {
+    pub(super) fn commit(&self, archived: Offsets) -> Result<(), Error> {
         self.book().change(|account| {
             let archived = archived.map2(account.archived, u64::max);
             account.commit(archived);

@@ -55,7 +55,7 @@ impl Policy {
 
 /// Since when a full spool has been waiting for the archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Wait {
+pub(super) struct Wait {
     /// Time since the node's start, suspension included: the same for an agent that comes after a kill.
     since: Duration,
     /// Bytes that the archive held then: more of them end the wait.
@@ -64,7 +64,7 @@ pub struct Wait {
 
 /// Decides when the oldest output is dropped.
 #[derive(Debug)]
-pub struct Pressure {
+pub(super) struct Pressure {
     policy: Policy,
     /// Only with [`WhenFull::Auto`].
     wait: Option<Wait>,
@@ -73,7 +73,7 @@ pub struct Pressure {
 
 impl Pressure {
     /// Goes on with a wait that began under an earlier agent.
-    pub fn new(policy: Policy, wait: Option<Wait>) -> Self {
+    pub(super) fn new(policy: Policy, wait: Option<Wait>) -> Self {
         let wait = wait.filter(|wait| wait.since <= now());
         Self {
             policy,
@@ -83,7 +83,7 @@ impl Pressure {
     }
 
     /// Takes note of how things stand.
-    pub fn look(&mut self, progress: &Progress) {
+    pub(super) fn look(&mut self, progress: &Progress) {
         if self.policy.when_full != WhenFull::Auto {
             return;
         }
@@ -99,7 +99,7 @@ impl Pressure {
     }
 
     /// How many bytes of the oldest output have to go now.
-    pub fn excess(&self, progress: &Progress) -> u64 {
+    pub(super) fn excess(&self, progress: &Progress) -> u64 {
         let is_due = match self.policy.when_full {
             WhenFull::Block => false,
             WhenFull::DropOldest => true,
@@ -115,19 +115,19 @@ impl Pressure {
     }
 
     /// Whether a wait has lasted for `age` and is not on the disk.
-    pub fn is_worth_noting(&self, age: Duration) -> bool {
+    pub(super) fn is_worth_noting(&self, age: Duration) -> bool {
         let is_old = |wait: Wait| now().saturating_sub(wait.since) >= age;
         self.wait != self.noted && self.wait.is_some_and(is_old)
     }
 
     /// The wait, which is about to be noted on the disk.
-    pub const fn noted(&mut self) -> Option<Wait> {
+    pub(super) const fn noted(&mut self) -> Option<Wait> {
         self.noted = self.wait;
         self.wait
     }
 
     /// How long until a look is worth it, though nothing happens.
-    pub fn remaining(&self) -> Option<Duration> {
+    pub(super) fn remaining(&self) -> Option<Duration> {
         let end = self.wait?.since + self.policy.patience;
         end.checked_sub(now()).filter(|left| !left.is_zero())
     }

@@ -12,7 +12,7 @@ use super::journal::{RECORDS_PER_PAGE, Record};
 use super::{Error, Inner, Offsets, Progress, Stream};
 
 /// Longest chunk, in bytes; the wire's own limit.
-pub const LONGEST_CHUNK: u64 = remoteprocess_proto::MAX_CHUNK as u64;
+pub(super) const LONGEST_CHUNK: u64 = remoteprocess_proto::MAX_CHUNK as u64;
 /// Records further apart than this are not merged into one chunk, so that times mean something in a replay.
 const MERGE_NANOS: i64 = 20_000_000;
 

@@ -19,7 +19,7 @@ const HEAD_BYTES: usize = 8 + 4 + 32;
 
 /// The two slots of one kind of value.
 #[derive(Debug)]
-pub struct Slots<T> {
+pub(super) struct Slots<T> {
     file: File,
     /// Number of the last write.
     number: u64,
@@ -28,7 +28,7 @@ pub struct Slots<T> {
 
 impl<T: Serialize + DeserializeOwned> Slots<T> {
     /// Opens the file, with its space taken, and reads the last value that was written whole.
-    pub fn open(directory: &Path, name: &str) -> Result<(Self, Option<T>), Error> {
+    pub(super) fn open(directory: &Path, name: &str) -> Result<(Self, Option<T>), Error> {
         let file = super::open_file(directory, name)?;
         let length = file.metadata().map_err(Error::io("size of a slot file"))?.len();
         if length < 2 * SLOT_BYTES as u64 {
@@ -56,7 +56,7 @@ impl<T: Serialize + DeserializeOwned> Slots<T> {
     }
 
     /// Writes the value in place of the last but one. Survives a kill from here on.
-    pub fn store(&mut self, value: &T) -> Result<(), Error> {
+    pub(super) fn store(&mut self, value: &T) -> Result<(), Error> {
         let number = self.number + 1;
         let payload = postcard::to_stdvec(value).map_err(|_| Error::Damaged("a value without a form"))?;
         let length = u32::try_from(payload.len()).map_err(|_| Error::Damaged("a value too long for its slot"))?;

@@ -15,7 +15,7 @@ const PUNCH: u64 = 256 * 1024;
 
 /// One stream as the program wrote it. Offsets here are those of the raw stream.
 #[derive(Debug)]
-pub struct Stage {
+pub(super) struct Stage {
     pub file: File,
     mask: Arc<Mask>,
     /// Below this, everything is masked and journalled.
@@ -28,14 +28,14 @@ pub struct Stage {
 }
 
 /// What the mask has made of raw bytes up to `raw_end`.
-pub struct Masked {
+pub(super) struct Masked {
     pub bytes: Vec<u8>,
     pub raw_end: u64,
 }
 
 impl Stage {
     /// Goes on from `begin`, where the journal ends.
-    pub fn open(directory: &Path, stream: Stream, begin: u64, mask: Arc<Mask>) -> Result<Self, Error> {
+    pub(super) fn open(directory: &Path, stream: Stream, begin: u64, mask: Arc<Mask>) -> Result<Self, Error> {
         let file = open_file(directory, &format!("{}.raw", stream.file_name()))?;
         let end = file.metadata().map_err(Error::io("size of a raw stream"))?.len();
         if begin > end {
@@ -52,7 +52,7 @@ impl Stage {
     }
 
     /// The next masked bytes; nothing where all that is left may be the beginning of a value and the stream goes on.
-    pub fn next(&mut self, is_end: bool) -> Result<Option<Masked>, Error> {
+    pub(super) fn next(&mut self, is_end: bool) -> Result<Option<Masked>, Error> {
         if self.begin == self.end || (self.seen == self.end && !is_end) {
             return Ok(None);
         }
@@ -75,7 +75,7 @@ impl Stage {
     }
 
     /// The journal has everything below `raw_end`.
-    pub fn done(&mut self, raw_end: u64) -> Result<(), Error> {
+    pub(super) fn done(&mut self, raw_end: u64) -> Result<(), Error> {
         self.begin = raw_end;
         let free = raw_end.saturating_sub(self.mask.context() as u64);
         if free - self.punched >= PUNCH {

@@ -91,7 +91,7 @@ fn be_home(mut relay: TestRelay) -> (Operator, JoinHandle<Archive>) {
 }
 
 /// A port at which agents of one pod can be found again.
-pub fn at_a_port(env: &[(&'static str, &'static str)]) -> (&'static [(&'static str, &'static str)], String) {
+pub(crate) fn at_a_port(env: &[(&'static str, &'static str)]) -> (&'static [(&'static str, &'static str)], String) {
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()

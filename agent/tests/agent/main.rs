@@ -1,7 +1,7 @@
 //! The real agent and the real entrypoint as processes, with a relay in the test.
 
 // Everything here is a test, though clippy sees only functions marked so.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod attach;
 mod crashes;

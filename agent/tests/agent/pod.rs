@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::relay::{self, TestRelay};
 
 /// The pod. Its processes end with it.
-pub struct Pod {
+pub(crate) struct Pod {
     pub directory: TempDir,
     pub agent: Child,
     is_supervised: bool,
@@ -21,7 +21,7 @@ pub struct Pod {
 
 /// How the agent is to be.
 #[derive(Clone)]
-pub struct Options {
+pub(crate) struct Options {
     pub supervised: bool,
     pub spool_size: u64,
     pub echo: &'static str,
@@ -82,7 +82,7 @@ fn entrypoint() -> &'static Path {
 }
 
 /// Whether this test may mount a volume of its own; says so where not.
-pub fn can_mount() -> bool {
+pub(crate) fn can_mount() -> bool {
     let place = tempfile::tempdir().unwrap();
     let can = mount(place.path(), 1 << 20);
     if can {
@@ -106,7 +106,7 @@ fn unmount(place: &Path) {
 
 impl Pod {
     /// Starts the agent's container.
-    pub fn start(relay: &TestRelay, options: &Options) -> Self {
+    pub(crate) fn start(relay: &TestRelay, options: &Options) -> Self {
         let directory = tempfile::tempdir().unwrap();
         for name in ["handover", "spool"] {
             fs::create_dir(directory.path().join(name)).unwrap();
@@ -127,7 +127,7 @@ impl Pod {
     }
 
     /// Starts the user's container with this command.
-    pub fn launch(&mut self, command: &[&str]) {
+    pub(crate) fn launch(&mut self, command: &[&str]) {
         let mut entrypoint = Command::new(entrypoint());
         entrypoint
             .arg("--subreaper")
@@ -141,21 +141,21 @@ impl Pod {
         self.entrypoint = Some(entrypoint.spawn().unwrap());
     }
 
-    pub fn shell(&mut self, script: &str) {
+    pub(crate) fn shell(&mut self, script: &str) {
         self.launch(&["sh", "-c", script]);
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Starts another agent where one has ended.
-    pub fn restart_agent(&mut self, relay: &TestRelay, options: &Options) {
+    pub(crate) fn restart_agent(&mut self, relay: &TestRelay, options: &Options) {
         self.agent = spawn_agent(self.directory.path(), relay, options);
     }
 
     /// The process that is the agent: our child, or under a supervisor its child, which may be missing for a moment.
-    pub fn agent_pid(&self) -> Option<Pid> {
+    pub(crate) fn agent_pid(&self) -> Option<Pid> {
         let supervisor = self.agent.id();
         if !self.is_supervised {
             return Pid::from_raw(i32::try_from(supervisor).unwrap());
@@ -165,18 +165,18 @@ impl Pod {
         Pid::from_raw(child.parse().ok()?)
     }
 
-    pub fn signal_agent(&self, signal: Signal) {
+    pub(crate) fn signal_agent(&self, signal: Signal) {
         if let Some(pid) = self.agent_pid() {
             // It may have gone by itself.
             let _ = kill_process(pid, signal);
         }
     }
 
-    pub async fn agent_ends(&mut self) -> ExitStatus {
+    pub(crate) async fn agent_ends(&mut self) -> ExitStatus {
         ends("the agent's end", &mut self.agent).await
     }
 
-    pub async fn entrypoint_ends(&mut self) -> ExitStatus {
+    pub(crate) async fn entrypoint_ends(&mut self) -> ExitStatus {
         ends("the entrypoint's end", self.entrypoint.as_mut().unwrap()).await
     }
 }

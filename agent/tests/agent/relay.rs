@@ -26,18 +26,18 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-pub const NAMESPACE: &str = "default";
-pub const POD_UID: &str = "6f2e8c1a-0000-4000-8000-000000000001";
+pub(crate) const NAMESPACE: &str = "default";
+pub(crate) const POD_UID: &str = "6f2e8c1a-0000-4000-8000-000000000001";
 const TOKEN: &str = "a-projected-token";
 const HOUR: Duration = Duration::from_secs(3600);
 /// A home commits after this many bytes.
 const COMMIT_EVERY: u64 = 1 << 20;
 
-pub fn trust_domain() -> TrustDomain {
+pub(crate) fn trust_domain() -> TrustDomain {
     "test.local".parse().unwrap()
 }
 
-pub fn agent_role() -> Role {
+pub(crate) fn agent_role() -> Role {
     Role::Agent {
         namespace: NAMESPACE.into(),
         pod_uid: POD_UID.into(),
@@ -45,7 +45,7 @@ pub fn agent_role() -> Role {
 }
 
 /// The relay and what tests may turn.
-pub struct TestRelay {
+pub(crate) struct TestRelay {
     pub authority: Arc<Authority>,
     pub enrol: SocketAddr,
     pub main: SocketAddr,
@@ -58,10 +58,10 @@ pub struct TestRelay {
 }
 
 /// The relay as a caller.
-pub struct Operator(Arc<Identity>);
+pub(crate) struct Operator(Arc<Identity>);
 
 impl Operator {
-    pub async fn dial(&self, address: &str) -> Option<ExecutorClient<Channel>> {
+    pub(crate) async fn dial(&self, address: &str) -> Option<ExecutorClient<Channel>> {
         let channel = Dialer::new(Arc::clone(&self.0)).connect(address, &agent_role()).await;
         channel.ok().map(ExecutorClient::new)
     }
@@ -79,11 +79,12 @@ struct Starts {
 }
 
 impl TestRelay {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         remoteprocess_tls::install_crypto_provider();
         let authority = Arc::new(Authority::generate(&trust_domain()).unwrap());
         let identity = identity_of(&authority, &Role::Operator, None);
         let shutdown = CancellationToken::new();
+        #[allow(clippy::disallowed_methods, reason = "a test reads all of it")]
         let (seen, starts) = mpsc::unbounded_channel();
         let enrolments = Arc::new(AtomicU32::new(0));
         let grants = Arc::new(AtomicBool::new(true));
@@ -129,12 +130,12 @@ impl TestRelay {
     }
 
     /// A client of the agent at `address`, as the operator.
-    pub async fn dial(&self, address: &str) -> ExecutorClient<Channel> {
+    pub(crate) async fn dial(&self, address: &str) -> ExecutorClient<Channel> {
         self.try_dial(address).await.unwrap()
     }
 
     /// A client of the agent with another role of the same authority. The agent may cut it at any time.
-    pub async fn dial_as(&self, address: &str, role: &Role) -> Result<ExecutorClient<Channel>, Error> {
+    pub(crate) async fn dial_as(&self, address: &str, role: &Role) -> Result<ExecutorClient<Channel>, Error> {
         let user = (*role == Role::User).then(|| User {
             name: "alice".into(),
             groups: vec![],
@@ -146,18 +147,18 @@ impl TestRelay {
         Ok(ExecutorClient::new(channel))
     }
 
-    pub async fn next_start(&mut self) -> StartRequest {
+    pub(crate) async fn next_start(&mut self) -> StartRequest {
         super::in_time("a start", self.starts.recv()).await.unwrap()
     }
 
     /// Is a home from the next `Start` on, as a real relay is: watches, commits, goes on after each break, and takes
     /// the final commit after the exit. `on_bytes` sees how much has come.
-    pub async fn be_home(&mut self, on_bytes: impl FnMut(u64)) -> Archive {
+    pub(crate) async fn be_home(&mut self, on_bytes: impl FnMut(u64)) -> Archive {
         self.go_on(Archive::default(), on_bytes).await
     }
 
     /// The same with what the archive holds already.
-    pub async fn go_on(&mut self, mut archive: Archive, mut on_bytes: impl FnMut(u64)) -> Archive {
+    pub(crate) async fn go_on(&mut self, mut archive: Archive, mut on_bytes: impl FnMut(u64)) -> Archive {
         loop {
             let start = self.next_start().await;
             let mut agent = match self.try_dial(&start.address).await {
@@ -179,7 +180,7 @@ impl TestRelay {
     }
 
     /// Dials agents beside a home.
-    pub fn operator(&self) -> Operator {
+    pub(crate) fn operator(&self) -> Operator {
         Operator(Arc::clone(&self.identity))
     }
 }
@@ -196,7 +197,7 @@ fn identity_of(authority: &Authority, role: &Role, user: Option<&User>) -> Arc<I
 }
 
 /// Everything a home has received.
-pub struct Archive {
+pub(crate) struct Archive {
     pub cursor: Cursor,
     pub committed: u64,
     pub hashes: [Sha256; 2],
@@ -236,7 +237,7 @@ impl Default for Archive {
 }
 
 impl Archive {
-    pub async fn take_from(
+    pub(crate) async fn take_from(
         &mut self,
         agent: &mut ExecutorClient<Channel>,
         on_bytes: &mut impl FnMut(u64),
@@ -297,16 +298,16 @@ impl Archive {
     }
 
     /// Bytes of one stream that are gaps.
-    pub fn missing(&self, stream: remoteprocess_proto::v1::Stream) -> u64 {
+    pub(crate) fn missing(&self, stream: remoteprocess_proto::v1::Stream) -> u64 {
         let gaps = self.gaps.iter().filter(|gap| gap.stream() == stream);
         gaps.map(|gap| gap.to() - gap.from).sum()
     }
 
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.cursor.stdout + self.cursor.stderr
     }
 
-    pub async fn commit(&mut self, agent: &mut ExecutorClient<Channel>, is_final: bool) -> Result<(), Status> {
+    pub(crate) async fn commit(&mut self, agent: &mut ExecutorClient<Channel>, is_final: bool) -> Result<(), Status> {
         let commit = CommitRequest {
             archived: Some(self.cursor),
             r#final: is_final,
@@ -316,11 +317,11 @@ impl Archive {
         Ok(())
     }
 
-    pub fn head(&self, index: usize) -> String {
+    pub(crate) fn head(&self, index: usize) -> String {
         String::from_utf8_lossy(&self.heads[index]).into_owned()
     }
 
-    pub fn exit(&self) -> &Exit {
+    pub(crate) fn exit(&self) -> &Exit {
         self.exit.as_ref().unwrap()
     }
 }
@@ -385,6 +386,6 @@ impl Relay for Starts {
     }
 }
 
-pub fn token() -> &'static str {
+pub(crate) fn token() -> &'static str {
     TOKEN
 }

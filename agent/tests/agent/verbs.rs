@@ -21,9 +21,9 @@ use super::pod::{Options, Pod};
 use super::relay::{TestRelay, agent_role};
 use super::{in_time, until};
 
-pub type Agent = ExecutorClient<Channel>;
+pub(crate) type Agent = ExecutorClient<Channel>;
 
-pub const fn get_state() -> ExecutorGetStateRequest {
+pub(crate) const fn get_state() -> ExecutorGetStateRequest {
     ExecutorGetStateRequest { protocol: PROTOCOL }
 }
 

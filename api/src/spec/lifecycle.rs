@@ -1,5 +1,7 @@
 //! How a process is paused and stopped, when it is tried again, how long it may take, and when its object goes.
 
+#![allow(unreachable_pub, reason = "KubeSchema makes a private copy of each struct")]
+
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -43,7 +43,7 @@ impl Sink for Stdout {
 }
 
 /// Follows until the process ends.
-pub fn run(hello: &str) {
+pub(crate) fn run(hello: &str) {
     let hello: Hello = serde_json::from_str(hello).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.unwrap().block_on(follow(hello));

@@ -3,7 +3,7 @@
 use std::fs;
 
 /// Nanoseconds that the threads of a process have run (proc(5), `schedstat`), with their names.
-pub fn threads(id: u32) -> Vec<(String, u64)> {
+pub(crate) fn threads(id: u32) -> Vec<(String, u64)> {
     let tasks = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
     let used = tasks.filter_map(|task| {
         let name = fs::read_to_string(task.path().join("comm")).ok()?;
@@ -17,6 +17,6 @@ pub fn threads(id: u32) -> Vec<(String, u64)> {
 }
 
 /// The sum of them.
-pub fn process(id: u32) -> u64 {
+pub(crate) fn process(id: u32) -> u64 {
     threads(id).into_iter().map(|(_, nanos)| nanos).sum()
 }

@@ -22,7 +22,7 @@ const BLOCK: usize = 128 << 10;
 
 /// What a process does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum End {
+pub(crate) enum End {
     /// Makes them
     Source,
     /// Passes them on
@@ -32,7 +32,7 @@ pub enum End {
 }
 
 /// One process: `hello` is the cipher (128 or 256), the bytes, and where they come from.
-pub fn run(end: End, hello: &str) {
+pub(crate) fn run(end: End, hello: &str) {
     let mut words = hello.split(' ');
     let cipher = words.next().unwrap();
     let bytes: usize = words.next().unwrap().parse().unwrap();
@@ -64,7 +64,7 @@ pub fn run(end: End, hello: &str) {
 }
 
 /// One hop and two.
-pub fn measure(megabytes: usize) {
+pub(crate) fn measure(megabytes: usize) {
     for cipher in ["128", "256"] {
         for ends in [&[End::Source, End::Sink][..], &[End::Source, End::Middle, End::Sink]] {
             hops(ends, cipher, megabytes * 1_000_000);

@@ -31,17 +31,17 @@ use tonic::Status;
 use tonic::transport::Channel;
 use tower::service_fn;
 
-pub const NAMESPACE: &str = "default";
-pub const NAME: &str = "measured";
-pub const UID: &str = "0c1d";
-pub const POD_UID: &str = "pod-1";
-pub const TOKEN: &str = "a-projected-token";
-pub const TRUST_DOMAIN: &str = "measured.local";
+pub(crate) const NAMESPACE: &str = "default";
+pub(crate) const NAME: &str = "measured";
+pub(crate) const UID: &str = "0c1d";
+pub(crate) const POD_UID: &str = "pod-1";
+pub(crate) const TOKEN: &str = "a-projected-token";
+pub(crate) const TRUST_DOMAIN: &str = "measured.local";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What the others have to know of it.
 #[derive(Serialize, Deserialize)]
-pub struct Hello {
+pub(crate) struct Hello {
     pub relay: String,
     pub enrol: String,
     pub certificate: String,
@@ -71,7 +71,7 @@ impl Enrolment for Enrols {
     }
 }
 
-pub fn trust_domain() -> TrustDomain {
+pub(crate) fn trust_domain() -> TrustDomain {
     TRUST_DOMAIN.parse().unwrap()
 }
 
@@ -83,7 +83,7 @@ fn agent_role() -> Role {
 }
 
 /// A certificate of `role`.
-pub fn identity(authority: &Authority, role: &Role) -> Arc<Identity> {
+pub(crate) fn identity(authority: &Authority, role: &Role) -> Arc<Identity> {
     let user = (*role == Role::User).then(|| User {
         name: "alice".to_owned(),
         groups: Vec::new(),
@@ -95,7 +95,7 @@ pub fn identity(authority: &Authority, role: &Role) -> Arc<Identity> {
 }
 
 /// Serves until it is killed.
-pub fn run(folder: &Path) {
+pub(crate) fn run(folder: &Path) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::operator::{Hello, NAMESPACE, POD_UID, TOKEN, TRUST_DOMAIN, UID};
 
 /// Everything but the client. Ends with it.
-pub struct Pod {
+pub(crate) struct Pod {
     folder: TempDir,
     pub operator: Child,
     pub agent: Child,
@@ -20,7 +20,7 @@ pub struct Pod {
 
 impl Pod {
     /// Starts the relay and a pod that runs the writer, which waits for [`Pod::open_gate`] behind its warm-up.
-    pub fn start(build: &Path, writer: &[String]) -> Self {
+    pub(crate) fn start(build: &Path, writer: &[String]) -> Self {
         let folder = tempfile::tempdir_in(build).unwrap();
         let path = |name: &str| folder.path().join(name);
         for name in ["handover", "spool", "archive"] {
@@ -60,7 +60,7 @@ impl Pod {
     }
 
     /// Lets the writer go on.
-    pub fn open_gate(&self) {
+    pub(crate) fn open_gate(&self) {
         fs::write(self.folder.path().join("gate"), "").unwrap();
     }
 }
@@ -79,7 +79,7 @@ impl Drop for Pod {
 }
 
 /// What a child says first.
-pub fn first_line(stdout: &mut ChildStdout) -> String {
+pub(crate) fn first_line(stdout: &mut ChildStdout) -> String {
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line).unwrap();
     line.trim().to_owned()

@@ -40,7 +40,7 @@ impl Drop for Client {
 }
 
 /// Follows lines of 100 bytes, so many bytes in each write.
-pub fn follow(build: &Path, megabytes: usize, block: usize, shows_threads: bool) {
+pub(crate) fn follow(build: &Path, megabytes: usize, block: usize, shows_threads: bool) {
     let bytes = megabytes * 1_000_000;
     let writer = [
         format!("--warm={WARM}"),
@@ -93,7 +93,7 @@ pub fn follow(build: &Path, megabytes: usize, block: usize, shows_threads: bool)
 }
 
 /// Lines at rest.
-pub fn latency(build: &Path) {
+pub(crate) fn latency(build: &Path) {
     let writer = [
         format!("--warm={}", LINES.0 * 100),
         format!("--bytes={}", LINES.1 * 100),

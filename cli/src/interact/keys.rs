@@ -60,29 +60,29 @@ fn key(text: &str) -> Option<u8> {
 
 /// Looks for the detach keys in what is typed.
 #[derive(Debug)]
-pub struct Keys {
+pub(super) struct Keys {
     keys: DetachKeys,
     /// So many of them were typed last, and are held back.
     matched: usize,
 }
 
 impl Keys {
-    pub const fn new(keys: DetachKeys) -> Self {
+    pub(super) const fn new(keys: DetachKeys) -> Self {
         Self { keys, matched: 0 }
     }
 
     /// Some of the keys were typed and wait for the next one.
-    pub const fn is_waiting(&self) -> bool {
+    pub(super) const fn is_waiting(&self) -> bool {
         self.matched > 0
     }
 
     /// The keys that wait: the next one does not come.
-    pub fn release(&mut self) -> Vec<u8> {
+    pub(super) fn release(&mut self) -> Vec<u8> {
         self.keys.0[..std::mem::take(&mut self.matched)].to_vec()
     }
 
     /// What is to be sent of `typed`, and whether the whole sequence came.
-    pub fn apply(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
+    pub(super) fn apply(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
         let keys = &self.keys.0;
         let mut out = Vec::with_capacity(typed.len());
         for byte in typed {

@@ -26,7 +26,7 @@ pub async fn received(signal: &mut Option<Signal>) {
 }
 
 /// Whether this program ignores a signal now. The system is asked, not /proc, which may be absent.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "`sigaction` has no safe form")]
 fn is_ignored(kind: SignalKind) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: without a new action the call only writes the present one, to memory that is ours; zeroes are a valid value.

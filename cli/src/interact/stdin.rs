@@ -9,7 +9,7 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// Runs before `main` and before that.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "it has to run before `main`")]
 #[used]
 // SAFETY: the C runtime calls each function in this section once, before `main`; this one asks the system one question.
 #[cfg_attr(target_os = "linux", unsafe(link_section = ".init_array"))]

@@ -1,11 +1,11 @@
 use remoteprocess_proto::v1::Data;
 
 /// Longest line that is held until its end comes, in bytes. What is longer is cut.
-pub const LONGEST: usize = 64 * 1024;
+pub(super) const LONGEST: usize = 64 * 1024;
 
 /// A line with its end, or a piece of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Line<'a> {
+pub(super) struct Line<'a> {
     /// Offset of its first byte in the stream.
     pub offset: u64,
     /// When the agent took its first byte.
@@ -19,14 +19,14 @@ pub struct Line<'a> {
 impl Line<'_> {
     /// Its end is in it.
     #[must_use]
-    pub fn is_ended(&self) -> bool {
+    pub(super) fn is_ended(&self) -> bool {
         self.bytes.last() == Some(&b'\n')
     }
 }
 
 /// Makes lines of the chunks of one stream. Holds at most [`LONGEST`] bytes.
 #[derive(Debug, Default)]
-pub struct Lines {
+pub(super) struct Lines {
     held: Vec<u8>,
     offset: u64,
     time_unix_nanos: i64,
@@ -35,7 +35,7 @@ pub struct Lines {
 
 impl Lines {
     /// Gives each line that ends in `data`, and each piece of a line that is too long.
-    pub fn take(&mut self, data: &Data, mut each: impl FnMut(Line<'_>)) {
+    pub(super) fn take(&mut self, data: &Data, mut each: impl FnMut(Line<'_>)) {
         let (mut bytes, mut offset) = (&data.bytes[..], data.offset);
         while !bytes.is_empty() {
             let room = bytes.len().min(LONGEST - self.held.len());
@@ -63,7 +63,7 @@ impl Lines {
     }
 
     /// Gives what waits for its end: nothing more of it comes.
-    pub fn finish(&mut self, each: impl FnOnce(Line<'_>)) {
+    pub(super) fn finish(&mut self, each: impl FnOnce(Line<'_>)) {
         if !self.held.is_empty() {
             each(self.line(&self.held));
             self.held.clear();

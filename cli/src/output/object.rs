@@ -54,7 +54,7 @@ enum Bytes<'a> {
 }
 
 /// Writes what is known of one process as JSON, one object a line.
-pub struct Objects<'a> {
+pub(super) struct Objects<'a> {
     /// Whose.
     pub label: &'a Label,
     /// Of which attempt.
@@ -63,7 +63,7 @@ pub struct Objects<'a> {
 
 impl Objects<'_> {
     /// Bytes of the program.
-    pub fn output(&self, stream: Stream, line: Line<'_>, out: &mut Vec<u8>) {
+    pub(super) fn output(&self, stream: Stream, line: Line<'_>, out: &mut Vec<u8>) {
         let bytes = match std::str::from_utf8(line.bytes) {
             Ok(text) => Bytes::Text(text),
             Err(_) => Bytes::Base64(STANDARD.encode(line.bytes)),
@@ -80,7 +80,7 @@ impl Objects<'_> {
     }
 
     /// A range that never comes.
-    pub fn gap(&self, gap: &Gap, out: &mut Vec<u8>) {
+    pub(super) fn gap(&self, gap: &Gap, out: &mut Vec<u8>) {
         let object = Object::Gap {
             whose: self.whose(),
             stream: remoteprocess_client::output::name(gap.stream()),
@@ -92,7 +92,7 @@ impl Objects<'_> {
     }
 
     /// The end.
-    pub fn exit(&self, result: &Record, out: &mut Vec<u8>) {
+    pub(super) fn exit(&self, result: &Record, out: &mut Vec<u8>) {
         let whose = self.whose();
         write(&Object::Exit { whose, result }, out);
     }

@@ -13,7 +13,7 @@ const MAX_HELD: usize = 64 * 1024;
 
 /// One program's view of a terminal, kept from chunk to chunk.
 #[derive(Default)]
-pub struct Screen {
+pub(super) struct Screen {
     parser: Parser,
     heard: Heard,
     /// A sequence has begun and not ended.
@@ -37,7 +37,7 @@ pub struct Screen {
 impl Screen {
     /// The bytes without queries, to which a terminal would answer as if somebody typed. A sequence may be split over
     /// calls: it waits for its end.
-    pub fn without_queries(&mut self, bytes: &[u8]) -> Bytes {
+    pub(super) fn without_queries(&mut self, bytes: &[u8]) -> Bytes {
         let mut out = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
         while let Some((byte, behind)) = rest.split_first() {
@@ -55,7 +55,7 @@ impl Screen {
     }
 
     /// The bytes as they are, after what waits.
-    pub fn with_queries(&mut self, bytes: Bytes) -> Bytes {
+    pub(super) fn with_queries(&mut self, bytes: Bytes) -> Bytes {
         let mut waiting = std::mem::take(&mut self.held);
         if std::mem::take(&mut self.holds_c2) {
             waiting.push(0xc2);
@@ -78,7 +78,7 @@ impl Screen {
 
     /// What brings the terminal back to where a shell expects it; nothing where the program changed nothing. Afterwards
     /// the program counts as having changed nothing.
-    pub fn restore(&mut self) -> Vec<u8> {
+    pub(super) fn restore(&mut self) -> Vec<u8> {
         let mut out = Vec::new();
         // What is held back never reached the terminal; what is not has begun a sequence there.
         if self.is_within && (self.held.is_empty() || self.is_long) {

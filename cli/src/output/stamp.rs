@@ -2,13 +2,13 @@ use jiff::Timestamp;
 
 /// Puts the time at which the agent took a line's first byte before each line of one stream.
 #[derive(Default)]
-pub struct Stamp {
+pub(super) struct Stamp {
     is_mid_line: bool,
 }
 
 impl Stamp {
     /// `bytes` with a time (RFC 3339, UTC, nanoseconds) and a space before each line that begins in them.
-    pub fn apply(&mut self, bytes: &[u8], time_unix_nanos: i64) -> Vec<u8> {
+    pub(super) fn apply(&mut self, bytes: &[u8], time_unix_nanos: i64) -> Vec<u8> {
         let mut out = Vec::with_capacity(bytes.len() + 64);
         let time = Timestamp::from_nanosecond(time_unix_nanos.into()).unwrap_or_default();
         let prefix = format!("{time:.9} ");

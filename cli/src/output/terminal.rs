@@ -4,7 +4,7 @@ const MAX_SEQUENCE: usize = 32;
 /// Makes output safe for a terminal: what could move the cursor, rename the window or answer as a keyboard is shown
 /// instead of done. Line ends, tabs, returns and colours (`ESC [ … m`) pass; so does UTF-8 text.
 #[derive(Default)]
-pub struct TerminalFilter {
+pub(super) struct TerminalFilter {
     sequence: Vec<u8>,
     continuation: u8,
     after_c2: bool,
@@ -12,7 +12,7 @@ pub struct TerminalFilter {
 
 impl TerminalFilter {
     /// The bytes to write instead of `bytes`. A colour sequence may be split over calls.
-    pub fn apply(&mut self, bytes: &[u8]) -> Vec<u8> {
+    pub(super) fn apply(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(bytes.len());
         for byte in bytes {
             self.take(*byte, &mut out);

@@ -20,10 +20,10 @@ use crate::exit::Record;
 use crate::interact::terminal::is_raw;
 
 /// Frames between the network and the writer: 4 MiB at the most.
-pub const QUEUE: usize = 64;
+pub(super) const QUEUE: usize = 64;
 
 /// What the writer is told. The number says of which source it is.
-pub enum Item {
+pub(super) enum Item {
     Open(u32, Label),
     Attempt(u32, u32),
     Data(u32, Data),
@@ -60,7 +60,7 @@ struct Channel {
 }
 
 /// The thread that writes.
-pub struct Writer {
+pub(super) struct Writer {
     items: mpsc::Receiver<Item>,
     form: Form,
     stdout: Target,
@@ -72,7 +72,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub fn new(items: mpsc::Receiver<Item>, form: Form, stdout: Target, stderr: Target) -> Self {
+    pub(super) fn new(items: mpsc::Receiver<Item>, form: Form, stdout: Target, stderr: Target) -> Self {
         Self {
             items,
             form,
@@ -85,7 +85,7 @@ impl Writer {
     }
 
     /// Writes until nobody queues any more. An error is told before anybody can see that the queue is closed.
-    pub fn run(mut self, broken: &Mutex<Option<io::Error>>) {
+    pub(super) fn run(mut self, broken: &Mutex<Option<io::Error>>) {
         let mut batch = Vec::with_capacity(QUEUE);
         while self.items.blocking_recv_many(&mut batch, QUEUE) > 0 {
             let mut items = batch.drain(..);

@@ -18,18 +18,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 /// The token that is taken.
-pub const TOKEN: &str = "right";
+pub(crate) const TOKEN: &str = "right";
 
 /// A call that came.
 #[derive(Clone, Debug)]
-pub struct Call {
+pub(crate) struct Call {
     pub path: String,
     pub authorization: Option<String>,
     pub impersonated: Vec<String>,
 }
 
 /// The server; it ends with the value.
-pub struct Api {
+pub(crate) struct Api {
     pub port: u16,
     pub folder: tempfile::TempDir,
     calls: Arc<Mutex<Vec<Call>>>,
@@ -39,7 +39,7 @@ pub struct Api {
 
 impl Api {
     /// Starts it, with its CA in `ca.crt` of the folder.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         remoteprocess_tls::install_crypto_provider();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -73,7 +73,7 @@ impl Api {
     }
 
     /// A port that takes TLS off and leads to another port.
-    pub fn tls_in_front_of(&self, target: u16) -> u16 {
+    pub(crate) fn tls_in_front_of(&self, target: u16) -> u16 {
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
         let tls = self.tls.clone();
@@ -91,12 +91,12 @@ impl Api {
     }
 
     /// What was called until now.
-    pub fn calls(&self) -> Vec<Call> {
+    pub(crate) fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap().clone()
     }
 
     /// A kubeconfig beside the CA with this user entry, and more for the cluster.
-    pub fn kubeconfig(&self, user: &Value, cluster: &Value) -> PathBuf {
+    pub(crate) fn kubeconfig(&self, user: &Value, cluster: &Value) -> PathBuf {
         let mut entry = json!({
             "server": format!("https://127.0.0.1:{}", self.port),
             "certificate-authority": "ca.crt",
@@ -117,7 +117,7 @@ impl Api {
     }
 
     /// `rproc` with this kubeconfig and no variables that change its way.
-    pub fn rproc(&self, kubeconfig: &Path, arguments: &[&str]) -> Command {
+    pub(crate) fn rproc(&self, kubeconfig: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin("rproc"));
         for name in ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"] {
             command.env_remove(name).env_remove(name.to_lowercase());
@@ -132,7 +132,7 @@ impl Api {
     }
 
     /// A program in the folder.
-    pub fn script(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn script(&self, name: &str, text: &str) -> PathBuf {
         let path = self.folder.path().join(name);
         std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -141,7 +141,7 @@ impl Api {
 }
 
 /// What was written to standard error.
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 

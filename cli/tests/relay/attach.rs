@@ -168,14 +168,14 @@ async fn bench(desk: &Desk, next_cut: Option<usize>) -> Bench {
     }
 }
 
-pub async fn soon<T>(what: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), what)
         .await
         .expect("in time")
 }
 
 /// Says all of the input and its end.
-pub fn speak(input: Vec<u8>) -> mpsc::Receiver<Local> {
+pub(crate) fn speak(input: Vec<u8>) -> mpsc::Receiver<Local> {
     let (local, said) = mpsc::channel(1);
     tokio::spawn(async move {
         for part in input.chunks(7001) {
@@ -188,7 +188,7 @@ pub fn speak(input: Vec<u8>) -> mpsc::Receiver<Local> {
     said
 }
 
-pub fn nobody_leaves() -> watch::Receiver<bool> {
+pub(crate) fn nobody_leaves() -> watch::Receiver<bool> {
     let (leaving, left) = watch::channel(false);
     // It lives as long as the test.
     std::mem::forget(leaving);

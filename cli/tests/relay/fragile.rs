@@ -62,7 +62,7 @@ impl AsyncWrite for Fragile {
 }
 
 /// A connection that breaks after so many bytes.
-pub async fn connect(address: SocketAddr, received: usize, sent: usize) -> Result<Channel, DialError> {
+pub(crate) async fn connect(address: SocketAddr, received: usize, sent: usize) -> Result<Channel, DialError> {
     let connector = tower::service_fn(move |_| async move {
         let stream = TcpStream::connect(address).await?;
         let left = Left { received, sent };
@@ -75,7 +75,7 @@ pub async fn connect(address: SocketAddr, received: usize, sent: usize) -> Resul
 }
 
 /// Each connection gets through a little more than the one before, so that the cuts fall anywhere.
-pub struct GrowingDial {
+pub(crate) struct GrowingDial {
     pub address: SocketAddr,
     /// Bytes until the next one breaks; none does where absent.
     pub next_cut: Option<usize>,
@@ -107,7 +107,7 @@ impl Dial for GrowingDial {
 
 /// What was written.
 #[derive(Clone, Default)]
-pub struct Shared(pub Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Shared(pub Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Shared {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -121,7 +121,7 @@ impl io::Write for Shared {
 }
 
 /// Serves a relay until the handle is aborted.
-pub async fn serve(relay: impl Relay) -> (SocketAddr, JoinHandle<Result<(), tonic::transport::Error>>) {
+pub(crate) async fn serve(relay: impl Relay) -> (SocketAddr, JoinHandle<Result<(), tonic::transport::Error>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = tokio::spawn(

@@ -2,7 +2,7 @@
 //! and the right end.
 
 // Everything here is a test, though clippy sees only functions marked so.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod attach;
 mod exec;

@@ -44,7 +44,7 @@ pub struct ClusterOptions {
 }
 
 /// Everything that a call to the API server needs.
-pub struct Access {
+pub(super) struct Access {
     /// Where, and the credentials that do not change.
     pub config: Config,
     /// Credentials that change.
@@ -90,7 +90,7 @@ impl Account {
 ///
 /// # Errors
 /// A sentence: there is no configuration, or it is wrong.
-pub fn read(options: &ClusterOptions, variables: Variables<'_>) -> Result<Access, String> {
+pub(super) fn read(options: &ClusterOptions, variables: Variables<'_>) -> Result<Access, String> {
     read_with(options, variables, Path::new(SERVICE_ACCOUNT))
 }
 

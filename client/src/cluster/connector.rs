@@ -208,7 +208,7 @@ impl Connection for Stream {
 ///
 /// # Errors
 /// The configuration cannot be used.
-pub fn client(config: &Config, connector: Connector) -> Result<Client, kube::Error> {
+pub(super) fn client(config: &Config, connector: Connector) -> Result<Client, kube::Error> {
     let tls = config.rustls_https_connector_with_connector(connector)?;
     let mut timed = TimeoutConnector::new(tls);
     timed.set_connect_timeout(config.connect_timeout);

@@ -23,7 +23,7 @@ use super::connector::{Connector, client};
 use super::kubeconfig;
 use crate::dial::innermost;
 
-pub use plugin::Plugin;
+pub(super) use plugin::Plugin;
 
 mod plugin;
 
@@ -40,11 +40,11 @@ const RENEW_LIMIT: Duration = Duration::from_secs(30);
 /// Why there is no credential: a sentence that names its source and the fix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Error(pub String);
+pub(super) struct Error(pub String);
 
 /// What is shown to the API server.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Credential {
+pub(super) struct Credential {
     /// Bearer token.
     pub token: Option<String>,
     /// Client certificate and its key, PEM.
@@ -81,7 +81,7 @@ fn margin() -> jiff::SignedDuration {
 }
 
 /// Where credentials come from.
-pub enum Source {
+pub(super) enum Source {
     /// A plugin prints them.
     Plugin(Box<Plugin>),
     /// A file has the token.
@@ -137,14 +137,14 @@ fn token(path: &std::path::Path) -> Result<Credential, Error> {
 }
 
 /// Whether a token can be a part of a header. kube panics at one that cannot.
-pub fn is_sendable(token: &str) -> bool {
+pub(super) fn is_sendable(token: &str) -> bool {
     HeaderValue::from_str(&format!("Bearer {token}")).is_ok()
 }
 
 /// Calls the API server with a credential that is renewed. Each change makes a new client, so that no connection that was
 /// made with the old certificate stays in use.
 #[derive(Clone)]
-pub struct Renewing {
+pub(super) struct Renewing {
     inner: Arc<Inner>,
 }
 
@@ -167,7 +167,7 @@ impl Renewing {
     ///
     /// # Errors
     /// There is none, or it is of no use.
-    pub async fn open(config: Config, connector: Connector, source: Source) -> Result<Self, Error> {
+    pub(super) async fn open(config: Config, connector: Connector, source: Source) -> Result<Self, Error> {
         let inner = Inner {
             config,
             connector,

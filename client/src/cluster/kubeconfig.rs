@@ -19,14 +19,14 @@ use kube::config::{AuthInfo, Cluster, Context};
 use serde_json::Value;
 
 /// Where environment variables come from; tests have their own.
-pub type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+pub(super) type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 16 << 20;
 
 /// The merged files.
 #[derive(Clone, Debug, Default)]
-pub struct Kubeconfig {
+pub(super) struct Kubeconfig {
     current_context: String,
     clusters: Entries<Cluster>,
     users: Entries<AuthInfo>,
@@ -47,7 +47,7 @@ struct Entry<T> {
 
 /// What one context means.
 #[derive(Clone, Debug)]
-pub struct Selected {
+pub(super) struct Selected {
     /// The cluster.
     pub cluster: Cluster,
     /// The cluster entry in words.
@@ -65,7 +65,7 @@ impl Kubeconfig {
     ///
     /// # Errors
     /// A sentence that names the file.
-    pub fn read(explicit: Option<&Path>, variables: Variables<'_>) -> Result<Self, String> {
+    pub(super) fn read(explicit: Option<&Path>, variables: Variables<'_>) -> Result<Self, String> {
         let explicit = explicit.filter(|path| !path.as_os_str().is_empty());
         let mut merged = Self::default();
         for file in files(explicit, variables) {
@@ -105,7 +105,7 @@ impl Kubeconfig {
     ///
     /// # Errors
     /// The context, or its cluster, is not there.
-    pub fn select(&self, context: Option<&str>) -> Result<Option<Selected>, String> {
+    pub(super) fn select(&self, context: Option<&str>) -> Result<Option<Selected>, String> {
         let name = context.unwrap_or(&self.current_context);
         if name.is_empty() {
             return Ok(None);
@@ -156,7 +156,7 @@ impl Kubeconfig {
 
     /// Why there is nothing to select.
     #[must_use]
-    pub fn absence(&self) -> String {
+    pub(super) fn absence(&self) -> String {
         match (self.files.len(), self.is_there) {
             (0, _) => "neither KUBECONFIG nor HOME names a file".to_owned(),
             (1, false) => format!("{} does not exist", self.places()),
@@ -180,7 +180,7 @@ impl Kubeconfig {
 }
 
 /// An option without the empty value, which counts as absent in Go.
-pub fn nonempty(value: Option<&String>) -> Option<String> {
+pub(super) fn nonempty(value: Option<&String>) -> Option<String> {
     value.filter(|value| !value.is_empty()).cloned()
 }
 
@@ -202,7 +202,7 @@ fn files(explicit: Option<&Path>, variables: Variables<'_>) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// It cannot be read, or is too large.
-pub fn read(file: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read(file: &Path) -> io::Result<Vec<u8>> {
     use io::Read;
     let mut bytes = Vec::new();
     fs::File::open(file)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;

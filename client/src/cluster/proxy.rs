@@ -102,7 +102,7 @@ impl Proxies {
 
 /// Whether a host is this machine.
 #[must_use]
-pub fn is_here(host: &str) -> bool {
+pub(super) fn is_here(host: &str) -> bool {
     let host = bare(host);
     let address = host.parse::<IpAddr>().map(|address| address.to_canonical());
     host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())

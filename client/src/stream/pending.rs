@@ -9,7 +9,7 @@ const WINDOW: usize = 128 * 1024;
 const CHUNK: usize = 32 * 1024;
 
 /// What is sent of the input.
-pub enum Said {
+pub(crate) enum Said {
     Input(Input),
     End(InputEnd),
     Resize(WindowSize),
@@ -17,7 +17,7 @@ pub enum Said {
 
 /// Input on its way: nothing is sent that was accepted, and everything that was not is sent again.
 #[derive(Default)]
-pub struct Pending {
+pub(crate) struct Pending {
     /// Offset of the first byte in `bytes`; unknown until the other side has said where the input stands.
     accepted: Option<u64>,
     /// Sent, or to be sent, and not accepted.
@@ -31,17 +31,17 @@ pub struct Pending {
 
 impl Pending {
     /// The other side has said where the input stands; `None`: not yet.
-    pub const fn accepted(&self) -> Option<u64> {
+    pub(crate) const fn accepted(&self) -> Option<u64> {
         self.accepted
     }
 
     /// Whether more may be said.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.bytes.len() < WINDOW && !self.has_ended && !self.is_closed
     }
 
     /// Books what was accepted.
-    pub fn take(&mut self, accepted: u64) -> Result<(), Error> {
+    pub(crate) fn take(&mut self, accepted: u64) -> Result<(), Error> {
         let from = self.accepted.unwrap_or(accepted);
         let to = from + self.bytes.len() as u64;
         if !(from..=to).contains(&accepted) {
@@ -54,13 +54,13 @@ impl Pending {
     }
 
     /// Drops what waits and takes no more: nobody reads it.
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.bytes.clear();
         self.is_closed = true;
     }
 
     /// Says again what an earlier connection may not have brought there.
-    pub fn again(&self, say: impl Fn(Said)) {
+    pub(crate) fn again(&self, say: impl Fn(Said)) {
         if self.is_closed {
             return;
         }
@@ -71,7 +71,7 @@ impl Pending {
     }
 
     /// Says what has happened on this side.
-    pub fn say(&mut self, local: Local, say: impl Fn(Said)) {
+    pub(crate) fn say(&mut self, local: Local, say: impl Fn(Said)) {
         match local {
             Local::Bytes(bytes) => {
                 let offset = self.reached();

@@ -20,13 +20,13 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::time::Timespec;
 
 /// Until something that must happen is taken for not happening.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-pub const SECRET: Secret = Secret([42; 32]);
+pub(crate) const SECRET: Secret = Secret([42; 32]);
 
 /// How the entrypoint runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// As an ordinary process that adopts its orphans.
     Subreaper,
     /// As process 1 of a new PID namespace.
@@ -34,7 +34,7 @@ pub enum Mode {
 }
 
 /// Waits until a condition holds.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < DEADLINE, "not in time: {what}");
@@ -43,10 +43,10 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Everything that is read from a descriptor up to its end, by a thread.
-pub struct Output(Receiver<Vec<u8>>);
+pub(crate) struct Output(Receiver<Vec<u8>>);
 
 impl Output {
-    pub fn of(source: impl Into<OwnedFd>) -> Self {
+    pub(crate) fn of(source: impl Into<OwnedFd>) -> Self {
         let (sender, receiver) = channel();
         let mut file = File::from(source.into());
         thread::spawn(move || {
@@ -57,17 +57,17 @@ impl Output {
         Self(receiver)
     }
 
-    pub fn bytes(self) -> Vec<u8> {
+    pub(crate) fn bytes(self) -> Vec<u8> {
         self.0.recv_timeout(DEADLINE).expect("the end of the output in time")
     }
 
-    pub fn text(self) -> String {
+    pub(crate) fn text(self) -> String {
         String::from_utf8(self.bytes()).unwrap()
     }
 }
 
 /// What `Launch` says unless a test says otherwise.
-pub struct Order {
+pub(crate) struct Order {
     pub merge: bool,
     pub stop_grace: Duration,
     pub agent_lost: Duration,
@@ -98,7 +98,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 impl Order {
-    pub fn message(&self) -> ToEntrypoint {
+    pub(crate) fn message(&self) -> ToEntrypoint {
         ToEntrypoint::Launch(Launch {
             merge: self.merge,
             stop_signal: libc::SIGTERM,
@@ -114,22 +114,27 @@ impl Order {
 }
 
 /// An entrypoint and the place where it looks for its agent.
-pub struct Entrypoint {
+pub(crate) struct Entrypoint {
     pub directory: tempfile::TempDir,
     pub listener: Option<Listener>,
     child: Child,
 }
 
 impl Entrypoint {
-    pub fn start(mode: Mode, command: &[&str]) -> Self {
+    pub(crate) fn start(mode: Mode, command: &[&str]) -> Self {
         Self::configured(mode, &[], command, |_| {})
     }
 
-    pub fn shell(mode: Mode, script: &str) -> Self {
+    pub(crate) fn shell(mode: Mode, script: &str) -> Self {
         Self::start(mode, &["sh", "-c", script])
     }
 
-    pub fn configured(mode: Mode, options: &[&str], command: &[&str], configure: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn configured(
+        mode: Mode,
+        options: &[&str],
+        command: &[&str],
+        configure: impl FnOnce(&mut Command),
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("socket");
         let listener = Some(Listener::bind(&socket).unwrap());
@@ -146,28 +151,28 @@ impl Entrypoint {
         }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// The container's own stdout and stderr, up to the end of the entrypoint.
-    pub fn own_output(&mut self) -> (Output, Output) {
+    pub(crate) fn own_output(&mut self) -> (Output, Output) {
         let (out, error) = (self.child.stdout.take().unwrap(), self.child.stderr.take().unwrap());
         (Output::of(OwnedFd::from(out)), Output::of(OwnedFd::from(error)))
     }
 
     /// The container's own stdout and stderr as `/proc` names them.
-    pub fn own_pipe_names(&self) -> [String; 2] {
+    pub(crate) fn own_pipe_names(&self) -> [String; 2] {
         let (out, error) = (self.child.stdout.as_ref(), self.child.stderr.as_ref());
         [pipe_name(out.unwrap()), pipe_name(error.unwrap())]
     }
 
-    pub fn listen_again(&mut self) {
+    pub(crate) fn listen_again(&mut self) {
         self.listener = Some(Listener::bind(&self.path("socket")).unwrap());
     }
 
     /// The next connection and what it says first.
-    pub fn accept(&self) -> Agent {
+    pub(crate) fn accept(&self) -> Agent {
         let listener = self.listener.as_ref().unwrap();
         let mut asked = [PollFd::new(listener, PollFlags::IN)];
         let deadline = Timespec::try_from(DEADLINE).unwrap();
@@ -190,7 +195,7 @@ impl Entrypoint {
         agent
     }
 
-    pub fn welcome(&self) -> Agent {
+    pub(crate) fn welcome(&self) -> Agent {
         let agent = self.accept();
         agent.send(&ToEntrypoint::Welcome {
             version: PROTOCOL_VERSION,
@@ -199,12 +204,12 @@ impl Entrypoint {
         agent
     }
 
-    pub fn launch(&self) -> Agent {
+    pub(crate) fn launch(&self) -> Agent {
         self.launch_as(&Order::default())
     }
 
     /// Accepts, launches, and has the pipes.
-    pub fn launch_as(&self, order: &Order) -> Agent {
+    pub(crate) fn launch_as(&self, order: &Order) -> Agent {
         let mut agent = self.welcome();
         assert_eq!(agent.resume, None);
         agent.send(&order.message());
@@ -216,14 +221,14 @@ impl Entrypoint {
     }
 
     /// Accepts and launches what cannot be started.
-    pub fn launch_in_vain(&self) -> (Agent, Exited) {
+    pub(crate) fn launch_in_vain(&self) -> (Agent, Exited) {
         let mut agent = self.welcome();
         agent.send(&Order::default().message());
         let exited = agent.exited();
         (agent, exited)
     }
 
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         eventually("the end of the entrypoint", || {
             status = self.child.try_wait().unwrap();
@@ -232,7 +237,7 @@ impl Entrypoint {
         status.unwrap()
     }
 
-    pub fn code(&mut self) -> i32 {
+    pub(crate) fn code(&mut self) -> i32 {
         self.wait().code().expect("a code")
     }
 }
@@ -265,7 +270,7 @@ fn under(mode: Mode, program: &Path) -> Command {
 }
 
 /// One connection.
-pub struct Agent {
+pub(crate) struct Agent {
     pub connection: Connection,
     pub resume: Option<Resume>,
     /// As the entrypoint sees itself.
@@ -276,11 +281,11 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub fn send(&self, message: &ToEntrypoint) {
+    pub(crate) fn send(&self, message: &ToEntrypoint) {
         self.connection.send(message, &[]).unwrap();
     }
 
-    pub fn receive(&mut self) -> FromEntrypoint {
+    pub(crate) fn receive(&mut self) -> FromEntrypoint {
         let (message, descriptors) = self.connection.receive().unwrap().expect("a message");
         if !descriptors.is_empty() {
             self.pipes = descriptors;
@@ -289,7 +294,7 @@ impl Agent {
     }
 
     /// The program was launched: how far its input has come.
-    pub fn launched(&mut self) -> Option<InputState> {
+    pub(crate) fn launched(&mut self) -> Option<InputState> {
         match self.receive() {
             FromEntrypoint::Launched { input, .. } => input,
             other => panic!("not the launch: {other:?}"),
@@ -297,11 +302,11 @@ impl Agent {
     }
 
     /// As told with the launch.
-    pub fn first_input(&self) -> InputState {
+    pub(crate) fn first_input(&self) -> InputState {
         self.first_input.unwrap()
     }
 
-    pub fn input(&mut self) -> InputState {
+    pub(crate) fn input(&mut self) -> InputState {
         match self.receive() {
             FromEntrypoint::Input(state) => state,
             other => panic!("not the input: {other:?}"),
@@ -309,7 +314,7 @@ impl Agent {
     }
 
     /// Sends bytes at their offset, as the program reads them.
-    pub fn feed(&mut self, mut state: InputState, bytes: &[u8]) -> InputState {
+    pub(crate) fn feed(&mut self, mut state: InputState, bytes: &[u8]) -> InputState {
         let end = state.offset + bytes.len() as u64;
         let begin = state.offset;
         while state.offset < end {
@@ -326,18 +331,18 @@ impl Agent {
         state
     }
 
-    pub fn end_input(&mut self, offset: u64) {
+    pub(crate) fn end_input(&mut self, offset: u64) {
         self.send(&ToEntrypoint::EndInput { offset });
         while !self.input().is_over {}
     }
 
     /// The entrypoint hung up; what it said before does not matter.
-    pub fn is_hung_up(&self) -> bool {
+    pub(crate) fn is_hung_up(&self) -> bool {
         while let Ok(Some(_)) = self.connection.receive::<FromEntrypoint>() {}
         matches!(self.connection.receive::<FromEntrypoint>(), Ok(None))
     }
 
-    pub fn exited(&mut self) -> Exited {
+    pub(crate) fn exited(&mut self) -> Exited {
         match self.receive() {
             FromEntrypoint::Exited(exited) => exited,
             other => panic!("not the exit: {other:?}"),
@@ -345,20 +350,20 @@ impl Agent {
     }
 
     /// The answer to a request.
-    pub fn done(&mut self, request: &str) -> Option<String> {
+    pub(crate) fn done(&mut self, request: &str) -> Option<String> {
         match self.receive() {
             FromEntrypoint::Done { request: done, error } if done == request => error,
             other => panic!("not the answer: {other:?}"),
         }
     }
 
-    pub fn signal(&mut self, number: i32, target: Target) -> Option<String> {
+    pub(crate) fn signal(&mut self, number: i32, target: Target) -> Option<String> {
         static REQUESTS: AtomicU32 = AtomicU32::new(0);
         let request = format!("signal {}", REQUESTS.fetch_add(1, Ordering::Relaxed));
         self.signal_as(&request, number, target)
     }
 
-    pub fn signal_as(&mut self, request: &str, number: i32, target: Target) -> Option<String> {
+    pub(crate) fn signal_as(&mut self, request: &str, number: i32, target: Target) -> Option<String> {
         self.send(&ToEntrypoint::Signal {
             request: request.into(),
             number,
@@ -367,7 +372,7 @@ impl Agent {
         self.done(request)
     }
 
-    pub fn pause(&mut self, request: &str, paused: bool) -> Option<String> {
+    pub(crate) fn pause(&mut self, request: &str, paused: bool) -> Option<String> {
         self.send(&ToEntrypoint::Pause {
             request: request.into(),
             paused,
@@ -375,7 +380,7 @@ impl Agent {
         self.done(request)
     }
 
-    pub fn stop(&self, grace: Duration) {
+    pub(crate) fn stop(&self, grace: Duration) {
         self.send(&ToEntrypoint::Stop {
             signal: libc::SIGTERM,
             grace_millis: millis(grace),
@@ -384,22 +389,22 @@ impl Agent {
     }
 
     /// The entrypoint's process id as this process sees it.
-    pub fn peer(&self) -> i32 {
+    pub(crate) fn peer(&self) -> i32 {
         socket_peercred(&self.connection).unwrap().pid.as_raw_nonzero().get()
     }
 
-    pub fn send_signal_to_peer(&self, number: i32) {
+    pub(crate) fn send_signal_to_peer(&self, number: i32) {
         let pid = nix::unistd::Pid::from_raw(self.peer());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::try_from(number).unwrap()).unwrap();
     }
 
     /// What can be read from stdout now.
-    pub fn pending(&self) -> usize {
+    pub(crate) fn pending(&self) -> usize {
         usize::try_from(rustix::io::ioctl_fionread(&self.pipes[0]).unwrap()).unwrap()
     }
 
     /// Reads from stdout up to and with this line.
-    pub fn await_line(&self, line: &str) {
+    pub(crate) fn await_line(&self, line: &str) {
         let mut seen = Vec::new();
         let wanted = format!("{line}\n");
         while !seen.ends_with(wanted.as_bytes()) {
@@ -414,7 +419,7 @@ impl Agent {
     }
 
     /// Reads all output, is told the exit, says so.
-    pub fn finish(mut self) -> Finished {
+    pub(crate) fn finish(mut self) -> Finished {
         let mut outputs: Vec<Output> = self.pipes.drain(..).map(Output::of).collect();
         let exited = self.exited();
         let mut next = || {
@@ -431,24 +436,24 @@ impl Agent {
 }
 
 /// One whole run.
-pub struct Finished {
+pub(crate) struct Finished {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     pub exited: Exited,
 }
 
 impl Finished {
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.stdout).unwrap()
     }
 
-    pub fn stop(&self) -> Option<StopCause> {
+    pub(crate) fn stop(&self) -> Option<StopCause> {
         self.exited.stop
     }
 }
 
 /// Process ids and states of the children of a process.
-pub fn children(parent: i32) -> Vec<(i32, char)> {
+pub(crate) fn children(parent: i32) -> Vec<(i32, char)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
@@ -466,13 +471,13 @@ pub fn children(parent: i32) -> Vec<(i32, char)> {
 }
 
 /// Whether the descriptor is at its end, that is: nobody can write to it any more.
-pub fn is_at_end(pipe: &OwnedFd) -> bool {
+pub(crate) fn is_at_end(pipe: &OwnedFd) -> bool {
     let mut asked = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
     poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
     asked[0].revents().contains(PollFlags::HUP)
 }
 
 /// A descriptor as `/proc/PID/fd` shows it.
-pub fn pipe_name(descriptor: &impl AsFd) -> String {
+pub(crate) fn pipe_name(descriptor: &impl AsFd) -> String {
     format!("pipe:[{}]", rustix::fs::fstat(descriptor).unwrap().st_ino)
 }

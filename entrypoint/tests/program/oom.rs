@@ -64,7 +64,7 @@ impl Group {
         let options = ["--cgroup", self.mount.path().to_str().unwrap()];
         let command = ["sh", "-c", script];
         let entrypoint = Entrypoint::configured(Mode::Subreaper, &options, &command, |run| {
-            #[allow(unsafe_code)]
+            #[allow(unsafe_code, reason = "`pre_exec` has no safe form")]
             // SAFETY: it only writes a file.
             unsafe {
                 run.pre_exec(move || fs::write(&members, "0"));

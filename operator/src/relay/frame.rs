@@ -5,7 +5,7 @@ use remoteprocess_proto::MAX_CHUNK;
 use remoteprocess_proto::v1::{Cursor, Data, Stream};
 use remoteprocess_proto::wire::{HEAD, data_message, encode};
 
-use super::piece::{Piece, Placed};
+use super::piece::{Piece, Placed, Wanted};
 
 /// From this size on a piece is a message of its own.
 const LARGE: usize = 16 * 1024;
@@ -35,6 +35,22 @@ pub struct Open {
 }
 
 impl Framed {
+    /// The part that a reader wants: usually all of it, as it is.
+    #[must_use]
+    pub fn wanted(self, wanted: &Wanted) -> Option<Self> {
+        let piece = &self.placed.piece;
+        if wanted.only.is_some_and(|only| only != piece.stream()) {
+            return None;
+        }
+        let reached = wanted.cursor.of(piece.stream());
+        if piece.from() >= reached {
+            return Some(self);
+        }
+        let start = self.placed.start;
+        let piece = self.placed.piece.beyond(reached)?;
+        Some(Self::new(Placed { start, piece }))
+    }
+
     /// The message that brought a piece, where that is worth while and there is hardly anything else in it.
     #[must_use]
     pub fn adopt(placed: &Placed, wire: &Bytes) -> Option<Self> {

@@ -13,6 +13,7 @@ mod exec;
 pub mod frames;
 mod interactive;
 pub mod peers;
+mod requests;
 
 use std::sync::Arc;
 

@@ -3,8 +3,6 @@
 use bytes::Bytes;
 use remoteprocess_proto::v1::{Cursor, Data, Gap, GapReason, OutputFrame, Stream, output_frame::Frame};
 
-use super::frame::Framed;
-
 /// What the history of an attempt is made of, in the observed order. Cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Piece {
@@ -134,24 +132,6 @@ impl Piece {
             return None;
         }
         self.beyond(wanted.cursor.of(stream))
-    }
-}
-
-impl Wanted {
-    /// The part of an encoded piece that a reader wants: mostly all of it, as it is.
-    #[must_use]
-    pub fn of(&self, framed: Framed) -> Option<Framed> {
-        let piece = &framed.placed.piece;
-        if self.only.is_some_and(|only| only != piece.stream()) {
-            return None;
-        }
-        let reached = self.cursor.of(piece.stream());
-        if piece.from() >= reached {
-            return Some(framed);
-        }
-        let start = framed.placed.start;
-        let piece = framed.placed.piece.beyond(reached)?;
-        Some(Framed::new(Placed { start, piece }))
     }
 }
 

@@ -1653,7 +1653,7 @@ pub struct EnrollRequest {
 pub struct EnrollResponse {
     #[prost(uint32, tag = "1")]
     pub protocol: u32,
-    /// The leaf and its intermediates, PEM.
+    /// The certificate and its intermediates, PEM.
     #[prost(string, tag = "2")]
     pub certificate_chain: ::prost::alloc::string::String,
     /// All CAs to trust from now on, PEM.
@@ -1668,10 +1668,10 @@ pub struct StartRequest {
     pub process_uid: ::prost::alloc::string::String,
     #[prost(uint32, tag = "3")]
     pub attempt: u32,
-    /// Where the executor listens, `host:port` (IPv6 in brackets).
+    /// Address of the executor, `host:port` (IPv6 in brackets).
     #[prost(string, tag = "4")]
     pub address: ::prost::alloc::string::String,
-    /// The agent holds a launch record already: it wants a home, not a grant.
+    /// The agent already has a launch record: it needs a home, not a grant.
     #[prost(bool, tag = "5")]
     pub launched: bool,
 }
@@ -1679,7 +1679,7 @@ pub struct StartRequest {
 pub struct StartResponse {
     #[prost(uint32, tag = "1")]
     pub protocol: u32,
-    /// Whether the program may be launched (or may go on, where it was launched before).
+    /// Whether the program may be launched (or may continue, if it was launched before).
     #[prost(bool, tag = "2")]
     pub granted: bool,
     /// Why not.
@@ -1700,7 +1700,7 @@ pub struct GetStateResponse {
     #[prost(message, optional, tag = "2")]
     pub process: ::core::option::Option<ProcessState>,
 }
-/// A process as the relay sees it.
+/// A process as the relay knows it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessState {
     #[prost(message, optional, tag = "1")]
@@ -1709,7 +1709,7 @@ pub struct ProcessState {
     pub state: ::core::option::Option<State>,
     #[prost(uint32, tag = "3")]
     pub attempt: u32,
-    /// Bytes received by this relay so far.
+    /// Bytes that this relay has received so far.
     #[prost(message, optional, tag = "4")]
     pub output: ::core::option::Option<Cursor>,
     #[prost(message, optional, tag = "5")]
@@ -1719,7 +1719,7 @@ pub struct ProcessState {
 pub struct ListRequest {
     #[prost(uint32, tag = "1")]
     pub protocol: u32,
-    /// Empty: all namespaces (needs the right to list in all).
+    /// Empty: all namespaces (needs the permission to list in all of them).
     #[prost(string, tag = "2")]
     pub namespace: ::prost::alloc::string::String,
 }
@@ -1796,8 +1796,8 @@ pub mod relay_client {
     )]
     use tonic::codegen::http::Uri;
     use tonic::codegen::*;
-    /// Every call needs a client certificate. Agents may call `Start` for their own attempt; everything else is for users,
-    /// each call authorised by SubjectAccessReview.
+    /// Every call needs a client certificate. Agents can call `Start` for their own attempt. Everything else is for users,
+    /// and each call is authorized by SubjectAccessReview.
     #[derive(Debug, Clone)]
     pub struct RelayClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -1872,7 +1872,7 @@ pub mod relay_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// An agent asks for the start of its attempt, and makes this replica its home. Idempotent for one pod.
+        /// An agent requests the start of its attempt, and makes this replica its home. Idempotent for one pod.
         pub async fn start(
             &mut self,
             request: impl tonic::IntoRequest<super::StartRequest>,
@@ -1920,8 +1920,9 @@ pub mod relay_client {
                 .insert(GrpcMethod::new("remoteprocess.v1.Relay", "List"));
             self.inner.unary(req, path, codec).await
         }
-        /// get remoteprocesses/log. Metadata `rproc-uid` of the answer names the object, `rproc-attempt` the attempt; where that is
-        /// not settled yet, it is absent and a `Heartbeat` tells the attempt before the first bytes.
+        /// get remoteprocesses/log. In the answer, the metadata `rproc-uid` names the object and `rproc-attempt` the attempt.
+        /// If the attempt is not determined yet, `rproc-attempt` is absent and a `Heartbeat` names the attempt before the
+        /// first bytes.
         pub async fn watch_output(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchOutputRequest>,
@@ -1988,9 +1989,10 @@ pub mod relay_client {
                 .insert(GrpcMethod::new("remoteprocess.v1.Relay", "Attach"));
             self.inner.streaming(req, path, codec).await
         }
-        /// create remoteprocesses/exec. A further command in the container of a process that runs, with streams of its own that are
-        /// not part of the process's output. The first message is `open`. A connection that breaks ends nothing: the client joins
-        /// again by the session's name, within five minutes. The end of the process ends its sessions.
+        /// create remoteprocesses/exec. Runs another command in the container of a running process, with its own streams,
+        /// which are not part of the output of the process. The first message is `open`. A connection that breaks does not end
+        /// the command: the client joins again with the name of the session, within five minutes. The end of the process ends
+        /// its exec sessions.
         pub async fn exec(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::ExecRequest>,
@@ -2021,7 +2023,7 @@ pub mod relay_server {
     /// Generated trait containing gRPC methods that should be implemented for use with RelayServer.
     #[async_trait]
     pub trait Relay: std::marker::Send + std::marker::Sync + 'static {
-        /// An agent asks for the start of its attempt, and makes this replica its home. Idempotent for one pod.
+        /// An agent requests the start of its attempt, and makes this replica its home. Idempotent for one pod.
         async fn start(
             &self,
             request: tonic::Request<super::StartRequest>,
@@ -2040,8 +2042,9 @@ pub mod relay_server {
         type WatchOutputStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::OutputFrame, tonic::Status>>
             + std::marker::Send
             + 'static;
-        /// get remoteprocesses/log. Metadata `rproc-uid` of the answer names the object, `rproc-attempt` the attempt; where that is
-        /// not settled yet, it is absent and a `Heartbeat` tells the attempt before the first bytes.
+        /// get remoteprocesses/log. In the answer, the metadata `rproc-uid` names the object and `rproc-attempt` the attempt.
+        /// If the attempt is not determined yet, `rproc-attempt` is absent and a `Heartbeat` names the attempt before the
+        /// first bytes.
         async fn watch_output(
             &self,
             request: tonic::Request<super::WatchOutputRequest>,
@@ -2071,16 +2074,17 @@ pub mod relay_server {
         type ExecStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::ExecResponse, tonic::Status>>
             + std::marker::Send
             + 'static;
-        /// create remoteprocesses/exec. A further command in the container of a process that runs, with streams of its own that are
-        /// not part of the process's output. The first message is `open`. A connection that breaks ends nothing: the client joins
-        /// again by the session's name, within five minutes. The end of the process ends its sessions.
+        /// create remoteprocesses/exec. Runs another command in the container of a running process, with its own streams,
+        /// which are not part of the output of the process. The first message is `open`. A connection that breaks does not end
+        /// the command: the client joins again with the name of the session, within five minutes. The end of the process ends
+        /// its exec sessions.
         async fn exec(
             &self,
             request: tonic::Request<tonic::Streaming<super::ExecRequest>>,
         ) -> std::result::Result<tonic::Response<Self::ExecStream>, tonic::Status>;
     }
-    /// Every call needs a client certificate. Agents may call `Start` for their own attempt; everything else is for users,
-    /// each call authorised by SubjectAccessReview.
+    /// Every call needs a client certificate. Agents can call `Start` for their own attempt. Everything else is for users,
+    /// and each call is authorized by SubjectAccessReview.
     #[derive(Debug)]
     pub struct RelayServer<T> {
         inner: Arc<T>,
@@ -2423,7 +2427,7 @@ pub mod enrolment_client {
     )]
     use tonic::codegen::http::Uri;
     use tonic::codegen::*;
-    /// Server certificate only; nothing else is served beside it.
+    /// The only service of its listener, which uses a server certificate only.
     #[derive(Debug, Clone)]
     pub struct EnrolmentClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -2498,7 +2502,7 @@ pub mod enrolment_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// An agent trades its projected ServiceAccount token for a certificate of its pod.
+        /// An agent exchanges its projected ServiceAccount token for a certificate of its pod.
         pub async fn enroll(
             &mut self,
             request: impl tonic::IntoRequest<super::EnrollRequest>,
@@ -2529,13 +2533,13 @@ pub mod enrolment_server {
     /// Generated trait containing gRPC methods that should be implemented for use with EnrolmentServer.
     #[async_trait]
     pub trait Enrolment: std::marker::Send + std::marker::Sync + 'static {
-        /// An agent trades its projected ServiceAccount token for a certificate of its pod.
+        /// An agent exchanges its projected ServiceAccount token for a certificate of its pod.
         async fn enroll(
             &self,
             request: tonic::Request<super::EnrollRequest>,
         ) -> std::result::Result<tonic::Response<super::EnrollResponse>, tonic::Status>;
     }
-    /// Server certificate only; nothing else is served beside it.
+    /// The only service of its listener, which uses a server certificate only.
     #[derive(Debug)]
     pub struct EnrolmentServer<T> {
         inner: Arc<T>,

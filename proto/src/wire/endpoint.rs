@@ -28,7 +28,6 @@ pub trait WatchOutput: Clone + Send + 'static {
     /// # Errors
     /// What the caller is told instead.
     // tonic's own error type.
-    #[allow(clippy::result_large_err)]
     fn admit(&self, _connection: &Extensions) -> Result<(), Status> {
         Ok(())
     }

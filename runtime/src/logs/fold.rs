@@ -83,7 +83,7 @@ impl Fold {
     }
 
     /// What was folded in the windows that are over at `now`, which it forgets.
-    pub fn take(&self, now: Instant) -> Vec<Folded> {
+    pub(super) fn take(&self, now: Instant) -> Vec<Folded> {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         let over = kinds.extract_if(|_, kind| now >= kind.since + WINDOW);
         over.filter(|(_, kind)| kind.count > LINES)

@@ -15,7 +15,7 @@ const HEADER: &str = "\
 (`kubectl explain remoteprocess.spec` shows the same text).
 ";
 
-pub fn make() -> Result<Vec<Generated>> {
+pub(crate) fn make() -> Result<Vec<Generated>> {
     let crd = serde_json::to_value(remoteprocess_api::crd::crd())?;
     let version = &crd["spec"]["versions"][0];
     let properties = &version["schema"]["openAPIV3Schema"]["properties"];

@@ -23,7 +23,7 @@ const NAMED: [(&str, &str); 4] = [
 /// The one name that is not the CamelCase form of the value.
 const OOM_KILLED: (&str, &str) = ("Reason.REASON_OOM_KILLED", "#[strum(serialize = \"OOMKilled\")]");
 
-pub fn make() -> Result<Vec<Generated>> {
+pub(crate) fn make() -> Result<Vec<Generated>> {
     let includes = repository().join("proto");
     let descriptors = protox::compile(FILES, [&includes]).context("the .proto files have faults")?;
     let folder = tempfile::tempdir()?;

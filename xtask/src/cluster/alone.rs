@@ -21,7 +21,7 @@ use crate::{exec, paths};
 const BEGIN: Duration = Duration::from_secs(90);
 
 /// An API server that knows our types. Dropping it ends it.
-pub struct ApiServer {
+pub(crate) struct ApiServer {
     state: State,
     daemons: Vec<Child>,
     _folder: TempDir,
@@ -29,7 +29,7 @@ pub struct ApiServer {
 
 impl ApiServer {
     /// Starts it on free ports, and makes it known what a RemoteProcess is.
-    pub fn start() -> Result<Self> {
+    pub(crate) fn start() -> Result<Self> {
         let tools = Tools::ensure()?;
         let folder = TempDir::with_prefix("rproc-api-server-")?;
         let [api, etcd, etcd_peer] = free_ports()?;
@@ -55,7 +55,7 @@ impl ApiServer {
     }
 
     /// The administrator's kubeconfig.
-    pub fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.state.kubeconfig()
     }
 

@@ -13,7 +13,7 @@ use super::config::CGROUP;
 const MOUNT: &str = "/sys/fs/cgroup";
 
 /// Makes the group in the unified hierarchy, or in each controller's of version 1.
-pub fn create() -> Result<()> {
+pub(super) fn create() -> Result<()> {
     for root in roots()? {
         let group = root.join(CGROUP);
         fs::create_dir_all(&group).with_context(|| format!("cannot make {}", group.display()))?;
@@ -28,7 +28,7 @@ pub fn create() -> Result<()> {
 }
 
 /// Kills every process below the group and removes it.
-pub fn remove() -> Result<()> {
+pub(super) fn remove() -> Result<()> {
     let begin = Instant::now();
     loop {
         let groups = all_groups()?;

@@ -12,34 +12,34 @@ use super::render::Template;
 
 /// Raised with each change of what a cluster is made from: `up` replaces a cluster of a lower revision and reuses one of
 /// the same or a higher, so that two checkouts do not replace each other's in turn.
-pub const REVISION: u32 = 1;
+pub(super) const REVISION: u32 = 1;
 
 /// Name of the node, of the kubeconfig's context and of everything that shows up on the machine.
-pub const NODE: &str = "remoteprocess-dev";
+pub(crate) const NODE: &str = "remoteprocess-dev";
 /// Control group of all pods.
-pub const CGROUP: &str = "remoteprocess-dev";
+pub(super) const CGROUP: &str = "remoteprocess-dev";
 /// Bridge of the pods.
-pub const BRIDGE: &str = "rproc-dev";
+pub(super) const BRIDGE: &str = "rproc-dev";
 /// Addresses of the pods; a /16.
-pub const POD_CIDR: &str = "10.244.0.0/16";
+pub(super) const POD_CIDR: &str = "10.244.0.0/16";
 /// The bridge's own address: node, API server and gateway of the pods. Nothing listens on the outside.
-pub const NODE_IP: &str = "10.244.0.1";
+pub(super) const NODE_IP: &str = "10.244.0.1";
 /// Address of the Service `kubernetes`.
-pub const SERVICE_IP: &str = "10.96.0.1";
+pub(super) const SERVICE_IP: &str = "10.96.0.1";
 /// Address of the Service `kube-dns`.
-pub const DNS_IP: &str = "10.96.0.10";
+pub(super) const DNS_IP: &str = "10.96.0.10";
 /// Image of the sandbox that holds each pod's namespaces.
-pub const PAUSE_IMAGE: &str = "remoteprocess.dev/dev/pause:1";
+pub(super) const PAUSE_IMAGE: &str = "remoteprocess.dev/dev/pause:1";
 /// Image of CoreDNS.
-pub const COREDNS_IMAGE: &str = "remoteprocess.dev/dev/coredns:1";
+pub(super) const COREDNS_IMAGE: &str = "remoteprocess.dev/dev/coredns:1";
 /// Image of the provisioner of volumes.
-pub const LOCAL_PATH_IMAGE: &str = "remoteprocess.dev/dev/local-path-provisioner:1";
+pub(super) const LOCAL_PATH_IMAGE: &str = "remoteprocess.dev/dev/local-path-provisioner:1";
 
 const SERVICE_CIDR: &str = "10.96.0.0/16";
 
 /// Where a control plane listens. Its address is in the API server's certificate.
 #[derive(Clone, Copy)]
-pub struct Place {
+pub(crate) struct Place {
     /// Of the API server; etcd is on the loopback interface.
     pub address: &'static str,
     /// Port of the API server.
@@ -52,7 +52,7 @@ pub struct Place {
 
 impl Place {
     /// The development cluster's: away from the ports that a real cluster uses.
-    pub const DEVELOPMENT: Self = Self {
+    pub(crate) const DEVELOPMENT: Self = Self {
         address: NODE_IP,
         api: 16443,
         etcd: 16379,
@@ -68,7 +68,7 @@ const PROXY_HEALTH_PORT: u16 = 16256;
 const PROXY_METRICS_PORT: u16 = 16249;
 
 /// Kubeconfigs: file below the state folder, certificate, name of the user in it.
-pub const KUBECONFIGS: [(&str, &str); 5] = [
+pub(super) const KUBECONFIGS: [(&str, &str); 5] = [
     ("kubeconfig", "admin"),
     ("config/kubelet.kubeconfig", "kubelet"),
     ("config/controller-manager.kubeconfig", "controller-manager"),
@@ -77,7 +77,7 @@ pub const KUBECONFIGS: [(&str, &str); 5] = [
 ];
 
 /// Configuration files below the state folder, and their contents.
-pub fn files(state: &State) -> Vec<(String, String)> {
+pub(super) fn files(state: &State) -> Vec<(String, String)> {
     let template = template(state);
     let mut files = vec![
         (
@@ -121,7 +121,7 @@ pub fn files(state: &State) -> Vec<(String, String)> {
 }
 
 /// All daemons in the order in which they start.
-pub fn daemons(state: &State) -> Vec<Daemon> {
+pub(super) fn daemons(state: &State) -> Vec<Daemon> {
     vec![
         etcd(state),
         api_server(state),

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::State;
 
 /// All daemons, in the order in which they start.
-pub const NAMES: [&str; 7] = [
+pub(super) const NAMES: [&str; 7] = [
     "etcd",
     "kube-apiserver",
     "containerd",
@@ -24,7 +24,7 @@ pub const NAMES: [&str; 7] = [
 
 /// A daemon and how it starts.
 #[derive(Debug)]
-pub struct Daemon {
+pub(super) struct Daemon {
     /// One of [`NAMES`]; also the name of its program, its log file and its pid file.
     pub name: &'static str,
     /// Its arguments.
@@ -32,7 +32,7 @@ pub struct Daemon {
 }
 
 /// Starts the daemon in a session of its own, with its output in `logs/<name>.log`.
-pub fn start(state: &State, tools: &super::Tools, daemon: &Daemon) -> Result<()> {
+pub(super) fn start(state: &State, tools: &super::Tools, daemon: &Daemon) -> Result<()> {
     let program = tools.path(daemon.name);
     let log = File::create(log_file(state, daemon.name))?;
     // containerd finds its shim beside itself.
@@ -62,7 +62,7 @@ pub fn start(state: &State, tools: &super::Tools, daemon: &Daemon) -> Result<()>
 }
 
 /// The pid of a daemon, if it runs. A process that merely got the same pid later is not taken for it.
-pub fn pid(state: &State, name: &str) -> Option<u32> {
+pub(super) fn pid(state: &State, name: &str) -> Option<u32> {
     let text = fs::read_to_string(pid_file(state, name)).ok()?;
     let (pid, since) = text.split_once(' ')?;
     let pid = pid.parse().ok()?;
@@ -70,7 +70,7 @@ pub fn pid(state: &State, name: &str) -> Option<u32> {
 }
 
 /// Ends a daemon: TERM, and after five seconds KILL. Nothing happens when it does not run.
-pub fn stop(state: &State, name: &str) -> Result<()> {
+pub(super) fn stop(state: &State, name: &str) -> Result<()> {
     let signal = |signal| {
         if let Some(pid) = pid(state, name).and_then(|pid| Pid::from_raw(pid.cast_signed())) {
             // It may end between the look and the signal; then there is nothing left to do.
@@ -89,7 +89,7 @@ pub fn stop(state: &State, name: &str) -> Result<()> {
 }
 
 /// Where the daemon's output goes.
-pub fn log_file(state: &State, name: &str) -> PathBuf {
+pub(super) fn log_file(state: &State, name: &str) -> PathBuf {
     state.root.join("logs").join(format!("{name}.log"))
 }
 

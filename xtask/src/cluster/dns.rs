@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use super::config::DNS_IP;
 
 /// Succeeds when `kubernetes.default.svc.cluster.local` has an address.
-pub fn ask() -> Result<()> {
+pub(super) fn ask() -> Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     socket.send_to(&question("kubernetes.default.svc.cluster.local"), (DNS_IP, 53))?;

@@ -11,7 +11,7 @@ use super::{State, Tools, cgroup, daemon, network};
 use crate::{exec, paths};
 
 /// Ends the daemons and the pods, and removes the state. The caller holds the lock.
-pub fn down(state: &State) -> Result<()> {
+pub(super) fn down(state: &State) -> Result<()> {
     // The kubelet first: it would start again what is being ended.
     for name in daemon::NAMES.iter().rev() {
         daemon::stop(state, name)?;

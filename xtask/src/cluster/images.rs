@@ -14,7 +14,7 @@ use crate::exec;
 
 /// This file: another recipe makes another cluster.
 #[cfg(test)]
-pub const RECIPE: &str = include_str!("images.rs");
+pub(super) const RECIPE: &str = include_str!("images.rs");
 
 const BUSYBOX: &str = "/bin/busybox";
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n";
@@ -70,7 +70,7 @@ const GLIBC_PROGRAMS: &[&str] = &[
 ];
 
 /// Writes all images and imports them.
-pub fn import(state: &State, tools: &Tools) -> Result<()> {
+pub(super) fn import(state: &State, tools: &Tools) -> Result<()> {
     let folder = state.root.join("images");
     std::fs::create_dir_all(&folder)?;
     let images = [

@@ -20,7 +20,7 @@ fn rules() -> [(&'static str, Vec<&'static str>); 3] {
 }
 
 /// Makes the bridge, whose address is the node's, and lets it forward.
-pub fn create() -> Result<()> {
+pub(super) fn create() -> Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot switch forwarding on")?;
     let filter = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
     if !filter.exists() {
@@ -39,7 +39,7 @@ pub fn create() -> Result<()> {
 }
 
 /// Removes what [`create`] made, as far as it is there.
-pub fn remove() -> Result<()> {
+pub(super) fn remove() -> Result<()> {
     for (table, rule) in rules() {
         while iptables(table, "-D", &rule).is_ok() {}
     }

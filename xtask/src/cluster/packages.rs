@@ -22,7 +22,7 @@ const PACKAGES: [(&str, &str); 8] = [
 ];
 
 /// Installs what is missing, where that is possible, and else says what to install.
-pub fn ensure() -> Result<()> {
+pub(super) fn ensure() -> Result<()> {
     let missing: Vec<&str> = PACKAGES
         .iter()
         .filter(|(package, proof)| !is_there(package, proof))

@@ -41,7 +41,7 @@ impl Leaf {
 }
 
 /// Writes all keys and certificates into `folder`, for an API server at `address`.
-pub fn write(folder: &Path, address: &str) -> Result<()> {
+pub(super) fn write(folder: &Path, address: &str) -> Result<()> {
     use super::config::{NODE, NODE_IP, SERVICE_IP};
     fs::create_dir_all(folder)?;
     let api_names = [

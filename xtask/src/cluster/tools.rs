@@ -96,13 +96,13 @@ const MODULES: [Module; 6] = [
 ];
 
 /// Where the built programs are.
-pub struct Tools {
+pub(crate) struct Tools {
     programs: BTreeMap<&'static str, PathBuf>,
 }
 
 impl Tools {
     /// Builds what is not in the cache yet.
-    pub fn ensure() -> Result<Self> {
+    pub(crate) fn ensure() -> Result<Self> {
         for module in &MODULES {
             module.ensure()?;
         }
@@ -110,7 +110,7 @@ impl Tools {
     }
 
     /// The programs, if all are built.
-    pub fn built() -> Result<Self> {
+    pub(crate) fn built() -> Result<Self> {
         let mut programs = BTreeMap::new();
         for module in &MODULES {
             let folder = module.output()?;
@@ -123,14 +123,14 @@ impl Tools {
     }
 
     /// The path of a program.
-    pub fn path(&self, name: &str) -> &Path {
+    pub(crate) fn path(&self, name: &str) -> &Path {
         self.programs
             .get(name)
             .unwrap_or_else(|| panic!("{name} is not a program of the cluster"))
     }
 
     /// `kubectl` with the kubeconfig of `state`.
-    pub fn kubectl(&self, state: &super::State) -> Command {
+    pub(crate) fn kubectl(&self, state: &super::State) -> Command {
         let mut kubectl = Command::new(self.path("kubectl"));
         kubectl.env("KUBECONFIG", state.kubeconfig());
         kubectl
@@ -205,7 +205,7 @@ impl Module {
 }
 
 /// What is not built yet, and the minutes that its build takes on two processors.
-pub fn missing() -> Result<Vec<(&'static str, u32)>> {
+pub(super) fn missing() -> Result<Vec<(&'static str, u32)>> {
     let mut missing = Vec::new();
     for module in &MODULES {
         if !module.output()?.exists() {
@@ -216,7 +216,7 @@ pub fn missing() -> Result<Vec<(&'static str, u32)>> {
 }
 
 /// Builds Helm alone, if it is not built yet, and returns its path.
-pub fn ensure_helm() -> Result<PathBuf> {
+pub(super) fn ensure_helm() -> Result<PathBuf> {
     let module = MODULES
         .iter()
         .find(|module| module.folder == "helm")
@@ -226,7 +226,7 @@ pub fn ensure_helm() -> Result<PathBuf> {
 
 /// All that pins the programs.
 #[cfg(test)]
-pub fn manifests() -> Result<String> {
+pub(super) fn manifests() -> Result<String> {
     MODULES
         .iter()
         .map(|module| Ok(fs::read_to_string(module.source().join("go.mod"))?))

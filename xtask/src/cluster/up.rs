@@ -14,7 +14,7 @@ use crate::steps::{say, step};
 
 /// Builds what is missing, reuses a healthy cluster of the same making, and replaces any other. `tests` is the lock of
 /// the tests, if the caller holds it: without it a cluster is not taken away from under them.
-pub fn up(state: &State, tests: Option<&Lock>) -> Result<Tools> {
+pub(super) fn up(state: &State, tests: Option<&Lock>) -> Result<Tools> {
     let lock = Lock::take(&state.lock_file("cluster"), "another cluster command")?;
     packages::ensure()?;
     let tools = Tools::ensure()?;
@@ -74,7 +74,7 @@ fn replace(state: &State, tools: &Tools) -> Result<()> {
 }
 
 /// Whether all daemons run, the API server and the node are ready, and names resolve.
-pub fn health(state: &State, tools: &Tools) -> Result<()> {
+pub(super) fn health(state: &State, tools: &Tools) -> Result<()> {
     for name in daemon::NAMES {
         daemon::pid(state, name).with_context(|| format!("{name} does not run"))?;
     }
@@ -92,7 +92,7 @@ pub fn health(state: &State, tools: &Tools) -> Result<()> {
 }
 
 /// Writes keys, certificates and configuration into the state's folders.
-pub fn write_files(state: &State, tools: &Tools) -> Result<()> {
+pub(super) fn write_files(state: &State, tools: &Tools) -> Result<()> {
     for folder in ["bin", "config/cni", "config/addons", "logs", "pids", "kubelet", "etcd"] {
         fs::create_dir_all(state.root.join(folder))?;
     }

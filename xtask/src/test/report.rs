@@ -12,7 +12,7 @@ const SLOWEST: usize = 15;
 
 /// What has been run so far.
 #[derive(Default)]
-pub struct Report {
+pub(super) struct Report {
     rows: Vec<Row>,
     failed: Vec<String>,
     times: Vec<(Duration, String)>,
@@ -28,7 +28,7 @@ struct Row {
 
 impl Report {
     /// Runs a step that counts as one test; its error is printed at once.
-    pub fn step<T>(&mut self, name: &'static str, body: impl FnOnce() -> Result<T>) -> Option<T> {
+    pub(super) fn step<T>(&mut self, name: &'static str, body: impl FnOnce() -> Result<T>) -> Option<T> {
         println!("\n==> {name}");
         let begin = Instant::now();
         let result = body();
@@ -42,7 +42,7 @@ impl Report {
     }
 
     /// Runs a step that counts its tests itself.
-    pub fn suite(&mut self, name: &'static str, body: impl FnOnce() -> Result<Tally>) {
+    pub(super) fn suite(&mut self, name: &'static str, body: impl FnOnce() -> Result<Tally>) {
         println!("\n==> {name}");
         let begin = Instant::now();
         let tally = body().unwrap_or_else(|error| {
@@ -68,7 +68,7 @@ impl Report {
     }
 
     /// Notes that a step is left out.
-    pub fn skip(&mut self, name: &'static str, reason: &'static str) {
+    pub(super) fn skip(&mut self, name: &'static str, reason: &'static str) {
         println!("\n!!! SKIPPED: {name} ({reason})");
         self.rows.push(Row {
             name,
@@ -80,7 +80,7 @@ impl Report {
     }
 
     /// Prints the summary; the error says how many failed.
-    pub fn finish(mut self) -> Result<()> {
+    pub(super) fn finish(mut self) -> Result<()> {
         self.times.sort_by(|a, b| b.cmp(a));
         if !self.times.is_empty() {
             println!("\nslowest tests");

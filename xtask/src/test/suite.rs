@@ -17,7 +17,7 @@ const LIMIT: &str = "2400";
 
 /// A program of tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Program {
+pub(super) struct Program {
     /// The target that it was built from: `attach` for `tests/attach.rs`, the crate's name for its unit tests.
     pub name: String,
     path: PathBuf,
@@ -26,7 +26,7 @@ pub struct Program {
 }
 
 /// How test programs are run.
-pub struct Runner<'a> {
+pub(super) struct Runner<'a> {
     /// How many programs run at the same time.
     pub programs: usize,
     /// How many tests each of them runs at the same time.
@@ -37,7 +37,7 @@ pub struct Runner<'a> {
 
 /// What tests said.
 #[derive(Default)]
-pub struct Tally {
+pub(super) struct Tally {
     /// How many passed.
     pub passed: usize,
     /// Those that failed, and programs that ended without a result.
@@ -47,7 +47,7 @@ pub struct Tally {
 }
 
 /// Builds the test programs that `cargo test` with these arguments would run.
-pub fn build(arguments: &[&str]) -> Result<Vec<Program>> {
+pub(super) fn build(arguments: &[&str]) -> Result<Vec<Program>> {
     let mut cargo = cargo("test")?;
     cargo.args(["--locked", "--no-run", "--message-format=json-render-diagnostics"]);
     cargo.args(arguments).stderr(Stdio::inherit());
@@ -61,7 +61,7 @@ pub fn build(arguments: &[&str]) -> Result<Vec<Program>> {
 }
 
 /// Runs the examples in the documentation of the crates that have a library.
-pub fn documentation(arguments: &[&str]) -> Result<Tally> {
+pub(super) fn documentation(arguments: &[&str]) -> Result<Tally> {
     let mut command = limited("cargo");
     command
         .args(["test", "--locked", "--no-fail-fast", "--doc"])
@@ -93,7 +93,7 @@ fn program(message: &Value) -> Option<Program> {
 
 impl Runner<'_> {
     /// Runs the programs to their ends; what each says is printed in one piece when it has ended.
-    pub fn run(&self, programs: &[Program]) -> Tally {
+    pub(super) fn run(&self, programs: &[Program]) -> Tally {
         let next = Mutex::new(programs.iter());
         let tally = Mutex::new(Tally::default());
         thread::scope(|scope| {
@@ -154,7 +154,7 @@ fn collect(command: &mut Command) -> (String, io::Result<ExitStatus>) {
 
 impl Tally {
     /// Adds the tests of another run.
-    pub fn extend(&mut self, other: Self) {
+    pub(super) fn extend(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed.extend(other.failed);
         self.times.extend(other.times);

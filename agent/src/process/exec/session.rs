@@ -26,7 +26,7 @@ const READ: usize = 32 * 1024;
 
 /// One session.
 #[derive(Debug)]
-pub struct Session {
+pub(super) struct Session {
     /// Its client's.
     pub name: String,
     /// Who began it.
@@ -40,7 +40,7 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(name: String, user: String, requests: mpsc::WeakUnboundedSender<Request>) -> Arc<Self> {
+    pub(super) fn new(name: String, user: String, requests: mpsc::WeakUnboundedSender<Request>) -> Arc<Self> {
         let over = CancellationToken::new();
         let session = Arc::new(Self {
             name,
@@ -64,7 +64,7 @@ impl Session {
         session
     }
 
-    pub fn join(self: &Arc<Self>, opening: &Opening) -> Result<Client, ExecError> {
+    pub(super) fn join(self: &Arc<Self>, opening: &Opening) -> Result<Client, ExecError> {
         if self.user != opening.user {
             return Err(ExecError::Foreign);
         }
@@ -84,7 +84,7 @@ impl Session {
         Ok(client)
     }
 
-    pub fn begin(&self, input: InputState, outputs: Vec<OwnedFd>) {
+    pub(super) fn begin(&self, input: InputState, outputs: Vec<OwnedFd>) {
         let mut pipes = outputs.into_iter();
         for index in 0..2 {
             match pipes.next().map(pipe::Receiver::from_owned_fd) {
@@ -111,7 +111,7 @@ impl Session {
         });
     }
 
-    pub fn end(&self, end: End) {
+    pub(super) fn end(&self, end: End) {
         self.state.send_modify(|state| {
             // There are no pipes that would come to their end.
             if !state.is_running {
@@ -123,17 +123,17 @@ impl Session {
         });
     }
 
-    pub fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         self.state.borrow().end.is_some()
     }
 
-    pub fn has_client(&self) -> bool {
+    pub(super) fn has_client(&self) -> bool {
         self.state.borrow().has_client
     }
 }
 
 /// Asks the conversation for something of a session.
-pub fn ask(requests: &mpsc::WeakUnboundedSender<Request>, name: String, order: Order) {
+pub(super) fn ask(requests: &mpsc::WeakUnboundedSender<Request>, name: String, order: Order) {
     if let Some(requests) = requests.upgrade() {
         // Fails only when the agent ends.
         let _ = requests.send(Request::Exec(ExecRequest::Order(name, order)));

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 /// Bytes kept of one stream: with so many unconfirmed the command is held back.
-pub const WINDOW: usize = 256 * 1024;
+pub(super) const WINDOW: usize = 256 * 1024;
 
 /// The unconfirmed end of one stream.
 #[derive(Debug, Default)]

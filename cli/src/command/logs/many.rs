@@ -37,7 +37,7 @@ enum Found {
 ///
 /// # Errors
 /// They may not be listed, or nobody reads the output.
-pub async fn run(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<u8, Failure> {
+pub(super) async fn run(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<u8, Failure> {
     let output = Output::standard(form(args, true), control(args))?;
     match restored(&output, args, write(cluster, args, &output)).await? {
         Over::Done(code) | Over::Left(code) => Ok(code),
@@ -348,6 +348,7 @@ mod tests {
     #[tokio::test]
     async fn those_that_come_are_followed_each_in_its_turn() {
         let key = |uid: &str| meant(&object(uid));
+        #[allow(clippy::disallowed_methods, reason = "three messages")]
         let (announce, announced) = futures::channel::mpsc::unbounded();
         for found in [Found::One(key("1")), Found::One(key("2")), Found::All] {
             announce.unbounded_send(Ok(found)).unwrap();

@@ -41,13 +41,13 @@ impl FromStr for Offset {
 }
 
 /// A moment on the command line (RFC 3339).
-pub fn moment(text: &str) -> Result<Timestamp, String> {
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     text.parse()
         .map_err(|_| "expected a moment like 2026-01-31T12:00:00Z".to_owned())
 }
 
 /// The moment `span` before `now`; the beginning of time where there is none.
-pub fn before(now: Timestamp, span: Duration) -> Timestamp {
+pub(super) fn before(now: Timestamp, span: Duration) -> Timestamp {
     SignedDuration::try_from(span)
         .ok()
         .and_then(|span| now.checked_sub(span).ok())
@@ -55,7 +55,7 @@ pub fn before(now: Timestamp, span: Duration) -> Timestamp {
 }
 
 /// Nanoseconds since the Unix epoch, as near as 64 bits come.
-pub fn nanos(moment: Timestamp) -> i64 {
+pub(super) fn nanos(moment: Timestamp) -> i64 {
     let nanos = moment.as_nanosecond();
     i64::try_from(nanos).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX })
 }

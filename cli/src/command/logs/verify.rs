@@ -20,7 +20,7 @@ const STATUS_LIMIT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The output cannot be read to its end.
-pub async fn run(dial: impl Dial, cluster: &Cluster, args: &LogsArgs, key: ProcessKey) -> Result<u8, Failure> {
+pub(super) async fn run(dial: impl Dial, cluster: &Cluster, args: &LogsArgs, key: ProcessKey) -> Result<u8, Failure> {
     let shown = shown(&key);
     let output = Output::standard(Form::Hash, Control::Shown)?;
     let mut follower = Follower {

@@ -158,7 +158,7 @@ way, the process keeps running.";
 ///
 /// # Errors
 /// It is neither.
-pub fn env_source(text: &str) -> Result<EnvFromSource, String> {
+pub(super) fn env_source(text: &str) -> Result<EnvFromSource, String> {
     let (kind, name) = text.split_once('/').unwrap_or((text, ""));
     if !identifier::is_name(name) {
         return Err("expected secret/NAME or configmap/NAME".to_owned());
@@ -188,7 +188,7 @@ pub struct Mounted {
 ///
 /// # Errors
 /// It is none of them.
-pub fn volume(text: &str) -> Result<Mounted, String> {
+pub(super) fn volume(text: &str) -> Result<Mounted, String> {
     const EXPECTED: &str = "expected secret/NAME:PATH, configmap/NAME:PATH, pvc/NAME:PATH[:ro] or empty:PATH";
     let (source, place) = text.split_once(':').ok_or(EXPECTED)?;
     let (path, read_only) = match place.strip_suffix(":ro") {
@@ -241,7 +241,7 @@ pub struct Owner {
 ///
 /// # Errors
 /// One is no number. Names are those of the image, which only a running container knows.
-pub fn user(text: &str) -> Result<Owner, String> {
+pub(super) fn user(text: &str) -> Result<Owner, String> {
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (text, None),
@@ -254,7 +254,7 @@ pub fn user(text: &str) -> Result<Owner, String> {
 }
 
 /// An amount as Kubernetes takes it ("Quantity" in its API reference): a number and a unit.
-pub fn quantity(text: &str) -> Result<String, String> {
+pub(super) fn quantity(text: &str) -> Result<String, String> {
     const UNITS: [&str; 15] = [
         "", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi",
     ];

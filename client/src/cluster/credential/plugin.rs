@@ -19,7 +19,7 @@ const MAX_ANSWER: u64 = 1 << 20;
 const QUIET: Duration = Duration::from_secs(5);
 
 /// A program that prints credentials.
-pub struct Plugin {
+pub(crate) struct Plugin {
     config: ExecConfig,
     command: String,
     cluster: Option<ExecAuthCluster>,
@@ -33,7 +33,7 @@ impl Plugin {
     ///
     /// # Errors
     /// It names no command, or a version that is not known.
-    pub fn new(config: ExecConfig, cluster: Option<ExecAuthCluster>, owner: String) -> Result<Self, Error> {
+    pub(crate) fn new(config: ExecConfig, cluster: Option<ExecAuthCluster>, owner: String) -> Result<Self, Error> {
         let wrong = |what: &str| Err(Error(format!("{owner}: its credential plugin (exec) {what}")));
         let command = config.command.clone().unwrap_or_default();
         if command.is_empty() {
@@ -69,7 +69,7 @@ impl Plugin {
     ///
     /// # Errors
     /// It cannot run, fails, or prints no credential.
-    pub async fn run(&self, is_free: bool) -> Result<Credential, Error> {
+    pub(crate) async fn run(&self, is_free: bool) -> Result<Credential, Error> {
         let is_terminal = is_free && std::io::stdin().is_terminal();
         let is_interactive = match &self.config.interactive_mode {
             Some(ExecInteractiveMode::Never) => false,

@@ -1,12 +1,10 @@
 //! Attempts that have no grant: they have run nothing, so they are replaced, and a stop ends them at once.
 
-use std::time::Duration;
-
 use k8s_openapi::api::core::v1::Pod;
 use remoteprocess_api::{AttemptExit, AttemptStatus, DesiredState, ExitSource, Reason, RemoteProcess, StopStatus};
 
 use super::conditions::Draft;
-use super::waiting::{self, Wait};
+use super::waiting::{self, Wait, back_off};
 use super::{
     Action, MAX_ATTEMPTS, Memory, Sight, Situation, Verdict, clean_up, delete, ending, remaining, should_stop,
     should_wait,
@@ -198,9 +196,4 @@ pub(super) fn ungranted(process: &RemoteProcess) -> impl DoubleEndedIterator<Ite
     let run = newest.iter().take_while(|attempt| attempt.granted_at.is_none()).count();
     newest.truncate(run);
     newest.into_iter()
-}
-
-/// The wait after so many attempts in a row that were never granted: 1, 2, 4, 8 s.
-pub(super) fn back_off(ended: usize) -> Duration {
-    Duration::from_secs(1 << ended.saturating_sub(1).min(5))
 }

@@ -7,7 +7,6 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
 use remoteprocess_api::{AttemptExit, AttemptStatus, Phase, Reason, RemoteProcess, names};
 
-use super::unstarted::back_off;
 use super::{MAX_ATTEMPTS, USUAL_WAIT, foreign, remaining};
 use crate::controller::pod::{condition, container, terminated};
 
@@ -225,4 +224,9 @@ fn never_heals(word: &str, said: &str) -> bool {
 fn last_end(container: &ContainerStatus) -> Option<String> {
     let end = container.last_state.as_ref()?.terminated.as_ref()?;
     Some(format!("it ends again and again, {}", terminated(end)))
+}
+
+/// The wait after so many attempts in a row that were never granted: 1, 2, 4, 8 s.
+pub(super) fn back_off(ended: usize) -> Duration {
+    Duration::from_secs(1 << ended.saturating_sub(1).min(5))
 }

@@ -38,7 +38,7 @@ pub struct Checkpoint {
 
 /// The running form.
 #[derive(Clone, Debug)]
-pub struct Tally {
+pub(super) struct Tally {
     /// `None` from the first gap on: bytes that never came cannot be hashed.
     stdout: Option<Sha256>,
     stderr: Option<Sha256>,
@@ -62,7 +62,7 @@ impl Default for Tally {
 impl Tally {
     /// Goes on where a segment ended; `None` where its hashes cannot be read.
     #[must_use]
-    pub fn resume(from: &Checkpoint) -> Option<Self> {
+    pub(super) fn resume(from: &Checkpoint) -> Option<Self> {
         let load = |state: &Option<Bytes>| match state {
             None => Some(None),
             Some(state) => {
@@ -79,7 +79,7 @@ impl Tally {
     }
 
     /// Takes the next piece.
-    pub fn take(&mut self, piece: &Piece) {
+    pub(super) fn take(&mut self, piece: &Piece) {
         let hash = match piece.stream() {
             Stream::Stderr => &mut self.stderr,
             Stream::Stdout | Stream::Unspecified => &mut self.stdout,
@@ -109,7 +109,7 @@ impl Tally {
 
     /// The sha256 of all bytes of a stream so far; `None` where some never came.
     #[must_use]
-    pub fn sha256(&self, stream: Stream) -> Option<[u8; 32]> {
+    pub(super) fn sha256(&self, stream: Stream) -> Option<[u8; 32]> {
         let hash = match stream {
             Stream::Stderr => &self.stderr,
             Stream::Stdout | Stream::Unspecified => &self.stdout,
@@ -119,7 +119,7 @@ impl Tally {
 
     /// The stored form.
     #[must_use]
-    pub fn checkpoint(&self, end: Cursor, durable: Cursor) -> Checkpoint {
+    pub(super) fn checkpoint(&self, end: Cursor, durable: Cursor) -> Checkpoint {
         let store = |hash: &Option<Sha256>| hash.as_ref().map(|hash| Bytes::copy_from_slice(&hash.serialize()));
         Checkpoint {
             end,

@@ -137,14 +137,14 @@ mod by_name {
 
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub fn serialize<T: Copy + Into<&'static str>, S: Serializer>(
+    pub(super) fn serialize<T: Copy + Into<&'static str>, S: Serializer>(
         reason: &T,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str((*reason).into())
     }
 
-    pub fn deserialize<'de, T: FromStr + Default, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    pub(super) fn deserialize<'de, T: FromStr + Default, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
         Ok(String::deserialize(deserializer)?.parse().unwrap_or_default())
     }
 }

@@ -36,7 +36,7 @@ pub struct Retention {
 
 /// Why output is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum Why {
+pub(super) enum Why {
     /// It was older than the archive keeps.
     Age,
     /// The archive was larger than it may be.

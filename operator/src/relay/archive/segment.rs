@@ -60,7 +60,7 @@ pub struct Segment {
 
 /// A segment while it is written: refers to the pieces' bytes, copies only small ones.
 #[derive(Debug)]
-pub struct SegmentBuilder {
+pub(super) struct SegmentBuilder {
     name: SegmentName,
     end: Cursor,
     chunks: Vec<Bytes>,
@@ -119,7 +119,7 @@ impl fmt::Display for SegmentName {
 impl SegmentBuilder {
     /// An empty segment that begins at `start`.
     #[must_use]
-    pub fn new(start: Cursor, writer: u32) -> Self {
+    pub(super) fn new(start: Cursor, writer: u32) -> Self {
         Self {
             name: SegmentName::new(start, writer),
             end: start,
@@ -132,30 +132,30 @@ impl SegmentBuilder {
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &SegmentName {
+    pub(super) fn name(&self) -> &SegmentName {
         &self.name
     }
 
     /// Bytes of output (and of gaps' records) in it.
     #[must_use]
-    pub fn raw_bytes(&self) -> usize {
+    pub(super) fn raw_bytes(&self) -> usize {
         self.raw
     }
 
     /// The position of both streams after the last piece.
     #[must_use]
-    pub fn end(&self) -> Cursor {
+    pub(super) fn end(&self) -> Cursor {
         self.end
     }
 
     /// Bytes per second since it was begun.
     #[must_use]
-    pub fn rate(&self) -> f64 {
+    pub(super) fn rate(&self) -> f64 {
         self.raw as f64 / self.begun.elapsed().as_secs_f64().max(f64::EPSILON)
     }
 
     /// Adds the next piece of the history.
-    pub fn push(&mut self, placed: &Placed) {
+    pub(super) fn push(&mut self, placed: &Placed) {
         self.raw += placed.piece.cost();
         self.end = placed.end();
         match &placed.piece {
@@ -199,7 +199,7 @@ impl SegmentBuilder {
     }
 
     /// Adds all of the segment that follows this one.
-    pub fn absorb(&mut self, mut next: Self) {
+    pub(super) fn absorb(&mut self, mut next: Self) {
         next.split();
         self.split();
         self.chunks.append(&mut next.chunks);
@@ -217,7 +217,7 @@ impl SegmentBuilder {
     /// The whole object, as chunks to be written one after the other: compressed, or plain where it is in a hurry.
     /// Takes the processor for milliseconds.
     #[must_use]
-    pub fn object(&mut self, checkpoint: &Checkpoint, compress: bool) -> Vec<Bytes> {
+    pub(super) fn object(&mut self, checkpoint: &Checkpoint, compress: bool) -> Vec<Bytes> {
         self.split();
         let raw: usize = self.chunks.iter().map(Bytes::len).sum();
         let compress = compress || is_repetitive(&self.chunks);

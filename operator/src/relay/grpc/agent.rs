@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
 use super::frames::Frames;
-use super::interactive::Requests;
+use super::requests::Requests;
 use crate::relay::attempt::Agent;
 use crate::relay::error::Error;
 

@@ -7,7 +7,8 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::agent::AgentClient;
-use super::interactive::{Opening, Requests};
+use super::interactive::Opening;
+use super::requests::Requests;
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::core::Core;
 use crate::relay::core::authorize::Action;

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -15,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::agent::AgentClient;
 use super::caller::caller;
+use super::requests::Requests;
 use super::{Versioned, check_protocol, peers};
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::core::Core;
@@ -31,14 +31,6 @@ const NAME: usize = 256;
 
 /// What a user is told.
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-/// Requests as they continue to the agent. A user who lets go ends them; one whose connection breaks does not: it comes
-/// back. The answers are dropped with the connection, and the call with them.
-pub(super) struct Requests<T> {
-    first: Option<T>,
-    rest: Streaming<T>,
-    is_broken: bool,
-}
 
 /// The first request of such a stream.
 pub(super) trait Opening: Versioned + Sized + Send {
@@ -169,38 +161,5 @@ fn broken(status: Status) -> Error {
         | Code::OutOfRange
         | Code::PermissionDenied => error,
         _ => Error::agent_unreachable(),
-    }
-}
-
-impl<T> Requests<T> {
-    /// `first`, then what came behind it.
-    const fn new(first: T, rest: Streaming<T>) -> Self {
-        Self {
-            first: Some(first),
-            rest,
-            is_broken: false,
-        }
-    }
-}
-
-impl<T: Unpin> Stream for Requests<T> {
-    type Item = T;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(first));
-        }
-        if self.is_broken {
-            return Poll::Pending;
-        }
-        match self.rest.poll_next_unpin(cx) {
-            Poll::Ready(Some(Ok(request))) => Poll::Ready(Some(request)),
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Ready(Some(Err(_))) => {
-                self.is_broken = true;
-                Poll::Pending
-            }
-            Poll::Pending => Poll::Pending,
-        }
     }
 }

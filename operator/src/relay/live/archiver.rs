@@ -29,7 +29,7 @@ const FAREWELL: Duration = Duration::from_secs(30);
 const KUBELET: Duration = Duration::from_secs(15);
 
 /// Runs a live attempt from its first connection to the agent's farewell, or to the relay's shutdown.
-pub async fn run(live: &LiveAttempt) {
+pub(super) async fn run(live: &LiveAttempt) {
     tokio::select! {
         () = carry(live) => {}
         () = conditions::run(live) => {}

@@ -29,7 +29,7 @@ pub struct OutputCondition {
 }
 
 /// Tells both; never ends.
-pub async fn run(live: &LiveAttempt) {
+pub(super) async fn run(live: &LiveAttempt) {
     tokio::join!(
         tell(
             live,

@@ -36,7 +36,7 @@ use crate::relay::grpc::peers::Peers;
 use crate::relay::piece::{Piece, Placed, Wanted, data};
 
 /// What the program wrote, and how far it has come.
-pub struct Program {
+pub(crate) struct Program {
     pub history: Vec<Placed>,
     pub exit: Exit,
     /// Pieces that were written so far; all of them: the program has ended.
@@ -64,20 +64,20 @@ pub struct Program {
 }
 
 /// A running server of a program's output. Dropping it cuts every connection.
-pub struct FakeAgent {
+pub(crate) struct FakeAgent {
     pub address: SocketAddr,
     cut: CancellationToken,
 }
 
 /// Connects as the operator.
-pub struct TestDialer(Dialer);
+pub(crate) struct TestDialer(Dialer);
 
 #[derive(Clone)]
 struct Service(Arc<Program>);
 
 impl Program {
     /// Writes `chunks` (to stderr where `true`) and exits with 7.
-    pub fn new(chunks: &[(bool, usize)]) -> Arc<Self> {
+    pub(crate) fn new(chunks: &[(bool, usize)]) -> Arc<Self> {
         let mut at = Cursor::default();
         let history: Vec<Placed> = chunks
             .iter()
@@ -137,7 +137,7 @@ impl Program {
     }
 
     /// As [`Program::new`], the chunks taken at 1, 2, 3, … ns.
-    pub fn timed(chunks: &[(bool, usize)]) -> Arc<Self> {
+    pub(crate) fn timed(chunks: &[(bool, usize)]) -> Arc<Self> {
         let mut program = Self::new(chunks);
         let history = &mut Arc::get_mut(&mut program).unwrap().history;
         for (time, placed) in (1..).zip(history) {
@@ -148,12 +148,12 @@ impl Program {
         program
     }
 
-    pub fn end(&self) -> Cursor {
+    pub(crate) fn end(&self) -> Cursor {
         self.history.last().unwrap().end()
     }
 
     /// From now on it is in this state.
-    pub fn says(&self, phase: Phase, reason: Reason) {
+    pub(crate) fn says(&self, phase: Phase, reason: Reason) {
         self.state.send_replace(State {
             phase: phase.into(),
             reason: reason.into(),
@@ -170,19 +170,19 @@ impl Program {
         state
     }
 
-    pub fn has_left(&self) -> bool {
+    pub(crate) fn has_left(&self) -> bool {
         self.commits.lock().unwrap().iter().any(|commit| commit.r#final)
     }
 }
 
 /// Byte `at` of a stream: any misplaced byte shows.
-pub fn byte(stream: WireStream, at: u64) -> u8 {
+pub(crate) fn byte(stream: WireStream, at: u64) -> u8 {
     let salt = if stream == WireStream::Stdout { 0 } else { 101 };
     u8::try_from((at.wrapping_mul(31) + salt) % 251).unwrap()
 }
 
 impl FakeAgent {
-    pub async fn serve(program: &Arc<Program>) -> Self {
+    pub(crate) async fn serve(program: &Arc<Program>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let service = ExecutorServer::new(Service(program.clone()));
@@ -202,7 +202,7 @@ impl FakeAgent {
         Self { address, cut }
     }
 
-    pub fn agent(&self) -> Agent {
+    pub(crate) fn agent(&self) -> Agent {
         Agent {
             namespace: "default".to_owned(),
             pod_uid: "pod-1".to_owned(),
@@ -229,7 +229,7 @@ impl Default for TestDialer {
     }
 }
 
-pub fn no_peers() -> Peers {
+pub(crate) fn no_peers() -> Peers {
     Peers::by_name(Dialer::new(identity(&Role::Operator)), None)
 }
 
@@ -240,7 +240,7 @@ fn role() -> Role {
     }
 }
 
-pub fn identity(role: &Role) -> Arc<Identity> {
+pub(crate) fn identity(role: &Role) -> Arc<Identity> {
     static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| {
         remoteprocess_tls::install_crypto_provider();
         Authority::generate(&trust_domain()).unwrap()

@@ -258,7 +258,10 @@ impl Follower {
         live.changes.borrow_and_update();
         match live.feed.ring.read(place, max) {
             Next::Pieces(found) => Ok(Next::Pieces(
-                found.into_iter().filter_map(|framed| self.wanted.of(framed)).collect(),
+                found
+                    .into_iter()
+                    .filter_map(|framed| framed.wanted(&self.wanted))
+                    .collect(),
             )),
             Next::Behind => {
                 let (front, is_home) = (live.feed.ring.front().unwrap_or_default(), live.feed.is_home);

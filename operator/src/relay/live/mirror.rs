@@ -37,7 +37,7 @@ pub struct Mirror {
 
 /// How far a mirror has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub(super) enum Progress {
     /// The home is being looked for, or what it has is on its way.
     Looking,
     /// It has what the home had when it was found.

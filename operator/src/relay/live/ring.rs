@@ -14,11 +14,11 @@ use crate::relay::frame::{Framed, Open};
 use crate::relay::piece::{Piece, Placed, distance, gap};
 
 /// What a ring may hold, in bytes of memory: one segment being stored and one being filled.
-pub const CAPACITY: usize = 2 * SEGMENT_BYTES;
+pub(super) const CAPACITY: usize = 2 * SEGMENT_BYTES;
 
 /// One writer (the upstream), one archiver (the archive), any number of readers.
 #[derive(Debug)]
-pub struct Ring {
+pub(super) struct Ring {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     archiver: Notify,
@@ -47,7 +47,7 @@ struct State {
 
 /// Where a reader is.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Place {
+pub(super) struct Place {
     /// Position of both streams on the history's path.
     pub at: Cursor,
     /// The next piece, where the reader is inside the ring.
@@ -57,14 +57,14 @@ pub struct Place {
 impl Place {
     /// A place outside the ring.
     #[must_use]
-    pub fn new(at: Cursor) -> Self {
+    pub(super) fn new(at: Cursor) -> Self {
         Self { at, index: None }
     }
 }
 
 impl Ring {
     /// An empty ring whose memory is counted in `budget`.
-    pub fn new(budget: Arc<Budget>) -> Self {
+    pub(super) fn new(budget: Arc<Budget>) -> Self {
         Self {
             state: Mutex::new(State::new(budget.clone())),
             changed: watch::Sender::new(0),
@@ -75,7 +75,7 @@ impl Ring {
     }
 
     /// Opens the ring at the offsets that the archive holds.
-    pub fn begin(&self, at: Cursor) {
+    pub(super) fn begin(&self, at: Cursor) {
         let mut state = self.lock();
         state.begun = true;
         state.end = at;
@@ -84,12 +84,12 @@ impl Ring {
     }
 
     /// Takes what the agent sent: what is known already is dropped, a hole becomes a gap.
-    pub fn push(&self, piece: Piece) {
+    pub(super) fn push(&self, piece: Piece) {
         self.take(piece, None);
     }
 
     /// The same with the message that brought the piece.
-    pub fn push_message(&self, piece: Piece, wire: Bytes) {
+    pub(super) fn push_message(&self, piece: Piece, wire: Bytes) {
         self.take(piece, Some(wire));
     }
 
@@ -117,7 +117,7 @@ impl Ring {
     }
 
     /// Waits until the ring can take a piece more.
-    pub async fn room(&self) {
+    pub(super) async fn room(&self) {
         loop {
             let (room, freed) = (self.room.notified(), self.budget.freed());
             let unkept = self.lock().unkept_cost;
@@ -132,20 +132,20 @@ impl Ring {
     }
 
     /// No piece will follow; the archiver may finish.
-    pub fn end_upstream(&self) {
+    pub(super) fn end_upstream(&self) {
         self.lock().ended = true;
         self.archiver.notify_one();
     }
 
     /// True when no piece will follow and the archiver has seen all below `index`.
-    pub fn is_ended_at(&self, index: u64) -> bool {
+    pub(super) fn is_ended_at(&self, index: u64) -> bool {
         let state = self.lock();
         state.ended && state.open.is_none() && index == state.head()
     }
 
     /// Gives readers the last frame, once they have had everything up to `end`. Where another home has archived more than
     /// came here, they find the rest there.
-    pub fn finish(&self, exit: Exit, end: Cursor) {
+    pub(super) fn finish(&self, exit: Exit, end: Cursor) {
         let mut state = self.lock();
         if distance(&end) > distance(&state.end) {
             state.restart(end);
@@ -156,13 +156,13 @@ impl Ring {
     }
 
     /// The session is over; readers look elsewhere if there was no exit.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.lock().closed = true;
         self.wake();
     }
 
     /// For the archiver: the pieces from `index` on, of about `max` bytes, and the index after them.
-    pub fn unkept(&self, index: u64, max: usize) -> (Vec<Placed>, u64) {
+    pub(super) fn unkept(&self, index: u64, max: usize) -> (Vec<Placed>, u64) {
         let mut state = self.lock();
         state.seal();
         let found = state.from(index, max);
@@ -171,12 +171,12 @@ impl Ring {
     }
 
     /// Waits for a reason to store something.
-    pub async fn due(&self) {
+    pub(super) async fn due(&self) {
         self.archiver.notified().await;
     }
 
     /// Everything below `index` is durable.
-    pub fn keep(&self, index: u64) {
+    pub(super) fn keep(&self, index: u64) {
         let mut state = self.lock();
         state.seal();
         while state.kept < index {
@@ -191,7 +191,7 @@ impl Ring {
     }
 
     /// Everything so far is durable, or somebody else makes it so.
-    pub fn keep_all(&self) {
+    pub(super) fn keep_all(&self) {
         let mut state = self.lock();
         state.kept = state.head();
         state.unkept_cost = 0;
@@ -199,33 +199,33 @@ impl Ring {
     }
 
     /// Lets go of what need not be held, where memory is short.
-    pub fn ease(&self) {
+    pub(super) fn ease(&self) {
         self.lock().trim();
     }
 
-    pub fn end(&self) -> Cursor {
+    pub(super) fn end(&self) -> Cursor {
         self.lock().end
     }
 
-    pub fn exit(&self) -> Option<Exit> {
+    pub(super) fn exit(&self) -> Option<Exit> {
         self.lock().exit.clone()
     }
 
     /// Where the ring's front begins; `None` before the archive is open.
-    pub fn front(&self) -> Option<Cursor> {
+    pub(super) fn front(&self) -> Option<Cursor> {
         let state = self.lock();
         state.begun.then(|| state.front())
     }
 
     /// The pieces in the ring, for a search from the end.
-    pub fn snapshot(&self) -> Vec<Placed> {
+    pub(super) fn snapshot(&self) -> Vec<Placed> {
         let mut state = self.lock();
         state.seal();
         state.pieces.iter().map(|framed| framed.placed.clone()).collect()
     }
 
     /// The next pieces for a reader, of about `max` bytes; moves its place.
-    pub fn read(&self, place: &mut Place, max: usize) -> Next {
+    pub(super) fn read(&self, place: &mut Place, max: usize) -> Next {
         let mut state = self.lock();
         state.seal();
         if !state.begun {
@@ -251,22 +251,22 @@ impl Ring {
     }
 
     /// Fires when there may be more to read.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
     /// Counts a reader: while there is one, the ring keeps durable pieces too.
-    pub fn join(&self) {
+    pub(super) fn join(&self) {
         self.lock().readers += 1;
     }
 
     /// Whether there is a reader.
-    pub fn is_read(&self) -> bool {
+    pub(super) fn is_read(&self) -> bool {
         self.lock().readers > 0
     }
 
     /// A reader is gone.
-    pub fn leave(&self) {
+    pub(super) fn leave(&self) {
         let mut state = self.lock();
         state.readers = state.readers.saturating_sub(1);
         state.trim();

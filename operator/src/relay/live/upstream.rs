@@ -24,7 +24,7 @@ const PARK: Duration = Duration::from_secs(60);
 const LAST_CALL: Duration = Duration::from_secs(10);
 
 /// How reading from an agent came to its end.
-pub enum End {
+pub(super) enum End {
     /// The agent reported the end, or the status did and there is no agent.
     Exit(Box<Exit>),
     /// Another replica is this attempt's home now.
@@ -37,7 +37,7 @@ enum Cut {
 }
 
 /// Reads until the end, or until another home has brought it about.
-pub async fn run(live: &LiveAttempt) -> End {
+pub(super) async fn run(live: &LiveAttempt) -> End {
     tokio::select! {
         end = follow(live) => end,
         () = sealed_elsewhere(live) => End::Superseded,

@@ -53,7 +53,7 @@ pub fn build_condition(
 }
 
 /// Conditions that held while the attempt ran, as they are after its end.
-pub fn over(conditions: Vec<Condition>, now: Timestamp) -> Vec<Condition> {
+pub(super) fn over(conditions: Vec<Condition>, now: Timestamp) -> Vec<Condition> {
     let hinders = [ConditionType::OutputBlocked, ConditionType::ArchiveUnavailable].map(|kind| kind.to_string());
     let past = conditions
         .into_iter()

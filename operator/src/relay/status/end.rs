@@ -14,7 +14,7 @@ const SENTENCE: usize = 512;
 
 /// An exit frame as the status tells it.
 #[must_use]
-pub fn exit_to_status(exit: &Exit) -> AttemptExit {
+pub(super) fn exit_to_status(exit: &Exit) -> AttemptExit {
     // Without `..`: a field that is added to the wire does not compile until somewhere in the status is chosen for it.
     // Output and usage of the attempt have fields of their own.
     let Exit {

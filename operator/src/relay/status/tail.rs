@@ -9,7 +9,7 @@ const LONGEST: usize = 1024;
 /// newlines and tabs kept. Of a line that was written over, as progress bars do, what a terminal shows in the end is kept:
 /// what comes after the last carriage return.
 #[must_use]
-pub fn render_tail(bytes: &[u8]) -> String {
+pub(super) fn render_tail(bytes: &[u8]) -> String {
     let lines: Vec<String> = bytes
         .split(|byte| *byte == b'\n')
         .map(|line| escape(last_written(line)))

@@ -29,10 +29,10 @@ use crate::relay::live::fake_agent::{FakeAgent, TestDialer, identity};
 use crate::relay::live::{Budget, Context, Ending, Fact, LiveAttempt, LiveAttempts, OutputCondition, Record};
 use crate::relay::status::Recorder;
 
-pub const UID: &str = "0c1d";
+pub(crate) const UID: &str = "0c1d";
 
 /// A running replica; dropping it kills it.
-pub struct Replica {
+pub(crate) struct Replica {
     pub address: SocketAddr,
     pub archive: Archive,
     pub sessions: LiveAttempts,
@@ -69,7 +69,7 @@ impl Drop for Replica {
 
 impl Replica {
     /// A replica over this archive that knows of one process, whose first attempt was granted.
-    pub async fn start(archive: &Archive) -> Self {
+    pub(crate) async fn start(archive: &Archive) -> Self {
         let shutdown = CancellationToken::new();
         let peers: Arc<Mutex<Vec<SocketAddr>>> = Arc::default();
         let found = peers.clone();
@@ -128,12 +128,12 @@ impl Replica {
     }
 
     /// Nobody has a right to this subresource any more.
-    pub fn deny(&self, subresource: &str) {
+    pub(crate) fn deny(&self, subresource: &str) {
         subresource.clone_into(&mut self.denied.lock().unwrap());
     }
 
     /// The process's status is another.
-    pub fn change(&self, change: impl FnOnce(&mut RemoteProcessStatus)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut RemoteProcessStatus)) {
         let mut process = process();
         process.metadata.resource_version = Some("2".to_owned());
         change(process.status.as_mut().unwrap());
@@ -141,12 +141,12 @@ impl Replica {
     }
 
     /// Becomes the home of the process.
-    pub fn open(&self, agent: &FakeAgent) -> Arc<LiveAttempt> {
+    pub(crate) fn open(&self, agent: &FakeAgent) -> Arc<LiveAttempt> {
         self.sessions.open(subject(), agent.agent())
     }
 
     /// A client of a user, on a connection of its own.
-    pub async fn client(&self) -> RelayClient<Channel> {
+    pub(crate) async fn client(&self) -> RelayClient<Channel> {
         let channel = Dialer::new(identity(&Role::User))
             .connect(&self.address.to_string(), &Role::Operator)
             .await
@@ -155,14 +155,14 @@ impl Replica {
     }
 }
 
-pub fn user() -> User {
+pub(crate) fn user() -> User {
     User {
         name: "alice".to_owned(),
         ..User::default()
     }
 }
 
-pub fn subject() -> Subject {
+pub(crate) fn subject() -> Subject {
     Subject {
         namespace: "default".to_owned(),
         name: "hello".to_owned(),
@@ -194,7 +194,7 @@ fn process() -> RemoteProcess {
 
 /// What a client has got so far: dense, hashed as it came.
 #[derive(Default)]
-pub struct Got {
+pub(crate) struct Got {
     pub at: Cursor,
     stdout: Sha256,
     stderr: Sha256,
@@ -202,7 +202,7 @@ pub struct Got {
 
 impl Got {
     /// From where it is, for ever.
-    pub fn request(&self) -> WatchOutputRequest {
+    pub(crate) fn request(&self) -> WatchOutputRequest {
         WatchOutputRequest {
             protocol: PROTOCOL,
             process: Some(ProcessKey {
@@ -216,7 +216,7 @@ impl Got {
         }
     }
 
-    pub async fn follow(&self, client: &mut RelayClient<Channel>) -> Result<Streaming<OutputFrame>, Status> {
+    pub(crate) async fn follow(&self, client: &mut RelayClient<Channel>) -> Result<Streaming<OutputFrame>, Status> {
         client
             .watch_output(self.request())
             .await
@@ -224,7 +224,11 @@ impl Got {
     }
 
     /// Takes frames until the exit, the end, or `enough` bytes.
-    pub async fn take(&mut self, frames: &mut Streaming<OutputFrame>, enough: u64) -> Result<Option<Exit>, Status> {
+    pub(crate) async fn take(
+        &mut self,
+        frames: &mut Streaming<OutputFrame>,
+        enough: u64,
+    ) -> Result<Option<Exit>, Status> {
         while self.at.stdout + self.at.stderr < enough {
             let Some(frame) = frames.message().await? else {
                 return Ok(None);
@@ -247,7 +251,7 @@ impl Got {
         Ok(None)
     }
 
-    pub fn hashes(self) -> [Vec<u8>; 2] {
+    pub(crate) fn hashes(self) -> [Vec<u8>; 2] {
         [self.stdout.finalize().to_vec(), self.stderr.finalize().to_vec()]
     }
 }

@@ -45,7 +45,7 @@ fn program(megabytes: usize) -> Arc<Program> {
 }
 
 /// What a whole output hashes to.
-pub fn hashes(program: &Program) -> [Vec<u8>; 2] {
+pub(super) fn hashes(program: &Program) -> [Vec<u8>; 2] {
     let mut hashes = [Sha256::new(), Sha256::new()];
     for placed in &program.history {
         let is_error = placed.piece.stream() == remoteprocess_proto::v1::Stream::Stderr;

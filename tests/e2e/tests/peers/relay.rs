@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The relay's two ports on this machine, and its CA.
-pub struct Relay {
+pub(crate) struct Relay {
     /// `host:port` of that listener.
     pub main: String,
     /// `host:port` of that listener.
@@ -23,7 +23,7 @@ pub struct Relay {
 
 impl Relay {
     /// Forwards the ports and reads the CA.
-    pub fn reach() -> Result<Self> {
+    pub(crate) fn reach() -> Result<Self> {
         install_crypto_provider();
         let namespace = RELEASE_NAMESPACE;
         let ports = [
@@ -46,30 +46,30 @@ impl Relay {
     }
 
     /// A peer with this role, signed by the relay's own CA.
-    pub fn identity(&self, role: &Role, user: Option<&User>) -> Result<Dialer> {
+    pub(crate) fn identity(&self, role: &Role, user: Option<&User>) -> Result<Dialer> {
         self.signed_by(&self.authority, role, user)
     }
 
     /// A peer that trusts the relay and was itself signed by `authority`.
-    pub fn signed_by(&self, authority: &Authority, role: &Role, user: Option<&User>) -> Result<Dialer> {
+    pub(crate) fn signed_by(&self, authority: &Authority, role: &Role, user: Option<&User>) -> Result<Dialer> {
         let (chain, key) = authority.issue(role, user, HOUR)?;
         let bundle = format!("{}{}", self.authority.cert_pem(), authority.cert_pem());
         Ok(Dialer::new(Identity::new(&chain, &key, &bundle, &trust_domain()?)?))
     }
 
     /// A peer without a certificate.
-    pub fn anonymous(&self) -> Result<Dialer> {
+    pub(crate) fn anonymous(&self) -> Result<Dialer> {
         Ok(Dialer::anonymous(self.authority.cert_pem(), &trust_domain()?)?)
     }
 
     /// A connection to the main listener.
-    pub async fn main(&self, dialer: &Dialer) -> Result<Channel> {
+    pub(crate) async fn main(&self, dialer: &Dialer) -> Result<Channel> {
         Ok(dialer.connect(&self.main, &Role::Operator).await?)
     }
 }
 
 /// As the operator publishes it.
-pub fn trust_domain() -> Result<TrustDomain> {
+pub(crate) fn trust_domain() -> Result<TrustDomain> {
     let namespace = RELEASE_NAMESPACE;
     let map = [
         "get",
@@ -109,7 +109,7 @@ fn forwarded(forward: &mut Running, port: &str) -> Result<String> {
 }
 
 /// A process that runs until it is stopped, with the facts that its agent knows.
-pub struct Target {
+pub(crate) struct Target {
     /// Of the object.
     pub name: String,
     /// Of the object.
@@ -122,7 +122,7 @@ pub struct Target {
 
 impl Target {
     /// Starts it and waits until it runs.
-    pub fn start(namespace: &Namespace, name: &str) -> Result<Self> {
+    pub(crate) fn start(namespace: &Namespace, name: &str) -> Result<Self> {
         namespace
             .editor
             .run(name, "echo ready; while :; do sleep 0.1; done")
@@ -140,7 +140,7 @@ impl Target {
     }
 
     /// The role of its agent.
-    pub fn agent(&self, namespace: &Namespace) -> Role {
+    pub(crate) fn agent(&self, namespace: &Namespace) -> Role {
         Role::Agent {
             namespace: namespace.name.clone(),
             pod_uid: self.pod_uid.clone(),
@@ -148,7 +148,7 @@ impl Target {
     }
 
     /// What its agent asks when it comes back.
-    pub fn start_request(&self) -> StartRequest {
+    pub(crate) fn start_request(&self) -> StartRequest {
         StartRequest {
             protocol: 1,
             process_uid: self.uid.clone(),

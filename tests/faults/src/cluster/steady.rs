@@ -9,14 +9,14 @@ use remoteprocess_e2e::{Finished, Namespace, Program, Running, glibc, image_argu
 const LINES: usize = 10;
 const LINE: usize = 100;
 /// Bytes in a second, at least: ten writes in 100 ms and their own time.
-pub const RATE: usize = 50_000;
+pub(super) const RATE: usize = 50_000;
 /// Its exit code: what nobody else says by accident.
 const CODE: i32 = 43;
 /// Its process.
-pub const NAME: &str = "steady";
+pub(super) const NAME: &str = "steady";
 
 /// What the program saw.
-pub struct Noticed {
+pub(super) struct Noticed {
     /// Bytes that it wrote.
     pub bytes: usize,
     /// The longest time that a write took.
@@ -26,7 +26,7 @@ pub struct Noticed {
 }
 
 /// `rproc run` of it, to be ended with [`finish`].
-pub fn steady(namespace: &Namespace, server: &str) -> Program {
+pub(super) fn steady(namespace: &Namespace, server: &str) -> Program {
     let filler = filler();
     let script = format!(
         "exec 9<> <(:); line=0; longest=0; errors=0; while [[ ! -e /tmp/end ]]; do text=; \
@@ -43,7 +43,7 @@ pub fn steady(namespace: &Namespace, server: &str) -> Program {
 }
 
 /// Ends the program. Fails unless what arrived is what it wrote, to the byte, the exit code and the seal.
-pub fn finish(namespace: &Namespace, run: Running) -> Result<Noticed> {
+pub(super) fn finish(namespace: &Namespace, run: Running) -> Result<Noticed> {
     namespace.in_container(NAME, "touch /tmp/end")?;
     let finished = run.finish()?;
     finished.expect_code(CODE)?;

@@ -26,7 +26,7 @@ const BEHIND: Duration = Duration::from_millis(150);
 
 /// What goes wrong, once in a run. Calls that change something, and events of watches, are counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(super) enum Fault {
     /// Nothing.
     None,
     /// The operator dies before it sends this call; another one begins.
@@ -48,7 +48,7 @@ pub enum Fault {
 }
 
 /// The line of one run, whichever operator uses it.
-pub struct Line {
+pub(super) struct Line {
     fault: Fault,
     server: Client,
     calls: AtomicUsize,
@@ -61,7 +61,7 @@ pub struct Line {
 }
 
 impl Line {
-    pub fn new(server: Client, fault: Fault) -> Arc<Self> {
+    pub(super) fn new(server: Client, fault: Fault) -> Arc<Self> {
         Arc::new(Self {
             fault,
             server,
@@ -74,7 +74,7 @@ impl Line {
     }
 
     /// The client of an operator. When it dies, `dead` says so and nothing that it asks is sent or answered any more.
-    pub fn client(self: &Arc<Self>, dead: CancellationToken) -> Client {
+    pub(super) fn client(self: &Arc<Self>, dead: CancellationToken) -> Client {
         let line = self.clone();
         let service = tower::service_fn(move |request| {
             let (line, dead) = (line.clone(), dead.clone());
@@ -84,22 +84,22 @@ impl Line {
     }
 
     /// Calls so far that change something.
-    pub fn calls(&self) -> usize {
+    pub(super) fn calls(&self) -> usize {
         self.calls.load(Ordering::Relaxed)
     }
 
     /// Events so far.
-    pub fn events(&self) -> usize {
+    pub(super) fn events(&self) -> usize {
         self.events.load(Ordering::Relaxed)
     }
 
     /// Whether the fault has come about.
-    pub fn has_struck(&self) -> bool {
+    pub(super) fn has_struck(&self) -> bool {
         self.has_struck.load(Ordering::Relaxed)
     }
 
     /// This version of the object was seen.
-    pub fn saw(&self, version: String) {
+    pub(super) fn saw(&self, version: String) {
         let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
         if versions.last() != Some(&version) {
             versions.push(version);

@@ -15,7 +15,7 @@ use super::world::World;
 
 /// What waits for the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
+pub(super) enum Held {
     Nothing,
     /// The agent does not ask for the start.
     Start,
@@ -26,7 +26,7 @@ pub enum Held {
 type User = for<'a> fn(&'a World) -> BoxFuture<'a, Result<()>>;
 
 /// A life of a process.
-pub struct Scenario {
+pub(super) struct Scenario {
     pub name: &'static str,
     /// What its specification says beside image and command.
     pub spec: fn() -> Value,
@@ -54,7 +54,7 @@ const PLAIN: Scenario = Scenario {
 };
 
 /// All of them; those that take long by themselves come first. Of the last two the object is gone at the end.
-pub const SCENARIOS: [Scenario; 16] = [
+pub(super) const SCENARIOS: [Scenario; 16] = [
     Scenario {
         name: "node lost, and another attempt",
         spec: || json!({"retries": {"limit": 1, "backoff": {"initialSeconds": 0}}}),

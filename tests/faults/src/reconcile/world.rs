@@ -23,19 +23,19 @@ use super::line::Line;
 use super::scenarios::Scenario;
 
 /// Name of the object in each run.
-pub const NAME: &str = "job";
+pub(super) const NAME: &str = "job";
 /// How long a user waits after a call that failed.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// One replica of the operator, as agents know it.
 #[derive(Clone)]
-pub struct Replica {
+pub(super) struct Replica {
     pub recorder: Recorder,
     pub dead: CancellationToken,
 }
 
 /// Everything around the operator in one run.
-pub struct World {
+pub(super) struct World {
     pub namespace: String,
     pub scenario: &'static Scenario,
     pub server: Client,
@@ -47,7 +47,7 @@ pub struct World {
 
 /// What there is now.
 #[derive(Clone, Default)]
-pub struct Seen {
+pub(super) struct Seen {
     pub process: Option<RemoteProcess>,
     /// By uid.
     pub pods: BTreeMap<String, Pod>,
@@ -58,16 +58,16 @@ pub struct Seen {
 }
 
 impl Seen {
-    pub fn phase(&self) -> Option<Phase> {
+    pub(super) fn phase(&self) -> Option<Phase> {
         self.process.as_ref()?.status.as_ref()?.phase
     }
 
-    pub fn reason(&self) -> Option<String> {
+    pub(super) fn reason(&self) -> Option<String> {
         Some(self.process.as_ref()?.status.as_ref()?.reason?.to_string())
     }
 
     /// The record of an attempt of the process with this uid.
-    pub fn attempt(&self, uid: &str, number: u32) -> Option<&AttemptStatus> {
+    pub(super) fn attempt(&self, uid: &str, number: u32) -> Option<&AttemptStatus> {
         let process = self.process.as_ref()?;
         if process.uid().as_deref() != Some(uid) {
             return None;
@@ -100,7 +100,7 @@ struct Journal {
 }
 
 impl World {
-    pub fn new(
+    pub(super) fn new(
         namespace: String,
         scenario: &'static Scenario,
         line: Arc<Line>,
@@ -118,11 +118,11 @@ impl World {
         })
     }
 
-    pub fn pods(&self) -> Api<Pod> {
+    pub(super) fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.server.clone(), &self.namespace)
     }
 
-    pub fn processes(&self) -> Api<RemoteProcess> {
+    pub(super) fn processes(&self) -> Api<RemoteProcess> {
         Api::namespaced(self.server.clone(), &self.namespace)
     }
 
@@ -130,7 +130,7 @@ impl World {
     ///
     /// # Errors
     /// When the API server does not do what the world asks of it.
-    pub async fn live(self: &Arc<Self>) -> Result<()> {
+    pub(super) async fn live(self: &Arc<Self>) -> Result<()> {
         let mut pods = watcher(self.pods(), watcher::Config::default()).boxed();
         let mut processes = watcher(self.processes(), watcher::Config::default()).boxed();
         let mut lives = JoinSet::new();
@@ -184,7 +184,7 @@ impl World {
     ///
     /// # Errors
     /// When the attempt was launched before.
-    pub fn launch(&self, uid: &str, attempt: u32) -> Result<()> {
+    pub(super) fn launch(&self, uid: &str, attempt: u32) -> Result<()> {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         let launches = journal.launches.entry((uid.to_owned(), attempt)).or_default();
         *launches += 1;
@@ -194,7 +194,7 @@ impl World {
         Ok(())
     }
 
-    pub fn refused(&self) {
+    pub(super) fn refused(&self) {
         self.seen.send_modify(|seen| seen.refusals += 1);
     }
 
@@ -213,7 +213,7 @@ impl World {
     }
 
     /// Waits until there is an answer to this.
-    pub async fn until<T>(&self, ask: impl Fn(&Seen) -> Option<T>) -> T {
+    pub(super) async fn until<T>(&self, ask: impl Fn(&Seen) -> Option<T>) -> T {
         let mut seen = self.seen.subscribe();
         loop {
             if let Some(answer) = ask(&seen.borrow_and_update()) {
@@ -225,32 +225,32 @@ impl World {
     }
 
     /// Waits until the process is in this phase.
-    pub async fn until_phase(&self, phase: Phase) {
+    pub(super) async fn until_phase(&self, phase: Phase) {
         self.until(|seen| (seen.phase() == Some(phase)).then_some(())).await;
     }
 
     /// Waits until this is why the process is where it is.
-    pub async fn until_reason(&self, reason: &str) {
+    pub(super) async fn until_reason(&self, reason: &str) {
         self.until(|seen| (seen.reason().as_deref() == Some(reason)).then_some(()))
             .await;
     }
 
     /// Waits until everything has ended that will.
-    pub async fn until_over(&self) {
+    pub(super) async fn until_over(&self) {
         self.until(|seen| seen.is_over().then_some(())).await;
     }
 
-    pub fn now(&self) -> Seen {
+    pub(super) fn now(&self) -> Seen {
         self.seen.borrow().clone()
     }
 
     /// Lets go of what the scenario holds.
-    pub fn release(&self) {
+    pub(super) fn release(&self) {
         self.seen.send_modify(|seen| seen.is_released = true);
     }
 
     /// Asks a replica that lives, and another one when it dies before it has answered.
-    pub async fn ask<T>(&self, call: impl Fn(Recorder) -> BoxFuture<'static, T>) -> T {
+    pub(super) async fn ask<T>(&self, call: impl Fn(Recorder) -> BoxFuture<'static, T>) -> T {
         let mut replicas = self.replicas.clone();
         loop {
             let living = replicas.wait_for(|replica| replica.as_ref().is_some_and(|one| !one.dead.is_cancelled()));
@@ -268,7 +268,7 @@ impl World {
     ///
     /// # Errors
     /// When the API server does not want it.
-    pub async fn create(&self) -> Result<()> {
+    pub(super) async fn create(&self) -> Result<()> {
         let mut spec = json!({"image": "busybox", "command": ["id"]});
         if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), (self.scenario.spec)()) {
             spec.extend(more);
@@ -299,7 +299,7 @@ impl World {
     ///
     /// # Errors
     /// When the API server does not want it.
-    pub async fn want(&self, state: &str) -> Result<()> {
+    pub(super) async fn want(&self, state: &str) -> Result<()> {
         let params = PatchParams {
             field_manager: Some("kubectl-patch".to_owned()),
             ..PatchParams::default()
@@ -313,7 +313,7 @@ impl World {
     ///
     /// # Errors
     /// When the API server does not do it.
-    pub async fn delete(&self) -> Result<()> {
+    pub(super) async fn delete(&self) -> Result<()> {
         self.processes().delete(NAME, &DeleteParams::background()).await?;
         Ok(())
     }
@@ -324,13 +324,13 @@ fn is_orphan(pod: &Pod, uid: &str) -> bool {
 }
 
 /// Uid of the process, and number of the attempt, that a pod is for.
-pub fn attempt_of(pod: &Pod) -> Result<(String, u32)> {
+pub(super) fn attempt_of(pod: &Pod) -> Result<(String, u32)> {
     let label = |name| pod.labels().get(name).context("a label of ours");
     Ok((label(names::LABEL_UID)?.clone(), label(names::LABEL_ATTEMPT)?.parse()?))
 }
 
 /// Who asks for something that is no longer there has been told all there is to know.
-pub fn gone_is_fine<T>(answer: kube::Result<T>) -> Result<()> {
+pub(super) fn gone_is_fine<T>(answer: kube::Result<T>) -> Result<()> {
     match answer {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),

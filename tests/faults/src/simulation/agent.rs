@@ -62,7 +62,7 @@ impl Ask for Relays {
 }
 
 /// One life of the agent.
-pub async fn run(world: Arc<World>) -> turmoil::Result {
+pub(super) async fn run(world: Arc<World>) -> turmoil::Result {
     let directory = world.spool.path().to_owned();
     if record::load::<Done>(&directory)?.is_some() {
         world.has_left.store(true, Ordering::Relaxed);

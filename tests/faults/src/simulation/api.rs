@@ -21,7 +21,7 @@ const WATCH: Duration = Duration::from_millis(50);
 
 /// How the API server behaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
+pub(super) enum Mode {
     /// As it should.
     #[default]
     Works,
@@ -34,14 +34,14 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub fn choose(rng: &mut StdRng) -> Self {
+    pub(super) fn choose(rng: &mut StdRng) -> Self {
         [Self::Refuses, Self::Hangs, Self::Lies][rng.random_range(0..3)]
     }
 }
 
 /// The API server. Cheap to clone.
 #[derive(Clone)]
-pub struct Api(Arc<Mutex<State>>);
+pub(super) struct Api(Arc<Mutex<State>>);
 
 struct State {
     object: Value,
@@ -50,7 +50,7 @@ struct State {
 }
 
 impl Api {
-    pub fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let object = json!({
             "apiVersion": "remoteprocess.dev/v1alpha1",
             "kind": "RemoteProcess",
@@ -69,21 +69,21 @@ impl Api {
         })))
     }
 
-    pub fn set(&self, mode: Mode) {
+    pub(super) fn set(&self, mode: Mode) {
         self.lock().mode = mode;
     }
 
-    pub fn status(&self) -> Value {
+    pub(super) fn status(&self) -> Value {
         self.lock().object["status"].clone()
     }
 
     /// The end and the seal are recorded.
-    pub fn has_output(&self) -> bool {
+    pub(super) fn has_output(&self) -> bool {
         !self.status()["attempts"][0]["output"].is_null()
     }
 
     /// Keeps a relay's directory up to date; never ends. `listed` is called after the first list.
-    pub async fn watch(&self, directory: &Directory, listed: impl FnOnce()) {
+    pub(super) async fn watch(&self, directory: &Directory, listed: impl FnOnce()) {
         let (mut listed, mut seen) = (Some(listed), 0);
         loop {
             let news = {
@@ -104,7 +104,7 @@ impl Api {
     }
 
     /// A client; to be made on the host that uses it.
-    pub fn client(&self) -> Client {
+    pub(super) fn client(&self) -> Client {
         let api = self.clone();
         let service = service_fn(move |request: Request<Body>| {
             let api = api.clone();

@@ -21,10 +21,10 @@ use turmoil::net::{TcpListener, TcpStream};
 use super::plan::Plan;
 
 /// Every service listens here, each on its own host.
-pub const PORT: u16 = 8443;
+pub(super) const PORT: u16 = 8443;
 
 /// Decides which connections break, and when.
-pub struct Network {
+pub(super) struct Network {
     rng: Mutex<StdRng>,
     frailty: u32,
     open: Mutex<Vec<Open>>,
@@ -46,7 +46,7 @@ enum Fate {
 }
 
 /// The dialling side of a connection.
-pub struct Frail {
+pub(super) struct Frail {
     io: TcpStream,
     left: u64,
     fate: Fate,
@@ -58,7 +58,7 @@ pub struct Frail {
 }
 
 impl Network {
-    pub fn new(plan: &Plan) -> Self {
+    pub(super) fn new(plan: &Plan) -> Self {
         Self {
             rng: Mutex::new(StdRng::seed_from_u64(!plan.seed)),
             frailty: plan.frailty,
@@ -67,16 +67,16 @@ impl Network {
         }
     }
 
-    pub fn cuts(&self) -> u64 {
+    pub(super) fn cuts(&self) -> u64 {
         self.cuts.load(Ordering::Relaxed)
     }
 
-    pub fn choose(&self, from: &[usize]) -> Option<usize> {
+    pub(super) fn choose(&self, from: &[usize]) -> Option<usize> {
         from.choose(&mut *self.rng()).copied()
     }
 
     /// Ends every connection between two hosts.
-    pub fn cut(&self, a: &str, b: &str) {
+    pub(super) fn cut(&self, a: &str, b: &str) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|open| {
             let is_meant = open.ends == [a, b] || open.ends == [b, a];
@@ -92,7 +92,7 @@ impl Network {
     }
 
     /// A connection from one host to another.
-    pub async fn open(&self, from: String, to: String, rate: Option<u64>) -> io::Result<Frail> {
+    pub(super) async fn open(&self, from: String, to: String, rate: Option<u64>) -> io::Result<Frail> {
         let io = TcpStream::connect((to.as_str(), PORT)).await?;
         let (left, fate) = self.fate();
         let cut = CancellationToken::new();
@@ -128,7 +128,7 @@ impl Network {
 }
 
 /// A channel from `from` to the service at `to`, over mutual TLS.
-pub async fn dial(
+pub(super) async fn dial(
     world: &Arc<super::World>,
     dialer: &Dialer,
     (from, to): (&str, &str),
@@ -144,10 +144,10 @@ pub async fn dial(
 }
 
 /// The listening side of every service.
-pub struct Port(TcpListener);
+pub(super) struct Port(TcpListener);
 
 impl Port {
-    pub async fn bind() -> io::Result<Self> {
+    pub(super) async fn bind() -> io::Result<Self> {
         TcpListener::bind(("0.0.0.0", PORT)).await.map(Self)
     }
 }

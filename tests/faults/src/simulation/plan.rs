@@ -11,23 +11,23 @@ use remoteprocess_proto::v1::{GapReason, Stream};
 use super::{api, store};
 
 /// The agent's host.
-pub const AGENT: &str = "agent";
+pub(super) const AGENT: &str = "agent";
 /// The relays' hosts.
-pub const RELAYS: [&str; 2] = ["relay-0", "relay-1"];
+pub(super) const RELAYS: [&str; 2] = ["relay-0", "relay-1"];
 /// The network is never quicker.
-pub const LEAST_LATENCY: Duration = Duration::from_millis(1);
+pub(super) const LEAST_LATENCY: Duration = Duration::from_millis(1);
 /// Faults begin within this time; the program writes for about as long.
 const BUSY: Duration = Duration::from_secs(40);
 
 /// The host of a user.
 #[must_use]
-pub fn user(index: usize) -> String {
+pub(super) fn user(index: usize) -> String {
     format!("user-{index}")
 }
 
 /// Everything that a seed decides.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(super) struct Plan {
     pub seed: u64,
     pub relays: usize,
     pub spool: Policy,
@@ -45,7 +45,7 @@ pub struct Plan {
 
 /// The program writes once.
 #[derive(Clone, Copy, Debug)]
-pub struct Write {
+pub(super) struct Write {
     pub at: Duration,
     pub stream: Stream,
     pub length: usize,
@@ -53,7 +53,7 @@ pub struct Write {
 
 /// Somebody reads.
 #[derive(Clone, Debug)]
-pub struct User {
+pub(super) struct User {
     pub begins: Duration,
     /// `Unspecified`: both.
     pub stream: Stream,
@@ -65,14 +65,14 @@ pub struct User {
 
 /// A fault and its time.
 #[derive(Clone, Debug)]
-pub struct Event {
+pub(super) struct Event {
     pub at: Duration,
     pub fault: Fault,
 }
 
 /// What can be done to hosts, and to links between two of them.
 #[derive(Clone, Debug)]
-pub enum Fault {
+pub(super) enum Fault {
     /// Ends every connection.
     Cut(String, String),
     /// Keeps every segment back.
@@ -94,7 +94,7 @@ pub enum Fault {
 }
 
 impl Plan {
-    pub fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut plan = Self {
             seed,
@@ -127,7 +127,7 @@ impl Plan {
     }
 
     /// Why output may be missing; `None`: it must not.
-    pub fn gap_reason(&self) -> Option<GapReason> {
+    pub(super) fn gap_reason(&self) -> Option<GapReason> {
         (self.spool.when_full != WhenFull::Block).then(|| self.spool.when_full.reason())
     }
 

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::plan::{Plan, Write};
 
 /// Writes what the plan says as far as the pipes take it, and knows what it has written.
-pub struct Program {
+pub(super) struct Program {
     is_launched: Option<Duration>,
     writes: VecDeque<Write>,
     /// Bytes of the first write that the pipe has taken.
@@ -28,7 +28,7 @@ pub struct Program {
 }
 
 impl Program {
-    pub fn new(plan: &Plan) -> Result<Self> {
+    pub(super) fn new(plan: &Plan) -> Result<Self> {
         let pipe = || -> Result<(OwnedFd, OwnedFd)> {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
             fcntl_setpipe_size(&write, 16 << 10)?;
@@ -47,18 +47,18 @@ impl Program {
     }
 
     /// It begins to write. More than one launch is a fault that shows in the end.
-    pub fn launch(&mut self, now: Duration) {
+    pub(super) fn launch(&mut self, now: Duration) {
         self.launches += 1;
         self.is_launched.get_or_insert(now);
     }
 
     /// The read end of a pipe, as the entrypoint hands it out.
-    pub fn pipe(&self, stream: spool::Stream) -> BorrowedFd<'_> {
+    pub(super) fn pipe(&self, stream: spool::Stream) -> BorrowedFd<'_> {
         self.pipes[stream as usize].as_fd()
     }
 
     /// Writes what is due.
-    pub fn pump(&mut self, now: Duration) -> Result<()> {
+    pub(super) fn pump(&mut self, now: Duration) -> Result<()> {
         let Some(begun) = self.is_launched else { return Ok(()) };
         while let Some(write) = self.writes.front().filter(|write| begun + write.at <= now) {
             let index = usize::from(write.stream == Stream::Stderr);
@@ -88,15 +88,15 @@ impl Program {
     }
 
     /// Whether it has written everything and ended.
-    pub fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         self.ends.iter().all(Option::is_none)
     }
 
-    pub fn written(&self) -> u64 {
+    pub(super) fn written(&self) -> u64 {
         self.history.iter().map(|bytes| bytes.len() as u64).sum()
     }
 
-    pub fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         format!(
             "the program has written {:?} bytes with {} writes to go",
             self.history.each_ref().map(Vec::len),
@@ -105,12 +105,12 @@ impl Program {
     }
 
     /// What was written to a stream.
-    pub fn history(&self, stream: Stream) -> &[u8] {
+    pub(super) fn history(&self, stream: Stream) -> &[u8] {
         &self.history[usize::from(stream == Stream::Stderr)]
     }
 
     /// Whether the status tells the truth.
-    pub fn judge_status(&self, status: &Value, may_lose: bool) -> Result<()> {
+    pub(super) fn judge_status(&self, status: &Value, may_lose: bool) -> Result<()> {
         ensure!(self.launches == 1, "launched {} times", self.launches);
         let output = &status["attempts"][0]["output"];
         ensure!(may_lose || output["sealed"] == true, "not sealed: {status:#}");

@@ -49,7 +49,7 @@ impl Connect for Agents {
 }
 
 /// One life of a relay.
-pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
+pub(super) async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
     let identity = identity(&Role::Operator);
     let client = world.api.client();
     let shutdown = CancellationToken::new();

@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 
 /// How the store behaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
+pub(super) enum Mode {
     /// As it should.
     #[default]
     Works,
@@ -29,20 +29,20 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub fn choose(rng: &mut StdRng) -> Self {
+    pub(super) fn choose(rng: &mut StdRng) -> Self {
         [Self::Refuses, Self::Lies, Self::Dawdles][rng.random_range(0..3)]
     }
 }
 
 /// A store with a mode.
 #[derive(Debug, Default)]
-pub struct Store {
+pub(super) struct Store {
     inner: InMemory,
     mode: Mutex<Mode>,
 }
 
 impl Store {
-    pub fn set(&self, mode: Mode) {
+    pub(super) fn set(&self, mode: Mode) {
         *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
     }
 

@@ -15,7 +15,7 @@ use super::program::Program;
 use super::{NAME, NAMESPACE, World, identity, network, plan};
 
 /// What a user has in the end.
-pub struct Received {
+pub(super) struct Received {
     name: String,
     stream: Stream,
     bytes: [Vec<u8>; 2],
@@ -73,7 +73,7 @@ impl Dial for Relays {
 }
 
 /// Reads from the beginning to the end, over as many connections, and as many lives, as it takes.
-pub async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
+pub(super) async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
     let user = world.plan.users[index].clone();
     sleep(user.begins).await;
     let memory = Memory::default();
@@ -145,7 +145,7 @@ fn lost(losses: &[Gap], stream: Stream) -> u64 {
 
 impl Received {
     /// Whether it is what the program wrote, but for gaps that the plan allows.
-    pub fn judge(&self, program: &Program, plan: &Plan) -> Result<()> {
+    pub(super) fn judge(&self, program: &Program, plan: &Plan) -> Result<()> {
         let name = &self.name;
         for gap in &self.losses {
             let is_allowed = gap.to.is_some() && plan.gap_reason() == Some(gap.reason());

@@ -12,13 +12,13 @@ use super::Program;
 
 /// What writers said.
 #[derive(Default)]
-pub struct Taken {
+pub(crate) struct Taken {
     pub writers: Mutex<Vec<AttachOpen>>,
     /// As it came.
     pub input: Mutex<Vec<u8>>,
 }
 
-pub type Answers = Pin<Box<dyn Stream<Item = Result<AttachResponse, Status>> + Send>>;
+pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<AttachResponse, Status>> + Send>>;
 
 /// Takes everything, and answers each message. A change of the size ends it, as if another had taken over.
 pub(super) fn take(program: Arc<Program>, requests: Streaming<AttachRequest>) -> Answers {

@@ -12,7 +12,7 @@ use tonic::{Status, Streaming};
 
 use super::Program;
 
-pub type Answers = Pin<Box<dyn Stream<Item = Result<ExecResponse, Status>> + Send>>;
+pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<ExecResponse, Status>> + Send>>;
 
 /// Writes back what it reads, and ends with code 9 at the end of the input. A change of the size: it was lost.
 pub(super) fn run(program: Arc<Program>, requests: Streaming<ExecRequest>) -> Answers {
