@@ -14,6 +14,13 @@ fn wait() -> Order {
     }
 }
 
+/// A program that exits with 4 and leaves a shell behind, which then prints `up` and waits. `trap` is its first command.
+fn leave_behind(trap: &str) -> String {
+    format!(
+        "sh -c \"{trap}; while kill -0 $$ 2>/dev/null; do sleep 0.01; done; echo up; while :; do sleep 0.02; done\" & exit 4"
+    )
+}
+
 #[rstest]
 fn the_run_lasts_until_the_last_descendant_has_ended(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     // A daemon as the old ones are: it has left group, session and parent.
@@ -42,8 +49,7 @@ fn the_run_lasts_until_the_last_descendant_has_ended(#[values(Mode::Subreaper, M
 
 #[rstest]
 fn a_stop_ends_what_is_waited_for(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
-    let script = "sh -c 'trap \"echo bye; exit\" TERM; echo up; while :; do sleep 0.02; done' & exit 4";
-    let entrypoint = Entrypoint::shell(mode, script);
+    let entrypoint = Entrypoint::shell(mode, &leave_behind("trap 'echo bye; exit' TERM"));
     let agent = entrypoint.launch_as(&wait());
     agent.await_line("up");
     agent.stop(Duration::from_secs(60));
@@ -55,8 +61,7 @@ fn a_stop_ends_what_is_waited_for(#[values(Mode::Subreaper, Mode::Namespace)] mo
 
 #[rstest]
 fn what_is_waited_for_is_killed_after_the_grace(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
-    let script = "sh -c \"trap '' TERM; echo up; while :; do sleep 0.02; done\" & exit 4";
-    let entrypoint = Entrypoint::shell(mode, script);
+    let entrypoint = Entrypoint::shell(mode, &leave_behind("trap '' TERM"));
     let agent = entrypoint.launch_as(&wait());
     agent.await_line("up");
     agent.stop(Duration::from_millis(300));
@@ -69,8 +74,7 @@ fn what_is_waited_for_is_killed_after_the_grace(#[values(Mode::Subreaper, Mode::
 
 #[test]
 fn what_is_waited_for_can_be_signalled() {
-    let script = "sh -c 'trap \"echo usr1; exit\" USR1; echo up; while :; do sleep 0.02; done' & exit 4";
-    let entrypoint = Entrypoint::shell(Mode::Subreaper, script);
+    let entrypoint = Entrypoint::shell(Mode::Subreaper, &leave_behind("trap 'echo usr1; exit' USR1"));
     let mut agent = entrypoint.launch_as(&wait());
     agent.await_line("up");
     assert_eq!(agent.signal(libc::SIGUSR1, Target::Group), None);
