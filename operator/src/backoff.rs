@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+/// Objects in one page of a list, for every watch of ours. An object that a user writes can have 1.5 MiB, the API
+/// server's limit for a request, and the operator has to survive a page of the largest ones.
+pub const WATCH_PAGE: u32 = 50;
+
 /// Pauses that double from a first to a longest one.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, WATCH_PAGE};
 
 /// What `kubectl apply` keeps for itself: a second copy of the object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -218,7 +218,7 @@ impl Scope {
             Some(namespace) => Api::namespaced(client, namespace),
             None => Api::all(client),
         };
-        let mut events = watch_objects(api, watcher::Config::default())
+        let mut events = watch_objects(api, watcher::Config::default().page_size(WATCH_PAGE))
             .backoff(Backoff::WATCH)
             .boxed();
         let mut is_first = true;

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) use self::judge::quoted;
 use self::judge::{Verdict, judge};
 use super::{AuthorityHandle, Error, metrics::count_refusal};
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, WATCH_PAGE};
 
 /// Requests worked on at a time.
 const CONCURRENCY: usize = 16;
@@ -36,7 +36,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Answers requests until `shutdown`. Every replica may run it: the first answer to a request wins.
 pub async fn run(client: Client, handle: Arc<AuthorityHandle>, shutdown: CancellationToken) {
     let api: Api<CertificateSigningRequest> = Api::all(client);
-    let config = watcher::Config::default().fields(&format!("spec.signerName={}", names::CLIENT_SIGNER));
+    let signer = format!("spec.signerName={}", names::CLIENT_SIGNER);
+    let config = watcher::Config::default().fields(&signer).page_size(WATCH_PAGE);
     let requests = watcher(api.clone(), config).backoff(Backoff::WATCH).applied_objects();
     requests
         .take_until(shutdown.cancelled())

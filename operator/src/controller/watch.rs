@@ -12,7 +12,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tracing::warn;
 
 use super::remember::Remembered;
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, WATCH_PAGE};
 use crate::directory::{Change, Directory};
 
 /// The cache of pods and the stream of processes to look at.
@@ -62,7 +62,9 @@ impl Scope {
 /// when the cache of pods is whole, or each pod would look as if it were missing.
 pub(super) fn start(client: &Client, scope: &Scope, directory: &Directory, remembered: Remembered) -> Watches {
     let (pods, pod_writer) = reflector::store();
-    let labelled = watcher::Config::default().labels(names::LABEL_UID);
+    let labelled = watcher::Config::default()
+        .labels(names::LABEL_UID)
+        .page_size(WATCH_PAGE);
     let pod_events = watch(scope.api::<Pod>(client), labelled).backoff(Backoff::WATCH);
     let (all, known) = (scope.clone(), directory.clone());
     let pod_triggers = reflect(pod_writer, pod_events.modify(strip)).flat_map(move |event| {
@@ -175,6 +177,11 @@ mod tests {
             if call.query.contains("watch=") {
                 return (200, serde_json::Value::Null);
             }
+            assert!(
+                call.query.contains(&format!("limit={WATCH_PAGE}")),
+                "small pages: {}",
+                call.query
+            );
             let process = json!({
                 "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
                 "metadata": {"name": "hello", "namespace": "team", "uid": "1", "resourceVersion": "1"},
