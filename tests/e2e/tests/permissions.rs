@@ -87,9 +87,9 @@ fn a_process_that_is_too_large_is_refused_as_a_whole() {
                 json!({"env": (0..500).map(variable).collect::<Vec<_>>(), "desiredState": "Paused"}),
             )
         };
-        // `kubectl apply` stores the spec twice.
+        // `kubectl apply` stores the spec twice, in an annotation of at most 256 KiB.
         namespace.apply("fits", env(90_000)).succeed()?;
-        let refused = namespace.apply("large", env(1_300_000)).finish()?;
+        let refused = namespace.apply("large", env(200_000)).finish()?;
         ensure!(refused.code != 0, "it was taken: {refused}");
         refused.expect_stderr(&["a RemoteProcess can have 262144"])?;
         let stop = json!({"spec": {"desiredState": "Stopped"}}).to_string();

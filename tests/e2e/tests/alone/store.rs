@@ -263,6 +263,6 @@ fn the_home_dies(namespace: &Namespace) -> Result<()> {
 fn what_is_removed_is_said_to_be(namespace: &Namespace) -> Result<()> {
     until("the removal of the output", Duration::from_secs(60), || {
         let logs = namespace.editor.rproc(&["logs", "moves"]).finish()?;
-        Ok(logs.code == 125 && logs.err().contains("RemovedByRetention"))
+        Ok(logs.code == 125 && logs.err().contains("the archive removed them"))
     })
 }
