@@ -14,7 +14,7 @@ pub enum ConditionType {
     Finished,
     /// The process ended with code 0 of its own accord. Written by the controller; the message carries the last lines.
     Succeeded,
-    /// Nothing of it runs, because somebody wants it so; only there while it is so. Written by the controller.
+    /// The process is paused on request; absent otherwise. Written by the controller.
     Paused,
     /// It is as it should be, by `spec.readyWhen` (kstatus). Written by the controller.
     Ready,

@@ -28,7 +28,7 @@ pub enum Phase {
     Starting,
     /// The program runs.
     Running,
-    /// No process of it runs, because somebody wants it so; it can go on.
+    /// The program is paused on request; it can continue.
     Paused,
     /// The program was asked to stop and has not ended.
     Stopping,
@@ -57,9 +57,9 @@ pub enum Reason {
     NonZeroExit,
     /// A signal ended the program.
     Signaled,
-    /// The kernel killed the program for want of memory.
+    /// The kernel killed the program because memory ran out.
     OOMKilled,
-    /// Somebody asked for the end.
+    /// The end was requested.
     Stopped,
     /// There is no such program in the image (code 127).
     CommandNotFound,
@@ -81,13 +81,13 @@ pub enum Reason {
     ImagePull,
     /// No node takes the pod.
     Unschedulable,
-    /// Somebody holds the pod back with scheduling gates.
+    /// Scheduling gates hold the pod back.
     Gated,
     /// A quota refuses the pod.
     Quota,
     /// Pod Security or another admission rule refuses the pod.
     Admission,
-    /// A pod of the same name belongs to somebody else.
+    /// A pod of the same name has another owner.
     NameConflict,
     /// The specification cannot be turned into a pod.
     InvalidSpec,
@@ -107,7 +107,7 @@ pub enum Reason {
     ForeignContainer,
     /// The program is running.
     Running,
-    /// Somebody wants it to stand still.
+    /// A pause was requested.
     Paused,
     /// The stop path is under way.
     Stopping,

@@ -29,7 +29,7 @@ pub fn fixed(field: &str) -> Rule {
     .message(format!("spec.{field} {RECREATE}").as_str())
 }
 
-/// An optional field of an optional object that is fixed at creation, whatever happens to its neighbours.
+/// An optional field of an optional object that is fixed at creation, also if its neighbors change.
 #[must_use]
 pub fn fixed_within(object: &str, field: &str) -> Rule {
     let given = |of: &str| format!("(has({of}.{object}) && has({of}.{object}.{field}))");

@@ -199,9 +199,9 @@ impl Sink for Output {
     }
 }
 
-/// Whether standard output shows colours: a terminal, unless `NO_COLOR` is set (no-color.org).
+/// Whether standard output shows colors: a terminal, unless `NO_COLOR` is set (no-color.org).
 #[must_use]
-pub fn shows_colours() -> bool {
+pub fn shows_colors() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
@@ -364,7 +364,7 @@ mod tests {
         is_stamped: false,
         prefix: Some(Prefix {
             with_namespace: false,
-            is_coloured: false,
+            is_colored: false,
         }),
     };
 
@@ -404,7 +404,7 @@ mod tests {
             is_stamped: true,
             prefix: Some(Prefix {
                 with_namespace: true,
-                is_coloured: false,
+                is_colored: false,
             }),
         };
         let (out, _) = lines(form, &[(1, Stream::Stdout, "x\n")]).await;

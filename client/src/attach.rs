@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::attach_request::Request as Asked;
-use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::{AttachOpen, AttachRequest, AttachResponse, ProcessKey, WindowSize};
-use remoteprocess_proto::{MAX_MESSAGE, PROTOCOL};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
-use tonic::{Status, Streaming};
+use tokio::time::{Instant, sleep};
+use tonic::Streaming;
 
-use crate::dial::{DIAL_LIMIT, Dial, DialError, NEW_LIMIT, SILENCE_LIMIT};
-use crate::retry::{Backoff, cause};
+use crate::dial::{Dial, DialError, NEW_LIMIT};
+use crate::retry::Backoff;
 use crate::stream::pending::{Pending, Said};
-use crate::stream::{End, Error, Local, Requests, due, finish, left, retry, session_name};
+use crate::stream::{
+    Broken, End, Error, Local, Requests, connect, due, finish, left, mend, next, opened, session_name,
+};
 
 /// How long the window is a line shorter, so that a full-screen program draws everything again.
 pub const SHORTER: Duration = Duration::from_millis(150);
@@ -96,14 +97,14 @@ impl<D: Dial> Writer<D> {
         local: &mut mpsc::Receiver<Local>,
         leaving: &watch::Receiver<bool>,
     ) -> Result<End<()>, Error> {
-        let dialled = tokio::select! {
-            dialled = timeout(DIAL_LIMIT, self.dial.dial()) => dialled,
+        let connected = tokio::select! {
+            connected = connect(&mut self.dial) => connected,
             () = left(leaving) => return Ok(End::Over(())),
         };
-        let Ok(channel) = dialled else {
-            return Ok(End::Cut("the relay cannot be reached in time".to_owned()));
+        let mut client = match connected {
+            Ok(client) => client,
+            Err(broken) => return self.mend(broken),
         };
-        let mut client = RelayClient::new(channel?).max_decoding_message_size(MAX_MESSAGE);
         let (requests, outgoing) = Requests::new();
         let is_known = self.pending.accepted().is_some();
         requests.send(request(Asked::Open(AttachOpen {
@@ -114,14 +115,13 @@ impl<D: Dial> Writer<D> {
             take_over: self.take_over && !is_known,
             user: String::new(),
         })));
-        let opened = tokio::select! {
-            opened = timeout(SILENCE_LIMIT, client.attach(outgoing)) => opened,
+        let answers = tokio::select! {
+            answers = opened(client.attach(outgoing)) => answers,
             () = left(leaving) => return Ok(End::Over(())),
         };
-        match opened {
-            Ok(Ok(answers)) => self.serve(requests, answers.into_inner(), local, leaving).await,
-            Ok(Err(status)) => self.retry(status),
-            Err(_) => Ok(End::Cut("the relay does not answer".to_owned())),
+        match answers {
+            Ok(answers) => self.serve(requests, answers, local, leaving).await,
+            Err(broken) => self.mend(broken),
         }
     }
 
@@ -139,12 +139,10 @@ impl<D: Dial> Writer<D> {
         loop {
             let has_room = is_begun && self.pending.has_room();
             tokio::select! {
-                answer = timeout(SILENCE_LIMIT, answers.message()) => {
+                answer = next(&mut answers) => {
                     let answer = match answer {
-                        Ok(Ok(Some(answer))) => answer,
-                        Ok(Err(status)) => return self.retry(status),
-                        Ok(Ok(None)) => return Ok(End::Cut("the relay ended the stream".to_owned())),
-                        Err(_) => return Ok(End::Cut("nothing came for 30 s".to_owned())),
+                        Ok(answer) => answer,
+                        Err(broken) => return self.mend(broken),
                     };
                     // Nobody reads the rest. Where the entrypoint is lost, nobody knows how far the input has come either.
                     if answer.is_over {
@@ -185,11 +183,8 @@ impl<D: Dial> Writer<D> {
         None
     }
 
-    /// Whether another connection can mend what the relay answered.
-    fn retry(&mut self, status: Status) -> Result<End<()>, Error> {
-        let why = cause(&status);
-        retry(&mut self.dial, status, Instant::now() < self.unknown_until)?;
-        Ok(End::Cut(why))
+    fn mend(&mut self, broken: Broken) -> Result<End<()>, Error> {
+        mend(&mut self.dial, broken, Instant::now() < self.unknown_until)
     }
 }
 

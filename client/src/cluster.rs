@@ -187,7 +187,7 @@ impl Cluster {
         }
     }
 
-    /// Calls the API server, whatever it answers.
+    /// Calls the API server and returns any answer, also a refusal.
     ///
     /// # Errors
     /// There is no answer.

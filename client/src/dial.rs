@@ -67,7 +67,8 @@ pub trait Dial: Send {
     }
 }
 
-fn client(channel: Channel) -> RelayClient<Channel> {
+/// A client whose messages have the size that every peer accepts.
+pub(crate) fn client(channel: Channel) -> RelayClient<Channel> {
     RelayClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
 }
 

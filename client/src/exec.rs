@@ -4,20 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use remoteprocess_proto::MAX_MESSAGE;
 use remoteprocess_proto::v1::exec_request::Request as Asked;
 use remoteprocess_proto::v1::exec_response::Response as Answer;
-use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::{Cursor, Data, ExecOpen, ExecRequest, ExecResponse, Exit, HangUp, WindowSize};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
-use tonic::{Status, Streaming};
+use tokio::time::{Instant, sleep};
+use tonic::Streaming;
 
-use crate::dial::{DIAL_LIMIT, Dial, DialError, SILENCE_LIMIT};
-use crate::retry::{Backoff, cause};
+use crate::dial::{Dial, DialError};
+use crate::retry::Backoff;
 use crate::sink::{Progress, Sink, during};
 use crate::stream::pending::{Pending, Said};
-use crate::stream::{End, Error, Local, Requests, finish, left, retry, session_name};
+use crate::stream::{Broken, End, Error, Local, Requests, connect, finish, left, mend, next, opened, session_name};
 
 /// Bytes of output after which the agent is told that they are here: it keeps 256 KiB.
 const CONFIRM: u64 = 64 * 1024;
@@ -31,7 +29,7 @@ const LEFT_UNTOLD: Over = Over::Left { is_told: false };
 pub enum Over {
     /// The command has ended.
     Exit(Box<Exit>),
-    /// Somebody here leaves.
+    /// The user here leaves.
     Left {
         /// The relay knows: the command is ended now, and not when it has been left alone for long.
         is_told: bool,
@@ -86,7 +84,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
         self.pending.window = Some(size);
     }
 
-    /// Passes on what is said locally and writes what comes, until the command has ended or somebody here leaves.
+    /// Passes on what is said locally and writes what comes, until the command has ended or the user here leaves.
     ///
     /// # Errors
     /// What another connection would not change.
@@ -123,29 +121,27 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
         local: &mut mpsc::Receiver<Local>,
         leaving: &watch::Receiver<bool>,
     ) -> Result<End<Over>, Error> {
-        let dialled = tokio::select! {
-            dialled = during(&mut self.progress, timeout(DIAL_LIMIT, self.dial.dial())) => dialled?,
+        let connected = tokio::select! {
+            connected = during(&mut self.progress, connect(&mut self.dial)) => connected?,
             () = left(leaving) => return Ok(End::Over(LEFT_UNTOLD)),
         };
-        let Ok(channel) = dialled else {
-            return Ok(End::Cut("the relay cannot be reached in time".to_owned()));
+        let mut client = match connected {
+            Ok(client) => client,
+            Err(broken) => return self.mend(broken),
         };
-        let mut client = RelayClient::new(channel?).max_decoding_message_size(MAX_MESSAGE);
         let (requests, outgoing) = Requests::new();
         self.open.received = Some(self.received);
         if self.open.terminal.is_some() {
             self.open.terminal = self.pending.window.or(self.open.terminal);
         }
         requests.send(request(Asked::Open(self.open.clone())));
-        let opened = timeout(SILENCE_LIMIT, client.exec(outgoing));
-        let opened = tokio::select! {
-            opened = during(&mut self.progress, opened) => opened?,
+        let answers = tokio::select! {
+            answers = during(&mut self.progress, opened(client.exec(outgoing))) => answers?,
             () = left(leaving) => return Ok(End::Over(LEFT_UNTOLD)),
         };
-        match opened {
-            Ok(Ok(answers)) => self.serve(requests, answers.into_inner(), local, leaving).await,
-            Ok(Err(status)) => self.retry(status),
-            Err(_) => Ok(End::Cut("the relay does not answer".to_owned())),
+        match answers {
+            Ok(answers) => self.serve(requests, answers, local, leaving).await,
+            Err(broken) => self.mend(broken),
         }
     }
 
@@ -160,12 +156,10 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
         loop {
             let has_room = is_begun && self.pending.has_room();
             tokio::select! {
-                answer = timeout(SILENCE_LIMIT, answers.message()) => {
+                answer = next(&mut answers) => {
                     let answer = match answer {
-                        Ok(Ok(Some(answer))) => answer.response,
-                        Ok(Err(status)) => return self.retry(status),
-                        Ok(Ok(None)) => return Ok(End::Cut("the relay ended the stream".to_owned())),
-                        Err(_) => return Ok(End::Cut("nothing came for 30 s".to_owned())),
+                        Ok(answer) => answer.response,
+                        Err(broken) => return self.mend(broken),
                     };
                     match self.hear(answer, &requests, &mut is_begun).await {
                         Ok(None) => {}
@@ -238,11 +232,8 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
         Ok(())
     }
 
-    /// Whether another connection can mend what the relay answered.
-    fn retry(&mut self, status: Status) -> Result<End<Over>, Error> {
-        let why = cause(&status);
-        retry(&mut self.dial, status, false)?;
-        Ok(End::Cut(why))
+    fn mend(&mut self, broken: Broken) -> Result<End<Over>, Error> {
+        mend(&mut self.dial, broken, false)
     }
 }
 

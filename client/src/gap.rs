@@ -2,12 +2,10 @@
 
 use remoteprocess_proto::v1::{Gap, GapReason};
 
-use crate::output::name;
-
 /// One sentence about a range of output that is lost.
 #[must_use]
 pub fn loss(gap: &Gap) -> String {
-    let stream = name(gap.stream());
+    let stream = gap.stream().name();
     let range = match gap.to {
         Some(to) => format!("bytes {} to {to} of {stream}", gap.from),
         None => format!("the bytes of {stream} from {} on", gap.from),

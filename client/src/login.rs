@@ -149,7 +149,7 @@ fn unsigned(cluster: &Cluster, name: &str) -> String {
 }
 
 /// `<hash>.pem` in the cache; the hash covers cluster, user, groups and CAs, so that a certificate is never shown for
-/// somebody else, or to another installation.
+/// another user, or to another installation.
 fn cache_path(cluster: &Cluster, trust: &Trust, user: &UserInfo) -> Option<PathBuf> {
     let folder = cluster.cache.as_ref()?;
     let mut groups = user.groups.clone().unwrap_or_default();

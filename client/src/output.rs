@@ -14,7 +14,7 @@ use crate::sink::{Progress, Sink, SinkError, during};
 
 mod ledger;
 
-pub use ledger::{Inconsistent, Ledger, Want, name};
+pub use ledger::{Inconsistent, Ledger, Want};
 
 /// Why following ended without an answer.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +39,7 @@ pub enum Error {
 /// How one connection ended.
 enum End {
     Exit(Box<v1::Exit>),
-    /// Everything that was there is written; the process goes on.
+    /// Everything that was there is written; the process still runs.
     Complete,
     Cut {
         cause: String,
@@ -186,7 +186,7 @@ impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
                 self.ledger.heartbeat(&heartbeat);
             }
             Some(Frame::Exit(exit)) => return Ok(Some(exit)),
-            // Of the other stream; or a frame of a newer relay: whatever it says, it is not output.
+            // Of the other stream, or a frame of a newer relay, which is not output.
             Some(Frame::Data(_) | Frame::Spool(_)) | None => {}
         }
         Ok(None)

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
+use crate::dial::innermost;
+
 /// Waits between tries: 100 ms, then twice as long each time, at most 2 s.
 #[derive(Debug, Default)]
 pub struct Backoff(u32);
@@ -56,14 +58,7 @@ impl Retry {
 /// The innermost reason of a failed call, which says more than the outer ones.
 #[must_use]
 pub fn cause(status: &Status) -> String {
-    let mut innermost: Option<&dyn std::error::Error> = std::error::Error::source(status);
-    while let Some(inner) = innermost.and_then(std::error::Error::source) {
-        innermost = Some(inner);
-    }
-    match innermost {
-        Some(inner) => inner.to_string(),
-        None => status.message().to_owned(),
-    }
+    std::error::Error::source(status).map_or_else(|| status.message().to_owned(), innermost)
 }
 
 #[cfg(test)]

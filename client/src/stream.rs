@@ -7,12 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::Stream;
 use remoteprocess_proto::v1::WindowSize;
+use remoteprocess_proto::v1::relay_client::RelayClient;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::{Status, Streaming};
+use tonic::transport::Channel;
+use tonic::{Response, Status, Streaming};
 
-use crate::dial::{Dial, DialError};
-use crate::retry::Retry;
+use crate::dial::{DIAL_LIMIT, Dial, DialError, SILENCE_LIMIT, client};
+use crate::retry::{Retry, cause};
 use crate::sink::SinkError;
 
 pub(crate) mod pending;
@@ -31,7 +33,7 @@ pub enum Local {
     Resize(WindowSize),
 }
 
-/// Why it cannot go on.
+/// Why no other connection is tried.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The relay refused, for good.
@@ -40,7 +42,7 @@ pub enum Error {
     /// There is no way to the relay.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// Going on would lose or double bytes.
+    /// To continue would lose or double bytes.
     #[error("the relay has accepted {accepted} bytes of input where between {from} and {to} were sent")]
     Inconsistent {
         /// What it says.
@@ -106,23 +108,67 @@ impl<T> Stream for RequestStream<T> {
     }
 }
 
-/// Prepares for another connection after an error of the relay.
+/// Why one connection is of no more use.
+pub(crate) enum Broken {
+    /// There is no way to the relay.
+    Dial(DialError),
+    /// The relay's answer.
+    Refused(Status),
+    /// The connection ended, or nothing came in time.
+    Cut(&'static str),
+}
+
+/// Connects to the relay.
+pub(crate) async fn connect(dial: &mut impl Dial) -> Result<RelayClient<Channel>, Broken> {
+    match timeout(DIAL_LIMIT, dial.dial()).await {
+        Ok(Ok(channel)) => Ok(client(channel)),
+        Ok(Err(error)) => Err(Broken::Dial(error)),
+        Err(_) => Err(Broken::Cut("the relay cannot be reached in time")),
+    }
+}
+
+/// The answers of a call, once the relay has taken it.
+pub(crate) async fn opened<A>(
+    call: impl Future<Output = Result<Response<Streaming<A>>, Status>>,
+) -> Result<Streaming<A>, Broken> {
+    match timeout(SILENCE_LIMIT, call).await {
+        Ok(answers) => answers.map(Response::into_inner).map_err(Broken::Refused),
+        Err(_) => Err(Broken::Cut("the relay does not answer")),
+    }
+}
+
+/// The next answer.
+pub(crate) async fn next<A>(answers: &mut Streaming<A>) -> Result<A, Broken> {
+    match timeout(SILENCE_LIMIT, answers.message()).await {
+        Ok(Ok(Some(answer))) => Ok(answer),
+        Ok(Ok(None)) => Err(Broken::Cut("the relay ended the stream")),
+        Ok(Err(status)) => Err(Broken::Refused(status)),
+        Err(_) => Err(Broken::Cut("nothing came for 30 s")),
+    }
+}
+
+/// Whether another connection helps; prepares for it.
 ///
 /// # Errors
 /// Another connection would not help. `is_early`: a process that the relay does not know may become known.
-pub(crate) fn retry(dial: &mut impl Dial, status: Status, is_early: bool) -> Result<(), Error> {
+pub(crate) fn mend<T>(dial: &mut impl Dial, broken: Broken, is_early: bool) -> Result<End<T>, Error> {
+    let status = match broken {
+        Broken::Dial(error) => return Err(error.into()),
+        Broken::Cut(why) => return Ok(End::Cut(why.to_owned())),
+        Broken::Refused(status) => status,
+    };
     match Retry::of(&status) {
         Retry::Never | Retry::Held => return Err(Error::Relay(status)),
         Retry::Unknown if !is_early => return Err(Error::Relay(status)),
         Retry::NewCertificate => dial.discredit(),
         Retry::Reconnect | Retry::Unknown => {}
     }
-    Ok(())
+    Ok(End::Cut(cause(&status)))
 }
 
 /// Returns when you leave.
 pub(crate) async fn left(leaving: &watch::Receiver<bool>) {
-    // Whoever may say it lives as long as there is something to leave.
+    // The sender lives as long as there is something to leave.
     if leaving.clone().wait_for(|is_leaving| *is_leaving).await.is_err() {
         std::future::pending().await
     }

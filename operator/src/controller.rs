@@ -44,9 +44,8 @@ use pod::Refusal;
 use remember::Remembered;
 use report::Reporter;
 pub(crate) use validate::quantity;
-use watch::Scope;
 
-use crate::directory::Directory;
+use crate::directory::{Directory, Scope};
 
 /// Objects that are worked on at the same time.
 const CONCURRENCY: u16 = 32;
@@ -85,11 +84,7 @@ pub async fn run(client: Client, config: Config, directory: Directory, shutdown:
     let _not_leading = NotLeading;
     let remembered = Remembered::default();
     let reporter = Reporter::new(client.clone());
-    let scopes: Vec<_> = match &config.namespaces[..] {
-        [] => vec![Scope::All],
-        namespaces => namespaces.iter().cloned().map(Scope::Namespace).collect(),
-    };
-    let loops = scopes.into_iter().map(|scope| {
+    let loops = Scope::of(&config.namespaces).into_iter().map(|scope| {
         let watches = watch::start(&client, &scope, &directory, remembered.clone());
         let context = Context {
             client: client.clone(),

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
@@ -44,10 +44,55 @@ struct Objects {
     by_uid: HashMap<String, Arc<RemoteProcess>>,
 }
 
-/// One watch: of a namespace, or of all.
-struct Scope {
+/// Where to watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// The whole cluster, with one watch.
+    All,
+    /// One namespace: permissions in it are enough.
+    Namespace(String),
+}
+
+impl Scope {
+    /// One scope for each namespace; no namespaces: the whole cluster.
+    pub(crate) fn of(namespaces: &[String]) -> Vec<Self> {
+        match namespaces {
+            [] => vec![Self::All],
+            some => some.iter().cloned().map(Self::Namespace).collect(),
+        }
+    }
+
+    /// The namespace; empty for the whole cluster.
+    pub(crate) fn namespace(&self) -> &str {
+        match self {
+            Self::All => "",
+            Self::Namespace(own) => own,
+        }
+    }
+
+    pub(crate) fn covers(&self, namespace: Option<&str>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Namespace(own) => namespace == Some(own),
+        }
+    }
+
+    pub(crate) fn api<K>(&self, client: &Client) -> Api<K>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        match self {
+            Self::All => Api::all(client.clone()),
+            Self::Namespace(namespace) => Api::namespaced(client.clone(), namespace),
+        }
+    }
+}
+
+/// One watch.
+struct Watcher {
     directory: Directory,
-    namespace: Option<String>,
+    scope: Scope,
     listed: HashSet<String>,
 }
 
@@ -79,18 +124,15 @@ impl Directory {
         ready: impl FnOnce() + Send,
         shutdown: &CancellationToken,
     ) {
-        let scopes: Vec<Option<String>> = match namespaces {
-            [] => vec![None],
-            some => some.iter().cloned().map(Some).collect(),
-        };
+        let scopes = Scope::of(namespaces);
         let delivered = watch::Sender::new(0);
-        let watches = scopes.iter().map(|namespace| {
-            let scope = Scope {
+        let watches = scopes.iter().map(|scope| {
+            let watcher = Watcher {
                 directory: self.clone(),
-                namespace: namespace.clone(),
+                scope: scope.clone(),
                 listed: HashSet::new(),
             };
-            scope.watch(client.clone(), &delivered)
+            watcher.run(&client, &delivered)
         });
         let all = futures::future::join_all(watches);
         let mut seen = delivered.subscribe();
@@ -212,12 +254,9 @@ impl Directory {
     }
 }
 
-impl Scope {
-    async fn watch(mut self, client: Client, delivered: &watch::Sender<usize>) {
-        let api: Api<DeserializeGuard<RemoteProcess>> = match &self.namespace {
-            Some(namespace) => Api::namespaced(client, namespace),
-            None => Api::all(client),
-        };
+impl Watcher {
+    async fn run(mut self, client: &Client, delivered: &watch::Sender<usize>) {
+        let api: Api<DeserializeGuard<RemoteProcess>> = self.scope.api(client);
         let mut events = watch_objects(api, watcher::Config::default().page_size(WATCH_PAGE))
             .backoff(Backoff::WATCH)
             .boxed();
@@ -247,8 +286,7 @@ impl Scope {
                 }
             }
             Event::InitDone => {
-                let namespace = self.namespace.clone().unwrap_or_default();
-                for process in self.directory.list(&namespace) {
+                for process in self.directory.list(self.scope.namespace()) {
                     if let Some(uid) = process.uid().filter(|uid| !self.listed.contains(uid)) {
                         self.directory.remove(&uid);
                     }
@@ -319,20 +357,20 @@ mod tests {
     #[test]
     fn what_a_new_list_no_longer_names_is_gone() {
         let directory = Directory::default();
-        let mut scope = Scope {
+        let mut watcher = Watcher {
             directory: directory.clone(),
-            namespace: None,
+            scope: Scope::All,
             listed: HashSet::new(),
         };
         let object = |name, uid| DeserializeGuard(Ok(process(name, uid)));
-        scope.take(Event::Init);
-        scope.take(Event::InitApply(object("a", "1")));
-        scope.take(Event::InitApply(object("b", "2")));
-        scope.take(Event::InitDone);
+        watcher.take(Event::Init);
+        watcher.take(Event::InitApply(object("a", "1")));
+        watcher.take(Event::InitApply(object("b", "2")));
+        watcher.take(Event::InitDone);
         assert_eq!(directory.list("").len(), 2);
-        scope.take(Event::Init);
-        scope.take(Event::InitApply(object("b", "2")));
-        scope.take(Event::InitDone);
+        watcher.take(Event::Init);
+        watcher.take(Event::InitApply(object("b", "2")));
+        watcher.take(Event::InitDone);
         assert_eq!(directory.list("default").len(), 1);
         assert!(directory.by_uid("1").is_none());
     }

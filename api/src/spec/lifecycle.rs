@@ -134,9 +134,9 @@ pub struct DeadlinesSpec {
     #[schemars(range(min = 1, max = 604_800))]
     pub start_seconds: Option<u32>,
     /// Maximum number of seconds for which the program of each attempt runs: 1 to 31536000. By default, there is no
-    /// limit. After that, the program is stopped, and the process fails with reason DeadlineExceeded, whatever its exit
-    /// code. You can change it at any time, also while the program runs. If the program has already run for longer, it
-    /// is stopped at once.
+    /// limit. After that, the program is stopped, and the process fails with reason DeadlineExceeded. Its exit code
+    /// does not matter. You can change the limit at any time, also while the program runs. If the program has already
+    /// run for longer, it is stopped at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub run_seconds: Option<u32>,

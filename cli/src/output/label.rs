@@ -1,5 +1,5 @@
-/// Colours of the 16 of a terminal that are read well on a dark and on a light ground.
-const COLOURS: [u8; 12] = [31, 32, 33, 34, 35, 36, 91, 92, 93, 94, 95, 96];
+/// Colors of the 16 of a terminal that are read well on a dark and on a light ground.
+const COLORS: [u8; 12] = [31, 32, 33, 34, 35, 36, 91, 92, 93, 94, 95, 96];
 
 /// Whose output it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,8 +15,8 @@ pub struct Label {
 pub struct Prefix {
     /// `[namespace/process] ` instead of `[process] `.
     pub with_namespace: bool,
-    /// In a colour that follows from the name.
-    pub is_coloured: bool,
+    /// In a color that follows from the name.
+    pub is_colored: bool,
 }
 
 impl Label {
@@ -29,22 +29,22 @@ impl Label {
             self.process.clone()
         };
         let text = format!("[{}] ", crate::render::escape(&name));
-        if prefix.is_coloured {
-            format!("\u{1b}[{}m{text}\u{1b}[0m", colour(&name))
+        if prefix.is_colored {
+            format!("\u{1b}[{}m{text}\u{1b}[0m", color(&name))
         } else {
             text
         }
     }
 }
 
-/// The same name has the same colour in each run, on each machine: FNV-1a (draft-eastlake-fnv).
-fn colour(name: &str) -> u8 {
+/// The same name has the same color in each run, on each machine: FNV-1a (draft-eastlake-fnv).
+fn color(name: &str) -> u8 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     // The low bits alone change little from `job-1` to `job-2`.
     let mixed = hash ^ (hash >> 32);
-    COLOURS[usize::try_from(mixed % COLOURS.len() as u64).unwrap_or_default()]
+    COLORS[usize::try_from(mixed % COLORS.len() as u64).unwrap_or_default()]
 }
 
 #[cfg(test)]
@@ -58,10 +58,10 @@ mod tests {
             namespace: "a".into(),
             process: "build".into(),
         };
-        let before = |with_namespace, is_coloured| {
+        let before = |with_namespace, is_colored| {
             label.before(Prefix {
                 with_namespace,
-                is_coloured,
+                is_colored,
             })
         };
         assert_eq!(before(false, false), "[build] ");
@@ -70,8 +70,8 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_have_different_colours() {
-        let colours: HashSet<u8> = (0..12).map(|number| colour(&format!("job-{number}"))).collect();
-        assert!(colours.len() >= 6, "{colours:?}");
+    fn neighbors_have_different_colors() {
+        let colors: HashSet<u8> = (0..12).map(|number| color(&format!("job-{number}"))).collect();
+        assert!(colors.len() >= 6, "{colors:?}");
     }
 }

@@ -71,7 +71,7 @@ impl Objects<'_> {
         let time = Timestamp::from_nanosecond(line.time_unix_nanos.into()).unwrap_or_default();
         let object = Object::Output {
             whose: self.whose(),
-            stream: remoteprocess_client::output::name(stream),
+            stream: stream.name(),
             offset: line.offset,
             time: format!("{time:.9}"),
             bytes,
@@ -83,7 +83,7 @@ impl Objects<'_> {
     pub(super) fn gap(&self, gap: &Gap, out: &mut Vec<u8>) {
         let object = Object::Gap {
             whose: self.whose(),
-            stream: remoteprocess_client::output::name(gap.stream()),
+            stream: gap.stream().name(),
             from: gap.from,
             to: gap.to,
             reason: gap.reason().into(),

@@ -1,8 +1,8 @@
-/// Longest colour sequence that is let through, in bytes.
+/// Longest color sequence that is let through, in bytes.
 const MAX_SEQUENCE: usize = 32;
 
 /// Makes output safe for a terminal: what could move the cursor, rename the window or answer as a keyboard is shown
-/// instead of done. Line ends, tabs, returns and colours (`ESC [ … m`) pass; so does UTF-8 text.
+/// instead of done. Line ends, tabs, returns and colors (`ESC [ … m`) pass; so does UTF-8 text.
 #[derive(Default)]
 pub(super) struct TerminalFilter {
     sequence: Vec<u8>,
@@ -11,7 +11,7 @@ pub(super) struct TerminalFilter {
 }
 
 impl TerminalFilter {
-    /// The bytes to write instead of `bytes`. A colour sequence may be split over calls.
+    /// The bytes to write instead of `bytes`. A color sequence may be split over calls.
     pub(super) fn apply(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(bytes.len());
         for byte in bytes {
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn text_and_colours_pass() {
+    fn text_and_colors_pass() {
         for text in [
             "plain\r\n\ttext\n",
             "\u{1b}[1;31mred\u{1b}[0m",

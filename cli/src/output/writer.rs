@@ -202,7 +202,7 @@ impl Writer {
 
     /// What brings a terminal back from what this source did to it.
     fn restore(&mut self, number: u32) -> io::Result<()> {
-        for (index, stream) in [Stream::Stdout, Stream::Stderr].into_iter().enumerate() {
+        for (index, stream) in remoteprocess_proto::STREAMS.into_iter().enumerate() {
             let Some(source) = self.sources.get_mut(&number) else {
                 return Ok(());
             };

@@ -149,7 +149,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// A connection, whatever it goes through.
+/// A connection: direct, or through a proxy.
 pub struct Stream(Box<dyn Io>);
 
 trait Io: Read + Write + Connection + Send + Unpin {}

@@ -1,5 +1,5 @@
 use remoteprocess_proto::{
-    PROTOCOL,
+    PROTOCOL, STREAMS,
     v1::{Cursor, Data, Exit, Gap, Heartbeat, ProcessKey, Stream, WatchOutputRequest},
 };
 
@@ -36,8 +36,6 @@ pub struct Ledger {
     has_any: [bool; 2],
     losses: Vec<Gap>,
 }
-
-const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 
 impl Ledger {
     /// Nothing has been received.
@@ -120,8 +118,8 @@ impl Ledger {
     /// One stream's place is known and the other's is not: asking again would lose or double lines.
     pub fn request(&self) -> Result<WatchOutputRequest, Inconsistent> {
         let wanted = || STREAMS.into_iter().filter(|stream| self.wants(*stream));
-        let is_known = wanted().all(|stream| self.next[index(stream)].is_some());
-        let is_fresh = wanted().all(|stream| self.next[index(stream)].is_none());
+        let is_known = wanted().all(|stream| self.next[stream.index()].is_some());
+        let is_fresh = wanted().all(|stream| self.next[stream.index()].is_none());
         if !is_known && !is_fresh {
             return Err(Inconsistent(
                 "the connection broke before the relay had said where the output begins".into(),
@@ -148,7 +146,7 @@ impl Ledger {
     pub fn heartbeat(&mut self, heartbeat: &Heartbeat) {
         if let Some(offsets) = heartbeat.offsets {
             for stream in STREAMS {
-                self.next[index(stream)].get_or_insert(offsets.of(stream));
+                self.next[stream.index()].get_or_insert(offsets.of(stream));
             }
         }
     }
@@ -163,8 +161,8 @@ impl Ledger {
             return Ok(false);
         }
         self.expect(stream, data.offset)?;
-        self.next[index(stream)] = Some(data.offset + data.bytes.len() as u64);
-        self.has_any[index(stream)] = true;
+        self.next[stream.index()] = Some(data.offset + data.bytes.len() as u64);
+        self.has_any[stream.index()] = true;
         Ok(true)
     }
 
@@ -178,7 +176,7 @@ impl Ledger {
             return Ok(false);
         }
         self.expect(stream, gap.from)?;
-        self.next[index(stream)] = gap.to;
+        self.next[stream.index()] = gap.to;
         self.losses.push(gap);
         Ok(true)
     }
@@ -203,12 +201,12 @@ impl Ledger {
                     seal.stderr.as_ref()
                 }?
                 .bytes;
-                let received = self.next[index(stream)]?;
-                // Whoever began behind the end got nothing, rightly.
-                (received < sealed || (received > sealed && self.has_any[index(stream)])).then(|| {
+                let received = self.next[stream.index()]?;
+                // A reader that began behind the end rightly got nothing.
+                (received < sealed || (received > sealed && self.has_any[stream.index()])).then(|| {
                     format!(
                         "{} ended at byte {received}, and the seal says {sealed}: output is missing",
-                        name(stream)
+                        stream.name()
                     )
                 })
             })
@@ -219,28 +217,18 @@ impl Ledger {
     }
 
     fn offset(&self, stream: Stream) -> u64 {
-        self.next[index(stream)].unwrap_or_default()
+        self.next[stream.index()].unwrap_or_default()
     }
 
     fn expect(&self, stream: Stream, offset: u64) -> Result<(), Inconsistent> {
-        match self.next[index(stream)] {
+        match self.next[stream.index()] {
             Some(next) if next != offset => Err(Inconsistent(format!(
                 "the relay sent byte {offset} of {} where byte {next} is next",
-                name(stream)
+                stream.name()
             ))),
             _ => Ok(()),
         }
     }
-}
-
-/// What the stream is called.
-#[must_use]
-pub fn name(stream: Stream) -> &'static str {
-    if stream == Stream::Stderr { "stderr" } else { "stdout" }
-}
-
-fn index(stream: Stream) -> usize {
-    usize::from(stream == Stream::Stderr)
 }
 
 #[cfg(test)]

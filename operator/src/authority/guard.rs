@@ -7,8 +7,8 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use http::{Request, Response};
-use remoteprocess_tls::{PeerIdentity, Role};
+use http::{Request, Response, Uri};
+use remoteprocess_tls::PeerIdentity;
 use tokio::time::Instant;
 use tonic::{Code, Status, body::Body, transport::server::TcpConnectInfo};
 use tower::Service;
@@ -53,10 +53,9 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let call = Call::of(&request);
-        let is_admitted = match &call.user {
-            Some(user) => self.users.admit(user.clone(), Instant::now()),
-            None => true,
-        };
+        let is_admitted = call
+            .user()
+            .is_none_or(|user| self.users.admit(user.to_owned(), Instant::now()));
         if !is_admitted {
             let response = Status::resource_exhausted("too many calls; try again later").into_http();
             call.note(&response);
@@ -74,22 +73,23 @@ where
 
 /// Who calls what.
 struct Call {
-    user: Option<String>,
-    role: Option<Role>,
+    peer: Option<Arc<PeerIdentity>>,
     source: Option<IpAddr>,
-    method: String,
+    method: Uri,
 }
 
 impl Call {
     fn of<B>(request: &Request<B>) -> Self {
-        let peer = request.extensions().get::<Arc<PeerIdentity>>();
         let info = request.extensions().get::<TcpConnectInfo>();
         Self {
-            user: peer.and_then(|peer| Some(peer.user.as_ref()?.name.clone())),
-            role: peer.map(|peer| peer.role.clone()),
+            peer: request.extensions().get().cloned(),
             source: info.and_then(|info| Some(info.remote_addr?.ip())),
-            method: request.uri().path().to_owned(),
+            method: request.uri().clone(),
         }
+    }
+
+    fn user(&self) -> Option<&str> {
+        Some(&self.peer.as_ref()?.user.as_ref()?.name)
     }
 
     /// Writes a line and counts, if the answer is a refusal.
@@ -106,10 +106,10 @@ impl Call {
         let message = headers.get("grpc-message").and_then(|message| message.to_str().ok());
         tracing::info!(
             target: "refused",
-            user = self.user.as_deref().map(quoted),
-            role = self.role.as_ref().map(tracing::field::display),
+            user = self.user().map(quoted),
+            role = self.peer.as_ref().map(|peer| tracing::field::display(&peer.role)),
             source = self.source.map(tracing::field::display),
-            method = quoted(&self.method),
+            method = quoted(self.method.path()),
             reason,
             detail = message.map(quoted),
             "refused a call"
@@ -121,7 +121,7 @@ impl Call {
 mod tests {
     use std::convert::Infallible;
 
-    use remoteprocess_tls::User;
+    use remoteprocess_tls::{Role, User};
     use tower::service_fn;
 
     use super::*;

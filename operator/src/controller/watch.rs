@@ -2,60 +2,22 @@
 
 use futures::stream::{self, BoxStream, Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
-use kube::core::NamespaceResourceScope;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, reflector as reflect, watcher as watch};
-use kube::{Api, Client, ResourceExt};
+use kube::{Client, ResourceExt};
 use remoteprocess_api::{RemoteProcess, names};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tracing::warn;
 
 use super::remember::Remembered;
 use crate::backoff::{Backoff, WATCH_PAGE};
-use crate::directory::{Change, Directory};
+use crate::directory::{Change, Directory, Scope};
 
 /// The cache of pods and the stream of processes to look at.
 pub(super) struct Watches {
     pub(super) pods: Store<Pod>,
     pub(super) triggers: BoxStream<'static, ObjectRef<RemoteProcess>>,
-}
-
-/// Where to watch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
-    /// The whole cluster, with one watch.
-    All,
-    /// One namespace: rights in it are enough.
-    Namespace(String),
-}
-
-impl Scope {
-    fn api<K>(&self, client: &Client) -> Api<K>
-    where
-        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-    {
-        match self {
-            Self::All => Api::all(client.clone()),
-            Self::Namespace(namespace) => Api::namespaced(client.clone(), namespace),
-        }
-    }
-
-    fn covers(&self, namespace: Option<&str>) -> bool {
-        match self {
-            Self::All => true,
-            Self::Namespace(own) => namespace == Some(own),
-        }
-    }
-
-    fn all(&self, directory: &Directory) -> Vec<ObjectRef<RemoteProcess>> {
-        let namespace = match self {
-            Self::All => "",
-            Self::Namespace(own) => own,
-        };
-        let known = directory.list(namespace);
-        known.iter().map(|process| ObjectRef::from_obj(&**process)).collect()
-    }
 }
 
 /// Begins to watch. Nothing happens until `triggers` is polled; processes come only
@@ -89,7 +51,7 @@ fn process_triggers(
 ) -> impl Stream<Item = ObjectRef<RemoteProcess>> + use<> {
     // Subscribed first: what changes in between comes twice, and nothing is missed.
     let changes = UnboundedReceiverStream::new(directory.subscribe());
-    let there = stream::iter(scope.all(directory));
+    let there = stream::iter(all(&scope, directory));
     let changed = changes.filter_map(move |change| {
         std::future::ready(match change {
             Change::Is(process) => scope
@@ -104,12 +66,17 @@ fn process_triggers(
     there.chain(changed)
 }
 
+fn all(scope: &Scope, directory: &Directory) -> Vec<ObjectRef<RemoteProcess>> {
+    let known = directory.list(scope.namespace());
+    known.iter().map(|process| ObjectRef::from_obj(&**process)).collect()
+}
+
 /// The processes that an event of a pod may change. A pod that went while its watch was cut has no event of its own: it is
 /// missing from the new list, and so all processes are looked at when that is whole.
 fn touched(event: &Event<Pod>, scope: &Scope, directory: &Directory) -> Vec<ObjectRef<RemoteProcess>> {
     match event {
         Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) => owner(pod).into_iter().collect(),
-        Event::InitDone => scope.all(directory),
+        Event::InitDone => all(scope, directory),
         Event::Init => Vec::new(),
     }
 }

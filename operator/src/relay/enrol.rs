@@ -17,7 +17,7 @@ use k8s_openapi::api::{
     core::v1::Pod,
 };
 use kube::{Api, Client, api::PostParams};
-use remoteprocess_api::{RemoteProcess, names, sentence::plain};
+use remoteprocess_api::{RemoteProcess, identifier, names, sentence::plain};
 use remoteprocess_proto::{
     PROTOCOL,
     v1::{
@@ -52,9 +52,6 @@ const CONCURRENCY: usize = 64;
 /// A further certificate is not given sooner than this while the agent is connected: it renews after three fifths of an
 /// hour. Whoever else has a token of its pod (editors of the namespace can make one) gets nothing.
 const RENEWAL: Duration = Duration::from_secs(30 * 60);
-
-/// Longest name of a Kubernetes object and longest uid.
-const MAX_NAME: usize = 253;
 
 /// The `Enrolment` service.
 pub struct EnrolmentService {
@@ -173,7 +170,7 @@ impl EnrolmentService {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &bound.namespace);
         let pod = pods.get_opt(&bound.pod_name).await?.ok_or(Refusal::Pod("it is gone"))?;
         proof::check_pod(&pod, bound).map_err(Refusal::Pod)?;
-        let owner = proof::claimed_owner(&pod).filter(|name| name.len() <= MAX_NAME && is_name(name));
+        let owner = proof::claimed_owner(&pod).filter(|name| identifier::is_name(name));
         let owner = owner.ok_or(Refusal::Pod("no process controls it"))?;
         let processes: Api<RemoteProcess> = Api::namespaced(self.client.clone(), &bound.namespace);
         let process = processes.get_opt(owner).await?;
@@ -208,12 +205,6 @@ impl EnrolmentService {
     }
 }
 
-/// Whether the text can be an object's name, and nothing else in a path.
-fn is_name(text: &str) -> bool {
-    text.bytes()
-        .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
-}
-
 #[tonic::async_trait]
 impl Enrolment for EnrolmentService {
     async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
@@ -235,7 +226,7 @@ impl Enrolment for EnrolmentService {
             }
             Err(refusal) => {
                 let error = &refusal as &dyn std::error::Error;
-                let process = plain(process, MAX_NAME);
+                let process = plain(process, identifier::MAX_NAME);
                 count_refusal("enrol", refusal.reason());
                 tracing::warn!(process, attempt, source = ?source, error, "refused to enrol an agent");
                 Err(refusal.status())

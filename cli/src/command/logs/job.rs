@@ -64,7 +64,7 @@ pub struct LogsArgs {
         default_value = "auto",
         hide_default_value = true
     )]
-    pub color: Colour,
+    pub color: Color,
     /// Format: one JSON object per line of output, gap and end
     #[arg(short, long, value_enum, value_name = "FORMAT", conflicts_with_all = ["timestamps", "raw", "prefix"])]
     pub output: Option<OutputFormat>,
@@ -131,9 +131,9 @@ impl From<StreamName> for Stream {
     }
 }
 
-/// When there are colours.
+/// When there are colors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Colour {
+pub enum Color {
     /// On a terminal, unless NO_COLOR is set
     Auto,
     /// Also elsewhere
@@ -186,7 +186,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// Writes it. The verdict of a process that goes on is 0, or 125 where bytes are lost.
+    /// Writes it. While the process runs, the verdict is 0, or 125 if bytes are lost.
     pub(super) async fn run(
         self,
         dial: impl Dial,
@@ -215,13 +215,13 @@ impl Job {
     }
 }
 
-/// Of a process that is followed to its end each attempt is; an attempt that is named stands alone.
+/// `-f` continues with each further attempt, unless you name an attempt.
 pub(super) fn next_attempt(cluster: &Arc<Cluster>, args: &LogsArgs, key: &ProcessKey) -> Option<NextAttempt> {
     let is_meant = args.follow && args.attempt == 0 && !key.name.is_empty();
     is_meant.then(|| NextAttempt::new(cluster, key))
 }
 
-/// The process goes on; what was read of it so far may have holes.
+/// The verdict of a process that still runs: bytes may be missing in what was read so far.
 pub(super) fn open_ended(name: &str, ledger: &Ledger) -> Verdict {
     let lost = remoteprocess_client::gap::losses(ledger.losses());
     Verdict {
@@ -250,10 +250,10 @@ pub(super) fn form(args: &LogsArgs, is_many: bool) -> Form {
     let is_stamped = args.timestamps;
     let prefix = args.prefix.unwrap_or(is_many).then(|| Prefix {
         with_namespace: args.all_namespaces,
-        is_coloured: match args.color {
-            Colour::Auto => output::shows_colours(),
-            Colour::Always => true,
-            Colour::Never => false,
+        is_colored: match args.color {
+            Color::Auto => output::shows_colors(),
+            Color::Always => true,
+            Color::Never => false,
         },
     });
     match args.output {
@@ -330,7 +330,7 @@ pub(super) async fn find(
                 key.name, key.namespace
             )));
         }
-        // Whoever may read the output and not the object gets it by name.
+        // A user who may read the output but not the object gets it by name.
         Err(kube::Error::Api(status)) if status.code == 403 => {}
         Err(error) => {
             return Err(cluster

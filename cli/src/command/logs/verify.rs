@@ -2,9 +2,9 @@ use std::time::Duration;
 
 use remoteprocess_api::{AttemptOutput, RemoteProcess, RemoteProcessStatus};
 use remoteprocess_client::observe::{self, Seen};
-use remoteprocess_client::output::name;
 use remoteprocess_client::{Cluster, Dial, Follower, Ledger};
-use remoteprocess_proto::v1::{Exit, Gap, ProcessKey, SealReason, Stream};
+use remoteprocess_proto::STREAMS;
+use remoteprocess_proto::v1::{Exit, Gap, ProcessKey, SealReason};
 use tokio::time::Instant;
 
 use super::job::{LogsArgs, shown, want};
@@ -42,7 +42,7 @@ pub(super) async fn run(dial: impl Dial, cluster: &Cluster, args: &LogsArgs, key
             Some(attempt) => format!("{shown}, attempt {attempt}"),
             None => shown,
         },
-        bytes: [Stream::Stdout, Stream::Stderr].map(|stream| ledger.reached(stream)),
+        bytes: STREAMS.map(|stream| ledger.reached(stream)),
         hashes: output.hashes().await?,
         losses: ledger.losses(),
         exit: &exit,
@@ -126,10 +126,10 @@ impl Finding<'_> {
         } else {
             (exit::UNKNOWN, format!("{}: not verified", self.name))
         };
-        let read = [Stream::Stdout, Stream::Stderr].into_iter().enumerate();
+        let read = STREAMS.into_iter().enumerate();
         let read = read.map(|(index, stream)| {
             let hash = hex::encode(self.hashes[index]);
-            format!("  {}: {} bytes, sha256 {hash}", name(stream), self.bytes[index])
+            format!("  {}: {} bytes, sha256 {hash}", stream.name(), self.bytes[index])
         });
         let lines: Vec<String> = std::iter::once(first)
             .chain(wrong.iter().map(|wrong| format!("  {wrong}")))
@@ -177,8 +177,8 @@ impl Finding<'_> {
 
     /// Where bytes are missing, their count and hash say nothing more.
     fn compare(&self, index: usize, whose: &str, bytes: u64, hash: Option<&str>) -> Option<String> {
-        let stream = name([Stream::Stdout, Stream::Stderr][index]);
-        if self.losses.iter().any(|gap| name(gap.stream()) == stream) {
+        let stream = STREAMS[index].name();
+        if self.losses.iter().any(|gap| gap.stream().name() == stream) {
             return None;
         }
         let read = hex::encode(self.hashes[index]);
@@ -198,7 +198,7 @@ impl Finding<'_> {
 mod tests {
     use super::*;
     use remoteprocess_api::{AttemptStatus, StreamStatus};
-    use remoteprocess_proto::v1::{GapReason, Seal, StreamSeal};
+    use remoteprocess_proto::v1::{GapReason, Seal, Stream, StreamSeal};
 
     fn exit() -> Exit {
         let seal = |bytes, hash: u8| {

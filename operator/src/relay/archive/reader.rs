@@ -152,7 +152,7 @@ fn beyond(pieces: Vec<Placed>, at: Cursor) -> Vec<Placed> {
     let mut at = at;
     let mut found = Vec::with_capacity(pieces.len());
     for Placed { start, piece } in pieces {
-        for stream in [Stream::Stdout, Stream::Stderr] {
+        for stream in remoteprocess_proto::STREAMS {
             if start.of(stream) > at.of(stream) {
                 let hole = gap(stream, at.of(stream), Some(start.of(stream)), GapReason::ArchiveDamaged);
                 place(&mut found, &mut at, hole);

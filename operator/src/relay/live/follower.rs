@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::{self, Poll, ready};
 
-use remoteprocess_proto::v1::{Cursor, Exit, GapReason, Stream};
+use remoteprocess_proto::v1::{Cursor, Exit, GapReason};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::PollSemaphore;
 
@@ -314,7 +314,7 @@ impl Follower {
         self.place = Some(Place::new(front));
         let mut holes = VecDeque::new();
         let mut start = at;
-        for stream in [Stream::Stdout, Stream::Stderr] {
+        for stream in remoteprocess_proto::STREAMS {
             if front.of(stream) > start.of(stream) {
                 let piece = gap(
                     stream,

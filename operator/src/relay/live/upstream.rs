@@ -112,7 +112,7 @@ fn give_up(live: &LiveAttempt, exit: Exit) -> Exit {
         "the agent is gone: the attempt ends with what the status says"
     );
     let end = live.received();
-    for stream in [Stream::Stdout, Stream::Stderr] {
+    for stream in remoteprocess_proto::STREAMS {
         live.ring
             .push(gap(stream, end.of(stream), None, GapReason::NeverSealed));
     }
