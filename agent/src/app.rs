@@ -1,4 +1,4 @@
-//! Putting the parts together, and the way out.
+//! Wires the parts of the agent together, and shuts them down.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::process::{Process, Settings};
 use crate::service::ExecutorService;
 use crate::spool::{Spool, record};
 
-/// How long to wait for a relay that does not come, when the pod ends.
+/// How long to wait for a relay that does not come when the pod ends.
 const UNREACHABLE: Duration = Duration::from_secs(10);
 /// How long the entrypoint may take to leave once everything is recorded.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -110,7 +110,7 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-/// Enrols, then serves and keeps a home. The port is bound already: whoever comes early waits in the kernel's queue.
+/// Enrolls, then serves and keeps a home. The port is already bound: early connections wait in the kernel's queue.
 async fn be_served(
     config: Arc<Config>,
     listener: TcpListener,
@@ -154,8 +154,8 @@ async fn be_served(
     }
 }
 
-/// The program or the pod ends: waits for the final commit, but not longer than the kubelet will. A relay that is away is
-/// waited for, too, but where somebody deletes the pod.
+/// Runs when the program or the pod ends: waits for the final commit, but not longer than the kubelet will. It also
+/// waits for an absent relay, unless the pod is being deleted.
 async fn drain(process: &Process, homes: &Homes, is_done: watch::Receiver<bool>, limit: Duration) {
     let (is_idle, is_deleted) = {
         let status = process.status();
@@ -180,12 +180,12 @@ async fn drain(process: &Process, homes: &Homes, is_done: watch::Receiver<bool>,
 
 async fn becomes_true(mut flag: watch::Receiver<bool>) {
     if flag.wait_for(|is_true| *is_true).await.is_err() {
-        // The service is gone; it cannot become true any more.
+        // The service is gone; it cannot become true anymore.
         std::future::pending().await
     }
 }
 
-/// Returns when there was no home for a while.
+/// Returns when there has been no home for a while.
 async fn unreachable(homes: &Homes) {
     let mut home = homes.watch();
     loop {

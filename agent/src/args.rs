@@ -162,7 +162,7 @@ pub struct RunArgs {
 /// Numbers of signals (signal(7)).
 pub const SIGNALS: std::ops::RangeInclusive<i64> = 1..=64;
 
-/// What happens with processes that outlive the program.
+/// What happens to processes that outlive the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "PascalCase")]
 pub enum Leftovers {
@@ -181,7 +181,7 @@ impl From<Leftovers> for message::Leftovers {
     }
 }
 
-/// The same, checked.
+/// The same settings, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where to enrol, `host:port`.
@@ -190,7 +190,7 @@ pub struct Config {
     pub relay: String,
     /// All CAs to trust at first, PEM.
     pub ca_bundle: String,
-    /// Of all certificates.
+    /// Trust domain of all certificates.
     pub trust_domain: TrustDomain,
     /// Namespace of the RemoteProcess.
     pub process_namespace: String,
@@ -200,7 +200,7 @@ pub struct Config {
     pub process_uid: String,
     /// Number of the attempt, from 1.
     pub attempt: u32,
-    /// Who this agent is.
+    /// Role of this agent.
     pub role: Role,
     /// Address of this pod.
     pub pod_ip: IpAddr,
@@ -214,25 +214,25 @@ pub struct Config {
     pub echo: Echo,
     /// First signal of the stop path.
     pub stop_signal: i32,
-    /// Between that signal and SIGKILL.
+    /// Time between that signal and SIGKILL.
     pub stop_grace: Duration,
-    /// Waiting for the archive when the pod ends.
+    /// How long to wait for the archive when the pod ends.
     pub drain: Duration,
-    /// Without any agent for so long the entrypoint stops the program.
+    /// If no agent is there for this long, the entrypoint stops the program.
     pub agent_lost: Duration,
     /// How long the program may run.
     pub run_limit: Option<Duration>,
-    /// How it is warned before.
+    /// How the program is warned before that.
     pub warning: Option<Warning>,
-    /// Pauses do not count for that.
+    /// Pauses do not count toward that limit.
     pub pause_stops_clock: bool,
-    /// What happens with what the program leaves behind.
+    /// What happens to processes that the program leaves behind.
     pub leftovers: message::Leftovers,
     /// One pipe for both streams.
     pub merge: bool,
     /// The program takes input.
     pub stdin: bool,
-    /// It runs at a terminal, of this size at the start.
+    /// The program runs at a terminal that starts with this size.
     pub terminal: Option<WindowSize>,
     /// File with the projected token.
     pub token_file: PathBuf,
@@ -253,7 +253,7 @@ pub enum Error {
     /// Attempts count from 1.
     #[error("--attempt is 0: attempts count from 1")]
     Attempt,
-    /// Less than one page of the pipe cannot be pushed back on.
+    /// A spool smaller than one page of the pipe could not hold the program back.
     #[error("--spool-size is {0} bytes: at least 65536")]
     SpoolSize(u64),
 }

@@ -8,7 +8,7 @@ pub use remoteprocess_entrypoint::clock::{Moment, now};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Nanoseconds since the Unix epoch; 0 where the clock stands before it.
+/// Nanoseconds since the Unix epoch; 0 if the clock is before it.
 #[must_use]
 pub fn unix_nanos() -> i64 {
     SystemTime::now()
@@ -27,7 +27,7 @@ impl Timer {
     /// When the kernel has none left.
     pub fn new() -> io::Result<Self> {
         let timer = clock::Timer::new()?;
-        // As for sockets: what is to follow is unsafe to call, and asks for what an `OwnedFd` keeps anyway.
+        // As for sockets: the replacement is unsafe to call, and requires only what an `OwnedFd` guarantees anyway.
         #[allow(deprecated, reason = "see above")]
         AsyncFd::with_interest(timer, Interest::READABLE).map(Self)
     }
@@ -42,7 +42,7 @@ impl Timer {
             if now() >= at {
                 return;
             }
-            // That was an earlier setting.
+            // That was an earlier setting of the timer.
             ready.clear_ready();
         }
     }

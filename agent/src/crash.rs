@@ -1,7 +1,7 @@
 //! Crash points: places between two steps at which a test can make this process abort. Release builds have none.
 //!
-//! `RPROC_CRASH_AT=<part>.<step>:<n>:<file>` aborts at the n-th time (from 1) that the point is reached, once: whoever
-//! makes `<file>` does it.
+//! `RPROC_CRASH_AT=<part>.<step>:<n>:<file>` aborts the n-th time (from 1) that the point is reached. Only the process
+//! that creates `<file>` aborts, so it happens once.
 
 /// All points, `<part>.<step>`.
 pub const POINTS: [&str; 21] = [
@@ -28,7 +28,7 @@ pub const POINTS: [&str; 21] = [
     "done.written",
 ];
 
-/// Nothing.
+/// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
 pub const fn point(_part: &str, _step: &str) {}
 
@@ -58,7 +58,7 @@ mod armed {
         })
     });
 
-    /// Aborts here, if it was asked for.
+    /// Aborts here, if `RPROC_CRASH_AT` names this point.
     pub fn point(part: &str, step: &str) {
         let Some(crash) = &*ARMED else { return };
         let is_here = crash.point.strip_prefix(part).and_then(|rest| rest.strip_prefix('.')) == Some(step);

@@ -13,7 +13,7 @@ use crate::backoff::Backoff;
 
 /// Limit of one enrolment.
 const LIMIT: Duration = Duration::from_secs(10);
-/// A certificate that should be renewed long ago is tried again this often at least.
+/// Shortest wait between two attempts to renew a certificate.
 const RENEW_FLOOR: Duration = Duration::from_secs(1);
 
 /// Why an enrolment failed.
@@ -33,11 +33,11 @@ pub enum Error {
     Timeout,
 }
 
-/// Gets certificates, first and further ones.
+/// Obtains the first and all later certificates.
 #[derive(Debug)]
 pub struct Enrolment {
     config: Arc<Config>,
-    /// The CAs as last told by the relay.
+    /// The CAs as the relay last reported them.
     bundle: Mutex<String>,
 }
 
@@ -48,7 +48,7 @@ struct Certified {
 }
 
 impl Enrolment {
-    /// Will enrol as `config` says.
+    /// Enrolls according to `config`.
     #[must_use]
     pub fn new(config: Arc<Config>) -> Self {
         let bundle = Mutex::new(config.ca_bundle.clone());
@@ -87,7 +87,7 @@ impl Enrolment {
         Ok(())
     }
 
-    /// Keeps `identity` fresh for ever.
+    /// Keeps `identity` fresh. Never returns.
     pub async fn keep_fresh(&self, identity: &Identity) {
         loop {
             let left = identity.renew_at().duration_since(SystemTime::now());

@@ -1,4 +1,4 @@
-//! How the end of a process is told on the wire.
+//! How the end of a process is reported on the wire.
 
 use remoteprocess_entrypoint::message::{Exited, Outcome, StopCause};
 use remoteprocess_proto::v1::exit::{Outcome as Wire, Source};
@@ -9,8 +9,8 @@ use crate::process::facts::{Closed, Ending, Facts};
 use crate::process::machine::REQUESTED_BY;
 use crate::spool::{Offsets, Seals, StreamSeal};
 
-/// The last frame, once everything for it is known: the end, the seals of the whole output, and how many bytes of it
-/// were `lost` for want of room.
+/// The last frame, once everything for it is known: the exit, the seals of the whole output, and how many bytes of it
+/// were `lost` because there was no room.
 #[must_use]
 pub fn frame(facts: &Facts, seals: Option<&Seals>, lost: Offsets) -> Option<v1::Exit> {
     let (ending, closed, seals) = (facts.ending.as_ref()?, facts.closed?, seals?);
@@ -48,7 +48,7 @@ fn unreported(at_unix_nanos: i64) -> v1::Exit {
     }
 }
 
-/// Nobody saw an end, because there was no beginning.
+/// The exit of a program that was stopped before it was launched.
 fn cancelled(at_unix_nanos: i64, facts: &Facts) -> v1::Exit {
     v1::Exit {
         outcome: Wire::Unknown.into(),
@@ -128,7 +128,7 @@ fn reported(exited: &Exited, facts: &Facts) -> v1::Exit {
     }
 }
 
-/// Why it ended, and a sentence where there is one.
+/// Why it ended, and a message if there is one.
 fn reason(exited: &Exited) -> (Reason, String) {
     match (&exited.outcome, exited.stop) {
         (Outcome::NotFound { message }, _) => (Reason::CommandNotFound, message.clone()),
@@ -146,7 +146,7 @@ fn reason(exited: &Exited) -> (Reason, String) {
     }
 }
 
-/// Names the descendants that the kernel killed: the program's own end may follow from that.
+/// Names the descendants that the kernel killed: the program may have ended because of that.
 fn with_oom(sentence: String, exited: &Exited) -> String {
     let killed = match exited.oom_kills {
         0 => return sentence,

@@ -17,7 +17,7 @@ use crate::process::machine::Phase;
 
 /// How long a relay that has answered `Start` has to open its stream.
 const OPENING: Duration = Duration::from_secs(3);
-/// How long another home may take to come by itself when one has gone.
+/// How long another home may take to come by itself after one has gone.
 const SUCCESSION: Duration = Duration::from_millis(300);
 /// Limit of one `Start`: the relay writes to the API server first.
 const START_LIMIT: Duration = Duration::from_secs(15);
@@ -25,13 +25,13 @@ const START_LIMIT: Duration = Duration::from_secs(15);
 /// Which home there is. A later one ends an earlier one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Home {
-    /// Counts every home that ever was.
+    /// Number of homes that there have been so far.
     pub generation: u64,
-    /// The latest one's stream is open.
+    /// The stream of the latest home is open.
     pub is_present: bool,
 }
 
-/// The place of the home. Cheap to clone.
+/// Tracks the home of this attempt. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Homes {
     current: watch::Sender<Home>,
@@ -61,7 +61,7 @@ impl Homes {
         }
     }
 
-    /// Which home there is, as it changes.
+    /// The current home, as it changes.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Home> {
         self.current.subscribe()
@@ -118,19 +118,19 @@ pub trait Ask: Send + Sync {
     fn renew(&self) -> impl Future<Output = ()> + Send;
 }
 
-/// Over the network, as the pod's specification says.
+/// A relay over the network, as the pod's specification names it.
 pub struct Relay {
     /// Which process, and where the relay is.
     pub config: Arc<Config>,
     /// Where this agent listens, `host:port`.
     pub address: String,
-    /// Gets a certificate.
+    /// Obtains certificates.
     pub enrolment: Arc<Enrolment>,
     /// The certificate.
     pub identity: Arc<Identity>,
 }
 
-/// Asks for the start when the entrypoint is there, and for a new home whenever there is none. Never ends.
+/// Asks for the start when the entrypoint is there, and for a new home whenever there is none. Never returns.
 pub async fn keep(relay: impl Ask, process: Process, homes: Homes) {
     let mut status = process.status();
     let mut home = homes.watch();
@@ -170,7 +170,7 @@ impl Ask for Relay {
             launched,
         };
         let ask = async {
-            // A connection of its own each time: the Service chooses a replica that lives.
+            // A new connection each time: the Service then chooses a living replica.
             let channel = Dialer::new(Arc::clone(&self.identity))
                 .connect(&self.config.relay, &Role::Operator)
                 .await?;

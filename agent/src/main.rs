@@ -1,6 +1,6 @@
 //! The agent program: parse, init, run.
 
-// The macros that print panic where nobody can read.
+// The macros that print panic if the stream is closed.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 use std::io::Write;
@@ -13,13 +13,13 @@ use remoteprocess_agent::args::{Cli, Command, Config};
 use remoteprocess_agent::{app, install, mask, supervise};
 use remoteprocess_runtime::{LogFormat, init_logs, shutdown_token};
 
-// musl's own gives every buffer of output back to the kernel, which then hands out zeroed pages again.
+// musl's own allocator returns every buffer of output to the kernel, which then has to provide zeroed pages again.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Stack of each thread: nothing here recurses.
 const STACK_BYTES: usize = 512 * 1024;
-/// Threads that come and go for file synchronisation.
+/// Threads for file synchronization, started on demand.
 const BLOCKING: usize = 4;
 
 fn main() -> ExitCode {
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            // The kubelet shows what is said here. Where nobody can read it, the code still tells.
+            // The kubelet shows this message. If it cannot be written, the exit code still tells.
             let _ = writeln!(std::io::stderr(), "agent: {error:#}");
             match error.downcast_ref::<mask::Error>() {
                 Some(_) => ExitCode::from(supervise::UNUSABLE),
@@ -57,7 +57,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
-    // Capture and hashing have threads of their own; a stream that goes from thread to thread costs more than it gains.
+    // Capture and hashing have threads of their own; moving a stream from thread to thread costs more than it gains.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(BLOCKING)
         .thread_stack_size(STACK_BYTES)
@@ -71,7 +71,7 @@ fn run(config: Config) -> anyhow::Result<()> {
         }
         app::run(config, shutdown).await
     });
-    // Whatever still runs has nothing to say any more.
+    // The tasks that still run have nothing left to report.
     runtime.shutdown_background();
     ended
 }

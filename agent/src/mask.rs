@@ -1,18 +1,18 @@
-//! Secret values in the output become `***`.
+//! Replaces secret values in the output by `***`.
 //!
-//! What is masked is a property of the whole stream, however it is cut: a byte is masked if some occurrence of some
-//! value covers it. Encodings of a value (base64, quoting) are other bytes and stay.
+//! The result depends on the whole stream, not on how it is cut into pieces: a byte is masked if an occurrence of a
+//! value covers it. Encodings of a value (base64, quoting) are other bytes and are not masked.
 
 use std::fs;
 use std::path::Path;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
-/// What stands for a value.
+/// Replaces a value.
 const STARS: &[u8] = b"***";
-/// Longest value, in bytes.
+/// Maximum length of a value, in bytes.
 const LONGEST: usize = 4096;
-/// Most values.
+/// Maximum number of values.
 const MOST: usize = 32;
 
 /// Why the values cannot be used.
@@ -35,7 +35,7 @@ pub enum Error {
     Build(#[from] aho_corasick::BuildError),
 }
 
-/// The values, ready to be looked for.
+/// The values, compiled for the search.
 #[derive(Debug)]
 pub struct Mask {
     finder: AhoCorasick,
@@ -86,7 +86,7 @@ impl Mask {
         }
         let finder = AhoCorasick::builder()
             .match_kind(MatchKind::Standard)
-            // A DFA of long values would take more memory than the agent has.
+            // A DFA for long values would take more memory than the agent has.
             .kind(Some(AhoCorasickKind::ContiguousNFA))
             .build(&values)?;
         let mut begins = [false; 256];
@@ -102,14 +102,15 @@ impl Mask {
         })
     }
 
-    /// How many bytes before `begin` [`Self::apply`] has to be given, where there are so many.
+    /// How many bytes before `begin` to pass to [`Self::apply`], if there are that many.
     #[must_use]
     pub const fn context(&self) -> usize {
         self.longest - 1
     }
 
-    /// Masks `bytes` from `begin` on, and says how far: what follows may be the beginning of a value, unless the stream
-    /// ends here. What stands before `begin` was masked already; it is looked at for values that reach over.
+    /// Masks `bytes` from `begin` on, and returns up to where: the bytes after that may be the beginning of a value,
+    /// unless the stream ends here. The bytes before `begin` were masked already; they are searched for values that
+    /// extend past `begin`.
     pub fn apply(&self, bytes: &[u8], begin: usize, is_end: bool, out: &mut Vec<u8>) -> usize {
         let certain = if is_end { bytes.len() } else { self.first_prefix(bytes) };
         let mut found: Vec<_> = self
@@ -135,7 +136,7 @@ impl Mask {
         at
     }
 
-    /// The first place from which on `bytes` are the beginning of a value, but not a whole one.
+    /// The first position from which on `bytes` are the beginning of a value, but not a whole one.
     fn first_prefix(&self, bytes: &[u8]) -> usize {
         let first = bytes.len().saturating_sub(self.context());
         let is_prefix = |at: &usize| {
@@ -166,7 +167,7 @@ mod tests {
         .unwrap()
     }
 
-    /// Masks a stream that comes in these pieces, as the spool does.
+    /// Masks a stream that arrives in these pieces, as the spool does.
     fn masked(mask: &Mask, pieces: &[&[u8]]) -> Vec<u8> {
         let (mut raw, mut begin, mut out) = (Vec::new(), 0, Vec::new());
         for (index, piece) in pieces.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! The process: the conversation with its entrypoint, its facts, its output.
 //!
-//! One task, the conversation, owns the [`machine::Machine`] and does what it says, in order. Everybody else talks to
-//! it through [`Process`].
+//! One task, the conversation, owns the [`machine::Machine`] and carries out its actions, in order. All other tasks use
+//! [`Process`] to talk to it.
 
 mod capture;
 mod conversation;
@@ -46,14 +46,14 @@ pub struct Settings {
     pub echo_pointer: String,
 }
 
-/// What everybody may know.
+/// What other tasks can see of the process.
 #[derive(Clone, Debug)]
 pub struct Status {
-    /// Where the attempt stands.
+    /// Phase of the attempt.
     pub phase: Phase,
-    /// An entrypoint is connected.
+    /// Whether an entrypoint is connected.
     pub is_connected: bool,
-    /// What is known for good.
+    /// What is recorded on the spool.
     pub facts: Facts,
 }
 
@@ -67,7 +67,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Listens for the entrypoint and goes on from whatever an earlier agent left on the spool.
+    /// Listens for the entrypoint and continues from what an earlier agent left on the spool.
     ///
     /// # Errors
     /// When the socket or a thread cannot be made, or the facts on the spool cannot be read.
@@ -81,8 +81,8 @@ impl Process {
         })
     }
 
-    /// A process whose entrypoint and facts somebody else plays: `status` is what is known of it, and the answer hears
-    /// what is asked of it. For simulations, which have neither sockets nor threads.
+    /// A process whose entrypoint and facts are played by the caller: `status` is what is known of it, and the returned
+    /// value receives what is asked of it. For simulations, which have neither sockets nor threads.
     #[must_use]
     pub fn played(spool: Arc<Spool>, status: watch::Receiver<Status>) -> (Self, Asked) {
         #[allow(
@@ -105,7 +105,7 @@ impl Process {
         &self.spool
     }
 
-    /// What is known now, and as it changes.
+    /// The current status, and its changes.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
@@ -116,7 +116,7 @@ impl Process {
         let _ = self.requests.send(Request::Granted);
     }
 
-    /// Starts the stop path; returns when the order is on its way and noted.
+    /// Starts the stop path; returns when the order is recorded and on its way.
     pub async fn stop(&self, stop: Stop) {
         let (done, noted) = oneshot::channel();
         let _ = self.requests.send(Request::Stop(stop, done));
@@ -132,8 +132,8 @@ impl Process {
         self.ask(request_id, Ask::Signal(number, target)).await
     }
 
-    /// Pauses the program and all its descendants, or lets them go on; returns when it has happened and is noted. A
-    /// repeat under the same `request_id` does nothing.
+    /// Pauses the program and all its descendants, or resumes them; returns when that has happened and is recorded. A
+    /// repeat with the same `request_id` does nothing.
     ///
     /// # Errors
     /// When it has not happened, and why.
@@ -147,7 +147,7 @@ impl Process {
         answered.await.unwrap_or(Err(RequestError::EntrypointAway))
     }
 
-    /// How long the program may run, counted from its start; returns when that is noted.
+    /// Sets how long the program may run, counted from its start; returns when that is recorded.
     ///
     /// # Errors
     /// When there is no program, or it is being stopped.
@@ -158,12 +158,12 @@ impl Process {
     }
 }
 
-/// What is asked of a played process.
+/// What a played process is asked.
 #[derive(Debug)]
 pub struct Asked(mpsc::UnboundedReceiver<Request>);
 
 impl Asked {
-    /// Waits for a grant; false when nobody can ask any more. Signals and stops are refused.
+    /// Waits for a grant; returns false when nothing can ask anymore. Signals and stops are refused.
     pub async fn granted(&mut self) -> bool {
         while let Some(request) = self.0.recv().await {
             if matches!(request, Request::Granted) {

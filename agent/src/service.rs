@@ -1,4 +1,4 @@
-//! `Executor`: what the operator may ask of this process. Thin: it translates.
+//! `Executor`: what the operator can ask of this process. It only translates.
 
 mod attach;
 mod endpoint;
@@ -47,8 +47,7 @@ pub struct ExecutorService {
 }
 
 impl ExecutorService {
-    /// Serves `process`; `done` becomes true with the final commit. Signal and grace are those of a stop that names
-    /// none.
+    /// Serves `process`; `done` becomes true with the final commit. Signal and grace apply to a stop that names none.
     #[must_use]
     pub const fn new(
         process: Process,
@@ -116,7 +115,7 @@ impl Executor for ExecutorService {
             written: Some(cursor(progress.written)),
             dropped: Some(cursor(progress.dropped)),
             exit: exit::frame(&status.facts, progress.seals.as_ref(), self.process.spool().lost()),
-            // A limit came as seconds.
+            // Limits are whole seconds.
             run_seconds: status
                 .facts
                 .run_limit()
@@ -225,7 +224,7 @@ impl Executor for ExecutorService {
     }
 }
 
-/// Methods whose requests name no version follow one that does: a home watches the output first.
+/// Methods whose requests carry no version follow one that does: a home watches the output first.
 // tonic's own error type.
 fn check_version(protocol: u32) -> Result<(), Status> {
     check_protocol(protocol).map_err(|error| Status::failed_precondition(error.to_string()))
@@ -244,7 +243,7 @@ fn check_request_id(id: &str) -> Result<(), Status> {
     }
 }
 
-/// What was asked of the process, in time. `Unavailable`: ask again, under the same id.
+/// The answer to a request, in time. `Unavailable`: ask again, with the same id.
 async fn answered(asking: impl Future<Output = Result<(), RequestError>>) -> Result<(), Status> {
     match tokio::time::timeout(ANSWER_LIMIT, asking).await {
         Ok(Ok(())) => Ok(()),

@@ -1,9 +1,9 @@
 //! The output of one attempt on disk.
 //!
 //! One sparse file per stream, where **the offset in the file is the offset in the stream**, and a journal of
-//! fixed-size records that fixes one observed order of both. Bytes go from the pipe into the file by `splice(2)`, so
-//! a byte is either in the pipe or in the file, whenever this process is killed. What is archived and hashed is
-//! punched out of the files; where [`WhenFull`] says so, what is oldest and hashed, too.
+//! fixed-size records that fixes one observed order of both. `splice(2)` moves bytes from the pipe into the file, so a
+//! byte is either in the pipe or in the file, whenever this process is killed. What is archived and hashed is punched
+//! out of the files; if [`WhenFull`] allows it, so is the oldest hashed output.
 //!
 //! Invariant: a reader at cursor *k* gets each byte at or beyond *k* exactly once, in journal order, or a gap in its
 //! place, or [`Error::Dropped`], which means that the archive has it.
@@ -50,15 +50,15 @@ use crate::mask::Mask;
 /// What can go wrong with the spool.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The volume did not do as asked.
+    /// An operation on the volume failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation.
         what: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Bytes at or beyond the cursor are in the archive and no longer here.
+    /// Bytes at or beyond the cursor have left the spool: they are in the archive.
     #[error("offset {wanted} of {stream:?} has left the spool, which begins at {begins}")]
     Dropped {
         /// The stream.
@@ -135,19 +135,19 @@ struct Inner {
     journal: Journal,
     policy: Policy,
     progress: watch::Sender<Progress>,
-    /// Why the program has been held back for [`appender::HELD_AFTER`] or longer.
+    /// Why the program is held back, once that has lasted for [`appender::HELD_AFTER`].
     held: watch::Sender<Option<Stall>>,
-    /// Held while the spool is open: two writers would tear it.
+    /// Locked while the spool is open: two writers would corrupt it.
     _lock: File,
-    /// Wakes the one that appends: there is room again, or a command.
+    /// Wakes the appender: there is room again, or a command.
     wake: OwnedFd,
     stop: std::sync::atomic::AtomicBool,
     ledger: Ledger,
 }
 
 impl Spool {
-    /// Opens the spool in `directory`, which must exist, and brings it into order after a kill. With a
-    /// `mask` the streams are what it leaves of the program's output; it has to be there from the first opening on.
+    /// Opens the spool in `directory`, which must exist, and repairs it after a kill. With a `mask`, the streams
+    /// contain the masked output of the program; the mask must be the same from the first opening on.
     ///
     /// # Errors
     /// When the volume cannot be used, or holds a spool that contradicts itself.
@@ -205,19 +205,19 @@ impl Spool {
         &self.inner.directory
     }
 
-    /// How far it has come, now.
+    /// The current progress.
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.inner.progress.borrow().clone()
     }
 
-    /// How far it has come, as it goes.
+    /// The progress, as it changes.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Progress> {
         self.inner.progress.subscribe()
     }
 
-    /// Why the program is held back, where that lasts for a second or longer, as it changes.
+    /// Why the program is held back, once that has lasted for a second, as it changes.
     #[must_use]
     pub fn watch_held(&self) -> watch::Receiver<Option<Stall>> {
         self.inner.held.subscribe()
@@ -231,33 +231,33 @@ impl Spool {
         Reader::new(Arc::clone(&self.inner), cursor, None)
     }
 
-    /// The same for the one who archives: what it is told to be gone, and then commits, is lost for good.
+    /// As [`Self::reader`], for the home: bytes that it was told are gone, and then commits, are permanently lost.
     ///
     /// # Errors
-    /// As [`Self::reader`], and when the volume refuses the note that a home has come.
+    /// As [`Self::reader`], and when the volume refuses the record that a home has come.
     pub fn home_reader(&self, cursor: Offsets) -> Result<Reader, Error> {
         let mut reader = self.reader(cursor)?;
         reader.set_home(self.inner.ledger.move_in(cursor)?);
         Ok(reader)
     }
 
-    /// How many bytes of each stream the archive has gaps for, as far as it was told.
+    /// How many bytes of each stream are gaps in the archive, as far as homes were told of them.
     #[must_use]
     pub fn lost(&self) -> Offsets {
         self.inner.ledger.lost()
     }
 
-    /// What it was opened with.
+    /// The policy with which it was opened.
     #[must_use]
     pub fn policy(&self) -> Policy {
         self.inner.policy
     }
 
-    /// Takes note, for good, that the archive holds everything below `archived`; it leaves the spool as soon as it is
-    /// hashed. Offsets never move back, and never beyond what was written.
+    /// Records durably that the archive holds everything below `archived`; those bytes leave the spool as soon as they
+    /// are hashed. Offsets never move back, and never beyond what was written.
     ///
     /// # Errors
-    /// When the volume refuses the note. Then the spool keeps the bytes, and a repeat may succeed.
+    /// When the volume refuses the record. Then the spool keeps the bytes, and a repeat may succeed.
     pub fn commit(&self, archived: Offsets) -> Result<(), Error> {
         let progress = self.progress();
         let next = archived
@@ -266,8 +266,8 @@ impl Spool {
         if next == progress.archived {
             return Ok(());
         }
-        // An agent that comes after a kill must know it too: the relay may have nothing new to say, and a full spool
-        // would wait for it.
+        // An agent that starts after a kill must know it too: the relay may have nothing new to commit, and a full
+        // spool would wait for it.
         self.inner.ledger.commit(next)?;
         crate::crash::point("ledger", "committed");
         self.inner.progress.send_modify(|progress| {
@@ -279,7 +279,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Wakes whoever waits in `poll` for [`Appender::wake_fd`].
+    /// Wakes the thread that waits in `poll` for [`Appender::wake_fd`].
     pub fn wake_appender(&self) {
         self.inner.wake_appender();
     }
@@ -290,7 +290,7 @@ impl Drop for Spool {
         self.inner.stop.store(true, std::sync::atomic::Ordering::Release);
         if let Some(janitor) = self.janitor.take() {
             janitor.thread().unpark();
-            // A janitor that panicked has said so; there is nothing more to do with it here.
+            // A janitor that panicked has logged it; there is nothing more to do here.
             let _ = janitor.join();
         }
     }
@@ -307,7 +307,7 @@ impl Inner {
     }
 }
 
-/// Cuts the streams to what the journal knows; the rest is masked again.
+/// Cuts the streams to what the journal covers; the rest is masked again.
 fn open_stages(directory: &Path, files: &[File; 2], recovered: &Recovered, mask: Mask) -> Result<[Stage; 2], Error> {
     let mask = Arc::new(mask);
     let open = |stream: Stream| {

@@ -1,5 +1,5 @@
-//! `agent supervise`: process 1 of the agent's container. The kubelet would wait before it starts a dead container
-//! again, up to minutes; this does it at once.
+//! `agent supervise`: process 1 of the agent's container. The kubelet waits up to minutes before it restarts a
+//! container that ended; this restarts the agent at once.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -11,13 +11,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// An agent that lives for less than this is started again with a delay.
 const TOO_SHORT: Duration = Duration::from_secs(1);
-/// The agent's code when it cannot run as it was told: to start it again would not help.
+/// The agent's exit code when its arguments are unusable: a restart would not help.
 pub const UNUSABLE: u8 = 2;
 /// The longest such delay.
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
 
-/// Runs `agent run` with `arguments` until it leaves with code 0, or until it ends after SIGTERM was passed on and its
-/// code is not a death by signal.
+/// Runs `agent run` with `arguments` until it exits with code 0, or until it ends after SIGTERM was passed on, other
+/// than by a signal.
 ///
 /// # Errors
 /// When the agent cannot be started at all.
@@ -73,7 +73,7 @@ fn pass_on(agent: &Child) -> bool {
     true
 }
 
-/// Reaps everybody who has ended (process 1 inherits orphans); the status if the agent is among them.
+/// Reaps all ended children (process 1 inherits orphans); returns the status if the agent is among them.
 fn reap(agent: &Child) -> Option<ExitStatus> {
     let mut ended = None;
     while let Ok(Some((who, status))) = waitpid(None, WaitOptions::NOHANG) {

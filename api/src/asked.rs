@@ -1,8 +1,8 @@
-//! Who asked for the desired state, and why: as far as the object itself tells.
+//! Who requested the desired state, and why, as far as the object itself records it.
 //!
-//! The API server tells no user names in an object, only the program ("field manager") by which a field was set. The relay
-//! names the user for whom it sets the field. What the annotations [`names::ANNOTATION_REASON`] and
-//! [`names::ANNOTATION_REQUESTED_BY`] say counts where the same program has set them.
+//! The API server records no user names in an object, only the program ("field manager") that set a field. The relay
+//! names the user for whom it sets the field. The annotations [`names::ANNOTATION_REASON`] and
+//! [`names::ANNOTATION_REQUESTED_BY`] count only if the same program has set them.
 
 use std::fmt::{self, Display};
 
@@ -13,22 +13,22 @@ use crate::names;
 use crate::sentence::plain;
 use crate::spec::RemoteProcess;
 
-/// Longest name and longest reason that is passed on, in characters.
+/// Maximum length of a name or reason that is passed on, in characters.
 const LONGEST: usize = 256;
-/// Through what was asked.
+/// Where the request was made.
 const WAY: &str = "spec.desiredState";
 
-/// Who asked, and why; as text `by kubectl-patch through spec.desiredState (for maintenance)`.
+/// Who requested it, and why; as text `by kubectl-patch through spec.desiredState (for maintenance)`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
-    /// The user where the relay has asked for one, else the field manager.
+    /// The user if the relay set the field for one, otherwise the field manager.
     pub by: Option<String>,
-    /// In its own words, control characters left out.
+    /// The given reason, without control characters.
     pub why: Option<String>,
 }
 
 impl RemoteProcess {
-    /// Who has set `spec.desiredState` last.
+    /// Who last set `spec.desiredState`.
     #[must_use]
     pub fn asked(&self) -> Asked {
         let entries = self.metadata.managed_fields.iter().flatten();
@@ -46,7 +46,7 @@ impl RemoteProcess {
         }
     }
 
-    /// What an annotation says, if this manager has set it.
+    /// The value of an annotation, if this manager has set it.
     fn said_with(&self, setter: &ManagedFieldsEntry, annotation: &str) -> Option<String> {
         let text = self.metadata.annotations.as_ref()?.get(annotation)?;
         let path = ["f:metadata", "f:annotations", &format!("f:{annotation}")];
@@ -57,7 +57,7 @@ impl RemoteProcess {
 }
 
 impl Asked {
-    /// Who, and through what, as the status has it for every stop (`requestedBy`): `kubectl-patch through
+    /// Who, and through what, as the status shows it for every stop (`requestedBy`): `kubectl-patch through
     /// spec.desiredState`.
     #[must_use]
     pub fn requested_by(&self) -> String {
@@ -78,7 +78,7 @@ impl Display for Asked {
     }
 }
 
-/// Whether the desired state is among what this manager has set.
+/// Whether this manager has set the desired state.
 #[must_use]
 pub fn sets_desired_state(entry: &ManagedFieldsEntry) -> bool {
     entry.subresource.is_none() && owns(entry, &["f:spec", "f:desiredState"])

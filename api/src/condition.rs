@@ -10,26 +10,26 @@ pub enum ConditionType {
     Scheduled,
     /// The program was launched. Written by the controller.
     Started,
-    /// The process ended, well or badly. Written by the controller.
+    /// The process ended, with success or not. Written by the controller.
     Finished,
-    /// The process ended with code 0 of its own accord. Written by the controller; the message carries the last lines.
+    /// The process ended by itself with code 0. Written by the controller; the message carries the last lines.
     Succeeded,
     /// The process is paused on request; absent otherwise. Written by the controller.
     Paused,
-    /// It is as it should be, by `spec.readyWhen` (kstatus). Written by the controller.
+    /// It is as it should be, according to `spec.readyWhen` (kstatus). Written by the controller.
     Ready,
-    /// It is on its way there; only there while it is (kstatus). Written by the controller.
+    /// It is still changing; present only then (kstatus). Written by the controller.
     Reconciling,
-    /// It will never get there; only there then (kstatus). Written by the controller.
+    /// It will never become as it should be; present only then (kstatus). Written by the controller.
     Stalled,
     /// Byte counts and hashes of the output are fixed and the archive holds it. Written by the relay.
     OutputSealed,
-    /// Output is missing; only there when it is. Written by the relay.
+    /// Output is missing; present only then. Written by the relay.
     OutputLost,
-    /// The program is held back, because its spool is full; only there once it was. Written by the relay.
+    /// The program is held back, because its spool is full; present once it was. Written by the relay.
     OutputBlocked,
     /// The archive takes no output (`StoreFull`, `StoreUnreachable`, `StoreRefused`), which therefore stays in the pod;
-    /// only there once it was so. Written by the relay.
+    /// present once that was so. Written by the relay.
     ArchiveUnavailable,
 }
 

@@ -1,5 +1,5 @@
-//! The CustomResourceDefinition as it is installed: the derived one with bounds on everything that the API server has to
-//! weigh for CEL ("Resource use by validation functions" in the Kubernetes documentation).
+//! The CustomResourceDefinition as it is installed: the derived one, with bounds on everything for which the API server
+//! estimates the cost of CEL rules ("Resource use by validation functions" in the Kubernetes documentation).
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
@@ -9,13 +9,13 @@ use serde_json::json;
 
 use crate::{ConditionType, Reason, RemoteProcess};
 
-/// Longest string, in bytes, where the type says nothing else: an argument or a value of the environment.
+/// Maximum length of a string in bytes, unless the type sets one: an argument or a value of the environment.
 const MAX_STRING: i64 = 64 * 1024;
-/// Longest list, where the type says nothing else.
+/// Maximum length of a list, unless the type sets one.
 const MAX_ITEMS: i64 = 64;
-/// Largest map, where the type says nothing else.
+/// Maximum size of a map, unless the type sets one.
 const MAX_PROPERTIES: i64 = 64;
-/// Longest name or path: what rules look into is kept short, so that they stay within their budget.
+/// Maximum length of a name or path: values that rules inspect are short, so that the rules stay within their budget.
 const MAX_NAME: i64 = 4096;
 
 /// The definition to install.
@@ -39,8 +39,8 @@ pub fn crd() -> CustomResourceDefinition {
     crd
 }
 
-/// The status of an object that no operator has seen yet. Without it, kstatus (`helm install --wait`, Flux) takes such an
-/// object for current. The first write of the controller replaces every field of it.
+/// The status of an object that no operator has seen yet. Without it, kstatus (`helm install --wait`, Flux) considers
+/// such an object current. The first write of the controller replaces every field of it.
 fn unseen() -> JSON {
     let ready = json!({
         "type": ConditionType::Ready.to_string(), "status": "Unknown", "reason": Reason::Waiting.to_string(),
@@ -50,7 +50,7 @@ fn unseen() -> JSON {
 }
 
 fn bound(name: &str, schema: &mut JSONSchemaProps) {
-    // Kubernetes knows int32 and int64 only and warns of others; `minimum: 0` says the rest.
+    // Kubernetes knows only int32 and int64 and warns about others; `minimum: 0` covers the rest.
     schema.format.take_if(|format| format.starts_with("uint"));
     match schema.type_.as_deref() {
         Some("string") if schema.enum_.is_none() && schema.format.is_none() => {
@@ -163,7 +163,7 @@ mod tests {
         }))
         .unwrap();
         let status = object.status.unwrap();
-        // kstatus: a generation that is not the observed one is in progress, and so is Ready=Unknown.
+        // kstatus: an object is in progress if its generation is not the observed one, or if Ready is Unknown.
         assert_eq!(status.observed_generation, Some(-1));
         let types: Vec<_> = status
             .conditions

@@ -1,7 +1,7 @@
-//! What the Kubernetes API takes for a name, a namespace and a uid ("Object Names and IDs" in its documentation).
+//! What the Kubernetes API accepts as a name, a namespace and a uid ("Object Names and IDs" in its documentation).
 //!
-//! Clients put all three into the path of a request without a change. `#`, `?`, `%` and `/` would make another request of
-//! it, and a value without a bound would fill a cache. So check each one that comes from outside before you use it.
+//! Clients put all three unchanged into the path of a request. `#`, `?`, `%` and `/` would make it another request, and
+//! an unbounded value would fill a cache. So check each one that comes from outside before you use it.
 
 /// Longest name of an object, in bytes: a subdomain of RFC 1123.
 pub const MAX_NAME: usize = 253;

@@ -1,8 +1,7 @@
-//! The `RemoteProcess` object: its fields, its rules, its conditions and every name that more than one part must agree
-//! on.
+//! The `RemoteProcess` object: its fields, its rules, its conditions and every name on which several parts must agree.
 //!
-//! Arrows: none to a sibling; no client, no async runtime, nothing of the wire.
-//! Invariant: every field of the specification does something; what is not built yet is not here.
+//! Arrows: none to a sibling; no client, no async runtime, nothing of the wire protocol.
+//! Invariant: every field of the spec has an effect; what is not built yet is not here.
 
 pub mod asked;
 pub mod condition;

@@ -1,6 +1,6 @@
-//! Names that the parts agree on. Each stands here once.
+//! Names on which the parts agree. Each is defined here once.
 
-/// API group of the object, and prefix of every label and annotation of ours.
+/// API group of the object, and prefix of all our labels and annotations.
 pub const GROUP: &str = "remoteprocess.dev";
 /// The served version.
 pub const VERSION: &str = "v1alpha1";
@@ -35,7 +35,7 @@ pub const APP_COMPONENT: &str = "operator";
 /// `app.kubernetes.io/managed-by` of the pods that the controller makes.
 pub const MANAGED_BY: &str = "remoteprocess-operator";
 
-/// Prefix of volume and container names that users must leave to us.
+/// Prefix of volume and container names that is reserved for us.
 pub const RESERVED_NAME_PREFIX: &str = "rproc-";
 /// Name of the user's container.
 pub const CONTAINER_MAIN: &str = "main";
@@ -47,7 +47,7 @@ pub const VOLUME_HANDOVER: &str = "rproc-handover";
 pub const VOLUME_SPOOL: &str = "rproc-spool";
 /// Projected ServiceAccount token of the agent.
 pub const VOLUME_TOKEN: &str = "rproc-token";
-/// Projected volume of the values to be masked in the output; only where there are any.
+/// Projected volume of the values to mask in the output; only if there are any.
 pub const VOLUME_MASK: &str = "rproc-mask";
 /// Audience of the agent's token: no API server accepts it.
 pub const ENROL_AUDIENCE: &str = "remoteprocess.dev/enrol";
@@ -61,13 +61,13 @@ pub const ADMIN_PORT: u16 = 8080;
 
 /// Service in the release namespace with both ports of the relay.
 pub const RELAY_SERVICE: &str = "remoteprocess-relay";
-/// ConfigMap in the release namespace that tells clients what to trust and where to connect.
+/// ConfigMap in the release namespace that tells clients which CA to trust and where to connect.
 pub const CONNECT_CONFIG_MAP: &str = "remoteprocess-connect";
 /// Key of [`CONNECT_CONFIG_MAP`]: certificates of the CAs, PEM.
 pub const CONNECT_CA: &str = "ca.crt";
 /// Key of [`CONNECT_CONFIG_MAP`]: trust domain.
 pub const CONNECT_TRUST_DOMAIN: &str = "trustDomain";
-/// Key of [`CONNECT_CONFIG_MAP`]: published `host:port` of the relay, empty where there is none.
+/// Key of [`CONNECT_CONFIG_MAP`]: published `host:port` of the relay, empty if there is none.
 pub const CONNECT_SERVER: &str = "server";
 /// ClusterRole that lets a person connect.
 pub const CONNECT_ROLE: &str = "remoteprocess-connect";

@@ -1,4 +1,4 @@
-//! The CEL rules that the API server checks, each with the sentence that a user reads.
+//! The CEL rules that the API server checks, each with the message that a user reads.
 
 use kube::core::cel::Rule;
 
@@ -29,7 +29,7 @@ pub fn fixed(field: &str) -> Rule {
     .message(format!("spec.{field} {RECREATE}").as_str())
 }
 
-/// An optional field of an optional object that is fixed at creation, also if its neighbors change.
+/// An optional field of an optional object that is fixed at creation, even if its neighbors change.
 #[must_use]
 pub fn fixed_within(object: &str, field: &str) -> Rule {
     let given = |of: &str| format!("(has({of}.{object}) && has({of}.{object}.{field}))");
@@ -40,21 +40,21 @@ pub fn fixed_within(object: &str, field: &str) -> Rule {
     .message(format!("spec.{object}.{field} {RECREATE}").as_str())
 }
 
-/// A signal without its time would never be sent.
+/// A warning signal without a warning time would never be sent.
 #[must_use]
 pub fn warn_signal_needs_its_time() -> Rule {
     Rule::new("!has(self.warnSignal) || has(self.warnBeforeSeconds)")
         .message("spec.deadlines.warnSignal: say by spec.deadlines.warnBeforeSeconds when it is to be sent")
 }
 
-/// Nobody starts a stopped process again.
+/// A stopped process cannot be started again.
 #[must_use]
 pub fn stopped_is_final() -> Rule {
     Rule::new("oldSelf.desiredState != 'Stopped' || self.desiredState == 'Stopped'")
         .message("spec.desiredState cannot leave Stopped: a stopped process does not run again; create a new one")
 }
 
-/// No mount at, below or above the handover volume: there a user would meet the agent's files.
+/// No mount at, below or above the handover volume: the user's files would collide with those of the agent.
 #[must_use]
 pub fn mounts() -> Rule {
     Rule::new(
@@ -66,21 +66,21 @@ pub fn mounts() -> Rule {
     )
 }
 
-/// A rule for exit codes says nothing where process failures are not tried again.
+/// A rule for exit codes has no effect if process failures are not retried.
 #[must_use]
 pub fn exit_codes_need_process_failure() -> Rule {
     Rule::new("!has(self.exitCodes) || !has(self.after) || 'ProcessFailure' in self.after")
         .message("spec.retries.exitCodes: only a ProcessFailure has an exit code; add it to spec.retries.after")
 }
 
-/// Without a terminal its size would be ignored.
+/// Without a terminal, its size would be ignored.
 #[must_use]
 pub fn tty_size_needs_tty() -> Rule {
     Rule::new("!has(self.ttySize) || (has(self.tty) && self.tty)")
         .message("spec.ttySize is the size of a terminal: set spec.tty as well")
 }
 
-/// Either the codes that are meant or those that are not.
+/// Either a list of included codes or one of excluded codes.
 #[must_use]
 pub fn one_list_of_exit_codes() -> Rule {
     Rule::new("has(self.__in__) != has(self.notIn)")

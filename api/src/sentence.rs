@@ -1,6 +1,6 @@
-//! What others say, before it is passed on.
+//! Cleans text from outside before it is passed on.
 
-/// At most `longest` characters of it, without those that a terminal acts on.
+/// At most `longest` characters of it, without those on which a terminal acts.
 #[must_use]
 pub fn plain(text: &str, longest: usize) -> String {
     text.chars()
@@ -9,8 +9,8 @@ pub fn plain(text: &str, longest: usize) -> String {
         .collect()
 }
 
-/// Whether a terminal does something else with it than to show it: control characters, those that change the order in
-/// which the rest of the line is shown, and those that end a line or are invisible.
+/// Whether a terminal acts on this character instead of showing it: control characters, those that change the display
+/// order of the rest of the line, and those that end a line or are invisible.
 #[must_use]
 pub fn acts_on_terminal(character: char) -> bool {
     let is_hidden = matches!(

@@ -1,6 +1,6 @@
 //! Signals by name and number: the numbers of Linux on x86-64, arm64 and riscv64 (signal(7), "Standard signals").
 
-/// Name and number of each signal that a person may send.
+/// Name and number of each signal that a user can send.
 pub const SIGNALS: [(&str, i32); 31] = [
     ("SIGHUP", 1),
     ("SIGINT", 2),
@@ -38,7 +38,7 @@ pub const SIGNALS: [(&str, i32); 31] = [
 /// Highest number of a signal, the last real-time one.
 pub const MAX_SIGNAL: i32 = 64;
 
-/// The number of a signal given as `TERM`, `SIGTERM`, `sigterm` or `15`; `None` where there is no such signal.
+/// The number of a signal given as `TERM`, `SIGTERM`, `sigterm` or `15`; `None` if there is no such signal.
 #[must_use]
 pub fn parse(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {

@@ -341,9 +341,9 @@ fn signal_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({ "type": "string", "nullable": true, "enum": names, "maxLength": 16 })
 }
 
-/// Seconds between the stop signal and KILL where the specification is silent, as in a pod.
+/// Seconds between the stop signal and KILL if the spec does not set them, as in a pod.
 pub const DEFAULT_GRACE_SECONDS: u32 = 30;
-/// Spool size in bytes where the specification is silent.
+/// Spool size in bytes if the spec does not set it.
 pub const DEFAULT_SPOOL_BYTES: u64 = 256 * 1024 * 1024;
 /// Smallest spool in bytes.
 pub const MIN_SPOOL_BYTES: u64 = 1024 * 1024;
@@ -373,7 +373,7 @@ impl RemoteProcessSpec {
             .unwrap_or(DEFAULT_GRACE_SECONDS)
     }
 
-    /// How much of the output the container's log gets.
+    /// How much of the output goes to the container's log.
     #[must_use]
     pub fn echo(&self) -> Echo {
         self.output.as_ref().and_then(|output| output.echo).unwrap_or_default()

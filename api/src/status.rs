@@ -1,4 +1,5 @@
-//! What the controller and the relay say of a process. The two write disjoint fields, each under its own field manager.
+//! What the controller and the relay report about a process. They write disjoint fields, each under its own field
+//! manager.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -231,12 +232,13 @@ pub struct StreamStatus {
     pub lost_bytes: Option<u64>,
 }
 
-/// How many of the first attempts, and how many of the last, have a record in the status.
+/// How many of the first attempts, and of the last, keep a record in the status.
 pub const KEPT_ATTEMPTS: u32 = 9;
 
 impl AttemptExit {
-    /// The reason that code, signal and stop show, for an exit that names none; `None` where the end is not known. Whether
-    /// the kernel killed the program because of memory is known to the agent alone, which then names it.
+    /// The reason that follows from code, signal and stop, for an exit that names none; `None` if the end is not known.
+    /// Only the agent knows whether the kernel killed the program because memory ran out, and it then names that
+    /// reason.
     #[must_use]
     pub fn shown_reason(&self) -> Option<Reason> {
         match (&self.signal, self.code) {
@@ -267,8 +269,8 @@ impl RemoteProcess {
 }
 
 impl RemoteProcessStatus {
-    /// Whether attempt `number` has a record for good: the first nine and the last nine have. Each of the two writers
-    /// leaves out what neither is.
+    /// Whether attempt `number` keeps its record: the first nine and the last nine do. Each of the two writers leaves
+    /// out all others.
     #[must_use]
     pub fn keeps(&self, number: u32) -> bool {
         number <= KEPT_ATTEMPTS || number.saturating_add(KEPT_ATTEMPTS) > self.attempt.unwrap_or_default()

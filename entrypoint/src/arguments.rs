@@ -1,7 +1,6 @@
 //! The command line: `entrypoint -- PROGRAM [ARGUMENT…]`.
 //!
-//! What stands before `--` is for tests. Nothing is read from the environment: that belongs to the
-//! program.
+//! The flags before `--` are for tests. Nothing is read from the environment, which belongs to the program.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -11,7 +10,7 @@ use remoteprocess_entrypoint::SOCKET_PATH;
 
 use crate::cgroup;
 
-/// How long nothing is started without an agent, before the entrypoint gives up.
+/// How long the entrypoint waits for an agent before it gives up. Nothing is started without one.
 const AGENT_WAIT: Duration = Duration::from_secs(120);
 
 /// The checked command line.
@@ -21,11 +20,11 @@ pub(crate) struct Arguments {
     pub command: Vec<OsString>,
     /// Where the agent listens.
     pub socket: PathBuf,
-    /// Work as a process other than 1, and look after own descendants only. For tests.
+    /// Run as a process other than 1, and manage only own descendants. For tests.
     pub subreaper: bool,
-    /// How long to look for an agent before anything was started.
+    /// How long to wait for an agent before anything was started.
     pub agent_wait: Duration,
-    /// Where the container's own cgroup is mounted; a process other than 1 has none of its own.
+    /// Where the container's own cgroup is mounted; `None` if this is not process 1.
     pub cgroup: Option<PathBuf>,
 }
 

@@ -1,4 +1,4 @@
-//! What the container's cgroup says: processes killed for want of memory, CPU time, peak memory.
+//! What the container's cgroup reports: processes killed because memory ran out, CPU time, peak memory.
 //!
 //! The container sees its own cgroup at the root of the mount, as container runtimes make it: version 2, or one folder
 //! per controller in version 1.
@@ -13,12 +13,12 @@ use remoteprocess_entrypoint::message::Usage;
 
 use crate::clock::Moment;
 
-/// Where runtimes mount it.
+/// Where container runtimes mount it.
 pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
-/// A program that ends by SIGKILL this long after the kernel killed something for want of memory was what it killed:
-/// a large process needs a while to let go of its memory.
+/// If a program ends by SIGKILL within this time after an out-of-memory kill, it was the process that was killed: a
+/// large process needs a while to release its memory.
 const DYING: Duration = Duration::from_secs(3);
-/// Version 1 tells nobody: the counter is looked at so often.
+/// Version 1 announces nothing, so the counter is read this often.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// CPU time so far, microseconds.
@@ -28,7 +28,7 @@ struct Cpu {
     system: u64,
 }
 
-/// The cgroup since the launch.
+/// The cgroup, counted since the launch.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     mount: Option<PathBuf>,
@@ -42,7 +42,7 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// The cgroup below this mount; without one nothing is known.
+    /// The cgroup below this mount; without a mount nothing is known.
     pub(crate) fn new(mount: Option<PathBuf>) -> Self {
         Self {
             mount,
@@ -55,7 +55,7 @@ impl Cgroup {
         }
     }
 
-    /// The program is about to start: from here on is counted.
+    /// Starts to count: the program is about to start.
     pub(crate) fn begin(&mut self, now: Moment) {
         self.counter = self.open_counter();
         self.kills_before = self.read_counter();
@@ -64,7 +64,7 @@ impl Cgroup {
         self.look_again(now);
     }
 
-    /// Looks at the counter.
+    /// Reads the counter.
     pub(crate) fn look(&mut self, now: Moment) {
         let kills = self.read_counter();
         if kills > self.kills {
@@ -74,28 +74,28 @@ impl Cgroup {
         self.look_again(now);
     }
 
-    /// When to look, where nothing announces a change.
+    /// When to read the counter, if nothing announces a change.
     pub(crate) fn next_look(&self) -> Option<Moment> {
         self.next_look
     }
 
-    /// What announces a change (exceptionally: `POLLPRI`), where there is such a thing.
+    /// The descriptor that announces a change (with `POLLPRI`), if there is one.
     pub(crate) fn announcer(&self) -> Option<BorrowedFd<'_>> {
         let (file, _) = self.counter.as_ref().filter(|(_, can_poll)| *can_poll)?;
         Some(file.as_fd())
     }
 
-    /// Processes killed since the launch, as of the last look.
+    /// Processes killed since the launch, at the last reading.
     pub(crate) fn oom_kills(&self) -> u64 {
         self.kills.saturating_sub(self.kills_before)
     }
 
-    /// Whether what ended by SIGKILL just now was killed for want of memory. Look first.
+    /// Whether a process that just ended by SIGKILL was killed because memory ran out. Call [`Self::look`] first.
     pub(crate) fn has_just_killed(&self, now: Moment) -> bool {
         self.last_kill.is_some_and(|at| now <= at + DYING)
     }
 
-    /// Puts what the cgroup knows better in the place of what `getrusage(2)` said.
+    /// Replaces numbers of `getrusage(2)` by those that the cgroup knows better.
     pub(crate) fn correct(&self, usage: &mut Usage) {
         if let Some(cpu) = self.cpu() {
             usage.user_micros = cpu.user.saturating_sub(self.cpu_before.user);
@@ -117,7 +117,7 @@ impl Cgroup {
             .ok()
     }
 
-    /// Also arms the announcer: it is silent until the file has been read again.
+    /// Also arms the announcement: it is silent until the file has been read again.
     fn read_counter(&self) -> u64 {
         let mut text = [0; 512];
         let read = self

@@ -29,8 +29,8 @@ fn duration(time: Timespec) -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// Becomes readable at a moment of [`now`]'s clock. `poll(2)` alone, and a runtime's timers, would not count the time for
-/// which the machine is suspended.
+/// Becomes readable at a moment of [`now`]'s clock. `poll(2)` alone, and a runtime's timers, do not count the time
+/// during which the machine is suspended.
 #[derive(Debug)]
 pub struct Timer(OwnedFd);
 
@@ -46,7 +46,7 @@ impl Timer {
 
     /// Sets it to this moment, or to none.
     pub fn set(&self, at: Option<Moment>) {
-        // Zero would be no time at all.
+        // Zero would disarm the timer.
         let value = at.map_or(ZERO, |at| {
             let at = at.max(Duration::from_nanos(1));
             Timespec::try_from(at).unwrap_or(Timespec {
@@ -58,7 +58,7 @@ impl Timer {
             it_interval: ZERO,
             it_value: value,
         };
-        // Refused only for what is no time.
+        // Refused only for an invalid time.
         let _ = timerfd_settime(&self.0, TimerfdTimerFlags::ABSTIME, &spec);
     }
 }

@@ -1,4 +1,4 @@
-//! Why the kernel would not execute a file, in a sentence.
+//! Explains in a sentence why the kernel refused to execute a file.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};

@@ -1,31 +1,31 @@
-//! When what still runs is treated harder. Pure: times in, actions out.
+//! When the processes that still run are signalled harder. Pure: times in, actions out.
 
 use std::time::Duration;
 
 use crate::clock::Moment;
 
-/// What the program left behind may first end by itself: a `tee` behind a closed pipe needs a
-/// moment to write its last bytes.
+/// What the program left behind may first end by itself: a `tee` behind a closed pipe needs a moment to write its last
+/// bytes.
 const LINGER: Duration = Duration::from_millis(100);
 /// Between SIGTERM and SIGKILL for what the program left behind.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(2);
-/// Between two rounds of SIGKILL, for what was forked meanwhile.
+/// Time between two rounds of SIGKILL, for processes that were forked in the meantime.
 const KILL_AGAIN: Duration = Duration::from_millis(50);
-/// What is left this long after SIGKILL may not be signalled or hangs in the kernel.
+/// A process that is left this long after SIGKILL cannot be signalled, or hangs in the kernel.
 const GIVE_UP: Duration = Duration::from_secs(3);
 
-/// What to do now to everything that still runs.
+/// What to do now with everything that still runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// SIGTERM, then SIGCONT, to what has not been sent a signal to end yet.
+    /// SIGTERM, then SIGCONT, to every process that has not been sent a terminating signal yet.
     Terminate,
     /// SIGKILL.
     Kill,
-    /// Wait no longer: the end of PID 1 ends the rest.
+    /// Stop waiting: the end of PID 1 ends the rest.
     GiveUp,
 }
 
-/// The times of one ending.
+/// The times of one end.
 #[derive(Debug)]
 pub(crate) struct Ending {
     terminate_at: Option<Moment>,
@@ -34,7 +34,7 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
-    /// The program has ended by itself and left something behind.
+    /// The program has ended by itself and has left processes behind.
     pub(crate) fn of_leftovers(now: Moment) -> Self {
         let terminate_at = now + LINGER;
         let kill_at = terminate_at + LEFTOVER_GRACE;
@@ -55,14 +55,13 @@ impl Ending {
         }
     }
 
-    /// The program has ended within a stop. What it has started since the signal gets one too, when
-    /// it has had the time to become a program of its own: a shell's child loses what comes between
-    /// fork and exec.
+    /// The program has ended during a stop. Processes that it started since the signal get a signal too, after a delay:
+    /// a shell's child loses a signal that arrives between fork and exec.
     pub(crate) fn program_ended(&mut self, now: Moment) {
         self.terminate_at = Some(now + LINGER);
     }
 
-    /// Kills after this grace, if that is earlier than before.
+    /// Kills after this grace period, if that is earlier than before.
     pub(crate) fn hasten(&mut self, now: Moment, grace: Duration) {
         self.kill_at = self.kill_at.min(now + grace);
         self.next_kill_at = self.next_kill_at.min(self.kill_at);
@@ -73,7 +72,7 @@ impl Ending {
         self.terminate_at.is_some()
     }
 
-    /// The action that is due, each once (`Kill` again and again).
+    /// The action that is due, each once (`Kill` repeatedly).
     pub(crate) fn due(&mut self, now: Moment) -> Option<Action> {
         if now >= self.kill_at + GIVE_UP {
             return Some(Action::GiveUp);
@@ -86,7 +85,7 @@ impl Ending {
         self.terminate_at.take_if(|at| now >= *at).map(|_| Action::Terminate)
     }
 
-    /// When `due` should be asked again.
+    /// When to call `due` again.
     pub(crate) fn next(&self) -> Moment {
         self.terminate_at
             .map_or(self.next_kill_at, |at| at.min(self.next_kill_at))

@@ -1,11 +1,12 @@
-//! The program's input and its terminal, in the words of both sides.
+//! The program's input and its terminal, as both sides describe them.
 //!
 //! The entrypoint takes input only at its own offset and only as much as it has offered room for. It lives as long as
-//! the program, so what it has taken is known over any number of agents: each byte is written at most once.
+//! the program, so it knows what it has taken across any number of agents: each byte is written at most once.
 
 use serde::{Deserialize, Serialize};
 
-/// Most bytes in one [`crate::message::ToEntrypoint::Input`], and the most that wait for the program to read.
+/// Maximum number of bytes in one [`crate::message::ToEntrypoint::Input`], and of bytes that wait for the program to
+/// read them.
 pub const MAX_INPUT_BYTES: usize = 60 * 1024;
 
 /// How far the program's input has come.
@@ -15,7 +16,7 @@ pub struct InputState {
     pub offset: u64,
     /// Bytes that may be sent now, at most [`MAX_INPUT_BYTES`].
     pub room: u32,
-    /// Nothing more is taken: the end of the input was sent, or nobody reads it any more.
+    /// Nothing more is taken: the end of the input was sent, or there is no reader anymore.
     pub is_over: bool,
 }
 
@@ -29,7 +30,7 @@ pub struct WindowSize {
 }
 
 impl Default for WindowSize {
-    /// That of a terminal of which nothing is known (terminfo's `vt100`).
+    /// The size of a terminal about which nothing is known (terminfo's `vt100`).
     fn default() -> Self {
         Self { rows: 24, columns: 80 }
     }

@@ -1,7 +1,7 @@
-//! The keeper of a session: this program once more, between PID 1 and the command.
+//! The keeper of a session: another process of this program, between PID 1 and the command.
 //!
-//! What the command leaves behind becomes the keeper's child and not PID 1's. So everything that a session has started
-//! stays below its keeper, and is never taken for the program's.
+//! Processes that the command leaves behind become children of the keeper, not of PID 1. So everything that a session
+//! has started stays below its keeper, and is never counted as the program's.
 //!
 //! Invariant: once the command runs, it holds neither a stream of the session nor one of the program.
 
@@ -23,32 +23,32 @@ use crate::processes::{self, Reaped};
 
 /// First argument of a keeper.
 const FLAG: &str = "--keep";
-/// In lists of processes.
+/// Its name in process lists.
 const NAME: &str = "rproc-session";
 
-/// What a keeper is told.
+/// The arguments of a keeper.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Kept {
     /// Program and arguments; never empty.
     pub words: Vec<OsString>,
-    /// Where it starts; empty: here.
+    /// Working directory; empty: the current one.
     pub directory: OsString,
-    /// Its standard streams are a terminal.
+    /// Whether its standard streams are a terminal.
     pub is_at_terminal: bool,
 }
 
 impl Kept {
-    /// The keeper, to be given the session's streams and environment. It writes how the command has ended into `report`,
-    /// which closes then.
+    /// The keeper, which is to be given the session's streams and environment. It writes to `report` how the command
+    /// ended, and closes it.
     #[allow(unsafe_code, reason = "descriptors pass from one process to the next by number")]
     pub(crate) fn keeper(&self, report: OwnedFd) -> Command {
-        // The file that this process was started from, whatever lies in its place now.
+        // The file from which this process was started, even if another one has its path now.
         let mut keeper = Command::new("/proc/self/exe");
         keeper.arg0(NAME).arg(FLAG).arg(report.as_raw_fd().to_string());
         keeper.arg(if self.is_at_terminal { "terminal" } else { "pipes" });
         keeper.arg(&self.directory).args(&self.words);
         let inherit = move || Ok(fcntl_setfd(&report, FdFlags::empty())?);
-        // SAFETY: the process has one thread, so the child may do after fork whatever the parent may.
+        // SAFETY: the process has one thread, so after fork the child may do whatever the parent may.
         unsafe { keeper.pre_exec(inherit) };
         keeper
     }
@@ -83,7 +83,7 @@ impl Kept {
     }
 }
 
-/// Is a keeper to its end, if these arguments are one's; the exit code then.
+/// Acts as a keeper to its end if these are the arguments of one; returns the exit code then.
 pub(crate) fn run_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Option<i32> {
     if arguments.next()? != FLAG {
         return None;
@@ -113,10 +113,10 @@ pub(crate) fn run_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Opt
     }
 }
 
-/// The descriptor of this number, not to be inherited any further.
+/// The descriptor with this number, made not inheritable.
 #[allow(unsafe_code, reason = "descriptors pass from one process to the next by number")]
 fn take(number: i32) -> Option<File> {
-    // SAFETY: whoever starts a keeper leaves this descriptor open for it, and nothing here has another.
+    // SAFETY: the parent leaves this descriptor open for the keeper, and nothing else in this process owns it.
     let report = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl_setfd(&report, FdFlags::CLOEXEC).ok()?;
     Some(report.into())
@@ -124,17 +124,17 @@ fn take(number: i32) -> Option<File> {
 
 fn tell(report: &mut File, outcome: &Outcome) {
     if let Ok(bytes) = postcard::to_stdvec(outcome) {
-        // PID 1 may have gone.
+        // PID 1 may be gone.
         let _ = report.write_all(&bytes);
     }
 }
 
-/// What a report says; a keeper that was killed says nothing, and its command has met the same end.
+/// Decodes a report. A keeper that was killed reports nothing, and its command was killed with it.
 pub(crate) fn read_report(bytes: &[u8]) -> Outcome {
     postcard::from_bytes(bytes).unwrap_or(Outcome::Signal(libc::SIGKILL))
 }
 
-/// Else their readers would wait for this process.
+/// Closes this process's copies of the streams; otherwise their readers would wait for it.
 fn let_go_of_streams() -> io::Result<()> {
     let (nothing, _) = pipe_with(PipeFlags::CLOEXEC)?;
     dup2_stdin(&nothing)?;

@@ -16,10 +16,10 @@ use rustix::process::{ioctl_tiocsctty, setsid};
 
 use crate::diagnosis;
 
-/// Where programs are looked for if the container's environment has no PATH.
+/// Where programs are searched if the container's environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The type of a terminal of which nothing is known, as container runtimes have it.
+/// The type of a terminal about which nothing is known, as container runtimes set it.
 const TERM: &str = "xterm";
 
 /// What the program's standard descriptors are.
@@ -32,24 +32,22 @@ pub(crate) enum ChildStdio {
     Terminal(OwnedFd),
 }
 
-/// Starts the command in a process group of its own, with this process's standard descriptors,
-/// environment and working directory, no signal blocked and every disposition the default. Returns
-/// its process id once it has been executed.
+/// Starts the command in a process group of its own, with this process's standard descriptors, environment and working
+/// directory, no signal blocked and every disposition the default. Returns its process id once it has been executed.
 ///
-/// A group, not a session: it keeps a parent in its session, so the kernel does not take it for an
-/// orphaned group and SIGTSTP works. There is no terminal to be cut off from. At a terminal it is a session of its own,
-/// and TERM is set where the environment has none.
+/// It is a group, not a session: its parent stays in its session, so the kernel does not treat it as an orphaned group,
+/// and SIGTSTP works. At a terminal it is a session of its own, and TERM is set if the environment has none.
 ///
 /// # Errors
-/// The outcome to report when it cannot be found or executed.
+/// The outcome to report if it cannot be found or executed.
 pub(crate) fn start(command: &[OsString], stdio: ChildStdio) -> Result<u32, Outcome> {
     let program = &command[0];
     let file = find(program, std::env::var_os("PATH").as_deref())?;
     spawn(&file, command, stdio).map_err(|error| diagnosis::of_exec(program, &file, &error))
 }
 
-/// Executes the file in the child by hand: of the two standard ways one leaves signals blocked, the
-/// other lets some C libraries hand files of unknown format to a shell.
+/// Calls `execve` in the child directly: of the two standard ways, one leaves signals blocked, and the other lets some
+/// C libraries pass files of unknown format to a shell.
 #[allow(unsafe_code, reason = "`fork`, `exec` and the environment have no safe form")]
 fn spawn(file: &Path, command: &[OsString], stdio: ChildStdio) -> io::Result<u32> {
     let path = CString::new(file.as_os_str().as_bytes())?;
@@ -67,12 +65,12 @@ fn spawn(file: &Path, command: &[OsString], stdio: ChildStdio) -> io::Result<u32
         SigSet::empty().thread_set_mask()?;
         match execv(&path, &arguments)? {}
     };
-    // SAFETY: the process has one thread, so the child may do after fork whatever the parent may.
+    // SAFETY: the process has one thread, so after fork the child may do whatever the parent may.
     unsafe { child.pre_exec(execute) };
     Ok(child.spawn()?.id())
 }
 
-/// Gives the child its descriptors; true where they are a terminal.
+/// Gives the child its descriptors; returns true if they are a terminal.
 fn connect(child: &mut Command, stdio: ChildStdio) -> io::Result<bool> {
     match stdio {
         ChildStdio::Inherited => child.process_group(0),
@@ -87,7 +85,7 @@ fn connect(child: &mut Command, stdio: ChildStdio) -> io::Result<bool> {
     Ok(false)
 }
 
-/// In this process, whose own environment nobody reads: the child gets it as it is.
+/// Changes this process's own environment, which nothing else reads: the child inherits it.
 #[allow(unsafe_code, reason = "`fork`, `exec` and the environment have no safe form")]
 #[allow(clippy::disallowed_methods, reason = "the process has one thread")]
 fn set_term() {
@@ -139,8 +137,7 @@ fn find(program: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Outcome> {
     })
 }
 
-/// An empty element of PATH is the working directory; the slash keeps PATH from being searched
-/// again.
+/// An empty element of PATH is the working directory; the slash prevents another search of PATH.
 fn candidate(directory: &Path, program: &OsStr) -> PathBuf {
     match directory.as_os_str().is_empty() {
         true => Path::new(".").join(program),

@@ -1,9 +1,8 @@
-//! What the entrypoint and the agent say to each other, the socket they say it on, and the clock they go by.
+//! The messages between entrypoint and agent, the socket that carries them, and the clock that both use.
 //!
-//! The `entrypoint` program (`main.rs` of this crate) is PID 1 of the user's container; the agent
-//! is a sidecar in the same pod. They share one directory, the handover volume, with one Unix
-//! socket in it ([`SOCKET_PATH`]). The agent listens, the entrypoint connects, and connects again
-//! for as long as the container lives.
+//! The `entrypoint` program (`main.rs` of this crate) is PID 1 of the user's container; the agent is a sidecar in the
+//! same pod. They share one directory, the handover volume, with one Unix socket in it ([`SOCKET_PATH`]). The agent
+//! listens, the entrypoint connects, and reconnects as long as the container lives.
 //!
 //! Arrows: this crate depends on no sibling; the agent uses the library.
 //!
@@ -11,7 +10,7 @@
 //! [`socket::Connection::receive`] return a value or an error; they neither panic nor keep more
 //! than one packet and [`socket::MAX_DESCRIPTORS`] descriptors.
 
-// The macros that print panic where nobody can read.
+// The macros that print panic if the stream is closed.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod clock;

@@ -1,4 +1,4 @@
-//! The connection to the agent: made again for ever, one greeting each time.
+//! The connection to the agent: reconnected forever, with one greeting each time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,15 +15,15 @@ use crate::clock::Moment;
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
 const LAST_BACKOFF: Duration = Duration::from_millis(500);
 
-/// With this many answers unsent nothing more is read.
+/// When this many answers are unsent, nothing more is read.
 const MAX_QUEUED: usize = 64;
 
 /// What came from the agent.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// An agent is there, the same one as before if there was one.
+    /// An agent is there; if there was one before, it has the same secret.
     Welcomed,
-    /// Anything but its greeting.
+    /// Any message except the greeting.
     Message(ToEntrypoint),
 }
 
@@ -51,18 +51,18 @@ impl Presence {
     }
 }
 
-/// A message to be sent.
+/// A message to send.
 struct Outgoing {
     message: FromEntrypoint,
     descriptors: Descriptors,
 }
 
-/// What goes with a message.
+/// The descriptors that go with a message.
 enum Descriptors {
     None,
     /// The read ends of the program's output, which stay here as well.
     Pipes,
-    /// These, which the agent alone has then.
+    /// These, which then only the agent has.
     Own(Vec<OwnedFd>),
 }
 
@@ -100,7 +100,7 @@ impl Link {
         }
     }
 
-    /// Whether an agent is there; one that has not answered the greeting is not.
+    /// Whether an agent is there; one that has not answered the greeting does not count.
     pub(crate) fn presence(&self) -> Presence {
         match self.state {
             State::Welcomed(_) => Presence::Here(self.changed_at),
@@ -108,7 +108,7 @@ impl Link {
         }
     }
 
-    /// When `connect_if_due` has something to do.
+    /// When to call `connect_if_due`.
     pub(crate) fn retry_at(&self) -> Option<Moment> {
         match self.state {
             State::Absent { retry_at } => Some(retry_at),
@@ -125,7 +125,7 @@ impl Link {
         Some(PollFd::new(&channel.connection, flags))
     }
 
-    /// Connects and says `Hello`, if it is time to.
+    /// Connects and sends `Hello`, if it is time to.
     pub(crate) fn connect_if_due(&mut self, now: Moment, pipes: &[OwnedFd]) {
         if self.retry_at().is_none_or(|at| now < at) {
             return;
@@ -162,8 +162,8 @@ impl Link {
         Outgoing { message, descriptors }
     }
 
-    /// Sends a message now or as soon as there is room. Without an agent it is dropped: what an
-    /// agent must know is said again after `Welcomed`.
+    /// Sends a message now, or as soon as there is room. Without an agent it is dropped: what an agent must know is
+    /// sent again after `Welcomed`.
     pub(crate) fn send(&mut self, message: FromEntrypoint, with_pipes: bool, now: Moment, pipes: &[OwnedFd]) {
         let descriptors = if with_pipes {
             Descriptors::Pipes
@@ -173,7 +173,7 @@ impl Link {
         self.queue(Outgoing { message, descriptors }, now, pipes);
     }
 
-    /// The same with descriptors that nobody here keeps.
+    /// As [`Self::send`], with descriptors that this process does not keep.
     pub(crate) fn send_with(&mut self, message: FromEntrypoint, own: Vec<OwnedFd>, now: Moment, pipes: &[OwnedFd]) {
         let descriptors = Descriptors::Own(own);
         self.queue(Outgoing { message, descriptors }, now, pipes);
@@ -201,15 +201,14 @@ impl Link {
             match channel.connection.send(&outgoing.message, &descriptors) {
                 Ok(()) => drop(channel.queue.pop_front()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // What the agent sent before it left may still be there to be read, but a queue
-                // that cannot be sent is of no use.
+                // What the agent sent before it left may still be readable, but a queue that cannot be sent is of no
+                // use.
                 Err(_) => return self.hang_up(now),
             }
         }
     }
 
-    /// The next thing the agent said; `None` when there is nothing now. A peer that says what it
-    /// may not is hung up on.
+    /// The next message of the agent; `None` if there is none now. A peer that violates the protocol is disconnected.
     pub(crate) fn receive(&mut self, now: Moment) -> Option<Event> {
         let channel = self.channel().filter(|channel| channel.queue.len() < MAX_QUEUED)?;
         match channel.connection.receive::<ToEntrypoint>() {
@@ -228,7 +227,7 @@ impl Link {
         }
     }
 
-    /// The event of a message, if it may be said now.
+    /// The event of a message, if the message is allowed now.
     fn accept(&mut self, message: ToEntrypoint, now: Moment) -> Option<Event> {
         let greeting = matches!(self.state, State::Greeting(_));
         match message {

@@ -1,13 +1,13 @@
-//! PID 1 of the user's container: starts the program when the agent says so, hands the agent the
-//! read ends of its output, passes signals, reaps, reports the end.
+//! PID 1 of the user's container: starts the program when the agent says so, passes the read ends of its output to the
+//! agent, forwards signals, reaps children, reports the end.
 //!
-//! One thread, one poll loop, no network. For each further session in the container one more process of it ([`keeper`]). Static and small, because it is copied into images that
-//! may hold nothing else.
+//! One thread, one poll loop, no network. Each session in the container adds one process of this program ([`keeper`]).
+//! Static and small, because it is copied into images that may hold nothing else.
 //!
-//! Invariant: the program is started at most once, and after that nothing but its own end, the stop
-//! path, or SIGKILL from outside ends this process.
+//! Invariant: the program is started at most once, and after that only its own end, the stop path, or SIGKILL from
+//! outside ends this process.
 
-// The macros that print panic where nobody can read.
+// The macros that print panic if the stream is closed.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod arguments;
@@ -69,7 +69,7 @@ fn main() {
 
 fn run() -> Result<i32, Error> {
     let arguments = Arguments::parse(std::env::args_os().skip(1))?;
-    // The program has the same user id, and must not read the secret or steal the descriptors.
+    // The program has the same user id, and must not be able to read the secret or steal the descriptors.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(io::Error::from)?;
     let scope = scope(&arguments)?;
     let stdio = Stdio::take()?;

@@ -1,4 +1,4 @@
-//! The messages, and how they become packets (postcard).
+//! The messages, and how they are encoded as packets (postcard).
 //!
 //! One conversation, in order:
 //!
@@ -13,14 +13,13 @@
 //! 4. entrypoint: [`FromEntrypoint::Exited`] when the program and all it left behind are gone;
 //!    agent: [`ToEntrypoint::Recorded`]; the entrypoint exits.
 //!
-//! A stop before step 2 (from the agent or the kubelet) ends the entrypoint with code 143 and
-//! without a further word: nothing was started.
+//! A stop before step 2 (from the agent or the kubelet) ends the entrypoint with code 143 and without another message:
+//! nothing was started.
 //!
-//! After a break the entrypoint connects again and starts with a `Hello` that carries
-//! [`Resume`], with the read ends as descriptors if the program runs or ran. When the agent has
-//! answered with the same secret, `Launched` (now without descriptors) and, where it has happened,
-//! `Exited` are said again. Only a `Done` may be lost with the old connection: the agent asks again
-//! under the same id, and what was done is not done twice.
+//! After a break the entrypoint reconnects and starts with a `Hello` that carries [`Resume`], with the read ends as
+//! descriptors if the program runs or ran. When the agent has answered with the same secret, `Launched` (now without
+//! descriptors) and, if it has happened, `Exited` are sent again. Only a `Done` may be lost with the old connection:
+//! the agent asks again with the same id, and what was done is not done twice.
 
 use std::fmt;
 
@@ -31,8 +30,8 @@ use crate::input::{InputState, WindowSize};
 use crate::session::{News, Order};
 use crate::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
 
-/// Version of these messages. Both sides come from one image, so a difference is a fault of the
-/// installation and ends the connection.
+/// Version of these messages. Both sides come from one image, so a difference is a fault of the installation and ends
+/// the connection.
 pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Longest packet, in bytes. A longer one is not sent, and not decoded.
@@ -44,7 +43,7 @@ pub const MAX_ECHO_BYTES: usize = 60 * 1024;
 /// Most bytes of the id of a request.
 pub const MAX_REQUEST_BYTES: usize = 256;
 
-/// Most bytes of a sentence in [`Outcome`] or [`FromEntrypoint::Done`]; the sender cuts.
+/// Maximum length in bytes of the text in [`Outcome`] or [`FromEntrypoint::Done`]; the sender cuts it.
 pub const MAX_SENTENCE_BYTES: usize = 4 * 1024;
 
 /// Why bytes are not a message, or a message not a packet.
@@ -73,7 +72,7 @@ mod sealed {
 impl Message for FromEntrypoint {}
 impl Message for ToEntrypoint {}
 
-/// What the entrypoint says.
+/// What the entrypoint sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromEntrypoint {
     /// First packet of each connection. With `resume.launched` it carries the read ends of the
@@ -81,13 +80,13 @@ pub enum FromEntrypoint {
     Hello {
         /// [`PROTOCOL_VERSION`] of the sender.
         version: u32,
-        /// The sender's process id as it sees itself: 1 in a container.
+        /// The sender's process id in its own namespace: 1 in a container.
         pid: u32,
         /// Absent until an agent has welcomed this entrypoint.
         resume: Option<Resume>,
     },
-    /// The program runs. The first one carries the read ends, as `Hello` does on resume; said again
-    /// without descriptors after each resumed `Hello`.
+    /// The program runs. The first one carries the read ends, as `Hello` does on resume; it is sent again without
+    /// descriptors after each resumed `Hello`.
     Launched {
         /// The program's process id in its container; also the id of its process group.
         pid: u32,
@@ -98,28 +97,28 @@ pub enum FromEntrypoint {
         /// How far its input has come; absent where it takes none.
         input: Option<InputState>,
     },
-    /// How far the program's input has come: answer to [`ToEntrypoint::Input`] and [`ToEntrypoint::EndInput`], and
-    /// said again when there is room again.
+    /// How far the program's input has come: the answer to [`ToEntrypoint::Input`] and [`ToEntrypoint::EndInput`], and
+    /// sent again when there is room again.
     Input(InputState),
-    /// The program has ended and nothing of it is left, or it could not be started.
+    /// The program and all its leftovers have ended, or it could not be started.
     Exited(Exited),
     /// Answer to [`ToEntrypoint::Signal`] and [`ToEntrypoint::Pause`].
     Done {
         /// The id of the request.
         request: String,
-        /// A sentence if nothing was done.
+        /// A message if nothing was done.
         error: Option<String>,
     },
-    /// About a further session. [`News::Started`] carries the read ends of its output.
+    /// News of a session. [`News::Started`] carries the read ends of its output.
     Session {
         /// Its name.
         session: String,
-        /// What there is to say.
+        /// The news.
         news: News,
     },
 }
 
-/// How an entrypoint that was welcomed before proves it to the agent that came back.
+/// How an entrypoint that was welcomed before proves it to an agent that has returned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resume {
     /// From the [`ToEntrypoint::Welcome`] of the first connection.
@@ -152,17 +151,16 @@ impl fmt::Debug for Secret {
 pub struct Exited {
     /// Code, signal, or why it never ran.
     pub outcome: Outcome,
-    /// When the program itself (not what it left behind) ended, in nanoseconds since the Unix
-    /// epoch.
+    /// When the program itself (not its leftovers) ended, in nanoseconds since the Unix epoch.
     pub at_unix_nanos: u64,
-    /// Of the program and all descendants that were reaped.
+    /// Resources of the program and all descendants that were reaped.
     pub usage: Usage,
     /// Processes that were still alive when the program ended and had to be ended.
     pub leftovers: u32,
-    /// Processes of the container that the kernel killed for want of memory since the launch; 0
-    /// where the container cannot see its counter.
+    /// Processes of the container that the kernel killed since the launch because memory ran out; 0 if the container
+    /// cannot see its counter.
     pub oom_kills: u64,
-    /// The program itself is one of them.
+    /// Whether the program itself is one of them.
     pub is_oom: bool,
     /// Why the stop path ran, if it did: the first cause.
     pub stop: Option<StopCause>,
@@ -177,18 +175,18 @@ pub enum Outcome {
     Signal(i32),
     /// Never ran: no such program. Code 127.
     NotFound {
-        /// A sentence for the user that names the program.
+        /// A message for the user that names the program.
         message: String,
     },
-    /// Never ran: the program was there and the kernel would not start it. Code 126.
+    /// Never ran: the program exists and the kernel refused to start it. Code 126.
     NotExecutable {
-        /// A sentence for the user that names the program.
+        /// A message for the user that names the program.
         message: String,
     },
 }
 
 impl Outcome {
-    /// The exit code as shells count: the program's own, 128 + n for a signal, 127, 126.
+    /// The exit code as shells define it: the program's own, 128 + n for a signal, 127, 126.
     pub fn exit_code(&self) -> i32 {
         match self {
             Self::Code(code) => *code,
@@ -202,15 +200,14 @@ impl Outcome {
 /// Resources used since the launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// CPU time in user mode, microseconds: the container's by its cgroup, else that of all processes
+    /// CPU time in user mode, microseconds: that of the container according to its cgroup, or that of all processes
     /// that were reaped (getrusage(2)).
     pub user_micros: u64,
     /// CPU time in the kernel, microseconds, likewise.
     pub system_micros: u64,
     /// Largest resident set of any one process, bytes.
     pub max_rss_bytes: u64,
-    /// Most memory of the whole container at a time, page cache included, bytes; absent where the
-    /// cgroup does not say.
+    /// Peak memory of the whole container, including page cache, bytes; absent if the cgroup does not report it.
     pub peak_memory_bytes: Option<u64>,
     /// Read from block devices by the processes that were reaped, bytes.
     pub read_bytes: u64,
@@ -218,12 +215,12 @@ pub struct Usage {
     pub written_bytes: u64,
 }
 
-/// Who asked for the end.
+/// Who requested the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StopCause {
     /// [`ToEntrypoint::Stop`].
     Requested,
-    /// A stop signal to PID 1: the kubelet ends the pod, or the program asked for its own end.
+    /// A stop signal to PID 1: the kubelet ends the pod, or the program requested its own end.
     Terminated,
     /// No agent for longer than `agent_lost_millis`.
     AgentLost,
@@ -231,7 +228,7 @@ pub enum StopCause {
     Deadline,
 }
 
-/// What happens with processes that outlive the program.
+/// What happens to processes that outlive the program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Leftovers {
     /// They are ended and counted.
@@ -246,33 +243,33 @@ pub enum Leftovers {
 pub struct Launch {
     /// One pipe for stdout and stderr: true order, no split.
     pub merge: bool,
-    /// First signal of the stop path when the agent did not ask for it.
+    /// First signal of the stop path if the agent did not request it.
     pub stop_signal: i32,
     /// Time between that signal and SIGKILL, milliseconds.
     pub stop_grace_millis: u64,
-    /// With no agent for this long the stop path runs, milliseconds.
+    /// Without an agent for this long the stop path runs, milliseconds.
     pub agent_lost_millis: u64,
-    /// What happens with what the program leaves behind.
+    /// What happens to processes that the program leaves behind.
     pub leftovers: Leftovers,
-    /// How long the program may run, milliseconds. The agent enforces it; the entrypoint only where
-    /// the agent has not, [`crate::run_clock::BACKSTOP`] later.
+    /// How long the program may run, milliseconds. The agent enforces it; the entrypoint does so only if the agent has
+    /// not, [`crate::run_clock::BACKSTOP`] later.
     pub run_millis: Option<u64>,
-    /// Time for which the program was paused does not count for `run_millis`.
+    /// Whether the time for which the program was paused does not count toward `run_millis`.
     pub pause_stops_clock: bool,
-    /// It takes input; else what it reads is at its end.
+    /// Whether it takes input; if not, its input is empty.
     pub stdin: bool,
-    /// A terminal of this size for its input and output, which is one stream then.
+    /// Size of a terminal for its input and output, which is then one stream.
     pub terminal: Option<WindowSize>,
 }
 
-/// What the agent says.
+/// What the agent sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToEntrypoint {
     /// Answer to each `Hello`.
     Welcome {
         /// [`PROTOCOL_VERSION`] of the sender.
         version: u32,
-        /// A fresh one for the first `Hello`, the same one on resume; else the entrypoint hangs up.
+        /// A new one for the first `Hello`, the same one on resume; otherwise the entrypoint disconnects.
         secret: Secret,
     },
     /// Start the program. Every one after the first is ignored.
@@ -284,16 +281,16 @@ pub enum ToEntrypoint {
         request: String,
         /// 1 to 64.
         number: i32,
-        /// Whom.
+        /// The receivers.
         target: Target,
     },
-    /// Stop (SIGSTOP) every process under the entrypoint, or let them go on. Answered by
-    /// [`FromEntrypoint::Done`] when none runs any more, or when one could not be stopped: then all
-    /// go on. A repeat of what was done is answered and does nothing.
+    /// Stop (SIGSTOP) every process under the entrypoint, or resume them. Answered by [`FromEntrypoint::Done`] when
+    /// none runs anymore, or when one could not be stopped: then all are resumed. A repeat of what was done is answered
+    /// and does nothing.
     Pause {
         /// Names this request, at most [`MAX_REQUEST_BYTES`].
         request: String,
-        /// Pause, or go on.
+        /// Pause (true) or resume (false).
         paused: bool,
     },
     /// Another `run_millis` than that of the launch, counted from the start of the program.
@@ -301,8 +298,8 @@ pub enum ToEntrypoint {
         /// Milliseconds; absent: no deadline.
         run_millis: Option<u64>,
     },
-    /// Signal everything, continue what is stopped, and SIGKILL after the grace. A later one can
-    /// shorten the grace and send another signal; it cannot lengthen the grace.
+    /// Signal everything, resume what is stopped, and send SIGKILL after the grace period. A later one can shorten the
+    /// grace period and send another signal; it cannot lengthen the grace period.
     Stop {
         /// 1 to 64.
         signal: i32,
@@ -313,34 +310,35 @@ pub enum ToEntrypoint {
     },
     /// Write to the container's own stdout or stderr; what does not fit at once is dropped.
     Echo {
-        /// Which.
+        /// Which of the two.
         stream: Stream,
         /// At most [`MAX_ECHO_BYTES`].
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
-    /// Bytes to read, taken only at the offset and within the room of [`InputState`]; answered by [`FromEntrypoint::Input`].
+    /// Input for the program, taken only at the offset and within the room of [`InputState`]; answered by
+    /// [`FromEntrypoint::Input`].
     Input {
-        /// Of the first byte.
+        /// Offset of the first byte.
         offset: u64,
         /// At most [`crate::input::MAX_INPUT_BYTES`].
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
-    /// No more input follows: taken only at the offset of [`InputState`], and answered likewise.
+    /// No more input follows. Taken only at the offset of [`InputState`], and answered likewise.
     EndInput {
-        /// Bytes of the whole input.
+        /// Length of the whole input in bytes.
         offset: u64,
     },
     /// Another size for the terminal, if there is one.
     Resize(WindowSize),
-    /// The agent has read the pipes to their end and has the exit on disk: the entrypoint may go.
+    /// The agent has read the pipes to their end and has stored the exit: the entrypoint may exit.
     Recorded,
-    /// About a further session. A session ends with the connection on which it was begun.
+    /// An order for a session. A session ends with the connection on which it was started.
     Session {
         /// Its name, at most [`MAX_REQUEST_BYTES`].
         session: String,
-        /// What is wanted of it.
+        /// The order.
         order: Order,
     },
 }
@@ -352,7 +350,7 @@ pub enum Target {
     Main,
     /// The program's process group.
     Group,
-    /// Every process of the container but the entrypoint.
+    /// Every process of the container except the entrypoint.
     All,
 }
 
@@ -377,7 +375,7 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// The message in a packet. Safe for bytes from anybody.
+/// The message in a packet. Safe for bytes from an untrusted peer.
 ///
 /// # Errors
 /// [`Error`] for anything that is not exactly one message.
@@ -391,7 +389,7 @@ pub fn decode<M: Message>(packet: &[u8]) -> Result<M, Error> {
     }
 }
 
-/// Cuts a sentence to [`MAX_SENTENCE_BYTES`] at a character boundary.
+/// Cuts a text to [`MAX_SENTENCE_BYTES`] at a character boundary.
 pub fn bounded_sentence(mut sentence: String) -> String {
     sentence.truncate(sentence.floor_char_boundary(MAX_SENTENCE_BYTES));
     sentence

@@ -1,19 +1,19 @@
-//! A pause on its way: who waits for it, and when to look again. Pure: times in, verdicts out.
+//! A pause in progress: which requests wait for it, and when to look again. Pure: times in, verdicts out.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::clock::Moment;
 
-/// Between two looks for what was forked meanwhile.
+/// Time between two looks for processes that were forked in the meantime.
 const LOOK: Duration = Duration::from_millis(5);
-/// What runs this long after SIGSTOP may not be signalled or hangs in the kernel.
+/// A process that runs this long after SIGSTOP cannot be signalled, or hangs in the kernel.
 const GIVE_UP: Duration = Duration::from_secs(3);
 
-/// What a look has shown.
+/// The result of a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Nothing runs any more.
+    /// Nothing runs anymore.
     Complete,
     /// Something runs: signal it, and look again.
     Again,
@@ -24,7 +24,7 @@ pub(crate) enum Verdict {
 /// A pause that may not be complete yet.
 #[derive(Debug)]
 pub(crate) struct Pause {
-    /// Requests that are answered when it is complete.
+    /// Requests to answer when it is complete.
     pub waiting: Vec<String>,
     /// Processes that were sent the signal.
     pub signalled: HashSet<i32>,
@@ -53,7 +53,7 @@ impl Pause {
         self.next_look
     }
 
-    /// Takes what a look has shown: whether something runs.
+    /// Evaluates a look: whether something runs.
     pub(crate) fn looked(&mut self, something_runs: bool, now: Moment) -> Verdict {
         self.next_look = something_runs.then(|| now + LOOK);
         match something_runs {

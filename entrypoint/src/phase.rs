@@ -9,39 +9,40 @@ use remoteprocess_entrypoint::run_clock::RunClock;
 use crate::clock::Moment;
 use crate::link::Presence;
 
-/// How long an agent that is there may take to say `Recorded`. The kubelet looks once a second, and a stopped agent may
-/// hide the end of the container for 3 s at most. The agent holds the pipes and the exit is in its queue: it loses nothing.
+/// How long a connected agent may take to send `Recorded`. The kubelet looks once a second, and a stopped agent may
+/// hide the end of the container for at most 3 s. The agent holds the pipes and the exit is in its queue, so nothing is
+/// lost.
 const RECORDED_WAIT: Duration = Duration::from_secs(1);
-/// How long an agent that is away may take to come back for the exit.
+/// How long a disconnected agent may take to come back for the exit.
 const RETURN_WAIT: Duration = Duration::from_secs(5);
-/// How long an agent that comes and goes is told the exit.
+/// How long to report the exit to an agent that connects and disconnects.
 const REPORT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Where the run is.
+/// The phase of the run.
 pub(crate) enum Phase {
     /// No `Launch` yet.
     Waiting,
     /// The program runs.
     Running,
-    /// The program has ended, what it left behind has not.
+    /// The program has ended, its leftovers have not.
     Sweeping {
-        /// The program's.
+        /// Of the program.
         outcome: Outcome,
-        /// The kernel killed it for want of memory.
+        /// Whether the kernel killed it because memory ran out.
         is_oom: bool,
         /// When the program ended.
         at_unix_nanos: u64,
         /// Reaped so far.
         leftovers: u32,
     },
-    /// All has ended; the agent is told.
+    /// Everything has ended; the agent is told.
     Reporting {
         /// What it is told.
         exited: Exited,
-        /// When it was told first.
+        /// When it was first sent.
         since: Moment,
     },
-    /// Leave with this code.
+    /// Exit with this code.
     Done(i32),
 }
 
@@ -56,17 +57,17 @@ pub(crate) struct Program {
     pub clock: RunClock,
 }
 
-/// The stop path, once begun.
+/// The stop path, once it has begun.
 pub(crate) struct Stop {
-    /// The first.
+    /// The first cause.
     pub cause: StopCause,
-    /// The last.
+    /// The last signal.
     pub signal: i32,
     /// Processes that were there when the signal was sent.
     pub signalled: HashSet<i32>,
 }
 
-/// Until when an exit that was first said at `since` waits for `Recorded`.
+/// Until when an exit that was first sent at `since` waits for `Recorded`.
 pub(crate) fn report_until(since: Moment, presence: Presence) -> Moment {
     let patience = match presence {
         Presence::Here(at) => at.max(since) + RECORDED_WAIT,

@@ -1,4 +1,4 @@
-//! The processes under the entrypoint: signalling, reaping, what they used.
+//! The processes under the entrypoint: signals, reaping, resource usage.
 
 use std::collections::{HashMap, HashSet};
 use std::{fs, io};
@@ -12,17 +12,17 @@ use rustix::process::{WaitOptions, wait};
 /// Unit of the kernel's counts of blocks (getrusage(2): of 512 bytes).
 const BLOCK: u64 = 512;
 
-/// Which processes are all processes.
+/// Which processes "all" means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// Those of the PID namespace, whose process 1 this is.
+    /// Those of the PID namespace in which this is process 1.
     Namespace,
-    /// Own descendants.
+    /// Own descendants only.
     Descendants,
 }
 
 impl Scope {
-    /// Sends a signal to every process but this one.
+    /// Sends a signal to every process except this one.
     ///
     /// # Errors
     /// From `kill(2)`; `ESRCH` if there is none.
@@ -34,8 +34,8 @@ impl Scope {
     }
 }
 
-/// Sends a signal to everything below a process. Again until none is new: what has a signal pending forks no more, so in
-/// the end none was missed.
+/// Sends a signal to everything below a process. Repeats until there is no new process: a process with a pending signal
+/// does not fork anymore, so in the end none was missed.
 ///
 /// # Errors
 /// From `kill(2)`.
@@ -57,7 +57,8 @@ pub(crate) fn signal_under(root: u32, number: i32) -> io::Result<()> {
     }
 }
 
-/// Sends SIGHUP to what is below a process now, and lets it go on. Once: what its handlers start has work to do.
+/// Sends SIGHUP to what is below a process now, and resumes it. Only once: a process that its handlers start has work
+/// to do.
 pub(crate) fn hang_up_under(root: u32) {
     for (pid, _) in under(root, &[]) {
         let _ = kill(pid, libc::SIGHUP);
@@ -65,10 +66,10 @@ pub(crate) fn hang_up_under(root: u32) {
     }
 }
 
-/// Sends a signal to the descendants that are not in `signalled`, and puts them there.
+/// Sends a signal to the descendants that are not in `signalled`, and adds them.
 ///
-/// A signal to all can miss one: a shell that blocks signals while it forks does not pass on what
-/// is pending, and what it has just started is alive when the shell has ended of the signal.
+/// A signal to all can miss one: a shell that blocks signals while it forks does not pass on a pending one, and the
+/// process that it has just started is alive when the signal has ended the shell.
 pub(crate) fn signal_newcomers(signalled: &mut HashSet<i32>, number: i32) {
     for (pid, _) in descendants() {
         if signalled.insert(pid) {
@@ -78,11 +79,12 @@ pub(crate) fn signal_newcomers(signalled: &mut HashSet<i32>, number: i32) {
     }
 }
 
-/// Sends SIGSTOP to the descendants that run, but for what is below `keepers`, and returns them. What is in `signalled` has
-/// been sent it before.
+/// Sends SIGSTOP to the descendants that run, except those below `keepers`, and returns them. Processes in `signalled`
+/// were sent it before.
 ///
-/// Not by a signal to all: who was brought into the container from outside (`kubectl exec`) is no descendant and goes
-/// on. Again until none is returned: what has the signal pending forks no more.
+/// It does not signal all processes: one that was brought into the container from outside (`kubectl exec`) is no
+/// descendant and keeps running. Call it until it returns none: a process with the pending signal does not fork
+/// anymore.
 pub(crate) fn stop_running(signalled: &mut HashSet<i32>, keepers: &[u32]) -> Vec<i32> {
     let mut running = Vec::new();
     for (pid, state) in descendants_but(keepers)
@@ -91,8 +93,8 @@ pub(crate) fn stop_running(signalled: &mut HashSet<i32>, keepers: &[u32]) -> Vec
     {
         let is_new = signalled.insert(pid);
         let _ = kill(pid, libc::SIGSTOP);
-        // What waits in the kernel with the signal pending runs no more code of its own: a parent after vfork(2), for
-        // one, whose child was stopped, does not wake before that.
+        // A process that waits in the kernel with the signal pending runs no more code of its own: for example, a
+        // parent after vfork(2) whose child was stopped does not wake before the child does.
         if is_new || state != 'D' {
             running.push(pid);
         }
@@ -100,14 +102,14 @@ pub(crate) fn stop_running(signalled: &mut HashSet<i32>, keepers: &[u32]) -> Vec
     running
 }
 
-/// Lets the descendants go on, but for what is below `keepers`.
+/// Resumes the descendants, except those below `keepers`.
 pub(crate) fn let_go_on(keepers: &[u32]) {
     for (pid, _) in descendants_but(keepers) {
         let _ = kill(pid, libc::SIGCONT);
     }
 }
 
-/// Stopped, by a signal or a debugger, or ended (proc_pid_stat(5)).
+/// Stopped by a signal or a debugger, or ended (proc_pid_stat(5)).
 fn is_still(state: char) -> bool {
     matches!(state, 'T' | 't' | 'Z' | 'X' | 'x')
 }
@@ -145,14 +147,14 @@ fn kill(pid: i32, number: i32) -> io::Result<()> {
     }
 }
 
-/// What `reap` found.
+/// The result of `reap`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Reaped {
     /// This child has ended.
     Child(u32, Outcome),
-    /// Children live, none has ended.
+    /// There are children, but none has ended.
     NoneEnded,
-    /// No children, alive or dead.
+    /// There are no children.
     NoChildren,
 }
 
@@ -180,7 +182,7 @@ fn reap_by(options: WaitOptions) -> Reaped {
     }
 }
 
-/// What all reaped processes have used together; their largest resident set.
+/// What all reaped processes have used together, and the largest resident set of one.
 pub(crate) fn usage() -> Usage {
     let Ok(usage) = getrusage(UsageWho::RUSAGE_CHILDREN) else {
         return Usage::default();
@@ -196,12 +198,12 @@ pub(crate) fn usage() -> Usage {
     }
 }
 
-/// Every process under this one and its state, as `/proc` has them.
+/// Every process under this one and its state, according to `/proc`.
 pub(crate) fn descendants() -> Vec<(i32, char)> {
     descendants_but(&[])
 }
 
-/// The same without these and what is below them.
+/// The same without these processes and what is below them.
 pub(crate) fn descendants_but(left_out: &[u32]) -> Vec<(i32, char)> {
     under(std::process::id(), left_out)
 }
@@ -227,7 +229,7 @@ fn under(root: u32, left_out: &[u32]) -> Vec<(i32, char)> {
     found
 }
 
-/// State and parent in a line of `/proc/PID/stat`; the name before them may hold anything.
+/// State and parent in a line of `/proc/PID/stat`; the name before them may contain anything.
 fn state_and_parent(stat: &str) -> Option<(char, i32)> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))

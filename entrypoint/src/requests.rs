@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-/// So many are remembered.
+/// Number of requests remembered.
 const REMEMBERED: usize = 256;
 
-/// The last requests that were carried out. One that was refused is not among them: a repeat tries again.
+/// The last requests that were carried out. A refused one is not among them: a repeat tries again.
 #[derive(Debug, Default)]
 pub(crate) struct Requests(VecDeque<String>);
 

@@ -1,4 +1,4 @@
-//! How long a program has run, and until when it may. Pure; agent and entrypoint each keep one.
+//! How long a program has run, and until when it may run. Pure; agent and entrypoint each keep one.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl RunClock {
         self.limit
     }
 
-    /// Another limit, counted from the start too.
+    /// Sets another limit, also counted from the start.
     pub const fn set_limit(&mut self, limit: Option<Duration>) {
         self.limit = limit;
     }
@@ -51,7 +51,7 @@ impl RunClock {
         self.paused_since.is_some()
     }
 
-    /// The program is paused, or goes on, from now.
+    /// The program is paused or resumed, at this moment.
     pub fn set_paused(&mut self, paused: bool, now: Moment) {
         if paused {
             self.paused_since.get_or_insert(now);
@@ -60,7 +60,7 @@ impl RunClock {
         }
     }
 
-    /// When the limit is reached; `None`: never, or not before the program goes on.
+    /// When the limit is reached; `None`: never, or not before the program is resumed.
     #[must_use]
     pub fn over_at(&self) -> Option<Moment> {
         let not_counted = match (self.stops_in_pause, self.paused_since) {

@@ -22,14 +22,14 @@ use crate::requests::Requests;
 use crate::stdin::{Stdin, set_nonblocking};
 use crate::terminal::Terminal;
 
-/// Between SIGHUP and SIGKILL for a session that nobody wants any more.
+/// Time between SIGHUP and SIGKILL for a session that was closed.
 const HANG_UP_GRACE: Duration = Duration::from_secs(5);
 
 /// One session.
 struct Session {
     name: String,
     keeper: u32,
-    /// Where its keeper writes how the command has ended.
+    /// Where its keeper writes how the command ended.
     report: OwnedFd,
     reported: Vec<u8>,
     stdin: Option<Stdin>,
@@ -44,16 +44,16 @@ struct Session {
 #[derive(Default)]
 pub(crate) struct Sessions {
     open: Vec<Session>,
-    /// Keepers outlive their sessions, as long as anything is left of those.
+    /// Keepers outlive their sessions, as long as any process of the session is left.
     keepers: Vec<u32>,
     begun: Requests,
 }
 
 impl Sessions {
-    /// Begins a session: how far its input has come, and the read ends of its output.
+    /// Starts a session. Returns how far its input has come, and the read ends of its output.
     ///
     /// # Errors
-    /// What to tell instead.
+    /// What to report instead.
     pub(crate) fn start(&mut self, name: &str, command: Command) -> Result<(InputState, Vec<OwnedFd>), News> {
         if self.begun.is_done(name) {
             let why = "this session was begun before, and the agent that knew of it has gone";
@@ -82,7 +82,7 @@ impl Sessions {
         Ok((input, outputs))
     }
 
-    /// Gives input to a session, or its end, and answers how far it has come.
+    /// Passes input, or its end, to a session; returns how far it has come.
     pub(crate) fn change_input(&mut self, name: &str, change: impl FnOnce(&mut Stdin)) -> Option<InputState> {
         self.find(name)?.stdin.as_mut()?.changed_by(true, change)
     }
@@ -94,7 +94,7 @@ impl Sessions {
         }
     }
 
-    /// Nobody wants this session any more.
+    /// Closes a session that no client wants anymore.
     pub(crate) fn close(&mut self, name: &str, now: Moment) {
         if let Some(session) = self.find(name) {
             session.close(now);
@@ -102,18 +102,18 @@ impl Sessions {
         self.forget();
     }
 
-    /// Nobody wants any of them any more.
+    /// Closes all sessions.
     pub(crate) fn close_all(&mut self, now: Moment) {
         self.open.iter_mut().for_each(|session| session.close(now));
         self.forget();
     }
 
-    /// The program has ended: so do they. Their streams stay, for the last that they say.
+    /// Hangs up all sessions, because the program has ended. Their streams stay open for their last output.
     pub(crate) fn hang_up(&mut self) {
         self.open.iter_mut().for_each(Session::hang_up);
     }
 
-    /// Moves streams and hears keepers; what has come of it, by the sessions' names.
+    /// Moves streams and reads the reports of keepers; returns the news, with the sessions' names.
     pub(crate) fn turn(&mut self) -> Vec<(String, News)> {
         let mut news = Vec::new();
         for session in &mut self.open {
@@ -139,7 +139,7 @@ impl Sessions {
     pub(crate) fn act_on_time(&mut self, now: Moment) {
         for session in &mut self.open {
             if session.kill_at.take_if(|at| now >= *at).is_some() {
-                // What may not be signalled ends with PID 1.
+                // A process that cannot be signalled ends with PID 1.
                 let _ = processes::signal_under(session.keeper, libc::SIGKILL);
             }
         }
@@ -163,12 +163,12 @@ impl Sessions {
         asked
     }
 
-    /// The roots of everything that sessions have started, and nothing else has.
+    /// The processes below which everything is that sessions have started, and nothing else.
     pub(crate) fn keepers(&self) -> &[u32] {
         &self.keepers
     }
 
-    /// A child of this process has ended: true where it was a keeper.
+    /// A child of this process has ended; returns true if it was a keeper.
     pub(crate) fn has_ended(&mut self, pid: u32) -> bool {
         let before = self.keepers.len();
         self.keepers.retain(|keeper| *keeper != pid);
@@ -184,7 +184,7 @@ impl Sessions {
     }
 }
 
-/// Of a session that takes none.
+/// The state of a session without input.
 const NO_INPUT: InputState = InputState {
     offset: 0,
     room: 0,
@@ -269,7 +269,7 @@ impl Session {
         }
     }
 
-    /// How the command has ended, once.
+    /// How the command ended; returned once.
     fn hear(&mut self) -> Option<Outcome> {
         while !self.has_ended {
             self.reported.reserve(1024);
@@ -287,7 +287,7 @@ impl Session {
         None
     }
 
-    /// Nothing goes in any more; what is on its way out goes on.
+    /// Closes the input; output that is already written still moves.
     fn end_streams(&mut self) {
         if let Some(stdin) = &mut self.stdin {
             stdin.close();

@@ -22,10 +22,10 @@ pub(crate) struct Signals {
 pub(crate) enum Meaning {
     /// Run the stop path.
     Stop,
-    /// The program means itself when it sends this to PID 1: it is handed to it, as an init process does, and to
-    /// nobody before the launch and after the end.
+    /// Forwarded to the program: a process of the container that sends this to PID 1 means the program, as with an init
+    /// process. Dropped before the launch and after the end.
     PassOn(i32),
-    /// A child may have ended, or nothing for us.
+    /// A child may have ended, or the signal is of no interest.
     Nothing,
 }
 
@@ -46,7 +46,7 @@ impl Signals {
     pub(crate) fn next(&self) -> Option<Meaning> {
         let signal = self.descriptor.read_signal().ok().flatten()?;
         let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
-        // Without a namespace of its own nobody is inside.
+        // Without a PID namespace of its own no sender is inside.
         let from_outside =
             self.scope == Scope::Descendants || (signal.ssi_pid == 0 && signal.ssi_code == libc::SI_USER);
         Some(meaning(number, from_outside))
@@ -59,8 +59,8 @@ impl AsFd for Signals {
     }
 }
 
-/// The kubelet sends what the image names as its stop signal, which may be any; a sender that has
-/// no process id here is outside the container's namespace.
+/// The kubelet sends the stop signal that the image names, which may be any; a sender without a process id here is
+/// outside the container's namespace.
 fn meaning(number: i32, from_outside: bool) -> Meaning {
     match number {
         libc::SIGCHLD | libc::SIGPIPE => Meaning::Nothing,

@@ -57,10 +57,10 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `path`, in place of whatever socket is there. Any user id may connect: the two
-    /// containers of a pod often have different ones, and nobody else sees the directory.
+    /// Listens at `path`, in place of a socket that is already there. Any user id may connect: the two containers of a
+    /// pod often have different ones, and no other container sees the directory.
     ///
-    /// The socket appears at `path` by a rename when it already accepts connections.
+    /// The socket appears at `path` by a rename, when it already accepts connections.
     ///
     /// # Errors
     /// From the socket calls and the file system.
@@ -89,7 +89,7 @@ impl Listener {
     /// The next connection, in blocking mode, closed on exec.
     ///
     /// # Errors
-    /// `WouldBlock` if non-blocking and nobody is waiting; else from `accept4(2)`.
+    /// `WouldBlock` if non-blocking and no peer is waiting; else from `accept4(2)`.
     pub fn accept(&self) -> io::Result<Connection> {
         let accept = || net::accept_with(&self.descriptor, SocketFlags::CLOEXEC);
         Ok(Connection {
@@ -123,8 +123,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to the listener at `path`, without waiting: a listener with a full backlog is
-    /// `WouldBlock`. The connection is in blocking mode, closed on exec.
+    /// Connects to the listener at `path`, without waiting: a full backlog is reported as `WouldBlock`. The connection
+    /// is in blocking mode, closed on exec.
     ///
     /// # Errors
     /// `NotFound` and `ConnectionRefused` while no agent listens; else from the socket calls.
@@ -157,7 +157,7 @@ impl Connection {
         Ok(rustix::io::ioctl_fionbio(&self.descriptor, nonblocking)?)
     }
 
-    /// Sends one message, whole or not at all. The peer gets duplicates of `descriptors`.
+    /// Sends one message, completely or not at all. The peer gets duplicates of `descriptors`.
     ///
     /// # Errors
     /// `WouldBlock` if non-blocking and the peer's queue is full; `InvalidData` if the message is
@@ -214,8 +214,8 @@ impl Connection {
             let mut parts = [IoSliceMut::new(packet)];
             match net::recvmsg(&self.descriptor, &mut parts, &mut control, flags) {
                 Ok(received) => break received,
-                // A peer that closes its end with our packets unread resets the connection. That is
-                // said once, ahead of what the peer had sent, which is still to be read.
+                // A peer that closes its end with our packets unread resets the connection. The kernel reports that
+                // once, before what the peer had sent, which can still be read.
                 Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(error) => return Err(error.into()),
             }

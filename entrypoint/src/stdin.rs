@@ -1,4 +1,4 @@
-//! The program's input: taken at its offset, written as the program reads.
+//! The program's input: taken at its offset, written as fast as the program reads.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,14 +10,14 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{SpecialCodeIndex, tcgetattr};
 
-/// Ctrl-D, where the terminal does not say what else ends its input.
+/// Ctrl-D, if the terminal does not name another character that ends its input.
 const EOT: u8 = 4;
 
 /// The writing end of the program's input.
 pub(crate) struct Stdin {
     sink: Option<OwnedFd>,
     is_terminal: bool,
-    /// Taken, not written yet.
+    /// Taken, but not written yet.
     waiting: Vec<u8>,
     offset: u64,
     is_ended: bool,
@@ -28,12 +28,12 @@ impl Stdin {
     /// A pipe, and the end from which the program reads.
     pub(crate) fn pipe() -> io::Result<(Self, OwnedFd)> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-        // The reading end is a file description of its own and stays blocking.
+        // The read end is a separate file description and stays blocking.
         set_nonblocking(&write)?;
         Ok((Self::new(write, false), read))
     }
 
-    /// What is typed at a terminal whose other side, non-blocking, this is.
+    /// The input of a terminal, given its other side, which is non-blocking.
     pub(crate) fn terminal(master: OwnedFd) -> Self {
         Self::new(master, true)
     }
@@ -61,7 +61,7 @@ impl Stdin {
         }
     }
 
-    /// Changes it. How far it has come then, if that is another than before, or is asked for.
+    /// Applies a change. Returns how far the input has come if that has changed, or if `is_asked`.
     pub(crate) fn changed_by(&mut self, is_asked: bool, change: impl FnOnce(&mut Self)) -> Option<InputState> {
         let before = self.state();
         change(self);
@@ -69,7 +69,7 @@ impl Stdin {
         (is_asked || state != before).then_some(state)
     }
 
-    /// Takes bytes that come at their offset and within the room; others were sent by an agent that knew less.
+    /// Takes bytes that arrive at the right offset and within the room; others were sent by an agent that knew less.
     pub(crate) fn take(&mut self, offset: u64, bytes: &[u8]) {
         let state = self.state();
         let fits = u32::try_from(bytes.len()).is_ok_and(|length| length <= state.room);
@@ -81,8 +81,8 @@ impl Stdin {
         }
     }
 
-    /// Takes the end, if it stands at this offset: a pipe is closed once everything is written; at a terminal the
-    /// character that means it is typed.
+    /// Takes the end, if it is at this offset: a pipe is closed once everything is written; at a terminal the character
+    /// that ends the input is typed.
     pub(crate) fn end(&mut self, offset: u64) {
         if offset != self.offset || self.is_ended {
             return;
@@ -90,7 +90,7 @@ impl Stdin {
         self.is_ended = true;
         if let Some(master) = self.sink.as_ref().filter(|_| self.is_terminal) {
             let typed = tcgetattr(master).map_or(EOT, |mode| mode.special_codes[SpecialCodeIndex::VEOF]);
-            // Within a line the first one only hands over what was typed of it (termios(3)).
+            // Within a line the first one only delivers what was typed of it (termios(3)).
             let times = if self.is_mid_line { 2 } else { 1 };
             self.waiting.extend(std::iter::repeat_n(typed, times));
         }
@@ -103,7 +103,7 @@ impl Stdin {
             match rustix::io::write(sink, &self.waiting) {
                 Ok(written) if written > 0 => drop(self.waiting.drain(..written)),
                 Ok(_) | Err(Errno::AGAIN | Errno::INTR) => return,
-                // Nobody reads it any more.
+                // There is no reader anymore.
                 Err(_) => self.close(),
             }
         }

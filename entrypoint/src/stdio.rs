@@ -1,4 +1,4 @@
-//! Standard output and error: the container's own, and the pipes that take their place.
+//! Standard output and error: the container's own, and the pipes that replace them.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,13 +11,13 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::stdio::{dup2_stderr, dup2_stdout, stderr, stdout};
 use rustix::time::Timespec;
 
-/// Out of the way of what programs and tests expect at low numbers.
+/// Above the numbers that programs and tests expect to be in use.
 const HIGH: i32 = 200;
-/// A pipe that polls as writable takes this much without blocking.
+/// A pipe that polls as writable takes this many bytes without blocking.
 const ATOMIC_WRITE: usize = 4096;
 
-/// The container's own stdout and stderr. They never leave this process: a copy elsewhere would
-/// hide the container's end from the kubelet.
+/// The container's own stdout and stderr. They never leave this process: a copy elsewhere would hide the container's
+/// end from the kubelet.
 #[derive(Debug)]
 pub(crate) struct Stdio {
     stdout: OwnedFd,
@@ -25,7 +25,7 @@ pub(crate) struct Stdio {
 }
 
 impl Stdio {
-    /// Keeps the present stdout and stderr at high descriptors that are closed on exec.
+    /// Moves the current stdout and stderr to high descriptors that are closed on exec.
     pub(crate) fn take() -> io::Result<Self> {
         Ok(Self {
             stdout: duplicate(stdout())?,
@@ -33,8 +33,7 @@ impl Stdio {
         })
     }
 
-    /// Makes pipes, puts their write ends at 1 and 2 and returns the read ends: stdout and stderr,
-    /// or one for both.
+    /// Creates pipes, puts their write ends at 1 and 2 and returns the read ends: stdout and stderr, or one for both.
     pub(crate) fn redirect(&self, merge: bool) -> io::Result<Vec<OwnedFd>> {
         let (out_read, out_write) = pipe()?;
         if merge {
@@ -48,7 +47,7 @@ impl Stdio {
         Ok(vec![out_read, error_read])
     }
 
-    /// Puts the container's own back at 1 and 2, which closes this process's write ends.
+    /// Puts the container's own streams back at 1 and 2, which closes this process's write ends.
     pub(crate) fn restore(&self) {
         let _ = dup2_stdout(&self.stdout);
         let _ = dup2_stderr(&self.stderr);
@@ -56,8 +55,8 @@ impl Stdio {
 
     /// Writes to the container's own stream and drops what does not fit at once.
     ///
-    /// The descriptor stays blocking (its flags may be shared with others); asking before each
-    /// small write is enough, because nobody else writes to it.
+    /// The descriptor stays blocking (its flags may be shared with other processes). Polling before each small write is
+    /// enough, because nothing else writes to it.
     pub(crate) fn echo(&self, stream: Stream, mut bytes: &[u8]) {
         let descriptor = match stream {
             Stream::Stdout => &self.stdout,
@@ -82,7 +81,7 @@ fn duplicate(descriptor: impl AsFd) -> io::Result<OwnedFd> {
 /// A pipe for output: the read end, the write end.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-    // A program that drops its privileges may still open /dev/stdout.
+    // A program that drops its privileges must still be able to open /dev/stdout.
     let _ = fchmod(&write, Mode::RUSR | Mode::WUSR | Mode::WGRP | Mode::WOTH);
     Ok((read, write))
 }

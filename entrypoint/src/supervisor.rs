@@ -1,4 +1,4 @@
-//! The loop: what happens when the agent, a signal, a child or the clock says something.
+//! The main loop: what happens on a message of the agent, a signal, the end of a child, or a timeout.
 
 mod requests;
 mod sessions;
@@ -29,18 +29,18 @@ use crate::stdin::Stdin;
 use crate::stdio::Stdio;
 use crate::terminal::Terminal;
 
-/// An agent that says very much does not keep children from being reaped.
+/// An agent that sends a lot does not prevent children from being reaped.
 const MESSAGES_PER_TURN: usize = 32;
 
 /// Why nothing was started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// Nobody answered on the socket.
+    /// No agent answered on the socket.
     #[error("no agent answered on {path} for {seconds} s; the program was not started")]
     NoAgent {
-        /// The socket.
+        /// Path of the socket.
         path: String,
-        /// Waited for.
+        /// How long it waited.
         seconds: u64,
     },
 }
@@ -60,7 +60,7 @@ pub(crate) struct Supervisor {
     pipes: Vec<OwnedFd>,
     stdin: Option<Stdin>,
     terminal: Option<Terminal>,
-    /// As last asked for.
+    /// The last requested size.
     window: Option<WindowSize>,
     requests: Requests,
     sessions: Sessions,
@@ -70,7 +70,7 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Puts the parts together; nothing happens yet.
+    /// Combines the parts; nothing happens yet.
     pub(crate) fn new(arguments: Arguments, scope: Scope, stdio: Stdio, signals: Signals, timer: Timer) -> Self {
         Self {
             link: Link::new(arguments.socket.clone(), clock::now()),
@@ -95,7 +95,7 @@ impl Supervisor {
         }
     }
 
-    /// Works until the end and returns the exit code.
+    /// Runs to the end and returns the exit code.
     ///
     /// # Errors
     /// Only before anything was started.
@@ -111,7 +111,7 @@ impl Supervisor {
             self.act_on_time(now)?;
             if let Phase::Done(code) = self.phase {
                 if !self.sessions.keepers().is_empty() {
-                    // As the end of process 1 does.
+                    // The end of process 1 does the same.
                     let _ = self.scope.signal_all(libc::SIGKILL);
                 }
                 return Ok(code);
@@ -133,7 +133,7 @@ impl Supervisor {
     fn talk(&mut self, now: Moment) {
         self.hear_agent(now);
         if self.link.presence().is_away() {
-            // What their commands wrote was in the memory of the agent that has gone.
+            // The output of their commands was in the memory of the agent that is gone.
             self.sessions.close_all(now);
         }
     }
@@ -157,7 +157,7 @@ impl Supervisor {
         self.link.send(message, false, now, &self.pipes);
     }
 
-    /// What an agent that came (back) must know.
+    /// Sends what an agent that has just connected must know.
     fn say_all(&mut self, now: Moment) {
         if let Some(program) = self.program {
             self.send(self.launched(program), now);
@@ -211,7 +211,7 @@ impl Supervisor {
                     self.phase = Phase::Done(exited.outcome.exit_code());
                 }
             }
-            // The link takes it.
+            // The link handles it.
             ToEntrypoint::Welcome { .. } => {}
         }
     }
@@ -239,12 +239,12 @@ impl Supervisor {
         }
     }
 
-    /// The run is not over when the program has ended, but when the last descendant has.
+    /// The run does not end with the program, but with the last descendant.
     fn waits_for_leftovers(&self) -> bool {
         self.order.is_some_and(|order| order.leftovers == Leftovers::Wait)
     }
 
-    /// There is something of the run that may be signalled, paused, stopped.
+    /// Whether there is a process of the run that can be signalled, paused or stopped.
     fn is_going_on(&self) -> bool {
         match self.phase {
             Phase::Running => true,
@@ -298,7 +298,7 @@ impl Supervisor {
         }
     }
 
-    /// When the present phase is over for want of an agent.
+    /// When the current phase ends because there is no agent.
     fn deadline(&self) -> Option<Moment> {
         let presence = self.link.presence();
         match (&self.phase, self.order) {
@@ -311,13 +311,13 @@ impl Supervisor {
         }
     }
 
-    /// When the agent should have stopped the program and has not.
+    /// When this process stops the program because the agent should have done so and has not.
     fn backstop(&self) -> Option<Moment> {
         let program = self.program.filter(|_| self.is_going_on() && self.stop.is_none())?;
         Some(program.clock.over_at()?.saturating_add(BACKSTOP))
     }
 
-    /// Sets the timer to what is due next, and sleeps until then or until somebody says something.
+    /// Sets the timer to what is due next, and sleeps until then or until something happens.
     fn sleep(&mut self) {
         let is_running = matches!(self.phase, Phase::Running);
         let next = [
@@ -341,7 +341,7 @@ impl Supervisor {
         let announcer = self.cgroup.announcer().filter(|_| is_running);
         let announces = announcer.is_some();
         asked.extend(announcer.map(|file| PollFd::from_borrowed_fd(file, PollFlags::PRI)));
-        // An interruption or a want of memory is a short sleep.
+        // If poll is interrupted or lacks memory, the sleep is short.
         let _: Result<usize, io::Error> = poll(&mut asked, None).map_err(Into::into);
         let announced = asked
             .pop()

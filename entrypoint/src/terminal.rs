@@ -1,7 +1,7 @@
 //! The program's terminal: a PTY whose output this process moves into a pipe.
 //!
-//! The agent reads that pipe as it reads any other. `splice(2)` does not take a terminal, and what is read from one is
-//! gone: so the one who reads is the one who lives as long as the program.
+//! The agent reads that pipe as it reads any other. `splice(2)` does not work on a terminal, and what is read from one
+//! is gone, so the process that reads it must live as long as the program.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,15 +17,15 @@ use crate::stdin::{Stdin, set_nonblocking};
 
 /// Bytes between terminal and pipe.
 const BUFFER: usize = 64 * 1024;
-/// A terminal gives a few KiB at a time: so often it is read before others get their turn.
+/// A terminal provides a few KiB at a time: number of reads before other work gets its turn.
 const READS: usize = 16;
 
 /// Both sides of the terminal, and the pipe behind it.
 pub(crate) struct Terminal {
     master: OwnedFd,
-    /// Held open until the program has ended, or the terminal would hang up between two who use it.
+    /// Held open until the program has ended; otherwise the terminal would hang up between two processes that use it.
     slave: Option<OwnedFd>,
-    /// Gone when the last byte is in the pipe.
+    /// Closed when the last byte is in the pipe.
     pipe: Option<OwnedFd>,
     waiting: Vec<u8>,
     has_ended: bool,
@@ -57,12 +57,12 @@ impl Terminal {
         self.slave.as_ref()
     }
 
-    /// What is typed at it.
+    /// The input of the terminal.
     pub(crate) fn stdin(&self) -> io::Result<Stdin> {
         Ok(Stdin::terminal(fcntl_dupfd_cloexec(&self.master, 3)?))
     }
 
-    /// Changes its size. The kernel tells the programs in its foreground, if it is another.
+    /// Changes its size. The kernel signals the foreground programs if the size differs.
     pub(crate) fn resize(&self, size: WindowSize) {
         let size = Winsize {
             ws_row: size.rows,
@@ -70,7 +70,7 @@ impl Terminal {
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
-        // Refused only where it is no terminal.
+        // Refused only if it is no terminal.
         let _ = tcsetwinsize(&self.master, size);
     }
 
@@ -99,7 +99,7 @@ impl Terminal {
         match rustix::io::read(&self.master, rustix::buffer::spare_capacity(&mut self.waiting)) {
             Ok(0) => self.has_ended = true,
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
-            // EIO: the last one who had it open is gone, and everything was read (pty(7)).
+            // EIO: the last process that had it open is gone, and everything was read (pty(7)).
             Err(_) => self.has_ended = true,
         }
     }
@@ -110,7 +110,7 @@ impl Terminal {
                 Ok(written) => drop(self.waiting.drain(..written)),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
-                // Its other end is held by this process.
+                // This process holds the other end of the pipe.
                 Err(_) => self.waiting.clear(),
             }
         }

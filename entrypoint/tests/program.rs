@@ -1,5 +1,5 @@
-//! The entrypoint with real children, driven by an agent in miniature, both as process 1 of a PID
-//! namespace and as a subreaper.
+//! The entrypoint with real children, driven by a minimal agent, both as process 1 of a PID namespace and as a
+//! subreaper.
 
 #![allow(clippy::unwrap_used, reason = "the harness of these tests may fail a test anywhere")]
 

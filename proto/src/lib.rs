@@ -24,7 +24,7 @@ pub mod wire;
 pub use stream::STREAMS;
 pub use version::{PROTOCOL, Unsupported, check_protocol};
 
-/// Longest `Data.bytes`, in bytes: 16 to 64 KiB measured best.
+/// Maximum length of `Data.bytes`, in bytes: 16 to 64 KiB performed best.
 pub const MAX_CHUNK: usize = 64 * 1024;
 
 /// Largest message that a peer has to accept, in bytes.
@@ -42,7 +42,7 @@ mod tests {
         names.join(" ")
     }
 
-    /// Archives, conditions and scripts of users hold these names: a name may be added, and none may change.
+    /// Users' archives, conditions and scripts contain these names: a name may be added, but none may change.
     #[test]
     fn names_do_not_change() {
         assert_eq!(

@@ -1,8 +1,8 @@
 //! Keys of gRPC metadata.
 
-/// The attempt that is meant, or that an answer is about.
+/// The attempt that a request or an answer is about.
 pub const ATTEMPT: &str = "rproc-attempt";
 /// Uid of the object that an answer is about.
 pub const UID: &str = "rproc-uid";
-/// From replica to replica: the user who asked, as UTF-8.
+/// From one replica to another: the user who made the request, as UTF-8.
 pub const ON_BEHALF: &str = "rproc-on-behalf-bin";

@@ -14,7 +14,7 @@ pub const TOKEN_PATH: &str = "/var/run/rproc/token";
 pub const TOKEN_NAME: &str = "token";
 /// The projected ServiceAccount token of the agent: [`TOKEN_NAME`] below [`TOKEN_PATH`].
 pub const TOKEN_FILE: &str = "/var/run/rproc/token/token";
-/// Where the values to be masked are mounted in the agent's container: files `0`, `1`, ….
+/// Where the values to mask are mounted in the agent's container: files `0`, `1`, ….
 pub const MASK_PATH: &str = "/var/run/rproc/mask";
 
 /// Environment variables by which the operator configures the agent.

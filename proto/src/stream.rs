@@ -13,7 +13,7 @@ impl Stream {
         }
     }
 
-    /// The name that people know; an unspecified stream counts as stdout.
+    /// The name that users see; an unspecified stream counts as stdout.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

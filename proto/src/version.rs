@@ -1,10 +1,10 @@
-//! Which versions of the wire understand each other.
+//! Which versions of the wire protocol are compatible.
 
-/// Version of the wire, sent in the first exchange of each call. An operator serves agents of this version and the one
-/// before, and clients one version away.
+/// Version of the wire protocol, sent in the first exchange of each call. An operator serves agents of this version and
+/// the previous one, and clients one version away.
 pub const PROTOCOL: u32 = 1;
 
-/// The other side speaks a version that is too far away.
+/// The peer's version is too far away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsupported(u32);
 

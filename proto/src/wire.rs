@@ -1,5 +1,5 @@
-//! Messages of output as they are on the wire, so that a chunk's bytes stay where they are from the spool, or from a
-//! socket, to the next socket.
+//! Output messages in their wire encoding, so that the bytes of a chunk are not copied between the spool, or a socket,
+//! and the next socket.
 
 mod endpoint;
 
@@ -25,7 +25,7 @@ pub use endpoint::{Endpoint, WatchOutput};
 use crate::MAX_MESSAGE;
 use crate::v1::{OutputFrame, Stream as OutputStream};
 
-/// Flag and length before each message of gRPC.
+/// Flag and length before each gRPC message.
 pub const PREFIX: usize = 5;
 /// Room before the bytes of a chunk for everything that precedes them in a message with its prefix.
 pub const HEAD: usize = 48;
@@ -47,16 +47,16 @@ pub fn encode(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut wire = BytesMut::with_capacity(PREFIX + length);
     put_prefix(&mut wire, length);
-    // A buffer that grows has room for all of it.
+    // A growing buffer has room for all of it.
     let _ = message.encode(&mut wire);
     wire.freeze()
 }
 
-/// The message, with its prefix, of a chunk that lies behind [`HEAD`] bytes of room; the chunk is its end.
+/// The message, with its prefix, of a chunk that follows [`HEAD`] bytes of room; the message ends with the chunk.
 #[must_use]
 pub fn data_message(mut buffer: Vec<u8>, stream: OutputStream, offset: u64, time_unix_nanos: i64) -> Bytes {
     let length = buffer.len() - HEAD;
-    // Two's complement, as the wire has it.
+    // Two's complement, as on the wire.
     let values = [
         i32::from(stream).unsigned_abs().into(),
         offset,
@@ -77,7 +77,7 @@ pub fn data_message(mut buffer: Vec<u8>, stream: OutputStream, offset: u64, time
     head.put_slice(&fields);
     let from = HEAD - head.len();
     buffer[from..HEAD].copy_from_slice(&head);
-    // A buffer that has grown may be twice as large as what is in it.
+    // A buffer that has grown may be twice as large as its content.
     if buffer.capacity() - buffer.len() > length / 4 + HEAD {
         return Bytes::copy_from_slice(&buffer[from..]);
     }
@@ -102,7 +102,7 @@ fn put_prefix(wire: &mut BytesMut, length: usize) {
 /// Calls a method that answers with a stream of messages.
 ///
 /// # Errors
-/// The peer's answer, or what is wrong with the way to it.
+/// The peer's status, or a failure of the connection.
 pub async fn call<S, M>(service: &mut S, path: &str, request: Request<M>) -> Result<(MetadataMap, Messages), Status>
 where
     S: GrpcService<Body>,
@@ -140,13 +140,13 @@ where
     Ok((MetadataMap::from_headers(parts.headers), Messages::new(Body::new(body))))
 }
 
-/// A stream of messages as it comes in.
+/// An incoming stream of messages.
 #[derive(Debug)]
 pub struct Messages {
     body: Body,
-    /// Comes next.
+    /// The bytes that come next.
     held: Bytes,
-    /// A message that came in more than one part.
+    /// A message that arrived in more than one part.
     partial: BytesMut,
 }
 
@@ -161,7 +161,7 @@ impl Messages {
         }
     }
 
-    /// The next message with its prefix: a part of what came from the socket where it came in one part. `None` at the
+    /// The next message with its prefix: a slice of what came from the socket if it came in one part. `None` at the
     /// end. Safe to cancel.
     ///
     /// # Errors
@@ -213,7 +213,7 @@ impl Messages {
     }
 }
 
-/// Length of the first message with its prefix, where that has come.
+/// Length of the first message with its prefix, if that has arrived.
 // tonic's own error type.
 fn length(mut from: &[u8]) -> Result<Option<usize>, Status> {
     if from.len() < PREFIX {
@@ -254,7 +254,7 @@ where
     Ok(Request::from_parts(metadata, parts.extensions, message))
 }
 
-/// What a method answers with whose messages are encoded already: metadata, messages with their prefixes, the status.
+/// The answer of a method whose messages are already encoded: metadata, messages with their prefixes, the status.
 fn answer<S>(metadata: MetadataMap, messages: S) -> http::Response<Body>
 where
     S: Stream<Item = Result<Bytes, Status>> + Send + Unpin + 'static,

@@ -27,13 +27,13 @@ use tokio_util::sync::CancellationToken;
 /// The media type of the metrics (OpenMetrics 1.0).
 const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What has to be so before this program may be called ready: all of its gates are open.
+/// Preconditions of readiness: the program is ready when all of its gates are open.
 #[derive(Clone, Default)]
 pub struct Readiness {
     gates: Arc<Mutex<Vec<Gate>>>,
 }
 
-/// One precondition, closed at first.
+/// One precondition, initially closed.
 #[derive(Clone)]
 pub struct Gate {
     name: &'static str,
@@ -65,31 +65,31 @@ impl Readiness {
 }
 
 impl Gate {
-    /// The precondition is met.
+    /// Marks the precondition as met.
     pub fn open(&self) {
         self.is_open.store(true, Ordering::Relaxed);
     }
 
-    /// The precondition is met no more.
+    /// Marks the precondition as no longer met.
     pub fn close(&self) {
         self.is_open.store(false, Ordering::Relaxed);
     }
 }
 
-/// Connections at a time. A further one displaces the oldest.
+/// Maximum number of connections. Another one displaces the oldest.
 const CONNECTIONS: usize = 64;
 
-/// Time for one connection: one request and its answer.
+/// Maximum duration of one connection: one request and its answer.
 const LIFETIME: Duration = Duration::from_secs(10);
 
-/// Bytes of one request.
+/// Maximum size of one request in bytes.
 const REQUEST: usize = 16 << 10;
 
-/// Between two tries after `accept` failed (no descriptors left, for example).
+/// Pause after a failed `accept` (no descriptors left, for example).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `/healthz` (alive: it answers), `/readyz` (all gates open) and `/metrics` over plain HTTP until `shutdown`.
-/// Each connection serves one request and has ten seconds for it, and there is always room for one more.
+/// Each connection serves one request within ten seconds, and a new connection always gets a place.
 pub async fn admin(listener: TcpListener, readiness: Readiness, metrics: Arc<Registry>, shutdown: CancellationToken) {
     let router = router(readiness, metrics);
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
@@ -119,7 +119,7 @@ async fn answer(stream: TcpStream, router: Router) {
     let mut builder = http1::Builder::new();
     builder.keep_alive(false).max_buf_size(REQUEST);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    // What goes wrong here is the peer's to notice: it gets no answer.
+    // If this fails, the peer notices: it gets no answer.
     let _ = timeout(LIFETIME, connection).await;
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Arrows: none to a sibling. Invariant: nothing here reads the environment or decides anything about processes.
 
-// The macros that print panic where nobody can read.
+// The macros that print panic if the stream is closed.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod admin;

@@ -18,10 +18,10 @@ use tracing_subscriber::{
 
 use self::fold::Fold;
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// `Text` where stderr is a terminal, else `Json`.
+    /// `Text` if stderr is a terminal, otherwise `Json`.
     #[default]
     Auto,
     /// One JSON object on each line.
@@ -53,7 +53,7 @@ impl fmt::Display for LogFormat {
     }
 }
 
-/// Why there are no logs.
+/// Why the logs could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// A format that does not exist.
@@ -65,18 +65,19 @@ pub enum LogError {
     /// Logs were set up before.
     #[error("logs are set up already")]
     Again(#[from] TryInitError),
-    /// The thread that tells of folded lines cannot be started.
+    /// The thread that reports folded lines cannot be started.
     #[error("no thread for the logs")]
     Thread(#[from] io::Error),
 }
 
-/// Sends logs to stderr. Repeated lines are folded: no peer fills the log. `filter` is a tracing filter, for example `info,remoteprocess_operator=debug`.
+/// Sends logs to stderr. Repeated lines are folded, so that no peer can flood the log. `filter` is a tracing filter,
+/// for example `info,remoteprocess_operator=debug`.
 ///
 /// # Errors
 /// A filter that does not parse, or a second call.
 pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let (filter, fold) = (EnvFilter::try_new(filter)?, Fold::default());
-    // Else a log that cannot be written is reported by a macro that panics.
+    // Otherwise a log line that cannot be written is reported by a macro that panics.
     let lines = layer().with_writer(stderr).log_internal_errors(false);
     let is_text = match format {
         LogFormat::Auto => stderr().is_terminal(),
@@ -96,7 +97,7 @@ pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Says now and then how many lines were folded.
+/// Logs at intervals how many lines were folded.
 fn tell(fold: &Fold) {
     loop {
         thread::sleep(fold::WINDOW);

@@ -1,4 +1,4 @@
-//! What signals do to a program that shuts down.
+//! How signals affect a program that shuts down.
 
 use std::{
     env,
@@ -9,7 +9,7 @@ use std::{
 
 use remoteprocess_runtime::shutdown_token;
 
-/// Set where this test is its own child.
+/// Set if this process is the child of the test.
 const CHILD: &str = "SHUTDOWN_CHILD";
 
 #[test]

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 /// Why a connection was refused or cut before it could make a call. For metrics; the peer only sees its connection end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// It was the oldest of its source when a newer connection without a proven identity needed the room.
+    /// It was the oldest of its source when a newer connection without a proven identity needed its place.
     Displaced,
     /// Its handshake took too long.
     Slow,
@@ -20,9 +20,9 @@ pub enum Refusal {
     Untrusted,
     /// Its certificate is one of ours, but of a role that has no business on this listener.
     WrongRole,
-    /// Its identity has as many connections as one may have.
+    /// Its identity has reached its number of connections.
     Identity,
-    /// The listener has as many connections as it can take.
+    /// The listener has reached its number of connections.
     Full,
 }
 
@@ -42,7 +42,7 @@ impl Refusal {
     }
 }
 
-/// The connections of peers that have proven nothing. There is always room for one more: it displaces the oldest
+/// The connections of peers that have proven nothing yet. A new one always gets a place: it displaces the oldest
 /// connection of the source that has the most, so that a flood displaces itself.
 #[derive(Clone, Default)]
 pub(crate) struct Unproven {
@@ -61,7 +61,7 @@ struct Waiting {
     displaced: CancellationToken,
 }
 
-/// The place of one connection; dropping it makes room.
+/// The place of one connection; dropping it frees the place.
 pub(crate) struct Place {
     queue: Arc<Mutex<Queue>>,
     source: IpAddr,
@@ -70,7 +70,7 @@ pub(crate) struct Place {
 }
 
 impl Unproven {
-    /// Takes one more connection of `source`. At most `limit` remain in all, and `per_source` of one source.
+    /// Admits one more connection of `source`. At most `limit` remain in total, and `per_source` of one source.
     pub(crate) fn enter(&self, source: IpAddr, limit: usize, per_source: usize) -> Place {
         let (source, displaced) = (network(source), CancellationToken::new());
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,7 +102,7 @@ impl Unproven {
 }
 
 impl Queue {
-    /// The source with the most connections; among equals the one that waits longest.
+    /// The source with the most connections; among equals the one that has waited longest.
     fn largest(&self) -> Option<IpAddr> {
         let oldest = |of_it: &VecDeque<Waiting>| of_it.front().map_or(u64::MAX, |first| first.number);
         self.sources
@@ -146,7 +146,7 @@ impl Drop for Place {
     }
 }
 
-/// What counts as one source: an IPv4 address, or the /64 network of an IPv6 address, for a host has all of that.
+/// What counts as one source: an IPv4 address, or the /64 network of an IPv6 address, because one host has all of that.
 fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
@@ -154,12 +154,12 @@ fn network(source: IpAddr) -> IpAddr {
     }
 }
 
-/// Counts what each key has, so that no key takes all.
+/// Counts the places of each key, so that no key takes all.
 pub(crate) struct Counts<K> {
     counts: Arc<Mutex<HashMap<K, usize>>>,
 }
 
-/// One of what a key has; dropping it makes room.
+/// One place of a key; dropping it frees the place.
 pub(crate) struct Counted<K: Eq + Hash> {
     counts: Arc<Mutex<HashMap<K, usize>>>,
     key: K,
@@ -172,7 +172,7 @@ impl<K> Default for Counts<K> {
 }
 
 impl<K: Clone + Eq + Hash> Counts<K> {
-    /// Takes one more for `key`, unless it has `limit` already.
+    /// Takes one more place for `key`, unless it already has `limit`.
     pub(crate) fn admit(&self, key: K, limit: usize) -> Option<Counted<K>> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.get(&key).copied().unwrap_or_default();

@@ -9,19 +9,20 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
 use crate::{Error, Role, TrustDomain, User};
 
-/// Leaves are valid from a little before now: clocks of nodes differ.
+/// Leaves are valid from a little before now, because the clocks of nodes differ.
 const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
-/// How long a generated authority lasts.
+/// Lifetime of a generated authority.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// A new key and the request to certify it. P-256. The request names nobody: who the key is for is the signer's to say.
+/// A new key and the request to certify it. P-256. The request names no subject: the signer decides for whom the key
+/// is.
 pub struct KeyRequest {
     /// The private key, PKCS#8 PEM.
     pub key_pem: String,
     /// The request, PKCS#10 DER.
     pub csr_der: Vec<u8>,
-    /// The same request as PEM, as a `CertificateSigningRequest` object wants it.
+    /// The same request as PEM, as a `CertificateSigningRequest` object expects it.
     pub csr_pem: String,
 }
 
@@ -29,7 +30,7 @@ impl KeyRequest {
     /// Makes a key and its request.
     ///
     /// # Errors
-    /// No randomness.
+    /// No randomness is available.
     pub fn generate() -> Result<Self, Error> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
@@ -49,17 +50,17 @@ pub struct Authority {
     key: KeyPair,
     cert_pem: String,
     certificate: CertificateDer<'static>,
-    /// PEM of what has to follow a leaf: our certificate and those above it, as far as they are not roots.
+    /// PEM of the certificates that must follow a leaf: ours and those above it, except roots.
     intermediates_pem: String,
     not_after: SystemTime,
 }
 
 impl Authority {
-    /// Makes a new self-signed authority (P-256, ten years). It carries no name constraints: rustls refuses chains with
-    /// constraints on URIs.
+    /// Creates a self-signed authority (P-256, ten years). It carries no name constraints, because rustls refuses
+    /// chains with constraints on URIs.
     ///
     /// # Errors
-    /// No randomness.
+    /// No randomness is available.
     pub fn generate(trust_domain: &TrustDomain) -> Result<Self, Error> {
         let key = KeyPair::generate()?;
         let now = SystemTime::now();
@@ -76,7 +77,7 @@ impl Authority {
         Self::from_pem(&certificate.pem(), &key.serialize_pem(), trust_domain)
     }
 
-    /// Takes an authority from its PEM texts. The first certificate is the one that signs; an intermediate is followed
+    /// Reads an authority from its PEM texts. The first certificate is the one that signs; an intermediate is followed
     /// by those above it.
     ///
     /// # Errors
@@ -129,8 +130,8 @@ impl Authority {
         &self.trust_domain
     }
 
-    /// Signs the key of a request (PKCS#10 DER) for `role`. Whatever else the request claims is left aside. The leaf is
-    /// valid for `lifetime`, or as long as the authority where that is shorter. Answers the chain, PEM.
+    /// Signs the key of a request (PKCS#10 DER) for `role` and ignores all else in the request. The leaf is valid for
+    /// `lifetime`, or as long as the authority if that is shorter. Returns the chain, PEM.
     ///
     /// # Errors
     /// A request that does not decode, does not prove its key, or has another kind of key than P-256; a user's role
@@ -158,10 +159,10 @@ impl Authority {
         self.sign(&key, role, user, lifetime)
     }
 
-    /// Makes a key and signs it. Answers the chain and the key, PEM.
+    /// Generates a key and signs it. Returns the chain and the key, PEM.
     ///
     /// # Errors
-    /// No randomness, or an authority that has ended.
+    /// No randomness is available, or the authority has expired.
     pub fn issue(&self, role: &Role, user: Option<&User>, lifetime: Duration) -> Result<(String, String), Error> {
         let key = KeyPair::generate()?;
         Ok((self.sign(&key, role, user, lifetime)?, key.serialize_pem()))
@@ -216,8 +217,8 @@ fn leaf_params(
     Ok(params)
 }
 
-/// Groups and the rest go as JSON into one O: group names may hold any character, and rcgen writes one attribute of a
-/// kind.
+/// Groups and the rest go as JSON into one O: group names may contain any character, and rcgen writes only one
+/// attribute of each kind.
 fn subject(role: &Role, user: Option<&User>) -> Result<DistinguishedName, Error> {
     let mut name = DistinguishedName::new();
     match (role, user) {
@@ -237,7 +238,7 @@ fn subject(role: &Role, user: Option<&User>) -> Result<DistinguishedName, Error>
     Ok(name)
 }
 
-/// Only for people who look at a certificate; nothing is decided by it.
+/// Only for people who look at a certificate; no decision depends on it.
 fn role_name(role: &Role) -> &'static str {
     match role {
         Role::Operator => "operator",

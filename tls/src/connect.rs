@@ -20,13 +20,13 @@ use crate::{
 /// Limit for one connect, the handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection is given up when the peer has answered no ping for twice this long.
+/// A connection is closed when the peer has answered no ping for twice this long.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Bytes that are taken from the socket in one call: rustls asks for 4 KiB at a time.
 const READ_AHEAD: usize = 64 << 10;
 
-/// Streams whose windows a connection has room for, so that one stalled reader does not stop the others.
+/// Number of streams for whose windows a connection has room, so that one stalled reader does not stop the others.
 const STREAMS: u32 = 8;
 
 /// Makes connections to peers of one trust domain.
@@ -45,14 +45,14 @@ enum Credentials {
 }
 
 impl Dialer {
-    /// Shows the certificate of `identity`, as it is at each connect.
+    /// Presents the certificate that `identity` has at each connect.
     pub fn new(identity: Arc<Identity>) -> Self {
         Self {
             credentials: Credentials::Own(identity),
         }
     }
 
-    /// Shows no certificate; trusts the CAs of a bundle (PEM).
+    /// Presents no certificate; trusts the CAs of a bundle (PEM).
     ///
     /// # Errors
     /// A bundle that does not decode or is empty.
@@ -66,11 +66,11 @@ impl Dialer {
         })
     }
 
-    /// Connects now to `target` (`host:port`, IPv6 in brackets), where `expected` has to answer. The channel connects
-    /// again by itself when the connection breaks.
+    /// Connects now to `target` (`host:port`, IPv6 in brackets), where `expected` must answer. The channel reconnects
+    /// by itself when the connection breaks.
     ///
     /// # Errors
-    /// No connection within 5 s, a peer that is not `expected`, or a role that listens nowhere.
+    /// No connection within 5 s, a peer that is not `expected`, or a role that does not listen.
     pub async fn connect(&self, target: &str, expected: &Role) -> Result<Channel, Error> {
         self.connect_over(expected, tcp(target)).await
     }
@@ -78,14 +78,14 @@ impl Dialer {
     /// As [`Dialer::connect`], but connects at the first call.
     ///
     /// # Errors
-    /// A role that listens nowhere.
+    /// A role that does not listen.
     pub fn connect_lazy(&self, target: &str, expected: &Role) -> Result<Channel, Error> {
         let name = self.server_name(expected)?;
         let connector = connector(self.credentials.clone(), name.clone(), expected.clone(), tcp(target));
         Ok(endpoint(&name, expected)?.connect_with_connector_lazy(connector))
     }
 
-    /// As [`Dialer::connect`], over byte streams that `open` makes (a port-forward, for example): one call for each
+    /// As [`Dialer::connect`], over byte streams that `open` creates (a port-forward, for example): one call for each
     /// connection.
     ///
     /// # Errors
@@ -124,8 +124,8 @@ impl Credentials {
         }
     }
 
-    /// The handshake with everything that makes the peer `expected`: the chain and the server name by the standard
-    /// verifier, then the role.
+    /// The handshake, with all checks that the peer is `expected`: the standard verifier checks the chain and the
+    /// server name, then the role is compared.
     async fn handshake<Io>(&self, name: String, expected: Role, io: Io) -> Result<TlsStream<Io>, BoxError>
     where
         Io: AsyncRead + AsyncWrite + Unpin,
@@ -179,8 +179,8 @@ fn tcp(target: &str) -> impl Fn() -> BoxFuture<io::Result<TcpStream>> + Clone + 
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// The address is only the `:authority` of requests: the connector knows where to go. The scheme says `http` because
-/// TLS is ours, not tonic's.
+/// The address is used only for the `:authority` of requests, because the connector knows where to connect. The scheme
+/// is `http` because TLS is ours, not tonic's.
 fn endpoint(name: &str, expected: &Role) -> Result<Endpoint, Error> {
     let window = stream_window(expected);
     Ok(Endpoint::from_shared(format!("http://{name}"))?
@@ -193,8 +193,8 @@ fn endpoint(name: &str, expected: &Role) -> Result<Endpoint, Error> {
         .initial_connection_window_size(STREAMS * window))
 }
 
-/// Bytes that a peer may send ahead of its reader, on each stream. An operator reads from hundreds of agents, which are
-/// near; a user from one operator, which may be far.
+/// Bytes that a peer may send ahead of its reader, on each stream. An operator reads from hundreds of nearby agents; a
+/// user reads from one operator, which may be far away.
 const fn stream_window(peer: &Role) -> u32 {
     match peer {
         Role::Agent { .. } => 512 << 10,

@@ -21,7 +21,7 @@ use crate::{ClientAuth, Error, PeerIdentity, Role, TrustDomain, authority::certi
 const ALPN: &[u8] = b"h2";
 
 /// Who this program is and whom it trusts. It may be replaced at any time: each new handshake, in either direction,
-/// uses what is current then; connections that stand are left alone.
+/// uses the current one; established connections are not affected.
 pub struct Identity {
     trust_domain: TrustDomain,
     current: ArcSwap<Material>,
@@ -39,7 +39,7 @@ pub(crate) struct Material {
 }
 
 impl Identity {
-    /// Takes a chain (the leaf first), its key, and all CAs to trust, as PEM texts.
+    /// Reads a chain (the leaf first), its key, and all CAs to trust, as PEM texts.
     ///
     /// # Errors
     /// As [`Identity::replace`].
@@ -56,11 +56,11 @@ impl Identity {
         }))
     }
 
-    /// Puts a newer certificate, or a newer set of CAs, in place of the current one.
+    /// Replaces the current certificate and set of CAs by newer ones.
     ///
     /// # Errors
-    /// The texts do not decode, the key is not the key of the leaf, the leaf is for another role than the current one,
-    /// or our own verifier refuses it now under the new bundle. The current one stays in use then.
+    /// The texts do not decode, the key does not match the leaf, the leaf is for another role than the current one, or
+    /// our own verifier refuses it now under the new bundle. The current one then stays in use.
     pub fn replace(&self, chain_pem: &str, key_pem: &str, bundle_pem: &str) -> Result<(), Error> {
         let material = Material::verified(chain_pem, key_pem, bundle_pem, &self.trust_domain)?;
         let current = self.role();
@@ -74,12 +74,12 @@ impl Identity {
         Ok(())
     }
 
-    /// Who this program is.
+    /// Role of this program.
     pub fn role(&self) -> Role {
         self.current.load().role.clone()
     }
 
-    /// The trust domain of this program and of all whom it talks to.
+    /// The trust domain of this program and of all its peers.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
@@ -94,7 +94,7 @@ impl Identity {
         self.current.load().not_after
     }
 
-    /// When to ask for the next certificate: after three fifths of the current one's life.
+    /// When to request the next certificate: after three fifths of the current one's life.
     pub fn renew_at(&self) -> SystemTime {
         let material = self.current.load();
         let life = material
@@ -141,7 +141,7 @@ impl Material {
     }
 }
 
-/// What peers will do with the chain, done before it is used: as a client's, and as a server's where the role listens.
+/// Verifies the chain as peers will, before it is used: as a client's, and as a server's if the role listens.
 fn verify(
     chain: &[CertificateDer<'static>],
     role: &Role,
@@ -186,7 +186,7 @@ fn server_config(
     Ok(Arc::new(config))
 }
 
-/// The client's side: the standard verifier over `roots`, with a certificate of its own or without.
+/// The client's TLS configuration: the standard verifier over `roots`, with or without a certificate of its own.
 pub(crate) fn client_config(
     roots: &Arc<RootCertStore>,
     own: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
@@ -206,7 +206,7 @@ pub(crate) fn client_config(
 /// One bundle of several PEM texts, each certificate once.
 ///
 /// # Errors
-/// A text that does not decode, or not one certificate in all of them.
+/// A text does not decode, or there is no certificate in any of them.
 pub fn bundle(texts: &[&str]) -> Result<String, Error> {
     let mut set = Vec::new();
     for certificate in certificates(&texts.concat())? {
@@ -217,7 +217,7 @@ pub fn bundle(texts: &[&str]) -> Result<String, Error> {
     Ok(set.iter().map(certificate_pem).collect())
 }
 
-/// All CAs of a bundle; each must be readable, or a broken bundle would quietly trust fewer than it says.
+/// All CAs of a bundle. Each must be readable; otherwise a broken bundle would silently trust fewer than it lists.
 pub(crate) fn roots(bundle_pem: &str) -> Result<Arc<RootCertStore>, Error> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(bundle_pem)? {
@@ -248,7 +248,8 @@ fn validity(leaf: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), Error
 
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = rustls::crypto::ring::default_provider();
-    // The cheaper one first: AES-128 is as far out of reach, and output is encrypted and decrypted twice on its way.
+    // The cheaper one first: AES-128 is as unbreakable in practice, and output is encrypted and decrypted twice on its
+    // way.
     provider.cipher_suites = vec![
         TLS13_AES_128_GCM_SHA256,
         TLS13_AES_256_GCM_SHA384,

@@ -4,7 +4,7 @@
 //! Invariant: a peer is who the URI in its certificate says, compared as a [`Role`], never as text; TLS 1.3 only, no
 //! resumption, and a certificate that our own verifier refuses never replaces one that it accepted.
 
-// The macros that print panic where nobody can read.
+// The macros that print panic if the stream is closed.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod admission;
@@ -24,9 +24,9 @@ pub use identity::{Identity, bundle};
 pub use role::{PeerIdentity, Role, TrustDomain, User};
 pub use serve::{ClientAuth, Limits, Listener, serve};
 
-/// Makes ring the crypto provider of this program. To be called first thing in each `main` and test harness: rustls
-/// panics at its first use where there are two providers or none. Calling it again does nothing.
+/// Makes ring the crypto provider of this program. Call it first in each `main` and test harness: rustls panics at its
+/// first use if there are two providers or none. Calling it again does nothing.
 pub fn install_crypto_provider() {
-    // An error only says that a provider is installed already.
+    // An error only means that a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

@@ -6,7 +6,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A byte stream from which only so much can be read until the limit is lifted.
+/// A byte stream from which only a limited number of bytes can be read until the limit is lifted.
 pub(crate) struct Metered<Io> {
     io: Io,
     left: Option<usize>,
@@ -18,7 +18,7 @@ impl<Io> Metered<Io> {
         Self { io, left: Some(limit) }
     }
 
-    /// From now on everything may be read.
+    /// Lifts the limit.
     pub(crate) fn lift(&mut self) {
         self.left = None;
     }

@@ -6,7 +6,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::Error;
 
-/// The name under which one installation vouches for its members, for example `remoteprocess.local`.
+/// The name under which one installation certifies its members, for example `remoteprocess.local`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TrustDomain(String);
 
@@ -20,7 +20,7 @@ impl TrustDomain {
 impl FromStr for TrustDomain {
     type Err = Error;
 
-    /// Takes a lower-case DNS name of at most 200 characters: role URIs and server names are built from it.
+    /// Parses a lower-case DNS name of at most 200 characters, from which role URIs and server names are built.
     fn from_str(name: &str) -> Result<Self, Error> {
         let is_label = |label: &str| {
             (1..=63).contains(&label.len())
@@ -42,7 +42,7 @@ impl fmt::Display for TrustDomain {
     }
 }
 
-/// Who a certificate is for. The three roles are disjoint: none implies another.
+/// For whom a certificate is. The three roles are disjoint: none implies another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// A replica of the operator.
@@ -54,7 +54,7 @@ pub enum Role {
         /// The pod's uid.
         pod_uid: String,
     },
-    /// A person or a machine that calls the relay; who it is stands in [`User`].
+    /// A person or a machine that calls the relay; [`User`] says who.
     User,
 }
 
@@ -70,7 +70,7 @@ impl Role {
         }
     }
 
-    /// Reads what [`Role::uri`] wrote; `None` for anything else, another trust domain included.
+    /// Parses what [`Role::uri`] wrote; `None` for anything else, including another trust domain.
     pub fn from_uri(uri: &str, trust_domain: &TrustDomain) -> Option<Self> {
         let path = uri
             .strip_prefix("spiffe://")?
@@ -89,8 +89,8 @@ impl Role {
         parts.next().is_none().then_some(role)
     }
 
-    /// The synthetic DNS name in the certificate of a role that listens. It lets the standard verifier check the name
-    /// whatever address was dialled; it resolves nowhere.
+    /// The synthetic DNS name in the certificate of a role that listens. With it the standard verifier can check the
+    /// name, whatever address was dialed; it resolves nowhere.
     pub fn server_name(&self, trust_domain: &TrustDomain) -> Option<String> {
         match self {
             Self::Operator => Some(format!("operator.{trust_domain}")),
@@ -110,7 +110,7 @@ impl Role {
     }
 }
 
-/// Namespaces and uids are DNS labels; nothing else may end up in a URI or a host name.
+/// Namespaces and uids are DNS labels; nothing else may get into a URI or a host name.
 fn is_segment(text: &str) -> bool {
     (1..=63).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
@@ -127,24 +127,24 @@ impl fmt::Display for Role {
     }
 }
 
-/// Who the API server said a user is: everything that an authoriser of Kubernetes may look at.
+/// Who a user is according to the API server: everything that a Kubernetes authorizer can evaluate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct User {
-    /// The user name. It stands in the CN of a certificate, all else in its O.
+    /// The user name. It is the CN of a certificate; all else is in its O.
     #[serde(skip)]
     pub name: String,
     /// The groups.
     pub groups: Vec<String>,
-    /// The uid, where the authenticator knows one.
+    /// The uid, if the authenticator knows one.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub uid: String,
-    /// What else the authenticator said. Some clouds authorise by it.
+    /// Other information of the authenticator. Some clouds authorize by it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
-/// Who is at the other end of a connection. [`serve`](fn@crate::serve) puts it into the extensions of each request, as
+/// Who is at the other end of a connection. [`serve`](fn@crate::serve) adds it to the extensions of each request, as
 /// `Arc<PeerIdentity>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerIdentity {
@@ -152,21 +152,21 @@ pub struct PeerIdentity {
     pub role: Role,
     /// Present exactly for [`Role::User`].
     pub user: Option<User>,
-    /// From when on the certificate proves nothing.
+    /// When the certificate expires.
     pub not_after: SystemTime,
 }
 
 impl PeerIdentity {
-    /// Who the peer of a connection is, whose handshake is done.
+    /// The peer of a connection whose handshake is complete.
     ///
     /// # Errors
-    /// It has shown no certificate, or one that [`Self::from_der`] refuses.
+    /// It has presented no certificate, or one that [`Self::from_der`] refuses.
     pub(crate) fn of(connection: &CommonState, trust_domain: &TrustDomain) -> Result<Self, Error> {
         let leaf = connection.peer_certificates().and_then(<[_]>::first);
         Self::from_der(leaf.ok_or(Error::NoCertificate)?, trust_domain)
     }
 
-    /// Reads a leaf certificate (DER) whose chain has been verified already.
+    /// Reads a leaf certificate (DER) whose chain was already verified.
     ///
     /// # Errors
     /// The certificate does not decode, has other than exactly one URI that is a role of `trust_domain`, or is a
@@ -203,7 +203,7 @@ fn read_role(certificate: &X509Certificate<'_>, trust_domain: &TrustDomain) -> R
     .ok_or_else(|| Error::NoRole(trust_domain.clone()))
 }
 
-/// The user stands in the subject: CN is the name, O the rest as JSON (see `authority::subject`).
+/// Reads the user from the subject: CN is the name, O the rest as JSON (see `authority::subject`).
 fn read_user(certificate: &X509Certificate<'_>) -> Option<User> {
     let subject = certificate.subject();
     let mut names = subject.iter_common_name();

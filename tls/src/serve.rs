@@ -29,51 +29,51 @@ use crate::{
     metered::Metered,
 };
 
-/// Whether a client has to show a certificate in the handshake.
+/// Whether a client must present a certificate in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientAuth {
     /// A handshake without one fails; each request carries an `Arc<PeerIdentity>`.
     Required,
     /// As `Required`, and connections of other roles than [`Role::Operator`] are cut.
     OperatorOnly,
-    /// None is asked for; requests carry no identity.
+    /// No certificate is requested; requests carry no identity.
     None,
 }
 
-/// What one listener grants its peers.
+/// The limits of one listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Time for the TLS handshake.
     pub handshake: Duration,
     /// Bytes that a peer may send in its handshake.
     pub handshake_bytes: usize,
-    /// Connections at a time of peers without a proven identity: all peers until their handshake is done, and all peers
-    /// of a listener that asks for no certificate. A further connection displaces the oldest of the source that has the
-    /// most.
+    /// Simultaneous connections of peers without a proven identity: all peers until their handshake is complete, and
+    /// all peers of a listener that requests no certificate. Another connection displaces the oldest of the source that
+    /// has the most.
     pub unproven: usize,
     /// As `unproven`, for one source: an IPv4 address or an IPv6 /64 network.
     pub unproven_per_source: usize,
-    /// Connections at a time of peers with a proven identity; further ones are cut after their handshake.
+    /// Simultaneous connections of peers with a proven identity; further ones are closed after their handshake.
     pub connections: usize,
     /// As `connections`, for one identity: a user name, one agent, or the operator.
     pub connections_per_identity: usize,
-    /// Time for calls in flight after the shutdown began; then connections are cut.
+    /// Time for calls in flight after the shutdown began; then connections are closed.
     pub drain: Duration,
-    /// After this long a connection takes no more calls, and is cut when those in flight have had `drain`.
+    /// After this long a connection takes no more calls, and is closed when those in flight have had `drain`.
     pub lifetime: Option<Duration>,
-    /// Calls at a time on one connection.
+    /// Simultaneous calls on one connection.
     pub streams: u32,
-    /// Bytes that a peer may send ahead of us on one call. The connection gets `streams` times this, so that one stalled
-    /// call never stops the others.
+    /// Bytes that a peer may send ahead of us on one call. The connection gets `streams` times this, so that one
+    /// stalled call never stops the others.
     pub stream_window: u32,
-    /// Bytes of one HTTP/2 frame of a peer. They are held until the frame is complete.
+    /// Maximum size of one HTTP/2 frame of a peer in bytes. A frame is held in memory until it is complete.
     pub frame: u32,
-    /// Called for each connection that was refused or cut before its first call.
+    /// Called for each connection that was refused or closed before its first call.
     pub on_refusal: fn(Refusal),
 }
 
 impl Default for Limits {
-    /// For peers that have shown a certificate.
+    /// For peers with a certificate.
     fn default() -> Self {
         Self {
             handshake: Duration::from_secs(5),
@@ -81,7 +81,7 @@ impl Default for Limits {
             handshake_bytes: 32 << 10,
             // All agents and followers come back at once after a restart.
             unproven: 1024,
-            // Port-forwards and proxies bring many users from one address.
+            // Port-forwards and proxies connect many users from one address.
             unproven_per_source: 512,
             connections: 8192,
             connections_per_identity: 512,
@@ -110,15 +110,15 @@ impl Limits {
     }
 }
 
-/// Between two tries after `accept` failed for a reason of our own (no descriptors left, for example).
+/// Pause after an `accept` that failed on our side (no descriptors left, for example).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection is given up when the peer has answered no ping for twice this long.
+/// A connection is closed when the peer has answered no ping for twice this long.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Where connections come from: a socket of the kernel's, or of a simulated network.
+/// A source of connections: a kernel socket, or a simulated network.
 pub trait Listener: Send + Sync {
     /// One connection.
     type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
@@ -132,18 +132,18 @@ impl Listener for TcpListener {
 
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, address) = Self::accept(self).await?;
-        // Fails only on a connection that is gone already, which the handshake finds out.
+        // Fails only on a connection that is already gone, which the handshake detects.
         let _ = stream.set_nodelay(true);
         Ok((stream, address))
     }
 }
 
-/// Serves `service` over TLS and HTTP/2 until `shutdown`: then no new connection and no new call is taken, calls in
-/// flight may end within `limits.drain`, and what is left is cut. Each handshake uses the identity as it is then. A
-/// connection whose client certificate has expired takes no new calls; those in flight go on.
+/// Serves `service` over TLS and HTTP/2 until `shutdown`: then no new connection and no new call is accepted, calls in
+/// flight may end within `limits.drain`, and the rest is closed. Each handshake uses the identity as it is then. A
+/// connection whose client certificate has expired takes no new calls; those in flight continue.
 ///
 /// Requests carry tonic's `TcpConnectInfo` and, with [`ClientAuth::Required`], an `Arc<PeerIdentity>` in their
-/// extensions. What goes wrong with one connection ends that connection and is logged.
+/// extensions. An error on one connection ends that connection and is logged.
 pub async fn serve<L, S, B>(
     listener: L,
     identity: Arc<Identity>,
@@ -218,7 +218,7 @@ async fn accept<L: Listener>(listener: &L, shutdown: &CancellationToken) -> Opti
     }
 }
 
-/// What a connection has to pass before it may make calls.
+/// The checks that a connection must pass before it may make calls.
 struct Gate {
     identity: Arc<Identity>,
     client_auth: ClientAuth,
@@ -234,7 +234,7 @@ struct Passed<Io> {
     held: Held,
 }
 
-/// The place that a connection takes while it lasts.
+/// The place that a connection occupies.
 enum Held {
     Unproven(Place),
     Proven {
@@ -243,7 +243,7 @@ enum Held {
     },
 }
 
-/// Whose connections are counted together: a user by name, an agent by its pod.
+/// The key by which connections are counted: a user by name, an agent by its pod.
 type IdentityKey = (Role, Option<String>);
 
 impl Held {
@@ -331,7 +331,7 @@ impl Gate {
     }
 }
 
-/// One connection from its handshake to its end.
+/// Serves one connection from its handshake to its end.
 async fn converse<Io, S, B>(
     passed: Passed<Io>,
     address: SocketAddr,
@@ -384,7 +384,7 @@ async fn converse<Io, S, B>(
     }
 }
 
-/// How long the connection may take calls; `None` without end.
+/// How long the connection may take calls; `None`: without limit.
 fn last_call(peer: Option<&PeerIdentity>, lifetime: Option<Duration>) -> Option<Duration> {
     let until_expiry = peer.map(|p| p.not_after.duration_since(SystemTime::now()).unwrap_or_default());
     until_expiry.into_iter().chain(lifetime).min()
@@ -413,13 +413,13 @@ fn builder(limits: Limits) -> http2::Builder<TokioExecutor> {
     builder
 }
 
-/// Bytes of the headers of one call.
+/// Maximum size of the headers of one call in bytes.
 const MAX_HEADERS: u32 = 16 << 10;
 
-/// Bytes in one frame: a whole chunk of output fits, so that it is not cut into pieces of 16 KiB.
+/// Maximum size of one frame in bytes: a whole chunk of output fits, so that it is not cut into pieces of 16 KiB.
 pub(crate) const MAX_FRAME: u32 = 128 << 10;
 
-/// Bytes that TLS may hold of what the socket has not taken: a whole frame, which then goes out in one call.
+/// Bytes that TLS may buffer for the socket: a whole frame, which is then sent in one call.
 pub(crate) const UNSENT: usize = MAX_FRAME as usize + (16 << 10);
 
 /// The largest window of HTTP/2 (RFC 9113, 6.9.1).

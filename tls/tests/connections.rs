@@ -70,7 +70,7 @@ struct Server {
     task: JoinHandle<()>,
 }
 
-/// Bytes without end.
+/// An endless body.
 struct Flood;
 
 impl http_body::Body for Flood {
@@ -82,7 +82,8 @@ impl http_body::Body for Flood {
     }
 }
 
-/// A server that answers each request with who asked, as a header; `/slow` is answered never, `/flood` without end.
+/// A server that answers each request with the user's name in a header; `/slow` never answers, `/flood` answers
+/// endlessly.
 async fn server(identity: Arc<Identity>, client_auth: ClientAuth, limits: Limits) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -127,7 +128,7 @@ async fn connect(server: &Server, dialer: Dialer, expected: &Role) -> Result<Cha
         .expect("in time")
 }
 
-/// A client that ignores all our rules: any certificate or none, any ALPN. True when its request was answered.
+/// A client that ignores all our rules: any certificate or none, any ALPN. Returns whether its request was answered.
 async fn is_served(server: &Server, authority: &Authority, own: Option<(String, String)>) -> bool {
     let mut roots = rustls::RootCertStore::empty();
     roots
@@ -170,7 +171,7 @@ async fn is_served(server: &Server, authority: &Authority, own: Option<(String, 
         .is_ok()
 }
 
-/// A leaf with everything of its own: times, names; signed by `authority`, or by itself.
+/// A leaf with arbitrary times and names, signed by `authority` or by itself.
 fn odd_leaf(authority: Option<&Authority>, uris: &[&str], from: i64, to: i64) -> (String, String) {
     let key = KeyPair::generate().expect("a key");
     let shifted = |seconds: i64| {
@@ -538,7 +539,7 @@ async fn no_session_is_resumed() {
         let stream = TcpStream::connect(server.address).await.expect("a connection");
         let name = ServerName::try_from("operator.test.local").expect("a name");
         let mut stream = connector.connect(name, stream).await.expect("a handshake");
-        // The preface of HTTP/2, so that the server answers and any ticket of its has come before.
+        // The preface of HTTP/2, so that the server answers, and any session ticket has arrived before.
         stream
             .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
             .await
@@ -551,7 +552,7 @@ async fn no_session_is_resumed() {
     }
 }
 
-/// The first bytes of a handshake that promises more than it sends.
+/// The first bytes of a handshake that announces more than it sends.
 fn unfinished_hello(bytes: usize) -> Vec<u8> {
     let mut hello = vec![1, 0, 0xff, 0xf0];
     hello.resize(bytes, 0);
@@ -587,19 +588,19 @@ fn resident() -> usize {
 #[tokio::test]
 async fn unfinished_handshakes_hold_little_and_keep_nobody_out() {
     let ca = authority();
-    // Time is no help here: a flood is faster.
+    // Time limits do not help here: a flood is faster.
     let limits = Limits {
         handshake: 10 * PATIENCE,
         ..Limits::default()
     };
     let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, limits).await;
-    // Beyond the limit of a handshake, and what it allows.
+    // One exceeds the limit of a handshake, the other does not.
     let hellos = [unfinished_hello(65_000), unfinished_hello(30_000)];
     let before = resident();
     let mut flood = Vec::new();
     for number in 0..3000_u16 {
         let mut stream = connect_from(2 + (number % 20) as u8, &server).await;
-        // The server may have cut it already.
+        // The server may have closed it already.
         let _ = timeout(PATIENCE, stream.write_all(&hellos[usize::from(number % 2)]))
             .await
             .expect("taken in time");
@@ -625,7 +626,7 @@ async fn a_user_of_many_groups_fits_into_a_handshake() {
     let mut channel = connect(&server, Dialer::new(own), &Role::Operator)
         .await
         .expect("served");
-    // Any other answer would repeat the groups in a header.
+    // Any other response would repeat the groups in a header.
     let request = Request::get("http://peer/flood")
         .body(Body::empty())
         .expect("a request");
@@ -689,7 +690,7 @@ async fn an_agent_talks_to_the_operator_only() {
     ask(&mut channel, "/").await.expect("an answer");
 }
 
-/// Whether the server cuts a new connection of this peer. It does so after the handshake, so a call finds it out.
+/// Whether the server closes a new connection of this peer. It does so after the handshake, so a call detects it.
 async fn is_refused(server: &Server, dialer: &Dialer) -> bool {
     match connect(server, dialer.clone(), &Role::Operator).await {
         Ok(mut channel) => timeout(PATIENCE, ask(&mut channel, "/"))

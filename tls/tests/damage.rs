@@ -14,7 +14,7 @@ fn domain() -> TrustDomain {
     "test.local".parse().expect("a domain")
 }
 
-/// Every copy with one bit turned, and every beginning.
+/// Every copy with one bit flipped, and every prefix.
 fn damaged(whole: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     let turned = (0..whole.len() * 8).map(|bit| {
         let mut copy = whole.to_vec();
@@ -31,7 +31,7 @@ fn a_damaged_request_gets_nothing_for_another_key() {
     let mut refused = 0;
     for copy in damaged(&csr_der) {
         match authority.sign_csr_der(&copy, &Role::Operator, None, hour) {
-            // The parser overlooks a few tags outside of what the key has signed.
+            // The parser ignores a few tags outside of what the key has signed.
             Ok(chain) => drop(Identity::new(&chain, &key_pem, authority.cert_pem(), &domain()).expect("the same key")),
             Err(_) => refused += 1,
         }

@@ -11,22 +11,23 @@ use rustix::pipe::fcntl_setpipe_size;
 
 use crate::spool::{Appender, Stall, Stream, Taken};
 
-/// How often a volume that refused is tried again.
+/// How often a failed write to the volume is retried.
 const VOLUME_RETRY: Duration = Duration::from_millis(250);
-/// Less than this, taken right after the last bytes, is less than a frame holds: a quarter of what the pipe does.
+/// Fewer bytes than this, taken right after the last ones, are less than a frame holds: a quarter of the pipe's size.
 const SMALL: usize = PIPE / 4;
-/// The same where a pipe may hold no more than the kernel gives each.
+/// The same if a pipe holds only what the kernel gives each by default.
 const SMALLEST: usize = 16 * 1024;
-/// How long the pipes may fill up then: a record and a frame for each line would cost many times more than its bytes.
+/// How long the pipes may fill up then: one record and one frame for each line would cost many times more than its
+/// bytes.
 const GATHER: Duration = Duration::from_micros(500);
-/// A shorter pause costs more than it spares.
+/// A shorter pause costs more than it saves.
 const SHORTEST: Duration = Duration::from_micros(50);
-/// Bytes that a pipe may hold, where the system allows it: the program need not wait for each turn of ours.
+/// Size of a pipe in bytes, if the system allows it: the program then need not wait for each turn of this thread.
 const PIPE: usize = 256 * 1024;
 /// Turns on one pipe before the other gets its turn.
 const TURNS: usize = 4;
 
-/// What the thread is told.
+/// Commands for the thread.
 #[derive(Debug)]
 pub(super) enum Command {
     /// Take over these read ends. stderr is absent when merged.
@@ -38,7 +39,7 @@ pub(super) enum Command {
     },
     /// The program has ended: take what is left, even into a full spool.
     DrainPipes,
-    /// Let go of the pipes; no byte follows.
+    /// Close the pipes; no byte follows.
     Close,
 }
 
@@ -72,9 +73,9 @@ impl Capture {
         Ok(Self { commands, wake })
     }
 
-    /// Gives an order.
+    /// Sends a command.
     pub(super) fn order(&self, command: Command) {
-        // After `Close` the thread is gone, and so is everything one could order.
+        // After `Close` the thread is gone, and there is nothing left to command.
         let _ = self.commands.send(command);
         self.wake();
     }
@@ -85,7 +86,7 @@ impl Capture {
     }
 }
 
-/// How long the pipes may fill up now: not at all for a lone line, and never so long that they might be full.
+/// How long the pipes may fill up now: not at all after a single line, and never so long that they might be full.
 fn gather(taken: usize, small: usize, since_last: Duration) -> Duration {
     if taken >= small || since_last >= 2 * GATHER {
         return Duration::ZERO;
@@ -99,7 +100,7 @@ struct Capturing<F> {
     orders: Receiver<Command>,
     pipes: [Option<OwnedFd>; 2],
     is_attached: bool,
-    /// What is less than a turn should bring.
+    /// A turn that takes fewer bytes than this is followed by a pause.
     small: usize,
     ended: F,
 }
@@ -135,12 +136,12 @@ impl<F: Fn(())> Capturing<F> {
         }
     }
 
-    /// Carries out what was ordered. False: it is over.
+    /// Carries out the pending commands. Returns false when the thread is done.
     fn obey(&mut self) -> bool {
         loop {
             match self.orders.try_recv() {
                 Ok(Command::Attach { stdout, stderr }) => {
-                    // As far as the user's limits go.
+                    // As far as the user's limits allow.
                     let enlarged = stderr
                         .iter()
                         .chain([&stdout])
@@ -161,7 +162,7 @@ impl<F: Fn(())> Capturing<F> {
         }
     }
 
-    /// What was taken must be journalled before the end is announced, however long the volume refuses.
+    /// Bytes that were taken must be journalled before the end is announced, however long the volume refuses.
     fn settle_for_good(&mut self) {
         while let Err(error) = self.appender.finish() {
             tracing::warn!(%error, "the last output waits for room on the volume");
@@ -169,7 +170,7 @@ impl<F: Fn(())> Capturing<F> {
         }
     }
 
-    /// Takes what the readable pipes hold, and says how many bytes that were.
+    /// Takes what the readable pipes hold, and returns how many bytes that were.
     fn take(&mut self, readable: [bool; 2]) -> Result<usize, crate::spool::Error> {
         self.appender.settle()?;
         let mut taken = 0;
@@ -205,7 +206,7 @@ impl<F: Fn(())> Capturing<F> {
         }
     }
 
-    /// Waits for an order, for room, or (with `with_pipes`) for bytes; says which pipes have some.
+    /// Waits for a command, for room, or (with `with_pipes`) for bytes; returns which pipes have some.
     fn wait(&self, with_pipes: bool, timeout: Option<Duration>) -> [bool; 2] {
         let wake = self.appender.wake_fd();
         let mut waiting = vec![PollFd::from_borrowed_fd(wake, PollFlags::IN)];
@@ -222,7 +223,7 @@ impl<F: Fn(())> Capturing<F> {
             Err(error) => tracing::warn!(%error, "poll"),
         }
         if !waiting[0].revents().is_empty() {
-            // Only emptied here; that it was written is all it says.
+            // Only resets the counter; its value carries no information.
             let _ = rustix::io::read(wake, &mut [0; 8]);
         }
         let mut readable = [false; 2];

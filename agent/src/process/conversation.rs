@@ -1,4 +1,4 @@
-//! The task that owns the machine: it hears, asks the machine, and acts.
+//! The task that owns the machine: it receives requests, asks the machine, and acts.
 
 mod exec;
 mod greeting;
@@ -28,21 +28,21 @@ use crate::spool::{Appender, Spool};
 
 pub(super) use input::InputRequest;
 
-/// A fact that the volume refused is tried again this much later.
+/// How long to wait before a fact that the volume refused is written again.
 const STORE_RETRY: Duration = Duration::from_millis(250);
 /// How long the last echo may delay `Recorded`.
 const ECHO_FLUSH: Duration = Duration::from_millis(500);
-/// A note (nothing waits for it) is tried so often.
+/// How many times a note (nothing waits for it) is tried.
 const NOTE_TRIES: u32 = 4;
 
-/// What the conversation is asked or told.
+/// A request to the conversation, or news for it.
 #[derive(Debug)]
 pub enum Request {
     /// The relay allows the launch.
     Granted,
-    /// Somebody asks for the end; answered when the order is on its way and noted.
+    /// Stop the program; answered when the order is recorded and on its way.
     Stop(Stop, oneshot::Sender<()>),
-    /// Somebody asks something of the entrypoint, once for each `id`.
+    /// A request to the entrypoint, carried out once for each `id`.
     Ask {
         id: String,
         ask: Ask,
@@ -50,15 +50,15 @@ pub enum Request {
     },
     /// How long the program may run from now on.
     Limit(Option<Duration>, oneshot::Sender<Result<(), RequestError>>),
-    /// Somebody writes into the program, or wants to.
+    /// From a writer to the program's input.
     Input(InputRequest),
-    /// Somebody wants a further command, or something of it.
+    /// About a further command.
     Exec(ExecRequest),
     /// The pipes were read to their end.
     PipesEnded,
-    /// The entrypoint of the connection with this number said something.
+    /// The entrypoint on the connection with this number sent something.
     Heard(u64, link::Heard),
-    /// The last of the echo is on its way.
+    /// The last of the echo has been sent.
     EchoFlushed,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Conversation {
     machine: Machine,
     capture: Capture,
     link: Option<Link>,
-    /// Tells the current connection's messages from those of one that was replaced.
+    /// Distinguishes messages on the current connection from those on a replaced one.
     link_number: u64,
     held: Option<Instant>,
     lost: Option<Instant>,
@@ -80,21 +80,21 @@ pub(super) struct Conversation {
     input: Input,
     input_view: watch::Sender<View>,
     sessions: Sessions,
-    /// Size of the terminal, as last asked for.
+    /// Size of the terminal, as last requested.
     window: Option<WindowSize>,
     run_timer: Timer,
     status: watch::Sender<Status>,
     requests: mpsc::WeakUnboundedSender<Request>,
 }
 
-/// What came with the event that is being dealt with.
+/// What came with the event that is being handled.
 #[derive(Default)]
 struct Baggage {
     newcomer: Option<Newcomer>,
     pipes: Vec<OwnedFd>,
 }
 
-/// A conversation that goes on, from outside.
+/// Handles to a conversation that runs.
 pub(super) struct Started {
     pub requests: mpsc::UnboundedSender<Request>,
     pub status: watch::Receiver<Status>,
@@ -102,7 +102,7 @@ pub(super) struct Started {
 }
 
 impl Conversation {
-    /// Listens, takes up what is on the spool, and goes on by itself until every sender of requests is gone.
+    /// Listens, loads what is on the spool, and then runs until every sender of requests is gone.
     pub(super) fn start(spool: Arc<Spool>, appender: Appender, settings: Settings) -> Result<Started, StartError> {
         let facts = Facts::load(spool.directory())?;
         #[allow(
@@ -189,7 +189,7 @@ impl Conversation {
             Request::PipesEnded => self.handle(Event::PipesEnded).await,
             Request::Stop(stop, done) => {
                 self.handle(Event::Stop(stop)).await;
-                // Whoever asked may have gone.
+                // The requester may be gone.
                 let _ = done.send(());
             }
             Request::Ask { id, ask, answer } => {
@@ -286,7 +286,7 @@ impl Conversation {
                 Action::Accept => self.accept(baggage.newcomer.take()),
                 Action::Refuse(why) => {
                     tracing::warn!(why, "hanging up on a connection");
-                    // Without a newcomer it is the current connection that misbehaves.
+                    // Without a newcomer the current connection is the one that misbehaves.
                     if baggage.newcomer.take().is_none() {
                         self.hang_up();
                     }
@@ -359,7 +359,7 @@ impl Conversation {
         let flushed = notify(self.requests.clone(), |()| Request::EchoFlushed);
         tokio::spawn(async move {
             if let Some(echo) = echo {
-                // A log that does not take the rest in time does without it.
+                // If the log does not take the rest in time, the rest is left out.
                 let _ = tokio::time::timeout(ECHO_FLUSH, echo).await;
             }
             flushed(());
@@ -367,7 +367,7 @@ impl Conversation {
     }
 }
 
-/// A way for others to tell the conversation something, that does not keep it alive.
+/// A callback with which others send to the conversation, and which does not keep it alive.
 fn notify<T>(
     requests: mpsc::WeakUnboundedSender<Request>,
     request: impl Fn(T) -> Request + Send + 'static,

@@ -1,4 +1,4 @@
-//! Echo: the output once more in the container's own log, for `kubectl logs` and log collectors.
+//! Echo: a copy of the output in the container's own log, for `kubectl logs` and log collectors.
 
 use std::sync::Arc;
 
@@ -24,8 +24,8 @@ const LIMIT: u64 = 1 << 20;
 /// Where echoed bytes go: to the entrypoint that is connected at the time, if any.
 pub(super) type Outlet = watch::Receiver<Option<mpsc::Sender<ToEntrypoint>>>;
 
-/// Echoes from now on until the end of the output. What was written before this agent started is left out: an earlier
-/// agent has echoed it. `pointer` is the sentence that says where the rest is.
+/// Echoes from now on until the end of the output. What was written before this agent started is left out, because an
+/// earlier agent has echoed it. `pointer` is the message that says where the rest is.
 pub(super) async fn run(spool: Arc<Spool>, echo: Echo, pointer: String, outlet: Outlet) {
     let mut begin = spool.progress().written;
     let limit = match echo {
@@ -34,7 +34,7 @@ pub(super) async fn run(spool: Arc<Spool>, echo: Echo, pointer: String, outlet: 
         Echo::All => u64::MAX,
     };
     if begin.total() >= limit {
-        // An earlier agent has said where the rest is.
+        // An earlier agent has written the message that says where the rest is.
         return;
     }
     loop {
@@ -62,7 +62,7 @@ async fn follow(spool: &Spool, begin: Offsets, limit: u64, outlet: &Outlet) -> R
     while echoed < limit {
         let chunk = match reader.next().await? {
             Item::Chunk(chunk) => chunk,
-            // The log is no record of the output; it says nowhere what it leaves out.
+            // The log is no record of the output; it does not report what it leaves out.
             Item::Gap(_) => continue,
             Item::End => return Ok(true),
         };
@@ -88,7 +88,7 @@ async fn write(outlet: &Outlet, stream: Stream, bytes: &[u8]) {
     }
 }
 
-/// Waits until the last packet has been taken from the queue: an order that is given afterwards follows it.
+/// Waits until the last packet has been taken from the queue, so that an order sent afterwards follows it.
 async fn flush(outlet: &Outlet) {
     let sender = outlet.borrow().clone();
     if let Some(sender) = sender {
@@ -120,7 +120,7 @@ mod tests {
         let (sender, mut packets) = mpsc::channel(1);
         let (_entrypoint, outlet) = watch::channel(Some(sender));
         let echo = tokio::spawn(run(spool.clone(), Echo::Limited, "there".to_owned(), outlet));
-        // It waits for the first byte; and gets no turn until all of them have come and gone.
+        // It waits for the first byte, and does not run again until all of them have come and gone.
         tokio::task::yield_now().await;
         let (read, mut write) = std::io::pipe().unwrap();
         let part = [b'x'; 32 * 1024];

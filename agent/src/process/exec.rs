@@ -1,7 +1,7 @@
-//! Further commands beside the program: what the conversation and their clients share of each.
+//! Further commands beside the program: what the conversation and the clients of each share.
 //!
-//! The entrypoint starts the command and takes its input; its output is kept here until the client has confirmed it. So a
-//! connection that breaks ends nothing and loses nothing: the client joins again, with the offsets that it has.
+//! The entrypoint starts the command and takes its input. Its output is kept here until the client has confirmed it, so
+//! a connection that breaks ends nothing and loses nothing: the client joins again, with the offsets that it has.
 
 mod client;
 mod session;
@@ -21,52 +21,52 @@ pub use client::Client;
 use session::Session;
 pub use window::Window;
 
-/// Commands that may run at a time, and ended ones whose clients are waited for.
+/// Maximum number of sessions, including ended ones whose clients have not returned yet.
 const MOST: usize = 16;
 
-/// Who asks for a session.
+/// A client's request for a session.
 #[derive(Debug)]
 pub struct Opening {
     /// The client's own name for it, over all connections.
     pub name: String,
     /// The user behind it.
     pub user: String,
-    /// It was begun before: nothing is to be started.
+    /// It was started before: do not start it.
     pub resume: bool,
     /// What to run.
     pub command: Command,
-    /// Output that the client has.
+    /// Output that the client already has.
     pub received: Offsets,
 }
 
 /// Why there is no session.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExecError {
-    /// Nothing runs yet.
+    /// The program has not been started.
     #[error("the program has not been started yet")]
     NotStarted,
-    /// Nothing runs any more.
+    /// The program has ended.
     #[error("the program has ended")]
     Ended,
-    /// Try again.
+    /// The client can try again.
     #[error("the entrypoint is not connected")]
     EntrypointAway,
-    /// As many as may be.
+    /// The limit is reached.
     #[error("{MOST} sessions run in this process already: end one first")]
     Full,
-    /// The agent that knew of it has gone.
+    /// The agent that held it is gone.
     #[error("the session is lost: the agent that held its output has ended, and its command was ended with SIGHUP")]
     Lost,
-    /// It is another's.
+    /// It belongs to another user.
     #[error("the session belongs to another user")]
     Foreign,
-    /// The client's offsets are not of this session.
+    /// The client's offsets do not fit this session.
     #[error("the session does not hold its output from there on")]
     Beyond,
-    /// Another connection has come.
+    /// Another connection has replaced this one.
     #[error("the session goes on by another connection")]
     Superseded,
-    /// The entrypoint's own words.
+    /// The entrypoint refused; its message.
     #[error("{0}")]
     Refused(String),
     /// The agent ends.
@@ -77,18 +77,18 @@ pub enum ExecError {
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// By the entrypoint's word.
+    /// As the entrypoint reported.
     Known(Outcome),
-    /// Nobody knows, and why.
+    /// Unknown, and why.
     Lost(String),
     /// It was never started.
     Refused(String),
 }
 
-/// Where a session stands.
+/// State of a session.
 #[derive(Debug)]
 pub struct State {
-    /// The entrypoint has begun it.
+    /// The entrypoint has started it.
     pub is_running: bool,
     /// How far its input has come.
     pub input: InputState,
@@ -113,7 +113,7 @@ impl State {
         }
     }
 
-    /// How it ended, for a client that has received so much.
+    /// How it ended, for a client that has received all output up to these offsets.
     #[must_use]
     pub fn end_at(&self, received: [u64; 2]) -> Option<&End> {
         let mut streams = self.outputs.iter().zip(received);
@@ -123,35 +123,35 @@ impl State {
     }
 }
 
-/// What clients ask for.
+/// Requests of clients.
 #[derive(Debug)]
 pub enum ExecRequest {
-    /// A session, begun or joined.
+    /// Start or join a session.
     Open(Opening, oneshot::Sender<Result<Client, ExecError>>),
-    /// Something of the session of this name.
+    /// An order for the session of this name.
     Order(String, Order),
 }
 
-/// All sessions of this agent's life that somebody may come back to.
+/// All sessions of this agent that a client may come back to.
 #[derive(Debug, Default)]
 pub struct Sessions(Vec<Arc<Session>>);
 
 impl Sessions {
-    /// A session that is there, for whoever opens it again.
+    /// Joins an existing session.
     ///
     /// # Errors
-    /// It is not for this one; `None`: there is none of this name.
+    /// It does not belong to this client; `None`: there is none of this name.
     pub fn join(&self, opening: &Opening) -> Option<Result<Client, ExecError>> {
         Some(self.find(&opening.name)?.join(opening))
     }
 
-    /// Whether one more may begin. An ended one that nobody has asked for makes room.
+    /// Whether another session may start. Ended ones do not count.
     #[must_use]
     pub fn have_room(&self) -> bool {
         self.0.iter().filter(|session| !session.has_ended()).count() < MOST
     }
 
-    /// One more, which the entrypoint has been asked to begin.
+    /// Adds a session that the entrypoint has been asked to start.
     ///
     /// # Errors
     /// As [`Sessions::join`].
@@ -174,14 +174,14 @@ impl Sessions {
         client
     }
 
-    /// The entrypoint has begun it.
+    /// The entrypoint has started it.
     pub fn begun(&self, name: &str, input: InputState, outputs: Vec<OwnedFd>) {
         if let Some(session) = self.find(name) {
             session.begin(input, outputs);
         }
     }
 
-    /// How far its input has come, by the entrypoint's word.
+    /// The entrypoint reported how far its input has come.
     pub fn input_is(&self, name: &str, input: InputState) {
         if let Some(session) = self.find(name) {
             session.state.send_modify(|state| state.input = input);
@@ -195,14 +195,14 @@ impl Sessions {
         }
     }
 
-    /// Nobody will say how any of them ends.
+    /// No session's end will be reported anymore.
     pub fn lose(&self, why: &str) {
         for session in self.0.iter().filter(|session| !session.has_ended()) {
             session.end(End::Lost(why.to_owned()));
         }
     }
 
-    /// Nobody comes back to it.
+    /// Removes a session that no client comes back to.
     pub fn forget(&mut self, name: &str) {
         self.0.retain(|session| session.name != name);
     }

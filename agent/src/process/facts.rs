@@ -1,4 +1,4 @@
-//! What is known for good about the process: each fact is on the spool before anybody may rely on it.
+//! What is recorded about the process: each fact is on the spool before anything relies on it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::input::Lease;
 use crate::spool::{self, record, record::Record};
 
-/// The secret by which the entrypoint proves itself when it comes back.
+/// The secret with which the entrypoint proves its identity when it reconnects.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Welcomed {
     /// As sent in the first welcome.
@@ -34,25 +34,25 @@ pub struct Started {
     pub at_unix_nanos: i64,
 }
 
-/// Somebody asked for the end.
+/// A request to end the program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
     /// User name, or the part of the system that asked.
     pub requested_by: String,
-    /// Why, in the words of whoever asked.
+    /// The reason that was given.
     pub message: String,
     /// First signal of the stop path.
     pub signal: i32,
     /// Time between that signal and SIGKILL, milliseconds.
     pub grace_millis: u64,
-    /// What kind of asker that is.
+    /// Which kind of component asked.
     pub cause: StopCause,
 }
 
 /// The program was warned that it will be stopped for having run too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warned {
-    /// How long it might run at that time.
+    /// The run limit at that time.
     pub limit: Duration,
 }
 
@@ -78,7 +78,7 @@ pub enum Ending {
 pub enum Closed {
     /// The pipes were read to their end.
     Whole,
-    /// Somebody still held the pipes after the last process was gone.
+    /// A process still held the pipes after the last known process was gone.
     PipeHeld,
     /// The entrypoint vanished with the pipes while this agent was away.
     EntrypointLost,
@@ -96,7 +96,7 @@ impl Closed {
     }
 }
 
-/// Everything is archived and recorded elsewhere: an agent started again has nothing to do.
+/// Everything is archived and recorded elsewhere: a restarted agent has nothing to do.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Done {
     /// When, in nanoseconds since the Unix epoch.
@@ -176,20 +176,20 @@ impl Facts {
         })
     }
 
-    /// How long the program may run, as things are.
+    /// The current run limit of the program.
     #[must_use]
     pub fn run_limit(&self) -> Option<Duration> {
         self.clock.and_then(|clock| clock.limit())
     }
 
-    /// Whether the warning before that was given.
+    /// Whether the warning for the current limit was given.
     #[must_use]
     pub fn is_warned(&self) -> bool {
         self.warned.is_some_and(|warned| Some(warned.limit) == self.run_limit())
     }
 }
 
-/// One fact on its way to the disk.
+/// One fact to be stored.
 #[derive(Clone, Debug)]
 pub enum Fact {
     /// See [`Welcomed`].
@@ -213,7 +213,7 @@ pub enum Fact {
 }
 
 impl Fact {
-    /// Stores it for good.
+    /// Stores it durably.
     ///
     /// # Errors
     /// When the volume refuses.

@@ -1,4 +1,4 @@
-//! Who may write into the program, and how far its input has come. Without I/O.
+//! Who may write to the program, and how far its input has come. Without I/O.
 
 use std::time::Duration;
 
@@ -6,43 +6,44 @@ use remoteprocess_entrypoint::input::InputState;
 use remoteprocess_entrypoint::run_clock::Moment;
 use serde::{Deserialize, Serialize};
 
-/// A writer whose connection broke has this long to come back before another gets the input for the asking.
+/// A writer whose connection broke has this long to return before another writer can get the input without taking it
+/// over.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// The input is this writer's, until another has it. Kept on the spool: a writer that comes back must learn whether
-/// somebody else wrote meanwhile, from any agent.
+/// The writer that has the input, until another has it. Kept on the spool: whichever agent a returning writer meets,
+/// that agent must know whether another writer came in between.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
-    /// The writer's own name for itself, over all its connections.
+    /// The writer's name for itself, the same over all its connections.
     pub session: String,
     /// The user behind it.
     pub user: String,
 }
 
-/// Who asks for the input.
+/// A request for the input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opening {
     /// As in [`Lease`].
     pub lease: Lease,
-    /// It has had the input before.
+    /// The writer has had the input before.
     pub resume: bool,
-    /// Take it from whoever has it.
+    /// Take it away from the current writer.
     pub take_over: bool,
 }
 
 /// Why the input was not given.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InputError {
-    /// The specification says so.
+    /// The spec declares neither input nor a terminal.
     #[error("the process has neither input nor a terminal: neither spec.stdin nor spec.tty is set")]
     None,
-    /// There is nobody to read it.
+    /// There is no reader.
     #[error("the program has ended")]
     Ended,
-    /// One at a time.
+    /// Another writer has it.
     #[error("{0} is writing into the process")]
     Held(String),
-    /// Another has come since.
+    /// Another writer has taken it over.
     #[error("{0} has taken over the input of the process")]
     TakenOver(String),
     /// The agent ends.
@@ -50,7 +51,7 @@ pub enum InputError {
     Leaving,
 }
 
-/// What writers may know.
+/// What writers can see.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
     /// Number of the stream that has the input.
@@ -65,14 +66,14 @@ pub struct View {
 #[derive(Debug)]
 pub struct Input {
     lease: Option<Lease>,
-    /// When its writer left without a word; absent while it is there, or has let go.
+    /// When its writer left without letting go; absent while it is there, or has let go.
     left_at: Option<Moment>,
     has_writer: bool,
     view: View,
 }
 
 impl Input {
-    /// Goes on from what an earlier agent left. Its writer has lost the connection with it.
+    /// Continues from what an earlier agent left. The writer has lost its connection with that agent.
     pub fn new(lease: Option<Lease>, was_launched: bool, now: Moment) -> Self {
         Self {
             left_at: lease.is_some().then_some(now),
@@ -86,15 +87,16 @@ impl Input {
         }
     }
 
-    /// What writers may know now.
+    /// The current view for writers.
     pub const fn view(&self) -> &View {
         &self.view
     }
 
-    /// Decides on an opening. The lease of a new writer is returned, to be stored before it is told.
+    /// Decides on an opening. If the writer is new, its lease is returned, and must be stored before the writer is
+    /// told.
     ///
     /// # Errors
-    /// Somebody else has the input.
+    /// Another writer has the input.
     pub fn open(&mut self, opening: Opening, now: Moment) -> Result<Option<Lease>, InputError> {
         let Opening {
             lease,
@@ -119,7 +121,7 @@ impl Input {
         Ok(is_new.then_some(lease))
     }
 
-    /// A stream has ended: with a word, or broken off.
+    /// A stream has ended: the writer let go, or the connection broke.
     pub fn leave(&mut self, writer: u64, has_let_go: bool, now: Moment) {
         if writer == self.view.writer && self.has_writer {
             self.has_writer = false;
@@ -127,12 +129,12 @@ impl Input {
         }
     }
 
-    /// How far it has come, by the entrypoint's word; `None` when that has gone.
+    /// Sets how far it has come, as the entrypoint reports; `None` when that is gone.
     pub fn set(&mut self, state: Option<InputState>) {
         self.view.state = state;
     }
 
-    /// Nobody reads any more.
+    /// There is no reader anymore.
     pub fn end(&mut self) {
         let offset = self.view.state.map_or(0, |state| state.offset);
         self.view.state = Some(InputState {
@@ -142,8 +144,8 @@ impl Input {
         });
     }
 
-    /// Whether this writer may send something for this offset now. It is sent once: there is no room for more until the
-    /// entrypoint has answered.
+    /// Whether this writer may send something for this offset now. Each is sent once: there is no room for more until
+    /// the entrypoint has answered.
     pub fn claim(&mut self, writer: u64, offset: u64) -> bool {
         match &mut self.view.state {
             Some(state) if writer == self.view.writer && state.room > 0 && state.offset == offset => {
@@ -192,7 +194,7 @@ mod tests {
         assert!(input.open(opening("a"), NOW).unwrap().is_some());
         let held = Err(InputError::Held("user of a".into()));
         assert_eq!(input.open(opening("b"), NOW), held);
-        // Its own other connection takes the place of the first.
+        // The writer's second connection takes the place of the first.
         assert_eq!((input.open(resuming("a"), NOW), input.view().writer), (Ok(None), 2));
         assert!(input.open(taking_over("b"), NOW).unwrap().is_some());
         assert_eq!(

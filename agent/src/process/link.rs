@@ -15,15 +15,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Time for the first packet of a connection.
 const HELLO: Duration = Duration::from_secs(5);
-/// Connections that have not said hello, at a time: the socket's peer is untrusted.
+/// Maximum number of connections that have not said hello: the socket's peer is untrusted.
 const STRANGERS: usize = 8;
-/// Orders in the queue of one entrypoint; one that takes none of so many is hung up on.
+/// Orders in the queue of one entrypoint; if the queue is full, the connection is closed.
 const ORDERS: usize = 256;
 
 /// An entrypoint that has introduced itself and waits to be accepted.
 #[derive(Debug)]
 pub(super) struct Newcomer {
-    /// Its proof that it was here before.
+    /// Its proof that it was welcomed before.
     pub resume: Option<Resume>,
     /// The read ends of the pipes: none, both in one, or stdout and stderr.
     pub descriptors: Vec<OwnedFd>,
@@ -34,15 +34,15 @@ pub(super) struct Newcomer {
 #[derive(Debug)]
 pub(super) struct Link {
     orders: mpsc::Sender<ToEntrypoint>,
-    /// Echo goes by a queue of its own, one packet deep, so that it never delays an order.
+    /// Echo has a queue of its own, one packet deep, so that it never delays an order.
     pub echo: mpsc::Sender<ToEntrypoint>,
     _hang_up: DropGuard,
 }
 
-/// What comes from an accepted entrypoint. `None`: it is gone.
+/// What an accepted entrypoint sends. `None`: it is gone.
 pub(super) type Heard = Option<(FromEntrypoint, Vec<OwnedFd>)>;
 
-/// Listens at `path` and passes on everyone who says a proper hello, for as long as anybody receives them.
+/// Listens at `path` and passes on each peer that sends a valid hello, as long as there is a receiver.
 ///
 /// # Errors
 /// When the socket cannot be made.
@@ -71,7 +71,7 @@ pub(super) fn listen(path: &Path, newcomers: mpsc::Sender<Newcomer>) -> io::Resu
                 drop(permit);
                 match greeted {
                     Ok(Ok(Some(newcomer))) => drop(newcomers.send(newcomer).await),
-                    // Whoever only looks whether the socket is there leaves without a word.
+                    // A peer that only checks whether the socket is there leaves without a message.
                     Ok(Ok(None)) => {}
                     Ok(Err(error)) => tracing::warn!(%error, "a stranger on the socket"),
                     Err(_) => tracing::warn!("a connection on the socket said nothing"),
@@ -82,7 +82,7 @@ pub(super) fn listen(path: &Path, newcomers: mpsc::Sender<Newcomer>) -> io::Resu
     Ok(())
 }
 
-// `AsyncFd::register`, which is to follow, is unsafe to call: it asks for what these two types keep anyway, one
+// The replacement, `AsyncFd::register`, is unsafe to call: it requires only what these two types guarantee anyway, one
 // descriptor that is open as long as they live.
 #[allow(deprecated, reason = "see above")]
 fn register<T: std::os::fd::AsRawFd>(socket: T) -> io::Result<AsyncFd<T>> {
@@ -126,7 +126,7 @@ async fn send(connection: &AsyncFd<Connection>, order: &ToEntrypoint) -> io::Res
 }
 
 impl Newcomer {
-    /// Starts the conversation. What it says goes to `heard`, ending with `None`.
+    /// Starts the conversation. Each message goes to `heard`, and `None` at the end.
     pub(super) fn accept(self, heard: impl Fn(Heard) + Send + 'static) -> Link {
         let (orders, due_orders) = mpsc::channel(ORDERS);
         let (echo, due_echo) = mpsc::channel(1);
@@ -162,7 +162,7 @@ impl Newcomer {
 }
 
 impl Link {
-    /// Queues an order. False: the entrypoint is gone or takes none.
+    /// Queues an order. Returns false if the entrypoint is gone or its queue is full.
     pub(super) fn send(&self, order: ToEntrypoint) -> bool {
         self.orders.try_send(order).is_ok()
     }
@@ -187,7 +187,7 @@ async fn write(
             () = over.cancelled() => return,
         };
         if let Err(error) = sent {
-            // The reader sees the end too, after everything that the peer had said.
+            // The reader also sees the end, after everything that the peer had sent.
             tracing::debug!(%error, "an order did not reach the entrypoint");
             return;
         }

@@ -1,4 +1,4 @@
-//! What follows from what: the life of one attempt as seen by the agent, without any I/O.
+//! The state machine of one attempt as the agent sees it: events in, actions out, no I/O.
 
 mod run;
 mod stop;
@@ -26,21 +26,21 @@ const ENTRYPOINT_MISSING: Duration = Duration::from_secs(15);
 pub struct LaunchSettings {
     /// What the entrypoint is told.
     pub order: LaunchOrder,
-    /// How the program learns that it will soon have run for too long.
+    /// How the program learns that its run deadline is near.
     pub warning: Option<Warning>,
 }
 
-/// What happens before the run deadline: operator and, by a signal, program learn of it.
+/// What happens before the run deadline: the operator learns of it, and the program if there is a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Warning {
     /// Sent to the program itself.
     pub signal: Option<i32>,
-    /// So long before the deadline.
+    /// How long before the deadline.
     pub before: Duration,
 }
 
 impl Warning {
-    /// So many seconds before the deadline.
+    /// A warning this many seconds before the deadline.
     #[must_use]
     pub fn new(before_seconds: u32, signal: Option<i32>) -> Self {
         Self {
@@ -55,9 +55,9 @@ impl Warning {
 pub enum Event {
     /// An entrypoint introduced itself.
     Hello {
-        /// Its proof that it was welcomed before.
+        /// Proof that it was welcomed before.
         resume: Option<Resume>,
-        /// The read ends came along.
+        /// Whether the read ends came along.
         has_pipes: bool,
         /// 32 random bytes, in case it is new.
         fresh_secret: Secret,
@@ -72,16 +72,16 @@ pub enum Event {
         pid: u32,
         /// Nanoseconds since the Unix epoch.
         at_unix_nanos: i64,
-        /// The read ends came along.
+        /// Whether the read ends came along.
         has_pipes: bool,
-        /// It is paused.
+        /// Whether it is paused.
         is_paused: bool,
         /// Now.
         now: Moment,
     },
-    /// The program is paused, or goes on, from now.
+    /// The program is paused or resumed, at this moment.
     Paused(bool, Moment),
-    /// It may run for so long, counted from its start.
+    /// A new run limit, counted from the start of the program.
     Limited(Option<Duration>),
     /// The moment of [`Machine::next_tick`], or a later one.
     Tick(Moment),
@@ -89,32 +89,32 @@ pub enum Event {
     Exited(Exited),
     /// All pipes were read to their end.
     PipesEnded,
-    /// Somebody asks for the end.
+    /// A request to end the program.
     Stop(Stop),
-    /// [`Action::ArmHeld`] ran out.
+    /// The timer of [`Action::ArmHeld`] expired.
     Held,
-    /// [`Action::ArmLost`] ran out.
+    /// The timer of [`Action::ArmLost`] expired.
     Lost,
 }
 
-/// What is to be done, in this order.
+/// What to do, in this order.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// Put this on the disk before anything that follows.
+    /// Store this before anything that follows.
     Persist(Fact),
-    /// Put this on the disk when there is room; nothing waits for it.
+    /// Store this when there is room; nothing waits for it.
     Note(Fact),
-    /// Tell the entrypoint, if it is there.
+    /// Send to the entrypoint, if it is there.
     Send(ToEntrypoint),
-    /// This connection is the entrypoint's from now on; an earlier one ends.
+    /// Use this connection for the entrypoint from now on; close an earlier one.
     Accept,
-    /// Hang up.
+    /// Close the connection.
     Refuse(&'static str),
     /// Capture the pipes that came with the event.
     Attach,
-    /// Take what is left in the pipes even into a full spool.
+    /// Take what is left in the pipes, even into a full spool.
     DrainPipes,
-    /// Let go of the pipes; no byte follows.
+    /// Close the pipes; no byte follows.
     CloseStreams,
     /// Flush the echo, then send `Recorded`.
     FlushAndRecord,
@@ -124,12 +124,12 @@ pub enum Action {
     ArmLost(Duration),
 }
 
-/// Where the attempt stands, in the words of the wire.
+/// Phase of the attempt, as on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// No entrypoint yet.
     Waiting,
-    /// An entrypoint is there; the start is not granted or under way.
+    /// An entrypoint is there; the start is not granted or in progress.
     Starting,
     /// The program runs.
     Running,
@@ -148,13 +148,13 @@ pub struct Machine {
     settings: LaunchSettings,
     is_connected: bool,
     is_granted: bool,
-    /// This agent holds the pipes, or held them to their end.
+    /// This agent holds the pipes, or read them to their end.
     is_attached: bool,
     have_pipes_ended: bool,
 }
 
 impl Machine {
-    /// Goes on from what an earlier agent of this attempt left.
+    /// Continues from what an earlier agent of this attempt left.
     pub fn new(facts: Facts, settings: LaunchSettings) -> (Self, Vec<Action>) {
         let machine = Self {
             settings,
@@ -174,7 +174,7 @@ impl Machine {
         (machine, actions)
     }
 
-    /// Everything known for good.
+    /// All recorded facts.
     pub const fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -184,7 +184,7 @@ impl Machine {
         self.is_connected
     }
 
-    /// Where the attempt stands.
+    /// The phase of the attempt.
     pub const fn phase(&self) -> Phase {
         match &self.facts {
             Facts { ending: Some(_), .. } => Phase::Exited,
@@ -205,7 +205,7 @@ impl Machine {
         }
     }
 
-    /// Takes one event.
+    /// Handles one event.
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         match event {
             Event::Hello {
@@ -277,8 +277,8 @@ impl Machine {
         } else if self.facts.closed.is_some() {
             actions.push(Action::FlushAndRecord);
         } else if self.facts.ending.is_none() {
-            // The order may have been lost with the agent that wrote the launch record. Whoever knows the secret is the
-            // entrypoint to which it was meant, and that one launches once however often it is told.
+            // The order may have been lost with the agent that wrote the launch record. An entrypoint that knows the
+            // secret is the one for which the order was meant, and it launches once however often it gets the order.
             actions.extend((!was_launched).then(|| self.launch_order()));
             actions.extend(self.limit_order());
             actions.extend(self.stop_order());

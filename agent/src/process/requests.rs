@@ -1,6 +1,6 @@
-//! Requests on their way to the entrypoint: each carried out once, and an answer for everybody who asked.
+//! Requests to the entrypoint: each is carried out once, and every requester gets an answer.
 //!
-//! The entrypoint remembers what it has carried out, so a request may be sent again by any agent.
+//! The entrypoint remembers what it has carried out, so any agent may send a request again.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::link::Link;
 use super::machine::Phase;
 
-/// Requests remembered, so that a repeat is answered when the entrypoint has gone.
+/// Number of requests remembered, so that a repeat is answered after the entrypoint is gone.
 const REMEMBERED: usize = 256;
 
 /// Why a request was not carried out.
@@ -22,26 +22,26 @@ pub enum RequestError {
     /// The entrypoint is not connected: try again.
     #[error("the entrypoint is not connected")]
     EntrypointAway,
-    /// The connection ended before the answer. It may have been carried out; asked again under the same id it is not
+    /// The connection ended before the answer. The request may have been carried out; a repeat with the same id is not
     /// carried out twice.
     #[error("the entrypoint did not answer")]
     Unanswered,
     /// The stop path has begun.
     #[error("the process is being stopped")]
     Stopping,
-    /// The entrypoint's own words.
+    /// The entrypoint refused; its message.
     #[error("{0}")]
     Refused(String),
 }
 
 type Answer = oneshot::Sender<Result<(), RequestError>>;
 
-/// What is asked.
+/// The request itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Send this signal to these.
+    /// Send this signal to these processes.
     Signal(i32, Target),
-    /// Pause, or go on.
+    /// Pause or resume.
     Pause(bool),
 }
 
@@ -51,7 +51,7 @@ struct Pending {
     answers: Vec<Answer>,
 }
 
-/// All requests of this agent's life.
+/// All requests to this agent.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     pending: HashMap<String, Pending>,
@@ -59,7 +59,7 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    /// Sends a request, or joins an earlier one of the same id.
+    /// Sends a request, or joins an earlier one with the same id.
     pub(super) fn request(&mut self, request: String, ask: Ask, answer: Answer, link: Option<&Link>, phase: Phase) {
         if self.done.contains(&request) {
             let _ = answer.send(Ok(()));
@@ -92,7 +92,8 @@ impl Requests {
         self.pending.insert(request, Pending { ask, answers });
     }
 
-    /// Takes the entrypoint's answer; returns what was carried out. [`Requests::confirm`] tells those who asked.
+    /// Handles the entrypoint's answer; returns what was carried out. [`Requests::confirm`] then answers the
+    /// requesters.
     pub(super) fn done(&mut self, request: &str, error: Option<String>) -> Option<Ask> {
         match error {
             None => self.pending.get(request).map(|pending| pending.ask),
@@ -104,7 +105,7 @@ impl Requests {
         }
     }
 
-    /// What was carried out is noted.
+    /// Answers the requesters once the result is recorded.
     pub(super) fn confirm(&mut self, request: String) {
         if let Some(pending) = self.pending.remove(&request) {
             tell(pending, &Ok(()));
@@ -115,7 +116,7 @@ impl Requests {
         }
     }
 
-    /// The connection is gone, and the answers with it.
+    /// The connection is gone, and with it the pending answers.
     pub(super) fn forget_pending(&mut self) {
         for (_, pending) in self.pending.drain() {
             tell(pending, &Err(RequestError::Unanswered));
@@ -125,7 +126,7 @@ impl Requests {
 
 fn tell(pending: Pending, result: &Result<(), RequestError>) {
     for answer in pending.answers {
-        // Whoever asked may have gone.
+        // The requester may be gone.
         let _ = answer.send(result.clone());
     }
 }

@@ -1,4 +1,4 @@
-//! A stream of somebody who writes into the program.
+//! A stream that writes to the program's input.
 
 use remoteprocess_entrypoint::input::WindowSize;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -7,7 +7,7 @@ use super::Process;
 use super::conversation::{InputRequest, Request};
 use super::input::{InputError, Opening, View};
 
-/// The input, as long as nobody takes it over. Dropping it leaves without a word: the writer is waited for.
+/// The input, until another writer takes it over. If it is dropped, the input is kept for the writer's return.
 #[derive(Debug)]
 pub struct Writer {
     number: u64,
@@ -17,10 +17,10 @@ pub struct Writer {
 }
 
 impl Process {
-    /// Takes the input of the program, which may not have been launched yet.
+    /// Opens the input of the program, which may not have been launched yet.
     ///
     /// # Errors
-    /// There is none, or somebody else has it.
+    /// The program takes no input, or another writer has it.
     pub async fn write(&self, opening: Opening) -> Result<Writer, InputError> {
         let (answer, answered) = oneshot::channel();
         let _ = self.requests.send(Request::Input(InputRequest::Open(opening, answer)));
@@ -35,10 +35,10 @@ impl Process {
 }
 
 impl Writer {
-    /// What is known now of the input.
+    /// The current state of the input.
     ///
     /// # Errors
-    /// Another has it.
+    /// Another writer has it.
     pub fn look(&mut self) -> Result<View, InputError> {
         let view = self.view.borrow_and_update().clone();
         match view.writer == self.number {
@@ -47,17 +47,17 @@ impl Writer {
         }
     }
 
-    /// Waits until there is something new to look at; false when there never will be.
+    /// Waits until there is something new to look at; returns false when there never will be.
     pub async fn changed(&mut self) -> bool {
         self.view.changed().await.is_ok()
     }
 
-    /// Sends bytes, if there is room at this offset; if not, a change follows that says why.
+    /// Sends bytes, if there is room at this offset; if not, a change of the state follows that says why.
     pub fn send(&self, offset: u64, bytes: Vec<u8>) {
         self.ask(InputRequest::Write(self.number, offset, bytes));
     }
 
-    /// Sends the end likewise.
+    /// Sends the end, likewise.
     pub fn end(&self, offset: u64) {
         self.ask(InputRequest::End(self.number, offset));
     }
@@ -67,7 +67,7 @@ impl Writer {
         self.ask(InputRequest::Resize(self.number, size));
     }
 
-    /// Others may have the input.
+    /// Lets go: other writers may have the input.
     pub fn let_go(mut self) {
         self.has_let_go = true;
     }

@@ -1,4 +1,4 @@
-//! One writer's stream: input by offset, the size of the terminal, and how far the input has come.
+//! The stream of one writer: input by offset, the size of the terminal, and how far the input has come.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use crate::process::{Process, Writer};
 
 /// Time for the first message.
 pub(super) const OPENING: Duration = Duration::from_secs(5);
-/// Longest text of a writer about itself, in bytes.
+/// Maximum length of a name that a writer gives itself, in bytes.
 pub(super) const NAME: usize = 1024;
 
-/// What a writer is told.
+/// Messages to a writer.
 pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<AttachResponse, Status>> + Send>>;
 
-/// Gives the input to whoever asks for it in the first message, if it is free.
+/// Gives the input to the client that asks for it in the first message, if it is free.
 pub(super) async fn attach(process: &Process, mut requests: Streaming<AttachRequest>) -> Result<Answers, Status> {
     let opening = match timeout(OPENING, requests.message()).await {
         Ok(Ok(Some(AttachRequest {
@@ -46,7 +46,7 @@ pub(super) async fn attach(process: &Process, mut requests: Streaming<AttachRequ
         };
         match attached.serve(requests).await {
             Ok(()) => attached.writer.let_go(),
-            // Nobody may be there to hear it.
+            // The client may be gone.
             Err(Some(status)) => drop(attached.answers.send(Err(status)).await),
             Err(None) => {}
         }
@@ -85,7 +85,7 @@ fn refuse(error: &InputError) -> Status {
     }
 }
 
-/// A writer's place in the input.
+/// A writer that has the input.
 struct Attached {
     writer: Writer,
     answers: mpsc::Sender<Result<AttachResponse, Status>>,
@@ -93,7 +93,7 @@ struct Attached {
     told: Option<InputState>,
 }
 
-/// Why a stream is over: with a word, or because it broke.
+/// Why a stream failed: the error to send, or `None` if the connection is gone.
 pub(super) type Over = Option<Status>;
 
 impl Attached {

@@ -1,4 +1,4 @@
-//! The executor on the wire. `WatchOutput` goes out as the spool made it; nobody but the operator is served.
+//! The executor on the wire. `WatchOutput` sends the messages that the spool encoded; only the operator is served.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! One connection to a session: input and confirmations one way, output and the end the other.
+//! One connection to a session: input and confirmations in one direction, output and the end in the other.
 
 use std::pin::Pin;
 
@@ -23,10 +23,10 @@ use crate::process::exec::{Client, ExecError, Opening};
 /// Bytes of output in one message.
 const CHUNK: usize = 32 * 1024;
 
-/// What a client is told.
+/// Messages to a client.
 pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<ExecResponse, Status>> + Send>>;
 
-/// Begins or joins the session that the first message asks for.
+/// Starts or joins the session that the first message asks for.
 pub(super) async fn exec(process: &Process, mut requests: Streaming<ExecRequest>) -> Result<Answers, Status> {
     let open = match timeout(OPENING, requests.message()).await {
         Ok(Ok(Some(ExecRequest {
@@ -53,7 +53,7 @@ pub(super) async fn exec(process: &Process, mut requests: Streaming<ExecRequest>
         };
         match attended.serve(requests).await {
             Ok(()) => attended.client.let_go(),
-            // Nobody may be there to hear it.
+            // The client may be gone.
             Err(Some(status)) => drop(attended.answers.send(Err(status)).await),
             Err(None) => {}
         }
@@ -115,22 +115,22 @@ fn refuse(error: &ExecError) -> Status {
     }
 }
 
-/// A client's place in its session.
+/// A client that is connected to its session.
 struct Attended {
     client: Client,
     answers: mpsc::Sender<Result<ExecResponse, Status>>,
     incoming: Incoming,
-    /// Offsets of the output that comes next.
+    /// Offsets of the next output to send.
     sent: [u64; 2],
-    /// What was said of the input.
+    /// What the client was last told about the input.
     told: Option<(u64, bool)>,
-    /// The end was told.
+    /// Whether the client was told the end.
     is_over: bool,
     heartbeat: Interval,
 }
 
 impl Attended {
-    /// Serves until the client lets go.
+    /// Serves until the client leaves.
     async fn serve(&mut self, mut requests: Streaming<ExecRequest>) -> Result<(), Over> {
         let answers = self.answers.clone();
         loop {
@@ -156,7 +156,7 @@ impl Attended {
         }
     }
 
-    /// What is to be said next; passes input on.
+    /// The next message to send; also passes input on.
     fn next(&mut self) -> Result<Option<Said>, Over> {
         let (input, due, said) = {
             let state = self.client.look().map_err(|error| Some(refuse(&error)))?;

@@ -1,4 +1,4 @@
-//! Input by offset, on its way from a stream to the entrypoint.
+//! Input by offset, between a stream of requests and the entrypoint.
 
 use std::collections::VecDeque;
 
@@ -6,16 +6,16 @@ use remoteprocess_entrypoint::input::{InputState, WindowSize};
 use remoteprocess_proto::v1;
 use tonic::Status;
 
-/// Bytes that wait to be read; a client that keeps to less than that can always say something else.
+/// Maximum number of waiting bytes: a client that stays below it can always send other messages.
 const WAITING: usize = 256 * 1024;
 
-/// Something that has its place in the input.
+/// A piece of the input, or its end.
 enum Piece {
     Bytes(u64, bytes::Bytes),
     End(u64),
 }
 
-/// What is to be sent to the entrypoint.
+/// What to send to the entrypoint.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Due {
     /// Bytes at their offset.
@@ -27,11 +27,11 @@ pub(super) enum Due {
 /// What a client has sent and the entrypoint has not accepted.
 #[derive(Default)]
 pub(super) struct Incoming {
-    /// Dense.
+    /// Without holes.
     waiting: VecDeque<Piece>,
     /// Everything before this offset was accepted or waits. Unknown until the client or the entrypoint has named an offset.
     reached: Option<u64>,
-    /// Nobody reads the input any more. What still comes is dropped, as in a pipe without a reader.
+    /// There is no reader anymore. What still arrives is dropped, as in a pipe without a reader.
     is_over: bool,
 }
 
@@ -41,7 +41,7 @@ impl Incoming {
         self.waiting.is_empty()
     }
 
-    /// Whether more may be taken.
+    /// Whether there is room for more.
     pub(super) fn has_room(&self) -> bool {
         let length = |piece: &Piece| match piece {
             Piece::Bytes(_, bytes) => bytes.len(),
@@ -50,7 +50,7 @@ impl Incoming {
         self.waiting.iter().map(length).sum::<usize>() < WAITING
     }
 
-    /// Takes bytes; drops them where nobody reads the input any more.
+    /// Takes bytes; drops them if there is no reader anymore.
     // tonic's own error type.
     pub(super) fn take(&mut self, input: v1::Input) -> Result<(), Status> {
         if input.bytes.len() > remoteprocess_proto::MAX_CHUNK {
@@ -60,7 +60,7 @@ impl Incoming {
         self.push(input.offset, end, Piece::Bytes(input.offset, input.bytes))
     }
 
-    /// Takes the end likewise.
+    /// Takes the end, likewise.
     // tonic's own error type.
     pub(super) fn end(&mut self, end: v1::InputEnd) -> Result<(), Status> {
         self.push(end.offset, end.offset, Piece::End(end.offset))
@@ -84,7 +84,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// Drops what was accepted; what comes next, if there is room for it.
+    /// Drops what was accepted; returns what to send next, if there is room for it.
     pub(super) fn due(&mut self, state: InputState) -> Option<Due> {
         self.reached = self.reached.max(Some(state.offset));
         self.is_over |= state.is_over;
@@ -103,7 +103,7 @@ impl Incoming {
                 Piece::End(offset) if *offset >= state.offset => {
                     return (state.room > 0).then_some(Due::End(*offset));
                 }
-                // Somebody has written beyond it.
+                // Another writer has written beyond it.
                 Piece::End(_) => {}
             }
             self.waiting.pop_front();

@@ -1,4 +1,4 @@
-//! One watcher's stream: state, output, heartbeats, the end.
+//! The stream of one watcher: state, output, heartbeats, the end.
 
 use bytes::Bytes;
 use futures::Stream;
@@ -17,7 +17,7 @@ use crate::process::machine::Phase;
 use crate::process::{self, Process};
 use crate::spool::{self, Item, Policy, Progress, Reader, Stall};
 
-/// A watcher's place in the output.
+/// One watcher of the output.
 pub(super) struct Output {
     reader: Reader,
     status: watch::Receiver<process::Status>,
@@ -27,7 +27,7 @@ pub(super) struct Output {
     residence: Option<Residence>,
     heartbeat: Interval,
     told: Option<State>,
-    /// To be said next: how the spool stands.
+    /// State of the spool that the watcher has not been told yet.
     spool_news: Option<Spool>,
     stage: Stage,
 }
@@ -40,7 +40,7 @@ enum Stage {
 }
 
 impl Output {
-    /// From where `reader` stands. With a residence it is the home's, and ends when a later home moves in.
+    /// Begins at the position of `reader`. With a residence it is the home's stream, and ends when a later home comes.
     pub(super) fn new(reader: Reader, process: &Process, residence: Option<Residence>) -> Self {
         let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -58,7 +58,7 @@ impl Output {
         }
     }
 
-    /// The messages, one by one, each with its prefix.
+    /// The messages, each with its prefix.
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<Bytes, Status>> + Send {
         futures::stream::unfold(self, |mut output| async move {
             let next = output.next().await?;
@@ -127,7 +127,7 @@ impl Output {
         });
     }
 
-    /// The state, if it is another than was told last.
+    /// The state, if it differs from the one last sent.
     fn news(&mut self) -> Option<State> {
         if self.stage == Stage::Over {
             return None;
@@ -137,7 +137,7 @@ impl Output {
             (status.phase, status.facts.is_warned())
         };
         if phase == Phase::Exited {
-            // The end comes as an exit, after the output.
+            // The end is sent as an exit, after the output.
             return None;
         }
         let state = state(phase, is_warned, *self.held.borrow_and_update());
@@ -169,7 +169,7 @@ fn gap(spool::Gap { stream, from, to }: spool::Gap, policy: Policy) -> Gap {
     }
 }
 
-/// The state for people who wait. A deadline that is near shows in the reason, output that is held back in the message.
+/// The state as people see it. The reason shows a near deadline, the message shows output that is held back.
 fn state(phase: Phase, is_warned: bool, stalled: Option<Stall>) -> State {
     let (phase, reason, message) = match phase {
         Phase::Waiting => (

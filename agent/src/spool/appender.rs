@@ -15,24 +15,25 @@ use super::journal::Record;
 use super::stage::{Masked, Stage};
 use super::{Error, Inner, Stall, Stream};
 
-/// Most bytes taken at once: what the largest pipe of an unprivileged program holds.
+/// Maximum number of bytes taken at once: the size of the largest pipe of an unprivileged program.
 const MOST_AT_ONCE: usize = 1 << 20;
 /// A record grows no further than this, which is also the longest chunk of a reader.
 const LONGEST_RECORD: u32 = 64 * 1024;
 /// A record covers at most this much time, so that times stay true to the millisecond.
 const RECORD_NANOS: i64 = 1_000_000;
-/// What the pipes may still hold when the program ends; it is taken even into a full spool, so that the end comes.
+/// What the pipes may still hold when the program ends; it is taken even into a full spool, so that the program can
+/// end.
 const ENDING_ALLOWANCE: u64 = 4 << 20;
-/// How much is copied at once where `splice` is refused.
+/// Bytes copied at once if `splice` is refused.
 const COPY_BYTES: usize = 64 * 1024;
 
-/// To be held back for less is how a program is slowed down to the pace of the archive; more is worth telling.
+/// A shorter wait is normal (the program runs at the pace of the archive); a longer one is reported.
 pub(super) const HELD_AFTER: Duration = Duration::from_secs(1);
 
-/// What one turn brought.
+/// Result of one turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// So many bytes are in the spool and journalled.
+    /// This many bytes are in the spool and journalled.
     Bytes(usize),
     /// The pipe is empty.
     Nothing,
@@ -48,9 +49,9 @@ pub struct Appender {
     /// Journal index of the open record.
     index: u64,
     open: Option<Record>,
-    /// Bytes in the files without a record yet: the volume refused it.
+    /// Bytes in the files without a record so far, because the volume refused it.
     unrecorded: Option<Record>,
-    /// Bytes read from a pipe and not in a file yet: only where `splice` is refused.
+    /// Bytes read from a pipe and not yet in a file: only if `splice` is refused.
     unwritten: Option<(Stream, Vec<u8>)>,
     splice_refused: bool,
     ending: bool,
@@ -89,19 +90,19 @@ impl Appender {
         self.inner.progress.borrow().used() < self.inner.policy.size + allowance
     }
 
-    /// The program has ended: what is left in its pipes is taken even if the spool is full.
+    /// The program has ended: take what is left in its pipes even if the spool is full.
     pub const fn set_ending(&mut self) {
         self.ending = true;
     }
 
-    /// Whether [`Self::take`] waits for bytes when the pipe is empty: `splice` is refused, and `read` goes by the flags
-    /// of the pipe, which are not ours.
+    /// Whether [`Self::take`] blocks on an empty pipe: `splice` is refused, and `read` obeys the flags of the pipe,
+    /// which are not ours to set.
     #[must_use]
     pub const fn may_block(&self) -> bool {
         self.splice_refused
     }
 
-    /// Says, or takes back, why nothing is being taken. While it lasts, say it again after the time that is returned.
+    /// Sets or clears the reason why nothing is being taken. While it lasts, call again after the returned time.
     pub fn set_stalled(&mut self, stall: Option<Stall>) -> Option<Duration> {
         let changed = self.inner.progress.send_if_modified(|progress| {
             let changed = progress.stalled != stall;
@@ -127,10 +128,10 @@ impl Appender {
         stall.map(|_| left).filter(|left| !left.is_zero())
     }
 
-    /// Takes what `pipe` holds. `pipe` should have been reported readable, or this may block where `splice` is refused.
+    /// Takes what `pipe` holds. Call it when `pipe` is readable: otherwise it may block if `splice` is refused.
     ///
     /// # Errors
-    /// When pipe or volume refuse. After [`Error::is_no_space`] nothing is lost: call again later.
+    /// When the pipe or the volume refuses. After [`Error::is_no_space`] nothing is lost: call again later.
     pub fn take(&mut self, stream: Stream, pipe: BorrowedFd<'_>) -> Result<Taken, Error> {
         self.settle()?;
         let taken = self.transfer(stream, pipe, self.offset(stream))?;
@@ -142,7 +143,7 @@ impl Appender {
         Ok(taken)
     }
 
-    /// Finishes what an earlier [`Self::take`] could not for want of room.
+    /// Finishes what an earlier [`Self::take`] could not because there was no room.
     ///
     /// # Errors
     /// When the volume still refuses.
@@ -157,7 +158,7 @@ impl Appender {
         Stream::ALL.into_iter().try_for_each(|stream| self.mask(stream, false))
     }
 
-    /// The same, and what the mask held back: nothing follows that could make it a value.
+    /// As [`Self::settle`], and also takes what the mask held back: nothing follows that could complete a value.
     ///
     /// # Errors
     /// When the volume still refuses.
@@ -174,7 +175,7 @@ impl Appender {
         }
     }
 
-    /// So many bytes more are in the file that [`Self::transfer`] fills.
+    /// This many more bytes are in the file that [`Self::transfer`] fills.
     fn arrived(&mut self, stream: Stream, length: usize) -> Result<(), Error> {
         if let Some(stages) = &mut self.stages {
             stages[stream.index()].end += length as u64;
@@ -186,7 +187,7 @@ impl Appender {
         self.record(record_of(stream, offset, length, 0))
     }
 
-    /// Moves through the mask what the stage holds.
+    /// Moves the content of the stage through the mask.
     fn mask(&mut self, stream: Stream, is_end: bool) -> Result<(), Error> {
         while let Some(stages) = &mut self.stages {
             let Some(Masked { bytes, raw_end }) = stages[stream.index()].next(is_end)? else {
@@ -198,7 +199,7 @@ impl Appender {
                 .map_err(Error::io("write a stream"))?;
             crate::crash::point("stage", "masked");
             let recorded = self.record(record_of(stream, offset, bytes.len(), raw_end));
-            // What is not recorded is masked once more.
+            // Bytes without a record are masked again.
             self.unrecorded = None;
             recorded?;
             crate::crash::point("stage", "journalled");
@@ -302,7 +303,7 @@ impl Appender {
     }
 }
 
-/// The journal's word for bytes that have just reached the file.
+/// The journal's record for bytes that have just reached the file.
 fn record_of(stream: Stream, offset: u64, length: usize, raw_end: u64) -> Record {
     Record {
         stream,

@@ -1,4 +1,4 @@
-//! What the janitor has to remember across a kill: the state of the hashes and what has left the spool.
+//! What the janitor remembers across a kill: the state of the hashes, and what has left the spool.
 
 use sha2::Sha256;
 use sha2::digest::common::hazmat::SerializableState;
@@ -7,16 +7,16 @@ use sha2::digest::{Digest, FixedOutput};
 use super::pressure::Wait;
 use super::{Error, Offsets, Stream, StreamSeal};
 
-/// Written before anything is punched, so whatever it says has left the spool is hashed in it.
+/// Written before anything is punched, so everything that it counts as dropped is hashed in it.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Checkpoint {
     /// Bytes that may have left the spool.
     pub dropped: Offsets,
     /// First record that the journal still holds.
     pub first_record: u64,
-    /// Where each stream stood before that record.
+    /// Offsets of both streams before that record.
     pub first_record_offsets: Offsets,
-    /// The raw bytes of which that was made, where the streams are masked.
+    /// The number of raw bytes from which those were made, if the streams are masked.
     pub first_record_raw: Offsets,
     /// Bytes of stdout hashed, and the state of its hash; empty at 0.
     stdout: (u64, Vec<u8>),
@@ -27,7 +27,7 @@ pub(super) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Refuses a checkpoint that says more than the files hold: the volume lost something.
+    /// Refuses a checkpoint that counts more bytes than the files hold: the volume lost something.
     pub(super) fn check(&self, lengths: Offsets) -> Result<(), Error> {
         let is_backed = Stream::ALL.into_iter().all(|stream| {
             let (hashed, _) = match stream {
@@ -41,7 +41,7 @@ impl Checkpoint {
             .ok_or(Error::Damaged("a stream is shorter than its checkpoint"))
     }
 
-    /// Takes up the hash of a stream where it stood.
+    /// Restores the hash of a stream.
     pub(super) fn hash(&self, stream: Stream) -> Result<RunningHash, Error> {
         let (hashed, state) = match stream {
             Stream::Stdout => &self.stdout,
@@ -58,7 +58,7 @@ impl Checkpoint {
         Ok(RunningHash { hashed: *hashed, state })
     }
 
-    /// Notes where the hash of a stream stands.
+    /// Saves the hash of a stream.
     pub(super) fn set_hash(&mut self, stream: Stream, hash: &RunningHash) {
         let noted = (hash.hashed, hash.state.serialize().to_vec());
         match stream {
@@ -68,7 +68,7 @@ impl Checkpoint {
     }
 }
 
-/// SHA-256 of a stream as far as it has come.
+/// SHA-256 of a stream so far.
 #[derive(Clone, Default)]
 pub(super) struct RunningHash {
     /// Bytes hashed.

@@ -1,4 +1,4 @@
-//! Blocks of a file that are given back to the volume.
+//! Blocks of a file that are returned to the volume.
 
 use std::fs::File;
 
@@ -6,10 +6,10 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::Error;
 
-/// What is given back is a whole number of these.
+/// Only whole blocks of this size are returned.
 pub(super) const BLOCK: u64 = 4096;
 
-/// Frees the blocks of `[from, to)`, keeping the size of the file; what is not a whole block stays.
+/// Frees the blocks of `[from, to)` and keeps the size of the file; partial blocks stay.
 pub(super) fn punch(file: &File, from: u64, to: u64) -> Result<(), Error> {
     let (from, to) = (from / BLOCK * BLOCK, to / BLOCK * BLOCK);
     if to <= from {

@@ -1,4 +1,4 @@
-//! A thread of its own that hashes what was written and drops what is archived.
+//! A thread that hashes what was written and drops what is archived.
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use super::journal::{RECORDS_PER_PAGE, Record};
 use super::slots::Slots;
 use super::{Error, Inner, Offsets, Pressure, Progress, Seals, Stream};
 
-/// How far the hash may lag behind before it is taken up again, in bytes.
+/// How many bytes the hash may lag behind before the thread continues to hash.
 pub(super) const HASH_LAG: u64 = 1 << 20;
-/// Bytes hashed between two checkpoints where nothing is dropped.
+/// Bytes hashed between two checkpoints if nothing is dropped.
 const CHECKPOINT_EVERY: u64 = 8 << 20;
 const READ_BYTES: usize = 64 * 1024;
-/// After a failure (a full volume), it is tried again this much later.
+/// How long to wait after a failure, such as a full volume.
 const RETRY: Duration = Duration::from_millis(250);
-/// A wait for the archive that is older is noted on the disk: the next agent goes on with it.
+/// A wait for the archive that is older than this is stored, so that the next agent continues it.
 const NOTE_WAIT: Duration = Duration::from_millis(500);
 
 /// Starts the thread. It ends when `inner.stop` is set.
@@ -73,7 +73,7 @@ impl Janitor {
         }
     }
 
-    /// Does a little of what there is to do. False: there is nothing.
+    /// Does some of the pending work. Returns false if there is none.
     fn turn(&mut self) -> Result<bool, Error> {
         let progress = self.inner.progress.borrow().clone();
         self.pressure.look(&progress);
@@ -124,7 +124,7 @@ impl Janitor {
         Ok(true)
     }
 
-    /// Lets go of what is archived and of `excess` bytes more, the oldest first; only of what is hashed.
+    /// Drops what is archived and `excess` more bytes, the oldest first; only what is hashed.
     fn drop_some(&mut self, progress: &Progress, excess: u64) -> Result<bool, Error> {
         let mut target = progress.archived.map2(progress.dropped, u64::max);
         if excess > 0 {
@@ -132,7 +132,7 @@ impl Janitor {
         }
         let target = target.map2(self.hashed(), u64::min);
         let gain = target.total() - progress.dropped.total();
-        // Many small commits must not cost a write each; but whoever is pushed back gets every byte.
+        // Many small commits must not cost a write each; but if the program is held back, every byte counts.
         let is_over = progress.closed && progress.archived == progress.written;
         let is_wanted = is_over || progress.stalled.is_some() || progress.used() * 2 >= self.inner.policy.size;
         let worth = match excess {
@@ -163,7 +163,7 @@ impl Janitor {
         Ok(true)
     }
 
-    /// Where each stream begins when everything below `begin` and then `excess` bytes of the oldest output are gone.
+    /// Where each stream begins when everything below `begin`, and then `excess` bytes of the oldest output, are gone.
     fn oldest(&self, progress: &Progress, begin: Offsets, excess: u64) -> Result<Offsets, Error> {
         let mut target = begin;
         let mut page = Vec::with_capacity(RECORDS_PER_PAGE);
@@ -184,7 +184,7 @@ impl Janitor {
         Ok(target)
     }
 
-    /// Moves the beginning of the journal over whole pages of records that nobody can ask for any more.
+    /// Moves the beginning of the journal past whole pages of records that no reader can ask for anymore.
     fn forget_records(&mut self, progress: &Progress) -> Result<(), Error> {
         let checkpoint = &mut self.checkpoint;
         let mut page = Vec::with_capacity(RECORDS_PER_PAGE);

@@ -7,9 +7,9 @@ use super::{Error, Offsets, Stream, hole};
 
 /// Bytes of one record on disk.
 const RECORD_BYTES: usize = 32;
-/// Records in one page: what is read at once and what is punched at once.
+/// Records in one page: the unit in which they are read and punched.
 pub(super) const RECORDS_PER_PAGE: usize = 4096 / RECORD_BYTES;
-/// A record found missing after a kill covers at most this much.
+/// Maximum length of a record that is reconstructed after a kill.
 const LONGEST_FOUND: u64 = 1 << 30;
 
 /// A run of bytes of one stream.
@@ -21,7 +21,8 @@ pub(super) struct Record {
     pub length: u32,
     /// When the first of the bytes was taken.
     pub time_unix_nanos: i64,
-    /// Where the stream is masked: how many raw bytes the stream up to the end of this run was made of. 56 bits.
+    /// If the stream is masked: the number of raw bytes from which the stream up to the end of this run was made. 56
+    /// bits.
     pub raw_end: u64,
 }
 
@@ -65,26 +66,26 @@ impl Record {
     }
 }
 
-/// FNV-1a, folded: a torn or punched record must not pass for a whole one; nobody attacks it here.
+/// FNV-1a, folded: it must reject a torn or punched record; it does not protect against attacks.
 fn checksum(bytes: &[u8]) -> u32 {
     let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    // The upper half is mixed best; the lower makes a difference everywhere.
+    // The upper half is mixed best; the lower one is folded in.
     (hash >> 32) as u32 ^ hash as u32
 }
 
-/// What a scan found, and what the file holds now.
+/// What a scan found, and what the file holds.
 #[derive(Debug)]
 pub(super) struct Recovered {
     pub written: Offsets,
     /// Number of records since the beginning of the attempt.
     pub records: u64,
-    /// Raw bytes of which `written` was made, where the streams are masked.
+    /// The number of raw bytes from which `written` was made, if the streams are masked.
     pub raw: Offsets,
 }
 
-/// The file of records. Record *n* is at byte 32·*n*, for ever.
+/// The file of records. Record *n* is always at byte 32·*n*.
 #[derive(Debug)]
 pub(super) struct Journal {
     file: File,
@@ -104,7 +105,7 @@ impl Journal {
     }
 
     /// Reads the records from `index` on, at most to the end of its page and at most up to `end`. Stops at the first
-    /// that is not whole.
+    /// torn record.
     pub(super) fn read_page(&self, index: u64, end: u64, into: &mut Vec<Record>) -> Result<(), Error> {
         use std::os::unix::fs::FileExt;
         into.clear();
@@ -133,8 +134,8 @@ impl Journal {
         hole::punch(&self.file, 0, first * RECORD_BYTES as u64)
     }
 
-    /// Brings journal and files together after a kill: drops a torn end, and adds what the files hold beyond it, unless
-    /// that `is_masked`: then it is made again from the raw stream.
+    /// Reconciles journal and files after a kill: drops a torn end, and adds a record for what the files hold beyond
+    /// it. With `is_masked` nothing is added, because the output is made again from the raw stream.
     pub(super) fn recover(&self, from: &Checkpoint, lengths: Offsets, is_masked: bool) -> Result<Recovered, Error> {
         let mut recovered = self.scan(from, lengths)?;
         self.file
@@ -164,7 +165,7 @@ impl Journal {
         Ok(recovered)
     }
 
-    /// Reads every record from the checkpoint on, up to the first that is torn or that the files do not back.
+    /// Reads every record from the checkpoint on, up to the first that is torn or that the files do not contain.
     fn scan(&self, from: &Checkpoint, lengths: Offsets) -> Result<Recovered, Error> {
         let mut recovered = Recovered {
             written: from.first_record_offsets,

@@ -1,4 +1,4 @@
-//! What the archive holds, and what it never will: the two things about the output that others have said.
+//! What the archive holds, and what it will never hold.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -6,22 +6,22 @@ use std::sync::{Mutex, PoisonError};
 use super::slots::Slots;
 use super::{Error, Offsets, Stream};
 
-/// Gaps of one stream that a home was told of and has not committed; more are counted as lost at once.
+/// Maximum number of uncommitted gaps of one stream that a home was told; more are counted as lost at once.
 const MOST_TOLD: usize = 64;
 
-/// The ledger's content, as it stands on the disk.
+/// The content of the ledger, as it is stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 struct Account {
-    /// Below these the archive holds every byte, or the gap in its place.
+    /// Below these offsets the archive holds every byte, or the gap in its place.
     archived: Offsets,
     /// Bytes below `archived` that are gaps.
     lost: Offsets,
-    /// Gaps at or beyond `archived` that the home was told of, in order.
+    /// Gaps at or beyond `archived` that the home was told, in order.
     told: [Vec<(u64, u64)>; 2],
 }
 
 impl Account {
-    /// A home goes on from `cursor`: of what lies beyond, none has heard.
+    /// A home continues from `cursor`: it has not been told of any gap beyond it.
     fn rewind(&mut self, cursor: Offsets) {
         for stream in Stream::ALL {
             let begin = cursor.of(stream);
@@ -74,7 +74,7 @@ impl Account {
 struct Book {
     slots: Slots<Account>,
     account: Account,
-    /// Counts the homes that have come.
+    /// Number of homes that have come.
     homes: u64,
 }
 
@@ -90,7 +90,7 @@ impl Book {
     }
 }
 
-/// Survives kills: each change is on the disk before it counts.
+/// Survives kills: each change is stored before it counts.
 #[derive(Debug)]
 pub(super) struct Ledger {
     book: Mutex<Book>,
@@ -113,12 +113,12 @@ impl Ledger {
         self.book().account.archived
     }
 
-    /// How many bytes of each stream the archive has, or will have, gaps for.
+    /// How many bytes of each stream are, or will be, gaps in the archive.
     pub(super) fn lost(&self) -> Offsets {
         self.book().account.lost()
     }
 
-    /// A home comes, to go on from `cursor`. Its number, for [`Self::tell`].
+    /// A home comes, to continue from `cursor`. Returns its number, for [`Self::tell`].
     pub(super) fn move_in(&self, cursor: Offsets) -> Result<u64, Error> {
         let mut book = self.book();
         book.change(|account| account.rewind(cursor))?;
@@ -126,7 +126,7 @@ impl Ledger {
         Ok(book.homes)
     }
 
-    /// The home is about to be told that `[from, to)` is gone. Of an earlier home than the latest nothing is noted.
+    /// The home is about to be told that `[from, to)` is gone. Only the latest home's gaps are recorded.
     pub(super) fn tell(&self, home: u64, stream: Stream, from: u64, to: u64) -> Result<(), Error> {
         let mut book = self.book();
         if book.homes != home {
@@ -146,7 +146,7 @@ impl Ledger {
     }
 
     fn book(&self) -> std::sync::MutexGuard<'_, Book> {
-        // Nothing is left half done by a panic.
+        // A panic leaves nothing half done.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(account.lost(), stdout(25));
         account.commit(stdout(12));
         assert_eq!((account.lost, account.lost()), (stdout(2), stdout(25)));
-        // The next home has heard of the first gap only, and is told of a longer second one.
+        // The next home was told of the first gap only, and is told of a longer second one.
         account.rewind(stdout(30));
         assert_eq!(account.lost(), stdout(15));
         account.tell(Stream::Stdout, 30, 60);

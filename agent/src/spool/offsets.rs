@@ -1,4 +1,4 @@
-//! The two streams, and a place in each.
+//! The two streams, and an offset in each.
 
 /// One of the two output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl From<Stream> for remoteprocess_proto::v1::Stream {
 }
 
 impl Stream {
-    /// Both, in the order of every array indexed by stream.
+    /// Both streams, in the order of every array that is indexed by stream.
     pub const ALL: [Self; 2] = [Self::Stdout, Self::Stderr];
 
     pub(super) const fn index(self) -> usize {
@@ -70,7 +70,7 @@ impl Offsets {
         }
     }
 
-    /// Both together, in bytes.
+    /// The sum of both, in bytes.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.stdout + self.stderr

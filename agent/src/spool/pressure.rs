@@ -1,4 +1,4 @@
-//! What happens when the spool is full, and when the oldest output has to go.
+//! What happens when the spool is full, and when the oldest output must be dropped.
 
 use std::time::Duration;
 
@@ -30,24 +30,24 @@ impl WhenFull {
     }
 }
 
-/// How much to hold, and what to do when there is more.
+/// How much to hold, and what to do with more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Most bytes to hold.
+    /// Maximum number of bytes to hold.
     pub size: u64,
-    /// What to do then.
+    /// What to do when that is reached.
     pub when_full: WhenFull,
     /// How long [`WhenFull::Auto`] waits for an archive that makes no progress.
     pub patience: Duration,
 }
 
 impl Policy {
-    /// Above so many bytes the oldest are dropped: before the spool is full, so that the program need not wait for it.
+    /// Above this many bytes the oldest are dropped: before the spool is full, so that the program need not wait.
     const fn high(&self) -> u64 {
         self.size - self.size / 16
     }
 
-    /// So many bytes are left then.
+    /// This many bytes are left afterwards.
     const fn low(&self) -> u64 {
         self.size - self.size / 8
     }
@@ -56,9 +56,9 @@ impl Policy {
 /// Since when a full spool has been waiting for the archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Wait {
-    /// Time since the node's start, suspension included: the same for an agent that comes after a kill.
+    /// Time since the node started, including suspension: an agent that starts after a kill measures the same.
     since: Duration,
-    /// Bytes that the archive held then: more of them end the wait.
+    /// Bytes that the archive held then: progress ends the wait.
     archived: u64,
 }
 
@@ -72,7 +72,7 @@ pub(super) struct Pressure {
 }
 
 impl Pressure {
-    /// Goes on with a wait that began under an earlier agent.
+    /// Continues a wait that began under an earlier agent.
     pub(super) fn new(policy: Policy, wait: Option<Wait>) -> Self {
         let wait = wait.filter(|wait| wait.since <= now());
         Self {
@@ -82,7 +82,7 @@ impl Pressure {
         }
     }
 
-    /// Takes note of how things stand.
+    /// Updates the wait from the current progress.
     pub(super) fn look(&mut self, progress: &Progress) {
         if self.policy.when_full != WhenFull::Auto {
             return;
@@ -98,7 +98,7 @@ impl Pressure {
         }
     }
 
-    /// How many bytes of the oldest output have to go now.
+    /// How many bytes of the oldest output must be dropped now.
     pub(super) fn excess(&self, progress: &Progress) -> u64 {
         let is_due = match self.policy.when_full {
             WhenFull::Block => false,
@@ -114,19 +114,19 @@ impl Pressure {
         }
     }
 
-    /// Whether a wait has lasted for `age` and is not on the disk.
+    /// Whether a wait has lasted for `age` and is not stored.
     pub(super) fn is_worth_noting(&self, age: Duration) -> bool {
         let is_old = |wait: Wait| now().saturating_sub(wait.since) >= age;
         self.wait != self.noted && self.wait.is_some_and(is_old)
     }
 
-    /// The wait, which is about to be noted on the disk.
+    /// The wait, which is about to be stored.
     pub(super) const fn noted(&mut self) -> Option<Wait> {
         self.noted = self.wait;
         self.wait
     }
 
-    /// How long until a look is worth it, though nothing happens.
+    /// How long until the next check is needed, if nothing happens.
     pub(super) fn remaining(&self) -> Option<Duration> {
         let end = self.wait?.since + self.policy.patience;
         end.checked_sub(now()).filter(|left| !left.is_zero())

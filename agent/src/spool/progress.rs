@@ -1,4 +1,4 @@
-//! How far the spool has come, for whoever watches.
+//! The progress of the spool, as observers see it.
 
 use super::journal::Record;
 use super::{Offsets, Seals};
@@ -12,24 +12,24 @@ pub enum Stall {
     VolumeFull,
 }
 
-/// How far the spool has come. Published after each step, so that a reader never sees a byte without its record.
+/// The progress of the spool. Published after each step, so that a reader never sees a byte without its record.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
     /// Bytes taken and journalled.
     pub written: Offsets,
     /// Bytes that the archive holds durably.
     pub archived: Offsets,
-    /// Bytes that have left the spool. What lies between `archived` and this was dropped for want of room.
+    /// Bytes that have left the spool. Those between `archived` and this offset were dropped because there was no room.
     pub dropped: Offsets,
     /// No byte will follow.
     pub closed: bool,
     /// Why the pipes are not being read.
     pub stalled: Option<Stall>,
-    /// Present once closed and hashed to the end.
+    /// Present once the output is closed and completely hashed.
     pub seals: Option<Seals>,
     /// First record that the journal still holds.
     pub(super) first_record: u64,
-    /// Records that will not change any more.
+    /// Number of records that will not change anymore.
     pub(super) fixed_records: u64,
     /// The last record, which may still grow.
     pub(super) open: Option<Record>,

@@ -11,9 +11,9 @@ use tokio::sync::watch;
 use super::journal::{RECORDS_PER_PAGE, Record};
 use super::{Error, Inner, Offsets, Progress, Stream};
 
-/// Longest chunk, in bytes; the wire's own limit.
+/// Maximum length of a chunk, in bytes, as on the wire.
 pub(super) const LONGEST_CHUNK: u64 = remoteprocess_proto::MAX_CHUNK as u64;
-/// Records further apart than this are not merged into one chunk, so that times mean something in a replay.
+/// Records further apart than this are not merged into one chunk, so that a replay has meaningful times.
 const MERGE_NANOS: i64 = 20_000_000;
 
 /// A run of bytes of one stream.
@@ -27,7 +27,7 @@ pub struct Chunk {
     pub time_unix_nanos: i64,
     /// At most [`LONGEST_CHUNK`].
     pub bytes: Bytes,
-    /// The message that carries them, of which they are the end, with its prefix.
+    /// The encoded message, with its prefix, which ends with `bytes`.
     pub wire: Bytes,
 }
 
@@ -47,13 +47,13 @@ pub struct Gap {
 pub enum Item {
     /// More output.
     Chunk(Chunk),
-    /// Output that will not come.
+    /// Output that was dropped.
     Gap(Gap),
     /// Every byte was delivered and none will follow.
     End,
 }
 
-/// A position in the journal. Many may read at once; a slow one holds nobody up.
+/// A position in the journal. Many may read at once; a slow one delays no other.
 #[derive(Debug)]
 pub struct Reader {
     inner: Arc<Inner>,
@@ -64,7 +64,7 @@ pub struct Reader {
     /// Fixed records from `page_index` on.
     page: Vec<Record>,
     page_index: u64,
-    /// The number of the home that reads, if it is one.
+    /// The number of the home that reads, if a home reads.
     home: Option<u64>,
 }
 
@@ -204,13 +204,13 @@ impl Reader {
             .read_page(index, progress.fixed_records, &mut self.page)?;
         match self.page.first() {
             Some(record) => Ok(Some(*record)),
-            // The janitor moved on meanwhile, and has published that: the next turn begins where the journal does.
+            // The janitor has moved on and published that: the next turn begins where the journal does.
             None if index < self.inner.progress.borrow().first_record => Ok(None),
             None => Err(Error::Damaged("a record of the journal")),
         }
     }
 
-    /// The bytes behind room for the head of their message, or nothing where they were dropped meanwhile.
+    /// The bytes, after room for the head of their message; `None` if they were dropped in the meantime.
     fn read(&self, stream: Stream, offset: u64, length: u64) -> Result<Option<Vec<u8>>, Error> {
         // At most LONGEST_CHUNK.
         let goal = HEAD + usize::try_from(length).unwrap_or_default();
@@ -224,14 +224,14 @@ impl Reader {
                 Err(errno) => return Err(Error::errno("read a stream")(errno)),
             }
         }
-        // Capacity may exceed what was asked for, and the file may have grown.
+        // The capacity may exceed the request, and the file may have grown.
         buffer.truncate(goal);
-        // What was punched while it was read came as zeros. The janitor publishes before it punches.
+        // What was punched during the read came as zeros. The janitor publishes before it punches.
         let is_held = self.inner.progress.borrow().dropped.of(stream) <= offset;
         Ok(is_held.then_some(buffer))
     }
 
-    /// The next range, in the order of the streams, that the reader wants and the spool no longer has.
+    /// The next range, in stream order, that the reader wants and the spool no longer has.
     fn hole(&self, progress: &Progress) -> Result<Option<Gap>, Error> {
         for stream in Stream::ALL {
             let (wanted, begins) = (self.cursor.of(stream), progress.dropped.of(stream));

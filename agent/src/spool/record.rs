@@ -1,4 +1,4 @@
-//! Single facts that must survive a kill, one small file each: there whole, or not there.
+//! Single facts that must survive a kill, one small file each: written completely, or not at all.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::Error;
 
-/// A fact that has a file of its own.
+/// A fact with a file of its own.
 pub trait Record: Serialize + DeserializeOwned {
     /// Name of the file in the spool's directory.
     const NAME: &'static str;

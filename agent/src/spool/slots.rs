@@ -1,5 +1,5 @@
-//! A fact that changes often, in a file that never grows: it can be written on a volume that takes nothing more, which
-//! is when it has to be, since it is what frees the volume.
+//! A fact that changes often, in a file that never grows. It can be written to a full volume, which is when it is
+//! needed, because it frees the volume.
 
 use std::fs::File;
 use std::marker::PhantomData;
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::Error;
 
-/// Each of the two places of a value. They are written in turn, so that a torn one leaves the one before.
+/// Size of each of the two slots of a value. They are written in turn, so that a torn write leaves the previous value.
 const SLOT_BYTES: usize = 4096;
 /// Number of the write, length of the value, and the hash of both and the value.
 const HEAD_BYTES: usize = 8 + 4 + 32;
@@ -55,7 +55,7 @@ impl<T: Serialize + DeserializeOwned> Slots<T> {
         Ok((slots, value))
     }
 
-    /// Writes the value in place of the last but one. Survives a kill from here on.
+    /// Writes the value in place of the second to last. It survives a kill from here on.
     pub(super) fn store(&mut self, value: &T) -> Result<(), Error> {
         let number = self.number + 1;
         let payload = postcard::to_stdvec(value).map_err(|_| Error::Damaged("a value without a form"))?;
@@ -108,7 +108,7 @@ mod tests {
             let (_, found) = Slots::<u64>::open(directory.path(), "value").unwrap();
             assert_eq!(found, Some(value));
         }
-        // The fifth is torn: the fourth is still there, and the next takes the place of the torn one.
+        // The fifth is torn: the fourth is still there, and the next write replaces the torn one.
         slots.file.write_all_at(&[0xff; 50], SLOT_BYTES as u64).unwrap();
         let (mut slots, found) = Slots::<u64>::open(directory.path(), "value").unwrap();
         assert_eq!(found, Some(4));

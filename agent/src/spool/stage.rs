@@ -1,4 +1,4 @@
-//! Where bytes wait for the mask: a file of their own, so that a kill finds each in the pipe, here, or masked.
+//! Where bytes wait for the mask: a file, so that after a kill each byte is in the pipe, here, or masked.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -8,9 +8,9 @@ use std::sync::Arc;
 use super::{Error, Stream, hole, open_file};
 use crate::mask::Mask;
 
-/// Most bytes masked at once.
+/// Maximum number of bytes masked at once.
 const WINDOW: u64 = 128 * 1024;
-/// Masked bytes are punched out when there are so many.
+/// When this many bytes are masked, they are punched out.
 const PUNCH: u64 = 256 * 1024;
 
 /// One stream as the program wrote it. Offsets here are those of the raw stream.
@@ -18,23 +18,23 @@ const PUNCH: u64 = 256 * 1024;
 pub(super) struct Stage {
     pub file: File,
     mask: Arc<Mask>,
-    /// Below this, everything is masked and journalled.
+    /// Everything below this is masked and journalled.
     begin: u64,
     /// Bytes taken from the pipe.
     pub end: u64,
-    /// Where `end` was when the mask held back what is left.
+    /// The value of `end` when the mask held back what is left.
     seen: u64,
     punched: u64,
 }
 
-/// What the mask has made of raw bytes up to `raw_end`.
+/// The masked form of the raw bytes up to `raw_end`.
 pub(super) struct Masked {
     pub bytes: Vec<u8>,
     pub raw_end: u64,
 }
 
 impl Stage {
-    /// Goes on from `begin`, where the journal ends.
+    /// Continues from `begin`, where the journal ends.
     pub(super) fn open(directory: &Path, stream: Stream, begin: u64, mask: Arc<Mask>) -> Result<Self, Error> {
         let file = open_file(directory, &format!("{}.raw", stream.file_name()))?;
         let end = file.metadata().map_err(Error::io("size of a raw stream"))?.len();
@@ -51,7 +51,8 @@ impl Stage {
         })
     }
 
-    /// The next masked bytes; nothing where all that is left may be the beginning of a value and the stream goes on.
+    /// The next masked bytes; `None` if all that is left may be the beginning of a value and the stream is not at its
+    /// end.
     pub(super) fn next(&mut self, is_end: bool) -> Result<Option<Masked>, Error> {
         if self.begin == self.end || (self.seen == self.end && !is_end) {
             return Ok(None);

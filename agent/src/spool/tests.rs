@@ -35,7 +35,7 @@ impl Bench {
         }
     }
 
-    /// What is left after a SIGKILL is what is in the files: nothing is flushed on drop.
+    /// After a SIGKILL only what is in the files is left: nothing is flushed on drop.
     fn kill(self) -> Self {
         let Self {
             directory,
@@ -149,7 +149,7 @@ fn many_small_writes_are_read_in_large_chunks() {
     }
     let chunks = bench.read_from(Offsets::default());
     assert_eq!(joined(&chunks, Stream::Stdout).len(), 200_000);
-    // Chunks end at 64 KiB or at 20 ms of the program's time, whichever comes first.
+    // A chunk ends at 64 KiB or after 20 ms of the program's time.
     assert!(chunks.len() < 200, "{} chunks", chunks.len());
 }
 

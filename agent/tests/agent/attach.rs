@@ -1,4 +1,4 @@
-//! Writing into the program: once, by one, over any number of connections and agents.
+//! Writing to the program: each byte once, by one writer, over any number of connections and agents.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -77,20 +77,20 @@ impl Connection {
         answer.ok_or_else(|| Status::unavailable("the stream ended"))
     }
 
-    /// Waits until so much was accepted.
+    /// Waits until the input up to this offset was accepted.
     async fn accepted(&mut self, offset: u64) -> Result<(), Status> {
         while self.answer().await?.accepted < offset {}
         Ok(())
     }
 }
 
-/// What a home receives while the test does something else.
+/// Runs the home in a task, which returns what it has received, while the test does something else.
 fn be_home(mut relay: TestRelay) -> (Operator, JoinHandle<Archive>) {
     let operator = relay.operator();
     (operator, tokio::spawn(async move { relay.be_home(|_| {}).await }))
 }
 
-/// A port at which agents of one pod can be found again.
+/// A port at which successive agents of one pod are found.
 pub(crate) fn at_a_port(env: &[(&'static str, &'static str)]) -> (&'static [(&'static str, &'static str)], String) {
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -102,7 +102,7 @@ pub(crate) fn at_a_port(env: &[(&'static str, &'static str)]) -> (&'static [(&'s
     (env.leak(), format!("127.0.0.1:{port}"))
 }
 
-/// Opens as soon as somebody is there.
+/// Opens the input as soon as an agent answers.
 async fn opened(operator: &Operator, address: &str, open: &AttachOpen) -> Connection {
     let mut pause = tokio::time::interval(Duration::from_millis(20));
     loop {
@@ -139,7 +139,7 @@ async fn a_megabyte_arrives_once_though_connections_break_and_agents_die() {
             let Ok(answer) = connection.answer().await else {
                 continue;
             };
-            // From a little below what is known to be missing, as a writer does that has not heard everything.
+            // From a little below what is known to be missing, as a writer does that has missed some answers.
             let mut at = usize::try_from(answer.accepted).unwrap().saturating_sub(100);
             rounds += 1;
             let enough = (at + 150_000).min(input.len());
@@ -198,13 +198,13 @@ async fn a_program_that_closes_its_input_while_it_flows_keeps_its_own_code() {
         connection.send(number * piece.len() as u64, &piece).await;
     }
     while !connection.answer().await.unwrap().is_over {}
-    // The client sends on: it has not been told yet.
+    // The client continues to send: it has not been told yet.
     connection.send(4 * piece.len() as u64, &piece).await;
     connection.end(5 * piece.len() as u64).await;
     std::fs::write(&may_end, "").unwrap();
     let exit = home.await.unwrap().exit.unwrap();
     assert_eq!((exit.outcome(), exit.value), (Outcome::Code, 5));
-    // Nothing was said of the input but how far it has come.
+    // The only thing said of the input is how far it has come.
     let last = loop {
         match connection.answer().await {
             Ok(answer) => assert!(answer.is_over),
@@ -266,7 +266,7 @@ async fn one_writes_and_another_takes_over_only_when_it_says_so() {
         }
     };
     assert_eq!(hole.code(), Code::InvalidArgument);
-    // With a word: the next one need not wait.
+    // The writer let go: the next one need not wait.
     let second = opened(&operator, &address, &resuming("b")).await;
     drop(second.requests);
     let third = opened_after(&operator, &address).await;
@@ -314,7 +314,7 @@ async fn a_program_at_a_terminal_sees_keys_and_sizes() {
     let mut agent = operator.dial(&address).await.unwrap();
     in_time("the first size and the line", async {
         let mut look = tokio::time::interval(Duration::from_millis(20));
-        // What is typed is shown; whether before or behind the size is a matter of time.
+        // The terminal echoes what is typed; whether before or after the size is a matter of timing.
         let wanted = "next\r\n33 111\r\ngot next\r\n".len() as u64;
         while agent
             .get_state(get_state())
@@ -331,7 +331,7 @@ async fn a_program_at_a_terminal_sees_keys_and_sizes() {
     })
     .await;
     let home = tokio::spawn(async move { relay.be_home(|_| {}).await });
-    // Only a size that comes after the trap is seen; so it changes until the program has gone.
+    // Only a change of size after the trap is set is seen; so the size changes until the program has ended.
     let mut rows = 40;
     let mut pause = tokio::time::interval(Duration::from_millis(50));
     let changing = async {

@@ -1,4 +1,4 @@
-//! The agent dies at each point between two steps, and at random: nothing is missing, doubled or run twice.
+//! The agent dies at each crash point, and at random times: nothing is missing, duplicated or run twice.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn lines(line: &str, length: usize) -> Vec<u8> {
     line.bytes().cycle().take(length).collect()
 }
 
-/// How often the point has to be passed until the agent dies there: late enough to be in the middle of something.
+/// How often the point is passed before the agent dies there: late enough to be in the middle of something.
 fn hits(point: &str) -> u32 {
     match point {
         "spool.spliced" | "spool.journalled" | "stage.spliced" | "stage.masked" | "stage.journalled" => 20,
@@ -108,7 +108,7 @@ async fn random_deaths_cost_nothing() {
     };
     let mut pod = Pod::start(&relay, &options);
     let stop = pod.path("stop");
-    // It says on stderr how much it has written on stdout.
+    // It reports on stderr how much it has written to stdout.
     pod.shell(&format!(
         "n=0; while ! test -e {}; do seq 1 20000; n=$((n+1)); sleep 0.02; done; echo $n >&2",
         stop.display()

@@ -1,4 +1,4 @@
-//! Ordinary lives: output, exit, echo, leaving.
+//! Ordinary runs: output, exit, echo, the agent's own end.
 
 use std::io::Read;
 use std::time::Duration;
@@ -51,7 +51,7 @@ async fn an_agent_started_again_after_the_end_idles_until_it_is_told_to_go() {
     in_time("the end", relay.be_home(|_| {})).await;
     pod.agent_ends().await;
     pod.restart_agent(&relay, &options);
-    // It would take this long to say that it wants a home; and before its handler is there, SIGTERM would kill it.
+    // The agent would take this long to say that it wants a home; and before its handler is set, SIGTERM would kill it.
     let silence = tokio::time::timeout(std::time::Duration::from_secs(1), relay.starts.recv()).await;
     assert!(silence.is_err());
     pod.signal_agent(Signal::TERM);
@@ -148,7 +148,7 @@ async fn a_full_spool_pushes_back_and_goes_on_after_a_commit() {
         look.tick().await;
         full = written(&mut agent).await;
     }
-    // Nobody commits: it must stay there. One splice may go over the edge, by what a pipe holds.
+    // There is no commit, so it must stay there. One splice may exceed the limit, by what a pipe holds.
     for _ in 0..20 {
         look.tick().await;
         assert!(written(&mut agent).await <= (1 << 20) + (256 << 10));
@@ -192,7 +192,7 @@ async fn a_volume_that_is_full_pushes_back_and_goes_on_too() {
     assert_eq!(pod.agent_ends().await.code(), Some(0));
 }
 
-/// Granted, and the program has written and ended; the agent is to leave, and no home has come yet.
+/// The launch was granted, the program has written and ended; the agent is to leave, and no home has come yet.
 async fn ended_before_its_home_came() -> (TestRelay, Pod) {
     let mut relay = TestRelay::start().await;
     let mut pod = Pod::start(&relay, &Options::default());

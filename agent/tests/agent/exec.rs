@@ -66,7 +66,7 @@ impl Connection {
     }
 }
 
-/// What a client has got.
+/// What a client has received.
 #[derive(Default)]
 struct Got {
     output: [Vec<u8>; 2],
@@ -201,7 +201,7 @@ async fn a_megabyte_goes_in_and_comes_back_once_though_connections_break() {
                 None,
                 "how far the input has come"
             );
-            // From a little below what is known to be missing, as a client does that has not heard everything.
+            // From a little below what is known to be missing, as a client does that has missed some answers.
             let mut at = usize::try_from(got.accepted).unwrap().saturating_sub(100);
             let enough = (at + 150_000).min(input.len());
             while at < enough {
@@ -219,7 +219,7 @@ async fn a_megabyte_goes_in_and_comes_back_once_though_connections_break() {
                 connection.say(Asked::End(InputEnd { offset: 1_000_000 })).await;
                 return got.finish(&mut connection).await.unwrap();
             }
-            // Some is confirmed, some has only come, some is on its way.
+            // Some is confirmed, some has arrived, some is on its way.
             while got.output[0].len() < begin + 20_000 * (rounds % 5) {
                 assert_eq!(got.take(connection.answer().await.unwrap()), None);
             }
@@ -251,14 +251,14 @@ async fn a_command_that_nobody_reads_is_held_back_and_loses_nothing() {
     };
     let mut got = Got::default();
     let mut connection = Connection::open(&operator, &address, again.clone()).await.unwrap();
-    // Nothing is confirmed: no more than this comes, and the command stands still behind it.
+    // Nothing is confirmed: only this much arrives, and the command is held back.
     while got.output[0].len() < 256 * 1024 {
         assert_eq!(got.take(connection.answer().await.unwrap()), None);
     }
     assert_eq!(got.output[0].len(), 256 * 1024);
     assert!(!pod.path("through").exists());
     drop(connection);
-    // Whoever has got nothing yet gets all of it.
+    // A client that has received nothing gets all of it.
     let mut got = Got::default();
     let mut connection = Connection::open(&operator, &address, again).await.unwrap();
     assert_eq!(got.finish(&mut connection).await.unwrap().value, 0);
@@ -301,7 +301,7 @@ async fn an_agent_that_dies_takes_its_sessions_with_it_and_says_so() {
     pod.signal_agent(Signal::KILL);
     while connection.answer().await.is_ok() {}
     until("the hang-up", || hung_up.exists()).await;
-    // Whoever knows that it was begun, and whoever does not.
+    // Once for a client that knows that it was started, and once for a client that does not.
     for (resume, code) in [(true, Code::Aborted), (false, Code::FailedPrecondition)] {
         let open = ExecOpen {
             resume,
@@ -398,7 +398,7 @@ async fn so_many_may_run_and_none_without_a_program() {
     for connection in &mut connections {
         while !matches!(connection.answer().await.unwrap(), Said::Data(_)) {}
     }
-    // The end of the program ends them all, and is what it would be without them.
+    // The end of the program ends all sessions, and is the same as without them.
     std::fs::write(go, "").unwrap();
     for mut connection in connections {
         let mut got = Got {
@@ -407,7 +407,7 @@ async fn so_many_may_run_and_none_without_a_program() {
         };
         match got.finish(&mut connection).await {
             Ok(exit) if exit.outcome() == Outcome::Code => assert_eq!(exit.value, 9, "hung up"),
-            // The end of the container was quicker.
+            // The container ended first.
             Ok(exit) => assert!(exit.message.contains("the program has ended"), "{exit:?}"),
             Err(status) => assert_ne!(status.code(), Code::Ok),
         }
@@ -452,7 +452,7 @@ async fn exec_of_a_command_that_does_not_read_its_input_has_the_commands_own_cod
             break;
         }
     }
-    // As a client that has not heard of it yet, or has only now read so far.
+    // As a client does that has not been told yet, or has only now read this far.
     connection.say(piece(4)).await;
     connection.say(Asked::End(InputEnd { offset: 5 * 32 * 1024 })).await;
     std::fs::write(&may_end, "").unwrap();

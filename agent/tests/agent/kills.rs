@@ -88,7 +88,7 @@ async fn an_exit_reported_to_an_agent_that_died_is_known_to_the_next() {
     pod.shell("echo before; exit 9");
     relay.next_start().await;
     assert_eq!(pod.entrypoint_ends().await.code(), Some(9));
-    // The entrypoint has left, so the exit is on the disk. The agent dies before anybody has seen it.
+    // The entrypoint has left, so the exit is stored. The agent dies before a home has seen it.
     pod.signal_agent(Signal::KILL);
     pod.agent_ends().await;
     pod.restart_agent(&relay, &options);

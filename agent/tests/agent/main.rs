@@ -1,6 +1,6 @@
 //! The real agent and the real entrypoint as processes, with a relay in the test.
 
-// Everything here is a test, though clippy sees only functions marked so.
+// All of this is test code, but clippy recognizes only functions that are marked as tests.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod attach;

@@ -1,4 +1,5 @@
-//! Secrets in the output: masked in the stream, the echo and the hash, over kills; and refused where that cannot be.
+//! Secrets in the output: masked in the stream, the echo and the hash, also after kills; refused if they cannot be
+//! masked.
 
 use std::io::Read;
 

@@ -1,4 +1,4 @@
-//! A pod as far as agent and entrypoint can tell: two processes and three directories.
+//! A pod as agent and entrypoint see it: two processes and three directories.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub(crate) struct Pod {
     pub entrypoint: Option<Child>,
 }
 
-/// How the agent is to be.
+/// Settings of the agent.
 #[derive(Clone)]
 pub(crate) struct Options {
     pub supervised: bool,
@@ -33,9 +33,9 @@ pub(crate) struct Options {
     pub crash_at: Option<String>,
     /// Values to be masked.
     pub mask: Vec<&'static str>,
-    /// More of the agent's environment.
+    /// More environment variables of the agent.
     pub env: &'static [(&'static str, &'static str)],
-    /// The spool is a volume of its own with so many bytes. Needs root.
+    /// Size of a volume for the spool alone. Needs root.
     pub volume_bytes: Option<u64>,
 }
 
@@ -57,7 +57,7 @@ impl Default for Options {
     }
 }
 
-/// The entrypoint's program: beside ours, built when it is not there or not fresh.
+/// The entrypoint's program: next to this one, and built if it is missing or stale.
 fn entrypoint() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -81,7 +81,7 @@ fn entrypoint() -> &'static Path {
     })
 }
 
-/// Whether this test may mount a volume of its own; says so where not.
+/// Whether this test may mount a volume; if not, it prints so.
 pub(crate) fn can_mount() -> bool {
     let place = tempfile::tempdir().unwrap();
     let can = mount(place.path(), 1 << 20);
@@ -154,7 +154,7 @@ impl Pod {
         self.agent = spawn_agent(self.directory.path(), relay, options);
     }
 
-    /// The process that is the agent: our child, or under a supervisor its child, which may be missing for a moment.
+    /// The process of the agent: our child, or the supervisor's child, which may be missing for a moment.
     pub(crate) fn agent_pid(&self) -> Option<Pid> {
         let supervisor = self.agent.id();
         if !self.is_supervised {
@@ -167,7 +167,7 @@ impl Pod {
 
     pub(crate) fn signal_agent(&self, signal: Signal) {
         if let Some(pid) = self.agent_pid() {
-            // It may have gone by itself.
+            // It may have ended by itself.
             let _ = kill_process(pid, signal);
         }
     }
@@ -195,7 +195,7 @@ fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap()
 }
 
-/// Everything that was started by `pid`, or by what it has started.
+/// All descendants of `pid`.
 fn descendants(pid: u32) -> Vec<Pid> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let children = children
@@ -261,7 +261,7 @@ impl Drop for Pod {
         let _ = self.agent.kill();
         let _ = self.agent.wait();
         if let Some(entrypoint) = &mut self.entrypoint {
-            // Stopped first, so that it starts nothing while its descendants are looked for; it inherits their orphans.
+            // Stopped first, so that it starts nothing while its descendants are listed; it inherits their orphans.
             let _ = kill_process(pid_of(entrypoint), Signal::STOP);
             for descendant in descendants(entrypoint.id()) {
                 let _ = kill_process(descendant, Signal::KILL);

@@ -1,4 +1,4 @@
-//! A spool that is too small: each policy is obeyed, and what is missing adds up.
+//! A spool that is too small: each policy is obeyed, and the missing bytes add up.
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ fn line_by_line(line: &str, length: usize) -> Vec<u8> {
     line.bytes().cycle().take(length).collect()
 }
 
-/// The seal counts everything, and gaps and bytes are everything.
+/// The seal counts everything, and gaps and bytes together are everything.
 fn check(archive: &Archive) {
     let exit = archive.exit();
     assert_eq!(exit.value, 5);

@@ -1,4 +1,4 @@
-//! A relay as far as an agent can tell: it enrols, grants, watches, commits. Its authority lives in memory.
+//! A relay as an agent sees it: it enrolls, grants, watches, commits. Its authority lives in memory.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -44,7 +44,7 @@ pub(crate) fn agent_role() -> Role {
     }
 }
 
-/// The relay and what tests may turn.
+/// The relay, and the settings that tests change.
 pub(crate) struct TestRelay {
     pub authority: Arc<Authority>,
     pub enrol: SocketAddr,
@@ -57,7 +57,7 @@ pub(crate) struct TestRelay {
     _shutdown: DropGuard,
 }
 
-/// The relay as a caller.
+/// The relay as a client of agents.
 pub(crate) struct Operator(Arc<Identity>);
 
 impl Operator {
@@ -151,13 +151,13 @@ impl TestRelay {
         super::in_time("a start", self.starts.recv()).await.unwrap()
     }
 
-    /// Is a home from the next `Start` on, as a real relay is: watches, commits, goes on after each break, and takes
-    /// the final commit after the exit. `on_bytes` sees how much has come.
+    /// Acts as the home from the next `Start` on, as a real relay does: watches, commits, continues after each break,
+    /// and makes the final commit after the exit. `on_bytes` sees how much has arrived.
     pub(crate) async fn be_home(&mut self, on_bytes: impl FnMut(u64)) -> Archive {
         self.go_on(Archive::default(), on_bytes).await
     }
 
-    /// The same with what the archive holds already.
+    /// As [`Self::be_home`], with what the archive already holds.
     pub(crate) async fn go_on(&mut self, mut archive: Archive, mut on_bytes: impl FnMut(u64)) -> Archive {
         loop {
             let start = self.next_start().await;
@@ -205,15 +205,15 @@ pub(crate) struct Archive {
     pub heads: [Vec<u8>; 2],
     pub exit: Option<Exit>,
     pub breaks: u32,
-    /// What will never come; only where a test expects it.
+    /// Gaps; only if a test expects them.
     pub gaps: Vec<Gap>,
     pub expects_gaps: bool,
     /// Bytes received.
     pub got: u64,
     pub spools: Vec<Spool>,
-    /// Of each state that was told.
+    /// Reasons of the states that were received.
     pub reasons: Vec<Reason>,
-    /// Off: nothing is durable.
+    /// If false, nothing is durable.
     pub commits: bool,
 }
 
@@ -297,7 +297,7 @@ impl Archive {
         self.gaps.push(gap);
     }
 
-    /// Bytes of one stream that are gaps.
+    /// Number of bytes of one stream that are gaps.
     pub(crate) fn missing(&self, stream: remoteprocess_proto::v1::Stream) -> u64 {
         let gaps = self.gaps.iter().filter(|gap| gap.stream() == stream);
         gaps.map(|gap| gap.to() - gap.from).sum()

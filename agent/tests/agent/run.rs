@@ -1,4 +1,4 @@
-//! How long a program runs: deadline and warning, pause and resume, what it leaves behind. With agents that die.
+//! How long a program runs: deadline and warning, pause and resume, leftovers. With agents that die.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -26,7 +26,7 @@ fn launch(pod: &mut Pod) -> std::path::PathBuf {
     ready
 }
 
-/// How long the program ran, by its own record.
+/// How long the program ran, according to its exit record.
 fn lived(exit: &Exit) -> Duration {
     Duration::from_nanos((exit.finished_unix_nanos - exit.started_unix_nanos).try_into().unwrap())
 }
@@ -91,7 +91,7 @@ async fn a_program_is_warned_and_then_stopped_at_its_deadline() {
     );
 }
 
-/// The operator is told in any case; the program where it has a signal for that.
+/// The operator is told in any case, the program if it has a signal for that.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_signal_only_the_operator_is_warned() {
     let mut relay = TestRelay::start().await;
@@ -167,7 +167,7 @@ async fn a_pause_survives_the_agent_and_ends_with_a_resume() {
     let address = relay.next_start().await.address;
     let mut agent = relay.dial(&address).await;
     assert_eq!(phase(&mut agent).await, Phase::Paused);
-    // Its memory is new; the entrypoint's is not. That may not be back yet.
+    // Its memory is new; the entrypoint's is not. The entrypoint may not have returned yet.
     let mut look = tokio::time::interval(Duration::from_millis(20));
     in_time("the entrypoint", async {
         while let Err(status) = agent.pause(pause("one", true)).await {
@@ -213,7 +213,7 @@ async fn a_signal_is_sent_once_though_the_agent_died_in_between() {
     for _ in 0..3 {
         let mut agent = relay.dial(&address).await;
         let mut look = tokio::time::interval(Duration::from_millis(10));
-        // The entrypoint may still be on its way to the new agent.
+        // The entrypoint may still be reconnecting to the new agent.
         while let Err(status) = agent.signal(usr1("same")).await {
             assert_eq!(status.code(), Code::Unavailable, "{status}");
             look.tick().await;
@@ -247,7 +247,7 @@ async fn what_a_program_leaves_behind_is_waited_for_if_so_told() {
     assert_eq!((exit.value, exit.leftovers, exit.sealed), (3, 0, true));
 }
 
-/// Once the program ran for a moment: the stop was recorded and sent behind the launch.
+/// A regression: the program ran for a moment, because the stop was recorded and sent after the launch.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_before_the_launch_means_that_nothing_ever_runs() {
     let mut relay = TestRelay::start().await;

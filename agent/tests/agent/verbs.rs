@@ -1,4 +1,4 @@
-//! The executor's methods, who may call them, and how homes follow each other.
+//! The executor's methods, who may call them, and how one home follows another.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! How a process is paused and stopped, when it is tried again, how long it may take, and when its object goes.
+//! How a process is paused and stopped, when it is retried, how long it may take, and when its object is deleted.
 
 #![allow(unreachable_pub, reason = "KubeSchema makes a private copy of each struct")]
 
@@ -10,9 +10,9 @@ use strum::{Display, EnumString, IntoStaticStr};
 use super::{RemoteProcessSpec, signal_schema};
 use crate::rules;
 
-/// First wait before another attempt in seconds, where the specification is silent.
+/// First wait before another attempt in seconds, if the spec does not set it.
 pub const DEFAULT_BACKOFF_SECONDS: u32 = 10;
-/// Longest wait before another attempt in seconds, where the specification is silent.
+/// Longest wait before another attempt in seconds, if the spec does not set it.
 pub const DEFAULT_MAX_BACKOFF_SECONDS: u32 = 300;
 
 /// Whether the process should run.
@@ -72,7 +72,7 @@ pub struct RetriesSpec {
     /// out of memory).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2))]
-    // Not `on`: to YAML 1.1, and so to kubectl, that is `true`.
+    // Not `on`: YAML 1.1, and so kubectl, reads that as `true`.
     pub after: Vec<RetryAfter>,
     /// Which exit codes are retried after a ProcessFailure. Defaults to all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -183,7 +183,8 @@ pub enum ReadyWhen {
 }
 
 impl RemoteProcessSpec {
-    /// Seconds from creation, or after an attempt that ran from the beginning of the next, to the start of the program.
+    /// Seconds from creation to the start of the program; for an attempt after one that ran, seconds from its own
+    /// beginning.
     #[must_use]
     pub fn start_seconds(&self) -> Option<u32> {
         self.deadlines.as_ref().and_then(|deadlines| deadlines.start_seconds)
@@ -210,13 +211,13 @@ impl RemoteProcessSpec {
 }
 
 impl RetriesSpec {
-    /// Whether ends of this kind are tried again at all.
+    /// Whether ends of this kind are retried at all.
     #[must_use]
     pub fn is_after(&self, kind: RetryAfter) -> bool {
         self.limit.is_some_and(|limit| limit > 0) && (self.after.is_empty() || self.after.contains(&kind))
     }
 
-    /// Seconds before the attempt that follows after `retries` others, which doubles from one to the next.
+    /// Seconds before the attempt that follows `retries` others; they double each time.
     #[must_use]
     pub fn backoff_seconds(&self, retries: u32) -> u32 {
         let backoff = self.backoff.clone().unwrap_or_default();
@@ -227,7 +228,7 @@ impl RetriesSpec {
 }
 
 impl ExitCodes {
-    /// Whether an end with this code is meant.
+    /// Whether this rule applies to an end with this code.
     #[must_use]
     pub fn matches(&self, code: i32) -> bool {
         (self.within.is_empty() || self.within.contains(&code)) && !self.not_in.contains(&code)

@@ -1,4 +1,4 @@
-//! What the agent asks for under an id: signals, pause, resume.
+//! Requests of the agent that have an id: signals, pause, resume.
 
 use remoteprocess_entrypoint::message::{FromEntrypoint, Target, bounded_sentence};
 
@@ -8,7 +8,7 @@ use crate::pause::{Pause, Verdict};
 use crate::phase::Phase;
 use crate::{processes, signals};
 
-/// So many processes are named in a sentence.
+/// Maximum number of processes named in a message.
 const NAMED: usize = 5;
 
 impl Supervisor {
@@ -22,7 +22,7 @@ impl Supervisor {
 
     fn signal_unless_paused(&self, number: i32, target: Target) -> Result<(), String> {
         match self.pause {
-            // It would go on, and everybody would still take it for paused.
+            // The program would run again, while agent and relay still report it as paused.
             Some(_) if number == libc::SIGCONT => Err("the process is paused: resume it instead".into()),
             _ => self.send_signal(number, target),
         }
@@ -84,7 +84,7 @@ impl Supervisor {
         self.conclude(request, Ok(()), now);
     }
 
-    /// Stops what runs, and answers when nothing does.
+    /// Stops what runs, and answers when nothing runs anymore.
     pub(super) fn look_for_running(&mut self, now: Moment) {
         let Some(pause) = &mut self.pause else {
             return;
@@ -109,7 +109,7 @@ impl Supervisor {
         }
     }
 
-    /// There is no pause any more; who waited for one is told why.
+    /// Ends the pause; requests that wait for it are told why.
     pub(super) fn forget_pause(&mut self, why: &str, now: Moment) {
         if let Some(program) = &mut self.program {
             program.clock.set_paused(false, now);

@@ -1,4 +1,4 @@
-//! Further commands beside the program. Nothing of the program's end depends on them.
+//! Further commands beside the program. The program's end does not depend on them.
 
 use remoteprocess_entrypoint::message::FromEntrypoint;
 use remoteprocess_entrypoint::session::{Command, News, Order};
@@ -51,7 +51,7 @@ impl Supervisor {
         self.send(FromEntrypoint::Session { session, news }, now);
     }
 
-    /// What still runs was started by sessions alone: the program and all that it left behind have ended.
+    /// Whether only processes of sessions are left: the program and its leftovers have ended.
     pub(super) fn only_sessions_are_left(&self) -> bool {
         let keepers = self.sessions.keepers();
         matches!(self.phase, Phase::Sweeping { .. })

@@ -1,4 +1,4 @@
-//! The way to the end: stop, leftovers, reaping, the report.
+//! How a run ends: stop, leftovers, reaping, the report.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ impl Supervisor {
         self.stop(cause, signal, Duration::from_millis(grace), now);
     }
 
-    /// Begins the stop path or makes it quicker. While leftovers are swept the program's own end
-    /// stands, and only the sweep can become quicker.
+    /// Begins the stop path, or makes it faster. While leftovers are being ended, the program's own end stays as
+    /// recorded, and only the end of the leftovers can become faster.
     pub(super) fn stop(&mut self, cause: StopCause, signal: i32, grace: Duration, now: Moment) {
         match &self.phase {
             Phase::Waiting => self.phase = Phase::Done(EXIT_STOPPED),
@@ -30,7 +30,7 @@ impl Supervisor {
                 if is_new && self.is_going_on() {
                     self.forget_pause("the process is being stopped", now);
                     let cause = self.stop.as_ref().map_or(cause, |stop| stop.cause);
-                    // Listed first: whoever is in the list has been sent the signal.
+                    // Listed first: every process in the list has been sent the signal.
                     let signalled = processes::descendants().into_iter().map(|(pid, _)| pid).collect();
                     self.stop = Some(Stop {
                         cause,
@@ -39,7 +39,7 @@ impl Supervisor {
                     });
                     self.signal_all(signal);
                 }
-                // From the signal on: the turn in which it was asked for may have begun before that.
+                // Counted from the signal on: the turn in which the stop was requested may have begun earlier.
                 self.hasten(grace, clock::now());
             }
             Phase::Reporting { .. } | Phase::Done(_) => {}
@@ -59,8 +59,8 @@ impl Supervisor {
         }
     }
 
-    /// To everything; stopped processes continue, else they would not act on it. What may not be
-    /// signalled ends with PID 1.
+    /// Signals everything; stopped processes are resumed, because otherwise they would not act on the signal. A process
+    /// that cannot be signalled ends with PID 1.
     pub(super) fn signal_all(&self, number: i32) {
         let _ = self.scope.signal_all(number);
         let _ = self.scope.signal_all(libc::SIGCONT);
@@ -78,14 +78,14 @@ impl Supervisor {
                 Reaped::NoChildren => break true,
             }
         };
-        // Only after the loop: children that had ended before the program are not left behind.
+        // Only after the loop: children that ended before the program are not leftovers.
         if let (Some(outcome), Phase::Running) = (ended, &self.phase) {
             self.program_ended(outcome, now);
         }
         if is_childless || self.only_sessions_are_left() {
             self.swept(now);
         }
-        // Behind the report, which waits for none of them.
+        // After the report, which waits for none of them.
         if !self.is_going_on() {
             self.sessions.hang_up();
         }
@@ -106,7 +106,7 @@ impl Supervisor {
         }
     }
 
-    /// What ends by itself in time, or by a stop that was meant for all, is not a leftover.
+    /// A process that ends by itself in time, or by a stop that was meant for all, is not a leftover.
     fn count_leftover(&mut self) {
         let lingers = self.ending.as_ref().is_none_or(Ending::lingers);
         if let Phase::Sweeping { leftovers, .. } = &mut self.phase
@@ -134,7 +134,7 @@ impl Supervisor {
         }
     }
 
-    /// Tells the agent the end: how, and whether the kernel did it for want of memory.
+    /// Reports the end to the agent: how, and whether the kernel killed the program because memory ran out.
     pub(super) fn report(
         &mut self,
         (outcome, is_oom): (Outcome, bool),
@@ -161,7 +161,7 @@ impl Supervisor {
         self.phase = Phase::Reporting { exited, since: now };
     }
 
-    /// Something survives SIGKILL for now. It ends with PID 1 at the latest.
+    /// A process survives SIGKILL for now. It ends with PID 1 at the latest.
     pub(super) fn give_up(&mut self, now: Moment) {
         match self.phase {
             Phase::Running => {

@@ -1,4 +1,4 @@
-//! The program's input and output, as far as this process has a part in them.
+//! The program's input and output, as far as this process handles them.
 
 use remoteprocess_entrypoint::input::WindowSize;
 use remoteprocess_entrypoint::message::{FromEntrypoint, Launch, Outcome};
@@ -11,7 +11,7 @@ use crate::stdin::Stdin;
 use crate::terminal::Terminal;
 
 impl Supervisor {
-    /// Starts the program with the streams that were ordered.
+    /// Starts the program with the requested streams.
     pub(super) fn start(&mut self, order: &Launch) -> Result<u32, Outcome> {
         let stdio = self
             .open_streams(order)
@@ -58,7 +58,7 @@ impl Supervisor {
         self.change_input(now, true, |stdin| stdin.end(offset));
     }
 
-    /// Tells the agent what has changed; with `is_asked` also that nothing has.
+    /// Tells the agent what has changed; with `is_asked`, also if nothing has.
     fn change_input(&mut self, now: Moment, is_asked: bool, change: impl FnOnce(&mut Stdin)) {
         let stdin = self.stdin.as_mut();
         if let Some(state) = stdin.and_then(|stdin| stdin.changed_by(is_asked, change)) {
@@ -66,7 +66,7 @@ impl Supervisor {
         }
     }
 
-    /// Also before the launch: then for the terminal that is to come.
+    /// Also works before the launch: then for the terminal that will be created.
     pub(super) fn resize(&mut self, size: WindowSize) {
         self.window = Some(size);
         if let Some(terminal) = &self.terminal {
@@ -74,7 +74,7 @@ impl Supervisor {
         }
     }
 
-    /// Nothing of the program is left: what is on its way out goes on, nothing goes in.
+    /// Nothing of the program is left: output that is already written still moves, no input goes in.
     pub(super) fn close_streams(&mut self) {
         self.stdio.restore();
         if let Some(stdin) = &mut self.stdin {
@@ -85,7 +85,7 @@ impl Supervisor {
         }
     }
 
-    /// There never was a program.
+    /// The program was never started.
     pub(super) fn drop_streams(&mut self) {
         self.pipes.clear();
         self.stdin = None;

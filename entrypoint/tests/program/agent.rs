@@ -1,4 +1,4 @@
-//! An agent in miniature, and the entrypoint under it.
+//! A minimal agent, and the entrypoint under it.
 
 use std::fs::File;
 use std::io::Read;
@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::time::Timespec;
 
-/// Until something that must happen is taken for not happening.
+/// How long to wait for something that must happen.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) const SECRET: Secret = Secret([42; 32]);
@@ -42,7 +42,7 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Everything that is read from a descriptor up to its end, by a thread.
+/// Everything that a thread reads from a descriptor up to its end.
 pub(crate) struct Output(Receiver<Vec<u8>>);
 
 impl Output {
@@ -66,7 +66,7 @@ impl Output {
     }
 }
 
-/// What `Launch` says unless a test says otherwise.
+/// The values of `Launch`, unless a test sets others.
 pub(crate) struct Order {
     pub merge: bool,
     pub stop_grace: Duration,
@@ -171,7 +171,7 @@ impl Entrypoint {
         self.listener = Some(Listener::bind(&self.path("socket")).unwrap());
     }
 
-    /// The next connection and what it says first.
+    /// The next connection and its first message.
     pub(crate) fn accept(&self) -> Agent {
         let listener = self.listener.as_ref().unwrap();
         let mut asked = [PollFd::new(listener, PollFlags::IN)];
@@ -208,7 +208,7 @@ impl Entrypoint {
         self.launch_as(&Order::default())
     }
 
-    /// Accepts, launches, and has the pipes.
+    /// Accepts, launches, and receives the pipes.
     pub(crate) fn launch_as(&self, order: &Order) -> Agent {
         let mut agent = self.welcome();
         assert_eq!(agent.resume, None);
@@ -273,9 +273,9 @@ fn under(mode: Mode, program: &Path) -> Command {
 pub(crate) struct Agent {
     pub connection: Connection,
     pub resume: Option<Resume>,
-    /// As the entrypoint sees itself.
+    /// The entrypoint's process id in its own namespace.
     pub pid: u32,
-    /// What came with the last packets that had descriptors.
+    /// The descriptors of the last packets that had any.
     pub pipes: Vec<OwnedFd>,
     pub first_input: Option<InputState>,
 }
@@ -293,7 +293,7 @@ impl Agent {
         message
     }
 
-    /// The program was launched: how far its input has come.
+    /// Receives the launch; returns how far the input has come.
     pub(crate) fn launched(&mut self) -> Option<InputState> {
         match self.receive() {
             FromEntrypoint::Launched { input, .. } => input,
@@ -301,7 +301,7 @@ impl Agent {
         }
     }
 
-    /// As told with the launch.
+    /// The input state that came with the launch.
     pub(crate) fn first_input(&self) -> InputState {
         self.first_input.unwrap()
     }
@@ -336,7 +336,7 @@ impl Agent {
         while !self.input().is_over {}
     }
 
-    /// The entrypoint hung up; what it said before does not matter.
+    /// Whether the entrypoint disconnected; earlier messages do not matter.
     pub(crate) fn is_hung_up(&self) -> bool {
         while let Ok(Some(_)) = self.connection.receive::<FromEntrypoint>() {}
         matches!(self.connection.receive::<FromEntrypoint>(), Ok(None))
@@ -398,12 +398,12 @@ impl Agent {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::try_from(number).unwrap()).unwrap();
     }
 
-    /// What can be read from stdout now.
+    /// How many bytes can be read from stdout now.
     pub(crate) fn pending(&self) -> usize {
         usize::try_from(rustix::io::ioctl_fionread(&self.pipes[0]).unwrap()).unwrap()
     }
 
-    /// Reads from stdout up to and with this line.
+    /// Reads from stdout up to and including this line.
     pub(crate) fn await_line(&self, line: &str) {
         let mut seen = Vec::new();
         let wanted = format!("{line}\n");
@@ -418,7 +418,7 @@ impl Agent {
         }
     }
 
-    /// Reads all output, is told the exit, says so.
+    /// Reads all output, receives the exit, and confirms it.
     pub(crate) fn finish(mut self) -> Finished {
         let mut outputs: Vec<Output> = self.pipes.drain(..).map(Output::of).collect();
         let exited = self.exited();
@@ -470,7 +470,7 @@ pub(crate) fn children(parent: i32) -> Vec<(i32, char)> {
     found
 }
 
-/// Whether the descriptor is at its end, that is: nobody can write to it any more.
+/// Whether the descriptor is at its end, that is: no process can write to it anymore.
 pub(crate) fn is_at_end(pipe: &OwnedFd) -> bool {
     let mut asked = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
     poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();

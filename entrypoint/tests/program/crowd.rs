@@ -1,4 +1,4 @@
-//! Many processes, and how soon: reaped, terminated, killed. Debian's `tini` beside ours as an oracle.
+//! Many processes, and how fast: reaped, terminated, killed. Debian's `tini` is the reference.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use rstest::rstest;
 
 use crate::agent::{Entrypoint, Mode, children, eventually};
 
-/// What must happen in time does so in one of four tries: a busy machine lets everybody wait.
+/// What must happen in time does so in one of four tries, because a busy machine delays everything.
 fn in_time(attempt: impl Fn() -> (bool, String)) {
     let mut late = Vec::new();
     while late.len() < 4 {
@@ -21,7 +21,7 @@ fn in_time(attempt: impl Fn() -> (bool, String)) {
     panic!("too late: {late:?}");
 }
 
-/// 500 grandchildren whose parents end before them, and who end when the file is there.
+/// 500 grandchildren whose parents end before them, and which end when the file exists.
 const ORPHANS: &str =
     "i=0; while [ $i -lt 500 ]; do ( (while [ ! -e $WORK/go ]; do sleep 0.3; done) & ); i=$((i+1)); done
     echo up; exec sleep 600";
@@ -49,13 +49,13 @@ fn time_of_zombies(mode: Mode) -> (bool, String) {
     (elapsed < Duration::from_secs(1), format!("{elapsed:?}"))
 }
 
-/// Seconds since the machine started, as shells can read them too without starting anything.
+/// Seconds since the machine started; shells can read them as well without starting a process.
 fn uptime() -> f64 {
     let text = std::fs::read_to_string("/proc/uptime").unwrap();
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// The members of a group say when TERM came, to a hundredth of a second.
+/// The members of a group print when TERM arrived, to a hundredth of a second.
 #[rstest]
 fn term_reaches_the_whole_group_within_a_tenth_of_a_second(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     in_time(|| time_of_term(mode));
@@ -68,7 +68,7 @@ fn time_of_term(mode: Mode) -> (bool, String) {
             i=$((i+1))
         done; wait";
     let entrypoint = Entrypoint::shell(mode, script);
-    // Nobody writes to it: readers wait without a child that would have to end first.
+    // Nothing writes to it: readers wait without a child that would have to end first.
     let made = Command::new("mkfifo").arg(entrypoint.path("never")).status().unwrap();
     assert!(made.success());
     let agent = entrypoint.launch();

@@ -1,4 +1,4 @@
-//! Stop, leftovers, reaping, and how the entrypoint itself leaves.
+//! Stop, leftovers, reaping, and how the entrypoint itself exits.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ fn a_stop_that_is_ignored_kills_after_the_grace(#[values(Mode::Subreaper, Mode::
     assert_eq!(entrypoint.code(), 137);
 }
 
-/// Once the status said that the pod was deleted when a program had sent TERM to PID 1.
+/// A regression: the status said that the pod was deleted when a program had sent TERM to PID 1.
 #[test]
 fn a_signal_from_inside_to_process_1_is_the_programs_own() {
     let script = "trap 'echo own; exit 6' TERM; echo up; kill -TERM 1; while :; do sleep 0.02; done";

@@ -1,4 +1,4 @@
-//! A peer on the socket that is broken or means ill.
+//! A peer on the socket that is broken or malicious.
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -22,7 +22,7 @@ fn packets() -> Vec<Vec<u8>> {
         vec![0xff; 40],
         vec![0; 1],
         vec![0x55; 100_000],
-        // An echo whose length is a lie.
+        // An echo whose length is wrong.
         vec![6, 0, 0xff, 0xff, 0xff, 0xff, 0x0f],
         trailing,
         encode(&wrong_version).unwrap(),

@@ -11,7 +11,7 @@ fn with_input() -> Order {
     }
 }
 
-/// Any byte out of place shows.
+/// Every misplaced byte is visible.
 fn bytes(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at * 31 % 251) as u8).collect()
 }
@@ -42,7 +42,7 @@ fn an_agent_that_dies_in_between_loses_and_doubles_nothing() {
     let input = bytes(1_000_000);
     let mut agent = entrypoint.launch_as(&with_input());
     let mut state = agent.first_input();
-    // Each agent sends what it takes to be missing, and leaves without hearing of the last piece.
+    // Each agent sends what it believes is missing, and leaves before the last piece is answered.
     for end in [1, 300_001, 300_010, 700_000, 1_000_000] {
         let from = usize::try_from(state.offset).unwrap();
         state = agent.feed(state, &input[from..end]);
@@ -71,7 +71,7 @@ fn without_input_the_program_reads_the_end_and_none_is_taken() {
         offset: 0,
         bytes: b"x".to_vec(),
     });
-    // Answered next: the input was not.
+    // This is the next answer: the input was not answered.
     assert_eq!(agent.signal(9, remoteprocess_entrypoint::message::Target::Main), None);
     agent.exited();
 }

@@ -1,4 +1,4 @@
-//! What outlives the program, where it is waited for.
+//! Processes that outlive the program, with `Wait`.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ fn leave_behind(trap: &str) -> String {
 
 #[rstest]
 fn the_run_lasts_until_the_last_descendant_has_ended(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
-    // A daemon as the old ones are: it has left group, session and parent.
+    // A daemon in the classic way: it has left group, session and parent.
     let script = "(setsid sh -c 'sleep 2.6; echo daemon' &) ; echo main; exit 4";
     let mut entrypoint = Entrypoint::shell(mode, script);
     let begin = std::time::SystemTime::now();

@@ -9,18 +9,18 @@ use remoteprocess_entrypoint::message::{Exited, Outcome};
 use crate::agent::{Entrypoint, Mode};
 
 const LIMIT: &str = "25165824";
-/// Remembers an endless line.
+/// Reads an endless line into memory.
 const GREEDY: &str = "tail -n 1 /dev/zero";
 
 /// A cgroup of its own, as a container would see it.
 struct Group {
     folder: PathBuf,
-    /// What takes the place of `/sys/fs/cgroup`.
+    /// Used in place of `/sys/fs/cgroup`.
     mount: tempfile::TempDir,
 }
 
 impl Group {
-    /// `None` where this process may make none.
+    /// `None` if this process may not create one.
     fn new(name: &str) -> Option<Self> {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
         let (root, place) = own.lines().find_map(|line| {
@@ -45,7 +45,7 @@ impl Group {
             "memory.max"
         };
         fs::write(group.folder.join(limit), LIMIT).ok()?;
-        // Without swap, where there is any.
+        // Without swap, if there is any.
         for name in ["memory.swappiness", "memory.swap.max"] {
             let _ = fs::write(group.folder.join(name), "0");
         }

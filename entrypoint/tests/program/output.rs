@@ -1,4 +1,4 @@
-//! Bytes: exact, apart or merged, and when they end.
+//! Output: exact, separate or merged, and when it ends.
 
 use remoteprocess_entrypoint::message::{MAX_ECHO_BYTES, Outcome, Stream, Target, ToEntrypoint};
 use rstest::rstest;

@@ -1,4 +1,4 @@
-//! Pause and resume: nothing of the container runs, whatever it does at that moment.
+//! Pause and resume: no process of the container runs, whatever it does at that moment.
 
 use std::time::Duration;
 
@@ -46,10 +46,10 @@ fn a_paused_program_does_nothing_until_it_is_resumed(#[values(Mode::Subreaper, M
     assert_eq!(agent.finish().exited.outcome, Outcome::Code(5));
 }
 
-/// Processes that come and go all the time, in groups and sessions of their own.
+/// Processes that start and end all the time, in groups and sessions of their own.
 #[rstest]
 fn what_is_forked_meanwhile_is_paused_too(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
-    // Whatever becomes of the test, they end with its directory.
+    // Even if the test fails, they end with its directory.
     let script = "echo up
         for i in 1 2 3; do (while [ -d $WORK ]; do (sleep 0.001 &) ; setsid sh -c 'true & true'; done) & done
         while [ -d $WORK ]; do true & wait $!; done";

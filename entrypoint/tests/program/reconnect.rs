@@ -1,4 +1,4 @@
-//! The agent dies and comes back.
+//! The agent dies and is restarted.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,7 +16,7 @@ const RESUMED: Option<Resume> = Some(Resume {
     launched: true,
 });
 
-/// Comes back, gets the pipes with the greeting and is told of the launch again.
+/// Reconnects, gets the pipes with the greeting and is told of the launch again.
 fn resume(entrypoint: &Entrypoint) -> Agent {
     let mut agent = entrypoint.welcome();
     assert_eq!(agent.resume, RESUMED);
@@ -125,7 +125,7 @@ fn a_stranger_with_another_secret_is_left() {
         version: PROTOCOL_VERSION,
         secret,
     });
-    // It may have hung up already.
+    // It may have disconnected already.
     let stop = ToEntrypoint::Stop {
         signal: libc::SIGKILL,
         grace_millis: 0,
@@ -165,7 +165,7 @@ fn a_program_without_an_agent_is_stopped_in_the_end(#[values(Mode::Subreaper, Mo
     assert_eq!(entrypoint.code(), 6);
 }
 
-/// No entrypoint at the other end: only the pipes matter.
+/// An agent without an entrypoint: only the pipes matter.
 fn lonely() -> Agent {
     let (connection, _) = remoteprocess_entrypoint::socket::Connection::pair().unwrap();
     Agent {

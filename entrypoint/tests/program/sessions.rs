@@ -1,5 +1,4 @@
-//! Further commands beside the program: they have streams, pauses and ends of their own, and the program knows nothing of
-//! them.
+//! Further commands beside the program: they have streams, pauses and ends of their own, and do not affect the program.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -31,7 +30,7 @@ fn order(agent: &Agent, name: &str, order: SessionOrder) {
     });
 }
 
-/// What is said next of this session, but for input.
+/// The next news of this session, except about its input.
 fn news(agent: &mut Agent, name: &str) -> (News, Vec<OwnedFd>) {
     let program = std::mem::take(&mut agent.pipes);
     loop {
@@ -47,7 +46,7 @@ fn news(agent: &mut Agent, name: &str) -> (News, Vec<OwnedFd>) {
     }
 }
 
-/// Begins a session: how far its input is, and its output.
+/// Starts a session; returns how far its input has come, and its output.
 fn start(agent: &mut Agent, name: &str, command: Command) -> (InputState, Vec<OwnedFd>) {
     order(agent, name, SessionOrder::Start(command));
     match news(agent, name) {
@@ -80,7 +79,7 @@ fn running(mode: Mode) -> (Entrypoint, Agent) {
     (entrypoint, agent)
 }
 
-/// The program ends, and nothing that sessions have started is counted or waited for.
+/// The program ends, and nothing that sessions have started is counted or awaited.
 fn await_end(agent: &mut Agent) {
     let begun = Instant::now();
     assert_eq!(agent.signal(libc::SIGKILL, Target::Main), None);
@@ -91,7 +90,7 @@ fn await_end(agent: &mut Agent) {
             other => panic!("not the end: {other:?}"),
         }
     };
-    // Leftovers have 100 ms, and 2 s after that.
+    // Leftovers have 100 ms, and then 2 s.
     assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
     assert_eq!((exited.outcome, exited.leftovers), (Outcome::Signal(libc::SIGKILL), 0));
 }
@@ -148,7 +147,7 @@ fn each_has_streams_environment_directory_and_code_of_its_own(#[values(Mode::Sub
     );
     let pipes: Vec<Output> = agent.pipes.drain(..).map(Output::of).collect();
     end_program(agent);
-    // What it wrote was read before; nothing of a session is in its streams.
+    // Its output was read before; nothing of a session is in the program's streams.
     assert!(pipes.into_iter().all(|pipe| pipe.bytes().is_empty()));
     assert_eq!(entrypoint.code(), 137);
 }
@@ -202,7 +201,7 @@ fn one_name_is_begun_once_over_all_agents() {
     assert!(matches!(news(&mut agent, "a").0, News::Refused(_)));
     let pid = written(&entrypoint, "started");
     drop((agent, outputs));
-    // What it wrote was in that agent's memory.
+    // Its output was in that agent's memory.
     let mut agent = entrypoint.welcome();
     agent.launched();
     eventually("the end of the session", || !is_alive(pid));
@@ -271,7 +270,7 @@ fn a_pause_does_not_stop_it(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mo
 #[rstest]
 fn the_end_of_the_program_ends_them_and_waits_for_none(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let (mut entrypoint, mut agent) = running(mode);
-    // One ends by the hang-up, one ignores everything, one has left something behind that is in a session of its own.
+    // One ends by the hang-up, one ignores everything, one has left behind a process in a session of its own.
     let polite = shell("trap 'echo bye; exit 4' HUP; echo $$ > $WORK/polite; while :; do sleep 0.05; done");
     let (_, mut outputs) = start(&mut agent, "polite", polite);
     let deaf = "trap '' HUP TERM INT; sh -c 'echo $PPID' > $WORK/deaf; while :; do sleep 0.05; done";
@@ -369,7 +368,7 @@ fn one_that_nobody_wants_any_more_is_hung_up_and_killed_where_it_does_not_go(
         assert_eq!(rustix::io::read(output, &mut bytes), Ok(3));
     }
     order(&agent, "a", SessionOrder::Close);
-    // Also what its trap starts is left to do its work.
+    // What its trap starts may also finish.
     eventually("the hang-up", || {
         std::fs::read(entrypoint.path("bye")).is_ok_and(|bye| bye == b"bye\n")
     });
@@ -394,7 +393,7 @@ fn a_megabyte_of_input_arrives_once_with_its_end() {
         let from = usize::try_from(state.offset).unwrap();
         let to = input.len().min(from + state.room as usize);
         for _ in 0..2 {
-            // A repeat is not taken.
+            // A repeat is not accepted.
             let bytes = input[from..to].to_vec();
             order(
                 &agent,

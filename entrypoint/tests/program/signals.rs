@@ -1,11 +1,11 @@
-//! Signals that the agent sends, and to whom they go.
+//! Signals that the agent sends, and which processes get them.
 
 use remoteprocess_entrypoint::message::{Outcome, Target};
 use rstest::rstest;
 
 use crate::agent::{Entrypoint, Mode};
 
-/// The program, one in its group and one in a session of its own; each says which it is.
+/// The program, one process in its group and one in a session of its own; each prints which it is.
 const FAMILY: &str = "trap 'echo main; exit 9' USR1
     sh -c 'trap \"echo member; exit\" USR1; touch $WORK/a; while :; do sleep 0.02; done' &
     setsid sh -c 'trap \"echo stranger; exit\" USR1; touch $WORK/b; while :; do sleep 0.02; done' &

@@ -1,4 +1,4 @@
-//! What is started, how, and what is said when it cannot be.
+//! What is started, how, and which message is reported if it cannot be.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -94,7 +94,7 @@ fn the_sentence_says_what_is_wrong_with_a_file(
 
 #[rstest]
 fn the_program_starts_clean(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
-    // Read by the shell itself: it blocks signals while it starts another program.
+    // The shell itself reads it: it blocks signals while it starts another program.
     let script = "echo $0 $1; while read -r name value; do \
                   case $name in SigBlk:|SigIgn:) echo $name $value;; esac; \
                   done < /proc/$$/status; \
@@ -115,7 +115,7 @@ fn the_program_starts_clean(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mo
     assert_eq!(lines[5], directory.path().to_str().unwrap());
 }
 
-/// Without those that belong to the C library, which nobody can change.
+/// Without the signals that belong to the C library, which a program cannot change.
 fn signals(line: &str, name: &str) -> u64 {
     let mask = u64::from_str_radix(line.strip_prefix(name).unwrap(), 16).unwrap();
     mask & !(0b111 << 31)
@@ -201,7 +201,7 @@ fn an_agent_that_comes_late_is_found() {
     assert_eq!(entrypoint.launch().finish().exited.outcome, Outcome::Code(0));
 }
 
-/// Also without new privileges, as Pod Security `restricted` has it.
+/// Also with no new privileges, as Pod Security `restricted` requires.
 #[test]
 fn any_user_id_will_do_and_the_program_cannot_look_into_the_entrypoint() {
     if !rustix::process::geteuid().is_root() {
@@ -211,7 +211,7 @@ fn any_user_id_will_do_and_the_program_cannot_look_into_the_entrypoint() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
     let (binary, socket) = (directory.path().join("entrypoint"), directory.path().join("socket"));
-    // Not by this process: a child that another test forks meanwhile would hold it open for writing.
+    // Another process copies it: a child that another test forks in the meantime would hold it open for writing.
     let copy = ["-p", env!("CARGO_BIN_EXE_entrypoint"), binary.to_str().unwrap()];
     assert!(std::process::Command::new("cp").args(copy).status().unwrap().success());
     let script = "id -u; ls /proc/$PPID/fd 2>&1 || echo hidden; echo direct > /dev/stdout";

@@ -1,4 +1,4 @@
-//! A service on the wire: tonic's, but for one method, whose messages go out as they are.
+//! A service on the wire: tonic's, except for one method, whose messages are sent as they are.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
@@ -14,19 +14,19 @@ use tonic::{Request, Status};
 
 use super::{BoxError, answer, read_request};
 
-/// The method of a service whose messages are encoded before they come here.
+/// The method of a service whose messages are already encoded.
 pub trait WatchOutput: Clone + Send + 'static {
     /// Path of the method.
     const PATH: &'static str;
-    /// What it is asked.
+    /// Its request.
     type Request: Message + Default;
-    /// What it answers: messages with their prefixes.
+    /// Its answer: messages with their prefixes.
     type Messages: Stream<Item = Result<Bytes, Status>> + Send + Unpin + 'static;
 
-    /// Whether whoever made this connection may call any method at all.
+    /// Whether the peer of this connection may call any method at all.
     ///
     /// # Errors
-    /// What the caller is told instead.
+    /// The status for the caller.
     // tonic's own error type.
     fn admit(&self, _connection: &Extensions) -> Result<(), Status> {
         Ok(())

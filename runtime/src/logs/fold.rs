@@ -13,24 +13,26 @@ use tracing::{
 };
 use tracing_subscriber::layer::{Context, Filter};
 
-/// How long like lines are counted together.
+/// How long similar lines are counted together.
 pub(super) const WINDOW: Duration = Duration::from_secs(10);
 
-/// Like lines that are written in one window; further ones are only counted.
+/// Similar lines that are written in one window; further ones are only counted.
 const LINES: u64 = 30;
 
-/// Kinds of lines that are told apart in one window. Beyond that, those of one place in the code are alike.
+/// Kinds of lines that are distinguished in one window. Beyond that, lines from the same place in the code are one
+/// kind.
 const KINDS: usize = 1024;
 
-/// The target of lines that say what was done, and by whom. None of them is folded: nobody hides an action in a flood.
+/// The target of lines that record an action and its user. They are never folded, so that an action cannot be hidden in
+/// a flood.
 const AUDIT: &str = "audit";
 
-/// Characters of a message, or of a peer's name, that are kept for the line that says what was folded.
+/// Characters of a message, or of a peer's name, that are kept for the line that reports folded ones.
 const KEPT: usize = 128;
 
-/// Folds repeated lines, so that no peer fills the log: of like lines in ten seconds the first 30 are written, the others
-/// are counted. Lines are alike that come from the same place in the code and are about the same `user` or `source`, or,
-/// where they name neither, have the same fields. Lines of the audit are never folded.
+/// Folds repeated lines, so that no peer can flood the log: of similar lines within ten seconds the first 30 are
+/// written, and the others are counted. Lines are similar if they come from the same place in the code and name the
+/// same `user` or `source`, or, if they name neither, have the same fields. Audit lines are never folded.
 #[derive(Clone, Default)]
 pub(super) struct Fold {
     kinds: Arc<Mutex<HashMap<(Identifier, u64), Kind>>>,
@@ -50,7 +52,7 @@ pub(super) struct Folded {
     pub peer: String,
 }
 
-/// What a line says, as far as it matters here.
+/// The fields of a line that matter here.
 #[derive(Default)]
 struct Said {
     message: String,
@@ -59,7 +61,7 @@ struct Said {
 }
 
 impl Fold {
-    /// Whether this line is to be written.
+    /// Whether to write this line.
     fn admit(&self, event: &Event<'_>, now: Instant) -> bool {
         let metadata = event.metadata();
         if *metadata.level() > Level::INFO || metadata.target() == AUDIT {
@@ -82,7 +84,7 @@ impl Fold {
         kind.count <= LINES
     }
 
-    /// What was folded in the windows that are over at `now`, which it forgets.
+    /// Removes and returns what was folded in the windows that are over at `now`.
     pub(super) fn take(&self, now: Instant) -> Vec<Folded> {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         let over = kinds.extract_if(|_, kind| now >= kind.since + WINDOW);
@@ -142,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts the lines that get through.
+    /// Counts the lines that are written.
     #[derive(Clone, Default)]
     struct Lines(Arc<AtomicUsize>);
 

@@ -14,7 +14,7 @@ impl Conversation {
         match request {
             ExecRequest::Open(opening, answer) => {
                 let client = self.open_session(opening);
-                // Whoever asked may have gone.
+                // The requester may be gone.
                 let _ = answer.send(client);
             }
             ExecRequest::Order(session, order) => {
@@ -32,7 +32,7 @@ impl Conversation {
         }
         match self.machine.phase() {
             Phase::Exited => return Err(ExecError::Ended),
-            // Whatever this agent knows of the program: it has not begun it.
+            // This agent has not started it, whatever it knows of the program.
             _ if opening.resume => return Err(ExecError::Lost),
             Phase::Waiting | Phase::Starting => return Err(ExecError::NotStarted),
             Phase::Running | Phase::Paused | Phase::Stopping => {}
@@ -61,7 +61,7 @@ impl Conversation {
         }
     }
 
-    /// The entrypoint has gone, and ends them all.
+    /// The entrypoint is gone, which ends all sessions.
     pub(super) fn lose_sessions(&mut self) {
         self.sessions.lose(match self.machine.phase() {
             Phase::Exited => "the program has ended, and its sessions with it",

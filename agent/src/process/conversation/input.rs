@@ -1,4 +1,4 @@
-//! The program's input, between those who write and the entrypoint.
+//! The program's input, between its writers and the entrypoint.
 
 use remoteprocess_entrypoint::input::{InputState, WindowSize};
 use remoteprocess_entrypoint::message::ToEntrypoint;
@@ -9,18 +9,18 @@ use crate::clock;
 use crate::process::facts::Fact;
 use crate::process::input::{InputError, Opening};
 
-/// What those who write ask for.
+/// Requests of writers.
 #[derive(Debug)]
 pub enum InputRequest {
-    /// The input, for a stream of requests; answered with the stream's number.
+    /// Open the input for a stream of requests; answered with the number of the stream.
     Open(Opening, oneshot::Sender<Result<u64, InputError>>),
     /// Bytes at their offset, of the stream with this number.
     Write(u64, u64, Vec<u8>),
     /// The end at its offset, likewise.
     End(u64, u64),
-    /// Another size for the terminal, likewise.
+    /// Another size for the terminal, from the stream with this number.
     Resize(u64, WindowSize),
-    /// The stream has ended; true: with a word.
+    /// The stream has ended; true: its writer said so.
     Leave(u64, bool),
 }
 
@@ -29,7 +29,7 @@ impl Conversation {
         match request {
             InputRequest::Open(opening, answer) => {
                 let result = self.open_input(opening).await;
-                // The view first: whoever is answered looks at it.
+                // Update the view first: the writer looks at it when it gets the answer.
                 self.show_input();
                 let _ = answer.send(result);
             }
@@ -69,7 +69,7 @@ impl Conversation {
         Ok(self.input.view().writer)
     }
 
-    /// How far the input has come, by the entrypoint's word.
+    /// The entrypoint reported how far the input has come.
     pub(super) fn input_is(&mut self, state: InputState) {
         self.input.set(Some(state));
         self.show_input();
@@ -81,7 +81,7 @@ impl Conversation {
         self.show_input();
     }
 
-    /// The entrypoint has gone, and only it knows how far the input has come.
+    /// The entrypoint is gone, and only it knows how far the input has come.
     pub(super) fn input_is_unknown(&mut self) {
         let facts = self.machine.facts();
         if facts.launch.is_some() && facts.ending.is_none() {

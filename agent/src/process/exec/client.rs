@@ -12,7 +12,7 @@ use crate::process::Process;
 use crate::process::conversation::Request;
 use crate::spool::Offsets;
 
-/// One connection to a session. Dropping it leaves without a word: the client is waited for.
+/// One connection to a session. If it is dropped, the session waits for its client to return.
 #[derive(Debug)]
 pub struct Client {
     session: Arc<Session>,
@@ -22,10 +22,10 @@ pub struct Client {
 }
 
 impl Process {
-    /// Begins a command in the container, or joins one by its name.
+    /// Starts a command in the container, or joins one by its name.
     ///
     /// # Errors
-    /// There is no such session, and none can be begun.
+    /// There is no such session, and none can be started.
     pub async fn exec(&self, opening: Opening) -> Result<Client, ExecError> {
         let (answer, answered) = oneshot::channel();
         let _ = self.requests.send(Request::Exec(ExecRequest::Open(opening, answer)));
@@ -44,10 +44,10 @@ impl Client {
         }
     }
 
-    /// What is known now of the session.
+    /// The current state of the session.
     ///
     /// # Errors
-    /// Another connection has it, or it was never begun.
+    /// Another connection has it, or it was never started.
     pub fn look(&mut self) -> Result<watch::Ref<'_, State>, ExecError> {
         let state = self.seen.borrow_and_update();
         match &state.end {
@@ -73,14 +73,14 @@ impl Client {
         });
     }
 
-    /// Sends bytes, if there is room at this offset; if not, a change follows that says why.
+    /// Sends bytes, if there is room at this offset; if not, a change of the state follows that says why.
     pub fn send(&self, offset: u64, bytes: Vec<u8>) {
         if self.claim(offset) {
             self.order(Order::Input { offset, bytes });
         }
     }
 
-    /// Sends the end likewise.
+    /// Sends the end of the input, likewise.
     pub fn end(&self, offset: u64) {
         if self.claim(offset) {
             self.order(Order::EndInput { offset });
@@ -92,12 +92,12 @@ impl Client {
         self.order(Order::Resize(size));
     }
 
-    /// Nobody will come back to it.
+    /// Ends the session: its client does not come back.
     pub fn let_go(mut self) {
         self.has_let_go = true;
     }
 
-    /// Each place is sent once: there is no room for more until the entrypoint has answered.
+    /// Whether this offset may be sent. Each is sent once: there is no room for more until the entrypoint has answered.
     fn claim(&self, offset: u64) -> bool {
         self.session.state.send_if_modified(|state| {
             let input = &mut state.input;

@@ -1,4 +1,4 @@
-//! One session, and what its command writes.
+//! One session and the output of its command.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use super::{Client, End, ExecError, ExecRequest, Opening, State, Window};
 use crate::process::conversation::Request;
 use crate::spool::Offsets;
 
-/// A session without a client for so long is closed.
+/// A session without a client for this long is closed.
 const AWAY: Duration = Duration::from_secs(5 * 60);
-/// How long somebody else may hold the streams of a command that has ended, without writing.
+/// How long another process may hold the streams of an ended command without writing.
 const HELD: Duration = Duration::from_secs(1);
-/// Longer than the entrypoint waits before it kills.
+/// How long the output of a hung-up command is drained: longer than the entrypoint waits before SIGKILL.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Bytes read at a time.
 const READ: usize = 32 * 1024;
@@ -27,11 +27,11 @@ const READ: usize = 32 * 1024;
 /// One session.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// Its client's.
+    /// The name that its client gave it.
     pub name: String,
-    /// Who began it.
+    /// The user who started it.
     pub user: String,
-    /// Where it stands.
+    /// Its state.
     pub state: watch::Sender<State>,
     /// The way to the conversation.
     pub requests: mpsc::WeakUnboundedSender<Request>,
@@ -113,7 +113,7 @@ impl Session {
 
     pub(super) fn end(&self, end: End) {
         self.state.send_modify(|state| {
-            // There are no pipes that would come to their end.
+            // There are no pipes whose end could be awaited.
             if !state.is_running {
                 state.outputs.iter_mut().for_each(Window::end);
             }
@@ -132,7 +132,7 @@ impl Session {
     }
 }
 
-/// Asks the conversation for something of a session.
+/// Sends an order for a session to the conversation.
 pub(super) fn ask(requests: &mpsc::WeakUnboundedSender<Request>, name: String, order: Order) {
     if let Some(requests) = requests.upgrade() {
         // Fails only when the agent ends.
@@ -142,7 +142,7 @@ pub(super) fn ask(requests: &mpsc::WeakUnboundedSender<Request>, name: String, o
 
 /// Returns when there was no client for too long.
 async fn left_alone(mut seen: watch::Receiver<State>, away: Duration) {
-    // The sender lives as long as the session, and this no longer.
+    // The sender lives as long as the session, and this future does not outlive it.
     while seen.wait_for(|state| !state.has_client).await.is_ok() {
         let comes = seen.wait_for(|state| state.has_client);
         if tokio::time::timeout(away, comes).await.is_err() {
@@ -176,12 +176,12 @@ async fn read(pipe: &mut pipe::Receiver, index: usize, state: watch::Sender<Stat
     }
 }
 
-/// Lets a command that was hung up write its last words: they go nowhere, but it does not end of SIGPIPE before its time.
+/// Reads and drops the last output of a command that was hung up, so that SIGPIPE does not end it early.
 async fn drain(mut pipe: pipe::Receiver) {
     let _ = tokio::time::timeout(DRAIN, tokio::io::copy(&mut pipe, &mut tokio::io::sink())).await;
 }
 
-/// Returns when a command has ended and only others can write to its streams.
+/// Returns when a command has ended and only other processes can write to its streams.
 async fn held(mut seen: watch::Receiver<State>) {
     if seen.wait_for(|state| state.end.is_some()).await.is_err() {
         std::future::pending::<()>().await;

@@ -1,10 +1,10 @@
-//! Output that its client has not confirmed yet. Without I/O.
+//! Output that the client has not confirmed yet. Without I/O.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-/// Bytes kept of one stream: with so many unconfirmed the command is held back.
+/// Bytes kept of one stream: when this many are unconfirmed, the command is held back.
 pub(super) const WINDOW: usize = 256 * 1024;
 
 /// The unconfirmed end of one stream.
@@ -17,13 +17,13 @@ pub struct Window {
 }
 
 impl Window {
-    /// Bytes that it still takes.
+    /// Number of bytes for which there is room.
     #[must_use]
     pub fn room(&self) -> usize {
         WINDOW - self.bytes.len()
     }
 
-    /// Takes the next bytes, at most as many as there is room for.
+    /// Appends bytes, at most as many as there is room for.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend(bytes);
     }
@@ -45,7 +45,7 @@ impl Window {
         self.is_ended && offset == self.reached()
     }
 
-    /// Whether somebody can go on at this offset.
+    /// Whether a reader can continue at this offset.
     #[must_use]
     pub fn holds(&self, offset: u64) -> bool {
         (self.begin..=self.reached()).contains(&offset)
@@ -54,14 +54,14 @@ impl Window {
     /// The client has everything before this offset.
     pub fn confirm(&mut self, offset: u64) {
         if self.holds(offset) {
-            // At most what is kept.
+            // No more than what is kept.
             let confirmed = usize::try_from(offset - self.begin).unwrap_or_default();
             self.bytes.drain(..confirmed);
             self.begin = offset;
         }
     }
 
-    /// What follows this offset, at most so many bytes.
+    /// What follows this offset, at most this many bytes.
     #[must_use]
     pub fn read(&self, offset: u64, most: usize) -> Bytes {
         let from = usize::try_from(offset.saturating_sub(self.begin)).unwrap_or(usize::MAX);

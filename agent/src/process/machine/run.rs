@@ -8,11 +8,11 @@ use remoteprocess_entrypoint::run_clock::{Moment, RunClock};
 use super::{Action, Machine};
 use crate::process::facts::{Fact, Stop, Warned};
 
-/// Who asks for a stop at the run deadline.
+/// Who requests a stop at the run deadline.
 pub const REQUESTED_BY: &str = "deadline";
 
 impl Machine {
-    /// When the program is to be warned or stopped, as things are.
+    /// When the program is to be warned or stopped next.
     pub fn next_tick(&self) -> Option<Moment> {
         let over_at = self.over_at()?;
         let warn_at = self.warning(over_at).map(|(_, at)| at);
@@ -24,13 +24,13 @@ impl Machine {
         self.facts.clock.filter(|_| is_open)?.over_at()
     }
 
-    /// The warning that is still to be given before this deadline, and when. None while nobody is there to give it.
+    /// The next warning before this deadline, and when. `None` while no entrypoint is there to deliver it.
     fn warning(&self, over_at: Moment) -> Option<(Option<i32>, Moment)> {
         let warning = self.settings.warning.filter(|_| self.is_connected)?;
         (!self.facts.is_warned()).then(|| (warning.signal, over_at.saturating_sub(warning.before)))
     }
 
-    /// What [`Machine::next_tick`] announced is due.
+    /// Handles the moment that [`Machine::next_tick`] announced.
     pub(super) fn on_tick(&mut self, now: Moment) -> Vec<Action> {
         let Some(over_at) = self.over_at() else {
             return vec![];
@@ -54,7 +54,8 @@ impl Machine {
     fn warn(&mut self, signal: Option<i32>, limit: Duration) -> Vec<Action> {
         let warned = Warned { limit };
         self.facts.warned = Some(warned);
-        // The entrypoint knows a repeat by its id: an agent that dies in between warns once.
+        // The entrypoint recognizes a repeat by its id, so the program is warned once even if the agent dies in
+        // between.
         let order = signal.map(|number| ToEntrypoint::Signal {
             request: format!("warning/{}", limit.as_millis()),
             number,
@@ -64,7 +65,7 @@ impl Machine {
         send.into_iter().chain([Action::Note(Fact::Warned(warned))]).collect()
     }
 
-    /// Starts the clock when the program has started, and keeps it with its pauses.
+    /// Starts the clock when the program has started, and records its pauses.
     pub(super) fn keep_clock(&mut self, is_paused: bool, now: Moment) -> Option<Action> {
         let mut clock = self.facts.clock.unwrap_or_else(|| {
             let order = &self.settings.order;
@@ -79,7 +80,7 @@ impl Machine {
         Some(Action::Note(Fact::Clock(clock)))
     }
 
-    /// Another limit for a program that runs.
+    /// Sets another limit for a running program.
     pub(super) fn on_limited(&mut self, limit: Option<Duration>) -> Vec<Action> {
         let Some(mut clock) = self.facts.clock.filter(|clock| clock.limit() != limit) else {
             return vec![];
@@ -89,7 +90,7 @@ impl Machine {
         vec![Action::Persist(Fact::Clock(clock)), set_deadline(limit)]
     }
 
-    /// Tells an entrypoint that comes back of a limit that is not that of the launch any more.
+    /// Tells a returning entrypoint the limit, if it is no longer that of the launch.
     pub(super) fn limit_order(&self) -> Option<Action> {
         let limit = self.facts.clock?.limit();
         let launched_with = self.settings.order.run_millis.map(Duration::from_millis);

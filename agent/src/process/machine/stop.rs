@@ -1,4 +1,4 @@
-//! Somebody asks for the end, before or after the launch.
+//! A request to end the program, before or after the launch.
 
 use remoteprocess_entrypoint::message::ToEntrypoint;
 
@@ -15,13 +15,13 @@ impl Machine {
             return vec![];
         }
         let order = order(&stop);
-        // The first who asked is who ended it.
+        // The first requester counts as the one who ended it.
         let is_first = self.facts.stop.is_none();
         if is_first {
             self.facts.stop = Some(stop.clone());
         }
         if self.facts.launch.is_none() {
-            // On the disk first: an agent that comes after this one must not launch either.
+            // Stored first: a later agent must not launch either.
             let mut actions = vec![Action::Persist(Fact::Stop(stop))];
             actions.extend(self.cancel());
             actions.push(order);
@@ -31,7 +31,7 @@ impl Machine {
         [order].into_iter().chain(note).collect()
     }
 
-    /// It was stopped before the launch: it never runs, and has ended.
+    /// The program was stopped before the launch: it never runs, and the process has ended.
     pub(super) fn cancel(&mut self) -> Vec<Action> {
         let ending = Ending::Cancelled {
             at_unix_nanos: crate::clock::unix_nanos(),

@@ -203,7 +203,7 @@ fn a_stop_is_repeated_after_a_break_and_the_first_asker_stays() {
 #[test]
 fn a_stop_before_the_launch_cancels_it() {
     let cancelled = ["persist stop", "persist ending", "persist closed", "close", "stop"];
-    // Before the entrypoint has come, and after: whatever is granted, nothing is launched.
+    // Before and after the entrypoint has come: nothing is launched, whatever is granted.
     let mut machine = fresh();
     assert_eq!(orders(&machine.on(stop("alice"))), cancelled);
     assert!(machine.on(Event::Granted).is_empty());
@@ -310,7 +310,7 @@ fn a_pause_stops_the_clock_and_survives_the_agent() {
     let (mut later, _) = reborn(&machine);
     assert_eq!(later.phase(), Phase::Paused);
     later.on(resume(SECRET, true));
-    // The entrypoint says how it is: somebody let it go on while no agent was there.
+    // The entrypoint reports that the program was resumed while no agent was there.
     let told = later.on(Event::Launched {
         pid: 7,
         at_unix_nanos: 1,

@@ -1,8 +1,8 @@
-//! Output that is dropped before it is archived: told, counted, never twice.
+//! Output that is dropped before it is archived: reported, counted, never twice.
 
 use super::*;
 
-/// A home: what it has received, and what it was told to be gone.
+/// A home: what it has received, and which bytes it was told are gone.
 #[derive(Default)]
 struct Home {
     cursor: Offsets,
@@ -162,7 +162,7 @@ fn a_short_silent_stream_does_not_pin_the_journal() {
     bench.append(Stream::Stderr, b"started\n");
     for _ in 0..40 {
         bench.append(Stream::Stdout, &[0; 32 * 1024]);
-        // A record for each, as with a program that writes now and then.
+        // One record for each, as with a program that writes now and then.
         for _ in 0..20 {
             bench.append(Stream::Stdout, b"x");
             bench.append(Stream::Stderr, b"y");

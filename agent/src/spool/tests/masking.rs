@@ -1,4 +1,4 @@
-//! A spool that masks: nothing of the secret is in any stream, and kills change nothing.
+//! A spool with a mask: no stream contains the secret, and kills change nothing.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn bench() -> Bench {
     Bench::open(tempfile::tempdir().unwrap(), block(1 << 20), secrets)
 }
 
-/// Every read end of these bytes in small pieces, with a kill after every few.
+/// Writes these bytes in small pieces, with a kill after every few.
 fn feed(mut bench: Bench, stream: Stream, bytes: &[u8], piece: usize, kill_every: usize) -> Bench {
     for (turn, piece) in bytes.chunks(piece).enumerate() {
         bench.append(stream, piece);
