@@ -1,23 +1,19 @@
 //! The controller: one pod per attempt, and a status that is true.
 //!
 //! One file per step: [`observe`] the pod, [`validate`] the specification, decide on the
-//! [`phase`], write the [`status`], then [`build`] and [`apply`] the pod or [`cleanup`].
+//! [`phase`](crate::phase), write the [`status`](crate::status), then [`build`] and [`apply`] the pod or [`cleanup`].
 //! The status comes before the act: an attempt is named there before its pod is created,
 //! and ended there before its pod is deleted. Only the leader runs it.
 
-pub mod apply;
-pub mod build;
-pub mod cleanup;
-pub mod error;
-pub mod metrics;
-pub mod observe;
-pub mod phase;
-pub mod pod;
-pub mod status;
-pub mod validate;
+mod apply;
+mod build;
+mod cleanup;
+pub(crate) mod error;
+pub(crate) mod metrics;
+pub(crate) mod observe;
+mod validate;
 
 mod remember;
-mod report;
 mod watch;
 
 use std::convert::Infallible;
@@ -37,15 +33,17 @@ use tracing::{debug, info, instrument, warn};
 
 use apply::Applied;
 pub use build::AgentSettings;
-use error::{Error, exponential};
+use error::Error;
 use metrics::metrics;
-use phase::{Memory, Situation, Verdict};
-use pod::Refusal;
 use remember::Remembered;
-use report::Reporter;
 pub(crate) use validate::quantity;
 
+use crate::backoff::Backoff;
 use crate::directory::{Directory, Scope};
+use crate::phase::pod::Refusal;
+use crate::phase::{self, Memory, Situation, Verdict};
+use crate::report::Reporter;
+use crate::status;
 
 /// Objects that are worked on at the same time.
 const CONCURRENCY: u16 = 32;
@@ -206,7 +204,7 @@ async fn believe(process: Arc<RemoteProcess>, context: &Context) -> Result<Optio
 }
 
 /// Whether the cached object is older than what this controller has done with it.
-fn is_behind(process: &RemoteProcess, memory: &Memory) -> bool {
+pub(crate) fn is_behind(process: &RemoteProcess, memory: &Memory) -> bool {
     let attempt = process.status.as_ref().and_then(|status| status.attempt);
     memory
         .created
@@ -292,7 +290,7 @@ impl Context {
     async fn settle_refused(&self, process: Arc<RemoteProcess>, refusal: &Refusal) -> Result<Action, Error> {
         metrics().count_pass(metrics::REFUSED);
         let refusals = self.remembered.count_failure(&process);
-        let requeue_after = exponential(REFUSED_RETRY.0, REFUSED_RETRY.1, refusals);
+        let requeue_after = Backoff::new(REFUSED_RETRY.0, REFUSED_RETRY.1).after(refusals);
         let memory = self.remembered.recall(&process);
         let situation = Situation {
             process: &process,

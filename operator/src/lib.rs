@@ -17,4 +17,7 @@ pub(crate) mod fake_api;
 #[cfg(test)]
 pub(crate) mod fake_cluster;
 pub mod leader;
+pub(crate) mod phase;
 pub mod relay;
+pub(crate) mod report;
+pub(crate) mod status;

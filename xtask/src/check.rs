@@ -65,7 +65,7 @@ const MODULES: [(&str, &str, &str); 9] = [
         "the authority knows keys, not processes",
     ),
     ("operator/src/relay/core", "tonic", "the use cases know no protocol"),
-    ("operator/src/controller/phase", "tokio", "decisions do no I/O"),
+    ("operator/src/phase", "tokio", "decisions do no I/O"),
     ("agent/src/process/machine", "tokio", "decisions do no I/O"),
     ("agent/src/spool", "tonic", "the spool knows files, not the network"),
     (

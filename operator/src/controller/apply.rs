@@ -10,12 +10,12 @@ use remoteprocess_api::{Reason, RemoteProcess};
 
 use super::build::{AgentSettings, Profile, build_pod};
 use super::error::Error;
-use super::pod::{Refusal, is_owned};
 use super::validate::Validated;
+use crate::phase::pod::{Refusal, is_owned};
 
 /// What came of the attempt to create a pod.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Applied {
+pub(crate) enum Applied {
     /// The pod is there, and it is ours.
     Pod(Box<Pod>),
     /// A pod of that name belongs to somebody else.
@@ -31,7 +31,7 @@ pub enum Applied {
 ///
 /// # Errors
 /// [`Error::Apply`] when the API server did not decide.
-pub async fn apply(
+pub(crate) async fn apply(
     client: &Client,
     owner: &RemoteProcess,
     process: &Validated<'_>,
@@ -122,7 +122,7 @@ const WEBHOOK_FAILED: &str = "failed calling webhook";
 impl Refusal {
     /// What the API server answers again and again without a decision.
     #[must_use]
-    pub fn of_undecided(status: &Status) -> Self {
+    pub(crate) fn of_undecided(status: &Status) -> Self {
         Self {
             reason: Reason::Admission,
             message: format!(

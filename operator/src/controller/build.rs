@@ -12,9 +12,9 @@ use k8s_openapi::api::core::v1::{LocalObjectReference, Pod, PodSpec, ResourceReq
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
 use remoteprocess_api::{RemoteProcess, names};
-use sha2::{Digest, Sha256};
 
 use super::validate::Validated;
+use crate::phase::pod::pod_name;
 
 /// Seconds of the pod's grace for what follows KILL: reap, read the pipes to their end, report.
 const REPORT_SECONDS: u32 = 5;
@@ -56,30 +56,16 @@ pub struct AgentSettings {
 
 /// How strictly the user's container is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Profile {
+pub(crate) enum Profile {
     /// Nothing that breaks ordinary images.
     Ordinary,
     /// Everything that Pod Security `restricted` asks for, where the user is silent.
     Restricted,
 }
 
-/// Name of the pod of one attempt. It follows from (name, uid, attempt), so that a
-/// second pod for the same attempt cannot exist.
-#[must_use]
-pub fn pod_name(name: &str, uid: &str, attempt: u32) -> String {
-    let digest = Sha256::new()
-        .chain_update(name)
-        .chain_update([0])
-        .chain_update(uid)
-        .chain_update([0])
-        .chain_update(attempt.to_be_bytes())
-        .finalize();
-    format!("{name}-{}", hex::encode(&digest[..4]))
-}
-
 /// Builds the pod of attempt `attempt`.
 #[must_use]
-pub fn build_pod(process: &Validated<'_>, attempt: u32, settings: &AgentSettings, profile: Profile) -> Pod {
+pub(crate) fn build_pod(process: &Validated<'_>, attempt: u32, settings: &AgentSettings, profile: Profile) -> Pod {
     Pod {
         metadata: build_metadata(process, attempt),
         spec: Some(build_spec(process, attempt, settings, profile)),

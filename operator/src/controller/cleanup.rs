@@ -12,7 +12,7 @@ use super::error::Error;
 ///
 /// # Errors
 /// [`Error::Cleanup`] when the API server did not do it.
-pub async fn delete_pod(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
+pub(crate) async fn delete_pod(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let params = DeleteParams::default().preconditions(Preconditions {
         uid: Some(uid.to_owned()),
@@ -30,7 +30,7 @@ pub async fn delete_pod(client: &Client, namespace: &str, name: &str, uid: &str)
 ///
 /// # Errors
 /// [`Error::Conflict`] when it has changed, [`Error::Cleanup`] when the API server did not do it.
-pub async fn delete_process(client: &Client, process: &RemoteProcess) -> Result<(), Error> {
+pub(crate) async fn delete_process(client: &Client, process: &RemoteProcess) -> Result<(), Error> {
     let api: Api<RemoteProcess> = Api::namespaced(client.clone(), &process.namespace().unwrap_or_default());
     let params = DeleteParams::background().preconditions(Preconditions {
         uid: process.uid(),

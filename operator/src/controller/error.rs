@@ -6,7 +6,7 @@ use crate::backoff::Backoff;
 
 /// One variant per step that talks to the API server.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// Reading the pod failed.
     #[error("cannot read the pod: {0}")]
     Observe(#[source] kube::Error),
@@ -27,7 +27,7 @@ pub enum Error {
 impl Error {
     /// A fixed word for metrics and logs.
     #[must_use]
-    pub fn category(&self) -> &'static str {
+    pub(crate) fn category(&self) -> &'static str {
         match self {
             Self::Observe(_) => "observe",
             Self::Apply(_) => "apply",
@@ -39,17 +39,12 @@ impl Error {
 
     /// When to try again after this many failures of the same object in a row.
     #[must_use]
-    pub fn retry(&self, failures: u32) -> Duration {
+    pub(crate) fn retry(&self, failures: u32) -> Duration {
         let (first, longest) = match self {
             // The newer version is on its way through the watch.
             Self::Conflict(_) => (Duration::from_millis(20), Duration::from_secs(1)),
             _ => (Duration::from_millis(200), Duration::from_secs(20)),
         };
-        exponential(first, longest, failures)
+        Backoff::new(first, longest).after(failures)
     }
-}
-
-/// `first`, then twice as long each time, up to `longest`.
-pub(super) fn exponential(first: Duration, longest: Duration, failures: u32) -> Duration {
-    Backoff::new(first, longest).after(failures)
 }

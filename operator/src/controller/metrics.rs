@@ -17,7 +17,7 @@ type Outcome = [(&'static str, &'static str); 1];
 
 /// The controller's metrics.
 #[derive(Debug, Default)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     /// 1 on the replica that leads.
     pub leading: Gauge,
     /// Pods that were created.
@@ -27,7 +27,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Counts a pass by its outcome, a word of a closed set.
-    pub fn count_pass(&self, outcome: &'static str) {
+    pub(crate) fn count_pass(&self, outcome: &'static str) {
         self.passes.get_or_create(&[("outcome", outcome)]).inc();
     }
 }
@@ -36,12 +36,12 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::default);
 
 /// The one set of this program.
 #[must_use]
-pub fn metrics() -> &'static Metrics {
+pub(crate) fn metrics() -> &'static Metrics {
     &METRICS
 }
 
 /// Adds the controller's metrics to the program's registry.
-pub fn register(registry: &mut Registry) {
+pub(crate) fn register(registry: &mut Registry) {
     let metrics = metrics();
     let controller = registry.sub_registry_with_prefix("remoteprocess_controller");
     controller.register("leading", "1 on the replica that reconciles", metrics.leading.clone());

@@ -10,14 +10,13 @@ use kube::{Api, Client, ResourceExt};
 use remoteprocess_api::{AttemptStatus, ExitSource, RemoteProcess};
 use tracing::warn;
 
-use super::build::pod_name;
 use super::error::Error;
-use super::phase::{Memory, NodeSight, OUT_OF_SERVICE, Sight};
-use super::pod::is_owned;
+use crate::phase::pod::{is_owned, pod_name};
+use crate::phase::{Memory, NodeSight, OUT_OF_SERVICE, Sight};
 
 /// A process and the pod of its current attempt.
 #[derive(Clone, Debug)]
-pub struct Observed {
+pub(crate) struct Observed {
     /// The object.
     pub process: Arc<RemoteProcess>,
     /// The pod, whoever owns it.
@@ -29,7 +28,7 @@ pub struct Observed {
 impl Observed {
     /// Whose pod it is.
     #[must_use]
-    pub fn sight(&self) -> Sight<'_> {
+    pub(crate) fn sight(&self) -> Sight<'_> {
         match &self.pod {
             None => Sight::Missing,
             Some(pod) if is_owned(pod, &self.process) => Sight::Ours(pod),
@@ -46,7 +45,7 @@ impl Observed {
 ///
 /// # Errors
 /// [`Error::Observe`] when the API server does not answer that question.
-pub async fn observe(
+pub(crate) async fn observe(
     client: &Client,
     pods: &Store<Pod>,
     process: Arc<RemoteProcess>,
@@ -91,7 +90,7 @@ fn is_older_than_grant(pod: &Pod, record: &AttemptStatus) -> bool {
 }
 
 /// Whether the absence of the pod would say something.
-pub(super) fn is_worth_asking(process: &RemoteProcess, record: &AttemptStatus, memory: &Memory) -> bool {
+pub(crate) fn is_worth_asking(process: &RemoteProcess, record: &AttemptStatus, memory: &Memory) -> bool {
     let granted = record.granted_at.is_some();
     let existed = record.pod_uid.is_some()
         || granted
@@ -104,7 +103,7 @@ pub(super) fn is_worth_asking(process: &RemoteProcess, record: &AttemptStatus, m
 }
 
 /// Whether another attempt may follow one whose end the entrypoint did not report.
-pub(super) fn needs_node(process: &RemoteProcess, record: &AttemptStatus) -> bool {
+pub(crate) fn needs_node(process: &RemoteProcess, record: &AttemptStatus) -> bool {
     let verified = record
         .exit
         .as_ref()

@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use remoteprocess_api::RemoteProcess;
 
-use super::phase::Memory;
-use super::report::LongWait;
+use crate::phase::Memory;
+use crate::report::LongWait;
 
 #[derive(Clone, Debug, Default)]
 struct Entry {

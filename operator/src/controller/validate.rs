@@ -10,7 +10,7 @@ use remoteprocess_proto::pod::HANDOVER_PATH;
 
 /// Why a specification cannot be turned into a pod: each a sentence that names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The API server always sets it; only an object that was never stored lacks it.
     #[error("metadata.{0} is missing")]
     Metadata(&'static str),
@@ -48,7 +48,7 @@ pub enum Error {
 
 /// A specification that can be built, with its defaults filled in.
 #[derive(Clone, Debug)]
-pub struct Validated<'a> {
+pub(crate) struct Validated<'a> {
     /// Name of the object.
     pub name: &'a str,
     /// Namespace of the object.
@@ -83,7 +83,7 @@ pub struct Validated<'a> {
 ///
 /// # Errors
 /// The first rule that the specification breaks.
-pub fn validate(process: &RemoteProcess) -> Result<Validated<'_>, Error> {
+pub(crate) fn validate(process: &RemoteProcess) -> Result<Validated<'_>, Error> {
     let metadata = &process.metadata;
     let spec = &process.spec;
     let pod = spec.pod.clone().unwrap_or_default();

@@ -105,7 +105,7 @@ impl Stage {
     }
 
     fn pod_name(attempt: u32) -> String {
-        build::pod_name(NAME, "u", attempt)
+        phase::pod::pod_name(NAME, "u", attempt)
     }
 
     pub(super) fn pod(&self, attempt: u32) -> Option<Pod> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 use remoteprocess_api::{AttemptStatus, names};
 
-use crate::controller::pod::{container, is_terminal};
+use crate::phase::pod::{container, is_terminal};
 
 /// How long a container that is not ours may keep the pod of an attempt that has ended.
 pub(super) const FOREIGN_WAIT: Duration = Duration::from_secs(10);

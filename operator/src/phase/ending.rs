@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Phase, Reason, names};
 
 use super::foreign;
-use crate::controller::pod::{container, disruption, is_terminal, last_words, terminated};
+use crate::phase::pod::{container, disruption, is_terminal, last_words, terminated};
 
 /// Exit code of a container that SIGKILL ended.
 const KILLED: i32 = 137;

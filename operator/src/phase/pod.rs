@@ -6,10 +6,11 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod,
 use kube::ResourceExt;
 use remoteprocess_api::sentence::plain;
 use remoteprocess_api::{Reason, RemoteProcess, names};
+use sha2::{Digest, Sha256};
 
 /// Why the API server does not want a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// As one word.
     pub reason: Reason,
     /// The API server's own sentence.
@@ -18,15 +19,29 @@ pub struct Refusal {
     pub is_final: bool,
 }
 
+/// Name of the pod of one attempt. It follows from (name, uid, attempt), so that a
+/// second pod for the same attempt cannot exist.
+#[must_use]
+pub(crate) fn pod_name(name: &str, uid: &str, attempt: u32) -> String {
+    let digest = Sha256::new()
+        .chain_update(name)
+        .chain_update([0])
+        .chain_update(uid)
+        .chain_update([0])
+        .chain_update(attempt.to_be_bytes())
+        .finalize();
+    format!("{name}-{}", hex::encode(&digest[..4]))
+}
+
 /// Whether the process is the pod's controller.
 #[must_use]
-pub fn is_owned(pod: &Pod, process: &RemoteProcess) -> bool {
+pub(crate) fn is_owned(pod: &Pod, process: &RemoteProcess) -> bool {
     let mut owners = pod.owner_references().iter();
     owners.any(|owner| owner.controller == Some(true) && Some(&owner.uid) == process.metadata.uid.as_ref())
 }
 
 /// How a container ended, in the kubelet's words: `with code 1 (Error: no route to host)`.
-pub(in crate::controller) fn terminated(end: &ContainerStateTerminated) -> String {
+pub(crate) fn terminated(end: &ContainerStateTerminated) -> String {
     let message = end.message.as_deref().map(last_words).filter(|words| !words.is_empty());
     let said = [end.reason.clone(), message];
     let said: Vec<_> = said.into_iter().flatten().collect();
@@ -37,7 +52,7 @@ pub(in crate::controller) fn terminated(end: &ContainerStateTerminated) -> Strin
 }
 
 /// The end of a termination message, which may be the end of a log, on one line.
-pub(in crate::controller) fn last_words(message: &str) -> String {
+pub(crate) fn last_words(message: &str) -> String {
     let lines: Vec<_> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let line = lines.join("; ");
     let surplus = line.chars().count().saturating_sub(MAX_LAST_WORDS);
@@ -50,13 +65,13 @@ pub(in crate::controller) fn last_words(message: &str) -> String {
 const MAX_LAST_WORDS: usize = 600;
 
 /// The condition of the pod with this type.
-pub(in crate::controller) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
+pub(crate) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|condition| condition.type_ == kind)
 }
 
 /// The status of the container with this name.
-pub(in crate::controller) fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
+pub(crate) fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
     let status = pod.status.as_ref()?;
     let lists = [&status.container_statuses, &status.init_container_statuses];
     lists
@@ -67,19 +82,19 @@ pub(in crate::controller) fn container<'a>(pod: &'a Pod, name: &str) -> Option<&
 }
 
 /// Whether no container of the pod runs or will run.
-pub(in crate::controller) fn is_terminal(pod: &Pod) -> bool {
+pub(crate) fn is_terminal(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// Whether the agent's container still runs.
-pub(in crate::controller) fn has_agent(pod: &Pod) -> bool {
+pub(crate) fn has_agent(pod: &Pod) -> bool {
     let agent = container(pod, names::CONTAINER_AGENT).and_then(|agent| agent.state.as_ref());
     !is_terminal(pod) && agent.is_some_and(|state| state.running.is_some())
 }
 
 /// The pod's termination grace: longer than that the kubelet lets no agent live after the program.
-pub(in crate::controller) fn grace(pod: &Pod) -> Duration {
+pub(crate) fn grace(pod: &Pod) -> Duration {
     let seconds = pod
         .spec
         .as_ref()
@@ -89,7 +104,7 @@ pub(in crate::controller) fn grace(pod: &Pod) -> Duration {
 }
 
 /// Why somebody took the pod away (Kubernetes, "Pod disruption conditions").
-pub(in crate::controller) fn disruption(pod: &Pod) -> Option<(Reason, String)> {
+pub(crate) fn disruption(pod: &Pod) -> Option<(Reason, String)> {
     let status = pod.status.as_ref()?;
     let sentence = |message: Option<&String>, otherwise: &str| message.cloned().unwrap_or_else(|| otherwise.to_owned());
     match status.reason.as_deref() {

@@ -7,13 +7,13 @@ use remoteprocess_api::{
     AttemptStatus, ConditionType, ExitSource, RemoteProcess, RemoteProcessStatus, names::CONTROLLER_MANAGER,
 };
 
-use super::error::Error;
+use crate::controller::error::Error;
 
 /// The fields of a status that the controller writes. What the relay writes (output,
 /// grant, launch, a verified exit, the conditions of the output) is left out: a
 /// server-side apply with it would claim it.
 #[must_use]
-pub fn own_fields(status: &RemoteProcessStatus) -> RemoteProcessStatus {
+pub(crate) fn own_fields(status: &RemoteProcessStatus) -> RemoteProcessStatus {
     let RemoteProcessStatus {
         phase,
         reason,
@@ -95,7 +95,7 @@ fn own_attempt_fields(attempt: AttemptStatus) -> AttemptStatus {
 ///
 /// # Errors
 /// [`Error::Conflict`] when the object has changed meanwhile.
-pub async fn write(
+pub(crate) async fn write(
     client: &Client,
     process: &RemoteProcess,
     next: &RemoteProcessStatus,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use remoteprocess_api::{Phase, Reason, RemoteProcess};
 
-use crate::controller::error::exponential;
+use crate::backoff::Backoff;
 
 /// A wait of this length is reported.
 const LONG: Duration = Duration::from_secs(30);
@@ -14,7 +14,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_se
 
 /// One wait of a process, and what was reported of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct LongWait {
+pub(crate) struct LongWait {
     /// Reason and sentence, while it waits.
     said: Option<(Reason, String)>,
     /// When the next report is due.
@@ -29,7 +29,7 @@ impl LongWait {
     /// Looks at the process. Where a report is due, returns how many there were of this sentence, this one included.
     ///
     /// Another reason begins another wait. Another sentence does not: it may change with every look.
-    pub(in super::super) fn see(&mut self, process: &RemoteProcess, now: Timestamp) -> Option<u32> {
+    pub(crate) fn see(&mut self, process: &RemoteProcess, now: Timestamp) -> Option<u32> {
         let said = waits_for(process);
         let reason = |said: &Option<(Reason, String)>| said.as_ref().map(|(reason, _)| *reason);
         if reason(&said) != reason(&self.said) {
@@ -46,7 +46,7 @@ impl LongWait {
         }
         self.reports = self.reports.saturating_add(1);
         let (first, longest) = PAUSES;
-        self.due = Some(after(now, exponential(first, longest, self.reports)));
+        self.due = Some(after(now, Backoff::new(first, longest).after(self.reports)));
         self.count = self.count.saturating_add(1);
         Some(self.count)
     }

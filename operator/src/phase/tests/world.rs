@@ -9,9 +9,9 @@ use proptest::strategy::ValueTree;
 use remoteprocess_api::StopStatus;
 use serde_json::{Value, json};
 
-use super::super::super::{is_behind, observe};
 use super::super::*;
 use super::pod_name_of;
+use crate::controller::{is_behind, observe};
 
 /// How often each kind of end is tried again in this world.
 const LIMIT: u32 = 2;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::remaining;
-use crate::controller::error::exponential;
+use crate::backoff::Backoff;
 
 /// After the first renewal, and the longest time between two.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
@@ -21,7 +21,7 @@ impl Renewal {
     /// How long the sentence still stays as it is; `None` when it may change.
     pub(super) fn left(&self, now: Timestamp) -> Option<Duration> {
         let (first, longest) = PAUSES;
-        remaining(self.last?, exponential(first, longest, self.count), now)
+        remaining(self.last?, Backoff::new(first, longest).after(self.count), now)
     }
 
     /// After another one.

@@ -10,8 +10,8 @@ use remoteprocess_api::{
     AttemptExit, AttemptStatus, ConditionType, Phase, ReadyWhen, Reason, RemoteProcess, RemoteProcessStatus,
 };
 
-use super::super::build::pod_name;
 use super::ending::{self, Outcome};
+use super::pod::pod_name;
 use super::renewal::Renewal;
 use super::waiting::Wait;
 use super::{Action, Memory, Situation, Verdict, own_fields, should_stop};
@@ -316,7 +316,7 @@ impl<'a> Draft<'a> {
 }
 
 /// At most [`MAX_MESSAGE`] bytes, cut between characters.
-pub(in super::super) fn shortened(text: &str) -> String {
+pub(crate) fn shortened(text: &str) -> String {
     if text.len() <= MAX_MESSAGE {
         return text.to_owned();
     }

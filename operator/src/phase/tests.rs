@@ -90,7 +90,7 @@ fn the_first_pass_names_the_attempt_and_then_creates_its_pod() {
 }
 
 fn pod_name_of(attempt: u32) -> String {
-    super::super::build::pod_name("hello", "u", attempt)
+    super::pod::pod_name("hello", "u", attempt)
 }
 
 #[rstest]

@@ -18,7 +18,7 @@ use super::{
     Action, Memory, NodeSight, RECORD_WAIT, STOP_RESERVE, Sight, Situation, Verdict, begin, delete, delete_held,
     disruption, remaining, should_stop, should_wait,
 };
-use crate::controller::pod;
+use crate::phase::pod;
 
 /// Added to the stop grace: for how long a kubelet may still run a pod that somebody deleted by force.
 const FORCED: Duration = Duration::from_secs(60);

@@ -13,7 +13,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tracing::debug;
 
-pub(super) use long_wait::LongWait;
+pub(crate) use long_wait::LongWait;
 
 /// That a program continues after a pause is other news than that it runs.
 const RESUMED: &str = "Resumed";
@@ -24,7 +24,7 @@ const DELETED: &str = "PodDeleted";
 
 /// Writes Events. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Reporter {
+pub(crate) struct Reporter {
     client: Client,
     instance: String,
 }
@@ -39,14 +39,14 @@ struct News {
 }
 
 impl Reporter {
-    pub(super) fn new(client: Client) -> Self {
+    pub(crate) fn new(client: Client) -> Self {
         let reporter = kube::runtime::events::Reporter::from(CONTROLLER_MANAGER);
         let instance = reporter.instance.unwrap_or(reporter.controller);
         Self { client, instance }
     }
 
     /// Reports the new phase, if it is one. An Event that cannot be written is only logged: the status says the same.
-    pub(super) async fn report_phase(&self, before: &RemoteProcess, now: &RemoteProcess) {
+    pub(crate) async fn report_phase(&self, before: &RemoteProcess, now: &RemoteProcess) {
         let Some(news) = phase_news(before, now) else { return };
         let moment = Timestamp::now();
         let name = format!("{}.{:x}", now.name_any(), moment.as_nanosecond());
@@ -55,7 +55,7 @@ impl Reporter {
 
     /// Reports what a process has waited for long; `count` is how often that was due. The note of an Event cannot change, so
     /// each sentence has an Event of its own; repetitions renew its series.
-    pub(super) async fn report_wait(&self, process: &RemoteProcess, count: u32) {
+    pub(crate) async fn report_wait(&self, process: &RemoteProcess, count: u32) {
         let Some(news) = wait_news(process) else { return };
         let moment = Timestamp::now();
         let event = self.event(process, event_name(process, &news), &news, moment);
@@ -70,7 +70,7 @@ impl Reporter {
     }
 
     /// Reports that a pod was deleted because a container that is not ours has kept it alive.
-    pub(super) async fn report_held_pod(&self, process: &RemoteProcess, pod: &str, holder: &str) {
+    pub(crate) async fn report_held_pod(&self, process: &RemoteProcess, pod: &str, holder: &str) {
         let news = News {
             is_warning: true,
             reason: Reason::ForeignContainer.to_string(),

@@ -9,6 +9,7 @@ mod conditions;
 mod deadline;
 mod ending;
 mod foreign;
+pub(crate) mod pod;
 mod renewal;
 mod retry;
 mod ttl;
@@ -24,18 +25,18 @@ use remoteprocess_api::{
     AttemptExit, AttemptStatus, DesiredState, ExitSource, Phase, Reason, RemoteProcess, RemoteProcessStatus,
 };
 
-use super::pod::{self, Refusal};
-use super::status::own_fields;
+use crate::status::own_fields;
 use conditions::Draft;
+use pod::Refusal;
 use renewal::Renewal;
 use unstarted::{begin, begin_first, end_before_start, not_granted, replace, stop_before_start};
 use waiting::Wait;
 
 /// Attempts in a row that may end before a start was granted: they have run nothing, so they
 /// do not count as retries, but a pod that never starts is not tried for ever.
-pub const MAX_ATTEMPTS: usize = 5;
+pub(crate) const MAX_ATTEMPTS: usize = 5;
 /// How long the exit record is awaited after the agent is gone before the kubelet's word is taken.
-pub const RECORD_WAIT: Duration = Duration::from_secs(10);
+pub(crate) const RECORD_WAIT: Duration = Duration::from_secs(10);
 /// Waits that are part of every start are written down only when they last longer.
 const USUAL_WAIT: Duration = Duration::from_secs(3);
 /// Added to the stop grace before the pod of a process that should stop is deleted.
@@ -45,7 +46,7 @@ const CONFLICT_RETRY: Duration = Duration::from_secs(10);
 
 /// What is seen of the pod of the current attempt.
 #[derive(Clone, Copy, Debug)]
-pub enum Sight<'a> {
+pub(crate) enum Sight<'a> {
     /// The API server has none, and this was asked for where it matters.
     Missing,
     /// The pod of this process.
@@ -56,7 +57,7 @@ pub enum Sight<'a> {
 
 /// What the controller remembers of a process beyond its status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// Attempt and UID of the pod that was created or adopted last.
     pub created: Option<(u32, String)>,
     /// Since when a granted attempt has neither a live program nor an exit record.
@@ -73,7 +74,7 @@ pub struct Memory {
 
 /// What is seen of the node of a granted attempt whose pod is gone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum NodeSight {
+pub(crate) enum NodeSight {
     /// It may still run what it ran: it does not answer, or nobody has asked, or nobody may.
     #[default]
     Silent,
@@ -87,11 +88,11 @@ pub enum NodeSight {
 }
 
 /// Taint of a node that is known to be off (Kubernetes, "Non-graceful node shutdown handling").
-pub const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+pub(crate) const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// Everything a decision depends on.
 #[derive(Clone, Debug)]
-pub struct Situation<'a> {
+pub(crate) struct Situation<'a> {
     /// The object.
     pub process: &'a RemoteProcess,
     /// The pod of its current attempt.
@@ -106,7 +107,7 @@ pub struct Situation<'a> {
 
 /// What to do once the status is written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Nothing.
     #[default]
     None,
@@ -127,7 +128,7 @@ pub enum Action {
 
 /// A decision: the status comes first, then the action.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     /// The controller's fields of the status.
     pub status: RemoteProcessStatus,
     /// What to do after it is written.
@@ -140,7 +141,7 @@ pub struct Verdict {
 
 /// Decides what the status should say and what to do.
 #[must_use]
-pub fn decide(situation: &Situation<'_>) -> Verdict {
+pub(crate) fn decide(situation: &Situation<'_>) -> Verdict {
     deadline::mind(decide_now(situation), situation)
 }
 
@@ -197,7 +198,7 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
 /// Decides after the API server refused the pod of the current attempt, or holds another
 /// of its name. `requeue_after` is when the next try is due.
 #[must_use]
-pub fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, requeue_after: Duration) -> Verdict {
+pub(crate) fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, requeue_after: Duration) -> Verdict {
     let mut draft = Draft::new(situation);
     if refusal.is_final {
         return finish_invalid(draft, situation, refusal.reason, &refusal.message);
@@ -209,7 +210,7 @@ pub fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, requeue_afte
 
 /// Somebody else's pod has the name of ours.
 #[must_use]
-pub fn name_conflict(pod: &Pod) -> Refusal {
+pub(crate) fn name_conflict(pod: &Pod) -> Refusal {
     let Wait { reason, message, .. } = waiting::name_conflict(pod);
     Refusal {
         reason,
@@ -220,7 +221,7 @@ pub fn name_conflict(pod: &Pod) -> Refusal {
 
 /// Decides about a specification that cannot be turned into a pod.
 #[must_use]
-pub fn decide_invalid(situation: &Situation<'_>, sentence: &str) -> Verdict {
+pub(crate) fn decide_invalid(situation: &Situation<'_>, sentence: &str) -> Verdict {
     let mut draft = Draft::new(situation);
     draft.status.observed_generation = situation.process.metadata.generation;
     finish_invalid(draft, situation, Reason::InvalidSpec, sentence)

@@ -9,7 +9,7 @@ use super::{
     Action, MAX_ATTEMPTS, Memory, Sight, Situation, Verdict, clean_up, delete, ending, remaining, should_stop,
     should_wait,
 };
-use crate::controller::pod;
+use crate::phase::pod;
 
 /// The first look at a process.
 pub(super) fn begin_first(mut draft: Draft<'_>, process: &RemoteProcess, memory: Memory) -> Verdict {

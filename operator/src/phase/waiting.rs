@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use remoteprocess_api::{AttemptExit, AttemptStatus, Phase, Reason, RemoteProcess, names};
 
 use super::{MAX_ATTEMPTS, USUAL_WAIT, foreign, remaining};
-use crate::controller::pod::{condition, container, terminated};
+use crate::phase::pod::{condition, container, terminated};
 
 /// One reason to wait.
 #[derive(Clone, Debug, PartialEq)]
