@@ -1,10 +1,10 @@
 //! Conditions, after the Kubernetes API conventions ("Typical status properties").
 
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use strum::{Display, EnumString, IntoStaticStr};
+use strum::{Display, EnumString, IntoStaticStr, VariantNames};
 
 /// Types of our conditions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, EnumString, IntoStaticStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, EnumString, IntoStaticStr, VariantNames)]
 pub enum ConditionType {
     /// The pod has a node. False says why it waits. Written by the controller.
     Scheduled,

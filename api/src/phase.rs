@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use strum::{Display, EnumString, IntoStaticStr};
+use strum::{Display, EnumString, IntoStaticStr, VariantNames};
 
 /// Where a process is in its life. `Succeeded` and `Failed` are final.
 #[derive(
@@ -18,6 +18,7 @@ use strum::{Display, EnumString, IntoStaticStr};
     JsonSchema,
     Display,
     EnumString,
+    VariantNames,
     IntoStaticStr,
 )]
 pub enum Phase {

@@ -129,6 +129,7 @@ impl GlobalArgs {
             server: given(self.server.as_deref()),
             operator_namespace: given(Some(&self.operator_namespace)),
             on_wait: Some(complain),
+            is_unattended: false,
         }
     }
 }

@@ -192,9 +192,12 @@ pub fn options() -> String {
 /// Whether we run as a plugin of kubectl.
 #[must_use]
 pub fn is_plugin(called_as: Option<&OsStr>) -> bool {
-    called_as
-        .and_then(|path| Path::new(path).file_name())
-        .is_some_and(|name| name == "kubectl-rproc")
+    called_as.is_some_and(|path| is_called(path, "kubectl-rproc"))
+}
+
+/// Whether a program of this path has this name.
+pub(crate) fn is_called(path: &OsStr, name: &str) -> bool {
+    Path::new(path).file_name().is_some_and(|found| found == name)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use clap::FromArgMatches;
 
 pub mod args;
 pub mod command;
+pub mod complete;
 pub mod exit;
 pub mod failure;
 pub mod hint;
@@ -25,6 +26,11 @@ pub mod render;
 #[must_use]
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.collect();
+    if let Some(candidates) = complete::answer(&arguments) {
+        // A shell that has gone needs no candidates.
+        let _ = write!(std::io::stdout(), "{candidates}");
+        return ExitCode::SUCCESS;
+    }
     let is_bare = arguments.len() < 2;
     let parser = command::parser(arguments.first().map(OsString::as_os_str));
     let cli = match parser

@@ -3,6 +3,8 @@
 
 #[path = "connect/api.rs"]
 mod api;
+#[path = "connect/completion.rs"]
+mod completion;
 #[path = "connect/config.rs"]
 mod config;
 #[path = "connect/credential.rs"]

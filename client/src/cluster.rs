@@ -15,6 +15,7 @@ pub use proxy::Proxies;
 use crate::dial::{Address, DialError, innermost};
 use connector::client;
 use credential::Renewing;
+use kubeconfig::Kubeconfig;
 
 mod access;
 mod connector;
@@ -168,6 +169,19 @@ impl Cluster {
             server: options.server.clone(),
             cache: cache(),
         })
+    }
+
+    /// The names of the contexts that the kubeconfig has.
+    ///
+    /// # Errors
+    /// A kubeconfig cannot be read.
+    pub fn contexts(options: &ClusterOptions) -> Result<Vec<String>, Error> {
+        let read = Kubeconfig::read(options.kubeconfig.as_deref(), &|name| std::env::var_os(name));
+        Ok(read
+            .map_err(Error::Config)?
+            .context_names()
+            .map(str::to_owned)
+            .collect())
     }
 
     /// The processes of the namespace.

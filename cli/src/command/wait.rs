@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use remoteprocess_api::{ConditionType, Phase, RemoteProcess, RemoteProcessStatus, condition};
 use remoteprocess_client::observe::Seen;
+use strum::VariantNames;
 
 use super::selection::{Failures, Selection};
 use super::update;
@@ -54,33 +55,47 @@ pub enum Goal {
     Deleted,
 }
 
+/// The conditions that have a word of their own.
+const CONDITIONS: [(&str, ConditionType); 6] = [
+    ("scheduled", ConditionType::Scheduled),
+    ("started", ConditionType::Started),
+    ("paused", ConditionType::Paused),
+    ("finished", ConditionType::Finished),
+    ("succeeded", ConditionType::Succeeded),
+    ("sealed", ConditionType::OutputSealed),
+];
+
+/// All goals as they are typed.
+pub(crate) fn goals() -> impl Iterator<Item = String> {
+    let words = CONDITIONS
+        .iter()
+        .map(|(word, _)| *word)
+        .chain(["deleted"])
+        .map(str::to_owned);
+    let conditions = ConditionType::VARIANTS.iter().map(|kind| format!("condition={kind}"));
+    let phases = Phase::VARIANTS.iter().map(|phase| format!("phase={phase}"));
+    words.chain(conditions).chain(phases)
+}
+
 impl FromStr for Goal {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.to_ascii_lowercase();
-        let known = match text.as_str() {
-            "scheduled" => Some("Scheduled"),
-            "started" => Some("Started"),
-            "finished" => Some("Finished"),
-            "succeeded" => Some("Succeeded"),
-            "paused" => Some("Paused"),
-            "sealed" => Some("OutputSealed"),
-            "delete" | "deleted" => return Ok(Self::Deleted),
-            _ => None,
-        };
-        if let Some(kind) = known {
+        if let Some((_, kind)) = CONDITIONS.iter().find(|(word, _)| *word == text) {
             return Ok(Self::Condition {
-                kind: kind.to_owned(),
+                kind: kind.to_string(),
                 status: "True".to_owned(),
             });
         }
+        if matches!(text.as_str(), "delete" | "deleted") {
+            return Ok(Self::Deleted);
+        }
         if let Some(phase) = text.strip_prefix("phase=") {
-            let known = "Pending, Starting, Running, Paused, Stopping, Succeeded or Failed";
             return capitalized(phase)
                 .parse()
                 .map(Self::Phase)
-                .map_err(|_| format!("no such phase; expected {known}"));
+                .map_err(|_| format!("no such phase; expected one of {}", Phase::VARIANTS.join(", ")));
         }
         match text.strip_prefix("condition=") {
             Some(condition) if !condition.is_empty() => {
@@ -127,8 +142,8 @@ impl Goal {
     fn is_hopeless(&self, status: &RemoteProcessStatus) -> bool {
         let is_over = status.phase.is_some_and(Phase::is_final);
         let has_finished = condition::is_true(&status.conditions, ConditionType::Finished);
-        let is_of_output =
-            matches!(self, Self::Condition { kind, .. } if is(kind, "OutputSealed") || is(kind, "OutputLost"));
+        let of_output: [&str; 2] = [ConditionType::OutputSealed.into(), ConditionType::OutputLost.into()];
+        let is_of_output = matches!(self, Self::Condition { kind, .. } if of_output.iter().any(|of| is(kind, of)));
         let may_come = status
             .latest_attempt()
             .is_some_and(|attempt| attempt.granted_at.is_some() && attempt.output.is_none());

@@ -152,7 +152,13 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, calls: Arc<Mutex<Vec<Cal
             let Ok(stream) = tls.accept(stream).await else { return };
             let service = service_fn(move |request: Request<Incoming>| {
                 let answer = answer(&request, &calls);
-                async move { Ok::<_, std::convert::Infallible>(answer) }
+                let hangs = request.uri().path().contains("/hanging/");
+                async move {
+                    if hangs {
+                        std::future::pending::<()>().await;
+                    }
+                    Ok::<_, std::convert::Infallible>(answer)
+                }
             });
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
@@ -179,9 +185,12 @@ fn answer(request: &Request<Incoming>, calls: &Mutex<Vec<Call>>) -> Response<Ful
     let is_known = call.authorization.as_deref() == Some(&format!("Bearer {TOKEN}"));
     let (code, body) = match call.path.rsplit('/').next().unwrap_or_default() {
         _ if !is_known => (StatusCode::UNAUTHORIZED, status(401, "Unauthorized")),
-        "remoteprocesses" => (
+        "remoteprocesses" => (StatusCode::OK, processes(request.uri())),
+        "namespaces" => (StatusCode::OK, list(&["default", "jobs"])),
+        "build" => (
             StatusCode::OK,
-            json!({"apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcessList", "metadata": {}, "items": []}),
+            json!({"apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "build"},
+                   "spec": {}, "status": {"attempt": 2, "attempts": [{"number": 1}, {"number": 2}]}}),
         ),
         "selfsubjectreviews" => (
             StatusCode::CREATED,
@@ -197,6 +206,28 @@ fn answer(request: &Request<Incoming>, calls: &Mutex<Vec<Call>>) -> Response<Ful
         .header("content-type", "application/json")
         .body(body)
         .unwrap()
+}
+
+/// The processes of the namespace `jobs`, in two pages; the second one has ended.
+fn processes(uri: &http::Uri) -> Value {
+    let query = uri.query().unwrap_or_default();
+    if !uri.path().contains("/jobs/") {
+        return list(&[]);
+    }
+    if query.contains("fieldSelector") {
+        return list(&["build"]);
+    }
+    if query.contains("continue=more") {
+        return list(&["bundle", "other"]);
+    }
+    let mut first = list(&["build"]);
+    first["metadata"]["continue"] = "more".into();
+    first
+}
+
+fn list(names: &[&str]) -> Value {
+    let items: Vec<Value> = names.iter().map(|name| json!({"metadata": {"name": name}})).collect();
+    json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": {}, "items": items})
 }
 
 fn status(code: u16, message: &str) -> Value {

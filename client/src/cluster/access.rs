@@ -41,6 +41,8 @@ pub struct ClusterOptions {
     pub operator_namespace: Option<String>,
     /// Is given a sentence when opening the cluster takes long, as while a credential plugin runs.
     pub on_wait: Option<fn(&str)>,
+    /// No person waits for an answer: a credential plugin gets no terminal, and its error messages are dropped.
+    pub is_unattended: bool,
 }
 
 /// Everything that a call to the API server needs.
@@ -149,6 +151,7 @@ fn of_context(
     };
     if let Some(Source::Plugin(plugin)) = &mut source {
         plugin.on_wait = options.on_wait;
+        plugin.is_unattended = options.is_unattended;
     }
     config.auth_info = user;
     Ok(Access {

@@ -165,10 +165,15 @@ impl Kubeconfig {
         }
     }
 
+    /// The names of all contexts.
+    pub(super) fn context_names(&self) -> impl Iterator<Item = &str> {
+        self.contexts.keys().map(String::as_str)
+    }
+
     /// The contexts to choose from.
     fn names(&self) -> String {
         const SHOWN: usize = 10;
-        let mut names: Vec<&str> = self.contexts.keys().map(String::as_str).collect();
+        let mut names: Vec<&str> = self.context_names().collect();
         let is_more = names.len() > SHOWN;
         names.truncate(SHOWN);
         match (names.is_empty(), is_more) {

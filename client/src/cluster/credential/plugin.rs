@@ -26,6 +26,8 @@ pub(crate) struct Plugin {
     owner: String,
     /// Is told when the plugin takes long.
     pub on_wait: Option<fn(&str)>,
+    /// It must not talk to a person.
+    pub is_unattended: bool,
 }
 
 impl Plugin {
@@ -54,6 +56,7 @@ impl Plugin {
             cluster,
             owner,
             on_wait: None,
+            is_unattended: false,
         })
     }
 
@@ -70,7 +73,7 @@ impl Plugin {
     /// # Errors
     /// It cannot run, fails, or prints no credential.
     pub(crate) async fn run(&self, is_free: bool) -> Result<Credential, Error> {
-        let is_terminal = is_free && std::io::stdin().is_terminal();
+        let is_terminal = is_free && !self.is_unattended && std::io::stdin().is_terminal();
         let is_interactive = match &self.config.interactive_mode {
             Some(ExecInteractiveMode::Never) => false,
             Some(ExecInteractiveMode::Always) if !is_terminal => {
@@ -114,6 +117,11 @@ impl Plugin {
                 Stdio::null()
             })
             .stdout(Stdio::piped())
+            .stderr(if self.is_unattended {
+                Stdio::null()
+            } else {
+                Stdio::inherit()
+            })
             .kill_on_drop(true);
         command
     }
