@@ -33,7 +33,7 @@ pub enum Phase {
     Paused,
     /// The program was asked to stop and has not ended.
     Stopping,
-    /// The program ended with code 0 and nobody stopped it.
+    /// The program ended with code 0 and was not stopped.
     Succeeded,
     /// Any other end.
     Failed,
@@ -100,7 +100,7 @@ pub enum Reason {
     Enrolling,
     /// Attempts without a start ended too often.
     StartFailed,
-    /// A deadline has passed: that of the start, with nothing known to stand in the way, or that of the run.
+    /// A deadline has passed: that of the run, or that of the start without a known reason for the delay.
     DeadlineExceeded,
     /// An attempt ended and another follows.
     Retrying,

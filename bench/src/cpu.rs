@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 
-/// Programs of the node that touch a stream on its way, ours and the cluster's.
+/// Programs on the node that process a stream on its way, ours and the cluster's.
 const CARRIERS: [&str; 8] = [
     "kube-apiserver",
     "etcd",
@@ -15,11 +15,11 @@ const CARRIERS: [&str; 8] = [
     "entrypoint",
 ];
 
-/// CPU times of the carriers and the clients at a moment.
+/// CPU times of the carriers and the clients at one moment.
 pub(crate) struct Snapshot(HashMap<u32, f64>);
 
 impl Snapshot {
-    /// Now; `clients` are counted too.
+    /// Takes a snapshot; `clients` are included.
     pub(crate) fn take(clients: &[u32]) -> Self {
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -27,7 +27,7 @@ impl Snapshot {
         Self(counted.filter_map(|id| Some((id, seconds(id)?))).collect())
     }
 
-    /// CPU seconds from `self` to `later`. What a process used that ended in between is missing.
+    /// CPU seconds from `self` to `later`. The usage of a process that ended in between is missing.
     pub(crate) fn until(&self, later: &Self) -> f64 {
         later
             .0
@@ -47,7 +47,7 @@ fn is_carrier(id: u32) -> bool {
 /// User and system time (proc(5), fields 14 and 15 of `stat`).
 fn seconds(id: u32) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name in parentheses may have blanks in it.
+    // The name in parentheses may contain blanks.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)

@@ -10,21 +10,21 @@ use crate::follower::{Follower, Progress};
 use crate::route::Route;
 use crate::subject::{END, GATE};
 
-/// Bytes that come before the measurement: connections stand.
+/// Number of bytes before the measurement, so that connections are established.
 const WARM: usize = 100_000;
 
-/// Who follows.
+/// The followers.
 #[derive(Clone, Copy)]
 pub(crate) struct Crowd {
     /// Followers that read all the time; only these are measured.
     pub good: usize,
-    /// Followers that stand still behind the warm-up.
+    /// Followers that stop reading after the warm-up.
     pub stalled: usize,
 }
 
 impl Crowd {
-    /// Lets it follow a process called `name` that writes `size` bytes in blocks, each follower a program of its own;
-    /// from the first byte at the first to the last byte at the last.
+    /// Runs followers of a process called `name` that writes `size` bytes in blocks, each follower a program of its
+    /// own; measures from the first byte at the first follower to the last byte at the last.
     pub(crate) fn follow(
         self,
         namespace: &Namespace,

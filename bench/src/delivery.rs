@@ -1,22 +1,22 @@
-//! What followers were delivered, and what it cost: the figures that every way of following is compared by.
+//! What was delivered to followers, and the cost: the figures by which all ways of following are compared.
 
 use crate::report::{median, table};
 use crate::route::Route;
 
 /// One contender's turn.
 pub(crate) struct Delivery {
-    /// Bytes at all its followers together.
+    /// Number of bytes at all its followers together.
     pub bytes: usize,
     /// From the first byte to the last.
     pub seconds: f64,
     /// CPU-seconds of everything in the path.
     pub cpu: f64,
-    /// How many followers got everything.
+    /// Number of followers that received everything.
     pub whole: usize,
 }
 
 impl Delivery {
-    /// Says on stderr how a turn went.
+    /// Reports a turn on stderr.
     pub(crate) fn announce(&self, who: &str) {
         let Self {
             bytes, seconds, cpu, ..

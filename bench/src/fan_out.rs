@@ -7,15 +7,15 @@ use crate::crowd::Crowd;
 use crate::delivery::{Delivery, compare};
 use crate::route::Route;
 
-/// How many follow.
+/// Number of followers.
 const FOLLOWERS: usize = 50;
-/// Through port-forwards it would be the API server that is measured; exec has one reader.
+/// Port-forwards would measure the API server, and exec has one reader.
 const ROUTES: [Route; 2] = [Route::Direct, Route::Logs];
 
 /// Runs the rounds and describes them.
 pub(crate) fn measure(namespace: &Namespace, rounds: usize, megabytes: usize) -> Result<String> {
     let admin = namespace.admin()?;
-    // The first one fetches the certificate for all of them.
+    // The first call gets the certificate for all of them.
     admin.rproc(&["whoami"]).succeed()?;
     let crowd = Crowd {
         good: FOLLOWERS,

@@ -9,7 +9,7 @@ use crate::follower::Follower;
 use crate::route::Route;
 use crate::subject::{END, GATE};
 
-/// Bytes that come before the measurement: connections stand, windows are open.
+/// Number of bytes before the measurement, so that connections are established and windows are open.
 const WARM: usize = 1_000_000;
 
 /// How the program writes.

@@ -1,4 +1,4 @@
-//! A client whose output is counted and thrown away by the kernel, so that reading it costs next to nothing.
+//! A client whose output is counted and discarded by the kernel, so that reading it costs almost nothing.
 
 use std::fs::File;
 use std::process::{Child, ChildStdout, Stdio};
@@ -10,22 +10,22 @@ use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{Program, until};
 use rustix::pipe::{SpliceFlags, splice};
 
-/// How long a follower may stand still before it counts as stalled.
+/// How long a follower may receive nothing before it counts as stalled.
 const STALL: Duration = Duration::from_secs(20);
 
-/// A client that runs.
+/// A running client.
 pub(crate) struct Follower {
     child: Child,
     progress: Arc<Mutex<Progress>>,
     warm: usize,
 }
 
-/// What came after the warm-up.
+/// What arrived after the warm-up.
 #[derive(Clone, Copy)]
 pub(crate) struct Progress {
     /// Bytes, those of the warm-up included.
     total: usize,
-    /// When the first byte behind the warm-up came.
+    /// When the first byte after the warm-up arrived.
     pub first: Option<Instant>,
     /// When the last byte came.
     pub last: Instant,
@@ -60,7 +60,7 @@ impl Follower {
         })
     }
 
-    /// Waits until `size` more bytes than the warm-up have come, or nothing comes any more.
+    /// Waits until `size` more bytes than the warm-up have arrived, or nothing arrives anymore.
     pub(crate) fn wait_for(&self, size: usize) -> Progress {
         let begin = Instant::now();
         loop {
@@ -86,7 +86,7 @@ impl Drop for Follower {
 }
 
 impl Progress {
-    /// Bytes without the warm-up of so many.
+    /// Number of bytes without a warm-up of `warm` bytes.
     pub(crate) fn bytes(&self, warm: usize) -> usize {
         self.total.saturating_sub(warm)
     }

@@ -1,4 +1,4 @@
-//! From the write(2) of a line to its arrival at the client, where a line comes every 10 to 20 ms.
+//! From the write(2) of a line to its arrival at the client, with a line every 10 to 20 ms.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;

@@ -1,7 +1,6 @@
-//! Ours and the rivals in turn on the same cluster, in one run: ratios, never gates.
-//!
+//! Measures ours and its rivals in turn on the same cluster, in one run: ratios, never gates.
 //! Arrows: the end-to-end tests, for their fixtures.
-//! Invariant: contenders take turns within each round, so that whatever else the machine does falls on all of them.
+//! Invariant: contenders take turns within each round, so that other load on the machine affects all of them.
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};

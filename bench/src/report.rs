@@ -6,7 +6,7 @@ use anyhow::Result;
 use jiff::Zoned;
 use remoteprocess_e2e::kubectl;
 
-/// Median; not a number where there is none.
+/// Median; NaN if there are no values.
 pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -17,7 +17,7 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The value below which this part of them lies; not a number where there is none.
+/// The quantile `part` of the values; NaN if there are none.
 pub(crate) fn quantile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -32,7 +32,7 @@ impl Route {
         }
     }
 
-    /// A container whose program is the writer with these arguments; with exec, the writer comes by the client.
+    /// A container whose program is the writer with these arguments; with exec, the client brings the writer.
     pub(crate) fn subject<'a>(self, namespace: &'a Namespace, name: &str, writer: &[String]) -> Result<Subject<'a>> {
         let command = match self {
             Self::Exec => "true".to_owned(),

@@ -1,4 +1,4 @@
-//! What being recorded costs the program itself: the time of its writes, against a pipe that `cat` drains.
+//! What recording costs the program itself: the time of its writes, compared with a pipe that `cat` reads.
 
 use anyhow::Result;
 use remoteprocess_e2e::Namespace;
@@ -59,7 +59,7 @@ fn take_turn(namespace: &Namespace, kind: Kind, name: &str, block: usize, size: 
 }
 
 fn describe(times: &[Vec<Times>; 2], how: &str) -> Vec<Vec<String>> {
-    // One baseline for both: it is the same program in the same kind of pipe.
+    // One baseline for both: the same program in the same kind of pipe.
     let base = median(&times.iter().flatten().map(|times| times.base).collect::<Vec<_>>());
     let slower = |times: &[Times]| median(&times.iter().map(|times| times.own).collect::<Vec<_>>()) - base;
     let of_logger = slower(&times[1]);

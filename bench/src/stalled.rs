@@ -1,4 +1,4 @@
-//! What a follower that stands still costs the good ones.
+//! What a stalled follower costs the others.
 
 use anyhow::Result;
 use remoteprocess_e2e::Namespace;
@@ -9,7 +9,7 @@ use crate::report::{median, table};
 use crate::route::Route;
 
 const GOOD: usize = 9;
-/// Who else follows, and how that is called.
+/// Number of stalled followers, and the name of the case.
 const TURNS: [(usize, &str); 2] = [(0, "alone"), (1, "beside one that stands still")];
 
 /// Runs the rounds and describes them.

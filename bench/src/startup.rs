@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::report::{median, table};
 
-/// One contender: how it is created, read and waited for.
+/// One contender: how it is created, read and awaited.
 struct Contender {
     name: &'static str,
     kind: &'static str,

@@ -13,12 +13,12 @@ pub(crate) const GATE: &str = "/tmp/go";
 /// Lets the container end.
 pub(crate) const END: &str = "/tmp/end";
 
-/// Who runs the container.
+/// What runs the container.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The operator.
     Ours,
-    /// Nobody but the kubelet.
+    /// Only the kubelet.
     Pod,
 }
 
@@ -32,8 +32,8 @@ pub(crate) struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// Starts a container that runs the command of bash once the writer, `/tmp/writer`, is there, and then waits for
-    /// [`END`]; puts the writer there.
+    /// Starts a container that runs the command with bash once the writer, `/tmp/writer`, exists, and then waits for
+    /// [`END`]; copies the writer into it.
     pub(crate) fn start(namespace: &'a Namespace, kind: Kind, name: &str, command: &str) -> Result<Self> {
         let script = format!(
             "while [ ! -x /tmp/writer ]; do sleep 0.02; done; {command}; while [ ! -f {END} ]; do sleep 0.1; done"
@@ -71,7 +71,7 @@ impl<'a> Subject<'a> {
         self.namespace.kubectl(&exec).args(command).succeed()
     }
 
-    /// Waits until the writer has left its time in this file, and returns it in seconds.
+    /// Waits until the writer has written its time to this file, and returns it in seconds.
     pub(crate) fn result(&self, file: &str) -> Result<f64> {
         until("the writer's time", Duration::from_secs(300), || {
             let test = ["exec", &self.pod, "--container=main", "--", "test", "-f", file];
@@ -86,7 +86,7 @@ impl<'a> Subject<'a> {
         self.exec(&["touch", GATE]).map(drop)
     }
 
-    /// Ends it and waits until nothing of it is left, so that it is no load on whoever is next.
+    /// Ends it and waits until nothing of it is left, so that it is no load for the next contender.
     pub(crate) fn remove(self) -> Result<()> {
         self.exec(&["touch", END])?;
         let kind = match self.kind {

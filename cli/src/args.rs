@@ -1,4 +1,4 @@
-//! Flags of every command, and the values of flags.
+//! The flags that all commands share, and parsers for the values of flags.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,11 +14,9 @@ use remoteprocess_client::{Cluster, ClusterOptions};
 use crate::failure::Failure;
 use crate::output::complain;
 
-/// The name of a process on the command line: `job`, or as it is printed: `remoteprocess.remoteprocess.dev/job`.
-///
-/// A name becomes a part of a path. Nothing else than a name of the Kubernetes API may get there: `#`, `?`, `%` and `/`
-/// would make another request of it.
-///
+/// The name of a process on the command line: `job`, or in the printed form `remoteprocess.remoteprocess.dev/job`.
+/// A name becomes part of a path, so only valid Kubernetes names are accepted: `#`, `?`, `%` and `/` would make it
+/// another request.
 /// # Errors
 /// The text cannot be the name of a process.
 pub fn process_name(text: &str) -> Result<String, String> {
@@ -45,8 +43,7 @@ pub fn process_name(text: &str) -> Result<String, String> {
     Ok(name.to_owned())
 }
 
-/// The name of another object on the command line, a ServiceAccount, say.
-///
+/// The name of another object on the command line, for example of a ServiceAccount.
 /// # Errors
 /// The text cannot be a name.
 pub fn object_name(text: &str) -> Result<String, String> {
@@ -109,15 +106,14 @@ pub struct GlobalArgs {
 }
 
 impl GlobalArgs {
-    /// Opens the cluster that is meant.
-    ///
+    /// Opens the selected cluster.
     /// # Errors
     /// There is no usable kubeconfig.
     pub async fn open(&self) -> Result<Arc<Cluster>, Failure> {
         Ok(Arc::new(Cluster::open(&self.cluster()).await?))
     }
 
-    /// The same for the library.
+    /// The same options for the library.
     #[must_use]
     pub fn cluster(&self) -> ClusterOptions {
         ClusterOptions {
@@ -134,14 +130,13 @@ impl GlobalArgs {
     }
 }
 
-/// What a flag was given; an empty value counts as absent, as in kubectl.
+/// The value of a flag; an empty value counts as absent, as in kubectl.
 #[must_use]
 pub fn given(value: Option<&str>) -> Option<String> {
     value.filter(|value| !value.is_empty()).map(str::to_owned)
 }
 
-/// A span of time on the command line: `90s`, `5m`, `1h30m`, `1d` (24 hours), or seconds.
-///
+/// A duration on the command line: `90s`, `5m`, `1h30m`, `1d` (24 hours), or seconds.
 /// # Errors
 /// The text is anything else.
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -162,7 +157,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// The number of a signal on the command line.
 ///
 /// # Errors
-/// There is no such signal; the sentence lists those that there are.
+/// There is no such signal; the message lists the existing ones.
 pub fn signal_number(text: &str) -> Result<i32, String> {
     signal::parse(text).ok_or_else(|| {
         let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| &name[3..]).collect();

@@ -40,10 +40,10 @@ pub mod whoami;
 #[derive(Debug, Parser)]
 #[command(name = "rproc", version, propagate_version = true, after_help = EXIT_CODES, arg_required_else_help = true)]
 pub struct Cli {
-    /// Where and as whom.
+    /// Which cluster, and as which user.
     #[command(flatten)]
     pub global: GlobalArgs,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -52,7 +52,7 @@ const EXIT_CODES: &str = "Exit codes of run, logs and exec:
   that of the program; 128 + n if signal n ended it; 125 if the exit code is not
   known or rproc failed, with a message that begins with \"rproc:\".";
 
-/// One verb each.
+/// All commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a command in a new pod and stream its output
@@ -98,12 +98,12 @@ pub enum Command {
     Completion(completion::CompletionArgs),
 }
 
-/// Does what was asked for, and answers the exit code.
+/// Runs the command and returns the exit code.
 pub async fn run(cli: Cli) -> u8 {
     match dispatch(cli).await {
         Ok(code) => code,
         Err(failure) => {
-            // Where standard error is closed as well, the exit code has to say it all.
+            // If standard error is closed as well, only the exit code can report the failure.
             output::complain(&failure.text);
             failure.code
         }
@@ -142,7 +142,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
     }
 }
 
-/// The parser, under the name by which it was called: kubectl runs `kubectl-rproc` for `kubectl rproc`.
+/// The parser, with the name by which it was called: kubectl runs `kubectl-rproc` for `kubectl rproc`.
 #[must_use]
 pub fn parser(called_as: Option<&OsStr>) -> clap::Command {
     let mut parser = Cli::command();
@@ -164,7 +164,7 @@ pub fn parser(called_as: Option<&OsStr>) -> clap::Command {
     }
 }
 
-/// The global options have a page of their own, as kubectl's.
+/// Points to the page of global options, as kubectl does.
 fn with_pointer(command: clap::Command) -> clap::Command {
     const POINTER: &str = "Use \"rproc options\" for the options that every command takes.";
     let text = match command.get_after_help() {
@@ -174,7 +174,7 @@ fn with_pointer(command: clap::Command) -> clap::Command {
     command.after_help(text)
 }
 
-/// The page of the options that every verb takes.
+/// The page of the options that all commands take.
 #[must_use]
 pub fn options() -> String {
     let options = Cli::command();
@@ -189,7 +189,7 @@ pub fn options() -> String {
     page.render_help().to_string()
 }
 
-/// Whether we run as a plugin of kubectl.
+/// Whether this program runs as a plugin of kubectl.
 #[must_use]
 pub fn is_plugin(called_as: Option<&OsStr>) -> bool {
     called_as.is_some_and(|path| is_called(path, "kubectl-rproc"))
@@ -209,7 +209,7 @@ mod tests {
         parser(None).debug_assert();
     }
 
-    /// Each verb that takes a name refuses one that would change the request, before anything is asked.
+    /// Each command that takes a name refuses one that would change the request, before it sends anything.
     #[test]
     fn delete_of_a_name_with_a_number_sign_deletes_nothing() {
         let mut tried = 0;

@@ -1,4 +1,4 @@
-//! From the end of a process to our own exit code.
+//! Maps the end of a process to our own exit code.
 
 use std::path::Path;
 
@@ -8,35 +8,35 @@ use remoteprocess_client::{Ledger, gap};
 use remoteprocess_proto::v1::{Exit, Reason, Seal, SealReason, StreamSeal, exit::Outcome};
 use serde::Serialize;
 
-/// Our exit code where the program's is not known, or where we failed ourselves.
+/// Our exit code if the program's is not known, or if rproc itself failed.
 pub const UNKNOWN: u8 = 125;
-/// Our exit code where the reader of our output has gone: as if SIGPIPE had ended us, which it does to `cat`.
+/// Our exit code if the reader of our output is gone: the same as if SIGPIPE had ended us, as it ends `cat`.
 pub const PIPE: u8 = 128 + 13;
-/// Our exit code after a run deadline, for any code of the program, as timeout(1) has it.
+/// Our exit code after a run deadline, whatever the program's code, as with timeout(1).
 pub const DEADLINE: u8 = 124;
-/// Our exit code where a program was asked to stop and ended with code 0: as if SIGTERM had ended it.
+/// Our exit code if a program was asked to stop and ended with code 0: the same as if SIGTERM had ended it.
 pub const STOPPED: u8 = 128 + 15;
 /// Our exit code after Ctrl-C.
 pub const INTERRUPTED: u8 = 128 + 2;
 
-/// Our exit code, and the sentence that goes with one that is not the program's.
+/// Our exit code, and a message if it is not the program's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Our exit code.
     pub code: u8,
-    /// Why it is what it is; absent where the program's own code says it all.
+    /// Why the code is what it is; absent if it is the program's own.
     pub sentence: Option<String>,
 }
 
 impl Verdict {
-    /// What to say; where nothing but errors is wanted, only that the end is not known.
+    /// The message to print; if only errors are wanted, only that the end is not known.
     #[must_use]
     pub fn said(&self, is_quiet: bool) -> Option<&str> {
         self.sentence.as_deref().filter(|_| !is_quiet || self.code == UNKNOWN)
     }
 }
 
-/// What to exit with after `exit`, having received what `ledger` says.
+/// Our exit code after `exit`, having received what `ledger` recorded.
 #[must_use]
 pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
     let ended = ending(exit);
@@ -82,7 +82,7 @@ pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
     }
 }
 
-/// Whether the phase of the process is Succeeded: only by code 0, and by nothing that came before it.
+/// Whether the phase of the process is Succeeded: only with code 0, and without an earlier cause of the end.
 #[must_use]
 pub fn is_success(exit: &Exit) -> bool {
     // A reason that only a newer operator knows is no success.
@@ -93,21 +93,21 @@ pub fn is_success(exit: &Exit) -> bool {
     code(exit) == Some(0) && exit.stop.is_none() && is_ordinary
 }
 
-/// Our exit code after a whole output. It is 0 only where the phase is Succeeded, so that `rproc run … && deploy` deploys
-/// nothing after a deadline or a stop.
+/// Our exit code after complete output. It is 0 only if the phase is Succeeded, so that `rproc run … && deploy` does
+/// not deploy after a deadline or a stop.
 fn verdict_code(exit: &Exit, code: u8) -> u8 {
     match (Reason::try_from(exit.reason), code) {
         (Ok(Reason::DeadlineExceeded), _) => DEADLINE,
         (_, 0) if is_success(exit) => 0,
         (Ok(Reason::Unspecified | Reason::Completed | Reason::Stopped), 0) => STOPPED,
-        // An eviction or a preemption goes by the stop path, too.
+        // An eviction or a preemption uses the stop path, too.
         (_, 0) if exit.stop.is_some() => STOPPED,
         (_, 0) => UNKNOWN,
         (_, code) => code,
     }
 }
 
-/// The program's code; 128 + n after signal n; `None` where it is not known.
+/// The program's code; 128 + n after signal n; `None` if it is not known.
 #[must_use]
 pub fn code(exit: &Exit) -> Option<u8> {
     match exit.outcome() {
@@ -152,7 +152,8 @@ fn because(exit: &Exit) -> String {
     }
 }
 
-/// An exit code alone does not tell a program that is not there, or one that the kernel killed for want of memory.
+/// An exit code alone does not reveal that a program does not exist, or that the kernel killed it because memory ran
+/// out.
 fn explanation(name: &str, exit: &Exit) -> Option<String> {
     let left = match exit.leftovers {
         0 => String::new(),
@@ -170,9 +171,8 @@ fn explanation(name: &str, exit: &Exit) -> Option<String> {
     }
 }
 
-/// Empties the file for the result, and makes it where it is absent. A pipe, a device, and the file that is our standard
-/// output or error are left as they are: what they hold is not ours.
-///
+/// Empties the result file, and creates it if it is absent. A pipe, a device, and the file that is our standard output
+/// or error are not changed, because their content is not ours.
 /// # Errors
 /// The file cannot be written.
 pub fn empty_record(path: &Path) -> std::io::Result<()> {
@@ -192,7 +192,7 @@ fn is_our_output(file: &std::fs::Metadata) -> bool {
         .any(|stream| (stream.dev(), stream.ino()) == (file.dev(), file.ino()))
 }
 
-/// What `--result-file` gets: it tells a program's 125 from ours.
+/// The content of `--result-file`: it distinguishes a program's 125 from ours.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
@@ -210,16 +210,16 @@ pub struct Record {
     /// Name of the signal that ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
-    /// As in `status.phase`: `Succeeded` or `Failed`; absent where the end is not known.
+    /// As in `status.phase`: `Succeeded` or `Failed`; absent if the end is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<&'static str>,
     /// As in `status.reason`.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub reason: &'static str,
-    /// A sentence for a person.
+    /// A message for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Whether the whole output is known to be whole.
+    /// Whether the output is known to be complete.
     pub sealed: bool,
     /// When the program was launched.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -242,12 +242,12 @@ pub struct Record {
 pub struct StreamRecord {
     /// Its length.
     pub bytes: u64,
-    /// Its hash in hexadecimal digits; empty where it is not known.
+    /// Its hash in hexadecimal; empty if it is not known.
     pub sha256: String,
 }
 
 impl Record {
-    /// The record of a process that ended, or of which no end is known.
+    /// The record of a process that ended, or whose end is not known.
     #[must_use]
     pub fn new(namespace: &str, name: &str, uid: &str, exit: Option<&Exit>, verdict: &Verdict) -> Self {
         let mut record = Self {
@@ -286,8 +286,7 @@ impl Record {
         record
     }
 
-    /// Writes it; nobody reads half of it, but where the path is a device, a pipe or in a folder that takes no new file.
-    ///
+    /// Writes it atomically, unless the path is a device, a pipe or in a folder where no new file can be created.
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
@@ -305,7 +304,7 @@ impl Record {
                 file.persist(path)?;
                 Ok(())
             }
-            // It was emptied before, or what it holds is not ours.
+            // It was emptied before, or its content is not ours.
             None => std::fs::OpenOptions::new()
                 .append(true)
                 .create(true)

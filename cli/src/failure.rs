@@ -7,17 +7,17 @@ use remoteprocess_client::{DialError, SinkError, cluster, output as follow};
 
 use crate::exit;
 
-/// The end of a verb that could not do what it should.
+/// The failure of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// Our exit code.
     pub code: u8,
-    /// What to say; empty for nothing.
+    /// The message; may be empty.
     pub text: String,
 }
 
 impl Failure {
-    /// A failure of ours.
+    /// A failure of rproc itself.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self {
@@ -26,7 +26,7 @@ impl Failure {
         }
     }
 
-    /// An answer that is no: what was asked for is not so.
+    /// A negative answer: what the command asked about is not true.
     #[must_use]
     pub fn no(text: impl Into<String>) -> Self {
         Self {
@@ -35,7 +35,7 @@ impl Failure {
         }
     }
 
-    /// The reader of our output has gone.
+    /// The reader of our output is gone.
     #[must_use]
     pub fn closed() -> Self {
         Self {

@@ -1,10 +1,11 @@
-//! What to type instead of what other tools have: written by hand, for a guess by likeness may do harm (`top`, `stop`).
+//! Suggests what to type for words of other tools. The list is written by hand, because a guess by similarity may do
+//! harm (`top`, `stop`).
 
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// A sentence for an error in the arguments, where we know what was meant.
+/// A hint for an error in the arguments, if the intention is known.
 #[must_use]
 pub fn hint(arguments: &[OsString], usage: &clap::Error) -> Option<String> {
     let words: Vec<&str> = arguments.iter().skip(1).map_while(|word| word.to_str()).collect();
@@ -71,7 +72,7 @@ fn flag(word: &str) -> Option<&'static str> {
     })
 }
 
-/// A command or an image that is not where it belongs.
+/// A command or an image in the wrong place.
 fn command(words: &[&str], usage: &clap::Error) -> Option<String> {
     let verb = words.iter().find(|word| !word.starts_with('-'))?;
     let is_misplaced = matches!(
@@ -139,7 +140,7 @@ mod tests {
         }
     }
 
-    /// A hint that names a verb or a flag that we do not have would be worse than none.
+    /// A hint must name only commands and flags that exist.
     #[test]
     fn each_verb_of_a_hint_is_there() {
         let parser = command::parser(None);

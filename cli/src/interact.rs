@@ -1,4 +1,4 @@
-//! What goes from here into a process: keys or a file, and the size of the window.
+//! The input of a process: keys or a file, and the size of the window.
 
 use std::io::{self, IsTerminal, Read};
 use std::sync::Arc;
@@ -32,16 +32,16 @@ use terminal::RawTerminal;
 
 /// Bytes read from standard input at a time.
 const READ: usize = 16 * 1024;
-/// Reads of a keyboard that wait while there is no connection: the detach keys must be seen behind them.
+/// Number of keyboard reads that are buffered while there is no connection, so that the detach keys are still seen.
 const TYPED: usize = 4096;
-/// Time for the relay to hear that the input is free.
+/// How long to try to tell the relay that the input is free.
 const FAREWELL: Duration = Duration::from_secs(3);
 /// How long the first of the detach keys waits for the next one.
 const NEXT_KEY: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 500_000_000,
 };
-/// Ctrl-C, as a terminal in raw mode gives it.
+/// Ctrl-C, as a terminal in raw mode delivers it.
 const INTERRUPT: u8 = 3;
 
 /// How to interact.
@@ -49,18 +49,18 @@ const INTERRUPT: u8 = 3;
 pub struct Manner {
     /// The process is at a terminal.
     pub tty: bool,
-    /// Keys that leave it.
+    /// Keys that detach from it.
     pub detach_keys: DetachKeys,
     /// Take the input away from the current writer.
     pub take_over: bool,
-    /// A full-screen program is to draw its screen again.
+    /// Whether a full-screen program should draw its screen again.
     pub redraw: bool,
 }
 
-/// Why it cannot go on.
+/// Why the interaction cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The stream into the process has failed for good.
+    /// The stream to the process has failed for good.
     #[error(transparent)]
     Stream(#[from] stream::Error),
     /// Standard input cannot be read to its end.
@@ -68,21 +68,21 @@ pub enum Error {
     Input(io::Error),
 }
 
-/// What ends an interaction, or its input.
+/// An event that ends an interaction, or its input.
 #[derive(Debug)]
 pub enum Event {
     /// The detach keys were typed.
     Detached,
-    /// Ctrl-C was typed, and there is no process yet that could be given it.
+    /// Ctrl-C was typed, and there is no process yet that could receive it.
     Interrupted,
-    /// Nothing can be written any more, and why.
+    /// Nothing can be written anymore, and why.
     Lost(Error),
 }
 
-/// An interaction that goes on. Dropping it restores the terminal.
+/// A running interaction. Dropping it restores the terminal.
 pub struct Interaction {
     events: mpsc::Receiver<Event>,
-    /// Keeps `events` open where nothing is sent by it.
+    /// Keeps `events` open if nothing is sent.
     sender: mpsc::Sender<Event>,
     raw: Option<RawTerminal>,
     leaving: watch::Sender<bool>,
@@ -91,7 +91,7 @@ pub struct Interaction {
 }
 
 impl Interaction {
-    /// None: the process is only watched.
+    /// No interaction: the process is only watched.
     #[must_use]
     pub fn none() -> Self {
         let (sender, events) = mpsc::channel(4);
@@ -105,10 +105,9 @@ impl Interaction {
         }
     }
 
-    /// Standard input into the process from now on. At a terminal, for a process at one, key by key.
-    ///
+    /// Passes standard input to the process from now on; for a terminal and a process at one, key by key.
     /// # Errors
-    /// The terminal cannot be set so.
+    /// The mode of the terminal cannot be set.
     pub fn start<D: Dial + 'static>(dial: D, process: ProcessKey, manner: Manner) -> io::Result<Self> {
         let mut writer = Writer::new(dial, process, manner.take_over, manner.redraw);
         let is_raw = manner.tty && io::stdin().is_terminal();
@@ -121,20 +120,19 @@ impl Interaction {
         let (lost, left) = (interaction.sender.clone(), interaction.leaving.subscribe());
         interaction.writing = Some(tokio::spawn(async move {
             if let Err(error) = writer.run(said, left).await {
-                // Whoever listened may have gone.
+                // The receiver may be gone.
                 let _ = lost.send(Event::Lost(error.into())).await;
             }
         }));
         Ok(interaction)
     }
 
-    /// Standard input, and what becomes of it from now on. With keys: a terminal, key by key, which leave; and whether there
-    /// is somebody who could be given Ctrl-C.
-    ///
+    /// Reads standard input from now on. With keys, the input is a terminal that is read key by key; the keys detach,
+    /// and the flag says whether the process can receive Ctrl-C.
     /// # Errors
-    /// The terminal cannot be set so.
+    /// The mode of the terminal cannot be set.
     pub fn read(keys: Option<(DetachKeys, Arc<AtomicBool>)>) -> io::Result<(Self, mpsc::Receiver<Local>)> {
-        // Before the terminal is changed: from then on somebody must restore it.
+        // Before the terminal is changed: from then on it must be restored.
         let stops = keys.is_some().then(Stops::listen).transpose()?;
         let raw = keys.is_some().then(|| RawTerminal::enter(&io::stdin())).transpose()?;
         let (local, said) = mpsc::channel(if raw.is_some() { TYPED } else { 4 });
@@ -148,7 +146,7 @@ impl Interaction {
         });
         let interaction = Self { raw, ..Self::none() };
         let over = interaction.sender.clone();
-        // Not a task: nothing wakes a read of a terminal, and the program must not wait for it at its end.
+        // Not a task: nothing wakes a blocking read of a terminal, and the program must not wait for it at its end.
         thread::Builder::new().spawn(move || read(keyboard, &local, &over))?;
         Ok((interaction, said))
     }
@@ -165,7 +163,7 @@ impl Interaction {
         self.raw.is_some()
     }
 
-    /// Restores the terminal and lets go of the input, so that it can be taken elsewhere.
+    /// Restores the terminal and lets go of the input, so that another client can take it.
     pub async fn leave(mut self) {
         self.raw = None;
         self.leaving.send_replace(true);
@@ -174,7 +172,7 @@ impl Interaction {
         }
     }
 
-    /// What happens next, if anything does. Safe to cancel.
+    /// The next event, if there is one. Safe to cancel.
     pub async fn next(&mut self) -> Event {
         match self.events.recv().await {
             Some(event) => event,
@@ -183,7 +181,7 @@ impl Interaction {
     }
 }
 
-/// Size of the window in which standard input is, or else one of the other standard streams.
+/// Size of the window of standard input, or of another standard stream.
 #[must_use]
 pub fn window() -> Option<WindowSize> {
     let sizes = [
@@ -212,7 +210,7 @@ async fn watch_window(local: mpsc::Sender<Local>) {
     }
 }
 
-/// The shell may stop us and let us continue, as with `kill -TSTP` and `fg`.
+/// The shell may stop this program and continue it, as with `kill -TSTP` and `fg`.
 struct Stops {
     stopped: Option<tokio::signal::unix::Signal>,
     continued: tokio::signal::unix::Signal,
@@ -226,14 +224,14 @@ impl Stops {
         })
     }
 
-    /// Gives the shell its terminal back for as long as we are stopped.
+    /// Restores the terminal for the shell while this program is stopped.
     async fn watch(mut self, local: mpsc::Sender<Local>) {
         loop {
             tokio::select! {
                 () = signals::received(&mut self.stopped) => {
                     terminal::suspend();
-                    // This thread may run on for a moment: what follows waits for the word to continue. Nothing is left to
-                    // do where it fails.
+                    // This thread may run on for a moment: the next step waits for the signal to continue. If this
+                    // fails, there is nothing left to do.
                     let _ = kill_process(getpid(), Signal::STOP);
                 }
                 continued = self.continued.recv() => {
@@ -250,7 +248,7 @@ impl Stops {
     }
 }
 
-/// The shell has written into the window. A program that fills it draws it again when its size changes.
+/// The shell has written to the window. A full-screen program draws its screen again when the size changes.
 async fn redraw(local: &mpsc::Sender<Local>) -> Result<(), mpsc::error::SendError<Local>> {
     let Some(size) = window().filter(|size| size.rows > 1) else {
         return Ok(());
@@ -264,18 +262,18 @@ async fn redraw(local: &mpsc::Sender<Local>) -> Result<(), mpsc::error::SendErro
 /// A terminal in raw mode, key by key.
 struct Keyboard {
     keys: Keys,
-    /// The process has been written into.
+    /// Whether the process has received input.
     has_begun: Arc<AtomicBool>,
 }
 
 impl Keyboard {
-    /// Sends what is typed. True: it means that we leave.
+    /// Sends what is typed. Returns true if the user leaves.
     fn typed(&mut self, typed: &[u8], local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event>) -> bool {
         let (bytes, is_detached) = self.keys.apply(typed);
         self.send(bytes, is_detached, local, over)
     }
 
-    /// Sends what was held back for the rest of the detach keys, which does not come.
+    /// Sends the keys that were held back for the rest of the detach keys, which did not come.
     fn release(&mut self, local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event>) -> bool {
         let bytes = self.keys.release();
         self.send(bytes, false, local, over)
@@ -284,11 +282,11 @@ impl Keyboard {
     fn send(&self, bytes: Vec<u8>, is_detached: bool, local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event>) -> bool {
         let is_interrupt = bytes.contains(&INTERRUPT);
         if is_interrupt && !self.has_begun.load(Ordering::Relaxed) {
-            // Whoever listened may have gone.
+            // The receiver may be gone.
             return over.blocking_send(Event::Interrupted).is_err();
         }
         let is_taken = bytes.is_empty() || local.blocking_send(Local::Bytes(Bytes::from(bytes))).is_ok();
-        // Where nothing is taken any more, Ctrl-C leaves as well.
+        // If nothing takes the input anymore, Ctrl-C leaves as well.
         let leaves = is_detached || (is_interrupt && !is_taken);
         if leaves {
             let _ = over.blocking_send(Event::Detached);
@@ -311,7 +309,7 @@ fn read(mut keyboard: Option<Keyboard>, local: &mpsc::Sender<Local>, over: &mpsc
         let length = match stdin.read(&mut buffer) {
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            // A neighbor has left the pipe non-blocking: wait for it.
+            // Another process has made the pipe non-blocking: wait for data.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => match readable(&stdin) {
                 Ok(()) => continue,
                 Err(error) => return lost(error, local, over),
@@ -333,10 +331,10 @@ fn read(mut keyboard: Option<Keyboard>, local: &mpsc::Sender<Local>, over: &mpsc
     }
 }
 
-/// What was read is not the whole input, and that is told first: the end that follows is then never a success. Without an
-/// end the program would wait for ever.
+/// The input was not read completely. That is reported first, so that the following end is never a success. Without an
+/// end the program would wait forever.
 fn lost(error: io::Error, local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event>) {
-    // The receivers may have gone.
+    // The receivers may be gone.
     let _ = over.blocking_send(Event::Lost(Error::Input(error)));
     let _ = local.blocking_send(Local::End);
 }
@@ -344,7 +342,7 @@ fn lost(error: io::Error, local: &mpsc::Sender<Local>, over: &mpsc::Sender<Event
 /// Whether there is something to read within this time.
 fn is_readable(stdin: &io::Stdin, limit: Timespec) -> bool {
     let mut wanted = [PollFd::new(stdin, PollFlags::IN)];
-    // A read tells what is wrong.
+    // On an error, the read reports what is wrong.
     !matches!(poll(&mut wanted, Some(&limit)), Ok(0))
 }
 

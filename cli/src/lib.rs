@@ -1,8 +1,8 @@
 //! The command line of RemoteProcess.
 //!
-//! Arrows: api, proto, tls.
+//! Arrows: client, api, proto, tls.
 //! Invariant: standard output is the program's, byte for byte; standard error is the program's and our own lines, which
-//! begin with `rproc:`. The exit code is the program's, or 125 where it is not known, with a sentence.
+//! begin with `rproc:`. The exit code is the program's, or 125, with a message, if it is not known.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -22,7 +22,7 @@ pub mod print;
 pub mod progress;
 pub mod render;
 
-/// Parses the arguments, runs the verb, and answers the exit code.
+/// Parses the arguments, runs the command, and returns the exit code.
 #[must_use]
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.collect();
@@ -48,9 +48,9 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             command::launch::record_usage(&arguments, &text);
             return ExitCode::from(exit::UNKNOWN);
         }
-        // Help that was asked for, or that is the answer to no arguments at all, as with kubectl.
+        // Help was requested, or no arguments were given, as with kubectl.
         Err(help) => {
-            // Nothing is left to do where even the help cannot be written.
+            // If the help cannot be written, there is nothing left to do.
             let text = help.render();
             let _ = write!(std::io::stdout(), "{text}");
             return ExitCode::SUCCESS;
@@ -64,14 +64,13 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     let code = runtime.block_on(command::run(cli));
-    // A writer may be stuck in a pipe that nobody reads, and a forwarded stream may not have ended: wait for neither.
+    // A writer may be blocked in a pipe that is not read, and a forwarded stream may not have ended: wait for neither.
     runtime.shutdown_background();
     ExitCode::from(code)
 }
 
-/// What the verbs run on. One thread does everything but the writing of output: frames that go from thread to thread cost
-/// more than they gain.
-///
+/// The runtime of all commands. One thread does everything except writing output: moving frames from thread to thread
+/// costs more than it gains.
 /// # Errors
 /// The system gives no resources.
 pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

@@ -1,6 +1,5 @@
-//! The two standard streams: the program's bytes as they are, our own lines between them.
-//!
-//! One thread writes, so that a reader who does not read holds back the network and nothing else.
+//! The two standard streams: the program's bytes unchanged, with our own lines between them.
+//! One thread writes, so that a slow reader delays only the network.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -32,9 +31,9 @@ pub use remoteprocess_client::SinkError as Error;
 use crate::exit::Record;
 use writer::{Item, QUEUE, Writer};
 
-/// Time for a terminal to take the last bytes, before you leave.
+/// Time for a terminal to take the last bytes before rproc exits.
 const RESTORE: Duration = Duration::from_secs(1);
-/// How long a reader may hold the last answer back.
+/// How long a slow reader may delay the last answer.
 const LAST: Duration = Duration::from_secs(1);
 
 /// Where the program's output and our lines go. Cheap to clone.
@@ -97,45 +96,44 @@ impl Output {
         self.send(Item::Exit(self.source, Box::new(record))).await
     }
 
-    /// Says that nothing more comes of this process now.
-    ///
+    /// Signals that no more output of this process comes for now.
     /// # Errors
     /// An earlier write failed.
     pub async fn close(&self) -> Result<(), Error> {
         self.send(Item::Close(self.source)).await
     }
 
-    /// Queues a message of ours for standard error; each of its lines begins with `rproc:`.
-    ///
+    /// Queues a message for standard error; each of its lines begins with `rproc:`.
     /// # Errors
     /// An earlier write failed.
     pub async fn line(&self, text: &str) -> Result<(), Error> {
         self.send(Item::Line(prefixed(text))).await
     }
 
-    /// Answers a signal without waiting, past a queue that is full because nobody reads.
+    /// Answers a signal at once, bypassing a queue that is full because the output is not read.
     pub fn answer(&self, text: &str) {
         if self.queue.try_send(Item::Answer(prefixed(text))).is_err() {
-            // Where standard error is closed too, nobody listens.
+            // If standard error is closed too, the message has no reader.
             let _ = io::stderr().write_all(prefixed(text).as_bytes());
         }
     }
 
-    /// The last answer: rproc ends behind it, and the process keeps running. A reader who reads no more does not hold us.
+    /// Queues the last answer: rproc then exits, and the process keeps running. A reader that no longer reads does not
+    /// delay that.
     pub async fn answer_last(&self, text: &str) {
         self.answer(text);
         let _ = timeout(LAST, self.flush()).await;
     }
 
-    /// Brings the terminal back to where a shell expects it: the main screen, a visible cursor, a mouse that types
-    /// nothing. What was queued is written first. A terminal that takes nothing does not hold you.
+    /// Restores the terminal to the state that a shell expects: main screen, visible cursor, no mouse input. What was
+    /// queued is written first. A terminal that takes nothing does not delay the exit.
     pub async fn restore(&self) {
         let (done, wait) = oneshot::channel();
         let restored = async {
             self.send(Item::Restore(done)).await?;
             self.answered(wait).await
         };
-        // A terminal that cannot be written to needs nothing.
+        // A terminal that cannot be written needs nothing.
         let _ = timeout(RESTORE, restored).await;
     }
 
@@ -149,8 +147,7 @@ impl Output {
         self.answered(wait).await
     }
 
-    /// What [`Form::Hash`] has taken of the first process.
-    ///
+    /// The hashes of [`Form::Hash`] for the first process.
     /// # Errors
     /// A line of ours could not be written.
     pub async fn hashes(&self) -> Result<Hashes, Error> {
@@ -160,11 +157,11 @@ impl Output {
     }
 
     async fn answered<T>(&self, wait: oneshot::Receiver<T>) -> Result<T, Error> {
-        // What is queued while the writer ends may stay in the queue: then nobody answers, and nobody says so.
+        // An item that is queued while the writer ends may stay in the queue and get no answer.
         tokio::select! {
             biased;
             Ok(answer) = wait => Ok(answer),
-            // The writer closes the queue once it has told its error.
+            // The writer closes the queue after it has reported its error.
             () = self.queue.closed() => Err(self.error()),
         }
     }
@@ -205,13 +202,13 @@ pub fn shows_colors() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Writes lines of our own to standard error. It may be closed: that is no reason to end.
+/// Writes our own lines to standard error, which may be closed.
 pub fn complain(text: &str) {
     use std::io::Write;
     let _ = std::io::stderr().write_all(prefixed(text).as_bytes());
 }
 
-/// Our own lines, each marked as ours, ready for standard error.
+/// Our own lines, each marked as ours, for standard error.
 #[must_use]
 pub fn prefixed(text: &str) -> String {
     text.lines()
@@ -231,7 +228,7 @@ mod tests {
 
     impl Write for Shared {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Short writes are what pipes do.
+            // Pipes may write only a part.
             let taken = bytes.len().min(3);
             self.0.lock().unwrap().extend_from_slice(&bytes[..taken]);
             Ok(taken)
@@ -337,7 +334,7 @@ mod tests {
 
     #[tokio::test]
     async fn coming_back_to_a_terminal_types_nothing_into_the_program() {
-        // tmux asks for DA1 and DA2 at its start; the last query here is new.
+        // tmux sends DA1 and DA2 at its start; the last query here is new.
         let frames = || vec![at(100, "a\x1b[c\x1b[>"), at(108, "cb\x1b[6nlive\x1b[c")];
         let live_from = Cursor { stdout: 110, stderr: 0 };
         let typed = Control::Typed { live_from };

@@ -8,8 +8,7 @@ use serde::Serialize;
 use crate::failure::Failure;
 
 /// Writes to standard output; `| head` may close it.
-///
-/// # Errors
+/// It cannot be written.
 /// It cannot be written.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
@@ -29,8 +28,7 @@ pub enum DataFormat {
 
 impl DataFormat {
     /// Prints a value.
-    ///
-    /// # Errors
+    /// It cannot be written.
     /// It cannot be written.
     pub fn print(self, value: &impl Serialize) -> Result<(), Failure> {
         let text = match self {
@@ -41,7 +39,7 @@ impl DataFormat {
     }
 }
 
-/// As kubectl names an object in what it prints.
+/// The name of an object, as kubectl prints it.
 #[must_use]
 pub fn resource(name: &str) -> String {
     format!("remoteprocess.remoteprocess.dev/{name}")

@@ -1,4 +1,4 @@
-//! Says why nothing comes: while a process has not started, and while there is no connection.
+//! Reports why there is no output: while a process has not started, and while there is no connection.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::output::Output;
 
-/// A state that lasts no longer than this is not worth a line: each start goes through the usual ones.
+/// A state that lasts no longer than this is not reported: every start goes through the usual ones.
 const PATIENCE_USUAL: Duration = Duration::from_secs(4);
-/// The same of a state that means trouble.
+/// The same for a state that means trouble.
 const PATIENCE_TROUBLE: Duration = Duration::from_secs(1);
-/// A cut that lasts no longer than this is not worth a line.
+/// A broken connection that lasts no longer than this is not reported.
 const PATIENCE_CUT: Duration = Duration::from_secs(5);
 
-/// Reasons of a start that goes well.
+/// Reasons during a normal start.
 const USUAL: [Reason; 4] = [
     Reason::Unspecified,
     Reason::Waiting,
@@ -23,7 +23,7 @@ const USUAL: [Reason; 4] = [
     Reason::Enrolling,
 ];
 
-/// Says why nothing comes: while the process has not started, and while there is no connection.
+/// Reports why there is no output: while the process has not started, and while there is no connection.
 pub struct Messages {
     output: Output,
     name: String,
@@ -39,12 +39,12 @@ pub struct Messages {
 struct Line {
     due: Instant,
     text: String,
-    /// Output that comes does not contradict it.
+    /// Output that arrives does not end this state.
     outlives_output: bool,
 }
 
 impl Messages {
-    /// For the process called `name`.
+    /// For the process with this name.
     #[must_use]
     pub fn new(name: impl Into<String>, is_quiet: bool, output: &Output) -> Self {
         Self {
@@ -59,14 +59,14 @@ impl Messages {
         }
     }
 
-    /// Names the process in each sentence: it is followed together with others.
+    /// Adds the name of the process to each message, because it is followed together with others.
     #[must_use]
     pub fn among_many(mut self) -> Self {
         self.is_one_of_many = true;
         self
     }
 
-    /// The sentence with the process's name, where it is one of many.
+    /// The message, with the name of the process if it is one of many.
     #[must_use]
     pub fn about(&self, sentence: String) -> String {
         if self.is_one_of_many {
@@ -76,7 +76,7 @@ impl Messages {
         }
     }
 
-    /// The process runs, and may be held back by its own output: then bytes that come still prove nothing.
+    /// The process runs, and may be held back by its own output: then arriving bytes do not prove that it is not.
     fn held_back(&mut self, state: &State) {
         let name = &self.name;
         let text = match state.phase() {
@@ -110,7 +110,7 @@ impl Messages {
             let line = self.cut.as_ref().filter(|line| line.due <= now && !self.is_cut_said)?;
             self.is_cut_said = !self.is_quiet;
             if self.is_quiet {
-                // Only the clock is stopped.
+                // Only the timer is stopped.
                 self.cut = None;
                 return None;
             }
@@ -122,7 +122,7 @@ impl Messages {
 
 impl Progress for Messages {
     fn state(&mut self, state: &State) {
-        // The status calls a pause before the start by the same word, but its message is another.
+        // The status uses the same reason for a pause before the start, but its message differs.
         if matches!(
             state.phase(),
             Phase::Running | Phase::Paused | Phase::Stopping | Phase::Succeeded | Phase::Failed
@@ -139,7 +139,7 @@ impl Progress for Messages {
         if !is_known && self.last_said.as_ref() != Some(&text) {
             let is_usual = USUAL.contains(&state.reason());
             let patience = if is_usual { PATIENCE_USUAL } else { PATIENCE_TROUBLE };
-            // The clock of the first usual one runs on.
+            // The timer of the first usual state keeps running.
             let begun = self.waiting.take().filter(|_| is_usual).map(|line| line.due);
             let due = begun.unwrap_or_else(|| Instant::now() + patience);
             self.waiting = Some(Line {
@@ -160,7 +160,7 @@ impl Progress for Messages {
             .await
     }
 
-    /// Only the first of several in a row starts the clock.
+    /// Only the first of several in a row starts the timer.
     fn cut(&mut self, cause: String) {
         let text = self.about(format!(
             "no connection to the relay ({cause}); trying again, nothing is lost"
@@ -202,7 +202,7 @@ impl Progress for Messages {
     }
 }
 
-/// Whether the state of a running process speaks of output that is pushed back. An ordinary one has this very sentence, or
+/// Whether the state of a running process says that output is held back. An ordinary state has exactly this message, or
 /// none.
 fn is_pressed(state: &State) -> bool {
     !matches!(state.message.as_str(), "" | "the program is running")

@@ -1,4 +1,4 @@
-//! Text for people and for programs. Pure: nothing here asks anybody.
+//! Text for people and for programs. Pure: no I/O.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ pub mod description;
 pub mod row;
 pub mod template;
 
-/// `text` on one line, with whatever a terminal would act on made visible.
+/// `text` on one line, with everything on which a terminal would act made visible.
 #[must_use]
 pub fn escape(text: &str) -> String {
     text.chars()
@@ -24,7 +24,7 @@ pub fn escape(text: &str) -> String {
         })
 }
 
-/// A span of time as kubectl writes it: `5s`, `3m20s`, `90m`, `4h5m`, `3d`.
+/// A duration as kubectl prints it: `5s`, `3m20s`, `90m`, `4h5m`, `3d`.
 #[must_use]
 pub fn age(span: SignedDuration) -> String {
     let seconds = span.as_secs().max(0);
@@ -47,13 +47,13 @@ pub fn age(span: SignedDuration) -> String {
     }
 }
 
-/// How long ago `then` was, as [`age`]; empty where there is none.
+/// How long ago `then` was, as [`age`]; empty if there is none.
 #[must_use]
 pub fn since(then: Option<Timestamp>, now: Timestamp) -> String {
     then.map(|then| age(now.duration_since(then))).unwrap_or_default()
 }
 
-/// Columns as kubectl sets them: wide enough for each cell and three spaces more, none behind the last.
+/// Columns as kubectl prints them: wide enough for each cell plus three spaces, none after the last.
 #[derive(Debug, Default)]
 pub struct Table {
     widths: Vec<usize>,

@@ -1,4 +1,4 @@
-//! What is refused before anything is called, and what needs no cluster.
+//! Arguments that are refused before any call, and commands that need no cluster.
 
 use assert_cmd::Command;
 

@@ -1,4 +1,5 @@
-//! The way to the API server as a user types it: the program itself, a kubeconfig, and an API server of ours behind TLS.
+//! The connection to the API server as a user types it: the program itself, a kubeconfig, and an API server of the test
+//! behind TLS.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 #[path = "connect/api.rs"]

@@ -1,5 +1,5 @@
-//! The way to the relay against an API server and a relay of ours: the certificate, its cache, and what is said where a
-//! right is missing.
+//! The connection to the relay, with an API server and a relay of the test: the certificate, its cache, and the message
+//! if a right is missing.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::sync::{Arc, Mutex};
@@ -18,11 +18,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-/// An API server with the operator's signer behind it.
+/// An API server that includes the operator's signer.
 struct Fake {
     authority: Authority,
     user: &'static str,
-    /// What the next certificate requests are answered with.
+    /// The denial with which the next certificate requests are answered.
     denial: Option<&'static str>,
     forbidden: Option<&'static str>,
     /// Whether all credentials are refused.
@@ -93,7 +93,7 @@ impl Fake {
     }
 }
 
-/// The bytes between the lines of a PEM text, by way of a JSON byte string.
+/// The bytes of a PEM text, from a JSON byte string.
 fn der(pem: &str) -> Vec<u8> {
     let text: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
     serde_json::from_value::<k8s_openapi::ByteString>(text.into())
@@ -130,7 +130,7 @@ impl Drop for World {
     }
 }
 
-/// A relay behind mutual TLS that serves nothing: connecting is what is tried.
+/// A relay behind mutual TLS that serves nothing: the tests only connect.
 async fn world() -> World {
     remoteprocess_tls::install_crypto_provider();
     let domain: TrustDomain = "remoteprocess.local".parse().unwrap();
@@ -249,7 +249,7 @@ async fn a_missing_right_is_named_with_its_rule() {
     }
 }
 
-/// An authenticator that is down answers 401, too: a follower that was connected goes on trying.
+/// An authenticator that is down also answers 401: a follower that was connected keeps trying.
 #[tokio::test]
 async fn credentials_that_are_renewed_may_be_refused_for_a_while() {
     for is_renewed in [true, false] {
@@ -294,7 +294,7 @@ async fn a_relay_whose_name_nobody_knows_is_final() {
     assert!(text.contains("nosuch.invalid:443 cannot be resolved"), "{text}");
 }
 
-/// Grants one CONNECT after the other, to `target`, and tells what it was asked for.
+/// Grants each CONNECT, to `target`, and records the requests.
 async fn connect_proxy(target: String) -> (u16, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -1,4 +1,4 @@
-//! A terminal in raw mode is as it was on every way out: detach keys, signals, a panic, an end without a word.
+//! A terminal in raw mode is restored in every case: detach keys, signals, a panic, an abrupt end.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::ffi::OsStr;
@@ -29,7 +29,7 @@ use tonic::transport::Channel;
 const MODE: &str = "RPROC_TEST_WAY_OUT";
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// There is no relay: the terminal is restored all the same.
+/// There is no relay; the terminal is restored nevertheless.
 struct Nowhere;
 
 impl Dial for Nowhere {
@@ -61,7 +61,7 @@ async fn program() {
     assert!(interaction.is_raw());
     if mode == "panic" {
         let _ = std::panic::catch_unwind(|| panic!("on purpose"));
-        // As where a panic aborts: nothing is dropped.
+        // As if a panic aborts: nothing is dropped.
         std::process::abort();
     }
     if mode == "drop" {
@@ -80,14 +80,14 @@ async fn program() {
     std::process::exit(code);
 }
 
-/// Reads standard input as every verb does, and says what has come of it.
+/// Reads standard input as every command does, and reports the result.
 async fn read_input() -> ! {
     let (mut interaction, mut said) = Interaction::read(None).unwrap();
     let mut total = 0;
     while let Some(Local::Bytes(bytes)) = said.recv().await {
         total += bytes.len();
     }
-    // It is told before the end.
+    // It is reported before the end.
     let is_lost = interaction.next().now_or_never().is_some();
     eprintln!("total={total} lost={is_lost}");
     std::process::exit(0);
@@ -110,7 +110,7 @@ async fn run_command(signals: Signals) -> ! {
     std::process::exit(code.into());
 }
 
-/// Whole lines, echo, keys that send signals, and new lines as lines.
+/// Whether the terminal has whole lines, echo, keys that send signals, and new lines as lines.
 fn is_cooked(terminal: &OwnedFd) -> bool {
     let modes = tcgetattr(terminal).unwrap();
     let local = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
@@ -127,7 +127,7 @@ impl Terminal {
         Self::run_by(&[], mode)
     }
 
-    /// Run by these words, as `nohup` or a shell would be.
+    /// Runs it through these words, as `nohup` or a shell would.
     fn run_by(words: &[&str], mode: &str) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
@@ -166,7 +166,7 @@ impl Terminal {
     fn wait_until_stopped(&self) {
         let end = Instant::now() + DEADLINE;
         let stat = format!("/proc/{}/stat", self.child.id());
-        // The state stands behind the name (proc_pid_stat(5)).
+        // The state follows the name (proc_pid_stat(5)).
         while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
             assert!(Instant::now() < end, "it does not stop");
             std::thread::park_timeout(Duration::from_millis(5));
@@ -200,7 +200,7 @@ impl Drop for Terminal {
 fn the_detach_keys_leave() {
     let mut terminal = Terminal::run("wait");
     terminal.wait_until_raw();
-    // The first Ctrl-P is none of the two.
+    // The first Ctrl-P is not part of the sequence.
     terminal.types(b"ls\r\x10x\x10\x11");
     assert_eq!(terminal.ends().code(), Some(0));
     assert!(terminal.is_cooked());
@@ -219,7 +219,7 @@ fn ctrl_c_is_ours_until_there_is_a_process() {
 fn ctrl_c_leaves_a_command_that_cannot_be_reached() {
     let mut terminal = Terminal::run("exec");
     terminal.wait_until_raw();
-    // These are for the command.
+    // These keys are for the command.
     terminal.types(b"ls\r\x10\x11");
     terminal.types(b"\x03");
     assert_eq!(terminal.ends().code(), Some(130));
@@ -263,7 +263,7 @@ fn after_fg_the_terminal_is_raw_again() {
     assert!(terminal.is_cooked(), "the shell has its terminal");
     kill_process(pid, Signal::CONT).unwrap();
     terminal.wait_until_raw();
-    // Stopped without a word, and a shell that sets the terminal itself.
+    // Stopped by SIGSTOP, and a shell that sets the terminal itself.
     kill_process(pid, Signal::STOP).unwrap();
     terminal.wait_until_stopped();
     tcsetattr(&terminal.master, OptionalActions::Now, &cooked).unwrap();
@@ -274,7 +274,7 @@ fn after_fg_the_terminal_is_raw_again() {
     assert!(terminal.is_cooked());
 }
 
-/// What `read_input` has read of this.
+/// A program that runs `read_input` with this input.
 fn reads(input: impl Into<Stdio>) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "program", "--nocapture", "--test-threads=1"])

@@ -83,8 +83,8 @@ pub(crate) async fn create(processes: &Api<RemoteProcess>, image: &str, command:
     Ok(created.metadata.name.unwrap_or_default())
 }
 
-/// Writes standard output from `offset` to the end of the process, over as many connections as it takes, and says whether it
-/// is what the agent sealed.
+/// Writes standard output from `offset` to the end of the process, over as many connections as it takes, and returns
+/// whether it matches the agent's seal.
 pub(crate) async fn follow(
     relay: impl Dial,
     process: ProcessKey,
@@ -121,7 +121,7 @@ pub(crate) async fn follow(
     verify(&exit, offset, follower.sink.hash)
 }
 
-/// The seal has the hash of the whole stream: it says nothing about a part.
+/// The seal has the hash of the whole stream, so it cannot verify a part.
 fn verify(exit: &Exit, offset: u64, hash: Sha256) -> Result<String> {
     let seal = exit.seal.as_ref().filter(|_| exit.sealed);
     let seal = seal
@@ -137,7 +137,7 @@ fn verify(exit: &Exit, offset: u64, hash: Sha256) -> Result<String> {
     ))
 }
 
-/// A sink: what comes is written and hashed.
+/// A sink that writes and hashes the output.
 struct Copy<W> {
     out: W,
     hash: Sha256,

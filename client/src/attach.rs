@@ -18,7 +18,7 @@ use crate::stream::{
     Broken, End, Error, Local, Requests, connect, due, finish, left, mend, next, opened, session_name,
 };
 
-/// How long the window is a line shorter, so that a full-screen program draws everything again.
+/// How long the window is one line shorter, so that a full-screen program draws everything again.
 pub const SHORTER: Duration = Duration::from_millis(150);
 /// Longest pause between two tries before the first connection.
 const FIRST_WAIT: Duration = Duration::from_millis(300);
@@ -36,7 +36,7 @@ pub struct Writer<D> {
 }
 
 impl<D: Dial> Writer<D> {
-    /// Nothing is connected yet.
+    /// A writer without a connection so far.
     pub fn new(dial: D, process: ProcessKey, take_over: bool, redraw: bool) -> Self {
         Self {
             dial,
@@ -56,16 +56,15 @@ impl<D: Dial> Writer<D> {
         self.has_begun.clone()
     }
 
-    /// The size of the window at first.
+    /// The initial size of the window.
     pub const fn resize(&mut self, size: WindowSize) {
         self.pending.window = Some(size);
     }
 
-    /// Writes what is said locally, until its end is accepted, nobody reads any more, or `leaving` becomes true. Who
-    /// leaves tells the relay, so that another may have the input.
-    ///
+    /// Writes the local input until its end is accepted, there is no reader anymore, or `leaving` becomes true. When
+    /// you leave, the relay is told, so that another writer may have the input.
     /// # Errors
-    /// What another connection would not change.
+    /// An error that another connection would not fix.
     pub async fn run(&mut self, mut local: mpsc::Receiver<Local>, leaving: watch::Receiver<bool>) -> Result<(), Error> {
         let mut backoff = Backoff::default();
         loop {
@@ -79,7 +78,7 @@ impl<D: Dial> Writer<D> {
             if known != self.pending.accepted() {
                 backoff = Backoff::default();
             }
-            // A process that has just been made has its first agent at any moment.
+            // A new process has its first agent at any moment.
             let wait = backoff.wait().min(if self.pending.accepted().is_some() {
                 Duration::MAX
             } else {
@@ -134,7 +133,7 @@ impl<D: Dial> Writer<D> {
     ) -> Result<End<()>, Error> {
         let say = |said| requests.send(request(asked(said)));
         let mut is_begun = false;
-        // When the window gets its true size.
+        // When the window gets its real size.
         let mut restore_at = None;
         loop {
             let has_room = is_begun && self.pending.has_room();
@@ -144,7 +143,8 @@ impl<D: Dial> Writer<D> {
                         Ok(answer) => answer,
                         Err(broken) => return self.mend(broken),
                     };
-                    // Nobody reads the rest. Where the entrypoint is lost, nobody knows how far the input has come either.
+                    // The rest has no reader. If the entrypoint is lost, it is also not known how far the input has
+                    // come.
                     if answer.is_over {
                         return Ok(End::Over(()));
                     }
@@ -169,7 +169,7 @@ impl<D: Dial> Writer<D> {
         }
     }
 
-    /// The size of the window; where the screen is to be drawn again, a smaller one first. Until when, then.
+    /// Sends the size of the window; if the screen should be drawn again, a smaller one first. Returns until when.
     fn say_first_size(&mut self, say: impl Fn(Said)) -> Option<Instant> {
         let window = self.pending.window?;
         if std::mem::take(&mut self.redraw) && window.rows > 1 {

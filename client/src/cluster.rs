@@ -1,4 +1,4 @@
-//! One cluster, as one user: its API server, and what a failed call to it means.
+//! One cluster, as one user: its API server, and the meaning of failed calls.
 
 use std::path::PathBuf;
 
@@ -75,7 +75,7 @@ impl Rule {
         }
     }
 
-    /// The rule as the API server is asked about it.
+    /// The rule in the form of a question to the API server.
     fn attributes(&self, namespace: Option<&str>) -> ResourceAttributes {
         let (resource, part) = self.resource.split_once('/').unwrap_or((self.resource, ""));
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -89,7 +89,7 @@ impl Rule {
         }
     }
 
-    /// The rule as it stands in a role, and who has it.
+    /// The rule as it is written in a role, and which role has it.
     fn yaml(&self, operator_namespace: &str) -> String {
         let role = match (self.role, self.group) {
             (names::CONNECT_ROLE, "") => format!("Role {} in namespace {operator_namespace}", self.role),
@@ -110,26 +110,25 @@ The {role} has it: ask for a binding to it.",
 pub struct Cluster {
     /// Client of its API server.
     pub client: Client,
-    /// Namespace of the processes that are spoken of.
+    /// Namespace of the processes.
     pub namespace: String,
     /// Namespace of the operator.
     pub operator_namespace: String,
     /// Address of the API server.
     pub url: String,
-    /// The credentials in words.
+    /// Description of the credentials.
     pub account: Account,
-    /// The way to its addresses.
+    /// Connects to its addresses.
     pub connector: Connector,
     /// `--server`.
     pub server: Option<String>,
-    /// Folder for client certificates, where there is one.
+    /// Folder for client certificates, if there is one.
     pub cache: Option<PathBuf>,
 }
 
 impl Cluster {
-    /// Reads the configuration as kubectl does; in a pod, that of its ServiceAccount. Runs a credential plugin, and calls
-    /// nobody else yet.
-    ///
+    /// Reads the configuration as kubectl does; in a pod, that of its ServiceAccount. Runs a credential plugin, and
+    /// makes no other call yet.
     /// # Errors
     /// There is no configuration, it is wrong, or it has no credentials.
     pub async fn open(options: &ClusterOptions) -> Result<Self, Error> {
@@ -190,7 +189,7 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// The same without a type: what a newer operator writes is not dropped.
+    /// The same without a type: unknown fields of a newer operator are kept.
     #[must_use]
     pub fn objects(&self, is_everywhere: bool) -> Api<DynamicObject> {
         let resource = ApiResource::erase::<RemoteProcess>(&());
@@ -201,8 +200,7 @@ impl Cluster {
         }
     }
 
-    /// Calls the API server and returns any answer, also a refusal.
-    ///
+    /// Calls the API server and returns after any answer, including a refusal.
     /// # Errors
     /// There is no answer.
     pub async fn reach(&self) -> Result<(), Error> {
@@ -215,7 +213,7 @@ impl Cluster {
         }
     }
 
-    /// A sentence for a failed call to the API server; a missing right is named as YAML.
+    /// A message for a failed call to the API server; a missing right is shown as YAML.
     #[must_use]
     pub fn sentence(&self, error: &kube::Error, rule: &Rule, what: &str) -> String {
         match error {
@@ -256,7 +254,7 @@ impl Cluster {
         }
     }
 
-    /// A sentence for a right that is missing, with the rule as YAML.
+    /// A message for a missing right, with the rule as YAML.
     #[must_use]
     pub fn refusal(&self, rule: &Rule, what: &str) -> String {
         format!(
@@ -265,7 +263,7 @@ impl Cluster {
         )
     }
 
-    /// Whether you have a right; `None` where the API server does not say.
+    /// Whether you have a right; `None` if the API server does not say.
     pub async fn has_right(&self, rule: &Rule, namespace: Option<&str>) -> Option<bool> {
         let review = SelfSubjectAccessReview {
             spec: SelfSubjectAccessReviewSpec {
@@ -285,7 +283,7 @@ impl Cluster {
         format!("cannot {what}: {url} does not know you. Credentials sent: {means} ({owner}). {fix}")
     }
 
-    /// The same on the way to the relay.
+    /// As [`Self::explain`], on the way to the relay.
     #[must_use]
     pub fn dial_error(&self, error: &kube::Error, rule: &Rule, what: &str) -> DialError {
         let sentence = self.sentence(error, rule, what);
@@ -303,15 +301,15 @@ impl Cluster {
         }
     }
 
-    /// The same as the end of a verb.
+    /// As [`Self::explain`], as the error of a command.
     #[must_use]
     pub fn error(&self, error: &kube::Error, rule: &Rule, what: &str) -> Error {
         Error::Api(self.sentence(error, rule, what))
     }
 }
 
-/// Checks a namespace. An empty one counts as absent, as in kubectl: `NS` unset in a script must not mean all namespaces.
-///
+/// Checks a namespace. An empty one counts as absent, as in kubectl: an unset `NS` in a script must not mean all
+/// namespaces.
 /// # Errors
 /// The text cannot be a namespace.
 pub fn namespace_name(text: &str) -> Result<String, String> {
@@ -325,12 +323,12 @@ pub fn namespace_name(text: &str) -> Result<String, String> {
     )
 }
 
-/// The API server refused the credentials, or got none and takes us for anonymous.
+/// The API server refused the credentials, or got none and treats us as anonymous.
 fn is_unknown_user(status: &Status) -> bool {
     status.code == 401 || (status.code == 403 && status.message.contains("User \"system:anonymous\""))
 }
 
-/// Quota, admission and Pod Security answer 403 too; what they say needs no rule.
+/// Quota, admission and Pod Security answer 403 too; their messages need no rule.
 fn is_rbac(message: &str) -> bool {
     message.contains("cannot") && message.contains("is forbidden: User")
 }
@@ -340,14 +338,14 @@ fn cache() -> Option<PathBuf> {
     let path = |name: &str| {
         std::env::var_os(name)
             .map(PathBuf::from)
-            // A relative path is invalid and is ignored: the private key must not get into the working directory.
+            // A relative path is invalid and ignored: the private key must not get into the working directory.
             .filter(|path| path.is_absolute())
     };
     let folder = path("XDG_CACHE_HOME").or_else(|| path("HOME").map(|home| home.join(".cache")))?;
     Some(folder.join("rproc"))
 }
 
-/// The API server has nothing under this path; an object that is not there is told otherwise.
+/// Whether the API server has nothing at this path; a missing object is reported differently.
 fn is_unknown(message: &str) -> bool {
     message.contains("could not find the requested") || message.contains("404 page not found")
 }

@@ -1,4 +1,4 @@
-//! Connections to the relay: how they are made, and why there is none.
+//! Connections to the relay: how they are opened, and why there is none.
 
 use std::error;
 use std::time::Duration;
@@ -11,25 +11,24 @@ use tonic::{Code, Status};
 
 use crate::retry::Backoff;
 
-/// Longest time for one connection to be made, a new certificate included.
+/// Time limit for opening one connection, including a new certificate.
 pub const DIAL_LIMIT: Duration = Duration::from_secs(40);
-/// A stream is given up when nothing came for this long; heartbeats come every 10 s.
+/// A stream is dropped when nothing came for this long; heartbeats come every 10 s.
 pub const SILENCE_LIMIT: Duration = remoteprocess_proto::timing::SILENCE;
-/// How long a relay may not know a process that has just been made.
+/// How long a relay may not know a process that was just created.
 pub const NEW_LIMIT: Duration = Duration::from_secs(15);
-/// How long one call that is not a stream may take, with all its tries.
+/// Time limit for one call that is not a stream, with all its tries.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 
-/// Makes connections to the relay.
+/// Opens connections to the relay.
 pub trait Dial: Send {
     /// A new connection.
     fn dial(&mut self) -> impl Future<Output = Result<Channel, DialError>> + Send;
 
-    /// The relay did not take our certificate: the next connection needs a new one.
+    /// The relay did not accept our certificate: the next connection needs a new one.
     fn discredit(&mut self);
 
-    /// One call that is not a stream, tried again while the relay cannot be reached.
-    ///
+    /// Makes one call that is not a stream, and retries while the relay cannot be reached.
     /// # Errors
     /// The relay's refusal, or no connection within 30 s.
     fn call<T, F>(&mut self, call: impl Fn(RelayClient<Channel>) -> F) -> impl Future<Output = Result<T, CallError>>
@@ -52,7 +51,7 @@ pub trait Dial: Send {
                 };
                 match &error {
                     CallError::Relay(status) if status.code() == Code::Unauthenticated => self.discredit(),
-                    // A call is not known to be without effect: only what says that it did not arrive is tried again.
+                    // A call may already have had an effect: only an error that says that it did not arrive is retried.
                     CallError::Relay(status) if matches!(status.code(), Code::Unavailable | Code::Unknown) => {}
                     CallError::Dial(DialError::Unreachable(_)) => {}
                     _ => return Err(error),
@@ -67,7 +66,7 @@ pub trait Dial: Send {
     }
 }
 
-/// A client whose messages have the size that every peer accepts.
+/// A client with the message size that every peer accepts.
 pub(crate) fn client(channel: Channel) -> RelayClient<Channel> {
     RelayClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
 }
@@ -75,24 +74,24 @@ pub(crate) fn client(channel: Channel) -> RelayClient<Channel> {
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DialError {
-    /// Another try is of no use: a missing right, say.
+    /// A retry is useless: for example, a right is missing.
     #[error("{0}")]
     Refused(String),
-    /// What is needed is not there. It may come back where it was there before.
+    /// Something required does not exist. It may come back if it existed before.
     #[error("{0}")]
     Missing(String),
-    /// Another try may succeed.
+    /// A retry may succeed.
     #[error("{0}")]
     Unreachable(String),
 }
 
-/// Why a call brought no answer.
+/// Why a call got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// The relay's refusal.
     #[error("{}", .0.message())]
     Relay(Status),
-    /// There is no way to it.
+    /// The relay cannot be reached.
     #[error(transparent)]
     Dial(#[from] DialError),
 }
@@ -105,8 +104,7 @@ pub struct Address {
 }
 
 impl Address {
-    /// Reads `host:port`; an address of version 6 is in brackets.
-    ///
+    /// Parses `host:port`; an IPv6 address is in brackets.
     /// # Errors
     /// The text is anything else.
     pub fn parse(text: &str) -> Result<Self, String> {
@@ -127,7 +125,7 @@ impl Address {
     }
 }
 
-/// The innermost reason, which says more than the outer ones.
+/// The innermost error, which is more specific than the outer ones.
 #[must_use]
 pub fn innermost(error: &(dyn error::Error + 'static)) -> String {
     let mut current = error;

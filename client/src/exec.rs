@@ -1,4 +1,4 @@
-//! A further command in a process's container, over any number of connections.
+//! Another command in a process's container, over any number of connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,40 +17,41 @@ use crate::sink::{Progress, Sink, during};
 use crate::stream::pending::{Pending, Said};
 use crate::stream::{Broken, End, Error, Local, Requests, connect, finish, left, mend, next, opened, session_name};
 
-/// Bytes of output after which the agent is told that they are here: it keeps 256 KiB.
+/// Number of bytes of output after which the agent is told that they arrived: it keeps 256 KiB.
 const CONFIRM: u64 = 64 * 1024;
-/// After a cut of so long Ctrl-C is no longer for the command: it leaves.
+/// When the connection has been broken for this long, Ctrl-C leaves instead of going to the command.
 const CUT: Duration = Duration::from_secs(5);
 
 const LEFT_UNTOLD: Over = Over::Left { is_told: false };
 
-/// How a session is over.
+/// How a session ended.
 #[derive(Debug)]
 pub enum Over {
     /// The command has ended.
     Exit(Box<Exit>),
-    /// The user here leaves.
+    /// The local user left.
     Left {
-        /// The relay knows: the command is ended now, and not when it has been left alone for long.
+        /// The relay knows: the command is ended now, and not only after the session was left alone for long.
         is_told: bool,
     },
 }
 
-/// A session that is begun once, and joined again after each cut.
+/// A session that is started once, and joined again after each break.
 pub struct Exec<D, S, P> {
     dial: D,
     open: ExecOpen,
     pending: Pending,
     sink: S,
     progress: P,
-    /// Output that is here, and how much of it the agent knows of.
+    /// Output that has arrived, and how much of it the agent knows about.
     received: Cursor,
     confirmed: u64,
     is_connected: Arc<AtomicBool>,
 }
 
 impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
-    /// Nothing is connected yet. `open` says what to run; the session's name and what was received are filled in here.
+    /// A session without a connection so far. `open` says what to run; the session's name and the received offsets are
+    /// filled in here.
     pub fn new(dial: D, open: ExecOpen, sink: S, progress: P) -> Self {
         Self {
             dial,
@@ -67,27 +68,26 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
         }
     }
 
-    /// Whether there is a connection, or was one a moment ago: then Ctrl-C is for the command.
+    /// Whether there is a connection, or was one a moment ago: then Ctrl-C goes to the command.
     #[must_use]
     pub fn is_connected(&self) -> Arc<AtomicBool> {
         self.is_connected.clone()
     }
 
-    /// Where the command's output goes.
+    /// The sink of the command's output.
     #[must_use]
     pub const fn sink(&self) -> &S {
         &self.sink
     }
 
-    /// The size of the window at first.
+    /// The initial size of the window.
     pub const fn resize(&mut self, size: WindowSize) {
         self.pending.window = Some(size);
     }
 
-    /// Passes on what is said locally and writes what comes, until the command has ended or the user here leaves.
-    ///
+    /// Passes on local input and writes the output, until the command has ended or the user leaves.
     /// # Errors
-    /// What another connection would not change.
+    /// An error that another connection would not fix.
     pub async fn run(
         &mut self,
         mut local: mpsc::Receiver<Local>,
@@ -167,7 +167,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
                             let over = Over::Exit(Box::new(exit));
                             return Ok(End::Over(hang_up(requests, answers, over).await));
                         }
-                        // Nobody will read the rest, or nobody can.
+                        // The rest will not, or cannot, be read.
                         Err(error) => return Err(hang_up(requests, answers, error).await),
                     }
                 }
@@ -181,7 +181,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
         }
     }
 
-    /// Takes an answer; the end of the command, if it is that.
+    /// Handles an answer; returns the end of the command if it is that.
     async fn hear(
         &mut self,
         answer: Option<Answer>,
@@ -237,7 +237,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
     }
 }
 
-/// Says that nobody comes back; then this.
+/// Tells the relay that the client does not come back, then returns this.
 async fn hang_up<T>(requests: Requests<ExecRequest>, answers: Streaming<ExecResponse>, then: T) -> T {
     requests.send(request(Asked::HangUp(HangUp {})));
     finish(requests, answers).await;

@@ -10,8 +10,8 @@ use tokio::io::DuplexStream;
 use crate::cluster::{Cluster, Rule};
 use crate::dial::DialError;
 
-/// Opens a stream to a ready relay pod, through the API server. Answers the pod's name, and a function that gives the
-/// stream away once: a broken one is never mended, the caller dials anew.
+/// Opens a stream to a ready relay pod, through the API server. Returns the pod's name, and a function that gives the
+/// stream away once: a broken stream is not repaired, the caller dials again.
 pub(crate) async fn open(
     cluster: &Cluster,
 ) -> Result<
@@ -54,7 +54,7 @@ pub(crate) async fn open(
     Ok((name, open))
 }
 
-/// One of the ready pods; different clients take different ones.
+/// One of the ready pods; different clients use different ones.
 fn choose(pods: &[Pod], seed: u32) -> Option<&Pod> {
     let ready: Vec<&Pod> = pods.iter().filter(|pod| is_ready(pod)).collect();
     ready.get(seed as usize % ready.len().max(1)).copied()

@@ -2,7 +2,7 @@
 
 use remoteprocess_proto::v1::{Gap, GapReason};
 
-/// One sentence about a range of output that is lost.
+/// A message about a range of output that is lost.
 #[must_use]
 pub fn loss(gap: &Gap) -> String {
     let stream = gap.stream().name();
@@ -24,7 +24,7 @@ pub fn loss(gap: &Gap) -> String {
     format!("{range} {explained}")
 }
 
-/// One sentence about all ranges that are lost; `None` where none is.
+/// A message about all ranges that are lost; `None` if there is none.
 #[must_use]
 pub fn losses(gaps: &[Gap]) -> Option<String> {
     let first = loss(gaps.first()?);

@@ -1,5 +1,5 @@
-//! The client certificate: a key of our own, a `CertificateSigningRequest`, the operator's signature, a file for the
-//! next call. The API server stamps into the request who asked; nothing here says who we are.
+//! The client certificate: a key of our own, a `CertificateSigningRequest`, the operator's signature, and a file for
+//! the next call. The API server records the user in the request; nothing here says who we are.
 
 use std::fs;
 use std::io::{self, Write};
@@ -22,15 +22,14 @@ use crate::cluster::{Cluster, Rule};
 use crate::dial::{DialError, innermost};
 use crate::trust::Trust;
 
-/// How long the operator may take to sign.
+/// Time limit for the operator's signature.
 const SIGN_LIMIT: Duration = Duration::from_secs(30);
-/// How long the certificate is asked for; the operator may give less.
+/// The requested lifetime of the certificate; the operator may grant less.
 const LIFETIME_SECONDS: i32 = 3600;
 
-/// A certificate that is valid for a while: the cached one where `may_be_cached`, else a new one, which is cached.
-///
+/// A certificate that is valid for a while: the cached one if `may_be_cached`, otherwise a new one, which is cached.
 /// # Errors
-/// A missing right, a refusal, or no signature in time; each with what mends it.
+/// A missing right, a refusal, or no signature in time; each with its fix.
 pub async fn certificate(cluster: &Cluster, trust: &Trust, may_be_cached: bool) -> Result<Arc<Identity>, DialError> {
     let user = user(cluster).await?;
     let path = cache_path(cluster, trust, &user);
@@ -50,14 +49,14 @@ pub async fn certificate(cluster: &Cluster, trust: &Trust, may_be_cached: bool) 
         ))
     })?;
     if let Some(path) = path {
-        // Without a cache each call asks for a certificate of its own: slower, and all right (a read-only home).
+        // Without a cache (a read-only home, for example) each call requests a certificate of its own, which is only
+        // slower.
         let _ = store(&path, &chain, &request.key_pem);
     }
     Ok(identity)
 }
 
-/// Who the API server says we are.
-///
+/// Who we are according to the API server.
 /// # Errors
 /// It does not say.
 pub async fn user(cluster: &Cluster) -> Result<UserInfo, DialError> {
@@ -88,7 +87,7 @@ async fn sign(cluster: &Cluster, csr_pem: &str) -> Result<String, DialError> {
                 None if Instant::now() >= deadline => return Err(DialError::Unreachable(unsigned(cluster, &name))),
                 None => {}
             },
-            // The API server may stumble while we wait; a refusal is one.
+            // The API server may fail temporarily while we wait; a refusal is final.
             Err(error) => match cluster.dial_error(&error, &rule, what) {
                 DialError::Unreachable(_) if Instant::now() < deadline => {}
                 refusal => return Err(refusal),
@@ -148,8 +147,8 @@ fn unsigned(cluster: &Cluster, name: &str) -> String {
     )
 }
 
-/// `<hash>.pem` in the cache; the hash covers cluster, user, groups and CAs, so that a certificate is never shown for
-/// another user, or to another installation.
+/// `<hash>.pem` in the cache; the hash covers cluster, user, groups and CAs, so that a certificate is never used for
+/// another user or another installation.
 fn cache_path(cluster: &Cluster, trust: &Trust, user: &UserInfo) -> Option<PathBuf> {
     let folder = cluster.cache.as_ref()?;
     let mut groups = user.groups.clone().unwrap_or_default();

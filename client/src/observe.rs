@@ -1,4 +1,4 @@
-//! Waits on an object of the API server: by a watch, with a get behind each end of one.
+//! Waits on an object of the API server: with a get, followed by a watch, repeatedly.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::retry::Backoff;
 
 /// How long the API server keeps one watch open.
 const WATCH_SECONDS: u32 = 60;
-/// How long one get and one watch may take together. An API server that hangs is asked again.
+/// Time limit for one get and one watch together. If the API server hangs, it is asked again.
 const LOOK_LIMIT: Duration = Duration::from_secs(2 * WATCH_SECONDS as u64);
 
 /// What was seen last.
@@ -20,7 +20,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(2 * WATCH_SECONDS as u64);
 pub enum Seen {
     /// The object as it is.
     There(Box<RemoteProcess>),
-    /// It is not there (any more, or under this uid).
+    /// It does not exist (anymore, or with this uid).
     Gone,
 }
 
@@ -35,19 +35,18 @@ impl Seen {
     }
 }
 
-/// Why the wait ended without an answer.
+/// Why the wait ended without a result.
 #[derive(Debug)]
 pub enum Error {
-    /// The time is over.
+    /// The time limit was reached.
     TimedOut(Option<Box<RemoteProcess>>),
     /// The API server refuses.
     Api(kube::Error),
 }
 
-/// Looks at the object until `judge` gives an answer. An API server that is away is waited for.
-///
+/// Observes the object until `judge` returns a result. Waits for an unavailable API server.
 /// # Errors
-/// The deadline has come, or the API server refuses.
+/// The deadline was reached, or the API server refuses.
 pub async fn until<T>(
     api: &Api<RemoteProcess>,
     name: &str,
@@ -79,7 +78,7 @@ pub async fn until<T>(
     }
 }
 
-/// One get and one watch behind it. `None`: the watch has ended.
+/// One get, followed by one watch. `None`: the watch has ended.
 async fn look<T>(
     api: &Api<RemoteProcess>,
     name: &str,

@@ -1,4 +1,4 @@
-//! Follows the output of one process over any number of connections: nothing twice, nothing left out in silence.
+//! Follows the output of one process over any number of connections: nothing twice, nothing silently left out.
 
 use futures::FutureExt;
 use remoteprocess_proto::metadata::{ATTEMPT, UID};
@@ -16,19 +16,19 @@ mod ledger;
 
 pub use ledger::{Inconsistent, Ledger, Want};
 
-/// Why following ended without an answer.
+/// Why following ended without a result.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The relay refused, for good.
     #[error("{}", .0.message())]
     Relay(Status),
-    /// There is no way to the relay.
+    /// The relay cannot be reached.
     #[error(transparent)]
     Dial(#[from] DialError),
     /// The relay's offsets contradict what was received.
     #[error(transparent)]
     Inconsistent(#[from] Inconsistent),
-    /// Whether another attempt follows cannot be seen.
+    /// It cannot be determined whether another attempt follows.
     #[error("{0}")]
     NextAttempt(String),
     /// The output cannot be written.
@@ -39,7 +39,7 @@ pub enum Error {
 /// How one connection ended.
 enum End {
     Exit(Box<v1::Exit>),
-    /// Everything that was there is written; the process still runs.
+    /// All existing output is written; the process still runs.
     Complete,
     Cut {
         cause: String,
@@ -50,24 +50,23 @@ enum End {
 
 /// One process whose output is being followed.
 pub struct Follower<D, S, P> {
-    /// Where connections come from.
+    /// The source of connections.
     pub dial: D,
-    /// What was asked for and what has been received.
+    /// What was requested and what has been received.
     pub ledger: Ledger,
-    /// Where it is written.
+    /// Where the output is written.
     pub sink: S,
-    /// Who is told what happens meanwhile.
+    /// Is told what happens in the meantime.
     pub progress: P,
-    /// Until then a process that the relay does not know is one that it does not know yet.
+    /// Until this time, the relay may not know a process yet.
     pub unknown_until: Instant,
 }
 
 impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
-    /// Writes the output until the process has ended (or, where it is not to be followed, until what is there now is
-    /// written), over as many connections as it takes. `None`: it has not ended.
-    ///
+    /// Writes the output until the process has ended (or, without `follow`, until the existing output is written), over
+    /// as many connections as it takes. `None`: it has not ended.
     /// # Errors
-    /// What another connection would not change. Everything received until then is written.
+    /// An error that another connection would not fix. Everything received until then is written.
     pub async fn run(&mut self) -> Result<Option<v1::Exit>, Error> {
         let mut backoff = Backoff::default();
         let mut has_connected = false;
@@ -120,7 +119,7 @@ impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
         *has_connected = true;
         let mut was_alive = false;
         loop {
-            // A clock is set only where a frame has to be waited for.
+            // A timer is set only if a frame must be awaited.
             let next = match messages.next().now_or_never() {
                 Some(next) => Ok(next),
                 None => {
@@ -146,7 +145,7 @@ impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
         }
     }
 
-    /// Takes what the relay says of the stream before it begins.
+    /// Reads what the relay says about the stream before it begins.
     async fn accept(&mut self, metadata: &MetadataMap, messages: Messages) -> Result<Messages, Error> {
         let text = |key| {
             metadata
@@ -186,19 +185,19 @@ impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
                 self.ledger.heartbeat(&heartbeat);
             }
             Some(Frame::Exit(exit)) => return Ok(Some(exit)),
-            // Of the other stream, or a frame of a newer relay, which is not output.
+            // Of the other stream, or a frame of a newer relay that is not output.
             Some(Frame::Data(_) | Frame::Spool(_)) | None => {}
         }
         Ok(None)
     }
 
-    /// Whether another connection can mend what the relay answered.
+    /// Whether another connection can fix the relay's answer.
     fn retry(&mut self, status: Status, was_alive: bool) -> Result<End, Error> {
         match Retry::of(&status) {
             Retry::Never => return Err(Error::Relay(status)),
             Retry::Unknown if Instant::now() >= self.unknown_until => return Err(Error::Relay(status)),
             Retry::NewCertificate => self.dial.discredit(),
-            // The relay limits followers; a place becomes free.
+            // The relay limits the number of followers; a place becomes free.
             Retry::Reconnect | Retry::Unknown | Retry::Held => {}
         }
         Ok(cut(&cause(&status), was_alive))

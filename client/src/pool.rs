@@ -9,11 +9,11 @@ use crate::cluster::Cluster;
 use crate::dial::{Dial, DialError};
 use crate::relay::Relay;
 
-/// One connection for the streams of several processes. The first stream that finds it broken makes the next one.
+/// One connection for the streams of several processes. The first stream that finds it broken opens the next one.
 #[derive(Clone)]
 pub struct Shared {
     line: Arc<Mutex<Line>>,
-    /// The connection that this stream was given last; 0 for none.
+    /// The connection that this stream used last; 0 for none.
     seen: u64,
     is_discredited: bool,
 }
@@ -25,7 +25,7 @@ struct Line {
 }
 
 impl Shared {
-    /// Nothing is connected yet.
+    /// A pool without a connection so far.
     #[must_use]
     pub fn new(cluster: Arc<Cluster>) -> Self {
         let line = Line {

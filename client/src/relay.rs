@@ -1,7 +1,6 @@
-//! The way to the API server and to the relay.
-//!
-//! The relay is reached by `--server`, by the address that the operator publishes, or by a port-forward through the API
-//! server, in this order.
+//! Connects to the relay.
+//! It uses `--server`, the address that the operator publishes, or a port-forward through the API server, in this
+//! order.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,12 +17,12 @@ use crate::dial::{Address, Dial, DialError, innermost};
 use crate::trust::Trust;
 use crate::{forward, login};
 
-/// How long the published address may take before a port-forward is tried instead.
+/// How long to try the published address before a port-forward is used instead.
 const PUBLISHED_LIMIT: Duration = Duration::from_secs(3);
-/// How long the name of a relay may take to be resolved.
+/// Time limit for resolving the name of a relay.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Connections to the relay, with a certificate that is renewed before it ends. Once it has been connected, the API
+/// Connections to the relay, with a certificate that is renewed before it expires. After the first connection, the API
 /// server is needed only for a port-forward and for the next certificate.
 #[derive(Clone)]
 pub struct Relay {
@@ -35,7 +34,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Nothing is connected yet.
+    /// A relay without a connection so far.
     #[must_use]
     pub fn new(cluster: Arc<Cluster>) -> Self {
         Self {
@@ -47,8 +46,7 @@ impl Relay {
         }
     }
 
-    /// What the operator says of itself.
-    ///
+    /// The information that the operator publishes about itself.
     /// # Errors
     /// As [`Trust::read`].
     pub async fn trust(&mut self) -> Result<Trust, DialError> {
@@ -56,7 +54,7 @@ impl Relay {
         let trust = match (known, self.trust.clone()) {
             (Some(trust), _) => trust,
             (None, None) => Trust::read(&self.cluster).await?,
-            // What was true before the API server went away may still be.
+            // What was true before the API server became unavailable may still be.
             (None, Some(old)) => Trust::read(&self.cluster).await.unwrap_or(old),
         };
         if self.trust.as_ref().is_none_or(|old| old.bundle != trust.bundle) {
@@ -115,7 +113,7 @@ impl Relay {
         Ok((channel, Way::Forwarded(pod)))
     }
 
-    /// Connects to an address, directly or through the proxy that the cluster or the environment names.
+    /// Connects to an address, directly or through the proxy of the cluster or the environment.
     async fn reach(&self, dialer: &Dialer, text: &str) -> Result<Channel, DialError> {
         let Address { host, port } = Address::parse(text).map_err(DialError::Refused)?;
         let connector = self.cluster.connector.clone();
@@ -139,15 +137,14 @@ impl Relay {
         })
     }
 
-    /// Connects, and says by which way.
-    ///
+    /// Connects, and returns how.
     /// # Errors
-    /// There is no way.
+    /// No way succeeded.
     pub async fn connect_by(&mut self) -> Result<(Channel, Way), DialError> {
         match self.connect().await {
             Ok(connected) => Ok(connected),
             Err(error) => {
-                // A new installation has new CAs: read again what to trust.
+                // A new installation has new CAs: read the trust again.
                 self.is_trust_stale = true;
                 Err(error)
             }
@@ -177,7 +174,7 @@ pub enum Way {
     Forwarded(String),
 }
 
-/// A name that nobody knows is no network trouble that passes.
+/// An unknown name is not a temporary network problem.
 async fn resolve(address: &str) -> Result<(), DialError> {
     let why = match tokio::time::timeout(RESOLVE_LIMIT, tokio::net::lookup_host(address)).await {
         Ok(Ok(_)) => return Ok(()),
@@ -189,7 +186,7 @@ async fn resolve(address: &str) -> Result<(), DialError> {
     )))
 }
 
-/// Whether something answered that is not our relay: no TLS, or another certificate.
+/// Whether another server than our relay answered: no TLS, or another certificate.
 fn is_other_server(error: &remoteprocess_tls::Error) -> bool {
     let mut current: Option<&(dyn error::Error + 'static)> = Some(error);
     while let Some(error) = current {

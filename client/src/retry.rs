@@ -1,4 +1,4 @@
-//! When to try again: which answers another connection may mend, and how long to wait before it.
+//! When to retry: which errors another connection may fix, and how long to wait before it.
 
 use std::time::Duration;
 
@@ -48,14 +48,15 @@ impl Retry {
             | Code::Unimplemented
             | Code::DataLoss => Self::Never,
             Code::Unauthenticated => Self::NewCertificate,
-            // TLS 1.3 tells a client that its certificate is refused only when it reads: as an alert after the handshake.
+            // TLS 1.3 tells a client that its certificate is refused only when it reads: as an alert after the
+            // handshake.
             _ if cause(status).contains("fatal alert") => Self::NewCertificate,
             _ => Self::Reconnect,
         }
     }
 }
 
-/// The innermost reason of a failed call, which says more than the outer ones.
+/// The innermost error of a failed call, which is more specific than the outer ones.
 #[must_use]
 pub fn cause(status: &Status) -> String {
     std::error::Error::source(status).map_or_else(|| status.message().to_owned(), innermost)

@@ -1,4 +1,4 @@
-//! Where the output of a process goes, and who is told what happens meanwhile.
+//! Where the output of a process goes, and what is told about its progress.
 
 use std::future::pending;
 
@@ -7,10 +7,10 @@ use remoteprocess_proto::v1::{Data, Gap, State};
 /// Why a sink takes nothing more.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
-    /// The reader of the pipe has gone, as with `| head -1`.
+    /// The reader of the pipe is gone, as with `| head -1`.
     #[error("the reader of the output is gone")]
     Closed,
-    /// The disk is full, or the like.
+    /// For example, the disk is full.
     #[error("cannot write the output: {0}")]
     Write(String),
 }
@@ -20,7 +20,7 @@ pub trait Sink: Send {
     /// What follows is the output of this attempt. May be called more than once for the same attempt.
     fn attempt(&mut self, attempt: u32) -> impl Future<Output = Result<(), SinkError>> + Send;
 
-    /// Takes bytes. Returns late to slow the relay down.
+    /// Takes bytes. Return late to slow the relay down.
     fn data(&mut self, data: Data) -> impl Future<Output = Result<(), SinkError>> + Send;
 
     /// Takes a range that never comes.
@@ -30,7 +30,7 @@ pub trait Sink: Send {
     fn flush(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
 }
 
-/// Learns what happens while output is followed. Each method does nothing unless you write it; `()` learns nothing.
+/// Is told what happens while output is followed. Each method does nothing by default; `()` ignores everything.
 pub trait Progress: Send {
     /// The state of a process that has not ended.
     fn state(&mut self, _state: &State) {}
@@ -43,20 +43,20 @@ pub trait Progress: Send {
         async { Ok(()) }
     }
 
-    /// The connection broke, or could not be made. Another one is made; nothing is lost.
+    /// The connection broke, or could not be opened. Another one is opened; nothing is lost.
     fn cut(&mut self, _cause: String) {}
 
-    /// A message came: the connection works.
+    /// A message arrived: the connection works.
     fn alive(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send {
         async { Ok(()) }
     }
 
-    /// Returns when there is something to tell although nothing comes. Dropped at any time.
+    /// Returns when there is something to report although nothing arrives. May be dropped at any time.
     fn due(&self) -> impl Future<Output = ()> + Send {
         pending()
     }
 
-    /// Tells what is due. Never dropped before it returns.
+    /// Reports what is due. Never dropped before it returns.
     fn tell(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send {
         async { Ok(()) }
     }
@@ -64,7 +64,7 @@ pub trait Progress: Send {
 
 impl Progress for () {}
 
-/// Waits for `future`, and tells meanwhile what is due.
+/// Waits for `future`, and reports what is due in the meantime.
 pub(crate) async fn during<F: Future>(progress: &mut impl Progress, future: F) -> Result<F::Output, SinkError> {
     let mut future = std::pin::pin!(future);
     loop {

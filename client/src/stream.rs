@@ -1,4 +1,4 @@
-//! A stream of input that survives its connections: what is sent, what may be sent again, and why it ends.
+//! A stream of input that survives its connections: what to send, what to send again, and why it ends.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -19,10 +19,10 @@ use crate::sink::SinkError;
 
 pub(crate) mod pending;
 
-/// Time for the last word of the relay when this side lets go.
+/// Time for the relay's last message when this side lets go.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// What happens on this side.
+/// An event on this side.
 #[derive(Clone, Debug)]
 pub enum Local {
     /// More input.
@@ -39,25 +39,25 @@ pub enum Error {
     /// The relay refused, for good.
     #[error("{}", .0.message())]
     Relay(Status),
-    /// There is no way to the relay.
+    /// The relay cannot be reached.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// To continue would lose or double bytes.
+    /// To continue would lose or duplicate bytes.
     #[error("the relay has accepted {accepted} bytes of input where between {from} and {to} were sent")]
     Inconsistent {
-        /// What it says.
+        /// The offset that it reports.
         accepted: u64,
         /// What it had accepted before.
         from: u64,
         /// What was sent.
         to: u64,
     },
-    /// Likewise of output.
+    /// The same for output.
     #[error("the relay has sent output from byte {offset} on where byte {expected} comes next")]
     Misplaced {
-        /// What it has sent.
+        /// The offset that it sent.
         offset: u64,
-        /// What was to come.
+        /// The offset that was expected.
         expected: u64,
     },
     /// The output cannot be written.
@@ -65,7 +65,7 @@ pub enum Error {
     Output(#[from] SinkError),
 }
 
-/// A name that nobody else gives to what is opened, over all connections.
+/// A unique name for what is opened, the same over all connections.
 pub(crate) fn session_name() -> String {
     let now = jiff::Timestamp::now().as_nanosecond();
     format!("{now:x}-{:x}", std::process::id())
@@ -74,14 +74,14 @@ pub(crate) fn session_name() -> String {
 /// How one connection ended.
 pub(crate) enum End<T> {
     Over(T),
-    /// And why.
+    /// The connection broke, and why.
     Cut(String),
 }
 
 /// The requests of one connection.
 pub(crate) struct Requests<T>(mpsc::UnboundedSender<T>);
 
-/// The same on their way.
+/// The stream of these requests.
 pub(crate) struct RequestStream<T>(mpsc::UnboundedReceiver<T>);
 
 impl<T> Requests<T> {
@@ -94,7 +94,7 @@ impl<T> Requests<T> {
         (Self(requests), RequestStream(outgoing))
     }
 
-    /// Fails only when the connection has broken, which its answers tell.
+    /// Fails only when the connection has broken, which its answers report.
     pub(crate) fn send(&self, request: T) {
         let _ = self.0.send(request);
     }
@@ -110,7 +110,7 @@ impl<T> Stream for RequestStream<T> {
 
 /// Why one connection is of no more use.
 pub(crate) enum Broken {
-    /// There is no way to the relay.
+    /// The relay cannot be reached.
     Dial(DialError),
     /// The relay's answer.
     Refused(Status),
@@ -127,7 +127,7 @@ pub(crate) async fn connect(dial: &mut impl Dial) -> Result<RelayClient<Channel>
     }
 }
 
-/// The answers of a call, once the relay has taken it.
+/// The answers of a call, once the relay has accepted it.
 pub(crate) async fn opened<A>(
     call: impl Future<Output = Result<Response<Streaming<A>>, Status>>,
 ) -> Result<Streaming<A>, Broken> {
@@ -148,9 +148,8 @@ pub(crate) async fn next<A>(answers: &mut Streaming<A>) -> Result<A, Broken> {
 }
 
 /// Whether another connection helps; prepares for it.
-///
 /// # Errors
-/// Another connection would not help. `is_early`: a process that the relay does not know may become known.
+/// Another connection would not help. `is_early`: the relay may still learn of an unknown process.
 pub(crate) fn mend<T>(dial: &mut impl Dial, broken: Broken, is_early: bool) -> Result<End<T>, Error> {
     let status = match broken {
         Broken::Dial(error) => return Err(error.into()),
@@ -166,7 +165,7 @@ pub(crate) fn mend<T>(dial: &mut impl Dial, broken: Broken, is_early: bool) -> R
     Ok(End::Cut(cause(&status)))
 }
 
-/// Returns when you leave.
+/// Returns when the user leaves.
 pub(crate) async fn left(leaving: &watch::Receiver<bool>) {
     // The sender lives as long as there is something to leave.
     if leaving.clone().wait_for(|is_leaving| *is_leaving).await.is_err() {
@@ -182,7 +181,7 @@ pub async fn due(at: Option<Instant>) {
     }
 }
 
-/// The end of the requests is a word; then the relay ends its answers.
+/// Ends the requests, after which the relay ends its answers.
 pub(crate) async fn finish<T, A>(requests: Requests<T>, mut answers: Streaming<A>) {
     drop(requests);
     let _ = timeout(FAREWELL, async { while let Ok(Some(_)) = answers.message().await {} }).await;

@@ -1,4 +1,4 @@
-//! What the operator tells its clients: its CAs, its trust domain, and where the relay is.
+//! What the operator publishes for its clients: its CAs, its trust domain, and the address of the relay.
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
@@ -8,14 +8,14 @@ use remoteprocess_tls::TrustDomain;
 use crate::cluster::{Cluster, Rule};
 use crate::dial::DialError;
 
-/// What the operator tells its clients.
+/// What the operator publishes for its clients.
 #[derive(Clone, Debug)]
 pub struct Trust {
     /// The CAs, PEM.
     pub bundle: String,
-    /// The domain in which roles are named.
+    /// The domain of all roles.
     pub domain: TrustDomain,
-    /// The published address, where there is one.
+    /// The published address, if there is one.
     pub server: Option<String>,
 }
 

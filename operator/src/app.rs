@@ -1,4 +1,4 @@
-//! Wiring: starts every part of the operator and ends them in order.
+//! Starts all parts of the operator and ends them in order.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -35,9 +35,10 @@ use crate::relay::live::{Budget, Context, LiveAttempts};
 use crate::relay::reconcile::{self, Reconciler};
 use crate::relay::status::Recorder;
 
-/// What the rings of all live attempts together may hold, in bytes: part of the 512 MiB that the chart gives a replica.
+/// Maximum memory of the rings of all live attempts together, in bytes: part of the 512 MiB that the chart gives a
+/// replica.
 const RING_MEMORY: usize = 96 << 20;
-/// Between two tries to get the authority going while the API server is away.
+/// Pause between two attempts to load the authority while the API server is unavailable.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// The sockets, bound before anything else so that a port in use is noticed at once.
@@ -121,7 +122,7 @@ impl Connect for AgentDialer {
     }
 }
 
-/// Loads the authority; an API server that is away only delays it.
+/// Loads the authority, and retries while the API server is unavailable.
 async fn authority(client: &Client, config: &Config) -> Arc<AuthorityHandle> {
     loop {
         let settings = AuthorityConfig {
@@ -149,7 +150,7 @@ struct Relay {
     sessions: LiveAttempts,
     archive: Archive,
     recorder: Recorder,
-    /// Fires when the directory knows what there is.
+    /// Fires when the directory has received its first lists.
     delivered: CancellationToken,
     shutdown: CancellationToken,
 }
@@ -181,7 +182,7 @@ impl Relay {
         }
     }
 
-    /// Keeps the archive within its limits; never ends.
+    /// Keeps the archive within its limits; never returns.
     fn retain(&self, retention: Retention) -> impl Future<Output = ()> + use<> {
         let (archive, directory, delivered) = (self.archive.clone(), self.directory.clone(), self.delivered.clone());
         async move {
@@ -190,7 +191,7 @@ impl Relay {
         }
     }
 
-    /// Both listeners, from the moment when the watch has delivered; then what was left undone by a former life.
+    /// Serves both listeners once the watch has delivered, after recording what an earlier replica left undone.
     async fn run(
         &self,
         config: &Config,

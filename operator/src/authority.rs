@@ -1,7 +1,6 @@
 //! The certificate authority of the installation: the CA, the published bundle and the signing of requests.
-//!
-//! Every replica holds the CA: the first one makes it, the others read it. The Secret and the ConfigMap belong to no
-//! release and no object, so that running agents find the same CA after a re-install.
+//! Every replica holds the CA: the first one creates it, the others read it. The Secret and the ConfigMap belong to no
+//! release and have no owner, so that running agents find the same CA after a re-installation.
 
 pub mod csr;
 pub mod guard;
@@ -24,17 +23,17 @@ use tokio_util::sync::CancellationToken;
 /// Life of the operator's own leaf.
 const OPERATOR_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// Life of an agent's leaf.
+/// Lifetime of an agent's leaf.
 const AGENT_LIFETIME: Duration = Duration::from_secs(3600);
 
-/// Longest life of a user's leaf.
+/// Maximum lifetime of a user's leaf.
 const USER_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// How long a CA is trusted after another one replaced it: longer than a leaf of an agent or a user lives. The operator's
 /// own leaf is renewed at once.
 const FORMER_LIFETIME: Duration = Duration::from_secs(2 * 3600);
 
-/// How often the Secret and the ConfigMap are looked at: a new CA is in use this long after it was put into the Secret.
+/// How often the Secret and the ConfigMap are read: a new CA in the Secret is in use after this time at the latest.
 const REFRESH: Duration = Duration::from_secs(60);
 
 /// Where the authority keeps its objects, and what it tells clients.
@@ -54,10 +53,10 @@ pub enum Error {
     /// The API server refused a request or did not answer.
     #[error("the API server")]
     Kube(#[from] kube::Error),
-    /// A certificate or key is not as it should be.
+    /// A certificate or key is invalid.
     #[error("a certificate")]
     Tls(#[from] remoteprocess_tls::Error),
-    /// The Secret of the CA is there, but unusable. It is never overwritten.
+    /// The Secret of the CA exists, but is unusable. It is never overwritten.
     #[error("the Secret {name} has no usable {key}")]
     Secret {
         /// Name of the Secret.
@@ -95,17 +94,17 @@ pub struct AuthorityHandle {
     identity: Arc<Identity>,
 }
 
-/// The CA as one version of the Secret has it, and those before it.
+/// The CA as read from one version of the Secret, and the CAs before it.
 struct Loaded {
     authority: Authority,
-    /// What the Secret says is to be trusted.
+    /// The CAs that the Secret says to trust.
     own_bundle_pem: String,
-    /// That, and the former CAs.
+    /// These, and the former CAs.
     bundle_pem: String,
     former: Vec<Former>,
 }
 
-/// What a former version of the Secret said is to be trusted. Leaves of it still live.
+/// The CAs that a former version of the Secret said to trust. Leaves signed by them may still be valid.
 #[derive(Clone)]
 struct Former {
     bundle_pem: String,
@@ -113,7 +112,7 @@ struct Former {
 }
 
 impl Loaded {
-    /// `next` in place of this one: what this one trusted stays trusted for as long as a leaf of it may live.
+    /// Replaces this one by `next`: CAs that this one trusted stay trusted for as long as a leaf of theirs may live.
     fn succeeded_by(&self, next: Self, now: SystemTime) -> Result<Self, Error> {
         let mut former: Vec<Former> = self
             .former
@@ -138,11 +137,11 @@ impl Loaded {
 }
 
 impl AuthorityHandle {
-    /// Reads the CA from its Secret, or makes it where there never was one (of several replicas the first one wins),
+    /// Reads the CA from its Secret, or creates it if there never was one (of several replicas the first one wins),
     /// publishes the bundle and issues the operator's own leaf.
-    ///
     /// # Errors
-    /// The API server does not answer, the Secret holds something unusable, or it is gone although its CA was published.
+    /// The API server does not answer, the content of the Secret is unusable, or it is gone although its CA was
+    /// published.
     pub async fn load_or_create(client: Client, config: AuthorityConfig) -> Result<Arc<Self>, Error> {
         let loaded = secret::load_or_create(&client, &config).await?;
         let (chain, key) = loaded.authority.issue(&Role::Operator, None, OPERATOR_LIFETIME)?;
@@ -174,8 +173,7 @@ impl AuthorityHandle {
         &self.config.trust_domain
     }
 
-    /// Signs the key of a request (PKCS#10 DER) for the agent of a pod. Answers the chain, PEM.
-    ///
+    /// Signs the key of a request (PKCS#10 DER) for the agent of a pod. Returns the chain, PEM.
     /// # Errors
     /// A request that does not prove its key or has another kind of key than P-256.
     pub fn sign_agent(&self, csr: &[u8], namespace: &str, pod_uid: &str) -> Result<String, remoteprocess_tls::Error> {
@@ -189,8 +187,7 @@ impl AuthorityHandle {
             .sign_csr_der(csr, &role, None, AGENT_LIFETIME)
     }
 
-    /// Signs the key of a request for a user; no longer than an hour. Answers the chain, PEM.
-    ///
+    /// Signs the key of a request for a user, for at most an hour. Returns the chain, PEM.
     /// # Errors
     /// As [`AuthorityHandle::sign_agent`].
     pub fn sign_user(&self, csr: &[u8], user: &User, lifetime: Duration) -> Result<String, remoteprocess_tls::Error> {
@@ -201,8 +198,8 @@ impl AuthorityHandle {
             .sign_csr_der(csr, &Role::User, Some(user), lifetime)
     }
 
-    /// Keeps the leaf renewed, the CA as its Secret has it, and the bundle published, until `shutdown`. Failures are
-    /// logged and tried again; what is in use stays in use.
+    /// Renews the leaf, reloads the CA from its Secret, and keeps the bundle published, until `shutdown`. Failures are
+    /// logged and retried; what is in use stays in use.
     pub async fn run(&self, shutdown: CancellationToken) {
         loop {
             tokio::select! {
@@ -219,7 +216,7 @@ impl AuthorityHandle {
         }
     }
 
-    /// Until the next look; sooner where the leaf is due before that, but never a busy loop.
+    /// How long to wait before the next refresh: shorter if the leaf is due earlier, but never a busy loop.
     fn pause(&self) -> Duration {
         let due = self
             .identity
@@ -280,7 +277,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Objects by their path: what is posted or applied is there from then on.
+    /// An API server that stores what is posted or applied, by path.
     fn stored(store: &Store, call: &Call) -> (u16, Value) {
         let mut objects = store.lock().unwrap_or_else(PoisonError::into_inner);
         match call.method {
@@ -325,7 +322,7 @@ pub(crate) mod tests {
         let (all, racing) = (store.clone(), store.clone());
         let first = AuthorityHandle::load_or_create(fake_api::client(move |call| stored(&all, &call)), config());
         let first = first.await.expect("made");
-        // The second one sees no Secret at first, and loses the race to create it.
+        // The second replica sees no Secret at first, and loses the race to create it.
         let mut asked = false;
         let client = fake_api::client(move |call| {
             if call.path == SECRET && !std::mem::replace(&mut asked, true) {

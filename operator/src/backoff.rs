@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Objects in one page of a list, for every watch of ours. An object that a user writes can have 1.5 MiB, the API
-/// server's limit for a request, and the operator has to survive a page of the largest ones.
+/// Number of objects in one page of a list, for all our watches. An object that a user writes can have 1.5 MiB, the API
+/// server's limit for a request, and the operator must survive a page of the largest ones.
 pub const WATCH_PAGE: u32 = 50;
 
 /// Pauses that double from a first to a longest one.
@@ -15,7 +15,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// For every watch of ours. kube's own default grows to 30 s, which is too long for a user who waits for output or a
+    /// For all our watches. kube's own default grows to 30 s, which is too long for a user who waits for output or a
     /// login.
     pub const WATCH: Self = Self::new(Duration::from_millis(100), Duration::from_secs(2));
 
@@ -42,14 +42,14 @@ impl Backoff {
         pause
     }
 
-    /// The pause after so many failures in a row, counted from 1.
+    /// The pause after this many failures in a row, counted from 1.
     #[must_use]
     pub fn after(&self, failures: u32) -> Duration {
         let doubled = 1 << failures.saturating_sub(1).min(16);
         self.first.saturating_mul(doubled).min(self.longest)
     }
 
-    /// After a success the next pause is the first again.
+    /// Resets the pause to the first one, after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

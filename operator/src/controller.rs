@@ -1,9 +1,8 @@
-//! The controller: one pod per attempt, and a status that is true.
-//!
-//! One file per step: [`observe`] the pod, [`validate`] the specification, decide on the
-//! [`phase`](crate::phase), write the [`status`](crate::status), then [`build`] and [`apply`] the pod or [`cleanup`].
-//! The status comes before the act: an attempt is named there before its pod is created,
-//! and ended there before its pod is deleted. Only the leader runs it.
+//! The controller: one pod per attempt, and a correct status.
+//! One file per step: [`observe`] the pod, [`validate`] the spec, decide on the [`phase`](crate::phase), write the
+//! [`status`](crate::status), then [`build`] and [`apply`] the pod or [`cleanup`]. The status is written before the
+//! action: an attempt is named there before its pod is created, and ended there before its pod is deleted. Only the leader
+//! runs the controller.
 
 mod apply;
 mod build;
@@ -45,27 +44,27 @@ use crate::phase::{self, Memory, Situation, Verdict};
 use crate::report::Reporter;
 use crate::status;
 
-/// Objects that are worked on at the same time.
+/// Number of objects reconciled at the same time.
 const CONCURRENCY: u16 = 32;
-/// A process that has not ended is looked at this often even if no event comes.
+/// A process that has not ended is reconciled this often even if no event arrives.
 const RESYNC: Duration = Duration::from_secs(60);
-/// After so many failures in a row the cache is not believed.
+/// After this many failures in a row the cache is not trusted.
 const DISTRUST: u32 = 4;
 /// First and longest wait after the API server refused a pod.
 const REFUSED_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// What the controller is told.
+/// The controller's configuration.
 #[derive(Clone)]
 pub struct Config {
-    /// What new agents are told. The bundle in it is replaced by `ca_bundle` for each pod.
+    /// Settings of new agents. Their bundle is replaced by `ca_bundle` for each pod.
     pub agent: AgentSettings,
-    /// The certificates that are trusted now, PEM.
+    /// Returns the certificates that are trusted now, PEM.
     pub ca_bundle: Arc<dyn Fn() -> String + Send + Sync>,
     /// Namespaces whose processes are reconciled; none: all.
     pub namespaces: Vec<String>,
 }
 
-/// What each pass needs.
+/// What each reconcile needs.
 struct Context {
     client: Client,
     config: Config,
@@ -75,8 +74,8 @@ struct Context {
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
-/// Reconciles all processes of `directory`, which the relay keeps up to date, until `shutdown`; passes under way end
-/// first.
+/// Reconciles all processes of `directory`, which the relay keeps up to date, until `shutdown`; running reconciles
+/// finish first.
 pub async fn run(client: Client, config: Config, directory: Directory, shutdown: CancellationToken) {
     metrics().leading.set(1);
     let _not_leading = NotLeading;
@@ -98,7 +97,7 @@ pub async fn run(client: Client, config: Config, directory: Directory, shutdown:
     join_all(loops).await;
 }
 
-/// However the term ends, also by being dropped, the gauge says so.
+/// Resets the gauge however the term ends, also if it is dropped.
 struct NotLeading;
 
 impl Drop for NotLeading {
@@ -107,7 +106,7 @@ impl Drop for NotLeading {
     }
 }
 
-/// Reconciles what `triggers` names, until it ends.
+/// Reconciles each object of `triggers`, until the stream ends.
 async fn reconcile_all(
     context: Context,
     processes: Store<RemoteProcess>,
@@ -130,7 +129,7 @@ async fn reconcile_all(
     .await;
 }
 
-/// When to try again after a failed pass.
+/// When to retry after a failed reconcile.
 #[allow(clippy::needless_pass_by_value, reason = "the signature that the applier asks for")]
 fn retry(process: Arc<RemoteProcess>, error: &Error, context: Arc<Context>) -> Action {
     metrics().count_pass(error.category());
@@ -142,7 +141,7 @@ fn retry(process: Arc<RemoteProcess>, error: &Error, context: Arc<Context>) -> A
     Action::requeue(error.retry(failures))
 }
 
-/// One pass over one process.
+/// Reconciles one process.
 #[instrument(skip_all, fields(namespace = process.namespace(), name = process.name_any()))]
 async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result<Action, Error> {
     let Some(process) = believe(process, &context).await? else {
@@ -190,8 +189,8 @@ async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result
     }
 }
 
-/// The object as the cache has it, or as the API server has it where the cache stays behind: a watch that has lost an
-/// event would never tell. `None` when it is gone.
+/// The object from the cache, or from the API server if the cache is behind: a watch that has lost an event would never
+/// report it. `None` when it is gone.
 async fn believe(process: Arc<RemoteProcess>, context: &Context) -> Result<Option<Arc<RemoteProcess>>, Error> {
     if context.remembered.failures(&process) < DISTRUST {
         return Ok(Some(process));
@@ -213,7 +212,7 @@ pub(crate) fn is_behind(process: &RemoteProcess, memory: &Memory) -> bool {
 }
 
 impl Context {
-    /// Writes the status, and reports a new phase or a long wait. Returns the object as it is now.
+    /// Writes the status, and reports a new phase or a long wait. Returns the updated object.
     async fn settle(
         &self,
         process: Arc<RemoteProcess>,
@@ -234,8 +233,8 @@ impl Context {
         Ok((settled, verdict.requeue_after))
     }
 
-    /// Fails where this is not the object as it is. A status that was just written is; a cache may be behind, and show an
-    /// attempt without its pod that has run since, and whose pod is gone.
+    /// Fails if this is not the current object. A status that was just written is current; a cache may be behind, and
+    /// show an attempt without its pod that has run since and whose pod is gone.
     async fn confirm(&self, process: &RemoteProcess) -> Result<(), Error> {
         let namespace = process.namespace().unwrap_or_default();
         let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), &namespace);
@@ -275,7 +274,7 @@ impl Context {
         }
     }
 
-    /// An error of the API server that comes again and again is told to the user, as a refusal is.
+    /// Reports an error of the API server to the user if it comes repeatedly, as a refusal.
     fn say_in_the_end(&self, process: &RemoteProcess, applied: Result<Applied, Error>) -> Result<Applied, Error> {
         match applied {
             Err(Error::Apply(kube::Error::Api(status))) if self.remembered.failures(process) >= DISTRUST => {
@@ -286,7 +285,7 @@ impl Context {
         }
     }
 
-    /// Says in the status why there is no pod, and tries again later.
+    /// Writes to the status why there is no pod, and retries later.
     async fn settle_refused(&self, process: Arc<RemoteProcess>, refusal: &Refusal) -> Result<Action, Error> {
         metrics().count_pass(metrics::REFUSED);
         let refusals = self.remembered.count_failure(&process);
@@ -304,7 +303,7 @@ impl Context {
         Ok(Action::requeue(requeue_after))
     }
 
-    /// The pass went well.
+    /// The reconcile succeeded.
     fn done(&self, process: &RemoteProcess, requeue_after: Option<Duration>) -> Action {
         metrics().count_pass(metrics::OK);
         self.remembered.forget_failures(process);

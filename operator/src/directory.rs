@@ -1,5 +1,5 @@
-//! Which processes exist: every `RemoteProcess` of the watched namespaces, by name and by uid. The one watch and the one
-//! cache of a replica: the controller reads it, too.
+//! All existing processes: every `RemoteProcess` of the watched namespaces, by name and by uid. This is the only watch
+//! and the only cache of a replica: the controller reads it, too.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,10 +18,10 @@ use tracing::warn;
 
 use crate::backoff::{Backoff, WATCH_PAGE};
 
-/// What `kubectl apply` keeps for itself: a second copy of the object.
+/// What `kubectl apply` stores for itself: a second copy of the object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// The objects as the watches have told them. Cheap to clone.
+/// The objects as the watches have reported them. Cheap to clone.
 #[derive(Clone)]
 pub struct Directory {
     objects: Arc<Mutex<Objects>>,
@@ -33,7 +33,7 @@ pub struct Directory {
 /// What happened to an object.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// It is so now.
+    /// Its current form.
     Is(Arc<RemoteProcess>),
     /// It is gone; this was its last known form.
     Gone(Arc<RemoteProcess>),
@@ -49,7 +49,7 @@ struct Objects {
 pub(crate) enum Scope {
     /// The whole cluster, with one watch.
     All,
-    /// One namespace: permissions in it are enough.
+    /// One namespace: permissions in it are sufficient.
     Namespace(String),
 }
 
@@ -99,7 +99,7 @@ struct Watcher {
 impl Default for Directory {
     fn default() -> Self {
         let mut by_name = Writer::default();
-        // What reads the store does not wait for a list: each object that comes is a change.
+        // Readers of the store do not wait for a list: each object that arrives is a change.
         by_name.apply_watcher_event(&Event::Init);
         by_name.apply_watcher_event(&Event::InitDone);
         Self {
@@ -155,7 +155,7 @@ impl Directory {
         self.store.get(&ObjectRef::new(name).within(namespace))
     }
 
-    /// The objects by name, for a reader that knows this kind of store.
+    /// The objects by name, for a reader that uses this kind of store.
     #[must_use]
     pub fn store(&self) -> Store<RemoteProcess> {
         self.store.clone()
@@ -199,7 +199,7 @@ impl Directory {
         receiver
     }
 
-    /// Takes an object as it is now.
+    /// Adds or updates an object.
     pub fn apply(&self, mut process: RemoteProcess) {
         let (Some(uid), Some(_)) = (process.uid(), process.namespace()) else {
             return;
@@ -249,7 +249,7 @@ impl Directory {
     }
 
     fn lock(&self) -> MutexGuard<'_, Objects> {
-        // Both maps are whole whenever the lock is released.
+        // Both maps are complete whenever the lock is released.
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -315,7 +315,8 @@ impl Watcher {
     }
 }
 
-/// Drops what no reader needs. Who has set a desired state other than Running is told, so that entry stays.
+/// Drops what no reader needs. The managed-fields entry of the manager that set a desired state other than Running is
+/// read, so it stays.
 fn strip(process: &mut RemoteProcess) {
     let metadata = &mut process.metadata;
     if let Some(annotations) = &mut metadata.annotations {

@@ -16,13 +16,13 @@ pub(crate) struct Call {
     pub method: Method,
     /// Path without the query.
     pub path: String,
-    /// What follows the path behind `?`, empty where nothing does.
+    /// The query after `?`; empty if there is none.
     pub query: String,
-    /// `null` where there is none.
+    /// `null` if there is none.
     pub body: Value,
 }
 
-/// A client whose requests `answer` answers, with a status code and an object.
+/// A client whose requests are answered by `answer`, with a status code and an object.
 pub(crate) fn client(answer: impl FnMut(Call) -> (u16, Value) + Send + 'static) -> Client {
     let answer = Arc::new(Mutex::new(answer));
     let service = service_fn(move |request: Request<Body>| {

@@ -24,7 +24,7 @@ pub(crate) struct FakeCluster(Arc<Mutex<State>>);
 pub(crate) struct Life(Arc<Mutex<(usize, Option<usize>)>>);
 
 impl Life {
-    /// Dead after so many calls that change something.
+    /// Dead after this many calls that change something.
     pub(crate) fn ends_after(calls: usize) -> Self {
         Self(Arc::new(Mutex::new((0, Some(calls)))))
     }
@@ -62,7 +62,7 @@ impl FakeCluster {
         fake_api::client(move |call| cluster.state().answer(&call))
     }
 
-    /// A client of something that may die: what it asks goes through `life`.
+    /// A client that may die: its calls count in `life`.
     pub(crate) fn mortal_client(&self, life: Life) -> Client {
         let cluster = self.clone();
         fake_api::client(move |call| {
@@ -71,12 +71,12 @@ impl FakeCluster {
             }
             let answer = cluster.state().answer(&call);
             life.count(&call);
-            // The call was carried out, and who asked for it never learns.
+            // The call was carried out, and the caller never learns that.
             if life.is_over() { refusal(503, "Dead") } else { answer }
         })
     }
 
-    /// Stores an object as it is, as another client would; its resourceVersion and uid are set here.
+    /// Stores an object as another client would; its resourceVersion and uid are set here.
     pub(crate) fn put(&self, kind: &str, object: &impl serde::Serialize) {
         let object = serde_json::to_value(object).expect("JSON");
         self.state().store(kind, object);
@@ -101,7 +101,7 @@ impl FakeCluster {
         self.put(kind, &object);
     }
 
-    /// Takes an object away.
+    /// Removes an object.
     pub(crate) fn remove(&self, kind: &str, name: &str) {
         self.state().objects.remove(&(kind.to_owned(), name.to_owned()));
     }
@@ -167,7 +167,7 @@ impl State {
         (201, self.store(kind, object))
     }
 
-    /// Events change no version: nobody waits for them.
+    /// Events do not change the version, because nothing waits for them.
     fn create_event(&mut self, event: Value) -> (u16, Value) {
         if self.event(&event["metadata"]["name"]).is_some() {
             return refusal(409, "AlreadyExists");
@@ -201,7 +201,8 @@ impl State {
         object
     }
 
-    /// A kubelet would end the pod first; here it is marked, and the test takes it away. Anything else goes at once.
+    /// Marks a pod as being deleted (a real kubelet would end it first, then the test removes it); removes any other
+    /// object at once.
     fn delete(&mut self, key: &Key, options: &Value) -> (u16, Value) {
         let Some(object) = self.objects.get_mut(key) else {
             return refusal(404, "NotFound");
@@ -262,7 +263,8 @@ impl State {
     }
 }
 
-/// Lays `from` over `into`; lists of the status are maps by `type` or `number`. False where `strict` and a value differs.
+/// Merges `from` into `into`; lists of the status are maps by `type` or `number`. Returns false if `strict` and a value
+/// differs.
 fn merge(into: &mut Value, from: &Value, strict: bool) -> bool {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => from

@@ -1,11 +1,8 @@
-//! Leadership by a Kubernetes Lease: every replica serves streams, only the
-//! holder of the lease reconciles.
-//!
-//! The rules are those of client-go: another's lease counts as expired only
-//! when **this** replica has seen no renewal for the lease's duration by its own
-//! clock, so that clocks that differ between nodes do no harm; a holder that
-//! could not renew for [`Timing::renew_deadline`] stops its work, which is
-//! earlier than anybody else may take the lease.
+//! Leadership by a Kubernetes Lease: every replica serves streams, only the holder of the lease reconciles.
+//! The rules are those of client-go: the lease of another replica counts as expired only when **this** replica has seen
+//! no renewal for the lease's duration by its own clock, so that differences between the clocks of nodes do no harm; a
+//! holder that could not renew for [`Timing::renew_deadline`] stops its work, which is before another replica may take
+//! the lease.
 
 use std::future::Future;
 use std::pin::pin;
@@ -23,14 +20,13 @@ use tracing::{debug, info, warn};
 /// Name of the Lease in the operator's namespace.
 pub const LEASE_NAME: &str = remoteprocess_api::names::LEASE;
 
-/// Longest wait for one request, so that one hung connection does not use up
-/// the whole renew deadline.
+/// Maximum time for one request, so that one hung connection does not use up the whole renew deadline.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Longest wait for the work to end by itself on shutdown.
+/// Maximum time for the work to end by itself on shutdown.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Who takes part in the election, and where.
+/// The candidate in the election, and the place of the Lease.
 #[derive(Clone, Debug)]
 pub struct Candidate {
     /// Namespace of the Lease.
@@ -67,7 +63,7 @@ impl Default for Timing {
 enum Step {
     /// It is ours already: write a new renew time.
     Renew,
-    /// Nobody holds it, or its holder is silent: take it.
+    /// It is free, or its holder is silent: take it.
     Take,
     /// Another replica holds it.
     Wait,
@@ -140,8 +136,7 @@ pub async fn run_as_leader<Lead, Work>(
     }
 }
 
-/// Since when the holder's right is sure: the moment before the request was
-/// sent that renewed it.
+/// Since when the lease is certainly held: the moment before the request that renewed it was sent.
 #[derive(Clone, Copy, Debug)]
 struct Term {
     renewed: Instant,
@@ -184,8 +179,8 @@ impl Election {
         }
     }
 
-    /// Runs the work while the lease is renewed. True when the lease is still
-    /// ours at the end and can be released.
+    /// Runs the work while the lease is renewed. Returns true if the lease is still ours at the end and can be
+    /// released.
     async fn serve(
         &mut self,
         term: Term,
@@ -203,7 +198,7 @@ impl Election {
                 () = shutdown.cancelled() => {}
             }
             token.cancel();
-            // Renewals go on meanwhile: the work must not outlive the lease.
+            // Renewals continue in the meantime: the work must not outlive the lease.
             tokio::select! {
                 biased;
                 () = &mut lost => false,
@@ -242,8 +237,7 @@ impl Election {
         }
     }
 
-    /// One look at the lease, and the write that follows from it. True when it
-    /// is ours afterwards.
+    /// Reads the lease once, and makes the write that follows. Returns true if it is ours afterwards.
     async fn attempt(&mut self) -> kube::Result<bool> {
         let current = self.leases.get_opt(LEASE_NAME).await?;
         let spec = current.as_ref().map(|lease| lease.spec.clone().unwrap_or_default());
@@ -262,7 +256,7 @@ impl Election {
             },
             spec: Some(claimed(spec.as_ref(), &self.candidate, Timestamp::now())),
         };
-        // A conflict is an error like others: the next look tells who won.
+        // A conflict is treated as any error: the next read shows which replica won.
         match current {
             Some(_) => self.leases.replace(LEASE_NAME, &PostParams::default(), &lease).await?,
             None => self.leases.create(&PostParams::default(), &lease).await?,
@@ -282,7 +276,7 @@ impl Election {
         }
     }
 
-    /// Gives the lease away, so that nobody has to wait for it to expire.
+    /// Releases the lease, so that no replica has to wait for it to expire.
     async fn release(&mut self) {
         let limit = Instant::now() + REQUEST_TIMEOUT;
         match timeout_at(limit, self.write_release()).await {

@@ -1,9 +1,8 @@
 //! The operator: a controller that keeps one pod per attempt, and a relay that carries and archives the output.
-//!
 //! Arrows: operator → api, proto, tls, runtime. Invariant: nothing that a client or the network does changes the
-//! outcome of a process or loses a byte in silence.
+//! outcome of a process or silently loses a byte.
 
-// The macros that print panic where nobody can read.
+// The macros that print panic if the stream is closed.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod app;

@@ -1,6 +1,6 @@
 //! The operator binary: parse, init, run.
 
-// The macros that print panic where nobody can read.
+// The macros that print panic if the stream is closed.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 use anyhow::Context;
@@ -9,7 +9,7 @@ use remoteprocess_operator::app;
 use remoteprocess_operator::args::{Args, Config};
 use remoteprocess_runtime::{init_logs, shutdown_token};
 
-// musl's own allocator serialises the threads of the relay.
+// musl's own allocator serializes the threads of the relay.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,9 +1,8 @@
-//! From what is seen of a process to what its status should say and what to do next.
-//! Pure: time and everything remembered come in with the [`Situation`].
-//!
-//! Three rules hold whatever is seen: a final phase never changes; an attempt whose
-//! start was granted is never run again, and another follows it only after proof that
-//! it has ended; a pod is created only for an attempt that the status already names.
+//! Decides from the observed state of a process what its status should be and what to do next. Pure: time and
+//! everything remembered are part of the [`Situation`].
+//! Three rules always hold: a final phase never changes; an attempt whose start was granted is never run again, and
+//! another follows it only after proof that it has ended; a pod is created only for an attempt that the status already
+//! names.
 
 mod conditions;
 mod deadline;
@@ -32,35 +31,35 @@ use renewal::Renewal;
 use unstarted::{begin, begin_first, end_before_start, not_granted, replace, stop_before_start};
 use waiting::Wait;
 
-/// Attempts in a row that may end before a start was granted: they have run nothing, so they
-/// do not count as retries, but a pod that never starts is not tried for ever.
+/// Maximum number of attempts in a row that end before a start was granted. They have run nothing, so they do not count
+/// as retries, but a pod that never starts is not retried forever.
 pub(crate) const MAX_ATTEMPTS: usize = 5;
-/// How long the exit record is awaited after the agent is gone before the kubelet's word is taken.
+/// How long to wait for the exit record after the agent is gone, before the kubelet's status is used instead.
 pub(crate) const RECORD_WAIT: Duration = Duration::from_secs(10);
-/// Waits that are part of every start are written down only when they last longer.
+/// Waits that are part of every start are recorded only when they last longer than this.
 const USUAL_WAIT: Duration = Duration::from_secs(3);
 /// Added to the stop grace before the pod of a process that should stop is deleted.
 const STOP_RESERVE: Duration = Duration::from_secs(30);
-/// Between two looks at a pod of the same name that is not ours.
+/// Pause between two looks at a pod of the same name that has another owner.
 const CONFLICT_RETRY: Duration = Duration::from_secs(10);
 
-/// What is seen of the pod of the current attempt.
+/// What is observed of the pod of the current attempt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Sight<'a> {
-    /// The API server has none, and this was asked for where it matters.
+    /// It does not exist, and the API server was asked if that matters.
     Missing,
     /// The pod of this process.
     Ours(&'a Pod),
-    /// A pod of that name which belongs to somebody else.
+    /// A pod of that name has another owner.
     Foreign(&'a Pod),
 }
 
-/// What the controller remembers of a process beyond its status.
+/// What the controller remembers of a process in addition to its status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Memory {
-    /// Attempt and UID of the pod that was created or adopted last.
+    /// Attempt and UID of the pod that was last created or adopted.
     pub created: Option<(u32, String)>,
-    /// Since when a granted attempt has neither a live program nor an exit record.
+    /// Since when a granted attempt has neither a running program nor an exit record.
     pub ended_since: Option<Timestamp>,
     /// Since when its agent is gone too.
     pub gone_since: Option<Timestamp>,
@@ -68,22 +67,22 @@ pub(crate) struct Memory {
     pub lingers_since: Option<Timestamp>,
     /// Since when a granted attempt should stop.
     pub stopping_since: Option<Timestamp>,
-    /// How often the sentence of the current wait was renewed.
+    /// How often the message of the current wait was renewed.
     renewal: Renewal,
 }
 
-/// What is seen of the node of a granted attempt whose pod is gone.
+/// What is observed of the node of a granted attempt whose pod is gone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum NodeSight {
-    /// It may still run what it ran: it does not answer, or nobody has asked, or nobody may.
+    /// It may still run the program: it does not answer, was not asked about, or may not be read.
     #[default]
     Silent,
-    /// It answers since then: its kubelet ends what the API server does not know.
+    /// It has answered since then: its kubelet ends what the API server does not know.
     Ready {
-        /// By the node's own condition.
+        /// According to the node's own condition.
         since: Timestamp,
     },
-    /// It was deleted, or somebody vouches by its taint [`OUT_OF_SERVICE`] that it is off.
+    /// It was deleted, or its taint [`OUT_OF_SERVICE`] says that it is off.
     Gone,
 }
 
@@ -97,9 +96,9 @@ pub(crate) struct Situation<'a> {
     pub process: &'a RemoteProcess,
     /// The pod of its current attempt.
     pub pod: Sight<'a>,
-    /// The node of that pod, where the pod is gone and its end is not proven.
+    /// The node of that pod, if the pod is gone and its end is not proven.
     pub node: NodeSight,
-    /// What is remembered.
+    /// What the controller remembers.
     pub memory: &'a Memory,
     /// The time.
     pub now: Timestamp,
@@ -119,10 +118,10 @@ pub(crate) enum Action {
         name: String,
         /// Its UID: another pod of that name stays.
         uid: String,
-        /// The container that is not ours and has kept it alive, where that is why.
+        /// The container, not one of ours, that keeps the pod alive, if that is why the pod is deleted.
         holder: Option<String>,
     },
-    /// Delete the object itself: its time is over.
+    /// Delete the object itself: its time to live is over.
     DeleteProcess,
 }
 
@@ -133,9 +132,9 @@ pub(crate) struct Verdict {
     pub status: RemoteProcessStatus,
     /// What to do after it is written.
     pub action: Action,
-    /// When to look again though nothing changed.
+    /// When to look again if nothing changes.
     pub requeue_after: Option<Duration>,
-    /// What to remember.
+    /// What to remember from now on.
     pub memory: Memory,
 }
 
@@ -195,8 +194,8 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
     }
 }
 
-/// Decides after the API server refused the pod of the current attempt, or holds another
-/// of its name. `requeue_after` is when the next try is due.
+/// Decides after the API server refused the pod of the current attempt, or has another of its name. `requeue_after` is
+/// when the next try is due.
 #[must_use]
 pub(crate) fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, requeue_after: Duration) -> Verdict {
     let mut draft = Draft::new(situation);
@@ -208,7 +207,7 @@ pub(crate) fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, reque
     deadline::mind(verdict, situation)
 }
 
-/// Somebody else's pod has the name of ours.
+/// A pod with another owner has the name of ours.
 #[must_use]
 pub(crate) fn name_conflict(pod: &Pod) -> Refusal {
     let Wait { reason, message, .. } = waiting::name_conflict(pod);
@@ -219,7 +218,7 @@ pub(crate) fn name_conflict(pod: &Pod) -> Refusal {
     }
 }
 
-/// Decides about a specification that cannot be turned into a pod.
+/// Decides about a spec that cannot be turned into a pod.
 #[must_use]
 pub(crate) fn decide_invalid(situation: &Situation<'_>, sentence: &str) -> Verdict {
     let mut draft = Draft::new(situation);
@@ -247,7 +246,7 @@ fn should_stop(process: &RemoteProcess) -> bool {
     process.spec.desired_state == DesiredState::Stopped
 }
 
-/// Nothing is to be started now.
+/// Whether nothing may be started now.
 fn should_wait(process: &RemoteProcess) -> bool {
     process.spec.desired_state == DesiredState::Paused
 }
@@ -294,16 +293,15 @@ fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStat
         }
         None
     } else {
-        // Which pod it is stands in the grant: its node alone is not worth a write.
+        // The grant names the pod: its node alone is not worth a write.
         draft.wait_unless_usual(&waiting::granted(record))
     };
     draft.verdict(Action::None, again, memory)
 }
 
-/// The program of a granted attempt is gone. Its exit record may be on the way: as long
-/// as the agent lives it may still be handing over output, which the record follows.
-/// [`RECORD_WAIT`] after its end, what the pod says is all there is. Where the output is
-/// sealed without an exit the agent knows of none, and only the kubelet is waited for.
+/// The program of a granted attempt is gone. Its exit record may be on the way: as long as the agent lives, it may
+/// still be sending output, and the record follows the output. [`RECORD_WAIT`] after the agent's end, the pod's status
+/// is used. If the output is sealed without an exit, the agent knows of none, and only the kubelet's status is awaited.
 fn await_record(
     mut draft: Draft<'_>,
     situation: &Situation<'_>,
@@ -332,7 +330,7 @@ fn await_record(
     retry::conclude(draft, situation, record, end, memory)
 }
 
-/// A pod that was never granted a start has no business after the end of its process.
+/// A pod that was never granted a start is deleted after the end of its process.
 fn clean_up(situation: &Situation<'_>) -> Action {
     let granted = current(situation.process).is_some_and(|record| record.granted_at.is_some());
     match situation.pod {
@@ -341,8 +339,8 @@ fn clean_up(situation: &Situation<'_>) -> Action {
     }
 }
 
-/// What becomes of a process that has ended: its object goes when its time is over, and its pod where only a container that is
-/// not ours keeps it alive.
+/// What happens after a process has ended: its object is deleted when its time to live is over, and its pod if only a
+/// container that is not ours keeps it alive.
 fn let_go(situation: &Situation<'_>) -> (Action, Option<Duration>) {
     let (action, again) = ttl::of_ended(situation);
     let (Action::None, Some(record), Sight::Ours(pod)) = (&action, current(situation.process), situation.pod) else {
@@ -358,8 +356,8 @@ fn let_go(situation: &Situation<'_>) -> (Action, Option<Duration>) {
     }
 }
 
-/// Deletes the pod of a process that neither agent nor relay brought to its end in time:
-/// the kubelet's SIGTERM takes the same stop path.
+/// Deletes the pod of a process that neither agent nor relay stopped in time: the kubelet's SIGTERM takes the same stop
+/// path.
 fn stop_backstop(situation: &Situation<'_>, pod: &Pod, memory: &mut Memory) -> (Action, Option<Duration>) {
     let since = *memory.stopping_since.get_or_insert(situation.now);
     let grace = Duration::from_secs(situation.process.spec.stop_grace_seconds().into());
@@ -380,7 +378,7 @@ fn delete(pod: &Pod) -> Action {
     }
 }
 
-/// The same of a pod that a container which is not ours keeps alive.
+/// Deletes a pod that is kept alive by a container that is not ours.
 fn delete_held(pod: &Pod, by: &str) -> Action {
     match delete(pod) {
         Action::DeletePod { name, uid, .. } => Action::DeletePod {
@@ -392,7 +390,7 @@ fn delete_held(pod: &Pod, by: &str) -> Action {
     }
 }
 
-/// Why the pod was taken away, from the pod or from what was seen of it last.
+/// Why the pod was removed, from the pod or from what was last seen of it.
 fn disruption(situation: &Situation<'_>) -> Option<(Reason, String)> {
     if let Sight::Ours(pod) = situation.pod {
         return pod::disruption(pod);

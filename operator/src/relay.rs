@@ -1,4 +1,4 @@
-//! The relay: takes agents in, carries each output from one upstream to many followers, and archives it.
+//! The relay: enrolls agents, carries each output from one upstream to many followers, and archives it.
 
 pub mod archive;
 pub mod attempt;

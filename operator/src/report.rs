@@ -1,4 +1,4 @@
-//! Kubernetes Events: one for each change of phase, and one for each sentence for which a process waits long.
+//! Kubernetes Events: one for each change of phase, and one for each message for which a process waits long.
 
 mod long_wait;
 
@@ -15,11 +15,11 @@ use tracing::debug;
 
 pub(crate) use long_wait::LongWait;
 
-/// That a program continues after a pause is other news than that it runs.
+/// Reason of the Event when a program continues after a pause, which differs from its start.
 const RESUMED: &str = "Resumed";
-/// What is done while a process waits (`action` of an Event).
+/// `action` of an Event while a process waits.
 const WAITING: &str = "Waiting";
-/// What is done with a pod that a container keeps alive.
+/// `action` of an Event when a pod that a container keeps alive is deleted.
 const DELETED: &str = "PodDeleted";
 
 /// Writes Events. Cheap to clone.
@@ -29,7 +29,7 @@ pub(crate) struct Reporter {
     instance: String,
 }
 
-/// What an Event says.
+/// The content of an Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct News {
     is_warning: bool,
@@ -45,7 +45,7 @@ impl Reporter {
         Self { client, instance }
     }
 
-    /// Reports the new phase, if it is one. An Event that cannot be written is only logged: the status says the same.
+    /// Reports the phase if it is new. An Event that cannot be written is only logged: the status says the same.
     pub(crate) async fn report_phase(&self, before: &RemoteProcess, now: &RemoteProcess) {
         let Some(news) = phase_news(before, now) else { return };
         let moment = Timestamp::now();
@@ -53,13 +53,13 @@ impl Reporter {
         self.create(&self.event(now, name, &news, moment)).await;
     }
 
-    /// Reports what a process has waited for long; `count` is how often that was due. The note of an Event cannot change, so
-    /// each sentence has an Event of its own; repetitions renew its series.
+    /// Reports a long wait of a process; `count` is how often that was due. The note of an Event cannot change, so each
+    /// message has an Event of its own; repetitions update its series.
     pub(crate) async fn report_wait(&self, process: &RemoteProcess, count: u32) {
         let Some(news) = wait_news(process) else { return };
         let moment = Timestamp::now();
         let event = self.event(process, event_name(process, &news), &news, moment);
-        // It may be there already, from another leader, or may be gone, because it was too old.
+        // It may already exist, from another leader, or may be gone, because it was too old.
         if count == 1 {
             if self.create(&event).await == Some(409) {
                 self.renew(&event, 2, moment).await;
@@ -69,7 +69,7 @@ impl Reporter {
         }
     }
 
-    /// Reports that a pod was deleted because a container that is not ours has kept it alive.
+    /// Reports that a pod was deleted because a container that is not ours kept it alive.
     pub(crate) async fn report_held_pod(&self, process: &RemoteProcess, pod: &str, holder: &str) {
         let news = News {
             is_warning: true,
@@ -144,7 +144,7 @@ fn phase_news(before: &RemoteProcess, now: &RemoteProcess) -> Option<News> {
     let status = now.status.as_ref()?;
     let phase = status.phase?;
     let previous = before.status.as_ref().and_then(|status| status.phase);
-    // That it waits is no news at its creation.
+    // A new process that waits is not worth an Event.
     if previous == Some(phase) || (previous.is_none() && phase == Phase::Pending) {
         return None;
     }
@@ -176,7 +176,7 @@ fn wait_news(process: &RemoteProcess) -> Option<News> {
     })
 }
 
-/// The same for the same sentence about the same object, whichever operator reports it.
+/// The same name for the same message about the same object, whichever operator reports it.
 fn event_name(process: &RemoteProcess, news: &News) -> String {
     let digest = Sha256::new()
         .chain_update(process.uid().unwrap_or_default())

@@ -1,5 +1,4 @@
-//! The controller's part of the status: which fields are its own, and the one write
-//! that changes them.
+//! The controller's part of the status: which fields it owns, and the one write that changes them.
 
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
@@ -9,9 +8,8 @@ use remoteprocess_api::{
 
 use crate::controller::error::Error;
 
-/// The fields of a status that the controller writes. What the relay writes (output,
-/// grant, launch, a verified exit, the conditions of the output) is left out: a
-/// server-side apply with it would claim it.
+/// The fields of a status that the controller writes. What the relay writes (output, grant, launch, a verified exit,
+/// the conditions of the output) is left out: a server-side apply that contained it would claim it.
 #[must_use]
 pub(crate) fn own_fields(status: &RemoteProcessStatus) -> RemoteProcessStatus {
     let RemoteProcessStatus {
@@ -73,7 +71,7 @@ fn own_attempt_fields(attempt: AttemptStatus) -> AttemptStatus {
         usage: _,
         output: _,
     } = attempt;
-    // An end that the entrypoint did not report is the controller's finding.
+    // The controller records an end that the entrypoint did not report.
     let exit = exit.filter(|exit| exit.source != ExitSource::Entrypoint);
     let finished_at = finished_at.filter(|_| exit.is_some());
     AttemptStatus {
@@ -88,13 +86,11 @@ fn own_attempt_fields(attempt: AttemptStatus) -> AttemptStatus {
     }
 }
 
-/// Writes `next` where it differs from what `process` shows; `None` where it does not.
-///
-/// The write holds only for the version of the object that the decision was made
-/// from, so that it cannot overrule a grant that came in between.
-///
+/// Writes `next` if it differs from what `process` shows; returns `None` if it does not.
+/// The write succeeds only for the version of the object on which the decision was based, so that it cannot overrule a
+/// grant that came in between.
 /// # Errors
-/// [`Error::Conflict`] when the object has changed meanwhile.
+/// [`Error::Conflict`] when the object has changed in the meantime.
 pub(crate) async fn write(
     client: &Client,
     process: &RemoteProcess,

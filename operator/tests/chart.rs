@@ -6,7 +6,7 @@ use std::fs;
 use clap::CommandFactory;
 use remoteprocess_operator::args::Args;
 
-/// Flags that are the container's own business: the chart's ports and paths are fixed.
+/// Flags that the container sets itself: the chart's ports and paths are fixed.
 const NOT_IN_THE_CHART: [&str; 6] = [
     "admin-port",
     "enrol-port",

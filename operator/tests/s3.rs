@@ -1,5 +1,5 @@
-//! The archive in a real S3 server (dev/s3/serve.py), written by processes that are killed in mid-upload, and over a line
-//! that breaks.
+//! The archive in a real S3 server (dev/s3/serve.py), written by processes that are killed during an upload, and over a
+//! connection that breaks.
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -16,12 +16,12 @@ use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::{Cursor, Exit, Seal, Stream, StreamSeal};
 use sha2::{Digest, Sha256};
 
-/// Names the part that a process of this program plays; without it, it is the test.
+/// Names the part that a process of this program plays; without it, the process is the test.
 const ROLE: &str = "RPROC_S3_TEST_ROLE";
 const ENDPOINT: &str = "RPROC_S3_TEST_ENDPOINT";
 const PIECE: usize = 64 * 1024;
 const PIECES: u64 = 448;
-/// What Google's client takes for a key and asks nobody about.
+/// What Google's client accepts as a key without authenticating.
 const GCS_KEY: &str = r#"{"disable_oauth": true, "client_email": "", "private_key": "", "private_key_id": ""}"#;
 
 /// A process that ends with the test.
@@ -38,7 +38,7 @@ impl Process {
         Self { child, lines }
     }
 
-    /// Reads up to a line that begins so, and answers with the rest of it; `None` when the process ends before.
+    /// Reads up to a line that begins with this, and returns the rest of it; `None` if the process ends before.
     fn wait_for(&mut self, beginning: &str) -> Option<String> {
         self.lines
             .by_ref()
@@ -163,7 +163,7 @@ fn sha256_of(stream: Stream) -> (u64, Vec<u8>) {
     (bytes, hash.finalize().to_vec())
 }
 
-/// Goes on where the archive ends, with several puts under way, and seals.
+/// Continues where the archive ends, with several puts in progress, and seals.
 async fn write(archive: &Archive) {
     let mut writer = loop {
         match archive.writer(subject()).await {

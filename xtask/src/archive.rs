@@ -19,7 +19,7 @@ pub(crate) struct Image {
     pub entries: Vec<Entry>,
     /// The program that starts when the pod names none.
     pub entrypoint: Vec<String>,
-    /// Its arguments, or the program itself where there is no entrypoint; a pod's args replace them.
+    /// Its arguments, or the program itself if there is no entrypoint; a pod's args replace them.
     pub cmd: Vec<String>,
     /// `uid:gid`; empty is root.
     pub user: String,
@@ -86,7 +86,7 @@ impl Image {
     }
 }
 
-/// The name that container images have for this machine's processor.
+/// The name of this machine's processor architecture in container images.
 pub(crate) fn architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") {
         "arm64"

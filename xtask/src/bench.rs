@@ -15,7 +15,7 @@ pub(crate) fn bench(args: &TargetArgs, extra: &[String]) -> Result<()> {
     let installation = install::install(&target)?;
     step("the program that is followed", || {
         let mut cargo = bench_cargo("rustc", "bench-writer")?;
-        // It runs in containers that have no libraries for it.
+        // It runs in containers without its libraries.
         exec::run(cargo.args(["--", "-C", "target-feature=+crt-static"]))
     })?;
     step("bench", || {

@@ -1,4 +1,4 @@
-//! Running Cargo from within `cargo run`, with a target folder that all checkouts share.
+//! Runs Cargo from within `cargo run`, with a target folder that all checkouts share.
 
 use std::env;
 use std::fs;
@@ -11,11 +11,11 @@ use anyhow::Result;
 use crate::lock::Lock;
 use crate::paths;
 
-/// Held until this process ends: what one checkout has compiled must not change under its tests.
+/// Held until this process ends: what one checkout has compiled must not change during its tests.
 static CLAIM: OnceLock<Lock> = OnceLock::new();
 
-/// `cargo <task>` in the root of the repository. Unless the user has chosen a folder, it compiles into the cache, where
-/// a fresh clone finds the dependencies.
+/// `cargo <task>` in the root of the repository. Unless the user has set a target folder, it compiles into the cache,
+/// where a fresh clone finds the dependencies.
 pub(crate) fn cargo(task: &str) -> Result<Command> {
     let mut cargo = Command::new("cargo");
     cargo.arg(task);
@@ -33,8 +33,8 @@ pub(crate) fn prepare(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Hides what `cargo run` told us about our own package: ring's build script asks for these variables, so that ring and
-/// all that rests on it would be compiled anew whenever they come and go.
+/// Removes the variables that `cargo run` set about our own package: ring's build script reads them, so that ring and
+/// everything that depends on it would be recompiled whenever they appear and disappear.
 pub(crate) fn forget_package(command: &mut Command) {
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
@@ -50,14 +50,15 @@ pub(crate) fn claim_target() -> Result<PathBuf> {
     if CLAIM.get().is_none() {
         let lock = Lock::take(&target.with_file_name("build.lock"), "the build of another checkout")?;
         forget_other_checkout(&target)?;
-        // Nobody else sets it: there is one thread.
+        // There is one thread, so no other can set it.
         let _ = CLAIM.set(lock);
     }
     Ok(target)
 }
 
-/// Cargo compares times of files and takes crates of all checkouts for the same: it would not see that this one's older
-/// file differs from what was compiled last. So the crates of the workspace are compiled again, the others are not.
+/// Cargo compares times of files and treats crates of all checkouts as the same: it would not notice that an older file
+/// of this checkout differs from what was compiled last. So the crates of the workspace are compiled again, the others
+/// are not.
 fn forget_other_checkout(target: &Path) -> Result<()> {
     let marker = target.join("checkout");
     let own = paths::repository().display().to_string();
@@ -74,7 +75,7 @@ fn forget_other_checkout(target: &Path) -> Result<()> {
     Ok(fs::write(marker, own)?)
 }
 
-/// What Cargo knows of each compiled crate: `<profile>/.fingerprint/*` and `<triple>/<profile>/.fingerprint/*`.
+/// Cargo's records of each compiled crate: `<profile>/.fingerprint/*` and `<triple>/<profile>/.fingerprint/*`.
 fn fingerprints(target: &Path) -> Vec<PathBuf> {
     let children = |folder: &Path| -> Vec<PathBuf> {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();

@@ -1,7 +1,6 @@
 //! The development cluster: etcd, the Kubernetes control plane, containerd, kubelet, kube-proxy and CoreDNS as
 //! plain processes of this machine, built from the pinned modules in `dev/cluster/`.
-//!
-//! There is one for each user, whatever the number of checkouts: a healthy one is reused, a sick one replaced.
+//! There is one for each user, shared by all checkouts: a healthy one is reused, a broken one is replaced.
 
 use std::fs;
 use std::path::PathBuf;
@@ -74,7 +73,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
 pub(crate) struct State {
     /// Certificates, logs, etcd, containers: below the cache folder. Gone after `down`.
     pub root: PathBuf,
-    /// Sockets and mounts: a short path, because a socket's path has 108 bytes at most.
+    /// Sockets and mounts: a short path, because the path of a socket has at most 108 bytes.
     pub run: PathBuf,
     /// Where it listens.
     pub place: config::Place,
@@ -95,7 +94,7 @@ impl State {
         self.root.join("kubeconfig")
     }
 
-    /// A lock file; it lies beside the state, because `down` removes that.
+    /// A lock file; it is next to the state, because `down` removes the state.
     pub(crate) fn lock_file(&self, name: &str) -> PathBuf {
         self.root.with_file_name(format!("{name}.lock"))
     }

@@ -1,4 +1,4 @@
-//! From nothing to a process whose output you see.
+//! From nothing to a process with visible output.
 
 use std::thread;
 
@@ -8,7 +8,7 @@ use crate::steps::{say, step};
 use crate::target::{Target, TargetArgs};
 use crate::{cluster, exec, images, install, paths};
 
-/// Runs the demonstration and says what to type next.
+/// Runs the demonstration and prints what to type next.
 pub(crate) fn demo(args: &TargetArgs) -> Result<()> {
     say(announcement(&missing(Target::is_named(args)?)?, processors()));
     let target = Target::resolve(args)?;
@@ -16,7 +16,7 @@ pub(crate) fn demo(args: &TargetArgs) -> Result<()> {
     let rproc = installation.images.programs.path("rproc");
     let example = paths::repository().join("examples/hello.yaml");
     step("kubectl apply -f examples/hello.yaml", || {
-        // A finished process is never run again, so the one of an earlier demonstration goes first.
+        // A finished process never runs again, so the one of an earlier demonstration is deleted first.
         let mut delete = target.kubectl();
         exec::output(
             delete
@@ -69,7 +69,7 @@ fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// What has to be built first, and the minutes that each part takes on two processors.
+/// What must be built first, and the minutes that each part takes on two processors.
 fn missing(is_own_cluster: bool) -> Result<Vec<(&'static str, u32)>> {
     let mut missing = if is_own_cluster {
         Vec::new()

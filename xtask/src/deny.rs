@@ -1,4 +1,4 @@
-//! cargo-deny: the rules of `deny.toml` for the crates that others wrote.
+//! cargo-deny: the rules of `deny.toml` for third-party crates.
 
 use std::fs;
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ pub(crate) fn deny() -> Result<()> {
     exec::run(&mut deny)
 }
 
-/// The program, built where it is not in the cache yet.
+/// The program, built if it is not in the cache yet.
 fn ensure() -> Result<PathBuf> {
     let folder = paths::cache()?.join("tools").join(format!("cargo-deny-{VERSION}"));
     if !folder.exists() {
@@ -50,7 +50,7 @@ fn build(folder: &PathBuf) -> Result<()> {
         "--root",
     ]);
     install.arg(&partial).arg("--target-dir").arg(partial.join("target"));
-    // What the user asks of our own builds is not for this one.
+    // The user's settings for our own builds do not apply to this one.
     install.env_remove("RUSTFLAGS").env_remove("CARGO_TARGET_DIR");
     forget_package(&mut install);
     exec::logged(&mut install, "build-cargo-deny")?;

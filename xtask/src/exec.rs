@@ -1,4 +1,4 @@
-//! Running other programs, with errors that name the command line.
+//! Runs other programs, with errors that contain the command line.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::{paths, steps};
 
-/// How many lines of a log are shown where its program fails.
+/// Number of log lines that are shown if the program fails.
 const LAST_LINES: usize = 30;
 
-/// Runs to the end with our own stdin, stdout and stderr; anything but success is an error.
+/// Runs to the end with our own stdin, stdout and stderr; any failure is an error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = steps::undisturbed(|| command.status());
     let status = status.with_context(|| format!("cannot start {}", line(command)))?;
@@ -55,7 +55,7 @@ fn last_lines(log: &Path) -> String {
     lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }
 
-/// Runs to the end and returns what it wrote to stdout; the error carries what it wrote to stderr.
+/// Runs to the end and returns its stdout; the error contains its stderr.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command
         .output()
@@ -63,7 +63,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     text_of(command, &output)
 }
 
-/// Whether it runs and succeeds; its output is thrown away.
+/// Whether it runs and succeeds; its output is discarded.
 pub(crate) fn succeeds(command: &mut Command) -> bool {
     command
         .stdin(Stdio::null())

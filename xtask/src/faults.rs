@@ -1,4 +1,4 @@
-//! Brings faults about, in a simulation and on the cluster.
+//! Injects faults, in a simulation and on the cluster.
 
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use crate::images::Images;
 use crate::target::{Target, TargetArgs};
 use crate::{exec, install, test};
 
-/// Runs the crate `tests/faults` with `arguments`; what needs a cluster gets one with the operator installed.
+/// Runs the crate `tests/faults` with `arguments`; scenarios that need a cluster get one with the operator installed.
 pub(crate) fn faults(target: &TargetArgs, arguments: &[String]) -> Result<()> {
     let is_given = |words: &[&str]| arguments.iter().any(|argument| words.contains(&argument.as_str()));
     if is_given(&["simulation", "help", "--help", "-h"]) {
@@ -37,14 +37,14 @@ pub(crate) fn reconcile(arguments: &[String]) -> Result<()> {
     exec::run(program()?.args(arguments).env("KUBECONFIG", server.kubeconfig()))
 }
 
-/// The program, by `cargo run`.
+/// The program, through `cargo run`.
 pub(crate) fn program() -> Result<Command> {
     let mut cargo = cargo("run")?;
     cargo.args(["--locked", "--quiet", "--package", "remoteprocess-faults", "--"]);
     Ok(cargo)
 }
 
-/// The same, told about a cluster.
+/// The same, with the environment that describes a cluster.
 pub(crate) fn on<'a>(program: &'a mut Command, target: &Target, images: &Images) -> &'a mut Command {
     test::describe(program, target, images);
     program

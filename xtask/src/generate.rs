@@ -1,4 +1,4 @@
-//! Files that are made from other files of the repository, by the crate `xtask/generate`.
+//! Generated files of the repository, by the crate `xtask/generate`.
 
 use anyhow::Result;
 use clap::Args;
@@ -6,7 +6,7 @@ use clap::Args;
 use crate::cargo::cargo;
 use crate::exec;
 
-/// How a generator is called.
+/// Flags of a generator.
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
     /// Write nothing; fail when a file is not what would be written.

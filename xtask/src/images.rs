@@ -15,22 +15,22 @@ use crate::steps::{say, step};
 use crate::target::{Target, in_path};
 use crate::{exec, paths};
 
-/// Largest entrypoint, in bytes: it is copied into every pod.
+/// Maximum size of the entrypoint in bytes: it is copied into every pod.
 const ENTRYPOINT_LIMIT: u64 = 1024 * 1024;
-/// Largest agent, in bytes.
+/// Maximum size of the agent in bytes.
 const AGENT_LIMIT: u64 = 8 * 1024 * 1024;
 /// The images, as in the Dockerfile.
 const NAMES: [&str; 3] = ["operator", "agent", "cli"];
-/// What all images are called before their own name.
+/// Prefix of all image names.
 const REGISTRY: &str = "ghcr.io/remoteprocess";
 /// `nonroot` of the Dockerfile.
 const USER: &str = "65532:65532";
 
 /// The built images.
 pub(crate) struct Images {
-    /// `<version>-<hash of the programs>`: the same programs have the same tag, others another.
+    /// `<version>-<hash of the programs>`: the tag changes if and only if the programs change.
     pub tag: String,
-    /// The programs as they are in the images; they run on this machine as well.
+    /// The programs in the images; they run on this machine as well.
     pub programs: Programs,
     archives: Vec<PathBuf>,
     names: Vec<String>,
@@ -48,8 +48,8 @@ impl Programs {
     }
 }
 
-/// Builds programs and images, and pushes them to the cluster's registry or loads them into the cluster, if they are not
-/// there yet.
+/// Builds programs and images, and pushes them to the cluster's registry or loads them into the cluster, unless they
+/// are already there.
 pub(crate) fn build_and_load(target: &Target) -> Result<Images> {
     let images = build()?;
     if let Some(registry) = &target.registry {
@@ -78,7 +78,7 @@ pub(crate) fn build() -> Result<Images> {
 fn programs() -> Result<Programs> {
     let arch = std::env::consts::ARCH;
     let triple = format!("{arch}-unknown-linux-musl");
-    // The folder in the cache whatever the user has chosen for his own builds: it lies there for each clone.
+    // The folder in the cache, even if the user has set another for their own builds: each clone finds it there.
     let target_folder = claim_target()?;
     let mut cargo = Command::new("cargo");
     cargo
@@ -106,7 +106,7 @@ fn programs() -> Result<Programs> {
     })
 }
 
-/// Whether programs can be built for the target; installs it where rustup can.
+/// Whether programs can be built for the target; installs it if rustup can.
 fn has_target(triple: &str) -> Result<bool> {
     let folder = exec::output(Command::new("rustc").args(["--print", "target-libdir", "--target", triple]))?;
     if Path::new(folder.trim()).exists() {
@@ -195,7 +195,7 @@ fn push(registry: &Registry, images: &Images) -> Result<()> {
     registry.push(&built, &images.tag, &env::var_os("PATH").unwrap_or_default())
 }
 
-/// The chart's values for the images with this tag, from this registry or as they are called when they are loaded.
+/// The chart's values for the images with this tag, from this registry or with the names with which they are loaded.
 pub(crate) fn values(tag: &str, registry: Option<&Registry>) -> Vec<String> {
     let mut values: Vec<String> = NAMES.iter().map(|image| format!("images.{image}.tag={tag}")).collect();
     if let Some(registry) = registry {
@@ -206,7 +206,7 @@ pub(crate) fn values(tag: &str, registry: Option<&Registry>) -> Vec<String> {
     values
 }
 
-/// Whether the programs have been built before: then Cargo finds their dependencies compiled.
+/// Whether the programs were built before: then Cargo finds their dependencies compiled.
 pub(crate) fn have_been_built() -> Result<bool> {
     let target = paths::cache()?.join("target");
     let triples = ["musl", "gnu"].map(|libc| format!("{}-unknown-linux-{libc}", std::env::consts::ARCH));

@@ -9,15 +9,15 @@ use crate::steps::{say, step};
 use crate::target::Target;
 use crate::{exec, paths};
 
-/// Where the operator lives.
+/// Namespace of the operator.
 pub(crate) const NAMESPACE: &str = "remoteprocess-system";
 const RELEASE: &str = "remoteprocess";
 
 /// The installed operator.
 pub(crate) struct Installation {
-    /// What it was built from.
+    /// The images from which it was installed.
     pub images: Images,
-    /// Tests of another checkout would install theirs in its place.
+    /// Tests of another checkout would replace the installation.
     _tests: Option<Lock>,
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn install(target: &Target) -> Result<Installation> {
 
 /// Installs or upgrades the chart with these images; returns when the operator is ready.
 pub(crate) fn upgrade(target: &Target, images: &Images) -> Result<()> {
-    // On your own cluster somebody else may be at work: there Helm's refusal stands.
+    // On your own cluster another user may be at work, so Helm's refusal is not overridden.
     if target.own.is_some() {
         end_broken_operation(target)?;
     }
@@ -59,8 +59,8 @@ pub(crate) fn upgrade(target: &Target, images: &Images) -> Result<()> {
     })
 }
 
-/// Undoes what a killed Helm has left half done. It would refuse every later upgrade: "another operation is in progress".
-/// On the development cluster the lock on its tests says that nobody else is at work.
+/// Repairs a release that a killed Helm has left half done. Helm would refuse every later upgrade: "another operation
+/// is in progress". On the development cluster the lock of its tests ensures that no other command is at work.
 fn end_broken_operation(target: &Target) -> Result<()> {
     let status = exec::output(
         target
@@ -77,7 +77,7 @@ fn end_broken_operation(target: &Target) -> Result<()> {
     exec::output(&mut helm).map(drop)
 }
 
-/// How to undo an operation that was not finished, by what `helm status` says; `None` where there is none.
+/// How to repair an unfinished operation, from the output of `helm status`; `None` if there is none.
 fn undo(status: &str) -> Option<&'static [&'static str]> {
     let status: Value = serde_json::from_str(status).ok()?;
     match status["info"]["status"].as_str()? {
@@ -87,7 +87,7 @@ fn undo(status: &str) -> Option<&'static [&'static str]> {
     }
 }
 
-/// What became of the operator's pods: an image that cannot be pulled shows here.
+/// The state of the operator's pods, which shows an image that cannot be pulled.
 fn pods(target: &Target) -> String {
     let listed = exec::output(target.kubectl().args(["get", "pods", "--namespace", NAMESPACE]));
     format!(
@@ -96,7 +96,7 @@ fn pods(target: &Target) -> String {
     )
 }
 
-/// Says where `rproc` is, for a shell.
+/// Prints where `rproc` is, for a shell.
 pub(crate) fn say_where_rproc_is(images: &Images) {
     let rproc = images.programs.path("rproc");
     say(format_args!(

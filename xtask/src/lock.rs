@@ -1,4 +1,4 @@
-//! A lock file, so that two checkouts do not work on the one cluster at a time.
+//! A lock file, so that two checkouts do not use the one cluster at the same time.
 
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
@@ -7,13 +7,13 @@ use anyhow::{Context, Result};
 
 use crate::steps::say;
 
-/// Held until it is dropped; the kernel lets go of it when the process dies.
+/// Held until it is dropped; the kernel releases it when the process dies.
 pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Takes the lock, and says for whom it waits when it has to.
+    /// Takes the lock, and prints its holder if it has to wait.
     pub(crate) fn take(path: &Path, holder: &str) -> Result<Self> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;

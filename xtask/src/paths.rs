@@ -1,13 +1,13 @@
-//! Where things are: the checkout, and what is kept outside of it.
+//! Paths: the checkout, and what is kept outside of it.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// The root of the checkout that this command was started in.
+/// The root of the checkout in which this command was started.
 pub(crate) fn repository() -> PathBuf {
-    // Cargo sets it when it runs us; the compiled-in value names whichever checkout was built last.
+    // Cargo sets it when it runs us; the compiled-in value names the checkout that was built last.
     let manifest = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&manifest)
         .parent()

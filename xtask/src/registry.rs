@@ -1,4 +1,4 @@
-//! Pushes images to a registry, with whichever of the usual tools is on this machine.
+//! Pushes images to a registry, with one of the usual tools that is installed on this machine.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,11 @@ use anyhow::{Result, bail};
 use crate::exec;
 use crate::steps::say;
 
-/// A registry with the path in it below which the images lie: `europe-docker.pkg.dev/my-project/rproc`.
+/// A registry with the path below which the images are: `europe-docker.pkg.dev/my-project/rproc`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Registry(String);
 
-/// An image that was built: its archive, and its full name in there.
+/// A built image: its archive, and its full name in it.
 pub(crate) struct Built<'a> {
     /// `operator`, `agent` or `cli`.
     pub image: &'a str,
@@ -23,7 +23,7 @@ pub(crate) struct Built<'a> {
     pub source: &'a str,
 }
 
-/// Tools that push, those first that need no daemon.
+/// Tools that push; those that need no daemon come first.
 const TOOLS: [Tool; 5] = [
     Tool {
         name: "crane",
@@ -60,7 +60,7 @@ const TOOLS: [Tool; 5] = [
 
 struct Tool {
     name: &'static str,
-    /// Arguments of each call, for an archive, the image's name in it and its name in the registry.
+    /// Arguments of each call, from an archive, the image's name in it and its name in the registry.
     commands: fn(&str, &str, &str) -> Vec<Vec<String>>,
 }
 
@@ -100,7 +100,7 @@ impl Registry {
         format!("{}/{image}", self.0)
     }
 
-    /// Pushes the images with the first tool in `path` that can; the error says what each of them said.
+    /// Pushes the images with the first tool in `path` that succeeds; the error contains the message of each.
     pub(crate) fn push(&self, images: &[Built], tag: &str, path: &OsStr) -> Result<()> {
         let mut refusals = Vec::new();
         for (tool, program) in TOOLS.iter().filter_map(|tool| Some((tool, find(tool.name, path)?))) {

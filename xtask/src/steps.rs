@@ -1,4 +1,4 @@
-//! Steps, each shown with its seconds: on a terminal by one line that counts them, elsewhere by plain lines.
+//! Steps, each shown with its duration: on a terminal with one line that counts seconds, elsewhere with plain lines.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-/// Erases the line that counts.
+/// Erases the counting line.
 const ERASE: &str = "\r\x1b[K";
 
-/// Steps that run, the innermost last.
+/// Running steps, the innermost last.
 static RUNNING: Mutex<Running> = Mutex::new(Running {
     steps: Vec::new(),
     others: 0,
@@ -19,14 +19,14 @@ static RUNNING: Mutex<Running> = Mutex::new(Running {
 
 struct Running {
     steps: Vec<Step>,
-    /// Programs that write to our terminal themselves.
+    /// Number of programs that write to our terminal themselves.
     others: usize,
 }
 
 struct Step {
     name: String,
     begin: Instant,
-    /// Whether its name has a line of its own already.
+    /// Whether its name already has a line of its own.
     is_shown: bool,
 }
 
@@ -56,13 +56,13 @@ pub(crate) fn step<T>(name: &str, body: impl FnOnce() -> Result<T>) -> Result<T>
     result
 }
 
-/// Prints a line, above the line that counts.
+/// Prints a line, above the counting line.
 pub(crate) fn say(text: impl Display) {
     lock().interrupt();
     println!("{text}");
 }
 
-/// Runs a program that writes to our terminal itself: nothing is counted meanwhile.
+/// Runs a program that writes to our terminal itself: counting stops in the meantime.
 pub(crate) fn undisturbed<T>(body: impl FnOnce() -> T) -> T {
     let mut running = lock();
     running.interrupt();
@@ -121,7 +121,7 @@ fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// Counts for as long as this process lives.
+/// Counts as long as this process lives.
 fn count_seconds() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {

@@ -1,4 +1,4 @@
-//! Which cluster a command works on: the development cluster, or one that the user names.
+//! The cluster of a command: the development cluster, or one that the user names.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -36,13 +36,13 @@ impl TargetArgs {
     }
 }
 
-/// A cluster, and the programs that talk to it.
+/// A cluster, and the programs that use it.
 pub(crate) struct Target {
-    /// The development cluster's state; none for a cluster of the user's.
+    /// The development cluster's state; `None` for a cluster of the user.
     pub own: Option<State>,
     /// Name of the context.
     pub context: String,
-    /// Where its images come from; none where they are put into it directly.
+    /// Where its images come from; `None` if they are loaded into it directly.
     pub registry: Option<Registry>,
     kubeconfig: Option<PathBuf>,
     kubectl: PathBuf,
@@ -50,7 +50,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Whether the arguments, or KUBECONFIG, name a cluster of the user's.
+    /// Whether the arguments, or KUBECONFIG, name a cluster of the user.
     pub(crate) fn is_named(args: &TargetArgs) -> Result<bool> {
         let state = State::of_this_user()?;
         let by_variable =
@@ -58,7 +58,7 @@ impl Target {
         Ok(args.context.is_some() || by_variable)
     }
 
-    /// Finds the cluster that the arguments mean, and brings the development cluster up where that is the one.
+    /// Finds the cluster in the arguments, and brings up the development cluster if that is the one.
     pub(crate) fn resolve(args: &TargetArgs) -> Result<Self> {
         let state = State::of_this_user()?;
         if !Self::is_named(args)? {
@@ -138,7 +138,7 @@ impl Target {
         (&self.kubectl, &self.helm)
     }
 
-    /// Fails where images cannot get into the cluster.
+    /// Fails if images cannot get into the cluster.
     pub(crate) fn expect_images(&self) -> Result<()> {
         if self.own.is_none() && self.registry.is_none() && loader(&self.context).is_none() {
             bail!(
@@ -151,7 +151,7 @@ impl Target {
         Ok(())
     }
 
-    /// Puts image archives into the cluster, or says how that is done.
+    /// Loads image archives into the cluster, or says how to do that.
     pub(crate) fn load(&self, archives: &[PathBuf], names: &[String]) -> Result<()> {
         if let Some(state) = &self.own {
             let tools = Tools::built()?;
@@ -178,7 +178,7 @@ impl Target {
 
 type LoaderArgs = fn(&Path, &str) -> Vec<String>;
 
-/// The program that loads an archive, known by the name that it gives to its contexts.
+/// The program that loads an archive, derived from the name of its contexts.
 fn loader(context: &str) -> Option<(&'static str, LoaderArgs)> {
     if context.starts_with("kind-") {
         Some(("kind", |archive, context| {
@@ -217,7 +217,7 @@ fn loader(context: &str) -> Option<(&'static str, LoaderArgs)> {
     }
 }
 
-/// Where a program lies that is found by its name.
+/// The path of a program that is found by its name.
 pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)

@@ -21,9 +21,9 @@ use suite::{Program, Runner, Tally};
 mod report;
 mod suite;
 
-/// End-to-end tests that restart the operator. They bear with each other, other tests do not.
+/// End-to-end tests that restart the operator. They can run at the same time as each other, but not with other tests.
 const RESTARTS: &str = "restarts";
-/// End-to-end tests that end or measure parts of the cluster: one at a time, and nothing beside them.
+/// End-to-end tests that end or measure parts of the cluster: one at a time, with nothing in parallel.
 const ALONE: &str = "alone";
 const CHART: &str = "charts/remoteprocess-operator";
 
@@ -92,7 +92,7 @@ fn static_checks(report: &mut Report) {
     }
 }
 
-/// Links in the documentation lead somewhere.
+/// Checks that links in the documentation resolve.
 fn documentation() -> Result<()> {
     let mut doc = cargo("doc")?;
     doc.args([
@@ -151,7 +151,7 @@ fn chart() -> Result<()> {
     Ok(())
 }
 
-/// The chart takes the values of `cargo xtask install --registry`.
+/// Checks that the chart accepts the values of `cargo xtask install --registry`.
 fn chart_with_registry() -> Result<()> {
     let registry = Registry::parse("ghcr.io/team").map_err(anyhow::Error::msg)?;
     let mut template = Command::new(cluster::helm()?);
@@ -228,7 +228,7 @@ fn unit_tests(args: &TestArgs) -> Result<Tally> {
     Ok(tally)
 }
 
-/// First the tests that bear with each other, then those that restart the operator, then those that must be alone.
+/// First the tests that run in parallel, then those that restart the operator, then those that must run alone.
 fn end_to_end_suites(report: &mut Report, prepare: &(dyn Fn(&mut Command) + Sync)) {
     let Some(programs) = report.step("build the end-to-end tests", || {
         suite::build(&["--package", "remoteprocess-e2e"])
@@ -260,7 +260,7 @@ fn long(args: &TestArgs) -> Option<&'static str> {
     args.long.then_some("--long")
 }
 
-/// Tells a program of ours, by its environment, which cluster and which builds it is about.
+/// Sets the environment variables that describe the cluster and the builds to our programs.
 pub(crate) fn describe(command: &mut Command, target: &Target, images: &Images) {
     let (kubectl, helm) = target.programs();
     command

@@ -23,7 +23,7 @@ pub enum DesiredState {
     /// It should run.
     #[default]
     Running,
-    /// It should stand still: no process of it runs, and none is started.
+    /// It should be paused: no process of it runs, and none is started.
     Paused,
     /// It should end. There is no way back.
     Stopped,

@@ -1,4 +1,4 @@
-//! What TLS over TCP costs by itself, in threads that block: the bound for one hop and for two.
+//! The cost of TLS over TCP alone, in blocking threads: the bound for one hop and for two.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -20,7 +20,7 @@ use crate::pod::first_line;
 /// Bytes of a write and of a read.
 const BLOCK: usize = 128 << 10;
 
-/// What a process does with bytes.
+/// The role of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum End {
     /// Makes them
@@ -31,7 +31,7 @@ pub(crate) enum End {
     Sink,
 }
 
-/// One process: `hello` is the cipher (128 or 256), the bytes, and where they come from.
+/// Runs one process: `hello` is the cipher (128 or 256), the number of bytes, and their source.
 pub(crate) fn run(end: End, hello: &str) {
     let mut words = hello.split(' ');
     let cipher = words.next().unwrap();
@@ -63,7 +63,7 @@ pub(crate) fn run(end: End, hello: &str) {
     println!("{}", cost::process(std::process::id()));
 }
 
-/// One hop and two.
+/// Measures one hop and two.
 pub(crate) fn measure(megabytes: usize) {
     for cipher in ["128", "256"] {
         for ends in [&[End::Source, End::Sink][..], &[End::Source, End::Middle, End::Sink]] {
@@ -117,7 +117,7 @@ fn provider(cipher: &str) -> Arc<CryptoProvider> {
     })
 }
 
-/// The same in each process: nobody verifies anybody's identity here.
+/// The same in each process: no identity is verified here.
 fn authority() -> Authority {
     Authority::generate(&trust_domain()).unwrap()
 }

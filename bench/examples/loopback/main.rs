@@ -1,6 +1,5 @@
-//! What each part of a stream's path costs, without a cluster: the agent's and the entrypoint's programs, the relay and
-//! the follower of `rproc`, each in a process of its own, on loopback.
-//!
+//! The cost of each part of a stream's path, without a cluster: the programs of agent and entrypoint, the relay and the
+//! follower of `rproc`, each in a process of its own, on loopback.
 //! `cargo run --release -p remoteprocess-bench --example loopback -- [--rounds N] [blocks|lines|latency|floor …]`, and
 //! `--programs DIR` (repeatable) to compare builds in turn: agent, entrypoint, bench-writer and loopback of each folder.
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
@@ -42,7 +41,7 @@ struct Args {
     threads: bool,
 }
 
-/// What a process of ours plays.
+/// The part that a process of this program plays.
 #[derive(Subcommand)]
 enum Part {
     /// The relay; keeps its archive in a folder
@@ -81,7 +80,7 @@ fn measure(args: &Args) {
     let own = std::env::current_exe().unwrap();
     let mut builds = args.programs.clone();
     if builds.is_empty() {
-        // An example lies one folder below the programs.
+        // Examples are one folder below the programs.
         builds.push(own.ancestors().nth(2).unwrap().to_owned());
     }
     for what in &args.what {

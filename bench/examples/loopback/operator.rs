@@ -1,4 +1,4 @@
-//! The relay, real but for the API server and the enrolment.
+//! The relay, real except for the API server and the enrollment.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -39,7 +39,7 @@ pub(crate) const TOKEN: &str = "a-projected-token";
 pub(crate) const TRUST_DOMAIN: &str = "measured.local";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// What the others have to know of it.
+/// What the other processes must know about it.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Hello {
     pub relay: String,
@@ -159,7 +159,7 @@ async fn serve_all(folder: &Path) {
     );
 }
 
-/// The API server with one object in it: takes what the relay writes and allows what it asks.
+/// An API server with one object: it stores what the relay writes and allows every request.
 fn api_server(directory: &Directory) -> kube::Client {
     let object = json!({
         "apiVersion": "remoteprocess.dev/v1alpha1",

@@ -1,4 +1,4 @@
-//! Agent, entrypoint and program, as in a pod, and the relay that they belong to.
+//! Agent, entrypoint and program, as in a pod, and their relay.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::operator::{Hello, NAMESPACE, POD_UID, TOKEN, TRUST_DOMAIN, UID};
 
-/// Everything but the client. Ends with it.
+/// Everything except the client. Its processes end with it.
 pub(crate) struct Pod {
     folder: TempDir,
     pub operator: Child,
@@ -19,7 +19,7 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// Starts the relay and a pod that runs the writer, which waits for [`Pod::open_gate`] behind its warm-up.
+    /// Starts the relay and a pod that runs the writer, which waits for [`Pod::open_gate`] after its warm-up.
     pub(crate) fn start(build: &Path, writer: &[String]) -> Self {
         let folder = tempfile::tempdir_in(build).unwrap();
         let path = |name: &str| folder.path().join(name);
@@ -59,7 +59,7 @@ impl Pod {
         }
     }
 
-    /// Lets the writer go on.
+    /// Lets the writer continue.
     pub(crate) fn open_gate(&self) {
         fs::write(self.folder.path().join("gate"), "").unwrap();
     }
@@ -78,7 +78,7 @@ impl Drop for Pod {
     }
 }
 
-/// What a child says first.
+/// The first line that a child prints.
 pub(crate) fn first_line(stdout: &mut ChildStdout) -> String {
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line).unwrap();

@@ -12,9 +12,9 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::cost;
 use crate::pod::Pod;
 
-/// Bytes that come before the measurement.
+/// Number of bytes before the measurement.
 const WARM: usize = 1_000_000;
-/// Lines that come before it, and those measured.
+/// Number of lines before the measurement, and of measured lines.
 const LINES: (usize, usize) = (10, 400);
 
 struct Client(Child, ChildStdout);
@@ -39,7 +39,7 @@ impl Drop for Client {
     }
 }
 
-/// Follows lines of 100 bytes, so many bytes in each write.
+/// Follows lines of 100 bytes, with `block` bytes in each write.
 pub(crate) fn follow(build: &Path, megabytes: usize, block: usize, shows_threads: bool) {
     let bytes = megabytes * 1_000_000;
     let writer = [
@@ -92,7 +92,7 @@ pub(crate) fn follow(build: &Path, megabytes: usize, block: usize, shows_threads
     );
 }
 
-/// Lines at rest.
+/// Measures the latency of single lines.
 pub(crate) fn latency(build: &Path) {
     let writer = [
         format!("--warm={}", LINES.0 * 100),

@@ -1,4 +1,4 @@
-//! The program that is followed: it runs in the containers, so it is linked statically and needs nothing there.
+//! The program that is followed. It runs in the containers, so it is linked statically and needs nothing there.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -68,7 +68,7 @@ fn wait_for(file: Option<&Path>) {
 
 fn write_blocks(out: &mut File, bytes: usize, block: usize) -> io::Result<()> {
     let line = [&[b'x'; LINE - 1][..], b"\n"].concat();
-    // Each block of it is cut out of the same endless text.
+    // Each block is cut out of the same endless text.
     let text = line.repeat(block);
     let mut left = bytes;
     for block in text.chunks(block).cycle() {
@@ -84,7 +84,7 @@ fn write_blocks(out: &mut File, bytes: usize, block: usize) -> io::Result<()> {
 
 fn write_stamped(out: &mut File, lines: usize, pause: u64) -> io::Result<()> {
     for number in 0..lines as u64 {
-        // Seven steps that do not beat with anybody's timer.
+        // Seven steps, so that the pauses do not synchronize with another timer.
         let part = number.wrapping_mul(5) % 7;
         sleep(Duration::from_micros(pause * 2 / 3 + pause * part / 9));
         let now = clock_gettime(ClockId::Monotonic);

@@ -1,4 +1,4 @@
-//! `rproc attach`: back to a process that runs, to watch it or to work in it.
+//! `rproc attach`: connects to a running process, to watch it or to type into it.
 
 use std::io::IsTerminal;
 use std::sync::atomic::Ordering;
@@ -18,7 +18,7 @@ use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, chec
 use crate::output::{Control, Form, Output};
 use crate::progress::Messages;
 
-/// So much of the output is shown again, in bytes of each stream.
+/// How much of the output is printed again, in bytes of each stream.
 const REPLAY: u64 = 256 * 1024;
 
 /// Flags of `attach`.
@@ -59,8 +59,7 @@ rproc first prints the last 256 KiB of the output, and a full-screen program
 redraws its screen. One user at a time can write; --take-over makes it you.
 When rproc ends, the process keeps running.";
 
-/// Shows the output and passes on what is typed, until the process has ended or somebody leaves.
-///
+/// Shows the output and passes the input on, until the process has ended or the user leaves.
 /// # Errors
 /// There is no such process, it takes no input, or its end cannot be known.
 pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
@@ -102,7 +101,7 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
         take_over: args.take_over,
         redraw: true,
     };
-    // The input is of one attempt that runs. A reader without input sees the next attempt, too.
+    // The input belongs to one running attempt. A reader without input sees the next attempt, too.
     let has_retries = object.spec.retries.is_some();
     let next_attempt = (!writes || !has_retries).then(|| NextAttempt {
         may_have_retries: has_retries,
@@ -118,12 +117,12 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
     };
     let has_begun = leaving.interaction.has_begun();
     let ending = until_end(&mut follower, (next_attempt.as_ref(), args.quiet), leaving).await;
-    // It had ended, or did before anything could be handed over.
+    // It had already ended, or it ended before any input could be passed on.
     let is_refused = args.stdin && !has_begun.load(Ordering::Relaxed);
     answer(&args, &output, &follower.ledger, ending, is_refused).await
 }
 
-/// The end of what there is, and what follows; all of it where the relay does not say how much there is.
+/// The end of the existing output, and everything after it; all output if the relay does not say how much there is.
 fn want(key: &ProcessKey, reached: Option<Cursor>) -> Want {
     Want {
         cursor: reached.map(|reached| Cursor {
@@ -136,7 +135,7 @@ fn want(key: &ProcessKey, reached: Option<Cursor>) -> Want {
     }
 }
 
-/// What this terminal gets of control sequences.
+/// How this terminal handles control sequences.
 fn control(is_terminal: bool, is_raw: bool, reached: Option<Cursor>) -> Control {
     match (is_terminal, is_raw) {
         (false, _) => Control::Shown,
@@ -147,7 +146,7 @@ fn control(is_terminal: bool, is_raw: bool, reached: Option<Cursor>) -> Control 
     }
 }
 
-/// What you should know before the output comes.
+/// Prints what the user should know before the output.
 async fn say_first(
     args: &AttachArgs,
     object: &RemoteProcess,
@@ -168,12 +167,12 @@ async fn say_first(
     say_how_to_leave(output, name, &args.detach_keys, is_raw && !args.quiet).await
 }
 
-/// The output would be a screen, and is shown as text. You did not ask for either.
+/// Whether the output would be a screen but is shown as text, although the user requested neither.
 fn is_hidden(args: &AttachArgs, object: &RemoteProcess, is_terminal: bool) -> bool {
     is_terminal && !args.tty && !args.quiet && object.spec.tty.unwrap_or_default()
 }
 
-/// Says how it went, and answers the exit code. Where input was refused from the start it is 125.
+/// Reports the result and returns the exit code. If the input was refused from the start, the code is 125.
 async fn answer(
     args: &AttachArgs,
     output: &Output,
@@ -196,7 +195,7 @@ async fn answer(
     Ok(verdict.code)
 }
 
-/// How far the output has come; `None` where the relay does not say it.
+/// How far the output has come; `None` if the relay does not say.
 async fn reached(relay: &mut Relay, key: &ProcessKey) -> Option<Cursor> {
     let request = GetStateRequest {
         protocol: PROTOCOL,

@@ -42,7 +42,7 @@ Examples:
   ln -s \"$(command -v rproc)\" ~/.local/bin/kubectl-rproc
   ln -s \"$(command -v rproc)\" ~/.local/bin/kubectl_complete-rproc";
 
-/// A shell that can complete.
+/// The supported shells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shell {
     /// GNU bash
@@ -119,7 +119,7 @@ const POWERSHELL: &str = r#"Register-ArgumentCompleter -Native -CommandName '@NA
 /// Prints the script.
 ///
 /// # Errors
-/// Nobody reads it.
+/// Standard output is closed.
 pub fn run(args: CompletionArgs, parser: &mut clap::Command, name: &str) -> Result<u8, Failure> {
     let text = match args.is_static {
         true => fixed(args.shell, parser, name),

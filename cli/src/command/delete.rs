@@ -40,14 +40,13 @@ const EXAMPLES: &str = "Examples:
   # All failed processes
   rproc delete --field-selector status.phase=Failed";
 
-/// Deletes the processes, and waits until they are gone. One that fails does not keep the others.
-///
+/// Deletes the processes, and waits until they are gone. If one fails, the others are deleted nevertheless.
 /// # Errors
-/// Says which are not there, may not be deleted, or are not gone in time.
+/// Names those that do not exist, may not be deleted, or are not gone in time.
 pub async fn run(global: &GlobalArgs, args: DeleteArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let deadline = update::deadline(args.timeout);
-    // Those that were listed may have gone meanwhile, as kubectl has it.
+    // Listed processes may be gone in the meantime, as with kubectl.
     let may_be_gone = args.ignore_not_found || !args.selection.is_named();
     let (mut leaving, mut failures) = (Vec::new(), Failures::default());
     for name in args.selection.names(&cluster).await? {
@@ -66,8 +65,7 @@ pub async fn run(global: &GlobalArgs, args: DeleteArgs) -> Result<u8, Failure> {
     failures.conclude()
 }
 
-/// Deletes a process, if it is there, and waits until it is gone.
-///
+/// Deletes a process, if it exists, and waits until it is gone.
 /// # Errors
 /// It may not be deleted.
 pub async fn and_wait(cluster: &Cluster, name: &str) -> Result<(), Failure> {
@@ -83,11 +81,11 @@ async fn gone(cluster: &Cluster, name: &str, uid: &str, deadline: Option<Instant
     update::until(cluster, (name, Some(uid)), deadline, is_gone, late).await
 }
 
-/// What the API server says of a deletion.
+/// The API server's answer to a deletion.
 enum Deletion {
     /// Done.
     Gone,
-    /// The object with this uid goes when its process has ended.
+    /// The object with this uid is deleted when its process has ended.
     Begun(String),
     /// There was nothing to delete, which is no failure.
     Absent,

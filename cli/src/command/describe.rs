@@ -1,4 +1,4 @@
-//! `rproc describe`: everything about a process.
+//! `rproc describe`: the details of a process.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
@@ -21,10 +21,9 @@ pub struct DescribeArgs {
     pub selection: Selection,
 }
 
-/// Prints everything about the processes. One that fails does not hide the others.
-///
+/// Prints the details of the processes. If one fails, the others are printed nevertheless.
 /// # Errors
-/// Says which are not there or may not be read.
+/// Names those that do not exist or may not be read.
 pub async fn run(global: &GlobalArgs, args: DescribeArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let mut failures = Failures::default();
@@ -44,7 +43,7 @@ pub async fn run(global: &GlobalArgs, args: DescribeArgs) -> Result<u8, Failure>
     failures.conclude()
 }
 
-/// The object's events, oldest first; `None` where they may not be read.
+/// The object's events, oldest first; `None` if the user may not read them.
 async fn events(cluster: &Cluster, uid: &str) -> Option<Vec<Event>> {
     let api: Api<Event> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
     let mut events = api

@@ -1,4 +1,4 @@
-//! `rproc exec`: a further command in the container of a process that runs.
+//! `rproc exec`: another command in the container of a running process.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -69,10 +69,9 @@ know. If the connection breaks, the command keeps running and rproc resumes. If
 the process or rproc ends, the command gets SIGHUP. The output of the command is
 not part of the output of the process.";
 
-/// Runs the command, and answers its exit code.
-///
+/// Runs the command, and returns its exit code.
 /// # Errors
-/// The process does not run, or the end of the command cannot be known.
+/// The process does not run, or the end of the command is not known.
 pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
     if args.stdin {
         check_stdin()?;
@@ -125,13 +124,13 @@ pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
     answer(&args, &output, ended).await
 }
 
-/// Of a terminal of which nothing is known (terminfo's `vt100`).
+/// The size of a terminal about which nothing is known (terminfo's `vt100`).
 const DEFAULT_WINDOW: WindowSize = WindowSize { rows: 24, columns: 80 };
 
-/// Time for the relay to hear that somebody leaves, also where nobody reads our output.
+/// How long to try to tell the relay that the user leaves, even if the output is not read anymore.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-/// What the object says already need not be asked of the relay.
+/// Refuses what the object already excludes, without asking the relay.
 fn check(object: &RemoteProcess, args: &ExecArgs) -> Result<(), Failure> {
     let name = &args.name;
     let status = object.status.clone().unwrap_or_default();
@@ -162,19 +161,18 @@ fn check(object: &RemoteProcess, args: &ExecArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// How it went on this side.
+/// How the session ended on this side.
 #[derive(Debug)]
 pub enum Ended {
     /// The command has ended.
     Exit(Box<Exit>),
-    /// Somebody here left; with our exit code, and whether the relay knows.
+    /// The user left; with our exit code, and whether the relay knows.
     Left(u8, bool),
-    /// Nobody knows how the command ends.
+    /// The end of the command will not be known.
     Lost(Error),
 }
 
-/// Runs until the command has ended or somebody leaves; then the terminal is as it was.
-///
+/// Runs until the command has ended or the user leaves; then the terminal is restored.
 /// # Errors
 /// The terminal cannot be set.
 pub async fn until_end<D: remoteprocess_client::Dial>(
@@ -199,7 +197,7 @@ pub async fn until_end<D: remoteprocess_client::Dial>(
                 ended = &mut running => break ended,
                 event = interaction.next() => match event {
                     Event::Detached | Event::Interrupted => 2,
-                    // The command reads an end and may finish; its code is then not ours.
+                    // The command reads an end of file and may finish, but its exit code would be misleading.
                     Event::Lost(error) => {
                         input_lost = Some(error);
                         continue;
@@ -208,7 +206,7 @@ pub async fn until_end<D: remoteprocess_client::Dial>(
                 number = signals.next() => number,
                 () = due(leave_by) => break Ok(Over::Left { is_told: false }),
             };
-            // A second one does not wait for the farewell.
+            // A second request does not wait for the relay's confirmation.
             if leaving.send_replace(true) {
                 break Ok(Over::Left { is_told: false });
             }
@@ -226,7 +224,7 @@ pub async fn until_end<D: remoteprocess_client::Dial>(
     })
 }
 
-/// Says how it went, and answers the exit code.
+/// Reports the result and returns the exit code.
 async fn answer(args: &ExecArgs, output: &Output, ended: Ended) -> Result<u8, Failure> {
     let name = &args.name;
     let (code, sentence) = match ended {
@@ -249,7 +247,7 @@ async fn answer(args: &ExecArgs, output: &Output, ended: Ended) -> Result<u8, Fa
     Ok(code)
 }
 
-/// Our exit code, and what to say of it.
+/// Our exit code, and the message that explains it.
 fn judge(name: &str, exit: &Exit, is_quiet: bool) -> (u8, Option<String>) {
     let Some(code) = exit::code(exit) else {
         let why = &exit.message;
@@ -266,7 +264,7 @@ fn judge(name: &str, exit: &Exit, is_quiet: bool) -> (u8, Option<String>) {
     (code, sentence)
 }
 
-/// What `--env` says; where it names a variable only, its value here.
+/// The variables of `--env`; one without a value takes that of our environment.
 fn environment(given: &[OsString], here: impl Fn(&OsString) -> Option<OsString>) -> Result<Vec<Variable>, String> {
     let variable = |given: &OsString| {
         let mut parts = given.as_bytes().splitn(2, |byte| *byte == b'=');

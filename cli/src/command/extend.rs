@@ -1,4 +1,4 @@
-//! `rproc extend`: another run deadline, also for a program that runs.
+//! `rproc extend`: sets another run deadline, also for a running program.
 
 use std::time::Duration;
 
@@ -53,17 +53,17 @@ const EXAMPLES: &str = "Examples:
 
 The deadline is spec.deadlines.runSeconds. It applies to each attempt.";
 
-/// Most that the API takes.
+/// Maximum that the API accepts.
 const LONGEST: u32 = 31_536_000;
-/// Tries where somebody else changes the object meanwhile.
+/// Number of tries if another client changes the object in the meantime.
 const TRIES: usize = 5;
 const CONFLICT: u16 = 409;
 
-/// Sets the run deadline of each process, and waits until all agents know. One that fails does not keep the others.
-///
+/// Sets the run deadline of each process, and waits until all agents know it. If one fails, the others are changed
+/// nevertheless.
 /// # Errors
-/// Says which are not there, have ended, may not be changed, have run for longer already, or whose agent does not answer
-/// in time.
+/// Names those that do not exist, have ended, may not be changed, have already run for longer, or whose agent does not
+/// answer in time.
 pub async fn run(global: &GlobalArgs, args: ExtendArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let deadline = update::deadline(args.timeout);
@@ -86,7 +86,7 @@ async fn ask(cluster: &Cluster, name: &str, args: &ExtendArgs) -> Result<RemoteP
         let object = selection::get(cluster, name).await?;
         let seconds = limit(&object, args, Timestamp::now())
             .map_err(|why| Failure::no(format!("cannot extend {name}: {why}")))?;
-        // More than there is now: of exactly this version.
+        // The result depends on the current limit, so the patch applies to exactly this version.
         let metadata = json!({"uid": object.metadata.uid, "resourceVersion": object.metadata.resource_version});
         let patch = json!({"metadata": metadata, "spec": {"deadlines": {"runSeconds": seconds}}});
         match update::patch(cluster, name, &patch).await {
@@ -147,7 +147,7 @@ fn sentence(object: &RemoteProcess) -> String {
     }
 }
 
-/// Waits until its agent goes by the new limit, or will from the beginning.
+/// Waits until its agent uses the new limit, or will use it from the start.
 async fn is_known(cluster: &Cluster, object: &RemoteProcess, deadline: Option<Instant>) -> Result<(), Failure> {
     let name = &object.name_any();
     let this = (name.as_str(), object.metadata.uid.as_deref());
@@ -166,7 +166,7 @@ fn judge(seen: &Seen) -> Option<Result<(), String>> {
         return Some(Err(format!("{} meanwhile", wait::state(object))));
     }
     match status.latest_attempt().filter(|attempt| attempt.started_at.is_some()) {
-        // It begins with the new limit.
+        // It will start with the new limit.
         None => Some(Ok(())),
         Some(attempt) => (attempt.run_seconds == object.spec.run_seconds()).then_some(Ok(())),
     }

@@ -1,4 +1,4 @@
-//! A process that is followed and perhaps written into: until its end, or until somebody here leaves.
+//! Follows a process, possibly with input, until its end or until the user leaves.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::progress::Messages;
 /// Number of SIGINT.
 const INTERRUPT: u8 = 2;
 
-/// What ends this program before the process does.
+/// The signals that end this program before the process ends.
 pub struct Signals {
     interrupt: Option<Signal>,
     terminate: Option<Signal>,
@@ -25,11 +25,10 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// From here on they come here. A signal that was ignored at the start stays ignored: `nohup` and `&` in a script
-    /// (POSIX, XCU 2.11) ask for that.
-    ///
+    /// Receives the signals from now on. A signal that was ignored at the start stays ignored: `nohup` and `&` in a
+    /// script (POSIX, XCU 2.11) require that.
     /// # Errors
-    /// The system has no room for them.
+    /// The system has no resources for that.
     pub fn listen() -> Result<Self, Failure> {
         Ok(Self {
             interrupt: signals::listen(SignalKind::interrupt())?,
@@ -38,7 +37,7 @@ impl Signals {
         })
     }
 
-    /// The number of the next one.
+    /// The number of the next signal.
     pub async fn next(&mut self) -> u8 {
         tokio::select! {
             () = signals::received(&mut self.interrupt) => INTERRUPT,
@@ -48,44 +47,43 @@ impl Signals {
     }
 }
 
-/// How it went.
+/// How following ended.
 pub enum Ending {
-    /// To the end of the stream.
+    /// At the end of the stream.
     Followed {
         /// How the process ended.
         result: Box<Result<Option<Exit>, follow::Error>>,
-        /// The input could not be handed over; it has been said why.
+        /// The input could not be passed on; the reason was already printed.
         is_input_lost: bool,
     },
-    /// Somebody here left, or can write no more at a terminal that has no other use.
+    /// The user left, or can no longer write to a terminal that has no other use.
     Left {
         /// Our exit code.
         code: u8,
-        /// What to say.
+        /// The message to print.
         sentence: String,
     },
 }
 
-/// What Ctrl-C means.
+/// The meaning of Ctrl-C.
 pub enum OnInterrupt<'a> {
-    /// The process is asked to stop; a second one leaves.
+    /// Request that the process stops; a second one leaves.
     Stop(&'a Arc<Cluster>),
     /// Leave.
     Leave,
 }
 
-/// What may end it from here.
+/// What may end following on this side.
 pub struct Leaving<'a> {
-    /// What is written into it.
+    /// The input of the process.
     pub interaction: Interaction,
-    /// What comes from the system.
+    /// Signals to this program.
     pub signals: Signals,
-    /// What Ctrl-C means.
+    /// The meaning of Ctrl-C.
     pub on_interrupt: OnInterrupt<'a>,
 }
 
-/// Says once how you leave, where each key goes to the process.
-///
+/// Prints once how to leave, if each key goes to the process.
 /// # Errors
 /// It cannot be written.
 pub async fn say_how_to_leave(
@@ -100,7 +98,7 @@ pub async fn say_how_to_leave(
     output.line(&format!("{keys} leaves {name} running")).await
 }
 
-/// Follows until the process has ended or somebody leaves; then the terminal is as it was.
+/// Follows until the process has ended or the user leaves; then the terminal is restored.
 pub async fn until_end(
     follower: &mut Follower<Relay, Output, Messages>,
     next_attempt: (Option<&NextAttempt>, bool),
@@ -171,7 +169,7 @@ async fn follow(
     }
 }
 
-/// What to do where another one has the input.
+/// What to do if another writer has the input.
 fn way_out(error: &interact::Error, name: &str) -> String {
     use tonic::Code;
     match error {
@@ -184,13 +182,13 @@ fn way_out(error: &interact::Error, name: &str) -> String {
     }
 }
 
-/// The agent's or the relay's word for an end that the output tells as well.
+/// Whether this is the agent's or the relay's error for an end that the output reports as well.
 fn has_ended(error: &interact::Error) -> bool {
     matches!(error, interact::Error::Stream(stream::Error::Relay(status)) if status.code() == tonic::Code::OutOfRange)
 }
 
-/// The verdict on what was followed; a closed pipe is no verdict. Input that was not handed over is never a success.
-///
+/// The exit code for what was followed, unless the output pipe was closed. If input was not passed on, it is never a
+/// success.
 /// # Errors
 /// The output could not be written.
 pub fn conclude(

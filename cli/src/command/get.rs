@@ -73,7 +73,7 @@ const EXAMPLES: &str = "Examples:
   # One field of one process
   rproc get build -o jsonpath='{.status.exitCode}'";
 
-/// How processes are shown.
+/// The output format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Format {
     /// A table with attempt, start, node and command
@@ -106,10 +106,9 @@ impl FromStr for Format {
     }
 }
 
-/// Prints the processes, oldest first; named ones in the order in which they are named.
-///
+/// Prints the processes, oldest first; if names are given, in the order of the names.
 /// # Errors
-/// They may not be listed; or says which of the named ones are not there or may not be read, below the others.
+/// They may not be listed; or, below the others, those of the given names that do not exist or may not be read.
 pub async fn run(global: &GlobalArgs, args: GetArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let api = cluster.objects(args.all_namespaces);
@@ -125,7 +124,7 @@ pub async fn run(global: &GlobalArgs, args: GetArgs) -> Result<u8, Failure> {
         has_header: args.no_headers,
     };
     if args.watch {
-        // Later rows have the same columns as the first ones.
+        // Later rows use the column widths of the first ones.
         printer.table.fit(&[columns.widest()]);
     }
     let mut failures = Failures::default();
@@ -148,7 +147,7 @@ pub async fn run(global: &GlobalArgs, args: GetArgs) -> Result<u8, Failure> {
     if !objects.is_empty() || args.names.is_empty() {
         printer.print_all(&objects, args.names.len() == 1)?;
     }
-    // Of the others there is nothing to watch.
+    // There is nothing to watch of those that failed.
     if args.watch && (!objects.is_empty() || args.names.is_empty()) {
         watch(&cluster, &api, &args, printer, version).await?;
     }
@@ -162,7 +161,7 @@ async fn one(cluster: &Cluster, api: &Api<DynamicObject>, name: &str) -> Result<
     found.ok_or_else(|| selection::missing(cluster, name))
 }
 
-/// Oldest first, those of one moment by name; or by a field, those without it first.
+/// Oldest first, those of the same time by name; or by a field, those without it first.
 fn sort(objects: &mut [DynamicObject], path: Option<&Path>) {
     objects.sort_by_cached_key(|object| {
         let metadata = &object.metadata;
@@ -179,7 +178,7 @@ fn sort(objects: &mut [DynamicObject], path: Option<&Path>) {
     });
 }
 
-/// A field by which objects are sorted: numbers by size, anything else by its text.
+/// A field for sorting: numbers by value, anything else by its text.
 #[derive(PartialEq, Eq)]
 struct Sorted(Value);
 
@@ -232,7 +231,7 @@ async fn read(
     Ok((objects, version))
 }
 
-/// Prints changes until Ctrl-C. An interrupted watch goes on from the last version that was seen.
+/// Prints changes until Ctrl-C. An interrupted watch continues from the last version that was seen.
 async fn watch(
     cluster: &Cluster,
     api: &Api<DynamicObject>,
@@ -264,7 +263,7 @@ async fn watch(
                             }
                         }
                         WatchEvent::Bookmark(bookmark) => version = bookmark.metadata.resource_version,
-                        // The version is too old: begin with what is there now.
+                        // The version is too old: start again with the current list.
                         WatchEvent::Error(_) => version = read(cluster, api, args, &mut Failures::default()).await?.1,
                     }
                 }
@@ -282,7 +281,7 @@ async fn watch(
     }
 }
 
-/// One object as it is, or a list of several.
+/// One object, or a list of several.
 fn shown(objects: &[DynamicObject], is_single: bool) -> Result<Value, Failure> {
     let value = match objects {
         [object] if is_single => serde_json::to_value(object),

@@ -1,4 +1,4 @@
-//! The making of a process and what follows: the part that `run` and `rerun` share.
+//! Creates a process and follows it: the part that `run` and `rerun` share.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -31,12 +31,12 @@ use crate::output::{Control, Form, Output};
 use crate::print::{DataFormat, print, resource};
 use crate::progress::Messages;
 
-/// How long a given address may take before the process is created all the same.
+/// How long to try a given address before the process is created nevertheless.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
-/// How long the status may lag behind the end that we know.
+/// How much the status may lag behind the end that we know.
 const LAG: Duration = Duration::from_secs(2);
 
-/// How a new process is followed; the same for each verb that makes one.
+/// How a new process is followed; shared by all commands that create one.
 #[derive(Debug, clap::Args)]
 pub struct ViewArgs {
     /// Pass standard input to the command; when it ends, the command reads end of file
@@ -93,22 +93,21 @@ pub enum CreatedFormat {
     Name,
 }
 
-/// What is to be created.
+/// What to create.
 pub struct Plan {
     /// The object.
     pub object: DynamicObject,
-    /// Whether it is only shown.
+    /// Whether to show it only.
     pub dry_run: DryRun,
     /// Whether a process of the same name is deleted first.
     pub replace: bool,
-    /// Whether the user knows its name.
+    /// Whether the user chose its name.
     pub is_named: bool,
 }
 
-/// What clap cannot say.
-///
+/// Checks what clap cannot express.
 /// # Errors
-/// Flags that do not go together.
+/// Flags that exclude each other.
 pub fn check(view: &ViewArgs, dry_run: DryRun) -> Result<(), Failure> {
     let is_shown = view.detach || dry_run != DryRun::None;
     if view.output.is_some() && !is_shown {
@@ -124,14 +123,14 @@ pub fn check(view: &ViewArgs, dry_run: DryRun) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Tells a program that `-t` puts at a terminal what it sees from its first look on.
+/// Gives a program that `-t` puts at a terminal the right size and type from its start.
 pub fn at_terminal(object: &mut DynamicObject, view: &ViewArgs) {
     if view.tty {
         look_like(object, window(), std::env::var("TERM").ok().as_deref());
     }
 }
 
-/// The size of your window, and the type of your terminal unless the object names one.
+/// Sets the size of the user's window, and the type of the user's terminal unless the object names one.
 fn look_like(object: &mut DynamicObject, window: Option<WindowSize>, term: Option<&str>) {
     let Some(spec) = object.data["spec"].as_object_mut() else {
         return;
@@ -152,8 +151,7 @@ fn look_like(object: &mut DynamicObject, window: Option<WindowSize>, term: Optio
     }
 }
 
-/// Does `work`, and sees to it that the result file tells how it ended, also where it failed early.
-///
+/// Runs `work`, and ensures that the result file reports how it ended, also if it failed early.
 /// # Errors
 /// Those of `work`, and a file that cannot be written.
 pub async fn recorded(
@@ -165,7 +163,7 @@ pub async fn recorded(
     let Some(path) = &view.result_file else {
         return work.await;
     };
-    // The result of an earlier run must not be taken for that of this one, and a path that cannot be written shows now.
+    // The result of an earlier run must not be taken for that of this one, and an unwritable path must fail now.
     exit::empty_record(path).map_err(|error| unwritable(path, &error))?;
     let result = work.await;
     if let Err(failure) = &result
@@ -182,8 +180,8 @@ pub async fn recorded(
     result
 }
 
-/// The result file also tells of arguments that were wrong, so that the result of an earlier run is not taken for that of
-/// this one. They were not understood, so it is looked for by its name alone.
+/// Writes the result file also for wrong arguments, so that the result of an earlier run is not taken for that of this
+/// one. The arguments could not be parsed, so the flag is searched for by its name.
 pub fn record_usage(arguments: &[OsString], text: &str) {
     let ours: Vec<&OsString> = arguments.iter().take_while(|word| *word != "--").collect();
     let path =
@@ -201,7 +199,7 @@ pub fn record_usage(arguments: &[OsString], text: &str) {
         sentence: Some(text.to_owned()),
     };
     let record = Record::new("", "", "", None, &verdict);
-    // The exit code tells it, too.
+    // The exit code reports the failure, too.
     let _ = exit::empty_record(&path).and_then(|()| record.write(&path));
 }
 
@@ -210,9 +208,8 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 /// Creates the process and follows it to its end.
-///
 /// # Errors
-/// It cannot be followed from here, is refused, or its end cannot be known.
+/// It cannot be followed from here, is refused, or its end is not known.
 pub async fn launch(cluster: Arc<Cluster>, view: &ViewArgs, plan: Plan, mut signals: Signals) -> Result<u8, Failure> {
     let is_shown = view.detach || plan.dry_run != DryRun::None;
     let mut relay = Relay::new(cluster.clone());
@@ -240,14 +237,14 @@ pub async fn launch(cluster: Arc<Cluster>, view: &ViewArgs, plan: Plan, mut sign
     stream(relay, cluster, view, (&created, plan.is_named), signals).await
 }
 
-/// A process that you could not follow from here is not created: you would correct that, type it again, and run it twice.
-/// A relay that is away for now is no reason.
+/// Fails for a process that the user could not follow from here, before it is created: the user would fix that, repeat
+/// the command, and run the program twice. A relay that is temporarily unavailable is no reason.
 async fn may_follow(cluster: &Cluster, relay: &mut Relay, writes: bool) -> Result<(), Failure> {
-    // A given address may be wrong in ways that no wait mends; the other ways are the operator's.
+    // A given address may be wrong for good; the other addresses come from the operator.
     let is_given = cluster.server.is_some();
     let way = async {
         let trust = relay.trust().await?;
-        // A certificate takes a moment. It is asked for while the pod starts, unless that may be refused.
+        // A certificate takes a moment. It is requested while the pod starts, unless the request may be refused.
         let certificate = Rule::connect("certificates.k8s.io", "certificatesigningrequests", "create");
         if is_given || !cluster.has_right(&certificate, None).await.unwrap_or(true) {
             relay.identity(&trust).await?;
@@ -280,8 +277,7 @@ async fn may_follow(cluster: &Cluster, relay: &mut Relay, writes: bool) -> Resul
     )))
 }
 
-/// Shows what was created, or would be.
-///
+/// Shows what was created, or would be created.
 /// # Errors
 /// Standard output cannot be written.
 pub fn show(view: &ViewArgs, dry_run: DryRun, object: &(impl Serialize + Resource)) -> Result<u8, Failure> {
@@ -316,7 +312,7 @@ async fn create(cluster: &Cluster, plan: &Plan) -> Result<RemoteProcess, Failure
     })
 }
 
-/// Creates the object. A field that the API server does not know is refused, as by kubectl.
+/// Creates the object. A field that the API server does not know is refused, as with kubectl.
 async fn post(cluster: &Cluster, plan: &Plan) -> Result<RemoteProcess, kube::Error> {
     let params = PostParams {
         dry_run: plan.dry_run == DryRun::Server,
@@ -385,7 +381,7 @@ async fn stream(
     output.flush().await?;
     match exit {
         Some(_) if view.rm => remove(&cluster, &output, name, uid).await?,
-        // Then `rproc get` right behind this says how it ended.
+        // So that `rproc get` right after this shows the end.
         Some(_) => settle(&cluster, name, uid).await,
         None => {}
     }
@@ -393,12 +389,12 @@ async fn stream(
     Ok(verdict.code)
 }
 
-/// Each key goes to the process.
+/// Whether each key goes to the process.
 fn is_raw(view: &ViewArgs) -> bool {
     view.tty && view.stdin && std::io::stdin().is_terminal()
 }
 
-/// What this terminal gets of control sequences. Everything is live: you were there from the beginning.
+/// How this terminal handles control sequences. All output is live, because it is followed from the beginning.
 fn control(view: &ViewArgs) -> Control {
     match is_raw(view) {
         true => Control::Typed {
@@ -409,7 +405,7 @@ fn control(view: &ViewArgs) -> Control {
     }
 }
 
-/// What may end it from here.
+/// What may end following on this side.
 fn leaving<'a>(
     relay: Relay,
     cluster: &'a Arc<Cluster>,
@@ -468,11 +464,11 @@ async fn remove(cluster: &Cluster, output: &Output, name: &str, uid: &str) -> Re
     Ok(())
 }
 
-/// Waits a moment until the status tells the end, too.
+/// Waits briefly until the status shows the end, too.
 async fn settle(cluster: &Cluster, name: &str, uid: &str) {
     let deadline = Some(Instant::now() + LAG);
     let is_told = |seen: &Seen| seen.has_ended().then_some(());
-    // The end is known. A status that cannot be read, or is late, changes nothing about it.
+    // The end is known. A status that cannot be read, or is late, does not change it.
     let _ = observe::until(&cluster.processes(), name, Some(uid), deadline, is_told).await;
 }
 

@@ -12,8 +12,7 @@ use crate::print::print;
 #[command(after_help = "rproc gets and renews its certificate automatically. Use this command to test it.")]
 pub struct LoginArgs {}
 
-/// Gets a new certificate, whatever the cached one is like.
-///
+/// Gets a new certificate, regardless of the cached one.
 /// # Errors
 /// A missing right, a refusal, or no answer in time.
 pub async fn run(global: &GlobalArgs, LoginArgs {}: LoginArgs) -> Result<u8, Failure> {

@@ -20,10 +20,9 @@ pub use job::LogsArgs;
 use job::{Job, Over, control, earlier, find, form, label, next_attempt, restored, shown, want};
 use place::Offset;
 
-/// Writes the output, and answers the exit code.
-///
+/// Prints the output, and returns the exit code.
 /// # Errors
-/// A process is not there, its output may not be read, or its end cannot be known.
+/// A process does not exist, its output may not be read, or its end is not known.
 pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
     check(&args).map_err(Failure::new)?;
     let cluster = global.open().await?;
@@ -71,7 +70,7 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
     Ok(verdict.code)
 }
 
-/// What clap cannot say.
+/// Checks what clap cannot express.
 fn check(args: &LogsArgs) -> Result<(), String> {
     let is_many = args.names.len() > 1 || args.selector.is_some() || args.all_namespaces;
     if is_many && args.offset.is_some() {

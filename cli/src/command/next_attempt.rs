@@ -15,26 +15,26 @@ use crate::exit;
 use crate::output::Output;
 use crate::progress::Messages;
 
-/// How long an API server has that has not said yet whether there are further attempts at all.
+/// How long to wait for an API server that has not said yet whether there are further attempts at all.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the relay may not know of an attempt that the API server has shown us.
+/// How long the relay may not know an attempt that the API server has shown us.
 const LAG: Duration = Duration::from_secs(15);
 
-/// Knows, by the object, what comes after an attempt.
+/// Determines from the object what follows an attempt.
 #[derive(Clone)]
 pub struct NextAttempt {
-    /// Where the object is.
+    /// The cluster of the object.
     pub cluster: Arc<Cluster>,
-    /// Which it is.
+    /// The process.
     pub key: ProcessKey,
-    /// An end that is known is not held back for longer by an API server that does not answer.
+    /// If an end is known, an API server that does not answer delays it at most this long.
     pub patience: Duration,
-    /// False where the specification is known to have no retries: then the end of a program that ran is the last word.
+    /// False if the spec is known to have no retries: then the end of a program that ran is final.
     pub may_have_retries: bool,
 }
 
-/// What the object says of the time after an attempt.
+/// What the object says about the time after an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Next {
     /// That was the last.
@@ -45,11 +45,10 @@ enum Next {
     Later(String),
 }
 
-/// Follows the attempt that the follower is set to and, where `next_attempt` says so, each that comes after it. The answer is
-/// the last one's end, and so is the follower's ledger.
-///
+/// Follows the attempt that the follower is set to and, if `next_attempt` is set, each later one. Returns the end of
+/// the last one, which is also in the follower's ledger.
 /// # Errors
-/// As [`Follower::run`]; and where the object does not tell whether another attempt follows.
+/// As [`Follower::run`]; also if the object does not tell whether another attempt follows.
 pub async fn follow<D: Dial>(
     follower: &mut Follower<D, Output, Messages>,
     next_attempt: Option<&NextAttempt>,
@@ -60,9 +59,9 @@ pub async fn follow<D: Dial>(
         let (Some(next_attempt), Some(exit), Some(attempt)) = (next_attempt, &end, follower.ledger.attempt()) else {
             return Ok(end);
         };
-        // Without retries only an attempt that ran nothing, or whose end nobody saw, is followed by another.
+        // Without retries another attempt follows only one that ran nothing, or whose end was not seen.
         let has_run = exit.source() == Source::Entrypoint;
-        // Nothing follows a success, whatever the object says by now.
+        // Nothing follows a success, whatever the object currently says.
         if exit::is_success(exit) || (has_run && !next_attempt.may_have_retries) {
             return Ok(end);
         }
@@ -82,7 +81,7 @@ pub async fn follow<D: Dial>(
 }
 
 impl NextAttempt {
-    /// Of this process.
+    /// For this process.
     #[must_use]
     pub fn new(cluster: &Arc<Cluster>, key: &ProcessKey) -> Self {
         Self {
@@ -93,14 +92,14 @@ impl NextAttempt {
         }
     }
 
-    /// The attempt that follows; `None`: there is none, as for a user who may not read the object. Where one follows,
-    /// `said` tells how the attempt ended, and then why the next one waits; `None` says nothing.
+    /// The next attempt; `None` if there is none, or if the user may not read the object. If one follows, prints
+    /// `said`, how the attempt ended, and then why the next one waits; with `None` prints nothing.
     async fn after(&self, ended: Ended, output: &Output, said: Option<String>) -> Result<Option<u32>, Error> {
         let api = self.cluster.processes();
         let uid = Some(self.key.uid.as_str()).filter(|uid| !uid.is_empty());
         let later = |text: String| Error::NextAttempt(text);
         let look = |deadline| observe::until(&api, &self.key.name, uid, deadline, |seen| next(seen, ended));
-        // First what keeps it, so that a long back-off is explained while it lasts.
+        // First the reason for the wait, so that a long back-off is explained while it lasts.
         let mut first = look(Some(Instant::now() + self.patience)).await;
         if let Err(observe::Error::TimedOut(Some(_))) = first {
             first = look(None).await;
@@ -145,16 +144,16 @@ impl NextAttempt {
                     .cluster
                     .sentence(&error, &rule, "see whether another attempt follows"))
             }
-            // There is no limit of time.
+            // There is no time limit.
             observe::Error::TimedOut(_) => Ok(None),
         }
     }
 }
 
-/// The number of an attempt that has ended, and whether its program has run and told its end.
+/// The number of an attempt that has ended, and whether its program has run and reported its end.
 type Ended = (u32, bool);
 
-/// What follows an attempt, once the object tells.
+/// What follows an attempt, once the object says so.
 fn next(seen: &Seen, (ended, has_run): Ended) -> Option<Next> {
     let Seen::There(object) = seen else {
         return Some(Next::Nothing);
@@ -166,7 +165,7 @@ fn next(seen: &Seen, (ended, has_run): Ended) -> Option<Next> {
     let status = object.status.as_ref()?;
     let current = status.attempt.unwrap_or_default();
     if current > ended {
-        // One that was never granted has run nothing; one that the status has no room for may have.
+        // An attempt without a grant has run nothing; one that the status does not record may have run.
         let may_have_run = |number: &u32| {
             let record = status.attempt(*number);
             *number == current || record.is_none_or(|record| record.granted_at.is_some())

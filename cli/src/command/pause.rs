@@ -72,7 +72,7 @@ impl Verb {
         }
     }
 
-    /// What was asked for, as it is or as it was asked.
+    /// The word for the state that was requested, or for the request.
     const fn done(self, is_so: bool) -> &'static str {
         match (self, is_so) {
             (Self::Pause, true) => "paused",
@@ -83,10 +83,10 @@ impl Verb {
     }
 }
 
-/// Sets the desired state of each process, and waits until all of them are so. One that fails does not keep the others.
-///
+/// Sets the desired state of each process, and waits until all have reached it. If one fails, the others are changed
+/// nevertheless.
 /// # Errors
-/// Says which are not there, have ended, may not be changed, or are not so in time.
+/// Names those that do not exist, have ended, may not be changed, or have not reached it in time.
 pub async fn run(global: &GlobalArgs, args: PauseArgs, verb: Verb) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let deadline = update::deadline(args.timeout);
@@ -104,7 +104,7 @@ pub async fn run(global: &GlobalArgs, args: PauseArgs, verb: Verb) -> Result<u8,
     failures.conclude()
 }
 
-/// Whether it makes sense to ask.
+/// Refuses a request that cannot have an effect.
 fn check(object: &RemoteProcess) -> Result<(), String> {
     if object.is_final() {
         return Err(format!("it {}", wait::state(object)));
@@ -126,14 +126,14 @@ async fn ask(
 ) -> Result<RemoteProcess, Failure> {
     let name = &object.name_any();
     check(object).map_err(|why| Failure::no(format!("cannot {} {name}: {why}", verb.word())))?;
-    // A former reason goes where none is given.
+    // An earlier reason is removed if none is given.
     let metadata = json!({"uid": object.metadata.uid, "annotations": {names::ANNOTATION_REASON: args.message}});
     let patch = json!({"metadata": metadata, "spec": {"desiredState": verb.state()}});
     let patched = update::patch(cluster, name, &patch).await;
     patched.map_err(|error| update::refused(cluster, &error, &format!("{} the process", verb.word())))
 }
 
-/// Waits until it is as it was asked for.
+/// Waits until the process has reached the requested state.
 async fn is_so(
     cluster: &Cluster,
     object: &RemoteProcess,
@@ -151,7 +151,7 @@ async fn is_so(
     .await
 }
 
-/// Whether it is as the object of this generation asks, once that is certain.
+/// Whether the process has reached the state that this generation of the object requests, once that is certain.
 fn judge(seen: &Seen, verb: Verb, generation: i64) -> Option<Result<(), String>> {
     let Seen::There(object) = seen else {
         return Some(Err("has been deleted".to_owned()));

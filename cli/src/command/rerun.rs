@@ -1,4 +1,4 @@
-//! `rproc rerun`: a process once more.
+//! `rproc rerun`: runs a process again.
 
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
@@ -40,13 +40,12 @@ const EXAMPLES: &str = "Examples:
 A process runs once: rerun creates a new one with the same spec, labels and
 annotations.";
 
-/// Prefix of annotations that tools write about the object itself.
+/// Prefix of annotations that tools write for themselves.
 const OF_TOOLS: &str = "kubectl.kubernetes.io/";
 
-/// Creates a process with the specification of another, follows it, and answers its code.
-///
+/// Creates a process with the spec of another, follows it, and returns its code.
 /// # Errors
-/// There is no such process, the object is refused, or the end of the process cannot be known.
+/// There is no such process, the object is refused, or the end of the process is not known.
 pub async fn run(global: &GlobalArgs, args: RerunArgs) -> Result<u8, Failure> {
     launch::recorded(global, &args.view, "", start(global, &args)).await
 }
@@ -73,11 +72,11 @@ async fn start(global: &GlobalArgs, args: &RerunArgs) -> Result<u8, Failure> {
     launch::launch(cluster, &args.view, plan, signals).await
 }
 
-/// The object that runs it again.
+/// The object for the new run.
 fn again(old: &RemoteProcess, args: &RerunArgs) -> Result<DynamicObject, Failure> {
     let mut spec = serde_json::to_value(&old.spec).map_err(|error| Failure::new(error.to_string()))?;
     if let Some(spec) = spec.as_object_mut() {
-        // What was wanted of the old one: Stopped would keep the new one from starting.
+        // The desired state of the old one: Stopped would keep the new one from starting.
         spec.remove("desiredState");
         let given = [("stdin", args.view.stdin), ("tty", args.view.tty)];
         spec.extend(
@@ -112,7 +111,7 @@ fn again(old: &RemoteProcess, args: &RerunArgs) -> Result<DynamicObject, Failure
     })
 }
 
-/// `build-` for `build`. The API server adds five characters, and the name of a process has a limit.
+/// `build-` for `build`. The API server adds five characters, and the length of a process's name is limited.
 fn prefix(name: &str) -> String {
     let room = names::MAX_NAME - 6;
     let name = &name[..name.len().min(room)];

@@ -11,10 +11,9 @@ mod object;
 
 pub use flags::{LeftoversFlag, RunArgs, SpecificationArgs};
 
-/// Creates the process, follows it, and answers its code.
-///
+/// Creates the process, follows it, and returns its code.
 /// # Errors
-/// The object is refused, or the end of the process cannot be known.
+/// The object is refused, or the end of the process is not known.
 pub async fn run(global: &GlobalArgs, args: RunArgs) -> Result<u8, Failure> {
     let name = args.name.clone().unwrap_or_default();
     launch::recorded(global, &args.view, &name, start(global, &args)).await
@@ -39,7 +38,7 @@ async fn start(global: &GlobalArgs, args: &RunArgs) -> Result<u8, Failure> {
     if args.dry_run == DryRun::Client {
         return launch::show(&args.view, args.dry_run, &object);
     }
-    // From here on Ctrl-C is for the process.
+    // From here on Ctrl-C stops the process.
     let signals = Signals::listen()?;
     let cluster = global.open().await?;
     let plan = Plan {

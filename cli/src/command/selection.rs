@@ -1,4 +1,4 @@
-//! Which processes a verb is about, and what becomes of each: one that fails does not keep the others.
+//! Selects processes for a command, and collects failures: one that fails does not stop the others.
 
 use kube::api::ListParams;
 use remoteprocess_api::RemoteProcess;
@@ -9,7 +9,7 @@ use crate::exit;
 use crate::failure::Failure;
 use crate::output::complain;
 
-/// Flags of verbs that are about processes that are there.
+/// Flags that select existing processes.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(group = clap::ArgGroup::new("processes").required(true).multiple(true))]
 pub struct Selection {
@@ -28,7 +28,7 @@ pub struct Selection {
     pub all: bool,
 }
 
-/// An empty selector selects everything. A variable that is not set must not mean that.
+/// An empty selector selects everything, and an unset variable must not mean that.
 fn selector(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("it selects nothing; use --all for all processes of the namespace".to_owned()),
@@ -37,14 +37,13 @@ fn selector(text: &str) -> Result<String, String> {
 }
 
 impl Selection {
-    /// Whether each of them was named: then each has to be there.
+    /// Whether each of them was named: then each must exist.
     #[must_use]
     pub fn is_named(&self) -> bool {
         !self.names.is_empty()
     }
 
-    /// The names of the processes. Where none is selected it says so.
-    ///
+    /// The names of the processes. If none is selected, prints so.
     /// # Errors
     /// They may not be listed.
     pub async fn names(&self, cluster: &Cluster) -> Result<Vec<String>, Failure> {
@@ -70,8 +69,7 @@ impl Selection {
         Ok(names)
     }
 
-    /// Reads the processes; says of each that cannot be read why.
-    ///
+    /// Reads the processes; reports each that cannot be read.
     /// # Errors
     /// As [`Selection::names`].
     pub async fn objects(&self, cluster: &Cluster, failures: &mut Failures) -> Result<Vec<RemoteProcess>, Failure> {
@@ -83,15 +81,14 @@ impl Selection {
     }
 }
 
-/// The failures of a verb on several processes. It reports them at the end.
+/// The failures of a command on several processes, which are reported at the end.
 #[derive(Debug, Default)]
 pub struct Failures(Vec<String>);
 
 impl Failures {
-    /// What it is, or `None` where it failed.
-    ///
+    /// The value, or `None` if it failed.
     /// # Errors
-    /// The reader of our output has gone: then nothing else is done either.
+    /// The reader of our output is gone: then the command ends.
     pub fn keep<T>(&mut self, result: Result<T, Failure>) -> Result<Option<T>, Failure> {
         match result {
             Ok(value) => Ok(Some(value)),
@@ -103,10 +100,9 @@ impl Failures {
         }
     }
 
-    /// The end of the verb.
-    ///
+    /// Ends the command.
     /// # Errors
-    /// Why some of them failed, if any; the code is 1, as kubectl's.
+    /// The reasons of all failures, if any; the code is 1, as with kubectl.
     pub fn conclude(self) -> Result<u8, Failure> {
         if self.0.is_empty() {
             return Ok(0);
@@ -118,7 +114,7 @@ impl Failures {
 /// Reads one process.
 ///
 /// # Errors
-/// It is not there or may not be read.
+/// It does not exist or may not be read.
 pub async fn get(cluster: &Cluster, name: &str) -> Result<RemoteProcess, Failure> {
     let found = cluster
         .processes()
@@ -128,7 +124,7 @@ pub async fn get(cluster: &Cluster, name: &str) -> Result<RemoteProcess, Failure
     found.ok_or_else(|| missing(cluster, name))
 }
 
-/// There is no such process.
+/// The failure for a process that does not exist.
 pub fn missing(cluster: &Cluster, name: &str) -> Failure {
     Failure::new(format!("there is no process {name} in namespace {}", cluster.namespace))
 }

@@ -1,4 +1,4 @@
-//! `rproc signal`: one signal to a process.
+//! `rproc signal`: sends one signal to a process.
 
 use clap::ValueEnum;
 use remoteprocess_client::{Relay, control};
@@ -35,7 +35,7 @@ const EXAMPLES: &str = "Examples:
   rproc signal --to all build STOP
   rproc signal --to all build CONT";
 
-/// Which processes get the signal.
+/// The receivers of the signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Target {
     /// The program alone
@@ -46,8 +46,7 @@ pub enum Target {
     All,
 }
 
-/// Sends the signal once, however often the call has to be tried.
-///
+/// Sends the signal once, however often the call is retried.
 /// # Errors
 /// The process does not run, or may not be signalled.
 pub async fn run(global: &GlobalArgs, args: SignalArgs) -> Result<u8, Failure> {

@@ -1,4 +1,4 @@
-//! `rproc stop`: the stop path, and the wait for its end.
+//! `rproc stop`: requests the stop, and waits for the end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,24 +54,24 @@ const EXAMPLES: &str = "Examples:
 
 A stopped process never starts again and never counts as succeeded.";
 
-/// A stop that takes no longer needs no words.
+/// A stop that takes no longer than this needs no message.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How to stop; where absent, as the process's specification says.
+/// How to stop; absent values come from the process's spec.
 #[derive(Clone, Debug, Default)]
 pub struct Manner {
     /// Number of the first signal.
     pub signal: Option<i32>,
     /// Seconds until SIGKILL.
     pub grace_seconds: Option<u32>,
-    /// Why; empty for no reason.
+    /// The reason; may be empty.
     pub message: String,
 }
 
-/// Stops the processes one after the other, and waits for all of them. One that fails does not keep the others.
-///
+/// Stops the processes one after the other, and waits for all of them. If one fails, the others are stopped
+/// nevertheless.
 /// # Errors
-/// Says which are not there, may not be stopped, or do not end in time.
+/// Names those that do not exist, may not be stopped, or do not end in time.
 pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let deadline = update::deadline(args.timeout);
@@ -98,14 +98,14 @@ pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
     failures.conclude()
 }
 
-/// A stop that was asked for.
+/// A stop that was requested.
 struct Begun {
     key: ProcessKey,
     /// What happens next, for a user who waits.
     course: String,
 }
 
-/// Asks one process to stop; `None`: it has ended already.
+/// Requests the stop of one process; `None`: it has already ended.
 async fn begin(cluster: &Arc<Cluster>, name: &str, manner: &Manner) -> Result<Option<Begun>, Failure> {
     let object = selection::get(cluster, name).await?;
     if object.is_final() {
@@ -129,10 +129,9 @@ fn course(object: &RemoteProcess, manner: &Manner) -> String {
     format!("{first} asks it to end; SIGKILL follows after {grace} s")
 }
 
-/// Asks the relay to stop the process; where there is no way to it, asks by `spec.desiredState`.
-///
+/// Asks the relay to stop the process; if the relay cannot be reached, sets `spec.desiredState`.
 /// # Errors
-/// Neither way is open.
+/// Both have failed.
 pub async fn ask(cluster: &Arc<Cluster>, key: &ProcessKey, manner: &Manner) -> Result<(), Failure> {
     let request = StopRequest {
         protocol: PROTOCOL,
@@ -151,7 +150,7 @@ pub async fn ask(cluster: &Arc<Cluster>, key: &ProcessKey, manner: &Manner) -> R
     let is_plain = manner.signal.is_none() && manner.grace_seconds.is_none();
     match answer {
         Ok(_) => Ok(()),
-        // The relay may not have heard of a new process yet; the API server knows.
+        // The relay may not know a new process yet, but the API server does.
         Err(CallError::Relay(status)) if is_plain && status.code() == Code::NotFound => {
             patch(cluster, key, &manner.message).await
         }
@@ -168,7 +167,7 @@ async fn patch(cluster: &Cluster, key: &ProcessKey, why: &str) -> Result<(), Fai
     let patch = serde_json::json!({"metadata": metadata, "spec": {"desiredState": "Stopped"}});
     match update::patch(cluster, &key.name, &patch).await {
         Ok(_) => Ok(()),
-        // It was deleted while we asked.
+        // It was deleted in the meantime.
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(update::refused(
             cluster,
@@ -179,7 +178,7 @@ async fn patch(cluster: &Cluster, key: &ProcessKey, why: &str) -> Result<(), Fai
 }
 
 impl Begun {
-    /// Waits for the end. Where it takes a while it says why.
+    /// Waits for the end. If that takes a while, prints why.
     async fn wait(&self, cluster: &Cluster, deadline: Option<Instant>) -> Result<(), Failure> {
         let has_ended = |seen: &Seen| seen.has_ended().then_some(Ok(()));
         let key = &self.key;

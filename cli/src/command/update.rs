@@ -1,4 +1,4 @@
-//! Changes of an object with the user's own rights, and the wait until what was asked for is so.
+//! Changes an object with the user's own rights, and waits until the change has taken effect.
 
 use std::time::Duration;
 
@@ -11,10 +11,9 @@ use tokio::time::Instant;
 
 use crate::failure::Failure;
 
-/// Merges `patch` into an object, which tells by its field manager that it was rproc.
-///
+/// Merges `patch` into an object; the field manager is rproc.
 /// # Errors
-/// What the API server answers; see [`refused`].
+/// The API server's answer; see [`refused`].
 pub async fn patch(cluster: &Cluster, name: &str, patch: &Value) -> Result<RemoteProcess, kube::Error> {
     let ours = PatchParams {
         field_manager: Some("rproc".to_owned()),
@@ -23,22 +22,21 @@ pub async fn patch(cluster: &Cluster, name: &str, patch: &Value) -> Result<Remot
     cluster.processes().patch(name, &ours, &Patch::Merge(patch)).await
 }
 
-/// An object that may not be changed, or cannot be now.
+/// The failure for an object that may not be changed, or cannot be changed now.
 pub fn refused(cluster: &Cluster, error: &kube::Error, what: &str) -> Failure {
     let rule = Rule::process("patch", "remoteprocess-edit");
     cluster.error(error, &rule, what).into()
 }
 
-/// When a wait of so long ends; `None`: never, which is what 0 means.
+/// When a wait of this duration ends; `None`: never, which is what 0 means.
 pub fn deadline(timeout: Duration) -> Option<Instant> {
     (!timeout.is_zero()).then(|| Instant::now() + timeout)
 }
 
-/// Waits until an object is as `judge` wants it.
-///
+/// Waits until `judge` accepts the object.
 /// # Errors
-/// It cannot become so: the name and the reason. It did not in time: what `late` makes of the object as it was last seen.
-/// Or the API server refuses.
+/// It can never be accepted: the name and the reason. It was not accepted in time: what `late` makes of the object as
+/// it was last seen. Or the API server refuses.
 pub async fn until(
     cluster: &Cluster,
     (name, uid): (&str, Option<&str>),

@@ -1,4 +1,4 @@
-//! `rproc version`: client, operator, Kubernetes.
+//! `rproc version`: the versions of client, operator and Kubernetes.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -75,7 +75,7 @@ pub async fn run(global: &GlobalArgs, args: VersionArgs) -> Result<u8, Failure> 
     Ok(0)
 }
 
-/// The version label of the operator's pods; more than one while it is being updated.
+/// The version label of the operator's pods; more than one during an update.
 async fn operator(cluster: &Cluster) -> String {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.operator_namespace);
     let selector = format!("app.kubernetes.io/name={}", names::APP_NAME);

@@ -1,4 +1,4 @@
-//! `rproc wait`: until something is true of a process.
+//! `rproc wait`: waits until a process reaches a state.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -39,7 +39,7 @@ const EXAMPLES: &str = "Examples:
 
 The exit code is 0 if the state was reached, and 1 if it was not or cannot be.";
 
-/// What is to become true.
+/// What to wait for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Goal {
     /// A condition has this status.
@@ -115,7 +115,7 @@ impl FromStr for Goal {
 }
 
 impl Goal {
-    /// True or false once it is certain.
+    /// Whether it is true, once that is certain.
     fn judge(&self, seen: &Seen) -> Option<Result<(), String>> {
         let object = match (self, seen) {
             (Self::Deleted, Seen::Gone) => return Some(Ok(())),
@@ -138,7 +138,7 @@ impl Goal {
         self.is_hopeless(&status).then(|| Err(state(object)))
     }
 
-    /// Only the output's conditions come after the end, and only where there is output to come.
+    /// After the end only the conditions of the output can still become true, and only if there is output.
     fn is_hopeless(&self, status: &RemoteProcessStatus) -> bool {
         let is_over = status.phase.is_some_and(Phase::is_final);
         let has_finished = condition::is_true(&status.conditions, ConditionType::Finished);
@@ -151,18 +151,18 @@ impl Goal {
     }
 }
 
-/// `running` as `Running`.
+/// `running` becomes `Running`.
 fn capitalized(text: &str) -> String {
     let (first, rest) = text.split_at_checked(1).unwrap_or_default();
     first.to_ascii_uppercase() + rest
 }
 
-/// Types and statuses of conditions are the same in any case, as in kubectl.
+/// Types and statuses of conditions are compared without case, as in kubectl.
 fn is(one: &str, other: &str) -> bool {
     one.eq_ignore_ascii_case(other)
 }
 
-/// The state of a process as the rest of a sentence: `is Failed: NonZeroExit: exit code 7`.
+/// The state of a process as the end of a sentence: `is Failed: NonZeroExit: exit code 7`.
 pub(super) fn state(object: &RemoteProcess) -> String {
     let status = object.status.clone().unwrap_or_default();
     let parts = [
@@ -179,7 +179,7 @@ pub(super) fn state(object: &RemoteProcess) -> String {
     format!("is {}", if text.is_empty() { "Pending" } else { &text })
 }
 
-/// How an object was last seen, as an afterthought.
+/// How an object was last seen, appended to a message.
 pub fn and_it_is(last: Option<Box<RemoteProcess>>) -> String {
     last.map(|object| format!("; it {}", state(&object)))
         .unwrap_or_default()
@@ -188,16 +188,16 @@ pub fn and_it_is(last: Option<Box<RemoteProcess>>) -> String {
 /// Waits for each process in turn.
 ///
 /// # Errors
-/// It did not come true in time, or cannot; the code is 1 then.
+/// It did not become true in time, or cannot; the code is then 1.
 pub async fn run(global: &GlobalArgs, args: WaitArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
-    // An API server that goes away later is waited for. One that never was there is reported.
+    // An API server that becomes unavailable later is awaited. One that was never reachable is an error.
     cluster.reach().await?;
     let deadline = update::deadline(args.timeout);
     let mut failures = Failures::default();
     let names = args.selection.names(&cluster).await?;
     if names.is_empty() {
-        // As kubectl: nothing came true.
+        // As with kubectl: nothing became true.
         return Ok(1);
     }
     for name in &names {

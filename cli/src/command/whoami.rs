@@ -1,4 +1,4 @@
-//! `rproc whoami`: who you are for the cluster, and how the relay is reached.
+//! `rproc whoami`: shows who you are to the cluster, and how rproc reaches the relay.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::print::{DataFormat, print};
 use crate::render::escape;
 
-/// How long the API server and the way to the relay may take.
+/// Time limit for the API server and the connection to the relay.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Flags of `whoami`.
@@ -47,7 +47,7 @@ struct Me {
 /// Prints who you are, then connects to the relay and prints how.
 ///
 /// # Errors
-/// There is no usable configuration, or no way to the API server or the relay; what is known is printed all the same.
+/// There is no usable configuration, or API server or relay cannot be reached; what is known is printed nevertheless.
 pub async fn run(global: &GlobalArgs, args: WhoamiArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let mut me = Me {

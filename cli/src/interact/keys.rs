@@ -1,10 +1,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// As docker has them.
+/// The default of docker.
 pub const DEFAULT_DETACH_KEYS: &str = "ctrl-p,ctrl-q";
 
-/// A sequence of keys that leaves a process to itself; none where it is empty.
+/// A sequence of keys that detaches from a process; may be empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DetachKeys(Vec<u8>);
 
@@ -22,7 +22,7 @@ impl FromStr for DetachKeys {
 }
 
 impl DetachKeys {
-    /// Nothing leaves.
+    /// Whether there is no such sequence.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -49,7 +49,7 @@ fn key(text: &str) -> Option<u8> {
         _ => None,
     };
     match text.strip_prefix("ctrl-") {
-        // The control characters are 64 below (ASCII).
+        // Control characters are 64 below their letters (ASCII).
         Some(rest) => match single(rest)?.to_ascii_uppercase() {
             byte @ b'@'..=b'_' => Some(byte - 64),
             _ => None,
@@ -58,11 +58,11 @@ fn key(text: &str) -> Option<u8> {
     }
 }
 
-/// Looks for the detach keys in what is typed.
+/// Searches what is typed for the detach keys.
 #[derive(Debug)]
 pub(super) struct Keys {
     keys: DetachKeys,
-    /// So many of them were typed last, and are held back.
+    /// How many of them were typed last, and are held back.
     matched: usize,
 }
 
@@ -71,17 +71,17 @@ impl Keys {
         Self { keys, matched: 0 }
     }
 
-    /// Some of the keys were typed and wait for the next one.
+    /// Whether some of the keys were typed and wait for the next one.
     pub(super) const fn is_waiting(&self) -> bool {
         self.matched > 0
     }
 
-    /// The keys that wait: the next one does not come.
+    /// The keys that are held back, because the next one did not come.
     pub(super) fn release(&mut self) -> Vec<u8> {
         self.keys.0[..std::mem::take(&mut self.matched)].to_vec()
     }
 
-    /// What is to be sent of `typed`, and whether the whole sequence came.
+    /// The part of `typed` to send, and whether the whole sequence was typed.
     pub(super) fn apply(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
         let keys = &self.keys.0;
         let mut out = Vec::with_capacity(typed.len());

@@ -1,15 +1,14 @@
-//! Signals that end or stop this program, unless it was told at its start to ignore them.
+//! Signals that end or stop this program, unless they were ignored at its start.
 
 use std::io;
 use std::mem::MaybeUninit;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signal from here on; `None` where it was ignored at the start. `nohup` and `&` in a script (POSIX, XCU 2.11) ask
-/// for that.
-///
+/// Receives the signal from now on; `None` if it was ignored at the start. `nohup` and `&` in a script (POSIX, XCU
+/// 2.11) require that.
 /// # Errors
-/// The system has no room for it.
+/// The system has no resources for that.
 pub fn listen(kind: SignalKind) -> io::Result<Option<Signal>> {
     match is_ignored(kind) {
         true => Ok(None),
@@ -17,7 +16,7 @@ pub fn listen(kind: SignalKind) -> io::Result<Option<Signal>> {
     }
 }
 
-/// Returns when it comes; never for a signal that is ignored.
+/// Returns when the signal arrives; never for a signal that is ignored.
 pub async fn received(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => _ = signal.recv().await,
@@ -25,11 +24,12 @@ pub async fn received(signal: &mut Option<Signal>) {
     }
 }
 
-/// Whether this program ignores a signal now. The system is asked, not /proc, which may be absent.
+/// Whether this program ignores a signal now. This asks the system, not /proc, which may be absent.
 #[allow(unsafe_code, reason = "`sigaction` has no safe form")]
 fn is_ignored(kind: SignalKind) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: without a new action the call only writes the present one, to memory that is ours; zeroes are a valid value.
+    // SAFETY: without a new action the call only writes the current one, to memory that is ours; zeroes are a valid
+    // value.
     let action = unsafe {
         let asked = libc::sigaction(kind.as_raw_value(), std::ptr::null(), action.as_mut_ptr());
         (asked == 0).then(|| action.assume_init())

@@ -1,17 +1,17 @@
-//! Whether standard input can be read at all.
+//! Checks whether standard input can be read at all.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 
-/// Nobody gave this program a standard input. Rust's runtime opens /dev/null instead, before `main`.
+/// Whether this program was started without a standard input. Rust's runtime then opens /dev/null, before `main`.
 static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// Runs before `main` and before that.
+/// Runs before `main` and before Rust's runtime.
 #[allow(unsafe_code, reason = "it has to run before `main`")]
 #[used]
-// SAFETY: the C runtime calls each function in this section once, before `main`; this one asks the system one question.
+// SAFETY: the C runtime calls each function in this section once, before `main`; this one makes a single system call.
 #[cfg_attr(target_os = "linux", unsafe(link_section = ".init_array"))]
 #[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
 static AT_START: extern "C" fn() = look;
@@ -24,8 +24,8 @@ extern "C" fn look() {
     WAS_CLOSED.store(is_closed, Ordering::Relaxed);
 }
 
-/// Says why standard input cannot be the input of a process. An end that is none would be taken for the whole input.
-///
+/// Reports why standard input cannot be the input of a process. Otherwise a false end would be taken for the whole
+/// input.
 /// # Errors
 /// It is closed, a directory, or open for writing only.
 pub fn check() -> io::Result<()> {

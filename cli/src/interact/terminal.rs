@@ -1,4 +1,4 @@
-//! The terminal in raw mode, and back.
+//! Sets the terminal to raw mode, and restores it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -6,17 +6,16 @@ use std::sync::{Mutex, Once, PoisonError};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
-/// The terminal in raw mode, and how it was before.
+/// The terminal in raw mode, and its original mode.
 static CHANGED: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
 
-/// A terminal that gives each key as it is typed and shows each byte as it comes. Dropping it restores it; so does a
-/// panic, which may end the program before anything is dropped.
+/// A terminal that delivers each key as it is typed and shows each byte as it comes. Dropping it restores the terminal;
+/// so does a panic, which may end the program before anything is dropped.
 #[derive(Debug)]
 pub struct RawTerminal(());
 
 impl RawTerminal {
-    /// Sets the terminal so. There is one at a time.
-    ///
+    /// Sets the terminal to raw mode. There can be one at a time.
     /// # Errors
     /// It is no terminal.
     pub fn enter(terminal: &impl AsFd) -> io::Result<Self> {
@@ -34,7 +33,7 @@ impl RawTerminal {
         raw.make_raw();
         *lock() = Some((terminal.as_fd().try_clone_to_owned()?, before));
         let entered = Self(());
-        // What was typed already is for the process.
+        // What was already typed is for the process.
         tcsetattr(terminal, OptionalActions::Drain, &raw)?;
         Ok(entered)
     }
@@ -46,14 +45,14 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Restores the terminal for as long as this program is stopped.
+/// Restores the terminal while this program is stopped.
 pub fn suspend() {
     if let Some((terminal, before)) = &*lock() {
         let _ = tcsetattr(terminal, OptionalActions::Drain, before);
     }
 }
 
-/// Sets the terminal to raw mode again, if it was: whoever used it meanwhile has set it otherwise.
+/// Sets the terminal to raw mode again, if it was: another program has changed it in the meantime.
 pub fn resume() {
     if let Some((terminal, before)) = &*lock() {
         let mut raw = before.clone();
@@ -78,11 +77,10 @@ const KNOWN: [&str; 13] = [
     "xterm",
     "xterm-256color",
 ];
-/// Terminals of today that call themselves otherwise and do what xterm does.
+/// Terminals with other names that behave like xterm.
 const LIKE_XTERM: [&str; 7] = ["xterm-", "alacritty", "contour", "foot", "ghostty", "kitty", "wezterm"];
 
-/// The type of terminal that a program in a container is told, where this one is of type `local`; `None` where that says
-/// nothing.
+/// The terminal type for a program in a container if this terminal has the type `local`; `None` if that is unknown.
 #[must_use]
 pub fn term(local: &str) -> Option<&'static str> {
     let known = KNOWN.into_iter().find(|known| *known == local);
@@ -90,27 +88,27 @@ pub fn term(local: &str) -> Option<&'static str> {
     known.or_else(|| is_like.then_some("xterm-256color"))
 }
 
-/// Whether a terminal is in raw mode: then a line has to be told to begin at the left edge.
+/// Whether a terminal is in raw mode: then each line must be moved to the left edge.
 #[must_use]
 pub fn is_raw() -> bool {
     lock().is_some()
 }
 
-/// The main screen, a cursor, and nothing that the mouse, a paste or the focus types. Nobody knows any more what the
-/// program has changed.
+/// Selects the main screen, shows the cursor, and turns off input from mouse, paste and focus. It is not known anymore
+/// what the program has changed.
 const RESET: &[u8] = b"\x1b\\\x1b[?1047l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\
     \x1b[?1l\x1b>\x1b[?25h\x1b[0 q\x1b[0m\r\n";
 
 fn reset() {
     if let Some((terminal, _)) = &*lock() {
-        // A terminal that has gone needs nothing any more.
+        // A terminal that is gone needs nothing.
         let _ = rustix::io::write(terminal, RESET);
     }
 }
 
 fn restore() {
     if let Some((terminal, before)) = lock().take() {
-        // A terminal that has gone needs nothing any more.
+        // A terminal that is gone needs nothing.
         let _ = tcsetattr(terminal, OptionalActions::Drain, &before);
     }
 }
@@ -141,7 +139,7 @@ mod tests {
         assert_eq!((term(""), term("/etc/passwd"), term("mine")), (None, None, None));
     }
 
-    /// One test, because there is one terminal at a time.
+    /// A single test, because there is one terminal at a time.
     #[test]
     fn it_is_restored_by_a_drop_and_by_a_panic() {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
@@ -153,7 +151,7 @@ mod tests {
         drop(raw);
         assert!(is_cooked(&slave) && !is_raw());
         let panicking = std::thread::spawn(move || {
-            // As where a panic aborts: nothing is dropped.
+            // As if a panic aborts: nothing is dropped.
             std::mem::forget(RawTerminal::enter(&slave).unwrap());
             assert!(!is_cooked(&slave));
             std::panic::set_hook({

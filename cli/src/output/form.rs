@@ -15,29 +15,31 @@ pub enum Form {
         /// With the time before each line.
         is_stamped: bool,
     },
-    /// Whole lines, of whichever process. A line of more than 64 KiB is cut; `…` shows where.
+    /// Whole lines, of any process. A line of more than 64 KiB is cut, and marked with `…`.
     Lines {
         /// With the time before each line.
         is_stamped: bool,
         /// With the process's name before it.
         prefix: Option<Prefix>,
     },
-    /// One JSON object a line, on standard output.
+    /// One JSON object per line, on standard output.
     Json,
-    /// Nothing: only its hash is taken.
+    /// Nothing: only its hash is computed.
     Hash,
 }
 
-/// What a terminal gets of the control sequences of a program. Pipes and files get every byte.
+/// How a terminal handles the control sequences of a program. Pipes and files get every byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
-    /// Shown instead of done, except colors.
+    /// Shown instead of executed, except colors.
     Shown,
-    /// Done, but queries are left out: nobody passes the terminal's answers on, so the shell would read them.
+    /// Executed, but queries are removed: the terminal's answers would not reach the program, and the shell would read
+    /// them.
     Watched,
-    /// Done. This terminal is the program's keyboard as well, so the program gets the answers.
+    /// Executed. This terminal is also the program's keyboard, so the program gets the answers.
     Typed {
-        /// Before these offsets it is a replay. Queries are left out: nobody waits for the answers any more.
+        /// Output before these offsets is a replay. Its queries are removed, because the program no longer waits for
+        /// the answers.
         live_from: Cursor,
     },
 }

@@ -1,4 +1,4 @@
-/// Colors of the 16 of a terminal that are read well on a dark and on a light ground.
+/// Those of the 16 terminal colors that are readable on a dark and on a light background.
 const COLORS: [u8; 12] = [31, 32, 33, 34, 35, 36, 91, 92, 93, 94, 95, 96];
 
 /// Whose output it is.
@@ -15,12 +15,12 @@ pub struct Label {
 pub struct Prefix {
     /// `[namespace/process] ` instead of `[process] `.
     pub with_namespace: bool,
-    /// In a color that follows from the name.
+    /// In a color that depends on the name.
     pub is_colored: bool,
 }
 
 impl Label {
-    /// What stands before each line.
+    /// The text before each line.
     #[must_use]
     pub fn before(&self, prefix: Prefix) -> String {
         let name = if prefix.with_namespace {
@@ -42,7 +42,7 @@ fn color(name: &str) -> u8 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    // The low bits alone change little from `job-1` to `job-2`.
+    // The low bits alone differ little between `job-1` and `job-2`.
     let mixed = hash ^ (hash >> 32);
     COLORS[usize::try_from(mixed % COLORS.len() as u64).unwrap_or_default()]
 }

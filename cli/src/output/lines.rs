@@ -1,6 +1,6 @@
 use remoteprocess_proto::v1::Data;
 
-/// Longest line that is held until its end comes, in bytes. What is longer is cut.
+/// Maximum length of a line that is held until its end arrives, in bytes. A longer one is cut.
 pub(super) const LONGEST: usize = 64 * 1024;
 
 /// A line with its end, or a piece of one.
@@ -12,12 +12,12 @@ pub(super) struct Line<'a> {
     pub time_unix_nanos: i64,
     /// With the line feed, where there is one.
     pub bytes: &'a [u8],
-    /// It goes on with a line that was cut before.
+    /// Whether it continues a line that was cut before.
     pub is_continued: bool,
 }
 
 impl Line<'_> {
-    /// Its end is in it.
+    /// Whether it contains the end of the line.
     #[must_use]
     pub(super) fn is_ended(&self) -> bool {
         self.bytes.last() == Some(&b'\n')
@@ -34,7 +34,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Gives each line that ends in `data`, and each piece of a line that is too long.
+    /// Passes on each line that ends in `data`, and each piece of a line that is too long.
     pub(super) fn take(&mut self, data: &Data, mut each: impl FnMut(Line<'_>)) {
         let (mut bytes, mut offset) = (&data.bytes[..], data.offset);
         while !bytes.is_empty() {
@@ -62,7 +62,7 @@ impl Lines {
         }
     }
 
-    /// Gives what waits for its end: nothing more of it comes.
+    /// Passes on an unfinished line: nothing more of it comes.
     pub(super) fn finish(&mut self, each: impl FnOnce(Line<'_>)) {
         if !self.held.is_empty() {
             each(self.line(&self.held));

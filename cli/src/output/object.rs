@@ -16,7 +16,7 @@ enum Object<'a> {
         #[serde(flatten)]
         whose: Whose<'a>,
         stream: &'static str,
-        /// Of the first byte.
+        /// Offset of the first byte.
         offset: u64,
         time: String,
         #[serde(flatten)]
@@ -53,11 +53,11 @@ enum Bytes<'a> {
     Base64(String),
 }
 
-/// Writes what is known of one process as JSON, one object a line.
+/// Writes the events of one process as JSON, one object per line.
 pub(super) struct Objects<'a> {
-    /// Whose.
+    /// The process.
     pub label: &'a Label,
-    /// Of which attempt.
+    /// The attempt.
     pub attempt: Option<u32>,
 }
 
@@ -106,7 +106,7 @@ impl Objects<'_> {
     }
 }
 
-/// JSON may carry U+007F to U+009F as they are; a terminal would act on them.
+/// JSON allows U+007F to U+009F unescaped, but a terminal would act on them.
 fn write(object: &Object<'_>, out: &mut Vec<u8>) {
     let text = serde_json::to_string(object).unwrap_or_default();
     if text.bytes().any(|byte| byte == 0x7f || byte == 0xc2) {

@@ -1,4 +1,4 @@
-//! What a program tells a terminal: its queries, which a replay leaves out, and the modes that it leaves behind.
+//! Control sequences of a program: its queries, which a replay leaves out, and the modes that it leaves set.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,10 @@ use vte::{Params, Parser, Perform};
 const ESCAPE: u8 = 0x1b;
 /// Asks for the answerback message (ECMA-48, 8.3.44).
 const ENQUIRY: u8 = 0x05;
-/// The bytes of a sequence that are held back until its end is known. No query is as long as that.
+/// Maximum number of bytes of a sequence that are held back until its end is known. No query is as long.
 const MAX_HELD: usize = 64 * 1024;
 
-/// One program's view of a terminal, kept from chunk to chunk.
+/// The state of a terminal as one program has set it, kept from chunk to chunk.
 #[derive(Default)]
 pub(super) struct Screen {
     parser: Parser,
@@ -20,23 +20,23 @@ pub(super) struct Screen {
     is_within: bool,
     /// Its bytes that are not passed on yet.
     held: Vec<u8>,
-    /// It was longer than what is held back: its first bytes are at the terminal.
+    /// It was longer than that: its first bytes were already sent to the terminal.
     is_long: bool,
     /// Its first three bytes, in the 7-bit form.
     intro: Vec<u8>,
     /// An ESC may have ended a string: whether that string is a query, and where in `held` the ESC is.
     string: Option<(bool, usize)>,
-    /// Bytes of a UTF-8 character that follow.
+    /// Number of bytes of a UTF-8 character that follow.
     continuation: u8,
-    /// 0xC2 has come: with the next byte it may be a control character of an 8-bit terminal.
+    /// 0xC2 was seen: with the next byte it may be a control character of an 8-bit terminal.
     after_c2: bool,
     /// And it is not passed on yet.
     holds_c2: bool,
 }
 
 impl Screen {
-    /// The bytes without queries, to which a terminal would answer as if somebody typed. A sequence may be split over
-    /// calls: it waits for its end.
+    /// The bytes without queries. A terminal would answer queries as if the answers were typed. A sequence may be split
+    /// over calls: it is held until its end.
     pub(super) fn without_queries(&mut self, bytes: &[u8]) -> Bytes {
         let mut out = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
@@ -54,7 +54,7 @@ impl Screen {
         out.into()
     }
 
-    /// The bytes as they are, after what waits.
+    /// The bytes unchanged, after those that are held.
     pub(super) fn with_queries(&mut self, bytes: Bytes) -> Bytes {
         let mut waiting = std::mem::take(&mut self.held);
         if std::mem::take(&mut self.holds_c2) {
@@ -76,11 +76,11 @@ impl Screen {
         }
     }
 
-    /// What brings the terminal back to where a shell expects it; nothing where the program changed nothing. Afterwards
-    /// the program counts as having changed nothing.
+    /// The sequences that restore the terminal to the state that a shell expects; empty if the program changed nothing.
+    /// Afterwards the program counts as having changed nothing.
     pub(super) fn restore(&mut self) -> Vec<u8> {
         let mut out = Vec::new();
-        // What is held back never reached the terminal; what is not has begun a sequence there.
+        // What is held never reached the terminal; the rest has begun a sequence there.
         if self.is_within && (self.held.is_empty() || self.is_long) {
             out.extend_from_slice(b"\x1b\\");
         }
@@ -92,7 +92,7 @@ impl Screen {
         !self.is_within && self.continuation == 0 && !self.after_c2
     }
 
-    /// Takes a byte. `out`: where it goes unless it belongs to a query.
+    /// Processes a byte. `out`: where it goes unless it belongs to a query.
     fn take(&mut self, byte: u8, out: Option<&mut Vec<u8>>) {
         if std::mem::take(&mut self.after_c2) {
             let raw = [0xc2, byte];
@@ -124,7 +124,7 @@ impl Screen {
         }
     }
 
-    /// Gives `raw` to the parser as `units`, which are its 7-bit form.
+    /// Passes `raw` to the parser as `units`, which are its 7-bit form.
     fn feed(&mut self, units: &[u8], raw: &[u8], mut out: Option<&mut Vec<u8>>) {
         let mut raw = raw;
         for unit in units {
@@ -156,7 +156,7 @@ impl Screen {
         }
     }
 
-    /// The ESC behind a string began something else: the string ends before it.
+    /// The ESC after a string began something else: the string ends before it.
     fn settle_string(&mut self, out: Option<&mut Vec<u8>>) {
         if let Some((is_query, at)) = self.string.take() {
             let behind = self.held.split_off(at.min(self.held.len()));
@@ -190,20 +190,20 @@ impl Screen {
     }
 }
 
-/// So many bytes at the beginning neither ask for anything nor change anything.
+/// Number of bytes at the beginning that neither ask for anything nor change anything.
 fn plain(bytes: &[u8]) -> usize {
     let is_special = |byte: &u8| !matches!(byte, 0x20..=0x7e | b'\n' | b'\r' | b'\t');
     bytes.iter().position(is_special).unwrap_or(bytes.len())
 }
 
-/// What the parser has found in the last byte, and all modes so far.
+/// What the parser found in the last byte, and all modes so far.
 #[derive(Default)]
 struct Heard {
     /// A character, or a sequence that is complete; whether it is a query.
     ended: Option<bool>,
     /// A control character.
     executed: Option<u8>,
-    /// The device control string that is open is a query.
+    /// Whether the open device control string is a query.
     is_query: bool,
     modes: Modes,
 }
@@ -216,7 +216,7 @@ impl Perform for Heard {
     fn execute(&mut self, byte: u8) {
         self.executed = Some(byte);
         match byte {
-            // CAN and SUB end whatever was begun.
+            // CAN and SUB end every sequence.
             0x18 | 0x1a => self.ended = Some(false),
             0x0e => self.modes.is_shifted = true,
             0x0f => self.modes.is_shifted = false,
@@ -259,7 +259,7 @@ fn is_csi_query(first: u16, intermediates: &[u8], action: char) -> bool {
     match (intermediates, action) {
         // DA1, DA2, DA3.
         (b"" | b">" | b"=", 'c')
-        // DSR, among them the place of the cursor.
+        // DSR, including the position of the cursor.
         | (b"" | b"?", 'n')
         // XTVERSION; kitty's cursors.
         | (b">", 'q')
@@ -298,7 +298,7 @@ fn is_osc_query(params: &[&[u8]]) -> bool {
     let asks = |value: &[u8]| value.starts_with(b"?") || value.ends_with(b"=?");
     let mut values = values.iter();
     match *number {
-        // Text for people, paths and links: a question mark means nothing.
+        // Text for people, paths and links: a question mark has no meaning.
         b"0" | b"1" | b"2" | b"l" | b"L" | b"I" | b"7" | b"8" | b"9" | b"133" | b"633" | b"777" => false,
         // What xterm allows and does not allow; kitty's clipboard.
         b"60" | b"61" | b"5522" => true,
@@ -322,7 +322,7 @@ const ON_AT_FIRST: [u16; 2] = [7, 25];
 /// The alternate screen.
 const ALTERNATE: [u16; 3] = [47, 1047, 1049];
 
-/// What a program has changed about a terminal.
+/// What a program has changed in a terminal.
 #[derive(Default)]
 struct Modes {
     /// Private modes that are not as in a fresh terminal.
@@ -684,7 +684,7 @@ mod tests {
             ("\x1b]11;#000000\x07\x1b]10;?\x07", "^]111^\\"),
             ("\x1b]8;;http://x\x1b\\", "^]8;;^\\"),
             ("\x1b[?1049h\x1bc", ""),
-            // The program was in the midst of something.
+            // The program was in the middle of a sequence.
             ("\x1b]0;tit", "^\\"),
         ] {
             assert_eq!(left_behind(text), restored, "{}", text.escape_debug());

@@ -10,9 +10,9 @@ use super::form::Control;
 /// One of the two standard streams.
 pub struct Target {
     write: Box<dyn Write + Send>,
-    /// What a terminal gets of control sequences; `None` where it is no terminal.
+    /// How a terminal handles control sequences; `None` if this is no terminal.
     pub(super) control: Option<Control>,
-    /// What was written last does not end a line.
+    /// Whether the last write did not end a line.
     pub(super) is_mid_line: bool,
 }
 
@@ -37,7 +37,7 @@ impl Target {
         Ok(target)
     }
 
-    /// Our lines begin at the left edge of a terminal.
+    /// Whether our lines must begin at the left edge of a terminal.
     pub(super) const fn is_terminal(&self) -> bool {
         self.control.is_some()
     }
@@ -63,7 +63,7 @@ impl Target {
     }
 }
 
-/// Whoever started us may have made the descriptor non-blocking: then wait until it takes more.
+/// The parent process may have made the descriptor non-blocking: then this waits until it takes more.
 struct Descriptor(File);
 
 impl Descriptor {

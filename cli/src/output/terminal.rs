@@ -1,8 +1,8 @@
-/// Longest color sequence that is let through, in bytes.
+/// Maximum length of a color sequence that passes, in bytes.
 const MAX_SEQUENCE: usize = 32;
 
-/// Makes output safe for a terminal: what could move the cursor, rename the window or answer as a keyboard is shown
-/// instead of done. Line ends, tabs, returns and colors (`ESC [ … m`) pass; so does UTF-8 text.
+/// Makes output safe for a terminal: what could move the cursor, rename the window or type answers is shown instead of
+/// executed. Line ends, tabs, returns and colors (`ESC [ … m`) pass; so does UTF-8 text.
 #[derive(Default)]
 pub(super) struct TerminalFilter {
     sequence: Vec<u8>,
@@ -48,7 +48,7 @@ impl TerminalFilter {
         if self.continuation > 0 && (0x80..0xc0).contains(&byte) {
             self.continuation -= 1;
             if is_after_c2 && byte < 0xa0 {
-                // U+0080 to U+009F: the control characters of an 8-bit terminal. Take the lead byte back.
+                // U+0080 to U+009F: the control characters of an 8-bit terminal. Remove the lead byte again.
                 out.pop();
                 return show(byte, out);
             }
@@ -86,7 +86,8 @@ mod tests {
         let whole = TerminalFilter::default().apply(bytes);
         let mut filter = TerminalFilter::default();
         let split: Vec<u8> = bytes.iter().flat_map(|byte| filter.apply(&[*byte])).collect();
-        // A control character as UTF-8 loses its lead byte to the terminal where it comes in pieces; nothing else differs.
+        // A control character in UTF-8 that comes in pieces has already sent its lead byte to the terminal; nothing
+        // else differs.
         if !bytes.contains(&0xc2) {
             assert_eq!(split, whole, "pieces and whole differ");
         }

@@ -19,10 +19,10 @@ use super::terminal::TerminalFilter;
 use crate::exit::Record;
 use crate::interact::terminal::is_raw;
 
-/// Frames between the network and the writer: 4 MiB at the most.
+/// Maximum number of frames between the network and the writer: at most 4 MiB.
 pub(super) const QUEUE: usize = 64;
 
-/// What the writer is told. The number says of which source it is.
+/// The messages to the writer. The number identifies the source.
 pub(super) enum Item {
     Open(u32, Label),
     Attempt(u32, u32),
@@ -34,7 +34,7 @@ pub(super) enum Item {
     /// A line after Ctrl-C, which the terminal has shown as `^C`.
     Answer(String),
     Flush(oneshot::Sender<()>),
-    /// You leave: the terminal is brought back to where a shell expects it.
+    /// The user leaves: the terminal is restored to the state that a shell expects.
     Restore(oneshot::Sender<()>),
     Hashes(oneshot::Sender<Hashes>),
 }
@@ -48,7 +48,7 @@ struct Source {
     streams: [Channel; 2],
 }
 
-/// What has to be remembered of one stream from chunk to chunk.
+/// What must be remembered of one stream from chunk to chunk.
 #[derive(Default)]
 struct Channel {
     filter: TerminalFilter,
@@ -66,7 +66,7 @@ pub(super) struct Writer {
     stdout: Target,
     stderr: Target,
     sources: HashMap<u32, Source>,
-    /// Bytes for `current` that go out in one call.
+    /// Bytes for `current` that are written in one call.
     waiting: Vec<Bytes>,
     current: Stream,
 }
@@ -84,7 +84,7 @@ impl Writer {
         }
     }
 
-    /// Writes until nobody queues any more. An error is told before anybody can see that the queue is closed.
+    /// Writes until every sender of the queue is gone. An error is published before the queue is closed.
     pub(super) fn run(mut self, broken: &Mutex<Option<io::Error>>) {
         let mut batch = Vec::with_capacity(QUEUE);
         while self.items.blocking_recv_many(&mut batch, QUEUE) > 0 {
@@ -119,7 +119,7 @@ impl Writer {
                 self.stderr.is_mid_line |= self.stderr.is_terminal();
                 self.write_line(&line)?;
             }
-            // Whoever asked may have gone.
+            // The requester may be gone.
             Item::Flush(done) => {
                 self.write()?;
                 let _ = done.send(());
@@ -200,7 +200,7 @@ impl Writer {
         Ok(())
     }
 
-    /// What brings a terminal back from what this source did to it.
+    /// Restores a terminal from the changes of this source.
     fn restore(&mut self, number: u32) -> io::Result<()> {
         for (index, stream) in remoteprocess_proto::STREAMS.into_iter().enumerate() {
             let Some(source) = self.sources.get_mut(&number) else {
@@ -212,7 +212,7 @@ impl Writer {
         Ok(())
     }
 
-    /// What waits for the end of its line goes out without it.
+    /// Writes an unfinished line without its end.
     fn finish(&mut self, number: u32, stream: Stream) -> io::Result<()> {
         let form = self.form;
         let Some(source) = self.sources.get_mut(&number) else {
@@ -224,7 +224,7 @@ impl Writer {
         self.queue_rendered(stream, out)
     }
 
-    /// Objects all go to standard output; they say of which stream they are.
+    /// Objects all go to standard output; each names its stream.
     fn queue_rendered(&mut self, stream: Stream, out: Vec<u8>) -> io::Result<()> {
         let target = if self.form == Form::Json {
             Stream::Stdout
@@ -262,7 +262,7 @@ impl Writer {
         written
     }
 
-    /// Our line begins a line: also where both streams end up on one terminal.
+    /// Our message starts a new line, also if both streams go to one terminal.
     fn write_line(&mut self, line: &str) -> io::Result<()> {
         let is_one_terminal = self.stdout.is_terminal() && self.stderr.is_terminal();
         let is_mid_line = self.stderr.is_mid_line || (is_one_terminal && self.stdout.is_mid_line);
@@ -278,7 +278,7 @@ impl Writer {
 }
 
 impl Channel {
-    /// What a terminal gets of these bytes.
+    /// The form of these bytes for a terminal.
     fn controlled(&mut self, control: Control, data: &Data) -> Bytes {
         match control {
             Control::Shown => self.filter.apply(&data.bytes).into(),
@@ -304,7 +304,7 @@ impl Channel {
     }
 }
 
-/// How long the bytes of a stream are on their way, by two clocks that may differ.
+/// Measures how long the bytes of a stream are on their way, by two clocks that may differ.
 #[derive(Default)]
 struct Delay {
     /// The shortest so far, in nanoseconds.
@@ -312,10 +312,10 @@ struct Delay {
 }
 
 impl Delay {
-    /// Bytes that come so much later than others come from before a cut: whoever asked waits no more.
+    /// Bytes that arrive this much later than others come from before a cut: a program that asked then no longer waits.
     const LATE: i128 = 5_000_000_000;
 
-    /// Whether bytes that the agent took at this time are late; a time of 0 is none.
+    /// Whether bytes that the agent took at this time are late; a time of 0 is unknown.
     fn is_late(&mut self, taken: i64, now: Timestamp) -> bool {
         if taken == 0 {
             return false;
@@ -349,7 +349,7 @@ impl Source {
         }
         out.extend_from_slice(line.bytes);
         if !line.is_ended() {
-            // Cut, or the last one of the program, which has no end.
+            // Cut, or the last line of the program, which has no line end.
             let is_cut = line.bytes.len() == super::lines::LONGEST;
             out.extend_from_slice(if is_cut { CUT.as_bytes() } else { b"" });
             out.push(b'\n');
@@ -357,7 +357,7 @@ impl Source {
     }
 }
 
-/// Stands where a line was cut.
+/// Marks where a line was cut.
 const CUT: &str = "…";
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Everything about one process, for a person.
+//! The details of one process, for people.
 
 use std::fmt::Display;
 
@@ -9,7 +9,7 @@ use remoteprocess_api::{AttemptOutput, AttemptStatus, RemoteProcess, RemoteProce
 use super::row::command;
 use super::{Table, escape, since};
 
-/// The text of `rproc describe`. `events`: absent where they may not be read.
+/// The text of `rproc describe`. `events`: absent if the user may not read them.
 #[must_use]
 pub fn describe(process: &RemoteProcess, events: Option<&[Event]>, now: Timestamp) -> String {
     let mut page = Page::default();
@@ -88,7 +88,7 @@ fn conditions(page: &mut Page, status: &RemoteProcessStatus, now: Timestamp) {
             condition.type_.clone(),
             condition.status.clone(),
             condition.reason.clone(),
-            // The default status of an object that no operator has seen names no time.
+            // The default status of an object that no operator has seen contains no time.
             since(
                 Some(condition.last_transition_time.0).filter(|time| *time != Timestamp::UNIX_EPOCH),
                 now,
@@ -98,7 +98,7 @@ fn conditions(page: &mut Page, status: &RemoteProcessStatus, now: Timestamp) {
     let mut table = Table::default();
     table.fit(&rows);
     let lines = table.lines(&rows);
-    // The last lines of the output have a place of their own.
+    // The last lines of the output have a section of their own.
     let tail = status.output.as_ref().and_then(|output| output.tail.as_deref());
     let messages = status
         .conditions
@@ -116,10 +116,10 @@ fn conditions(page: &mut Page, status: &RemoteProcessStatus, now: Timestamp) {
     }
 }
 
-/// Columns of a terminal that nobody has widened.
+/// Default width of a terminal.
 const WIDTH: usize = 80;
 
-/// Lines of at most `width` characters, broken between words; a longer word has a line of its own.
+/// Lines of at most `width` characters, broken between words; a longer word has its own line.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {

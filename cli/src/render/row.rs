@@ -6,17 +6,17 @@ use remoteprocess_api::{ConditionType, Phase, RemoteProcess, RemoteProcessStatus
 
 use super::since;
 
-/// Which columns there are.
+/// The columns of the table.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Columns {
     /// NAMESPACE in front.
     pub namespace: bool,
-    /// ATTEMPT, STARTED, NODE and COMMAND, which a terminal of 80 columns has no room for.
+    /// ATTEMPT, STARTED, NODE and COMMAND, for which a terminal of 80 columns has no room.
     pub wide: bool,
 }
 
 impl Columns {
-    /// The first line.
+    /// The header.
     #[must_use]
     pub fn header(self) -> Vec<String> {
         let mut names = vec!["NAME", "PHASE", "REASON", "EXIT", "DURATION", "AGE"];
@@ -29,7 +29,7 @@ impl Columns {
         names.into_iter().map(str::to_owned).collect()
     }
 
-    /// A line with cells about as wide as they get, but for the name.
+    /// A row with cells of typical maximum width, except for the name.
     #[must_use]
     pub fn widest(self) -> Vec<String> {
         let mut cells = vec!["", "Succeeded", "DeadlineExceeded", "SIGKILL", "59m59s"];
@@ -39,7 +39,7 @@ impl Columns {
         cells.into_iter().map(str::to_owned).collect()
     }
 
-    /// The line of one object. One that this version cannot read has its name and little more.
+    /// The row of one object. An object that this version cannot read has its name and little more.
     #[must_use]
     pub fn row(self, object: &DynamicObject, now: Timestamp) -> Vec<String> {
         let metadata = &object.metadata;
@@ -87,7 +87,7 @@ fn facts(process: &RemoteProcess, now: Timestamp) -> [String; 4] {
     ]
 }
 
-/// A process that runs says first what holds its output up.
+/// For a running process, what holds its output up comes first.
 fn reason(status: &RemoteProcessStatus) -> String {
     let trouble = [ConditionType::OutputBlocked, ConditionType::ArchiveUnavailable]
         .into_iter()
@@ -102,7 +102,7 @@ fn node(process: &RemoteProcess) -> Option<String> {
     process.status.as_ref()?.attempts.last()?.node.clone()
 }
 
-/// A command line that a shell would take, shortened where it is long.
+/// A command line in shell syntax, shortened if it is long.
 #[must_use]
 pub fn command(argv: &[String]) -> String {
     const LONGEST: usize = 60;

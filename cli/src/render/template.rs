@@ -7,10 +7,10 @@ use jsonpath_rust::JsonPath;
 use jsonpath_rust::parser::parse_json_path;
 use serde_json::Value;
 
-/// Deepest nesting of `{range}`.
+/// Maximum nesting of `{range}`.
 const DEEPEST: usize = 16;
 
-/// A path of one value or several, `.status.phase` or `{.status.phase}`, as the path of RFC 9535 that it means.
+/// A path with one or several values, `.status.phase` or `{.status.phase}`, converted to RFC 9535.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path(String);
 
@@ -32,7 +32,7 @@ impl FromStr for Path {
 }
 
 impl Path {
-    /// What it finds; nothing where there is no such field.
+    /// The values; none if there is no such field.
     #[must_use]
     pub fn find<'a>(&self, value: &'a Value) -> Vec<&'a Value> {
         value.query(&self.0).unwrap_or_default()
@@ -64,7 +64,7 @@ impl FromStr for Template {
 }
 
 impl Template {
-    /// The text that it makes of a value.
+    /// The text for a value.
     #[must_use]
     pub fn fill(&self, value: &Value) -> String {
         let mut out = String::new();
@@ -86,7 +86,7 @@ fn fill(parts: &[Part], value: &Value, out: &mut String) {
     }
 }
 
-/// A string as it is, anything else as JSON.
+/// A string unchanged, anything else as JSON.
 fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -133,7 +133,7 @@ fn parse(rest: &mut &str, depth: usize) -> Result<Vec<Part>, String> {
     }
 }
 
-/// What comes before the closing brace, quotes counted, and what comes behind it.
+/// The text before the closing brace, respecting quotes, and the text after it.
 fn braces(text: &str) -> Result<(&str, &str), String> {
     let (mut quote, mut is_escaped) = (None, false);
     for (at, character) in text.char_indices() {
@@ -149,7 +149,7 @@ fn braces(text: &str) -> Result<(&str, &str), String> {
     Err("a { has no }".to_owned())
 }
 
-/// The text of a literal in quotes; `None` where it is none.
+/// The text of a quoted literal; `None` if it is none.
 fn literal(inner: &str) -> Option<Result<String, String>> {
     let quote = inner.chars().next().filter(|quote| ['"', '\''].contains(quote))?;
     let text = inner.strip_prefix(quote)?.strip_suffix(quote);
@@ -172,7 +172,7 @@ fn literal(inner: &str) -> Option<Result<String, String>> {
     }))
 }
 
-/// kubectl's path as one of RFC 9535: names in brackets, for they may have dashes, slashes and escaped dots.
+/// Converts kubectl's path to RFC 9535: names in brackets, because they may contain dashes, slashes and escaped dots.
 fn standard(path: &str) -> Result<String, String> {
     let path = path.strip_prefix(['$', '@']).unwrap_or(path);
     let mut characters = path.chars().peekable();

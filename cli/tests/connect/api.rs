@@ -17,10 +17,10 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// The token that is taken.
+/// The token that is accepted.
 pub(crate) const TOKEN: &str = "right";
 
-/// A call that came.
+/// A call that arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub path: String,
@@ -72,7 +72,7 @@ impl Api {
         }
     }
 
-    /// A port that takes TLS off and leads to another port.
+    /// A port that terminates TLS and forwards to another port.
     pub(crate) fn tls_in_front_of(&self, target: u16) -> u16 {
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -90,12 +90,12 @@ impl Api {
         port
     }
 
-    /// What was called until now.
+    /// The calls so far.
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap().clone()
     }
 
-    /// A kubeconfig beside the CA with this user entry, and more for the cluster.
+    /// A kubeconfig next to the CA with this user entry, and more fields for the cluster.
     pub(crate) fn kubeconfig(&self, user: &Value, cluster: &Value) -> PathBuf {
         let mut entry = json!({
             "server": format!("https://127.0.0.1:{}", self.port),
@@ -116,7 +116,7 @@ impl Api {
         path
     }
 
-    /// `rproc` with this kubeconfig and no variables that change its way.
+    /// `rproc` with this kubeconfig and without variables that affect its connections.
     pub(crate) fn rproc(&self, kubeconfig: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin("rproc"));
         for name in ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"] {

@@ -1,4 +1,4 @@
-//! The kubeconfig, the flags, and what is said where they are wrong.
+//! The kubeconfig, the flags, and the messages if they are wrong.
 
 use std::time::Instant;
 

@@ -39,7 +39,7 @@ fn a_credential_plugin_eats_no_piped_input_and_runs_once() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        // The pipe's other end stays with us: what the plugin takes would be missing there.
+        // We keep the other end of the pipe: what the plugin reads would be missing there.
         let mut input = child.stdin.take().unwrap();
         input.write_all(b"one\ntwo\n").unwrap();
         assert!(child.wait().unwrap().success(), "{mode:?}");

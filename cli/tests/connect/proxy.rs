@@ -1,4 +1,4 @@
-//! HTTP and SOCKS5 proxies between `rproc` and the API server, which has a name that only the proxies know.
+//! HTTP and SOCKS5 proxies between `rproc` and the API server, whose name only the proxies know.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use crate::api::{Api, TOKEN, stderr};
 /// A proxy that leads to one port of this machine.
 struct Proxy {
     port: u16,
-    /// What was asked of it: target and credentials.
+    /// The requests: target and credentials.
     seen: Arc<Mutex<Vec<(String, String)>>>,
 }
 
@@ -43,7 +43,7 @@ impl Proxy {
     }
 }
 
-/// Copies both ways until one has ended.
+/// Copies in both directions until one has ended.
 fn join(client: TcpStream, server: TcpStream) {
     let copy = |mut from: TcpStream, mut to: TcpStream| {
         let _ = std::io::copy(&mut from, &mut to);
@@ -105,7 +105,7 @@ fn socks(client: &mut TcpStream) -> (String, String) {
     (format!("{host}:{}", u16::from_be_bytes([port[0], port[1]])), user)
 }
 
-/// The same, of a proxy that takes no user.
+/// The same, for a proxy that accepts no user.
 fn socks_without_user(client: &mut TcpStream) -> (String, String) {
     let mut head = [0; 2];
     client.peek(&mut head).unwrap();

@@ -1,4 +1,4 @@
-//! The writer against a relay of ours whose connections break: every byte once, in order, and the end.
+//! The writer against a relay of the test whose connections break: every byte once, in order, and the end.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -22,20 +22,21 @@ struct Desk {
     is_over: Arc<Mutex<bool>>,
     openings: Arc<Mutex<Vec<AttachOpen>>>,
     windows: Arc<Mutex<Vec<(u32, u32)>>>,
-    /// Only each so-manieth message is answered: a connection that breaks in between leaves the writer in doubt.
+    /// Only each message with this interval is answered: a connection that breaks in between leaves the writer in
+    /// doubt.
     answer_each: usize,
     /// Answers to the first streams instead.
     refusals: Arc<Mutex<Vec<Status>>>,
-    /// After so many bytes of input nobody reads it any more, nor knows how far it has come.
+    /// After this many bytes of input there is no reader anymore, and it is not known how far the input has come.
     closes_after: Option<usize>,
-    /// A message after so many bytes of input ends the stream with this.
+    /// A message after this many bytes of input ends the stream with this status.
     ends_with: Option<(usize, Status)>,
-    /// Set when a stream of requests was ended with a word.
+    /// Set when the client ended a stream of requests.
     let_go: watch::Sender<bool>,
 }
 
 impl Desk {
-    /// Books a message; the answer, where one is due.
+    /// Handles a message; returns the answer if one is due.
     fn take(&self, asked: Asked, count: usize) -> Result<Option<AttachResponse>, Status> {
         let mut input = self.input.lock().unwrap();
         match asked {
@@ -174,7 +175,7 @@ pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
         .expect("in time")
 }
 
-/// Says all of the input and its end.
+/// Sends all of the input and its end.
 pub(crate) fn speak(input: Vec<u8>) -> mpsc::Receiver<Local> {
     let (local, said) = mpsc::channel(1);
     tokio::spawn(async move {
@@ -182,7 +183,7 @@ pub(crate) fn speak(input: Vec<u8>) -> mpsc::Receiver<Local> {
             let _ = local.send(Local::Bytes(part.to_vec().into())).await;
         }
         let _ = local.send(Local::End).await;
-        // Nothing follows, but this side goes on.
+        // Nothing follows, but this side stays open.
         local.closed().await;
     });
     said

@@ -1,4 +1,5 @@
-//! A further command over connections that break: begun once, every byte both ways once, and its own exit code.
+//! Another command over connections that break: started once, every byte in both directions once, and its own exit
+//! code.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -28,18 +29,18 @@ struct Container {
     input: Arc<Mutex<Vec<u8>>>,
     has_ended: Arc<Mutex<bool>>,
     openings: Arc<Mutex<Vec<ExecOpen>>>,
-    /// After so many bytes the command closes its input, and then ends as before.
+    /// After this many bytes the command closes its input, and then ends as before.
     closes_after: Option<usize>,
-    /// The answer to who opens it: from the second time on, or always.
+    /// The answer to a client that opens it: from the second time on, or always.
     refusal: Option<(bool, Status)>,
-    /// Output begins so far behind where it should.
+    /// Output begins this many bytes after where it should.
     misplaced: u64,
-    /// Set when somebody hung up.
+    /// Set when a client hung up.
     let_go: watch::Sender<bool>,
 }
 
 impl Container {
-    /// Books a message.
+    /// Handles a message.
     fn take(&self, asked: Asked) {
         match asked {
             Asked::Open(open) => self.openings.lock().unwrap().push(open),
@@ -60,11 +61,11 @@ impl Container {
         }
     }
 
-    /// What is to be said to a client that has so much.
+    /// The messages for a client that has received this much.
     fn says(&self, sent: &mut usize) -> Vec<Said> {
         let input = self.input.lock().unwrap();
         let is_over = self.closes_after.is_some_and(|after| input.len() >= after);
-        // Nobody knows how far an input has come that nobody reads.
+        // Without a reader it is not known how far the input has come.
         let accepted = if is_over { 0 } else { input.len() as u64 };
         let mut said = vec![Said::Input(AttachResponse { accepted, is_over })];
         for bytes in input[*sent..].chunks(3000) {
@@ -163,7 +164,7 @@ impl Relay for Container {
     }
 }
 
-/// What came of a session: the end, the output, and how many connections it took.
+/// The result of a session: the end, the output, and the number of connections.
 async fn run(
     container: &Container,
     next_cut: Option<usize>,

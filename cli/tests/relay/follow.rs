@@ -1,4 +1,5 @@
-//! The follower against a relay of ours whose connections break: every byte once, in order, and the right exit code.
+//! The follower against a relay of the test whose connections break: every byte once, in order, and the right exit
+//! code.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -29,7 +30,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::fragile::{self, Shared};
 
-/// What the relay has: chunks in the observed order, what stands before them, and the end.
+/// The content of the relay: chunks in the observed order, the frames before them, and the end.
 #[derive(Clone, Default)]
 struct Script {
     before: Vec<Frame>,
@@ -40,7 +41,7 @@ struct Script {
     /// Where the last lines begin: index into `chunks`.
     tail: usize,
     requests: Arc<Mutex<Vec<v1::WatchOutputRequest>>>,
-    /// Chunks before this one are older than any time that is asked for.
+    /// Chunks before this one are older than any requested time.
     since: usize,
     /// The latest attempt at the first, the second … request; the last one counts for all others.
     attempts: Vec<u32>,
@@ -232,7 +233,7 @@ async fn follow(script: &Script, want: Want, cuts: &[usize]) -> Followed {
 
 async fn follow_attempts(script: &Script, want: Want, cuts: &[usize], next_attempt: Option<&NextAttempt>) -> Followed {
     let (address, serving) = fragile::serve(script.clone()).await;
-    // With a next_attempt it is the later attempts that may be new.
+    // With a next_attempt, the later attempts may be new.
     let patience = Duration::from_secs(if next_attempt.is_some() { 0 } else { 5 });
     let (stdout, stderr) = (Shared::default(), Shared::default());
     let output = Output::new(Target::plain(stdout.clone()), Target::plain(stderr.clone()));
@@ -302,7 +303,7 @@ fn mixed(total: usize) -> Script {
 #[tokio::test]
 async fn every_byte_arrives_once_over_any_number_of_cuts() {
     let script = mixed(1_000_000).ends(7);
-    // Each connection gets through a little more than the one before, so that the cuts fall anywhere.
+    // Each connection gets a little further than the one before, so that cuts happen at any position.
     for cuts in [
         vec![],
         vec![100, 5_000, 70_000, 200_003, 300_007, usize::MAX],
@@ -541,7 +542,7 @@ fn since() -> Want {
     }
 }
 
-/// An API server whose object has these statuses, one after the other; the last one stays. Its watches say nothing.
+/// An API server whose object has these statuses, one after the other; the last one stays. Its watches deliver nothing.
 fn object(code: StatusCode, statuses: Vec<Value>) -> NextAttempt {
     let statuses = Arc::new(Mutex::new(statuses));
     let service = tower::service_fn(move |request: http::Request<Body>| {
@@ -604,7 +605,7 @@ async fn each_attempt_is_followed_and_the_last_ones_code_counts() {
     let script = Script {
         attempts: vec![1],
         codes: vec![7, 3],
-        // The relay hears of it a moment after we do.
+        // The relay learns of it a moment after the client.
         unknown: Arc::new(Mutex::new(vec![Status::not_found(
             "there is no attempt 2; the latest is 1",
         )])),
@@ -646,7 +647,7 @@ async fn nothing_follows_a_success_nor_an_object_that_may_not_be_read() {
         attempts: vec![1],
         ..mixed(1000).ends(code)
     };
-    // Nobody is asked: a second attempt would never end this.
+    // The API server is not asked: a second attempt would never end this test.
     let later = || object(StatusCode::OK, vec![at("Running", "Running", 1)]);
     let succeeded = follow_attempts(&script(0), following(), &[], Some(&later())).await;
     assert_eq!(succeeded.code, 0, "{:?}", succeeded.result);

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 
-/// Bytes until a connection breaks.
+/// Number of bytes until a connection breaks.
 struct Left {
     received: usize,
     sent: usize,
@@ -61,7 +61,7 @@ impl AsyncWrite for Fragile {
     }
 }
 
-/// A connection that breaks after so many bytes.
+/// A connection that breaks after this many bytes.
 pub(crate) async fn connect(address: SocketAddr, received: usize, sent: usize) -> Result<Channel, DialError> {
     let connector = tower::service_fn(move |_| async move {
         let stream = TcpStream::connect(address).await?;
@@ -74,14 +74,14 @@ pub(crate) async fn connect(address: SocketAddr, received: usize, sent: usize) -
     channel.map_err(|error| DialError::Unreachable(error.to_string()))
 }
 
-/// Each connection gets through a little more than the one before, so that the cuts fall anywhere.
+/// Each connection gets a little further than the one before, so that cuts happen at any position.
 pub(crate) struct GrowingDial {
     pub address: SocketAddr,
-    /// Bytes until the next one breaks; none does where absent.
+    /// Number of bytes until the next one breaks; if absent, none does.
     pub next_cut: Option<usize>,
     /// Connections so far.
     pub dials: Arc<Mutex<usize>>,
-    /// What is received is cut by turns with what is sent, and not the latter alone.
+    /// Cuts alternate between what is received and what is sent; otherwise only the latter is cut.
     pub is_cut_both_ways: bool,
 }
 

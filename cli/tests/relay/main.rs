@@ -1,7 +1,7 @@
-//! The follower, the writer and further commands against relays of ours whose connections break: every byte once, in order,
-//! and the right end.
+//! The follower, the writer and further commands against relays of the test whose connections break: every byte once,
+//! in order, and the right end.
 
-// Everything here is a test, though clippy sees only functions marked so.
+// All of this is test code, but clippy recognizes only functions that are marked as tests.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod attach;

@@ -1,5 +1,5 @@
-//! From the kubeconfig, the pod and the flags to what is needed for a call: where, as whom and by which way. The rules
-//! are those of client-go (`clientcmd/client_config.go`, `clientcmd/validation.go`, `rest/config.go`).
+//! Determines from the kubeconfig, the pod and the options what a call needs: where, as which user and through which
+//! proxy. The rules are those of client-go (`clientcmd/client_config.go`, `clientcmd/validation.go`, `rest/config.go`).
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,7 +22,8 @@ const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// An API server that does not answer is reported within this time.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Which cluster, and as whom; as kubectl's flags of the same names. What is absent is read from the kubeconfig.
+/// Which cluster, and as which user; like kubectl's flags of the same names. What is absent is read from the
+/// kubeconfig.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterOptions {
     /// Namespace of the processes, instead of the context's.
@@ -39,7 +40,7 @@ pub struct ClusterOptions {
     pub server: Option<String>,
     /// Namespace in which the operator is installed, instead of `remoteprocess-system`.
     pub operator_namespace: Option<String>,
-    /// Is given a sentence when opening the cluster takes long, as while a credential plugin runs.
+    /// Called with a message when opening the cluster takes long, as while a credential plugin runs.
     pub on_wait: Option<fn(&str)>,
     /// No person waits for an answer: a credential plugin gets no terminal, and its error messages are dropped.
     pub is_unattended: bool,
@@ -47,26 +48,26 @@ pub struct ClusterOptions {
 
 /// Everything that a call to the API server needs.
 pub(super) struct Access {
-    /// Where, and the credentials that do not change.
+    /// The address, and the credentials that do not change.
     pub config: Config,
-    /// Credentials that change.
+    /// The source of credentials that change.
     pub source: Option<Source>,
-    /// The credentials in words.
+    /// Description of the credentials.
     pub account: Account,
-    /// The way.
+    /// The proxies.
     pub proxies: Proxies,
 }
 
-/// The credentials in words.
+/// Description of the credentials.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    /// Whose they are: `user "alice" of /home/alice/.kube/config`.
+    /// Their owner: `user "alice" of /home/alice/.kube/config`.
     pub owner: String,
-    /// What they are: `its token`, `none`.
+    /// Their kind: `its token`, `none`.
     pub means: String,
     /// What to do if they are refused.
     pub fix: String,
-    /// Whether others may follow while we run: from a plugin or a file.
+    /// Whether they may change while we run: from a plugin or a file.
     pub is_renewed: bool,
 }
 
@@ -88,10 +89,9 @@ impl Account {
     }
 }
 
-/// Reads the kubeconfig as kubectl does. Where it names no context, a pod uses its ServiceAccount.
-///
+/// Reads the kubeconfig as kubectl does. If it names no context, a pod uses its ServiceAccount.
 /// # Errors
-/// A sentence: there is no configuration, or it is wrong.
+/// There is no configuration, or it is wrong.
 pub(super) fn read(options: &ClusterOptions, variables: Variables<'_>) -> Result<Access, String> {
     read_with(options, variables, Path::new(SERVICE_ACCOUNT))
 }
@@ -162,7 +162,7 @@ fn of_context(
     })
 }
 
-/// `--as` and `--as-group` take precedence over the user entry, each for itself. kube makes the headers.
+/// `--as` and `--as-group` take precedence over the user entry, each on its own. kube adds the headers.
 fn impersonate(user: &mut AuthInfo, options: &ClusterOptions) {
     if let Some(name) = &options.impersonate {
         user.impersonate = Some(name.clone());
@@ -184,7 +184,7 @@ fn only_impersonation(user: AuthInfo) -> AuthInfo {
     }
 }
 
-/// What kubectl refuses in a user entry.
+/// Refuses what kubectl refuses in a user entry.
 fn check_user(user: &AuthInfo, label: &str) -> Result<(), String> {
     let is_set = |value: Option<&String>| nonempty(value).is_some();
     let has_token = user
@@ -223,7 +223,7 @@ fn check_user(user: &AuthInfo, label: &str) -> Result<(), String> {
     Err(format!("{label} {why}"))
 }
 
-/// Reads the credentials of a user entry. What may change becomes a source, everything else stays in `user`.
+/// Reads the credentials of a user entry. Those that may change become a source; all others stay in `user`.
 fn credentials(user: &mut AuthInfo, cluster: &Cluster, label: &str) -> Result<(Option<Source>, Account), String> {
     read_certificate(user, label)?;
     let token = user.token.take().map(|token| token.expose_secret().to_owned());
@@ -332,14 +332,14 @@ fn authorities(cluster: &Cluster, label: &str) -> Result<Option<Vec<Vec<u8>>>, S
         .transpose()
 }
 
-/// The certificates of a PEM text, DER; nothing where there is none.
+/// The certificates in a PEM text, DER; `None` if there is none.
 fn certificates(pem: &[u8]) -> Option<Vec<Vec<u8>>> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let found: Vec<Vec<u8>> = found.ok()?.iter().map(|certificate| certificate.to_vec()).collect();
     (!found.is_empty()).then_some(found)
 }
 
-/// The URL of the API server. One without a scheme has TLS where something about TLS is set (`rest.DefaultServerURL`).
+/// The URL of the API server. One without a scheme uses TLS if any TLS setting is present (`rest.DefaultServerURL`).
 fn server_url(cluster: &Cluster, user: &AuthInfo) -> Result<Uri, String> {
     let is_set = |value: &Option<String>| nonempty(value.as_ref()).is_some();
     let is_tls = is_set(&cluster.certificate_authority)
@@ -376,7 +376,7 @@ fn server_url(cluster: &Cluster, user: &AuthInfo) -> Result<Uri, String> {
     Ok(url)
 }
 
-/// A pod's own way to the API server.
+/// The API server as a pod reaches it.
 struct Pod {
     host: String,
     port: String,
@@ -385,7 +385,7 @@ struct Pod {
 }
 
 impl Pod {
-    /// Where the kubelet told us of the API server and gave us a token.
+    /// Reads what the kubelet has provided: the address of the API server and a token.
     fn find(variables: Variables<'_>, folder: &Path) -> Option<Self> {
         let set = |name| variables(name).map(|value| value.to_string_lossy().into_owned());
         let set = |name| set(name).filter(|value| !value.is_empty());
@@ -472,7 +472,7 @@ mod tests {
             self
         }
 
-        /// With what the kubelet gives to a pod.
+        /// With the files and variables that the kubelet provides to a pod.
         fn in_pod(self) -> Self {
             let folder = self.folder.path().join("sa");
             fs::create_dir(&folder).unwrap();

@@ -23,22 +23,22 @@ use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 use super::proxy::{Protocol, Proxies, Proxy, is_here};
 use crate::dial::innermost;
 
-/// How long a proxy may take for one connection.
+/// Time limit for one connection through a proxy.
 const PROXY_LIMIT: Duration = Duration::from_secs(8);
 
-/// How long a connection may be quiet before the peer is asked whether it is still there.
+/// How long a connection may be quiet before a keepalive probe.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// Makes connections to the addresses of one cluster.
+/// Connects to the addresses of one cluster.
 #[derive(Clone, Default)]
 pub struct Connector {
     proxies: Arc<Proxies>,
-    /// What makes TLS to a proxy: the settings of the cluster, as in kubectl.
+    /// TLS settings for a proxy: those of the cluster, as in kubectl.
     tls: Option<Arc<Config>>,
 }
 
 impl Connector {
-    /// Takes the ways that `proxies` name.
+    /// A connector that uses these proxies.
     #[must_use]
     pub fn new(proxies: Proxies, config: &Config) -> Self {
         Self {
@@ -47,11 +47,10 @@ impl Connector {
         }
     }
 
-    /// Whether the relay at this address is called through a proxy. A `proxy-url` is the way into the cluster; this
+    /// Whether the relay at this address is reached through a proxy. A `proxy-url` is the way into the cluster; this
     /// machine is not behind it.
-    ///
     /// # Errors
-    /// A sentence that names the variable or the field that is wrong.
+    /// Names the variable or the field that is wrong.
     pub fn is_relay_proxied(&self, host: &str, port: u16) -> Result<bool, String> {
         Ok(!is_here(host) && self.proxies.of(true, host, port)?.is_some())
     }
@@ -59,7 +58,7 @@ impl Connector {
     /// A connection to the host and port of `target`.
     ///
     /// # Errors
-    /// No connection, with the proxy's name where there is one on the way.
+    /// No connection; with the proxy's name if there is one.
     pub async fn connect(self, target: Uri) -> io::Result<Stream> {
         let is_tls = target.scheme_str() != Some("http");
         let port = target.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
@@ -87,7 +86,7 @@ impl Connector {
                 let Some((name, password)) = proxy.user.clone() else {
                     return Ok(Stream::new(socks.oneshot(target).await?));
                 };
-                // One method is offered at a time: a proxy that wants no user refuses the first one.
+                // One method is offered at a time: a proxy that expects no user refuses the first one.
                 let error = match socks.clone().with_auth(name, password).oneshot(target.clone()).await {
                     Ok(stream) => return Ok(Stream::new(stream)),
                     Err(error) => error,
@@ -108,7 +107,7 @@ fn tcp() -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
-    // A connection that a network dropped in silence must end: a watch would wait on it forever.
+    // A connection that a network dropped silently must end: a watch would wait on it forever.
     tcp.set_keepalive(Some(KEEPALIVE));
     tcp.set_keepalive_interval(Some(KEEPALIVE));
     tcp.set_keepalive_retries(Some(3));
@@ -204,8 +203,7 @@ impl Connection for Stream {
     }
 }
 
-/// A client of the API server that the configuration describes: kube's own stack of layers over our connector.
-///
+/// A client for the API server in the configuration: kube's own layers over our connector.
 /// # Errors
 /// The configuration cannot be used.
 pub(super) fn client(config: &Config, connector: Connector) -> Result<Client, kube::Error> {

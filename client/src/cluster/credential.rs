@@ -1,7 +1,6 @@
-//! Credentials that change while we run: of a credential plugin, or of a file.
-//!
-//! Invariant: a credential is obtained once and used for all calls until it is due. A plugin never sees our standard
-//! input, unless it is a terminal and nothing has been read from it.
+//! Credentials that change while we run: from a credential plugin, or from a file.
+//! Invariant: a credential is obtained once and used for all calls until it must be renewed. A plugin never sees our
+//! standard input, unless it is a terminal and nothing has been read from it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,27 +28,27 @@ mod plugin;
 
 /// How often a token file is read again, as in client-go.
 const FILE_PERIOD: Duration = Duration::from_secs(60);
-/// How long before its end a credential is renewed.
+/// How long before its expiry a credential is renewed.
 const MARGIN: Duration = Duration::from_secs(10);
-/// A refusal and an expiry have no effect for this long, so that a source that gives bad credentials is not asked at
-/// each call.
+/// A refusal and an expiry have no effect for this long, so that a source of bad credentials is not called for each
+/// request.
 const SETTLED: Duration = Duration::from_secs(30);
-/// How long a plugin may run while we are in the middle of something.
+/// Time limit for a plugin that runs in the middle of another operation.
 const RENEW_LIMIT: Duration = Duration::from_secs(30);
 
-/// Why there is no credential: a sentence that names its source and the fix.
+/// Why there is no credential; names its source and the fix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Error(pub String);
 
-/// What is shown to the API server.
+/// A credential for the API server.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Credential {
     /// Bearer token.
     pub token: Option<String>,
     /// Client certificate and its key, PEM.
     pub certificate: Option<(String, String)>,
-    /// When it ends, where that is known.
+    /// When it expires, if that is known.
     pub until: Option<Timestamp>,
 }
 
@@ -80,17 +79,17 @@ fn margin() -> jiff::SignedDuration {
     jiff::SignedDuration::from_secs(i64::try_from(MARGIN.as_secs()).unwrap_or(0))
 }
 
-/// Where credentials come from.
+/// A source of credentials.
 pub(super) enum Source {
     /// A plugin prints them.
     Plugin(Box<Plugin>),
     /// A file has the token.
     File {
-        /// Its path.
+        /// Path of the file.
         path: PathBuf,
         /// The token to use while the file cannot be read.
         fallback: Option<String>,
-        /// The user entry in words.
+        /// Description of the user entry.
         owner: String,
     },
 }
@@ -122,7 +121,7 @@ impl Source {
     }
 }
 
-/// The token in a file, without the white space around it.
+/// The token in a file, without surrounding white space.
 fn token(path: &std::path::Path) -> Result<Credential, Error> {
     let bytes = kubeconfig::read(path)
         .map_err(|error| Error(format!("cannot read the token file {}: {error}", path.display())))?;
@@ -136,13 +135,13 @@ fn token(path: &std::path::Path) -> Result<Credential, Error> {
     }
 }
 
-/// Whether a token can be a part of a header. kube panics at one that cannot.
+/// Whether a token is valid in a header. kube panics at an invalid one.
 pub(super) fn is_sendable(token: &str) -> bool {
     HeaderValue::from_str(&format!("Bearer {token}")).is_ok()
 }
 
-/// Calls the API server with a credential that is renewed. Each change makes a new client, so that no connection that was
-/// made with the old certificate stays in use.
+/// Calls the API server with a credential that is renewed. Each change creates a new client, so that no connection with
+/// the old certificate stays in use.
 #[derive(Clone)]
 pub(super) struct Renewing {
     inner: Arc<Inner>,
@@ -166,7 +165,7 @@ impl Renewing {
     /// Gets the first credential.
     ///
     /// # Errors
-    /// There is none, or it is of no use.
+    /// There is none, or it is unusable.
     pub(super) async fn open(config: Config, connector: Connector, source: Source) -> Result<Self, Error> {
         let inner = Inner {
             config,
@@ -179,7 +178,7 @@ impl Renewing {
         Ok(renewing)
     }
 
-    /// The client to use now; another one than `refused` where there is one.
+    /// The client to use now; another one than `refused` if there is one.
     async fn current(&self, refused: Option<&Current>) -> Result<Current, Error> {
         let mut slot = self.inner.current.lock().await;
         let now = Timestamp::now();
@@ -280,7 +279,7 @@ mod tests {
         assert!(!at(60).is_ending(now) && at(5).is_ending(now) && !at(5).has_ended(now) && at(-5).has_ended(now));
     }
 
-    /// A plugin that prints a token with this end, and how often it ran.
+    /// A plugin that prints a token with this expiry, and how often it ran.
     async fn counted(folder: &tempfile::TempDir, until: &str) -> (Renewing, impl Fn() -> usize) {
         use std::os::unix::fs::PermissionsExt;
         remoteprocess_tls::install_crypto_provider();

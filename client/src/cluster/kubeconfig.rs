@@ -31,7 +31,7 @@ pub(super) struct Kubeconfig {
     clusters: Entries<Cluster>,
     users: Entries<AuthInfo>,
     contexts: Entries<Context>,
-    /// The files that were looked for.
+    /// The files that were searched.
     files: Vec<PathBuf>,
     is_there: bool,
 }
@@ -45,18 +45,18 @@ struct Entry<T> {
     value: T,
 }
 
-/// What one context means.
+/// The resolved values of one context.
 #[derive(Clone, Debug)]
 pub(super) struct Selected {
     /// The cluster.
     pub cluster: Cluster,
-    /// The cluster entry in words.
+    /// Description of the cluster entry.
     pub cluster_label: String,
-    /// The user; absent where the context names none, or one that is not there.
+    /// The user; absent if the context names none, or one that does not exist.
     pub user: Option<AuthInfo>,
-    /// The user entry in words.
+    /// Description of the user entry.
     pub user_label: String,
-    /// The namespace, where the context has one.
+    /// The namespace, if the context has one.
     pub namespace: Option<String>,
 }
 
@@ -64,7 +64,7 @@ impl Kubeconfig {
     /// Reads the files that `explicit` or the variables name.
     ///
     /// # Errors
-    /// A sentence that names the file.
+    /// Names the file.
     pub(super) fn read(explicit: Option<&Path>, variables: Variables<'_>) -> Result<Self, String> {
         let explicit = explicit.filter(|path| !path.as_os_str().is_empty());
         let mut merged = Self::default();
@@ -85,7 +85,7 @@ impl Kubeconfig {
         Ok(merged)
     }
 
-    /// Adds what a later file has and no earlier one.
+    /// Adds the entries of a later file that no earlier one has.
     fn add(&mut self, later: Self) {
         if self.current_context.is_empty() {
             self.current_context = later.current_context;
@@ -101,10 +101,9 @@ impl Kubeconfig {
         }
     }
 
-    /// What `context`, or the current context, means. Nothing where no context is named at all.
-    ///
+    /// Resolves `context`, or the current context. `None` if no context is named at all.
     /// # Errors
-    /// The context, or its cluster, is not there.
+    /// The context, or its cluster, does not exist.
     pub(super) fn select(&self, context: Option<&str>) -> Result<Option<Selected>, String> {
         let name = context.unwrap_or(&self.current_context);
         if name.is_empty() {
@@ -145,7 +144,7 @@ impl Kubeconfig {
         }))
     }
 
-    /// The files that were looked for, in words.
+    /// Names the files that were searched.
     fn places(&self) -> String {
         let files: Vec<String> = self.files.iter().map(|file| file.display().to_string()).collect();
         match files.len() {
@@ -170,7 +169,7 @@ impl Kubeconfig {
         self.contexts.keys().map(String::as_str)
     }
 
-    /// The contexts to choose from.
+    /// Lists the available contexts.
     fn names(&self) -> String {
         const SHOWN: usize = 10;
         let mut names: Vec<&str> = self.context_names().collect();
@@ -184,7 +183,7 @@ impl Kubeconfig {
     }
 }
 
-/// An option without the empty value, which counts as absent in Go.
+/// An option, with an empty value as absent, as in Go.
 pub(super) fn nonempty(value: Option<&String>) -> Option<String> {
     value.filter(|value| !value.is_empty()).cloned()
 }
@@ -217,11 +216,11 @@ pub(super) fn read(file: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// One file, with the paths in it made independent of the working directory's meaning.
+/// Decodes one file, and makes its paths relative to its folder.
 fn decode(file: &Path, bytes: &[u8]) -> Result<Kubeconfig, String> {
     let wrong = |why: &dyn std::fmt::Display| format!("the kubeconfig {} cannot be read: {why}", file.display());
     let text = text(bytes).ok_or_else(|| wrong(&"it is not UTF-8 text"))?;
-    // Go takes the last of two equal keys.
+    // Go uses the last of two equal keys.
     let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
     let documents: Vec<Value> =
         serde_saphyr::from_multiple_with_options(&text, options).map_err(|error| wrong(&first_line(&error)))?;
@@ -274,7 +273,7 @@ fn beside(file: &Path, path: &mut Option<String>) {
         return;
     };
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    // The components of a path leave a `.` in its middle out.
+    // `components` removes a `.` in the middle of a path.
     let joined: PathBuf = folder.unwrap_or(Path::new(".")).join(relative).components().collect();
     *path = Some(joined.to_string_lossy().into_owned());
 }
@@ -303,11 +302,11 @@ fn text(bytes: &[u8]) -> Option<String> {
     }
 }
 
-/// Go reads null as "nothing was written".
+/// Go reads null as absent.
 fn drop_nulls(value: &mut Value) {
     match value {
         Value::Object(map) => {
-            // kube needs the value of an extension, and takes null.
+            // kube requires the value of an extension, and accepts null.
             map.retain(|key, value| key == "extension" || !value.is_null());
             map.values_mut().for_each(drop_nulls);
         }
@@ -319,7 +318,7 @@ fn drop_nulls(value: &mut Value) {
     }
 }
 
-/// Go reads a context without a cluster as one whose cluster has an empty name; kube refuses the whole file.
+/// Go reads a context without a cluster as one with an empty cluster name; kube refuses the whole file.
 fn name_clusters(document: &mut Value) {
     let contexts = document.get_mut("contexts").and_then(Value::as_array_mut);
     for context in contexts.into_iter().flatten() {
@@ -329,7 +328,7 @@ fn name_clusters(document: &mut Value) {
     }
 }
 
-/// What is wrong, without an excerpt of the file and without values in quotes: they may be secret.
+/// The error, without an excerpt of the file and without quoted values: they may be secret.
 fn first_line(error: &impl std::fmt::Display) -> String {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
@@ -343,7 +342,7 @@ fn first_line(error: &impl std::fmt::Display) -> String {
 mod tests {
     use super::*;
 
-    /// A folder with files, and what `KUBECONFIG` names of it.
+    /// A folder with files, and the list in `KUBECONFIG`.
     struct World(tempfile::TempDir);
 
     impl World {
@@ -360,7 +359,7 @@ mod tests {
             self.0.path().join(name)
         }
 
-        /// `HOME` is the folder; `list` has names in it.
+        /// Reads with the folder as `HOME`; `list` contains file names in it.
         fn read(&self, list: Option<&str>) -> Result<Kubeconfig, String> {
             let folder = self.0.path().display().to_string();
             let list = list.map(|list| {

@@ -1,7 +1,7 @@
-//! Which proxy a call takes. The variables mean what they mean for kubectl, which reads them as Go's `httpproxy` does:
-//! `HTTPS_PROXY` or `https_proxy` for TLS, `HTTP_PROXY` or `http_proxy` without TLS, and `NO_PROXY` or `no_proxy` for
-//! hosts that are called directly. This machine itself is never called through a proxy of the environment. A
-//! kubeconfig's `proxy-url` takes precedence over all of them.
+//! Selects the proxy for a call. The variables have the same meaning as for kubectl, which reads them with Go's
+//! `httpproxy`: `HTTPS_PROXY` or `https_proxy` for TLS, `HTTP_PROXY` or `http_proxy` without TLS, and `NO_PROXY` or
+//! `no_proxy` for hosts that are called directly. This machine itself is never called through a proxy of the
+//! environment. The `proxy-url` of a kubeconfig takes precedence over all of them.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use http::{HeaderValue, Uri};
 
 use super::kubeconfig::Variables;
 
-/// The proxies of one cluster. A value that is not usable is an error only where it would be used.
+/// The proxies of one cluster. An invalid value is an error only if it would be used.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
     fixed: Option<Result<Proxy, String>>,
@@ -23,17 +23,17 @@ pub struct Proxies {
 /// One proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
-    /// How to talk to it.
+    /// Its protocol.
     pub protocol: Protocol,
     /// Its address, without user and password.
     pub uri: Uri,
     /// User and password.
     pub user: Option<(String, String)>,
-    /// What named it, for messages.
+    /// The variable or field that names it, for messages.
     pub source: &'static str,
 }
 
-/// How to talk to a proxy.
+/// The protocol of a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP CONNECT.
@@ -44,14 +44,14 @@ pub enum Protocol {
     Socks5,
 }
 
-/// One member of `NO_PROXY`.
+/// One entry of `NO_PROXY`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Exception {
     All,
     Network(IpAddr, u8),
     Address(IpAddr, Option<u16>),
     Domain {
-        /// With a dot in front.
+        /// With a leading dot.
         suffix: String,
         is_itself_meant: bool,
         port: Option<u16>,
@@ -59,7 +59,7 @@ enum Exception {
 }
 
 impl Proxies {
-    /// The proxies that the environment names, or the `proxy-url` of a kubeconfig.
+    /// The proxies in the environment, or the `proxy-url` of a kubeconfig.
     #[must_use]
     pub fn new(proxy_url: &str, variables: Variables<'_>) -> Self {
         let variable = |names: [&'static str; 2]| {
@@ -79,10 +79,9 @@ impl Proxies {
         }
     }
 
-    /// The proxy for a call; nothing for a direct one.
-    ///
+    /// The proxy for a call; `None` for a direct one.
     /// # Errors
-    /// A sentence that names the variable or the field that is wrong.
+    /// Names the variable or the field that is wrong.
     pub fn of(&self, is_tls: bool, host: &str, port: u16) -> Result<Option<&Proxy>, String> {
         let of_scheme = if is_tls { &self.https } else { &self.http };
         let proxy = match (&self.fixed, of_scheme) {
@@ -108,7 +107,7 @@ pub(super) fn is_here(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// A host without the brackets of an address of version 6.
+/// A host without the brackets of an IPv6 address.
 fn bare(host: &str) -> &str {
     let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     inner.unwrap_or(host)
@@ -156,7 +155,7 @@ impl Proxy {
         })
     }
 
-    /// `Proxy-Authorization`, where there is a user.
+    /// `Proxy-Authorization`, if there is a user.
     #[must_use]
     pub fn authorization(&self) -> Option<HeaderValue> {
         let (name, password) = self.user.as_ref()?;
@@ -164,7 +163,7 @@ impl Proxy {
         HeaderValue::from_str(&text).ok()
     }
 
-    /// The proxy in a message, without its password.
+    /// The proxy as shown in a message, without its password.
     #[must_use]
     pub fn label(&self) -> String {
         format!(
@@ -225,7 +224,7 @@ impl Exception {
     }
 }
 
-/// Host and port of a member; an address of version 6 may be in brackets. Nothing for one without a host.
+/// Host and port of an entry; an IPv6 address may be in brackets. `None` for one without a host.
 fn split_port(member: &str) -> Option<(&str, Option<u16>)> {
     if bare(member) != member {
         return Some((bare(member), None));
@@ -260,7 +259,7 @@ fn is_within(address: IpAddr, network: IpAddr, bits: u8) -> bool {
     }
 }
 
-/// The text with its percent escapes decoded; anything that is not an escape stays as it is.
+/// The text with its percent escapes decoded; anything else stays unchanged.
 fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

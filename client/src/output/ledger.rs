@@ -3,31 +3,31 @@ use remoteprocess_proto::{
     v1::{Cursor, Data, Exit, Gap, Heartbeat, ProcessKey, Stream, WatchOutputRequest},
 };
 
-/// What is asked for.
+/// What is requested.
 #[derive(Clone, Debug, Default)]
 pub struct Want {
-    /// Whose output.
+    /// The process.
     pub process: ProcessKey,
-    /// Which attempt; 0 for the latest.
+    /// The attempt; 0 for the latest.
     pub attempt: u32,
     /// `Unspecified` for both.
     pub stream: Stream,
-    /// Where to begin, in bytes; 0 for both where absent.
+    /// Where to begin, in bytes; if absent, 0 for both.
     pub cursor: Option<Cursor>,
     /// Begin at the last lines instead.
     pub tail_lines: Option<u64>,
-    /// Leave out what was taken before this time, in nanoseconds since the Unix epoch.
+    /// Leave out what the agent took before this time, in nanoseconds since the Unix epoch.
     pub since_unix_nanos: Option<i64>,
     /// Print new output until the process ends.
     pub follow: bool,
 }
 
-/// The relay contradicts itself: going on would lose or double bytes.
+/// The relay contradicts itself: continuing would lose or duplicate bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}. Nothing more is written, so that no byte is lost or doubled in silence; please report this as a bug")]
 pub struct Inconsistent(String);
 
-/// What was asked for, and the offset of the next byte of each stream.
+/// What was requested, and the offset of the next byte of each stream.
 #[derive(Debug)]
 pub struct Ledger {
     want: Want,
@@ -38,7 +38,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Nothing has been received.
+    /// A ledger with nothing received so far.
     #[must_use]
     pub fn new(want: Want) -> Self {
         let cursor = want.cursor.unwrap_or_default();
@@ -52,7 +52,7 @@ impl Ledger {
         }
     }
 
-    /// For another attempt of the same process, from its beginning.
+    /// Starts another attempt of the same process, from its beginning.
     #[must_use]
     pub fn of_attempt(&self, attempt: u32) -> Self {
         Self::new(Want {
@@ -64,11 +64,11 @@ impl Ledger {
         })
     }
 
-    /// Takes of which attempt, and of which process, the relay says that the output is; 0 and empty where it does not say.
-    /// Each further request asks for the same, so that no other attempt and no later process of the name is taken for it.
-    ///
+    /// Records of which attempt, and of which process, the output is according to the relay; 0 and empty if it does not
+    /// say. Each further request asks for the same, so that no other attempt and no later process of the same name is
+    /// taken for it.
     /// # Errors
-    /// It is not what was asked for.
+    /// It is not what was requested.
     pub fn announce(&mut self, attempt: u32, uid: &str) -> Result<(), Inconsistent> {
         let wanted = &mut self.want;
         let is_other = (wanted.attempt != 0 && attempt != 0 && wanted.attempt != attempt)
@@ -88,13 +88,13 @@ impl Ledger {
         Ok(())
     }
 
-    /// Of which attempt the output is, where it is known.
+    /// The attempt of the output, if it is known.
     #[must_use]
     pub fn attempt(&self) -> Option<u32> {
         Some(self.want.attempt).filter(|attempt| *attempt != 0)
     }
 
-    /// Whose output it is.
+    /// The process of the output.
     #[must_use]
     pub fn process(&self) -> &ProcessKey {
         &self.want.process
@@ -106,7 +106,7 @@ impl Ledger {
         self.offset(stream)
     }
 
-    /// Whether the end of the process is waited for.
+    /// Whether the end of the process is awaited.
     #[must_use]
     pub fn is_following(&self) -> bool {
         self.want.follow
@@ -115,7 +115,7 @@ impl Ledger {
     /// The request for everything that is still missing.
     ///
     /// # Errors
-    /// One stream's place is known and the other's is not: asking again would lose or double lines.
+    /// The position in one stream is known and that in the other is not: asking again would lose or duplicate lines.
     pub fn request(&self) -> Result<WatchOutputRequest, Inconsistent> {
         let wanted = || STREAMS.into_iter().filter(|stream| self.wants(*stream));
         let is_known = wanted().all(|stream| self.next[stream.index()].is_some());
@@ -142,7 +142,8 @@ impl Ledger {
         })
     }
 
-    /// Takes how far the relay has come on this connection: nothing of a stream without a place has been sent below it.
+    /// Records how far the relay has come on this connection: nothing below it has been sent of a stream without a
+    /// position.
     pub fn heartbeat(&mut self, heartbeat: &Heartbeat) {
         if let Some(offsets) = heartbeat.offsets {
             for stream in STREAMS {
@@ -151,8 +152,7 @@ impl Ledger {
         }
     }
 
-    /// Books bytes. True where they are to be written.
-    ///
+    /// Records bytes. Returns true if they should be written.
     /// # Errors
     /// They do not follow what came before.
     pub fn take(&mut self, data: &Data) -> Result<bool, Inconsistent> {
@@ -166,8 +166,7 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Books a range that will never come. True where the stream is wanted.
-    ///
+    /// Records a range that will never come. Returns true if the stream is wanted.
     /// # Errors
     /// It does not follow what came before.
     pub fn lose(&mut self, gap: Gap) -> Result<bool, Inconsistent> {
@@ -187,7 +186,8 @@ impl Ledger {
         &self.losses
     }
 
-    /// What is wrong with the whole, measured by the seal; `None` where nothing is, or nobody can tell.
+    /// What is wrong with the whole output, compared with the seal; `None` if nothing is, or if it cannot be
+    /// determined.
     #[must_use]
     pub fn audit(&self, exit: &Exit) -> Option<String> {
         let seal = exit.seal.as_ref().filter(|_| exit.sealed)?;
@@ -202,7 +202,7 @@ impl Ledger {
                 }?
                 .bytes;
                 let received = self.next[stream.index()]?;
-                // A reader that began behind the end rightly got nothing.
+                // A reader that began after the end correctly received nothing.
                 (received < sealed || (received > sealed && self.has_any[stream.index()])).then(|| {
                     format!(
                         "{} ended at byte {received}, and the seal says {sealed}: output is missing",

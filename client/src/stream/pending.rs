@@ -3,44 +3,44 @@ use remoteprocess_proto::v1::{Input, InputEnd, WindowSize};
 
 use super::{Error, Local};
 
-/// Bytes that were sent and not accepted.
+/// Maximum number of bytes that were sent and not accepted.
 const WINDOW: usize = 128 * 1024;
-/// Bytes in one message.
+/// Maximum number of bytes in one message.
 const CHUNK: usize = 32 * 1024;
 
-/// What is sent of the input.
+/// A part of the input to send.
 pub(crate) enum Said {
     Input(Input),
     End(InputEnd),
     Resize(WindowSize),
 }
 
-/// Input on its way: nothing is sent that was accepted, and everything that was not is sent again.
+/// Input in transit: accepted bytes are never sent again, and all others are.
 #[derive(Default)]
 pub(crate) struct Pending {
-    /// Offset of the first byte in `bytes`; unknown until the other side has said where the input stands.
+    /// Offset of the first byte in `bytes`; unknown until the other side has reported how far the input has come.
     accepted: Option<u64>,
     /// Sent, or to be sent, and not accepted.
     bytes: BytesMut,
     has_ended: bool,
-    /// Nobody reads the input any more.
+    /// The input has no reader anymore.
     is_closed: bool,
-    /// Of the terminal.
+    /// Size of the terminal.
     pub window: Option<WindowSize>,
 }
 
 impl Pending {
-    /// The other side has said where the input stands; `None`: not yet.
+    /// How far the other side has accepted the input; `None`: not known yet.
     pub(crate) const fn accepted(&self) -> Option<u64> {
         self.accepted
     }
 
-    /// Whether more may be said.
+    /// Whether there is room for more.
     pub(crate) fn has_room(&self) -> bool {
         self.bytes.len() < WINDOW && !self.has_ended && !self.is_closed
     }
 
-    /// Books what was accepted.
+    /// Records what was accepted.
     pub(crate) fn take(&mut self, accepted: u64) -> Result<(), Error> {
         let from = self.accepted.unwrap_or(accepted);
         let to = from + self.bytes.len() as u64;
@@ -53,13 +53,13 @@ impl Pending {
         Ok(())
     }
 
-    /// Drops what waits and takes no more: nobody reads it.
+    /// Drops what waits and takes no more, because there is no reader.
     pub(crate) fn close(&mut self) {
         self.bytes.clear();
         self.is_closed = true;
     }
 
-    /// Says again what an earlier connection may not have brought there.
+    /// Sends again what an earlier connection may not have delivered.
     pub(crate) fn again(&self, say: impl Fn(Said)) {
         if self.is_closed {
             return;
@@ -70,7 +70,7 @@ impl Pending {
         }
     }
 
-    /// Says what has happened on this side.
+    /// Sends what has happened on this side.
     pub(crate) fn say(&mut self, local: Local, say: impl Fn(Said)) {
         match local {
             Local::Bytes(bytes) => {

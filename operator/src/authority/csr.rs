@@ -1,7 +1,6 @@
 //! Signs the CertificateSigningRequests of people and machines, for the signer `remoteprocess.dev/client`.
-//!
-//! Who asked is what the API server stamped into the request's spec; the certificate says exactly that. What the
-//! PKCS#10 request itself claims is never copied, and a request that claims something else is denied.
+//! The requester is the user that the API server recorded in the request's spec, and the certificate says exactly that.
+//! Names in the PKCS#10 request itself are never copied, and a request that claims another name is denied.
 
 mod judge;
 
@@ -26,10 +25,10 @@ use self::judge::{Verdict, judge};
 use super::{AuthorityHandle, Error, metrics::count_refusal};
 use crate::backoff::{Backoff, WATCH_PAGE};
 
-/// Requests worked on at a time.
+/// Requests handled at the same time.
 const CONCURRENCY: usize = 16;
 
-/// Tries for one request, and the pause between them.
+/// Number of tries for one request, and the pause between them.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -55,7 +54,7 @@ pub async fn run(client: Client, handle: Arc<AuthorityHandle>, shutdown: Cancell
         .await;
 }
 
-/// The watch tells of each change once, so a failure is tried again here.
+/// The watch reports each change once, so a failure is retried here.
 async fn answer_patiently(
     api: &Api<CertificateSigningRequest>,
     handle: &AuthorityHandle,
@@ -64,7 +63,7 @@ async fn answer_patiently(
     for _ in 0..TRIES {
         match answer(api, handle, request.clone()).await {
             Ok(()) => return,
-            // Another replica was first, or it is gone: the watch tells what became of it.
+            // Another replica was first, or the request is gone: the watch reports what became of it.
             Err(Error::Kube(kube::Error::Api(status))) if status.is_conflict() || status.is_not_found() => return,
             Err(error) => {
                 let name = request.name_any();
@@ -79,8 +78,8 @@ async fn answer_patiently(
     }
 }
 
-/// One request: approved and signed, denied, or left alone. Writes carry the resourceVersion, so what was judged is
-/// what is answered.
+/// Handles one request: approves and signs it, denies it, or leaves it alone. Writes carry the resourceVersion, so the
+/// answer applies to exactly the request that was checked.
 async fn answer(
     api: &Api<CertificateSigningRequest>,
     handle: &AuthorityHandle,
@@ -110,7 +109,7 @@ async fn answer(
     Ok(())
 }
 
-/// An approved request cannot be denied any more; it fails then.
+/// An approved request cannot be denied anymore; it is marked as failed.
 async fn deny(
     api: &Api<CertificateSigningRequest>,
     mut request: CertificateSigningRequest,
@@ -199,7 +198,8 @@ mod tests {
         request
     }
 
-    /// Answers one request over an API server that takes every write; the writes, by the last part of their path.
+    /// Handles one request with an API server that accepts every write; returns the writes, by the last part of their
+    /// path.
     async fn writes_for(request: CertificateSigningRequest) -> Vec<(String, Value)> {
         let writes = Arc::new(Mutex::new(Vec::new()));
         let record = writes.clone();

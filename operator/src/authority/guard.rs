@@ -1,4 +1,4 @@
-//! In front of every method of the main listener: how many calls a user may make, and a line for each refusal.
+//! Runs before every method of the main listener: limits the calls of each user, and logs each refusal.
 
 use std::{
     net::IpAddr,
@@ -15,11 +15,11 @@ use tower::Service;
 
 use super::{csr::quoted, metrics::count_refusal, rate::RateLimit};
 
-/// Calls of one user at once, and per second after that. Each may cost a question to the API server.
+/// Calls of one user at once, and per second after that. Each may cost one request to the API server.
 const BURST: f64 = 2000.0;
 const PER_SECOND: f64 = 100.0;
 
-/// Limits the calls of each user, and writes and counts what is refused.
+/// Limits the calls of each user, and logs and counts refusals.
 #[derive(Clone)]
 pub struct Guard<S> {
     inner: S,
@@ -71,7 +71,7 @@ where
     }
 }
 
-/// Who calls what.
+/// The caller and the method.
 struct Call {
     peer: Option<Arc<PeerIdentity>>,
     source: Option<IpAddr>,
@@ -92,7 +92,7 @@ impl Call {
         Some(&self.peer.as_ref()?.user.as_ref()?.name)
     }
 
-    /// Writes a line and counts, if the answer is a refusal.
+    /// Logs and counts the response if it is a refusal.
     fn note(&self, response: &Response<Body>) {
         let headers = response.headers();
         let code = headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()));

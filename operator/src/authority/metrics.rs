@@ -1,4 +1,4 @@
-//! What was refused at the doors.
+//! Metrics of refused connections and calls.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,7 @@ type Labels = [(&'static str, &'static str); 2];
 
 static REFUSED: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 
-/// Counts what was refused at a listener; both words are of closed sets.
+/// Counts a refusal at a listener; both labels are from closed sets.
 pub fn count_refusal(listener: &'static str, reason: &'static str) {
     REFUSED
         .get_or_create(&[("listener", listener), ("reason", reason)])

@@ -1,4 +1,4 @@
-//! The ConfigMap that tells clients whom to trust and where to connect.
+//! The ConfigMap that tells clients which CA to trust and where to connect.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use super::{AuthorityConfig, Error};
 /// Field manager of what the authority writes.
 const MANAGER: &str = "remoteprocess-authority";
 
-/// Makes the ConfigMap say what is so; writes only where it does not.
+/// Updates the ConfigMap if it differs.
 pub(super) async fn publish(client: &Client, config: &AuthorityConfig, bundle_pem: &str) -> Result<(), Error> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &config.namespace);
     let wanted = build(config, bundle_pem);
@@ -22,7 +22,7 @@ pub(super) async fn publish(client: &Client, config: &AuthorityConfig, bundle_pe
     if found.is_some_and(|found| found.data == wanted.data) {
         return Ok(());
     }
-    // By force: nobody else has a say in these fields.
+    // By force: no other manager may set these fields.
     let params = PatchParams::apply(MANAGER).force();
     maps.patch(names::CONNECT_CONFIG_MAP, &params, &Patch::Apply(&wanted))
         .await?;
@@ -68,7 +68,7 @@ pub(super) fn labels() -> BTreeMap<String, String> {
     ])
 }
 
-/// For people who wonder why these objects outlive the release.
+/// Explains to people why these objects outlive the release.
 pub(super) fn annotations() -> BTreeMap<String, String> {
     BTreeMap::from([(
         format!("{}/kept", names::GROUP),

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Sources kept at a time; beyond that all unknown sources share one bucket.
+/// Maximum number of sources; beyond that all unknown sources share one bucket.
 const CAPACITY: usize = 16 * 1024;
 
 /// Limits the calls of each source.

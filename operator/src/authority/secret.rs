@@ -18,18 +18,18 @@ const CERTIFICATE: &str = "tls.crt";
 /// Private key of the CA.
 const KEY: &str = "tls.key";
 
-/// Further CAs to trust: the root above an intermediate, and at a change of CAs first the next one, then the one before,
-/// each for as long as a leaf lives.
+/// Further CAs to trust: the root above an intermediate, and during a change of CAs first the next CA, then the
+/// previous one, each for as long as a leaf lives.
 const FURTHER: &str = "ca.crt";
 
-/// Reads the CA, or makes it where none was ever published. A Secret that is there is never written.
+/// Reads the CA, or creates it if none was ever published. An existing Secret is never overwritten.
 pub(super) async fn load_or_create(client: &Client, config: &AuthorityConfig) -> Result<Loaded, Error> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &config.namespace);
     if let Some(secret) = secrets.get_opt(names::CA_SECRET).await? {
         return parse(&secret, config);
     }
     if publish::is_published(client, config).await? {
-        // Another replica may have made and published it meanwhile.
+        // Another replica may have created and published it in the meantime.
         let secret = secrets.get_opt(names::CA_SECRET).await?.ok_or(Error::Missing)?;
         return parse(&secret, config);
     }
@@ -43,7 +43,7 @@ pub(super) async fn load_or_create(client: &Client, config: &AuthorityConfig) ->
     Ok(loaded)
 }
 
-/// Reads the CA. A Secret that is gone is put back as `current` has it.
+/// Reads the CA. A deleted Secret is restored from `current`.
 pub(super) async fn load_or_restore(
     client: &Client,
     config: &AuthorityConfig,
@@ -63,7 +63,7 @@ pub(super) async fn load_or_restore(
     Ok(loaded)
 }
 
-/// Creates the Secret, or reads it where another replica was first.
+/// Creates the Secret, or reads it if another replica was first.
 async fn create(secrets: &Api<Secret>, secret: Secret, config: &AuthorityConfig) -> Result<Loaded, Error> {
     match secrets.create(&PostParams::default(), &secret).await {
         Ok(created) => parse(&created, config),

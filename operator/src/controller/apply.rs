@@ -1,4 +1,4 @@
-//! Creates the pod of an attempt, or says why the API server does not want it.
+//! Creates the pod of an attempt, or reports why the API server refuses it.
 
 mod invalid;
 
@@ -13,22 +13,21 @@ use super::error::Error;
 use super::validate::Validated;
 use crate::phase::pod::{Refusal, is_owned};
 
-/// What came of the attempt to create a pod.
+/// Result of the attempt to create a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Applied {
-    /// The pod is there, and it is ours.
+    /// The pod exists, and belongs to this process.
     Pod(Box<Pod>),
-    /// A pod of that name belongs to somebody else.
+    /// A pod of that name has another owner.
     Foreign(Box<Pod>),
-    /// The API server does not want this pod.
+    /// The API server refuses this pod.
     Refused(Refusal),
-    /// The namespace is on its way out, or a pod of that name is: the watch will tell.
+    /// The namespace, or a pod of that name, is being deleted: the watch will report it.
     Leaving,
 }
 
-/// Creates the pod of attempt `attempt`. A refusal by Pod Security is answered once,
-/// with the full `restricted` profile.
-///
+/// Creates the pod of attempt `attempt`. After a refusal by Pod Security, it tries once more with the full `restricted`
+/// profile.
 /// # Errors
 /// [`Error::Apply`] when the API server did not decide.
 pub(crate) async fn apply(
@@ -81,10 +80,9 @@ enum Judgement {
     Undecided,
 }
 
-/// Reads the API server's refusal (admission plugins `ResourceQuota`, `LimitRanger`, `PodSecurity`,
+/// Interprets the API server's refusal (admission plugins `ResourceQuota`, `LimitRanger`, `PodSecurity`,
 /// `NamespaceLifecycle`, webhooks and policies, which answer with any code; registry validation answers 422).
-///
-/// A refusal is final only where the fault is in the pod that was sent. Quotas, policies, LimitRanges and webhooks may
+/// A refusal is final only if the fault is in the pod that was sent. Quotas, policies, LimitRanges and webhooks may
 /// change.
 fn judge(sent: &Pod, status: &Status) -> Judgement {
     let refused = |reason, message, is_final| {
@@ -106,7 +104,7 @@ fn judge(sent: &Pod, status: &Status) -> Judgement {
             let message = format!("{said}; a LimitRange or a webhook of the namespace has set this, not spec");
             refused(Reason::Admission, message, false)
         }
-        // Without the right to create pods at all the fault is the installation's; the status says so all the same.
+        // If the operator may not create pods at all, the installation is at fault; the status reports it nevertheless.
         400 | 403 | 422 => refused(Reason::Admission, said, false),
         // A webhook that does not answer.
         500 if said.contains(WEBHOOK_FAILED) => refused(Reason::Admission, said, false),
@@ -114,13 +112,13 @@ fn judge(sent: &Pod, status: &Status) -> Judgement {
     }
 }
 
-/// What the API server says of a pod with a value of the wrong form, a quantity for example.
+/// What the API server answers to a pod that contains a malformed value, a quantity for example.
 const NOT_DECODED: &str = "cannot be handled as a Pod";
-/// What the API server says of a webhook that it cannot call.
+/// What the API server answers if it cannot call a webhook.
 const WEBHOOK_FAILED: &str = "failed calling webhook";
 
 impl Refusal {
-    /// What the API server answers again and again without a decision.
+    /// The refusal to report when the API server repeatedly answers without a decision.
     #[must_use]
     pub(crate) fn of_undecided(status: &Status) -> Self {
         Self {

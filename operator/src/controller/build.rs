@@ -1,4 +1,4 @@
-//! From a valid process to the pod of one attempt. Pure: the same input gives the same pod.
+//! Builds the pod of one attempt from a validated process. Pure: the same input gives the same pod.
 
 mod agent;
 mod program;
@@ -16,22 +16,22 @@ use remoteprocess_api::{RemoteProcess, names};
 use super::validate::Validated;
 use crate::phase::pod::pod_name;
 
-/// Seconds of the pod's grace for what follows KILL: reap, read the pipes to their end, report.
+/// Seconds of the pod's grace period for what follows KILL: reap, read the pipes to their end, report.
 const REPORT_SECONDS: u32 = 5;
 
-/// Annotation that names the container which `kubectl logs` and `kubectl exec` mean.
+/// Annotation that names the default container of `kubectl logs` and `kubectl exec`.
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
-/// Annotation that lists the volumes whose loss need not keep a node from scaling down.
+/// Annotation that lists the volumes that do not prevent a node from being scaled down.
 const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes";
 /// Node label and selector of the operating system.
 const OS_LABEL: &str = "kubernetes.io/os";
 
-/// What the installation says about agents.
+/// The installation's settings for agents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentSettings {
     /// Image with `/agent` and `/entrypoint`.
     pub image: String,
-    /// Pull policy of that image; Kubernetes' default where absent.
+    /// Pull policy of that image; if absent, the default of Kubernetes.
     pub image_pull_policy: Option<String>,
     /// Pull secrets of that image, in the pod's namespace.
     pub image_pull_secrets: Vec<String>,
@@ -47,19 +47,19 @@ pub struct AgentSettings {
     pub drain_seconds: u32,
     /// Port of the agent's executor.
     pub listen_port: u16,
-    /// Requests and limits of the agent's container where the object says nothing.
+    /// Requests and limits of the agent's container, unless the object sets them.
     pub resources: ResourceRequirements,
-    /// Whether the agent's container requests the spool's size as ephemeral storage. Nodes whose kubelet
-    /// does not isolate local storage have none to give, and such a pod would never be scheduled there.
+    /// Whether the agent's container requests the spool's size as ephemeral storage. Nodes whose kubelet does not
+    /// isolate local storage have none to offer, and such a pod would never be scheduled there.
     pub request_ephemeral_storage: bool,
 }
 
-/// How strictly the user's container is built.
+/// How strict the security context of the user's container is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Profile {
-    /// Nothing that breaks ordinary images.
+    /// Only settings that break no ordinary image.
     Ordinary,
-    /// Everything that Pod Security `restricted` asks for, where the user is silent.
+    /// Everything that Pod Security `restricted` requires, unless the user sets it.
     Restricted,
 }
 
@@ -85,7 +85,7 @@ fn build_metadata(process: &Validated<'_>, attempt: u32) -> ObjectMeta {
             name: process.name.to_owned(),
             uid: process.uid.to_owned(),
             controller: Some(true),
-            // Would ask for rights on finalizers where owner references are enforced.
+            // Would require rights on finalizers where owner references are enforced.
             block_owner_deletion: None,
         }]),
         ..ObjectMeta::default()
@@ -93,7 +93,7 @@ fn build_metadata(process: &Validated<'_>, attempt: u32) -> ObjectMeta {
 }
 
 fn build_labels(process: &Validated<'_>, attempt: u32) -> BTreeMap<String, String> {
-    // The user's own `app.kubernetes.io` labels win: they say what the program is.
+    // The user's own `app.kubernetes.io` labels win: they describe the program.
     let mut labels = BTreeMap::from([
         ("app.kubernetes.io/name".to_owned(), process.name.to_owned()),
         ("app.kubernetes.io/component".to_owned(), "process".to_owned()),
@@ -119,7 +119,7 @@ fn build_annotations(process: &Validated<'_>) -> BTreeMap<String, String> {
 }
 
 fn build_spec(process: &Validated<'_>, attempt: u32, settings: &AgentSettings, profile: Profile) -> PodSpec {
-    // Destructured without `..`: a new field of the specification has to be placed here.
+    // Destructured without `..`: a new field of the spec does not compile until it is handled here.
     let remoteprocess_api::PodSpec {
         service_account_name,
         automount_service_account_token,
@@ -166,7 +166,7 @@ fn build_spec(process: &Validated<'_>, attempt: u32, settings: &AgentSettings, p
     }
 }
 
-/// Lists of a pod are left out where they are empty, as a person would.
+/// Empty lists are left out of a pod, as a person would do.
 #[allow(clippy::ptr_arg, reason = "the signature that Option::filter asks for")]
 fn is_filled<T>(list: &Vec<T>) -> bool {
     !list.is_empty()

@@ -1,5 +1,5 @@
-//! Deletes pods that have no business any more, and objects whose time is over. Everything else is left to the
-//! garbage collector by owner references: there is no finalizer.
+//! Deletes pods that are no longer needed, and objects whose time to live is over. The garbage collector deletes
+//! everything else by owner references: there is no finalizer.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Preconditions};
@@ -8,8 +8,7 @@ use remoteprocess_api::RemoteProcess;
 
 use super::error::Error;
 
-/// Deletes the pod of this name if it still is the one with this UID.
-///
+/// Deletes the pod of this name if it still has this UID.
 /// # Errors
 /// [`Error::Cleanup`] when the API server did not do it.
 pub(crate) async fn delete_pod(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
@@ -20,14 +19,13 @@ pub(crate) async fn delete_pod(client: &Client, namespace: &str, name: &str, uid
     });
     match api.delete(name, &params).await {
         Ok(_) => Ok(()),
-        // Gone, or another pod by now.
+        // It is gone, or is another pod by now.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         Err(error) => Err(Error::Cleanup(error)),
     }
 }
 
-/// Deletes a process whose time is over, if nobody has changed it meanwhile. Its pods follow.
-///
+/// Deletes a process whose time to live is over, if it has not changed in the meantime. Its pods follow.
 /// # Errors
 /// [`Error::Conflict`] when it has changed, [`Error::Cleanup`] when the API server did not do it.
 pub(crate) async fn delete_process(client: &Client, process: &RemoteProcess) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! What can go wrong in a pass, and when to try again.
+//! What can go wrong in a reconcile, and when to retry.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ pub(crate) enum Error {
     /// Reading the pod failed.
     #[error("cannot read the pod: {0}")]
     Observe(#[source] kube::Error),
-    /// Creating the pod failed for a reason that is not the object's.
+    /// Creating the pod failed for a reason that is not the object's fault.
     #[error("cannot create the pod: {0}")]
     Apply(#[source] kube::Error),
     /// Writing the status failed.
@@ -37,11 +37,11 @@ impl Error {
         }
     }
 
-    /// When to try again after this many failures of the same object in a row.
+    /// When to retry after this many failures of the same object in a row.
     #[must_use]
     pub(crate) fn retry(&self, failures: u32) -> Duration {
         let (first, longest) = match self {
-            // The newer version is on its way through the watch.
+            // The watch will deliver the newer version shortly.
             Self::Conflict(_) => (Duration::from_millis(20), Duration::from_secs(1)),
             _ => (Duration::from_millis(200), Duration::from_secs(20)),
         };

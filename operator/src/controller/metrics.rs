@@ -1,4 +1,4 @@
-//! What the controller counts.
+//! The controller's metrics.
 
 use std::sync::LazyLock;
 
@@ -7,10 +7,10 @@ use remoteprocess_runtime::prometheus_client::metrics::family::Family;
 use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
 use remoteprocess_runtime::prometheus_client::registry::Registry;
 
-/// The outcome of a pass that went well; the others are the categories of its errors.
+/// The outcome of a successful reconcile; the others are the categories of its errors.
 pub(super) const OK: &str = "ok";
 
-/// The outcome of a pass in which the API server did not want the pod.
+/// The outcome of a reconcile in which the API server refused the pod.
 pub(super) const REFUSED: &str = "refused";
 
 type Outcome = [(&'static str, &'static str); 1];
@@ -26,7 +26,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Counts a pass by its outcome, a word of a closed set.
+    /// Counts a reconcile by its outcome, a word of a closed set.
     pub(crate) fn count_pass(&self, outcome: &'static str) {
         self.passes.get_or_create(&[("outcome", outcome)]).inc();
     }

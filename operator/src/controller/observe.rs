@@ -1,5 +1,5 @@
-//! The first step: the pod of the current attempt, from the cache, and from the API
-//! server where the cache must not be believed.
+//! The first step: gets the pod of the current attempt from the cache, or from the API server if the cache must not be
+//! trusted.
 
 use std::sync::Arc;
 
@@ -19,14 +19,14 @@ use crate::phase::{Memory, NodeSight, OUT_OF_SERVICE, Sight};
 pub(crate) struct Observed {
     /// The object.
     pub process: Arc<RemoteProcess>,
-    /// The pod, whoever owns it.
+    /// The pod, whatever its owner.
     pub pod: Option<Arc<Pod>>,
     /// The node of a pod that is gone.
     pub node: NodeSight,
 }
 
 impl Observed {
-    /// Whose pod it is.
+    /// Whether the pod belongs to the process.
     #[must_use]
     pub(crate) fn sight(&self) -> Sight<'_> {
         match &self.pod {
@@ -37,14 +37,12 @@ impl Observed {
     }
 }
 
-/// Looks at the process's pod.
-///
-/// A pod that has existed and is not in the cache is asked for, because the cache may
-/// be behind and its absence ends an attempt. So is one that asked for its start and has
-/// no node there: without the node's name nothing can be proven once the pod is lost.
-///
+/// Observes the pod of a process.
+/// A pod that has existed and is not in the cache is read from the API server, because the cache may be behind and the
+/// pod's absence ends an attempt. So is a pod whose agent asked for its start and that has no node in the cache:
+/// without the node's name nothing can be proven once the pod is lost.
 /// # Errors
-/// [`Error::Observe`] when the API server does not answer that question.
+/// [`Error::Observe`] when the API server does not answer.
 pub(crate) async fn observe(
     client: &Client,
     pods: &Store<Pod>,
@@ -83,13 +81,13 @@ pub(crate) async fn observe(
     Ok(Observed { process, pod, node })
 }
 
-/// Whether this was the pod before its agent was granted the start: it ran on a node by then.
+/// Whether this pod was read before its agent was granted the start: by then it ran on a node.
 fn is_older_than_grant(pod: &Pod, record: &AttemptStatus) -> bool {
     let has_node = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
     record.granted_at.is_some() && !has_node
 }
 
-/// Whether the absence of the pod would say something.
+/// Whether the absence of the pod would be significant.
 pub(crate) fn is_worth_asking(process: &RemoteProcess, record: &AttemptStatus, memory: &Memory) -> bool {
     let granted = record.granted_at.is_some();
     let existed = record.pod_uid.is_some()
@@ -111,13 +109,13 @@ pub(crate) fn needs_node(process: &RemoteProcess, record: &AttemptStatus) -> boo
     process.spec.retries.is_some() && record.granted_at.is_some() && !verified
 }
 
-/// Whether a node can still run a pod that the API server does not know.
+/// Whether a node may still run a pod that the API server does not know.
 async fn look_at_node(client: &Client, name: &str) -> Result<NodeSight, Error> {
     let api: Api<Node> = Api::all(client.clone());
     match api.get_opt(name).await {
         Ok(None) => Ok(NodeSight::Gone),
         Ok(Some(node)) => Ok(judge_node(&node)),
-        // An installation for some namespaces only may not read nodes: nothing is known then.
+        // An installation for some namespaces only may not read nodes: then nothing is known.
         Err(kube::Error::Api(status)) if status.code == 403 => {
             warn!(
                 node = name,

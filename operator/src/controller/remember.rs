@@ -1,5 +1,5 @@
-//! What the controller knows of each process beyond its status. All of it may be lost
-//! at a restart: waits then begin anew, nothing else.
+//! What the controller remembers of each process in addition to its status. All of it may be lost at a restart; then
+//! waits begin again, and nothing else changes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +37,7 @@ impl Remembered {
         self.with(process, |entry| entry.memory.created = created);
     }
 
-    /// One more failure in a row; returns how many.
+    /// Counts one more failure in a row; returns the number.
     pub(super) fn count_failure(&self, process: &RemoteProcess) -> u32 {
         self.with(process, |entry| {
             entry.failures = entry.failures.saturating_add(1);
@@ -54,7 +54,7 @@ impl Remembered {
         self.with(process, |entry| entry.failures = 0);
     }
 
-    /// Takes down what the process waits for. Where that should be reported, returns how often it was.
+    /// Records what the process waits for. If that should be reported, returns how often it was.
     pub(super) fn see_wait(&self, process: &RemoteProcess, now: Timestamp) -> Option<u32> {
         self.with(process, |entry| entry.wait.see(process, now))
     }

@@ -37,7 +37,7 @@ pub(super) fn agent() -> AgentSettings {
     }
 }
 
-/// An API server that stores the status it is given, and answers a new pod with `created`.
+/// An API server that stores the status that it is given, and answers a new pod with `created`.
 struct Server {
     calls: Arc<Mutex<Vec<Call>>>,
     context: Arc<Context>,

@@ -1,5 +1,4 @@
-//! From what a user wrote to what can be built: everything that the CEL rules of
-//! the API server cannot express is checked here, without a client.
+//! Checks everything that the CEL rules of the API server cannot express, without a client. The result can be built.
 
 pub(crate) mod quantity;
 
@@ -8,7 +7,7 @@ use remoteprocess_api::spec::{DEFAULT_SPOOL_BYTES, MIN_SPOOL_BYTES};
 use remoteprocess_api::{Echo, MaskSource, PodSpec, RemoteProcess, RemoteProcessSpec, WhenFull, signal};
 use remoteprocess_proto::pod::HANDOVER_PATH;
 
-/// Why a specification cannot be turned into a pod: each a sentence that names the field.
+/// Why a spec cannot be turned into a pod; each message names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Error {
     /// The API server always sets it; only an object that was never stored lacks it.
@@ -26,19 +25,19 @@ pub(crate) enum Error {
     /// The volume's name belongs to us.
     #[error("{0}: volume names that begin with rproc- are reserved; choose another")]
     ReservedVolume(String),
-    /// With such a token the program could pass for its agent.
+    /// With such a token the program could pretend to be its agent.
     #[error("spec.pod.volumes: a token of the audience {audience} is reserved for the agent", audience = names::ENROL_AUDIENCE)]
     ReservedAudience,
-    /// A label or annotation of our prefix.
+    /// A label or annotation with our prefix.
     #[error("spec.pod.{0}: the prefix remoteprocess.dev/ is reserved; choose another")]
     ReservedKey(&'static str),
-    /// Only Linux has what we need.
+    /// Only Linux is supported.
     #[error("spec.pod.nodeSelector: kubernetes.io/os must be linux")]
     NotLinux,
-    /// No such signal.
+    /// The stop signal does not exist.
     #[error("spec.stop.signal: there is no signal {0}")]
     UnknownSignal(String),
-    /// No such signal either.
+    /// The warning signal does not exist.
     #[error("spec.deadlines.warnSignal: there is no signal {0}")]
     UnknownWarnSignal(String),
     /// Not a quantity, or too small.
@@ -46,7 +45,7 @@ pub(crate) enum Error {
     SpoolSize(String),
 }
 
-/// A specification that can be built, with its defaults filled in.
+/// A spec that can be built, with its defaults filled in.
 #[derive(Clone, Debug)]
 pub(crate) struct Validated<'a> {
     /// Name of the object.
@@ -73,16 +72,16 @@ pub(crate) struct Validated<'a> {
     pub echo: Echo,
     /// Both streams through one pipe.
     pub merge: bool,
-    /// What is passed on to the pod as it stands.
+    /// The parts of the spec that go to the pod unchanged.
     pub spec: &'a RemoteProcessSpec,
-    /// The pod's part of it.
+    /// The pod's part of the spec.
     pub pod: PodSpec,
 }
 
 /// Checks a process and fills in the defaults.
 ///
 /// # Errors
-/// The first rule that the specification breaks.
+/// The first rule that the spec breaks.
 pub(crate) fn validate(process: &RemoteProcess) -> Result<Validated<'_>, Error> {
     let metadata = &process.metadata;
     let spec = &process.spec;

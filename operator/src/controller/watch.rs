@@ -1,4 +1,5 @@
-//! The cache of pods, and what wakes the controller. The processes are in the relay's directory.
+//! The cache of pods, and the triggers of the controller. The processes are in the directory, which the relay also
+//! uses.
 
 use futures::stream::{self, BoxStream, Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
@@ -14,14 +15,14 @@ use super::remember::Remembered;
 use crate::backoff::{Backoff, WATCH_PAGE};
 use crate::directory::{Change, Directory, Scope};
 
-/// The cache of pods and the stream of processes to look at.
+/// The cache of pods and the stream of processes to reconcile.
 pub(super) struct Watches {
     pub(super) pods: Store<Pod>,
     pub(super) triggers: BoxStream<'static, ObjectRef<RemoteProcess>>,
 }
 
-/// Begins to watch. Nothing happens until `triggers` is polled; processes come only
-/// when the cache of pods is whole, or each pod would look as if it were missing.
+/// Starts to watch. Nothing happens until `triggers` is polled; processes come only when the cache of pods is complete,
+/// because otherwise each pod would seem to be missing.
 pub(super) fn start(client: &Client, scope: &Scope, directory: &Directory, remembered: Remembered) -> Watches {
     let (pods, pod_writer) = reflector::store();
     let labelled = watcher::Config::default()
@@ -43,13 +44,13 @@ pub(super) fn start(client: &Client, scope: &Scope, directory: &Directory, remem
     Watches { pods, triggers }
 }
 
-/// Every process that is there, then every one that changes.
+/// Every existing process, then every one that changes.
 fn process_triggers(
     scope: Scope,
     directory: &Directory,
     remembered: Remembered,
 ) -> impl Stream<Item = ObjectRef<RemoteProcess>> + use<> {
-    // Subscribed first: what changes in between comes twice, and nothing is missed.
+    // Subscribed first: a change in between is delivered twice, and none is missed.
     let changes = UnboundedReceiverStream::new(directory.subscribe());
     let there = stream::iter(all(&scope, directory));
     let changed = changes.filter_map(move |change| {
@@ -71,8 +72,8 @@ fn all(scope: &Scope, directory: &Directory) -> Vec<ObjectRef<RemoteProcess>> {
     known.iter().map(|process| ObjectRef::from_obj(&**process)).collect()
 }
 
-/// The processes that an event of a pod may change. A pod that went while its watch was cut has no event of its own: it is
-/// missing from the new list, and so all processes are looked at when that is whole.
+/// The processes that an event of a pod may affect. A pod that was deleted while its watch was interrupted has no event
+/// of its own: it is missing from the new list, so all processes are reconciled when that is complete.
 fn touched(event: &Event<Pod>, scope: &Scope, directory: &Directory) -> Vec<ObjectRef<RemoteProcess>> {
     match event {
         Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) => owner(pod).into_iter().collect(),
@@ -87,7 +88,7 @@ fn owner(pod: &Pod) -> Option<ObjectRef<RemoteProcess>> {
     Some(ObjectRef::new(name).within(&pod.namespace()?))
 }
 
-/// What nobody reads need not be kept.
+/// Removes fields that no code reads.
 fn strip<K: kube::Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
 }

@@ -124,7 +124,7 @@ impl Server {
     }
 }
 
-/// Who leads now; panics when two do at once.
+/// The current leader; panics if there are two at once.
 #[derive(Clone, Default)]
 struct Throne(Arc<Mutex<Option<String>>>);
 
@@ -165,7 +165,7 @@ fn run(server: &Server, throne: &Throne, identity: &'static str) -> (Cancellatio
     (shutdown, task)
 }
 
-/// Lets the paused clock run until the condition holds; the deadline is of that clock too.
+/// Advances the paused clock until the condition holds; the deadline uses the same clock.
 async fn until(seconds: u64, condition: impl Fn() -> bool) -> Duration {
     let start = Instant::now();
     while !condition() {

@@ -16,14 +16,14 @@ use super::renewal::Renewal;
 use super::waiting::Wait;
 use super::{Action, Memory, Situation, Verdict, own_fields, should_stop};
 
-/// Longest sentence in the status, in bytes; what others say can be long.
+/// Maximum length of a message in the status, in bytes; messages from other components can be long.
 const MAX_MESSAGE: usize = 1024;
 
 pub(super) struct Draft<'a> {
     process: &'a RemoteProcess,
     now: Timestamp,
     renewal: Renewal,
-    /// When a sentence that came too soon may be written.
+    /// When a message that came too soon may be written.
     renew_in: Option<Duration>,
     pub(super) status: RemoteProcessStatus,
 }
@@ -54,7 +54,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Names attempt `number` and starts its conditions.
+    /// Begins attempt `number` and its conditions.
     pub(super) fn begin(&mut self, number: u32) {
         let (name, uid) = (self.process.name_any(), self.process.uid().unwrap_or_default());
         let pod_name = Some(pod_name(&name, &uid, number));
@@ -73,7 +73,7 @@ impl<'a> Draft<'a> {
         self.not_ended(Reason::Waiting);
     }
 
-    /// Takes down which pod it is and where.
+    /// Records the pod and its node.
     pub(super) fn see_pod(&mut self, pod: &Pod) {
         let Some(record) = self.record() else { return };
         record.pod_uid = pod.uid();
@@ -84,9 +84,9 @@ impl<'a> Draft<'a> {
             .or(record.node.take());
     }
 
-    /// The end of an attempt of which the relay has no record.
+    /// Records the end of an attempt for which the relay has no record.
     pub(super) fn record_end(&mut self, record: &AttemptStatus, exit: AttemptExit) {
-        // Where the relay has written the time, it stays.
+        // If the relay has written the time, it stays.
         let finished = record.finished_at.unwrap_or(self.now);
         if let Some(record) = self.status.attempts.iter_mut().find(|own| own.number == record.number) {
             let message = exit.message.as_deref().map(shortened);
@@ -95,7 +95,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Waits. One reason costs one write, and another for each new sentence, ever more seldom.
+    /// Waits. A new reason costs one write; each new message costs another, at growing intervals.
     pub(super) fn wait(&mut self, wait: &Wait) {
         if (self.status.phase, self.status.reason) != (Some(wait.phase), Some(wait.reason)) {
             self.renewal = Renewal::default();
@@ -111,7 +111,7 @@ impl<'a> Draft<'a> {
         self.not_ended(wait.reason);
     }
 
-    /// Whether the wait has a new sentence, and its time has come.
+    /// Whether the wait has a new message that may be written now.
     fn is_renewed(&mut self, wait: &Wait) -> bool {
         if !wait.is_news || self.status.message.as_deref() == Some(&*shortened(&wait.message)) {
             return false;
@@ -123,7 +123,7 @@ impl<'a> Draft<'a> {
         self.renew_in.is_none()
     }
 
-    /// Waits, unless it is part of every start and has not lasted: then it says when to look again.
+    /// Waits, unless it is part of every start and has not lasted; then it returns when to look again.
     pub(super) fn wait_unless_usual(&mut self, wait: &Wait) -> Option<Duration> {
         if wait.is_worth_a_write(self.now) {
             self.wait(wait);
@@ -154,7 +154,7 @@ impl<'a> Draft<'a> {
         self.say(Phase::Stopping, reason, message);
     }
 
-    /// The last word: phase, code and conditions as they stay for ever.
+    /// Finishes the process: phase, code and conditions in their final form.
     pub(super) fn finish(&mut self, record: &AttemptStatus, exit: &AttemptExit, disruption: Option<(Reason, String)>) {
         let Outcome { phase, reason, message } = ending::judge(exit, should_stop(self.process), disruption);
         if record.started_at.is_some() {
@@ -213,8 +213,9 @@ impl<'a> Draft<'a> {
         self.set(ConditionType::Succeeded, "Unknown", reason, "the process has not ended");
     }
 
-    /// Ready, Reconciling and Stalled, as kstatus reads them, and Paused: all but Ready are there only while they are true. They
-    /// follow from the phase, so they cost no write of their own; an end that was written is never touched again.
+    /// Sets Ready, Reconciling and Stalled, as kstatus reads them, and Paused: all except Ready are present only while
+    /// they are true. They follow from the phase, so they cost no write of their own; a final status is never changed
+    /// again.
     fn tell_readiness(&mut self) {
         let was_final = self.process.status.as_ref().and_then(|status| status.phase);
         let (Some(phase), false) = (self.status.phase, was_final.is_some_and(Phase::is_final)) else {
@@ -225,7 +226,7 @@ impl<'a> Draft<'a> {
         let is_ready = match self.process.spec.ready_when() {
             ReadyWhen::Started => match phase {
                 Phase::Running | Phase::Succeeded => true,
-                // What stands still as it should is as it should be, once it has run.
+                // A paused process is as it should be, once it has run.
                 Phase::Paused => self.status.started_at.is_some(),
                 _ => false,
             },
@@ -247,8 +248,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Each condition speaks of the generation that the status speaks of, also after the end: `kubectl wait` believes no
-    /// condition of an older generation. A change of the specification costs one write.
+    /// Sets the generation of each condition to that of the status, also after the end: `kubectl wait` ignores
+    /// conditions of an older generation. A change of the spec costs one write.
     fn tell_generation(&mut self) {
         let generation = self.process.metadata.generation;
         if generation.is_some() && self.status.observed_generation == generation {
@@ -258,7 +259,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// The output's last lines, which the relay wrote together with the exit record.
+    /// Adds the output's last lines, which the relay wrote together with the exit record.
     fn with_tail(&self, sentence: &str, phase: Phase) -> String {
         let output = self.process.status.as_ref().and_then(|status| status.output.as_ref());
         match output
@@ -286,7 +287,7 @@ impl<'a> Draft<'a> {
         self.set_at(kind, status, reason, message, self.now);
     }
 
-    /// Sets a condition; its time moves only with its status (API conventions, `lastTransitionTime`).
+    /// Sets a condition; its time changes only with its status (API conventions, `lastTransitionTime`).
     fn set_at(&mut self, kind: ConditionType, status: &str, reason: Reason, message: &str, at: Timestamp) {
         let previous = self
             .status

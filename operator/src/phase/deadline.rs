@@ -1,4 +1,4 @@
-//! What is not started in time has failed, for the reason for which it waits.
+//! Start deadline: a process that is not started in time has failed, for the reason for which it waits.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::unstarted::ungranted;
 use super::waiting::{self, Wait};
 use super::{Action, Sight, Situation, Verdict, clean_up, current, should_stop, should_wait};
 
-/// Until when the start must be granted; `None` where nothing is waited for or there is no limit.
+/// Until when the start must be granted; `None` if nothing is awaited or there is no limit.
 fn due(process: &RemoteProcess) -> Option<Timestamp> {
     let seconds = process.spec.start_seconds()?;
     let created = || process.metadata.creation_timestamp.as_ref().map(|time| time.0);
@@ -29,15 +29,15 @@ fn due(process: &RemoteProcess) -> Option<Timestamp> {
 /// When to look again at the latest.
 pub(super) fn left(situation: &Situation<'_>) -> Option<Duration> {
     let left = due(situation.process)?.duration_since(situation.now);
-    // A moment later, so that the look finds it over.
+    // A moment later, so that the deadline has passed by then.
     Some(Duration::try_from(left).unwrap_or_default() + Duration::from_millis(10))
 }
 
-/// The verdict over a process whose start deadline has passed.
+/// The verdict for a process whose start deadline has passed.
 pub(super) fn passed(situation: &Situation<'_>) -> Option<Verdict> {
     let process = situation.process;
     let due = due(process).filter(|due| *due <= situation.now && !should_stop(process))?;
-    // Where it was paused from the beginning there is none.
+    // A process that was paused from the beginning has no attempt.
     let none = AttemptStatus::default();
     let record = current(process).unwrap_or(&none);
     let (reason, why) = cause(situation);
@@ -53,14 +53,14 @@ pub(super) fn passed(situation: &Situation<'_>) -> Option<Verdict> {
     let mut draft = Draft::new(situation);
     draft.status.observed_generation = process.metadata.generation;
     if let Sight::Ours(pod) = situation.pod {
-        // Where it was is not to depend on whether somebody has looked before.
+        // The recorded pod must not depend on whether it was observed before.
         draft.see_pod(pod);
         draft.wait(&waiting::of_pod(pod));
     }
     if record.exit.is_none() {
         draft.record_end(record, exit.clone());
     }
-    // The process ended when its time was over, not when somebody looked.
+    // The process ended at its deadline, not when it was next reconciled.
     let mut record = record.clone();
     record.finished_at = Some(due);
     draft.finish(&record, &exit, None);
@@ -81,14 +81,14 @@ fn cause(situation: &Situation<'_>) -> (Reason, String) {
         ),
     };
     let reason = match reason {
-        // What it is no more: nothing known stands in the way.
+        // It is not waiting or paused anymore, and nothing else is known to prevent the start.
         Reason::Waiting | Reason::Paused => Reason::DeadlineExceeded,
         reason => reason,
     };
     (reason, message)
 }
 
-/// Sees to it that the verdict is looked at again when the deadline is over.
+/// Requeues the verdict for the time at which the deadline passes.
 pub(super) fn mind(mut verdict: Verdict, situation: &Situation<'_>) -> Verdict {
     let is_final = verdict.status.phase.is_some_and(Phase::is_final);
     if !is_final && verdict.action != Action::DeleteProcess {

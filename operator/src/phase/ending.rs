@@ -1,4 +1,4 @@
-//! What an end means: from the exit record, and where there is none from the pod.
+//! Interprets an end: from the exit record, or, if there is none, from the pod.
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Phase, Reason, names};
@@ -8,10 +8,10 @@ use crate::phase::pod::{container, disruption, is_terminal, last_words, terminat
 
 /// Exit code of a container that SIGKILL ended.
 const KILLED: i32 = 137;
-/// Who asks when the kubelet ends a pod.
+/// The requester when the kubelet ends a pod.
 const KUBELET: &str = "kubelet";
 
-/// A verdict over an end.
+/// The outcome of an end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) phase: Phase,
@@ -19,7 +19,7 @@ pub(super) struct Outcome {
     pub(super) message: String,
 }
 
-/// Judges an end. Success is only a verified record of code 0 that nobody asked for.
+/// Decides the outcome of an end. Success requires a verified record of code 0 and no request to stop.
 pub(super) fn judge(exit: &AttemptExit, stop_wanted: bool, disruption: Option<(Reason, String)>) -> Outcome {
     let how = describe(exit);
     let failed = |reason, message| Outcome {
@@ -62,7 +62,7 @@ pub(super) fn judge(exit: &AttemptExit, stop_wanted: bool, disruption: Option<(R
         Some(message) => format!("{how}: {message}"),
         None => how,
     };
-    // A code of 0 that nobody verified proves no success.
+    // An unverified code 0 proves no success.
     let shown = exit.shown_reason().filter(|reason| *reason != Reason::Completed);
     failed(shown.unwrap_or(Reason::Interrupted), message)
 }
@@ -90,7 +90,7 @@ fn stopped_sentence(exit: &AttemptExit, how: &str) -> String {
     format!("stopped{by}{why}; {end}")
 }
 
-/// What the pod of this attempt says of an end, once the user's container or the whole pod has ended.
+/// The end according to the pod, once the user's container or the whole pod has ended.
 pub(super) fn of_pod(pod: &Pod, record: &AttemptStatus) -> Option<AttemptExit> {
     let main = container(pod, names::CONTAINER_MAIN).and_then(|main| main.state.as_ref()?.terminated.as_ref());
     if main.is_none() && !is_terminal(pod) {
@@ -117,8 +117,8 @@ pub(super) fn of_pod(pod: &Pod, record: &AttemptStatus) -> Option<AttemptExit> {
     })
 }
 
-/// The end of an attempt whose output is sealed without an exit record: the agent saw the
-/// program's container end and does not know how.
+/// The end of an attempt whose output is sealed without an exit record: the agent saw the program's container end and
+/// does not know how.
 pub(super) fn unreported(record: &AttemptStatus) -> Option<AttemptExit> {
     record.output.as_ref()?;
     Some(AttemptExit {
@@ -133,7 +133,7 @@ fn reason_of_kubelet(main: &ContainerStateTerminated) -> Reason {
     match main.reason.as_deref() {
         Some("OOMKilled") if main.exit_code == KILLED => Reason::OOMKilled,
         _ if never_ran(main) => Reason::CreateContainer,
-        // A code that nobody verified proves no success.
+        // An unverified code 0 proves no success.
         _ if main.exit_code == 0 || is_lost(main) => Reason::Interrupted,
         _ => Reason::NonZeroExit,
     }
@@ -144,7 +144,7 @@ fn never_ran(main: &ContainerStateTerminated) -> bool {
     matches!(main.reason.as_deref(), Some("StartError" | "ContainerCannotRun"))
 }
 
-/// The kubelet lost the container and made the code up (kubelet: `ContainerReasonStatusUnknown`).
+/// The kubelet lost the container and made up the code (kubelet: `ContainerReasonStatusUnknown`).
 fn is_lost(main: &ContainerStateTerminated) -> bool {
     main.reason.as_deref() == Some("ContainerStatusUnknown")
 }
@@ -168,7 +168,7 @@ fn sentence_of_kubelet(main: &ContainerStateTerminated, record: &AttemptStatus) 
     format!("{unknown}; by the kubelet's record its container ended {end}")
 }
 
-/// Why a pod has ended without the program's container.
+/// Why a pod has ended before the program's container.
 fn without_program(pod: &Pod) -> (Reason, String) {
     if let Some((name, end)) = foreign::failed_init_container(pod) {
         let end = terminated(end);

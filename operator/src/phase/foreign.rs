@@ -1,4 +1,4 @@
-//! Containers of a pod that are not ours: a webhook has put them there, or `kubectl debug`.
+//! Containers in a pod that are not ours: a webhook or `kubectl debug` added them.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use remoteprocess_api::{AttemptStatus, names};
 
 use crate::phase::pod::{container, is_terminal};
 
-/// How long a container that is not ours may keep the pod of an attempt that has ended.
+/// How long a container that is not ours may keep the pod of an ended attempt.
 pub(super) const FOREIGN_WAIT: Duration = Duration::from_secs(10);
 
-/// The container that keeps the pod alive although the attempt is over: its program has ended, its end is recorded and its
-/// output is closed. The agent would be started again for ever.
+/// The container that keeps the pod alive although the attempt is over: its program has ended, its end is recorded and
+/// its output is closed. Otherwise the kubelet would restart the agent forever.
 pub(super) fn holder<'a>(pod: &'a Pod, record: &AttemptStatus) -> Option<&'a str> {
     let main = container(pod, names::CONTAINER_MAIN)?.state.as_ref()?;
     let is_over = record.exit.is_some() && record.output.is_some() && main.terminated.is_some();
@@ -19,7 +19,7 @@ pub(super) fn holder<'a>(pod: &'a Pod, record: &AttemptStatus) -> Option<&'a str
         return None;
     }
     let status = pod.status.as_ref()?;
-    // A sidecar is no matter: the kubelet ends it with the program.
+    // A sidecar does not count: the kubelet ends it with the program.
     let mut alive = foreign(&status.container_statuses).filter(|container| !has_ended(container));
     let mut debuggers = foreign(&status.ephemeral_container_statuses).filter(|container| is_running(container));
     alive
@@ -28,7 +28,7 @@ pub(super) fn holder<'a>(pod: &'a Pod, record: &AttemptStatus) -> Option<&'a str
         .map(|container| &*container.name)
 }
 
-/// An init container that has not ended, so that the program is not started yet.
+/// An init container that has not ended, so that the program has not started yet.
 pub(super) fn init_container(pod: &Pod) -> Option<&str> {
     let statuses = foreign(&pod.status.as_ref()?.init_container_statuses);
     let mut running = statuses.filter(|container| is_running(container) && !is_sidecar(pod, container));

@@ -1,4 +1,4 @@
-//! Reads pods: what the controller takes from their status and metadata.
+//! Reads pods: what the controller uses of their status and metadata.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use remoteprocess_api::sentence::plain;
 use remoteprocess_api::{Reason, RemoteProcess, names};
 use sha2::{Digest, Sha256};
 
-/// Why the API server does not want a pod.
+/// Why the API server refuses a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     /// As one word.
     pub reason: Reason,
-    /// The API server's own sentence.
+    /// The API server's own message.
     pub message: String,
-    /// Whether no later try can go better, because the specification cannot change.
+    /// Whether no retry can succeed, because the spec cannot change.
     pub is_final: bool,
 }
 
-/// Name of the pod of one attempt. It follows from (name, uid, attempt), so that a
-/// second pod for the same attempt cannot exist.
+/// Name of the pod of one attempt. It is derived from (name, uid, attempt), so that a second pod for the same attempt
+/// cannot exist.
 #[must_use]
 pub(crate) fn pod_name(name: &str, uid: &str, attempt: u32) -> String {
     let digest = Sha256::new()
@@ -61,7 +61,7 @@ pub(crate) fn last_words(message: &str) -> String {
     format!("{mark}{}", plain(&end, MAX_LAST_WORDS))
 }
 
-/// Longest part of a termination message that the status shows, in characters.
+/// Maximum length of the part of a termination message that the status shows, in characters.
 const MAX_LAST_WORDS: usize = 600;
 
 /// The condition of the pod with this type.
@@ -93,7 +93,7 @@ pub(crate) fn has_agent(pod: &Pod) -> bool {
     !is_terminal(pod) && agent.is_some_and(|state| state.running.is_some())
 }
 
-/// The pod's termination grace: longer than that the kubelet lets no agent live after the program.
+/// The pod's termination grace period: the kubelet ends the agent at most this long after the program.
 pub(crate) fn grace(pod: &Pod) -> Duration {
     let seconds = pod
         .spec
@@ -103,7 +103,7 @@ pub(crate) fn grace(pod: &Pod) -> Duration {
     Duration::from_secs(seconds.max(0).unsigned_abs())
 }
 
-/// Why somebody took the pod away (Kubernetes, "Pod disruption conditions").
+/// Why the pod was disrupted (Kubernetes, "Pod disruption conditions").
 pub(crate) fn disruption(pod: &Pod) -> Option<(Reason, String)> {
     let status = pod.status.as_ref()?;
     let sentence = |message: Option<&String>, otherwise: &str| message.cloned().unwrap_or_else(|| otherwise.to_owned());

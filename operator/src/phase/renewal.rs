@@ -1,4 +1,5 @@
-//! How often the sentence of a wait may change while its reason stays: what others say may change with every look.
+//! Limits how often the message of a wait may change while its reason stays: messages from other components may change
+//! all the time.
 
 use std::time::Duration;
 
@@ -7,10 +8,10 @@ use jiff::Timestamp;
 use super::remaining;
 use crate::backoff::Backoff;
 
-/// After the first renewal, and the longest time between two.
+/// Pause after the first renewal, and the longest pause.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
 
-/// The renewals of one wait. The first may come at once: often the user has just mended what the sentence named.
+/// The renewals of one wait. The first may come at once: often the user has just fixed what the message named.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Renewal {
     count: u32,
@@ -18,13 +19,13 @@ pub(super) struct Renewal {
 }
 
 impl Renewal {
-    /// How long the sentence still stays as it is; `None` when it may change.
+    /// How long the message must stay as it is; `None` when it may change.
     pub(super) fn left(&self, now: Timestamp) -> Option<Duration> {
         let (first, longest) = PAUSES;
         remaining(self.last?, Backoff::new(first, longest).after(self.count), now)
     }
 
-    /// After another one.
+    /// The state after another renewal.
     pub(super) fn next(&self, now: Timestamp) -> Self {
         Self {
             count: self.count.saturating_add(1),

@@ -1,7 +1,6 @@
-//! The end of an attempt that ran: the end of the process, or another attempt follows.
-//!
-//! Another begins only after proof that the former has ended: a verified record together with a pod that has ended or is
-//! going, a pod that has ended, or a pod that is gone from a node which cannot run it any more.
+//! The end of an attempt that ran: the process ends, or another attempt follows.
+//! Another attempt begins only after proof that the previous one has ended: a verified record together with a pod that
+//! has ended or is being deleted, a pod that has ended, or a pod that is gone from a node that cannot run it anymore.
 
 use std::time::Duration;
 
@@ -20,12 +19,12 @@ use super::{
 };
 use crate::phase::pod;
 
-/// Added to the stop grace: for how long a kubelet may still run a pod that somebody deleted by force.
+/// Added to the stop grace: how long a kubelet may still run a pod that was deleted by force.
 const FORCED: Duration = Duration::from_secs(60);
-/// Between two looks at a node of which nothing is known.
+/// Pause between two looks at a node of which nothing is known.
 const NODE_RETRY: Duration = Duration::from_secs(15);
 
-/// Whether the former attempt has ended.
+/// Whether the previous attempt has ended.
 enum Proof {
     Ended,
     /// Not yet: why the next one waits, what to do about it, and when to look again.
@@ -107,7 +106,7 @@ fn counted(done: RetriesStatus, kind: RetryAfter) -> RetriesStatus {
     }
 }
 
-/// Which kind of end it was, if the specification wants another attempt after it.
+/// The kind of end, if the spec asks for another attempt after it.
 fn kind_to_retry(process: &RemoteProcess, exit: &AttemptExit, outcome: &Outcome) -> Option<RetryAfter> {
     let spec = process.spec.retries.as_ref()?;
     let kind = kind_of(outcome.reason).filter(|kind| spec.is_after(*kind) && !should_stop(process))?;
@@ -123,7 +122,7 @@ fn kind_to_retry(process: &RemoteProcess, exit: &AttemptExit, outcome: &Outcome)
     (is_meant && done < spec.limit.unwrap_or_default()).then_some(kind)
 }
 
-/// What kind of end a reason names; `None` for those that no further attempt would mend.
+/// The kind of end of a reason; `None` for those that no further attempt would fix.
 fn kind_of(reason: Reason) -> Option<RetryAfter> {
     match reason {
         Reason::NonZeroExit
@@ -142,7 +141,7 @@ fn kind_of(reason: Reason) -> Option<RetryAfter> {
     }
 }
 
-/// The code as a shell would tell it: 128 + n for signal n.
+/// The code as a shell reports it: 128 + n for signal n.
 fn code_of(exit: &AttemptExit) -> Option<i32> {
     let by_signal = || {
         exit.signal
@@ -164,7 +163,7 @@ fn retrying(record: &AttemptStatus, outcome: &Outcome, pause: u32) -> Wait {
     )
 }
 
-/// Whether nothing of the attempt can run any more.
+/// Whether nothing of the attempt can run anymore.
 fn proof(situation: &Situation<'_>, record: &AttemptStatus, exit: &AttemptExit, memory: &mut Memory) -> Proof {
     let is_verified = exit.source == ExitSource::Entrypoint;
     match situation.pod {
@@ -172,14 +171,14 @@ fn proof(situation: &Situation<'_>, record: &AttemptStatus, exit: &AttemptExit, 
         Sight::Ours(pod) if is_verified && pod.metadata.deletion_timestamp.is_some() => Proof::Ended,
         Sight::Ours(pod) => lingering(situation, record, pod, memory),
         _ if is_verified => Proof::Ended,
-        // Where it was is not known, so nobody can say that it is not there.
+        // The node is not known, so the pod's absence from it cannot be proven.
         _ if record.node.is_none() => Proof::Never,
         _ => by_node(situation, record, memory),
     }
 }
 
-/// The program has ended and the pod has not: the agent hands over, or a container that is not ours keeps running. When the
-/// pod's time is over it is deleted.
+/// The program has ended and the pod has not: the agent is sending output, or a container that is not ours keeps
+/// running. When the pod's time is over, it is deleted.
 fn lingering(situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod, memory: &mut Memory) -> Proof {
     let since = *memory.lingers_since.get_or_insert(situation.now);
     let holder = foreign::holder(pod, record);
@@ -204,7 +203,7 @@ fn held(record: &AttemptStatus, name: &str) -> Wait {
     Wait::problem(Reason::ForeignContainer, message)
 }
 
-/// The pod is gone and nobody has seen how the program ended: only its node can tell.
+/// The pod is gone and the program's end was not seen: only the node can prove it.
 fn by_node(situation: &Situation<'_>, record: &AttemptStatus, memory: &mut Memory) -> Proof {
     let since = *memory.lingers_since.get_or_insert(situation.now);
     let node = record.node.as_deref().unwrap_or_default();

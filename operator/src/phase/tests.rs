@@ -14,7 +14,7 @@ fn now() -> Timestamp {
     NOW.parse().unwrap()
 }
 
-/// A process whose status has begun attempt 1; `record` is more of its record, `spec` more of its specification.
+/// A process whose status has begun attempt 1; `record` is added to its record, `spec` to its spec.
 fn process(record: &str, spec: &str) -> RemoteProcess {
     let object = format!(
         "apiVersion: remoteprocess.dev/v1alpha1\nkind: RemoteProcess\n\
@@ -137,7 +137,7 @@ fn says_why_it_waits(#[case] status: &str, #[case] reason: Reason, #[case] sente
     assert_eq!(again.status, verdict.status, "one write for one reason");
 }
 
-/// A pod with a container that waits in these words of the kubelet (flow YAML).
+/// A pod with a container that is waiting, with this state of the kubelet (flow YAML).
 fn waiting_pod(container: &str, state: &str) -> Pod {
     let list = match container {
         names::CONTAINER_MAIN => "containerStatuses",
@@ -177,7 +177,7 @@ fn what_can_never_start_fails_at_once(#[case] word: &str, #[case] said: &str, #[
     );
     let scheduled = find(&verdict.status.conditions, ConditionType::Scheduled).unwrap();
     assert_eq!(scheduled.status, "True");
-    // The image of the agent belongs to the installation, which can be mended.
+    // The image of the agent belongs to the installation, which can be fixed.
     let agent = look(&process, Some(&waiting_pod("rproc-agent", &state)), &Memory::default());
     assert_eq!(agent.status.phase, Some(Phase::Pending));
 }
@@ -530,7 +530,7 @@ fn an_agent_that_knows_of_no_end_is_not_waited_for() {
     );
 }
 
-/// What is known of a pod that has ended and gone, and of which nothing more will be heard.
+/// What is remembered of a pod that has ended and gone, and from which nothing more will be heard.
 fn gone_for_long() -> Memory {
     let gone = Some(now() - SignedDuration::from_secs(11));
     Memory {

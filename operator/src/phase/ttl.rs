@@ -6,10 +6,10 @@ use remoteprocess_api::{Phase, RemoteProcess};
 
 use super::{Action, Situation, remaining};
 
-/// A timer need not run longer than this.
+/// Maximum length of a timer.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What `spec.ttl` says about a process that has ended.
+/// The effect of `spec.ttl` on a process that has ended.
 pub(super) fn of_ended(situation: &Situation<'_>) -> (Action, Option<Duration>) {
     let process = situation.process;
     let (Some(span), true) = (span(process), is_closed(process)) else {
@@ -32,7 +32,7 @@ fn span(process: &RemoteProcess) -> Option<Duration> {
     Some(Duration::from_secs(seconds.into()))
 }
 
-/// Whether the output of every attempt is sealed, or closed with what is missing named.
+/// Whether the output of every attempt is sealed, or closed with the missing ranges named.
 fn is_closed(process: &RemoteProcess) -> bool {
     let mut attempts = process.status.iter().flat_map(|status| &status.attempts);
     attempts.all(|attempt| attempt.granted_at.is_none() || attempt.output.is_some())

@@ -1,4 +1,4 @@
-//! Attempts that have no grant: they have run nothing, so they are replaced, and a stop ends them at once.
+//! Attempts without a grant: they have run nothing, so they are replaced, and a stop ends them at once.
 
 use k8s_openapi::api::core::v1::Pod;
 use remoteprocess_api::{AttemptExit, AttemptStatus, DesiredState, ExitSource, Reason, RemoteProcess, StopStatus};
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::phase::pod;
 
-/// The first look at a process.
+/// The first reconcile of a process.
 pub(super) fn begin_first(mut draft: Draft<'_>, process: &RemoteProcess, memory: Memory) -> Verdict {
     match process.spec.desired_state {
         DesiredState::Stopped => {
@@ -36,7 +36,7 @@ pub(super) fn begin(mut draft: Draft<'_>, number: u32, memory: Memory) -> Verdic
     draft.verdict(Action::CreatePod(number), None, memory)
 }
 
-/// Nothing has run yet.
+/// No program has been started yet.
 pub(super) fn not_granted(
     mut draft: Draft<'_>,
     situation: &Situation<'_>,
@@ -83,7 +83,7 @@ pub(super) fn not_granted(
     draft.verdict(Action::None, again, situation.memory.clone())
 }
 
-/// The program can never start: the process has failed at once. As with a stop, the status is final first.
+/// The program can never start: the process has failed at once. As with a stop, the final status is written first.
 fn end_for_good(
     mut draft: Draft<'_>,
     situation: &Situation<'_>,
@@ -154,8 +154,7 @@ pub(super) fn replace(
     }
 }
 
-/// The status is final first, guarded by the version that shows no grant; only then
-/// is the pod deleted.
+/// The final status is written first, guarded by the version that shows no grant; only then is the pod deleted.
 pub(super) fn stop_before_start(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus) -> Verdict {
     let exit = stopped_before_start(situation.process);
     draft.record_end(record, exit.clone());

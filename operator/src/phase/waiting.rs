@@ -1,4 +1,4 @@
-//! Why a process does not run yet, from its pod.
+//! Why a process does not run yet, according to its pod.
 
 use std::time::Duration;
 
@@ -18,16 +18,16 @@ pub(super) struct Wait {
     pub(super) message: String,
     /// Whether the pod has its node.
     pub(super) scheduled: bool,
-    /// Part of every start since then; `None` for what is worth a write at once.
+    /// If the wait is part of every start: since when. `None` if it is worth a write at once.
     pub(super) usual_since: Option<Timestamp>,
-    /// Whether the sentence says more than that the kubelet waits before its next try.
+    /// Whether the message says more than that the kubelet waits before its next try.
     pub(super) is_news: bool,
     /// Whether the program can never start.
     pub(super) is_final: bool,
 }
 
 impl Wait {
-    /// Something is wrong, and the pod has no node, or none any more.
+    /// A problem of a pod that has no node, or no node anymore.
     pub(super) fn problem(reason: Reason, message: String) -> Self {
         Self {
             phase: Phase::Pending,
@@ -49,7 +49,7 @@ impl Wait {
         }
     }
 
-    /// How long it is still to be expected.
+    /// How long the wait is still expected.
     pub(super) fn usual_for(&self, now: Timestamp) -> Option<Duration> {
         remaining(self.usual_since?, USUAL_WAIT, now)
     }
@@ -59,7 +59,7 @@ impl Wait {
     }
 }
 
-/// Somebody wants that nothing is started.
+/// The spec asks that nothing is started.
 pub(super) fn paused(process: &RemoteProcess) -> Wait {
     let message = format!("paused before the program was started {}", process.asked());
     Wait {
@@ -68,7 +68,7 @@ pub(super) fn paused(process: &RemoteProcess) -> Wait {
     }
 }
 
-/// A pod of the wanted name that is not ours.
+/// A pod of the needed name that has another owner.
 pub(super) fn name_conflict(pod: &Pod) -> Wait {
     let owner = pod
         .owner_references()
@@ -95,7 +95,7 @@ pub(super) fn replacement(number: u32, ended: usize, exit: &AttemptExit) -> Wait
     Wait::problem(exit.reason.unwrap_or(Reason::Interrupted), message)
 }
 
-/// The start is granted and the launch not yet reported.
+/// The start is granted and the launch is not yet reported.
 pub(super) fn granted(record: &AttemptStatus) -> Wait {
     Wait::on_node(
         Phase::Starting,
@@ -144,21 +144,22 @@ pub(super) fn of_pod(pod: &Pod) -> Wait {
     )
 }
 
-/// The first container that the kubelet cannot start, of those that have to run before the program does.
+/// The first container that the kubelet cannot start, among those that must run before the program.
 fn in_the_way(pod: &Pod) -> Option<Wait> {
     let init = pod.status.as_ref()?.init_container_statuses.iter().flatten();
     let main = container(pod, names::CONTAINER_MAIN);
     init.chain(main).find_map(trouble)
 }
 
-/// The names of the gates that hold the pod back.
+/// The names of the scheduling gates that hold the pod back.
 fn gates(pod: &Pod) -> Option<String> {
     let gates = pod.spec.as_ref()?.scheduling_gates.as_ref()?;
     let names: Vec<_> = gates.iter().map(|gate| gate.name.as_str()).collect();
     (!names.is_empty()).then(|| names.join(", "))
 }
 
-/// What the kubelet's word for a waiting container means (kubelet: `images/types.go`, `container/sync_result.go`).
+/// The meaning of the kubelet's reason for a waiting container (kubelet: `images/types.go`,
+/// `container/sync_result.go`).
 fn trouble(container: &ContainerStatus) -> Option<Wait> {
     let state = container.state.as_ref()?.waiting.as_ref()?;
     let word = state.reason.as_deref()?;
@@ -198,7 +199,7 @@ fn trouble(container: &ContainerStatus) -> Option<Wait> {
     };
     Some(Wait {
         is_news,
-        // An installation can get another image for its agents; the specification of a process is fixed.
+        // The installation can change the image of its agents; the spec of a process cannot change.
         is_final: container.name == names::CONTAINER_MAIN && never_heals(word, said),
         ..Wait::on_node(Phase::Pending, reason, format!("{whose}{sentence}"), None)
     })
@@ -207,8 +208,8 @@ fn trouble(container: &ContainerStatus) -> Option<Wait> {
 /// What the kubelet puts between the image and the error of its last try.
 const BACK_OFF_BECAUSE: &str = ": ErrImagePull: ";
 
-/// Whether nothing but another specification would help. An image that cannot be pulled may be pushed, and a Secret that is
-/// missing may be created.
+/// Whether only another spec would help. An image that cannot be pulled may be pushed later, and a missing Secret may
+/// be created.
 fn never_heals(word: &str, said: &str) -> bool {
     match word {
         "InvalidImageName" | "ErrImageNeverPull" => true,
@@ -220,13 +221,13 @@ fn never_heals(word: &str, said: &str) -> bool {
     }
 }
 
-/// How a container that is started again and again ended last.
+/// The last end of a container that is restarted repeatedly.
 fn last_end(container: &ContainerStatus) -> Option<String> {
     let end = container.last_state.as_ref()?.terminated.as_ref()?;
     Some(format!("it ends again and again, {}", terminated(end)))
 }
 
-/// The wait after so many attempts in a row that were never granted: 1, 2, 4, 8 s.
+/// The wait after this many attempts in a row that were never granted: 1, 2, 4, 8 s.
 pub(super) fn back_off(ended: usize) -> Duration {
     Duration::from_secs(1 << ended.saturating_sub(1).min(5))
 }

@@ -1,10 +1,9 @@
 //! The output of every attempt, kept in an object store.
-//!
-//! Layout below `processes/<uid>/<attempt>/`: `manifest.json` from the beginning, `end.json` with the exit from the end on,
-//! `expired.json` in the place of everything once retention has removed it,
-//! and `segments/<stdout>-<stderr>-<writer>`: the name holds the offsets at which the segment begins and a random mark of
-//! the writer that made it, so that two writers never replace each other's objects. Manifests are put once and never
-//! changed. Segments are whole, checked objects; the bytes of a crashed writer's last moments are still with the agent,
+//! Layout below `processes/<uid>/<attempt>/`: `manifest.json` from the beginning, `end.json` with the exit from the end
+//! on, `expired.json` instead of everything else once retention has removed it, and
+//! `segments/<stdout>-<stderr>-<writer>`: the name contains the offsets at which the segment begins and a random mark
+//! of the writer that created it, so that two writers never replace each other's objects. Manifests are put once and
+//! never changed. Segments are whole, checked objects; the last bytes of a crashed writer are still with the agent,
 //! because only what is durable here is ever committed.
 
 mod checkpoint;
@@ -50,7 +49,7 @@ pub const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
 /// What can go wrong between the relay and its store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The store refused or is not there.
+    /// The store refused or is unavailable.
     #[error("the archive's store failed: {0}")]
     Store(#[from] object_store::Error),
     /// The bytes of a segment are not what was written.
@@ -58,26 +57,26 @@ pub enum Error {
     Damaged {
         /// Name of the segment.
         name: String,
-        /// What does not fit.
+        /// What is wrong.
         reason: &'static str,
     },
-    /// A manifest is not JSON of our form.
+    /// A manifest is not valid JSON of this schema.
     #[error("the manifest of {uid}/{attempt} cannot be read: {source}")]
     Manifest {
         /// UID of the object.
         uid: String,
         /// Number of the attempt.
         attempt: u32,
-        /// The decoder's complaint.
+        /// The decoder's error.
         source: serde_json::Error,
     },
-    /// A UID that no API server makes.
+    /// A UID that no API server generates.
     #[error("not a UID: only letters, digits and hyphens, at most 64")]
     Uid,
 }
 
-/// How many followers may hold a decoded segment at once, of up to 8 MiB each: however many read what is no longer in
-/// memory, they cannot take the relay's memory.
+/// How many followers may hold a decoded segment at once, of up to 8 MiB each. It bounds the memory that readers of old
+/// output can take, however many there are.
 pub const SEATS: usize = 12;
 
 /// The archive of an installation. Cheap to clone.
@@ -88,20 +87,19 @@ pub struct Archive {
     seats: Arc<Semaphore>,
 }
 
-/// What a store can do.
+/// The kind of store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// A directory: near, no network, and maybe no hard links to put an object only where there is none.
+    /// A directory: near, no network, and possibly no hard links with which an object is put only if there is none.
     Volume,
-    /// A service: each byte and each request costs, and an object can be put only where there is none.
+    /// A service: each byte and each request costs, and an object can be put only if there is none.
     Remote,
 }
 
 impl Archive {
-    /// Opens (and makes) an archive in a directory. Each put is renamed into place and fsynced before it returns.
-    ///
+    /// Opens (and creates) an archive in a directory. Each put is renamed into place and fsynced before it returns.
     /// # Errors
-    /// When the directory cannot be made or used.
+    /// When the directory cannot be created or used.
     pub fn local(root: &FilePath) -> Result<Self, Error> {
         std::fs::create_dir_all(root).map_err(|source| object_store::Error::Generic {
             store: "archive",
@@ -115,7 +113,7 @@ impl Archive {
         })
     }
 
-    /// An archive in an object store whose puts are atomic and durable, and can be made where there is nothing yet.
+    /// An archive in an object store whose puts are atomic and durable, and can be conditional on absence.
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
         Self {
@@ -128,7 +126,7 @@ impl Archive {
     /// Opens an attempt for writing, at the end of what is there.
     ///
     /// # Errors
-    /// When the store does not answer, or the UID is none.
+    /// When the store does not answer, or the UID is invalid.
     pub async fn writer(&self, subject: Subject) -> Result<Writer, Error> {
         Writer::resume(self.clone(), subject).await
     }
@@ -139,7 +137,7 @@ impl Archive {
         Reader::new(self.clone(), key.clone())
     }
 
-    /// Of these each follower needs one while it holds a decoded segment.
+    /// The seats of followers: each needs one while it holds a decoded segment.
     #[must_use]
     pub fn seats(&self) -> Arc<Semaphore> {
         self.seats.clone()
@@ -148,7 +146,7 @@ impl Archive {
     /// The manifest of an attempt; `None` if nothing was ever archived of it.
     ///
     /// # Errors
-    /// When the store does not answer, or the manifest is not ours.
+    /// When the store does not answer, or the manifest is invalid.
     pub async fn manifest(&self, key: &AttemptKey) -> Result<Option<Manifest>, Error> {
         for path in [key.end_path()?, key.manifest_path()?, key.expired_path()?] {
             if let Some(manifest) = self.read_manifest(key, &path).await? {
@@ -168,10 +166,9 @@ impl Archive {
         Ok(Some(manifest))
     }
 
-    /// The attempts of an object that the archive knows, ascending.
-    ///
+    /// The attempts of an object that are in the archive, ascending.
     /// # Errors
-    /// When the store does not answer, or the UID is none.
+    /// When the store does not answer, or the UID is invalid.
     pub async fn attempts(&self, uid: &str) -> Result<Vec<u32>, Error> {
         check_uid(uid)?;
         let listed = self
@@ -195,7 +192,7 @@ impl Archive {
         tail::last_bytes(self, key, limit).await
     }
 
-    /// The manifest of an attempt as it is, or as it begins.
+    /// The stored manifest of an attempt, or a new one.
     async fn begin_manifest(&self, subject: &Subject) -> Result<Manifest, Error> {
         let key = &subject.key;
         if let Some(manifest) = self.manifest(key).await? {
@@ -208,7 +205,7 @@ impl Archive {
         self.manifest(key).await?.ok_or_else(contested)
     }
 
-    /// Closes an attempt; answers with what another writer has closed it with, if one has.
+    /// Closes an attempt; returns the closing manifest of another writer if there is one.
     async fn close_manifest(&self, key: &AttemptKey, manifest: Manifest) -> Result<Manifest, Error> {
         let path = key.end_path()?;
         if self.put_once(key, &path, &manifest).await? {
@@ -217,8 +214,8 @@ impl Archive {
         self.read_manifest(key, &path).await?.ok_or_else(contested)
     }
 
-    /// Puts a manifest where there is none; false where there is one. Two that come at once: the first one stays, but on
-    /// a volume the last one does.
+    /// Puts a manifest if there is none; returns false if there is one. If two are put at once, the first one stays,
+    /// but on a volume the last one does.
     async fn put_once(&self, key: &AttemptKey, path: &Path, manifest: &Manifest) -> Result<bool, Error> {
         let body = serde_json::to_vec_pretty(manifest).map_err(|source| key.unreadable(source))?;
         let mode = match self.kind {
@@ -233,14 +230,14 @@ impl Archive {
         }
     }
 
-    /// Whether a segment that is filled at `rate` bytes per second is compressed. It always pays where each byte is sent
-    /// over a network; on a volume it may take a twentieth of a processor from a stream, no more.
+    /// Whether to compress a segment that is filled at `rate` bytes per second. Compression always pays if each byte is
+    /// sent over a network; on a volume it may take at most a twentieth of a processor per stream.
     fn compresses(&self, rate: f64) -> bool {
         const CHEAP: f64 = 12e6;
         self.kind == Kind::Remote || rate < CHEAP
     }
 
-    /// The segments of an attempt in the order of their beginnings.
+    /// The segments of an attempt, ordered by their beginnings.
     async fn segments(&self, key: &AttemptKey) -> Result<Vec<SegmentName>, Error> {
         let prefix = key.segments_path()?;
         let found: Vec<_> = self.store.list(Some(&prefix)).try_collect().await?;
@@ -252,7 +249,7 @@ impl Archive {
         Ok(names)
     }
 
-    /// A segment; `None` where it is damaged, which is logged here.
+    /// A segment; `None` if it is damaged, which is logged here.
     async fn segment(&self, key: &AttemptKey, name: &SegmentName) -> Result<Option<Segment>, Error> {
         let body = self.store.get(&key.segment_path(name)?).await?.bytes().await?;
         let name = name.clone();
@@ -303,7 +300,8 @@ impl AttemptKey {
     }
 }
 
-/// A put that lost to another which did not come about, either: S3 says so of two at the same time. To be tried again.
+/// A put that failed because of another one, which failed as well: S3 may report this for two at the same time. Retry
+/// it.
 fn contested() -> Error {
     Error::Store(object_store::Error::Generic {
         store: "archive",
@@ -311,7 +309,7 @@ fn contested() -> Error {
     })
 }
 
-/// A UID becomes part of a path and may come from a peer.
+/// Checks a UID, because it becomes part of a path and may come from a peer.
 fn check_uid(uid: &str) -> Result<(), Error> {
     if identifier::is_uid(uid) {
         Ok(())

@@ -1,4 +1,4 @@
-//! Which attempt of which object, and the agent in its pod: what every part of the relay is about.
+//! Identifies an attempt, its object, and the agent in its pod.
 
 use kube::ResourceExt;
 use remoteprocess_api::RemoteProcess;
@@ -13,7 +13,7 @@ pub struct AttemptKey {
     pub attempt: u32,
 }
 
-/// The object that an attempt belongs to, as the manifest remembers it.
+/// The object of an attempt, as the manifest stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// Namespace of the object.
@@ -37,14 +37,14 @@ pub struct Target {
     pub uid: String,
 }
 
-/// The agent of an attempt: which pod it must prove to be, and where it listens.
+/// The agent of an attempt: the pod that it must prove to be in, and where it listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agent {
     /// Namespace of its pod.
     pub namespace: String,
     /// UID of its pod.
     pub pod_uid: String,
-    /// `host:port`, IPv6 in brackets; empty where the agent will not come back.
+    /// `host:port`, IPv6 in brackets; empty if the agent will not come back.
     pub address: String,
 }
 
@@ -80,7 +80,7 @@ impl Target {
         }
     }
 
-    /// As the wire names it.
+    /// The key as the wire has it.
     #[must_use]
     pub fn key(&self) -> ProcessKey {
         ProcessKey {
@@ -92,7 +92,7 @@ impl Target {
 }
 
 impl Agent {
-    /// Stands for an agent that will not come back.
+    /// An agent that will not come back.
     #[must_use]
     pub fn lost(subject: &Subject) -> Self {
         Self {

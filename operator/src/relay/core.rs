@@ -1,8 +1,7 @@
-//! The use cases of the relay: find a process, authorize a caller, read the output, control the program, start an attempt,
-//! tell the state.
-//!
-//! Nothing here knows a protocol: requests and answers are the messages of `proto/`, errors are [`Error`]. A face
-//! ([`super::grpc`]) says who calls, and gives each answer its form.
+//! The use cases of the relay: find a process, authorize a caller, read the output, control the program, start an
+//! attempt, report the state.
+//! Nothing here depends on a protocol: requests and answers are the messages of `proto/`, errors are [`Error`]. A face
+//! ([`super::grpc`]) identifies the caller, and encodes each answer.
 
 mod address;
 pub mod authorize;
@@ -33,18 +32,18 @@ use super::status::Recorder;
 use crate::directory::Directory;
 use authorize::{Action, Authorizer, Caller};
 
-/// How often the right to an open stream is asked for again.
+/// How often the right to an open stream is checked again.
 const RECHECK: Duration = Duration::from_secs(60);
 
 /// What every use case needs.
 pub struct Core {
-    /// Which processes exist.
+    /// All existing processes.
     pub directory: Directory,
-    /// Which of them are live here.
+    /// The attempts that are live here.
     pub live: LiveAttempts,
-    /// What was archived of them.
+    /// The archived output.
     pub archive: Archive,
-    /// Who may do what.
+    /// Decides who may do what.
     pub authorizer: Authorizer,
     /// Writes grants.
     pub recorder: Recorder,
@@ -53,7 +52,7 @@ pub struct Core {
 }
 
 impl Core {
-    /// Finds the process that a user means and asks whether the user may do this with it. A user without the right
+    /// Finds the process in a user's request and checks whether the user may do this with it. A user without the right
     /// does not learn whether the process exists.
     pub(crate) async fn allow(
         &self,
@@ -91,7 +90,7 @@ impl Core {
             .authorize(user, action, &target.namespace, &target.name)
             .await
         {
-            // An API server that is away cuts no stream that it has allowed.
+            // If the API server is unavailable, streams that it has allowed stay open.
             Err(error) if error.code == Code::PermissionDenied => Err(error),
             _ => Ok(()),
         }
@@ -155,8 +154,8 @@ impl Core {
         )))
     }
 
-    /// The latest attempt, once it is the one that a stream is of: it was granted, or nothing comes after it. One that
-    /// has run nothing may be replaced by another (its pod was deleted while it waited, say).
+    /// The latest attempt, once a stream can settle on it: it was granted, or no other follows. An attempt that has run
+    /// nothing may be replaced by another (its pod was deleted while it waited, for example).
     pub(crate) fn settled(&self, target: &Target) -> Option<u32> {
         let process = self.object(target)?;
         let status = process.status.as_ref()?;
@@ -164,7 +163,7 @@ impl Core {
         (attempt.granted_at.is_some() || process.is_final()).then_some(attempt.number)
     }
 
-    /// Whether another attempt may still come.
+    /// Whether another attempt may still follow.
     pub(crate) fn may_go_on(&self, target: &Target) -> bool {
         self.object(target).is_some_and(|process| !process.is_final())
     }
@@ -174,7 +173,7 @@ impl Core {
     }
 }
 
-/// Each part of a key is empty or what the Kubernetes API takes for one. So it has a bound, and nobody is asked about it.
+/// Each part of a key is empty or valid in the Kubernetes API. So it is bounded, and an invalid one costs no request.
 pub(crate) fn check_key(key: &ProcessKey) -> Result<(), Error> {
     let parts = [
         (
@@ -199,7 +198,7 @@ pub(crate) fn not_found(key: &ProcessKey) -> String {
     }
 }
 
-/// The chain goes to the log, a sentence to the peer.
+/// The error chain goes to the log, a safe message to the peer.
 pub(crate) fn unreadable(error: &super::archive::Error) -> Error {
     match error {
         super::archive::Error::Uid => Error::invalid(error.to_string()),

@@ -1,7 +1,6 @@
-//! The enrol listener: an agent trades its projected token for a certificate.
-//!
-//! Callers show no certificate here, so everything is bounded: the size of a call, its time, the calls of one source,
-//! and the questions to the API server at a time. A peer is told a safe sentence; the cause goes to the log.
+//! The enroll listener: an agent exchanges its projected token for a certificate.
+//! Callers present no certificate here, so everything is bounded: the size of a call, its time, the calls of one
+//! source, and the simultaneous requests to the API server. A peer gets a safe message; the cause goes to the log.
 
 mod proof;
 
@@ -34,7 +33,7 @@ use tonic::{Request, Response, Status};
 use self::proof::{Attempt, Bound};
 use crate::authority::{AuthorityHandle, metrics::count_refusal, rate::RateLimit};
 
-/// Largest request, in bytes.
+/// Maximum size of a request, in bytes.
 const MAX_REQUEST: usize = 16 * 1024;
 
 /// Limit for one call.
@@ -46,11 +45,11 @@ const BURST: f64 = 250.0;
 /// Calls of one source per second after that.
 const PER_SECOND: f64 = 20.0;
 
-/// Enrolments worked on at a time: more would only queue at the API server.
+/// Number of enrollments handled at the same time: more would only queue at the API server.
 const CONCURRENCY: usize = 64;
 
-/// A further certificate is not given sooner than this while the agent is connected: it renews after three fifths of an
-/// hour. Whoever else has a token of its pod (editors of the namespace can make one) gets nothing.
+/// While the agent is connected, another certificate is not given sooner than this: it renews after three fifths of an
+/// hour. Another holder of a token of its pod (editors of the namespace can create one) gets nothing.
 const RENEWAL: Duration = Duration::from_secs(30 * 60);
 
 /// The `Enrolment` service.
@@ -66,7 +65,7 @@ pub struct EnrolmentService {
 /// Whether the agent of a process (by uid) and attempt is connected now.
 type IsConnected = Box<dyn Fn(&str, u32) -> bool + Send + Sync>;
 
-/// Why an agent gets no certificate. Shown to the peer as [`Refusal::status`] has it.
+/// Why an agent gets no certificate. [`Refusal::status`] is what the peer sees.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error("this version of the wire is not spoken here")]
@@ -101,7 +100,7 @@ impl Refusal {
         }
     }
 
-    /// What the peer may know, and whether it is worth to try again.
+    /// What the peer may know, and whether it should retry.
     fn status(&self) -> Status {
         match self {
             Self::Protocol => {
@@ -118,7 +117,7 @@ impl Refusal {
 }
 
 impl EnrolmentService {
-    /// Reviews tokens and reads pods by `client`, signs by `authority`. `is_connected` says whether the agent of a
+    /// Reviews tokens and reads pods with `client`, signs with `authority`. `is_connected` says whether the agent of a
     /// process (by uid) and attempt is connected now.
     #[must_use]
     pub fn new(
@@ -164,8 +163,8 @@ impl EnrolmentService {
         })
     }
 
-    /// Whether the attempt's process names the pod that holds the token. The objects are read from the API server, so
-    /// every replica gives the same answer, and a restart changes none.
+    /// Whether the attempt's process names the pod that has the token. The objects are read from the API server, so
+    /// every replica gives the same answer, and a restart does not change it.
     async fn check(&self, bound: &Bound, attempt: &Attempt) -> Result<(), Refusal> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &bound.namespace);
         let pod = pods.get_opt(&bound.pod_name).await?.ok_or(Refusal::Pod("it is gone"))?;
@@ -192,7 +191,8 @@ impl EnrolmentService {
         proof::read_review(answer.status.unwrap_or_default()).map_err(Refusal::Token)
     }
 
-    /// One live key for each attempt: while its agent is connected, a further one is given when the last is due.
+    /// One live key for each attempt: while its agent is connected, another one is given only when the last is due for
+    /// renewal.
     fn sign_once(&self, attempt: Attempt) -> Result<(), Refusal> {
         let now = Instant::now();
         let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -369,7 +369,8 @@ mod tests {
         assert_eq!(refused(&service, request(&key)).await.code(), Code::PermissionDenied);
     }
 
-    /// An editor of the namespace `default` learns the uid of a process elsewhere and writes it into a pod of its own.
+    /// An editor of the namespace `default` learns the uid of a process in another namespace and writes it into a pod
+    /// of its own.
     #[tokio::test]
     async fn a_uid_of_another_namespace_takes_no_key() {
         let mut pod = proof::tests::pod();
@@ -386,7 +387,7 @@ mod tests {
         }
     }
 
-    /// A restart forgets nothing: what the status says is what holds.
+    /// A restart forgets nothing: the status decides.
     #[tokio::test]
     async fn after_a_restart_another_pod_is_still_refused() {
         let mut process = proof::tests::process();

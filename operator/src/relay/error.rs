@@ -1,11 +1,11 @@
-//! What goes wrong for a caller of the relay. Each face gives it the form of its own protocol.
+//! Errors for callers of the relay. Each face encodes them in its own protocol.
 
 /// The kinds of failure; the names are those of gRPC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     /// The request is wrong, whatever the state of the system.
     InvalidArgument,
-    /// A position lies outside what there is.
+    /// A position is outside the available range.
     OutOfRange,
     /// There is no such object.
     NotFound,
@@ -15,13 +15,13 @@ pub enum Code {
     Unauthenticated,
     /// The request does not fit the state of the object.
     FailedPrecondition,
-    /// Another caller came first.
+    /// Another caller was first.
     Aborted,
     /// A limit is reached.
     ResourceExhausted,
-    /// The other side is too old for this.
+    /// The peer is too old for this.
     Unimplemented,
-    /// Nothing came in time.
+    /// There was no answer in time.
     DeadlineExceeded,
     /// Not possible now; try again.
     Unavailable,
@@ -29,7 +29,7 @@ pub enum Code {
     Internal,
 }
 
-/// Why a use case failed, in a sentence that is safe to show to the caller. Causes go to the log.
+/// Why a use case failed, as a message that is safe to show to the caller. Causes go to the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
@@ -79,13 +79,13 @@ impl Error {
         Self::unavailable("the agent of the process cannot be reached now")
     }
 
-    /// This replica ends.
+    /// This replica is shutting down.
     #[must_use]
     pub fn shutting_down() -> Self {
         Self::unavailable("this replica is going away")
     }
 
-    /// True where another try may succeed.
+    /// Whether a retry may succeed.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         self.code == Code::Unavailable

@@ -1,4 +1,4 @@
-//! Pieces as they go out: one gRPC message each, encoded once for all readers.
+//! Pieces as they are sent: one gRPC message each, encoded once for all readers.
 
 use bytes::Bytes;
 use remoteprocess_proto::MAX_CHUNK;
@@ -7,15 +7,16 @@ use remoteprocess_proto::wire::{HEAD, data_message, encode};
 
 use super::piece::{Piece, Placed, Wanted};
 
-/// From this size on a piece is a message of its own.
+/// A piece of at least this size is a message of its own.
 const LARGE: usize = 16 * 1024;
-/// From this size on a piece may stay in the message that brought it: what came from the socket together with it may stay
-/// in memory as long, up to twice its size.
+/// A piece of at least this size may stay in the message that brought it: what came from the socket together with it
+/// may stay in memory as long, up to twice its size.
 const ADOPTED: usize = 32 * 1024;
-/// Pieces whose times are further apart are not merged, in nanoseconds: the time of a message is that of its first byte.
+/// Pieces whose times differ by more than this are not merged, in nanoseconds: the time of a message is that of its
+/// first byte.
 const MOMENT: i64 = 10_000_000;
 
-/// A piece, its place, and the message that carries it, of which the piece's bytes are a part.
+/// A piece, its position, and the message that carries it, which contains the piece's bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Framed {
     /// The piece and where it begins.
@@ -24,7 +25,7 @@ pub struct Framed {
     pub wire: Bytes,
 }
 
-/// A message of bytes to which further ones may be added.
+/// A message to which further bytes may be added.
 #[derive(Debug)]
 pub struct Open {
     start: Cursor,
@@ -35,7 +36,7 @@ pub struct Open {
 }
 
 impl Framed {
-    /// The part that a reader wants: usually all of it, as it is.
+    /// The part that a reader wants: usually all of it, unchanged.
     #[must_use]
     pub fn wanted(self, wanted: &Wanted) -> Option<Self> {
         let piece = &self.placed.piece;
@@ -51,7 +52,7 @@ impl Framed {
         Some(Self::new(Placed { start, piece }))
     }
 
-    /// The message that brought a piece, where that is worth while and there is hardly anything else in it.
+    /// The message that brought a piece, if reusing it is worthwhile and it contains little else.
     #[must_use]
     pub fn adopt(placed: &Placed, wire: &Bytes) -> Option<Self> {
         let length = placed.piece.bytes().len();
@@ -61,7 +62,7 @@ impl Framed {
         })
     }
 
-    /// Copies the piece into a message of its own: it refers to nothing larger than itself.
+    /// Copies the piece into a message of its own, which refers to nothing larger than itself.
     #[must_use]
     pub fn new(placed: Placed) -> Self {
         let start = placed.start;
@@ -108,7 +109,7 @@ impl Open {
             && length + data.bytes.len() <= MAX_CHUNK
     }
 
-    /// Adds bytes that it takes.
+    /// Adds bytes for which [`Self::takes`] is true.
     pub fn add(&mut self, data: &Data) {
         self.buffer.extend_from_slice(&data.bytes);
     }

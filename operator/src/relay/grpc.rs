@@ -1,8 +1,7 @@
-//! gRPC: the face of the relay for users, agents and other replicas, and the calls that the relay makes itself.
-//!
-//! A method of the service is: [`admit`] (who calls, and is the protocol's version served), one use case of
-//! [`super::core`], and the answer on the wire. No other folder of the relay names tonic. Another face, HTTP for example,
-//! is another module beside this one that calls the same use cases.
+//! gRPC: the face of the relay for users, agents and other replicas, and the calls that the relay itself makes.
+//! A method of the service consists of [`admit`] (who calls, and is the version of the protocol supported), one use
+//! case of [`super::core`], and the encoding of the answer. No other folder of the relay names tonic. Another face,
+//! HTTP for example, is another module beside this one that calls the same use cases.
 
 pub mod agent;
 mod attach;
@@ -52,7 +51,7 @@ impl RelayService {
     }
 }
 
-/// A request that says which version of the protocol its sender speaks.
+/// A request that carries the sender's version of the protocol.
 trait Versioned {
     fn protocol(&self) -> u32;
 }
@@ -78,7 +77,7 @@ versioned!(
     ExecOpen
 );
 
-/// Who calls, and the request, once both are found right.
+/// The caller and the request, if both are valid.
 fn admit<T: Versioned, C>(request: Request<T>, who: fn(&Request<T>) -> Result<C, Status>) -> Result<(C, T), Status> {
     let caller = who(&request)?;
     let request = request.into_inner();
@@ -86,7 +85,7 @@ fn admit<T: Versioned, C>(request: Request<T>, who: fn(&Request<T>) -> Result<C,
     Ok((caller, request))
 }
 
-/// Versions one away from ours are served.
+/// Versions that differ from ours by at most one are supported.
 fn check_protocol(request: &impl Versioned) -> Result<(), Error> {
     remoteprocess_proto::check_protocol(request.protocol())
         .map_err(|error| Error::failed_precondition(error.to_string()))

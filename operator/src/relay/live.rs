@@ -1,8 +1,7 @@
 //! One upstream for each live attempt, many followers.
-//!
-//! A live attempt reads the agent's output once, keeps the newest part in a ring, and archives it. Followers read the ring,
-//! and the archive where they are too slow for it; none of them holds the upstream up. Only a ring full of bytes that
-//! are not durable yet does: then the agent's spool absorbs.
+//! A live attempt reads the agent's output once, keeps the newest part in a ring, and archives it. Followers read the
+//! ring, or the archive if they are too slow for the ring; no follower holds the upstream back. Only a ring full of
+//! bytes that are not durable yet does: then the agent's spool takes the output.
 
 mod archiver;
 mod budget;
@@ -40,12 +39,12 @@ use super::grpc::agent::{AgentClient, Connect};
 use super::grpc::peers::Peers;
 use super::metrics::metrics;
 
-/// Writes what a live attempt learns into the object's status. Each write is tried until it is done or the object is gone:
-/// an API server that is away must not end a live attempt.
+/// Writes what a live attempt learns into the object's status. Each write is retried until it succeeds or the object is
+/// gone: an unavailable API server must not end a live attempt.
 pub trait Record: Send + Sync + 'static {
-    /// Something of a program that runs.
+    /// Records a fact about a running program.
     fn learned<'a>(&'a self, subject: &'a Subject, fact: Fact) -> BoxFuture<'a, ()>;
-    /// Something holds the output up, or does not any more.
+    /// Records that something holds the output up, or no longer does.
     fn noted<'a>(&'a self, subject: &'a Subject, notice: &'a OutputCondition) -> BoxFuture<'a, ()>;
     /// The attempt ended and its output is archived.
     fn ended<'a>(&'a self, subject: &'a Subject, ending: &'a Ending) -> BoxFuture<'a, ()>;
@@ -54,23 +53,23 @@ pub trait Record: Send + Sync + 'static {
 /// The end of an attempt, once everything is archived.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ending {
-    /// The last frame of the stream, `sealed` as the archive found it.
+    /// The last frame of the stream, with `sealed` set by the archive.
     pub exit: Exit,
     /// Where both streams ended.
     pub end: Cursor,
-    /// Bytes of both streams that will never be there, as far as known.
+    /// Number of bytes of both streams that are permanently missing, as far as known.
     pub lost: Cursor,
-    /// The ranges that they were in; the first hundred of them.
+    /// The ranges of these bytes; the first hundred of them.
     pub gaps: Vec<StoredGap>,
     /// The last bytes of both streams in the observed order, at most [`Ending::TAIL_BYTES`].
     pub tail: Vec<u8>,
 }
 
 impl Ending {
-    /// Raw bytes of output from which the status' tail is made.
+    /// Number of raw bytes of output from which the tail in the status is made.
     pub const TAIL_BYTES: usize = 4096;
 
-    /// What the archive says of an attempt that ended with `exit`.
+    /// The ending of an attempt with this exit, according to the archive.
     #[must_use]
     pub fn archived(exit: Exit, manifest: Manifest, tail: Vec<u8>) -> Self {
         Self {
@@ -85,17 +84,17 @@ impl Ending {
 
 /// What all live attempts of a relay share.
 pub struct Context {
-    /// Where output goes.
+    /// Where output is archived.
     pub archive: Archive,
     /// How agents are reached.
     pub connect: Arc<dyn Connect>,
     /// The other replicas.
     pub peers: Peers,
-    /// Where facts go.
+    /// Where facts are recorded.
     pub record: Box<dyn Record>,
-    /// What all rings together may hold.
+    /// The memory limit of all rings together.
     pub memory: Arc<Budget>,
-    /// Ends every live attempt: what was received is flushed first.
+    /// Ends every live attempt; received output is flushed first.
     pub shutdown: CancellationToken,
 }
 
@@ -115,21 +114,21 @@ pub struct LiveAttempt {
 /// What the agent's stream has shown of a live attempt.
 #[derive(Clone, Debug, Default)]
 struct Observed {
-    /// There was a sign that the program runs.
+    /// The program has started.
     is_started: bool,
-    /// The last state that the agent told.
+    /// The last state that the agent reported.
     state: Option<State>,
     /// The size of the spool in bytes, while it is full and holds the program back.
     blocked: Option<u64>,
-    /// The stream is open now, as far as this side knows.
+    /// Whether the stream is open now, as far as this side knows.
     is_connected: bool,
 }
 
-/// What a follower reads beside the archive: the ring of a live attempt, or of a mirror.
+/// What a follower reads in addition to the archive: the ring of a live attempt, or of a mirror.
 #[derive(Clone)]
 pub struct Feed {
     ring: Arc<Ring>,
-    /// What the ring has dropped is in the archive; at another home it may be on its way there.
+    /// If true, what the ring has dropped is in the archive; another home may still be archiving it.
     is_home: bool,
 }
 
@@ -144,7 +143,7 @@ pub struct LiveAttempts {
 }
 
 impl LiveAttempts {
-    /// No live attempt yet.
+    /// Without live attempts.
     #[must_use]
     pub fn new(context: Arc<Context>) -> Self {
         Self {
@@ -168,7 +167,7 @@ impl LiveAttempts {
         self.lock().values().cloned().collect()
     }
 
-    /// The mirror of an attempt whose home is another replica; made, where there is none.
+    /// The mirror of an attempt whose home is another replica; created if there is none.
     pub fn mirror(&self, key: &AttemptKey) -> Arc<Mirror> {
         let mut mirrors = self.mirrors();
         if let Some(mirror) = mirrors.get(key) {
@@ -196,13 +195,13 @@ impl LiveAttempts {
         &self.context.peers
     }
 
-    /// Fires when a live attempt appears or goes, or a mirror becomes ready.
+    /// Fires when a live attempt begins or ends, or a mirror becomes ready.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// Opens the live attempt of an attempt, or tells the one that is open where its agent is now.
+    /// Opens the live attempt of an attempt, or tells an open one where its agent is now.
     pub fn open(&self, subject: Subject, agent: Agent) -> Arc<LiveAttempt> {
         let mut live = self.lock();
         if let Some(attempt) = live.get(&subject.key) {
@@ -225,7 +224,7 @@ impl LiveAttempts {
         attempt
     }
 
-    /// Waits until every live attempt has ended; to be called after the shutdown token fired.
+    /// Waits until every live attempt has ended; call it after the shutdown token fired.
     pub async fn drained(&self) {
         self.tasks.close();
         self.tasks.wait().await;
@@ -236,7 +235,7 @@ impl LiveAttempts {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<AttemptKey, Arc<LiveAttempt>>> {
-        // The map is whole after each statement, so a panic elsewhere leaves nothing half done.
+        // The map is consistent after each statement, so a panic elsewhere leaves nothing half done.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -265,19 +264,19 @@ impl LiveAttempt {
         }
     }
 
-    /// What the live attempt is of.
+    /// The attempt and its object.
     #[must_use]
     pub fn subject(&self) -> &Subject {
         &self.subject
     }
 
-    /// Calls the agent.
+    /// The client of the agent.
     #[must_use]
     pub fn agent(&self) -> &AgentClient {
         &self.client
     }
 
-    /// False for the first moments, until the archive has said where it stands.
+    /// False at first, until the archive has reported where its output ends.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.ring.front().is_some()
@@ -295,13 +294,13 @@ impl LiveAttempt {
         self.ring.end()
     }
 
-    /// The last state that the agent told.
+    /// The last state that the agent reported.
     #[must_use]
     pub fn state(&self) -> Option<State> {
         self.observed.borrow().state.clone()
     }
 
-    /// Why the archive takes nothing of this attempt now, and each change of it; `None` while it does.
+    /// Why the archive takes nothing of this attempt now, and each change of that; `None` while it takes output.
     #[must_use]
     pub fn archive_unavailable(&self) -> watch::Receiver<Option<Unavailable>> {
         self.unavailable.subscribe()
@@ -313,7 +312,7 @@ impl LiveAttempt {
         self.ring.exit()
     }
 
-    /// Takes what the object says now. The attempt's own tasks bring it about.
+    /// Updates the desired state. The attempt's own tasks apply it.
     pub fn update_desired(&self, said: Desired) {
         self.desired.send_if_modified(|desired| desired.update(said));
     }

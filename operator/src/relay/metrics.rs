@@ -1,4 +1,4 @@
-//! What the relay counts.
+//! The relay's metrics.
 
 use std::sync::LazyLock;
 
@@ -9,7 +9,7 @@ use remoteprocess_runtime::prometheus_client::registry::{Registry, Unit};
 /// The relay's metrics.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// Live sessions.
+    /// Live attempts.
     pub sessions: Gauge,
     /// Attempts that are read from their home at another replica.
     pub mirrors: Gauge,
@@ -29,7 +29,7 @@ pub struct Metrics {
     pub archive_expired: Counter,
     /// Bytes in the archive that retention has removed.
     pub archive_expired_size: Counter,
-    /// Starts that were granted, homes for agents that had launched included.
+    /// Starts that were granted, including homes for agents that had already launched.
     pub starts: Counter,
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use remoteprocess_proto::v1::{Cursor, Data, Gap, GapReason, OutputFrame, Stream, output_frame::Frame};
 
-/// What the history of an attempt is made of, in the observed order. Cheap to clone.
+/// The items of an attempt's history, in the observed order. Cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Piece {
     /// Bytes as the program wrote them.
@@ -69,7 +69,7 @@ impl Piece {
         }
     }
 
-    /// First offset after the piece; its own start where the end of a gap is not known.
+    /// First offset after the piece; its own start if the end of a gap is not known.
     #[must_use]
     pub fn to(&self) -> u64 {
         match self {
@@ -96,7 +96,7 @@ impl Piece {
         }
     }
 
-    /// What holding the piece costs, in bytes of memory.
+    /// Memory that the piece occupies, in bytes.
     #[must_use]
     pub fn cost(&self) -> usize {
         const OVERHEAD: usize = 128;
@@ -145,13 +145,13 @@ impl Placed {
     }
 }
 
-/// How far a position lies along the history: the observed order is one sequence, in which this sum only grows.
+/// The distance of a position along the history: the observed order is one sequence, in which this sum only grows.
 #[must_use]
 pub fn distance(cursor: &Cursor) -> u64 {
     cursor.stdout.saturating_add(cursor.stderr)
 }
 
-/// A gap that a relay states itself.
+/// A gap that a relay itself reports.
 #[must_use]
 pub fn gap(stream: Stream, from: u64, to: Option<u64>, reason: GapReason) -> Piece {
     Piece::Gap(Gap {

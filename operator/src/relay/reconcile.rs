@@ -1,5 +1,5 @@
-//! Brings the live attempts in line with their objects: passes on what an object says, closes attempts whose agent is
-//! lost, and records ends that a former relay has only archived.
+//! Keeps the live attempts in line with their objects: passes on the desired state, closes attempts whose agent is
+//! lost, and records ends that an earlier relay has only archived.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::live::{Desired, Ending, LiveAttempt, LiveAttempts, ProgramSpec, Progr
 use super::status::{Recorder, known_end};
 use crate::directory::{Change, Directory};
 
-/// Who asks for the end where the object does.
+/// The requester of the end when the object is deleted.
 const BY_DELETION: &str = "deletion";
 /// How long an attempt that ended is left to the agent or to another replica.
 const ABANDONED_AFTER: Duration = Duration::from_secs(30);
@@ -27,16 +27,16 @@ const ABANDONED_AFTER: Duration = Duration::from_secs(30);
 /// Keeps the live attempts in line with the directory.
 #[derive(Clone)]
 pub struct Reconciler {
-    /// Which processes exist.
+    /// All existing processes.
     pub directory: Directory,
-    /// Which of them are live here.
+    /// The attempts that are live here.
     pub sessions: LiveAttempts,
-    /// Asks for pods, writes ends.
+    /// Reads pods, writes ends.
     pub recorder: Recorder,
 }
 
 impl Reconciler {
-    /// Follows the directory; never ends. Subscribe before the first list is delivered.
+    /// Follows the directory; never returns. Subscribe before the first list is delivered.
     pub async fn run(self, mut changes: mpsc::UnboundedReceiver<Change>) {
         let mut waiting = HashSet::new();
         let mut closing = JoinSet::new();
@@ -85,8 +85,8 @@ impl Reconciler {
         }
     }
 
-    /// The attempt ended, no session has its output, and nobody has recorded that. Once its pod cannot bring anything
-    /// any more, a session without an agent closes the books: what is missing is named in archive and status.
+    /// Handles an attempt that ended, that is not live anywhere, and whose output is not recorded. Once its pod cannot
+    /// send anything anymore, a live attempt without an agent closes it: archive and status name what is missing.
     async fn close_abandoned(self, subject: Subject) -> AttemptKey {
         loop {
             sleep(ABANDONED_AFTER).await;
@@ -117,12 +117,12 @@ impl Reconciler {
     }
 }
 
-/// The attempts that ended without their output being recorded, by another word than the agent's.
+/// The attempts whose end was not reported by the agent, and whose output is not recorded.
 fn abandoned(process: &RemoteProcess) -> impl Iterator<Item = Subject> {
     unfinished(process).filter(|subject| known_end(process, subject.key.attempt).is_some())
 }
 
-/// What an object says of one of its attempts.
+/// The desired state of one attempt of an object.
 #[must_use]
 pub fn desired(process: &RemoteProcess, number: u32) -> Desired {
     let attempt = process.status.as_ref().and_then(|status| status.attempt(number));
@@ -142,7 +142,7 @@ pub fn desired(process: &RemoteProcess, number: u32) -> Desired {
     }
 }
 
-/// Who wants the end, where the object itself says so.
+/// Who requests the end, if the object itself does.
 fn order_to_stop(process: &RemoteProcess) -> Option<StopOrder> {
     if process.spec.desired_state == DesiredState::Stopped {
         let asked = process.asked();
@@ -169,7 +169,7 @@ fn program_status(attempt: &AttemptStatus) -> ProgramStatus {
     }
 }
 
-/// The live sessions of an object.
+/// The live attempts of an object.
 fn of(sessions: &LiveAttempts, process: &RemoteProcess) -> Vec<Arc<LiveAttempt>> {
     let uid = process.uid().unwrap_or_default();
     let attempts = process.status.iter().flat_map(|status| &status.attempts);
@@ -183,7 +183,7 @@ fn of(sessions: &LiveAttempts, process: &RemoteProcess) -> Vec<Arc<LiveAttempt>>
         .collect()
 }
 
-/// Records the ends that were archived by a relay which died before it could write them into the status.
+/// Records the ends that were archived by a relay that died before it could write them into the status.
 pub async fn record_archived_ends(
     directory: &Directory,
     archive: &Archive,

@@ -1,7 +1,6 @@
 //! What the relay writes into the status of a process: the grant, the start, the end with its seal.
-//!
-//! The patches are built by pure functions from the object as it is ([`patch`]); [`Recorder`] applies them, guarded by
-//! the object's resourceVersion, and tries again until it is done or the object is gone.
+//! Pure functions build the patches from the current object ([`patch`]); [`Recorder`] applies them, guarded by the
+//! object's resourceVersion, and retries until that succeeds or the object is gone.
 
 mod condition;
 mod end;
@@ -32,15 +31,15 @@ use super::attempt::Subject;
 use super::live::{Ending, Fact, OutputCondition, Record};
 use crate::backoff::Backoff;
 
-/// Pauses between tries of a write.
+/// Pauses between retries of a write.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
-/// Pause after somebody else's write came in between.
+/// Pause after another writer's change came in between.
 const CONFLICT: Duration = Duration::from_millis(10);
 /// Limit for one request.
 const CALL: Duration = Duration::from_secs(10);
-/// Tries of an Event.
+/// Number of tries to write an Event.
 const EVENT_TRIES: usize = 5;
-/// Tries of a grant before the agent is asked to come again.
+/// Number of tries to write a grant before the agent is asked to come again.
 const GRANT_TRIES: usize = 10;
 
 /// Why a start is not granted.
@@ -52,7 +51,7 @@ pub enum Error {
     /// The object is gone.
     #[error("the process has been deleted")]
     Gone,
-    /// The answer is no.
+    /// The grant is refused.
     #[error("{0}")]
     Refused(&'static str),
 }
@@ -78,10 +77,9 @@ impl Recorder {
     }
 
     /// Grants the start of an attempt to the agent of its pod: when this returns `Ok`, the grant is in the status.
-    /// `known` is the object as a watch told it; what it says is checked by the write's resourceVersion.
-    ///
+    /// `known` is the object from a watch; the resourceVersion of the write checks that it is current.
     /// # Errors
-    /// When the answer is no, or the API server cannot be asked.
+    /// When the grant is refused, or the API server does not answer.
     pub async fn grant(&self, known: &RemoteProcess, claim: &Claim) -> Result<(), Error> {
         let (namespace, name) = (known.namespace().unwrap_or_default(), known.name_any());
         let known = decide_grant(known, claim, &self.replica, Timestamp::now(), false);
@@ -114,7 +112,7 @@ impl Recorder {
         Err(Error::Api(None))
     }
 
-    /// The controller has not recorded the pod's uid yet: the pod itself is asked.
+    /// Reads the pod itself, because the controller has not recorded its uid yet.
     async fn check_pod(&self, namespace: &str, pod: &str, claim: &Claim) -> Result<(), Error> {
         let pod = self.pod(namespace, pod).await?;
         let fits = pod.is_some_and(|pod| {
@@ -128,14 +126,13 @@ impl Recorder {
         }
     }
 
-    /// Sets `spec.desiredState: Stopped`, and says for whom and why.
-    ///
+    /// Sets `spec.desiredState: Stopped`, and records for whom and why.
     /// # Errors
     /// When the API server does not answer, or the object has been replaced.
     pub async fn stop(&self, namespace: &str, name: &str, uid: &str, user: &str, why: &str) -> Result<(), Error> {
         let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), namespace);
-        // The uid makes the API server refuse a namesake.
-        // An older reason does not stay where there is no new one.
+        // With the uid the API server refuses another object of the same name. An older reason is removed if there is
+        // no new one.
         let why = Some(why).filter(|why| !why.is_empty());
         let annotations = json!({names::ANNOTATION_REASON: why, names::ANNOTATION_REQUESTED_BY: user});
         let metadata = json!({"uid": uid, "annotations": annotations});
@@ -147,7 +144,7 @@ impl Recorder {
         bounded(api.patch(name, &params, &Patch::Merge(patch))).await.map(drop)
     }
 
-    /// Writes an Event, unless it is there. A few tries: what stands in it is news, and no state that must be right.
+    /// Writes an Event, unless it exists, with only a few tries: an Event is news, and no state that must be correct.
     async fn publish(&self, subject: &Subject, event: &Event) {
         let api: Api<Event> = Api::namespaced(self.client.clone(), &subject.namespace);
         for _ in 0..EVENT_TRIES {
@@ -160,8 +157,7 @@ impl Recorder {
         }
     }
 
-    /// The pod of an attempt, as far as an agent in it could still come: false when it is gone or has ended.
-    ///
+    /// Whether an agent in the pod of an attempt could still come: false when the pod is gone or has ended.
     /// # Errors
     /// When the API server does not answer.
     pub async fn has_pod(&self, namespace: &str, pod: &str) -> Result<bool, Error> {
@@ -170,7 +166,6 @@ impl Recorder {
         Ok(phase.is_some_and(|phase| phase != "Succeeded" && phase != "Failed"))
     }
 
-    /// A pod by its name in a status, which is a part of the path of the request: no pod has a name that is none.
     /// The addresses of a pod of this attempt, as the API server knows them.
     ///
     /// # Errors
@@ -188,6 +183,7 @@ impl Recorder {
         Ok(parsed.map(|address: IpAddr| address.to_canonical()).collect())
     }
 
+    /// Reads a pod by its name in a status. The name becomes part of the request's path, so an invalid one is no pod.
     async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, Error> {
         if !identifier::is_name(name) {
             return Ok(None);
@@ -196,7 +192,7 @@ impl Recorder {
         bounded(api.get_opt(name)).await
     }
 
-    /// Builds from the object as it is and writes, until it is written or there is nothing to write to.
+    /// Builds a patch from the current object and writes it, until it is written or there is nothing to write to.
     async fn until_written(
         &self,
         subject: &Subject,
@@ -253,7 +249,7 @@ impl Recorder {
     }
 }
 
-/// An API server that holds a request for ever is one that is away.
+/// An API server that does not answer a request in time counts as unavailable.
 async fn bounded<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Error> {
     match timeout(CALL, call).await {
         Ok(answered) => answered.map_err(|error| Error::Api(Some(error))),

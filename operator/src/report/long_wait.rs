@@ -1,4 +1,4 @@
-//! When a wait is worth an Event.
+//! Decides when a wait is worth an Event.
 
 use std::time::Duration;
 
@@ -9,26 +9,26 @@ use crate::backoff::Backoff;
 
 /// A wait of this length is reported.
 const LONG: Duration = Duration::from_secs(30);
-/// Between the first two reports and, as that doubles, at most: an Event lives for an hour.
+/// Pause between the first two reports, and, as it doubles, the longest pause: an Event lives for an hour.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(30 * 60));
 
-/// One wait of a process, and what was reported of it.
+/// One wait of a process, and its reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LongWait {
-    /// Reason and sentence, while it waits.
+    /// Reason and message, while it waits.
     said: Option<(Reason, String)>,
     /// When the next report is due.
     due: Option<Timestamp>,
     /// Reports of this wait.
     reports: u32,
-    /// Reports of this sentence.
+    /// Reports of this message.
     count: u32,
 }
 
 impl LongWait {
-    /// Looks at the process. Where a report is due, returns how many there were of this sentence, this one included.
+    /// Looks at the process. If a report is due, returns how many there were of this message, including this one.
     ///
-    /// Another reason begins another wait. Another sentence does not: it may change with every look.
+    /// Another reason begins another wait. Another message does not: it may change all the time.
     pub(crate) fn see(&mut self, process: &RemoteProcess, now: Timestamp) -> Option<u32> {
         let said = waits_for(process);
         let reason = |said: &Option<(Reason, String)>| said.as_ref().map(|(reason, _)| *reason);

@@ -1,4 +1,4 @@
-//! Output that shows where something is missing or twice: every place of it is different.
+//! Output in which a missing or repeated part is visible: every position is different.
 
 /// What `seq FIRST LAST` prints.
 #[must_use]

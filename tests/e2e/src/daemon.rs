@@ -1,4 +1,4 @@
-//! Daemons of the development cluster, ended and started again as they were.
+//! Ends daemons of the development cluster, and restarts them with the same command.
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -20,7 +20,7 @@ pub struct EndedDaemon {
 }
 
 impl EndedDaemon {
-    /// Ends a daemon by SIGKILL.
+    /// Ends a daemon with SIGKILL.
     pub fn end(name: &'static str) -> Result<Self> {
         let text = fs::read_to_string(pid_file(name)?)?;
         let pid: i32 = text.split(' ').next().unwrap_or_default().parse()?;
@@ -47,13 +47,13 @@ impl EndedDaemon {
             name,
             command: Some(command),
         };
-        // Where it is a child of ours, its entry stays.
+        // If it is a child of ours, its entry in /proc stays.
         let is_gone = || fs::read_to_string(process.join("stat")).map_or(true, |stat| stat.contains(") Z "));
         until("its end", Duration::from_secs(10), || Ok(is_gone()))?;
         Ok(ended)
     }
 
-    /// Starts it as it was, and says so where `cargo xtask cluster` looks.
+    /// Restarts it with the same command, and updates its pid file for `cargo xtask cluster`.
     pub fn start_again(mut self) -> Result<()> {
         self.start()
     }
@@ -64,7 +64,7 @@ impl EndedDaemon {
         };
         let pid = command.spawn().context("setsid")?.id();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // Field 22, behind the name, which may hold anything but the last parenthesis.
+        // Field 22, after the name, which may contain anything except the last parenthesis.
         let since = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19));
         fs::write(
             pid_file(self.name)?,
@@ -92,7 +92,7 @@ fn pid_file(name: &str) -> Result<PathBuf> {
     Ok(state()?.join("pids").join(name))
 }
 
-/// What the kernel keeps between NUL bytes.
+/// The words that the kernel separates by NUL bytes.
 fn words(path: &Path) -> Result<Vec<String>> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
     let words = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty());

@@ -1,4 +1,4 @@
-//! How an ending is told, and whether an object tells it so.
+//! Expected endings, and the check that an object reports them.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::namespace::{Namespace, condition};
 use crate::wait::until;
 
-/// How an ending is told.
+/// How an ending is reported.
 #[derive(Clone, Copy)]
 pub struct Told {
     /// `status.reason`.
@@ -17,9 +17,9 @@ pub struct Told {
     pub code: Option<i32>,
     /// Name of the signal.
     pub signal: Option<&'static str>,
-    /// Whose word it is.
+    /// Which component reported it.
     pub source: &'static str,
-    /// Who stopped it.
+    /// Who requested it.
     pub by: Option<&'static str>,
 }
 
@@ -57,7 +57,7 @@ impl Told {
         }
     }
 
-    /// 128 + n as a shell tells it.
+    /// 128 + n for signal n, as a shell reports it.
     pub fn exit_code(&self) -> Result<i32> {
         let numbers = [
             ("SIGHUP", 1),
@@ -79,7 +79,7 @@ impl Told {
             .context("an ending with a code")
     }
 
-    /// Nobody knows how the program ended, or it never began.
+    /// It is not known how the program ended, or it never started.
     #[must_use]
     pub const fn unknown(reason: &'static str) -> Self {
         Self {
@@ -92,13 +92,12 @@ impl Told {
     }
 }
 
-/// How long after the end of its pod something of a process may still be open.
+/// How long after the end of its pod output of a process may stay unsealed.
 const OPEN_SECONDS: u64 = 30;
 
-/// Checks that status and conditions say it, and that everything is closed soon after the pod's end.
-///
+/// Checks that status and conditions report it, and that everything is closed soon after the pod's end.
 /// # Errors
-/// When it is not so.
+/// When they do not.
 pub fn check_ending(namespace: &Namespace, name: &str, told: &Told) -> Result<()> {
     let object = namespace.wait_for(name, "Finished=True", 180, |status| {
         condition(status, "Finished")["status"] == "True"
@@ -122,7 +121,7 @@ pub fn check_ending(namespace: &Namespace, name: &str, told: &Told) -> Result<()
     let exit = &last_attempt(status)["exit"];
     ensure!(exit["source"] == told.source, "{name}: {status:#}");
     ensure!(exit["stop"]["requestedBy"] == json!(told.by), "{name}: {status:#}");
-    // Never a success without the entrypoint's record of code 0 that nobody asked for.
+    // Never a success without the entrypoint's record of code 0 and without a request to stop.
     let is_verified = exit["source"] == "Entrypoint" && exit["code"] == 0 && exit["stop"].is_null();
     ensure!(phase != "Succeeded" || is_verified, "{name}: {status:#}");
     println!("ending {name}: {phase}, {}, exit {exit}", told.reason);
@@ -145,7 +144,7 @@ pub fn last_attempt(status: &Value) -> &Value {
     attempts.unwrap_or(&Value::Null)
 }
 
-/// Its pod has ended or is gone.
+/// Waits until its pod has ended or is gone.
 fn wait_for_pod(namespace: &Namespace, name: &str) -> Result<()> {
     let selector = format!("--selector=remoteprocess.dev/name={name}");
     until(

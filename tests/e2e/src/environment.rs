@@ -1,15 +1,15 @@
-//! Where the tests run and with which programs.
+//! The environment of the tests: the cluster and the programs.
 
 use std::env;
 
-/// A shell and the usual tools.
+/// An image with a shell and the usual tools.
 pub const BUSYBOX: &str = "busybox:1.36";
-/// Nothing but one static program, `/busybox`.
+/// An image with only one static program, `/busybox`.
 pub const STATIC: &str = "scratch-static:test";
 /// Service of the relay.
 pub const RELAY_SERVICE: &str = "remoteprocess-relay";
 
-/// A program by its environment variable, or by its name in `PATH`.
+/// A program from its environment variable, or from its name in `PATH`.
 pub(crate) fn program(variable: &str, name: &str) -> String {
     env::var(variable).unwrap_or_else(|_| name.to_owned())
 }
@@ -24,24 +24,24 @@ pub(crate) fn context() -> Option<String> {
     env::var("RPROC_CONTEXT").ok()
 }
 
-/// Tag of the images under test; none leaves the installation as it is.
+/// Tag of the images under test; `None` keeps the installed ones.
 pub(crate) fn image_tag() -> Option<String> {
     env::var("RPROC_IMAGE_TAG").ok()
 }
 
-/// Whether full sizes are wanted.
+/// Whether to run the full sizes.
 #[must_use]
 pub fn is_long() -> bool {
     env::var("RPROC_LONG").is_ok_and(|value| value == "1")
 }
 
-/// Whether the namespaces of failed tests stay.
+/// Whether to keep the namespaces of failed tests.
 pub(crate) fn keeps_failed() -> bool {
     env::var("RPROC_KEEP").is_ok_and(|value| value == "1")
 }
 
-/// Whether the cluster is the one that `cargo xtask cluster up` makes on this machine: only there do tests kill processes
-/// of the node or delete the CRD. Says so where it is not.
+/// Whether the cluster is the one that `cargo xtask cluster up` creates on this machine: only there do tests kill
+/// processes of the node or delete the CRD. If it is not, prints what is left out.
 pub fn is_development_cluster(what_is_left_out: &str) -> bool {
     let own = is_own_cluster();
     if !own {
@@ -50,7 +50,7 @@ pub fn is_development_cluster(what_is_left_out: &str) -> bool {
     own
 }
 
-/// An image with bash and coreutils over glibc: made here for the development cluster, Debian's own elsewhere.
+/// An image with bash and coreutils with glibc: built here for the development cluster, Debian's own elsewhere.
 #[must_use]
 pub fn glibc() -> &'static str {
     if is_own_cluster() {

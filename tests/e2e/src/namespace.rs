@@ -1,4 +1,4 @@
-//! A namespace for each test, with the people in it; its state is shown when the test fails.
+//! A namespace for each test, with its users; its state is printed when the test fails.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,16 +13,15 @@ use crate::release::Installation;
 use crate::user::{self, User};
 use crate::wait::{until, until_some};
 
-/// A namespace with somebody who may edit it.
+/// A namespace with a user who may edit it.
 pub struct Namespace {
     /// Its name.
     pub name: String,
-    /// Somebody with the role `edit` here, and the right to connect.
+    /// A user with the role `edit` here, and the right to connect.
     pub editor: User,
 }
 
-/// Runs a test in a namespace of its own. When it fails, what is in the namespace is printed.
-///
+/// Runs a test in a namespace of its own. When it fails, prints what is in the namespace.
 /// # Panics
 /// When the test fails: this is its outermost frame.
 pub fn with_temp_ns(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) {
@@ -49,7 +48,7 @@ pub fn with_temp_ns(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) {
     }
 }
 
-/// The specification of a script for `sh` in busybox, with further fields.
+/// The spec of a script for `sh` in busybox, with further fields.
 #[must_use]
 pub fn spec(script: &str, more: Value) -> Value {
     let mut spec = json!({"image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]});
@@ -141,24 +140,24 @@ impl Namespace {
         })
     }
 
-    /// Another person here, with this ClusterRole or none. Everybody may connect.
+    /// Another user here, with this ClusterRole or none. All users may connect.
     pub fn user(&self, name: &str, role: Option<&str>) -> Result<User> {
         add_account(&self.name, name, role)?;
         User::service_account(&self.name, name)
     }
 
-    /// The administrator, at home here.
+    /// The administrator, with this namespace.
     pub fn admin(&self) -> Result<User> {
         user::admin(&self.name)
     }
 
-    /// `kubectl` by the administrator.
+    /// `kubectl` as the administrator.
     #[must_use]
     pub fn kubectl(&self, arguments: &[&str]) -> Program {
         kubectl(["--namespace", &self.name]).args(arguments)
     }
 
-    /// Creates a RemoteProcess by `kubectl apply` as the editor.
+    /// Creates a RemoteProcess with `kubectl apply` as the editor.
     pub fn apply(&self, name: &str, spec: Value) -> Program {
         let object = json!({
             "apiVersion": "remoteprocess.dev/v1alpha1",
@@ -210,7 +209,7 @@ impl Namespace {
     pub fn wait_for(&self, name: &str, what: &str, seconds: u64, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = Value::Null;
         let answer = until_some(what, Duration::from_secs(seconds), || {
-            // Whoever creates it may not have come to that yet.
+            // The object may not exist yet.
             last = self.object(name).unwrap_or_default();
             Ok((!last.is_null() && is_so(&last["status"])).then(|| last.clone()))
         });

@@ -1,4 +1,4 @@
-//! Processes of the node, seen from the machine that the development cluster runs on.
+//! Processes of the node, as seen from the machine on which the development cluster runs.
 
 use std::fs;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub fn processes_of_pod(pod_uid: &str) -> Result<Vec<Pid>> {
     processes_of(b"", pod_uid)
 }
 
-/// The operator's processes, those of all replicas.
+/// The operator's processes, of all replicas.
 pub fn operators() -> Result<Vec<Pid>> {
     let uids = kubectl([
         "get",
@@ -71,7 +71,7 @@ fn processes_of(command_line: &[u8], pod_uid: &str) -> Result<Vec<Pid>> {
         else {
             continue;
         };
-        // Processes may end while we look.
+        // Processes may end during the scan.
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let group = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
         if command.starts_with(command_line) && group.contains(pod_uid) {

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::environment::{context, program};
 use crate::running::{Finished, Running, Stream, exit_code};
 
-/// How long a program may run where the test says nothing else.
+/// How long a program may run unless the test sets another deadline.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A program to run.
@@ -22,12 +22,12 @@ pub struct Program {
     input: Vec<u8>,
 }
 
-/// `rproc` with these arguments, for whoever `KUBECONFIG` says.
+/// `rproc` with these arguments, as the user in `KUBECONFIG`.
 pub fn rproc<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Program {
     Program::new(&program("RPROC_BIN", "rproc"), arguments)
 }
 
-/// `kubectl` with these arguments, for whoever `KUBECONFIG` says.
+/// `kubectl` with these arguments, as the user in `KUBECONFIG`.
 pub fn kubectl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Program {
     kubectl_alone()
         .args(context().map(|name| format!("--context={name}")))
@@ -45,7 +45,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// What a program wrote to standard output, too much to be kept.
+/// The result of a program whose standard output is too large to keep.
 pub struct Digested {
     /// Exit code; 128+n after signal n.
     pub code: i32,
@@ -108,7 +108,7 @@ impl Program {
         self
     }
 
-    /// The command itself, without deadline and input, for whoever reads its output in another way.
+    /// The command itself, without deadline and input, for callers that read its output in another way.
     #[must_use]
     pub fn into_command(self) -> Command {
         self.command
@@ -120,14 +120,14 @@ impl Program {
         let mut child = self.command.spawn().with_context(|| format!("cannot start {line}"))?;
         let mut stdin = child.stdin.take().context("no stdin")?;
         let input = self.input;
-        // It may end without reading: that is its business.
+        // It may end without reading its input.
         thread::spawn(move || drop(stdin.write_all(&input)));
         Running::watch(child, line, self.deadline)
     }
 
-    /// Runs it to its end, whatever its exit code, and keeps the digest of its standard output alone.
+    /// Runs it to its end, with any exit code, and keeps only the digest of its standard output.
     ///
-    /// The deadline is not kept: who needs one ends what it waits for.
+    /// The deadline is not applied: a caller that needs one ends what the program waits for.
     pub fn digest(mut self) -> Result<Digested> {
         let line = line(&self.command);
         let mut child = self
@@ -152,7 +152,7 @@ impl Program {
         })
     }
 
-    /// Runs it to its end, whatever its exit code.
+    /// Runs it to its end, with any exit code.
     pub fn finish(self) -> Result<Finished> {
         self.start()?.finish()
     }

@@ -64,7 +64,7 @@ pub fn delete_operator_pods() -> Result<()> {
             &pod,
             "--grace-period=0",
             "--force",
-            // Another test may have been quicker.
+            // Another test may have been faster.
             "--ignore-not-found",
             "--namespace",
             RELEASE_NAMESPACE,
@@ -74,7 +74,7 @@ pub fn delete_operator_pods() -> Result<()> {
     Ok(())
 }
 
-/// Runs this many replicas of the operator; returns when no other is there, and one is ready unless there is none.
+/// Scales the operator to this many replicas; returns when no other is left, and one is ready unless there is none.
 pub fn scale_operator(replicas: usize) -> Result<()> {
     let count = format!("--replicas={replicas}");
     kubectl(["scale", "deployment", OPERATORS, &count, "--namespace"])
@@ -86,7 +86,7 @@ pub fn scale_operator(replicas: usize) -> Result<()> {
     if replicas == 0 { Ok(()) } else { wait_for_operator() }
 }
 
-/// The release with its values, so that it can be removed and come back as it was.
+/// The release with its values, so that it can be removed and restored.
 pub struct Installation {
     values: NamedTempFile,
 }
@@ -101,8 +101,8 @@ impl Installation {
         Ok(Self { values })
     }
 
-    /// Installs the release with the images under test, unless it is as `cargo xtask test` has installed it: once for each
-    /// file of tests, in case an earlier one failed to restore it.
+    /// Installs the release with the images under test, unless it is as `cargo xtask test` has installed it: once for
+    /// each file of tests, in case an earlier one failed to restore it.
     pub(crate) fn ensure() -> Result<()> {
         static DONE: Mutex<bool> = Mutex::new(false);
         let mut done = DONE.lock().expect("no holder panics");
@@ -122,7 +122,7 @@ impl Installation {
         Ok(())
     }
 
-    /// `helm upgrade --install` with the values as they were and these flags; waits until the operator is ready.
+    /// Runs `helm upgrade --install` with the recorded values and these flags; waits until the operator is ready.
     pub fn install(&self, flags: &[&str]) -> Result<()> {
         let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/remoteprocess-operator");
         helm(&[
@@ -149,7 +149,7 @@ impl Installation {
     }
 }
 
-/// Whether the release is there, with these values and no others.
+/// Whether the release exists, with exactly these values.
 fn is_deployed_with(values: &Value) -> Result<bool> {
     let release = helm(&["status", RELEASE, "--output=json"]).finish()?;
     if release.code != 0 {

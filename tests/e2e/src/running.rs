@@ -1,4 +1,4 @@
-//! A program that runs, what it wrote and how it ended.
+//! A running program, its output and its end.
 
 use std::fmt;
 use std::io::Read;
@@ -111,7 +111,7 @@ impl Running {
         rustix::process::kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.line))
     }
 
-    /// Waits for its end; past the deadline it is killed and that is an error.
+    /// Waits for its end; after the deadline it is killed and that is an error.
     pub fn finish(mut self) -> Result<Finished> {
         let left = self.end.saturating_duration_since(Instant::now());
         let waited = until("end", left, || Ok(self.child.try_wait()?.is_some()));
@@ -138,7 +138,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Ended already, in the good case.
+        // If all went well, it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -170,7 +170,7 @@ impl Stream {
     }
 
     pub(crate) fn finish(&self) -> Result<Vec<u8>> {
-        // A disconnect is what we wait for: nothing is ever sent.
+        // This waits for the disconnect: nothing is ever sent.
         if self.closed.recv_timeout(Duration::from_secs(10)) == Err(mpsc::RecvTimeoutError::Timeout) {
             bail!("the program ended and somebody still holds its output open");
         }

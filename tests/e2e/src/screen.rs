@@ -1,4 +1,4 @@
-//! A terminal that somebody looks at: tmux, with a shell in it.
+//! A terminal whose content tests read: tmux, with a shell in it.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::program::Program;
 use crate::wait::until;
 
-/// How long something may take to be shown.
+/// How long text may take to appear.
 const SHOWN: Duration = Duration::from_secs(60);
 
 /// A window of tmux with a server of its own. Dropping it ends both.
@@ -18,8 +18,8 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// A window with a shell that has the environment of `program`, an `rproc`, and calls it so; `None` where there is no tmux.
-    ///
+    /// Opens a window with a shell that has the environment of `program`, an `rproc`, under that name; `None` if there
+    /// is no tmux.
     /// # Errors
     /// tmux does not start.
     pub fn open(program: Program, columns: u16, rows: u16) -> Result<Option<Self>> {
@@ -71,16 +71,14 @@ impl Screen {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Types text as it is.
-    ///
+    /// Types text unchanged.
     /// # Errors
     /// tmux refuses.
     pub fn types(&self, text: &str) -> Result<()> {
         self.tmux(&["send-keys", "-l", text]).map(drop)
     }
 
-    /// Presses keys by tmux's names for them: `Enter`, `Escape`, `C-c`.
-    ///
+    /// Presses keys, with tmux's names for them: `Enter`, `Escape`, `C-c`.
     /// # Errors
     /// tmux refuses.
     pub fn presses(&self, keys: &[&str]) -> Result<()> {
@@ -107,13 +105,12 @@ impl Screen {
     /// Waits until the window shows this.
     ///
     /// # Errors
-    /// It does not in time; the error says what it shows.
+    /// It does not in time; the error contains what it shows.
     pub fn wait_for(&self, text: &str) -> Result<()> {
         self.wait_until(text, |shown| shown.contains(text))
     }
 
-    /// Waits until what the window shows is so.
-    ///
+    /// Waits until the content of the window satisfies the condition.
     /// # Errors
     /// As [`Self::wait_for`].
     pub fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) -> Result<()> {
@@ -130,8 +127,7 @@ impl Screen {
         self.tmux(&["resize-window", "-x", &columns, "-y", &rows]).map(drop)
     }
 
-    /// Sets the terminal to what it was at first, as `stty sane` does, and begins a new line.
-    ///
+    /// Resets the terminal as `stty sane` does, and begins a new line.
     /// # Errors
     /// Its modes cannot be set.
     pub fn mend(&self) -> Result<()> {
@@ -144,20 +140,18 @@ impl Screen {
         Ok(name.trim().to_owned())
     }
 
-    /// Whether the terminal takes whole lines and shows what is typed, as it did at first.
-    ///
+    /// Whether the terminal has its original modes: whole lines and echo.
     /// # Errors
-    /// Its modes cannot be asked for.
+    /// Its modes cannot be read.
     pub fn is_as_before(&self) -> Result<bool> {
         let modes = Program::new("stty", ["-a", "-F", &self.terminal()?]).succeed()?;
         let has = |mode: &str| modes.split([' ', ';', '\n']).any(|word| word == mode);
         Ok(has("icanon") && has("echo") && has("opost") && has("isig"))
     }
 
-    /// Process ids of what the shell runs now.
-    ///
+    /// Process ids of the shell's current children.
     /// # Errors
-    /// They cannot be asked for.
+    /// They cannot be read.
     pub fn running(&self) -> Result<Vec<i32>> {
         let shell = self.tmux(&["display-message", "-p", "#{pane_pid}"])?;
         let shell = shell.trim();
@@ -165,21 +159,19 @@ impl Screen {
         Ok(children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
     }
 
-    /// Waits until rproc has ended: what is typed earlier is its own.
-    ///
+    /// Waits until rproc has ended, because it would read what is typed earlier.
     /// # Errors
     /// It does not end in time.
     pub fn at_prompt(&self) -> Result<()> {
         until("the end of rproc", SHOWN, || Ok(self.running()?.is_empty()))
     }
 
-    /// Waits until the shell is back, and checks that its terminal is as it was.
-    ///
+    /// Waits until the shell is back, and checks that its terminal is restored.
     /// # Errors
     /// It is not.
     pub fn is_back(&self) -> Result<()> {
         self.at_prompt()?;
-        // Only a shell that reads its terminal line by line answers so.
+        // Only a shell that reads its terminal line by line answers like this.
         self.line("echo back=$((6 * 7)) code=$?")?;
         self.wait_for("back=42")?;
         ensure!(self.is_as_before()?, "the terminal is not as it was");

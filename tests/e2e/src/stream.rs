@@ -1,4 +1,4 @@
-//! A stream that runs long enough for something to happen in the middle of it.
+//! A stream that runs long enough for a fault in the middle of it.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::namespace::Namespace;
 use crate::program::sha256;
 use crate::running::Running;
 
-/// A process that writes for some 15 s: short parts with a pause between them, then exit code 9.
+/// A process that writes for about 15 s: short parts with pauses, then exit code 9.
 pub struct SlowStream;
 
 const PARTS: usize = 300;
@@ -19,7 +19,7 @@ impl SlowStream {
     /// Bytes of one part.
     pub const PART: usize = 100_000;
 
-    /// Starts `rproc run` of it; the process is called `stream`.
+    /// Starts it with `rproc run`; the process is called `stream`.
     pub fn start(namespace: &Namespace) -> Result<Running> {
         const PART: usize = SlowStream::PART;
         let last = counting(PARTS * PART).split(|byte| *byte == b'\n').count();
@@ -36,7 +36,7 @@ impl SlowStream {
         run.start()
     }
 
-    /// Fails unless the reader got every byte and the exit code.
+    /// Fails unless the reader received every byte and the exit code.
     pub fn expect_whole(run: Running) -> Result<()> {
         const PART: usize = SlowStream::PART;
         let finished = run.finish()?;

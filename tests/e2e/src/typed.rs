@@ -1,26 +1,27 @@
-//! A document that is typed: the commands of its code blocks in order, in one shell, with what it says they print.
+//! A document that is typed: the commands of its code blocks in order, in one shell, compared with the output that it
+//! shows.
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Above a block that no test types, with the reason.
+/// Marks the block below as not typed, with the reason.
 const MARK: &str = "<!-- not typed: ";
-/// Around what the shell says about a command; no program prints it.
+/// Surrounds the script's own markers; no program prints it.
 const SEPARATOR: char = '\u{1e}';
 
-/// A command of a document, and the lines that it shows below the command.
+/// A command of a document, and the output lines that it shows.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Typed {
     /// Its line in the document.
     pub line: usize,
-    /// What is typed.
+    /// The command.
     pub command: String,
     shown: Vec<String>,
 }
 
-/// The commands of a document, and why blocks are not typed.
+/// The commands of a document, and the blocks that are left out.
 #[derive(Debug, Default)]
 pub struct Document {
-    /// To be typed.
+    /// The commands to type.
     pub commands: Vec<Typed>,
     /// Line of a block that is left out, and the reason.
     pub left_out: Vec<(usize, String)>,
@@ -63,7 +64,7 @@ impl Document {
         }
     }
 
-    /// A script for `bash` that types all of it. `$?` is the previous command's, as at a prompt.
+    /// A script for `bash` that types all of it. `$?` is that of the previous command, as at a prompt.
     #[must_use]
     pub fn script(&self) -> String {
         let typed = self.commands.iter().map(|typed| {
@@ -75,8 +76,8 @@ impl Document {
         format!("exec 2>&1; code=0\n{}", typed.collect::<String>())
     }
 
-    /// Compares what [`Self::script`] printed with what the document shows; every command succeeds, unless the next one
-    /// shows its code.
+    /// Compares the output of [`Self::script`] with what the document shows; every command must succeed, unless the
+    /// next one shows its code.
     pub fn check(&self, printed: &str) -> Result<()> {
         let mut printed = printed.split(SEPARATOR);
         for (index, typed) in self.commands.iter().enumerate() {
@@ -100,7 +101,7 @@ impl Document {
     }
 }
 
-/// Lines of ours on stderr may be left out of a document; of what programs print, all or nothing is shown. Numbers of
+/// The document may leave out lines of ours on stderr; of the output of programs it shows all or nothing. Numbers of
 /// seconds and spaces may differ.
 fn compare(shown: &[String], said: &str) -> Result<()> {
     if shown.is_empty() {

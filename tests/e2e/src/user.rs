@@ -1,4 +1,4 @@
-//! People, played by ServiceAccounts with a kubeconfig of their own.
+//! Users, played by ServiceAccounts with a kubeconfig of their own.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,14 @@ use tempfile::TempDir;
 
 use crate::program::{Program, kubectl, kubectl_alone, rproc};
 
-/// Somebody with a kubeconfig and a home folder of their own.
+/// A user with a kubeconfig and a home folder of their own.
 pub struct User {
     home: TempDir,
     kubeconfig: PathBuf,
     namespace: String,
 }
 
-/// The administrator that `KUBECONFIG` names, at home in `namespace`.
+/// The administrator in `KUBECONFIG`, with `namespace` as the default.
 pub fn admin(namespace: &str) -> Result<User> {
     let config = kubectl(["config", "view", "--raw", "--minify", "--flatten", "--output=json"]).json()?;
     User::from_config(config, namespace)
@@ -46,23 +46,23 @@ impl User {
         })
     }
 
-    /// `rproc` run by this person.
+    /// `rproc` as this user.
     pub fn rproc(&self, arguments: &[&str]) -> Program {
         self.as_this_person(rproc(arguments))
     }
 
-    /// `kubectl` run by this person.
+    /// `kubectl` as this user.
     pub fn kubectl(&self, arguments: &[&str]) -> Program {
         self.as_this_person(kubectl(arguments))
     }
 
-    /// `kubectl` run by this person, with one more folder before `path` in which it looks for plugins.
+    /// `kubectl` as this user, with one more folder before `path` in which it looks for plugins.
     pub fn kubectl_at(&self, folder: &Path, path: &str) -> Program {
         self.as_this_person(kubectl_alone())
             .env("PATH", format!("{}:{path}", folder.display()))
     }
 
-    /// `bash` run by this person with a script, where `rproc`, `kubectl` and `helm` are the programs under test.
+    /// `bash` with a script as this user; `rproc`, `kubectl` and `helm` are the programs under test.
     pub fn shell(&self, script: &str) -> Result<Program> {
         let programs = self.home.path().join("bin");
         fs::create_dir_all(&programs)?;
@@ -77,7 +77,7 @@ impl User {
         Ok(bash.env("PATH", format!("{}:{path}", programs.display())))
     }
 
-    /// `rproc run` of a script by `sh` in busybox.
+    /// `rproc run` of a script with `sh` in busybox.
     pub fn run(&self, name: &str, script: &str) -> Program {
         self.run_image(crate::BUSYBOX, name, &["sh", "-c", script])
     }
@@ -90,7 +90,7 @@ impl User {
         self.rproc(&arguments)
     }
 
-    /// Namespace in which this person works.
+    /// Default namespace of this user.
     #[must_use]
     pub fn namespace(&self) -> &str {
         &self.namespace

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 const FIRST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_millis(200);
 
-/// Asks until the answer is yes. An error ends it; so does the deadline, naming what was waited for.
+/// Asks until the answer is yes. An error ends it; so does the deadline, with an error that names the condition.
 pub fn until(what: &str, deadline: Duration, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     until_some(what, deadline, || Ok(is_so()?.then_some(())))
 }

@@ -1,4 +1,4 @@
-//! Sessions that one can leave and re-enter: terminals, input, one writer, any number of watchers.
+//! Sessions that a user leaves and re-enters: terminals, input, one writer, any number of watchers.
 
 use std::io::Write;
 use std::time::Duration;
@@ -11,7 +11,7 @@ fn screen(namespace: &Namespace) -> Result<Option<Screen>> {
     Screen::open(namespace.editor.rproc(&[]), 100, 30)
 }
 
-/// The remote terminal gets this size; a moment after the window.
+/// Waits until the remote terminal has this size, which follows the window's a moment later.
 fn has_size(screen: &Screen, size: &str) -> Result<()> {
     until(&format!("a terminal of {size}"), Duration::from_secs(30), || {
         screen.line("clear; stty size")?;
@@ -26,9 +26,9 @@ fn coming_back_to_a_terminal_types_nothing_into_the_program() {
             return Ok(());
         };
         let [image, policy] = image_arguments(BUSYBOX);
-        // The questions are old when you come: the program reads what is typed, and no answer of the terminal.
+        // The queries are old when the user attaches: the program reads what is typed, and no answer of the terminal.
         let script = r#"'printf "\033[c\033[>c\033[6n\033]11;?\007asked"; read line; echo "got=[$line]" | cat -v'"#;
-        // The name alone is printed, and the typed line has it, too: another word shows that it is made.
+        // Only the name is printed, and the typed line contains it, too: another word shows that it was created.
         screen.line(&format!(
             "rproc run quiz -d -i -t {image} {policy} -- sh -c {script} && echo ma''de"
         ))?;
@@ -73,13 +73,13 @@ fn a_shell_has_ctrl_c_sizes_and_an_exit_code() {
         has_size(&screen, "30 100")?;
         screen.resize(70, 25)?;
         has_size(&screen, "25 70")?;
-        // Until the shell has begun the line, Ctrl-C is a key of its editor.
+        // Until the shell has started the command, Ctrl-C is a key of its editor.
         screen.line("clear; echo sle''eping; sleep 600")?;
         screen.wait_for("sleeping")?;
         screen.presses(&["C-c"])?;
         screen.line("echo after=$((1 + 1))")?;
         screen.wait_for("after=2")?;
-        // Signals to rproc itself restore the terminal too.
+        // Signals to rproc itself restore the terminal, too.
         for (signal, code) in [(Signal::TERM, 143), (Signal::HUP, 129), (Signal::INT, 130)] {
             let pids = screen.running()?;
             let pid = pids.first().and_then(|pid| Pid::from_raw(*pid)).context("rproc")?;

@@ -1,4 +1,4 @@
-//! A name can be used again at once; an object at rest is left alone.
+//! A name can be reused at once; an object at rest is not touched.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -42,7 +42,8 @@ fn a_name_can_be_used_again_at_once() {
     });
 }
 
-/// Here `logs -f` and `attach` ended with 125 although the process went on: typed again, `run` ran the program twice.
+/// A regression: `logs -f` and `attach` ended with 125 although the process continued; typed again, `run` ran the
+/// program twice.
 #[test]
 fn a_pod_that_is_deleted_while_it_waits_ends_no_stream() {
     with_temp_ns("replaced", |namespace| {

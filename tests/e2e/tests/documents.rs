@@ -1,4 +1,4 @@
-//! What the documents tell people to type works.
+//! The commands in the documents work.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +24,7 @@ fn read(path: &str) -> Result<String> {
     fs::read_to_string(format!("{}/../../{path}", env!("CARGO_MANIFEST_DIR"))).with_context(|| path.to_owned())
 }
 
-/// The words that follow `program` where it begins a command: in a code block or between backticks.
+/// The words that follow `program` if it begins a command: in a code block or between backticks.
 fn verbs(text: &str, program: &str) -> BTreeSet<String> {
     let starts = [
         format!("`{program} "),
@@ -69,7 +69,7 @@ fn the_ci_example_runs_in_a_pod_and_fails_with_its_program() {
     with_temp_ns("ci", |namespace| {
         let example = read("examples/ci.yaml")?
             .replace("namespace: ci", &format!("namespace: {}", namespace.name))
-            // Its own bindings in place of those that every namespace of a test has.
+            // Its own bindings instead of those that every namespace of a test has.
             .replace("name: ci-connect", &format!("name: {}-connect", namespace.name));
         // In two namespaces.
         kubectl(["apply", "--filename=-"]).input(example).succeed()?;

@@ -1,5 +1,5 @@
-//! A table of endings: each is reported with the right reason, code or signal, source, and who asked for it; in the CLI's
-//! exit code, in status and in the conditions. And after each of them the books are closed.
+//! A table of endings: each is reported with the right reason, code or signal, source, and requester; in the CLI's exit
+//! code, in status and in the conditions. After each of them the output is closed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -84,7 +84,7 @@ fn evict(namespace: &Namespace, process: &str) -> Result<()> {
     create.input(eviction.to_string()).succeed().map(drop)
 }
 
-/// What somebody does to a process that runs, and how its end is told.
+/// What a user does to a running process, and how its end is reported.
 type Case = (&'static str, fn(&Namespace, &str) -> Result<()>, Told);
 
 const FROM_OUTSIDE: [Case; 3] = [
@@ -179,12 +179,12 @@ fn what_is_not_started_in_time_has_failed_for_its_reason() {
     });
 }
 
-/// A process that is filled with zeros by `dd` is killed by the kernel at the container's limit.
+/// `dd` fills a process with zeros until the kernel kills it at the container's limit.
 const TOO_MUCH: &str = "dd if=/dev/zero of=/dev/null bs=200M count=1";
 
 #[test]
 fn an_oom_kill_of_the_program_and_one_of_a_child_are_told_apart() {
-    // On cgroup version 2 kubelets kill the whole container with the child.
+    // With cgroup version 2, kubelets kill the whole container with the child.
     if !is_development_cluster("memory cgroups of version 1") {
         return;
     }
@@ -207,7 +207,7 @@ fn an_oom_kill_of_the_program_and_one_of_a_child_are_told_apart() {
     });
 }
 
-/// Whatever of the agent's container begins to live dies before it can say anything.
+/// Every process of the agent's container dies before it can report anything.
 fn kill_until(has_ended: &AtomicBool, pod_uid: &str) -> Result<()> {
     while !has_ended.load(Ordering::Relaxed) {
         kill_agent(pod_uid)?;
@@ -223,7 +223,7 @@ fn kill_agent(pod_uid: &str) -> Result<()> {
     Ok(())
 }
 
-/// Nobody hands the end over: the kubelet's word is all there is, and the output is not whole.
+/// The end is not reported: only the kubelet's status is known, and the output is not complete.
 #[test]
 fn an_agent_that_is_killed_for_good_leaves_the_kubelets_word() {
     if !is_development_cluster("killing the agent's container again and again") {

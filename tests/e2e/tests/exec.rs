@@ -1,4 +1,4 @@
-//! Further commands in the container of a process that runs.
+//! Further commands in the container of a running process.
 
 use anyhow::{Result, ensure};
 use remoteprocess_e2e::{Namespace, Program, STATIC, counting, sha256, spec, with_temp_ns};
@@ -14,7 +14,7 @@ fn host(namespace: &Namespace) -> Result<()> {
     started(namespace, "host")
 }
 
-/// Its start is in the status: before that `rproc exec` says that it waits.
+/// Waits until its start is in the status: before that `rproc exec` prints that it waits.
 fn started(namespace: &Namespace, name: &str) -> Result<()> {
     let started = |status: &serde_json::Value| !status["attempts"][0]["startedAt"].is_null();
     namespace.wait_for(name, "a start", 90, started).map(drop)
@@ -50,7 +50,7 @@ fn streams_codes_input_and_environment_are_the_commands() {
             .input(input.clone())
             .finish()?;
         ensure!(summed.expect_code(0)?.out().starts_with(&sha256(&input)), "{summed}");
-        // None of it is the process's own.
+        // None of it is in the process's own output.
         let logs = namespace.editor.rproc(&["logs", "host"]).finish()?;
         ensure!(logs.out() == "up\n", "{logs}");
         exec(namespace, &["host", "--", "touch", "/tmp/go"])

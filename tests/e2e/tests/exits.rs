@@ -1,4 +1,4 @@
-//! What stands beside the code of an end: last lines, leftovers; other images and security settings; stops and signals.
+//! Details of an end besides the code: last lines, leftovers; other images and security settings; stops and signals.
 
 use anyhow::ensure;
 use remoteprocess_e2e::{BUSYBOX, STATIC, condition, glibc, is_development_cluster, with_temp_ns};
@@ -61,7 +61,7 @@ fn a_restricted_namespace_with_a_strange_user_and_a_read_only_root_works() {
         namespace.apply("strange", spec).succeed()?;
         let logs = namespace.editor.rproc(&["logs", "-f", "strange"]).finish()?;
         ensure!(logs.expect_code(0)?.out() == "4711042\nread-only\n", "{logs}");
-        // Nothing is said about security: the restricted profile is built, and the image wants root, which is said.
+        // Without security settings: the restricted profile is built, and the image needs root, which is reported.
         namespace
             .editor
             .run("bare", "exit 4")

@@ -15,7 +15,7 @@ fn the_agent_is_killed_again_and_again() {
     }
     with_temp_ns("agent-killed", |namespace| {
         const BYTES: usize = 200_000_000;
-        // It lasts until the last kill: an agent whose program has ended and whose output is archived leaves.
+        // It runs until the last kill: an agent whose program has ended and whose output is archived exits.
         let wait = "while [ ! -f /tmp/go ]; do sleep 0.05; done";
         let script = format!("seq 1 100000000 2>/dev/null | head -c {BYTES}; {wait}; exit 9");
         let mut run = namespace

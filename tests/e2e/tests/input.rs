@@ -1,4 +1,4 @@
-//! Bad input is refused, and what cannot run is reported, in seconds and with a sentence.
+//! Bad input is refused, and what cannot run is reported, within seconds and with a message.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ fn good() -> Value {
     json!({"image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sleep", "1000"]})
 }
 
-/// The good specification with one field changed or added.
+/// A valid spec with one field changed or added.
 fn with(field: &str, value: Value) -> Value {
     let mut spec = good();
     spec[field] = value;

@@ -1,4 +1,4 @@
-//! A secret that the program prints reaches nobody: not the stream, not the container's log, not the status.
+//! A secret that the program prints appears nowhere: not in the stream, the container's log, or the status.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn a_masked_value_is_nowhere() {
         namespace
             .kubectl(&["create", "secret", "generic", "credentials", &literal])
             .succeed()?;
-        // Cut in two writes, in the middle of a large block, twice in a row, and on both streams.
+        // In two writes, in the middle of a large block, twice in a row, and on both streams.
         let script = format!(
             "head -c 65530 /dev/zero | tr '\\0' x; printf '{SECRET}'; printf 'correct-horse-'; sleep 0.3; \
              printf 'battery-staple\\n'; echo \"{SECRET}{SECRET}\" >&2; echo 'correct-horse-'; \

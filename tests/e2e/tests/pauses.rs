@@ -1,4 +1,4 @@
-//! A program is paused and goes on, gets more time and less, and is tried again: by CLI and by kubectl.
+//! A program is paused and resumed, gets more time and less, and is retried: with the CLI and with kubectl.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn wait_phase(namespace: &Namespace, name: &str, phase: &str) -> Result<Value> {
     Ok(object["status"].clone())
 }
 
-/// State letters (proc_pid_stat(5)) of what the program's shell and its children do.
+/// State letters (proc_pid_stat(5)) of the program's shell and its children.
 fn states(namespace: &Namespace, process: &str) -> Result<Vec<String>> {
     let script = r#"for p in /proc/[0-9]*; do
         grep -q 'echo $i' "$p/cmdline" 2>/dev/null || continue
@@ -80,7 +80,7 @@ fn a_program_is_paused_and_goes_on() {
         ensure!(status["message"].to_string().contains("no license"), "{status:#}");
         namespace.editor.rproc(&["stop", "counter"]).finish()?.expect_code(0)?;
         let followed = follow.finish()?;
-        // Whatever was paused in between: the numbers follow each other.
+        // Whatever was paused in between, the numbers are consecutive.
         let numbers: Vec<u64> = followed.out().lines().map(str::parse).collect::<Result<_, _>>()?;
         ensure!(numbers.iter().copied().eq(1..=numbers.len() as u64), "{followed}");
         let late = namespace.editor.rproc(&["pause", "counter"]).finish()?;
@@ -156,7 +156,7 @@ fn a_deadline_warns_and_can_be_moved_while_the_program_runs() {
 fn followers_go_on_in_the_next_attempt() {
     with_temp_ns("attempts", |namespace| {
         let retries = json!({"retries": {"limit": 1, "backoff": {"initialSeconds": 1}}});
-        // Attempts are told apart by their pods' names.
+        // Attempts are distinguished by their pods' names.
         namespace.apply("again", spec("hostname; exit 7", retries)).succeed()?;
         let followed = namespace
             .editor

@@ -1,4 +1,4 @@
-//! Kubernetes RBAC decides, and whoever lacks a rule is told which.
+//! Kubernetes RBAC decides, and a user without a right is told which rule is missing.
 
 use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{Namespace, User, kubectl, spec, with_temp_ns};
@@ -18,7 +18,7 @@ fn refused(user: &User, arguments: &[&str], rule: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Who has the operator's token may do what its account may: these attempts are its account's.
+/// A holder of the operator's token may do what its account may: these attempts are its account's.
 #[test]
 fn a_stolen_operator_token_creates_only_pods_of_our_form() {
     with_temp_ns("stolen", |namespace| {

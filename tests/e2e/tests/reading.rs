@@ -1,4 +1,4 @@
-//! Many processes at once, as objects, from a moment on.
+//! Reads many processes at once, as objects, and from a given time on.
 
 use std::time::Duration;
 

@@ -61,7 +61,7 @@ fn fifty_followers_read_the_same() {
     with_temp_ns("followers", |namespace| {
         let script = "seq 1 200000; while [ ! -f /tmp/go ]; do sleep 0.05; done; seq 200001 400000; echo end >&2";
         namespace.apply("source", spec(script, json!({}))).succeed()?;
-        // The first one fetches the certificate for all of them.
+        // The first call gets the certificate for all of them.
         namespace.editor.rproc(&["whoami"]).finish()?.expect_code(0)?;
         let follow = |_| {
             let deadline = Duration::from_secs(240);
@@ -174,7 +174,7 @@ fn logs_of_a_process_that_waits_say_why() {
     });
 }
 
-/// The classic that `kubectl run --rm -i` gets wrong now and then.
+/// The well-known case that `kubectl run --rm -i` sometimes gets wrong.
 #[test]
 fn two_million_lines_are_two_million_lines() {
     with_temp_ns("seq", |namespace| {

@@ -1,5 +1,5 @@
-//! What keeps a program from its start, or its pod from its end: what can never work fails at once with its reason, and
-//! what others can mend is waited for and named as it is now.
+//! What prevents a program from starting, or its pod from ending: what can never work fails at once with its reason;
+//! what can be fixed from outside is awaited and reported.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{BUSYBOX, Namespace, helm, spec, until, with_temp_ns};
 use serde_json::{Value, json};
 
-/// Waits for the end of a process that can never start, and checks its reason and what its message names.
+/// Waits for the end of a process that can never start, and checks its reason and its message.
 fn fails_at_once(namespace: &Namespace, name: &str, spec: Value, reason: &str, named: &str) -> Result<()> {
     namespace.apply(name, spec).succeed()?;
     let status = namespace.wait_finished(name)?["status"].clone();

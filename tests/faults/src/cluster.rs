@@ -1,5 +1,5 @@
-//! Scenarios on the development cluster: its parts end or fall silent while processes write, and nobody can tell from
-//! what arrives.
+//! Scenarios on the development cluster: its parts end or hang while processes write, and the output shows nothing of
+//! that.
 
 mod cuts;
 mod kills;
@@ -24,7 +24,7 @@ pub use links::links;
 pub use outage::api_server;
 pub use store::store;
 
-/// Runs a scenario in a namespace of its own. What it answers is its result in a sentence.
+/// Runs a scenario in a namespace of its own. It returns its result as a sentence.
 fn scenario(name: &str, body: impl FnOnce(&Namespace) -> Result<String>) -> Result<()> {
     let mut said = String::new();
     println!("==> {name}");
@@ -39,7 +39,7 @@ fn scenario(name: &str, body: impl FnOnce(&Namespace) -> Result<String>) -> Resu
     Ok(())
 }
 
-/// The relay's Service: a direct way, that no API server is part of.
+/// The relay's Service: a direct way, without the API server.
 fn relay() -> Result<SocketAddr> {
     let service = kubectl([
         "get",
@@ -75,12 +75,12 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // Whoever is gone needs no CONT.
+        // A process that is gone needs no CONT.
         let _ = signal(self.0, Signal::CONT);
     }
 }
 
-/// Lets time pass while something runs: faults have their times, nothing is awaited by this.
+/// Lets time pass while something runs: faults have a duration, and this waits for no condition.
 fn let_pass(time: Duration) {
     thread::sleep(time);
 }

@@ -1,4 +1,4 @@
-//! Brings faults about: `cargo xtask faults` runs this.
+//! Injects faults: `cargo xtask faults` runs this.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -29,7 +29,7 @@ enum Scenario {
     Links(CutsArgs),
     /// The operator and the agent are killed again and again while a program writes.
     Kills(SizeArgs),
-    /// The API server stands still for a minute.
+    /// The API server hangs for a minute.
     ApiServer(SizeArgs),
     /// The archive's volume takes nothing for a while.
     Store(SizeArgs),
@@ -72,7 +72,7 @@ struct SimulationArgs {
     /// How often each: not everything in a simulation is fixed by its seed.
     #[arg(long, default_value_t = 1)]
     repeat: usize,
-    /// Begin no further seed after so many seconds.
+    /// Start no further seed after this many seconds.
     #[arg(long)]
     limit: Option<u64>,
 }

@@ -1,4 +1,4 @@
-//! A TCP proxy that harms what goes through it.
+//! A TCP proxy that damages the connections through it.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,29 +18,29 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 /// Bytes read at once.
 const PART: usize = 64 * 1024;
-/// Parts on their way in one direction: a delayed line holds no more than 4 MiB.
+/// Parts in transit in one direction: a delayed connection holds at most 4 MiB.
 const UNDERWAY: usize = 64;
 
 /// What happens to each connection.
 #[derive(Clone, Debug, Default)]
 pub struct Harm {
-    /// It ends after so many bytes in both directions together; drawn anew for each.
+    /// It ends after this many bytes in both directions together; drawn again for each connection.
     pub cut_after: Option<RangeInclusive<u64>>,
-    /// Of those that would end so many in a hundred fall silent instead, both ends open.
+    /// Percentage of these that hang instead of ending, with both ends open.
     pub half_open_percent: u32,
-    /// Each byte arrives so much later, in either direction.
+    /// Delay of each byte, in either direction.
     pub delay: Duration,
-    /// Most bytes in a second, in each direction.
+    /// Maximum number of bytes per second, in each direction.
     pub rate: Option<u64>,
 }
 
-/// Where connections go on to.
+/// Where connections are forwarded.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
     /// This address.
     Fixed(SocketAddr),
-    /// Where each was sent before the node's netfilter rules redirected it (`SO_ORIGINAL_DST`); such a proxy listens on
-    /// every address of the node.
+    /// Where each connection was sent before the node's netfilter rules redirected it (`SO_ORIGINAL_DST`); such a proxy
+    /// listens on every address of the node.
     Original,
 }
 
@@ -66,7 +66,7 @@ struct Counts {
     cuts: AtomicU64,
 }
 
-/// What is left of one connection, told to both directions.
+/// The remaining bytes of one connection, shared by both directions.
 struct Fate {
     left: AtomicU64,
     is_half_open: bool,
@@ -74,8 +74,7 @@ struct Fate {
 }
 
 impl Proxy {
-    /// Listens on a port of its own and passes everything on to `target`. The same seed draws the same cuts.
-    ///
+    /// Listens on a port of its own and forwards everything to `target`. The same seed draws the same cuts.
     /// # Errors
     /// When there is no port or no thread.
     pub fn start(target: Target, harm: Harm, seed: u64) -> io::Result<Self> {
@@ -110,7 +109,7 @@ impl Proxy {
         self.counts.connections.load(Ordering::Relaxed)
     }
 
-    /// Connections that were cut or fell silent so far.
+    /// Connections that were cut or hung so far.
     #[must_use]
     pub fn cuts(&self) -> u64 {
         self.counts.cuts.load(Ordering::Relaxed)
@@ -147,7 +146,7 @@ impl Fate {
         }
     }
 
-    /// Takes bytes off; false: this was too much.
+    /// Subtracts bytes; returns false if the limit is exceeded.
     fn spend(&self, bytes: usize) -> bool {
         let bytes = bytes as u64;
         let taken = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
@@ -165,7 +164,7 @@ async fn connect(client: TcpStream, target: Target, harm: Harm, fate: Arc<Fate>,
     let Ok(server) = TcpStream::connect(target).await else {
         return;
     };
-    // What fails here fails at the first byte.
+    // If this fails, the first byte fails, too.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let mut ended = fate.ended.subscribe();
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
@@ -183,7 +182,7 @@ async fn connect(client: TcpStream, target: Target, harm: Harm, fate: Arc<Fate>,
     }
     counts.cuts.fetch_add(1, Ordering::Relaxed);
     if fate.is_half_open {
-        // `both` holds the sockets, and nobody moves it any more.
+        // `both` holds the sockets, and no task moves bytes anymore.
         std::future::pending::<()>().await;
     }
 }
@@ -211,7 +210,7 @@ async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, harm: &Harm, fat
                 sleep(Duration::from_secs_f64(part.len() as f64 / rate as f64)).await;
             }
         }
-        // The other side may still have something to say.
+        // The other side may still send something.
         let _ = to.shutdown().await;
     };
     tokio::join!(reading, writing);
@@ -226,7 +225,7 @@ mod tests {
 
     use super::*;
 
-    /// A server that sends `bytes` to whoever comes.
+    /// A server that sends `bytes` to each client.
     fn server(bytes: usize) -> SocketAddr {
         let listener = Listener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

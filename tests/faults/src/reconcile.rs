@@ -1,6 +1,6 @@
-//! The controller, and what the relay writes, against a real API server: whole lives of processes, each once more for
-//! every call that changes something and for every event of a watch, with something going wrong there. The last status
-//! is the same each time, no attempt has two pods, none is launched twice, and nothing stays open.
+//! The controller, and the relay's writes, against a real API server: whole lives of processes, each repeated once for
+//! every call that changes something and for every event of a watch, with a fault at that point. The last status is the
+//! same each time, no attempt has two pods, none is launched twice, and nothing stays open.
 
 mod line;
 mod pod;
@@ -28,11 +28,11 @@ use line::{Fault, Line};
 use scenarios::{SCENARIOS, Scenario};
 use world::{NAME, Replica, World};
 
-/// Runs at the same time.
+/// Number of simultaneous runs.
 const CONCURRENCY: usize = 32;
-/// Within this much one run is over.
+/// Time limit for one run.
 const LIMIT: Duration = Duration::from_secs(50);
-/// After the end, something that should not happen has this long to do so.
+/// After the end, this long nothing may happen that should not.
 const REST: Duration = Duration::from_millis(200);
 
 /// One run of a scenario.
@@ -43,19 +43,18 @@ struct Point {
     leaders: usize,
 }
 
-/// How a run came out.
+/// The result of a run.
 struct Outcome {
-    /// The last status, without what differs from run to run; none where the object is gone.
+    /// The last status, without what differs from run to run; `None` if the object is gone.
     status: Option<Value>,
     calls: usize,
     events: usize,
     has_struck: bool,
 }
 
-/// Runs all scenarios on the API server of `KUBECONFIG`, which nobody else uses, and prints a table.
-///
+/// Runs all scenarios on the API server of `KUBECONFIG`, which must have no other user, and prints a table.
 /// # Errors
-/// When something came out differently, or did not come out.
+/// When a result differs, or a run does not finish.
 pub fn run(long: bool) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -102,7 +101,7 @@ async fn run_all(server: Client, long: bool) -> Result<()> {
     report(&rows, begin.elapsed())
 }
 
-/// What is known of a scenario.
+/// The results of a scenario.
 struct Row {
     index: usize,
     expected: Outcome,
@@ -120,7 +119,7 @@ impl Row {
         }
     }
 
-    /// All points. In the size for CI each call is followed by a death; every second one, and every second event, has one of
+    /// All points. In the CI size a death follows each call; every second call, and every second event, also has one of
     /// the other faults, in turn.
     fn points(&self, long: bool) -> Vec<Point> {
         let others: [fn(usize) -> Fault; 7] = [
@@ -219,7 +218,7 @@ fn report(rows: &[Row], took: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Plays a scenario in a namespace of its own.
+/// Runs a scenario in a namespace of its own.
 async fn play(server: Client, point: &Point) -> Result<Outcome> {
     let namespace = prepare(&server).await?;
     let line = Line::new(server.clone(), point.fault);
@@ -256,7 +255,7 @@ async fn play(server: Client, point: &Point) -> Result<Outcome> {
     })
 }
 
-/// Makes a namespace, with the ServiceAccount that a pod needs.
+/// Creates a namespace, with the ServiceAccount that a pod needs.
 async fn prepare(server: &Client) -> Result<String> {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let name = format!("run-{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -268,7 +267,7 @@ async fn prepare(server: &Client) -> Result<String> {
     Ok(name)
 }
 
-/// An operator; when it dies, the next one.
+/// Runs an operator; when it dies, the next one.
 async fn operate(line: &Arc<Line>, namespace: &str, replicas: &watch::Sender<Option<Replica>>) {
     loop {
         let dead = CancellationToken::new();
@@ -324,7 +323,7 @@ fn describe(world: &World) -> String {
     )
 }
 
-/// Without times, and the names and uids that are made up in each run.
+/// Removes times, and the names and uids that are generated in each run.
 fn comparable(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {

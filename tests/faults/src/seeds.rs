@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, bail};
 
 use crate::simulation::{self, Summary};
 
-/// Seeds that have failed once: they run whatever the size.
+/// Seeds that have failed once: they run in every size.
 const HARD: [u64; 3] = [1730, 2571, 4242];
 
 /// Which seeds to run.
@@ -17,9 +17,9 @@ const HARD: [u64; 3] = [1730, 2571, 4242];
 pub struct Seeds {
     /// The seeds.
     pub seeds: Vec<u64>,
-    /// How often each.
+    /// How often to run each.
     pub repeat: usize,
-    /// No further one is begun after this long; absent: all are run.
+    /// No further one is started after this time; absent: all are run.
     pub limit: Option<Duration>,
 }
 
@@ -48,8 +48,7 @@ struct Total {
     failed: Vec<(u64, String)>,
 }
 
-/// Runs them, prints the ones that fail at once and a summary at the end.
-///
+/// Runs them, prints failures at once and a summary at the end.
 /// # Errors
 /// When one failed.
 pub fn run(seeds: &Seeds) -> Result<()> {

@@ -1,9 +1,8 @@
 //! The stream protocol on a simulated network and clock: the agent's spool and service, the relay's sessions, archive and
 //! service, the follower of `rproc`, with mutual TLS between them.
-//!
-//! A seed fixes the program, the network and the faults. Not fixed by it: the turns of tokio's `select!`, the order of
+//! A seed fixes the program, the network and the faults. It does not fix the order in tokio's `select!`, the order of
 //! hash maps, and how long the two real threads (the spool's hashing, the follower's writing) take while the simulated
-//! clock runs on. So a rare failure may take a few runs of its seed to come back.
+//! clock advances. So a rare failure may need several runs of its seed to reappear.
 
 mod agent;
 mod api;
@@ -29,16 +28,16 @@ use program::Program;
 use store::Store;
 use user::Received;
 
-/// How much simulated time passes at once.
+/// Step of the simulated time.
 const TICK: Duration = Duration::from_millis(10);
-/// Simulated time for everything to come right after the last fault.
+/// Simulated time for everything to recover after the last fault.
 const PATIENCE: Duration = Duration::from_secs(400);
 const NAMESPACE: &str = "default";
 const NAME: &str = "job";
 const UID: &str = "0c1d";
 const POD_UID: &str = "pod-1";
 
-/// What one seed was about.
+/// The figures of one seed.
 #[derive(Clone, Copy, Debug)]
 pub struct Summary {
     /// Bytes that the program wrote.
@@ -47,11 +46,11 @@ pub struct Summary {
     pub faults: usize,
     /// Connections that the network ended or froze.
     pub cuts: u64,
-    /// Simulated time until everybody had everything.
+    /// Simulated time until all readers had everything.
     pub took: Duration,
 }
 
-/// What all hosts of a simulation share: what survives their crashes, and the network's conscience.
+/// What all hosts of a simulation share: what survives their crashes, and the state of the network.
 struct World {
     plan: Plan,
     api: Api,
@@ -59,9 +58,9 @@ struct World {
     network: Network,
     program: Mutex<Program>,
     spool: tempfile::TempDir,
-    /// Which relays run: a Service sends nobody to the others.
+    /// Which relays run: a Service sends no client to the others.
     up: Vec<AtomicBool>,
-    /// The agent heard that everything is archived.
+    /// The agent was told that everything is archived.
     has_left: AtomicBool,
     received: Mutex<Vec<Received>>,
 }
@@ -69,7 +68,7 @@ struct World {
 /// Runs one seed.
 ///
 /// # Errors
-/// What was promised and did not hold.
+/// A guarantee that did not hold.
 pub fn run(seed: u64) -> Result<Summary> {
     let plan = Plan::new(seed);
     let mut sim = turmoil::Builder::new()
@@ -171,7 +170,7 @@ impl World {
         }
     }
 
-    /// Faults overlap, and so do their ends: in the end everything works.
+    /// Faults overlap, and so do their ends: at the end everything works.
     fn heal(&self, sim: &mut turmoil::Sim<'_>) {
         self.api.set(api::Mode::Works);
         self.store.set(store::Mode::Works);
@@ -198,7 +197,7 @@ impl World {
         }
     }
 
-    /// A relay that runs, as a Service would choose one.
+    /// A running relay, as a Service would choose one.
     fn any_relay(&self) -> String {
         let up: Vec<_> = (0..self.up.len())
             .filter(|index| self.up[*index].load(Ordering::Relaxed))

@@ -54,7 +54,7 @@ fn rules(schema: &Value) -> impl Iterator<Item = &str> {
     rules.filter_map(|rule| rule["message"].as_str())
 }
 
-/// Below this many steps lie Kubernetes' own types, such as a volume: those are documented there.
+/// More levels down are Kubernetes' own types, such as a volume, which are documented there.
 const DEPTH: usize = 3;
 
 fn describe_fields(text: &mut String, prefix: &str, schema: &Value, depth: usize) -> Result<()> {

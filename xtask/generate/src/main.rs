@@ -1,7 +1,6 @@
-//! Makes files of the repository from other files: `cargo xtask crds|proto|docs` runs this.
-//!
-//! Arrows: may depend on every crate of the workspace, nothing depends on it. It is apart from `xtask`, so that the tasks
-//! themselves are compiled in seconds on a fresh machine.
+//! Generates files of the repository from other files: `cargo xtask crds|proto|docs` runs this.
+//! Arrows: may depend on every crate of the workspace, nothing depends on it. It is separate from `xtask`, so that the
+//! tasks themselves compile in seconds on a fresh machine.
 
 use std::env;
 use std::fs;
@@ -33,9 +32,9 @@ enum Task {
     Docs,
 }
 
-/// A file that is made.
+/// A generated file.
 struct Generated {
-    /// Where it lies in the repository.
+    /// Its path in the repository.
     path: &'static str,
     text: String,
 }
@@ -61,7 +60,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Fails when a file is not what would be written, and names the command that mends it.
+/// Fails if a file is not up to date, and names the command that updates it.
 fn check(task: Task, files: &[Generated]) -> Result<()> {
     let is_stale = |file: &&Generated| {
         let found = fs::read_to_string(repository().join(file.path));
@@ -79,9 +78,9 @@ fn check(task: Task, files: &[Generated]) -> Result<()> {
     Ok(())
 }
 
-/// The root of the checkout that this command was started in.
+/// The root of the checkout in which this command was started.
 fn repository() -> PathBuf {
-    // Cargo sets it when it runs us; the compiled-in value names whichever checkout was built last.
+    // Cargo sets it when it runs us; the compiled-in value names the checkout that was built last.
     let manifest = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&manifest)
         .ancestors()

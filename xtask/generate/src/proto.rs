@@ -41,7 +41,7 @@ pub(crate) fn make() -> Result<Vec<Generated>> {
     }
     builder.compile_fds(descriptors)?;
     let made = folder.path().join("remoteprocess.v1.rs");
-    // `cargo fmt` formats it as well, since it is a module of the crate: it must find nothing to change.
+    // `cargo fmt` formats it as well, since it is a module of the crate, and must find nothing to change.
     let mut rustfmt = Command::new("rustfmt");
     rustfmt
         .args(["--edition", "2024", "--config-path"])

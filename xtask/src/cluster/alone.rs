@@ -1,5 +1,5 @@
-//! etcd and an API server alone, for tests of what talks to them: on the loopback interface, with a folder that goes
-//! when they do, beside the development cluster and made of the same programs and arguments.
+//! etcd and an API server alone, for tests of components that use them: on the loopback interface, with a temporary
+//! folder, next to the development cluster and with the same programs and arguments.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
@@ -17,10 +17,10 @@ use super::{State, Tools, daemon, up};
 use crate::steps::step;
 use crate::{exec, paths};
 
-/// How long they may take to begin.
+/// How long they may take to start.
 const BEGIN: Duration = Duration::from_secs(90);
 
-/// An API server that knows our types. Dropping it ends it.
+/// An API server with our CRD. Dropping it ends it.
 pub(crate) struct ApiServer {
     state: State,
     daemons: Vec<Child>,
@@ -28,7 +28,7 @@ pub(crate) struct ApiServer {
 }
 
 impl ApiServer {
-    /// Starts it on free ports, and makes it known what a RemoteProcess is.
+    /// Starts it on free ports, and installs the CRD.
     pub(crate) fn start() -> Result<Self> {
         let tools = Tools::ensure()?;
         let folder = TempDir::with_prefix("rproc-api-server-")?;
@@ -64,7 +64,7 @@ impl ApiServer {
         let wanted = daemons.filter(|daemon| ["etcd", "kube-apiserver"].contains(&daemon.name));
         for Daemon { name, args } in wanted {
             let log = fs::File::create(daemon::log_file(&self.state, name))?;
-            // Whatever ends us ends them.
+            // The children end when this process ends, for any reason.
             let child = Command::new("setpriv")
                 .arg("--pdeathsig=KILL")
                 .arg(tools.path(name))
@@ -82,7 +82,7 @@ impl ApiServer {
         self.wait_for(tools, &["get", "remoteprocesses"])
     }
 
-    /// Asks until there is an answer.
+    /// Runs a command until it succeeds.
     fn wait_for(&mut self, tools: &Tools, question: &[&str]) -> Result<()> {
         let begin = Instant::now();
         while let Err(error) = exec::output(tools.kubectl(&self.state).args(question)) {
@@ -111,7 +111,7 @@ impl Drop for ApiServer {
     }
 }
 
-/// Ports that nobody listens on. All are held until all are known, so that they differ.
+/// Unused ports. All are held until all are known, so that they differ.
 fn free_ports() -> io::Result<[u16; 3]> {
     let held: Vec<TcpListener> = (0..3)
         .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))

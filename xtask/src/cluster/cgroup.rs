@@ -1,4 +1,4 @@
-//! The control group below which the kubelet puts all pods, so that `down` finds every process of them.
+//! The control group below which the kubelet puts all pods, so that `down` finds all their processes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ use super::config::CGROUP;
 
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// Makes the group in the unified hierarchy, or in each controller's of version 1.
+/// Creates the group in the unified hierarchy, or in that of each controller of version 1.
 pub(super) fn create() -> Result<()> {
     for root in roots()? {
         let group = root.join(CGROUP);
         fs::create_dir_all(&group).with_context(|| format!("cannot make {}", group.display()))?;
-        // In version 1 a new group has no processors and no memory until it is given some.
+        // In version 1 a new group has no processors and no memory until they are assigned.
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if let Ok(value) = fs::read_to_string(root.join(file)) {
                 fs::write(group.join(file), value)?;
@@ -34,7 +34,7 @@ pub(super) fn remove() -> Result<()> {
         let groups = all_groups()?;
         let pids: Vec<Pid> = groups.iter().flat_map(|group| processes(group)).collect();
         for pid in &pids {
-            // It may be gone already.
+            // It may already be gone.
             let _ = kill_process(*pid, Signal::KILL);
         }
         // Children come after their parents in the list.

@@ -1,4 +1,4 @@
-//! What the cluster is made of: names, addresses, daemons and their configuration. Nothing here touches the machine.
+//! The parts of the cluster: names, addresses, daemons and their configuration. Nothing here touches the machine.
 
 use std::fs;
 use std::net::IpAddr;
@@ -10,11 +10,11 @@ use super::State;
 use super::daemon::Daemon;
 use super::render::Template;
 
-/// Raised with each change of what a cluster is made from: `up` replaces a cluster of a lower revision and reuses one of
-/// the same or a higher, so that two checkouts do not replace each other's in turn.
+/// Raised with each change of the cluster's parts: `up` replaces a cluster of a lower revision and reuses one of the
+/// same or a higher revision, so that two checkouts do not replace each other's in turn.
 pub(super) const REVISION: u32 = 1;
 
-/// Name of the node, of the kubeconfig's context and of everything that shows up on the machine.
+/// Name of the node, of the kubeconfig's context and of everything that is visible on the machine.
 pub(crate) const NODE: &str = "remoteprocess-dev";
 /// Control group of all pods.
 pub(super) const CGROUP: &str = "remoteprocess-dev";
@@ -22,7 +22,7 @@ pub(super) const CGROUP: &str = "remoteprocess-dev";
 pub(super) const BRIDGE: &str = "rproc-dev";
 /// Addresses of the pods; a /16.
 pub(super) const POD_CIDR: &str = "10.244.0.0/16";
-/// The bridge's own address: node, API server and gateway of the pods. Nothing listens on the outside.
+/// The bridge's own address: node, API server and gateway of the pods. Nothing listens on outside addresses.
 pub(super) const NODE_IP: &str = "10.244.0.1";
 /// Address of the Service `kubernetes`.
 pub(super) const SERVICE_IP: &str = "10.96.0.1";
@@ -51,7 +51,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The development cluster's: away from the ports that a real cluster uses.
+    /// The development cluster's: different from the ports of a real cluster.
     pub(crate) const DEVELOPMENT: Self = Self {
         address: NODE_IP,
         api: 16443,
@@ -155,7 +155,7 @@ pub(super) fn daemons(state: &State) -> Vec<Daemon> {
     ]
 }
 
-/// What a cluster is made from, without the paths of this machine; see [`REVISION`].
+/// The definition of the cluster, without the paths of this machine; see [`REVISION`].
 #[cfg(test)]
 fn fingerprint() -> String {
     let state = State {
@@ -189,7 +189,7 @@ fn etcd(state: &State) -> Daemon {
             "--trusted-ca-file=@STATE@/pki/etcd-ca.crt",
             "--cert-file=@STATE@/pki/etcd-server.crt",
             "--key-file=@STATE@/pki/etcd-server.key",
-            // The cluster is thrown away with the machine; waiting for the disk buys nothing.
+            // The cluster's data is disposable, so there is no need to wait for the disk.
             "--unsafe-no-fsync",
             "--log-level=warn",
         ],
@@ -289,7 +289,7 @@ fn template(state: &State) -> Template {
         .with("PROXY_METRICS_PORT", PROXY_METRICS_PORT)
 }
 
-/// The machine's resolvers without those on a loopback address: in a pod that would be the pod itself.
+/// The machine's resolvers without those on a loopback address, which in a pod would be the pod itself.
 fn pod_resolv_conf(host: &str) -> String {
     let reachable = |line: &&str| match line
         .strip_prefix("nameserver")
@@ -300,7 +300,7 @@ fn pod_resolv_conf(host: &str) -> String {
     };
     let mut text = host.lines().filter(reachable).collect::<Vec<_>>().join("\n");
     if !text.contains("nameserver") {
-        // CoreDNS wants one resolver; names outside the cluster then fail, and that is the truth.
+        // CoreDNS requires a resolver; with this one, names outside the cluster fail.
         text.push_str("\nnameserver 192.0.2.1");
     }
     text + "\n"

@@ -1,4 +1,4 @@
-//! The cluster's processes: started detached, known by pid and start time.
+//! The cluster's processes: started detached, identified by pid and start time.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ pub(super) struct Daemon {
 pub(super) fn start(state: &State, tools: &super::Tools, daemon: &Daemon) -> Result<()> {
     let program = tools.path(daemon.name);
     let log = File::create(log_file(state, daemon.name))?;
-    // containerd finds its shim beside itself.
+    // containerd finds its shim next to itself.
     let mut path = program
         .parent()
         .expect("a tool lies in a folder")
@@ -61,7 +61,7 @@ pub(super) fn start(state: &State, tools: &super::Tools, daemon: &Daemon) -> Res
     Ok(())
 }
 
-/// The pid of a daemon, if it runs. A process that merely got the same pid later is not taken for it.
+/// The pid of a daemon, if it runs. Another process that later got the same pid does not count.
 pub(super) fn pid(state: &State, name: &str) -> Option<u32> {
     let text = fs::read_to_string(pid_file(state, name)).ok()?;
     let (pid, since) = text.split_once(' ')?;
@@ -73,7 +73,7 @@ pub(super) fn pid(state: &State, name: &str) -> Option<u32> {
 pub(super) fn stop(state: &State, name: &str) -> Result<()> {
     let signal = |signal| {
         if let Some(pid) = pid(state, name).and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-            // It may end between the look and the signal; then there is nothing left to do.
+            // It may end between the check and the signal; then there is nothing left to do.
             let _ = kill_process(pid, signal);
         }
     };
@@ -108,7 +108,7 @@ fn pid_file(state: &State, name: &str) -> PathBuf {
     state.root.join("pids").join(name)
 }
 
-/// Field 22 of `/proc/<pid>/stat`; none for a process that is gone or waits to be reaped.
+/// Field 22 of `/proc/<pid>/stat`; `None` for a process that is gone or waits to be reaped.
 fn start_time(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may itself hold spaces and parentheses.

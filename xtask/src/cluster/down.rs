@@ -1,4 +1,4 @@
-//! Ends everything that `up` started, and nothing else. Each part may be missing: `up` may have been killed.
+//! Ends everything that `up` started, and nothing else. Each part may be missing, because `up` may have been killed.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::{exec, paths};
 
 /// Ends the daemons and the pods, and removes the state. The caller holds the lock.
 pub(super) fn down(state: &State) -> Result<()> {
-    // The kubelet first: it would start again what is being ended.
+    // The kubelet first: it would restart what is being ended.
     for name in daemon::NAMES.iter().rev() {
         daemon::stop(state, name)?;
     }
@@ -34,8 +34,8 @@ pub(super) fn down(state: &State) -> Result<()> {
     Ok(())
 }
 
-/// Shims, which have no pid file, and daemons whose `up` was killed before it wrote theirs. They are programs of ours
-/// whose command line names our state.
+/// Ends shims, which have no pid file, and daemons whose `up` was killed before it wrote theirs. They are our programs
+/// with our state in their command line.
 fn end_strays(state: &State) -> Result<()> {
     let tools = paths::cache()?.join("tools");
     let ours = [state.root.display().to_string(), state.run.display().to_string()];
@@ -66,7 +66,7 @@ fn unmount_below(folders: &[&Path]) -> Result<()> {
     let points: Vec<&str> = points
         .filter(|point| folders.iter().any(|f| Path::new(point).starts_with(f)))
         .collect();
-    // The latest mount first: it may lie inside an earlier one.
+    // The latest mount first: it may be inside an earlier one.
     for point in points.into_iter().rev() {
         exec::output(Command::new("umount").arg("--lazy").arg(point))?;
     }

@@ -1,5 +1,5 @@
-//! Images that the cluster brings: those it needs itself, and those that tests and examples run.
-//! All are made from programs of this machine, so that no registry is needed.
+//! Images of the cluster: those that it needs itself, and those that tests and examples run. All are built from
+//! programs of this machine, so that no registry is needed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::{State, Tools};
 use crate::archive::{Entry, Image};
 use crate::exec;
 
-/// This file: another recipe makes another cluster.
+/// This file: a change of it is a change of the cluster.
 #[cfg(test)]
 pub(super) const RECIPE: &str = include_str!("images.rs");
 
@@ -20,7 +20,7 @@ const BUSYBOX: &str = "/bin/busybox";
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 
-/// What the glibc image has beside its shell.
+/// The programs in the glibc image in addition to its shell.
 const GLIBC_PROGRAMS: &[&str] = &[
     "bash",
     "cat",
@@ -93,7 +93,7 @@ fn folder(path: &str) -> Entry {
     Entry::Folder(path.to_owned(), 0o755)
 }
 
-/// The sandbox's process only has to stay.
+/// The sandbox's process only has to stay alive.
 fn pause() -> Image {
     Image {
         names: vec![PAUSE_IMAGE.to_owned()],

@@ -1,4 +1,4 @@
-//! The bridge of the pods and the rules by which they reach the world.
+//! The bridge of the pods and the rules with which they reach the outside.
 
 use std::fs;
 use std::path::Path;
@@ -19,14 +19,14 @@ fn rules() -> [(&'static str, Vec<&'static str>); 3] {
     ]
 }
 
-/// Makes the bridge, whose address is the node's, and lets it forward.
+/// Creates the bridge, which has the node's address, and enables forwarding.
 pub(super) fn create() -> Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot switch forwarding on")?;
     let filter = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
     if !filter.exists() {
         exec::output(Command::new("modprobe").arg("br_netfilter"))?;
     }
-    // Without it the answer of a Service's pod to a neighbour passes by the rules of kube-proxy.
+    // Without it the answer of a Service's pod to another pod on the bridge bypasses the rules of kube-proxy.
     fs::write(filter, "1").context("cannot let iptables see bridged packets")?;
     let ip = |words: &str| exec::output(Command::new("ip").args(words.split(' ')));
     ip(&format!("link add {BRIDGE} type bridge"))?;
@@ -38,7 +38,7 @@ pub(super) fn create() -> Result<()> {
     Ok(())
 }
 
-/// Removes what [`create`] made, as far as it is there.
+/// Removes what [`create`] created, as far as it exists.
 pub(super) fn remove() -> Result<()> {
     for (table, rule) in rules() {
         while iptables(table, "-D", &rule).is_ok() {}

@@ -1,4 +1,4 @@
-//! What the cluster takes from the Linux distribution.
+//! Programs from packages of the Linux distribution.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::exec;
 use crate::steps::step;
 
-/// Debian package, and a file that proves that it is there.
+/// Debian package, and a file that proves that it is installed.
 const PACKAGES: [(&str, &str); 8] = [
     ("runc", "/usr/sbin/runc"),
     ("containernetworking-plugins", "/usr/lib/cni/bridge"),
@@ -21,7 +21,7 @@ const PACKAGES: [(&str, &str); 8] = [
     ("tini", "/usr/bin/tini"),
 ];
 
-/// Installs what is missing, where that is possible, and else says what to install.
+/// Installs missing packages if possible; otherwise says which to install.
 pub(super) fn ensure() -> Result<()> {
     let missing: Vec<&str> = PACKAGES
         .iter()

@@ -11,7 +11,7 @@ use rcgen::{
     SanType, date_time_ymd,
 };
 
-/// One leaf: file name, common name, organisation (a group for Kubernetes), names and addresses of a server.
+/// One leaf: file name, common name, organization (a group for Kubernetes), names and addresses of a server.
 struct Leaf {
     file: &'static str,
     common_name: String,

@@ -14,7 +14,7 @@ use crate::{exec, paths};
 /// One module below `dev/cluster/`.
 struct Module {
     folder: &'static str,
-    /// What it is, for people.
+    /// Its name for people.
     title: &'static str,
     /// How long a build takes on two processors, downloads included.
     minutes: u32,
@@ -95,7 +95,7 @@ const MODULES: [Module; 6] = [
     },
 ];
 
-/// Where the built programs are.
+/// The built programs.
 pub(crate) struct Tools {
     programs: BTreeMap<&'static str, PathBuf>,
 }
@@ -142,7 +142,7 @@ impl Module {
         paths::repository().join("dev/cluster").join(self.folder)
     }
 
-    /// A folder whose name changes with everything that decides what is built.
+    /// A folder whose name changes with everything that affects the build.
     fn output(&self) -> Result<PathBuf> {
         let mut hash = Sha256::new();
         for file in ["go.mod", "go.sum"] {
@@ -188,7 +188,7 @@ impl Module {
             self.ldflags,
             "-o",
         ]);
-        // The trailing slash tells go that it is a folder also for a single package.
+        // The trailing slash tells go that it is a folder, also for a single package.
         go.arg(format!("{}/", partial.display()))
             .args(self.programs.iter().map(|(package, _)| package));
         if !exec::succeeds(Command::new("go").arg("version")) {
@@ -224,7 +224,7 @@ pub(super) fn ensure_helm() -> Result<PathBuf> {
     Ok(module.ensure()?.join("helm"))
 }
 
-/// All that pins the programs.
+/// The versions and checksums that pin the programs.
 #[cfg(test)]
 pub(super) fn manifests() -> Result<String> {
     MODULES

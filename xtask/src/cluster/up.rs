@@ -12,8 +12,8 @@ use crate::exec;
 use crate::lock::Lock;
 use crate::steps::{say, step};
 
-/// Builds what is missing, reuses a healthy cluster of the same making, and replaces any other. `tests` is the lock of
-/// the tests, if the caller holds it: without it a cluster is not taken away from under them.
+/// Builds what is missing, reuses a healthy cluster of the same definition, and replaces any other. `tests` is the lock
+/// of the tests, if the caller holds it: without it, a cluster is not replaced while tests run on it.
 pub(super) fn up(state: &State, tests: Option<&Lock>) -> Result<Tools> {
     let lock = Lock::take(&state.lock_file("cluster"), "another cluster command")?;
     packages::ensure()?;
@@ -21,7 +21,7 @@ pub(super) fn up(state: &State, tests: Option<&Lock>) -> Result<Tools> {
     if is_reusable(state, &tools) {
         return Ok(tools);
     }
-    // Always the lock of the tests first, or two commands could wait for each other.
+    // Always the lock of the tests first; otherwise two commands could wait for each other.
     drop(lock);
     let _tests = match tests {
         Some(_) => None,
@@ -63,7 +63,7 @@ fn replace(state: &State, tools: &Tools) -> Result<()> {
     step("clear what is left of an earlier cluster", || down::down(state))?;
     step("write certificates and configuration", || write_files(state, tools))?;
     step("start the cluster", || start(state, tools))?;
-    // Only a cluster that came up whole is worth reusing.
+    // Only a cluster that started completely may be reused.
     fs::write(state.revision_file(), config::REVISION.to_string())?;
     say(format_args!("    export KUBECONFIG={}", state.kubeconfig().display()));
     say(format_args!(

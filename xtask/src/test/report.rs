@@ -1,4 +1,4 @@
-//! Steps, how they went, and the summary at the end.
+//! Steps, their results, and the summary at the end.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use anyhow::{Result, bail};
 use super::suite::Tally;
 use crate::steps::seconds;
 
-/// How many of the slowest tests the summary names.
+/// Number of the slowest tests that the summary names.
 const SLOWEST: usize = 15;
 
-/// What has been run so far.
+/// The steps so far.
 #[derive(Default)]
 pub(super) struct Report {
     rows: Vec<Row>,
@@ -41,7 +41,7 @@ impl Report {
         result.ok()
     }
 
-    /// Runs a step that counts its tests itself.
+    /// Runs a step that counts its own tests.
     pub(super) fn suite(&mut self, name: &'static str, body: impl FnOnce() -> Result<Tally>) {
         println!("\n==> {name}");
         let begin = Instant::now();

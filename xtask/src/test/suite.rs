@@ -1,4 +1,4 @@
-//! Test programs: Cargo builds them; here they run several at a time, and their tests are counted and timed.
+//! Test programs: Cargo builds them; here several run at a time, and their tests are counted and timed.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,16 @@ use serde_json::Value;
 
 use crate::cargo::{self, cargo, forget_package};
 
-/// A test program that runs longer than this many seconds hangs, and is ended.
+/// Time limit of a test program in seconds; one that runs longer hangs, and is ended.
 const LIMIT: &str = "2400";
 
 /// A program of tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Program {
-    /// The target that it was built from: `attach` for `tests/attach.rs`, the crate's name for its unit tests.
+    /// The target from which it was built: `attach` for `tests/attach.rs`, the crate's name for its unit tests.
     pub name: String,
     path: PathBuf,
-    /// The folder of its crate: tests run in it.
+    /// The folder of its crate, in which its tests run.
     folder: PathBuf,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Runner<'a> {
     pub prepare: &'a (dyn Fn(&mut Command) + Sync),
 }
 
-/// What tests said.
+/// Results of tests.
 #[derive(Default)]
 pub(super) struct Tally {
     /// How many passed.
@@ -74,7 +74,7 @@ pub(super) fn documentation(arguments: &[&str]) -> Result<Tally> {
     Ok(tally)
 }
 
-/// The test programs among Cargo's messages.
+/// The test programs in Cargo's messages.
 fn programs(messages: &str) -> Vec<Program> {
     let messages = messages
         .lines()
@@ -92,7 +92,7 @@ fn program(message: &Value) -> Option<Program> {
 }
 
 impl Runner<'_> {
-    /// Runs the programs to their ends; what each says is printed in one piece when it has ended.
+    /// Runs the programs to their ends; the output of each is printed in one piece when it has ended.
     pub(super) fn run(&self, programs: &[Program]) -> Tally {
         let next = Mutex::new(programs.iter());
         let tally = Mutex::new(Tally::default());
@@ -116,7 +116,7 @@ impl Runner<'_> {
     fn command(&self, program: &Program) -> Command {
         let mut command = limited(&program.path);
         command.arg(format!("--test-threads={}", self.tests));
-        // The times of tests are an unstable option of stable test programs.
+        // Test times are an unstable option of stable test programs.
         command
             .args(["-Zunstable-options", "--report-time"])
             .env("RUSTC_BOOTSTRAP", "1");
@@ -144,7 +144,7 @@ fn collect(command: &mut Command) -> (String, io::Result<ExitStatus>) {
             .stdout(writer.try_clone()?)
             .stderr(writer)
             .spawn()?;
-        // The command holds the other end of the pipe, which would never end.
+        // The command holds the other end of the pipe, which would otherwise never end.
         command.stdout(Stdio::null()).stderr(Stdio::null());
         reader.read_to_end(&mut bytes)?;
         child.wait()
@@ -160,7 +160,7 @@ impl Tally {
         self.times.extend(other.times);
     }
 
-    /// Adds what one program said and how it ended.
+    /// Adds the output and the end of one program.
     fn add(&mut self, program: &str, said: &str, ended: io::Result<ExitStatus>) {
         let failures = self.failed.len();
         for line in said.lines() {

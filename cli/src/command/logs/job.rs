@@ -1,4 +1,4 @@
-//! One process whose output is printed: the flags of `logs`, and what follows from them.
+//! Prints the output of one process: the flags of `logs`, and what follows from them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -142,21 +142,21 @@ pub enum Color {
     Never,
 }
 
-/// Formats other than the bytes themselves.
+/// Formats other than the plain bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OutputFormat {
     /// One JSON object a line
     Json,
 }
 
-/// How the work on the output is over.
+/// How printing ended.
 pub(super) enum Over<T> {
     Done(T),
     /// By a signal, with our exit code.
     Left(u8),
 }
 
-/// Does the work. Where control sequences are done, the terminal is then as it was before, also after a signal.
+/// Runs `work`. If the terminal executes control sequences, it is restored afterwards, also after a signal.
 pub(super) async fn restored<T>(
     output: &Output,
     args: &LogsArgs,
@@ -174,19 +174,19 @@ pub(super) async fn restored<T>(
     over
 }
 
-/// The output of one process, from its place to its end.
+/// The output of one process, from its position to its end.
 pub(super) struct Job {
     pub(super) want: Want,
     pub(super) output: Output,
     pub(super) messages: Messages,
     pub(super) unknown_until: Instant,
-    /// Where every attempt is followed.
+    /// Set if every attempt is followed.
     pub(super) next_attempt: Option<NextAttempt>,
     pub(super) is_quiet: bool,
 }
 
 impl Job {
-    /// Writes it. While the process runs, the verdict is 0, or 125 if bytes are lost.
+    /// Prints it. While the process runs, the code is 0, or 125 if bytes are lost.
     pub(super) async fn run(
         self,
         dial: impl Dial,
@@ -215,13 +215,13 @@ impl Job {
     }
 }
 
-/// `-f` continues with each further attempt, unless you name an attempt.
+/// `-f` continues with each further attempt, unless an attempt was given.
 pub(super) fn next_attempt(cluster: &Arc<Cluster>, args: &LogsArgs, key: &ProcessKey) -> Option<NextAttempt> {
     let is_meant = args.follow && args.attempt == 0 && !key.name.is_empty();
     is_meant.then(|| NextAttempt::new(cluster, key))
 }
 
-/// The verdict of a process that still runs: bytes may be missing in what was read so far.
+/// The result for a process that still runs: bytes may be missing in what was read so far.
 pub(super) fn open_ended(name: &str, ledger: &Ledger) -> Verdict {
     let lost = remoteprocess_client::gap::losses(ledger.losses());
     Verdict {
@@ -245,7 +245,7 @@ pub(super) fn label(key: &ProcessKey) -> Label {
     }
 }
 
-/// Of one process the bytes are left as they are, unless its name is asked for.
+/// The bytes of a single process are printed unchanged, unless its name was requested.
 pub(super) fn form(args: &LogsArgs, is_many: bool) -> Form {
     let is_stamped = args.timestamps;
     let prefix = args.prefix.unwrap_or(is_many).then(|| Prefix {
@@ -263,7 +263,7 @@ pub(super) fn form(args: &LogsArgs, is_many: bool) -> Form {
     }
 }
 
-/// Nothing is typed into a process from here.
+/// How this terminal handles control sequences: no input goes to the process.
 pub(super) const fn control(args: &LogsArgs) -> Control {
     match args.raw {
         true => Control::Watched,
@@ -282,7 +282,7 @@ pub(super) fn want(args: &LogsArgs, process: ProcessKey, now: Timestamp) -> Want
         }
         (name, None) => (name.map_or(Stream::Unspecified, Stream::from), None),
     };
-    // As with kubectl, a span of nothing leaves nothing out.
+    // As with kubectl, a duration of zero leaves nothing out.
     let span = args.since.filter(|span| !span.is_zero());
     let since = args.since_time.or_else(|| span.map(|span| place::before(now, span)));
     Want {
@@ -304,8 +304,8 @@ pub(super) async fn key(
     Ok(find(cluster, name, uid).await?.0)
 }
 
-/// The process that is meant, and the object where it may be read. The uid is pinned, so that a later process of the same
-/// name is not taken for this one.
+/// The requested process, and its object if it may be read. The uid is pinned, so that a later process of the same name
+/// is not taken for this one.
 pub(super) async fn find(
     cluster: &Arc<Cluster>,
     name: Option<&String>,
@@ -341,7 +341,7 @@ pub(super) async fn find(
     Ok((key, None))
 }
 
-/// Says that the output of earlier attempts is not shown, where there is any.
+/// Reports that the output of earlier attempts is not shown, if there is any.
 pub(super) fn earlier(object: &RemoteProcess) -> Option<String> {
     let status = object.status.as_ref()?;
     let latest = status.attempt?;

@@ -23,20 +23,19 @@ use crate::failure::Failure;
 use crate::output::{Output, complain};
 use crate::progress::Messages;
 
-/// The processes that are meant: those that are there, and those that come.
+/// The selected processes: existing ones, and new ones.
 type Coming<'a> = Pin<Box<dyn Stream<Item = Result<Found, Failure>> + 'a>>;
 
-/// What is found of them.
+/// An item of that stream.
 enum Found {
     One(ProcessKey),
-    /// Those that were there at the beginning have been found.
+    /// All processes that existed at the beginning were found.
     All,
 }
 
-/// Writes the output of several processes, and answers 0, 1 or 125.
-///
+/// Prints the output of several processes, and returns 0, 1 or 125.
 /// # Errors
-/// They may not be listed, or nobody reads the output.
+/// They may not be listed, or standard output is closed.
 pub(super) async fn run(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<u8, Failure> {
     let output = Output::standard(form(args, true), control(args))?;
     match restored(&output, args, write(cluster, args, &output)).await? {
@@ -49,7 +48,7 @@ async fn write(cluster: &Arc<Cluster>, args: &LogsArgs, output: &Output) -> Resu
     let work = |key: ProcessKey| one(dial.clone(), cluster, args, output, key);
     if !args.follow {
         let (keys, mut worst) = there(cluster, args).await?;
-        // One after the other: what belongs together stays together.
+        // One after the other, so that the output of each stays together.
         for key in keys {
             worst = worse(worst, work(key).await?);
         }
@@ -68,18 +67,18 @@ async fn write(cluster: &Arc<Cluster>, args: &LogsArgs, output: &Output) -> Resu
     Ok(worst)
 }
 
-/// Who is followed when.
+/// Schedules the processes.
 struct Turns<'a> {
-    /// So many at a time.
+    /// How many are followed at a time.
     limit: usize,
-    /// No more come than are named.
+    /// Only named processes are followed.
     has_names: bool,
     is_quiet: bool,
     output: &'a Output,
 }
 
 impl Turns<'_> {
-    /// Follows each that comes, and answers the worst of their codes when no more can come.
+    /// Follows each process, and returns the worst of their codes when no more can come.
     async fn run<F>(&self, mut coming: Coming<'_>, work: impl Fn(ProcessKey) -> F) -> Result<u8, Failure>
     where
         F: Future<Output = Result<u8, Failure>>,
@@ -124,7 +123,7 @@ impl Turns<'_> {
     }
 }
 
-/// As kubectl: rather nothing than some of them.
+/// As kubectl does: fails instead of following only some of them.
 fn check(count: usize, limit: usize) -> Result<(), Failure> {
     if count <= limit {
         return Ok(());
@@ -134,7 +133,7 @@ fn check(count: usize, limit: usize) -> Result<(), Failure> {
     )))
 }
 
-/// Of several codes the one that says the most: 125, then 1, then 0.
+/// The more significant of two codes: 125, then 1, then 0.
 fn worse(one: u8, other: u8) -> u8 {
     let rank = |code: u8| match code {
         0 => 0,
@@ -144,7 +143,7 @@ fn worse(one: u8, other: u8) -> u8 {
     rank(one).max(rank(other))
 }
 
-/// One of them. What is wrong with it is said and does not hold up the others.
+/// Follows one of them. Its failure is reported and does not stop the others.
 async fn one(
     dial: impl Dial,
     cluster: &Arc<Cluster>,
@@ -179,7 +178,7 @@ async fn one(
     }
 }
 
-/// Says how it ended.
+/// Reports how it ended.
 async fn report(
     args: &LogsArgs,
     output: &Output,
@@ -194,8 +193,8 @@ async fn report(
     Ok(verdict.code)
 }
 
-/// The processes that are there, oldest first; named ones in the order in which they are named. One that is missing does
-/// not hide the others: it is said, and the code is the failure's.
+/// The existing processes, oldest first; if names are given, in their order. A missing one is reported and does not
+/// hide the others; the returned code is then that of the failure.
 async fn there(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<(Vec<ProcessKey>, u8), Failure> {
     let (mut keys, mut worst) = (Vec::new(), 0);
     if !args.names.is_empty() {
@@ -227,7 +226,7 @@ async fn there(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<(Vec<ProcessKe
     Ok((keys, worst))
 }
 
-/// The processes that are there and, where they are not named, each that comes.
+/// The existing processes and, if no names are given, each new one.
 async fn coming<'a>(cluster: &'a Arc<Cluster>, args: &LogsArgs) -> Result<(Coming<'a>, u8), Failure> {
     if !args.names.is_empty() {
         let (keys, worst) = there(cluster, args).await?;
@@ -263,20 +262,20 @@ async fn coming<'a>(cluster: &'a Arc<Cluster>, args: &LogsArgs) -> Result<(Comin
     Ok((Box::pin(found), 0))
 }
 
-/// What an event of the watch brings that was not known.
+/// What an event of the watch adds.
 fn news(event: &Event<PartialObjectMeta<RemoteProcess>>, seen: &mut HashSet<String>) -> Option<Found> {
     match event {
         Event::Apply(object) | Event::InitApply(object) => {
             let key = meant(object);
             seen.insert(key.uid.clone()).then_some(Found::One(key))
         }
-        // Empty stands for the end of the first list, which comes once.
+        // The empty string marks the end of the first list, which comes once.
         Event::InitDone => seen.insert(String::new()).then_some(Found::All),
         Event::Init | Event::Delete(_) => None,
     }
 }
 
-/// The API server's no, which another try does not change.
+/// A refusal of the API server, which a retry does not change.
 fn refusal(error: &watcher::Error) -> Option<&kube::Error> {
     let error = match error {
         watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => error,

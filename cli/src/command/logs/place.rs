@@ -7,7 +7,7 @@ use remoteprocess_proto::v1::Cursor;
 /// Where to begin, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offset {
-    /// In one stream, which is the only one then.
+    /// In one stream; the other is not printed.
     One(u64),
     /// In each of the two.
     Both(Cursor),
@@ -40,13 +40,13 @@ impl FromStr for Offset {
     }
 }
 
-/// A moment on the command line (RFC 3339).
+/// A time on the command line (RFC 3339).
 pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     text.parse()
         .map_err(|_| "expected a moment like 2026-01-31T12:00:00Z".to_owned())
 }
 
-/// The moment `span` before `now`; the beginning of time where there is none.
+/// The time `span` before `now`; the earliest time if there is none.
 pub(super) fn before(now: Timestamp, span: Duration) -> Timestamp {
     SignedDuration::try_from(span)
         .ok()
@@ -54,7 +54,7 @@ pub(super) fn before(now: Timestamp, span: Duration) -> Timestamp {
         .unwrap_or(Timestamp::MIN)
 }
 
-/// Nanoseconds since the Unix epoch, as near as 64 bits come.
+/// Nanoseconds since the Unix epoch, as precise as 64 bits allow.
 pub(super) fn nanos(moment: Timestamp) -> i64 {
     let nanos = moment.as_nanosecond();
     i64::try_from(nanos).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX })

@@ -13,11 +13,10 @@ use crate::failure::Failure;
 use crate::output::{Control, Form, Hashes, Output};
 use crate::progress::Messages;
 
-/// The status follows the end of the stream by a moment.
+/// How long to wait for the status, which follows the end of the stream.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
 
-/// Reads all output of an attempt, says on standard error whether it is what was sealed, and answers 0 or 125.
-///
+/// Reads all output of an attempt, reports on standard error whether it matches the seal, and returns 0 or 125.
 /// # Errors
 /// The output cannot be read to its end.
 pub(super) async fn run(dial: impl Dial, cluster: &Cluster, args: &LogsArgs, key: ProcessKey) -> Result<u8, Failure> {
@@ -56,12 +55,12 @@ pub(super) async fn run(dial: impl Dial, cluster: &Cluster, args: &LogsArgs, key
     Ok(verdict.code)
 }
 
-/// What the status says of the output.
+/// What the status says about the output.
 enum Recorded {
     Output(AttemptOutput),
-    /// It says nothing.
+    /// Nothing.
     Nothing,
-    /// There is no status any more, it may not be read, or it keeps nothing of this attempt.
+    /// The status is gone, may not be read, or has no record of this attempt.
     Unknown,
 }
 
@@ -92,7 +91,7 @@ async fn recorded(
     }
 }
 
-/// What the status says of `attempt`, or of the latest; `None` where it may say it yet.
+/// What the status says about `attempt`, or about the latest; `None` if it may still say something.
 fn recorded_of(status: &RemoteProcessStatus, attempt: Option<u32>) -> Option<(Option<u32>, Recorded)> {
     let number = attempt.or_else(|| status.latest_attempt().map(|latest| latest.number))?;
     let recorded = match status.attempt(number) {
@@ -102,7 +101,7 @@ fn recorded_of(status: &RemoteProcessStatus, attempt: Option<u32>) -> Option<(Op
     Some((Some(number), recorded))
 }
 
-/// What was read, and what it is measured by.
+/// What was read, and the records with which it is compared.
 struct Finding<'a> {
     name: String,
     bytes: [u64; 2],
@@ -175,7 +174,7 @@ impl Finding<'_> {
             .collect()
     }
 
-    /// Where bytes are missing, their count and hash say nothing more.
+    /// If bytes are missing, their count and hash add no information.
     fn compare(&self, index: usize, whose: &str, bytes: u64, hash: Option<&str>) -> Option<String> {
         let stream = STREAMS[index].name();
         if self.losses.iter().any(|gap| gap.stream().name() == stream) {

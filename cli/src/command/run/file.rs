@@ -1,4 +1,4 @@
-//! The process of a file.
+//! Reads the process from a file.
 
 use std::io::Read;
 use std::path::Path;
@@ -10,13 +10,12 @@ use serde_json::{Value, json};
 use super::flags::RunArgs;
 use crate::failure::Failure;
 
-/// Most bytes of a file: an API server takes no larger request.
+/// Maximum size of a file: an API server accepts no larger request.
 const MAX_FILE: u64 = 3 << 20;
 
-/// Reads the object, and sets the name, the input and the terminal that the flags ask for.
-///
+/// Reads the object, and sets the name, the input and the terminal according to the flags.
 /// # Errors
-/// The file cannot be read, or it does not hold one RemoteProcess.
+/// The file cannot be read, or does not contain exactly one RemoteProcess.
 pub(super) fn read(path: &Path, args: &RunArgs) -> Result<DynamicObject, Failure> {
     let wrong = |why: String| Failure::new(format!("-f {}: {why}", path.display()));
     if path == Path::new("-") && args.view.stdin {

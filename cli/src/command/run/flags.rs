@@ -1,4 +1,4 @@
-//! The flags of `run`, and the values of those that are more than text.
+//! The flags of `run`, and parsers for those that are more than text.
 
 use crate::args::duration;
 use crate::args::{object_name, process_name};
@@ -26,7 +26,7 @@ pub struct RunArgs {
     /// Create the RemoteProcess in this file (YAML or JSON); - for standard input
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["image", "specification", "command"])]
     pub file: Option<PathBuf>,
-    /// What the object says.
+    /// Fields of the object.
     #[command(flatten)]
     pub specification: SpecificationArgs,
     /// How it is followed.
@@ -51,7 +51,7 @@ pub struct RunArgs {
     pub command: Vec<String>,
 }
 
-/// What the flags of `run` say of the object.
+/// The flags of `run` that set fields of the object.
 #[derive(Debug, Default, clap::Args)]
 #[group(id = "specification", multiple = true)]
 pub struct SpecificationArgs {
@@ -157,7 +157,7 @@ way, the process keeps running.";
 /// `secret/NAME` or `configmap/NAME` on the command line.
 ///
 /// # Errors
-/// It is neither.
+/// The text is neither.
 pub(super) fn env_source(text: &str) -> Result<EnvFromSource, String> {
     let (kind, name) = text.split_once('/').unwrap_or((text, ""));
     if !identifier::is_name(name) {
@@ -187,7 +187,7 @@ pub struct Mounted {
 /// `secret/NAME:PATH`, `configmap/NAME:PATH`, `pvc/NAME:PATH[:ro]` or `empty:PATH` on the command line.
 ///
 /// # Errors
-/// It is none of them.
+/// The text is none of them.
 pub(super) fn volume(text: &str) -> Result<Mounted, String> {
     const EXPECTED: &str = "expected secret/NAME:PATH, configmap/NAME:PATH, pvc/NAME:PATH[:ro] or empty:PATH";
     let (source, place) = text.split_once(':').ok_or(EXPECTED)?;
@@ -230,7 +230,7 @@ pub(super) fn volume(text: &str) -> Result<Mounted, String> {
     Ok(Mounted { volume, mount })
 }
 
-/// As whom a command runs.
+/// The user and group of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     pub(super) user: i64,
@@ -240,7 +240,7 @@ pub struct Owner {
 /// `UID[:GID]` on the command line.
 ///
 /// # Errors
-/// One is no number. Names are those of the image, which only a running container knows.
+/// A part is no number. Names belong to the image, and only a running container knows them.
 pub(super) fn user(text: &str) -> Result<Owner, String> {
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
@@ -253,7 +253,7 @@ pub(super) fn user(text: &str) -> Result<Owner, String> {
     Ok(Owner { user, group })
 }
 
-/// An amount as Kubernetes takes it ("Quantity" in its API reference): a number and a unit.
+/// A quantity of Kubernetes ("Quantity" in its API reference): a number and a unit.
 pub(super) fn quantity(text: &str) -> Result<String, String> {
     const UNITS: [&str; 15] = [
         "", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi",

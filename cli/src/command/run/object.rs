@@ -1,4 +1,4 @@
-//! From flags to the object.
+//! Builds the object from flags.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -16,7 +16,7 @@ use remoteprocess_api::{Leftovers, OutputSpec, PodSpec, RemoteProcess, RemotePro
 use super::flags::{LeftoversFlag, Mounted, Owner, RunArgs, SpecificationArgs};
 use crate::failure::Failure;
 
-/// Most bytes of a file with environment variables: an object has no room for more.
+/// Maximum size of a file with environment variables: an object has no room for more.
 const MAX_ENV_FILE: u64 = 1 << 20;
 
 /// The object that the flags describe. `variable` looks up an environment variable of ours.
@@ -125,7 +125,7 @@ fn pod(said: &SpecificationArgs, volumes: Vec<Volume>) -> Option<PodSpec> {
     })
 }
 
-/// The variables of all files, then those of the flags. Of two with the same name the later one counts, as in a pod.
+/// The variables of all files, then those of the flags. Of two with the same name the later one wins, as in a pod.
 fn environment(said: &SpecificationArgs, variable: impl Fn(&OsStr) -> Option<OsString>) -> Result<Vec<EnvVar>, String> {
     let mut env = Vec::new();
     for path in &said.env_file {
@@ -178,7 +178,7 @@ fn env_var(given: &OsStr, variable: impl Fn(&OsStr) -> Option<OsString>) -> Resu
     })
 }
 
-/// The volumes under the names `volume-1`, `volume-2` and so on, and their mounts.
+/// The volumes with the names `volume-1`, `volume-2` and so on, and their mounts.
 fn mounted(given: &[Mounted]) -> (Vec<Volume>, Vec<VolumeMount>) {
     let named = (1..)
         .zip(given.iter().cloned())
@@ -190,7 +190,7 @@ fn mounted(given: &[Mounted]) -> (Vec<Volume>, Vec<VolumeMount>) {
     named.unzip()
 }
 
-/// `text` so that Kubernetes' expansion of `$(NAME)` and `$$` gives back `text`: what is typed is what runs.
+/// Escapes `text` so that Kubernetes' expansion of `$(NAME)` and `$$` restores it: the command runs as typed.
 fn literal(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
@@ -239,7 +239,7 @@ fn base_name(image: &str) -> String {
         })
         .collect();
     let label = label.trim_matches('-');
-    // Five characters and a dash follow.
+    // A dash and five characters follow.
     let label = label[..label.len().min(40)].trim_end_matches('-');
     if label.is_empty() {
         "process".to_owned()
@@ -319,7 +319,7 @@ mod tests {
         insta::assert_snapshot!(serde_saphyr::to_string(&object).unwrap());
     }
 
-    /// As `expansion.Expand` of Kubernetes, where no variable is known.
+    /// As `expansion.Expand` of Kubernetes, without any known variable.
     fn expand(text: &str) -> String {
         let mut out = String::new();
         let mut characters = text.chars().peekable();

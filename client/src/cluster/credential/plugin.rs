@@ -1,4 +1,4 @@
-//! Credential plugins, by the rules of client-go (`plugin/pkg/client/auth/exec`).
+//! Credential plugins, with the rules of client-go (`plugin/pkg/client/auth/exec`).
 
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal};
@@ -13,9 +13,9 @@ use tokio::process::{Child, Command};
 
 use super::{Credential, Error, is_sendable};
 
-/// Longest answer of a plugin, in bytes.
+/// Maximum length of a plugin's answer, in bytes.
 const MAX_ANSWER: u64 = 1 << 20;
-/// After this time we say what we wait for.
+/// After this time a message says what we wait for.
 const QUIET: Duration = Duration::from_secs(5);
 
 /// A program that prints credentials.
@@ -24,17 +24,16 @@ pub(crate) struct Plugin {
     command: String,
     cluster: Option<ExecAuthCluster>,
     owner: String,
-    /// Is told when the plugin takes long.
+    /// Called when the plugin takes long.
     pub on_wait: Option<fn(&str)>,
     /// It must not talk to a person.
     pub is_unattended: bool,
 }
 
 impl Plugin {
-    /// Checks the configuration of a plugin. `owner` is the user entry in words.
-    ///
+    /// Checks the configuration of a plugin. `owner` describes the user entry.
     /// # Errors
-    /// It names no command, or a version that is not known.
+    /// It names no command, or an unknown version.
     pub(crate) fn new(config: ExecConfig, cluster: Option<ExecAuthCluster>, owner: String) -> Result<Self, Error> {
         let wrong = |what: &str| Err(Error(format!("{owner}: its credential plugin (exec) {what}")));
         let command = config.command.clone().unwrap_or_default();
@@ -60,7 +59,7 @@ impl Plugin {
         })
     }
 
-    /// A sentence about this plugin.
+    /// An error about this plugin.
     pub(super) fn error(&self, what: impl Display) -> Error {
         Error(format!(
             "{}: the credential plugin {:?} {what}",
@@ -68,8 +67,7 @@ impl Plugin {
         ))
     }
 
-    /// Runs it. It may talk to a person on a terminal only where `is_free`: later, standard input has another reader.
-    ///
+    /// Runs it. It may use the terminal only if `is_free`: later, standard input has another reader.
     /// # Errors
     /// It cannot run, fails, or prints no credential.
     pub(crate) async fn run(&self, is_free: bool) -> Result<Credential, Error> {
@@ -193,7 +191,7 @@ struct Status {
     client_key_data: Option<String>,
 }
 
-/// What a plugin printed. It is JSON, or YAML. No part of it gets into a message: it is secret.
+/// Parses the output of a plugin, JSON or YAML. No part of it gets into a message, because it is secret.
 fn parse(answer: &[u8], version: &str) -> Result<Credential, String> {
     let answer: Answer = std::str::from_utf8(answer)
         .ok()

@@ -1,4 +1,4 @@
-//! What becomes of a request: a pure decision.
+//! Decides about a request. Pure.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -12,15 +12,15 @@ use x509_parser::{
 
 use super::has_condition;
 
-/// Life of a certificate whose request names none.
+/// Lifetime of a certificate whose request names none.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// What to do with a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing: it is answered, or not ours.
+    /// Nothing: it was already answered, or is for another signer.
     Leave,
-    /// Deny it with this sentence.
+    /// Deny it with this message.
     Deny(String),
     /// Approve and sign it.
     Sign(Order),
@@ -31,9 +31,9 @@ pub(super) enum Verdict {
 pub(super) struct Order {
     /// The request; only its key is used.
     pub csr_der: Vec<u8>,
-    /// Who asked, as the API server stamped it.
+    /// The requester, as the API server recorded it.
     pub user: User,
-    /// The life that was asked for.
+    /// The requested lifetime.
     pub lifetime: Duration,
 }
 
@@ -55,10 +55,11 @@ pub(super) fn judge(request: &CertificateSigningRequest) -> Verdict {
 /// Bytes of a request.
 const MAX_REQUEST: usize = 16 << 10;
 
-/// Bytes of all that the API server says of a user; it has to fit into the handshake of each connection.
+/// Maximum size in bytes of what the API server records about a user; it must fit into the handshake of each
+/// connection.
 const MAX_USER: usize = 24 << 10;
 
-/// Characters of what a request says that are repeated in logs and conditions.
+/// Maximum number of characters of a request that are quoted in logs and conditions.
 const MAX_QUOTED: usize = 64;
 
 fn order(request: &CertificateSigningRequest) -> Result<Order, String> {
@@ -108,7 +109,7 @@ fn check_size(user: &User) -> Result<(), String> {
     }
 }
 
-/// The start of what somebody else says, in quotes and without control characters.
+/// The start of an untrusted text, in quotes and without control characters.
 pub(in super::super) fn quoted(text: &str) -> String {
     let start = plain(text, MAX_QUOTED);
     let mark = if start.len() < text.len() { "…" } else { "" };
@@ -126,7 +127,7 @@ fn check_usages(usages: &[String]) -> Result<(), String> {
     }
 }
 
-/// The subject may be empty. A claim must be true: a person who believes to have got another name should be told.
+/// The subject may be empty. A name in it must be true: a person who expects another name should be told.
 fn check_subject(subject: &X509Name<'_>, user: &User) -> Result<(), String> {
     for attribute in subject.iter_attributes() {
         let value = attribute
@@ -178,7 +179,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A request by alice as the API server stamps it, without the PKCS#10 part.
+    /// A request by alice as the API server records it, without the PKCS#10 part.
     pub(in super::super) fn request() -> CertificateSigningRequest {
         serde_json::from_value(json!({
             "metadata": {"name": "rproc-1", "resourceVersion": "7"},

@@ -1,27 +1,26 @@
-//! Whose fault an invalid pod is.
-//!
+//! Decides who is at fault for an invalid pod.
 //! The API server validates a pod after admission has changed it: a LimitRange fills in requests and limits, a webhook
-//! anything. A field that we sent stays invalid, because the specification is fixed. What others added may be valid
-//! tomorrow.
+//! can change anything. A field that we sent stays invalid, because the spec cannot change. What others added may be
+//! valid tomorrow.
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::core::Status;
 use kube::core::response::StatusCause;
 use serde_json::Value;
 
-/// What a relation between a request and a limit reads like (Kubernetes, `validateResourceRequirements`).
+/// Messages about a relation between a request and a limit (Kubernetes, `validateResourceRequirements`).
 const RELATIONS: [&str; 2] = ["must be less than or equal to ", "must be equal to "];
 
-/// Whether the API server finds fault with a field of the pod as it was sent, so that no later try can go better.
+/// Whether the API server rejects a field of the pod as it was sent, so that no retry can succeed.
 pub(super) fn is_in(sent: &Pod, status: &Status) -> bool {
-    // Neither a ValidatingAdmissionPolicy nor a webhook says it in these words.
+    // Neither a ValidatingAdmissionPolicy nor a webhook uses these words.
     let is_validation = status.reason == "Invalid" && status.message.starts_with("Pod \"");
     let value = serde_json::to_value(sent).unwrap_or_default();
     let mut causes = status.details.iter().flat_map(|details| &details.causes);
     is_validation && causes.any(|cause| is_sent(&value, cause) && is_of_sender(sent, cause))
 }
 
-/// Whether the field, or what it is missing in, was sent.
+/// Whether we sent the field, or the object in which it is missing.
 fn is_sent(pod: &Value, cause: &StatusCause) -> bool {
     let mut steps = steps(&cause.field);
     let Some(last) = steps.pop() else { return false };
@@ -29,20 +28,20 @@ fn is_sent(pod: &Value, cause: &StatusCause) -> bool {
         return false;
     };
     match (last.of(parent), refused_value(&cause.message)) {
-        // A webhook may have put another value there.
+        // A webhook may have replaced the value.
         (Some(Value::String(sent)), Some(refused)) => *sent == refused,
         (sent, _) => sent.is_some() || cause.reason == "FieldValueRequired",
     }
 }
 
-/// The text that is wrong, where the sentence has one: `Invalid value: "x": …`, `Unsupported value: "x": …`.
+/// The rejected text, if the message contains one: `Invalid value: "x": …`, `Unsupported value: "x": …`.
 fn refused_value(message: &str) -> Option<String> {
     let (_, rest) = message.split_once(" value: ")?;
     let mut values = serde_json::Deserializer::from_str(rest).into_iter::<String>();
     values.next()?.ok()
 }
 
-/// Whether it is no relation between a request and a limit, or both are the sender's.
+/// Whether the fault is ours: it is no relation between a request and a limit, or we sent both.
 fn is_of_sender(sent: &Pod, cause: &StatusCause) -> bool {
     let relation = RELATIONS.iter().find_map(|words| cause.message.split_once(words));
     let Some((_, rest)) = relation.filter(|_| cause.field.contains(".resources.")) else {
@@ -58,7 +57,7 @@ fn is_of_sender(sent: &Pod, cause: &StatusCause) -> bool {
         .all(|list| list.as_ref().is_some_and(|list| list.contains_key(resource)))
 }
 
-/// The container that a path such as `spec.containers[0].resources.requests` leads into.
+/// The container to which a path such as `spec.containers[0].resources.requests` belongs.
 fn container_of<'a>(pod: &'a Pod, field: &str) -> Option<&'a Container> {
     let spec = pod.spec.as_ref()?;
     let (list, rest) = field.strip_prefix("spec.")?.split_once('[')?;

@@ -42,7 +42,7 @@ fn failure(code: u16, reason: &str, message: &str, cause: Option<&str>) -> (u16,
     (code, status)
 }
 
-/// Applies against an API server that gives these answers, and returns what it was asked.
+/// Applies with an API server that gives these answers, and returns the calls that it received.
 async fn applied(answers: Vec<(u16, Value)>) -> (Result<Applied, Error>, Vec<Call>) {
     let calls = Arc::new(Mutex::new(Vec::new()));
     let (seen, mut answers) = (calls.clone(), answers.into_iter());

@@ -55,7 +55,7 @@ fn build_mounts(process: &Validated<'_>) -> Vec<VolumeMount> {
     mounts
 }
 
-/// Everything that the agent is told. The one place where its environment is made.
+/// All settings of the agent. Its environment is built only here.
 fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) -> Vec<EnvVar> {
     let echo: &str = process.echo.into();
     let when_full: &str = process.when_full.into();

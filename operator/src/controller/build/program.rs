@@ -1,4 +1,4 @@
-//! The user's container: the user's in everything but its first instruction.
+//! The user's container: everything in it is the user's, except that the entrypoint runs first.
 
 use k8s_openapi::api::core::v1::Container;
 use remoteprocess_api::{TailInStatus, names};
@@ -15,7 +15,7 @@ pub(super) fn build(process: &Validated<'_>, profile: Profile) -> Container {
         image: Some(spec.image.clone()),
         image_pull_policy: spec.image_pull_policy.clone(),
         command: Some(vec![pod::ENTRYPOINT.into()]),
-        // Behind `--` everything is the user's, also what looks like a flag.
+        // Everything after `--` is the user's, even if it looks like a flag.
         args: Some(
             ["--".to_owned()]
                 .into_iter()
@@ -28,7 +28,8 @@ pub(super) fn build(process: &Validated<'_>, profile: Profile) -> Container {
         resources: spec.resources.clone(),
         volume_mounts: Some(spec.volume_mounts.iter().cloned().chain([handover]).collect()),
         security_context: Some(security::program(process, profile)),
-        // What the runtime says of a program that it cannot execute is in the log alone, beside the echo of the output.
+        // If the runtime cannot execute a program, its message is only in the log, together with the echo of the
+        // output.
         termination_message_policy: (spec.tail_in_status() != TailInStatus::Never)
             .then(|| "FallbackToLogsOnError".into()),
         ..Container::default()

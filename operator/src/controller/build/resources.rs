@@ -6,14 +6,13 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::super::validate::Validated;
 use super::{AgentSettings, volumes};
 
-/// CPU of an agent that has to have a limit: enough to carry a stream, where the usual
-/// request would throttle it to a crawl.
+/// CPU of an agent that must have a limit: enough to carry a stream. The usual request would throttle it too much.
 const GUARANTEED_CPU: &str = "200m";
-/// The two resources that decide about a pod's class (Kubernetes, "Pod Quality of Service Classes").
+/// The two resources that determine a pod's class (Kubernetes, "Pod Quality of Service Classes").
 const QOS_RESOURCES: [&str; 2] = ["cpu", "memory"];
 
-/// The agent's resources: the object's, else the installation's. In a pod whose
-/// program is Guaranteed requests and limits are made equal, so that the class stays.
+/// The agent's resources: those of the object, or those of the installation. If the program is Guaranteed, requests and
+/// limits are made equal, so that the pod stays Guaranteed.
 pub(super) fn agent(process: &Validated<'_>, settings: &AgentSettings) -> ResourceRequirements {
     let given = process.spec.agent.as_ref().and_then(|agent| agent.resources.as_ref());
     let mut resources = given.unwrap_or(&settings.resources).clone();
@@ -29,8 +28,8 @@ pub(super) fn agent(process: &Validated<'_>, settings: &AgentSettings) -> Resour
     resources
 }
 
-/// Whether a container with these resources keeps a pod Guaranteed: limits for CPU
-/// and memory, and requests that are equal to them or absent.
+/// Whether a container with these resources keeps a pod Guaranteed: it has limits for CPU and memory, and requests that
+/// are equal to them or absent.
 fn is_guaranteed(resources: &ResourceRequirements) -> bool {
     QOS_RESOURCES.iter().all(|name| {
         let limit = resources.limits.as_ref().and_then(|limits| limits.get(*name));

@@ -1,12 +1,12 @@
-//! Security contexts: the agent's is always `restricted`, the program's is the user's
-//! with safe words where the user is silent (Kubernetes, "Pod Security Standards").
+//! Security contexts: the agent's is always `restricted`; the program's is the user's, with safe defaults for what the
+//! user does not set (Kubernetes, "Pod Security Standards").
 
 use k8s_openapi::api::core::v1::{Capabilities, PodSecurityContext, SeccompProfile, SecurityContext};
 
 use super::super::validate::Validated;
 use super::Profile;
 
-/// Numeric, so that `runAsNonRoot` can be checked without asking the image.
+/// Numeric, so that `runAsNonRoot` can be checked without inspecting the image.
 const AGENT_UID: i64 = 65532;
 /// With this capability the API server refuses `allowPrivilegeEscalation: false`.
 const SYS_ADMIN: [&str; 2] = ["SYS_ADMIN", "CAP_SYS_ADMIN"];
@@ -26,7 +26,7 @@ pub(super) fn agent() -> SecurityContext {
     }
 }
 
-/// Context of the pod: the user's; `restricted` adds what is missing for it.
+/// Context of the pod: the user's; `restricted` adds what that profile requires.
 pub(super) fn pod(given: Option<PodSecurityContext>, profile: Profile) -> Option<PodSecurityContext> {
     match profile {
         Profile::Ordinary => given,

@@ -9,9 +9,9 @@ use remoteprocess_api::{MaskSource, names};
 
 use super::super::validate::Validated;
 
-/// Lifetime of the agent's token in seconds; the kubelet renews it at four fifths.
+/// Lifetime of the agent's token in seconds; the kubelet renews it after four fifths.
 const TOKEN_SECONDS: i64 = 3600;
-/// The journal and file system overhead beside the spool's own bytes.
+/// Space for the journal and file system overhead, in addition to the spool's own bytes.
 const SPOOL_OVERHEAD: u64 = 16 * 1024 * 1024;
 /// Room for the entrypoint's binary and the socket.
 const HANDOVER_LIMIT: &str = "16Mi";
@@ -42,7 +42,7 @@ pub(super) fn build(process: &Validated<'_>) -> Vec<Volume> {
         .collect()
 }
 
-/// The values to be masked, for the agent. A Secret that is missing holds the pod up, as with any volume.
+/// The values to mask, for the agent. If a Secret is missing, the pod waits, as with any volume.
 fn build_mask(mask: &[MaskSource]) -> Option<Volume> {
     let source = |(index, source): (usize, &MaskSource)| VolumeProjection {
         secret: Some(SecretProjection {
@@ -66,9 +66,8 @@ fn build_mask(mask: &[MaskSource]) -> Option<Volume> {
     })
 }
 
-/// What the spool may take on the node. The kubelet evicts the pod at once when a
-/// volume passes its limit, so there is room above the size at which the agent
-/// holds the program back.
+/// How much the spool may take on the node. The kubelet evicts the pod at once when a volume exceeds its limit, so the
+/// limit is above the size at which the agent holds the program back.
 pub(super) fn spool_limit(process: &Validated<'_>) -> Quantity {
     let spool = process.spool_bytes;
     Quantity(

@@ -1,5 +1,5 @@
-//! Whole lives: attempts after attempts, deadlines, the end of the object. And each of them once more for every call that
-//! changes something, with an operator that dies right after it.
+//! Whole lives of processes: several attempts, deadlines, the end of the object. Each is repeated once for every call
+//! that changes something, with an operator that dies right after that call.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -131,7 +131,7 @@ async fn a_process_that_waits_for_long_has_an_event_for_each_sentence() {
         writes,
         "an Event is no write of the status"
     );
-    // Another operator knows nothing of the first one's reports.
+    // Another operator does not know the reports of the first one.
     stage.die_after(usize::MAX);
     stage.wait(31).await;
     let waits = stage.cluster.events();
@@ -304,8 +304,8 @@ async fn ready_is_what_the_specification_calls_so() {
     }
 }
 
-/// What `kubectl wait` does with a condition: it believes none of an older generation, and takes that of the status where
-/// the condition names none.
+/// What `kubectl wait` does with a condition: it ignores conditions of an older generation, and uses the generation of
+/// the status if the condition names none.
 fn is_current(status: &Value, generation: i64) -> bool {
     let conditions = status["conditions"].as_array().unwrap().iter();
     let of_status = &status["observedGeneration"];
@@ -387,7 +387,7 @@ async fn helm_waits_for_an_object_that_no_operator_has_seen_and_nothing_of_that_
 
 type Script = fn(&mut Stage) -> Pin<Box<dyn Future<Output = ()> + '_>>;
 
-/// What happens around the operator, whoever of it is alive.
+/// What happens around the operator, whichever replica is alive.
 const SCRIPTS: [(&str, &str, Script); 11] = [
     ("success", "", |stage| Box::pin(stage.run(1, 0))),
     ("failure", "", |stage| Box::pin(stage.run(1, 3))),
@@ -400,7 +400,7 @@ const SCRIPTS: [(&str, &str, Script); 11] = [
     }),
     ("pod lost before its start", "", |stage| {
         Box::pin(async move {
-            // A pod that left no trace before it vanished is made again under the same number: nothing can have run.
+            // A pod that left no trace before it vanished is created again with the same number: nothing can have run.
             stage.image_is_missing(1);
             stage.settle().await;
             stage.remove_pod(1);
@@ -479,7 +479,7 @@ const SCRIPTS: [(&str, &str, Script); 11] = [
     }),
 ];
 
-/// The last status without what differs from run to run: times, and the uids that the server makes up.
+/// The last status, without what differs from run to run: times, and the uids that the server generates.
 async fn ending(spec: &str, script: Script, dies_after: Option<usize>) -> (Option<Value>, usize) {
     let mut stage = Stage::new(spec);
     if let Some(calls) = dies_after {

@@ -1,5 +1,5 @@
-//! A stage for whole runs: the real passes of the controller and the real writes of the relay against one fake cluster.
-//! A test plays the kubelet and the agents.
+//! A stage for whole runs: the real reconciles of the controller and the real writes of the relay against one fake
+//! cluster. A test plays the kubelet and the agents.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -32,7 +32,7 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// A process of this specification (flow YAML, begins with a comma), and nothing done about it yet.
+    /// A process with this spec (flow YAML, begins with a comma) that was not reconciled yet.
     pub(super) fn new(spec: &str) -> Self {
         let cluster = FakeCluster::default();
         let process: RemoteProcess = serde_saphyr::from_str(&format!(
@@ -112,7 +112,7 @@ impl Stage {
         self.cluster.get("pods", &Self::pod_name(attempt))
     }
 
-    /// One pass with caches that show everything.
+    /// One reconcile with caches that show everything.
     pub(super) async fn pass(&mut self) -> Result<Action, Error> {
         let process = self.process();
         let numbers = 1..=process
@@ -129,7 +129,7 @@ impl Stage {
         reconcile(Arc::new(process), self.context.clone()).await
     }
 
-    /// Passes until one of them changes nothing. Who dies is followed by another.
+    /// Reconciles until nothing changes. An operator that dies is followed by another.
     pub(super) async fn settle(&mut self) {
         while self.exists() {
             let before = self.cluster.version();
@@ -146,14 +146,14 @@ impl Stage {
         }
     }
 
-    /// Time passes, with a look at its end.
+    /// Time passes, followed by a reconcile.
     pub(super) async fn wait(&mut self, seconds: i64) {
         self.settle().await;
         self.pass_unseen(seconds);
         self.settle().await;
     }
 
-    /// Time passes, and nobody looks.
+    /// Time passes without a reconcile.
     pub(super) fn pass_unseen(&self, seconds: i64) {
         self.ahead.fetch_add(seconds, Ordering::Relaxed);
     }
@@ -162,7 +162,7 @@ impl Stage {
         self.want(DesiredState::Stopped);
     }
 
-    /// Somebody sets the desired state with `kubectl patch`.
+    /// Sets the desired state, as `kubectl patch` would.
     pub(super) fn want(&self, state: DesiredState) {
         let setter = json!({
             "manager": "kubectl-patch", "operation": "Update", "time": Timestamp::now().to_string(),
@@ -195,7 +195,7 @@ impl Stage {
             });
     }
 
-    /// The kubelet reports this status (flow YAML) of the pod, which it has on a node.
+    /// The kubelet reports this status (flow YAML) of the pod, which has a node.
     pub(super) fn kubelet(&self, attempt: u32, status: &str) {
         self.cluster.edit("pods", &Self::pod_name(attempt), |pod: &mut Pod| {
             pod.spec.as_mut().unwrap().node_name = Some("node-1".into());
@@ -207,7 +207,7 @@ impl Stage {
         self.cluster.remove("pods", &Self::pod_name(attempt));
     }
 
-    /// The containers are there: the entrypoint waits for its agent.
+    /// The containers run: the entrypoint waits for its agent.
     pub(super) fn containers_run(&self, attempt: u32) {
         self.kubelet(
             attempt,
@@ -254,7 +254,7 @@ impl Stage {
         self.recorder.grant(&self.process(), &claim).await
     }
 
-    /// The agent says that the program was launched.
+    /// The agent reports that the program was launched.
     pub(super) async fn start(&self, attempt: u32) {
         let now = Timestamp::now().as_nanosecond();
         let at_unix_nanos = i64::try_from(now).unwrap();
@@ -269,7 +269,7 @@ impl Stage {
         .await;
     }
 
-    /// The relay learns something of the program.
+    /// The relay learns a fact about the program.
     pub(super) async fn learn(&self, attempt: u32, fact: Fact) {
         self.recorder.learned(&self.subject(attempt), fact).await;
     }
@@ -279,7 +279,7 @@ impl Stage {
         self.exit_of(attempt, code, Reason::Unspecified, None).await;
     }
 
-    /// The same of a program that was stopped at its run deadline.
+    /// As [`Self::exit`], for a program that was stopped at its run deadline.
     pub(super) async fn exit_at_deadline(&self, attempt: u32, code: i32) {
         let stop = exit::Stop {
             requested_by: "deadline".into(),
@@ -304,7 +304,7 @@ impl Stage {
         self.record(attempt, exit).await;
     }
 
-    /// The relay closes the books of an attempt of which it knows no end.
+    /// The relay closes the output of an attempt whose end it does not know.
     pub(super) async fn close(&self, attempt: u32) {
         self.record(attempt, Exit::default()).await;
     }
@@ -327,12 +327,12 @@ impl Stage {
         );
     }
 
-    /// The program and its agent have ended; what a webhook put beside them has not.
+    /// The program and its agent have ended; a container that a webhook added has not.
     pub(super) fn foreign_container_goes_on(&self, attempt: u32) {
         self.foreign_container_runs(attempt, "containerStatuses");
     }
 
-    /// The same with a container of this list, such as `ephemeralContainerStatuses` (`kubectl debug`).
+    /// As above, with a container of this list, such as `ephemeralContainerStatuses` (`kubectl debug`).
     pub(super) fn foreign_container_runs(&self, attempt: u32, list: &str) {
         let mut status: Value = serde_json::from_str(&containers("{terminated: {exitCode: 7}}", "Running")).unwrap();
         let mut foreign = status["containerStatuses"][0].clone();
@@ -344,7 +344,7 @@ impl Stage {
         self.kubelet(attempt, &status.to_string());
     }
 
-    /// Somebody takes the pod away by force, and this is what is known of its node; time enough passes.
+    /// The pod is removed by force, with this state of its node; enough time passes.
     pub(super) async fn pod_vanishes_on(&mut self, attempt: u32, node: &str) {
         self.node(node);
         self.remove_pod(attempt);

@@ -1,10 +1,10 @@
 //! Quantities in bytes, after `k8s.io/apimachinery/pkg/api/resource` (quantity.go, "The serialization format is").
 
-/// Decimal digits of a fraction that count; the rest is below a byte of the largest unit.
+/// Number of decimal digits of a fraction that are used; the rest is below one byte of the largest unit.
 const FRACTION_DIGITS: usize = 18;
 
-/// The bytes of a quantity such as `256Mi`, `1.5G` or `1e9`, rounded up as Kubernetes
-/// does; `None` where it is none, negative, or past 2^64.
+/// The bytes of a quantity such as `256Mi`, `1.5G` or `1e9`, rounded up as Kubernetes does; `None` if it is no
+/// quantity, negative, or larger than 2^64.
 pub(crate) fn bytes(text: &str) -> Option<u64> {
     let digits = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')

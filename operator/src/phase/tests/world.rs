@@ -1,6 +1,6 @@
-//! A small world around the decision: a kubelet and its node, a relay, a user, and two controllers that both believe to
-//! lead, with caches of their own that lag behind and a memory that they lose, in any order. What must never happen is
-//! checked after every step.
+//! A small world around the decision: a kubelet and its node, a relay, a user, and two controllers that both believe
+//! that they lead, with caches of their own that lag behind and a memory that they lose, in any order. After every step
+//! the test checks that nothing forbidden has happened.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::super::*;
 use super::pod_name_of;
 use crate::controller::{is_behind, observe};
 
-/// How often each kind of end is tried again in this world.
+/// How often each kind of end is retried in this world.
 const LIMIT: u32 = 2;
 /// Seconds until a kubelet that answers has ended a pod which the API server does not know.
 const KUBELET_SECONDS: i64 = 60;
@@ -78,12 +78,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::NodeBack),
         1 => Just(Step::NodeGone),
         2 => prop_oneof![1 => Just(DesiredState::Paused), 2 => Just(DesiredState::Running)].prop_map(Step::Want),
-        // Most of what is interesting happens to processes that nobody stops.
+        // Most interesting things happen to processes that are not stopped.
         1 => prop_oneof![7 => Just(Step::Seconds(1)), 1 => Just(Step::Want(DesiredState::Stopped))],
     ]
 }
 
-/// One operator that believes to lead.
+/// One operator that believes that it leads.
 #[derive(Debug, Default)]
 struct Leader {
     process: RemoteProcess,
@@ -150,7 +150,7 @@ impl World {
         (leader.process, leader.pods) = (process, pods);
     }
 
-    /// One pass with the leader's own caches, as `reconcile` does it.
+    /// One reconcile with the leader's own caches, in the order of the real one.
     fn reconcile(&mut self, who: usize, refused: bool) {
         let Leader { process, pods, memory } = &self.leaders[who];
         let (process, memory) = (process.clone(), memory.clone());
@@ -216,7 +216,7 @@ impl World {
         );
         assert!(status.attempt(attempt).unwrap().granted_at.is_none());
         assert!(!status.phase.unwrap().is_final());
-        // The name is the lock: whoever comes second takes over what is there.
+        // The name is the lock: the second creator adopts the existing pod.
         let made = &mut self.made;
         let pod = self.pods.entry(attempt).or_insert_with(|| {
             *made += 1;
@@ -244,8 +244,8 @@ impl World {
         pod.metadata.deletion_timestamp.get_or_insert(time(self.now));
     }
 
-    /// A server-side apply of the controller, guarded by the version that it has seen: its fields, and the relay's as
-    /// they are. False where that version is old.
+    /// A server-side apply of the controller, guarded by the version that it has seen: its own fields are replaced, the
+    /// relay's stay. Returns false if that version is old.
     fn write(&mut self, who: usize, next: RemoteProcessStatus) -> bool {
         let seen = &self.leaders[who].process;
         if seen.status.as_ref().map(own_fields).unwrap_or_default() == next {
@@ -295,8 +295,8 @@ impl World {
         true
     }
 
-    /// The relay's rule, which looks at the object as it is: only the current attempt of a process that shall run, and
-    /// only once. The program begins, which must be its first time and alone.
+    /// The relay's rule, which looks at the current object: only the current attempt of a process that should run, and
+    /// only once. The program starts; the test checks that it is the first time and that no other runs.
     fn grant(&mut self) {
         let number = self.number();
         let Some(pod) = self.pods.get(&number).filter(|pod| is_running(pod)) else {
@@ -339,7 +339,7 @@ impl World {
         true
     }
 
-    /// The relay writes an end only while the status has none.
+    /// The relay writes an end only if the status has none.
     fn report(&mut self, exit: Option<AttemptExit>) {
         let number = self.number();
         let reported = self.alive.contains_key(&number)
@@ -361,7 +361,7 @@ impl World {
         }
     }
 
-    /// The kubelet says that the containers have ended; where it cannot say anything, nothing happens.
+    /// The kubelet reports that the containers have ended; if it cannot report, nothing happens.
     fn end(&mut self, status: Value) {
         if self.node == NodeSight::Silent || !self.pods.contains_key(&self.number()) {
             return;
@@ -447,7 +447,7 @@ impl World {
         assert!(runs <= allowed, "{runs} runs");
     }
 
-    /// Left alone with a node that answers, everything comes to rest: a further look changes nothing.
+    /// Without further events, and with a node that answers, everything settles: another reconcile changes nothing.
     fn come_to_rest(&mut self) {
         self.take(Step::NodeBack);
         let mut quiet = 0;
@@ -458,7 +458,7 @@ impl World {
             self.reconcile(0, false);
             self.check();
             quiet = if before == self.process.status { quiet + 1 } else { 0 };
-            // Nothing in this world is waited for longer than six minutes.
+            // No wait in this world is longer than six minutes.
             if quiet == 4 {
                 return;
             }
@@ -518,7 +518,7 @@ proptest! {
     }
 }
 
-/// Worlds from a fixed seed, until this many attempts have been started in them.
+/// Runs worlds from a fixed seed, until this many attempts have been started in them.
 #[test]
 fn two_thousand_attempts_with_faults() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();

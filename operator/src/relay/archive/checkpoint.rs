@@ -1,5 +1,5 @@
-//! What is known of everything up to the end of a segment. It stands in the segment itself, so that whoever goes on after
-//! it goes on with the same hashes and the same losses.
+//! What is known of everything up to the end of a segment. It is stored in the segment itself, so that the next writer
+//! continues with the same hashes and the same losses.
 
 use bytes::Bytes;
 use remoteprocess_proto::v1::{Cursor, Gap, Stream};
@@ -9,7 +9,7 @@ use sha2::digest::{Digest, FixedOutput};
 
 use crate::relay::piece::Piece;
 
-/// Gaps that are remembered one by one; of further ones only the bytes are counted.
+/// Maximum number of gaps that are stored individually; of further ones only the bytes are counted.
 const GAPS: usize = 100;
 
 /// The stored form, at the end of each segment.
@@ -18,8 +18,8 @@ pub struct Checkpoint {
     /// The position of both streams after the segment's last piece.
     #[prost(message, required, tag = "1")]
     pub end: Cursor,
-    /// Everything before this was durable when the segment was made: a hole before it is damage, one behind it may be a
-    /// put that is still on its way.
+    /// Everything before this was durable when the segment was written: a hole before it is damage; a hole after it may
+    /// be a put that is still in progress.
     #[prost(message, required, tag = "2")]
     pub durable: Cursor,
     /// State of the sha256 of stdout up to `end`; absent after a gap.
@@ -28,10 +28,10 @@ pub struct Checkpoint {
     /// See `stdout_hash`.
     #[prost(bytes = "bytes", optional, tag = "4")]
     stderr_hash: Option<Bytes>,
-    /// Ranges that will never be there; the first hundred of them.
+    /// Ranges that are permanently missing; the first hundred of them.
     #[prost(message, repeated, tag = "5")]
     gaps: Vec<Gap>,
-    /// Bytes in all such ranges, as far as their ends are known.
+    /// Number of bytes in all such ranges, as far as their ends are known.
     #[prost(message, required, tag = "6")]
     lost: Cursor,
 }
@@ -39,12 +39,12 @@ pub struct Checkpoint {
 /// The running form.
 #[derive(Clone, Debug)]
 pub(super) struct Tally {
-    /// `None` from the first gap on: bytes that never came cannot be hashed.
+    /// `None` from the first gap on: bytes that never arrived cannot be hashed.
     stdout: Option<Sha256>,
     stderr: Option<Sha256>,
-    /// Ranges that will never be there; the first hundred of them.
+    /// Ranges that are permanently missing; the first hundred of them.
     pub gaps: Vec<Gap>,
-    /// Bytes in all such ranges, as far as their ends are known.
+    /// Number of bytes in all such ranges, as far as their ends are known.
     pub lost: Cursor,
 }
 
@@ -60,7 +60,7 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Goes on where a segment ended; `None` where its hashes cannot be read.
+    /// Continues where a segment ended; `None` if its hashes cannot be read.
     #[must_use]
     pub(super) fn resume(from: &Checkpoint) -> Option<Self> {
         let load = |state: &Option<Bytes>| match state {
@@ -78,7 +78,7 @@ impl Tally {
         })
     }
 
-    /// Takes the next piece.
+    /// Adds the next piece.
     pub(super) fn take(&mut self, piece: &Piece) {
         let hash = match piece.stream() {
             Stream::Stderr => &mut self.stderr,
@@ -94,7 +94,7 @@ impl Tally {
         }
     }
 
-    /// A stream without a known end is said again by whoever resumes: it is the same gap.
+    /// A gap without a known end is reported again after each resume: it is the same gap.
     fn note(&mut self, gap: &Gap) {
         let is_known = |known: &Gap| known.stream == gap.stream && known.from == gap.from && known.to == gap.to;
         if self.gaps.iter().any(is_known) {
@@ -107,7 +107,7 @@ impl Tally {
         }
     }
 
-    /// The sha256 of all bytes of a stream so far; `None` where some never came.
+    /// The sha256 of all bytes of a stream so far; `None` if some never arrived.
     #[must_use]
     pub(super) fn sha256(&self, stream: Stream) -> Option<[u8; 32]> {
         let hash = match stream {

@@ -1,4 +1,4 @@
-//! What the archive remembers of an attempt beside its bytes.
+//! What the archive stores about an attempt in addition to its bytes.
 
 use remoteprocess_proto::v1::exit::{Outcome, Source, Stop};
 use remoteprocess_proto::v1::{Cursor, Exit, Gap, GapReason, Reason, Seal, SealReason, StreamSeal, Usage};
@@ -8,11 +8,11 @@ use super::SegmentName;
 use super::retention::Expired;
 use crate::relay::attempt::Subject;
 
-/// The manifest of one attempt: one when its archiving begins, and one with the exit at its end.
+/// The manifest of one attempt: one is written when its archiving begins, and one with the exit at its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
-    /// Version of this form.
+    /// Version of this schema.
     pub version: u32,
     /// Namespace of the object.
     pub namespace: String,
@@ -22,13 +22,13 @@ pub struct Manifest {
     pub uid: String,
     /// Number of the attempt.
     pub attempt: u32,
-    /// UID of the attempt's pod: only its agent may add to this.
+    /// UID of the attempt's pod: only its agent may add output.
     #[serde(default)]
     pub pod_uid: String,
-    /// How the attempt ended; absent while it runs. Its presence says that nothing more will be archived.
+    /// How the attempt ended; absent while it runs. If it is present, nothing more will be archived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<StoredExit>,
-    /// True when every byte of both streams is here, with the sha256 of the agent's whole seal.
+    /// True if every byte of both streams is here, with the sha256 of the agent's whole seal.
     #[serde(default)]
     pub sealed: bool,
     /// Offsets of both streams at the end; meaningful once there is an exit.
@@ -37,13 +37,13 @@ pub struct Manifest {
     /// See `stdout_bytes`.
     #[serde(default)]
     pub stderr_bytes: u64,
-    /// Bytes of stdout that will never be there, as far as known.
+    /// Number of bytes of stdout that are permanently missing, as far as known.
     #[serde(default)]
     pub stdout_lost_bytes: u64,
     /// See `stdout_lost_bytes`.
     #[serde(default)]
     pub stderr_lost_bytes: u64,
-    /// Ranges that will never be there; the first hundred of them.
+    /// Ranges that are permanently missing; the first hundred of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gaps: Vec<StoredGap>,
     /// The segments, in order; filled in at the end.
@@ -74,7 +74,7 @@ pub struct StoredGap {
     pub stream: String,
     /// First offset of the gap.
     pub from: u64,
-    /// First offset after it, where known.
+    /// First offset after it, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<u64>,
     /// Why.
@@ -131,7 +131,7 @@ struct StoredUsage {
     container_peak_memory_bytes: Option<u64>,
 }
 
-/// A reason is stored by its name, which no version changes; a name that is not known any more reads as unspecified.
+/// A reason is stored by its name, which never changes; an unknown name reads as unspecified.
 mod by_name {
     use std::str::FromStr;
 
@@ -183,7 +183,7 @@ impl Manifest {
         Some(exit)
     }
 
-    /// Bytes that will never be there, as far as known.
+    /// Number of bytes that are permanently missing, as far as known.
     #[must_use]
     pub fn lost(&self) -> Cursor {
         Cursor {
@@ -231,7 +231,7 @@ impl StoredExit {
     /// The JSON form of an exit.
     #[must_use]
     pub fn from_wire(exit: &Exit) -> Self {
-        // Without `..`: a field that is added to the wire does not compile until it is stored. `sealed` is the manifest's.
+        // Without `..`: a new field of the wire does not compile until it is stored. `sealed` is the manifest's.
         let Exit {
             outcome: _,
             value,

@@ -8,7 +8,7 @@ use super::{Archive, Error, SegmentName};
 use crate::relay::attempt::AttemptKey;
 use crate::relay::piece::{Piece, Placed, Wanted, distance, gap};
 
-/// Walks the segments of an attempt. Whoever reads with one cursor gets every archived byte at or beyond it once, in
+/// Walks the segments of an attempt. A reader that keeps one cursor gets every archived byte at or beyond it once, in
 /// the observed order, and an explicit gap where the archive is damaged.
 #[derive(Debug)]
 pub struct Reader {
@@ -32,9 +32,8 @@ impl Reader {
         }
     }
 
-    /// The pieces of the next segment that reaches beyond `at`, a position on the history's path; empty when the
-    /// archive has nothing further now. The first piece starts exactly at `at`.
-    ///
+    /// The pieces of the next segment that reaches beyond `at`, a position on the history's path; empty if the archive
+    /// has nothing further now. The first piece starts exactly at `at`.
     /// # Errors
     /// When the store does not answer.
     pub async fn next(&mut self, at: Cursor) -> Result<Vec<Placed>, Error> {
@@ -45,9 +44,9 @@ impl Reader {
                 self.listed = self.archive.segments(&self.key).await?.into();
             }
             let found = self.advance(at).await?;
-            // A list from an earlier call may know less than the archive: neither an end nor a hole is believed to it.
-            // A directory that is read while segments are added may show a later one without an earlier one (readdir(3)
-            // leaves that open): only a second list proves a hole.
+            // An earlier list may be older than the archive: neither an end nor a hole in it is trusted. A directory
+            // that is read while segments are added may show a later one without an earlier one (readdir(3) allows
+            // that): only a second list proves a hole.
             match found {
                 None if is_fresh => return Ok(Vec::new()),
                 Some(found) if is_no_hole(&found.pieces[0]) => return Ok(found.pieces),
@@ -59,8 +58,8 @@ impl Reader {
         }
     }
 
-    /// A segment that was put while the one before it was still on its way: that may come yet, from its writer or from
-    /// the next, unless it was durable once or the attempt is closed.
+    /// Handles a segment that was put while the one before it was still in progress: that may still arrive, from its
+    /// writer or from the next, unless it was once durable or the attempt is closed.
     async fn believe(&mut self, found: Found, at: Cursor) -> Result<Vec<Placed>, Error> {
         let is_damage = distance(&found.durable) > distance(&at);
         let is_closed = async || {
@@ -91,15 +90,14 @@ impl Reader {
         Ok(None)
     }
 
-    /// A segment ends where its own writer's next one begins, so many need not be read to be passed.
+    /// A segment ends where its own writer's next one begins, so that many need not be read to be skipped.
     fn ends_before(&self, name: &SegmentName, at: &Cursor) -> bool {
         let next = self.listed.iter().find(|later| later.writer() == name.writer());
         next.is_some_and(|next| distance(&next.start()) <= distance(at))
     }
 
-    /// Where on the path a reader that wants `wanted` has to begin: the beginning of the last segment that no wanted
-    /// byte precedes.
-    ///
+    /// Where on the path a reader that wants `wanted` must begin: the beginning of the last segment before which no
+    /// byte is wanted.
     /// # Errors
     /// When the store does not answer.
     pub async fn begin(&self, wanted: &Wanted) -> Result<Cursor, Error> {
@@ -139,7 +137,7 @@ fn is_no_hole(placed: &Placed) -> bool {
     !matches!(&placed.piece, Piece::Gap(gap) if gap.reason() == GapReason::ArchiveDamaged)
 }
 
-/// True when everything before `start` is unwanted.
+/// Whether everything before `start` is unwanted.
 #[must_use]
 pub fn precedes(start: &Cursor, wanted: &Wanted) -> bool {
     let fits =
@@ -147,7 +145,7 @@ pub fn precedes(start: &Cursor, wanted: &Wanted) -> bool {
     fits(Stream::Stdout) && fits(Stream::Stderr)
 }
 
-/// The pieces beyond `at`, re-placed on the path that the reader walks; a hole becomes a gap.
+/// The pieces beyond `at`, placed on the path of the reader; a hole becomes a gap.
 fn beyond(pieces: Vec<Placed>, at: Cursor) -> Vec<Placed> {
     let mut at = at;
     let mut found = Vec::with_capacity(pieces.len());

@@ -1,4 +1,4 @@
-//! Finds where the archive of an attempt ends, after whatever happened to those who wrote it.
+//! Finds where the archive of an attempt ends, whatever happened to its writers.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use super::{Archive, Error, Segment, SegmentName};
 use crate::relay::attempt::AttemptKey;
 use crate::relay::piece::distance;
 
-/// The end of what is there without a hole, and what is known of everything up to it.
+/// The end of the part without a hole, and what is known of everything up to it.
 pub(super) async fn resume(archive: &Archive, key: &AttemptKey) -> Result<(Cursor, Tally), Error> {
     let names = archive.segments(key).await?;
     let mut seen = HashSet::new();
@@ -36,8 +36,8 @@ pub(super) async fn resume(archive: &Archive, key: &AttemptKey) -> Result<(Curso
     Ok((end, tally))
 }
 
-/// Where a writer's segments end without a hole. Its puts may have overtaken each other, so its last segment proves only
-/// what was durable when that was made; what follows there must join without a hole.
+/// Where a writer's segments end without a hole. Its puts may have overtaken each other, so its last segment proves
+/// only what was durable when that was written; everything after that must follow without a hole.
 async fn chain_end(
     archive: &Archive,
     key: &AttemptKey,
@@ -48,7 +48,7 @@ async fn chain_end(
         if let Some(segment) = archive.segment(key, name).await? {
             found.push((name.start(), segment));
         }
-        // The newest whole one says how far it has to be looked back.
+        // The newest valid one says how far back to look.
         let proven = found.first().map(|(_, newest)| newest.durable);
         if proven.is_some_and(|proven| distance(&name.start()) <= distance(&proven)) {
             break;

@@ -1,7 +1,6 @@
-//! Removes what has been kept long enough, oldest first, and never what is still being written.
-//!
-//! What is removed leaves a record, `expired.json`: whoever asks is told that the output was removed, not that it is
-//! damaged. The record itself goes after [`RECORD_KEPT`].
+//! Removes expired output, the oldest first, and never output that is still being written.
+//! Removed output leaves a record, `expired.json`, so that readers are told that the output was removed, not that it is
+//! damaged. The record itself is deleted after [`RECORD_KEPT`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,30 +15,30 @@ use super::{Archive, Error, Manifest};
 use crate::relay::attempt::AttemptKey;
 use crate::relay::metrics::metrics;
 
-/// Between two looks at the whole archive.
+/// Pause between two scans of the whole archive.
 const SWEEP: Duration = Duration::from_secs(600);
-/// After a look that the store did not answer.
+/// Pause after a scan that failed because the store did not answer.
 const AGAIN: Duration = Duration::from_secs(60);
 /// How long the record of a removed output stays.
 const RECORD_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
-/// Deletions that are asked for at a time.
+/// Number of simultaneous deletions.
 const AT_ONCE: usize = 16;
 
 /// How long output stays in the archive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
-    /// From the end of an attempt on; `None`: for ever.
+    /// Counted from the end of an attempt; `None`: forever.
     pub max_age: Option<Duration>,
-    /// Size of everything together beyond which the oldest finished attempts go; `None`: no limit.
+    /// Total size beyond which the oldest finished attempts are removed; `None`: no limit.
     pub max_bytes: Option<u64>,
 }
 
 /// Why output is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) enum Why {
-    /// It was older than the archive keeps.
+    /// It was older than the limit.
     Age,
-    /// The archive was larger than it may be.
+    /// The archive was larger than the limit.
     Size,
 }
 
@@ -47,28 +46,28 @@ pub(super) enum Why {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Held {
     bytes: u64,
-    /// When anything of it was last written, in seconds since the Unix epoch.
+    /// When any of its objects was last written, in seconds since the Unix epoch.
     touched: i64,
     /// When it was closed.
     ended: Option<i64>,
     /// When it was removed.
     expired: Option<i64>,
-    /// Objects besides the record of the removal.
+    /// Number of objects, without the record of the removal.
     objects: usize,
 }
 
-/// What to do about an attempt.
+/// What to do with an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Remove(Why),
-    /// A removal that was cut off.
+    /// Finish an interrupted removal.
     Finish,
-    /// The record of the removal goes, too.
+    /// Delete the record of the removal as well.
     Forget,
 }
 
-/// Looks at the archive again and again; never ends. `is_known` tells whether the object of a uid still exists: what was
-/// never closed is removed only without it.
+/// Scans the archive repeatedly; never returns. `is_known` returns whether the object of a uid still exists: an attempt
+/// that was never closed is removed only if it does not.
 pub async fn run(archive: &Archive, retention: Retention, is_known: impl Fn(&str) -> bool) {
     if retention == Retention::default() {
         return std::future::pending().await;
@@ -85,7 +84,7 @@ pub async fn run(archive: &Archive, retention: Retention, is_known: impl Fn(&str
     }
 }
 
-/// Looks once.
+/// Scans once.
 async fn sweep(
     archive: &Archive,
     retention: Retention,
@@ -106,7 +105,7 @@ async fn sweep(
     Ok(())
 }
 
-/// Everything in the archive, by attempt.
+/// The contents of the archive, by attempt.
 async fn survey(archive: &Archive) -> Result<BTreeMap<AttemptKey, Held>, Error> {
     let mut held: BTreeMap<AttemptKey, Held> = BTreeMap::new();
     let mut objects = archive.store.list(Some(&Path::from("processes")));
@@ -143,7 +142,7 @@ impl Held {
     }
 }
 
-/// What goes, oldest first.
+/// What to remove, the oldest first.
 fn plan(
     held: &BTreeMap<AttemptKey, Held>,
     retention: Retention,
@@ -169,7 +168,7 @@ fn plan(
     removable.sort();
     for (at, is_closed, key, bytes) in removable {
         let is_old = retention.max_age.is_some_and(|age| is_past(at, age));
-        // A process that was just deleted may still bring its end home.
+        // A process that was just deleted may still report its end.
         let is_much = is_closed && retention.max_bytes.is_some_and(|limit| total > limit);
         if is_old || is_much {
             total = total.saturating_sub(bytes);
@@ -180,7 +179,7 @@ fn plan(
 }
 
 impl Archive {
-    /// Removes an attempt's output; its record says so from the first moment on.
+    /// Removes an attempt's output; the record of the removal is written first.
     async fn expire(&self, key: &AttemptKey, why: Why, bytes: u64) -> Result<(), Error> {
         let Some(manifest) = self.manifest(key).await? else {
             return self.remove_rest(key).await;
@@ -204,8 +203,8 @@ impl Archive {
         Ok(())
     }
 
-    /// Everything but the record. In this order a reader finds the whole attempt or the record, and never an attempt that
-    /// seems to go on.
+    /// Removes everything except the record. In this order a reader finds the whole attempt or the record, and never an
+    /// attempt that seems to be still running.
     async fn remove_rest(&self, key: &AttemptKey) -> Result<(), Error> {
         self.remove([key.manifest_path()?]).await?;
         self.remove([key.end_path()?]).await?;
@@ -217,7 +216,7 @@ impl Archive {
         self.remove([key.expired_path()?]).await
     }
 
-    /// One request for each: not every service that speaks S3 can delete many at once.
+    /// One request for each: not every service that implements S3 can delete many at once.
     async fn remove(&self, paths: impl IntoIterator<Item = Path>) -> Result<(), Error> {
         let deletions = stream::iter(paths).map(|path| async move {
             match self.store.delete(&path).await {
@@ -238,7 +237,7 @@ impl Manifest {
     }
 }
 
-/// That an attempt's output was removed.
+/// Record that an attempt's output was removed.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Expired {
     at: Timestamp,
@@ -246,7 +245,7 @@ pub struct Expired {
 }
 
 impl Expired {
-    /// For a person who looks for the output.
+    /// A message for a person who looks for the output.
     #[must_use]
     pub fn sentence(&self) -> String {
         let why = match self.why {

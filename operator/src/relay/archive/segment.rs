@@ -1,6 +1,7 @@
-//! The form of a segment: a mark, length-delimited `OutputFrame` messages, a checkpoint, and a footer that proves it whole.
-//!
-//! Version 2: the messages may be compressed as one zstd frame. Version 1 had neither that nor a checkpoint; it is read.
+//! The format of a segment: a mark, length-delimited `OutputFrame` messages, a checkpoint, and a footer that proves
+//! that it is complete.
+//! Version 2: the messages may be compressed as one zstd frame. Version 1 had neither compression nor a checkpoint; it
+//! can still be read.
 
 use std::fmt;
 use std::io::Write;
@@ -25,18 +26,18 @@ const FOOTER: usize = 32;
 /// Codecs of the messages.
 const PLAIN: u32 = 0;
 const ZSTD: u32 = 1;
-/// The level with by far the most saved for its time: docs/decisions/0010.
+/// The level that saves by far the most for its time: docs/decisions/0010.
 const LEVEL: i32 = 1;
-/// Of a segment that is in a hurry so much is tried, and all of it compressed where that gets shorter than a part of this
-/// number: what repeats itself like this is compressed in less time than it is written.
+/// Size of the sample of a segment that must be stored fast. The whole segment is compressed only if the sample shrinks
+/// to less than one part in [`REPETITIVE`]: output that repetitive is compressed faster than it is written.
 const SAMPLE: usize = 32 * 1024;
 const REPETITIVE: usize = 16;
-/// More than any segment has, raw: a damaged length must not take the memory.
+/// More than the raw size of any segment: a damaged length must not exhaust the memory.
 const RAW_LIMIT: usize = 2 * SEGMENT_BYTES + 4 * MAX_MESSAGE;
-/// Bodies from this size on are referred to, smaller ones copied beside their heads.
+/// Bodies of at least this size are referred to; smaller ones are copied next to their heads.
 const COPY_BELOW: usize = 4096;
 
-/// Where a segment begins, and who wrote it. Ordered by place in the history.
+/// Where a segment begins, and its writer. Ordered by position in the history.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SegmentName {
     distance: u64,
@@ -45,7 +46,7 @@ pub struct SegmentName {
     writer: u32,
 }
 
-/// A segment that was read back and found whole.
+/// A segment that was read back and is complete.
 #[derive(Debug)]
 pub struct Segment {
     /// The pieces, in the observed order.
@@ -54,11 +55,11 @@ pub struct Segment {
     pub end: Cursor,
     /// Everything before this was durable when the segment was made.
     pub durable: Cursor,
-    /// What was known at its end; version 1 has none.
+    /// The checkpoint at its end; version 1 has none.
     pub checkpoint: Option<Checkpoint>,
 }
 
-/// A segment while it is written: refers to the pieces' bytes, copies only small ones.
+/// A segment while it is written: refers to the pieces' bytes, and copies only small ones.
 #[derive(Debug)]
 pub(super) struct SegmentBuilder {
     name: SegmentName,
@@ -90,13 +91,13 @@ impl SegmentName {
         }
     }
 
-    /// Who wrote it.
+    /// The mark of its writer.
     #[must_use]
     pub fn writer(&self) -> u32 {
         self.writer
     }
 
-    /// Reads a name; `None` for objects that are no segments.
+    /// Parses a name; `None` for objects that are no segments.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         let mut parts = name.split('-');
@@ -136,7 +137,7 @@ impl SegmentBuilder {
         &self.name
     }
 
-    /// Bytes of output (and of gaps' records) in it.
+    /// Number of bytes of output (and of records of gaps) in it.
     #[must_use]
     pub(super) fn raw_bytes(&self) -> usize {
         self.raw
@@ -167,7 +168,7 @@ impl SegmentBuilder {
         }
     }
 
-    /// By hand, so that the body is referred to and not copied: `bytes` is the last field of the last message.
+    /// Encoded by hand, so that the body is referred to and not copied: `bytes` is the last field of the last message.
     fn push_data(&mut self, data: &Data) {
         let head = Data {
             stream: data.stream,
@@ -198,7 +199,7 @@ impl SegmentBuilder {
         }
     }
 
-    /// Adds all of the segment that follows this one.
+    /// Appends the segment that follows this one.
     pub(super) fn absorb(&mut self, mut next: Self) {
         next.split();
         self.split();
@@ -214,8 +215,8 @@ impl SegmentBuilder {
         }
     }
 
-    /// The whole object, as chunks to be written one after the other: compressed, or plain where it is in a hurry.
-    /// Takes the processor for milliseconds.
+    /// The whole object, as chunks to be written one after the other: compressed, or plain if it must be stored fast.
+    /// Uses the processor for milliseconds.
     #[must_use]
     pub(super) fn object(&mut self, checkpoint: &Checkpoint, compress: bool) -> Vec<Bytes> {
         self.split();
@@ -256,7 +257,7 @@ fn is_repetitive(chunks: &[Bytes]) -> bool {
     sample.len() == SAMPLE && zstd::bulk::compress(&sample, LEVEL).is_ok_and(|small| small.len() < SAMPLE / REPETITIVE)
 }
 
-/// The chunks as one zstd frame; `None` where that saves nothing.
+/// The chunks as one zstd frame; `None` if that saves nothing.
 fn squeeze(chunks: &[Bytes], raw: usize) -> Option<Bytes> {
     let mut encoder = zstd::Encoder::new(Vec::with_capacity(raw / 3), LEVEL).ok()?;
     encoder.set_pledged_src_size(Some(raw as u64)).ok()?;
@@ -269,10 +270,9 @@ fn squeeze(chunks: &[Bytes], raw: usize) -> Option<Bytes> {
 }
 
 impl Segment {
-    /// Reads a segment back; the pieces share `body` where it is not compressed. Takes the processor for milliseconds.
-    ///
+    /// Reads a segment back; the pieces share `body` if it is not compressed. Uses the processor for milliseconds.
     /// # Errors
-    /// When length, checksum or records do not fit: a torn or altered object.
+    /// When length, checksum or records do not match: a torn or altered object.
     pub fn decode(name: &SegmentName, body: Bytes) -> Result<Self, Error> {
         let is_whole = body.len() >= HEAD.len() + FOOTER && body.ends_with(TAIL);
         let decoded = match body.get(..HEAD.len()) {
@@ -320,7 +320,8 @@ fn decode(name: &SegmentName, mut body: Bytes) -> Result<Segment, &'static str> 
     })
 }
 
-/// End offsets (2 × 8), length of head and records (8), CRC-32 (4), mark (4). Its writer had one put at a time.
+/// Version 1: end offsets (2 × 8), length of head and records (8), CRC-32 (4), mark (4). Its writer had one put at a
+/// time.
 fn decode_1(name: &SegmentName, mut body: Bytes) -> Result<Segment, &'static str> {
     let footer_at = body.len() - FOOTER;
     let checked = crc32fast::hash(&body[..footer_at + 24]);

@@ -1,4 +1,4 @@
-//! Finds where the output from a time on begins.
+//! Finds where the output since a given time begins.
 
 use remoteprocess_proto::v1::Cursor;
 
@@ -7,8 +7,7 @@ use crate::relay::attempt::AttemptKey;
 use crate::relay::piece::Placed;
 
 /// Where the first archived piece begins that was taken at or after `since` (nanoseconds since the Unix epoch); `None`
-/// if there is none. Times grow along the observed order, so only as many segments are read as halving takes.
-///
+/// if there is none. Times grow along the observed order, so a binary search reads only a few segments.
 /// # Errors
 /// When the store does not answer.
 pub async fn since_start(archive: &Archive, key: &AttemptKey, since: i64) -> Result<Option<Cursor>, Error> {
@@ -17,7 +16,7 @@ pub async fn since_start(archive: &Archive, key: &AttemptKey, since: i64) -> Res
     let mut found = None;
     while from < to {
         let middle = from + (to - from) / 2;
-        // A damaged one has no times; what is missing is named when it is read.
+        // A damaged one has no times; the missing range is reported when it is read.
         let pieces = archive
             .segment(key, &names[middle])
             .await?

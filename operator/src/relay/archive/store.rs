@@ -1,4 +1,4 @@
-//! Which object store the archive is in, and how it is reached.
+//! The object store of the archive, and how to reach it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,24 +11,24 @@ use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
 
 use super::{Archive, Error};
 
-/// Time for a connection, and for a whole request: a segment of 4 MiB over a slow line.
+/// Time limits for a connection, and for a whole request: a segment of 4 MiB over a slow line.
 const CONNECT: Duration = Duration::from_secs(5);
 const REQUEST: Duration = Duration::from_secs(30);
 
-/// Where the archive is kept.
+/// Where the archive is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreConfig {
-    /// A directory, which is made.
+    /// A directory, which is created.
     Volume(PathBuf),
-    /// S3 or what speaks like it. Credentials come from the environment, as AWS' own programs take them: a key
-    /// (`AWS_ACCESS_KEY_ID`, …), a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`, `AWS_ROLE_ARN`), the pod's or the
-    /// instance's role.
+    /// S3 or a compatible service. Credentials come from the environment, as for AWS' own programs: a key
+    /// (`AWS_ACCESS_KEY_ID`, …), a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`, `AWS_ROLE_ARN`), or the role of the pod
+    /// or the instance.
     S3 {
-        /// What is to be reached.
+        /// The bucket.
         bucket: Bucket,
         /// Region of the bucket.
         region: String,
-        /// `https://endpoint/bucket/object` rather than `https://bucket.endpoint/object`.
+        /// `https://endpoint/bucket/object` instead of `https://bucket.endpoint/object`.
         path_style: bool,
     },
     /// Google Cloud Storage. Credentials come from the environment (`GOOGLE_APPLICATION_CREDENTIALS`) or are the
@@ -41,7 +41,7 @@ pub enum StoreConfig {
 pub struct Bucket {
     /// Its name.
     pub name: String,
-    /// Everything lies below this path; empty: the whole bucket.
+    /// All objects are below this path; empty: the whole bucket.
     pub prefix: String,
     /// URL of the service; `None`: the provider's own.
     pub endpoint: Option<String>,
@@ -50,11 +50,10 @@ pub struct Bucket {
 }
 
 impl Archive {
-    /// Opens the archive. A service is not asked for anything yet: that it is away must not keep the operator from
-    /// starting.
-    ///
+    /// Opens the archive. It sends no request to a service yet, because an unavailable service must not prevent the
+    /// operator from starting.
     /// # Errors
-    /// When the directory cannot be made, or the settings and credentials contradict each other.
+    /// When the directory cannot be created, or the settings and credentials contradict each other.
     pub fn open(config: &StoreConfig) -> Result<Self, Error> {
         match config {
             StoreConfig::Volume(root) => Self::local(root),
@@ -99,7 +98,7 @@ impl Bucket {
         }
     }
 
-    /// The image holds no certificates of the system: the public ones are compiled in.
+    /// The image contains no system certificates: the public ones are compiled in.
     fn client(&self) -> Result<ClientOptions, Error> {
         let is_plain = self.endpoint.as_ref().is_some_and(|url| url.starts_with("http://"));
         let mut options = ClientOptions::new()
@@ -117,8 +116,7 @@ impl Bucket {
     }
 }
 
-/// The one who calls tries again. A try that the client repeats by itself could arrive late, over a younger form of the
-/// same object.
+/// The caller retries. A retry by the client itself could arrive late, and replace a newer form of the same object.
 fn no_retries() -> RetryConfig {
     RetryConfig {
         max_retries: 0,

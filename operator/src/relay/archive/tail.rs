@@ -15,7 +15,7 @@ pub struct TailSearch {
 }
 
 impl TailSearch {
-    /// Looks for the beginning of the last `lines` lines of one stream or of both together.
+    /// Searches for the beginning of the last `lines` lines of one stream or of both together.
     #[must_use]
     pub fn new(lines: u64, only: Option<Stream>) -> Self {
         Self {
@@ -25,7 +25,7 @@ impl TailSearch {
         }
     }
 
-    /// Takes the piece before those seen so far; answers with the beginning once it is found.
+    /// Adds the piece before those seen so far; returns the beginning once it is found.
     pub fn step(&mut self, placed: &Placed) -> Option<Cursor> {
         let stream = placed.piece.stream();
         let bytes = placed.piece.bytes();
@@ -35,7 +35,7 @@ impl TailSearch {
         if self.lines == 0 {
             return Some(placed.end());
         }
-        // The newline at the very end closes the last line; it begins none.
+        // The newline at the very end closes the last line and begins none.
         let end = bytes.len() - usize::from(self.newest && bytes.ends_with(b"\n"));
         self.newest = false;
         for (at, _) in bytes[..end]
@@ -55,8 +55,8 @@ impl TailSearch {
     }
 }
 
-/// Continues a search through the archive, for what lies before `before`; the very beginning if there are fewer lines.
-///
+/// Continues a search through the archive, for what is before `before`; returns the very beginning if there are fewer
+/// lines.
 /// # Errors
 /// When the store does not answer.
 pub async fn tail_start(
@@ -114,7 +114,7 @@ pub(super) async fn last_bytes(archive: &Archive, key: &AttemptKey, limit: usize
     Ok(chunks.concat())
 }
 
-/// The bytes of a piece that lie before a position.
+/// The bytes of a piece before a position.
 fn clip(placed: &Placed, before: Cursor) -> &[u8] {
     let bytes = placed.piece.bytes();
     let room = before.of(placed.piece.stream()).saturating_sub(placed.piece.from());

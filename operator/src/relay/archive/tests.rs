@@ -1,4 +1,4 @@
-//! The promise of the archive, on random histories: every byte exactly once, whatever crashes in between.
+//! The guarantee of the archive, on random histories: every byte exactly once, whatever crashes in between.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ fn memory() -> Archive {
     Archive::new(Arc::new(InMemory::new()))
 }
 
-/// Byte `at` of a stream: any misplaced byte shows.
+/// Byte `at` of a stream: every misplaced byte is visible.
 fn byte(stream: Stream, at: u64) -> u8 {
     let salt = if stream == Stream::Stdout { 0 } else { 101 };
     u8::try_from((at.wrapping_mul(31) + salt) % 251).unwrap()
@@ -58,7 +58,7 @@ fn history(chunks: &[(bool, u64)]) -> Vec<Placed> {
         .collect()
 }
 
-/// What an agent would send from `cursor` on: pieces cut anywhere.
+/// What an agent would send from `cursor` on: pieces cut at any position.
 fn resumed(history: &[Placed], from: Cursor) -> Vec<Placed> {
     let mut at = from;
     let wanted = Wanted {
@@ -113,11 +113,11 @@ fn assert_exactly_once(pieces: &[Piece], wanted: &Wanted, end: Cursor) {
 /// How one relay's life ends in the model.
 #[derive(Clone, Debug)]
 enum Life {
-    /// Takes `pieces`, flushing after each `flush_each`-th, and dies without a last flush.
+    /// Takes `pieces`, flushes after each `flush_each`-th, and dies without a last flush.
     Crash { pieces: usize, flush_each: usize },
     /// As `Crash`, and a torn segment stays behind.
     Torn { pieces: usize, flush_each: usize },
-    /// As `Crash`, with several puts under way, of which the `lost`-th never arrives and later ones do.
+    /// As `Crash`, with several puts in progress, of which the `lost`-th never arrives and later ones do.
     Overtaken {
         pieces: usize,
         flush_each: usize,
@@ -165,7 +165,7 @@ async fn live(archive: &Archive, history: &[Placed], life: &Life) {
                 writer.append(placed);
                 writer.store().await;
             }
-            // The memory's puts are done at once; that they are is not told to anybody.
+            // The puts of the in-memory store finish at once, but the writer is not told.
             let mut settled = writer;
             while !settled.is_settled() {
                 settled.settle().await.unwrap();
@@ -403,7 +403,7 @@ async fn a_reader_whose_list_is_old_sees_what_was_added() {
         writer.append(placed);
         writer.flush().await.unwrap();
     }
-    // Leaves the second segment in the list, and then lets it be passed by.
+    // Leaves the second segment in the list, and then skips it.
     let mut starts = async |at| {
         let pieces = reader.next(at).await.unwrap();
         pieces.into_iter().map(|placed| placed.start.stdout).collect::<Vec<_>>()

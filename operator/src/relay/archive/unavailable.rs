@@ -1,4 +1,4 @@
-//! Why a store takes nothing, as far as an operator of the cluster can act on it.
+//! Why a store takes nothing, in categories on which a cluster administrator can act.
 
 use std::error::Error as StdError;
 use std::io::ErrorKind;
@@ -12,7 +12,7 @@ pub enum Unavailable {
     StoreFull,
     /// It does not answer, or answers with an error of its own.
     StoreUnreachable,
-    /// It answers and says no: credentials, rights, a bucket that is not there, a read-only volume.
+    /// It answers and refuses: credentials, rights, a bucket that does not exist, a read-only volume.
     StoreRefused,
 }
 
@@ -27,7 +27,7 @@ impl Unavailable {
         }
     }
 
-    /// What it means for a process, without anything that a store has said.
+    /// What it means for a process, without any text of the store.
     #[must_use]
     pub fn sentence(self) -> &'static str {
         match self {
@@ -60,7 +60,7 @@ fn classify(error: &object_store::Error) -> Unavailable {
             _ => Unavailable::StoreUnreachable,
         };
     }
-    // Stores have no common word for it; the type that holds status and body is not public.
+    // Stores have no common error for it, and the type that holds status and body is not public.
     let text = error.to_string();
     const FULL: [&str; 4] = ["StorageFull", "QuotaExceeded", "InsufficientStorage", "code: 507"];
     if FULL.iter().any(|word| text.contains(word)) {

@@ -16,20 +16,21 @@ use super::{Archive, Error, Manifest, SEGMENT_BYTES, SegmentEntry};
 use crate::relay::attempt::Subject;
 use crate::relay::piece::Placed;
 
-/// A segment stored before it is full is grown and put again until it has this size: few objects for a slow stream, few
-/// bytes written twice.
+/// A segment that is stored before it is full is extended and put again until it has this size: few objects for a slow
+/// stream, few bytes written twice.
 const GROW_BELOW: usize = 256 * 1024;
-/// Puts under way at a time: a store that answers late must not hold up a stream that its memory has room for.
+/// Number of simultaneous puts: a slow store must not delay a stream for which memory has room.
 const FLIGHTS: usize = 4;
 
-/// The writer of one attempt. Only what `settle` or `flush` has answered for is safe.
+/// The writer of one attempt. Only what `settle` or `flush` has returned is durable.
 #[derive(Debug)]
 pub struct Writer {
     archive: Archive,
     subject: Subject,
     mark: u32,
     open: SegmentBuilder,
-    /// The last stored segment, where it may still be grown: its one put went well, so no older form of it can come late.
+    /// The last stored segment, if it may still be extended: its one put succeeded, so no older form of it can arrive
+    /// late.
     small: Option<SegmentBuilder>,
     flights: VecDeque<Flight>,
     tally: Tally,
@@ -78,7 +79,7 @@ impl Writer {
         self.open.end()
     }
 
-    /// How the attempt ended, where an earlier writer sealed it.
+    /// How the attempt ended, if an earlier writer sealed it.
     #[must_use]
     pub fn sealed_exit(&self) -> Option<Exit> {
         self.manifest.exit_frame()
@@ -90,19 +91,19 @@ impl Writer {
         self.open.raw_bytes()
     }
 
-    /// True when the open segment is full: store it before more is appended.
+    /// Whether the open segment is full: store it before more is appended.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.open.raw_bytes() >= SEGMENT_BYTES
     }
 
-    /// True when nothing is on its way.
+    /// Whether no put is in progress.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.flights.is_empty()
     }
 
-    /// True when the open segment may be stored now. A small one waits for the one before it: it may grow that.
+    /// Whether the open segment may be stored now. A small one waits for the one before it, because it may extend that.
     #[must_use]
     pub fn may_store(&self) -> bool {
         self.flights.is_empty() || (self.open.raw_bytes() >= GROW_BELOW && self.flights.len() < FLIGHTS)
@@ -145,11 +146,10 @@ impl Writer {
         self.flights.push_back(flight);
     }
 
-    /// Waits for the oldest put that is under way and answers with the offsets that are durable now. After an error the
-    /// same call tries again. Nothing is lost when it is dropped.
-    ///
+    /// Waits for the oldest put in progress and returns the offsets that are durable now. After an error, the same call
+    /// retries. Nothing is lost when the future is dropped.
     /// # Errors
-    /// When the store does not take it.
+    /// When the store refuses.
     pub async fn settle(&mut self) -> Result<Cursor, Error> {
         let Some(flight) = self.flights.front_mut() else {
             return Ok(self.saved);
@@ -170,10 +170,9 @@ impl Writer {
         Ok(self.saved)
     }
 
-    /// Makes everything appended durable and answers with the offsets reached. May be repeated after an error.
-    ///
+    /// Makes everything appended durable and returns the offsets reached. May be repeated after an error.
     /// # Errors
-    /// When the store does not take it; nothing is lost by it.
+    /// When the store refuses; nothing is lost.
     pub async fn flush(&mut self) -> Result<Cursor, Error> {
         loop {
             while !self.is_settled() {
@@ -186,8 +185,8 @@ impl Writer {
         }
     }
 
-    /// The exit as the archive can vouch for it: sealed when the agent's seal is whole, every byte that it counts is
-    /// here, and the sha256 of what is here is the agent's. Otherwise the seal's reason says why not.
+    /// The exit as the archive can confirm it: sealed if the agent's seal is whole, every byte that it counts is here,
+    /// and the sha256 of what is here is the agent's. Otherwise the reason of the seal says why not.
     #[must_use]
     pub fn verdict(&self, exit: &Exit) -> Exit {
         let mut exit = exit.clone();
@@ -225,8 +224,7 @@ impl Writer {
         (!streams.iter().all(is_same)).then_some(SealReason::HashMismatch)
     }
 
-    /// Flushes, then writes the closing manifest. An exit that is there already stays.
-    ///
+    /// Flushes, then writes the closing manifest. An existing exit stays.
     /// # Errors
     /// When the store refuses; may be repeated.
     pub async fn seal(&mut self, exit: &Exit) -> Result<Manifest, Error> {
@@ -249,7 +247,7 @@ impl Writer {
 }
 
 impl Flight {
-    /// The put, which goes on by itself.
+    /// The put, which continues in the background.
     fn begin(&mut self, archive: &Archive) -> &mut AbortOnDropHandle<Result<PutResult, object_store::Error>> {
         self.put.get_or_insert_with(|| {
             let (store, path, payload) = (archive.store.clone(), self.path.clone(), self.payload.clone());
@@ -265,7 +263,7 @@ fn resume_panic(error: JoinError) -> ! {
     }
 }
 
-/// Tells this writer's objects from those of any other.
+/// Distinguishes this writer's objects from those of any other.
 fn mark() -> u32 {
     use std::hash::{BuildHasher, RandomState};
     let random = RandomState::new().hash_one(std::process::id());

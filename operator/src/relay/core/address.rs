@@ -1,4 +1,4 @@
-//! Where an agent may be dialed: at its own pod, and nowhere else.
+//! Checks that an agent is dialed only at its own pod.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,8 +7,9 @@ use crate::relay::attempt::Subject;
 use crate::relay::error::{Code, Error};
 
 impl Core {
-    /// Refuses an address that is not the agent's own: neither the one that the agent calls from, nor, where the network
-    /// hides that, one that the API server knows of its pod. Else an agent could make the operator connect to anything.
+    /// Refuses an address that is not the agent's own: neither the one from which the agent calls, nor, if the network
+    /// hides that, one that the API server knows for its pod. Otherwise an agent could make the operator connect to
+    /// anything.
     pub(super) async fn check_address(
         &self,
         subject: &Subject,

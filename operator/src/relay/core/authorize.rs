@@ -1,7 +1,6 @@
-//! Who may call what: the role of the peer and Kubernetes RBAC.
-//!
+//! Decides who may call what: by the role of the peer and Kubernetes RBAC.
 //! RBAC is the only authority: each call of a user is a SubjectAccessReview on the object or on a virtual subresource
-//! of it. Agents and other replicas of the operator are known by their role alone.
+//! of it. Agents and other replicas of the operator are identified by their role alone.
 
 use std::{
     collections::HashMap,
@@ -19,17 +18,18 @@ use tokio::time::{Instant, timeout};
 
 use crate::relay::error::{Code, Error};
 
-/// How long a permission is believed: revoked rights end that much later at most, plus the pause between two checks of
+/// How long a permission is cached: a revoked right ends at most this much later, plus the pause between two checks of
 /// a live stream.
 const ALLOWED: Duration = Duration::from_secs(30);
 
-/// How long a refusal is believed: somebody who was just given the right should not have to wait.
+/// How long a refusal is cached: a user who was just given the right should not have to wait.
 const DENIED: Duration = Duration::from_secs(2);
 
-/// Answers kept at a time, of about 64 bytes each: a question is kept as its digest, for groups have any size.
+/// Maximum number of cached answers, of about 64 bytes each: a question is stored as its digest, because groups may
+/// have any size.
 const CAPACITY: usize = 16 * 1024;
 
-/// Limit for one question to the API server.
+/// Time limit for one request to the API server.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Plural of the object.
@@ -46,14 +46,14 @@ pub enum Action {
     Log,
     /// Signal or stop it.
     Signal,
-    /// Write into it.
+    /// Write to its input.
     Attach,
     /// Run further commands in its container.
     Exec,
 }
 
 impl Action {
-    /// The verb and the subresource (empty: the object itself) that RBAC is asked about.
+    /// The verb and the subresource (empty: the object itself) of the RBAC question.
     #[must_use]
     pub fn rule(self) -> (&'static str, &'static str) {
         match self {
@@ -67,7 +67,7 @@ impl Action {
     }
 }
 
-/// Asks the API server who may do what, and remembers the answers for a short time.
+/// Asks the API server who may do what, and caches the answers for a short time.
 pub struct Authorizer {
     client: Client,
     answers: Mutex<HashMap<Digest, Answer>>,
@@ -83,7 +83,7 @@ struct Answer {
 }
 
 impl Authorizer {
-    /// Asks by `client`.
+    /// An authorizer that asks with `client`.
     #[must_use]
     pub fn new(client: Client) -> Self {
         Self {
@@ -154,7 +154,7 @@ impl Authorizer {
     }
 }
 
-/// Who calls a method of users.
+/// The caller of a user's method.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
     /// A user, to be authorized.
@@ -174,12 +174,12 @@ pub struct AgentCaller {
     pub source: Option<IpAddr>,
 }
 
-/// What a replica passes on with the request of a user.
+/// What a replica forwards with the request of a user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarded {
-    /// The attempt that is meant.
+    /// The attempt of the request.
     pub attempt: Option<u32>,
-    /// Name of the user; empty where there is none.
+    /// Name of the user; empty if there is none.
     pub user: String,
 }
 
@@ -187,7 +187,7 @@ fn unavailable() -> Error {
     Error::unavailable("the API server cannot be asked for permission now")
 }
 
-/// What a question is remembered by. The maps of a review are sorted, so equal questions have equal texts.
+/// The cache key of a question. The maps of a review are sorted, so equal questions have equal texts.
 fn digest(review: &SubjectAccessReview) -> Result<Digest, Error> {
     let text = serde_json::to_vec(&review.spec).map_err(|error| Error::new(Code::Internal, error.to_string()))?;
     Ok(Sha256::digest(&text).into())
@@ -223,7 +223,7 @@ fn some(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// Who lacks what, and the rule that would help, ready for a Role.
+/// Who lacks which right, and the rule that would grant it, ready for a Role.
 fn refusal(user: &User, action: Action, namespace: &str, name: &str) -> String {
     let (verb, subresource) = action.rule();
     let resource = if subresource.is_empty() {
@@ -269,7 +269,7 @@ mod tests {
         }
     }
 
-    /// An authorizer whose API server answers as told and counts how often it was asked.
+    /// An authorizer whose API server gives these answers and counts the requests.
     fn authorizer(mut answer: impl FnMut(&Value) -> (u16, Value) + Send + 'static) -> (Authorizer, Arc<AtomicUsize>) {
         let asked = Arc::new(AtomicUsize::new(0));
         let count = asked.clone();

@@ -1,4 +1,4 @@
-//! Signals and stops, each with a line of audit where the user was authorized.
+//! Signals and stops, each with an audit line at the replica where the user was authorized.
 
 use remoteprocess_api::{DesiredState, signal};
 use remoteprocess_proto::v1::{ExecutorSignalRequest, ExecutorStopRequest, SignalRequest, StopRequest};
@@ -39,7 +39,7 @@ impl Core {
         }
     }
 
-    /// Stops the program: by its agent, or by the object where the agent cannot be reached.
+    /// Stops the program: through its agent, or through the object if the agent cannot be reached.
     pub(crate) async fn stop(&self, caller: &Caller, request: StopRequest) -> Result<(), Error> {
         let process = request.process.clone();
         let user = match caller {
@@ -101,7 +101,7 @@ fn check_stop(request: &StopRequest) -> Result<(), Error> {
     Ok(())
 }
 
-/// Signals the process of a live attempt; the user has been authorized.
+/// Signals the process of a live attempt; the user was already authorized.
 async fn signal_here(live: &LiveAttempt, request: SignalRequest) -> Result<(), Error> {
     let request = ExecutorSignalRequest {
         request_id: request.request_id,
@@ -111,7 +111,7 @@ async fn signal_here(live: &LiveAttempt, request: SignalRequest) -> Result<(), E
     live.agent().signal(request).await
 }
 
-/// Stops the process of a live attempt on behalf of a user who has been authorized.
+/// Stops the process of a live attempt on behalf of a user who was already authorized.
 async fn stop_here(live: &LiveAttempt, user: &str, request: StopRequest) -> Result<(), Error> {
     let request = ExecutorStopRequest {
         signal: request.signal,

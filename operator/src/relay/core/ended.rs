@@ -1,4 +1,4 @@
-//! How an attempt that is not live here ended, and what of its output will never come.
+//! How an attempt that is not live here ended, and which of its output is permanently missing.
 
 use remoteprocess_proto::v1::{Cursor, Exit, GapReason, Reason, Stream};
 
@@ -12,16 +12,16 @@ use crate::relay::status::known_end;
 pub(crate) struct Ended {
     /// The last frame.
     pub exit: Exit,
-    /// Where both streams end, where that is known.
+    /// Where both streams end, if that is known.
     end: Option<Cursor>,
     /// Why bytes up to that end may be missing.
     reason: GapReason,
 }
 
 impl Core {
-    /// The end of an attempt that is not live here, by archive or status; `None` while there may be more. Where the
-    /// stream is not settled on the attempt, the end of one that has run nothing is not the end of the stream: another
-    /// may take its place.
+    /// The end of an attempt that is not live here, from archive or status; `None` while there may be more. If the
+    /// stream is not settled on the attempt, the end of an attempt that has run nothing is not the end of the stream,
+    /// because another attempt may replace it.
     pub(crate) async fn ended(&self, target: &Target, attempt: u32, is_settled: bool) -> Result<Option<Ended>, Error> {
         let key = target.attempt(attempt);
         if attempt != 0 {
@@ -73,7 +73,7 @@ impl Core {
 }
 
 impl Ended {
-    /// By the archive's own word.
+    /// According to the archive.
     fn archived(manifest: &Manifest) -> Option<Self> {
         let expired = manifest.expired.as_ref();
         let never_closed = || {
@@ -93,7 +93,7 @@ impl Ended {
         })
     }
 
-    /// What a reader that has come to `reached` will never get.
+    /// The gap for what a reader that has reached `reached` will never get.
     pub(crate) fn gap(&self, stream: Stream, reached: u64) -> Option<Piece> {
         let reason = self.reason;
         match self.end {

@@ -23,7 +23,7 @@ pub(crate) enum Reached {
 }
 
 impl Core {
-    /// What an attempt is read from while it lives: the live attempt, or a mirror of it at another home.
+    /// The source of an attempt's output while it lives: the live attempt, or a mirror of it from another home.
     pub(super) async fn feed(
         &self,
         caller: &Caller,
@@ -48,7 +48,7 @@ impl Core {
         Ok(mirror.feed())
     }
 
-    /// The live attempt that another replica asks about. Never asks further.
+    /// The live attempt about which another replica asks. It never asks further replicas.
     pub(crate) fn at_home(
         &self,
         forwarded: &Forwarded,
@@ -67,7 +67,7 @@ impl Core {
         live.ok_or_else(|| Error::not_found("this replica is not the home of the process"))
     }
 
-    /// True while an attempt may have a home: it was granted and its output is not recorded.
+    /// Whether an attempt may have a home: it was granted and its output is not recorded.
     pub(crate) fn may_live(&self, key: &AttemptKey) -> bool {
         let process = self.directory.by_uid(&key.uid);
         process.is_some_and(|process| {

@@ -21,13 +21,13 @@ use crate::relay::live::{Follower, Next};
 use crate::relay::metrics::metrics;
 use crate::relay::piece::{Placed, Wanted};
 
-/// Bytes that go to a reader at a time, and two of which wait for a slow one.
+/// Number of bytes sent to a reader at a time; two batches wait for a slow reader.
 const BATCH: usize = 64 * 1024;
-/// A reader that takes nothing for this long is parked: what is held for it is let go.
+/// A reader that takes nothing for this long is parked: what is held for it is released.
 const STALLED: Duration = Duration::from_secs(1);
-/// How often the archive is looked at while an attempt has no home that can be reached.
+/// How often the archive is read while an attempt has no home that can be reached.
 const POLL: Duration = Duration::from_secs(1);
-/// How often it is looked at by a reader that is slower than the mirror of another home.
+/// How often it is read for a reader that is slower than the mirror of another home.
 const CATCH_UP: Duration = Duration::from_millis(200);
 
 /// What a reader of output gets.
@@ -35,11 +35,11 @@ const CATCH_UP: Duration = Duration::from_millis(200);
 pub(crate) enum OutputEvent {
     /// The next output; never empty.
     Output(Vec<Framed>),
-    /// Where the reader is, for a later resume; also proof that a silent stream lives.
+    /// Position of the reader, for a later resume; also proof that a silent stream is alive.
     Position {
-        /// Offsets of both streams, once there is a place to read.
+        /// Offsets of both streams, once reading has begun.
         offsets: Option<Cursor>,
-        /// The attempt that is read; 0 while another may take its place.
+        /// The attempt that is read; 0 while another may replace it.
         attempt: u32,
     },
     /// Why there is no output yet.
@@ -55,7 +55,7 @@ pub(crate) type Events = mpsc::Receiver<Result<OutputEvent, Error>>;
 pub(crate) struct Output {
     /// UID of the object.
     pub(crate) uid: String,
-    /// The attempt, where it is known from the beginning.
+    /// The attempt, if it is known from the beginning.
     pub(crate) attempt: Option<u32>,
     /// The output itself.
     pub(crate) events: Events,
@@ -78,11 +78,11 @@ struct Pump {
     since: Option<i64>,
     follow: bool,
     attempt: u32,
-    /// The reader knows the attempt, and it does not change any more.
+    /// The reader knows the attempt, which does not change anymore.
     is_settled: bool,
     follower: Option<Follower>,
     told: Option<State>,
-    /// The object's resourceVersion when it was last looked at.
+    /// The object's resourceVersion when it was last read.
     seen: Option<String>,
     heartbeat: Instant,
     recheck: Instant,
@@ -111,7 +111,7 @@ impl Core {
     }
 }
 
-/// Starts a stream of `attempt`; of the latest, which is told as soon as it is settled, where that is `None`.
+/// Starts a stream of `attempt`; if that is `None`, of the latest, which the reader is told as soon as it is settled.
 pub(super) fn watch(
     core: Arc<Core>,
     caller: Caller,
@@ -179,7 +179,7 @@ impl Pump {
             self.upkeep().await?;
             self.choose_attempt().await?;
             self.attach().await?;
-            // What is known before the archive is read to its end decides whether that end is the end.
+            // What is known before the archive is read to its end decides whether that end is final.
             let end = self.known_end().await?;
             match self.next().await? {
                 Next::Pieces(frames) => self.send_output(frames).await?,
@@ -201,7 +201,7 @@ impl Pump {
         }
     }
 
-    /// The latest attempt is followed until one was granted, or something of it was sent.
+    /// Follows the latest attempt until one was granted, or some of its output was sent.
     async fn choose_attempt(&mut self) -> Result<(), Over> {
         if self.is_settled {
             return Ok(());
@@ -228,7 +228,7 @@ impl Pump {
         Ok(())
     }
 
-    /// From here on the stream is of this attempt, and its reader knows.
+    /// From here on the stream belongs to this attempt, and its reader knows that.
     async fn settle(&mut self) -> Result<(), Over> {
         if std::mem::replace(&mut self.is_settled, true) {
             return Ok(());
@@ -236,7 +236,7 @@ impl Pump {
         self.send_position().await
     }
 
-    /// Tells the reader what it has to know to resume.
+    /// Sends the reader what it must know to resume.
     async fn send_position(&mut self) -> Result<(), Over> {
         let position = OutputEvent::Position {
             offsets: self.follower.as_ref().map(Follower::position),
@@ -245,7 +245,7 @@ impl Pump {
         self.send(position).await
     }
 
-    /// Gets a follower, and a live session for it where there is one.
+    /// Creates a follower, and attaches a live attempt if there is one.
     async fn attach(&mut self) -> Result<(), Over> {
         if self.attempt == 0 {
             return Ok(());
@@ -308,7 +308,7 @@ impl Pump {
         ended.map_err(failed)
     }
 
-    /// The archive has been read to its end: what is missing is named, then comes the end.
+    /// The archive was read to its end: sends the gaps, then the end.
     async fn finish_archived(&mut self, ended: Ended) -> Result<(), Over> {
         let reached = self.follower.as_ref().map(Follower::reached).unwrap_or_default();
         let gaps: Vec<Framed> = [WireStream::Stdout, WireStream::Stderr]
@@ -366,7 +366,7 @@ impl Pump {
         Ok(())
     }
 
-    /// Heartbeats, and the right to continue.
+    /// Sends heartbeats, and checks the right to continue.
     async fn upkeep(&mut self) -> Result<(), Over> {
         if Instant::now() >= self.recheck {
             self.recheck = Instant::now() + RECHECK;
@@ -380,7 +380,7 @@ impl Pump {
         Ok(())
     }
 
-    /// Waits until there may be more, no longer than `limit`.
+    /// Waits until there may be more, for at most `limit`.
     async fn wait(&mut self, limit: Option<Duration>) -> Result<(), Over> {
         let is_live = self.is_live();
         let due = self.heartbeat.min(self.recheck);
@@ -401,7 +401,7 @@ impl Pump {
             };
             tokio::select! {
                 () = more => return Ok(()),
-                // Most changes are those of other processes.
+                // Most changes concern other processes.
                 _ = objects.changed(), if !is_live => if version(core, target) != *seen {
                     return Ok(());
                 },

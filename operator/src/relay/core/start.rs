@@ -19,7 +19,7 @@ use crate::relay::metrics::metrics;
 use crate::relay::reconcile;
 use crate::relay::status::{Claim, Error as GrantError};
 
-/// The watch may be this much behind an agent.
+/// How much the watch may be behind an agent.
 const LAG: Duration = Duration::from_secs(2);
 
 impl Core {
@@ -108,7 +108,8 @@ impl Core {
         Ok(subject)
     }
 
-    /// The object is gone and its pod is going: what it still has is welcome, if this pod has brought some before.
+    /// The object is gone and its pod is being deleted: this replica accepts the remaining output if this pod has sent
+    /// some before.
     async fn claim_of_deleted(&self, namespace: &str, key: &AttemptKey, claim: &Claim) -> Result<Subject, GrantError> {
         let manifest = self.archive.manifest(key).await.map_err(|error| {
             warn!(%error, "the archive cannot be read");
@@ -135,7 +136,7 @@ fn answer(granted: bool, message: &str) -> StartResponse {
     }
 }
 
-/// A launched agent whose grant is known here needs no API server to come home.
+/// A launched agent whose grant is known here gets a home without a request to the API server.
 fn is_known(process: &RemoteProcess, claim: &Claim) -> bool {
     let attempt = process.status.as_ref().and_then(|status| status.attempt(claim.attempt));
     claim.launched

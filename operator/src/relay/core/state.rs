@@ -24,7 +24,7 @@ impl Core {
         }
     }
 
-    /// The states of a namespace (empty: of all).
+    /// The states of all processes in a namespace (empty: in all).
     pub(crate) async fn list(&self, user: &User, namespace: &str) -> Result<Vec<ProcessState>, Error> {
         check_key(&ProcessKey {
             namespace: namespace.to_owned(),
@@ -118,7 +118,7 @@ impl Core {
     }
 }
 
-/// What the status says, for a person who waits.
+/// The state according to the status, for a user who waits.
 pub(crate) fn wire_state(process: &RemoteProcess) -> State {
     let status = process.status.clone().unwrap_or_default();
     State {

@@ -25,7 +25,7 @@ use crate::relay::attempt::Subject;
 use crate::relay::live::fake_agent::{FakeAgent, Program, TestDialer, no_peers};
 use crate::relay::live::{Budget, Context, Ending, Fact, OutputCondition, Record};
 
-/// Far more than any step takes; only a hang comes this far.
+/// Much longer than any step takes; only a hang lasts this long.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Knows when an end was recorded.
@@ -51,7 +51,7 @@ struct Bench {
     core: Arc<Core>,
     notes: Notes,
     is_allowed: Arc<AtomicBool>,
-    /// How often the API server was asked.
+    /// Number of requests to the API server.
     asked: Arc<AtomicUsize>,
 }
 
@@ -126,7 +126,7 @@ impl Bench {
     }
 }
 
-/// The events of a stream, as the frames that tell them.
+/// The events of a stream, as the frames that carry them.
 struct Frames {
     events: Events,
     ready: VecDeque<OutputFrame>,
@@ -205,13 +205,13 @@ async fn next(frames: &mut Frames) -> Frame {
         .expect("not empty")
 }
 
-/// All that is left: bytes of output, the other frames but heartbeats.
+/// Everything that is left: the number of bytes of output, and the other frames except heartbeats.
 async fn rest(frames: &mut Frames) -> (usize, Vec<Frame>) {
     let (bytes, _, others) = rest_of_attempt(frames).await;
     (bytes, others)
 }
 
-/// As `rest`, and which attempt it was.
+/// As `rest`, with the number of the attempt.
 async fn rest_of_attempt(frames: &mut Frames) -> (usize, u32, Vec<Frame>) {
     let (mut bytes, mut attempt, mut others) = (0, 0, Vec::new());
     while let Some(frame) = soon(frames.next()).await {
@@ -238,7 +238,7 @@ fn only_exit(frames: &[Frame]) -> &Exit {
     }
 }
 
-/// The remembered answers of refused users once filled the memory with such names.
+/// A regression: cached answers for refused users filled the memory with such names.
 #[tokio::test]
 async fn a_name_of_a_megabyte_is_refused_before_anybody_is_asked() {
     let bench = Bench::new();
@@ -377,7 +377,7 @@ async fn without_follow_a_live_stream_stops_at_what_is_there() {
     assert_eq!((bytes, others.len()), (1000, 0));
 }
 
-/// `run` and `logs -f` ended with 125 here although the process went on: typed again, the program ran twice.
+/// A regression: `run` and `logs -f` ended with 125 although the process continued; typed again, the program ran twice.
 #[tokio::test]
 async fn an_attempt_that_ran_nothing_and_is_replaced_does_not_end_the_stream() {
     let bench = Bench::new();
@@ -458,7 +458,7 @@ async fn a_stream_begins_at_a_time_or_at_the_last_lines_of_one_stream() {
         ..follow()
     };
     for _ in 0..2 {
-        // First from the ring or both, then from the archive alone.
+        // First from the ring or from both, then from the archive alone.
         assert_eq!(total(since(0)).await, 302_010);
         assert_eq!(total(since(2)).await, 301_010);
         assert_eq!(total(since(4)).await, 1000);

@@ -1,4 +1,4 @@
-//! The answers of an agent to a caller whose right may be taken away.
+//! Passes on the answers of an agent to a caller whose right may be revoked.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::relay::error::Error;
 
 struct Watched<S> {
     core: Arc<Core>,
-    /// Where it is another replica, that one watches.
+    /// If it is another replica, that one checks the right.
     caller: Caller,
     action: Action,
     target: Target,
@@ -20,7 +20,7 @@ struct Watched<S> {
     recheck: Interval,
 }
 
-/// Passes answers on for as long as the caller may have them, and this replica is there.
+/// Passes answers on while the caller has the right to them, and this replica is not shutting down.
 pub(crate) fn watched<T, S: Stream<Item = Result<T, Error>> + Unpin>(
     core: Arc<Core>,
     caller: Caller,

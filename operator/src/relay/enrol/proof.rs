@@ -32,7 +32,7 @@ pub(super) fn read_review(status: TokenReviewStatus) -> Result<Bound, String> {
     if status.authenticated != Some(true) {
         return Err(status.error.unwrap_or_else(|| "not authenticated".to_owned()));
     }
-    // An authenticator that knows nothing of audiences leaves them out: then the token may be anybody's.
+    // An authenticator that does not support audiences leaves them out: then the token may be for anything.
     if !status
         .audiences
         .unwrap_or_default()
@@ -64,7 +64,7 @@ fn claim(extra: &BTreeMap<String, Vec<String>>, name: &str) -> Result<String, St
     }
 }
 
-/// Name of the process that the pod claims to belong to. It proves nothing: whoever makes a pod writes it.
+/// Name of the process to which the pod claims to belong. It proves nothing: the creator of a pod can write any name.
 pub(super) fn claimed_owner(pod: &Pod) -> Option<&str> {
     let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
     let group = format!("{}/", names::GROUP);
@@ -74,7 +74,7 @@ pub(super) fn claimed_owner(pod: &Pod) -> Option<&str> {
         .map(|owner| owner.name.as_str())
 }
 
-/// Whether the pod is the one that the token is bound to, and has not ended. The error is for the peer.
+/// Whether the token is bound to this pod, and the pod has not ended. The error is for the peer.
 pub(super) fn check_pod(pod: &Pod, bound: &Bound) -> Result<(), &'static str> {
     if pod.metadata.uid.as_deref() != Some(&bound.pod_uid) {
         return Err("it was replaced by another one of the same name");
@@ -86,9 +86,9 @@ pub(super) fn check_pod(pod: &Pod, bound: &Bound) -> Result<(), &'static str> {
     }
 }
 
-/// Whether the process of the pod's own namespace names this pod for this attempt. Only the operator writes the status,
-/// and it names the pod before it creates it; so every replica says the same, before and after a restart. The error is
-/// for the peer.
+/// Whether the process in the pod's own namespace names this pod for this attempt. Only the operator writes the status,
+/// and it names the pod before it creates it; so every replica gives the same answer, before and after a restart. The
+/// error is for the peer.
 pub(super) fn check_process(process: &RemoteProcess, bound: &Bound, attempt: &Attempt) -> Result<(), &'static str> {
     let is_of_namespace = process.metadata.namespace.as_deref() == Some(&bound.namespace);
     if !is_of_namespace || process.metadata.uid.as_deref() != Some(&attempt.process_uid) {

@@ -23,7 +23,7 @@ use super::requests::Requests;
 use crate::relay::attempt::Agent;
 use crate::relay::error::Error;
 
-/// Time for one call, and for the connection before it.
+/// Time limit for one call, and for the connection before it.
 const CALL: Duration = Duration::from_secs(5);
 
 /// Why an agent could not be reached; for the log.
@@ -31,17 +31,17 @@ pub type ConnectError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Makes connections to agents.
 pub trait Connect: Send + Sync + 'static {
-    /// A new connection; fails if the peer is not exactly this agent.
+    /// Opens a new connection; fails if the peer is not exactly this agent.
     fn connect<'a>(&'a self, agent: &'a Agent) -> BoxFuture<'a, Result<Channel, ConnectError>>;
 }
 
-/// Calls the agent of one attempt, wherever it is now. An agent that cannot be reached is `Unavailable`; every other
-/// error is the agent's own answer.
+/// Calls the agent of one attempt, wherever it is now. If the agent cannot be reached, the error is `Unavailable`;
+/// every other error is the agent's own answer.
 pub struct AgentClient {
     connect: Arc<dyn Connect>,
     agent: watch::Receiver<Agent>,
-    /// The connection for short calls, made when it is first needed. Streams have their own: one that waits for the
-    /// program to read must not hold up commits.
+    /// The connection for short calls, opened when it is first needed. Streams have their own: one that waits for the
+    /// program to read must not delay commits.
     channel: Mutex<Option<(Agent, Channel)>>,
 }
 
@@ -101,8 +101,7 @@ impl AgentClient {
         self.call(client.get_state(request)).await
     }
 
-    /// Says up to where the output is durable; `last`: that nothing more will be asked.
-    ///
+    /// Tells the agent up to where the output is durable; `last`: that no more requests follow.
     /// # Errors
     /// When the agent cannot be reached or refuses.
     pub async fn commit(&self, archived: Cursor, last: bool) -> Result<(), Error> {
@@ -132,16 +131,14 @@ impl AgentClient {
         self.call(client.set_deadline(request)).await.map(drop)
     }
 
-    /// Opens the program's input; the first request says for whom.
-    ///
+    /// Opens the program's input; the first request names the user.
     /// # Errors
     /// When the agent cannot be reached or refuses.
     pub(super) async fn attach(&self, requests: Requests<AttachRequest>) -> Result<Streaming<AttachResponse>, Error> {
         opened(self.stream().await?.attach(requests)).await
     }
 
-    /// Begins a further command, or joins one; the first request says for whom.
-    ///
+    /// Starts a further command, or joins one; the first request names the user.
     /// # Errors
     /// When the agent cannot be reached or refuses.
     pub(super) async fn exec(&self, requests: Requests<ExecRequest>) -> Result<Streaming<ExecResponse>, Error> {
@@ -183,7 +180,7 @@ impl AgentClient {
         match timeout(CALL, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) if status.code() != tonic::Code::Unavailable => Err(status.into()),
-            // The next call connects anew.
+            // The next call opens a new connection.
             Ok(Err(_)) | Err(_) => {
                 *self.channel.lock().await = None;
                 Err(Error::agent_unreachable())

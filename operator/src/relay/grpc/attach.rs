@@ -1,4 +1,4 @@
-//! Writing into a process.
+//! Writing to the input of a process.
 
 use remoteprocess_proto::v1::attach_request::Request as Asked;
 use remoteprocess_proto::v1::relay_client::RelayClient;
@@ -55,9 +55,9 @@ impl Opening for AttachOpen {
 
     fn unreachable(core: &Core, target: &Target, _: &AttemptKey, error: Error) -> Error {
         match core.object(target).is_some_and(|process| process.is_final()) {
-            // Clients take this code for the end of the program.
+            // Clients interpret this code as the end of the program.
             true => Error::new(Code::OutOfRange, error.message),
-            // It may come to life yet: the writer tries again.
+            // The program may still start: the writer retries.
             false => Error::unavailable(error.message),
         }
     }

@@ -1,4 +1,4 @@
-//! Who calls: the role that the certificate of the connection proves.
+//! Identifies the caller: by the role that the certificate of the connection proves.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -10,10 +10,9 @@ use tonic::{Request, Status};
 use super::peers::{ATTEMPT, ON_BEHALF};
 use crate::relay::core::authorize::{AgentCaller, Caller, Forwarded};
 
-/// Who calls.
-///
+/// The peer of the connection.
 /// # Errors
-/// `Unauthenticated` where the connection shows no identity, or one that has expired since the handshake.
+/// `Unauthenticated` if the connection presents no identity, or one that has expired since the handshake.
 fn peer<T>(request: &Request<T>) -> Result<Arc<PeerIdentity>, Status> {
     let peer = request.extensions().get::<Arc<PeerIdentity>>();
     let peer = peer.ok_or_else(|| Status::unauthenticated("this method needs a client certificate"))?;
@@ -36,7 +35,7 @@ pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     }
 }
 
-/// What a request of another replica says of the user's.
+/// What the request of another replica says about the user's request.
 fn forwarded(metadata: &MetadataMap) -> Forwarded {
     let attempt = metadata
         .get(ATTEMPT)

@@ -1,5 +1,5 @@
-//! The relay's service on the wire: tonic's, but for `WatchOutput`, whose messages are encoded before they come here and
-//! go out as they are, shared by all who read them.
+//! The relay's service on the wire: tonic's, except for `WatchOutput`, whose messages are already encoded when they
+//! come here, and are shared by all readers.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -21,9 +21,9 @@ use super::peers::ATTEMPT;
 use super::{RelayService, admit};
 use crate::relay::core::output::{Events, OutputEvent};
 
-/// Messages up to this size are put together: each piece of a body costs a frame of HTTP/2.
+/// Messages up to this size are combined: each piece of a body costs an HTTP/2 frame.
 const TINY: usize = 2048;
-/// Bytes of tiny messages in one.
+/// Maximum number of bytes of combined messages.
 const PACK: usize = 16 * 1024;
 
 /// Serves every method of the relay. Cheap to clone.
@@ -80,7 +80,7 @@ impl Stream for Messages {
     }
 }
 
-/// The messages that tell an event. Output is encoded already, once for all readers.
+/// The messages of an event. Output is already encoded, once for all readers.
 fn messages(event: OutputEvent) -> VecDeque<Bytes> {
     let frame = match event {
         OutputEvent::Output(frames) => return pack(frames.into_iter().map(|framed| framed.wire).collect()),
@@ -91,7 +91,7 @@ fn messages(event: OutputEvent) -> VecDeque<Bytes> {
     VecDeque::from([encode(&OutputFrame { frame: Some(frame) })])
 }
 
-/// Puts tiny messages together.
+/// Combines tiny messages.
 fn pack(wires: Vec<Bytes>) -> VecDeque<Bytes> {
     let mut packed = VecDeque::with_capacity(wires.len());
     let mut tiny = BytesMut::new();

@@ -1,4 +1,4 @@
-//! Errors of the relay as statuses of gRPC, and back.
+//! Conversion between errors of the relay and gRPC statuses.
 
 use tonic::Status;
 
@@ -24,7 +24,7 @@ impl From<Error> for Status {
     }
 }
 
-/// What a peer has answered. Its metadata stays behind.
+/// A peer's answer. Its metadata is dropped.
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
         let code = match status.code() {

@@ -1,4 +1,4 @@
-//! A further command in the container of a process that runs.
+//! A further command in the container of a running process.
 
 use remoteprocess_proto::v1::exec_request::Request as Asked;
 use remoteprocess_proto::v1::relay_client::RelayClient;
@@ -14,7 +14,7 @@ use crate::relay::core::Core;
 use crate::relay::core::authorize::Action;
 use crate::relay::error::Error;
 
-/// So much of a program's name is in the audit, in bytes.
+/// Number of bytes of a program's name in the audit log.
 const AUDITED: usize = 256;
 
 impl Opening for ExecOpen {
@@ -47,7 +47,7 @@ impl Opening for ExecOpen {
         Self { process, user, ..self }
     }
 
-    /// The program alone: arguments may be secret.
+    /// Only the program: arguments may be secret.
     fn audited(&self) -> (&'static str, String) {
         let program = self.command.first().map(|word| &word[..word.len().min(AUDITED)]);
         let program = String::from_utf8_lossy(program.unwrap_or_default());
@@ -66,7 +66,7 @@ impl Opening for ExecOpen {
             return Error::failed_precondition(format!("attempt {} of the process has ended", key.attempt));
         }
         if core.may_live(key) {
-            // It has a home in a moment.
+            // It will have a home in a moment.
             return Error::agent_unreachable();
         }
         Error::failed_precondition("the process has not started yet")

@@ -1,4 +1,4 @@
-//! A stream of output as it comes in from an agent or from another replica.
+//! An incoming stream of output, from an agent or from another replica.
 
 use bytes::Bytes;
 use prost::Message;
@@ -17,7 +17,7 @@ impl Frames {
     /// Calls a method that answers with output.
     ///
     /// # Errors
-    /// The peer's answer, or what is wrong with the way to it.
+    /// The peer's status, or a failure of the connection.
     pub async fn open(mut channel: Channel, path: &str, request: Request<impl Message>) -> Result<Self, Error> {
         let (_, messages) = call(&mut channel, path, request).await?;
         Ok(Self(messages))
@@ -26,7 +26,7 @@ impl Frames {
     /// The next frame and its message; `None` at the end. Safe to cancel.
     ///
     /// # Errors
-    /// The peer's status; a stream that breaks off; a message that is none.
+    /// The peer's status; a stream that breaks off; an invalid message.
     pub async fn next(&mut self) -> Result<Option<(Frame, Bytes)>, Error> {
         while let Some(wire) = self.0.next().await? {
             if let OutputFrame { frame: Some(frame) } = decode(&wire)? {

@@ -1,4 +1,4 @@
-//! Methods whose requests and answers are streams, from the user to the agent, through the home.
+//! Methods whose requests and answers are streams, from the user through the home to the agent.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,36 +24,36 @@ use crate::relay::core::home::Reached;
 use crate::relay::core::watched::watched;
 use crate::relay::error::{Code, Error};
 
-/// Time for the first message, and for the answer of another replica.
+/// Time limit for the first message, and for the answer of another replica.
 const OPENING: Duration = Duration::from_secs(5);
-/// Longest name that a client may give to what it opens, in bytes.
+/// Maximum length of the name that a client gives, in bytes.
 const NAME: usize = 256;
 
-/// What a user is told.
+/// Messages to a user.
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The first request of such a stream.
 pub(super) trait Opening: Versioned + Sized + Send {
     /// A request.
     type Request: Send + Unpin + 'static;
-    /// What is told.
+    /// An answer.
     type Answer: Send + 'static;
-    /// What it takes.
+    /// The right that it requires.
     const ACTION: Action;
 
-    /// The opening in a request, if it is one.
+    /// The opening in a request, if there is one.
     fn of(request: Self::Request) -> Option<Self>;
-    /// Back again.
+    /// The reverse of [`Self::of`].
     fn into_request(self) -> Self::Request;
-    /// The client's own name for what it opens.
+    /// The name that the client gave.
     fn name(&self) -> &str;
-    /// What is meant; an attempt of 0 is the latest.
+    /// The process and attempt of the request; attempt 0 is the latest.
     fn meant(&self) -> (Option<ProcessKey>, u32);
-    /// The same, for the agent of this process, on behalf of this user.
+    /// The same request, for the agent of this process, on behalf of this user.
     fn meaning(self, process: Option<ProcessKey>, user: &str) -> Self;
-    /// For the audit: what is done, and more about it.
+    /// For the audit log: the action, and details.
     fn audited(&self) -> (&'static str, String);
-    /// What to answer where the attempt cannot be reached now.
+    /// The error if the attempt cannot be reached now.
     fn unreachable(core: &Core, target: &Target, key: &AttemptKey, error: Error) -> Error;
 
     /// Opens it at the agent.
@@ -68,7 +68,7 @@ pub(super) trait Opening: Versioned + Sized + Send {
     ) -> impl Future<Output = Result<Response<Streaming<Self::Answer>>, Status>> + Send;
 }
 
-/// Opens what the first request asks for, for a user, or for a replica that has authorized one.
+/// Opens what the first request asks for, for a user, or for a replica that has authorized the user.
 pub(super) async fn open<O: Opening>(
     core: Arc<Core>,
     request: Request<Streaming<O::Request>>,
@@ -139,7 +139,7 @@ async fn open_for<O: Opening>(
     }
 }
 
-/// Opens it at the agent, for a user who has been authorized.
+/// Opens it at the agent, for a user who was already authorized.
 async fn open_here<O: Opening>(
     agent: &AgentClient,
     user: &str,
@@ -150,7 +150,7 @@ async fn open_here<O: Opening>(
     O::at_agent(agent, Requests::new(open.into_request(), requests)).await
 }
 
-/// The agent's own answers pass through as they are; everything else is a broken connection.
+/// The agent's own answers pass through unchanged; everything else is a broken connection.
 fn broken(status: Status) -> Error {
     let error = Error::from(status);
     match error.code {

@@ -1,4 +1,4 @@
-//! The calls to the other replicas: any of them may be the home of an attempt that is read or controlled here.
+//! Calls to the other replicas: any of them may be the home of an attempt that is read or controlled here.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -26,15 +26,15 @@ use super::frames::Frames;
 use crate::relay::attempt::AttemptKey;
 use crate::relay::error::Error;
 
-/// Time for the question who is a process's home.
+/// Time limit for the question which replica is the home of a process.
 const ASK: Duration = Duration::from_secs(2);
-/// Time for a connection to a home, and for its first answer.
+/// Time limit for a connection to a home, and for its first answer.
 const OPEN: Duration = Duration::from_secs(5);
 
-/// Where the other replicas are now; this one may be among them.
+/// Returns the current addresses of the replicas; this one may be among them.
 pub type Resolve = Arc<dyn Fn() -> BoxFuture<'static, Vec<SocketAddr>> + Send + Sync>;
 
-/// Reaches the other replicas, each of which must have the operator's role. Cheap to clone.
+/// Connects to the other replicas, each of which must have the operator's role. Cheap to clone.
 #[derive(Clone)]
 pub struct Peers {
     dialer: Dialer,
@@ -42,9 +42,9 @@ pub struct Peers {
     channels: Arc<Mutex<HashMap<SocketAddr, Channel>>>,
 }
 
-/// The replica that is a process's home.
+/// The replica that is the home of a process.
 pub struct Home {
-    /// What it said of the process.
+    /// The state that it reported.
     pub state: ProcessState,
     key: AttemptKey,
     address: SocketAddr,
@@ -63,7 +63,7 @@ impl Peers {
         }
     }
 
-    /// The replicas at the addresses that a DNS name (`host:port`) has; none without a name.
+    /// The replicas at the addresses of a DNS name (`host:port`); none without a name.
     #[must_use]
     pub fn by_name(dialer: Dialer, name: Option<String>) -> Self {
         let resolve = move || -> BoxFuture<'static, Vec<SocketAddr>> {
@@ -82,7 +82,7 @@ impl Peers {
         Self::new(dialer, Arc::new(resolve))
     }
 
-    /// Asks all at once which of them is the home of an attempt.
+    /// Asks all replicas at once which of them is the home of an attempt.
     pub async fn home_of(&self, key: &AttemptKey) -> Option<Home> {
         let mut answers: FuturesUnordered<_> = self
             .clients(&(self.resolve)().await)
@@ -118,7 +118,7 @@ impl Peers {
         timeout(OPEN, opened).await.unwrap_or_else(|_| Err(silent()))
     }
 
-    /// A client with a connection of its own to a home, for a stream: calls that share one are limited in number.
+    /// A client with a connection of its own to a home, for a stream: the number of calls on a shared one is limited.
     pub(super) async fn connect(&self, home: &Home) -> Result<RelayClient<Channel>, Error> {
         let channel = self.dial(home).await?;
         Ok(RelayClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
@@ -152,8 +152,7 @@ impl Peers {
 }
 
 impl Home {
-    /// Signals the process for a user who has been authorized.
-    ///
+    /// Signals the process for a user who was already authorized.
     /// # Errors
     /// When the home cannot be reached or refuses.
     pub async fn signal(&mut self, user: &str, request: SignalRequest) -> Result<(), Error> {
@@ -162,8 +161,7 @@ impl Home {
         Ok(self.client.signal(request).await.map(drop)?)
     }
 
-    /// Stops the process for a user who has been authorized.
-    ///
+    /// Stops the process for a user who was already authorized.
     /// # Errors
     /// When the home cannot be reached or refuses.
     pub async fn stop(&mut self, user: &str, request: StopRequest) -> Result<(), Error> {
@@ -213,7 +211,7 @@ pub(super) fn process(key: &AttemptKey) -> ProcessKey {
     }
 }
 
-/// A request to the home of an attempt, on behalf of a user (empty: of nobody).
+/// A request to the home of an attempt, on behalf of a user (empty: of no user).
 pub(super) fn forward<T>(key: &AttemptKey, user: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let metadata = request.metadata_mut();

@@ -6,8 +6,9 @@ use std::task::{Context, Poll};
 use futures::{Stream, StreamExt};
 use tonic::Streaming;
 
-/// The requests of a user, on their way to the agent. A user who ends them ends them here, too. A connection that breaks
-/// does not: the user may come back. The answers are dropped with the connection, and the call with them.
+/// The requests of a user, on their way to the agent. If the user ends them, they end here, too. If the connection
+/// breaks, they do not end, because the user may come back. The answers, and the call with them, are dropped with the
+/// connection.
 pub(super) struct Requests<T> {
     first: Option<T>,
     rest: Streaming<T>,
@@ -15,7 +16,7 @@ pub(super) struct Requests<T> {
 }
 
 impl<T> Requests<T> {
-    /// `first`, then what came behind it.
+    /// `first`, then what followed it.
     pub(super) const fn new(first: T, rest: Streaming<T>) -> Self {
         Self {
             first: Some(first),

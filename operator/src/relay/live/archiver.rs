@@ -1,4 +1,4 @@
-//! Archives what the upstream brings, tells the agent what is safe, and closes the attempt.
+//! Archives what the upstream brings, tells the agent what is durable, and closes the attempt.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -17,15 +17,15 @@ use crate::relay::archive::{Error, SEGMENT_BYTES, Unavailable, Writer};
 use crate::relay::metrics::metrics;
 use crate::relay::piece::distance;
 
-/// Longest time that received bytes wait for their segment to be stored.
+/// Maximum time that received bytes wait before their segment is stored.
 const AGE: Duration = Duration::from_secs(1);
-/// Pauses between tries of the store.
+/// Pauses between retries of the store.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-/// Between two tries to tell the agent that it may leave.
+/// Pause between two tries to tell the agent that it may exit.
 const FAREWELL_PAUSE: Duration = Duration::from_millis(100);
-/// How long an agent that is away is told that everything is safe; one that comes later asks by itself.
+/// How long to try to tell an absent agent that everything is durable; an agent that comes later asks by itself.
 const FAREWELL: Duration = Duration::from_secs(30);
-/// The controller waits at most 10 s for the kubelet's word on a container that ended without a report.
+/// The controller waits at most 10 s for the kubelet's status of a container that ended without a report.
 const KUBELET: Duration = Duration::from_secs(15);
 
 /// Runs a live attempt from its first connection to the agent's farewell, or to the relay's shutdown.
@@ -69,7 +69,7 @@ async fn carry(live: &LiveAttempt) {
     }
 }
 
-/// What goes on beside the stream; never ends by itself.
+/// What runs in parallel to the stream; never returns.
 async fn beside(live: &LiveAttempt, saved: &watch::Sender<Cursor>) {
     tokio::join!(
         tell_saved(live, saved.subscribe()),
@@ -113,22 +113,22 @@ async fn archive(live: &LiveAttempt, writer: Writer, saved: &watch::Sender<Curso
     }
 }
 
-/// Between the ring and the archive.
+/// The task between the ring and the archive.
 struct Archiver<'a> {
     live: &'a LiveAttempt,
     writer: Writer,
     saved: &'a watch::Sender<Cursor>,
-    /// The ring's next piece.
+    /// Index of the next piece in the ring.
     index: u64,
-    /// Since when the open segment has something.
+    /// Since when the open segment has content.
     oldest: Option<Instant>,
-    /// For each segment that is on its way: the ring's next piece after it.
+    /// For each segment whose put is in progress: the index of the ring's next piece after it.
     stored: VecDeque<u64>,
     backoff: Backoff,
 }
 
 impl Archiver<'_> {
-    /// Takes what fits of what has come; true when nothing more will.
+    /// Takes as much as fits of what has arrived; returns true when nothing more will arrive.
     fn take(&mut self) -> bool {
         let room = SEGMENT_BYTES.saturating_sub(self.writer.open_bytes());
         let (pieces, next) = self.live.ring.unkept(self.index, room);
@@ -163,7 +163,7 @@ impl Archiver<'_> {
     }
 }
 
-/// Everything is archived: manifest, followers, status, agent, in this order.
+/// Everything is archived: updates manifest, followers, status and agent, in this order.
 async fn close(live: &LiveAttempt, mut writer: Writer, exit: &Exit) {
     let verdict = writer.verdict(exit);
     let mut backoff = BACKOFF;
@@ -197,7 +197,7 @@ async fn close(live: &LiveAttempt, mut writer: Writer, exit: &Exit) {
     }
 }
 
-/// An end that the entrypoint did not report is the kubelet's to tell: the controller writes it into the status.
+/// If the entrypoint did not report the end, the kubelet does: the controller writes it into the status.
 async fn ask_status(live: &LiveAttempt, exit: Exit) -> Exit {
     if exit.source() != Source::None {
         return exit;
@@ -217,7 +217,7 @@ async fn ask_status(live: &LiveAttempt, exit: Exit) -> Exit {
     }
 }
 
-/// Tells the agent that nothing more will be asked, so that it leaves.
+/// Tells the agent that no more requests follow, so that it exits.
 async fn farewell(live: &LiveAttempt, end: Cursor) {
     let give_up = Instant::now() + FAREWELL;
     while let Err(error) = live.client.commit(end, true).await {
@@ -232,10 +232,10 @@ async fn farewell(live: &LiveAttempt, end: Cursor) {
     }
 }
 
-/// Lets the agent free its spool. A call that fails is made up for by the next.
+/// Lets the agent free its spool. If a call fails, the next one includes it.
 async fn tell_saved(live: &LiveAttempt, mut saved: watch::Receiver<Cursor>) {
     if *saved.borrow() != Cursor::default() {
-        // What an earlier relay archived may not have reached the agent, whose spool may be full of it.
+        // The agent may not know what an earlier relay archived, and its spool may be full of it.
         saved.mark_changed();
     }
     while saved.changed().await.is_ok() {
@@ -247,7 +247,7 @@ async fn tell_saved(live: &LiveAttempt, mut saved: watch::Receiver<Cursor>) {
     }
 }
 
-/// Writes the start once, unless the end is known first: one write less for a short run.
+/// Records the start once, unless the end is known first: a short run costs one write less.
 async fn note_start(live: &LiveAttempt) {
     let mut observed = live.observed.subscribe();
     if observed.wait_for(|observed| observed.is_started).await.is_err() {
@@ -286,7 +286,7 @@ async fn retry<T, F: Future<Output = Result<T, Error>>>(
     }
 }
 
-/// Says whether the archive takes what it is given.
+/// Records whether the archive takes output.
 fn note(live: &LiveAttempt, unavailable: Option<Unavailable>) {
     live.unavailable
         .send_if_modified(|known| std::mem::replace(known, unavailable) != unavailable);

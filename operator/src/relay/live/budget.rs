@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-/// Counts what the rings hold. When it is used up, each upstream takes only as much as it can have stored at once.
+/// Counts the memory of the rings. When it is used up, each upstream takes only as much as can be stored at once.
 #[derive(Debug)]
 pub struct Budget {
     limit: usize,
@@ -14,7 +14,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of `limit` bytes. It may be exceeded by one piece for each session.
+    /// A budget of `limit` bytes. It may be exceeded by one piece for each live attempt.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
@@ -24,13 +24,13 @@ impl Budget {
         }
     }
 
-    /// True when nothing should be held that need not be.
+    /// Whether nothing should be held that need not be.
     #[must_use]
     pub fn is_tight(&self) -> bool {
         self.used.load(Ordering::Relaxed) >= self.limit
     }
 
-    /// Completes when there is room again after it was tight.
+    /// Completes when there is room again after memory was short.
     pub(super) fn freed(&self) -> Notified<'_> {
         self.freed.notified()
     }

@@ -1,6 +1,5 @@
-//! Tells in the object's conditions what holds the output up: a full spool, an archive that takes nothing.
-//!
-//! A short push-back is everyday life and worth no write; what lasts is written once when it begins and once when it is
+//! Reports in the object's conditions what holds the output up: a full spool, or an archive that takes nothing.
+//! A short delay is normal and not worth a write; one that lasts is written once when it begins and once when it is
 //! over.
 
 use std::time::Duration;
@@ -12,15 +11,15 @@ use tokio::time::timeout;
 
 use super::LiveAttempt;
 
-/// How long something must have been so to be told.
+/// How long a delay must last before it is reported.
 const HOLD: Duration = Duration::from_secs(5);
 
-/// A condition as it is to be written.
+/// A condition to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputCondition {
-    /// Which.
+    /// Its type.
     pub kind: ConditionType,
-    /// Whether it holds now. One that does not hold is written only where the status has it.
+    /// Whether it holds now. A condition that does not hold is written only if the status contains it.
     pub is_true: bool,
     /// One CamelCase word.
     pub reason: &'static str,
@@ -28,7 +27,7 @@ pub struct OutputCondition {
     pub message: String,
 }
 
-/// Tells both; never ends.
+/// Reports both; never returns.
 pub(super) async fn run(live: &LiveAttempt) {
     tokio::join!(
         tell(
@@ -63,7 +62,7 @@ async fn tell<S, T: Copy + PartialEq>(
     kind: ConditionType,
     describe: impl Fn(T) -> (&'static str, String),
 ) {
-    // Unknown: a former home may have left a condition that does not hold any more.
+    // Unknown: an earlier home may have left a condition that does not hold anymore.
     let mut told: Option<Option<T>> = None;
     let mut since = Timestamp::now();
     while let Some(cause) = lasting(&mut causes, &of, told).await {
@@ -96,7 +95,7 @@ async fn tell<S, T: Copy + PartialEq>(
     }
 }
 
-/// The next cause that differs from what was told and has lasted; `None` when the live attempt is gone.
+/// The next cause that differs from the reported one and has lasted; `None` when the live attempt is gone.
 async fn lasting<S, T: Copy + PartialEq>(
     causes: &mut watch::Receiver<S>,
     of: impl Fn(&S) -> Option<T>,

@@ -1,8 +1,7 @@
-//! What the object asks of its program, told to the agent until it is so: the end, a pause, another run deadline. And what
-//! the agent says of that, told to the object.
-//!
-//! Each compares what is wanted with what is, over and over: a home that takes over needs to know nothing of the one before.
-//! A request is named by the generation of the object that makes it, so that it is one request whichever home repeats it.
+//! Drives the program to the desired state in the object: the end, a pause, another run deadline. And records in the
+//! object what the agent reports about that.
+//! Each task compares desired and observed state repeatedly: a home that takes over needs no knowledge of the previous
+//! one. A request is named by the generation of the object, so that it is one request whichever home repeats it.
 
 use std::time::Duration;
 
@@ -17,27 +16,27 @@ use tracing::{debug, info};
 use super::{LiveAttempt, Observed};
 use crate::relay::error::{Code, Error};
 
-/// Between two tries of what has to be said.
+/// Pause between two tries of a request.
 const AGAIN: Duration = Duration::from_secs(1);
-/// The same where the answer was no: a process that cannot be paused now may be one later.
+/// Pause after a refusal: a process that cannot be paused now may be one later.
 const REFUSED: Duration = Duration::from_secs(10);
 
-/// What the object says of a live attempt.
+/// The desired state of a live attempt, according to its object.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
-    /// Who wants the program to stop, and why. The first order stays: it is what ended the program.
+    /// Who requests the stop, and why. The first order stays, because it ended the program.
     pub stop: Option<StopOrder>,
-    /// What is wanted of a program that runs; `None` until the object has told it.
+    /// The desired state of a running program; `None` until the object is known.
     pub program: Option<ProgramSpec>,
-    /// How the attempt ended, where no agent has reported it. The first report stays.
+    /// How the attempt ended, if the agent has not reported it. The first report stays.
     pub end: Option<Exit>,
-    /// The status holds the end and the output. A home that has not written that itself is one whose agent found another
-    /// home, which may never tell it: it gives way once the archive holds the end, too.
+    /// The status contains the end and the output. If this home has not written them, its agent found another home and
+    /// may never tell this one; so this home closes once the archive also contains the end.
     pub is_recorded: bool,
 }
 
 impl Desired {
-    /// Takes what the object says now; true where that is something new.
+    /// Merges the current desired state; returns true if that changes anything.
     pub(super) fn update(&mut self, said: Self) -> bool {
         let before = self.clone();
         self.stop = self.stop.take().or(said.stop);
@@ -48,40 +47,40 @@ impl Desired {
     }
 }
 
-/// What the object wants of a program that runs.
+/// The desired state of a running program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProgramSpec {
-    /// Of the object.
+    /// Generation of the object.
     pub generation: i64,
-    /// Nothing of it is to run.
+    /// No process of it should run.
     pub is_paused: bool,
     /// How long it may run, in seconds.
     pub run_seconds: Option<u32>,
-    /// What the object's status says of it already.
+    /// What the object's status already says.
     pub status: ProgramStatus,
 }
 
-/// What the status says of a program that runs.
+/// What the status says about a running program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProgramStatus {
     /// It was launched.
     pub is_started: bool,
-    /// Nothing of it runs.
+    /// No process of it runs.
     pub is_paused: bool,
     /// How long it may run, in seconds.
     pub run_seconds: Option<u32>,
 }
 
-/// Who asks for the end, and why.
+/// Who requests the end, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StopOrder {
-    /// The user or field manager and its way, or the part of the system that asks.
+    /// The user or field manager and the way of the request, or the component that requests it.
     pub requested_by: String,
-    /// A sentence, or nothing.
+    /// The reason, or empty.
     pub message: String,
 }
 
-/// What is learned of a program that runs.
+/// A fact about a running program.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fact {
     /// It was launched.
@@ -91,15 +90,15 @@ pub enum Fact {
         /// How long it may run, in seconds.
         run_seconds: Option<u32>,
     },
-    /// Since when nothing of it runs; `None`: it goes on.
+    /// Since when no process of it runs; `None`: it was resumed.
     Paused(Option<Timestamp>),
     /// How long it may run now, in seconds.
     RunSeconds(Option<u32>),
-    /// It will soon have run for so many seconds, which is all that it may.
+    /// It will soon reach its run limit of this many seconds.
     DeadlineNear(u32),
-    /// It cannot be paused, by the agent's own words.
+    /// It cannot be paused, according to the agent.
     PauseFailed {
-        /// Of the object that asks for it.
+        /// Generation of the object that requests it.
         generation: i64,
         /// Why.
         why: String,
@@ -127,7 +126,7 @@ impl View {
         )
     }
 
-    /// Returns when one of both has changed since it was looked at, or after a pause.
+    /// Returns when one of the two has changed since the last look, or after a pause.
     async fn changed(&mut self, pause: Option<Duration>) {
         tokio::select! {
             _ = self.desired.changed() => {}
@@ -137,7 +136,7 @@ impl View {
     }
 }
 
-/// Does all of it; never ends.
+/// Runs all of these tasks; never returns.
 pub(super) async fn run(live: &LiveAttempt) {
     tokio::join!(
         stop(live),
@@ -148,7 +147,7 @@ pub(super) async fn run(live: &LiveAttempt) {
     );
 }
 
-/// Waits for an order to stop and then tells the agent until it has heard.
+/// Waits for an order to stop and then sends it to the agent until that has received it.
 async fn stop(live: &LiveAttempt) {
     let mut desired = live.desired.subscribe();
     let ordered = desired.wait_for(|desired| desired.stop.is_some()).await;
@@ -198,7 +197,7 @@ fn request(program: &ProgramSpec) -> ExecutorPauseRequest {
     }
 }
 
-/// When to try again; not at all where it was done, which the next state says.
+/// When to retry; `None` if it succeeded, which the next state confirms.
 fn after(answer: Result<(), Error>) -> Option<Duration> {
     match answer {
         Ok(()) => None,
@@ -207,7 +206,7 @@ fn after(answer: Result<(), Error>) -> Option<Duration> {
     }
 }
 
-/// Tells the agent of a limit that is not the one by which it goes, as the status has it.
+/// Sends the agent the limit of the object if the agent's own, as the status shows it, differs.
 async fn keep_limit(live: &LiveAttempt) {
     let mut view = View::of(live);
     loop {
@@ -239,7 +238,7 @@ async fn keep_limit(live: &LiveAttempt) {
     }
 }
 
-/// Writes down that it is paused, or goes on, where the status says otherwise.
+/// Records that the program is paused or resumed, if the status says otherwise.
 async fn tell_pauses(live: &LiveAttempt) {
     let mut view = View::of(live);
     loop {
@@ -278,7 +277,7 @@ async fn tell_warnings(live: &LiveAttempt) {
     }
 }
 
-/// Of a program that runs or is paused, which of the two.
+/// Whether a program that runs or is paused is paused; `None` in other phases.
 fn is_paused(state: Option<&State>) -> Option<bool> {
     match state?.phase() {
         Phase::Running => Some(false),

@@ -35,25 +35,25 @@ use crate::relay::grpc::agent::{Connect, ConnectError};
 use crate::relay::grpc::peers::Peers;
 use crate::relay::piece::{Piece, Placed, Wanted, data};
 
-/// What the program wrote, and how far it has come.
+/// The output of the program, and how far it has come.
 pub(crate) struct Program {
     pub history: Vec<Placed>,
     pub exit: Exit,
-    /// Pieces that were written so far; all of them: the program has ended.
+    /// Number of pieces written so far; when all are written, the program has ended.
     pub written: watch::Sender<usize>,
     /// Each stream breaks after this many frames.
     pub cut_after: Mutex<Option<usize>>,
     /// The spool is full.
     pub blocked: watch::Sender<bool>,
-    /// What the relay said.
+    /// The relay's commits.
     pub commits: Mutex<Vec<CommitRequest>>,
     pub stops: Mutex<Vec<ExecutorStopRequest>>,
     pub signals: Mutex<Vec<ExecutorSignalRequest>>,
     pub pauses: Mutex<Vec<ExecutorPauseRequest>>,
     pub deadlines: Mutex<Vec<Option<u32>>>,
-    /// Whether it can be paused.
+    /// Whether it refuses to pause.
     pub refuses_pauses: AtomicBool,
-    /// What it says of itself.
+    /// The state that it reports.
     pub state: watch::Sender<State>,
     pub streams: Mutex<Vec<Cursor>>,
     pub taken: attach::Taken,
@@ -136,7 +136,7 @@ impl Program {
         })
     }
 
-    /// As [`Program::new`], the chunks taken at 1, 2, 3, … ns.
+    /// As [`Program::new`], with chunks taken at 1, 2, 3, … ns.
     pub(crate) fn timed(chunks: &[(bool, usize)]) -> Arc<Self> {
         let mut program = Self::new(chunks);
         let history = &mut Arc::get_mut(&mut program).unwrap().history;
@@ -152,7 +152,7 @@ impl Program {
         self.history.last().unwrap().end()
     }
 
-    /// From now on it is in this state.
+    /// Reports this state from now on.
     pub(crate) fn says(&self, phase: Phase, reason: Reason) {
         self.state.send_replace(State {
             phase: phase.into(),
@@ -161,7 +161,7 @@ impl Program {
         });
     }
 
-    /// Its state, which every new stream begins with where it was ever said.
+    /// Its state, with which every new stream begins if one was ever reported.
     fn state(&self) -> watch::Receiver<State> {
         let mut state = self.state.subscribe();
         if *state.borrow() != State::default() {
@@ -175,7 +175,7 @@ impl Program {
     }
 }
 
-/// Byte `at` of a stream: any misplaced byte shows.
+/// Byte `at` of a stream: every misplaced byte is visible.
 pub(crate) fn byte(stream: WireStream, at: u64) -> u8 {
     let salt = if stream == WireStream::Stdout { 0 } else { 101 };
     u8::try_from((at.wrapping_mul(31) + salt) % 251).unwrap()

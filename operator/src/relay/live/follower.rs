@@ -1,4 +1,5 @@
-//! One reader of an attempt: from the archive, from the ring of a live session, or from the one into the other.
+//! One reader of an attempt: from the archive, from the ring of a live attempt, or first from one and then from the
+//! other.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -26,7 +27,7 @@ pub struct Follower {
     until: Option<u64>,
     queue: VecDeque<Placed>,
     seats: PollSemaphore,
-    /// Held while there is something in the queue.
+    /// Held while the queue has content.
     seat: Option<OwnedSemaphorePermit>,
     is_crowded: bool,
 }
@@ -36,22 +37,22 @@ struct Live {
     changes: watch::Receiver<u64>,
 }
 
-/// What comes next: in a ring, or for a follower.
+/// The result of a read: from a ring, or by a follower.
 #[derive(Debug, PartialEq)]
 pub enum Next {
     /// The next pieces, in order.
     Pieces(Vec<Framed>),
-    /// Nothing further now: wait for `changed`.
+    /// Nothing more now: wait for `changed`.
     Wait,
-    /// The ring has moved on. A follower returns it only while the archive does not have it yet either.
+    /// The ring has moved on. A follower returns it only while the archive does not have the bytes yet.
     Behind,
-    /// There is more in the archive, but too many others read there: wait for `changed`.
+    /// The archive has more, but too many others read it: wait for `changed`.
     Crowded,
     /// Everything up to the limit that was set has been delivered.
     Limit,
-    /// Everything was delivered, and the attempt ended so.
+    /// Everything was delivered, and the attempt ended with this exit.
     End(Box<Exit>),
-    /// The live session is gone without an end.
+    /// The live attempt is gone without an end.
     Closed,
 }
 
@@ -80,9 +81,9 @@ impl Follower {
         }
     }
 
-    /// Reads a live ring from now on (or, with `None`, the archive alone), going on where it is.
+    /// Reads a live ring from now on (or, with `None`, only the archive), and continues at the current position.
     pub fn attach(&mut self, feed: Option<Feed>) {
-        // Another home may not have come as far yet: what this follower has had is filtered out, not expected there.
+        // Another home may not have come as far yet: what this follower already has is filtered out.
         self.wanted.cursor = self.position();
         self.place = None;
         self.until = None;
@@ -95,14 +96,13 @@ impl Follower {
         });
     }
 
-    /// True while a live session is read.
+    /// Whether a live attempt is read.
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.live.is_some()
     }
 
-    /// Begins at the last `lines` lines of what is there now, if that is further than it would begin so far.
-    ///
+    /// Begins at the last `lines` lines of what is there now, if that is later than the current beginning.
     /// # Errors
     /// When the archive does not answer.
     pub async fn begin_at_tail(&mut self, lines: u64) -> Result<(), Error> {
@@ -120,8 +120,7 @@ impl Follower {
     }
 
     /// Begins at the first piece that was taken at or after `since`, in nanoseconds since the Unix epoch; at the end of
-    /// what is there now, if there is none.
-    ///
+    /// what is there now if there is none.
     /// # Errors
     /// When the archive does not answer.
     pub async fn begin_since(&mut self, since: i64) -> Result<(), Error> {
@@ -156,8 +155,8 @@ impl Follower {
         live.map(|live| live.feed.ring.snapshot()).unwrap_or_default()
     }
 
-    /// Ends with `Next::Limit` at what is received now instead of waiting for more. The limit is that of the session that
-    /// is attached; an attempt that has ended is read to its end.
+    /// Ends with `Next::Limit` at what has been received now instead of waiting for more. The limit is that of the
+    /// attached live attempt; an attempt that has ended is read to its end.
     pub fn limit_to_now(&mut self) {
         self.until = self.live.as_ref().map(|live| distance(&live.feed.ring.end()));
     }
@@ -184,25 +183,25 @@ impl Follower {
         }
     }
 
-    /// The live session knows the end of the attempt, so that what is left is finite.
+    /// Whether the live attempt knows its end, so that what is left is finite.
     fn has_ended(&self) -> bool {
         self.live.as_ref().is_some_and(|live| live.feed.ring.exit().is_some())
     }
 
-    /// Waits until there may be more: in the live session, or for a seat in the archive where it is crowded. Never returns
+    /// Waits until there may be more: in the live attempt, or for a seat in the archive if it is crowded. Never returns
     /// without either.
     pub async fn changed(&mut self) {
         if self.is_crowded {
             return poll_fn(|cx| self.poll_seat(cx)).await;
         }
         match &mut self.live {
-            // An error says that the session is gone; `next` finds that out.
+            // An error means that the live attempt is gone; `next` detects that.
             Some(live) => drop(live.changes.changed().await),
             None => std::future::pending().await,
         }
     }
 
-    /// Frees what is held in memory; it is read again when the follower goes on.
+    /// Frees what is held in memory; it is read again when the follower continues.
     pub fn park(&mut self) {
         if let (Some(first), Some(place)) = (self.queue.front(), &mut self.place) {
             *place = Place::new(first.start);
@@ -211,7 +210,7 @@ impl Follower {
         self.leave_seat();
     }
 
-    /// Where both streams are, on the history's path.
+    /// The position of both streams, on the history's path.
     #[must_use]
     pub fn reached(&self) -> Cursor {
         self.queue
@@ -221,7 +220,7 @@ impl Follower {
             .unwrap_or_default()
     }
 
-    /// Where the reader stands: nothing below comes any more.
+    /// The reader's position: nothing below it is delivered anymore.
     #[must_use]
     pub fn position(&self) -> Cursor {
         let (reached, wanted) = (self.reached(), self.wanted.cursor);
@@ -269,7 +268,8 @@ impl Follower {
                     return Ok(Next::Crowded);
                 };
                 if found.is_empty() {
-                    // It is durable, or the ring would have kept it: a list made while segments came in may have missed it.
+                    // It is durable, or the ring would have kept it: a list that was made while segments arrived may
+                    // have missed it.
                     found = match self.archived(at).await? {
                         Some(found) => found,
                         None => return Ok(Next::Crowded),
@@ -287,7 +287,7 @@ impl Follower {
         }
     }
 
-    /// What the archive has next; `None` without a seat.
+    /// What comes next in the archive; `None` without a seat.
     async fn archived(&mut self, at: Cursor) -> Result<Option<Vec<Placed>>, Error> {
         self.is_crowded = poll_fn(|cx| Poll::Ready(self.poll_seat(cx).is_pending())).await;
         if self.is_crowded {
@@ -300,7 +300,7 @@ impl Follower {
         Ok(Some(found))
     }
 
-    /// Gets a seat. Who has asked keeps the place in the queue.
+    /// Gets a seat. A follower that has asked keeps its place in the queue.
     fn poll_seat(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
         if self.seat.is_none() {
             self.seat = ready!(self.seats.poll_acquire(cx));
@@ -309,7 +309,7 @@ impl Follower {
         Poll::Ready(())
     }
 
-    /// What the ring has dropped is not in the archive: said, not skipped.
+    /// What the ring has dropped is not in the archive: reports a gap.
     fn skip_to(&mut self, at: Cursor, front: Cursor) -> Next {
         self.place = Some(Place::new(front));
         let mut holes = VecDeque::new();
@@ -338,8 +338,8 @@ impl Follower {
         Next::Pieces(self.dequeue(max))
     }
 
-    /// What is wanted of the next pieces, small ones merged. It is copied, so that it does not keep its whole segment in
-    /// memory while it waits in a peer's window.
+    /// The wanted part of the next pieces, with small ones merged. It is copied, so that it does not keep its whole
+    /// segment in memory while it waits in a peer's window.
     fn dequeue(&mut self, max: usize) -> Vec<Framed> {
         let mut cost = 0;
         let mut found = Vec::new();
@@ -369,7 +369,7 @@ impl Follower {
         found
     }
 
-    /// Lets another in, and gives up the place in the queue.
+    /// Frees the seat, and gives up the place in the queue.
     fn leave_seat(&mut self) {
         self.seat = None;
         self.is_crowded = false;

@@ -1,7 +1,7 @@
 //! The output of an attempt whose home is another replica: one stream from there, for all who read it here.
-//!
-//! What was in the archive when it began is read from there; everything after comes into a ring like the home's. A home
-//! that goes away is looked for again; what follows goes on where this ring ends, so nothing is lost or repeated.
+//! Output that was in the archive when the mirror began is read from there; everything after that comes into a ring
+//! like the home's. If the home goes away, the mirror searches for the next one and continues where this ring ends, so
+//! nothing is lost or repeated.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,28 +21,28 @@ use crate::relay::grpc::peers::Home;
 use crate::relay::metrics::metrics;
 use crate::relay::piece::{Piece, distance};
 
-/// An agent that has lost its home has another within a few seconds; then readers turn to the archive.
+/// An agent that has lost its home has another within a few seconds; after that, readers use the archive.
 const SEARCH: Duration = Duration::from_secs(8);
-/// Pauses while the home is looked for.
+/// Pauses while searching for the home.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
-/// How often it is seen whether anybody still reads.
+/// How often to check whether there is still a reader.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// One attempt as another replica has it.
+/// One attempt, copied from another replica.
 pub struct Mirror {
     key: AttemptKey,
     ring: Arc<Ring>,
     progress: watch::Sender<Progress>,
 }
 
-/// How far a mirror has come.
+/// State of a mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// The home is being looked for, or what it has is on its way.
+    /// The home is being searched for, or its output is on its way.
     Looking,
-    /// It has what the home had when it was found.
+    /// It has all output that the home had when it was found.
     Ready,
-    /// There is no home among the replicas, or nobody reads.
+    /// There is no home among the replicas, or there is no reader.
     Gone,
 }
 
@@ -64,14 +64,14 @@ impl Mirror {
         })
     }
 
-    /// Waits until it is ready or there is nothing to wait for.
+    /// Waits until it is ready or gone.
     pub async fn settled(&self) {
         let mut progress = self.progress.subscribe();
-        // An error says that it is gone.
+        // An error means that it is gone.
         let _ = progress.wait_for(|progress| *progress != Progress::Looking).await;
     }
 
-    /// Copies the home's stream until its end, until nobody reads, or until this replica is the home.
+    /// Copies the home's stream until its end, until there is no reader, or until this replica is the home.
     pub(super) async fn run(&self, attempts: &LiveAttempts) {
         metrics().mirrors.inc();
         tokio::select! {
@@ -130,7 +130,8 @@ impl Mirror {
         }
     }
 
-    /// Ready as soon as it has what the home had at first: a reader of what is there now must not get less.
+    /// Becomes ready as soon as it has all output that the home had at first: a reader of what is there now must not
+    /// get less.
     fn reached(&self, attempts: &LiveAttempts, goal: u64) {
         if *self.progress.borrow() == Progress::Looking && distance(&self.ring.end()) >= goal {
             self.progress.send_replace(Progress::Ready);

@@ -13,7 +13,7 @@ use crate::relay::archive::SEGMENT_BYTES;
 use crate::relay::frame::{Framed, Open};
 use crate::relay::piece::{Piece, Placed, distance, gap};
 
-/// What a ring may hold, in bytes of memory: one segment being stored and one being filled.
+/// Memory limit of a ring, in bytes: one segment being stored and one being filled.
 pub(super) const CAPACITY: usize = 2 * SEGMENT_BYTES;
 
 /// One writer (the upstream), one archiver (the archive), any number of readers.
@@ -45,17 +45,17 @@ struct State {
     closed: bool,
 }
 
-/// Where a reader is.
+/// The position of a reader.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Place {
     /// Position of both streams on the history's path.
     pub at: Cursor,
-    /// The next piece, where the reader is inside the ring.
+    /// Index of the next piece, if the reader is inside the ring.
     index: Option<u64>,
 }
 
 impl Place {
-    /// A place outside the ring.
+    /// A position outside the ring.
     #[must_use]
     pub(super) fn new(at: Cursor) -> Self {
         Self { at, index: None }
@@ -74,7 +74,7 @@ impl Ring {
         }
     }
 
-    /// Opens the ring at the offsets that the archive holds.
+    /// Opens the ring at the offsets up to which the archive has the output.
     pub(super) fn begin(&self, at: Cursor) {
         let mut state = self.lock();
         state.begun = true;
@@ -83,12 +83,12 @@ impl Ring {
         self.wake();
     }
 
-    /// Takes what the agent sent: what is known already is dropped, a hole becomes a gap.
+    /// Adds what the agent sent: what is already known is dropped, a hole becomes a gap.
     pub(super) fn push(&self, piece: Piece) {
         self.take(piece, None);
     }
 
-    /// The same with the message that brought the piece.
+    /// As [`Self::push`], with the message that brought the piece.
     pub(super) fn push_message(&self, piece: Piece, wire: Bytes) {
         self.take(piece, Some(wire));
     }
@@ -106,7 +106,7 @@ impl Ring {
             state.append(gap(stream, reached, Some(from), GapReason::AgentSkipped), None);
         }
         let before = state.unkept_cost;
-        // A message says more than what is left of its piece.
+        // A message contains more than what is left of its piece.
         state.append(piece, wire.filter(|_| from >= reached));
         let due = before == 0 || before / SEGMENT_BYTES != state.unkept_cost / SEGMENT_BYTES;
         drop(state);
@@ -116,7 +116,7 @@ impl Ring {
         self.wake();
     }
 
-    /// Waits until the ring can take a piece more.
+    /// Waits until the ring has room for another piece.
     pub(super) async fn room(&self) {
         loop {
             let (room, freed) = (self.room.notified(), self.budget.freed());
@@ -137,14 +137,14 @@ impl Ring {
         self.archiver.notify_one();
     }
 
-    /// True when no piece will follow and the archiver has seen all below `index`.
+    /// Whether no piece will follow and the archiver has seen all below `index`.
     pub(super) fn is_ended_at(&self, index: u64) -> bool {
         let state = self.lock();
         state.ended && state.open.is_none() && index == state.head()
     }
 
-    /// Gives readers the last frame, once they have had everything up to `end`. Where another home has archived more than
-    /// came here, they find the rest there.
+    /// Gives readers the last frame, once they have had everything up to `end`. If another home has archived more than
+    /// came here, they find the rest in the archive.
     pub(super) fn finish(&self, exit: Exit, end: Cursor) {
         let mut state = self.lock();
         if distance(&end) > distance(&state.end) {
@@ -155,13 +155,13 @@ impl Ring {
         self.wake();
     }
 
-    /// The session is over; readers look elsewhere if there was no exit.
+    /// The live attempt is over; readers look elsewhere if there was no exit.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.wake();
     }
 
-    /// For the archiver: the pieces from `index` on, of about `max` bytes, and the index after them.
+    /// For the archiver: the pieces from `index` on, about `max` bytes, and the index after them.
     pub(super) fn unkept(&self, index: u64, max: usize) -> (Vec<Placed>, u64) {
         let mut state = self.lock();
         state.seal();
@@ -190,7 +190,7 @@ impl Ring {
         self.room.notify_one();
     }
 
-    /// Everything so far is durable, or somebody else makes it so.
+    /// Everything so far is durable, or another home makes it durable.
     pub(super) fn keep_all(&self) {
         let mut state = self.lock();
         state.kept = state.head();
@@ -198,7 +198,7 @@ impl Ring {
         state.trim();
     }
 
-    /// Lets go of what need not be held, where memory is short.
+    /// Releases what need not be held, if memory is short.
     pub(super) fn ease(&self) {
         self.lock().trim();
     }
@@ -211,7 +211,7 @@ impl Ring {
         self.lock().exit.clone()
     }
 
-    /// Where the ring's front begins; `None` before the archive is open.
+    /// Where the ring begins; `None` before the archive is open.
     pub(super) fn front(&self) -> Option<Cursor> {
         let state = self.lock();
         state.begun.then(|| state.front())
@@ -224,7 +224,7 @@ impl Ring {
         state.pieces.iter().map(|framed| framed.placed.clone()).collect()
     }
 
-    /// The next pieces for a reader, of about `max` bytes; moves its place.
+    /// The next pieces for a reader, about `max` bytes; moves its position.
     pub(super) fn read(&self, place: &mut Place, max: usize) -> Next {
         let mut state = self.lock();
         state.seal();
@@ -236,7 +236,7 @@ impl Ring {
             return Next::Behind;
         };
         let mut found = state.from(index, max);
-        // A reader that comes from the archive may be ahead of a ring that copies another home.
+        // A reader that comes from the archive may be ahead of a ring that mirrors another home.
         place.index = (distance(&place.at) <= distance(&state.end)).then_some(index + found.len() as u64);
         let Some(last) = found.last() else {
             return match &state.exit {
@@ -255,7 +255,7 @@ impl Ring {
         self.changed.subscribe()
     }
 
-    /// Counts a reader: while there is one, the ring keeps durable pieces too.
+    /// Counts a reader: while there is one, the ring keeps durable pieces, too.
     pub(super) fn join(&self) {
         self.lock().readers += 1;
     }
@@ -281,7 +281,7 @@ impl Ring {
     }
 }
 
-/// A reader that came from the archive may stand inside the first piece.
+/// A reader that came from the archive may be inside the first piece.
 fn trim_front(found: &mut [Framed], at: Cursor) {
     if let Some(first) = found.first_mut() {
         let reached = at.of(first.placed.piece.stream());
@@ -327,7 +327,7 @@ impl State {
         self.pieces.front().map_or_else(open, |framed| framed.placed.start)
     }
 
-    /// Empties the ring and goes on at `at`. Every place so far is behind it.
+    /// Empties the ring and continues at `at`. Every position so far is behind it.
     fn restart(&mut self, at: Cursor) {
         self.seal();
         self.first = self.head() + 1;
@@ -365,12 +365,12 @@ impl State {
         self.trim();
     }
 
-    /// Makes what is open a piece like the others, before anybody reads: until then small pieces become large ones.
+    /// Makes the open message a piece like the others, before it is read: until then small pieces are combined.
     fn seal(&mut self) {
         self.pieces.extend(self.open.take().map(Open::seal));
     }
 
-    /// Drops durable pieces from the front: all that no reader needs, else what exceeds the capacity.
+    /// Drops durable pieces from the front: all of them if there is no reader, otherwise what exceeds the capacity.
     fn trim(&mut self) {
         let limit = if self.readers == 0 || self.budget.is_tight() {
             0

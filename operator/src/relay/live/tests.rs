@@ -1,4 +1,5 @@
-//! LiveAttempts against an agent over real connections: whatever breaks, every reader gets every byte once, then the end.
+//! LiveAttempts against an agent over real connections: whatever breaks, every reader gets every byte once, then the
+//! end.
 
 use std::future::Future;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::relay::piece::{Piece, Wanted};
 mod desired;
 mod outage;
 
-/// Far more than any step takes; only a hang comes this far.
+/// Much longer than any step takes; only a hang lasts this long.
 const DEADLINE: Duration = Duration::from_secs(30);
 const BATCH: usize = 256 * 1024;
 
@@ -63,7 +64,7 @@ impl Record for Notes {
     }
 }
 
-/// One relay's life over an archive.
+/// One life of a relay over an archive.
 struct Relay {
     archive: Archive,
     sessions: LiveAttempts,
@@ -134,7 +135,7 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
     timeout(DEADLINE, what).await.expect("in time")
 }
 
-/// What a reader has got so far, checked byte by byte.
+/// What a reader has received so far, checked byte by byte.
 struct Got {
     at: Cursor,
     gaps: Vec<Gap>,
@@ -244,7 +245,7 @@ async fn readers_of_the_archive_take_turns() {
     }
     let (mut late, mut parked) = (read_archive(), sitting.remove(0));
     assert_eq!(soon(late.next(BATCH)).await.unwrap(), Next::Crowded);
-    // Who stands still makes room; so does who is gone, even in the queue.
+    // A follower that is parked makes room; so does one that is gone, even in the queue.
     parked.park();
     soon(late.changed()).await;
     assert_eq!(soon(parked.next(BATCH)).await.unwrap(), Next::Crowded);
@@ -268,7 +269,7 @@ async fn a_reader_that_falls_behind_again_and_again_gets_everything_from_archive
     relay.open(&agent);
     let (mut slow, mut got) = (relay.follower(all()), Got::new());
     while got.read(&mut slow, got.at.stdout + got.at.stderr + 1).await.is_none() {
-        // The upstream goes on meanwhile, faster than this reader.
+        // The upstream continues in the meantime, faster than this reader.
         for _ in 0..30 {
             tokio::task::yield_now().await;
         }
@@ -547,7 +548,7 @@ async fn logs_right_after_run_tell_the_end_before_the_status_does() {
     program.written.send_replace(program.history.len());
     let agent = FakeAgent::serve(&program).await;
     let relay = Relay::new(&memory());
-    // The end is told while the session still writes the record.
+    // The end is reported while the live attempt still writes the record.
     relay.notes.api.send_replace(false);
     relay.open(&agent);
     let end = async |mut reader: Follower| loop {
@@ -580,7 +581,7 @@ async fn a_spool_that_stays_full_becomes_a_condition_and_its_end_too() {
     tokio::time::pause();
     let told = || {
         let noted = relay.notes.noted.lock().unwrap().clone();
-        // On a slow machine the spool was not full for a while before it was.
+        // On a slow machine the spool may not have been full for a while first.
         let told = noted.into_iter().filter(|notice| notice.kind == BLOCKED);
         told.skip_while(|notice| !notice.is_true).collect::<Vec<_>>()
     };

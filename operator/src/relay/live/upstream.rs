@@ -18,12 +18,12 @@ use crate::relay::piece::{Piece, gap};
 
 /// First and longest pause between two tries.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-/// After this long without an agent nobody dials any more: an agent that lives comes by itself.
+/// After this long without an agent the relay stops dialing: an agent that lives comes by itself.
 const PARK: Duration = Duration::from_secs(60);
-/// An agent that is away gets this long to come back before the status' word is taken for the end.
+/// An absent agent gets this long to come back before the end in the status is used.
 const LAST_CALL: Duration = Duration::from_secs(10);
 
-/// How reading from an agent came to its end.
+/// How the reading from an agent ended.
 pub(super) enum End {
     /// The agent reported the end, or the status did and there is no agent.
     Exit(Box<Exit>),
@@ -36,7 +36,7 @@ enum Cut {
     Broken(String),
 }
 
-/// Reads until the end, or until another home has brought it about.
+/// Reads until the end, or until another home has recorded the end.
 pub(super) async fn run(live: &LiveAttempt) -> End {
     tokio::select! {
         end = follow(live) => end,
@@ -44,7 +44,7 @@ pub(super) async fn run(live: &LiveAttempt) -> End {
     }
 }
 
-/// Returns when status and archive both hold the end. An agent that has left says nothing to the home before its last.
+/// Returns when both status and archive contain the end. An agent that has exited does not tell earlier homes.
 async fn sealed_elsewhere(live: &LiveAttempt) {
     let mut desired = live.desired.subscribe();
     // The sender lives in the live attempt.
@@ -52,7 +52,7 @@ async fn sealed_elsewhere(live: &LiveAttempt) {
     loop {
         match live.context.archive.manifest(&live.subject.key).await {
             Ok(manifest) if manifest.as_ref().is_some_and(|manifest| manifest.exit.is_some()) => return,
-            // What the status tells of is in another archive.
+            // The output that the status describes is in another archive.
             Ok(_) => return std::future::pending().await,
             Err(_) => sleep(BACKOFF.longest()).await,
         }
@@ -70,7 +70,7 @@ async fn follow(live: &LiveAttempt) -> End {
         let mut was_connected = false;
         let cut = tokio::select! {
             cut = read(live, &target, &mut was_connected) => cut,
-            // It lost us, whatever our side of the connection looks like.
+            // The agent lost this home, whatever our side of the connection looks like.
             _ = agent.changed() => {
                 (seen, backoff) = (Instant::now(), BACKOFF);
                 continue;
@@ -95,7 +95,7 @@ async fn follow(live: &LiveAttempt) -> End {
     }
 }
 
-/// Waits until the status holds an end and the agent has had its time.
+/// Waits until the status contains an end and the agent has had its time.
 async fn last_call(desired: &mut watch::Receiver<Desired>, seen: Instant) -> Exit {
     let ended = desired.wait_for(|desired| desired.end.is_some()).await;
     let Ok(Some(exit)) = ended.map(|desired| desired.end.clone()) else {
@@ -105,7 +105,7 @@ async fn last_call(desired: &mut watch::Receiver<Desired>, seen: Instant) -> Exi
     exit
 }
 
-/// Nobody will seal these streams.
+/// The end of streams for which no seal will come.
 fn give_up(live: &LiveAttempt, exit: Exit) -> Exit {
     info!(
         uid = live.subject.key.uid,
@@ -185,7 +185,7 @@ fn refused(error: &Error) -> Cut {
     }
 }
 
-/// What the seal counts and nobody delivered is said as a gap.
+/// What the seal counts and was never delivered is reported as a gap.
 fn complete(live: &LiveAttempt, exit: Exit) -> Exit {
     let Some(Seal { stdout, stderr, .. }) = &exit.seal else {
         return exit;

@@ -1,7 +1,6 @@
-//! What holds the output up, as conditions of the object.
-//!
-//! The conditions of the relay carry no `observedGeneration`: they say nothing about the specification, and `kubectl wait`
-//! then reads that of the status, which the controller keeps.
+//! Conditions of the object that report what holds the output up.
+//! The conditions of the relay carry no `observedGeneration`: they do not depend on the spec, and `kubectl wait` then
+//! reads that of the status, which the controller maintains.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -11,7 +10,7 @@ use serde_json::Value;
 use super::patch::Owned;
 use crate::relay::live::OutputCondition;
 
-/// A condition of the current attempt; `None` where the status says so already, or the attempt is recorded as ended.
+/// A condition of the current attempt; `None` if the status already has it, or the attempt is recorded as ended.
 #[must_use]
 pub fn build_condition(
     current: &RemoteProcess,
@@ -52,7 +51,7 @@ pub fn build_condition(
     Some(owned.patch(current))
 }
 
-/// Conditions that held while the attempt ran, as they are after its end.
+/// Conditions that held while the attempt ran, in their form after its end.
 pub(super) fn over(conditions: Vec<Condition>, now: Timestamp) -> Vec<Condition> {
     let hinders = [ConditionType::OutputBlocked, ConditionType::ArchiveUnavailable].map(|kind| kind.to_string());
     let past = conditions

@@ -1,4 +1,4 @@
-//! The end of an attempt, between the wire and the status.
+//! Converts the end of an attempt between the wire and the status.
 
 use remoteprocess_api::sentence::plain;
 use remoteprocess_api::{
@@ -9,14 +9,14 @@ use remoteprocess_proto::v1::{self, Exit, Seal, SealReason, StreamSeal};
 
 use super::reason;
 
-/// Longest sentence that is taken over into the status, in characters.
+/// Maximum length of a message that is copied into the status, in characters.
 const SENTENCE: usize = 512;
 
-/// An exit frame as the status tells it.
+/// An exit frame in its form in the status.
 #[must_use]
 pub(super) fn exit_to_status(exit: &Exit) -> AttemptExit {
-    // Without `..`: a field that is added to the wire does not compile until somewhere in the status is chosen for it.
-    // Output and usage of the attempt have fields of their own.
+    // Without `..`: a new field of the wire does not compile until its place in the status is chosen. Output and usage
+    // of the attempt have fields of their own.
     let Exit {
         outcome: _,
         value,
@@ -55,14 +55,14 @@ pub(super) fn exit_to_status(exit: &Exit) -> AttemptExit {
     told
 }
 
-/// A peer's sentence, without control bytes and not endless.
+/// A peer's message, without control bytes, and shortened.
 fn sentence(text: &str) -> Option<String> {
     let clean = plain(text, SENTENCE);
     (!clean.is_empty()).then_some(clean)
 }
 
-/// How an attempt ended as far as the status knows; `None` while it may go on. For attempt 0 (none was made): how the
-/// process ended.
+/// How an attempt ended, as far as the status knows; `None` while it may continue. For attempt 0 (none was made): how
+/// the process ended.
 #[must_use]
 pub fn known_end(process: &RemoteProcess, number: u32) -> Option<Exit> {
     let status = process.status.as_ref()?;
@@ -88,7 +88,7 @@ pub fn known_end(process: &RemoteProcess, number: u32) -> Option<Exit> {
     })
 }
 
-/// The exit of an attempt as the status has it, `sealed: false`; `None` where it has none.
+/// The exit of an attempt from the status, `sealed: false`; `None` if it has none.
 #[must_use]
 pub fn exit_from_status(status: &RemoteProcessStatus, attempt: &AttemptStatus) -> Option<Exit> {
     let exit = attempt.exit.as_ref()?;

@@ -1,4 +1,4 @@
-//! Events of a program that runs, named by what they say: whoever writes one a second time finds it there.
+//! Events of a running program, named by their content: a second writer of the same Event finds it already there.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -12,20 +12,20 @@ use sha2::{Digest, Sha256};
 use crate::relay::attempt::Subject;
 use crate::relay::live::Fact;
 
-/// Longest note (Kubernetes, `Event.note`).
+/// Maximum length of a note (Kubernetes, `Event.note`).
 const NOTE: usize = 1024;
 
-/// What is said, and once for what.
+/// The content of an Event.
 struct News {
     kind: &'static str,
     reason: &'static str,
     action: &'static str,
     note: String,
-    /// For each of these anew.
+    /// One Event for each value of this.
     occasion: i64,
 }
 
-/// The Event that tells a fact; `None` for one that the status tells.
+/// The Event for a fact; `None` for a fact that is in the status.
 pub(super) fn build(subject: &Subject, replica: &str, fact: &Fact, now: Timestamp) -> Option<Event> {
     let name = &subject.name;
     let news = match fact {

@@ -1,6 +1,5 @@
-//! The server-side-apply patches of field manager `remoteprocess-relay`, built from the object as it is.
-//!
-//! Each patch repeats every field that the relay owns: what an apply leaves out, the API server takes away.
+//! The server-side-apply patches of field manager `remoteprocess-relay`, built from the current object.
+//! Each patch repeats every field that the relay owns: the API server removes what an apply leaves out.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -18,33 +17,33 @@ use super::tail::render_tail;
 use crate::relay::archive::StoredGap;
 use crate::relay::live::{Ending, Fact};
 
-/// What an agent asks for.
+/// The request of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// UID of the process.
     pub uid: String,
     /// Number of the attempt.
     pub attempt: u32,
-    /// UID of the pod that its certificate names.
+    /// UID of the pod in its certificate.
     pub pod_uid: String,
-    /// The agent has launched already and only needs a home.
+    /// The agent has already launched the program and only needs a home.
     pub launched: bool,
 }
 
-/// What to do about a claim.
+/// What to do with a claim.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
-    /// It stands in the status already.
+    /// The grant is already in the status.
     Granted,
-    /// It may be granted once this is written.
+    /// It is granted once this is written.
     Write(Value),
-    /// First see whether this pod is the agent's.
+    /// First check whether this pod is the agent's.
     CheckPod(String),
-    /// No, and why.
+    /// Refused, and why.
     Refused(&'static str),
 }
 
-/// Whether an attempt may start, or go on.
+/// Whether an attempt may start, or continue.
 #[must_use]
 pub fn decide_grant(
     current: &RemoteProcess,
@@ -72,11 +71,11 @@ pub fn decide_grant(
         return Decision::Refused(reason);
     }
     if attempt.granted_at.is_some() {
-        // Asked again by the same pod: the launch record on its spool keeps it to one launch.
+        // The same pod asks again: the launch record on its spool ensures a single launch.
         return Decision::Granted;
     }
     let mut owned = Owned::of(current);
-    // What is said of the current attempt's output speaks of the former one.
+    // The status of the output still describes the previous attempt.
     owned.output = None;
     owned.conditions.clear();
     let granted = owned.attempt(claim.attempt);
@@ -86,7 +85,7 @@ pub fn decide_grant(
     Decision::Write(owned.patch(current))
 }
 
-/// What was launched may always go on, and bring home what it still has.
+/// A launched program may always continue, and its agent may always deliver its output.
 fn resume(attempt: &AttemptStatus) -> Decision {
     match attempt.granted_at {
         Some(_) => Decision::Granted,
@@ -115,7 +114,8 @@ fn refusal(current: &RemoteProcess, number: u32) -> Option<&'static str> {
     }
 }
 
-/// A fact of a program that runs; `None` where it is recorded already, is no part of the status, or the program has ended.
+/// The patch for a fact about a running program; `None` if it is already recorded, is no part of the status, or the
+/// program has ended.
 #[must_use]
 pub fn build_fact(current: &RemoteProcess, number: u32, fact: &Fact) -> Option<Value> {
     let mut owned = Owned::of(current);
@@ -140,8 +140,8 @@ pub fn build_fact(current: &RemoteProcess, number: u32, fact: &Fact) -> Option<V
     (*attempt != before).then(|| owned.patch(current))
 }
 
-/// The end: exit, seal, usage and tail in one write; `None` where it is recorded already. An end that the kubelet or
-/// nobody reported is the controller's to write; then only the output is recorded here.
+/// The patch for the end: exit, seal, usage and tail in one write; `None` if it is already recorded. If the entrypoint
+/// did not report the end, the controller writes it; then only the output is recorded here.
 #[must_use]
 pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Timestamp) -> Option<Value> {
     let mut owned = Owned::of(current);
@@ -161,7 +161,7 @@ pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Tim
         attempt.exit = Some(exit_to_status(exit));
     }
     attempt.usage = exit.usage.map(|usage| UsageStatus {
-        // Microseconds: exact in a double for 285 years of CPU.
+        // Microseconds: exact in a double for 285 years of CPU time.
         cpu_seconds: (usage.user_micros + usage.system_micros) as f64 / 1e6,
         peak_memory_bytes: usage.peak_memory_bytes,
         container_peak_memory_bytes: usage.container_peak_memory_bytes,
@@ -250,7 +250,7 @@ fn unsealed_reason(ending: &Ending) -> &'static str {
     }
 }
 
-/// The conditions' schema takes no empty reason: an older archive may have one that is not known any more.
+/// The schema of conditions allows no empty reason: an older archive may contain an unknown one.
 fn lost_reason(gap: &StoredGap) -> &'static str {
     match gap.reason {
         GapReason::Unspecified => "Incomplete",
@@ -258,7 +258,7 @@ fn lost_reason(gap: &StoredGap) -> &'static str {
     }
 }
 
-/// Nanoseconds since the epoch; `None` for 0, which says "unknown". Whole seconds would lose the order of short runs.
+/// Nanoseconds since the epoch; `None` for 0, which means unknown. Whole seconds would lose the order of short runs.
 fn time(unix_nanos: i64) -> Option<Timestamp> {
     (unix_nanos > 0)
         .then(|| Timestamp::from_nanosecond(i128::from(unix_nanos)).ok())
@@ -340,7 +340,7 @@ impl Owned {
 fn ours(attempt: AttemptStatus) -> AttemptStatus {
     AttemptStatus {
         pod_name: None,
-        // A grant names the pod that it was given to, also where the controller has not written that pod down yet.
+        // A grant names its pod, even if the controller has not recorded that pod yet.
         pod_uid: attempt.pod_uid.filter(|_| attempt.granted_at.is_some()),
         node: None,
         begun_at: None,

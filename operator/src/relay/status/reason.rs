@@ -3,10 +3,11 @@
 use remoteprocess_api as api;
 use remoteprocess_proto::v1;
 
-/// Two exhaustive matches from one list: a new reason of the API or of the wire does not compile without its counterpart.
+/// Two exhaustive matches from one list: a new reason of the API or of the wire does not compile without its
+/// counterpart.
 macro_rules! reasons {
     ($($api:ident = $wire:ident),* ; $($only_wire:ident),*) => {
-        /// A reason of the status, as the wire has it.
+        /// A reason of the status in its form on the wire.
         #[must_use]
         pub fn to_wire(reason: api::Reason) -> v1::Reason {
             match reason {
@@ -14,7 +15,7 @@ macro_rules! reasons {
             }
         }
 
-        /// A reason of the wire, as the status has it; `None` for those that no status has.
+        /// A reason of the wire in its form in the status; `None` for those that no status has.
         #[must_use]
         pub fn from_wire(reason: v1::Reason) -> Option<api::Reason> {
             match reason {
@@ -60,7 +61,7 @@ reasons! {
     Unspecified, DeadlineNear, SessionLost
 }
 
-/// A phase of the status, as the wire has it.
+/// A phase of the status in its form on the wire.
 #[must_use]
 pub fn phase_to_wire(phase: api::Phase) -> v1::Phase {
     match phase {

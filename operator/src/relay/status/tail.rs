@@ -1,13 +1,13 @@
-//! The last lines of the output, fit for a status.
+//! The last lines of the output, in a form that fits into a status.
 
 use remoteprocess_api::sentence::acts_on_terminal;
 
-/// Longest tail, in bytes of UTF-8.
+/// Maximum length of a tail, in bytes of UTF-8.
 const LONGEST: usize = 1024;
 
-/// The end of `bytes` as text of at most 1 KiB: whole lines if one fits, control bytes and what is no UTF-8 escaped,
-/// newlines and tabs kept. Of a line that was written over, as progress bars do, what a terminal shows in the end is kept:
-/// what comes after the last carriage return.
+/// The end of `bytes` as text of at most 1 KiB: whole lines if one fits, control bytes and invalid UTF-8 escaped,
+/// newlines and tabs kept. Of a line that was overwritten, as progress bars do, only what a terminal shows in the end
+/// is kept: what follows the last carriage return.
 #[must_use]
 pub(super) fn render_tail(bytes: &[u8]) -> String {
     let lines: Vec<String> = bytes
@@ -31,7 +31,7 @@ pub(super) fn render_tail(bytes: &[u8]) -> String {
     }
 }
 
-/// What comes after the last carriage return, but for those at the end of the line.
+/// What follows the last carriage return, except for those at the end of the line.
 fn last_written(line: &[u8]) -> &[u8] {
     let end = line.iter().rposition(|byte| *byte != b'\r').map_or(0, |last| last + 1);
     let line = &line[..end];

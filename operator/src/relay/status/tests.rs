@@ -1,4 +1,4 @@
-//! The I/O of the record, against an API server that conflicts, is away, or has lost the object.
+//! The I/O of the recorder, against an API server that conflicts, is unavailable, or has lost the object.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

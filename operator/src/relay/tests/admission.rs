@@ -1,5 +1,4 @@
-//! Who gets in where: every method of both listeners against every kind of peer, over real TLS.
-//!
+//! Which peers are admitted where: every method of both listeners against every kind of peer, over real TLS.
 //! The methods are read from the .proto files, so a new one is covered from its first day.
 
 use std::{
@@ -43,7 +42,7 @@ use crate::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// No call here takes longer.
+/// Longer than any call here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const PROTOS: [&str; 2] = [
@@ -97,7 +96,7 @@ fn process(name: &str) -> Value {
     })
 }
 
-/// An API server that allows everything to everybody and knows two processes, so that every refusal is the relay's.
+/// An API server that allows everything to all users and knows two processes, so that every refusal is the relay's.
 fn generous_api() -> kube::Client {
     fake_api::client(|call| match call.path.rsplit_once('/') {
         Some((_, "subjectaccessreviews")) => (201, json!({"spec": {}, "status": {"allowed": true}})),
@@ -179,7 +178,7 @@ async fn listener() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// What came of a call: a gRPC code and the first message, or no answer at all because there is no connection.
+/// Result of a call: a gRPC code and the first message, or no answer at all because there is no connection.
 type Outcome = Result<(Code, Vec<u8>), String>;
 
 async fn call(address: SocketAddr, dialer: &Dialer, path: &str, message: &[u8]) -> Outcome {
@@ -247,7 +246,7 @@ fn member(relay: &Relay, role: &Role) -> Dialer {
     Dialer::new(Identity::new(&chain, &key.key_pem, &relay.handle.bundle_pem(), &domain()).expect("an identity"))
 }
 
-/// Peers that trust the relay but whom it must not trust.
+/// Peers that trust the relay but that it must not trust.
 fn strangers(relay: &Relay) -> [(&'static str, Dialer); 4] {
     let ours = relay.handle.bundle_pem();
     let identity = |chain: &str, key: &str, root: &str| {
@@ -281,7 +280,7 @@ fn strangers(relay: &Relay) -> [(&'static str, Dialer); 4] {
     ]
 }
 
-/// It claims to be the operator.
+/// A certificate that claims to be the operator's.
 fn self_signed() -> (String, String) {
     let key = rcgen::KeyPair::generate().expect("a key");
     let mut params = rcgen::CertificateParams::default();
@@ -367,7 +366,7 @@ async fn agents_may_call_no_method_of_users_and_operators_only_those_about_a_ses
         for path in methods("Relay").iter().filter(|path| *path != START) {
             let (code, _) = call(relay.main, &dialer, path, &[]).await.expect("an answer");
             let expected = match role {
-                // It names no session.
+                // It names no process.
                 Role::Operator if !path.ends_with("/List") => Code::InvalidArgument,
                 _ => Code::PermissionDenied,
             };

@@ -12,7 +12,7 @@ use super::replicas::hashes;
 use crate::relay::archive::Archive;
 use crate::relay::live::fake_agent::{FakeAgent, Program};
 
-/// Far more than any case takes; only a hang comes this far.
+/// Much longer than any case takes; only a hang lasts this long.
 const DEADLINE: Duration = Duration::from_secs(240);
 /// Streams on one connection: the relay takes 128.
 const STREAMS: usize = 100;
@@ -87,7 +87,7 @@ async fn who_takes_nothing_costs_little_and_holds_nobody_up() {
         .await
         .expect("in time");
     assert!(exit.unwrap().is_some());
-    // The ring and the archive, which is in memory here, and for each one that is stalled 16 MiB.
+    // The ring and the archive, which is in memory here, and 16 MiB for each stalled follower.
     let output = usize::try_from(program.end().stdout).unwrap();
     let grown = memory().saturating_sub(before);
     assert!(grown < (8 << 20) + 2 * output + STALLED * (16 << 20), "{grown} bytes");

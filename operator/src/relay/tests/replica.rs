@@ -36,15 +36,15 @@ pub(crate) struct Replica {
     pub address: SocketAddr,
     pub archive: Archive,
     pub sessions: LiveAttempts,
-    /// The addresses at which it looks for others.
+    /// The addresses at which it searches for others.
     pub peers: Arc<Mutex<Vec<SocketAddr>>>,
     directory: Directory,
-    /// Subresource that nobody has a right to.
+    /// Subresource to which no user has a right.
     denied: Arc<Mutex<String>>,
     shutdown: CancellationToken,
 }
 
-/// There is no API server to record anything.
+/// Without an API server, nothing is recorded.
 struct Nobody;
 
 impl Record for Nobody {
@@ -68,7 +68,7 @@ impl Drop for Replica {
 }
 
 impl Replica {
-    /// A replica over this archive that knows of one process, whose first attempt was granted.
+    /// A replica over this archive that knows one process, whose first attempt was granted.
     pub(crate) async fn start(archive: &Archive) -> Self {
         let shutdown = CancellationToken::new();
         let peers: Arc<Mutex<Vec<SocketAddr>>> = Arc::default();
@@ -127,12 +127,12 @@ impl Replica {
         }
     }
 
-    /// Nobody has a right to this subresource any more.
+    /// No user has a right to this subresource anymore.
     pub(crate) fn deny(&self, subresource: &str) {
         subresource.clone_into(&mut self.denied.lock().unwrap());
     }
 
-    /// The process's status is another.
+    /// Changes the status of the process.
     pub(crate) fn change(&self, change: impl FnOnce(&mut RemoteProcessStatus)) {
         let mut process = process();
         process.metadata.resource_version = Some("2".to_owned());
@@ -192,7 +192,7 @@ fn process() -> RemoteProcess {
     process
 }
 
-/// What a client has got so far: dense, hashed as it came.
+/// What a client has received so far: without holes, hashed as it came.
 #[derive(Default)]
 pub(crate) struct Got {
     pub at: Cursor,
@@ -201,7 +201,7 @@ pub(crate) struct Got {
 }
 
 impl Got {
-    /// From where it is, for ever.
+    /// From its position on, without an end.
     pub(crate) fn request(&self) -> WatchOutputRequest {
         WatchOutputRequest {
             protocol: PROTOCOL,

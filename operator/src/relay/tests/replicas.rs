@@ -1,4 +1,5 @@
-//! Two replicas over one archive: each serves what the other is the home of, and goes on when that dies.
+//! Two replicas over one archive: each serves the attempts whose home is the other one, and continues when that one
+//! dies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use super::replica::{Got, Replica, UID};
 use crate::relay::archive::Archive;
 use crate::relay::live::fake_agent::{FakeAgent, Program};
 
-/// Far more than any step takes; only a hang comes this far.
+/// Much longer than any step takes; only a hang lasts this long.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
@@ -44,7 +45,7 @@ fn program(megabytes: usize) -> Arc<Program> {
     Program::new(&chunks)
 }
 
-/// What a whole output hashes to.
+/// The hashes of the whole output.
 pub(super) fn hashes(program: &Program) -> [Vec<u8>; 2] {
     let mut hashes = [Sha256::new(), Sha256::new()];
     for placed in &program.history {
@@ -204,7 +205,7 @@ async fn input_reaches_the_agent_through_any_replica_with_the_users_name() {
                 break;
             }
         }
-        // What the agent says of the end goes through.
+        // The agent's message about the end is passed on.
         requests.send(say(Asked::Resize(WindowSize::default()))).await.unwrap();
         let status = soon(answers.message()).await.unwrap_err();
         assert_eq!(
@@ -279,7 +280,7 @@ async fn a_session_reaches_the_agent_through_any_replica_with_the_users_name() {
             }
         };
         assert_eq!((received, exit.value), (1000, 9));
-        // What the agent says of the end goes through.
+        // The agent's message about the end is passed on.
         requests
             .send(say(ExecAsked::Resize(WindowSize::default())))
             .await
@@ -333,7 +334,8 @@ async fn who_may_not_run_commands_is_told_the_rule() {
     );
 }
 
-/// The home dies in mid-stream; `to_other` says whether the follower's own replica becomes the next home, or a third.
+/// The home dies in mid-stream; `to_other` says whether the follower's own replica becomes the next home, or a third
+/// one.
 #[rstest::rstest]
 #[case::here(true)]
 #[case::elsewhere(false)]
@@ -360,7 +362,7 @@ async fn a_home_that_dies_is_followed_by_the_next_without_loss_or_repeat(#[case]
     assert!(exit.sealed);
     assert_eq!(got.hashes(), hashes(&program));
 
-    // A client of the dead replica goes on at another with what it has.
+    // A client of the dead replica continues at another one with what it has.
     let cut = soon(lost.take(&mut broken, u64::MAX)).await;
     assert!(cut.is_err(), "{cut:?}");
     let mut elsewhere = other.client().await;

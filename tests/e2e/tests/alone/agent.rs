@@ -1,4 +1,4 @@
-//! An agent that stands still.
+//! An agent that hangs.
 
 use std::time::{Duration, Instant};
 

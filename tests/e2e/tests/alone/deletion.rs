@@ -1,6 +1,6 @@
-//! Who ended a program whose object is deleted. Alone, because two of them ask at the same time: the relay, which knows why,
-//! and the garbage collector, which deletes the pod. On a busy machine the latter may be first, and the record then says that
-//! the kubelet stopped the program.
+//! Who ended a program whose object is deleted. Runs alone, because two components request the end at the same time:
+//! the relay, which knows why, and the garbage collector, which deletes the pod. On a busy machine the garbage
+//! collector may be first, and the record then says that the kubelet stopped the program.
 
 use remoteprocess_e2e::{POLITE, spec, with_temp_ns};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! Much output, long lines and readers that stand still: memory stays small, and everything arrives.
+//! Large output, long lines and stalled readers: memory stays small, and everything arrives.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 const MIB: u64 = 1024 * 1024;
-/// The most anonymous memory, in bytes, that the processes have had together while `body` ran.
+/// The peak anonymous memory, in bytes, of all these processes together while `body` ran.
 fn peak_memory<T>(pids: &[Pid], body: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -32,7 +32,7 @@ fn peak_memory<T>(pids: &[Pid], body: impl FnOnce() -> Result<T>) -> Result<(T, 
     })
 }
 
-/// A process that says `ready`, waits for the file /tmp/go, then runs the command; and the process of its agent.
+/// A process that prints `ready`, waits for the file /tmp/go, then runs the command; returns the process of its agent.
 fn gated(namespace: &Namespace, name: &str, command: &str) -> Result<Pid> {
     let script = format!("echo ready; while [ ! -f /tmp/go ]; do sleep 0.02; done; {command}");
     let spec = json!({"image": glibc(), "imagePullPolicy": "IfNotPresent", "command": ["bash", "-c", script]});
@@ -82,7 +82,7 @@ fn a_line_of_100_megabytes_costs_no_memory() {
         let before = run("before", &lines, &expected)?;
         let line = [b"ready\n", &vec![b'x'; BYTES][..]].concat();
         let long = run("line", &format!("head -c {BYTES} /dev/zero | tr '\\0' x"), &line)?;
-        // An operator that has just started has not had its buffers yet.
+        // A freshly started operator has not allocated its buffers yet.
         let usual = before.max(run("after", &lines, &expected)?);
         println!(
             "operator and agent: {} KiB with lines, {} KiB with one line",
@@ -135,13 +135,13 @@ fn readers_that_stand_still_cost_the_others_nothing() {
     }
     with_temp_ns("stalled", |namespace| {
         const GOOD: usize = 9;
-        // Of the good ones, more or fewer read from the archive at a time: that alone is worth some 30 MB.
+        // The number of reading followers that use the archive varies: that alone is worth some 30 MB.
         const STILL: usize = 5;
         let bytes = if is_long() { 200_000_000 } else { 60_000_000 };
         let expected = [b"ready\n", &counting(bytes)[..]].concat();
         let command = format!("seq 1 100000000 2>/dev/null | head -c {bytes}");
         let operator = operators()?;
-        // The first one fetches the certificate for all of them.
+        // The first call gets the certificate for all of them.
         namespace.editor.rproc(&["whoami"]).succeed()?;
         let together = |name: &str| {
             peak_memory(&operator, || {

@@ -1,5 +1,5 @@
-//! Tests that end or measure parts of the cluster. `cargo xtask test` runs them one at a time and nothing beside them; by
-//! hand, `--test-threads=1` does.
+//! Tests that end or measure parts of the cluster. `cargo xtask test` runs them one at a time and nothing in parallel;
+//! by hand, use `--test-threads=1`.
 
 mod agent;
 mod deletion;

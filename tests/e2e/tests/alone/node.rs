@@ -1,4 +1,4 @@
-//! Endings that the node brings about: it is drained; in the full size, its kubelet starts again, and the node is lost.
+//! Endings that the node causes: it is drained; in the full size, its kubelet is restarted, and the node is lost.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use remoteprocess_e2e::{
 use rustix::process::Signal;
 use serde_json::json;
 
-/// Waits for a file, which says when it is to end.
+/// Waits for a file, then ends with code 3.
 const UNTIL_TOLD: &str = "while [ ! -f /tmp/go ]; do sleep 0.05; done; exit 3";
-/// Ends by a signal of its own choice.
+/// Ends with code 4 at SIGUSR1, which it chose itself.
 const UNTIL_SIGNALLED: &str = "trap 'exit 4' USR1; while :; do sleep 0.1; done";
 
-/// The whole node, and everything on it, has no kubelet for a while.
+/// Leaves the whole node, and everything on it, without a kubelet for a while.
 fn is_left_out() -> bool {
     if !is_long() {
         println!("LEFT OUT, only with RPROC_LONG=1: the end of the kubelet");
@@ -42,7 +42,7 @@ fn a_program_does_not_notice_that_the_kubelet_starts_again_and_then_that_the_nod
     with_temp_ns("node-lost", lose);
 }
 
-/// One program ends while there is no kubelet, one when there is one again: both ends are the entrypoint's.
+/// One program ends while there is no kubelet, one after it is back: the entrypoint reports both ends.
 fn restart(namespace: &Namespace) -> Result<()> {
     namespace
         .apply("meanwhile", spec(UNTIL_SIGNALLED, json!({})))
@@ -87,7 +87,7 @@ fn lose(namespace: &Namespace) -> Result<()> {
     let (name, uid) = (name.as_str().context("a name")?, uid.as_str().context("a uid")?);
     let kubelet = EndedDaemon::end("kubelet")?;
     for pid in processes_of_pod(uid)? {
-        // One of them may have ended with another.
+        // It may have ended together with another one.
         let _ = signal(pid, Signal::KILL);
     }
     namespace.wait_for("lost", "a lost node", 180, |status| status["reason"] == "NodeLost")?;
@@ -100,7 +100,7 @@ fn lose(namespace: &Namespace) -> Result<()> {
     checked
 }
 
-/// Nothing new is placed on a node that is being drained; dropping this lets it be.
+/// The node is being drained and gets no new pods; dropping this ends that.
 struct Drained(String);
 
 impl Drop for Drained {

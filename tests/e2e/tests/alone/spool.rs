@@ -1,4 +1,5 @@
-//! Nobody takes the output and the spool is full: each policy does what it says, and what is dropped is named and counted.
+//! The output is not archived and the spool is full: each policy works as documented, and dropped output is named and
+//! counted.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use remoteprocess_e2e::{
 };
 use serde_json::{Value, json};
 
-/// Bytes that come before the gate.
+/// Number of bytes before the gate.
 const BEFORE: usize = 100_000;
 
 struct Process {
@@ -57,7 +58,8 @@ impl Process {
         })
     }
 
-    /// What a reader gets and is told, compared with what was written and with the status; returns the bytes lost.
+    /// Compares what a reader receives and is told with what was written and with the status; returns the number of
+    /// lost bytes.
     fn check(&self, namespace: &Namespace, written: &[u8]) -> Result<usize> {
         let status = namespace.wait_finished(self.name)?["status"].clone();
         ensure!(status["exitCode"] == 7, "{status:#}");
@@ -88,7 +90,7 @@ impl Process {
             output["lostBytes"].as_u64().unwrap_or_default() == lost as u64,
             "lost {lost}: {status:#}"
         );
-        // What is dropped was hashed before.
+        // Dropped output was hashed before.
         ensure!(output["sha256"] == sha256(written), "{status:#}");
         logs.expect_code(if lost == 0 { 7 } else { 125 })?;
         Ok(lost)
@@ -117,7 +119,7 @@ fn each_policy_is_obeyed_while_nobody_takes_the_output() {
             process.start(namespace, bytes)?;
         }
         let away = without_operator(namespace);
-        // Whatever happened: the other tests need it.
+        // In any case: the other tests need it.
         scale_operator(1)?;
         away?;
         let written = counting(bytes);
@@ -145,7 +147,7 @@ fn without_operator(namespace: &Namespace) -> Result<()> {
         took > Duration::from_secs(25),
         "Auto has dropped after {took:?}, not after 30 s"
     );
-    // Last, as an agent waits for the operator no longer than 30 s after the end.
+    // Last, because an agent waits for the operator for at most 30 s after the end.
     namespace.in_container(DROP.name, "touch /tmp/go")?;
     DROP.wait_ended(namespace, 20)?;
     ensure!(BLOCK.exit_code(namespace)?.is_null(), "Block lets nobody end");

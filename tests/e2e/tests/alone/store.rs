@@ -1,4 +1,4 @@
-//! What the archive holds is what was written, whatever happens to its writers: on the volume, and in S3 with two replicas.
+//! The archive contains what was written, whatever happens to its writers: on the volume, and in S3 with two replicas.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ fn two_replicas_share_a_bucket() {
             server.install(&before, &["--set=archive.retention.maxSize=1Ki"])?;
             what_is_removed_is_said_to_be(namespace)
         });
-        // Whatever happened: the other tests need the installation as it was.
+        // In any case: the other tests need the original installation.
         before.install(&[])?;
         kubectl(["delete", "secret", CREDENTIALS, "--namespace"])
             .arg(RELEASE_NAMESPACE)
@@ -45,7 +45,7 @@ fn two_replicas_share_a_bucket() {
     });
 }
 
-/// A server that speaks S3, with the bucket `archive`.
+/// An S3 server, with the bucket `archive`.
 struct S3 {
     endpoint: String,
     journal: NamedTempFile,
@@ -79,7 +79,7 @@ impl S3 {
         })
     }
 
-    /// A server process, and where it listens.
+    /// A server process, and the address at which it listens.
     fn serve(journal: &NamedTempFile, host: &str, port: &str) -> Result<(String, Running)> {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../dev/s3/serve.py");
         let server = Program::new("python3", [script, "--host", host, "--port", port, "--journal"])
@@ -94,7 +94,7 @@ impl S3 {
         Ok((endpoint, server))
     }
 
-    /// Kills it, and starts it again at the same address with what it had answered for.
+    /// Kills it, and restarts it at the same address with all objects that it had confirmed.
     fn kill(&mut self) -> Result<()> {
         let killed = self.server.take().context("it runs")?;
         killed.signal(Signal::KILL)?;
@@ -108,7 +108,7 @@ impl S3 {
         Ok(())
     }
 
-    /// Two replicas that archive there.
+    /// Installs two replicas that archive there.
     fn install(&self, installation: &Installation, flags: &[&str]) -> Result<()> {
         let endpoint = format!("--set=archive.s3.endpoint={}", self.endpoint);
         let credentials = format!("--set=archive.s3.credentialsSecret={CREDENTIALS}");
@@ -124,7 +124,7 @@ impl S3 {
     }
 }
 
-/// A process called `name` whose output cannot all wait in the pod, and a reader of it.
+/// A process called `name` whose output exceeds the space in the pod, and a reader of it.
 fn pushed_back(namespace: &Namespace, name: &str) -> Result<Running> {
     let script = format!("seq 1 100000000 2>/dev/null | head -c {BYTES}; exit 9");
     let spec = json!({
@@ -157,7 +157,7 @@ fn the_store_is_killed(namespace: &Namespace, server: &mut S3) -> Result<()> {
     expect_whole(namespace, "kept", [reader])
 }
 
-/// Each reader has got everything, and so has the archive.
+/// Every reader has received everything, and so has the archive.
 fn expect_whole(namespace: &Namespace, name: &str, readers: impl IntoIterator<Item = Running>) -> Result<()> {
     let expected = sha256(&counting(BYTES));
     for (number, reader) in readers.into_iter().enumerate() {
@@ -184,7 +184,7 @@ fn expect_whole(namespace: &Namespace, name: &str, readers: impl IntoIterator<It
     Ok(())
 }
 
-/// Names and addresses of the two replicas, once no third one is about to go.
+/// Names and addresses of the two replicas, once no third one is about to end.
 fn replicas() -> Result<Vec<(String, String)>> {
     let path = r#"--output=jsonpath={range .items[*]}{.metadata.name} {.status.podIP}{"\n"}{end}"#;
     until_some("two replicas with addresses", Duration::from_secs(60), || {
@@ -201,7 +201,7 @@ fn replicas() -> Result<Vec<(String, String)>> {
     })
 }
 
-/// A process that runs; its home, and the address of a replica that is not its home.
+/// A running process; its home, and the address of a replica that is not its home.
 fn homed(namespace: &Namespace, name: &str, script: &str) -> Result<(String, String)> {
     let spec = json!({"image": glibc(), "imagePullPolicy": "IfNotPresent", "command": ["bash", "-c", script]});
     namespace.apply(name, spec).succeed()?;
@@ -241,7 +241,7 @@ fn signal_and_stop_anywhere(namespace: &Namespace) -> Result<()> {
 }
 
 fn the_home_dies(namespace: &Namespace) -> Result<()> {
-    // Some 10 s: parts with a pause between them.
+    // About 10 s: parts with a pause between them.
     let script = format!(
         "seq 1 10000000 2>/dev/null | head -c {BYTES} > /tmp/all; for i in $(seq 0 99); do \
          tail -c +$((i * 300000 + 1)) /tmp/all | head -c 300000; sleep 0.1; done; exit 9"

@@ -7,7 +7,7 @@ use remoteprocess_e2e::{
     Installation, RELEASE, helm, is_development_cluster, kubectl, until, wait_for_operator, with_temp_ns,
 };
 
-/// A program that says `before`, waits for the file /tmp/go, says `after` and ends with 7.
+/// A program that prints `before`, waits for the file /tmp/go, prints `after` and ends with 7.
 const SCRIPT: &str = "echo before; while [ ! -f /tmp/go ]; do sleep 0.05; done; echo after; exit 7";
 
 #[test]
@@ -63,7 +63,7 @@ fn crds_keep_false_takes_everything_along() {
         let mut run = namespace.editor.run("doomed", SCRIPT).start()?;
         run.wait_for_bytes(7)?;
         let outcome = uninstalled_with_everything(&installation, || namespace.wait_no_pods("doomed", 30 + 45));
-        // Whatever happened: the other tests and the next run need the installation.
+        // In any case: the other tests and the next run need the installation.
         installation.install(&[])?;
         wait_for_operator()?;
         outcome

@@ -1,5 +1,5 @@
-//! What a process costs the API server, by its own metrics: a few writes for a run, none for an object at rest. Alone,
-//! because the API server does not count by namespace.
+//! What a process costs the API server, according to its own metrics: a few writes for a run, none for an object at
+//! rest. Runs alone, because the API server does not count by namespace.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use remoteprocess_e2e::{Namespace, condition, is_long, kubectl, spec, until, wit
 use rustix::process::Signal;
 use serde_json::json;
 
-/// Writes of the status in a run that waits for nothing unusual.
+/// Number of status writes in a run without unusual waits.
 const OF_A_RUN: u64 = 6;
 
-/// Writes of RemoteProcesses that the API server has carried out since it began.
+/// Number of writes of RemoteProcesses that the API server has carried out since it started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Writes {
     of_status: u64,
@@ -46,7 +46,7 @@ impl Writes {
         Ok(writes)
     }
 
-    /// As soon as there has been none for five seconds: what former tests left behind has ended.
+    /// Waits until there was no write for five seconds: then everything that earlier tests left has ended.
     fn at_rest() -> Result<Self> {
         let (mut last, mut since) = (Self::now()?, Instant::now());
         until("an API server at rest", Duration::from_secs(120), || {
@@ -73,7 +73,7 @@ fn the_api_server_counts_few_writes_for_a_run_and_none_for_an_object_at_rest() {
         let before = Writes::at_rest()?;
         let reasons = run(namespace, "counted", "sleep 2")?;
         let run = Writes::at_rest()?.since(before);
-        // A machine under load makes it wait for more than the usual; each reason is one write.
+        // On a machine under load it waits for more than the usual; each reason is one write.
         let waits = reasons
             .iter()
             .filter(|reason| !["", "Waiting", "Running", "Completed"].contains(&reason.as_str()));
@@ -109,7 +109,7 @@ fn the_api_server_counts_few_writes_for_a_run_and_none_for_an_object_at_rest() {
     });
 }
 
-/// Runs a script to the end and returns the reasons that its object went through.
+/// Runs a script to the end and returns the reasons that its object had.
 fn run(namespace: &Namespace, name: &str, script: &str) -> Result<BTreeSet<String>> {
     let watch = [
         "get",

@@ -1,4 +1,4 @@
-//! More readers than anybody starts as programs of their own.
+//! More readers than can be started as separate programs.
 
 use anyhow::{Context, Result, bail, ensure};
 use remoteprocess_e2e::{seq, sha256, spec, with_temp_ns};
@@ -16,7 +16,7 @@ use crate::block_on;
 use crate::relay::Relay;
 
 const READERS: usize = 1000;
-/// A connection takes no more than 128 calls at a time.
+/// A connection takes at most 128 calls at a time.
 const CONNECTIONS: usize = 20;
 const LAST: u32 = 60_000;
 
@@ -43,7 +43,7 @@ fn a_thousand_readers_read_the_same() {
         };
         let expected = sha256(&seq(1, LAST));
         block_on(async {
-            // Everybody has begun before the second half is written.
+            // All readers have begun before the second half is written.
             let all_read = std::sync::Arc::new(Barrier::new(READERS + 1));
             let mut readers = JoinSet::new();
             for _ in 0..CONNECTIONS {
@@ -64,7 +64,7 @@ fn a_thousand_readers_read_the_same() {
     });
 }
 
-/// Both streams of the process, dense and up to its end.
+/// Reads both streams of the process, without holes and up to its end.
 async fn read(channel: Channel, key: ProcessKey, first: std::sync::Arc<Barrier>) -> Result<(Vec<u8>, Vec<u8>)> {
     let request = WatchOutputRequest {
         protocol: 1,

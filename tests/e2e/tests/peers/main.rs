@@ -1,4 +1,4 @@
-//! Who is let in: every method refuses every peer that it is not for.
+//! Which peers are admitted: every method refuses every peer that it is not for.
 
 use anyhow::{Context, Result, bail, ensure};
 use remoteprocess_e2e::{Namespace, is_development_cluster, with_temp_ns};
@@ -18,7 +18,7 @@ mod relay;
 
 use relay::{Relay, Target, trust_domain};
 
-/// What each method of `Relay` but `Start` answers to this peer.
+/// The answer of each method of `Relay`, except `Start`, to this peer.
 async fn call_all(channel: &Channel, namespace: &str, name: &str) -> Vec<(&'static str, Result<(), Status>)> {
     let key = || {
         Some(ProcessKey {
@@ -86,7 +86,7 @@ async fn start(channel: &Channel, request: StartRequest) -> Result<bool, Status>
 
 /// Fails unless the peer gets no answer from any method of the main listener: not even a connection, or refusals.
 async fn refused_everywhere(relay: &Relay, dialer: Dialer, namespace: &Namespace, target: &Target) -> Result<()> {
-    // With TLS 1.3 the client's handshake ends before the server has judged the client.
+    // With TLS 1.3 the client's handshake ends before the server has checked the client.
     let Ok(channel) = relay.main(&dialer).await else {
         return Ok(());
     };

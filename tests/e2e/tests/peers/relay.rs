@@ -1,4 +1,4 @@
-//! The relay and one process, as somebody sees them who speaks the wire.
+//! The relay and one process, as a client sees them that uses the wire protocol directly.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ impl Relay {
     }
 }
 
-/// As the operator publishes it.
+/// The trust domain that the operator publishes.
 pub(crate) fn trust_domain() -> Result<TrustDomain> {
     let namespace = RELEASE_NAMESPACE;
     let map = [
@@ -147,7 +147,7 @@ impl Target {
         }
     }
 
-    /// What its agent asks when it comes back.
+    /// The request of its agent when it comes back.
     pub(crate) fn start_request(&self) -> StartRequest {
         StartRequest {
             protocol: 1,

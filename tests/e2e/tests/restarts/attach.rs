@@ -1,4 +1,4 @@
-//! What is typed and what is sent to a process outlive the operator.
+//! Input and sessions at a terminal survive a restart of the operator.
 
 use anyhow::{Context, ensure};
 use remoteprocess_e2e::{
@@ -15,7 +15,7 @@ fn a_full_screen_program_is_left_and_re_entered_and_nothing_typed_is_lost() {
         let [image, policy] = image_arguments(BUSYBOX);
         let script = "'vi /tmp/text; echo; cat /tmp/text; exit 5'";
         screen.line(&format!("rproc run edit -it {image} {policy} -- sh -c {script}"))?;
-        // vi draws a line of tildes for what is behind the end of the file.
+        // vi draws tildes for the lines after the end of the file.
         screen.wait_for("~")?;
         screen.types("ione")?;
         screen.wait_for("one")?;
@@ -38,7 +38,7 @@ fn a_full_screen_program_is_left_and_re_entered_and_nothing_typed_is_lost() {
             let pid = Pid::from_raw(pid).context("a process id")?;
             kill_process(pid, Signal::KILL)?;
         }
-        // Nobody could restore the terminal.
+        // After SIGKILL the terminal is not restored.
         screen.wait_for("prompt>")?;
         screen.mend()?;
         screen.is_back()?;
@@ -50,7 +50,7 @@ fn a_full_screen_program_is_left_and_re_entered_and_nothing_typed_is_lost() {
         wait_for_operator()?;
         screen.wait_for("one two three")?;
         screen.presses(&["Escape"])?;
-        // Together they would be one key.
+        // Sent together they would be one key.
         screen.wait_for("- /tmp/text")?;
         screen.line(":wq")?;
         screen.at_prompt()?;

@@ -1,4 +1,4 @@
-//! Attempts run once each, whatever dies around them.
+//! Each attempt runs once, whatever dies around it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use remoteprocess_e2e::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// A file on the node in which every program that runs leaves a line.
+/// A file on the node to which every program that runs adds a line.
 struct Journal(PathBuf);
 
 impl Journal {
@@ -21,7 +21,7 @@ impl Journal {
         Self(env::temp_dir().join(&namespace.name))
     }
 
-    /// A process that writes its pod's name and then fails, and is tried again once.
+    /// A process that writes its pod's name and then fails, and is retried once.
     fn spec(&self) -> Value {
         let retries = json!({"limit": 1, "backoff": {"initialSeconds": 0}});
         let volume = json!({"name": "journal", "hostPath": {"path": self.0, "type": "DirectoryOrCreate"}});
@@ -44,7 +44,7 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        // Nothing was written where a test failed early.
+        // If a test failed early, nothing was written.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -53,7 +53,7 @@ fn attempts(status: &Value) -> Vec<Value> {
     status["attempts"].as_array().cloned().unwrap_or_default()
 }
 
-/// Kills the operator and one agent of each pod that there is; those who have just gone are no matter.
+/// Kills the operator and one agent of each existing pod; pods that have just ended do not matter.
 fn disturb(namespace: &Namespace) -> Result<()> {
     let pods = namespace.kubectl(&["get", "pods", "--output=json"]).json()?;
     for pod in pods["items"].as_array().cloned().unwrap_or_default() {

@@ -1,4 +1,4 @@
-//! Commands in the container of a process outlive the operator.
+//! Commands in the container of a process survive a restart of the operator.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ fn a_relay_that_is_killed_loses_no_byte_of_a_command() {
         for agent in agents_of(pod["metadata"]["uid"].as_str().unwrap_or_default())? {
             signal(agent, Signal::KILL)?;
         }
-        // What it held is gone, and is not passed over in silence.
+        // The output that it held is lost, and that is reported.
         session
             .finish()?
             .expect_code(125)?

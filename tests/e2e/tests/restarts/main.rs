@@ -1,4 +1,4 @@
-//! Tests that restart the operator, which everything in the cluster notices. They bear with each other.
+//! Tests that restart the operator, which affects everything in the cluster. They can run at the same time.
 
 mod attach;
 mod attempts;

@@ -12,7 +12,7 @@ use remoteprocess_e2e::{BUSYBOX, Namespace, Program, image_arguments, kubectl, s
 use super::{relay, scenario};
 use crate::proxy::{Harm, Proxy, Target};
 
-/// Runs at a time.
+/// Number of simultaneous runs.
 const PARALLEL: usize = 20;
 pub(super) const LAST: u32 = 2_000_000;
 
@@ -62,7 +62,7 @@ fn run(namespace: &Namespace, server: &str, name: &str) -> Program {
     namespace.editor.rproc(&arguments).within(Duration::from_secs(600))
 }
 
-/// A run whose output has this sha256. Deletes it afterwards.
+/// A run whose output has this sha256. It is deleted afterwards.
 pub(super) fn expect(namespace: &Namespace, server: &str, name: &str, sum: &str) -> Result<()> {
     let finished = run(namespace, server, name).finish()?;
     ensure!(
@@ -82,7 +82,7 @@ pub(super) fn expect(namespace: &Namespace, server: &str, name: &str, sum: &str)
     Ok(())
 }
 
-/// Does `body` for each index, some at a time, and answers what went wrong.
+/// Calls `body` for each index, several at a time, and returns the errors.
 pub(super) fn in_parallel(count: usize, body: impl Fn(usize) -> Result<()> + Sync) -> Vec<String> {
     let left: Mutex<VecDeque<usize>> = Mutex::new((0..count).collect());
     let failed = Mutex::new(Vec::new());
@@ -103,7 +103,7 @@ pub(super) fn in_parallel(count: usize, body: impl Fn(usize) -> Result<()> + Syn
     failed.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What `kubectl exec` and `kubectl logs -f` bring through the same proxy.
+/// What `kubectl exec` and `kubectl logs -f` receive through the same proxy.
 fn controls(namespace: &Namespace, expected: &[u8], seed: u64) -> Result<String> {
     let config = kubectl(["config", "view", "--raw", "--minify", "--flatten", "--output=json"]).json()?;
     let server = config["clusters"][0]["cluster"]["server"]
@@ -138,7 +138,7 @@ fn controls(namespace: &Namespace, expected: &[u8], seed: u64) -> Result<String>
         let (mut whole, mut bytes) = (0, 0);
         for _ in 0..PARALLEL {
             let program = kubectl(&through).args(&arguments).within(Duration::from_secs(60));
-            // One that goes on without an end is past its deadline: then nothing of it counts as whole.
+            // One that continues without an end exceeds its deadline and counts as incomplete.
             if let Ok(finished) = program.finish() {
                 bytes += finished.stdout.len();
                 whole += usize::from(finished.stdout == expected);

@@ -1,4 +1,4 @@
-//! The operator and the agent are killed again and again while a program writes.
+//! The operator and the agent are killed repeatedly while a program writes.
 
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,14 @@ use rustix::process::Signal;
 use super::steady::{self, steady};
 use super::{let_pass, relay, scenario};
 
-/// The program must not notice: no write may fail or take longer than a busy machine takes to start an agent again. The
+/// The program must not notice: no write may fail or take longer than a busy machine takes to restart an agent. The
 /// pipe alone holds two thirds of a second of this program's output.
 const STALL: Duration = Duration::from_secs(3);
 
 /// SIGKILL to the operator and to the agent, 5 times each in 45 s, or 50 times each in 10 minutes.
 ///
 /// # Errors
-/// When a byte is missing or doubled, or the program noticed.
+/// When a byte is missing or duplicated, or the program noticed.
 pub fn kills(long: bool) -> Result<()> {
     let (times, length) = if long { (50, 600) } else { (5, 45) };
     scenario("kills", |namespace| {
@@ -65,10 +65,10 @@ fn kill_agent(pod_uid: &str, but: Option<Pid>) -> Result<Pid> {
     Ok(agent)
 }
 
-/// The pod is deleted with its process: the kubelet would wait longer before each start of the same one.
+/// Deletes the pod of the operator: the kubelet would wait longer before each restart of the same one.
 fn kill_operator() -> Result<()> {
     if !operator_is_ready()? {
-        // A slow machine: a kill that hits nothing would prove nothing.
+        // On a slow machine: a kill without a running operator would prove nothing.
         wait_for_operator()?;
     }
     for pid in operators()? {

@@ -1,4 +1,4 @@
-//! Each line between two parts of the installation is cut and delayed.
+//! Each connection between two parts of the installation is cut and delayed.
 
 use std::process::Command;
 use std::time::Duration;
@@ -15,7 +15,7 @@ const AGENT: u16 = 20443;
 /// Marks the rules of this scenario.
 const COMMENT: &str = "remoteprocess-faults";
 
-/// What pods send to a port goes through a proxy on the node until this is dropped.
+/// What pods send to a port passes a proxy on the node until this is dropped.
 struct Harmed {
     called: &'static str,
     rule: Vec<String>,
@@ -23,7 +23,7 @@ struct Harmed {
 }
 
 impl Harmed {
-    /// Lines that pods open to `port`, of this address or of any.
+    /// Connections that pods open to `port`, of this address or of any.
     fn new(called: &'static str, address: Option<&str>, port: u16, cut_after: (u64, u64), seed: u64) -> Result<Self> {
         let harm = Harm {
             cut_after: Some(cut_after.0..=cut_after.1),
@@ -65,7 +65,7 @@ impl Drop for Harmed {
     }
 }
 
-/// Removes what a run that was killed has left behind: a redirection to nobody.
+/// Removes what a killed run has left: a redirection to a proxy that no longer exists.
 fn clean_up() -> Result<()> {
     let listed = Command::new("iptables")
         .args(["-w", "-t", "nat", "-S", "PREROUTING"])
@@ -80,7 +80,7 @@ fn clean_up() -> Result<()> {
         })
 }
 
-/// Adds (`-I`) or removes (`-D`) a rule for what comes from pods.
+/// Adds (`-I`) or removes (`-D`) a rule for traffic from pods.
 fn iptables(verb: &str, rule: &[String]) -> Result<()> {
     let mut command = Command::new("iptables");
     command.args(["-w", "-t", "nat", verb, "PREROUTING"]).args(rule);
@@ -114,7 +114,7 @@ pub fn links(long: bool, seed: u64) -> Result<()> {
             )?,
             Harmed::new("operator to API server", Some(&api), 443, (500_000, 2_000_000), seed)?,
         ];
-        // So that it opens its lines anew.
+        // So that it opens its connections again.
         delete_operator_pods()?;
         wait_for_operator()?;
         let failed = in_parallel(count, |index| {

@@ -1,4 +1,4 @@
-//! The API server stands still.
+//! The API server hangs.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,11 @@ use super::steady::{self, steady};
 use super::{Stopped, let_pass, relay, scenario};
 use crate::proxy::{Harm, Proxy, Target};
 
-/// For the status to catch up afterwards.
+/// Time for the status to catch up afterwards.
 const CATCH_UP: Duration = Duration::from_secs(10);
 
-/// The API server is stopped for 35 s, or 60 s: open streams go on without a cut, a process that ends meanwhile is reported to
-/// whoever follows it, and its status is there 10 s after the API server is.
-///
+/// The API server is stopped for 35 s, or 60 s: open streams continue without a break, a process that ends in the
+/// meantime is reported to its followers, and its status is updated within 10 s after the API server is back.
 /// # Errors
 /// When one of these does not hold.
 pub fn api_server(long: bool) -> Result<()> {

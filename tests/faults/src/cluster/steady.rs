@@ -8,9 +8,9 @@ use remoteprocess_e2e::{Finished, Namespace, Program, Running, glibc, image_argu
 /// Lines of one write, and their length with the newline.
 const LINES: usize = 10;
 const LINE: usize = 100;
-/// Bytes in a second, at least: ten writes in 100 ms and their own time.
+/// Minimum number of bytes per second: ten writes in 100 ms plus their own time.
 pub(super) const RATE: usize = 50_000;
-/// Its exit code: what nobody else says by accident.
+/// Its exit code, which nothing else uses by accident.
 const CODE: i32 = 43;
 /// Its process.
 pub(super) const NAME: &str = "steady";
@@ -42,7 +42,7 @@ pub(super) fn steady(namespace: &Namespace, server: &str) -> Program {
     namespace.editor.rproc(&run)
 }
 
-/// Ends the program. Fails unless what arrived is what it wrote, to the byte, the exit code and the seal.
+/// Ends the program. Fails unless every byte that it wrote arrived, with the exit code and the seal.
 pub(super) fn finish(namespace: &Namespace, run: Running) -> Result<Noticed> {
     namespace.in_container(NAME, "touch /tmp/end")?;
     let finished = run.finish()?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use super::steady::{self, steady};
 use super::{let_pass, relay, scenario, state};
 
-/// A folder that nobody but root can enter until this is dropped.
+/// A folder that only root can enter until this is dropped.
 struct Closed {
     path: PathBuf,
     before: Permissions,
@@ -32,8 +32,8 @@ impl Drop for Closed {
     }
 }
 
-/// The archive's volume is shut for 15 s, or for 2 minutes: the stream goes on, and everything is archived afterwards.
-///
+/// The archive's volume is closed for 15 s, or for 2 minutes: the stream continues, and everything is archived
+/// afterwards.
 /// # Errors
 /// When one of these does not hold.
 pub fn store(long: bool) -> Result<()> {

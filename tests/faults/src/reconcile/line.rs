@@ -1,4 +1,4 @@
-//! The line between one operator and the API server: a layer below kube's client at which one thing goes wrong.
+//! The connection between one operator and the API server: a layer below kube's client at which one fault happens.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -21,19 +21,19 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tower::BoxError;
 
-/// How long an API server that is behind lets its watches wait.
+/// How long a slow API server delays its watches.
 const BEHIND: Duration = Duration::from_millis(150);
 
-/// What goes wrong, once in a run. Calls that change something, and events of watches, are counted from 1.
+/// The single fault of a run. Calls that change something, and events of watches, are counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     /// Nothing.
     None,
-    /// The operator dies before it sends this call; another one begins.
+    /// The operator dies before it sends this call; another one starts.
     DiesBefore(usize),
-    /// This call is carried out, and the operator dies before it hears so; another one begins.
+    /// This call is carried out, and the operator dies before it gets the answer; another one starts.
     DiesAfter(usize),
-    /// The same, and the lists of the next one are as old as the object.
+    /// The same, and the first lists of the next one are as old as the object.
     StaleFromTheBeginning(usize),
     /// The same, and they are one version of the object behind.
     StaleByOne(usize),
@@ -43,11 +43,11 @@ pub(super) enum Fault {
     AnswerLost(usize),
     /// The connection of a watch breaks in place of this event.
     WatchCut(usize),
-    /// In place of this event the API server says that it must be listed anew (410).
+    /// In place of this event the API server says that a new list is required (410).
     WatchGone(usize),
 }
 
-/// The line of one run, whichever operator uses it.
+/// The connection of one run, for whichever operator uses it.
 pub(super) struct Line {
     fault: Fault,
     server: Client,
@@ -56,7 +56,7 @@ pub(super) struct Line {
     has_struck: AtomicBool,
     /// Versions of the object in the order in which they were seen.
     versions: Mutex<Vec<String>>,
-    /// As of which version each kind is listed once more, and which kinds that has happened to.
+    /// From which version each kind is listed once, and for which kinds that has happened.
     stale: Mutex<(Option<String>, BTreeSet<String>)>,
 }
 
@@ -73,7 +73,7 @@ impl Line {
         })
     }
 
-    /// The client of an operator. When it dies, `dead` says so and nothing that it asks is sent or answered any more.
+    /// The client of an operator. When it dies, `dead` is cancelled and its calls are no longer sent or answered.
     pub(super) fn client(self: &Arc<Self>, dead: CancellationToken) -> Client {
         let line = self.clone();
         let service = tower::service_fn(move |request| {
@@ -93,7 +93,7 @@ impl Line {
         self.events.load(Ordering::Relaxed)
     }
 
-    /// Whether the fault has come about.
+    /// Whether the fault has happened.
     pub(super) fn has_struck(&self) -> bool {
         self.has_struck.load(Ordering::Relaxed)
     }
@@ -202,7 +202,7 @@ fn plain(response: Response<Body>) -> Answer {
     response.map(|body| body.map_err(BoxError::from).boxed_unsync())
 }
 
-/// As the API server says it.
+/// The status object of the API server.
 fn status(code: u16, reason: &str) -> Value {
     json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -232,7 +232,7 @@ struct Events {
 }
 
 impl Events {
-    /// The next whole event of what has arrived, or what stands in its place.
+    /// The next complete event, or its replacement.
     fn take(&mut self) -> Option<Result<Bytes, BoxError>> {
         let end = self.rest.iter().position(|byte| *byte == b'\n')?;
         let event: Vec<u8> = self.rest.drain(..=end).collect();

@@ -19,22 +19,22 @@ use tokio::time::sleep;
 use super::scenarios::Held;
 use super::world::{NAME, Seen, World, attempt_of, gone_is_fine};
 
-/// Code of a program that was asked to end.
+/// Exit code of a program that was asked to end.
 const ASKED: i32 = 5;
-/// Before an agent that was refused asks again.
+/// How long an agent that was refused waits before it asks again.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// What the agent of a program that runs learns next.
+/// What the agent of a running program learns next.
 enum News {
     Ends(i32),
     Stopped(&'static str),
     Paused,
     Resumed,
-    /// Its node is gone, and it with it.
+    /// Its node is gone, and so is the agent.
     Lost,
 }
 
-/// Which pod it is.
+/// Identifies the pod.
 struct Place {
     pod: String,
     pod_uid: String,
@@ -55,7 +55,7 @@ impl Place {
         }
     }
 
-    /// It is no more, or this very moment: the API server waits for no kubelet.
+    /// Whether it is gone, or goes at this moment: the API server waits for no kubelet.
     fn is_gone(&self, seen: &Seen) -> bool {
         let pod = seen.pods.get(&self.pod_uid);
         pod.is_none_or(|pod| pod.metadata.deletion_grace_period_seconds == Some(0))
@@ -68,7 +68,7 @@ impl Place {
 }
 
 impl World {
-    /// From its creation until nothing is left of it.
+    /// Plays the pod from its creation until nothing is left of it.
     pub(super) async fn live_pod(self: Arc<Self>, pod: Pod) -> Result<()> {
         let (uid, attempt) = attempt_of(&pod)?;
         let place = Place {
@@ -95,7 +95,7 @@ impl World {
         }
         self.until(|seen| place.is_leaving(seen).then_some(())).await;
         if is_silent {
-            // Nobody takes it away before somebody has seen that it goes.
+            // It is removed only after it was seen that it is being deleted.
             self.until(|seen| (place.is_gone(seen) || seen.reason().as_deref() == Some("Interrupted")).then_some(()))
                 .await;
         }
@@ -142,7 +142,7 @@ impl World {
         gone_is_fine(api.patch_status(&place.pod, &params, &Patch::Merge(status)).await)
     }
 
-    /// The agent: asks for the start, launches, tells, hands over.
+    /// Plays the agent: asks for the start, launches, reports, delivers the output.
     async fn run_program(&self, place: &Place) -> Result<()> {
         if self.scenario.held == Held::Start {
             self.until(|seen| seen.is_released.then_some(())).await;
@@ -168,7 +168,7 @@ impl World {
                 News::Paused => self.tell(place, Fact::Paused(Some(Timestamp::now()))).await,
                 News::Resumed => self.tell(place, Fact::Paused(None)).await,
                 News::Lost => {
-                    // The relay closes the books when the end is known.
+                    // The relay closes the output when the end is known.
                     self.until(|seen| seen.attempt(&place.uid, place.attempt)?.exit.as_ref().map(drop))
                         .await;
                     self.close(place, Exit::default()).await;
@@ -226,7 +226,7 @@ impl World {
         }
     }
 
-    /// Asks until there is an answer for good. An impostor in another pod asks too, and gets nothing.
+    /// Asks until there is a final answer. An impostor in another pod asks too, and gets nothing.
     async fn is_granted(&self, place: &Place) -> Result<bool> {
         let claim = Claim {
             uid: place.uid.clone(),

@@ -1,4 +1,4 @@
-//! Lives of processes, each with what its user does.
+//! Lives of processes, each with the actions of its user.
 
 use std::time::Duration;
 
@@ -28,12 +28,12 @@ type User = for<'a> fn(&'a World) -> BoxFuture<'a, Result<()>>;
 /// A life of a process.
 pub(super) struct Scenario {
     pub name: &'static str,
-    /// What its specification says beside image and command.
+    /// Its spec in addition to image and command.
     pub spec: fn() -> Value,
-    /// With which codes the attempts end by themselves; 0 beyond.
+    /// The codes with which the attempts end by themselves; 0 beyond them.
     pub codes: &'static [i32],
     pub held: Held,
-    /// The kubelet's word for a container that it cannot start; empty where it can.
+    /// The kubelet's reason for a container that it cannot start; empty if it can.
     pub kubelet_says: &'static str,
     /// Whether a container that is not ours outlives the program.
     pub is_outlived: bool,
@@ -53,7 +53,7 @@ const PLAIN: Scenario = Scenario {
     user: |world| Box::pin(world.create()),
 };
 
-/// All of them; those that take long by themselves come first. Of the last two the object is gone at the end.
+/// All scenarios; the slow ones come first. In the last two the object is gone at the end.
 pub(super) const SCENARIOS: [Scenario; 16] = [
     Scenario {
         name: "node lost, and another attempt",
@@ -215,7 +215,7 @@ async fn refuse_for_a_while(world: &World) -> Result<()> {
         .create(&PostParams::default(), &serde_json::from_value(quota)?)
         .await?;
     allow(&quotas, "0").await?;
-    // Until the API server goes by it.
+    // Until the API server applies it.
     let any = json!({"metadata": {"name": "any"}, "spec": {"containers": [{"name": "any", "image": "x"}]}});
     let any: Pod = serde_json::from_value(any)?;
     let dry_run = PostParams {

@@ -1,5 +1,5 @@
-//! What is around the operator: the kubelet, the agents and the garbage collector, played; and what a user does. All of
-//! it looks at the API server itself, past the line of the operator.
+//! The environment of the operator: kubelet, agents and garbage collector, played; and the actions of a user. All of
+//! them use the API server directly, without the operator's faulty connection.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,13 +45,13 @@ pub(super) struct World {
     journal: Mutex<Journal>,
 }
 
-/// What there is now.
+/// The current state.
 #[derive(Clone, Default)]
 pub(super) struct Seen {
     pub process: Option<RemoteProcess>,
     /// By uid.
     pub pods: BTreeMap<String, Pod>,
-    /// The user lets go of what the scenario holds.
+    /// The user has released what the scenario holds.
     pub is_released: bool,
     /// Starts that were refused.
     pub refusals: usize,
@@ -75,7 +75,7 @@ impl Seen {
         process.status.as_ref()?.attempt(number)
     }
 
-    /// The process has ended and all books are closed; or it is gone, and all its pods are.
+    /// Whether the process has ended and all output is closed; or it is gone, and so are all its pods.
     fn is_over(&self) -> bool {
         let has_ended = |pod: &Pod| {
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
@@ -126,10 +126,9 @@ impl World {
         Api::namespaced(self.server.clone(), &self.namespace)
     }
 
-    /// Looks, and lets every pod live. Ends only with an error.
-    ///
+    /// Observes, and plays every pod. Returns only with an error.
     /// # Errors
-    /// When the API server does not do what the world asks of it.
+    /// When the API server refuses a request of the world.
     pub(super) async fn live(self: &Arc<Self>) -> Result<()> {
         let mut pods = watcher(self.pods(), watcher::Config::default()).boxed();
         let mut processes = watcher(self.processes(), watcher::Config::default()).boxed();
@@ -163,7 +162,7 @@ impl World {
         }
     }
 
-    /// Takes a pod down; true where it is new.
+    /// Records a pod; returns true if it is new.
     fn see_pod(&self, pod: &Pod) -> Result<bool> {
         let uid = pod.uid().unwrap_or_default();
         let is_new = !self.seen.borrow().pods.contains_key(&uid);
@@ -198,7 +197,7 @@ impl World {
         self.seen.send_modify(|seen| seen.refusals += 1);
     }
 
-    /// What belongs to an object that is gone goes too.
+    /// Deletes what belonged to an object that is gone.
     async fn collect_garbage(self: Arc<Self>, uid: String) -> Result<()> {
         let selector = format!("{}={uid}", names::LABEL_UID);
         loop {
@@ -206,13 +205,13 @@ impl World {
             for pod in pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
                 gone_is_fine(self.pods().delete(&pod.name_any(), &DeleteParams::default()).await)?;
             }
-            // A pod that is created meanwhile has no owner either.
+            // A pod that is created in the meantime has no owner either.
             self.until(|seen| seen.pods.values().any(|pod| is_orphan(pod, &uid)).then_some(()))
                 .await;
         }
     }
 
-    /// Waits until there is an answer to this.
+    /// Waits until this has an answer.
     pub(super) async fn until<T>(&self, ask: impl Fn(&Seen) -> Option<T>) -> T {
         let mut seen = self.seen.subscribe();
         loop {
@@ -229,13 +228,13 @@ impl World {
         self.until(|seen| (seen.phase() == Some(phase)).then_some(())).await;
     }
 
-    /// Waits until this is why the process is where it is.
+    /// Waits until the process has this reason.
     pub(super) async fn until_reason(&self, reason: &str) {
         self.until(|seen| (seen.reason().as_deref() == Some(reason)).then_some(()))
             .await;
     }
 
-    /// Waits until everything has ended that will.
+    /// Waits until everything that can end has ended.
     pub(super) async fn until_over(&self) {
         self.until(|seen| seen.is_over().then_some(())).await;
     }
@@ -244,12 +243,12 @@ impl World {
         self.seen.borrow().clone()
     }
 
-    /// Lets go of what the scenario holds.
+    /// Releases what the scenario holds.
     pub(super) fn release(&self) {
         self.seen.send_modify(|seen| seen.is_released = true);
     }
 
-    /// Asks a replica that lives, and another one when it dies before it has answered.
+    /// Asks a living replica, and another one if it dies before it has answered.
     pub(super) async fn ask<T>(&self, call: impl Fn(Recorder) -> BoxFuture<'static, T>) -> T {
         let mut replicas = self.replicas.clone();
         loop {
@@ -264,10 +263,9 @@ impl World {
         }
     }
 
-    /// The user creates the process, as often as it takes while its namesake is on its way out.
-    ///
+    /// The user creates the process, retrying while an object of the same name is being deleted.
     /// # Errors
-    /// When the API server does not want it.
+    /// When the API server refuses it.
     pub(super) async fn create(&self) -> Result<()> {
         let mut spec = json!({"image": "busybox", "command": ["id"]});
         if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), (self.scenario.spec)()) {
@@ -298,7 +296,7 @@ impl World {
     /// The user sets the desired state with `kubectl patch`.
     ///
     /// # Errors
-    /// When the API server does not want it.
+    /// When the API server refuses it.
     pub(super) async fn want(&self, state: &str) -> Result<()> {
         let params = PatchParams {
             field_manager: Some("kubectl-patch".to_owned()),
@@ -312,7 +310,7 @@ impl World {
     /// The user deletes the process.
     ///
     /// # Errors
-    /// When the API server does not do it.
+    /// When the API server refuses it.
     pub(super) async fn delete(&self) -> Result<()> {
         self.processes().delete(NAME, &DeleteParams::background()).await?;
         Ok(())
@@ -329,7 +327,7 @@ pub(super) fn attempt_of(pod: &Pod) -> Result<(String, u32)> {
     Ok((label(names::LABEL_UID)?.clone(), label(names::LABEL_ATTEMPT)?.parse()?))
 }
 
-/// Who asks for something that is no longer there has been told all there is to know.
+/// An object that is gone needs no further report: NotFound counts as success.
 pub(super) fn gone_is_fine<T>(answer: kube::Result<T>) -> Result<()> {
     match answer {
         Ok(_) => Ok(()),
@@ -338,7 +336,7 @@ pub(super) fn gone_is_fine<T>(answer: kube::Result<T>) -> Result<()> {
     }
 }
 
-/// Fails where tools that wait by kstatus (`helm install --wait`, Flux) would take an object for current that no operator
+/// Fails if tools that wait by kstatus (`helm install --wait`, Flux) would consider an object current that no operator
 /// has seen.
 fn is_in_progress(created: &RemoteProcess) -> Result<()> {
     let observed = created.status.as_ref().and_then(|status| status.observed_generation);

@@ -1,5 +1,5 @@
-//! The agent's host: its spool, service and home-keeping are the real ones; the entrypoint and the thread that polls the
-//! pipes are played.
+//! The agent's host: its spool, service and connection to the home are real; the entrypoint and the thread that polls
+//! the pipes are played.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -27,11 +27,11 @@ use super::network::{self, Port};
 use super::plan::AGENT;
 use super::{UID, World, agent_role, identity};
 
-/// How often the pipes are looked at.
+/// How often the pipes are polled.
 const POLL: Duration = Duration::from_millis(10);
 /// Turns on one pipe before the other gets its turn.
 const TURNS: usize = 4;
-/// Limit of one `Start`, as the real agent has it.
+/// Time limit of one `Start`, as in the real agent.
 const START_LIMIT: Duration = Duration::from_secs(15);
 
 struct Relays {
@@ -103,7 +103,7 @@ pub(super) async fn run(world: Arc<World>) -> turmoil::Result {
         closing.clone(),
     );
     let leaving = async {
-        // An error would say that the service is gone.
+        // An error would mean that the service is gone.
         if is_done.wait_for(|is_done| *is_done).await.is_ok() {
             closing.cancel();
         }
@@ -119,7 +119,7 @@ pub(super) async fn run(world: Arc<World>) -> turmoil::Result {
     Ok(())
 }
 
-/// What entrypoint and capture thread do.
+/// Plays the entrypoint and the capture thread.
 async fn play(
     world: &World,
     directory: &Path,
@@ -160,7 +160,7 @@ async fn play(
     std::future::pending().await
 }
 
-/// Takes the pipes' bytes into the spool until both have ended.
+/// Moves the pipes' bytes into the spool until both have ended.
 async fn capture(world: &World, appender: &mut Appender) -> Result<(), spool::Error> {
     let mut has_ended = [false; 2];
     loop {
@@ -184,7 +184,7 @@ async fn capture(world: &World, appender: &mut Appender) -> Result<(), spool::Er
             return Ok(());
         }
         let is_held_back = !appender.has_room();
-        // The time at which it asks to be called again is further away than the next look.
+        // The next poll comes earlier than the time at which it asks to be called again.
         let _ = appender.set_stalled(is_held_back.then_some(Stall::SpoolFull));
         sleep(POLL).await;
     }

@@ -1,4 +1,4 @@
-//! The API server with one object in it, and a controller that does the least: attempt 1 with its pod, and the phase.
+//! An API server with one object, and a minimal controller: attempt 1 with its pod, and the phase.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,20 +16,20 @@ use tower::service_fn;
 
 use super::{NAME, NAMESPACE, POD_UID, UID};
 
-/// How often a watch brings what has changed.
+/// How often a watch delivers changes.
 const WATCH: Duration = Duration::from_millis(50);
 
 /// How the API server behaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// As it should.
+    /// Works normally.
     #[default]
     Works,
     /// Answers everything with 503.
     Refuses,
     /// Answers nothing until it works again.
     Hangs,
-    /// Does what is asked, and says that it did not.
+    /// Carries out each request, and answers that it failed.
     Lies,
 }
 
@@ -77,12 +77,12 @@ impl Api {
         self.lock().object["status"].clone()
     }
 
-    /// The end and the seal are recorded.
+    /// Whether the end and the seal are recorded.
     pub(super) fn has_output(&self) -> bool {
         !self.status()["attempts"][0]["output"].is_null()
     }
 
-    /// Keeps a relay's directory up to date; never ends. `listed` is called after the first list.
+    /// Keeps a relay's directory up to date; never returns. `listed` is called after the first list.
     pub(super) async fn watch(&self, directory: &Directory, listed: impl FnOnce()) {
         let (mut listed, mut seen) = (Some(listed), 0);
         loop {
@@ -103,7 +103,7 @@ impl Api {
         }
     }
 
-    /// A client; to be made on the host that uses it.
+    /// A client; create it on the host that uses it.
     pub(super) fn client(&self) -> Client {
         let api = self.clone();
         let service = service_fn(move |request: Request<Body>| {

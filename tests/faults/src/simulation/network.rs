@@ -1,4 +1,4 @@
-//! TCP between the simulated hosts, of which some connections are frail.
+//! TCP between the simulated hosts; some of the connections break.
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,7 +36,7 @@ struct Open {
     cut: CancellationToken,
 }
 
-/// What becomes of a connection after so many bytes in both directions.
+/// What happens to a connection after a number of bytes in both directions.
 #[derive(Clone, Copy, PartialEq)]
 enum Fate {
     /// An error, as after a reset.
@@ -45,12 +45,12 @@ enum Fate {
     Freeze,
 }
 
-/// The dialling side of a connection.
+/// The dialing side of a connection.
 pub(super) struct Frail {
     io: TcpStream,
     left: u64,
     fate: Fate,
-    /// Bytes in a second that are taken from the network.
+    /// Maximum number of bytes per second that are taken from the network.
     rate: Option<u64>,
     rest: Option<Pin<Box<Sleep>>>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -161,7 +161,7 @@ impl Listener for Port {
 }
 
 impl Frail {
-    /// Whether the connection still lives; pending: it is frozen.
+    /// Whether the connection still lives; pending if it is frozen.
     fn poll_alive(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.cut.as_mut().poll(context).is_ready() {
             self.cuts.fetch_add(1, Ordering::Relaxed);

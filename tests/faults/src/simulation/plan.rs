@@ -1,4 +1,4 @@
-//! What a seed stands for.
+//! What a seed determines.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::{api, store};
 pub(super) const AGENT: &str = "agent";
 /// The relays' hosts.
 pub(super) const RELAYS: [&str; 2] = ["relay-0", "relay-1"];
-/// The network is never quicker.
+/// The network is never faster.
 pub(super) const LEAST_LATENCY: Duration = Duration::from_millis(1);
 /// Faults begin within this time; the program writes for about as long.
 const BUSY: Duration = Duration::from_secs(40);
@@ -33,9 +33,9 @@ pub(super) struct Plan {
     pub spool: Policy,
     /// Bytes that the rings of a relay may hold.
     pub rings: usize,
-    /// Longest time that a segment of TCP takes on a healthy link.
+    /// Maximum time that a TCP segment takes on a healthy link.
     pub latency: Duration,
-    /// One in so many connections is cut by itself, after a few bytes or many.
+    /// One in this many connections breaks by itself, after few bytes or many.
     pub frailty: u32,
     pub writes: Vec<Write>,
     pub exit_code: i32,
@@ -43,7 +43,7 @@ pub(super) struct Plan {
     pub faults: Vec<Event>,
 }
 
-/// The program writes once.
+/// One write of the program.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Write {
     pub at: Duration,
@@ -51,15 +51,15 @@ pub(super) struct Write {
     pub length: usize,
 }
 
-/// Somebody reads.
+/// A reader.
 #[derive(Clone, Debug)]
 pub(super) struct User {
     pub begins: Duration,
     /// `Unspecified`: both.
     pub stream: Stream,
-    /// Ends itself after this long, and goes on as a new one with the offsets of what it has.
+    /// Ends after this time, and continues as a new one with the offsets of what it has.
     pub restarts: Option<Duration>,
-    /// Bytes in a second.
+    /// Bytes per second.
     pub rate: Option<u64>,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct Event {
     pub fault: Fault,
 }
 
-/// What can be done to hosts, and to links between two of them.
+/// Faults of hosts, and of links between two of them.
 #[derive(Clone, Debug)]
 pub(super) enum Fault {
     /// Ends every connection.
@@ -79,7 +79,7 @@ pub(super) enum Fault {
     Hold(String, String),
     /// Delivers what was kept back.
     Release(String, String),
-    /// Drops every segment: whatever is open then is dead, and nobody is told.
+    /// Drops every segment: open connections are dead, and neither side is told.
     Partition(String, String),
     /// The same, from the first to the second only.
     OneWay(String, String),

@@ -14,11 +14,11 @@ use sha2::{Digest, Sha256};
 
 use super::plan::{Plan, Write};
 
-/// Writes what the plan says as far as the pipes take it, and knows what it has written.
+/// Writes what the plan says as fast as the pipes take it, and records what it has written.
 pub(super) struct Program {
     is_launched: Option<Duration>,
     writes: VecDeque<Write>,
-    /// Bytes of the first write that the pipe has taken.
+    /// Number of bytes of the first write that the pipe has taken.
     done: usize,
     /// `None`: closed by the program.
     ends: [Option<OwnedFd>; 2],
@@ -46,7 +46,7 @@ impl Program {
         })
     }
 
-    /// It begins to write. More than one launch is a fault that shows in the end.
+    /// Starts to write. More than one launch is a fault that is detected at the end.
     pub(super) fn launch(&mut self, now: Duration) {
         self.launches += 1;
         self.is_launched.get_or_insert(now);
@@ -109,14 +109,14 @@ impl Program {
         &self.history[usize::from(stream == Stream::Stderr)]
     }
 
-    /// Whether the status tells the truth.
+    /// Checks that the status is true.
     pub(super) fn judge_status(&self, status: &Value, may_lose: bool) -> Result<()> {
         ensure!(self.launches == 1, "launched {} times", self.launches);
         let output = &status["attempts"][0]["output"];
         ensure!(may_lose || output["sealed"] == true, "not sealed: {status:#}");
         for (name, history) in ["stdout", "stderr"].into_iter().zip(&self.history) {
             let told = &output[name];
-            // What is dropped is hashed before, and counted.
+            // Dropped output is hashed before, and counted.
             ensure!(
                 told["bytes"] == history.len() && told["sha256"] == hex::encode(Sha256::digest(history)),
                 "{name} is told as {told:#}, and was {} bytes",
@@ -127,12 +127,12 @@ impl Program {
     }
 }
 
-/// Any byte in another place shows.
+/// Every misplaced byte is visible.
 fn byte(stream: usize, at: usize) -> u8 {
     let at = at as u64 + (stream as u64) * 7919;
     let mixed = (at ^ (at >> 7)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     match mixed.to_be_bytes()[0] {
-        // So that a line of `rproc` on standard error can be told from the program's bytes.
+        // So that a line of `rproc` on standard error can be distinguished from the program's bytes.
         b'\n' => b'.',
         byte => byte,
     }

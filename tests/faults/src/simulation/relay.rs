@@ -1,4 +1,4 @@
-//! A relay's host: all of it is real but the API server, the store and the network.
+//! A relay's host: everything is real except the API server, the store and the network.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The archive's store: memory that outlives the relays, and refuses now and then.
+//! The archive's store: memory that outlives the relays, and sometimes refuses.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -17,14 +17,14 @@ use rand::rngs::StdRng;
 /// How the store behaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// As it should.
+    /// Works normally.
     #[default]
     Works,
     /// Answers everything with an error.
     Refuses,
-    /// Takes what is put, and says that it did not.
+    /// Stores each put, and answers that it failed.
     Lies,
-    /// Takes half a second for everything.
+    /// Takes half a second for each request.
     Dawdles,
 }
 

@@ -14,7 +14,7 @@ use super::plan::Plan;
 use super::program::Program;
 use super::{NAME, NAMESPACE, World, identity, network, plan};
 
-/// What a user has in the end.
+/// What a user has at the end.
 pub(super) struct Received {
     name: String,
     stream: Stream,
@@ -31,7 +31,7 @@ struct Relays {
     rate: Option<u64>,
 }
 
-/// What has come, standard output first.
+/// What has arrived, standard output first.
 #[derive(Clone, Default)]
 struct Memory(Arc<Mutex<[Vec<u8>; 2]>>);
 
@@ -72,7 +72,7 @@ impl Dial for Relays {
     fn discredit(&mut self) {}
 }
 
-/// Reads from the beginning to the end, over as many connections, and as many lives, as it takes.
+/// Reads from the beginning to the end, over as many connections, and as many restarts, as it takes.
 pub(super) async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
     let user = world.plan.users[index].clone();
     sleep(user.begins).await;
@@ -144,7 +144,7 @@ fn lost(losses: &[Gap], stream: Stream) -> u64 {
 }
 
 impl Received {
-    /// Whether it is what the program wrote, but for gaps that the plan allows.
+    /// Checks that it is what the program wrote, except for gaps that the plan allows.
     pub(super) fn judge(&self, program: &Program, plan: &Plan) -> Result<()> {
         let name = &self.name;
         for gap in &self.losses {
@@ -170,7 +170,7 @@ impl Received {
         ensure!(self.complaint.is_none(), "{name}: {:?}", self.complaint);
         let end = self.end.as_ref();
         let is_right = end.is_some_and(|exit| {
-            // What one home was told is lost, another may have had before and archived.
+            // What one home was told is lost, another may have received earlier and archived.
             let may_be_sealed = self.losses.is_empty() || plan.relays > 1;
             let must_be_sealed = plan.gap_reason().is_none();
             exit.value == plan.exit_code && (may_be_sealed || !exit.sealed) && (exit.sealed || !must_be_sealed)

@@ -1,4 +1,4 @@
-//! Input, as the agent for tests takes it.
+//! Input of the agent for tests.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -10,17 +10,17 @@ use tonic::{Status, Streaming};
 
 use super::Program;
 
-/// What writers said.
+/// The messages of writers.
 #[derive(Default)]
 pub(crate) struct Taken {
     pub writers: Mutex<Vec<AttachOpen>>,
-    /// As it came.
+    /// The bytes, as they came.
     pub input: Mutex<Vec<u8>>,
 }
 
 pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<AttachResponse, Status>> + Send>>;
 
-/// Takes everything, and answers each message. A change of the size ends it, as if another had taken over.
+/// Takes everything, and answers each message. A change of the size ends it, as if another writer had taken over.
 pub(super) fn take(program: Arc<Program>, requests: Streaming<AttachRequest>) -> Answers {
     Box::pin(requests.map(move |request| {
         let mut input = program.taken.input.lock().unwrap();

@@ -1,4 +1,4 @@
-//! Further commands, as the agent for tests takes them.
+//! Further commands of the agent for tests.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use super::Program;
 
 pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<ExecResponse, Status>> + Send>>;
 
-/// Writes back what it reads, and ends with code 9 at the end of the input. A change of the size: it was lost.
+/// Writes back what it reads, and ends with code 9 at the end of the input. A change of the size means that it was
+/// lost.
 pub(super) fn run(program: Arc<Program>, requests: Streaming<ExecRequest>) -> Answers {
     Box::pin(requests.map(move |request| {
         let said = match request?.request.unwrap() {

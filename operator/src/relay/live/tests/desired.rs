@@ -1,10 +1,10 @@
-//! What the object wants of its program comes about, whoever is the home.
+//! The desired state in the object takes effect, whichever replica is the home.
 
 use std::sync::atomic::Ordering;
 
 use super::*;
 
-/// A program that runs, and its home.
+/// A running program, and its home.
 async fn running(program: &Arc<Program>) -> (FakeAgent, Relay, Arc<LiveAttempt>) {
     program.written.send_replace(1);
     program.says(Phase::Running, Reason::Running);
@@ -33,7 +33,7 @@ fn want(session: &LiveAttempt, program: ProgramSpec) {
     });
 }
 
-/// The first fact that fits.
+/// The first fact that matches.
 async fn learned(relay: &Relay, fits: impl Fn(&Fact) -> bool) -> Fact {
     let mut learned = relay.notes.learned.subscribe();
     let learned = soon(learned.wait_for(|learned| learned.iter().any(&fits)))
@@ -56,7 +56,7 @@ async fn it_is_paused_and_goes_on_also_by_another_home() {
     let (agent, relay, session) = running(&program).await;
     want(&session, spec(2, true, None));
     learned(&relay, |fact| matches!(fact, Fact::Paused(Some(_)))).await;
-    // The former home is gone; the next one learns from object and agent alone that it is to go on.
+    // The former home is gone; the next one learns only from object and agent that the program should be resumed.
     relay.shutdown.cancel();
     soon(relay.sessions.drained()).await;
     let next = Relay::new(&memory());
@@ -94,7 +94,7 @@ async fn what_cannot_be_paused_is_said_once_and_asked_for_again() {
         refused("it is busy")
     );
     program.refuses_pauses.store(false, Ordering::Relaxed);
-    // Something else of the object changed: it is tried at once, under another name.
+    // Another part of the object changed: the request is retried at once, with another name.
     want(&session, spec(3, true, None));
     learned(&relay, |fact| matches!(fact, Fact::Paused(Some(_)))).await;
     let failures = relay
@@ -138,7 +138,7 @@ async fn a_near_deadline_is_told() {
     assert_eq!(learned(&relay, is_near).await, Fact::DeadlineNear(60));
     program.says(Phase::Running, Reason::Running);
     want(&session, spec(2, false, Some(90)));
-    // The agent's word of another warning.
+    // The agent warns about another deadline.
     learned(&relay, |fact| *fact == Fact::RunSeconds(Some(90))).await;
     soon(async {
         while session

@@ -1,4 +1,5 @@
-//! A store that takes nothing for a while: the session stays, nothing is committed, nothing is lost, and it says why.
+//! A store that takes nothing for a while: the live attempt stays, nothing is committed, nothing is lost, and the
+//! reason is reported.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -13,7 +14,7 @@ use object_store::{
 use super::*;
 use crate::relay::archive::Unavailable;
 
-/// A store whose puts fail with an error of the operating system while there is one.
+/// A store whose puts fail with an error of the operating system while one is set.
 #[derive(Debug)]
 struct Failing {
     inner: InMemory,
@@ -112,7 +113,7 @@ async fn a_store_that_takes_nothing_holds_back_and_loses_nothing(
     program.written.send_replace(program.history.len());
     let told = *soon(unavailable.wait_for(Option::is_some)).await.unwrap();
     assert_eq!(told, Some(expected));
-    // It is tried again and again, and all the while nothing more is said to be safe.
+    // The put is retried, and in the meantime nothing more is reported as durable.
     let tries = *refused.borrow();
     soon(refused.wait_for(|count| *count >= tries + 2)).await.unwrap();
     let before = committed(&program);
