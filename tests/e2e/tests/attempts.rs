@@ -89,7 +89,7 @@ fn an_object_at_rest_is_not_written() {
         let before = (version("runs")?, version("ended")?);
         let watched = namespace
             .kubectl(&["get", "remoteprocesses", "--watch-only", "--output=name"])
-            .arg(format!("--request-timeout={}s", if is_long() { 600 } else { 120 }))
+            .arg(format!("--request-timeout={}s", if is_long() { 600 } else { 30 }))
             .within(Duration::from_secs(700))
             .finish()?;
         ensure!(watched.stdout.is_empty(), "{watched}");

@@ -179,7 +179,7 @@ fn logs_of_a_process_that_waits_say_why() {
 fn two_million_lines_are_two_million_lines() {
     with_temp_ns("seq", |namespace| {
         let expected = sha256(&seq(1, 2_000_000));
-        for number in 0..if is_long() { 100 } else { 20 } {
+        for number in 0..if is_long() { 100 } else { 8 } {
             one_seq(namespace, &format!("seq-{number}"), &expected).with_context(|| format!("run {number}"))?;
         }
         Ok(())

@@ -24,13 +24,13 @@ pub struct Seeds {
 }
 
 impl Seeds {
-    /// 300 and those that have failed once, or 10,000.
+    /// 150 and those that have failed once, or 10,000.
     #[must_use]
     pub fn of_size(long: bool) -> Self {
         Self {
             seeds: match long {
                 true => (1..=10_000).collect(),
-                false => (1..=300).chain(HARD).collect(),
+                false => (1..=150).chain(HARD).collect(),
             },
             repeat: 1,
             limit: None,
