@@ -138,7 +138,7 @@ fn reason(exited: &Exited) -> (Reason, String) {
         (_, Some(StopCause::Requested | StopCause::Terminated)) => (Reason::Stopped, String::new()),
         (_, None) if exited.is_oom => (
             Reason::OomKilled,
-            "the kernel killed the program for want of memory".to_owned(),
+            "the kernel killed the program because memory ran out".to_owned(),
         ),
         (Outcome::Signal(number), None) => (Reason::Signaled, with_oom(format!("ended by signal {number}"), exited)),
         (Outcome::Code(0), None) => (Reason::Unspecified, with_oom(String::new(), exited)),
@@ -150,8 +150,8 @@ fn reason(exited: &Exited) -> (Reason, String) {
 fn with_oom(sentence: String, exited: &Exited) -> String {
     let killed = match exited.oom_kills {
         0 => return sentence,
-        1 => "the kernel killed one of its processes for want of memory".to_owned(),
-        many => format!("the kernel killed {many} of its processes for want of memory"),
+        1 => "the kernel killed one of its processes because memory ran out".to_owned(),
+        many => format!("the kernel killed {many} of its processes because memory ran out"),
     };
     match sentence.as_str() {
         "" => killed,
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_told_before_everything_is_known() {
+    fn the_exit_is_not_reported_before_everything_is_known() {
         let facts = Facts {
             ending: Some(Ending::Lost { at_unix_nanos: 1 }),
             ..Facts::default()
@@ -264,7 +264,7 @@ mod tests {
             child.oom_kills = 1;
             let child = told(child, Closed::Whole);
             assert_eq!((child.reason(), child.oom_kills), (reason, 1));
-            assert!(child.message.contains("for want of memory"), "{}", child.message);
+            assert!(child.message.contains("because memory ran out"), "{}", child.message);
         }
     }
 }

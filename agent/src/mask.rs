@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_found_across_pieces_and_a_beginning_that_goes_on_otherwise_is_not() {
+    fn a_value_is_found_across_pieces_and_a_false_beginning_is_not() {
         let mask = mask(&[b"s3cret\n"]);
         assert_eq!(masked(&mask, &[b"a s3", b"cr", b"et b s3cr", b"ow"]), b"a *** b s3crow");
         assert_eq!(masked(&mask, &[b"s3cre"]), b"s3cre", "the end of the stream");

@@ -102,8 +102,8 @@ fn describe(samples: &[Vec<f64>; 4], rounds: usize, lines: usize) -> String {
         "longest, ms",
     ];
     format!(
-        "## Latency of a line\n\nFrom its write(2) to its arrival at whoever reads the client's output; a line every 10 to \
-         20 ms, {rounds} × {lines} lines each.\n\n{}",
+        "## Latency of a line\n\nFrom its write(2) to its arrival at the reader of the client's output; a line every 10 \
+         to 20 ms, {rounds} × {lines} lines each.\n\n{}",
         table(&header, &rows.collect::<Vec<_>>())
     )
 }

@@ -1,4 +1,5 @@
 //! Measures ours and its rivals in turn on the same cluster, in one run: ratios, never gates.
+//!
 //! Arrows: the end-to-end tests, for their fixtures.
 //! Invariant: contenders take turns within each round, so that other load on the machine affects all of them.
 

@@ -15,8 +15,10 @@ use crate::failure::Failure;
 use crate::output::complain;
 
 /// The name of a process on the command line: `job`, or in the printed form `remoteprocess.remoteprocess.dev/job`.
+///
 /// A name becomes part of a path, so only valid Kubernetes names are accepted: `#`, `?`, `%` and `/` would make it
 /// another request.
+///
 /// # Errors
 /// The text cannot be the name of a process.
 pub fn process_name(text: &str) -> Result<String, String> {
@@ -44,6 +46,7 @@ pub fn process_name(text: &str) -> Result<String, String> {
 }
 
 /// The name of another object on the command line, for example of a ServiceAccount.
+///
 /// # Errors
 /// The text cannot be a name.
 pub fn object_name(text: &str) -> Result<String, String> {
@@ -107,6 +110,7 @@ pub struct GlobalArgs {
 
 impl GlobalArgs {
     /// Opens the selected cluster.
+    ///
     /// # Errors
     /// There is no usable kubeconfig.
     pub async fn open(&self) -> Result<Arc<Cluster>, Failure> {
@@ -137,6 +141,7 @@ pub fn given(value: Option<&str>) -> Option<String> {
 }
 
 /// A duration on the command line: `90s`, `5m`, `1h30m`, `1d` (24 hours), or seconds.
+///
 /// # Errors
 /// The text is anything else.
 pub fn duration(text: &str) -> Result<Duration, String> {

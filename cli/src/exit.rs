@@ -173,6 +173,7 @@ fn explanation(name: &str, exit: &Exit) -> Option<String> {
 
 /// Empties the result file, and creates it if it is absent. A pipe, a device, and the file that is our standard output
 /// or error are not changed, because their content is not ours.
+///
 /// # Errors
 /// The file cannot be written.
 pub fn empty_record(path: &Path) -> std::io::Result<()> {
@@ -287,6 +288,7 @@ impl Record {
     }
 
     /// Writes it atomically, unless the path is a device, a pipe or in a folder where no new file can be created.
+    ///
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
@@ -388,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ending_that_a_code_does_not_tell_is_told() {
+    fn an_ending_that_the_code_does_not_show_is_explained() {
         let killed = Exit {
             reason: Reason::OomKilled.into(),
             message: "out of memory".into(),
@@ -401,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stopped_it_is_told() {
+    fn the_requester_of_a_stop_is_reported() {
         let stopped = Exit {
             reason: Reason::Stopped.into(),
             stop: Some(Stop {
@@ -452,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_that_a_daemonizing_program_left_behind_are_told() {
+    fn processes_that_a_daemonizing_program_left_behind_are_reported() {
         let left = Exit {
             leftovers: 2,
             ..exit(Outcome::Code, 0)

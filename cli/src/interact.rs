@@ -106,6 +106,7 @@ impl Interaction {
     }
 
     /// Passes standard input to the process from now on; for a terminal and a process at one, key by key.
+    ///
     /// # Errors
     /// The mode of the terminal cannot be set.
     pub fn start<D: Dial + 'static>(dial: D, process: ProcessKey, manner: Manner) -> io::Result<Self> {
@@ -129,6 +130,7 @@ impl Interaction {
 
     /// Reads standard input from now on. With keys, the input is a terminal that is read key by key; the keys detach,
     /// and the flag says whether the process can receive Ctrl-C.
+    ///
     /// # Errors
     /// The mode of the terminal cannot be set.
     pub fn read(keys: Option<(DetachKeys, Arc<AtomicBool>)>) -> io::Result<(Self, mpsc::Receiver<Local>)> {

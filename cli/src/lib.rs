@@ -71,6 +71,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 /// The runtime of all commands. One thread does everything except writing output: moving frames from thread to thread
 /// costs more than it gains.
+///
 /// # Errors
 /// The system gives no resources.
 pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

@@ -1,4 +1,5 @@
 //! The two standard streams: the program's bytes unchanged, with our own lines between them.
+//!
 //! One thread writes, so that a slow reader delays only the network.
 
 use std::io::{self, IsTerminal, Write};
@@ -97,6 +98,7 @@ impl Output {
     }
 
     /// Signals that no more output of this process comes for now.
+    ///
     /// # Errors
     /// An earlier write failed.
     pub async fn close(&self) -> Result<(), Error> {
@@ -104,6 +106,7 @@ impl Output {
     }
 
     /// Queues a message for standard error; each of its lines begins with `rproc:`.
+    ///
     /// # Errors
     /// An earlier write failed.
     pub async fn line(&self, text: &str) -> Result<(), Error> {
@@ -148,6 +151,7 @@ impl Output {
     }
 
     /// The hashes of [`Form::Hash`] for the first process.
+    ///
     /// # Errors
     /// A line of ours could not be written.
     pub async fn hashes(&self) -> Result<Hashes, Error> {
@@ -280,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closed_pipe_is_told_from_a_full_disk() {
+    async fn a_closed_pipe_is_distinguished_from_a_full_disk() {
         let mut output = Output::new(Target::plain(Gone), Target::plain(Shared::default()));
         output.data(data(Stream::Stdout, "x")).await.unwrap();
         assert!(matches!(output.flush().await, Err(Error::Closed)));
@@ -396,7 +400,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_time_stands_behind_the_name() {
+    async fn the_time_follows_the_name() {
         let form = Form::Lines {
             is_stamped: true,
             prefix: Some(Prefix {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::failure::Failure;
 
 /// Writes to standard output; `| head` may close it.
+///
 /// It cannot be written.
 /// It cannot be written.
 pub fn print(text: &str) -> Result<(), Failure> {
@@ -28,6 +29,7 @@ pub enum DataFormat {
 
 impl DataFormat {
     /// Prints a value.
+    ///
     /// It cannot be written.
     /// It cannot be written.
     pub fn print(self, value: &impl Serialize) -> Result<(), Failure> {

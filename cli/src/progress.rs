@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_state_is_said_once_and_only_when_it_lasts() {
+    async fn a_state_is_reported_once_and_only_when_it_lasts() {
         let mut messages = Messages::new("job", false, &nowhere());
         messages.state(&state(Phase::Pending, Reason::Waiting));
         assert_eq!(messages.speak(), None);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_cut_is_said_after_five_seconds_and_once() {
+    async fn a_broken_connection_is_reported_once_after_five_seconds() {
         let mut messages = Messages::new("job", false, &nowhere());
         let begin = Instant::now();
         messages.cut("first".into());

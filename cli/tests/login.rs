@@ -225,7 +225,7 @@ async fn a_connected_client_needs_no_api_server() {
 }
 
 #[tokio::test]
-async fn without_a_folder_it_works_all_the_same() {
+async fn without_a_folder_each_call_gets_a_certificate() {
     let mut world = world().await;
     world.cluster.cache = Some("/proc/none/rproc".into());
     world.relay().dial().await.unwrap();
@@ -265,11 +265,11 @@ async fn credentials_that_are_renewed_may_be_refused_for_a_while() {
 #[tokio::test]
 async fn a_denial_is_final_and_told() {
     let world = world().await;
-    world.fake.lock().unwrap().denial = Some("the request names somebody else");
+    world.fake.lock().unwrap().denial = Some("the request names another user");
     let Err(DialError::Refused(text)) = world.relay().dial().await else {
         panic!("it is refused")
     };
-    assert!(text.contains("the request names somebody else"), "{text}");
+    assert!(text.contains("the request names another user"), "{text}");
 }
 
 #[tokio::test]
@@ -285,7 +285,7 @@ async fn another_authoritys_relay_is_not_talked_to() {
 }
 
 #[tokio::test]
-async fn a_relay_whose_name_nobody_knows_is_final() {
+async fn a_relay_with_an_unknown_name_is_final() {
     let mut world = world().await;
     world.cluster.server = Some("nosuch.invalid:443".into());
     let Err(DialError::Missing(text)) = world.relay().dial().await else {

@@ -63,6 +63,7 @@ impl<D: Dial> Writer<D> {
 
     /// Writes the local input until its end is accepted, there is no reader anymore, or `leaving` becomes true. When
     /// you leave, the relay is told, so that another writer may have the input.
+    ///
     /// # Errors
     /// An error that another connection would not fix.
     pub async fn run(&mut self, mut local: mpsc::Receiver<Local>, leaving: watch::Receiver<bool>) -> Result<(), Error> {

@@ -129,6 +129,7 @@ pub struct Cluster {
 impl Cluster {
     /// Reads the configuration as kubectl does; in a pod, that of its ServiceAccount. Runs a credential plugin, and
     /// makes no other call yet.
+    ///
     /// # Errors
     /// There is no configuration, it is wrong, or it has no credentials.
     pub async fn open(options: &ClusterOptions) -> Result<Self, Error> {
@@ -201,6 +202,7 @@ impl Cluster {
     }
 
     /// Calls the API server and returns after any answer, including a refusal.
+    ///
     /// # Errors
     /// There is no answer.
     pub async fn reach(&self) -> Result<(), Error> {
@@ -310,6 +312,7 @@ impl Cluster {
 
 /// Checks a namespace. An empty one counts as absent, as in kubectl: an unset `NS` in a script must not mean all
 /// namespaces.
+///
 /// # Errors
 /// The text cannot be a namespace.
 pub fn namespace_name(text: &str) -> Result<String, String> {

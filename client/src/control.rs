@@ -7,6 +7,7 @@ use crate::dial::{CallError, Dial};
 use crate::stream::session_name;
 
 /// Sends a signal to a process. The process gets it once, however often the call is retried.
+///
 /// # Errors
 /// The relay refuses, or cannot be reached within 30 s.
 pub async fn signal(

@@ -29,6 +29,7 @@ pub trait Dial: Send {
     fn discredit(&mut self);
 
     /// Makes one call that is not a stream, and retries while the relay cannot be reached.
+    ///
     /// # Errors
     /// The relay's refusal, or no connection within 30 s.
     fn call<T, F>(&mut self, call: impl Fn(RelayClient<Channel>) -> F) -> impl Future<Output = Result<T, CallError>>
@@ -105,6 +106,7 @@ pub struct Address {
 
 impl Address {
     /// Parses `host:port`; an IPv6 address is in brackets.
+    ///
     /// # Errors
     /// The text is anything else.
     pub fn parse(text: &str) -> Result<Self, String> {

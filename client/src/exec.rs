@@ -86,6 +86,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
     }
 
     /// Passes on local input and writes the output, until the command has ended or the user leaves.
+    ///
     /// # Errors
     /// An error that another connection would not fix.
     pub async fn run(

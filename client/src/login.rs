@@ -28,6 +28,7 @@ const SIGN_LIMIT: Duration = Duration::from_secs(30);
 const LIFETIME_SECONDS: i32 = 3600;
 
 /// A certificate that is valid for a while: the cached one if `may_be_cached`, otherwise a new one, which is cached.
+///
 /// # Errors
 /// A missing right, a refusal, or no signature in time; each with its fix.
 pub async fn certificate(cluster: &Cluster, trust: &Trust, may_be_cached: bool) -> Result<Arc<Identity>, DialError> {
@@ -57,6 +58,7 @@ pub async fn certificate(cluster: &Cluster, trust: &Trust, may_be_cached: bool) 
 }
 
 /// Who we are according to the API server.
+///
 /// # Errors
 /// It does not say.
 pub async fn user(cluster: &Cluster) -> Result<UserInfo, DialError> {
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_can_read_or_of_another_authority_is_left_alone() {
+    fn a_file_that_others_can_read_or_of_another_authority_is_not_used() {
         let ours = authority();
         let user = alice();
         let (chain, key) = ours.issue(&Role::User, Some(&user), Duration::from_secs(3600)).unwrap();
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denied_request_is_told() {
+    fn a_denied_request_is_reported() {
         let request: CertificateSigningRequest = serde_json::from_value(serde_json::json!({
             "metadata": {}, "spec": {"request": "", "signerName": ""},
             "status": {"conditions": [{"type": "Denied", "status": "True", "message": "no such user"}]},

@@ -45,6 +45,7 @@ pub enum Error {
 }
 
 /// Observes the object until `judge` returns a result. Waits for an unavailable API server.
+///
 /// # Errors
 /// The deadline was reached, or the API server refuses.
 pub async fn until<T>(

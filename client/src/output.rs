@@ -65,6 +65,7 @@ pub struct Follower<D, S, P> {
 impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
     /// Writes the output until the process has ended (or, without `follow`, until the existing output is written), over
     /// as many connections as it takes. `None`: it has not ended.
+    ///
     /// # Errors
     /// An error that another connection would not fix. Everything received until then is written.
     pub async fn run(&mut self) -> Result<Option<v1::Exit>, Error> {
@@ -104,8 +105,8 @@ impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
 
     async fn session(&mut self, has_connected: &mut bool) -> Result<End, Error> {
         let request = self.ledger.request()?;
-        let dialled = timeout(DIAL_LIMIT, self.dial.dial());
-        let mut channel = match during(&mut self.progress, dialled).await? {
+        let dialed = timeout(DIAL_LIMIT, self.dial.dial());
+        let mut channel = match during(&mut self.progress, dialed).await? {
             Ok(channel) => channel?,
             Err(_) => return Ok(cut("the relay cannot be reached in time", false)),
         };

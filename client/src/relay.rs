@@ -1,4 +1,5 @@
 //! Connects to the relay.
+//!
 //! It uses `--server`, the address that the operator publishes, or a port-forward through the API server, in this
 //! order.
 
@@ -47,6 +48,7 @@ impl Relay {
     }
 
     /// The information that the operator publishes about itself.
+    ///
     /// # Errors
     /// As [`Trust::read`].
     pub async fn trust(&mut self) -> Result<Trust, DialError> {
@@ -138,6 +140,7 @@ impl Relay {
     }
 
     /// Connects, and returns how.
+    ///
     /// # Errors
     /// No way succeeded.
     pub async fn connect_by(&mut self) -> Result<(Channel, Way), DialError> {

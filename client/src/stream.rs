@@ -148,6 +148,7 @@ pub(crate) async fn next<A>(answers: &mut Streaming<A>) -> Result<A, Broken> {
 }
 
 /// Whether another connection helps; prepares for it.
+///
 /// # Errors
 /// Another connection would not help. `is_early`: the relay may still learn of an unknown process.
 pub(crate) fn mend<T>(dial: &mut impl Dial, broken: Broken, is_early: bool) -> Result<End<T>, Error> {

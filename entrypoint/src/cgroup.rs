@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_cgroup_the_rest_stands() {
+    fn without_a_cgroup_the_usage_of_reaped_processes_stays() {
         let mut cgroup = Cgroup::new(None);
         cgroup.begin(at(1));
         cgroup.look(at(2));

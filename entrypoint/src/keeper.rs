@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_keeper_is_told_everything_that_counts() {
+    fn a_keeper_gets_all_settings() {
         for (directory, is_at_terminal) in [("", true), ("/tmp", false)] {
             let kept = Kept {
                 words: vec!["sh".into(), "--keep".into(), String::new().into()],
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_that_nobody_gives_are_no_keeper_s() {
+    fn invalid_arguments_start_no_keeper() {
         for line in [
             &["--keep"][..],
             &["--keep", "1", "pipes", "", "sh"],

@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_back_off_and_begin_anew_after_a_welcome() {
+    fn attempts_back_off_and_restart_after_a_welcome() {
         let mut fixture = Fixture::new();
         let (path, mut now) = (fixture.link.path.clone(), NOW);
         fixture.link.path.set_extension("absent");

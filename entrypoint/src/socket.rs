@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn non_blocking_says_so_and_a_closed_peer_is_the_end() {
+    fn non_blocking_would_block_and_a_closed_peer_is_the_end() {
         let (ours, theirs) = Connection::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let nothing = ours.receive::<ToEntrypoint>().unwrap_err();

@@ -1,4 +1,5 @@
 //! The certificate authority of the installation: the CA, the published bundle and the signing of requests.
+//!
 //! Every replica holds the CA: the first one creates it, the others read it. The Secret and the ConfigMap belong to no
 //! release and have no owner, so that running agents find the same CA after a re-installation.
 
@@ -139,6 +140,7 @@ impl Loaded {
 impl AuthorityHandle {
     /// Reads the CA from its Secret, or creates it if there never was one (of several replicas the first one wins),
     /// publishes the bundle and issues the operator's own leaf.
+    ///
     /// # Errors
     /// The API server does not answer, the content of the Secret is unusable, or it is gone although its CA was
     /// published.
@@ -174,6 +176,7 @@ impl AuthorityHandle {
     }
 
     /// Signs the key of a request (PKCS#10 DER) for the agent of a pod. Returns the chain, PEM.
+    ///
     /// # Errors
     /// A request that does not prove its key or has another kind of key than P-256.
     pub fn sign_agent(&self, csr: &[u8], namespace: &str, pod_uid: &str) -> Result<String, remoteprocess_tls::Error> {
@@ -188,6 +191,7 @@ impl AuthorityHandle {
     }
 
     /// Signs the key of a request for a user, for at most an hour. Returns the chain, PEM.
+    ///
     /// # Errors
     /// As [`AuthorityHandle::sign_agent`].
     pub fn sign_user(&self, csr: &[u8], user: &User, lifetime: Duration) -> Result<String, remoteprocess_tls::Error> {

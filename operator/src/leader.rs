@@ -1,4 +1,5 @@
 //! Leadership by a Kubernetes Lease: every replica serves streams, only the holder of the lease reconciles.
+//!
 //! The rules are those of client-go: the lease of another replica counts as expired only when **this** replica has seen
 //! no renewal for the lease's duration by its own clock, so that differences between the clocks of nodes do no harm; a
 //! holder that could not renew for [`Timing::renew_deadline`] stops its work, which is before another replica may take

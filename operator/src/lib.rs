@@ -1,4 +1,5 @@
 //! The operator: a controller that keeps one pod per attempt, and a relay that carries and archives the output.
+//!
 //! Arrows: operator → api, proto, tls, runtime. Invariant: nothing that a client or the network does changes the
 //! outcome of a process or silently loses a byte.
 

@@ -1,5 +1,6 @@
 //! Decides from the observed state of a process what its status should be and what to do next. Pure: time and
 //! everything remembered are part of the [`Situation`].
+//!
 //! Three rules always hold: a final phase never changes; an attempt whose start was granted is never run again, and
 //! another follows it only after proof that it has ended; a pod is created only for an attempt that the status already
 //! names.
@@ -405,7 +406,7 @@ fn disruption(situation: &Situation<'_>) -> Option<(Reason, String)> {
 fn vanished(situation: &Situation<'_>) -> AttemptExit {
     let (reason, message) = disruption(situation).unwrap_or((
         Reason::Interrupted,
-        "the pod vanished; it was deleted by somebody else".into(),
+        "the pod vanished; another client deleted it".into(),
     ));
     AttemptExit {
         source: ExitSource::None,

@@ -87,8 +87,10 @@ fn own_attempt_fields(attempt: AttemptStatus) -> AttemptStatus {
 }
 
 /// Writes `next` if it differs from what `process` shows; returns `None` if it does not.
+///
 /// The write succeeds only for the version of the object on which the decision was based, so that it cannot overrule a
 /// grant that came in between.
+///
 /// # Errors
 /// [`Error::Conflict`] when the object has changed in the meantime.
 pub(crate) async fn write(

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_stands_at_its_index() {
+    fn each_stream_has_its_index() {
         assert_eq!(STREAMS.map(crate::v1::Stream::index), [0, 1]);
     }
 }

@@ -47,7 +47,7 @@ pub enum Error {
         found: Role,
     },
     /// A role that does not listen cannot be dialed.
-    #[error("{0} has no server name and cannot be dialled")]
+    #[error("{0} has no server name and cannot be dialed")]
     NotAServer(Role),
     /// rustls refuses the configuration (a key that does not match its certificate, for example).
     #[error("TLS cannot be set up")]

@@ -222,7 +222,7 @@ async fn the_service_learns_who_calls() {
 }
 
 #[tokio::test]
-async fn without_client_certificates_nobody_has_a_name() {
+async fn without_client_certificates_requests_have_no_identity() {
     let ca = authority();
     let server = server(identity(&ca, &Role::Operator), ClientAuth::None, Limits::anonymous()).await;
     let dialer = Dialer::anonymous(ca.cert_pem(), &domain()).expect("a dialer");
@@ -586,7 +586,7 @@ fn resident() -> usize {
 }
 
 #[tokio::test]
-async fn unfinished_handshakes_hold_little_and_keep_nobody_out() {
+async fn unfinished_handshakes_hold_little_memory_and_keep_no_peer_out() {
     let ca = authority();
     // Time limits do not help here: a flood is faster.
     let limits = Limits {
@@ -635,7 +635,7 @@ async fn a_user_of_many_groups_fits_into_a_handshake() {
 }
 
 #[tokio::test]
-async fn silent_connections_delay_nobody() {
+async fn silent_connections_delay_no_others() {
     let ca = authority();
     let server = server(identity(&ca, &Role::Operator), ClientAuth::None, Limits::anonymous()).await;
     let mut silent = Vec::new();

@@ -42,7 +42,7 @@ fn a_damaged_request_gets_nothing_for_another_key() {
 }
 
 #[test]
-fn a_damaged_certificate_names_nobody_or_somebody_but_is_read_without_a_panic() {
+fn a_damaged_certificate_is_read_or_refused_without_a_panic() {
     let user = User {
         name: "alice".into(),
         groups: vec!["dev".into()],

@@ -1,5 +1,6 @@
 //! The development cluster: etcd, the Kubernetes control plane, containerd, kubelet, kube-proxy and CoreDNS as
 //! plain processes of this machine, built from the pinned modules in `dev/cluster/`.
+//!
 //! There is one for each user, shared by all checkouts: a healthy one is reused, a broken one is replaced.
 
 use std::fs;

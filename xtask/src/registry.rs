@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_push_that_fails_says_what_each_tool_said() {
+    fn a_push_that_fails_reports_the_error_of_each_tool() {
         let folder = tempfile::tempdir().unwrap();
         let registry = Registry::parse("ghcr.io/team").unwrap();
         let push = || {

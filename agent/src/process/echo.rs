@@ -106,7 +106,7 @@ mod tests {
     use crate::spool::{Policy, WhenFull};
 
     #[tokio::test]
-    async fn where_the_rest_is_is_said_also_where_the_archive_was_faster_than_the_log() {
+    async fn the_echo_points_to_the_rest_even_if_the_archive_was_faster() {
         const WRITTEN: u64 = 2 * LIMIT;
         let patience = Duration::from_secs(20);
         let directory = tempfile::tempdir().unwrap();

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn so_many_run_and_so_many_ended_ones_are_kept() {
+    async fn running_and_ended_sessions_are_limited() {
         let (mut sessions, requests, _inbox) = bench();
         let named = |number: usize| Opening {
             name: number.to_string(),

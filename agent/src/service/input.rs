@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn input_that_nobody_reads_any_more_has_no_hole() {
+    fn input_without_a_reader_has_no_hole() {
         let mut incoming = Incoming::default();
         incoming.take(input(0, "abcd")).unwrap();
         let over = InputState {
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_sends_before_it_is_told_makes_no_hole() {
+    fn a_client_that_sends_before_the_answer_makes_no_hole() {
         let mut incoming = Incoming::default();
         assert_eq!(incoming.due(state(0, 9)), None);
         incoming.take(input(0, "abcd")).unwrap();

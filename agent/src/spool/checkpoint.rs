@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hash_goes_on_from_its_checkpoint() {
+    fn a_hash_continues_from_its_checkpoint() {
         let mut whole = RunningHash::default();
         let mut first = RunningHash::default();
         whole.update(b"hello, wor");

@@ -207,7 +207,7 @@ fn a_commit_frees_blocks_and_refuses_readers_below() {
 }
 
 #[test]
-fn a_reader_that_is_overtaken_by_a_commit_is_told() {
+fn a_reader_that_is_overtaken_by_a_commit_gets_an_error() {
     let mut bench = Bench::new(4 << 20);
     bench.append(Stream::Stdout, &vec![1; 2 << 20]);
     let mut reader = bench.spool.reader(Offsets::default()).unwrap();
@@ -300,7 +300,7 @@ async fn a_waiting_reader_is_woken_by_bytes_and_by_the_end() {
 }
 
 #[test]
-fn a_full_pipe_and_its_end_are_told_apart_from_an_empty_one() {
+fn a_full_pipe_and_its_end_are_distinguished_from_an_empty_one() {
     let mut bench = Bench::new(1 << 20);
     let (read, write) = std::io::pipe().unwrap();
     let read = OwnedFd::from(read);

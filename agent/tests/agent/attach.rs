@@ -355,7 +355,7 @@ async fn a_program_at_a_terminal_sees_keys_and_sizes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_look_at_a_terminal_sees_its_true_size_though_nobody_is_attached() {
+async fn a_program_sees_the_size_of_its_terminal_without_an_attached_client() {
     for env in [
         &[("RPROC_TTY", "true"), ("RPROC_TTY_SIZE", "50x132")][..],
         &[

@@ -13,7 +13,7 @@ use super::{in_time, until};
 
 const OUT_LINE: &str = "some line of the output, with a number of bytes\n";
 /// Would make the lines shorter, if it were in them; a part of it is.
-const MASKED: &str = "bytes\nsomebody";
+const MASKED: &str = "bytes\nsomething";
 const ERR_LINE: &str = "a complaint\n";
 const OUT_BYTES: usize = 6_000_000;
 const ERR_BYTES: usize = 300_000;

@@ -43,7 +43,7 @@ async fn output_exit_and_seal_come_and_then_both_leave() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_started_again_after_the_end_idles_until_it_is_told_to_go() {
+async fn an_agent_restarted_after_the_end_idles_until_shutdown() {
     let mut relay = TestRelay::start().await;
     let options = Options::default();
     let mut pod = Pod::start(&relay, &options);
@@ -127,7 +127,7 @@ async fn a_short_job_is_echoed_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_spool_pushes_back_and_goes_on_after_a_commit() {
+async fn a_full_spool_holds_back_and_continues_after_a_commit() {
     let relay = TestRelay::start().await;
     let mut relay = relay;
     let options = Options {
@@ -162,7 +162,7 @@ async fn a_full_spool_pushes_back_and_goes_on_after_a_commit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_that_is_full_pushes_back_and_goes_on_too() {
+async fn a_full_volume_holds_back_and_continues_too() {
     if !super::pod::can_mount() {
         return;
     }

@@ -236,7 +236,7 @@ async fn a_megabyte_goes_in_and_comes_back_once_though_connections_break() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_nobody_reads_is_held_back_and_loses_nothing() {
+async fn a_command_whose_output_is_not_read_is_held_back_and_loses_nothing() {
     let mut relay = TestRelay::start().await;
     let (pod, address) = sleeper(&mut relay).await;
     let operator = relay.operator();
@@ -267,7 +267,7 @@ async fn a_command_that_nobody_reads_is_held_back_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_dies_takes_its_sessions_with_it_and_says_so() {
+async fn an_agent_that_dies_loses_its_sessions_and_reports_it() {
     let (env, address) = at_a_port(&[]);
     let relay = TestRelay::start().await;
     let options = Options {
@@ -329,7 +329,7 @@ async fn an_agent_that_dies_takes_its_sessions_with_it_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_lets_go_hangs_up_and_others_have_no_part_in_it() {
+async fn a_client_that_leaves_ends_only_its_own_session() {
     let mut relay = TestRelay::start().await;
     let (pod, address) = sleeper(&mut relay).await;
     let operator = relay.operator();
@@ -365,7 +365,7 @@ async fn who_lets_go_hangs_up_and_others_have_no_part_in_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn so_many_may_run_and_none_without_a_program() {
+async fn the_number_of_sessions_is_limited_and_needs_a_program() {
     let mut relay = TestRelay::start().await;
     relay.grants.store(false, Ordering::Relaxed);
     let mut pod = Pod::start(&relay, &Options::default());

@@ -179,7 +179,7 @@ async fn an_entrypoint_that_is_killed_leaves_its_output_and_an_unknown_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_agent_holds_up_nobody_and_catches_up() {
+async fn a_stopped_agent_delays_no_other_and_catches_up() {
     let mut relay = TestRelay::start().await;
     let mut pod = Pod::start(&relay, &Options::default());
     let running = pod.path("running");

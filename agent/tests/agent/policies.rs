@@ -152,7 +152,7 @@ async fn a_volume_that_is_full_is_a_full_spool() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_home_is_told_when_the_program_is_held_back_and_when_no_longer() {
+async fn the_home_learns_when_the_program_is_held_back_and_when_no_longer() {
     let mut relay = TestRelay::start().await;
     let mut pod = Pod::start(&relay, &options("Block", 0));
     pod.shell(SCRIPT);

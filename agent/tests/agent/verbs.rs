@@ -77,7 +77,7 @@ async fn only_the_operator_may_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_ends_the_program_and_says_who_asked() {
+async fn a_stop_ends_the_program_and_names_the_requester() {
     let mut relay = TestRelay::start().await;
     let mut pod = Pod::start(&relay, &Options::default());
     let running = pod.path("running");
@@ -224,7 +224,7 @@ async fn without_a_grant_nothing_runs_and_without_a_home_another_is_asked_for() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_is_renewed_while_the_stream_goes_on() {
+async fn a_certificate_is_renewed_during_a_stream() {
     let mut relay = TestRelay::start().await;
     // Leaves are backdated by five minutes: at 505 s of life, three fifths pass 3 s from now.
     relay.leaf_lifetime_seconds.store(205, Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! The cost of each part of a stream's path, without a cluster: the programs of agent and entrypoint, the relay and the
 //! follower of `rproc`, each in a process of its own, on loopback.
+//!
 //! `cargo run --release -p remoteprocess-bench --example loopback -- [--rounds N] [blocks|lines|latency|floor …]`, and
 //! `--programs DIR` (repeatable) to compare builds in turn: agent, entrypoint, bench-writer and loopback of each folder.
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]

@@ -70,6 +70,7 @@ the process or rproc ends, the command gets SIGHUP. The output of the command is
 not part of the output of the process.";
 
 /// Runs the command, and returns its exit code.
+///
 /// # Errors
 /// The process does not run, or the end of the command is not known.
 pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
@@ -173,6 +174,7 @@ pub enum Ended {
 }
 
 /// Runs until the command has ended or the user leaves; then the terminal is restored.
+///
 /// # Errors
 /// The terminal cannot be set.
 pub async fn until_end<D: remoteprocess_client::Dial>(
@@ -307,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn the_code_is_the_command_s_own_and_125_where_nobody_knows_it() {
+    fn the_code_is_that_of_the_command_or_125_if_unknown() {
         let exit = |outcome: Outcome, value, reason: Reason| Exit {
             outcome: outcome.into(),
             value,

@@ -61,6 +61,7 @@ const CONFLICT: u16 = 409;
 
 /// Sets the run deadline of each process, and waits until all agents know it. If one fails, the others are changed
 /// nevertheless.
+///
 /// # Errors
 /// Names those that do not exist, have ended, may not be changed, have already run for longer, or whose agent does not
 /// answer in time.
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_has_heard_when_the_status_says_so() {
+    fn the_agent_has_the_limit_when_the_status_shows_it() {
         let seen = |run_seconds: u32| {
             let attempt = json!({"number": 1, "startedAt": "2026-01-01T00:00:00Z", "runSeconds": run_seconds});
             let status = json!({"phase": "Running", "attempt": 1, "attempts": [attempt]});

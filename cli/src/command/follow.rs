@@ -27,6 +27,7 @@ pub struct Signals {
 impl Signals {
     /// Receives the signals from now on. A signal that was ignored at the start stays ignored: `nohup` and `&` in a
     /// script (POSIX, XCU 2.11) require that.
+    ///
     /// # Errors
     /// The system has no resources for that.
     pub fn listen() -> Result<Self, Failure> {
@@ -84,6 +85,7 @@ pub struct Leaving<'a> {
 }
 
 /// Prints once how to leave, if each key goes to the process.
+///
 /// # Errors
 /// It cannot be written.
 pub async fn say_how_to_leave(
@@ -189,6 +191,7 @@ fn has_ended(error: &interact::Error) -> bool {
 
 /// The exit code for what was followed, unless the output pipe was closed. If input was not passed on, it is never a
 /// success.
+///
 /// # Errors
 /// The output could not be written.
 pub fn conclude(
@@ -247,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_writer_who_finds_another_one_is_told_how_to_write_instead() {
+    fn a_second_writer_learns_how_to_take_over() {
         let held = stream::Error::Relay(tonic::Status::resource_exhausted("alice writes into it")).into();
         assert!(way_out(&held, "job").ends_with("rproc attach -i --take-over job"));
         let gone = stream::Error::Relay(tonic::Status::failed_precondition("job has ended")).into();
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_told_by_the_code_and_not_by_the_words() {
+    fn an_end_is_recognized_by_the_code_and_not_by_the_text() {
         let relay = |status| has_ended(&interact::Error::Stream(stream::Error::Relay(status)));
         assert!(relay(tonic::Status::out_of_range("in other words")));
         assert!(!relay(tonic::Status::failed_precondition(

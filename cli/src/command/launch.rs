@@ -106,6 +106,7 @@ pub struct Plan {
 }
 
 /// Checks what clap cannot express.
+///
 /// # Errors
 /// Flags that exclude each other.
 pub fn check(view: &ViewArgs, dry_run: DryRun) -> Result<(), Failure> {
@@ -152,6 +153,7 @@ fn look_like(object: &mut DynamicObject, window: Option<WindowSize>, term: Optio
 }
 
 /// Runs `work`, and ensures that the result file reports how it ended, also if it failed early.
+///
 /// # Errors
 /// Those of `work`, and a file that cannot be written.
 pub async fn recorded(
@@ -208,6 +210,7 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 /// Creates the process and follows it to its end.
+///
 /// # Errors
 /// It cannot be followed from here, is refused, or its end is not known.
 pub async fn launch(cluster: Arc<Cluster>, view: &ViewArgs, plan: Plan, mut signals: Signals) -> Result<u8, Failure> {
@@ -278,6 +281,7 @@ async fn may_follow(cluster: &Cluster, relay: &mut Relay, writes: bool) -> Resul
 }
 
 /// Shows what was created, or would be created.
+///
 /// # Errors
 /// Standard output cannot be written.
 pub fn show(view: &ViewArgs, dry_run: DryRun, object: &(impl Serialize + Resource)) -> Result<u8, Failure> {

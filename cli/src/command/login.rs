@@ -13,6 +13,7 @@ use crate::print::print;
 pub struct LoginArgs {}
 
 /// Gets a new certificate, regardless of the cached one.
+///
 /// # Errors
 /// A missing right, a refusal, or no answer in time.
 pub async fn run(global: &GlobalArgs, LoginArgs {}: LoginArgs) -> Result<u8, Failure> {

@@ -47,6 +47,7 @@ enum Next {
 
 /// Follows the attempt that the follower is set to and, if `next_attempt` is set, each later one. Returns the end of
 /// the last one, which is also in the follower's ledger.
+///
 /// # Errors
 /// As [`Follower::run`]; also if the object does not tell whether another attempt follows.
 pub async fn follow<D: Dial>(

@@ -85,6 +85,7 @@ impl Verb {
 
 /// Sets the desired state of each process, and waits until all have reached it. If one fails, the others are changed
 /// nevertheless.
+///
 /// # Errors
 /// Names those that do not exist, have ended, may not be changed, or have not reached it in time.
 pub async fn run(global: &GlobalArgs, args: PauseArgs, verb: Verb) -> Result<u8, Failure> {
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_come_true_is_said_at_once() {
+    fn an_impossible_condition_is_reported_at_once() {
         let said = |seen: &Seen, verb| judge(seen, verb, 2).unwrap().unwrap_err();
         assert_eq!(said(&seen("Paused", "Failed", 2), Verb::Pause), "is Failed");
         assert!(said(&seen("Stopped", "Running", 2), Verb::Pause).contains("another user"));

@@ -12,6 +12,7 @@ mod object;
 pub use flags::{LeftoversFlag, RunArgs, SpecificationArgs};
 
 /// Creates the process, follows it, and returns its code.
+///
 /// # Errors
 /// The object is refused, or the end of the process is not known.
 pub async fn run(global: &GlobalArgs, args: RunArgs) -> Result<u8, Failure> {

@@ -44,6 +44,7 @@ impl Selection {
     }
 
     /// The names of the processes. If none is selected, prints so.
+    ///
     /// # Errors
     /// They may not be listed.
     pub async fn names(&self, cluster: &Cluster) -> Result<Vec<String>, Failure> {
@@ -70,6 +71,7 @@ impl Selection {
     }
 
     /// Reads the processes; reports each that cannot be read.
+    ///
     /// # Errors
     /// As [`Selection::names`].
     pub async fn objects(&self, cluster: &Cluster, failures: &mut Failures) -> Result<Vec<RemoteProcess>, Failure> {
@@ -87,6 +89,7 @@ pub struct Failures(Vec<String>);
 
 impl Failures {
     /// The value, or `None` if it failed.
+    ///
     /// # Errors
     /// The reader of our output is gone: then the command ends.
     pub fn keep<T>(&mut self, result: Result<T, Failure>) -> Result<Option<T>, Failure> {
@@ -101,6 +104,7 @@ impl Failures {
     }
 
     /// Ends the command.
+    ///
     /// # Errors
     /// The reasons of all failures, if any; the code is 1, as with kubectl.
     pub fn conclude(self) -> Result<u8, Failure> {

@@ -47,6 +47,7 @@ pub enum Target {
 }
 
 /// Sends the signal once, however often the call is retried.
+///
 /// # Errors
 /// The process does not run, or may not be signalled.
 pub async fn run(global: &GlobalArgs, args: SignalArgs) -> Result<u8, Failure> {

@@ -70,6 +70,7 @@ pub struct Manner {
 
 /// Stops the processes one after the other, and waits for all of them. If one fails, the others are stopped
 /// nevertheless.
+///
 /// # Errors
 /// Names those that do not exist, may not be stopped, or do not end in time.
 pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
@@ -130,6 +131,7 @@ fn course(object: &RemoteProcess, manner: &Manner) -> String {
 }
 
 /// Asks the relay to stop the process; if the relay cannot be reached, sets `spec.desiredState`.
+///
 /// # Errors
 /// Both have failed.
 pub async fn ask(cluster: &Arc<Cluster>, key: &ProcessKey, manner: &Manner) -> Result<(), Failure> {
@@ -198,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn somebody_who_waits_for_a_stop_is_told_how_long_it_may_take() {
+    fn a_user_who_waits_for_a_stop_learns_how_long_it_may_take() {
         let object = |stop: serde_json::Value| -> RemoteProcess {
             serde_json::from_value(serde_json::json!({
                 "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "job"},

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::failure::Failure;
 
 /// Merges `patch` into an object; the field manager is rproc.
+///
 /// # Errors
 /// The API server's answer; see [`refused`].
 pub async fn patch(cluster: &Cluster, name: &str, patch: &Value) -> Result<RemoteProcess, kube::Error> {
@@ -34,6 +35,7 @@ pub fn deadline(timeout: Duration) -> Option<Instant> {
 }
 
 /// Waits until `judge` accepts the object.
+///
 /// # Errors
 /// It can never be accepted: the name and the reason. It was not accepted in time: what `late` makes of the object as
 /// it was last seen. Or the API server refuses.

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_come_true_is_said_at_once() {
+    fn an_impossible_condition_is_reported_at_once() {
         let failed = seen(serde_json::json!({
             "phase": "Failed", "reason": "NonZeroExit", "message": "exit code 7",
             "conditions": [condition("Finished", "True"), condition("Succeeded", "False")],

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_you_are_is_printed_also_where_the_relay_is_not_reachable() {
+    fn your_identity_is_printed_even_if_the_relay_is_not_reachable() {
         let me = Me {
             user: Some("alice".into()),
             groups: vec!["devs".into(), "all".into()],

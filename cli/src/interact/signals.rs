@@ -7,6 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Receives the signal from now on; `None` if it was ignored at the start. `nohup` and `&` in a script (POSIX, XCU
 /// 2.11) require that.
+///
 /// # Errors
 /// The system has no resources for that.
 pub fn listen(kind: SignalKind) -> io::Result<Option<Signal>> {
@@ -42,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_that_is_ignored_is_told_from_one_that_is_not() {
+    fn an_ignored_signal_is_recognized() {
         // Rust's runtime ignores SIGPIPE in every program.
         assert!(is_ignored(SignalKind::pipe()));
         assert!(!is_ignored(SignalKind::terminate()));

@@ -16,6 +16,7 @@ pub struct RawTerminal(());
 
 impl RawTerminal {
     /// Sets the terminal to raw mode. There can be one at a time.
+    ///
     /// # Errors
     /// It is no terminal.
     pub fn enter(terminal: &impl AsFd) -> io::Result<Self> {

@@ -52,7 +52,7 @@ fn a_server_whose_certificate_is_not_checked_is_called() {
 }
 
 #[test]
-fn a_bad_token_is_said_with_its_user_entry_and_what_to_do() {
+fn a_refused_token_is_reported_with_its_user_entry_and_the_fix() {
     let api = Api::start();
     let kubeconfig = api.kubeconfig(&json!({"token": "wrong"}), &json!({}));
     let output = api.rproc(&kubeconfig, &["ps"]).output().unwrap();
@@ -64,7 +64,7 @@ fn a_bad_token_is_said_with_its_user_entry_and_what_to_do() {
 }
 
 #[test]
-fn no_credentials_at_all_are_said() {
+fn missing_credentials_are_reported() {
     let api = Api::start();
     let kubeconfig = api.kubeconfig(&json!({}), &json!({}));
     let text = stderr(&api.rproc(&kubeconfig, &["ps"]).output().unwrap());
@@ -124,7 +124,7 @@ fn a_relay_address_that_is_none_ends_at_once() {
 }
 
 #[test]
-fn whoami_says_who_you_are_though_the_relay_is_not_reachable() {
+fn whoami_prints_your_identity_even_if_the_relay_is_not_reachable() {
     let api = Api::start();
     let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &json!({}));
     let output = api.rproc(&kubeconfig, &["whoami"]).output().unwrap();

@@ -49,7 +49,7 @@ fn a_credential_plugin_eats_no_piped_input_and_runs_once() {
 }
 
 #[test]
-fn a_loop_that_reads_names_goes_on_after_rproc_ps() {
+fn a_loop_that_reads_names_continues_after_rproc_ps() {
     let api = Api::start();
     let kubeconfig = api.kubeconfig(&plugin(&api, Some("IfAvailable")), &json!({}));
     let command = api.rproc(&kubeconfig, &[]);

@@ -233,7 +233,7 @@ async fn one_that_waits_for_the_process_tries_again_and_one_that_is_refused_says
 }
 
 #[tokio::test]
-async fn who_was_taken_over_from_stops() {
+async fn a_writer_that_was_taken_over_stops() {
     let desk = Desk {
         ends_with: Some((10_000, Status::aborted("bob has taken over the input of the process"))),
         ..Desk::default()
@@ -281,7 +281,7 @@ async fn a_relay_that_knows_other_bytes_is_not_believed() {
 }
 
 #[tokio::test]
-async fn who_leaves_lets_go_and_the_window_is_told_first() {
+async fn a_leaving_writer_lets_go_and_the_window_is_sent_first() {
     let desk = Desk::default();
     let mut bench = bench(&desk, None).await;
     bench.writer.resize(WindowSize { rows: 30, columns: 90 });

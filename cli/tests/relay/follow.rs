@@ -371,7 +371,7 @@ async fn an_unknown_end_is_125() {
 }
 
 #[tokio::test]
-async fn a_gap_is_said_and_is_125() {
+async fn a_gap_is_reported_and_exits_with_125() {
     let gap = Gap {
         stream: Stream::Stdout.into(),
         from: 0,
@@ -445,7 +445,7 @@ async fn without_follow_it_stops_at_what_is_there() {
 }
 
 #[tokio::test]
-async fn refusals_are_told_from_trouble() {
+async fn refusals_are_distinguished_from_temporary_errors() {
     let script = mixed(1000).ends(3);
     let trouble = [
         Status::unavailable("draining"),
@@ -462,7 +462,7 @@ async fn refusals_are_told_from_trouble() {
 }
 
 #[tokio::test]
-async fn a_follower_of_one_attempt_does_not_go_on_in_the_next() {
+async fn a_follower_of_one_attempt_does_not_continue_in_the_next() {
     let script = Script {
         attempts: vec![1, 2],
         ..mixed(300_000).ends(0)

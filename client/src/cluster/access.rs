@@ -90,6 +90,7 @@ impl Account {
 }
 
 /// Reads the kubeconfig as kubectl does. If it names no context, a pod uses its ServiceAccount.
+///
 /// # Errors
 /// There is no configuration, or it is wrong.
 pub(super) fn read(options: &ClusterOptions, variables: Variables<'_>) -> Result<Access, String> {

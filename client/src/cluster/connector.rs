@@ -49,6 +49,7 @@ impl Connector {
 
     /// Whether the relay at this address is reached through a proxy. A `proxy-url` is the way into the cluster; this
     /// machine is not behind it.
+    ///
     /// # Errors
     /// Names the variable or the field that is wrong.
     pub fn is_relay_proxied(&self, host: &str, port: u16) -> Result<bool, String> {
@@ -204,6 +205,7 @@ impl Connection for Stream {
 }
 
 /// A client for the API server in the configuration: kube's own layers over our connector.
+///
 /// # Errors
 /// The configuration cannot be used.
 pub(super) fn client(config: &Config, connector: Connector) -> Result<Client, kube::Error> {

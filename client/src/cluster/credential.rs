@@ -1,4 +1,5 @@
 //! Credentials that change while we run: from a credential plugin, or from a file.
+//!
 //! Invariant: a credential is obtained once and used for all calls until it must be renewed. A plugin never sees our
 //! standard input, unless it is a terminal and nothing has been read from it.
 

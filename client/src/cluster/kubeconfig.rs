@@ -102,6 +102,7 @@ impl Kubeconfig {
     }
 
     /// Resolves `context`, or the current context. `None` if no context is named at all.
+    ///
     /// # Errors
     /// The context, or its cluster, does not exist.
     pub(super) fn select(&self, context: Option<&str>) -> Result<Option<Selected>, String> {
@@ -505,7 +506,7 @@ clusters: [{name: c, cluster: {server: 'https://b', proxy-url: 'http://b'}}, {na
     }
 
     #[test]
-    fn an_odd_entry_that_is_not_selected_does_no_harm() {
+    fn an_invalid_entry_that_is_not_selected_is_ignored() {
         let more = "contexts: [{name: odd, context: {user: u}}, {name: none}]\nextensions: [{name: e, extension: null}]\ncurrent-context: first\ncurrent-context: one\n";
         let world = World::new(&[("a", A), ("odd", more)]);
         let merged = world.read(Some("odd:a")).unwrap();

@@ -80,6 +80,7 @@ impl Proxies {
     }
 
     /// The proxy for a call; `None` for a direct one.
+    ///
     /// # Errors
     /// Names the variable or the field that is wrong.
     pub fn of(&self, is_tls: bool, host: &str, port: u16) -> Result<Option<&Proxy>, String> {

@@ -67,6 +67,7 @@ impl Ledger {
     /// Records of which attempt, and of which process, the output is according to the relay; 0 and empty if it does not
     /// say. Each further request asks for the same, so that no other attempt and no later process of the same name is
     /// taken for it.
+    ///
     /// # Errors
     /// It is not what was requested.
     pub fn announce(&mut self, attempt: u32, uid: &str) -> Result<(), Inconsistent> {
@@ -153,6 +154,7 @@ impl Ledger {
     }
 
     /// Records bytes. Returns true if they should be written.
+    ///
     /// # Errors
     /// They do not follow what came before.
     pub fn take(&mut self, data: &Data) -> Result<bool, Inconsistent> {
@@ -167,6 +169,7 @@ impl Ledger {
     }
 
     /// Records a range that will never come. Returns true if the stream is wanted.
+    ///
     /// # Errors
     /// It does not follow what came before.
     pub fn lose(&mut self, gap: Gap) -> Result<bool, Inconsistent> {
@@ -357,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stream_goes_on_behind_a_gap() {
+    fn the_stream_continues_after_a_gap() {
         let mut ledger = Ledger::new(Want::default());
         let gap = Gap {
             stream: Stream::Stdout.into(),

@@ -212,7 +212,9 @@ fn usage_counts_the_program_and_its_children() {
 }
 
 #[rstest]
-fn an_agent_that_never_says_recorded_holds_nobody_for_long(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
+fn an_agent_that_never_sends_recorded_delays_the_end_only_briefly(
+    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
+) {
     let mut entrypoint = Entrypoint::shell(mode, "echo out; exit 8");
     let mut agent = entrypoint.launch();
     // As a stopped agent would, this one reads nothing before the container has ended.
@@ -227,7 +229,7 @@ fn an_agent_that_never_says_recorded_holds_nobody_for_long(#[values(Mode::Subrea
 }
 
 #[test]
-fn an_agent_that_does_not_come_back_holds_nobody_for_long() {
+fn an_agent_that_does_not_return_delays_the_end_only_briefly() {
     let mut entrypoint = Entrypoint::shell(Mode::Subreaper, "echo up; read line < $WORK/go; exit 8");
     let status = std::process::Command::new("mkfifo")
         .arg(entrypoint.path("go"))

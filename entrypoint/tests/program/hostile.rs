@@ -75,7 +75,7 @@ fn garbage_while_the_program_runs_does_not_touch_it(#[values(Mode::Subreaper, Mo
 }
 
 #[test]
-fn descriptors_that_nobody_asked_for_are_closed() {
+fn unexpected_descriptors_are_closed() {
     let entrypoint = Entrypoint::shell(Mode::Subreaper, "echo up; sleep 60");
     let mut agent = entrypoint.launch();
     agent.await_line("up");

@@ -89,7 +89,7 @@ fn group(name: &str) -> Option<Group> {
 }
 
 #[test]
-fn oom_of_the_program_of_a_child_and_a_plain_kill_are_told_apart() {
+fn oom_of_the_program_of_a_child_and_a_plain_kill_are_distinguished() {
     let Some(group) = group("apart") else {
         return;
     };

@@ -83,7 +83,7 @@ fn echo_goes_to_the_container_s_own_streams() {
 }
 
 #[test]
-fn echo_that_nobody_reads_blocks_nothing() {
+fn echo_that_is_not_read_blocks_nothing() {
     let mut entrypoint = Entrypoint::shell(Mode::Subreaper, "echo up; sleep 60");
     let mut agent = entrypoint.launch();
     agent.await_line("up");

@@ -95,7 +95,7 @@ fn a_paused_program_can_be_stopped_and_killed(#[values(Mode::Subreaper, Mode::Na
 }
 
 #[test]
-fn a_pause_is_said_again_to_an_agent_that_comes_back_and_a_repeat_does_nothing() {
+fn a_pause_is_reported_to_a_returning_agent_and_a_repeat_does_nothing() {
     let entrypoint = Entrypoint::shell(Mode::Subreaper, TALKS);
     let mut agent = entrypoint.launch();
     agent.await_line("up");

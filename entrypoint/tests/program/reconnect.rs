@@ -50,7 +50,7 @@ fn an_agent_that_dies_many_times_loses_no_byte(#[values(Mode::Subreaper, Mode::N
 }
 
 #[rstest]
-fn the_exit_is_said_again_to_an_agent_that_comes_back(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
+fn the_exit_is_reported_again_to_a_returning_agent(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let mut entrypoint = Entrypoint::shell(mode, "echo kept; exit 8");
     let mut agent = entrypoint.launch();
     let first = agent.exited();
@@ -64,7 +64,7 @@ fn the_exit_is_said_again_to_an_agent_that_comes_back(#[values(Mode::Subreaper, 
 }
 
 #[test]
-fn an_exit_that_happened_without_an_agent_is_said_to_the_next() {
+fn an_exit_without_an_agent_is_reported_to_the_next_one() {
     let mut entrypoint = Entrypoint::shell(Mode::Subreaper, "echo kept; sleep 0.1; exit 8");
     let agent = entrypoint.launch();
     entrypoint.listener = None;
@@ -97,7 +97,7 @@ fn an_agent_that_dies_before_the_launch_is_known_to_the_next() {
 }
 
 #[test]
-fn a_failed_start_is_said_again_and_not_tried_again() {
+fn a_failed_start_is_reported_again_and_not_retried() {
     let entrypoint = Entrypoint::start(Mode::Subreaper, &["no-such-program"]);
     let (agent, first) = entrypoint.launch_in_vain();
     drop(agent);

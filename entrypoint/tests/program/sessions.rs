@@ -349,9 +349,7 @@ fn a_stop_reaches_them(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
 }
 
 #[rstest]
-fn one_that_nobody_wants_any_more_is_hung_up_and_killed_where_it_does_not_go(
-    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
-) {
+fn a_closed_session_is_hung_up_and_killed_if_it_does_not_end(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let (entrypoint, mut agent) = running(mode);
     let (_, outputs) = start(
         &mut agent,

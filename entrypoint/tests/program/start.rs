@@ -26,7 +26,7 @@ fn the_exit_code_is_the_program_s(
 }
 
 #[rstest]
-fn a_signal_is_told_from_a_code(
+fn a_signal_is_distinguished_from_a_code(
     #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
     #[values(libc::SIGTERM, libc::SIGKILL, libc::SIGSEGV)] number: i32,
 ) {

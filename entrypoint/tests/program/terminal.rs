@@ -43,7 +43,7 @@ fn what_is_typed_is_echoed_and_signals_come_by_key() {
 }
 
 #[test]
-fn a_new_size_is_told() {
+fn a_new_size_is_reported() {
     let script = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.05; done";
     let mut entrypoint = Entrypoint::shell(Mode::Namespace, script);
     let agent = entrypoint.launch_as(&at_terminal(24, 80));

@@ -1,4 +1,5 @@
 //! Signs the CertificateSigningRequests of people and machines, for the signer `remoteprocess.dev/client`.
+//!
 //! The requester is the user that the API server recorded in the request's spec, and the certificate says exactly that.
 //! Names in the PKCS#10 request itself are never copied, and a request that claims another name is denied.
 
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_asks_is_who_gets_a_certificate() {
+    async fn the_certificate_names_the_requester() {
         let key = KeyRequest::generate().expect("a request");
         let writes = writes_for(request(&key)).await;
         let [(first, approval), (second, status), (_, bundle)] = &writes[..] else {
@@ -262,6 +263,6 @@ mod tests {
         let writes = writes_for(request).await;
         assert_eq!(writes[0].0, "status");
         assert_eq!(writes[0].1["status"]["conditions"][1]["type"], "Failed");
-        assert_eq!(writes.len(), 2, "nothing is signed, whoever approved it");
+        assert_eq!(writes.len(), 2, "nothing is signed, even if another approved it");
     }
 }

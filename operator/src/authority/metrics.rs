@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_told_apart() {
+    fn refusals_are_distinguished() {
         let mut registry = Registry::default();
         register(&mut registry);
         (main_limits().on_refusal)(Refusal::Slow);

@@ -28,6 +28,7 @@ pub(crate) enum Applied {
 
 /// Creates the pod of attempt `attempt`. After a refusal by Pod Security, it tries once more with the full `restricted`
 /// profile.
+///
 /// # Errors
 /// [`Error::Apply`] when the API server did not decide.
 pub(crate) async fn apply(
@@ -82,6 +83,7 @@ enum Judgement {
 
 /// Interprets the API server's refusal (admission plugins `ResourceQuota`, `LimitRanger`, `PodSecurity`,
 /// `NamespaceLifecycle`, webhooks and policies, which answer with any code; registry validation answers 422).
+///
 /// A refusal is final only if the fault is in the pod that was sent. Quotas, policies, LimitRanges and webhooks may
 /// change.
 fn judge(sent: &Pod, status: &Status) -> Judgement {

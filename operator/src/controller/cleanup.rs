@@ -9,6 +9,7 @@ use remoteprocess_api::RemoteProcess;
 use super::error::Error;
 
 /// Deletes the pod of this name if it still has this UID.
+///
 /// # Errors
 /// [`Error::Cleanup`] when the API server did not do it.
 pub(crate) async fn delete_pod(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
@@ -26,6 +27,7 @@ pub(crate) async fn delete_pod(client: &Client, namespace: &str, name: &str, uid
 }
 
 /// Deletes a process whose time to live is over, if it has not changed in the meantime. Its pods follow.
+///
 /// # Errors
 /// [`Error::Conflict`] when it has changed, [`Error::Cleanup`] when the API server did not do it.
 pub(crate) async fn delete_process(client: &Client, process: &RemoteProcess) -> Result<(), Error> {

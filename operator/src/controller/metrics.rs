@@ -55,7 +55,7 @@ mod tests {
     use remoteprocess_runtime::prometheus_client::encoding::text::encode;
 
     #[test]
-    fn passes_are_told_apart_by_outcome() {
+    fn reconciles_are_counted_by_outcome() {
         let mut registry = Registry::default();
         register(&mut registry);
         metrics().count_pass("conflict");

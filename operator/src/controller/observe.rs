@@ -38,9 +38,11 @@ impl Observed {
 }
 
 /// Observes the pod of a process.
+///
 /// A pod that has existed and is not in the cache is read from the API server, because the cache may be behind and the
 /// pod's absence ends an attempt. So is a pod whose agent asked for its start and that has no node in the cache:
 /// without the node's name nothing can be proven once the pod is lost.
+///
 /// # Errors
 /// [`Error::Observe`] when the API server does not answer.
 pub(crate) async fn observe(

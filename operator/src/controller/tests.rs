@@ -158,7 +158,7 @@ async fn without_the_record_there_is_no_pod() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_keeps_failing_is_told_in_the_status() {
+async fn an_api_server_that_keeps_failing_is_reported_in_the_status() {
     let server = Server::start(None, |_| refusal(500, "etcdserver: request is too large"));
     let process = process();
     for _ in 0..DISTRUST {

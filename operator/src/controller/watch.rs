@@ -110,7 +110,7 @@ mod tests {
     use crate::fake_api;
 
     #[test]
-    fn a_pod_that_went_while_nobody_watched_is_noticed() {
+    fn a_pod_that_vanished_during_a_watch_restart_is_noticed() {
         let directory = Directory::default();
         let process: RemoteProcess = serde_saphyr::from_str(
             "apiVersion: remoteprocess.dev/v1alpha1\nkind: RemoteProcess\n\

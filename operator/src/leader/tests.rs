@@ -191,7 +191,7 @@ async fn a_shutdown_hands_over_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_cannot_renew_stops_and_comes_back() {
+async fn a_holder_that_cannot_renew_stops_and_campaigns_again() {
     let (server, throne) = (Server::default(), Throne::default());
     let (stop, task) = run(&server, &throne, "a");
     until(5, || throne.who().is_some()).await;

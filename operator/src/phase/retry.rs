@@ -1,4 +1,5 @@
 //! The end of an attempt that ran: the process ends, or another attempt follows.
+//!
 //! Another attempt begins only after proof that the previous one has ended: a verified record together with a pod that
 //! has ended or is being deleted, a pod that has ended, or a pod that is gone from a node that cannot run it anymore.
 

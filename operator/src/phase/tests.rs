@@ -240,7 +240,7 @@ fn a_pull_that_fails_again_and_again_keeps_its_cause() {
 }
 
 #[test]
-fn an_init_container_of_somebody_else_is_named() {
+fn a_foreign_init_container_is_named() {
     let process = process(", podUid: p", "");
     let said = |pod: &Pod| look(&process, Some(pod), &Memory::default()).status;
     let pulls = said(&waiting_pod(
@@ -481,7 +481,7 @@ fn takes_the_kubelets_word_after_ten_seconds(#[case] terminated: &str, #[case] r
 }
 
 #[test]
-fn a_program_that_was_granted_its_start_is_not_said_to_have_run() {
+fn a_granted_program_is_not_reported_to_have_run() {
     let process = process(GRANTED, "");
     let verdict = look(
         &process,
@@ -645,7 +645,7 @@ fn stopped_before_the_start_is_final_and_then_the_pod_goes() {
 }
 
 #[test]
-fn a_stop_that_nobody_carries_out_ends_with_the_pods_deletion() {
+fn a_stop_that_is_not_carried_out_deletes_the_pod() {
     let process = process(STARTED, ", desiredState: Stopped");
     let pod = pod("{phase: Running}");
     let first = look(&process, Some(&pod), &Memory::default());
@@ -662,7 +662,7 @@ fn a_stop_that_nobody_carries_out_ends_with_the_pods_deletion() {
 }
 
 #[test]
-fn somebody_elses_pod_is_left_alone() {
+fn a_foreign_pod_is_not_touched() {
     let process = process("", "");
     let pod = pod("{}");
     let situation = Situation {
@@ -678,7 +678,7 @@ fn somebody_elses_pod_is_left_alone() {
 }
 
 #[test]
-fn a_refused_pod_is_said_once_and_an_invalid_one_is_the_end() {
+fn a_refused_pod_is_reported_once_and_an_invalid_one_is_final() {
     let mut process = process("", "");
     let memory = Memory::default();
     let refusal = |is_final| Refusal {

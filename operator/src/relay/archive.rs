@@ -1,4 +1,5 @@
 //! The output of every attempt, kept in an object store.
+//!
 //! Layout below `processes/<uid>/<attempt>/`: `manifest.json` from the beginning, `end.json` with the exit from the end
 //! on, `expired.json` instead of everything else once retention has removed it, and
 //! `segments/<stdout>-<stderr>-<writer>`: the name contains the offsets at which the segment begins and a random mark
@@ -98,6 +99,7 @@ enum Kind {
 
 impl Archive {
     /// Opens (and creates) an archive in a directory. Each put is renamed into place and fsynced before it returns.
+    ///
     /// # Errors
     /// When the directory cannot be created or used.
     pub fn local(root: &FilePath) -> Result<Self, Error> {
@@ -167,6 +169,7 @@ impl Archive {
     }
 
     /// The attempts of an object that are in the archive, ascending.
+    ///
     /// # Errors
     /// When the store does not answer, or the UID is invalid.
     pub async fn attempts(&self, uid: &str) -> Result<Vec<u32>, Error> {

@@ -1,5 +1,6 @@
 //! The use cases of the relay: find a process, authorize a caller, read the output, control the program, start an
 //! attempt, report the state.
+//!
 //! Nothing here depends on a protocol: requests and answers are the messages of `proto/`, errors are [`Error`]. A face
 //! ([`super::grpc`]) identifies the caller, and encodes each answer.
 

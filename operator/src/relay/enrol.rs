@@ -1,4 +1,5 @@
 //! The enroll listener: an agent exchanges its projected token for a certificate.
+//!
 //! Callers present no certificate here, so everything is bounded: the size of a call, its time, the calls of one
 //! source, and the simultaneous requests to the API server. A peer gets a safe message; the cause goes to the log.
 

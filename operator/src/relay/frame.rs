@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn only_small_neighbours_of_one_moment_are_merged() {
+    fn only_small_neighbors_of_one_moment_are_merged() {
         let chunk = |stream, offset, time, length| match data(stream, offset, time, Bytes::from(vec![1; length])) {
             Piece::Data(data) => data,
             Piece::Gap(_) => unreachable!(),

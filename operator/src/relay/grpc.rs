@@ -1,4 +1,5 @@
 //! gRPC: the face of the relay for users, agents and other replicas, and the calls that the relay itself makes.
+//!
 //! A method of the service consists of [`admit`] (who calls, and is the version of the protocol supported), one use
 //! case of [`super::core`], and the encoding of the answer. No other folder of the relay names tonic. Another face,
 //! HTTP for example, is another module beside this one that calls the same use cases.

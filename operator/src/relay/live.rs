@@ -1,4 +1,5 @@
 //! One upstream for each live attempt, many followers.
+//!
 //! A live attempt reads the agent's output once, keeps the newest part in a ring, and archives it. Followers read the
 //! ring, or the archive if they are too slow for the ring; no follower holds the upstream back. Only a ring full of
 //! bytes that are not durable yet does: then the agent's spool takes the output.

@@ -1,4 +1,5 @@
 //! What the relay writes into the status of a process: the grant, the start, the end with its seal.
+//!
 //! Pure functions build the patches from the current object ([`patch`]); [`Recorder`] applies them, guarded by the
 //! object's resourceVersion, and retries until that succeeds or the object is gone.
 
@@ -78,6 +79,7 @@ impl Recorder {
 
     /// Grants the start of an attempt to the agent of its pod: when this returns `Ok`, the grant is in the status.
     /// `known` is the object from a watch; the resourceVersion of the write checks that it is current.
+    ///
     /// # Errors
     /// When the grant is refused, or the API server does not answer.
     pub async fn grant(&self, known: &RemoteProcess, claim: &Claim) -> Result<(), Error> {
@@ -127,6 +129,7 @@ impl Recorder {
     }
 
     /// Sets `spec.desiredState: Stopped`, and records for whom and why.
+    ///
     /// # Errors
     /// When the API server does not answer, or the object has been replaced.
     pub async fn stop(&self, namespace: &str, name: &str, uid: &str, user: &str, why: &str) -> Result<(), Error> {
@@ -158,6 +161,7 @@ impl Recorder {
     }
 
     /// Whether an agent in the pod of an attempt could still come: false when the pod is gone or has ended.
+    ///
     /// # Errors
     /// When the API server does not answer.
     pub async fn has_pod(&self, namespace: &str, pod: &str) -> Result<bool, Error> {

@@ -12,7 +12,7 @@ fn process(desired: &str, status: Value) -> RemoteProcess {
 }
 
 #[test]
-fn a_pause_and_its_end_are_news_with_who_asked() {
+fn a_pause_and_its_end_are_reported_with_the_requester() {
     let running = process(
         "Running",
         json!({"phase": "Running", "reason": "Running", "message": "it runs"}),

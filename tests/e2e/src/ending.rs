@@ -96,6 +96,7 @@ impl Told {
 const OPEN_SECONDS: u64 = 30;
 
 /// Checks that status and conditions report it, and that everything is closed soon after the pod's end.
+///
 /// # Errors
 /// When they do not.
 pub fn check_ending(namespace: &Namespace, name: &str, told: &Told) -> Result<()> {

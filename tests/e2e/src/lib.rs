@@ -1,9 +1,12 @@
 //! End-to-end tests: the real programs as black boxes on a real cluster that has the operator installed.
+//!
 //! Arrows: none to a sibling; only the tests of refused peers use `tls` and `proto`, to act as a peer.
 //! Invariant: nothing sleeps for a fixed time to let something happen; each wait is for a condition, with a deadline.
+//!
 //! `tests/restarts` contains the tests that restart the operator, which can run at the same time. `tests/alone`
 //! contains those that end or measure parts of the cluster: `cargo xtask test` runs them one at a time, with nothing in
 //! parallel. All other files run in parallel, and no test in them may disturb anything outside its own namespace.
+//!
 //! Environment, as `cargo xtask test` sets it: `KUBECONFIG` and `RPROC_CONTEXT` (the cluster); `RPROC_BIN`, `KUBECTL`,
 //! `HELM` (programs, looked up in `PATH` otherwise); `RPROC_IMAGE_TAG` (the operator is installed with these images);
 //! `RPROC_CLUSTER_OWN=1` (it is the development cluster of this machine); `RPROC_LONG=1` (full sizes).

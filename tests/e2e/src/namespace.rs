@@ -22,6 +22,7 @@ pub struct Namespace {
 }
 
 /// Runs a test in a namespace of its own. When it fails, prints what is in the namespace.
+///
 /// # Panics
 /// When the test fails: this is its outermost frame.
 pub fn with_temp_ns(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) {

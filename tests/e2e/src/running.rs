@@ -172,7 +172,7 @@ impl Stream {
     pub(crate) fn finish(&self) -> Result<Vec<u8>> {
         // This waits for the disconnect: nothing is ever sent.
         if self.closed.recv_timeout(Duration::from_secs(10)) == Err(mpsc::RecvTimeoutError::Timeout) {
-            bail!("the program ended and somebody still holds its output open");
+            bail!("the program ended, and its output is still held open");
         }
         Ok(std::mem::take(&mut *self.bytes.lock().expect("no holder panics")))
     }

@@ -20,6 +20,7 @@ pub struct Screen {
 impl Screen {
     /// Opens a window with a shell that has the environment of `program`, an `rproc`, under that name; `None` if there
     /// is no tmux.
+    ///
     /// # Errors
     /// tmux does not start.
     pub fn open(program: Program, columns: u16, rows: u16) -> Result<Option<Self>> {
@@ -72,6 +73,7 @@ impl Screen {
     }
 
     /// Types text unchanged.
+    ///
     /// # Errors
     /// tmux refuses.
     pub fn types(&self, text: &str) -> Result<()> {
@@ -79,6 +81,7 @@ impl Screen {
     }
 
     /// Presses keys, with tmux's names for them: `Enter`, `Escape`, `C-c`.
+    ///
     /// # Errors
     /// tmux refuses.
     pub fn presses(&self, keys: &[&str]) -> Result<()> {
@@ -111,6 +114,7 @@ impl Screen {
     }
 
     /// Waits until the content of the window satisfies the condition.
+    ///
     /// # Errors
     /// As [`Self::wait_for`].
     pub fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) -> Result<()> {
@@ -128,6 +132,7 @@ impl Screen {
     }
 
     /// Resets the terminal as `stty sane` does, and begins a new line.
+    ///
     /// # Errors
     /// Its modes cannot be set.
     pub fn mend(&self) -> Result<()> {
@@ -141,6 +146,7 @@ impl Screen {
     }
 
     /// Whether the terminal has its original modes: whole lines and echo.
+    ///
     /// # Errors
     /// Its modes cannot be read.
     pub fn is_as_before(&self) -> Result<bool> {
@@ -150,6 +156,7 @@ impl Screen {
     }
 
     /// Process ids of the shell's current children.
+    ///
     /// # Errors
     /// They cannot be read.
     pub fn running(&self) -> Result<Vec<i32>> {
@@ -160,6 +167,7 @@ impl Screen {
     }
 
     /// Waits until rproc has ended, because it would read what is typed earlier.
+    ///
     /// # Errors
     /// It does not end in time.
     pub fn at_prompt(&self) -> Result<()> {
@@ -167,6 +175,7 @@ impl Screen {
     }
 
     /// Waits until the shell is back, and checks that its terminal is restored.
+    ///
     /// # Errors
     /// It is not.
     pub fn is_back(&self) -> Result<()> {

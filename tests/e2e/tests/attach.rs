@@ -141,7 +141,7 @@ fn one_writes_others_watch_and_rights_decide() {
 }
 
 #[test]
-fn a_process_without_input_says_so() {
+fn a_process_without_input_is_reported() {
     with_temp_ns("noinput", |namespace| {
         let mut run = namespace.editor.run("plain", "echo up; sleep 60").start()?;
         run.wait_for_bytes(3)?;

@@ -112,7 +112,7 @@ const FROM_OUTSIDE: [Case; 3] = [
 ];
 
 #[test]
-fn ends_that_somebody_brings_about() {
+fn ends_that_are_caused_from_outside() {
     with_temp_ns("ended", |namespace| {
         for (name, ..) in FROM_OUTSIDE {
             namespace.apply(name, spec(POLITE, json!({}))).succeed()?;
@@ -183,7 +183,7 @@ fn what_is_not_started_in_time_has_failed_for_its_reason() {
 const TOO_MUCH: &str = "dd if=/dev/zero of=/dev/null bs=200M count=1";
 
 #[test]
-fn an_oom_kill_of_the_program_and_one_of_a_child_are_told_apart() {
+fn an_oom_kill_of_the_program_and_one_of_a_child_are_distinguished() {
     // With cgroup version 2, kubelets kill the whole container with the child.
     if !is_development_cluster("memory cgroups of version 1") {
         return;

@@ -8,7 +8,7 @@ use serde_json::json;
 /// A process that waits for a file.
 fn host(namespace: &Namespace) -> Result<()> {
     let script = "trap 'exit 5' TERM; echo up; while [ ! -f /tmp/go ]; do sleep 0.1; done; exit 3";
-    let environment = [json!({"name": "COLOUR", "value": "blue"})];
+    let environment = [json!({"name": "COLOR", "value": "blue"})];
     let more = json!({"env": environment, "workingDir": "/tmp", "securityContext": {"runAsUser": 4321}});
     namespace.apply("host", spec(script, more)).succeed()?;
     started(namespace, "host")
@@ -28,7 +28,7 @@ fn exec(namespace: &Namespace, words: &[&str]) -> Program {
 fn streams_codes_input_and_environment_are_the_commands() {
     with_temp_ns("exec", |namespace| {
         host(namespace)?;
-        let script = "echo out; echo err >&2; echo $COLOUR $MORE $PWD $(id -u); exit 7";
+        let script = "echo out; echo err >&2; echo $COLOR $MORE $PWD $(id -u); exit 7";
         let finished = exec(namespace, &["host", "-e", "MORE=red", "--", "sh", "-c", script]).finish()?;
         ensure!(
             finished.expect_code(7)?.out() == "out\nblue red /tmp 4321\n",

@@ -46,7 +46,7 @@ fn has_event(namespace: &Namespace, name: &str, reason: &str, text: &str) -> Res
 }
 
 #[test]
-fn a_program_is_paused_and_goes_on() {
+fn a_program_is_paused_and_resumed() {
     with_temp_ns("paused", |namespace| {
         namespace.apply("counter", spec(COUNTS, json!({}))).succeed()?;
         let mut follow = namespace.editor.rproc(&["logs", "-f", "counter"]).start()?;
@@ -153,7 +153,7 @@ fn a_deadline_warns_and_can_be_moved_while_the_program_runs() {
 }
 
 #[test]
-fn followers_go_on_in_the_next_attempt() {
+fn followers_continue_in_the_next_attempt() {
     with_temp_ns("attempts", |namespace| {
         let retries = json!({"retries": {"limit": 1, "backoff": {"initialSeconds": 1}}});
         // Attempts are distinguished by their pods' names.

@@ -128,7 +128,7 @@ fn a_viewer_reads_and_does_nothing_else() {
 }
 
 #[test]
-fn somebody_without_rights_is_told_the_rule() {
+fn a_user_without_rights_is_told_the_missing_rule() {
     with_temp_ns("nobody", |namespace| {
         sleeper(namespace)?;
         let nobody = namespace.user("nobody", None)?;
@@ -148,7 +148,7 @@ fn somebody_without_rights_is_told_the_rule() {
 }
 
 #[test]
-fn an_editor_of_another_namespace_is_nobody_here() {
+fn an_editor_of_another_namespace_has_no_rights_here() {
     with_temp_ns("here", |here| {
         sleeper(here)?;
         with_temp_ns("there", |there| {

@@ -23,7 +23,7 @@ fn both_streams_are_apart_and_exact() {
 }
 
 #[test]
-fn random_bytes_arrive_whole_and_the_seal_says_so() {
+fn random_bytes_arrive_complete_and_sealed() {
     with_temp_ns("binary", |namespace| {
         let script = "head -c 5000001 /dev/urandom > /tmp/x; cat /tmp/x; sha256sum < /tmp/x >&2";
         let run = namespace.editor.run("binary", script).finish()?;

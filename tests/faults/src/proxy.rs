@@ -75,6 +75,7 @@ struct Fate {
 
 impl Proxy {
     /// Listens on a port of its own and forwards everything to `target`. The same seed draws the same cuts.
+    ///
     /// # Errors
     /// When there is no port or no thread.
     pub fn start(target: Target, harm: Harm, seed: u64) -> io::Result<Self> {

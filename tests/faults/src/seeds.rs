@@ -49,6 +49,7 @@ struct Total {
 }
 
 /// Runs them, prints failures at once and a summary at the end.
+///
 /// # Errors
 /// When one failed.
 pub fn run(seeds: &Seeds) -> Result<()> {

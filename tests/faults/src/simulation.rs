@@ -1,5 +1,6 @@
 //! The stream protocol on a simulated network and clock: the agent's spool and service, the relay's sessions, archive and
 //! service, the follower of `rproc`, with mutual TLS between them.
+//!
 //! A seed fixes the program, the network and the faults. It does not fix the order in tokio's `select!`, the order of
 //! hash maps, and how long the two real threads (the spool's hashing, the follower's writing) take while the simulated
 //! clock advances. So a rare failure may need several runs of its seed to reappear.

@@ -1,4 +1,5 @@
 //! Generates files of the repository from other files: `cargo xtask crds|proto|docs` runs this.
+//!
 //! Arrows: may depend on every crate of the workspace, nothing depends on it. It is separate from `xtask`, so that the
 //! tasks themselves compile in seconds on a fresh machine.
 

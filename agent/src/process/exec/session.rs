@@ -201,7 +201,7 @@ mod tests {
         let mut alone = tokio::spawn(left_alone(seen, away));
         assert!(
             tokio::time::timeout(away * 3, &mut alone).await.is_err(),
-            "somebody is there"
+            "a client is there"
         );
         let left = std::time::Instant::now();
         state.send_modify(|state| state.has_client = false);

@@ -273,7 +273,7 @@ fn without_an_entrypoint_the_warning_waits_and_the_deadline_does_not() {
 }
 
 #[test]
-fn a_deadline_can_be_moved_and_is_told_again() {
+fn a_moved_deadline_is_reported_again() {
     let mut machine = running();
     machine.on(Event::Tick(after(50)));
     let longer = Some(Duration::from_secs(100));
@@ -347,7 +347,7 @@ fn pipes_that_end_first_wait_for_the_report() {
 }
 
 #[test]
-fn pipes_that_are_held_are_let_go_and_said_so() {
+fn held_pipes_are_closed_and_reported() {
     let mut machine = running();
     machine.on(Event::Exited(exited(Outcome::Code(0))));
     machine.on(Event::Held);

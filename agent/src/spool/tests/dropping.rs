@@ -93,7 +93,7 @@ fn drop_oldest_never_waits_and_says_what_is_gone() {
 }
 
 #[test]
-fn a_home_that_has_received_what_was_dropped_is_told_of_no_gap() {
+fn a_home_that_has_received_dropped_output_gets_no_gap() {
     let mut bench = bench(WhenFull::DropOldest, Duration::MAX);
     let written = [noise(3, 3_000_000), vec![]];
     let mut home = Home::default();
@@ -110,7 +110,7 @@ fn a_home_that_has_received_what_was_dropped_is_told_of_no_gap() {
 }
 
 #[test]
-fn auto_holds_back_until_its_patience_ends_and_a_kill_does_not_begin_it_anew() {
+fn auto_holds_back_until_its_patience_ends_also_across_a_kill() {
     let patience = Duration::from_millis(1500);
     let mut bench = bench(WhenFull::Auto, patience);
     let begun = Instant::now();

@@ -34,6 +34,7 @@ enum Found {
 }
 
 /// Prints the output of several processes, and returns 0, 1 or 125.
+///
 /// # Errors
 /// They may not be listed, or standard output is closed.
 pub(super) async fn run(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<u8, Failure> {

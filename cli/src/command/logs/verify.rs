@@ -17,6 +17,7 @@ use crate::progress::Messages;
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
 
 /// Reads all output of an attempt, reports on standard error whether it matches the seal, and returns 0 or 125.
+///
 /// # Errors
 /// The output cannot be read to its end.
 pub(super) async fn run(dial: impl Dial, cluster: &Cluster, args: &LogsArgs, key: ProcessKey) -> Result<u8, Failure> {
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said() {
+    fn missing_output_is_reported() {
         let gap = Gap {
             stream: Stream::Stdout.into(),
             from: 1,

@@ -32,6 +32,7 @@ pub(crate) struct Plugin {
 
 impl Plugin {
     /// Checks the configuration of a plugin. `owner` describes the user entry.
+    ///
     /// # Errors
     /// It names no command, or an unknown version.
     pub(crate) fn new(config: ExecConfig, cluster: Option<ExecAuthCluster>, owner: String) -> Result<Self, Error> {
@@ -68,6 +69,7 @@ impl Plugin {
     }
 
     /// Runs it. It may use the terminal only if `is_free`: later, standard input has another reader.
+    ///
     /// # Errors
     /// It cannot run, fails, or prints no credential.
     pub(crate) async fn run(&self, is_free: bool) -> Result<Credential, Error> {
@@ -260,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_plugin_is_told_what_kubectl_tells_it() {
+    async fn a_plugin_gets_what_kubectl_passes_to_it() {
         let folder = tempfile::tempdir().unwrap();
         let command = script(
             &folder,

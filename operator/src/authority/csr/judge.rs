@@ -232,7 +232,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn true_claims_are_no_harm() {
+    fn true_claims_are_accepted() {
         assert!(is_signed(&named(DnType::CommonName, "alice")));
         assert!(is_signed(&named(DnType::OrganizationName, "dev")));
         assert!(is_signed(&with(|params| {
@@ -267,7 +267,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_denial_says_who_asked_and_what_was_claimed() {
+    fn a_denial_names_the_requester_and_the_claim() {
         let Verdict::Deny(sentence) = judge(&named(DnType::CommonName, "bob")) else {
             panic!("not denied")
         };
@@ -303,7 +303,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_answered_or_not_ours_is_left() {
+    fn answered_and_foreign_requests_are_not_touched() {
         let mut other = with(|_| {});
         other.spec.signer_name = "kubernetes.io/kube-apiserver-client".into();
         assert_eq!(judge(&other), Verdict::Leave);

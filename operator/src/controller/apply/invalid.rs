@@ -1,4 +1,5 @@
 //! Decides who is at fault for an invalid pod.
+//!
 //! The API server validates a pod after admission has changed it: a LimitRange fills in requests and limits, a webhook
 //! can change anything. A field that we sent stays invalid, because the spec cannot change. What others added may be
 //! valid tomorrow.

@@ -73,7 +73,7 @@ async fn adopts_its_own_pod_and_no_other() {
     assert!(matches!(own, Ok(Applied::Pod(_))), "{own:?}");
     let (foreign, calls) = applied(vec![exists(), pod_of("another")]).await;
     assert!(matches!(foreign, Ok(Applied::Foreign(_))), "{foreign:?}");
-    assert_eq!(calls.len(), 2, "nothing is changed about a pod of somebody else");
+    assert_eq!(calls.len(), 2, "a foreign pod is not changed");
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ async fn the_next_attempt_waits_for_the_end_of_the_pod() {
 }
 
 #[tokio::test]
-async fn a_container_of_somebody_else_keeps_no_attempt_from_the_next() {
+async fn a_foreign_container_does_not_delay_the_next_attempt() {
     let mut stage = Stage::new(RETRIES);
     stage.settle().await;
     stage.launch(1).await;
@@ -81,7 +81,7 @@ async fn a_container_of_somebody_else_keeps_no_attempt_from_the_next() {
 }
 
 #[tokio::test]
-async fn a_container_of_somebody_else_does_not_keep_the_pod_of_an_ended_process() {
+async fn a_foreign_container_does_not_keep_the_pod_of_an_ended_process() {
     for kind in ["containerStatuses", "ephemeralContainerStatuses"] {
         let mut stage = Stage::new("");
         stage.settle().await;

@@ -21,7 +21,7 @@ fn holds(stage: &Stage, kind: ConditionType) -> bool {
 }
 
 #[tokio::test]
-async fn a_program_is_paused_when_its_agent_says_so_and_goes_on() {
+async fn a_program_is_paused_and_resumed_when_its_agent_says_so() {
     let mut stage = Stage::new("");
     stage.settle().await;
     stage.launch(1).await;
@@ -107,7 +107,7 @@ async fn a_pause_does_not_stop_the_start_deadline() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_a_pause_and_says_who_asked() {
+async fn a_stop_ends_a_pause_and_names_the_requester() {
     let mut stage = Stage::new("");
     stage.settle().await;
     stage.launch(1).await;

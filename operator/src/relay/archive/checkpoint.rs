@@ -140,7 +140,7 @@ mod tests {
     use remoteprocess_proto::v1::GapReason;
 
     #[test]
-    fn a_tally_goes_on_from_its_checkpoint() {
+    fn a_tally_continues_from_its_checkpoint() {
         let (first, second) = (Bytes::from_static(b"hello, wor"), Bytes::from_static(b"ld"));
         let mut whole = Tally::default();
         whole.take(&data(Stream::Stderr, 0, 0, first));

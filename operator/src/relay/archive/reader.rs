@@ -34,6 +34,7 @@ impl Reader {
 
     /// The pieces of the next segment that reaches beyond `at`, a position on the history's path; empty if the archive
     /// has nothing further now. The first piece starts exactly at `at`.
+    ///
     /// # Errors
     /// When the store does not answer.
     pub async fn next(&mut self, at: Cursor) -> Result<Vec<Placed>, Error> {
@@ -98,6 +99,7 @@ impl Reader {
 
     /// Where on the path a reader that wants `wanted` must begin: the beginning of the last segment before which no
     /// byte is wanted.
+    ///
     /// # Errors
     /// When the store does not answer.
     pub async fn begin(&self, wanted: &Wanted) -> Result<Cursor, Error> {

@@ -1,4 +1,5 @@
 //! Removes expired output, the oldest first, and never output that is still being written.
+//!
 //! Removed output leaves a record, `expired.json`, so that readers are told that the output was removed, not that it is
 //! damaged. The record itself is deleted after [`RECORD_KEPT`].
 

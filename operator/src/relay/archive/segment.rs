@@ -1,5 +1,6 @@
 //! The format of a segment: a mark, length-delimited `OutputFrame` messages, a checkpoint, and a footer that proves
 //! that it is complete.
+//!
 //! Version 2: the messages may be compressed as one zstd frame. Version 1 had neither compression nor a checkpoint; it
 //! can still be read.
 
@@ -271,6 +272,7 @@ fn squeeze(chunks: &[Bytes], raw: usize) -> Option<Bytes> {
 
 impl Segment {
     /// Reads a segment back; the pieces share `body` if it is not compressed. Uses the processor for milliseconds.
+    ///
     /// # Errors
     /// When length, checksum or records do not match: a torn or altered object.
     pub fn decode(name: &SegmentName, body: Bytes) -> Result<Self, Error> {

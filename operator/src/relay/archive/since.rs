@@ -8,6 +8,7 @@ use crate::relay::piece::Placed;
 
 /// Where the first archived piece begins that was taken at or after `since` (nanoseconds since the Unix epoch); `None`
 /// if there is none. Times grow along the observed order, so a binary search reads only a few segments.
+///
 /// # Errors
 /// When the store does not answer.
 pub async fn since_start(archive: &Archive, key: &AttemptKey, since: i64) -> Result<Option<Cursor>, Error> {

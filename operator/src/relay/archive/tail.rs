@@ -57,6 +57,7 @@ impl TailSearch {
 
 /// Continues a search through the archive, for what is before `before`; returns the very beginning if there are fewer
 /// lines.
+///
 /// # Errors
 /// When the store does not answer.
 pub async fn tail_start(

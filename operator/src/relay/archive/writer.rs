@@ -148,6 +148,7 @@ impl Writer {
 
     /// Waits for the oldest put in progress and returns the offsets that are durable now. After an error, the same call
     /// retries. Nothing is lost when the future is dropped.
+    ///
     /// # Errors
     /// When the store refuses.
     pub async fn settle(&mut self) -> Result<Cursor, Error> {
@@ -171,6 +172,7 @@ impl Writer {
     }
 
     /// Makes everything appended durable and returns the offsets reached. May be repeated after an error.
+    ///
     /// # Errors
     /// When the store refuses; nothing is lost.
     pub async fn flush(&mut self) -> Result<Cursor, Error> {
@@ -225,6 +227,7 @@ impl Writer {
     }
 
     /// Flushes, then writes the closing manifest. An existing exit stays.
+    ///
     /// # Errors
     /// When the store refuses; may be repeated.
     pub async fn seal(&mut self, exit: &Exit) -> Result<Manifest, Error> {

@@ -1,4 +1,5 @@
 //! Decides who may call what: by the role of the peer and Kubernetes RBAC.
+//!
 //! RBAC is the only authority: each call of a user is a SubjectAccessReview on the object or on a virtual subresource
 //! of it. Agents and other replicas of the operator are identified by their role alone.
 

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_retention_has_removed_is_said_and_is_no_damage() {
+    fn output_removed_by_retention_is_reported_as_such() {
         let manifest: Manifest = serde_json::from_value(serde_json::json!({
             "version": 1, "namespace": "default", "name": "hello", "uid": "0c1d", "attempt": 1, "stdoutBytes": 5,
             "exit": {"outcome": "OUTCOME_CODE", "value": 3},

@@ -240,7 +240,7 @@ fn only_exit(frames: &[Frame]) -> &Exit {
 
 /// A regression: cached answers for refused users filled the memory with such names.
 #[tokio::test]
-async fn a_name_of_a_megabyte_is_refused_before_anybody_is_asked() {
+async fn a_name_of_a_megabyte_is_refused_without_a_request() {
     let bench = Bench::new();
     let key = |namespace: &str, name: &str, uid: &str| ProcessKey {
         namespace: namespace.to_owned(),
@@ -265,7 +265,7 @@ async fn a_name_of_a_megabyte_is_refused_before_anybody_is_asked() {
 }
 
 #[tokio::test]
-async fn who_comes_early_is_told_why_it_waits_and_then_gets_everything() {
+async fn an_early_follower_learns_why_it_waits_and_gets_everything() {
     let bench = Bench::new();
     bench.core.directory.apply(waiting(None, Reason::Waiting));
     let mut frames = bench.watch(&follow());
@@ -337,7 +337,7 @@ fn now_request() -> WatchOutputRequest {
 }
 
 #[tokio::test]
-async fn an_end_that_only_the_kubelet_told_comes_with_a_named_gap() {
+async fn an_end_that_only_the_kubelet_reported_has_a_named_gap() {
     let bench = Bench::new();
     let exit = AttemptExit {
         code: Some(137),
@@ -420,7 +420,7 @@ async fn an_attempt_that_was_replaced_before_it_wrote_is_left_for_the_next() {
 }
 
 #[tokio::test]
-async fn a_stream_of_a_granted_attempt_never_goes_on_in_the_next() {
+async fn a_stream_of_a_granted_attempt_never_continues_in_the_next() {
     let bench = Bench::new();
     let running = |attempt, attempts| {
         process(RemoteProcessStatus {
@@ -475,7 +475,7 @@ async fn a_stream_begins_at_a_time_or_at_the_last_lines_of_one_stream() {
 }
 
 #[tokio::test]
-async fn who_loses_the_right_loses_the_stream_within_two_minutes() {
+async fn a_user_who_loses_the_right_loses_the_stream_within_two_minutes() {
     let bench = Bench::new();
     bench.core.directory.apply(waiting(Some(1), Reason::Unschedulable));
     let mut frames = bench.watch(&follow());
@@ -494,7 +494,7 @@ async fn who_loses_the_right_loses_the_stream_within_two_minutes() {
 }
 
 #[tokio::test]
-async fn a_replica_that_goes_away_says_so() {
+async fn a_replica_that_shuts_down_reports_it() {
     let bench = Bench::new();
     bench.core.directory.apply(waiting(Some(1), Reason::Unschedulable));
     let mut frames = bench.watch(&follow());

@@ -102,6 +102,7 @@ impl AgentClient {
     }
 
     /// Tells the agent up to where the output is durable; `last`: that no more requests follow.
+    ///
     /// # Errors
     /// When the agent cannot be reached or refuses.
     pub async fn commit(&self, archived: Cursor, last: bool) -> Result<(), Error> {
@@ -132,6 +133,7 @@ impl AgentClient {
     }
 
     /// Opens the program's input; the first request names the user.
+    ///
     /// # Errors
     /// When the agent cannot be reached or refuses.
     pub(super) async fn attach(&self, requests: Requests<AttachRequest>) -> Result<Streaming<AttachResponse>, Error> {
@@ -139,6 +141,7 @@ impl AgentClient {
     }
 
     /// Starts a further command, or joins one; the first request names the user.
+    ///
     /// # Errors
     /// When the agent cannot be reached or refuses.
     pub(super) async fn exec(&self, requests: Requests<ExecRequest>) -> Result<Streaming<ExecResponse>, Error> {

@@ -11,6 +11,7 @@ use super::peers::{ATTEMPT, ON_BEHALF};
 use crate::relay::core::authorize::{AgentCaller, Caller, Forwarded};
 
 /// The peer of the connection.
+///
 /// # Errors
 /// `Unauthenticated` if the connection presents no identity, or one that has expired since the handshake.
 fn peer<T>(request: &Request<T>) -> Result<Arc<PeerIdentity>, Status> {

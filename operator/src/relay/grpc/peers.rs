@@ -153,6 +153,7 @@ impl Peers {
 
 impl Home {
     /// Signals the process for a user who was already authorized.
+    ///
     /// # Errors
     /// When the home cannot be reached or refuses.
     pub async fn signal(&mut self, user: &str, request: SignalRequest) -> Result<(), Error> {
@@ -162,6 +163,7 @@ impl Home {
     }
 
     /// Stops the process for a user who was already authorized.
+    ///
     /// # Errors
     /// When the home cannot be reached or refuses.
     pub async fn stop(&mut self, user: &str, request: StopRequest) -> Result<(), Error> {

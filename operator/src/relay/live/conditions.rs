@@ -1,4 +1,5 @@
 //! Reports in the object's conditions what holds the output up: a full spool, or an archive that takes nothing.
+//!
 //! A short delay is normal and not worth a write; one that lasts is written once when it begins and once when it is
 //! over.
 
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn only_what_lasts_is_told() {
+    async fn only_lasting_states_are_reported() {
         let (sender, mut causes) = watch::channel(None);
         let flicker = async {
             for _ in 0..10 {

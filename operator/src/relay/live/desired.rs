@@ -1,5 +1,6 @@
 //! Drives the program to the desired state in the object: the end, a pause, another run deadline. And records in the
 //! object what the agent reports about that.
+//!
 //! Each task compares desired and observed state repeatedly: a home that takes over needs no knowledge of the previous
 //! one. A request is named by the generation of the object, so that it is one request whichever home repeats it.
 

@@ -103,6 +103,7 @@ impl Follower {
     }
 
     /// Begins at the last `lines` lines of what is there now, if that is later than the current beginning.
+    ///
     /// # Errors
     /// When the archive does not answer.
     pub async fn begin_at_tail(&mut self, lines: u64) -> Result<(), Error> {
@@ -121,6 +122,7 @@ impl Follower {
 
     /// Begins at the first piece that was taken at or after `since`, in nanoseconds since the Unix epoch; at the end of
     /// what is there now if there is none.
+    ///
     /// # Errors
     /// When the archive does not answer.
     pub async fn begin_since(&mut self, since: i64) -> Result<(), Error> {

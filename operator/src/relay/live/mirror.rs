@@ -1,4 +1,5 @@
 //! The output of an attempt whose home is another replica: one stream from there, for all who read it here.
+//!
 //! Output that was in the archive when the mirror began is read from there; everything after that comes into a ring
 //! like the home's. If the home goes away, the mirror searches for the next one and continues where this ring ends, so
 //! nothing is lost or repeated.

@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn small_pieces_become_large_ones_while_nobody_reads() {
+    fn small_pieces_become_large_ones_before_they_are_read() {
         let ring = ring();
         ring.begin(Cursor::default());
         let mut place = Place::new(Cursor::default());
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn durable_pieces_stay_only_while_somebody_reads_and_never_beyond_the_capacity() {
+    fn durable_pieces_stay_only_for_readers_and_within_the_capacity() {
         let ring = ring();
         ring.begin(Cursor::default());
         ring.join();

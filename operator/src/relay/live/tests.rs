@@ -210,7 +210,7 @@ async fn the_whole_life_of_an_attempt() {
 }
 
 #[tokio::test]
-async fn a_stalled_reader_holds_nobody_up_and_misses_nothing() {
+async fn a_stalled_reader_delays_no_other_and_misses_nothing() {
     let program = Program::new(&chunks(40));
     program.written.send_replace(21);
     let agent = FakeAgent::serve(&program).await;
@@ -312,7 +312,7 @@ async fn an_agent_that_comes_back_elsewhere_is_found_by_its_new_start() {
 }
 
 #[tokio::test]
-async fn a_relay_that_dies_is_followed_by_one_that_goes_on_from_the_archive() {
+async fn the_next_relay_continues_from_the_archive() {
     let archive = memory();
     let program = Program::new(&chunks(20));
     program.written.send_replace(250);
@@ -450,7 +450,7 @@ async fn an_attempt_whose_agent_is_gone_ends_with_what_the_status_says_and_names
 }
 
 #[tokio::test]
-async fn what_the_seal_counts_and_nobody_sent_is_a_gap() {
+async fn counted_bytes_that_were_never_sent_are_a_gap() {
     let mut program = Program::new(&[(false, 100)]);
     let seal = Arc::get_mut(&mut program).unwrap().exit.seal.as_mut().unwrap();
     seal.stdout.as_mut().unwrap().bytes = 150;

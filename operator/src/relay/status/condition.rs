@@ -1,4 +1,5 @@
 //! Conditions of the object that report what holds the output up.
+//!
 //! The conditions of the relay carry no `observedGeneration`: they do not depend on the spec, and `kubectl wait` then
 //! reads that of the status, which the controller maintains.
 

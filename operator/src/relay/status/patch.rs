@@ -1,4 +1,5 @@
 //! The server-side-apply patches of field manager `remoteprocess-relay`, built from the current object.
+//!
 //! Each patch repeats every field that the relay owns: the API server removes what an apply leaves out.
 
 use jiff::Timestamp;

@@ -1,4 +1,5 @@
 //! Which peers are admitted where: every method of both listeners against every kind of peer, over real TLS.
+//!
 //! The methods are read from the .proto files, so a new one is covered from its first day.
 
 use std::{

@@ -63,7 +63,7 @@ async fn every_follower_gets_every_byte() {
 
 /// Stalled followers hold what the kernel and two windows hold, not what they have missed; later they get all of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_takes_nothing_costs_little_and_holds_nobody_up() {
+async fn a_stalled_follower_costs_little_and_delays_no_other() {
     const STALLED: usize = 4;
     let program = Program::new(&vec![(false, 60_000); 1200]);
     program.written.send_replace(1);

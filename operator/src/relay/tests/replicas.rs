@@ -148,7 +148,7 @@ async fn signals_and_stops_reach_the_agent_through_any_replica_with_the_users_na
 }
 
 #[tokio::test]
-async fn a_writer_is_told_by_the_code_that_the_process_has_ended_or_may_still_come() {
+async fn the_code_tells_a_writer_whether_the_process_has_ended_or_may_still_start() {
     let (_home, other) = pair().await;
     for (phase, code) in [
         (remoteprocess_api::Phase::Failed, tonic::Code::OutOfRange),
@@ -178,7 +178,7 @@ async fn input_reaches_the_agent_through_any_replica_with_the_users_name() {
         protocol: PROTOCOL,
         process: process(),
         session: "mine".to_owned(),
-        user: "somebody else".to_owned(),
+        user: "another user".to_owned(),
         ..AttachOpen::default()
     };
     let say = |asked| AttachRequest { request: Some(asked) };
@@ -241,7 +241,7 @@ fn session() -> ExecOpen {
         process: process(),
         session: "mine".to_owned(),
         command: vec!["sh".into(), "secret".into()],
-        user: "somebody else".to_owned(),
+        user: "another user".to_owned(),
         ..ExecOpen::default()
     }
 }
@@ -322,7 +322,7 @@ async fn a_session_is_of_an_attempt_that_runs() {
 }
 
 #[tokio::test]
-async fn who_may_not_run_commands_is_told_the_rule() {
+async fn a_user_who_may_not_exec_is_told_the_missing_rule() {
     let (home, _other) = pair().await;
     home.deny("exec");
     let refused = run(&home, session()).await.err().unwrap();

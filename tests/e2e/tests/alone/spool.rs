@@ -109,7 +109,7 @@ fn gaps(said: &str) -> Result<Vec<(usize, usize)>> {
 }
 
 #[test]
-fn each_policy_is_obeyed_while_nobody_takes_the_output() {
+fn each_policy_is_obeyed_while_the_output_is_not_archived() {
     if !is_development_cluster("running without an operator for a while") {
         return;
     }

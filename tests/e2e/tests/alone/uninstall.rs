@@ -19,7 +19,7 @@ fn helm_test_runs_a_real_process() {
 }
 
 #[test]
-fn what_runs_goes_on_without_the_operator_and_is_found_again() {
+fn running_programs_continue_without_the_operator_and_are_found_again() {
     if !is_development_cluster("helm uninstall with crds.keep=true") {
         return;
     }

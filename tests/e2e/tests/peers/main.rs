@@ -199,7 +199,7 @@ fn a_user_is_no_agent() {
 
 #[test]
 fn an_agent_listens_to_the_operator_alone() {
-    if !is_development_cluster("dialling an agent") {
+    if !is_development_cluster("dialing an agent") {
         return;
     }
     with_temp_ns("executor", |namespace| {

@@ -14,6 +14,7 @@ const CATCH_UP: Duration = Duration::from_secs(10);
 
 /// The API server is stopped for 35 s, or 60 s: open streams continue without a break, a process that ends in the
 /// meantime is reported to its followers, and its status is updated within 10 s after the API server is back.
+///
 /// # Errors
 /// When one of these does not hold.
 pub fn api_server(long: bool) -> Result<()> {

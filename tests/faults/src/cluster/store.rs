@@ -34,6 +34,7 @@ impl Drop for Closed {
 
 /// The archive's volume is closed for 15 s, or for 2 minutes: the stream continues, and everything is archived
 /// afterwards.
+///
 /// # Errors
 /// When one of these does not hold.
 pub fn store(long: bool) -> Result<()> {

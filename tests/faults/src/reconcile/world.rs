@@ -127,6 +127,7 @@ impl World {
     }
 
     /// Observes, and plays every pod. Returns only with an error.
+    ///
     /// # Errors
     /// When the API server refuses a request of the world.
     pub(super) async fn live(self: &Arc<Self>) -> Result<()> {
@@ -264,6 +265,7 @@ impl World {
     }
 
     /// The user creates the process, retrying while an object of the same name is being deleted.
+    ///
     /// # Errors
     /// When the API server refuses it.
     pub(super) async fn create(&self) -> Result<()> {

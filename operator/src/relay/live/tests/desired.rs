@@ -51,7 +51,7 @@ fn requests(program: &Program) -> Vec<(String, bool)> {
 }
 
 #[tokio::test]
-async fn it_is_paused_and_goes_on_also_by_another_home() {
+async fn it_is_paused_and_resumed_also_by_another_home() {
     let program = Program::new(&chunks(1));
     let (agent, relay, session) = running(&program).await;
     want(&session, spec(2, true, None));
@@ -80,7 +80,7 @@ async fn it_is_paused_and_goes_on_also_by_another_home() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_paused_is_said_once_and_asked_for_again() {
+async fn a_failed_pause_is_reported_once_and_retried() {
     let program = Program::new(&chunks(1));
     program.refuses_pauses.store(true, Ordering::Relaxed);
     let (_agent, relay, session) = running(&program).await;
@@ -108,7 +108,7 @@ async fn what_cannot_be_paused_is_said_once_and_asked_for_again() {
 }
 
 #[tokio::test]
-async fn another_run_deadline_is_told_once_and_noted() {
+async fn another_run_deadline_is_sent_once_and_recorded() {
     let program = Program::new(&chunks(1));
     let (_agent, relay, session) = running(&program).await;
     let mut unstarted = spec(1, false, Some(60));
@@ -129,7 +129,7 @@ async fn another_run_deadline_is_told_once_and_noted() {
 }
 
 #[tokio::test]
-async fn a_near_deadline_is_told() {
+async fn a_near_deadline_is_reported() {
     let program = Program::new(&chunks(1));
     let (_agent, relay, session) = running(&program).await;
     want(&session, spec(1, false, Some(60)));
