@@ -22,7 +22,7 @@ enum Scenario {
     /// The stream protocol on a simulated network and clock; needs no cluster.
     Simulation(SimulationArgs),
     /// The controller on a real API server, with a fault at each call and each event; `cargo xtask` starts the server.
-    Reconcile(SizeArgs),
+    Reconcile(ReconcileArgs),
     /// `seq 1 2000000` many times through a proxy that cuts and delays; with --long beside `kubectl`.
     Cuts(CutsArgs),
     /// The same with every line between the parts cut and delayed: relay, agents, API server.
@@ -44,6 +44,15 @@ struct SizeArgs {
     /// The full size.
     #[arg(long)]
     long: bool,
+}
+
+#[derive(Args)]
+struct ReconcileArgs {
+    #[command(flatten)]
+    size: SizeArgs,
+    /// Only the scenarios with this text in their name.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    only: String,
 }
 
 #[derive(Args)]
@@ -95,7 +104,7 @@ fn main() -> ExitCode {
 fn run(scenario: Scenario) -> Result<()> {
     match scenario {
         Scenario::Simulation(args) => seeds::run(&args.into()),
-        Scenario::Reconcile(size) => reconcile::run(size.long),
+        Scenario::Reconcile(args) => reconcile::run(args.size.long, &args.only),
         Scenario::Cuts(args) => cluster::cuts(args.size.long, args.seed),
         Scenario::Links(args) => cluster::links(args.size.long, args.seed),
         Scenario::Kills(size) => cluster::kills(size.long),

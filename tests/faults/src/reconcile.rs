@@ -52,21 +52,27 @@ struct Outcome {
     has_struck: bool,
 }
 
-/// Runs all scenarios on the API server of `KUBECONFIG`, which must have no other user, and prints a table.
+/// Runs the scenarios whose names contain `only` on the API server of `KUBECONFIG`, which must have no other user, and
+/// prints a table.
+///
 /// # Errors
 /// When a result differs, or a run does not finish.
-pub fn run(long: bool) -> Result<()> {
+pub fn run(long: bool, only: &str) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let server = Client::try_default().await.context("no way to an API server")?;
-        run_all(server, long).await
+        run_all(server, long, only).await
     })
 }
 
-async fn run_all(server: Client, long: bool) -> Result<()> {
+async fn run_all(server: Client, long: bool, only: &str) -> Result<()> {
     println!("==> reconcile");
+    let chosen: Vec<_> = (0..SCENARIOS.len())
+        .filter(|index| SCENARIOS[*index].name.contains(only))
+        .collect();
+    ensure!(!chosen.is_empty(), "no scenario has {only:?} in its name");
     let begin = Instant::now();
-    let undisturbed = |scenario| {
+    let undisturbed = |scenario: &'static Scenario| {
         let point = Point {
             scenario,
             fault: Fault::None,
@@ -76,27 +82,25 @@ async fn run_all(server: Client, long: bool) -> Result<()> {
         async move { play(server, &point).await.with_context(|| scenario.name.to_owned()) }
     };
     let mut rows = Vec::new();
-    for (index, outcome) in join_all(SCENARIOS.iter().map(undisturbed))
-        .await
-        .into_iter()
-        .enumerate()
-    {
+    let outcomes = join_all(chosen.iter().map(|index| undisturbed(&SCENARIOS[*index]))).await;
+    for (index, outcome) in chosen.into_iter().zip(outcomes) {
         rows.push(Row::new(index, outcome?));
     }
     let points = rows
         .iter()
-        .flat_map(|row| row.points(long).into_iter().map(|point| (row.index, point)));
+        .enumerate()
+        .flat_map(|(at, row)| row.points(long).into_iter().map(move |point| (at, point)));
     let points: Vec<_> = points.collect();
     println!("    {} runs", points.len());
     let mut outcomes = stream::iter(points)
-        .map(|(index, point)| {
+        .map(|(at, point)| {
             let server = server.clone();
-            tokio::spawn(async move { (index, play(server, &point).await, point) })
+            tokio::spawn(async move { (at, play(server, &point).await, point) })
         })
         .buffer_unordered(CONCURRENCY);
     while let Some(played) = outcomes.next().await {
-        let (index, outcome, point) = played?;
-        rows[index].take(&point, outcome);
+        let (at, outcome, point) = played?;
+        rows[at].take(&point, outcome);
     }
     report(&rows, begin.elapsed())
 }
