@@ -61,11 +61,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let archive = Archive::open(&config.archive).context("the archive")?;
     let readiness = Readiness::default();
     let (certified, watched) = (readiness.gate("certificate"), readiness.gate("watch"));
-    let mut metrics = Registry::default();
-    crate::relay::metrics::register(&mut metrics);
-    controller::metrics::register(&mut metrics);
-    crate::authority::metrics::register(&mut metrics);
-    let admin = admin(listeners.admin, readiness, Arc::new(metrics), shutdown.clone());
+    let admin = admin(listeners.admin, readiness, Arc::new(metrics()), shutdown.clone());
     let operate = async {
         let Some(authority) = shutdown.run_until_cancelled(authority(&client, &config)).await else {
             return;
@@ -120,6 +116,15 @@ impl Connect for AgentDialer {
         };
         Box::pin(async move { Ok(self.0.connect(&agent.address, &role).await?) })
     }
+}
+
+/// The metrics of all parts.
+fn metrics() -> Registry {
+    let mut metrics = Registry::default();
+    crate::relay::metrics::register(&mut metrics);
+    controller::metrics::register(&mut metrics);
+    crate::authority::metrics::register(&mut metrics);
+    metrics
 }
 
 /// Loads the authority, and retries while the API server is unavailable.
@@ -308,4 +313,28 @@ fn lead<Retain: Future<Output = ()>>(
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use remoteprocess_runtime::prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    #[test]
+    fn every_metric_is_in_the_documentation() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let mut text = String::new();
+        encode(&mut text, &metrics()).unwrap();
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let names = types
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, kind)| match kind {
+                "counter" => format!("{name}_total"),
+                _ => name.to_owned(),
+            });
+        let missing: Vec<_> = names.filter(|name| !page.contains(&format!("`{name}`"))).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
 }

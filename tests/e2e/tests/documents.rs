@@ -9,12 +9,13 @@ use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{BUSYBOX, Document, kubectl, rproc, with_temp_ns};
 use serde_json::{Value, json};
 
-const DOCUMENTS: [&str; 8] = [
+const DOCUMENTS: [&str; 9] = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/architecture.md",
     "docs/ci.md",
+    "docs/operations.md",
     "docs/rproc.md",
     "examples/hello.yaml",
     "charts/remoteprocess-operator/templates/NOTES.txt",
