@@ -234,7 +234,7 @@ impl Line {
         fixed.into_iter().filter(begins).map(CompletionCandidate::new).collect()
     }
 
-    /// Asks the API server. An answer that is no list of names is no help to someone who types: it is dropped.
+    /// Asks the API server. An answer that is no list of names is no help to a user who types: it is dropped.
     fn live(&self, kind: Kind, current: &str) -> Vec<CompletionCandidate> {
         let Ok(runtime) = crate::runtime() else {
             return Vec::new();

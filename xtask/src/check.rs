@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -88,7 +88,31 @@ const VAGUE: [&str; 9] = [
     "misc.rs",
 ];
 
-/// Checks arrows between crates and modules, bans, and the names of files; the error lists all faults.
+/// Spellings and words that we do not use, and what to write. CONTRIBUTING.md lists them, too.
+const WORDS: [(&str, &str); 13] = [
+    ("authoris", "authoriz"),
+    ("behaviour", "behavior"),
+    ("colour", "color"),
+    ("dialled", "dialed"),
+    ("dialling", "dialing"),
+    ("initialis", "initializ"),
+    ("neighbour", "neighbor"),
+    ("normalis", "normaliz"),
+    ("serialis", "serializ"),
+    ("for want of", "without, or: because ... ran out"),
+    ("somebody", "who it is: a user, a client, an agent"),
+    ("someone", "who it is: a user, a client, an agent"),
+    ("whoever", "who it is: the client that, the user who"),
+];
+/// Files that may contain them: Kubernetes' own descriptions of fields, and the lists of the words.
+const QUOTING: [&str; 4] = [
+    "crds",
+    "charts/remoteprocess-operator/files",
+    "CONTRIBUTING.md",
+    "xtask/src/check.rs",
+];
+
+/// Checks arrows between crates and modules, bans, words, and the names of files; the error lists all faults.
 pub(crate) fn check() -> Result<()> {
     let root = paths::repository();
     let mut metadata = Command::new("cargo");
@@ -100,12 +124,12 @@ pub(crate) fn check() -> Result<()> {
     let graph = Graph::read(&metadata).context("cargo metadata has an unknown form")?;
     let mut faults = graph.wrong_arrows();
     faults.extend(graph.banned_links());
-    for member in fs::read_dir(&root)?
-        .flatten()
-        .filter(|entry| !entry.file_name().eq("target"))
-    {
-        house_faults(&root, &member.path(), &mut faults)?;
+    let mut files = Vec::new();
+    read_files(&root, &root, &mut files)?;
+    for (path, text) in &files {
+        faults.extend(house_faults(path, text));
     }
+    faults.extend(missing_tests(&files));
     if !faults.is_empty() {
         bail!("{} faults:\n  {}", faults.len(), faults.join("\n  "));
     }
@@ -191,27 +215,72 @@ impl Graph {
     }
 }
 
-/// Adds what is wrong with the Rust files at or below `path`.
-fn house_faults(root: &Path, path: &Path, faults: &mut Vec<String>) -> Result<()> {
+/// Reads the texts at or below `path`, with their paths below `root`.
+fn read_files(root: &Path, path: &Path, files: &mut Vec<(PathBuf, String)>) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if path.is_dir() {
-        if name.starts_with('.') || name == "target" || name == "gen" {
+        if path != root && (name.starts_with('.') || name == "target" || name == "gen") {
             return Ok(());
         }
         return fs::read_dir(path)?
             .flatten()
-            .try_for_each(|entry| house_faults(root, &entry.path(), faults));
+            .try_for_each(|entry| read_files(root, &entry.path(), files));
     }
-    if path.extension().is_none_or(|extension| extension != "rs") {
-        return Ok(());
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    if ["rs", "md", "yaml", "proto", "tpl"].contains(&extension.as_ref()) {
+        let text = fs::read_to_string(path)?;
+        files.push((path.strip_prefix(root).unwrap_or(path).to_owned(), text));
     }
-    let shown = path.strip_prefix(root).unwrap_or(path).display();
-    if VAGUE.contains(&name.as_ref()) {
-        faults.push(format!("{shown}: the name says nothing about what is inside"));
-    }
-    let source = fs::read_to_string(path)?;
-    faults.extend(forbidden_names(path.strip_prefix(root).unwrap_or(path), &source));
     Ok(())
+}
+
+/// What is wrong with one file: words in all texts, names in Rust.
+fn house_faults(path: &Path, text: &str) -> Vec<String> {
+    let mut faults = unused_words(path, text);
+    if path.extension().is_some_and(|extension| extension == "rs") {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if VAGUE.contains(&name.as_ref()) {
+            faults.push(format!(
+                "{}: the name says nothing about what is inside",
+                path.display()
+            ));
+        }
+        faults.extend(forbidden_names(path, text));
+    }
+    faults
+}
+
+/// Tests that a page in `docs/` names, as `` `a_name_of_several_words` ``, and that do not exist.
+fn missing_tests(files: &[(PathBuf, String)]) -> Vec<String> {
+    let is_test = |word: &&str| {
+        let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        word.matches('_').count() > 2 && word.chars().all(is_name)
+    };
+    let pages = files.iter().filter(|(path, _)| path.starts_with("docs"));
+    let cited = pages.flat_map(|(path, text)| text.split('`').filter(is_test).map(move |test| (path, test)));
+    let is_missing = |test: &str| {
+        let function = format!("fn {test}(");
+        !files.iter().any(|(_, text)| text.contains(&function))
+    };
+    cited
+        .filter(|(_, test)| is_missing(test))
+        .map(|(path, test)| format!("{} names the test {test}, which does not exist", path.display()))
+        .collect()
+}
+
+/// The words of a file that are in [`WORDS`], each with its line.
+fn unused_words(path: &Path, text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    if QUOTING.iter().any(|quoting| path.starts_with(quoting)) {
+        return faults;
+    }
+    for (index, line) in text.lines().enumerate() {
+        let line = line.to_lowercase();
+        for (word, better) in WORDS.iter().filter(|(word, _)| line.contains(word)) {
+            faults.push(format!("{}:{}: {word:?}: write {better}", path.display(), index + 1));
+        }
+    }
+    faults
 }
 
 /// What a file names although its module must not, each with the line.
@@ -311,6 +380,33 @@ mod tests {
             forbidden_names(Path::new("agent/src/process/machine.rs"), source).len(),
             2
         );
+    }
+
+    #[test]
+    fn finds_words_that_we_do_not_use() {
+        let text = "It colors.\nIts Colour, for\nwhoever reads\n";
+        assert_eq!(
+            unused_words(Path::new("docs/x.md"), text),
+            [
+                "docs/x.md:2: \"colour\": write color",
+                "docs/x.md:3: \"whoever\": write who it is: the client that, the user who",
+            ]
+        );
+        assert!(unused_words(Path::new("crds/x.yaml"), text).is_empty());
+    }
+
+    #[test]
+    fn finds_tests_in_documents_that_do_not_exist() {
+        let file = |path: &str, text: &str| (PathBuf::from(path), text.to_owned());
+        let files = [
+            file("a/tests/b.rs", "#[test]\nfn it_is_what_it_is() {}\n"),
+            file(
+                "docs/b.md",
+                "It is (`it_is_what_it_is`, `it_is_not_so`, `spec.stop`, `a_b_total`).\n",
+            ),
+        ];
+        let expected = "docs/b.md names the test it_is_not_so, which does not exist";
+        assert_eq!(missing_tests(&files), [expected]);
     }
 
     #[test]
