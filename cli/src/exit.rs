@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use jiff::Timestamp;
-use remoteprocess_api::signal;
+use remoteprocess_api::{Phase, RemoteProcessStatus, signal};
 use remoteprocess_client::{Ledger, gap};
 use remoteprocess_proto::v1::{Exit, Reason, Seal, SealReason, StreamSeal, exit::Outcome};
 use serde::Serialize;
@@ -38,7 +38,7 @@ impl Verdict {
 
 /// Our exit code after `exit`, having received what `ledger` recorded.
 #[must_use]
-pub fn judge(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
+pub fn verdict(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
     let ended = ending(exit);
     let unknown = |sentence| Verdict {
         code: UNKNOWN,
@@ -119,6 +119,19 @@ pub fn code(exit: &Exit) -> Option<u8> {
     }
 }
 
+/// The end with the reason of the final status. Only the operator knows why a pod was ended: where the status says
+/// `Evicted`, the agent saw a stop by the kubelet.
+#[must_use]
+pub fn confirmed(mut exit: Exit, status: &RemoteProcessStatus) -> Exit {
+    let reason = status.reason.filter(|_| status.phase.is_some_and(Phase::is_final));
+    let reason = reason.and_then(|reason| reason.to_string().parse::<Reason>().ok());
+    if let Some(reason) = reason.filter(|reason| exit.stop.is_some() && *reason != Reason::Stopped) {
+        exit.reason = reason.into();
+        exit.message = status.message.clone().unwrap_or_default();
+    }
+    exit
+}
+
 /// How it ended, as a sentence: `job exited with code 7`.
 #[must_use]
 pub fn ended(name: &str, exit: &Exit) -> String {
@@ -133,19 +146,21 @@ fn ending(exit: &Exit) -> String {
     }
 }
 
+/// Why it ended, as the rest of a sentence. Who asked for a stop is told as the status tells it: `stopped by USER (WHY)`.
 fn because(exit: &Exit) -> String {
-    if let Some(stop) = exit.stop.as_ref().filter(|stop| !stop.requested_by.is_empty()) {
-        let reason = match exit.reason() {
-            Reason::Unspecified => Reason::Stopped,
-            reason => reason,
-        };
+    let mut message = exit.message.as_str();
+    if let Some(stop) = &exit.stop {
         let by = &stop.requested_by;
-        return match stop.message.as_str() {
-            "" => format!(" ({reason} by {by})"),
-            message => format!(" ({reason} by {by}: {message})"),
-        };
+        match (exit.reason(), by.as_str(), stop.message.as_str()) {
+            (Reason::Unspecified | Reason::Stopped, by, "") if !by.is_empty() => return format!(", stopped by {by}"),
+            (Reason::Unspecified | Reason::Stopped, by, why) if !by.is_empty() => {
+                return format!(", stopped by {by} ({why})");
+            }
+            (_, _, why) if message.is_empty() => message = why,
+            _ => {}
+        }
     }
-    match (exit.reason().into(), exit.message.as_str()) {
+    match (exit.reason().into(), message) {
         ("", "") => String::new(),
         ("", text) | (text, "") => format!(" ({text})"),
         (reason, message) => format!(" ({reason}: {message})"),
@@ -213,7 +228,7 @@ pub struct Record {
     pub signal: Option<String>,
     /// As in `status.phase`: `Succeeded` or `Failed`; absent if the end is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub phase: Option<&'static str>,
+    pub phase: Option<Phase>,
     /// As in `status.reason`.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub reason: &'static str,
@@ -268,8 +283,8 @@ impl Record {
         }
         record.phase = match exit.outcome() {
             Outcome::Unknown => None,
-            _ if is_success(exit) => Some("Succeeded"),
-            _ => Some("Failed"),
+            _ if is_success(exit) => Some(Phase::Succeeded),
+            _ => Some(Phase::Failed),
         };
         record.reason = exit.reason().into();
         if record.message.is_empty() {
@@ -340,7 +355,7 @@ mod tests {
     }
 
     fn verdict(exit: &Exit) -> Verdict {
-        judge("job", exit, &Ledger::new(Want::default()))
+        super::verdict("job", exit, &Ledger::new(Want::default()))
     }
 
     #[test]
@@ -384,7 +399,7 @@ mod tests {
             reason: GapReason::SpoolFull.into(),
         };
         ledger.lose(gap).unwrap();
-        let verdict = judge("job", &exit(Outcome::Code, 0), &ledger);
+        let verdict = super::verdict("job", &exit(Outcome::Code, 0), &ledger);
         assert_eq!(verdict.code, UNKNOWN);
         insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0, but bytes 0 to 9 of stdout were dropped because the spool was full (spec.output.whenFull: DropOldest). See: rproc describe job");
     }
@@ -414,7 +429,46 @@ mod tests {
         };
         let verdict = verdict(&stopped);
         assert_eq!(verdict.code, STOPPED);
-        insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0 (Stopped by kubectl-patch through spec.desiredState: for maintenance)");
+        insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0, stopped by kubectl-patch through spec.desiredState (for maintenance)");
+        let late = Exit {
+            reason: Reason::DeadlineExceeded.into(),
+            stop: Some(Stop {
+                requested_by: "deadline".into(),
+                message: "it has run for 5 s".into(),
+            }),
+            ..exit(Outcome::Code, 0)
+        };
+        insta::assert_snapshot!(self::verdict(&late).sentence.unwrap(), @"job exited with code 0 (DeadlineExceeded: it has run for 5 s)");
+    }
+
+    #[test]
+    fn an_eviction_is_not_recorded_as_a_stop() {
+        let seen = Exit {
+            reason: Reason::Stopped.into(),
+            stop: Some(Stop {
+                requested_by: "kubelet".into(),
+                message: "the pod was ended".into(),
+            }),
+            ..exit(Outcome::Code, 0)
+        };
+        let status = |phase: &str, reason: &str| -> RemoteProcessStatus {
+            let status = serde_json::json!({"phase": phase, "reason": reason, "message": "the node was low on memory"});
+            serde_json::from_value(status).unwrap()
+        };
+        let end = confirmed(seen.clone(), &status("Failed", "Evicted"));
+        let record = Record::new("n", "job", "u", Some(&end), &verdict(&end));
+        assert_eq!((record.reason, record.phase), ("Evicted", Some(Phase::Failed)));
+        assert_eq!(verdict(&end).code, STOPPED, "the code stays");
+        insta::assert_snapshot!(verdict(&end).sentence.unwrap(), @"job exited with code 0 (Evicted: the node was low on memory)");
+        for (phase, reason) in [("Running", "Running"), ("Failed", "Stopped")] {
+            assert_eq!(
+                confirmed(seen.clone(), &status(phase, reason)),
+                seen,
+                "{phase} {reason}"
+            );
+        }
+        let own = exit(Outcome::Code, 7);
+        assert_eq!(confirmed(own.clone(), &status("Failed", "NonZeroExit")), own);
     }
 
     #[test]

@@ -161,7 +161,11 @@ fn the_result_file_of_an_earlier_run_is_not_taken_for_that_of_a_run_that_failed(
         read["message"].as_str().is_some_and(|text| text.contains("--wrong")),
         "{read}"
     );
-
+    assert_eq!(
+        (&read["name"], &read["namespace"]),
+        (&"job".into(), &"".into()),
+        "{read}"
+    );
     let text = stderr(
         &[
             "run",
@@ -176,6 +180,33 @@ fn the_result_file_of_an_earlier_run_is_not_taken_for_that_of_a_run_that_failed(
         125,
     );
     assert!(text.contains("/nonexistent/r"), "{text}");
+}
+
+#[test]
+fn the_result_file_names_the_process_also_after_wrong_arguments() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("result.json");
+    let file = path.to_str().expect("text");
+    let result = format!("--result-file={file}");
+    for words in [
+        &["-n", "ns", "run", "--deadline", "soon", "-it", "job", &result][..],
+        &["run", "-qnns", "--wrong", "job", "more", "--image=i", &result],
+        &[
+            "rerun",
+            "--namespace=ns",
+            "job",
+            "--detach",
+            "--rm",
+            "--result-file",
+            file,
+        ],
+    ] {
+        stderr(words, 125);
+        let read: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).expect("it is there")).expect("JSON");
+        let found = (&read["name"], &read["namespace"]);
+        assert_eq!(found, (&"job".into(), &"ns".into()), "{words:?}: {read}");
+    }
 }
 
 #[test]

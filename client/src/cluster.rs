@@ -247,9 +247,12 @@ impl Cluster {
             kube::Error::Service(error) if error.is::<credential::Error>() => format!("cannot {what}: {error}"),
             other => {
                 let why = innermost(other);
-                let fix = match why.starts_with("invalid peer certificate") {
-                    true => ". Check certificate-authority and tls-server-name of the cluster entry in the kubeconfig",
-                    false => "",
+                let fix = if why.starts_with("invalid peer certificate") {
+                    ". Check certificate-authority and tls-server-name of the cluster entry in the kubeconfig"
+                } else if self.url.starts_with("http:") {
+                    ". This URL has no TLS: write the server in the kubeconfig as https://HOST:PORT"
+                } else {
+                    ""
                 };
                 format!("cannot {what}: no answer from {}: {why}{fix}", self.url)
             }

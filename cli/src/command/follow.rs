@@ -225,7 +225,7 @@ fn verdict(
     };
     match ended {
         Ok(Some(exit)) => {
-            let verdict = exit::judge(name, &exit, ledger);
+            let verdict = exit::verdict(name, &exit, ledger);
             Ok((Some(exit), verdict))
         }
         Ok(None) => Ok((

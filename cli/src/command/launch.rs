@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::ValueEnum;
+use clap::{Arg, ValueEnum};
 use futures::future::join;
 use kube::Resource;
 use kube::api::{DeleteParams, PostParams, Preconditions};
@@ -22,8 +22,8 @@ use tokio::time::{Instant, timeout};
 
 use super::delete;
 use super::follow::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
-use super::next_attempt::NextAttempt;
-use crate::args::{GlobalArgs, given};
+use super::next_attempt::{NextAttempt, STATUS_LAG};
+use crate::args::{GlobalArgs, given, process_name};
 use crate::exit::{self, Record, Verdict};
 use crate::failure::Failure;
 use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, check_stdin, terminal, window};
@@ -33,8 +33,6 @@ use crate::progress::Messages;
 
 /// How long to try a given address before the process is created nevertheless.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
-/// How much the status may lag behind the end that we know.
-const LAG: Duration = Duration::from_secs(2);
 
 /// How a new process is followed; shared by all commands that create one.
 #[derive(Debug, clap::Args)]
@@ -183,26 +181,65 @@ pub async fn recorded(
 }
 
 /// Writes the result file also for wrong arguments, so that the result of an earlier run is not taken for that of this
-/// one. The arguments could not be parsed, so the flag is searched for by its name.
+/// one.
 pub fn record_usage(arguments: &[OsString], text: &str) {
-    let ours: Vec<&OsString> = arguments.iter().take_while(|word| *word != "--").collect();
-    let path =
-        ours.iter()
-            .enumerate()
-            .find_map(|(index, word)| match word.to_str()?.strip_prefix("--result-file")? {
-                "" => ours.get(index + 1).map(PathBuf::from),
-                rest => rest.strip_prefix('=').map(PathBuf::from),
-            });
-    let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else {
+    let words = arguments.iter().skip(1).take_while(|word| *word != "--");
+    let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let values = values(&words);
+    let of = |id: &str| values.iter().find(|(found, value)| found == id && !value.is_empty());
+    let Some(path) = of("result_file").map(|(_, path)| PathBuf::from(path)) else {
         return;
     };
+    // The first word without a flag is the verb.
+    let name = values.iter().filter(|(id, _)| id.is_empty()).nth(1);
+    let name = name.and_then(|(_, name)| process_name(name).ok()).unwrap_or_default();
+    let namespace = of("namespace")
+        .map(|(_, namespace)| namespace.as_str())
+        .unwrap_or_default();
     let verdict = Verdict {
         code: exit::UNKNOWN,
         sentence: Some(text.to_owned()),
     };
-    let record = Record::new("", "", "", None, &verdict);
+    let record = Record::new(namespace, &name, "", None, &verdict);
     // The exit code reports the failure, too.
     let _ = exit::empty_record(&path).and_then(|()| record.write(&path));
+}
+
+/// The values in a command line that is wrong somewhere, each with the id of its argument; without one for words that
+/// belong to no flag.
+fn values(words: &[String]) -> Vec<(String, String)> {
+    let mut parser = super::parser(None);
+    parser.build();
+    let Some(verb) = words.iter().find_map(|word| parser.find_subcommand(word)) else {
+        return Vec::new();
+    };
+    let takes = |argument: &&Arg| argument.get_num_args().is_some_and(|count| count.takes_values());
+    let find = |is_meant: &dyn Fn(&Arg) -> bool| verb.get_arguments().find(|argument| is_meant(argument)).filter(takes);
+    let mut found = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let (argument, value) = if let Some(long) = word.strip_prefix("--") {
+            let (name, value) = long.split_once('=').map_or((long, ""), |(name, value)| (name, value));
+            (find(&|argument| argument.get_long() == Some(name)), value)
+        } else if let Some(short) = word.strip_prefix('-').filter(|short| !short.is_empty()) {
+            // The first letter that takes a value takes the rest.
+            let first = short.char_indices().find_map(|(at, letter)| {
+                let argument = find(&|argument| argument.get_short() == Some(letter))?;
+                Some((Some(argument), &short[at + letter.len_utf8()..]))
+            });
+            first.unwrap_or_default()
+        } else {
+            found.push((String::new(), word.clone()));
+            continue;
+        };
+        let Some(argument) = argument else { continue };
+        let value = match value.strip_prefix('=').unwrap_or(value) {
+            "" => words.next().cloned(),
+            value => Some(value.to_owned()),
+        };
+        found.extend(value.map(|value| (argument.get_id().to_string(), value)));
+    }
+    found
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
@@ -470,7 +507,7 @@ async fn remove(cluster: &Cluster, output: &Output, name: &str, uid: &str) -> Re
 
 /// Waits briefly until the status shows the end, too.
 async fn settle(cluster: &Cluster, name: &str, uid: &str) {
-    let deadline = Some(Instant::now() + LAG);
+    let deadline = Some(Instant::now() + STATUS_LAG);
     let is_told = |seen: &Seen| seen.has_ended().then_some(());
     // The end is known. A status that cannot be read, or is late, does not change it.
     let _ = observe::until(&cluster.processes(), name, Some(uid), deadline, is_told).await;

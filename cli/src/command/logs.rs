@@ -45,6 +45,12 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
         let hint = format!("{name} runs at a terminal: control characters are shown. To do them: --raw");
         output.line(&hint).await?;
     }
+    let earlier = object.as_deref().and_then(earlier);
+    let earlier = earlier.filter(|_| args.attempt == 0 && !args.quiet);
+    // The end may be far away, and what you read now is not the whole story.
+    if let Some(sentence) = earlier.as_ref().filter(|_| args.follow) {
+        output.line(sentence).await?;
+    }
     let job = Job {
         output: output.open(label(&key)).await?,
         messages: Messages::new(&name, args.quiet, &output),
@@ -57,11 +63,7 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
         Over::Done((_, verdict)) => verdict,
         Over::Left(code) => return Ok(code),
     };
-    if let Some(sentence) = object
-        .as_deref()
-        .and_then(earlier)
-        .filter(|_| args.attempt == 0 && !args.quiet)
-    {
+    if let Some(sentence) = earlier.filter(|_| !args.follow) {
         output.line(&sentence).await?;
     }
     if let Some(sentence) = verdict.said(args.quiet) {

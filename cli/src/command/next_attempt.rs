@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the relay may not know an attempt that the API server has shown us.
 const LAG: Duration = Duration::from_secs(15);
 
+/// How long the status may lag behind the end that we know.
+pub(super) const STATUS_LAG: Duration = Duration::from_secs(2);
+
 /// Determines from the object what follows an attempt.
 #[derive(Clone)]
 pub struct NextAttempt {
@@ -57,21 +60,22 @@ pub async fn follow<D: Dial>(
 ) -> Result<Option<Exit>, Error> {
     loop {
         let end = follower.run().await?;
-        let (Some(next_attempt), Some(exit), Some(attempt)) = (next_attempt, &end, follower.ledger.attempt()) else {
-            return Ok(end);
+        let (next_attempt, exit, attempt) = match (next_attempt, end, follower.ledger.attempt()) {
+            (Some(next_attempt), Some(exit), Some(attempt)) => (next_attempt, exit, attempt),
+            (_, end, _) => return Ok(end),
         };
         // Without retries another attempt follows only one that ran nothing, or whose end was not seen.
         let has_run = exit.source() == Source::Entrypoint;
         // Nothing follows a success, whatever the object currently says.
-        if exit::is_success(exit) || (has_run && !next_attempt.may_have_retries) {
-            return Ok(end);
+        if exit::is_success(&exit) || (has_run && !next_attempt.may_have_retries) {
+            return Ok(Some(next_attempt.confirmed(exit).await));
         }
         let name = &next_attempt.key.name;
-        let said = exit::judge(name, exit, &follower.ledger).sentence;
-        let said = said.unwrap_or_else(|| exit::ended(name, exit));
+        let said = exit::verdict(name, &exit, &follower.ledger).sentence;
+        let said = said.unwrap_or_else(|| exit::ended(name, &exit));
         let said = (!is_quiet).then(|| format!("attempt {attempt}: {said}"));
         let Some(next) = next_attempt.after((attempt, has_run), &follower.sink, said).await? else {
-            return Ok(end);
+            return Ok(Some(next_attempt.confirmed(exit).await));
         };
         if !is_quiet {
             follower.sink.line(&format!("attempt {next} of {name} begins")).await?;
@@ -93,8 +97,28 @@ impl NextAttempt {
         }
     }
 
-    /// The next attempt; `None` if there is none, or if the user may not read the object. If one follows, prints
-    /// `said`, how the attempt ended, and then why the next one waits; with `None` prints nothing.
+    /// The end with the reason of the status, if there was a stop and the status has its final state soon.
+    async fn confirmed(&self, exit: Exit) -> Exit {
+        if exit.stop.is_none() {
+            return exit;
+        }
+        let deadline = Some(Instant::now() + STATUS_LAG);
+        let uid = Some(self.key.uid.as_str()).filter(|uid| !uid.is_empty());
+        let ended = |seen: &Seen| match seen {
+            Seen::There(object) => object.is_final().then(|| object.status.clone()),
+            Seen::Gone => Some(None),
+        };
+        match observe::until(&self.cluster.processes(), &self.key.name, uid, deadline, ended).await {
+            Ok(Some(status)) => exit::confirmed(exit, &status),
+            _ => exit,
+        }
+    }
+
+    /// The next attempt; `None` if there is none. If one follows, prints `said`, how the attempt ended, and then why the
+    /// next one waits; with `None` prints nothing.
+    ///
+    /// # Errors
+    /// You may not read the object, so it is not known whether another attempt follows.
     async fn after(&self, ended: Ended, output: &Output, said: Option<String>) -> Result<Option<u32>, Error> {
         let api = self.cluster.processes();
         let uid = Some(self.key.uid.as_str()).filter(|uid| !uid.is_empty());
@@ -119,7 +143,12 @@ impl NextAttempt {
                 output.line(&format!("{}: {sentence}", self.key.name)).await?;
                 return Ok(None);
             }
-            Err(error) => return self.failed(error).map_err(later),
+            Err(error) => {
+                if let Some(said) = said {
+                    output.line(&said).await?;
+                }
+                return self.failed(error).map_err(later);
+            }
         };
         if let Some(said) = said {
             output.line(&said).await?;
@@ -138,7 +167,6 @@ impl NextAttempt {
 
     fn failed(&self, error: observe::Error) -> Result<Option<u32>, String> {
         match error {
-            observe::Error::Api(kube::Error::Api(status)) if status.code == 403 => Ok(None),
             observe::Error::Api(error) => {
                 let rule = Rule::process("get, watch", "remoteprocess-view");
                 Err(self

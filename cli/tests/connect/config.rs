@@ -30,12 +30,18 @@ fn an_empty_kubeconfig_flag_counts_as_absent() {
 }
 
 #[test]
-fn a_server_without_a_scheme_is_called_with_tls_where_a_ca_is_set() {
+fn a_server_without_a_scheme_has_no_tls_as_for_kubectl_also_where_a_ca_is_set() {
     let api = Api::start();
     let server = json!({"server": format!("127.0.0.1:{}", api.port)});
     let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &server);
     let output = api.rproc(&kubeconfig, &["ps"]).output().unwrap();
-    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    assert!(
+        text.contains("http://127.0.0.1") && text.contains("https://HOST:PORT"),
+        "{text}"
+    );
+    assert!(api.calls().is_empty(), "no token was sent");
 }
 
 #[test]

@@ -9,14 +9,17 @@ use crate::api::{Api, TOKEN, stderr};
 
 /// Version of the credential plugins' interface.
 const V1: &str = "client.authentication.k8s.io/v1";
+const V1BETA1: &str = "client.authentication.k8s.io/v1beta1";
 
 /// A plugin that reads all of its input, counts its runs and prints a token.
 fn plugin(api: &Api, mode: Option<&str>) -> Value {
     let count = api.folder.path().join("runs");
-    let credential = json!({"kind": "ExecCredential", "apiVersion": V1, "status": {"token": TOKEN}});
+    // Only the older version may leave the mode out.
+    let version = if mode.is_some() { V1 } else { V1BETA1 };
+    let credential = json!({"kind": "ExecCredential", "apiVersion": version, "status": {"token": TOKEN}});
     let text = format!("cat > /dev/null; echo run >> {}; echo '{credential}'", count.display());
     api.script("plugin", &text);
-    let mut exec = json!({"apiVersion": V1, "command": "./plugin"});
+    let mut exec = json!({"apiVersion": version, "command": "./plugin"});
     if let Some(mode) = mode {
         exec["interactiveMode"] = mode.into();
     }

@@ -256,7 +256,7 @@ async fn follow_attempts(script: &Script, want: Want, cuts: &[usize], next_attem
     .await
     .expect("it ends");
     let code = match &result {
-        Ok(Some(end)) => exit::judge("job", end, &follower.ledger).code,
+        Ok(Some(end)) => exit::verdict("job", end, &follower.ledger).code,
         Ok(None) => 0,
         Err(_) => UNKNOWN,
     };
@@ -564,7 +564,9 @@ fn object(code: StatusCode, statuses: Vec<Value>) -> NextAttempt {
         } else {
             serde_json::to_vec(&answer).unwrap()
         };
-        let refusal = json!({"code": code.as_u16(), "message": "no", "reason": "Forbidden"}).to_string();
+        let refusal = json!({"code": code.as_u16(), "reason": "Forbidden",
+            "message": "remoteprocesses \"job\" is forbidden: User \"ann\" cannot get resource \"remoteprocesses\""});
+        let refusal = refusal.to_string();
         let body = if code == StatusCode::OK { body } else { refusal.into() };
         std::future::ready(Ok::<_, std::convert::Infallible>(
             http::Response::builder().status(code).body(Body::from(body)).unwrap(),
@@ -642,7 +644,7 @@ async fn each_attempt_is_followed_and_the_last_ones_code_counts() {
 }
 
 #[tokio::test]
-async fn nothing_follows_a_success_nor_an_object_that_may_not_be_read() {
+async fn nothing_follows_a_success() {
     let script = |code| Script {
         attempts: vec![1],
         ..mixed(1000).ends(code)
@@ -651,9 +653,6 @@ async fn nothing_follows_a_success_nor_an_object_that_may_not_be_read() {
     let later = || object(StatusCode::OK, vec![at("Running", "Running", 1)]);
     let succeeded = follow_attempts(&script(0), following(), &[], Some(&later())).await;
     assert_eq!(succeeded.code, 0, "{:?}", succeeded.result);
-    let forbidden = object(StatusCode::FORBIDDEN, vec![]);
-    let failed = follow_attempts(&script(7), following(), &[], Some(&forbidden)).await;
-    assert_eq!(failed.code, 7, "{:?}", failed.result);
     let away = object(StatusCode::SERVICE_UNAVAILABLE, vec![]);
     let failed = follow_attempts(&script(7), following(), &[], Some(&away)).await;
     assert_eq!(failed.code, 7, "an end that is known is told: {:?}", failed.result);
@@ -662,4 +661,29 @@ async fn nothing_follows_a_success_nor_an_object_that_may_not_be_read() {
         stderr.contains("does not say whether another attempt follows"),
         "{stderr}"
     );
+}
+
+#[tokio::test]
+async fn without_the_right_to_read_the_object_the_missing_rule_is_said_and_the_end_is_not_known() {
+    let mut script = Script {
+        attempts: vec![1],
+        ..mixed(1000).ends(7)
+    };
+    script.exit.as_mut().unwrap().source = v1::exit::Source::Entrypoint.into();
+    let forbidden = object(StatusCode::FORBIDDEN, vec![]);
+    let followed = follow_attempts(&script, following(), &[], Some(&forbidden)).await;
+    let Err(error) = followed.result else {
+        panic!("{:?}", followed.result);
+    };
+    let sentence = error.to_string();
+    assert!(sentence.contains("verbs: [get, watch]"), "{sentence}");
+    let stderr = String::from_utf8_lossy(&followed.stderr).into_owned();
+    assert!(stderr.contains("attempt 1: job exited with code 7"), "{stderr}");
+    // A program that ran is not followed by another attempt where there are no retries.
+    let forbidden = NextAttempt {
+        may_have_retries: false,
+        ..object(StatusCode::FORBIDDEN, vec![])
+    };
+    let followed = follow_attempts(&script, following(), &[], Some(&forbidden)).await;
+    assert_eq!(followed.code, 7, "{:?}", followed.result);
 }

@@ -125,7 +125,7 @@ fn of_context(
     let mut user = selected.user.unwrap_or_default();
     impersonate(&mut user, options);
     check_user(&user, &selected.user_label)?;
-    let url = server_url(cluster, &user).map_err(|why| format!("{label}: {why}"))?;
+    let url = server_url(cluster).map_err(|why| format!("{label}: {why}"))?;
     let mut config = Config::new(url);
     config.root_cert = authorities(cluster, label)?;
     config.accept_invalid_certs = cluster.insecure_skip_tls_verify == Some(true);
@@ -292,9 +292,11 @@ fn credentials(user: &mut AuthInfo, cluster: &Cluster, label: &str) -> Result<(O
 fn read_certificate(user: &mut AuthInfo, label: &str) -> Result<(), String> {
     let chain = nonempty(user.client_certificate_data.take().as_ref());
     let chain = data_or_file(chain, user.client_certificate.take(), label, "client-certificate")?;
-    let key = user.client_key_data.take().map(|key| key.expose_secret().to_owned());
-    let key = data_or_file(nonempty(key.as_ref()), user.client_key.take(), label, "client-key")?;
-    if let (Some(chain), Some(key)) = (chain, key) {
+    let (key, file) = (user.client_key_data.take(), user.client_key.take());
+    // A key without a certificate is not looked at.
+    let Some(chain) = chain else { return Ok(()) };
+    let key = key.map(|key| key.expose_secret().to_owned());
+    if let Some(key) = data_or_file(nonempty(key.as_ref()), file, label, "client-key")? {
         user.client_certificate_data = Some(STANDARD.encode(chain));
         user.client_key_data = Some(STANDARD.encode(key).into());
     }
@@ -308,7 +310,10 @@ fn data_or_file(
     field: &str,
 ) -> Result<Option<Vec<u8>>, String> {
     match (data, nonempty(file.as_ref())) {
-        (Some(data), _) => {
+        (Some(_), Some(_)) => Err(format!(
+            "{label}: {field} and {field}-data are both set. Remove one of them"
+        )),
+        (Some(data), None) => {
             let data: String = data.split_whitespace().collect();
             let bytes = STANDARD.decode(data);
             bytes
@@ -340,24 +345,18 @@ fn certificates(pem: &[u8]) -> Option<Vec<Vec<u8>>> {
     (!found.is_empty()).then_some(found)
 }
 
-/// The URL of the API server. One without a scheme uses TLS if any TLS setting is present (`rest.DefaultServerURL`).
-fn server_url(cluster: &Cluster, user: &AuthInfo) -> Result<Uri, String> {
-    let is_set = |value: &Option<String>| nonempty(value.as_ref()).is_some();
-    let is_tls = is_set(&cluster.certificate_authority)
-        || is_set(&cluster.certificate_authority_data)
-        || cluster.insecure_skip_tls_verify == Some(true)
-        || is_set(&user.client_certificate)
-        || is_set(&user.client_certificate_data);
+/// The URL of the API server. One without a scheme has no TLS: client-go decides that before it looks at the certificate
+/// authority (`clientcmd.ClientConfig`).
+fn server_url(cluster: &Cluster) -> Result<Uri, String> {
     let Some(server) = nonempty(cluster.server.as_ref()) else {
         return Err("it has no server. Set it to the URL of the API server".to_owned());
     };
     let server = server.trim();
     let wrong = |why: &str| format!("its server {server:?} {why}: write it as https://HOST:PORT");
     let has_scheme = server.contains("://");
-    let text = match (has_scheme, is_tls) {
-        (true, _) => server.to_owned(),
-        (false, true) => format!("https://{server}"),
-        (false, false) => format!("http://{server}"),
+    let text = match has_scheme {
+        true => server.to_owned(),
+        false => format!("http://{server}"),
     };
     let text = text.split(['?', '#']).next().unwrap_or_default();
     let url: Uri = text.parse().map_err(|_| wrong("is not a URL"))?;
@@ -507,7 +506,7 @@ mod tests {
             (
                 "10.0.0.1:6443",
                 ", insecure-skip-tls-verify: true",
-                "https://10.0.0.1:6443/",
+                "http://10.0.0.1:6443/",
             ),
             ("example.com", "", "http://example.com/"),
             ("https://example.com/k8s/c1?x=1#y", "", "https://example.com/k8s/c1"),
@@ -586,6 +585,22 @@ mod tests {
                 "exec and auth-provider",
             ),
             ("{exec: {}}", "no command"),
+            (
+                "{exec: {command: x, apiVersion: client.authentication.k8s.io/v1}}",
+                "no interactiveMode",
+            ),
+            (
+                "{exec: {command: x, apiVersion: client.authentication.k8s.io/v1beta1, env: [{name: '', value: x}]}}",
+                "without a name",
+            ),
+            (
+                "{client-certificate-data: eA==, client-certificate: x, client-key-data: eA==}",
+                "client-certificate-data are both set",
+            ),
+            (
+                "{client-certificate-data: eA==, client-key: x, client-key-data: eA==}",
+                "client-key-data are both set",
+            ),
         ] {
             let why = refusal("{server: 'https://a'}", user);
             assert!(why.contains("user \"u\"") && why.contains(word), "{user}: {why}");
@@ -596,6 +611,10 @@ mod tests {
                 "{server: 'https://a', certificate-authority-data: eA==}",
                 "no certificate",
             ),
+            (
+                "{server: 'https://a', certificate-authority: x, certificate-authority-data: eA==}",
+                "certificate-authority-data are both set",
+            ),
         ] {
             let why = refusal(cluster, "{}");
             assert!(why.contains("cluster \"c\"") && why.contains(word), "{why}");
@@ -605,7 +624,7 @@ mod tests {
     #[test]
     fn what_goes_first_among_credentials_is_as_in_kubectl() {
         let account = |user: &str| of("{server: 'https://a'}", user).unwrap().account;
-        let exec = "exec: {command: p, apiVersion: client.authentication.k8s.io/v1}";
+        let exec = "exec: {command: p, apiVersion: client.authentication.k8s.io/v1beta1}";
         for (user, means) in [
             (format!("{{tokenFile: f, token: t, {exec}}}"), "the token in "),
             (format!("{{token: t, {exec}}}"), "its token"),

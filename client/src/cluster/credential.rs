@@ -293,7 +293,7 @@ mod tests {
         );
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let exec = serde_json::json!({"command": path, "apiVersion": V1});
+        let exec = serde_json::json!({"command": path, "apiVersion": V1, "interactiveMode": "Never"});
         let plugin = Plugin::new(serde_json::from_value(exec).unwrap(), None, "user".into()).unwrap();
         let config = Config::new("https://cluster".parse().unwrap());
         let renewing = Renewing::open(config, Connector::default(), Source::Plugin(Box::new(plugin))).await;

@@ -70,7 +70,7 @@ impl Proxies {
         };
         let proxy = |names| variable(names).map(|(name, value)| Proxy::parse(name, &value));
         Self {
-            fixed: (!proxy_url.is_empty()).then(|| Proxy::parse("proxy-url", proxy_url)),
+            fixed: (!proxy_url.is_empty()).then(|| Proxy::of_kubeconfig(proxy_url)),
             http: proxy(["HTTP_PROXY", "http_proxy"]),
             https: proxy(["HTTPS_PROXY", "https_proxy"]),
             direct: variable(["NO_PROXY", "no_proxy"])
@@ -115,6 +115,19 @@ fn bare(host: &str) -> &str {
 }
 
 impl Proxy {
+    /// A `proxy-url`. Unlike the variables, it names one of three schemes (`clientcmd.parseProxyURL`).
+    fn of_kubeconfig(text: &str) -> Result<Self, String> {
+        let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+        match scheme.as_deref() {
+            Some("http" | "https" | "socks5") => Self::parse("proxy-url", text),
+            _ => Err(
+                "proxy-url has no scheme, or one that is not supported: write it as http://HOST:PORT, \
+                      https://HOST:PORT or socks5://HOST:PORT"
+                    .to_owned(),
+            ),
+        }
+    }
+
     /// `http://`, `https://`, `socks5://` or `socks5h://`, with user and password where needed; `host:port` is HTTP.
     fn parse(source: &'static str, text: &str) -> Result<Self, String> {
         let wrong = |why: &str| {
@@ -356,6 +369,19 @@ mod tests {
         assert_eq!((proxy.protocol, proxy.uri.port_u16()), (Protocol::Socks5, Some(1080)));
         assert_eq!(proxy.user, Some(("me".into(), "a@b".into())));
         assert!(!proxy.label().contains("a@b"));
+    }
+
+    #[test]
+    fn a_proxy_url_of_the_kubeconfig_has_a_scheme() {
+        for url in ["gate:3128", "socks5h://gate", "ftp://gate", "//gate"] {
+            let why = Proxies::new(url, &|_| None).of(true, "x", 443).unwrap_err();
+            assert!(
+                why.starts_with("proxy-url ") && why.contains("socks5://HOST:PORT"),
+                "{why}"
+            );
+        }
+        let set = Proxies::new("HTTP://gate:1", &|_| None);
+        assert!(set.of(true, "x", 443).unwrap().is_some());
     }
 
     #[test]

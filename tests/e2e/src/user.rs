@@ -56,6 +56,20 @@ impl User {
         self.as_this_person(kubectl(arguments))
     }
 
+    /// The example of the client library as this user. `cargo test --workspace` has built it.
+    pub fn client_example(&self, arguments: &[&str]) -> Program {
+        let words = [
+            "run",
+            "--quiet",
+            "--locked",
+            "--package=remoteprocess-client",
+            "--example=process",
+            "--",
+        ];
+        let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+        Program::new(&cargo, words.iter().chain(arguments)).env("KUBECONFIG", &self.kubeconfig)
+    }
+
     /// `kubectl` as this user, with one more folder before `path` in which it looks for plugins.
     pub fn kubectl_at(&self, folder: &Path, path: &str) -> Program {
         self.as_this_person(kubectl_alone())

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use remoteprocess_e2e::{Namespace, Program, spec, until, with_temp_ns};
+use remoteprocess_e2e::{BUSYBOX, Namespace, Program, spec, until, with_temp_ns};
 use serde_json::{Value, json};
 
 fn labelled(namespace: &Namespace, name: &str, script: &str) -> Program {
@@ -112,6 +112,35 @@ fn what_is_kept_is_verified() {
         verified
             .expect_code(0)?
             .expect_stderr(&["verified by the seal and the status"])?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_example_of_the_client_library_runs_signals_and_verifies_a_process() {
+    with_temp_ns("client", |namespace| {
+        let example = |words: &[&str]| namespace.editor.client_example(words);
+        let numbers = "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n";
+        let ran = example(&["run", BUSYBOX, "seq", "10"]).succeed()?;
+        ensure!(
+            ran == format!("{numbers}ended with 0; 21 bytes, verified by length and hash\n"),
+            "{ran}"
+        );
+        let script = "trap 'echo signal; exit 3' HUP; echo ready; while :; do sleep 0.05; done";
+        labelled(namespace, "trapped", script).succeed()?;
+        namespace.wait_running("trapped")?;
+        let follows = example(&["follow", "trapped", "2"]).start()?;
+        until("the first line from byte 2", Duration::from_secs(60), || {
+            Ok(follows.said().starts_with("ady\n"))
+        })?;
+        let listed = example(&["list"]).succeed()?;
+        ensure!(listed.contains("trapped"), "{listed}");
+        example(&["signal", "trapped", "1"]).succeed()?;
+        let followed = follows.finish()?;
+        ensure!(
+            String::from_utf8_lossy(&followed.stdout) == "ady\nsignal\nended with 3; 13 bytes, verified by length\n",
+            "{followed}"
+        );
         Ok(())
     });
 }

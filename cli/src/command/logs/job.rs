@@ -201,7 +201,7 @@ impl Job {
         };
         let exit = next_attempt::follow(&mut follower, self.next_attempt.as_ref(), self.is_quiet).await?;
         let verdict = match &exit {
-            Some(exit) => exit::judge(&name, exit, &follower.ledger),
+            Some(exit) => exit::verdict(&name, exit, &follower.ledger),
             None => open_ended(&name, &follower.ledger),
         };
         if let Some(exit) = &exit {

@@ -42,6 +42,9 @@ impl Plugin {
             return wrong("has no command");
         }
         match config.api_version.as_deref().unwrap_or_default() {
+            "client.authentication.k8s.io/v1" if config.interactive_mode.is_none() => {
+                return wrong("has no interactiveMode. Set it to Never, IfAvailable or Always");
+            }
             "client.authentication.k8s.io/v1" | "client.authentication.k8s.io/v1beta1" => {}
             "" => return wrong("has no apiVersion. Set it to client.authentication.k8s.io/v1"),
             other => {
@@ -49,6 +52,10 @@ impl Plugin {
                     "has the apiVersion {other:?}, which is not known. Set it to client.authentication.k8s.io/v1"
                 ));
             }
+        }
+        let mut variables = config.env.iter().flatten();
+        if variables.any(|variable| variable.get("name").is_none_or(String::is_empty)) {
+            return wrong("has an environment variable without a name");
         }
         Ok(Self {
             config,
@@ -241,7 +248,7 @@ mod tests {
     const V1: &str = "client.authentication.k8s.io/v1";
 
     fn plugin(command: &str, more: serde_json::Value) -> Plugin {
-        let mut config = serde_json::json!({"apiVersion": V1, "command": command});
+        let mut config = serde_json::json!({"apiVersion": V1, "command": command, "interactiveMode": "IfAvailable"});
         config
             .as_object_mut()
             .unwrap()

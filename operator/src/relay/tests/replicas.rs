@@ -148,6 +148,36 @@ async fn signals_and_stops_reach_the_agent_through_any_replica_with_the_users_na
 }
 
 #[tokio::test]
+async fn signals_and_stops_of_a_foreign_protocol_version_are_refused_on_the_wire() {
+    let (home, other) = pair().await;
+    let program = program(1);
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    home.open(&agent);
+    for replica in [&home, &other] {
+        let mut client = replica.client().await;
+        let protocol = PROTOCOL + 2;
+        let signal = SignalRequest {
+            protocol,
+            process: process(),
+            number: 10,
+            ..SignalRequest::default()
+        };
+        let refused = soon(client.signal(signal)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+        let stop = StopRequest {
+            protocol,
+            process: process(),
+            ..StopRequest::default()
+        };
+        let refused = soon(client.stop(stop)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+        assert!(refused.message().contains("protocol"), "{refused}");
+    }
+    assert!(program.signals.lock().unwrap().is_empty() && program.stops.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn the_code_tells_a_writer_whether_the_process_has_ended_or_may_still_start() {
     let (_home, other) = pair().await;
     for (phase, code) in [
