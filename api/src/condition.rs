@@ -33,15 +33,16 @@ pub enum ConditionType {
     ArchiveUnavailable,
 }
 
-impl ConditionType {
-    /// Whether the relay writes it; the controller writes the others.
-    #[must_use]
-    pub fn is_of_relay(self) -> bool {
-        matches!(
-            self,
-            Self::OutputSealed | Self::OutputLost | Self::OutputBlocked | Self::ArchiveUnavailable
-        )
-    }
+/// Whether the relay writes this condition; the controller and the relay write the others.
+#[must_use]
+pub fn is_of_relay(condition: &Condition) -> bool {
+    let of_relay = [
+        ConditionType::OutputSealed,
+        ConditionType::OutputLost,
+        ConditionType::OutputBlocked,
+        ConditionType::ArchiveUnavailable,
+    ];
+    condition.type_.parse().is_ok_and(|kind| of_relay.contains(&kind))
 }
 
 /// The condition of the given type.

@@ -1,5 +1,4 @@
-//! What the controller and the relay report about a process. They write disjoint fields, each under its own field
-//! manager.
+//! What the controller and the relay report about a process.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;

@@ -27,7 +27,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::controller::{Action, Config as ApplierConfig};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt, runtime};
-use remoteprocess_api::RemoteProcess;
+use remoteprocess_api::{RemoteProcess, RemoteProcessStatus, names};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
 
@@ -43,7 +43,7 @@ use crate::directory::{Directory, Scope};
 use crate::phase::pod::Refusal;
 use crate::phase::{self, Memory, Situation, Verdict};
 use crate::report::Reporter;
-use crate::status;
+use crate::status::{self, Written};
 
 /// Number of objects reconciled at the same time.
 const CONCURRENCY: u16 = 32;
@@ -220,11 +220,10 @@ impl Context {
         verdict: Verdict,
     ) -> Result<(Arc<RemoteProcess>, Option<Duration>), Error> {
         self.remembered.keep(&process, verdict.memory);
-        let written = status::write(&self.client, &process, &verdict.status).await?;
-        let settled = match written.map(Arc::new) {
+        let settled = match self.write(&process, verdict.status).await? {
             Some(written) => {
                 self.reporter.report_phase(&process, &written).await;
-                written
+                Arc::from(written)
             }
             None => process,
         };
@@ -232,6 +231,24 @@ impl Context {
             self.reporter.report_wait(&settled, count).await;
         }
         Ok((settled, verdict.requeue_after))
+    }
+
+    /// Writes `next` if it differs from what `process` shows; returns `None` if it does not. The write succeeds only for the
+    /// version of the object on which the decision was based, so that it cannot overrule a grant that came in between.
+    async fn write(
+        &self,
+        process: &RemoteProcess,
+        next: RemoteProcessStatus,
+    ) -> Result<Option<Box<RemoteProcess>>, Error> {
+        if process.status.clone().unwrap_or_default() == next {
+            return Ok(None);
+        }
+        match status::write(&self.client, names::CONTROLLER_MANAGER, process, next).await {
+            Ok(Written::Done(written)) => Ok(Some(written)),
+            Ok(Written::Conflict(message)) => Err(Error::Conflict(message)),
+            Ok(Written::Gone) => Err(Error::Conflict("it is gone".into())),
+            Err(source) => Err(Error::Status(source)),
+        }
     }
 
     /// Fails if this is not the current object. A status that was just written is current; a cache may be behind, and

@@ -1,5 +1,5 @@
 //! A fake API server that keeps what it is given, for tests in which controller and relay work on the same object:
-//! resourceVersions, server-side apply per field manager, preconditions of deletions.
+//! resourceVersions, writes of the status, preconditions of deletions.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use http::Method;
 use kube::Client;
 use remoteprocess_api::RemoteProcess;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::fake_api::{self, Call, refusal};
 
@@ -49,8 +49,6 @@ impl Life {
 struct State {
     version: u64,
     objects: BTreeMap<Key, Value>,
-    /// What each field manager applied last to the status of an object.
-    applied: BTreeMap<(Key, String), Value>,
     status_writes: Vec<(String, Value)>,
     events: Vec<Value>,
 }
@@ -145,7 +143,7 @@ impl State {
             (&Method::POST, None, _) => self.create(&kind, call.body.clone()),
             (&Method::PATCH, Some(name), None) if kind == "events" => self.renew_event(&name, &call.body),
             (&Method::GET, Some(name), _) => self.read(&(kind, name)),
-            (&Method::PATCH, Some(name), Some("status")) => self.apply_status((kind, name), call),
+            (&Method::PUT, Some(name), Some("status")) => self.replace_status((kind, name), call),
             (&Method::DELETE, Some(name), _) => self.delete(&(kind, name), &call.body),
             _ => panic!("not expected: {call:?}"),
         }
@@ -225,7 +223,7 @@ impl State {
         (200, deleted)
     }
 
-    fn apply_status(&mut self, key: Key, call: &Call) -> (u16, Value) {
+    fn replace_status(&mut self, key: Key, call: &Call) -> (u16, Value) {
         let Some(object) = self.objects.get(&key).cloned() else {
             return refusal(404, "NotFound");
         };
@@ -241,64 +239,13 @@ impl State {
             .find_map(|pair| pair.strip_prefix("fieldManager="))
             .expect("a field manager")
             .to_owned();
-        let mine = call.body["status"].clone();
-        let before = self.applied.insert((key.clone(), manager.clone()), mine.clone());
-        let others = self.applied.iter().filter(|((of, by), _)| *of == key && *by != manager);
-        let mut merged = json!({});
-        for (_, other) in others {
-            merge(&mut merged, other, false);
-        }
-        if !merge(&mut merged, &mine, true) {
-            // Without force, a field of another manager with another value is a conflict.
-            self.applied.insert((key, manager), before.unwrap_or_default());
-            return refusal(409, "Conflict");
-        }
-        if object["status"] == merged {
+        let status = call.body["status"].clone();
+        if object["status"] == status {
             return (200, object);
         }
         let mut next = object;
-        next["status"] = merged.clone();
-        self.status_writes.push((manager, merged));
+        next["status"] = status.clone();
+        self.status_writes.push((manager, status));
         (200, self.store(&key.0, next))
-    }
-}
-
-/// Merges `from` into `into`; lists of the status are maps by `type` or `number`. Returns false if `strict` and a value
-/// differs.
-fn merge(into: &mut Value, from: &Value, strict: bool) -> bool {
-    match (into, from) {
-        (Value::Object(into), Value::Object(from)) => from
-            .iter()
-            .fold(true, |fits, (key, value)| merge_field(into, key, value, strict) && fits),
-        (Value::Array(into), Value::Array(from)) => from.iter().fold(true, |fits, item| {
-            let same = into.iter_mut().find(|known| key_of(known) == key_of(item));
-            match same {
-                Some(known) => merge(known, item, strict) && fits,
-                None => {
-                    into.push(item.clone());
-                    into.sort_by_key(|item| item["number"].as_u64());
-                    fits
-                }
-            }
-        }),
-        (into, from) => *into == *from || !strict,
-    }
-}
-
-fn merge_field(into: &mut Map<String, Value>, key: &str, value: &Value, strict: bool) -> bool {
-    match into.get_mut(key) {
-        Some(known) => merge(known, value, strict),
-        None => {
-            into.insert(key.to_owned(), value.clone());
-            true
-        }
-    }
-}
-
-fn key_of(item: &Value) -> Value {
-    if item["number"].is_null() {
-        item["type"].clone()
-    } else {
-        item["number"].clone()
     }
 }

@@ -25,7 +25,6 @@ use remoteprocess_api::{
     AttemptExit, AttemptStatus, DesiredState, ExitSource, Phase, Reason, RemoteProcess, RemoteProcessStatus,
 };
 
-use crate::status::own_fields;
 use conditions::Draft;
 use pod::Refusal;
 use renewal::Renewal;
@@ -129,7 +128,7 @@ pub(crate) enum Action {
 /// A decision: the status comes first, then the action.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Verdict {
-    /// The controller's fields of the status.
+    /// The whole status.
     pub status: RemoteProcessStatus,
     /// What to do after it is written.
     pub action: Action,
@@ -193,6 +192,41 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
         Sight::Ours(pod) if record.granted_at.is_some() => granted(draft, situation, record, pod),
         Sight::Ours(pod) => not_granted(draft, situation, record, pod),
     }
+}
+
+/// `learned`, the status after the relay has recorded a start, a pause or an end, with the phase and conditions that follow
+/// from that record alone. Where they depend on the pod, or where another attempt may follow, they are the controller's
+/// to say.
+#[must_use]
+pub(crate) fn tell(process: &RemoteProcess, learned: RemoteProcessStatus, now: Timestamp) -> RemoteProcessStatus {
+    let process = &RemoteProcess {
+        status: Some(learned),
+        ..process.clone()
+    };
+    let memory = Memory::default();
+    let situation = Situation {
+        process,
+        pod: Sight::Missing,
+        node: NodeSight::default(),
+        memory: &memory,
+        now,
+    };
+    let mut draft = Draft::new(&situation);
+    let Some(record) = current(process) else {
+        return draft.status;
+    };
+    if process.is_final() || process.metadata.deletion_timestamp.is_some() {
+        return draft.status;
+    }
+    let runs = record.started_at.is_some() && record.output.is_none();
+    let should_end = should_stop(process) || draft.status.phase == Some(Phase::Stopping);
+    match &record.exit {
+        Some(exit) if retry::is_last(process, exit) => draft.finish(record, exit, None),
+        None if runs && !should_end => draft.launched(record),
+        _ => return draft.status,
+    }
+    draft.status.observed_generation = process.metadata.generation;
+    draft.verdict(Action::None, None, Memory::default()).status
 }
 
 /// Decides after the API server refused the pod of the current attempt, or has another of its name. `requeue_after` is
@@ -288,10 +322,7 @@ fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStat
     }
     let again = if record.started_at.is_some() {
         draft.see_pod(pod);
-        match record.paused_at {
-            Some(_) => draft.paused(record),
-            None => draft.running(record),
-        }
+        draft.launched(record);
         None
     } else {
         // The grant names the pod: its node alone is not worth a write.

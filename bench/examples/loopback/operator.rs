@@ -169,7 +169,7 @@ fn api_server(directory: &Directory) -> kube::Client {
         "status": {
             "phase": "Pending",
             "attempt": 1,
-            "attempts": [{"number": 1, "podName": "measured-1", "podUid": POD_UID}],
+            "attempts": [{"number": 1, "podName": "measured-1", "podUid": POD_UID, "node": "node-1"}],
         },
     });
     directory.apply(serde_json::from_value(object.clone()).unwrap());
@@ -187,8 +187,8 @@ fn api_server(directory: &Directory) -> kube::Client {
                 json!({"metadata": {"name": "measured-1", "uid": POD_UID}, "status": {"phase": "Running"}})
             } else {
                 let mut object = object.lock().unwrap();
-                if parts.method == Method::PATCH {
-                    merge(&mut object["status"], &body["status"]);
+                if parts.method == Method::PUT {
+                    object["status"] = body["status"].take();
                     directory.apply(serde_json::from_value(object.clone()).unwrap());
                 }
                 object.clone()
@@ -197,17 +197,4 @@ fn api_server(directory: &Directory) -> kube::Client {
         }
     });
     kube::Client::new(service, "default")
-}
-
-/// Lists have one item here.
-fn merge(old: &mut Value, new: &Value) {
-    match (old, new) {
-        (Value::Object(old), Value::Object(new)) => {
-            for (key, value) in new {
-                merge(old.entry(key.clone()).or_insert(Value::Null), value);
-            }
-        }
-        (Value::Array(old), Value::Array(new)) if old.len() == 1 && new.len() == 1 => merge(&mut old[0], &new[0]),
-        (old, new) => *old = new.clone(),
-    }
 }

@@ -71,10 +71,10 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses]
   verbs: [patch]
-# controller and relay: server-side apply of their own status fields; grant and exit carry the resourceVersion.
+# controller and relay: replace the status of the version that they have read.
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses/status]
-  verbs: [patch]
+  verbs: [update]
 # controller: owner references with blockOwnerDeletion, if the API server enforces the permission for them.
 - apiGroups: [remoteprocess.dev]
   resources: [remoteprocesses/finalizers]

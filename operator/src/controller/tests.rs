@@ -56,8 +56,8 @@ impl Server {
                     object["metadata"]["resourceVersion"] = json!(version.to_string());
                     (200, object)
                 }
-                (&Method::PATCH, Some(code)) => refusal(code, "Conflict"),
-                (&Method::PATCH, None) => {
+                (&Method::PUT, Some(code)) => refusal(code, "Conflict"),
+                (&Method::PUT, None) => {
                     version += 1;
                     let mut object = serde_json::to_value(process()).unwrap();
                     object["metadata"]["resourceVersion"] = json!(version.to_string());
@@ -118,7 +118,7 @@ async fn the_attempt_is_recorded_before_its_pod_is_created() {
     server.reconcile(&process()).await.unwrap();
     assert_eq!(
         server.calls(),
-        [(Method::PATCH, "status".into()), (Method::POST, "pods".into())]
+        [(Method::PUT, "status".into()), (Method::POST, "pods".into())]
     );
     assert_eq!(server.body(0)["status"]["attempt"], 1);
     assert_eq!(
@@ -154,7 +154,7 @@ async fn without_the_record_there_is_no_pod() {
     let server = Server::start(Some(409), stored);
     let outcome = server.reconcile(&process()).await;
     assert!(matches!(outcome, Err(Error::Conflict(_))), "{outcome:?}");
-    assert_eq!(server.calls(), [(Method::PATCH, "status".into())]);
+    assert_eq!(server.calls(), [(Method::PUT, "status".into())]);
 }
 
 #[tokio::test]
@@ -186,7 +186,7 @@ async fn a_refusal_is_written_on_top_of_the_record() {
     let calls = server.calls();
     assert_eq!(
         calls.iter().map(|(method, _)| method).collect::<Vec<_>>(),
-        ["PATCH", "POST", "PATCH"]
+        ["PUT", "POST", "PUT"]
     );
     let last = server.body(2);
     assert_eq!(
@@ -225,7 +225,7 @@ async fn a_phase_is_reported_once() {
     server.reconcile(&invalid).await.unwrap();
     assert_eq!(
         server.calls(),
-        [(Method::PATCH, "status".into()), (Method::POST, "events".into())]
+        [(Method::PUT, "status".into()), (Method::POST, "events".into())]
     );
     assert_eq!(
         (&server.body(1)["reason"], &server.body(1)["type"]),

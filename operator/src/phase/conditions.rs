@@ -1,4 +1,4 @@
-//! The status under construction: the controller's own fields, changed step by step.
+//! The status under construction, changed step by step.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
+use remoteprocess_api::condition::is_of_relay;
 use remoteprocess_api::{
     AttemptExit, AttemptStatus, ConditionType, Phase, ReadyWhen, Reason, RemoteProcess, RemoteProcessStatus,
 };
@@ -14,7 +15,7 @@ use super::ending::{self, Outcome};
 use super::pod::pod_name;
 use super::renewal::Renewal;
 use super::waiting::Wait;
-use super::{Action, Memory, Situation, Verdict, own_fields, should_stop};
+use super::{Action, Memory, Situation, Verdict, should_stop};
 
 /// Maximum length of a message in the status, in bytes; messages from other components can be long.
 const MAX_MESSAGE: usize = 1024;
@@ -36,7 +37,7 @@ impl<'a> Draft<'a> {
             now: situation.now,
             renewal: situation.memory.renewal.clone(),
             renew_in: None,
-            status: process.status.as_ref().map(own_fields).unwrap_or_default(),
+            status: process.status.clone().unwrap_or_default(),
         }
     }
 
@@ -131,16 +132,16 @@ impl<'a> Draft<'a> {
         wait.usual_for(self.now)
     }
 
-    pub(super) fn running(&mut self, record: &AttemptStatus) {
+    /// The program runs, or is paused.
+    pub(super) fn launched(&mut self, record: &AttemptStatus) {
         self.started(record);
-        self.say(Phase::Running, Reason::Running, "the program is running".into());
-    }
-
-    pub(super) fn paused(&mut self, record: &AttemptStatus) {
-        self.started(record);
-        if self.status.phase != Some(Phase::Paused) {
-            let message = format!("the program is paused {}", self.process.asked());
-            self.say(Phase::Paused, Reason::Paused, message);
+        match (record.paused_at, self.status.phase) {
+            (None, _) => self.say(Phase::Running, Reason::Running, "the program is running".into()),
+            (Some(_), Some(Phase::Paused)) => {}
+            (Some(_), _) => {
+                let message = format!("the program is paused {}", self.process.asked());
+                self.say(Phase::Paused, Reason::Paused, message);
+            }
         }
     }
 
@@ -248,12 +249,13 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Sets the generation of each condition to that of the status, also after the end: `kubectl wait` ignores
-    /// conditions of an older generation. A change of the spec costs one write.
+    /// Sets the generation of each condition of the process to that of the status, also after the end: `kubectl wait`
+    /// ignores conditions of an older generation. A change of the spec costs one write.
     fn tell_generation(&mut self) {
         let generation = self.process.metadata.generation;
         if generation.is_some() && self.status.observed_generation == generation {
-            for condition in &mut self.status.conditions {
+            let conditions = self.status.conditions.iter_mut();
+            for condition in conditions.filter(|condition| !is_of_relay(condition)) {
                 condition.observed_generation = generation;
             }
         }

@@ -9,7 +9,7 @@ use crate::phase::pod::{container, disruption, is_terminal, last_words, terminat
 /// Exit code of a container that SIGKILL ended.
 const KILLED: i32 = 137;
 /// The requester when the kubelet ends a pod.
-const KUBELET: &str = "kubelet";
+pub(super) const KUBELET: &str = "kubelet";
 
 /// The outcome of an end.
 #[derive(Clone, Debug, PartialEq, Eq)]

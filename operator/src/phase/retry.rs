@@ -123,6 +123,17 @@ fn kind_to_retry(process: &RemoteProcess, exit: &AttemptExit, outcome: &Outcome)
     (is_meant && done < spec.limit.unwrap_or_default()).then_some(kind)
 }
 
+/// Whether the record of an end decides how the process ended: no other attempt follows, and the reason does not depend on
+/// the pod.
+pub(super) fn is_last(process: &RemoteProcess, exit: &AttemptExit) -> bool {
+    let is_by_kubelet = exit
+        .stop
+        .as_ref()
+        .is_some_and(|stop| stop.requested_by == ending::KUBELET);
+    let outcome = ending::judge(exit, should_stop(process), None);
+    exit.source == ExitSource::Entrypoint && !is_by_kubelet && kind_to_retry(process, exit, &outcome).is_none()
+}
+
 /// The kind of end of a reason; `None` for those that no further attempt would fix.
 fn kind_of(reason: Reason) -> Option<RetryAfter> {
     match reason {

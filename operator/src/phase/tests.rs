@@ -330,7 +330,7 @@ fn what_the_runtime_says_of_an_environment_that_is_too_large_is_in_the_status(
 #[test]
 fn what_every_start_goes_through_costs_no_write() {
     let process = process("", "");
-    let before = own_fields(process.status.as_ref().unwrap());
+    let before = process.status.clone().unwrap();
     let fresh = "{conditions: [{type: PodScheduled, status: 'True', lastTransitionTime: '2026-01-01T00:00:59Z'}]}";
     let verdict = look(&process, Some(&pod(fresh)), &Memory::default());
     assert_eq!(verdict.status.reason, before.reason);

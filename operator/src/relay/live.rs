@@ -110,6 +110,9 @@ pub struct LiveAttempt {
     observed: watch::Sender<Observed>,
     /// Why the archive takes nothing now.
     unavailable: watch::Sender<Option<Unavailable>>,
+    /// Held during a write about this attempt: two at the same time would conflict, and a start that is being written when
+    /// the end comes is written first instead of cut off.
+    recording: tokio::sync::Mutex<()>,
 }
 
 /// What the agent's stream has shown of a live attempt.
@@ -253,6 +256,7 @@ impl LiveAttempt {
             desired: watch::Sender::default(),
             observed: watch::Sender::default(),
             unavailable: watch::Sender::new(None),
+            recording: tokio::sync::Mutex::default(),
         }
     }
 
@@ -311,6 +315,21 @@ impl LiveAttempt {
     #[must_use]
     pub fn exit(&self) -> Option<Exit> {
         self.ring.exit()
+    }
+
+    async fn learn(&self, fact: Fact) {
+        let _one = self.recording.lock().await;
+        self.context.record.learned(&self.subject, fact).await;
+    }
+
+    async fn note(&self, notice: &OutputCondition) {
+        let _one = self.recording.lock().await;
+        self.context.record.noted(&self.subject, notice).await;
+    }
+
+    async fn end(&self, ending: &Ending) {
+        let _one = self.recording.lock().await;
+        self.context.record.ended(&self.subject, ending).await;
     }
 
     /// Updates the desired state. The attempt's own tasks apply it.

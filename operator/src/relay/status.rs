@@ -1,12 +1,13 @@
 //! What the relay writes into the status of a process: the grant, the start, the end with its seal.
 //!
-//! Pure functions build the patches from the current object ([`patch`]); [`Recorder`] applies them, guarded by the
-//! object's resourceVersion, and retries until that succeeds or the object is gone.
+//! Pure functions add what was learned to the status of the object as it is ([`facts`]). Phase and conditions that follow
+//! from it are set in the same write ([`phase::tell`]). [`Recorder`] writes it for the version of the object that it was
+//! made from, and tries again until it is done or the object is gone.
 
 mod condition;
 mod end;
 mod event;
-mod patch;
+mod facts;
 pub mod reason;
 mod tail;
 
@@ -19,18 +20,21 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
-use remoteprocess_api::{RemoteProcess, identifier, names};
-use serde_json::{Value, json};
+use remoteprocess_api::{RemoteProcess, RemoteProcessStatus, identifier, names};
+use serde_json::json;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 pub use condition::build_condition;
 pub use end::{exit_from_status, known_end};
-pub use patch::{Claim, Decision, build_end, build_fact, decide_grant};
+pub use facts::{Claim, Decision, build_end, build_fact, decide_grant};
 
 use super::attempt::Subject;
 use super::live::{Ending, Fact, OutputCondition, Record};
 use crate::backoff::Backoff;
+use crate::phase;
+use crate::report::Reporter;
+use crate::status::{self, Written};
 
 /// Pauses between retries of a write.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
@@ -62,19 +66,19 @@ pub enum Error {
 pub struct Recorder {
     client: Client,
     replica: String,
-}
-
-enum Written {
-    Done,
-    Conflict,
-    Gone,
+    reporter: Reporter,
 }
 
 impl Recorder {
     /// A recorder for the replica of this name.
     #[must_use]
     pub fn new(client: Client, replica: String) -> Self {
-        Self { client, replica }
+        let reporter = Reporter::new(client.clone());
+        Self {
+            client,
+            replica,
+            reporter,
+        }
     }
 
     /// Grants the start of an attempt to the agent of its pod: when this returns `Ok`, the grant is in the status.
@@ -84,48 +88,40 @@ impl Recorder {
     /// When the grant is refused, or the API server does not answer.
     pub async fn grant(&self, known: &RemoteProcess, claim: &Claim) -> Result<(), Error> {
         let (namespace, name) = (known.namespace().unwrap_or_default(), known.name_any());
-        let known = decide_grant(known, claim, &self.replica, Timestamp::now(), false);
-        if let Decision::Write(patch) = known
-            && let Written::Done = bounded(self.write(&namespace, &name, &patch)).await?
-        {
-            return Ok(());
-        }
         let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), &namespace);
-        let mut pod_checked = false;
+        let (mut current, mut is_known_only, mut pod) = (known.clone(), true, None);
         for _ in 0..GRANT_TRIES {
-            let current = match bounded(api.get_opt(&name)).await? {
+            match decide_grant(&current, claim, &self.replica, Timestamp::now(), pod.as_ref()) {
+                Decision::CheckPod(of_attempt) => {
+                    pod = Some(self.check_pod(&namespace, &of_attempt, claim).await?);
+                    continue;
+                }
+                Decision::Write(next) => match bounded(self.write(&current, *next)).await? {
+                    Written::Done(_) => return Ok(()),
+                    Written::Conflict(_) => {}
+                    Written::Gone => return Err(Error::Gone),
+                },
+                // A watch may be behind: only a write proves that it is not.
+                Decision::Granted | Decision::Refused(_) if is_known_only => {}
+                Decision::Granted => return Ok(()),
+                Decision::Refused(reason) => return Err(Error::Refused(reason)),
+            }
+            current = match bounded(api.get_opt(&name)).await? {
                 Some(current) if current.uid().as_deref() == Some(&claim.uid) => current,
                 _ => return Err(Error::Gone),
             };
-            match decide_grant(&current, claim, &self.replica, Timestamp::now(), pod_checked) {
-                Decision::Granted => return Ok(()),
-                Decision::Refused(reason) => return Err(Error::Refused(reason)),
-                Decision::CheckPod(pod) => {
-                    self.check_pod(&namespace, &pod, claim).await?;
-                    pod_checked = true;
-                }
-                Decision::Write(patch) => match bounded(self.write(&namespace, &name, &patch)).await? {
-                    Written::Done => return Ok(()),
-                    Written::Conflict => {}
-                    Written::Gone => return Err(Error::Gone),
-                },
-            }
+            is_known_only = false;
         }
         Err(Error::Api(None))
     }
 
-    /// Reads the pod itself, because the controller has not recorded its uid yet.
-    async fn check_pod(&self, namespace: &str, pod: &str, claim: &Claim) -> Result<(), Error> {
-        let pod = self.pod(namespace, pod).await?;
-        let fits = pod.is_some_and(|pod| {
+    /// The pod of an attempt, if it is the pod of the claim. The grant takes its UID and its node from it.
+    async fn check_pod(&self, namespace: &str, name: &str, claim: &Claim) -> Result<Pod, Error> {
+        let pod = self.pod(namespace, name).await?.filter(|pod| {
             pod.uid().as_deref() == Some(&claim.pod_uid)
                 && pod.owner_references().iter().any(|owner| owner.uid == claim.uid)
         });
-        if fits {
-            Ok(())
-        } else {
-            Err(Error::Refused("this pod is not the pod of this attempt"))
-        }
+        pod.ok_or(Error::Refused("this pod is not the pod of this attempt"))
     }
 
     /// Sets `spec.desiredState: Stopped`, and records for whom and why.
@@ -201,17 +197,17 @@ impl Recorder {
         &self,
         subject: &Subject,
         what: &'static str,
-        build: impl Fn(&RemoteProcess) -> Option<Value>,
+        build: impl Fn(&RemoteProcess) -> Option<RemoteProcessStatus>,
     ) {
         let mut backoff = BACKOFF;
         loop {
             let pause = match self.try_to_write(subject, &build).await {
-                Ok(Written::Done) => return,
-                Ok(Written::Gone) => {
+                Ok(None | Some(Written::Done(_))) => return,
+                Ok(Some(Written::Gone)) => {
                     info!(uid = subject.key.uid, what, "the object is gone: not recorded");
                     return;
                 }
-                Ok(Written::Conflict) => CONFLICT,
+                Ok(Some(Written::Conflict(_))) => CONFLICT,
                 Err(error) => {
                     warn!(
                         uid = subject.key.uid,
@@ -226,30 +222,30 @@ impl Recorder {
         }
     }
 
+    /// `None` where there is nothing to write.
     async fn try_to_write(
         &self,
         subject: &Subject,
-        build: impl Fn(&RemoteProcess) -> Option<Value>,
-    ) -> Result<Written, Error> {
+        build: impl Fn(&RemoteProcess) -> Option<RemoteProcessStatus>,
+    ) -> Result<Option<Written>, Error> {
         let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), &subject.namespace);
-        match bounded(api.get_opt(&subject.name)).await? {
-            Some(current) if current.uid().as_deref() == Some(&subject.key.uid) => match build(&current) {
-                Some(patch) => bounded(self.write(&subject.namespace, &subject.name, &patch)).await,
-                None => Ok(Written::Done),
-            },
-            _ => Ok(Written::Gone),
+        let current = bounded(api.get_opt(&subject.name)).await?;
+        let Some(current) = current.filter(|current| current.uid().as_deref() == Some(&subject.key.uid)) else {
+            return Ok(Some(Written::Gone));
+        };
+        let Some(learned) = build(&current) else {
+            return Ok(None);
+        };
+        let written = bounded(self.write(&current, phase::tell(&current, learned, Timestamp::now()))).await?;
+        if let Written::Done(written) = &written {
+            // An Event is news: an API server that does not answer must not hold up what follows.
+            let _ = timeout(CALL, self.reporter.report_phase(&current, written)).await;
         }
+        Ok(Some(written))
     }
 
-    async fn write(&self, namespace: &str, name: &str, patch: &Value) -> Result<Written, kube::Error> {
-        let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), namespace);
-        let params = PatchParams::apply(names::RELAY_MANAGER);
-        match api.patch_status(name, &params, &Patch::Apply(patch)).await {
-            Ok(_) => Ok(Written::Done),
-            Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Written::Conflict),
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Written::Gone),
-            Err(error) => Err(error),
-        }
+    async fn write(&self, current: &RemoteProcess, next: RemoteProcessStatus) -> kube::Result<Written> {
+        status::write(&self.client, names::RELAY_MANAGER, current, next).await
     }
 }
 

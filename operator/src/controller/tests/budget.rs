@@ -1,4 +1,6 @@
-//! How many writes of the status a run costs.
+//! How many writes of the status, and how many Events, a run costs.
+
+use serde_json::json;
 
 use super::stage::Stage;
 
@@ -11,7 +13,7 @@ fn words(stage: &Stage) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_run_costs_six_writes() {
+async fn a_run_costs_four_writes_and_two_events() {
     let mut stage = Stage::new("");
     stage.settle().await;
     stage.run(1, 0).await;
@@ -20,13 +22,53 @@ async fn a_run_costs_six_writes() {
         [
             "controller: Pending Waiting",
             "relay: Pending Waiting",
-            "relay: Pending Waiting",
-            "controller: Running Running",
             "relay: Running Running",
-            "controller: Succeeded Completed",
+            "relay: Succeeded Completed",
         ]
     );
+    assert_eq!(events(&stage), ["Running", "Completed"]);
     assert_eq!(stage.status()["attempts"][0]["node"], "node-1");
+    let writes = stage.cluster.status_writes().len();
+    stage.wait(3600).await;
+    assert_eq!(stage.cluster.status_writes().len(), writes, "nothing at rest");
+}
+
+#[tokio::test]
+async fn an_end_that_comes_before_its_start_was_written_costs_three_writes() {
+    let mut stage = Stage::new("");
+    stage.settle().await;
+    stage.containers_run(1);
+    stage.grant(1).await.unwrap();
+    stage.exit(1, 3).await;
+    stage.start(1).await;
+    stage.settle().await;
+    assert_eq!(words(&stage).len(), 3, "{:?}", words(&stage));
+    assert_eq!(events(&stage), ["NonZeroExit"]);
+    assert_ne!(stage.status()["startedAt"], json!(null));
+}
+
+/// Where the pod or another attempt decides, the controller says how it ended.
+#[tokio::test]
+async fn the_relay_leaves_an_end_that_may_be_retried_to_the_controller() {
+    for (spec, code, by) in [
+        (", retries: {limit: 1}", 3, "controller: Pending Retrying"),
+        (", retries: {limit: 1}", 0, "relay: Succeeded Completed"),
+    ] {
+        let mut stage = Stage::new(spec);
+        stage.settle().await;
+        stage.launch(1).await;
+        stage.exit(1, code).await;
+        stage.settle().await;
+        assert_eq!(words(&stage).last().unwrap(), by);
+    }
+}
+
+fn events(stage: &Stage) -> Vec<String> {
+    let events = stage.cluster.events();
+    events
+        .iter()
+        .filter_map(|event| Some(event["reason"].as_str()?.to_owned()))
+        .collect()
 }
 
 #[tokio::test]
@@ -44,7 +86,7 @@ async fn each_reason_to_wait_costs_one_more() {
         }
     }
     stage.run(1, 0).await;
-    assert_eq!(words(&stage).len(), 7, "{:?}", words(&stage));
+    assert_eq!(words(&stage).len(), 5, "{:?}", words(&stage));
 }
 
 #[tokio::test]
@@ -59,7 +101,7 @@ async fn the_end_of_a_container_is_no_write_before_its_record() {
     stage.exit(1, 3).await;
     stage.settle().await;
     let words = words(&stage);
-    assert_eq!(words.len(), 5, "{words:?}");
-    assert_eq!(words[4], "controller: Failed NonZeroExit");
+    assert_eq!(words.len(), 4, "{words:?}");
+    assert_eq!(words[3], "relay: Failed NonZeroExit");
     assert_eq!(stage.status()["attempts"][0]["node"], "node-1");
 }

@@ -44,7 +44,7 @@ async fn a_program_is_paused_and_resumed_when_its_agent_says_so() {
     assert_eq!(word(&stage), is("Running", "Running"));
     let conditions = stage.process().status.unwrap().conditions;
     assert!(condition::find(&conditions, ConditionType::Paused).is_none());
-    assert_eq!(stage.cluster.status_writes().len() - writes, 4, "two for each of both");
+    assert_eq!(stage.cluster.status_writes().len() - writes, 2, "one for each");
     stage.exit(1, 0).await;
     stage.settle().await;
     assert_eq!(word(&stage), is("Succeeded", "Completed"));

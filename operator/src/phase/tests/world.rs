@@ -244,55 +244,59 @@ impl World {
         pod.metadata.deletion_timestamp.get_or_insert(time(self.now));
     }
 
-    /// A server-side apply of the controller, guarded by the version that it has seen: its own fields are replaced, the
-    /// relay's stay. Returns false if that version is old.
+    /// A write of the controller, guarded by the version that it has seen. Returns false if that version is old.
     fn write(&mut self, who: usize, next: RemoteProcessStatus) -> bool {
         let seen = &self.leaders[who].process;
-        if seen.status.as_ref().map(own_fields).unwrap_or_default() == next {
+        if seen.status.clone().unwrap_or_default() == next {
             return true;
         }
         if seen.metadata.resource_version != self.process.metadata.resource_version {
             return false;
         }
-        let old = self.process.status.take().unwrap_or_default();
-        let mut merged = next.clone();
-        merged.output = old.output.clone();
-        for record in &mut merged.attempts {
-            let Some(old) = old.attempt(record.number) else {
-                continue;
+        for record in &next.attempts {
+            let old = self.process.status.as_ref().and_then(|old| old.attempt(record.number));
+            let of_relay = |record: &AttemptStatus| {
+                let AttemptStatus {
+                    granted_at,
+                    started_at,
+                    output,
+                    ..
+                } = record.clone();
+                (granted_at, started_at, output)
             };
-            let own = record.clone();
-            *record = AttemptStatus {
-                pod_name: own.pod_name,
-                pod_uid: own.pod_uid.or_else(|| old.pod_uid.clone()),
-                node: own.node,
-                begun_at: own.begun_at,
-                exit: own.exit.or_else(|| old.exit.clone()),
-                finished_at: own.finished_at.or(old.finished_at),
-                ..old.clone()
-            };
-            if let (Some(was), Some(is)) = (old.finished_at, record.finished_at) {
-                assert_eq!(was, is, "a field of the relay would be overwritten");
+            if let Some(old) = old {
+                assert_eq!(
+                    of_relay(old),
+                    of_relay(record),
+                    "a field of the relay would be overwritten"
+                );
+                assert!(old.finished_at.is_none() || old.finished_at == record.finished_at);
+                assert!(old.exit.is_none() || old.exit == record.exit);
             }
         }
+        self.say(next);
+        self.changed();
+        self.leaders[who].process = self.process.clone();
+        true
+    }
+
+    /// This is the status now. What it says of an end stays, whoever has said it.
+    fn say(&mut self, next: RemoteProcessStatus) {
         if let Some(last) = &self.last_words {
-            assert_eq!(*last, own_fields(&merged), "final fields changed");
+            assert_eq!(*last, final_words(&next), "final fields changed");
         }
-        if merged.phase.is_some_and(Phase::is_final) {
-            let exit = merged
+        if next.phase.is_some_and(Phase::is_final) {
+            let exit = next
                 .attempt
-                .and_then(|n| merged.attempt(n))
+                .and_then(|n| next.attempt(n))
                 .and_then(|record| record.exit.clone());
             let earned = exit.is_some_and(|exit| {
                 exit.source == ExitSource::Entrypoint && exit.code == Some(0) && exit.stop.is_none()
             });
-            assert_eq!(merged.phase == Some(Phase::Succeeded), earned);
-            self.last_words = Some(own_fields(&merged));
+            assert_eq!(next.phase == Some(Phase::Succeeded), earned);
+            self.last_words = Some(final_words(&next));
         }
-        self.process.status = Some(merged);
-        self.changed();
-        self.leaders[who].process = self.process.clone();
-        true
+        self.process.status = Some(next);
     }
 
     /// The relay's rule, which looks at the current object: only the current attempt of a process that should run, and
@@ -335,6 +339,9 @@ impl World {
             return false;
         };
         act(record, now);
+        let learned = self.process.status.clone().unwrap_or_default();
+        let next = tell(&self.process, learned, now);
+        self.say(next);
         self.changed();
         true
     }
@@ -465,6 +472,14 @@ impl World {
         }
         panic!("it never comes to rest: {:?}", self.process.status);
     }
+}
+
+/// What an end says for ever. The output may follow.
+fn final_words(status: &RemoteProcessStatus) -> RemoteProcessStatus {
+    let mut words = status.clone();
+    words.output = None;
+    words.attempts.iter_mut().for_each(|record| record.output = None);
+    words
 }
 
 fn pod(object: Value) -> Pod {

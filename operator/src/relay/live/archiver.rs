@@ -191,7 +191,7 @@ async fn close(live: &LiveAttempt, mut writer: Writer, exit: &Exit) {
             Vec::new()
         });
     let ending = Ending::archived(exit, manifest, tail);
-    let written = live.context.record.ended(&live.subject, &ending);
+    let written = live.end(&ending);
     if live.context.shutdown.run_until_cancelled(written).await.is_some() {
         farewell(live, ending.end).await;
     }
@@ -265,7 +265,7 @@ async fn note_start(live: &LiveAttempt) {
             at_unix_nanos,
             run_seconds,
         };
-        live.context.record.learned(&live.subject, fact).await;
+        live.learn(fact).await;
     }
 }
 

@@ -91,7 +91,7 @@ async fn tell<S, T: Copy + PartialEq>(
                 },
             },
         };
-        live.context.record.noted(&live.subject, &notice).await;
+        live.note(&notice).await;
         told = Some(cause);
     }
 }

@@ -286,9 +286,3 @@ fn is_paused(state: Option<&State>) -> Option<bool> {
         _ => None,
     }
 }
-
-impl LiveAttempt {
-    async fn learn(&self, fact: Fact) {
-        self.context.record.learned(&self.subject, fact).await;
-    }
-}

@@ -29,6 +29,10 @@ const BATCH: usize = 256 * 1024;
 struct Notes {
     ended: watch::Sender<Option<Ending>>,
     learned: watch::Sender<Vec<Fact>>,
+    /// Facts whose write has begun.
+    begun: watch::Sender<usize>,
+    /// The write of a fact takes until this is false.
+    is_slow: watch::Sender<bool>,
     api: watch::Sender<bool>,
     noted: Arc<Mutex<Vec<OutputCondition>>>,
 }
@@ -38,6 +42,8 @@ impl Default for Notes {
         Self {
             ended: watch::Sender::new(None),
             learned: watch::Sender::default(),
+            begun: watch::Sender::default(),
+            is_slow: watch::Sender::default(),
             api: watch::Sender::new(true),
             noted: Arc::default(),
         }
@@ -47,6 +53,8 @@ impl Default for Notes {
 impl Record for Notes {
     fn learned<'a>(&'a self, _: &'a Subject, fact: Fact) -> BoxFuture<'a, ()> {
         Box::pin(async move {
+            self.begun.send_modify(|begun| *begun += 1);
+            self.is_slow.subscribe().wait_for(|is_slow| !is_slow).await.unwrap();
             self.learned.send_modify(|learned| learned.push(fact));
         })
     }
@@ -374,6 +382,26 @@ async fn the_start_is_recorded_with_the_agents_time() {
         run_seconds: None,
     };
     assert_eq!(learned, [started]);
+}
+
+#[tokio::test]
+async fn a_start_that_is_being_written_is_not_cut_off_by_the_end() {
+    let program = Program::new(&[(false, 100), (false, 100)]);
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    relay.notes.is_slow.send_replace(true);
+    let session = relay.open(&agent);
+    soon(relay.notes.begun.subscribe().wait_for(|begun| *begun == 1))
+        .await
+        .unwrap();
+    program.written.send_replace(2);
+    let mut follower = relay.follower(all());
+    Got::new().read(&mut follower, u64::MAX).await.unwrap();
+    assert!(session.exit().is_some() && relay.notes.ended.borrow().is_none());
+    relay.notes.is_slow.send_replace(false);
+    relay.recorded().await;
+    assert_eq!(relay.notes.learned.borrow().len(), 1, "first the start, then the end");
 }
 
 #[tokio::test]

@@ -5,10 +5,8 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use remoteprocess_api::{ConditionType, RemoteProcess};
-use serde_json::Value;
+use remoteprocess_api::{ConditionType, RemoteProcess, RemoteProcessStatus};
 
-use super::patch::Owned;
 use crate::relay::live::OutputCondition;
 
 /// A condition of the current attempt; `None` if the status already has it, or the attempt is recorded as ended.
@@ -18,14 +16,13 @@ pub fn build_condition(
     number: u32,
     notice: &OutputCondition,
     now: Timestamp,
-) -> Option<Value> {
-    let status = current.status.as_ref()?;
-    if status.attempt != Some(number) || status.attempt(number)?.output.is_some() {
+) -> Option<RemoteProcessStatus> {
+    let mut next = current.status.clone()?;
+    if next.attempt != Some(number) || next.attempt(number)?.output.is_some() {
         return None;
     }
-    let mut owned = Owned::of(current);
     let kind = notice.kind.to_string();
-    let known = owned.conditions.iter().position(|known| known.type_ == kind);
+    let known = next.conditions.iter().position(|known| known.type_ == kind);
     let status = word(notice.is_true);
     let mut condition = Condition {
         type_: kind,
@@ -37,9 +34,9 @@ pub fn build_condition(
     };
     match known {
         None if !notice.is_true => return None,
-        None => owned.conditions.push(condition),
+        None => next.conditions.push(condition),
         Some(at) => {
-            let known = &mut owned.conditions[at];
+            let known = &mut next.conditions[at];
             if known.status == status {
                 if !notice.is_true || known.reason == notice.reason {
                     return None;
@@ -49,7 +46,7 @@ pub fn build_condition(
             *known = condition;
         }
     }
-    Some(owned.patch(current))
+    Some(next)
 }
 
 /// Conditions that held while the attempt ran, in their form after its end.
@@ -106,10 +103,6 @@ mod tests {
         }
     }
 
-    fn written(patch: &Value) -> Vec<Condition> {
-        serde_json::from_value(patch["status"]["conditions"].clone()).unwrap()
-    }
-
     #[test]
     fn what_begins_and_ends_is_written_once_each() {
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
@@ -117,8 +110,8 @@ mod tests {
             build_condition(&process(Vec::new()), 1, &notice(false, "Resolved"), at(1)),
             None
         );
-        let begun = build_condition(&process(Vec::new()), 1, &notice(true, "SpoolFull"), at(2)).unwrap();
-        let blocked = written(&begun);
+        let begun = build_condition(&process(Vec::new()), 1, &notice(true, "SpoolFull"), at(2));
+        let blocked = begun.unwrap().conditions;
         assert_eq!(
             (blocked[0].status.as_str(), blocked[0].last_transition_time.0),
             ("True", at(2))
@@ -130,12 +123,16 @@ mod tests {
             None,
             "another attempt"
         );
-        let other = written(&build_condition(&known, 1, &notice(true, "VolumeFull"), at(3)).unwrap());
+        let other = build_condition(&known, 1, &notice(true, "VolumeFull"), at(3))
+            .unwrap()
+            .conditions;
         assert_eq!(
             (other[0].reason.as_str(), other[0].last_transition_time.0),
             ("VolumeFull", at(2))
         );
-        let ended = written(&build_condition(&known, 1, &notice(false, "Resolved"), at(4)).unwrap());
+        let ended = build_condition(&known, 1, &notice(false, "Resolved"), at(4))
+            .unwrap()
+            .conditions;
         assert_eq!(
             (ended[0].status.as_str(), ended[0].last_transition_time.0),
             ("False", at(4))

@@ -7,6 +7,8 @@ use std::sync::{Arc, PoisonError};
 use remoteprocess_proto::v1::Exit;
 use remoteprocess_proto::v1::exit::{Outcome, Source};
 
+use serde_json::Value;
+
 use super::*;
 use crate::fake_api::{Call, client, refusal};
 use crate::relay::attempt::AttemptKey;
@@ -54,7 +56,7 @@ fn object(version: usize, attempt: &Value) -> Value {
 }
 
 fn attempt() -> Value {
-    json!({"number": 1, "podName": "hello-1", "podUid": "pod-1"})
+    json!({"number": 1, "podName": "hello-1", "podUid": "pod-1", "node": "node-1"})
 }
 
 /// A recorder, and the calls that it made.
@@ -72,11 +74,11 @@ fn recorder(
     (Recorder::new(client, "operator-0".to_owned()), calls)
 }
 
-fn patches(calls: &Mutex<Vec<Call>>) -> Vec<Value> {
+fn writes(calls: &Mutex<Vec<Call>>) -> Vec<Value> {
     let calls = calls.lock().unwrap();
     calls
         .iter()
-        .filter(|call| call.method == http::Method::PATCH)
+        .filter(|call| call.method == http::Method::PUT)
         .map(|call| call.body.clone())
         .collect()
 }
@@ -87,7 +89,7 @@ async fn a_grant_from_the_watch_is_one_request() {
     let known = serde_json::from_value(object(7, &attempt())).unwrap();
     recorder.grant(&known, &claim()).await.unwrap();
     assert_eq!(calls.lock().unwrap().len(), 1);
-    assert_eq!(patches(&calls)[0]["metadata"]["resourceVersion"], "7");
+    assert_eq!(writes(&calls)[0]["metadata"]["resourceVersion"], "7");
 }
 
 #[tokio::test]
@@ -103,7 +105,7 @@ async fn a_grant_on_an_old_object_is_decided_again_on_the_new_one() {
     let known = serde_json::from_value(object(7, &attempt())).unwrap();
     let refused = recorder.grant(&known, &claim()).await.unwrap_err();
     assert!(matches!(refused, Error::Refused(_)), "{refused}");
-    assert_eq!(patches(&calls).len(), 1);
+    assert_eq!(writes(&calls).len(), 1);
 }
 
 #[tokio::test]
@@ -128,11 +130,12 @@ async fn a_refusal_of_the_api_server_is_no_grant() {
 async fn the_pod_is_asked_where_the_status_does_not_name_it() {
     let pod = |uid: &str| {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "hello-1", "uid": uid, "ownerReferences": [
-            {"apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "name": "hello", "uid": "uid-1"}]}})
+            {"apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "name": "hello", "uid": "uid-1"}]},
+            "spec": {"nodeName": "node-1", "containers": []}})
     };
     for (uid, is_granted) in [("pod-1", true), ("pod-2", false)] {
         let answer = pod(uid);
-        let (recorder, _) = recorder(move |_, call| {
+        let (recorder, calls) = recorder(move |_, call| {
             if call.path.contains("/pods/") {
                 return (200, answer.clone());
             }
@@ -140,6 +143,15 @@ async fn the_pod_is_asked_where_the_status_does_not_name_it() {
         });
         let known = serde_json::from_value(object(7, &json!({"number": 1, "podName": "hello-1"}))).unwrap();
         assert_eq!(recorder.grant(&known, &claim()).await.is_ok(), is_granted, "{uid}");
+        let nodes: Vec<_> = writes(&calls)
+            .iter()
+            .map(|write| write["status"]["attempts"][0]["node"].clone())
+            .collect();
+        assert_eq!(
+            nodes,
+            [json!("node-1")][..usize::from(is_granted)],
+            "the grant names the node"
+        );
     }
 }
 
@@ -147,12 +159,12 @@ async fn the_pod_is_asked_where_the_status_does_not_name_it() {
 async fn the_end_is_written_however_long_the_api_server_is_away_and_conflicts() {
     let (recorder, calls) = recorder(|count, call| match (count, &call.method) {
         (0..40, _) => refusal(503, "ServiceUnavailable"),
-        (40..50, &http::Method::PATCH) => refusal(409, "Conflict"),
+        (40..50, &http::Method::PUT) => refusal(409, "Conflict"),
         (version, _) => (200, object(version, &attempt())),
     });
     recorder.ended(&subject(), &ending()).await;
-    let patches = patches(&calls);
-    let written = patches.last().unwrap();
+    let writes = writes(&calls);
+    let written = writes.last().unwrap();
     assert_eq!(written["status"]["attempts"][0]["exit"]["code"], 0);
     let read = calls.lock().unwrap().len() - 2;
     assert_eq!(
@@ -170,7 +182,7 @@ async fn a_namesake_is_left_alone() {
         (200, other)
     });
     recorder.ended(&subject(), &ending()).await;
-    assert!(patches(&calls).is_empty());
+    assert!(writes(&calls).is_empty());
     let known = serde_json::from_value(object(7, &json!({"number": 2}))).unwrap();
     assert!(matches!(recorder.grant(&known, &claim()).await, Err(Error::Gone)));
 }

@@ -93,7 +93,7 @@ fn process(name: &str) -> Value {
         "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
         "metadata": {"name": name, "namespace": "default", "uid": format!("uid-of-{name}"), "resourceVersion": "1"},
         "spec": {"image": "busybox:1.36", "command": ["true"]},
-        "status": {"attempt": 1, "attempts": [{"number": 1, "podName": format!("{name}-1"), "podUid": format!("pod-of-{name}")}]},
+        "status": {"attempt": 1, "attempts": [{"number": 1, "podName": format!("{name}-1"), "podUid": format!("pod-of-{name}"), "node": "node-1"}]},
     })
 }
 

@@ -59,7 +59,7 @@ impl Api {
             "status": {
                 "phase": "Pending",
                 "attempt": 1,
-                "attempts": [{"number": 1, "podName": "job-1", "podUid": POD_UID}],
+                "attempts": [{"number": 1, "podName": "job-1", "podUid": POD_UID, "node": "node-1"}],
             },
         });
         Self(Arc::new(Mutex::new(State {
@@ -139,12 +139,21 @@ impl Api {
             return (201, review);
         }
         if path.contains("/pods/") {
-            let pod = json!({"metadata": {"name": "job-1", "uid": POD_UID}, "status": {"phase": "Running"}});
+            let pod = json!({
+                "metadata": {"name": "job-1", "uid": POD_UID, "ownerReferences": [
+                    {"apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "name": NAME, "uid": UID},
+                ]},
+                "spec": {"nodeName": "node-1", "containers": []},
+                "status": {"phase": "Running"},
+            });
             return (200, pod);
         }
+        if path.ends_with("/events") {
+            return (201, body);
+        }
         let mut state = self.lock();
-        if *method == Method::PATCH {
-            return state.apply(&body);
+        if *method == Method::PUT {
+            return state.replace_status(&body);
         }
         (200, state.object.clone())
     }
@@ -155,45 +164,15 @@ impl Api {
 }
 
 impl State {
-    /// A server-side apply by the relay: lists are maps by `number` and `type`.
-    fn apply(&mut self, patch: &Value) -> (u16, Value) {
-        let asked = &patch["metadata"]["resourceVersion"];
-        if !asked.is_null() && *asked != self.object["metadata"]["resourceVersion"] {
+    /// A write of the status by the relay.
+    fn replace_status(&mut self, object: &Value) -> (u16, Value) {
+        if object["metadata"]["resourceVersion"] != self.object["metadata"]["resourceVersion"] {
             return refusal(409, "Conflict");
         }
-        let status = &mut self.object["status"];
-        for (key, value) in patch["status"].as_object().into_iter().flatten() {
-            match key.as_str() {
-                "attempts" => merge(&mut status["attempts"], value, "number"),
-                "conditions" => merge(&mut status["conditions"], value, "type"),
-                _ => status[key] = value.clone(),
-            }
-        }
-        let exit = &status["attempts"][0]["exit"];
-        if !exit.is_null() {
-            let phase = if exit["code"] == 0 { "Succeeded" } else { "Failed" };
-            status["phase"] = json!(phase);
-        }
+        self.object["status"] = object["status"].clone();
         self.version += 1;
         self.object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         (200, self.object.clone())
-    }
-}
-
-fn merge(list: &mut Value, news: &Value, key: &str) {
-    if list.is_null() {
-        *list = json!([]);
-    }
-    let Some(list) = list.as_array_mut() else { return };
-    for new in news.as_array().into_iter().flatten() {
-        match list.iter_mut().find(|old| old[key] == new[key]) {
-            Some(old) => {
-                for (field, value) in new.as_object().into_iter().flatten() {
-                    old[field] = value.clone();
-                }
-            }
-            None => list.push(new.clone()),
-        }
     }
 }
 

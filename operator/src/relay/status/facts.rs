@@ -1,16 +1,14 @@
-//! The server-side-apply patches of field manager `remoteprocess-relay`, built from the current object.
-//!
-//! Each patch repeats every field that the relay owns: the API server removes what an apply leaves out.
+//! What the relay has learned about an attempt, added to the status of the object. Pure functions.
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::ResourceExt;
+use remoteprocess_api::condition::is_of_relay;
 use remoteprocess_api::{
-    AttemptOutput, AttemptStatus, ConditionType, DesiredState, ExitSource, OutputStatus, RemoteProcess, StreamStatus,
-    TailInStatus, UsageStatus,
+    AttemptOutput, AttemptStatus, ConditionType, DesiredState, OutputStatus, RemoteProcess, RemoteProcessStatus,
+    StreamStatus, TailInStatus, UsageStatus,
 };
 use remoteprocess_proto::v1::{Exit, GapReason, Seal, SealReason, StreamSeal};
-use serde_json::{Value, json};
 
 use super::condition::over;
 use super::end::exit_to_status;
@@ -36,34 +34,34 @@ pub struct Claim {
 pub enum Decision {
     /// The grant is already in the status.
     Granted,
-    /// It is granted once this is written.
-    Write(Value),
-    /// First check whether this pod is the agent's.
+    /// It may be granted once this status is written.
+    Write(Box<RemoteProcessStatus>),
+    /// First see whether this pod is the agent's.
     CheckPod(String),
     /// Refused, and why.
     Refused(&'static str),
 }
 
-/// Whether an attempt may start, or continue.
+/// Whether an attempt may start, or go on. `pod` is its pod, if that has been read.
 #[must_use]
 pub fn decide_grant(
     current: &RemoteProcess,
     claim: &Claim,
     replica: &str,
     now: Timestamp,
-    pod_checked: bool,
+    pod: Option<&Pod>,
 ) -> Decision {
     let Some(attempt) = current.status.as_ref().and_then(|status| status.attempt(claim.attempt)) else {
         return Decision::Refused("there is no such attempt");
     };
+    let is_known = attempt.pod_uid.is_some() && (attempt.granted_at.is_some() || attempt.node.is_some());
     match (&attempt.pod_uid, &attempt.pod_name) {
         (Some(pod_uid), _) if *pod_uid != claim.pod_uid => {
             return Decision::Refused("this pod is not the pod of this attempt");
         }
-        (Some(_), _) => {}
-        (None, _) if pod_checked => {}
-        (None, Some(pod)) => return Decision::CheckPod(pod.clone()),
-        (None, None) => return Decision::Refused("this attempt has no pod"),
+        _ if is_known || pod.is_some() => {}
+        (_, Some(pod)) => return Decision::CheckPod(pod.clone()),
+        (_, None) => return Decision::Refused("this attempt has no pod"),
     }
     if claim.launched {
         return resume(attempt);
@@ -75,15 +73,34 @@ pub fn decide_grant(
         // The same pod asks again: the launch record on its spool ensures a single launch.
         return Decision::Granted;
     }
-    let mut owned = Owned::of(current);
-    // The status of the output still describes the previous attempt.
-    owned.output = None;
-    owned.conditions.clear();
-    let granted = owned.attempt(claim.attempt);
-    granted.pod_uid = Some(claim.pod_uid.clone());
-    granted.relay = Some(replica.to_owned());
-    granted.granted_at = Some(now);
-    Decision::Write(owned.patch(current))
+    let granted = |attempt: &mut AttemptStatus| {
+        attempt.pod_uid = Some(claim.pod_uid.clone());
+        let node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.clone());
+        attempt.node = node.or(attempt.node.take());
+        attempt.relay = Some(replica.to_owned());
+        attempt.granted_at = Some(now);
+    };
+    let Some(mut next) = with_attempt(current, claim.attempt, granted) else {
+        return Decision::Refused("there is no such attempt");
+    };
+    // What is said of the current attempt's output speaks of the former one.
+    next.output = None;
+    next.conditions.retain(|condition| !is_of_relay(condition));
+    Decision::Write(Box::new(next))
+}
+
+/// The status after a change of the record of this attempt; `None` if it has no record, or if the change changes nothing.
+fn with_attempt(
+    current: &RemoteProcess,
+    number: u32,
+    change: impl FnOnce(&mut AttemptStatus),
+) -> Option<RemoteProcessStatus> {
+    let mut next = current.status.clone()?;
+    next.trim();
+    let attempt = next.attempts.iter_mut().find(|attempt| attempt.number == number)?;
+    let before = attempt.clone();
+    change(attempt);
+    (*attempt != before).then_some(next)
 }
 
 /// A launched program may always continue, and its agent may always deliver its output.
@@ -118,71 +135,64 @@ fn refusal(current: &RemoteProcess, number: u32) -> Option<&'static str> {
 /// The patch for a fact about a running program; `None` if it is already recorded, is no part of the status, or the
 /// program has ended.
 #[must_use]
-pub fn build_fact(current: &RemoteProcess, number: u32, fact: &Fact) -> Option<Value> {
-    let mut owned = Owned::of(current);
-    if !is_kept(current, number) || has_exit(current, number) {
-        return None;
-    }
-    let attempt = owned.attempt(number);
-    let before = attempt.clone();
-    match *fact {
+pub fn build_fact(current: &RemoteProcess, number: u32, fact: &Fact) -> Option<RemoteProcessStatus> {
+    with_attempt(current, number, |attempt| match *fact {
+        _ if attempt.exit.is_some() => {}
         Fact::Started {
             at_unix_nanos,
             run_seconds,
         } if attempt.started_at.is_none() => {
-            attempt.started_at = Some(time(at_unix_nanos)?);
-            attempt.run_seconds = run_seconds;
+            if let Some(at) = time(at_unix_nanos) {
+                attempt.started_at = Some(at);
+                attempt.run_seconds = run_seconds;
+            }
         }
         Fact::Paused(Some(at)) => attempt.paused_at = attempt.paused_at.or(Some(at)),
         Fact::Paused(None) => attempt.paused_at = None,
         Fact::RunSeconds(seconds) => attempt.run_seconds = seconds,
         Fact::Started { .. } | Fact::DeadlineNear(_) | Fact::PauseFailed { .. } => {}
-    }
-    (*attempt != before).then(|| owned.patch(current))
+    })
 }
 
 /// The patch for the end: exit, seal, usage and tail in one write; `None` if it is already recorded. If the entrypoint
 /// did not report the end, the controller writes it; then only the output is recorded here.
 #[must_use]
-pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Timestamp) -> Option<Value> {
-    let mut owned = Owned::of(current);
-    let has_exit = has_exit(current, number);
-    if !is_kept(current, number) {
-        return None;
-    }
-    let attempt = owned.attempt(number);
-    if attempt.output.is_some() {
-        return None;
-    }
+pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Timestamp) -> Option<RemoteProcessStatus> {
     let exit = &ending.exit;
-    attempt.started_at = attempt.started_at.or_else(|| time(exit.started_unix_nanos));
-    attempt.finished_at = attempt.finished_at.or_else(|| time(exit.finished_unix_nanos));
-    attempt.paused_at = None;
-    if exit.source() == remoteprocess_proto::v1::exit::Source::Entrypoint && !has_exit {
-        attempt.exit = Some(exit_to_status(exit));
-    }
-    attempt.usage = exit.usage.map(|usage| UsageStatus {
-        // Microseconds: exact in a double for 285 years of CPU time.
-        cpu_seconds: (usage.user_micros + usage.system_micros) as f64 / 1e6,
-        peak_memory_bytes: usage.peak_memory_bytes,
-        container_peak_memory_bytes: usage.container_peak_memory_bytes,
-        read_bytes: usage.read_bytes,
-        written_bytes: usage.written_bytes,
-    });
-    attempt.output = Some(output(ending));
-    if current.status.as_ref().and_then(|status| status.attempt) == Some(number) {
-        owned.output = Some(OutputStatus {
+    let mut next = with_attempt(current, number, |attempt| {
+        if attempt.output.is_some() {
+            return;
+        }
+        attempt.started_at = attempt.started_at.or_else(|| time(exit.started_unix_nanos));
+        attempt.finished_at = attempt.finished_at.or_else(|| time(exit.finished_unix_nanos));
+        attempt.paused_at = None;
+        if exit.source() == remoteprocess_proto::v1::exit::Source::Entrypoint && attempt.exit.is_none() {
+            attempt.exit = Some(exit_to_status(exit));
+        }
+        attempt.usage = exit.usage.map(|usage| UsageStatus {
+            // Microseconds: exact in a double for 285 years of CPU.
+            cpu_seconds: (usage.user_micros + usage.system_micros) as f64 / 1e6,
+            peak_memory_bytes: usage.peak_memory_bytes,
+            container_peak_memory_bytes: usage.container_peak_memory_bytes,
+            read_bytes: usage.read_bytes,
+            written_bytes: usage.written_bytes,
+        });
+        attempt.output = Some(output(ending));
+    })?;
+    if next.attempt == Some(number) {
+        next.output = Some(OutputStatus {
             stdout_bytes: Some(ending.end.stdout),
             stderr_bytes: Some(ending.end.stderr),
             tail: shows_tail(current, exit)
                 .then(|| render_tail(&ending.tail))
                 .filter(|tail| !tail.is_empty()),
         });
-        let past = over(std::mem::take(&mut owned.conditions), now);
-        owned.conditions = conditions(ending, now);
-        owned.conditions.extend(past);
+        let (ours, others) = next.conditions.into_iter().partition(is_of_relay);
+        next.conditions = others;
+        next.conditions.extend(conditions(ending, now));
+        next.conditions.extend(over(ours, now));
     }
-    Some(owned.patch(current))
+    Some(next)
 }
 
 fn shows_tail(current: &RemoteProcess, exit: &Exit) -> bool {
@@ -264,98 +274,6 @@ fn time(unix_nanos: i64) -> Option<Timestamp> {
     (unix_nanos > 0)
         .then(|| Timestamp::from_nanosecond(i128::from(unix_nanos)).ok())
         .flatten()
-}
-
-/// Whether the status has room for this attempt; the archive has it in any case.
-fn is_kept(current: &RemoteProcess, number: u32) -> bool {
-    current.status.as_ref().is_some_and(|status| status.keeps(number))
-}
-
-fn has_exit(current: &RemoteProcess, number: u32) -> bool {
-    let attempt = current.status.as_ref().and_then(|status| status.attempt(number));
-    attempt.is_some_and(|attempt| attempt.exit.is_some())
-}
-
-/// The part of the status that belongs to the relay.
-pub(super) struct Owned {
-    pub(super) conditions: Vec<Condition>,
-    output: Option<OutputStatus>,
-    attempts: Vec<AttemptStatus>,
-}
-
-impl Owned {
-    pub(super) fn of(current: &RemoteProcess) -> Self {
-        let mut status = current.status.clone().unwrap_or_default();
-        status.trim();
-        let attempts = status.attempts.into_iter().map(ours).filter(has_facts).collect();
-        let is_ours = |condition: &Condition| {
-            condition
-                .type_
-                .parse::<ConditionType>()
-                .is_ok_and(ConditionType::is_of_relay)
-        };
-        Self {
-            conditions: status.conditions.into_iter().filter(is_ours).collect(),
-            output: status.output,
-            attempts,
-        }
-    }
-
-    fn attempt(&mut self, number: u32) -> &mut AttemptStatus {
-        let at = self
-            .attempts
-            .iter()
-            .position(|attempt| attempt.number == number)
-            .unwrap_or_else(|| {
-                self.attempts.push(AttemptStatus {
-                    number,
-                    ..AttemptStatus::default()
-                });
-                self.attempts.len() - 1
-            });
-        &mut self.attempts[at]
-    }
-
-    pub(super) fn patch(&self, current: &RemoteProcess) -> Value {
-        let mut status = json!({"attempts": self.attempts});
-        if !self.conditions.is_empty() {
-            status["conditions"] = json!(self.conditions);
-        }
-        if let Some(output) = &self.output {
-            status["output"] = json!(output);
-        }
-        json!({
-            "apiVersion": format!("{}/{}", remoteprocess_api::names::GROUP, remoteprocess_api::names::VERSION),
-            "kind": "RemoteProcess",
-            "metadata": {
-                "name": current.name_any(),
-                "namespace": current.namespace(),
-                "uid": current.uid(),
-                "resourceVersion": current.resource_version(),
-            },
-            "status": status,
-        })
-    }
-}
-
-fn ours(attempt: AttemptStatus) -> AttemptStatus {
-    AttemptStatus {
-        pod_name: None,
-        // A grant names its pod, even if the controller has not recorded that pod yet.
-        pod_uid: attempt.pod_uid.filter(|_| attempt.granted_at.is_some()),
-        node: None,
-        begun_at: None,
-        exit: attempt.exit.filter(|exit| exit.source == ExitSource::Entrypoint),
-        ..attempt
-    }
-}
-
-fn has_facts(attempt: &AttemptStatus) -> bool {
-    *attempt
-        != AttemptStatus {
-            number: attempt.number,
-            ..AttemptStatus::default()
-        }
 }
 
 #[cfg(test)]

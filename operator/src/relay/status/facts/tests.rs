@@ -1,6 +1,8 @@
-use remoteprocess_api::{AttemptExit, DesiredState, Phase, RemoteProcessSpec, RemoteProcessStatus};
+use remoteprocess_api::{AttemptExit, DesiredState, ExitSource, Phase, RemoteProcessSpec, RemoteProcessStatus};
 use remoteprocess_proto::v1::exit::{Outcome, Source};
 use remoteprocess_proto::v1::{Cursor, GapReason, Reason, Seal, SealReason, Usage};
+
+use serde_json::json;
 
 use super::*;
 
@@ -40,12 +42,17 @@ fn process() -> RemoteProcess {
     process
 }
 
+fn pod() -> Pod {
+    serde_json::from_value(json!({"metadata": {"uid": "pod-1"}, "spec": {"nodeName": "node-2", "containers": []}}))
+        .unwrap()
+}
+
 fn attempt(process: &mut RemoteProcess) -> &mut AttemptStatus {
     &mut process.status.as_mut().unwrap().attempts[0]
 }
 
 fn decide(process: &RemoteProcess, claim: &Claim) -> Decision {
-    decide_grant(process, claim, "operator-0", now(), false)
+    decide_grant(process, claim, "operator-0", now(), None)
 }
 
 fn ending() -> Ending {
@@ -91,10 +98,10 @@ fn ending() -> Ending {
 
 #[test]
 fn the_grant_is_one_small_write() {
-    let Decision::Write(patch) = decide(&process(), &claim()) else {
+    let Decision::Write(next) = decide(&process(), &claim()) else {
         panic!()
     };
-    insta::assert_yaml_snapshot!("grant", patch);
+    insta::assert_yaml_snapshot!("grant", next);
 }
 
 #[test]
@@ -116,8 +123,8 @@ fn lost_output_is_a_condition() {
         to: Some(4),
         reason: GapReason::SpoolFull,
     });
-    let patch = build_end(&process(), 1, &ending, now()).unwrap();
-    insta::assert_yaml_snapshot!("lost", patch["status"]["conditions"]);
+    let next = build_end(&process(), 1, &ending, now()).unwrap();
+    insta::assert_yaml_snapshot!("lost", next.conditions);
 }
 
 #[test]
@@ -179,8 +186,8 @@ fn a_pod_that_is_not_recorded_yet_is_asked_for() {
         Decision::CheckPod("hello-0123abcd".to_owned())
     );
     assert!(matches!(
-        decide_grant(&process, &claim(), "operator-0", now(), true),
-        Decision::Write(_)
+        decide_grant(&process, &claim(), "operator-0", now(), Some(&pod())),
+        Decision::Write(next) if next.attempts[0].node.as_deref() == Some("node-2")
     ));
 }
 
@@ -192,9 +199,9 @@ fn the_kubelets_word_is_never_written_by_the_relay_nor_overwritten() {
         source: ExitSource::Kubelet,
         ..AttemptExit::default()
     });
-    let patch = build_end(&process, 1, &ending(), now()).unwrap();
-    assert!(patch["status"]["attempts"][0].get("exit").is_none());
-    assert_eq!(patch["status"]["attempts"][0]["output"]["sealed"], true);
+    let next = build_end(&process, 1, &ending(), now()).unwrap();
+    assert_eq!(next.attempts[0].exit, attempt(&mut process).exit);
+    assert!(next.attempts[0].output.as_ref().unwrap().sealed);
 }
 
 #[test]
@@ -212,7 +219,7 @@ fn nothing_is_written_twice() {
 
 #[test]
 fn what_is_learned_of_a_program_is_written_while_it_runs() {
-    let record = |patch: Option<Value>| patch.map(|patch| patch["status"]["attempts"][0].clone());
+    let record = |next: Option<RemoteProcessStatus>| next.map(|next| json!(next.attempts[0]));
     let mut process = process();
     attempt(&mut process).granted_at = Some(now());
     let started = Fact::Started {
