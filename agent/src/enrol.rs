@@ -1,5 +1,6 @@
 //! The agent's identity: a key that never leaves memory, certified by the relay for this pod.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -7,9 +8,11 @@ use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::EnrollRequest;
 use remoteprocess_proto::v1::enrolment_client::EnrolmentClient;
 use remoteprocess_tls::{Dialer, Identity, KeyRequest, Role};
+use serde::{Deserialize, Serialize};
 
 use crate::args::Config;
 use crate::backoff::Backoff;
+use crate::spool::record::{self, Record};
 
 /// Limit of one enrolment.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -37,8 +40,62 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Enrolment {
     config: Arc<Config>,
-    /// The CAs as the relay last reported them.
+    trust: Trust,
+}
+
+/// The CAs to trust: as last told by the relay, or by the pod at first. The spool keeps them over a restart of the agent,
+/// because the pod still names those of its own first day.
+#[derive(Debug)]
+struct Trust {
+    spool: PathBuf,
     bundle: Mutex<String>,
+}
+
+/// All CAs to trust, PEM.
+#[derive(Serialize, Deserialize)]
+struct Bundle(String);
+
+impl Record for Bundle {
+    const NAME: &'static str = "bundle";
+}
+
+impl Trust {
+    fn load(spool: &Path, first: &str) -> Self {
+        let stored = record::load(spool).unwrap_or_else(|error| {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the stored CAs cannot be read"
+            );
+            None
+        });
+        let bundle = stored.map_or_else(|| first.to_owned(), |Bundle(stored)| stored);
+        Self {
+            spool: spool.to_owned(),
+            bundle: Mutex::new(bundle),
+        }
+    }
+
+    fn get(&self) -> String {
+        self.bundle.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn keep(&self, bundle: String) {
+        if self.get() == bundle {
+            return;
+        }
+        self.bundle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&bundle);
+        let spool = self.spool.clone();
+        let stored = tokio::task::spawn_blocking(move || record::store(&spool, &Bundle(bundle))).await;
+        if let Ok(Err(error)) = stored {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the CAs to trust are not stored; a restart of the agent begins with older ones"
+            );
+        }
+    }
 }
 
 struct Certified {
@@ -51,8 +108,8 @@ impl Enrolment {
     /// Enrolls according to `config`.
     #[must_use]
     pub fn new(config: Arc<Config>) -> Self {
-        let bundle = Mutex::new(config.ca_bundle.clone());
-        Self { config, bundle }
+        let trust = Trust::load(&config.spool, &config.ca_bundle);
+        Self { config, trust }
     }
 
     /// Enrols, trying until it succeeds.
@@ -70,7 +127,7 @@ impl Enrolment {
     async fn identity(&self) -> Result<Arc<Identity>, Error> {
         let Certified { chain, key, bundle } = self.certify().await?;
         let identity = Identity::new(&chain, &key, &bundle, &self.config.trust_domain)?;
-        self.keep_bundle(bundle);
+        self.trust.keep(bundle).await;
         tracing::info!("enrolled");
         Ok(identity)
     }
@@ -82,7 +139,7 @@ impl Enrolment {
     pub async fn renew(&self, identity: &Identity) -> Result<(), Error> {
         let Certified { chain, key, bundle } = self.certify().await?;
         identity.replace(&chain, &key, &bundle)?;
-        self.keep_bundle(bundle);
+        self.trust.keep(bundle).await;
         tracing::info!("certificate renewed");
         Ok(())
     }
@@ -113,8 +170,7 @@ impl Enrolment {
             .await
             .map_err(Error::Token)?;
         let request = KeyRequest::generate()?;
-        let bundle = self.bundle.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let dialer = Dialer::anonymous(&bundle, &config.trust_domain)?;
+        let dialer = Dialer::anonymous(&self.trust.get(), &config.trust_domain)?;
         let channel = dialer.connect(&config.relay_enrol, &Role::Operator).await?;
         let response = EnrolmentClient::new(channel)
             .enroll(EnrollRequest {
@@ -133,12 +189,28 @@ impl Enrolment {
             bundle: response.bundle,
         })
     }
-
-    fn keep_bundle(&self, bundle: String) {
-        *self.bundle.lock().unwrap_or_else(PoisonError::into_inner) = bundle;
-    }
 }
 
 fn warn(error: &Error) {
     tracing::warn!(error = error as &dyn std::error::Error, "not enrolled; trying again");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_restart_of_the_agent_remembers_the_newest_cas() {
+        let spool = tempfile::tempdir().expect("a directory");
+        let trust = Trust::load(spool.path(), "of the pod");
+        assert_eq!(trust.get(), "of the pod");
+        trust.keep("of the relay".into()).await;
+        assert_eq!(Trust::load(spool.path(), "of the pod").get(), "of the relay");
+        std::fs::write(spool.path().join(Bundle::NAME), [0xff]).expect("written");
+        assert_eq!(
+            Trust::load(spool.path(), "of the pod").get(),
+            "of the pod",
+            "a damaged file does no harm"
+        );
+    }
 }

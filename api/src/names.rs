@@ -71,8 +71,38 @@ pub const CONNECT_TRUST_DOMAIN: &str = "trustDomain";
 pub const CONNECT_SERVER: &str = "server";
 /// ClusterRole that lets a person connect.
 pub const CONNECT_ROLE: &str = "remoteprocess-connect";
-/// Secret in the release namespace with the CA (`tls.crt`, `tls.key`).
+/// Role in the release namespace for administrators of the installation.
+pub const ADMIN_ROLE: &str = "remoteprocess-admin";
+/// Secret in the release namespace with the CA (`tls.crt`, `tls.key`), the next one, and those before it.
 pub const CA_SECRET: &str = "remoteprocess-ca";
+/// ConfigMap in the release namespace about the CA, for administrators.
+pub const CA_CONFIG_MAP: &str = "remoteprocess-ca";
+/// Annotation of [`CA_CONFIG_MAP`]: each new value requests a rotation.
+pub const ANNOTATION_ROTATE: &str = "remoteprocess.dev/rotate-ca";
+/// Key of [`CA_CONFIG_MAP`]: [`CA_OWN`], or the Secret from which CAs come.
+pub const CA_SOURCE: &str = "source";
+/// The operator makes its CAs.
+pub const CA_OWN: &str = "Own";
+/// Key of [`CA_CONFIG_MAP`]: [`CA_STABLE`], [`CA_ANNOUNCED`] or [`CA_RETIRING`].
+pub const CA_PHASE: &str = "phase";
+/// There is one CA.
+pub const CA_STABLE: &str = "Stable";
+/// The next CA is announced and does not sign yet.
+pub const CA_ANNOUNCED: &str = "Announced";
+/// A former CA is still trusted.
+pub const CA_RETIRING: &str = "Retiring";
+/// Key of [`CA_CONFIG_MAP`]: end of the CA that signs.
+pub const CA_EXPIRES: &str = "expires";
+/// Key of [`CA_CONFIG_MAP`]: when the announced CA begins to sign.
+pub const CA_NEXT_SIGNS: &str = "nextSignsFrom";
+/// Key of [`CA_CONFIG_MAP`]: end of the announced CA.
+pub const CA_NEXT_EXPIRES: &str = "nextExpires";
+/// Key of [`CA_CONFIG_MAP`]: until when former CAs are trusted.
+pub const CA_FORMER_UNTIL: &str = "formerTrustedUntil";
+/// Key of [`CA_CONFIG_MAP`]: what an administrator should do something about.
+pub const CA_WARNING: &str = "warning";
+/// Key of [`CA_CONFIG_MAP`]: the last value of [`ANNOTATION_ROTATE`] that has led to a rotation.
+pub const CA_ANSWERED: &str = "answered";
 /// Lease that names the leading controller.
 pub const LEASE: &str = "remoteprocess-controller";
 /// Signer of the CertificateSigningRequests by which people get their certificates.

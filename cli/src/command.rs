@@ -10,6 +10,7 @@ use crate::failure::Failure;
 use crate::output;
 use crate::print::print;
 
+pub mod admin;
 pub mod attach;
 pub mod completion;
 pub mod delete;
@@ -90,6 +91,8 @@ pub enum Command {
     Login(login::LoginArgs),
     /// Show who you are and how rproc reaches the relay
     Whoami(whoami::WhoamiArgs),
+    /// Administer the installation
+    Admin(admin::AdminArgs),
     /// Print the versions of rproc, the operator and Kubernetes
     Version(version::VersionArgs),
     /// Print the flags that all commands take
@@ -129,6 +132,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Delete(args) => delete::run(global, args).await,
         Command::Login(args) => login::run(global, args).await,
         Command::Whoami(args) => whoami::run(global, args).await,
+        Command::Admin(args) => admin::run(global, args).await,
         Command::Version(args) => version::run(global, args).await,
         Command::Options => print(&options()).map(|()| 0),
         Command::Completion(args) => {

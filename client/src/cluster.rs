@@ -55,6 +55,15 @@ impl Rule {
         }
     }
 
+    /// A rule of the role for administrators of the installation.
+    #[must_use]
+    pub fn admin(resource: &'static str, verb: &'static str) -> Self {
+        Self {
+            role: names::ADMIN_ROLE,
+            ..Self::connect("", resource, verb)
+        }
+    }
+
     /// A rule on processes, of the role `role`.
     #[must_use]
     pub fn process(verb: &'static str, role: &'static str) -> Self {
@@ -92,7 +101,9 @@ impl Rule {
     /// The rule as it is written in a role, and which role has it.
     fn yaml(&self, operator_namespace: &str) -> String {
         let role = match (self.role, self.group) {
-            (names::CONNECT_ROLE, "") => format!("Role {} in namespace {operator_namespace}", self.role),
+            (names::CONNECT_ROLE | names::ADMIN_ROLE, "") => {
+                format!("Role {} in namespace {operator_namespace}", self.role)
+            }
             _ => format!("ClusterRole {}", self.role),
         };
         format!(

@@ -52,7 +52,12 @@ impl Relay {
     /// # Errors
     /// As [`Trust::read`].
     pub async fn trust(&mut self) -> Result<Trust, DialError> {
-        let known = self.trust.clone().filter(|_| !self.is_trust_stale);
+        // CAs follow each other more slowly than certificates.
+        let is_due = self
+            .identity
+            .as_ref()
+            .is_some_and(|identity| identity.renew_at() <= SystemTime::now());
+        let known = self.trust.clone().filter(|_| !self.is_trust_stale && !is_due);
         let trust = match (known, self.trust.clone()) {
             (Some(trust), _) => trust,
             (None, None) => Trust::read(&self.cluster).await?,

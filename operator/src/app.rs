@@ -134,6 +134,8 @@ async fn authority(client: &Client, config: &Config) -> Arc<AuthorityHandle> {
             namespace: config.namespace.clone(),
             trust_domain: config.trust_domain.clone(),
             server: config.server.clone(),
+            source: config.ca_source.clone(),
+            schedule: config.ca_schedule,
         };
         match AuthorityHandle::load_or_create(client.clone(), settings).await {
             Ok(authority) => return authority,

@@ -13,6 +13,7 @@ use remoteprocess_proto::pod;
 use remoteprocess_runtime::{LogError, LogFormat};
 use remoteprocess_tls::TrustDomain;
 
+use crate::authority::{Schedule, Source};
 use crate::controller::quantity;
 use crate::relay::archive::{Bucket, Retention, StoreConfig};
 
@@ -46,6 +47,8 @@ pub struct Args {
     #[arg(long, env = "RPROC_WATCH_NAMESPACES", value_delimiter = ',')]
     watch_namespaces: Vec<String>,
     #[command(flatten)]
+    ca: CaArgs,
+    #[command(flatten)]
     archive: ArchiveArgs,
     #[command(flatten)]
     agent: AgentArgs,
@@ -57,6 +60,24 @@ pub struct Args {
     /// Filter of the log, as tracing-subscriber has it.
     #[arg(long, env = "RPROC_LOG_FILTER", default_value = "info")]
     log_filter: String,
+}
+
+/// Where CAs come from, and how long they and their certificates live. Durations are such as 8760h or 90m.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CaArgs {
+    /// Secret in the namespace of the release in which another program keeps the newest CA (tls.crt, and tls.key in
+    /// PKCS#8). None: the operator makes its CAs.
+    #[arg(long, env = "RPROC_CA_SECRET")]
+    ca_secret: Option<String>,
+    /// Life of a CA that the operator makes.
+    #[arg(long, env = "RPROC_CA_DURATION", default_value = "8760h")]
+    ca_duration: String,
+    /// How long before the end of such a CA the next one is announced.
+    #[arg(long, env = "RPROC_CA_RENEW_BEFORE", default_value = "720h")]
+    ca_renew_before: String,
+    /// Longest life of the certificates of agents and users.
+    #[arg(long, env = "RPROC_CERTIFICATE_DURATION", default_value = "1h")]
+    certificate_duration: String,
 }
 
 /// What agents are made of and told.
@@ -156,6 +177,10 @@ pub struct Config {
     pub server: Option<String>,
     /// Watched namespaces; none: all.
     pub watch_namespaces: Vec<String>,
+    /// Where CAs come from.
+    pub ca_source: Source,
+    /// How long CAs and certificates live.
+    pub ca_schedule: Schedule,
     /// Where the archive is.
     pub archive: StoreConfig,
     /// How long output stays in it.
@@ -192,6 +217,19 @@ pub enum Error {
     /// Neither http nor https.
     #[error("--archive-endpoint must be an http:// or https:// URL, not {0:?}")]
     Endpoint(String),
+    /// Not a duration.
+    #[error("--{flag} must be a duration of at least {least} s such as 8760h or 90m, not {text:?}")]
+    Duration {
+        /// The flag.
+        flag: &'static str,
+        /// What it says.
+        text: String,
+        /// The shortest one, in seconds.
+        least: u64,
+    },
+    /// A CA that would be replaced before its certificates have been.
+    #[error("--ca-duration must be at least three times --certificate-duration, so that CAs can follow each other")]
+    CaDuration,
     /// Not a quantity of bytes.
     #[error("--archive-retention-max-size must be a number of bytes such as 100Gi, not {0:?}")]
     Size(String),
@@ -224,6 +262,11 @@ impl TryFrom<Args> for Config {
                 .into_iter()
                 .filter(|name| !name.is_empty())
                 .collect(),
+            ca_schedule: schedule(&args.ca)?,
+            ca_source: match args.ca.ca_secret.filter(|name| !name.is_empty()) {
+                Some(name) => Source::Secret(name),
+                None => Source::Own,
+            },
             retention: retention(&args.archive)?,
             archive: store(args.archive)?,
             agent: agent_settings(args.agent, relay, &trust_domain),
@@ -261,6 +304,33 @@ fn store(args: ArchiveArgs) -> Result<StoreConfig, Error> {
             path_style: args.archive_path_style,
         },
     })
+}
+
+fn schedule(args: &CaArgs) -> Result<Schedule, Error> {
+    let schedule = Schedule {
+        lifetime: duration("ca-duration", &args.ca_duration)?,
+        renew_before: duration("ca-renew-before", &args.ca_renew_before)?,
+        leaf: duration("certificate-duration", &args.certificate_duration)?,
+    };
+    if schedule.lifetime < schedule.leaf * 3 {
+        return Err(Error::CaDuration);
+    }
+    Ok(schedule)
+}
+
+/// Certificates tell whole seconds, and everyone needs a moment to renew.
+const SHORTEST: Duration = Duration::from_secs(4);
+
+fn duration(flag: &'static str, text: &str) -> Result<Duration, Error> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok();
+    let duration = parsed.and_then(|duration| Duration::try_from(duration).ok());
+    duration
+        .filter(|duration| *duration >= SHORTEST)
+        .ok_or_else(|| Error::Duration {
+            flag,
+            text: text.to_owned(),
+            least: SHORTEST.as_secs(),
+        })
 }
 
 fn retention(args: &ArchiveArgs) -> Result<Retention, Error> {
@@ -361,6 +431,32 @@ mod tests {
             (&["--archive-retention-max-size=lots"], "--archive-retention-max-size"),
         ] {
             let error = parse(wrong).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn cas_live_as_long_as_they_are_told() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(
+            (config.ca_source, config.ca_schedule),
+            (Source::Own, Schedule::default())
+        );
+        let set = [
+            "--ca-secret=mine",
+            "--ca-duration=30m",
+            "--certificate-duration=1m",
+            "--ca-renew-before=600s",
+        ];
+        let config = parse(&set).unwrap();
+        assert_eq!(config.ca_source, Source::Secret("mine".into()));
+        assert_eq!(config.ca_schedule.overlap(), Duration::from_secs(120));
+        for (wrong, named) in [
+            ("--ca-duration=lots", "--ca-duration"),
+            ("--certificate-duration=0s", "--certificate-duration"),
+            ("--ca-duration=2h", "three times"),
+        ] {
+            let error = parse(&[wrong]).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");
         }
     }

@@ -1,14 +1,19 @@
-//! The certificate authority of the installation: the CA, the published bundle and the signing of requests.
+//! The certificate authority of the installation: the CAs, their rotation, the published bundle, and the signing of
+//! requests.
 //!
-//! Every replica holds the CA: the first one creates it, the others read it. The Secret and the ConfigMap belong to no
-//! release and have no owner, so that running agents find the same CA after a re-installation.
+//! Every replica holds the CAs as the Secret has them, and takes the next step of a rotation when it is due; the first one
+//! wins. The Secret and the ConfigMaps belong to no release and no object, so that running agents find the same CAs after a
+//! re-install.
 
 pub mod csr;
 pub mod guard;
+mod keyring;
 pub mod metrics;
 mod publish;
 pub mod rate;
+mod rotation;
 mod secret;
+mod source;
 
 use std::{
     sync::Arc,
@@ -16,26 +21,31 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use kube::Client;
+use futures::{Stream, StreamExt, stream};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt, watcher::watch_object},
+};
 use remoteprocess_api::names;
-use remoteprocess_tls::{Authority, Identity, Role, TrustDomain, User, bundle};
+use remoteprocess_tls::{Authority, Identity, Role, TrustDomain, User};
 use tokio_util::sync::CancellationToken;
 
-/// Life of the operator's own leaf.
-const OPERATOR_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+use self::{
+    keyring::{Keyring, Next},
+    rotation::{Step, Want},
+};
+pub use self::{rotation::Schedule, source::Source};
+use crate::backoff::Backoff;
 
-/// Lifetime of an agent's leaf.
-const AGENT_LIFETIME: Duration = Duration::from_secs(3600);
-
-/// Maximum lifetime of a user's leaf.
-const USER_LIFETIME: Duration = Duration::from_secs(3600);
-
-/// How long a CA is trusted after another one replaced it: longer than a leaf of an agent or a user lives. The operator's
-/// own leaf is renewed at once.
-const FORMER_LIFETIME: Duration = Duration::from_secs(2 * 3600);
-
-/// How often the Secret and the ConfigMap are read: a new CA in the Secret is in use after this time at the latest.
+/// How often the objects of the authority are looked at when nothing tells that they have changed.
 const REFRESH: Duration = Duration::from_secs(60);
+
+/// Shortest pause between two looks.
+const FLOOR: Duration = Duration::from_millis(200);
+
+/// Changes that one look makes at most: each one is read back before the next.
+const STEPS: usize = 4;
 
 /// Where the authority keeps its objects, and what it tells clients.
 #[derive(Clone, Debug)]
@@ -46,6 +56,16 @@ pub struct AuthorityConfig {
     pub trust_domain: TrustDomain,
     /// `host:port` by which clients reach the relay from outside, where there is one.
     pub server: Option<String>,
+    /// Where CAs come from.
+    pub source: Source,
+    /// How long CAs and certificates live.
+    pub schedule: Schedule,
+}
+
+impl AuthorityConfig {
+    fn generate(&self) -> Result<Authority, remoteprocess_tls::Error> {
+        Authority::generate_for(&self.trust_domain, self.schedule.lifetime)
+    }
 }
 
 /// What can go wrong with the authority.
@@ -61,7 +81,7 @@ pub enum Error {
     #[error("the Secret {name} has no usable {key}")]
     Secret {
         /// Name of the Secret.
-        name: &'static str,
+        name: String,
         /// What is missing.
         key: &'static str,
     },
@@ -73,6 +93,18 @@ pub enum Error {
         names::CONNECT_CONFIG_MAP
     )]
     Missing,
+    /// The Secret that another program should have made is not there.
+    #[error("there is no Secret {0} with a CA in the namespace of the release yet (the value ca.source of the chart)")]
+    NoSource(String),
+    /// The Secret that another program has made holds nothing that can be our CA.
+    #[error("the Secret {name} holds no CA that can sign for RemoteProcess (the value ca.source of the chart)")]
+    Source {
+        /// Name of the Secret.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        error: Box<Error>,
+    },
 }
 
 impl Error {
@@ -83,6 +115,7 @@ impl Error {
             Self::Kube(_) => "ApiServer",
             Self::Tls(_) => "Certificate",
             Self::Secret { .. } | Self::Missing => "Secret",
+            Self::NoSource(_) | Self::Source { .. } => "Source",
         }
     }
 }
@@ -95,45 +128,16 @@ pub struct AuthorityHandle {
     identity: Arc<Identity>,
 }
 
-/// The CA as read from one version of the Secret, and the CAs before it.
+/// The CAs as one version of the Secret has them.
 struct Loaded {
-    authority: Authority,
-    /// The CAs that the Secret says to trust.
-    own_bundle_pem: String,
-    /// These, and the former CAs.
+    keyring: Keyring,
     bundle_pem: String,
-    former: Vec<Former>,
-}
-
-/// The CAs that a former version of the Secret said to trust. Leaves signed by them may still be valid.
-#[derive(Clone)]
-struct Former {
-    bundle_pem: String,
-    until: SystemTime,
 }
 
 impl Loaded {
-    /// Replaces this one by `next`: CAs that this one trusted stay trusted for as long as a leaf of theirs may live.
-    fn succeeded_by(&self, next: Self, now: SystemTime) -> Result<Self, Error> {
-        let mut former: Vec<Former> = self
-            .former
-            .iter()
-            .filter(|former| now < former.until)
-            .cloned()
-            .collect();
-        if self.own_bundle_pem != next.own_bundle_pem {
-            former.push(Former {
-                bundle_pem: self.own_bundle_pem.clone(),
-                until: now + FORMER_LIFETIME,
-            });
-        }
-        let texts = std::iter::once(&next.own_bundle_pem).chain(former.iter().map(|former| &former.bundle_pem));
-        let bundle_pem = bundle(&texts.map(String::as_str).collect::<Vec<_>>())?;
-        Ok(Self {
-            bundle_pem,
-            former,
-            ..next
-        })
+    fn new(keyring: Keyring) -> Result<Self, Error> {
+        let bundle_pem = keyring.bundle_pem()?;
+        Ok(Self { keyring, bundle_pem })
     }
 }
 
@@ -145,16 +149,19 @@ impl AuthorityHandle {
     /// The API server does not answer, the content of the Secret is unusable, or it is gone although its CA was
     /// published.
     pub async fn load_or_create(client: Client, config: AuthorityConfig) -> Result<Arc<Self>, Error> {
-        let loaded = secret::load_or_create(&client, &config).await?;
-        let (chain, key) = loaded.authority.issue(&Role::Operator, None, OPERATOR_LIFETIME)?;
+        let first = || config.source.first(&client, &config);
+        let loaded = Loaded::new(secret::load_or_create(&client, &config, first).await?)?;
+        let (chain, key) = issue(&loaded.keyring, &config.schedule)?;
         let identity = Identity::new(&chain, &key, &loaded.bundle_pem, &config.trust_domain)?;
-        publish::publish(&client, &config, &loaded.bundle_pem).await?;
-        Ok(Arc::new(Self {
+        publish::bundle(&client, &config, &loaded.bundle_pem).await?;
+        let handle = Self {
             client,
             config,
             current: ArcSwap::from_pointee(loaded),
             identity,
-        }))
+        };
+        handle.measure();
+        Ok(Arc::new(handle))
     }
 
     /// The operator's own identity; it stays the same object while its certificate is renewed.
@@ -184,74 +191,203 @@ impl AuthorityHandle {
             namespace: namespace.to_owned(),
             pod_uid: pod_uid.to_owned(),
         };
-        self.current
-            .load()
-            .authority
-            .sign_csr_der(csr, &role, None, AGENT_LIFETIME)
+        self.sign(csr, &role, None, self.config.schedule.leaf)
     }
 
-    /// Signs the key of a request for a user, for at most an hour. Returns the chain, PEM.
+    /// Signs the key of a request for a user; for at most as long as for an agent. Answers the chain, PEM.
     ///
     /// # Errors
     /// As [`AuthorityHandle::sign_agent`].
     pub fn sign_user(&self, csr: &[u8], user: &User, lifetime: Duration) -> Result<String, remoteprocess_tls::Error> {
-        let lifetime = lifetime.min(USER_LIFETIME);
-        self.current
-            .load()
-            .authority
-            .sign_csr_der(csr, &Role::User, Some(user), lifetime)
+        self.sign(csr, &Role::User, Some(user), lifetime.min(self.config.schedule.leaf))
     }
 
-    /// Renews the leaf, reloads the CA from its Secret, and keeps the bundle published, until `shutdown`. Failures are
-    /// logged and retried; what is in use stays in use.
+    fn sign(
+        &self,
+        csr: &[u8],
+        role: &Role,
+        user: Option<&User>,
+        lifetime: Duration,
+    ) -> Result<String, remoteprocess_tls::Error> {
+        self.current
+            .load()
+            .keyring
+            .current
+            .sign_csr_der(csr, role, user, lifetime)
+    }
+
+    /// How long the certificates of agents and users live.
+    #[must_use]
+    pub fn leaf_lifetime(&self) -> Duration {
+        self.config.schedule.leaf
+    }
+
+    /// Keeps the leaf renewed, the CAs as their Secret has them and rotated in time, and the bundle published, until
+    /// `shutdown`. Failures are logged and tried again; what is in use stays in use.
     pub async fn run(&self, shutdown: CancellationToken) {
+        let mut changes = Box::pin(self.changes());
         loop {
             tokio::select! {
                 () = tokio::time::sleep(self.pause()) => {}
+                Some(()) = changes.next() => {}
                 () = shutdown.cancelled() => return,
             }
-            if let Err(error) = self.refresh().await {
+            if let Err(error) = self.refresh(SystemTime::now()).await {
                 tracing::warn!(
                     category = error.category(),
                     error = &error as &dyn std::error::Error,
                     "the authority cannot be refreshed"
                 );
             }
+            self.measure();
         }
     }
 
-    /// How long to wait before the next refresh: shorter if the leaf is due earlier, but never a busy loop.
-    fn pause(&self) -> Duration {
-        let due = self
-            .identity
-            .renew_at()
-            .duration_since(SystemTime::now())
-            .unwrap_or_default();
-        due.clamp(Duration::from_secs(1), REFRESH)
+    /// Whenever the Secret, the source of CAs, or the wish of an administrator has changed.
+    fn changes(&self) -> impl Stream<Item = ()> + use<> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.config.namespace);
+        let requests: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.config.namespace);
+        let mut watched = vec![names::CA_SECRET.to_owned()];
+        if let Source::Secret(name) = &self.config.source {
+            watched.push(name.clone());
+        }
+        let secrets = watched.into_iter().map(move |name| {
+            let versions = watch_object(secrets.clone(), &name).backoff(Backoff::WATCH);
+            changed(versions, |secret: Option<Secret>| secret?.metadata.resource_version)
+        });
+        let requests = watch_object(requests, names::CA_CONFIG_MAP).backoff(Backoff::WATCH);
+        let requests = changed(requests, |map: Option<ConfigMap>| publish::request(&map?));
+        stream::select(stream::select_all(secrets.map(StreamExt::boxed)), requests)
     }
 
-    /// The leaf first: it needs no API server.
-    async fn refresh(&self) -> Result<(), Error> {
-        if self.identity.renew_at() <= SystemTime::now() {
+    /// Until the next look; sooner where the leaf or a rotation is due before that, but never a busy loop.
+    fn pause(&self) -> Duration {
+        let want = match self.config.source {
+            Source::Own => Want::OnSchedule,
+            Source::Secret(_) => Want::Never,
+        };
+        let rotation = rotation::due(&self.current.load().keyring.times(), &self.config.schedule, want);
+        let due = rotation.into_iter().chain([self.identity.renew_at()]).min();
+        let due = due.and_then(|due| due.duration_since(SystemTime::now()).ok());
+        due.unwrap_or_default().clamp(FLOOR, REFRESH)
+    }
+
+    /// The leaf first: it needs no API server. Then one step of a rotation after the other, as far as they are due.
+    async fn refresh(&self, now: SystemTime) -> Result<(), Error> {
+        if self.identity.renew_at() <= now {
             self.renew(&self.current.load())?;
         }
-        let current = self.current.load_full();
-        let found = secret::load_or_restore(&self.client, &self.config, &current).await?;
-        let loaded = current.succeeded_by(found, SystemTime::now())?;
-        let is_news =
-            current.bundle_pem != loaded.bundle_pem || current.authority.cert_pem() != loaded.authority.cert_pem();
+        for _ in 0..STEPS {
+            let known = self.current.load_full();
+            let secret = secret::load_or_restore(&self.client, &self.config, &known.keyring).await?;
+            let Some(changed) = self.changed(&secret, &known.keyring, now).await? else {
+                return Ok(());
+            };
+            secret::store(&self.client, &self.config, secret, &changed).await?;
+        }
+        Ok(())
+    }
+
+    /// What the Secret should hold instead, if anything is due. What it holds is used and published before, so a CA is
+    /// published for the whole wait before it signs.
+    async fn changed(&self, secret: &Secret, known: &Keyring, now: SystemTime) -> Result<Option<Keyring>, Error> {
+        let (client, config) = (&self.client, &self.config);
+        let found = || secret::parse(secret, &config.trust_domain);
+        let adopted = || {
+            let mut keyring = found()?;
+            let is_changed = keyring.adopt(known, now + config.schedule.overlap());
+            Ok::<_, Error>((keyring, is_changed))
+        };
+        let (keyring, is_adopted) = adopted()?;
+        self.use_keyring(keyring)?;
+        publish::bundle(client, config, &self.bundle_pem()).await?;
+        let request = publish::state(client, config, &self.current.load().keyring).await?;
+        if is_adopted {
+            return Ok(Some(adopted()?.0));
+        }
+        match config.source.offered(client, config).await {
+            Ok(offered) => self.stepped(found()?, offered, request, now),
+            // What is announced already goes its way without the source of CAs.
+            Err(fault) => self.stepped(found()?, None, request, now)?.map(Some).ok_or(fault),
+        }
+    }
+
+    fn use_keyring(&self, keyring: Keyring) -> Result<(), Error> {
+        let (known, loaded) = (self.current.load_full(), Loaded::new(keyring)?);
+        let is_news = known.bundle_pem != loaded.bundle_pem
+            || known.keyring.current.anchor_pem() != loaded.keyring.current.anchor_pem();
         if is_news {
             self.renew(&loaded)?;
-            tracing::info!("the CA, or what is trusted besides it, has changed");
-            self.current.store(Arc::new(loaded));
+            tracing::info!("what signs, or what is trusted, has changed");
         }
-        publish::publish(&self.client, &self.config, &self.bundle_pem()).await
+        self.current.store(Arc::new(loaded));
+        Ok(())
+    }
+
+    /// The CAs after the step that is due, if one is.
+    fn stepped(
+        &self,
+        mut keyring: Keyring,
+        offered: Option<Authority>,
+        request: Option<String>,
+        now: SystemTime,
+    ) -> Result<Option<Keyring>, Error> {
+        let config = &self.config;
+        let want = config.source.wants(&keyring, offered.as_ref(), request.as_deref());
+        let Some(step) = rotation::step(&keyring.times(), &config.schedule, want, now) else {
+            return Ok(None);
+        };
+        match step {
+            Step::Announce => {
+                let authority = offered.map_or_else(|| config.generate(), Ok)?;
+                keyring.next = Some(Next {
+                    authority,
+                    announced: now,
+                });
+                keyring.answered = request;
+            }
+            Step::Drop => keyring.next = None,
+            Step::Switch => keyring.switch(now + config.schedule.overlap()),
+            Step::Retire => keyring.retire(now),
+        }
+        tracing::info!(target: "audit", action = "rotate-ca", ?step, "took a step of the rotation of the CA");
+        Ok(Some(keyring))
     }
 
     fn renew(&self, loaded: &Loaded) -> Result<(), Error> {
-        let (chain, key) = loaded.authority.issue(&Role::Operator, None, OPERATOR_LIFETIME)?;
+        let (chain, key) = issue(&loaded.keyring, &self.config.schedule)?;
         Ok(self.identity.replace(&chain, &key, &loaded.bundle_pem)?)
     }
+
+    fn measure(&self) {
+        let loaded = self.current.load();
+        if let Some(warning) = loaded.keyring.warning(SystemTime::now()) {
+            tracing::warn!(warning, "the CA ends soon");
+        }
+        let next = loaded.keyring.next.as_ref();
+        metrics::expiry("ca", Some(loaded.keyring.current.not_after()));
+        metrics::expiry("next-ca", next.map(|next| next.authority.not_after()));
+        metrics::expiry("operator", Some(self.identity.not_after()));
+    }
+}
+
+/// A leaf of the operator's own: a day for certificates of an hour, so that an API server that is away does no harm.
+fn issue(keyring: &Keyring, schedule: &Schedule) -> Result<(String, String), remoteprocess_tls::Error> {
+    keyring.current.issue(&Role::Operator, None, schedule.leaf * 24)
+}
+
+/// When what `part` takes of an object has changed. A watch that fails is begun again; meanwhile there is the regular look.
+fn changed<K, E>(
+    objects: impl Stream<Item = Result<Option<K>, E>>,
+    part: impl Fn(Option<K>) -> Option<String>,
+) -> impl Stream<Item = ()> {
+    let parts = objects.filter_map(|object| std::future::ready(object.ok())).map(part);
+    let mut last = None;
+    parts.filter_map(move |part| {
+        let is_news = last.as_ref() != Some(&part);
+        last = Some(part);
+        std::future::ready(is_news.then_some(()))
+    })
 }
 
 #[cfg(test)]
@@ -278,33 +414,40 @@ pub(crate) mod tests {
             namespace: "remoteprocess-system".into(),
             trust_domain: "test.local".parse().expect("a domain"),
             server: Some("relay.example:8443".into()),
+            source: Source::Own,
+            schedule: Schedule::default(),
         }
     }
 
-    /// An API server that stores what is posted or applied, by path.
+    /// Objects by their path: what is posted, put or applied is there from then on, under a new resourceVersion.
     fn stored(store: &Store, call: &Call) -> (u16, Value) {
         let mut objects = store.lock().unwrap_or_else(PoisonError::into_inner);
-        match call.method {
-            Method::GET => objects
-                .get(&call.path)
-                .map_or_else(|| refusal(404, "NotFound"), |o| (200, o.clone())),
-            Method::POST => {
-                let path = format!(
-                    "{}/{}",
-                    call.path,
-                    call.body["metadata"]["name"].as_str().expect("a name")
-                );
-                if objects.contains_key(&path) {
-                    return refusal(409, "AlreadyExists");
+        let name = call.body["metadata"]["name"].as_str().unwrap_or_default();
+        let path = match call.method {
+            Method::POST => format!("{}/{name}", call.path),
+            _ => call.path.clone(),
+        };
+        let known = objects.get(&path).cloned();
+        let version = |object: &Value| object["metadata"]["resourceVersion"].as_str().unwrap_or("0").to_owned();
+        let mut object = call.body.clone();
+        match (&call.method, &known) {
+            (&Method::GET, None) | (&Method::PUT, None) => return refusal(404, "NotFound"),
+            (&Method::GET, Some(known)) => return (200, known.clone()),
+            (&Method::POST, Some(_)) => return refusal(409, "AlreadyExists"),
+            (&Method::PUT, Some(known)) if version(known) != version(&object) => return refusal(409, "Conflict"),
+            (&Method::PATCH, Some(known)) => {
+                if let Some(request) = known["metadata"]["annotations"].get(names::ANNOTATION_ROTATE) {
+                    object["metadata"]["annotations"][names::ANNOTATION_ROTATE] = request.clone();
                 }
-                objects.insert(path, call.body.clone());
-                (201, call.body.clone())
             }
-            _ => {
-                objects.insert(call.path.clone(), call.body.clone());
-                (200, call.body.clone())
-            }
+            _ => {}
         }
+        let next: u64 = known
+            .as_ref()
+            .map_or(0, |known| version(known).parse().expect("a number"));
+        object["metadata"]["resourceVersion"] = (next + 1).to_string().into();
+        objects.insert(path, object.clone());
+        (200, object)
     }
 
     /// An authority over a fake API server, for tests of other modules.
@@ -313,10 +456,14 @@ pub(crate) mod tests {
     }
 
     async fn handle_of(store: &Store) -> Result<Arc<AuthorityHandle>, Error> {
+        handle_with(store, config()).await
+    }
+
+    async fn handle_with(store: &Store, config: AuthorityConfig) -> Result<Arc<AuthorityHandle>, Error> {
         remoteprocess_tls::install_crypto_provider();
         let store = store.clone();
         let client = fake_api::client(move |call| stored(&store, &call));
-        AuthorityHandle::load_or_create(client, config()).await
+        AuthorityHandle::load_or_create(client, config).await
     }
 
     #[tokio::test]
@@ -383,7 +530,7 @@ pub(crate) mod tests {
         secret["data"]["tls.key"] = encode(&next.key_pem());
         secret["data"]["ca.crt"] = encode(&old);
         store.lock().expect("no panic before").insert(SECRET.into(), secret);
-        handle.refresh().await.expect("refreshed");
+        handle.refresh(SystemTime::now()).await.expect("refreshed");
 
         assert_eq!(handle.bundle_pem(), format!("{}{old}", next.cert_pem()));
         assert_eq!(handle.identity().bundle_pem(), handle.bundle_pem());
@@ -404,7 +551,7 @@ pub(crate) mod tests {
         let handle = handle_of(&store).await.expect("an authority");
         let before = handle.bundle_pem();
         let secret = store.lock().expect("no panic before").remove(SECRET).expect("a Secret");
-        handle.refresh().await.expect("refreshed");
+        handle.refresh(SystemTime::now()).await.expect("refreshed");
         assert_eq!(handle.bundle_pem(), before, "every running agent trusts it");
         let restored = store.lock().expect("no panic before")[SECRET].clone();
         for key in ["tls.crt", "tls.key"] {
@@ -434,16 +581,214 @@ pub(crate) mod tests {
         let old = handle.bundle_pem();
         let next = Authority::generate(handle.trust_domain()).expect("a CA");
         put(&store, &next);
-        handle.refresh().await.expect("refreshed");
+        handle.refresh(SystemTime::now()).await.expect("refreshed");
         assert_eq!(handle.bundle_pem(), format!("{}{old}", next.cert_pem()));
-        handle.refresh().await.expect("refreshed");
+        handle.refresh(SystemTime::now()).await.expect("refreshed");
         assert_eq!(handle.bundle_pem(), format!("{}{old}", next.cert_pem()), "it stays");
 
-        let current = handle.current.load_full();
-        let again = secret::load_or_restore(&handle.client, &handle.config, &current).await;
-        let later = SystemTime::now() + FORMER_LIFETIME + REFRESH;
-        let later = current.succeeded_by(again.expect("read"), later).expect("a bundle");
-        assert_eq!(later.bundle_pem, next.cert_pem(), "and goes");
+        let again = handle_of(&store).await.expect("started again");
+        assert_eq!(again.bundle_pem(), handle.bundle_pem(), "a restart forgets nothing");
+        for handle in [again, handle] {
+            let later = SystemTime::now() + handle.config.schedule.overlap();
+            handle.refresh(later).await.expect("refreshed");
+            assert_eq!(handle.bundle_pem(), next.cert_pem(), "and goes");
+        }
+    }
+
+    const CA_MAP: &str = "/api/v1/namespaces/remoteprocess-system/configmaps/remoteprocess-ca";
+
+    fn published(store: &Store, key: &str) -> Value {
+        store.lock().expect("no panic before")[CA_MAP]["data"][key].clone()
+    }
+
+    fn request_rotation(store: &Store, value: &str) {
+        let mut objects = store.lock().expect("no panic before");
+        objects.get_mut(CA_MAP).expect("a ConfigMap")["metadata"]["annotations"][names::ANNOTATION_ROTATE] =
+            value.into();
+    }
+
+    /// Two replicas and one that starts in each phase agree, and nobody is cut off.
+    #[tokio::test]
+    async fn a_requested_rotation_is_announced_waits_switches_and_retires() {
+        let store = Store::default();
+        let (one, other) = (
+            handle_of(&store).await.expect("one"),
+            handle_of(&store).await.expect("other"),
+        );
+        let (first, now) = (one.bundle_pem(), SystemTime::now());
+        one.refresh(now).await.expect("refreshed");
+        assert_eq!(
+            (published(&store, "phase"), published(&store, "source")),
+            ("Stable".into(), "Own".into())
+        );
+
+        request_rotation(&store, "2026-11-29T12:00:00Z");
+        let overlap = one.config.schedule.overlap();
+        let mut bundles = Vec::new();
+        for (at, phase) in [
+            (now, "Announced"),
+            (now + overlap / 2, "Announced"),
+            (now + overlap, "Retiring"),
+            (now + overlap * 2, "Stable"),
+            (now + overlap * 3, "Stable"),
+        ] {
+            for handle in [&other, &one] {
+                handle.refresh(at).await.expect("refreshed");
+                assert_eq!(handle.bundle_pem(), other.bundle_pem(), "{phase}");
+            }
+            let started = handle_of(&store).await.expect("a third one");
+            assert_eq!(started.bundle_pem(), one.bundle_pem(), "{phase}");
+            assert_eq!(published(&store, "phase"), phase);
+            assert_eq!(published(&store, "answered"), "2026-11-29T12:00:00Z");
+            bundles.push(one.bundle_pem());
+        }
+        let second = bundles.pop().expect("a bundle");
+        assert_ne!(second, first);
+        let expected = [
+            format!("{first}{second}"),
+            format!("{first}{second}"),
+            format!("{second}{first}"),
+            second.clone(),
+        ];
+        assert_eq!(bundles, expected);
+
+        let (chain, key) = issue(&one.current.load().keyring, &one.config.schedule).expect("a leaf");
+        Identity::new(&chain, &key, &first, one.trust_domain()).expect("an agent that was away all the time trusts it");
+    }
+
+    #[tokio::test]
+    async fn a_ca_of_our_own_is_followed_before_it_ends() {
+        let store = Store::default();
+        let handle = handle_of(&store).await.expect("an authority");
+        let schedule = handle.config.schedule;
+        let due = SystemTime::now() + schedule.lifetime - schedule.renew_before;
+        handle.refresh(due - REFRESH).await.expect("refreshed");
+        assert_eq!(published(&store, "phase"), "Stable");
+        handle.refresh(due).await.expect("refreshed");
+        assert_eq!(published(&store, "phase"), "Announced");
+    }
+
+    const OFFERED: &str = "/api/v1/namespaces/remoteprocess-system/secrets/offered";
+
+    fn offer(store: &Store, certificate: &str, key: &str) {
+        let encode = |text: &str| Value::from(base64::Engine::encode(&base64::prelude::BASE64_STANDARD, text));
+        let data = serde_json::json!({"tls.crt": encode(certificate), "tls.key": encode(key)});
+        let secret = serde_json::json!({"metadata": {"name": "offered", "resourceVersion": "1"}, "data": data});
+        store.lock().expect("no panic before").insert(OFFERED.into(), secret);
+    }
+
+    fn other_source() -> AuthorityConfig {
+        AuthorityConfig {
+            source: Source::Secret("offered".into()),
+            ..config()
+        }
+    }
+
+    fn generate() -> Authority {
+        remoteprocess_tls::install_crypto_provider();
+        Authority::generate(&config().trust_domain).expect("a CA")
+    }
+
+    /// cert-manager makes the CA, renews it, is uninstalled; then its Secret is deleted.
+    #[tokio::test]
+    async fn a_ca_of_another_program_rotates_like_our_own() {
+        let store = Store::default();
+        let error = handle_with(&store, other_source())
+            .await
+            .err()
+            .expect("nothing is offered");
+        assert!(matches!(error, Error::NoSource(_)), "{error}");
+
+        let (first, second) = (generate(), generate());
+        offer(&store, first.cert_pem(), &first.key_pem());
+        let handle = handle_with(&store, other_source()).await.expect("an authority");
+        assert_eq!(handle.bundle_pem(), first.cert_pem());
+
+        offer(&store, second.cert_pem(), &second.key_pem());
+        let (now, overlap) = (SystemTime::now(), handle.config.schedule.overlap());
+        handle.refresh(now).await.expect("refreshed");
+        assert_eq!(
+            handle.bundle_pem(),
+            format!("{}{}", first.cert_pem(), second.cert_pem())
+        );
+        assert_eq!(published(&store, "source"), "Secret offered");
+        store.lock().expect("no panic before").remove(OFFERED);
+        let error = handle
+            .refresh(now + overlap)
+            .await
+            .expect_err("it is told that the source is gone");
+        assert!(matches!(error, Error::NoSource(_)), "{error}");
+        assert_eq!(
+            handle.bundle_pem(),
+            format!("{}{}", second.cert_pem(), first.cert_pem()),
+            "it switched anyway"
+        );
+        handle.refresh(now + overlap * 2).await.expect_err("still gone");
+        assert_eq!(handle.bundle_pem(), second.cert_pem());
+
+        drop(
+            handle_with(&store, other_source())
+                .await
+                .expect("a start needs no source either"),
+        );
+        let own = handle_of(&store).await.expect("another source");
+        request_rotation(&store, "again");
+        own.refresh(now + overlap * 3).await.expect("refreshed");
+        assert_eq!(published(&store, "phase"), "Announced");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_sign_for_us_is_no_ca() {
+        let store = Store::default();
+        let (ours, key) = (generate(), generate());
+        let (leaf, leaf_key) = ours.issue(&Role::Operator, None, REFRESH).expect("a leaf");
+        let sec1 = "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEE\n-----END EC PRIVATE KEY-----\n";
+        for (certificate, key) in [
+            (leaf.as_str(), leaf_key.as_str()),
+            (ours.cert_pem(), &key.key_pem()),
+            (ours.cert_pem(), sec1),
+        ] {
+            offer(&store, certificate, key);
+            let error = handle_with(&store, other_source()).await.err().expect("unusable");
+            assert!(matches!(error, Error::Source { .. }), "{error}");
+        }
+    }
+
+    /// Another team has a certificate of the same root, with our URI.
+    #[tokio::test]
+    async fn a_leaf_of_the_same_root_is_no_member() {
+        remoteprocess_tls::install_crypto_provider();
+        let intermediate = |issuer: &rcgen::Issuer<'_, rcgen::KeyPair>, name: &str| {
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let pem = params.signed_by(&key, issuer).expect("a certificate").pem();
+            (pem, key.serialize_pem())
+        };
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).expect("a root").pem();
+        let issuer = rcgen::Issuer::new(params, key);
+        let (ours, foreign) = (intermediate(&issuer, "ours"), intermediate(&issuer, "theirs"));
+
+        let store = Store::default();
+        offer(&store, &format!("{}{root}", ours.0), &ours.1);
+        let encoded = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, &root);
+        store.lock().expect("no panic before").get_mut(OFFERED).expect("it")["data"]["ca.crt"] = encoded.into();
+        let handle = handle_with(&store, other_source()).await.expect("an authority");
+
+        let foreign = Authority::from_pem(&format!("{}{root}", foreign.0), &foreign.1, handle.trust_domain());
+        let (chain, key) = foreign
+            .expect("a CA")
+            .issue(&Role::Operator, None, REFRESH)
+            .expect("a leaf");
+        Identity::new(&chain, &key, &root, handle.trust_domain()).expect("the root vouches for it");
+        let error = Identity::new(&chain, &key, &handle.bundle_pem(), handle.trust_domain())
+            .err()
+            .expect("refused");
+        assert!(matches!(error, remoteprocess_tls::Error::Unverified(_)), "{error}");
     }
 
     #[tokio::test]

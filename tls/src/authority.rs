@@ -1,22 +1,26 @@
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
+use x509_parser::asn1_rs::Tag;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
-use crate::{Error, Role, TrustDomain, User};
+use crate::{Error, Role, TrustDomain, User, identity};
 
-/// Leaves are valid from a little before now, because the clocks of nodes differ.
+/// Certificates are valid from a little before now, because clocks of nodes differ: a twelfth of their life, but at most
+/// this much.
 const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
-/// Lifetime of a generated authority.
+/// How long a generated authority lasts, unless its maker says otherwise.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// A new key and the request to certify it. P-256. The request names no subject: the signer decides for whom the key
-/// is.
+/// How many authorities may follow each other between a leaf and the oldest one that still vouches for it.
+const CROSS_PATH_LENGTH: u8 = 2;
+
+/// A new key and the request to certify it. P-256. The request names nobody: who the key is for is the signer's to say.
 pub struct KeyRequest {
     /// The private key, PKCS#8 PEM.
     pub key_pem: String,
@@ -50,8 +54,10 @@ pub struct Authority {
     key: KeyPair,
     cert_pem: String,
     certificate: CertificateDer<'static>,
-    /// PEM of the certificates that must follow a leaf: ours and those above it, except roots.
+    /// PEM of what has to follow a leaf: our certificate and those above it, as far as they are not roots, and the
+    /// cross-certificates.
     intermediates_pem: String,
+    not_before: SystemTime,
     not_after: SystemTime,
 }
 
@@ -62,11 +68,19 @@ impl Authority {
     /// # Errors
     /// No randomness is available.
     pub fn generate(trust_domain: &TrustDomain) -> Result<Self, Error> {
+        Self::generate_for(trust_domain, AUTHORITY_LIFETIME)
+    }
+
+    /// As [`Authority::generate`], valid for `lifetime`.
+    ///
+    /// # Errors
+    /// No randomness.
+    pub fn generate_for(trust_domain: &TrustDomain, lifetime: Duration) -> Result<Self, Error> {
         let key = KeyPair::generate()?;
         let now = SystemTime::now();
         let mut params = CertificateParams::default();
-        params.not_before = (now - BACKDATE).into();
-        params.not_after = (now + AUTHORITY_LIFETIME).into();
+        params.not_before = (now - backdate(lifetime)).into();
+        params.not_after = (now + lifetime).into();
         params.distinguished_name = DistinguishedName::new();
         params
             .distinguished_name
@@ -83,7 +97,9 @@ impl Authority {
     /// # Errors
     /// Text that does not decode, a certificate that may not sign, or a key that is not its key.
     pub fn from_pem(cert_pem: &str, key_pem: &str, trust_domain: &TrustDomain) -> Result<Self, Error> {
-        let key = KeyPair::from_pem(key_pem).map_err(|_| Error::Pem { what: "private key" })?;
+        let key = KeyPair::from_pem(key_pem).map_err(|_| Error::Pem {
+            what: "PKCS#8 private key",
+        })?;
         let chain = CertificateDer::pem_slice_iter(cert_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| Error::Pem { what: "certificate" })?;
@@ -95,7 +111,11 @@ impl Authority {
         if parsed.public_key().raw != key.subject_public_key_info() {
             return Err(Error::Authority("the key is not the key of its certificate"));
         }
-        let not_after = parsed.validity().not_after.to_datetime().into();
+        let may_sign = parsed.key_usage().map_err(|e| Error::Certificate(e.to_string()))?;
+        if may_sign.is_some_and(|usage| !usage.value.key_cert_sign()) {
+            return Err(Error::Authority("its certificate may not sign others (key usage)"));
+        }
+        let (not_before, not_after) = identity::validity(&certificate)?;
         Ok(Self {
             trust_domain: trust_domain.clone(),
             key,
@@ -106,8 +126,34 @@ impl Authority {
                 .map(certificate_pem)
                 .collect(),
             certificate,
+            not_before,
             not_after,
         })
+    }
+
+    /// Sends `cross_pem` behind each leaf from now on: certificates of [`Authority::cross_sign`], the newest first.
+    #[must_use]
+    pub fn with_cross_certificates(mut self, cross_pem: &str) -> Self {
+        self.intermediates_pem.push_str(cross_pem);
+        self
+    }
+
+    /// A certificate for the key of `next`, signed by this authority, PEM. A peer that trusts this authority alone accepts
+    /// leaves of `next` when it follows them.
+    ///
+    /// # Errors
+    /// This authority has expired, or the name of `next` cannot be written.
+    pub fn cross_sign(&self, next: &Self) -> Result<String, Error> {
+        self.check_time(SystemTime::now())?;
+        let mut params = CertificateParams::default();
+        params.not_before = next.not_before.into();
+        params.not_after = next.not_after.min(self.not_after).into();
+        params.distinguished_name = subject_of(&next.certificate)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(CROSS_PATH_LENGTH));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.use_authority_key_identifier_extension = true;
+        let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key)?;
+        Ok(params.signed_by(&next.key, &issuer)?.pem())
     }
 
     /// The certificate (and those above it, for an intermediate), PEM.
@@ -115,9 +161,20 @@ impl Authority {
         &self.cert_pem
     }
 
+    /// The certificate that signs, alone, PEM. Members trust this one and none above it: others may have certificates of
+    /// the same root.
+    pub fn anchor_pem(&self) -> String {
+        certificate_pem(&self.certificate)
+    }
+
     /// The private key, PKCS#8 PEM.
     pub fn key_pem(&self) -> String {
         self.key.serialize_pem()
+    }
+
+    /// Since when it may sign.
+    pub fn not_before(&self) -> SystemTime {
+        self.not_before
     }
 
     /// From when on nothing that it signed is valid.
@@ -176,20 +233,24 @@ impl Authority {
         lifetime: Duration,
     ) -> Result<String, Error> {
         let now = SystemTime::now();
-        if self.not_after <= now {
-            return Err(Error::Authority("its certificate has expired"));
-        }
-        let params = leaf_params(
-            &self.trust_domain,
-            role,
-            user,
-            now,
-            (now + lifetime).min(self.not_after),
-        )?;
+        self.check_time(now)?;
+        let lifetime = lifetime.min(self.not_after.duration_since(now).unwrap_or_default());
+        let params = leaf_params(&self.trust_domain, role, user, now, lifetime)?;
         let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key)?;
         let leaf = params.signed_by(key, &issuer)?;
         Ok(leaf.pem() + &self.intermediates_pem)
     }
+
+    fn check_time(&self, now: SystemTime) -> Result<(), Error> {
+        if self.not_after <= now {
+            return Err(Error::Authority("its certificate has expired"));
+        }
+        Ok(())
+    }
+}
+
+fn backdate(lifetime: Duration) -> Duration {
+    BACKDATE.min(lifetime / 12)
 }
 
 fn leaf_params(
@@ -197,12 +258,12 @@ fn leaf_params(
     role: &Role,
     user: Option<&User>,
     now: SystemTime,
-    not_after: SystemTime,
+    lifetime: Duration,
 ) -> Result<CertificateParams, Error> {
     role.validate()?;
     let mut params = CertificateParams::default();
-    params.not_before = (now - BACKDATE).into();
-    params.not_after = not_after.into();
+    params.not_before = (now - backdate(lifetime)).into();
+    params.not_after = (now + lifetime).into();
     params.distinguished_name = subject(role, user)?;
     params
         .subject_alt_names
@@ -238,7 +299,25 @@ fn subject(role: &Role, user: Option<&User>) -> Result<DistinguishedName, Error>
     Ok(name)
 }
 
-/// Only for people who look at a certificate; no decision depends on it.
+/// The subject of a certificate, as rcgen repeats it in the issuer of what it signs.
+fn subject_of(certificate: &CertificateDer<'_>) -> Result<DistinguishedName, Error> {
+    let odd = || Error::Authority("its subject cannot be repeated in another certificate");
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|e| Error::Certificate(e.to_string()))?;
+    let mut name = DistinguishedName::new();
+    for attribute in parsed.subject().iter_attributes() {
+        let kind: Vec<u64> = attribute.attr_type().iter().ok_or_else(odd)?.collect();
+        let text = attribute.as_str().map_err(|_| odd())?;
+        let value = match attribute.attr_value().tag() {
+            Tag::PrintableString => DnValue::PrintableString(text.try_into()?),
+            Tag::Utf8String => DnValue::Utf8String(text.to_owned()),
+            _ => return Err(odd()),
+        };
+        name.push(DnType::from_oid(&kind), value);
+    }
+    Ok(name)
+}
+
+/// Only for people who look at a certificate; nothing is decided by it.
 fn role_name(role: &Role) -> &'static str {
     match role {
         Role::Operator => "operator",

@@ -237,7 +237,7 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     }
 }
 
-fn validity(leaf: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), Error> {
+pub(crate) fn validity(leaf: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), Error> {
     let (_, parsed) = X509Certificate::from_der(leaf).map_err(|e| Error::Certificate(e.to_string()))?;
     let validity = parsed.validity();
     Ok((

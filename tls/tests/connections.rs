@@ -474,6 +474,27 @@ async fn an_intermediate_signs_too() {
     Identity::new(&chain, &key, &root_pem, &domain()).expect("the chain leads to the root");
 }
 
+/// A peer that was away while the authorities changed, twice, trusts the first one alone.
+#[tokio::test]
+async fn a_leaf_is_followed_by_what_its_former_authorities_said() {
+    let first = authority();
+    let second = authority();
+    let cross = first.cross_sign(&second).expect("a certificate");
+    let third = authority();
+    let crosses = second.cross_sign(&third).expect("a certificate") + &cross;
+    for (authority, crosses) in [(second, cross), (third, crosses)] {
+        let (alone, key) = authority.issue(&Role::Operator, None, HOUR).expect("a leaf");
+        assert!(Identity::new(&alone, &key, &first.anchor_pem(), &domain()).is_err());
+        let authority = authority.with_cross_certificates(&crosses);
+        let (chain, key) = authority.issue(&Role::Operator, None, HOUR).expect("a leaf");
+        for root in [first.anchor_pem(), authority.anchor_pem()] {
+            Identity::new(&chain, &key, &root, &domain()).expect("trusted");
+        }
+        let stranger = crate::authority().anchor_pem();
+        assert!(Identity::new(&chain, &key, &stranger, &domain()).is_err());
+    }
+}
+
 #[tokio::test]
 async fn an_expired_peer_gets_no_further_call_on_its_old_connection() {
     let ca = authority();

@@ -40,6 +40,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- range $index, $text := . }}{{ if $index }}, {{ end }}'{{ $text }}'{{ end -}}
 {{- end }}
 
+{{- /* Secret in which another program keeps the newest CA; empty if the operator makes its CAs. */ -}}
+{{- define "rproc.caSecret" -}}
+{{- if eq .Values.ca.source "CertManager" -}}
+{{ include "rproc.fullname" . }}-cert-manager-ca
+{{- else if eq .Values.ca.source "Secret" -}}
+{{ .Values.ca.secretName }}
+{{- end -}}
+{{- end }}
+
 {{- define "rproc.archiveClaim" -}}
 {{ .Values.archive.existingClaim | default (printf "%s-archive" (include "rproc.fullname" .)) }}
 {{- end }}

@@ -1,9 +1,13 @@
-//! Metrics of refused connections and calls.
+//! What was refused at the doors, and when CAs and certificates expire.
 
-use std::sync::LazyLock;
+use std::{
+    sync::LazyLock,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
 use remoteprocess_runtime::prometheus_client::metrics::family::Family;
+use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
 use remoteprocess_runtime::prometheus_client::registry::Registry;
 use remoteprocess_tls::{Limits, Refusal};
 
@@ -11,7 +15,22 @@ type Labels = [(&'static str, &'static str); 2];
 
 static REFUSED: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 
-/// Counts a refusal at a listener; both labels are from closed sets.
+static EXPIRY: LazyLock<Family<[(&'static str, &'static str); 1], Gauge>> = LazyLock::new(Family::default);
+
+/// Notes when a certificate of the operator expires; `None` for one that is not there.
+pub(super) fn expiry(certificate: &'static str, not_after: Option<SystemTime>) {
+    let labels = [("certificate", certificate)];
+    let Some(not_after) = not_after else {
+        EXPIRY.remove(&labels);
+        return;
+    };
+    let seconds = not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    EXPIRY
+        .get_or_create(&labels)
+        .set(i64::try_from(seconds).unwrap_or(i64::MAX));
+}
+
+/// Counts what was refused at a listener; both words are of closed sets.
 pub fn count_refusal(listener: &'static str, reason: &'static str) {
     REFUSED
         .get_or_create(&[("listener", listener), ("reason", reason)])
@@ -42,6 +61,11 @@ pub fn register(registry: &mut Registry) {
         "remoteprocess_refused",
         "Connections, enrolments and certificate requests that were refused, by listener and reason",
         REFUSED.clone(),
+    );
+    registry.register(
+        "remoteprocess_certificate_expiry_timestamp_seconds",
+        "When a certificate of this replica expires: the CA that signs, the announced one, or its own certificate",
+        EXPIRY.clone(),
     );
 }
 

@@ -49,10 +49,6 @@ const PER_SECOND: f64 = 20.0;
 /// Number of enrollments handled at the same time: more would only queue at the API server.
 const CONCURRENCY: usize = 64;
 
-/// While the agent is connected, another certificate is not given sooner than this: it renews after three fifths of an
-/// hour. Another holder of a token of its pod (editors of the namespace can create one) gets nothing.
-const RENEWAL: Duration = Duration::from_secs(30 * 60);
-
 /// The `Enrolment` service.
 pub struct EnrolmentService {
     client: Client,
@@ -192,12 +188,13 @@ impl EnrolmentService {
         proof::read_review(answer.status.unwrap_or_default()).map_err(Refusal::Token)
     }
 
-    /// One live key for each attempt: while its agent is connected, another one is given only when the last is due for
-    /// renewal.
+    /// One live key for each attempt: while its agent is connected, a further one is given when half of the life of the
+    /// last one is over. The agent renews after three fifths. Others who have a token of its pod (editors of the namespace
+    /// can make one) get nothing.
     fn sign_once(&self, attempt: Attempt) -> Result<(), Refusal> {
-        let now = Instant::now();
+        let (now, renewal) = (Instant::now(), self.authority.leaf_lifetime() / 2);
         let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
-        signed.retain(|_, at| now < *at + RENEWAL);
+        signed.retain(|_, at| now < *at + renewal);
         if signed.contains_key(&attempt) && (self.is_connected)(&attempt.process_uid, attempt.number) {
             return Err(Refusal::Connected);
         }
@@ -412,7 +409,7 @@ mod tests {
             .sign_once(attempt.clone())
             .expect("this relay was started again and knows no key yet");
         assert!(matches!(service.sign_once(attempt.clone()), Err(Refusal::Connected)));
-        tokio::time::advance(RENEWAL).await;
+        tokio::time::advance(service.authority.leaf_lifetime() / 2).await;
         service.sign_once(attempt.clone()).expect("due");
         service.is_connected = Box::new(|_, _| false);
         service.sign_once(attempt).expect("it lost its connection");
