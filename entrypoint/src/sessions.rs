@@ -56,7 +56,7 @@ impl Sessions {
     /// What to report instead.
     pub(crate) fn start(&mut self, name: &str, command: Command) -> Result<(InputState, Vec<OwnedFd>), News> {
         if self.begun.is_done(name) {
-            let why = "this session was begun before, and the agent that knew of it has gone";
+            let why = "this session was started before, and the agent that knew it is gone";
             return Err(News::Refused(why.into()));
         }
         self.begun.done(name.to_owned());

@@ -64,7 +64,7 @@ pub enum ExecError {
     #[error("the session does not hold its output from there on")]
     Beyond,
     /// Another connection has replaced this one.
-    #[error("the session goes on by another connection")]
+    #[error("another connection has joined the session")]
     Superseded,
     /// The entrypoint refused; its message.
     #[error("{0}")]

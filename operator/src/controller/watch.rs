@@ -95,7 +95,7 @@ fn strip<K: kube::Resource>(object: &mut K) {
 
 fn or_warn<K>(event: watcher::Result<K>) -> Option<K> {
     event
-        .inspect_err(|error| warn!(%error, "a watch was cut and begins anew"))
+        .inspect_err(|error| warn!(%error, "a watch was interrupted and starts again"))
         .ok()
 }
 

@@ -124,7 +124,7 @@ pub(super) fn unreported(record: &AttemptStatus) -> Option<AttemptExit> {
     Some(AttemptExit {
         source: ExitSource::None,
         reason: Some(Reason::Interrupted),
-        message: Some("the program's container ended, and nobody reported how".into()),
+        message: Some("the program's container ended, and its exit was not reported".into()),
         ..AttemptExit::default()
     })
 }

@@ -74,7 +74,10 @@ pub(super) fn name_conflict(pod: &Pod) -> Wait {
         .owner_references()
         .iter()
         .find(|owner| owner.controller == Some(true));
-    let owner = owner.map_or_else(|| "nobody".to_owned(), |owner| format!("{} {}", owner.kind, owner.name));
+    let owner = owner.map_or_else(
+        || "no controller".to_owned(),
+        |owner| format!("{} {}", owner.kind, owner.name),
+    );
     Wait::problem(
         Reason::NameConflict,
         format!(

@@ -333,7 +333,7 @@ pub struct AttachResponse {
     /// Number of bytes of the input that the entrypoint has taken. Do not send them again.
     #[prost(uint64, tag = "1")]
     pub accepted: u64,
-    /// No more input is accepted: the end was accepted, or the program does not read any more.
+    /// No more input is accepted: the end was accepted, or the program no longer reads.
     #[prost(bool, tag = "2")]
     pub is_over: bool,
 }
@@ -360,7 +360,7 @@ pub struct ExecOpen {
     /// most once.
     #[prost(string, tag = "4")]
     pub session: ::prost::alloc::string::String,
-    /// The session exists already; do not start a new one. If it is not known any more, the answer is ABORTED.
+    /// The session exists already; do not start a new one. If it is no longer known, the answer is ABORTED.
     #[prost(bool, tag = "5")]
     pub resume: bool,
     /// Program and arguments, executed without a shell. With `environment` and `directory` at most 48 KiB.
@@ -1119,7 +1119,7 @@ pub mod executor_client {
                 .insert(GrpcMethod::new("remoteprocess.v1.Executor", "Stop"));
             self.inner.unary(req, path, codec).await
         }
-        /// Pauses the program and its descendants, or lets them continue. Answers when none of them runs any more.
+        /// Pauses the program and its descendants, or lets them continue. Answers when none of them runs anymore.
         pub async fn pause(
             &mut self,
             request: impl tonic::IntoRequest<super::ExecutorPauseRequest>,
@@ -1240,7 +1240,7 @@ pub mod executor_server {
             &self,
             request: tonic::Request<super::ExecutorStopRequest>,
         ) -> std::result::Result<tonic::Response<super::ExecutorStopResponse>, tonic::Status>;
-        /// Pauses the program and its descendants, or lets them continue. Answers when none of them runs any more.
+        /// Pauses the program and its descendants, or lets them continue. Answers when none of them runs anymore.
         async fn pause(
             &self,
             request: tonic::Request<super::ExecutorPauseRequest>,
@@ -1970,9 +1970,10 @@ pub mod relay_client {
                 .insert(GrpcMethod::new("remoteprocess.v1.Relay", "Stop"));
             self.inner.unary(req, path, codec).await
         }
-        /// create remoteprocesses/attach. Input and terminal of the latest attempt, while it lives; its output is read by
-        /// `WatchOutput`. The first message is `open`. One may write at a time: who wants to as well gets RESOURCE_EXHAUSTED with
-        /// the name of who does; ABORTED, who was taken over from. OUT_OF_RANGE: the program has ended. A stream of requests that ends lets go of the input.
+        /// create remoteprocesses/attach. Input and terminal of the latest attempt, while it lives; read its output with
+        /// `WatchOutput`. The first message is `open`. One client can write at a time: a second one gets RESOURCE_EXHAUSTED with
+        /// the name of the writer, and a writer whose input was taken over gets ABORTED. OUT_OF_RANGE: the program has ended. A
+        /// stream of requests that ends lets go of the input.
         pub async fn attach(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::AttachRequest>,
@@ -2063,9 +2064,10 @@ pub mod relay_server {
         type AttachStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::AttachResponse, tonic::Status>>
             + std::marker::Send
             + 'static;
-        /// create remoteprocesses/attach. Input and terminal of the latest attempt, while it lives; its output is read by
-        /// `WatchOutput`. The first message is `open`. One may write at a time: who wants to as well gets RESOURCE_EXHAUSTED with
-        /// the name of who does; ABORTED, who was taken over from. OUT_OF_RANGE: the program has ended. A stream of requests that ends lets go of the input.
+        /// create remoteprocesses/attach. Input and terminal of the latest attempt, while it lives; read its output with
+        /// `WatchOutput`. The first message is `open`. One client can write at a time: a second one gets RESOURCE_EXHAUSTED with
+        /// the name of the writer, and a writer whose input was taken over gets ABORTED. OUT_OF_RANGE: the program has ended. A
+        /// stream of requests that ends lets go of the input.
         async fn attach(
             &self,
             request: tonic::Request<tonic::Streaming<super::AttachRequest>>,

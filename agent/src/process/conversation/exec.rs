@@ -64,8 +64,8 @@ impl Conversation {
     /// The entrypoint is gone, which ends all sessions.
     pub(super) fn lose_sessions(&mut self) {
         self.sessions.lose(match self.machine.phase() {
-            Phase::Exited => "the program has ended, and its sessions with it",
-            _ => "the entrypoint has gone, and its sessions with it",
+            Phase::Exited => "the program has ended, and so have its sessions",
+            _ => "the entrypoint is gone, and so are its sessions",
         });
     }
 }
