@@ -1,7 +1,7 @@
 //! The controller: one pod per attempt, and a correct status.
 //!
-//! One file per step: [`observe`] the pod, [`validate`] the spec, decide on the [`phase`](crate::phase), write the
-//! [`status`](crate::status), then [`build`] and [`apply`] the pod or [`cleanup`]. The status is written before the
+//! One file per step: [`observe`] the pod, [`validate`] the spec, decide on the [`phase`], write the
+//! [`status`], then [`build`] and [`apply`] the pod or [`cleanup`]. The status is written before the
 //! action: an attempt is named there before its pod is created, and ended there before its pod is deleted. Only the leader
 //! runs the controller.
 
