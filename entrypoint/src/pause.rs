@@ -18,7 +18,7 @@ pub(crate) enum Verdict {
     /// Something runs: signal it, and look again.
     Again,
     /// Something still runs: it cannot be paused.
-    Vain,
+    TimedOut,
 }
 
 /// A pause that may not be complete yet.
@@ -59,7 +59,7 @@ impl Pause {
         match something_runs {
             false => Verdict::Complete,
             true if now < self.give_up_at => Verdict::Again,
-            true => Verdict::Vain,
+            true => Verdict::TimedOut,
         }
     }
 }
@@ -75,7 +75,7 @@ mod tests {
         assert_eq!(pause.next_look(), Some(start));
         assert_eq!(pause.looked(true, start), Verdict::Again);
         assert_eq!(pause.next_look(), Some(start + LOOK));
-        assert_eq!(pause.looked(true, start + GIVE_UP), Verdict::Vain);
+        assert_eq!(pause.looked(true, start + GIVE_UP), Verdict::TimedOut);
         assert_eq!(pause.looked(false, start + LOOK), Verdict::Complete);
         assert!(pause.is_complete() && pause.next_look().is_none());
     }

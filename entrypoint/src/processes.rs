@@ -103,7 +103,7 @@ pub(crate) fn stop_running(signalled: &mut HashSet<i32>, keepers: &[u32]) -> Vec
 }
 
 /// Resumes the descendants, except those below `keepers`.
-pub(crate) fn let_go_on(keepers: &[u32]) {
+pub(crate) fn resume(keepers: &[u32]) {
     for (pid, _) in descendants_but(keepers) {
         let _ = kill(pid, libc::SIGCONT);
     }

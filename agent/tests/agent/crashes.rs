@@ -64,7 +64,7 @@ async fn die_at(point: &str) {
         expects_gaps: drops,
         ..Archive::default()
     };
-    let archive = in_time(point, relay.go_on(begin, |_| {})).await;
+    let archive = in_time(point, relay.be_home_from(begin, |_| {})).await;
     assert!(mark.exists(), "{point} was never reached");
     assert_eq!(std::fs::read_to_string(ran).unwrap(), "ran\n", "{point}");
     let exit = archive.exit();

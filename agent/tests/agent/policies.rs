@@ -72,7 +72,7 @@ async fn drop_oldest_lets_the_program_end_without_any_home() {
     .await;
     pod.signal_agent(Signal::KILL);
     assert_eq!(pod.entrypoint_ends().await.code(), Some(5));
-    let archive = in_time("the end", relay.go_on(expecting_gaps(), |_| {})).await;
+    let archive = in_time("the end", relay.be_home_from(expecting_gaps(), |_| {})).await;
     check(&archive);
     assert!(
         archive.gaps.iter().all(|gap| gap.reason() == GapReason::SpoolFull),
@@ -96,7 +96,7 @@ async fn drop_oldest_under_a_home_that_is_slow_adds_up() {
             std::thread::sleep(Duration::from_millis(20));
         }
     };
-    let archive = in_time("the end", relay.go_on(expecting_gaps(), slow)).await;
+    let archive = in_time("the end", relay.be_home_from(expecting_gaps(), slow)).await;
     assert!(!archive.gaps.is_empty(), "it was too slow");
     check(&archive);
 }
@@ -110,7 +110,7 @@ async fn auto_holds_back_for_a_while_and_then_drops() {
     relay.next_start().await;
     assert_eq!(pod.entrypoint_ends().await.code(), Some(5));
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
-    let archive = in_time("the end", relay.go_on(expecting_gaps(), |_| {})).await;
+    let archive = in_time("the end", relay.be_home_from(expecting_gaps(), |_| {})).await;
     assert!(
         archive
             .gaps
@@ -146,7 +146,7 @@ async fn a_volume_that_is_full_is_a_full_spool() {
     pod.shell(SCRIPT);
     relay.next_start().await;
     assert_eq!(pod.entrypoint_ends().await.code(), Some(5));
-    let archive = in_time("the end", relay.go_on(expecting_gaps(), |_| {})).await;
+    let archive = in_time("the end", relay.be_home_from(expecting_gaps(), |_| {})).await;
     assert!(archive.missing(Stream::Stdout) > 30_000_000);
     check(&archive);
 }

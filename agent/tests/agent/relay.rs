@@ -154,11 +154,11 @@ impl TestRelay {
     /// Acts as the home from the next `Start` on, as a real relay does: watches, commits, continues after each break,
     /// and makes the final commit after the exit. `on_bytes` sees how much has arrived.
     pub(crate) async fn be_home(&mut self, on_bytes: impl FnMut(u64)) -> Archive {
-        self.go_on(Archive::default(), on_bytes).await
+        self.be_home_from(Archive::default(), on_bytes).await
     }
 
     /// As [`Self::be_home`], with what the archive already holds.
-    pub(crate) async fn go_on(&mut self, mut archive: Archive, mut on_bytes: impl FnMut(u64)) -> Archive {
+    pub(crate) async fn be_home_from(&mut self, mut archive: Archive, mut on_bytes: impl FnMut(u64)) -> Archive {
         loop {
             let start = self.next_start().await;
             let mut agent = match self.try_dial(&start.address).await {

@@ -78,7 +78,7 @@ impl Supervisor {
 
     pub(super) fn resume(&mut self, request: String, now: Moment) {
         if !self.requests.is_done(&request) && self.pause.is_some() {
-            processes::let_go_on(self.sessions.keepers());
+            processes::resume(self.sessions.keepers());
             self.forget_pause("it was resumed meanwhile", now);
         }
         self.conclude(request, Ok(()), now);
@@ -100,8 +100,8 @@ impl Supervisor {
                     self.conclude(request, Ok(()), now);
                 }
             }
-            Verdict::Vain => {
-                processes::let_go_on(self.sessions.keepers());
+            Verdict::TimedOut => {
+                processes::resume(self.sessions.keepers());
                 let named: Vec<String> = running.iter().take(NAMED).map(i32::to_string).collect();
                 let why = format!("these processes could not be stopped: {}", named.join(", "));
                 self.forget_pause(&why, now);

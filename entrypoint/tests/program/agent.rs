@@ -221,7 +221,7 @@ impl Entrypoint {
     }
 
     /// Accepts and launches what cannot be started.
-    pub(crate) fn launch_in_vain(&self) -> (Agent, Exited) {
+    pub(crate) fn launch_what_cannot_start(&self) -> (Agent, Exited) {
         let mut agent = self.welcome();
         agent.send(&Order::default().message());
         let exited = agent.exited();

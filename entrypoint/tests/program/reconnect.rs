@@ -99,7 +99,7 @@ fn an_agent_that_dies_before_the_launch_is_known_to_the_next() {
 #[test]
 fn a_failed_start_is_reported_again_and_not_retried() {
     let entrypoint = Entrypoint::start(Mode::Subreaper, &["no-such-program"]);
-    let (agent, first) = entrypoint.launch_in_vain();
+    let (agent, first) = entrypoint.launch_what_cannot_start();
     drop(agent);
     let mut agent = entrypoint.welcome();
     assert_eq!(

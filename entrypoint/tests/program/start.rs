@@ -39,7 +39,7 @@ fn a_signal_is_distinguished_from_a_code(
 fn refused(command: &str, prepare: impl FnOnce(&Entrypoint)) -> (Outcome, i32) {
     let mut entrypoint = Entrypoint::start(Mode::Subreaper, &[command]);
     prepare(&entrypoint);
-    let (agent, exited) = entrypoint.launch_in_vain();
+    let (agent, exited) = entrypoint.launch_what_cannot_start();
     assert!(agent.pipes.is_empty());
     agent.send(&ToEntrypoint::Recorded);
     (exited.outcome, entrypoint.code())

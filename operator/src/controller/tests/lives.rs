@@ -65,7 +65,7 @@ async fn a_foreign_container_does_not_delay_the_next_attempt() {
     stage.settle().await;
     stage.launch(1).await;
     stage.exit(1, 7).await;
-    stage.foreign_container_goes_on(1);
+    stage.foreign_container_keeps_running(1);
     stage.settle().await;
     stage.wait(11).await;
     let writes = stage.cluster.status_writes();

@@ -328,7 +328,7 @@ impl Stage {
     }
 
     /// The program and its agent have ended; a container that a webhook added has not.
-    pub(super) fn foreign_container_goes_on(&self, attempt: u32) {
+    pub(super) fn foreign_container_keeps_running(&self, attempt: u32) {
         self.foreign_container_runs(attempt, "containerStatuses");
     }
 
