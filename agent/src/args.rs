@@ -1,4 +1,4 @@
-//! What the agent is told: flags, each also an environment variable, turned into one checked [`Config`].
+//! The settings of the agent: flags, each also an environment variable, turned into one checked [`Config`].
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::spool::{Policy, WhenFull};
 #[derive(Debug, Parser)]
 #[command(name = "agent", version)]
 pub struct Cli {
-    /// What to do; `supervise` when left out.
+    /// What to do; the default is `supervise`.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
@@ -26,11 +26,11 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Put the entrypoint on the handover volume and wait until the agent listens (the container's postStart hook).
+    /// Copy the entrypoint to the handover volume and wait until the agent listens (the postStart hook of the container).
     Install(InstallArgs),
-    /// Be the agent.
+    /// Run the agent.
     Run(Box<RunArgs>),
-    /// Run the agent, and run it again whenever it dies (process 1 of the container).
+    /// Run the agent, and restart it when it dies (process 1 of the container).
     Supervise {
         /// Arguments for `run`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -55,7 +55,7 @@ pub struct InstallArgs {
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Enrol listener of the relay, `host:port`.
+    /// Enrollment listener of the relay, `host:port`.
     #[arg(long, env = env::RELAY_ENROL)]
     pub relay_enrol: String,
     /// Main listener of the relay, `host:port`.
@@ -91,16 +91,16 @@ pub struct RunArgs {
     /// Bytes of unarchived output above which the spool is full.
     #[arg(long, env = env::SPOOL_SIZE, default_value_t = 256 << 20)]
     pub spool_size: u64,
-    /// What happens then.
+    /// What happens when the spool is full.
     #[arg(long, env = env::WHEN_FULL, value_enum, default_value = "Auto")]
     pub when_full: WhenFull,
     /// How long `Auto` waits for an archive that makes no progress, in milliseconds.
     #[arg(long, env = "RPROC_STALL_MILLIS", default_value_t = 30_000, hide = true)]
     pub stall_millis: u64,
-    /// Directory with values that are replaced by `***` in the output, one in each file. Absent: nothing is.
+    /// Directory with values to replace by `***` in the output, one in each file.
     #[arg(long, env = env::MASK_DIR)]
     pub mask_dir: Option<PathBuf>,
-    /// How much of the output goes into the container's log too.
+    /// How much of the output also goes into the container's log.
     #[arg(long, env = env::ECHO, value_enum, default_value = "Limited")]
     pub echo: Echo,
     /// Number of the first signal of the stop path.
@@ -112,25 +112,25 @@ pub struct RunArgs {
     /// Seconds to wait for the archive when the pod ends.
     #[arg(long, env = env::DRAIN_SECONDS, default_value_t = 300)]
     pub drain_seconds: u32,
-    /// Seconds without any agent after which the entrypoint runs the stop path by itself.
+    /// Seconds without an agent after which the entrypoint itself runs the stop path.
     #[arg(long, env = "RPROC_AGENT_LOST_SECONDS", default_value_t = 600)]
     pub agent_lost_seconds: u32,
-    /// How long the program may run, in seconds; without end when left out.
+    /// How long the program may run, in seconds. Default: no limit.
     #[arg(long, env = env::RUN_SECONDS, value_parser = value_parser!(u32).range(1..))]
     pub run_seconds: Option<u32>,
-    /// How many seconds before its time is over the operator is told so.
+    /// How many seconds before the end of that time the operator is warned.
     #[arg(long, env = env::WARN_BEFORE_SECONDS)]
     pub warn_before_seconds: Option<u32>,
-    /// Number of a signal that the program gets then.
+    /// Number of a signal that the program gets with that warning.
     #[arg(long, env = env::WARN_SIGNAL, requires = "warn_before_seconds", value_parser = value_parser!(i32).range(SIGNALS))]
     pub warn_signal: Option<i32>,
-    /// Time for which the program is paused does not count for `--run-seconds`.
+    /// Do not count the time for which the program is paused for `--run-seconds`.
     #[arg(long, env = env::PAUSE_STOPS_CLOCK, action = ArgAction::Set, default_value_t = false)]
     pub pause_stops_clock: bool,
-    /// What happens with processes that outlive the program.
+    /// What happens to processes that outlive the program.
     #[arg(long, env = env::LEFTOVERS, value_enum, default_value = "Kill")]
     pub leftovers: Leftovers,
-    /// One pipe for stdout and stderr: true order, no split.
+    /// Use one pipe for stdout and stderr, which keeps their order.
     #[arg(long, env = env::MERGE, action = ArgAction::Set, default_value_t = false)]
     pub merge: bool,
     /// The program takes input.
@@ -151,10 +151,10 @@ pub struct RunArgs {
     /// Directory of the spool volume.
     #[arg(long, env = env::SPOOL, default_value = pod::SPOOL_PATH)]
     pub spool: PathBuf,
-    /// What to log: a level, or directives as `remoteprocess_agent=debug`.
+    /// What to log: a level, or directives such as `remoteprocess_agent=debug`.
     #[arg(long, env = "RPROC_LOG", default_value = "info")]
     pub log: String,
-    /// The pod is ending already: the supervisor says so to an agent that it starts again.
+    /// The pod is already ending: the supervisor passes this to an agent that it restarts.
     #[arg(long, hide = true)]
     pub draining: bool,
 }

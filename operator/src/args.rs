@@ -21,10 +21,10 @@ use crate::relay::archive::{Bucket, Retention, StoreConfig};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "operator", version)]
 pub struct Args {
-    /// Namespace of the release: CA, lease and published addresses live there.
+    /// Namespace of the release, with the CA, the lease and the published addresses.
     #[arg(long, env = "RPROC_NAMESPACE", default_value = names::DEFAULT_RELEASE_NAMESPACE)]
     namespace: String,
-    /// Name of this replica, unique among all of them.
+    /// Unique name of this replica.
     #[arg(long, env = "POD_NAME")]
     replica: String,
     /// Trust domain of all identities.
@@ -33,17 +33,17 @@ pub struct Args {
     /// host:port at which agents reach the main listener.
     #[arg(long, env = "RPROC_RELAY_ADDRESS")]
     relay_address: String,
-    /// host:port at which agents reach the enrol listener.
+    /// host:port at which agents reach the enrollment listener.
     #[arg(long, env = "RPROC_ENROL_ADDRESS")]
     enrol_address: String,
-    /// host:port whose DNS name has the address of every replica, so that each finds the home of each process. None: this
-    /// is the only replica.
+    /// host:port with a DNS name for the addresses of all replicas, so that each finds the home of each process. Without
+    /// it, this is the only replica.
     #[arg(long, env = "RPROC_PEERS")]
     peers: Option<String>,
-    /// host:port at which clients outside the cluster reach the main listener; published for them.
+    /// host:port at which clients outside the cluster reach the main listener. Clients read it from a ConfigMap.
     #[arg(long, env = "RPROC_SERVER")]
     server: Option<String>,
-    /// Namespaces whose processes are run, separated by commas. None: all.
+    /// Namespaces whose processes are run, separated by commas. Default: all.
     #[arg(long, env = "RPROC_WATCH_NAMESPACES", value_delimiter = ',')]
     watch_namespaces: Vec<String>,
     #[command(flatten)]
@@ -54,10 +54,10 @@ pub struct Args {
     agent: AgentArgs,
     #[command(flatten)]
     ports: PortArgs,
-    /// auto, json or text.
+    /// Format of the log: auto, json or text.
     #[arg(long, env = "RPROC_LOG_FORMAT", default_value = "auto")]
     log_format: String,
-    /// Filter of the log, as tracing-subscriber has it.
+    /// Filter of the log, in the syntax of tracing-subscriber.
     #[arg(long, env = "RPROC_LOG_FILTER", default_value = "info")]
     log_filter: String,
 }
@@ -80,7 +80,7 @@ pub struct CaArgs {
     certificate_duration: String,
 }
 
-/// What agents are made of and told.
+/// Settings of the agents.
 #[derive(Clone, Debug, clap::Args)]
 pub struct AgentArgs {
     /// Image with the agent and the entrypoint.
@@ -89,13 +89,13 @@ pub struct AgentArgs {
     /// Pull policy of that image: Always, IfNotPresent or Never.
     #[arg(long, env = "RPROC_AGENT_IMAGE_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
     agent_image_pull_policy: Option<String>,
-    /// Pull secrets of that image, separated by commas; looked up in the namespace of each process.
+    /// Pull secrets of that image, separated by commas, in the namespace of each process.
     #[arg(long, env = "RPROC_AGENT_IMAGE_PULL_SECRETS", value_delimiter = ',')]
     agent_image_pull_secrets: Vec<String>,
     /// Port of the agent in each pod.
     #[arg(long, env = "RPROC_AGENT_PORT", default_value_t = pod::AGENT_PORT)]
     agent_port: u16,
-    /// Seconds that an agent has to hand over its output after the program's end.
+    /// Seconds that an agent has to deliver its output after the end of the program.
     #[arg(long, env = "RPROC_DRAIN_SECONDS", default_value_t = 300)]
     drain_seconds: u32,
     /// CPU request of the agent's container.
@@ -109,11 +109,11 @@ pub struct AgentArgs {
     agent_request_storage: bool,
 }
 
-/// Where the output of all processes is kept, and how long. Credentials of a service come from the environment, as its
-/// own programs take them.
+/// Where the output of all processes is stored, and for how long. Credentials of a service come from the environment,
+/// with the names that its own programs use.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ArchiveArgs {
-    /// Volume, S3 or GCS.
+    /// Type of the store: Volume, S3 or GCS.
     #[arg(long, env = "RPROC_ARCHIVE_STORE", default_value = "Volume", value_parser = ["Volume", "S3", "GCS"])]
     archive_store: String,
     /// Directory of the archive; for Volume.
@@ -122,39 +122,39 @@ pub struct ArchiveArgs {
     /// Bucket of the archive; for S3 and GCS.
     #[arg(long, env = "RPROC_ARCHIVE_BUCKET")]
     archive_bucket: Option<String>,
-    /// Path in the bucket below which the archive lies.
+    /// Path of the archive in the bucket.
     #[arg(long, env = "RPROC_ARCHIVE_PREFIX", default_value = "")]
     archive_prefix: String,
-    /// URL of the service, where it is not the provider's own.
+    /// URL of the service, if it is not the provider's own.
     #[arg(long, env = "RPROC_ARCHIVE_ENDPOINT")]
     archive_endpoint: Option<String>,
     /// Region of the bucket; for S3.
     #[arg(long, env = "RPROC_ARCHIVE_REGION", default_value = "us-east-1")]
     archive_region: String,
-    /// Name the bucket in the path, not in the host; for S3.
+    /// Put the bucket into the path instead of the host name; for S3.
     #[arg(long, env = "RPROC_ARCHIVE_PATH_STYLE", default_value_t = false)]
     archive_path_style: bool,
-    /// Certificates (PEM) to trust besides the public ones when the service is reached.
+    /// Certificates (PEM) to trust in addition to the public ones for connections to the service.
     #[arg(long, env = "RPROC_ARCHIVE_CA")]
     archive_ca: Option<String>,
-    /// Days for which a finished attempt's output is kept; 0: for ever.
+    /// Days for which the output of a finished attempt is kept; 0: forever.
     #[arg(long, env = "RPROC_ARCHIVE_RETENTION_DAYS", default_value_t = 0)]
     archive_retention_days: u32,
-    /// Size of the archive (such as 100Gi) beyond which the oldest finished attempts go; none: no limit.
+    /// Size of the archive (such as 100Gi) above which the oldest finished attempts are removed. Default: no limit.
     #[arg(long, env = "RPROC_ARCHIVE_RETENTION_MAX_SIZE")]
     archive_retention_max_size: Option<String>,
 }
 
-/// Where the operator listens.
+/// Addresses and ports of the operator.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PortArgs {
-    /// Address of all listeners; the unspecified IPv6 address takes IPv4 too.
+    /// Address of all listeners; the unspecified IPv6 address also accepts IPv4.
     #[arg(long, env = "RPROC_LISTEN_ADDRESS", default_value_t = IpAddr::V6(Ipv6Addr::UNSPECIFIED))]
     listen_address: IpAddr,
     /// Port of the main listener: mutual TLS.
     #[arg(long, env = "RPROC_RELAY_PORT", default_value_t = names::RELAY_PORT)]
     relay_port: u16,
-    /// Port of the enrol listener: server certificate only.
+    /// Port of the enrollment listener: TLS with a server certificate only.
     #[arg(long, env = "RPROC_ENROL_PORT", default_value_t = names::ENROL_PORT)]
     enrol_port: u16,
     /// Port of health and metrics: plain HTTP.
@@ -171,9 +171,9 @@ pub struct Config {
     pub replica: String,
     /// Trust domain of all identities.
     pub trust_domain: TrustDomain,
-    /// `host:port` of all replicas, where there are several.
+    /// `host:port` of all replicas, if there are several.
     pub peers: Option<String>,
-    /// Published `host:port`, where there is one.
+    /// Published `host:port`, if there is one.
     pub server: Option<String>,
     /// Watched namespaces; none: all.
     pub watch_namespaces: Vec<String>,
@@ -183,23 +183,23 @@ pub struct Config {
     pub ca_schedule: Schedule,
     /// Where the archive is.
     pub archive: StoreConfig,
-    /// How long output stays in it.
+    /// How long output stays in the archive.
     pub retention: Retention,
-    /// What agents are told; the bundle in it is empty.
+    /// Settings of the agents; the bundle in them is empty.
     pub agent: crate::controller::AgentSettings,
     /// The main listener.
     pub relay_listen: SocketAddr,
-    /// The enrol listener.
+    /// The enrollment listener.
     pub enrol_listen: SocketAddr,
     /// Health and metrics.
     pub admin_listen: SocketAddr,
-    /// How log lines look.
+    /// Format of log lines.
     pub log_format: LogFormat,
-    /// Which log lines there are.
+    /// Filter of log lines.
     pub log_filter: String,
 }
 
-/// What is wrong with the command line.
+/// An error in the command line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// See the inner error.
