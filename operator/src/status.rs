@@ -13,7 +13,7 @@ pub(crate) enum Written {
     Done(Box<RemoteProcess>),
     /// The object has changed since it was read. In the words of the API server.
     Conflict(String),
-    /// The object does not exist any more.
+    /// The object no longer exists.
     Gone,
 }
 

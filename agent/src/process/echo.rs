@@ -83,7 +83,7 @@ async fn write(outlet: &Outlet, stream: Stream, bytes: &[u8]) {
             stream: stream.into(),
             bytes: bytes.to_vec(),
         };
-        // An entrypoint that left meanwhile has no log any more.
+        // An entrypoint that has exited in the meantime has no log.
         let _ = sender.send(echo).await;
     }
 }

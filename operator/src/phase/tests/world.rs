@@ -280,7 +280,7 @@ impl World {
         true
     }
 
-    /// This is the status now. What it says of an end stays, whoever has said it.
+    /// Sets the status. An end that it contains must stay, whichever component wrote it.
     fn say(&mut self, next: RemoteProcessStatus) {
         if let Some(last) = &self.last_words {
             assert_eq!(*last, final_words(&next), "final fields changed");
@@ -474,7 +474,7 @@ impl World {
     }
 }
 
-/// What an end says for ever. The output may follow.
+/// The part of an end that never changes. The output may follow.
 fn final_words(status: &RemoteProcessStatus) -> RemoteProcessStatus {
     let mut words = status.clone();
     words.output = None;

@@ -42,7 +42,7 @@ pub enum Decision {
     Refused(&'static str),
 }
 
-/// Whether an attempt may start, or go on. `pod` is its pod, if that has been read.
+/// Whether an attempt may start, or continue. `pod` is its pod, if that has been read.
 #[must_use]
 pub fn decide_grant(
     current: &RemoteProcess,
@@ -83,7 +83,7 @@ pub fn decide_grant(
     let Some(mut next) = with_attempt(current, claim.attempt, granted) else {
         return Decision::Refused("there is no such attempt");
     };
-    // What is said of the current attempt's output speaks of the former one.
+    // The status of the output still describes the previous attempt.
     next.output = None;
     next.conditions.retain(|condition| !is_of_relay(condition));
     Decision::Write(Box::new(next))
