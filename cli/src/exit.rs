@@ -25,14 +25,14 @@ pub struct Verdict {
     /// Our exit code.
     pub code: u8,
     /// Why the code is what it is; absent if it is the program's own.
-    pub sentence: Option<String>,
+    pub message: Option<String>,
 }
 
 impl Verdict {
     /// The message to print; if only errors are wanted, only that the end is not known.
     #[must_use]
     pub fn said(&self, is_quiet: bool) -> Option<&str> {
-        self.sentence.as_deref().filter(|_| !is_quiet || self.code == UNKNOWN)
+        self.message.as_deref().filter(|_| !is_quiet || self.code == UNKNOWN)
     }
 }
 
@@ -40,9 +40,9 @@ impl Verdict {
 #[must_use]
 pub fn verdict(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
     let ended = ending(exit);
-    let unknown = |sentence| Verdict {
+    let unknown = |message| Verdict {
         code: UNKNOWN,
-        sentence: Some(sentence),
+        message: Some(message),
     };
     let Some(code) = code(exit) else {
         let what = if exit.reason() == Reason::Unspecified {
@@ -50,7 +50,7 @@ pub fn verdict(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
         } else {
             "it has no exit code"
         };
-        let sentence = format!("{name}: {what}{}. See: rproc describe {name}", because(exit));
+        let message = format!("{name}: {what}{}. See: rproc describe {name}", because(exit));
         let code = match exit.reason() {
             // The program did not start in time.
             Reason::DeadlineExceeded => DEADLINE,
@@ -58,7 +58,7 @@ pub fn verdict(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
         };
         return Verdict {
             code,
-            sentence: Some(sentence),
+            message: Some(message),
         };
     };
     if let Some(lost) = gap::losses(ledger.losses()) {
@@ -78,7 +78,7 @@ pub fn verdict(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
     }
     Verdict {
         code: verdict_code(exit, code),
-        sentence: explanation(name, exit),
+        message: explanation(name, exit),
     }
 }
 
@@ -271,7 +271,7 @@ impl Record {
             name: name.to_owned(),
             uid: uid.to_owned(),
             outcome: "Unknown",
-            message: verdict.sentence.clone().unwrap_or_default(),
+            message: verdict.message.clone().unwrap_or_default(),
             rproc_exit_code: verdict.code,
             ..Self::default()
         };
@@ -365,7 +365,7 @@ mod tests {
         }
         assert_eq!(verdict(&exit(Outcome::Signal, 9)).code, 137);
         assert_eq!(verdict(&exit(Outcome::Signal, 15)).code, 143);
-        assert_eq!(verdict(&exit(Outcome::Code, 0)).sentence, None);
+        assert_eq!(verdict(&exit(Outcome::Code, 0)).message, None);
     }
 
     #[test]
@@ -376,7 +376,7 @@ mod tests {
             ..exit(Outcome::Unknown, 0)
         });
         assert_eq!(unknown.code, UNKNOWN);
-        insta::assert_snapshot!(unknown.sentence.unwrap(), @"job: it has no exit code (NodeLost: node a is gone). See: rproc describe job");
+        insta::assert_snapshot!(unknown.message.unwrap(), @"job: it has no exit code (NodeLost: node a is gone). See: rproc describe job");
         let unsealed = Exit {
             sealed: false,
             seal: Some(Seal {
@@ -385,7 +385,7 @@ mod tests {
             }),
             ..exit(Outcome::Code, 0)
         };
-        insta::assert_snapshot!(verdict(&unsealed).sentence.unwrap(), @"job exited with code 0, but its output may not be whole (PipeHeld). See: rproc describe job");
+        insta::assert_snapshot!(verdict(&unsealed).message.unwrap(), @"job exited with code 0, but its output may not be whole (PipeHeld). See: rproc describe job");
         assert_eq!(verdict(&unsealed).code, UNKNOWN);
     }
 
@@ -401,7 +401,7 @@ mod tests {
         ledger.lose(gap).unwrap();
         let verdict = super::verdict("job", &exit(Outcome::Code, 0), &ledger);
         assert_eq!(verdict.code, UNKNOWN);
-        insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0, but bytes 0 to 9 of stdout were dropped because the spool was full (spec.output.whenFull: DropOldest). See: rproc describe job");
+        insta::assert_snapshot!(verdict.message.unwrap(), @"job exited with code 0, but bytes 0 to 9 of stdout were dropped because the spool was full (spec.output.whenFull: DropOldest). See: rproc describe job");
     }
 
     #[test]
@@ -412,7 +412,7 @@ mod tests {
             ..exit(Outcome::Signal, 9)
         };
         assert_eq!(
-            verdict(&killed).sentence.unwrap(),
+            verdict(&killed).message.unwrap(),
             "job was ended by SIGKILL (OOMKilled: out of memory)"
         );
     }
@@ -429,7 +429,7 @@ mod tests {
         };
         let verdict = verdict(&stopped);
         assert_eq!(verdict.code, STOPPED);
-        insta::assert_snapshot!(verdict.sentence.unwrap(), @"job exited with code 0, stopped by kubectl-patch through spec.desiredState (for maintenance)");
+        insta::assert_snapshot!(verdict.message.unwrap(), @"job exited with code 0, stopped by kubectl-patch through spec.desiredState (for maintenance)");
         let late = Exit {
             reason: Reason::DeadlineExceeded.into(),
             stop: Some(Stop {
@@ -438,7 +438,7 @@ mod tests {
             }),
             ..exit(Outcome::Code, 0)
         };
-        insta::assert_snapshot!(self::verdict(&late).sentence.unwrap(), @"job exited with code 0 (DeadlineExceeded: it has run for 5 s)");
+        insta::assert_snapshot!(self::verdict(&late).message.unwrap(), @"job exited with code 0 (DeadlineExceeded: it has run for 5 s)");
     }
 
     #[test]
@@ -459,7 +459,7 @@ mod tests {
         let record = Record::new("n", "job", "u", Some(&end), &verdict(&end));
         assert_eq!((record.reason, record.phase), ("Evicted", Some(Phase::Failed)));
         assert_eq!(verdict(&end).code, STOPPED, "the code stays");
-        insta::assert_snapshot!(verdict(&end).sentence.unwrap(), @"job exited with code 0 (Evicted: the node was low on memory)");
+        insta::assert_snapshot!(verdict(&end).message.unwrap(), @"job exited with code 0 (Evicted: the node was low on memory)");
         for (phase, reason) in [("Running", "Running"), ("Failed", "Stopped")] {
             assert_eq!(
                 confirmed(seen.clone(), &status(phase, reason)),
@@ -514,7 +514,7 @@ mod tests {
             ..exit(Outcome::Code, 0)
         };
         assert_eq!(verdict(&left).code, 0);
-        insta::assert_snapshot!(verdict(&left).sentence.unwrap(), @"job exited with code 0; 2 processes that it had left behind were killed (run --leftovers wait lets them end)");
+        insta::assert_snapshot!(verdict(&left).message.unwrap(), @"job exited with code 0; 2 processes that it had left behind were killed (run --leftovers wait lets them end)");
     }
 
     #[test]

@@ -68,11 +68,11 @@ impl Messages {
 
     /// The message, with the name of the process if it is one of many.
     #[must_use]
-    pub fn about(&self, sentence: String) -> String {
+    pub fn about(&self, message: String) -> String {
         if self.is_one_of_many {
-            format!("{}: {sentence}", self.name)
+            format!("{}: {message}", self.name)
         } else {
-            sentence
+            message
         }
     }
 
@@ -221,7 +221,7 @@ mod tests {
         State {
             phase: phase.into(),
             reason: reason.into(),
-            message: "a sentence".into(),
+            message: "a message".into(),
         }
     }
 
@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(messages.speak(), None);
         messages.state(&state(Phase::Pending, Reason::ImagePull));
         messages.due().await;
-        assert_eq!(messages.speak().unwrap(), "job waits: Pending: ImagePull: a sentence");
+        assert_eq!(messages.speak().unwrap(), "job waits: Pending: ImagePull: a message");
         messages.state(&state(Phase::Pending, Reason::ImagePull));
         assert!(messages.waiting.is_none());
         messages.state(&state(Phase::Pending, Reason::Unschedulable));

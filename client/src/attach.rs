@@ -8,14 +8,15 @@ use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::attach_request::Request as Asked;
 use remoteprocess_proto::v1::{AttachOpen, AttachRequest, AttachResponse, ProcessKey, WindowSize};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
-use crate::dial::{Dial, DialError, NEW_LIMIT};
-use crate::retry::Backoff;
+use crate::dial::{Dial, NEW_LIMIT, client};
 use crate::stream::pending::{Pending, Said};
 use crate::stream::{
-    Broken, End, Error, Local, Requests, connect, due, finish, left, mend, next, opened, session_name,
+    Broken, ENDED, Error, Here, Local, Policy, Requests, Session, due, finish, left, next, opened, run, session_name,
+    unless_left,
 };
 
 /// How long the window is one line shorter, so that a full-screen program draws everything again.
@@ -33,6 +34,8 @@ pub struct Writer<D> {
     pending: Pending,
     has_begun: Arc<AtomicBool>,
     unknown_until: Instant,
+    /// Is told what happens.
+    nobody: (),
 }
 
 impl<D: Dial> Writer<D> {
@@ -47,6 +50,7 @@ impl<D: Dial> Writer<D> {
             pending: Pending::default(),
             has_begun: Arc::default(),
             unknown_until: Instant::now() + NEW_LIMIT,
+            nobody: (),
         }
     }
 
@@ -66,72 +70,16 @@ impl<D: Dial> Writer<D> {
     ///
     /// # Errors
     /// An error that another connection would not fix.
-    pub async fn run(&mut self, mut local: mpsc::Receiver<Local>, leaving: watch::Receiver<bool>) -> Result<(), Error> {
-        let mut backoff = Backoff::default();
-        loop {
-            let known = self.pending.accepted();
-            match self.connect(&mut local, &leaving).await {
-                Ok(End::Over(())) => return Ok(()),
-                Ok(End::Cut(_)) | Err(Error::Dial(DialError::Unreachable(_))) => {}
-                Err(Error::Dial(DialError::Missing(_))) if self.pending.accepted().is_some() => {}
-                Err(error) => return Err(error),
-            }
-            if known != self.pending.accepted() {
-                backoff = Backoff::default();
-            }
-            // A new process has its first agent at any moment.
-            let wait = backoff.wait().min(if self.pending.accepted().is_some() {
-                Duration::MAX
-            } else {
-                FIRST_WAIT
-            });
-            tokio::select! {
-                () = sleep(wait) => {}
-                () = left(&leaving) => return Ok(()),
-            }
-        }
+    pub async fn run(&mut self, local: mpsc::Receiver<Local>, leaving: watch::Receiver<bool>) -> Result<(), Error> {
+        run(self, &mut Here { local, leaving }).await
     }
 
-    async fn connect(
-        &mut self,
-        local: &mut mpsc::Receiver<Local>,
-        leaving: &watch::Receiver<bool>,
-    ) -> Result<End<()>, Error> {
-        let connected = tokio::select! {
-            connected = connect(&mut self.dial) => connected,
-            () = left(leaving) => return Ok(End::Over(())),
-        };
-        let mut client = match connected {
-            Ok(client) => client,
-            Err(broken) => return self.mend(broken),
-        };
-        let (requests, outgoing) = Requests::new();
-        let is_known = self.pending.accepted().is_some();
-        requests.send(request(Asked::Open(AttachOpen {
-            protocol: PROTOCOL,
-            process: Some(self.process.clone()),
-            session: self.session.clone(),
-            resume: is_known,
-            take_over: self.take_over && !is_known,
-            user: String::new(),
-        })));
-        let answers = tokio::select! {
-            answers = opened(client.attach(outgoing)) => answers,
-            () = left(leaving) => return Ok(End::Over(())),
-        };
-        match answers {
-            Ok(answers) => self.serve(requests, answers, local, leaving).await,
-            Err(broken) => self.mend(broken),
-        }
-    }
-
-    async fn serve(
+    async fn write(
         &mut self,
         requests: Requests<AttachRequest>,
         mut answers: Streaming<AttachResponse>,
-        local: &mut mpsc::Receiver<Local>,
-        leaving: &watch::Receiver<bool>,
-    ) -> Result<End<()>, Error> {
+        here: &mut Here,
+    ) -> Result<(), Broken<Error>> {
         let say = |said| requests.send(request(asked(said)));
         let mut is_begun = false;
         // When the window gets its real size.
@@ -139,15 +87,12 @@ impl<D: Dial> Writer<D> {
         loop {
             let has_room = is_begun && self.pending.has_room();
             tokio::select! {
-                answer = next(&mut answers) => {
-                    let answer = match answer {
-                        Ok(answer) => answer,
-                        Err(broken) => return self.mend(broken),
-                    };
+                answer = next(answers.message()) => {
+                    let answer = answer?.ok_or(Broken::Cut(ENDED))?;
                     // The rest has no reader. If the entrypoint is lost, it is also not known how far the input has
                     // come.
                     if answer.is_over {
-                        return Ok(End::Over(()));
+                        return Ok(());
                     }
                     self.pending.take(answer.accepted)?;
                     self.has_begun.store(true, Ordering::Relaxed);
@@ -156,11 +101,11 @@ impl<D: Dial> Writer<D> {
                         self.pending.again(say);
                     }
                 }
-                Some(said) = local.recv(), if has_room => self.pending.say(said, say),
-                () = left(leaving) => {
+                Some(said) = here.local.recv(), if has_room => self.pending.say(said, say),
+                () = left(&here.leaving) => {
                     // The end of the requests lets go of the input.
                     finish(requests, answers).await;
-                    return Ok(End::Over(()));
+                    return Ok(());
                 }
                 () = due(restore_at) => {
                     restore_at = None;
@@ -183,9 +128,48 @@ impl<D: Dial> Writer<D> {
         say(Said::Resize(window));
         None
     }
+}
 
-    fn mend(&mut self, broken: Broken) -> Result<End<()>, Error> {
-        mend(&mut self.dial, broken, Instant::now() < self.unknown_until)
+impl<D: Dial> Session for Writer<D> {
+    type Over = ();
+    type Error = Error;
+    type Dial = D;
+    type Progress = ();
+
+    async fn serve(&mut self, channel: Channel, here: &mut Here) -> Result<(), Broken<Error>> {
+        let (requests, outgoing) = Requests::new();
+        let is_known = self.pending.accepted().is_some();
+        requests.send(request(Asked::Open(AttachOpen {
+            protocol: PROTOCOL,
+            process: Some(self.process.clone()),
+            session: self.session.clone(),
+            resume: is_known,
+            take_over: self.take_over && !is_known,
+            user: String::new(),
+        })));
+        let mut client = client(channel);
+        let Some(answers) = unless_left(&mut (), here, opened(client.attach(outgoing))).await? else {
+            return Ok(());
+        };
+        self.write(requests, answers?.into_inner(), here).await
+    }
+
+    fn left(&self) {}
+
+    fn policy(&self) -> Policy {
+        let accepted = self.pending.accepted();
+        Policy {
+            has_begun: accepted.is_some(),
+            is_new: Instant::now() < self.unknown_until,
+            waits_for_place: false,
+            arrived: accepted.map_or(0, |accepted| accepted + 1),
+            // A new process has its first agent at any moment.
+            longest_wait: accepted.map_or(FIRST_WAIT, |_| Duration::MAX),
+        }
+    }
+
+    fn parts(&mut self) -> (&mut D, &mut ()) {
+        (&mut self.dial, &mut self.nobody)
     }
 }
 

@@ -228,7 +228,7 @@ impl Cluster {
 
     /// A message for a failed call to the API server; a missing right is shown as YAML.
     #[must_use]
-    pub fn sentence(&self, error: &kube::Error, rule: &Rule, what: &str) -> String {
+    pub fn explain(&self, error: &kube::Error, rule: &Rule, what: &str) -> String {
         match error {
             kube::Error::Api(status) if is_unknown_user(status) => self.unknown_user(what),
             kube::Error::UpgradeConnection(kube::client::UpgradeConnectionError::ProtocolSwitch(code))
@@ -302,7 +302,7 @@ impl Cluster {
     /// As [`Self::sentence`], for a call on the way to the relay.
     #[must_use]
     pub fn dial_error(&self, error: &kube::Error, rule: &Rule, what: &str) -> DialError {
-        let sentence = self.sentence(error, rule, what);
+        let message = self.explain(error, rule, what);
         let code = match error {
             kube::Error::Api(status) => status.code,
             kube::Error::UpgradeConnection(kube::client::UpgradeConnectionError::ProtocolSwitch(code)) => code.as_u16(),
@@ -310,17 +310,17 @@ impl Cluster {
         };
         match code {
             // A plugin or a file may have better ones later, and an authenticator that is down looks the same.
-            401 if self.account.is_renewed => DialError::Missing(sentence),
-            401 | 403 => DialError::Refused(sentence),
-            404 => DialError::Missing(sentence),
-            _ => DialError::Unreachable(sentence),
+            401 if self.account.is_renewed => DialError::Missing(message),
+            401 | 403 => DialError::Refused(message),
+            404 => DialError::Missing(message),
+            _ => DialError::Unreachable(message),
         }
     }
 
     /// As [`Self::sentence`], as an error.
     #[must_use]
     pub fn error(&self, error: &kube::Error, rule: &Rule, what: &str) -> Error {
-        Error::Api(self.sentence(error, rule, what))
+        Error::Api(self.explain(error, rule, what))
     }
 }
 

@@ -8,21 +8,22 @@ use remoteprocess_proto::v1::exec_request::Request as Asked;
 use remoteprocess_proto::v1::exec_response::Response as Answer;
 use remoteprocess_proto::v1::{Cursor, Data, ExecOpen, ExecRequest, ExecResponse, Exit, HangUp, WindowSize};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
-use crate::dial::{Dial, DialError};
-use crate::retry::Backoff;
-use crate::sink::{Progress, Sink, during};
+use crate::dial::{Dial, client};
+use crate::sink::{Progress, Sink};
 use crate::stream::pending::{Pending, Said};
-use crate::stream::{Broken, End, Error, Local, Requests, connect, finish, left, mend, next, opened, session_name};
+use crate::stream::{
+    Broken, ENDED, Error, Here, Local, Policy, Requests, Session, finish, left, next, opened, run, session_name,
+    unless_left,
+};
 
 /// Number of bytes of output after which the agent is told that they arrived: it keeps 256 KiB.
 const CONFIRM: u64 = 64 * 1024;
 /// When the connection has been broken for this long, Ctrl-C leaves instead of going to the command.
 const CUT: Duration = Duration::from_secs(5);
-
-const LEFT_UNTOLD: Over = Over::Left { is_told: false };
 
 /// How a session ended.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub struct Exec<D, S, P> {
     received: Cursor,
     confirmed: u64,
     is_connected: Arc<AtomicBool>,
+    /// What had arrived when a connection broke for the first time since then, and when that was.
+    alive: (u64, Instant),
 }
 
 impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
@@ -65,6 +68,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
             received: Cursor::default(),
             confirmed: 0,
             is_connected: Arc::default(),
+            alive: (0, Instant::now()),
         }
     }
 
@@ -89,94 +93,37 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
     ///
     /// # Errors
     /// An error that another connection would not fix.
-    pub async fn run(
-        &mut self,
-        mut local: mpsc::Receiver<Local>,
-        leaving: watch::Receiver<bool>,
-    ) -> Result<Over, Error> {
-        let mut backoff = Backoff::default();
-        let mut cut_at = Instant::now();
-        loop {
-            let before = (self.pending.accepted(), self.received);
-            match self.connect(&mut local, &leaving).await {
-                Ok(End::Over(over)) => return Ok(over),
-                Ok(End::Cut(why)) | Err(Error::Dial(DialError::Unreachable(why))) => self.progress.cut(why),
-                Err(Error::Dial(DialError::Missing(why))) if self.open.resume => self.progress.cut(why),
-                Err(error) => return Err(error),
-            }
-            if before != (self.pending.accepted(), self.received) {
-                (backoff, cut_at) = (Backoff::default(), Instant::now());
-            }
-            if cut_at.elapsed() > CUT {
-                self.is_connected.store(false, Ordering::Relaxed);
-            }
-            tokio::select! {
-                waited = during(&mut self.progress, sleep(backoff.wait())) => waited?,
-                () = left(&leaving) => return Ok(LEFT_UNTOLD),
-            }
-        }
+    pub async fn run(&mut self, local: mpsc::Receiver<Local>, leaving: watch::Receiver<bool>) -> Result<Over, Error> {
+        self.alive = (self.policy().arrived, Instant::now());
+        run(self, &mut Here { local, leaving }).await
     }
 
-    async fn connect(
-        &mut self,
-        local: &mut mpsc::Receiver<Local>,
-        leaving: &watch::Receiver<bool>,
-    ) -> Result<End<Over>, Error> {
-        let connected = tokio::select! {
-            connected = during(&mut self.progress, connect(&mut self.dial)) => connected?,
-            () = left(leaving) => return Ok(End::Over(LEFT_UNTOLD)),
-        };
-        let mut client = match connected {
-            Ok(client) => client,
-            Err(broken) => return self.mend(broken),
-        };
-        let (requests, outgoing) = Requests::new();
-        self.open.received = Some(self.received);
-        if self.open.terminal.is_some() {
-            self.open.terminal = self.pending.window.or(self.open.terminal);
-        }
-        requests.send(request(Asked::Open(self.open.clone())));
-        let answers = tokio::select! {
-            answers = during(&mut self.progress, opened(client.exec(outgoing))) => answers?,
-            () = left(leaving) => return Ok(End::Over(LEFT_UNTOLD)),
-        };
-        match answers {
-            Ok(answers) => self.serve(requests, answers, local, leaving).await,
-            Err(broken) => self.mend(broken),
-        }
-    }
-
-    async fn serve(
+    async fn talk(
         &mut self,
         requests: Requests<ExecRequest>,
         mut answers: Streaming<ExecResponse>,
-        local: &mut mpsc::Receiver<Local>,
-        leaving: &watch::Receiver<bool>,
-    ) -> Result<End<Over>, Error> {
+        here: &mut Here,
+    ) -> Result<Over, Broken<Error>> {
         let mut is_begun = false;
         loop {
             let has_room = is_begun && self.pending.has_room();
             tokio::select! {
-                answer = next(&mut answers) => {
-                    let answer = match answer {
-                        Ok(answer) => answer.response,
-                        Err(broken) => return self.mend(broken),
-                    };
+                answer = next(answers.message()) => {
+                    let answer = answer?.ok_or(Broken::Cut(ENDED))?.response;
                     match self.hear(answer, &requests, &mut is_begun).await {
                         Ok(None) => {}
                         Ok(Some(exit)) => {
-                            let over = Over::Exit(Box::new(exit));
-                            return Ok(End::Over(hang_up(requests, answers, over).await));
+                            return Ok(hang_up(requests, answers, Over::Exit(Box::new(exit))).await);
                         }
                         // The rest will not, or cannot, be read.
-                        Err(error) => return Err(hang_up(requests, answers, error).await),
+                        Err(error) => return Err(Broken::Failed(hang_up(requests, answers, error).await)),
                     }
                 }
-                Some(said) = local.recv(), if has_room => {
+                Some(said) = here.local.recv(), if has_room => {
                     self.pending.say(said, |said| requests.send(request(asked(said))));
                 }
-                () = left(leaving) => {
-                    return Ok(End::Over(hang_up(requests, answers, Over::Left { is_told: true }).await));
+                () = left(&here.leaving) => {
+                    return Ok(hang_up(requests, answers, Over::Left { is_told: true }).await);
                 }
             }
         }
@@ -232,9 +179,56 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
         }
         Ok(())
     }
+}
 
-    fn mend(&mut self, broken: Broken) -> Result<End<Over>, Error> {
-        mend(&mut self.dial, broken, false)
+impl<D: Dial, S: Sink, P: Progress> Session for Exec<D, S, P> {
+    type Over = Over;
+    type Error = Error;
+    type Dial = D;
+    type Progress = P;
+
+    async fn serve(&mut self, channel: Channel, here: &mut Here) -> Result<Over, Broken<Error>> {
+        let (requests, outgoing) = Requests::new();
+        self.open.received = Some(self.received);
+        if self.open.terminal.is_some() {
+            self.open.terminal = self.pending.window.or(self.open.terminal);
+        }
+        requests.send(request(Asked::Open(self.open.clone())));
+        let mut client = client(channel);
+        let opening = unless_left(&mut self.progress, here, opened(client.exec(outgoing)));
+        let Some(answers) = opening.await? else {
+            return Ok(self.left());
+        };
+        self.talk(requests, answers?.into_inner(), here).await
+    }
+
+    fn left(&self) -> Over {
+        Over::Left { is_told: false }
+    }
+
+    fn policy(&self) -> Policy {
+        Policy {
+            has_begun: self.open.resume,
+            is_new: false,
+            waits_for_place: false,
+            arrived: self.pending.accepted().unwrap_or_default() + self.received.stdout + self.received.stderr,
+            longest_wait: Duration::MAX,
+        }
+    }
+
+    fn broke(&mut self, cause: String) {
+        let arrived = self.policy().arrived;
+        if arrived != self.alive.0 {
+            self.alive = (arrived, Instant::now());
+        }
+        if self.alive.1.elapsed() > CUT {
+            self.is_connected.store(false, Ordering::Relaxed);
+        }
+        self.progress.cut(cause);
+    }
+
+    fn parts(&mut self) -> (&mut D, &mut P) {
+        (&mut self.dial, &mut self.progress)
     }
 }
 

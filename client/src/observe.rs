@@ -44,7 +44,7 @@ pub enum Error {
     Api(kube::Error),
 }
 
-/// Observes the object until `judge` returns a result. Waits for an unavailable API server.
+/// Observes the object until `check` returns a result. Waits for an unavailable API server.
 ///
 /// # Errors
 /// The deadline was reached, or the API server refuses.
@@ -53,7 +53,7 @@ pub async fn until<T>(
     name: &str,
     uid: Option<&str>,
     deadline: Option<Instant>,
-    mut judge: impl FnMut(&Seen) -> Option<T>,
+    mut check: impl FnMut(&Seen) -> Option<T>,
 ) -> Result<T, Error> {
     // About thirty years: no deadline.
     let deadline = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(1_000_000_000));
@@ -61,7 +61,7 @@ pub async fn until<T>(
     let mut backoff = Backoff::default();
     let watched = timeout_at(deadline, async {
         loop {
-            let looked = timeout(LOOK_LIMIT, look(api, name, uid, &mut last, &mut judge)).await;
+            let looked = timeout(LOOK_LIMIT, look(api, name, uid, &mut last, &mut check)).await;
             match looked {
                 Ok(Ok(Some(answer))) => return Ok(answer),
                 Ok(Ok(None)) => backoff = Backoff::default(),
@@ -85,15 +85,15 @@ async fn look<T>(
     name: &str,
     uid: Option<&str>,
     last: &mut Option<Box<RemoteProcess>>,
-    judge: &mut impl FnMut(&Seen) -> Option<T>,
+    check: &mut impl FnMut(&Seen) -> Option<T>,
 ) -> kube::Result<Option<T>> {
     let is_ours = |object: &RemoteProcess| uid.is_none_or(|uid| object.metadata.uid.as_deref() == Some(uid));
     let Some(object) = api.get_opt(name).await?.filter(|object| is_ours(object)) else {
-        return Ok(judge(&Seen::Gone));
+        return Ok(check(&Seen::Gone));
     };
     let version = object.metadata.resource_version.clone().unwrap_or_default();
     *last = Some(Box::new(object.clone()));
-    if let Some(answer) = judge(&Seen::There(Box::new(object))) {
+    if let Some(answer) = check(&Seen::There(Box::new(object))) {
         return Ok(Some(answer));
     }
     let params = WatchParams::default()
@@ -110,7 +110,7 @@ async fn look<T>(
             WatchEvent::Bookmark(_) => continue,
             WatchEvent::Error(status) => return Err(kube::Error::Api(status)),
         };
-        if let Some(answer) = judge(&seen) {
+        if let Some(answer) = check(&seen) {
             return Ok(Some(answer));
         }
     }

@@ -1,16 +1,19 @@
 //! Follows the output of one process over any number of connections: nothing twice, nothing silently left out.
 
+use std::time::Duration;
+
 use futures::FutureExt;
 use remoteprocess_proto::metadata::{ATTEMPT, UID};
 use remoteprocess_proto::v1::{self, OutputFrame, output_frame::Frame};
 use remoteprocess_proto::wire::{Messages, RELAY_WATCH_OUTPUT, call, decode};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use crate::dial::{DIAL_LIMIT, Dial, DialError, SILENCE_LIMIT};
-use crate::retry::{Backoff, Retry, cause};
+use crate::dial::{Dial, DialError};
 use crate::sink::{Progress, Sink, SinkError, during};
+use crate::stream::{Broken, ENDED, Here, Policy, Session, next, opened, run};
 
 mod ledger;
 
@@ -21,7 +24,7 @@ pub use ledger::{Inconsistent, Ledger, Want};
 pub enum Error {
     /// The relay refused, for good.
     #[error("{}", .0.message())]
-    Relay(Status),
+    Relay(#[from] Status),
     /// The relay cannot be reached.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -34,18 +37,6 @@ pub enum Error {
     /// The output cannot be written.
     #[error(transparent)]
     Output(#[from] SinkError),
-}
-
-/// How one connection ended.
-enum End {
-    Exit(Box<v1::Exit>),
-    /// All existing output is written; the process still runs.
-    Complete,
-    Cut {
-        cause: String,
-        /// Frames arrived: the next try need not wait long.
-        was_alive: bool,
-    },
 }
 
 /// One process whose output is being followed.
@@ -69,81 +60,14 @@ impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
     /// # Errors
     /// An error that another connection would not fix. Everything received until then is written.
     pub async fn run(&mut self) -> Result<Option<v1::Exit>, Error> {
-        let mut backoff = Backoff::default();
-        let mut has_connected = false;
-        loop {
-            let end = match self.session(&mut has_connected).await {
-                Err(Error::Dial(DialError::Unreachable(cause))) => End::Cut {
-                    cause,
-                    was_alive: false,
-                },
-                Err(Error::Dial(DialError::Missing(cause))) if has_connected => End::Cut {
-                    cause,
-                    was_alive: false,
-                },
-                end => end?,
-            };
-            match end {
-                End::Exit(exit) => {
-                    self.sink.flush().await?;
-                    return Ok(Some(*exit));
-                }
-                End::Complete => {
-                    self.sink.flush().await?;
-                    return Ok(None);
-                }
-                End::Cut { cause, was_alive } => {
-                    if was_alive {
-                        backoff = Backoff::default();
-                    }
-                    self.progress.cut(cause);
-                    during(&mut self.progress, tokio::time::sleep(backoff.wait())).await?;
-                }
-            }
-        }
-    }
-
-    async fn session(&mut self, has_connected: &mut bool) -> Result<End, Error> {
-        let request = self.ledger.request()?;
-        let dialed = timeout(DIAL_LIMIT, self.dial.dial());
-        let mut channel = match during(&mut self.progress, dialed).await? {
-            Ok(channel) => channel?,
-            Err(_) => return Ok(cut("the relay cannot be reached in time", false)),
+        let mut reading = Reading {
+            follower: self,
+            has_begun: false,
+            frames: 0,
         };
-        let opened = call(&mut channel, RELAY_WATCH_OUTPUT, Request::new(request));
-        let opened = timeout(SILENCE_LIMIT, opened);
-        let mut messages = match during(&mut self.progress, opened).await? {
-            Ok(Ok((metadata, messages))) => self.accept(&metadata, messages).await?,
-            Ok(Err(status)) => return self.retry(status, false),
-            Err(_) => return Ok(cut("the relay does not answer", false)),
-        };
-        *has_connected = true;
-        let mut was_alive = false;
-        loop {
-            // A timer is set only if a frame must be awaited.
-            let next = match messages.next().now_or_never() {
-                Some(next) => Ok(next),
-                None => {
-                    let next = timeout(SILENCE_LIMIT, messages.next());
-                    during(&mut self.progress, next).await?
-                }
-            };
-            let wire = match next {
-                Ok(Ok(Some(wire))) => wire,
-                Ok(Ok(None)) if self.ledger.is_following() => return Ok(cut("the relay ended the stream", was_alive)),
-                Ok(Ok(None)) => return Ok(End::Complete),
-                Ok(Err(status)) => return self.retry(status, was_alive),
-                Err(_) => return Ok(cut("nothing came for 30 s", was_alive)),
-            };
-            was_alive = true;
-            let frame = match decode(&wire) {
-                Ok(frame) => frame,
-                Err(status) => return self.retry(status, was_alive),
-            };
-            if let Some(exit) = self.take(frame).await? {
-                return Ok(End::Exit(Box::new(exit)));
-            }
-        }
+        let exit = run(&mut reading, &mut Here::quiet()).await?;
+        self.sink.flush().await?;
+        Ok(exit)
     }
 
     /// Reads what the relay says about the stream before it begins.
@@ -191,23 +115,71 @@ impl<D: Dial, S: Sink, P: Progress> Follower<D, S, P> {
         }
         Ok(None)
     }
+}
 
-    /// Whether another connection can fix the relay's answer.
-    fn retry(&mut self, status: Status, was_alive: bool) -> Result<End, Error> {
-        match Retry::of(&status) {
-            Retry::Never => return Err(Error::Relay(status)),
-            Retry::Unknown if Instant::now() >= self.unknown_until => return Err(Error::Relay(status)),
-            Retry::NewCertificate => self.dial.discredit(),
-            // The relay limits the number of followers; a place becomes free.
-            Retry::Reconnect | Retry::Unknown | Retry::Held => {}
+/// A run of the follower.
+struct Reading<'a, D, S, P> {
+    follower: &'a mut Follower<D, S, P>,
+    has_begun: bool,
+    /// Number of frames that arrived.
+    frames: u64,
+}
+
+impl<D: Dial, S: Sink, P: Progress> Session for Reading<'_, D, S, P> {
+    type Over = Option<v1::Exit>;
+    type Error = Error;
+    type Dial = D;
+    type Progress = P;
+
+    async fn serve(&mut self, mut channel: Channel, _: &mut Here) -> Result<Option<v1::Exit>, Broken<Error>> {
+        let follower = &mut *self.follower;
+        let request = Request::new(follower.ledger.request().map_err(Error::from)?);
+        let opened = opened(call(&mut channel, RELAY_WATCH_OUTPUT, request));
+        let (metadata, messages) = during(&mut follower.progress, opened).await??;
+        let mut messages = follower.accept(&metadata, messages).await?;
+        self.has_begun = true;
+        loop {
+            // A timer is set only if a frame must be awaited.
+            let wire = match messages.next().now_or_never() {
+                Some(wire) => wire.map_err(Broken::Refused)?,
+                None => during(&mut follower.progress, next(messages.next())).await??,
+            };
+            let Some(wire) = wire else {
+                return match follower.ledger.is_following() {
+                    true => Err(Broken::Cut(ENDED)),
+                    false => Ok(None),
+                };
+            };
+            self.frames += 1;
+            let frame = decode(&wire).map_err(Broken::Refused)?;
+            if let Some(exit) = follower.take(frame).await? {
+                return Ok(Some(exit));
+            }
         }
-        Ok(cut(&cause(&status), was_alive))
+    }
+
+    fn left(&self) -> Option<v1::Exit> {
+        None
+    }
+
+    fn policy(&self) -> Policy {
+        Policy {
+            has_begun: self.has_begun,
+            is_new: Instant::now() < self.follower.unknown_until,
+            // The relay limits followers.
+            waits_for_place: true,
+            arrived: self.frames,
+            longest_wait: Duration::MAX,
+        }
+    }
+
+    fn parts(&mut self) -> (&mut D, &mut P) {
+        (&mut self.follower.dial, &mut self.follower.progress)
     }
 }
 
-fn cut(cause: &str, was_alive: bool) -> End {
-    End::Cut {
-        cause: cause.to_owned(),
-        was_alive,
+impl From<Error> for Broken<Error> {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
     }
 }

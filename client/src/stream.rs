@@ -1,4 +1,4 @@
-//! A stream of input that survives its connections: what to send, what to send again, and why it ends.
+//! A stream that survives its connections: how to make them, what ends it, and what to send again.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,15 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::Stream;
 use remoteprocess_proto::v1::WindowSize;
-use remoteprocess_proto::v1::relay_client::RelayClient;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::transport::Channel;
-use tonic::{Response, Status, Streaming};
+use tonic::{Status, Streaming};
 
-use crate::dial::{DIAL_LIMIT, Dial, DialError, SILENCE_LIMIT, client};
-use crate::retry::{Retry, cause};
-use crate::sink::SinkError;
+use crate::dial::{DIAL_LIMIT, Dial, DialError, SILENCE_LIMIT};
+use crate::retry::{Backoff, Retry, cause};
+use crate::sink::{Progress, SinkError, during};
 
 pub(crate) mod pending;
 
@@ -38,7 +37,7 @@ pub enum Local {
 pub enum Error {
     /// The relay refused, for good.
     #[error("{}", .0.message())]
-    Relay(Status),
+    Relay(#[from] Status),
     /// The relay cannot be reached.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -69,13 +68,6 @@ pub enum Error {
 pub(crate) fn session_name() -> String {
     let now = jiff::Timestamp::now().as_nanosecond();
     format!("{now:x}-{:x}", std::process::id())
-}
-
-/// How one connection ended.
-pub(crate) enum End<T> {
-    Over(T),
-    /// The connection broke, and why.
-    Cut(String),
 }
 
 /// The requests of one connection.
@@ -109,70 +101,178 @@ impl<T> Stream for RequestStream<T> {
 }
 
 /// Why one connection is of no more use.
-pub(crate) enum Broken {
+pub(crate) enum Broken<E> {
     /// The relay cannot be reached.
     Dial(DialError),
     /// The relay's answer.
     Refused(Status),
     /// The connection ended, or nothing came in time.
     Cut(&'static str),
+    /// Another connection would not help.
+    Failed(E),
 }
 
-/// Connects to the relay.
-pub(crate) async fn connect(dial: &mut impl Dial) -> Result<RelayClient<Channel>, Broken> {
-    match timeout(DIAL_LIMIT, dial.dial()).await {
-        Ok(Ok(channel)) => Ok(client(channel)),
-        Ok(Err(error)) => Err(Broken::Dial(error)),
-        Err(_) => Err(Broken::Cut("the relay cannot be reached in time")),
+impl<E: From<SinkError>> From<SinkError> for Broken<E> {
+    fn from(error: SinkError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<Error> for Broken<Error> {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What happens on this side of a stream.
+pub(crate) struct Here {
+    pub local: mpsc::Receiver<Local>,
+    /// Becomes true when you leave.
+    pub leaving: watch::Receiver<bool>,
+}
+
+impl Here {
+    /// Nothing happens here.
+    pub(crate) fn quiet() -> Self {
+        let (local, leaving) = (mpsc::channel(1).1, watch::channel(false).1);
+        Self { local, leaving }
+    }
+}
+
+/// Returns when you leave.
+pub(crate) async fn left(leaving: &watch::Receiver<bool>) {
+    if leaving.clone().wait_for(|is_leaving| *is_leaving).await.is_err() {
+        // No one is left who could leave.
+        std::future::pending().await
+    }
+}
+
+/// What a broken connection means for a session.
+pub(crate) struct Policy {
+    /// The relay has served it before: what is missing now may come back.
+    pub has_begun: bool,
+    /// The relay may not know the process yet.
+    pub is_new: bool,
+    /// A limit of the relay is no refusal: a place becomes free.
+    pub waits_for_place: bool,
+    /// Grows with everything that arrives. After that, the next try need not wait long.
+    pub arrived: u64,
+    /// Longest wait before the next try.
+    pub longest_wait: Duration,
+}
+
+impl Policy {
+    /// Why the connection broke, where another one may help.
+    fn cause<E: From<Status> + From<DialError>>(&self, broken: Broken<E>, dial: &mut impl Dial) -> Result<String, E> {
+        let status = match broken {
+            Broken::Failed(error) => return Err(error),
+            Broken::Cut(why) => return Ok(why.to_owned()),
+            Broken::Dial(DialError::Unreachable(why)) => return Ok(why),
+            Broken::Dial(DialError::Missing(why)) if self.has_begun => return Ok(why),
+            Broken::Dial(error) => return Err(error.into()),
+            Broken::Refused(status) => status,
+        };
+        match Retry::of(&status) {
+            Retry::Never => return Err(status.into()),
+            Retry::Held if !self.waits_for_place => return Err(status.into()),
+            Retry::Unknown if !self.is_new => return Err(status.into()),
+            Retry::NewCertificate => dial.discredit(),
+            Retry::Reconnect | Retry::Unknown | Retry::Held => {}
+        }
+        Ok(cause(&status))
+    }
+}
+
+/// A stream that survives its connections. [`run`] makes them.
+pub(crate) trait Session: Send {
+    type Over: Send;
+    type Error: From<Status> + From<DialError> + From<SinkError> + Send;
+    type Dial: Dial;
+    type Progress: Progress;
+
+    /// Serves one connection until the stream is over, or the connection breaks.
+    fn serve(
+        &mut self,
+        channel: Channel,
+        here: &mut Here,
+    ) -> impl Future<Output = Result<Self::Over, Broken<Self::Error>>> + Send;
+
+    /// How it is over if you leave while there is no connection.
+    fn left(&self) -> Self::Over;
+
+    fn policy(&self) -> Policy;
+
+    /// The connection broke, or could not be made; another one is made.
+    fn broke(&mut self, cause: String) {
+        self.parts().1.cut(cause);
+    }
+
+    fn parts(&mut self) -> (&mut Self::Dial, &mut Self::Progress);
+}
+
+/// Serves a session over as many connections as it takes.
+///
+/// # Errors
+/// An error that another connection would not fix.
+pub(crate) async fn run<S: Session>(session: &mut S, here: &mut Here) -> Result<S::Over, S::Error> {
+    let mut backoff = Backoff::default();
+    loop {
+        let before = session.policy().arrived;
+        let (dial, progress) = session.parts();
+        let broken = match unless_left(progress, here, timeout(DIAL_LIMIT, dial.dial())).await? {
+            None => return Ok(session.left()),
+            Some(Ok(Ok(channel))) => match session.serve(channel, here).await {
+                Ok(over) => return Ok(over),
+                Err(broken) => broken,
+            },
+            Some(Ok(Err(error))) => Broken::Dial(error),
+            Some(Err(_)) => Broken::Cut("the relay cannot be reached in time"),
+        };
+        let policy = session.policy();
+        let cause = policy.cause(broken, session.parts().0)?;
+        if policy.arrived != before {
+            backoff = Backoff::default();
+        }
+        session.broke(cause);
+        let wait = sleep(backoff.wait().min(policy.longest_wait));
+        if unless_left(session.parts().1, here, wait).await?.is_none() {
+            return Ok(session.left());
+        }
+    }
+}
+
+/// Waits for `future`, and tells meanwhile what is due. `None`: you leave.
+pub(crate) async fn unless_left<F: Future>(
+    progress: &mut impl Progress,
+    here: &Here,
+    future: F,
+) -> Result<Option<F::Output>, SinkError> {
+    tokio::select! {
+        done = during(progress, future) => done.map(Some),
+        () = left(&here.leaving) => Ok(None),
     }
 }
 
 /// The answers of a call, once the relay has accepted it.
-pub(crate) async fn opened<A>(
-    call: impl Future<Output = Result<Response<Streaming<A>>, Status>>,
-) -> Result<Streaming<A>, Broken> {
+pub(crate) async fn opened<A, E>(call: impl Future<Output = Result<A, Status>>) -> Result<A, Broken<E>> {
     match timeout(SILENCE_LIMIT, call).await {
-        Ok(answers) => answers.map(Response::into_inner).map_err(Broken::Refused),
+        Ok(answers) => answers.map_err(Broken::Refused),
         Err(_) => Err(Broken::Cut("the relay does not answer")),
     }
 }
 
-/// The next answer.
-pub(crate) async fn next<A>(answers: &mut Streaming<A>) -> Result<A, Broken> {
-    match timeout(SILENCE_LIMIT, answers.message()).await {
-        Ok(Ok(Some(answer))) => Ok(answer),
-        Ok(Ok(None)) => Err(Broken::Cut("the relay ended the stream")),
-        Ok(Err(status)) => Err(Broken::Refused(status)),
+/// The next answer; `None` at the end of the stream.
+pub(crate) async fn next<A, E>(
+    answer: impl Future<Output = Result<Option<A>, Status>>,
+) -> Result<Option<A>, Broken<E>> {
+    match timeout(SILENCE_LIMIT, answer).await {
+        Ok(answer) => answer.map_err(Broken::Refused),
         Err(_) => Err(Broken::Cut("nothing came for 30 s")),
     }
 }
 
-/// Whether another connection helps; prepares for it.
-///
-/// # Errors
-/// Another connection would not help. `is_early`: the relay may still learn of an unknown process.
-pub(crate) fn mend<T>(dial: &mut impl Dial, broken: Broken, is_early: bool) -> Result<End<T>, Error> {
-    let status = match broken {
-        Broken::Dial(error) => return Err(error.into()),
-        Broken::Cut(why) => return Ok(End::Cut(why.to_owned())),
-        Broken::Refused(status) => status,
-    };
-    match Retry::of(&status) {
-        Retry::Never | Retry::Held => return Err(Error::Relay(status)),
-        Retry::Unknown if !is_early => return Err(Error::Relay(status)),
-        Retry::NewCertificate => dial.discredit(),
-        Retry::Reconnect | Retry::Unknown => {}
-    }
-    Ok(End::Cut(cause(&status)))
-}
-
-/// Returns when the user leaves.
-pub(crate) async fn left(leaving: &watch::Receiver<bool>) {
-    // The sender lives as long as there is something to leave.
-    if leaving.clone().wait_for(|is_leaving| *is_leaving).await.is_err() {
-        std::future::pending().await
-    }
-}
+/// Why a stream that must not end has no next answer.
+pub(crate) const ENDED: &str = "the relay ended the stream";
 
 /// Returns at this time; never for `None`.
 pub async fn due(at: Option<Instant>) {

@@ -183,14 +183,14 @@ async fn answer(
 ) -> Result<u8, Failure> {
     let (ended, is_input_lost) = match ending {
         Ending::Followed { result, is_input_lost } => (*result, is_input_lost || is_refused),
-        Ending::Left { code, sentence } => {
-            output.answer_last(&sentence).await;
+        Ending::Left { code, message } => {
+            output.answer_last(&message).await;
             return Ok(code);
         }
     };
     let (_, verdict) = conclude(ledger, &args.name, ended, is_input_lost)?;
-    if let Some(sentence) = verdict.said(args.quiet) {
-        output.line(sentence).await?;
+    if let Some(message) = verdict.said(args.quiet) {
+        output.line(message).await?;
     }
     output.flush().await?;
     Ok(verdict.code)

@@ -229,28 +229,28 @@ pub async fn until_end<D: remoteprocess_client::Dial>(
 /// Reports the result and returns the exit code.
 async fn answer(args: &ExecArgs, output: &Output, ended: Ended) -> Result<u8, Failure> {
     let name = &args.name;
-    let (code, sentence) = match ended {
-        Ended::Exit(exit) => judge(name, &exit, args.quiet),
+    let (code, message) = match ended {
+        Ended::Exit(exit) => verdict(name, &exit, args.quiet),
         Ended::Left(code, is_told) => {
-            let sentence = match is_told {
+            let message = match is_told {
                 true => format!("left; the command in {name} gets SIGHUP"),
                 false => format!("left without a connection: the command in {name} gets SIGHUP within five minutes"),
             };
-            output.answer_last(&sentence).await;
+            output.answer_last(&message).await;
             return Ok(code);
         }
         Ended::Lost(Error::Stream(stream::Error::Output(error))) => return Err(error.into()),
         Ended::Lost(error) => (exit::UNKNOWN, Some(format!("lost the command in {name}: {error}"))),
     };
-    if let Some(sentence) = sentence {
-        output.line(&sentence).await?;
+    if let Some(message) = message {
+        output.line(&message).await?;
     }
     output.flush().await?;
     Ok(code)
 }
 
 /// Our exit code, and the message that explains it.
-fn judge(name: &str, exit: &Exit, is_quiet: bool) -> (u8, Option<String>) {
+fn verdict(name: &str, exit: &Exit, is_quiet: bool) -> (u8, Option<String>) {
     let Some(code) = exit::code(exit) else {
         let why = &exit.message;
         return (
@@ -258,12 +258,12 @@ fn judge(name: &str, exit: &Exit, is_quiet: bool) -> (u8, Option<String>) {
             Some(format!("the exit code of the command in {name} is not known: {why}")),
         );
     };
-    let sentence = match exit.reason() {
+    let message = match exit.reason() {
         Reason::CommandNotFound | Reason::CommandNotExecutable => Some(exit.message.clone()),
         Reason::Signaled if !is_quiet => Some(exit::ended("the command", exit)),
         _ => None,
     };
-    (code, sentence)
+    (code, message)
 }
 
 /// The variables of `--env`; one without a value takes that of our environment.
@@ -318,18 +318,18 @@ mod tests {
             ..Exit::default()
         };
         assert_eq!(
-            judge("job", &exit(Outcome::Code, 7, Reason::NonZeroExit), false),
+            verdict("job", &exit(Outcome::Code, 7, Reason::NonZeroExit), false),
             (7, None)
         );
         let missing = exit(Outcome::Code, 127, Reason::CommandNotFound);
-        assert_eq!(judge("job", &missing, true), (127, Some("why".into())));
+        assert_eq!(verdict("job", &missing, true), (127, Some("why".into())));
         let killed = exit(Outcome::Signal, 9, Reason::Signaled);
         assert_eq!(
-            judge("job", &killed, false),
+            verdict("job", &killed, false),
             (137, Some("the command was ended by SIGKILL".into()))
         );
-        assert_eq!(judge("job", &killed, true), (137, None));
-        let (code, sentence) = judge("job", &exit(Outcome::Unknown, 0, Reason::SessionLost), true);
-        assert_eq!((code, sentence.unwrap().ends_with("not known: why")), (125, true));
+        assert_eq!(verdict("job", &killed, true), (137, None));
+        let (code, message) = verdict("job", &exit(Outcome::Unknown, 0, Reason::SessionLost), true);
+        assert_eq!((code, message.unwrap().ends_with("not known: why")), (125, true));
     }
 }

@@ -76,7 +76,7 @@ pub async fn run(global: &GlobalArgs, args: ExtendArgs) -> Result<u8, Failure> {
         let name = object.name_any();
         let is_done = !args.wait || failures.keep(is_known(&cluster, &object, deadline).await)?.is_some();
         if is_done {
-            print(&format!("{} {}\n", resource(&name), sentence(&object)))?;
+            print(&format!("{} {}\n", resource(&name), describe(&object)))?;
         }
     }
     failures.conclude()
@@ -134,7 +134,7 @@ fn started(object: &RemoteProcess) -> Option<Timestamp> {
     object.status.as_ref()?.started_at
 }
 
-fn sentence(object: &RemoteProcess) -> String {
+fn describe(object: &RemoteProcess) -> String {
     let Some(seconds) = object.spec.run_seconds() else {
         return "may run without a deadline".to_owned();
     };
@@ -152,13 +152,13 @@ fn sentence(object: &RemoteProcess) -> String {
 async fn is_known(cluster: &Cluster, object: &RemoteProcess, deadline: Option<Instant>) -> Result<(), Failure> {
     let name = &object.name_any();
     let this = (name.as_str(), object.metadata.uid.as_deref());
-    update::until(cluster, this, deadline, judge, |_| {
+    update::until(cluster, this, deadline, check, |_| {
         format!("{name} has been asked, and its agent has not answered in time: it goes by the old deadline")
     })
     .await
 }
 
-fn judge(seen: &Seen) -> Option<Result<(), String>> {
+fn check(seen: &Seen) -> Option<Result<(), String>> {
     let Seen::There(object) = seen else {
         return Some(Err("has been deleted".to_owned()));
     };
@@ -238,14 +238,14 @@ mod tests {
             let status = json!({"phase": "Running", "attempt": 1, "attempts": [attempt]});
             Seen::There(Box::new(object(json!({"runSeconds": 900}), status)))
         };
-        assert_eq!((judge(&seen(600)), judge(&seen(900))), (None, Some(Ok(()))));
+        assert_eq!((check(&seen(600)), check(&seen(900))), (None, Some(Ok(()))));
         let pending = Seen::There(Box::new(object(
             json!({"runSeconds": 900}),
             json!({"phase": "Pending"}),
         )));
-        assert_eq!(judge(&pending), Some(Ok(())));
+        assert_eq!(check(&pending), Some(Ok(())));
         insta::assert_snapshot!(
-            sentence(&object(json!({"runSeconds": 5400}), json!({"startedAt": "2026-01-01T00:00:00Z"}))),
+            describe(&object(json!({"runSeconds": 5400}), json!({"startedAt": "2026-01-01T00:00:00Z"}))),
             @"may run for 1h 30m, until 2026-01-01T01:30:00Z"
         );
     }

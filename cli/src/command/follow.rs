@@ -62,7 +62,7 @@ pub enum Ending {
         /// Our exit code.
         code: u8,
         /// The message to print.
-        sentence: String,
+        message: String,
     },
 }
 
@@ -127,7 +127,7 @@ async fn follow(
     let name = &key.name;
     let flags = if interaction.is_raw() { " -it" } else { "" };
     let again = format!("Detached; {name} keeps running. Reattach with: rproc attach{flags} {name}");
-    let left = |code, sentence| Ending::Left { code, sentence };
+    let left = |code, message| Ending::Left { code, message };
     let mut following = std::pin::pin!(next_attempt::follow(follower, next_attempt, is_quiet));
     let mut is_stopping = false;
     let mut is_input_lost = false;
@@ -139,11 +139,11 @@ async fn follow(
                 Event::Interrupted => INTERRUPT,
                 Event::Lost(error) if has_ended(&error) => continue,
                 Event::Lost(error) => {
-                    let sentence = format!("cannot write into {name}: {error}{}", way_out(&error, name));
+                    let message = format!("cannot write into {name}: {error}{}", way_out(&error, name));
                     if interaction.is_raw() {
-                        return left(exit::UNKNOWN, format!("{sentence}\n{again}"));
+                        return left(exit::UNKNOWN, format!("{message}\n{again}"));
                     }
-                    output.answer(&sentence);
+                    output.answer(&message);
                     is_input_lost = true;
                     continue;
                 }
@@ -209,7 +209,7 @@ pub fn conclude(
         .map_or_else(|| format!("{name} ended"), |exit| exit::ended(name, exit));
     let verdict = Verdict {
         code: exit::UNKNOWN,
-        sentence: Some(format!("{how}, but not all of the input was handed over")),
+        message: Some(format!("{how}, but not all of the input was handed over")),
     };
     Ok((exit, verdict))
 }
@@ -219,9 +219,9 @@ fn verdict(
     name: &str,
     ended: Result<Option<Exit>, follow::Error>,
 ) -> Result<(Option<Exit>, Verdict), Failure> {
-    let unknown = |sentence| Verdict {
+    let unknown = |message| Verdict {
         code: exit::UNKNOWN,
-        sentence: Some(sentence),
+        message: Some(message),
     };
     match ended {
         Ok(Some(exit)) => {
@@ -236,11 +236,11 @@ fn verdict(
         )),
         Err(follow::Error::Output(error)) => Err(error.into()),
         Err(error) => {
-            let sentence = format!(
+            let message = format!(
                 "cannot follow {name}: {}\nThe process itself is not touched. See: rproc describe {name}",
                 Failure::from(error).text
             );
-            Ok((None, unknown(sentence)))
+            Ok((None, unknown(message)))
         }
     }
 }
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(conclude(false).code, 0);
         assert_eq!(conclude(true).code, exit::UNKNOWN);
         assert_eq!(
-            conclude(true).sentence.unwrap(),
+            conclude(true).message.unwrap(),
             "job exited with code 0, but not all of the input was handed over"
         );
     }

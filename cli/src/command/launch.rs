@@ -110,8 +110,8 @@ pub struct Plan {
 pub fn check(view: &ViewArgs, dry_run: DryRun) -> Result<(), Failure> {
     let is_shown = view.detach || dry_run != DryRun::None;
     if view.output.is_some() && !is_shown {
-        let sentence = "-o is for --dry-run and --detach: otherwise standard output is the program's";
-        return Err(Failure::new(sentence));
+        let message = "-o is for --dry-run and --detach: otherwise standard output is the program's";
+        return Err(Failure::new(message));
     }
     if view.result_file.is_some() && dry_run != DryRun::None {
         return Err(Failure::new("--result-file: a dry run has no result"));
@@ -171,7 +171,7 @@ pub async fn recorded(
     {
         let verdict = Verdict {
             code: failure.code,
-            sentence: Some(failure.text.clone()),
+            message: Some(failure.text.clone()),
         };
         let namespace = given(global.namespace.as_deref()).unwrap_or_default();
         let record = Record::new(&namespace, name, "", None, &verdict);
@@ -198,7 +198,7 @@ pub fn record_usage(arguments: &[OsString], text: &str) {
         .unwrap_or_default();
     let verdict = Verdict {
         code: exit::UNKNOWN,
-        sentence: Some(text.to_owned()),
+        message: Some(text.to_owned()),
     };
     let record = Record::new(namespace, &name, "", None, &verdict);
     // The exit code reports the failure, too.
@@ -407,16 +407,16 @@ async fn stream(
     let leaving = leaving(relay, &cluster, view, &key, signals)?;
     let (ended, is_input_lost) = match until_end(&mut follower, (Some(&next_attempt), view.quiet), leaving).await {
         Ending::Followed { result, is_input_lost } => (*result, is_input_lost),
-        Ending::Left { code, sentence } => {
-            output.answer_last(&sentence).await;
-            let sentence = Some(sentence);
-            record(&cluster, view, name, uid, None, &Verdict { code, sentence })?;
+        Ending::Left { code, message } => {
+            output.answer_last(&message).await;
+            let message = Some(message);
+            record(&cluster, view, name, uid, None, &Verdict { code, message })?;
             return Ok(code);
         }
     };
     let (exit, verdict) = conclude(&follower.ledger, name, ended, is_input_lost)?;
-    if let Some(sentence) = verdict.said(view.quiet) {
-        output.line(sentence).await?;
+    if let Some(message) = verdict.said(view.quiet) {
+        output.line(message).await?;
     }
     record(&cluster, view, name, uid, exit.as_ref(), &verdict)?;
     output.flush().await?;
@@ -497,7 +497,7 @@ async fn remove(cluster: &Cluster, output: &Output, name: &str, uid: &str) -> Re
         Err(error) => {
             let rule = Rule::process("delete", "remoteprocess-edit");
             output
-                .line(&cluster.sentence(&error, &rule, "delete the process"))
+                .line(&cluster.explain(&error, &rule, "delete the process"))
                 .await?;
         }
         Ok(_) => {}

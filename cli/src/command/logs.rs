@@ -48,8 +48,8 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
     let earlier = object.as_deref().and_then(earlier);
     let earlier = earlier.filter(|_| args.attempt == 0 && !args.quiet);
     // The end may be far away, and what you read now is not the whole story.
-    if let Some(sentence) = earlier.as_ref().filter(|_| args.follow) {
-        output.line(sentence).await?;
+    if let Some(message) = earlier.as_ref().filter(|_| args.follow) {
+        output.line(message).await?;
     }
     let job = Job {
         output: output.open(label(&key)).await?,
@@ -63,11 +63,11 @@ pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
         Over::Done((_, verdict)) => verdict,
         Over::Left(code) => return Ok(code),
     };
-    if let Some(sentence) = earlier.filter(|_| !args.follow) {
-        output.line(&sentence).await?;
+    if let Some(message) = earlier.filter(|_| !args.follow) {
+        output.line(&message).await?;
     }
-    if let Some(sentence) = verdict.said(args.quiet) {
-        output.line(sentence).await?;
+    if let Some(message) = verdict.said(args.quiet) {
+        output.line(message).await?;
     }
     output.flush().await?;
     Ok(verdict.code)

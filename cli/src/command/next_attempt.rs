@@ -71,7 +71,7 @@ pub async fn follow<D: Dial>(
             return Ok(Some(next_attempt.confirmed(exit).await));
         }
         let name = &next_attempt.key.name;
-        let said = exit::verdict(name, &exit, &follower.ledger).sentence;
+        let said = exit::verdict(name, &exit, &follower.ledger).message;
         let said = said.unwrap_or_else(|| exit::ended(name, &exit));
         let said = (!is_quiet).then(|| format!("attempt {attempt}: {said}"));
         let Some(next) = next_attempt.after((attempt, has_run), &follower.sink, said).await? else {
@@ -139,8 +139,8 @@ impl NextAttempt {
             }
             Ok(Next::Later(message)) => message,
             Err(observe::Error::TimedOut(_)) => {
-                let sentence = "the API server does not say whether another attempt follows";
-                output.line(&format!("{}: {sentence}", self.key.name)).await?;
+                let message = "the API server does not say whether another attempt follows";
+                output.line(&format!("{}: {message}", self.key.name)).await?;
                 return Ok(None);
             }
             Err(error) => {
@@ -171,7 +171,7 @@ impl NextAttempt {
                 let rule = Rule::process("get, watch", "remoteprocess-view");
                 Err(self
                     .cluster
-                    .sentence(&error, &rule, "see whether another attempt follows"))
+                    .explain(&error, &rule, "see whether another attempt follows"))
             }
             // There is no time limit.
             observe::Error::TimedOut(_) => Ok(None),

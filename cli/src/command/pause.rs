@@ -144,7 +144,7 @@ async fn is_so(
     let name = &object.name_any();
     let generation = object.metadata.generation.unwrap_or_default();
     let this = (name.as_str(), object.metadata.uid.as_deref());
-    let is_as_asked = |seen: &Seen| judge(seen, verb, generation);
+    let is_as_asked = |seen: &Seen| settled(seen, verb, generation);
     update::until(cluster, this, deadline, is_as_asked, |last| {
         let (word, last) = (verb.word(), wait::and_it_is(last));
         format!("{name} has been asked to {word} and has not in time{last}. See: rproc describe {name}")
@@ -153,7 +153,7 @@ async fn is_so(
 }
 
 /// Whether the process has reached the state that this generation of the object requests, once that is certain.
-fn judge(seen: &Seen, verb: Verb, generation: i64) -> Option<Result<(), String>> {
+fn settled(seen: &Seen, verb: Verb, generation: i64) -> Option<Result<(), String>> {
     let Seen::There(object) = seen else {
         return Some(Err("has been deleted".to_owned()));
     };
@@ -193,23 +193,23 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_waited_for_at_its_generation() {
-        assert_eq!(judge(&seen("Paused", "Running", 2), Verb::Pause, 2), None);
-        assert_eq!(judge(&seen("Paused", "Paused", 2), Verb::Pause, 2), Some(Ok(())));
-        assert_eq!(judge(&seen("Running", "Paused", 3), Verb::Resume, 3), None);
+        assert_eq!(settled(&seen("Paused", "Running", 2), Verb::Pause, 2), None);
+        assert_eq!(settled(&seen("Paused", "Paused", 2), Verb::Pause, 2), Some(Ok(())));
+        assert_eq!(settled(&seen("Running", "Paused", 3), Verb::Resume, 3), None);
         assert_eq!(
-            judge(&seen("Running", "Running", 2), Verb::Resume, 3),
+            settled(&seen("Running", "Running", 2), Verb::Resume, 3),
             None,
             "not looked at yet"
         );
-        assert_eq!(judge(&seen("Running", "Running", 3), Verb::Resume, 3), Some(Ok(())));
+        assert_eq!(settled(&seen("Running", "Running", 3), Verb::Resume, 3), Some(Ok(())));
     }
 
     #[test]
     fn an_impossible_condition_is_reported_at_once() {
-        let said = |seen: &Seen, verb| judge(seen, verb, 2).unwrap().unwrap_err();
+        let said = |seen: &Seen, verb| settled(seen, verb, 2).unwrap().unwrap_err();
         assert_eq!(said(&seen("Paused", "Failed", 2), Verb::Pause), "is Failed");
         assert!(said(&seen("Stopped", "Running", 2), Verb::Pause).contains("another user"));
         assert_eq!(said(&Seen::Gone, Verb::Resume), "has been deleted");
-        assert_eq!(judge(&seen("Running", "Succeeded", 2), Verb::Resume, 2), Some(Ok(())));
+        assert_eq!(settled(&seen("Running", "Succeeded", 2), Verb::Resume, 2), Some(Ok(())));
     }
 }

@@ -29,8 +29,8 @@ async fn start(global: &GlobalArgs, args: &RunArgs) -> Result<u8, Failure> {
     let mut global = global.clone();
     match (given(global.namespace.as_deref()), &object.metadata.namespace) {
         (Some(asked), Some(written)) if asked != *written => {
-            let sentence = format!("the file says namespace {written}, and -n says {asked}");
-            return Err(Failure::new(sentence));
+            let message = format!("the file says namespace {written}, and -n says {asked}");
+            return Err(Failure::new(message));
         }
         (None, Some(written)) => global.namespace = Some(written.clone()),
         (asked, _) => object.metadata.namespace = asked,

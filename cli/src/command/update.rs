@@ -34,7 +34,7 @@ pub fn deadline(timeout: Duration) -> Option<Instant> {
     (!timeout.is_zero()).then(|| Instant::now() + timeout)
 }
 
-/// Waits until `judge` accepts the object.
+/// Waits until `check` accepts the object.
 ///
 /// # Errors
 /// It can never be accepted: the name and the reason. It was not accepted in time: what `late` makes of the object as
@@ -43,10 +43,10 @@ pub async fn until(
     cluster: &Cluster,
     (name, uid): (&str, Option<&str>),
     deadline: Option<Instant>,
-    judge: impl FnMut(&Seen) -> Option<Result<(), String>>,
+    check: impl FnMut(&Seen) -> Option<Result<(), String>>,
     late: impl FnOnce(Option<Box<RemoteProcess>>) -> String,
 ) -> Result<(), Failure> {
-    match observe::until(&cluster.processes(), name, uid, deadline, judge).await {
+    match observe::until(&cluster.processes(), name, uid, deadline, check).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(why)) => Err(Failure::no(format!("{name} {why}"))),
         Err(observe::Error::TimedOut(last)) => Err(Failure::no(late(last))),

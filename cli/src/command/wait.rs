@@ -116,7 +116,7 @@ impl FromStr for Goal {
 
 impl Goal {
     /// Whether it is true, once that is certain.
-    fn judge(&self, seen: &Seen) -> Option<Result<(), String>> {
+    fn check(&self, seen: &Seen) -> Option<Result<(), String>> {
         let object = match (self, seen) {
             (Self::Deleted, Seen::Gone) => return Some(Ok(())),
             (Self::Deleted, Seen::There(_)) => return None,
@@ -202,8 +202,8 @@ pub async fn run(global: &GlobalArgs, args: WaitArgs) -> Result<u8, Failure> {
     }
     for name in &names {
         let late = |last| format!("timed out waiting for {name}{}", and_it_is(last));
-        let judge = |seen: &Seen| args.goal.judge(seen);
-        let met = update::until(&cluster, (name, None), deadline, judge, late).await;
+        let check = |seen: &Seen| args.goal.check(seen);
+        let met = update::until(&cluster, (name, None), deadline, check, late).await;
         if failures.keep(met)?.is_some() {
             print(&format!("{} condition met\n", resource(name)))?;
         }
@@ -242,7 +242,7 @@ mod tests {
         ] {
             let goal: Goal = text.parse().unwrap();
             let status = serde_json::json!({"conditions": [condition("Finished", "True")]});
-            assert_eq!(goal.judge(&seen(status)), Some(Ok(())), "{text}");
+            assert_eq!(goal.check(&seen(status)), Some(Ok(())), "{text}");
         }
         for text in ["phase=Running", "phase=running"] {
             assert_eq!(text.parse(), Ok(Goal::Phase(Phase::Running)), "{text}");
@@ -259,27 +259,27 @@ mod tests {
             "phase": "Failed", "reason": "NonZeroExit", "message": "exit code 7",
             "conditions": [condition("Finished", "True"), condition("Succeeded", "False")],
         }));
-        let judge = |goal: &str| goal.parse::<Goal>().unwrap().judge(&failed);
-        assert_eq!(judge("finished"), Some(Ok(())));
+        let check = |goal: &str| goal.parse::<Goal>().unwrap().check(&failed);
+        assert_eq!(check("finished"), Some(Ok(())));
         assert_eq!(
-            judge("succeeded"),
+            check("succeeded"),
             Some(Err("is Failed: NonZeroExit: exit code 7".into()))
         );
         assert_eq!(
-            judge("phase=Running"),
+            check("phase=Running"),
             Some(Err("is Failed: NonZeroExit: exit code 7".into()))
         );
-        assert!(judge("sealed").unwrap().is_err(), "it never ran");
+        assert!(check("sealed").unwrap().is_err(), "it never ran");
         let ran = seen(serde_json::json!({
             "phase": "Failed", "conditions": [condition("Finished", "True")], "attempt": 1,
             "attempts": [{"number": 1, "grantedAt": "2026-01-01T00:00:00Z"}],
         }));
         assert_eq!(
-            "sealed".parse::<Goal>().unwrap().judge(&ran),
+            "sealed".parse::<Goal>().unwrap().check(&ran),
             None,
             "its output may come"
         );
-        assert_eq!(judge("deleted"), None);
-        assert_eq!(Goal::Deleted.judge(&Seen::Gone), Some(Ok(())));
+        assert_eq!(check("deleted"), None);
+        assert_eq!(Goal::Deleted.check(&Seen::Gone), Some(Ok(())));
     }
 }

@@ -164,7 +164,7 @@ mod tests {
         };
         let verdict = Verdict {
             code: 125,
-            sentence: Some("a sentence".into()),
+            message: Some("a sentence".into()),
         };
         objects.exit(&Record::new("default", "build", "u-1", Some(&exit), &verdict), &mut out);
         let text = String::from_utf8(out).expect("JSON is UTF-8");

@@ -675,8 +675,8 @@ async fn without_the_right_to_read_the_object_the_missing_rule_is_said_and_the_e
     let Err(error) = followed.result else {
         panic!("{:?}", followed.result);
     };
-    let sentence = error.to_string();
-    assert!(sentence.contains("verbs: [get, watch]"), "{sentence}");
+    let message = error.to_string();
+    assert!(message.contains("verbs: [get, watch]"), "{message}");
     let stderr = String::from_utf8_lossy(&followed.stderr).into_owned();
     assert!(stderr.contains("attempt 1: job exited with code 7"), "{stderr}");
     // A program that ran is not followed by another attempt where there are no retries.

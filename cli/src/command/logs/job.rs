@@ -226,7 +226,7 @@ pub(super) fn open_ended(name: &str, ledger: &Ledger) -> Verdict {
     let lost = remoteprocess_client::gap::losses(ledger.losses());
     Verdict {
         code: if lost.is_some() { exit::UNKNOWN } else { 0 },
-        sentence: lost.map(|lost| format!("{name}: {lost}")),
+        message: lost.map(|lost| format!("{name}: {lost}")),
     }
 }
 

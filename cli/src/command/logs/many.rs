@@ -187,9 +187,9 @@ async fn report(
     exit: Option<&Exit>,
     verdict: Verdict,
 ) -> Result<u8, Failure> {
-    let said = verdict.sentence.or_else(|| exit.map(|exit| exit::ended(name, exit)));
-    if let Some(sentence) = said.filter(|_| !args.quiet || verdict.code == exit::UNKNOWN) {
-        output.line(&sentence).await?;
+    let said = verdict.message.or_else(|| exit.map(|exit| exit::ended(name, exit)));
+    if let Some(message) = said.filter(|_| !args.quiet || verdict.code == exit::UNKNOWN) {
+        output.line(&message).await?;
     }
     Ok(verdict.code)
 }

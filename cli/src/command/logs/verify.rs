@@ -48,9 +48,9 @@ pub(super) async fn run(dial: impl Dial, cluster: &Cluster, args: &LogsArgs, key
         exit: &exit,
         status,
     };
-    let verdict = finding.judge();
+    let verdict = finding.verdict();
     if verdict.code != 0 || !args.quiet {
-        output.line(&verdict.sentence.unwrap_or_default()).await?;
+        output.line(&verdict.message.unwrap_or_default()).await?;
     }
     output.flush().await?;
     Ok(verdict.code)
@@ -113,7 +113,7 @@ struct Finding<'a> {
 }
 
 impl Finding<'_> {
-    fn judge(&self) -> exit::Verdict {
+    fn verdict(&self) -> exit::Verdict {
         let mut wrong: Vec<String> = self.losses.iter().map(remoteprocess_client::gap::loss).collect();
         wrong.extend(self.against_seal());
         wrong.extend(self.against_status());
@@ -137,7 +137,7 @@ impl Finding<'_> {
             .collect();
         exit::Verdict {
             code,
-            sentence: Some(lines.join("\n")),
+            message: Some(lines.join("\n")),
         }
     }
 
@@ -232,7 +232,7 @@ mod tests {
         }
     }
 
-    fn judge(exit: &Exit, status: Recorded, losses: &[Gap]) -> (u8, String) {
+    fn verdict(exit: &Exit, status: Recorded, losses: &[Gap]) -> (u8, String) {
         let verdict = Finding {
             name: "job, attempt 1".into(),
             bytes: [3, 0],
@@ -241,20 +241,20 @@ mod tests {
             exit,
             status,
         }
-        .judge();
-        (verdict.code, verdict.sentence.unwrap())
+        .verdict();
+        (verdict.code, verdict.message.unwrap())
     }
 
     #[test]
     fn what_agrees_is_verified() {
-        let (code, text) = judge(&exit(), Recorded::Output(status()), &[]);
+        let (code, text) = verdict(&exit(), Recorded::Output(status()), &[]);
         assert_eq!(code, 0);
         insta::assert_snapshot!(text, @r"
         job, attempt 1: verified by the seal and the status
           stdout: 3 bytes, sha256 0101010101010101010101010101010101010101010101010101010101010101
           stderr: 0 bytes, sha256 0202020202020202020202020202020202020202020202020202020202020202
         ");
-        assert_eq!(judge(&exit(), Recorded::Unknown, &[]).0, 0);
+        assert_eq!(verdict(&exit(), Recorded::Unknown, &[]).0, 0);
     }
 
     #[test]
@@ -280,15 +280,15 @@ mod tests {
         let seal = |change: fn(&mut Seal)| {
             let mut exit = exit();
             change(exit.seal.as_mut().unwrap());
-            judge(&exit, Recorded::Output(status()), &[])
+            verdict(&exit, Recorded::Output(status()), &[])
         };
         let status = |change: fn(&mut AttemptOutput)| {
             let mut status = status();
             change(&mut status);
-            judge(&exit(), Recorded::Output(status), &[])
+            verdict(&exit(), Recorded::Output(status), &[])
         };
-        let unsealed = judge(&Exit::default(), Recorded::Unknown, &[]);
-        let silent = judge(&exit(), Recorded::Nothing, &[]);
+        let unsealed = verdict(&Exit::default(), Recorded::Unknown, &[]);
+        let silent = verdict(&exit(), Recorded::Nothing, &[]);
         for ((code, text), word) in [
             (seal(|seal| seal.stdout.as_mut().unwrap().bytes = 4), "the seal says 4"),
             (
@@ -323,7 +323,7 @@ mod tests {
         };
         let mut exit = exit();
         exit.sealed = false;
-        let (code, text) = judge(&exit, Recorded::Output(status()), &[gap]);
+        let (code, text) = verdict(&exit, Recorded::Output(status()), &[gap]);
         assert_eq!(code, 125);
         insta::assert_snapshot!(text, @r"
         job, attempt 1: not verified
