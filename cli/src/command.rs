@@ -15,6 +15,7 @@ pub mod attach;
 pub mod completion;
 pub mod delete;
 pub mod describe;
+pub mod doctor;
 pub mod exec;
 pub mod extend;
 pub mod follow;
@@ -93,6 +94,8 @@ pub enum Command {
     Whoami(whoami::WhoamiArgs),
     /// Administer the installation
     Admin(admin::AdminArgs),
+    /// Check the installation and the way to it, with a fix for each problem
+    Doctor(doctor::DoctorArgs),
     /// Print the versions of rproc, the operator and Kubernetes
     Version(version::VersionArgs),
     /// Print the flags that all commands take
@@ -133,6 +136,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Login(args) => login::run(global, args).await,
         Command::Whoami(args) => whoami::run(global, args).await,
         Command::Admin(args) => admin::run(global, args).await,
+        Command::Doctor(args) => doctor::run(global, args).await,
         Command::Version(args) => version::run(global, args).await,
         Command::Options => print(&options()).map(|()| 0),
         Command::Completion(args) => {

@@ -237,6 +237,15 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     }
 }
 
+/// When the certificates of a bundle (PEM) end.
+///
+/// # Errors
+/// The bundle has no certificate, or one that cannot be read.
+pub fn expiries(bundle: &str) -> Result<Vec<SystemTime>, Error> {
+    let ends = certificates(bundle)?;
+    ends.iter().map(|certificate| Ok(validity(certificate)?.1)).collect()
+}
+
 pub(crate) fn validity(leaf: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), Error> {
     let (_, parsed) = X509Certificate::from_der(leaf).map_err(|e| Error::Certificate(e.to_string()))?;
     let validity = parsed.validity();

@@ -20,7 +20,7 @@ pub use admission::Refusal;
 pub use authority::{Authority, KeyRequest};
 pub use connect::Dialer;
 pub use error::Error;
-pub use identity::{Identity, bundle};
+pub use identity::{Identity, bundle, expiries};
 pub use role::{PeerIdentity, Role, TrustDomain, User};
 pub use serve::{ClientAuth, Limits, Listener, serve};
 

@@ -81,13 +81,18 @@ async fn ask(cluster: &Arc<Cluster>, me: &mut Me) -> Result<(), DialError> {
     let trust = relay.trust().await?;
     let identity = relay.identity(&trust).await?;
     me.certificate_until = Timestamp::try_from(identity.not_after()).ok();
-    let (_, way) = relay.connect_by().await?;
-    me.relay = Some(match way {
+    let (_, found) = relay.connect_by().await?;
+    me.relay = Some(way(found, &cluster.operator_namespace));
+    Ok(())
+}
+
+/// How the relay was reached, in words.
+pub(super) fn way(way: Way, operator_namespace: &str) -> String {
+    match way {
         Way::Server(address) => format!("{address} (by --server)"),
         Way::Published(address) => format!("{address} (published by the operator)"),
-        Way::Forwarded(pod) => format!("pod {}/{pod} (port-forward)", cluster.operator_namespace),
-    });
-    Ok(())
+        Way::Forwarded(pod) => format!("pod {operator_namespace}/{pod} (port-forward)"),
+    }
 }
 
 fn text(me: &Me) -> String {

@@ -186,6 +186,21 @@ fn answer(request: &Request<Incoming>, calls: &Mutex<Vec<Call>>) -> Response<Ful
     let (code, body) = match call.path.rsplit('/').next().unwrap_or_default() {
         _ if !is_known => (StatusCode::UNAUTHORIZED, status(401, "Unauthorized")),
         "remoteprocesses" => (StatusCode::OK, processes(request.uri())),
+        "version" => (
+            StatusCode::OK,
+            json!({"major": "1", "minor": "33", "gitVersion": "v1.33.1", "gitCommit": "", "gitTreeState": "",
+                   "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}),
+        ),
+        "v1alpha1" => (
+            StatusCode::OK,
+            json!({"kind": "APIResourceList", "groupVersion": "remoteprocess.dev/v1alpha1", "resources": [
+                {"name": "remoteprocesses", "singularName": "", "namespaced": true, "kind": "RemoteProcess", "verbs": []},
+            ]}),
+        ),
+        "pods" => (
+            StatusCode::OK,
+            json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": []}),
+        ),
         "namespaces" => (StatusCode::OK, list(&["default", "jobs"])),
         "build" => (
             StatusCode::OK,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api::{Api, TOKEN, stderr};
 
@@ -157,5 +157,38 @@ fn whoami_says_which_credentials_were_refused() {
     assert!(
         shown.contains("User:         unknown") && shown.contains("user \"alice\""),
         "{shown}"
+    );
+}
+
+#[test]
+fn doctor_finds_what_is_missing_and_names_the_fix() {
+    let api = Api::start();
+    let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &json!({}));
+    let output = api.rproc(&kubeconfig, &["doctor", "-o", "json"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let found: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let found: Vec<[&str; 2]> = found
+        .iter()
+        .map(|finding| ["check", "result"].map(|field| finding[field].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ["Kubeconfig", "Ok"],
+            ["API server", "Ok"],
+            ["Clock", "Ok"],
+            ["CRD", "Ok"],
+            ["Operator", "Failed"],
+            ["Permissions", "Ok"],
+            ["CA", "Failed"],
+        ]
+    );
+    let wrong = api.kubeconfig(&json!({"token": "wrong"}), &json!({}));
+    let output = api.rproc(&wrong, &["doctor"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("Failed   API server") && text.contains("does not know you"),
+        "{text}"
     );
 }
