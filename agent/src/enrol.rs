@@ -43,8 +43,8 @@ pub struct Enrolment {
     trust: Trust,
 }
 
-/// The CAs to trust: as last told by the relay, or by the pod at first. The spool keeps them over a restart of the agent,
-/// because the pod still names those of its own first day.
+/// The CAs to trust: those that the relay sent last, or initially those in the pod's spec. The spool keeps them over a
+/// restart of the agent, because the spec of the pod still has the CAs of the time when it was created.
 #[derive(Debug)]
 struct Trust {
     spool: PathBuf,

@@ -52,7 +52,7 @@ impl Relay {
     /// # Errors
     /// As [`Trust::read`].
     pub async fn trust(&mut self) -> Result<Trust, DialError> {
-        // CAs follow each other more slowly than certificates.
+        // CAs rotate more slowly than certificates.
         let is_due = self
             .identity
             .as_ref()

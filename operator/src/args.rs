@@ -66,16 +66,16 @@ pub struct Args {
 #[derive(Clone, Debug, clap::Args)]
 pub struct CaArgs {
     /// Secret in the namespace of the release in which another program keeps the newest CA (tls.crt, and tls.key in
-    /// PKCS#8). None: the operator makes its CAs.
+    /// PKCS#8). Default: the operator creates its CAs.
     #[arg(long, env = "RPROC_CA_SECRET")]
     ca_secret: Option<String>,
-    /// Life of a CA that the operator makes.
+    /// Lifetime of a CA that the operator creates.
     #[arg(long, env = "RPROC_CA_DURATION", default_value = "8760h")]
     ca_duration: String,
-    /// How long before the end of such a CA the next one is announced.
+    /// How long before its end the next CA is announced.
     #[arg(long, env = "RPROC_CA_RENEW_BEFORE", default_value = "720h")]
     ca_renew_before: String,
-    /// Longest life of the certificates of agents and users.
+    /// Maximum lifetime of the certificates of agents and users.
     #[arg(long, env = "RPROC_CERTIFICATE_DURATION", default_value = "1h")]
     certificate_duration: String,
 }

@@ -1,9 +1,9 @@
 //! The certificate authority of the installation: the CAs, their rotation, the published bundle, and the signing of
 //! requests.
 //!
-//! Every replica holds the CAs as the Secret has them, and takes the next step of a rotation when it is due; the first one
-//! wins. The Secret and the ConfigMaps belong to no release and no object, so that running agents find the same CAs after a
-//! re-install.
+//! Every replica holds the CAs of the Secret, and takes the next step of a rotation when it is due; the first one wins.
+//! The Secret and the ConfigMaps belong to no release and have no owner, so that running agents find the same CAs after
+//! a re-installation.
 
 pub mod csr;
 pub mod guard;
@@ -38,13 +38,13 @@ use self::{
 pub use self::{rotation::Schedule, source::Source};
 use crate::backoff::Backoff;
 
-/// How often the objects of the authority are looked at when nothing tells that they have changed.
+/// How often the objects of the authority are read if no watch reports a change.
 const REFRESH: Duration = Duration::from_secs(60);
 
-/// Shortest pause between two looks.
+/// Shortest pause between two refreshes.
 const FLOOR: Duration = Duration::from_millis(200);
 
-/// Changes that one look makes at most: each one is read back before the next.
+/// Maximum number of changes in one refresh: each one is read back before the next.
 const STEPS: usize = 4;
 
 /// Where the authority keeps its objects, and what it tells clients.
@@ -93,10 +93,10 @@ pub enum Error {
         names::CONNECT_CONFIG_MAP
     )]
     Missing,
-    /// The Secret that another program should have made is not there.
+    /// The Secret that another program should have created does not exist.
     #[error("there is no Secret {0} with a CA in the namespace of the release yet (the value ca.source of the chart)")]
     NoSource(String),
-    /// The Secret that another program has made holds nothing that can be our CA.
+    /// The Secret of another program contains nothing that can be our CA.
     #[error("the Secret {name} holds no CA that can sign for RemoteProcess (the value ca.source of the chart)")]
     Source {
         /// Name of the Secret.
@@ -128,7 +128,7 @@ pub struct AuthorityHandle {
     identity: Arc<Identity>,
 }
 
-/// The CAs as one version of the Secret has them.
+/// The CAs in one version of the Secret.
 struct Loaded {
     keyring: Keyring,
     bundle_pem: String,
@@ -194,7 +194,7 @@ impl AuthorityHandle {
         self.sign(csr, &role, None, self.config.schedule.leaf)
     }
 
-    /// Signs the key of a request for a user; for at most as long as for an agent. Answers the chain, PEM.
+    /// Signs the key of a request for a user; for at most as long as for an agent. Returns the chain, PEM.
     ///
     /// # Errors
     /// As [`AuthorityHandle::sign_agent`].
@@ -222,8 +222,8 @@ impl AuthorityHandle {
         self.config.schedule.leaf
     }
 
-    /// Keeps the leaf renewed, the CAs as their Secret has them and rotated in time, and the bundle published, until
-    /// `shutdown`. Failures are logged and tried again; what is in use stays in use.
+    /// Renews the leaf, reloads the CAs from their Secret, rotates them in time, and keeps the bundle published, until
+    /// `shutdown`. Failures are logged and retried; what is in use stays in use.
     pub async fn run(&self, shutdown: CancellationToken) {
         let mut changes = Box::pin(self.changes());
         loop {
@@ -243,7 +243,7 @@ impl AuthorityHandle {
         }
     }
 
-    /// Whenever the Secret, the source of CAs, or the wish of an administrator has changed.
+    /// Completes when the Secret, the source of CAs, or the request of an administrator has changed.
     fn changes(&self) -> impl Stream<Item = ()> + use<> {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.config.namespace);
         let requests: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.config.namespace);
@@ -260,7 +260,8 @@ impl AuthorityHandle {
         stream::select(stream::select_all(secrets.map(StreamExt::boxed)), requests)
     }
 
-    /// Until the next look; sooner where the leaf or a rotation is due before that, but never a busy loop.
+    /// How long to wait before the next refresh: shorter if the leaf or a rotation is due earlier, but never a busy
+    /// loop.
     fn pause(&self) -> Duration {
         let want = match self.config.source {
             Source::Own => Want::OnSchedule,
@@ -272,7 +273,7 @@ impl AuthorityHandle {
         due.unwrap_or_default().clamp(FLOOR, REFRESH)
     }
 
-    /// The leaf first: it needs no API server. Then one step of a rotation after the other, as far as they are due.
+    /// Renews the leaf first, which needs no API server; then takes the steps of a rotation that are due.
     async fn refresh(&self, now: SystemTime) -> Result<(), Error> {
         if self.identity.renew_at() <= now {
             self.renew(&self.current.load())?;
@@ -288,7 +289,7 @@ impl AuthorityHandle {
         Ok(())
     }
 
-    /// What the Secret should hold instead, if anything is due. What it holds is used and published before, so a CA is
+    /// The new content of the Secret, if a step is due. The current content is used and published first, so a CA is
     /// published for the whole wait before it signs.
     async fn changed(&self, secret: &Secret, known: &Keyring, now: SystemTime) -> Result<Option<Keyring>, Error> {
         let (client, config) = (&self.client, &self.config);
@@ -307,7 +308,7 @@ impl AuthorityHandle {
         }
         match config.source.offered(client, config).await {
             Ok(offered) => self.stepped(found()?, offered, request, now),
-            // What is announced already goes its way without the source of CAs.
+            // An announced CA does not need the source of CAs anymore.
             Err(fault) => self.stepped(found()?, None, request, now)?.map(Some).ok_or(fault),
         }
     }
@@ -371,12 +372,14 @@ impl AuthorityHandle {
     }
 }
 
-/// A leaf of the operator's own: a day for certificates of an hour, so that an API server that is away does no harm.
+/// Lifetime of the operator's own leaf: a day for certificates of an hour, so that an outage of the API server does no
+/// harm.
 fn issue(keyring: &Keyring, schedule: &Schedule) -> Result<(String, String), remoteprocess_tls::Error> {
     keyring.current.issue(&Role::Operator, None, schedule.leaf * 24)
 }
 
-/// When what `part` takes of an object has changed. A watch that fails is begun again; meanwhile there is the regular look.
+/// Completes when the `part` of an object has changed. A watch that fails is restarted; in the meantime there is the
+/// regular refresh.
 fn changed<K, E>(
     objects: impl Stream<Item = Result<Option<K>, E>>,
     part: impl Fn(Option<K>) -> Option<String>,
@@ -419,7 +422,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Objects by their path: what is posted, put or applied is there from then on, under a new resourceVersion.
+    /// An API server that stores what is posted, put or applied, by path, with a new resourceVersion.
     fn stored(store: &Store, call: &Call) -> (u16, Value) {
         let mut objects = store.lock().unwrap_or_else(PoisonError::into_inner);
         let name = call.body["metadata"]["name"].as_str().unwrap_or_default();
@@ -607,7 +610,7 @@ pub(crate) mod tests {
             value.into();
     }
 
-    /// Two replicas and one that starts in each phase agree, and nobody is cut off.
+    /// Two replicas and one that starts in each phase agree, and no peer is cut off.
     #[tokio::test]
     async fn a_requested_rotation_is_announced_waits_switches_and_retires() {
         let store = Store::default();

@@ -16,7 +16,7 @@ use crate::args::GlobalArgs;
 use crate::failure::Failure;
 use crate::print::print;
 
-/// How long the operator may take to answer a request, and how often it is asked.
+/// How long the operator may take to answer a request, and how often to ask.
 const LIMIT: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(500);
 
@@ -39,7 +39,7 @@ enum AdminCommand {
     RotateCa,
 }
 
-/// Does one task.
+/// Runs one task.
 ///
 /// # Errors
 /// A missing right, no operator, or a CA that another program makes.

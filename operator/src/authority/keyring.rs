@@ -10,7 +10,8 @@ use super::{
     secret::timestamp,
 };
 
-/// How many former CAs vouch for the current one. A peer that has missed more rotations than this trusts it no more.
+/// How many former CAs have signed a certificate for the current one. A peer that has missed more rotations than this
+/// no longer trusts it.
 const CROSSES: usize = 2;
 
 /// The CAs of the installation at one moment. The Secret holds exactly this.
@@ -33,7 +34,7 @@ pub(super) struct Next {
     pub announced: SystemTime,
 }
 
-/// A CA that signs no more.
+/// A CA that no longer signs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Former {
     /// PEM.
@@ -53,7 +54,7 @@ impl Keyring {
         }
     }
 
-    /// Everything to trust, PEM: each CA itself and none above it.
+    /// All CAs to trust, PEM: each CA itself, and none above it.
     pub(super) fn bundle_pem(&self) -> Result<String, Error> {
         let next = self.next.as_ref().map(|next| next.authority.anchor_pem());
         let former = self.former.iter().map(|former| former.certificate.clone());
@@ -82,7 +83,7 @@ impl Keyring {
         self.current.anchor_pem() == anchor || next == Some(anchor)
     }
 
-    /// What an administrator should know: the CA is in the last tenth of its life, and no other is announced.
+    /// A warning for administrators: the CA is in the last tenth of its life, and no other is announced.
     pub(super) fn warning(&self, now: SystemTime) -> Option<String> {
         let end = self.current.not_after();
         let life = end.duration_since(self.current.not_before()).unwrap_or_default();
@@ -101,7 +102,8 @@ impl Keyring {
         let former = self.current.anchor_pem();
         match self.current.cross_sign(&next.authority) {
             Ok(cross) => self.crosses.insert(0, cross),
-            // Nobody trusts an expired CA, and who trusts one with an odd name has had the time to learn the next.
+            // No peer trusts an expired CA, and a peer that trusts one with an unsuitable name has had the time to
+            // learn the next.
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
@@ -119,13 +121,13 @@ impl Keyring {
         });
     }
 
-    /// Forgets what is over.
+    /// Removes former CAs whose time is over.
     pub(super) fn retire(&mut self, now: SystemTime) {
         self.former.retain(|former| now < former.until);
     }
 
-    /// After an administrator has put another CA in place of `known`, past all rotation: trusts `known` until its
-    /// certificates have ended. Answers whether there was anything to do.
+    /// After an administrator has replaced `known` without a rotation: trusts `known` until its certificates have
+    /// ended. Returns whether there was anything to do.
     pub(super) fn adopt(&mut self, known: &Self, until: SystemTime) -> bool {
         let anchor = known.current.anchor_pem();
         let is_known = self.has(&known.current) || self.former.iter().any(|former| former.certificate == anchor);

@@ -1,4 +1,4 @@
-//! What was refused at the doors, and when CAs and certificates expire.
+//! Metrics of refused connections and calls, and of the expiry of CAs and certificates.
 
 use std::{
     sync::LazyLock,
@@ -17,7 +17,7 @@ static REFUSED: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::defaul
 
 static EXPIRY: LazyLock<Family<[(&'static str, &'static str); 1], Gauge>> = LazyLock::new(Family::default);
 
-/// Notes when a certificate of the operator expires; `None` for one that is not there.
+/// Records when a certificate of the operator expires; `None` for one that does not exist.
 pub(super) fn expiry(certificate: &'static str, not_after: Option<SystemTime>) {
     let labels = [("certificate", certificate)];
     let Some(not_after) = not_after else {

@@ -23,7 +23,7 @@ const MANAGER: &str = "remoteprocess-authority";
 /// Longest request for a rotation, in bytes.
 const MAX_REQUEST: usize = 64;
 
-/// Tells clients whom to trust.
+/// Publishes for clients which CAs to trust.
 pub(super) async fn bundle(client: &Client, config: &AuthorityConfig, bundle_pem: &str) -> Result<(), Error> {
     let data = BTreeMap::from([
         (names::CONNECT_CA.to_owned(), bundle_pem.to_owned()),
@@ -37,7 +37,7 @@ pub(super) async fn bundle(client: &Client, config: &AuthorityConfig, bundle_pem
     Ok(())
 }
 
-/// Tells administrators about the CAs. Answers the rotation that one of them has requested, if any.
+/// Publishes the state of the CAs for administrators. Returns the rotation that one of them has requested, if any.
 pub(super) async fn state(
     client: &Client,
     config: &AuthorityConfig,
@@ -98,7 +98,7 @@ fn describe(keyring: &Keyring, source: &Source, schedule: &Schedule) -> BTreeMap
     data.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// Makes a ConfigMap say what is so; writes only where it does not.
+/// Updates a ConfigMap if it differs.
 async fn publish(
     client: &Client,
     config: &AuthorityConfig,
@@ -114,7 +114,7 @@ async fn publish(
         return Ok(found);
     }
     let wanted = build(config, name, data);
-    // By force: these fields have no other author.
+    // By force: no other manager may set these fields.
     let params = PatchParams::apply(MANAGER).force();
     Ok(maps.patch(name, &params, &Patch::Apply(&wanted)).await?)
 }

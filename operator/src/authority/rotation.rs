@@ -1,4 +1,4 @@
-//! When one CA follows another: a pure plan.
+//! Plans when one CA follows another. Pure.
 //!
 //! The next CA is announced, and everyone learns to trust it. After a wait it is switched to: it signs, and the former one
 //! is only trusted. When the last certificate of the former one has ended, it is retired.
