@@ -49,6 +49,8 @@ pub const VOLUME_SPOOL: &str = "rproc-spool";
 pub const VOLUME_TOKEN: &str = "rproc-token";
 /// Projected volume of the values to mask in the output; only if there are any.
 pub const VOLUME_MASK: &str = "rproc-mask";
+/// Volume with the agent's image, if the cluster mounts images.
+pub const VOLUME_IMAGE: &str = "rproc-image";
 /// Audience of the agent's token: no API server accepts it.
 pub const ENROL_AUDIENCE: &str = "remoteprocess.dev/enrol";
 

@@ -10,6 +10,7 @@ use remoteprocess_entrypoint::message::{FromEntrypoint, PROTOCOL_VERSION, Resume
 use remoteprocess_entrypoint::socket::Connection;
 use rustix::event::{PollFd, PollFlags};
 
+use crate::arrival::Arrival;
 use crate::clock::Moment;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
@@ -82,6 +83,8 @@ enum State {
 pub(crate) struct Link {
     path: PathBuf,
     state: State,
+    /// While there is no connection.
+    arrival: Option<Arrival>,
     secret: Option<Secret>,
     backoff: Duration,
     changed_at: Moment,
@@ -92,6 +95,7 @@ impl Link {
     pub(crate) fn new(path: PathBuf, now: Moment) -> Self {
         let state = State::Absent { retry_at: now };
         Self {
+            arrival: Arrival::watch(&path),
             path,
             state,
             secret: None,
@@ -116,27 +120,39 @@ impl Link {
         }
     }
 
-    /// What to poll, if connected.
+    /// What to poll: the connection, or the arrival of an agent.
     pub(crate) fn poll_fd(&self) -> Option<PollFd<'_>> {
-        let channel = self.channel()?;
+        let Some(channel) = self.channel() else {
+            return Some(PollFd::new(self.arrival.as_ref()?, PollFlags::IN));
+        };
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, channel.queue.len() < MAX_QUEUED);
         flags.set(PollFlags::OUT, !channel.queue.is_empty());
         Some(PollFd::new(&channel.connection, flags))
     }
 
-    /// Connects and sends `Hello`, if it is time to.
+    /// Connects and sends `Hello`, if it is time to, or if an agent's socket has appeared.
     pub(crate) fn connect_if_due(&mut self, now: Moment, pipes: &[OwnedFd]) {
-        if self.retry_at().is_none_or(|at| now < at) {
+        let Some(at) = self.retry_at() else { return };
+        let has_come = self.arrival.as_ref().is_some_and(Arrival::has_come);
+        if now < at && !has_come {
             return;
         }
         match self.connect() {
             Ok(connection) => {
+                self.arrival = None;
                 let queue = VecDeque::from([self.hello(pipes)]);
                 self.state = State::Greeting(Channel { connection, queue });
                 self.flush(now, pipes);
             }
-            Err(_) => self.retry_later(now),
+            Err(error) => {
+                let is_nobody = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+                if is_nobody && self.arrival.is_some() {
+                    // The arrival will tell. Only a runtime that does not pass it on between containers needs another look.
+                    self.backoff = LAST_BACKOFF;
+                }
+                self.retry_later(now);
+            }
         }
     }
 
@@ -266,6 +282,7 @@ impl Link {
     }
 
     fn retry_later(&mut self, now: Moment) {
+        self.arrival = self.arrival.take().or_else(|| Arrival::watch(&self.path));
         self.state = State::Absent {
             retry_at: now + self.backoff,
         };
@@ -360,10 +377,38 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_that_comes_is_met_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let mut link = Link::new(path.clone(), NOW);
+        link.connect_if_due(NOW, &[]);
+        assert_eq!(
+            link.retry_at(),
+            Some(NOW + LAST_BACKOFF),
+            "there is nothing to look for"
+        );
+        assert!(link.poll_fd().is_some());
+        let listener = Listener::bind(&path).unwrap();
+        link.connect_if_due(NOW, &[]);
+        assert_eq!(link.retry_at(), None);
+        assert!(
+            listener
+                .accept()
+                .unwrap()
+                .receive::<FromEntrypoint>()
+                .unwrap()
+                .is_some()
+        );
+        assert!(link.arrival.is_none(), "a watch is not kept");
+    }
+
+    #[test]
     fn attempts_back_off_and_restart_after_a_welcome() {
         let mut fixture = Fixture::new();
         let (path, mut now) = (fixture.link.path.clone(), NOW);
-        fixture.link.path.set_extension("absent");
+        // In a directory that cannot be watched.
+        fixture.link.path = PathBuf::from("/absent/socket");
+        fixture.link.arrival = None;
         let mut waits = Vec::new();
         for _ in 0..7 {
             fixture.link.connect_if_due(now, &[]);

@@ -11,6 +11,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod arguments;
+mod arrival;
 mod cgroup;
 mod diagnosis;
 mod ending;

@@ -369,6 +369,7 @@ fn agent_settings(
             requests: Some(BTreeMap::from([cpu, memory])),
             ..ResourceRequirements::default()
         },
+        handover: crate::controller::Handover::default(),
         request_ephemeral_storage: args.agent_request_storage,
     }
 }

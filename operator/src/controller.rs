@@ -9,6 +9,7 @@ mod apply;
 mod build;
 mod cleanup;
 pub(crate) mod error;
+mod handover;
 pub(crate) mod metrics;
 pub(crate) mod observe;
 mod validate;
@@ -32,8 +33,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
 
 use apply::Applied;
-pub use build::AgentSettings;
+pub use build::{AgentSettings, Handover};
 use error::Error;
+use handover::Detected;
 use metrics::metrics;
 use remember::Remembered;
 pub(crate) use validate::quantity;
@@ -72,6 +74,7 @@ struct Context {
     pods: Store<Pod>,
     remembered: Remembered,
     reporter: Reporter,
+    detected: Detected,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
@@ -82,6 +85,7 @@ pub async fn run(client: Client, config: Config, directory: Directory, shutdown:
     let _not_leading = NotLeading;
     let remembered = Remembered::default();
     let reporter = Reporter::new(client.clone());
+    let detected = Detected::default();
     let loops = Scope::of(&config.namespaces).into_iter().map(|scope| {
         let watches = watch::start(&client, &scope, &directory, remembered.clone());
         let context = Context {
@@ -90,12 +94,16 @@ pub async fn run(client: Client, config: Config, directory: Directory, shutdown:
             pods: watches.pods,
             remembered: remembered.clone(),
             reporter: reporter.clone(),
+            detected: detected.clone(),
             clock: Arc::new(Timestamp::now),
         };
         let triggers = watches.triggers.take_until(shutdown.clone().cancelled_owned());
         reconcile_all(context, directory.store(), triggers)
     });
-    join_all(loops).await;
+    tokio::select! {
+        _ = join_all(loops) => {}
+        () = detected.keep(client.clone()) => {}
+    }
 }
 
 /// Resets the gauge however the term ends, also if it is dropped.
@@ -276,6 +284,7 @@ impl Context {
     ) -> Result<Action, Error> {
         let agent = AgentSettings {
             ca_bundle: (self.config.ca_bundle)(),
+            handover: self.detected.handover(),
             ..self.config.agent.clone()
         };
         let applied = apply::apply(&self.client, &process, validated, attempt, &agent).await;

@@ -6,6 +6,10 @@ pub const AGENT_PORT: u16 = 20443;
 pub const HANDOVER_PATH: &str = "/.rproc";
 /// The entrypoint's program on the handover volume.
 pub const ENTRYPOINT: &str = "/.rproc/entrypoint";
+/// Where the agent's image is mounted in both containers, if it is a volume.
+pub const IMAGE_PATH: &str = "/.rproc/image";
+/// The entrypoint's program in that image.
+pub const ENTRYPOINT_IN_IMAGE: &str = "/.rproc/image/entrypoint";
 /// Where the spool is mounted in the agent's container.
 pub const SPOOL_PATH: &str = "/spool";
 /// Where the token is mounted in the agent's container.

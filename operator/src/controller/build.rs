@@ -26,6 +26,16 @@ const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict-loca
 /// Node label and selector of the operating system.
 const OS_LABEL: &str = "kubernetes.io/os";
 
+/// How the entrypoint gets into the user's container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Handover {
+    /// A postStart hook of the agent's container copies it into a volume. Works everywhere.
+    #[default]
+    Hook,
+    /// The agent's image is mounted as a volume. Needs no process of its own.
+    ImageVolume,
+}
+
 /// The installation's settings for agents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentSettings {
@@ -49,6 +59,8 @@ pub struct AgentSettings {
     pub listen_port: u16,
     /// Requests and limits of the agent's container, unless the object sets them.
     pub resources: ResourceRequirements,
+    /// How the entrypoint gets into the user's container. Found out for each pod.
+    pub handover: Handover,
     /// Whether the agent's container requests the spool's size as ephemeral storage. Nodes whose kubelet does not
     /// isolate local storage have none to offer, and such a pod would never be scheduled there.
     pub request_ephemeral_storage: bool,
@@ -147,8 +159,8 @@ fn build_spec(process: &Validated<'_>, attempt: u32, settings: &AgentSettings, p
         .map(|name| LocalObjectReference { name: name.clone() });
     PodSpec {
         init_containers: Some(vec![agent::build(process, attempt, settings)]),
-        containers: vec![program::build(process, profile)],
-        volumes: Some(volumes::build(process)),
+        containers: vec![program::build(process, settings, profile)],
+        volumes: Some(volumes::build(process, settings)),
         restart_policy: Some("Never".into()),
         termination_grace_period_seconds: Some(grace.into()),
         automount_service_account_token: Some(automount_service_account_token.unwrap_or(false)),

@@ -22,6 +22,8 @@ pub(crate) struct Metrics {
     pub leading: Gauge,
     /// Pods that were created.
     pub pods_created: Counter,
+    /// 1 if new pods get the entrypoint by an image volume.
+    pub image_volumes: Gauge,
     passes: Family<Outcome, Counter>,
 }
 
@@ -46,6 +48,8 @@ pub(crate) fn register(registry: &mut Registry) {
     let controller = registry.sub_registry_with_prefix("remoteprocess_controller");
     controller.register("leading", "1 on the replica that reconciles", metrics.leading.clone());
     controller.register("pods_created", "Pods that were created", metrics.pods_created.clone());
+    let help = "1 if new pods get the entrypoint by an image volume, 0 if by a postStart hook";
+    controller.register("image_volumes", help, metrics.image_volumes.clone());
     controller.register("passes", "Passes over a process by outcome", metrics.passes.clone());
 }
 

@@ -33,6 +33,7 @@ pub(super) fn agent() -> AgentSettings {
         drain_seconds: 30,
         listen_port: 20443,
         resources: k8s_openapi::api::core::v1::ResourceRequirements::default(),
+        handover: Handover::default(),
         request_ephemeral_storage: false,
     }
 }
@@ -81,6 +82,7 @@ impl Server {
             pods,
             remembered: Remembered::default(),
             reporter,
+            detected: handover::Detected::default(),
             clock: Arc::new(Timestamp::now),
         };
         Self {

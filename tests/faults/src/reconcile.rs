@@ -309,6 +309,7 @@ fn agent() -> AgentSettings {
         drain_seconds: 30,
         listen_port: 20443,
         resources: ResourceRequirements::default(),
+        handover: controller::Handover::default(),
         request_ephemeral_storage: false,
     }
 }

@@ -29,6 +29,7 @@ fn settings() -> AgentSettings {
         drain_seconds: 30,
         listen_port: 20443,
         resources: k8s_openapi::api::core::v1::ResourceRequirements::default(),
+        handover: crate::controller::Handover::default(),
         request_ephemeral_storage: false,
     }
 }

@@ -8,13 +8,19 @@ use remoteprocess_api::names;
 use remoteprocess_proto::pod::{self, env};
 
 use super::super::validate::Validated;
-use super::{AgentSettings, resources, security, volumes};
+use super::{AgentSettings, Handover, resources, security, volumes};
 
 pub(super) fn build(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) -> Container {
-    // The kubelet starts the program only when this hook has returned.
-    let install = ExecAction {
-        command: Some(vec!["/agent".into(), "install".into()]),
-    };
+    // The kubelet starts the user's container only when this hook has returned.
+    let install = (settings.handover == Handover::Hook).then(|| Lifecycle {
+        post_start: Some(LifecycleHandler {
+            exec: Some(ExecAction {
+                command: Some(vec!["/agent".into(), "install".into()]),
+            }),
+            ..LifecycleHandler::default()
+        }),
+        ..Lifecycle::default()
+    });
     Container {
         name: names::CONTAINER_AGENT.into(),
         image: Some(settings.image.clone()),
@@ -22,13 +28,7 @@ pub(super) fn build(process: &Validated<'_>, attempt: u32, settings: &AgentSetti
         command: Some(vec!["/agent".into()]),
         restart_policy: Some("Always".into()),
         env: Some(build_env(process, attempt, settings)),
-        lifecycle: Some(Lifecycle {
-            post_start: Some(LifecycleHandler {
-                exec: Some(install),
-                ..LifecycleHandler::default()
-            }),
-            ..Lifecycle::default()
-        }),
+        lifecycle: install,
         ports: Some(vec![ContainerPort {
             name: Some("rproc-agent".into()),
             container_port: settings.listen_port.into(),
@@ -38,17 +38,19 @@ pub(super) fn build(process: &Validated<'_>, attempt: u32, settings: &AgentSetti
         resources: Some(resources::agent(process, settings)),
         security_context: Some(security::agent()),
         termination_message_policy: Some("FallbackToLogsOnError".into()),
-        volume_mounts: Some(build_mounts(process)),
+        volume_mounts: Some(build_mounts(process, settings)),
         ..Container::default()
     }
 }
 
-fn build_mounts(process: &Validated<'_>) -> Vec<VolumeMount> {
+fn build_mounts(process: &Validated<'_>, settings: &AgentSettings) -> Vec<VolumeMount> {
     let mut mounts = vec![
         volumes::mount(names::VOLUME_HANDOVER, pod::HANDOVER_PATH, false),
         volumes::mount(names::VOLUME_SPOOL, pod::SPOOL_PATH, false),
         volumes::mount(names::VOLUME_TOKEN, pod::TOKEN_PATH, true),
     ];
+    // The runtime makes the folder for it on the handover volume, which the user's container mounts read-only.
+    mounts.extend(volumes::mount_image(settings));
     if !process.mask.is_empty() {
         mounts.push(volumes::mount(names::VOLUME_MASK, pod::MASK_PATH, true));
     }

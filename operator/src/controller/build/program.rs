@@ -5,16 +5,21 @@ use remoteprocess_api::{TailInStatus, names};
 use remoteprocess_proto::pod;
 
 use super::super::validate::Validated;
-use super::{Profile, is_filled, security, volumes};
+use super::{AgentSettings, Handover, Profile, is_filled, security, volumes};
 
-pub(super) fn build(process: &Validated<'_>, profile: Profile) -> Container {
+pub(super) fn build(process: &Validated<'_>, settings: &AgentSettings, profile: Profile) -> Container {
     let spec = process.spec;
     let handover = volumes::mount(names::VOLUME_HANDOVER, pod::HANDOVER_PATH, true);
+    let entrypoint = match settings.handover {
+        Handover::Hook => pod::ENTRYPOINT,
+        Handover::ImageVolume => pod::ENTRYPOINT_IN_IMAGE,
+    };
+    let mounts = [handover].into_iter().chain(volumes::mount_image(settings));
     Container {
         name: names::CONTAINER_MAIN.into(),
         image: Some(spec.image.clone()),
         image_pull_policy: spec.image_pull_policy.clone(),
-        command: Some(vec![pod::ENTRYPOINT.into()]),
+        command: Some(vec![entrypoint.into()]),
         // Everything after `--` is the user's, even if it looks like a flag.
         args: Some(
             ["--".to_owned()]
@@ -26,7 +31,7 @@ pub(super) fn build(process: &Validated<'_>, profile: Profile) -> Container {
         env_from: Some(spec.env_from.clone()).filter(is_filled),
         working_dir: spec.working_dir.clone(),
         resources: spec.resources.clone(),
-        volume_mounts: Some(spec.volume_mounts.iter().cloned().chain([handover]).collect()),
+        volume_mounts: Some(spec.volume_mounts.iter().cloned().chain(mounts).collect()),
         security_context: Some(security::program(process, profile)),
         // If the runtime cannot execute a program, its message is only in the log, together with the echo of the
         // output.

@@ -24,6 +24,7 @@ fn settings() -> AgentSettings {
         drain_seconds: 30,
         listen_port: 20443,
         resources: serde_saphyr::from_str("{requests: {cpu: 10m, memory: 64Mi}, limits: {memory: 64Mi}}").unwrap(),
+        handover: Handover::default(),
         request_ephemeral_storage: true,
     }
 }
@@ -75,6 +76,43 @@ fn builds_this_pod(#[case] name: &str, #[case] spec: &str, #[case] profile: Prof
     let process = process(&spec);
     let pod = build_pod(&validate(&process).unwrap(), 1, &settings(), profile);
     insta::assert_yaml_snapshot!(name, pod);
+}
+
+/// Where every node mounts images, there is no hook, and the entrypoint is started from the agent's image.
+#[test]
+fn an_image_volume_takes_the_place_of_the_hook() {
+    let process = process(MINIMAL);
+    let settings = AgentSettings {
+        handover: Handover::ImageVolume,
+        ..settings()
+    };
+    let pod = build_pod(&validate(&process).unwrap(), 1, &settings, Profile::Ordinary);
+    let by_hook = build_pod(&validate(&process).unwrap(), 1, &self::settings(), Profile::Ordinary);
+    let (spec, by_hook) = (pod.spec.unwrap(), by_hook.spec.unwrap());
+    let agent = |spec: &PodSpec| spec.init_containers.as_ref().unwrap()[0].clone();
+    assert!(agent(&spec).lifecycle.is_none() && agent(&by_hook).lifecycle.is_some());
+    assert_eq!(
+        spec.containers[0].command,
+        Some(vec!["/.rproc/image/entrypoint".into()])
+    );
+    let volume = spec
+        .volumes
+        .iter()
+        .flatten()
+        .find(|volume| volume.name == names::VOLUME_IMAGE);
+    let image = volume.unwrap().image.clone().unwrap();
+    assert_eq!(image.reference, agent(&spec).image);
+    assert_eq!(image.pull_policy.as_deref(), Some("IfNotPresent"));
+    // In both containers: the runtime can make the folder only where the handover volume can be written to.
+    for container in [&agent(&spec), &spec.containers[0]] {
+        let mut mounts = container.volume_mounts.iter().flatten();
+        let mount = mounts.find(|mount| mount.name == names::VOLUME_IMAGE).unwrap();
+        assert_eq!(
+            (mount.mount_path.as_str(), mount.read_only),
+            ("/.rproc/image", Some(true))
+        );
+    }
+    assert!(by_hook.volumes.iter().flatten().all(|volume| volume.image.is_none()));
 }
 
 fn built(spec: &str, profile: Profile) -> PodSpec {

@@ -1,13 +1,14 @@
 //! The volumes between agent and program, and the user's own.
 
 use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, KeyToPath, ProjectedVolumeSource, SecretProjection, ServiceAccountTokenProjection, Volume,
-    VolumeMount, VolumeProjection,
+    EmptyDirVolumeSource, ImageVolumeSource, KeyToPath, ProjectedVolumeSource, SecretProjection,
+    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use remoteprocess_api::{MaskSource, names};
 
 use super::super::validate::Validated;
+use super::{AgentSettings, Handover};
 
 /// Lifetime of the agent's token in seconds; the kubelet renews it after four fifths.
 const TOKEN_SECONDS: i64 = 3600;
@@ -16,7 +17,7 @@ const SPOOL_OVERHEAD: u64 = 16 * 1024 * 1024;
 /// Room for the entrypoint's binary and the socket.
 const HANDOVER_LIMIT: &str = "16Mi";
 
-pub(super) fn build(process: &Validated<'_>) -> Vec<Volume> {
+pub(super) fn build(process: &Validated<'_>, settings: &AgentSettings) -> Vec<Volume> {
     let ours = [
         Volume {
             name: names::VOLUME_HANDOVER.into(),
@@ -37,9 +38,28 @@ pub(super) fn build(process: &Validated<'_>) -> Vec<Volume> {
         build_token(),
     ];
     ours.into_iter()
+        .chain(build_image(settings))
         .chain(build_mask(process.mask))
         .chain(process.pod.volumes.iter().cloned())
         .collect()
+}
+
+/// The agent's image, for its entrypoint.
+fn build_image(settings: &AgentSettings) -> Option<Volume> {
+    (settings.handover == Handover::ImageVolume).then(|| Volume {
+        name: names::VOLUME_IMAGE.into(),
+        image: Some(ImageVolumeSource {
+            reference: Some(settings.image.clone()),
+            pull_policy: settings.image_pull_policy.clone(),
+        }),
+        ..Volume::default()
+    })
+}
+
+/// Where a container sees that image.
+pub(super) fn mount_image(settings: &AgentSettings) -> Option<VolumeMount> {
+    (settings.handover == Handover::ImageVolume)
+        .then(|| mount(names::VOLUME_IMAGE, remoteprocess_proto::pod::IMAGE_PATH, true))
 }
 
 /// The values to mask, for the agent. If a Secret is missing, the pod waits, as with any volume.

@@ -386,6 +386,7 @@ fn operator(cluster: &FakeCluster, life: &Life, ahead: &Arc<AtomicI64>) -> (Arc<
         pods: store,
         remembered: Remembered::default(),
         reporter: Reporter::new(client),
+        detected: handover::Detected::default(),
         clock: Arc::new(move || Timestamp::now() + SignedDuration::from_secs(ahead.load(Ordering::Relaxed))),
     };
     (Arc::new(context), pods)
