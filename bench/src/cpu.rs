@@ -1,6 +1,6 @@
 //! CPU time of the processes that carry a stream, from /proc.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 
 /// Programs on the node that process a stream on its way, ours and the cluster's.
@@ -15,33 +15,45 @@ const CARRIERS: [&str; 8] = [
     "entrypoint",
 ];
 
-/// CPU times of the carriers and the clients at one moment.
-pub(crate) struct Snapshot(HashMap<u32, f64>);
+/// CPU times of the carriers and the clients at one moment, by process, with its program.
+pub(crate) struct Snapshot(HashMap<u32, (String, f64)>);
 
 impl Snapshot {
     /// Takes a snapshot; `clients` are included.
     pub(crate) fn take(clients: &[u32]) -> Self {
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        let counted = ids.filter(|id| clients.contains(id) || is_carrier(*id));
-        Self(counted.filter_map(|id| Some((id, seconds(id)?))).collect())
+        let counted = ids.map(|id| (id, program(id)));
+        let counted = counted.filter(|(id, name)| clients.contains(id) || CARRIERS.contains(&name.as_str()));
+        Self(
+            counted
+                .filter_map(|(id, name)| Some((id, (name, seconds(id)?))))
+                .collect(),
+        )
     }
 
     /// CPU seconds from `self` to `later`. The usage of a process that ended in between is missing.
     pub(crate) fn until(&self, later: &Self) -> f64 {
-        later
-            .0
-            .iter()
-            .map(|(id, seconds)| seconds - self.0.get(id).copied().unwrap_or_default())
-            .sum()
+        self.until_by_name(later).values().sum()
+    }
+
+    /// The same for each program.
+    pub(crate) fn until_by_name(&self, later: &Self) -> BTreeMap<String, f64> {
+        let mut used = BTreeMap::new();
+        for (id, (name, seconds)) in &later.0 {
+            let before = self.0.get(id).map_or(0.0, |(_, seconds)| *seconds);
+            *used.entry(name.clone()).or_default() += seconds - before;
+        }
+        used
     }
 }
 
-fn is_carrier(id: u32) -> bool {
+/// The name of the program of a process.
+fn program(id: u32) -> String {
     let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
     let program = line.split(|byte| *byte == 0).next().unwrap_or_default();
     let name = program.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    CARRIERS.iter().any(|carrier| carrier.as_bytes() == name)
+    String::from_utf8_lossy(name).into_owned()
 }
 
 /// User and system time (proc(5), fields 14 and 15 of `stat`).
@@ -68,7 +80,7 @@ mod tests {
             number = (0..1_000_000).fold(number, |number, step| {
                 std::hint::black_box(number.wrapping_mul(31) ^ step)
             });
-            used = Snapshot::take(&[own]).0[&own] - before.0[&own];
+            used = before.until(&Snapshot::take(&[own]));
         }
         assert!(used >= 0.02, "{used} s of CPU time");
     }

@@ -7,13 +7,17 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use remoteprocess_e2e::{Namespace, with_temp_ns};
 
+mod burst;
+mod contender;
 mod cpu;
 mod crowd;
 mod delivery;
 mod fan_out;
+mod first;
 mod follow;
 mod follower;
 mod latency;
+mod proxy;
 mod report;
 mod route;
 mod slowdown;
@@ -42,6 +46,9 @@ struct Args {
     /// Megabytes for each of fifty followers
     #[arg(long, default_value_t = 8)]
     fan_out_megabytes: usize,
+    /// Processes that start at once
+    #[arg(long, default_value_t = 30)]
+    burst: usize,
     /// How the run is called, for the head of the report
     #[arg(long, default_value = "cargo xtask bench")]
     command: String,
@@ -56,6 +63,8 @@ enum Section {
     Stalled,
     Slowdown,
     Starts,
+    First,
+    Burst,
 }
 
 impl Args {
@@ -67,6 +76,8 @@ impl Args {
             Section::Stalled => stalled::measure(namespace, self.rounds, self.megabytes),
             Section::Slowdown => slowdown::measure(namespace, self.rounds, self.megabytes),
             Section::Starts => startup::measure(namespace, self.starts),
+            Section::First => first::measure(namespace, self.starts),
+            Section::Burst => burst::measure(namespace, self.rounds, self.burst),
         }
     }
 }
