@@ -263,15 +263,11 @@ impl Line {
             return Vec::new();
         }
         let api = cluster.objects(false);
-        let running = ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed");
-        let mut found = match is_running {
-            true => names(&api, &running, current).await,
-            false => Vec::new(),
+        let params = match is_running {
+            true => ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed"),
+            false => ListParams::default(),
         };
-        // An API server that selects by no such field offers them all.
-        if found.is_empty() {
-            found = names(&api, &ListParams::default(), current).await;
-        }
+        let mut found = names(&api, &params, current).await;
         found.retain(|name| !self.names.contains(name));
         found
             .into_iter()

@@ -125,7 +125,9 @@ pub fn code(exit: &Exit) -> Option<u8> {
 pub fn confirmed(mut exit: Exit, status: &RemoteProcessStatus) -> Exit {
     let reason = status.reason.filter(|_| status.phase.is_some_and(Phase::is_final));
     let reason = reason.and_then(|reason| reason.to_string().parse::<Reason>().ok());
-    if let Some(reason) = reason.filter(|reason| exit.stop.is_some() && *reason != Reason::Stopped) {
+    if let Some(reason) =
+        reason.filter(|reason| exit.stop.is_some() && ![Reason::Stopped, exit.reason()].contains(reason))
+    {
         exit.reason = reason.into();
         exit.message = status.message.clone().unwrap_or_default();
     }
@@ -467,6 +469,11 @@ mod tests {
                 "{phase} {reason}"
             );
         }
+        let late = Exit {
+            reason: Reason::DeadlineExceeded.into(),
+            ..seen
+        };
+        assert_eq!(confirmed(late.clone(), &status("Failed", "DeadlineExceeded")), late);
         let own = exit(Outcome::Code, 7);
         assert_eq!(confirmed(own.clone(), &status("Failed", "NonZeroExit")), own);
     }

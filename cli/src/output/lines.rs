@@ -3,7 +3,7 @@ use remoteprocess_proto::v1::Data;
 /// Maximum length of a line that is held until its end arrives, in bytes. A longer one is cut.
 pub(super) const LONGEST: usize = 64 * 1024;
 
-/// A line with its end, or a piece of one.
+/// A line with its end, or a part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Line<'a> {
     /// Offset of its first byte in the stream.
@@ -34,7 +34,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Passes on each line that ends in `data`, and each piece of a line that is too long.
+    /// Passes on each line that ends in `data`, and each part of a line that is too long.
     pub(super) fn take(&mut self, data: &Data, mut each: impl FnMut(Line<'_>)) {
         let (mut bytes, mut offset) = (&data.bytes[..], data.offset);
         while !bytes.is_empty() {
@@ -130,12 +130,12 @@ mod tests {
             long.chunks(1000).collect(),
             long.chunks(LONGEST).collect(),
         ] {
-            let pieces = lines(&chunks);
+            let parts = lines(&chunks);
             assert_eq!(
-                pieces.iter().map(|piece| (piece.2.len(), piece.3)).collect::<Vec<_>>(),
+                parts.iter().map(|part| (part.2.len(), part.3)).collect::<Vec<_>>(),
                 [(LONGEST, false), (11, true), (5, false)]
             );
-            let bytes: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.2).collect();
+            let bytes: Vec<u8> = parts.into_iter().flat_map(|part| part.2).collect();
             assert!(bytes == long);
         }
     }
