@@ -34,11 +34,11 @@ pub(crate) use tools::Tools;
 /// What may be done with the cluster.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Brings the cluster up, or says that it is; a sick one is replaced.
+    /// Starts the cluster if it does not run; a broken one is replaced.
     Up,
-    /// Ends the cluster's processes and forgets its objects; the built programs stay.
+    /// Ends the cluster's processes and deletes its objects; the built programs stay.
     Down,
-    /// Says whether the cluster is healthy; exit code 1 when it is not.
+    /// Prints whether the cluster is healthy; the exit code is 1 if it is not.
     Status,
     /// Prints the path of the cluster's kubeconfig.
     Kubeconfig,

@@ -39,18 +39,18 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// From nothing to a process whose output you see: cluster, images, helm install, an example, its output, its status.
+    /// Sets up everything and runs an example: cluster, images, helm install, a process, its output, its status.
     Demo(TargetArgs),
-    /// All checks and tests, with one summary.
+    /// Runs all checks and tests, with one summary.
     Test(test::TestArgs),
-    /// Formatting, lints, documentation, arrows between crates and modules, dependencies, generated files.
+    /// Checks formatting, lints, documentation, dependencies between crates and modules, words, and generated files.
     Check,
-    /// The development cluster: a real Kubernetes on this machine, without Docker.
+    /// Manages the development cluster: a real Kubernetes on this machine, without Docker.
     #[command(subcommand)]
     Cluster(cluster::Command),
     /// Builds the programs and images, and loads them into the cluster or pushes them to a registry.
     Images(TargetArgs),
-    /// The same, and installs or upgrades the chart.
+    /// Builds the images, loads or pushes them, and installs or upgrades the chart.
     Install(TargetArgs),
     /// Installs the operator and runs the benchmarks.
     Bench {
@@ -60,14 +60,14 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// An S3 server for tests, in the foreground: `--host`, `--port`, `--bucket` (see dev/s3/serve.py).
+    /// Runs an S3 server for tests in the foreground: `--host`, `--port`, `--bucket` (see dev/s3/serve.py).
     #[command(disable_help_flag = true)]
     S3 {
         /// Arguments of dev/s3/serve.py.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Faults on purpose, in a simulation and on the cluster: `faults simulation`, `faults kills --long`, `faults help`.
+    /// Injects faults, in a simulation and on the cluster: `faults simulation`, `faults kills --long`, `faults help`.
     Faults {
         #[command(flatten)]
         target: TargetArgs,
@@ -75,11 +75,11 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Makes the CustomResourceDefinition from the types in `api/`.
+    /// Generates the CustomResourceDefinition from the types in `api/`.
     Crds(GenerateArgs),
-    /// Makes the Rust code of the wire from the .proto files.
+    /// Generates the Rust code of the wire protocol from the .proto files.
     Proto(GenerateArgs),
-    /// Makes docs/api.md from the CustomResourceDefinition.
+    /// Generates docs/api.md from the CustomResourceDefinition.
     Docs(GenerateArgs),
 }
 

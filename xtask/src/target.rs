@@ -76,6 +76,10 @@ impl Target {
             // A copy of our kubeconfig, or our context by name: images can be loaded, so it is not a foreign cluster.
             return Self::without_registry(state, args);
         }
+        // Before the build, which takes minutes.
+        let mut known = Command::new(&kubectl);
+        exec::output(known.args(["config", "get-contexts", "--output=name", &context]))
+            .with_context(|| format!("your kubeconfig has no context {context}; see: kubectl config get-contexts"))?;
         say(format_args!("using the cluster of context {context}"));
         Ok(Self {
             own: None,
