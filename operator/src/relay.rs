@@ -5,7 +5,6 @@ pub mod attempt;
 pub mod core;
 pub mod enrol;
 pub mod error;
-pub mod frame;
 pub mod grpc;
 pub mod live;
 pub mod metrics;

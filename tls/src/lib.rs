@@ -22,7 +22,7 @@ pub use connect::Dialer;
 pub use error::Error;
 pub use identity::{Identity, bundle, expiries};
 pub use role::{PeerIdentity, Role, TrustDomain, User};
-pub use serve::{ClientAuth, Limits, Listener, serve};
+pub use serve::{ClientAuth, Connection, Limits, Listener, serve};
 
 /// Makes ring the crypto provider of this program. Call it first in each `main` and test harness: rustls panics at its
 /// first use if there are two providers or none. Calling it again does nothing.

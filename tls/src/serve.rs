@@ -57,7 +57,8 @@ pub struct Limits {
     pub connections: usize,
     /// As `connections`, for one identity: a user name, one agent, or the operator.
     pub connections_per_identity: usize,
-    /// Time for calls in flight after the shutdown began; then connections are closed.
+    /// Time for calls in flight after the shutdown began, or after the certificate of the peer expired; then connections
+    /// are closed.
     pub drain: Duration,
     /// After this long a connection takes no more calls, and is closed when those in flight have had `drain`.
     pub lifetime: Option<Duration>,
@@ -140,10 +141,10 @@ impl Listener for TcpListener {
 
 /// Serves `service` over TLS and HTTP/2 until `shutdown`: then no new connection and no new call is accepted, calls in
 /// flight may end within `limits.drain`, and the rest is closed. Each handshake uses the identity as it is then. A
-/// connection whose client certificate has expired takes no new calls; those in flight continue.
+/// connection whose client certificate has expired takes no new calls, and is closed after `limits.drain`.
 ///
-/// Requests carry tonic's `TcpConnectInfo` and, with [`ClientAuth::Required`], an `Arc<PeerIdentity>` in their
-/// extensions. An error on one connection ends that connection and is logged.
+/// Requests carry tonic's `TcpConnectInfo`, a [`Connection`] and, with [`ClientAuth::Required`], an `Arc<PeerIdentity>`
+/// in their extensions. An error on one connection ends that connection and is logged.
 pub async fn serve<L, S, B>(
     listener: L,
     identity: Arc<Identity>,
@@ -331,6 +332,22 @@ impl Gate {
     }
 }
 
+/// The connection that a request came on. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Connection(CancellationToken);
+
+impl Connection {
+    /// Cuts the connection, with all calls on it: the only way to end a call whose client takes no answer.
+    pub fn cut(&self) {
+        self.0.cancel();
+    }
+
+    /// Ends when [`Connection::cut`] was called.
+    pub async fn is_cut(&self) {
+        self.0.cancelled().await;
+    }
+}
+
 /// Serves one connection from its handshake to its end.
 async fn converse<Io, S, B>(
     passed: Passed<Io>,
@@ -354,8 +371,11 @@ async fn converse<Io, S, B>(
         local_addr: None,
         remote_addr: Some(address),
     };
+    let handle = Connection::default();
+    let cut_by_service = handle.0.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(info.clone());
+        request.extensions_mut().insert(handle.clone());
         if let Some(peer) = &peer {
             request.extensions_mut().insert(peer.clone());
         }
@@ -367,6 +387,7 @@ async fn converse<Io, S, B>(
         () = shutdown.cancelled() => None,
         () = after(last_call) => None,
         () = held.displaced() => return (limits.on_refusal)(Refusal::Displaced),
+        () = cut_by_service.cancelled() => return,
     };
     let ended = match early {
         Some(ended) => ended,
@@ -375,7 +396,8 @@ async fn converse<Io, S, B>(
             tokio::select! {
                 ended = connection => ended,
                 () = cut.cancelled() => return,
-                () = after(limits.lifetime.map(|_| limits.drain)) => return,
+                () = cut_by_service.cancelled() => return,
+                () = sleep(limits.drain) => return,
             }
         }
     };

@@ -510,6 +510,31 @@ async fn an_expired_peer_gets_no_further_call_on_its_old_connection() {
 }
 
 #[tokio::test]
+async fn what_an_expired_peer_still_has_open_is_cut_however_it_behaves() {
+    let ca = authority();
+    let limits = Limits {
+        drain: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, limits).await;
+    let (chain, key) = odd_leaf(Some(&ca), &["spiffe://test.local/operator"], -60, 2);
+    let short = Identity::new(&chain, &key, ca.cert_pem(), &domain()).expect("valid for two seconds");
+    let dialer = Dialer::new(short);
+    let mut waits = connect(&server, dialer.clone(), &Role::Operator).await.expect("served");
+    let mut takes_nothing = connect(&server, dialer, &Role::Operator).await.expect("served");
+    let flood = Request::get("http://peer/flood")
+        .body(Body::empty())
+        .expect("a request");
+    let flood = takes_nothing.ready().await.expect("connected").call(flood).await;
+    let mut flood = flood.expect("an answer").into_body();
+    let answer = timeout(PATIENCE, ask(&mut waits, "/slow")).await;
+    assert!(answer.expect("cut in time").is_err());
+    // What arrived before the cut can still be read; the flood would have no end.
+    let drained = async { while let Some(Ok(_)) = flood.frame().await {} };
+    timeout(PATIENCE, drained).await.expect("cut in time");
+}
+
+#[tokio::test]
 async fn a_stalled_reader_does_not_stop_the_others_of_its_connection() {
     let ca = authority();
     let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, Limits::default()).await;

@@ -35,8 +35,8 @@ pub struct Opening {
     pub resume: bool,
     /// What to run.
     pub command: Command,
-    /// Output that the client already has.
-    pub received: Offsets,
+    /// Output that the client has; `None` if it wants none.
+    pub received: Option<Offsets>,
 }
 
 /// Why there is no session.
@@ -222,7 +222,7 @@ mod tests {
             user: user.into(),
             resume: false,
             command: Command::default(),
-            received: Offsets::default(),
+            received: Some(Offsets::default()),
         }
     }
 
@@ -242,7 +242,7 @@ mod tests {
         let mut first = sessions.add(&opening("alice"), requests.downgrade()).unwrap();
         assert_eq!(sessions.join(&opening("bob")).unwrap().unwrap_err(), ExecError::Foreign);
         let beyond = Opening {
-            received: Offsets { stdout: 1, stderr: 0 },
+            received: Some(Offsets { stdout: 1, stderr: 0 }),
             ..opening("alice")
         };
         assert_eq!(sessions.join(&beyond).unwrap().unwrap_err(), ExecError::Beyond);

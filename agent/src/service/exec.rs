@@ -99,7 +99,7 @@ fn check(open: ExecOpen) -> Result<Opening, Status> {
         user: open.user,
         resume: open.resume,
         command,
-        received: offsets(open.received.unwrap_or_default()),
+        received: open.received.map(offsets),
     })
 }
 

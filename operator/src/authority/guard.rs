@@ -9,6 +9,7 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use http::{Request, Response, Uri};
 use remoteprocess_tls::PeerIdentity;
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tonic::{Code, Status, body::Body, transport::server::TcpConnectInfo};
 use tower::Service;
@@ -23,7 +24,8 @@ const PER_SECOND: f64 = 100.0;
 #[derive(Clone)]
 pub struct Guard<S> {
     inner: S,
-    users: Arc<RateLimit<String>>,
+    /// By the SHA-256 of their names, which can be long.
+    users: Arc<RateLimit<[u8; 32]>>,
 }
 
 impl<S> Guard<S> {
@@ -55,7 +57,7 @@ where
         let call = Call::of(&request);
         let is_admitted = call
             .user()
-            .is_none_or(|user| self.users.admit(user.to_owned(), Instant::now()));
+            .is_none_or(|user| self.users.admit(Sha256::digest(user).into(), Instant::now()));
         if !is_admitted {
             let response = Status::resource_exhausted("too many calls; try again later").into_http();
             call.note(&response);

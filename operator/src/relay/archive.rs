@@ -12,6 +12,7 @@ mod manifest;
 mod reader;
 mod resume;
 mod retention;
+mod seats;
 mod segment;
 mod since;
 mod store;
@@ -23,18 +24,20 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use futures::TryStreamExt;
+use jiff::Timestamp;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use remoteprocess_api::identifier;
 
-use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
 pub use manifest::{Manifest, SegmentEntry, StoredExit, StoredGap};
 pub use reader::{Reader, precedes};
 pub use retention::{Retention, run as retain};
+pub use seats::Seat;
+use seats::Seats;
 pub use segment::{Segment, SegmentName};
 pub use since::{first_since, since_start};
 pub use store::{Bucket, StoreConfig};
@@ -76,16 +79,18 @@ pub enum Error {
     Uid,
 }
 
-/// How many followers may hold a decoded segment at once, of up to 8 MiB each. It bounds the memory that readers of old
-/// output can take, however many there are.
-pub const SEATS: usize = 12;
+/// What all readers together may hold of the archive, in bytes of memory: part of the 512 MiB that the chart gives a
+/// replica.
+pub const READ_MEMORY: usize = 96 << 20;
 
 /// The archive of an installation. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Archive {
     store: Arc<dyn ObjectStore>,
     kind: Kind,
-    seats: Arc<Semaphore>,
+    seats: Arc<Seats>,
+    /// Who reads; `None`: the operator itself, which waits for no reader.
+    user: Option<Arc<str>>,
 }
 
 /// The kind of store.
@@ -111,7 +116,8 @@ impl Archive {
         Ok(Self {
             store: Arc::new(store),
             kind: Kind::Volume,
-            seats: Arc::new(Semaphore::new(SEATS)),
+            seats: Seats::new(READ_MEMORY),
+            user: None,
         })
     }
 
@@ -121,7 +127,8 @@ impl Archive {
         Self {
             store,
             kind: Kind::Remote,
-            seats: Arc::new(Semaphore::new(SEATS)),
+            seats: Seats::new(READ_MEMORY),
+            user: None,
         }
     }
 
@@ -139,10 +146,13 @@ impl Archive {
         Reader::new(self.clone(), key.clone())
     }
 
-    /// The seats of followers: each needs one while it holds a decoded segment.
+    /// The same archive for the readers of a user: what they hold of it is counted, and they take turns.
     #[must_use]
-    pub fn seats(&self) -> Arc<Semaphore> {
-        self.seats.clone()
+    pub fn for_user(&self, user: &str) -> Self {
+        Self {
+            user: Some(user.into()),
+            ..self.clone()
+        }
     }
 
     /// The manifest of an attempt; `None` if nothing was ever archived of it.
@@ -166,6 +176,23 @@ impl Archive {
         };
         let manifest = serde_json::from_slice(&body).map_err(|source| key.unreadable(source))?;
         Ok(Some(manifest))
+    }
+
+    /// When the archive began with the first attempt that it has of an object, by the clock of the store.
+    ///
+    /// # Errors
+    /// When the store does not answer, or the UID is none.
+    pub async fn begun(&self, uid: &str) -> Result<Option<Timestamp>, Error> {
+        let Some(attempt) = self.attempts(uid).await?.first().copied() else {
+            return Ok(None);
+        };
+        let uid = uid.to_owned();
+        let manifest = AttemptKey { uid, attempt }.manifest_path()?;
+        match self.store.head(&manifest).await {
+            Ok(meta) => Ok(Timestamp::from_second(meta.last_modified.timestamp()).ok()),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The attempts of an object that are in the archive, ascending.
@@ -254,11 +281,22 @@ impl Archive {
 
     /// A segment; `None` if it is damaged, which is logged here.
     async fn segment(&self, key: &AttemptKey, name: &SegmentName) -> Result<Option<Segment>, Error> {
-        let body = self.store.get(&key.segment_path(name)?).await?.bytes().await?;
+        let found = self.store.get(&key.segment_path(name)?).await?;
+        let mut seat = match &self.user {
+            Some(user) => Some(self.seats.take(user, segment::cost_of_reading(found.meta.size)).await),
+            None => None,
+        };
+        let body = found.bytes().await?;
         let name = name.clone();
         let decoded = spawn_blocking(move || Segment::decode(&name, body)).await;
         match decoded.map_err(object_store::Error::from)? {
-            Ok(segment) => Ok(Some(segment)),
+            Ok(mut segment) => {
+                if let Some(seat) = &mut seat {
+                    seat.shrink(segment.cost);
+                }
+                segment.seat = seat;
+                Ok(Some(segment))
+            }
             Err(error @ Error::Damaged { .. }) => {
                 warn!(uid = key.uid, attempt = key.attempt, %error, "the archive is damaged");
                 Ok(None)

@@ -4,6 +4,7 @@
 //! Nothing here depends on a protocol: requests and answers are the messages of `proto/`, errors are [`Error`]. A face
 //! ([`super::grpc`]) identifies the caller, and encodes each answer.
 
+pub(crate) mod access;
 mod address;
 pub mod authorize;
 pub(crate) mod control;
@@ -12,14 +13,13 @@ pub(super) mod home;
 pub(crate) mod output;
 mod start;
 pub(crate) mod state;
-pub(crate) mod watched;
 
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use jiff::SignedDuration;
 use remoteprocess_api::{RemoteProcess, identifier};
 use remoteprocess_proto::v1::ProcessKey;
 use tokio_util::sync::CancellationToken;
@@ -31,10 +31,10 @@ use super::error::{Code, Error};
 use super::live::LiveAttempts;
 use super::status::Recorder;
 use crate::directory::Directory;
-use authorize::{Action, Authorizer, Caller};
+use authorize::{Action, Authorized, Authorizer, Caller};
 
-/// How often the right to an open stream is checked again.
-const RECHECK: Duration = Duration::from_secs(60);
+/// How much the clocks of the archive and of the API server may differ. A namespace takes longer to be deleted.
+const SKEW: SignedDuration = SignedDuration::from_secs(5);
 
 /// What every use case needs.
 pub struct Core {
@@ -55,12 +55,12 @@ pub struct Core {
 impl Core {
     /// Finds the process in a user's request and checks whether the user may do this with it. A user without the right
     /// does not learn whether the process exists.
-    pub(crate) async fn allow(
+    pub(crate) async fn allow<R: Authorized>(
         &self,
         user: &remoteprocess_tls::User,
-        action: Action,
         key: Option<ProcessKey>,
     ) -> Result<Target, Error> {
+        let action = R::ACTION;
         let key = key.unwrap_or_default();
         if key.uid.is_empty() && (key.name.is_empty() || key.namespace.is_empty()) {
             return Err(Error::invalid("give the process's namespace and name, or its uid"));
@@ -74,9 +74,15 @@ impl Core {
         let missing = || Error::not_found(not_found(&key));
         let target = self.find(&key).await?.ok_or_else(missing)?;
         if target.namespace != key.namespace || target.name != key.name {
-            self.authorizer
-                .authorize(user, action, &target.namespace, &target.name)
-                .await?;
+            let asked = self.authorizer.authorize(user, action, &target.namespace, &target.name);
+            match asked.await {
+                // A refusal names namespace and name. They are not for a user who has only the uid.
+                Err(error) if error.code == Code::PermissionDenied => return Err(missing()),
+                asked => asked?,
+            }
+        }
+        if self.object(&target).is_none() && !self.may_read_deleted(user, action, &target).await? {
+            return Err(missing());
         }
         Ok(target)
     }
@@ -128,6 +134,40 @@ impl Core {
             name: manifest.name,
             uid: manifest.uid,
         }))
+    }
+
+    /// Whether a user may read what is left of a deleted process. If its namespace was deleted as well, another one may
+    /// have its name now, and permissions there are not for the output of the old one: that takes the permission in all
+    /// namespaces.
+    async fn may_read_deleted(
+        &self,
+        user: &remoteprocess_tls::User,
+        action: Action,
+        target: &Target,
+    ) -> Result<bool, Error> {
+        let begun = self
+            .archive
+            .begun(&target.uid)
+            .await
+            .map_err(|error| unreadable(&error))?;
+        let created = self.recorder.namespace_created(&target.namespace).await;
+        let created = created.map_err(|error| {
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot read the namespace of a deleted process"
+            );
+            Error::unavailable("the API server cannot be asked now for the namespace of the deleted process")
+        })?;
+        if let (Some(begun), Some(created)) = (begun, created)
+            && created.duration_until(begun) >= -SKEW
+        {
+            return Ok(true);
+        }
+        match self.authorizer.authorize(user, action, "", "").await {
+            Ok(()) => Ok(true),
+            Err(error) if error.code == Code::PermissionDenied => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// An attempt that was never made has no output to wait for.
@@ -195,7 +235,8 @@ pub(crate) fn not_found(key: &ProcessKey) -> String {
     if key.uid.is_empty() {
         format!("there is no RemoteProcess {} in namespace {}", key.name, key.namespace)
     } else {
-        "there is no RemoteProcess with this uid, and nothing of it in the archive".to_owned()
+        "there is no RemoteProcess with this uid and nothing of it in the archive, or you have no permission for it"
+            .to_owned()
     }
 }
 

@@ -79,7 +79,16 @@ impl Error {
         Self::unavailable("the agent of the process cannot be reached now")
     }
 
-    /// This replica is shutting down.
+    /// The certificate that the caller has shown is no longer valid.
+    #[must_use]
+    pub fn expired() -> Self {
+        Self::new(
+            Code::Unauthenticated,
+            "the client certificate has expired; connect again with a new one",
+        )
+    }
+
+    /// This replica ends.
     #[must_use]
     pub fn shutting_down() -> Self {
         Self::unavailable("this replica is going away")

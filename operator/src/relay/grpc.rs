@@ -6,12 +6,14 @@
 
 pub mod agent;
 mod attach;
+mod brief;
 mod caller;
 mod endpoint;
 mod error;
 mod exec;
 pub mod frames;
 mod interactive;
+pub(crate) mod methods;
 pub mod peers;
 mod requests;
 
@@ -30,7 +32,8 @@ pub use endpoint::RelayEndpoint;
 
 use super::core::Core;
 use super::error::Error;
-use caller::{agent, caller, user};
+use caller::Who;
+use methods::Opens;
 
 /// The service; cheap to clone.
 #[derive(Clone)]
@@ -52,42 +55,16 @@ impl RelayService {
     }
 }
 
-/// A request that carries the sender's version of the protocol.
-trait Versioned {
-    fn protocol(&self) -> u32;
-}
-
-macro_rules! versioned {
-    ($($request:ty),*) => {
-        $(impl Versioned for $request {
-            fn protocol(&self) -> u32 {
-                self.protocol
-            }
-        })*
-    };
-}
-
-versioned!(
-    StartRequest,
-    GetStateRequest,
-    ListRequest,
-    WatchOutputRequest,
-    SignalRequest,
-    StopRequest,
-    AttachOpen,
-    ExecOpen
-);
-
 /// The caller and the request, if both are valid.
-fn admit<T: Versioned, C>(request: Request<T>, who: fn(&Request<T>) -> Result<C, Status>) -> Result<(C, T), Status> {
-    let caller = who(&request)?;
+fn admit<T: Opens>(request: Request<T>) -> Result<(T::Caller, T), Status> {
+    let caller = T::Caller::of(&request)?;
     let request = request.into_inner();
     check_protocol(&request)?;
     Ok((caller, request))
 }
 
 /// Versions that differ from ours by at most one are supported.
-fn check_protocol(request: &impl Versioned) -> Result<(), Error> {
+fn check_protocol(request: &impl Opens) -> Result<(), Error> {
     remoteprocess_proto::check_protocol(request.protocol())
         .map_err(|error| Error::failed_precondition(error.to_string()))
 }
@@ -95,12 +72,12 @@ fn check_protocol(request: &impl Versioned) -> Result<(), Error> {
 #[tonic::async_trait]
 impl Relay for RelayService {
     async fn start(&self, request: Request<StartRequest>) -> Result<Response<StartResponse>, Status> {
-        let (agent, request) = admit(request, agent)?;
+        let (agent, request) = admit(request)?;
         Ok(Response::new(self.core.start(agent, request).await?))
     }
 
     async fn get_state(&self, request: Request<GetStateRequest>) -> Result<Response<GetStateResponse>, Status> {
-        let (caller, request) = admit(request, caller)?;
+        let (caller, request) = admit(request)?;
         let process = self.core.state(&caller, request.process).await?;
         Ok(Response::new(GetStateResponse {
             protocol: PROTOCOL,
@@ -109,7 +86,7 @@ impl Relay for RelayService {
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
-        let (user, request) = admit(request, user)?;
+        let (user, request) = admit(request)?;
         let processes = self.core.list(&user, &request.namespace).await?;
         Ok(Response::new(ListResponse {
             protocol: PROTOCOL,
@@ -141,13 +118,13 @@ impl Relay for RelayService {
     }
 
     async fn signal(&self, request: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {
-        let (caller, request) = admit(request, caller)?;
+        let (caller, request) = admit(request)?;
         self.core.signal(&caller, request).await?;
         Ok(Response::new(SignalResponse {}))
     }
 
     async fn stop(&self, request: Request<StopRequest>) -> Result<Response<StopResponse>, Status> {
-        let (caller, request) = admit(request, caller)?;
+        let (caller, request) = admit(request)?;
         self.core.stop(&caller, request).await?;
         Ok(Response::new(StopResponse {}))
     }

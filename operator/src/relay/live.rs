@@ -5,6 +5,7 @@
 //! bytes that are not durable yet does: then the agent's spool takes the output.
 
 mod archiver;
+mod bounds;
 mod budget;
 mod conditions;
 mod desired;
@@ -124,7 +125,9 @@ struct Observed {
     state: Option<State>,
     /// The size of the spool in bytes, while it is full and holds the program back.
     blocked: Option<u64>,
-    /// Whether the stream is open now, as far as this side knows.
+    /// What the agent sent that cannot be taken.
+    refused: Option<&'static str>,
+    /// The stream is open now, as far as this side knows.
     is_connected: bool,
 }
 

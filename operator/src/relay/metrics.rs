@@ -29,6 +29,8 @@ pub struct Metrics {
     pub archive_expired: Counter,
     /// Bytes in the archive that retention has removed.
     pub archive_expired_size: Counter,
+    /// Writes of a status that the API server refused.
+    pub status_refused: Counter,
     /// Starts that were granted, including homes for agents that had already launched.
     pub starts: Counter,
 }
@@ -88,6 +90,11 @@ pub fn register(registry: &mut Registry) {
         "Archived output that retention has removed",
         Unit::Bytes,
         metrics.archive_expired_size.clone(),
+    );
+    relay.register(
+        "status_refused",
+        "Writes of a status that the API server refused, as by a policy or a missing permission",
+        metrics.status_refused.clone(),
     );
     relay.register("starts", "Starts granted to agents", metrics.starts.clone());
 }

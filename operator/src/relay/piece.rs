@@ -1,7 +1,12 @@
 //! One item of an attempt's history: bytes, or the statement that bytes are missing.
 
+mod frame;
+
 use bytes::Bytes;
 use remoteprocess_proto::v1::{Cursor, Data, Gap, GapReason, OutputFrame, Stream, output_frame::Frame};
+use remoteprocess_proto::wire::HEAD;
+
+pub use frame::{Framed, Open};
 
 /// The items of an attempt's history, in the observed order. Cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,7 +104,8 @@ impl Piece {
     /// Memory that the piece occupies, in bytes.
     #[must_use]
     pub fn cost(&self) -> usize {
-        const OVERHEAD: usize = 128;
+        /// The piece beside its bytes, and the head of its message in an allocation of its own.
+        const OVERHEAD: usize = size_of::<Framed>() + 2 * HEAD;
         self.bytes().len() + OVERHEAD
     }
 

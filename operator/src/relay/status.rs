@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -33,6 +33,7 @@ use super::attempt::Subject;
 use super::live::{Ending, Fact, OutputCondition, Record};
 use crate::backoff::Backoff;
 use crate::phase;
+use crate::relay::metrics::metrics;
 use crate::report::Reporter;
 use crate::status::{self, Written};
 
@@ -42,6 +43,8 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from
 const CONFLICT: Duration = Duration::from_millis(10);
 /// Limit for one request.
 const CALL: Duration = Duration::from_secs(10);
+/// Pauses between tries of a write that the API server refuses.
+const DENIED: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(300));
 /// Number of tries to write an Event.
 const EVENT_TRIES: usize = 5;
 /// Number of tries to write a grant before the agent is asked to come again.
@@ -53,6 +56,9 @@ pub enum Error {
     /// The API server did not answer, or kept answering with conflicts.
     #[error("the API server does not answer")]
     Api(#[source] Option<kube::Error>),
+    /// The API server refuses the request, and will refuse it again until the cause is removed.
+    #[error("the API server refuses the request")]
+    Denied(#[source] kube::Error),
     /// The object is gone.
     #[error("the process has been deleted")]
     Gone,
@@ -166,6 +172,21 @@ impl Recorder {
         Ok(phase.is_some_and(|phase| phase != "Succeeded" && phase != "Failed"))
     }
 
+    /// When a namespace was created; `None` if there is none of this name.
+    ///
+    /// # Errors
+    /// The API server does not answer.
+    pub async fn namespace_created(&self, name: &str) -> Result<Option<Timestamp>, Error> {
+        if !identifier::is_namespace(name) {
+            return Ok(None);
+        }
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let namespace = bounded(api.get_opt(name)).await?;
+        Ok(namespace
+            .and_then(|namespace| namespace.metadata.creation_timestamp)
+            .map(|created| created.0))
+    }
+
     /// The addresses of a pod of this attempt, as the API server knows them.
     ///
     /// # Errors
@@ -199,7 +220,7 @@ impl Recorder {
         what: &'static str,
         build: impl Fn(&RemoteProcess) -> Option<RemoteProcessStatus>,
     ) {
-        let mut backoff = BACKOFF;
+        let (mut backoff, mut denied) = (BACKOFF, DENIED);
         loop {
             let pause = match self.try_to_write(subject, &build).await {
                 Ok(None | Some(Written::Done(_))) => return,
@@ -208,6 +229,18 @@ impl Recorder {
                     return;
                 }
                 Ok(Some(Written::Conflict(_))) => CONFLICT,
+                Err(Error::Denied(error)) => {
+                    warn!(
+                        uid = subject.key.uid,
+                        what,
+                        error = &error as &dyn std::error::Error,
+                        "the API server refuses to record this; remove the cause it names"
+                    );
+                    metrics().status_refused.inc();
+                    let event = event::of_refusal(subject, &self.replica, what, &error, Timestamp::now());
+                    self.publish(subject, &event).await;
+                    denied.pause()
+                }
                 Err(error) => {
                     warn!(
                         uid = subject.key.uid,
@@ -252,9 +285,16 @@ impl Recorder {
 /// An API server that does not answer a request in time counts as unavailable.
 async fn bounded<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Error> {
     match timeout(CALL, call).await {
+        Ok(Err(kube::Error::Api(status))) if is_refusal(status.code) => Err(Error::Denied(kube::Error::Api(status))),
         Ok(answered) => answered.map_err(|error| Error::Api(Some(error))),
         Err(_) => Err(Error::Api(None)),
     }
+}
+
+/// Whether the same request gets the same answer again, as from a policy, a missing permission or the schema. A conflict
+/// (409), too many requests (429) and an identity that is not known yet (401) pass.
+fn is_refusal(code: u16) -> bool {
+    matches!(code, 400 | 403 | 405 | 406 | 413 | 415 | 422)
 }
 
 impl Record for Recorder {

@@ -68,9 +68,10 @@ impl Session {
         if self.user != opening.user {
             return Err(ExecError::Foreign);
         }
-        let Offsets { stdout, stderr } = opening.received;
-        let holds = |state: &State| state.outputs[0].holds(stdout) && state.outputs[1].holds(stderr);
-        if !holds(&self.state.borrow()) {
+        let holds = |state: &State, Offsets { stdout, stderr }: Offsets| {
+            state.outputs[0].holds(stdout) && state.outputs[1].holds(stderr)
+        };
+        if (opening.received).is_some_and(|received| !holds(&self.state.borrow(), received)) {
             return Err(ExecError::Beyond);
         }
         let mut number = 0;
@@ -80,7 +81,9 @@ impl Session {
             number = state.client;
         });
         let client = Client::new(self, number);
-        client.confirm(opening.received);
+        if let Some(received) = opening.received {
+            client.confirm(received);
+        }
         Ok(client)
     }
 

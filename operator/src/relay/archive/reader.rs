@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use remoteprocess_proto::v1::{Cursor, GapReason, Stream};
 
-use super::{Archive, Error, SegmentName};
+use super::{Archive, Error, Seat, SegmentName};
 use crate::relay::attempt::AttemptKey;
 use crate::relay::piece::{Piece, Placed, Wanted, distance, gap};
 
@@ -15,12 +15,15 @@ pub struct Reader {
     archive: Archive,
     key: AttemptKey,
     listed: VecDeque<SegmentName>,
+    /// For the pieces that were returned last.
+    seat: Option<Seat>,
 }
 
 /// A segment's pieces beyond a position; never empty.
 struct Found {
     pieces: Vec<Placed>,
     durable: Cursor,
+    seat: Option<Seat>,
 }
 
 impl Reader {
@@ -29,15 +32,18 @@ impl Reader {
             archive,
             key,
             listed: VecDeque::new(),
+            seat: None,
         }
     }
 
-    /// The pieces of the next segment that reaches beyond `at`, a position on the history's path; empty if the archive
-    /// has nothing further now. The first piece starts exactly at `at`.
+    /// The pieces of the next segment that reaches beyond `at`, a position on the history's path; empty if the
+    /// archive has nothing further now. The first piece starts exactly at `at`. The reader has a seat for them until it
+    /// is told to [`Reader::release`] it, or reads on.
     ///
     /// # Errors
     /// When the store does not answer.
     pub async fn next(&mut self, at: Cursor) -> Result<Vec<Placed>, Error> {
+        self.release();
         let mut has_listed = false;
         loop {
             let is_fresh = self.listed.is_empty();
@@ -50,7 +56,7 @@ impl Reader {
             // that): only a second list proves a hole.
             match found {
                 None if is_fresh => return Ok(Vec::new()),
-                Some(found) if is_no_hole(&found.pieces[0]) => return Ok(found.pieces),
+                Some(found) if is_no_hole(&found.pieces[0]) => return Ok(self.hold(found)),
                 Some(found) if is_fresh && has_listed => return self.believe(found, at).await,
                 _ => {}
             }
@@ -68,10 +74,26 @@ impl Reader {
             Ok::<_, Error>(manifest.is_some_and(|manifest| manifest.exit.is_some()))
         };
         if is_damage || is_closed().await? {
-            return Ok(found.pieces);
+            return Ok(self.hold(found));
         }
         self.listed.clear();
         Ok(Vec::new())
+    }
+
+    fn hold(&mut self, found: Found) -> Vec<Placed> {
+        self.seat = found.seat;
+        found.pieces
+    }
+
+    /// The pieces that were returned last are not held any more.
+    pub fn release(&mut self) {
+        self.seat = None;
+    }
+
+    /// Other readers wait, and this one has had its turn.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.seat.as_ref().is_some_and(Seat::is_due)
     }
 
     async fn advance(&mut self, at: Cursor) -> Result<Option<Found>, Error> {
@@ -84,8 +106,11 @@ impl Reader {
             };
             let pieces = beyond(segment.pieces, at);
             if !pieces.is_empty() {
-                let durable = segment.durable;
-                return Ok(Some(Found { pieces, durable }));
+                return Ok(Some(Found {
+                    pieces,
+                    durable: segment.durable,
+                    seat: segment.seat,
+                }));
             }
         }
         Ok(None)

@@ -15,7 +15,7 @@ use remoteprocess_proto::MAX_MESSAGE;
 use remoteprocess_proto::v1::{Cursor, Data, OutputFrame};
 
 use super::checkpoint::Checkpoint;
-use super::{Error, SEGMENT_BYTES};
+use super::{Error, SEGMENT_BYTES, Seat};
 use crate::relay::piece::{Piece, Placed, distance};
 
 const HEAD: &[u8; 8] = b"RPSEG\0\0\x02";
@@ -58,6 +58,10 @@ pub struct Segment {
     pub durable: Cursor,
     /// The checkpoint at its end; version 1 has none.
     pub checkpoint: Option<Checkpoint>,
+    /// What holding it costs, in bytes of memory.
+    pub cost: usize,
+    /// Held by a reader while it holds the pieces.
+    pub seat: Option<Seat>,
 }
 
 /// A segment while it is written: refers to the pieces' bytes, and copies only small ones.
@@ -313,12 +317,15 @@ fn decode(name: &SegmentName, mut body: Bytes) -> Result<Segment, &'static str> 
         ZSTD if raw <= RAW_LIMIT => zstd::bulk::decompress(&body, raw).map_err(|_| "compression")?.into(),
         _ => return Err("codec"),
     };
+    let held = records.len();
     let pieces = decode_records(name, records, checkpoint.end)?;
     Ok(Segment {
+        cost: held + cost_of_places(&pieces),
         pieces,
         end: checkpoint.end,
         durable: checkpoint.durable,
         checkpoint: Some(checkpoint),
+        seat: None,
     })
 }
 
@@ -340,12 +347,25 @@ fn decode_1(name: &SegmentName, mut body: Bytes) -> Result<Segment, &'static str
         return Err("lengths");
     }
     body.advance(HEAD.len());
+    let held = body.len();
+    let pieces = decode_records(name, body, end)?;
     Ok(Segment {
-        pieces: decode_records(name, body, end)?,
+        cost: held + cost_of_places(&pieces),
+        pieces,
         end,
         durable: name.start(),
         checkpoint: None,
+        seat: None,
     })
+}
+
+/// The most memory that reading an object of this size can take: the object, and all that may be compressed in it.
+pub(super) fn cost_of_reading(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX).saturating_add(RAW_LIMIT)
+}
+
+fn cost_of_places(pieces: &[Placed]) -> usize {
+    size_of_val(pieces)
 }
 
 fn decode_records(name: &SegmentName, mut records: Bytes, end: Cursor) -> Result<Vec<Placed>, &'static str> {

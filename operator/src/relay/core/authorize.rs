@@ -13,17 +13,20 @@ use std::{
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::{Api, Client, api::PostParams};
 use remoteprocess_api::names;
+use remoteprocess_proto::v1::{
+    AttachOpen, ExecOpen, GetStateRequest, ListRequest, SignalRequest, StopRequest, WatchOutputRequest,
+};
 use remoteprocess_tls::User;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
 
 use crate::relay::error::{Code, Error};
 
-/// How long a permission is cached: a revoked right ends at most this much later, plus the pause between two checks of
-/// a live stream.
-const ALLOWED: Duration = Duration::from_secs(30);
+/// How long a permission is remembered, and how often the right to an open stream is checked: a right that was withdrawn
+/// ends open streams after twice this time.
+const ALLOWED: Duration = Duration::from_secs(25);
 
-/// How long a refusal is cached: a user who was just given the right should not have to wait.
+/// How long a refusal is remembered: a user who was just given the right should not have to wait.
 const DENIED: Duration = Duration::from_secs(2);
 
 /// Maximum number of cached answers, of about 64 bytes each: a question is stored as its digest, because groups may
@@ -68,9 +71,34 @@ impl Action {
     }
 }
 
+/// A request of a user.
+pub(crate) trait Authorized {
+    /// What the user has to be allowed.
+    const ACTION: Action;
+}
+
+macro_rules! authorized {
+    ($($request:ty => $action:ident;)*) => {
+        $(impl Authorized for $request {
+            const ACTION: Action = Action::$action;
+        })*
+    };
+}
+
+authorized! {
+    GetStateRequest => Get;
+    ListRequest => List;
+    WatchOutputRequest => Log;
+    SignalRequest => Signal;
+    StopRequest => Signal;
+    AttachOpen => Attach;
+    ExecOpen => Exec;
+}
+
 /// Asks the API server who may do what, and caches the answers for a short time.
 pub struct Authorizer {
     client: Client,
+    memory: Duration,
     answers: Mutex<HashMap<Digest, Answer>>,
 }
 
@@ -87,10 +115,22 @@ impl Authorizer {
     /// An authorizer that asks with `client`.
     #[must_use]
     pub fn new(client: Client) -> Self {
+        Self::with_memory(client, ALLOWED)
+    }
+
+    /// As [`Authorizer::new`]; remembers a permission for this long.
+    #[must_use]
+    pub fn with_memory(client: Client, memory: Duration) -> Self {
         Self {
             client,
+            memory,
             answers: Mutex::default(),
         }
+    }
+
+    /// How long a permission is remembered.
+    pub(crate) fn memory(&self) -> Duration {
+        self.memory
     }
 
     /// Whether `user` may do `action` with the process; an empty `namespace` means all namespaces, an empty `name` all
@@ -149,7 +189,7 @@ impl Authorizer {
             answers.retain(|_, answer| now < answer.until);
         }
         if answers.len() < CAPACITY {
-            let until = now + if is_allowed { ALLOWED } else { DENIED };
+            let until = now + if is_allowed { self.memory } else { DENIED };
             answers.insert(question, Answer { is_allowed, until });
         }
     }
@@ -162,6 +202,16 @@ pub enum Caller {
     User(User),
     /// Another replica, which has authorized its user.
     Replica(Forwarded),
+}
+
+impl Caller {
+    /// The name of the user, as far as it is known.
+    pub(crate) fn user(&self) -> &str {
+        match self {
+            Self::User(user) => &user.name,
+            Self::Replica(forwarded) => &forwarded.user,
+        }
+    }
 }
 
 /// An agent that calls.
@@ -320,7 +370,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_permission_is_remembered_for_half_a_minute() {
+    async fn a_permission_is_remembered_for_a_while() {
         let (authorizer, asked) = authorizer(|_| says(true));
         for _ in 0..3 {
             authorizer

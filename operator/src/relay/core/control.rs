@@ -6,7 +6,7 @@ use remoteprocess_tls::User;
 use tracing::{info, warn};
 
 use super::Core;
-use super::authorize::{Action, Caller};
+use super::authorize::Caller;
 use super::home::Reached;
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::error::{Code, Error};
@@ -23,7 +23,7 @@ impl Core {
             Caller::User(user) => user,
             Caller::Replica(forwarded) => return signal_here(&*self.at_home(forwarded, process)?, request).await,
         };
-        let target = self.allow(user, Action::Signal, process).await?;
+        let target = self.allow::<SignalRequest>(user, process).await?;
         if !(1..=signal::MAX_SIGNAL).contains(&request.number) {
             return Err(Error::invalid(format!(
                 "{} is not the number of a signal",
@@ -48,7 +48,7 @@ impl Core {
                 return stop_here(&*self.at_home(forwarded, process)?, &forwarded.user, request).await;
             }
         };
-        let target = self.allow(user, Action::Signal, process).await?;
+        let target = self.allow::<StopRequest>(user, process).await?;
         check_stop(&request)?;
         let key = self.current(&target)?;
         let message = request.message.clone();

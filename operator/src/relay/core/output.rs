@@ -1,5 +1,6 @@
 //! One user's stream of one process: before, during and after the life of its pod.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,19 +8,19 @@ use kube::ResourceExt;
 use remoteprocess_proto::timing::HEARTBEAT;
 use remoteprocess_proto::v1::{Cursor, Exit, State, Stream as WireStream, WatchOutputRequest};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::authorize::{Action, Caller};
+use super::access::{Access, Answers, line};
+use super::authorize::{Authorized, Caller};
 use super::ended::Ended;
 use super::state::wire_state;
-use super::{Core, RECHECK, unreadable};
+use super::{Core, unreadable};
 use crate::relay::archive::Error as ArchiveError;
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::error::Error;
-use crate::relay::frame::Framed;
 use crate::relay::live::{Follower, Next};
 use crate::relay::metrics::metrics;
-use crate::relay::piece::{Placed, Wanted};
+use crate::relay::piece::{Framed, Placed, Wanted};
 
 /// Number of bytes sent to a reader at a time; two batches wait for a slow reader.
 const BATCH: usize = 64 * 1024;
@@ -49,7 +50,7 @@ pub(crate) enum OutputEvent {
 }
 
 /// Events in order; an error is the last.
-pub(crate) type Events = mpsc::Receiver<Result<OutputEvent, Error>>;
+pub(crate) type Events = Answers<OutputEvent>;
 
 /// The output of a process that a caller may read.
 pub(crate) struct Output {
@@ -85,17 +86,16 @@ struct Pump {
     /// The object's resourceVersion when it was last read.
     seen: Option<String>,
     heartbeat: Instant,
-    recheck: Instant,
     changes: [watch::Receiver<u64>; 2],
     sender: mpsc::Sender<Result<OutputEvent, Error>>,
 }
 
 impl Core {
     /// Begins to read the output of a process.
-    pub(crate) async fn output(self: &Arc<Self>, caller: Caller, request: WatchOutputRequest) -> Result<Output, Error> {
-        let target = match &caller {
+    pub(crate) async fn output(self: &Arc<Self>, access: Access, request: WatchOutputRequest) -> Result<Output, Error> {
+        let target = match &access.caller {
             Caller::User(user) => {
-                let target = self.allow(user, Action::Log, request.process.clone()).await?;
+                let target = self.allow::<WatchOutputRequest>(user, request.process.clone()).await?;
                 self.check_attempt(&target, request.attempt).await?;
                 target
             }
@@ -106,7 +106,7 @@ impl Core {
             named => Some(named),
         };
         let uid = target.uid.clone();
-        let events = watch(self.clone(), caller, target, attempt, &request);
+        let events = watch(self.clone(), access, target, attempt, &request);
         Ok(Output { uid, attempt, events })
     }
 }
@@ -114,12 +114,13 @@ impl Core {
 /// Starts a stream of `attempt`; if that is `None`, of the latest, which the reader is told as soon as it is settled.
 pub(super) fn watch(
     core: Arc<Core>,
-    caller: Caller,
+    access: Access,
     target: Target,
     attempt: Option<u32>,
     request: &WatchOutputRequest,
 ) -> Events {
-    let (sender, receiver) = mpsc::channel(2);
+    let caller = access.caller.clone();
+    let (line, events) = line(access);
     let only = match request.stream() {
         WireStream::Unspecified => None,
         only => Some(only),
@@ -143,11 +144,15 @@ pub(super) fn watch(
         told: None,
         seen: None,
         heartbeat: Instant::now() + HEARTBEAT,
-        recheck: Instant::now() + RECHECK,
-        sender,
+        sender: line.answers(),
     };
-    tokio::spawn(pump.run());
-    receiver
+    tokio::spawn(async move {
+        metrics().followers.inc();
+        let (core, target) = (pump.core.clone(), pump.target.clone());
+        line.serve(&core, WatchOutputRequest::ACTION, &target, pump.run()).await;
+        metrics().followers.dec();
+    });
+    events
 }
 
 fn failed(error: ArchiveError) -> Over {
@@ -158,25 +163,38 @@ fn version(core: &Core, target: &Target) -> Option<String> {
     core.object(target)?.resource_version()
 }
 
-impl Pump {
-    async fn run(mut self) {
-        metrics().followers.inc();
-        let shutdown = self.core.shutdown.clone();
-        let over = tokio::select! {
-            over = self.serve() => over,
-            () = shutdown.cancelled() => Err(Over::Failed(Error::shutting_down())),
-        };
-        if let Err(Over::Failed(error)) = over {
-            // The reader may be gone.
-            let _ = self.sender.send(Err(error)).await;
+/// Reads from the archive, where other readers may have to be waited for. Meanwhile heartbeats say that the stream lives.
+async fn alive<T>(
+    sender: &mpsc::Sender<Result<OutputEvent, Error>>,
+    attempt: u32,
+    read: impl Future<Output = T>,
+) -> Result<T, Over> {
+    let mut read = pin!(read);
+    loop {
+        tokio::select! {
+            found = &mut read => return Ok(found),
+            () = sleep(HEARTBEAT) => {
+                let position = OutputEvent::Position { offsets: None, attempt };
+                // A reader that has something to take needs no sign of life.
+                let _ = sender.try_send(Ok(position));
+            }
+            () = sender.closed() => return Err(Over::Done),
         }
-        metrics().followers.dec();
+    }
+}
+
+impl Pump {
+    async fn run(mut self) -> Result<(), Error> {
+        match self.serve().await {
+            Err(Over::Failed(error)) => Err(error),
+            Ok(()) | Err(Over::Done) => Ok(()),
+        }
     }
 
     async fn serve(&mut self) -> Result<(), Over> {
         loop {
             self.seen = version(&self.core, &self.target);
-            self.upkeep().await?;
+            self.send_heartbeat().await?;
             self.choose_attempt().await?;
             self.attach().await?;
             // What is known before the archive is read to its end decides whether that end is final.
@@ -187,7 +205,6 @@ impl Pump {
                 Next::End(exit) => return self.finish(*exit).await,
                 Next::Closed => self.detach(),
                 Next::Behind => self.wait(Some(CATCH_UP)).await?,
-                Next::Crowded => self.wait(None).await?,
                 Next::Wait if self.is_live() => self.wait(None).await?,
                 Next::Wait => match end {
                     Some(end) => return self.finish_archived(end).await,
@@ -240,9 +257,14 @@ impl Pump {
     async fn send_position(&mut self) -> Result<(), Over> {
         let position = OutputEvent::Position {
             offsets: self.follower.as_ref().map(Follower::position),
-            attempt: if self.is_settled { self.attempt } else { 0 },
+            attempt: self.told_attempt(),
         };
         self.send(position).await
+    }
+
+    /// The attempt, once its reader knows it.
+    fn told_attempt(&self) -> u32 {
+        if self.is_settled { self.attempt } else { 0 }
     }
 
     /// Creates a follower, and attaches a live attempt if there is one.
@@ -254,9 +276,9 @@ impl Pump {
         if self.is_live() {
             return Ok(());
         }
-        let is_new = self.follower.is_none();
+        let (is_new, attempt) = (self.follower.is_none(), self.told_attempt());
         let wanted = self.wanted;
-        let archive = self.core.archive.clone();
+        let archive = self.core.archive.for_user(self.caller.user());
         let follower = self
             .follower
             .get_or_insert_with(|| Follower::new(archive, key.clone(), wanted));
@@ -274,12 +296,16 @@ impl Pump {
         if !is_new || (self.tail_lines.is_none() && self.since.is_none()) {
             return Ok(());
         }
-        if let Some(since) = self.since {
-            follower.begin_since(since).await.map_err(failed)?;
-        }
-        if let Some(lines) = self.tail_lines {
-            follower.begin_at_tail(lines).await.map_err(failed)?;
-        }
+        let begin = async {
+            if let Some(since) = self.since {
+                follower.begin_since(since).await?;
+            }
+            match self.tail_lines {
+                Some(lines) => follower.begin_at_tail(lines).await,
+                None => Ok(()),
+            }
+        };
+        alive(&self.sender, attempt, begin).await?.map_err(failed)?;
         self.send_position().await
     }
 
@@ -294,8 +320,11 @@ impl Pump {
     }
 
     async fn next(&mut self) -> Result<Next, Over> {
+        let attempt = self.told_attempt();
         match &mut self.follower {
-            Some(follower) => follower.next(BATCH).await.map_err(failed),
+            Some(follower) => alive(&self.sender, attempt, follower.next(BATCH))
+                .await?
+                .map_err(failed),
             None => Ok(Next::Wait),
         }
     }
@@ -363,16 +392,13 @@ impl Pump {
             }
         };
         permit.map_err(|_| Over::Done)?.send(Ok(event));
+        if let Some(follower) = self.follower.as_mut().filter(|follower| follower.is_due()) {
+            follower.park();
+        }
         Ok(())
     }
 
-    /// Sends heartbeats, and checks the right to continue.
-    async fn upkeep(&mut self) -> Result<(), Over> {
-        if Instant::now() >= self.recheck {
-            self.recheck = Instant::now() + RECHECK;
-            let checked = self.core.check(&self.caller, Action::Log, &self.target).await;
-            checked.map_err(Over::Failed)?;
-        }
+    async fn send_heartbeat(&mut self) -> Result<(), Over> {
         if Instant::now() >= self.heartbeat {
             self.heartbeat = Instant::now() + HEARTBEAT;
             self.send_position().await?;
@@ -383,7 +409,7 @@ impl Pump {
     /// Waits until there may be more, for at most `limit`.
     async fn wait(&mut self, limit: Option<Duration>) -> Result<(), Over> {
         let is_live = self.is_live();
-        let due = self.heartbeat.min(self.recheck);
+        let due = self.heartbeat;
         let limit = match limit {
             None if !is_live && self.attempt != 0 => Some(POLL),
             limit => limit,

@@ -150,6 +150,13 @@ pub(super) fn safe(error: &GrantError) -> Error {
             warn!(error = ?source, "the grant cannot be written");
             Error::unavailable("the grant cannot be written now")
         }
+        GrantError::Denied(source) => {
+            warn!(
+                error = source as &dyn std::error::Error,
+                "the API server refuses the grant"
+            );
+            Error::unavailable("the API server refuses to record the grant; see the log of the operator")
+        }
         GrantError::Gone => Error::not_found("there is no such process"),
         GrantError::Refused(message) => Error::failed_precondition(*message),
     }

@@ -2,10 +2,10 @@
 
 use kube::ResourceExt;
 use remoteprocess_api::RemoteProcess;
-use remoteprocess_proto::v1::{Cursor, ProcessKey, ProcessState, State};
+use remoteprocess_proto::v1::{Cursor, GetStateRequest, ListRequest, ProcessKey, ProcessState, State};
 use remoteprocess_tls::User;
 
-use super::authorize::{Action, Caller};
+use super::authorize::{Authorized, Caller};
 use super::{Core, check_key, unreadable};
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::error::Error;
@@ -17,7 +17,7 @@ impl Core {
     pub(crate) async fn state(&self, caller: &Caller, process: Option<ProcessKey>) -> Result<ProcessState, Error> {
         match caller {
             Caller::User(user) => {
-                let target = self.allow(user, Action::Get, process).await?;
+                let target = self.allow::<GetStateRequest>(user, process).await?;
                 self.state_of_target(&target).await
             }
             Caller::Replica(forwarded) => Ok(self.state_at_home(&*self.at_home(forwarded, process)?)),
@@ -30,7 +30,9 @@ impl Core {
             namespace: namespace.to_owned(),
             ..ProcessKey::default()
         })?;
-        self.authorizer.authorize(user, Action::List, namespace, "").await?;
+        self.authorizer
+            .authorize(user, ListRequest::ACTION, namespace, "")
+            .await?;
         let processes = self.directory.list(namespace);
         Ok(processes.iter().map(|process| self.state_of(process)).collect())
     }

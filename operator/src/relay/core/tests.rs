@@ -1,9 +1,10 @@
 //! What a user sees of one process: before, during and after the life of its pod.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
 use object_store::memory::InMemory;
 use remoteprocess_api::{
@@ -12,11 +13,12 @@ use remoteprocess_api::{
 use remoteprocess_proto::v1::exit::{Outcome, Source};
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{self as wire, Exit, GapReason, Heartbeat, OutputFrame, Stream, WatchOutputRequest};
-use remoteprocess_tls::User;
+use remoteprocess_tls::{Connection, User};
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use super::access::Access;
 use super::authorize::Forwarded;
 use super::output::{Events, OutputEvent};
 use super::*;
@@ -53,17 +55,29 @@ struct Bench {
     is_allowed: Arc<AtomicBool>,
     /// Number of requests to the API server.
     asked: Arc<AtomicUsize>,
+    /// When the namespace was created, in seconds since the Unix epoch.
+    namespace_created: Arc<AtomicI64>,
 }
 
 impl Bench {
     fn new() -> Self {
         let is_allowed = Arc::new(AtomicBool::new(true));
         let asked = Arc::new(AtomicUsize::new(0));
-        let (answer, count) = (is_allowed.clone(), asked.clone());
+        let namespace_created = Arc::new(AtomicI64::new(0));
+        let (answer, count, age) = (is_allowed.clone(), asked.clone(), namespace_created.clone());
         let client = fake_api::client(move |call| {
             count.fetch_add(1, Ordering::Relaxed);
+            if call.path.starts_with("/api/v1/namespaces/") {
+                let created = jiff::Timestamp::from_second(age.load(Ordering::Relaxed)).unwrap();
+                return (
+                    200,
+                    json!({"metadata": {"name": "default", "creationTimestamp": created}}),
+                );
+            }
             let mut review = call.body;
-            review["status"] = json!({"allowed": answer.load(Ordering::Relaxed)});
+            // Nobody has a right in all namespaces.
+            let is_one = review["spec"]["resourceAttributes"]["namespace"].is_string();
+            review["status"] = json!({"allowed": is_one && answer.load(Ordering::Relaxed)});
             (201, review)
         });
         let archive = Archive::new(Arc::new(InMemory::new()));
@@ -89,10 +103,15 @@ impl Bench {
             notes,
             is_allowed,
             asked,
+            namespace_created,
         }
     }
 
     fn watch(&self, request: &WatchOutputRequest) -> Frames {
+        self.watch_as(access(), request)
+    }
+
+    fn watch_as(&self, access: Access, request: &WatchOutputRequest) -> Frames {
         let target = Target {
             namespace: "default".to_owned(),
             name: "hello".to_owned(),
@@ -100,7 +119,7 @@ impl Bench {
         };
         let attempt = self.core.settled(&target);
         Frames {
-            events: output::watch(self.core.clone(), Caller::User(alice()), target, attempt, request),
+            events: output::watch(self.core.clone(), access, target, attempt, request),
             ready: VecDeque::new(),
         }
     }
@@ -135,7 +154,7 @@ struct Frames {
 impl Frames {
     async fn next(&mut self) -> Option<Result<OutputFrame, Error>> {
         while self.ready.is_empty() {
-            let frame = match self.events.recv().await? {
+            let frame = match self.events.next().await? {
                 Ok(OutputEvent::Output(frames)) => {
                     let frames = frames.into_iter().map(|framed| framed.placed.piece.into_frame());
                     self.ready.extend(frames);
@@ -156,6 +175,15 @@ fn alice() -> User {
     User {
         name: "alice".to_owned(),
         ..User::default()
+    }
+}
+
+/// Alice, on a connection whose certificate is valid for longer than any test.
+fn access() -> Access {
+    Access {
+        caller: Caller::User(alice()),
+        until: Instant::now() + Duration::from_secs(3600),
+        connection: Connection::default(),
     }
 }
 
@@ -256,7 +284,10 @@ async fn a_name_of_a_megabyte_is_refused_without_a_request() {
         key("../x", "hello", ""),
         key("default", "hello", "a?b"),
     ] {
-        let refused = bench.core.allow(&alice(), Action::Log, Some(odd.clone())).await;
+        let refused = bench
+            .core
+            .allow::<WatchOutputRequest>(&alice(), Some(odd.clone()))
+            .await;
         assert_eq!(refused.unwrap_err().code, Code::InvalidArgument);
         let refused = bench.core.at_home(&Forwarded::default(), Some(odd));
         assert_eq!(refused.err().map(|error| error.code), Some(Code::InvalidArgument));
@@ -325,8 +356,33 @@ async fn the_archive_serves_what_is_over_and_deleted_the_same() {
         uid: "0c1d".to_owned(),
         ..ProcessKey::default()
     };
-    let target = bench.core.allow(&alice(), Action::Log, Some(by_uid)).await.unwrap();
+    let target = bench
+        .core
+        .allow::<WatchOutputRequest>(&alice(), Some(by_uid.clone()))
+        .await
+        .unwrap();
     assert_eq!((target.namespace.as_str(), target.name.as_str()), ("default", "hello"));
+    // A namespace that was deleted and created again has other viewers.
+    let later = jiff::Timestamp::now().as_second() + 60;
+    bench.namespace_created.store(later, Ordering::Relaxed);
+    let recreated = bench
+        .core
+        .allow::<WatchOutputRequest>(&alice(), Some(by_uid.clone()))
+        .await;
+    assert_eq!(recreated.unwrap_err().code, Code::NotFound);
+    // A user without the right learns the same from a uid that exists as from one that does not.
+    bench.is_allowed.store(false, Ordering::Relaxed);
+    let bob = User {
+        name: "bob".to_owned(),
+        ..User::default()
+    };
+    let nowhere = ProcessKey {
+        uid: "0c1e".to_owned(),
+        ..ProcessKey::default()
+    };
+    let refused = bench.core.allow::<WatchOutputRequest>(&bob, Some(by_uid)).await;
+    let missing = bench.core.allow::<WatchOutputRequest>(&bob, Some(nowhere)).await;
+    assert_eq!(refused.unwrap_err(), missing.unwrap_err());
 }
 
 fn now_request() -> WatchOutputRequest {
@@ -474,23 +530,74 @@ async fn a_stream_begins_at_a_time_or_at_the_last_lines_of_one_stream() {
     }
 }
 
+/// How a stream whose reader takes everything ends.
+async fn last_word(frames: &mut Frames) -> Error {
+    loop {
+        match frames.next().await.expect("a last word") {
+            Ok(frame) => assert!(matches!(frame.frame, Some(Frame::Heartbeat(_)))),
+            Err(error) => return error,
+        }
+    }
+}
+
 #[tokio::test]
-async fn a_user_who_loses_the_right_loses_the_stream_within_two_minutes() {
+async fn a_stream_ends_within_a_minute_with_the_right_and_at_once_with_the_certificate() {
     let bench = Bench::new();
     bench.core.directory.apply(waiting(Some(1), Reason::Unschedulable));
     let mut frames = bench.watch(&follow());
     next(&mut frames).await;
-    bench.is_allowed.store(false, Ordering::Relaxed);
+    let short = Access {
+        until: Instant::now() + Duration::from_secs(20),
+        ..access()
+    };
+    let mut short_lived = bench.watch_as(short, &follow());
+    next(&mut short_lived).await;
     tokio::time::pause();
-    let refused = timeout(Duration::from_secs(120), async {
-        loop {
-            match frames.next().await.expect("a last word") {
-                Ok(frame) => assert!(matches!(frame.frame, Some(Frame::Heartbeat(_)))),
-                Err(status) => return status,
-            }
-        }
-    });
-    assert_eq!(refused.await.expect("in time").code, Code::PermissionDenied);
+    let ended = timeout(Duration::from_secs(21), last_word(&mut short_lived)).await;
+    assert_eq!(ended.expect("in time").code, Code::Unauthenticated);
+    assert!(timeout(Duration::from_secs(100), last_word(&mut frames)).await.is_err());
+    bench.is_allowed.store(false, Ordering::Relaxed);
+    let refused = timeout(Duration::from_secs(60), last_word(&mut frames)).await;
+    assert_eq!(refused.expect("in time").code, Code::PermissionDenied);
+}
+
+/// A reader that took nothing once kept its stream for as long as it liked.
+#[tokio::test]
+async fn a_reader_that_takes_nothing_loses_the_stream_too_and_then_its_connection() {
+    let bench = Bench::new();
+    let program = Program::new(&vec![(false, 48 * 1024); 100]);
+    let agent = FakeAgent::serve(&program).await;
+    bench.open(&agent, 1);
+    bench.recorded().await;
+    let status = RemoteProcessStatus {
+        attempt: Some(1),
+        attempts: vec![granted()],
+        ..RemoteProcessStatus::default()
+    };
+    bench.core.directory.apply(process(status));
+    for is_revoked in [false, true] {
+        let slow = Access {
+            until: Instant::now() + Duration::from_secs(if is_revoked { 3600 } else { 30 }),
+            ..access()
+        };
+        let connection = slow.connection.clone();
+        let mut frames = bench.watch_as(slow, &follow());
+        assert!(matches!(next(&mut frames).await, Frame::Data(_) | Frame::Heartbeat(_)));
+        tokio::time::pause();
+        bench.is_allowed.store(!is_revoked, Ordering::Relaxed);
+        let cut = timeout(Duration::from_secs(75), connection.is_cut());
+        assert!(cut.await.is_ok(), "a last word that nobody takes");
+        frames.ready.clear();
+        let code = if is_revoked {
+            Code::PermissionDenied
+        } else {
+            Code::Unauthenticated
+        };
+        let last = frames.next().await.expect("a last word");
+        assert_eq!(last.expect_err("nothing of what waited").code, code);
+        assert!(frames.next().await.is_none());
+        tokio::time::resume();
+    }
 }
 
 #[tokio::test]

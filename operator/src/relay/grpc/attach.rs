@@ -11,13 +11,11 @@ use super::interactive::Opening;
 use super::requests::Requests;
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::core::Core;
-use crate::relay::core::authorize::Action;
 use crate::relay::error::{Code, Error};
 
 impl Opening for AttachOpen {
     type Request = AttachRequest;
     type Answer = AttachResponse;
-    const ACTION: Action = Action::Attach;
 
     fn of(request: AttachRequest) -> Option<Self> {
         match request.request {
@@ -51,6 +49,10 @@ impl Opening for AttachOpen {
             (false, false) => "opens",
         };
         ("attach", how.to_owned())
+    }
+
+    fn hang_up(&self) -> Option<(Self, AttachRequest)> {
+        None
     }
 
     fn unreachable(core: &Core, target: &Target, _: &AttemptKey, error: Error) -> Error {

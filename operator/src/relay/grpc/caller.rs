@@ -3,36 +3,67 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use remoteprocess_tls::{PeerIdentity, Role, User};
+use http::Extensions;
+use remoteprocess_tls::{Connection, PeerIdentity, Role, User};
+use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
+use super::methods::Callers;
 use super::peers::{ATTEMPT, ON_BEHALF};
+use crate::relay::core::access::Access;
 use crate::relay::core::authorize::{AgentCaller, Caller, Forwarded};
+use crate::relay::error::Error;
 
-/// The peer of the connection.
+/// Who may open a method: read from what the connection proves.
+pub(super) trait Who: Sized {
+    /// The roles that it can be.
+    const CALLERS: Callers;
+
+    /// Who sent the request.
+    ///
+    /// # Errors
+    /// As [`peer`], and `PermissionDenied` for every other role.
+    fn of<T>(request: &Request<T>) -> Result<Self, Status>;
+}
+
+/// The peer of a connection.
 ///
 /// # Errors
 /// `Unauthenticated` if the connection presents no identity, or one that has expired since the handshake.
-fn peer<T>(request: &Request<T>) -> Result<Arc<PeerIdentity>, Status> {
-    let peer = request.extensions().get::<Arc<PeerIdentity>>();
+pub(super) fn peer(connection: &Extensions) -> Result<&Arc<PeerIdentity>, Status> {
+    let peer = connection.get::<Arc<PeerIdentity>>();
     let peer = peer.ok_or_else(|| Status::unauthenticated("this method needs a client certificate"))?;
     if peer.not_after <= SystemTime::now() {
-        return Err(Status::unauthenticated(
-            "the client certificate has expired; connect again with a new one",
-        ));
+        return Err(Error::expired().into());
     }
-    Ok(peer.clone())
+    Ok(peer)
+}
+
+/// The user or the replica that opens a stream.
+impl Who for Access {
+    const CALLERS: Callers = Callers::UsersAndReplicas;
+
+    fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let valid_for = peer(request.extensions())?.not_after.duration_since(SystemTime::now());
+        let connection = request.extensions().get::<Connection>().cloned();
+        Ok(Self {
+            caller: Caller::of(request)?,
+            until: Instant::now() + valid_for.unwrap_or_default(),
+            connection: connection.unwrap_or_default(),
+        })
+    }
 }
 
 /// The user or the replica that calls.
-///
-/// # Errors
-/// As [`peer`], and `PermissionDenied` for every other role.
-pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
-    match peer(request)?.role {
-        Role::Operator => Ok(Caller::Replica(forwarded(request.metadata()))),
-        _ => user(request).map(Caller::User),
+impl Who for Caller {
+    const CALLERS: Callers = Callers::UsersAndReplicas;
+
+    fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        match peer(request.extensions())?.role {
+            Role::Operator => Ok(Self::Replica(forwarded(request.metadata()))),
+            _ => User::of(request).map(Self::User),
+        }
     }
 }
 
@@ -51,34 +82,31 @@ fn forwarded(metadata: &MetadataMap) -> Forwarded {
 }
 
 /// The user who calls.
-///
-/// # Errors
-/// As [`peer`], and `PermissionDenied` for every other role.
-pub(super) fn user<T>(request: &Request<T>) -> Result<User, Status> {
-    let peer = peer(request)?;
-    match (&peer.role, &peer.user) {
-        (Role::User, Some(user)) => Ok(user.clone()),
-        _ => Err(Status::permission_denied(format!(
-            "this method is for users, not for {}",
-            peer.role
-        ))),
+impl Who for User {
+    const CALLERS: Callers = Callers::Users;
+
+    fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let peer = peer(request.extensions())?;
+        match (&peer.role, &peer.user) {
+            (Role::User, Some(user)) => Ok(user.clone()),
+            (role, _) => Err(Self::CALLERS.refusal(role)),
+        }
     }
 }
 
 /// The agent that calls.
-///
-/// # Errors
-/// As [`peer`], and `PermissionDenied` for every other role.
-pub(super) fn agent<T>(request: &Request<T>) -> Result<AgentCaller, Status> {
-    match &peer(request)?.role {
-        Role::Agent { namespace, pod_uid } => Ok(AgentCaller {
-            namespace: namespace.clone(),
-            pod_uid: pod_uid.clone(),
-            source: request.remote_addr().map(|address| address.ip()),
-        }),
-        role => Err(Status::permission_denied(format!(
-            "this method is for agents, not for {role}"
-        ))),
+impl Who for AgentCaller {
+    const CALLERS: Callers = Callers::Agents;
+
+    fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        match &peer(request.extensions())?.role {
+            Role::Agent { namespace, pod_uid } => Ok(Self {
+                namespace: namespace.clone(),
+                pod_uid: pod_uid.clone(),
+                source: request.remote_addr().map(|address| address.ip()),
+            }),
+            role => Err(Self::CALLERS.refusal(role)),
+        }
     }
 }
 
@@ -120,15 +148,18 @@ mod tests {
             request(pod.clone(), None, false),
         );
         let by_operator = request(Role::Operator, None, false);
-        assert_eq!(user(&by_user).expect("a user"), alice());
-        assert_eq!(agent(&by_agent).expect("an agent").pod_uid, "u");
+        assert_eq!(User::of(&by_user).expect("a user"), alice());
+        assert_eq!(AgentCaller::of(&by_agent).expect("an agent").pod_uid, "u");
         let denied = |status: Status| assert_eq!(status.code(), tonic::Code::PermissionDenied);
-        denied(user(&by_agent).expect_err("an agent is no user"));
-        denied(user(&by_operator).expect_err("the operator is no user"));
-        denied(agent(&by_user).expect_err("a user is no agent"));
-        denied(agent(&by_operator).expect_err("the operator is no agent"));
+        denied(User::of(&by_agent).expect_err("an agent is no user"));
+        denied(User::of(&by_operator).expect_err("the operator is no user"));
+        denied(AgentCaller::of(&by_user).expect_err("a user is no agent"));
+        denied(AgentCaller::of(&by_operator).expect_err("the operator is no agent"));
         for request in [Request::new(()), request(pod, None, true)] {
-            assert_eq!(peer(&request).expect_err("nobody").code(), tonic::Code::Unauthenticated);
+            assert_eq!(
+                peer(request.extensions()).expect_err("nobody").code(),
+                tonic::Code::Unauthenticated
+            );
         }
     }
 }

@@ -2,21 +2,26 @@
 //! come here, and are shared by all readers.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use futures::Stream;
+use futures::future::BoxFuture;
+use futures::{Stream, StreamExt};
 use remoteprocess_proto::MAX_MESSAGE;
 use remoteprocess_proto::metadata::UID;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_server::RelayServer;
 use remoteprocess_proto::v1::{Heartbeat, OutputFrame, WatchOutputRequest};
 use remoteprocess_proto::wire::{Endpoint, RELAY_WATCH_OUTPUT, WatchOutput, encode};
+use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
+use tower::Service;
 
-use super::caller::caller;
+use super::brief::Brief;
+use super::methods::{Method, Requests};
 use super::peers::ATTEMPT;
 use super::{RelayService, admit};
 use crate::relay::core::output::{Events, OutputEvent};
@@ -26,12 +31,39 @@ const TINY: usize = 2048;
 /// Maximum number of bytes of combined messages.
 const PACK: usize = 16 * 1024;
 
-/// Serves every method of the relay. Cheap to clone.
-pub type RelayEndpoint = Endpoint<RelayService, RelayServer<RelayService>>;
+/// Serves every method of the relay, to its own callers: nobody else's request is read. Cheap to clone.
+#[derive(Clone)]
+pub struct RelayEndpoint(Endpoint<RelayService, RelayServer<RelayService>>);
 
 pub(super) fn endpoint(service: RelayService) -> RelayEndpoint {
     let tonic = RelayServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE);
-    Endpoint::new(service, tonic)
+    RelayEndpoint(Endpoint::new(service, tonic))
+}
+
+impl<B> Service<http::Request<B>> for RelayEndpoint
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let method = Method::at(request.uri().path());
+        if let Some(Err(status)) = method.map(|method| method.admit(request.extensions())) {
+            return Box::pin(std::future::ready(Ok(status.into_http())));
+        }
+        let request = match method.map(|method| method.requests) {
+            Some(Requests::One) => request.map(|body| Body::new(Brief::new(body))),
+            Some(Requests::Many) | None => request.map(Body::new),
+        };
+        self.0.call(request)
+    }
 }
 
 impl WatchOutput for RelayService {
@@ -40,8 +72,8 @@ impl WatchOutput for RelayService {
     type Messages = Messages;
 
     async fn watch_output(&self, request: Request<WatchOutputRequest>) -> Result<(MetadataMap, Messages), Status> {
-        let (caller, request) = admit(request, caller)?;
-        let output = self.core.output(caller, request).await?;
+        let (access, request) = admit(request)?;
+        let output = self.core.output(access, request).await?;
         let mut metadata = MetadataMap::new();
         if let Ok(uid) = output.uid.parse() {
             metadata.insert(UID, uid);
@@ -71,7 +103,7 @@ impl Stream for Messages {
             if let Some(wire) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(wire)));
             }
-            match ready!(self.events.poll_recv(cx)) {
+            match ready!(self.events.poll_next_unpin(cx)) {
                 Some(Ok(event)) => self.ready = messages(event),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => return Poll::Ready(None),

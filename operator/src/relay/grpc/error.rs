@@ -24,7 +24,10 @@ impl From<Error> for Status {
     }
 }
 
-/// A peer's answer. Its metadata is dropped.
+/// Bytes that are passed on of a sentence of a peer.
+const SENTENCE: usize = 1024;
+
+/// What a peer has answered. Its metadata stays behind, and so does what is too long of its sentence.
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
         let code = match status.code() {
@@ -45,7 +48,8 @@ impl From<Status> for Error {
             | tonic::Code::DataLoss
             | tonic::Code::Internal => Code::Internal,
         };
-        Self::new(code, status.message())
+        let message = status.message();
+        Self::new(code, &message[..message.floor_char_boundary(SENTENCE)])
     }
 }
 
@@ -60,6 +64,8 @@ mod tests {
             let twice = Error::from(Status::from(once.clone()));
             assert_eq!(once, twice, "{code:?}");
             assert_eq!(once.message, "why");
+            let long = Error::from(Status::new(code, "ä".repeat(1 << 20)));
+            assert_eq!(long.message.len(), SENTENCE);
         }
     }
 }

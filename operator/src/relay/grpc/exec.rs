@@ -2,7 +2,7 @@
 
 use remoteprocess_proto::v1::exec_request::Request as Asked;
 use remoteprocess_proto::v1::relay_client::RelayClient;
-use remoteprocess_proto::v1::{ExecOpen, ExecRequest, ExecResponse, ProcessKey};
+use remoteprocess_proto::v1::{ExecOpen, ExecRequest, ExecResponse, HangUp, ProcessKey};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -11,7 +11,6 @@ use super::interactive::Opening;
 use super::requests::Requests;
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::core::Core;
-use crate::relay::core::authorize::Action;
 use crate::relay::error::Error;
 
 /// Number of bytes of a program's name in the audit log.
@@ -20,7 +19,6 @@ const AUDITED: usize = 256;
 impl Opening for ExecOpen {
     type Request = ExecRequest;
     type Answer = ExecResponse;
-    const ACTION: Action = Action::Exec;
 
     fn of(request: ExecRequest) -> Option<Self> {
         match request.request {
@@ -53,6 +51,17 @@ impl Opening for ExecOpen {
         let program = String::from_utf8_lossy(program.unwrap_or_default());
         let how = if self.resume { "continues" } else { "runs" };
         ("exec", format!("{how} {program:?}"))
+    }
+
+    /// A connection of its own, without a place in the output: nothing that the client has sent is in front of it.
+    fn hang_up(&self) -> Option<(Self, ExecRequest)> {
+        let open = Self {
+            resume: true,
+            received: None,
+            ..self.clone()
+        };
+        let request = Some(Asked::HangUp(HangUp {}));
+        Some((open, ExecRequest { request }))
     }
 
     fn unreachable(core: &Core, target: &Target, key: &AttemptKey, _: Error) -> Error {

@@ -8,21 +8,26 @@ use futures::{Stream, StreamExt};
 use remoteprocess_proto::v1::ProcessKey;
 use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_tls::User;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::warn;
 
 use super::agent::AgentClient;
-use super::caller::caller;
+use super::caller::Who;
+use super::methods::Opens;
+use super::peers::Home;
 use super::requests::Requests;
-use super::{Versioned, check_protocol, peers};
+use super::{check_protocol, peers};
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::core::Core;
-use crate::relay::core::authorize::{Action, Caller};
+use crate::relay::core::access::{Access, line};
+use crate::relay::core::authorize::{Authorized, Caller};
 use crate::relay::core::control::audit;
 use crate::relay::core::home::Reached;
-use crate::relay::core::watched::watched;
 use crate::relay::error::{Code, Error};
+use crate::relay::live::LiveAttempt;
 
 /// Time limit for the first message, and for the answer of another replica.
 const OPENING: Duration = Duration::from_secs(5);
@@ -33,13 +38,11 @@ const NAME: usize = 256;
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The first request of such a stream.
-pub(super) trait Opening: Versioned + Sized + Send {
+pub(super) trait Opening: Opens<Caller = Access> + Authorized + Sized + Send + 'static {
     /// A request.
     type Request: Send + Unpin + 'static;
     /// An answer.
     type Answer: Send + 'static;
-    /// The right that it requires.
-    const ACTION: Action;
 
     /// The opening in a request, if there is one.
     fn of(request: Self::Request) -> Option<Self>;
@@ -53,6 +56,8 @@ pub(super) trait Opening: Versioned + Sized + Send {
     fn meaning(self, process: Option<ProcessKey>, user: &str) -> Self;
     /// For the audit log: the action, and details.
     fn audited(&self) -> (&'static str, String);
+    /// The first and the last request of a stream that ends it at the agent. `None` if nothing runs after a cut.
+    fn hang_up(&self) -> Option<(Self, Self::Request)>;
     /// The error if the attempt cannot be reached now.
     fn unreachable(core: &Core, target: &Target, key: &AttemptKey, error: Error) -> Error;
 
@@ -73,25 +78,57 @@ pub(super) async fn open<O: Opening>(
     core: Arc<Core>,
     request: Request<Streaming<O::Request>>,
 ) -> Result<Answers<O::Answer>, Status> {
-    let caller = caller(&request)?;
+    let access = Access::of(&request)?;
     let mut requests = request.into_inner();
     let open: O = first(&mut requests).await?;
     let (process, _) = open.meant();
-    let (target, answers) = match &caller {
+    let (user, target, way) = match &access.caller {
         Caller::User(user) => {
-            let target = core.allow(user, O::ACTION, process).await?;
-            let answers = open_for(&core, user, &target, open, requests).await?;
-            (target, answers)
+            let target = core.allow::<O>(user, process).await?;
+            let way = find_way(&core, user, &target, &open).await?;
+            (user.name.clone(), target, way)
         }
         Caller::Replica(forwarded) => {
             let live = core.at_home(forwarded, process)?;
-            let answers = open_here(live.agent(), &forwarded.user, open, requests).await?;
-            (live.subject().target(), answers)
+            (forwarded.user.clone(), live.subject().target(), Way::Here(live))
         }
     };
-    let answers = answers.map(|answer| answer.map_err(broken));
-    let watched = watched(core, caller, (O::ACTION, target), answers);
-    Ok(Box::pin(watched.map(|answer| answer.map_err(Status::from))))
+    let hang_up = open.hang_up();
+    let requests = |open: O| Requests::new(open.into_request(), requests);
+    let answers = way.open(&core, &user, open, requests).await?;
+    let (line, told) = line(access);
+    tokio::spawn(async move {
+        let passed = pass(answers, line.answers());
+        let cut = line.serve(&core, O::ACTION, &target, passed).await;
+        if let (Some(Code::PermissionDenied), Some((open, last))) = (cut, hang_up) {
+            let requests = |open: O| Requests::only([open.into_request(), last]);
+            let ended = async {
+                let mut answers = way.open(&core, &user, open, requests).await?;
+                while answers.message().await?.is_some() {}
+                Ok::<_, Error>(())
+            };
+            let ended = timeout(OPENING * 3, ended).await;
+            if let Err(error) = ended.unwrap_or_else(|_| Err(Error::agent_unreachable())) {
+                warn!(uid = target.uid, %error, "a session of a user without the right cannot be ended now");
+            }
+        }
+    });
+    Ok(Box::pin(told.map(|answer| answer.map_err(Status::from))))
+}
+
+/// Passes on what the agent answers, until it ends or the client has gone.
+async fn pass<T>(mut answers: Streaming<T>, told: mpsc::Sender<Result<T, Error>>) -> Result<(), Error> {
+    loop {
+        let answer = tokio::select! {
+            answer = answers.next() => answer,
+            () = told.closed() => return Ok(()),
+        };
+        let Some(answer) = answer else { return Ok(()) };
+        let answer = answer.map_err(broken)?;
+        if told.send(Ok(answer)).await.is_err() {
+            return Ok(());
+        }
+    }
 }
 
 async fn first<O: Opening>(requests: &mut Streaming<O::Request>) -> Result<O, Status> {
@@ -107,13 +144,16 @@ async fn first<O: Opening>(requests: &mut Streaming<O::Request>) -> Result<O, St
     Ok(open)
 }
 
-async fn open_for<O: Opening>(
-    core: &Core,
-    user: &User,
-    target: &Target,
-    open: O,
-    requests: Streaming<O::Request>,
-) -> Result<Streaming<O::Answer>, Error> {
+/// Where the agent of an attempt is reached from here.
+enum Way {
+    /// This replica is its home.
+    Here(Arc<LiveAttempt>),
+    /// Another replica is.
+    There(Box<Home>, AttemptKey),
+}
+
+/// Finds the agent for a user who has been authorized, and writes the audit.
+async fn find_way<O: Opening>(core: &Core, user: &User, target: &Target, open: &O) -> Result<Way, Error> {
     let key = match open.meant() {
         (_, 0) => core.current(target)?,
         (_, attempt) => {
@@ -125,29 +165,33 @@ async fn open_for<O: Opening>(
     let reached = reached.map_err(|error| O::unreachable(core, target, &key, error))?;
     let (action, detail) = open.audited();
     audit(user, target, &key, action, &detail);
-    let home = match reached {
-        Reached::Here(live) => return open_here(live.agent(), &user.name, open, requests).await,
-        Reached::There(home) => home,
-    };
-    let open = open.meaning(Some(peers::process(&key)), &user.name);
-    let client = core.live.peers().connect(&home).await?;
-    let requests = Requests::new(open.into_request(), requests);
-    let opened = O::at_home(client, peers::forward(&key, &user.name, requests));
-    match timeout(OPENING * 2, opened).await {
-        Ok(answers) => Ok(answers?.into_inner()),
-        Err(_) => Err(peers::silent()),
-    }
+    Ok(match reached {
+        Reached::Here(live) => Way::Here(live),
+        Reached::There(home) => Way::There(home, key),
+    })
 }
 
-/// Opens it at the agent, for a user who was already authorized.
-async fn open_here<O: Opening>(
-    agent: &AgentClient,
-    user: &str,
-    open: O,
-    requests: Streaming<O::Request>,
-) -> Result<Streaming<O::Answer>, Error> {
-    let open = open.meaning(None, user);
-    O::at_agent(agent, Requests::new(open.into_request(), requests)).await
+impl Way {
+    /// Opens a stream to the agent, on behalf of a user who has been authorized.
+    async fn open<O: Opening>(
+        &self,
+        core: &Core,
+        user: &str,
+        open: O,
+        requests: impl FnOnce(O) -> Requests<O::Request>,
+    ) -> Result<Streaming<O::Answer>, Error> {
+        let (home, key) = match self {
+            Self::Here(live) => return O::at_agent(live.agent(), requests(open.meaning(None, user))).await,
+            Self::There(home, key) => (home, key),
+        };
+        let client = core.live.peers().connect(home).await?;
+        let requests = requests(open.meaning(Some(peers::process(key)), user));
+        let opened = O::at_home(client, peers::forward(key, user, requests));
+        match timeout(OPENING * 2, opened).await {
+            Ok(answers) => Ok(answers?.into_inner()),
+            Err(_) => Err(peers::silent()),
+        }
+    }
 }
 
 /// The agent's own answers pass through unchanged; everything else is a broken connection.

@@ -28,21 +28,50 @@ pub struct OutputCondition {
     pub message: String,
 }
 
+/// Why no output comes in.
+#[derive(Clone, Copy, PartialEq)]
+enum Hindrance {
+    /// The spool of this many bytes is full.
+    Spool(u64),
+    /// The agent sent this.
+    Refused(&'static str),
+}
+
+impl Hindrance {
+    fn describe(self) -> (&'static str, String) {
+        match self {
+            Self::Spool(size) => (
+                "SpoolFull",
+                format!(
+                    "the program is held back: the pod's spool of {size} bytes is full of output that the archive does \
+                     not hold. See ArchiveUnavailable, or choose a larger spec.output.spoolSize or another \
+                     spec.output.whenFull"
+                ),
+            ),
+            Self::Refused(what) => (
+                "InvalidOutput",
+                format!(
+                    "the operator takes no more output from the pod of this attempt, because its agent sent {what}. \
+                     What was taken before is safe. The agent is not the one of this installation: see who can change \
+                     pods in this namespace"
+                ),
+            ),
+        }
+    }
+}
+
 /// Reports both; never returns.
 pub(super) async fn run(live: &LiveAttempt) {
     tokio::join!(
         tell(
             live,
             live.observed.subscribe(),
-            |observed| observed.blocked,
+            |observed| observed
+                .refused
+                .map(Hindrance::Refused)
+                .or(observed.blocked.map(Hindrance::Spool)),
             ConditionType::OutputBlocked,
-            |size| (
-                "SpoolFull",
-                format!(
-                    "the program is held back: the pod's spool of {size} bytes is full of output that the archive does not \
-                 hold. See ArchiveUnavailable, or choose a larger spec.output.spoolSize or another spec.output.whenFull"
-                ),
-            )
+            Hindrance::describe
         ),
         tell(
             live,

@@ -59,6 +59,8 @@ pub(crate) struct Program {
     pub taken: attach::Taken,
     /// How sessions were opened.
     pub execs: Mutex<Vec<ExecOpen>>,
+    /// Sessions that were left for good.
+    pub hang_ups: Mutex<usize>,
     /// Streams answer with ABORTED.
     pub superseded: Mutex<bool>,
 }
@@ -132,6 +134,7 @@ impl Program {
             streams: Mutex::default(),
             taken: attach::Taken::default(),
             execs: Mutex::default(),
+            hang_ups: Mutex::default(),
             superseded: Mutex::default(),
         })
     }

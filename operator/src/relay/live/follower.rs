@@ -2,19 +2,15 @@
 //! other.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::task::{self, Poll, ready};
 
 use remoteprocess_proto::v1::{Cursor, Exit, GapReason};
-use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio_util::sync::PollSemaphore;
+use tokio::sync::watch;
 
 use super::Feed;
 use super::ring::Place;
 use crate::relay::archive::{Archive, Error, Reader, TailSearch, first_since, precedes, since_start, tail_start};
 use crate::relay::attempt::AttemptKey;
-use crate::relay::frame::{Framed, Open};
-use crate::relay::piece::{Piece, Placed, Wanted, distance, gap};
+use crate::relay::piece::{Framed, Open, Piece, Placed, Wanted, distance, gap};
 
 /// A cursor into one attempt's history. It holds at most one segment of it in memory.
 pub struct Follower {
@@ -26,10 +22,6 @@ pub struct Follower {
     place: Option<Place>,
     until: Option<u64>,
     queue: VecDeque<Placed>,
-    seats: PollSemaphore,
-    /// Held while the queue has content.
-    seat: Option<OwnedSemaphorePermit>,
-    is_crowded: bool,
 }
 
 struct Live {
@@ -46,8 +38,6 @@ pub enum Next {
     Wait,
     /// The ring has moved on. A follower returns it only while the archive does not have the bytes yet.
     Behind,
-    /// The archive has more, but too many others read it: wait for `changed`.
-    Crowded,
     /// Everything up to the limit that was set has been delivered.
     Limit,
     /// Everything was delivered, and the attempt ended with this exit.
@@ -73,9 +63,6 @@ impl Follower {
             place: None,
             until: None,
             queue: VecDeque::new(),
-            seats: PollSemaphore::new(archive.seats()),
-            seat: None,
-            is_crowded: false,
             archive,
             key,
         }
@@ -88,7 +75,7 @@ impl Follower {
         self.place = None;
         self.until = None;
         self.queue = VecDeque::new();
-        self.leave_seat();
+        self.reader.release();
         self.live = feed.map(|feed| {
             feed.ring.join();
             let changes = feed.ring.changes();
@@ -108,13 +95,14 @@ impl Follower {
     /// When the archive does not answer.
     pub async fn begin_at_tail(&mut self, lines: u64) -> Result<(), Error> {
         let mut search = TailSearch::new(lines, self.wanted.only);
-        let recent = self.recent();
-        let start = match recent.iter().rev().find_map(|placed| search.step(placed)) {
+        let (found, before) = {
+            let recent = self.recent();
+            let found = recent.iter().rev().find_map(|placed| search.step(placed));
+            (found, recent.first().map(|placed| placed.start))
+        };
+        let start = match found {
             Some(start) => start,
-            None => {
-                let before = recent.first().map(|placed| placed.start);
-                tail_start(&self.archive, &self.key, search, before).await?
-            }
+            None => tail_start(&self.archive, &self.key, search, before).await?,
         };
         self.begin_at_least(start);
         Ok(())
@@ -126,16 +114,16 @@ impl Follower {
     /// # Errors
     /// When the archive does not answer.
     pub async fn begin_since(&mut self, since: i64) -> Result<(), Error> {
-        let recent = self.recent();
-        let is_in_ring = recent
-            .iter()
-            .find_map(|placed| placed.piece.time())
-            .is_some_and(|time| time < since);
+        let (is_in_ring, recent) = {
+            let recent = self.recent();
+            let first = recent.iter().find_map(|placed| placed.piece.time());
+            (first.is_some_and(|time| time < since), first_since(&recent, since))
+        };
         let archived = match is_in_ring {
             true => None,
             false => since_start(&self.archive, &self.key, since).await?,
         };
-        let start = match archived.or_else(|| first_since(&recent, since)) {
+        let start = match archived.or(recent) {
             Some(start) => start,
             None => match &self.live {
                 Some(live) => live.feed.ring.end(),
@@ -190,12 +178,8 @@ impl Follower {
         self.live.as_ref().is_some_and(|live| live.feed.ring.exit().is_some())
     }
 
-    /// Waits until there may be more: in the live attempt, or for a seat in the archive if it is crowded. Never returns
-    /// without either.
+    /// Waits until there may be more in the live attempt. Never returns without one.
     pub async fn changed(&mut self) {
-        if self.is_crowded {
-            return poll_fn(|cx| self.poll_seat(cx)).await;
-        }
         match &mut self.live {
             // An error means that the live attempt is gone; `next` detects that.
             Some(live) => drop(live.changes.changed().await),
@@ -209,7 +193,13 @@ impl Follower {
             *place = Place::new(first.start);
         }
         self.queue = VecDeque::new();
-        self.leave_seat();
+        self.reader.release();
+    }
+
+    /// Other readers of the archive wait for what this one holds, and it has had its turn.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.reader.is_due()
     }
 
     /// The position of both streams, on the history's path.
@@ -247,9 +237,7 @@ impl Follower {
     async fn fetch(&mut self, at: Cursor, max: usize) -> Result<Next, Error> {
         let place = self.place.get_or_insert_with(|| Place::new(at));
         let Some(live) = &mut self.live else {
-            let Some(found) = self.archived(at).await? else {
-                return Ok(Next::Crowded);
-            };
+            let found = self.reader.next(at).await?;
             return Ok(if found.is_empty() {
                 Next::Wait
             } else {
@@ -266,16 +254,11 @@ impl Follower {
             )),
             Next::Behind => {
                 let (front, is_home) = (live.feed.ring.front().unwrap_or_default(), live.feed.is_home);
-                let Some(mut found) = self.archived(at).await? else {
-                    return Ok(Next::Crowded);
-                };
+                let mut found = self.reader.next(at).await?;
                 if found.is_empty() {
                     // It is durable, or the ring would have kept it: a list that was made while segments arrived may
                     // have missed it.
-                    found = match self.archived(at).await? {
-                        Some(found) => found,
-                        None => return Ok(Next::Crowded),
-                    };
+                    found = self.reader.next(at).await?;
                 }
                 Ok(if found.is_empty() && !is_home {
                     Next::Behind
@@ -287,28 +270,6 @@ impl Follower {
             }
             other => Ok(other),
         }
-    }
-
-    /// What comes next in the archive; `None` without a seat.
-    async fn archived(&mut self, at: Cursor) -> Result<Option<Vec<Placed>>, Error> {
-        self.is_crowded = poll_fn(|cx| Poll::Ready(self.poll_seat(cx).is_pending())).await;
-        if self.is_crowded {
-            return Ok(None);
-        }
-        let found = self.reader.next(at).await?;
-        if found.is_empty() {
-            self.leave_seat();
-        }
-        Ok(Some(found))
-    }
-
-    /// Gets a seat. A follower that has asked keeps its place in the queue.
-    fn poll_seat(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
-        if self.seat.is_none() {
-            self.seat = ready!(self.seats.poll_acquire(cx));
-        }
-        self.is_crowded = false;
-        Poll::Ready(())
     }
 
     /// What the ring has dropped is not in the archive: reports a gap.
@@ -366,15 +327,8 @@ impl Follower {
         found.extend(open.map(Open::seal));
         if self.queue.is_empty() {
             self.queue = VecDeque::new();
-            self.leave_seat();
+            self.reader.release();
         }
         found
-    }
-
-    /// Frees the seat, and gives up the place in the queue.
-    fn leave_seat(&mut self) {
-        self.seat = None;
-        self.is_crowded = false;
-        self.seats = PollSemaphore::new(self.archive.seats());
     }
 }

@@ -10,8 +10,7 @@ use tokio::sync::{Notify, watch};
 use super::budget::Budget;
 use super::follower::Next;
 use crate::relay::archive::SEGMENT_BYTES;
-use crate::relay::frame::{Framed, Open};
-use crate::relay::piece::{Piece, Placed, distance, gap};
+use crate::relay::piece::{Framed, Open, Piece, Placed, distance, gap};
 
 /// Memory limit of a ring, in bytes: one segment being stored and one being filled.
 pub(super) const CAPACITY: usize = 2 * SEGMENT_BYTES;
@@ -511,7 +510,7 @@ mod tests {
         let lengths = pieces(ring.read(&mut place, CAPACITY));
         let lengths: Vec<usize> = lengths.iter().map(|piece| piece.bytes().len()).collect();
         assert_eq!(lengths, vec![65_500, 99_900 - 65_500]);
-        assert_eq!(ring.lock().cost, 100_000 + 3 * 128);
+        assert_eq!(ring.lock().cost, 100_000 + 3 * chunk(0, 0).cost());
     }
 
     #[test]

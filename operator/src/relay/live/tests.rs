@@ -13,9 +13,8 @@ use tokio::time::timeout;
 
 use super::fake_agent::{FakeAgent, Program, TestDialer, byte, no_peers};
 use super::*;
-use crate::relay::archive::SEATS;
-use crate::relay::frame::Framed;
-use crate::relay::piece::{Piece, Wanted};
+use crate::relay::archive::{READ_MEMORY, SEGMENT_BYTES};
+use crate::relay::piece::{Framed, Piece, Placed, Wanted, gap};
 
 mod desired;
 mod outage;
@@ -235,38 +234,51 @@ async fn a_stalled_reader_delays_no_other_and_misses_nothing() {
     assert_eq!((got.at, got.gaps.len()), (program.end(), 0));
 }
 
+/// Forty slow readers of one user once held all seats.
 #[tokio::test]
-async fn readers_of_the_archive_take_turns() {
+async fn readers_of_the_archive_take_turns_user_by_user() {
     let program = Program::new(&chunks(6));
     let agent = FakeAgent::serve(&program).await;
     let relay = Relay::new(&memory());
     relay.open(&agent);
     relay.recorded().await;
-    let read_archive = || {
-        let mut follower = relay.follower(all());
-        follower.attach(None);
-        follower
-    };
-    let mut sitting: Vec<Follower> = (0..SEATS).map(|_| read_archive()).collect();
-    for follower in &mut sitting {
-        assert!(matches!(soon(follower.next(BATCH)).await.unwrap(), Next::Pieces(_)));
-    }
-    let (mut late, mut parked) = (read_archive(), sitting.remove(0));
-    assert_eq!(soon(late.next(BATCH)).await.unwrap(), Next::Crowded);
-    // A follower that is parked makes room; so does one that is gone, even in the queue.
-    parked.park();
-    soon(late.changed()).await;
-    assert_eq!(soon(parked.next(BATCH)).await.unwrap(), Next::Crowded);
-    drop(parked);
-    let mut got = Got::new();
-    while got.at != program.end() {
-        match soon(late.next(BATCH)).await.unwrap() {
-            Next::Pieces(frames) => got.take(frames),
-            Next::Crowded => soon(late.changed()).await,
-            other => panic!("{other:?}"),
+    let read_archive = |user| Follower::new(relay.archive.for_user(user), subject().key, all());
+    let mut sitting = Vec::new();
+    loop {
+        let (mut follower, mut got) = (read_archive("mallory"), Got::new());
+        match timeout(Duration::from_millis(300), follower.next(BATCH)).await {
+            Ok(Ok(Next::Pieces(frames))) => got.take(frames),
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => break,
         }
+        sitting.push((follower, got));
     }
-    assert_eq!(got.gaps.len(), 0);
+    assert!(sitting.len() * SEGMENT_BYTES <= READ_MEMORY, "{}", sitting.len());
+    for _ in 0..30 {
+        let mut waiting = read_archive("mallory");
+        tokio::spawn(async move {
+            assert!(matches!(waiting.next(BATCH).await, Ok(Next::Pieces(_))));
+        });
+    }
+    tokio::task::yield_now().await;
+    let mut late = read_archive("alice");
+    let first = late.next(BATCH);
+    let mut first = std::pin::pin!(first);
+    assert!(timeout(Duration::from_millis(50), &mut first).await.is_err());
+    // A reader that stands still makes room, and continues where it was.
+    let mut parked = sitting.split_off(sitting.len() - 4);
+    parked.iter_mut().for_each(|(follower, _)| follower.park());
+    assert!(matches!(soon(first).await, Ok(Next::Pieces(_))));
+    drop(sitting);
+    for (mut follower, mut got) in parked {
+        while got.at != program.end() {
+            match soon(follower.next(BATCH)).await.unwrap() {
+                Next::Pieces(frames) => got.take(frames),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(got.gaps.len(), 0);
+    }
 }
 
 #[tokio::test]
@@ -636,3 +648,26 @@ async fn a_spool_that_stays_full_becomes_a_condition_and_its_end_too() {
 }
 
 const BLOCKED: remoteprocess_api::ConditionType = remoteprocess_api::ConditionType::OutputBlocked;
+
+/// A pod that a namespace editor made, with the token of an agent.
+#[tokio::test]
+async fn an_agent_that_sends_nonsense_is_named_and_what_was_accepted_stays() {
+    let mut program = Program::new(&chunks(1));
+    let end = program.end();
+    let piece = gap(Stream::Stdout, end.stdout, Some(u64::MAX), GapReason::SpoolFull);
+    let nonsense = Placed { start: end, piece };
+    Arc::get_mut(&mut program).unwrap().history.push(nonsense);
+    program.written.send_replace(program.history.len());
+    let agent = FakeAgent::serve(&program).await;
+    let relay = Relay::new(&memory());
+    let live = relay.open(&agent);
+    let mut observed = live.observed.subscribe();
+    let refused = soon(observed.wait_for(|now| now.refused.is_some()))
+        .await
+        .unwrap()
+        .refused;
+    assert_eq!(refused, Some("an offset that no stream reaches"));
+    let (mut follower, mut got) = (relay.follower(all()), Got::new());
+    assert!(got.read(&mut follower, end.stdout + end.stderr).await.is_none());
+    assert_eq!((live.received(), got.gaps.len()), (end, 0));
+}

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
+use super::bounds::bound;
 use super::{Desired, LiveAttempt, Observed};
 use crate::backoff::Backoff;
 use crate::relay::attempt::Agent;
@@ -138,10 +139,21 @@ async fn read(live: &LiveAttempt, agent: &Agent, was_connected: &mut bool) -> Cu
             Ok(Err(error)) => return refused(&error),
             Err(_) => return Cut::Broken("silent".to_owned()),
         };
+        let frame = match bound(frame) {
+            Ok(frame) => frame,
+            Err(why) => {
+                live.observed
+                    .send_if_modified(|observed| observed.refused.replace(why) != Some(why));
+                return Cut::Broken(format!("the agent sent {why}"));
+            }
+        };
         match frame {
             Frame::Data(data) => {
-                live.observed
-                    .send_if_modified(|observed| !std::mem::replace(&mut observed.is_started, true));
+                live.observed.send_if_modified(|observed| {
+                    let is_news = !observed.is_started || observed.refused.is_some();
+                    (observed.is_started, observed.refused) = (true, None);
+                    is_news
+                });
                 metrics().received.inc_by(data.bytes.len() as u64);
                 live.ring.push_message(Piece::Data(data), wire);
             }

@@ -51,6 +51,26 @@ pub(super) fn build(subject: &Subject, replica: &str, fact: &Fact, now: Timestam
     Some(event(subject, replica, news, now))
 }
 
+/// The Event of a status that the API server refuses to write. The output is safe, but the status does not show it.
+pub(super) fn of_refusal(subject: &Subject, replica: &str, what: &str, error: &kube::Error, now: Timestamp) -> Event {
+    let attempt = subject.key.attempt;
+    let why = match error {
+        kube::Error::Api(status) => &status.message,
+        _ => "",
+    };
+    let news = News {
+        kind: "Warning",
+        reason: "StatusRefused",
+        action: "Record",
+        note: format!(
+            "the API server refuses the {what} of attempt {attempt} in the status; it is tried again until the cause is \
+             removed: {why}"
+        ),
+        occasion: 0,
+    };
+    event(subject, replica, news, now)
+}
+
 fn event(subject: &Subject, replica: &str, news: News, now: Timestamp) -> Event {
     let key = &subject.key;
     let occasion = format!("{} {} {} {}", key.uid, key.attempt, news.reason, news.occasion);

@@ -194,3 +194,36 @@ async fn a_deleted_object_ends_the_writing() {
     recorder.learned(&subject(), Fact::Paused(None)).await;
     assert_eq!(calls.lock().unwrap().len(), 2);
 }
+
+/// Such a refusal was once called an API server that does not answer, and repeated every two seconds.
+#[tokio::test(start_paused = true)]
+async fn a_refused_status_is_named_and_written_once_the_cause_is_gone() {
+    let tries = AtomicUsize::new(0);
+    let (recorder, calls) = recorder(move |_, call| match call.method {
+        http::Method::GET => (200, object(9, &attempt())),
+        http::Method::PUT if tries.fetch_add(1, Ordering::Relaxed) < 4 => refusal(403, "no-status-on-fridays"),
+        _ => (200, object(9, &attempt())),
+    });
+    let begun = tokio::time::Instant::now();
+    recorder.ended(&subject(), &ending()).await;
+    assert_eq!(writes(&calls).len(), 5);
+    assert!(
+        begun.elapsed() >= Duration::from_secs(5 + 10 + 20 + 40),
+        "{:?}",
+        begun.elapsed()
+    );
+    let calls = calls.lock().unwrap();
+    let events: Vec<_> = calls.iter().filter(|call| call.method == http::Method::POST).collect();
+    assert!(!events.is_empty());
+    let names: std::collections::HashSet<_> = events
+        .iter()
+        .map(|call| call.body["metadata"]["name"].to_string())
+        .collect();
+    assert_eq!(names.len(), 1, "one Event, however often it is refused");
+    assert_eq!(events[0].body["reason"], "StatusRefused");
+    let note = events[0].body["note"].as_str().unwrap();
+    assert!(
+        note.contains("end of attempt 1") && note.contains("no-status-on-fridays"),
+        "{note}"
+    );
+}

@@ -3,14 +3,17 @@
 //! The methods are read from the .proto files, so a new one is covered from its first day.
 
 use std::{
+    convert::Infallible,
     net::SocketAddr,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
-use http_body_util::{BodyExt, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
 use prost::Message;
 use remoteprocess_proto::{
     PROTOCOL,
@@ -31,6 +34,7 @@ use crate::relay::{
     enrol::EnrolmentService,
     grpc::RelayService,
     grpc::agent::{Connect, ConnectError},
+    grpc::methods::{Callers, METHODS, Requests},
     grpc::peers::Peers,
     live::{Context, LiveAttempts},
     status::Recorder,
@@ -183,24 +187,24 @@ async fn listener() -> (TcpListener, SocketAddr) {
 type Outcome = Result<(Code, Vec<u8>), String>;
 
 async fn call(address: SocketAddr, dialer: &Dialer, path: &str, message: &[u8]) -> Outcome {
-    timeout(PATIENCE, answer(address, dialer, path, message))
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(message.len()).expect("short").to_be_bytes());
+    frame.extend(message);
+    timeout(PATIENCE, answer(address, dialer, path, Body::new(Full::from(frame))))
         .await
         .expect("an answer or a refusal in time")
 }
 
-async fn answer(address: SocketAddr, dialer: &Dialer, path: &str, message: &[u8]) -> Outcome {
+async fn answer(address: SocketAddr, dialer: &Dialer, path: &str, body: Body) -> Outcome {
     let said = |error: &dyn std::error::Error| error.to_string();
     let mut channel = dialer
         .connect(&address.to_string(), &Role::Operator)
         .await
         .map_err(|e| said(&e))?;
-    let mut frame = vec![0];
-    frame.extend(u32::try_from(message.len()).expect("short").to_be_bytes());
-    frame.extend(message);
     let request = http::Request::post(format!("http://relay{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
-        .body(Body::new(Full::from(frame)))
+        .body(body)
         .expect("a request");
     let response = channel
         .ready()
@@ -360,19 +364,51 @@ async fn strangers_reach_no_method_of_the_main_listener() {
 }
 
 #[tokio::test]
-async fn agents_may_call_no_method_of_users_and_operators_only_those_about_a_session_here() {
+async fn each_method_serves_the_callers_of_its_table_and_no_others() {
+    let names: Vec<_> = METHODS.iter().map(|method| method.name).collect();
+    let paths = methods("Relay");
+    let listed: Vec<_> = paths.iter().filter_map(|path| path.rsplit('/').next()).collect();
+    assert_eq!(names, listed, "the table has every method");
     let relay = relay().await;
-    for role in [mine(), Role::Operator] {
+    for role in [mine(), Role::Operator, Role::User] {
         let dialer = member(&relay, &role);
-        for path in methods("Relay").iter().filter(|path| *path != START) {
+        for (method, path) in METHODS.iter().zip(&paths) {
             let (code, _) = call(relay.main, &dialer, path, &[]).await.expect("an answer");
-            let expected = match role {
-                // It names no process.
-                Role::Operator if !path.ends_with("/List") => Code::InvalidArgument,
-                _ => Code::PermissionDenied,
+            let is_served = match method.callers {
+                Callers::Agents => role == mine(),
+                Callers::Users => role == Role::User,
+                Callers::UsersAndReplicas => role != mine(),
             };
-            assert_eq!(code, expected, "{path} by {role}");
+            let is_refused = matches!(code, Code::PermissionDenied | Code::Unauthenticated);
+            assert_eq!(is_refused, !is_served, "{path} by {role}: {code}");
         }
+    }
+}
+
+/// Half-sent requests of peers without a right once filled the memory.
+#[tokio::test]
+async fn nothing_is_read_of_a_peer_that_may_not_call_and_little_of_one_that_may() {
+    let relay = relay().await;
+    let (agent, user) = (member(&relay, &mine()), member(&relay, &Role::User));
+    let endless = || {
+        Body::new(StreamBody::new(futures::stream::pending::<
+            Result<Frame<Bytes>, Infallible>,
+        >()))
+    };
+    for path in methods("Relay").iter().filter(|path| *path != START) {
+        let refused = timeout(Duration::from_secs(5), answer(relay.main, &agent, path, endless())).await;
+        let (code, _) = refused.expect("before the request is complete").expect("an answer");
+        assert_eq!(code, Code::PermissionDenied, "{path}");
+    }
+    let is_unary = |path: &&String| {
+        METHODS
+            .iter()
+            .any(|method| path.ends_with(method.name) && method.requests == Requests::One)
+    };
+    let large = vec![0; 17 << 10];
+    for path in methods("Relay").iter().filter(|path| *path != START).filter(is_unary) {
+        let (code, _) = call(relay.main, &user, path, &large).await.expect("an answer");
+        assert!(matches!(code, Code::OutOfRange | Code::Cancelled), "{path}: {code}");
     }
 }
 

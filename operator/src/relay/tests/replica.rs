@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use remoteprocess_api::{AttemptStatus, Phase, RemoteProcess, RemoteProcessSpec, RemoteProcessStatus};
@@ -102,7 +103,7 @@ impl Replica {
             directory: directory.clone(),
             live: sessions.clone(),
             archive: archive.clone(),
-            authorizer: Authorizer::new(client.clone()),
+            authorizer: Authorizer::with_memory(client.clone(), Duration::from_millis(200)),
             recorder: Recorder::new(client, "operator-0".to_owned()),
             shutdown: shutdown.clone(),
         });

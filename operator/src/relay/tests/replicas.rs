@@ -172,7 +172,7 @@ async fn signals_and_stops_of_a_foreign_protocol_version_are_refused_on_the_wire
         };
         let refused = soon(client.stop(stop)).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
-        assert!(refused.message().contains("protocol"), "{refused}");
+        assert!(refused.message().contains("version"), "{refused}");
     }
     assert!(program.signals.lock().unwrap().is_empty() && program.stops.lock().unwrap().is_empty());
 }
@@ -355,13 +355,86 @@ async fn a_session_is_of_an_attempt_that_runs() {
 async fn a_user_who_may_not_exec_is_told_the_missing_rule() {
     let (home, _other) = pair().await;
     home.deny("exec");
-    let refused = run(&home, session()).await.err().unwrap();
+    let process = Some(ProcessKey {
+        namespace: "default".to_owned(),
+        name: "hello".to_owned(),
+        ..ProcessKey::default()
+    });
+    let open = ExecOpen { process, ..session() };
+    let refused = run(&home, open).await.err().unwrap();
     assert_eq!(refused.code(), tonic::Code::PermissionDenied);
     assert!(
         refused.message().contains("resources: [remoteprocesses/exec]"),
         "{}",
         refused.message()
     );
+}
+
+/// Clients that only send, and take no answer. What they send once went to the program for as long as they liked.
+#[tokio::test]
+async fn a_right_that_is_withdrawn_ends_input_and_commands_of_a_client_that_takes_nothing() {
+    let (home, other) = pair().await;
+    let program = program(1);
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    home.open(&agent);
+    for (index, replica) in [&other, &home].into_iter().enumerate() {
+        replica.deny("nothing");
+        let (exec, answers) = run(replica, session()).await.unwrap();
+        let (attach, mut outgoing) = tokio::sync::mpsc::channel(8);
+        let outgoing = futures::stream::poll_fn(move |cx| outgoing.poll_recv(cx));
+        let open = AttachOpen {
+            protocol: PROTOCOL,
+            process: process(),
+            session: "mine".to_owned(),
+            ..AttachOpen::default()
+        };
+        let request = Some(Asked::Open(open));
+        attach.send(AttachRequest { request }).await.unwrap();
+        let accepted = soon(replica.client().await.attach(outgoing))
+            .await
+            .unwrap()
+            .into_inner();
+        let sending = async {
+            while exec.send(input()).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+            attach.closed().await;
+        };
+        let denying = async {
+            replica.deny("exec");
+            soon(async {
+                while *program.hang_ups.lock().unwrap() <= index {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            })
+            .await;
+            replica.deny("attach");
+        };
+        soon(async { tokio::join!(sending, denying) }).await;
+        let last = program.execs.lock().unwrap().last().cloned().unwrap();
+        assert_eq!(
+            (last.resume, last.session.as_str(), last.user.as_str()),
+            (true, "mine", "alice")
+        );
+        assert_eq!(last_word(accepted).await, tonic::Code::PermissionDenied);
+        drop(answers);
+    }
+}
+
+fn input() -> ExecRequest {
+    let bytes = vec![7; 1000].into();
+    let request = Some(ExecAsked::Input(Input { offset: 0, bytes }));
+    ExecRequest { request }
+}
+
+async fn last_word<T>(mut answers: tonic::Streaming<T>) -> tonic::Code {
+    loop {
+        match soon(answers.message()).await {
+            Ok(answer) => assert!(answer.is_some(), "ended without a word"),
+            Err(status) => return status.code(),
+        }
+    }
 }
 
 /// The home dies in mid-stream; `to_other` says whether the follower's own replica becomes the next home, or a third

@@ -249,7 +249,7 @@ impl World {
                 Err(GrantError::Gone) => return Ok(false),
                 Err(GrantError::Refused("the process is paused")) => self.refused(),
                 Err(GrantError::Refused(_)) => return Ok(false),
-                Err(GrantError::Api(_)) => {}
+                Err(GrantError::Api(_) | GrantError::Denied(_)) => {}
             }
             if place.is_leaving(&self.now()) {
                 return Ok(false);

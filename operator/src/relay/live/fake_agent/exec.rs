@@ -35,7 +35,11 @@ pub(super) fn run(program: Arc<Program>, requests: Streaming<ExecRequest>) -> An
                 ..Exit::default()
             }),
             Asked::Resize(_) => return Err(Status::aborted("the session is lost")),
-            Asked::Received(_) | Asked::HangUp(_) => Said::Input(AttachResponse::default()),
+            Asked::HangUp(_) => {
+                *program.hang_ups.lock().unwrap() += 1;
+                Said::Input(AttachResponse::default())
+            }
+            Asked::Received(_) => Said::Input(AttachResponse::default()),
         };
         Ok(ExecResponse { response: Some(said) })
     }))

@@ -5,7 +5,7 @@ use remoteprocess_proto::MAX_CHUNK;
 use remoteprocess_proto::v1::{Cursor, Data, Stream};
 use remoteprocess_proto::wire::{HEAD, data_message, encode};
 
-use super::piece::{Piece, Placed, Wanted};
+use super::{Piece, Placed, Wanted};
 
 /// A piece of at least this size is a message of its own.
 const LARGE: usize = 16 * 1024;

@@ -1,0 +1,91 @@
+//! The body of a call with one request: short, and complete within seconds.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+use tonic::Status;
+
+/// Bytes of one request. The longest that we send has about two thousand.
+const SIZE: usize = 16 << 10;
+/// Time until it is there.
+const TIME: Duration = Duration::from_secs(10);
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body that fails where it is longer, or takes longer.
+pub(super) struct Brief<B> {
+    body: Pin<Box<B>>,
+    left: usize,
+    late: Pin<Box<Sleep>>,
+}
+
+impl<B> Brief<B> {
+    pub(super) fn new(body: B) -> Self {
+        Self {
+            body: Box::pin(body),
+            left: SIZE,
+            late: Box::pin(sleep(TIME)),
+        }
+    }
+}
+
+impl<B> Body for Brief<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.late.as_mut().poll(cx).is_ready() {
+            let late = Status::deadline_exceeded("the request was not complete after 10 s");
+            return Poll::Ready(Some(Err(late.into())));
+        }
+        let frame = match ready!(self.body.as_mut().poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            None => return Poll::Ready(None),
+        };
+        let length = frame.data_ref().map_or(0, Buf::remaining);
+        match self.left.checked_sub(length) {
+            Some(left) => self.left = left,
+            None => {
+                let long = Status::out_of_range("a request has at most 16 KiB");
+                return Poll::Ready(Some(Err(long.into())));
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::{BodyExt, Full, StreamBody};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_or_slow_request_fails() {
+        let short = Brief::new(Full::new(Bytes::from(vec![0; SIZE])));
+        assert_eq!(short.collect().await.unwrap().to_bytes().len(), SIZE);
+        let code = |error: BoxError| error.downcast::<Status>().unwrap().code();
+        let long = Brief::new(Full::new(Bytes::from(vec![0; SIZE + 1])));
+        assert_eq!(code(long.collect().await.unwrap_err()), tonic::Code::OutOfRange);
+        let silent = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Status>>());
+        let began = tokio::time::Instant::now();
+        let late = Brief::new(silent).collect().await.unwrap_err();
+        assert_eq!((code(late), began.elapsed()), (tonic::Code::DeadlineExceeded, TIME));
+    }
+}
