@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use remoteprocess_entrypoint::message::{Launch, StopCause};
+use remoteprocess_entrypoint::message::StopCause;
 use remoteprocess_tls::{ClientAuth, Limits, serve};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -17,7 +17,7 @@ use crate::enrol::Enrolment;
 use crate::home::{self, Homes};
 use crate::mask::Mask;
 use crate::process::facts::{Done, Ending};
-use crate::process::machine::{LaunchSettings, Phase};
+use crate::process::machine::Phase;
 use crate::process::{Process, Settings};
 use crate::service::ExecutorService;
 use crate::spool::{Spool, record};
@@ -49,13 +49,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let process = Process::start(Arc::new(spool), appender, settings(&config)).context("start")?;
     let homes = Homes::default();
     let (done, is_done) = watch::channel(false);
-    let service = ExecutorService::new(
-        process.clone(),
-        homes.clone(),
-        done,
-        config.stop_signal,
-        config.stop_grace,
-    );
+    let service = ExecutorService::new(process.clone(), homes.clone(), done);
     let closing = CancellationToken::new();
     let serving = tokio::spawn(be_served(
         Arc::clone(&config),
@@ -85,24 +79,8 @@ async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
 }
 
 fn settings(config: &Config) -> Settings {
-    let millis = |duration: Duration| duration.as_millis().try_into().unwrap_or(u64::MAX);
     Settings {
         socket: config.handover.join("socket"),
-        launch: LaunchSettings {
-            order: Launch {
-                merge: config.merge,
-                stop_signal: config.stop_signal,
-                stop_grace_millis: millis(config.stop_grace),
-                agent_lost_millis: millis(config.agent_lost),
-                leftovers: config.leftovers,
-                run_millis: config.run_limit.map(millis),
-                pause_stops_clock: config.pause_stops_clock,
-                stdin: config.stdin,
-                terminal: config.terminal,
-            },
-            warning: config.warning,
-        },
-        echo: config.echo,
         echo_pointer: format!(
             "\nrproc: this log ends here; the whole output: rproc logs -n {} {}\n",
             config.process_namespace, config.process_name

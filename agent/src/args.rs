@@ -4,14 +4,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, value_parser};
-use remoteprocess_entrypoint::input::WindowSize;
-use remoteprocess_entrypoint::message;
+use clap::{Args, Parser, Subcommand};
 use remoteprocess_proto::pod::{self, env};
 use remoteprocess_tls::{Role, TrustDomain};
 
-use crate::process::Echo;
-use crate::process::machine::Warning;
 use crate::spool::{Policy, WhenFull};
 
 /// The agent of one remote process.
@@ -91,57 +87,15 @@ pub struct RunArgs {
     /// Bytes of unarchived output above which the spool is full.
     #[arg(long, env = env::SPOOL_SIZE, default_value_t = 256 << 20)]
     pub spool_size: u64,
-    /// What happens when the spool is full.
-    #[arg(long, env = env::WHEN_FULL, value_enum, default_value = "Auto")]
-    pub when_full: WhenFull,
     /// How long `Auto` waits for an archive that makes no progress, in milliseconds.
     #[arg(long, env = "RPROC_STALL_MILLIS", default_value_t = 30_000, hide = true)]
     pub stall_millis: u64,
     /// Directory with values to replace by `***` in the output, one in each file.
     #[arg(long, env = env::MASK_DIR)]
     pub mask_dir: Option<PathBuf>,
-    /// How much of the output also goes into the container's log.
-    #[arg(long, env = env::ECHO, value_enum, default_value = "Limited")]
-    pub echo: Echo,
-    /// Number of the first signal of the stop path.
-    #[arg(long, env = env::STOP_SIGNAL, default_value_t = 15, value_parser = value_parser!(i32).range(SIGNALS))]
-    pub stop_signal: i32,
-    /// Seconds between that signal and SIGKILL.
-    #[arg(long, env = env::STOP_GRACE_SECONDS, default_value_t = 30)]
-    pub stop_grace_seconds: u32,
     /// Seconds to wait for the archive when the pod ends.
     #[arg(long, env = env::DRAIN_SECONDS, default_value_t = 300)]
     pub drain_seconds: u32,
-    /// Seconds without an agent after which the entrypoint itself runs the stop path.
-    #[arg(long, env = "RPROC_AGENT_LOST_SECONDS", default_value_t = 600)]
-    pub agent_lost_seconds: u32,
-    /// How long the program may run, in seconds. Default: no limit.
-    #[arg(long, env = env::RUN_SECONDS, value_parser = value_parser!(u32).range(1..))]
-    pub run_seconds: Option<u32>,
-    /// How many seconds before the end of that time the operator is warned.
-    #[arg(long, env = env::WARN_BEFORE_SECONDS)]
-    pub warn_before_seconds: Option<u32>,
-    /// Number of a signal that the program gets with that warning.
-    #[arg(long, env = env::WARN_SIGNAL, requires = "warn_before_seconds", value_parser = value_parser!(i32).range(SIGNALS))]
-    pub warn_signal: Option<i32>,
-    /// Do not count the time for which the program is paused for `--run-seconds`.
-    #[arg(long, env = env::PAUSE_STOPS_CLOCK, action = ArgAction::Set, default_value_t = false)]
-    pub pause_stops_clock: bool,
-    /// What happens to processes that outlive the program.
-    #[arg(long, env = env::LEFTOVERS, value_enum, default_value = "Kill")]
-    pub leftovers: Leftovers,
-    /// Use one pipe for stdout and stderr, which keeps their order.
-    #[arg(long, env = env::MERGE, action = ArgAction::Set, default_value_t = false)]
-    pub merge: bool,
-    /// The program takes input.
-    #[arg(long, env = env::STDIN, action = ArgAction::Set, default_value_t = false)]
-    pub stdin: bool,
-    /// The program runs at a terminal; its output is one stream.
-    #[arg(long, env = env::TTY, action = ArgAction::Set, default_value_t = false)]
-    pub tty: bool,
-    /// Size of that terminal when the program starts: rows, `x` and columns.
-    #[arg(long, env = env::TTY_SIZE, value_name = "ROWSxCOLUMNS", value_parser = window_size)]
-    pub tty_size: Option<WindowSize>,
     /// File with the projected ServiceAccount token.
     #[arg(long, env = env::TOKEN_FILE, default_value = pod::TOKEN_FILE)]
     pub token_file: PathBuf,
@@ -157,28 +111,6 @@ pub struct RunArgs {
     /// The pod is already ending: the supervisor passes this to an agent that it restarts.
     #[arg(long, hide = true)]
     pub draining: bool,
-}
-
-/// Numbers of signals (signal(7)).
-pub const SIGNALS: std::ops::RangeInclusive<i64> = 1..=64;
-
-/// What happens to processes that outlive the program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "PascalCase")]
-pub enum Leftovers {
-    /// They are ended.
-    Kill,
-    /// The process lasts until the last of them has ended.
-    Wait,
-}
-
-impl From<Leftovers> for message::Leftovers {
-    fn from(leftovers: Leftovers) -> Self {
-        match leftovers {
-            Leftovers::Kill => Self::Kill,
-            Leftovers::Wait => Self::Wait,
-        }
-    }
 }
 
 /// The same settings, checked.
@@ -206,34 +138,12 @@ pub struct Config {
     pub pod_ip: IpAddr,
     /// Port of the executor; 0 takes a free one.
     pub listen_port: u16,
-    /// How much unarchived output to hold, and what to do with more.
+    /// How much unarchived output to hold. What happens with more comes with the launch.
     pub policy: Policy,
     /// Directory with the values to be masked.
     pub mask_dir: Option<PathBuf>,
-    /// How much of the output goes into the container's log.
-    pub echo: Echo,
-    /// First signal of the stop path.
-    pub stop_signal: i32,
-    /// Time between that signal and SIGKILL.
-    pub stop_grace: Duration,
     /// How long to wait for the archive when the pod ends.
     pub drain: Duration,
-    /// If no agent is there for this long, the entrypoint stops the program.
-    pub agent_lost: Duration,
-    /// How long the program may run.
-    pub run_limit: Option<Duration>,
-    /// How the program is warned before that.
-    pub warning: Option<Warning>,
-    /// Pauses do not count toward that limit.
-    pub pause_stops_clock: bool,
-    /// What happens to processes that the program leaves behind.
-    pub leftovers: message::Leftovers,
-    /// One pipe for both streams.
-    pub merge: bool,
-    /// The program takes input.
-    pub stdin: bool,
-    /// The program runs at a terminal that starts with this size.
-    pub terminal: Option<WindowSize>,
     /// File with the projected token.
     pub token_file: PathBuf,
     /// Directory of the handover volume.
@@ -284,7 +194,6 @@ impl TryFrom<RunArgs> for Config {
             namespace: args.process_namespace.clone(),
             pod_uid: args.pod_uid,
         };
-        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
         Ok(Self {
             relay_enrol: args.relay_enrol,
             relay: args.relay,
@@ -299,38 +208,17 @@ impl TryFrom<RunArgs> for Config {
             listen_port: args.listen_port,
             policy: Policy {
                 size: args.spool_size,
-                when_full: args.when_full,
+                when_full: WhenFull::Block,
                 patience: Duration::from_millis(args.stall_millis),
             },
             mask_dir: args.mask_dir,
-            echo: args.echo,
-            stop_signal: args.stop_signal,
-            stop_grace: seconds(args.stop_grace_seconds),
-            drain: seconds(args.drain_seconds),
-            agent_lost: seconds(args.agent_lost_seconds),
-            run_limit: args.run_seconds.map(seconds),
-            warning: args
-                .warn_before_seconds
-                .map(|before| Warning::new(before, args.warn_signal)),
-            pause_stops_clock: args.pause_stops_clock,
-            leftovers: args.leftovers.into(),
-            merge: args.merge,
-            stdin: args.stdin,
-            terminal: args.tty.then(|| args.tty_size.unwrap_or_default()),
+            drain: Duration::from_secs(args.drain_seconds.into()),
             token_file: args.token_file,
             handover: args.handover,
             spool: args.spool,
             draining: args.draining,
         })
     }
-}
-
-fn window_size(text: &str) -> Result<WindowSize, String> {
-    let side = |text: &str| text.parse().ok().filter(|length| *length > 0);
-    let size = text.split_once('x');
-    let size = size.and_then(|(rows, columns)| Some((side(rows)?, side(columns)?)));
-    size.map(|(rows, columns)| WindowSize { rows, columns })
-        .ok_or_else(|| "expected rows, x and columns: 24x80".to_owned())
 }
 
 #[cfg(test)]
@@ -363,7 +251,7 @@ mod tests {
     /// The operator sets every variable of [`env::ALL`]; the others are for tests and for debugging by hand.
     #[test]
     fn the_variables_of_the_operator_are_flags_of_the_agent() {
-        const NOT_SET: [&str; 3] = ["RPROC_STALL_MILLIS", "RPROC_AGENT_LOST_SECONDS", "RPROC_LOG"];
+        const NOT_SET: [&str; 2] = ["RPROC_STALL_MILLIS", "RPROC_LOG"];
         let command = Cli::command();
         let run = command.find_subcommand("run").unwrap();
         let mut flags: Vec<&str> = run
@@ -379,9 +267,8 @@ mod tests {
 
     #[test]
     fn values_are_checked() {
-        let config = args(&["--attempt=2", "--stop-signal=2", "--merge=true", "--echo=None"]).unwrap();
-        assert_eq!((config.attempt, config.stop_signal, config.merge), (2, 2, true));
-        assert_eq!(config.echo, Echo::None);
+        let config = args(&["--attempt=2", "--drain-seconds=7"]).unwrap();
+        assert_eq!((config.attempt, config.drain), (2, Duration::from_secs(7)));
         assert_eq!(args(&["--attempt=0"]).unwrap_err(), Error::Attempt);
         let small = args(&["--attempt=1", "--spool-size=1"]).unwrap_err();
         assert_eq!(small, Error::SpoolSize(1));

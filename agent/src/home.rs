@@ -14,6 +14,7 @@ use crate::backoff::Backoff;
 use crate::enrol::Enrolment;
 use crate::process::Process;
 use crate::process::machine::Phase;
+use crate::process::settings::LaunchSettings;
 
 /// How long a relay that has answered `Start` has to open its stream.
 const OPENING: Duration = Duration::from_secs(3);
@@ -141,8 +142,21 @@ pub async fn keep(relay: impl Ask, process: Process, homes: Homes) {
         let launched = process.status().borrow().facts.launch.is_some();
         let seen = home.borrow_and_update().generation;
         match relay.start(launched).await {
-            Ok(StartResponse { granted: true, .. }) => {
-                process.grant();
+            Ok(StartResponse {
+                granted: true,
+                settings,
+                ..
+            }) => {
+                // An agent that has launched keeps the settings of its launch.
+                let granted = (!launched).then(|| LaunchSettings::from_grant(settings)).transpose();
+                match granted {
+                    Ok(settings) => settings.into_iter().for_each(|settings| process.grant(settings)),
+                    Err(error) => {
+                        tracing::error!(%error, "the start is granted, and the program cannot be launched");
+                        backoff.wait().await;
+                        continue;
+                    }
+                }
                 if has_come(&mut home, seen, OPENING).await {
                     backoff = Backoff::default();
                     stay(&mut home).await;

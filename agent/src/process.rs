@@ -12,6 +12,7 @@ pub mod input;
 mod link;
 pub mod machine;
 mod requests;
+pub mod settings;
 mod writer;
 
 use std::io;
@@ -30,18 +31,15 @@ use crate::spool::{self, Appender, Spool};
 use conversation::{Conversation, Request};
 use facts::{Facts, Stop};
 use input::View;
-use machine::{LaunchSettings, Phase};
+use machine::Phase;
 use requests::Ask;
+use settings::LaunchSettings;
 
 /// Everything the process needs to know from outside.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where the entrypoint finds us.
     pub socket: PathBuf,
-    /// How to launch and stop.
-    pub launch: LaunchSettings,
-    /// How much goes into the container's log.
-    pub echo: Echo,
     /// The line that ends a limited echo.
     pub echo_pointer: String,
 }
@@ -111,9 +109,9 @@ impl Process {
         self.status.clone()
     }
 
-    /// The relay allows the launch. Only the first time means anything.
-    pub fn grant(&self) {
-        let _ = self.requests.send(Request::Granted);
+    /// The relay allows the launch, with these settings. Only the first time means anything.
+    pub fn grant(&self, settings: LaunchSettings) {
+        let _ = self.requests.send(Request::Granted(settings));
     }
 
     /// Starts the stop path; returns when the order is recorded and on its way.
@@ -163,14 +161,13 @@ impl Process {
 pub struct Asked(mpsc::UnboundedReceiver<Request>);
 
 impl Asked {
-    /// Waits for a grant; returns false when nothing can ask anymore. Signals and stops are refused.
-    pub async fn granted(&mut self) -> bool {
-        while let Some(request) = self.0.recv().await {
-            if matches!(request, Request::Granted) {
-                return true;
+    /// Waits for a grant; returns `None` when nothing can ask anymore. Signals and stops are refused.
+    pub async fn granted(&mut self) -> Option<LaunchSettings> {
+        loop {
+            if let Request::Granted(settings) = self.0.recv().await? {
+                return Some(settings);
             }
         }
-        false
     }
 }
 

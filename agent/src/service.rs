@@ -25,6 +25,7 @@ use crate::exit;
 use crate::home::Homes;
 use crate::process::facts::{Done, Stop};
 use crate::process::machine::Phase;
+use crate::process::settings::SIGNALS;
 use crate::process::{Process, RequestError};
 use crate::spool::{self, Offsets, record};
 pub use endpoint::ExecutorEndpoint;
@@ -32,8 +33,8 @@ use output::Output;
 
 /// How long the entrypoint has to answer a request.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// Numbers of signals (signal(7)).
-const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
+/// The signal of a stop that comes before the launch.
+const SIGTERM: i32 = 15;
 
 /// The service of one process. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -42,27 +43,13 @@ pub struct ExecutorService {
     homes: Homes,
     /// Becomes true with the final commit.
     done: watch::Sender<bool>,
-    stop_signal: i32,
-    stop_grace: Duration,
 }
 
 impl ExecutorService {
-    /// Serves `process`; `done` becomes true with the final commit. Signal and grace apply to a stop that names none.
+    /// Serves `process`; `done` becomes true with the final commit.
     #[must_use]
-    pub const fn new(
-        process: Process,
-        homes: Homes,
-        done: watch::Sender<bool>,
-        stop_signal: i32,
-        stop_grace: Duration,
-    ) -> Self {
-        Self {
-            process,
-            homes,
-            done,
-            stop_signal,
-            stop_grace,
-        }
+    pub const fn new(process: Process, homes: Homes, done: watch::Sender<bool>) -> Self {
+        Self { process, homes, done }
     }
 
     /// The server, with the operator's role required on every method.
@@ -172,15 +159,19 @@ impl Executor for ExecutorService {
 
     async fn stop(&self, request: Request<ExecutorStopRequest>) -> Result<Response<ExecutorStopResponse>, Status> {
         let request = request.into_inner();
-        let signal = check_signal(request.signal.unwrap_or(self.stop_signal))?;
-        let grace = request
-            .grace_seconds
-            .map_or(self.stop_grace, |seconds| Duration::from_secs(seconds.into()));
+        let launch = self.process.status().borrow().facts.launch;
+        // Before the launch there is nothing that could get the signal.
+        let (signal, grace_millis) = launch.map_or((SIGTERM, 0), |launch| {
+            let order = launch.settings.order;
+            (order.stop_signal, order.stop_grace_millis)
+        });
         let stop = Stop {
             requested_by: request.requested_by,
             message: request.message,
-            signal,
-            grace_millis: grace.as_millis().try_into().unwrap_or(u64::MAX),
+            signal: check_signal(request.signal.unwrap_or(signal))?,
+            grace_millis: request
+                .grace_seconds
+                .map_or(grace_millis, |seconds| u64::from(seconds) * 1000),
             cause: StopCause::Requested,
         };
         self.process.stop(stop).await;

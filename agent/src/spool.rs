@@ -26,7 +26,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -134,6 +134,8 @@ struct Inner {
     files: [File; 2],
     journal: Journal,
     policy: Policy,
+    /// Known with the launch.
+    when_full: OnceLock<WhenFull>,
     progress: watch::Sender<Progress>,
     /// Why the program is held back, once that has lasted for [`appender::HELD_AFTER`].
     held: watch::Sender<Option<Stall>>,
@@ -186,6 +188,7 @@ impl Spool {
             files,
             journal,
             policy,
+            when_full: OnceLock::new(),
             _lock: lock,
             progress: watch::Sender::new(progress),
             held: watch::Sender::new(None),
@@ -247,10 +250,19 @@ impl Spool {
         self.inner.ledger.lost()
     }
 
-    /// The policy with which it was opened.
+    /// The policy with which it was opened, as changed by [`Self::set_when_full`].
     #[must_use]
     pub fn policy(&self) -> Policy {
-        self.inner.policy
+        self.inner.policy()
+    }
+
+    /// What happens when it is full, in place of what it was opened with. Only the first time means anything.
+    pub fn set_when_full(&self, when_full: WhenFull) {
+        if self.inner.when_full.set(when_full).is_ok()
+            && let Some(janitor) = &self.janitor
+        {
+            janitor.thread().unpark();
+        }
     }
 
     /// Records durably that the archive holds everything below `archived`; those bytes leave the spool as soon as they
@@ -297,6 +309,13 @@ impl Drop for Spool {
 }
 
 impl Inner {
+    fn policy(&self) -> Policy {
+        Policy {
+            when_full: self.when_full.get().copied().unwrap_or(self.policy.when_full),
+            ..self.policy
+        }
+    }
+
     fn file(&self, stream: Stream) -> BorrowedFd<'_> {
         self.files[stream.index()].as_fd()
     }

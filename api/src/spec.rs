@@ -373,6 +373,13 @@ impl RemoteProcessSpec {
             .unwrap_or(DEFAULT_GRACE_SECONDS)
     }
 
+    /// Size of the program's terminal at its start, if it has one.
+    #[must_use]
+    pub fn terminal(&self) -> Option<TtySize> {
+        let has_terminal = self.tty.unwrap_or_default();
+        has_terminal.then(|| self.tty_size.unwrap_or(TtySize { rows: 24, columns: 80 }))
+    }
+
     /// How much of the output goes to the container's log.
     #[must_use]
     pub fn echo(&self) -> Echo {

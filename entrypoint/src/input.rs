@@ -28,10 +28,3 @@ pub struct WindowSize {
     /// Characters in a line.
     pub columns: u16,
 }
-
-impl Default for WindowSize {
-    /// The size of a terminal about which nothing is known (terminfo's `vt100`).
-    fn default() -> Self {
-        Self { rows: 24, columns: 80 }
-    }
-}

@@ -479,7 +479,7 @@ mod tests {
             environment: vec![(text.clone().into(), text.clone().into())],
             directory: flag.then(|| text.into()),
             stdin: flag,
-            terminal: flag.then(WindowSize::default),
+            terminal: flag.then_some(WindowSize { rows: 24, columns: 80 }),
         });
         prop_oneof![
             command.prop_map(Order::Start),
@@ -505,7 +505,7 @@ mod tests {
                     run_millis,
                     pause_stops_clock: flag,
                     stdin: flag,
-                    terminal: flag.then(WindowSize::default),
+                    terminal: flag.then_some(WindowSize { rows: 24, columns: 80 }),
                 })
             }),
             (any::<String>(), any::<i32>(), target).prop_map(|(request, number, target)| ToEntrypoint::Signal {

@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_full_pipe_holds_the_terminal_back_and_nothing_is_lost() {
-        let (mut terminal, read) = Terminal::open(WindowSize::default()).unwrap();
+        let (mut terminal, read) = Terminal::open(WindowSize { rows: 24, columns: 80 }).unwrap();
         let slave = fcntl_dupfd_cloexec(terminal.slave().unwrap(), 3).unwrap();
         let writer = std::thread::spawn(move || {
             let line = [b'x'; 99];

@@ -21,7 +21,8 @@ pub const TOKEN_FILE: &str = "/var/run/rproc/token/token";
 /// Where the values to mask are mounted in the agent's container: files `0`, `1`, ….
 pub const MASK_PATH: &str = "/var/run/rproc/mask";
 
-/// Environment variables by which the operator configures the agent.
+/// Environment variables by which the operator configures the agent: its identity, and where things are. How the program
+/// is launched comes with the grant, as [`LaunchSettings`](crate::v1::LaunchSettings).
 pub mod env {
     macro_rules! variables {
         ($($(#[$doc:meta])* $name:ident = $value:literal,)*) => {
@@ -57,32 +58,6 @@ pub mod env {
         LISTEN_PORT = "RPROC_LISTEN_PORT",
         /// Bytes of unarchived output that fill the spool.
         SPOOL_SIZE = "RPROC_SPOOL_SIZE",
-        /// What happens when the spool is full.
-        WHEN_FULL = "RPROC_WHEN_FULL",
-        /// How much output goes into the container's log.
-        ECHO = "RPROC_ECHO",
-        /// One pipe for both streams.
-        MERGE = "RPROC_MERGE",
-        /// The program takes input.
-        STDIN = "RPROC_STDIN",
-        /// The program runs at a terminal.
-        TTY = "RPROC_TTY",
-        /// Size of that terminal at the start.
-        TTY_SIZE = "RPROC_TTY_SIZE",
-        /// What happens to processes that outlive the program.
-        LEFTOVERS = "RPROC_LEFTOVERS",
-        /// Paused time does not count for the run deadline.
-        PAUSE_STOPS_CLOCK = "RPROC_PAUSE_STOPS_CLOCK",
-        /// How long the program may run.
-        RUN_SECONDS = "RPROC_RUN_SECONDS",
-        /// When the warning before the run deadline comes.
-        WARN_BEFORE_SECONDS = "RPROC_WARN_BEFORE_SECONDS",
-        /// Signal that the program gets with the warning.
-        WARN_SIGNAL = "RPROC_WARN_SIGNAL",
-        /// First signal of the stop path.
-        STOP_SIGNAL = "RPROC_STOP_SIGNAL",
-        /// Time between that signal and SIGKILL.
-        STOP_GRACE_SECONDS = "RPROC_STOP_GRACE_SECONDS",
         /// How long to wait for the archive when the pod ends.
         DRAIN_SECONDS = "RPROC_DRAIN_SECONDS",
         /// Directory of the values to mask.

@@ -22,6 +22,7 @@ use super::input::{Input, View};
 use super::link::{self, Link, Newcomer};
 use super::machine::{Action, Event, Machine, Phase};
 use super::requests::{Ask, RequestError, Requests};
+use super::settings::LaunchSettings;
 use super::{Settings, StartError, Status, echo};
 use crate::clock::{self, Timer};
 use crate::spool::{Appender, Spool};
@@ -38,8 +39,8 @@ const NOTE_TRIES: u32 = 4;
 /// A request to the conversation, or news for it.
 #[derive(Debug)]
 pub enum Request {
-    /// The relay allows the launch.
-    Granted,
+    /// The relay allows the launch, with these settings.
+    Granted(LaunchSettings),
     /// Stop the program; answered when the order is recorded and on its way.
     Stop(Stop, oneshot::Sender<()>),
     /// A request to the entrypoint, carried out once for each `id`.
@@ -74,9 +75,9 @@ pub(super) struct Conversation {
     lost: Option<Instant>,
     echo: Option<JoinHandle<()>>,
     outlet: watch::Sender<Option<mpsc::Sender<ToEntrypoint>>>,
+    /// The line that ends a limited echo.
+    echo_pointer: String,
     requested: Requests,
-    /// The program takes input, or has a terminal.
-    takes_input: bool,
     input: Input,
     input_view: watch::Sender<View>,
     sessions: Sessions,
@@ -112,20 +113,12 @@ impl Conversation {
         let (requests, inbox) = mpsc::unbounded_channel();
         let (newcomers, arrivals) = mpsc::channel(1);
         let capture = Capture::spawn(appender, notify(requests.downgrade(), |()| Request::PipesEnded))?;
-        let order = settings.launch.order;
-        let input = Input::new(facts.lease.clone(), facts.launch.is_some(), clock::now());
-        let (input_view, seen_input) = watch::channel(input.view().clone());
-        let (machine, first) = Machine::new(facts, settings.launch);
+        let launch = facts.launch;
+        let input = Input::new(facts.lease.clone(), launch.is_some(), clock::now());
+        let (machine, first) = Machine::new(facts);
         let (status, seen) = watch::channel(status_of(&machine));
-        let (outlet, echo_outlet) = watch::channel(None);
-        let echo = tokio::spawn(echo::run(
-            Arc::clone(&spool),
-            settings.echo,
-            settings.echo_pointer,
-            echo_outlet,
-        ));
         link::listen(&settings.socket, newcomers)?;
-        let conversation = Conversation {
+        let mut conversation = Conversation {
             spool,
             machine,
             capture,
@@ -133,18 +126,22 @@ impl Conversation {
             link_number: 0,
             held: None,
             lost: None,
-            echo: Some(echo),
-            outlet,
+            echo: None,
+            outlet: watch::Sender::new(None),
+            echo_pointer: settings.echo_pointer,
             requested: Requests::default(),
-            takes_input: order.stdin || order.terminal.is_some(),
+            input_view: watch::Sender::new(input.view().clone()),
             input,
-            input_view,
             sessions: Sessions::default(),
             window: None,
             run_timer: Timer::new()?,
             status,
             requests: requests.downgrade(),
         };
+        if let Some(launch) = launch {
+            conversation.apply(launch.settings);
+        }
+        let seen_input = conversation.input_view.subscribe();
         tokio::spawn(conversation.run(inbox, arrivals, first));
         Ok(Started {
             requests,
@@ -185,7 +182,7 @@ impl Conversation {
 
     async fn take(&mut self, request: Request) {
         match request {
-            Request::Granted => self.handle(Event::Granted).await,
+            Request::Granted(settings) => self.handle(Event::Granted(settings)).await,
             Request::PipesEnded => self.handle(Event::PipesEnded).await,
             Request::Stop(stop, done) => {
                 self.handle(Event::Stop(stop)).await;
@@ -280,6 +277,7 @@ impl Conversation {
     async fn act(&mut self, actions: Vec<Action>, mut baggage: Baggage) {
         for action in actions {
             match action {
+                Action::Apply(settings) => self.apply(settings),
                 Action::Persist(fact) => self.persist(fact, u32::MAX).await,
                 Action::Note(fact) => self.persist(fact, NOTE_TRIES).await,
                 Action::Send(order) => self.send(order),
@@ -304,6 +302,23 @@ impl Conversation {
                 Action::ArmHeld(after) => self.held = Some(Instant::now() + after),
                 Action::ArmLost(after) => self.lost = Some(Instant::now() + after),
             }
+        }
+    }
+
+    /// Before the launch, or when an agent comes back after it.
+    fn apply(&mut self, settings: LaunchSettings) {
+        self.spool.set_when_full(settings.when_full);
+        let echo = echo::run(
+            Arc::clone(&self.spool),
+            self.spool.progress().written,
+            settings.echo,
+            std::mem::take(&mut self.echo_pointer),
+            self.outlet.subscribe(),
+        );
+        self.echo = Some(tokio::spawn(echo));
+        if !settings.has_input() {
+            self.input.refuse();
+            self.show_input();
         }
     }
 

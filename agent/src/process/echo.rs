@@ -8,8 +8,7 @@ use tokio::sync::{mpsc, watch};
 use crate::spool::{Error, Item, Offsets, Spool, Stream};
 
 /// How much of the output goes into the container's log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-#[value(rename_all = "PascalCase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Echo {
     /// The first 1 MiB, both streams together.
     Limited,
@@ -24,10 +23,9 @@ const LIMIT: u64 = 1 << 20;
 /// Where echoed bytes go: to the entrypoint that is connected at the time, if any.
 pub(super) type Outlet = watch::Receiver<Option<mpsc::Sender<ToEntrypoint>>>;
 
-/// Echoes from now on until the end of the output. What was written before this agent started is left out, because an
+/// Echoes from `begin` until the end of the output. What was written before this agent started is left out, because an
 /// earlier agent has echoed it. `pointer` is the message that says where the rest is.
-pub(super) async fn run(spool: Arc<Spool>, echo: Echo, pointer: String, outlet: Outlet) {
-    let mut begin = spool.progress().written;
+pub(super) async fn run(spool: Arc<Spool>, mut begin: Offsets, echo: Echo, pointer: String, outlet: Outlet) {
     let limit = match echo {
         Echo::None => return,
         Echo::Limited => LIMIT,
@@ -119,7 +117,8 @@ mod tests {
         let spool = Arc::new(spool);
         let (sender, mut packets) = mpsc::channel(1);
         let (_entrypoint, outlet) = watch::channel(Some(sender));
-        let echo = tokio::spawn(run(spool.clone(), Echo::Limited, "there".to_owned(), outlet));
+        let pointer = "there".to_owned();
+        let echo = tokio::spawn(run(spool.clone(), Offsets::default(), Echo::Limited, pointer, outlet));
         // It waits for the first byte, and does not run again until all of them have come and gone.
         tokio::task::yield_now().await;
         let (read, mut write) = std::io::pipe().unwrap();

@@ -9,6 +9,7 @@ use remoteprocess_proto::v1::SealReason;
 use serde::{Deserialize, Serialize};
 
 use super::input::Lease;
+use super::settings::LaunchSettings;
 use crate::spool::{self, record, record::Record};
 
 /// The secret with which the entrypoint proves its identity when it reconnects.
@@ -23,6 +24,8 @@ pub struct Welcomed {
 pub struct Launch {
     /// When, in nanoseconds since the Unix epoch.
     pub at_unix_nanos: i64,
+    /// How.
+    pub settings: LaunchSettings,
 }
 
 /// The program was started.

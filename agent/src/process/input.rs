@@ -58,6 +58,8 @@ pub struct View {
     pub writer: u64,
     /// The user behind it.
     pub user: String,
+    /// The program has no input, as its launch showed.
+    pub has_none: bool,
     /// How far the input has come; unknown while an entrypoint that has launched is away.
     pub state: Option<InputState>,
 }
@@ -81,6 +83,7 @@ impl Input {
             view: View {
                 writer: 0,
                 user: String::new(),
+                has_none: false,
                 state: (!was_launched).then(InputState::default),
             },
             lease,
@@ -92,17 +95,25 @@ impl Input {
         &self.view
     }
 
+    /// The program has no input, so no client can write.
+    pub const fn refuse(&mut self) {
+        self.view.has_none = true;
+    }
+
     /// Decides on an opening. If the writer is new, its lease is returned, and must be stored before the writer is
     /// told.
     ///
     /// # Errors
-    /// Another writer has the input.
+    /// The program has no input, or another writer has it.
     pub fn open(&mut self, opening: Opening, now: Moment) -> Result<Option<Lease>, InputError> {
         let Opening {
             lease,
             resume,
             take_over,
         } = opening;
+        if self.view.has_none {
+            return Err(InputError::None);
+        }
         let is_new = self.lease.as_ref().is_none_or(|known| known.session != lease.session);
         if let Some(known) = self.lease.as_ref().filter(|_| is_new) {
             if resume {

@@ -5,14 +5,13 @@ mod stop;
 
 use std::time::Duration;
 
-use remoteprocess_entrypoint::message::{
-    Exited, Launch as LaunchOrder, Outcome, PROTOCOL_VERSION, Resume, Secret, ToEntrypoint,
-};
+use remoteprocess_entrypoint::message::{Exited, Outcome, PROTOCOL_VERSION, Resume, Secret, ToEntrypoint};
 use remoteprocess_entrypoint::run_clock::Moment;
 
 pub use run::REQUESTED_BY;
 
 use super::facts::{Closed, Ending, Fact, Facts, Launch, Started, Stop, Welcomed};
+use super::settings::LaunchSettings;
 
 /// How long pipes may stay open after the last process is gone.
 const PIPE_HELD: Duration = Duration::from_secs(5);
@@ -20,35 +19,6 @@ const PIPE_HELD: Duration = Duration::from_secs(5);
 const ENTRYPOINT_LOST: Duration = Duration::from_secs(5);
 /// The same for an agent that has just started and holds no pipes.
 const ENTRYPOINT_MISSING: Duration = Duration::from_secs(15);
-
-/// How to launch, warn and stop: fixed for the attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LaunchSettings {
-    /// What the entrypoint is told.
-    pub order: LaunchOrder,
-    /// How the program learns that its run deadline is near.
-    pub warning: Option<Warning>,
-}
-
-/// What happens before the run deadline: the operator learns of it, and the program if there is a signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Warning {
-    /// Sent to the program itself.
-    pub signal: Option<i32>,
-    /// How long before the deadline.
-    pub before: Duration,
-}
-
-impl Warning {
-    /// A warning this many seconds before the deadline.
-    #[must_use]
-    pub fn new(before_seconds: u32, signal: Option<i32>) -> Self {
-        Self {
-            signal,
-            before: Duration::from_secs(before_seconds.into()),
-        }
-    }
-}
 
 /// What happened.
 #[derive(Debug)]
@@ -64,8 +34,8 @@ pub enum Event {
     },
     /// The welcomed entrypoint's connection ended.
     Disconnected,
-    /// The relay allows the launch.
-    Granted,
+    /// The relay allows the launch, with these settings.
+    Granted(LaunchSettings),
     /// The entrypoint started the program.
     Launched {
         /// Process id in the container.
@@ -100,6 +70,8 @@ pub enum Event {
 /// What to do, in this order.
 #[derive(Clone, Debug)]
 pub enum Action {
+    /// Use these settings from now on.
+    Apply(LaunchSettings),
     /// Store this before anything that follows.
     Persist(Fact),
     /// Store this when there is room; nothing waits for it.
@@ -145,9 +117,8 @@ pub enum Phase {
 #[derive(Debug)]
 pub struct Machine {
     facts: Facts,
-    settings: LaunchSettings,
     is_connected: bool,
-    is_granted: bool,
+    granted: Option<LaunchSettings>,
     /// This agent holds the pipes, or read them to their end.
     is_attached: bool,
     have_pipes_ended: bool,
@@ -155,16 +126,14 @@ pub struct Machine {
 
 impl Machine {
     /// Continues from what an earlier agent of this attempt left.
-    pub fn new(facts: Facts, settings: LaunchSettings) -> (Self, Vec<Action>) {
-        let machine = Self {
-            settings,
+    pub fn new(facts: Facts) -> (Self, Vec<Action>) {
+        let mut machine = Self {
             is_connected: false,
-            is_granted: false,
+            granted: None,
             is_attached: false,
             have_pipes_ended: false,
             facts,
         };
-        let mut machine = machine;
         let actions = match (machine.facts.launch, machine.facts.closed) {
             (_, Some(_)) => vec![Action::CloseStreams],
             (Some(_), None) => vec![Action::ArmLost(ENTRYPOINT_MISSING)],
@@ -217,8 +186,8 @@ impl Machine {
                 self.is_connected = false;
                 self.watch_for_loss()
             }
-            Event::Granted => {
-                self.is_granted = true;
+            Event::Granted(settings) => {
+                self.granted = Some(settings);
                 self.launch_if_due()
             }
             Event::Launched {
@@ -279,7 +248,7 @@ impl Machine {
         } else if self.facts.ending.is_none() {
             // The order may have been lost with the agent that wrote the launch record. An entrypoint that knows the
             // secret is the one for which the order was meant, and it launches once however often it gets the order.
-            actions.extend((!was_launched).then(|| self.launch_order()));
+            actions.extend(self.launch_order().filter(|_| !was_launched));
             actions.extend(self.limit_order());
             actions.extend(self.stop_order());
         }
@@ -287,18 +256,24 @@ impl Machine {
     }
 
     fn launch_if_due(&mut self) -> Vec<Action> {
-        if !self.is_granted || !self.is_connected || self.facts.launch.is_some() || self.is_cancelled() {
+        let Some(settings) = self.granted.filter(|_| self.is_connected) else {
+            return vec![];
+        };
+        if self.facts.launch.is_some() || self.is_cancelled() {
             return vec![];
         }
         let launch = Launch {
             at_unix_nanos: crate::clock::unix_nanos(),
+            settings,
         };
         self.facts.launch = Some(launch);
-        vec![Action::Persist(Fact::Launch(launch)), self.launch_order()]
+        let prepare = [Action::Apply(settings), Action::Persist(Fact::Launch(launch))];
+        prepare.into_iter().chain(self.launch_order()).collect()
     }
 
-    const fn launch_order(&self) -> Action {
-        Action::Send(ToEntrypoint::Launch(self.settings.order))
+    fn launch_order(&self) -> Option<Action> {
+        let launch = self.facts.launch?;
+        Some(Action::Send(ToEntrypoint::Launch(launch.settings.order)))
     }
 
     fn attach(&mut self, has_pipes: bool) -> Option<Action> {

@@ -38,10 +38,11 @@ impl Writer {
     /// The current state of the input.
     ///
     /// # Errors
-    /// Another writer has it.
+    /// Another writer has it, or the program was launched without one.
     pub fn look(&mut self) -> Result<View, InputError> {
         let view = self.view.borrow_and_update().clone();
         match view.writer == self.number {
+            true if view.has_none => Err(InputError::None),
             true => Ok(view),
             false => Err(InputError::TakenOver(view.user)),
         }

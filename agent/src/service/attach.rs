@@ -14,8 +14,9 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::{Status, Streaming};
 
 use super::check_version;
-use super::input::{Due, Incoming, window};
+use super::input::{Due, Incoming};
 use crate::process::input::{InputError, Lease, Opening};
+use crate::process::settings::window;
 use crate::process::{Process, Writer};
 
 /// Time for the first message.

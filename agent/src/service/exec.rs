@@ -14,11 +14,12 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tonic::{Status, Streaming};
 
 use super::attach::{NAME, OPENING, Over};
-use super::input::{Due, Incoming, window};
+use super::input::{Due, Incoming};
 use super::{check_version, offsets};
 use crate::exit;
 use crate::process::Process;
 use crate::process::exec::{Client, ExecError, Opening};
+use crate::process::settings::window;
 
 /// Bytes of output in one message.
 const CHUNK: usize = 32 * 1024;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use remoteprocess_entrypoint::input::{InputState, WindowSize};
+use remoteprocess_entrypoint::input::InputState;
 use remoteprocess_proto::v1;
 use tonic::Status;
 
@@ -109,15 +109,6 @@ impl Incoming {
             self.waiting.pop_front();
         }
         None
-    }
-}
-
-/// The size as the entrypoint takes it.
-pub(super) fn window(size: v1::WindowSize) -> WindowSize {
-    let side = |length: u32| u16::try_from(length).unwrap_or(u16::MAX);
-    WindowSize {
-        rows: side(size.rows),
-        columns: side(size.columns),
     }
 }
 

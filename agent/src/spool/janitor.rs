@@ -76,6 +76,7 @@ impl Janitor {
     /// Does some of the pending work. Returns false if there is none.
     fn turn(&mut self) -> Result<bool, Error> {
         let progress = self.inner.progress.borrow().clone();
+        self.pressure.set_policy(self.inner.policy());
         self.pressure.look(&progress);
         let excess = self.pressure.excess(&progress);
         let mut worked = false;

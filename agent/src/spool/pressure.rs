@@ -8,8 +8,7 @@ use super::{Progress, Stall};
 use crate::clock::now;
 
 /// What happens when the spool is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-#[value(rename_all = "PascalCase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum WhenFull {
     /// Hold the program back while the archive makes progress; drop the oldest output when it has made none for a while.
     Auto,
@@ -80,6 +79,11 @@ impl Pressure {
             wait,
             noted: wait,
         }
+    }
+
+    /// Sets another policy.
+    pub(super) const fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
     }
 
     /// Updates the wait from the current progress.

@@ -15,12 +15,9 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Status, Streaming};
 
 use super::in_time;
-use super::pod::{Options, Pod};
+use super::pod::{Options, Pod, launch_with};
 use super::relay::{Archive, Operator, TestRelay};
 use super::verbs::get_state;
-
-const INPUT: &[(&str, &str)] = &[("RPROC_STDIN", "true")];
-const TERMINAL: &[(&str, &str)] = &[("RPROC_STDIN", "true"), ("RPROC_TTY", "true")];
 
 /// One connection of a writer.
 struct Connection {
@@ -91,14 +88,13 @@ fn be_home(mut relay: TestRelay) -> (Operator, JoinHandle<Archive>) {
 }
 
 /// A port at which successive agents of one pod are found.
-pub(crate) fn at_a_port(env: &[(&'static str, &'static str)]) -> (&'static [(&'static str, &'static str)], String) {
+pub(crate) fn at_a_port() -> (&'static [(&'static str, &'static str)], String) {
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap()
         .port();
-    let mut env = env.to_vec();
-    env.push(("RPROC_LISTEN_PORT", port.to_string().leak()));
+    let env = vec![("RPROC_LISTEN_PORT", &*port.to_string().leak())];
     (env.leak(), format!("127.0.0.1:{port}"))
 }
 
@@ -119,12 +115,12 @@ async fn opened(operator: &Operator, address: &str, open: &AttachOpen) -> Connec
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_megabyte_arrives_once_though_connections_break_and_agents_die() {
-    let (env, address) = at_a_port(INPUT);
+    let (env, address) = at_a_port();
     let relay = TestRelay::start().await;
     let options = Options {
         supervised: true,
         env,
-        ..Options::default()
+        ..launch_with(|launch| launch.stdin = true)
     };
     let mut pod = Pod::start(&relay, &options);
     pod.launch(&["cat"]);
@@ -176,11 +172,11 @@ async fn a_megabyte_arrives_once_though_connections_break_and_agents_die() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_closes_its_input_while_it_flows_keeps_its_own_code() {
-    let (env, address) = at_a_port(INPUT);
+    let (env, address) = at_a_port();
     let relay = TestRelay::start().await;
     let options = Options {
         env,
-        ..Options::default()
+        ..launch_with(|launch| launch.stdin = true)
     };
     let mut pod = Pod::start(&relay, &options);
     let directory = tempfile::tempdir().unwrap();
@@ -217,10 +213,7 @@ async fn a_program_that_closes_its_input_while_it_flows_keeps_its_own_code() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_writes_and_another_takes_over_only_when_it_says_so() {
     let mut relay = TestRelay::start().await;
-    let options = Options {
-        env: INPUT,
-        ..Options::default()
-    };
+    let options = launch_with(|launch| launch.stdin = true);
     relay.grants.store(false, Ordering::Relaxed);
     let mut pod = Pod::start(&relay, &options);
     pod.shell("cat; exit 5");
@@ -296,10 +289,10 @@ async fn opened_after(operator: &Operator, address: &str) -> Connection {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_at_a_terminal_sees_keys_and_sizes() {
     let mut relay = TestRelay::start().await;
-    let options = Options {
-        env: TERMINAL,
-        ..Options::default()
-    };
+    let options = launch_with(|launch| {
+        launch.stdin = true;
+        launch.terminal = Some(WindowSize { rows: 24, columns: 80 });
+    });
     relay.grants.store(false, Ordering::Relaxed);
     let mut pod = Pod::start(&relay, &options);
     pod.shell("stty size; read line; echo got $line; trap 'stty size; exit 4' WINCH; while :; do sleep 0.05; done");
@@ -356,20 +349,12 @@ async fn a_program_at_a_terminal_sees_keys_and_sizes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_sees_the_size_of_its_terminal_without_an_attached_client() {
-    for env in [
-        &[("RPROC_TTY", "true"), ("RPROC_TTY_SIZE", "50x132")][..],
-        &[
-            ("RPROC_TTY", "true"),
-            ("RPROC_STDIN", "true"),
-            ("RPROC_TTY_SIZE", "50x132"),
-        ],
-    ] {
+    for has_input in [false, true] {
         let relay = TestRelay::start().await;
-        let env: Vec<_> = env.to_vec();
-        let options = Options {
-            env: env.leak(),
-            ..Options::default()
-        };
+        let options = launch_with(|launch| {
+            launch.stdin = has_input;
+            launch.terminal = Some(WindowSize { rows: 50, columns: 132 });
+        });
         let mut pod = Pod::start(&relay, &options);
         pod.shell("stty size <&1");
         let (_, home) = be_home(relay);
@@ -378,12 +363,20 @@ async fn a_program_sees_the_size_of_its_terminal_without_an_attached_client() {
     }
 }
 
+/// Before the launch the agent does not know whether the program has an input.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_without_input_takes_none() {
     let mut relay = TestRelay::start().await;
+    relay.grants.store(false, Ordering::Relaxed);
     let mut pod = Pod::start(&relay, &Options::default());
     pod.shell("sleep 600");
     let address = relay.next_start().await.address;
-    let refused = Connection::open(&relay.operator(), &address, opening("a")).await;
+    let operator = relay.operator();
+    let mut early = opened(&operator, &address, &opening("a")).await;
+    assert!(!early.answer().await.unwrap().is_over);
+    relay.grants.store(true, Ordering::Relaxed);
+    let refused = early.accepted(1).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    let refused = Connection::open(&operator, &address, opening("b")).await;
     assert_eq!(refused.err().unwrap().code(), Code::FailedPrecondition);
 }

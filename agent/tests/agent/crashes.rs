@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use remoteprocess_agent::crash;
 use remoteprocess_proto::v1::Stream;
+use remoteprocess_proto::v1::launch_settings::WhenFull;
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 
-use super::pod::{Options, Pod};
+use super::pod::{Options, Pod, launch_with};
 use super::relay::{Archive, TestRelay};
 use super::{in_time, until};
 
@@ -39,14 +40,13 @@ async fn die_at(point: &str) {
     let options = Options {
         supervised: true,
         spool_size: 2 << 20,
-        when_full: if drops { "DropOldest" } else { "Block" },
         mask: if point.starts_with("stage.") {
             vec![MASKED]
         } else {
             vec![]
         },
         crash_at: Some(format!("{point}:{}:{}", hits(point), mark.display())),
-        ..Options::default()
+        ..launch_with(|launch| launch.set_when_full(if drops { WhenFull::DropOldest } else { WhenFull::Block }))
     };
     let mut pod = Pod::start(&relay, &options);
     let ran = pod.path("ran");
@@ -103,8 +103,7 @@ async fn random_deaths_cost_nothing() {
     let options = Options {
         supervised: true,
         spool_size: 2 << 20,
-        when_full: "Block",
-        ..Options::default()
+        ..launch_with(|launch| launch.set_when_full(WhenFull::Block))
     };
     let mut pod = Pod::start(&relay, &options);
     let stop = pod.path("stop");

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use remoteprocess_proto::v1::Reason;
 use remoteprocess_proto::v1::exit::{Outcome, Source};
+use remoteprocess_proto::v1::launch_settings::Echo;
 use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
-use super::pod::{Options, Pod};
+use super::pod::{Options, Pod, launch_with};
 use super::relay::{Archive, TestRelay};
 use super::{in_time, until};
 
@@ -75,10 +76,7 @@ async fn a_command_that_cannot_run_has_an_exit_and_no_output() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn merged_output_keeps_its_true_order() {
-    let options = Options {
-        merge: true,
-        ..Options::default()
-    };
+    let options = launch_with(|launch| launch.merge = true);
     let (archive, _pod) = run("for i in 1 2 3; do echo o$i; echo e$i >&2; done", &options).await;
     assert_eq!(archive.head(0), "o1\ne1\no2\ne2\no3\ne3\n");
     assert_eq!(archive.cursor.stderr, 0);
@@ -86,10 +84,7 @@ async fn merged_output_keeps_its_true_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limited_echo_stops_and_says_where_the_rest_is() {
-    let options = Options {
-        echo: "Limited",
-        ..Options::default()
-    };
+    let options = launch_with(|launch| launch.set_echo(Echo::Limited));
     let mut relay = TestRelay::start().await;
     let mut pod = Pod::start(&relay, &options);
     pod.shell("echo first; head -c 3000000 /dev/zero; echo last");
@@ -113,10 +108,7 @@ async fn a_limited_echo_stops_and_says_where_the_rest_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_short_job_is_echoed_whole() {
-    let options = Options {
-        echo: "Limited",
-        ..Options::default()
-    };
+    let options = launch_with(|launch| launch.set_echo(Echo::Limited));
     let (_, mut pod) = run("echo hello; echo world >&2", &options).await;
     pod.entrypoint_ends().await;
     let entrypoint = pod.entrypoint.as_mut().unwrap();

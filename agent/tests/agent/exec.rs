@@ -268,7 +268,7 @@ async fn a_command_whose_output_is_not_read_is_held_back_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_dies_loses_its_sessions_and_reports_it() {
-    let (env, address) = at_a_port(&[]);
+    let (env, address) = at_a_port();
     let relay = TestRelay::start().await;
     let options = Options {
         supervised: true,

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use remoteprocess_entrypoint::message::{FromEntrypoint, PROTOCOL_VERSION, Resume, Secret, ToEntrypoint};
 use remoteprocess_entrypoint::socket::Connection;
+use remoteprocess_proto::timing::to_wire;
+use remoteprocess_proto::v1::Reason;
 use remoteprocess_proto::v1::exit::{Outcome, Source};
 use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest, Sha256};
 
-use super::pod::{Options, Pod};
+use super::pod::{Options, Pod, launch_with};
 use super::relay::TestRelay;
 use super::{in_time, until};
 
@@ -193,4 +195,49 @@ async fn a_stopped_agent_delays_no_other_and_catches_up() {
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     assert_eq!(archive.head(0), "unseen\n");
     assert_eq!((archive.exit().value, archive.exit().sealed), (4, true));
+}
+
+/// Killed before the entrypoint came back to it: the agent that follows has only the spool to tell it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_settings_of_the_launch_survive_the_agent() {
+    let mut relay = TestRelay::start().await;
+    let options = Options {
+        supervised: true,
+        ..launch_with(|launch| {
+            launch.merge = true;
+            launch.stop_signal = 10;
+            launch.run_deadline = to_wire(Duration::from_secs(3));
+        })
+    };
+    let mut pod = Pod::start(&relay, &options);
+    let ready = pod.path("ready");
+    let script = "trap 'echo usr1; exit 6' USR1; echo out; echo err >&2; touch $0; while :; do sleep 0.02; done";
+    pod.launch(&["sh", "-c", script, ready.to_str().unwrap()]);
+    until("the program runs", || ready.exists()).await;
+    *relay.settings.lock().unwrap() = None;
+    pod.signal_agent(Signal::KILL);
+    let archive = in_time("the end", relay.be_home(|_| {})).await;
+    // In between, the shell may say that the signal ended its `sleep`.
+    let text = archive.head(0);
+    assert!(text.starts_with("out\nerr\n") && text.ends_with("usr1\n"), "{text:?}");
+    let exit = archive.exit();
+    assert_eq!((exit.value, exit.reason()), (6, Reason::DeadlineExceeded));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_without_settings_launches_nothing() {
+    let mut relay = TestRelay::start().await;
+    let mut pod = Pod::start(&relay, &Options::default());
+    let settings = relay.settings.lock().unwrap().take();
+    let ran = pod.path("ran");
+    pod.shell(&format!("touch {}", ran.display()));
+    for _ in 0..2 {
+        let start = relay.next_start().await;
+        assert!(!start.launched);
+        assert!(!ran.exists());
+    }
+    *relay.settings.lock().unwrap() = settings;
+    let archive = in_time("the end", relay.be_home(|_| {})).await;
+    assert_eq!(archive.exit().value, 0);
+    assert!(ran.exists());
 }

@@ -6,16 +6,17 @@ use std::io::Read;
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 
+use remoteprocess_proto::v1::launch_settings::Echo;
+
 use super::in_time;
-use super::pod::{Options, Pod};
+use super::pod::{Options, Pod, launch_with};
 use super::relay::TestRelay;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_is_masked_everywhere() {
     let options = Options {
         mask: vec!["hunter2\n", "s3cr3t"],
-        echo: "All",
-        ..Options::default()
+        ..launch_with(|launch| launch.set_echo(Echo::All))
     };
     let mut relay = TestRelay::start().await;
     let mut pod = Pod::start(&relay, &options);

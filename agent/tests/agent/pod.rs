@@ -4,7 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use remoteprocess_proto::timing::to_wire;
+use remoteprocess_proto::v1::LaunchSettings;
+use remoteprocess_proto::v1::launch_settings::Echo;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -24,10 +28,9 @@ pub(crate) struct Pod {
 pub(crate) struct Options {
     pub supervised: bool,
     pub spool_size: u64,
-    pub echo: &'static str,
-    pub merge: bool,
     pub drain_seconds: u32,
-    pub when_full: &'static str,
+    /// What the relay grants.
+    pub launch: LaunchSettings,
     pub stall_millis: u64,
     /// `<point>:<n>:<mark>`: the agent aborts there.
     pub crash_at: Option<String>,
@@ -44,10 +47,14 @@ impl Default for Options {
         Self {
             supervised: false,
             spool_size: 16 << 20,
-            echo: "None",
-            merge: false,
             drain_seconds: 30,
-            when_full: "Auto",
+            launch: LaunchSettings {
+                echo: Echo::None.into(),
+                stop_signal: 15,
+                stop_grace: to_wire(Duration::from_secs(30)),
+                agent_lost: to_wire(Duration::from_secs(600)),
+                ..LaunchSettings::default()
+            },
             stall_millis: 30_000,
             crash_at: None,
             mask: vec![],
@@ -55,6 +62,13 @@ impl Default for Options {
             volume_bytes: None,
         }
     }
+}
+
+/// The default options, with other launch settings.
+pub(crate) fn launch_with(change: impl FnOnce(&mut LaunchSettings)) -> Options {
+    let mut options = Options::default();
+    change(&mut options.launch);
+    options
 }
 
 /// The entrypoint's program: next to this one, and built if it is missing or stale.
@@ -116,6 +130,7 @@ impl Pod {
             assert!(mount(&spool, bytes), "mount a small volume");
         }
         fs::write(directory.path().join("token"), relay::token()).unwrap();
+        *relay.settings.lock().unwrap() = Some(options.launch);
         let agent = spawn_agent(directory.path(), relay, options);
         Self {
             directory,
@@ -235,10 +250,7 @@ fn spawn_agent(directory: &Path, relay: &TestRelay, options: &Options) -> Child 
         .env("RPROC_POD_IP", "127.0.0.1")
         .env("RPROC_LISTEN_PORT", "0")
         .env("RPROC_SPOOL_SIZE", options.spool_size.to_string())
-        .env("RPROC_WHEN_FULL", options.when_full)
         .env("RPROC_STALL_MILLIS", options.stall_millis.to_string())
-        .env("RPROC_ECHO", options.echo)
-        .env("RPROC_MERGE", options.merge.to_string())
         .env("RPROC_DRAIN_SECONDS", options.drain_seconds.to_string())
         .env("RPROC_TOKEN_FILE", directory.join("token"))
         .env("RPROC_HANDOVER", directory.join("handover"))

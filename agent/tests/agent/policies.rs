@@ -2,21 +2,21 @@
 
 use std::time::{Duration, Instant};
 
+use remoteprocess_proto::v1::launch_settings::WhenFull;
 use remoteprocess_proto::v1::{GapReason, Stream};
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 
-use super::pod::{Options, Pod};
+use super::pod::{Options, Pod, launch_with};
 use super::relay::{Archive, TestRelay};
 use super::{in_time, until};
 
-fn options(when_full: &'static str, stall_millis: u64) -> Options {
+fn options(when_full: WhenFull, stall_millis: u64) -> Options {
     Options {
         supervised: true,
         spool_size: 2 << 20,
-        when_full,
         stall_millis,
-        ..Options::default()
+        ..launch_with(|launch| launch.set_when_full(when_full))
     }
 }
 
@@ -61,7 +61,7 @@ fn expecting_gaps() -> Archive {
 #[tokio::test(flavor = "multi_thread")]
 async fn drop_oldest_lets_the_program_end_without_any_home() {
     let mut relay = TestRelay::start().await;
-    let mut pod = Pod::start(&relay, &options("DropOldest", 3_600_000));
+    let mut pod = Pod::start(&relay, &options(WhenFull::DropOldest, 3_600_000));
     pod.shell(SCRIPT);
     relay.next_start().await;
     // A kill in the middle changes nothing.
@@ -87,7 +87,7 @@ async fn drop_oldest_lets_the_program_end_without_any_home() {
 #[tokio::test(flavor = "multi_thread")]
 async fn drop_oldest_under_a_home_that_is_slow_adds_up() {
     let mut relay = TestRelay::start().await;
-    let mut pod = Pod::start(&relay, &options("DropOldest", 3_600_000));
+    let mut pod = Pod::start(&relay, &options(WhenFull::DropOldest, 3_600_000));
     pod.shell(SCRIPT);
     let mut frames = 0;
     let slow = |_| {
@@ -104,7 +104,7 @@ async fn drop_oldest_under_a_home_that_is_slow_adds_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn auto_holds_back_for_a_while_and_then_drops() {
     let mut relay = TestRelay::start().await;
-    let mut pod = Pod::start(&relay, &options("Auto", 2_000));
+    let mut pod = Pod::start(&relay, &options(WhenFull::Auto, 2_000));
     let begun = Instant::now();
     pod.shell(SCRIPT);
     relay.next_start().await;
@@ -124,7 +124,7 @@ async fn auto_holds_back_for_a_while_and_then_drops() {
 #[tokio::test(flavor = "multi_thread")]
 async fn auto_drops_nothing_while_the_archive_makes_progress() {
     let mut relay = TestRelay::start().await;
-    let mut pod = Pod::start(&relay, &options("Auto", 30_000));
+    let mut pod = Pod::start(&relay, &options(WhenFull::Auto, 30_000));
     pod.shell(SCRIPT);
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     check(&archive);
@@ -140,7 +140,7 @@ async fn a_volume_that_is_full_is_a_full_spool() {
     let options = Options {
         spool_size: 64 << 20,
         volume_bytes: Some(4 << 20),
-        ..options("DropOldest", 3_600_000)
+        ..options(WhenFull::DropOldest, 3_600_000)
     };
     let mut pod = Pod::start(&relay, &options);
     pod.shell(SCRIPT);
@@ -154,7 +154,7 @@ async fn a_volume_that_is_full_is_a_full_spool() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_home_learns_when_the_program_is_held_back_and_when_no_longer() {
     let mut relay = TestRelay::start().await;
-    let mut pod = Pod::start(&relay, &options("Block", 0));
+    let mut pod = Pod::start(&relay, &options(WhenFull::Block, 0));
     pod.shell(SCRIPT);
     let start = relay.next_start().await;
     let mut agent = relay.dial(&start.address).await;

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -15,8 +15,9 @@ use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
 use remoteprocess_proto::v1::{
     AttachRequest, AttachResponse, CommitRequest, Cursor, EnrollRequest, EnrollResponse, ExecRequest, ExecResponse,
-    ExecutorWatchOutputRequest, Exit, Gap, GetStateRequest, GetStateResponse, ListRequest, ListResponse, OutputFrame,
-    SignalRequest, SignalResponse, Spool, StartRequest, StartResponse, StopRequest, StopResponse, WatchOutputRequest,
+    ExecutorWatchOutputRequest, Exit, Gap, GetStateRequest, GetStateResponse, LaunchSettings, ListRequest,
+    ListResponse, OutputFrame, SignalRequest, SignalResponse, Spool, StartRequest, StartResponse, StopRequest,
+    StopResponse, WatchOutputRequest,
 };
 use remoteprocess_tls::{Authority, ClientAuth, Dialer, Error, Identity, Limits, Role, TrustDomain, User, serve};
 use sha2::{Digest, Sha256};
@@ -52,6 +53,8 @@ pub(crate) struct TestRelay {
     pub starts: mpsc::UnboundedReceiver<StartRequest>,
     pub enrolments: Arc<AtomicU32>,
     pub grants: Arc<AtomicBool>,
+    /// Sent with each grant to an agent that has not launched.
+    pub settings: Arc<Mutex<Option<LaunchSettings>>>,
     pub leaf_lifetime_seconds: Arc<AtomicU32>,
     identity: Arc<Identity>,
     _shutdown: DropGuard,
@@ -76,6 +79,7 @@ struct Enrols {
 struct Starts {
     seen: mpsc::UnboundedSender<StartRequest>,
     grants: Arc<AtomicBool>,
+    settings: Arc<Mutex<Option<LaunchSettings>>>,
 }
 
 impl TestRelay {
@@ -88,6 +92,7 @@ impl TestRelay {
         let (seen, starts) = mpsc::unbounded_channel();
         let enrolments = Arc::new(AtomicU32::new(0));
         let grants = Arc::new(AtomicBool::new(true));
+        let settings = Arc::default();
         let leaf_lifetime_seconds = Arc::new(AtomicU32::new(3600));
         let enrols = Enrols {
             authority: Arc::clone(&authority),
@@ -97,6 +102,7 @@ impl TestRelay {
         let starting = Starts {
             seen,
             grants: Arc::clone(&grants),
+            settings: Arc::clone(&settings),
         };
         let (listener, enrol) = bind().await;
         tokio::spawn(serve(
@@ -123,6 +129,7 @@ impl TestRelay {
             starts,
             enrolments,
             grants,
+            settings,
             leaf_lifetime_seconds,
             identity,
             _shutdown: shutdown.drop_guard(),
@@ -353,10 +360,14 @@ type Nothing = Pin<Box<dyn Stream<Item = Result<OutputFrame, Status>> + Send>>;
 impl Relay for Starts {
     async fn start(&self, request: Request<StartRequest>) -> Result<Response<StartResponse>, Status> {
         let granted = self.grants.load(Ordering::Relaxed);
-        let _ = self.seen.send(request.into_inner());
+        let request = request.into_inner();
+        let settings = *self.settings.lock().unwrap();
+        let settings = settings.filter(|_| granted && !request.launched);
+        let _ = self.seen.send(request);
         Ok(Response::new(StartResponse {
             protocol: PROTOCOL,
             granted,
+            settings,
             message: if granted { String::new() } else { "not yet".into() },
         }))
     }

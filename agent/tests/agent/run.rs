@@ -4,16 +4,18 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use remoteprocess_proto::timing::to_wire;
 use remoteprocess_proto::v1::Reason;
 use remoteprocess_proto::v1::executor_get_state_response::Phase;
 use remoteprocess_proto::v1::exit::{Outcome, Source};
+use remoteprocess_proto::v1::launch_settings::{Leftovers, Warning};
 use remoteprocess_proto::v1::{
     ExecutorPauseRequest, ExecutorSetDeadlineRequest, ExecutorSignalRequest, ExecutorStopRequest, Exit, SignalTarget,
 };
 use rustix::process::Signal;
 use tonic::Code;
 
-use super::pod::{Options, Pod};
+use super::pod::{Options, Pod, launch_with};
 use super::relay::TestRelay;
 use super::verbs::{Agent, get_state};
 use super::{in_time, until};
@@ -57,14 +59,13 @@ async fn runs(ready: &Path, agent: &mut Agent) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_is_warned_and_then_stopped_at_its_deadline() {
     let mut relay = TestRelay::start().await;
-    let options = Options {
-        env: &[
-            ("RPROC_RUN_SECONDS", "3"),
-            ("RPROC_WARN_SIGNAL", "10"),
-            ("RPROC_WARN_BEFORE_SECONDS", "2"),
-        ],
-        ..Options::default()
-    };
+    let options = launch_with(|launch| {
+        launch.run_deadline = to_wire(Duration::from_secs(3));
+        launch.warning = Some(Warning {
+            before: to_wire(Duration::from_secs(2)),
+            signal: Some(10),
+        });
+    });
     let mut pod = Pod::start(&relay, &options);
     launch(&mut pod);
     let archive = in_time("the end", relay.be_home(|_| {})).await;
@@ -95,10 +96,13 @@ async fn a_program_is_warned_and_then_stopped_at_its_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_signal_only_the_operator_is_warned() {
     let mut relay = TestRelay::start().await;
-    let options = Options {
-        env: &[("RPROC_RUN_SECONDS", "2"), ("RPROC_WARN_BEFORE_SECONDS", "1")],
-        ..Options::default()
-    };
+    let options = launch_with(|launch| {
+        launch.run_deadline = to_wire(Duration::from_secs(2));
+        launch.warning = Some(Warning {
+            before: to_wire(Duration::from_secs(1)),
+            signal: None,
+        });
+    });
     let mut pod = Pod::start(&relay, &options);
     launch(&mut pod);
     let archive = in_time("the end", relay.be_home(|_| {})).await;
@@ -111,8 +115,7 @@ async fn a_deadline_survives_the_agent_and_can_be_extended_and_shortened() {
     let mut relay = TestRelay::start().await;
     let options = Options {
         supervised: true,
-        env: &[("RPROC_RUN_SECONDS", "600")],
-        ..Options::default()
+        ..launch_with(|launch| launch.run_deadline = to_wire(Duration::from_secs(600)))
     };
     let mut pod = Pod::start(&relay, &options);
     let ready = launch(&mut pod);
@@ -233,10 +236,7 @@ async fn a_signal_is_sent_once_though_the_agent_died_in_between() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_program_leaves_behind_is_waited_for_if_so_told() {
     let mut relay = TestRelay::start().await;
-    let options = Options {
-        env: &[("RPROC_LEFTOVERS", "Wait")],
-        ..Options::default()
-    };
+    let options = launch_with(|launch| launch.set_leftovers(Leftovers::Wait));
     let mut pod = Pod::start(&relay, &options);
     pod.shell("(setsid sh -c 'sleep 2.5; echo late' &); echo soon; exit 3");
     let start = Instant::now();

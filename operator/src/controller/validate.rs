@@ -4,7 +4,7 @@ pub(crate) mod quantity;
 
 use remoteprocess_api::names;
 use remoteprocess_api::spec::{DEFAULT_SPOOL_BYTES, MIN_SPOOL_BYTES};
-use remoteprocess_api::{Echo, MaskSource, PodSpec, RemoteProcess, RemoteProcessSpec, WhenFull, signal};
+use remoteprocess_api::{MaskSource, PodSpec, RemoteProcess, RemoteProcessSpec, signal};
 use remoteprocess_proto::pod::HANDOVER_PATH;
 
 /// Why a spec cannot be turned into a pod; each message names the field.
@@ -56,22 +56,12 @@ pub(crate) struct Validated<'a> {
     pub uid: &'a str,
     /// The program and all its arguments.
     pub argv: Vec<String>,
-    /// Name of the first signal of the stop path.
-    pub stop_signal: i32,
     /// Seconds between that signal and KILL.
     pub stop_grace_seconds: u32,
-    /// Number of the signal before the run deadline.
-    pub warn_signal: Option<i32>,
     /// Bytes of the spool.
     pub spool_bytes: u64,
-    /// What happens when it is full.
-    pub when_full: WhenFull,
     /// What is masked in the output.
     pub mask: &'a [MaskSource],
-    /// How much of the output the container's log gets.
-    pub echo: Echo,
-    /// Both streams through one pipe.
-    pub merge: bool,
     /// The parts of the spec that go to the pod unchanged.
     pub spec: &'a RemoteProcessSpec,
     /// The pod's part of the spec.
@@ -90,19 +80,15 @@ pub(crate) fn validate(process: &RemoteProcess) -> Result<Validated<'_>, Error> 
     check_mounts(spec)?;
     check_volumes(&pod)?;
     check_keys(&pod)?;
+    check_signals(spec)?;
     Ok(Validated {
         name: metadata.name.as_deref().ok_or(Error::Metadata("name"))?,
         namespace: metadata.namespace.as_deref().ok_or(Error::Metadata("namespace"))?,
         uid: metadata.uid.as_deref().ok_or(Error::Metadata("uid"))?,
         argv: spec.argv(),
-        stop_signal: stop_signal(spec)?,
         stop_grace_seconds: spec.stop_grace_seconds(),
-        warn_signal: warn_signal(spec)?,
         spool_bytes: spool_bytes(spec)?,
-        when_full: spec.when_full(),
         mask: spec.output.as_ref().map_or(&[], |output| &output.mask),
-        echo: spec.echo(),
-        merge: spec.merge(),
         spec,
         pod,
     })
@@ -198,19 +184,15 @@ fn check_keys(pod: &PodSpec) -> Result<(), Error> {
     }
 }
 
-fn stop_signal(spec: &RemoteProcessSpec) -> Result<i32, Error> {
-    let given = spec.stop_signal();
-    signal::parse(given).ok_or_else(|| Error::UnknownSignal(given.to_owned()))
-}
-
-fn warn_signal(spec: &RemoteProcessSpec) -> Result<Option<i32>, Error> {
-    let given = spec
-        .deadlines
-        .as_ref()
-        .and_then(|deadlines| deadlines.warn_signal.as_ref());
-    given
-        .map(|given| signal::parse(given).ok_or_else(|| Error::UnknownWarnSignal(given.clone())))
-        .transpose()
+/// The relay sends their numbers with the grant.
+fn check_signals(spec: &RemoteProcessSpec) -> Result<(), Error> {
+    let is_known = |name: &str| signal::parse(name).is_some();
+    let warning = spec.deadlines.as_ref().and_then(|it| it.warn_signal.as_deref());
+    match (spec.stop_signal(), warning) {
+        (stop, _) if !is_known(stop) => Err(Error::UnknownSignal(stop.to_owned())),
+        (_, Some(warning)) if !is_known(warning) => Err(Error::UnknownWarnSignal(warning.to_owned())),
+        _ => Ok(()),
+    }
 }
 
 fn spool_bytes(spec: &RemoteProcessSpec) -> Result<u64, Error> {
@@ -239,7 +221,7 @@ mod tests {
         let process = process("  command: [echo, hi]\n  args: [there]\n");
         let validated = validate(&process).unwrap();
         assert_eq!(validated.argv, ["echo", "hi", "there"]);
-        assert_eq!((validated.stop_signal, validated.stop_grace_seconds), (15, 30));
+        assert_eq!(validated.stop_grace_seconds, 30);
         assert_eq!(validated.spool_bytes, 256 << 20);
     }
 

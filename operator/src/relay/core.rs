@@ -11,6 +11,7 @@ pub(crate) mod control;
 mod ended;
 pub(super) mod home;
 pub(crate) mod output;
+mod settings;
 mod start;
 pub(crate) mod state;
 

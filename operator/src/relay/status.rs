@@ -11,6 +11,7 @@ mod facts;
 pub mod reason;
 mod tail;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -64,7 +65,7 @@ pub enum Error {
     Gone,
     /// The grant is refused.
     #[error("{0}")]
-    Refused(&'static str),
+    Refused(Cow<'static, str>),
 }
 
 /// Writes as field manager `remoteprocess-relay`. Cheap to clone.
@@ -110,7 +111,7 @@ impl Recorder {
                 // A watch may be behind: only a write proves that it is not.
                 Decision::Granted | Decision::Refused(_) if is_known_only => {}
                 Decision::Granted => return Ok(()),
-                Decision::Refused(reason) => return Err(Error::Refused(reason)),
+                Decision::Refused(reason) => return Err(Error::Refused(reason.into())),
             }
             current = match bounded(api.get_opt(&name)).await? {
                 Some(current) if current.uid().as_deref() == Some(&claim.uid) => current,
@@ -127,7 +128,7 @@ impl Recorder {
             pod.uid().as_deref() == Some(&claim.pod_uid)
                 && pod.owner_references().iter().any(|owner| owner.uid == claim.uid)
         });
-        pod.ok_or(Error::Refused("this pod is not the pod of this attempt"))
+        pod.ok_or(Error::Refused("this pod is not the pod of this attempt".into()))
     }
 
     /// Sets `spec.desiredState: Stopped`, and records for whom and why.

@@ -1671,7 +1671,7 @@ pub struct StartRequest {
     /// Address of the executor, `host:port` (IPv6 in brackets).
     #[prost(string, tag = "4")]
     pub address: ::prost::alloc::string::String,
-    /// The agent already has a launch record: it needs a home, not a grant.
+    /// The agent already has a launch record, with the settings: it needs a home, not a grant.
     #[prost(bool, tag = "5")]
     pub launched: bool,
 }
@@ -1685,6 +1685,149 @@ pub struct StartResponse {
     /// Why not.
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
+    /// With the grant. Absent for an agent that has launched: it keeps the settings of its launch.
+    #[prost(message, optional, tag = "4")]
+    pub settings: ::core::option::Option<LaunchSettings>,
+}
+/// How the program of one attempt is launched, warned and stopped, and what becomes of its output. The agent stores the
+/// settings with the launch, so that they outlive it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LaunchSettings {
+    /// One pipe for stdout and stderr: the true order, not separated.
+    #[prost(bool, tag = "1")]
+    pub merge: bool,
+    /// The program has an input.
+    #[prost(bool, tag = "2")]
+    pub stdin: bool,
+    /// The program runs at a terminal of this size, and its output is one stream. Absent: no terminal.
+    #[prost(message, optional, tag = "3")]
+    pub terminal: ::core::option::Option<WindowSize>,
+    #[prost(enumeration = "launch_settings::Leftovers", tag = "4")]
+    pub leftovers: i32,
+    #[prost(enumeration = "launch_settings::WhenFull", tag = "5")]
+    pub when_full: i32,
+    #[prost(enumeration = "launch_settings::Echo", tag = "6")]
+    pub echo: i32,
+    /// First signal of the stop path, unless a stop request names another: 1 to 64.
+    #[prost(int32, tag = "7")]
+    pub stop_signal: i32,
+    /// Time between that signal and SIGKILL.
+    #[prost(message, optional, tag = "8")]
+    pub stop_grace: ::core::option::Option<::prost_types::Duration>,
+    /// Maximum run time of the program, from its start. Absent: no limit.
+    #[prost(message, optional, tag = "9")]
+    pub run_deadline: ::core::option::Option<::prost_types::Duration>,
+    /// The time for which the program is paused does not count for `run_deadline`.
+    #[prost(bool, tag = "10")]
+    pub pause_stops_clock: bool,
+    /// Absent: no warning.
+    #[prost(message, optional, tag = "11")]
+    pub warning: ::core::option::Option<launch_settings::Warning>,
+    /// If no agent is there for so long, the entrypoint runs the stop path.
+    #[prost(message, optional, tag = "12")]
+    pub agent_lost: ::core::option::Option<::prost_types::Duration>,
+}
+/// Nested message and enum types in `LaunchSettings`.
+pub mod launch_settings {
+    /// A warning before the run deadline.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Warning {
+        #[prost(message, optional, tag = "1")]
+        pub before: ::core::option::Option<::prost_types::Duration>,
+        /// Sent to the program itself. Absent: the program is not told.
+        #[prost(int32, optional, tag = "2")]
+        pub signal: ::core::option::Option<i32>,
+    }
+    /// What happens to processes that outlive the program.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[repr(i32)]
+    pub enum Leftovers {
+        Kill = 0,
+        /// The attempt lasts until the last of them has ended.
+        Wait = 1,
+    }
+    impl Leftovers {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Kill => "LEFTOVERS_KILL",
+                Self::Wait => "LEFTOVERS_WAIT",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "LEFTOVERS_KILL" => Some(Self::Kill),
+                "LEFTOVERS_WAIT" => Some(Self::Wait),
+                _ => None,
+            }
+        }
+    }
+    /// What happens when the spool is full.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[repr(i32)]
+    pub enum WhenFull {
+        /// Hold the program back while the archive makes progress; drop the oldest output when it has made none for a while.
+        Auto = 0,
+        Block = 1,
+        DropOldest = 2,
+    }
+    impl WhenFull {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Auto => "WHEN_FULL_AUTO",
+                Self::Block => "WHEN_FULL_BLOCK",
+                Self::DropOldest => "WHEN_FULL_DROP_OLDEST",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "WHEN_FULL_AUTO" => Some(Self::Auto),
+                "WHEN_FULL_BLOCK" => Some(Self::Block),
+                "WHEN_FULL_DROP_OLDEST" => Some(Self::DropOldest),
+                _ => None,
+            }
+        }
+    }
+    /// How much of the output goes into the log of the container.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[repr(i32)]
+    pub enum Echo {
+        /// The first 1 MiB.
+        Limited = 0,
+        All = 1,
+        None = 2,
+    }
+    impl Echo {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Limited => "ECHO_LIMITED",
+                Self::All => "ECHO_ALL",
+                Self::None => "ECHO_NONE",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "ECHO_LIMITED" => Some(Self::Limited),
+                "ECHO_ALL" => Some(Self::All),
+                "ECHO_NONE" => Some(Self::None),
+                _ => None,
+            }
+        }
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetStateRequest {

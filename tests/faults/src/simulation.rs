@@ -131,7 +131,7 @@ impl World {
             tempfile::tempdir()
         };
         Ok(Self {
-            api: Api::new(plan.seed),
+            api: Api::new(&plan),
             store: Arc::default(),
             network: Network::new(&plan),
             program: Mutex::new(Program::new(&plan)?),

@@ -55,9 +55,6 @@ impl Conversation {
     }
 
     async fn open_input(&mut self, opening: Opening) -> Result<u64, InputError> {
-        if !self.takes_input {
-            return Err(InputError::None);
-        }
         if self.machine.facts().ending.is_some() {
             return Err(InputError::Ended);
         }
@@ -90,7 +87,7 @@ impl Conversation {
         }
     }
 
-    fn show_input(&self) {
+    pub(super) fn show_input(&self) {
         let view = self.input.view();
         self.input_view.send_if_modified(|shown| {
             let is_other = shown != view;

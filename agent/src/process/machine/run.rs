@@ -26,13 +26,13 @@ impl Machine {
 
     /// The next warning before this deadline, and when. `None` while no entrypoint is there to deliver it.
     fn warning(&self, over_at: Moment) -> Option<(Option<i32>, Moment)> {
-        let warning = self.settings.warning.filter(|_| self.is_connected)?;
+        let warning = self.facts.launch?.settings.warning.filter(|_| self.is_connected)?;
         (!self.facts.is_warned()).then(|| (warning.signal, over_at.saturating_sub(warning.before)))
     }
 
     /// Handles the moment that [`Machine::next_tick`] announced.
     pub(super) fn on_tick(&mut self, now: Moment) -> Vec<Action> {
-        let Some(over_at) = self.over_at() else {
+        let (Some(over_at), Some(launch)) = (self.over_at(), self.facts.launch) else {
             return vec![];
         };
         let limit = self.facts.run_limit().unwrap_or_default();
@@ -40,8 +40,8 @@ impl Machine {
             return self.on_stop(Stop {
                 requested_by: REQUESTED_BY.to_owned(),
                 message: format!("it may run for no longer than {} s", limit.as_secs_f64()),
-                signal: self.settings.order.stop_signal,
-                grace_millis: self.settings.order.stop_grace_millis,
+                signal: launch.settings.order.stop_signal,
+                grace_millis: launch.settings.order.stop_grace_millis,
                 cause: StopCause::Deadline,
             });
         }
@@ -67,8 +67,8 @@ impl Machine {
 
     /// Starts the clock when the program has started, and records its pauses.
     pub(super) fn keep_clock(&mut self, is_paused: bool, now: Moment) -> Option<Action> {
+        let order = self.facts.launch?.settings.order;
         let mut clock = self.facts.clock.unwrap_or_else(|| {
-            let order = &self.settings.order;
             let limit = order.run_millis.map(Duration::from_millis);
             RunClock::start(now, limit, order.pause_stops_clock)
         });
@@ -93,7 +93,7 @@ impl Machine {
     /// Tells a returning entrypoint the limit, if it is no longer that of the launch.
     pub(super) fn limit_order(&self) -> Option<Action> {
         let limit = self.facts.clock?.limit();
-        let launched_with = self.settings.order.run_millis.map(Duration::from_millis);
+        let launched_with = self.facts.launch?.settings.order.run_millis.map(Duration::from_millis);
         (limit != launched_with).then(|| set_deadline(limit))
     }
 }

@@ -1,6 +1,9 @@
-use remoteprocess_entrypoint::message::{Leftovers, StopCause, Usage};
+use remoteprocess_entrypoint::message::{Launch as LaunchOrder, Leftovers, StopCause, Usage};
 
+use crate::process::Echo;
 use crate::process::facts::Warned;
+use crate::process::settings::Warning;
+use crate::spool::WhenFull;
 
 use super::*;
 
@@ -23,6 +26,8 @@ const SETTINGS: LaunchSettings = LaunchSettings {
         signal: Some(10),
         before: Duration::from_secs(10),
     }),
+    when_full: WhenFull::Block,
+    echo: Echo::None,
 };
 
 /// When the program of these tests starts.
@@ -33,14 +38,14 @@ fn after(seconds: u64) -> Moment {
 }
 
 fn fresh() -> Machine {
-    let (machine, first) = Machine::new(Facts::default(), SETTINGS);
+    let (machine, first) = Machine::new(Facts::default());
     assert!(first.is_empty());
     machine
 }
 
 /// The machine of an agent that was started after `machine`'s was killed.
 fn reborn(machine: &Machine) -> (Machine, Vec<Action>) {
-    Machine::new(machine.facts().clone(), SETTINGS)
+    Machine::new(machine.facts().clone())
 }
 
 fn hello() -> Event {
@@ -94,13 +99,14 @@ fn stop(by: &str) -> Event {
 fn running() -> Machine {
     let mut machine = fresh();
     machine.on(hello());
-    machine.on(Event::Granted);
+    machine.on(Event::Granted(SETTINGS));
     machine.on(launched());
     machine
 }
 
 fn orders(actions: &[Action]) -> Vec<&'static str> {
     let name = |action: &Action| match action {
+        Action::Apply(_) => "apply",
         Action::Persist(Fact::Welcomed(_)) => "persist secret",
         Action::Persist(Fact::Launch(_)) => "persist launch",
         Action::Persist(Fact::Ending(_)) => "persist ending",
@@ -134,7 +140,10 @@ fn the_launch_record_comes_before_the_launch() {
     let greeted = machine.on(hello());
     assert_eq!(orders(&greeted), ["persist secret", "accept", "welcome"]);
     assert_eq!(machine.phase(), Phase::Starting);
-    assert_eq!(orders(&machine.on(Event::Granted)), ["persist launch", "launch"]);
+    assert_eq!(
+        orders(&machine.on(Event::Granted(SETTINGS))),
+        ["apply", "persist launch", "launch"]
+    );
     assert_eq!(orders(&machine.on(launched())), ["attach", "note", "note"]);
     assert_eq!(machine.phase(), Phase::Running);
 }
@@ -142,11 +151,21 @@ fn the_launch_record_comes_before_the_launch() {
 #[test]
 fn a_grant_that_comes_first_launches_at_the_hello() {
     let mut machine = fresh();
-    assert!(machine.on(Event::Granted).is_empty());
+    assert!(machine.on(Event::Granted(SETTINGS)).is_empty());
     let greeted = machine.on(hello());
-    let all = ["persist secret", "accept", "welcome", "persist launch", "launch"];
+    let all = [
+        "persist secret",
+        "accept",
+        "welcome",
+        "apply",
+        "persist launch",
+        "launch",
+    ];
     assert_eq!(orders(&greeted), all);
-    assert!(machine.on(Event::Granted).is_empty(), "a second grant means nothing");
+    assert!(
+        machine.on(Event::Granted(SETTINGS)).is_empty(),
+        "a second grant means nothing"
+    );
 }
 
 #[test]
@@ -174,7 +193,7 @@ fn an_agent_that_comes_back_takes_the_pipes_and_launches_nothing() {
     assert_eq!(later.phase(), Phase::Running);
     let greeted = later.on(resume(SECRET, true));
     assert_eq!(orders(&greeted), ["accept", "welcome", "attach"]);
-    assert!(later.on(Event::Granted).is_empty());
+    assert!(later.on(Event::Granted(SETTINGS)).is_empty());
     assert!(later.on(Event::Lost).is_empty(), "it is there");
 }
 
@@ -182,7 +201,7 @@ fn an_agent_that_comes_back_takes_the_pipes_and_launches_nothing() {
 fn an_order_that_was_lost_with_the_agent_is_given_again_to_the_same_entrypoint() {
     let mut machine = fresh();
     machine.on(hello());
-    machine.on(Event::Granted);
+    machine.on(Event::Granted(SETTINGS));
     let (mut later, _) = reborn(&machine);
     let greeted = later.on(resume(SECRET, false));
     assert_eq!(orders(&greeted), ["accept", "welcome", "launch"]);
@@ -206,13 +225,13 @@ fn a_stop_before_the_launch_cancels_it() {
     // Before and after the entrypoint has come: nothing is launched, whatever is granted.
     let mut machine = fresh();
     assert_eq!(orders(&machine.on(stop("alice"))), cancelled);
-    assert!(machine.on(Event::Granted).is_empty());
+    assert!(machine.on(Event::Granted(SETTINGS)).is_empty());
     let greeted = machine.on(hello());
     assert_eq!(orders(&greeted), ["persist secret", "accept", "welcome", "stop"]);
     let mut machine = fresh();
     machine.on(hello());
     assert_eq!(orders(&machine.on(stop("alice"))), cancelled);
-    assert!(machine.on(Event::Granted).is_empty());
+    assert!(machine.on(Event::Granted(SETTINGS)).is_empty());
     assert!(machine.on(stop("bob")).is_empty());
     assert_eq!(machine.phase(), Phase::Exited);
     assert_eq!(machine.facts().stop.as_ref().unwrap().requested_by, "alice");
@@ -227,13 +246,13 @@ fn an_agent_that_comes_back_does_not_launch_what_was_stopped() {
         unreachable!()
     };
     facts.stop = Some(stop);
-    let (mut later, first) = Machine::new(facts, SETTINGS);
+    let (mut later, first) = Machine::new(facts);
     assert_eq!(orders(&first), ["persist ending", "persist closed", "close"]);
     later.on(hello());
-    assert!(later.on(Event::Granted).is_empty());
+    assert!(later.on(Event::Granted(SETTINGS)).is_empty());
     let (mut last, first) = reborn(&later);
     assert_eq!(orders(&first), ["close"]);
-    last.on(Event::Granted);
+    last.on(Event::Granted(SETTINGS));
     assert_eq!(
         orders(&last.on(hello())),
         ["persist secret", "accept", "welcome", "stop"]
@@ -358,7 +377,7 @@ fn held_pipes_are_closed_and_reported() {
 fn what_never_ran_ends_without_pipes() {
     let mut machine = fresh();
     machine.on(hello());
-    machine.on(Event::Granted);
+    machine.on(Event::Granted(SETTINGS));
     let message = "no such program".to_owned();
     machine.on(Event::Exited(exited(Outcome::NotFound { message })));
     assert_eq!(machine.facts().closed, Some(Closed::Whole));

@@ -57,22 +57,9 @@ fn build_mounts(process: &Validated<'_>, settings: &AgentSettings) -> Vec<Volume
     mounts
 }
 
-/// All settings of the agent. Its environment is built only here.
+/// The identity of the agent and its paths. How the program is launched comes with the grant of the start. The
+/// environment of the agent is built only here.
 fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) -> Vec<EnvVar> {
-    let echo: &str = process.echo.into();
-    let when_full: &str = process.when_full.into();
-    let leftovers: &str = process.spec.leftovers.unwrap_or_default().into();
-    let deadlines = process.spec.deadlines.clone().unwrap_or_default();
-    let when_run = [
-        (env::RUN_SECONDS, deadlines.run_seconds),
-        (env::WARN_BEFORE_SECONDS, deadlines.warn_before_seconds),
-    ];
-    let when_run = when_run
-        .into_iter()
-        .filter_map(|(name, seconds)| Some(value(name, seconds?)));
-    let warn_signal = process.warn_signal.map(|number| value(env::WARN_SIGNAL, number));
-    let tty_size = process.spec.tty_size;
-    let tty_size = tty_size.map(|size| value(env::TTY_SIZE, format!("{}x{}", size.rows, size.columns)));
     let mask = (!process.mask.is_empty()).then(|| value(env::MASK_DIR, pod::MASK_PATH));
     let always = [
         value(env::RELAY, &settings.relay),
@@ -87,27 +74,12 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
         field(env::POD_IP, "status.podIP"),
         value(env::LISTEN_PORT, settings.listen_port),
         value(env::SPOOL_SIZE, process.spool_bytes),
-        value(env::WHEN_FULL, when_full),
-        value(env::ECHO, echo),
-        value(env::MERGE, process.merge),
-        value(env::STDIN, process.spec.stdin.unwrap_or_default()),
-        value(env::TTY, process.spec.tty.unwrap_or_default()),
-        value(env::LEFTOVERS, leftovers),
-        value(env::PAUSE_STOPS_CLOCK, !process.spec.counts_pauses()),
-        value(env::STOP_SIGNAL, process.stop_signal),
-        value(env::STOP_GRACE_SECONDS, process.stop_grace_seconds),
         value(env::DRAIN_SECONDS, settings.drain_seconds),
         value(env::TOKEN_FILE, pod::TOKEN_FILE),
         value(env::HANDOVER, pod::HANDOVER_PATH),
         value(env::SPOOL, pod::SPOOL_PATH),
     ];
-    always
-        .into_iter()
-        .chain(when_run)
-        .chain(warn_signal)
-        .chain(tty_size)
-        .chain(mask)
-        .collect()
+    always.into_iter().chain(mask).collect()
 }
 
 /// A variable whose value is given here. `$` is doubled, because Kubernetes expands `$(NAME)`.

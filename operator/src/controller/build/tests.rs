@@ -218,33 +218,15 @@ fn values_to_be_masked_are_in_the_agents_container_alone() {
 /// The agent's own test compares the same list with its flags.
 #[test]
 fn the_agent_gets_every_variable_and_no_other() {
-    let rest =
-        "  tty: true\n  ttySize: {rows: 50, columns: 132}\n  output: {mask: [{secretKeyRef: {name: db, key: a}}]}\n";
+    let masked = "  output: {mask: [{secretKeyRef: {name: db, key: a}}]}\n";
     let of = |spec: &str| {
         let agents = built(spec, Profile::Ordinary).init_containers.unwrap();
         agents.into_iter().flat_map(|agent| agent.env.unwrap_or_default())
     };
-    let both = of(EVERYTHING).chain(of(&format!("{MINIMAL}{rest}")));
+    let both = of(EVERYTHING).chain(of(&format!("{MINIMAL}{masked}")));
     let told: std::collections::BTreeSet<String> = both.map(|variable| variable.name).collect();
     let known = remoteprocess_proto::pod::env::ALL.iter().map(ToString::to_string);
     assert_eq!(told, known.collect());
-}
-
-#[test]
-fn a_terminal_begins_with_the_size_that_the_spec_names() {
-    let size = |terminal: &str| {
-        let process = process(&format!("{MINIMAL}{terminal}"));
-        let pod = build_pod(&validate(&process).unwrap(), 1, &settings(), Profile::Ordinary);
-        let containers = pod.spec.unwrap();
-        let agents = containers.init_containers.unwrap_or_default();
-        let env = agents.into_iter().flat_map(|agent| agent.env.unwrap_or_default());
-        env.into_iter().find(|entry| entry.name == "RPROC_TTY_SIZE")?.value
-    };
-    assert_eq!(
-        size("  tty: true\n  ttySize: {rows: 50, columns: 132}\n").as_deref(),
-        Some("50x132")
-    );
-    assert_eq!(size("  tty: true\n"), None);
 }
 
 #[test]

@@ -7,12 +7,13 @@ use std::time::Duration;
 use kube::ResourceExt;
 use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
-use remoteprocess_proto::v1::{StartRequest, StartResponse};
+use remoteprocess_proto::v1::{LaunchSettings, StartRequest, StartResponse};
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::Core;
 use super::authorize::AgentCaller;
+use super::settings::launch_settings;
 use crate::relay::attempt::{Agent, AttemptKey, Subject};
 use crate::relay::error::Error;
 use crate::relay::metrics::metrics;
@@ -45,13 +46,13 @@ impl Core {
         let process = self.await_object(&claim.uid).await;
         let granted = match &process {
             Some(process) => self.claim(process, &namespace, &claim).await,
-            None => self.claim_of_deleted(&namespace, &key, &claim).await,
+            None => (self.claim_of_deleted(&namespace, &key, &claim).await).map(|subject| (subject, None)),
         };
-        let subject = match granted {
-            Ok(subject) => subject,
+        let (subject, settings) = match granted {
+            Ok(granted) => granted,
             Err(GrantError::Refused(message)) => {
-                info!(uid = key.uid, attempt = key.attempt, pod_uid, message, "start refused");
-                return Ok(answer(false, message));
+                info!(uid = key.uid, attempt = key.attempt, pod_uid, %message, "start refused");
+                return Ok(answer(false, message.into_owned(), None));
             }
             Err(error) => return Err(safe(&error)),
         };
@@ -75,7 +76,7 @@ impl Core {
         if let Some(process) = self.directory.by_uid(&key.uid) {
             live.update_desired(reconcile::desired(&process, key.attempt));
         }
-        Ok(answer(true, ""))
+        Ok(answer(true, String::new(), settings))
     }
 
     async fn await_object(&self, uid: &str) -> Option<Arc<RemoteProcess>> {
@@ -89,7 +90,13 @@ impl Core {
         }
     }
 
-    async fn claim(&self, process: &RemoteProcess, namespace: &str, claim: &Claim) -> Result<Subject, GrantError> {
+    /// Grants the start, with the settings for an agent that has not launched.
+    async fn claim(
+        &self,
+        process: &RemoteProcess,
+        namespace: &str,
+        claim: &Claim,
+    ) -> Result<(Subject, Option<LaunchSettings>), GrantError> {
         let subject = Subject {
             namespace: process.namespace().unwrap_or_default(),
             name: process.name_any(),
@@ -100,12 +107,14 @@ impl Core {
             },
         };
         if subject.namespace != namespace {
-            return Err(GrantError::Refused("the process is in another namespace"));
+            return Err(GrantError::Refused("the process is in another namespace".into()));
         }
+        let settings = (!claim.launched).then(|| launch_settings(&process.spec)).transpose();
+        let settings = settings.map_err(|sentence| GrantError::Refused(sentence.into()))?;
         if !is_known(process, claim) {
             self.recorder.grant(process, claim).await?;
         }
-        Ok(subject)
+        Ok((subject, settings))
     }
 
     /// The object is gone and its pod is being deleted: this replica accepts the remaining output if this pod has sent
@@ -117,7 +126,7 @@ impl Core {
         })?;
         let manifest = manifest.ok_or(GrantError::Gone)?;
         if !claim.launched || manifest.namespace != namespace || manifest.pod_uid != claim.pod_uid {
-            return Err(GrantError::Refused("the process has been deleted"));
+            return Err(GrantError::Refused("the process has been deleted".into()));
         }
         Ok(Subject {
             namespace: manifest.namespace,
@@ -128,11 +137,12 @@ impl Core {
     }
 }
 
-fn answer(granted: bool, message: &str) -> StartResponse {
+fn answer(granted: bool, message: String, settings: Option<LaunchSettings>) -> StartResponse {
     StartResponse {
         protocol: PROTOCOL,
         granted,
-        message: message.to_owned(),
+        message,
+        settings,
     }
 }
 
@@ -158,6 +168,6 @@ pub(super) fn safe(error: &GrantError) -> Error {
             Error::unavailable("the API server refuses to record the grant; see the log of the operator")
         }
         GrantError::Gone => Error::not_found("there is no such process"),
-        GrantError::Refused(message) => Error::failed_precondition(*message),
+        GrantError::Refused(message) => Error::failed_precondition(message.clone()),
     }
 }

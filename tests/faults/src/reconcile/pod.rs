@@ -247,7 +247,7 @@ impl World {
             match self.ask_for_start(&known, &claim).await {
                 Ok(()) => return Ok(true),
                 Err(GrantError::Gone) => return Ok(false),
-                Err(GrantError::Refused("the process is paused")) => self.refused(),
+                Err(GrantError::Refused(sentence)) if sentence == "the process is paused" => self.refused(),
                 Err(GrantError::Refused(_)) => return Ok(false),
                 Err(GrantError::Api(_) | GrantError::Denied(_)) => {}
             }

@@ -2,7 +2,6 @@
 //! the pipes are played.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use remoteprocess_agent::process::facts::{Closed, Done, Ending, Fact, Facts, Lau
 use remoteprocess_agent::process::machine::Phase;
 use remoteprocess_agent::process::{Asked, Process, Status};
 use remoteprocess_agent::service::ExecutorService;
-use remoteprocess_agent::spool::{self, Appender, Spool, Stall, Stream, Taken, record};
+use remoteprocess_agent::spool::{self, Appender, Policy, Spool, Stall, Stream, Taken, WhenFull, record};
 use remoteprocess_entrypoint::message::{Exited, Outcome, Usage};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::relay_client::RelayClient;
@@ -61,6 +60,15 @@ impl Ask for Relays {
     async fn renew(&self) {}
 }
 
+/// The spool, as the product opens it: what happens when it is full comes with the launch.
+fn open(world: &World) -> Result<(Spool, Appender), spool::Error> {
+    let policy = Policy {
+        when_full: WhenFull::Block,
+        ..world.plan.spool
+    };
+    Spool::open(world.spool.path(), policy, None)
+}
+
 /// One life of the agent.
 pub(super) async fn run(world: Arc<World>) -> turmoil::Result {
     let directory = world.spool.path().to_owned();
@@ -68,7 +76,7 @@ pub(super) async fn run(world: Arc<World>) -> turmoil::Result {
         world.has_left.store(true, Ordering::Relaxed);
         return Ok(());
     }
-    let (spool, appender) = Spool::open(&directory, world.plan.spool, None)?;
+    let (spool, appender) = open(&world)?;
     let facts = Facts::load(&directory)?;
     let phase = match (&facts.launch, &facts.closed) {
         (None, _) => Phase::Starting,
@@ -80,10 +88,14 @@ pub(super) async fn run(world: Arc<World>) -> turmoil::Result {
         is_connected: true,
         facts,
     });
-    let (process, asked) = Process::played(Arc::new(spool), status.subscribe());
+    let spool = Arc::new(spool);
+    if let Some(launch) = status.borrow().facts.launch {
+        spool.set_when_full(launch.settings.when_full);
+    }
+    let (process, asked) = Process::played(Arc::clone(&spool), status.subscribe());
     let homes = Homes::default();
     let (done, mut is_done) = watch::channel(false);
-    let service = ExecutorService::new(process.clone(), homes.clone(), done, 15, Duration::from_secs(30));
+    let service = ExecutorService::new(process.clone(), homes.clone(), done);
     let identity = identity(&agent_role());
     let relays = Relays {
         world: world.clone(),
@@ -113,7 +125,7 @@ pub(super) async fn run(world: Arc<World>) -> turmoil::Result {
         () = serving => {}
         () = home::keep(relays, process, homes) => {}
         () = leaving => {}
-        played = play(&world, &directory, appender, &status, asked) => return Ok(played?),
+        played = play(&world, &spool, appender, &status, asked) => return Ok(played?),
     }
     world.has_left.store(true, Ordering::Relaxed);
     Ok(())
@@ -122,13 +134,13 @@ pub(super) async fn run(world: Arc<World>) -> turmoil::Result {
 /// Plays the entrypoint and the capture thread.
 async fn play(
     world: &World,
-    directory: &Path,
+    spool: &Spool,
     mut appender: Appender,
     status: &watch::Sender<Status>,
     mut asked: Asked,
 ) -> Result<(), spool::Error> {
     let note = |fact: Fact, phase: Phase| -> Result<(), spool::Error> {
-        fact.store(directory)?;
+        fact.store(spool.directory())?;
         status.send_modify(|status| {
             status.phase = phase;
             match fact {
@@ -142,11 +154,16 @@ async fn play(
         Ok(())
     };
     if status.borrow().facts.launch.is_none() {
-        if !asked.granted().await {
+        let Some(settings) = asked.granted().await else {
             return Ok(());
-        }
+        };
+        spool.set_when_full(settings.when_full);
         let at_unix_nanos = unix_nanos();
-        note(Fact::Launch(Launch { at_unix_nanos }), Phase::Starting)?;
+        let launch = Launch {
+            at_unix_nanos,
+            settings,
+        };
+        note(Fact::Launch(launch), Phase::Starting)?;
         world.program().launch(turmoil::sim_elapsed().unwrap_or_default());
         note(Fact::Started(Started { pid: 7, at_unix_nanos }), Phase::Running)?;
     }

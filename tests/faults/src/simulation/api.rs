@@ -14,6 +14,7 @@ use remoteprocess_operator::directory::Directory;
 use serde_json::{Value, json};
 use tower::service_fn;
 
+use super::plan::Plan;
 use super::{NAME, NAMESPACE, POD_UID, UID};
 
 /// How often a watch delivers changes.
@@ -50,12 +51,13 @@ struct State {
 }
 
 impl Api {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(plan: &Plan) -> Self {
+        let output = json!({"whenFull": format!("{:?}", plan.spool.when_full)});
         let object = json!({
             "apiVersion": "remoteprocess.dev/v1alpha1",
             "kind": "RemoteProcess",
             "metadata": {"name": NAME, "namespace": NAMESPACE, "uid": UID, "generation": 1, "resourceVersion": "1"},
-            "spec": {"image": "simulated", "command": ["program", seed.to_string()]},
+            "spec": {"image": "simulated", "command": ["program", plan.seed.to_string()], "output": output},
             "status": {
                 "phase": "Pending",
                 "attempt": 1,
