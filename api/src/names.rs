@@ -53,6 +53,8 @@ pub const VOLUME_MASK: &str = "rproc-mask";
 pub const VOLUME_IMAGE: &str = "rproc-image";
 /// Audience of the agent's token: no API server accepts it.
 pub const ENROL_AUDIENCE: &str = "remoteprocess.dev/enrol";
+/// Audience of the tokens by which machines log in: no API server accepts it.
+pub const LOGIN_AUDIENCE: &str = "remoteprocess.dev/login";
 
 /// Port of the relay's main listener.
 pub const RELAY_PORT: u16 = 8443;
@@ -71,6 +73,8 @@ pub const CONNECT_CA: &str = "ca.crt";
 pub const CONNECT_TRUST_DOMAIN: &str = "trustDomain";
 /// Key of [`CONNECT_CONFIG_MAP`]: published `host:port` of the relay, empty if there is none.
 pub const CONNECT_SERVER: &str = "server";
+/// Key of [`CONNECT_CONFIG_MAP`]: `host:port` in the cluster at which machines log in.
+pub const CONNECT_LOGIN: &str = "login";
 /// ClusterRole that lets a person connect.
 pub const CONNECT_ROLE: &str = "remoteprocess-connect";
 /// Role in the release namespace for administrators of the installation.

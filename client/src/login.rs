@@ -1,6 +1,8 @@
 //! The client certificate: a key of our own, a `CertificateSigningRequest`, the operator's signature, and a file for
 //! the next call. The API server records the user in the request; nothing here says who we are.
 
+mod machine;
+
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -32,6 +34,9 @@ const LIFETIME_SECONDS: i32 = 3600;
 /// # Errors
 /// A missing right, a refusal, or no signature in time; each with its fix.
 pub async fn certificate(cluster: &Cluster, trust: &Trust, may_be_cached: bool) -> Result<Arc<Identity>, DialError> {
+    if let Some(token) = machine::token()? {
+        return machine::certificate(trust, &token).await;
+    }
     let user = user(cluster).await?;
     let path = cache_path(cluster, trust, &user);
     if let Some(identity) = path
@@ -209,6 +214,7 @@ mod tests {
             bundle: authority.cert_pem().to_owned(),
             domain: authority.trust_domain().clone(),
             server: None,
+            login: None,
         }
     }
 

@@ -17,6 +17,8 @@ pub struct Trust {
     pub domain: TrustDomain,
     /// The published address, if there is one.
     pub server: Option<String>,
+    /// Where machines log in, in the cluster.
+    pub login: Option<String>,
 }
 
 impl Trust {
@@ -57,6 +59,7 @@ impl Trust {
             bundle: bundle.to_owned(),
             domain,
             server: value(names::CONNECT_SERVER).map(str::to_owned),
+            login: value(names::CONNECT_LOGIN).map(str::to_owned),
         })
     }
 }

@@ -134,6 +134,7 @@ async fn authority(client: &Client, config: &Config) -> Arc<AuthorityHandle> {
             namespace: config.namespace.clone(),
             trust_domain: config.trust_domain.clone(),
             server: config.server.clone(),
+            login: config.agent.relay_enrol.clone(),
             source: config.ca_source.clone(),
             schedule: config.ca_schedule,
         };

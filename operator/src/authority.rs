@@ -56,6 +56,8 @@ pub struct AuthorityConfig {
     pub trust_domain: TrustDomain,
     /// `host:port` by which clients reach the relay from outside, where there is one.
     pub server: Option<String>,
+    /// `host:port` in the cluster at which machines log in.
+    pub login: String,
     /// Where CAs come from.
     pub source: Source,
     /// How long CAs and certificates live.
@@ -394,6 +396,9 @@ fn changed<K, E>(
 }
 
 #[cfg(test)]
+mod soak;
+
+#[cfg(test)]
 pub(crate) mod tests {
     use std::{
         collections::HashMap,
@@ -410,13 +415,14 @@ pub(crate) mod tests {
     const SECRET: &str = "/api/v1/namespaces/remoteprocess-system/secrets/remoteprocess-ca";
     const CONFIG_MAP: &str = "/api/v1/namespaces/remoteprocess-system/configmaps/remoteprocess-connect";
 
-    type Store = Arc<Mutex<HashMap<String, Value>>>;
+    pub(super) type Store = Arc<Mutex<HashMap<String, Value>>>;
 
     fn config() -> AuthorityConfig {
         AuthorityConfig {
             namespace: "remoteprocess-system".into(),
             trust_domain: "test.local".parse().expect("a domain"),
             server: Some("relay.example:8443".into()),
+            login: "relay.svc:8444".into(),
             source: Source::Own,
             schedule: Schedule::default(),
         }
@@ -458,7 +464,7 @@ pub(crate) mod tests {
         handle_of(&Store::default()).await.expect("an authority")
     }
 
-    async fn handle_of(store: &Store) -> Result<Arc<AuthorityHandle>, Error> {
+    pub(super) async fn handle_of(store: &Store) -> Result<Arc<AuthorityHandle>, Error> {
         handle_with(store, config()).await
     }
 
@@ -600,11 +606,11 @@ pub(crate) mod tests {
 
     const CA_MAP: &str = "/api/v1/namespaces/remoteprocess-system/configmaps/remoteprocess-ca";
 
-    fn published(store: &Store, key: &str) -> Value {
+    pub(super) fn published(store: &Store, key: &str) -> Value {
         store.lock().expect("no panic before")[CA_MAP]["data"][key].clone()
     }
 
-    fn request_rotation(store: &Store, value: &str) {
+    pub(super) fn request_rotation(store: &Store, value: &str) {
         let mut objects = store.lock().expect("no panic before");
         objects.get_mut(CA_MAP).expect("a ConfigMap")["metadata"]["annotations"][names::ANNOTATION_ROTATE] =
             value.into();

@@ -173,6 +173,16 @@ async fn is_served(server: &Server, authority: &Authority, own: Option<(String, 
 
 /// A leaf with arbitrary times and names, signed by `authority` or by itself.
 fn odd_leaf(authority: Option<&Authority>, uris: &[&str], from: i64, to: i64) -> (String, String) {
+    let both = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    odd_leaf_for(authority, uris, (from, to), both)
+}
+
+fn odd_leaf_for(
+    authority: Option<&Authority>,
+    uris: &[&str],
+    (from, to): (i64, i64),
+    usages: Vec<ExtendedKeyUsagePurpose>,
+) -> (String, String) {
     let key = KeyPair::generate().expect("a key");
     let shifted = |seconds: i64| {
         let magnitude = Duration::from_secs(seconds.unsigned_abs());
@@ -184,7 +194,7 @@ fn odd_leaf(authority: Option<&Authority>, uris: &[&str], from: i64, to: i64) ->
     params.not_before = shifted(from).into();
     params.not_after = shifted(to).into();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params.extended_key_usages = usages;
     params.subject_alt_names = uris
         .iter()
         .map(|uri| SanType::URI((*uri).try_into().expect("a URI")))
@@ -230,28 +240,65 @@ async fn without_client_certificates_requests_have_no_identity() {
     assert_eq!(ask(&mut channel, "/").await.expect("an answer"), "nobody");
 }
 
+/// A leaf of the operator's name whose key may only serve.
+fn server_only(authority: &Authority) -> (String, String) {
+    odd_leaf_for(
+        Some(authority),
+        &["spiffe://test.local/operator"],
+        (-60, 3600),
+        vec![ExtendedKeyUsagePurpose::ServerAuth],
+    )
+}
+
+/// The main listener, and the one of an agent; the enrollment listener asks for no certificate.
 #[tokio::test]
 async fn only_our_own_certificates_get_in() {
+    const OPERATOR: &str = "spiffe://test.local/operator";
     let (ca, other) = (authority(), authority());
-    let server = server(identity(&ca, &Role::Operator), ClientAuth::Required, Limits::default()).await;
-    let foreign = other.issue(&Role::User, Some(&alice()), HOUR).expect("a leaf");
     let ours = |uris: &[&str], from, to| Some(odd_leaf(Some(&ca), uris, from, to));
-    let two = [AGENT_URI, "spiffe://test.local/operator"];
-    let cases = [
-        ("none", None),
-        ("self-signed", Some(odd_leaf(None, &[AGENT_URI], -60, 3600))),
-        ("of another CA", Some(foreign)),
-        ("expired", ours(&[AGENT_URI], -120, -60)),
-        ("not yet valid", ours(&[AGENT_URI], 60, 3600)),
-        ("of no role", ours(&[], -60, 3600)),
-        ("of two roles", ours(&two, -60, 3600)),
-        ("of another domain", ours(&["spiffe://other.local/operator"], -60, 3600)),
-        ("of a nameless user", ours(&["spiffe://test.local/user"], -60, 3600)),
-    ];
-    for (what, own) in cases {
-        assert!(!is_served(&server, &ca, own).await, "a certificate {what} got in");
+    for (client_auth, right) in [(ClientAuth::Required, AGENT_URI), (ClientAuth::OperatorOnly, OPERATOR)] {
+        let server = server(identity(&ca, &Role::Operator), client_auth, Limits::default()).await;
+        let cases = [
+            ("none", None),
+            ("self-signed", Some(odd_leaf(None, &[right], -60, 3600))),
+            (
+                "of another CA, a user's",
+                Some(other.issue(&Role::User, Some(&alice()), HOUR).expect("a leaf")),
+            ),
+            (
+                "of another CA, the operator's",
+                Some(other.issue(&Role::Operator, None, HOUR).expect("a leaf")),
+            ),
+            ("expired", ours(&[right], -120, -60)),
+            ("not yet valid", ours(&[right], 60, 3600)),
+            ("of a wrong key usage", Some(server_only(&ca))),
+            ("of no role", ours(&[], -60, 3600)),
+            ("of two roles", ours(&[AGENT_URI, OPERATOR], -60, 3600)),
+            ("of another domain", ours(&["spiffe://other.local/operator"], -60, 3600)),
+            ("of a longer role", ours(&["spiffe://test.local/operator/x"], -60, 3600)),
+            ("of a nameless user", ours(&["spiffe://test.local/user"], -60, 3600)),
+        ];
+        for (what, own) in cases {
+            assert!(
+                !is_served(&server, &ca, own).await,
+                "{client_auth:?}: a certificate {what} got in"
+            );
+        }
+        assert!(
+            is_served(&server, &ca, ours(&[right], -60, 3600)).await,
+            "{client_auth:?}"
+        );
     }
-    assert!(is_served(&server, &ca, Some(odd_leaf(Some(&ca), &[AGENT_URI], -60, 3600))).await);
+    let agents = server(
+        identity(&ca, &Role::Operator),
+        ClientAuth::OperatorOnly,
+        Limits::default(),
+    )
+    .await;
+    let user = ca.issue(&Role::User, Some(&alice()), HOUR).expect("a leaf");
+    for (what, own) in [("another agent", ours(&[AGENT_URI], -60, 3600)), ("a user", Some(user))] {
+        assert!(!is_served(&agents, &ca, own).await, "{what} got in");
+    }
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use kube::{
 use remoteprocess_api::names;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::judge::check_size;
 pub(super) use self::judge::quoted;
 use self::judge::{Verdict, judge};
 use super::{AuthorityHandle, Error, metrics::count_refusal};

@@ -28,6 +28,7 @@ pub(super) async fn bundle(client: &Client, config: &AuthorityConfig, bundle_pem
     let data = BTreeMap::from([
         (names::CONNECT_CA.to_owned(), bundle_pem.to_owned()),
         (names::CONNECT_TRUST_DOMAIN.to_owned(), config.trust_domain.to_string()),
+        (names::CONNECT_LOGIN.to_owned(), config.login.clone()),
         (
             names::CONNECT_SERVER.to_owned(),
             config.server.clone().unwrap_or_default(),

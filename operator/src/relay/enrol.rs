@@ -3,6 +3,7 @@
 //! Callers present no certificate here, so everything is bounded: the size of a call, its time, the calls of one
 //! source, and the simultaneous requests to the API server. A peer gets a safe message; the cause goes to the log.
 
+mod machine;
 mod proof;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    authentication::v1::{TokenReview, TokenReviewSpec},
+    authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus},
     core::v1::Pod,
 };
 use kube::{Api, Client, api::PostParams};
@@ -21,7 +22,7 @@ use remoteprocess_api::{RemoteProcess, identifier, names, sentence::plain};
 use remoteprocess_proto::{
     PROTOCOL,
     v1::{
-        EnrollRequest, EnrollResponse,
+        EnrollRequest, EnrollResponse, LoginRequest, LoginResponse,
         enrolment_server::{Enrolment, EnrolmentServer},
     },
 };
@@ -142,7 +143,8 @@ impl EnrolmentService {
         if request.protocol != PROTOCOL {
             return Err(Refusal::Protocol);
         }
-        let bound = self.review(&request.token).await?;
+        let review = self.review(&request.token, names::ENROL_AUDIENCE).await?;
+        let bound = proof::read_review(review).map_err(Refusal::Token)?;
         let attempt = Attempt {
             process_uid: request.process_uid.clone(),
             number: request.attempt,
@@ -174,18 +176,34 @@ impl EnrolmentService {
         proof::check_process(&process, bound, attempt).map_err(Refusal::Pod)
     }
 
-    async fn review(&self, token: &str) -> Result<Bound, Refusal> {
+    async fn review(&self, token: &str, audience: &str) -> Result<TokenReviewStatus, Refusal> {
         let reviews: Api<TokenReview> = Api::all(self.client.clone());
         let spec = TokenReviewSpec {
             token: token.to_owned(),
-            audiences: Some(vec![names::ENROL_AUDIENCE.to_owned()]),
+            audiences: Some(vec![audience.to_owned()]),
         };
         let review = TokenReview {
             spec,
             ..TokenReview::default()
         };
         let answer = reviews.create(&PostParams::default(), &review).await?;
-        proof::read_review(answer.status.unwrap_or_default()).map_err(Refusal::Token)
+        Ok(answer.status.unwrap_or_default())
+    }
+
+    /// Within the limits of this listener.
+    async fn bounded<T>(
+        &self,
+        source: Option<IpAddr>,
+        work: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<T, Refusal> {
+        let bounded = async {
+            if !self.sources.admit(source, Instant::now()) {
+                return Err(Refusal::TooMany);
+            }
+            let _slot = self.slots.acquire().await.map_err(|_| Refusal::Slow)?;
+            work.await
+        };
+        timeout(LIMIT, bounded).await.unwrap_or(Err(Refusal::Slow))
     }
 
     /// One live key for each attempt: while its agent is connected, a further one is given when half of the life of the
@@ -208,14 +226,7 @@ impl Enrolment for EnrolmentService {
     async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
         let source = request.remote_addr().map(|address| address.ip());
         let request = request.into_inner();
-        let bounded = async {
-            if !self.sources.admit(source, Instant::now()) {
-                return Err(Refusal::TooMany);
-            }
-            let _slot = self.slots.acquire().await.map_err(|_| Refusal::Slow)?;
-            self.enrol(&request).await
-        };
-        let result = timeout(LIMIT, bounded).await.unwrap_or(Err(Refusal::Slow));
+        let result = self.bounded(source, self.enrol(&request)).await;
         let (process, attempt) = (&request.process_uid, request.attempt);
         match result {
             Ok(response) => {
@@ -227,6 +238,26 @@ impl Enrolment for EnrolmentService {
                 let process = plain(process, identifier::MAX_NAME);
                 count_refusal("enrol", refusal.reason());
                 tracing::warn!(process, attempt, source = ?source, error, "refused to enrol an agent");
+                Err(refusal.status())
+            }
+        }
+    }
+
+    async fn login(&self, request: Request<LoginRequest>) -> Result<Response<LoginResponse>, Status> {
+        let source = request.remote_addr().map(|address| address.ip());
+        let request = request.into_inner();
+        match self.bounded(source, self.log_in(&request)).await {
+            Ok((user, certificate_chain)) => {
+                tracing::info!(target: "audit", action = "login", user, ?source, "signed a machine's certificate");
+                Ok(Response::new(LoginResponse {
+                    protocol: PROTOCOL,
+                    certificate_chain,
+                }))
+            }
+            Err(refusal) => {
+                count_refusal("enrol", refusal.reason());
+                let error = &refusal as &dyn std::error::Error;
+                tracing::warn!(?source, error, "refused to log a machine in");
                 Err(refusal.status())
             }
         }
@@ -243,15 +274,16 @@ mod tests {
     use crate::{authority, fake_api};
 
     /// A service whose API server knows one token, one pod and its process.
-    async fn service(pod: Value) -> EnrolmentService {
+    pub(super) async fn service(pod: Value) -> EnrolmentService {
         service_with(pod, proof::tests::process()).await
     }
 
     async fn service_with(mut pod: Value, process: Value) -> EnrolmentService {
         let client = fake_api::client(move |call| match call.path.as_str() {
             "/apis/authentication.k8s.io/v1/tokenreviews" => {
-                assert_eq!(call.body["spec"]["audiences"], json!(["remoteprocess.dev/enrol"]));
+                let audience = call.body["spec"]["audiences"][0].as_str().unwrap_or_default();
                 let status = match call.body["spec"]["token"].as_str() {
+                    Some(token) if audience == names::LOGIN_AUDIENCE => machine::tests::review(token),
                     Some("good") => proof::tests::review(),
                     _ => json!({"authenticated": false, "error": "invalid bearer token"}),
                 };

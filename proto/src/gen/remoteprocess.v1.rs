@@ -1661,6 +1661,25 @@ pub struct EnrollResponse {
     pub bundle: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoginRequest {
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    /// ServiceAccount token with the audience `remoteprocess.dev/login`.
+    #[prost(string, tag = "2")]
+    pub token: ::prost::alloc::string::String,
+    /// PKCS#10 certification request, DER. Only its key is used.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub csr: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoginResponse {
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    /// The certificate and its intermediates, PEM.
+    #[prost(string, tag = "2")]
+    pub certificate_chain: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartRequest {
     #[prost(uint32, tag = "1")]
     pub protocol: u32,
@@ -2663,6 +2682,22 @@ pub mod enrolment_client {
                 .insert(GrpcMethod::new("remoteprocess.v1.Enrolment", "Enroll"));
             self.inner.unary(req, path, codec).await
         }
+        /// A machine exchanges the projected token of its ServiceAccount for a user certificate, which ends with the token.
+        pub async fn login(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LoginRequest>,
+        ) -> std::result::Result<tonic::Response<super::LoginResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Enrolment/Login");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("remoteprocess.v1.Enrolment", "Login"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2683,6 +2718,11 @@ pub mod enrolment_server {
             &self,
             request: tonic::Request<super::EnrollRequest>,
         ) -> std::result::Result<tonic::Response<super::EnrollResponse>, tonic::Status>;
+        /// A machine exchanges the projected token of its ServiceAccount for a user certificate, which ends with the token.
+        async fn login(
+            &self,
+            request: tonic::Request<super::LoginRequest>,
+        ) -> std::result::Result<tonic::Response<super::LoginResponse>, tonic::Status>;
     }
     /// The only service of its listener, which uses a server certificate only.
     #[derive(Debug)]
@@ -2774,6 +2814,34 @@ pub mod enrolment_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = EnrollSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/remoteprocess.v1.Enrolment/Login" => {
+                    #[allow(non_camel_case_types)]
+                    struct LoginSvc<T: Enrolment>(pub Arc<T>);
+                    impl<T: Enrolment> tonic::server::UnaryService<super::LoginRequest> for LoginSvc<T> {
+                        type Response = super::LoginResponse;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::LoginRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Enrolment>::login(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LoginSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)

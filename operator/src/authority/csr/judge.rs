@@ -92,7 +92,8 @@ fn order(request: &CertificateSigningRequest) -> Result<Order, String> {
     })
 }
 
-fn check_size(user: &User) -> Result<(), String> {
+/// An error unless a certificate of the user fits into a handshake.
+pub(crate) fn check_size(user: &User) -> Result<(), String> {
     let extra = user
         .extra
         .iter()

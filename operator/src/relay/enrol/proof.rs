@@ -27,24 +27,11 @@ pub(super) struct Bound {
     pub pod_uid: String,
 }
 
-/// Reads the API server's answer about a token. The error is for the log.
+/// Reads the API server's answer about the token of an agent. The error is for the log.
 pub(super) fn read_review(status: TokenReviewStatus) -> Result<Bound, String> {
-    if status.authenticated != Some(true) {
-        return Err(status.error.unwrap_or_else(|| "not authenticated".to_owned()));
-    }
-    // An authenticator that does not support audiences leaves them out: then the token may be for anything.
-    if !status
-        .audiences
-        .unwrap_or_default()
-        .iter()
-        .any(|audience| audience == names::ENROL_AUDIENCE)
-    {
-        return Err("it is of another audience".to_owned());
-    }
-    let user = status.user.unwrap_or_default();
-    let name = user.username.unwrap_or_default();
+    let name = check_review(&status, names::ENROL_AUDIENCE)?;
     let namespace = namespace(&name).ok_or_else(|| format!("{name:?} is no ServiceAccount"))?;
-    let extra = user.extra.unwrap_or_default();
+    let extra = status.user.unwrap_or_default().extra.unwrap_or_default();
     Ok(Bound {
         namespace,
         pod_name: claim(&extra, POD_NAME)?,
@@ -52,7 +39,21 @@ pub(super) fn read_review(status: TokenReviewStatus) -> Result<Bound, String> {
     })
 }
 
-fn namespace(user: &str) -> Option<String> {
+/// The user name of a token that the API server accepts for `audience`. The error is for the log.
+pub(super) fn check_review(status: &TokenReviewStatus, audience: &str) -> Result<String, String> {
+    if status.authenticated != Some(true) {
+        return Err(status.error.clone().unwrap_or_else(|| "not authenticated".to_owned()));
+    }
+    // An authenticator that does not know audiences leaves them out: then the token may be for anything.
+    if !status.audiences.iter().flatten().any(|known| known == audience) {
+        return Err("it is of another audience".to_owned());
+    }
+    let user = status.user.as_ref();
+    Ok(user.and_then(|user| user.username.clone()).unwrap_or_default())
+}
+
+/// Namespace of a ServiceAccount.
+pub(super) fn namespace(user: &str) -> Option<String> {
     let (namespace, account) = user.strip_prefix("system:serviceaccount:")?.split_once(':')?;
     (!namespace.is_empty() && !account.is_empty()).then(|| namespace.to_owned())
 }
