@@ -5,6 +5,7 @@ mod agent;
 mod deletion;
 mod large;
 mod node;
+mod rotation;
 mod spool;
 mod store;
 mod uninstall;
