@@ -42,7 +42,7 @@ use crate::backoff::Backoff;
 const REFRESH: Duration = Duration::from_secs(60);
 
 /// Shortest pause between two refreshes.
-const FLOOR: Duration = Duration::from_millis(200);
+const FLOOR: Duration = Duration::from_secs(1);
 
 /// Maximum number of changes in one refresh: each one is read back before the next.
 const STEPS: usize = 4;
@@ -141,6 +141,10 @@ impl Loaded {
         let bundle_pem = keyring.bundle_pem()?;
         Ok(Self { keyring, bundle_pem })
     }
+
+    fn can_sign(&self, now: SystemTime) -> bool {
+        now < self.keyring.current.not_after()
+    }
 }
 
 impl AuthorityHandle {
@@ -152,7 +156,11 @@ impl AuthorityHandle {
     /// published.
     pub async fn load_or_create(client: Client, config: AuthorityConfig) -> Result<Arc<Self>, Error> {
         let first = || config.source.first(&client, &config);
-        let loaded = Loaded::new(secret::load_or_create(&client, &config, first).await?)?;
+        let mut keyring = secret::load_or_create(&client, &config, first).await?;
+        if keyring.current.not_after() <= SystemTime::now() {
+            keyring = succeed_expired(&client, &config, &keyring).await?;
+        }
+        let loaded = Loaded::new(keyring)?;
         let (chain, key) = issue(&loaded.keyring, &config.schedule)?;
         let identity = Identity::new(&chain, &key, &loaded.bundle_pem, &config.trust_domain)?;
         publish::bundle(&client, &config, &loaded.bundle_pem).await?;
@@ -277,8 +285,9 @@ impl AuthorityHandle {
 
     /// Renews the leaf first, which needs no API server; then takes the steps of a rotation that are due.
     async fn refresh(&self, now: SystemTime) -> Result<(), Error> {
-        if self.identity.renew_at() <= now {
-            self.renew(&self.current.load())?;
+        let known = self.current.load_full();
+        if self.identity.renew_at() <= now && known.can_sign(now) {
+            self.renew(&known)?;
         }
         for _ in 0..STEPS {
             let known = self.current.load_full();
@@ -302,7 +311,7 @@ impl AuthorityHandle {
             Ok::<_, Error>((keyring, is_changed))
         };
         let (keyring, is_adopted) = adopted()?;
-        self.use_keyring(keyring)?;
+        self.use_keyring(keyring, now)?;
         publish::bundle(client, config, &self.bundle_pem()).await?;
         let request = publish::state(client, config, &self.current.load().keyring).await?;
         if is_adopted {
@@ -315,11 +324,12 @@ impl AuthorityHandle {
         }
     }
 
-    fn use_keyring(&self, keyring: Keyring) -> Result<(), Error> {
+    fn use_keyring(&self, keyring: Keyring, now: SystemTime) -> Result<(), Error> {
         let (known, loaded) = (self.current.load_full(), Loaded::new(keyring)?);
         let is_news = known.bundle_pem != loaded.bundle_pem
             || known.keyring.current.anchor_pem() != loaded.keyring.current.anchor_pem();
-        if is_news {
+        // An expired CA can sign no certificate for us; its successor can, a step later.
+        if is_news && loaded.can_sign(now) {
             self.renew(&loaded)?;
             tracing::info!("what signs, or what is trusted, has changed");
         }
@@ -372,6 +382,25 @@ impl AuthorityHandle {
         metrics::expiry("next-ca", next.map(|next| next.authority.not_after()));
         metrics::expiry("operator", Some(self.identity.not_after()));
     }
+}
+
+/// Replaces a CA that expired while no replica was running: by the announced one, or by a new one.
+async fn succeed_expired(client: &Client, config: &AuthorityConfig, known: &Keyring) -> Result<Keyring, Error> {
+    let secret = secret::load_or_restore(client, config, known).await?;
+    let (mut keyring, now) = (secret::parse(&secret, &config.trust_domain)?, SystemTime::now());
+    keyring.next.take_if(|next| next.authority.not_after() <= now);
+    if keyring.next.is_none() {
+        let authority = config.source.first(client, config).await?;
+        keyring.next = Some(Next {
+            authority,
+            announced: now,
+        });
+    }
+    keyring.switch(now + config.schedule.overlap());
+    secret::store(client, config, secret, &keyring).await?;
+    tracing::warn!("the CA had expired; agents that have not learned the next one do not trust it");
+    let secret = secret::load_or_restore(client, config, &keyring).await?;
+    secret::parse(&secret, &config.trust_domain)
 }
 
 /// Lifetime of the operator's own leaf: a day for certificates of an hour, so that an outage of the API server does no
@@ -675,6 +704,26 @@ pub(crate) mod tests {
         assert_eq!(published(&store, "phase"), "Stable");
         handle.refresh(due).await.expect("refreshed");
         assert_eq!(published(&store, "phase"), "Announced");
+    }
+
+    #[tokio::test]
+    async fn an_expired_ca_is_followed_at_once() {
+        let store = Store::default();
+        let handle = handle_of(&store).await.expect("an authority");
+        let expired = || Authority::generate_for(&config().trust_domain, Duration::ZERO).expect("a CA");
+        put(&store, &expired());
+        handle.refresh(SystemTime::now()).await.expect("refreshed");
+        assert_eq!(published(&store, "phase"), "Retiring", "it has switched already");
+
+        let expired = expired();
+        put(&store, &expired);
+        let started = handle_of(&store).await.expect("a start replaces it");
+        assert!(
+            started.bundle_pem().ends_with(&expired.anchor_pem()),
+            "its name is not forgotten"
+        );
+        let other = handle_of(&store).await.expect("another one reads it");
+        assert_eq!(other.bundle_pem(), started.bundle_pem());
     }
 
     const OFFERED: &str = "/api/v1/namespaces/remoteprocess-system/secrets/offered";

@@ -114,18 +114,21 @@ fn chart() -> Result<()> {
         helm.args(["template", "release"]).arg(&chart).args(["--set", values]);
         helm
     };
-    const GOOD: [&str; 6] = [
+    const GOOD: [&str; 9] = [
         "archive.size=1.5Ti,archive.retention.maxSize=200000000,agent.memory=64Mi",
         "log.filter=info\\,remoteprocess_operator=debug\\,[request{id=1}]=trace",
         "replicas=1,archive.retention.maxSize=1Ki",
         "replicas=2,archive.accessMode=ReadWriteMany",
         "replicas=2,archive.store=S3,archive.s3.bucket=logs,archive.s3.credentialsSecret=s,archive.retention.days=7",
         "replicas=2,archive.store=GCS,archive.gcs.bucket=logs,archive.gcs.credentialsSecret=s",
+        "ca.source=CertManager,ca.duration=2160h,ca.renewBefore=360h",
+        "ca.source=CertManager,ca.certManager.issuerRef.name=corp,ca.certManager.issuerRef.kind=ClusterIssuer",
+        "ca.source=Secret,ca.secretName=corp-ca,ca.certificateDuration=1h30m",
     ];
     for values in GOOD {
         exec::output(&mut template(values))?;
     }
-    const BAD: [&str; 16] = [
+    const BAD: [&str; 21] = [
         "server=relay.example.org:99999",
         "images.operator.tag=not a tag",
         "images.agent.repository=registry/agent@sha256:0",
@@ -142,6 +145,11 @@ fn chart() -> Result<()> {
         "log.filter=info\\,=debug",
         "log.filter=remoteprocess_operator=loud",
         "service.ports.main=8443,service.ports.enrol=8443",
+        "ca.source=Secret",
+        "ca.secretName=corp-ca",
+        "ca.source=Secret,ca.secretName=remoteprocess-ca",
+        "ca.duration=365d",
+        "ca.certManager.issuerRef.name=corp",
     ];
     for values in BAD {
         if exec::succeeds(&mut template(values)) {

@@ -352,6 +352,13 @@ impl Enrolment for Enrols {
             bundle: self.authority.cert_pem().to_owned(),
         }))
     }
+
+    async fn login(
+        &self,
+        _: Request<remoteprocess_proto::v1::LoginRequest>,
+    ) -> Result<Response<remoteprocess_proto::v1::LoginResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 type Nothing = Pin<Box<dyn Stream<Item = Result<OutputFrame, Status>> + Send>>;

@@ -21,7 +21,7 @@ use remoteprocess_operator::relay::live::{Budget, Context, LiveAttempts};
 use remoteprocess_operator::relay::status::Recorder;
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
-use remoteprocess_proto::v1::{EnrollRequest, EnrollResponse};
+use remoteprocess_proto::v1::{EnrollRequest, EnrollResponse, LoginRequest, LoginResponse};
 use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, User, serve};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -68,6 +68,10 @@ impl Enrolment for Enrols {
             certificate_chain: chain.map_err(|error| Status::invalid_argument(error.to_string()))?,
             bundle: self.0.cert_pem().to_owned(),
         }))
+    }
+
+    async fn login(&self, _: tonic::Request<LoginRequest>) -> Result<tonic::Response<LoginResponse>, Status> {
+        Err(Status::unimplemented("no machine logs in here"))
     }
 }
 
