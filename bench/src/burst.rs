@@ -29,7 +29,7 @@ struct Writes {
     status: u64,
     /// Those of them that met another write (409) or were given up (504).
     in_vain: u64,
-    /// Events of everybody.
+    /// Events of all components.
     events: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Notices that an agent's socket appears, so that nobody has to look for it again and again.
+//! Notices when an agent's socket appears, so that the entrypoint need not poll for it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -9,7 +9,7 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 pub(crate) struct Arrival(OwnedFd);
 
 impl Arrival {
-    /// Begins to watch. `None` where the kernel grants this user no more watches.
+    /// Begins to watch. `None` if the kernel allows this user no more watches.
     pub(crate) fn watch(socket: &Path) -> Option<Self> {
         let descriptor = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
         let appears = WatchFlags::CREATE | WatchFlags::MOVED_TO;

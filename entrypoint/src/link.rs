@@ -148,7 +148,8 @@ impl Link {
             Err(error) => {
                 let is_nobody = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
                 if is_nobody && self.arrival.is_some() {
-                    // The arrival will tell. Only a runtime that does not pass it on between containers needs another look.
+                    // The watch reports it. Another look is needed only with a runtime that does not pass events on
+                    // between containers.
                     self.backoff = LAST_BACKOFF;
                 }
                 self.retry_later(now);

@@ -32,7 +32,7 @@ pub enum Handover {
     /// A postStart hook of the agent's container copies it into a volume. Works everywhere.
     #[default]
     Hook,
-    /// The agent's image is mounted as a volume. Needs no process of its own.
+    /// The agent's image is mounted as a volume. No extra process is needed.
     ImageVolume,
 }
 
@@ -59,7 +59,7 @@ pub struct AgentSettings {
     pub listen_port: u16,
     /// Requests and limits of the agent's container, unless the object sets them.
     pub resources: ResourceRequirements,
-    /// How the entrypoint gets into the user's container. Found out for each pod.
+    /// How the entrypoint gets into the user's container. Determined for each pod.
     pub handover: Handover,
     /// Whether the agent's container requests the spool's size as ephemeral storage. Nodes whose kubelet does not
     /// isolate local storage have none to offer, and such a pod would never be scheduled there.

@@ -1,5 +1,6 @@
 //! How the entrypoint gets into the user's container: by a volume with the agent's image, if every node can mount one,
-//! otherwise by a hook of the agent's container, which works everywhere. The nodes say which; nothing is configured.
+//! otherwise by a hook of the agent's container, which works everywhere. The status of the nodes decides; there is no
+//! setting.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,14 +16,14 @@ use super::build::Handover;
 use super::metrics::metrics;
 use crate::backoff::WATCH_PAGE;
 
-/// Between two looks at the nodes.
+/// Pause between two reads of the nodes.
 const LOOK: Duration = Duration::from_secs(300);
-/// The first Kubernetes in which image volumes are always there.
+/// The first version of Kubernetes in which image volumes are always available.
 const KUBELET: (u32, u32) = (1, 36);
-/// Runtimes that mount images, each with its first version that does.
+/// Runtimes that mount images, each with the first version that does.
 const RUNTIMES: [(&str, (u32, u32)); 2] = [("containerd", (2, 1)), ("cri-o", (1, 31))];
 
-/// What the nodes can do, as far as known. Cheap to clone.
+/// What the nodes support, as far as known. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Detected(Arc<AtomicBool>);
 
@@ -35,7 +36,7 @@ impl Detected {
         }
     }
 
-    /// Looks at the nodes again and again; never ends.
+    /// Reads the nodes repeatedly; never returns.
     pub(super) async fn keep(&self, client: Client) {
         let mut said = None;
         loop {
