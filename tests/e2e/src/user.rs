@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -56,18 +56,24 @@ impl User {
         self.as_this_person(kubectl(arguments))
     }
 
-    /// The example of the client library as this user. `cargo test --workspace` has built it.
-    pub fn client_example(&self, arguments: &[&str]) -> Program {
-        let words = [
-            "run",
-            "--quiet",
-            "--locked",
-            "--package=remoteprocess-client",
-            "--example=process",
-            "--",
-        ];
-        let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-        Program::new(&cargo, words.iter().chain(arguments)).env("KUBECONFIG", &self.kubeconfig)
+    /// The example of the client library as this user. The unit tests have built it; if not, it is built now.
+    pub fn client_example(&self, arguments: &[&str]) -> Result<Program> {
+        let this = env::current_exe()?;
+        let target = this.ancestors().nth(2).context("no target folder")?;
+        let example = target.join("examples/process");
+        if !example.exists() {
+            let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+            let words = [
+                "build",
+                "--quiet",
+                "--locked",
+                "--package=remoteprocess-client",
+                "--example=process",
+            ];
+            let built = std::process::Command::new(cargo).args(words).status()?;
+            ensure!(built.success(), "the example of the client library cannot be built");
+        }
+        Ok(Program::new(&example.to_string_lossy(), arguments).env("KUBECONFIG", &self.kubeconfig))
     }
 
     /// `kubectl` as this user, with one more folder before `path` in which it looks for plugins.

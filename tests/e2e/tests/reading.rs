@@ -121,7 +121,7 @@ fn the_example_of_the_client_library_runs_signals_and_verifies_a_process() {
     with_temp_ns("client", |namespace| {
         let example = |words: &[&str]| namespace.editor.client_example(words);
         let numbers = "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n";
-        let ran = example(&["run", BUSYBOX, "seq", "10"]).succeed()?;
+        let ran = example(&["run", BUSYBOX, "seq", "10"])?.succeed()?;
         ensure!(
             ran == format!("{numbers}ended with 0; 21 bytes, verified by length and hash\n"),
             "{ran}"
@@ -129,13 +129,13 @@ fn the_example_of_the_client_library_runs_signals_and_verifies_a_process() {
         let script = "trap 'echo signal; exit 3' HUP; echo ready; while :; do sleep 0.05; done";
         labelled(namespace, "trapped", script).succeed()?;
         namespace.wait_running("trapped")?;
-        let follows = example(&["follow", "trapped", "2"]).start()?;
+        let follows = example(&["follow", "trapped", "2"])?.start()?;
         until("the first line from byte 2", Duration::from_secs(60), || {
             Ok(follows.said().starts_with("ady\n"))
         })?;
-        let listed = example(&["list"]).succeed()?;
+        let listed = example(&["list"])?.succeed()?;
         ensure!(listed.contains("trapped"), "{listed}");
-        example(&["signal", "trapped", "1"]).succeed()?;
+        example(&["signal", "trapped", "1"])?.succeed()?;
         let followed = follows.finish()?;
         ensure!(
             String::from_utf8_lossy(&followed.stdout) == "ady\nsignal\nended with 3; 13 bytes, verified by length\n",
