@@ -27,7 +27,10 @@ pub(crate) fn cargo(task: &str) -> Result<Command> {
 pub(crate) fn prepare(command: &mut Command) -> Result<()> {
     command.current_dir(paths::repository());
     if env::var_os("CARGO_TARGET_DIR").is_none() {
-        command.env("CARGO_TARGET_DIR", claim_target()?);
+        // Each checkout compiles the workspace anew there: what incremental builds store is written and rarely read.
+        command
+            .env("CARGO_TARGET_DIR", claim_target()?)
+            .env("CARGO_INCREMENTAL", "0");
     }
     forget_package(command);
     Ok(())
