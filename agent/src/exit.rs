@@ -1,6 +1,6 @@
 //! How the end of a process is reported on the wire.
 
-use remoteprocess_entrypoint::message::{Exited, Outcome, StopCause};
+use remoteprocess_entrypoint::message::{Exited, Outcome, StopCause, Usage};
 use remoteprocess_proto::v1::exit::{Outcome as Wire, Source};
 use remoteprocess_proto::v1::{self, Reason};
 
@@ -8,6 +8,11 @@ use crate::process::exec::End;
 use crate::process::facts::{Closed, Ending, Facts};
 use crate::process::machine::REQUESTED_BY;
 use crate::spool::{Offsets, Seals, StreamSeal};
+
+/// Messages of ends that the entrypoint or the kernel brought about.
+const AGENT_LOST: &str = "no agent was there for too long";
+const DEADLINE: &str = "it ran for longer than it may";
+const OOM: &str = "the kernel killed the program because memory ran out";
 
 /// The last frame, once everything for it is known: the exit, the seals of the whole output, and how many bytes of it
 /// were `lost` because there was no room.
@@ -86,13 +91,7 @@ pub fn of_session(end: &End) -> v1::Exit {
         }
     };
     let (outcome, value) = outcome(ended);
-    let (reason, message) = match ended {
-        Outcome::NotFound { message } => (Reason::CommandNotFound, message.clone()),
-        Outcome::NotExecutable { message } => (Reason::CommandNotExecutable, message.clone()),
-        Outcome::Signal(number) => (Reason::Signaled, format!("ended by signal {number}")),
-        Outcome::Code(0) => (Reason::Unspecified, String::new()),
-        Outcome::Code(code) => (Reason::NonZeroExit, format!("exit code {code}")),
-    };
+    let (reason, message) = reason_of(ended);
     v1::Exit {
         outcome: outcome.into(),
         value,
@@ -104,7 +103,25 @@ pub fn of_session(end: &End) -> v1::Exit {
 }
 
 fn reported(exited: &Exited, facts: &Facts) -> v1::Exit {
-    let (outcome, value) = outcome(&exited.outcome);
+    // Without `..`: a field that is added to the report does not compile until it has a place here.
+    let Exited {
+        outcome: ended,
+        at_unix_nanos,
+        usage,
+        leftovers,
+        oom_kills,
+        is_oom: _,
+        stop: cause,
+    } = exited;
+    let Usage {
+        user_micros,
+        system_micros,
+        max_rss_bytes,
+        peak_memory_bytes,
+        read_bytes,
+        written_bytes,
+    } = *usage;
+    let (outcome, value) = outcome(ended);
     let (reason, message) = reason(exited);
     v1::Exit {
         outcome: outcome.into(),
@@ -112,37 +129,43 @@ fn reported(exited: &Exited, facts: &Facts) -> v1::Exit {
         source: Source::Entrypoint.into(),
         reason: reason.into(),
         message,
-        stop: stop(exited.stop, facts),
+        stop: stop(*cause, facts),
         usage: Some(v1::Usage {
-            user_micros: exited.usage.user_micros,
-            system_micros: exited.usage.system_micros,
-            peak_memory_bytes: exited.usage.max_rss_bytes,
-            container_peak_memory_bytes: exited.usage.peak_memory_bytes,
-            read_bytes: exited.usage.read_bytes,
-            written_bytes: exited.usage.written_bytes,
+            user_micros,
+            system_micros,
+            peak_memory_bytes: max_rss_bytes,
+            container_peak_memory_bytes: peak_memory_bytes,
+            read_bytes,
+            written_bytes,
         }),
-        finished_unix_nanos: exited.at_unix_nanos.try_into().unwrap_or(i64::MAX),
-        leftovers: exited.leftovers,
-        oom_kills: exited.oom_kills,
+        finished_unix_nanos: (*at_unix_nanos).try_into().unwrap_or(i64::MAX),
+        leftovers: *leftovers,
+        oom_kills: *oom_kills,
         ..v1::Exit::default()
     }
 }
 
-/// Why it ended, and a message if there is one.
+/// Why the process ended, and a message if there is one. The only place that derives it from the entrypoint's report.
 fn reason(exited: &Exited) -> (Reason, String) {
+    let by_itself = reason_of(&exited.outcome);
     match (&exited.outcome, exited.stop) {
-        (Outcome::NotFound { message }, _) => (Reason::CommandNotFound, message.clone()),
-        (Outcome::NotExecutable { message }, _) => (Reason::CommandNotExecutable, message.clone()),
-        (_, Some(StopCause::AgentLost)) => (Reason::AgentLost, "no agent was there for too long".to_owned()),
-        (_, Some(StopCause::Deadline)) => (Reason::DeadlineExceeded, "it ran for longer than it may".to_owned()),
+        (Outcome::NotFound { .. } | Outcome::NotExecutable { .. }, _) => by_itself,
+        (_, Some(StopCause::AgentLost)) => (Reason::AgentLost, AGENT_LOST.to_owned()),
+        (_, Some(StopCause::Deadline)) => (Reason::DeadlineExceeded, DEADLINE.to_owned()),
         (_, Some(StopCause::Requested | StopCause::Terminated)) => (Reason::Stopped, String::new()),
-        (_, None) if exited.is_oom => (
-            Reason::OomKilled,
-            "the kernel killed the program because memory ran out".to_owned(),
-        ),
-        (Outcome::Signal(number), None) => (Reason::Signaled, with_oom(format!("ended by signal {number}"), exited)),
-        (Outcome::Code(0), None) => (Reason::Unspecified, with_oom(String::new(), exited)),
-        (Outcome::Code(code), None) => (Reason::NonZeroExit, with_oom(format!("exit code {code}"), exited)),
+        (_, None) if exited.is_oom => (Reason::OomKilled, OOM.to_owned()),
+        (Outcome::Signal(_) | Outcome::Code(_), None) => (by_itself.0, with_oom(by_itself.1, exited)),
+    }
+}
+
+/// The reason that a program's own end shows.
+fn reason_of(outcome: &Outcome) -> (Reason, String) {
+    match outcome {
+        Outcome::NotFound { message } => (Reason::CommandNotFound, message.clone()),
+        Outcome::NotExecutable { message } => (Reason::CommandNotExecutable, message.clone()),
+        Outcome::Signal(number) => (Reason::Signaled, format!("ended by signal {number}")),
+        Outcome::Code(0) => (Reason::Completed, String::new()),
+        Outcome::Code(code) => (Reason::NonZeroExit, format!("exit code {code}")),
     }
 }
 
@@ -180,15 +203,13 @@ fn stop(cause: Option<StopCause>, facts: &Facts) -> Option<v1::exit::Stop> {
         }),
         (StopCause::AgentLost, _) => Some(v1::exit::Stop {
             requested_by: "entrypoint".to_owned(),
-            message: "no agent was there for too long".to_owned(),
+            message: AGENT_LOST.to_owned(),
         }),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use remoteprocess_entrypoint::message::Usage;
-
     use super::*;
 
     fn exited(outcome: Outcome) -> Exited {
@@ -256,7 +277,7 @@ mod tests {
         (oom.oom_kills, oom.is_oom) = (1, true);
         assert_eq!(told(oom, Closed::Whole).reason(), Reason::OomKilled);
         for (outcome, reason) in [
-            (Outcome::Code(0), Reason::Unspecified),
+            (Outcome::Code(0), Reason::Completed),
             (Outcome::Code(137), Reason::NonZeroExit),
             (Outcome::Signal(9), Reason::Signaled),
         ] {

@@ -23,12 +23,13 @@ use std::time::Duration;
 use remoteprocess_entrypoint::message::Target;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use conversation::Request;
 pub use echo::Echo;
 pub use requests::RequestError;
 pub use writer::Writer;
 
 use crate::spool::{self, Appender, Spool};
-use conversation::{Conversation, Request};
+use conversation::Conversation;
 use facts::{Facts, Stop};
 use input::View;
 use machine::Phase;
@@ -70,31 +71,25 @@ impl Process {
     /// # Errors
     /// When the socket or a thread cannot be made, or the facts on the spool cannot be read.
     pub fn start(spool: Arc<Spool>, appender: Appender, settings: Settings) -> Result<Self, StartError> {
-        let started = Conversation::start(Arc::clone(&spool), appender, settings)?;
-        Ok(Self {
-            spool,
-            status: started.status,
-            input: started.input,
-            requests: started.requests,
-        })
+        Conversation::start(spool, appender, settings)
     }
 
-    /// A process whose entrypoint and facts are played by the caller: `status` is what is known of it, and the returned
-    /// value receives what is asked of it. For simulations, which have neither sockets nor threads.
+    /// A handle to a process, and the requests that are made through it. The owner of the other ends answers the
+    /// requests, and says what is known of the process: [`Self::start`] makes a conversation with an entrypoint the owner.
     #[must_use]
-    pub fn played(spool: Arc<Spool>, status: watch::Receiver<Status>) -> (Self, Asked) {
+    pub fn connect(spool: Arc<Spool>, status: watch::Receiver<Status>, input: watch::Receiver<View>) -> (Self, Inbox) {
         #[allow(
             clippy::disallowed_methods,
             reason = "each call waits for its answer, and calls are bounded at the listener"
         )]
-        let (requests, asked) = mpsc::unbounded_channel();
+        let (requests, inbox) = mpsc::unbounded_channel();
         let process = Self {
             spool,
             status,
-            input: watch::channel(View::default()).1,
+            input,
             requests,
         };
-        (process, Asked(asked))
+        (process, inbox)
     }
 
     /// Its output.
@@ -149,27 +144,15 @@ impl Process {
     ///
     /// # Errors
     /// When there is no program, or it is being stopped.
-    pub async fn limit(&self, limit: Option<Duration>) -> Result<(), RequestError> {
+    pub async fn set_run_deadline(&self, run_deadline: Option<Duration>) -> Result<(), RequestError> {
         let (answer, answered) = oneshot::channel();
-        let _ = self.requests.send(Request::Limit(limit, answer));
+        let _ = self.requests.send(Request::RunDeadline(run_deadline, answer));
         answered.await.unwrap_or(Err(RequestError::EntrypointAway))
     }
 }
 
-/// What a played process is asked.
-#[derive(Debug)]
-pub struct Asked(mpsc::UnboundedReceiver<Request>);
-
-impl Asked {
-    /// Waits for a grant; returns `None` when nothing can ask anymore. Signals and stops are refused.
-    pub async fn granted(&mut self) -> Option<LaunchSettings> {
-        loop {
-            if let Request::Granted(settings) = self.0.recv().await? {
-                return Some(settings);
-            }
-        }
-    }
-}
+/// The requests to a process, for its owner. It ends when the last handle is gone.
+pub type Inbox = mpsc::UnboundedReceiver<Request>;
 
 /// Why the process could not be taken up.
 #[derive(Debug, thiserror::Error)]

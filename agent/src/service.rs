@@ -9,6 +9,7 @@ mod output;
 use std::time::Duration;
 
 use remoteprocess_entrypoint::message::{MAX_REQUEST_BYTES, StopCause, Target};
+use remoteprocess_proto::timing::to_wire;
 use remoteprocess_proto::v1::executor_get_state_response::Phase as WirePhase;
 use remoteprocess_proto::v1::executor_server::Executor;
 use remoteprocess_proto::v1::{
@@ -102,11 +103,7 @@ impl Executor for ExecutorService {
             written: Some(cursor(progress.written)),
             dropped: Some(cursor(progress.dropped)),
             exit: exit::frame(&status.facts, progress.seals.as_ref(), self.process.spool().lost()),
-            // Limits are whole seconds.
-            run_seconds: status
-                .facts
-                .run_limit()
-                .and_then(|limit| limit.as_secs().try_into().ok()),
+            run_deadline: status.facts.run_deadline().and_then(to_wire),
         }))
     }
 
@@ -149,11 +146,17 @@ impl Executor for ExecutorService {
         &self,
         request: Request<ExecutorSetDeadlineRequest>,
     ) -> Result<Response<ExecutorSetDeadlineResponse>, Status> {
-        let limit = match request.into_inner().run_seconds {
-            Some(0) => return Err(Status::invalid_argument("run_seconds is 0: stop it instead")),
-            seconds => seconds.map(|seconds| Duration::from_secs(seconds.into())),
+        let run_deadline = request.into_inner().run_deadline.map(Duration::try_from);
+        let run_deadline = match run_deadline {
+            Some(Ok(Duration::ZERO) | Err(_)) => {
+                return Err(Status::invalid_argument(
+                    "run_deadline must be more than 0: to end the program, stop it",
+                ));
+            }
+            Some(Ok(run_deadline)) => Some(run_deadline),
+            None => None,
         };
-        answered(self.process.limit(limit)).await?;
+        answered(self.process.set_run_deadline(run_deadline)).await?;
         Ok(Response::new(ExecutorSetDeadlineResponse {}))
     }
 

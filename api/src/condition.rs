@@ -45,6 +45,55 @@ pub fn is_of_relay(condition: &Condition) -> bool {
     condition.type_.parse().is_ok_and(|kind| of_relay.contains(&kind))
 }
 
+/// Reasons of the relay's conditions. OutputSealed and OutputLost also have the names of seal and gap reasons of the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, IntoStaticStr)]
+pub enum OutputReason {
+    /// The archive holds the whole output.
+    Archived,
+    /// Output is missing, and the archive does not know why.
+    Incomplete,
+    /// The spool is full of output that the archive does not hold.
+    SpoolFull,
+    /// The relay takes no more output from the pod, because its agent sent what no agent sends.
+    InvalidOutput,
+    /// The store of the archive has no room: disk, quota or size of the bucket.
+    StoreFull,
+    /// The store does not answer, or answers with an error of its own.
+    StoreUnreachable,
+    /// The store refuses what is written: credentials, permissions, a missing bucket, a read-only volume.
+    StoreRefused,
+    /// The condition no longer holds.
+    Resolved,
+}
+
+/// Reasons of Events that are not reasons or phases of the status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, IntoStaticStr)]
+pub enum EventReason {
+    /// The program will soon have run for as long as it may.
+    DeadlineNear,
+    /// The program cannot be paused.
+    PauseFailed,
+    /// The API server refuses what the relay writes into the status.
+    StatusRefused,
+    /// The program continues after a pause.
+    Resumed,
+}
+
+/// What is done about it (`action` of an Event), if it is not a phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, IntoStaticStr)]
+pub enum EventAction {
+    /// The program is warned.
+    Warn,
+    /// The program is to be paused.
+    Pause,
+    /// A fact is recorded in the status.
+    Record,
+    /// The process waits.
+    Waiting,
+    /// A pod was deleted that a foreign container kept alive.
+    PodDeleted,
+}
+
 /// The condition of the given type.
 #[must_use]
 pub fn find(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {

@@ -3,21 +3,21 @@
 //! Arrows: none to a sibling; no client, no async runtime, nothing of the wire protocol.
 //! Invariant: every field of the spec has an effect; what is not built yet is not here.
 
-pub mod asked;
 pub mod condition;
 pub mod crd;
 pub mod identifier;
 pub mod names;
 pub mod phase;
+pub mod requester;
 pub mod rules;
-pub mod sentence;
+pub mod sanitize;
 pub mod signal;
 pub mod spec;
 pub mod status;
 
-pub use asked::Asked;
-pub use condition::{Condition, ConditionType};
+pub use condition::{Condition, ConditionType, EventAction, EventReason, OutputReason};
 pub use phase::{Phase, Reason};
+pub use requester::Requester;
 pub use spec::{
     AgentSpec, DesiredState, Echo, Leftovers, MaskSource, OutputSpec, PodSpec, ReadyWhen, RemoteProcess,
     RemoteProcessSpec, RetryAfter, SecretKey, StopSpec, TailInStatus, WhenFull,

@@ -1,5 +1,7 @@
 //! What the controller and the relay report about a process.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
@@ -234,19 +236,11 @@ pub struct StreamStatus {
 /// How many of the first attempts, and of the last, keep a record in the status.
 pub const KEPT_ATTEMPTS: u32 = 9;
 
-impl AttemptExit {
-    /// The reason that follows from code, signal and stop, for an exit that names none; `None` if the end is not known.
-    /// Only the agent knows whether the kernel killed the program because memory ran out, and it then names that
-    /// reason.
+impl AttemptStatus {
+    /// Maximum run time of the program, as its agent knows it.
     #[must_use]
-    pub fn shown_reason(&self) -> Option<Reason> {
-        match (&self.signal, self.code) {
-            (Some(_), _) => Some(Reason::Signaled),
-            (None, Some(_)) if self.stop.is_some() => Some(Reason::Stopped),
-            (None, Some(0)) => Some(Reason::Completed),
-            (None, Some(_)) => Some(Reason::NonZeroExit),
-            (None, None) => None,
-        }
+    pub fn run_deadline(&self) -> Option<Duration> {
+        self.run_seconds.map(|seconds| Duration::from_secs(seconds.into()))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use jiff::{SignedDuration, Timestamp};
-use remoteprocess_api::sentence::acts_on_terminal;
+use remoteprocess_api::sanitize::acts_on_terminal;
 
 pub mod description;
 pub mod row;

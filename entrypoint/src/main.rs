@@ -1,7 +1,7 @@
 //! PID 1 of the user's container: starts the program when the agent says so, passes the read ends of its output to the
 //! agent, forwards signals, reaps children, reports the end.
 //!
-//! One thread, one poll loop, no network. Each session in the container adds one process of this program ([`keeper`]).
+//! One thread, one poll loop, no network. Each session in the container adds one process of this program ([`shim`]).
 //! Static and small, because it is copied into images that may hold nothing else.
 //!
 //! Invariant: the program is started at most once, and after that only its own end, the stop path, or SIGKILL from
@@ -15,7 +15,6 @@ mod arrival;
 mod cgroup;
 mod diagnosis;
 mod ending;
-mod keeper;
 mod launch;
 mod link;
 mod pause;
@@ -23,6 +22,7 @@ mod phase;
 mod processes;
 mod requests;
 mod sessions;
+mod shim;
 mod signals;
 mod stdin;
 mod stdio;
@@ -58,7 +58,7 @@ enum Error {
 }
 
 fn main() {
-    if let Some(code) = keeper::run_if_asked(std::env::args_os().skip(1)) {
+    if let Some(code) = shim::run_if_asked(std::env::args_os().skip(1)) {
         std::process::exit(code);
     }
     let code = run().unwrap_or_else(|error| {

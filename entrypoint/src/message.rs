@@ -22,6 +22,7 @@
 //! the agent asks again with the same id, and what was done is not done twice.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,7 @@ use crate::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
 
 /// Version of these messages. Both sides come from one image, so a difference is a fault of the installation and ends
 /// the connection.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Longest packet, in bytes. A longer one is not sent, and not decoded.
 pub const MAX_PACKET_BYTES: usize = 64 * 1024;
@@ -224,7 +225,7 @@ pub enum StopCause {
     Terminated,
     /// No agent for longer than `agent_lost_millis`.
     AgentLost,
-    /// The program ran for longer than `run_millis`.
+    /// The program ran for longer than `run_deadline`.
     Deadline,
 }
 
@@ -251,10 +252,10 @@ pub struct Launch {
     pub agent_lost_millis: u64,
     /// What happens to processes that the program leaves behind.
     pub leftovers: Leftovers,
-    /// How long the program may run, milliseconds. The agent enforces it; the entrypoint does so only if the agent has
+    /// How long the program may run. The agent enforces it; the entrypoint does so only if the agent has
     /// not, [`crate::run_clock::BACKSTOP`] later.
-    pub run_millis: Option<u64>,
-    /// Whether the time for which the program was paused does not count toward `run_millis`.
+    pub run_deadline: Option<Duration>,
+    /// Whether the time for which the program was paused does not count toward `run_deadline`.
     pub pause_stops_clock: bool,
     /// Whether it takes input; if not, its input is empty.
     pub stdin: bool,
@@ -293,10 +294,10 @@ pub enum ToEntrypoint {
         /// Pause (true) or resume (false).
         paused: bool,
     },
-    /// Another `run_millis` than that of the launch, counted from the start of the program.
+    /// Another `run_deadline` than that of the launch, counted from the start of the program.
     SetDeadline {
-        /// Milliseconds; absent: no deadline.
-        run_millis: Option<u64>,
+        /// Absent: no deadline.
+        run_deadline: Option<Duration>,
     },
     /// Signal everything, resume what is stopped, and send SIGKILL after the grace period. A later one can shorten the
     /// grace period and send another signal; it cannot lengthen the grace period.
@@ -495,26 +496,28 @@ mod tests {
         let stream = prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)];
         prop_oneof![
             (any::<u32>(), secret()).prop_map(|(version, secret)| ToEntrypoint::Welcome { version, secret }),
-            any::<(bool, i32, u64, u64, Option<u64>)>().prop_map(|(flag, stop_signal, grace, lost, run_millis)| {
-                ToEntrypoint::Launch(Launch {
-                    merge: flag,
-                    stop_signal,
-                    stop_grace_millis: grace,
-                    agent_lost_millis: lost,
-                    leftovers: if flag { Leftovers::Wait } else { Leftovers::Kill },
-                    run_millis,
-                    pause_stops_clock: flag,
-                    stdin: flag,
-                    terminal: flag.then_some(WindowSize { rows: 24, columns: 80 }),
-                })
-            }),
+            any::<(bool, i32, u64, u64, Option<Duration>)>().prop_map(
+                |(flag, stop_signal, grace, lost, run_deadline)| {
+                    ToEntrypoint::Launch(Launch {
+                        merge: flag,
+                        stop_signal,
+                        stop_grace_millis: grace,
+                        agent_lost_millis: lost,
+                        leftovers: if flag { Leftovers::Wait } else { Leftovers::Kill },
+                        run_deadline,
+                        pause_stops_clock: flag,
+                        stdin: flag,
+                        terminal: flag.then_some(WindowSize { rows: 24, columns: 80 }),
+                    })
+                }
+            ),
             (any::<String>(), any::<i32>(), target).prop_map(|(request, number, target)| ToEntrypoint::Signal {
                 request,
                 number,
                 target
             }),
             any::<(String, bool)>().prop_map(|(request, paused)| ToEntrypoint::Pause { request, paused }),
-            any::<Option<u64>>().prop_map(|run_millis| ToEntrypoint::SetDeadline { run_millis }),
+            any::<Option<Duration>>().prop_map(|run_deadline| ToEntrypoint::SetDeadline { run_deadline }),
             any::<(i32, u64)>().prop_map(|(signal, grace_millis)| ToEntrypoint::Stop {
                 signal,
                 grace_millis,

@@ -79,15 +79,15 @@ pub(crate) fn signal_newcomers(signalled: &mut HashSet<i32>, number: i32) {
     }
 }
 
-/// Sends SIGSTOP to the descendants that run, except those below `keepers`, and returns them. Processes in `signalled`
+/// Sends SIGSTOP to the descendants that run, except those below `shims`, and returns them. Processes in `signalled`
 /// were sent it before.
 ///
 /// It does not signal all processes: one that was brought into the container from outside (`kubectl exec`) is no
 /// descendant and keeps running. Call it until it returns none: a process with the pending signal does not fork
 /// anymore.
-pub(crate) fn stop_running(signalled: &mut HashSet<i32>, keepers: &[u32]) -> Vec<i32> {
+pub(crate) fn stop_running(signalled: &mut HashSet<i32>, shims: &[u32]) -> Vec<i32> {
     let mut running = Vec::new();
-    for (pid, state) in descendants_but(keepers)
+    for (pid, state) in descendants_but(shims)
         .into_iter()
         .filter(|(_, state)| !is_still(*state))
     {
@@ -102,9 +102,9 @@ pub(crate) fn stop_running(signalled: &mut HashSet<i32>, keepers: &[u32]) -> Vec
     running
 }
 
-/// Resumes the descendants, except those below `keepers`.
-pub(crate) fn resume(keepers: &[u32]) {
-    for (pid, _) in descendants_but(keepers) {
+/// Resumes the descendants, except those below `shims`.
+pub(crate) fn resume(shims: &[u32]) {
+    for (pid, _) in descendants_but(shims) {
         let _ = kill(pid, libc::SIGCONT);
     }
 }

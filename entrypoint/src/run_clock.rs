@@ -14,20 +14,20 @@ pub const BACKSTOP: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunClock {
     started: Moment,
-    limit: Option<Duration>,
+    run_deadline: Option<Duration>,
     stops_in_pause: bool,
     paused_since: Option<Moment>,
     paused_before: Duration,
 }
 
 impl RunClock {
-    /// The clock of a program that starts now and may run for `limit`; with `stops_in_pause` the time for which it is
+    /// The clock of a program that starts now and may run for `run_deadline`; with `stops_in_pause` the time for which it is
     /// paused does not count.
     #[must_use]
-    pub const fn start(now: Moment, limit: Option<Duration>, stops_in_pause: bool) -> Self {
+    pub const fn start(now: Moment, run_deadline: Option<Duration>, stops_in_pause: bool) -> Self {
         Self {
             started: now,
-            limit,
+            run_deadline,
             stops_in_pause,
             paused_since: None,
             paused_before: Duration::ZERO,
@@ -36,13 +36,13 @@ impl RunClock {
 
     /// How long the program may run.
     #[must_use]
-    pub const fn limit(&self) -> Option<Duration> {
-        self.limit
+    pub const fn run_deadline(&self) -> Option<Duration> {
+        self.run_deadline
     }
 
-    /// Sets another limit, also counted from the start.
-    pub const fn set_limit(&mut self, limit: Option<Duration>) {
-        self.limit = limit;
+    /// Sets another one, also counted from the start.
+    pub const fn set_run_deadline(&mut self, run_deadline: Option<Duration>) {
+        self.run_deadline = run_deadline;
     }
 
     /// Whether the program is paused.
@@ -60,7 +60,7 @@ impl RunClock {
         }
     }
 
-    /// When the limit is reached; `None`: never, or not before the program is resumed.
+    /// When it is reached; `None`: never, or not before the program is resumed.
     #[must_use]
     pub fn over_at(&self) -> Option<Moment> {
         let not_counted = match (self.stops_in_pause, self.paused_since) {
@@ -68,7 +68,11 @@ impl RunClock {
             (true, None) => self.paused_before,
             (false, _) => Duration::ZERO,
         };
-        Some(self.started.saturating_add(self.limit?).saturating_add(not_counted))
+        Some(
+            self.started
+                .saturating_add(self.run_deadline?)
+                .saturating_add(not_counted),
+        )
     }
 }
 
@@ -81,14 +85,14 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_counts_from_the_start_and_can_change() {
+    fn the_run_deadline_counts_from_the_start_and_can_change() {
         let mut clock = RunClock::start(at(100), Some(at(10)), false);
         assert_eq!(clock.over_at(), Some(at(110)));
-        clock.set_limit(Some(at(25)));
+        clock.set_run_deadline(Some(at(25)));
         assert_eq!(clock.over_at(), Some(at(125)));
-        clock.set_limit(None);
+        clock.set_run_deadline(None);
         assert_eq!(clock.over_at(), None);
-        clock.set_limit(Some(Duration::MAX));
+        clock.set_run_deadline(Some(Duration::MAX));
         assert_eq!(clock.over_at(), Some(Duration::MAX));
     }
 

@@ -1,4 +1,4 @@
-//! The sessions of this run: their streams, their keepers, their ends.
+//! The sessions of this run: their streams, their shims, their ends.
 
 use std::ffi::OsString;
 use std::io;
@@ -16,9 +16,9 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::clock::Moment;
-use crate::keeper::{Kept, read_report};
 use crate::processes;
 use crate::requests::Requests;
+use crate::shim::{Kept, read_report};
 use crate::stdin::{Stdin, set_nonblocking};
 use crate::terminal::Terminal;
 
@@ -28,8 +28,8 @@ const HANG_UP_GRACE: Duration = Duration::from_secs(5);
 /// One session.
 struct Session {
     name: String,
-    keeper: u32,
-    /// Where its keeper writes how the command ended.
+    shim: u32,
+    /// Where its shim writes how the command ended.
     report: OwnedFd,
     reported: Vec<u8>,
     stdin: Option<Stdin>,
@@ -44,8 +44,8 @@ struct Session {
 #[derive(Default)]
 pub(crate) struct Sessions {
     open: Vec<Session>,
-    /// Keepers outlive their sessions, as long as any process of the session is left.
-    keepers: Vec<u32>,
+    /// Shims outlive their sessions, as long as any process of the session is left.
+    shims: Vec<u32>,
     begun: Requests,
 }
 
@@ -76,7 +76,7 @@ impl Sessions {
             let message = bounded_sentence(format!("cannot start {program:?}: {error}"));
             News::Ended(Outcome::NotExecutable { message })
         })?;
-        self.keepers.push(session.keeper);
+        self.shims.push(session.shim);
         let input = session.stdin.as_ref().map_or(NO_INPUT, Stdin::state);
         self.open.push(session);
         Ok((input, outputs))
@@ -113,7 +113,7 @@ impl Sessions {
         self.open.iter_mut().for_each(Session::hang_up);
     }
 
-    /// Moves streams and reads the reports of keepers; returns the news, with the sessions' names.
+    /// Moves streams and reads the reports of shims; returns the news, with the sessions' names.
     pub(crate) fn turn(&mut self) -> Vec<(String, News)> {
         let mut news = Vec::new();
         for session in &mut self.open {
@@ -140,7 +140,7 @@ impl Sessions {
         for session in &mut self.open {
             if session.kill_at.take_if(|at| now >= *at).is_some() {
                 // A process that cannot be signalled ends with PID 1.
-                let _ = processes::signal_under(session.keeper, libc::SIGKILL);
+                let _ = processes::signal_under(session.shim, libc::SIGKILL);
             }
         }
     }
@@ -164,15 +164,15 @@ impl Sessions {
     }
 
     /// The processes below which everything is that sessions have started, and nothing else.
-    pub(crate) fn keepers(&self) -> &[u32] {
-        &self.keepers
+    pub(crate) fn shims(&self) -> &[u32] {
+        &self.shims
     }
 
-    /// A child of this process has ended; returns true if it was a keeper.
+    /// A child of this process has ended; returns true if it was a shim.
     pub(crate) fn has_ended(&mut self, pid: u32) -> bool {
-        let before = self.keepers.len();
-        self.keepers.retain(|keeper| *keeper != pid);
-        self.keepers.len() < before
+        let before = self.shims.len();
+        self.shims.retain(|shim| *shim != pid);
+        self.shims.len() < before
     }
 
     fn find(&mut self, name: &str) -> Option<&mut Session> {
@@ -204,8 +204,8 @@ fn begin(
 ) -> io::Result<(Session, Vec<OwnedFd>)> {
     let (report, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
     set_nonblocking(&report)?;
-    let mut keeper = kept.keeper(theirs);
-    keeper.envs(environment);
+    let mut shim = kept.shim(theirs);
+    shim.envs(environment);
     let (mut stdin, mut terminal, mut outputs) = (None, None, Vec::new());
     if let Some(size) = size {
         let (opened, output) = Terminal::open(size)?;
@@ -220,7 +220,7 @@ fn begin(
             std::process::Command::stdout,
             std::process::Command::stderr,
         ] {
-            set(&mut keeper, slave()?.map_or_else(Stdio::null, Stdio::from));
+            set(&mut shim, slave()?.map_or_else(Stdio::null, Stdio::from));
         }
         stdin = takes_input.then(|| opened.stdin()).transpose()?;
         terminal = Some(opened);
@@ -228,19 +228,19 @@ fn begin(
     } else {
         if takes_input {
             let (write, read) = Stdin::pipe()?;
-            keeper.stdin(read);
+            shim.stdin(read);
             stdin = Some(write);
         }
         for set in [std::process::Command::stdout, std::process::Command::stderr] {
             let (read, write) = crate::stdio::pipe()?;
-            set(&mut keeper, Stdio::from(write));
+            set(&mut shim, Stdio::from(write));
             outputs.push(read);
         }
     }
-    let keeper = keeper.spawn()?.id();
+    let shim = shim.spawn()?.id();
     let session = Session {
         name: name.to_owned(),
-        keeper,
+        shim,
         report,
         reported: Vec::new(),
         stdin,
@@ -256,7 +256,7 @@ fn begin(
 impl Session {
     fn hang_up(&mut self) {
         if !self.has_ended && !std::mem::replace(&mut self.is_hung_up, true) {
-            processes::hang_up_under(self.keeper);
+            processes::hang_up_under(self.shim);
         }
     }
 

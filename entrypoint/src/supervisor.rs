@@ -110,7 +110,7 @@ impl Supervisor {
             self.reap(now);
             self.act_on_time(now)?;
             if let Phase::Done(code) = self.phase {
-                if !self.sessions.keepers().is_empty() {
+                if !self.sessions.shims().is_empty() {
                     // The end of process 1 does the same.
                     let _ = self.scope.signal_all(libc::SIGKILL);
                 }
@@ -191,9 +191,9 @@ impl Supervisor {
             } => self.signal(request, number, target, now),
             ToEntrypoint::Pause { request, paused: true } => self.pause(request, now),
             ToEntrypoint::Pause { request, paused: false } => self.resume(request, now),
-            ToEntrypoint::SetDeadline { run_millis } => {
+            ToEntrypoint::SetDeadline { run_deadline } => {
                 if let Some(program) = &mut self.program {
-                    program.clock.set_limit(run_millis.map(Duration::from_millis));
+                    program.clock.set_run_deadline(run_deadline);
                 }
             }
             ToEntrypoint::Stop {
@@ -221,11 +221,10 @@ impl Supervisor {
         self.cgroup.begin(now);
         match self.start(&order) {
             Ok(pid) => {
-                let limit = order.run_millis.map(Duration::from_millis);
                 let program = Program {
                     pid,
                     at_unix_nanos: clock::unix_nanos(),
-                    clock: RunClock::start(now, limit, order.pause_stops_clock),
+                    clock: RunClock::start(now, order.run_deadline, order.pause_stops_clock),
                 };
                 self.program = Some(program);
                 self.phase = Phase::Running;

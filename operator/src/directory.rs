@@ -11,7 +11,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Api, Client, ResourceExt};
-use remoteprocess_api::{DesiredState, RemoteProcess, asked};
+use remoteprocess_api::{DesiredState, RemoteProcess, requester};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -325,7 +325,7 @@ fn strip(process: &mut RemoteProcess) {
     if process.spec.desired_state == DesiredState::Running {
         metadata.managed_fields = None;
     } else if let Some(entries) = &mut metadata.managed_fields {
-        entries.retain(asked::sets_desired_state);
+        entries.retain(requester::sets_desired_state);
     }
 }
 

@@ -8,19 +8,12 @@ use k8s_openapi::api::events::v1::{Event, EventSeries};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
-use remoteprocess_api::{Phase, Reason, RemoteProcess, names::CONTROLLER_MANAGER};
+use remoteprocess_api::{EventAction, EventReason, Phase, Reason, RemoteProcess, names::CONTROLLER_MANAGER};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tracing::debug;
 
 pub(crate) use long_wait::LongWait;
-
-/// Reason of the Event when a program continues after a pause, which differs from its start.
-const RESUMED: &str = "Resumed";
-/// `action` of an Event while a process waits.
-const WAITING: &str = "Waiting";
-/// `action` of an Event when a pod that a container keeps alive is deleted.
-const DELETED: &str = "PodDeleted";
 
 /// Writes Events. Cheap to clone.
 #[derive(Clone)]
@@ -74,7 +67,7 @@ impl Reporter {
         let news = News {
             is_warning: true,
             reason: Reason::ForeignContainer.to_string(),
-            action: DELETED.to_owned(),
+            action: EventAction::PodDeleted.to_string(),
             note: Some(format!(
                 "the pod {pod} is deleted: its attempt has ended, and the container {holder}, which is not ours, has kept it alive"
             )),
@@ -150,14 +143,14 @@ fn phase_news(before: &RemoteProcess, now: &RemoteProcess) -> Option<News> {
     }
     let is_resumed = (previous, phase) == (Some(Phase::Paused), Phase::Running);
     let note = if is_resumed {
-        Some(format!("the program continues, resumed {}", now.asked()))
+        Some(format!("the program continues, resumed {}", now.requester()))
     } else {
         status.message.clone()
     };
     Some(News {
         is_warning: phase == Phase::Failed,
         reason: match status.reason {
-            _ if is_resumed => RESUMED.to_owned(),
+            _ if is_resumed => EventReason::Resumed.to_string(),
             Some(reason) => reason.to_string(),
             None => phase.to_string(),
         },
@@ -172,7 +165,7 @@ fn wait_news(process: &RemoteProcess) -> Option<News> {
         is_warning: true,
         reason: status.reason?.to_string(),
         note: status.message.clone(),
-        action: WAITING.to_owned(),
+        action: EventAction::Waiting.to_string(),
     })
 }
 

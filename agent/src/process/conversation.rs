@@ -23,7 +23,7 @@ use super::link::{self, Link, Newcomer};
 use super::machine::{Action, Event, Machine, Phase};
 use super::requests::{Ask, RequestError, Requests};
 use super::settings::LaunchSettings;
-use super::{Settings, StartError, Status, echo};
+use super::{Inbox, Process, Settings, StartError, Status, echo};
 use crate::clock::{self, Timer};
 use crate::spool::{Appender, Spool};
 
@@ -45,12 +45,15 @@ pub enum Request {
     Stop(Stop, oneshot::Sender<()>),
     /// A request to the entrypoint, carried out once for each `id`.
     Ask {
+        /// Chosen by the requester.
         id: String,
+        /// What is to be done.
         ask: Ask,
+        /// Receives the result.
         answer: oneshot::Sender<Result<(), RequestError>>,
     },
     /// How long the program may run from now on.
-    Limit(Option<Duration>, oneshot::Sender<Result<(), RequestError>>),
+    RunDeadline(Option<Duration>, oneshot::Sender<Result<(), RequestError>>),
     /// From a writer to the program's input.
     Input(InputRequest),
     /// About a further command.
@@ -95,28 +98,19 @@ struct Baggage {
     pipes: Vec<OwnedFd>,
 }
 
-/// Handles to a conversation that runs.
-pub(super) struct Started {
-    pub requests: mpsc::UnboundedSender<Request>,
-    pub status: watch::Receiver<Status>,
-    pub input: watch::Receiver<View>,
-}
-
 impl Conversation {
     /// Listens, loads what is on the spool, and then runs until every sender of requests is gone.
-    pub(super) fn start(spool: Arc<Spool>, appender: Appender, settings: Settings) -> Result<Started, StartError> {
+    pub(super) fn start(spool: Arc<Spool>, appender: Appender, settings: Settings) -> Result<Process, StartError> {
         let facts = Facts::load(spool.directory())?;
-        #[allow(
-            clippy::disallowed_methods,
-            reason = "each call waits for its answer, and calls are bounded at the listener"
-        )]
-        let (requests, inbox) = mpsc::unbounded_channel();
-        let (newcomers, arrivals) = mpsc::channel(1);
-        let capture = Capture::spawn(appender, notify(requests.downgrade(), |()| Request::PipesEnded))?;
         let launch = facts.launch;
         let input = Input::new(facts.lease.clone(), launch.is_some(), clock::now());
+        let input_view = watch::Sender::new(input.view().clone());
         let (machine, first) = Machine::new(facts);
-        let (status, seen) = watch::channel(status_of(&machine));
+        let status = watch::Sender::new(status_of(&machine));
+        let (process, inbox) = Process::connect(Arc::clone(&spool), status.subscribe(), input_view.subscribe());
+        let requests = process.requests.downgrade();
+        let (newcomers, arrivals) = mpsc::channel(1);
+        let capture = Capture::spawn(appender, notify(requests.clone(), |()| Request::PipesEnded))?;
         link::listen(&settings.socket, newcomers)?;
         let mut conversation = Conversation {
             spool,
@@ -130,32 +124,22 @@ impl Conversation {
             outlet: watch::Sender::new(None),
             echo_pointer: settings.echo_pointer,
             requested: Requests::default(),
-            input_view: watch::Sender::new(input.view().clone()),
+            input_view,
             input,
             sessions: Sessions::default(),
             window: None,
             run_timer: Timer::new()?,
             status,
-            requests: requests.downgrade(),
+            requests,
         };
         if let Some(launch) = launch {
             conversation.apply(launch.settings);
         }
-        let seen_input = conversation.input_view.subscribe();
         tokio::spawn(conversation.run(inbox, arrivals, first));
-        Ok(Started {
-            requests,
-            status: seen,
-            input: seen_input,
-        })
+        Ok(process)
     }
 
-    async fn run(
-        mut self,
-        mut inbox: mpsc::UnboundedReceiver<Request>,
-        mut arrivals: mpsc::Receiver<Newcomer>,
-        first: Vec<Action>,
-    ) {
+    async fn run(mut self, mut inbox: Inbox, mut arrivals: mpsc::Receiver<Newcomer>, first: Vec<Action>) {
         self.act(first, Baggage::default()).await;
         loop {
             let (held, lost, tick) = (self.held, self.lost, self.machine.next_tick());
@@ -193,8 +177,8 @@ impl Conversation {
                 let (link, phase) = (self.link.as_ref(), self.machine.phase());
                 self.requested.request(id, ask, answer, link, phase);
             }
-            Request::Limit(limit, answer) => {
-                let result = self.limit(limit).await;
+            Request::RunDeadline(run_deadline, answer) => {
+                let result = self.set_run_deadline(run_deadline).await;
                 let _ = answer.send(result);
             }
             Request::Input(request) => self.take_input(request).await,
@@ -253,10 +237,10 @@ impl Conversation {
         }
     }
 
-    async fn limit(&mut self, limit: Option<Duration>) -> Result<(), RequestError> {
+    async fn set_run_deadline(&mut self, run_deadline: Option<Duration>) -> Result<(), RequestError> {
         match self.machine.phase() {
             Phase::Running | Phase::Paused => {
-                self.handle(Event::Limited(limit)).await;
+                self.handle(Event::RunDeadline(run_deadline)).await;
                 Ok(())
             }
             Phase::Stopping => Err(RequestError::Stopping),

@@ -55,8 +55,8 @@ pub struct Stop {
 /// The program was warned that it will be stopped for having run too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warned {
-    /// The run limit at that time.
-    pub limit: Duration,
+    /// The run deadline at that time.
+    pub run_deadline: Duration,
 }
 
 /// How the process ended.
@@ -179,16 +179,17 @@ impl Facts {
         })
     }
 
-    /// The current run limit of the program.
+    /// The current run deadline of the program.
     #[must_use]
-    pub fn run_limit(&self) -> Option<Duration> {
-        self.clock.and_then(|clock| clock.limit())
+    pub fn run_deadline(&self) -> Option<Duration> {
+        self.clock.and_then(|clock| clock.run_deadline())
     }
 
-    /// Whether the warning for the current limit was given.
+    /// Whether the warning for the current run deadline was given.
     #[must_use]
     pub fn is_warned(&self) -> bool {
-        self.warned.is_some_and(|warned| Some(warned.limit) == self.run_limit())
+        self.warned
+            .is_some_and(|warned| Some(warned.run_deadline) == self.run_deadline())
     }
 }
 

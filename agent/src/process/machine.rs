@@ -51,8 +51,8 @@ pub enum Event {
     },
     /// The program is paused or resumed, at this moment.
     Paused(bool, Moment),
-    /// A new run limit, counted from the start of the program.
-    Limited(Option<Duration>),
+    /// A new run deadline, counted from the start of the program.
+    RunDeadline(Option<Duration>),
     /// The moment of [`Machine::next_tick`], or a later one.
     Tick(Moment),
     /// The entrypoint reports the end.
@@ -202,7 +202,7 @@ impl Machine {
                 actions
             }
             Event::Paused(is_paused, now) => Vec::from_iter(self.keep_clock(is_paused, now)),
-            Event::Limited(limit) => self.on_limited(limit),
+            Event::RunDeadline(run_deadline) => self.on_run_deadline(run_deadline),
             Event::Tick(now) => self.on_tick(now),
             Event::Exited(exited) => self.on_exited(exited),
             Event::PipesEnded => {
@@ -249,7 +249,7 @@ impl Machine {
             // The order may have been lost with the agent that wrote the launch record. An entrypoint that knows the
             // secret is the one for which the order was meant, and it launches once however often it gets the order.
             actions.extend(self.launch_order().filter(|_| !was_launched));
-            actions.extend(self.limit_order());
+            actions.extend(self.run_deadline_order());
             actions.extend(self.stop_order());
         }
         actions

@@ -84,10 +84,10 @@ impl LaunchSettings {
                 Ok(wire::Leftovers::Wait) => Leftovers::Wait,
                 Err(_) => return Err(Error::Unusable("leftovers")),
             },
-            run_millis: run_deadline
+            run_deadline: run_deadline
                 .map(|deadline| match duration(Some(deadline), "run_deadline")? {
                     Duration::ZERO => Err(Error::Unusable("run_deadline")),
-                    deadline => Ok(millis(deadline)),
+                    deadline => Ok(deadline),
                 })
                 .transpose()?,
             pause_stops_clock,
@@ -177,7 +177,10 @@ mod tests {
         let settings = LaunchSettings::from_grant(Some(granted())).unwrap();
         let order = settings.order;
         assert_eq!((order.stop_signal, order.stop_grace_millis), (2, 30_000));
-        assert_eq!((order.run_millis, order.agent_lost_millis), (Some(60_000), 600_000));
+        assert_eq!(
+            (order.run_deadline, order.agent_lost_millis),
+            (Some(Duration::from_secs(60)), 600_000)
+        );
         assert_eq!(order.terminal, Some(WindowSize { rows: 50, columns: 132 }));
         assert_eq!((settings.echo, settings.when_full), (Echo::All, WhenFull::Block));
         let warning = settings.warning.unwrap();

@@ -121,14 +121,16 @@ async fn a_deadline_survives_the_agent_and_can_be_extended_and_shortened() {
     let ready = launch(&mut pod);
     let address = relay.next_start().await.address;
     let mut agent = relay.dial(&address).await;
-    let limit = |run_seconds| ExecutorSetDeadlineRequest { run_seconds };
+    let set = |seconds: Option<u64>| ExecutorSetDeadlineRequest {
+        run_deadline: seconds.and_then(|seconds| to_wire(Duration::from_secs(seconds))),
+    };
     runs(&ready, &mut agent).await;
     assert_eq!(
-        agent.set_deadline(limit(Some(0))).await.unwrap_err().code(),
+        agent.set_deadline(set(Some(0))).await.unwrap_err().code(),
         Code::InvalidArgument
     );
-    agent.set_deadline(limit(None)).await.unwrap();
-    agent.set_deadline(limit(Some(4))).await.unwrap();
+    agent.set_deadline(set(None)).await.unwrap();
+    agent.set_deadline(set(Some(4))).await.unwrap();
     pod.signal_agent(Signal::KILL);
     let archive = in_time("the end", relay.be_home(|_| {})).await;
     let exit = archive.exit();

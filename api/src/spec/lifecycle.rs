@@ -2,6 +2,8 @@
 
 #![allow(unreachable_pub, reason = "KubeSchema makes a private copy of each struct")]
 
+use std::time::Duration;
+
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -190,13 +192,14 @@ impl RemoteProcessSpec {
         self.deadlines.as_ref().and_then(|deadlines| deadlines.start_seconds)
     }
 
-    /// Seconds for which the program of an attempt may run.
+    /// Maximum run time of the program of an attempt.
     #[must_use]
-    pub fn run_seconds(&self) -> Option<u32> {
-        self.deadlines.as_ref().and_then(|deadlines| deadlines.run_seconds)
+    pub fn run_deadline(&self) -> Option<Duration> {
+        let seconds = self.deadlines.as_ref()?.run_seconds?;
+        Some(Duration::from_secs(seconds.into()))
     }
 
-    /// Whether the time for which the program is paused counts for [`Self::run_seconds`].
+    /// Whether the time for which the program is paused counts for [`Self::run_deadline`].
     #[must_use]
     pub fn counts_pauses(&self) -> bool {
         let deadlines = self.deadlines.as_ref();

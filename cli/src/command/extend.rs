@@ -109,9 +109,9 @@ fn limit(object: &RemoteProcess, args: &ExtendArgs, now: Timestamp) -> Result<Op
     if args.no_limit {
         return Ok(None);
     }
-    let seconds = match (args.by, args.to, object.spec.run_seconds()) {
+    let seconds = match (args.by, args.to, object.spec.run_deadline()) {
         (Some(_), _, None) => return Err("it has no run deadline; give it one by --to".to_owned()),
-        (Some(by), _, Some(now)) => by.as_secs().saturating_add(now.into()),
+        (Some(by), _, Some(now)) => by.as_secs().saturating_add(now.as_secs()),
         (None, to, _) => to.unwrap_or_default().as_secs(),
     };
     let has_run = started(object).map(|then| now.duration_since(then).as_secs());
@@ -135,10 +135,10 @@ fn started(object: &RemoteProcess) -> Option<Timestamp> {
 }
 
 fn describe(object: &RemoteProcess) -> String {
-    let Some(seconds) = object.spec.run_seconds() else {
+    let Some(run_deadline) = object.spec.run_deadline() else {
         return "may run without a deadline".to_owned();
     };
-    let span = SignedDuration::from_secs(seconds.into());
+    let span = SignedDuration::try_from(run_deadline).unwrap_or(SignedDuration::MAX);
     let until = started(object)
         .filter(|_| object.spec.counts_pauses())
         .and_then(|then| then.checked_add(span).ok());
@@ -169,7 +169,7 @@ fn check(seen: &Seen) -> Option<Result<(), String>> {
     match status.latest_attempt().filter(|attempt| attempt.started_at.is_some()) {
         // It will start with the new limit.
         None => Some(Ok(())),
-        Some(attempt) => (attempt.run_seconds == object.spec.run_seconds()).then_some(Ok(())),
+        Some(attempt) => (attempt.run_deadline() == object.spec.run_deadline()).then_some(Ok(())),
     }
 }
 

@@ -78,7 +78,7 @@ impl Supervisor {
 
     pub(super) fn resume(&mut self, request: String, now: Moment) {
         if !self.requests.is_done(&request) && self.pause.is_some() {
-            processes::resume(self.sessions.keepers());
+            processes::resume(self.sessions.shims());
             self.forget_pause("it was resumed meanwhile", now);
         }
         self.conclude(request, Ok(()), now);
@@ -89,7 +89,7 @@ impl Supervisor {
         let Some(pause) = &mut self.pause else {
             return;
         };
-        let running = processes::stop_running(&mut pause.signalled, self.sessions.keepers());
+        let running = processes::stop_running(&mut pause.signalled, self.sessions.shims());
         match pause.looked(!running.is_empty(), now) {
             Verdict::Again => {}
             Verdict::Complete => {
@@ -101,7 +101,7 @@ impl Supervisor {
                 }
             }
             Verdict::TimedOut => {
-                processes::resume(self.sessions.keepers());
+                processes::resume(self.sessions.shims());
                 let named: Vec<String> = running.iter().take(NAMED).map(i32::to_string).collect();
                 let why = format!("these processes could not be stopped: {}", named.join(", "));
                 self.forget_pause(&why, now);

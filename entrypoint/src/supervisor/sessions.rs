@@ -53,9 +53,9 @@ impl Supervisor {
 
     /// Whether only processes of sessions are left: the program and its leftovers have ended.
     pub(super) fn only_sessions_are_left(&self) -> bool {
-        let keepers = self.sessions.keepers();
+        let shims = self.sessions.shims();
         matches!(self.phase, Phase::Sweeping { .. })
-            && !keepers.is_empty()
-            && processes::descendants_but(keepers).is_empty()
+            && !shims.is_empty()
+            && processes::descendants_but(shims).is_empty()
     }
 }

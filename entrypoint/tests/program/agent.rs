@@ -105,7 +105,7 @@ impl Order {
             stop_grace_millis: millis(self.stop_grace),
             agent_lost_millis: millis(self.agent_lost),
             leftovers: self.leftovers,
-            run_millis: self.run.map(millis),
+            run_deadline: self.run,
             pause_stops_clock: self.pause_stops_clock,
             stdin: self.stdin,
             terminal: self.terminal,

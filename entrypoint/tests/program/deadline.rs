@@ -38,7 +38,9 @@ fn another_deadline_counts_from_the_start_and_a_pause_can_stop_the_clock() {
     let start = Instant::now();
     let mut agent = entrypoint.launch_as(&limited(Duration::from_secs(600)));
     agent.await_line("up");
-    agent.send(&ToEntrypoint::SetDeadline { run_millis: Some(100) });
+    agent.send(&ToEntrypoint::SetDeadline {
+        run_deadline: Some(Duration::from_millis(100)),
+    });
     assert_eq!(agent.pause("one", true), None);
     let pause = Duration::from_millis(1500);
     std::thread::park_timeout(pause);

@@ -139,7 +139,7 @@ impl<'a> Draft<'a> {
             (None, _) => self.say(Phase::Running, Reason::Running, "the program is running".into()),
             (Some(_), Some(Phase::Paused)) => {}
             (Some(_), _) => {
-                let message = format!("the program is paused {}", self.process.asked());
+                let message = format!("the program is paused {}", self.process.requester());
                 self.say(Phase::Paused, Reason::Paused, message);
             }
         }
@@ -157,7 +157,7 @@ impl<'a> Draft<'a> {
 
     /// Finishes the process: phase, code and conditions in their final form.
     pub(super) fn finish(&mut self, record: &AttemptStatus, exit: &AttemptExit, disruption: Option<(Reason, String)>) {
-        let Outcome { phase, reason, message } = ending::judge(exit, should_stop(self.process), disruption);
+        let Outcome { phase, reason, message } = ending::conclude(exit, should_stop(self.process), disruption);
         if record.started_at.is_some() {
             self.started(record);
         } else {

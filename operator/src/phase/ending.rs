@@ -20,7 +20,7 @@ pub(super) struct Outcome {
 }
 
 /// Decides the outcome of an end. Success requires a verified record of code 0 and no request to stop.
-pub(super) fn judge(exit: &AttemptExit, stop_wanted: bool, disruption: Option<(Reason, String)>) -> Outcome {
+pub(super) fn conclude(exit: &AttemptExit, stop_wanted: bool, disruption: Option<(Reason, String)>) -> Outcome {
     let how = describe(exit);
     let failed = |reason, message| Outcome {
         phase: Phase::Failed,
@@ -62,9 +62,8 @@ pub(super) fn judge(exit: &AttemptExit, stop_wanted: bool, disruption: Option<(R
         Some(message) => format!("{how}: {message}"),
         None => how,
     };
-    // An unverified code 0 proves no success.
-    let shown = exit.shown_reason().filter(|reason| *reason != Reason::Completed);
-    failed(shown.unwrap_or(Reason::Interrupted), message)
+    // The end is not known, or it is an unverified code 0, which proves no success.
+    failed(Reason::Interrupted, message)
 }
 
 fn describe(exit: &AttemptExit) -> String {

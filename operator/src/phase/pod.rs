@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition};
 use kube::ResourceExt;
-use remoteprocess_api::sentence::plain;
+use remoteprocess_api::sanitize::plain;
 use remoteprocess_api::{Reason, RemoteProcess, names};
 use sha2::{Digest, Sha256};
 

@@ -47,7 +47,7 @@ pub(super) fn conclude(
         draft.see_pod(pod);
     }
     let disruption = disruption(situation);
-    let outcome = ending::judge(exit, should_stop(process), disruption.clone());
+    let outcome = ending::conclude(exit, should_stop(process), disruption.clone());
     let kind = kind_to_retry(process, exit, &outcome);
     let proof = proof(situation, record, exit, &mut memory);
     let (Some(kind), false) = (kind, matches!(proof, Proof::Never)) else {
@@ -130,7 +130,7 @@ pub(super) fn is_last(process: &RemoteProcess, exit: &AttemptExit) -> bool {
         .stop
         .as_ref()
         .is_some_and(|stop| stop.requested_by == ending::KUBELET);
-    let outcome = ending::judge(exit, should_stop(process), None);
+    let outcome = ending::conclude(exit, should_stop(process), None);
     exit.source == ExitSource::Entrypoint && !is_by_kubelet && kind_to_retry(process, exit, &outcome).is_none()
 }
 

@@ -372,17 +372,32 @@ fn runs_when_the_launch_is_recorded() {
     Reason::CommandNotFound,
     Some(127)
 )]
-#[case::own_127("{code: 127, source: Entrypoint}", Phase::Failed, Reason::NonZeroExit, Some(127))]
-#[case::signal("{signal: SIGTERM, source: Entrypoint}", Phase::Failed, Reason::Signaled, None)]
+#[case::own_127(
+    "{code: 127, source: Entrypoint, reason: NonZeroExit}",
+    Phase::Failed,
+    Reason::NonZeroExit,
+    Some(127)
+)]
+#[case::signal(
+    "{signal: SIGTERM, source: Entrypoint, reason: Signaled}",
+    Phase::Failed,
+    Reason::Signaled,
+    None
+)]
 #[case::oom(
     "{signal: SIGKILL, source: Entrypoint, reason: OOMKilled, oomKills: 1}",
     Phase::Failed,
     Reason::OOMKilled,
     None
 )]
-#[case::kill("{signal: SIGKILL, source: Entrypoint}", Phase::Failed, Reason::Signaled, None)]
+#[case::kill(
+    "{signal: SIGKILL, source: Entrypoint, reason: Signaled}",
+    Phase::Failed,
+    Reason::Signaled,
+    None
+)]
 #[case::kill_after_the_oom_of_a_child(
-    "{signal: SIGKILL, source: Entrypoint, oomKills: 1}",
+    "{signal: SIGKILL, source: Entrypoint, reason: Signaled, oomKills: 1}",
     Phase::Failed,
     Reason::Signaled,
     None

@@ -163,7 +163,7 @@ pub(super) fn stop_before_start(mut draft: Draft<'_>, situation: &Situation<'_>,
 }
 
 pub(super) fn stopped_before_start(process: &RemoteProcess) -> AttemptExit {
-    let asked = process.asked();
+    let asked = process.requester();
     AttemptExit {
         source: ExitSource::None,
         reason: Some(Reason::Stopped),

@@ -61,7 +61,7 @@ impl Wait {
 
 /// The spec asks that nothing is started.
 pub(super) fn paused(process: &RemoteProcess) -> Wait {
-    let message = format!("paused before the program was started {}", process.asked());
+    let message = format!("paused before the program was started {}", process.requester());
     Wait {
         phase: Phase::Paused,
         ..Wait::problem(Reason::Paused, message)

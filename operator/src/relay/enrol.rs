@@ -18,7 +18,7 @@ use k8s_openapi::api::{
     core::v1::Pod,
 };
 use kube::{Api, Client, api::PostParams};
-use remoteprocess_api::{RemoteProcess, identifier, names, sentence::plain};
+use remoteprocess_api::{RemoteProcess, identifier, names, sanitize::plain};
 use remoteprocess_proto::{
     PROTOCOL,
     v1::{

@@ -134,7 +134,7 @@ pub fn desired(process: &RemoteProcess, number: u32) -> Desired {
         program: Some(ProgramSpec {
             generation: process.metadata.generation.unwrap_or_default(),
             is_paused: process.spec.desired_state == DesiredState::Paused,
-            run_seconds: process.spec.run_seconds(),
+            run_deadline: process.spec.run_deadline(),
             status: attempt.map(program_status).unwrap_or_default(),
         }),
         end: known_end(process, number).filter(|_| !by_us),
@@ -145,10 +145,10 @@ pub fn desired(process: &RemoteProcess, number: u32) -> Desired {
 /// Who requests the end, if the object itself does.
 fn order_to_stop(process: &RemoteProcess) -> Option<StopOrder> {
     if process.spec.desired_state == DesiredState::Stopped {
-        let asked = process.asked();
+        let requester = process.requester();
         return Some(StopOrder {
-            requested_by: asked.requested_by(),
-            message: asked.why.unwrap_or_default(),
+            requested_by: requester.requested_by(),
+            message: requester.why.unwrap_or_default(),
         });
     }
     process.metadata.deletion_timestamp.as_ref().map(|_| deletion())
@@ -165,7 +165,7 @@ fn program_status(attempt: &AttemptStatus) -> ProgramStatus {
     ProgramStatus {
         is_started: attempt.started_at.is_some(),
         is_paused: attempt.paused_at.is_some(),
-        run_seconds: attempt.run_seconds,
+        run_deadline: attempt.run_deadline(),
     }
 }
 

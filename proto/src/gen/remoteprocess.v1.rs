@@ -618,7 +618,7 @@ impl Phase {
 )]
 #[repr(i32)]
 pub enum Reason {
-    /// No reason: an ordinary exit with code 0, for example.
+    /// No reason is known.
     #[strum(serialize = "")]
     Unspecified = 0,
     Completed = 1,
@@ -857,8 +857,8 @@ pub struct ExecutorGetStateResponse {
     #[prost(message, optional, tag = "6")]
     pub exit: ::core::option::Option<Exit>,
     /// Maximum run time of the program, from its start. Absent: no limit, or not started.
-    #[prost(uint32, optional, tag = "7")]
-    pub run_seconds: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "7")]
+    pub run_deadline: ::core::option::Option<::prost_types::Duration>,
 }
 /// Nested message and enum types in `ExecutorGetStateResponse`.
 pub mod executor_get_state_response {
@@ -954,8 +954,8 @@ pub struct ExecutorPauseResponse {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExecutorSetDeadlineRequest {
     /// Maximum run time of the program, from its start. Absent: no limit.
-    #[prost(uint32, optional, tag = "1")]
-    pub run_seconds: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "1")]
+    pub run_deadline: ::core::option::Option<::prost_types::Duration>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExecutorSetDeadlineResponse {}

@@ -101,7 +101,7 @@ pub fn run(seed: u64) -> Result<Summary> {
         world.program().pump(sim.elapsed())?;
         is_over = sim.step().map_err(|error| anyhow!("{error}"))?;
     }
-    world.judge()?;
+    world.check()?;
     Ok(Summary {
         bytes: world.program().written(),
         faults: world.plan.faults.len(),
@@ -226,13 +226,13 @@ impl World {
         )
     }
 
-    fn judge(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let program = self.program();
         for received in &*self.received.lock().unwrap_or_else(PoisonError::into_inner) {
-            received.judge(&program, &self.plan)?;
+            received.check(&program, &self.plan)?;
         }
         let may_lose = self.plan.gap_reason().is_some();
-        program.judge_status(&self.api.status(), may_lose).context("the status")
+        program.check_status(&self.api.status(), may_lose).context("the status")
     }
 }
 

@@ -35,29 +35,29 @@ impl Machine {
         let (Some(over_at), Some(launch)) = (self.over_at(), self.facts.launch) else {
             return vec![];
         };
-        let limit = self.facts.run_limit().unwrap_or_default();
+        let run_deadline = self.facts.run_deadline().unwrap_or_default();
         if now >= over_at {
             return self.on_stop(Stop {
                 requested_by: REQUESTED_BY.to_owned(),
-                message: format!("it may run for no longer than {} s", limit.as_secs_f64()),
+                message: format!("it may run for no longer than {} s", run_deadline.as_secs_f64()),
                 signal: launch.settings.order.stop_signal,
                 grace_millis: launch.settings.order.stop_grace_millis,
                 cause: StopCause::Deadline,
             });
         }
         match self.warning(over_at).filter(|(_, at)| now >= *at) {
-            Some((signal, _)) => self.warn(signal, limit),
+            Some((signal, _)) => self.warn(signal, run_deadline),
             None => vec![],
         }
     }
 
-    fn warn(&mut self, signal: Option<i32>, limit: Duration) -> Vec<Action> {
-        let warned = Warned { limit };
+    fn warn(&mut self, signal: Option<i32>, run_deadline: Duration) -> Vec<Action> {
+        let warned = Warned { run_deadline };
         self.facts.warned = Some(warned);
         // The entrypoint recognizes a repeat by its id, so the program is warned once even if the agent dies in
         // between.
         let order = signal.map(|number| ToEntrypoint::Signal {
-            request: format!("warning/{}", limit.as_millis()),
+            request: format!("warning/{}", run_deadline.as_millis()),
             number,
             target: Target::Main,
         });
@@ -68,10 +68,10 @@ impl Machine {
     /// Starts the clock when the program has started, and records its pauses.
     pub(super) fn keep_clock(&mut self, is_paused: bool, now: Moment) -> Option<Action> {
         let order = self.facts.launch?.settings.order;
-        let mut clock = self.facts.clock.unwrap_or_else(|| {
-            let limit = order.run_millis.map(Duration::from_millis);
-            RunClock::start(now, limit, order.pause_stops_clock)
-        });
+        let mut clock = self
+            .facts
+            .clock
+            .unwrap_or_else(|| RunClock::start(now, order.run_deadline, order.pause_stops_clock));
         clock.set_paused(is_paused, now);
         if self.facts.clock == Some(clock) {
             return None;
@@ -80,25 +80,24 @@ impl Machine {
         Some(Action::Note(Fact::Clock(clock)))
     }
 
-    /// Sets another limit for a running program.
-    pub(super) fn on_limited(&mut self, limit: Option<Duration>) -> Vec<Action> {
-        let Some(mut clock) = self.facts.clock.filter(|clock| clock.limit() != limit) else {
+    /// Sets another run deadline for a running program.
+    pub(super) fn on_run_deadline(&mut self, run_deadline: Option<Duration>) -> Vec<Action> {
+        let Some(mut clock) = self.facts.clock.filter(|clock| clock.run_deadline() != run_deadline) else {
             return vec![];
         };
-        clock.set_limit(limit);
+        clock.set_run_deadline(run_deadline);
         self.facts.clock = Some(clock);
-        vec![Action::Persist(Fact::Clock(clock)), set_deadline(limit)]
+        vec![Action::Persist(Fact::Clock(clock)), set_deadline(run_deadline)]
     }
 
-    /// Tells a returning entrypoint the limit, if it is no longer that of the launch.
-    pub(super) fn limit_order(&self) -> Option<Action> {
-        let limit = self.facts.clock?.limit();
-        let launched_with = self.facts.launch?.settings.order.run_millis.map(Duration::from_millis);
-        (limit != launched_with).then(|| set_deadline(limit))
+    /// Tells a returning entrypoint the run deadline, if it is no longer that of the launch.
+    pub(super) fn run_deadline_order(&self) -> Option<Action> {
+        let run_deadline = self.facts.clock?.run_deadline();
+        let launched_with = self.facts.launch?.settings.order.run_deadline;
+        (run_deadline != launched_with).then(|| set_deadline(run_deadline))
     }
 }
 
-fn set_deadline(limit: Option<Duration>) -> Action {
-    let run_millis = limit.map(|limit| limit.as_millis().try_into().unwrap_or(u64::MAX));
-    Action::Send(ToEntrypoint::SetDeadline { run_millis })
+fn set_deadline(run_deadline: Option<Duration>) -> Action {
+    Action::Send(ToEntrypoint::SetDeadline { run_deadline })
 }

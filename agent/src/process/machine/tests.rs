@@ -17,7 +17,7 @@ const SETTINGS: LaunchSettings = LaunchSettings {
         stop_grace_millis: 30_000,
         agent_lost_millis: 600_000,
         leftovers: Leftovers::Kill,
-        run_millis: Some(60_000),
+        run_deadline: Some(Duration::from_secs(60)),
         pause_stops_clock: true,
         stdin: false,
         terminal: None,
@@ -297,10 +297,10 @@ fn a_moved_deadline_is_reported_again() {
     machine.on(Event::Tick(after(50)));
     let longer = Some(Duration::from_secs(100));
     assert_eq!(
-        orders(&machine.on(Event::Limited(longer))),
+        orders(&machine.on(Event::RunDeadline(longer))),
         ["persist clock", "deadline"]
     );
-    assert!(machine.on(Event::Limited(longer)).is_empty(), "a repeat is nothing");
+    assert!(machine.on(Event::RunDeadline(longer)).is_empty(), "a repeat is nothing");
     assert_eq!(
         machine.next_tick(),
         Some(after(90)),
@@ -311,12 +311,12 @@ fn a_moved_deadline_is_reported_again() {
     let greeted = later.on(resume(SECRET, true));
     assert_eq!(orders(&greeted), ["accept", "welcome", "attach", "deadline"]);
     assert_eq!(later.next_tick(), Some(after(90)));
-    later.on(Event::Limited(None));
+    later.on(Event::RunDeadline(None));
     assert_eq!(later.next_tick(), None);
     assert_eq!(
         later.facts().warned,
         Some(Warned {
-            limit: Duration::from_secs(60)
+            run_deadline: Duration::from_secs(60)
         })
     );
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use remoteprocess_api::{names, sentence::plain};
+use remoteprocess_api::{names, sanitize::plain};
 use remoteprocess_tls::User;
 use x509_parser::{
     certification_request::X509CertificationRequest, extensions::ParsedExtension, pem::parse_x509_pem,

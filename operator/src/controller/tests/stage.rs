@@ -258,12 +258,12 @@ impl Stage {
     pub(super) async fn start(&self, attempt: u32) {
         let now = Timestamp::now().as_nanosecond();
         let at_unix_nanos = i64::try_from(now).unwrap();
-        let run_seconds = self.process().spec.run_seconds();
+        let run_deadline = self.process().spec.run_deadline();
         self.learn(
             attempt,
             Fact::Started {
                 at_unix_nanos,
-                run_seconds,
+                run_deadline,
             },
         )
         .await;
@@ -276,7 +276,12 @@ impl Stage {
 
     /// The entrypoint's record of an end with this code, and the output is whole.
     pub(super) async fn exit(&self, attempt: u32, code: i32) {
-        self.exit_of(attempt, code, Reason::Unspecified, None).await;
+        let reason = if code == 0 {
+            Reason::Completed
+        } else {
+            Reason::NonZeroExit
+        };
+        self.exit_of(attempt, code, reason, None).await;
     }
 
     /// As [`Self::exit`], for a program that was stopped at its run deadline.

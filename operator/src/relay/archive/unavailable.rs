@@ -3,9 +3,11 @@
 use std::error::Error as StdError;
 use std::io::ErrorKind;
 
+use remoteprocess_api::OutputReason;
+
 use super::Error;
 
-/// Why the archive takes no output. The words are reasons of the condition `ArchiveUnavailable`.
+/// Why the archive takes no output: reasons of the condition `ArchiveUnavailable`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unavailable {
     /// There is no room: disk, quota or size of the bucket.
@@ -17,13 +19,13 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
-    /// One CamelCase word.
+    /// The reason of the condition.
     #[must_use]
-    pub fn reason(self) -> &'static str {
+    pub fn reason(self) -> OutputReason {
         match self {
-            Self::StoreFull => "StoreFull",
-            Self::StoreUnreachable => "StoreUnreachable",
-            Self::StoreRefused => "StoreRefused",
+            Self::StoreFull => OutputReason::StoreFull,
+            Self::StoreUnreachable => OutputReason::StoreUnreachable,
+            Self::StoreRefused => OutputReason::StoreRefused,
         }
     }
 

@@ -48,7 +48,7 @@ pub(super) fn launch_settings(spec: &RemoteProcessSpec) -> Result<LaunchSettings
         .into(),
         stop_signal: number("spec.stop.signal", spec.stop_signal())?,
         stop_grace: seconds(spec.stop_grace_seconds()),
-        run_deadline: deadlines.run_seconds.and_then(seconds),
+        run_deadline: spec.run_deadline().and_then(to_wire),
         pause_stops_clock: !spec.counts_pauses(),
         warning: deadlines.warn_before_seconds.map(|before| Warning {
             before: seconds(before),

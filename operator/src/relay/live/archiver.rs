@@ -253,8 +253,11 @@ async fn note_start(live: &LiveAttempt) {
     if observed.wait_for(|observed| observed.is_started).await.is_err() {
         return;
     }
-    let (at_unix_nanos, run_seconds) = match live.client.get_state().await {
-        Ok(state) if state.started_unix_nanos > 0 => (state.started_unix_nanos, state.run_seconds),
+    let (at_unix_nanos, run_deadline) = match live.client.get_state().await {
+        Ok(state) if state.started_unix_nanos > 0 => (
+            state.started_unix_nanos,
+            state.run_deadline.and_then(|span| span.try_into().ok()),
+        ),
         _ => (
             i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default(),
             None,
@@ -263,7 +266,7 @@ async fn note_start(live: &LiveAttempt) {
     if live.exit().is_none() {
         let fact = Fact::Started {
             at_unix_nanos,
-            run_seconds,
+            run_deadline,
         };
         live.learn(fact).await;
     }
@@ -295,7 +298,7 @@ fn note(live: &LiveAttempt, unavailable: Option<Unavailable>) {
 async fn pause(live: &LiveAttempt, what: &'static str, error: &Error, backoff: &mut Backoff) {
     metrics().archive_failures.inc();
     let unavailable = error.unavailable();
-    warn!(uid = live.subject.key.uid, reason = unavailable.reason(), %error, "cannot {what}, will try again");
+    warn!(uid = live.subject.key.uid, reason = %unavailable.reason(), %error, "cannot {what}, will try again");
     note(live, Some(unavailable));
     sleep(backoff.pause()).await;
 }

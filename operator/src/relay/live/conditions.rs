@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use remoteprocess_api::ConditionType;
+use remoteprocess_api::{ConditionType, OutputReason};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -22,8 +22,8 @@ pub struct OutputCondition {
     pub kind: ConditionType,
     /// Whether it holds now. A condition that does not hold is written only if the status contains it.
     pub is_true: bool,
-    /// One CamelCase word.
-    pub reason: &'static str,
+    /// Why.
+    pub reason: OutputReason,
     /// Cause, object, remedy.
     pub message: String,
 }
@@ -38,10 +38,10 @@ enum Hindrance {
 }
 
 impl Hindrance {
-    fn describe(self) -> (&'static str, String) {
+    fn describe(self) -> (OutputReason, String) {
         match self {
             Self::Spool(size) => (
-                "SpoolFull",
+                OutputReason::SpoolFull,
                 format!(
                     "the program is held back: the pod's spool of {size} bytes is full of output that the archive does \
                      not hold. See ArchiveUnavailable, or choose a larger spec.output.spoolSize or another \
@@ -49,7 +49,7 @@ impl Hindrance {
                 ),
             ),
             Self::Refused(what) => (
-                "InvalidOutput",
+                OutputReason::InvalidOutput,
                 format!(
                     "the operator takes no more output from the pod of this attempt, because its agent sent {what}. \
                      What was taken before is safe. The agent is not the one of this installation: see who can change \
@@ -90,7 +90,7 @@ async fn tell<S, T: Copy + PartialEq>(
     mut causes: watch::Receiver<S>,
     of: impl Fn(&S) -> Option<T>,
     kind: ConditionType,
-    describe: impl Fn(T) -> (&'static str, String),
+    describe: impl Fn(T) -> (OutputReason, String),
 ) {
     // Unknown: an earlier home may have left a condition that does not hold anymore.
     let mut told: Option<Option<T>> = None;
@@ -113,7 +113,7 @@ async fn tell<S, T: Copy + PartialEq>(
             None => OutputCondition {
                 kind,
                 is_true: false,
-                reason: "Resolved",
+                reason: OutputReason::Resolved,
                 message: match told.flatten() {
                     Some(_) => format!("was True from {since:.0} to {begun:.0}"),
                     None => format!("ended by {begun:.0}, when another replica became the home"),

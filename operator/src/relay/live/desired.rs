@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use remoteprocess_proto::timing::to_wire;
 use remoteprocess_proto::v1::{
     ExecutorPauseRequest, ExecutorSetDeadlineRequest, ExecutorStopRequest, Exit, Phase, Reason, State,
 };
@@ -56,7 +57,7 @@ pub struct ProgramSpec {
     /// No process of it should run.
     pub is_paused: bool,
     /// How long it may run, in seconds.
-    pub run_seconds: Option<u32>,
+    pub run_deadline: Option<Duration>,
     /// What the object's status already says.
     pub status: ProgramStatus,
 }
@@ -69,7 +70,7 @@ pub struct ProgramStatus {
     /// No process of it runs.
     pub is_paused: bool,
     /// How long it may run, in seconds.
-    pub run_seconds: Option<u32>,
+    pub run_deadline: Option<Duration>,
 }
 
 /// Who requests the end, and why.
@@ -89,14 +90,14 @@ pub enum Fact {
         /// When, in nanoseconds since the Unix epoch.
         at_unix_nanos: i64,
         /// How long it may run, in seconds.
-        run_seconds: Option<u32>,
+        run_deadline: Option<Duration>,
     },
     /// Since when no process of it runs; `None`: it was resumed.
     Paused(Option<Timestamp>),
     /// How long it may run now, in seconds.
-    RunSeconds(Option<u32>),
+    RunDeadline(Option<Duration>),
     /// It will soon reach its run limit of this many seconds.
-    DeadlineNear(u32),
+    DeadlineNear(Duration),
     /// It cannot be paused, according to the agent.
     PauseFailed {
         /// Generation of the object that requests it.
@@ -213,15 +214,17 @@ async fn keep_limit(live: &LiveAttempt) {
     loop {
         let (program, state) = view.now();
         let program =
-            program.filter(|program| program.status.is_started && program.run_seconds != program.status.run_seconds);
+            program.filter(|program| program.status.is_started && program.run_deadline != program.status.run_deadline);
         let pause = match (program, is_paused(state.as_ref())) {
-            (Some(ProgramSpec { run_seconds, .. }), Some(_)) => {
+            (Some(ProgramSpec { run_deadline, .. }), Some(_)) => {
                 let answer = live
                     .client
-                    .set_deadline(ExecutorSetDeadlineRequest { run_seconds })
+                    .set_deadline(ExecutorSetDeadlineRequest {
+                        run_deadline: run_deadline.and_then(to_wire),
+                    })
                     .await;
                 match &answer {
-                    Ok(()) => live.learn(Fact::RunSeconds(run_seconds)).await,
+                    Ok(()) => live.learn(Fact::RunDeadline(run_deadline)).await,
                     Err(error) if error.code == Code::Unimplemented => {
                         info!(
                             uid = live.subject.key.uid,
@@ -263,14 +266,14 @@ async fn tell_warnings(live: &LiveAttempt) {
     };
     // The sender lives in the live attempt.
     while observed.wait_for(is_near).await.is_ok() {
-        let run_seconds = live
+        let run_deadline = live
             .desired
             .borrow()
             .program
             .as_ref()
-            .and_then(|program| program.run_seconds);
-        if let Some(run_seconds) = run_seconds {
-            live.learn(Fact::DeadlineNear(run_seconds)).await;
+            .and_then(|program| program.run_deadline);
+        if let Some(run_deadline) = run_deadline {
+            live.learn(Fact::DeadlineNear(run_deadline)).await;
         }
         if observed.wait_for(|observed| !is_near(observed)).await.is_err() {
             return;

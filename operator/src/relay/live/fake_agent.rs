@@ -50,7 +50,7 @@ pub(crate) struct Program {
     pub stops: Mutex<Vec<ExecutorStopRequest>>,
     pub signals: Mutex<Vec<ExecutorSignalRequest>>,
     pub pauses: Mutex<Vec<ExecutorPauseRequest>>,
-    pub deadlines: Mutex<Vec<Option<u32>>>,
+    pub deadlines: Mutex<Vec<Option<Duration>>>,
     /// Whether it refuses to pause.
     pub refuses_pauses: AtomicBool,
     /// The state that it reports.
@@ -371,7 +371,9 @@ impl Executor for Service {
         &self,
         request: Request<ExecutorSetDeadlineRequest>,
     ) -> Result<Response<ExecutorSetDeadlineResponse>, Status> {
-        self.0.deadlines.lock().unwrap().push(request.into_inner().run_seconds);
+        let run_deadline = request.into_inner().run_deadline;
+        let run_deadline = run_deadline.map(|span| span.try_into().unwrap());
+        self.0.deadlines.lock().unwrap().push(run_deadline);
         Ok(Response::new(ExecutorSetDeadlineResponse {}))
     }
 

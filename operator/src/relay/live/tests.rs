@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use object_store::memory::InMemory;
 use prost::Message;
+use remoteprocess_api::OutputReason;
 use remoteprocess_proto::v1::exit::{Outcome, Source};
 use remoteprocess_proto::v1::{Gap, GapReason, OutputFrame, Phase, Reason, Stream};
 use rstest::rstest;
@@ -391,7 +392,7 @@ async fn the_start_is_recorded_with_the_agents_time() {
         .clone();
     let started = Fact::Started {
         at_unix_nanos: 42,
-        run_seconds: None,
+        run_deadline: None,
     };
     assert_eq!(learned, [started]);
 }
@@ -640,9 +641,9 @@ async fn a_spool_that_stays_full_becomes_a_condition_and_its_end_too() {
     soon(noted(2)).await;
     tokio::time::resume();
     let told = told();
-    assert_eq!((told[0].is_true, told[0].reason), (true, "SpoolFull"));
+    assert_eq!((told[0].is_true, told[0].reason), (true, OutputReason::SpoolFull));
     assert!(told[0].message.contains("4096 bytes"), "{}", told[0].message);
-    assert_eq!((told[1].is_true, told[1].reason), (false, "Resolved"));
+    assert_eq!((told[1].is_true, told[1].reason), (false, OutputReason::Resolved));
     program.written.send_replace(program.history.len());
     relay.recorded().await;
 }

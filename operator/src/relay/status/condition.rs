@@ -5,7 +5,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use remoteprocess_api::{ConditionType, RemoteProcess, RemoteProcessStatus};
+use remoteprocess_api::{ConditionType, OutputReason, RemoteProcess, RemoteProcessStatus};
 
 use crate::relay::live::OutputCondition;
 
@@ -27,7 +27,7 @@ pub fn build_condition(
     let mut condition = Condition {
         type_: kind,
         status: status.to_owned(),
-        reason: notice.reason.to_owned(),
+        reason: notice.reason.to_string(),
         message: notice.message.clone(),
         observed_generation: None,
         last_transition_time: Time(now),
@@ -38,7 +38,7 @@ pub fn build_condition(
         Some(at) => {
             let known = &mut next.conditions[at];
             if known.status == status {
-                if !notice.is_true || known.reason == notice.reason {
+                if !notice.is_true || known.reason == notice.reason.to_string() {
                     return None;
                 }
                 condition.last_transition_time = known.last_transition_time.clone();
@@ -58,7 +58,7 @@ pub(super) fn over(conditions: Vec<Condition>, now: Timestamp) -> Vec<Condition>
     past.map(|condition| match condition.status.as_str() {
         "True" => Condition {
             status: word(false).to_owned(),
-            reason: "Resolved".to_owned(),
+            reason: OutputReason::Resolved.to_string(),
             message: format!(
                 "was True from {:.0} until the attempt ended",
                 condition.last_transition_time.0
@@ -94,7 +94,7 @@ mod tests {
         process
     }
 
-    fn notice(is_true: bool, reason: &'static str) -> OutputCondition {
+    fn notice(is_true: bool, reason: OutputReason) -> OutputCondition {
         OutputCondition {
             kind: ConditionType::OutputBlocked,
             is_true,
@@ -107,30 +107,33 @@ mod tests {
     fn what_begins_and_ends_is_written_once_each() {
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
         assert_eq!(
-            build_condition(&process(Vec::new()), 1, &notice(false, "Resolved"), at(1)),
+            build_condition(&process(Vec::new()), 1, &notice(false, OutputReason::Resolved), at(1)),
             None
         );
-        let begun = build_condition(&process(Vec::new()), 1, &notice(true, "SpoolFull"), at(2));
+        let begun = build_condition(&process(Vec::new()), 1, &notice(true, OutputReason::SpoolFull), at(2));
         let blocked = begun.unwrap().conditions;
         assert_eq!(
             (blocked[0].status.as_str(), blocked[0].last_transition_time.0),
             ("True", at(2))
         );
         let known = process(blocked.clone());
-        assert_eq!(build_condition(&known, 1, &notice(true, "SpoolFull"), at(3)), None);
         assert_eq!(
-            build_condition(&known, 2, &notice(false, "Resolved"), at(3)),
+            build_condition(&known, 1, &notice(true, OutputReason::SpoolFull), at(3)),
+            None
+        );
+        assert_eq!(
+            build_condition(&known, 2, &notice(false, OutputReason::Resolved), at(3)),
             None,
             "another attempt"
         );
-        let other = build_condition(&known, 1, &notice(true, "VolumeFull"), at(3))
+        let other = build_condition(&known, 1, &notice(true, OutputReason::Incomplete), at(3))
             .unwrap()
             .conditions;
         assert_eq!(
             (other[0].reason.as_str(), other[0].last_transition_time.0),
-            ("VolumeFull", at(2))
+            ("Incomplete", at(2))
         );
-        let ended = build_condition(&known, 1, &notice(false, "Resolved"), at(4))
+        let ended = build_condition(&known, 1, &notice(false, OutputReason::Resolved), at(4))
             .unwrap()
             .conditions;
         assert_eq!(

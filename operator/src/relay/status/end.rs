@@ -1,6 +1,6 @@
 //! Converts the end of an attempt between the wire and the status.
 
-use remoteprocess_api::sentence::plain;
+use remoteprocess_api::sanitize::plain;
 use remoteprocess_api::{
     AttemptExit, AttemptStatus, ExitSource, RemoteProcess, RemoteProcessStatus, StopStatus, signal,
 };
@@ -34,7 +34,7 @@ pub(super) fn exit_to_status(exit: &Exit) -> AttemptExit {
     } = exit;
     let is_code = exit.outcome() == Outcome::Code;
     let is_signal = exit.outcome() == Outcome::Signal;
-    let mut told = AttemptExit {
+    AttemptExit {
         code: is_code.then_some(*value),
         signal: is_signal.then(|| signal::name(*value)),
         source: match exit.source() {
@@ -50,9 +50,7 @@ pub(super) fn exit_to_status(exit: &Exit) -> AttemptExit {
         }),
         leftovers: (*leftovers > 0).then_some(*leftovers),
         oom_kills: (*oom_kills > 0).then_some(*oom_kills),
-    };
-    told.reason = told.reason.or_else(|| told.shown_reason());
-    told
+    }
 }
 
 /// A peer's message, without control bytes, and shortened.
@@ -91,22 +89,31 @@ pub fn known_end(process: &RemoteProcess, number: u32) -> Option<Exit> {
 /// The exit of an attempt from the status, `sealed: false`; `None` if it has none.
 #[must_use]
 pub fn exit_from_status(status: &RemoteProcessStatus, attempt: &AttemptStatus) -> Option<Exit> {
-    let exit = attempt.exit.as_ref()?;
+    // Without `..`: a field that is added to the status does not compile until it has a place here.
+    let AttemptExit {
+        code,
+        signal: signal_name,
+        source,
+        reason,
+        message,
+        stop,
+        leftovers,
+        oom_kills,
+    } = attempt.exit.as_ref()?;
     let is_current = status.attempt == Some(attempt.number);
-    let (outcome, value) = match (exit.code, &exit.signal) {
-        (Some(code), _) => (Outcome::Code, code),
+    let (outcome, value) = match (code, signal_name) {
+        (Some(code), _) => (Outcome::Code, *code),
         (None, Some(name)) => (Outcome::Signal, signal::parse(name).unwrap_or_default()),
         (None, None) => (Outcome::Unknown, 0),
     };
-    let reason = exit.reason.or(status.reason.filter(|_| is_current));
-    let message = exit
-        .message
+    let reason = reason.or(status.reason.filter(|_| is_current));
+    let message = message
         .clone()
         .or_else(|| status.message.clone().filter(|_| is_current));
     Some(Exit {
         outcome: outcome.into(),
         value,
-        source: match exit.source {
+        source: match source {
             ExitSource::Entrypoint => Source::Entrypoint,
             ExitSource::Kubelet => Source::Kubelet,
             ExitSource::None => Source::None,
@@ -115,7 +122,7 @@ pub fn exit_from_status(status: &RemoteProcessStatus, attempt: &AttemptStatus) -
         sealed: false,
         reason: reason.map(reason::to_wire).unwrap_or_default().into(),
         message: message.unwrap_or_default(),
-        stop: exit.stop.as_ref().map(|stop| Stop {
+        stop: stop.as_ref().map(|stop| Stop {
             requested_by: stop.requested_by.clone(),
             message: stop.message.clone().unwrap_or_default(),
         }),
@@ -127,8 +134,8 @@ pub fn exit_from_status(status: &RemoteProcessStatus, attempt: &AttemptStatus) -
         usage: None,
         started_unix_nanos: nanos(attempt.started_at),
         finished_unix_nanos: nanos(attempt.finished_at),
-        leftovers: exit.leftovers.unwrap_or_default(),
-        oom_kills: exit.oom_kills.unwrap_or_default(),
+        leftovers: leftovers.unwrap_or_default(),
+        oom_kills: oom_kills.unwrap_or_default(),
     })
 }
 

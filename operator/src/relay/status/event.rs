@@ -5,8 +5,8 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Resource;
-use remoteprocess_api::sentence::plain;
-use remoteprocess_api::{RemoteProcess, names};
+use remoteprocess_api::sanitize::plain;
+use remoteprocess_api::{EventAction, EventReason, RemoteProcess, names};
 use sha2::{Digest, Sha256};
 
 use crate::relay::attempt::Subject;
@@ -18,8 +18,8 @@ const NOTE: usize = 1024;
 /// The content of an Event.
 struct News {
     kind: &'static str,
-    reason: &'static str,
-    action: &'static str,
+    reason: EventReason,
+    action: EventAction,
     note: String,
     /// One Event for each value of this.
     occasion: i64,
@@ -29,24 +29,25 @@ struct News {
 pub(super) fn build(subject: &Subject, replica: &str, fact: &Fact, now: Timestamp) -> Option<Event> {
     let name = &subject.name;
     let news = match fact {
-        Fact::DeadlineNear(seconds) => News {
+        Fact::DeadlineNear(run_deadline) => News {
             kind: "Normal",
-            reason: "DeadlineNear",
-            action: "Warn",
+            reason: EventReason::DeadlineNear,
+            action: EventAction::Warn,
             note: format!(
-                "it will soon have run for {seconds} s, and is stopped then (spec.deadlines.runSeconds); for more time: \
-                 rproc extend {name} --by 10m"
+                "it will soon have run for {} s, and is stopped then (spec.deadlines.runSeconds); for more time: \
+                 rproc extend {name} --by 10m",
+                run_deadline.as_secs()
             ),
-            occasion: i64::from(*seconds),
+            occasion: i64::try_from(run_deadline.as_secs()).unwrap_or(i64::MAX),
         },
         Fact::PauseFailed { generation, why } => News {
             kind: "Warning",
-            reason: "PauseFailed",
-            action: "Pause",
+            reason: EventReason::PauseFailed,
+            action: EventAction::Pause,
             note: format!("it cannot be paused: {why}"),
             occasion: *generation,
         },
-        Fact::Started { .. } | Fact::Paused(_) | Fact::RunSeconds(_) => return None,
+        Fact::Started { .. } | Fact::Paused(_) | Fact::RunDeadline(_) => return None,
     };
     Some(event(subject, replica, news, now))
 }
@@ -60,8 +61,8 @@ pub(super) fn of_refusal(subject: &Subject, replica: &str, what: &str, error: &k
     };
     let news = News {
         kind: "Warning",
-        reason: "StatusRefused",
-        action: "Record",
+        reason: EventReason::StatusRefused,
+        action: EventAction::Record,
         note: format!(
             "the API server refuses the {what} of attempt {attempt} in the status; it is tried again until the cause is \
              removed: {why}"
@@ -83,8 +84,8 @@ fn event(subject: &Subject, replica: &str, news: News, now: Timestamp) -> Event 
         },
         event_time: Some(MicroTime(now)),
         type_: Some(news.kind.to_owned()),
-        reason: Some(news.reason.to_owned()),
-        action: Some(news.action.to_owned()),
+        reason: Some(news.reason.to_string()),
+        action: Some(news.action.to_string()),
         note: Some(plain(&news.note, NOTE / 4)),
         regarding: Some(ObjectReference {
             api_version: Some(RemoteProcess::api_version(&()).into_owned()),
@@ -102,6 +103,8 @@ fn event(subject: &Subject, replica: &str, news: News, now: Timestamp) -> Event 
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::tests::subject;
     use super::*;
 
@@ -109,7 +112,13 @@ mod tests {
     fn one_occasion_has_one_name() {
         let subject = subject();
         let named = |replica, seconds| {
-            let event = build(&subject, replica, &Fact::DeadlineNear(seconds), Timestamp::now()).unwrap();
+            let event = build(
+                &subject,
+                replica,
+                &Fact::DeadlineNear(Duration::from_secs(seconds)),
+                Timestamp::now(),
+            )
+            .unwrap();
             (event.metadata.name.unwrap(), event.note.unwrap())
         };
         let (name, note) = named("operator-0", 60);

@@ -1,14 +1,16 @@
 //! What the relay has learned about an attempt, added to the status of the object. Pure functions.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use remoteprocess_api::condition::is_of_relay;
 use remoteprocess_api::{
-    AttemptOutput, AttemptStatus, ConditionType, DesiredState, OutputStatus, RemoteProcess, RemoteProcessStatus,
-    StreamStatus, TailInStatus, UsageStatus,
+    AttemptOutput, AttemptStatus, ConditionType, DesiredState, OutputReason, OutputStatus, RemoteProcess,
+    RemoteProcessStatus, StreamStatus, TailInStatus, UsageStatus,
 };
-use remoteprocess_proto::v1::{Exit, GapReason, Seal, SealReason, StreamSeal};
+use remoteprocess_proto::v1::{Exit, GapReason, Seal, SealReason, StreamSeal, Usage};
 
 use super::condition::over;
 use super::end::exit_to_status;
@@ -140,16 +142,16 @@ pub fn build_fact(current: &RemoteProcess, number: u32, fact: &Fact) -> Option<R
         _ if attempt.exit.is_some() => {}
         Fact::Started {
             at_unix_nanos,
-            run_seconds,
+            run_deadline,
         } if attempt.started_at.is_none() => {
             if let Some(at) = time(at_unix_nanos) {
                 attempt.started_at = Some(at);
-                attempt.run_seconds = run_seconds;
+                attempt.run_seconds = whole_seconds(run_deadline);
             }
         }
         Fact::Paused(Some(at)) => attempt.paused_at = attempt.paused_at.or(Some(at)),
         Fact::Paused(None) => attempt.paused_at = None,
-        Fact::RunSeconds(seconds) => attempt.run_seconds = seconds,
+        Fact::RunDeadline(run_deadline) => attempt.run_seconds = whole_seconds(run_deadline),
         Fact::Started { .. } | Fact::DeadlineNear(_) | Fact::PauseFailed { .. } => {}
     })
 }
@@ -169,14 +171,7 @@ pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Tim
         if exit.source() == remoteprocess_proto::v1::exit::Source::Entrypoint && attempt.exit.is_none() {
             attempt.exit = Some(exit_to_status(exit));
         }
-        attempt.usage = exit.usage.map(|usage| UsageStatus {
-            // Microseconds: exact in a double for 285 years of CPU.
-            cpu_seconds: (usage.user_micros + usage.system_micros) as f64 / 1e6,
-            peak_memory_bytes: usage.peak_memory_bytes,
-            container_peak_memory_bytes: usage.container_peak_memory_bytes,
-            read_bytes: usage.read_bytes,
-            written_bytes: usage.written_bytes,
-        });
+        attempt.usage = exit.usage.map(usage_to_status);
         attempt.output = Some(output(ending));
     })?;
     if next.attempt == Some(number) {
@@ -193,6 +188,25 @@ pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Tim
         next.conditions.extend(over(ours, now));
     }
     Some(next)
+}
+
+fn usage_to_status(usage: Usage) -> UsageStatus {
+    let Usage {
+        user_micros,
+        system_micros,
+        peak_memory_bytes,
+        read_bytes,
+        written_bytes,
+        container_peak_memory_bytes,
+    } = usage;
+    UsageStatus {
+        // Microseconds: exact in a double for 285 years of CPU.
+        cpu_seconds: (user_micros + system_micros) as f64 / 1e6,
+        peak_memory_bytes,
+        container_peak_memory_bytes,
+        read_bytes,
+        written_bytes,
+    }
 }
 
 fn shows_tail(current: &RemoteProcess, exit: &Exit) -> bool {
@@ -232,7 +246,12 @@ fn conditions(ending: &Ending, now: Timestamp) -> Vec<Condition> {
     let (stdout, stderr) = (ending.end.stdout, ending.end.stderr);
     let sealed = if ending.exit.sealed {
         let message = format!("{stdout} bytes of stdout and {stderr} bytes of stderr are in the archive");
-        condition(ConditionType::OutputSealed, true, "Archived", message)
+        condition(
+            ConditionType::OutputSealed,
+            true,
+            OutputReason::Archived.into(),
+            message,
+        )
     } else {
         let reason = unsealed_reason(ending);
         let message = format!("the archive holds stdout up to {stdout} and stderr up to {stderr}, and not all is sure");
@@ -264,7 +283,7 @@ fn unsealed_reason(ending: &Ending) -> &'static str {
 /// The schema of conditions allows no empty reason: an older archive may contain an unknown one.
 fn lost_reason(gap: &StoredGap) -> &'static str {
     match gap.reason {
-        GapReason::Unspecified => "Incomplete",
+        GapReason::Unspecified => OutputReason::Incomplete.into(),
         reason => reason.into(),
     }
 }
@@ -274,6 +293,11 @@ fn time(unix_nanos: i64) -> Option<Timestamp> {
     (unix_nanos > 0)
         .then(|| Timestamp::from_nanosecond(i128::from(unix_nanos)).ok())
         .flatten()
+}
+
+/// A run deadline as the status has it; the spec has whole seconds, too.
+fn whole_seconds(run_deadline: Option<Duration>) -> Option<u32> {
+    run_deadline.and_then(|span| span.as_secs().try_into().ok())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The last lines of the output, in a form that fits into a status.
 
-use remoteprocess_api::sentence::acts_on_terminal;
+use remoteprocess_api::sanitize::acts_on_terminal;
 
 /// Maximum length of a tail, in bytes of UTF-8.
 const LONGEST: usize = 1024;

@@ -156,7 +156,7 @@ impl World {
             place,
             Fact::Started {
                 at_unix_nanos: nanos(started)?,
-                run_seconds: None,
+                run_deadline: None,
             },
         )
         .await;

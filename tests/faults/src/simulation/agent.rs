@@ -9,8 +9,10 @@ use std::time::Duration;
 use remoteprocess_agent::clock::unix_nanos;
 use remoteprocess_agent::home::{self, Ask, Homes};
 use remoteprocess_agent::process::facts::{Closed, Done, Ending, Fact, Facts, Launch, Started};
+use remoteprocess_agent::process::input::View;
 use remoteprocess_agent::process::machine::Phase;
-use remoteprocess_agent::process::{Asked, Process, Status};
+use remoteprocess_agent::process::settings::LaunchSettings;
+use remoteprocess_agent::process::{Inbox, Process, Request, Status};
 use remoteprocess_agent::service::ExecutorService;
 use remoteprocess_agent::spool::{self, Appender, Policy, Spool, Stall, Stream, Taken, WhenFull, record};
 use remoteprocess_entrypoint::message::{Exited, Outcome, Usage};
@@ -92,7 +94,8 @@ pub(super) async fn run(world: Arc<World>) -> turmoil::Result {
     if let Some(launch) = status.borrow().facts.launch {
         spool.set_when_full(launch.settings.when_full);
     }
-    let (process, asked) = Process::played(Arc::clone(&spool), status.subscribe());
+    let input = watch::Sender::new(View::default());
+    let (process, inbox) = Process::connect(Arc::clone(&spool), status.subscribe(), input.subscribe());
     let homes = Homes::default();
     let (done, mut is_done) = watch::channel(false);
     let service = ExecutorService::new(process.clone(), homes.clone(), done);
@@ -125,7 +128,7 @@ pub(super) async fn run(world: Arc<World>) -> turmoil::Result {
         () = serving => {}
         () = home::keep(relays, process, homes) => {}
         () = leaving => {}
-        played = play(&world, &spool, appender, &status, asked) => return Ok(played?),
+        played = play(&world, &spool, appender, &status, inbox) => return Ok(played?),
     }
     world.has_left.store(true, Ordering::Relaxed);
     Ok(())
@@ -137,7 +140,7 @@ async fn play(
     spool: &Spool,
     mut appender: Appender,
     status: &watch::Sender<Status>,
-    mut asked: Asked,
+    mut inbox: Inbox,
 ) -> Result<(), spool::Error> {
     let note = |fact: Fact, phase: Phase| -> Result<(), spool::Error> {
         fact.store(spool.directory())?;
@@ -154,7 +157,7 @@ async fn play(
         Ok(())
     };
     if status.borrow().facts.launch.is_none() {
-        let Some(settings) = asked.granted().await else {
+        let Some(settings) = granted(&mut inbox).await else {
             return Ok(());
         };
         spool.set_when_full(settings.when_full);
@@ -175,6 +178,15 @@ async fn play(
     }
     appender.close();
     std::future::pending().await
+}
+
+/// Waits for the grant. Other requests are dropped, which refuses them.
+async fn granted(inbox: &mut Inbox) -> Option<LaunchSettings> {
+    loop {
+        if let Request::Granted(settings) = inbox.recv().await? {
+            return Some(settings);
+        }
+    }
 }
 
 /// Moves the pipes' bytes into the spool until both have ended.

@@ -110,7 +110,7 @@ impl Program {
     }
 
     /// Checks that the status is true.
-    pub(super) fn judge_status(&self, status: &Value, may_lose: bool) -> Result<()> {
+    pub(super) fn check_status(&self, status: &Value, may_lose: bool) -> Result<()> {
         ensure!(self.launches == 1, "launched {} times", self.launches);
         let output = &status["attempts"][0]["output"];
         ensure!(may_lose || output["sealed"] == true, "not sealed: {status:#}");

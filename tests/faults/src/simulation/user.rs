@@ -145,7 +145,7 @@ fn lost(losses: &[Gap], stream: Stream) -> u64 {
 
 impl Received {
     /// Checks that it is what the program wrote, except for gaps that the plan allows.
-    pub(super) fn judge(&self, program: &Program, plan: &Plan) -> Result<()> {
+    pub(super) fn check(&self, program: &Program, plan: &Plan) -> Result<()> {
         let name = &self.name;
         for gap in &self.losses {
             let is_allowed = gap.to.is_some() && plan.gap_reason() == Some(gap.reason());

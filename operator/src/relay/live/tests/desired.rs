@@ -14,11 +14,11 @@ async fn running(program: &Arc<Program>) -> (FakeAgent, Relay, Arc<LiveAttempt>)
     (agent, relay, session)
 }
 
-fn spec(generation: i64, is_paused: bool, run_seconds: Option<u32>) -> ProgramSpec {
+fn spec(generation: i64, is_paused: bool, run_deadline: Option<Duration>) -> ProgramSpec {
     ProgramSpec {
         generation,
         is_paused,
-        run_seconds,
+        run_deadline,
         status: ProgramStatus {
             is_started: true,
             ..ProgramStatus::default()
@@ -111,35 +111,41 @@ async fn a_failed_pause_is_reported_once_and_retried() {
 async fn another_run_deadline_is_sent_once_and_recorded() {
     let program = Program::new(&chunks(1));
     let (_agent, relay, session) = running(&program).await;
-    let mut unstarted = spec(1, false, Some(60));
+    let mut unstarted = spec(1, false, Some(Duration::from_secs(60)));
     unstarted.status.is_started = false;
     want(&session, unstarted);
-    let mut known = spec(1, false, Some(60));
-    known.status.run_seconds = Some(60);
+    let mut known = spec(1, false, Some(Duration::from_secs(60)));
+    known.status.run_deadline = Some(Duration::from_secs(60));
     want(&session, known.clone());
-    let mut longer = spec(2, false, Some(90));
-    longer.status.run_seconds = Some(60);
+    let mut longer = spec(2, false, Some(Duration::from_secs(90)));
+    longer.status.run_deadline = Some(Duration::from_secs(60));
     want(&session, longer);
-    learned(&relay, |fact| *fact == Fact::RunSeconds(Some(90))).await;
+    learned(&relay, |fact| *fact == Fact::RunDeadline(Some(Duration::from_secs(90)))).await;
     let mut unlimited = spec(3, false, None);
-    unlimited.status.run_seconds = Some(90);
+    unlimited.status.run_deadline = Some(Duration::from_secs(90));
     want(&session, unlimited);
-    learned(&relay, |fact| *fact == Fact::RunSeconds(None)).await;
-    assert_eq!(*program.deadlines.lock().unwrap(), [Some(90), None]);
+    learned(&relay, |fact| *fact == Fact::RunDeadline(None)).await;
+    assert_eq!(
+        *program.deadlines.lock().unwrap(),
+        [Some(Duration::from_secs(90)), None]
+    );
 }
 
 #[tokio::test]
 async fn a_near_deadline_is_reported() {
     let program = Program::new(&chunks(1));
     let (_agent, relay, session) = running(&program).await;
-    want(&session, spec(1, false, Some(60)));
+    want(&session, spec(1, false, Some(Duration::from_secs(60))));
     program.says(Phase::Running, Reason::DeadlineNear);
     let is_near = |fact: &Fact| matches!(fact, Fact::DeadlineNear(_));
-    assert_eq!(learned(&relay, is_near).await, Fact::DeadlineNear(60));
+    assert_eq!(
+        learned(&relay, is_near).await,
+        Fact::DeadlineNear(Duration::from_secs(60))
+    );
     program.says(Phase::Running, Reason::Running);
-    want(&session, spec(2, false, Some(90)));
+    want(&session, spec(2, false, Some(Duration::from_secs(90))));
     // The agent warns about another deadline.
-    learned(&relay, |fact| *fact == Fact::RunSeconds(Some(90))).await;
+    learned(&relay, |fact| *fact == Fact::RunDeadline(Some(Duration::from_secs(90)))).await;
     soon(async {
         while session
             .state()
@@ -151,7 +157,7 @@ async fn a_near_deadline_is_reported() {
     .await;
     program.says(Phase::Running, Reason::DeadlineNear);
     assert_eq!(
-        learned(&relay, |fact| *fact == Fact::DeadlineNear(90)).await,
-        Fact::DeadlineNear(90)
+        learned(&relay, |fact| *fact == Fact::DeadlineNear(Duration::from_secs(90))).await,
+        Fact::DeadlineNear(Duration::from_secs(90))
     );
 }

@@ -210,7 +210,7 @@ fn nothing_is_written_twice() {
     attempt(&mut process).started_at = Some(now());
     let started = Fact::Started {
         at_unix_nanos: 5,
-        run_seconds: Some(60),
+        run_deadline: Some(Duration::from_secs(60)),
     };
     assert_eq!(build_fact(&process, 1, &started), None);
     attempt(&mut process).output = Some(AttemptOutput::default());
@@ -224,7 +224,7 @@ fn what_is_learned_of_a_program_is_written_while_it_runs() {
     attempt(&mut process).granted_at = Some(now());
     let started = Fact::Started {
         at_unix_nanos: 1_767_323_040_000_000_000,
-        run_seconds: Some(60),
+        run_deadline: Some(Duration::from_secs(60)),
     };
     let written = record(build_fact(&process, 1, &started)).unwrap();
     assert_eq!(
@@ -242,7 +242,12 @@ fn what_is_learned_of_a_program_is_written_while_it_runs() {
     let later = Timestamp::now();
     assert_eq!(build_fact(&process, 1, &paused(Some(later))), None, "since when stays");
     assert_eq!(
-        record(build_fact(&process, 1, &Fact::RunSeconds(Some(90)))).unwrap()["runSeconds"],
+        record(build_fact(
+            &process,
+            1,
+            &Fact::RunDeadline(Some(Duration::from_secs(90)))
+        ))
+        .unwrap()["runSeconds"],
         90
     );
     assert!(

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde_json::Value;
 
 use crate::names;
-use crate::sentence::plain;
+use crate::sanitize::plain;
 use crate::spec::RemoteProcess;
 
 /// Maximum length of a name or reason that is passed on, in characters.
@@ -20,7 +20,7 @@ const WAY: &str = "spec.desiredState";
 
 /// Who requested it, and why; as text `by kubectl-patch through spec.desiredState (for maintenance)`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
+pub struct Requester {
     /// The user if the relay set the field for one, otherwise the field manager.
     pub by: Option<String>,
     /// The given reason, without control characters.
@@ -30,17 +30,17 @@ pub struct Asked {
 impl RemoteProcess {
     /// Who last set `spec.desiredState`.
     #[must_use]
-    pub fn asked(&self) -> Asked {
+    pub fn requester(&self) -> Requester {
         let entries = self.metadata.managed_fields.iter().flatten();
         let setter = entries
             .filter(|entry| sets_desired_state(entry))
             .max_by_key(|entry| entry.time.clone());
         let Some(setter) = setter else {
-            return Asked::default();
+            return Requester::default();
         };
         let is_of_relay = setter.manager.as_deref() == Some(names::RELAY_MANAGER);
         let user = self.said_with(setter, names::ANNOTATION_REQUESTED_BY);
-        Asked {
+        Requester {
             by: user.filter(|_| is_of_relay).or_else(|| setter.manager.clone()),
             why: self.said_with(setter, names::ANNOTATION_REASON),
         }
@@ -56,7 +56,7 @@ impl RemoteProcess {
     }
 }
 
-impl Asked {
+impl Requester {
     /// Who, and through what, as the status shows it for every stop (`requestedBy`): `kubectl-patch through
     /// spec.desiredState`.
     #[must_use]
@@ -68,7 +68,7 @@ impl Asked {
     }
 }
 
-impl Display for Asked {
+impl Display for Requester {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "by {}", self.requested_by())?;
         match &self.why {
@@ -120,7 +120,7 @@ mod tests {
     fn the_last_who_set_it_has_asked() {
         let state = || serde_json::json!({"f:spec": {"f:desiredState": {}, "f:image": {}}});
         let reason = serde_json::json!({"f:metadata": {"f:annotations": {"f:remoteprocess.dev/reason": {}}}});
-        let of = |entries: &[Value]| process(Value::Array(entries.to_vec())).asked().to_string();
+        let of = |entries: &[Value]| process(Value::Array(entries.to_vec())).requester().to_string();
         assert_eq!(of(&[]), "by spec.desiredState");
         assert_eq!(of(&[entry("helm", 1, state())]), "by helm through spec.desiredState");
         let patched = entry("kubectl-patch", 2, state());

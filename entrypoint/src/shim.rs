@@ -1,7 +1,7 @@
-//! The keeper of a session: another process of this program, between PID 1 and the command.
+//! The shim of a session: another process of this program, between PID 1 and the command.
 //!
-//! Processes that the command leaves behind become children of the keeper, not of PID 1. So everything that a session
-//! has started stays below its keeper, and is never counted as the program's.
+//! Processes that the command leaves behind become children of the shim, not of PID 1. So everything that a session
+//! has started stays below its shim, and is never counted as the program's.
 //!
 //! Invariant: once the command runs, it holds neither a stream of the session nor one of the program.
 
@@ -21,12 +21,12 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stdin};
 use crate::launch::{self, ChildStdio};
 use crate::processes::{self, Reaped};
 
-/// First argument of a keeper.
+/// First argument of a shim.
 const FLAG: &str = "--keep";
 /// Its name in process lists.
 const NAME: &str = "rproc-session";
 
-/// The arguments of a keeper.
+/// The arguments of a shim.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Kept {
     /// Program and arguments; never empty.
@@ -38,19 +38,19 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// The keeper, which is to be given the session's streams and environment. It writes to `report` how the command
+    /// The shim, which is to be given the session's streams and environment. It writes to `report` how the command
     /// ended, and closes it.
     #[allow(unsafe_code, reason = "descriptors pass from one process to the next by number")]
-    pub(crate) fn keeper(&self, report: OwnedFd) -> Command {
+    pub(crate) fn shim(&self, report: OwnedFd) -> Command {
         // The file from which this process was started, even if another one has its path now.
-        let mut keeper = Command::new("/proc/self/exe");
-        keeper.arg0(NAME).arg(FLAG).arg(report.as_raw_fd().to_string());
-        keeper.arg(if self.is_at_terminal { "terminal" } else { "pipes" });
-        keeper.arg(&self.directory).args(&self.words);
+        let mut shim = Command::new("/proc/self/exe");
+        shim.arg0(NAME).arg(FLAG).arg(report.as_raw_fd().to_string());
+        shim.arg(if self.is_at_terminal { "terminal" } else { "pipes" });
+        shim.arg(&self.directory).args(&self.words);
         let inherit = move || Ok(fcntl_setfd(&report, FdFlags::empty())?);
         // SAFETY: the process has one thread, so after fork the child may do whatever the parent may.
-        unsafe { keeper.pre_exec(inherit) };
-        keeper
+        unsafe { shim.pre_exec(inherit) };
+        shim
     }
 
     fn parse(mut arguments: impl Iterator<Item = OsString>) -> Option<(i32, Self)> {
@@ -83,7 +83,7 @@ impl Kept {
     }
 }
 
-/// Acts as a keeper to its end if these are the arguments of one; returns the exit code then.
+/// Acts as a shim to its end if these are the arguments of one; returns the exit code then.
 pub(crate) fn run_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Option<i32> {
     if arguments.next()? != FLAG {
         return None;
@@ -116,7 +116,7 @@ pub(crate) fn run_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Opt
 /// The descriptor with this number, made not inheritable.
 #[allow(unsafe_code, reason = "descriptors pass from one process to the next by number")]
 fn take(number: i32) -> Option<File> {
-    // SAFETY: the parent leaves this descriptor open for the keeper, and nothing else in this process owns it.
+    // SAFETY: the parent leaves this descriptor open for the shim, and nothing else in this process owns it.
     let report = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl_setfd(&report, FdFlags::CLOEXEC).ok()?;
     Some(report.into())
@@ -129,7 +129,7 @@ fn tell(report: &mut File, outcome: &Outcome) {
     }
 }
 
-/// Decodes a report. A keeper that was killed reports nothing, and its command was killed with it.
+/// Decodes a report. A shim that was killed reports nothing, and its command was killed with it.
 pub(crate) fn read_report(bytes: &[u8]) -> Outcome {
     postcard::from_bytes(bytes).unwrap_or(Outcome::Signal(libc::SIGKILL))
 }
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_keeper_gets_all_settings() {
+    fn a_shim_gets_all_settings() {
         for (directory, is_at_terminal) in [("", true), ("/tmp", false)] {
             let kept = Kept {
                 words: vec!["sh".into(), "--keep".into(), String::new().into()],
@@ -156,15 +156,15 @@ mod tests {
             };
             let (report, _) = pipe_with(PipeFlags::CLOEXEC).unwrap();
             let number = report.as_raw_fd();
-            let keeper = kept.keeper(report);
-            let mut arguments = keeper.get_args().map(OsString::from);
+            let shim = kept.shim(report);
+            let mut arguments = shim.get_args().map(OsString::from);
             assert_eq!(arguments.next().unwrap(), FLAG);
             assert_eq!(Kept::parse(arguments), Some((number, kept)));
         }
     }
 
     #[test]
-    fn invalid_arguments_start_no_keeper() {
+    fn invalid_arguments_start_no_shim() {
         for line in [
             &["--keep"][..],
             &["--keep", "1", "pipes", "", "sh"],
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keeper_that_was_killed_tells_of_its_command_s_end() {
+    fn a_shim_that_was_killed_tells_of_its_command_s_end() {
         assert_eq!(read_report(&[]), Outcome::Signal(libc::SIGKILL));
         let bytes = postcard::to_stdvec(&Outcome::Code(7)).unwrap();
         assert_eq!(read_report(&bytes), Outcome::Code(7));
