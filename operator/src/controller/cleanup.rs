@@ -11,7 +11,7 @@ use super::error::Error;
 /// Deletes the pod of this name if it still has this UID.
 ///
 /// # Errors
-/// [`Error::Cleanup`] when the API server did not do it.
+/// [`Error::Conflict`] when it has changed, [`Error::Cleanup`] when the API server did not do it.
 pub(crate) async fn delete_pod(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let params = DeleteParams::default().preconditions(Preconditions {
@@ -20,8 +20,9 @@ pub(crate) async fn delete_pod(client: &Client, namespace: &str, name: &str, uid
     });
     match api.delete(name, &params).await {
         Ok(_) => Ok(()),
-        // It is gone, or is another pod by now.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        // Another pod has the name by now, which the next pass sees, or another write came in between.
+        Err(kube::Error::Api(status)) if status.code == 409 => Err(Error::Conflict(status.message)),
         Err(error) => Err(Error::Cleanup(error)),
     }
 }
@@ -41,5 +42,21 @@ pub(crate) async fn delete_process(client: &Client, process: &RemoteProcess) -> 
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 409 => Err(Error::Conflict(status.message)),
         Err(error) => Err(Error::Cleanup(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake_api::{self, Call, refusal};
+
+    #[tokio::test]
+    async fn a_deletion_of_a_pod_that_meets_another_write_is_repeated() {
+        let client = fake_api::client(|_: Call| refusal(409, "Conflict"));
+        let outcome = delete_pod(&client, "default", "hello-1", "u").await;
+        assert!(matches!(outcome, Err(Error::Conflict(_))), "{outcome:?}");
+
+        let client = fake_api::client(|_: Call| refusal(404, "NotFound"));
+        delete_pod(&client, "default", "hello-1", "u").await.unwrap();
     }
 }
