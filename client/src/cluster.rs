@@ -299,7 +299,7 @@ impl Cluster {
         format!("cannot {what}: {url} does not know you. Credentials sent: {means} ({owner}). {fix}")
     }
 
-    /// As [`Self::sentence`], for a call on the way to the relay.
+    /// As [`Self::explain`], for a call on the way to the relay.
     #[must_use]
     pub fn dial_error(&self, error: &kube::Error, rule: &Rule, what: &str) -> DialError {
         let message = self.explain(error, rule, what);
@@ -317,7 +317,7 @@ impl Cluster {
         }
     }
 
-    /// As [`Self::sentence`], as an error.
+    /// As [`Self::explain`], as an error.
     #[must_use]
     pub fn error(&self, error: &kube::Error, rule: &Rule, what: &str) -> Error {
         Error::Api(self.explain(error, rule, what))
