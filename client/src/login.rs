@@ -42,7 +42,7 @@ pub async fn certificate(cluster: &Cluster, trust: &Trust, may_be_cached: bool) 
     if let Some(identity) = path
         .as_deref()
         .filter(|_| may_be_cached)
-        .and_then(|path| load(path, trust))
+        .and_then(|path| load(path, trust, SystemTime::now()))
     {
         return Ok(identity);
     }
@@ -174,7 +174,8 @@ fn cache_path(cluster: &Cluster, trust: &Trust, user: &UserInfo) -> Option<PathB
     Some(folder.join(format!("{name}.pem")))
 }
 
-fn load(path: &Path, trust: &Trust) -> Option<Arc<Identity>> {
+/// The stored certificate, unless it is time for the next one.
+fn load(path: &Path, trust: &Trust, now: SystemTime) -> Option<Arc<Identity>> {
     let metadata = fs::symlink_metadata(path).ok()?;
     let is_ours = metadata.is_file() && metadata.uid() == rustix::process::geteuid().as_raw();
     if !is_ours || metadata.permissions().mode() & 0o077 != 0 {
@@ -183,7 +184,7 @@ fn load(path: &Path, trust: &Trust) -> Option<Arc<Identity>> {
     let text = fs::read_to_string(path).ok()?;
     let (key, chain) = text.split_at(text.find("-----BEGIN CERTIFICATE-----")?);
     let identity = Identity::new(chain, key, &trust.bundle, &trust.domain).ok()?;
-    (SystemTime::now() < identity.renew_at()).then_some(identity)
+    (now < identity.renew_at()).then_some(identity)
 }
 
 fn store(path: &Path, chain: &str, key: &str) -> io::Result<()> {
@@ -238,13 +239,18 @@ mod tests {
         let user = alice();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rproc/a.pem");
-        for (seconds, is_used) in [(3600, true), (60, false)] {
-            let (chain, key) = authority
-                .issue(&Role::User, Some(&user), Duration::from_secs(seconds))
-                .unwrap();
-            store(&path, &chain, &key).unwrap();
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-            assert_eq!(load(&path, &trust(&authority)).is_some(), is_used, "{seconds} s");
+        let (chain, key) = authority
+            .issue(&Role::User, Some(&user), Duration::from_secs(3600))
+            .unwrap();
+        store(&path, &chain, &key).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        for (minutes, is_used) in [(0, true), (30, true), (36, false), (60, false)] {
+            let now = SystemTime::now() + Duration::from_secs(minutes * 60);
+            assert_eq!(
+                load(&path, &trust(&authority), now).is_some(),
+                is_used,
+                "after {minutes} min"
+            );
         }
     }
 
@@ -256,9 +262,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.pem");
         store(&path, &chain, &key).unwrap();
-        assert!(load(&path, &trust(&authority())).is_none());
+        assert!(load(&path, &trust(&authority()), SystemTime::now()).is_none());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(load(&path, &trust(&ours)).is_none());
+        assert!(load(&path, &trust(&ours), SystemTime::now()).is_none());
     }
 
     #[test]

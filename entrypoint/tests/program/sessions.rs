@@ -206,7 +206,7 @@ fn one_name_is_begun_once_over_all_agents() {
     agent.launched();
     eventually("the end of the session", || !is_alive(pid));
     order(&agent, "a", SessionOrder::Start(shell(script)));
-    assert!(matches!(news(&mut agent, "a").0, News::Refused(why) if why.contains("begun before")));
+    assert!(matches!(news(&mut agent, "a").0, News::Refused(why) if why.contains("started before")));
     assert_eq!(
         std::fs::read_to_string(entrypoint.path("started")).unwrap(),
         format!("{pid}\n")
