@@ -89,6 +89,8 @@ fn entrypoint() -> &'static Path {
             build.arg("--release");
         }
         let target = agent.parent().and_then(Path::parent).unwrap();
+        // With this variable, Cargo compiles build scripts anew, and everything that depends on them.
+        build.env_remove("RUSTC_BOOTSTRAP");
         let built = build.arg("--target-dir").arg(target).status().unwrap();
         assert!(built.success(), "cargo build -p remoteprocess-entrypoint");
         agent.with_file_name("entrypoint")

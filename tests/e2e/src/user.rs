@@ -70,7 +70,11 @@ impl User {
                 "--package=remoteprocess-client",
                 "--example=process",
             ];
-            let built = std::process::Command::new(cargo).args(words).status()?;
+            // With this variable, Cargo compiles build scripts anew, and everything that depends on them.
+            let built = std::process::Command::new(cargo)
+                .args(words)
+                .env_remove("RUSTC_BOOTSTRAP")
+                .status()?;
             ensure!(built.success(), "the example of the client library cannot be built");
         }
         Ok(Program::new(&example.to_string_lossy(), arguments).env("KUBECONFIG", &self.kubeconfig))
