@@ -13,6 +13,9 @@ use crate::subject::{END, GATE};
 
 /// Lines before the gate, not measured.
 const WARM: usize = 10;
+/// Lines after the gate, not measured: about 1.5 s, in which the command that opens the gate ends. It is a `kubectl exec`,
+/// and it holds a processor for up to 150 ms.
+const SETTLE: usize = 100;
 const PAUSE_MICROS: u64 = 15_000;
 
 /// Runs the rounds and describes them.
@@ -37,7 +40,7 @@ pub(crate) fn measure(namespace: &Namespace, rounds: usize, lines: usize) -> Res
 /// Milliseconds of each line.
 fn take_turn(namespace: &Namespace, admin: &User, route: Route, round: usize, lines: usize) -> Result<Vec<f64>> {
     let name = format!("latency-{round}-{}", route as usize);
-    let (warm, bytes) = (WARM * 100, lines * 100);
+    let (warm, bytes) = (WARM * 100, (SETTLE + lines) * 100);
     let writer = [
         format!("--warm={warm}"),
         format!("--bytes={bytes}"),
@@ -56,6 +59,10 @@ fn take_turn(namespace: &Namespace, admin: &User, route: Route, round: usize, li
         }
         ensure!(line.len() == warm, "the client has ended");
         subject.open_gate()?;
+        for _ in 0..SETTLE {
+            line.clear();
+            reader.read_line(&mut line)?;
+        }
         arrivals(reader, lines)
     })();
     child.kill()?;
