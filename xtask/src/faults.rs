@@ -14,7 +14,7 @@ use crate::{exec, install, test};
 pub(crate) fn faults(target: &TargetArgs, arguments: &[String]) -> Result<()> {
     let is_given = |words: &[&str]| arguments.iter().any(|argument| words.contains(&argument.as_str()));
     if is_given(&["simulation", "help", "--help", "-h"]) {
-        return exec::run(program()?.args(arguments));
+        return simulation(arguments);
     }
     if is_given(&["reconcile"]) {
         return reconcile(arguments);
@@ -37,10 +37,22 @@ pub(crate) fn reconcile(arguments: &[String]) -> Result<()> {
     exec::run(program()?.args(arguments).env("KUBECONFIG", server.kubeconfig()))
 }
 
+/// Runs `faults simulation`, which needs no cluster. The full size is optimized: it simulates days.
+pub(crate) fn simulation(arguments: &[String]) -> Result<()> {
+    let is_long = arguments.iter().any(|argument| argument == "--long");
+    let profile: &[&str] = if is_long { &["--release"] } else { &[] };
+    exec::run(cargo_run(profile)?.args(arguments))
+}
+
 /// The program, through `cargo run`.
 pub(crate) fn program() -> Result<Command> {
+    cargo_run(&[])
+}
+
+fn cargo_run(profile: &[&str]) -> Result<Command> {
     let mut cargo = cargo("run")?;
-    cargo.args(["--locked", "--quiet", "--package", "remoteprocess-faults", "--"]);
+    cargo.args(["--locked", "--quiet", "--package", "remoteprocess-faults"]);
+    cargo.args(profile).arg("--");
     Ok(cargo)
 }
 

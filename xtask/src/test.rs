@@ -50,7 +50,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
     report.step("chart", chart);
     report.step("chart with a registry", chart_with_registry);
     report.step("simulated faults", || {
-        exec::run(faults::program()?.arg("simulation").args(long(args)))
+        faults::simulation(&with_size("simulation", args))
     });
     if args.skip_e2e {
         report.skip("end-to-end tests", "--skip-e2e");
@@ -206,12 +206,11 @@ fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {
     end_to_end_suites(report, &prepare);
     if target.own.is_some() {
         report.step("reconcile under faults", || {
-            let arguments = [Some("reconcile"), long(args)].into_iter().flatten();
-            faults::reconcile(&arguments.map(str::to_owned).collect::<Vec<_>>())
+            faults::reconcile(&with_size("reconcile", args))
         });
         report.step("faults on the cluster", || {
             let mut program = faults::program()?;
-            program.arg("cluster").args(long(args));
+            program.args(with_size("cluster", args));
             exec::run(faults::on(&mut program, &target, &images))
         });
     } else {
@@ -246,26 +245,32 @@ fn end_to_end_suites(report: &mut Report, prepare: &(dyn Fn(&mut Command) + Sync
     let (own, beside): (Vec<Program>, Vec<Program>) = programs
         .into_iter()
         .partition(|program| [RESTARTS, ALONE].contains(&program.name.as_str()));
-    let mut run = |name, programs: &[Program], at_once, tests| {
+    let mut run = |name, programs: &[Program], tests| {
         let runner = Runner {
-            programs: at_once,
+            programs: 1,
             tests,
             prepare,
         };
         report.suite(name, || Ok(runner.run(programs)));
     };
     let of = |name: &str| -> Vec<Program> { own.iter().filter(|program| program.name == name).cloned().collect() };
-    run("end-to-end tests", &beside, 3, processors());
-    run("with operator restarts", &of(RESTARTS), 1, 3);
-    run("alone on the cluster", &of(ALONE), 1, 1);
+    run("end-to-end tests", &beside, 3 * processors());
+    run("with operator restarts", &of(RESTARTS), 3);
+    run("alone on the cluster", &of(ALONE), 1);
 }
 
 fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn long(args: &TestArgs) -> Option<&'static str> {
-    args.long.then_some("--long")
+/// The arguments of a scenario of `cargo xtask faults`.
+fn with_size(scenario: &str, args: &TestArgs) -> Vec<String> {
+    let size = args.long.then_some("--long");
+    [Some(scenario), size]
+        .into_iter()
+        .flatten()
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Sets the environment variables that describe the cluster and the builds to our programs.

@@ -66,7 +66,7 @@ struct CutsArgs {
 
 #[derive(Args)]
 struct SimulationArgs {
-    /// 10,000 seeds instead of 300 and those that have failed once.
+    /// 10,000 seeds instead of 150 and those that have failed once.
     #[arg(long)]
     long: bool,
     /// Only this seed. `RUST_LOG=info` says what happens.

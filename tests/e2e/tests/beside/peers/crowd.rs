@@ -12,8 +12,8 @@ use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use crate::block_on;
-use crate::relay::Relay;
+use super::block_on;
+use super::relay::Relay;
 
 const READERS: usize = 1000;
 /// A connection takes at most 128 calls at a time.

@@ -1,0 +1,18 @@
+//! Tests that run beside each other: each has a namespace of its own, and leaves the operator and the cluster as they are.
+
+mod attach;
+mod attempts;
+mod documents;
+mod endings;
+mod exec;
+mod exits;
+mod faults;
+mod input;
+mod lifecycle;
+mod masking;
+mod pauses;
+mod peers;
+mod permissions;
+mod reading;
+mod streams;
+mod waits;
