@@ -94,6 +94,15 @@ pub enum EventAction {
     PodDeleted,
 }
 
+/// Reasons of the conditions of a `CertificateSigningRequest` that the authority answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, IntoStaticStr)]
+pub enum CsrReason {
+    /// `Approved`: the request names only the user who made it.
+    RemoteProcessUser,
+    /// `Denied`, or `Failed` if another approved the request.
+    RemoteProcessRefused,
+}
+
 /// The condition of the given type.
 #[must_use]
 pub fn find(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {

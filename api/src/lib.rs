@@ -15,7 +15,7 @@ pub mod signal;
 pub mod spec;
 pub mod status;
 
-pub use condition::{Condition, ConditionType, EventAction, EventReason, OutputReason};
+pub use condition::{Condition, ConditionType, CsrReason, EventAction, EventReason, OutputReason};
 pub use phase::{Phase, Reason};
 pub use requester::Requester;
 pub use spec::{

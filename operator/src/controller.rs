@@ -10,11 +10,11 @@ mod build;
 mod cleanup;
 pub(crate) mod error;
 mod handover;
+mod in_memory;
 pub(crate) mod metrics;
 pub(crate) mod observe;
 mod validate;
 
-mod remember;
 mod watch;
 
 use std::convert::Infallible;
@@ -36,8 +36,8 @@ use apply::Applied;
 pub use build::{AgentSettings, Handover};
 use error::Error;
 use handover::Detected;
+use in_memory::InMemory;
 use metrics::metrics;
-use remember::Remembered;
 pub(crate) use validate::quantity;
 
 use crate::backoff::Backoff;
@@ -72,7 +72,7 @@ struct Context {
     client: Client,
     config: Config,
     pods: Store<Pod>,
-    remembered: Remembered,
+    in_memory: InMemory,
     reporter: Reporter,
     detected: Detected,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
@@ -83,16 +83,16 @@ struct Context {
 pub async fn run(client: Client, config: Config, directory: Directory, shutdown: CancellationToken) {
     metrics().leading.set(1);
     let _not_leading = NotLeading;
-    let remembered = Remembered::default();
+    let in_memory = InMemory::default();
     let reporter = Reporter::new(client.clone());
     let detected = Detected::default();
     let loops = Scope::of(&config.namespaces).into_iter().map(|scope| {
-        let watches = watch::start(&client, &scope, &directory, remembered.clone());
+        let watches = watch::start(&client, &scope, &directory, in_memory.clone());
         let context = Context {
             client: client.clone(),
             config: config.clone(),
             pods: watches.pods,
-            remembered: remembered.clone(),
+            in_memory: in_memory.clone(),
             reporter: reporter.clone(),
             detected: detected.clone(),
             clock: Arc::new(Timestamp::now),
@@ -142,7 +142,7 @@ async fn reconcile_all(
 #[allow(clippy::needless_pass_by_value, reason = "the signature that the applier asks for")]
 fn retry(process: Arc<RemoteProcess>, error: &Error, context: Arc<Context>) -> Action {
     metrics().count_pass(error.category());
-    let failures = context.remembered.count_failure(&process);
+    let failures = context.in_memory.count_failure(&process);
     if !matches!(error, Error::Conflict(_)) {
         let (namespace, name) = (process.namespace(), process.name_any());
         warn!(namespace, name, category = error.category(), failures, %error, "will try again");
@@ -156,7 +156,7 @@ async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result
     let Some(process) = believe(process, &context).await? else {
         return Ok(Action::await_change());
     };
-    let memory = context.remembered.recall(&process);
+    let memory = context.in_memory.recall(&process);
     if is_behind(&process, &memory) {
         return Err(Error::Conflict("the cache does not show the newest attempt yet".into()));
     }
@@ -201,7 +201,7 @@ async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result
 /// The object from the cache, or from the API server if the cache is behind: a watch that has lost an event would never
 /// report it. `None` when it is gone.
 async fn believe(process: Arc<RemoteProcess>, context: &Context) -> Result<Option<Arc<RemoteProcess>>, Error> {
-    if context.remembered.failures(&process) < DISTRUST {
+    if context.in_memory.failures(&process) < DISTRUST {
         return Ok(Some(process));
     }
     let api: Api<RemoteProcess> = Api::namespaced(context.client.clone(), &process.namespace().unwrap_or_default());
@@ -227,7 +227,7 @@ impl Context {
         process: Arc<RemoteProcess>,
         verdict: Verdict,
     ) -> Result<(Arc<RemoteProcess>, Option<Duration>), Error> {
-        self.remembered.keep(&process, verdict.memory);
+        self.in_memory.keep(&process, verdict.memory);
         let settled = match self.write(&process, verdict.status).await? {
             Some(written) => {
                 self.reporter.report_phase(&process, &written).await;
@@ -235,7 +235,7 @@ impl Context {
             }
             None => process,
         };
-        if let Some(count) = self.remembered.see_wait(&settled, (self.clock)()) {
+        if let Some(count) = self.in_memory.see_wait(&settled, (self.clock)()) {
             self.reporter.report_wait(&settled, count).await;
         }
         Ok((settled, verdict.requeue_after))
@@ -292,7 +292,7 @@ impl Context {
             Applied::Pod(pod) => {
                 metrics().pods_created.inc();
                 info!(attempt, pod = pod.name_any(), "pod created");
-                self.remembered.keep_created(&process, attempt, &pod);
+                self.in_memory.keep_created(&process, attempt, &pod);
                 Ok(self.done(&process, None))
             }
             Applied::Leaving => Ok(self.done(&process, Some(REFUSED_RETRY.0))),
@@ -304,7 +304,7 @@ impl Context {
     /// Reports an error of the API server to the user if it comes repeatedly, as a refusal.
     fn say_in_the_end(&self, process: &RemoteProcess, applied: Result<Applied, Error>) -> Result<Applied, Error> {
         match applied {
-            Err(Error::Apply(kube::Error::Api(status))) if self.remembered.failures(process) >= DISTRUST => {
+            Err(Error::Apply(kube::Error::Api(status))) if self.in_memory.failures(process) >= DISTRUST => {
                 warn!(%status.message, status.code, "the API server does not create the pod");
                 Ok(Applied::Refused(Refusal::of_undecided(&status)))
             }
@@ -315,9 +315,9 @@ impl Context {
     /// Writes to the status why there is no pod, and retries later.
     async fn settle_refused(&self, process: Arc<RemoteProcess>, refusal: &Refusal) -> Result<Action, Error> {
         metrics().count_pass(metrics::REFUSED);
-        let refusals = self.remembered.count_failure(&process);
+        let refusals = self.in_memory.count_failure(&process);
         let requeue_after = Backoff::new(REFUSED_RETRY.0, REFUSED_RETRY.1).after(refusals);
-        let memory = self.remembered.recall(&process);
+        let memory = self.in_memory.recall(&process);
         let situation = Situation {
             process: &process,
             pod: phase::Sight::Missing,
@@ -333,7 +333,7 @@ impl Context {
     /// The reconcile succeeded.
     fn done(&self, process: &RemoteProcess, requeue_after: Option<Duration>) -> Action {
         metrics().count_pass(metrics::OK);
-        self.remembered.forget_failures(process);
+        self.in_memory.forget_failures(process);
         match requeue_after {
             Some(requeue_after) => Action::requeue(requeue_after),
             None if process.is_final() => Action::await_change(),

@@ -75,6 +75,9 @@ const MODULES: [(&str, &str, &str); 9] = [
     ),
     ("cli/src/exit.rs", "tokio", "the exit code is decided without I/O"),
 ];
+/// How a reason is written as a literal. Reasons are values of the enums in `api/src/` and `process.proto`, which
+/// documents and clients rely on.
+const REASON_LITERALS: [&str; 4] = ["reason: \"", "reason: Some(\"", "reason = \"", "reason = Some(\""];
 /// Names that say nothing about what is inside.
 const VAGUE: [&str; 9] = [
     "mod.rs",
@@ -246,6 +249,7 @@ fn house_faults(path: &Path, text: &str) -> Vec<String> {
             ));
         }
         faults.extend(forbidden_names(path, text));
+        faults.extend(reason_literals(path, text));
     }
     faults
 }
@@ -297,6 +301,31 @@ fn forbidden_names(path: &Path, source: &str) -> Vec<String> {
         }
     }
     faults
+}
+
+/// Reasons of conditions, Events and ends that product code writes as literals. Lower case is no reason, but the reason
+/// of a lint.
+fn reason_literals(path: &Path, source: &str) -> Vec<String> {
+    let products = ["operator", "agent", "entrypoint", "client", "cli"];
+    if !products
+        .iter()
+        .any(|product| is_within(path, &format!("{product}/src")))
+    {
+        return Vec::new();
+    }
+    let is_literal = |line: &str| {
+        let mut found = REASON_LITERALS.iter().filter_map(|start| line.split_once(start));
+        found.any(|(_, rest)| rest.starts_with(|first: char| first.is_ascii_uppercase()))
+    };
+    product_lines(source)
+        .filter(|(_, line)| is_literal(line))
+        .map(|(number, _)| {
+            format!(
+                "{}:{number} writes a reason as a literal; add it to api/src/",
+                path.display()
+            )
+        })
+        .collect()
 }
 
 /// Whether the file belongs to the module: `a/b` is `a/b.rs` and everything below `a/b/`, but for tests.
@@ -381,6 +410,19 @@ mod tests {
             forbidden_names(Path::new("agent/src/process/machine.rs"), source).len(),
             2
         );
+    }
+
+    #[test]
+    fn finds_reasons_that_are_literals() {
+        let source = "let a = Condition { reason: \"Full\".to_owned() };\nallow(x, reason = \"generated\");\n\
+                      reason: Some(\"Denied\".into()),\nif status.reason == \"AlreadyExists\" {}\n";
+        let faults = reason_literals(Path::new("operator/src/a.rs"), source);
+        let lines =
+            [1, 3].map(|line| format!("operator/src/a.rs:{line} writes a reason as a literal; add it to api/src/"));
+        assert_eq!(faults, lines);
+        for other in ["api/src/a.rs", "operator/src/a/tests.rs"] {
+            assert!(reason_literals(Path::new(other), source).is_empty(), "{other}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The requester is the user that the API server recorded in the request's spec, and the certificate says exactly that.
 //! Names in the PKCS#10 request itself are never copied, and a request that claims another name is denied.
 
-mod judge;
+mod decision;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,12 +18,12 @@ use kube::{
     api::PostParams,
     runtime::{WatchStreamExt, watcher},
 };
-use remoteprocess_api::names;
+use remoteprocess_api::{CsrReason, names};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::judge::check_size;
-pub(super) use self::judge::quoted;
-use self::judge::{Verdict, judge};
+pub(crate) use self::decision::check_size;
+pub(super) use self::decision::quoted;
+use self::decision::{Verdict, decide_signing};
 use super::{AuthorityHandle, Error, metrics::count_refusal};
 use crate::backoff::{Backoff, WATCH_PAGE};
 
@@ -88,7 +88,7 @@ async fn answer(
     request: CertificateSigningRequest,
 ) -> Result<(), Error> {
     let name = request.name_any();
-    let order = match judge(&request) {
+    let order = match decide_signing(&request) {
         Verdict::Leave => return Ok(()),
         Verdict::Deny(sentence) => return deny(api, request, &sentence).await,
         Verdict::Sign(order) => order,
@@ -102,7 +102,12 @@ async fn answer(
         request
     } else {
         let message = "The subject is who the API server says asked.";
-        approve_or_deny(api, request, condition("Approved", "RemoteProcessUser", message)).await?
+        approve_or_deny(
+            api,
+            request,
+            condition("Approved", CsrReason::RemoteProcessUser, message),
+        )
+        .await?
     };
     approved.status.get_or_insert_default().certificate = Some(ByteString(chain.into_bytes()));
     api.replace_status(&name, &PostParams::default(), &approved).await?;
@@ -126,16 +131,21 @@ async fn deny(
     );
     count_refusal("csr", "Denied");
     if is_approved(&request) {
-        push(&mut request, condition("Failed", REFUSED, sentence));
+        push(
+            &mut request,
+            condition("Failed", CsrReason::RemoteProcessRefused, sentence),
+        );
         api.replace_status(&name, &PostParams::default(), &request).await?;
     } else {
-        approve_or_deny(api, request, condition("Denied", REFUSED, sentence)).await?;
+        approve_or_deny(
+            api,
+            request,
+            condition("Denied", CsrReason::RemoteProcessRefused, sentence),
+        )
+        .await?;
     }
     Ok(())
 }
-
-/// Reason of the conditions `Denied` and `Failed`.
-const REFUSED: &str = "RemoteProcessRefused";
 
 async fn approve_or_deny(
     api: &Api<CertificateSigningRequest>,
@@ -157,12 +167,12 @@ fn push(request: &mut CertificateSigningRequest, condition: CertificateSigningRe
         .push(condition);
 }
 
-fn condition(kind: &str, reason: &str, message: &str) -> CertificateSigningRequestCondition {
+fn condition(kind: &str, reason: CsrReason, message: &str) -> CertificateSigningRequestCondition {
     let now = Some(Time(jiff::Timestamp::now()));
     CertificateSigningRequestCondition {
         type_: kind.to_owned(),
         status: "True".to_owned(),
-        reason: Some(reason.to_owned()),
+        reason: Some(reason.to_string()),
         message: Some(message.to_owned()),
         last_update_time: now.clone(),
         last_transition_time: now,
@@ -195,7 +205,7 @@ mod tests {
     use crate::{authority, fake_api};
 
     fn request(key: &KeyRequest) -> CertificateSigningRequest {
-        let mut request = judge::tests::request();
+        let mut request = decision::tests::request();
         request.spec.request = ByteString(key.csr_pem.clone().into_bytes());
         request
     }
@@ -259,7 +269,10 @@ mod tests {
 
         push(
             &mut request,
-            condition("Approved", "ByHand", "kubectl certificate approve"),
+            CertificateSigningRequestCondition {
+                reason: Some("ByHand".to_owned()),
+                ..condition("Approved", CsrReason::RemoteProcessUser, "kubectl certificate approve")
+            },
         );
         let writes = writes_for(request).await;
         assert_eq!(writes[0].0, "status");

@@ -51,11 +51,11 @@ pub(crate) async fn apply(
             profile = Profile::Restricted;
             continue;
         }
-        return match judge(&pod, &status) {
-            Judgement::Exists => adopt(&api, &pod.name_any(), owner).await,
-            Judgement::Leaving => Ok(Applied::Leaving),
-            Judgement::Refused(refusal) => Ok(Applied::Refused(refusal)),
-            Judgement::Undecided => Err(Error::Apply(kube::Error::Api(status))),
+        return match classify_refusal(&pod, &status) {
+            PodRefusal::Exists => adopt(&api, &pod.name_any(), owner).await,
+            PodRefusal::Leaving => Ok(Applied::Leaving),
+            PodRefusal::Refused(refusal) => Ok(Applied::Refused(refusal)),
+            PodRefusal::Undecided => Err(Error::Apply(kube::Error::Api(status))),
         };
     }
 }
@@ -74,7 +74,7 @@ async fn adopt(api: &Api<Pod>, name: &str, owner: &RemoteProcess) -> Result<Appl
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Judgement {
+enum PodRefusal {
     Exists,
     Leaving,
     Refused(Refusal),
@@ -86,9 +86,9 @@ enum Judgement {
 ///
 /// A refusal is final only if the fault is in the pod that was sent. Quotas, policies, LimitRanges and webhooks may
 /// change.
-fn judge(sent: &Pod, status: &Status) -> Judgement {
+fn classify_refusal(sent: &Pod, status: &Status) -> PodRefusal {
     let refused = |reason, message, is_final| {
-        Judgement::Refused(Refusal {
+        PodRefusal::Refused(Refusal {
             reason,
             message,
             is_final,
@@ -96,9 +96,9 @@ fn judge(sent: &Pod, status: &Status) -> Judgement {
     };
     let said = status.message.clone();
     match status.code {
-        409 if status.reason == "AlreadyExists" => Judgement::Exists,
-        403 if has_cause(status, "NamespaceTerminating") => Judgement::Leaving,
-        404 => Judgement::Leaving,
+        409 if status.reason == "AlreadyExists" => PodRefusal::Exists,
+        403 if has_cause(status, "NamespaceTerminating") => PodRefusal::Leaving,
+        404 => PodRefusal::Leaving,
         403 if said.contains("exceeded quota") || said.contains("failed quota") => refused(Reason::Quota, said, false),
         400 if said.contains(NOT_DECODED) => refused(Reason::InvalidSpec, said, true),
         422 if invalid::is_in(sent, status) => refused(Reason::InvalidSpec, said, true),
@@ -110,7 +110,7 @@ fn judge(sent: &Pod, status: &Status) -> Judgement {
         400 | 403 | 422 => refused(Reason::Admission, said, false),
         // A webhook that does not answer.
         500 if said.contains(WEBHOOK_FAILED) => refused(Reason::Admission, said, false),
-        _ => Judgement::Undecided,
+        _ => PodRefusal::Undecided,
     }
 }
 

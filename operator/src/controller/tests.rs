@@ -80,7 +80,7 @@ impl Server {
             client,
             config,
             pods,
-            remembered: Remembered::default(),
+            in_memory: InMemory::default(),
             reporter,
             detected: handover::Detected::default(),
             clock: Arc::new(Timestamp::now),
@@ -166,7 +166,7 @@ async fn an_api_server_that_keeps_failing_is_reported_in_the_status() {
     for _ in 0..DISTRUST {
         let outcome = server.reconcile(&process).await;
         assert!(matches!(outcome, Err(Error::Apply(_))), "{outcome:?}");
-        server.context.remembered.count_failure(&process);
+        server.context.in_memory.count_failure(&process);
     }
     server.reconcile(&process).await.unwrap();
     let status = server.body(server.calls().len() - 1)["status"].clone();

@@ -11,7 +11,7 @@ use remoteprocess_api::{RemoteProcess, names};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tracing::warn;
 
-use super::remember::Remembered;
+use super::in_memory::InMemory;
 use crate::backoff::{Backoff, WATCH_PAGE};
 use crate::directory::{Change, Directory, Scope};
 
@@ -23,7 +23,7 @@ pub(super) struct Watches {
 
 /// Starts to watch. Nothing happens until `triggers` is polled; processes come only when the cache of pods is complete,
 /// because otherwise each pod would seem to be missing.
-pub(super) fn start(client: &Client, scope: &Scope, directory: &Directory, remembered: Remembered) -> Watches {
+pub(super) fn start(client: &Client, scope: &Scope, directory: &Directory, in_memory: InMemory) -> Watches {
     let (pods, pod_writer) = reflector::store();
     let labelled = watcher::Config::default()
         .labels(names::LABEL_UID)
@@ -39,7 +39,7 @@ pub(super) fn start(client: &Client, scope: &Scope, directory: &Directory, remem
         let _ = ready.wait_until_ready().await;
     });
     let process_triggers =
-        pods_known.flat_map(move |()| process_triggers(scope.clone(), &directory, remembered.clone()));
+        pods_known.flat_map(move |()| process_triggers(scope.clone(), &directory, in_memory.clone()));
     let triggers = stream::select(pod_triggers, process_triggers).boxed();
     Watches { pods, triggers }
 }
@@ -48,7 +48,7 @@ pub(super) fn start(client: &Client, scope: &Scope, directory: &Directory, remem
 fn process_triggers(
     scope: Scope,
     directory: &Directory,
-    remembered: Remembered,
+    in_memory: InMemory,
 ) -> impl Stream<Item = ObjectRef<RemoteProcess>> + use<> {
     // Subscribed first: a change in between is delivered twice, and none is missed.
     let changes = UnboundedReceiverStream::new(directory.subscribe());
@@ -59,7 +59,7 @@ fn process_triggers(
                 .covers(process.metadata.namespace.as_deref())
                 .then(|| ObjectRef::from_obj(&*process)),
             Change::Gone(process) => {
-                remembered.forget(&process);
+                in_memory.forget(&process);
                 None
             }
         })
@@ -164,7 +164,7 @@ mod tests {
             (200, json!({"metadata": {"resourceVersion": "1"}, "items": items}))
         });
         let (directory, never) = (Directory::default(), CancellationToken::new());
-        let mut watches = start(&client, &Scope::All, &directory, Remembered::default());
+        let mut watches = start(&client, &Scope::All, &directory, InMemory::default());
         let first = tokio::select! {
             () = directory.run(client, &[], || {}, &never) => unreachable!("never ends"),
             first = watches.triggers.next() => first,

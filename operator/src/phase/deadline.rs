@@ -1,14 +1,17 @@
 //! Start deadline: a process that is not started in time has failed, for the reason for which it waits.
+//!
+//! In: the situation. Out: a [`Verdict`] once the deadline has passed, else the time at which to look again. Calls
+//! [`Draft`] for the status and [`waiting`] for the reason.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Phase, Reason, RemoteProcess};
 
-use super::conditions::Draft;
+use super::draft::Draft;
+use super::situation::{Action, Sight, Situation, Verdict, clean_up, current, should_stop, should_wait};
 use super::unstarted::ungranted;
 use super::waiting::{self, Wait};
-use super::{Action, Sight, Situation, Verdict, clean_up, current, should_stop, should_wait};
 
 /// Until when the start must be granted; `None` if nothing is awaited or there is no limit.
 fn due(process: &RemoteProcess) -> Option<Timestamp> {

@@ -1,10 +1,13 @@
 //! Interprets an end: from the exit record, or, if there is none, from the pod.
+//!
+//! In: an [`AttemptExit`] or a pod. Out: phase, reason and message of the process, or the [`AttemptExit`] that the pod
+//! shows. Calls [`foreign`] and [`pod`](super::pod).
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Phase, Reason, names};
 
 use super::foreign;
-use crate::phase::pod::{container, disruption, is_terminal, last_words, terminated};
+use super::pod::{container, disruption, is_terminal, last_words, terminated};
 
 /// Exit code of a container that SIGKILL ended.
 const KILLED: i32 = 137;

@@ -1,11 +1,13 @@
 //! Containers in a pod that are not ours: a webhook or `kubectl debug` added them.
+//!
+//! In: a pod. Out: the name of such a container, and what it prevents. Calls only [`pod`](super::pod).
 
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 use remoteprocess_api::{AttemptStatus, names};
 
-use crate::phase::pod::{container, is_terminal};
+use super::pod::{container, is_terminal};
 
 /// How long a container that is not ours may keep the pod of an ended attempt.
 pub(super) const FOREIGN_WAIT: Duration = Duration::from_secs(10);

@@ -1,4 +1,6 @@
 //! Reads pods: what the controller uses of their status and metadata.
+//!
+//! In: a pod. Out: facts about it. Calls nothing of this module.
 
 use std::time::Duration;
 

@@ -2,6 +2,9 @@
 //!
 //! Another attempt begins only after proof that the previous one has ended: a verified record together with a pod that
 //! has ended or is being deleted, a pod that has ended, or a pod that is gone from a node that cannot run it anymore.
+//!
+//! In: the situation and the attempt's exit. Out: a [`Verdict`]. Calls [`Draft`] for the status, [`ending`] for the kind
+//! of the end, and [`begin`] for the next attempt.
 
 use std::time::Duration;
 
@@ -10,15 +13,17 @@ use remoteprocess_api::{
     AttemptExit, AttemptStatus, ExitSource, Reason, RemoteProcess, RetriesStatus, RetryAfter, signal,
 };
 
-use super::conditions::Draft;
+use super::draft::Draft;
 use super::ending::{self, Outcome};
 use super::foreign::{self, FOREIGN_WAIT};
-use super::waiting::{self, Wait};
-use super::{
-    Action, Memory, NodeSight, RECORD_WAIT, STOP_RESERVE, Sight, Situation, Verdict, begin, delete, delete_held,
-    disruption, remaining, should_stop, should_wait,
+use super::pod;
+use super::situation::{
+    Action, Memory, NodeSight, OUT_OF_SERVICE, RECORD_WAIT, STOP_RESERVE, Sight, Situation, Verdict, delete,
+    delete_held, disruption, should_stop, should_wait,
 };
-use crate::phase::pod;
+use super::timer::remaining;
+use super::unstarted::begin;
+use super::waiting::{self, Wait};
 
 /// Added to the stop grace: how long a kubelet may still run a pod that was deleted by force.
 const FORCED: Duration = Duration::from_secs(60);
@@ -234,7 +239,7 @@ fn by_node(situation: &Situation<'_>, record: &AttemptStatus, memory: &mut Memor
             let message = format!(
                 "the pod is gone and its node {node} does not answer, so the program may still run there; the next \
                  attempt waits until the node is back, or is deleted, or has the taint {taint}",
-                taint = super::OUT_OF_SERVICE
+                taint = OUT_OF_SERVICE
             );
             let wait = Wait::problem(Reason::NodeLost, message);
             Proof::Missing(Some(wait), Action::None, Some(NODE_RETRY))

@@ -1,11 +1,14 @@
 mod world;
 
+use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 use remoteprocess_api::condition::{find, is_true};
-use remoteprocess_api::{ConditionType, StopStatus, names};
+use remoteprocess_api::{ConditionType, DesiredState, StopStatus, names};
 use rstest::rstest;
 use serde_json::json;
 
+use super::situation::{MAX_ATTEMPTS, RECORD_WAIT};
 use super::*;
 
 const NOW: &str = "2026-01-01T00:01:00Z";
@@ -726,6 +729,6 @@ fn a_refused_pod_is_reported_once_and_an_invalid_one_is_final() {
 #[test]
 fn sentences_of_others_are_cut() {
     let long = "ü".repeat(4000);
-    let cut = conditions::shortened(&long);
+    let cut = draft::shortened(&long);
     assert!(cut.len() <= 1024 && cut.ends_with("..."));
 }

@@ -1,15 +1,18 @@
 //! Attempts without a grant: they have run nothing, so they are replaced, and a stop ends them at once.
+//!
+//! In: the situation and the attempt's record. Out: a [`Verdict`]. Calls [`Draft`] for the status, [`waiting`] and
+//! [`ending`] to interpret the pod.
 
 use k8s_openapi::api::core::v1::Pod;
 use remoteprocess_api::{AttemptExit, AttemptStatus, DesiredState, ExitSource, Reason, RemoteProcess, StopStatus};
 
-use super::conditions::Draft;
-use super::waiting::{self, Wait, back_off};
-use super::{
-    Action, MAX_ATTEMPTS, Memory, Sight, Situation, Verdict, clean_up, delete, ending, remaining, should_stop,
-    should_wait,
+use super::draft::Draft;
+use super::situation::{
+    Action, MAX_ATTEMPTS, Memory, Sight, Situation, Verdict, clean_up, delete, should_stop, should_wait,
 };
-use crate::phase::pod;
+use super::timer::remaining;
+use super::waiting::{self, Wait, back_off};
+use super::{ending, pod};
 
 /// The first reconcile of a process.
 pub(super) fn begin_first(mut draft: Draft<'_>, process: &RemoteProcess, memory: Memory) -> Verdict {

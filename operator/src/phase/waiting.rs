@@ -1,4 +1,7 @@
 //! Why a process does not run yet, according to its pod.
+//!
+//! In: a pod or an attempt's record. Out: a [`Wait`] with phase, reason and message. Calls [`foreign`], [`pod`](super::pod)
+//! and [`remaining`].
 
 use std::time::Duration;
 
@@ -7,8 +10,13 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
 use remoteprocess_api::{AttemptExit, AttemptStatus, Phase, Reason, RemoteProcess, names};
 
-use super::{MAX_ATTEMPTS, USUAL_WAIT, foreign, remaining};
-use crate::phase::pod::{condition, container, terminated};
+use super::foreign;
+use super::pod::{condition, container, terminated};
+use super::situation::MAX_ATTEMPTS;
+use super::timer::remaining;
+
+/// Waits that are part of every start are recorded only when they last longer than this.
+const USUAL_WAIT: Duration = Duration::from_secs(3);
 
 /// One reason to wait.
 #[derive(Clone, Debug, PartialEq)]

@@ -389,7 +389,7 @@ fn operator(cluster: &FakeCluster, life: &Life, ahead: &Arc<AtomicI64>) -> (Arc<
             namespaces: vec![],
         },
         pods: store,
-        remembered: Remembered::default(),
+        in_memory: InMemory::default(),
         reporter: Reporter::new(client),
         detected: handover::Detected::default(),
         clock: Arc::new(move || Timestamp::now() + SignedDuration::from_secs(ahead.load(Ordering::Relaxed))),

@@ -9,8 +9,7 @@ use proptest::strategy::ValueTree;
 use remoteprocess_api::StopStatus;
 use serde_json::{Value, json};
 
-use super::super::*;
-use super::pod_name_of;
+use super::*;
 use crate::controller::{is_behind, observe};
 
 /// How often each kind of end is retried in this world.

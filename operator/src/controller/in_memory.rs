@@ -1,4 +1,4 @@
-//! What the controller remembers of each process in addition to its status. All of it may be lost at a restart; then
+//! What the controller keeps in memory about each process, in addition to its status. A restart loses all of it; then
 //! waits begin again, and nothing else changes.
 
 use std::collections::HashMap;
@@ -21,9 +21,9 @@ struct Entry {
 
 /// One entry per process, by UID.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Remembered(Arc<Mutex<HashMap<String, Entry>>>);
+pub(super) struct InMemory(Arc<Mutex<HashMap<String, Entry>>>);
 
-impl Remembered {
+impl InMemory {
     pub(super) fn recall(&self, process: &RemoteProcess) -> Memory {
         self.with(process, |entry| entry.memory.clone())
     }

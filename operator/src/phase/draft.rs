@@ -1,4 +1,7 @@
-//! The status under construction, changed step by step.
+//! The status under construction, changed step by step: phase, reason, conditions and the attempts' records.
+//!
+//! In: the status as it is, and what a step has decided. Out: the [`Verdict`] with the whole new status. Calls [`ending`]
+//! for the words of an end, and [`Renewal`] for how often a message may change.
 
 use std::time::Duration;
 
@@ -13,9 +16,9 @@ use remoteprocess_api::{
 
 use super::ending::{self, Outcome};
 use super::pod::pod_name;
-use super::renewal::Renewal;
+use super::situation::{Action, Memory, Situation, Verdict, should_stop};
+use super::timer::Renewal;
 use super::waiting::Wait;
-use super::{Action, Memory, Situation, Verdict, should_stop};
 
 /// Maximum length of a message in the status, in bytes; messages from other components can be long.
 const MAX_MESSAGE: usize = 1024;

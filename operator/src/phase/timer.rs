@@ -1,11 +1,12 @@
-//! Limits how often the message of a wait may change while its reason stays: messages from other components may change
-//! all the time.
+//! Spans of time: what is left of one, and how often the message of a wait may change while its reason stays. Messages
+//! from other components may change all the time.
+//!
+//! In: timestamps. Out: durations. Calls nothing of this module.
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
-use super::remaining;
 use crate::backoff::Backoff;
 
 /// Pause after the first renewal, and the longest pause.
@@ -32,4 +33,11 @@ impl Renewal {
             last: Some(now),
         }
     }
+}
+
+/// What is left of `span` since `since`; `None` when it is over.
+pub(super) fn remaining(since: Timestamp, span: Duration, now: Timestamp) -> Option<Duration> {
+    let span = SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
+    let left = span.checked_sub(now.duration_since(since))?;
+    Duration::try_from(left).ok().filter(|left| !left.is_zero())
 }

@@ -37,7 +37,7 @@ pub(super) struct Order {
     pub lifetime: Duration,
 }
 
-pub(super) fn judge(request: &CertificateSigningRequest) -> Verdict {
+pub(super) fn decide_signing(request: &CertificateSigningRequest) -> Verdict {
     let is_answered = request
         .status
         .as_ref()
@@ -178,6 +178,8 @@ pub(super) mod tests {
     use rstest::rstest;
     use serde_json::json;
 
+    use remoteprocess_api::CsrReason;
+
     use super::*;
 
     /// A request by alice as the API server records it, without the PKCS#10 part.
@@ -215,12 +217,12 @@ pub(super) mod tests {
     }
 
     fn is_signed(request: &CertificateSigningRequest) -> bool {
-        matches!(judge(request), Verdict::Sign(_))
+        matches!(decide_signing(request), Verdict::Sign(_))
     }
 
     #[test]
     fn the_stamp_is_what_is_signed() {
-        let Verdict::Sign(order) = judge(&with(|_| {})) else {
+        let Verdict::Sign(order) = decide_signing(&with(|_| {})) else {
             panic!("refused")
         };
         let user = User {
@@ -264,12 +266,16 @@ pub(super) mod tests {
         r
     })]
     fn false_claims_are_denied(#[case] request: CertificateSigningRequest) {
-        assert!(matches!(judge(&request), Verdict::Deny(_)), "{:?}", judge(&request));
+        assert!(
+            matches!(decide_signing(&request), Verdict::Deny(_)),
+            "{:?}",
+            decide_signing(&request)
+        );
     }
 
     #[test]
     fn a_denial_names_the_requester_and_the_claim() {
-        let Verdict::Deny(sentence) = judge(&named(DnType::CommonName, "bob")) else {
+        let Verdict::Deny(sentence) = decide_signing(&named(DnType::CommonName, "bob")) else {
             panic!("not denied")
         };
         assert!(
@@ -287,7 +293,7 @@ pub(super) mod tests {
             long.spec.request = ByteString(vec![b'x'; 1 << 20]);
             long
         }] {
-            let Verdict::Deny(sentence) = judge(&request) else {
+            let Verdict::Deny(sentence) = decide_signing(&request) else {
                 panic!("not denied")
             };
             assert!(sentence.len() < 400, "{} bytes", sentence.len());
@@ -300,23 +306,26 @@ pub(super) mod tests {
         request.spec.groups = Some((0..600).map(|number| format!("{number:040}")).collect());
         assert!(is_signed(&request));
         request.spec.groups = Some((0..1000).map(|number| format!("{number:040}")).collect());
-        assert!(matches!(judge(&request), Verdict::Deny(_)));
+        assert!(matches!(decide_signing(&request), Verdict::Deny(_)));
     }
 
     #[test]
     fn answered_and_foreign_requests_are_not_touched() {
         let mut other = with(|_| {});
         other.spec.signer_name = "kubernetes.io/kube-apiserver-client".into();
-        assert_eq!(judge(&other), Verdict::Leave);
+        assert_eq!(decide_signing(&other), Verdict::Leave);
         let mut signed = with(|_| {});
         let certificate = Some(ByteString(b"PEM".to_vec()));
         signed.status = Some(CertificateSigningRequestStatus {
             certificate,
             ..Default::default()
         });
-        assert_eq!(judge(&signed), Verdict::Leave);
+        assert_eq!(decide_signing(&signed), Verdict::Leave);
         let mut denied = with(|_| {});
-        super::super::push(&mut denied, super::super::condition("Denied", "By", "hand"));
-        assert_eq!(judge(&denied), Verdict::Leave);
+        super::super::push(
+            &mut denied,
+            super::super::condition("Denied", CsrReason::RemoteProcessRefused, "by hand"),
+        );
+        assert_eq!(decide_signing(&denied), Verdict::Leave);
     }
 }
