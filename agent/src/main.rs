@@ -43,14 +43,14 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     match cli.command.unwrap_or(Command::Supervise { arguments: vec![] }) {
         Command::Install(args) => Ok(install::install(&args)?),
         Command::Supervise { arguments } => {
-            init_logs(LogFormat::Auto, "info")?;
+            init_logs(LogFormat::Auto, "info", None)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime
                 .block_on(supervise::supervise(&arguments))
                 .context("start the agent")
         }
         Command::Run(args) => {
-            init_logs(LogFormat::Auto, &args.log)?;
+            init_logs(LogFormat::Auto, &args.log, None)?;
             run(Config::try_from(*args)?)
         }
     }

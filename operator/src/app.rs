@@ -16,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::args::Config;
-use crate::authority::guard::Guard;
 use crate::authority::metrics::{enrol_limits, main_limits};
 use crate::authority::{AuthorityConfig, AuthorityHandle, csr};
 use crate::controller;
@@ -122,6 +121,7 @@ impl Connect for AgentDialer {
 fn metrics() -> Registry {
     let mut metrics = Registry::default();
     crate::relay::metrics::register(&mut metrics);
+    crate::relay::calls::register(&mut metrics);
     controller::metrics::register(&mut metrics);
     crate::authority::metrics::register(&mut metrics);
     metrics
@@ -266,7 +266,7 @@ impl Relay {
                 relay,
                 identity.clone(),
                 ClientAuth::Required,
-                Guard::new(service.into_server()),
+                service.into_server(),
                 main_limits(),
                 self.shutdown.clone(),
             ),
@@ -323,11 +323,16 @@ mod tests {
     use remoteprocess_runtime::prometheus_client::encoding::text::encode;
 
     use super::*;
+    use crate::authority::metrics::count_refusal;
+    use crate::relay::calls::Call;
 
     #[test]
     fn every_metric_is_in_the_documentation() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
         let page = std::fs::read_to_string(path).unwrap();
+        // Metrics with labels appear with their first value.
+        drop(Call::begin("grpc", "List", None, None));
+        count_refusal("main", "NoRight");
         let mut text = String::new();
         encode(&mut text, &metrics()).unwrap();
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use remoteprocess_api::names;
 use remoteprocess_proto::pod;
-use remoteprocess_runtime::{LogError, LogFormat};
+use remoteprocess_runtime::{AuditFile, LogError, LogFormat};
 use remoteprocess_tls::TrustDomain;
 
 use crate::authority::{Schedule, Source};
@@ -60,6 +60,19 @@ pub struct Args {
     /// Filter of the log, in the syntax of tracing-subscriber.
     #[arg(long, env = "RPROC_LOG_FILTER", default_value = "info")]
     log_filter: String,
+    #[command(flatten)]
+    audit: AuditArgs,
+}
+
+/// Where the audit log goes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AuditArgs {
+    /// File of the audit log. When it has half of the size, it becomes PATH.1. Default: stderr, with the log.
+    #[arg(long, env = "RPROC_AUDIT_FILE")]
+    audit_file: Option<PathBuf>,
+    /// Maximum size of the file and its predecessor together, such as 64Mi.
+    #[arg(long, env = "RPROC_AUDIT_FILE_SIZE", default_value = "64Mi")]
+    audit_file_size: String,
 }
 
 /// Where CAs come from, and how long they and their certificates live. Durations are such as 8760h or 90m.
@@ -197,6 +210,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Filter of log lines.
     pub log_filter: String,
+    /// The file of the audit log.
+    pub audit: Option<AuditFile>,
 }
 
 /// An error in the command line.
@@ -233,7 +248,13 @@ pub enum Error {
     /// Not a quantity of bytes.
     #[error("--archive-retention-max-size must be a number of bytes such as 100Gi, not {0:?}")]
     Size(String),
+    /// Not a quantity of bytes, or too little.
+    #[error("--audit-file-size must be at least 1Mi, such as 64Mi, not {0:?}")]
+    AuditSize(String),
 }
+
+/// Minimum size of the audit log in bytes.
+const SMALLEST_AUDIT: u64 = 1 << 20;
 
 impl TryFrom<Args> for Config {
     type Error = Error;
@@ -276,8 +297,17 @@ impl TryFrom<Args> for Config {
             admin_listen: listen(args.ports.admin_port),
             log_format: args.log_format.parse()?,
             log_filter: args.log_filter,
+            audit: audit_file(args.audit)?,
         })
     }
+}
+
+fn audit_file(args: AuditArgs) -> Result<Option<AuditFile>, Error> {
+    let size = quantity::bytes(&args.audit_file_size);
+    let size = size.filter(|size| *size >= SMALLEST_AUDIT);
+    let size = size.ok_or(Error::AuditSize(args.audit_file_size))?;
+    let path = args.audit_file.filter(|path| !path.as_os_str().is_empty());
+    Ok(path.map(|path| AuditFile { path, size }))
 }
 
 fn store(args: ArchiveArgs) -> Result<StoreConfig, Error> {

@@ -6,7 +6,6 @@
 //! a re-installation.
 
 pub mod csr;
-pub mod guard;
 mod keyring;
 pub mod metrics;
 mod publish;
@@ -36,6 +35,7 @@ use self::{
     rotation::{Step, Want},
 };
 pub use self::{rotation::Schedule, source::Source};
+use crate::audit::{Action, Audit};
 use crate::backoff::Backoff;
 
 /// How often the objects of the authority are read if no watch reports a change.
@@ -363,7 +363,7 @@ impl AuthorityHandle {
             Step::Switch => keyring.switch(now + config.schedule.overlap()),
             Step::Retire => keyring.retire(now),
         }
-        tracing::info!(target: "audit", action = "rotate-ca", ?step, "took a step of the rotation of the CA");
+        Audit::default().write(Action::RotateCa(&format!("{step:?}")));
         Ok(Some(keyring))
     }
 

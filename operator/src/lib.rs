@@ -8,6 +8,7 @@
 
 pub mod app;
 pub mod args;
+pub(crate) mod audit;
 pub mod authority;
 pub mod backoff;
 pub mod controller;

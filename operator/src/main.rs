@@ -17,7 +17,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 async fn main() -> anyhow::Result<()> {
     remoteprocess_tls::install_crypto_provider();
     let config = Config::try_from(Args::parse())?;
-    init_logs(config.log_format, &config.log_filter)?;
+    init_logs(config.log_format, &config.log_filter, config.audit.as_ref())?;
     let shutdown = shutdown_token().context("signal handlers")?;
     app::run(config, shutdown).await
 }

@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod attempt;
+pub(crate) mod calls;
 pub mod core;
 pub mod enrol;
 pub mod error;

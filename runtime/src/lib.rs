@@ -10,6 +10,6 @@ mod logs;
 mod shutdown;
 
 pub use admin::{Gate, Readiness, admin};
-pub use logs::{LogError, LogFormat, init_logs};
+pub use logs::{AuditFile, LogError, LogFormat, init_logs};
 pub use prometheus_client;
 pub use shutdown::shutdown_token;

@@ -1,22 +1,28 @@
 mod fold;
+mod rotated;
 
 use std::{
     fmt,
     io::{self, IsTerminal, stderr},
+    path::PathBuf,
     str::FromStr,
+    sync::Mutex,
     thread,
     time::Instant,
 };
 
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
-    filter::FilterExt,
-    fmt::layer,
+    filter::{FilterExt, filter_fn},
+    fmt::{layer, writer::BoxMakeWriter},
     layer::SubscriberExt,
     util::{SubscriberInitExt, TryInitError},
 };
 
-use self::fold::Fold;
+use self::{
+    fold::{AUDIT, Fold},
+    rotated::Rotated,
+};
 
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,44 +71,78 @@ pub enum LogError {
     /// Logs were set up before.
     #[error("logs are set up already")]
     Again(#[from] TryInitError),
-    /// The thread that reports folded lines cannot be started.
-    #[error("no thread for the logs")]
-    Thread(#[from] io::Error),
+    /// The thread that reports folded lines cannot be started, or the file of the audit log cannot be opened.
+    #[error("cannot open the audit log, or start the thread of the logs")]
+    Io(#[from] io::Error),
 }
 
-/// Sends logs to stderr. Repeated lines are folded, so that no peer can flood the log. `filter` is a tracing filter,
-/// for example `info,remoteprocess_operator=debug`.
+/// Where audit lines go instead of stderr.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditFile {
+    /// The file. When it is full it becomes `PATH.1`, in place of the one before.
+    pub path: PathBuf,
+    /// Maximum size of both files together in bytes.
+    pub size: u64,
+}
+
+/// Sends logs to stderr. `filter` is a tracing filter, for example `info,remoteprocess_operator=debug`. Lines with the
+/// target `audit` are a stream of their own, to which `filter` does not apply; with `audit` they go to that file, always
+/// as JSON. In both, repeated lines are folded, so that no peer can flood them.
 ///
 /// # Errors
-/// A filter that does not parse, or a second call.
-pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), LogError> {
-    let (filter, fold) = (EnvFilter::try_new(filter)?, Fold::default());
-    // Otherwise a log line that cannot be written is reported by a macro that panics.
-    let lines = layer().with_writer(stderr).log_internal_errors(false);
+/// A filter that does not parse, a file that cannot be opened, or a second call.
+pub fn init_logs(format: LogFormat, filter: &str, audit: Option<&AuditFile>) -> Result<(), LogError> {
+    let filter = EnvFilter::try_new(filter)?;
     let is_text = match format {
         LogFormat::Auto => stderr().is_terminal(),
         LogFormat::Json => false,
         LogFormat::Text => true,
     };
-    let lines = if is_text {
-        lines.boxed()
-    } else {
-        lines.json().flatten_event(true).boxed()
+    let (log_fold, audit_fold) = (Fold::default(), Fold::default());
+    let log = filter
+        .and(filter_fn(|metadata| metadata.target() != AUDIT))
+        .and(log_fold.clone());
+    let log = lines(BoxMakeWriter::new(stderr), is_text).with_filter(log);
+    let (writer, is_text) = match audit {
+        Some(file) => (BoxMakeWriter::new(Mutex::new(Rotated::open(file)?)), false),
+        None => (BoxMakeWriter::new(stderr), is_text),
     };
-    let lines = lines.with_filter(filter.and(fold.clone()));
-    Registry::default().with(lines).try_init()?;
+    let audit = filter_fn(|metadata| metadata.target() == AUDIT).and(audit_fold.clone());
+    let audit = lines(writer, is_text).with_filter(audit);
+    Registry::default().with(vec![log.boxed(), audit.boxed()]).try_init()?;
     thread::Builder::new()
         .name("logs".to_owned())
-        .spawn(move || tell(&fold))?;
+        .spawn(move || tell(&log_fold, &audit_fold))?;
     Ok(())
 }
 
+/// Writes each event as one line.
+fn lines(writer: BoxMakeWriter, is_text: bool) -> Box<dyn Layer<Registry> + Send + Sync> {
+    // Otherwise a log line that cannot be written is reported by a macro that panics.
+    let lines = layer().with_writer(writer).log_internal_errors(false);
+    if is_text {
+        lines.boxed()
+    } else {
+        lines.json().flatten_event(true).with_span_list(false).boxed()
+    }
+}
+
 /// Logs at intervals how many lines were folded.
-fn tell(fold: &Fold) {
+fn tell(log: &Fold, audit: &Fold) {
     loop {
         thread::sleep(fold::WINDOW);
-        for folded in fold.take(Instant::now()) {
+        for folded in log.take(Instant::now()) {
             tracing::warn!(
+                lines = folded.lines,
+                like = folded.message,
+                of = folded.peer,
+                "left out repeated lines"
+            );
+        }
+        for folded in audit.take(Instant::now()) {
+            tracing::info!(
+                target: AUDIT,
+                action = "repeat",
                 lines = folded.lines,
                 like = folded.message,
                 of = folded.peer,
@@ -126,6 +166,9 @@ mod tests {
 
     #[test]
     fn a_broken_filter_is_refused() {
-        assert!(matches!(init_logs(LogFormat::Json, "a=b=c"), Err(LogError::Filter(_))));
+        assert!(matches!(
+            init_logs(LogFormat::Json, "a=b=c", None),
+            Err(LogError::Filter(_))
+        ));
     }
 }

@@ -21,7 +21,7 @@ pub use authority::{Authority, KeyRequest};
 pub use connect::Dialer;
 pub use error::Error;
 pub use identity::{Identity, bundle, expiries};
-pub use role::{PeerIdentity, Role, TrustDomain, User};
+pub use role::{PeerIdentity, Role, TrustDomain, User, serial};
 pub use serve::{ClientAuth, Connection, Limits, Listener, serve};
 
 /// Makes ring the crypto provider of this program. Call it first in each `main` and test harness: rustls panics at its

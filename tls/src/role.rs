@@ -1,6 +1,7 @@
 use std::{collections::BTreeMap, fmt, str::FromStr, time::SystemTime};
 
 use rustls::CommonState;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -154,6 +155,8 @@ pub struct PeerIdentity {
     pub user: Option<User>,
     /// When the certificate expires.
     pub not_after: SystemTime,
+    /// The serial number of the certificate, in hexadecimal.
+    pub serial: String,
 }
 
 impl PeerIdentity {
@@ -182,8 +185,21 @@ impl PeerIdentity {
             role,
             user,
             not_after: certificate.validity().not_after.to_datetime().into(),
+            serial: serial_of(&certificate),
         })
     }
+}
+
+/// The serial number of the first certificate of a chain (PEM), in hexadecimal. Audit logs name certificates by it.
+pub fn serial(chain_pem: &str) -> Option<String> {
+    let leaf = CertificateDer::from_pem_slice(chain_pem.as_bytes()).ok()?;
+    let (_, certificate) = X509Certificate::from_der(&leaf).ok()?;
+    Some(serial_of(&certificate))
+}
+
+fn serial_of(certificate: &X509Certificate<'_>) -> String {
+    let bytes = certificate.raw_serial().iter();
+    bytes.map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn read_role(certificate: &X509Certificate<'_>, trust_domain: &TrustDomain) -> Result<Role, Error> {

@@ -19,12 +19,13 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use remoteprocess_api::{CsrReason, names};
+use remoteprocess_tls::serial;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::decision::check_size;
-pub(super) use self::decision::quoted;
-use self::decision::{Verdict, decide_signing};
+use self::decision::{Verdict, decide_signing, quoted};
 use super::{AuthorityHandle, Error, metrics::count_refusal};
+use crate::audit::{Action, Audit};
 use crate::backoff::{Backoff, WATCH_PAGE};
 
 /// Requests handled at the same time.
@@ -109,10 +110,15 @@ async fn answer(
         )
         .await?
     };
+    let serial = serial(&chain).unwrap_or_default();
     approved.status.get_or_insert_default().certificate = Some(ByteString(chain.into_bytes()));
     api.replace_status(&name, &PostParams::default(), &approved).await?;
-    let user = quoted(&order.user.name);
-    tracing::info!(target: "audit", action = "login", request = name, user, "signed a user's certificate");
+    let audit = Audit {
+        name: &name,
+        serial: &serial,
+        ..Audit::by(&order.user)
+    };
+    audit.write(Action::Login);
     Ok(())
 }
 
@@ -130,6 +136,13 @@ async fn deny(
         "denied a certificate"
     );
     count_refusal("csr", "Denied");
+    let audit = Audit {
+        user: request.spec.username.as_deref().unwrap_or_default(),
+        groups: request.spec.groups.as_deref().unwrap_or_default(),
+        name: &name,
+        ..Audit::default()
+    };
+    audit.refuse("CertificateSigningRequest", None, "Denied");
     if is_approved(&request) {
         push(
             &mut request,

@@ -32,7 +32,7 @@ use super::error::{Code, Error};
 use super::live::LiveAttempts;
 use super::status::Recorder;
 use crate::directory::Directory;
-use authorize::{Action, Authorized, Authorizer, Caller};
+use authorize::{Action, Authorized, Authorizer, Caller, UserCaller};
 
 /// How much the clocks of the archive and of the API server may differ. A namespace takes longer to be deleted.
 const SKEW: SignedDuration = SignedDuration::from_secs(5);
@@ -90,7 +90,7 @@ impl Core {
 
     /// Checks again whether the caller of an open stream may continue.
     pub(crate) async fn check(&self, caller: &Caller, action: Action, target: &Target) -> Result<(), Error> {
-        let Caller::User(user) = caller else {
+        let Caller::User(UserCaller { user, .. }) = caller else {
             return Ok(());
         };
         let authorizer = &self.authorizer;

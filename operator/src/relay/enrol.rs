@@ -26,6 +26,7 @@ use remoteprocess_proto::{
         enrolment_server::{Enrolment, EnrolmentServer},
     },
 };
+use remoteprocess_tls::serial;
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},
@@ -33,6 +34,7 @@ use tokio::{
 use tonic::{Request, Response, Status};
 
 use self::proof::{Attempt, Bound};
+use crate::audit::{Action, Audit};
 use crate::authority::{AuthorityHandle, metrics::count_refusal, rate::RateLimit};
 
 /// Maximum size of a request, in bytes.
@@ -139,7 +141,8 @@ impl EnrolmentService {
         EnrolmentServer::new(self).max_decoding_message_size(MAX_REQUEST)
     }
 
-    async fn enrol(&self, request: &EnrollRequest) -> Result<EnrollResponse, Refusal> {
+    /// The pod of the agent, and the response.
+    async fn enrol(&self, request: &EnrollRequest) -> Result<(Bound, EnrollResponse), Refusal> {
         if request.protocol != PROTOCOL {
             return Err(Refusal::Protocol);
         }
@@ -155,11 +158,12 @@ impl EnrolmentService {
             .sign_agent(&request.csr, &bound.namespace, &bound.pod_uid)
             .map_err(Refusal::Csr)?;
         self.sign_once(attempt)?;
-        Ok(EnrollResponse {
+        let response = EnrollResponse {
             protocol: PROTOCOL,
             certificate_chain: chain,
             bundle: self.authority.bundle_pem(),
-        })
+        };
+        Ok((bound, response))
     }
 
     /// Whether the attempt's process names the pod that has the token. The objects are read from the API server, so
@@ -229,15 +233,31 @@ impl Enrolment for EnrolmentService {
         let result = self.bounded(source, self.enrol(&request)).await;
         let (process, attempt) = (&request.process_uid, request.attempt);
         match result {
-            Ok(response) => {
-                tracing::info!(target: "audit", action = "enroll", process, attempt, ?source, "an agent enrolled");
+            Ok((bound, response)) => {
+                let audit = Audit {
+                    namespace: &bound.namespace,
+                    name: &bound.pod_name,
+                    uid: process,
+                    attempt,
+                    serial: &serial(&response.certificate_chain).unwrap_or_default(),
+                    source,
+                    ..Audit::default()
+                };
+                audit.write(Action::Enroll);
                 Ok(Response::new(response))
             }
             Err(refusal) => {
                 let error = &refusal as &dyn std::error::Error;
                 let process = plain(process, identifier::MAX_NAME);
                 count_refusal("enrol", refusal.reason());
-                tracing::warn!(process, attempt, source = ?source, error, "refused to enrol an agent");
+                let audit = Audit {
+                    uid: &process,
+                    attempt,
+                    source,
+                    ..Audit::default()
+                };
+                audit.refuse("Enroll", None, refusal.reason());
+                tracing::warn!(process, attempt, source = ?source, error, "refused to enroll an agent");
                 Err(refusal.status())
             }
         }
@@ -248,7 +268,12 @@ impl Enrolment for EnrolmentService {
         let request = request.into_inner();
         match self.bounded(source, self.log_in(&request)).await {
             Ok((user, certificate_chain)) => {
-                tracing::info!(target: "audit", action = "login", user, ?source, "signed a machine's certificate");
+                let audit = Audit {
+                    serial: &serial(&certificate_chain).unwrap_or_default(),
+                    source,
+                    ..Audit::by(&user)
+                };
+                audit.write(Action::Login);
                 Ok(Response::new(LoginResponse {
                     protocol: PROTOCOL,
                     certificate_chain,
@@ -256,6 +281,11 @@ impl Enrolment for EnrolmentService {
             }
             Err(refusal) => {
                 count_refusal("enrol", refusal.reason());
+                let audit = Audit {
+                    source,
+                    ..Audit::default()
+                };
+                audit.refuse("Login", None, refusal.reason());
                 let error = &refusal as &dyn std::error::Error;
                 tracing::warn!(?source, error, "refused to log a machine in");
                 Err(refusal.status())

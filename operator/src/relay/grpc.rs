@@ -12,6 +12,7 @@ mod endpoint;
 mod error;
 mod exec;
 pub mod frames;
+mod guard;
 mod interactive;
 pub(crate) mod methods;
 pub mod peers;
@@ -29,6 +30,7 @@ use remoteprocess_proto::v1::{
 use tonic::{Request, Response, Status, Streaming};
 
 pub use endpoint::RelayEndpoint;
+pub use guard::Guard;
 
 use super::core::Core;
 use super::error::Error;
@@ -50,8 +52,8 @@ impl RelayService {
 
     /// The service for a listener.
     #[must_use]
-    pub fn into_server(self) -> RelayEndpoint {
-        endpoint::endpoint(self)
+    pub fn into_server(self) -> Guard<RelayEndpoint> {
+        Guard::new(endpoint::endpoint(self))
     }
 }
 

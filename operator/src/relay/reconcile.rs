@@ -134,6 +134,7 @@ pub fn desired(process: &RemoteProcess, number: u32) -> Desired {
         program: Some(ProgramSpec {
             generation: process.metadata.generation.unwrap_or_default(),
             is_paused: process.spec.desired_state == DesiredState::Paused,
+            requested_by: process.requester().requested_by(),
             run_deadline: process.spec.run_deadline(),
             status: attempt.map(program_status).unwrap_or_default(),
         }),

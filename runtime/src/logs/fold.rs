@@ -23,16 +23,17 @@ const LINES: u64 = 30;
 /// kind.
 const KINDS: usize = 1024;
 
-/// The target of lines that record an action and its user. They are never folded, so that an action cannot be hidden in
-/// a flood.
-const AUDIT: &str = "audit";
+/// The target of lines that record an action and its user.
+pub(super) const AUDIT: &str = "audit";
 
 /// Characters of a message, or of a peer's name, that are kept for the line that reports folded ones.
 const KEPT: usize = 128;
 
 /// Folds repeated lines, so that no peer can flood the log: of similar lines within ten seconds the first 30 are
 /// written, and the others are counted. Lines are similar if they come from the same place in the code and name the
-/// same `user` or `source`, or, if they name neither, have the same fields. Audit lines are never folded.
+/// same `user` or `source`, or, if they name neither, have the same fields. Audit lines are similar if they also name the
+/// same `action` and the same `uid`: the first of each is always written, so that no action is hidden in a flood of
+/// others.
 #[derive(Clone, Default)]
 pub(super) struct Fold {
     kinds: Arc<Mutex<HashMap<(Identifier, u64), Kind>>>,
@@ -57,6 +58,8 @@ pub(super) struct Folded {
 struct Said {
     message: String,
     peer: String,
+    /// Of an audit line, what must be the same in similar ones.
+    act: DefaultHasher,
     all: DefaultHasher,
 }
 
@@ -64,14 +67,19 @@ impl Fold {
     /// Whether to write this line.
     fn admit(&self, event: &Event<'_>, now: Instant) -> bool {
         let metadata = event.metadata();
-        if *metadata.level() > Level::INFO || metadata.target() == AUDIT {
+        if *metadata.level() > Level::INFO {
             return true;
         }
         let mut said = Said::default();
         event.record(&mut said);
+        let is_audit = metadata.target() == AUDIT;
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut key = (metadata.callsite(), said.likeness());
+        let mut key = (metadata.callsite(), said.likeness(is_audit));
         if kinds.len() >= KINDS && !kinds.contains_key(&key) {
+            // Refusals are warnings. There are as many as strangers like; of actions only as many as users may have.
+            if is_audit && *metadata.level() == Level::INFO {
+                return true;
+            }
             key.1 = 0;
             said.peer.clear();
         }
@@ -109,7 +117,10 @@ impl<S: Subscriber> Filter<S> for Fold {
 }
 
 impl Said {
-    fn likeness(&self) -> u64 {
+    fn likeness(&self, is_audit: bool) -> u64 {
+        if is_audit {
+            return self.act.finish();
+        }
         if self.peer.is_empty() {
             return self.all.finish();
         }
@@ -129,8 +140,12 @@ impl Visit for Said {
         let kept = || value.chars().take(KEPT).collect();
         match field.name() {
             "message" => self.message = kept(),
+            "action" => value.clone_into(&mut self.message),
             "user" | "source" if self.peer.is_empty() => self.peer = kept(),
             _ => {}
+        }
+        if matches!(field.name(), "action" | "user" | "source" | "uid") {
+            (field.name(), value).hash(&mut self.act);
         }
         (field.name(), value).hash(&mut self.all);
     }
@@ -192,13 +207,33 @@ mod tests {
     }
 
     #[test]
-    fn no_action_is_hidden_in_a_flood() {
-        let (count, _) = lines(|| {
+    fn a_flood_of_one_action_is_folded_and_hides_no_other() {
+        let act = |action, user, uid: u32| tracing::info!(target: "audit", action, user, uid, "audit");
+        let (count, fold) = lines(|| {
             for _ in 0..500 {
-                tracing::info!(target: "audit", action = "exec", user = "mallory", "exec");
+                act("exec", "mallory", 1);
+            }
+            act("signal", "mallory", 1);
+            act("exec", "mallory", 2);
+            act("exec", "alice", 1);
+        });
+        assert_eq!(count, 30 + 3);
+        let folded = fold.take(Instant::now() + WINDOW);
+        assert_eq!((folded[0].lines, folded[0].message.as_str()), (470, "exec"));
+    }
+
+    #[test]
+    fn a_flood_of_refusals_of_many_strangers_hides_no_action() {
+        let (count, fold) = lines(|| {
+            for source in 0..20_000 {
+                tracing::warn!(target: "audit", action = "refuse", source, "audit");
+            }
+            for uid in 0..100 {
+                tracing::info!(target: "audit", action = "stop", user = "alice", uid, "audit");
             }
         });
-        assert_eq!(count, 500);
+        assert_eq!(count, 1024 + 30 + 100);
+        assert!(fold.kinds.lock().expect("no panic before").len() <= KINDS + 1);
     }
 
     #[test]

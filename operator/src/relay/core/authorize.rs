@@ -20,6 +20,7 @@ use remoteprocess_tls::User;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
 
+use crate::audit::Origin;
 use crate::relay::error::{Code, Error};
 
 /// How long a permission is remembered, and how often the right to an open stream is checked: a right that was withdrawn
@@ -199,7 +200,7 @@ impl Authorizer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
     /// A user, to be authorized.
-    User(User),
+    User(UserCaller),
     /// Another replica, which has authorized its user.
     Replica(Forwarded),
 }
@@ -208,10 +209,19 @@ impl Caller {
     /// The name of the user, as far as it is known.
     pub(crate) fn user(&self) -> &str {
         match self {
-            Self::User(user) => &user.name,
+            Self::User(caller) => &caller.user.name,
             Self::Replica(forwarded) => &forwarded.user,
         }
     }
+}
+
+/// A user who calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserCaller {
+    /// The user.
+    pub user: User,
+    /// The connection, for the audit log.
+    pub(crate) origin: Origin,
 }
 
 /// An agent that calls.

@@ -3,11 +3,12 @@
 use remoteprocess_api::{DesiredState, signal};
 use remoteprocess_proto::v1::{ExecutorSignalRequest, ExecutorStopRequest, SignalRequest, StopRequest};
 use remoteprocess_tls::User;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::Core;
-use super::authorize::Caller;
+use super::authorize::{Caller, UserCaller};
 use super::home::Reached;
+use crate::audit::{Action, Audit};
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::error::{Code, Error};
 use crate::relay::live::LiveAttempt;
@@ -19,10 +20,11 @@ impl Core {
     /// Sends a signal to the program.
     pub(crate) async fn signal(&self, caller: &Caller, request: SignalRequest) -> Result<(), Error> {
         let process = request.process.clone();
-        let user = match caller {
-            Caller::User(user) => user,
+        let caller = match caller {
+            Caller::User(caller) => caller,
             Caller::Replica(forwarded) => return signal_here(&*self.at_home(forwarded, process)?, request).await,
         };
+        let user = &caller.user;
         let target = self.allow::<SignalRequest>(user, process).await?;
         if !(1..=signal::MAX_SIGNAL).contains(&request.number) {
             return Err(Error::invalid(format!(
@@ -32,7 +34,7 @@ impl Core {
         }
         let key = self.current(&target)?;
         let reached = self.reach(&target, &key).await?;
-        audit(user, &target, &key, "signal", &signal::name(request.number));
+        caller.audit(&target, &key, Action::Signal(request.number));
         match reached {
             Reached::Here(live) => signal_here(&live, request).await,
             Reached::There(mut home) => home.signal(&user.name, request).await,
@@ -42,20 +44,22 @@ impl Core {
     /// Stops the program: through its agent, or through the object if the agent cannot be reached.
     pub(crate) async fn stop(&self, caller: &Caller, request: StopRequest) -> Result<(), Error> {
         let process = request.process.clone();
-        let user = match caller {
-            Caller::User(user) => user,
+        let caller = match caller {
+            Caller::User(caller) => caller,
             Caller::Replica(forwarded) => {
                 return stop_here(&*self.at_home(forwarded, process)?, &forwarded.user, request).await;
             }
         };
+        let user = &caller.user;
         let target = self.allow::<StopRequest>(user, process).await?;
         check_stop(&request)?;
         let key = self.current(&target)?;
         let message = request.message.clone();
-        let Ok(reached) = self.reach(&target, &key).await else {
+        let reached = self.reach(&target, &key).await;
+        caller.audit(&target, &key, Action::Stop);
+        let Ok(reached) = reached else {
             return self.stop_by_spec(user, &target, &message).await;
         };
-        audit(user, &target, &key, "stop", &message);
         let stopped = match reached {
             Reached::Here(live) => stop_here(&live, &user.name, request).await,
             Reached::There(mut home) => home.stop(&user.name, request).await,
@@ -76,8 +80,6 @@ impl Core {
         if process.is_final() || process.spec.desired_state == DesiredState::Stopped {
             return Ok(());
         }
-        info!(target: "audit", action = "stop", user = user.name, groups = ?user.groups, uid = target.uid,
-            namespace = target.namespace, name = target.name, "sets spec.desiredState");
         self.recorder
             .stop(&target.namespace, &target.name, &target.uid, &user.name, message)
             .await
@@ -122,7 +124,18 @@ async fn stop_here(live: &LiveAttempt, user: &str, request: StopRequest) -> Resu
     live.agent().stop(request).await
 }
 
-pub(crate) fn audit(user: &User, target: &Target, key: &AttemptKey, action: &str, detail: &str) {
-    info!(target: "audit", action, detail, user = user.name, groups = ?user.groups, uid = target.uid,
-        namespace = target.namespace, name = target.name, attempt = key.attempt, "control");
+impl UserCaller {
+    /// Records what the user does to an attempt.
+    pub(crate) fn audit(&self, target: &Target, key: &AttemptKey, action: Action<'_>) {
+        let audit = Audit {
+            namespace: &target.namespace,
+            name: &target.name,
+            uid: &target.uid,
+            attempt: key.attempt,
+            serial: &self.origin.serial,
+            source: self.origin.source,
+            ..Audit::by(&self.user)
+        };
+        audit.write(action);
+    }
 }

@@ -94,8 +94,10 @@ impl Core {
     /// Begins to read the output of a process.
     pub(crate) async fn output(self: &Arc<Self>, access: Access, request: WatchOutputRequest) -> Result<Output, Error> {
         let target = match &access.caller {
-            Caller::User(user) => {
-                let target = self.allow::<WatchOutputRequest>(user, request.process.clone()).await?;
+            Caller::User(caller) => {
+                let target = self
+                    .allow::<WatchOutputRequest>(&caller.user, request.process.clone())
+                    .await?;
                 self.check_attempt(&target, request.attempt).await?;
                 target
             }

@@ -16,8 +16,8 @@ impl Core {
     /// The state of one process.
     pub(crate) async fn state(&self, caller: &Caller, process: Option<ProcessKey>) -> Result<ProcessState, Error> {
         match caller {
-            Caller::User(user) => {
-                let target = self.allow::<GetStateRequest>(user, process).await?;
+            Caller::User(caller) => {
+                let target = self.allow::<GetStateRequest>(&caller.user, process).await?;
                 self.state_of_target(&target).await
             }
             Caller::Replica(forwarded) => Ok(self.state_at_home(&*self.at_home(forwarded, process)?)),

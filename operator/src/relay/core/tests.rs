@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use super::access::Access;
 use super::authorize::Forwarded;
+use super::authorize::UserCaller;
 use super::output::{Events, OutputEvent};
 use super::*;
 use crate::fake_api;
@@ -181,7 +182,10 @@ fn alice() -> User {
 /// Alice, on a connection whose certificate is valid for longer than any test.
 fn access() -> Access {
     Access {
-        caller: Caller::User(alice()),
+        caller: Caller::User(UserCaller {
+            user: alice(),
+            ..UserCaller::default()
+        }),
         until: Instant::now() + Duration::from_secs(3600),
         connection: Connection::default(),
     }

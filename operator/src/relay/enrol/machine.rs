@@ -13,8 +13,8 @@ use super::{EnrolmentService, Refusal, proof};
 use crate::authority::csr::check_size;
 
 impl EnrolmentService {
-    /// The name of the user, and the chain.
-    pub(super) async fn log_in(&self, request: &LoginRequest) -> Result<(String, String), Refusal> {
+    /// The user, and the chain.
+    pub(super) async fn log_in(&self, request: &LoginRequest) -> Result<(User, String), Refusal> {
         if request.protocol != PROTOCOL {
             return Err(Refusal::Protocol);
         }
@@ -27,7 +27,7 @@ impl EnrolmentService {
             .authority
             .sign_user(&request.csr, &user, left)
             .map_err(Refusal::Csr)?;
-        Ok((user.name, chain))
+        Ok((user, chain))
     }
 }
 

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::agent::AgentClient;
 use super::interactive::Opening;
 use super::requests::Requests;
+use crate::audit::{Action, Input};
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::core::Core;
 use crate::relay::error::{Code, Error};
@@ -42,13 +43,12 @@ impl Opening for AttachOpen {
         Self { process, user, ..self }
     }
 
-    fn audited(&self) -> (&'static str, String) {
-        let how = match (self.take_over, self.resume) {
-            (true, _) => "takes over",
-            (false, true) => "continues",
-            (false, false) => "opens",
-        };
-        ("attach", how.to_owned())
+    fn audited(&self) -> Action<'static> {
+        Action::OpenInput(match (self.take_over, self.resume) {
+            (true, _) => Input::TakesOver,
+            (false, true) => Input::Continues,
+            (false, false) => Input::Opens,
+        })
     }
 
     fn hang_up(&self) -> Option<(Self, AttachRequest)> {

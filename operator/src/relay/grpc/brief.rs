@@ -9,6 +9,8 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
+use crate::relay::calls::{Refused, Verdict};
+
 /// Bytes of one request. The longest that we send has about two thousand.
 const SIZE: usize = 16 << 10;
 /// Time until it is there.
@@ -21,14 +23,16 @@ pub(super) struct Brief<B> {
     body: Pin<Box<B>>,
     left: usize,
     late: Pin<Box<Sleep>>,
+    verdict: Verdict,
 }
 
 impl<B> Brief<B> {
-    pub(super) fn new(body: B) -> Self {
+    pub(super) fn new(body: B, verdict: Verdict) -> Self {
         Self {
             body: Box::pin(body),
             left: SIZE,
             late: Box::pin(sleep(TIME)),
+            verdict,
         }
     }
 }
@@ -43,6 +47,7 @@ where
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if self.late.as_mut().poll(cx).is_ready() {
+            self.verdict.refuse(Refused::TooLate);
             let late = Status::deadline_exceeded("the request was not complete after 10 s");
             return Poll::Ready(Some(Err(late.into())));
         }
@@ -55,6 +60,7 @@ where
         match self.left.checked_sub(length) {
             Some(left) => self.left = left,
             None => {
+                self.verdict.refuse(Refused::TooLarge);
                 let long = Status::out_of_range("a request has at most 16 KiB");
                 return Poll::Ready(Some(Err(long.into())));
             }
@@ -78,14 +84,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_long_or_slow_request_fails() {
-        let short = Brief::new(Full::new(Bytes::from(vec![0; SIZE])));
+        let short = Brief::new(Full::new(Bytes::from(vec![0; SIZE])), Verdict::default());
         assert_eq!(short.collect().await.unwrap().to_bytes().len(), SIZE);
         let code = |error: BoxError| error.downcast::<Status>().unwrap().code();
-        let long = Brief::new(Full::new(Bytes::from(vec![0; SIZE + 1])));
+        let verdict = Verdict::default();
+        let long = Brief::new(Full::new(Bytes::from(vec![0; SIZE + 1])), verdict.clone());
         assert_eq!(code(long.collect().await.unwrap_err()), tonic::Code::OutOfRange);
+        assert_eq!(verdict.reason(), Some(Refused::TooLarge));
         let silent = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Status>>());
         let began = tokio::time::Instant::now();
-        let late = Brief::new(silent).collect().await.unwrap_err();
+        let verdict = Verdict::default();
+        let late = Brief::new(silent, verdict.clone()).collect().await.unwrap_err();
         assert_eq!((code(late), began.elapsed()), (tonic::Code::DeadlineExceeded, TIME));
+        assert_eq!(verdict.reason(), Some(Refused::TooLate));
     }
 }

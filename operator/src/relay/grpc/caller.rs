@@ -11,8 +11,9 @@ use tonic::{Request, Status};
 
 use super::methods::Callers;
 use super::peers::{ATTEMPT, ON_BEHALF};
+use crate::audit::Origin;
 use crate::relay::core::access::Access;
-use crate::relay::core::authorize::{AgentCaller, Caller, Forwarded};
+use crate::relay::core::authorize::{AgentCaller, Caller, Forwarded, UserCaller};
 use crate::relay::error::Error;
 
 /// Who may open a method: read from what the connection proves.
@@ -62,7 +63,7 @@ impl Who for Caller {
     fn of<T>(request: &Request<T>) -> Result<Self, Status> {
         match peer(request.extensions())?.role {
             Role::Operator => Ok(Self::Replica(forwarded(request.metadata()))),
-            _ => User::of(request).map(Self::User),
+            _ => UserCaller::of(request).map(Self::User),
         }
     }
 }
@@ -78,6 +79,20 @@ fn forwarded(metadata: &MetadataMap) -> Forwarded {
         user: user
             .map(|name| String::from_utf8_lossy(&name).into_owned())
             .unwrap_or_default(),
+    }
+}
+
+/// The user who calls, and the connection.
+impl Who for UserCaller {
+    const CALLERS: Callers = Callers::Users;
+
+    fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let user = User::of(request)?;
+        let origin = Origin {
+            source: request.remote_addr().map(|address| address.ip()),
+            serial: peer(request.extensions())?.serial.clone(),
+        };
+        Ok(Self { user, origin })
     }
 }
 
@@ -131,9 +146,12 @@ mod tests {
             SystemTime::now() + hour
         };
         let mut request = Request::new(());
-        request
-            .extensions_mut()
-            .insert(Arc::new(PeerIdentity { role, user, not_after }));
+        request.extensions_mut().insert(Arc::new(PeerIdentity {
+            role,
+            user,
+            not_after,
+            serial: "5e".to_owned(),
+        }));
         request
     }
 

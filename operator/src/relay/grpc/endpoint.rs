@@ -17,13 +17,14 @@ use remoteprocess_proto::v1::{Heartbeat, OutputFrame, WatchOutputRequest};
 use remoteprocess_proto::wire::{Endpoint, RELAY_WATCH_OUTPUT, WatchOutput, encode};
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 use tower::Service;
 
 use super::brief::Brief;
 use super::methods::{Method, Requests};
 use super::peers::ATTEMPT;
 use super::{RelayService, admit};
+use crate::relay::calls::{Refused, Verdict};
 use crate::relay::core::output::{Events, OutputEvent};
 
 /// Messages up to this size are combined: each piece of a body costs an HTTP/2 frame.
@@ -55,11 +56,15 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let method = Method::at(request.uri().path());
+        let verdict = request.extensions().get::<Verdict>().cloned().unwrap_or_default();
         if let Some(Err(status)) = method.map(|method| method.admit(request.extensions())) {
+            if status.code() == Code::PermissionDenied {
+                verdict.refuse(Refused::NoRole);
+            }
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
         let request = match method.map(|method| method.requests) {
-            Some(Requests::One) => request.map(|body| Body::new(Brief::new(body))),
+            Some(Requests::One) => request.map(|body| Body::new(Brief::new(body, verdict))),
             Some(Requests::Many) | None => request.map(Body::new),
         };
         self.0.call(request)

@@ -9,12 +9,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::agent::AgentClient;
 use super::interactive::Opening;
 use super::requests::Requests;
+use crate::audit::Action;
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::core::Core;
 use crate::relay::error::Error;
-
-/// Number of bytes of a program's name in the audit log.
-const AUDITED: usize = 256;
 
 impl Opening for ExecOpen {
     type Request = ExecRequest;
@@ -45,12 +43,9 @@ impl Opening for ExecOpen {
         Self { process, user, ..self }
     }
 
-    /// Only the program: arguments may be secret.
-    fn audited(&self) -> (&'static str, String) {
-        let program = self.command.first().map(|word| &word[..word.len().min(AUDITED)]);
-        let program = String::from_utf8_lossy(program.unwrap_or_default());
-        let how = if self.resume { "continues" } else { "runs" };
-        ("exec", format!("{how} {program:?}"))
+    /// Not the command: any word of it may be secret.
+    fn audited(&self) -> Action<'static> {
+        Action::Exec { resumes: self.resume }
     }
 
     /// A connection of its own, without a place in the output: nothing that the client has sent is in front of it.

@@ -7,12 +7,11 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use remoteprocess_proto::v1::ProcessKey;
 use remoteprocess_proto::v1::relay_client::RelayClient;
-use remoteprocess_tls::User;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::warn;
+use tracing::{Instrument, warn};
 
 use super::agent::AgentClient;
 use super::caller::Who;
@@ -20,11 +19,11 @@ use super::methods::Opens;
 use super::peers::Home;
 use super::requests::Requests;
 use super::{check_protocol, peers};
+use crate::audit::Action;
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::core::Core;
 use crate::relay::core::access::{Access, line};
-use crate::relay::core::authorize::{Authorized, Caller};
-use crate::relay::core::control::audit;
+use crate::relay::core::authorize::{Authorized, Caller, UserCaller};
 use crate::relay::core::home::Reached;
 use crate::relay::error::{Code, Error};
 use crate::relay::live::LiveAttempt;
@@ -54,8 +53,8 @@ pub(super) trait Opening: Opens<Caller = Access> + Authorized + Sized + Send + '
     fn meant(&self) -> (Option<ProcessKey>, u32);
     /// The same request, for the agent of this process, on behalf of this user.
     fn meaning(self, process: Option<ProcessKey>, user: &str) -> Self;
-    /// For the audit log: the action, and details.
-    fn audited(&self) -> (&'static str, String);
+    /// For the audit log.
+    fn audited(&self) -> Action<'static>;
     /// The first and the last request of a stream that ends it at the agent. `None` if nothing runs after a cut.
     fn hang_up(&self) -> Option<(Self, Self::Request)>;
     /// The error if the attempt cannot be reached now.
@@ -83,10 +82,10 @@ pub(super) async fn open<O: Opening>(
     let open: O = first(&mut requests).await?;
     let (process, _) = open.meant();
     let (user, target, way) = match &access.caller {
-        Caller::User(user) => {
-            let target = core.allow::<O>(user, process).await?;
-            let way = find_way(&core, user, &target, &open).await?;
-            (user.name.clone(), target, way)
+        Caller::User(caller) => {
+            let target = core.allow::<O>(&caller.user, process).await?;
+            let way = find_way(&core, caller, &target, &open).await?;
+            (caller.user.name.clone(), target, way)
         }
         Caller::Replica(forwarded) => {
             let live = core.at_home(forwarded, process)?;
@@ -97,7 +96,7 @@ pub(super) async fn open<O: Opening>(
     let requests = |open: O| Requests::new(open.into_request(), requests);
     let answers = way.open(&core, &user, open, requests).await?;
     let (line, told) = line(access);
-    tokio::spawn(async move {
+    let serve = async move {
         let passed = pass(answers, line.answers());
         let cut = line.serve(&core, O::ACTION, &target, passed).await;
         if let (Some(Code::PermissionDenied), Some((open, last))) = (cut, hang_up) {
@@ -112,7 +111,8 @@ pub(super) async fn open<O: Opening>(
                 warn!(uid = target.uid, %error, "a session of a user without the right cannot be ended now");
             }
         }
-    });
+    };
+    tokio::spawn(serve.in_current_span());
     Ok(Box::pin(told.map(|answer| answer.map_err(Status::from))))
 }
 
@@ -153,7 +153,7 @@ enum Way {
 }
 
 /// Finds the agent for a user who has been authorized, and writes the audit.
-async fn find_way<O: Opening>(core: &Core, user: &User, target: &Target, open: &O) -> Result<Way, Error> {
+async fn find_way<O: Opening>(core: &Core, caller: &UserCaller, target: &Target, open: &O) -> Result<Way, Error> {
     let key = match open.meant() {
         (_, 0) => core.current(target)?,
         (_, attempt) => {
@@ -163,8 +163,7 @@ async fn find_way<O: Opening>(core: &Core, user: &User, target: &Target, open: &
     };
     let reached = core.reach(target, &key).await;
     let reached = reached.map_err(|error| O::unreachable(core, target, &key, error))?;
-    let (action, detail) = open.audited();
-    audit(user, target, &key, action, &detail);
+    caller.audit(target, &key, open.audited());
     Ok(match reached {
         Reached::Here(live) => Way::Here(live),
         Reached::There(home) => Way::There(home, key),

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use tracing::{debug, info};
 
 use super::{LiveAttempt, Observed};
+use crate::audit::{Action, Audit};
 use crate::relay::error::{Code, Error};
 
 /// Pause between two tries of a request.
@@ -56,6 +57,8 @@ pub struct ProgramSpec {
     pub generation: i64,
     /// No process of it should run.
     pub is_paused: bool,
+    /// Who requests that, according to the object.
+    pub requested_by: String,
     /// How long it may run, in seconds.
     pub run_deadline: Option<Duration>,
     /// What the object's status already says.
@@ -165,6 +168,21 @@ async fn stop(live: &LiveAttempt) {
         debug!(uid = live.subject.key.uid, %error, "the agent has not heard the stop yet");
         sleep(AGAIN).await;
     }
+    audit(live, &order.requested_by, Action::Stop);
+}
+
+/// Records what is done because the object says so.
+fn audit(live: &LiveAttempt, requested_by: &str, action: Action<'_>) {
+    let subject = &live.subject;
+    let audit = Audit {
+        requested_by,
+        namespace: &subject.namespace,
+        name: &subject.name,
+        uid: &subject.key.uid,
+        attempt: subject.key.attempt,
+        ..Audit::default()
+    };
+    audit.write(action);
 }
 
 async fn keep_paused(live: &LiveAttempt) {
@@ -175,6 +193,14 @@ async fn keep_paused(live: &LiveAttempt) {
         let pause = match (program, is_paused(state.as_ref())) {
             (Some(program), Some(is)) if program.is_paused != is => {
                 let answer = live.client.pause(request(&program)).await;
+                if answer.is_ok() {
+                    let action = if program.is_paused {
+                        Action::Pause
+                    } else {
+                        Action::Resume
+                    };
+                    audit(live, &program.requested_by, action);
+                }
                 if let (Err(error), true) = (&answer, program.is_paused)
                     && !error.is_unavailable()
                     && refused_of.replace(program.generation) != Some(program.generation)

@@ -148,7 +148,12 @@ impl Replica {
 
     /// A client of a user, on a connection of its own.
     pub(crate) async fn client(&self) -> RelayClient<Channel> {
-        let channel = Dialer::new(identity(&Role::User))
+        self.client_as(&Role::User).await
+    }
+
+    /// A client of this role, on a connection of its own.
+    pub(crate) async fn client_as(&self, role: &Role) -> RelayClient<Channel> {
+        let channel = Dialer::new(identity(role))
             .connect(&self.address.to_string(), &Role::Operator)
             .await
             .unwrap();
@@ -159,6 +164,7 @@ impl Replica {
 pub(crate) fn user() -> User {
     User {
         name: "alice".to_owned(),
+        groups: vec!["dev".to_owned(), "ops".to_owned()],
         ..User::default()
     }
 }

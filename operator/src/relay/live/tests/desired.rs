@@ -18,6 +18,7 @@ fn spec(generation: i64, is_paused: bool, run_deadline: Option<Duration>) -> Pro
     ProgramSpec {
         generation,
         is_paused,
+        requested_by: "kubectl-patch through spec.desiredState".to_owned(),
         run_deadline,
         status: ProgramStatus {
             is_started: true,

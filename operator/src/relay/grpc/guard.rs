@@ -1,0 +1,253 @@
+//! Runs around every method of the main listener: limits the calls of each user, and measures and records each call.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use futures::{FutureExt, future::BoxFuture};
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
+use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+use tonic::{Code, Status, body::Body, transport::server::TcpConnectInfo};
+use tower::Service;
+use tracing::Instrument;
+
+use super::methods::Method;
+use crate::authority::rate::RateLimit;
+use crate::relay::calls::{Call, Refused};
+
+/// Calls of one user at once, and per second after that. Each may cost one request to the API server.
+const BURST: f64 = 2000.0;
+const PER_SECOND: f64 = 100.0;
+
+/// Limits the calls of each user, and measures and records all calls.
+#[derive(Clone)]
+pub struct Guard<S> {
+    inner: S,
+    /// By the SHA-256 of their names, which can be long.
+    users: Arc<RateLimit<[u8; 32]>>,
+}
+
+impl<S> Guard<S> {
+    /// Guards a service.
+    #[must_use]
+    pub fn new(inner: S) -> Self {
+        Self {
+            inner,
+            users: Arc::new(RateLimit::new(BURST, PER_SECOND)),
+        }
+    }
+}
+
+impl<S, B> Service<Request<B>> for Guard<S>
+where
+    S: Service<Request<Counted<B>>, Response = Response<Body>> + Send,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let method = Method::at(request.uri().path()).map_or("other", |method| method.name);
+        let info = request.extensions().get::<TcpConnectInfo>();
+        let source = info.and_then(|info| Some(info.remote_addr?.ip()));
+        let call = Call::begin("grpc", method, request.extensions().get().cloned(), source);
+        let is_admitted = call
+            .user()
+            .is_none_or(|user| self.users.admit(Sha256::digest(user).into(), Instant::now()));
+        if !is_admitted {
+            call.verdict().refuse(Refused::TooMany);
+            let response = Status::resource_exhausted("too many calls; try again later").into_http();
+            return std::future::ready(Ok(measured(response, call))).boxed();
+        }
+        request.extensions_mut().insert(call.verdict().clone());
+        let request = request.map(|body| Counted {
+            body,
+            bytes: call.received(),
+        });
+        let answer = call.span().in_scope(|| self.inner.call(request));
+        let span = call.span().clone();
+        async move { Ok(measured(answer.await?, call)) }
+            .instrument(span)
+            .boxed()
+    }
+}
+
+/// The response, with a body that ends the call.
+fn measured(response: Response<Body>, mut call: Call) -> Response<Body> {
+    if let Some(code) = code(response.headers()) {
+        end(&mut call, code);
+        return response;
+    }
+    response.map(|body| Body::new(Measured { body, call }))
+}
+
+fn code(headers: &HeaderMap) -> Option<Code> {
+    headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()))
+}
+
+fn end(call: &mut Call, code: Code) {
+    let refused = match code {
+        Code::PermissionDenied => Some(Refused::NoRight),
+        Code::Unauthenticated => Some(Refused::Unauthenticated),
+        Code::ResourceExhausted => Some(Refused::TooMany),
+        _ => None,
+    };
+    call.end(name(code), refused);
+}
+
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Cancelled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}
+
+/// The body of a request, counted.
+pub struct Counted<B> {
+    body: B,
+    bytes: Counter,
+}
+
+impl<B> http_body::Body for Counted<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            self.bytes.inc_by(frame.data_ref().map_or(0, Buf::remaining) as u64);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of an answer. Its trailers have the code of the call.
+struct Measured {
+    body: Body,
+    call: Call,
+}
+
+impl http_body::Body for Measured {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let frame = ready!(
+            this.call
+                .span()
+                .clone()
+                .in_scope(|| Pin::new(&mut this.body).poll_frame(cx))
+        );
+        match &frame {
+            Some(Ok(frame)) => match (frame.data_ref(), frame.trailers_ref().and_then(code)) {
+                (Some(data), _) => this.call.send(data.remaining()),
+                (None, Some(code)) => end(&mut this.call, code),
+                (None, None) => {}
+            },
+            Some(Err(status)) => end(&mut this.call, status.code()),
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use remoteprocess_tls::{PeerIdentity, Role, User};
+    use tower::service_fn;
+
+    use super::*;
+    use crate::audit::lines::Lines;
+
+    fn request(user: &str) -> Request<Body> {
+        let mut request = Request::new(Body::empty());
+        request.extensions_mut().insert(Arc::new(PeerIdentity {
+            role: Role::User,
+            user: Some(User {
+                name: user.into(),
+                ..User::default()
+            }),
+            not_after: std::time::SystemTime::now(),
+            serial: "5e".into(),
+        }));
+        request
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_user_cannot_ask_without_end() {
+        let lines = Lines::collect();
+        let mut guard = Guard::new(service_fn(async |_: Request<Counted<Body>>| {
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        }));
+        let mut ask = async |user: &str| {
+            let response = guard.call(request(user)).await.expect("an answer");
+            !response.headers().contains_key("grpc-status")
+        };
+        let mut served = 0;
+        for _ in 0..10_000 {
+            served += usize::from(ask("mallory").await);
+        }
+        assert_eq!(served, 2000);
+        assert!(ask("alice").await, "others are not concerned");
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        assert!(ask("mallory").await);
+        let refusals = lines.audit();
+        assert_eq!(refusals.len(), 8000);
+        let field = |name| refusals[0][name].as_str();
+        assert_eq!(
+            [field("action"), field("reason"), field("user")],
+            ["refuse", "TooMany", "mallory"]
+        );
+        assert_eq!((field("serial"), field("role")), ("5e", "a user"));
+    }
+}
