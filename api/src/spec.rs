@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, IntoStaticStr};
 
+use crate::phase::Phase;
 use crate::rules;
 use crate::signal::SIGNALS;
 use crate::status::RemoteProcessStatus;
@@ -347,6 +348,15 @@ pub const DEFAULT_GRACE_SECONDS: u32 = 30;
 pub const DEFAULT_SPOOL_BYTES: u64 = 256 * 1024 * 1024;
 /// Smallest spool in bytes.
 pub const MIN_SPOOL_BYTES: u64 = 1024 * 1024;
+
+impl RemoteProcess {
+    /// Whether the phase is one that never changes again.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        let phase = self.status.as_ref().and_then(|status| status.phase);
+        phase.is_some_and(Phase::is_final)
+    }
+}
 
 impl RemoteProcessSpec {
     /// The program with all its arguments.

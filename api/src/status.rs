@@ -8,7 +8,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::phase::{Phase, Reason};
-use crate::spec::RemoteProcess;
 
 /// Observed state of a RemoteProcess.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -249,15 +248,6 @@ impl RetriesStatus {
     #[must_use]
     pub fn sum(&self) -> u32 {
         self.infrastructure.saturating_add(self.process_failure)
-    }
-}
-
-impl RemoteProcess {
-    /// Whether the phase is one that never changes again.
-    #[must_use]
-    pub fn is_final(&self) -> bool {
-        let phase = self.status.as_ref().and_then(|status| status.phase);
-        phase.is_some_and(Phase::is_final)
     }
 }
 

@@ -16,8 +16,6 @@ pub const PIPE: u8 = 128 + 13;
 pub const DEADLINE: u8 = 124;
 /// Our exit code if a program was asked to stop and ended with code 0: the same as if SIGTERM had ended it.
 pub const STOPPED: u8 = 128 + 15;
-/// Our exit code after Ctrl-C.
-pub const INTERRUPTED: u8 = 128 + 2;
 
 /// Our exit code, and a message if it is not the program's.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,12 +9,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use remoteprocess_cli::command::exec::{Ended, until_end};
+use remoteprocess_cli::command::exec::until_end;
 use remoteprocess_cli::command::follow::Signals;
 use remoteprocess_cli::interact::{DEFAULT_DETACH_KEYS, Event, Interaction, Manner};
 use remoteprocess_cli::output::{Control, Output, Target};
 use remoteprocess_cli::progress::Messages;
-use remoteprocess_client::exec::Exec;
+use remoteprocess_client::exec::{Exec, Over};
 use remoteprocess_client::stream::Local;
 use remoteprocess_client::{Dial, DialError};
 use remoteprocess_proto::v1::{ExecOpen, ProcessKey};
@@ -104,7 +104,7 @@ async fn run_command(signals: Signals) -> ! {
         Messages::new("job", true, &output),
     );
     let code = match until_end(exec, (true, true), signals).await {
-        Ok(Ended::Left(code, false)) => code,
+        Ok(Ok((Over::Left { is_told: false }, code))) => code,
         other => panic!("{other:?}"),
     };
     std::process::exit(code.into());

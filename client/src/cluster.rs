@@ -12,7 +12,8 @@ pub use access::{Account, ClusterOptions};
 pub use connector::Connector;
 pub use proxy::Proxies;
 
-use crate::dial::{Address, DialError, innermost};
+use crate::dial::{Address, DialError};
+use crate::retry::innermost;
 use connector::client;
 use credential::Renewing;
 use kubeconfig::Kubeconfig;

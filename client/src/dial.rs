@@ -1,6 +1,5 @@
 //! Connections to the relay: how they are opened, and why there is none.
 
-use std::error;
 use std::time::Duration;
 
 use http::uri::Authority;
@@ -125,16 +124,6 @@ impl Address {
                 )
             })
     }
-}
-
-/// The innermost error, which is more specific than the outer ones.
-#[must_use]
-pub fn innermost(error: &(dyn error::Error + 'static)) -> String {
-    let mut current = error;
-    while let Some(source) = current.source() {
-        current = source;
-    }
-    current.to_string()
 }
 
 #[cfg(test)]

@@ -21,7 +21,8 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Rule};
-use crate::dial::{DialError, innermost};
+use crate::dial::DialError;
+use crate::retry::innermost;
 use crate::trust::Trust;
 
 /// Time limit for the operator's signature.

@@ -14,7 +14,8 @@ use remoteprocess_tls::{Dialer, Identity, Role};
 use tonic::transport::Channel;
 
 use crate::cluster::Cluster;
-use crate::dial::{Address, Dial, DialError, innermost};
+use crate::dial::{Address, Dial, DialError};
+use crate::retry::innermost;
 use crate::trust::Trust;
 use crate::{forward, login};
 

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
-use crate::dial::innermost;
-
 /// Waits between tries: 100 ms, then twice as long each time, at most 2 s.
 #[derive(Debug, Default)]
 pub struct Backoff(u32);
@@ -54,6 +52,16 @@ impl Retry {
             _ => Self::Reconnect,
         }
     }
+}
+
+/// The innermost error, which is more specific than the outer ones.
+#[must_use]
+pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut current = error;
+    while let Some(source) = current.source() {
+        current = source;
+    }
+    current.to_string()
 }
 
 /// The innermost error of a failed call, which is more specific than the outer ones.

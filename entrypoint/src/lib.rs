@@ -14,14 +14,12 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod clock;
+mod exit;
 pub mod input;
 pub mod message;
 pub mod run_clock;
 pub mod session;
 pub mod socket;
-
-/// Directory that both containers share: the handover volume.
-pub const HANDOVER_DIRECTORY: &str = "/.rproc";
 
 /// Where the agent listens, as seen from both containers.
 pub const SOCKET_PATH: &str = "/.rproc/socket";

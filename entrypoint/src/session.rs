@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::exit::Outcome;
 use crate::input::{InputState, WindowSize};
-use crate::message::Outcome;
 
 /// Maximum size of a command with its arguments, environment and directory in bytes: they must fit into one packet.
 pub const MAX_COMMAND_BYTES: usize = 48 * 1024;

@@ -16,6 +16,7 @@ pub mod v1;
 mod cursor;
 pub mod metadata;
 pub mod pod;
+mod stored;
 mod stream;
 pub mod timing;
 mod version;

@@ -9,10 +9,11 @@ use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::{Cursor, GetStateRequest, ProcessKey};
 use tokio::time::Instant;
 
-use super::follow::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
+use super::follow::{Followed, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
 use super::next_attempt::NextAttempt;
 use super::selection;
 use crate::args::{GlobalArgs, process_name};
+use crate::exit::Verdict;
 use crate::failure::Failure;
 use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, check_stdin};
 use crate::output::{Control, Form, Output};
@@ -117,10 +118,10 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
         on_interrupt: OnInterrupt::Leave,
     };
     let has_begun = leaving.interaction.has_begun();
-    let ending = until_end(&mut follower, (next_attempt.as_ref(), args.quiet), leaving).await;
+    let followed = until_end(&mut follower, (next_attempt.as_ref(), args.quiet), leaving).await;
     // It had already ended, or it ended before any input could be passed on.
     let is_refused = args.stdin && !has_begun.load(Ordering::Relaxed);
-    answer(&args, &output, &follower.ledger, ending, is_refused).await
+    answer(&args, &output, &follower.ledger, followed, is_refused).await
 }
 
 /// The end of the existing output, and everything after it; all output if the relay does not say how much there is.
@@ -178,17 +179,17 @@ async fn answer(
     args: &AttachArgs,
     output: &Output,
     ledger: &Ledger,
-    ending: Ending,
+    followed: Result<Followed, Verdict>,
     is_refused: bool,
 ) -> Result<u8, Failure> {
-    let (ended, is_input_lost) = match ending {
-        Ending::Followed { result, is_input_lost } => (*result, is_input_lost || is_refused),
-        Ending::Left { code, message } => {
-            output.answer_last(&message).await;
-            return Ok(code);
+    let (ended, is_input_lost) = match followed {
+        Ok(followed) => followed,
+        Err(left) => {
+            output.answer_last(&left.message.unwrap_or_default()).await;
+            return Ok(left.code);
         }
     };
-    let (_, verdict) = conclude(ledger, &args.name, ended, is_input_lost)?;
+    let (_, verdict) = conclude(ledger, &args.name, (ended, is_input_lost || is_refused))?;
     if let Some(message) = verdict.said(args.quiet) {
         output.line(message).await?;
     }

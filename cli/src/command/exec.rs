@@ -162,18 +162,8 @@ fn check(object: &RemoteProcess, args: &ExecArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// How the session ended on this side.
-#[derive(Debug)]
-pub enum Ended {
-    /// The command has ended.
-    Exit(Box<Exit>),
-    /// The user left; with our exit code, and whether the relay knows.
-    Left(u8, bool),
-    /// The end of the command will not be known.
-    Lost(Error),
-}
-
-/// Runs until the command has ended or the user leaves; then the terminal is restored.
+/// Runs until the command has ended or the user leaves; then the terminal is restored. The number is our exit code if the
+/// user left. The inner error means that the end of the command will not be known.
 ///
 /// # Errors
 /// The terminal cannot be set.
@@ -181,7 +171,7 @@ pub async fn until_end<D: remoteprocess_client::Dial>(
     mut exec: Exec<D, Output, Messages>,
     (takes_input, is_raw): (bool, bool),
     mut signals: Signals,
-) -> Result<Ended, Failure> {
+) -> Result<Result<(Over, u8), Error>, Failure> {
     if is_raw && let Some(size) = window() {
         exec.resize(size);
     }
@@ -219,19 +209,17 @@ pub async fn until_end<D: remoteprocess_client::Dial>(
     exec.sink().restore().await;
     interaction.leave().await;
     Ok(match (ended, input_lost) {
-        (Ok(Over::Exit(_)), Some(error)) => Ended::Lost(error),
-        (Err(error), _) => Ended::Lost(error.into()),
-        (Ok(Over::Exit(exit)), None) => Ended::Exit(exit),
-        (Ok(Over::Left { is_told }), _) => Ended::Left(code, is_told),
+        (Ok(Over::Exit(_)), Some(error)) => Err(error),
+        (ended, _) => ended.map(|over| (over, code)).map_err(Error::from),
     })
 }
 
 /// Reports the result and returns the exit code.
-async fn answer(args: &ExecArgs, output: &Output, ended: Ended) -> Result<u8, Failure> {
+async fn answer(args: &ExecArgs, output: &Output, ended: Result<(Over, u8), Error>) -> Result<u8, Failure> {
     let name = &args.name;
     let (code, message) = match ended {
-        Ended::Exit(exit) => verdict(name, &exit, args.quiet),
-        Ended::Left(code, is_told) => {
+        Ok((Over::Exit(exit), _)) => verdict(name, &exit, args.quiet),
+        Ok((Over::Left { is_told }, code)) => {
             let message = match is_told {
                 true => format!("left; the command in {name} gets SIGHUP"),
                 false => format!("left without a connection: the command in {name} gets SIGHUP within five minutes"),
@@ -239,8 +227,8 @@ async fn answer(args: &ExecArgs, output: &Output, ended: Ended) -> Result<u8, Fa
             output.answer_last(&message).await;
             return Ok(code);
         }
-        Ended::Lost(Error::Stream(stream::Error::Output(error))) => return Err(error.into()),
-        Ended::Lost(error) => (exit::UNKNOWN, Some(format!("lost the command in {name}: {error}"))),
+        Err(Error::Stream(stream::Error::Output(error))) => return Err(error.into()),
+        Err(error) => (exit::UNKNOWN, Some(format!("lost the command in {name}: {error}"))),
     };
     if let Some(message) = message {
         output.line(&message).await?;

@@ -48,23 +48,8 @@ impl Signals {
     }
 }
 
-/// How following ended.
-pub enum Ending {
-    /// At the end of the stream.
-    Followed {
-        /// How the process ended.
-        result: Box<Result<Option<Exit>, follow::Error>>,
-        /// The input could not be passed on; the reason was already printed.
-        is_input_lost: bool,
-    },
-    /// The user left, or can no longer write to a terminal that has no other use.
-    Left {
-        /// Our exit code.
-        code: u8,
-        /// The message to print.
-        message: String,
-    },
-}
+/// The end of the stream, and whether the input could not be passed on; the reason for that was already printed.
+pub type Followed = (Result<Option<Exit>, follow::Error>, bool);
 
 /// The meaning of Ctrl-C.
 pub enum OnInterrupt<'a> {
@@ -100,12 +85,15 @@ pub async fn say_how_to_leave(
     output.line(&format!("{keys} leaves {name} running")).await
 }
 
-/// Follows until the process has ended or the user leaves; then the terminal is restored.
+/// Follows until the end of the stream; then the terminal is restored.
+///
+/// # Errors
+/// The user leaves, or can no longer write to a terminal that has no other use: our exit code, and what to print.
 pub async fn until_end(
     follower: &mut Follower<Relay, Output, Messages>,
     next_attempt: (Option<&NextAttempt>, bool),
     mut leaving: Leaving<'_>,
-) -> Ending {
+) -> Result<Followed, Verdict> {
     let ending = follow(follower, next_attempt, &mut leaving).await;
     follower.sink.restore().await;
     leaving.interaction.leave().await;
@@ -116,7 +104,7 @@ async fn follow(
     follower: &mut Follower<Relay, Output, Messages>,
     (next_attempt, is_quiet): (Option<&NextAttempt>, bool),
     leaving: &mut Leaving<'_>,
-) -> Ending {
+) -> Result<Followed, Verdict> {
     let Leaving {
         interaction,
         signals,
@@ -127,13 +115,16 @@ async fn follow(
     let name = &key.name;
     let flags = if interaction.is_raw() { " -it" } else { "" };
     let again = format!("Detached; {name} keeps running. Reattach with: rproc attach{flags} {name}");
-    let left = |code, message| Ending::Left { code, message };
+    let left = |code, message| {
+        let message = Some(message);
+        Err(Verdict { code, message })
+    };
     let mut following = std::pin::pin!(next_attempt::follow(follower, next_attempt, is_quiet));
     let mut is_stopping = false;
     let mut is_input_lost = false;
     loop {
         let number = tokio::select! {
-            result = &mut following => return Ending::Followed { result: Box::new(result), is_input_lost },
+            result = &mut following => return Ok((result, is_input_lost)),
             event = interaction.next() => match event {
                 Event::Detached => return left(0, again),
                 Event::Interrupted => INTERRUPT,
@@ -197,8 +188,7 @@ fn has_ended(error: &interact::Error) -> bool {
 pub fn conclude(
     ledger: &Ledger,
     name: &str,
-    ended: Result<Option<Exit>, follow::Error>,
-    is_input_lost: bool,
+    (ended, is_input_lost): Followed,
 ) -> Result<(Option<Exit>, Verdict), Failure> {
     let (exit, verdict) = verdict(ledger, name, ended)?;
     if !is_input_lost || verdict.code == exit::UNKNOWN {
@@ -275,7 +265,7 @@ mod tests {
             ..Exit::default()
         };
         let ledger = Ledger::new(follow::Want::default());
-        let conclude = |is_lost| conclude(&ledger, "job", Ok(Some(exit.clone())), is_lost).unwrap().1;
+        let conclude = |is_lost| conclude(&ledger, "job", (Ok(Some(exit.clone())), is_lost)).unwrap().1;
         assert_eq!(conclude(false).code, 0);
         assert_eq!(conclude(true).code, exit::UNKNOWN);
         assert_eq!(

@@ -21,7 +21,7 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use super::delete;
-use super::follow::{Ending, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
+use super::follow::{Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
 use super::next_attempt::{NextAttempt, STATUS_LAG};
 use crate::args::{GlobalArgs, given, process_name};
 use crate::exit::{self, Record, Verdict};
@@ -405,16 +405,15 @@ async fn stream(
     };
     say_how_to_leave(&output, name, &view.detach_keys, is_raw(view) && !view.quiet).await?;
     let leaving = leaving(relay, &cluster, view, &key, signals)?;
-    let (ended, is_input_lost) = match until_end(&mut follower, (Some(&next_attempt), view.quiet), leaving).await {
-        Ending::Followed { result, is_input_lost } => (*result, is_input_lost),
-        Ending::Left { code, message } => {
-            output.answer_last(&message).await;
-            let message = Some(message);
-            record(&cluster, view, name, uid, None, &Verdict { code, message })?;
-            return Ok(code);
+    let followed = match until_end(&mut follower, (Some(&next_attempt), view.quiet), leaving).await {
+        Ok(followed) => followed,
+        Err(left) => {
+            output.answer_last(left.message.as_deref().unwrap_or_default()).await;
+            record(&cluster, view, name, uid, None, &left)?;
+            return Ok(left.code);
         }
     };
-    let (exit, verdict) = conclude(&follower.ledger, name, ended, is_input_lost)?;
+    let (exit, verdict) = conclude(&follower.ledger, name, followed)?;
     if let Some(message) = verdict.said(view.quiet) {
         output.line(message).await?;
     }

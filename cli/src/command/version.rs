@@ -81,7 +81,7 @@ async fn operator(cluster: &Cluster) -> String {
     let selector = format!("app.kubernetes.io/name={}", names::APP_NAME);
     let pods = match api.list(&ListParams::default().labels(&selector)).await {
         Ok(pods) => pods.items,
-        Err(error) => return format!("unknown ({})", remoteprocess_client::dial::innermost(&error)),
+        Err(error) => return format!("unknown ({})", remoteprocess_client::retry::innermost(&error)),
     };
     let version = |pod: Pod| pod.metadata.labels?.remove("app.kubernetes.io/version");
     let mut versions: Vec<String> = pods.into_iter().filter_map(version).collect();

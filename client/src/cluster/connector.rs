@@ -21,7 +21,7 @@ use tower::retry::RetryLayer;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 
 use super::proxy::{Protocol, Proxies, Proxy, is_here};
-use crate::dial::innermost;
+use crate::retry::innermost;
 
 /// Time limit for one connection through a proxy.
 const PROXY_LIMIT: Duration = Duration::from_secs(8);

@@ -21,7 +21,7 @@ use tower::{BoxError, Service};
 
 use super::connector::{Connector, client};
 use super::kubeconfig;
-use crate::dial::innermost;
+use crate::retry::innermost;
 
 pub(super) use plugin::Plugin;
 

@@ -11,7 +11,8 @@ use remoteprocess_proto::v1::enrolment_client::EnrolmentClient;
 use remoteprocess_tls::{Dialer, Identity, KeyRequest, Role};
 use tonic::Code;
 
-use crate::dial::{DialError, innermost};
+use crate::dial::DialError;
+use crate::retry::innermost;
 use crate::trust::Trust;
 
 /// Names the file with the token.

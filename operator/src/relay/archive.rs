@@ -33,7 +33,7 @@ use remoteprocess_api::identifier;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
-pub use manifest::{Manifest, SegmentEntry, StoredExit, StoredGap};
+pub use manifest::{Manifest, SegmentEntry};
 pub use reader::{Reader, precedes};
 pub use retention::{Retention, run as retain};
 pub use seats::Seat;

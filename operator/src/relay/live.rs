@@ -35,7 +35,7 @@ pub use follower::{Follower, Next};
 pub use mirror::Mirror;
 use ring::Ring;
 
-use super::archive::{Archive, Manifest, StoredGap, Unavailable};
+use super::archive::{Archive, Manifest, Unavailable};
 use super::attempt::{Agent, AttemptKey, Subject};
 use super::grpc::agent::{AgentClient, Connect};
 use super::grpc::peers::Peers;
@@ -48,41 +48,13 @@ pub trait Record: Send + Sync + 'static {
     fn learned<'a>(&'a self, subject: &'a Subject, fact: Fact) -> BoxFuture<'a, ()>;
     /// Records that something holds the output up, or no longer does.
     fn noted<'a>(&'a self, subject: &'a Subject, notice: &'a OutputCondition) -> BoxFuture<'a, ()>;
-    /// The attempt ended and its output is archived.
-    fn ended<'a>(&'a self, subject: &'a Subject, ending: &'a Ending) -> BoxFuture<'a, ()>;
+    /// The attempt ended and its output is archived; `tail` has the last bytes of both streams in the observed order, at
+    /// most [`TAIL_BYTES`].
+    fn ended<'a>(&'a self, subject: &'a Subject, manifest: &'a Manifest, tail: &'a [u8]) -> BoxFuture<'a, ()>;
 }
 
-/// The end of an attempt, once everything is archived.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Ending {
-    /// The last frame of the stream, with `sealed` set by the archive.
-    pub exit: Exit,
-    /// Where both streams ended.
-    pub end: Cursor,
-    /// Number of bytes of both streams that are permanently missing, as far as known.
-    pub lost: Cursor,
-    /// The ranges of these bytes; the first hundred of them.
-    pub gaps: Vec<StoredGap>,
-    /// The last bytes of both streams in the observed order, at most [`Ending::TAIL_BYTES`].
-    pub tail: Vec<u8>,
-}
-
-impl Ending {
-    /// Number of raw bytes of output from which the tail in the status is made.
-    pub const TAIL_BYTES: usize = 4096;
-
-    /// The ending of an attempt with this exit, according to the archive.
-    #[must_use]
-    pub fn archived(exit: Exit, manifest: Manifest, tail: Vec<u8>) -> Self {
-        Self {
-            exit,
-            end: manifest.end(),
-            lost: manifest.lost(),
-            gaps: manifest.gaps,
-            tail,
-        }
-    }
-}
+/// Number of raw bytes of output from which the tail in the status is made.
+pub const TAIL_BYTES: usize = 4096;
 
 /// What all live attempts of a relay share.
 pub struct Context {
@@ -330,9 +302,9 @@ impl LiveAttempt {
         self.context.record.noted(&self.subject, notice).await;
     }
 
-    async fn end(&self, ending: &Ending) {
+    async fn end(&self, manifest: &Manifest, tail: &[u8]) {
         let _one = self.recording.lock().await;
-        self.context.record.ended(&self.subject, ending).await;
+        self.context.record.ended(&self.subject, manifest, tail).await;
     }
 
     /// Updates the desired state. The attempt's own tasks apply it.

@@ -13,9 +13,9 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::archive::Archive;
+use super::archive::{Archive, Manifest};
 use super::attempt::{Agent, AttemptKey, Subject};
-use super::live::{Desired, Ending, LiveAttempt, LiveAttempts, ProgramSpec, ProgramStatus, Record, StopOrder};
+use super::live::{Desired, LiveAttempt, LiveAttempts, ProgramSpec, ProgramStatus, Record, StopOrder, TAIL_BYTES};
 use super::status::{Recorder, known_end};
 use crate::directory::{Change, Directory};
 
@@ -194,13 +194,13 @@ pub async fn record_archived_ends(
     for process in directory.list("") {
         for subject in unfinished(&process).filter(|subject| sessions.get(&subject.key).is_none()) {
             match archived_end(archive, &subject).await {
-                Ok(Some(ending)) => {
+                Ok(Some((manifest, tail))) => {
                     info!(
                         uid = subject.key.uid,
                         attempt = subject.key.attempt,
                         "recording an end that was only archived"
                     );
-                    record.ended(&subject, &ending).await;
+                    record.ended(&subject, &manifest, &tail).await;
                 }
                 Ok(None) => {}
                 Err(error) => warn!(uid = subject.key.uid, %error, "cannot read what is archived"),
@@ -227,13 +227,15 @@ fn unfinished(process: &RemoteProcess) -> impl Iterator<Item = Subject> {
         })
 }
 
-async fn archived_end(archive: &Archive, subject: &Subject) -> Result<Option<Ending>, super::archive::Error> {
-    let Some(manifest) = archive.manifest(&subject.key).await? else {
+/// The manifest of an attempt whose end is archived, and the tail of its output.
+async fn archived_end(
+    archive: &Archive,
+    subject: &Subject,
+) -> Result<Option<(Manifest, Vec<u8>)>, super::archive::Error> {
+    let manifest = archive.manifest(&subject.key).await?;
+    let Some(manifest) = manifest.filter(|manifest| manifest.exit.is_some()) else {
         return Ok(None);
     };
-    let Some(exit) = manifest.exit_frame() else {
-        return Ok(None);
-    };
-    let tail = archive.last_bytes(&subject.key, Ending::TAIL_BYTES).await?;
-    Ok(Some(Ending::archived(exit, manifest, tail)))
+    let tail = archive.last_bytes(&subject.key, TAIL_BYTES).await?;
+    Ok(Some((manifest, tail)))
 }

@@ -30,8 +30,9 @@ pub use condition::build_condition;
 pub use end::{exit_from_status, known_end};
 pub use facts::{Claim, Decision, build_end, build_fact, decide_grant};
 
+use super::archive::Manifest;
 use super::attempt::Subject;
-use super::live::{Ending, Fact, OutputCondition, Record};
+use super::live::{Fact, OutputCondition, Record};
 use crate::backoff::Backoff;
 use crate::phase;
 use crate::relay::metrics::metrics;
@@ -315,9 +316,9 @@ impl Record for Recorder {
         }))
     }
 
-    fn ended<'a>(&'a self, subject: &'a Subject, ending: &'a Ending) -> BoxFuture<'a, ()> {
+    fn ended<'a>(&'a self, subject: &'a Subject, manifest: &'a Manifest, tail: &'a [u8]) -> BoxFuture<'a, ()> {
         Box::pin(self.until_written(subject, "end", move |current| {
-            build_end(current, subject.key.attempt, ending, Timestamp::now())
+            build_end(current, subject.key.attempt, manifest, tail, Timestamp::now())
         }))
     }
 }

@@ -24,9 +24,12 @@ pub struct Data {
     pub bytes: ::prost::bytes::Bytes,
 }
 /// A range of a stream that will never be delivered.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Gap {
     #[prost(enumeration = "Stream", tag = "1")]
+    #[serde(with = "crate::stored::Name::<Stream>")]
     pub stream: i32,
     #[prost(uint64, tag = "2")]
     pub from: u64,
@@ -34,6 +37,7 @@ pub struct Gap {
     #[prost(uint64, optional, tag = "3")]
     pub to: ::core::option::Option<u64>,
     #[prost(enumeration = "GapReason", tag = "5")]
+    #[serde(with = "crate::stored::Name::<GapReason>")]
     pub reason: i32,
 }
 /// State of a process that has not ended. Followers show it while they wait.
@@ -71,18 +75,23 @@ pub struct Spool {
     pub size_bytes: u64,
 }
 /// Byte count and hash of one sealed stream.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StreamSeal {
     #[prost(uint64, tag = "1")]
     pub bytes: u64,
     /// SHA-256 of all bytes of the stream, 32 bytes. Empty if it could not be computed.
     #[prost(bytes = "bytes", tag = "2")]
+    #[serde(with = "crate::stored::hexadecimal")]
     pub sha256: ::prost::bytes::Bytes,
     /// How many of `bytes` the spool dropped before they were archived: the sum of the agent's gaps.
     #[prost(uint64, tag = "3")]
     pub dropped_bytes: u64,
 }
 /// The closed record of an attempt's output.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Seal {
     #[prost(message, optional, tag = "1")]
@@ -91,9 +100,12 @@ pub struct Seal {
     pub stderr: ::core::option::Option<StreamSeal>,
     /// Why the seal is not whole; unspecified for a whole one.
     #[prost(enumeration = "SealReason", tag = "4")]
+    #[serde(with = "crate::stored::Name::<SealReason>")]
     pub reason: i32,
 }
 /// What the process used.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
     #[prost(uint64, tag = "1")]
@@ -113,19 +125,25 @@ pub struct Usage {
     pub container_peak_memory_bytes: ::core::option::Option<u64>,
 }
 /// How an attempt ended. The last frame of each attempt's stream.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Exit {
     #[prost(enumeration = "exit::Outcome", tag = "1")]
+    #[serde(with = "crate::stored::Name::<exit::Outcome>")]
     pub outcome: i32,
     #[prost(int32, tag = "2")]
     pub value: i32,
     #[prost(enumeration = "exit::Source", tag = "3")]
+    #[serde(with = "crate::stored::Name::<exit::Source>")]
     pub source: i32,
     /// True if every byte of both streams is in the archive and the seal is complete.
     #[prost(bool, tag = "4")]
+    #[serde(skip)]
     pub sealed: bool,
     /// Unspecified for an ordinary exit with code 0.
     #[prost(enumeration = "Reason", tag = "14")]
+    #[serde(with = "crate::stored::Name::<Reason>")]
     pub reason: i32,
     /// Readable message.
     #[prost(string, tag = "6")]
@@ -150,6 +168,8 @@ pub struct Exit {
 /// Nested message and enum types in `Exit`.
 pub mod exit {
     /// Who requested the end of the process, if it was requested.
+    #[derive(serde::Serialize, serde::Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Stop {
         /// User name, or the part of the system that requested it (`spec.desiredState`, `deadline`, `deletion`, `kubelet`).
@@ -158,14 +178,29 @@ pub mod exit {
         #[prost(string, tag = "2")]
         pub message: ::prost::alloc::string::String,
     }
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[derive(
+        strum::EnumString,
+        strum::IntoStaticStr,
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration,
+    )]
     #[repr(i32)]
     pub enum Outcome {
         /// The end is not known. A client must not report success.
+        #[strum(serialize = "OUTCOME_UNKNOWN")]
         Unknown = 0,
         /// `value` is the exit code, 0 to 255.
+        #[strum(serialize = "OUTCOME_CODE")]
         Code = 1,
         /// `value` is the number of the signal that ended the program.
+        #[strum(serialize = "OUTCOME_SIGNAL")]
         Signal = 2,
     }
     impl Outcome {
@@ -190,14 +225,29 @@ pub mod exit {
             }
         }
     }
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[derive(
+        strum::EnumString,
+        strum::IntoStaticStr,
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration,
+    )]
     #[repr(i32)]
     pub enum Source {
         /// Nothing reported an end.
+        #[strum(serialize = "SOURCE_NONE")]
         None = 0,
         /// The entrypoint saw the program end.
+        #[strum(serialize = "SOURCE_ENTRYPOINT")]
         Entrypoint = 1,
         /// Only the kubelet's status of the container is known.
+        #[strum(serialize = "SOURCE_KUBELET")]
         Kubelet = 2,
     }
     impl Source {
@@ -439,11 +489,26 @@ pub mod exec_response {
     }
 }
 /// One of the two output streams of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[derive(
+    strum::EnumString,
+    strum::IntoStaticStr,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    ::prost::Enumeration,
+)]
 #[repr(i32)]
 pub enum Stream {
+    #[strum(serialize = "STREAM_UNSPECIFIED")]
     Unspecified = 0,
+    #[strum(serialize = "STREAM_STDOUT")]
     Stdout = 1,
+    #[strum(serialize = "STREAM_STDERR")]
     Stderr = 2,
 }
 impl Stream {

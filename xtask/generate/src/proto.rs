@@ -23,6 +23,26 @@ const NAMED: [(&str, &str); 4] = [
 /// The one name that is not the CamelCase form of the value.
 const OOM_KILLED: (&str, &str) = ("Reason.REASON_OOM_KILLED", "#[strum(serialize = \"OOMKilled\")]");
 
+/// Enums that are stored by the name of the `.proto` file, each with its values.
+const STORED_NAMES: [(&str, &[&str]); 3] = [
+    ("Stream", &["STREAM_UNSPECIFIED", "STREAM_STDOUT", "STREAM_STDERR"]),
+    ("Exit.Outcome", &["OUTCOME_UNKNOWN", "OUTCOME_CODE", "OUTCOME_SIGNAL"]),
+    ("Exit.Source", &["SOURCE_NONE", "SOURCE_ENTRYPOINT", "SOURCE_KUBELET"]),
+];
+/// Messages that the archive stores as JSON.
+const STORED: [&str; 5] = ["Exit", "Seal", "StreamSeal", "Usage", "Gap"];
+/// Fields that are stored in another form than their own. `Exit.sealed` is a field of the manifest.
+const STORED_FIELDS: [(&str, &str); 8] = [
+    ("Exit.outcome", "with = \"crate::stored::Name::<exit::Outcome>\""),
+    ("Exit.source", "with = \"crate::stored::Name::<exit::Source>\""),
+    ("Exit.reason", "with = \"crate::stored::Name::<Reason>\""),
+    ("Exit.sealed", "skip"),
+    ("Seal.reason", "with = \"crate::stored::Name::<SealReason>\""),
+    ("StreamSeal.sha256", "with = \"crate::stored::hexadecimal\""),
+    ("Gap.stream", "with = \"crate::stored::Name::<Stream>\""),
+    ("Gap.reason", "with = \"crate::stored::Name::<GapReason>\""),
+];
+
 pub(crate) fn make() -> Result<Vec<Generated>> {
     let includes = repository().join("proto");
     let descriptors = protox::compile(FILES, [&includes]).context("the .proto files have faults")?;
@@ -38,6 +58,24 @@ pub(crate) fn make() -> Result<Vec<Generated>> {
                 "#[derive(strum::Display, strum::EnumString, strum::IntoStaticStr, strum::VariantArray)]",
             )
             .field_attribute(format!("{name}.{unspecified}"), "#[strum(serialize = \"\")]");
+    }
+    for (name, values) in STORED_NAMES {
+        builder = builder.enum_attribute(
+            format!(".remoteprocess.v1.{name}"),
+            "#[derive(strum::EnumString, strum::IntoStaticStr)]",
+        );
+        for value in values {
+            builder = builder.field_attribute(format!("{name}.{value}"), format!("#[strum(serialize = \"{value}\")]"));
+        }
+    }
+    for name in STORED {
+        builder = builder.message_attribute(
+            format!(".remoteprocess.v1.{name}"),
+            "#[derive(serde::Serialize, serde::Deserialize)] #[serde(rename_all = \"camelCase\", default)]",
+        );
+    }
+    for (field, form) in STORED_FIELDS {
+        builder = builder.field_attribute(field, format!("#[serde({form})]"));
     }
     builder.compile_fds(descriptors)?;
     let made = folder.path().join("remoteprocess.v1.rs");

@@ -8,13 +8,14 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::{self, store::Writer};
 use kube::runtime::watcher::Event;
 use remoteprocess_api::{DesiredState, RemoteProcess};
-use remoteprocess_proto::v1::{Cursor, Exit, Reason, exit};
+use remoteprocess_proto::v1::{Exit, Reason, exit};
 use serde_json::{Value, json};
 
 use super::super::*;
 use crate::fake_cluster::{FakeCluster, Life};
+use crate::relay::archive::Manifest;
 use crate::relay::attempt::{AttemptKey, Subject};
-use crate::relay::live::{Ending, Fact, Record};
+use crate::relay::live::{Fact, Record};
 use crate::relay::status::{Claim, Error as GrantError, Recorder};
 
 pub(super) const NAME: &str = "hello";
@@ -315,14 +316,12 @@ impl Stage {
     }
 
     async fn record(&self, attempt: u32, exit: Exit) {
-        let ending = Ending {
-            exit,
-            end: Cursor::default(),
-            lost: Cursor::default(),
-            gaps: vec![],
-            tail: vec![],
+        let manifest = Manifest {
+            sealed: exit.sealed,
+            exit: Some(exit),
+            ..Manifest::default()
         };
-        self.recorder.ended(&self.subject(attempt), &ending).await;
+        self.recorder.ended(&self.subject(attempt), &manifest, b"").await;
     }
 
     pub(super) fn image_is_missing(&self, attempt: u32) {

@@ -1,15 +1,16 @@
 //! What the archive stores about an attempt in addition to its bytes.
 
-use remoteprocess_proto::v1::exit::{Outcome, Source, Stop};
-use remoteprocess_proto::v1::{Cursor, Exit, Gap, GapReason, Reason, Seal, SealReason, StreamSeal, Usage};
-use serde::{Deserialize, Serialize};
+use remoteprocess_proto::v1::{Cursor, Exit, Gap};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
 
 use super::SegmentName;
 use super::retention::Expired;
 use crate::relay::attempt::Subject;
 
 /// The manifest of one attempt: one is written when its archiving begins, and one with the exit at its end.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
     /// Version of this schema.
@@ -26,8 +27,8 @@ pub struct Manifest {
     #[serde(default)]
     pub pod_uid: String,
     /// How the attempt ended; absent while it runs. If it is present, nothing more will be archived.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit: Option<StoredExit>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read_exit")]
+    pub exit: Option<Exit>,
     /// True if every byte of both streams is here, with the sha256 of the agent's whole seal.
     #[serde(default)]
     pub sealed: bool,
@@ -45,7 +46,7 @@ pub struct Manifest {
     pub stderr_lost_bytes: u64,
     /// Ranges that are permanently missing; the first hundred of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub gaps: Vec<StoredGap>,
+    pub gaps: Vec<Gap>,
     /// The segments, in order; filled in at the end.
     #[serde(default)]
     pub segments: Vec<SegmentEntry>,
@@ -66,87 +67,28 @@ pub struct SegmentEntry {
     pub stderr: u64,
 }
 
-/// A `Gap` of the wire as JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct StoredGap {
-    /// `STREAM_STDOUT` or `STREAM_STDERR`.
-    pub stream: String,
-    /// First offset of the gap.
-    pub from: u64,
-    /// First offset after it, if known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to: Option<u64>,
-    /// Why.
-    #[serde(with = "by_name", default)]
-    pub reason: GapReason,
-}
-
-/// An `Exit` of the wire as JSON.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct StoredExit {
-    outcome: String,
-    value: i32,
-    source: String,
-    #[serde(with = "by_name")]
-    reason: Reason,
-    message: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stopped_by: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stop_message: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seal: Option<StoredSeal>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<StoredUsage>,
-    started_unix_nanos: i64,
-    finished_unix_nanos: i64,
-    leftovers: u32,
-    oom_kills: u64,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct StoredSeal {
-    stdout_bytes: u64,
-    stdout_sha256: String,
-    stdout_dropped_bytes: u64,
-    stderr_bytes: u64,
-    stderr_sha256: String,
-    stderr_dropped_bytes: u64,
-    #[serde(with = "by_name")]
-    reason: SealReason,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct StoredUsage {
-    user_micros: u64,
-    system_micros: u64,
-    peak_memory_bytes: u64,
-    read_bytes: u64,
-    written_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    container_peak_memory_bytes: Option<u64>,
-}
-
-/// A reason is stored by its name, which never changes; an unknown name reads as unspecified.
-mod by_name {
-    use std::str::FromStr;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<T: Copy + Into<&'static str>, S: Serializer>(
-        reason: &T,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str((*reason).into())
+/// Reads an exit. Before v0.1.0, the stop and the seal had no object of their own.
+fn read_exit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Exit>, D::Error> {
+    let mut exit = Option::<Value>::deserialize(deserializer)?;
+    let Some(fields) = exit.as_mut().and_then(Value::as_object_mut) else {
+        return Ok(None);
+    };
+    if let Some(requested_by) = fields.remove("stoppedBy") {
+        let message = fields.remove("stopMessage").unwrap_or_else(|| "".into());
+        fields.insert(
+            "stop".to_owned(),
+            json!({"requestedBy": requested_by, "message": message}),
+        );
     }
-
-    pub(super) fn deserialize<'de, T: FromStr + Default, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
-        Ok(String::deserialize(deserializer)?.parse().unwrap_or_default())
+    if let Some(seal) = fields.get_mut("seal").filter(|seal| seal.get("stdoutBytes").is_some()) {
+        let stream = |name: &str| {
+            let [bytes, sha256] = ["Bytes", "Sha256"].map(|field| &seal[format!("{name}{field}")]);
+            let dropped = seal.get(format!("{name}DroppedBytes"));
+            json!({"bytes": bytes, "sha256": sha256, "droppedBytes": dropped.cloned().unwrap_or_else(|| 0.into())})
+        };
+        *seal = json!({"stdout": stream("stdout"), "stderr": stream("stderr"), "reason": seal["reason"]});
     }
+    serde_json::from_value(exit.unwrap_or_default()).map_err(Error::custom)
 }
 
 impl Manifest {
@@ -160,22 +102,14 @@ impl Manifest {
             uid: subject.key.uid.clone(),
             attempt: subject.key.attempt,
             pod_uid: subject.pod_uid.clone(),
-            exit: None,
-            sealed: false,
-            stdout_bytes: 0,
-            stderr_bytes: 0,
-            stdout_lost_bytes: 0,
-            stderr_lost_bytes: 0,
-            gaps: Vec::new(),
-            segments: Vec::new(),
-            expired: None,
+            ..Self::default()
         }
     }
 
     /// The last frame of the attempt's stream; `None` while it runs.
     #[must_use]
     pub fn exit_frame(&self) -> Option<Exit> {
-        let mut exit = self.exit.as_ref()?.to_wire();
+        let mut exit = self.exit.clone()?;
         exit.sealed = self.sealed;
         if let Some(expired) = &self.expired {
             exit.message = expired.sentence();
@@ -214,135 +148,11 @@ impl SegmentEntry {
     }
 }
 
-impl StoredGap {
-    /// The JSON form of a gap.
-    #[must_use]
-    pub fn from_wire(gap: &Gap) -> Self {
-        Self {
-            stream: gap.stream().as_str_name().to_owned(),
-            from: gap.from,
-            to: gap.to,
-            reason: gap.reason(),
-        }
-    }
-}
-
-impl StoredExit {
-    /// The JSON form of an exit.
-    #[must_use]
-    pub fn from_wire(exit: &Exit) -> Self {
-        // Without `..`: a new field of the wire does not compile until it is stored. `sealed` is the manifest's.
-        let Exit {
-            outcome: _,
-            value,
-            source: _,
-            sealed: _,
-            reason: _,
-            message,
-            stop,
-            seal,
-            usage,
-            started_unix_nanos,
-            finished_unix_nanos,
-            leftovers,
-            oom_kills,
-        } = exit;
-        Self {
-            outcome: exit.outcome().as_str_name().to_owned(),
-            value: *value,
-            source: exit.source().as_str_name().to_owned(),
-            reason: exit.reason(),
-            message: message.clone(),
-            stopped_by: stop.as_ref().map(|stop| stop.requested_by.clone()),
-            stop_message: stop.as_ref().map(|stop| stop.message.clone()),
-            seal: seal.as_ref().map(StoredSeal::from_wire),
-            usage: usage.map(|usage| StoredUsage {
-                user_micros: usage.user_micros,
-                system_micros: usage.system_micros,
-                peak_memory_bytes: usage.peak_memory_bytes,
-                read_bytes: usage.read_bytes,
-                written_bytes: usage.written_bytes,
-                container_peak_memory_bytes: usage.container_peak_memory_bytes,
-            }),
-            started_unix_nanos: *started_unix_nanos,
-            finished_unix_nanos: *finished_unix_nanos,
-            leftovers: *leftovers,
-            oom_kills: *oom_kills,
-        }
-    }
-
-    fn to_wire(&self) -> Exit {
-        Exit {
-            outcome: Outcome::from_str_name(&self.outcome).unwrap_or(Outcome::Unknown).into(),
-            value: self.value,
-            source: Source::from_str_name(&self.source).unwrap_or(Source::None).into(),
-            sealed: false,
-            reason: self.reason.into(),
-            message: self.message.clone(),
-            stop: self.stopped_by.clone().map(|requested_by| Stop {
-                requested_by,
-                message: self.stop_message.clone().unwrap_or_default(),
-            }),
-            seal: self.seal.as_ref().map(StoredSeal::to_wire),
-            usage: self.usage.as_ref().map(|usage| Usage {
-                user_micros: usage.user_micros,
-                system_micros: usage.system_micros,
-                peak_memory_bytes: usage.peak_memory_bytes,
-                read_bytes: usage.read_bytes,
-                written_bytes: usage.written_bytes,
-                container_peak_memory_bytes: usage.container_peak_memory_bytes,
-            }),
-            started_unix_nanos: self.started_unix_nanos,
-            finished_unix_nanos: self.finished_unix_nanos,
-            leftovers: self.leftovers,
-            oom_kills: self.oom_kills,
-        }
-    }
-}
-
-impl StoredSeal {
-    fn from_wire(seal: &Seal) -> Self {
-        let stored = |stream: &Option<StreamSeal>| {
-            let StreamSeal {
-                bytes,
-                sha256,
-                dropped_bytes,
-            } = stream.clone().unwrap_or_default();
-            (bytes, hex::encode(sha256), dropped_bytes)
-        };
-        let (stdout_bytes, stdout_sha256, stdout_dropped_bytes) = stored(&seal.stdout);
-        let (stderr_bytes, stderr_sha256, stderr_dropped_bytes) = stored(&seal.stderr);
-        Self {
-            stdout_bytes,
-            stdout_sha256,
-            stdout_dropped_bytes,
-            stderr_bytes,
-            stderr_sha256,
-            stderr_dropped_bytes,
-            reason: seal.reason(),
-        }
-    }
-
-    fn to_wire(&self) -> Seal {
-        let hash = |text: &str| hex::decode(text).unwrap_or_default().into();
-        Seal {
-            stdout: Some(StreamSeal {
-                bytes: self.stdout_bytes,
-                sha256: hash(&self.stdout_sha256),
-                dropped_bytes: self.stdout_dropped_bytes,
-            }),
-            stderr: Some(StreamSeal {
-                bytes: self.stderr_bytes,
-                sha256: hash(&self.stderr_sha256),
-                dropped_bytes: self.stderr_dropped_bytes,
-            }),
-            reason: self.reason.into(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use remoteprocess_proto::v1::exit::{Outcome, Source, Stop};
+    use remoteprocess_proto::v1::{Reason, Seal, SealReason, StreamSeal, Usage};
+
     use super::*;
 
     #[test]
@@ -384,7 +194,26 @@ mod tests {
             leftovers: 6,
             oom_kills: 7,
         };
-        let text = serde_json::to_string(&StoredExit::from_wire(&exit)).unwrap();
-        assert_eq!(serde_json::from_str::<StoredExit>(&text).unwrap().to_wire(), exit);
+        let read = |stored: Value| -> Option<Exit> {
+            let mut manifest = serde_json::to_value(Manifest::default()).unwrap();
+            manifest["exit"] = stored;
+            serde_json::from_value::<Manifest>(manifest).unwrap().exit
+        };
+        assert_eq!(read(serde_json::to_value(&exit).unwrap()), Some(exit.clone()));
+        let before = json!({
+            "outcome": "OUTCOME_SIGNAL", "value": 9, "source": "SOURCE_ENTRYPOINT", "reason": "OOMKilled",
+            "message": "killed", "stoppedBy": "ana", "stopMessage": "enough",
+            "seal": {
+                "stdoutBytes": 3, "stdoutSha256": "01".repeat(32), "stdoutDroppedBytes": 2,
+                "stderrBytes": 10, "stderrSha256": "02".repeat(32), "stderrDroppedBytes": 11, "reason": "PipeHeld",
+            },
+            "usage": {
+                "userMicros": 1, "systemMicros": 2, "peakMemoryBytes": 3, "readBytes": 7, "writtenBytes": 8,
+                "containerPeakMemoryBytes": 9,
+            },
+            "startedUnixNanos": 4, "finishedUnixNanos": 5, "leftovers": 6, "oomKills": 7,
+        });
+        assert_eq!(read(before), Some(exit), "of an earlier version");
+        assert_eq!(read(Value::Null), None);
     }
 }

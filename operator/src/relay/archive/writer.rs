@@ -9,7 +9,6 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpoint::Tally;
-use super::manifest::{StoredExit, StoredGap};
 use super::resume;
 use super::segment::SegmentBuilder;
 use super::{Archive, Error, Manifest, SEGMENT_BYTES, SegmentEntry};
@@ -234,13 +233,13 @@ impl Writer {
         let end = self.flush().await?;
         let names = self.archive.segments(&self.subject.key).await?;
         let manifest = Manifest {
-            exit: Some(StoredExit::from_wire(exit)),
+            exit: Some(exit.clone()),
             sealed: exit.sealed,
             stdout_bytes: end.stdout,
             stderr_bytes: end.stderr,
             stdout_lost_bytes: self.tally.lost.stdout,
             stderr_lost_bytes: self.tally.lost.stderr,
-            gaps: self.tally.gaps.iter().map(StoredGap::from_wire).collect(),
+            gaps: self.tally.gaps.clone(),
             segments: names.iter().map(SegmentEntry::of).collect(),
             ..self.manifest.clone()
         };

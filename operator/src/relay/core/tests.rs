@@ -24,9 +24,10 @@ use super::authorize::UserCaller;
 use super::output::{Events, OutputEvent};
 use super::*;
 use crate::fake_api;
+use crate::relay::archive::Manifest;
 use crate::relay::attempt::Subject;
 use crate::relay::live::fake_agent::{FakeAgent, Program, TestDialer, no_peers};
-use crate::relay::live::{Budget, Context, Ending, Fact, OutputCondition, Record};
+use crate::relay::live::{Budget, Context, Fact, OutputCondition, Record};
 
 /// Much longer than any step takes; only a hang lasts this long.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -44,7 +45,7 @@ impl Record for Notes {
         Box::pin(std::future::ready(()))
     }
 
-    fn ended<'a>(&'a self, _: &'a Subject, _: &'a Ending) -> BoxFuture<'a, ()> {
+    fn ended<'a>(&'a self, _: &'a Subject, _: &'a Manifest, _: &'a [u8]) -> BoxFuture<'a, ()> {
         self.0.send_replace(true);
         Box::pin(std::future::ready(()))
     }

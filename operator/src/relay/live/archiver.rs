@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::upstream::{self, End};
-use super::{Ending, Fact, LiveAttempt, conditions, desired};
+use super::{Fact, LiveAttempt, TAIL_BYTES, conditions, desired};
 use crate::backoff::Backoff;
 use crate::relay::archive::{Error, SEGMENT_BYTES, Unavailable, Writer};
 use crate::relay::metrics::metrics;
@@ -175,25 +175,24 @@ async fn close(live: &LiveAttempt, mut writer: Writer, exit: &Exit) {
     };
     note(live, None);
     let exit = manifest.exit_frame().unwrap_or(verdict);
-    live.ring.finish(exit.clone(), manifest.end());
     info!(
         uid = live.subject.key.uid,
         attempt = live.subject.key.attempt,
         sealed = exit.sealed,
         "archived"
     );
+    live.ring.finish(exit, manifest.end());
     let archive = &live.context.archive;
     let tail = archive
-        .last_bytes(&live.subject.key, Ending::TAIL_BYTES)
+        .last_bytes(&live.subject.key, TAIL_BYTES)
         .await
         .unwrap_or_else(|error| {
             warn!(%error, "cannot read the tail of the output back");
             Vec::new()
         });
-    let ending = Ending::archived(exit, manifest, tail);
-    let written = live.end(&ending);
+    let written = live.end(&manifest, &tail);
     if live.context.shutdown.run_until_cancelled(written).await.is_some() {
-        farewell(live, ending.end).await;
+        farewell(live, manifest.end()).await;
     }
 }
 

@@ -27,7 +27,8 @@ const BATCH: usize = 256 * 1024;
 /// What was recorded, and whether the API server answers.
 #[derive(Clone)]
 struct Notes {
-    ended: watch::Sender<Option<Ending>>,
+    /// The manifest and the tail.
+    ended: watch::Sender<Option<(Manifest, Vec<u8>)>>,
     learned: watch::Sender<Vec<Fact>>,
     /// Facts whose write has begun.
     begun: watch::Sender<usize>,
@@ -64,10 +65,10 @@ impl Record for Notes {
         Box::pin(std::future::ready(()))
     }
 
-    fn ended<'a>(&'a self, _: &'a Subject, ending: &'a Ending) -> BoxFuture<'a, ()> {
+    fn ended<'a>(&'a self, _: &'a Subject, manifest: &'a Manifest, tail: &'a [u8]) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             self.api.subscribe().wait_for(|is_there| *is_there).await.unwrap();
-            self.ended.send_replace(Some(ending.clone()));
+            self.ended.send_replace(Some((manifest.clone(), tail.to_vec())));
         })
     }
 }
@@ -109,10 +110,10 @@ impl Relay {
         follower
     }
 
-    async fn recorded(&self) -> Ending {
+    async fn recorded(&self) -> (Manifest, Vec<u8>) {
         let mut ended = self.notes.ended.subscribe();
-        let ending = soon(ended.wait_for(Option::is_some)).await.unwrap().clone();
-        ending.unwrap()
+        let ended = soon(ended.wait_for(Option::is_some)).await.unwrap().clone();
+        ended.unwrap()
     }
 }
 
@@ -204,9 +205,9 @@ async fn the_whole_life_of_an_attempt() {
     let exit = got.read(&mut follower, u64::MAX).await.unwrap();
     assert_eq!((exit.outcome(), exit.value, exit.sealed), (Outcome::Code, 7, true));
     assert_eq!((got.at, got.gaps.len()), (program.end(), 0));
-    let ending = relay.recorded().await;
+    let (manifest, tail) = relay.recorded().await;
     assert_eq!(
-        (ending.end, ending.exit.sealed, ending.tail.len()),
+        (manifest.end(), manifest.sealed, tail.len()),
         (program.end(), true, 4096)
     );
     let mut changes = relay.sessions.changes();
@@ -486,8 +487,8 @@ async fn an_attempt_whose_agent_is_gone_ends_with_what_the_status_says_and_names
             (Stream::Stderr, None, GapReason::NeverSealed)
         ]
     );
-    let ending = relay.recorded().await;
-    assert_eq!((ending.exit.sealed, ending.gaps.len()), (false, 2));
+    let (manifest, _) = relay.recorded().await;
+    assert_eq!((manifest.sealed, manifest.gaps.len()), (false, 2));
 }
 
 #[tokio::test]
@@ -544,7 +545,7 @@ async fn a_home_whose_agent_ended_elsewhere_gives_way_once_that_is_recorded() {
     program.written.send_replace(2);
     let agent = FakeAgent::serve(&program).await;
     home.open(&agent);
-    assert!(home.recorded().await.exit.sealed);
+    assert!(home.recorded().await.0.sealed);
     session.update_desired(Desired {
         is_recorded: true,
         ..Desired::default()

@@ -10,13 +10,13 @@ use remoteprocess_api::{
     AttemptOutput, AttemptStatus, ConditionType, DesiredState, OutputReason, OutputStatus, RemoteProcess,
     RemoteProcessStatus, StreamStatus, TailInStatus, UsageStatus,
 };
-use remoteprocess_proto::v1::{Exit, GapReason, Seal, SealReason, StreamSeal, Usage};
+use remoteprocess_proto::v1::{Exit, Gap, GapReason, Seal, SealReason, StreamSeal, Usage};
 
 use super::condition::over;
 use super::end::exit_to_status;
 use super::tail::render_tail;
-use crate::relay::archive::StoredGap;
-use crate::relay::live::{Ending, Fact};
+use crate::relay::archive::Manifest;
+use crate::relay::live::Fact;
 
 /// The request of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,8 +159,14 @@ pub fn build_fact(current: &RemoteProcess, number: u32, fact: &Fact) -> Option<R
 /// The patch for the end: exit, seal, usage and tail in one write; `None` if it is already recorded. If the entrypoint
 /// did not report the end, the controller writes it; then only the output is recorded here.
 #[must_use]
-pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Timestamp) -> Option<RemoteProcessStatus> {
-    let exit = &ending.exit;
+pub fn build_end(
+    current: &RemoteProcess,
+    number: u32,
+    manifest: &Manifest,
+    tail: &[u8],
+    now: Timestamp,
+) -> Option<RemoteProcessStatus> {
+    let exit = &manifest.exit_frame()?;
     let mut next = with_attempt(current, number, |attempt| {
         if attempt.output.is_some() {
             return;
@@ -172,19 +178,19 @@ pub fn build_end(current: &RemoteProcess, number: u32, ending: &Ending, now: Tim
             attempt.exit = Some(exit_to_status(exit));
         }
         attempt.usage = exit.usage.map(usage_to_status);
-        attempt.output = Some(output(ending));
+        attempt.output = Some(output(manifest, exit));
     })?;
     if next.attempt == Some(number) {
         next.output = Some(OutputStatus {
-            stdout_bytes: Some(ending.end.stdout),
-            stderr_bytes: Some(ending.end.stderr),
+            stdout_bytes: Some(manifest.stdout_bytes),
+            stderr_bytes: Some(manifest.stderr_bytes),
             tail: shows_tail(current, exit)
-                .then(|| render_tail(&ending.tail))
+                .then(|| render_tail(tail))
                 .filter(|tail| !tail.is_empty()),
         });
         let (ours, others) = next.conditions.into_iter().partition(is_of_relay);
         next.conditions = others;
-        next.conditions.extend(conditions(ending, now));
+        next.conditions.extend(conditions(manifest, exit, now));
         next.conditions.extend(over(ours, now));
     }
     Some(next)
@@ -218,8 +224,8 @@ fn shows_tail(current: &RemoteProcess, exit: &Exit) -> bool {
     }
 }
 
-fn output(ending: &Ending) -> AttemptOutput {
-    let seal = ending.exit.seal.clone().unwrap_or_default();
+fn output(manifest: &Manifest, exit: &Exit) -> AttemptOutput {
+    let seal = exit.seal.clone().unwrap_or_default();
     let stream = |seal: Option<StreamSeal>, archived: u64, lost: u64| StreamStatus {
         bytes: seal.as_ref().map_or(archived, |seal| seal.bytes),
         sha256: seal
@@ -228,13 +234,13 @@ fn output(ending: &Ending) -> AttemptOutput {
         lost_bytes: (lost > 0).then_some(lost),
     };
     AttemptOutput {
-        stdout: stream(seal.stdout, ending.end.stdout, ending.lost.stdout),
-        stderr: stream(seal.stderr, ending.end.stderr, ending.lost.stderr),
-        sealed: ending.exit.sealed,
+        stdout: stream(seal.stdout, manifest.stdout_bytes, manifest.stdout_lost_bytes),
+        stderr: stream(seal.stderr, manifest.stderr_bytes, manifest.stderr_lost_bytes),
+        sealed: exit.sealed,
     }
 }
 
-fn conditions(ending: &Ending, now: Timestamp) -> Vec<Condition> {
+fn conditions(manifest: &Manifest, exit: &Exit, now: Timestamp) -> Vec<Condition> {
     let condition = |kind: ConditionType, status: bool, reason: &str, message: String| Condition {
         type_: kind.to_string(),
         status: if status { "True" } else { "False" }.to_owned(),
@@ -243,8 +249,8 @@ fn conditions(ending: &Ending, now: Timestamp) -> Vec<Condition> {
         observed_generation: None,
         last_transition_time: Time(now),
     };
-    let (stdout, stderr) = (ending.end.stdout, ending.end.stderr);
-    let sealed = if ending.exit.sealed {
+    let (stdout, stderr) = (manifest.stdout_bytes, manifest.stderr_bytes);
+    let sealed = if exit.sealed {
         let message = format!("{stdout} bytes of stdout and {stderr} bytes of stderr are in the archive");
         condition(
             ConditionType::OutputSealed,
@@ -253,17 +259,19 @@ fn conditions(ending: &Ending, now: Timestamp) -> Vec<Condition> {
             message,
         )
     } else {
-        let reason = unsealed_reason(ending);
-        let message = format!("the archive holds stdout up to {stdout} and stderr up to {stderr}, and not all is sure");
+        let reason = unsealed_reason(manifest, exit);
+        let message = format!(
+            "the archive holds stdout up to {stdout} and stderr up to {stderr}, and completeness is not confirmed"
+        );
         condition(ConditionType::OutputSealed, false, reason, message)
     };
     let mut conditions = vec![sealed];
-    if let Some(first) = ending.gaps.first() {
-        let endless = ending.gaps.iter().any(|gap| gap.to.is_none());
+    if let Some(first) = manifest.gaps.first() {
+        let endless = manifest.gaps.iter().any(|gap| gap.to.is_none());
         let message = format!(
-            "{} bytes of stdout and {} bytes of stderr{} will never be there",
-            ending.lost.stdout,
-            ending.lost.stderr,
+            "{} bytes of stdout and {} bytes of stderr{} are permanently lost",
+            manifest.stdout_lost_bytes,
+            manifest.stderr_lost_bytes,
             if endless { " or more" } else { "" },
         );
         conditions.push(condition(ConditionType::OutputLost, true, lost_reason(first), message));
@@ -271,9 +279,9 @@ fn conditions(ending: &Ending, now: Timestamp) -> Vec<Condition> {
     conditions
 }
 
-fn unsealed_reason(ending: &Ending) -> &'static str {
-    let sealed = ending.exit.seal.as_ref().map(Seal::reason).unwrap_or_default();
-    match (sealed, ending.gaps.first()) {
+fn unsealed_reason(manifest: &Manifest, exit: &Exit) -> &'static str {
+    let sealed = exit.seal.as_ref().map(Seal::reason).unwrap_or_default();
+    match (sealed, manifest.gaps.first()) {
         (SealReason::Unspecified, Some(first)) => lost_reason(first),
         (SealReason::Unspecified, None) => GapReason::NeverSealed.into(),
         (reason, _) => reason.into(),
@@ -281,8 +289,8 @@ fn unsealed_reason(ending: &Ending) -> &'static str {
 }
 
 /// The schema of conditions allows no empty reason: an older archive may contain an unknown one.
-fn lost_reason(gap: &StoredGap) -> &'static str {
-    match gap.reason {
+fn lost_reason(gap: &Gap) -> &'static str {
+    match gap.reason() {
         GapReason::Unspecified => OutputReason::Incomplete.into(),
         reason => reason.into(),
     }

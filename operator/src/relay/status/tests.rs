@@ -34,15 +34,15 @@ fn claim() -> Claim {
     }
 }
 
-fn ending() -> Ending {
+fn manifest() -> Manifest {
     let exit = Exit {
         outcome: Outcome::Code.into(),
         source: Source::Entrypoint.into(),
         ..Exit::default()
     };
-    Ending {
-        exit,
-        ..Ending::default()
+    Manifest {
+        exit: Some(exit),
+        ..Manifest::default()
     }
 }
 
@@ -162,7 +162,7 @@ async fn the_end_is_written_however_long_the_api_server_is_away_and_conflicts() 
         (40..50, &http::Method::PUT) => refusal(409, "Conflict"),
         (version, _) => (200, object(version, &attempt())),
     });
-    recorder.ended(&subject(), &ending()).await;
+    recorder.ended(&subject(), &manifest(), b"").await;
     let writes = writes(&calls);
     let written = writes.last().unwrap();
     assert_eq!(written["status"]["attempts"][0]["exit"]["code"], 0);
@@ -181,7 +181,7 @@ async fn a_namesake_is_left_alone() {
         other["metadata"]["uid"] = json!("uid-2");
         (200, other)
     });
-    recorder.ended(&subject(), &ending()).await;
+    recorder.ended(&subject(), &manifest(), b"").await;
     assert!(writes(&calls).is_empty());
     let known = serde_json::from_value(object(7, &json!({"number": 2}))).unwrap();
     assert!(matches!(recorder.grant(&known, &claim()).await, Err(Error::Gone)));
@@ -190,7 +190,7 @@ async fn a_namesake_is_left_alone() {
 #[tokio::test]
 async fn a_deleted_object_ends_the_writing() {
     let (recorder, calls) = recorder(|_, _| refusal(404, "NotFound"));
-    recorder.ended(&subject(), &ending()).await;
+    recorder.ended(&subject(), &manifest(), b"").await;
     recorder.learned(&subject(), Fact::Paused(None)).await;
     assert_eq!(calls.lock().unwrap().len(), 2);
 }
@@ -205,7 +205,7 @@ async fn a_refused_status_is_named_and_written_once_the_cause_is_gone() {
         _ => (200, object(9, &attempt())),
     });
     let begun = tokio::time::Instant::now();
-    recorder.ended(&subject(), &ending()).await;
+    recorder.ended(&subject(), &manifest(), b"").await;
     assert_eq!(writes(&calls).len(), 5);
     assert!(
         begun.elapsed() >= Duration::from_secs(5 + 10 + 20 + 40),

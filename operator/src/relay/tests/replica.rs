@@ -20,14 +20,14 @@ use tonic::{Status, Streaming};
 
 use crate::directory::Directory;
 use crate::fake_api;
-use crate::relay::archive::Archive;
+use crate::relay::archive::{Archive, Manifest};
 use crate::relay::attempt::{AttemptKey, Subject};
 use crate::relay::core::Core;
 use crate::relay::core::authorize::Authorizer;
 use crate::relay::grpc::RelayService;
 use crate::relay::grpc::peers::Peers;
 use crate::relay::live::fake_agent::{FakeAgent, TestDialer, identity};
-use crate::relay::live::{Budget, Context, Ending, Fact, LiveAttempt, LiveAttempts, OutputCondition, Record};
+use crate::relay::live::{Budget, Context, Fact, LiveAttempt, LiveAttempts, OutputCondition, Record};
 use crate::relay::status::Recorder;
 
 pub(crate) const UID: &str = "0c1d";
@@ -57,7 +57,7 @@ impl Record for Nobody {
         Box::pin(std::future::ready(()))
     }
 
-    fn ended<'a>(&'a self, _: &'a Subject, _: &'a Ending) -> BoxFuture<'a, ()> {
+    fn ended<'a>(&'a self, _: &'a Subject, _: &'a Manifest, _: &'a [u8]) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 }

@@ -9,10 +9,11 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use remoteprocess_api::{DesiredState, Phase, RemoteProcess};
+use remoteprocess_operator::relay::archive::Manifest;
 use remoteprocess_operator::relay::attempt::{AttemptKey, Subject};
-use remoteprocess_operator::relay::live::{Ending, Fact, Record};
+use remoteprocess_operator::relay::live::{Fact, Record};
 use remoteprocess_operator::relay::status::{Claim, Error as GrantError};
-use remoteprocess_proto::v1::{Cursor, Exit, exit};
+use remoteprocess_proto::v1::{Exit, exit};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -277,16 +278,14 @@ impl World {
 
     async fn close(&self, place: &Place, exit: Exit) {
         let subject = place.subject(&self.namespace);
-        let ending = Ending {
-            exit,
-            end: Cursor::default(),
-            lost: Cursor::default(),
-            gaps: vec![],
-            tail: vec![],
+        let manifest = Manifest {
+            sealed: exit.sealed,
+            exit: Some(exit),
+            ..Manifest::default()
         };
         self.ask(|recorder| {
-            let (subject, ending) = (subject.clone(), ending.clone());
-            Box::pin(async move { recorder.ended(&subject, &ending).await })
+            let (subject, manifest) = (subject.clone(), manifest.clone());
+            Box::pin(async move { recorder.ended(&subject, &manifest, b"").await })
         })
         .await;
     }

@@ -124,5 +124,5 @@ async fn a_store_that_takes_nothing_holds_back_and_loses_nothing(
     let exit = got.read(&mut follower, u64::MAX).await.unwrap();
     assert!(exit.sealed);
     assert_eq!((got.at, got.gaps.len()), (program.end(), 0));
-    assert_eq!(relay.recorded().await.end, program.end());
+    assert_eq!(relay.recorded().await.0.end(), program.end());
 }

@@ -1,6 +1,6 @@
 use remoteprocess_api::{AttemptExit, DesiredState, ExitSource, Phase, RemoteProcessSpec, RemoteProcessStatus};
 use remoteprocess_proto::v1::exit::{Outcome, Source};
-use remoteprocess_proto::v1::{Cursor, GapReason, Reason, Seal, SealReason, Usage};
+use remoteprocess_proto::v1::{GapReason, Reason, Seal, SealReason, Stream, Usage};
 
 use serde_json::json;
 
@@ -55,13 +55,12 @@ fn decide(process: &RemoteProcess, claim: &Claim) -> Decision {
     decide_grant(process, claim, "operator-0", now(), None)
 }
 
-fn ending() -> Ending {
-    Ending {
-        exit: Exit {
+fn manifest() -> Manifest {
+    Manifest {
+        exit: Some(Exit {
             outcome: Outcome::Code.into(),
             value: 7,
             source: Source::Entrypoint.into(),
-            sealed: true,
             reason: Reason::NonZeroExit.into(),
             message: "exit code 7".to_owned(),
             seal: Some(Seal {
@@ -88,12 +87,16 @@ fn ending() -> Ending {
             started_unix_nanos: 1_767_323_040_000_000_000,
             finished_unix_nanos: 1_767_323_042_500_000_000,
             ..Exit::default()
-        },
-        end: Cursor { stdout: 5, stderr: 0 },
-        lost: Cursor::default(),
-        gaps: Vec::new(),
-        tail: b"oh\x07!\n".to_vec(),
+        }),
+        sealed: true,
+        stdout_bytes: 5,
+        ..Manifest::default()
     }
+}
+
+/// The status after this end.
+fn end(process: &RemoteProcess, manifest: &Manifest) -> Option<RemoteProcessStatus> {
+    build_end(process, 1, manifest, b"oh\x07!\n", now())
 }
 
 #[test]
@@ -109,21 +112,21 @@ fn the_end_keeps_what_was_written_and_adds_everything_at_once() {
     let mut process = process();
     attempt(&mut process).granted_at = Some(now());
     attempt(&mut process).relay = Some("operator-0".to_owned());
-    insta::assert_yaml_snapshot!("end", build_end(&process, 1, &ending(), now()).unwrap());
+    insta::assert_yaml_snapshot!("end", end(&process, &manifest()).unwrap());
 }
 
 #[test]
 fn lost_output_is_a_condition() {
-    let mut ending = ending();
-    ending.exit.sealed = false;
-    ending.lost.stdout = 2;
-    ending.gaps.push(StoredGap {
-        stream: "STREAM_STDOUT".to_owned(),
+    let mut manifest = manifest();
+    manifest.sealed = false;
+    manifest.stdout_lost_bytes = 2;
+    manifest.gaps.push(Gap {
+        stream: Stream::Stdout.into(),
         from: 2,
         to: Some(4),
-        reason: GapReason::SpoolFull,
+        reason: GapReason::SpoolFull.into(),
     });
-    let next = build_end(&process(), 1, &ending, now()).unwrap();
+    let next = end(&process(), &manifest).unwrap();
     insta::assert_yaml_snapshot!("lost", next.conditions);
 }
 
@@ -199,7 +202,7 @@ fn the_kubelets_word_is_never_written_by_the_relay_nor_overwritten() {
         source: ExitSource::Kubelet,
         ..AttemptExit::default()
     });
-    let next = build_end(&process, 1, &ending(), now()).unwrap();
+    let next = end(&process, &manifest()).unwrap();
     assert_eq!(next.attempts[0].exit, attempt(&mut process).exit);
     assert!(next.attempts[0].output.as_ref().unwrap().sealed);
 }
@@ -214,7 +217,7 @@ fn nothing_is_written_twice() {
     };
     assert_eq!(build_fact(&process, 1, &started), None);
     attempt(&mut process).output = Some(AttemptOutput::default());
-    assert_eq!(build_end(&process, 1, &ending(), now()), None);
+    assert_eq!(end(&process, &manifest()), None);
 }
 
 #[test]
@@ -256,7 +259,7 @@ fn what_is_learned_of_a_program_is_written_while_it_runs() {
             .get("pausedAt")
             .is_none()
     );
-    let end = record(build_end(&process, 1, &ending(), now())).unwrap();
+    let end = record(end(&process, &manifest())).unwrap();
     assert!(end.get("pausedAt").is_none(), "what has ended is not paused: {end}");
     attempt(&mut process).exit = Some(AttemptExit::default());
     assert_eq!(build_fact(&process, 1, &paused(None)), None);
