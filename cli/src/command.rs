@@ -12,10 +12,12 @@ use crate::print::print;
 
 pub mod admin;
 pub mod attach;
+pub mod changes;
 pub mod completion;
 pub mod delete;
 pub mod describe;
 pub mod doctor;
+pub mod events;
 pub mod exec;
 pub mod extend;
 pub mod follow;
@@ -84,6 +86,8 @@ pub enum Command {
     Get(get::GetArgs),
     /// Show the details of processes
     Describe(describe::DescribeArgs),
+    /// List the Events of processes and of their pods
+    Events(events::EventsArgs),
     /// Wait until processes reach a state
     Wait(wait::WaitArgs),
     /// Delete processes; running ones are ended first
@@ -131,6 +135,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Signal(args) => signal::run(global, args).await,
         Command::Get(args) => get::run(global, args).await,
         Command::Describe(args) => describe::run(global, args).await,
+        Command::Events(args) => events::run(global, args).await,
         Command::Wait(args) => wait::run(global, args).await,
         Command::Delete(args) => delete::run(global, args).await,
         Command::Login(args) => login::run(global, args).await,

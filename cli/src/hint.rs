@@ -27,7 +27,7 @@ fn verb(word: &str) -> Option<&'static str> {
         "rm" | "remove" | "destroy" => "delete a process: rproc delete NAME",
         "kill" => "end a process: rproc stop NAME; only send a signal: rproc signal NAME KILL",
         "cancel" | "abort" | "terminate" | "end" => "end a process: rproc stop NAME",
-        "status" | "inspect" | "show" | "info" | "events" => "see everything about a process: rproc describe NAME",
+        "status" | "inspect" | "show" | "info" => "see everything about a process: rproc describe NAME",
         "start" | "create" | "submit" | "exec-new" => "create a process: rproc run --image IMAGE -- COMMAND",
         "restart" | "retry" | "re-run" => "run a process once more: rproc rerun NAME",
         "apply" => "create the process of a file: rproc run -f FILE, or kubectl apply -f FILE",

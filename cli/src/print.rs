@@ -9,7 +9,7 @@ use crate::failure::Failure;
 
 /// Writes to standard output; `| head` may close it.
 ///
-/// It cannot be written.
+/// # Errors
 /// It cannot be written.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
@@ -30,7 +30,7 @@ pub enum DataFormat {
 impl DataFormat {
     /// Prints a value.
     ///
-    /// It cannot be written.
+    /// # Errors
     /// It cannot be written.
     pub fn print(self, value: &impl Serialize) -> Result<(), Failure> {
         let text = match self {

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Event;
 use remoteprocess_api::sanitize::acts_on_terminal;
 
 pub mod description;
@@ -51,6 +52,18 @@ pub fn age(span: SignedDuration) -> String {
 #[must_use]
 pub fn since(then: Option<Timestamp>, now: Timestamp) -> String {
     then.map(|then| age(now.duration_since(then))).unwrap_or_default()
+}
+
+/// When an Event was seen last: as a series, once, or in the old form.
+#[must_use]
+pub fn last_seen(event: &Event) -> Option<Timestamp> {
+    let series = event
+        .series
+        .as_ref()
+        .and_then(|series| series.last_observed_time.as_ref());
+    let last = event.last_timestamp.as_ref().map(|time| time.0);
+    let once = event.event_time.as_ref().map(|time| time.0);
+    series.map(|time| time.0).or(last).or(once)
 }
 
 /// Columns as kubectl prints them: wide enough for each cell plus three spaces, none after the last.

@@ -65,6 +65,15 @@ impl Rule {
         }
     }
 
+    /// A rule on objects of Kubernetes itself, of its role `view`.
+    #[must_use]
+    pub fn view(resource: &'static str, verb: &'static str) -> Self {
+        Self {
+            role: "view",
+            ..Self::connect("", resource, verb)
+        }
+    }
+
     /// A rule on processes, of the role `role`.
     #[must_use]
     pub fn process(verb: &'static str, role: &'static str) -> Self {

@@ -10,7 +10,7 @@ use super::selection::{Failures, Selection};
 use crate::args::GlobalArgs;
 use crate::failure::Failure;
 use crate::print::print;
-use crate::render::description;
+use crate::render::{description, last_seen};
 
 /// Flags of `describe`.
 #[derive(Debug, clap::Args)]
@@ -52,9 +52,6 @@ async fn events(cluster: &Cluster, uid: &str) -> Option<Vec<Event>> {
         .await
         .ok()?
         .items;
-    events.sort_by_key(|event| {
-        let last = event.last_timestamp.as_ref().map(|time| time.0);
-        last.or_else(|| event.event_time.as_ref().map(|time| time.0))
-    });
+    events.sort_by_key(last_seen);
     Some(events)
 }

@@ -3,17 +3,15 @@
 use std::cmp::Ordering;
 use std::str::FromStr;
 
-use futures::StreamExt;
 use jiff::Timestamp;
 use kube::Api;
 use kube::api::{ListParams, WatchParams};
-use kube::core::{DynamicObject, WatchEvent};
-use remoteprocess_client::retry::Backoff;
+use kube::core::DynamicObject;
 use remoteprocess_client::{Cluster, Rule};
 use serde_json::{Value, json};
 
-use super::selection;
 use super::selection::Failures;
+use super::{changes, selection};
 use crate::args::{GlobalArgs, process_name};
 use crate::failure::Failure;
 use crate::print::{DataFormat, print, resource};
@@ -232,54 +230,31 @@ async fn read(
     Ok((objects, version))
 }
 
-/// Prints changes until Ctrl-C. An interrupted watch continues from the last version that was seen.
+/// Prints changes until Ctrl-C.
 async fn watch(
     cluster: &Cluster,
     api: &Api<DynamicObject>,
     args: &GetArgs,
     mut printer: Printer,
-    mut version: String,
+    version: String,
 ) -> Result<(), Failure> {
     let params = WatchParams {
         label_selector: args.selector.clone(),
         field_selector: args.field_selector.clone(),
         ..WatchParams::default()
     };
-    let mut backoff = Backoff::default();
-    loop {
-        match api.watch(&params, &version).await {
-            Ok(events) => {
-                let mut events = std::pin::pin!(events);
-                while let Some(Ok(event)) = events.next().await {
-                    backoff = Backoff::default();
-                    match event {
-                        WatchEvent::Added(mut object)
-                        | WatchEvent::Modified(mut object)
-                        | WatchEvent::Deleted(mut object) => {
-                            object.metadata.managed_fields.take_if(|_| !args.show_managed_fields);
-                            version = object.metadata.resource_version.clone().unwrap_or(version);
-                            let name = object.metadata.name.clone().unwrap_or_default();
-                            if args.names.is_empty() || args.names.contains(&name) {
-                                printer.print_one(&object)?;
-                            }
-                        }
-                        WatchEvent::Bookmark(bookmark) => version = bookmark.metadata.resource_version,
-                        // The version is too old: start again with the current list.
-                        WatchEvent::Error(_) => version = read(cluster, api, args, &mut Failures::default()).await?.1,
-                    }
-                }
-            }
-            Err(kube::Error::Api(status)) if status.code == 410 => {
-                version = read(cluster, api, args, &mut Failures::default()).await?.1
-            }
-            Err(error @ kube::Error::Api(_)) => {
-                let rule = Rule::process("watch", "remoteprocess-view");
-                return Err(cluster.error(&error, &rule, "watch the processes").into());
-            }
-            Err(_) => {}
+    let latest = async || Ok(read(cluster, api, args, &mut Failures::default()).await?.1);
+    let rule = Rule::process("watch", "remoteprocess-view");
+    let refused = |error: &kube::Error| cluster.error(error, &rule, "watch the processes").into();
+    changes::watch(api, &params, version, latest, refused, |mut object: DynamicObject| {
+        object.metadata.managed_fields.take_if(|_| !args.show_managed_fields);
+        let name = object.metadata.name.clone().unwrap_or_default();
+        match args.names.is_empty() || args.names.contains(&name) {
+            true => printer.print_one(&object),
+            false => Ok(()),
         }
-        tokio::time::sleep(backoff.wait()).await;
-    }
+    })
+    .await
 }
 
 /// One object, or a list of several.

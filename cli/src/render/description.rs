@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Event;
 use remoteprocess_api::{AttemptOutput, AttemptStatus, RemoteProcess, RemoteProcessStatus, StopStatus};
 
 use super::row::command;
-use super::{Table, escape, since};
+use super::{Table, escape, last_seen, since};
 
 /// The text of `rproc describe`. `events`: absent if the user may not read them.
 #[must_use]
@@ -202,12 +202,10 @@ fn describe_events(page: &mut Page, events: Option<&[Event]>, now: Timestamp) {
     page.title("Events");
     let mut rows = vec![["TYPE", "REASON", "AGE", "MESSAGE"].map(str::to_owned).to_vec()];
     rows.extend(events.iter().map(|event| {
-        let last = event.last_timestamp.as_ref().map(|time| time.0);
-        let then = last.or_else(|| event.event_time.as_ref().map(|time| time.0));
         vec![
             event.type_.clone().unwrap_or_default(),
             event.reason.clone().unwrap_or_default(),
-            since(then, now),
+            since(last_seen(event), now),
             event.message.clone().unwrap_or_default(),
         ]
     }));

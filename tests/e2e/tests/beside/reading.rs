@@ -144,3 +144,35 @@ fn the_example_of_the_client_library_runs_signals_and_verifies_a_process() {
         Ok(())
     });
 }
+
+#[test]
+fn events_of_a_process_are_listed_with_those_of_its_pod() {
+    with_temp_ns("events", |namespace| {
+        let script = "while [ ! -f /tmp/go ]; do sleep 0.05; done";
+        labelled(namespace, "one", script).succeed()?;
+        labelled(namespace, "other", "true").succeed()?;
+        namespace.wait_running("one")?;
+        let watch = namespace.editor.rproc(&["events", "one", "-w"]).start()?;
+        until("the Events of the start", Duration::from_secs(30), || {
+            let said = watch.said();
+            Ok(said.contains("remoteprocess/one ") && said.contains("pod/one-"))
+        })?;
+        namespace.in_container("one", "touch /tmp/go")?;
+        namespace.wait_finished("one")?;
+        until("the Event of the end", Duration::from_secs(30), || {
+            Ok(watch.said().contains("Completed"))
+        })?;
+        ensure!(!watch.said().contains("/other"), "{}", watch.said());
+        let json = namespace.editor.rproc(&["events", "-o", "json"]).succeed()?;
+        let list: Value = serde_json::from_str(&json)?;
+        let names = list["items"].as_array().context("a list")?;
+        let concerns = |name: &str| names.iter().any(|event| event["involvedObject"]["name"] == name);
+        ensure!(concerns("one") && concerns("other"), "{list:#}");
+        let warnings = namespace
+            .editor
+            .rproc(&["events", "one", "--types", "Warning"])
+            .finish()?;
+        ensure!(!warnings.out().contains("Normal"), "{warnings}");
+        Ok(())
+    });
+}
