@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use crate::dial::{Dial, NEW_LIMIT, client};
 use crate::stream::pending::{Pending, Said};
 use crate::stream::{
-    Broken, ENDED, Error, Here, Local, Policy, Requests, Session, due, finish, left, next, opened, run, session_name,
+    Broken, ENDED, Error, Here, Local, Policy, Requests, Session, came, due, finish, next, opened, run, session_name,
     unless_left,
 };
 
@@ -32,6 +32,9 @@ pub struct Writer<D> {
     take_over: bool,
     redraw: bool,
     pending: Pending,
+    /// The stream that the current one replaces. It stays until the current one has begun: its end would let go of the
+    /// input.
+    former: Option<(Requests<AttachRequest>, Streaming<AttachResponse>)>,
     has_begun: Arc<AtomicBool>,
     unknown_until: Instant,
     /// Is told what happens.
@@ -48,6 +51,7 @@ impl<D: Dial> Writer<D> {
             take_over,
             redraw,
             pending: Pending::default(),
+            former: None,
             has_begun: Arc::default(),
             unknown_until: Instant::now() + NEW_LIMIT,
             nobody: (),
@@ -71,7 +75,7 @@ impl<D: Dial> Writer<D> {
     /// # Errors
     /// An error that another connection would not fix.
     pub async fn run(&mut self, local: mpsc::Receiver<Local>, leaving: watch::Receiver<bool>) -> Result<(), Error> {
-        run(self, &mut Here { local, leaving }).await
+        run(self, &mut Here::new(local, leaving)).await
     }
 
     async fn write(
@@ -97,12 +101,17 @@ impl<D: Dial> Writer<D> {
                     self.pending.take(answer.accepted)?;
                     self.has_begun.store(true, Ordering::Relaxed);
                     if !std::mem::replace(&mut is_begun, true) {
+                        self.former = None;
                         restore_at = self.say_first_size(say);
                         self.pending.again(say);
                     }
                 }
                 Some(said) = here.local.recv(), if has_room => self.pending.say(said, say),
-                () = left(&here.leaving) => {
+                () = came(&here.renewed), if is_begun => {
+                    self.former = Some((requests, answers));
+                    return Err(Broken::Renewed);
+                }
+                () = came(&here.leaving) => {
                     // The end of the requests lets go of the input.
                     finish(requests, answers).await;
                     return Ok(());

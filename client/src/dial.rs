@@ -20,12 +20,21 @@ pub const NEW_LIMIT: Duration = Duration::from_secs(15);
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// Opens connections to the relay.
-pub trait Dial: Send {
+pub trait Dial: Send + 'static {
     /// A new connection.
     fn dial(&mut self) -> impl Future<Output = Result<Channel, DialError>> + Send;
 
     /// The relay did not accept our certificate: the next connection needs a new one.
     fn discredit(&mut self);
+
+    /// Waits until the certificate of the last connection should be replaced, gets the next one, and returns a
+    /// connection with it, and what has opened that. By default, connections need no renewal.
+    fn renewed(&self) -> impl Future<Output = (Self, Channel)> + Send + 'static
+    where
+        Self: Sized,
+    {
+        std::future::pending()
+    }
 
     /// Makes one call that is not a stream, and retries while the relay cannot be reached.
     ///

@@ -16,7 +16,7 @@ use crate::dial::{Dial, client};
 use crate::sink::{Progress, Sink};
 use crate::stream::pending::{Pending, Said};
 use crate::stream::{
-    Broken, ENDED, Error, Here, Local, Policy, Requests, Session, finish, left, next, opened, run, session_name,
+    Broken, ENDED, Error, Here, Local, Policy, Requests, Session, came, finish, next, opened, run, session_name,
     unless_left,
 };
 
@@ -95,7 +95,7 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
     /// An error that another connection would not fix.
     pub async fn run(&mut self, local: mpsc::Receiver<Local>, leaving: watch::Receiver<bool>) -> Result<Over, Error> {
         self.alive = (self.policy().arrived, Instant::now());
-        run(self, &mut Here { local, leaving }).await
+        run(self, &mut Here::new(local, leaving)).await
     }
 
     async fn talk(
@@ -122,7 +122,8 @@ impl<D: Dial, S: Sink, P: Progress> Exec<D, S, P> {
                 Some(said) = here.local.recv(), if has_room => {
                     self.pending.say(said, |said| requests.send(request(asked(said))));
                 }
-                () = left(&here.leaving) => {
+                () = came(&here.renewed), if is_begun => return Err(Broken::Renewed),
+                () = came(&here.leaving) => {
                     return Ok(hang_up(requests, answers, Over::Left { is_told: true }).await);
                 }
             }

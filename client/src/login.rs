@@ -1,5 +1,5 @@
-//! The client certificate: a key of our own, a `CertificateSigningRequest`, the operator's signature, and a file for
-//! the next call. The API server records the user in the request; nothing here says who we are.
+//! The client certificate: a key of our own, a `CertificateSigningRequest` (or the login of a machine), the operator's
+//! signature, and a file for the next call. The API server says who we are; nothing here does.
 
 mod machine;
 
@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::ByteString;
@@ -17,6 +18,7 @@ use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 use remoteprocess_api::names;
 use remoteprocess_tls::{Identity, KeyRequest};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
@@ -35,11 +37,12 @@ const LIFETIME_SECONDS: i32 = 3600;
 /// # Errors
 /// A missing right, a refusal, or no signature in time; each with its fix.
 pub async fn certificate(cluster: &Cluster, trust: &Trust, may_be_cached: bool) -> Result<Arc<Identity>, DialError> {
-    if let Some(token) = machine::token()? {
-        return machine::certificate(trust, &token).await;
-    }
-    let user = user(cluster).await?;
-    let path = cache_path(cluster, trust, &user);
+    let token = machine::token()?;
+    let subject = match &token {
+        Some(token) => machine::subject(token),
+        None => person(&user(cluster).await?),
+    };
+    let path = cache_path(cluster, trust, &subject);
     if let Some(identity) = path
         .as_deref()
         .filter(|_| may_be_cached)
@@ -48,7 +51,10 @@ pub async fn certificate(cluster: &Cluster, trust: &Trust, may_be_cached: bool) 
         return Ok(identity);
     }
     let request = KeyRequest::generate().map_err(|error| DialError::Refused(innermost(&error)))?;
-    let chain = sign(cluster, &request.csr_pem).await?;
+    let chain = match &token {
+        Some(token) => machine::sign(trust, token, &request).await?,
+        None => sign(cluster, &request.csr_pem).await?,
+    };
     let identity = Identity::new(&chain, &request.key_pem, &trust.bundle, &trust.domain).map_err(|error| {
         DialError::Unreachable(format!(
             "the certificate that the operator signed is of no use: {}",
@@ -155,19 +161,21 @@ fn unsigned(cluster: &Cluster, name: &str) -> String {
     )
 }
 
-/// `<hash>.pem` in the cache; the hash covers cluster, user, groups and CAs, so that a certificate is never used for
-/// another user or another installation.
-fn cache_path(cluster: &Cluster, trust: &Trust, user: &UserInfo) -> Option<PathBuf> {
-    let folder = cluster.cache.as_ref()?;
+/// What a certificate of this user is for.
+fn person(user: &UserInfo) -> Value {
     let mut groups = user.groups.clone().unwrap_or_default();
     groups.sort();
-    let parts = serde_json::json!([
+    json!([user.username, user.uid, user.extra, groups])
+}
+
+/// `<hash>.pem` in the cache; the hash covers cluster, CAs and user (with groups, or what a token says), so that a
+/// certificate is never used for another user or another installation.
+fn cache_path(cluster: &Cluster, trust: &Trust, subject: &Value) -> Option<PathBuf> {
+    let folder = cluster.cache.as_ref()?;
+    let parts = json!([
         cluster.url,
         cluster.operator_namespace,
-        user.username,
-        user.uid,
-        user.extra,
-        groups,
+        subject,
         trust.bundle,
         trust.domain.as_str()
     ]);
@@ -192,7 +200,10 @@ fn store(path: &Path, chain: &str, key: &str) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).create(folder)?;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
-    let temporary = folder.join(format!(".{}.tmp", std::process::id()));
+    // Two streams of one program may store at the same time.
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let temporary = folder.join(format!(".{}-{number}.tmp", std::process::id()));
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)

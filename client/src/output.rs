@@ -13,7 +13,7 @@ use tonic::{Request, Status};
 
 use crate::dial::{Dial, DialError};
 use crate::sink::{Progress, Sink, SinkError, during};
-use crate::stream::{Broken, ENDED, Here, Policy, Session, next, opened, run};
+use crate::stream::{Broken, ENDED, Here, Policy, Session, came, next, opened, run};
 
 mod ledger;
 
@@ -131,7 +131,7 @@ impl<D: Dial, S: Sink, P: Progress> Session for Reading<'_, D, S, P> {
     type Dial = D;
     type Progress = P;
 
-    async fn serve(&mut self, mut channel: Channel, _: &mut Here) -> Result<Option<v1::Exit>, Broken<Error>> {
+    async fn serve(&mut self, mut channel: Channel, here: &mut Here) -> Result<Option<v1::Exit>, Broken<Error>> {
         let follower = &mut *self.follower;
         let request = Request::new(follower.ledger.request().map_err(Error::from)?);
         let opened = opened(call(&mut channel, RELAY_WATCH_OUTPUT, request));
@@ -139,10 +139,22 @@ impl<D: Dial, S: Sink, P: Progress> Session for Reading<'_, D, S, P> {
         let mut messages = follower.accept(&metadata, messages).await?;
         self.has_begun = true;
         loop {
+            // A frame that is lost here is sent again: the next stream begins at the cursor.
+            if *here.renewed.borrow() {
+                return Err(Broken::Renewed);
+            }
             // A timer is set only if a frame must be awaited.
             let wire = match messages.next().now_or_never() {
                 Some(wire) => wire.map_err(Broken::Refused)?,
-                None => during(&mut follower.progress, next(messages.next())).await??,
+                None => {
+                    let next = async {
+                        tokio::select! {
+                            wire = next(messages.next()) => wire,
+                            () = came(&here.renewed) => Err(Broken::Renewed),
+                        }
+                    };
+                    during(&mut follower.progress, next).await??
+                }
             };
             let Some(wire) = wire else {
                 return match follower.ledger.is_following() {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use crate::cluster::Cluster;
-use crate::dial::{Dial, DialError};
+use crate::dial::{DIAL_LIMIT, Dial, DialError};
 use crate::relay::Relay;
 
 /// One connection for the streams of several processes. The first stream that finds it broken opens the next one.
@@ -41,6 +42,20 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// The connection with the next certificate: the first stream that asks opens it, the others get the same one.
+    async fn renew(&mut self) -> Option<Channel> {
+        let mut line = self.line.lock().await;
+        if line.number == self.seen {
+            let channel = line.relay.renew().await?;
+            line.channel = Some(channel);
+            line.number += 1;
+        }
+        self.seen = line.number;
+        line.channel.clone()
+    }
+}
+
 impl Dial for Shared {
     async fn dial(&mut self) -> Result<Channel, DialError> {
         let mut line = self.line.lock().await;
@@ -64,5 +79,19 @@ impl Dial for Shared {
 
     fn discredit(&mut self) {
         self.is_discredited = true;
+    }
+
+    fn renewed(&self) -> impl Future<Output = (Self, Channel)> + Send + 'static {
+        let mut next = self.clone();
+        async move {
+            let current = next.line.lock().await.relay.clone();
+            current.renewal_is_due().await;
+            loop {
+                if let Ok(Some(channel)) = timeout(DIAL_LIMIT, next.renew()).await {
+                    return (next, channel);
+                }
+                tokio::time::sleep(current.renewal_pause()).await;
+            }
+        }
     }
 }

@@ -14,13 +14,15 @@ use remoteprocess_tls::{Dialer, Identity, Role};
 use tonic::transport::Channel;
 
 use crate::cluster::Cluster;
-use crate::dial::{Address, Dial, DialError};
+use crate::dial::{Address, DIAL_LIMIT, Dial, DialError};
 use crate::retry::innermost;
 use crate::trust::Trust;
 use crate::{forward, login};
 
 /// How long to try the published address before a port-forward is used instead.
 const PUBLISHED_LIMIT: Duration = Duration::from_secs(3);
+/// Longest time between two looks at a certificate that is to be renewed.
+const RENEWAL_STEP: Duration = Duration::from_secs(30);
 /// Time limit for resolving the name of a relay.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -161,9 +163,52 @@ impl Relay {
     }
 }
 
+impl Relay {
+    /// Returns when the certificate should be replaced; never before there is one.
+    pub(crate) async fn renewal_is_due(&self) {
+        let Some(identity) = &self.identity else {
+            return std::future::pending().await;
+        };
+        // In steps, because the clock of this machine may be set, and a suspended machine counts no time.
+        while let Ok(left) = identity.renew_at().duration_since(SystemTime::now()) {
+            tokio::time::sleep(left.clamp(Duration::from_millis(10), RENEWAL_STEP)).await;
+        }
+    }
+
+    /// Gets the next certificate and connects with it. The current one and its connections stay in use if it fails.
+    pub(crate) async fn renew(&mut self) -> Option<Channel> {
+        let trust = self.trust().await.ok()?;
+        let identity = self.identity(&trust).await.ok()?;
+        if identity.renew_at() <= SystemTime::now() {
+            return None;
+        }
+        self.dial().await.ok()
+    }
+
+    /// How long to wait after a renewal that failed: several tries fit into the rest of the certificate's life.
+    pub(crate) fn renewal_pause(&self) -> Duration {
+        let end = self.identity.as_ref().map(|identity| identity.not_after());
+        let left = end.and_then(|end| end.duration_since(SystemTime::now()).ok());
+        (left.unwrap_or_default() / 8).clamp(Duration::from_secs(1), RENEWAL_STEP)
+    }
+}
+
 impl Dial for Relay {
     async fn dial(&mut self) -> Result<Channel, DialError> {
         self.connect_by().await.map(|(channel, _)| channel)
+    }
+
+    fn renewed(&self) -> impl Future<Output = (Self, Channel)> + Send + 'static {
+        let mut next = self.clone();
+        async move {
+            next.renewal_is_due().await;
+            loop {
+                if let Ok(Some(channel)) = tokio::time::timeout(DIAL_LIMIT, next.renew()).await {
+                    return (next, channel);
+                }
+                tokio::time::sleep(next.renewal_pause()).await;
+            }
+        }
     }
 
     fn discredit(&mut self) {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::Stream;
 use remoteprocess_proto::v1::WindowSize;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -108,6 +109,8 @@ pub(crate) enum Broken<E> {
     Refused(Status),
     /// The connection ended, or nothing came in time.
     Cut(&'static str),
+    /// A connection with the next certificate waits.
+    Renewed,
     /// Another connection would not help.
     Failed(E),
 }
@@ -129,21 +132,53 @@ pub(crate) struct Here {
     pub local: mpsc::Receiver<Local>,
     /// Becomes true when you leave.
     pub leaving: watch::Receiver<bool>,
+    /// Becomes true when another connection should replace this one.
+    pub renewed: watch::Receiver<bool>,
 }
 
 impl Here {
+    pub(crate) fn new(local: mpsc::Receiver<Local>, leaving: watch::Receiver<bool>) -> Self {
+        let renewed = watch::channel(false).1;
+        Self {
+            local,
+            leaving,
+            renewed,
+        }
+    }
+
     /// Nothing happens here.
     pub(crate) fn quiet() -> Self {
-        let (local, leaving) = (mpsc::channel(1).1, watch::channel(false).1);
-        Self { local, leaving }
+        Self::new(mpsc::channel(1).1, watch::channel(false).1)
     }
 }
 
-/// Returns when you leave.
-pub(crate) async fn left(leaving: &watch::Receiver<bool>) {
-    if leaving.clone().wait_for(|is_leaving| *is_leaving).await.is_err() {
-        // No one is left who could leave.
+/// Returns when this has become true.
+pub(crate) async fn came(it: &watch::Receiver<bool>) {
+    if it.clone().wait_for(|has_come| *has_come).await.is_err() {
+        // No one is left who could make it true.
         std::future::pending().await
+    }
+}
+
+/// Prepares the next connection while the current one serves.
+struct Renewal<D: Dial>(JoinSet<(D, Channel)>);
+
+impl<D: Dial> Renewal<D> {
+    fn begin(dial: &D) -> (Self, watch::Receiver<bool>) {
+        let (sender, renewed) = watch::channel(false);
+        let next = dial.renewed();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let next = next.await;
+            sender.send_replace(true);
+            next
+        });
+        (Self(tasks), renewed)
+    }
+
+    /// The next connection, if it is ready.
+    async fn take(mut self) -> Option<(D, Channel)> {
+        self.0.join_next().await?.ok()
     }
 }
 
@@ -168,6 +203,7 @@ impl Policy {
             Broken::Failed(error) => return Err(error),
             Broken::Cut(why) => return Ok(why.to_owned()),
             Broken::Dial(DialError::Unreachable(why)) => return Ok(why),
+            Broken::Renewed => return Ok("the certificate has been renewed".to_owned()),
             Broken::Dial(DialError::Missing(why)) if self.has_begun => return Ok(why),
             Broken::Dial(error) => return Err(error.into()),
             Broken::Refused(status) => status,
@@ -221,7 +257,7 @@ pub(crate) async fn run<S: Session>(session: &mut S, here: &mut Here) -> Result<
         let (dial, progress) = session.parts();
         let broken = match unless_left(progress, here, timeout(DIAL_LIMIT, dial.dial())).await? {
             None => return Ok(session.left()),
-            Some(Ok(Ok(channel))) => match session.serve(channel, here).await {
+            Some(Ok(Ok(channel))) => match serve(session, channel, here).await {
                 Ok(over) => return Ok(over),
                 Err(broken) => broken,
             },
@@ -241,6 +277,26 @@ pub(crate) async fn run<S: Session>(session: &mut S, here: &mut Here) -> Result<
     }
 }
 
+/// Serves a session over one connection, and over those that replace it because its certificate ends.
+async fn serve<S: Session>(
+    session: &mut S,
+    mut channel: Channel,
+    here: &mut Here,
+) -> Result<S::Over, Broken<S::Error>> {
+    loop {
+        let (renewal, renewed) = Renewal::begin(&*session.parts().0);
+        here.renewed = renewed;
+        match session.serve(channel, here).await {
+            Err(Broken::Renewed) => {}
+            over => return over,
+        }
+        match renewal.take().await {
+            Some((dial, next)) => (*session.parts().0, channel) = (dial, next),
+            None => return Err(Broken::Renewed),
+        }
+    }
+}
+
 /// Waits for `future`, and tells meanwhile what is due. `None`: you leave.
 pub(crate) async fn unless_left<F: Future>(
     progress: &mut impl Progress,
@@ -249,7 +305,7 @@ pub(crate) async fn unless_left<F: Future>(
 ) -> Result<Option<F::Output>, SinkError> {
     tokio::select! {
         done = during(progress, future) => done.map(Some),
-        () = left(&here.leaving) => Ok(None),
+        () = came(&here.leaving) => Ok(None),
     }
 }
 

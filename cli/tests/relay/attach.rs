@@ -17,10 +17,10 @@ use super::fragile::{self, GrowingDial};
 
 /// A relay that takes input as an agent does.
 #[derive(Clone, Default)]
-struct Desk {
-    input: Arc<Mutex<Vec<u8>>>,
+pub(crate) struct Desk {
+    pub(crate) input: Arc<Mutex<Vec<u8>>>,
     is_over: Arc<Mutex<bool>>,
-    openings: Arc<Mutex<Vec<AttachOpen>>>,
+    pub(crate) openings: Arc<Mutex<Vec<AttachOpen>>>,
     windows: Arc<Mutex<Vec<(u32, u32)>>>,
     /// Only each message with this interval is answered: a connection that breaks in between leaves the writer in
     /// doubt.
@@ -31,8 +31,8 @@ struct Desk {
     closes_after: Option<usize>,
     /// A message after this many bytes of input ends the stream with this status.
     ends_with: Option<(usize, Status)>,
-    /// Set when the client ended a stream of requests.
-    let_go: watch::Sender<bool>,
+    /// Set when the client ended its newest stream of requests before the end of the input.
+    pub(crate) let_go: watch::Sender<bool>,
 }
 
 impl Desk {
@@ -78,6 +78,7 @@ impl Relay for Desk {
         }
         let desk = self.clone();
         let mut count = 0;
+        let number = desk.openings.lock().unwrap().len() + 1;
         let (sender, answers) = mpsc::channel(64);
         let mut requests = request.into_inner();
         tokio::spawn(async move {
@@ -93,7 +94,10 @@ impl Relay for Desk {
                         }
                     }
                     Ok(None) => {
-                        desk.let_go.send_replace(true);
+                        let is_newest = desk.openings.lock().unwrap().len() == number;
+                        if is_newest && !*desk.is_over.lock().unwrap() {
+                            desk.let_go.send_replace(true);
+                        }
                         return;
                     }
                     Err(_) => return,

@@ -25,10 +25,10 @@ use super::fragile::{self, GrowingDial, Shared};
 
 /// A relay before an agent that runs `cat`, which exits with 9.
 #[derive(Clone, Default)]
-struct Container {
-    input: Arc<Mutex<Vec<u8>>>,
+pub(crate) struct Container {
+    pub(crate) input: Arc<Mutex<Vec<u8>>>,
     has_ended: Arc<Mutex<bool>>,
-    openings: Arc<Mutex<Vec<ExecOpen>>>,
+    pub(crate) openings: Arc<Mutex<Vec<ExecOpen>>>,
     /// After this many bytes the command closes its input, and then ends as before.
     closes_after: Option<usize>,
     /// The answer to a client that opens it: from the second time on, or always.

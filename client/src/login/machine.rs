@@ -2,13 +2,14 @@
 //! client certificate. It needs no permission on CertificateSigningRequests.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::LoginRequest;
 use remoteprocess_proto::v1::enrolment_client::EnrolmentClient;
-use remoteprocess_tls::{Dialer, Identity, KeyRequest, Role};
+use remoteprocess_tls::{Dialer, KeyRequest, Role};
+use serde_json::Value;
 use tonic::Code;
 
 use crate::dial::DialError;
@@ -37,29 +38,46 @@ fn read(path: &Path) -> Result<String, DialError> {
     Ok(text.trim().to_owned())
 }
 
-/// A certificate for the ServiceAccount of the token.
-pub(super) async fn certificate(trust: &Trust, token: &str) -> Result<Arc<Identity>, DialError> {
+/// For whom and for what a certificate by this token is: everything that it says but its own times and name. So a token
+/// that the kubelet has renewed gets the certificate of the one before.
+pub(super) fn subject(token: &str) -> Value {
+    let payload = token
+        .split('.')
+        .nth(1)
+        .and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok());
+    match payload.and_then(|payload| serde_json::from_slice(&payload).ok()) {
+        Some(Value::Object(mut claims)) => {
+            for own in ["exp", "iat", "nbf", "jti"] {
+                claims.remove(own);
+            }
+            Value::Object(claims)
+        }
+        _ => token.into(),
+    }
+}
+
+/// The chain of a certificate for the ServiceAccount of the token.
+pub(super) async fn sign(trust: &Trust, token: &str, key: &KeyRequest) -> Result<String, DialError> {
     let address = trust.login.as_deref().ok_or_else(|| {
         DialError::Refused(format!(
             "this operator does not know the login of machines. Upgrade it, or unset {VARIABLE}"
         ))
     })?;
     let late = |_| DialError::Unreachable(format!("no login at {address} within {} s", LIMIT.as_secs()));
-    tokio::time::timeout(LIMIT, log_in(trust, address, token))
+    tokio::time::timeout(LIMIT, log_in(trust, address, token, key))
         .await
         .map_err(late)?
 }
 
-async fn log_in(trust: &Trust, address: &str, token: &str) -> Result<Arc<Identity>, DialError> {
+async fn log_in(trust: &Trust, address: &str, token: &str, key: &KeyRequest) -> Result<String, DialError> {
     let broken =
         |error: remoteprocess_tls::Error| DialError::Unreachable(format!("log in at {address}: {}", innermost(&error)));
-    let key = KeyRequest::generate().map_err(broken)?;
     let dialer = Dialer::anonymous(&trust.bundle, &trust.domain).map_err(broken)?;
     let channel = dialer.connect(address, &Role::Operator).await.map_err(broken)?;
     let request = LoginRequest {
         protocol: PROTOCOL,
         token: token.to_owned(),
-        csr: key.csr_der.into(),
+        csr: key.csr_der.clone().into(),
     };
     let answer = EnrolmentClient::new(channel).login(request).await.map_err(|status| {
         let text = format!(
@@ -71,8 +89,7 @@ async fn log_in(trust: &Trust, address: &str, token: &str) -> Result<Arc<Identit
             _ => DialError::Refused(text),
         }
     })?;
-    let chain = answer.into_inner().certificate_chain;
-    Identity::new(&chain, &key.key_pem, &trust.bundle, &trust.domain).map_err(broken)
+    Ok(answer.into_inner().certificate_chain)
 }
 
 #[cfg(test)]
@@ -86,5 +103,26 @@ mod tests {
             error.contains("/nowhere/token") && error.contains("remoteprocess.dev/login"),
             "{error}"
         );
+    }
+
+    /// A token with this payload.
+    fn token(payload: &str) -> String {
+        format!("header.{}.signature", BASE64_URL_SAFE_NO_PAD.encode(payload))
+    }
+
+    #[test]
+    fn renewed_tokens_share_a_certificate_and_others_do_not() {
+        let of = |payload: &str| subject(&token(payload));
+        let first = of(r#"{"exp": 1, "iat": 0, "nbf": 0, "jti": "a", "sub": "system:serviceaccount:ci:nightly"}"#);
+        let renewed = of(r#"{"exp": 9, "iat": 5, "nbf": 5, "jti": "b", "sub": "system:serviceaccount:ci:nightly"}"#);
+        assert_eq!(first, renewed);
+        for other in [
+            r#"{"sub": "system:serviceaccount:ci:other"}"#,
+            r#"{"sub": "system:serviceaccount:ci:nightly", "kubernetes.io": {"pod": {"uid": "u"}}}"#,
+            "[1]",
+        ] {
+            assert_ne!(first, of(other), "{other}");
+        }
+        assert_ne!(subject("opaque-1"), subject("opaque-2"));
     }
 }

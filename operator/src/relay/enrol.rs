@@ -20,7 +20,7 @@ use k8s_openapi::api::{
 use kube::{Api, Client, api::PostParams};
 use remoteprocess_api::{RemoteProcess, identifier, names, sanitize::plain};
 use remoteprocess_proto::{
-    PROTOCOL,
+    PROTOCOL, Unsupported, check_protocol,
     v1::{
         EnrollRequest, EnrollResponse, LoginRequest, LoginResponse,
         enrolment_server::{Enrolment, EnrolmentServer},
@@ -68,8 +68,8 @@ type IsConnected = Box<dyn Fn(&str, u32) -> bool + Send + Sync>;
 /// Why an agent gets no certificate. [`Refusal::status`] is what the peer sees.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("this version of the wire is not spoken here")]
-    Protocol,
+    #[error(transparent)]
+    Protocol(#[from] Unsupported),
     #[error("too many calls from one address")]
     TooMany,
     #[error("the API server did not answer in time")]
@@ -90,7 +90,7 @@ impl Refusal {
     /// A fixed word for metrics.
     fn reason(&self) -> &'static str {
         match self {
-            Self::Protocol => "Protocol",
+            Self::Protocol(_) => "Protocol",
             Self::TooMany => "RateLimit",
             Self::Slow | Self::Kube(_) => "ApiServer",
             Self::Token(_) => "Token",
@@ -103,9 +103,7 @@ impl Refusal {
     /// What the peer may know, and whether it should retry.
     fn status(&self) -> Status {
         match self {
-            Self::Protocol => {
-                Status::failed_precondition(format!("this operator speaks version {PROTOCOL} of the wire"))
-            }
+            Self::Protocol(why) => Status::failed_precondition(why.to_string()),
             Self::TooMany => Status::resource_exhausted("too many enrolments from this address; try again later"),
             Self::Slow | Self::Kube(_) => Status::unavailable("the API server cannot be asked now; try again"),
             Self::Token(_) => Status::unauthenticated("the token is not a valid one of the audience of this listener"),
@@ -143,9 +141,7 @@ impl EnrolmentService {
 
     /// The pod of the agent, and the response.
     async fn enrol(&self, request: &EnrollRequest) -> Result<(Bound, EnrollResponse), Refusal> {
-        if request.protocol != PROTOCOL {
-            return Err(Refusal::Protocol);
-        }
+        check_protocol(request.protocol)?;
         let review = self.review(&request.token, names::ENROL_AUDIENCE).await?;
         let bound = proof::read_review(review).map_err(Refusal::Token)?;
         let attempt = Attempt {
@@ -411,15 +407,39 @@ mod tests {
         )
         .await;
         assert_eq!(unproven.code(), Code::InvalidArgument);
-        let old = refused(
+        let other = refused(
             &service,
             EnrollRequest {
-                protocol: 0,
+                protocol: PROTOCOL + 2,
                 ..request(&key)
             },
         )
         .await;
-        assert_eq!(old.code(), Code::FailedPrecondition);
+        assert_eq!(other.code(), Code::FailedPrecondition);
+        assert!(other.message().contains("version 3 of the wire"), "{}", other.message());
+    }
+
+    #[tokio::test]
+    async fn agents_and_machines_may_be_one_version_away() {
+        let service = service(proof::tests::pod()).await;
+        let key = KeyRequest::generate().expect("a request");
+        for protocol in [PROTOCOL - 1, PROTOCOL, PROTOCOL + 1] {
+            let enrolled = service.enroll(Request::new(EnrollRequest {
+                protocol,
+                ..request(&key)
+            }));
+            enrolled.await.expect("enrolled");
+            let login = |protocol| {
+                service.login(Request::new(LoginRequest {
+                    protocol,
+                    token: machine::tests::token(600),
+                    csr: key.csr_der.clone().into(),
+                }))
+            };
+            login(protocol).await.expect("logged in");
+            let refused = login(PROTOCOL + 2).await.expect_err("refused");
+            assert_eq!(refused.code(), Code::FailedPrecondition);
+        }
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::authentication::v1::TokenReviewStatus;
 use remoteprocess_api::names;
-use remoteprocess_proto::{PROTOCOL, v1::LoginRequest};
+use remoteprocess_proto::{check_protocol, v1::LoginRequest};
 use remoteprocess_tls::User;
 use serde::Deserialize;
 
@@ -15,9 +15,7 @@ use crate::authority::csr::check_size;
 impl EnrolmentService {
     /// The user, and the chain.
     pub(super) async fn log_in(&self, request: &LoginRequest) -> Result<(User, String), Refusal> {
-        if request.protocol != PROTOCOL {
-            return Err(Refusal::Protocol);
-        }
+        check_protocol(request.protocol)?;
         let review = self.review(&request.token, names::LOGIN_AUDIENCE).await?;
         let user = read_review(review).map_err(Refusal::Token)?;
         let left = expiry(&request.token)
@@ -59,6 +57,7 @@ fn expiry(token: &str) -> Option<SystemTime> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use remoteprocess_proto::PROTOCOL;
     use remoteprocess_tls::{Identity, KeyRequest, Role};
     use serde_json::{Value, json};
     use tonic::{Code, Request};
@@ -83,7 +82,7 @@ pub(super) mod tests {
     }
 
     /// A token that expires in so many seconds.
-    fn token(seconds: u64) -> String {
+    pub(in super::super) fn token(seconds: u64) -> String {
         let end = SystemTime::now() + Duration::from_secs(seconds);
         let end = end.duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
         let payload = BASE64_URL_SAFE_NO_PAD.encode(json!({"exp": end, "sub": "x"}).to_string());

@@ -1,7 +1,9 @@
 //! Kubernetes RBAC decides, and a user without a right is told which rule is missing.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
-use remoteprocess_e2e::{Namespace, User, kubectl, spec, with_temp_ns};
+use remoteprocess_e2e::{Namespace, OPERATORS, RELEASE_NAMESPACE, User, kubectl, spec, with_temp_ns};
 use serde_json::{Value, json};
 
 fn sleeper(namespace: &Namespace) -> Result<()> {
@@ -72,6 +74,66 @@ fn a_stolen_operator_token_creates_only_pods_of_our_form() {
             pod["spec"][field] = value;
             denied(&namespace.name, &pod, "host's namespaces")?;
         }
+        Ok(())
+    });
+}
+
+/// Two calls, in containers that share a cache: the second one needs no login. Neither needs a certificate request: their
+/// user has no permission for one.
+#[test]
+fn a_machine_logs_in_once_with_a_projected_token() {
+    with_temp_ns("machine", |namespace| {
+        namespace.user("machine", Some("edit"))?;
+        let account = format!("{}:machine", namespace.name);
+        // Leaves the Role in the namespace of the release, for the ConfigMap.
+        kubectl(["delete", "clusterrolebinding", &format!("{}-connect", namespace.name)]).succeed()?;
+        let container = |name: &str, arguments: &[&str]| {
+            json!({
+                "name": name, "image": "ghcr.io/remoteprocess/cli:0.1.0", "args": arguments,
+                "env": [
+                    {"name": "RPROC_SERVER", "value": format!("remoteprocess-relay.{RELEASE_NAMESPACE}.svc:8443")},
+                    {"name": "RPROC_TOKEN_FILE", "value": "/login/token"},
+                    {"name": "XDG_CACHE_HOME", "value": "/cache"},
+                ],
+                "volumeMounts": [{"name": "login", "mountPath": "/login"}, {"name": "cache", "mountPath": "/cache"}],
+            })
+        };
+        let run = ["run", "job", "--image=busybox:1.36", "--", "echo", "from a machine"];
+        let projected = json!({"path": "token", "audience": "remoteprocess.dev/login", "expirationSeconds": 3600});
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "machine"},
+            "spec": {
+                "serviceAccountName": "machine", "restartPolicy": "Never",
+                "initContainers": [container("run", &run)],
+                "containers": [container("logs", &["logs", "job"])],
+                "volumes": [
+                    {"name": "login", "projected": {"sources": [{"serviceAccountToken": projected}]}},
+                    {"name": "cache", "emptyDir": {"medium": "Memory"}},
+                ],
+            },
+        });
+        namespace
+            .kubectl(&["create", "--filename=-"])
+            .input(pod.to_string())
+            .succeed()?;
+        let ended = [
+            "wait",
+            "pod/machine",
+            "--for=jsonpath={.status.phase}=Succeeded",
+            "--timeout=100s",
+        ];
+        let ended = namespace.kubectl(&ended).within(Duration::from_secs(110)).finish()?;
+        let said = namespace.kubectl(&["logs", "machine", "--all-containers"]).finish()?;
+        ensure!(
+            ended.code == 0 && said.out() == "from a machine\n".repeat(2),
+            "{ended}\n{said}"
+        );
+        let log = kubectl(["logs", OPERATORS, "--tail=-1", "--namespace", RELEASE_NAMESPACE]).succeed()?;
+        let logins = log
+            .lines()
+            .filter(|line| line.contains("\"login\"") && line.contains(&account));
+        let logins = logins.count();
+        ensure!(logins == 1, "{logins} logins");
         Ok(())
     });
 }

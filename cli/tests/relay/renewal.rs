@@ -1,0 +1,280 @@
+//! Streams that live longer than the certificates of their connections, against a relay that cuts a connection when its
+//! certificate ends: nothing is lost or doubled, and the user is told nothing.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use remoteprocess_cli::output::{Output, Target};
+use remoteprocess_client::attach::Writer;
+use remoteprocess_client::exec::{Exec, Over};
+use remoteprocess_client::pool::Shared;
+use remoteprocess_client::sink::Progress;
+use remoteprocess_client::stream::Local;
+use remoteprocess_client::{Follower, Ledger, Want};
+use remoteprocess_proto::v1::exit::Outcome;
+use remoteprocess_proto::v1::output_frame::Frame;
+use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
+use remoteprocess_proto::v1::{self, Data, ExecOpen, Exit, OutputFrame, ProcessKey, Seal, StreamSeal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tonic::service::Routes;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::attach::{Desk, nobody_leaves, soon};
+use super::exec::Container;
+use super::fragile;
+use super::world::{World, world_of};
+
+/// How long certificates are valid. They are renewed after three fifths, and their ends have whole seconds.
+const LIFETIME: Duration = Duration::from_secs(4);
+/// How long the streams live.
+const LIFE: Duration = Duration::from_secs(7);
+const TICK: Duration = Duration::from_millis(10);
+
+/// Remembers each break that a user would be told.
+#[derive(Clone, Default)]
+struct Breaks(Arc<Mutex<Vec<String>>>);
+
+impl Progress for Breaks {
+    fn cut(&mut self, cause: String) {
+        self.0.lock().unwrap().push(cause);
+    }
+}
+
+/// Writes a byte each [`TICK`].
+#[derive(Clone)]
+struct Clock {
+    begin: Instant,
+    openings: Arc<Mutex<Vec<u64>>>,
+}
+
+fn byte(offset: u64) -> u8 {
+    (offset * 31 % 251) as u8
+}
+
+fn bytes(total: u64) -> Vec<u8> {
+    (0..total).map(byte).collect()
+}
+
+const TOTAL: u64 = (LIFE.as_millis() / TICK.as_millis()) as u64;
+
+fn end() -> Frame {
+    let seal = |bytes| {
+        Some(StreamSeal {
+            bytes,
+            ..StreamSeal::default()
+        })
+    };
+    Frame::Exit(Exit {
+        outcome: Outcome::Code.into(),
+        sealed: true,
+        seal: Some(Seal {
+            stdout: seal(TOTAL),
+            stderr: seal(0),
+            ..Seal::default()
+        }),
+        ..Exit::default()
+    })
+}
+
+#[tonic::async_trait]
+impl Relay for Clock {
+    type WatchOutputStream = Pin<Box<dyn Stream<Item = Result<OutputFrame, Status>> + Send>>;
+
+    async fn watch_output(
+        &self,
+        request: Request<v1::WatchOutputRequest>,
+    ) -> Result<Response<Self::WatchOutputStream>, Status> {
+        let from = request.into_inner().cursor.unwrap_or_default().stdout;
+        self.openings.lock().unwrap().push(from);
+        let begin = self.begin;
+        let frames = futures::stream::iter(from..=TOTAL).then(move |offset| async move {
+            tokio::time::sleep_until(begin + TICK * u32::try_from(offset).unwrap()).await;
+            let frame = match offset {
+                TOTAL => end(),
+                _ => Frame::Data(Data {
+                    stream: v1::Stream::Stdout.into(),
+                    offset,
+                    time_unix_nanos: 0,
+                    bytes: vec![byte(offset)].into(),
+                }),
+            };
+            Ok(OutputFrame { frame: Some(frame) })
+        });
+        Ok(Response::new(frames.boxed()))
+    }
+
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<v1::AttachResponse, Status>> + Send>>;
+
+    async fn attach(&self, _: Request<Streaming<v1::AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn start(&self, _: Request<v1::StartRequest>) -> Result<Response<v1::StartResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_state(&self, _: Request<v1::GetStateRequest>) -> Result<Response<v1::GetStateResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list(&self, _: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn signal(&self, _: Request<v1::SignalRequest>) -> Result<Response<v1::SignalResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    type ExecStream = Pin<Box<dyn Stream<Item = Result<v1::ExecResponse, Status>> + Send>>;
+
+    async fn exec(&self, _: Request<Streaming<v1::ExecRequest>>) -> Result<Response<Self::ExecStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn stop(&self, _: Request<v1::StopRequest>) -> Result<Response<v1::StopResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+async fn world(relay: impl Relay) -> World {
+    world_of(Routes::new(RelayServer::new(relay)), LIFETIME).await
+}
+
+/// Types a byte each [`TICK`], then the end of the input.
+fn type_slowly() -> mpsc::Receiver<Local> {
+    let (local, said) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        for offset in 0..TOTAL {
+            ticks.tick().await;
+            local.send(Local::Bytes(vec![byte(offset)].into())).await.unwrap();
+        }
+        local.send(Local::End).await.unwrap();
+        // The keyboard is still there.
+        local.closed().await;
+    });
+    said
+}
+
+#[tokio::test]
+async fn followers_on_one_connection_live_longer_than_their_certificate() {
+    let clock = Clock {
+        begin: Instant::now(),
+        openings: Arc::default(),
+    };
+    let world = world(clock.clone()).await;
+    let shared = Shared::new(Arc::new(world.cluster.clone()));
+    let follow = || async {
+        let (out, err, breaks) = (
+            fragile::Shared::default(),
+            fragile::Shared::default(),
+            Breaks::default(),
+        );
+        let output = Output::new(Target::plain(out.clone()), Target::plain(err));
+        let mut follower = Follower {
+            dial: shared.clone(),
+            ledger: Ledger::new(Want {
+                follow: true,
+                ..Want::default()
+            }),
+            sink: output,
+            progress: breaks.clone(),
+            unknown_until: Instant::now(),
+        };
+        let exit = soon(follower.run()).await.unwrap().expect("the end");
+        assert!(exit.sealed && *out.0.lock().unwrap() == bytes(TOTAL));
+        assert_eq!(*breaks.0.lock().unwrap(), Vec::<String>::new());
+    };
+    tokio::join!(follow(), follow(), follow());
+    let openings = clock.openings.lock().unwrap().len();
+    assert!(openings >= 6 && openings.is_multiple_of(3), "{openings}");
+    // One certificate for all three streams each time.
+    assert_eq!(world.signed(), openings / 3);
+}
+
+#[tokio::test]
+async fn a_writer_keeps_the_input_while_its_certificate_is_renewed() {
+    let desk = Desk::default();
+    let world = world(desk.clone()).await;
+    let mut writer = Writer::new(world.relay(), ProcessKey::default(), false, false);
+    let renewal = async {
+        // The first certificate ends after three seconds at the earliest.
+        tokio::time::sleep(LIFETIME * 7 / 10).await;
+        assert_eq!(desk.openings.lock().unwrap().len(), 2);
+    };
+    let (written, ()) = tokio::join!(soon(writer.run(type_slowly(), nobody_leaves())), renewal);
+    written.unwrap();
+    assert!(*desk.input.lock().unwrap() == bytes(TOTAL));
+    assert!(!*desk.let_go.borrow(), "another writer could have taken the input");
+    let openings = desk.openings.lock().unwrap();
+    assert!(openings.len() >= 2 && openings[1..].iter().all(|open| open.resume));
+    assert_eq!(world.signed(), openings.len());
+}
+
+#[tokio::test]
+async fn a_session_lives_longer_than_its_certificate() {
+    let container = Container::default();
+    let world = world(container.clone()).await;
+    let (out, err, breaks) = (
+        fragile::Shared::default(),
+        fragile::Shared::default(),
+        Breaks::default(),
+    );
+    let output = Output::new(Target::plain(out.clone()), Target::plain(err));
+    let open = ExecOpen {
+        command: vec!["cat".into()],
+        stdin: true,
+        ..ExecOpen::default()
+    };
+    let mut exec = Exec::new(world.relay(), open, output, breaks.clone());
+    let over = soon(exec.run(type_slowly(), nobody_leaves())).await.unwrap();
+    assert!(matches!(over, Over::Exit(exit) if exit.value == 9));
+    assert!(*out.0.lock().unwrap() == bytes(TOTAL));
+    assert_eq!(*breaks.0.lock().unwrap(), Vec::<String>::new());
+    let openings = container.openings.lock().unwrap();
+    assert!(openings.len() >= 2 && openings[1..].iter().all(|open| open.resume));
+    assert_eq!(world.signed(), openings.len());
+}
+
+/// The API server is away when the renewal is due: the stream keeps its connection, and is renewed later.
+#[tokio::test]
+async fn a_renewal_that_fails_is_repeated_and_cuts_nothing() {
+    let clock = Clock {
+        begin: Instant::now(),
+        openings: Arc::default(),
+    };
+    let world = world_of(Routes::new(RelayServer::new(clock.clone())), LIFETIME * 2).await;
+    let (out, err, breaks) = (
+        fragile::Shared::default(),
+        fragile::Shared::default(),
+        Breaks::default(),
+    );
+    let output = Output::new(Target::plain(out.clone()), Target::plain(err));
+    let mut follower = Follower {
+        dial: world.relay(),
+        ledger: Ledger::new(Want {
+            follow: true,
+            ..Want::default()
+        }),
+        sink: output,
+        progress: breaks.clone(),
+        unknown_until: Instant::now(),
+    };
+    let fake = world.fake.clone();
+    let away = async {
+        tokio::time::sleep(LIFETIME / 4).await;
+        fake.lock().unwrap().forbidden = Some("/");
+        tokio::time::sleep(LIFETIME * 5 / 4).await;
+        assert_eq!(clock.openings.lock().unwrap().len(), 1, "the connection stays");
+        fake.lock().unwrap().forbidden = None;
+    };
+    let (followed, ()) = tokio::join!(soon(follower.run()), away);
+    followed.unwrap().expect("the end");
+    assert!(*out.0.lock().unwrap() == bytes(TOTAL));
+    assert_eq!(*breaks.0.lock().unwrap(), Vec::<String>::new());
+    assert_eq!((clock.openings.lock().unwrap().len(), world.signed()), (2, 2));
+}
