@@ -30,9 +30,6 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Runs the agent until everything is archived, or until `shutdown` and the drain that follows it.
-///
-/// # Errors
-/// What keeps it from starting: port, socket, spool.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     if record::load::<Done>(&config.spool)?.is_some() {
         // Some foreign container keeps the pod alive, and the kubelet has started this one again.

@@ -9,7 +9,6 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Nanoseconds since the Unix epoch; 0 if the clock is before it.
-#[must_use]
 pub fn unix_nanos() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -22,9 +21,6 @@ pub struct Timer(AsyncFd<clock::Timer>);
 
 impl Timer {
     /// A timer that is not set.
-    ///
-    /// # Errors
-    /// When the kernel has none left.
     pub fn new() -> io::Result<Self> {
         let timer = clock::Timer::new()?;
         // As for sockets: the replacement is unsafe to call, and requires only what an `OwnedFd` guarantees anyway.

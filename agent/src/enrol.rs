@@ -106,7 +106,6 @@ struct Certified {
 
 impl Enrolment {
     /// Enrolls according to `config`.
-    #[must_use]
     pub fn new(config: Arc<Config>) -> Self {
         let trust = Trust::load(&config.spool, &config.ca_bundle);
         Self { config, trust }

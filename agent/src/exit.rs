@@ -16,7 +16,6 @@ const OOM: &str = "the kernel killed the program because memory ran out";
 
 /// The last frame, once everything for it is known: the exit, the seals of the whole output, and how many bytes of it
 /// were `lost` because there was no room.
-#[must_use]
 pub fn frame(facts: &Facts, seals: Option<&Seals>, lost: Offsets) -> Option<v1::Exit> {
     let (ending, closed, seals) = (facts.ending.as_ref()?, facts.closed?, seals?);
     let mut exit = match ending {
@@ -76,7 +75,6 @@ fn outcome(outcome: &Outcome) -> (Wire, i32) {
 }
 
 /// How a further command ended.
-#[must_use]
 pub fn of_session(end: &End) -> v1::Exit {
     let ended = match end {
         End::Known(ended) => ended,

@@ -48,7 +48,6 @@ impl Default for Homes {
 
 impl Homes {
     /// A new home moves in; it stays until the guard is dropped or the next one comes.
-    #[must_use]
     pub fn move_in(&self) -> Residence {
         let mut generation = 0;
         self.current.send_modify(|home| {
@@ -63,7 +62,6 @@ impl Homes {
     }
 
     /// The current home, as it changes.
-    #[must_use]
     pub fn watch(&self) -> watch::Receiver<Home> {
         self.current.subscribe()
     }

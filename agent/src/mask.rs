@@ -47,9 +47,6 @@ pub struct Mask {
 
 impl Mask {
     /// Reads the values, one from each file. A line end at the end of a value is not part of it.
-    ///
-    /// # Errors
-    /// When a value cannot be read, is empty or too long.
     pub fn load(directory: &Path) -> Result<Self, Error> {
         let unreadable = |error| Error::Read(directory.display().to_string(), error);
         let mut values = Vec::new();
@@ -66,9 +63,6 @@ impl Mask {
     }
 
     /// From values with their names.
-    ///
-    /// # Errors
-    /// When a value is empty or too long.
     pub fn new(named: Vec<(String, Vec<u8>)>) -> Result<Self, Error> {
         if named.len() > MOST {
             return Err(Error::TooMany(named.len()));
@@ -103,7 +97,6 @@ impl Mask {
     }
 
     /// How many bytes before `begin` to pass to [`Self::apply`], if there are that many.
-    #[must_use]
     pub const fn context(&self) -> usize {
         self.longest - 1
     }

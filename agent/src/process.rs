@@ -67,16 +67,12 @@ pub struct Process {
 
 impl Process {
     /// Listens for the entrypoint and continues from what an earlier agent left on the spool.
-    ///
-    /// # Errors
-    /// When the socket or a thread cannot be made, or the facts on the spool cannot be read.
     pub fn start(spool: Arc<Spool>, appender: Appender, settings: Settings) -> Result<Self, StartError> {
         Conversation::start(spool, appender, settings)
     }
 
     /// A handle to a process, and the requests that are made through it. The owner of the other ends answers the
     /// requests, and says what is known of the process: [`Self::start`] makes a conversation with an entrypoint the owner.
-    #[must_use]
     pub fn connect(spool: Arc<Spool>, status: watch::Receiver<Status>, input: watch::Receiver<View>) -> (Self, Inbox) {
         #[allow(
             clippy::disallowed_methods,
@@ -93,13 +89,11 @@ impl Process {
     }
 
     /// Its output.
-    #[must_use]
     pub fn spool(&self) -> &Spool {
         &self.spool
     }
 
     /// The current status, and its changes.
-    #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
@@ -118,18 +112,12 @@ impl Process {
     }
 
     /// Sends one signal, once for each `request_id`.
-    ///
-    /// # Errors
-    /// When it was not sent, and why.
     pub async fn signal(&self, request_id: String, number: i32, target: Target) -> Result<(), RequestError> {
         self.ask(request_id, Ask::Signal(number, target)).await
     }
 
     /// Pauses the program and all its descendants, or resumes them; returns when that has happened and is recorded. A
     /// repeat with the same `request_id` does nothing.
-    ///
-    /// # Errors
-    /// When it has not happened, and why.
     pub async fn pause(&self, request_id: String, paused: bool) -> Result<(), RequestError> {
         self.ask(request_id, Ask::Pause(paused)).await
     }
@@ -141,9 +129,6 @@ impl Process {
     }
 
     /// Sets how long the program may run, counted from its start; returns when that is recorded.
-    ///
-    /// # Errors
-    /// When there is no program, or it is being stopped.
     pub async fn set_run_deadline(&self, run_deadline: Option<Duration>) -> Result<(), RequestError> {
         let (answer, answered) = oneshot::channel();
         let _ = self.requests.send(Request::RunDeadline(run_deadline, answer));

@@ -48,13 +48,11 @@ pub struct ExecutorService {
 
 impl ExecutorService {
     /// Serves `process`; `done` becomes true with the final commit.
-    #[must_use]
     pub const fn new(process: Process, homes: Homes, done: watch::Sender<bool>) -> Self {
         Self { process, homes, done }
     }
 
     /// The server, with the operator's role required on every method.
-    #[must_use]
     pub fn into_server(self) -> ExecutorEndpoint {
         endpoint::endpoint(self)
     }

@@ -96,7 +96,6 @@ impl Error {
     }
 
     /// Whether the volume has no room: a state to wait in, not a failure.
-    #[must_use]
     pub fn is_no_space(&self) -> bool {
         matches!(self, Self::Io { source, .. }
             if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
@@ -150,9 +149,6 @@ struct Inner {
 impl Spool {
     /// Opens the spool in `directory`, which must exist, and repairs it after a kill. With a `mask`, the streams
     /// contain the masked output of the program; the mask must be the same from the first opening on.
-    ///
-    /// # Errors
-    /// When the volume cannot be used, or holds a spool that contradicts itself.
     pub fn open(directory: &Path, policy: Policy, mask: Option<Mask>) -> Result<(Self, Appender), Error> {
         let lock = open_file(directory, "lock")?;
         lock.lock().map_err(Error::io("lock the spool"))?;
@@ -203,25 +199,21 @@ impl Spool {
     }
 
     /// The directory of the spool, for [`record`]s.
-    #[must_use]
     pub fn directory(&self) -> &Path {
         &self.inner.directory
     }
 
     /// The current progress.
-    #[must_use]
     pub fn progress(&self) -> Progress {
         self.inner.progress.borrow().clone()
     }
 
     /// The progress, as it changes.
-    #[must_use]
     pub fn watch(&self) -> watch::Receiver<Progress> {
         self.inner.progress.subscribe()
     }
 
     /// Why the program is held back, once that has lasted for a second, as it changes.
-    #[must_use]
     pub fn watch_held(&self) -> watch::Receiver<Option<Stall>> {
         self.inner.held.subscribe()
     }
@@ -245,13 +237,11 @@ impl Spool {
     }
 
     /// How many bytes of each stream are gaps in the archive, as far as homes were told of them.
-    #[must_use]
     pub fn lost(&self) -> Offsets {
         self.inner.ledger.lost()
     }
 
     /// The policy with which it was opened, as changed by [`Self::set_when_full`].
-    #[must_use]
     pub fn policy(&self) -> Policy {
         self.inner.policy()
     }

@@ -18,9 +18,6 @@ const LONGEST_DELAY: Duration = Duration::from_secs(2);
 
 /// Runs `agent run` with `arguments` until it exits with code 0, or until it ends after SIGTERM was passed on, other
 /// than by a signal.
-///
-/// # Errors
-/// When the agent cannot be started at all.
 pub async fn supervise(arguments: &[String]) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -18,9 +18,6 @@ use crate::output::complain;
 ///
 /// A name becomes part of a path, so only valid Kubernetes names are accepted: `#`, `?`, `%` and `/` would make it
 /// another request.
-///
-/// # Errors
-/// The text cannot be the name of a process.
 pub fn process_name(text: &str) -> Result<String, String> {
     let name = match text.split_once('/') {
         None => text,
@@ -46,9 +43,6 @@ pub fn process_name(text: &str) -> Result<String, String> {
 }
 
 /// The name of another object on the command line, for example of a ServiceAccount.
-///
-/// # Errors
-/// The text cannot be a name.
 pub fn object_name(text: &str) -> Result<String, String> {
     match identifier::is_name(text) {
         true => Ok(text.to_owned()),
@@ -57,9 +51,6 @@ pub fn object_name(text: &str) -> Result<String, String> {
 }
 
 /// The uid of an object on the command line. An empty one counts as absent.
-///
-/// # Errors
-/// The text cannot be a uid.
 pub fn uid(text: &str) -> Result<String, String> {
     if text.is_empty() || identifier::is_uid(text) {
         return Ok(text.to_owned());
@@ -110,15 +101,11 @@ pub struct GlobalArgs {
 
 impl GlobalArgs {
     /// Opens the selected cluster.
-    ///
-    /// # Errors
-    /// There is no usable kubeconfig.
     pub async fn open(&self) -> Result<Arc<Cluster>, Failure> {
         Ok(Arc::new(Cluster::open(&self.cluster()).await?))
     }
 
     /// The same options for the library.
-    #[must_use]
     pub fn cluster(&self) -> ClusterOptions {
         ClusterOptions {
             namespace: given(self.namespace.as_deref()),
@@ -135,15 +122,11 @@ impl GlobalArgs {
 }
 
 /// The value of a flag; an empty value counts as absent, as in kubectl.
-#[must_use]
 pub fn given(value: Option<&str>) -> Option<String> {
     value.filter(|value| !value.is_empty()).map(str::to_owned)
 }
 
 /// A duration on the command line: `90s`, `5m`, `1h30m`, `1d` (24 hours), or seconds.
-///
-/// # Errors
-/// The text is anything else.
 pub fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse::<u64>() {
         return Ok(Duration::from_secs(seconds));
@@ -160,9 +143,6 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// The number of a signal on the command line.
-///
-/// # Errors
-/// There is no such signal; the message lists the existing ones.
 pub fn signal_number(text: &str) -> Result<i32, String> {
     signal::parse(text).ok_or_else(|| {
         let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| &name[3..]).collect();

@@ -156,7 +156,6 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
 }
 
 /// The parser, with the name by which it was called: kubectl runs `kubectl-rproc` for `kubectl rproc`.
-#[must_use]
 pub fn parser(called_as: Option<&OsStr>) -> clap::Command {
     let mut parser = Cli::command();
     for name in parser
@@ -188,7 +187,6 @@ fn with_pointer(command: clap::Command) -> clap::Command {
 }
 
 /// The page of the options that all commands take.
-#[must_use]
 pub fn options() -> String {
     let options = Cli::command();
     let shown = options
@@ -203,7 +201,6 @@ pub fn options() -> String {
 }
 
 /// Whether this program runs as a plugin of kubectl.
-#[must_use]
 pub fn is_plugin(called_as: Option<&OsStr>) -> bool {
     called_as.is_some_and(|path| is_called(path, "kubectl-rproc"))
 }

@@ -52,7 +52,6 @@ enum Reader {
 }
 
 /// The candidates for a command line, if that is what we were called for.
-#[must_use]
 pub fn answer(arguments: &[OsString]) -> Option<String> {
     let (reader, words) = asked(arguments)?;
     // In our session, a credential plugin could read the terminal, or write to it.

@@ -28,14 +28,12 @@ pub struct Verdict {
 
 impl Verdict {
     /// The message to print; if only errors are wanted, only that the end is not known.
-    #[must_use]
     pub fn said(&self, is_quiet: bool) -> Option<&str> {
         self.message.as_deref().filter(|_| !is_quiet || self.code == UNKNOWN)
     }
 }
 
 /// Our exit code after `exit`, having received what `ledger` recorded.
-#[must_use]
 pub fn verdict(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
     let ended = ending(exit);
     let unknown = |message| Verdict {
@@ -81,7 +79,6 @@ pub fn verdict(name: &str, exit: &Exit, ledger: &Ledger) -> Verdict {
 }
 
 /// Whether the phase of the process is Succeeded: only with code 0, and without an earlier cause of the end.
-#[must_use]
 pub fn is_success(exit: &Exit) -> bool {
     // A reason that only a newer operator knows is no success.
     let is_ordinary = matches!(
@@ -106,7 +103,6 @@ fn verdict_code(exit: &Exit, code: u8) -> u8 {
 }
 
 /// The program's code; 128 + n after signal n; `None` if it is not known.
-#[must_use]
 pub fn code(exit: &Exit) -> Option<u8> {
     match exit.outcome() {
         Outcome::Unknown => None,
@@ -119,7 +115,6 @@ pub fn code(exit: &Exit) -> Option<u8> {
 
 /// The end with the reason of the final status. Only the operator knows why a pod was ended: where the status says
 /// `Evicted`, the agent saw a stop by the kubelet.
-#[must_use]
 pub fn confirmed(mut exit: Exit, status: &RemoteProcessStatus) -> Exit {
     let reason = status.reason.filter(|_| status.phase.is_some_and(Phase::is_final));
     let reason = reason.and_then(|reason| reason.to_string().parse::<Reason>().ok());
@@ -133,7 +128,6 @@ pub fn confirmed(mut exit: Exit, status: &RemoteProcessStatus) -> Exit {
 }
 
 /// How it ended, as a sentence: `job exited with code 7`.
-#[must_use]
 pub fn ended(name: &str, exit: &Exit) -> String {
     format!("{name} {}", ending(exit))
 }
@@ -188,9 +182,6 @@ fn explanation(name: &str, exit: &Exit) -> Option<String> {
 
 /// Empties the result file, and creates it if it is absent. A pipe, a device, and the file that is our standard output
 /// or error are not changed, because their content is not ours.
-///
-/// # Errors
-/// The file cannot be written.
 pub fn empty_record(path: &Path) -> std::io::Result<()> {
     match std::fs::metadata(path) {
         Ok(file) if !file.is_file() || is_our_output(&file) => Ok(()),
@@ -264,7 +255,6 @@ pub struct StreamRecord {
 
 impl Record {
     /// The record of a process that ended, or whose end is not known.
-    #[must_use]
     pub fn new(namespace: &str, name: &str, uid: &str, exit: Option<&Exit>, verdict: &Verdict) -> Self {
         let mut record = Self {
             namespace: namespace.to_owned(),
@@ -303,9 +293,6 @@ impl Record {
     }
 
     /// Writes it atomically, unless the path is a device, a pipe or in a folder where no new file can be created.
-    ///
-    /// # Errors
-    /// The file cannot be written.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
         use std::io::Write;
         let mut text = serde_json::to_vec_pretty(self)?;

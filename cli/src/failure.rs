@@ -18,7 +18,6 @@ pub struct Failure {
 
 impl Failure {
     /// A failure of rproc itself.
-    #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self {
             code: exit::UNKNOWN,
@@ -27,7 +26,6 @@ impl Failure {
     }
 
     /// A negative answer: what the command asked about is not true.
-    #[must_use]
     pub fn no(text: impl Into<String>) -> Self {
         Self {
             code: 1,
@@ -36,7 +34,6 @@ impl Failure {
     }
 
     /// The reader of our output is gone.
-    #[must_use]
     pub fn closed() -> Self {
         Self {
             code: exit::PIPE,

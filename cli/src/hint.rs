@@ -6,7 +6,6 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// A hint for an error in the arguments, if the intention is known.
-#[must_use]
 pub fn hint(arguments: &[OsString], usage: &clap::Error) -> Option<String> {
     let words: Vec<&str> = arguments.iter().skip(1).map_while(|word| word.to_str()).collect();
     let text = |kind| match usage.get(kind) {

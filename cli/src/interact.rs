@@ -92,7 +92,6 @@ pub struct Interaction {
 
 impl Interaction {
     /// No interaction: the process is only watched.
-    #[must_use]
     pub fn none() -> Self {
         let (sender, events) = mpsc::channel(4);
         Self {
@@ -106,9 +105,6 @@ impl Interaction {
     }
 
     /// Passes standard input to the process from now on; for a terminal and a process at one, key by key.
-    ///
-    /// # Errors
-    /// The mode of the terminal cannot be set.
     pub fn start<D: Dial + 'static>(dial: D, process: ProcessKey, manner: Manner) -> io::Result<Self> {
         let mut writer = Writer::new(dial, process, manner.take_over, manner.redraw);
         let is_raw = manner.tty && io::stdin().is_terminal();
@@ -130,9 +126,6 @@ impl Interaction {
 
     /// Reads standard input from now on. With keys, the input is a terminal that is read key by key; the keys detach,
     /// and the flag says whether the process can receive Ctrl-C.
-    ///
-    /// # Errors
-    /// The mode of the terminal cannot be set.
     pub fn read(keys: Option<(DetachKeys, Arc<AtomicBool>)>) -> io::Result<(Self, mpsc::Receiver<Local>)> {
         // Before the terminal is changed: from then on it must be restored.
         let stops = keys.is_some().then(Stops::listen).transpose()?;
@@ -154,13 +147,11 @@ impl Interaction {
     }
 
     /// Becomes true once the process takes what is written.
-    #[must_use]
     pub fn has_begun(&self) -> Arc<AtomicBool> {
         self.has_begun.clone()
     }
 
     /// Whether each key goes to the process, Ctrl-C too.
-    #[must_use]
     pub fn is_raw(&self) -> bool {
         self.raw.is_some()
     }
@@ -184,7 +175,6 @@ impl Interaction {
 }
 
 /// Size of the window of standard input, or of another standard stream.
-#[must_use]
 pub fn window() -> Option<WindowSize> {
     let sizes = [
         tcgetwinsize(io::stdin()),

@@ -23,7 +23,6 @@ pub mod progress;
 pub mod render;
 
 /// Parses the arguments, runs the command, and returns the exit code.
-#[must_use]
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.collect();
     if let Some(candidates) = complete::answer(&arguments) {
@@ -71,9 +70,6 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 /// The runtime of all commands. One thread does everything except writing output: moving frames from thread to thread
 /// costs more than it gains.
-///
-/// # Errors
-/// The system gives no resources.
 pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }

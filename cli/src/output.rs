@@ -48,13 +48,11 @@ pub struct Output {
 
 impl Output {
     /// Starts the writer of one process's bytes.
-    #[must_use]
     pub fn new(stdout: Target, stderr: Target) -> Self {
         Self::formed(Form::Bytes { is_stamped: false }, stdout, stderr)
     }
 
     /// Starts the writer.
-    #[must_use]
     pub fn formed(form: Form, stdout: Target, stderr: Target) -> Self {
         let (queue, items) = mpsc::channel(QUEUE);
         let broken = Arc::new(Mutex::new(None));
@@ -70,9 +68,6 @@ impl Output {
     }
 
     /// The standard streams of this program.
-    ///
-    /// # Errors
-    /// One of them is closed.
     pub fn standard(form: Form, control: Control) -> io::Result<Self> {
         let stdout = Target::descriptor(io::stdout().as_fd(), control)?;
         let stderr = Target::descriptor(io::stderr().as_fd(), control)?;
@@ -80,9 +75,6 @@ impl Output {
     }
 
     /// The same streams for the output of one process among several.
-    ///
-    /// # Errors
-    /// An earlier write failed.
     pub async fn open(&self, label: Label) -> Result<Self, Error> {
         let source = self.sources.fetch_add(1, Ordering::Relaxed) + 1;
         self.send(Item::Open(source, label)).await?;
@@ -90,25 +82,16 @@ impl Output {
     }
 
     /// Queues the end of the process, for programs that read it.
-    ///
-    /// # Errors
-    /// An earlier write failed.
     pub async fn exit(&self, record: Record) -> Result<(), Error> {
         self.send(Item::Exit(self.source, Box::new(record))).await
     }
 
     /// Signals that no more output of this process comes for now.
-    ///
-    /// # Errors
-    /// An earlier write failed.
     pub async fn close(&self) -> Result<(), Error> {
         self.send(Item::Close(self.source)).await
     }
 
     /// Queues a message for standard error; each of its lines begins with `rproc:`.
-    ///
-    /// # Errors
-    /// An earlier write failed.
     pub async fn line(&self, text: &str) -> Result<(), Error> {
         self.send(Item::Line(prefixed(text))).await
     }
@@ -141,9 +124,6 @@ impl Output {
     }
 
     /// Returns when everything that was queued is written.
-    ///
-    /// # Errors
-    /// It could not be written.
     pub async fn flush(&self) -> Result<(), Error> {
         let (done, wait) = oneshot::channel();
         self.send(Item::Flush(done)).await?;
@@ -151,9 +131,6 @@ impl Output {
     }
 
     /// The hashes of [`Form::Hash`] for the first process.
-    ///
-    /// # Errors
-    /// A line of ours could not be written.
     pub async fn hashes(&self) -> Result<Hashes, Error> {
         let (done, wait) = oneshot::channel();
         self.send(Item::Hashes(done)).await?;
@@ -201,7 +178,6 @@ impl Sink for Output {
 }
 
 /// Whether standard output shows colors: a terminal, unless `NO_COLOR` is set (no-color.org).
-#[must_use]
 pub fn shows_colors() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
@@ -213,7 +189,6 @@ pub fn complain(text: &str) {
 }
 
 /// Our own lines, each marked as ours, for standard error.
-#[must_use]
 pub fn prefixed(text: &str) -> String {
     text.lines()
         .map(|line| format!("rproc: {}\n", crate::render::escape(line)).replace(": \n", ":\n"))

@@ -42,7 +42,6 @@ impl DataFormat {
 }
 
 /// The name of an object, as kubectl prints it.
-#[must_use]
 pub fn resource(name: &str) -> String {
     format!("remoteprocess.remoteprocess.dev/{name}")
 }

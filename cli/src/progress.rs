@@ -45,7 +45,6 @@ struct Line {
 
 impl Messages {
     /// For the process with this name.
-    #[must_use]
     pub fn new(name: impl Into<String>, is_quiet: bool, output: &Output) -> Self {
         Self {
             output: output.clone(),
@@ -60,14 +59,12 @@ impl Messages {
     }
 
     /// Adds the name of the process to each message, because it is followed together with others.
-    #[must_use]
     pub fn among_many(mut self) -> Self {
         self.is_one_of_many = true;
         self
     }
 
     /// The message, with the name of the process if it is one of many.
-    #[must_use]
     pub fn about(&self, message: String) -> String {
         if self.is_one_of_many {
             format!("{}: {message}", self.name)

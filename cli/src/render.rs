@@ -11,7 +11,6 @@ pub mod row;
 pub mod template;
 
 /// `text` on one line, with everything on which a terminal would act made visible.
-#[must_use]
 pub fn escape(text: &str) -> String {
     text.chars()
         .fold(String::with_capacity(text.len()), |mut out, character| {
@@ -26,7 +25,6 @@ pub fn escape(text: &str) -> String {
 }
 
 /// A duration as kubectl prints it: `5s`, `3m20s`, `90m`, `4h5m`, `3d`.
-#[must_use]
 pub fn age(span: SignedDuration) -> String {
     let seconds = span.as_secs().max(0);
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
@@ -49,7 +47,6 @@ pub fn age(span: SignedDuration) -> String {
 }
 
 /// How long ago `then` was, as [`age`]; empty if there is none.
-#[must_use]
 pub fn since(then: Option<Timestamp>, now: Timestamp) -> String {
     then.map(|then| age(now.duration_since(then))).unwrap_or_default()
 }
@@ -84,7 +81,6 @@ impl Table {
     }
 
     /// The rows as lines.
-    #[must_use]
     pub fn lines(&self, rows: &[Vec<String>]) -> String {
         let mut out = String::new();
         for row in rows {

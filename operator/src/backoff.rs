@@ -20,7 +20,6 @@ impl Backoff {
     pub const WATCH: Self = Self::new(Duration::from_millis(100), Duration::from_secs(2));
 
     /// Pauses from `first` to `longest`.
-    #[must_use]
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self {
             first,
@@ -30,7 +29,6 @@ impl Backoff {
     }
 
     /// The longest pause.
-    #[must_use]
     pub const fn longest(&self) -> Duration {
         self.longest
     }
@@ -43,7 +41,6 @@ impl Backoff {
     }
 
     /// The pause after this many failures in a row, counted from 1.
-    #[must_use]
     pub fn after(&self, failures: u32) -> Duration {
         let doubled = 1 << failures.saturating_sub(1).min(16);
         self.first.saturating_mul(doubled).min(self.longest)

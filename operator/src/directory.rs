@@ -150,25 +150,21 @@ impl Directory {
     }
 
     /// The object that has this name now.
-    #[must_use]
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<RemoteProcess>> {
         self.store.get(&ObjectRef::new(name).within(namespace))
     }
 
     /// The objects by name, for a reader that uses this kind of store.
-    #[must_use]
     pub fn store(&self) -> Store<RemoteProcess> {
         self.store.clone()
     }
 
     /// The object with this uid.
-    #[must_use]
     pub fn by_uid(&self, uid: &str) -> Option<Arc<RemoteProcess>> {
         self.lock().by_uid.get(uid).cloned()
     }
 
     /// The objects of a namespace (empty: of all), by namespace and name.
-    #[must_use]
     pub fn list(&self, namespace: &str) -> Vec<Arc<RemoteProcess>> {
         let mut found: Vec<_> = {
             let objects = self.lock();
@@ -182,13 +178,11 @@ impl Directory {
     }
 
     /// Fires when any object changes.
-    #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
     /// Each change from now on.
-    #[must_use]
     pub fn subscribe(&self) -> mpsc::UnboundedReceiver<Change> {
         #[allow(
             clippy::disallowed_methods,

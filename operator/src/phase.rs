@@ -40,7 +40,6 @@ use waiting::Wait;
 const CONFLICT_RETRY: Duration = Duration::from_secs(10);
 
 /// Decides what the status should say and what to do.
-#[must_use]
 pub(crate) fn decide(situation: &Situation<'_>) -> Verdict {
     deadline::mind(decide_now(situation), situation)
 }
@@ -98,7 +97,6 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
 /// `learned`, the status after the relay has recorded a start, a pause or an end, with the phase and conditions that follow
 /// from that record alone. Where they depend on the pod, or where another attempt may follow, they are the controller's
 /// to say.
-#[must_use]
 pub(crate) fn tell(process: &RemoteProcess, learned: RemoteProcessStatus, now: Timestamp) -> RemoteProcessStatus {
     let process = &RemoteProcess {
         status: Some(learned),
@@ -132,7 +130,6 @@ pub(crate) fn tell(process: &RemoteProcess, learned: RemoteProcessStatus, now: T
 
 /// Decides after the API server refused the pod of the current attempt, or has another of its name. `requeue_after` is
 /// when the next try is due.
-#[must_use]
 pub(crate) fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, requeue_after: Duration) -> Verdict {
     let mut draft = Draft::new(situation);
     if refusal.is_final {
@@ -144,7 +141,6 @@ pub(crate) fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, reque
 }
 
 /// A pod with another owner has the name of ours.
-#[must_use]
 pub(crate) fn name_conflict(pod: &Pod) -> Refusal {
     let Wait { reason, message, .. } = waiting::name_conflict(pod);
     Refusal {
@@ -155,7 +151,6 @@ pub(crate) fn name_conflict(pod: &Pod) -> Refusal {
 }
 
 /// Decides about a spec that cannot be turned into a pod.
-#[must_use]
 pub(crate) fn decide_invalid(situation: &Situation<'_>, sentence: &str) -> Verdict {
     let mut draft = Draft::new(situation);
     draft.status.observed_generation = situation.process.metadata.generation;

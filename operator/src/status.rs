@@ -18,9 +18,6 @@ pub(crate) enum Written {
 }
 
 /// Replaces the status of `process` by `next`, as this field manager.
-///
-/// # Errors
-/// The API server did not decide.
 pub(crate) async fn write(
     client: &Client,
     manager: &str,

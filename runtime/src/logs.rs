@@ -88,9 +88,6 @@ pub struct AuditFile {
 /// Sends logs to stderr. `filter` is a tracing filter, for example `info,remoteprocess_operator=debug`. Lines with the
 /// target `audit` are a stream of their own, to which `filter` does not apply; with `audit` they go to that file, always
 /// as JSON. In both, repeated lines are folded, so that no peer can flood them.
-///
-/// # Errors
-/// A filter that does not parse, a file that cannot be opened, or a second call.
 pub fn init_logs(format: LogFormat, filter: &str, audit: Option<&AuditFile>) -> Result<(), LogError> {
     let filter = EnvFilter::try_new(filter)?;
     let is_text = match format {

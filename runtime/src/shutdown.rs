@@ -5,9 +5,6 @@ use tokio_util::sync::CancellationToken;
 
 /// A token that is cancelled by the first SIGTERM or SIGINT. A second signal ends the program at once, with 128 and the
 /// signal's number as the exit code, so that a shutdown that hangs can be ended without SIGKILL. Needs a tokio runtime.
-///
-/// # Errors
-/// The handlers cannot be installed.
 pub fn shutdown_token() -> io::Result<CancellationToken> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let token = CancellationToken::new();

@@ -52,9 +52,6 @@ pub(super) struct Capture {
 
 impl Capture {
     /// Starts the thread; it calls `ended` when all pipes have been read to their end.
-    ///
-    /// # Errors
-    /// When the kernel gives no thread or no descriptor.
     pub(super) fn spawn(appender: Appender, ended: impl Fn(()) + Send + 'static) -> io::Result<Self> {
         let wake = appender.wake_fd().try_clone_to_owned()?;
         let (commands, orders) = channel();

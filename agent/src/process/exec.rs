@@ -114,7 +114,6 @@ impl State {
     }
 
     /// How it ended, for a client that has received all output up to these offsets.
-    #[must_use]
     pub fn end_at(&self, received: [u64; 2]) -> Option<&End> {
         let mut streams = self.outputs.iter().zip(received);
         self.end
@@ -146,7 +145,6 @@ impl Sessions {
     }
 
     /// Whether another session may start. Ended ones do not count.
-    #[must_use]
     pub fn have_room(&self) -> bool {
         self.0.iter().filter(|session| !session.has_ended()).count() < MOST
     }

@@ -89,7 +89,6 @@ pub enum Closed {
 
 impl Closed {
     /// Why the seal is not whole; unspecified for a whole output.
-    #[must_use]
     pub const fn reason(self) -> SealReason {
         match self {
             Self::Whole => SealReason::Unspecified,
@@ -106,132 +105,68 @@ pub struct Done {
     pub at_unix_nanos: i64,
 }
 
-impl Record for Welcomed {
-    const NAME: &'static str = "secret";
-}
-impl Record for Launch {
-    const NAME: &'static str = "launch";
-}
-impl Record for Started {
-    const NAME: &'static str = "started";
-}
-impl Record for RunClock {
-    const NAME: &'static str = "clock";
-}
-impl Record for Warned {
-    const NAME: &'static str = "warned";
-}
-impl Record for Stop {
-    const NAME: &'static str = "stop";
-}
-impl Record for Ending {
-    const NAME: &'static str = "exit";
-}
-impl Record for Closed {
-    const NAME: &'static str = "seal";
-}
-impl Record for Lease {
-    const NAME: &'static str = "writer";
-}
 impl Record for Done {
     const NAME: &'static str = "done";
 }
 
-/// All facts so far.
-#[derive(Clone, Debug, Default)]
-pub struct Facts {
-    /// See [`Welcomed`].
-    pub welcomed: Option<Welcomed>,
-    /// See [`Launch`].
-    pub launch: Option<Launch>,
-    /// See [`Started`].
-    pub started: Option<Started>,
-    /// How long the program runs, may run, and whether it is paused.
-    pub clock: Option<RunClock>,
-    /// See [`Warned`].
-    pub warned: Option<Warned>,
-    /// See [`Stop`].
-    pub stop: Option<Stop>,
-    /// See [`Ending`].
-    pub ending: Option<Ending>,
-    /// See [`Closed`].
-    pub closed: Option<Closed>,
-    /// See [`Lease`].
-    pub lease: Option<Lease>,
+/// Lists the facts once: the field of [`Facts`], the variant of [`Fact`], the type, and the file on the spool.
+macro_rules! facts {
+    ($($field:ident: $variant:ident($type:ty) in $file:literal,)*) => {
+        $(impl Record for $type {
+            const NAME: &'static str = $file;
+        })*
+
+        /// All facts so far.
+        #[derive(Clone, Debug, Default)]
+        pub struct Facts {
+            $(#[doc = concat!("See [`", stringify!($type), "`].")] pub $field: Option<$type>,)*
+        }
+
+        impl Facts {
+            /// Reads what an earlier agent of this attempt left. A record that cannot be read is an error.
+            pub fn load(directory: &Path) -> Result<Self, spool::Error> {
+                Ok(Self { $($field: record::load(directory)?,)* })
+            }
+        }
+
+        /// One fact to be stored.
+        #[derive(Clone, Debug)]
+        pub enum Fact {
+            $(#[doc = concat!("See [`", stringify!($type), "`].")] $variant($type),)*
+        }
+
+        impl Fact {
+            /// Stores it durably.
+            pub fn store(&self, directory: &Path) -> Result<(), spool::Error> {
+                match self {
+                    $(Self::$variant(fact) => record::store(directory, fact),)*
+                }
+            }
+        }
+    };
+}
+
+facts! {
+    welcomed: Welcomed(Welcomed) in "secret",
+    launch: Launch(Launch) in "launch",
+    started: Started(Started) in "started",
+    clock: Clock(RunClock) in "clock",
+    warned: Warned(Warned) in "warned",
+    stop: Stop(Stop) in "stop",
+    ending: Ending(Ending) in "exit",
+    closed: Closed(Closed) in "seal",
+    lease: Lease(Lease) in "writer",
 }
 
 impl Facts {
-    /// Reads what an earlier agent of this attempt left.
-    ///
-    /// # Errors
-    /// When a record is there and cannot be read.
-    pub fn load(directory: &Path) -> Result<Self, spool::Error> {
-        Ok(Self {
-            welcomed: record::load(directory)?,
-            launch: record::load(directory)?,
-            started: record::load(directory)?,
-            clock: record::load(directory)?,
-            warned: record::load(directory)?,
-            stop: record::load(directory)?,
-            ending: record::load(directory)?,
-            closed: record::load(directory)?,
-            lease: record::load(directory)?,
-        })
-    }
-
     /// The current run deadline of the program.
-    #[must_use]
     pub fn run_deadline(&self) -> Option<Duration> {
         self.clock.and_then(|clock| clock.run_deadline())
     }
 
     /// Whether the warning for the current run deadline was given.
-    #[must_use]
     pub fn is_warned(&self) -> bool {
         self.warned
             .is_some_and(|warned| Some(warned.run_deadline) == self.run_deadline())
-    }
-}
-
-/// One fact to be stored.
-#[derive(Clone, Debug)]
-pub enum Fact {
-    /// See [`Welcomed`].
-    Welcomed(Welcomed),
-    /// See [`Launch`].
-    Launch(Launch),
-    /// See [`Started`].
-    Started(Started),
-    /// See [`Facts::clock`].
-    Clock(RunClock),
-    /// See [`Warned`].
-    Warned(Warned),
-    /// See [`Stop`].
-    Stop(Stop),
-    /// See [`Ending`].
-    Ending(Ending),
-    /// See [`Closed`].
-    Closed(Closed),
-    /// See [`Lease`].
-    Lease(Lease),
-}
-
-impl Fact {
-    /// Stores it durably.
-    ///
-    /// # Errors
-    /// When the volume refuses.
-    pub fn store(&self, directory: &Path) -> Result<(), spool::Error> {
-        match self {
-            Self::Welcomed(fact) => record::store(directory, fact),
-            Self::Launch(fact) => record::store(directory, fact),
-            Self::Started(fact) => record::store(directory, fact),
-            Self::Clock(fact) => record::store(directory, fact),
-            Self::Warned(fact) => record::store(directory, fact),
-            Self::Stop(fact) => record::store(directory, fact),
-            Self::Ending(fact) => record::store(directory, fact),
-            Self::Closed(fact) => record::store(directory, fact),
-            Self::Lease(fact) => record::store(directory, fact),
-        }
     }
 }

@@ -102,9 +102,6 @@ impl Input {
 
     /// Decides on an opening. If the writer is new, its lease is returned, and must be stored before the writer is
     /// told.
-    ///
-    /// # Errors
-    /// The program has no input, or another writer has it.
     pub fn open(&mut self, opening: Opening, now: Moment) -> Result<Option<Lease>, InputError> {
         let Opening {
             lease,

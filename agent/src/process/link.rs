@@ -43,9 +43,6 @@ pub(super) struct Link {
 pub(super) type Heard = Option<(FromEntrypoint, Vec<OwnedFd>)>;
 
 /// Listens at `path` and passes on each peer that sends a valid hello, as long as there is a receiver.
-///
-/// # Errors
-/// When the socket cannot be made.
 pub(super) fn listen(path: &Path, newcomers: mpsc::Sender<Newcomer>) -> io::Result<()> {
     let listener = Listener::bind(path)?;
     listener.set_nonblocking(true)?;

@@ -50,15 +50,11 @@ pub enum Error {
 
 impl LaunchSettings {
     /// Whether the program has an input or a terminal.
-    #[must_use]
     pub const fn has_input(&self) -> bool {
         self.order.stdin || self.order.terminal.is_some()
     }
 
     /// The settings of a grant, checked.
-    ///
-    /// # Errors
-    /// When there are none, or one of them cannot be used.
     pub fn from_grant(settings: Option<v1::LaunchSettings>) -> Result<Self, Error> {
         let v1::LaunchSettings {
             merge,

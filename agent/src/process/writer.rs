@@ -18,9 +18,6 @@ pub struct Writer {
 
 impl Process {
     /// Opens the input of the program, which may not have been launched yet.
-    ///
-    /// # Errors
-    /// The program takes no input, or another writer has it.
     pub async fn write(&self, opening: Opening) -> Result<Writer, InputError> {
         let (answer, answered) = oneshot::channel();
         let _ = self.requests.send(Request::Input(InputRequest::Open(opening, answer)));
@@ -36,9 +33,6 @@ impl Process {
 
 impl Writer {
     /// The current state of the input.
-    ///
-    /// # Errors
-    /// Another writer has it, or the program was launched without one.
     pub fn look(&mut self) -> Result<View, InputError> {
         let view = self.view.borrow_and_update().clone();
         match view.writer == self.number {

@@ -78,13 +78,11 @@ impl Appender {
     }
 
     /// Readable when there is room again or [`super::Spool::wake_appender`] was called. Read it empty.
-    #[must_use]
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
         self.inner.wake.as_fd()
     }
 
     /// Whether the spool may take more.
-    #[must_use]
     pub fn has_room(&self) -> bool {
         let allowance = if self.ending { ENDING_ALLOWANCE } else { 0 };
         self.inner.progress.borrow().used() < self.inner.policy.size + allowance
@@ -97,7 +95,6 @@ impl Appender {
 
     /// Whether [`Self::take`] blocks on an empty pipe: `splice` is refused, and `read` obeys the flags of the pipe,
     /// which are not ours to set.
-    #[must_use]
     pub const fn may_block(&self) -> bool {
         self.splice_refused
     }
@@ -144,9 +141,6 @@ impl Appender {
     }
 
     /// Finishes what an earlier [`Self::take`] could not because there was no room.
-    ///
-    /// # Errors
-    /// When the volume still refuses.
     pub fn settle(&mut self) -> Result<(), Error> {
         if let Some((stream, bytes)) = self.unwritten.take() {
             let length = self.write_out(stream, bytes, self.offset(stream))?;
@@ -159,9 +153,6 @@ impl Appender {
     }
 
     /// As [`Self::settle`], and also takes what the mask held back: nothing follows that could complete a value.
-    ///
-    /// # Errors
-    /// When the volume still refuses.
     pub fn finish(&mut self) -> Result<(), Error> {
         self.settle()?;
         Stream::ALL.into_iter().try_for_each(|stream| self.mask(stream, true))

@@ -54,7 +54,6 @@ pub struct Offsets {
 
 impl Offsets {
     /// The offset of one stream.
-    #[must_use]
     pub const fn of(&self, stream: Stream) -> u64 {
         match stream {
             Stream::Stdout => self.stdout,
@@ -71,7 +70,6 @@ impl Offsets {
     }
 
     /// The sum of both, in bytes.
-    #[must_use]
     pub const fn total(&self) -> u64 {
         self.stdout + self.stderr
     }

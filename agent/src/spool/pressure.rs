@@ -20,7 +20,6 @@ pub enum WhenFull {
 
 impl WhenFull {
     /// Why output was dropped.
-    #[must_use]
     pub const fn reason(self) -> GapReason {
         match self {
             Self::Auto => GapReason::ArchiverStalled,

@@ -37,13 +37,11 @@ pub struct Progress {
 
 impl Progress {
     /// Bytes that occupy the spool.
-    #[must_use]
     pub const fn used(&self) -> u64 {
         self.written.total() - self.dropped.total()
     }
 
     /// Bytes in the spool that the archive does not hold.
-    #[must_use]
     pub fn unarchived(&self) -> u64 {
         self.written.total() - self.archived.map2(self.dropped, u64::max).total()
     }

@@ -100,7 +100,6 @@ impl Reader {
     }
 
     /// Offsets of the next bytes.
-    #[must_use]
     pub const fn cursor(&self) -> Offsets {
         self.cursor
     }

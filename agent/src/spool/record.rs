@@ -30,9 +30,6 @@ pub fn load<R: Record>(directory: &Path) -> Result<Option<R>, Error> {
 }
 
 /// Stores the fact so that it survives even a crash of the node: file and directory are synced before this returns.
-///
-/// # Errors
-/// When the volume refuses.
 pub fn store<R: Record>(directory: &Path, record: &R) -> Result<(), Error> {
     let bytes = postcard::to_stdvec(record).map_err(|_| Error::Damaged(R::NAME))?;
     let fresh = directory.join(format!("{}.new", R::NAME));

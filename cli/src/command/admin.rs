@@ -40,9 +40,6 @@ enum AdminCommand {
 }
 
 /// Runs one task.
-///
-/// # Errors
-/// A missing right, no operator, or a CA that another program makes.
 pub async fn run(global: &GlobalArgs, args: AdminArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     match args.command {

@@ -61,9 +61,6 @@ redraws its screen. One user at a time can write; --take-over makes it you.
 When rproc ends, the process keeps running.";
 
 /// Shows the output and passes the input on, until the process has ended or the user leaves.
-///
-/// # Errors
-/// There is no such process, it takes no input, or its end cannot be known.
 pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
     let signals = Signals::listen()?;
     if args.stdin {

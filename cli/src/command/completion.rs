@@ -117,9 +117,6 @@ const POWERSHELL: &str = r#"Register-ArgumentCompleter -Native -CommandName '@NA
 "#;
 
 /// Prints the script.
-///
-/// # Errors
-/// Standard output is closed.
 pub fn run(args: CompletionArgs, parser: &mut clap::Command, name: &str) -> Result<u8, Failure> {
     let text = match args.is_static {
         true => fixed(args.shell, parser, name),

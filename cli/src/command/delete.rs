@@ -41,9 +41,6 @@ const EXAMPLES: &str = "Examples:
   rproc delete --field-selector status.phase=Failed";
 
 /// Deletes the processes, and waits until they are gone. If one fails, the others are deleted nevertheless.
-///
-/// # Errors
-/// Names those that do not exist, may not be deleted, or are not gone in time.
 pub async fn run(global: &GlobalArgs, args: DeleteArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let deadline = update::deadline(args.timeout);
@@ -67,9 +64,6 @@ pub async fn run(global: &GlobalArgs, args: DeleteArgs) -> Result<u8, Failure> {
 }
 
 /// Deletes a process, if it exists, and waits until it is gone.
-///
-/// # Errors
-/// It may not be deleted.
 pub async fn and_wait(cluster: &Cluster, name: &str) -> Result<(), Failure> {
     match delete(cluster, name, true).await? {
         Deletion::Begun(uid) => gone(cluster, name, &uid, None).await,

@@ -22,9 +22,6 @@ pub struct DescribeArgs {
 }
 
 /// Prints the details of the processes. If one fails, the others are printed nevertheless.
-///
-/// # Errors
-/// Names those that do not exist or may not be read.
 pub async fn run(global: &GlobalArgs, args: DescribeArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let mut failures = Failures::default();

@@ -95,9 +95,6 @@ impl Finding {
 }
 
 /// Runs all checks that make sense, and prints what they found.
-///
-/// # Errors
-/// Standard output cannot be written.
 pub async fn run(global: &GlobalArgs, args: DoctorArgs) -> Result<u8, Failure> {
     let found = match global.open().await {
         Ok(cluster) => examine(&cluster).await,

@@ -70,9 +70,6 @@ the process or rproc ends, the command gets SIGHUP. The output of the command is
 not part of the output of the process.";
 
 /// Runs the command, and returns its exit code.
-///
-/// # Errors
-/// The process does not run, or the end of the command is not known.
 pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
     if args.stdin {
         check_stdin()?;
@@ -164,9 +161,6 @@ fn check(object: &RemoteProcess, args: &ExecArgs) -> Result<(), Failure> {
 
 /// Runs until the command has ended or the user leaves; then the terminal is restored. The number is our exit code if the
 /// user left. The inner error means that the end of the command will not be known.
-///
-/// # Errors
-/// The terminal cannot be set.
 pub async fn until_end<D: remoteprocess_client::Dial>(
     mut exec: Exec<D, Output, Messages>,
     (takes_input, is_raw): (bool, bool),

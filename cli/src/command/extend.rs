@@ -61,10 +61,6 @@ const CONFLICT: u16 = 409;
 
 /// Sets the run deadline of each process, and waits until all agents know it. If one fails, the others are changed
 /// nevertheless.
-///
-/// # Errors
-/// Names those that do not exist, have ended, may not be changed, have already run for longer, or whose agent does not
-/// answer in time.
 pub async fn run(global: &GlobalArgs, args: ExtendArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let deadline = update::deadline(args.timeout);

@@ -27,9 +27,6 @@ pub struct Signals {
 impl Signals {
     /// Receives the signals from now on. A signal that was ignored at the start stays ignored: `nohup` and `&` in a
     /// script (POSIX, XCU 2.11) require that.
-    ///
-    /// # Errors
-    /// The system has no resources for that.
     pub fn listen() -> Result<Self, Failure> {
         Ok(Self {
             interrupt: signals::listen(SignalKind::interrupt())?,
@@ -70,9 +67,6 @@ pub struct Leaving<'a> {
 }
 
 /// Prints once how to leave, if each key goes to the process.
-///
-/// # Errors
-/// It cannot be written.
 pub async fn say_how_to_leave(
     output: &Output,
     name: &str,
@@ -182,9 +176,6 @@ fn has_ended(error: &interact::Error) -> bool {
 
 /// The exit code for what was followed, unless the output pipe was closed. If input was not passed on, it is never a
 /// success.
-///
-/// # Errors
-/// The output could not be written.
 pub fn conclude(
     ledger: &Ledger,
     name: &str,

@@ -105,9 +105,6 @@ impl FromStr for Format {
 }
 
 /// Prints the processes, oldest first; if names are given, in the order of the names.
-///
-/// # Errors
-/// They may not be listed; or, below the others, those of the given names that do not exist or may not be read.
 pub async fn run(global: &GlobalArgs, args: GetArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let api = cluster.objects(args.all_namespaces);

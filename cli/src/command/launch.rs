@@ -104,9 +104,6 @@ pub struct Plan {
 }
 
 /// Checks what clap cannot express.
-///
-/// # Errors
-/// Flags that exclude each other.
 pub fn check(view: &ViewArgs, dry_run: DryRun) -> Result<(), Failure> {
     let is_shown = view.detach || dry_run != DryRun::None;
     if view.output.is_some() && !is_shown {
@@ -247,9 +244,6 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 /// Creates the process and follows it to its end.
-///
-/// # Errors
-/// It cannot be followed from here, is refused, or its end is not known.
 pub async fn launch(cluster: Arc<Cluster>, view: &ViewArgs, plan: Plan, mut signals: Signals) -> Result<u8, Failure> {
     let is_shown = view.detach || plan.dry_run != DryRun::None;
     let mut relay = Relay::new(cluster.clone());
@@ -318,9 +312,6 @@ async fn may_follow(cluster: &Cluster, relay: &mut Relay, writes: bool) -> Resul
 }
 
 /// Shows what was created, or would be created.
-///
-/// # Errors
-/// Standard output cannot be written.
 pub fn show(view: &ViewArgs, dry_run: DryRun, object: &(impl Serialize + Resource)) -> Result<u8, Failure> {
     let metadata = object.meta();
     let name = metadata.name.as_deref().or(metadata.generate_name.as_deref());

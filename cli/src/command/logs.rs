@@ -21,9 +21,6 @@ use job::{Job, Over, control, earlier, find, form, label, next_attempt, restored
 use place::Offset;
 
 /// Prints the output, and returns the exit code.
-///
-/// # Errors
-/// A process does not exist, its output may not be read, or its end is not known.
 pub async fn run(global: &GlobalArgs, args: LogsArgs) -> Result<u8, Failure> {
     check(&args).map_err(Failure::new)?;
     let cluster = global.open().await?;

@@ -87,7 +87,6 @@ pub async fn follow<D: Dial>(
 
 impl NextAttempt {
     /// For this process.
-    #[must_use]
     pub fn new(cluster: &Arc<Cluster>, key: &ProcessKey) -> Self {
         Self {
             cluster: cluster.clone(),

@@ -85,9 +85,6 @@ impl Verb {
 
 /// Sets the desired state of each process, and waits until all have reached it. If one fails, the others are changed
 /// nevertheless.
-///
-/// # Errors
-/// Names those that do not exist, have ended, may not be changed, or have not reached it in time.
 pub async fn run(global: &GlobalArgs, args: PauseArgs, verb: Verb) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let deadline = update::deadline(args.timeout);

@@ -44,9 +44,6 @@ annotations.";
 const OF_TOOLS: &str = "kubectl.kubernetes.io/";
 
 /// Creates a process with the spec of another, follows it, and returns its code.
-///
-/// # Errors
-/// There is no such process, the object is refused, or the end of the process is not known.
 pub async fn run(global: &GlobalArgs, args: RerunArgs) -> Result<u8, Failure> {
     launch::recorded(global, &args.view, "", start(global, &args)).await
 }

@@ -12,9 +12,6 @@ mod object;
 pub use flags::{LeftoversFlag, RunArgs, SpecificationArgs};
 
 /// Creates the process, follows it, and returns its code.
-///
-/// # Errors
-/// The object is refused, or the end of the process is not known.
 pub async fn run(global: &GlobalArgs, args: RunArgs) -> Result<u8, Failure> {
     let name = args.name.clone().unwrap_or_default();
     launch::recorded(global, &args.view, &name, start(global, &args)).await

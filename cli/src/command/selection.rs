@@ -38,15 +38,11 @@ fn selector(text: &str) -> Result<String, String> {
 
 impl Selection {
     /// Whether each of them was named: then each must exist.
-    #[must_use]
     pub fn is_named(&self) -> bool {
         !self.names.is_empty()
     }
 
     /// The names of the processes. If none is selected, prints so.
-    ///
-    /// # Errors
-    /// They may not be listed.
     pub async fn names(&self, cluster: &Cluster) -> Result<Vec<String>, Failure> {
         if self.is_named() {
             return Ok(self.names.clone());
@@ -89,9 +85,6 @@ pub struct Failures(Vec<String>);
 
 impl Failures {
     /// The value, or `None` if it failed.
-    ///
-    /// # Errors
-    /// The reader of our output is gone: then the command ends.
     pub fn keep<T>(&mut self, result: Result<T, Failure>) -> Result<Option<T>, Failure> {
         match result {
             Ok(value) => Ok(Some(value)),
@@ -104,9 +97,6 @@ impl Failures {
     }
 
     /// Ends the command.
-    ///
-    /// # Errors
-    /// The reasons of all failures, if any; the code is 1, as with kubectl.
     pub fn conclude(self) -> Result<u8, Failure> {
         if self.0.is_empty() {
             return Ok(0);
@@ -116,9 +106,6 @@ impl Failures {
 }
 
 /// Reads one process.
-///
-/// # Errors
-/// It does not exist or may not be read.
 pub async fn get(cluster: &Cluster, name: &str) -> Result<RemoteProcess, Failure> {
     let found = cluster
         .processes()

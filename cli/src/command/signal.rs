@@ -47,9 +47,6 @@ pub enum Target {
 }
 
 /// Sends the signal once, however often the call is retried.
-///
-/// # Errors
-/// The process does not run, or may not be signalled.
 pub async fn run(global: &GlobalArgs, args: SignalArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let object = selection::get(&cluster, &args.name).await?;

@@ -70,9 +70,6 @@ pub struct Manner {
 
 /// Stops the processes one after the other, and waits for all of them. If one fails, the others are stopped
 /// nevertheless.
-///
-/// # Errors
-/// Names those that do not exist, may not be stopped, or do not end in time.
 pub async fn run(global: &GlobalArgs, args: StopArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
     let deadline = update::deadline(args.timeout);
@@ -131,9 +128,6 @@ fn course(object: &RemoteProcess, manner: &Manner) -> String {
 }
 
 /// Asks the relay to stop the process; if the relay cannot be reached, sets `spec.desiredState`.
-///
-/// # Errors
-/// Both have failed.
 pub async fn ask(cluster: &Arc<Cluster>, key: &ProcessKey, manner: &Manner) -> Result<(), Failure> {
     let request = StopRequest {
         protocol: PROTOCOL,

@@ -35,9 +35,6 @@ struct Versions {
 }
 
 /// Prints the versions.
-///
-/// # Errors
-/// The API server does not answer.
 pub async fn run(global: &GlobalArgs, args: VersionArgs) -> Result<u8, Failure> {
     let mut versions = Versions {
         client: env!("CARGO_PKG_VERSION"),

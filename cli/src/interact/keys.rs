@@ -23,7 +23,6 @@ impl FromStr for DetachKeys {
 
 impl DetachKeys {
     /// Whether there is no such sequence.
-    #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -7,9 +7,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Receives the signal from now on; `None` if it was ignored at the start. `nohup` and `&` in a script (POSIX, XCU
 /// 2.11) require that.
-///
-/// # Errors
-/// The system has no resources for that.
 pub fn listen(kind: SignalKind) -> io::Result<Option<Signal>> {
     match is_ignored(kind) {
         true => Ok(None),

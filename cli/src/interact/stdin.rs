@@ -26,9 +26,6 @@ extern "C" fn look() {
 
 /// Reports why standard input cannot be the input of a process. Otherwise a false end would be taken for the whole
 /// input.
-///
-/// # Errors
-/// It is closed, a directory, or open for writing only.
 pub fn check() -> io::Result<()> {
     let refuse = |what: &str| {
         Err(io::Error::other(format!(

@@ -16,9 +16,6 @@ pub struct RawTerminal(());
 
 impl RawTerminal {
     /// Sets the terminal to raw mode. There can be one at a time.
-    ///
-    /// # Errors
-    /// It is no terminal.
     pub fn enter(terminal: &impl AsFd) -> io::Result<Self> {
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
@@ -82,7 +79,6 @@ const KNOWN: [&str; 13] = [
 const LIKE_XTERM: [&str; 7] = ["xterm-", "alacritty", "contour", "foot", "ghostty", "kitty", "wezterm"];
 
 /// The terminal type for a program in a container if this terminal has the type `local`; `None` if that is unknown.
-#[must_use]
 pub fn term(local: &str) -> Option<&'static str> {
     let known = KNOWN.into_iter().find(|known| *known == local);
     let is_like = LIKE_XTERM.iter().any(|name| local.starts_with(name));
@@ -90,7 +86,6 @@ pub fn term(local: &str) -> Option<&'static str> {
 }
 
 /// Whether a terminal is in raw mode: then each line must be moved to the left edge.
-#[must_use]
 pub fn is_raw() -> bool {
     lock().is_some()
 }

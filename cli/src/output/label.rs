@@ -21,7 +21,6 @@ pub struct Prefix {
 
 impl Label {
     /// The text before each line.
-    #[must_use]
     pub fn before(&self, prefix: Prefix) -> String {
         let name = if prefix.with_namespace {
             format!("{}/{}", self.namespace, self.process)

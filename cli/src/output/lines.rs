@@ -18,7 +18,6 @@ pub(super) struct Line<'a> {
 
 impl Line<'_> {
     /// Whether it contains the end of the line.
-    #[must_use]
     pub(super) fn is_ended(&self) -> bool {
         self.bytes.last() == Some(&b'\n')
     }

@@ -27,9 +27,6 @@ impl Target {
     }
 
     /// A file descriptor of this program. `control` is for a terminal.
-    ///
-    /// # Errors
-    /// The descriptor is closed.
     pub fn descriptor(descriptor: BorrowedFd<'_>, control: Control) -> io::Result<Self> {
         let is_terminal = descriptor.is_terminal();
         let mut target = Self::plain(Descriptor(File::from(descriptor.try_clone_to_owned()?)));

@@ -10,7 +10,6 @@ use super::row::command;
 use super::{Table, escape, last_seen, since};
 
 /// The text of `rproc describe`. `events`: absent if the user may not read them.
-#[must_use]
 pub fn describe(process: &RemoteProcess, events: Option<&[Event]>, now: Timestamp) -> String {
     let mut page = Page::default();
     let metadata = &process.metadata;

@@ -17,7 +17,6 @@ pub struct Columns {
 
 impl Columns {
     /// The header.
-    #[must_use]
     pub fn header(self) -> Vec<String> {
         let mut names = vec!["NAME", "PHASE", "REASON", "EXIT", "DURATION", "AGE"];
         if self.namespace {
@@ -30,7 +29,6 @@ impl Columns {
     }
 
     /// A row with cells of typical maximum width, except for the name.
-    #[must_use]
     pub fn widest(self) -> Vec<String> {
         let mut cells = vec!["", "Succeeded", "DeadlineExceeded", "SIGKILL", "59m59s"];
         if self.namespace {
@@ -40,7 +38,6 @@ impl Columns {
     }
 
     /// The row of one object. An object that this version cannot read has its name and little more.
-    #[must_use]
     pub fn row(self, object: &DynamicObject, now: Timestamp) -> Vec<String> {
         let metadata = &object.metadata;
         let name = metadata.name.clone().unwrap_or_default();
@@ -103,7 +100,6 @@ fn node(process: &RemoteProcess) -> Option<String> {
 }
 
 /// A command line in shell syntax, shortened if it is long.
-#[must_use]
 pub fn command(argv: &[String]) -> String {
     const LONGEST: usize = 60;
     let text = argv.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");

@@ -33,7 +33,6 @@ impl FromStr for Path {
 
 impl Path {
     /// The values; none if there is no such field.
-    #[must_use]
     pub fn find<'a>(&self, value: &'a Value) -> Vec<&'a Value> {
         value.query(&self.0).unwrap_or_default()
     }
@@ -65,7 +64,6 @@ impl FromStr for Template {
 
 impl Template {
     /// The text for a value.
-    #[must_use]
     pub fn fill(&self, value: &Value) -> String {
         let mut out = String::new();
         fill(&self.0, value, &mut out);

@@ -19,9 +19,6 @@ pub enum Source {
 
 impl Source {
     /// The newest CA that another program has made, checked; `None` for [`Source::Own`].
-    ///
-    /// # Errors
-    /// The Secret is not there, or holds no CA that can sign for us.
     pub(super) async fn offered(&self, client: &Client, config: &AuthorityConfig) -> Result<Option<Authority>, Error> {
         let Self::Secret(name) = self else { return Ok(None) };
         let secrets: Api<Secret> = Api::namespaced(client.clone(), &config.namespace);

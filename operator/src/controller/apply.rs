@@ -121,7 +121,6 @@ const WEBHOOK_FAILED: &str = "failed calling webhook";
 
 impl Refusal {
     /// The refusal to report when the API server repeatedly answers without a decision.
-    #[must_use]
     pub(crate) fn of_undecided(status: &Status) -> Self {
         Self {
             reason: Reason::Admission,

@@ -76,7 +76,6 @@ pub(crate) enum Profile {
 }
 
 /// Builds the pod of attempt `attempt`.
-#[must_use]
 pub(crate) fn build_pod(process: &Validated<'_>, attempt: u32, settings: &AgentSettings, profile: Profile) -> Pod {
     Pod {
         metadata: build_metadata(process, attempt),

@@ -26,7 +26,6 @@ pub(crate) enum Error {
 
 impl Error {
     /// A fixed word for metrics and logs.
-    #[must_use]
     pub(crate) fn category(&self) -> &'static str {
         match self {
             Self::Observe(_) => "observe",
@@ -38,7 +37,6 @@ impl Error {
     }
 
     /// When to retry after this many failures of the same object in a row.
-    #[must_use]
     pub(crate) fn retry(&self, failures: u32) -> Duration {
         let (first, longest) = match self {
             // The watch will deliver the newer version shortly.

@@ -37,7 +37,6 @@ impl Metrics {
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::default);
 
 /// The one set of this program.
-#[must_use]
 pub(crate) fn metrics() -> &'static Metrics {
     &METRICS
 }

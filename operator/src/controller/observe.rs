@@ -27,7 +27,6 @@ pub(crate) struct Observed {
 
 impl Observed {
     /// Whether the pod belongs to the process.
-    #[must_use]
     pub(crate) fn sight(&self) -> Sight<'_> {
         match &self.pod {
             None => Sight::Missing,

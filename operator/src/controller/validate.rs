@@ -69,9 +69,6 @@ pub(crate) struct Validated<'a> {
 }
 
 /// Checks a process and fills in the defaults.
-///
-/// # Errors
-/// The first rule that the spec breaks.
 pub(crate) fn validate(process: &RemoteProcess) -> Result<Validated<'_>, Error> {
     let metadata = &process.metadata;
     let spec = &process.spec;

@@ -23,7 +23,6 @@ pub(crate) struct Refusal {
 
 /// Name of the pod of one attempt. It is derived from (name, uid, attempt), so that a second pod for the same attempt
 /// cannot exist.
-#[must_use]
 pub(crate) fn pod_name(name: &str, uid: &str, attempt: u32) -> String {
     let digest = Sha256::new()
         .chain_update(name)
@@ -36,7 +35,6 @@ pub(crate) fn pod_name(name: &str, uid: &str, attempt: u32) -> String {
 }
 
 /// Whether the process is the pod's controller.
-#[must_use]
 pub(crate) fn is_owned(pod: &Pod, process: &RemoteProcess) -> bool {
     let mut owners = pod.owner_references().iter();
     owners.any(|owner| owner.controller == Some(true) && Some(&owner.uid) == process.metadata.uid.as_ref())

@@ -104,9 +104,6 @@ enum Kind {
 
 impl Archive {
     /// Opens (and creates) an archive in a directory. Each put is renamed into place and fsynced before it returns.
-    ///
-    /// # Errors
-    /// When the directory cannot be created or used.
     pub fn local(root: &FilePath) -> Result<Self, Error> {
         std::fs::create_dir_all(root).map_err(|source| object_store::Error::Generic {
             store: "archive",
@@ -122,7 +119,6 @@ impl Archive {
     }
 
     /// An archive in an object store whose puts are atomic and durable, and can be conditional on absence.
-    #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
         Self {
             store,
@@ -133,21 +129,16 @@ impl Archive {
     }
 
     /// Opens an attempt for writing, at the end of what is there.
-    ///
-    /// # Errors
-    /// When the store does not answer, or the UID is invalid.
     pub async fn writer(&self, subject: Subject) -> Result<Writer, Error> {
         Writer::resume(self.clone(), subject).await
     }
 
     /// A reader of one attempt.
-    #[must_use]
     pub fn reader(&self, key: &AttemptKey) -> Reader {
         Reader::new(self.clone(), key.clone())
     }
 
     /// The same archive for the readers of a user: what they hold of it is counted, and they take turns.
-    #[must_use]
     pub fn for_user(&self, user: &str) -> Self {
         Self {
             user: Some(user.into()),
@@ -156,9 +147,6 @@ impl Archive {
     }
 
     /// The manifest of an attempt; `None` if nothing was ever archived of it.
-    ///
-    /// # Errors
-    /// When the store does not answer, or the manifest is invalid.
     pub async fn manifest(&self, key: &AttemptKey) -> Result<Option<Manifest>, Error> {
         for path in [key.end_path()?, key.manifest_path()?, key.expired_path()?] {
             if let Some(manifest) = self.read_manifest(key, &path).await? {
@@ -179,9 +167,6 @@ impl Archive {
     }
 
     /// When the archive began with the first attempt that it has of an object, by the clock of the store.
-    ///
-    /// # Errors
-    /// When the store does not answer, or the UID is none.
     pub async fn begun(&self, uid: &str) -> Result<Option<Timestamp>, Error> {
         let Some(attempt) = self.attempts(uid).await?.first().copied() else {
             return Ok(None);
@@ -196,9 +181,6 @@ impl Archive {
     }
 
     /// The attempts of an object that are in the archive, ascending.
-    ///
-    /// # Errors
-    /// When the store does not answer, or the UID is invalid.
     pub async fn attempts(&self, uid: &str) -> Result<Vec<u32>, Error> {
         check_uid(uid)?;
         let listed = self
@@ -215,9 +197,6 @@ impl Archive {
     }
 
     /// The last bytes of both streams together, in the observed order, at most `limit` of them.
-    ///
-    /// # Errors
-    /// When the store does not answer.
     pub async fn last_bytes(&self, key: &AttemptKey, limit: usize) -> Result<Vec<u8>, Error> {
         tail::last_bytes(self, key, limit).await
     }

@@ -50,7 +50,6 @@ pub struct Agent {
 
 impl Subject {
     /// The process that the attempt belongs to.
-    #[must_use]
     pub fn target(&self) -> Target {
         Target {
             namespace: self.namespace.clone(),
@@ -62,7 +61,6 @@ impl Subject {
 
 impl Target {
     /// The identity of an object; `None` for one that the API server has never seen.
-    #[must_use]
     pub fn of(process: &RemoteProcess) -> Option<Self> {
         Some(Self {
             namespace: process.namespace()?,
@@ -72,7 +70,6 @@ impl Target {
     }
 
     /// An attempt of it.
-    #[must_use]
     pub fn attempt(&self, attempt: u32) -> AttemptKey {
         AttemptKey {
             uid: self.uid.clone(),
@@ -81,7 +78,6 @@ impl Target {
     }
 
     /// The key as the wire has it.
-    #[must_use]
     pub fn key(&self) -> ProcessKey {
         ProcessKey {
             namespace: self.namespace.clone(),
@@ -93,7 +89,6 @@ impl Target {
 
 impl Agent {
     /// An agent that will not come back.
-    #[must_use]
     pub fn lost(subject: &Subject) -> Self {
         Self {
             namespace: subject.namespace.clone(),

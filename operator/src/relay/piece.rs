@@ -44,7 +44,6 @@ pub struct Wanted {
 
 impl Piece {
     /// The piece inside a frame; `None` for frames that are no part of the history.
-    #[must_use]
     pub fn from_frame(frame: OutputFrame) -> Option<Self> {
         match frame.frame? {
             Frame::Data(data) => Some(Self::Data(data)),
@@ -54,7 +53,6 @@ impl Piece {
     }
 
     /// The frame that carries this piece.
-    #[must_use]
     pub fn into_frame(self) -> OutputFrame {
         let frame = match self {
             Self::Data(data) => Frame::Data(data),
@@ -64,7 +62,6 @@ impl Piece {
     }
 
     /// The stream that the piece belongs to.
-    #[must_use]
     pub fn stream(&self) -> Stream {
         match self {
             Self::Data(data) => data.stream(),
@@ -73,7 +70,6 @@ impl Piece {
     }
 
     /// Offset of the first byte of the piece in its stream.
-    #[must_use]
     pub fn from(&self) -> u64 {
         match self {
             Self::Data(data) => data.offset,
@@ -82,7 +78,6 @@ impl Piece {
     }
 
     /// First offset after the piece; its own start if the end of a gap is not known.
-    #[must_use]
     pub fn to(&self) -> u64 {
         match self {
             Self::Data(data) => data.offset.saturating_add(data.bytes.len() as u64),
@@ -91,7 +86,6 @@ impl Piece {
     }
 
     /// The bytes of the piece; none for a gap.
-    #[must_use]
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Data(data) => &data.bytes,
@@ -100,7 +94,6 @@ impl Piece {
     }
 
     /// When the agent took the bytes, in nanoseconds since the Unix epoch; `None` for a gap.
-    #[must_use]
     pub fn time(&self) -> Option<i64> {
         match self {
             Self::Data(data) => Some(data.time_unix_nanos),
@@ -109,7 +102,6 @@ impl Piece {
     }
 
     /// Memory that the piece occupies, in bytes.
-    #[must_use]
     pub fn cost(&self) -> usize {
         /// The piece beside its bytes, and the head of its message in an allocation of its own.
         const OVERHEAD: usize = size_of::<Framed>() + 2 * HEAD;
@@ -118,7 +110,6 @@ impl Piece {
 
     /// The part of the piece at or beyond `offset` of its own stream; `None` if nothing is left. A gap without a known
     /// end always stays.
-    #[must_use]
     pub fn beyond(mut self, offset: u64) -> Option<Self> {
         let endless = matches!(&self, Self::Gap(gap) if gap.to.is_none());
         if self.to() <= offset && !endless {
@@ -138,7 +129,6 @@ impl Piece {
     }
 
     /// The part of the piece that a reader wants.
-    #[must_use]
     pub fn wanted(self, wanted: &Wanted) -> Option<Self> {
         let stream = self.stream();
         if wanted.only.is_some_and(|only| only != stream) {
@@ -150,7 +140,6 @@ impl Piece {
 
 impl Placed {
     /// The position of both streams after the piece.
-    #[must_use]
     pub fn end(&self) -> Cursor {
         let mut end = self.start;
         end.set(self.piece.stream(), self.piece.to());
@@ -179,7 +168,6 @@ pub struct Open {
 
 impl Framed {
     /// The part that a reader wants: usually all of it, unchanged.
-    #[must_use]
     pub fn wanted(self, wanted: &Wanted) -> Option<Self> {
         let piece = &self.placed.piece;
         if wanted.only.is_some_and(|only| only != piece.stream()) {
@@ -195,7 +183,6 @@ impl Framed {
     }
 
     /// The message that brought a piece, if reusing it is worthwhile and it contains little else.
-    #[must_use]
     pub fn adopt(placed: &Placed, wire: &Bytes) -> Option<Self> {
         let length = placed.piece.bytes().len();
         (length >= ADOPTED && wire.len() <= length + HEAD).then(|| Self {
@@ -205,7 +192,6 @@ impl Framed {
     }
 
     /// Copies the piece into a message of its own, which refers to nothing larger than itself.
-    #[must_use]
     pub fn new(placed: Placed) -> Self {
         let start = placed.start;
         match &placed.piece {
@@ -220,7 +206,6 @@ impl Framed {
 
 impl Open {
     /// A message that begins with these bytes.
-    #[must_use]
     pub fn new(start: Cursor, data: &Data) -> Self {
         let mut buffer = Vec::with_capacity(HEAD + data.bytes.len());
         buffer.resize(HEAD, 0);
@@ -235,13 +220,11 @@ impl Open {
     }
 
     /// The position of both streams before it.
-    #[must_use]
     pub fn start(&self) -> Cursor {
         self.start
     }
 
     /// Whether these bytes, the next of the history, may go into the same message.
-    #[must_use]
     pub fn takes(&self, data: &Data) -> bool {
         let length = self.buffer.len() - HEAD;
         data.stream() == self.stream
@@ -257,7 +240,6 @@ impl Open {
     }
 
     /// The whole message.
-    #[must_use]
     pub fn seal(self) -> Framed {
         let length = self.buffer.len() - HEAD;
         let wire = data_message(self.buffer, self.stream, self.offset, self.time);
@@ -278,13 +260,11 @@ impl Open {
 }
 
 /// The distance of a position along the history: the observed order is one sequence, in which this sum only grows.
-#[must_use]
 pub fn distance(cursor: &Cursor) -> u64 {
     cursor.stdout.saturating_add(cursor.stderr)
 }
 
 /// A gap that a relay itself reports.
-#[must_use]
 pub fn gap(stream: Stream, from: u64, to: Option<u64>, reason: GapReason) -> Piece {
     Piece::Gap(Gap {
         stream: stream.into(),
@@ -295,7 +275,6 @@ pub fn gap(stream: Stream, from: u64, to: Option<u64>, reason: GapReason) -> Pie
 }
 
 /// Bytes of a stream.
-#[must_use]
 pub fn data(stream: Stream, offset: u64, time_unix_nanos: i64, bytes: Bytes) -> Piece {
     Piece::Data(Data {
         stream: stream.into(),

@@ -123,7 +123,6 @@ fn abandoned(process: &RemoteProcess) -> impl Iterator<Item = Subject> {
 }
 
 /// The desired state of one attempt of an object.
-#[must_use]
 pub fn desired(process: &RemoteProcess, number: u32) -> Desired {
     let attempt = process.status.as_ref().and_then(|status| status.attempt(number));
     let by_us = attempt

@@ -23,9 +23,6 @@ pub struct Client {
 
 impl Process {
     /// Starts a command in the container, or joins one by its name.
-    ///
-    /// # Errors
-    /// There is no such session, and none can be started.
     pub async fn exec(&self, opening: Opening) -> Result<Client, ExecError> {
         let (answer, answered) = oneshot::channel();
         let _ = self.requests.send(Request::Exec(ExecRequest::Open(opening, answer)));
@@ -45,9 +42,6 @@ impl Client {
     }
 
     /// The current state of the session.
-    ///
-    /// # Errors
-    /// Another connection has it, or it was never started.
     pub fn look(&mut self) -> Result<watch::Ref<'_, State>, ExecError> {
         let state = self.seen.borrow_and_update();
         match &state.end {

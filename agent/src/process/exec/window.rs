@@ -18,7 +18,6 @@ pub struct Window {
 
 impl Window {
     /// Number of bytes for which there is room.
-    #[must_use]
     pub fn room(&self) -> usize {
         WINDOW - self.bytes.len()
     }
@@ -34,19 +33,16 @@ impl Window {
     }
 
     /// Offset of the byte that follows.
-    #[must_use]
     pub fn reached(&self) -> u64 {
         self.begin + self.bytes.len() as u64
     }
 
     /// Whether a reader at this offset has everything that there will ever be.
-    #[must_use]
     pub fn is_over_at(&self, offset: u64) -> bool {
         self.is_ended && offset == self.reached()
     }
 
     /// Whether a reader can continue at this offset.
-    #[must_use]
     pub fn holds(&self, offset: u64) -> bool {
         (self.begin..=self.reached()).contains(&offset)
     }
@@ -62,7 +58,6 @@ impl Window {
     }
 
     /// What follows this offset, at most this many bytes.
-    #[must_use]
     pub fn read(&self, offset: u64, most: usize) -> Bytes {
         let from = usize::try_from(offset.saturating_sub(self.begin)).unwrap_or(usize::MAX);
         let from = from.min(self.bytes.len());

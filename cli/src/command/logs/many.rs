@@ -34,9 +34,6 @@ enum Found {
 }
 
 /// Prints the output of several processes, and returns 0, 1 or 125.
-///
-/// # Errors
-/// They may not be listed, or standard output is closed.
 pub(super) async fn run(cluster: &Arc<Cluster>, args: &LogsArgs) -> Result<u8, Failure> {
     let output = Output::standard(form(args, true), control(args))?;
     match restored(&output, args, write(cluster, args, &output)).await? {

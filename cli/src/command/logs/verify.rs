@@ -17,9 +17,6 @@ use crate::progress::Messages;
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
 
 /// Reads all output of an attempt, reports on standard error whether it matches the seal, and returns 0 or 125.
-///
-/// # Errors
-/// The output cannot be read to its end.
 pub(super) async fn run(dial: impl Dial, cluster: &Cluster, args: &LogsArgs, key: ProcessKey) -> Result<u8, Failure> {
     let shown = shown(&key);
     let output = Output::standard(Form::Hash, Control::Shown)?;

@@ -14,9 +14,6 @@ use crate::failure::Failure;
 const MAX_FILE: u64 = 3 << 20;
 
 /// Reads the object, and sets the name, the input and the terminal according to the flags.
-///
-/// # Errors
-/// The file cannot be read, or does not contain exactly one RemoteProcess.
 pub(super) fn read(path: &Path, args: &RunArgs) -> Result<DynamicObject, Failure> {
     let wrong = |why: String| Failure::new(format!("-f {}: {why}", path.display()));
     if path == Path::new("-") && args.view.stdin {

@@ -155,9 +155,6 @@ Ctrl-C stops the process; press it again to detach. If rproc ends in any other
 way, the process keeps running.";
 
 /// `secret/NAME` or `configmap/NAME` on the command line.
-///
-/// # Errors
-/// The text is neither.
 pub(super) fn env_source(text: &str) -> Result<EnvFromSource, String> {
     let (kind, name) = text.split_once('/').unwrap_or((text, ""));
     if !identifier::is_name(name) {
@@ -185,9 +182,6 @@ pub struct Mounted {
 }
 
 /// `secret/NAME:PATH`, `configmap/NAME:PATH`, `pvc/NAME:PATH[:ro]` or `empty:PATH` on the command line.
-///
-/// # Errors
-/// The text is none of them.
 pub(super) fn volume(text: &str) -> Result<Mounted, String> {
     const EXPECTED: &str = "expected secret/NAME:PATH, configmap/NAME:PATH, pvc/NAME:PATH[:ro] or empty:PATH";
     let (source, place) = text.split_once(':').ok_or(EXPECTED)?;
@@ -238,9 +232,6 @@ pub struct Owner {
 }
 
 /// `UID[:GID]` on the command line.
-///
-/// # Errors
-/// A part is no number. Names belong to the image, and only a running container knows them.
 pub(super) fn user(text: &str) -> Result<Owner, String> {
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),

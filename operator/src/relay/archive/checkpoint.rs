@@ -61,7 +61,6 @@ impl Default for Tally {
 
 impl Tally {
     /// Continues where a segment ended; `None` if its hashes cannot be read.
-    #[must_use]
     pub(super) fn resume(from: &Checkpoint) -> Option<Self> {
         let load = |state: &Option<Bytes>| match state {
             None => Some(None),
@@ -108,7 +107,6 @@ impl Tally {
     }
 
     /// The sha256 of all bytes of a stream so far; `None` if some never arrived.
-    #[must_use]
     pub(super) fn sha256(&self, stream: Stream) -> Option<[u8; 32]> {
         let hash = match stream {
             Stream::Stderr => &self.stderr,
@@ -118,7 +116,6 @@ impl Tally {
     }
 
     /// The stored form.
-    #[must_use]
     pub(super) fn checkpoint(&self, end: Cursor, durable: Cursor) -> Checkpoint {
         let store = |hash: &Option<Sha256>| hash.as_ref().map(|hash| Bytes::copy_from_slice(&hash.serialize()));
         Checkpoint {

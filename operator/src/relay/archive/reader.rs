@@ -39,9 +39,6 @@ impl Reader {
     /// The pieces of the next segment that reaches beyond `at`, a position on the history's path; empty if the
     /// archive has nothing further now. The first piece starts exactly at `at`. The reader has a seat for them until it
     /// is told to [`Reader::release`] it, or reads on.
-    ///
-    /// # Errors
-    /// When the store does not answer.
     pub async fn next(&mut self, at: Cursor) -> Result<Vec<Placed>, Error> {
         self.release();
         let mut has_listed = false;
@@ -91,7 +88,6 @@ impl Reader {
     }
 
     /// Other readers wait, and this one has had its turn.
-    #[must_use]
     pub fn is_due(&self) -> bool {
         self.seat.as_ref().is_some_and(Seat::is_due)
     }
@@ -124,9 +120,6 @@ impl Reader {
 
     /// Where on the path a reader that wants `wanted` must begin: the beginning of the last segment before which no
     /// byte is wanted.
-    ///
-    /// # Errors
-    /// When the store does not answer.
     pub async fn begin(&self, wanted: &Wanted) -> Result<Cursor, Error> {
         let names = self.archive.segments(&self.key).await?;
         let start = names
@@ -138,18 +131,12 @@ impl Reader {
     }
 
     /// Where the last segment begins: everything before it is archived.
-    ///
-    /// # Errors
-    /// When the store does not answer.
     pub async fn last_start(&self) -> Result<Cursor, Error> {
         let names = self.archive.segments(&self.key).await?;
         Ok(names.last().map(SegmentName::start).unwrap_or_default())
     }
 
     /// The position of both streams after the last archived piece.
-    ///
-    /// # Errors
-    /// When the store does not answer.
     pub async fn end(&self) -> Result<Cursor, Error> {
         for name in self.archive.segments(&self.key).await?.iter().rev() {
             if let Some(segment) = self.archive.segment(&self.key, name).await? {
@@ -165,7 +152,6 @@ fn is_no_hole(placed: &Placed) -> bool {
 }
 
 /// Whether everything before `start` is unwanted.
-#[must_use]
 pub fn precedes(start: &Cursor, wanted: &Wanted) -> bool {
     let fits =
         |stream: Stream| wanted.only.is_some_and(|only| only != stream) || start.of(stream) <= wanted.cursor.of(stream);

@@ -247,7 +247,6 @@ pub struct Expired {
 
 impl Expired {
     /// A message for a person who looks for the output.
-    #[must_use]
     pub fn sentence(&self) -> String {
         let why = match self.why {
             Why::Age => "it was older than the archive keeps (archive.retention.days)",

@@ -77,7 +77,6 @@ pub(super) struct SegmentBuilder {
 
 impl SegmentName {
     /// A name for a segment that begins at `start`.
-    #[must_use]
     pub fn new(start: Cursor, writer: u32) -> Self {
         Self {
             distance: distance(&start),
@@ -88,7 +87,6 @@ impl SegmentName {
     }
 
     /// The position of both streams where the segment begins.
-    #[must_use]
     pub fn start(&self) -> Cursor {
         Cursor {
             stdout: self.stdout,
@@ -97,13 +95,11 @@ impl SegmentName {
     }
 
     /// The mark of its writer.
-    #[must_use]
     pub fn writer(&self) -> u32 {
         self.writer
     }
 
     /// Parses a name; `None` for objects that are no segments.
-    #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         let mut parts = name.split('-');
         let stdout = parts.next()?.parse().ok()?;
@@ -124,7 +120,6 @@ impl fmt::Display for SegmentName {
 
 impl SegmentBuilder {
     /// An empty segment that begins at `start`.
-    #[must_use]
     pub(super) fn new(start: Cursor, writer: u32) -> Self {
         Self {
             name: SegmentName::new(start, writer),
@@ -137,25 +132,21 @@ impl SegmentBuilder {
     }
 
     /// Its name.
-    #[must_use]
     pub(super) fn name(&self) -> &SegmentName {
         &self.name
     }
 
     /// Number of bytes of output (and of records of gaps) in it.
-    #[must_use]
     pub(super) fn raw_bytes(&self) -> usize {
         self.raw
     }
 
     /// The position of both streams after the last piece.
-    #[must_use]
     pub(super) fn end(&self) -> Cursor {
         self.end
     }
 
     /// Bytes per second since it was begun.
-    #[must_use]
     pub(super) fn rate(&self) -> f64 {
         self.raw as f64 / self.begun.elapsed().as_secs_f64().max(f64::EPSILON)
     }
@@ -222,7 +213,6 @@ impl SegmentBuilder {
 
     /// The whole object, as chunks to be written one after the other: compressed, or plain if it must be stored fast.
     /// Uses the processor for milliseconds.
-    #[must_use]
     pub(super) fn object(&mut self, checkpoint: &Checkpoint, compress: bool) -> Vec<Bytes> {
         self.split();
         let raw: usize = self.chunks.iter().map(Bytes::len).sum();
@@ -276,9 +266,6 @@ fn squeeze(chunks: &[Bytes], raw: usize) -> Option<Bytes> {
 
 impl Segment {
     /// Reads a segment back; the pieces share `body` if it is not compressed. Uses the processor for milliseconds.
-    ///
-    /// # Errors
-    /// When length, checksum or records do not match: a torn or altered object.
     pub fn decode(name: &SegmentName, body: Bytes) -> Result<Self, Error> {
         let is_whole = body.len() >= HEAD.len() + FOOTER && body.ends_with(TAIL);
         let decoded = match body.get(..HEAD.len()) {

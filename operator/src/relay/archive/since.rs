@@ -8,9 +8,6 @@ use crate::relay::piece::Placed;
 
 /// Where the first archived piece begins that was taken at or after `since` (nanoseconds since the Unix epoch); `None`
 /// if there is none. Times grow along the observed order, so a binary search reads only a few segments.
-///
-/// # Errors
-/// When the store does not answer.
 pub async fn since_start(archive: &Archive, key: &AttemptKey, since: i64) -> Result<Option<Cursor>, Error> {
     let names = archive.segments(key).await?;
     let (mut from, mut to) = (0, names.len());
@@ -31,7 +28,6 @@ pub async fn since_start(archive: &Archive, key: &AttemptKey, since: i64) -> Res
 }
 
 /// Where the first of these pieces begins that was taken at or after `since`.
-#[must_use]
 pub fn first_since(pieces: &[Placed], since: i64) -> Option<Cursor> {
     let found = pieces
         .iter()

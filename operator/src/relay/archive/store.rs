@@ -52,9 +52,6 @@ pub struct Bucket {
 impl Archive {
     /// Opens the archive. It sends no request to a service yet, because an unavailable service must not prevent the
     /// operator from starting.
-    ///
-    /// # Errors
-    /// When the directory cannot be created, or the settings and credentials contradict each other.
     pub fn open(config: &StoreConfig) -> Result<Self, Error> {
         match config {
             StoreConfig::Volume(root) => Self::local(root),

@@ -16,7 +16,6 @@ pub struct TailSearch {
 
 impl TailSearch {
     /// Searches for the beginning of the last `lines` lines of one stream or of both together.
-    #[must_use]
     pub fn new(lines: u64, only: Option<Stream>) -> Self {
         Self {
             lines,
@@ -57,9 +56,6 @@ impl TailSearch {
 
 /// Continues a search through the archive, for what is before `before`; returns the very beginning if there are fewer
 /// lines.
-///
-/// # Errors
-/// When the store does not answer.
 pub async fn tail_start(
     archive: &Archive,
     key: &AttemptKey,

@@ -20,7 +20,6 @@ pub enum Unavailable {
 
 impl Unavailable {
     /// The reason of the condition.
-    #[must_use]
     pub fn reason(self) -> OutputReason {
         match self {
             Self::StoreFull => OutputReason::StoreFull,
@@ -30,7 +29,6 @@ impl Unavailable {
     }
 
     /// What it means for a process, without any text of the store.
-    #[must_use]
     pub fn sentence(self) -> &'static str {
         match self {
             Self::StoreFull => "the archive's store is full: output stays in the pod until there is room",
@@ -45,7 +43,6 @@ impl Unavailable {
 
 impl Error {
     /// Why the store takes nothing.
-    #[must_use]
     pub fn unavailable(&self) -> Unavailable {
         match self {
             Self::Store(error) => classify(error),

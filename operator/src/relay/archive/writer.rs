@@ -67,43 +67,36 @@ impl Writer {
     }
 
     /// Offsets below which everything is durable.
-    #[must_use]
     pub fn saved(&self) -> Cursor {
         self.saved
     }
 
     /// Offsets of both streams after the last appended piece.
-    #[must_use]
     pub fn end(&self) -> Cursor {
         self.open.end()
     }
 
     /// How the attempt ended, if an earlier writer sealed it.
-    #[must_use]
     pub fn sealed_exit(&self) -> Option<Exit> {
         self.manifest.exit_frame()
     }
 
     /// Bytes in the open segment.
-    #[must_use]
     pub fn open_bytes(&self) -> usize {
         self.open.raw_bytes()
     }
 
     /// Whether the open segment is full: store it before more is appended.
-    #[must_use]
     pub fn is_full(&self) -> bool {
         self.open.raw_bytes() >= SEGMENT_BYTES
     }
 
     /// Whether no put is in progress.
-    #[must_use]
     pub fn is_settled(&self) -> bool {
         self.flights.is_empty()
     }
 
     /// Whether the open segment may be stored now. A small one waits for the one before it, because it may extend that.
-    #[must_use]
     pub fn may_store(&self) -> bool {
         self.flights.is_empty() || (self.open.raw_bytes() >= GROW_BELOW && self.flights.len() < FLIGHTS)
     }
@@ -147,9 +140,6 @@ impl Writer {
 
     /// Waits for the oldest put in progress and returns the offsets that are durable now. After an error, the same call
     /// retries. Nothing is lost when the future is dropped.
-    ///
-    /// # Errors
-    /// When the store refuses.
     pub async fn settle(&mut self) -> Result<Cursor, Error> {
         let Some(flight) = self.flights.front_mut() else {
             return Ok(self.saved);
@@ -188,7 +178,6 @@ impl Writer {
 
     /// The exit as the archive can confirm it: sealed if the agent's seal is whole, every byte that it counts is here,
     /// and the sha256 of what is here is the agent's. Otherwise the reason of the seal says why not.
-    #[must_use]
     pub fn verdict(&self, exit: &Exit) -> Exit {
         let mut exit = exit.clone();
         let end = self.end();

@@ -11,9 +11,6 @@ use remoteprocess_proto::v1::{LaunchSettings, WindowSize};
 const AGENT_LOST: Duration = Duration::from_secs(600);
 
 /// The settings of a launch by this spec.
-///
-/// # Errors
-/// A sentence, when it names a signal that does not exist. The controller creates no pod for such a spec.
 pub(super) fn launch_settings(spec: &RemoteProcessSpec) -> Result<LaunchSettings, String> {
     let deadlines = spec.deadlines.clone().unwrap_or_default();
     let seconds = |seconds: u32| to_wire(Duration::from_secs(seconds.into()));

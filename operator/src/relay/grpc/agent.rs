@@ -47,7 +47,6 @@ pub struct AgentClient {
 
 impl AgentClient {
     /// Calls the agent that `agent` names.
-    #[must_use]
     pub fn new(connect: Arc<dyn Connect>, agent: watch::Receiver<Agent>) -> Self {
         Self {
             connect,
@@ -57,9 +56,6 @@ impl AgentClient {
     }
 
     /// Opens the output from `cursor` on, as the attempt's home.
-    ///
-    /// # Errors
-    /// When the agent cannot be reached or refuses.
     pub async fn watch_output(&self, agent: &Agent, cursor: Cursor) -> Result<Frames, Error> {
         let channel = self.dial(agent).await?;
         let request = ExecutorWatchOutputRequest {
@@ -74,27 +70,18 @@ impl AgentClient {
     }
 
     /// Sends one signal, once per request id.
-    ///
-    /// # Errors
-    /// When the agent cannot be reached or refuses.
     pub async fn signal(&self, request: ExecutorSignalRequest) -> Result<(), Error> {
         let mut client = self.executor().await?;
         self.call(client.signal(request)).await.map(drop)
     }
 
     /// Starts the stop path.
-    ///
-    /// # Errors
-    /// When the agent cannot be reached or refuses.
     pub async fn stop(&self, request: ExecutorStopRequest) -> Result<(), Error> {
         let mut client = self.executor().await?;
         self.call(client.stop(request)).await.map(drop)
     }
 
     /// What the agent knows of its program.
-    ///
-    /// # Errors
-    /// When the agent cannot be reached or refuses.
     pub async fn get_state(&self) -> Result<ExecutorGetStateResponse, Error> {
         let mut client = self.executor().await?;
         let request = ExecutorGetStateRequest { protocol: PROTOCOL };
@@ -102,9 +89,6 @@ impl AgentClient {
     }
 
     /// Tells the agent up to where the output is durable; `last`: that no more requests follow.
-    ///
-    /// # Errors
-    /// When the agent cannot be reached or refuses.
     pub async fn commit(&self, archived: Cursor, last: bool) -> Result<(), Error> {
         let mut client = self.executor().await?;
         let request = CommitRequest {
@@ -115,35 +99,23 @@ impl AgentClient {
     }
 
     /// Pauses the program, or resumes it.
-    ///
-    /// # Errors
-    /// When the agent cannot be reached or refuses.
     pub async fn pause(&self, request: ExecutorPauseRequest) -> Result<(), Error> {
         let mut client = self.executor().await?;
         self.call(client.pause(request)).await.map(drop)
     }
 
     /// Sets another run deadline.
-    ///
-    /// # Errors
-    /// When the agent cannot be reached or refuses.
     pub async fn set_deadline(&self, request: ExecutorSetDeadlineRequest) -> Result<(), Error> {
         let mut client = self.executor().await?;
         self.call(client.set_deadline(request)).await.map(drop)
     }
 
     /// Opens the program's input; the first request names the user.
-    ///
-    /// # Errors
-    /// When the agent cannot be reached or refuses.
     pub(super) async fn attach(&self, requests: Requests<AttachRequest>) -> Result<Streaming<AttachResponse>, Error> {
         opened(self.stream().await?.attach(requests)).await
     }
 
     /// Starts a further command, or joins one; the first request names the user.
-    ///
-    /// # Errors
-    /// When the agent cannot be reached or refuses.
     pub(super) async fn exec(&self, requests: Requests<ExecRequest>) -> Result<Streaming<ExecResponse>, Error> {
         opened(self.stream().await?.exec(requests)).await
     }

@@ -15,18 +15,12 @@ pub struct Frames(Messages);
 
 impl Frames {
     /// Calls a method that answers with output.
-    ///
-    /// # Errors
-    /// The peer's status, or a failure of the connection.
     pub async fn open(mut channel: Channel, path: &str, request: Request<impl Message>) -> Result<Self, Error> {
         let (_, messages) = call(&mut channel, path, request).await?;
         Ok(Self(messages))
     }
 
     /// The next frame and its message; `None` at the end. Safe to cancel.
-    ///
-    /// # Errors
-    /// The peer's status; a stream that breaks off; an invalid message.
     pub async fn next(&mut self) -> Result<Option<(Frame, Bytes)>, Error> {
         while let Some(wire) = self.0.next().await? {
             if let OutputFrame { frame: Some(frame) } = decode(&wire)? {

@@ -54,7 +54,6 @@ pub struct Home {
 
 impl Peers {
     /// The replicas that `resolve` finds.
-    #[must_use]
     pub fn new(dialer: Dialer, resolve: Resolve) -> Self {
         Self {
             dialer,
@@ -64,7 +63,6 @@ impl Peers {
     }
 
     /// The replicas at the addresses of a DNS name (`host:port`); none without a name.
-    #[must_use]
     pub fn by_name(dialer: Dialer, name: Option<String>) -> Self {
         let resolve = move || -> BoxFuture<'static, Vec<SocketAddr>> {
             let name = name.clone();
@@ -101,9 +99,6 @@ impl Peers {
     }
 
     /// The output of a home's attempt from `cursor` on.
-    ///
-    /// # Errors
-    /// When the home cannot be reached or refuses.
     pub async fn watch_output(&self, home: &Home, cursor: Cursor) -> Result<Frames, Error> {
         let request = WatchOutputRequest {
             protocol: PROTOCOL,
@@ -153,9 +148,6 @@ impl Peers {
 
 impl Home {
     /// Signals the process for a user who was already authorized.
-    ///
-    /// # Errors
-    /// When the home cannot be reached or refuses.
     pub async fn signal(&mut self, user: &str, request: SignalRequest) -> Result<(), Error> {
         let process = Some(process(&self.key));
         let request = forward(&self.key, user, SignalRequest { process, ..request });
@@ -163,9 +155,6 @@ impl Home {
     }
 
     /// Stops the process for a user who was already authorized.
-    ///
-    /// # Errors
-    /// When the home cannot be reached or refuses.
     pub async fn stop(&mut self, user: &str, request: StopRequest) -> Result<(), Error> {
         let process = Some(process(&self.key));
         let request = forward(&self.key, user, StopRequest { process, ..request });
@@ -205,7 +194,6 @@ async fn ask(address: SocketAddr, mut client: RelayClient<Channel>, key: &Attemp
 }
 
 /// The process of an attempt, by its uid.
-#[must_use]
 pub(super) fn process(key: &AttemptKey) -> ProcessKey {
     ProcessKey {
         uid: key.uid.clone(),

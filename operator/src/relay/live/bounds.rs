@@ -18,9 +18,6 @@ const MAX_TEXT: usize = 4096;
 const HASH: usize = 32;
 
 /// The frame, within its bounds.
-///
-/// # Errors
-/// Why nothing of this agent can be taken.
 pub(super) fn bound(frame: Frame) -> Result<Frame, &'static str> {
     Ok(match frame {
         Frame::Data(data) => {

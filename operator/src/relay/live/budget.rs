@@ -15,7 +15,6 @@ pub struct Budget {
 
 impl Budget {
     /// A budget of `limit` bytes. It may be exceeded by one piece for each live attempt.
-    #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -25,7 +24,6 @@ impl Budget {
     }
 
     /// Whether nothing should be held that need not be.
-    #[must_use]
     pub fn is_tight(&self) -> bool {
         self.used.load(Ordering::Relaxed) >= self.limit
     }

@@ -54,7 +54,6 @@ impl Drop for Live {
 
 impl Follower {
     /// A reader of what `wanted` says.
-    #[must_use]
     pub fn new(archive: Archive, key: AttemptKey, wanted: Wanted) -> Self {
         Self {
             reader: archive.reader(&key),
@@ -84,15 +83,11 @@ impl Follower {
     }
 
     /// Whether a live attempt is read.
-    #[must_use]
     pub fn is_live(&self) -> bool {
         self.live.is_some()
     }
 
     /// Begins at the last `lines` lines of what is there now, if that is later than the current beginning.
-    ///
-    /// # Errors
-    /// When the archive does not answer.
     pub async fn begin_at_tail(&mut self, lines: u64) -> Result<(), Error> {
         let mut search = TailSearch::new(lines, self.wanted.only);
         let (found, before) = {
@@ -110,9 +105,6 @@ impl Follower {
 
     /// Begins at the first piece that was taken at or after `since`, in nanoseconds since the Unix epoch; at the end of
     /// what is there now if there is none.
-    ///
-    /// # Errors
-    /// When the archive does not answer.
     pub async fn begin_since(&mut self, since: i64) -> Result<(), Error> {
         let (is_in_ring, recent) = {
             let recent = self.recent();
@@ -152,9 +144,6 @@ impl Follower {
     }
 
     /// The next wanted pieces, of about `max` bytes.
-    ///
-    /// # Errors
-    /// When the archive does not answer.
     pub async fn next(&mut self, max: usize) -> Result<Next, Error> {
         loop {
             let at = self.at().await?;
@@ -197,13 +186,11 @@ impl Follower {
     }
 
     /// Other readers of the archive wait for what this one holds, and it has had its turn.
-    #[must_use]
     pub fn is_due(&self) -> bool {
         self.reader.is_due()
     }
 
     /// The position of both streams, on the history's path.
-    #[must_use]
     pub fn reached(&self) -> Cursor {
         self.queue
             .front()
@@ -213,7 +200,6 @@ impl Follower {
     }
 
     /// The reader's position: nothing below it is delivered anymore.
-    #[must_use]
     pub fn position(&self) -> Cursor {
         let (reached, wanted) = (self.reached(), self.wanted.cursor);
         Cursor {

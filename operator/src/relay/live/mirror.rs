@@ -57,7 +57,6 @@ impl Mirror {
     }
 
     /// What can be read of it, once it is ready.
-    #[must_use]
     pub fn feed(&self) -> Option<Feed> {
         (*self.progress.borrow() == Progress::Ready).then(|| Feed {
             ring: self.ring.clone(),

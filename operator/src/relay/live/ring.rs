@@ -55,7 +55,6 @@ pub(super) struct Place {
 
 impl Place {
     /// A position outside the ring.
-    #[must_use]
     pub(super) fn new(at: Cursor) -> Self {
         Self { at, index: None }
     }

@@ -10,7 +10,6 @@ use remoteprocess_api::{ConditionType, OutputReason, RemoteProcess, RemoteProces
 use crate::relay::live::OutputCondition;
 
 /// A condition of the current attempt; `None` if the status already has it, or the attempt is recorded as ended.
-#[must_use]
 pub fn build_condition(
     current: &RemoteProcess,
     number: u32,

@@ -13,7 +13,6 @@ use super::reason;
 const SENTENCE: usize = 512;
 
 /// An exit frame in its form in the status.
-#[must_use]
 pub(super) fn exit_to_status(exit: &Exit) -> AttemptExit {
     // Without `..`: a new field of the wire does not compile until its place in the status is chosen. Output and usage
     // of the attempt have fields of their own.
@@ -61,7 +60,6 @@ fn sentence(text: &str) -> Option<String> {
 
 /// How an attempt ended, as far as the status knows; `None` while it may continue. For attempt 0 (none was made): how
 /// the process ended.
-#[must_use]
 pub fn known_end(process: &RemoteProcess, number: u32) -> Option<Exit> {
     let status = process.status.as_ref()?;
     if let Some(exit) = status
@@ -87,7 +85,6 @@ pub fn known_end(process: &RemoteProcess, number: u32) -> Option<Exit> {
 }
 
 /// The exit of an attempt from the status, `sealed: false`; `None` if it has none.
-#[must_use]
 pub fn exit_from_status(status: &RemoteProcessStatus, attempt: &AttemptStatus) -> Option<Exit> {
     // Without `..`: a field that is added to the status does not compile until it has a place here.
     let AttemptExit {

@@ -45,7 +45,6 @@ pub enum Decision {
 }
 
 /// Whether an attempt may start, or continue. `pod` is its pod, if that has been read.
-#[must_use]
 pub fn decide_grant(
     current: &RemoteProcess,
     claim: &Claim,
@@ -136,7 +135,6 @@ fn refusal(current: &RemoteProcess, number: u32) -> Option<&'static str> {
 
 /// The patch for a fact about a running program; `None` if it is already recorded, is no part of the status, or the
 /// program has ended.
-#[must_use]
 pub fn build_fact(current: &RemoteProcess, number: u32, fact: &Fact) -> Option<RemoteProcessStatus> {
     with_attempt(current, number, |attempt| match *fact {
         _ if attempt.exit.is_some() => {}
@@ -158,7 +156,6 @@ pub fn build_fact(current: &RemoteProcess, number: u32, fact: &Fact) -> Option<R
 
 /// The patch for the end: exit, seal, usage and tail in one write; `None` if it is already recorded. If the entrypoint
 /// did not report the end, the controller writes it; then only the output is recorded here.
-#[must_use]
 pub fn build_end(
     current: &RemoteProcess,
     number: u32,

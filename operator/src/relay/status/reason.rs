@@ -8,7 +8,6 @@ use remoteprocess_proto::v1;
 macro_rules! reasons {
     ($($api:ident = $wire:ident),* ; $($only_wire:ident),*) => {
         /// A reason of the status in its form on the wire.
-        #[must_use]
         pub fn to_wire(reason: api::Reason) -> v1::Reason {
             match reason {
                 $(api::Reason::$api => v1::Reason::$wire,)*
@@ -16,7 +15,6 @@ macro_rules! reasons {
         }
 
         /// A reason of the wire in its form in the status; `None` for those that no status has.
-        #[must_use]
         pub fn from_wire(reason: v1::Reason) -> Option<api::Reason> {
             match reason {
                 $(v1::Reason::$wire => Some(api::Reason::$api),)*
@@ -62,7 +60,6 @@ reasons! {
 }
 
 /// A phase of the status in its form on the wire.
-#[must_use]
 pub fn phase_to_wire(phase: api::Phase) -> v1::Phase {
     match phase {
         api::Phase::Pending => v1::Phase::Pending,

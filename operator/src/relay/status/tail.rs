@@ -8,7 +8,6 @@ const LONGEST: usize = 1024;
 /// The end of `bytes` as text of at most 1 KiB: whole lines if one fits, control bytes and invalid UTF-8 escaped,
 /// newlines and tabs kept. Of a line that was overwritten, as progress bars do, only what a terminal shows in the end
 /// is kept: what follows the last carriage return.
-#[must_use]
 pub(super) fn render_tail(bytes: &[u8]) -> String {
     let lines: Vec<String> = bytes
         .split(|byte| *byte == b'\n')
