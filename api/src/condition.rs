@@ -34,7 +34,6 @@ pub enum ConditionType {
 }
 
 /// Whether the relay writes this condition; the controller and the relay write the others.
-#[must_use]
 pub fn is_of_relay(condition: &Condition) -> bool {
     let of_relay = [
         ConditionType::OutputSealed,
@@ -104,14 +103,12 @@ pub enum CsrReason {
 }
 
 /// The condition of the given type.
-#[must_use]
 pub fn find(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {
     let name: &str = kind.into();
     conditions.iter().find(|condition| condition.type_ == name)
 }
 
 /// Whether the condition of the given type is there with status `True`.
-#[must_use]
 pub fn is_true(conditions: &[Condition], kind: ConditionType) -> bool {
     find(conditions, kind).is_some_and(|condition| condition.status == "True")
 }

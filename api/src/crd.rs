@@ -19,7 +19,6 @@ const MAX_PROPERTIES: i64 = 64;
 const MAX_NAME: i64 = 4096;
 
 /// The definition to install.
-#[must_use]
 pub fn crd() -> CustomResourceDefinition {
     let mut crd = RemoteProcess::crd();
     for version in &mut crd.spec.versions {

@@ -11,19 +11,16 @@ pub const MAX_NAMESPACE: usize = 63;
 pub const MAX_UID: usize = 64;
 
 /// Whether an object can have this name.
-#[must_use]
 pub fn is_name(text: &str) -> bool {
     text.len() <= MAX_NAME && text.split('.').all(is_label)
 }
 
 /// Whether a namespace can have this name.
-#[must_use]
 pub fn is_namespace(text: &str) -> bool {
     text.len() <= MAX_NAMESPACE && is_label(text)
 }
 
 /// Whether an object can have this uid.
-#[must_use]
 pub fn is_uid(text: &str) -> bool {
     (1..=MAX_UID).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
 }

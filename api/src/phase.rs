@@ -41,7 +41,6 @@ pub enum Phase {
 
 impl Phase {
     /// Whether the phase never changes again.
-    #[must_use]
     pub fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed)
     }

@@ -29,7 +29,6 @@ pub struct Requester {
 
 impl RemoteProcess {
     /// Who last set `spec.desiredState`.
-    #[must_use]
     pub fn requester(&self) -> Requester {
         let entries = self.metadata.managed_fields.iter().flatten();
         let setter = entries
@@ -59,7 +58,6 @@ impl RemoteProcess {
 impl Requester {
     /// Who, and through what, as the status shows it for every stop (`requestedBy`): `kubectl-patch through
     /// spec.desiredState`.
-    #[must_use]
     pub fn requested_by(&self) -> String {
         match &self.by {
             Some(by) => format!("{by} through {WAY}"),
@@ -79,7 +77,6 @@ impl Display for Requester {
 }
 
 /// Whether this manager has set the desired state.
-#[must_use]
 pub fn sets_desired_state(entry: &ManagedFieldsEntry) -> bool {
     entry.subresource.is_none() && owns(entry, &["f:spec", "f:desiredState"])
 }

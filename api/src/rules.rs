@@ -5,7 +5,6 @@ use kube::core::cel::Rule;
 const RECREATE: &str = "cannot change after creation; delete the RemoteProcess and create it again";
 
 /// The object's name fits into the names and labels of its pods.
-#[must_use]
 pub fn name() -> Rule {
     Rule::new("self.metadata.name.size() <= 52 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
         .message(
@@ -15,13 +14,11 @@ pub fn name() -> Rule {
 }
 
 /// A required field that is fixed at creation.
-#[must_use]
 pub fn fixed_required(field: &str) -> Rule {
     Rule::new(format!("self.{field} == oldSelf.{field}")).message(format!("spec.{field} {RECREATE}").as_str())
 }
 
 /// An optional field that is fixed at creation: neither added, nor changed, nor removed.
-#[must_use]
 pub fn fixed(field: &str) -> Rule {
     Rule::new(format!(
         "has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
@@ -30,7 +27,6 @@ pub fn fixed(field: &str) -> Rule {
 }
 
 /// An optional field of an optional object that is fixed at creation, even if its neighbors change.
-#[must_use]
 pub fn fixed_within(object: &str, field: &str) -> Rule {
     let given = |of: &str| format!("(has({of}.{object}) && has({of}.{object}.{field}))");
     let (now, before) = (given("self"), given("oldSelf"));
@@ -41,21 +37,18 @@ pub fn fixed_within(object: &str, field: &str) -> Rule {
 }
 
 /// A warning signal without a warning time would never be sent.
-#[must_use]
 pub fn warn_signal_needs_its_time() -> Rule {
     Rule::new("!has(self.warnSignal) || has(self.warnBeforeSeconds)")
         .message("spec.deadlines.warnSignal: say by spec.deadlines.warnBeforeSeconds when it is to be sent")
 }
 
 /// A stopped process cannot be started again.
-#[must_use]
 pub fn stopped_is_final() -> Rule {
     Rule::new("oldSelf.desiredState != 'Stopped' || self.desiredState == 'Stopped'")
         .message("spec.desiredState cannot leave Stopped: a stopped process does not run again; create a new one")
 }
 
 /// No mount at, below or above the handover volume: the user's files would collide with those of the agent.
-#[must_use]
 pub fn mounts() -> Rule {
     Rule::new(
         "!has(self.volumeMounts) || self.volumeMounts.all(m, m.mountPath != '/' && m.mountPath != '/.rproc' && \
@@ -67,42 +60,36 @@ pub fn mounts() -> Rule {
 }
 
 /// A rule for exit codes has no effect if process failures are not retried.
-#[must_use]
 pub fn exit_codes_need_process_failure() -> Rule {
     Rule::new("!has(self.exitCodes) || !has(self.after) || 'ProcessFailure' in self.after")
         .message("spec.retries.exitCodes: only a ProcessFailure has an exit code; add it to spec.retries.after")
 }
 
 /// Without a terminal, its size would be ignored.
-#[must_use]
 pub fn tty_size_needs_tty() -> Rule {
     Rule::new("!has(self.ttySize) || (has(self.tty) && self.tty)")
         .message("spec.ttySize is the size of a terminal: set spec.tty as well")
 }
 
 /// Either a list of included codes or one of excluded codes.
-#[must_use]
 pub fn one_list_of_exit_codes() -> Rule {
     Rule::new("has(self.__in__) != has(self.notIn)")
         .message("spec.retries.exitCodes: give exactly one of `in` and `notIn`")
 }
 
 /// No volume under a reserved name.
-#[must_use]
 pub fn volume_names() -> Rule {
     Rule::new("!has(self.volumes) || self.volumes.all(v, !v.name.startsWith('rproc-'))")
         .message("spec.pod.volumes: names that begin with rproc- are reserved; choose another")
 }
 
 /// No label of our prefix.
-#[must_use]
 pub fn labels() -> Rule {
     Rule::new("!has(self.labels) || self.labels.all(k, !k.startsWith('remoteprocess.dev/'))")
         .message("spec.pod.labels: the prefix remoteprocess.dev/ is reserved; choose another")
 }
 
 /// No annotation of our prefix.
-#[must_use]
 pub fn annotations() -> Rule {
     Rule::new("!has(self.annotations) || self.annotations.all(k, !k.startsWith('remoteprocess.dev/'))")
         .message("spec.pod.annotations: the prefix remoteprocess.dev/ is reserved; choose another")

@@ -1,7 +1,6 @@
 //! Cleans text from outside before it is passed on.
 
 /// At most `longest` characters of it, without those on which a terminal acts.
-#[must_use]
 pub fn plain(text: &str, longest: usize) -> String {
     text.chars()
         .filter(|character| !acts_on_terminal(*character))
@@ -11,7 +10,6 @@ pub fn plain(text: &str, longest: usize) -> String {
 
 /// Whether a terminal acts on this character instead of showing it: control characters, those that change the display
 /// order of the rest of the line, and those that end a line or are invisible.
-#[must_use]
 pub fn acts_on_terminal(character: char) -> bool {
     let is_hidden = matches!(
         character,

@@ -39,7 +39,6 @@ pub const SIGNALS: [(&str, i32); 31] = [
 pub const MAX_SIGNAL: i32 = 64;
 
 /// The number of a signal given as `TERM`, `SIGTERM`, `sigterm` or `15`; `None` if there is no such signal.
-#[must_use]
 pub fn parse(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
         return (1..=MAX_SIGNAL).contains(&number).then_some(number);
@@ -53,7 +52,6 @@ pub fn parse(text: &str) -> Option<i32> {
 }
 
 /// The name of a signal, `SIGTERM` for 15; `SIG40` for one without a name; `SIG?` for a number that no signal has.
-#[must_use]
 pub fn name(number: i32) -> String {
     let known = SIGNALS.iter().find(|(_, known)| *known == number);
     match known {

@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use strum::{Display, EnumString, IntoStaticStr};
 
 use crate::phase::Phase;
@@ -40,6 +41,7 @@ pub struct TtySize {
 
 /// A command to run in a pod. You cannot change anything but `desiredState`, `deadlines.runSeconds` and `ttl` after
 /// creation.
+#[skip_serializing_none]
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "remoteprocess.dev",
@@ -101,7 +103,6 @@ pub struct RemoteProcessSpec {
     #[schemars(length(min = 1, max = 1024))]
     pub image: String,
     /// When to pull the image: Always, IfNotPresent or Never. Defaults to the default of Kubernetes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"]))]
     pub image_pull_policy: Option<String>,
     /// The program and its first arguments. Required, because the entrypoint of the image is never used. `$(VAR)` is
@@ -121,28 +122,22 @@ pub struct RemoteProcessSpec {
     #[schemars(length(max = 64))]
     pub env_from: Vec<EnvFromSource>,
     /// Directory in which the program starts. Defaults to that of the image.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub working_dir: Option<String>,
     /// Whether clients can write to the program's standard input (`rproc attach -i`). Otherwise the input is empty.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<bool>,
     /// Whether the program has a terminal. Its output is then one stream, and with `stdin` a client can type into it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty: Option<bool>,
     /// Size of the terminal when the program starts. Defaults to 24 rows and 80 columns. `rproc run -t` sets it to the
     /// size of your window.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty_size: Option<TtySize>,
     /// Requests and limits of the user's container. They apply only to the program.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
     /// Mounts of the volumes in `pod.volumes` in the user's container. `/.rproc`, and the paths above it, are reserved.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub volume_mounts: Vec<VolumeMount>,
     /// Security context of the user's container. Defaults to seccomp RuntimeDefault and no privilege escalation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub security_context: Option<SecurityContext>,
     /// Running (default), Paused or Stopped. Paused freezes the program's processes, and does not start a program that
     /// does not run yet. Running lets them continue. Stopped ends the process with its stop path and is final. The
@@ -150,44 +145,34 @@ pub struct RemoteProcessSpec {
     #[serde(default)]
     pub desired_state: DesiredState,
     /// How the process is stopped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<StopSpec>,
     /// What happens to processes that outlive the program.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leftovers: Option<Leftovers>,
     /// Whether another attempt follows an attempt that failed. By default, none follows.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<RetriesSpec>,
     /// Time limits of the process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadlines: Option<DeadlinesSpec>,
     /// When the object is deleted after its end. You can change it at any time. By default, it is never deleted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<TtlSpec>,
     /// When the condition Ready is true.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_when: Option<ReadyWhen>,
     /// What happens to the output.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<OutputSpec>,
     /// The agent next to the user's container.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentSpec>,
     /// The pod around the containers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodSpec>,
 }
 
 /// What happens to the output.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OutputSpec {
     /// Disk space in the pod for output that is not in the archive yet. Defaults to 256Mi, at least 1Mi. `whenFull`
     /// decides what happens when it is full.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spool_size: Option<Quantity>,
     /// What happens when the spool is full.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_full: Option<WhenFull>,
     /// Values that are replaced by `***` in the output, inside the pod, before any output is stored or sent. Offsets
     /// count the bytes after the replacement. At most 32 values of at most 4 KiB; an empty value is refused.
@@ -195,13 +180,10 @@ pub struct OutputSpec {
     #[schemars(length(max = 32))]
     pub mask: Vec<MaskSource>,
     /// How much of the output the container's own log gets.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub echo: Option<Echo>,
     /// Whether both streams use one pipe. This keeps their true order, and all output is standard output.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<bool>,
     /// When status shows the last lines of the output.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tail_in_status: Option<TailInStatus>,
 }
 
@@ -272,29 +254,27 @@ pub enum TailInStatus {
 }
 
 /// The agent next to the user's container.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentSpec {
     /// Requests and limits of the agent's container. Defaults to those of the installation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
 }
 
 /// The pod around the containers: fields as in a Kubernetes PodSpec.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = rules::volume_names(), validation = rules::labels(), validation = rules::annotations())]
 pub struct PodSpec {
     /// ServiceAccount of the pod. Defaults to `default`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub service_account_name: Option<String>,
     /// Whether the user's container gets the token of the ServiceAccount. Defaults to false.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub automount_service_account_token: Option<bool>,
     /// Whether each Service of the namespace adds its variables (`NAME_SERVICE_HOST` and so on) to the environment.
     /// Defaults to false, unlike in a pod, because the variables of a large namespace do not fit into the environment.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_service_links: Option<bool>,
     /// Secrets for pulling images.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -308,14 +288,11 @@ pub struct PodSpec {
     #[schemars(length(max = 64))]
     pub tolerations: Vec<Toleration>,
     /// Scheduling constraints of the pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
     /// PriorityClass of the pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub priority_class_name: Option<String>,
     /// RuntimeClass of the pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub runtime_class_name: Option<String>,
     /// Gates that keep the pod from being scheduled until they are removed, as in a pod.
@@ -323,7 +300,6 @@ pub struct PodSpec {
     #[schemars(length(max = 16))]
     pub scheduling_gates: Vec<PodSchedulingGate>,
     /// Security context of the pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub security_context: Option<PodSecurityContext>,
     /// Volumes for `volumeMounts`. Names that begin with `rproc-` are reserved.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -351,7 +327,6 @@ pub const MIN_SPOOL_BYTES: u64 = 1024 * 1024;
 
 impl RemoteProcess {
     /// Whether the phase is one that never changes again.
-    #[must_use]
     pub fn is_final(&self) -> bool {
         let phase = self.status.as_ref().and_then(|status| status.phase);
         phase.is_some_and(Phase::is_final)
@@ -360,13 +335,11 @@ impl RemoteProcess {
 
 impl RemoteProcessSpec {
     /// The program with all its arguments.
-    #[must_use]
     pub fn argv(&self) -> Vec<String> {
         self.command.iter().chain(&self.args).cloned().collect()
     }
 
     /// Name of the first signal of the stop path.
-    #[must_use]
     pub fn stop_signal(&self) -> &str {
         self.stop
             .as_ref()
@@ -375,7 +348,6 @@ impl RemoteProcessSpec {
     }
 
     /// Seconds between that signal and KILL.
-    #[must_use]
     pub fn stop_grace_seconds(&self) -> u32 {
         self.stop
             .as_ref()
@@ -384,20 +356,17 @@ impl RemoteProcessSpec {
     }
 
     /// Size of the program's terminal at its start, if it has one.
-    #[must_use]
     pub fn terminal(&self) -> Option<TtySize> {
         let has_terminal = self.tty.unwrap_or_default();
         has_terminal.then(|| self.tty_size.unwrap_or(TtySize { rows: 24, columns: 80 }))
     }
 
     /// How much of the output goes to the container's log.
-    #[must_use]
     pub fn echo(&self) -> Echo {
         self.output.as_ref().and_then(|output| output.echo).unwrap_or_default()
     }
 
     /// What happens when the spool is full.
-    #[must_use]
     pub fn when_full(&self) -> WhenFull {
         self.output
             .as_ref()
@@ -406,13 +375,11 @@ impl RemoteProcessSpec {
     }
 
     /// Whether both streams share one pipe.
-    #[must_use]
     pub fn merge(&self) -> bool {
         self.output.as_ref().and_then(|output| output.merge).unwrap_or_default()
     }
 
     /// When status shows the last lines of the output.
-    #[must_use]
     pub fn tail_in_status(&self) -> TailInStatus {
         self.output
             .as_ref()

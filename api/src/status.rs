@@ -6,42 +6,34 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 use crate::phase::{Phase, Reason};
 
 /// Observed state of a RemoteProcess.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RemoteProcessStatus {
     /// Phase of the process. Succeeded and Failed are final.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
     /// Reason for the phase, as one word of a closed set.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
     /// The reason as a readable message.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// Generation of the spec that this status describes.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Exit code of the program. Absent if a signal ended it or if the end is not known.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     /// Name of the signal that ended the program, for example SIGKILL.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
     /// Number of the current attempt, from 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
     /// When the program of the current attempt was launched.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     /// When the process ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
     /// How long the program ran, as text, for example 1m30s.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
     /// Scheduled, Started, Finished, Succeeded, Ready, OutputSealed and, only if they are or were true, Paused,
     /// Reconciling, Stalled, OutputBlocked, ArchiveUnavailable and OutputLost.
@@ -50,10 +42,8 @@ pub struct RemoteProcessStatus {
     #[schemars(length(max = 16))]
     pub conditions: Vec<Condition>,
     /// Size of the output of the current attempt. To read the output, use `rproc logs`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<OutputStatus>,
     /// Number of retries.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<RetriesStatus>,
     /// The attempts, oldest first: the first nine and the last nine; `attempt` says how many there were. One pod and at
     /// most one launch per attempt.
@@ -74,68 +64,55 @@ pub struct RetriesStatus {
 }
 
 /// Output of the current attempt.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OutputStatus {
     /// Bytes of standard output.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stdout_bytes: Option<u64>,
     /// Bytes of standard error.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr_bytes: Option<u64>,
     /// The last lines of both streams, at most 1 KiB, with control bytes escaped (see `spec.output.tailInStatus`).
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tail: Option<String>,
 }
 
 /// One attempt to run the program.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AttemptStatus {
     /// Number of the attempt, from 1.
     pub number: u32,
     /// Name of the pod of this attempt.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_name: Option<String>,
     /// UID of that pod.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,
     /// Node of that pod.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// When the attempt began. Its pod is created after that.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub begun_at: Option<Timestamp>,
     /// The operator replica that is the home of this attempt.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub relay: Option<String>,
     /// When the start was granted. If absent, nothing has run.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub granted_at: Option<Timestamp>,
     /// When the program was launched.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     /// When the program ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
     /// When the current pause began. Absent if the program is not paused.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub paused_at: Option<Timestamp>,
     /// Maximum number of seconds for which the program runs, as its agent knows it. Absent if there is no limit.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub run_seconds: Option<u32>,
     /// How the program ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<AttemptExit>,
     /// Resources that the program used, including its children.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<UsageStatus>,
     /// The sealed output.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<AttemptOutput>,
 }
 
 /// Who reported the end of a program.
+#[skip_serializing_none]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ExitSource {
     /// The entrypoint, which is the parent of the program: a verified record.
@@ -152,31 +129,25 @@ pub enum ExitSource {
 #[serde(rename_all = "camelCase", default)]
 pub struct AttemptExit {
     /// Exit code, 0 to 255.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,
     /// Name of the signal that ended the program.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
     /// Which component reported the end.
     pub source: ExitSource,
     /// Reason, as one word.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
     /// The reason as a readable message.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// Who requested the end, if it was requested.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<StopStatus>,
     /// Number of processes that outlived the program and were ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub leftovers: Option<u32>,
     /// Number of processes in the container that the kernel killed because they ran out of memory.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_kills: Option<u64>,
 }
 
 /// Who requested the end of a process.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StopStatus {
@@ -184,11 +155,11 @@ pub struct StopStatus {
     /// of the system: `deadline`, `deletion`, `kubelet`, `entrypoint`.
     pub requested_by: String,
     /// The reason that was given.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
 
 /// Resources that a program used.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct UsageStatus {
@@ -197,7 +168,6 @@ pub struct UsageStatus {
     /// Largest resident set of a single process, in bytes (getrusage(2), `ru_maxrss`).
     pub peak_memory_bytes: u64,
     /// Peak memory of the whole container, including page cache, in bytes. Absent if its cgroup does not report it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub container_peak_memory_bytes: Option<u64>,
     /// Read from block devices, in bytes (getrusage(2), `ru_inblock`).
     pub read_bytes: u64,
@@ -218,17 +188,16 @@ pub struct AttemptOutput {
 }
 
 /// Byte count and hash of one stream.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StreamStatus {
     /// Bytes that the program wrote.
     pub bytes: u64,
     /// SHA-256 of them in hexadecimal.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// Number of these bytes that are permanently missing from the archive: the sum of all gaps. Absent if there are
     /// none.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub lost_bytes: Option<u64>,
 }
 
@@ -237,7 +206,6 @@ pub const KEPT_ATTEMPTS: u32 = 9;
 
 impl AttemptStatus {
     /// Maximum run time of the program, as its agent knows it.
-    #[must_use]
     pub fn run_deadline(&self) -> Option<Duration> {
         self.run_seconds.map(|seconds| Duration::from_secs(seconds.into()))
     }
@@ -245,7 +213,6 @@ impl AttemptStatus {
 
 impl RetriesStatus {
     /// Both kinds together.
-    #[must_use]
     pub fn sum(&self) -> u32 {
         self.infrastructure.saturating_add(self.process_failure)
     }
@@ -254,7 +221,6 @@ impl RetriesStatus {
 impl RemoteProcessStatus {
     /// Whether attempt `number` keeps its record: the first nine and the last nine do. Each of the two writers leaves
     /// out all others.
-    #[must_use]
     pub fn keeps(&self, number: u32) -> bool {
         number <= KEPT_ATTEMPTS || number.saturating_add(KEPT_ATTEMPTS) > self.attempt.unwrap_or_default()
     }
@@ -267,13 +233,11 @@ impl RemoteProcessStatus {
     }
 
     /// The record of attempt `number`.
-    #[must_use]
     pub fn attempt(&self, number: u32) -> Option<&AttemptStatus> {
         self.attempts.iter().find(|attempt| attempt.number == number)
     }
 
     /// The record of the newest attempt.
-    #[must_use]
     pub fn latest_attempt(&self) -> Option<&AttemptStatus> {
         self.attempts.iter().max_by_key(|attempt| attempt.number)
     }

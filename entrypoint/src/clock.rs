@@ -14,13 +14,11 @@ pub use crate::run_clock::Moment;
 const ZERO: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Now, for deadlines: suspended time counts.
-#[must_use]
 pub fn now() -> Moment {
     duration(clock_gettime(ClockId::Boottime))
 }
 
 /// Now, for records: nanoseconds since the Unix epoch.
-#[must_use]
 pub fn unix_nanos() -> u64 {
     u64::try_from(duration(clock_gettime(ClockId::Realtime)).as_nanos()).unwrap_or(u64::MAX)
 }

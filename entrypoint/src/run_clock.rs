@@ -23,7 +23,6 @@ pub struct RunClock {
 impl RunClock {
     /// The clock of a program that starts now and may run for `run_deadline`; with `stops_in_pause` the time for which it is
     /// paused does not count.
-    #[must_use]
     pub const fn start(now: Moment, run_deadline: Option<Duration>, stops_in_pause: bool) -> Self {
         Self {
             started: now,
@@ -35,7 +34,6 @@ impl RunClock {
     }
 
     /// How long the program may run.
-    #[must_use]
     pub const fn run_deadline(&self) -> Option<Duration> {
         self.run_deadline
     }
@@ -46,7 +44,6 @@ impl RunClock {
     }
 
     /// Whether the program is paused.
-    #[must_use]
     pub const fn is_paused(&self) -> bool {
         self.paused_since.is_some()
     }
@@ -61,7 +58,6 @@ impl RunClock {
     }
 
     /// When it is reached; `None`: never, or not before the program is resumed.
-    #[must_use]
     pub fn over_at(&self) -> Option<Moment> {
         let not_counted = match (self.stops_in_pause, self.paused_since) {
             (true, Some(_)) => return None,

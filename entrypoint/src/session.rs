@@ -29,7 +29,6 @@ pub struct Command {
 
 impl Command {
     /// Size in bytes of all its parts.
-    #[must_use]
     pub fn length(&self) -> usize {
         let words = self.words.iter().map(|word| word.len());
         let environment = self.environment.iter().map(|(name, value)| name.len() + value.len());

@@ -2,7 +2,6 @@ use crate::v1::{Cursor, Stream};
 
 impl Cursor {
     /// The offset wanted of `stream`; 0 for an unspecified stream.
-    #[must_use]
     pub fn of(&self, stream: Stream) -> u64 {
         match stream {
             Stream::Stdout => self.stdout,

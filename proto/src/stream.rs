@@ -5,7 +5,6 @@ pub const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 
 impl Stream {
     /// Place in [`STREAMS`]; an unspecified stream counts as stdout.
-    #[must_use]
     pub fn index(self) -> usize {
         match self {
             Self::Stdout | Self::Unspecified => 0,
@@ -14,7 +13,6 @@ impl Stream {
     }
 
     /// The name that users see; an unspecified stream counts as stdout.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Stdout | Self::Unspecified => "stdout",

@@ -8,7 +8,6 @@ pub const HEARTBEAT: Duration = Duration::from_secs(10);
 pub const SILENCE: Duration = Duration::from_secs(30);
 
 /// A time span as messages have it. One of more than 292 billion years becomes none.
-#[must_use]
 pub fn to_wire(span: Duration) -> Option<prost_types::Duration> {
     span.try_into().ok()
 }

@@ -42,7 +42,6 @@ const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A message with its prefix.
-#[must_use]
 pub fn encode(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut wire = BytesMut::with_capacity(PREFIX + length);
@@ -53,7 +52,6 @@ pub fn encode(message: &impl Message) -> Bytes {
 }
 
 /// The message, with its prefix, of a chunk that follows [`HEAD`] bytes of room; the message ends with the chunk.
-#[must_use]
 pub fn data_message(mut buffer: Vec<u8>, stream: OutputStream, offset: u64, time_unix_nanos: i64) -> Bytes {
     let length = buffer.len() - HEAD;
     // Two's complement, as on the wire.
@@ -152,7 +150,6 @@ pub struct Messages {
 
 impl Messages {
     /// The messages of a body.
-    #[must_use]
     pub fn new(body: Body) -> Self {
         Self {
             body,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use strum::{Display, EnumString, IntoStaticStr};
 
 use super::{RemoteProcessSpec, signal_schema};
@@ -32,15 +33,15 @@ pub enum DesiredState {
 }
 
 /// How the process is stopped: the signal, then CONT, then after the grace period KILL.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StopSpec {
     /// Name of the first signal. Defaults to SIGTERM.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     #[schemars(schema_with = "signal_schema")]
     pub signal: Option<String>,
     /// Seconds between the first signal and KILL: 0 to 86400. Defaults to 30.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 86_400))]
     pub grace_period_seconds: Option<u32>,
 }
@@ -60,13 +61,13 @@ pub enum Leftovers {
 
 /// Whether another attempt follows an attempt that failed. A process that was stopped, that exceeded its deadline, or
 /// whose spec is invalid is never retried.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = rules::exit_codes_need_process_failure())]
 pub struct RetriesSpec {
     /// Maximum number of retries after each kind of end, 0 to 100. Each kind is counted separately. Defaults to 0: the
     /// program runs at most once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub limit: Option<u32>,
     /// The kinds of end that are retried. Defaults to both: Infrastructure (the pod, the node or the agent was removed
@@ -77,10 +78,8 @@ pub struct RetriesSpec {
     // Not `on`: YAML 1.1, and so kubectl, reads that as `true`.
     pub after: Vec<RetryAfter>,
     /// Which exit codes are retried after a ProcessFailure. Defaults to all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_codes: Option<ExitCodes>,
     /// The delay before another attempt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backoff: Option<BackoffSpec>,
 }
 
@@ -111,20 +110,20 @@ pub struct ExitCodes {
 }
 
 /// The delay before another attempt. It doubles with each attempt.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackoffSpec {
     /// Seconds before the second attempt: 0 to 3600. Defaults to 10.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 3600))]
     pub initial_seconds: Option<u32>,
     /// Maximum number of seconds before an attempt: 0 to 86400. Defaults to 300.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 86_400))]
     pub max_seconds: Option<u32>,
 }
 
 /// Time limits of the process. You can change only `runSeconds` after creation.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = rules::warn_signal_needs_its_time())]
@@ -132,41 +131,36 @@ pub struct DeadlinesSpec {
     /// Maximum number of seconds from the creation of the object to the start of the program: 1 to 604800. By default,
     /// there is no limit. A further attempt has the same time from its own beginning. A process that has not started by
     /// then fails, and the reason says why it waited.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 604_800))]
     pub start_seconds: Option<u32>,
     /// Maximum number of seconds for which the program of each attempt runs: 1 to 31536000. By default, there is no
     /// limit. After that, the program is stopped, and the process fails with reason DeadlineExceeded. Its exit code
     /// does not matter. You can change the limit at any time, also while the program runs. If the program has already
     /// run for longer, it is stopped at once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub run_seconds: Option<u32>,
     /// Number of seconds before the end of `runSeconds` at which the Event DeadlineNear is created and `warnSignal` is
     /// sent: 1 to 31536000. By default, there is no warning. Each new `runSeconds` has its own warning.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub warn_before_seconds: Option<u32>,
     /// Name of a signal that is then sent to the program itself. By default, none is sent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     #[schemars(schema_with = "signal_schema")]
     pub warn_signal: Option<String>,
     /// Whether the time for which the program is paused counts for `runSeconds`. Defaults to true.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count_paused: Option<bool>,
 }
 
 /// When the object and its pods are deleted after the end. The deletion waits until the output is sealed or closed.
 /// Archived output stays. If a tool applies the object again (GitOps), the command runs again.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TtlSpec {
     /// Seconds after the phase Succeeded: 0 to 31536000. By default, the object is not deleted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub seconds_after_success: Option<u32>,
     /// Seconds after the phase Failed: 0 to 31536000. By default, the object is not deleted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub seconds_after_failure: Option<u32>,
 }
@@ -187,27 +181,23 @@ pub enum ReadyWhen {
 impl RemoteProcessSpec {
     /// Seconds from creation to the start of the program; for an attempt after one that ran, seconds from its own
     /// beginning.
-    #[must_use]
     pub fn start_seconds(&self) -> Option<u32> {
         self.deadlines.as_ref().and_then(|deadlines| deadlines.start_seconds)
     }
 
     /// Maximum run time of the program of an attempt.
-    #[must_use]
     pub fn run_deadline(&self) -> Option<Duration> {
         let seconds = self.deadlines.as_ref()?.run_seconds?;
         Some(Duration::from_secs(seconds.into()))
     }
 
     /// Whether the time for which the program is paused counts for [`Self::run_deadline`].
-    #[must_use]
     pub fn counts_pauses(&self) -> bool {
         let deadlines = self.deadlines.as_ref();
         deadlines.and_then(|deadlines| deadlines.count_paused).unwrap_or(true)
     }
 
     /// When the condition Ready is true.
-    #[must_use]
     pub fn ready_when(&self) -> ReadyWhen {
         self.ready_when.unwrap_or_default()
     }
@@ -215,13 +205,11 @@ impl RemoteProcessSpec {
 
 impl RetriesSpec {
     /// Whether ends of this kind are retried at all.
-    #[must_use]
     pub fn is_after(&self, kind: RetryAfter) -> bool {
         self.limit.is_some_and(|limit| limit > 0) && (self.after.is_empty() || self.after.contains(&kind))
     }
 
     /// Seconds before the attempt that follows `retries` others; they double each time.
-    #[must_use]
     pub fn backoff_seconds(&self, retries: u32) -> u32 {
         let backoff = self.backoff.clone().unwrap_or_default();
         let first = backoff.initial_seconds.unwrap_or(DEFAULT_BACKOFF_SECONDS);
@@ -232,7 +220,6 @@ impl RetriesSpec {
 
 impl ExitCodes {
     /// Whether this rule applies to an end with this code.
-    #[must_use]
     pub fn matches(&self, code: i32) -> bool {
         (self.within.is_empty() || self.within.contains(&code)) && !self.not_in.contains(&code)
     }

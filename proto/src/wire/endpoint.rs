@@ -48,7 +48,6 @@ pub struct Endpoint<S, T> {
 
 impl<S, T> Endpoint<S, T> {
     /// `service` answers the one method, `tonic` the others.
-    #[must_use]
     pub const fn new(service: S, tonic: T) -> Self {
         Self { service, tonic }
     }
