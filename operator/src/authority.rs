@@ -493,6 +493,13 @@ pub(crate) mod tests {
         handle_of(&Store::default()).await.expect("an authority")
     }
 
+    /// The certificate and the key of the CA that signs, PEM.
+    pub(crate) fn ca(handle: &AuthorityHandle) -> (String, String) {
+        let loaded = handle.current.load();
+        let current = &loaded.keyring.current;
+        (current.cert_pem().to_owned(), current.key_pem())
+    }
+
     pub(super) async fn handle_of(store: &Store) -> Result<Arc<AuthorityHandle>, Error> {
         handle_with(store, config()).await
     }

@@ -185,6 +185,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn nothing_else_is_served() {
+        let router = router(Readiness::default(), Arc::default());
+        for path in [
+            "/",
+            "/debug",
+            "/remoteprocess.v1.Relay/List",
+            "/remoteprocess.v1.Enrolment/Enroll",
+        ] {
+            let request = Request::post(path).body(Body::empty()).expect("a request");
+            let response = router.clone().oneshot(request).await.expect("an answer");
+            assert_eq!(response.status(), StatusCode::NOT_FOUND, "{path}");
+        }
+        let request = Request::post("/metrics").body(Body::empty()).expect("a request");
+        let response = router.oneshot(request).await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+    }
+
+    #[tokio::test]
     async fn metrics_are_shown() {
         let (counter, mut registry) = (Counter::<u64>::default(), Registry::default());
         registry.register("handshakes", "Handshakes", counter.clone());

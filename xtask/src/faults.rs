@@ -19,6 +19,9 @@ pub(crate) fn faults(target: &TargetArgs, arguments: &[String]) -> Result<()> {
     if is_given(&["reconcile"]) {
         return reconcile(arguments);
     }
+    if is_given(&["attacks"]) {
+        return attacks(arguments);
+    }
     let flags = arguments.iter().filter(|argument| argument.starts_with('-'));
     if arguments
         .iter()
@@ -35,6 +38,24 @@ pub(crate) fn faults(target: &TargetArgs, arguments: &[String]) -> Result<()> {
 pub(crate) fn reconcile(arguments: &[String]) -> Result<()> {
     let server = ApiServer::start()?;
     exec::run(program()?.args(arguments).env("KUBECONFIG", server.kubeconfig()))
+}
+
+/// Runs `faults attacks` on an API server of its own, with an operator that it builds. The full size is optimized.
+pub(crate) fn attacks(arguments: &[String]) -> Result<()> {
+    let is_long = arguments.iter().any(|argument| argument == "--long");
+    let profile: &[&str] = if is_long { &["--release"] } else { &[] };
+    let mut build = cargo("build")?;
+    // Together: alone, the operator and all that it depends on would be compiled again with other features.
+    build.args([
+        "--locked",
+        "--quiet",
+        "--package=remoteprocess-operator",
+        "--package=remoteprocess-faults",
+    ]);
+    exec::run(build.args(profile))?;
+    let server = ApiServer::start()?;
+    let mut program = cargo_run(profile)?;
+    exec::run(program.args(arguments).env("KUBECONFIG", server.kubeconfig()))
 }
 
 /// Runs `faults simulation`, which needs no cluster. The full size is optimized: it simulates days.

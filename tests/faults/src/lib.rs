@@ -5,6 +5,7 @@
 //! Arrows: a test crate, it may use any of ours; nothing depends on it. Invariant: whatever is broken, a follower
 //! receives exactly what the program wrote, or the loss is reported; and the process ends as it would have.
 
+pub mod attacks;
 pub mod cluster;
 pub mod proxy;
 pub mod reconcile;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use remoteprocess_faults::cluster;
 use remoteprocess_faults::reconcile;
 use remoteprocess_faults::seeds::{self, Seeds};
+use remoteprocess_faults::{attacks, cluster};
 
 /// Faults on purpose. Each scenario has a size for CI and, with --long, a full one.
 #[derive(Parser)]
@@ -23,6 +23,8 @@ enum Scenario {
     Simulation(SimulationArgs),
     /// The controller on a real API server, with a fault at each call and each event; `cargo xtask` starts the server.
     Reconcile(ReconcileArgs),
+    /// Strangers, users without rights and odd objects against an operator process; `cargo xtask` starts the API server.
+    Attacks(SizeArgs),
     /// `seq 1 2000000` many times through a proxy that cuts and delays; with --long beside `kubectl`.
     Cuts(CutsArgs),
     /// The same with every line between the parts cut and delayed: relay, agents, API server.
@@ -105,6 +107,7 @@ fn run(scenario: Scenario) -> Result<()> {
     match scenario {
         Scenario::Simulation(args) => seeds::run(&args.into()),
         Scenario::Reconcile(args) => reconcile::run(args.size.long, &args.only),
+        Scenario::Attacks(size) => attacks::run(size.long),
         Scenario::Cuts(args) => cluster::cuts(args.size.long, args.seed),
         Scenario::Links(args) => cluster::links(args.size.long, args.seed),
         Scenario::Kills(size) => cluster::kills(size.long),

@@ -14,16 +14,27 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
+use hyper_util::rt::TokioIo;
 use prost::Message;
+use rcgen::ExtendedKeyUsagePurpose::{self, ClientAuth, ServerAuth};
+use rcgen::{CertificateParams, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use remoteprocess_proto::{
     PROTOCOL,
     v1::{StartRequest, StartResponse},
 };
-use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, User, bundle, serve};
+use remoteprocess_tls::{Authority, Dialer, Identity, Limits, Role, TrustDomain, User, serve};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Code, body::Body, transport::Channel};
+use tonic::{
+    Code,
+    body::Body,
+    transport::{Channel, Endpoint},
+};
 use tower::{Service, ServiceExt};
 
 use crate::relay::{
@@ -154,7 +165,7 @@ async fn relay() -> Relay {
     tokio::spawn(serve(
         main,
         identity,
-        ClientAuth::Required,
+        remoteprocess_tls::ClientAuth::Required,
         service.into_server(),
         limits,
         stop,
@@ -163,7 +174,7 @@ async fn relay() -> Relay {
     tokio::spawn(serve(
         enrol,
         identity,
-        ClientAuth::None,
+        remoteprocess_tls::ClientAuth::None,
         enrolment.into_server(),
         limits,
         stop,
@@ -196,11 +207,12 @@ async fn call(address: SocketAddr, dialer: &Dialer, path: &str, message: &[u8]) 
 }
 
 async fn answer(address: SocketAddr, dialer: &Dialer, path: &str, body: Body) -> Outcome {
+    let channel = dialer.connect(&address.to_string(), &Role::Operator).await;
+    answer_on(channel.map_err(|error| error.to_string())?, path, body).await
+}
+
+async fn answer_on(mut channel: Channel, path: &str, body: Body) -> Outcome {
     let said = |error: &dyn std::error::Error| error.to_string();
-    let mut channel = dialer
-        .connect(&address.to_string(), &Role::Operator)
-        .await
-        .map_err(|e| said(&e))?;
     let request = http::Request::post(format!("http://relay{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
@@ -251,53 +263,113 @@ fn member(relay: &Relay, role: &Role) -> Dialer {
     Dialer::new(Identity::new(&chain, &key.key_pem, &relay.handle.bundle_pem(), &domain()).expect("an identity"))
 }
 
-/// Peers that trust the relay but that it must not trust.
-fn strangers(relay: &Relay) -> [(&'static str, Dialer); 4] {
-    let ours = relay.handle.bundle_pem();
-    let identity = |chain: &str, key: &str, root: &str| {
-        let roots = bundle(&[root, &ours]).expect("a bundle");
-        Dialer::new(Identity::new(chain, key, &roots, &domain()).expect("an identity"))
-    };
+/// The chain and the key of a peer, or none.
+type Own = Option<(String, String)>;
+
+/// Peers that the relay must not trust, whatever they call.
+fn strangers(relay: &Relay) -> Vec<(&'static str, Own)> {
     let other = Authority::generate(&domain()).expect("an authority");
-    let (user_chain, user_key) = other
-        .issue(
-            &Role::User,
-            Some(&User {
-                name: "alice".into(),
-                ..User::default()
-            }),
-            HOUR,
-        )
-        .expect("a leaf");
-    let (agent_chain, agent_key) = other.issue(&mine(), None, HOUR).expect("a leaf");
-    let (own_chain, own_key) = self_signed();
-    [
-        ("no certificate", Dialer::anonymous(&ours, &domain()).expect("a dialer")),
-        ("a self-signed certificate", identity(&own_chain, &own_key, &own_chain)),
+    let alice = User {
+        name: "alice".into(),
+        ..User::default()
+    };
+    let issued = |role, user| Some(other.issue(role, user, HOUR).expect("a leaf"));
+    let (ours, hour, both) = (authority::tests::ca(&relay.handle), 3600, &[ClientAuth, ServerAuth][..]);
+    let operator = Role::Operator.uri(&domain());
+    let odd = |uris: &[&str], times, usages| Some(leaf(Some(&ours), uris, times, usages));
+    vec![
+        ("no certificate", None),
+        ("a self-signed one", Some(leaf(None, &[&operator], (-60, hour), both))),
+        ("a user's of another CA", issued(&Role::User, Some(&alice))),
+        ("an agent's of another CA", issued(&mine(), None)),
+        ("the operator's of another CA", issued(&Role::Operator, None)),
+        ("an expired one", odd(&[&operator], (-120, -60), both)),
+        ("one that is not yet valid", odd(&[&operator], (60, hour), both)),
+        ("one for a server only", odd(&[&operator], (-60, hour), &[ServerAuth])),
         (
-            "a user's certificate of another CA",
-            identity(&user_chain, &user_key, other.cert_pem()),
+            "one of another domain",
+            odd(&["spiffe://other.local/operator"], (-60, hour), both),
         ),
+        ("one of no role", odd(&[], (-60, hour), both)),
         (
-            "an agent's certificate of another CA",
-            identity(&agent_chain, &agent_key, other.cert_pem()),
+            "one of two roles",
+            odd(&[&operator, &mine().uri(&domain())], (-60, hour), both),
         ),
     ]
 }
 
-/// A certificate that claims to be the operator's.
-fn self_signed() -> (String, String) {
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let mut params = rcgen::CertificateParams::default();
-    params.not_after = (SystemTime::now() + HOUR).into();
-    params.subject_alt_names = vec![
-        rcgen::SanType::URI(Role::Operator.uri(&domain()).try_into().expect("a URI")),
-        rcgen::SanType::DnsName("operator.test.local".try_into().expect("a name")),
-    ];
-    (
-        params.self_signed(&key).expect("a certificate").pem(),
-        key.serialize_pem(),
-    )
+/// A leaf for these URIs, signed by a CA or by itself. Times are in seconds from now.
+fn leaf(
+    ca: Option<&(String, String)>,
+    uris: &[&str],
+    (from, to): (i64, i64),
+    usages: &[ExtendedKeyUsagePurpose],
+) -> (String, String) {
+    let at = |seconds: i64| {
+        let distance = Duration::from_secs(seconds.unsigned_abs());
+        let now = SystemTime::now();
+        if seconds < 0 { now - distance } else { now + distance }.into()
+    };
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::default();
+    params.not_before = at(from);
+    params.not_after = at(to);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = usages.to_vec();
+    let uris = uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("a URI")));
+    params.subject_alt_names = uris.collect();
+    let certificate = match ca {
+        None => params.self_signed(&key),
+        Some((certificate, ca_key)) => {
+            let ca_key = KeyPair::from_pem(ca_key).expect("PEM");
+            params.signed_by(&key, &Issuer::from_ca_cert_pem(certificate, ca_key).expect("a CA"))
+        }
+    };
+    (certificate.expect("a certificate").pem(), key.serialize_pem())
+}
+
+/// A connection of a peer that follows none of our rules.
+async fn connect_as(relay: &Relay, address: SocketAddr, own: Own) -> Result<Channel, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    let ours = CertificateDer::from_pem_slice(authority::tests::ca(&relay.handle).0.as_bytes());
+    roots.add(ours.expect("PEM")).expect("a CA");
+    let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
+    let mut config = match own {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>();
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
+            let config = builder.with_client_auth_cert(chain.expect("PEM"), key);
+            config.expect("a key that fits")
+        }
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let name = ServerName::try_from(Role::Operator.server_name(&domain()).expect("a name")).expect("a name");
+    let stream = TcpStream::connect(address).await.expect("a connection");
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = connector
+        .connect(name, stream)
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let stream = stream
+            .take()
+            .ok_or_else(|| std::io::Error::other("one connection only"));
+        async move { stream }
+    });
+    let endpoint = Endpoint::from_static("http://relay");
+    let channel = endpoint.connect_with_connector(connector).await;
+    channel.map_err(|error| error.to_string())
+}
+
+/// What a stranger gets.
+async fn call_as(relay: &Relay, address: SocketAddr, own: Own, path: &str) -> Outcome {
+    let asked = async {
+        let body = Body::new(Full::from(vec![0; 5]));
+        answer_on(connect_as(relay, address, own).await?, path, body).await
+    };
+    timeout(PATIENCE, asked).await.expect("an answer or a refusal in time")
 }
 
 fn start(process: &str, attempt: u32) -> Vec<u8> {
@@ -340,27 +412,46 @@ async fn an_agent_names_no_address_but_its_own() {
     }
 }
 
+/// Paths of all methods of all services.
+fn all_methods() -> Vec<String> {
+    [methods("Relay"), methods("Enrolment"), methods("Executor")].concat()
+}
+
 #[tokio::test]
 async fn strangers_reach_no_method_of_the_main_listener() {
     let relay = relay().await;
-    for (what, dialer) in strangers(&relay) {
-        for path in [methods("Relay"), methods("Enrolment"), methods("Executor")].concat() {
-            let outcome = call(relay.main, &dialer, &path, &[]).await;
+    for (what, own) in strangers(&relay) {
+        for path in all_methods() {
+            let outcome = call_as(&relay, relay.main, own.clone(), &path).await;
             assert!(outcome.is_err(), "{path} answered a peer with {what}: {outcome:?}");
         }
     }
-    let user = call(
-        relay.main,
-        &member(&relay, &Role::User),
-        "/remoteprocess.v1.Relay/List",
-        &[8, 1],
-    )
-    .await;
+    let ca = authority::tests::ca(&relay.handle);
+    let own = leaf(Some(&ca), &[&Role::Operator.uri(&domain())], (-60, 60), &[ClientAuth]);
+    let answered = call_as(&relay, relay.main, Some(own), START).await;
     assert_eq!(
-        user.expect("an answer").0,
-        Code::Ok,
-        "the same call is answered to a user"
+        answered.expect("an answer").0,
+        Code::PermissionDenied,
+        "the peer is known"
     );
+}
+
+/// This listener asks for no certificate: a token decides.
+#[tokio::test]
+async fn strangers_get_nothing_without_a_token_at_the_enroll_listener() {
+    let relay = relay().await;
+    for (what, own) in strangers(&relay) {
+        for path in all_methods() {
+            let answered = call_as(&relay, relay.enrol, own.clone(), &path).await;
+            let code = answered.expect("an answer").0;
+            let expected = match path.contains("Enrolment") {
+                // Of version 0 of the protocol.
+                true => Code::FailedPrecondition,
+                false => Code::Unimplemented,
+            };
+            assert_eq!(code, expected, "{path} for a peer with {what}");
+        }
+    }
 }
 
 #[tokio::test]

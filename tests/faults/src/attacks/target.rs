@@ -1,0 +1,213 @@
+//! The operator that is attacked: a process of its own, and the certificates of its authority.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use remoteprocess_api::names;
+use remoteprocess_tls::{Authority, Dialer, Identity, Role, TrustDomain, User};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+/// How long the operator may take to become ready.
+const BEGIN: Duration = Duration::from_secs(60);
+/// Name of the operator's log.
+const LOG: &str = "operator.log";
+/// How long the certificates of this test live.
+const LIFETIME: Duration = Duration::from_secs(3600);
+
+/// A running operator. Dropping it ends it.
+pub(super) struct Target {
+    pub client: Client,
+    pub main: SocketAddr,
+    pub enrol: SocketAddr,
+    pub admin: SocketAddr,
+    authority: Authority,
+    operator: Child,
+    archive: TempDir,
+}
+
+/// Each connection takes a descriptor here, and one in the operator, which inherits the limit.
+pub(super) fn allow_many_files() -> Result<()> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")
+}
+
+impl Target {
+    pub(super) async fn start(client: Client, program: &Path) -> Result<Self> {
+        for namespace in [names::DEFAULT_RELEASE_NAMESPACE, "good", "bad"] {
+            prepare(&client, namespace).await?;
+        }
+        let [main, enrol, admin] = free_addresses()?;
+        let archive = TempDir::with_prefix("rproc-attacks-")?;
+        let operator = Command::new(program)
+            .args([
+                "--replica=attacked",
+                "--agent-image=agent",
+                "--listen-address=127.0.0.1",
+            ])
+            .args([format!("--relay-address={main}"), format!("--enrol-address={enrol}")])
+            .args([
+                format!("--relay-port={}", main.port()),
+                format!("--enrol-port={}", enrol.port()),
+                format!("--admin-port={}", admin.port()),
+                format!("--archive-dir={}", archive.path().display()),
+            ])
+            .stdin(Stdio::null())
+            .stderr(fs::File::create(archive.path().join(LOG))?)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        // Dropped, and so ended, if anything fails from here on.
+        let mut target = Starting(Some(operator));
+        timeout(BEGIN, ready(admin))
+            .await
+            .context("the operator is not ready")?;
+        let authority = read_authority(&client).await?;
+        let operator = target.0.take().context("it was started")?;
+        Ok(Self {
+            client,
+            main,
+            enrol,
+            admin,
+            authority,
+            operator,
+            archive,
+        })
+    }
+
+    /// A dialer of a user of these groups.
+    pub(super) fn user(&self, name: &str, groups: &[&str]) -> Dialer {
+        let user = User {
+            name: name.to_owned(),
+            groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+            ..User::default()
+        };
+        self.dialer(&Role::User, Some(&user))
+    }
+
+    /// A dialer of the agent of a pod that does not exist.
+    pub(super) fn false_agent(&self) -> Dialer {
+        let role = Role::Agent {
+            namespace: "bad".to_owned(),
+            pod_uid: "00000000-0000-4000-8000-000000000000".to_owned(),
+        };
+        self.dialer(&role, None)
+    }
+
+    fn dialer(&self, role: &Role, user: Option<&User>) -> Dialer {
+        let (chain, key) = self.authority.issue(role, user, LIFETIME).expect("a certificate");
+        let identity = Identity::new(&chain, &key, self.authority.cert_pem(), self.authority.trust_domain());
+        Dialer::new(identity.expect("an identity"))
+    }
+
+    /// Bytes of memory in use.
+    pub(super) fn memory(&self) -> Result<u64> {
+        self.status_of("VmRSS:")
+    }
+
+    /// Bytes of memory that were in use at the same time at most.
+    pub(super) fn peak_memory(&self) -> Result<u64> {
+        self.status_of("VmHWM:")
+    }
+
+    fn status_of(&self, field: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.operator.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let kibibytes: u64 = line
+            .and_then(|line| line.split_whitespace().next())
+            .context("no size")?
+            .parse()?;
+        Ok(kibibytes << 10)
+    }
+
+    /// The last lines of the operator's log.
+    pub(super) fn log(&self) -> String {
+        let text = fs::read_to_string(self.archive.path().join(LOG)).unwrap_or_default();
+        let lines: Vec<_> = text.lines().filter(|line| !line.contains("\"audit\"")).collect();
+        lines[lines.len().saturating_sub(8)..].join("\n    ")
+    }
+
+    pub(super) fn check_alive(&mut self) -> Result<()> {
+        let ended = self.operator.try_wait()?;
+        ensure!(ended.is_none(), "the operator ended: {ended:?}");
+        Ok(())
+    }
+}
+
+/// An operator that is not ready yet.
+struct Starting(Option<Child>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(end);
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        end(&mut self.operator);
+    }
+}
+
+fn end(operator: &mut Child) {
+    // It may have ended.
+    let _ = operator.kill();
+    let _ = operator.wait();
+}
+
+/// Creates a namespace, with the ServiceAccount that a pod needs.
+async fn prepare(client: &Client, name: &str) -> Result<()> {
+    let params = PostParams::default();
+    let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
+    Api::all(client.clone()).create(&params, &namespace).await?;
+    let account: ServiceAccount = serde_json::from_value(json!({"metadata": {"name": "default"}}))?;
+    Api::namespaced(client.clone(), name).create(&params, &account).await?;
+    Ok(())
+}
+
+fn free_addresses() -> Result<[SocketAddr; 3]> {
+    let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let listeners = [listen()?, listen()?, listen()?];
+    let [first, second, third] = listeners.map(|listener| listener.local_addr());
+    Ok([first?, second?, third?])
+}
+
+async fn ready(admin: SocketAddr) {
+    while !is_ready(admin).await.unwrap_or(false) {
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn is_ready(admin: SocketAddr) -> Result<bool> {
+    let mut stream = TcpStream::connect(admin).await?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer.starts_with("HTTP/1.1 200 "))
+}
+
+/// The CA, as a user who may read its Secret has it.
+async fn read_authority(client: &Client) -> Result<Authority> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), names::DEFAULT_RELEASE_NAMESPACE);
+    let data = secrets.get(names::CA_SECRET).await?.data.unwrap_or_default();
+    let [Some(certificate), Some(key)] = ["tls.crt", "tls.key"].map(|name| data.get(name)) else {
+        bail!("the Secret of the CA has no certificate");
+    };
+    let (certificate, key) = (std::str::from_utf8(&certificate.0)?, std::str::from_utf8(&key.0)?);
+    let domain: TrustDomain = names::DEFAULT_TRUST_DOMAIN.parse()?;
+    Ok(Authority::from_pem(certificate, key, &domain)?)
+}
