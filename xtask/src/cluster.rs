@@ -14,6 +14,7 @@ use crate::lock::Lock;
 use crate::{exec, paths};
 
 mod alone;
+mod cert_manager;
 mod cgroup;
 mod config;
 mod daemon;
@@ -35,7 +36,11 @@ pub(crate) use tools::Tools;
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Starts the cluster if it does not run; a broken one is replaced.
-    Up,
+    Up {
+        /// Also builds and installs cert-manager, for the end-to-end test of CAs from it.
+        #[arg(long)]
+        cert_manager: bool,
+    },
     /// Ends the cluster's processes and deletes its objects; the built programs stay.
     Down,
     /// Prints whether the cluster is healthy; the exit code is 1 if it is not.
@@ -53,7 +58,13 @@ pub(crate) enum Command {
 pub(crate) fn run(command: Command) -> Result<()> {
     let state = State::of_this_user()?;
     match command {
-        Command::Up => up::up(&state, None).map(drop),
+        Command::Up { cert_manager } => {
+            let tools = up::up(&state, None)?;
+            match cert_manager {
+                true => cert_manager::install(&state, &tools),
+                false => Ok(()),
+            }
+        }
         Command::Down => {
             let _lock = Lock::take(&state.lock_file("cluster"), "another cluster command")?;
             down::down(&state)

@@ -12,7 +12,7 @@ use super::render::Template;
 
 /// Raised with each change of the cluster's parts: `up` replaces a cluster of a lower revision and reuses one of the
 /// same or a higher revision, so that two checkouts do not replace each other's in turn.
-pub(super) const REVISION: u32 = 1;
+pub(super) const REVISION: u32 = 2;
 
 /// Name of the node, of the kubeconfig's context and of everything that is visible on the machine.
 pub(crate) const NODE: &str = "remoteprocess-dev";
@@ -87,6 +87,10 @@ pub(super) fn files(state: &State) -> Vec<(String, String)> {
         (
             "config/cni/10-remoteprocess.conflist".to_owned(),
             include_str!("../../../dev/cluster/config/cni.conflist"),
+        ),
+        (
+            "config/audit.yaml".to_owned(),
+            include_str!("../../../dev/cluster/config/audit.yaml"),
         ),
         (
             "config/kubelet.yaml".to_owned(),
@@ -233,6 +237,11 @@ fn api_server(state: &State) -> Daemon {
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
+            "--audit-policy-file=@STATE@/config/audit.yaml",
+            "--audit-log-path=@STATE@/logs/audit.log",
+            // A whole run of the tests fits.
+            "--audit-log-maxsize=400",
+            "--audit-log-maxbackup=1",
         ],
     )
 }
@@ -334,7 +343,7 @@ mod tests {
 
     #[test]
     fn revision_is_raised_with_each_change() {
-        let (revision, of) = (1, "6ae2b21fcea835a0");
+        let (revision, of) = (2, "dd093179f8a0de38");
         assert_eq!(
             (REVISION, fingerprint().as_str()),
             (revision, of),

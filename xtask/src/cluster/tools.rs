@@ -95,6 +95,20 @@ const MODULES: [Module; 6] = [
     },
 ];
 
+/// Built only with `cluster up --cert-manager`.
+const CERT_MANAGER: Module = Module {
+    folder: "cert-manager",
+    title: "cert-manager",
+    minutes: 4,
+    tags: "",
+    ldflags: "-s -w",
+    programs: &[
+        ("github.com/cert-manager/cert-manager/cmd/controller", "controller"),
+        ("github.com/cert-manager/cert-manager/cmd/webhook", "webhook"),
+        ("github.com/cert-manager/cert-manager/cmd/cainjector", "cainjector"),
+    ],
+};
+
 /// The built programs.
 pub(crate) struct Tools {
     programs: BTreeMap<&'static str, PathBuf>,
@@ -222,6 +236,16 @@ pub(super) fn ensure_helm() -> Result<PathBuf> {
         .find(|module| module.folder == "helm")
         .expect("helm is in the list");
     Ok(module.ensure()?.join("helm"))
+}
+
+/// Builds cert-manager, if it is not built yet, and returns the folder of its programs.
+pub(super) fn ensure_cert_manager() -> Result<PathBuf> {
+    CERT_MANAGER.ensure()
+}
+
+/// The module that pins cert-manager.
+pub(super) fn cert_manager_source() -> PathBuf {
+    CERT_MANAGER.source()
 }
 
 /// The versions and checksums that pin the programs.

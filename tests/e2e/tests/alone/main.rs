@@ -2,6 +2,7 @@
 //! by hand, use `--test-threads=1`.
 
 mod agent;
+mod cert_manager;
 mod deletion;
 mod large;
 mod node;
@@ -9,4 +10,5 @@ mod rotation;
 mod spool;
 mod store;
 mod uninstall;
+mod verbs;
 mod writes;

@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 /// A change of the Secret is noticed at once.
 const SOON: Duration = Duration::from_secs(30);
 
-fn in_release(arguments: &[&str]) -> Program {
+pub(super) fn in_release(arguments: &[&str]) -> Program {
     kubectl(["--namespace", RELEASE_NAMESPACE]).args(arguments)
 }
 
-fn wait_for_phase(phase: &str) -> Result<()> {
+pub(super) fn wait_for_phase(phase: &str) -> Result<()> {
     until(&format!("a CA in the phase {phase}"), SOON, || {
         let found = in_release(&[
             "get",
@@ -31,7 +31,7 @@ fn wait_for_phase(phase: &str) -> Result<()> {
 }
 
 /// The CAs that clients trust.
-fn bundle() -> Result<Vec<String>> {
+pub(super) fn bundle() -> Result<Vec<String>> {
     let map = in_release(&["get", "configmap", "remoteprocess-connect", "--output=json"]).json()?;
     let pem = map["data"]["ca.crt"].as_str().context("no bundle")?;
     let parts = pem.split_inclusive("-----END CERTIFICATE-----\n");
@@ -39,7 +39,7 @@ fn bundle() -> Result<Vec<String>> {
 }
 
 /// Moves all times of the rotation into the past: the wait is over, and former CAs are to be retired.
-fn let_the_wait_be_over() -> Result<()> {
+pub(super) fn let_the_wait_be_over() -> Result<()> {
     let template = r#"--output=go-template={{index .data "rotation.json" | base64decode}}"#;
     let mut record: Value = in_release(&["get", "secret", "remoteprocess-ca", template]).json()?;
     let past = json!("2020-01-01T00:00:00Z");

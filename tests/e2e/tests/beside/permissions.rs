@@ -78,6 +78,43 @@ fn a_stolen_operator_token_creates_only_pods_of_our_form() {
     });
 }
 
+/// Pods of processes run in namespaces that enforce this profile; see `exits`.
+#[test]
+fn the_operator_fits_the_restricted_profile_without_a_warning() {
+    with_temp_ns("restricted", |namespace| {
+        let label = "pod-security.kubernetes.io/warn=restricted";
+        kubectl(["label", "namespace", &namespace.name, label]).succeed()?;
+        let get = [
+            "--namespace",
+            RELEASE_NAMESPACE,
+            "get",
+            "deployment",
+            OPERATORS,
+            "--output=json",
+        ];
+        let found = kubectl(get).json()?;
+        let create = |mut deployment: Value, change: &dyn Fn(&mut Value)| {
+            change(&mut deployment["spec"]);
+            let object = json!({
+                "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "warned"}, "spec": deployment["spec"],
+            });
+            let create = ["create", "--dry-run=server", "--filename=-"];
+            namespace.kubectl(&create).input(object.to_string()).finish()
+        };
+        let deployment = found["items"][0].clone();
+        let warned = create(deployment.clone(), &|spec| {
+            spec["template"]["spec"]["hostNetwork"] = json!(true)
+        })?;
+        ensure!(
+            warned.err().contains("would violate PodSecurity"),
+            "the API server warns: {warned}"
+        );
+        let created = create(deployment, &|_| {})?;
+        ensure!(created.code == 0 && created.err().is_empty(), "{created}");
+        Ok(())
+    });
+}
+
 /// Two calls, in containers that share a cache: the second one needs no login. Neither needs a certificate request: their
 /// user has no permission for one.
 #[test]
