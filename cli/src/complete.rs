@@ -22,10 +22,9 @@ use strum::VariantNames;
 
 use crate::args::{given, process_name};
 use crate::command;
+use crate::command::completion::WORD;
 use crate::command::wait;
 
-/// The hidden word that asks for candidates: `rproc __complete SHELL WORD...`; the last word is the one at the cursor.
-pub const WORD: &str = "__complete";
 /// The name under which kubectl asks for the candidates of `kubectl rproc`.
 const KUBECTL: &str = "kubectl_complete-rproc";
 

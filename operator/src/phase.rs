@@ -5,9 +5,9 @@
 //! another follows it only after proof that it has ended; a pod is created only for an attempt that the status already
 //! names.
 //!
-//! This file chooses the step; each file below is one step. The arrows between the files point one way: `deadline`,
-//! `granted` → `retry` → `unstarted` → `draft` → `ending`, `waiting` → `foreign`, `situation` → `pod`,
-//! `timer`; and `ended` → `foreign`, `situation`.
+//! This file chooses the step; each file below is one step. The arrows between the files point one way: `granted` →
+//! `retry` → `unstarted` → `draft` → `ending`, `waiting` → `foreign`, `situation` → `pod`, `timer`. `deadline` calls
+//! `unstarted` and what follows it; `ended` calls `foreign` and `situation`.
 
 mod deadline;
 mod draft;

@@ -3,9 +3,11 @@
 use clap::ValueEnum;
 use clap_complete::generate;
 
-use crate::complete;
 use crate::failure::Failure;
 use crate::print::print;
+
+/// The hidden word that asks for candidates: `rproc __complete SHELL WORD...`; the last word is the one at the cursor.
+pub const WORD: &str = "__complete";
 
 /// Flags of `completion`.
 #[derive(Debug, clap::Args)]
@@ -135,7 +137,7 @@ fn live(shell: Shell, name: &str) -> String {
         Shell::PowerShell => POWERSHELL,
     };
     text.replace("@FUNCTION@", &name.replace('-', "_"))
-        .replace("@WORD@", complete::WORD)
+        .replace("@WORD@", WORD)
         .replace("@NAME@", name)
 }
 

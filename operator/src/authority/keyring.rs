@@ -2,12 +2,12 @@
 
 use std::time::SystemTime;
 
+use jiff::Timestamp;
 use remoteprocess_tls::{Authority, bundle};
 
 use super::{
     Error,
     rotation::{Times, Validity},
-    secret::timestamp,
 };
 
 /// How many former CAs have signed a certificate for the current one. A peer that has missed more rotations than this
@@ -146,6 +146,10 @@ fn validity(authority: &Authority) -> Validity {
         not_before: authority.not_before(),
         not_after: authority.not_after(),
     }
+}
+
+pub(super) fn timestamp(time: SystemTime) -> Timestamp {
+    Timestamp::try_from(time).unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(test)]

@@ -12,9 +12,8 @@ use remoteprocess_api::names;
 
 use super::{
     AuthorityConfig, Error, Source,
-    keyring::Keyring,
+    keyring::{Keyring, timestamp},
     rotation::{Schedule, switch_at},
-    secret::timestamp,
 };
 
 /// Field manager of what the authority writes.

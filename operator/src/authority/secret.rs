@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AuthorityConfig, Error,
-    keyring::{Former, Keyring, Next},
+    keyring::{Former, Keyring, Next, timestamp},
     publish,
 };
 
@@ -232,8 +232,4 @@ impl From<&Former> for FormerRecord {
             until: timestamp(former.until),
         }
     }
-}
-
-pub(super) fn timestamp(time: SystemTime) -> Timestamp {
-    Timestamp::try_from(time).unwrap_or(Timestamp::MAX)
 }

@@ -31,8 +31,9 @@ use tokio_util::task::TaskTracker;
 pub use budget::Budget;
 pub use conditions::OutputCondition;
 pub use desired::{Desired, Fact, ProgramSpec, ProgramStatus, StopOrder};
-pub use follower::{Follower, Next};
+pub use follower::Follower;
 pub use mirror::Mirror;
+pub use ring::Next;
 use ring::Ring;
 
 use super::archive::{Archive, Manifest, Unavailable};

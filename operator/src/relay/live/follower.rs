@@ -3,11 +3,11 @@
 
 use std::collections::VecDeque;
 
-use remoteprocess_proto::v1::{Cursor, Exit, GapReason};
+use remoteprocess_proto::v1::{Cursor, GapReason};
 use tokio::sync::watch;
 
 use super::Feed;
-use super::ring::Place;
+use super::ring::{Next, Place};
 use crate::relay::archive::{Archive, Error, Reader, TailSearch, first_since, precedes, since_start, tail_start};
 use crate::relay::attempt::AttemptKey;
 use crate::relay::piece::{Framed, Open, Piece, Placed, Wanted, distance, gap};
@@ -27,23 +27,6 @@ pub struct Follower {
 struct Live {
     feed: Feed,
     changes: watch::Receiver<u64>,
-}
-
-/// The result of a read: from a ring, or by a follower.
-#[derive(Debug, PartialEq)]
-pub enum Next {
-    /// The next pieces, in order.
-    Pieces(Vec<Framed>),
-    /// Nothing more now: wait for `changed`.
-    Wait,
-    /// The ring has moved on. A follower returns it only while the archive does not have the bytes yet.
-    Behind,
-    /// Everything up to the limit that was set has been delivered.
-    Limit,
-    /// Everything was delivered, and the attempt ended with this exit.
-    End(Box<Exit>),
-    /// The live attempt is gone without an end.
-    Closed,
 }
 
 impl Drop for Live {

@@ -8,12 +8,28 @@ use remoteprocess_proto::v1::{Cursor, Exit, GapReason, Stream};
 use tokio::sync::{Notify, watch};
 
 use super::budget::Budget;
-use super::follower::Next;
 use crate::relay::archive::SEGMENT_BYTES;
 use crate::relay::piece::{Framed, Open, Piece, Placed, distance, gap};
 
 /// Memory limit of a ring, in bytes: one segment being stored and one being filled.
 pub(super) const CAPACITY: usize = 2 * SEGMENT_BYTES;
+
+/// The result of a read: from a ring, or by a follower.
+#[derive(Debug, PartialEq)]
+pub enum Next {
+    /// The next pieces, in order.
+    Pieces(Vec<Framed>),
+    /// Nothing more now: wait for `changed`.
+    Wait,
+    /// The ring has moved on. A follower returns it only while the archive does not have the bytes yet.
+    Behind,
+    /// Everything up to the limit that was set has been delivered.
+    Limit,
+    /// Everything was delivered, and the attempt ended with this exit.
+    End(Box<Exit>),
+    /// The live attempt is gone without an end.
+    Closed,
+}
 
 /// One writer (the upstream), one archiver (the archive), any number of readers.
 #[derive(Debug)]
