@@ -50,23 +50,52 @@ pub async fn certificate(cluster: &Cluster, trust: &Trust, may_be_cached: bool) 
     {
         return Ok(identity);
     }
-    let request = KeyRequest::generate().map_err(|error| DialError::Refused(innermost(&error)))?;
-    let chain = match &token {
-        Some(token) => machine::sign(trust, token, &request).await?,
-        None => sign(cluster, &request.csr_pem).await?,
-    };
-    let identity = Identity::new(&chain, &request.key_pem, &trust.bundle, &trust.domain).map_err(|error| {
-        DialError::Unreachable(format!(
-            "the certificate that the operator signed is of no use: {}",
-            innermost(&error)
-        ))
-    })?;
+    let certificate = request(cluster, trust).await?;
+    let identity = certificate.identity(trust)?;
     if let Some(path) = path {
         // Without a cache (a read-only home, for example) each call requests a certificate of its own, which is only
         // slower.
-        let _ = store(&path, &chain, &request.key_pem);
+        let _ = store(&path, &certificate.chain, &certificate.key);
     }
     Ok(identity)
+}
+
+/// A new certificate, which is not cached: with the token of a machine, if there is one, otherwise by a
+/// `CertificateSigningRequest`.
+///
+/// # Errors
+/// As [`certificate`].
+pub async fn request(cluster: &Cluster, trust: &Trust) -> Result<Certificate, DialError> {
+    let request = KeyRequest::generate().map_err(|error| DialError::Refused(innermost(&error)))?;
+    let chain = match machine::token()? {
+        Some(token) => machine::sign(trust, &token, &request).await?,
+        None => sign(cluster, &request.csr_pem).await?,
+    };
+    let key = request.key_pem;
+    Ok(Certificate { chain, key })
+}
+
+/// A client certificate and its key, PEM.
+pub struct Certificate {
+    /// The certificate, and those between it and the CA.
+    pub chain: String,
+    /// The private key.
+    pub key: String,
+}
+
+impl Certificate {
+    /// The identity that it proves.
+    ///
+    /// # Errors
+    /// The operator has signed something else.
+    pub fn identity(&self, trust: &Trust) -> Result<Arc<Identity>, DialError> {
+        Identity::new(&self.chain, &self.key, &trust.bundle, &trust.domain).map_err(|error| {
+            DialError::Unreachable(format!(
+                "the certificate that the operator signed is of no use: {}",
+                innermost(&error)
+            ))
+        })
+    }
 }
 
 /// Who we are according to the API server.

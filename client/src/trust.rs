@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use remoteprocess_api::names;
-use remoteprocess_tls::TrustDomain;
+use remoteprocess_tls::{Role, TrustDomain};
 
 use crate::cluster::{Cluster, Rule};
 use crate::dial::DialError;
@@ -22,6 +22,12 @@ pub struct Trust {
 }
 
 impl Trust {
+    /// The name in the certificate of the relay.
+    #[must_use]
+    pub fn relay_name(&self) -> String {
+        Role::Operator.server_name(&self.domain).unwrap_or_default()
+    }
+
     /// Reads the ConfigMap of the installation.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ use crate::relay::attempt::AttemptKey;
 use crate::relay::core::Core;
 use crate::relay::core::authorize::Authorizer;
 use crate::relay::enrol::EnrolmentService;
-use crate::relay::grpc::RelayService;
+use crate::relay::faces::{Faces, Switches};
 use crate::relay::grpc::agent::{Connect, ConnectError};
 use crate::relay::grpc::peers::Peers;
 use crate::relay::live::{Budget, Context, LiveAttempts};
@@ -158,6 +158,7 @@ struct Relay {
     sessions: LiveAttempts,
     archive: Archive,
     recorder: Recorder,
+    faces: Switches,
     /// Fires when the directory has received its first lists.
     delivered: CancellationToken,
     shutdown: CancellationToken,
@@ -185,6 +186,7 @@ impl Relay {
             sessions: LiveAttempts::new(Arc::new(context)),
             archive,
             recorder,
+            faces: config.faces,
             delivered: CancellationToken::new(),
             shutdown: shutdown.clone(),
         }
@@ -241,14 +243,15 @@ impl Relay {
     }
 
     async fn serve(&self, client: Client, authority: &Arc<AuthorityHandle>, listeners: (TcpListener, TcpListener)) {
-        let service = RelayService::new(Core {
+        let core = Core {
             directory: self.directory.clone(),
             live: self.sessions.clone(),
             archive: self.archive.clone(),
             authorizer: Authorizer::new(client.clone()),
             recorder: self.recorder.clone(),
             shutdown: self.shutdown.clone(),
-        });
+        };
+        let service = Faces::new(core, self.faces);
         let sessions = self.sessions.clone();
         let enrolment = EnrolmentService::new(client, authority.clone(), move |uid, attempt| {
             let key = AttemptKey {
@@ -266,8 +269,8 @@ impl Relay {
                 relay,
                 identity.clone(),
                 ClientAuth::Required,
-                service.into_server(),
-                main_limits(),
+                service,
+                main_limits(self.faces.http),
                 self.shutdown.clone(),
             ),
             serve(

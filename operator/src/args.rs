@@ -16,6 +16,7 @@ use remoteprocess_tls::TrustDomain;
 use crate::authority::{Schedule, Source};
 use crate::controller::quantity;
 use crate::relay::archive::{Bucket, Retention, StoreConfig};
+use crate::relay::faces::Switches;
 
 /// Runs RemoteProcesses: one pod per attempt, and a relay that carries and archives their output.
 #[derive(Clone, Debug, Parser)]
@@ -54,6 +55,8 @@ pub struct Args {
     agent: AgentArgs,
     #[command(flatten)]
     ports: PortArgs,
+    #[command(flatten)]
+    faces: FaceArgs,
     /// Format of the log: auto, json or text.
     #[arg(long, env = "RPROC_LOG_FORMAT", default_value = "auto")]
     log_format: String,
@@ -175,6 +178,17 @@ pub struct PortArgs {
     admin_port: u16,
 }
 
+/// What users can use at the main listener. Agents and other replicas always have gRPC.
+#[derive(Clone, Debug, clap::Args)]
+pub struct FaceArgs {
+    /// Serve gRPC to users. rproc needs it.
+    #[arg(long, env = "RPROC_FACES_GRPC", default_value_t = true, action = clap::ArgAction::Set)]
+    faces_grpc: bool,
+    /// Serve HTTP/JSON to users.
+    #[arg(long, env = "RPROC_FACES_HTTP", default_value_t = true, action = clap::ArgAction::Set)]
+    faces_http: bool,
+}
+
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -200,6 +214,8 @@ pub struct Config {
     pub retention: Retention,
     /// Settings of the agents; the bundle in them is empty.
     pub agent: crate::controller::AgentSettings,
+    /// What users can use at the main listener.
+    pub faces: Switches,
     /// The main listener.
     pub relay_listen: SocketAddr,
     /// The enrollment listener.
@@ -242,6 +258,9 @@ pub enum Error {
         /// The shortest one, in seconds.
         least: u64,
     },
+    /// No face.
+    #[error("--faces-grpc and --faces-http are both false: users could do nothing")]
+    Faces,
     /// A CA that would be replaced before its certificates have been.
     #[error("--ca-duration must be at least three times --certificate-duration, so that CAs can follow each other")]
     CaDuration,
@@ -273,6 +292,13 @@ impl TryFrom<Args> for Config {
         let trust_domain: TrustDomain = args.trust_domain.parse().map_err(Error::TrustDomain)?;
         let listen = |port| SocketAddr::new(args.ports.listen_address, port);
         let relay = (args.relay_address, args.enrol_address);
+        let faces = Switches {
+            grpc: args.faces.faces_grpc,
+            http: args.faces.faces_http,
+        };
+        if !faces.grpc && !faces.http {
+            return Err(Error::Faces);
+        }
         Ok(Self {
             namespace: args.namespace,
             replica: args.replica,
@@ -292,6 +318,7 @@ impl TryFrom<Args> for Config {
             archive: store(args.archive)?,
             agent: agent_settings(args.agent, relay, &trust_domain),
             trust_domain,
+            faces,
             relay_listen: listen(args.ports.relay_port),
             enrol_listen: listen(args.ports.enrol_port),
             admin_listen: listen(args.ports.admin_port),
@@ -499,6 +526,15 @@ mod tests {
         let retention = parse(&set).unwrap().retention;
         assert_eq!(retention.max_age.map(|age| age.as_secs()), Some(7 * 86_400));
         assert_eq!(retention.max_bytes, Some(1 << 30));
+    }
+
+    #[test]
+    fn one_face_may_be_off() {
+        assert_eq!(parse(&[]).unwrap().faces, Switches::default());
+        let faces = parse(&["--faces-grpc=false"]).unwrap().faces;
+        assert_eq!((faces.grpc, faces.http), (false, true));
+        let none = parse(&["--faces-grpc=false", "--faces-http=false"]).unwrap_err();
+        assert!(none.to_string().contains("--faces-http"), "{none}");
     }
 
     #[test]

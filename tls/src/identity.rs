@@ -17,8 +17,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{ClientAuth, Error, PeerIdentity, Role, TrustDomain, authority::certificate_pem};
 
-/// The application protocol of every connection.
-const ALPN: &[u8] = b"h2";
+/// HTTP/2, the application protocol of every connection that this program opens.
+const H2: &[u8] = b"h2";
+/// HTTP/1.1, which a listener may serve, too.
+pub(crate) const HTTP1: &[u8] = b"http/1.1";
 
 /// Who this program is and whom it trusts. It may be replaced at any time: each new handshake, in either direction,
 /// uses the current one; established connections are not affected.
@@ -34,6 +36,7 @@ pub(crate) struct Material {
     not_after: SystemTime,
     bundle_pem: String,
     mutual: Arc<ServerConfig>,
+    mutual_http1: Arc<ServerConfig>,
     anonymous: Arc<ServerConfig>,
     pub(crate) client: Arc<ClientConfig>,
 }
@@ -110,10 +113,12 @@ impl Identity {
 }
 
 impl Material {
-    pub(crate) fn server(&self, client_auth: ClientAuth) -> Arc<ServerConfig> {
-        match client_auth {
-            ClientAuth::Required | ClientAuth::OperatorOnly => self.mutual.clone(),
-            ClientAuth::None => self.anonymous.clone(),
+    /// For a listener; `http1`: whether it serves HTTP/1.1, too.
+    pub(crate) fn server(&self, client_auth: ClientAuth, http1: bool) -> Arc<ServerConfig> {
+        match (client_auth, http1) {
+            (ClientAuth::None, _) => self.anonymous.clone(),
+            (ClientAuth::Required | ClientAuth::OperatorOnly, true) => self.mutual_http1.clone(),
+            (ClientAuth::Required | ClientAuth::OperatorOnly, false) => self.mutual.clone(),
         }
     }
 
@@ -128,6 +133,8 @@ impl Material {
         let (not_before, not_after) = validity(leaf)?;
         let mutual = server_config(chain.clone(), key.clone_key(), verifier)?;
         let anonymous = server_config(chain.clone(), key.clone_key(), WebPkiClientVerifier::no_client_auth())?;
+        let mut mutual_http1 = (*mutual).clone();
+        mutual_http1.alpn_protocols.push(HTTP1.to_vec());
         let client = client_config(&roots, Some((chain, key)))?;
         Ok(Self {
             role,
@@ -135,6 +142,7 @@ impl Material {
             not_after,
             bundle_pem: bundle_pem.to_owned(),
             mutual,
+            mutual_http1: Arc::new(mutual_http1),
             anonymous,
             client,
         })
@@ -180,7 +188,7 @@ fn server_config(
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![H2.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
@@ -198,7 +206,7 @@ pub(crate) fn client_config(
         Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![H2.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }

@@ -10,8 +10,16 @@ use std::{
 
 use http::{Request, Response};
 use http_body::Body;
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::graceful::GracefulConnection,
+};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -26,6 +34,7 @@ use tower::{Service, ServiceExt};
 use crate::{
     Identity, PeerIdentity, Role,
     admission::{Counted, Counts, Place, Refusal, Unproven},
+    identity::HTTP1,
     metered::Metered,
 };
 
@@ -69,6 +78,10 @@ pub struct Limits {
     pub stream_window: u32,
     /// Maximum size of one HTTP/2 frame of a peer in bytes. A frame is held in memory until it is complete.
     pub frame: u32,
+    /// Whether a client may choose HTTP/1.1. Not for [`ClientAuth::None`].
+    pub http1: bool,
+    /// Time for the headers of one call on HTTP/1.1, from the end of the last call.
+    pub headers: Duration,
     /// Called for each connection that was refused or closed before its first call.
     pub on_refusal: fn(Refusal),
 }
@@ -91,6 +104,8 @@ impl Default for Limits {
             streams: 128,
             stream_window: 1 << 20,
             frame: MAX_FRAME,
+            http1: false,
+            headers: Duration::from_secs(30),
             on_refusal: |_| {},
         }
     }
@@ -133,13 +148,19 @@ impl Listener for TcpListener {
 
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, address) = Self::accept(self).await?;
-        // Fails only on a connection that is already gone, which the handshake detects.
+        // Both fail only on a connection that is already gone, which the handshake detects.
         let _ = stream.set_nodelay(true);
+        // HTTP/2 has pings. Only this finds a client of HTTP/1.1 that is gone while it waits for output.
+        let alive = TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE)
+            .with_retries(3);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&alive);
         Ok((stream, address))
     }
 }
 
-/// Serves `service` over TLS and HTTP/2 until `shutdown`: then no new connection and no new call is accepted, calls in
+/// Serves `service` over TLS and HTTP/2 (or HTTP/1.1, see [`Limits::http1`]) until `shutdown`: then no new connection and no new call is accepted, calls in
 /// flight may end within `limits.drain`, and the rest is closed. Each handshake uses the identity as it is then. A
 /// connection whose client certificate has expired takes no new calls, and is closed after `limits.drain`.
 ///
@@ -293,7 +314,7 @@ impl Gate {
         &self,
         stream: Io,
     ) -> Result<TlsStream<Metered<Io>>, (Refusal, BoxError)> {
-        let acceptor = TlsAcceptor::from(self.identity.material().server(self.client_auth));
+        let acceptor = TlsAcceptor::from(self.identity.material().server(self.client_auth, self.limits.http1));
         let accepting = acceptor.accept(Metered::new(stream, self.limits.handshake_bytes));
         let mut stream = accepting.await.map_err(|error| match error.kind() {
             io::ErrorKind::QuotaExceeded => (Refusal::TooLarge, error.into()),
@@ -381,28 +402,59 @@ async fn converse<Io, S, B>(
         }
         service.clone().oneshot(request)
     });
-    let mut connection = pin!(builder(limits).serve_connection(TokioIo::new(stream), service));
-    let early = tokio::select! {
-        ended = connection.as_mut() => Some(ended),
-        () = shutdown.cancelled() => None,
-        () = after(last_call) => None,
-        () = held.displaced() => return (limits.on_refusal)(Refusal::Displaced),
-        () = cut_by_service.cancelled() => return,
+    let is_http1 = limits.http1 && stream.get_ref().1.alpn_protocol().is_none_or(|chosen| chosen == HTTP1);
+    let io = TokioIo::new(stream);
+    let drive = Drive {
+        last_call,
+        held,
+        limits,
+        shutdown,
+        cut,
+        cut_by_service,
     };
-    let ended = match early {
-        Some(ended) => ended,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection => ended,
-                () = cut.cancelled() => return,
-                () = cut_by_service.cancelled() => return,
-                () = sleep(limits.drain) => return,
-            }
-        }
+    let ended = if is_http1 {
+        drive.run(http1_builder(limits).serve_connection(io, service)).await
+    } else {
+        drive.run(http2_builder(limits).serve_connection(io, service)).await
     };
     if let Err(error) = ended {
         tracing::debug!(peer = %address, error = &error as &dyn StdError, "connection ended");
+    }
+}
+
+/// What ends a connection.
+struct Drive {
+    last_call: Option<Duration>,
+    held: Held,
+    limits: Limits,
+    shutdown: CancellationToken,
+    cut: CancellationToken,
+    cut_by_service: CancellationToken,
+}
+
+impl Drive {
+    async fn run<C>(self, connection: C) -> Result<(), hyper::Error>
+    where
+        C: GracefulConnection<Error = hyper::Error>,
+    {
+        let mut connection = pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            () = self.shutdown.cancelled() => {}
+            () = after(self.last_call) => {}
+            () = self.held.displaced() => {
+                (self.limits.on_refusal)(Refusal::Displaced);
+                return Ok(());
+            }
+            () = self.cut_by_service.cancelled() => return Ok(()),
+        }
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            ended = connection => ended,
+            () = self.cut.cancelled() => Ok(()),
+            () = self.cut_by_service.cancelled() => Ok(()),
+            () = sleep(self.limits.drain) => Ok(()),
+        }
     }
 }
 
@@ -420,7 +472,17 @@ async fn after(time: Option<Duration>) {
     }
 }
 
-fn builder(limits: Limits) -> http2::Builder<TokioExecutor> {
+fn http1_builder(limits: Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.headers)
+        .max_header_size(MAX_HEADERS as usize)
+        .max_buf_size(HTTP1_BUFFER);
+    builder
+}
+
+fn http2_builder(limits: Limits) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -437,6 +499,9 @@ fn builder(limits: Limits) -> http2::Builder<TokioExecutor> {
 
 /// Maximum size of the headers of one call in bytes.
 const MAX_HEADERS: u32 = 16 << 10;
+
+/// Bytes that HTTP/1.1 holds of what it reads, and of what it writes.
+const HTTP1_BUFFER: usize = 64 << 10;
 
 /// Maximum size of one frame in bytes: a whole chunk of output fits, so that it is not cut into pieces of 16 KiB.
 pub(crate) const MAX_FRAME: u32 = 128 << 10;

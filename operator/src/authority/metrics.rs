@@ -37,10 +37,11 @@ pub fn count_refusal(listener: &'static str, reason: &'static str) {
         .inc();
 }
 
-/// Limits of the main listener.
+/// Limits of the main listener; `http1`: whether it serves HTTP/1.1, too.
 #[must_use]
-pub fn main_limits() -> Limits {
+pub fn main_limits(http1: bool) -> Limits {
     Limits {
+        http1,
         on_refusal: |refusal: Refusal| count_refusal("main", refusal.reason()),
         ..Limits::default()
     }
@@ -79,7 +80,7 @@ mod tests {
     fn refusals_are_distinguished() {
         let mut registry = Registry::default();
         register(&mut registry);
-        (main_limits().on_refusal)(Refusal::Slow);
+        (main_limits(true).on_refusal)(Refusal::Slow);
         (enrol_limits().on_refusal)(Refusal::Displaced);
         let mut text = String::new();
         encode(&mut text, &registry).expect("text");

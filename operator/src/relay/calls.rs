@@ -9,12 +9,17 @@ use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
 use remoteprocess_runtime::prometheus_client::metrics::histogram::Histogram;
 use remoteprocess_runtime::prometheus_client::registry::{Registry, Unit};
 use remoteprocess_tls::PeerIdentity;
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tracing::{Span, field, info_span};
 
 use crate::audit::Audit;
 use crate::authority::metrics::count_refusal;
+use crate::authority::rate::RateLimit;
 
+/// Calls of one user at once, and per second after that. Each may cost one request to the API server.
+const BURST: f64 = 2000.0;
+const PER_SECOND: f64 = 100.0;
 /// Upper limits of the buckets of durations in seconds: short calls, and streams that stay open for hours.
 const BUCKETS: [f64; 10] = [0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 600.0, 3600.0, 14400.0];
 
@@ -96,6 +101,29 @@ impl Refused {
             Self::NoRight => "NoRight",
             Self::Unauthenticated => "Unauthenticated",
         }
+    }
+}
+
+/// Limits the calls of each user, through all faces together. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct CallLimit(Arc<RateLimit<[u8; 32]>>);
+
+impl Default for CallLimit {
+    fn default() -> Self {
+        Self(Arc::new(RateLimit::new(BURST, PER_SECOND)))
+    }
+}
+
+impl CallLimit {
+    /// Whether a user may make this call now. If not, the call is refused.
+    pub(crate) fn admits(&self, call: &Call) -> bool {
+        // By the SHA-256 of their names, which can be long.
+        let admit = |user| self.0.admit(Sha256::digest(user).into(), Instant::now());
+        let is_admitted = call.user().is_none_or(admit);
+        if !is_admitted {
+            call.verdict().refuse(Refused::TooMany);
+        }
+        is_admitted
     }
 }
 

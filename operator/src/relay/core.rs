@@ -8,7 +8,7 @@ pub(crate) mod access;
 mod address;
 pub mod authorize;
 pub(crate) mod control;
-mod ended;
+pub(crate) mod ended;
 pub(super) mod home;
 pub(crate) mod output;
 mod settings;

@@ -29,6 +29,27 @@ pub enum Code {
     Internal,
 }
 
+impl Code {
+    /// Its name in gRPC.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "InvalidArgument",
+            Self::OutOfRange => "OutOfRange",
+            Self::NotFound => "NotFound",
+            Self::PermissionDenied => "PermissionDenied",
+            Self::Unauthenticated => "Unauthenticated",
+            Self::FailedPrecondition => "FailedPrecondition",
+            Self::Aborted => "Aborted",
+            Self::ResourceExhausted => "ResourceExhausted",
+            Self::Unimplemented => "Unimplemented",
+            Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::Unavailable => "Unavailable",
+            Self::Internal => "Internal",
+        }
+    }
+}
+
 /// Why a use case failed, as a message that is safe to show to the caller. Causes go to the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -37,6 +58,25 @@ pub struct Error {
     pub code: Code,
     /// Cause, object and fix.
     pub message: String,
+    /// The RBAC rule that the user lacks, with `PermissionDenied` of a user.
+    pub missing: Option<Box<MissingRule>>,
+}
+
+/// An RBAC rule that would have allowed a request.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MissingRule {
+    /// `Role`, or `ClusterRole` for a right in all namespaces.
+    pub kind: &'static str,
+    /// Namespace of the Role; absent for a ClusterRole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The rule's only API group.
+    pub api_groups: [&'static str; 1],
+    /// The rule's only resource, with a subresource.
+    pub resources: [String; 1],
+    /// The rule's only verb.
+    pub verbs: [&'static str; 1],
 }
 
 impl Error {
@@ -46,6 +86,7 @@ impl Error {
         Self {
             code,
             message: message.into(),
+            missing: None,
         }
     }
 

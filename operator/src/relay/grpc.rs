@@ -1,13 +1,13 @@
 //! gRPC: the face of the relay for users, agents and other replicas, and the calls that the relay itself makes.
 //!
 //! A method of the service consists of [`admit`] (who calls, and is the version of the protocol supported), one use
-//! case of [`super::core`], and the encoding of the answer. No other folder of the relay names tonic. Another face,
-//! HTTP for example, is another module beside this one that calls the same use cases.
+//! case of [`super::core`], and the encoding of the answer. No other folder of the relay names tonic. The other
+//! face, [`super::http`], calls the same use cases.
 
 pub mod agent;
 mod attach;
 mod brief;
-mod caller;
+pub(super) mod caller;
 mod endpoint;
 mod error;
 mod exec;
@@ -30,8 +30,10 @@ use remoteprocess_proto::v1::{
 use tonic::{Request, Response, Status, Streaming};
 
 pub use endpoint::RelayEndpoint;
+pub(super) use endpoint::pack;
 pub use guard::Guard;
 
+use super::calls::CallLimit;
 use super::core::Core;
 use super::error::Error;
 use caller::Who;
@@ -46,14 +48,19 @@ pub struct RelayService {
 impl RelayService {
     /// The gRPC face of these use cases.
     #[must_use]
-    pub fn new(core: Core) -> Self {
-        Self { core: Arc::new(core) }
+    pub fn new(core: impl Into<Arc<Core>>) -> Self {
+        Self { core: core.into() }
     }
 
     /// The service for a listener.
     #[must_use]
     pub fn into_server(self) -> Guard<RelayEndpoint> {
-        Guard::new(endpoint::endpoint(self))
+        self.limited(CallLimit::default())
+    }
+
+    /// As [`Self::into_server`]; users share this limit with another face.
+    pub(super) fn limited(self, limit: CallLimit) -> Guard<RelayEndpoint> {
+        Guard::new(endpoint::endpoint(self), limit)
     }
 }
 

@@ -236,6 +236,12 @@ impl LiveAttempt {
         }
     }
 
+    /// Whether a follower reads here.
+    #[cfg(test)]
+    pub(crate) fn is_read(&self) -> bool {
+        self.ring.is_read()
+    }
+
     /// What followers read.
     #[must_use]
     pub fn feed(&self) -> Feed {

@@ -4,6 +4,7 @@
 //! from it are set in the same write ([`phase::tell`]). [`Recorder`] writes it for the version of the object that it was
 //! made from, and tries again until it is done or the object is gone.
 
+mod archived;
 mod condition;
 mod end;
 mod event;
@@ -26,6 +27,7 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+pub(crate) use archived::archived_attempt;
 pub use condition::build_condition;
 pub use end::{exit_from_status, known_end};
 pub use facts::{Claim, Decision, build_end, build_fact, decide_grant};

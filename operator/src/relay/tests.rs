@@ -2,6 +2,9 @@
 
 mod admission;
 mod audit;
+mod faces;
 mod fanout;
+mod http_client;
 pub(crate) mod replica;
 mod replicas;
+mod resume;

@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
 
 use crate::audit::Origin;
-use crate::relay::error::{Code, Error};
+use crate::relay::error::{Code, Error, MissingRule};
 
 /// How long a permission is remembered, and how often the right to an open stream is checked: a right that was withdrawn
 /// ends open streams after twice this time.
@@ -153,10 +153,7 @@ impl Authorizer {
         if is_allowed {
             Ok(())
         } else {
-            Err(Error::new(
-                Code::PermissionDenied,
-                refusal(user, action, namespace, name),
-            ))
+            Err(refusal(user, action, namespace, name))
         }
     }
 
@@ -285,7 +282,7 @@ fn some(text: &str) -> Option<String> {
 }
 
 /// Who lacks which right, and the rule that would grant it, ready for a Role.
-fn refusal(user: &User, action: Action, namespace: &str, name: &str) -> String {
+fn refusal(user: &User, action: Action, namespace: &str, name: &str) -> Error {
     let (verb, subresource) = action.rule();
     let resource = if subresource.is_empty() {
         RESOURCE.to_owned()
@@ -302,12 +299,22 @@ fn refusal(user: &User, action: Action, namespace: &str, name: &str) -> String {
     } else {
         (format!("in the namespace {namespace:?}"), "Role")
     };
-    format!(
+    let message = format!(
         "user {:?} may not {verb} {resource}{object} {place}. The missing rule, for a {kind}:\n\
          - apiGroups: [{}]\n  resources: [{resource}]\n  verbs: [{verb}]",
         user.name,
         names::GROUP
-    )
+    );
+    Error {
+        missing: Some(Box::new(MissingRule {
+            kind,
+            namespace: some(namespace),
+            api_groups: [names::GROUP],
+            resources: [resource],
+            verbs: [verb],
+        })),
+        ..Error::new(Code::PermissionDenied, message)
+    }
 }
 
 #[cfg(test)]
@@ -453,7 +460,7 @@ mod tests {
 
     #[test]
     fn a_list_of_everything_needs_a_cluster_role() {
-        let sentence = refusal(&alice(), Action::List, "", "");
+        let sentence = refusal(&alice(), Action::List, "", "").message;
         assert!(
             sentence.starts_with("user \"alice\" may not list remoteprocesses in all namespaces. "),
             "{sentence}"

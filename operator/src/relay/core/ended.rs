@@ -1,8 +1,9 @@
 //! How an attempt that is not live here ended, and which of its output is permanently missing.
 
-use remoteprocess_proto::v1::{Cursor, Exit, GapReason, Reason, Stream};
+use remoteprocess_proto::v1::{Cursor, Exit, Gap, GapReason, ProcessKey, Reason, Stream, WatchOutputRequest};
+use remoteprocess_tls::User;
 
-use super::Core;
+use super::{Core, unreadable};
 use crate::relay::archive::{Error, Manifest};
 use crate::relay::attempt::Target;
 use crate::relay::piece::{Piece, gap};
@@ -16,9 +17,49 @@ pub(crate) struct Ended {
     end: Option<Cursor>,
     /// Why bytes up to that end may be missing.
     reason: GapReason,
+    /// The first hundred ranges that are known to be missing.
+    gaps: Vec<Gap>,
+}
+
+/// The attempt of a request, and how it ended.
+pub(crate) struct Chosen {
+    /// The process.
+    pub target: Target,
+    /// The attempt; `None` while another may replace it.
+    pub attempt: Option<u32>,
+    /// How it ended, if it has and is not live here.
+    pub ended: Option<Ended>,
 }
 
 impl Core {
+    /// Chooses the attempt that a user will read (0: the latest), before its output is opened.
+    pub(crate) async fn choose(
+        &self,
+        user: &User,
+        process: Option<ProcessKey>,
+        attempt: u32,
+    ) -> Result<Chosen, crate::relay::error::Error> {
+        let target = self.allow::<WatchOutputRequest>(user, process).await?;
+        self.check_attempt(&target, attempt).await?;
+        let attempt = match attempt {
+            0 if self.object(&target).is_none() => {
+                let archived = self.archive.attempts(&target.uid).await;
+                archived.map_err(|error| unreadable(&error))?.last().copied()
+            }
+            0 => self.settled(&target),
+            named => Some(named),
+        };
+        let ended = match attempt {
+            Some(attempt) => self.ended(&target, attempt, true).await,
+            None => Ok(None),
+        };
+        Ok(Chosen {
+            target,
+            attempt,
+            ended: ended.map_err(|error| unreadable(&error))?,
+        })
+    }
+
     /// The end of an attempt that is not live here, from archive or status; `None` while there may be more. If the
     /// stream is not settled on the attempt, the end of an attempt that has run nothing is not the end of the stream,
     /// because another attempt may replace it.
@@ -51,6 +92,7 @@ impl Core {
                 exit,
                 end: None,
                 reason: GapReason::NotArchived,
+                gaps: Vec::new(),
             });
         };
         let record = process.status.as_ref().and_then(|status| status.attempt(attempt));
@@ -68,6 +110,7 @@ impl Core {
             exit,
             end,
             reason: GapReason::NotArchived,
+            gaps: Vec::new(),
         })
     }
 }
@@ -90,7 +133,33 @@ impl Ended {
             } else {
                 GapReason::ArchiveDamaged
             },
+            gaps: manifest.gaps.clone(),
         })
+    }
+
+    /// The first range of a stream at or beyond `from` that the archive knows to be missing.
+    pub(crate) fn known_gap(&self, stream: Stream, from: u64) -> Option<Gap> {
+        if self.reason == GapReason::RemovedByRetention {
+            return match self.gap(stream, from)? {
+                Piece::Gap(gap) => Some(gap),
+                Piece::Data(_) => None,
+            };
+        }
+        let is_ahead = |gap: &&Gap| gap.stream() == stream && gap.to.is_none_or(|to| to > from);
+        self.gaps.iter().find(is_ahead).copied()
+    }
+
+    /// Length and SHA-256 of a stream, every byte of which is in the archive.
+    pub(crate) fn whole(&self, stream: Stream) -> Option<(u64, [u8; 32])> {
+        if !self.exit.sealed || self.reason == GapReason::RemovedByRetention {
+            return None;
+        }
+        let seal = self.exit.seal.as_ref()?;
+        let seal = match stream {
+            Stream::Stderr => seal.stderr.as_ref()?,
+            Stream::Stdout | Stream::Unspecified => seal.stdout.as_ref()?,
+        };
+        Some((seal.bytes, seal.sha256.as_ref().try_into().ok()?))
     }
 
     /// The gap for what a reader that has reached `reached` will never get.
@@ -129,7 +198,8 @@ mod tests {
             ended.exit.message
         );
         let lost = gap(Stream::Stdout, 0, Some(5), GapReason::RemovedByRetention);
-        assert_eq!(ended.gap(Stream::Stdout, 0), Some(lost));
+        assert_eq!(ended.gap(Stream::Stdout, 0), Some(lost.clone()));
+        assert_eq!(ended.known_gap(Stream::Stdout, 0).map(Piece::Gap), Some(lost));
         assert_eq!(ended.gap(Stream::Stderr, 0), None);
     }
 }

@@ -1,7 +1,9 @@
 //! The state of processes, from status, live attempts and archive.
 
+use std::sync::Arc;
+
 use kube::ResourceExt;
-use remoteprocess_api::RemoteProcess;
+use remoteprocess_api::{AttemptStatus, RemoteProcess};
 use remoteprocess_proto::v1::{Cursor, GetStateRequest, ListRequest, ProcessKey, ProcessState, State};
 use remoteprocess_tls::User;
 
@@ -10,7 +12,7 @@ use super::{Core, check_key, unreadable};
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::error::Error;
 use crate::relay::live::LiveAttempt;
-use crate::relay::status::{known_end, reason};
+use crate::relay::status::{archived_attempt, known_end, reason};
 
 impl Core {
     /// The state of one process.
@@ -26,6 +28,12 @@ impl Core {
 
     /// The states of all processes in a namespace (empty: in all).
     pub(crate) async fn list(&self, user: &User, namespace: &str) -> Result<Vec<ProcessState>, Error> {
+        let processes = self.processes(user, namespace).await?;
+        Ok(processes.iter().map(|process| self.state_of(process)).collect())
+    }
+
+    /// All processes in a namespace (empty: in all), by namespace and name.
+    pub(crate) async fn processes(&self, user: &User, namespace: &str) -> Result<Vec<Arc<RemoteProcess>>, Error> {
         check_key(&ProcessKey {
             namespace: namespace.to_owned(),
             ..ProcessKey::default()
@@ -33,8 +41,29 @@ impl Core {
         self.authorizer
             .authorize(user, ListRequest::ACTION, namespace, "")
             .await?;
-        let processes = self.directory.list(namespace);
-        Ok(processes.iter().map(|process| self.state_of(process)).collect())
+        Ok(self.directory.list(namespace))
+    }
+
+    /// One process.
+    pub(crate) async fn process(&self, user: &User, process: ProcessKey) -> Result<Arc<RemoteProcess>, Error> {
+        let target = self.allow::<GetStateRequest>(user, Some(process)).await?;
+        let deleted = || Error::not_found("the process has been deleted; its attempts and their output can be read");
+        self.object(&target).ok_or_else(deleted)
+    }
+
+    /// The record of one attempt: from the status, or else from the archive.
+    pub(crate) async fn attempt(&self, user: &User, process: ProcessKey, number: u32) -> Result<AttemptStatus, Error> {
+        let target = self.allow::<GetStateRequest>(user, Some(process)).await?;
+        if let Some(process) = self.object(&target)
+            && let Some(attempt) = process.status.as_ref().and_then(|status| status.attempt(number))
+        {
+            return Ok(attempt.clone());
+        }
+        self.check_attempt(&target, number).await?;
+        let manifest = self.archive.manifest(&target.attempt(number)).await;
+        let manifest = manifest.map_err(|error| unreadable(&error))?;
+        let unknown = || Error::not_found(format!("there is no record of attempt {number}, and no output of it"));
+        manifest.map(|manifest| archived_attempt(&manifest)).ok_or_else(unknown)
     }
 
     /// What the home knows of a process.

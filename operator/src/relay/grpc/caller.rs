@@ -7,6 +7,7 @@ use http::Extensions;
 use remoteprocess_tls::{Connection, PeerIdentity, Role, User};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
+use tonic::transport::server::TcpConnectInfo;
 use tonic::{Request, Status};
 
 use super::methods::Callers;
@@ -14,7 +15,7 @@ use super::peers::{ATTEMPT, ON_BEHALF};
 use crate::audit::Origin;
 use crate::relay::core::access::Access;
 use crate::relay::core::authorize::{AgentCaller, Caller, Forwarded, UserCaller};
-use crate::relay::error::Error;
+use crate::relay::error::{Code, Error};
 
 /// Who may open a method: read from what the connection proves.
 pub(super) trait Who: Sized {
@@ -32,11 +33,11 @@ pub(super) trait Who: Sized {
 ///
 /// # Errors
 /// `Unauthenticated` if the connection presents no identity, or one that has expired since the handshake.
-pub(super) fn peer(connection: &Extensions) -> Result<&Arc<PeerIdentity>, Status> {
+pub(in crate::relay) fn peer(connection: &Extensions) -> Result<&Arc<PeerIdentity>, Error> {
     let peer = connection.get::<Arc<PeerIdentity>>();
-    let peer = peer.ok_or_else(|| Status::unauthenticated("this method needs a client certificate"))?;
+    let peer = peer.ok_or_else(|| Error::new(Code::Unauthenticated, "this method needs a client certificate"))?;
     if peer.not_after <= SystemTime::now() {
-        return Err(Error::expired().into());
+        return Err(Error::expired());
     }
     Ok(peer)
 }
@@ -46,14 +47,18 @@ impl Who for Access {
     const CALLERS: Callers = Callers::UsersAndReplicas;
 
     fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        let valid_for = peer(request.extensions())?.not_after.duration_since(SystemTime::now());
-        let connection = request.extensions().get::<Connection>().cloned();
-        Ok(Self {
-            caller: Caller::of(request)?,
-            until: Instant::now() + valid_for.unwrap_or_default(),
-            connection: connection.unwrap_or_default(),
-        })
+        Ok(access(Caller::of(request)?, request.extensions())?)
     }
+}
+
+/// A caller, for as long as its certificate is valid.
+pub(in crate::relay) fn access(caller: Caller, connection: &Extensions) -> Result<Access, Error> {
+    let valid_for = peer(connection)?.not_after.duration_since(SystemTime::now());
+    Ok(Access {
+        caller,
+        until: Instant::now() + valid_for.unwrap_or_default(),
+        connection: connection.get::<Connection>().cloned().unwrap_or_default(),
+    })
 }
 
 /// The user or the replica that calls.
@@ -87,13 +92,19 @@ impl Who for UserCaller {
     const CALLERS: Callers = Callers::Users;
 
     fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        let user = User::of(request)?;
-        let origin = Origin {
-            source: request.remote_addr().map(|address| address.ip()),
-            serial: peer(request.extensions())?.serial.clone(),
-        };
-        Ok(Self { user, origin })
+        Ok(user_caller(request.extensions())?)
     }
+}
+
+/// The user at the other end of a connection, and the connection.
+pub(in crate::relay) fn user_caller(connection: &Extensions) -> Result<UserCaller, Error> {
+    let info = connection.get::<TcpConnectInfo>();
+    let origin = Origin {
+        source: info.and_then(|info| Some(info.remote_addr?.ip())),
+        serial: peer(connection)?.serial.clone(),
+    };
+    let user = user(connection)?;
+    Ok(UserCaller { user, origin })
 }
 
 /// The user who calls.
@@ -101,11 +112,16 @@ impl Who for User {
     const CALLERS: Callers = Callers::Users;
 
     fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        let peer = peer(request.extensions())?;
-        match (&peer.role, &peer.user) {
-            (Role::User, Some(user)) => Ok(user.clone()),
-            (role, _) => Err(Self::CALLERS.refusal(role)),
-        }
+        Ok(user(request.extensions())?)
+    }
+}
+
+/// The user at the other end of a connection.
+fn user(connection: &Extensions) -> Result<User, Error> {
+    let peer = peer(connection)?;
+    match (&peer.role, &peer.user) {
+        (Role::User, Some(user)) => Ok(user.clone()),
+        (role, _) => Err(Callers::Users.refusal(role)),
     }
 }
 
@@ -120,7 +136,7 @@ impl Who for AgentCaller {
                 pod_uid: pod_uid.clone(),
                 source: request.remote_addr().map(|address| address.ip()),
             }),
-            role => Err(Self::CALLERS.refusal(role)),
+            role => Err(Self::CALLERS.refusal(role).into()),
         }
     }
 }
@@ -175,8 +191,8 @@ mod tests {
         denied(AgentCaller::of(&by_operator).expect_err("the operator is no agent"));
         for request in [Request::new(()), request(pod, None, true)] {
             assert_eq!(
-                peer(request.extensions()).expect_err("nobody").code(),
-                tonic::Code::Unauthenticated
+                peer(request.extensions()).expect_err("nobody").code,
+                Code::Unauthenticated
             );
         }
     }

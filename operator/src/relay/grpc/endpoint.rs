@@ -129,7 +129,7 @@ fn messages(event: OutputEvent) -> VecDeque<Bytes> {
 }
 
 /// Combines tiny messages.
-fn pack(wires: Vec<Bytes>) -> VecDeque<Bytes> {
+pub(in crate::relay) fn pack(wires: Vec<Bytes>) -> VecDeque<Bytes> {
     let mut packed = VecDeque::with_capacity(wires.len());
     let mut tiny = BytesMut::new();
     let mut wires = wires.into_iter().peekable();

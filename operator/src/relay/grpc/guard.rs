@@ -2,7 +2,6 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -11,36 +10,24 @@ use futures::{FutureExt, future::BoxFuture};
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
-use sha2::{Digest as _, Sha256};
-use tokio::time::Instant;
 use tonic::{Code, Status, body::Body, transport::server::TcpConnectInfo};
 use tower::Service;
 use tracing::Instrument;
 
 use super::methods::Method;
-use crate::authority::rate::RateLimit;
-use crate::relay::calls::{Call, Refused};
-
-/// Calls of one user at once, and per second after that. Each may cost one request to the API server.
-const BURST: f64 = 2000.0;
-const PER_SECOND: f64 = 100.0;
+use crate::relay::calls::{Call, CallLimit, Refused};
 
 /// Limits the calls of each user, and measures and records all calls.
 #[derive(Clone)]
 pub struct Guard<S> {
     inner: S,
-    /// By the SHA-256 of their names, which can be long.
-    users: Arc<RateLimit<[u8; 32]>>,
+    limit: CallLimit,
 }
 
 impl<S> Guard<S> {
     /// Guards a service.
-    #[must_use]
-    pub fn new(inner: S) -> Self {
-        Self {
-            inner,
-            users: Arc::new(RateLimit::new(BURST, PER_SECOND)),
-        }
+    pub(super) fn new(inner: S, limit: CallLimit) -> Self {
+        Self { inner, limit }
     }
 }
 
@@ -64,11 +51,7 @@ where
         let info = request.extensions().get::<TcpConnectInfo>();
         let source = info.and_then(|info| Some(info.remote_addr?.ip()));
         let call = Call::begin("grpc", method, request.extensions().get().cloned(), source);
-        let is_admitted = call
-            .user()
-            .is_none_or(|user| self.users.admit(Sha256::digest(user).into(), Instant::now()));
-        if !is_admitted {
-            call.verdict().refuse(Refused::TooMany);
+        if !self.limit.admits(&call) {
             let response = Status::resource_exhausted("too many calls; try again later").into_http();
             return std::future::ready(Ok(measured(response, call))).boxed();
         }
@@ -202,6 +185,7 @@ impl http_body::Body for Measured {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::sync::Arc;
 
     use remoteprocess_tls::{PeerIdentity, Role, User};
     use tower::service_fn;
@@ -226,9 +210,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_user_cannot_ask_without_end() {
         let lines = Lines::collect();
-        let mut guard = Guard::new(service_fn(async |_: Request<Counted<Body>>| {
-            Ok::<_, Infallible>(Response::new(Body::empty()))
-        }));
+        let served = service_fn(async |_: Request<Counted<Body>>| Ok::<_, Infallible>(Response::new(Body::empty())));
+        let mut guard = Guard::new(served, CallLimit::default());
         let mut ask = async |user: &str| {
             let response = guard.call(request(user)).await.expect("an answer");
             !response.headers().contains_key("grpc-status")

@@ -14,6 +14,7 @@ use tonic::Status;
 use super::caller::{Who, peer};
 use crate::relay::core::access::Access;
 use crate::relay::core::authorize::{Action, AgentCaller, Authorized, Caller};
+use crate::relay::error::{Code, Error};
 
 /// The roles that may call a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +109,7 @@ impl Method {
         if self.callers.include(role) {
             Ok(())
         } else {
-            Err(self.callers.refusal(role))
+            Err(self.callers.refusal(role).into())
         }
     }
 }
@@ -123,8 +124,11 @@ impl Callers {
     }
 
     /// What a caller of another role is told.
-    pub(super) fn refusal(self, role: &Role) -> Status {
-        Status::permission_denied(format!("this method is for {self}, not for {role}"))
+    pub(super) fn refusal(self, role: &Role) -> Error {
+        Error::new(
+            Code::PermissionDenied,
+            format!("this method is for {self}, not for {role}"),
+        )
     }
 }
 
@@ -142,24 +146,31 @@ mod tests {
     use std::fmt::Write;
 
     use super::*;
+    use crate::relay::http::routes::ROUTES;
 
     /// The table as `docs/threat-model.md` has it.
     fn table() -> String {
         let mut table = "| method | callers | permission of the user |\n|---|---|---|\n".to_owned();
-        for method in METHODS {
-            let callers = match method.callers {
-                Callers::Agents => "agents",
-                Callers::Users => "users",
-                Callers::UsersAndReplicas => "users, other replicas for a user",
-            };
-            let permission = method.action.map_or_else(
+        let mut row = |name: &str, callers: &str, action: Option<Action>| {
+            let permission = action.map_or_else(
                 || "–".to_owned(),
                 |action| match action.rule() {
                     (verb, "") => format!("`{verb} remoteprocesses`"),
                     (verb, subresource) => format!("`{verb} remoteprocesses/{subresource}`"),
                 },
             );
-            writeln!(table, "| `{}` | {callers} | {permission} |", method.name).unwrap();
+            writeln!(table, "| `{name}` | {callers} | {permission} |").unwrap();
+        };
+        for method in METHODS {
+            let callers = match method.callers {
+                Callers::Agents => "agents",
+                Callers::Users => "users",
+                Callers::UsersAndReplicas => "users, other replicas for a user",
+            };
+            row(method.name, callers, method.action);
+        }
+        for route in ROUTES {
+            row(&format!("{} {}", route.method, route.path), "users", route.action);
         }
         table
     }

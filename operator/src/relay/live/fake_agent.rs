@@ -244,13 +244,19 @@ fn role() -> Role {
 }
 
 pub(crate) fn identity(role: &Role) -> Arc<Identity> {
+    let [chain, key, ca] = pem(role);
+    Identity::new(&chain, &key, &ca, &trust_domain()).unwrap()
+}
+
+/// Certificate, key and CA.
+pub(crate) fn pem(role: &Role) -> [String; 3] {
     static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| {
         remoteprocess_tls::install_crypto_provider();
         Authority::generate(&trust_domain()).unwrap()
     });
     let user = (*role == Role::User).then(crate::relay::tests::replica::user);
     let (chain, key) = AUTHORITY.issue(role, user.as_ref(), Duration::from_secs(3600)).unwrap();
-    Identity::new(&chain, &key, AUTHORITY.cert_pem(), &trust_domain()).unwrap()
+    [chain, key, AUTHORITY.cert_pem().to_owned()]
 }
 
 fn trust_domain() -> TrustDomain {

@@ -43,7 +43,7 @@ use crate::relay::{
     core::Core,
     core::authorize::Authorizer,
     enrol::EnrolmentService,
-    grpc::RelayService,
+    faces::{Faces, Switches},
     grpc::agent::{Connect, ConnectError},
     grpc::methods::{Callers, METHODS, Requests},
     grpc::peers::Peers,
@@ -150,23 +150,28 @@ async fn relay() -> Relay {
         memory: Arc::new(crate::relay::live::Budget::new(1 << 30)),
         shutdown: shutdown.clone(),
     };
-    let service = RelayService::new(Core {
+    let core = Core {
         directory,
         live: LiveAttempts::new(Arc::new(context)),
         archive,
         authorizer: Authorizer::new(client.clone()),
         recorder,
         shutdown: shutdown.clone(),
-    });
+    };
+    let service = Faces::new(core, Switches::default());
     let enrolment = EnrolmentService::new(client, handle.clone(), |_, _| false);
     let (main, main_address) = listener().await;
     let (enrol, enrol_address) = listener().await;
-    let (identity, stop, limits) = (handle.identity(), shutdown.clone(), Limits::default());
+    let limits = Limits {
+        http1: true,
+        ..Limits::default()
+    };
+    let (identity, stop) = (handle.identity(), shutdown.clone());
     tokio::spawn(serve(
         main,
         identity,
         remoteprocess_tls::ClientAuth::Required,
-        service.into_server(),
+        service,
         limits,
         stop,
     ));

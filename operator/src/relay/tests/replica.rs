@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use remoteprocess_api::{AttemptStatus, Phase, RemoteProcess, RemoteProcessSpec, RemoteProcessStatus};
+use remoteprocess_api::{AttemptOutput, AttemptStatus, Phase, RemoteProcess, RemoteProcessSpec, RemoteProcessStatus};
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::{Cursor, Exit, OutputFrame, ProcessKey, Stream, WatchOutputRequest};
@@ -24,7 +24,7 @@ use crate::relay::archive::{Archive, Manifest};
 use crate::relay::attempt::{AttemptKey, Subject};
 use crate::relay::core::Core;
 use crate::relay::core::authorize::Authorizer;
-use crate::relay::grpc::RelayService;
+use crate::relay::faces::{Faces, Switches};
 use crate::relay::grpc::peers::Peers;
 use crate::relay::live::fake_agent::{FakeAgent, TestDialer, identity};
 use crate::relay::live::{Budget, Context, Fact, LiveAttempt, LiveAttempts, OutputCondition, Record};
@@ -40,8 +40,8 @@ pub(crate) struct Replica {
     /// The addresses at which it searches for others.
     pub peers: Arc<Mutex<Vec<SocketAddr>>>,
     directory: Directory,
-    /// Subresource to which no user has a right.
-    denied: Arc<Mutex<String>>,
+    /// Subresource to which no user has a right; empty: the object itself.
+    denied: Arc<Mutex<Option<String>>>,
     shutdown: CancellationToken,
 }
 
@@ -71,6 +71,11 @@ impl Drop for Replica {
 impl Replica {
     /// A replica over this archive that knows one process, whose first attempt was granted.
     pub(crate) async fn start(archive: &Archive) -> Self {
+        Self::start_with(archive, Switches::default()).await
+    }
+
+    /// As [`Self::start`], with these faces.
+    pub(crate) async fn start_with(archive: &Archive, faces: Switches) -> Self {
         let shutdown = CancellationToken::new();
         let peers: Arc<Mutex<Vec<SocketAddr>>> = Arc::default();
         let found = peers.clone();
@@ -85,36 +90,32 @@ impl Replica {
             memory: Arc::new(Budget::new(160 << 20)),
             shutdown: shutdown.clone(),
         };
-        let denied: Arc<Mutex<String>> = Arc::default();
-        let refused = denied.clone();
-        let client = fake_api::client(move |call| {
-            let mut review = call.body;
-            let subresource = &review["spec"]["resourceAttributes"]["subresource"];
-            let is_allowed = subresource
-                .as_str()
-                .is_none_or(|asked| asked != *refused.lock().unwrap());
-            review["status"] = json!({"allowed": is_allowed});
-            (201, review)
-        });
+        let denied: Arc<Mutex<Option<String>>> = Arc::default();
+        let client = api(denied.clone());
         let sessions = LiveAttempts::new(Arc::new(context));
         let directory = Directory::default();
         directory.apply(process());
-        let service = RelayService::new(Core {
+        let core = Core {
             directory: directory.clone(),
             live: sessions.clone(),
             archive: archive.clone(),
             authorizer: Authorizer::with_memory(client.clone(), Duration::from_millis(200)),
             recorder: Recorder::new(client, "operator-0".to_owned()),
             shutdown: shutdown.clone(),
-        });
+        };
+        let service = Faces::new(core, faces);
+        let limits = Limits {
+            http1: faces.http,
+            ..Limits::default()
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve(
             listener,
             identity(&Role::Operator),
             ClientAuth::Required,
-            service.into_server(),
-            Limits::default(),
+            service,
+            limits,
             shutdown.clone(),
         ));
         Self {
@@ -130,7 +131,7 @@ impl Replica {
 
     /// No user has a right to this subresource anymore.
     pub(crate) fn deny(&self, subresource: &str) {
-        subresource.clone_into(&mut self.denied.lock().unwrap());
+        *self.denied.lock().unwrap() = Some(subresource.to_owned());
     }
 
     /// Changes the status of the process.
@@ -139,6 +140,11 @@ impl Replica {
         process.metadata.resource_version = Some("2".to_owned());
         change(process.status.as_mut().unwrap());
         self.directory.apply(process);
+    }
+
+    /// Records that the output is in the archive, so that no home is searched for.
+    pub(crate) fn record_end(&self) {
+        self.change(|status| status.attempts[0].output = Some(AttemptOutput::default()));
     }
 
     /// Becomes the home of the process.
@@ -159,6 +165,18 @@ impl Replica {
             .unwrap();
         RelayClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
     }
+}
+
+/// An API server that grants every right but one.
+fn api(denied: Arc<Mutex<Option<String>>>) -> kube::Client {
+    fake_api::client(move |call| {
+        let mut review = call.body;
+        let subresource = &review["spec"]["resourceAttributes"]["subresource"];
+        let asked = subresource.as_str().unwrap_or_default();
+        let is_allowed = denied.lock().unwrap().as_deref() != Some(asked);
+        review["status"] = json!({"allowed": is_allowed});
+        (201, review)
+    })
 }
 
 pub(crate) fn user() -> User {

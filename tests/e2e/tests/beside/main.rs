@@ -7,6 +7,7 @@ mod endings;
 mod exec;
 mod exits;
 mod faults;
+mod foreign;
 mod input;
 mod lifecycle;
 mod masking;

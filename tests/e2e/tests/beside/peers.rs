@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 mod crowd;
-mod relay;
+pub(crate) mod relay;
 
 use relay::{Relay, Target, trust_domain};
 

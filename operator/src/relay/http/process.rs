@@ -1,0 +1,249 @@
+//! Processes and their attempts, as the API server has them.
+
+use std::sync::Arc;
+
+use axum::extract::{Extension, Path, RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use http::header::CONTENT_TYPE;
+use kube::core::{Selector, SelectorExt};
+use kube::{Resource, ResourceExt};
+use remoteprocess_api::{Phase, RemoteProcess, identifier};
+use serde::{Deserialize, Serialize};
+
+use super::problem::Problem;
+use super::{Client, Uid, key, parse, selector};
+use crate::relay::core::Core;
+use crate::relay::error::{Code, Error};
+
+/// Processes of a page, unless the request says how many, and at most.
+const PAGE: usize = 100;
+const MAX_PAGE: usize = 500;
+/// A page ends with the process that makes it larger than this, in bytes.
+const PAGE_BYTES: usize = 4 << 20;
+
+/// The query of the list.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct ListQuery {
+    label_selector: String,
+    /// Phases, separated by commas.
+    phase: String,
+    limit: Option<usize>,
+    r#continue: String,
+}
+
+/// Which processes a page has.
+#[derive(Debug)]
+struct Selection {
+    labels: Selector,
+    phases: Vec<Phase>,
+    limit: usize,
+    after: Option<String>,
+}
+
+/// A page, in the form of a list of the API server.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Page<'a> {
+    api_version: String,
+    kind: &'static str,
+    metadata: PageMetadata,
+    items: Vec<&'a RemoteProcess>,
+}
+
+#[derive(Serialize)]
+struct PageMetadata {
+    /// Where the next page begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#continue: Option<String>,
+}
+
+/// `GET /v1/namespaces/{namespace}/processes`
+pub(super) async fn list(
+    State(core): State<Arc<Core>>,
+    Extension(client): Extension<Client>,
+    Path(namespace): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let selection = Selection::of(parse(query)?)?;
+    let processes = core.processes(&client.user, &namespace).await?;
+    json(&selection.page(&processes)?)
+}
+
+/// `GET /v1/namespaces/{namespace}/processes/{name}`
+pub(super) async fn get(
+    State(core): State<Arc<Core>>,
+    Extension(client): Extension<Client>,
+    Path(path): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let Uid { uid } = parse(query)?;
+    json(&*core.process(&client.user, key(path, uid)).await?)
+}
+
+/// `GET /v1/namespaces/{namespace}/processes/{name}/attempts/{attempt}`
+pub(super) async fn attempt(
+    State(core): State<Arc<Core>>,
+    Extension(client): Extension<Client>,
+    Path((namespace, name, attempt)): Path<(String, String, String)>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let Uid { uid } = parse(query)?;
+    let number = attempt.parse().ok().filter(|number| *number > 0);
+    let number = number.ok_or_else(|| Error::invalid("the attempt is a number from 1"))?;
+    json(&core.attempt(&client.user, key((namespace, name), uid), number).await?)
+}
+
+/// A JSON answer.
+pub(super) fn json(answer: &impl Serialize) -> Result<Response, Problem> {
+    let body = serde_json::to_vec(answer).map_err(defect)?;
+    Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+fn defect(error: serde_json::Error) -> Error {
+    Error::new(Code::Internal, error.to_string())
+}
+
+impl Selection {
+    fn of(query: ListQuery) -> Result<Self, Error> {
+        let phase = |name: &str| {
+            let unknown = || Error::invalid(format!("phase: {name:?} is not a phase, such as Running or Succeeded"));
+            name.parse().map_err(|_| unknown())
+        };
+        let phases = query.phase.split(',').filter(|name| !name.is_empty());
+        let limit = query.limit.unwrap_or(PAGE);
+        if !(1..=MAX_PAGE).contains(&limit) {
+            return Err(Error::invalid(format!("limit must be 1 to {MAX_PAGE}")));
+        }
+        let after = || {
+            let name = BASE64_URL_SAFE_NO_PAD.decode(&query.r#continue).ok()?;
+            String::from_utf8(name).ok().filter(|name| identifier::is_name(name))
+        };
+        let unknown = || Error::invalid("continue is not from an earlier page");
+        Ok(Self {
+            labels: selector::parse(&query.label_selector)?,
+            phases: phases.map(phase).collect::<Result<_, Error>>()?,
+            limit,
+            after: match query.r#continue.as_str() {
+                "" => None,
+                _ => Some(after().ok_or_else(unknown)?),
+            },
+        })
+    }
+
+    fn has(&self, process: &RemoteProcess) -> bool {
+        let phase = process.status.as_ref().and_then(|status| status.phase);
+        self.after.as_ref().is_none_or(|after| process.name_any() > *after)
+            && (self.phases.is_empty() || self.phases.contains(&phase.unwrap_or_default()))
+            && self.labels.matches(process.labels())
+    }
+
+    /// The page; `processes` are those of one namespace, by name.
+    fn page<'a>(&self, processes: &'a [Arc<RemoteProcess>]) -> Result<Page<'a>, Error> {
+        let mut rest = processes.iter().filter(|process| self.has(process)).peekable();
+        let (mut items, mut bytes, mut last) = (Vec::new(), 0, None);
+        while items.len() < self.limit
+            && bytes < PAGE_BYTES
+            && let Some(process) = rest.next()
+        {
+            bytes += serde_json::to_vec(&**process).map_err(defect)?.len();
+            items.push(&**process);
+            last = Some(process.name_any());
+        }
+        Ok(Page {
+            api_version: RemoteProcess::api_version(&()).into_owned(),
+            kind: "RemoteProcessList",
+            metadata: PageMetadata {
+                r#continue: last
+                    .filter(|_| rest.peek().is_some())
+                    .map(|name| BASE64_URL_SAFE_NO_PAD.encode(name)),
+            },
+            items,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use remoteprocess_api::{RemoteProcessSpec, RemoteProcessStatus};
+
+    use super::*;
+
+    fn processes() -> Vec<Arc<RemoteProcess>> {
+        let process = |(name, phase)| {
+            let mut process = RemoteProcess::new(name, RemoteProcessSpec::default());
+            process.metadata.labels = Some([("first".to_owned(), name[..1].to_owned())].into());
+            process.status = Some(RemoteProcessStatus {
+                phase: Some(phase),
+                ..RemoteProcessStatus::default()
+            });
+            Arc::new(process)
+        };
+        let all = [
+            ("a1", Phase::Running),
+            ("a2", Phase::Failed),
+            ("b1", Phase::Running),
+            ("c1", Phase::Pending),
+        ];
+        all.map(process).into()
+    }
+
+    fn names(page: &Page<'_>) -> Vec<String> {
+        page.items.iter().map(|process| process.name_any()).collect()
+    }
+
+    #[test]
+    fn pages_follow_each_other_without_a_hole() {
+        let (all, mut found, mut after) = (processes(), Vec::new(), String::new());
+        for pages in 1.. {
+            let query = ListQuery {
+                limit: Some(3),
+                r#continue: after,
+                ..ListQuery::default()
+            };
+            let page = Selection::of(query).unwrap().page(&all).unwrap();
+            found.extend(names(&page));
+            match page.metadata.r#continue {
+                Some(next) => after = next,
+                None => {
+                    assert_eq!(pages, 2);
+                    break;
+                }
+            }
+        }
+        assert_eq!(found, ["a1", "a2", "b1", "c1"]);
+    }
+
+    #[test]
+    fn a_page_has_what_is_asked_for() {
+        let query = ListQuery {
+            label_selector: "first in (a,c)".into(),
+            phase: "Running,Pending".into(),
+            ..ListQuery::default()
+        };
+        assert_eq!(
+            names(&Selection::of(query).unwrap().page(&processes()).unwrap()),
+            ["a1", "c1"]
+        );
+        let wrong = |query| Selection::of(query).unwrap_err().message;
+        let phase = wrong(ListQuery {
+            phase: "Done".into(),
+            ..ListQuery::default()
+        });
+        assert!(phase.contains("Succeeded"), "{phase}");
+        for limit in [0, 501] {
+            let limit = wrong(ListQuery {
+                limit: Some(limit),
+                ..ListQuery::default()
+            });
+            assert!(limit.contains("500"), "{limit}");
+        }
+        let after = wrong(ListQuery {
+            r#continue: "!".into(),
+            ..ListQuery::default()
+        });
+        assert!(after.contains("continue"), "{after}");
+    }
+}
