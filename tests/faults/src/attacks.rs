@@ -3,6 +3,7 @@
 
 mod attackers;
 mod bystanders;
+mod rights;
 mod target;
 
 use std::env;
@@ -66,6 +67,7 @@ async fn attack(size: &Size, operator: &Path) -> Result<()> {
     target::allow_many_files()?;
     let server = Client::try_default().await.context("no way to an API server")?;
     let mut target = Target::start(server, operator).await?;
+    rights::check(&target).await?;
     let attacked = attack_target(size, &mut target).await;
     if attacked.is_err() {
         println!("    the operator's last words:\n    {}", target.log());
