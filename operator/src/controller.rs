@@ -13,7 +13,7 @@ mod handover;
 mod in_memory;
 pub(crate) mod metrics;
 pub(crate) mod observe;
-mod validate;
+pub(crate) mod validate;
 
 mod watch;
 

@@ -181,6 +181,7 @@ pub(super) mod tests {
     use remoteprocess_api::CsrReason;
 
     use super::*;
+    use crate::hostile;
 
     /// A request by alice as the API server records it, without the PKCS#10 part.
     pub(in super::super) fn request() -> CertificateSigningRequest {
@@ -327,5 +328,23 @@ pub(super) mod tests {
             super::super::condition("Denied", CsrReason::RemoteProcessRefused, "by hand"),
         );
         assert_eq!(decide_signing(&denied), Verdict::Leave);
+    }
+
+    #[test]
+    fn a_damaged_request_is_denied_or_signed_for_its_requester() {
+        let whole = with(|_| {});
+        let pem = whole.spec.request.0.clone();
+        let mut runner = proptest::test_runner::TestRunner::default();
+        let tried = runner.run(&hostile::damage(), |damage| {
+            let mut request = whole.clone();
+            request.spec.request = ByteString(hostile::damaged(pem.clone(), damage));
+            match decide_signing(&request) {
+                Verdict::Sign(order) => assert_eq!(order.user.name, "alice"),
+                Verdict::Deny(message) => assert!(message.len() < 1000, "{message}"),
+                Verdict::Leave => panic!("it is for this signer"),
+            }
+            Ok(())
+        });
+        tried.expect("each is decided");
     }
 }
