@@ -162,6 +162,11 @@ pub(crate) fn helm() -> Result<PathBuf> {
     tools::ensure_helm()
 }
 
+/// The path of kube-score, which is built if it is not there yet.
+pub(crate) fn kube_score() -> Result<PathBuf> {
+    tools::ensure_kube_score()
+}
+
 fn ctr(state: &State, tools: &Tools) -> Process {
     let mut ctr = Process::new(tools.path("ctr"));
     // The path must be absolute.

@@ -17,6 +17,7 @@ mod cluster;
 mod demo;
 mod deny;
 mod exec;
+mod external;
 mod faults;
 mod generate;
 mod images;
@@ -75,6 +76,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Judges the rendered chart with kube-score, which is built from a pinned module. Needs no cluster.
+    External,
     /// Generates the CustomResourceDefinition from the types in `api/`.
     Crds(GenerateArgs),
     /// Generates the Rust code of the wire protocol from the .proto files.
@@ -98,6 +101,7 @@ fn main() -> Result<()> {
         Task::Bench { target, args } => bench::bench(&target, &args),
         Task::S3 { args } => s3::serve(&args),
         Task::Faults { target, args } => faults::faults(&target, &args),
+        Task::External => external::external(),
         Task::Crds(args) => generate("crds", &args),
         Task::Proto(args) => generate("proto", &args),
         Task::Docs(args) => generate("docs", &args),

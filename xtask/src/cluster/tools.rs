@@ -109,6 +109,16 @@ const CERT_MANAGER: Module = Module {
     ],
 };
 
+/// Built only for `external`.
+const KUBE_SCORE: Module = Module {
+    folder: "kube-score",
+    title: "kube-score",
+    minutes: 1,
+    tags: "",
+    ldflags: "-s -w",
+    programs: &[("github.com/zegl/kube-score/cmd/kube-score", "kube-score")],
+};
+
 /// The built programs.
 pub(crate) struct Tools {
     programs: BTreeMap<&'static str, PathBuf>,
@@ -241,6 +251,11 @@ pub(super) fn ensure_helm() -> Result<PathBuf> {
 /// Builds cert-manager, if it is not built yet, and returns the folder of its programs.
 pub(super) fn ensure_cert_manager() -> Result<PathBuf> {
     CERT_MANAGER.ensure()
+}
+
+/// Builds kube-score, if it is not built yet, and returns its path.
+pub(super) fn ensure_kube_score() -> Result<PathBuf> {
+    Ok(KUBE_SCORE.ensure()?.join("kube-score"))
 }
 
 /// The module that pins cert-manager.
