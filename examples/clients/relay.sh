@@ -16,9 +16,13 @@ name=${RELAY_NAME:-operator.remoteprocess.local}
 certs=${CERTS:-$HOME/.rproc}
 processes=https://$name/v1/namespaces/${NAMESPACE:-default}/processes
 
-relay() {
-    curl --silent --show-error --fail-with-body --connect-to "$name:443:${RELAY:-localhost:8443}" \
+fetch() {
+    curl --silent --show-error --connect-to "$name:443:${RELAY:-localhost:8443}" \
         --cert "$certs/tls.crt" --key "$certs/tls.key" --cacert "$certs/ca.crt" "$@"
+}
+
+relay() {
+    fetch --fail-with-body "$@"
 }
 
 # Prints records until the last one. A connection that ends without it is continued behind the last whole record.
@@ -45,10 +49,10 @@ download() {
     url="$processes/$1/output?stream=$2"
     while true; do
         code=0
-        relay --continue-at - --output "$3" "$url" || code=$?
+        fetch --fail --continue-at - --output "$3" "$url" || code=$?
         case $code in
-            0) break ;;
-            22) return 1 ;; # The relay refused it.
+            # 22: nothing is left to download, or the relay refuses it. The hash tells.
+            0 | 22) break ;;
         esac
         sleep 1
     done

@@ -285,7 +285,7 @@ mod tests {
     #[case("offset=0c1d.1.0.0&uid=other", Form::Lines, "another")]
     #[case("since=yesterday", Form::Lines, "since")]
     #[case("stream=both", Form::Lines, "both")]
-    #[case("colour=red", Form::Lines, "unknown field")]
+    #[case("color=red", Form::Lines, "unknown field")]
     #[case("tail=-1", Form::Lines, "invalid")]
     #[case("tail=1&tail=2", Form::Lines, "duplicate")]
     fn an_odd_query_is_refused(#[case] query: &str, #[case] form: Form, #[case] told: &str) {
