@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use super::canaries::CANARY;
 use super::target::Target;
 
 const PROTO: &str = include_str!("../../../../proto/remoteprocess/v1/relay.proto");
@@ -120,7 +121,7 @@ pub(super) async fn check(target: &Target) -> Result<()> {
         "RemoteProcess",
         Some("good"),
         json!({
-            "metadata": {"name": "target"}, "spec": {"image": "busybox", "command": ["true"]},
+            "metadata": {"name": "target"}, "spec": {"image": "busybox", "command": ["true", CANARY], "env": [{"name": "SECRET", "value": CANARY}]},
         }),
     )
     .await?;
@@ -227,6 +228,7 @@ async fn call(mut client: RelayClient<Channel>, method: &str) -> Result<(), Stat
                 protocol,
                 process: process(),
                 number: 10,
+                request_id: CANARY.to_owned(),
                 ..SignalRequest::default()
             };
             client.signal(request).await.map(drop)
@@ -237,6 +239,7 @@ async fn call(mut client: RelayClient<Channel>, method: &str) -> Result<(), Stat
                 protocol,
                 process: process(),
                 signal: Some(1000),
+                message: CANARY.to_owned(),
                 ..StopRequest::default()
             };
             client.stop(request).await.map(drop)
@@ -250,7 +253,7 @@ async fn call_stream(
     method: &str,
     process: Option<ProcessKey>,
 ) -> Result<(), Status> {
-    let (protocol, session) = (PROTOCOL, "s".to_owned());
+    let (protocol, session) = (PROTOCOL, CANARY.to_owned());
     if method == "Attach" {
         let open = AttachOpen {
             protocol,
@@ -263,7 +266,7 @@ async fn call_stream(
         };
         return client.attach(futures::stream::iter([request])).await.map(drop);
     }
-    let command = vec!["true".into()];
+    let command = vec![CANARY.into(), CANARY.into()];
     let open = ExecOpen {
         protocol,
         process,

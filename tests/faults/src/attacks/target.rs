@@ -134,6 +134,20 @@ impl Target {
         Ok(kibibytes << 10)
     }
 
+    pub(super) fn whole_log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.archive.path().join(LOG))?)
+    }
+
+    pub(super) async fn metrics(&self) -> Result<String> {
+        get(self.admin, "/metrics").await
+    }
+
+    /// A line of the private key of the CA.
+    pub(super) fn key_line(&self) -> String {
+        let key = self.authority.key_pem();
+        key.lines().nth(1).unwrap_or_default().to_owned()
+    }
+
     /// The last lines of the operator's log.
     pub(super) fn log(&self) -> String {
         let text = fs::read_to_string(self.archive.path().join(LOG)).unwrap_or_default();
@@ -193,11 +207,17 @@ async fn ready(admin: SocketAddr) {
 }
 
 async fn is_ready(admin: SocketAddr) -> Result<bool> {
+    Ok(get(admin, "/readyz").await?.starts_with("HTTP/1.1 200 "))
+}
+
+async fn get(admin: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect(admin).await?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+        .await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
-    Ok(answer.starts_with("HTTP/1.1 200 "))
+    Ok(answer)
 }
 
 /// The CA, as a user who may read its Secret has it.
