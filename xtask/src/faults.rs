@@ -45,13 +45,7 @@ pub(crate) fn attacks(arguments: &[String]) -> Result<()> {
     let is_long = arguments.iter().any(|argument| argument == "--long");
     let profile: &[&str] = if is_long { &["--release"] } else { &[] };
     let mut build = cargo("build")?;
-    // Together: alone, the operator and all that it depends on would be compiled again with other features.
-    build.args([
-        "--locked",
-        "--quiet",
-        "--package=remoteprocess-operator",
-        "--package=remoteprocess-faults",
-    ]);
+    build.args(["--locked", "--quiet", "--bin=operator", "--bin=remoteprocess-faults"]);
     exec::run(build.args(profile))?;
     let server = ApiServer::start()?;
     let mut program = cargo_run(profile)?;
@@ -72,7 +66,8 @@ pub(crate) fn program() -> Result<Command> {
 
 fn cargo_run(profile: &[&str]) -> Result<Command> {
     let mut cargo = cargo("run")?;
-    cargo.args(["--locked", "--quiet", "--package", "remoteprocess-faults"]);
+    // Not --package, which would compile the dependencies again with fewer features.
+    cargo.args(["--locked", "--quiet", "--bin", "remoteprocess-faults"]);
     cargo.args(profile).arg("--");
     Ok(cargo)
 }

@@ -17,7 +17,8 @@ pub(crate) struct GenerateArgs {
 /// Runs the generator `crds`, `proto` or `docs`.
 pub(crate) fn generate(task: &str, args: &GenerateArgs) -> Result<()> {
     let mut cargo = cargo("run")?;
-    cargo.args(["--locked", "--quiet", "--package", "remoteprocess-generate", "--", task]);
+    // Not --package, which would compile the dependencies again with fewer features.
+    cargo.args(["--locked", "--quiet", "--bin", "remoteprocess-generate", "--", task]);
     if args.check {
         cargo.arg("--check");
     }

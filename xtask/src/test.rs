@@ -21,6 +21,8 @@ use suite::{Program, Runner, Tally};
 mod report;
 mod suite;
 
+/// End-to-end tests that run beside each other and leave the cluster as it is.
+const BESIDE: &str = "beside";
 /// End-to-end tests that restart the operator. They can run at the same time as each other, but not with other tests.
 const RESTARTS: &str = "restarts";
 /// End-to-end tests that end or measure parts of the cluster: one at a time, with nothing in parallel.
@@ -46,7 +48,15 @@ pub(crate) struct TestArgs {
 pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let mut report = Report::default();
     static_checks(&mut report);
-    report.suite("unit and integration tests", || unit_tests(args));
+    // All at once: parts of the workspace, built alone, would be compiled again with fewer features of their dependencies.
+    let Some(programs) = report.step("build the tests", || suite::build(&["--workspace"])) else {
+        report.skip("all tests", "they do not compile");
+        return report.finish();
+    };
+    let (on_cluster, programs): (Vec<Program>, Vec<Program>) = programs
+        .into_iter()
+        .partition(|program| [BESIDE, RESTARTS, ALONE].contains(&program.name.as_str()));
+    report.suite("unit and integration tests", || unit_tests(&programs, args));
     report.step("chart", chart);
     report.step("chart with a registry", chart_with_registry);
     report.step("simulated faults", || {
@@ -55,7 +65,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
     if args.skip_e2e {
         report.skip("end-to-end tests", "--skip-e2e");
     } else {
-        end_to_end(&mut report, args)?;
+        end_to_end(&mut report, &on_cluster, args)?;
     }
     report.finish()
 }
@@ -176,7 +186,7 @@ fn chart_with_registry() -> Result<()> {
     Ok(())
 }
 
-fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {
+fn end_to_end(report: &mut Report, programs: &[Program], args: &TestArgs) -> Result<()> {
     let state = State::of_this_user()?;
     let lock = Lock::take(&state.tests_lock(), "the tests of another checkout")?;
     let target = report.step("cluster up", || match args.context.as_deref() {
@@ -203,10 +213,13 @@ fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {
         pass_long(command, args);
         describe(command, &target, &images);
     };
-    end_to_end_suites(report, &prepare);
+    end_to_end_suites(report, programs, &prepare);
     if target.own.is_some() {
         report.step("reconcile under faults", || {
             faults::reconcile(&with_size("reconcile", args))
+        });
+        report.step("attacks on an operator", || {
+            faults::attacks(&with_size("attacks", args))
         });
         report.step("faults on the cluster", || {
             let mut program = faults::program()?;
@@ -223,40 +236,35 @@ fn end_to_end(report: &mut Report, args: &TestArgs) -> Result<()> {
 }
 
 /// Most of these tests wait most of the time: two programs run at a time, each with a test for each processor.
-fn unit_tests(args: &TestArgs) -> Result<Tally> {
-    let crates = ["--workspace", "--exclude", "remoteprocess-e2e"];
+fn unit_tests(programs: &[Program], args: &TestArgs) -> Result<Tally> {
     let runner = Runner {
         programs: 2,
         tests: processors(),
         prepare: &|command| pass_long(command, args),
     };
-    let mut tally = runner.run(&suite::build(&crates)?);
-    tally.extend(suite::documentation(&crates)?);
+    let mut tally = runner.run(programs);
+    tally.extend(suite::documentation(&["--workspace"])?);
     Ok(tally)
 }
 
 /// First the tests that run in parallel, then those that restart the operator, then those that must run alone.
-fn end_to_end_suites(report: &mut Report, prepare: &(dyn Fn(&mut Command) + Sync)) {
-    let Some(programs) = report.step("build the end-to-end tests", || {
-        suite::build(&["--package", "remoteprocess-e2e"])
-    }) else {
-        return;
-    };
-    let (own, beside): (Vec<Program>, Vec<Program>) = programs
-        .into_iter()
-        .partition(|program| [RESTARTS, ALONE].contains(&program.name.as_str()));
-    let mut run = |name, programs: &[Program], tests| {
+fn end_to_end_suites(report: &mut Report, programs: &[Program], prepare: &(dyn Fn(&mut Command) + Sync)) {
+    let mut run = |step, name, tests| {
+        let programs: Vec<Program> = programs
+            .iter()
+            .filter(|program| program.name == name)
+            .cloned()
+            .collect();
         let runner = Runner {
             programs: 1,
             tests,
             prepare,
         };
-        report.suite(name, || Ok(runner.run(programs)));
+        report.suite(step, || Ok(runner.run(&programs)));
     };
-    let of = |name: &str| -> Vec<Program> { own.iter().filter(|program| program.name == name).cloned().collect() };
-    run("end-to-end tests", &beside, 3 * processors());
-    run("with operator restarts", &of(RESTARTS), 3);
-    run("alone on the cluster", &of(ALONE), 1);
+    run("end-to-end tests", BESIDE, 3 * processors());
+    run("with operator restarts", RESTARTS, 3);
+    run("alone on the cluster", ALONE, 1);
 }
 
 fn processors() -> usize {
