@@ -793,3 +793,49 @@ async fn is_refused(server: &Server, dialer: &Dialer) -> bool {
         Err(_) => true,
     }
 }
+
+/// A connection of a user that offers HTTP/1.1 only; `None` if the handshake fails.
+async fn http1(server: &Server, authority: &Authority) -> Option<tokio_rustls::client::TlsStream<TcpStream>> {
+    let (chain, key) = authority.issue(&Role::User, Some(&alice()), HOUR).expect("a leaf");
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = CertificateDer::from_pem_slice(authority.cert_pem().as_bytes()).expect("PEM");
+    roots.add(ca).expect("a CA");
+    let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
+        .collect::<Result<_, _>>()
+        .expect("PEM");
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
+    let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
+    let mut config = builder.with_client_auth_cert(chain, key).expect("a key that fits");
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let name = ServerName::try_from("operator.test.local").expect("a name");
+    let stream = TcpStream::connect(server.address).await.expect("a connection");
+    let connecting = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream);
+    connecting.await.ok()
+}
+
+#[tokio::test]
+async fn http1_is_served_where_it_is_on_and_slow_headers_end_the_connection() {
+    let authority = authority();
+    let operator = identity(&authority, &Role::Operator);
+    let off = server(operator.clone(), ClientAuth::Required, Limits::default()).await;
+    assert!(http1(&off, &authority).await.is_none(), "HTTP/2 only");
+    let limits = Limits {
+        http1: true,
+        headers: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let on = server(operator, ClientAuth::Required, limits).await;
+    for (request, is_answered) in [
+        ("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", true),
+        ("GET / HTTP/1.1\r\nhost: x\r\n", false),
+    ] {
+        let mut stream = http1(&on, &authority).await.expect("a handshake");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = Vec::new();
+        // The connection may end without close_notify.
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut answer))
+            .await
+            .expect("in time");
+        assert_eq!(answer.starts_with(b"HTTP/1.1 200"), is_answered, "{request}");
+    }
+}
