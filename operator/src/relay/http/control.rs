@@ -141,3 +141,24 @@ async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
     })?;
     serde_json::from_slice(&body.to_bytes()).map_err(|error| Error::invalid(format!("the body: {error}")).into())
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+    use bytes::Bytes;
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_not_complete_in_time_is_refused() {
+        let silent = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, axum::Error>>());
+        let request = Request::builder().header(CONTENT_TYPE, "Application/JSON; charset=utf-8");
+        let request = request.body(axum::body::Body::new(silent)).unwrap();
+        let began = tokio::time::Instant::now();
+        let refused = read::<Stop>(request).await.err().unwrap();
+        assert_eq!(refused.into_response().status(), StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(began.elapsed(), TIME);
+    }
+}
