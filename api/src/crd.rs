@@ -81,7 +81,10 @@ fn bound(name: &str, schema: &mut JSONSchemaProps) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
+    use crate::RemoteProcessStatus;
 
     fn schema(path: &[&str]) -> JSONSchemaProps {
         let mut schema = crd().spec.versions[0]
@@ -140,6 +143,29 @@ mod tests {
             let is_fixed = rules.contains(&format!("self.deadlines.{name} == oldSelf.deadlines.{name}"));
             assert_eq!(is_fixed, name != "runSeconds", "{name}");
         }
+    }
+
+    /// A value in which every list has one item and every object has those of its parts that are objects or lists.
+    fn skeleton(schema: &JSONSchemaProps) -> Option<Value> {
+        if let Some(JSONSchemaPropsOrArray::Schema(item)) = &schema.items {
+            return Some(json!([skeleton(item)?]));
+        }
+        let properties = schema.properties.as_ref()?;
+        let parts = properties.iter().filter(|(name, _)| *name != "conditions");
+        Some(
+            parts
+                .filter_map(|(name, part)| Some((name.clone(), skeleton(part)?)))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn what_is_absent_in_a_status_is_not_written_as_null() {
+        let status = skeleton(&schema(&["status"])).unwrap();
+        assert!(status["attempts"][0]["exit"]["stop"].is_object(), "{status}");
+        let read: RemoteProcessStatus = serde_json::from_value(status).unwrap();
+        let written = serde_json::to_string_pretty(&read).unwrap();
+        assert!(!written.contains("null"), "{written}");
     }
 
     #[test]

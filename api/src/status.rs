@@ -112,7 +112,6 @@ pub struct AttemptStatus {
 }
 
 /// Who reported the end of a program.
-#[skip_serializing_none]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ExitSource {
     /// The entrypoint, which is the parent of the program: a verified record.
@@ -125,6 +124,7 @@ pub enum ExitSource {
 }
 
 /// How an attempt ended: an exit code, a signal, or neither if the end is not known.
+#[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AttemptExit {
