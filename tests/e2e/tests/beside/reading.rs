@@ -163,11 +163,12 @@ fn events_of_a_process_are_listed_with_those_of_its_pod() {
             Ok(watch.said().contains("Completed"))
         })?;
         ensure!(!watch.said().contains("/other"), "{}", watch.said());
-        let json = namespace.editor.rproc(&["events", "-o", "json"]).succeed()?;
-        let list: Value = serde_json::from_str(&json)?;
-        let names = list["items"].as_array().context("a list")?;
-        let concerns = |name: &str| names.iter().any(|event| event["involvedObject"]["name"] == name);
-        ensure!(concerns("one") && concerns("other"), "{list:#}");
+        until("the Events of both", Duration::from_secs(30), || {
+            let list = namespace.editor.rproc(&["events", "-o", "json"]).json()?;
+            let events = list["items"].as_array().context("a list")?;
+            let concerns = |name: &str| events.iter().any(|event| event["involvedObject"]["name"] == name);
+            Ok(concerns("one") && concerns("other"))
+        })?;
         let warnings = namespace
             .editor
             .rproc(&["events", "one", "--types", "Warning"])
