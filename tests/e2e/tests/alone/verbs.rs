@@ -10,7 +10,7 @@ use remoteprocess_e2e::{RELEASE_NAMESPACE, is_development_cluster, kubectl, with
 use serde_json::Value;
 
 /// Granted, but never a call of the account, or not in each run of the tests.
-const NOT_IN_THE_LOG: [(&str, &str); 9] = [
+const NOT_IN_THE_LOG: [(&str, &str); 11] = [
     (
         "approve certificates.k8s.io/signers",
         "the API server checks it for an approval",
@@ -32,6 +32,11 @@ const NOT_IN_THE_LOG: [(&str, &str); 9] = [
     ("create /secrets", "only the first operator of a cluster"),
     ("create /configmaps", "only the first operator of a cluster"),
     ("get /configmaps", "only after a conflict"),
+    ("patch events.k8s.io/events", "only for an Event that repeats for long"),
+    (
+        "patch remoteprocess.dev/remoteprocesses",
+        "only for a stop whose agent is away",
+    ),
 ];
 /// Fewer calls are no whole run of the tests.
 const WHOLE_RUN: usize = 5000;

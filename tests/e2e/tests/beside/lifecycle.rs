@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use remoteprocess_e2e::{Namespace, Running, kubectl, spec, until, with_temp_ns};
+use serde_json::json;
 
 fn running(namespace: &Namespace) -> Result<Running> {
     let mut run = namespace
@@ -125,9 +126,9 @@ fn a_detached_process_can_be_waited_for_and_shown() {
 #[test]
 fn a_process_runs_again_from_a_file_or_from_itself() {
     with_temp_ns("rerun", |namespace| {
-        let object = serde_json::json!({
+        let object = json!({
             "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess", "metadata": {"name": "again"},
-            "spec": spec("echo ran; exit 3", serde_json::json!({})),
+            "spec": spec("echo ran; exit 3", json!({})),
         });
         let run = |words: &[&str]| namespace.editor.rproc(words).input(object.to_string()).finish();
         let first = run(&["run", "-f", "-"])?;
@@ -150,5 +151,18 @@ fn a_process_runs_again_from_a_file_or_from_itself() {
         let names = run(&["get", "-q"])?;
         ensure!(names.expect_code(0)?.out().is_empty(), "{names}");
         Ok(())
+    });
+}
+
+#[test]
+fn an_ended_process_is_deleted_after_its_ttl() {
+    with_temp_ns("ttl", |namespace| {
+        let ttl = json!({"ttl": {"secondsAfterSuccess": 1}});
+        namespace.apply("short", spec("true", ttl)).succeed()?;
+        until("the deletion of the process", Duration::from_secs(60), || {
+            let get = ["get", "remoteprocess", "short", "--ignore-not-found", "--output=name"];
+            Ok(namespace.kubectl(&get).succeed()?.is_empty())
+        })?;
+        namespace.wait_no_pods("short", 45)
     });
 }
