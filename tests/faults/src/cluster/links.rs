@@ -109,7 +109,7 @@ pub fn links(long: bool, seed: u64) -> Result<()> {
                 "agent to relay",
                 Some(&address),
                 server.port() + 1,
-                (1_000, 6_000),
+                (1_000, 24_000),
                 seed,
             )?,
             Harmed::new("operator to API server", Some(&api), 443, (500_000, 2_000_000), seed)?,
