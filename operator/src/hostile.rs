@@ -1,4 +1,4 @@
-//! What peers and users send is refused or read, whatever it is: nothing panics, and nothing is taken for something else.
+//! Damaged and odd input of peers and users is refused or read: nothing panics, and nothing is taken for something else.
 //!
 //! CI tries a few hundred inputs; for more: `PROPTEST_CASES=200000 cargo test -p remoteprocess-operator --lib hostile`.
 

@@ -42,8 +42,7 @@ pub(crate) fn reconcile(arguments: &[String]) -> Result<()> {
 
 /// Runs `faults attacks` on an API server of its own, with an operator that it builds. The full size is optimized.
 pub(crate) fn attacks(arguments: &[String]) -> Result<()> {
-    let is_long = arguments.iter().any(|argument| argument == "--long");
-    let profile: &[&str] = if is_long { &["--release"] } else { &[] };
+    let profile = profile(arguments);
     let mut build = cargo("build")?;
     build.args(["--locked", "--quiet", "--bin=operator", "--bin=remoteprocess-faults"]);
     exec::run(build.args(profile))?;
@@ -54,9 +53,15 @@ pub(crate) fn attacks(arguments: &[String]) -> Result<()> {
 
 /// Runs `faults simulation`, which needs no cluster. The full size is optimized: it simulates days.
 pub(crate) fn simulation(arguments: &[String]) -> Result<()> {
-    let is_long = arguments.iter().any(|argument| argument == "--long");
-    let profile: &[&str] = if is_long { &["--release"] } else { &[] };
-    exec::run(cargo_run(profile)?.args(arguments))
+    exec::run(cargo_run(profile(arguments))?.args(arguments))
+}
+
+/// The flags that choose Cargo's profile: the full size is optimized.
+fn profile(arguments: &[String]) -> &'static [&'static str] {
+    match arguments.iter().any(|argument| argument == "--long") {
+        true => &["--release"],
+        false => &[],
+    }
 }
 
 /// The program, through `cargo run`.

@@ -12,7 +12,7 @@ use remoteprocess_client::exec::{Exec, Over};
 use remoteprocess_client::pool::Shared;
 use remoteprocess_client::sink::Progress;
 use remoteprocess_client::stream::Local;
-use remoteprocess_client::{Follower, Ledger, Want};
+use remoteprocess_client::{Dial, Follower, Ledger, Want};
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
@@ -160,6 +160,27 @@ fn type_slowly() -> mpsc::Receiver<Local> {
     said
 }
 
+/// A follower of everything, with what it writes and the breaks that it reports.
+fn follower<D: Dial>(dial: D) -> (Follower<D, Output, Breaks>, fragile::Shared, Breaks) {
+    let (out, breaks) = (fragile::Shared::default(), Breaks::default());
+    let follower = Follower {
+        dial,
+        ledger: Ledger::new(Want {
+            follow: true,
+            ..Want::default()
+        }),
+        sink: output(&out),
+        progress: breaks.clone(),
+        unknown_until: Instant::now(),
+    };
+    (follower, out, breaks)
+}
+
+/// Output whose standard output is `out`.
+fn output(out: &fragile::Shared) -> Output {
+    Output::new(Target::plain(out.clone()), Target::plain(fragile::Shared::default()))
+}
+
 #[tokio::test]
 async fn followers_on_one_connection_live_longer_than_their_certificate() {
     let clock = Clock {
@@ -169,22 +190,7 @@ async fn followers_on_one_connection_live_longer_than_their_certificate() {
     let world = world(clock.clone()).await;
     let shared = Shared::new(Arc::new(world.cluster.clone()));
     let follow = || async {
-        let (out, err, breaks) = (
-            fragile::Shared::default(),
-            fragile::Shared::default(),
-            Breaks::default(),
-        );
-        let output = Output::new(Target::plain(out.clone()), Target::plain(err));
-        let mut follower = Follower {
-            dial: shared.clone(),
-            ledger: Ledger::new(Want {
-                follow: true,
-                ..Want::default()
-            }),
-            sink: output,
-            progress: breaks.clone(),
-            unknown_until: Instant::now(),
-        };
+        let (mut follower, out, breaks) = follower(shared.clone());
         let exit = soon(follower.run()).await.unwrap().expect("the end");
         assert!(exit.sealed && *out.0.lock().unwrap() == bytes(TOTAL));
         assert_eq!(*breaks.0.lock().unwrap(), Vec::<String>::new());
@@ -219,18 +225,13 @@ async fn a_writer_keeps_the_input_while_its_certificate_is_renewed() {
 async fn a_session_lives_longer_than_its_certificate() {
     let container = Container::default();
     let world = world(container.clone()).await;
-    let (out, err, breaks) = (
-        fragile::Shared::default(),
-        fragile::Shared::default(),
-        Breaks::default(),
-    );
-    let output = Output::new(Target::plain(out.clone()), Target::plain(err));
+    let (out, breaks) = (fragile::Shared::default(), Breaks::default());
     let open = ExecOpen {
         command: vec!["cat".into()],
         stdin: true,
         ..ExecOpen::default()
     };
-    let mut exec = Exec::new(world.relay(), open, output, breaks.clone());
+    let mut exec = Exec::new(world.relay(), open, output(&out), breaks.clone());
     let over = soon(exec.run(type_slowly(), nobody_leaves())).await.unwrap();
     assert!(matches!(over, Over::Exit(exit) if exit.value == 9));
     assert!(*out.0.lock().unwrap() == bytes(TOTAL));
@@ -248,22 +249,7 @@ async fn a_renewal_that_fails_is_repeated_and_cuts_nothing() {
         openings: Arc::default(),
     };
     let world = world_of(Routes::new(RelayServer::new(clock.clone())), LIFETIME * 2).await;
-    let (out, err, breaks) = (
-        fragile::Shared::default(),
-        fragile::Shared::default(),
-        Breaks::default(),
-    );
-    let output = Output::new(Target::plain(out.clone()), Target::plain(err));
-    let mut follower = Follower {
-        dial: world.relay(),
-        ledger: Ledger::new(Want {
-            follow: true,
-            ..Want::default()
-        }),
-        sink: output,
-        progress: breaks.clone(),
-        unknown_until: Instant::now(),
-    };
+    let (mut follower, out, breaks) = follower(world.relay());
     let fake = world.fake.clone();
     let away = async {
         tokio::time::sleep(LIFETIME / 4).await;

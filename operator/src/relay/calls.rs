@@ -1,7 +1,8 @@
-//! Every call of a method, through whichever face of the relay: counted, measured, traced, and recorded if it is refused.
+//! Every call of a method, through each face of the relay: counted, measured, traced, and recorded if it is refused.
 
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock, OnceLock};
+use std::time::Duration;
 
 use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
 use remoteprocess_runtime::prometheus_client::metrics::family::Family;
@@ -17,6 +18,10 @@ use crate::audit::Audit;
 use crate::authority::metrics::count_refusal;
 use crate::authority::rate::RateLimit;
 
+/// Bytes of a request that is not a stream. The longest that we send has about two thousand.
+pub(crate) const REQUEST_SIZE: usize = 16 << 10;
+/// Time until such a request is complete.
+pub(crate) const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// Calls of one user at once, and per second after that. Each may cost one request to the API server.
 const BURST: f64 = 2000.0;
 const PER_SECOND: f64 = 100.0;

@@ -2,19 +2,13 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
-use crate::relay::calls::{Refused, Verdict};
-
-/// Bytes of one request. The longest that we send has about two thousand.
-const SIZE: usize = 16 << 10;
-/// Time until it is there.
-const TIME: Duration = Duration::from_secs(10);
+use crate::relay::calls::{REQUEST_SIZE, REQUEST_TIME, Refused, Verdict};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -30,8 +24,8 @@ impl<B> Brief<B> {
     pub(super) fn new(body: B, verdict: Verdict) -> Self {
         Self {
             body: Box::pin(body),
-            left: SIZE,
-            late: Box::pin(sleep(TIME)),
+            left: REQUEST_SIZE,
+            late: Box::pin(sleep(REQUEST_TIME)),
             verdict,
         }
     }
@@ -84,18 +78,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_long_or_slow_request_fails() {
-        let short = Brief::new(Full::new(Bytes::from(vec![0; SIZE])), Verdict::default());
-        assert_eq!(short.collect().await.unwrap().to_bytes().len(), SIZE);
+        let short = Brief::new(Full::new(Bytes::from(vec![0; REQUEST_SIZE])), Verdict::default());
+        assert_eq!(short.collect().await.unwrap().to_bytes().len(), REQUEST_SIZE);
         let code = |error: BoxError| error.downcast::<Status>().unwrap().code();
         let verdict = Verdict::default();
-        let long = Brief::new(Full::new(Bytes::from(vec![0; SIZE + 1])), verdict.clone());
+        let long = Brief::new(Full::new(Bytes::from(vec![0; REQUEST_SIZE + 1])), verdict.clone());
         assert_eq!(code(long.collect().await.unwrap_err()), tonic::Code::OutOfRange);
         assert_eq!(verdict.reason(), Some(Refused::TooLarge));
         let silent = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Status>>());
         let began = tokio::time::Instant::now();
         let verdict = Verdict::default();
         let late = Brief::new(silent, verdict.clone()).collect().await.unwrap_err();
-        assert_eq!((code(late), began.elapsed()), (tonic::Code::DeadlineExceeded, TIME));
+        assert_eq!(
+            (code(late), began.elapsed()),
+            (tonic::Code::DeadlineExceeded, REQUEST_TIME)
+        );
         assert_eq!(verdict.reason(), Some(Refused::TooLate));
     }
 }

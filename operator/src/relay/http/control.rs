@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use axum::extract::{Extension, Path, RawQuery, Request, State};
 use http::StatusCode;
@@ -17,13 +16,9 @@ use tokio::time::timeout;
 
 use super::problem::Problem;
 use super::{Client, Uid, key, parse};
+use crate::relay::calls::{REQUEST_SIZE, REQUEST_TIME};
 use crate::relay::core::Core;
 use crate::relay::error::Error;
-
-/// Bytes of a body.
-const SIZE: usize = 16 << 10;
-/// Time until it is there.
-const TIME: Duration = Duration::from_secs(10);
 
 /// The body of a signal.
 #[derive(Deserialize)]
@@ -130,7 +125,7 @@ async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
         let detail = "send JSON, with the header Content-Type: application/json";
         return Err(Problem::of_request(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
-    let body = timeout(TIME, Limited::new(request.into_body(), SIZE).collect()).await;
+    let body = timeout(REQUEST_TIME, Limited::new(request.into_body(), REQUEST_SIZE).collect()).await;
     let body = body.map_err(|_| {
         let detail = "the body was not complete after 10 s";
         Problem::of_request(StatusCode::REQUEST_TIMEOUT, detail)
@@ -159,6 +154,6 @@ mod tests {
         let began = tokio::time::Instant::now();
         let refused = read::<Stop>(request).await.err().unwrap();
         assert_eq!(refused.into_response().status(), StatusCode::REQUEST_TIMEOUT);
-        assert_eq!(began.elapsed(), TIME);
+        assert_eq!(began.elapsed(), REQUEST_TIME);
     }
 }

@@ -271,7 +271,7 @@ fn member(relay: &Relay, role: &Role) -> Dialer {
 /// The chain and the key of a peer, or none.
 type Own = Option<(String, String)>;
 
-/// Peers that the relay must not trust, whatever they call.
+/// Peers that the relay must not trust with any method.
 fn strangers(relay: &Relay) -> Vec<(&'static str, Own)> {
     let other = Authority::generate(&domain()).expect("an authority");
     let alice = User {

@@ -28,7 +28,7 @@ use crate::relay::piece::{Placed, gap};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What a reader got, whatever the face.
+/// What a reader got through one of the faces.
 #[derive(Debug, Default, PartialEq)]
 struct Got {
     stdout: Vec<u8>,
