@@ -27,11 +27,13 @@ pub mod login;
 pub mod logs;
 pub mod next_attempt;
 pub mod pause;
+pub mod proxy;
 pub mod rerun;
 pub mod run;
 pub mod selection;
 pub mod signal;
 pub mod stop;
+pub mod ui;
 pub mod update;
 pub mod version;
 pub mod wait;
@@ -100,6 +102,10 @@ pub enum Command {
     Admin(admin::AdminArgs),
     /// Check the installation and the way to it, with a fix for each problem
     Doctor(doctor::DoctorArgs),
+    /// Show processes and their output in a browser
+    Ui(ui::UiArgs),
+    /// Serve HTTP/JSON of the relay on this machine
+    Proxy(proxy::ProxyArgs),
     /// Print the versions of rproc, the operator and Kubernetes
     Version(version::VersionArgs),
     /// Print the flags that all commands take
@@ -142,6 +148,8 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Whoami(args) => whoami::run(global, args).await,
         Command::Admin(args) => admin::run(global, args).await,
         Command::Doctor(args) => doctor::run(global, args).await,
+        Command::Ui(args) => ui::run(global, args).await,
+        Command::Proxy(args) => proxy::run(global, args).await,
         Command::Version(args) => version::run(global, args).await,
         Command::Options => print(&options()).map(|()| 0),
         Command::Completion(args) => {

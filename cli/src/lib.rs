@@ -20,6 +20,7 @@ pub mod interact;
 pub mod output;
 pub mod print;
 pub mod progress;
+pub mod proxy;
 pub mod render;
 
 /// Parses the arguments, runs the command, and returns the exit code.

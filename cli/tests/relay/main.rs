@@ -8,6 +8,7 @@ mod attach;
 mod exec;
 mod follow;
 mod fragile;
+mod proxy;
 mod renewal;
 #[path = "../login/world.rs"]
 #[allow(dead_code, reason = "the tests of the login use all of it")]
