@@ -222,7 +222,7 @@ impl Graph {
 fn read_files(root: &Path, path: &Path, files: &mut Vec<(PathBuf, String)>) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if path.is_dir() {
-        if path != root && (name.starts_with('.') || name == "target" || name == "gen") {
+        if path != root && (name.starts_with('.') || ["target", "gen", "node_modules"].contains(&name.as_ref())) {
             return Ok(());
         }
         return fs::read_dir(path)?

@@ -30,6 +30,7 @@ mod up;
 
 pub(crate) use alone::ApiServer;
 pub(crate) use config::NODE;
+pub(crate) use packages::install as install_packages;
 pub(crate) use tools::Tools;
 
 /// What may be done with the cluster.

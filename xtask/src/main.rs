@@ -23,6 +23,7 @@ mod generate;
 mod images;
 mod install;
 mod lock;
+mod page;
 mod paths;
 mod registry;
 mod s3;
@@ -78,6 +79,8 @@ enum Task {
     },
     /// Judges the rendered chart with kube-score, which is built from a pinned module. Needs no cluster.
     External,
+    /// Builds the page of `rproc ui` with Node, for the next build of rproc; `--test` and `--screenshots` use Chromium.
+    Page(page::PageArgs),
     /// Generates the CustomResourceDefinition from the types in `api/`.
     Crds(GenerateArgs),
     /// Generates the Rust code of the wire protocol from the .proto files.
@@ -102,6 +105,7 @@ fn main() -> Result<()> {
         Task::S3 { args } => s3::serve(&args),
         Task::Faults { target, args } => faults::faults(&target, &args),
         Task::External => external::external(),
+        Task::Page(args) => page::page(&args),
         Task::Crds(args) => generate("crds", &args),
         Task::Proto(args) => generate("proto", &args),
         Task::Docs(args) => generate("docs", &args),

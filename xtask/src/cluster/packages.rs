@@ -23,7 +23,12 @@ const PACKAGES: [(&str, &str); 8] = [
 
 /// Installs missing packages if possible; otherwise says which to install.
 pub(super) fn ensure() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES
+    install(&PACKAGES)
+}
+
+/// The same for these packages, each with a file that proves that it is installed.
+pub(crate) fn install(packages: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = packages
         .iter()
         .filter(|(package, proof)| !is_there(package, proof))
         .map(|(package, _)| *package)
