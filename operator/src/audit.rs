@@ -184,9 +184,10 @@ fn bounded(text: &str) -> Option<String> {
 /// Collects the lines of a test.
 #[cfg(test)]
 pub(crate) mod lines {
+    use std::cell::RefCell;
     use std::collections::BTreeMap;
     use std::fmt::Debug;
-    use std::sync::{Arc, Mutex, PoisonError};
+    use std::sync::{Arc, Mutex, Once, PoisonError};
 
     use tracing::field::{Field, Visit};
     use tracing::{Event, Subscriber};
@@ -195,25 +196,34 @@ pub(crate) mod lines {
     /// The fields of a line.
     pub(crate) type Line = BTreeMap<&'static str, String>;
 
-    /// Everything that is logged while it exists on this thread.
-    pub(crate) struct Lines {
-        lines: Arc<Mutex<Vec<(String, Line)>>>,
-        _subscriber: tracing::subscriber::DefaultGuard,
+    type Collected = Arc<Mutex<Vec<(String, Line)>>>;
+
+    thread_local! {
+        static COLLECTED: RefCell<Option<Collected>> = const { RefCell::new(None) };
     }
 
-    struct Collector(Arc<Mutex<Vec<(String, Line)>>>);
+    /// Everything that is logged while it exists on this thread.
+    pub(crate) struct Lines {
+        lines: Collected,
+    }
+
+    /// One subscriber for all threads: with one per thread, a thread without one that reaches a call site first turns
+    /// it off for all of them.
+    struct Collector;
 
     struct Fields(Line);
 
     impl Lines {
         /// Begins to collect.
         pub(crate) fn collect() -> Self {
-            let lines = Arc::<Mutex<_>>::default();
-            let subscriber = tracing_subscriber::registry().with(Collector(lines.clone()));
-            Self {
-                lines,
-                _subscriber: tracing::subscriber::set_default(subscriber),
-            }
+            static SUBSCRIBER: Once = Once::new();
+            SUBSCRIBER.call_once(|| {
+                let subscriber = tracing_subscriber::registry().with(Collector);
+                tracing::subscriber::set_global_default(subscriber).expect("no other subscriber");
+            });
+            let lines = Collected::default();
+            COLLECTED.set(Some(lines.clone()));
+            Self { lines }
         }
 
         /// The lines of the audit log.
@@ -229,11 +239,20 @@ pub(crate) mod lines {
         }
     }
 
+    impl Drop for Lines {
+        fn drop(&mut self) {
+            COLLECTED.set(None);
+        }
+    }
+
     impl<S: Subscriber> Layer<S> for Collector {
         fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            let Some(lines) = COLLECTED.with_borrow(Clone::clone) else {
+                return;
+            };
             let mut fields = Fields(Line::new());
             event.record(&mut fields);
-            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
             lines.push((event.metadata().target().to_owned(), fields.0));
         }
     }

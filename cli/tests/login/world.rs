@@ -28,6 +28,8 @@ pub(crate) struct Fake {
     pub(crate) lifetime: Duration,
     csr: Option<Value>,
     pub(crate) signed: usize,
+    /// How many requests were [`Self::forbidden`].
+    pub(crate) refused: usize,
 }
 
 impl Fake {
@@ -37,6 +39,7 @@ impl Fake {
             return (StatusCode::UNAUTHORIZED, answer);
         }
         if self.forbidden.is_some_and(|part| path.contains(part)) {
+            self.refused += 1;
             let message = format!("{path} is forbidden: User \"alice\" cannot do this");
             return (
                 StatusCode::FORBIDDEN,
@@ -168,6 +171,7 @@ pub(crate) async fn world_of(routes: Routes, lifetime: Duration) -> World {
         lifetime,
         csr: None,
         signed: 0,
+        refused: 0,
     };
     let fake = Arc::new(Mutex::new(fake));
     let cluster = Cluster {

@@ -21,6 +21,10 @@ pub(crate) struct Desk {
     pub(crate) input: Arc<Mutex<Vec<u8>>>,
     is_over: Arc<Mutex<bool>>,
     pub(crate) openings: Arc<Mutex<Vec<AttachOpen>>>,
+    /// How many streams were there when each one opened.
+    pub(crate) beside: Arc<Mutex<Vec<usize>>>,
+    /// The streams that are there.
+    streams: Arc<Mutex<usize>>,
     windows: Arc<Mutex<Vec<(u32, u32)>>>,
     /// Only each message with this interval is answered: a connection that breaks in between leaves the writer in
     /// doubt.
@@ -66,6 +70,36 @@ impl Desk {
             is_over,
         }))
     }
+
+    async fn serve(
+        &self,
+        mut requests: Streaming<AttachRequest>,
+        answers: mpsc::Sender<Result<AttachResponse, Status>>,
+    ) {
+        let number = self.openings.lock().unwrap().len() + 1;
+        let mut count = 0;
+        loop {
+            match requests.message().await {
+                Ok(Some(request)) => {
+                    let answer = self.take(request.request.unwrap(), count);
+                    count += 1;
+                    if let Some(answer) = answer.transpose()
+                        && answers.send(answer).await.is_err()
+                    {
+                        return;
+                    }
+                }
+                Ok(None) => {
+                    let is_newest = self.openings.lock().unwrap().len() == number;
+                    if is_newest && !*self.is_over.lock().unwrap() {
+                        self.let_go.send_replace(true);
+                    }
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -77,32 +111,13 @@ impl Relay for Desk {
             return Err(refusal);
         }
         let desk = self.clone();
-        let mut count = 0;
-        let number = desk.openings.lock().unwrap().len() + 1;
         let (sender, answers) = mpsc::channel(64);
-        let mut requests = request.into_inner();
         tokio::spawn(async move {
-            loop {
-                match requests.message().await {
-                    Ok(Some(request)) => {
-                        let answer = desk.take(request.request.unwrap(), count);
-                        count += 1;
-                        if let Some(answer) = answer.transpose()
-                            && sender.send(answer).await.is_err()
-                        {
-                            return;
-                        }
-                    }
-                    Ok(None) => {
-                        let is_newest = desk.openings.lock().unwrap().len() == number;
-                        if is_newest && !*desk.is_over.lock().unwrap() {
-                            desk.let_go.send_replace(true);
-                        }
-                        return;
-                    }
-                    Err(_) => return,
-                }
-            }
+            let beside = *desk.streams.lock().unwrap();
+            desk.beside.lock().unwrap().push(beside);
+            *desk.streams.lock().unwrap() += 1;
+            desk.serve(request.into_inner(), sender).await;
+            *desk.streams.lock().unwrap() -= 1;
         });
         Ok(Response::new(Box::pin(
             tokio_stream::wrappers::ReceiverStream::new(answers).boxed(),
