@@ -30,6 +30,7 @@ pub use writer::Writer;
 
 use crate::spool::{self, Appender, Spool};
 use conversation::Conversation;
+use exec::{ExecError, ExecRequest};
 use facts::{Facts, Stop};
 use input::View;
 use machine::Phase;
@@ -126,6 +127,16 @@ impl Process {
         let (answer, answered) = oneshot::channel();
         let _ = self.requests.send(Request::Ask { id, ask, answer });
         answered.await.unwrap_or(Err(RequestError::EntrypointAway))
+    }
+
+    /// Starts a command in the container, or joins one by its name.
+    ///
+    /// # Errors
+    /// Why there is no such command.
+    pub async fn exec(&self, opening: exec::Opening) -> Result<exec::Client, ExecError> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.requests.send(Request::Exec(ExecRequest::Open(opening, answer)));
+        answered.await.unwrap_or(Err(ExecError::Leaving))
     }
 
     /// Sets how long the program may run, counted from its start; returns when that is recorded.

@@ -8,7 +8,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use x509_parser::asn1_rs::Tag;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
-use crate::{Error, Role, TrustDomain, User, identity};
+use crate::{Error, Role, TrustDomain, User, certificate};
 
 /// Certificates are valid from a little before now, because clocks of nodes differ: a twelfth of their life, but at most
 /// this much.
@@ -115,7 +115,7 @@ impl Authority {
         if may_sign.is_some_and(|usage| !usage.value.key_cert_sign()) {
             return Err(Error::Authority("its certificate may not sign others (key usage)"));
         }
-        let (not_before, not_after) = identity::validity(&certificate)?;
+        let (not_before, not_after) = certificate::validity(&certificate)?;
         Ok(Self {
             trust_domain: trust_domain.clone(),
             key,
@@ -123,7 +123,7 @@ impl Authority {
             intermediates_pem: chain
                 .iter()
                 .filter(|c| !is_self_signed(c))
-                .map(certificate_pem)
+                .map(certificate::pem)
                 .collect(),
             certificate,
             not_before,
@@ -164,7 +164,7 @@ impl Authority {
     /// The certificate that signs, alone, PEM. Members trust this one and none above it: others may have certificates of
     /// the same root.
     pub fn anchor_pem(&self) -> String {
-        certificate_pem(&self.certificate)
+        certificate::pem(&self.certificate)
     }
 
     /// The private key, PKCS#8 PEM.
@@ -329,11 +329,4 @@ fn role_name(role: &Role) -> &'static str {
 fn is_self_signed(certificate: &CertificateDer<'_>) -> bool {
     X509Certificate::from_der(certificate)
         .is_ok_and(|(_, c)| c.subject() == c.issuer() && c.verify_signature(None).is_ok())
-}
-
-pub(crate) fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
-    pem::encode_config(
-        &pem::Pem::new("CERTIFICATE", certificate.to_vec()),
-        pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
-    )
 }

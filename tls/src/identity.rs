@@ -13,9 +13,8 @@ use rustls::{
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{ClientAuth, Error, PeerIdentity, Role, TrustDomain, authority::certificate_pem};
+use crate::{ClientAuth, Error, PeerIdentity, Role, TrustDomain, certificate};
 
 /// HTTP/2, the application protocol of every connection that this program opens.
 const H2: &[u8] = b"h2";
@@ -130,7 +129,7 @@ impl Material {
         let role = PeerIdentity::from_der(leaf, trust_domain)?.role;
         let verifier = client_verifier(&roots)?;
         verify(&chain, &role, trust_domain, &roots, verifier.as_ref())?;
-        let (not_before, not_after) = validity(leaf)?;
+        let (not_before, not_after) = certificate::validity(leaf)?;
         let mutual = server_config(chain.clone(), key.clone_key(), verifier)?;
         let anonymous = server_config(chain.clone(), key.clone_key(), WebPkiClientVerifier::no_client_auth())?;
         let mut mutual_http1 = (*mutual).clone();
@@ -222,7 +221,7 @@ pub fn bundle(texts: &[&str]) -> Result<String, Error> {
             set.push(certificate);
         }
     }
-    Ok(set.iter().map(certificate_pem).collect())
+    Ok(set.iter().map(certificate::pem).collect())
 }
 
 /// All CAs of a bundle. Each must be readable; otherwise a broken bundle would silently trust fewer than it lists.
@@ -251,16 +250,7 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
 /// The bundle has no certificate, or one that cannot be read.
 pub fn expiries(bundle: &str) -> Result<Vec<SystemTime>, Error> {
     let ends = certificates(bundle)?;
-    ends.iter().map(|certificate| Ok(validity(certificate)?.1)).collect()
-}
-
-pub(crate) fn validity(leaf: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), Error> {
-    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|e| Error::Certificate(e.to_string()))?;
-    let validity = parsed.validity();
-    Ok((
-        validity.not_before.to_datetime().into(),
-        validity.not_after.to_datetime().into(),
-    ))
+    ends.iter().map(|end| Ok(certificate::validity(end)?.1)).collect()
 }
 
 fn provider() -> Arc<CryptoProvider> {

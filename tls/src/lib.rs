@@ -9,6 +9,7 @@
 
 mod admission;
 mod authority;
+mod certificate;
 mod connect;
 mod error;
 mod identity;

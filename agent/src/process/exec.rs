@@ -7,15 +7,15 @@ mod client;
 mod session;
 mod window;
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use remoteprocess_entrypoint::input::InputState;
 use remoteprocess_entrypoint::message::Outcome;
 use remoteprocess_entrypoint::session::{Command, Order};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::conversation::Request;
 use crate::spool::Offsets;
 pub use client::Client;
 use session::Session;
@@ -131,6 +131,27 @@ pub enum ExecRequest {
     Order(String, Order),
 }
 
+/// The way of orders to the entrypoint.
+#[derive(Clone)]
+pub struct Orders(Arc<dyn Fn(String, Order) + Send + Sync>);
+
+impl Orders {
+    /// Hands the name of a session and an order for it to `send`.
+    pub fn new(send: impl Fn(String, Order) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(send))
+    }
+
+    fn send(&self, session: &str, order: Order) {
+        (self.0)(session.to_owned(), order);
+    }
+}
+
+impl fmt::Debug for Orders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Orders")
+    }
+}
+
 /// All sessions of this agent that a client may come back to.
 #[derive(Debug, Default)]
 pub struct Sessions(Vec<Arc<Session>>);
@@ -153,11 +174,7 @@ impl Sessions {
     ///
     /// # Errors
     /// As [`Sessions::join`].
-    pub fn add(
-        &mut self,
-        opening: &Opening,
-        requests: mpsc::WeakUnboundedSender<Request>,
-    ) -> Result<Client, ExecError> {
+    pub fn add(&mut self, opening: &Opening, orders: Orders) -> Result<Client, ExecError> {
         let ended = self.0.iter().filter(|session| session.has_ended()).count();
         let oldest = self
             .0
@@ -166,7 +183,7 @@ impl Sessions {
         if let Some(oldest) = oldest.filter(|_| ended >= MOST) {
             self.0.remove(oldest);
         }
-        let session = Session::new(opening.name.clone(), opening.user.clone(), requests);
+        let session = Session::new(opening.name.clone(), opening.user.clone(), orders);
         let client = session.join(opening);
         self.0.push(session);
         client
@@ -212,6 +229,8 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
     use super::*;
 
     fn opening(user: &str) -> Opening {
@@ -224,20 +243,17 @@ mod tests {
         }
     }
 
-    fn bench() -> (
-        Sessions,
-        mpsc::UnboundedSender<Request>,
-        mpsc::UnboundedReceiver<Request>,
-    ) {
+    fn bench() -> (Sessions, Orders, mpsc::UnboundedReceiver<Order>) {
         #[allow(clippy::disallowed_methods, reason = "a test reads all of it")]
-        let (requests, inbox) = mpsc::unbounded_channel();
-        (Sessions::default(), requests, inbox)
+        let (sender, inbox) = mpsc::unbounded_channel();
+        let orders = Orders::new(move |_, order| drop(sender.send(order)));
+        (Sessions::default(), orders, inbox)
     }
 
     #[tokio::test]
     async fn only_its_own_user_joins_it_and_the_later_connection_has_it() {
-        let (mut sessions, requests, mut inbox) = bench();
-        let mut first = sessions.add(&opening("alice"), requests.downgrade()).unwrap();
+        let (mut sessions, orders, mut inbox) = bench();
+        let mut first = sessions.add(&opening("alice"), orders.clone()).unwrap();
         assert_eq!(sessions.join(&opening("bob")).unwrap().unwrap_err(), ExecError::Foreign);
         let beyond = Opening {
             received: Some(Offsets { stdout: 1, stderr: 0 }),
@@ -257,21 +273,21 @@ mod tests {
 
     #[tokio::test]
     async fn running_and_ended_sessions_are_limited() {
-        let (mut sessions, requests, _inbox) = bench();
+        let (mut sessions, orders, _inbox) = bench();
         let named = |number: usize| Opening {
             name: number.to_string(),
             ..opening("alice")
         };
         for number in 0..MOST {
             assert!(sessions.have_room());
-            drop(sessions.add(&named(number), requests.downgrade()).unwrap());
+            drop(sessions.add(&named(number), orders.clone()).unwrap());
         }
         assert!(!sessions.have_room());
         for number in 0..MOST {
             sessions.ended(&number.to_string(), End::Known(Outcome::Code(0)));
         }
         assert!(sessions.have_room());
-        drop(sessions.add(&named(MOST), requests.downgrade()).unwrap());
+        drop(sessions.add(&named(MOST), orders.clone()).unwrap());
         assert!(sessions.join(&named(0)).is_none() && sessions.join(&named(1)).is_some());
         assert_eq!(sessions.0.len(), MOST);
     }

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use remoteprocess_entrypoint::message::ToEntrypoint;
 use remoteprocess_entrypoint::session::{News, Order};
 
-use super::Conversation;
-use crate::process::exec::{Client, End, ExecError, ExecRequest, Opening};
+use super::{Conversation, Request};
+use crate::process::exec::{Client, End, ExecError, ExecRequest, Opening, Orders};
 use crate::process::machine::Phase;
 
 impl Conversation {
@@ -40,7 +40,14 @@ impl Conversation {
         if !self.sessions.have_room() {
             return Err(ExecError::Full);
         }
-        let client = self.sessions.add(&opening, self.requests.clone())?;
+        let requests = self.requests.clone();
+        let orders = Orders::new(move |session, order| {
+            if let Some(requests) = requests.upgrade() {
+                // Fails only when the agent ends.
+                let _ = requests.send(Request::Exec(ExecRequest::Order(session, order)));
+            }
+        });
+        let client = self.sessions.add(&opening, orders)?;
         let session = opening.name.clone();
         let order = Order::Start(opening.command);
         let link = self.link.as_ref();

@@ -4,12 +4,10 @@ use std::sync::Arc;
 
 use remoteprocess_entrypoint::input::WindowSize;
 use remoteprocess_entrypoint::session::Order;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-use super::session::{Session, ask};
-use super::{End, ExecError, ExecRequest, Opening, State, Window};
-use crate::process::Process;
-use crate::process::conversation::Request;
+use super::session::Session;
+use super::{End, ExecError, State, Window};
 use crate::spool::Offsets;
 
 /// One connection to a session. If it is dropped, the session waits for its client to return.
@@ -19,15 +17,6 @@ pub struct Client {
     number: u64,
     seen: watch::Receiver<State>,
     has_let_go: bool,
-}
-
-impl Process {
-    /// Starts a command in the container, or joins one by its name.
-    pub async fn exec(&self, opening: Opening) -> Result<Client, ExecError> {
-        let (answer, answered) = oneshot::channel();
-        let _ = self.requests.send(Request::Exec(ExecRequest::Open(opening, answer)));
-        answered.await.unwrap_or(Err(ExecError::Leaving))
-    }
 }
 
 impl Client {
@@ -104,7 +93,7 @@ impl Client {
     }
 
     fn order(&self, order: Order) {
-        ask(&self.session.requests, self.session.name.clone(), order);
+        self.session.orders.send(&self.session.name, order);
     }
 }
 

@@ -8,11 +8,10 @@ use remoteprocess_entrypoint::input::InputState;
 use remoteprocess_entrypoint::session::Order;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Client, End, ExecError, ExecRequest, Opening, State, Window};
-use crate::process::conversation::Request;
+use super::{Client, End, ExecError, Opening, Orders, State, Window};
 use crate::spool::Offsets;
 
 /// A session without a client for this long is closed.
@@ -33,31 +32,27 @@ pub(super) struct Session {
     pub user: String,
     /// Its state.
     pub state: watch::Sender<State>,
-    /// The way to the conversation.
-    pub requests: mpsc::WeakUnboundedSender<Request>,
+    /// Where its orders go.
+    pub orders: Orders,
     over: CancellationToken,
     _guard: DropGuard,
 }
 
 impl Session {
-    pub(super) fn new(name: String, user: String, requests: mpsc::WeakUnboundedSender<Request>) -> Arc<Self> {
+    pub(super) fn new(name: String, user: String, orders: Orders) -> Arc<Self> {
         let over = CancellationToken::new();
         let session = Arc::new(Self {
             name,
             user,
             state: watch::Sender::new(State::new()),
-            requests,
+            orders,
             _guard: over.clone().drop_guard(),
             over: over.clone(),
         });
-        let (name, requests, seen) = (
-            session.name.clone(),
-            session.requests.clone(),
-            session.state.subscribe(),
-        );
+        let (name, orders, seen) = (session.name.clone(), session.orders.clone(), session.state.subscribe());
         tokio::spawn(async move {
             tokio::select! {
-                () = left_alone(seen, AWAY) => ask(&requests, name, Order::Close),
+                () = left_alone(seen, AWAY) => orders.send(&name, Order::Close),
                 () = over.cancelled() => {}
             }
         });
@@ -132,14 +127,6 @@ impl Session {
 
     pub(super) fn has_client(&self) -> bool {
         self.state.borrow().has_client
-    }
-}
-
-/// Sends an order for a session to the conversation.
-pub(super) fn ask(requests: &mpsc::WeakUnboundedSender<Request>, name: String, order: Order) {
-    if let Some(requests) = requests.upgrade() {
-        // Fails only when the agent ends.
-        let _ = requests.send(Request::Exec(ExecRequest::Order(name, order)));
     }
 }
 

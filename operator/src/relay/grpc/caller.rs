@@ -1,5 +1,6 @@
 //! Identifies the caller: by the role that the certificate of the connection proves.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -10,12 +11,50 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Request, Status};
 
-use super::methods::Callers;
 use super::peers::{ATTEMPT, ON_BEHALF};
 use crate::audit::Origin;
 use crate::relay::core::access::Access;
 use crate::relay::core::authorize::{AgentCaller, Caller, Forwarded, UserCaller};
 use crate::relay::error::{Code, Error};
+
+/// The roles that may call a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Callers {
+    /// Agents, for their own attempt.
+    Agents,
+    /// Users.
+    Users,
+    /// Users, and other replicas of the operator for a user whom they have authorized.
+    UsersAndReplicas,
+}
+
+impl Callers {
+    /// Whether it is one of them.
+    pub(super) fn include(self, role: &Role) -> bool {
+        match role {
+            Role::Agent { .. } => self == Self::Agents,
+            Role::User => self != Self::Agents,
+            Role::Operator => self == Self::UsersAndReplicas,
+        }
+    }
+
+    /// What a caller of another role is told.
+    pub(super) fn refusal(self, role: &Role) -> Error {
+        Error::new(
+            Code::PermissionDenied,
+            format!("this method is for {self}, not for {role}"),
+        )
+    }
+}
+
+impl fmt::Display for Callers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Agents => "agents",
+            Self::Users | Self::UsersAndReplicas => "users",
+        })
+    }
+}
 
 /// Who may open a method: read from what the connection proves.
 pub(super) trait Who: Sized {

@@ -2,30 +2,16 @@
 //!
 //! A request that is not in this table can open no method: [`super::admit`] does not compile for it.
 
-use std::fmt;
-
 use http::Extensions;
 use remoteprocess_proto::v1::{
     AttachOpen, ExecOpen, GetStateRequest, ListRequest, SignalRequest, StartRequest, StopRequest, WatchOutputRequest,
 };
-use remoteprocess_tls::{Role, User};
+use remoteprocess_tls::User;
 use tonic::Status;
 
-use super::caller::{Who, peer};
+use super::caller::{Callers, Who, peer};
 use crate::relay::core::access::Access;
 use crate::relay::core::authorize::{Action, AgentCaller, Authorized, Caller};
-use crate::relay::error::{Code, Error};
-
-/// The roles that may call a method.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Callers {
-    /// Agents, for their own attempt.
-    Agents,
-    /// Users.
-    Users,
-    /// Users, and other replicas of the operator for a user whom they have authorized.
-    UsersAndReplicas,
-}
 
 /// How many requests a call has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,33 +97,6 @@ impl Method {
         } else {
             Err(self.callers.refusal(role).into())
         }
-    }
-}
-
-impl Callers {
-    fn include(self, role: &Role) -> bool {
-        match role {
-            Role::Agent { .. } => self == Self::Agents,
-            Role::User => self != Self::Agents,
-            Role::Operator => self == Self::UsersAndReplicas,
-        }
-    }
-
-    /// What a caller of another role is told.
-    pub(super) fn refusal(self, role: &Role) -> Error {
-        Error::new(
-            Code::PermissionDenied,
-            format!("this method is for {self}, not for {role}"),
-        )
-    }
-}
-
-impl fmt::Display for Callers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Agents => "agents",
-            Self::Users | Self::UsersAndReplicas => "users",
-        })
     }
 }
 

@@ -45,8 +45,11 @@ use crate::relay::{
     enrol::EnrolmentService,
     faces::{Faces, Switches},
     grpc::agent::{Connect, ConnectError},
-    grpc::methods::{Callers, METHODS, Requests},
     grpc::peers::Peers,
+    grpc::{
+        caller::Callers,
+        methods::{METHODS, Requests},
+    },
     live::{Context, LiveAttempts},
     status::Recorder,
 };
