@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::cargo::cargo;
 use crate::steps::step;
 use crate::target::{Target, TargetArgs};
-use crate::{exec, install, test};
+use crate::{exec, install};
 
 /// Installs the operator and runs the crate `bench/` with `extra` as its arguments.
 pub(crate) fn bench(args: &TargetArgs, extra: &[String]) -> Result<()> {
@@ -21,7 +21,7 @@ pub(crate) fn bench(args: &TargetArgs, extra: &[String]) -> Result<()> {
     step("bench", || {
         let mut cargo = bench_cargo("run", "remoteprocess-bench")?;
         cargo.arg("--").args(extra);
-        test::describe(&mut cargo, &target, &installation.images);
+        installation.images.describe(&mut cargo, &target);
         exec::run(&mut cargo)
     })
 }

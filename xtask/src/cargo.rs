@@ -47,13 +47,12 @@ pub(crate) fn forget_package(command: &mut Command) {
     }
 }
 
-/// The target folder in the cache, for this process alone.
+/// The target folder in the cache, for this process alone. Threads that start Cargo need a first call before them.
 pub(crate) fn claim_target() -> Result<PathBuf> {
     let target = paths::cache()?.join("target");
     if CLAIM.get().is_none() {
         let lock = Lock::take(&target.with_file_name("build.lock"), "the build of another checkout")?;
         forget_other_checkout(&target)?;
-        // There is one thread, so no other can set it.
         let _ = CLAIM.set(lock);
     }
     Ok(target)

@@ -8,7 +8,7 @@ use crate::cargo::cargo;
 use crate::cluster::ApiServer;
 use crate::images::Images;
 use crate::target::{Target, TargetArgs};
-use crate::{exec, install, test};
+use crate::{exec, install};
 
 /// Runs the crate `tests/faults` with `arguments`; scenarios that need a cluster get one with the operator installed.
 pub(crate) fn faults(target: &TargetArgs, arguments: &[String]) -> Result<()> {
@@ -79,6 +79,6 @@ fn cargo_run(profile: &[&str]) -> Result<Command> {
 
 /// The same, with the environment that describes a cluster.
 pub(crate) fn on<'a>(program: &'a mut Command, target: &Target, images: &Images) -> &'a mut Command {
-    test::describe(program, target, images);
+    images.describe(program, target);
     program
 }

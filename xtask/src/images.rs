@@ -36,6 +36,26 @@ pub(crate) struct Images {
     names: Vec<String>,
 }
 
+impl Images {
+    /// Sets the environment variables that describe the cluster and the builds to our programs.
+    pub(crate) fn describe(&self, command: &mut Command, target: &Target) {
+        let (kubectl, helm) = target.programs();
+        command
+            .env("RPROC_BIN", self.programs.path("rproc"))
+            .env("KUBECTL", kubectl)
+            .env("HELM", helm);
+        command
+            .env("RPROC_IMAGE_TAG", &self.tag)
+            .env("RPROC_CONTEXT", &target.context);
+        if let Some(state) = &target.own {
+            command.env("KUBECONFIG", state.kubeconfig());
+            command
+                .env("RPROC_CLUSTER_OWN", "1")
+                .env("RPROC_CLUSTER_STATE", &state.root);
+        }
+    }
+}
+
 /// Static release builds.
 pub(crate) struct Programs {
     folder: PathBuf,
@@ -75,7 +95,8 @@ pub(crate) fn build() -> Result<Images> {
     step("write the image archives", || write(programs))
 }
 
-fn programs() -> Result<Programs> {
+/// Builds the programs.
+pub(crate) fn programs() -> Result<Programs> {
     let arch = std::env::consts::ARCH;
     let triple = format!("{arch}-unknown-linux-musl");
     // The folder in the cache, even if the user has set another for their own builds: each clone finds it there.

@@ -6,10 +6,10 @@ use std::thread;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::cargo::cargo;
+use crate::cargo::{cargo, claim_target};
 use crate::cluster::{self, State};
 use crate::generate::{GenerateArgs, generate};
-use crate::images::{self, Images};
+use crate::images;
 use crate::lock::Lock;
 use crate::registry::Registry;
 use crate::target::{Target, TargetArgs};
@@ -47,9 +47,7 @@ pub(crate) struct TestArgs {
 /// Runs all checks and tests; the error says how many failed.
 pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let mut report = Report::default();
-    static_checks(&mut report);
-    // All at once: parts of the workspace, built alone, would be compiled again with fewer features of their dependencies.
-    let Some(programs) = report.step("build the tests", || suite::build(&["--workspace"])) else {
+    let Some(programs) = compile(&mut report, args)? else {
         report.skip("all tests", "they do not compile");
         return report.finish();
     };
@@ -68,6 +66,24 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
         end_to_end(&mut report, &on_cluster, args)?;
     }
     report.finish()
+}
+
+/// Runs the static checks and builds the tests; the static programs are built at the same time, because a build leaves
+/// processors idle while it waits for its largest crate.
+fn compile(report: &mut Report, args: &TestArgs) -> Result<Option<Vec<Program>>> {
+    claim_target()?;
+    thread::scope(|scope| {
+        let statics = (!args.skip_e2e).then(|| scope.spawn(images::programs));
+        static_checks(report);
+        // All at once: parts of the workspace, built alone, would be compiled again with fewer features of their dependencies.
+        let tests = report.step("build the tests", || suite::build(&["--workspace"]));
+        if let Some(statics) = statics {
+            report.step("build the static programs", || {
+                statics.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+        }
+        Ok(tests)
+    })
 }
 
 /// Runs the checks that need neither a cluster nor a test: `cargo xtask check`.
@@ -211,7 +227,7 @@ fn end_to_end(report: &mut Report, programs: &[Program], args: &TestArgs) -> Res
     }
     let prepare = |command: &mut Command| {
         pass_long(command, args);
-        describe(command, &target, &images);
+        images.describe(command, &target);
     };
     end_to_end_suites(report, programs, &prepare);
     if target.own.is_some() {
@@ -279,24 +295,6 @@ fn with_size(scenario: &str, args: &TestArgs) -> Vec<String> {
         .flatten()
         .map(str::to_owned)
         .collect()
-}
-
-/// Sets the environment variables that describe the cluster and the builds to our programs.
-pub(crate) fn describe(command: &mut Command, target: &Target, images: &Images) {
-    let (kubectl, helm) = target.programs();
-    command
-        .env("RPROC_BIN", images.programs.path("rproc"))
-        .env("KUBECTL", kubectl)
-        .env("HELM", helm);
-    command
-        .env("RPROC_IMAGE_TAG", &images.tag)
-        .env("RPROC_CONTEXT", &target.context);
-    if let Some(state) = &target.own {
-        command.env("KUBECONFIG", state.kubeconfig());
-        command
-            .env("RPROC_CLUSTER_OWN", "1")
-            .env("RPROC_CLUSTER_STATE", &state.root);
-    }
 }
 
 fn pass_long(cargo: &mut Command, args: &TestArgs) {
