@@ -13,24 +13,25 @@ mod handover;
 mod in_memory;
 pub(crate) mod metrics;
 pub(crate) mod observe;
+mod queue;
 pub(crate) mod validate;
-
 mod watch;
 
-use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::controller::{Action, Config as ApplierConfig};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Api, Client, ResourceExt, runtime};
+use kube::{Api, Client, ResourceExt};
 use remoteprocess_api::{RemoteProcess, RemoteProcessStatus, names};
+use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, instrument, warn};
+use tracing::{info, instrument, warn};
 
 use apply::Applied;
 pub use build::{AgentSettings, Handover};
@@ -38,6 +39,7 @@ use error::Error;
 use handover::Detected;
 use in_memory::InMemory;
 use metrics::metrics;
+use queue::{Limits, Queue};
 pub(crate) use validate::quantity;
 
 use crate::backoff::Backoff;
@@ -47,8 +49,11 @@ use crate::phase::{self, Memory, Situation, Verdict};
 use crate::report::Reporter;
 use crate::status::{self, Written};
 
-/// Number of objects reconciled at the same time.
-const CONCURRENCY: u16 = 32;
+/// Number of objects reconciled at the same time. What hangs in one namespace leaves eight places to others.
+const CONCURRENCY: Limits = Limits {
+    all: 32,
+    of_one_namespace: 24,
+};
 /// A process that has not ended is reconciled this often even if no event arrives.
 const RESYNC: Duration = Duration::from_secs(60);
 /// After this many failures in a row the cache is not trusted.
@@ -115,46 +120,67 @@ impl Drop for NotLeading {
     }
 }
 
-/// Reconciles each object of `triggers`, until the stream ends.
+/// Reconciles each object of `triggers` until the stream ends. Not with the queue of kube, which takes any of the objects
+/// that wait: those of one namespace could delay all others.
 async fn reconcile_all(
     context: Context,
     processes: Store<RemoteProcess>,
     triggers: impl Stream<Item = ObjectRef<RemoteProcess>>,
 ) {
-    runtime::applier(
-        |process, context| Box::pin(reconcile(process, context)),
-        retry,
-        Arc::new(context),
-        processes,
-        triggers.map(Ok::<_, Infallible>),
-        ApplierConfig::default().concurrency(CONCURRENCY),
-    )
-    .for_each(|outcome| {
-        if let Err(error) = outcome {
-            debug!(%error, "a pass did not end well");
+    let (context, mut triggers) = (Arc::new(context), pin!(triggers));
+    let (mut queue, mut running) = (Queue::new(CONCURRENCY), FuturesUnordered::new());
+    loop {
+        queue.release(Instant::now());
+        while let Some(reference) = queue.next() {
+            match processes.get(&reference) {
+                Some(process) => running.push(pass(reference, process, context.clone())),
+                None => queue.done(reference, None),
+            }
         }
-        std::future::ready(())
-    })
-    .await;
+        let next_release = queue.next_release();
+        tokio::select! {
+            trigger = triggers.next() => match trigger {
+                Some(reference) => queue.add(reference),
+                None => break,
+            },
+            Some((reference, requeue_after)) = running.next() => {
+                queue.done(reference, requeue_after.map(|after| Instant::now() + after));
+            }
+            () = sleep_until(next_release.unwrap_or_else(Instant::now).into()), if next_release.is_some() => {}
+        }
+    }
+    while running.next().await.is_some() {}
+}
+
+/// Reconciles one process. Returns when to do it again if nothing changes.
+async fn pass(
+    reference: ObjectRef<RemoteProcess>,
+    process: Arc<RemoteProcess>,
+    context: Arc<Context>,
+) -> (ObjectRef<RemoteProcess>, Option<Duration>) {
+    let requeue_after = match reconcile(process.clone(), context.clone()).await {
+        Ok(requeue_after) => requeue_after,
+        Err(error) => Some(retry(&process, &error, &context)),
+    };
+    (reference, requeue_after)
 }
 
 /// When to retry after a failed reconcile.
-#[allow(clippy::needless_pass_by_value, reason = "the signature that the applier asks for")]
-fn retry(process: Arc<RemoteProcess>, error: &Error, context: Arc<Context>) -> Action {
+fn retry(process: &RemoteProcess, error: &Error, context: &Context) -> Duration {
     metrics().count_pass(error.category());
-    let failures = context.in_memory.count_failure(&process);
+    let failures = context.in_memory.count_failure(process);
     if !matches!(error, Error::Conflict(_)) {
         let (namespace, name) = (process.namespace(), process.name_any());
         warn!(namespace, name, category = error.category(), failures, %error, "will try again");
     }
-    Action::requeue(error.retry(failures))
+    error.retry(failures)
 }
 
-/// Reconciles one process.
+/// Reconciles one process. Returns when to do it again if nothing changes.
 #[instrument(skip_all, fields(namespace = process.namespace(), name = process.name_any()))]
-async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result<Action, Error> {
+async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result<Option<Duration>, Error> {
     let Some(process) = believe(process, &context).await? else {
-        return Ok(Action::await_change());
+        return Ok(None);
     };
     let memory = context.in_memory.recall(&process);
     if is_behind(&process, &memory) {
@@ -281,7 +307,7 @@ impl Context {
         process: Arc<RemoteProcess>,
         validated: &validate::Validated<'_>,
         attempt: u32,
-    ) -> Result<Action, Error> {
+    ) -> Result<Option<Duration>, Error> {
         let agent = AgentSettings {
             ca_bundle: (self.config.ca_bundle)(),
             handover: self.detected.handover(),
@@ -313,7 +339,7 @@ impl Context {
     }
 
     /// Writes to the status why there is no pod, and retries later.
-    async fn settle_refused(&self, process: Arc<RemoteProcess>, refusal: &Refusal) -> Result<Action, Error> {
+    async fn settle_refused(&self, process: Arc<RemoteProcess>, refusal: &Refusal) -> Result<Option<Duration>, Error> {
         metrics().count_pass(metrics::REFUSED);
         let refusals = self.in_memory.count_failure(&process);
         let requeue_after = Backoff::new(REFUSED_RETRY.0, REFUSED_RETRY.1).after(refusals);
@@ -327,18 +353,14 @@ impl Context {
         };
         let verdict = phase::decide_refused(&situation, refusal, requeue_after);
         self.settle(process.clone(), verdict).await?;
-        Ok(Action::requeue(requeue_after))
+        Ok(Some(requeue_after))
     }
 
-    /// The reconcile succeeded.
-    fn done(&self, process: &RemoteProcess, requeue_after: Option<Duration>) -> Action {
+    /// The reconcile succeeded. Returns when to do it again if nothing changes.
+    fn done(&self, process: &RemoteProcess, requeue_after: Option<Duration>) -> Option<Duration> {
         metrics().count_pass(metrics::OK);
         self.in_memory.forget_failures(process);
-        match requeue_after {
-            Some(requeue_after) => Action::requeue(requeue_after),
-            None if process.is_final() => Action::await_change(),
-            None => Action::requeue(RESYNC),
-        }
+        requeue_after.or((!process.is_final()).then_some(RESYNC))
     }
 }
 

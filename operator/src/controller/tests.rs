@@ -91,7 +91,7 @@ impl Server {
         }
     }
 
-    async fn reconcile(&self, process: &RemoteProcess) -> Result<Action, Error> {
+    async fn reconcile(&self, process: &RemoteProcess) -> Result<Option<Duration>, Error> {
         reconcile(Arc::new(process.clone()), self.context.clone()).await
     }
 
@@ -216,7 +216,7 @@ async fn a_process_at_rest_costs_nothing() {
     ended.status = Some(serde_saphyr::from_str("{phase: Succeeded, observedGeneration: 1, attempt: 1, attempts: [{number: 1, podUid: p, grantedAt: '2026-01-01T00:00:00Z', exit: {code: 0, source: Entrypoint}}]}").unwrap());
     let server = Server::start(None, stored);
     let action = server.reconcile(&ended).await.unwrap();
-    assert_eq!((server.calls().len(), action), (0, Action::await_change()));
+    assert_eq!((server.calls().len(), action), (0, None));
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ impl Stage {
     }
 
     /// One reconcile with caches that show everything.
-    pub(super) async fn pass(&mut self) -> Result<Action, Error> {
+    pub(super) async fn pass(&mut self) -> Result<Option<Duration>, Error> {
         let process = self.process();
         let numbers = 1..=process
             .status
