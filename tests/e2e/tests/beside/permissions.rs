@@ -121,28 +121,33 @@ fn the_operator_fits_the_restricted_profile_without_a_warning() {
 fn a_machine_logs_in_once_with_a_projected_token() {
     with_temp_ns("machine", |namespace| {
         namespace.user("machine", Some("edit"))?;
-        let account = format!("{}:machine", namespace.name);
         // Leaves the Role in the namespace of the release, for the ConfigMap.
         kubectl(["delete", "clusterrolebinding", &format!("{}-connect", namespace.name)]).succeed()?;
-        let container = |name: &str, arguments: &[&str]| {
+        let mounts = json!([{"name": "login", "mountPath": "/login"}, {"name": "cache", "mountPath": "/cache"}]);
+        let container = |name: &str, token: &str, arguments: &[&str]| {
             json!({
                 "name": name, "image": "ghcr.io/remoteprocess/cli:0.1.0", "args": arguments,
                 "env": [
                     {"name": "RPROC_SERVER", "value": format!("remoteprocess-relay.{RELEASE_NAMESPACE}.svc:8443")},
-                    {"name": "RPROC_TOKEN_FILE", "value": "/login/token"},
+                    {"name": "RPROC_TOKEN_FILE", "value": token},
                     {"name": "XDG_CACHE_HOME", "value": "/cache"},
                 ],
-                "volumeMounts": [{"name": "login", "mountPath": "/login"}, {"name": "cache", "mountPath": "/cache"}],
+                "volumeMounts": mounts,
             })
         };
+        // The operator takes no token with another signature: with this one, only the first login's certificate connects.
+        let spoil = json!({
+            "name": "spoil", "image": "busybox:1.36", "volumeMounts": mounts,
+            "command": ["sh", "-c", "sed 's/[^.]*$/AAAA/' /login/token > /cache/token"],
+        });
         let run = ["run", "job", "--image=busybox:1.36", "--", "echo", "from a machine"];
         let projected = json!({"path": "token", "audience": "remoteprocess.dev/login", "expirationSeconds": 3600});
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "machine"},
             "spec": {
                 "serviceAccountName": "machine", "restartPolicy": "Never",
-                "initContainers": [container("run", &run)],
-                "containers": [container("logs", &["logs", "job"])],
+                "initContainers": [container("run", "/login/token", &run), spoil],
+                "containers": [container("logs", "/cache/token", &["logs", "job"])],
                 "volumes": [
                     {"name": "login", "projected": {"sources": [{"serviceAccountToken": projected}]}},
                     {"name": "cache", "emptyDir": {"medium": "Memory"}},
@@ -165,12 +170,6 @@ fn a_machine_logs_in_once_with_a_projected_token() {
             ended.code == 0 && said.out() == "from a machine\n".repeat(2),
             "{ended}\n{said}"
         );
-        let log = kubectl(["logs", OPERATORS, "--tail=-1", "--namespace", RELEASE_NAMESPACE]).succeed()?;
-        let logins = log
-            .lines()
-            .filter(|line| line.contains("\"login\"") && line.contains(&account));
-        let logins = logins.count();
-        ensure!(logins == 1, "{logins} logins");
         Ok(())
     });
 }
