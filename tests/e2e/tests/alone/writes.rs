@@ -106,7 +106,7 @@ fn the_api_server_counts_few_writes_for_a_run_and_none_for_an_object_at_rest() {
         namespace.apply("runs", spec(script, json!({}))).succeed()?;
         namespace.wait_running("runs")?;
         let before = Writes::at_rest()?;
-        let seconds = if is_long() { 600 } else { 20 };
+        let seconds = if is_long() { 600 } else { 10 };
         let watch = namespace.kubectl(&["get", "remoteprocesses", "--watch-only", "--output=name"]);
         let watch = watch
             .arg(format!("--request-timeout={seconds}s"))

@@ -1,4 +1,4 @@
-//! A name can be reused at once; an object at rest is not touched.
+//! A name can be reused at once.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,7 +15,7 @@ fn attempts(status: &Value) -> Vec<Value> {
 fn a_name_can_be_used_again_at_once() {
     with_temp_ns("again", |namespace| {
         let mut pods = BTreeSet::new();
-        let rounds = if is_long() { 100 } else { 10 };
+        let rounds = if is_long() { 100 } else { 5 };
         for round in 0..rounds {
             let script = format!("echo round {round}");
             let spec = json!({"image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]});
@@ -68,32 +68,6 @@ fn a_pod_that_is_deleted_while_it_waits_ends_no_stream() {
             let read = reader.finish()?;
             ensure!(read.expect_code(7)?.out() == "once\n", "{read}");
         }
-        Ok(())
-    });
-}
-
-/// No write changes the object's version while nothing happens to it.
-#[test]
-fn an_object_at_rest_is_not_written() {
-    with_temp_ns("rest", |namespace| {
-        let script = "echo ready; while :; do sleep 1; done";
-        let spec = |script: &str| json!({"image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]});
-        namespace.apply("runs", spec(script)).succeed()?;
-        namespace.apply("ended", spec("true")).succeed()?;
-        namespace.wait_running("runs")?;
-        namespace.wait_for("ended", "sealed output", 60, |status| {
-            status["phase"] == "Succeeded" && !status["attempts"][0]["output"].is_null()
-        })?;
-        let version =
-            |name: &str| Ok::<_, anyhow::Error>(namespace.object(name)?["metadata"]["resourceVersion"].clone());
-        let before = (version("runs")?, version("ended")?);
-        let watched = namespace
-            .kubectl(&["get", "remoteprocesses", "--watch-only", "--output=name"])
-            .arg(format!("--request-timeout={}s", if is_long() { 600 } else { 30 }))
-            .within(Duration::from_secs(700))
-            .finish()?;
-        ensure!(watched.stdout.is_empty(), "{watched}");
-        ensure!((version("runs")?, version("ended")?) == before);
         Ok(())
     });
 }
