@@ -97,6 +97,16 @@ pub struct GlobalArgs {
         value_parser = namespace_name
     )]
     pub operator_namespace: String,
+    /// File with your settings, instead of ~/.config/rproc/config.yaml
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "RPROC_CONFIG",
+        hide_env_values = true,
+        value_parser = OsStringValueParser::new().map(PathBuf::from)
+    )]
+    pub config: Option<PathBuf>,
 }
 
 impl GlobalArgs {

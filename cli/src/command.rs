@@ -25,6 +25,7 @@ pub mod get;
 pub mod launch;
 pub mod login;
 pub mod logs;
+pub mod man;
 pub mod next_attempt;
 pub mod pause;
 pub mod proxy;
@@ -33,6 +34,8 @@ pub mod run;
 pub mod selection;
 pub mod signal;
 pub mod stop;
+pub mod support_bundle;
+pub mod top;
 pub mod ui;
 pub mod update;
 pub mod version;
@@ -44,7 +47,7 @@ pub mod whoami;
 /// A RemoteProcess is a command that runs once in a pod. rproc creates it, streams its output and exits with its exit
 /// code; cut connections are resumed where they broke.
 #[derive(Debug, Parser)]
-#[command(name = "rproc", version, propagate_version = true, after_help = EXIT_CODES, arg_required_else_help = true)]
+#[command(name = "rproc", version, propagate_version = true, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Which cluster, and as which user.
     #[command(flatten)]
@@ -90,6 +93,8 @@ pub enum Command {
     Describe(describe::DescribeArgs),
     /// List the Events of processes and of their pods
     Events(events::EventsArgs),
+    /// Show what running processes use and write at the moment
+    Top(top::TopArgs),
     /// Wait until processes reach a state
     Wait(wait::WaitArgs),
     /// Delete processes; running ones are ended first
@@ -106,12 +111,17 @@ pub enum Command {
     Ui(ui::UiArgs),
     /// Serve HTTP/JSON of the relay on this machine
     Proxy(proxy::ProxyArgs),
+    /// Write a file with what is needed to find a fault, without secrets
+    SupportBundle(support_bundle::SupportBundleArgs),
     /// Print the versions of rproc, the operator and Kubernetes
     Version(version::VersionArgs),
     /// Print the flags that all commands take
     Options,
     /// Print a completion script for a shell
     Completion(completion::CompletionArgs),
+    /// Write the man pages into a directory
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 /// Runs the command and returns the exit code.
@@ -150,6 +160,9 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Doctor(args) => doctor::run(global, args).await,
         Command::Ui(args) => ui::run(global, args).await,
         Command::Proxy(args) => proxy::run(global, args).await,
+        Command::SupportBundle(args) => support_bundle::run(global, args).await,
+        Command::Top(args) => top::run(global, args).await,
+        Command::Man(args) => man::run(&args, parser(None)),
         Command::Version(args) => version::run(global, args).await,
         Command::Options => print(&options()).map(|()| 0),
         Command::Completion(args) => {

@@ -24,6 +24,7 @@ use crate::args::{given, process_name};
 use crate::command;
 use crate::command::completion::WORD;
 use crate::command::wait;
+use crate::config;
 
 /// The name under which kubectl asks for the candidates of `kubectl rproc`.
 const KUBECTL: &str = "kubectl_complete-rproc";
@@ -201,7 +202,9 @@ struct Line {
 impl Line {
     /// Reads the words as far as they are understood: the line is not finished.
     fn read(words: &[OsString]) -> Self {
-        let parser = command::parser(None).ignore_errors(true);
+        // With wrong settings, the command itself reports them.
+        let parser = config::parser(words).unwrap_or_else(|_| command::parser(None));
+        let parser = parser.ignore_errors(true);
         let found = parser.try_get_matches_from(words).unwrap_or_default();
         let text = |id: &str| given(value::<String>(&found, id).first().map(String::as_str));
         let verb = found.subcommand().map(|(_, verb)| verb);

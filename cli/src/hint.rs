@@ -38,7 +38,8 @@ fn verb(word: &str) -> Option<&'static str> {
         "watch" => "see each change: rproc ps -w; the output: rproc attach NAME",
         "suspend" | "freeze" => "freeze a process: rproc pause NAME",
         "unpause" | "continue" | "cont" | "thaw" => "let a paused process run again: rproc resume NAME",
-        "top" | "stats" => "see what a process used: rproc describe NAME; what its pod uses now: kubectl top pod",
+        "stats" => "see what processes use: rproc top",
+        "bundle" | "support" => "collect what is needed to find a fault: rproc support-bundle",
         "cp" | "copy" => {
             "copy a file out: rproc exec NAME -- cat FILE > FILE; in: rproc exec -i NAME -- sh -c 'cat > FILE' < FILE"
         }
@@ -107,7 +108,7 @@ mod tests {
     fn what_fingers_type_gets_what_was_meant() {
         for (words, part) in [
             (&["ls"][..], "rproc ps"),
-            (&["top"], "kubectl top"),
+            (&["stats"], "rproc top"),
             (&["kill", "x"], "rproc stop"),
             (&["rm", "x"], "rproc delete"),
             (&["status", "x"], "rproc describe"),
@@ -159,7 +160,8 @@ mod tests {
             "watch",
             "suspend",
             "unpause",
-            "top",
+            "stats",
+            "bundle",
             "cp",
             "port-forward",
             "auth",

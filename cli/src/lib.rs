@@ -1,6 +1,6 @@
 //! The command line of RemoteProcess.
 //!
-//! Arrows: client, api, proto, tls.
+//! Arrows: client, api, proto, tls, settings.
 //! Invariant: standard output is the program's, byte for byte; standard error is the program's and our own lines, which
 //! begin with `rproc:`. The exit code is the program's, or 125, with a message, if it is not known.
 
@@ -13,6 +13,7 @@ use clap::FromArgMatches;
 pub mod args;
 pub mod command;
 pub mod complete;
+pub mod config;
 pub mod exit;
 pub mod failure;
 pub mod hint;
@@ -31,24 +32,30 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         let _ = write!(std::io::stdout(), "{candidates}");
         return ExitCode::SUCCESS;
     }
-    let is_bare = arguments.len() < 2;
-    let parser = command::parser(arguments.first().map(OsString::as_os_str));
+    // As with kubectl. Variables of the environment are no arguments.
+    if arguments.len() < 2 {
+        let help = command::parser(arguments.first().map(OsString::as_os_str)).render_help();
+        let _ = write!(std::io::stdout(), "{help}");
+        return ExitCode::SUCCESS;
+    }
+    let parser = match config::parser(&arguments) {
+        Ok(parser) => parser,
+        Err(error) => return wrong_usage(&arguments, &error.to_string()),
+    };
     let cli = match parser
         .try_get_matches_from(&arguments)
         .and_then(|found| command::Cli::from_arg_matches(&found))
     {
         Ok(cli) => cli,
-        Err(usage) if usage.use_stderr() && !is_bare => {
+        Err(usage) if usage.use_stderr() => {
             let text = usage.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
             let hint = hint::hint(&arguments, &usage).map(|hint| format!("hint: {hint}"));
             let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
             let text = lines.into_iter().chain(hint.as_deref()).collect::<Vec<_>>().join("\n");
-            output::complain(&text);
-            command::launch::record_usage(&arguments, &text);
-            return ExitCode::from(exit::UNKNOWN);
+            return wrong_usage(&arguments, &text);
         }
-        // Help was requested, or no arguments were given, as with kubectl.
+        // Help was requested.
         Err(help) => {
             // If the help cannot be written, there is nothing left to do.
             let text = help.render();
@@ -67,6 +74,13 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     // A writer may be blocked in a pipe that is not read, and a forwarded stream may not have ended: wait for neither.
     runtime.shutdown_background();
     ExitCode::from(code)
+}
+
+/// Reports that rproc was called in a wrong way, or has wrong settings.
+fn wrong_usage(arguments: &[OsString], text: &str) -> ExitCode {
+    output::complain(text);
+    command::launch::record_usage(arguments, text);
+    ExitCode::from(exit::UNKNOWN)
 }
 
 /// The runtime of all commands. One thread does everything except writing output: moving frames from thread to thread

@@ -7,6 +7,7 @@ fn rproc(arguments: &[&str]) -> Command {
     command
         .env("KUBECONFIG", "/nonexistent/kubeconfig")
         .env_remove("RPROC_SERVER")
+        .env("RPROC_CONFIG", "/dev/null")
         .args(arguments);
     command
 }
@@ -111,7 +112,7 @@ fn a_closed_pipe_ends_it_as_it_ends_cat() {
 
 #[test]
 fn an_unknown_verb_suggests_nothing_that_harms() {
-    for (typed, harmful) in [("top", "stop"), ("status", "pause"), ("rerun", "resume")] {
+    for (typed, harmful) in [("stob", "stop"), ("status", "pause"), ("rerun", "resume")] {
         let text = stderr(&[typed], 125);
         assert!(text.contains(typed) && !text.contains(harmful), "{text}");
     }
@@ -286,5 +287,49 @@ fn a_closed_standard_input_is_not_an_empty_one() {
             .env("KUBECONFIG", "/nonexistent/kubeconfig");
         let text = String::from_utf8_lossy(&shell.output().expect("a shell").stderr).into_owned();
         assert!(!text.contains("standard input"), "{text}");
+    }
+}
+
+fn with_settings(text: &str, arguments: &[&str]) -> std::process::Output {
+    let home = tempfile::tempdir().expect("a folder");
+    let folder = home.path().join("rproc");
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::write(folder.join("config.yaml"), text).expect("a file");
+    let mut command = rproc(arguments);
+    let command = command.env("XDG_CONFIG_HOME", home.path()).env_remove("RPROC_CONFIG");
+    command.output().expect("it runs")
+}
+
+#[test]
+fn settings_come_from_flag_environment_and_file_in_this_order() {
+    let run = ["run", "job", "--image", "i", "--dry-run", "-o", "json"];
+    let namespace = |text: &str, more: &[&str]| {
+        let arguments: Vec<&str> = run.iter().chain(more).copied().chain(["--", "x"]).collect();
+        let output = with_settings(text, &arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{error}"));
+        object["metadata"]["namespace"].as_str().map(str::to_owned)
+    };
+    assert_eq!(namespace("namespace: of-file", &[]).as_deref(), Some("of-file"));
+    assert_eq!(
+        namespace("namespace: of-file", &["-n", "of-flag"]).as_deref(),
+        Some("of-flag")
+    );
+    assert_eq!(namespace("namespace: y", &[]).as_deref(), Some("y"));
+}
+
+#[test]
+fn wrong_settings_are_named_before_anything_is_done() {
+    for (text, word) in [
+        ("namspace: a", "Did you mean namespace?"),
+        ("detach-keys: a", "Did you mean detachKeys?"),
+        ("color: blue", "color: invalid value 'blue'"),
+        ("namespace: A_B", "namespace: invalid value 'A_B'"),
+        ("kubeconfig: x", "there is no setting \"kubeconfig\""),
+    ] {
+        let output = with_settings(text, &["get"]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains(word) && error.contains("config.yaml"), "{text}: {error}");
+        assert_eq!(output.status.code(), Some(125), "{text}");
     }
 }

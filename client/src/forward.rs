@@ -21,37 +21,48 @@ pub(crate) async fn open(
     ),
     DialError,
 > {
+    let pods = pods(cluster).await?;
+    let pod = choose(&pods, std::process::id()).ok_or_else(|| none_is_ready(cluster))?;
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    let stream = to(cluster, &name, port(pod, "main", names::RELAY_PORT)).await?;
+    let stream = Arc::new(Mutex::new(Some(stream)));
+    let open = move || {
+        let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        std::future::ready(stream.ok_or_else(|| io::Error::other("the port-forward has ended")))
+    };
+    Ok((name, open))
+}
+
+/// The pods of the operator.
+pub(crate) async fn pods(cluster: &Cluster) -> Result<Vec<Pod>, DialError> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.operator_namespace);
     let selector = format!(
         "app.kubernetes.io/name={},app.kubernetes.io/component={}",
         names::APP_NAME,
         names::APP_COMPONENT
     );
-    let pods = api
-        .list(&ListParams::default().labels(&selector))
-        .await
-        .map_err(|error| cluster.dial_error(&error, &Rule::connect("", "pods", "list"), "find the relay's pods"))?;
-    let pod = choose(&pods.items, std::process::id()).ok_or_else(|| {
-        DialError::Unreachable(format!(
-            "no pod of the operator is ready in namespace {}",
-            cluster.operator_namespace
-        ))
-    })?;
-    let name = pod.metadata.name.clone().unwrap_or_default();
-    let port = port(pod);
-    let mut forwarder = api.portforward(&name, &[port]).await.map_err(|error| {
-        cluster.dial_error(
-            &error,
-            &Rule::connect("", "pods/portforward", "create, get"),
-            "forward a port to the relay",
-        )
-    })?;
-    let stream = Arc::new(Mutex::new(forwarder.take_stream(port)));
-    let open = move || {
-        let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
-        std::future::ready(stream.ok_or_else(|| io::Error::other("the port-forward has ended")))
-    };
-    Ok((name, open))
+    let pods = api.list(&ListParams::default().labels(&selector)).await;
+    let rule = Rule::connect("", "pods", "list");
+    let pods = pods.map_err(|error| cluster.dial_error(&error, &rule, "find the relay's pods"))?;
+    Ok(pods.items)
+}
+
+pub(crate) fn none_is_ready(cluster: &Cluster) -> DialError {
+    DialError::Unreachable(format!(
+        "no pod of the operator is ready in namespace {}",
+        cluster.operator_namespace
+    ))
+}
+
+/// Opens a stream to a port of a pod of the operator.
+pub(crate) async fn to(cluster: &Cluster, pod: &str, port: u16) -> Result<DuplexStream, DialError> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.operator_namespace);
+    let rule = Rule::connect("", "pods/portforward", "create, get");
+    let forwarder = api.portforward(pod, &[port]).await;
+    let mut forwarder = forwarder.map_err(|error| cluster.dial_error(&error, &rule, "forward a port to the relay"))?;
+    forwarder
+        .take_stream(port)
+        .ok_or_else(|| DialError::Unreachable(format!("the port-forward to {pod} has no stream")))
 }
 
 /// One of the ready pods; different clients use different ones.
@@ -60,7 +71,7 @@ fn choose(pods: &[Pod], seed: u32) -> Option<&Pod> {
     ready.get(seed as usize % ready.len().max(1)).copied()
 }
 
-fn is_ready(pod: &Pod) -> bool {
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod
         .status
         .as_ref()
@@ -72,13 +83,14 @@ fn is_ready(pod: &Pod) -> bool {
             .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-fn port(pod: &Pod) -> u16 {
+/// The port of a pod with this name.
+pub(crate) fn port(pod: &Pod, name: &str, default: u16) -> u16 {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
     ports
-        .find(|port| port.name.as_deref() == Some("main"))
+        .find(|port| port.name.as_deref() == Some(name))
         .and_then(|port| u16::try_from(port.container_port).ok())
-        .unwrap_or(names::RELAY_PORT)
+        .unwrap_or(default)
 }
 
 #[cfg(test)]
@@ -109,6 +121,11 @@ mod tests {
             assert_eq!(choose(&pods, seed).unwrap().metadata.name.as_deref(), Some("c"));
         }
         assert!(choose(&pods[..2], 1).is_none());
-        assert_eq!((port(&pods[0]), port(&Pod::default())), (9999, names::RELAY_PORT));
+        let ports = (
+            port(&pods[0], "main", 1),
+            port(&pods[0], "admin", 1),
+            port(&Pod::default(), "main", 1),
+        );
+        assert_eq!(ports, (9999, 1, 1));
     }
 }

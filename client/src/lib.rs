@@ -44,6 +44,7 @@ pub mod dial;
 pub mod exec;
 pub mod gap;
 pub mod login;
+pub mod metrics;
 pub mod observe;
 pub mod output;
 pub mod pool;

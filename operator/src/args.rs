@@ -22,6 +22,9 @@ use crate::relay::faces::Switches;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "operator", version)]
 pub struct Args {
+    /// YAML file with settings; flags and environment variables take precedence.
+    #[arg(long, env = "RPROC_CONFIG")]
+    config: Option<PathBuf>,
     /// Namespace of the release, with the CA, the lease and the published addresses.
     #[arg(long, env = "RPROC_NAMESPACE", default_value = names::DEFAULT_RELEASE_NAMESPACE)]
     namespace: String,
@@ -461,6 +464,14 @@ mod tests {
     fn the_definition_holds() {
         use clap::CommandFactory;
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn each_setting_of_the_file_is_documented() {
+        use clap::CommandFactory;
+        let table = remoteprocess_settings::table(&Args::command(), &remoteprocess_settings::is_setting);
+        let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        remoteprocess_settings::check_docs(docs.as_ref(), "operator", &table);
     }
 
     #[test]

@@ -13,16 +13,17 @@ use crate::{exec, paths};
 
 const PREFIX: &str = "remoteprocess-";
 /// Which of our crates a crate may depend on. Those that are not named (tests, benchmarks, tasks) may use any.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("api", &[]),
     ("proto", &[]),
     ("tls", &[]),
     ("runtime", &[]),
+    ("settings", &[]),
     ("entrypoint", &[]),
-    ("operator", &["api", "proto", "tls", "runtime"]),
-    ("agent", &["proto", "tls", "runtime", "entrypoint"]),
+    ("operator", &["api", "proto", "tls", "runtime", "settings"]),
+    ("agent", &["proto", "tls", "runtime", "settings", "entrypoint"]),
     ("client", &["api", "proto", "tls"]),
-    ("cli", &["client", "api", "proto", "tls"]),
+    ("cli", &["client", "api", "proto", "tls", "settings"]),
 ];
 /// Crate of ours, packages that it must not link, and why.
 const BANS: [(&str, &[&str], &str); 4] = [

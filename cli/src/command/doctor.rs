@@ -1,5 +1,6 @@
 //! `rproc doctor`: checks the installation and the way to it, and names a fix for each finding.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use remoteprocess_client::{Cluster, Dial, DialError, Relay, Rule};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::ListRequest;
 use serde::Serialize;
+use serde_json::Value;
 use strum::Display;
 
 use super::whoami::way;
@@ -21,6 +23,8 @@ use crate::args::GlobalArgs;
 use crate::failure::Failure;
 use crate::print::{DataFormat, print};
 use crate::render::escape;
+
+mod inside;
 
 /// Time limit of one check.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -30,6 +34,10 @@ const OLDEST: (u32, u32) = (1, 33);
 const SKEW: SignedDuration = SignedDuration::from_secs(60);
 /// A CA that ends within this time should be replaced.
 const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// A certificate of a replica, which is renewed long before its end, is in danger if it ends within this time.
+const SOON_LEAF: SignedDuration = SignedDuration::from_secs(120);
+/// Most processes of the namespace that are looked at.
+const MAX_PROCESSES: u32 = 500;
 
 /// Flags of `doctor`.
 #[derive(Debug, clap::Args)]
@@ -41,7 +49,8 @@ pub struct DoctorArgs {
 }
 
 const EXAMPLES: &str = "Checks the kubeconfig, the API server, your clock, the CRD, the operator, your
-permissions, the certificate authority, your certificate, and the relay.
+permissions, the certificate authority, your certificate, the relay, the operator's metrics (its certificate,
+its archive, which replica reconciles), and whether agents of the namespace are cut off.
 
 Examples:
   rproc doctor
@@ -96,15 +105,24 @@ impl Finding {
 
 /// Runs all checks that make sense, and prints what they found.
 pub async fn run(global: &GlobalArgs, args: DoctorArgs) -> Result<u8, Failure> {
-    let found = match global.open().await {
-        Ok(cluster) => examine(&cluster).await,
-        Err(failure) => vec![Finding::failed("Kubeconfig", failure.text, None)],
-    };
+    let found = findings(global).await;
     match args.output {
         Some(format) => format.print(&found)?,
         None => print(&text(&found))?,
     }
     Ok(u8::from(found.iter().any(|finding| finding.result == Grade::Failed)))
+}
+
+/// All findings, as text.
+pub(super) async fn report(global: &GlobalArgs) -> String {
+    text(&findings(global).await)
+}
+
+async fn findings(global: &GlobalArgs) -> Vec<Finding> {
+    match global.open().await {
+        Ok(cluster) => examine(&cluster).await,
+        Err(failure) => vec![Finding::failed("Kubeconfig", failure.text, None)],
+    }
 }
 
 async fn examine(cluster: &Arc<Cluster>) -> Vec<Finding> {
@@ -124,7 +142,39 @@ async fn examine(cluster: &Arc<Cluster>) -> Vec<Finding> {
     found.extend(within("Operator", operator(cluster)).await);
     found.extend(within("Permissions", permissions(cluster)).await);
     found.extend(within("Relay", relay(cluster)).await);
+    found.extend(within("Metrics", metrics(cluster)).await);
+    found.extend(within("Agents", agents(cluster)).await);
     found
+}
+
+async fn metrics(cluster: &Cluster) -> Vec<Finding> {
+    match remoteprocess_client::metrics::read(cluster).await {
+        Ok(replicas) => inside::of_metrics(&replicas, Timestamp::now()),
+        Err(error) => {
+            let fix = "doctor reads them by a port-forward to port 8080 of the operator's pods";
+            vec![Finding::warning("Metrics", error.to_string(), fix)]
+        }
+    }
+}
+
+async fn agents(cluster: &Cluster) -> Vec<Finding> {
+    let listed = cluster
+        .processes()
+        .list(&ListParams::default().limit(MAX_PROCESSES))
+        .await;
+    match listed {
+        Ok(found) => inside::of_processes(&found.items, Timestamp::now()),
+        // The permissions and the CRD are findings of their own.
+        Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => Vec::new(),
+        Err(error) => {
+            let rule = Rule::process("list", "remoteprocess-view");
+            vec![Finding::failed(
+                "Agents",
+                cluster.explain(&error, &rule, "list the processes"),
+                None,
+            )]
+        }
+    }
 }
 
 async fn within(check: &'static str, work: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
@@ -186,7 +236,7 @@ async fn crd(cluster: &Cluster) -> Vec<Finding> {
     let group = format!("{}/{}", names::GROUP, names::VERSION);
     let found = match cluster.client.list_api_group_resources(&group).await {
         Ok(list) if list.resources.iter().any(|resource| resource.name == "remoteprocesses") => {
-            Finding::ok("CRD", format!("{group} is installed"))
+            fields(&group, schema(cluster, &group).await)
         }
         Err(error) if !matches!(&error, kube::Error::Api(status) if status.code == 404) => {
             let rule = Rule::connect("", "/apis", "get");
@@ -198,6 +248,50 @@ async fn crd(cluster: &Cluster) -> Vec<Finding> {
         }
     };
     vec![found]
+}
+
+/// The schema of a process, as the API server publishes it; `None` if it does not.
+async fn schema(cluster: &Cluster, group: &str) -> Option<Value> {
+    let request = http::Request::get(format!("/openapi/v3/apis/{group}"))
+        .body(Vec::new())
+        .ok()?;
+    let mut page: Value = cluster.client.request(request).await.ok()?;
+    let schemas = page.pointer_mut("/components/schemas")?.as_object_mut()?;
+    let name = schemas.keys().find(|name| name.ends_with(".RemoteProcess"))?.clone();
+    schemas.remove(&name)
+}
+
+/// Compares the fields of spec and status with those that this rproc knows.
+fn fields(group: &str, served: Option<Value>) -> Finding {
+    let Some(served) = served else {
+        return Finding::ok("CRD", format!("{group} is installed"));
+    };
+    let own = serde_json::to_value(remoteprocess_api::crd::crd()).unwrap_or_default();
+    let own = own.pointer("/spec/versions/0/schema/openAPIV3Schema").cloned();
+    let own = own.unwrap_or_default();
+    let names = |schema: &Value, part: &str| -> BTreeSet<String> {
+        let fields = schema.pointer(&format!("/properties/{part}/properties"));
+        let fields = fields.and_then(Value::as_object);
+        fields
+            .map(|fields| fields.keys().map(|name| format!("{part}.{name}")).collect())
+            .unwrap_or_default()
+    };
+    let all = |schema: &Value| &names(schema, "spec") | &names(schema, "status");
+    let (served, own) = (all(&served), all(&own));
+    let list = |names: BTreeSet<String>| names.into_iter().collect::<Vec<_>>().join(", ");
+    let (missing, newer) = (list(&own - &served), list(&served - &own));
+    match (missing.as_str(), newer.as_str()) {
+        ("", "") => Finding::ok("CRD", format!("{group} is installed, with the fields that rproc knows")),
+        ("", newer) => {
+            let message = format!("{group} has fields that this rproc does not know: {newer}");
+            Finding::warning("CRD", message, "Use the version of rproc that belongs to the chart")
+        }
+        (missing, _) => {
+            let message = format!("{group} lacks fields that this rproc sets or shows: {missing}");
+            let fix = "Upgrade the chart, with crds.enabled=true (the default), or apply crds.yaml of the release";
+            Finding::warning("CRD", message, fix)
+        }
+    }
 }
 
 /// A pod of the operator.
@@ -459,6 +553,28 @@ mod tests {
         ] {
             assert_eq!(replicas_found("system", "1", &replicas).result, expected);
         }
+    }
+
+    #[test]
+    fn a_definition_of_another_version_is_found() {
+        let own = serde_json::to_value(remoteprocess_api::crd::crd()).unwrap();
+        let own = own.pointer("/spec/versions/0/schema/openAPIV3Schema").unwrap();
+        assert_eq!(fields("g", Some(own.clone())).result, Grade::Ok);
+        let mut newer = own.clone();
+        newer["properties"]["spec"]["properties"]["fromTheFuture"] = serde_json::json!({});
+        let finding = fields("g", Some(newer));
+        assert_eq!(finding.result, Grade::Warning);
+        assert!(finding.message.contains("spec.fromTheFuture"), "{finding:?}");
+        let mut older = own.clone();
+        older["properties"]["status"]["properties"]
+            .as_object_mut()
+            .unwrap()
+            .remove("reason");
+        let finding = fields("g", Some(older));
+        assert!(
+            finding.message.contains("lacks") && finding.message.contains("status.reason"),
+            "{finding:?}"
+        );
     }
 
     #[test]

@@ -34,27 +34,23 @@ struct Versions {
     kubernetes: Option<String>,
 }
 
+impl Default for Versions {
+    fn default() -> Self {
+        Self {
+            client: env!("CARGO_PKG_VERSION"),
+            protocol: remoteprocess_proto::PROTOCOL,
+            operator: None,
+            kubernetes: None,
+        }
+    }
+}
+
 /// Prints the versions.
 pub async fn run(global: &GlobalArgs, args: VersionArgs) -> Result<u8, Failure> {
-    let mut versions = Versions {
-        client: env!("CARGO_PKG_VERSION"),
-        protocol: remoteprocess_proto::PROTOCOL,
-        operator: None,
-        kubernetes: None,
+    let versions = match args.client {
+        true => Versions::default(),
+        false => all(global.open().await?.as_ref()).await?,
     };
-    if !args.client {
-        let cluster = global.open().await?;
-        let info = cluster.client.apiserver_version().await;
-        let info = info.map_err(|error| {
-            cluster.error(
-                &error,
-                &Rule::connect("", "/version", "get"),
-                "ask the API server for its version",
-            )
-        })?;
-        versions.kubernetes = Some(info.git_version);
-        versions.operator = Some(operator(&cluster).await);
-    }
     if let Some(format) = args.output {
         format.print(&versions)?;
         return Ok(0);
@@ -70,6 +66,25 @@ pub async fn run(global: &GlobalArgs, args: VersionArgs) -> Result<u8, Failure> 
     }
     print(&text)?;
     Ok(0)
+}
+
+/// All versions, as JSON.
+pub(super) async fn report(cluster: &Cluster) -> Result<String, String> {
+    let versions = all(cluster).await.map_err(|failure| failure.text)?;
+    serde_json::to_string_pretty(&versions).map_err(|error| error.to_string())
+}
+
+async fn all(cluster: &Cluster) -> Result<Versions, Failure> {
+    let info = cluster.client.apiserver_version().await;
+    let info = info.map_err(|error| {
+        let rule = Rule::connect("", "/version", "get");
+        cluster.error(&error, &rule, "ask the API server for its version")
+    })?;
+    Ok(Versions {
+        operator: Some(operator(cluster).await),
+        kubernetes: Some(info.git_version),
+        ..Versions::default()
+    })
 }
 
 /// The version label of the operator's pods; more than one during an update.

@@ -33,8 +33,11 @@ fn verbs(text: &str, program: &str) -> BTreeSet<String> {
         format!("\n     {program} "),
     ];
     let found = starts.iter().flat_map(|start| text.split(start.as_str()).skip(1));
-    let words = found.filter_map(|rest| rest.split(|c: char| !c.is_ascii_lowercase()).next());
-    words.filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    let words = found.filter_map(|rest| rest.split(|c: char| !c.is_ascii_lowercase() && c != '-').next());
+    words
+        .filter(|word| word.starts_with(|c: char| c.is_ascii_lowercase()))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
