@@ -120,4 +120,8 @@ def main():
             sys.exit(__doc__)
 
 
-main()
+try:
+    main()
+except grpc.RpcError as error:
+    # The relay says what is wrong: the missing RBAC rule, a process that does not exist, a face that is off.
+    sys.exit(f"relay.py: {error.code().name}: {error.details()}")

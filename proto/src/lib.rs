@@ -25,6 +25,9 @@ pub mod wire;
 pub use stream::STREAMS;
 pub use version::{PROTOCOL, Unsupported, check_protocol};
 
+/// The `.proto` files as an encoded `google.protobuf.FileDescriptorSet`, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!("gen/remoteprocess.v1.bin");
+
 /// Maximum length of `Data.bytes`, in bytes: 16 to 64 KiB performed best.
 pub const MAX_CHUNK: usize = 64 * 1024;
 

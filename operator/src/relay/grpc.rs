@@ -17,6 +17,7 @@ mod interactive;
 pub(crate) mod methods;
 pub mod peers;
 mod requests;
+mod standard;
 
 use std::sync::Arc;
 

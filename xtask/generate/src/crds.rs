@@ -18,7 +18,7 @@ pub(crate) fn make() -> Result<Vec<Generated>> {
         .into_iter()
         .map(|path| Generated {
             path,
-            text: text.clone(),
+            contents: text.clone().into_bytes(),
         })
         .collect())
 }

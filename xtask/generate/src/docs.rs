@@ -29,7 +29,7 @@ pub(crate) fn make() -> Result<Vec<Generated>> {
     }
     Ok(vec![Generated {
         path: "docs/api.md",
-        text,
+        contents: text.into_bytes(),
     }])
 }
 

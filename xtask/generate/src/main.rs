@@ -37,7 +37,7 @@ enum Task {
 struct Generated {
     /// Its path in the repository.
     path: &'static str,
-    text: String,
+    contents: Vec<u8>,
 }
 
 fn main() -> Result<()> {
@@ -55,7 +55,7 @@ fn main() -> Result<()> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        fs::write(&path, file.text).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, file.contents).with_context(|| format!("cannot write {}", path.display()))?;
         println!("wrote {}", file.path);
     }
     Ok(())
@@ -64,8 +64,8 @@ fn main() -> Result<()> {
 /// Fails if a file is not up to date, and names the command that updates it.
 fn check(task: Task, files: &[Generated]) -> Result<()> {
     let is_stale = |file: &&Generated| {
-        let found = fs::read_to_string(repository().join(file.path));
-        found.map_or(true, |found| found != file.text)
+        let found = fs::read(repository().join(file.path));
+        found.map_or(true, |found| found != file.contents)
     };
     let stale: Vec<&str> = files.iter().filter(is_stale).map(|file| file.path).collect();
     if !stale.is_empty() {

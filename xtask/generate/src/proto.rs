@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use prost::Message;
 
 use crate::{Generated, repository};
 
@@ -77,6 +78,7 @@ pub(crate) fn make() -> Result<Vec<Generated>> {
     for (field, form) in STORED_FIELDS {
         builder = builder.field_attribute(field, format!("#[serde({form})]"));
     }
+    let encoded = descriptors.encode_to_vec();
     builder.compile_fds(descriptors)?;
     let made = folder.path().join("remoteprocess.v1.rs");
     // `cargo fmt` formats it as well, since it is a module of the crate, and must find nothing to change.
@@ -91,9 +93,14 @@ pub(crate) fn make() -> Result<Vec<Generated>> {
         "rustfmt: {}",
         String::from_utf8_lossy(&formatted.stderr)
     );
-    let text = fs::read_to_string(made)?;
-    Ok(vec![Generated {
-        path: "proto/src/gen/remoteprocess.v1.rs",
-        text,
-    }])
+    Ok(vec![
+        Generated {
+            path: "proto/src/gen/remoteprocess.v1.rs",
+            contents: fs::read(made)?,
+        },
+        Generated {
+            path: "proto/src/gen/remoteprocess.v1.bin",
+            contents: encoded,
+        },
+    ])
 }

@@ -23,6 +23,7 @@ use tower::Service;
 use super::brief::Brief;
 use super::methods::{Method, Requests};
 use super::peers::ATTEMPT;
+use super::standard::Standard;
 use super::{RelayService, admit};
 use crate::relay::calls::{Refused, Verdict};
 use crate::relay::core::output::{Events, OutputEvent};
@@ -34,11 +35,17 @@ const PACK: usize = 16 * 1024;
 
 /// Serves every method of the relay, to its own callers: nobody else's request is read. Cheap to clone.
 #[derive(Clone)]
-pub struct RelayEndpoint(Endpoint<RelayService, RelayServer<RelayService>>);
+pub struct RelayEndpoint {
+    relay: Endpoint<RelayService, RelayServer<RelayService>>,
+    standard: Standard,
+}
 
 pub(super) fn endpoint(service: RelayService) -> RelayEndpoint {
     let tonic = RelayServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE);
-    RelayEndpoint(Endpoint::new(service, tonic))
+    RelayEndpoint {
+        relay: Endpoint::new(service, tonic),
+        standard: Standard::default(),
+    }
 }
 
 impl<B> Service<http::Request<B>> for RelayEndpoint
@@ -67,7 +74,10 @@ where
             Some(Requests::One) => request.map(|body| Body::new(Brief::new(body, verdict))),
             Some(Requests::Many) | None => request.map(Body::new),
         };
-        self.0.call(request)
+        match Standard::serves(request.uri().path()) {
+            true => self.standard.call(request),
+            false => self.relay.call(request),
+        }
     }
 }
 

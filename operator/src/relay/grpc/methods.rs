@@ -22,9 +22,18 @@ pub(crate) enum Requests {
     Many,
 }
 
+/// The relay's own service.
+pub(super) const RELAY: &str = "remoteprocess.v1.Relay";
+/// The standard health service of gRPC.
+pub(super) const HEALTH: &str = "grpc.health.v1.Health";
+/// The standard reflection service of gRPC.
+pub(super) const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
+
 /// One method.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Method {
+    /// The service.
+    pub service: &'static str,
     /// Its name in the service.
     pub name: &'static str,
     /// Who may call it.
@@ -52,6 +61,7 @@ macro_rules! methods {
         $(impl Opens for $request {
             type Caller = $caller;
             const METHOD: Method = Method {
+                service: RELAY,
                 name: stringify!($name),
                 callers: <$caller as Who>::CALLERS,
                 action: $action,
@@ -79,11 +89,30 @@ methods! {
     Exec(ExecOpen), Many, Access, Some(ExecOpen::ACTION);
 }
 
+/// The methods of the services that every gRPC server has. Each is for users with a valid certificate, and tells nothing
+/// of any process. The messages of each call are short and come within seconds, so a stream counts as one request.
+pub(crate) const STANDARD: [Method; 3] = [
+    standard(HEALTH, "Check"),
+    standard(HEALTH, "Watch"),
+    standard(REFLECTION, "ServerReflectionInfo"),
+];
+
+const fn standard(service: &'static str, name: &'static str) -> Method {
+    Method {
+        service,
+        name,
+        callers: Callers::Users,
+        action: None,
+        requests: Requests::One,
+    }
+}
+
 impl Method {
     /// The method at the path of a request.
     pub(super) fn at(path: &str) -> Option<&'static Self> {
-        let name = path.strip_prefix("/remoteprocess.v1.Relay/")?;
-        METHODS.iter().find(|method| method.name == name)
+        let (service, name) = path.strip_prefix('/')?.split_once('/')?;
+        let mut all = METHODS.iter().chain(&STANDARD);
+        all.find(|method| method.service == service && method.name == name)
     }
 
     /// Whether the peer of a connection may call this method at all. To be asked before anything of the request is read.
@@ -127,6 +156,9 @@ mod tests {
                 Callers::UsersAndReplicas => "users, other replicas for a user",
             };
             row(method.name, callers, method.action);
+        }
+        for method in STANDARD {
+            row(&format!("{}/{}", method.service, method.name), "users", method.action);
         }
         for route in ROUTES {
             row(&format!("{} {}", route.method, route.path), "users", route.action);

@@ -583,3 +583,92 @@ async fn a_face_that_is_off_says_so() {
     let answer = get(PROCESS).http2(no_http.address).await;
     assert_eq!(answer.header("grpc-status"), "12", "unimplemented");
 }
+
+/// A channel as this role.
+async fn channel(replica: &Replica, role: &Role) -> tonic::transport::Channel {
+    let dialer = Dialer::new(identity(role));
+    dialer
+        .connect(&replica.address.to_string(), &Role::Operator)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn grpc_tools_learn_health_and_methods() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+    let replica = replica().await;
+    let mut health = HealthClient::new(channel(&replica, &Role::User).await);
+    for (service, expected) in [
+        ("", Ok(1)),
+        ("remoteprocess.v1.Relay", Ok(1)),
+        ("remoteprocess.v1.Executor", Err(Code::NotFound)),
+    ] {
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let answer = health.check(request).await;
+        let answer = answer
+            .map(|answer| answer.into_inner().status)
+            .map_err(|status| status.code());
+        assert_eq!(answer, expected, "{service}");
+    }
+    let watched = health.watch(HealthCheckRequest::default()).await.unwrap_err();
+    assert_eq!(watched.code(), Code::Unimplemented);
+    assert_eq!(
+        services(channel(&replica, &Role::User).await).await,
+        ["grpc.health.v1.Health", "remoteprocess.v1.Relay"]
+    );
+}
+
+async fn services(channel: tonic::transport::Channel) -> Vec<String> {
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    let mut client = ServerReflectionClient::new(channel);
+    let mut ask = async |message: MessageRequest| {
+        let request = ServerReflectionRequest {
+            message_request: Some(message),
+            ..ServerReflectionRequest::default()
+        };
+        let answers = client.server_reflection_info(tokio_stream::iter([request])).await;
+        answers
+            .unwrap()
+            .into_inner()
+            .message()
+            .await
+            .unwrap()
+            .unwrap()
+            .message_response
+    };
+    let symbol = "remoteprocess.v1.WatchOutputRequest".to_owned();
+    let file = ask(MessageRequest::FileContainingSymbol(symbol)).await;
+    assert!(
+        matches!(&file, Some(MessageResponse::FileDescriptorResponse(files)) if !files.file_descriptor_proto.is_empty()),
+        "{file:?}"
+    );
+    let Some(MessageResponse::ListServicesResponse(list)) = ask(MessageRequest::ListServices(String::new())).await
+    else {
+        panic!("no list");
+    };
+    let mut names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
+    names.sort_unstable();
+    names
+}
+
+#[tokio::test]
+async fn health_and_reflection_are_for_users() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+    let replica = replica().await;
+    let agent = Role::Agent {
+        namespace: "default".to_owned(),
+        pod_uid: "pod-1".to_owned(),
+    };
+    for role in [agent, Role::Operator] {
+        let mut health = HealthClient::new(channel(&replica, &role).await);
+        let refused = health.check(HealthCheckRequest::default()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{role}");
+    }
+}
