@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
@@ -42,12 +42,7 @@ impl Image {
     pub(crate) fn write(&self, archive: &Path) -> Result<String> {
         let layer = self.layer()?;
         let digest = hex::encode(Sha256::digest(&layer));
-        let config = serde_json::to_vec(&json!({
-            "architecture": architecture(),
-            "os": "linux",
-            "config": {"Entrypoint": self.entrypoint, "Cmd": self.cmd, "User": self.user},
-            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
-        }))?;
+        let config = serde_json::to_vec(&self.config(architecture(), &digest))?;
         let config_name = format!("{}.json", hex::encode(Sha256::digest(&config)));
         let manifest = json!([{"Config": config_name, "RepoTags": self.names, "Layers": ["layer.tar"]}]);
 
@@ -62,7 +57,18 @@ impl Image {
         Ok(digest[..12].to_owned())
     }
 
-    fn layer(&self) -> Result<Vec<u8>> {
+    /// The configuration of the image for an architecture, with the sha256 of its layer.
+    pub(crate) fn config(&self, architecture: &str, layer: &str) -> Value {
+        json!({
+            "architecture": architecture,
+            "os": "linux",
+            "config": {"Entrypoint": self.entrypoint, "Cmd": self.cmd, "User": self.user},
+            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer}")]},
+        })
+    }
+
+    /// The layer as a tar archive.
+    pub(crate) fn layer(&self) -> Result<Vec<u8>> {
         let mut tar = Builder::new(Vec::new());
         for entry in &self.entries {
             match entry {
@@ -95,7 +101,7 @@ pub(crate) fn architecture() -> &'static str {
     }
 }
 
-fn append<W: std::io::Write>(tar: &mut Builder<W>, path: &str, mode: u32, bytes: &[u8]) -> Result<()> {
+pub(crate) fn append<W: std::io::Write>(tar: &mut Builder<W>, path: &str, mode: u32, bytes: &[u8]) -> Result<()> {
     let mut header = header(EntryType::Regular, mode, bytes.len() as u64);
     tar.append_data(&mut header, path, bytes)
         .with_context(|| format!("cannot add {path} to the archive"))

@@ -49,12 +49,21 @@ pub(crate) fn forget_package(command: &mut Command) {
 
 /// The target folder in the cache, for this process alone. Threads that start Cargo need a first call before them.
 pub(crate) fn claim_target() -> Result<PathBuf> {
-    let target = paths::cache()?.join("target");
+    claim("target")
+}
+
+/// The target folder of releases: another linker would make each build of the other folder start anew.
+pub(crate) fn claim_release_target() -> Result<PathBuf> {
+    claim("release-target")
+}
+
+fn claim(folder: &str) -> Result<PathBuf> {
+    let target = paths::cache()?.join(folder);
     if CLAIM.get().is_none() {
         let lock = Lock::take(&target.with_file_name("build.lock"), "the build of another checkout")?;
-        forget_other_checkout(&target)?;
         let _ = CLAIM.set(lock);
     }
+    forget_other_checkout(&target)?;
     Ok(target)
 }
 

@@ -20,11 +20,13 @@ const ENTRYPOINT_LIMIT: u64 = 1024 * 1024;
 /// Maximum size of the agent in bytes.
 const AGENT_LIMIT: u64 = 8 * 1024 * 1024;
 /// The images, as in the Dockerfile.
-const NAMES: [&str; 3] = ["operator", "agent", "cli"];
+pub(crate) const NAMES: [&str; 3] = ["operator", "agent", "cli"];
+/// The programs in each of them, as in the Dockerfile.
+pub(crate) const CONTENTS: [&[&str]; 3] = [&["operator"], &["agent", "entrypoint"], &["rproc"]];
 /// Prefix of all image names.
-const REGISTRY: &str = "ghcr.io/remoteprocess";
+pub(crate) const REGISTRY: &str = "ghcr.io/remoteprocess";
 /// `nonroot` of the Dockerfile.
-const USER: &str = "65532:65532";
+pub(crate) const USER: &str = "65532:65532";
 
 /// The built images.
 pub(crate) struct Images {
@@ -128,7 +130,7 @@ pub(crate) fn programs() -> Result<Programs> {
 }
 
 /// Whether programs can be built for the target; installs it if rustup can.
-fn has_target(triple: &str) -> Result<bool> {
+pub(crate) fn has_target(triple: &str) -> Result<bool> {
     let folder = exec::output(Command::new("rustc").args(["--print", "target-libdir", "--target", triple]))?;
     if Path::new(folder.trim()).exists() {
         return Ok(true);
@@ -168,13 +170,9 @@ fn kib(bytes: u64) -> String {
 }
 
 fn write(programs: Programs) -> Result<Images> {
-    // As in the Dockerfile: the programs in each image.
-    let contents = NAMES
-        .iter()
-        .zip([vec!["operator"], vec!["agent", "entrypoint"], vec!["rproc"]]);
-    let contents: Vec<_> = contents.collect();
+    let contents: Vec<_> = NAMES.iter().zip(CONTENTS).collect();
     let mut hash = Sha256::new();
-    for program in contents.iter().flat_map(|(_, programs)| programs) {
+    for program in contents.iter().flat_map(|(_, programs)| *programs) {
         hash.update(fs::read(programs.path(program))?);
     }
     let version = env!("CARGO_PKG_VERSION");

@@ -1,7 +1,8 @@
 //! The tasks of this repository: `cargo xtask <task>`.
 //!
 //! Arrows: may depend on every crate of the workspace, nothing depends on it.
-//! Invariant: everything that outlives a command is kept below the user's cache folder, never in the checkout.
+//! Invariant: everything that outlives a command is kept below the user's cache folder, never in the checkout, except
+//! `dist/`, which is a release.
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -26,6 +27,7 @@ mod lock;
 mod page;
 mod paths;
 mod registry;
+mod release;
 mod s3;
 mod steps;
 mod target;
@@ -81,6 +83,8 @@ enum Task {
     External,
     /// Builds the page of `rproc ui` with Node, for the next build of rproc; `--test` and `--screenshots` use Chromium.
     Page(page::PageArgs),
+    /// Writes `dist/`: programs and images for amd64 and arm64, chart, manifests, checksums, SBOM and notes.
+    Release(release::ReleaseArgs),
     /// Generates the CustomResourceDefinition from the types in `api/`.
     Crds(GenerateArgs),
     /// Generates the Rust code of the wire protocol from the .proto files.
@@ -106,6 +110,7 @@ fn main() -> Result<()> {
         Task::Faults { target, args } => faults::faults(&target, &args),
         Task::External => external::external(),
         Task::Page(args) => page::page(&args),
+        Task::Release(args) => release::release(&args),
         Task::Crds(args) => generate("crds", &args),
         Task::Proto(args) => generate("proto", &args),
         Task::Docs(args) => generate("docs", &args),

@@ -25,13 +25,7 @@ pub(crate) struct PageArgs {
 
 /// Builds the page.
 pub(crate) fn page(args: &PageArgs) -> Result<()> {
-    if !exec::succeeds(Command::new("npm").arg("--version")) {
-        bail!("npm is missing: install Node 20 or newer. Without the page, rproc has everything but `rproc ui`");
-    }
-    step("packages of the page", || {
-        npm("ci", &["--ignore-scripts", "--no-audit", "--no-fund"])
-    })?;
-    step("build the page", || npm("run", &["build"]))?;
+    build()?;
     if args.test || args.screenshots {
         install_packages(&[BROWSER])?;
     }
@@ -43,6 +37,17 @@ pub(crate) fn page(args: &PageArgs) -> Result<()> {
     }
     say("build rproc now: cargo build -p remoteprocess-cli, or cargo xtask images for the release");
     Ok(())
+}
+
+/// Builds the page into page/dist/.
+pub(crate) fn build() -> Result<()> {
+    if !exec::succeeds(Command::new("npm").arg("--version")) {
+        bail!("npm is missing: install Node 20 or newer. Without the page, rproc has everything but `rproc ui`");
+    }
+    step("packages of the page", || {
+        npm("ci", &["--ignore-scripts", "--no-audit", "--no-fund"])
+    })?;
+    step("build the page", || npm("run", &["build"]))
 }
 
 fn npm(task: &str, args: &[&str]) -> Result<()> {
