@@ -33,3 +33,20 @@ function append(element: Element, children: Child[]): void {
     if (child !== null && child !== undefined && child !== false) element.append(typeof child === 'number' ? String(child) : child);
   }
 }
+
+/** Whether the user has selected text in an element. */
+export function hasSelection(element: Element): boolean {
+  const selection = getSelection();
+  return selection !== null && !selection.isCollapsed && selection.anchorNode !== null && element.contains(selection.anchorNode);
+}
+
+/** Makes these the children of an element. Those that stay are not touched, so that a selection in them stays. */
+export function arrange(element: Element, children: Element[]): void {
+  const kept = new Set(children);
+  for (const child of [...element.children]) if (!kept.has(child)) child.remove();
+  let next = element.firstElementChild;
+  for (const child of children) {
+    if (child === next) next = next.nextElementSibling;
+    else element.insertBefore(child, next);
+  }
+}

@@ -1,7 +1,7 @@
 // The list of processes.
 
 import { namespaces, Problem, type Process, type Session } from './api';
-import { h, fill } from './dom';
+import { fill, h, hasSelection } from './dom';
 import { age, moment } from './time';
 import { Processes } from './watch';
 
@@ -78,7 +78,7 @@ export class ListView {
     this.#isDrawing = true;
     requestAnimationFrame(() => {
       this.#isDrawing = false;
-      this.#drawNow();
+      if (!hasSelection(this.#body)) this.#drawNow();
     });
   }
 

@@ -2,7 +2,7 @@
 
 import { BOLD, DIM, INVERSE, ITALIC, parse, plain, STRIKE, UNDERLINE, visible, type Span, type Style } from './ansi';
 import type { Problem } from './api';
-import { h } from './dom';
+import { arrange, h, hasSelection } from './dom';
 import { Lines, NOTE, STDERR, STDOUT } from './lines';
 import { Rows } from './rows';
 import { pause } from './reader';
@@ -56,6 +56,7 @@ export class OutputView implements Sink {
   #target: Options['target'];
   #targetLine = -1;
   #selected = '';
+  #drawn = new Map<string, HTMLElement>();
 
   constructor(readonly options: Options) {
     this.#target = options.target;
@@ -79,7 +80,7 @@ export class OutputView implements Sink {
       options.all && h('a', { class: 'button', href: options.all }, 'From the beginning'),
       this.#status);
     this.element = h('div', { class: 'output' }, bar, h('div', { class: 'frame' }, this.#view, this.#more, this.#ruler),
-      h('p', { id: 'output-keys', class: 'hint' }, 'With the output in focus: / searches, f follows, w wraps, t shows times. A click on ¶ makes a link to a line.'));
+      h('p', { id: 'output-keys', class: 'hint' }, 'With the output in focus: / searches, f follows, w wraps, t shows times, l makes a link to the match or the first line in view, as a click on ¶ does.'));
     for (const button of [wrap, times]) if (button.getAttribute('aria-pressed') === 'true') this.#view.classList.add(button.dataset['name'] ?? '');
     this.#listen(wrap, times);
     void this.#run();
@@ -95,7 +96,7 @@ export class OutputView implements Sink {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const keys: Record<string, () => void> = {
         '/': () => this.#search.focus(), f: () => this.#toEnd(), w: () => wrap.click(), t: () => times.click(),
-        n: () => this.#step(1), N: () => this.#step(-1),
+        n: () => this.#step(1), N: () => this.#step(-1), l: () => this.#select(this.#matches[this.#match] ?? this.#first()),
         Home: () => { this.#isFollowing = false; this.#view.scrollTop = 0; }, End: () => this.#toEnd(),
       };
       const action = keys[event.key];
@@ -225,7 +226,8 @@ export class OutputView implements Sink {
     const scale = this.#scale;
     const height = Math.ceil(this.#rows.total * scale);
     this.#space.style.height = `${Math.max(height, 1)}px`;
-    if (this.#isFollowing) this.#view.scrollTop = this.#view.scrollHeight;
+    // Text that is being selected stays where it is.
+    if (this.#isFollowing && !hasSelection(this.#list)) this.#view.scrollTop = this.#view.scrollHeight;
     const top = (this.#lastTop = this.#view.scrollTop);
     const visibleRows = Math.ceil(this.#view.clientHeight / ROW);
     const lastRow = Math.max(0, this.#rows.total - visibleRows);
@@ -233,9 +235,13 @@ export class OutputView implements Sink {
     const row = isAtEnd && scale < ROW ? lastRow : Math.min(Math.floor(top / scale), Math.max(lastRow, 0));
     const { line } = this.#rows.at(Math.max(0, row - MARGIN));
     const until = Math.min(lines.length, line + visibleRows + 2 * MARGIN + (this.#rows.columns ? MARGIN : 0));
-    const drawn: HTMLElement[] = [];
-    for (let index = line; index < until; index++) drawn.push(this.#line(index));
-    this.#list.replaceChildren(...drawn);
+    const drawn = new Map<string, HTMLElement>();
+    for (let index = line; index < until; index++) {
+      const key = this.#key(index);
+      drawn.set(key, this.#drawn.get(key) ?? this.#line(index));
+    }
+    arrange(this.#list, [...drawn.values()]);
+    this.#drawn = drawn;
     // At full scale each row has its place; below it, the first row in view is at the edge.
     const y = scale === ROW ? this.#rows.top(line) * ROW : top - (row - this.#rows.top(line)) * ROW;
     this.#list.style.transform = `translateY(${y}px)`;
@@ -251,6 +257,22 @@ export class OutputView implements Sink {
     if (this.#more.textContent !== text) this.#more.textContent = text;
   }
 
+  /** What the element of a line is made of. */
+  #key(index: number): string {
+    const lines = this.#lines;
+    const isCurrent = this.#matches[this.#match] === index;
+    return [index + lines.dropped, lines.text(index).length, this.#needle?.source, isCurrent, this.#isTarget(index)].join(' ');
+  }
+
+  #isTarget(index: number): boolean {
+    return index === this.#targetLine || (this.#selected !== '' && this.#selected === this.#name(index));
+  }
+
+  /** The stream and the offset of a line. */
+  #name(index: number): string {
+    return `${this.#lines.kind(index) === STDERR ? 'stderr' : 'stdout'}:${this.#lines.offset(index)}`;
+  }
+
   #line(index: number): HTMLElement {
     const lines = this.#lines;
     const kind = lines.kind(index);
@@ -259,24 +281,27 @@ export class OutputView implements Sink {
     text.append(...this.#marked(spans, index));
     if (kind === NOTE) return h('div', { class: 'row note' }, h('span', { class: 'gutter' }), text);
     const stream = kind === STDERR ? 'stderr' : 'stdout';
-    const id = `${stream}:${lines.offset(index)}`;
     const link = h('a', {
       class: 'gutter', href: this.options.link(stream, lines.offset(index), lines.cursor(index)), tabindex: -1,
       'aria-label': `${kind === STDERR ? 'err' : '¶'}: link to the line at offset ${lines.offset(index)} of ${stream}`,
-      on: { click: (event) => this.#select(event, index) },
+      on: { click: (event) => this.#clicked(event, index) },
     }, kind === STDERR ? 'err' : '¶');
     const time = lines.time(index);
-    const isTarget = index === this.#targetLine || this.#selected === id;
-    return h('div', { class: `row ${stream}${isTarget ? ' target' : ''}` }, link,
+    return h('div', { class: `row ${stream}${this.#isTarget(index) ? ' target' : ''}` }, link,
       h('span', { class: 'time' }, Number.isNaN(time) ? '' : clock(time)), text);
   }
 
-  /** Puts the link into the address bar, and keeps what is on the screen. */
-  #select(event: MouseEvent, index: number): void {
+  #clicked(event: MouseEvent, index: number): void {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
+    this.#select(index);
+  }
+
+  /** Puts the link to a line into the address bar, and keeps what is on the screen. */
+  #select(index: number): void {
+    if (this.#lines.kind(index) === NOTE) return;
     const stream = this.#lines.kind(index) === STDERR ? 'stderr' : 'stdout';
-    this.#selected = `${stream}:${this.#lines.offset(index)}`;
+    this.#selected = this.#name(index);
     this.#targetLine = -1;
     this.#target = undefined;
     history.replaceState(null, '', this.options.link(stream, this.#lines.offset(index), this.#lines.cursor(index)));

@@ -98,6 +98,33 @@ describe('output', () => {
     await page.locator('.status', { hasText: 'Ended' }).waitFor();
   }));
 
+  test('text that is selected stays selected while lines arrive', () => using({ at: '#/default/build-7f3a' }, async (page, fake) => {
+    await has(page, 'Finished');
+    const selected = () => page.evaluate(() => String(getSelection()));
+    await page.locator('.row', { hasText: 'Finished' }).locator('.text').selectText();
+    const before = await selected();
+    assert.match(before, /Finished/);
+    fake.write('stdout', 'after the selection\n');
+    await page.locator('.row', { hasText: 'after the selection' }).waitFor({ state: 'attached' });
+    assert.equal(await selected(), before);
+    await page.evaluate(() => getSelection().removeAllRanges());
+    fake.write('stdout', 'and on\n');
+    await page.waitForFunction(() => { const view = document.querySelector('.view'); return view.scrollTop + view.clientHeight >= view.scrollHeight - 1; });
+  }));
+
+  test('the keyboard searches and makes a link', () => using({ at: '#/default/build-7f3a' }, async (page) => {
+    await has(page, 'Finished');
+    await page.locator(VIEW).focus();
+    await page.keyboard.press('/');
+    await page.keyboard.type('module-05');
+    await page.keyboard.press('Enter');
+    await page.locator('mark.current').first().waitFor();
+    await page.keyboard.press('Escape');
+    await page.keyboard.press('l');
+    await page.locator('.row.target', { hasText: 'module-05' }).waitFor();
+    assert.match(page.url(), /from=\d+&at=stdout/);
+  }));
+
   test('a link shows its line, and the search finds others', () => using({ at: `#/default/build-7f3a?attempt=1&from=20&at=stdout:${offset(25) + 3}` }, async (page) => {
     const target = page.locator('.row.target');
     await target.waitFor();

@@ -16,7 +16,7 @@ const browser = await launch();
 const now = new Date(at(92));
 
 async function picture(name, path, context, prepare = async () => {}) {
-  const page = await open(browser, context);
+  const page = await open(browser, { reducedMotion: 'reduce', ...context });
   await page.clock.setFixedTime(now);
   await page.goto(`${fake.url}/${path}`);
   await prepare(page);

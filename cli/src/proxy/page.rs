@@ -99,7 +99,72 @@ fn media_type(name: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
+
     use super::*;
+
+    /// A page whose API server remembers what it is asked.
+    fn page(asked: &Asked) -> Page {
+        let asked = asked.clone();
+        let api = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            asked.lock().unwrap().push(request.map(|_| ()));
+            std::future::ready(Ok::<_, std::convert::Infallible>(Response::new(
+                kube::client::Body::from(b"{}".to_vec()),
+            )))
+        });
+        let cluster = Cluster {
+            client: kube::Client::new(api, "default"),
+            namespace: "team".into(),
+            operator_namespace: "system".into(),
+            url: "https://cluster".into(),
+            account: Default::default(),
+            connector: Default::default(),
+            server: None,
+            cache: None,
+        };
+        const FILES: &[File] = &[File {
+            name: "index.html",
+            bytes: b"<!doctype html>",
+        }];
+        Page::of(Arc::new(cluster), FILES, Some("alice".to_owned()))
+    }
+
+    type Asked = Arc<std::sync::Mutex<Vec<http::Request<()>>>>;
+
+    async fn get(page: &Page, path: &str) -> Result<Response<Body>, Problem> {
+        let request = http::Request::get(path)
+            .header("cookie", "rproc-9=secret")
+            .body(())
+            .unwrap();
+        page.answer(request.into_parts().0, Bytes::new()).await
+    }
+
+    #[tokio::test]
+    async fn files_the_session_and_the_api_server_have_their_paths() {
+        let asked = Asked::default();
+        let page = page(&asked);
+        let index = get(&page, "/").await.unwrap();
+        assert_eq!(index.headers()[CONTENT_SECURITY_POLICY], POLICY.trim_ascii());
+        assert_eq!(index.headers()[CONTENT_TYPE], "text/html; charset=utf-8");
+        let session = get(&page, "/session.json").await.unwrap().into_body().collect().await;
+        let session: Value = serde_json::from_slice(&session.unwrap().to_bytes()).unwrap();
+        assert_eq!(
+            (&session["namespace"], &session["user"]),
+            (&json!("team"), &json!("alice"))
+        );
+        assert_eq!(
+            get(&page, "/api/v1/secrets").await.unwrap_err().status(),
+            StatusCode::NOT_FOUND
+        );
+        assert!(asked.lock().unwrap().is_empty());
+        get(&page, "/api/v1/namespaces?limit=1").await.unwrap();
+        let sent = asked.lock().unwrap().pop().unwrap();
+        assert_eq!(
+            sent.uri().path_and_query().unwrap().as_str(),
+            "/api/v1/namespaces?limit=1"
+        );
+        assert!(!sent.headers().contains_key("cookie"), "{sent:?}");
+    }
 
     #[test]
     fn the_policy_allows_no_inline_script_and_no_other_site() {

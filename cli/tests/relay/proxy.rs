@@ -185,11 +185,15 @@ async fn connections_beyond_the_limit_wait() {
     assert!(answer.ends_with("served"), "{answer}");
 }
 
-/// One record per tick, behind a cursor that is its number.
-fn clock(from: u64, begin: Instant, tick: Duration, total: u64) -> Response {
-    let records = stream::iter(from..=total).then(move |number| async move {
-        sleep_until(begin + tick * u32::try_from(number).unwrap()).await;
-        let kind = if number == total { "end" } else { "data" };
+/// One record per 10 ms, behind a cursor that is its number. The first opening has no end, a later one has 50 records.
+fn clock(from: u64, begin: Instant) -> Response {
+    let end = if from == 0 { u64::MAX } else { from + 50 };
+    let numbers = stream::unfold(from, move |number| async move {
+        (number <= end).then_some((number, number + 1))
+    });
+    let records = numbers.then(move |number| async move {
+        sleep_until(begin + Duration::from_millis(10 * number)).await;
+        let kind = if number == end { "end" } else { "data" };
         Ok::<_, Infallible>(format!("event: {kind}\nid: {}\ndata: {number}\n\n", number + 1))
     });
     Body::from_stream(records).into_response()
@@ -202,20 +206,20 @@ struct From {
     tail: Option<u64>,
 }
 
-/// Certificates live for four seconds, and the relay cuts a connection when its certificate ends.
+/// Certificates live for eight seconds, and the relay cuts a connection when its certificate ends.
 #[tokio::test]
 async fn records_continue_while_the_certificate_is_renewed() {
-    let (begin, tick, total) = (Instant::now(), Duration::from_millis(10), 550);
+    let begin = Instant::now();
     let openings = Arc::new(Mutex::new(Vec::new()));
     let opened = openings.clone();
     let relay = Router::new().route(
         "/v1/output",
         get(move |Query(from): Query<From>| async move {
             opened.lock().unwrap().push((from.offset, from.tail));
-            clock(from.offset, begin, tick, total)
+            clock(from.offset, begin)
         }),
     );
-    let served = serve(relay, Duration::from_secs(4)).await;
+    let served = serve(relay, Duration::from_secs(8)).await;
     let answer = served
         .ask("GET /v1/output?tail=5", "Accept: text/event-stream\r\n")
         .await;
@@ -223,13 +227,14 @@ async fn records_continue_while_the_certificate_is_renewed() {
         .lines()
         .filter_map(|line| line.strip_prefix("data: ")?.parse().ok())
         .collect();
-    assert!(numbers == (0..=total).collect::<Vec<_>>(), "{numbers:?}");
     let openings = openings.lock().unwrap();
-    assert!(openings.len() >= 2, "{openings:?}");
-    assert_eq!(openings[0], (0, Some(5)));
+    assert_eq!((openings.len(), openings[0]), (2, (0, Some(5))));
+    assert!(openings[1].0 > 0 && openings[1].1.is_none(), "{openings:?}");
+    let expected: Vec<u64> = (0..=openings[1].0 + 50).collect();
+    assert!(numbers == expected, "{numbers:?}");
     assert!(
-        openings[1..].iter().all(|(offset, tail)| *offset > 0 && tail.is_none()),
-        "{openings:?}"
+        answer.contains("event: end") && answer.ends_with("0\r\n\r\n"),
+        "it ends as it should"
     );
     assert!(served.world.signed() >= 2);
 }
