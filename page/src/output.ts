@@ -52,6 +52,8 @@ export class OutputView implements Sink {
   #matches: number[] = [];
   #match = -1;
   #scanned = 0;
+  /** A step that waits for the first match. */
+  #wanted: 1 | -1 | 0 = 0;
   #isScanning = false;
   #target: Options['target'];
   #targetLine = -1;
@@ -339,7 +341,7 @@ export class OutputView implements Sink {
   #find(): void {
     const text = this.#search.value;
     this.#needle = text ? new RegExp(text.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&'), 'gi') : null;
-    [this.#matches, this.#match, this.#scanned] = [[], -1, 0];
+    [this.#matches, this.#match, this.#scanned, this.#wanted] = [[], -1, 0, 0];
     void this.#scan();
     this.#draw();
   }
@@ -355,6 +357,7 @@ export class OutputView implements Sink {
         this.#needle.lastIndex = 0;
         if (this.#needle.test(plain(visible(this.#lines.text(this.#scanned))))) this.#matches.push(this.#scanned);
       }
+      if (this.#wanted) this.#step(this.#wanted);
       this.#showCount();
       await pause(0);
       if (dropped !== this.#lines.dropped) {
@@ -376,6 +379,7 @@ export class OutputView implements Sink {
   /** The next match from what is on the screen, or the one after the current. */
   #step(by: 1 | -1): void {
     const total = this.#matches.length;
+    this.#wanted = total === 0 ? by : 0;
     if (!total) return;
     if (this.#match < 0) {
       const first = this.#first();

@@ -50,3 +50,38 @@ export class Backoff {
     this.#tries = 0;
   }
 }
+
+/** How long a window in the background keeps its connections. Browsers allow six to a server, for all windows. */
+const BACKGROUND = 20_000;
+
+/** Returns when the window is visible. */
+export function untilShown(signal: AbortSignal): Promise<void> {
+  if (document.visibilityState === 'visible') return Promise.resolve();
+  return new Promise((resolve) => {
+    const done = () => {
+      if (document.visibilityState !== 'visible' && !signal.aborted) return;
+      document.removeEventListener('visibilitychange', done);
+      resolve();
+    };
+    document.addEventListener('visibilitychange', done);
+    signal.addEventListener('abort', done, { once: true });
+  });
+}
+
+/** Uses a signal that is aborted when the window has been in the background for a while, or when the other one is. */
+export async function whileShown<T>(other: AbortSignal, use: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const hidden = new AbortController();
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const changed = () => {
+    clearTimeout(timer);
+    if (document.visibilityState !== 'visible') timer = setTimeout(() => hidden.abort(), BACKGROUND);
+  };
+  document.addEventListener('visibilitychange', changed);
+  changed();
+  try {
+    return await use(AbortSignal.any([other, hidden.signal]));
+  } finally {
+    clearTimeout(timer);
+    document.removeEventListener('visibilitychange', changed);
+  }
+}

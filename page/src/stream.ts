@@ -1,7 +1,7 @@
 // The output of one attempt, over any number of connections: each continues behind the last record.
 
 import { ask, Problem, route } from './api';
-import { Backoff, linesOf } from './reader';
+import { Backoff, linesOf, untilShown, whileShown } from './reader';
 
 export interface Data { type: 'data'; stream: 'stdout' | 'stderr'; offset: number; time?: string; text?: string; base64?: string; cursor: string }
 export interface Gap { type: 'gap'; stream: 'stdout' | 'stderr'; from: number; to?: number; reason: string; cursor: string }
@@ -34,7 +34,8 @@ export async function follow(source: Source, sink: Sink, signal: AbortSignal): P
   let cursor = source.from ?? '';
   while (!signal.aborted) {
     try {
-      cursor = await read(source, cursor, sink, signal, () => backoff.reset());
+      await untilShown(signal);
+      await whileShown(signal, (shown) => read(source, cursor, sink, shown, () => backoff.reset()));
       return;
     } catch (error) {
       if (signal.aborted) return;
@@ -66,7 +67,7 @@ function path(source: Source, cursor: string): string {
   return route(source.namespace, source.name, `output?${query}`);
 }
 
-async function read(source: Source, from: string, sink: Sink, signal: AbortSignal, heard: () => void): Promise<string> {
+async function read(source: Source, from: string, sink: Sink, signal: AbortSignal, heard: () => void): Promise<void> {
   let cursor = from;
   const silence = new AbortController();
   let timer: ReturnType<typeof setTimeout> | undefined;
@@ -89,7 +90,7 @@ async function read(source: Source, from: string, sink: Sink, signal: AbortSigna
       else if (record.type === 'gap') sink.gap(record, cursor);
       else {
         sink.end(record);
-        return record.cursor;
+        return;
       }
       cursor = ('cursor' in record && record.cursor) || cursor;
     }

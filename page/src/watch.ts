@@ -1,7 +1,7 @@
 // Processes, kept up to date: a list, then a watch from its version on.
 
 import { ask, objects, Problem, type Process } from './api';
-import { Backoff, linesOf } from './reader';
+import { Backoff, linesOf, untilShown, whileShown } from './reader';
 
 const PAGE = 500;
 
@@ -32,10 +32,13 @@ export class Processes {
     const backoff = new Backoff();
     while (!signal.aborted) {
       try {
-        if (!this.#version) await this.#list();
-        backoff.reset();
-        this.#report(null);
-        await this.#watch();
+        await untilShown(signal);
+        await whileShown(signal, async (shown) => {
+          if (!this.#version) await this.#list(shown);
+          backoff.reset();
+          this.#report(null);
+          await this.#watch(shown);
+        });
       } catch (error) {
         if (signal.aborted) return;
         const problem = error instanceof Problem ? error : new Problem(0, String(error));
@@ -59,12 +62,12 @@ export class Processes {
     return `${objects(this.selection.namespace)}?${query}`;
   }
 
-  async #list(): Promise<void> {
+  async #list(signal: AbortSignal): Promise<void> {
     const found = new Map<string, Process>();
     let next = '';
     do {
       const more: Record<string, string> = next ? { limit: `${PAGE}`, continue: next } : { limit: `${PAGE}` };
-      const page = await (await ask(this.#query(more), { signal: this.#stopped.signal })).json();
+      const page = await (await ask(this.#query(more), { signal })).json();
       for (const item of page.items as Process[]) found.set(item.metadata.uid, item);
       this.#version = page.metadata.resourceVersion;
       next = page.metadata.continue ?? '';
@@ -74,9 +77,9 @@ export class Processes {
     this.isComplete = true;
   }
 
-  async #watch(): Promise<void> {
+  async #watch(signal: AbortSignal): Promise<void> {
     const query = this.#query({ watch: 'true', resourceVersion: this.#version, allowWatchBookmarks: 'true', timeoutSeconds: '240' });
-    const response = await ask(query, { signal: this.#stopped.signal });
+    const response = await ask(query, { signal });
     for await (const line of linesOf(response)) {
       const change = JSON.parse(line) as Change;
       if (change.type === 'ERROR') {

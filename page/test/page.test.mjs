@@ -163,6 +163,25 @@ describe('output', () => {
     await page.locator('p.problem').waitFor({ state: 'hidden' });
   }));
 
+  test('a window in the background gives up its connections, and catches up', () => using({}, async (page, fake) => {
+    await page.clock.install();
+    await page.goto(`${fake.url}/#/default/build-7f3a`);
+    await has(page, 'Finished');
+    assert.equal(fake.open, 2);
+    const turn = (state) => page.evaluate((state) => {
+      Object.defineProperty(document, 'visibilityState', { value: state, configurable: true });
+      document.dispatchEvent(new Event('visibilitychange'));
+    }, state);
+    await turn('hidden');
+    await page.clock.fastForward(25_000);
+    while (fake.open > 0) await new Promise((resolve) => setTimeout(resolve, 10));
+    fake.write('stdout', 'in the background\n');
+    await turn('visible');
+    await has(page, 'in the background');
+    assert.equal((await rows(page)).filter((text) => text.includes('Finished')).length, 1);
+    await page.locator('.status', { hasText: 'Live' }).waitFor();
+  }));
+
   test('a million lines scroll without jank', { timeout: 110_000 }, () => using({ at: '#/default/build-7f3a?from=', fake: { isRunning: false, chunks: Array.from({ length: 500 }, (_, index) => ['stdout', Array.from({ length: 2000 }, (_, line) => `line ${index * 2000 + line} of a long output with some text in it\n`).join('')]) } }, async (page) => {
     await page.evaluate(() => {
       globalThis.longest = 0;

@@ -65,6 +65,9 @@ export class Fake {
     return this;
   }
 
+  /** Open streams. */
+  get open() { return this.#followers.size + this.#watchers.size; }
+
   /** Ends all connections, and takes no new ones. */
   async stop() {
     for (const socket of this.#sockets) socket.destroy();
