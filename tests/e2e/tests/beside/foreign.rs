@@ -95,6 +95,49 @@ fn curl_lists_follows_signals_and_downloads() {
     });
 }
 
+/// `rproc proxy` has the certificate, and curl the bearer token of its link.
+#[test]
+fn curl_needs_no_certificate_behind_a_proxy() {
+    with_temp_ns("proxy", |namespace| {
+        namespace.apply("hello", spec(SCRIPT, json!({}))).succeed()?;
+        namespace.wait_running("hello")?;
+        let proxy = namespace.editor.rproc(&["proxy"]).start()?;
+        until("the link", Duration::from_secs(60), || Ok(proxy.said().ends_with('\n')))?;
+        let link = proxy.said().trim().to_owned();
+        let base = link.split("/login").next().unwrap_or_default();
+        let processes = format!("{base}/v1/namespaces/{}/processes", namespace.name);
+        let session = Program::new("curl", ["-sS", "--fail", "-H", "Accept: application/json", &link]).json()?;
+        let bearer = format!(
+            "Authorization: Bearer {}",
+            session["token"].as_str().unwrap_or_default()
+        );
+        let curl = |arguments: &[&str]| {
+            let common = ["-sS", "--fail", "--no-buffer", "-H", bearer.as_str()];
+            Program::new("curl", [&common[..], arguments].concat())
+        };
+        let list = curl(&[&processes]).json()?;
+        ensure!(list["items"][0]["metadata"]["name"] == "hello", "{list}");
+        let output = format!("{processes}/hello/output?follow=true");
+        let follow = curl(&["-H", "Accept: application/x-ndjson", &output]).start()?;
+        until("the first line", Duration::from_secs(30), || {
+            Ok(follow.said().contains("first"))
+        })?;
+        let (json, signal) = ("Content-Type: application/json", format!("{processes}/hello/signal"));
+        curl(&["-H", json, "-d", r#"{"signal":"USR1"}"#, &signal]).succeed()?;
+        let lines = follow.finish()?.out();
+        let end: Value = serde_json::from_str(lines.lines().last().unwrap_or_default())?;
+        ensure!(end["type"] == "end" && end["exitCode"] == 3, "{end}");
+        let bytes = curl(&[&format!("{output}&stream=stdout")]).succeed()?;
+        ensure!(
+            bytes.starts_with("first\n1\n") && bytes.ends_with("\n20000\n"),
+            "{bytes}"
+        );
+        let stranger = Program::new("curl", ["-sS", "-o", "/dev/null", "-w", "%{http_code}", &processes]).succeed()?;
+        ensure!(stranger == "401", "{stranger}");
+        Ok(())
+    });
+}
+
 #[test]
 fn python_lists_follows_and_signals() {
     let has_grpc = Program::new("python3", ["-c", "import grpc, grpc_tools"]).finish();
