@@ -57,9 +57,10 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes of run, logs and exec:
-  that of the program; 128 + n if signal n ended it; 125 if the exit code is not
-  known or rproc failed, with a message that begins with \"rproc:\".";
+const EXIT_CODES: &str = "Exit codes of run, attach, logs and exec:
+  that of the program; 128 + n if signal n ended it; 124 after a deadline; 143
+  if it was stopped and exited with 0; 125 if the exit code is not known, output
+  is missing, or rproc failed, with a message that begins with \"rproc:\".";
 
 /// All commands.
 #[derive(Debug, Subcommand)]
@@ -238,6 +239,18 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         parser(None).debug_assert();
+    }
+
+    #[test]
+    fn the_readme_names_every_verb() {
+        let readme = include_str!("../../README.md");
+        for verb in parser(None).get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            let name = verb.get_name();
+            let is_named = [format!("`{name}`"), format!("`{name} "), format!("`rproc {name}`")]
+                .iter()
+                .any(|form| readme.contains(form));
+            assert!(is_named, "{name}");
+        }
     }
 
     /// Each command that takes a name refuses one that would change the request, before it sends anything.

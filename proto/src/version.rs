@@ -1,7 +1,7 @@
 //! Which versions of the wire protocol are compatible.
 
-/// Version of the wire protocol, sent in the first exchange of each call. An operator serves agents of this version and
-/// the previous one, and clients one version away.
+/// Version of the wire protocol, sent in the first exchange of each call. An operator serves agents and clients
+/// whose version differs by at most one from its own.
 pub const PROTOCOL: u32 = 1;
 
 /// The peer's version is too far away.

@@ -9,14 +9,18 @@ use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{BUSYBOX, Document, kubectl, rproc, with_temp_ns};
 use serde_json::{Value, json};
 
-const DOCUMENTS: [&str; 9] = [
+const DOCUMENTS: [&str; 13] = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/architecture.md",
+    "docs/ca.md",
     "docs/ci.md",
+    "docs/configuration.md",
+    "docs/http.md",
     "docs/operations.md",
     "docs/rproc.md",
+    "docs/ui.md",
     "examples/hello.yaml",
     "charts/remoteprocess-operator/templates/NOTES.txt",
 ];
