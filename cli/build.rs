@@ -16,7 +16,7 @@ fn main() -> io::Result<()> {
         }
     }
     files.sort();
-    let mut code = "/// Empty if the page was not built.\nconst FILES: &[File] = &[\n".to_owned();
+    let mut code = "/// Empty if the page was not built.\nstatic FILES: &[File] = &[\n".to_owned();
     for (name, path) in files {
         // Writing to a String cannot fail.
         let _ = writeln!(code, "    File {{ name: {name:?}, bytes: include_bytes!({path:?}) }},");

@@ -42,10 +42,13 @@ const LEFT_OUT: &str = "this rproc was built without the page of rproc ui. Use r
 /// # Errors
 /// This program has no page, there is no way to the relay, or the port is taken.
 pub async fn run(global: &GlobalArgs, args: UiArgs) -> Result<u8, Failure> {
+    if !Page::is_built() {
+        return Err(Failure::new(LEFT_OUT));
+    }
     let cluster = global.open().await?;
     // Only shown; the page works without it.
     let user = login::user(&cluster).await.ok().and_then(|user| user.username);
-    let page = Page::new(cluster.clone(), user).ok_or_else(|| Failure::new(LEFT_OUT))?;
+    let page = Page::new(cluster.clone(), user);
     let (proxy, listener, link) = prepare(cluster, args.port, Some(page)).await?;
     // It is removed when this program ends.
     let mut _file = None;

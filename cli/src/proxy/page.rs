@@ -32,10 +32,14 @@ pub struct Page {
 }
 
 impl Page {
-    /// The page; `None` if this program was built without it.
-    pub fn new(cluster: Arc<Cluster>, user: Option<String>) -> Option<Self> {
-        let files = Some(FILES).filter(|files| !files.is_empty())?;
-        Some(Self::of(cluster, files, user))
+    /// Whether this program was built with the page.
+    pub fn is_built() -> bool {
+        !FILES.is_empty()
+    }
+
+    /// The page of this cluster, for this user.
+    pub fn new(cluster: Arc<Cluster>, user: Option<String>) -> Self {
+        Self::of(cluster, FILES, user)
     }
 
     /// A page of these files.
@@ -122,7 +126,7 @@ mod tests {
             server: None,
             cache: None,
         };
-        const FILES: &[File] = &[File {
+        static FILES: &[File] = &[File {
             name: "index.html",
             bytes: b"<!doctype html>",
         }];
