@@ -163,9 +163,9 @@ pub(crate) fn helm() -> Result<PathBuf> {
     tools::ensure_helm()
 }
 
-/// The path of kube-score, which is built if it is not there yet.
-pub(crate) fn kube_score() -> Result<PathBuf> {
-    tools::ensure_kube_score()
+/// The path of a Go program that only `external` needs. It is built if it is not there yet.
+pub(crate) fn external_tool(name: &str) -> Result<PathBuf> {
+    tools::ensure_external(name)
 }
 
 fn ctr(state: &State, tools: &Tools) -> Process {

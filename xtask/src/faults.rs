@@ -8,7 +8,7 @@ use crate::cargo::cargo;
 use crate::cluster::ApiServer;
 use crate::images::Images;
 use crate::target::{Target, TargetArgs};
-use crate::{exec, install};
+use crate::{cluster, exec, install, paths};
 
 /// Runs the crate `tests/faults` with `arguments`; scenarios that need a cluster get one with the operator installed.
 pub(crate) fn faults(target: &TargetArgs, arguments: &[String]) -> Result<()> {
@@ -49,6 +49,23 @@ pub(crate) fn attacks(arguments: &[String]) -> Result<()> {
     let server = ApiServer::start()?;
     let mut program = cargo_run(profile)?;
     exec::run(program.args(arguments).env("KUBECONFIG", server.kubeconfig()))
+}
+
+/// Runs `faults foreign` on an API server of its own, with an operator and the foreign programs, which it builds.
+pub(crate) fn foreign() -> Result<()> {
+    let mut build = cargo("build")?;
+    exec::run(build.args(["--locked", "--quiet", "--bin=operator", "--bin=remoteprocess-faults"]))?;
+    let (h2spec, grpcurl) = (cluster::external_tool("h2spec")?, cluster::external_tool("grpcurl")?);
+    let server = ApiServer::start()?;
+    let mut program = program()?;
+    program
+        .arg("foreign")
+        .arg("--h2spec")
+        .arg(h2spec)
+        .arg("--grpcurl")
+        .arg(grpcurl);
+    program.arg("--proto").arg(paths::repository().join("proto"));
+    exec::run(program.env("KUBECONFIG", server.kubeconfig()))
 }
 
 /// Runs `faults simulation`, which needs no cluster. The full size is optimized: it simulates days.

@@ -79,7 +79,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Judges the rendered chart with kube-score, which is built from a pinned module. Needs no cluster.
+    /// Runs what other projects test with, in pinned versions: kube-score, kubeconform and checkov on the chart, h2spec and
+    /// grpcurl on an operator. Needs no cluster.
     External,
     /// Builds the page of `rproc ui` with Node, for the next build of rproc; `--test` and `--screenshots` use Chromium.
     Page(page::PageArgs),

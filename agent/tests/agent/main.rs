@@ -9,6 +9,7 @@ mod endings;
 mod exec;
 mod kills;
 mod masking;
+mod peers;
 mod pod;
 mod policies;
 mod relay;

@@ -1,5 +1,6 @@
 //! Injects faults: `cargo xtask faults` runs this.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ enum Scenario {
     Reconcile(ReconcileArgs),
     /// Strangers, users without rights and odd objects against an operator process; `cargo xtask` starts the API server.
     Attacks(SizeArgs),
+    /// h2spec and grpcurl against an operator process; `cargo xtask external` builds them.
+    Foreign(ForeignArgs),
     /// `seq 1 2000000` many times through a proxy that cuts and delays; with --long beside `kubectl`.
     Cuts(CutsArgs),
     /// The same with every line between the parts cut and delayed: relay, agents, API server.
@@ -46,6 +49,19 @@ struct SizeArgs {
     /// The full size.
     #[arg(long)]
     long: bool,
+}
+
+#[derive(Args)]
+struct ForeignArgs {
+    /// The program h2spec.
+    #[arg(long)]
+    h2spec: PathBuf,
+    /// The program grpcurl.
+    #[arg(long)]
+    grpcurl: PathBuf,
+    /// The folder with the .proto files.
+    #[arg(long)]
+    proto: PathBuf,
 }
 
 #[derive(Args)]
@@ -108,6 +124,11 @@ fn run(scenario: Scenario) -> Result<()> {
         Scenario::Simulation(args) => seeds::run(&args.into()),
         Scenario::Reconcile(args) => reconcile::run(args.size.long, &args.only),
         Scenario::Attacks(size) => attacks::run(size.long),
+        Scenario::Foreign(args) => attacks::foreign(attacks::Programs {
+            h2spec: args.h2spec,
+            grpcurl: args.grpcurl,
+            proto: args.proto,
+        }),
         Scenario::Cuts(args) => cluster::cuts(args.size.long, args.seed),
         Scenario::Links(args) => cluster::links(args.size.long, args.seed),
         Scenario::Kills(size) => cluster::kills(size.long),

@@ -109,15 +109,41 @@ const CERT_MANAGER: Module = Module {
     ],
 };
 
-/// Built only for `external`.
-const KUBE_SCORE: Module = Module {
-    folder: "kube-score",
-    title: "kube-score",
-    minutes: 1,
-    tags: "",
-    ldflags: "-s -w",
-    programs: &[("github.com/zegl/kube-score/cmd/kube-score", "kube-score")],
-};
+/// Built only for `external`. Each has one program, with the name of its folder.
+const EXTERNAL: [Module; 4] = [
+    Module {
+        folder: "kube-score",
+        title: "kube-score",
+        minutes: 1,
+        tags: "",
+        ldflags: "-s -w",
+        programs: &[("github.com/zegl/kube-score/cmd/kube-score", "kube-score")],
+    },
+    Module {
+        folder: "kubeconform",
+        title: "kubeconform",
+        minutes: 1,
+        tags: "",
+        ldflags: "-s -w",
+        programs: &[("github.com/yannh/kubeconform/cmd/kubeconform", "kubeconform")],
+    },
+    Module {
+        folder: "h2spec",
+        title: "h2spec",
+        minutes: 1,
+        tags: "",
+        ldflags: "-s -w",
+        programs: &[("github.com/summerwind/h2spec/cmd/h2spec", "h2spec")],
+    },
+    Module {
+        folder: "grpcurl",
+        title: "grpcurl",
+        minutes: 1,
+        tags: "",
+        ldflags: "-s -w",
+        programs: &[("github.com/fullstorydev/grpcurl/cmd/grpcurl", "grpcurl")],
+    },
+];
 
 /// The built programs.
 pub(crate) struct Tools {
@@ -253,9 +279,13 @@ pub(super) fn ensure_cert_manager() -> Result<PathBuf> {
     CERT_MANAGER.ensure()
 }
 
-/// Builds kube-score, if it is not built yet, and returns its path.
-pub(super) fn ensure_kube_score() -> Result<PathBuf> {
-    Ok(KUBE_SCORE.ensure()?.join("kube-score"))
+/// Builds a program of [`EXTERNAL`], if it is not built yet, and returns its path.
+pub(super) fn ensure_external(name: &str) -> Result<PathBuf> {
+    let module = EXTERNAL.iter().find(|module| module.folder == name);
+    Ok(module
+        .with_context(|| format!("no module pins {name}"))?
+        .ensure()?
+        .join(name))
 }
 
 /// The module that pins cert-manager.

@@ -12,6 +12,7 @@ use futures::stream::{self, StreamExt};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::PostParams;
 use remoteprocess_api::{RemoteProcess, names};
@@ -46,6 +47,8 @@ pub(super) struct Count(AtomicU64);
 pub(super) struct Attack {
     pub name: &'static str,
     pub begin: fn(&Target, &mut JoinSet<()>),
+    /// Whether one user with a valid certificate is enough.
+    pub by_a_user: bool,
     count: &'static Count,
 }
 
@@ -62,41 +65,49 @@ pub(super) const ATTACKS: [Attack; 8] = [
     Attack {
         name: "unfinished handshakes of 30 KB, main port",
         begin: |target, tasks| hold(target.main, &unfinished_hello(), &HELLOS, tasks),
+        by_a_user: false,
         count: &HELLOS,
     },
     Attack {
         name: "silent connections, enrollment port",
         begin: |target, tasks| hold(target.enrol, &[], &SILENT, tasks),
+        by_a_user: false,
         count: &SILENT,
     },
     Attack {
         name: "idle connections, admin port",
         begin: |target, tasks| hold(target.admin, b"GET / HTTP/1.1\r\n", &IDLE, tasks),
+        by_a_user: false,
         count: &IDLE,
     },
     Attack {
         name: "calls without a right, names up to 1 MB",
         begin: call_without_right,
+        by_a_user: true,
         count: &NAMES,
     },
     Attack {
         name: "half-sent requests",
         begin: send_halves,
+        by_a_user: true,
         count: &HALVES,
     },
     Attack {
         name: "starts of an agent without a process",
         begin: start_falsely,
+        by_a_user: false,
         count: &STARTS,
     },
     Attack {
         name: "streams that take nothing",
         begin: stall,
+        by_a_user: true,
         count: &STALLED,
     },
     Attack {
         name: "certificate requests",
         begin: request_certificates,
+        by_a_user: false,
         count: &REQUESTS,
     },
 ];
@@ -307,6 +318,23 @@ pub(super) async fn hostile_objects(target: &Target, number: usize) {
                 Err(_) => false,
             };
             if made { MADE.add() } else { REFUSED.add() }
+        }
+    };
+    stream::iter(0..number).for_each_concurrent(4, create).await;
+}
+
+/// Gives the API server as much to do as [`hostile_objects`], with objects that the operator does not watch.
+pub(super) async fn unwatched_objects(target: &Target, number: usize) {
+    let api: Api<ConfigMap> = Api::namespaced(target.client.clone(), "bad");
+    let create = |index| {
+        let api = api.clone();
+        async move {
+            let object = hostile_object(index);
+            let object = json!({"metadata": {"name": format!("c{index}")}, "data": {"object": object.to_string()}});
+            if let Ok(object) = serde_json::from_value(object) {
+                // The API server may be too busy for it.
+                let _ = api.create(&PostParams::default(), &object).await;
+            }
         }
     };
     stream::iter(0..number).for_each_concurrent(4, create).await;

@@ -1,7 +1,7 @@
 //! Users who do nothing wrong: they follow, call and start processes, and notice how long that takes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -40,6 +40,8 @@ pub(super) struct Times {
 pub(super) struct Experience {
     pub calls: Times,
     pub starts: Times,
+    /// The part of `starts` that the API server takes before the operator can know of the process.
+    pub creations: Times,
 }
 
 /// The users, and the namespace of their processes.
@@ -48,6 +50,7 @@ pub(super) struct Bystanders {
     pods: Api<Pod>,
     relay: RelayClient<Channel>,
     started: AtomicUsize,
+    creations: Mutex<Times>,
     cut: Arc<AtomicUsize>,
     _followers: JoinSet<()>,
 }
@@ -87,6 +90,7 @@ impl Bystanders {
             pods: Api::namespaced(target.client.clone(), "good"),
             relay: RelayClient::new(channel),
             started: AtomicUsize::new(0),
+            creations: Mutex::default(),
             cut: cut.clone(),
             _followers: JoinSet::new(),
         };
@@ -125,7 +129,12 @@ impl Bystanders {
         let calls = repeat(CALLS, is_over, || self.call());
         let starts = repeat(STARTS, is_over, || self.start());
         let ((), calls, starts) = tokio::join!(event, calls, starts);
-        Experience { calls, starts }
+        let creations = std::mem::take(&mut *self.creations());
+        Experience {
+            calls,
+            starts,
+            creations,
+        }
     }
 
     async fn call(&self) -> Result<()> {
@@ -137,6 +146,10 @@ impl Bystanders {
         Ok(())
     }
 
+    fn creations(&self) -> MutexGuard<'_, Times> {
+        self.creations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Creates a process and waits until the operator has created its pod.
     async fn start(&self) -> Result<()> {
         let name = name(self.started.fetch_add(1, Ordering::Relaxed));
@@ -144,7 +157,9 @@ impl Bystanders {
             "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
             "metadata": {"name": name}, "spec": {"image": "busybox", "command": ["true"]},
         }))?;
+        let begin = Instant::now();
         self.processes.create(&PostParams::default(), &object).await?;
+        self.creations().took.push(begin.elapsed());
         loop {
             let status = self.processes.get(&name).await?.status.unwrap_or_default();
             let pod = status.attempts.first().and_then(|attempt| attempt.pod_name.as_deref());

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ pub(super) struct Target {
     pub enrol: SocketAddr,
     pub admin: SocketAddr,
     authority: Authority,
+    program: PathBuf,
     operator: Child,
     archive: TempDir,
 }
@@ -52,15 +53,22 @@ impl Target {
         for namespace in [names::DEFAULT_RELEASE_NAMESPACE, "good", "bad"] {
             prepare(&client, namespace).await?;
         }
+        Self::start_replica(client, program, "attacked").await
+    }
+
+    /// Another replica, which does not lead and which no other user needs. What an attack on it costs the users of this one
+    /// is the share of the machine, and no fault of the operator.
+    pub(super) async fn start_decoy(&self) -> Result<Self> {
+        Self::start_replica(self.client.clone(), &self.program, "decoy").await
+    }
+
+    async fn start_replica(client: Client, program: &Path, name: &str) -> Result<Self> {
         let [main, enrol, admin] = free_addresses()?;
         let archive = TempDir::with_prefix("rproc-attacks-")?;
         let operator = Command::new(program)
-            .args([
-                "--replica=attacked",
-                "--agent-image=agent",
-                "--listen-address=127.0.0.1",
-            ])
-            .args([format!("--relay-address={main}"), format!("--enrol-address={enrol}")])
+            .args(["--agent-image=agent", "--listen-address=127.0.0.1"])
+            .args([format!("--replica={name}"), format!("--relay-address={main}")])
+            .arg(format!("--enrol-address={enrol}"))
             .args([
                 format!("--relay-port={}", main.port()),
                 format!("--enrol-port={}", enrol.port()),
@@ -84,6 +92,7 @@ impl Target {
             enrol,
             admin,
             authority,
+            program: program.to_owned(),
             operator,
             archive,
         })
@@ -106,6 +115,12 @@ impl Target {
             pod_uid: "00000000-0000-4000-8000-000000000000".to_owned(),
         };
         self.dialer(&role, None)
+    }
+
+    /// A certificate with its chain, its key, and the certificate of the CA, all PEM.
+    pub(super) fn certificate(&self, role: &Role, user: Option<&User>) -> Result<(String, String, String)> {
+        let (chain, key) = self.authority.issue(role, user, LIFETIME)?;
+        Ok((chain, key, self.authority.cert_pem().to_owned()))
     }
 
     fn dialer(&self, role: &Role, user: Option<&User>) -> Dialer {
