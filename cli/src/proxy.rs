@@ -130,7 +130,7 @@ impl Proxy {
         self.gate.admit(&request)?;
         if path == "/openapi.json" || path.starts_with("/v1/") {
             let (head, body) = complete(request).await?;
-            return self.upstream.forward(head, body).await;
+            return resume::forward(&self.upstream, head, body).await;
         }
         match &self.page {
             Some(page) => {

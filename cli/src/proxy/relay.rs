@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE, TE};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use remoteprocess_client::dial::DIAL_LIMIT;
 use remoteprocess_client::retry::innermost;
 use remoteprocess_client::{Cluster, Dial, DialError, Relay};
@@ -15,9 +15,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tower::{Service, ServiceExt};
 
-use super::Body;
 use super::problem::Problem;
-use super::resume::{Form, Resumed};
 
 /// What is sent on of the headers of a request. All others are between the client and us.
 const SENT_ON: [HeaderName; 9] = [
@@ -91,20 +89,6 @@ impl Upstream {
             (line.relay, line.channel) = (relay, Some(channel));
             self.number.send_modify(|number| *number += 1);
         }
-    }
-
-    /// Sends a request on, and returns the answer as it comes.
-    pub(super) async fn forward(self: &Arc<Self>, head: Parts, body: Bytes) -> Result<Response<Body>, Problem> {
-        let form = Form::of(&head);
-        let request = Outgoing::of(head, body)?;
-        let (answer, number) = self.send(&request).await?;
-        let is_stream = answer.status() == StatusCode::OK;
-        let (head, body) = answer.into_parts();
-        let body = match form.filter(|_| is_stream) {
-            Some(form) => Resumed::new(self.clone(), request, form, (body, number)).into_body(),
-            None => body.map_err(Into::into).boxed_unsync(),
-        };
-        Ok(Response::from_parts(head, body))
     }
 
     /// One request, and the number of the connection that answered it.

@@ -5,9 +5,9 @@
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
-use http::Method;
 use http::header::ACCEPT;
 use http::request::Parts;
+use http::{Method, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use serde::Deserialize;
@@ -15,7 +15,22 @@ use std::sync::Arc;
 use tonic::body::Body as Answer;
 
 use super::Body;
+use super::problem::Problem;
 use super::relay::{Outgoing, Upstream};
+
+/// Sends a request on, and returns the answer as it comes.
+pub(super) async fn forward(upstream: &Arc<Upstream>, head: Parts, body: Bytes) -> Result<Response<Body>, Problem> {
+    let form = Form::of(&head);
+    let request = Outgoing::of(head, body)?;
+    let (answer, number) = upstream.send(&request).await?;
+    let is_stream = answer.status() == StatusCode::OK;
+    let (head, body) = answer.into_parts();
+    let body = match form.filter(|_| is_stream) {
+        Some(form) => Resumed::new(upstream.clone(), request, form, (body, number)).into_body(),
+        None => body.map_err(Into::into).boxed_unsync(),
+    };
+    Ok(Response::from_parts(head, body))
+}
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -24,7 +39,7 @@ const MAX_RECORD: usize = 16 << 20;
 
 /// How the records of an answer are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+enum Form {
     /// `application/x-ndjson`
     Lines,
     /// `text/event-stream`
@@ -33,7 +48,7 @@ pub(super) enum Form {
 
 impl Form {
     /// The form of the records that a request asks for; `None` if it asks for something else.
-    pub(super) fn of(head: &Parts) -> Option<Self> {
+    fn of(head: &Parts) -> Option<Self> {
         let is_output = head.method == Method::GET && head.uri.path().ends_with("/output");
         let accepted = head.headers.get(ACCEPT).filter(|_| is_output)?.to_str().ok()?;
         match accepted.split([',', ';']).next()?.trim() {
@@ -147,7 +162,7 @@ impl Records {
 }
 
 /// A stream of records, and what is needed to open its continuation.
-pub(super) struct Resumed {
+struct Resumed {
     upstream: Arc<Upstream>,
     request: Outgoing,
     records: Records,
@@ -163,7 +178,7 @@ enum Next {
 
 impl Resumed {
     /// The stream of an answer that came over the connection with this number.
-    pub(super) fn new(upstream: Arc<Upstream>, request: Outgoing, form: Form, (body, number): (Answer, u64)) -> Self {
+    fn new(upstream: Arc<Upstream>, request: Outgoing, form: Form, (body, number): (Answer, u64)) -> Self {
         Self {
             upstream,
             request,
@@ -174,7 +189,7 @@ impl Resumed {
     }
 
     /// The body of the answer to the client.
-    pub(super) fn into_body(self) -> Body {
+    fn into_body(self) -> Body {
         StreamBody::new(self.frames().boxed()).boxed_unsync()
     }
 
