@@ -1,8 +1,8 @@
 //! Wires the parts of the agent together, and shuts them down.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use remoteprocess_entrypoint::message::StopCause;
@@ -94,6 +94,7 @@ async fn be_served(
     (process, homes): (Process, Homes),
     closing: CancellationToken,
 ) {
+    let began = SystemTime::now();
     let enrolment = Arc::new(Enrolment::new(Arc::clone(&config)));
     let identity = tokio::select! {
         identity = enrolment.first() => identity,
@@ -120,6 +121,8 @@ async fn be_served(
         address,
         enrolment: Arc::clone(&enrolment),
         identity: Arc::clone(&identity),
+        began,
+        entrypoint_connected: OnceLock::new(),
     };
     let keeping = home::keep(relay, process, homes);
     tokio::select! {

@@ -1,7 +1,7 @@
 //! The home: the relay that watches, archives and commits. This makes sure that there is one.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::relay_client::RelayClient;
@@ -127,6 +127,10 @@ pub struct Relay {
     pub enrolment: Arc<Enrolment>,
     /// The certificate.
     pub identity: Arc<Identity>,
+    /// When this agent began to run.
+    pub began: SystemTime,
+    /// When the entrypoint was there: the first start is requested then.
+    pub entrypoint_connected: OnceLock<SystemTime>,
 }
 
 /// Asks for the start when the entrypoint is there, and for a new home whenever there is none. Never returns.
@@ -180,6 +184,8 @@ impl Ask for Relay {
             attempt: self.config.attempt,
             address: self.address.clone(),
             launched,
+            agent_started_unix_nanos: unix_nanos(self.began),
+            entrypoint_connected_unix_nanos: unix_nanos(*self.entrypoint_connected.get_or_init(SystemTime::now)),
         };
         let ask = async {
             // A new connection each time: the Service then chooses a living replica.
@@ -199,6 +205,11 @@ impl Ask for Relay {
             tracing::warn!(error = &error as &dyn std::error::Error, "not enrolled");
         }
     }
+}
+
+fn unix_nanos(at: SystemTime) -> i64 {
+    let since_epoch = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_epoch.as_nanos()).unwrap_or_default()
 }
 
 /// Waits for a home other than the one before, or for any that is there.

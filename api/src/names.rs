@@ -28,6 +28,8 @@ pub const LABEL_ATTEMPT: &str = "remoteprocess.dev/attempt";
 pub const ANNOTATION_REASON: &str = "remoteprocess.dev/reason";
 /// Annotation of a process: the user for whom the relay has set its desired state.
 pub const ANNOTATION_REQUESTED_BY: &str = "remoteprocess.dev/requested-by";
+/// Annotation of a process: the span of the user, as in the header `traceparent` (W3C Trace Context).
+pub const ANNOTATION_TRACEPARENT: &str = "remoteprocess.dev/traceparent";
 /// `app.kubernetes.io/name` of the operator's pods.
 pub const APP_NAME: &str = "remoteprocess-operator";
 /// `app.kubernetes.io/component` of the operator's pods.

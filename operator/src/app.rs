@@ -33,6 +33,7 @@ use crate::relay::grpc::peers::Peers;
 use crate::relay::live::{Budget, Context, LiveAttempts};
 use crate::relay::reconcile::{self, Reconciler};
 use crate::relay::status::Recorder;
+use crate::trace::Exporter;
 
 /// Maximum memory of the rings of all live attempts together, in bytes: part of the 512 MiB that the chart gives a
 /// replica.
@@ -58,6 +59,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let listeners = Listeners::bind(&config).await?;
     let client = Client::try_default().await.context("no way to an API server")?;
     let archive = Archive::open(&config.archive).context("the archive")?;
+    let (traces, over) = (traces(&config)?, CancellationToken::new());
     let readiness = Readiness::default();
     let (certified, watched) = (readiness.gate("certificate"), readiness.gate("watch"));
     let admin = admin(listeners.admin, readiness, Arc::new(metrics()), shutdown.clone());
@@ -88,8 +90,24 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             ),
         );
     };
-    tokio::join!(admin, operate);
+    let operate = async {
+        operate.await;
+        over.cancel();
+    };
+    let send = async {
+        if let Some(traces) = traces {
+            traces.run(over.clone()).await;
+        }
+    };
+    tokio::join!(admin, operate, send);
     Ok(())
+}
+
+/// Turns traces on, if there is a receiver.
+fn traces(config: &Config) -> anyhow::Result<Option<Exporter>> {
+    let exporter = |otlp| Exporter::new(otlp, &config.namespace, &config.replica);
+    let exporter = config.tracing.as_ref().map(exporter).transpose();
+    exporter.context("--tracing-otlp-endpoint or --tracing-otlp-ca")
 }
 
 impl Listeners {
@@ -124,6 +142,8 @@ fn metrics() -> Registry {
     crate::relay::calls::register(&mut metrics);
     controller::metrics::register(&mut metrics);
     crate::authority::metrics::register(&mut metrics);
+    crate::timeline::register(&mut metrics);
+    crate::trace::register(&mut metrics);
     metrics
 }
 
@@ -305,6 +325,7 @@ fn lead<Retain: Future<Output = ()>>(
         agent: config.agent.clone(),
         ca_bundle: Arc::new(move || bundle.bundle_pem()),
         namespaces: config.watch_namespaces.clone(),
+        traces: config.tracing.is_some(),
     };
     let (client, directory) = (client.clone(), directory.clone());
     run_as_leader(client.clone(), candidate, shutdown.clone(), move |term| {
@@ -322,30 +343,4 @@ fn lead<Retain: Future<Output = ()>>(
 }
 
 #[cfg(test)]
-mod tests {
-    use remoteprocess_runtime::prometheus_client::encoding::text::encode;
-
-    use super::*;
-    use crate::authority::metrics::count_refusal;
-    use crate::relay::calls::Call;
-
-    #[test]
-    fn every_metric_is_in_the_documentation() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
-        let page = std::fs::read_to_string(path).unwrap();
-        // Metrics with labels appear with their first value.
-        drop(Call::begin("grpc", "List", None, None));
-        count_refusal("main", "NoRight");
-        let mut text = String::new();
-        encode(&mut text, &metrics()).unwrap();
-        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
-        let names = types
-            .filter_map(|line| line.split_once(' '))
-            .map(|(name, kind)| match kind {
-                "counter" => format!("{name}_total"),
-                _ => name.to_owned(),
-            });
-        let missing: Vec<_> = names.filter(|name| !page.contains(&format!("`{name}`"))).collect();
-        assert!(missing.is_empty(), "{missing:?}");
-    }
-}
+mod tests;

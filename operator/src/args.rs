@@ -17,6 +17,7 @@ use crate::authority::{Schedule, Source};
 use crate::controller::quantity;
 use crate::relay::archive::{Bucket, Retention, StoreConfig};
 use crate::relay::faces::Switches;
+use crate::trace::Otlp;
 
 /// Runs RemoteProcesses: one pod per attempt, and a relay that carries and archives their output.
 #[derive(Clone, Debug, Parser)]
@@ -60,6 +61,8 @@ pub struct Args {
     ports: PortArgs,
     #[command(flatten)]
     faces: FaceArgs,
+    #[command(flatten)]
+    tracing: TracingArgs,
     /// Format of the log: auto, json or text.
     #[arg(long, env = "RPROC_LOG_FORMAT", default_value = "auto")]
     log_format: String,
@@ -192,6 +195,18 @@ pub struct FaceArgs {
     faces_http: bool,
 }
 
+/// Where traces go.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TracingArgs {
+    /// URL of a receiver of OpenTelemetry traces by OTLP over gRPC, such as http://collector.monitoring:4317. Without it, there
+    /// are no traces. Headers come from OTEL_EXPORTER_OTLP_HEADERS.
+    #[arg(long, env = "RPROC_TRACING_OTLP_ENDPOINT")]
+    tracing_otlp_endpoint: Option<String>,
+    /// Certificates to trust in addition to the public ones when the operator connects to the receiver, PEM.
+    #[arg(long, env = "RPROC_TRACING_OTLP_CA")]
+    tracing_otlp_ca: Option<String>,
+}
+
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -225,6 +240,8 @@ pub struct Config {
     pub enrol_listen: SocketAddr,
     /// Health and metrics.
     pub admin_listen: SocketAddr,
+    /// The receiver of traces.
+    pub tracing: Option<Otlp>,
     /// Format of log lines.
     pub log_format: LogFormat,
     /// Filter of log lines.
@@ -251,6 +268,9 @@ pub enum Error {
     /// Neither http nor https.
     #[error("--archive-endpoint must be an http:// or https:// URL, not {0:?}")]
     Endpoint(String),
+    /// Neither http nor https.
+    #[error("--tracing-otlp-endpoint must be an http:// or https:// URL, not {0:?}")]
+    OtlpEndpoint(String),
     /// Not a duration.
     #[error("--{flag} must be a duration of at least {least} s such as 8760h or 90m, not {text:?}")]
     Duration {
@@ -325,6 +345,7 @@ impl TryFrom<Args> for Config {
             relay_listen: listen(args.ports.relay_port),
             enrol_listen: listen(args.ports.enrol_port),
             admin_listen: listen(args.ports.admin_port),
+            tracing: otlp(args.tracing)?,
             log_format: args.log_format.parse()?,
             log_filter: args.log_filter,
             audit: audit_file(args.audit)?,
@@ -340,13 +361,30 @@ fn audit_file(args: AuditArgs) -> Result<Option<AuditFile>, Error> {
     Ok(path.map(|path| AuditFile { path, size }))
 }
 
+fn is_url(text: &str) -> bool {
+    text.starts_with("https://") || text.starts_with("http://")
+}
+
+fn otlp(args: TracingArgs) -> Result<Option<Otlp>, Error> {
+    let set = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let Some(endpoint) = set(args.tracing_otlp_endpoint) else {
+        return Ok(None);
+    };
+    if !is_url(&endpoint) {
+        return Err(Error::OtlpEndpoint(endpoint));
+    }
+    Ok(Some(Otlp {
+        endpoint,
+        ca: set(args.tracing_otlp_ca),
+    }))
+}
+
 fn store(args: ArchiveArgs) -> Result<StoreConfig, Error> {
     let set = |text: Option<String>| text.filter(|text| !text.is_empty());
     if args.archive_store == "Volume" {
         return Ok(StoreConfig::Volume(args.archive_dir));
     }
     let endpoint = set(args.archive_endpoint);
-    let is_url = |url: &String| url.starts_with("https://") || url.starts_with("http://");
     if let Some(wrong) = endpoint.as_ref().filter(|url| !is_url(url)) {
         return Err(Error::Endpoint(wrong.clone()));
     }
@@ -431,6 +469,7 @@ fn agent_settings(
         },
         handover: crate::controller::Handover::default(),
         request_ephemeral_storage: args.agent_request_storage,
+        traceparent: None,
     }
 }
 
@@ -546,6 +585,17 @@ mod tests {
         assert_eq!((faces.grpc, faces.http), (false, true));
         let none = parse(&["--faces-grpc=false", "--faces-http=false"]).unwrap_err();
         assert!(none.to_string().contains("--faces-http"), "{none}");
+    }
+
+    #[test]
+    fn traces_need_a_url() {
+        assert_eq!(parse(&["--tracing-otlp-endpoint="]).unwrap().tracing, None);
+        let otlp = parse(&["--tracing-otlp-endpoint=http://collector:4317"])
+            .unwrap()
+            .tracing;
+        assert_eq!(otlp.unwrap().endpoint, "http://collector:4317");
+        let error = parse(&["--tracing-otlp-endpoint=collector:4317"]).unwrap_err();
+        assert!(error.to_string().contains("--tracing-otlp-endpoint"), "{error}");
     }
 
     #[test]

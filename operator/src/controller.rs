@@ -48,6 +48,7 @@ use crate::phase::pod::Refusal;
 use crate::phase::{self, Memory, Situation, Verdict};
 use crate::report::Reporter;
 use crate::status::{self, Written};
+use crate::trace;
 
 /// Number of objects reconciled at the same time. What hangs in one namespace leaves eight places to others.
 const CONCURRENCY: Limits = Limits {
@@ -70,6 +71,8 @@ pub struct Config {
     pub ca_bundle: Arc<dyn Fn() -> String + Send + Sync>,
     /// Namespaces whose processes are reconciled; none: all.
     pub namespaces: Vec<String>,
+    /// Whether there are traces, so that programs get `TRACEPARENT`.
+    pub traces: bool,
 }
 
 /// What each reconcile needs.
@@ -158,16 +161,23 @@ async fn pass(
     process: Arc<RemoteProcess>,
     context: Arc<Context>,
 ) -> (ObjectRef<RemoteProcess>, Option<Duration>) {
-    let requeue_after = match reconcile(process.clone(), context.clone()).await {
+    let requeue_after = match measured(reconcile(process.clone(), context.clone())).await {
         Ok(requeue_after) => requeue_after,
         Err(error) => Some(retry(&process, &error, &context)),
     };
     (reference, requeue_after)
 }
 
+async fn measured<T>(reconcile: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let outcome = reconcile.await;
+    metrics().duration.observe(began.elapsed().as_secs_f64());
+    outcome
+}
+
 /// When to retry after a failed reconcile.
 fn retry(process: &RemoteProcess, error: &Error, context: &Context) -> Duration {
-    metrics().count_pass(error.category());
+    metrics().count_reconcile(error.category());
     let failures = context.in_memory.count_failure(process);
     if !matches!(error, Error::Conflict(_)) {
         let (namespace, name) = (process.namespace(), process.name_any());
@@ -311,6 +321,7 @@ impl Context {
         let agent = AgentSettings {
             ca_bundle: (self.config.ca_bundle)(),
             handover: self.detected.handover(),
+            traceparent: self.config.traces.then(|| trace::traceparent(&process, attempt)),
             ..self.config.agent.clone()
         };
         let applied = apply::apply(&self.client, &process, validated, attempt, &agent).await;
@@ -340,7 +351,7 @@ impl Context {
 
     /// Writes to the status why there is no pod, and retries later.
     async fn settle_refused(&self, process: Arc<RemoteProcess>, refusal: &Refusal) -> Result<Option<Duration>, Error> {
-        metrics().count_pass(metrics::REFUSED);
+        metrics().count_reconcile(metrics::REFUSED);
         let refusals = self.in_memory.count_failure(&process);
         let requeue_after = Backoff::new(REFUSED_RETRY.0, REFUSED_RETRY.1).after(refusals);
         let memory = self.in_memory.recall(&process);
@@ -358,7 +369,7 @@ impl Context {
 
     /// The reconcile succeeded. Returns when to do it again if nothing changes.
     fn done(&self, process: &RemoteProcess, requeue_after: Option<Duration>) -> Option<Duration> {
-        metrics().count_pass(metrics::OK);
+        metrics().count_reconcile(metrics::OK);
         self.in_memory.forget_failures(process);
         requeue_after.or((!process.is_final()).then_some(RESYNC))
     }

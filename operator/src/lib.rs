@@ -24,3 +24,5 @@ pub(crate) mod phase;
 pub mod relay;
 pub(crate) mod report;
 pub(crate) mod status;
+pub(crate) mod timeline;
+pub mod trace;

@@ -1,10 +1,13 @@
 //! The write of a status. Controller and relay share the status: each replaces all of it, and only in the version of the
 //! object that it has read. So neither overwrites what the other has written in the meantime.
 
+use jiff::Timestamp;
 use kube::api::{Api, PostParams};
 use kube::core::ObjectMeta;
 use kube::{Client, ResourceExt};
 use remoteprocess_api::{RemoteProcess, RemoteProcessStatus};
+
+use crate::{timeline, trace};
 
 /// The result of a write that the API server has decided about.
 #[derive(Debug)]
@@ -43,10 +46,25 @@ pub(crate) async fn write(
     };
     let api: Api<RemoteProcess> = Api::namespaced(client.clone(), &namespace);
     match api.replace_status(&name, &params, &object).await {
-        Ok(written) => Ok(Written::Done(Box::new(written))),
+        Ok(written) => {
+            tell(process, &written);
+            Ok(Written::Done(Box::new(written)))
+        }
         Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Written::Conflict(status.message)),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Written::Gone),
         Err(error) => Err(error),
+    }
+}
+
+/// Measures and traces the steps that ended with this write.
+fn tell(before: &RemoteProcess, written: &RemoteProcess) {
+    let now = Timestamp::now();
+    for attempt in written.status.iter().flat_map(|status| &status.attempts) {
+        let known = before.status.as_ref().and_then(|status| status.attempt(attempt.number));
+        timeline::tell(written, attempt, &timeline::ended(known, attempt, now));
+        if timeline::is_over(known, attempt) {
+            trace::tell_attempt(written, attempt, now);
+        }
     }
 }
 

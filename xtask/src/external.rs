@@ -12,7 +12,7 @@ mod checkov;
 mod schemas;
 
 use crate::steps::step;
-use crate::{cluster, exec, faults, paths};
+use crate::{cluster, exec, faults, paths, prometheus};
 
 /// Findings of kube-score that stay as they are, and why.
 const KUBE_SCORE: [(&str, &str); 5] = [
@@ -48,6 +48,7 @@ const VALUES: [&[&str]; 3] = [
 
 /// Runs them; the error has the findings.
 pub(crate) fn external() -> Result<()> {
+    prometheus::check()?;
     let folder = TempDir::with_prefix("rproc-external-")?;
     let charts = VALUES
         .iter()

@@ -26,6 +26,7 @@ mod install;
 mod lock;
 mod page;
 mod paths;
+mod prometheus;
 mod registry;
 mod release;
 mod s3;
@@ -79,8 +80,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Runs what other projects test with, in pinned versions: kube-score, kubeconform and checkov on the chart, h2spec and
-    /// grpcurl on an operator. Needs no cluster.
+    /// Runs what other projects test with, in pinned versions: kube-score, kubeconform and checkov on the chart, promtool on
+    /// metrics and alerts, h2spec and grpcurl on an operator. Needs no cluster.
     External,
     /// Builds the page of `rproc ui` with Node, for the next build of rproc; `--test` and `--screenshots` use Chromium.
     Page(page::PageArgs),

@@ -57,6 +57,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
     report.suite("unit and integration tests", || unit_tests(&programs, args));
     report.step("chart", chart);
     report.step("chart with a registry", chart_with_registry);
+    report.step("chart with monitoring", chart_with_monitoring);
     report.step("simulated faults", || {
         faults::simulation(&with_size("simulation", args))
     });
@@ -140,7 +141,7 @@ fn chart() -> Result<()> {
         helm.args(["template", "release"]).arg(&chart).args(["--set", values]);
         helm
     };
-    const GOOD: [&str; 9] = [
+    const GOOD: [&str; 11] = [
         "archive.size=1.5Ti,archive.retention.maxSize=200000000,agent.memory=64Mi",
         "log.filter=info\\,remoteprocess_operator=debug\\,[request{id=1}]=trace",
         "replicas=1,archive.retention.maxSize=1Ki",
@@ -150,11 +151,13 @@ fn chart() -> Result<()> {
         "ca.source=CertManager,ca.duration=2160h,ca.renewBefore=360h",
         "ca.source=CertManager,ca.certManager.issuerRef.name=corp,ca.certManager.issuerRef.kind=ClusterIssuer",
         "ca.source=Secret,ca.secretName=corp-ca,ca.certificateDuration=1h30m",
+        "tracing.otlp.endpoint=https://collector.example:4317,tracing.otlp.headersSecret=s,tracing.otlp.caCertificates=x",
+        "monitoring.dashboard.enabled=true,monitoring.dashboard.annotations.folder=Platform",
     ];
     for values in GOOD {
         exec::output(&mut template(values))?;
     }
-    const BAD: [&str; 21] = [
+    const BAD: [&str; 26] = [
         "server=relay.example.org:99999",
         "images.operator.tag=not a tag",
         "images.agent.repository=registry/agent@sha256:0",
@@ -176,10 +179,42 @@ fn chart() -> Result<()> {
         "ca.source=Secret,ca.secretName=remoteprocess-ca",
         "ca.duration=365d",
         "ca.certManager.issuerRef.name=corp",
+        // The API of the Prometheus Operator is not there.
+        "monitoring.serviceMonitor.enabled=true",
+        "monitoring.prometheusRule.enabled=true",
+        "monitoring.serviceMonitor.interval=30",
+        "tracing.otlp.endpoint=collector:4317",
+        "tracing.otlp.headersSecret=s",
     ];
     for values in BAD {
         if exec::succeeds(&mut template(values)) {
             bail!("the chart takes {values}");
+        }
+    }
+    Ok(())
+}
+
+/// Checks the objects for the Prometheus Operator, for a cluster that has its API.
+fn chart_with_monitoring() -> Result<()> {
+    let mut template = Command::new(cluster::helm()?);
+    template
+        .args(["template", "release"])
+        .arg(paths::repository().join(CHART))
+        .args(["--api-versions", "monitoring.coreos.com/v1"])
+        .args([
+            "--set",
+            "monitoring.serviceMonitor.enabled=true,monitoring.serviceMonitor.interval=1m",
+        ])
+        .args(["--set", "monitoring.prometheusRule.enabled=true"]);
+    let rendered = exec::output(&mut template)?;
+    for part in [
+        "kind: ServiceMonitor",
+        "interval: 1m",
+        "kind: PrometheusRule",
+        "alert: RemoteProcessNoLeader",
+    ] {
+        if !rendered.contains(part) {
+            bail!("the rendered chart has no {part:?}");
         }
     }
     Ok(())

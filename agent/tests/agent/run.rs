@@ -279,3 +279,20 @@ async fn a_stop_before_the_launch_means_that_nothing_ever_runs() {
     assert_eq!(pod.agent_ends().await.code(), Some(0));
     assert!(!ran.exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_tells_since_when_agent_and_entrypoint_are_there() {
+    let mut relay = TestRelay::start().await;
+    relay.grants.store(false, Ordering::Relaxed);
+    let mut pod = Pod::start(&relay, &Options::default());
+    pod.shell("true");
+    let first = relay.next_start().await;
+    assert!(first.agent_started_unix_nanos > 0, "{first:?}");
+    assert!(
+        first.entrypoint_connected_unix_nanos >= first.agent_started_unix_nanos,
+        "{first:?}"
+    );
+    // A start that is refused is requested again; the times stay.
+    let again = relay.next_start().await;
+    assert_eq!(again, first);
+}

@@ -18,7 +18,7 @@ static REFUSED: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::defaul
 static EXPIRY: LazyLock<Family<[(&'static str, &'static str); 1], Gauge>> = LazyLock::new(Family::default);
 
 /// Records when a certificate of the operator expires; `None` for one that does not exist.
-pub(super) fn expiry(certificate: &'static str, not_after: Option<SystemTime>) {
+pub(crate) fn expiry(certificate: &'static str, not_after: Option<SystemTime>) {
     let labels = [("certificate", certificate)];
     let Some(not_after) = not_after else {
         EXPIRY.remove(&labels);

@@ -64,6 +64,8 @@ pub struct AgentSettings {
     /// Whether the agent's container requests the spool's size as ephemeral storage. Nodes whose kubelet does not
     /// isolate local storage have none to offer, and such a pod would never be scheduled there.
     pub request_ephemeral_storage: bool,
+    /// The variable `TRACEPARENT` of the program; none without traces. Determined for each pod.
+    pub traceparent: Option<String>,
 }
 
 /// How strict the security context of the user's container is.

@@ -2,6 +2,7 @@ mod budget;
 mod lives;
 mod pauses;
 mod stage;
+mod traces;
 
 use std::sync::Mutex;
 
@@ -35,6 +36,7 @@ pub(super) fn agent() -> AgentSettings {
         resources: k8s_openapi::api::core::v1::ResourceRequirements::default(),
         handover: Handover::default(),
         request_ephemeral_storage: false,
+        traceparent: None,
     }
 }
 
@@ -74,6 +76,7 @@ impl Server {
             agent: agent(),
             ca_bundle: Arc::new(|| "CA".into()),
             namespaces: vec![],
+            traces: false,
         };
         let reporter = Reporter::new(client.clone());
         let context = Context {

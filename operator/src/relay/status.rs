@@ -40,6 +40,7 @@ use crate::phase;
 use crate::relay::metrics::metrics;
 use crate::report::Reporter;
 use crate::status::{self, Written};
+use crate::timeline::{self, Marks};
 
 /// Pauses between retries of a write.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
@@ -71,6 +72,14 @@ pub enum Error {
     Refused(Cow<'static, str>),
 }
 
+/// A grant that this replica has written.
+#[derive(Debug)]
+pub struct Granted {
+    process: Box<RemoteProcess>,
+    /// The pod, if the grant needed it.
+    pod: Option<Pod>,
+}
+
 /// Writes as field manager `remoteprocess-relay`. Cheap to clone.
 #[derive(Clone)]
 pub struct Recorder {
@@ -91,12 +100,13 @@ impl Recorder {
         }
     }
 
-    /// Grants the start of an attempt to the agent of its pod: when this returns `Ok`, the grant is in the status.
+    /// Grants the start of an attempt to the agent of its pod: when this returns `Ok`, the grant is in the status. `None`
+    /// if it was there before.
     /// `known` is the object from a watch; the resourceVersion of the write checks that it is current.
     ///
     /// # Errors
     /// When the grant is refused, or the API server does not answer.
-    pub async fn grant(&self, known: &RemoteProcess, claim: &Claim) -> Result<(), Error> {
+    pub async fn grant(&self, known: &RemoteProcess, claim: &Claim) -> Result<Option<Granted>, Error> {
         let (namespace, name) = (known.namespace().unwrap_or_default(), known.name_any());
         let api: Api<RemoteProcess> = Api::namespaced(self.client.clone(), &namespace);
         let (mut current, mut is_known_only, mut pod) = (known.clone(), true, None);
@@ -107,13 +117,13 @@ impl Recorder {
                     continue;
                 }
                 Decision::Write(next) => match bounded(self.write(&current, *next)).await? {
-                    Written::Done(_) => return Ok(()),
+                    Written::Done(process) => return Ok(Some(Granted { process, pod })),
                     Written::Conflict(_) => {}
                     Written::Gone => return Err(Error::Gone),
                 },
                 // A watch may be behind: only a write proves that it is not.
                 Decision::Granted | Decision::Refused(_) if is_known_only => {}
-                Decision::Granted => return Ok(()),
+                Decision::Granted => return Ok(None),
                 Decision::Refused(reason) => return Err(Error::Refused(reason.into())),
             }
             current = match bounded(api.get_opt(&name)).await? {
@@ -123,6 +133,24 @@ impl Recorder {
             is_known_only = false;
         }
         Err(Error::Api(None))
+    }
+
+    /// Measures and traces the steps up to a grant. Reads the pod if the grant did not need it, so call this where nothing waits.
+    pub(crate) async fn tell_start(&self, granted: Granted, number: u32, marks: Marks) {
+        let Granted { process, pod } = granted;
+        let Some(attempt) = process.status.as_ref().and_then(|status| status.attempt(number)) else {
+            return;
+        };
+        let pod = match (pod, &attempt.pod_name) {
+            (None, Some(name)) => self.pod(&process.namespace().unwrap_or_default(), name).await,
+            (pod, _) => Ok(pod),
+        };
+        let pod = pod.ok().flatten().filter(|pod| pod.uid() == attempt.pod_uid);
+        let marks = Marks {
+            scheduled: pod.as_ref().and_then(timeline::scheduled_at),
+            ..marks
+        };
+        timeline::tell(&process, attempt, &timeline::before_grant(&process, attempt, &marks));
     }
 
     /// The pod of an attempt, if it is the pod of the claim. The grant takes its UID and its node from it.

@@ -1758,6 +1758,12 @@ pub struct StartRequest {
     /// The agent already has a launch record, with the settings: it needs a home, not a grant.
     #[prost(bool, tag = "5")]
     pub launched: bool,
+    /// When the agent began to run, and when the entrypoint reached it, in nanoseconds since the Unix epoch by the clock of
+    /// the node. 0: unknown. For metrics and traces only.
+    #[prost(int64, tag = "6")]
+    pub agent_started_unix_nanos: i64,
+    #[prost(int64, tag = "7")]
+    pub entrypoint_connected_unix_nanos: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartResponse {

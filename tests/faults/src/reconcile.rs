@@ -280,6 +280,7 @@ async fn operate(line: &Arc<Line>, namespace: &str, replicas: &watch::Sender<Opt
             agent: agent(),
             ca_bundle: Arc::new(String::new),
             namespaces: vec![namespace.to_owned()],
+            traces: false,
         };
         let (directory, never) = (Directory::default(), CancellationToken::new());
         let namespaces = config.namespaces.clone();
@@ -311,6 +312,7 @@ fn agent() -> AgentSettings {
         resources: ResourceRequirements::default(),
         handover: controller::Handover::default(),
         request_ephemeral_storage: false,
+        traceparent: None,
     }
 }
 

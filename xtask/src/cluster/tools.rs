@@ -110,7 +110,15 @@ const CERT_MANAGER: Module = Module {
 };
 
 /// Built only for `external`. Each has one program, with the name of its folder.
-const EXTERNAL: [Module; 4] = [
+const EXTERNAL: [Module; 5] = [
+    Module {
+        folder: "promtool",
+        title: "promtool of Prometheus",
+        minutes: 6,
+        tags: "",
+        ldflags: "-s -w",
+        programs: &[("github.com/prometheus/prometheus/cmd/promtool", "promtool")],
+    },
     Module {
         folder: "kube-score",
         title: "kube-score",

@@ -31,6 +31,7 @@ fn settings() -> AgentSettings {
         resources: k8s_openapi::api::core::v1::ResourceRequirements::default(),
         handover: crate::controller::Handover::default(),
         request_ephemeral_storage: false,
+        traceparent: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The user's container: everything in it is the user's, except that the entrypoint runs first.
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, EnvVar};
 use remoteprocess_api::{TailInStatus, names};
 use remoteprocess_proto::pod;
 
@@ -27,7 +27,7 @@ pub(super) fn build(process: &Validated<'_>, settings: &AgentSettings, profile: 
                 .chain(process.argv.iter().cloned())
                 .collect(),
         ),
-        env: Some(spec.env.clone()).filter(is_filled),
+        env: Some(build_env(process, settings)).filter(is_filled),
         env_from: Some(spec.env_from.clone()).filter(is_filled),
         working_dir: spec.working_dir.clone(),
         resources: spec.resources.clone(),
@@ -40,3 +40,21 @@ pub(super) fn build(process: &Validated<'_>, settings: &AgentSettings, profile: 
         ..Container::default()
     }
 }
+
+/// The variables of the user, and `TRACEPARENT` unless it is one of them.
+fn build_env(process: &Validated<'_>, settings: &AgentSettings) -> Vec<EnvVar> {
+    let mut env = process.spec.env.clone();
+    let is_set = env.iter().any(|variable| variable.name == TRACEPARENT);
+    if let (Some(value), false) = (&settings.traceparent, is_set) {
+        env.push(EnvVar {
+            name: TRACEPARENT.into(),
+            value: Some(value.clone()),
+            value_from: None,
+        });
+    }
+    env
+}
+
+/// The variable by which a program continues a trace (OpenTelemetry, "environment variables as context propagation
+/// carriers").
+const TRACEPARENT: &str = "TRACEPARENT";

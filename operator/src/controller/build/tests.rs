@@ -26,6 +26,7 @@ fn settings() -> AgentSettings {
         resources: serde_saphyr::from_str("{requests: {cpu: 10m, memory: 64Mi}, limits: {memory: 64Mi}}").unwrap(),
         handover: Handover::default(),
         request_ephemeral_storage: true,
+        traceparent: None,
     }
 }
 
@@ -76,6 +77,24 @@ fn builds_this_pod(#[case] name: &str, #[case] spec: &str, #[case] profile: Prof
     let process = process(&spec);
     let pod = build_pod(&validate(&process).unwrap(), 1, &settings(), profile);
     insta::assert_yaml_snapshot!(name, pod);
+}
+
+#[test]
+fn a_program_gets_its_place_in_the_trace_unless_it_has_one() {
+    let settings = AgentSettings {
+        traceparent: Some("00-ours".into()),
+        ..settings()
+    };
+    let values = |spec: &str| -> Vec<String> {
+        let process = process(spec);
+        let pod = build_pod(&validate(&process).unwrap(), 1, &settings, Profile::Ordinary);
+        let env = pod.spec.unwrap().containers.remove(0).env.unwrap_or_default();
+        let set = env.into_iter().filter(|variable| variable.name == "TRACEPARENT");
+        set.filter_map(|variable| variable.value).collect()
+    };
+    assert_eq!(values(MINIMAL), ["00-ours"]);
+    let own = format!("{MINIMAL}  env: [{{name: TRACEPARENT, value: 00-own}}]\n");
+    assert_eq!(values(&own), ["00-own"]);
 }
 
 /// Where every node mounts images, there is no hook, and the entrypoint is started from the agent's image.

@@ -17,6 +17,7 @@ use crate::relay::archive::Manifest;
 use crate::relay::attempt::{AttemptKey, Subject};
 use crate::relay::live::{Fact, Record};
 use crate::relay::status::{Claim, Error as GrantError, Recorder};
+use crate::timeline::Marks;
 
 pub(super) const NAME: &str = "hello";
 
@@ -176,6 +177,14 @@ impl Stage {
             });
     }
 
+    /// A user annotates the object.
+    pub(super) fn annotate(&self, key: &str, value: &str) {
+        self.cluster
+            .edit("remoteprocesses", NAME, |process: &mut RemoteProcess| {
+                process.annotations_mut().insert(key.into(), value.into());
+            });
+    }
+
     /// A user changes a field that may change at any time.
     pub(super) fn change_ttl(&self, seconds: u32) {
         self.cluster
@@ -252,7 +261,16 @@ impl Stage {
             pod_uid: self.pod_uid(attempt),
             launched: false,
         };
-        self.recorder.grant(&self.process(), &claim).await
+        let now = Some(Timestamp::now());
+        let marks = Marks {
+            agent: now,
+            entrypoint: now,
+            ..Marks::default()
+        };
+        if let Some(granted) = self.recorder.grant(&self.process(), &claim).await? {
+            self.recorder.tell_start(granted, attempt, marks).await;
+        }
+        Ok(())
     }
 
     /// The agent reports that the program was launched.
@@ -386,6 +404,7 @@ fn operator(cluster: &FakeCluster, life: &Life, ahead: &Arc<AtomicI64>) -> (Arc<
             agent: super::agent(),
             ca_bundle: Arc::new(|| "CA".into()),
             namespaces: vec![],
+            traces: false,
         },
         pods: store,
         in_memory: InMemory::default(),

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kube::ResourceExt;
 use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
@@ -19,6 +20,7 @@ use crate::relay::error::Error;
 use crate::relay::metrics::metrics;
 use crate::relay::reconcile;
 use crate::relay::status::{Claim, Error as GrantError};
+use crate::timeline::Marks;
 
 /// How much the watch may be behind an agent.
 const LAG: Duration = Duration::from_secs(2);
@@ -43,9 +45,14 @@ impl Core {
             pod_uid: pod_uid.clone(),
             launched: request.launched,
         };
+        let marks = Marks {
+            scheduled: None,
+            agent: from_nanos(request.agent_started_unix_nanos),
+            entrypoint: from_nanos(request.entrypoint_connected_unix_nanos),
+        };
         let process = self.await_object(&claim.uid).await;
         let granted = match &process {
-            Some(process) => self.claim(process, &namespace, &claim).await,
+            Some(process) => self.claim(process, &namespace, &claim, marks).await,
             None => (self.claim_of_deleted(&namespace, &key, &claim).await).map(|subject| (subject, None)),
         };
         let (subject, settings) = match granted {
@@ -96,6 +103,7 @@ impl Core {
         process: &RemoteProcess,
         namespace: &str,
         claim: &Claim,
+        marks: Marks,
     ) -> Result<(Subject, Option<LaunchSettings>), GrantError> {
         let subject = Subject {
             namespace: process.namespace().unwrap_or_default(),
@@ -111,8 +119,11 @@ impl Core {
         }
         let settings = (!claim.launched).then(|| launch_settings(&process.spec)).transpose();
         let settings = settings.map_err(|sentence| GrantError::Refused(sentence.into()))?;
-        if !is_known(process, claim) {
-            self.recorder.grant(process, claim).await?;
+        if !is_known(process, claim)
+            && let Some(granted) = self.recorder.grant(process, claim).await?
+        {
+            let (recorder, number) = (self.recorder.clone(), claim.attempt);
+            tokio::spawn(async move { recorder.tell_start(granted, number, marks).await });
         }
         Ok((subject, settings))
     }
@@ -144,6 +155,12 @@ fn answer(granted: bool, message: String, settings: Option<LaunchSettings>) -> S
         message,
         settings,
     }
+}
+
+/// A time that an agent told; `None` if it did not, or if it is no time.
+fn from_nanos(unix_nanos: i64) -> Option<Timestamp> {
+    let told = Some(unix_nanos).filter(|nanos| *nanos > 0)?;
+    Timestamp::from_nanosecond(told.into()).ok()
 }
 
 /// A launched agent whose grant is known here gets a home without a request to the API server.

@@ -15,7 +15,7 @@ use super::{Fact, LiveAttempt, TAIL_BYTES, conditions, desired};
 use crate::backoff::Backoff;
 use crate::relay::archive::{Error, SEGMENT_BYTES, Unavailable, Writer};
 use crate::relay::metrics::metrics;
-use crate::relay::piece::distance;
+use crate::relay::piece::{Piece, distance};
 
 /// Maximum time that received bytes wait before their segment is stored.
 const AGE: Duration = Duration::from_secs(1);
@@ -132,7 +132,12 @@ impl Archiver<'_> {
     fn take(&mut self) -> bool {
         let room = SEGMENT_BYTES.saturating_sub(self.writer.open_bytes());
         let (pieces, next) = self.live.ring.unkept(self.index, room);
-        pieces.iter().for_each(|placed| self.writer.append(placed));
+        for placed in &pieces {
+            if let Piece::Gap(gap) = &placed.piece {
+                metrics().count_gap(gap);
+            }
+            self.writer.append(placed);
+        }
         if next > self.index {
             self.oldest.get_or_insert_with(Instant::now);
         }

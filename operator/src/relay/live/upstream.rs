@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use remoteprocess_proto::timing::SILENCE;
 use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::{Exit, GapReason, Phase, Seal, Stream};
+use remoteprocess_proto::v1::{Exit, GapReason, Phase, Seal, Spool, Stream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
@@ -31,6 +31,9 @@ pub(super) enum End {
     /// Another replica is this attempt's home now.
     Superseded,
 }
+
+/// Size above which the report of an agent about its spool is not believed, in bytes.
+const LARGEST_SPOOL: u64 = 1 << 40;
 
 enum Cut {
     End(End),
@@ -130,6 +133,7 @@ async fn read(live: &LiveAttempt, agent: &Agent, was_connected: &mut bool) -> Cu
         Err(error) => return refused(&error),
     };
     let _connected = Connected::new(live);
+    let mut pressure = Pressure::default();
     *was_connected = true;
     loop {
         live.ring.room().await;
@@ -163,6 +167,7 @@ async fn read(live: &LiveAttempt, agent: &Agent, was_connected: &mut bool) -> Cu
                 observed.state = Some(state);
             }),
             Frame::Spool(spool) => {
+                pressure.change(&spool);
                 let blocked = spool.blocked.then_some(spool.size_bytes);
                 live.observed
                     .send_if_modified(|observed| std::mem::replace(&mut observed.blocked, blocked) != blocked);
@@ -170,6 +175,30 @@ async fn read(live: &LiveAttempt, agent: &Agent, was_connected: &mut bool) -> Cu
             Frame::Heartbeat(_) => {}
             Frame::Exit(exit) => return Cut::End(End::Exit(Box::new(complete(live, exit)))),
         }
+    }
+}
+
+/// What this stream adds to the metrics of spools while it is open.
+#[derive(Default)]
+struct Pressure {
+    is_full: bool,
+    used: i64,
+}
+
+impl Pressure {
+    fn change(&mut self, spool: &Spool) {
+        let used = i64::try_from(spool.used_bytes.min(LARGEST_SPOOL)).unwrap_or_default();
+        metrics().spool_used.inc_by(used - self.used);
+        metrics()
+            .spools_full
+            .inc_by(i64::from(spool.blocked) - i64::from(self.is_full));
+        (self.is_full, self.used) = (spool.blocked, used);
+    }
+}
+
+impl Drop for Pressure {
+    fn drop(&mut self) {
+        self.change(&Spool::default());
     }
 }
 

@@ -391,6 +391,7 @@ fn start_at(address: &str, process: &str, attempt: u32) -> Vec<u8> {
         attempt,
         address: address.into(),
         launched: false,
+        ..StartRequest::default()
     }
     .encode_to_vec()
 }

@@ -241,6 +241,7 @@ fn start_falsely(target: &Target, tasks: &mut JoinSet<()>) {
                 attempt,
                 address: "169.254.169.254:80".to_owned(),
                 launched: attempt.is_multiple_of(2),
+                ..StartRequest::default()
             };
             if client
                 .start(request)

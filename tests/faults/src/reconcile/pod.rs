@@ -262,7 +262,7 @@ impl World {
     async fn ask_for_start(&self, known: &RemoteProcess, claim: &Claim) -> Result<(), GrantError> {
         self.ask(|recorder| {
             let (known, claim) = (known.clone(), claim.clone());
-            Box::pin(async move { recorder.grant(&known, &claim).await })
+            Box::pin(async move { recorder.grant(&known, &claim).await.map(drop) })
         })
         .await
     }

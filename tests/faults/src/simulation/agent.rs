@@ -48,6 +48,7 @@ impl Ask for Relays {
             attempt: 1,
             address: SocketAddr::new(turmoil::lookup(AGENT), network::PORT).to_string(),
             launched,
+            ..StartRequest::default()
         };
         let to = self.world.any_relay();
         let ask = async {

@@ -155,6 +155,7 @@ impl Target {
             attempt: 1,
             address: self.address.clone(),
             launched: true,
+            ..StartRequest::default()
         }
     }
 }
