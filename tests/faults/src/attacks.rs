@@ -106,6 +106,7 @@ async fn attack_target(size: &Size, target: &mut Target) -> Result<()> {
     let bystanders = Bystanders::arrive(target).await?;
     let undisturbed = bystanders.live_until(sleep(size.undisturbed)).await;
     let before = target.memory()?;
+    print_head();
     let mut phases = vec![Phase::new("before", undisturbed, None)];
     if size.has_limits {
         let decoy = target.start_decoy().await?;
@@ -130,7 +131,6 @@ async fn attack_target(size: &Size, target: &mut Target) -> Result<()> {
     report_attacks();
     target.check_alive()?;
     let peak = target.peak_memory()?;
-    report(&phases);
     println!(
         "    memory {} MiB before, {} MiB at most; {:.0} s",
         before >> 20,
@@ -173,7 +173,18 @@ struct Phase {
 }
 
 impl Phase {
+    /// Prints a row of the table.
     fn new(name: &'static str, lived: Experience, control: Option<&'static str>) -> Self {
+        println!(
+            "    {name:18} {:>8} {:>9} {:>9} {:>8} {:>9} {:>9} {:>16}",
+            lived.calls.len(),
+            lived.calls.p50().as_millis(),
+            lived.calls.p99().as_millis(),
+            lived.starts.len(),
+            lived.starts.p50().as_millis(),
+            lived.starts.p99().as_millis(),
+            lived.creations.p50().as_millis()
+        );
         Self { name, lived, control }
     }
 
@@ -218,18 +229,6 @@ fn report_attacks() {
     );
 }
 
-fn report(phases: &[Phase]) {
+fn print_head() {
     println!("    others                calls    p50 ms    p99 ms   starts    p50 ms    p99 ms  created, p50 ms");
-    for Phase { name, lived, .. } in phases {
-        println!(
-            "    {name:18} {:>8} {:>9} {:>9} {:>8} {:>9} {:>9} {:>16}",
-            lived.calls.len(),
-            lived.calls.p50().as_millis(),
-            lived.calls.p99().as_millis(),
-            lived.starts.len(),
-            lived.starts.p50().as_millis(),
-            lived.starts.p99().as_millis(),
-            lived.creations.p50().as_millis()
-        );
-    }
 }
