@@ -6,9 +6,10 @@ use std::fs;
 use clap::CommandFactory;
 use remoteprocess_operator::args::Args;
 
-/// Flags that the container sets itself: the chart's ports and paths are fixed.
-const NOT_IN_THE_CHART: [&str; 6] = [
+/// Flags that the chart does not need: its ports and paths are fixed, and its values are flags instead of a file.
+const NOT_IN_THE_CHART: [&str; 7] = [
     "admin-port",
+    "config",
     "enrol-port",
     "help",
     "listen-address",
