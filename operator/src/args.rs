@@ -198,7 +198,7 @@ pub struct FaceArgs {
 /// Where traces go.
 #[derive(Clone, Debug, clap::Args)]
 pub struct TracingArgs {
-    /// URL of a receiver of OpenTelemetry traces by OTLP over gRPC, such as http://collector.monitoring:4317. Without it, there
+    /// URL of a receiver of OpenTelemetry traces by OTLP over gRPC, such as `http://collector.monitoring:4317`. Without it, there
     /// are no traces. Headers come from OTEL_EXPORTER_OTLP_HEADERS.
     #[arg(long, env = "RPROC_TRACING_OTLP_ENDPOINT")]
     tracing_otlp_endpoint: Option<String>,

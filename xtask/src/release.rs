@@ -127,7 +127,7 @@ fn tools() -> Result<PathBuf> {
     Ok(folder.join("bin"))
 }
 
-/// `rproc` for each architecture, with its man pages, completions and license, as Krew wants it.
+/// `rproc` for each architecture, with its man pages and license, as Krew wants it.
 fn pack(dist: &Path, version: &str, programs: &[PathBuf]) -> Result<()> {
     let pages = tempfile::tempdir()?;
     // Of this machine's architecture.
