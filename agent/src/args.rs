@@ -14,9 +14,6 @@ use crate::spool::{Policy, WhenFull};
 #[derive(Debug, Parser)]
 #[command(name = "agent", version)]
 pub struct Cli {
-    /// YAML file with settings; flags and environment variables take precedence.
-    #[arg(long, env = "RPROC_CONFIG", global = true)]
-    pub config: Option<PathBuf>,
     /// What to do; the default is `supervise`.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -254,7 +251,7 @@ mod tests {
     /// The operator sets every variable of [`env::ALL`]; the others are for tests and for debugging by hand.
     #[test]
     fn the_variables_of_the_operator_are_flags_of_the_agent() {
-        const NOT_SET: [&str; 3] = ["RPROC_STALL_MILLIS", "RPROC_LOG", "RPROC_CONFIG"];
+        const NOT_SET: [&str; 2] = ["RPROC_STALL_MILLIS", "RPROC_LOG"];
         let command = Cli::command();
         let run = command.find_subcommand("run").unwrap();
         let mut flags: Vec<&str> = run
@@ -269,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn each_setting_of_the_file_is_documented() {
+    fn each_setting_is_documented() {
         let table = remoteprocess_settings::table(&Cli::command(), &remoteprocess_settings::is_setting);
         let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
         remoteprocess_settings::check_docs(docs.as_ref(), "agent", &table);

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::Parser;
 use remoteprocess_agent::args::{Cli, Command, Config};
 use remoteprocess_agent::{app, install, mask, supervise};
 use remoteprocess_runtime::{LogFormat, init_logs, shutdown_token};
@@ -22,14 +23,7 @@ const STACK_BYTES: usize = 512 * 1024;
 const BLOCKING: usize = 4;
 
 fn main() -> ExitCode {
-    let cli = match remoteprocess_settings::parse::<Cli>() {
-        Ok(cli) => cli,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "agent: {error}");
-            // A restart would not help.
-            return ExitCode::from(supervise::UNUSABLE);
-        }
-    };
+    let cli = Cli::parse();
     remoteprocess_tls::install_crypto_provider();
     match start(cli) {
         Ok(()) => ExitCode::SUCCESS,

@@ -181,6 +181,9 @@ fn doctor_finds_what_is_missing_and_names_the_fix() {
             ["Operator", "Failed"],
             ["Permissions", "Ok"],
             ["CA", "Failed"],
+            // They need the operator.
+            ["Metrics", "Warning"],
+            ["Agents", "Ok"],
         ]
     );
     let wrong = api.kubeconfig(&json!({"token": "wrong"}), &json!({}));

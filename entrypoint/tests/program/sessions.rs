@@ -118,15 +118,22 @@ fn written(entrypoint: &Entrypoint, name: &str) -> i32 {
 #[rstest]
 fn each_has_streams_environment_directory_and_code_of_its_own(#[values(Mode::Subreaper, Mode::Namespace)] mode: Mode) {
     let (mut entrypoint, mut agent) = running(mode);
-    let script = "echo $MORE ${WORK:+inherited} $PWD; echo wrong >&2; read line || echo none; exit 7";
+    // It does not end before the other one has started.
+    let go = entrypoint.path("go");
+    let script = format!(
+        "echo $MORE ${{WORK:+inherited}} $PWD; echo wrong >&2; read line || echo none; \
+         while [ ! -e {} ]; do sleep 0.01; done; exit 7",
+        go.display()
+    );
     let with_more = Command {
         environment: vec![(b"MORE".to_vec().into(), b"more".to_vec().into())],
         directory: Some(b"/".to_vec().into()),
-        ..shell(script)
+        ..shell(&script)
     };
     let (input, mut first) = start(&mut agent, "a", with_more);
     assert!(input.is_over, "it takes none");
     let (_, second) = start(&mut agent, "b", shell("kill -TERM $$"));
+    std::fs::write(go, "").unwrap();
     assert_eq!((first.len(), second.len()), (2, 2));
     let mut outcomes = [None, None];
     while outcomes.contains(&None) {
