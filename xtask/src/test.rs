@@ -286,11 +286,11 @@ fn end_to_end(report: &mut Report, programs: &[Program], args: &TestArgs) -> Res
     Ok(())
 }
 
-/// Most of these tests wait most of the time: two programs run at a time, each with two tests for each processor.
+/// Most of these tests wait most of the time: two programs run at a time, each with a test for each processor.
 fn unit_tests(programs: &[Program], args: &TestArgs) -> Result<Tally> {
     let runner = Runner {
         programs: 2,
-        tests: 2 * processors(),
+        tests: processors(),
         prepare: &|command| pass_long(command, args),
     };
     let mut tally = runner.run(programs);
