@@ -198,7 +198,7 @@ async fn a_program_that_closes_its_input_while_it_flows_keeps_its_own_code() {
     connection.send(4 * piece.len() as u64, &piece).await;
     connection.end(5 * piece.len() as u64).await;
     std::fs::write(&may_end, "").unwrap();
-    let exit = home.await.unwrap().exit.unwrap();
+    let exit = in_time("the end", home).await.unwrap().exit.unwrap();
     assert_eq!((exit.outcome(), exit.value), (Outcome::Code, 5));
     // The only thing said of the input is how far it has come.
     let last = loop {
