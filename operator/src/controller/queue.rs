@@ -90,11 +90,13 @@ impl<K: Key> Queue<K> {
             return None;
         }
         let busy = |namespace: &String| self.busy.get(namespace).copied().unwrap_or_default();
-        let turns = self.turns.iter().enumerate();
-        let (busy, turn) = turns.map(|(turn, namespace)| (busy(namespace), turn)).min()?;
-        if busy >= self.limits.of_one_namespace {
-            return None;
-        }
+        // At most `all` namespaces are busy, so an idle one is near the front, and without one there are few to compare.
+        let idle = self.turns.iter().position(|namespace| busy(namespace) == 0);
+        let turn = idle.or_else(|| {
+            let turns = self.turns.iter().enumerate();
+            let (busy, turn) = turns.map(|(turn, namespace)| (busy(namespace), turn)).min()?;
+            (busy < self.limits.of_one_namespace).then_some(turn)
+        })?;
         let namespace = self.turns.remove(turn)?;
         let ready = self.ready.get_mut(&namespace)?;
         let key = ready.pop_front()?;
