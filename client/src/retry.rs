@@ -64,6 +64,15 @@ pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     current.to_string()
 }
 
+/// Why the API server did not answer a call as wished: its own sentence, or what broke.
+#[must_use]
+pub fn refusal(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => innermost(other),
+    }
+}
+
 /// The innermost error of a failed call, which is more specific than the outer ones.
 #[must_use]
 pub fn cause(status: &Status) -> String {

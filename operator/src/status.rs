@@ -5,9 +5,10 @@ use jiff::Timestamp;
 use kube::api::{Api, PostParams};
 use kube::core::ObjectMeta;
 use kube::{Client, ResourceExt};
-use remoteprocess_api::{RemoteProcess, RemoteProcessStatus};
+use remoteprocess_api::{AttemptStatus, RemoteProcess, RemoteProcessStatus};
 
-use crate::{timeline, trace};
+use crate::timeline::{self, Timed};
+use crate::trace;
 
 /// The result of a write that the API server has decided about.
 #[derive(Debug)]
@@ -56,12 +57,18 @@ pub(crate) async fn write(
     }
 }
 
+/// Measures and traces what has ended: call it once for each step.
+pub(crate) fn tell_steps(process: &RemoteProcess, attempt: &AttemptStatus, steps: &[Timed]) {
+    timeline::measure(steps);
+    trace::tell_steps(process, attempt, steps);
+}
+
 /// Measures and traces the steps that ended with this write.
 fn tell(before: &RemoteProcess, written: &RemoteProcess) {
     let now = Timestamp::now();
     for attempt in written.status.iter().flat_map(|status| &status.attempts) {
         let known = before.status.as_ref().and_then(|status| status.attempt(attempt.number));
-        timeline::tell(written, attempt, &timeline::ended(known, attempt, now));
+        tell_steps(written, attempt, &timeline::ended(known, attempt, now));
         if timeline::is_over(known, attempt) {
             trace::tell_attempt(written, attempt, now);
         }

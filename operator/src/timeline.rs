@@ -13,8 +13,6 @@ use remoteprocess_runtime::prometheus_client::metrics::family::Family;
 use remoteprocess_runtime::prometheus_client::metrics::histogram::Histogram;
 use remoteprocess_runtime::prometheus_client::registry::{Registry, Unit};
 
-use crate::trace;
-
 /// A part of an attempt. Each begins where the previous one ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Step {
@@ -184,9 +182,8 @@ pub(crate) fn register(registry: &mut Registry) {
     );
 }
 
-/// Measures and traces what has ended: call it once for each step.
-pub(crate) fn tell(process: &RemoteProcess, attempt: &AttemptStatus, steps: &[Timed]) {
-    trace::tell_steps(process, attempt, steps);
+/// Measures what has ended: call it once for each step.
+pub(crate) fn measure(steps: &[Timed]) {
     for timed in steps.iter().filter(|timed| MEASURED.contains(&timed.step)) {
         let seconds = timed.to.duration_since(timed.from).as_secs_f64();
         DURATIONS.get_or_create(&[("step", timed.step.name())]).observe(seconds);

@@ -1,6 +1,6 @@
 //! Settings by file: each key is the name of a flag in camelCase, and its value is the default of that flag.
 //!
-//! So there is one precedence for all programs: flag, environment, file, built-in default.
+//! So there is one precedence for all programs that read a file: flag, environment, file, built-in default.
 //!
 //! Arrows: none to a sibling. Invariant: a key that is no flag, and a value that the flag would refuse, are errors that
 //! name the file and the key.

@@ -72,7 +72,7 @@ fn render(path: &Path, values: &[&str]) -> Result<PathBuf> {
     let mut template = Command::new(cluster::helm()?);
     template
         .args(["template", "remoteprocess"])
-        .arg(paths::repository().join("charts/remoteprocess-operator"))
+        .arg(paths::chart())
         .args(["--namespace", "remoteprocess-system", "--skip-tests", "--set"])
         .arg(values.join(","));
     fs::write(path, exec::output(&mut template)?)?;

@@ -25,6 +25,8 @@ pub(crate) const NAMES: [&str; 3] = ["operator", "agent", "cli"];
 pub(crate) const CONTENTS: [&[&str]; 3] = [&["operator"], &["agent", "entrypoint"], &["rproc"]];
 /// Prefix of all image names.
 pub(crate) const REGISTRY: &str = "ghcr.io/remoteprocess";
+/// The packages with the programs.
+pub(crate) const PACKAGES: [&str; 4] = ["operator", "agent", "entrypoint", "cli"];
 /// `nonroot` of the Dockerfile.
 pub(crate) const USER: &str = "65532:65532";
 
@@ -107,7 +109,7 @@ pub(crate) fn programs() -> Result<Programs> {
     cargo
         .current_dir(paths::repository())
         .args(["build", "--release", "--locked"]);
-    for package in ["operator", "agent", "entrypoint", "cli"] {
+    for package in PACKAGES {
         cargo.args(["--package", &format!("remoteprocess-{package}")]);
     }
     forget_package(&mut cargo);
@@ -187,16 +189,9 @@ fn write(programs: Programs) -> Result<Images> {
     };
     for (name, programs) in contents {
         let full = |tag: &str| format!("{REGISTRY}/{name}:{tag}");
-        let entries = programs
-            .iter()
-            .map(|program| Entry::Copy((*program).to_owned(), 0o755, images.programs.path(program)))
-            .collect();
         let image = Image {
             names: vec![full(&images.tag), full(version)],
-            entries,
-            entrypoint: vec![format!("/{}", programs[0])],
-            user: USER.to_owned(),
-            ..Image::default()
+            ..image(programs, &images.programs.folder)
         };
         let archive = folder.join(format!("{name}.tar"));
         image.write(&archive)?;
@@ -204,6 +199,17 @@ fn write(programs: Programs) -> Result<Images> {
         images.names.push(full(&images.tag));
     }
     Ok(images)
+}
+
+/// An image with these programs of a folder. It runs the first one.
+pub(crate) fn image(programs: &[&str], folder: &Path) -> Image {
+    let entry = |program: &&str| Entry::Copy((*program).to_owned(), 0o755, folder.join(program));
+    Image {
+        entries: programs.iter().map(entry).collect(),
+        entrypoint: vec![format!("/{}", programs[0])],
+        user: USER.to_owned(),
+        ..Image::default()
+    }
 }
 
 fn push(registry: &Registry, images: &Images) -> Result<()> {

@@ -42,8 +42,7 @@ pub(crate) fn upgrade(target: &Target, images: &Images) -> Result<()> {
     }
     step("helm upgrade --install", || {
         let mut helm = target.helm();
-        helm.args(["upgrade", "--install", RELEASE])
-            .arg(paths::repository().join("charts/remoteprocess-operator"));
+        helm.args(["upgrade", "--install", RELEASE]).arg(paths::chart());
         helm.args([
             "--namespace",
             NAMESPACE,

@@ -15,6 +15,11 @@ pub(crate) fn repository() -> PathBuf {
         .to_path_buf()
 }
 
+/// The Helm chart.
+pub(crate) fn chart() -> PathBuf {
+    repository().join("charts/remoteprocess-operator")
+}
+
 /// `$XDG_CACHE_HOME/remoteprocess`, or `~/.cache/remoteprocess`: shared by all checkouts of this user.
 pub(crate) fn cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME") {

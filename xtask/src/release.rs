@@ -10,9 +10,9 @@ use clap::Args;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::archive::{Entry, Image};
+use crate::archive::Image;
 use crate::cargo::{claim_release_target, forget_package};
-use crate::images::{self, NAMES, REGISTRY, USER};
+use crate::images::{self, NAMES, PACKAGES, REGISTRY};
 use crate::install::NAMESPACE;
 use crate::steps::{say, step};
 use crate::{cluster, exec, page, paths};
@@ -21,13 +21,11 @@ mod krew;
 mod notes;
 mod oci;
 
-const CHART: &str = "charts/remoteprocess-operator";
 /// The architectures, as Kubernetes names them, and the targets of the compiler.
 pub(crate) const ARCHITECTURES: [(&str, &str); 2] = [
     ("amd64", "x86_64-unknown-linux-musl"),
     ("arm64", "aarch64-unknown-linux-musl"),
 ];
-const PACKAGES: [&str; 4] = ["operator", "agent", "entrypoint", "cli"];
 /// Compiles and links C code for every target: a pinned package, in an environment of its own.
 const ZIG: &str = "ziglang==0.15.2";
 const CARGO_ZIGBUILD: &str = "cargo-zigbuild==0.24.1";
@@ -176,27 +174,17 @@ fn write_images(dist: &Path, version: &str, programs: &[PathBuf]) -> Result<()> 
         let images: Vec<(&str, Image)> = ARCHITECTURES
             .iter()
             .zip(programs)
-            .map(|((arch, _), folder)| (*arch, image(contents, folder)))
+            .map(|((arch, _), folder)| (*arch, images::image(contents, folder)))
             .collect();
         oci::write(&dist.join(format!("{name}-{version}.oci.tar")), &full, &images)?;
     }
     Ok(())
 }
 
-fn image(contents: &[&str], folder: &Path) -> Image {
-    let entry = |program: &&str| Entry::Copy((*program).to_owned(), 0o755, folder.join(program));
-    Image {
-        entries: contents.iter().map(entry).collect(),
-        entrypoint: vec![format!("/{}", contents[0])],
-        user: USER.to_owned(),
-        ..Image::default()
-    }
-}
-
 /// The packaged chart, everything that it installs with its default values, and the CustomResourceDefinition.
 fn chart(dist: &Path, version: &str) -> Result<()> {
     let helm = cluster::helm()?;
-    let chart = paths::repository().join(CHART);
+    let chart = paths::chart();
     let versions = ["--version", version, "--app-version", version];
     exec::output(
         Command::new(&helm)

@@ -27,7 +27,6 @@ const BESIDE: &str = "beside";
 const RESTARTS: &str = "restarts";
 /// End-to-end tests that end or measure parts of the cluster: one at a time, with nothing in parallel.
 const ALONE: &str = "alone";
-const CHART: &str = "charts/remoteprocess-operator";
 
 /// What to test.
 #[derive(Args)]
@@ -134,7 +133,7 @@ fn documentation() -> Result<()> {
 
 fn chart() -> Result<()> {
     let helm = cluster::helm()?;
-    let chart = paths::repository().join(CHART);
+    let chart = paths::chart();
     exec::output(Command::new(&helm).args(["lint", "--strict"]).arg(&chart))?;
     let template = |values: &str| {
         let mut helm = Command::new(&helm);
@@ -199,7 +198,7 @@ fn chart_with_monitoring() -> Result<()> {
     let mut template = Command::new(cluster::helm()?);
     template
         .args(["template", "release"])
-        .arg(paths::repository().join(CHART))
+        .arg(paths::chart())
         .args(["--api-versions", "monitoring.coreos.com/v1"])
         .args([
             "--set",
@@ -226,7 +225,7 @@ fn chart_with_registry() -> Result<()> {
     let mut template = Command::new(cluster::helm()?);
     template
         .args(["template", "release"])
-        .arg(paths::repository().join(CHART))
+        .arg(paths::chart())
         .args(["--set", &images::values("1-a", Some(&registry)).join(",")]);
     let rendered = exec::output(&mut template)?;
     for image in ["operator", "agent", "cli"] {

@@ -17,6 +17,7 @@ use kube::api::{ListParams, LogParams};
 use kube::{Api, Resource};
 use remoteprocess_api::{RemoteProcess, names};
 use remoteprocess_client::Cluster;
+use remoteprocess_client::retry::refusal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -165,10 +166,7 @@ where
 {
     let params = ListParams::default().labels(label).limit(MAX_OBJECTS);
     let found = api.list(&params).await;
-    found.map(|found| found.items).map_err(|error| match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => remoteprocess_client::retry::innermost(&other),
-    })
+    found.map(|found| found.items).map_err(|error| refusal(&error))
 }
 
 /// The files so far, and what could not be read.

@@ -176,8 +176,7 @@ async fn metrics(cluster: &Cluster, is_everywhere: bool) -> Result<Pods, String>
         kube::Error::Api(status) if status.code == 404 => {
             "this cluster has no metrics API (metrics.k8s.io); install metrics-server".to_owned()
         }
-        kube::Error::Api(status) => status.message.clone(),
-        other => remoteprocess_client::retry::innermost(&other),
+        other => remoteprocess_client::retry::refusal(&other),
     })
 }
 

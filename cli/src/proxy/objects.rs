@@ -59,37 +59,23 @@ impl Call {
         let parts: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
         let is_namespace = identifier::is_namespace;
         match (method, parts.as_slice()) {
-            (&Method::GET, ["apis", names::GROUP, names::VERSION, "remoteprocesses"])
-            | (&Method::GET, ["api", "v1", "namespaces"]) => Some(Self::Read),
-            (
-                &Method::GET,
-                [
-                    "apis",
-                    names::GROUP,
-                    names::VERSION,
-                    "namespaces",
-                    namespace,
-                    "remoteprocesses",
-                ],
-            )
-            | (&Method::GET, ["api", "v1", "namespaces", namespace, "events"])
-                if is_namespace(namespace) =>
-            {
+            (&Method::GET, ["api", "v1", "namespaces"]) => Some(Self::Read),
+            (&Method::GET, ["api", "v1", "namespaces", namespace, "events"]) if is_namespace(namespace) => {
                 Some(Self::Read)
             }
-            (
-                &Method::PATCH,
-                [
-                    "apis",
-                    names::GROUP,
-                    names::VERSION,
-                    "namespaces",
-                    namespace,
-                    "remoteprocesses",
-                    name,
-                ],
-            ) if is_namespace(namespace) && identifier::is_name(name) => Some(Self::Change),
             (&Method::POST, ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"]) => Some(Self::Review),
+            (_, ["apis", names::GROUP, names::VERSION, rest @ ..]) => match (method, rest) {
+                (&Method::GET, ["remoteprocesses"]) => Some(Self::Read),
+                (&Method::GET, ["namespaces", namespace, "remoteprocesses"]) if is_namespace(namespace) => {
+                    Some(Self::Read)
+                }
+                (&Method::PATCH, ["namespaces", namespace, "remoteprocesses", name])
+                    if is_namespace(namespace) && identifier::is_name(name) =>
+                {
+                    Some(Self::Change)
+                }
+                _ => None,
+            },
             _ => None,
         }
     }

@@ -66,7 +66,7 @@ impl Clock {
         self.openings.lock().unwrap().len()
     }
 
-    /// What is said at an offset, once it is time.
+    /// Waits until it is time for an offset, and returns its frame.
     async fn frame(&self, offset: u64) -> Frame {
         tokio::time::sleep_until(self.begin + TICK * u32::try_from(offset).unwrap()).await;
         if self.openings() >= self.enough {

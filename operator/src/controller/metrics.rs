@@ -28,7 +28,7 @@ pub(crate) struct Metrics {
     pub pods_created: Counter,
     /// 1 if new pods get the entrypoint by an image volume.
     pub image_volumes: Gauge,
-    /// How long reconciles took, whatever their outcome.
+    /// How long reconciles took, with every outcome.
     pub duration: Histogram,
     reconciles: Family<Outcome, Counter>,
 }

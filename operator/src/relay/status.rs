@@ -150,7 +150,7 @@ impl Recorder {
             scheduled: pod.as_ref().and_then(timeline::scheduled_at),
             ..marks
         };
-        timeline::tell(&process, attempt, &timeline::before_grant(&process, attempt, &marks));
+        status::tell_steps(&process, attempt, &timeline::before_grant(&process, attempt, &marks));
     }
 
     /// The pod of an attempt, if it is the pod of the claim. The grant takes its UID and its node from it.

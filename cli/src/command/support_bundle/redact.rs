@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::{Map, Value};
 
-/// What stands in place of a redacted text.
+/// Replaces each redacted text.
 pub(super) const REDACTED: &str = "REDACTED";
 /// Redacted texts of at least this length are searched for in all other texts. Shorter ones are words such as `sh`.
 const MIN_SEARCHED: usize = 6;
