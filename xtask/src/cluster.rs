@@ -158,6 +158,14 @@ pub(crate) fn missing() -> Result<Vec<(&'static str, u32)>> {
     tools::missing()
 }
 
+/// Installs the packages that are missing, and builds the programs of the cluster that are not built yet.
+pub(crate) fn build() -> Result<()> {
+    let state = State::of_this_user()?;
+    let _lock = Lock::take(&state.lock_file("cluster"), "another cluster command")?;
+    packages::ensure()?;
+    Tools::ensure().map(|_| ())
+}
+
 /// The path of Helm: the cluster's, built if it is not there yet.
 pub(crate) fn helm() -> Result<PathBuf> {
     tools::ensure_helm()

@@ -43,6 +43,13 @@ pub(crate) struct TestArgs {
     context: Option<String>,
 }
 
+impl TestArgs {
+    /// Whether the end-to-end tests run on the development cluster.
+    fn needs_development_cluster(&self) -> bool {
+        self.context.as_deref().is_none_or(|context| context == cluster::NODE)
+    }
+}
+
 /// Runs all checks and tests; the error says how many failed.
 pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let mut report = Report::default();
@@ -68,18 +75,25 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
     report.finish()
 }
 
-/// Runs the static checks and builds the tests; the static programs are built at the same time, because a build leaves
-/// processors idle while it waits for its largest crate.
+/// Runs the static checks and builds the tests. At the same time it builds the programs of the cluster and the static
+/// programs, because a build leaves processors idle while it downloads or waits for its largest crate.
 fn compile(report: &mut Report, args: &TestArgs) -> Result<Option<Vec<Program>>> {
     claim_target()?;
     thread::scope(|scope| {
-        let statics = (!args.skip_e2e).then(|| scope.spawn(images::programs));
+        let rest = (!args.skip_e2e).then(|| {
+            scope.spawn(|| {
+                if args.needs_development_cluster() {
+                    cluster::build()?;
+                }
+                images::programs()
+            })
+        });
         static_checks(report);
         // All at once: parts of the workspace, built alone, would be compiled again with fewer features of their dependencies.
         let tests = report.step("build the tests", || suite::build(&["--workspace"]));
-        if let Some(statics) = statics {
-            report.step("build the static programs", || {
-                statics.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        if let Some(rest) = rest {
+            report.step("build the programs of the cluster", || {
+                rest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             });
         }
         Ok(tests)
@@ -240,7 +254,7 @@ fn end_to_end(report: &mut Report, programs: &[Program], args: &TestArgs) -> Res
     let state = State::of_this_user()?;
     let lock = Lock::take(&state.tests_lock(), "the tests of another checkout")?;
     let target = report.step("cluster up", || match args.context.as_deref() {
-        Some(context) if context != cluster::NODE => {
+        Some(context) if !args.needs_development_cluster() => {
             let target = Target::resolve(&TargetArgs::of(context))?;
             target.expect_images()?;
             Ok(target)
