@@ -2,6 +2,7 @@
 
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -28,6 +29,9 @@ const RESTARTS: &str = "restarts";
 /// End-to-end tests that end or measure parts of the cluster: one at a time, with nothing in parallel.
 const ALONE: &str = "alone";
 
+/// Time limit of a test program with `--long`.
+const LONG_LIMIT: Duration = Duration::from_hours(1);
+
 /// What to test.
 #[derive(Args)]
 pub(crate) struct TestArgs {
@@ -47,6 +51,11 @@ impl TestArgs {
     /// Whether the end-to-end tests run on the development cluster.
     fn needs_development_cluster(&self) -> bool {
         self.context.as_deref().is_none_or(|context| context == cluster::NODE)
+    }
+
+    /// Time limit of a test program.
+    fn limit(&self) -> Duration {
+        if self.long { LONG_LIMIT } else { suite::LIMIT }
     }
 }
 
@@ -277,7 +286,7 @@ fn end_to_end(report: &mut Report, programs: &[Program], args: &TestArgs) -> Res
         pass_long(command, args);
         images.describe(command, &target);
     };
-    end_to_end_suites(report, programs, &prepare);
+    end_to_end_suites(report, programs, args.limit(), &prepare);
     if target.own.is_some() {
         report.step("reconcile under faults", || {
             faults::reconcile(&with_size("reconcile", args))
@@ -304,6 +313,7 @@ fn unit_tests(programs: &[Program], args: &TestArgs) -> Result<Tally> {
     let runner = Runner {
         programs: 2,
         tests: processors(),
+        limit: args.limit(),
         prepare: &|command| pass_long(command, args),
     };
     let mut tally = runner.run(programs);
@@ -312,7 +322,12 @@ fn unit_tests(programs: &[Program], args: &TestArgs) -> Result<Tally> {
 }
 
 /// First the tests that run in parallel, then those that restart the operator, then those that must run alone.
-fn end_to_end_suites(report: &mut Report, programs: &[Program], prepare: &(dyn Fn(&mut Command) + Sync)) {
+fn end_to_end_suites(
+    report: &mut Report,
+    programs: &[Program],
+    limit: Duration,
+    prepare: &(dyn Fn(&mut Command) + Sync),
+) {
     let mut run = |step, name, tests| {
         let programs: Vec<Program> = programs
             .iter()
@@ -322,6 +337,7 @@ fn end_to_end_suites(report: &mut Report, programs: &[Program], prepare: &(dyn F
         let runner = Runner {
             programs: 1,
             tests,
+            limit,
             prepare,
         };
         report.suite(step, || Ok(runner.run(&programs)));

@@ -11,7 +11,7 @@ use futures::future::join;
 use kube::Resource;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::core::{DynamicObject, Request};
-use remoteprocess_api::RemoteProcess;
+use remoteprocess_api::{RemoteProcess, names};
 use remoteprocess_client::dial::NEW_LIMIT;
 use remoteprocess_client::observe::{self, Seen};
 use remoteprocess_client::{Cluster, DialError, Follower, Ledger, Relay, Rule, Want};
@@ -124,6 +124,24 @@ pub fn at_terminal(object: &mut DynamicObject, view: &ViewArgs) {
     if view.tty {
         look_like(object, window(), std::env::var("TERM").ok().as_deref());
     }
+}
+
+/// Makes the trace of the process a part of the caller's, unless the object names another. The caller's is in the
+/// environment variable `TRACEPARENT` (OpenTelemetry, "Environment Variables as Context Propagation Carriers").
+fn continue_trace(object: &mut DynamicObject, traceparent: Option<&str>) {
+    if let Some(traceparent) = traceparent.filter(|text| is_traceparent(text)) {
+        let annotations = object.metadata.annotations.get_or_insert_default();
+        let annotation = annotations.entry(names::ANNOTATION_TRACEPARENT.to_owned());
+        annotation.or_insert_with(|| traceparent.to_owned());
+    }
+}
+
+/// Whether it is a `traceparent` of the version 00 (W3C Trace Context, section 3.2).
+fn is_traceparent(text: &str) -> bool {
+    let is_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let parts: Vec<&str> = text.split('-').collect();
+    let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
+    lengths == [2, 32, 16, 2] && parts[0] == "00" && parts.iter().all(|part| is_hex(part))
 }
 
 /// Sets the size of the user's window, and the type of the user's terminal unless the object names one.
@@ -244,7 +262,13 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 /// Creates the process and follows it to its end.
-pub async fn launch(cluster: Arc<Cluster>, view: &ViewArgs, plan: Plan, mut signals: Signals) -> Result<u8, Failure> {
+pub async fn launch(
+    cluster: Arc<Cluster>,
+    view: &ViewArgs,
+    mut plan: Plan,
+    mut signals: Signals,
+) -> Result<u8, Failure> {
+    continue_trace(&mut plan.object, std::env::var("TRACEPARENT").ok().as_deref());
     let is_shown = view.detach || plan.dry_run != DryRun::None;
     let mut relay = Relay::new(cluster.clone());
     let create = async {
@@ -527,5 +551,33 @@ mod tests {
         assert_eq!(bare["env"][1], json!({"name": "TERM", "value": "xterm-256color"}));
         let given = json!([{"name": "TERM", "value": "vt100"}]);
         assert_eq!(spec(given.clone())["env"], given);
+    }
+
+    #[test]
+    fn the_trace_of_the_caller_is_continued() {
+        let annotation = |own: Option<&str>, callers: &str| {
+            let own = own.map(|own| [(names::ANNOTATION_TRACEPARENT.to_owned(), own.to_owned())].into());
+            let mut object = DynamicObject {
+                types: None,
+                metadata: kube::api::ObjectMeta {
+                    annotations: own,
+                    ..Default::default()
+                },
+                data: json!({}),
+            };
+            continue_trace(&mut object, Some(callers));
+            object.metadata.annotations.unwrap_or_default().into_values().next()
+        };
+        let callers = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(annotation(None, callers).as_deref(), Some(callers));
+        assert_eq!(annotation(Some("own"), callers).as_deref(), Some("own"));
+        for other in [
+            "",
+            "00-1-2-01",
+            &callers.to_uppercase(),
+            &callers.replacen("00", "ff", 1),
+        ] {
+            assert_eq!(annotation(None, other), None, "{other}");
+        }
     }
 }

@@ -30,7 +30,9 @@ use redact::Redacted;
 mod redact;
 
 /// Most objects of a kind.
-const MAX_OBJECTS: u32 = 500;
+const MAX_OBJECTS: usize = 500;
+/// Objects in one answer of the API server.
+const PAGE: u32 = 100;
 /// Most bytes of the log of one container.
 const MAX_LOG: i64 = 4 << 20;
 
@@ -105,39 +107,35 @@ async fn collect(global: &GlobalArgs, args: &SupportBundleArgs) -> Bundle {
 
 async fn processes(bundle: &mut Bundle, cluster: &Arc<Cluster>, names: &[String]) {
     let is_wanted = |name: Option<&str>| names.is_empty() || names.iter().any(|wanted| Some(wanted.as_str()) == name);
-    let found = list::<RemoteProcess>(&cluster.processes(), "").await;
-    let found = found.map(|mut found| {
-        found.retain(|object| is_wanted(object.metadata.name.as_deref()));
-        found
+    let api = cluster.processes();
+    let found = list(&api, "", |object: &RemoteProcess| {
+        is_wanted(object.metadata.name.as_deref())
     });
-    bundle.objects("processes.yaml", found);
+    bundle.objects("processes.yaml", found.await);
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
-    let found = list(&pods, names::LABEL_UID).await.map(|mut found| {
-        found.retain(|pod: &Pod| {
-            let labels = pod.metadata.labels.as_ref();
-            is_wanted(labels.and_then(|labels| labels.get(names::LABEL_NAME).map(String::as_str)))
-        });
-        found
+    let found = list(&pods, names::LABEL_UID, |pod: &Pod| {
+        let labels = pod.metadata.labels.as_ref();
+        is_wanted(labels.and_then(|labels| labels.get(names::LABEL_NAME).map(String::as_str)))
     });
-    bundle.objects("pods.yaml", found);
+    bundle.objects("pods.yaml", found.await);
     let events: Api<Event> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
-    bundle.objects("events.yaml", list(&events, "").await);
+    bundle.objects("events.yaml", list(&events, "", all).await);
 }
 
 async fn operator(bundle: &mut Bundle, cluster: &Arc<Cluster>) {
     let (client, namespace) = (cluster.client.clone(), &cluster.operator_namespace);
     let label = format!("app.kubernetes.io/name={}", names::APP_NAME);
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-    bundle.objects("operator/deployments.yaml", list(&deployments, &label).await);
+    bundle.objects("operator/deployments.yaml", list(&deployments, &label, all).await);
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
-    bundle.objects("operator/leases.yaml", list(&leases, "").await);
+    bundle.objects("operator/leases.yaml", list(&leases, "", all).await);
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
-    bundle.objects("operator/events.yaml", list(&events, "").await);
+    bundle.objects("operator/events.yaml", list(&events, "", all).await);
     let api: Api<Pod> = Api::namespaced(client, namespace);
-    let pods = list(&api, &label).await;
+    let pods = list(&api, &label, all).await;
     let names: Vec<String> = pods
         .iter()
-        .flatten()
+        .flat_map(|pods| &pods.items)
         .filter_map(|pod| pod.metadata.name.clone())
         .collect();
     bundle.objects("operator/pods.yaml", pods);
@@ -160,13 +158,37 @@ async fn operator(bundle: &mut Bundle, cluster: &Arc<Cluster>) {
     }
 }
 
-async fn list<K>(api: &Api<K>, label: &str) -> Result<Vec<K>, String>
+/// Objects of a kind.
+struct Found<K> {
+    items: Vec<K>,
+    /// There are more than [`MAX_OBJECTS`]; these are the first ones.
+    is_cut: bool,
+}
+
+/// Every object is wanted.
+fn all<K>(_: &K) -> bool {
+    true
+}
+
+/// The first [`MAX_OBJECTS`] objects with this label that are wanted, from as many pages as it takes.
+async fn list<K>(api: &Api<K>, label: &str, is_wanted: impl Fn(&K) -> bool) -> Result<Found<K>, String>
 where
     K: Clone + DeserializeOwned + Debug + Resource,
 {
-    let params = ListParams::default().labels(label).limit(MAX_OBJECTS);
-    let found = api.list(&params).await;
-    found.map(|found| found.items).map_err(|error| refusal(&error))
+    let mut params = ListParams::default().labels(label).limit(PAGE);
+    let mut items = Vec::new();
+    loop {
+        let page = api.list(&params).await.map_err(|error| refusal(&error))?;
+        items.extend(page.items.into_iter().filter(&is_wanted));
+        let next = page.metadata.continue_.filter(|token| !token.is_empty());
+        if items.len() > MAX_OBJECTS || next.is_none() {
+            break;
+        }
+        params.continue_token = next;
+    }
+    let is_cut = items.len() > MAX_OBJECTS;
+    items.truncate(MAX_OBJECTS);
+    Ok(Found { items, is_cut })
 }
 
 /// The files so far, and what could not be read.
@@ -179,9 +201,13 @@ struct Bundle {
 
 impl Bundle {
     /// Adds objects, redacted.
-    fn objects(&mut self, path: &str, found: Result<Vec<impl Serialize>, String>) {
+    fn objects(&mut self, path: &str, found: Result<Found<impl Serialize>, String>) {
         let text = found.and_then(|found| {
-            let mut value = serde_json::to_value(found).map_err(|error| error.to_string())?;
+            if found.is_cut {
+                self.errors
+                    .push(format!("{path}: there are more; these are the first {MAX_OBJECTS}"));
+            }
+            let mut value = serde_json::to_value(found.items).map_err(|error| error.to_string())?;
             // The arguments of the operator are settings; its Secrets come by reference.
             match path.starts_with("operator/") {
                 true => self.redacted.redact_but_arguments(&mut value),
@@ -239,6 +265,61 @@ mod tests {
         entries.collect()
     }
 
+    fn found(items: Vec<Value>) -> Result<Found<Value>, String> {
+        Ok(Found { items, is_cut: false })
+    }
+
+    /// Answers each page of a list of `count` processes.
+    fn server(count: usize) -> Api<RemoteProcess> {
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| async move {
+            let query = request.uri().query().unwrap_or_default();
+            let begin = query.split_once("continue=").map_or(0, |(_, rest)| {
+                rest.split('&')
+                    .next()
+                    .and_then(|number| number.parse().ok())
+                    .unwrap_or(0)
+            });
+            let end = count.min(begin + PAGE as usize);
+            let item = |number: usize| {
+                json!({
+                    "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
+                    "metadata": {"name": format!("p{number}")}, "spec": {"image": "i", "command": ["x"]},
+                })
+            };
+            let next = if end < count { end.to_string() } else { String::new() };
+            let page = json!({
+                "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcessList", "metadata": {"continue": next},
+                "items": (begin..end).map(item).collect::<Vec<_>>(),
+            });
+            let body = kube::client::Body::from(page.to_string().into_bytes());
+            Ok::<_, std::convert::Infallible>(http::Response::new(body))
+        });
+        Api::namespaced(kube::Client::new(service, "default"), "default")
+    }
+
+    #[tokio::test]
+    async fn a_process_on_the_last_page_is_found() {
+        let is_wanted = |object: &RemoteProcess| object.metadata.name.as_deref() == Some("p1234");
+        let found = list(&server(1235), "", is_wanted).await.unwrap();
+        assert_eq!((found.items.len(), found.is_cut), (1, false));
+    }
+
+    #[tokio::test]
+    async fn objects_that_are_left_out_are_reported() {
+        for (count, kept, is_cut) in [(MAX_OBJECTS, MAX_OBJECTS, false), (MAX_OBJECTS + 1, MAX_OBJECTS, true)] {
+            let found = list(&server(count), "", all).await.unwrap();
+            assert_eq!((found.items.len(), found.is_cut), (kept, is_cut), "{count}");
+        }
+        let mut bundle = Bundle::default();
+        bundle.objects("processes.yaml", list(&server(MAX_OBJECTS + 1), "", all).await);
+        assert_eq!(bundle.files.len(), 1, "what was found is there");
+        assert!(
+            bundle.errors[0].contains("these are the first 500"),
+            "{:?}",
+            bundle.errors
+        );
+    }
+
     #[test]
     fn what_is_secret_in_one_file_is_in_none() {
         let folder = tempfile::tempdir().unwrap();
@@ -250,21 +331,21 @@ mod tests {
         );
         bundle.objects(
             "processes.yaml",
-            Ok(vec![json!({"spec": {
+            found(vec![json!({"spec": {
                 "command": ["x", "canary-argument"], "env": [{"name": "TOKEN", "value": "canary-variable"}],
             }})]),
         );
         bundle.objects(
             "events.yaml",
-            Ok(vec![json!({"message": "exec: \"canary-argument\": not found"})]),
+            found(vec![json!({"message": "exec: \"canary-argument\": not found"})]),
         );
         bundle.objects(
             "operator/deployments.yaml",
-            Ok(vec![
+            found(vec![
                 json!({"args": ["--archive-store=S3"], "env": [{"name": "KEY", "value": "canary-operator"}]}),
             ]),
         );
-        bundle.objects("pods.yaml", Err::<Vec<Value>, _>("pods is forbidden".to_owned()));
+        bundle.objects("pods.yaml", Err::<Found<Value>, _>("pods is forbidden".to_owned()));
         bundle.write(create(&path).unwrap()).unwrap();
         let files = read(&path);
         let all = files

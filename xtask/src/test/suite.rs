@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use crate::cargo::{self, cargo, forget_package};
 
-/// Time limit of a test program in seconds; one that runs longer hangs, and is ended.
-const LIMIT: &str = "2400";
+/// Time limit of a test program; one that runs longer hangs, and is ended.
+pub(super) const LIMIT: Duration = Duration::from_mins(20);
 
 /// A program of tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub(super) struct Runner<'a> {
     pub programs: usize,
     /// How many tests each of them runs at the same time.
     pub tests: usize,
+    /// Time limit of each.
+    pub limit: Duration,
     /// Sets the environment of each.
     pub prepare: &'a (dyn Fn(&mut Command) + Sync),
 }
@@ -62,7 +64,7 @@ pub(super) fn build(arguments: &[&str]) -> Result<Vec<Program>> {
 
 /// Runs the examples in the documentation of the crates that have a library.
 pub(super) fn documentation(arguments: &[&str]) -> Result<Tally> {
-    let mut command = limited("cargo");
+    let mut command = limited("cargo", LIMIT);
     command
         .args(["test", "--locked", "--no-fail-fast", "--doc"])
         .args(arguments);
@@ -114,7 +116,7 @@ impl Runner<'_> {
     }
 
     fn command(&self, program: &Program) -> Command {
-        let mut command = limited(&program.path);
+        let mut command = limited(&program.path, self.limit);
         command.arg(format!("--test-threads={}", self.tests));
         // Test times are an unstable option of stable test programs.
         command
@@ -128,9 +130,11 @@ impl Runner<'_> {
     }
 }
 
-fn limited(program: impl AsRef<std::ffi::OsStr>) -> Command {
+fn limited(program: impl AsRef<std::ffi::OsStr>, limit: Duration) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=10", LIMIT]).arg(program);
+    command
+        .args(["--kill-after=10", &limit.as_secs().to_string()])
+        .arg(program);
     command
 }
 
@@ -176,7 +180,7 @@ impl Tally {
         }
         let fault = match ended {
             Ok(status) if status.success() => return,
-            Ok(status) => format!("{program}: it ended with {status} (124: after {LIMIT} seconds)"),
+            Ok(status) => format!("{program}: it ended with {status} (124: it ran into its time limit)"),
             Err(error) => format!("{program}: it did not run: {error}"),
         };
         if self.failed.len() == failures {
