@@ -17,7 +17,8 @@ use crate::dial::{DIAL_LIMIT, Dial, DialError, SILENCE_LIMIT};
 use crate::retry::{Backoff, Retry, cause};
 use crate::sink::{Progress, SinkError, during};
 
-pub(crate) mod pending;
+#[doc(hidden)]
+pub mod pending;
 
 /// Time for the relay's last message when this side lets go.
 const FAREWELL: Duration = Duration::from_secs(2);

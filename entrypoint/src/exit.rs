@@ -48,7 +48,7 @@ impl Outcome {
     pub fn exit_code(&self) -> i32 {
         match self {
             Self::Code(code) => *code,
-            Self::Signal(number) => 128 + number,
+            Self::Signal(number) => 128_i32.saturating_add(*number),
             Self::NotFound { .. } => EXIT_NOT_FOUND,
             Self::NotExecutable { .. } => EXIT_NOT_EXECUTABLE,
         }

@@ -503,6 +503,11 @@ mod tests {
     fn exit_codes_are_those_of_shells() {
         assert_eq!(Outcome::Code(7).exit_code(), 7);
         assert_eq!(Outcome::Signal(15).exit_code(), 143);
+        assert_eq!(
+            Outcome::Signal(i32::MAX).exit_code(),
+            i32::MAX,
+            "of a hostile entrypoint"
+        );
         assert_eq!(Outcome::NotFound { message: String::new() }.exit_code(), 127);
         assert_eq!(Outcome::NotExecutable { message: String::new() }.exit_code(), 126);
     }

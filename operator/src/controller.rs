@@ -35,6 +35,7 @@ use tracing::{info, instrument, warn};
 
 use apply::Applied;
 pub use build::{AgentSettings, Handover};
+pub(crate) use build::{Profile, build_pod};
 use error::Error;
 use handover::Detected;
 use in_memory::InMemory;

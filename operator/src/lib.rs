@@ -17,6 +17,8 @@ pub mod directory;
 pub(crate) mod fake_api;
 #[cfg(test)]
 pub(crate) mod fake_cluster;
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(test)]
 mod hostile;
 pub mod leader;

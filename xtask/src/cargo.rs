@@ -57,6 +57,11 @@ pub(crate) fn claim_release_target() -> Result<PathBuf> {
     claim("release-target")
 }
 
+/// The target folder of fuzz targets: they are instrumented.
+pub(crate) fn claim_fuzz_target() -> Result<PathBuf> {
+    claim("fuzz-target")
+}
+
 fn claim(folder: &str) -> Result<PathBuf> {
     let target = paths::cache()?.join(folder);
     if CLAIM.get().is_none() {

@@ -12,7 +12,7 @@ mod checkov;
 mod schemas;
 
 use crate::steps::step;
-use crate::{cluster, exec, faults, paths, prometheus};
+use crate::{cluster, exec, faults, fuzz, paths, prometheus};
 
 /// Findings of kube-score that stay as they are, and why.
 const KUBE_SCORE: [(&str, &str); 5] = [
@@ -65,7 +65,8 @@ pub(crate) fn external() -> Result<()> {
     })?;
     let checkov = checkov::install()?;
     step("checkov on the chart", || checkov::judge(&checkov, &charts[0]))?;
-    faults::foreign()
+    faults::foreign()?;
+    fuzz::fuzz(&fuzz::FuzzArgs::default())
 }
 
 fn render(path: &Path, values: &[&str]) -> Result<PathBuf> {

@@ -20,6 +20,7 @@ mod deny;
 mod exec;
 mod external;
 mod faults;
+mod fuzz;
 mod generate;
 mod images;
 mod install;
@@ -33,6 +34,7 @@ mod s3;
 mod steps;
 mod target;
 mod test;
+mod tool;
 
 /// Tasks of the RemoteProcess repository.
 #[derive(Parser)]
@@ -80,8 +82,10 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Runs the fuzz targets in `fuzz/` under libFuzzer: `fuzz`, `fuzz archive --seconds 600`.
+    Fuzz(fuzz::FuzzArgs),
     /// Runs what other projects test with, in pinned versions: kube-score, kubeconform and checkov on the chart, promtool on
-    /// metrics and alerts, h2spec and grpcurl on an operator. Needs no cluster.
+    /// metrics and alerts, h2spec and grpcurl on an operator, and libFuzzer. Needs no cluster.
     External,
     /// Builds the page of `rproc ui` with Node, for the next build of rproc; `--test` and `--screenshots` use Chromium.
     Page(page::PageArgs),
@@ -110,6 +114,7 @@ fn main() -> Result<()> {
         Task::Bench { target, args } => bench::bench(&target, &args),
         Task::S3 { args } => s3::serve(&args),
         Task::Faults { target, args } => faults::faults(&target, &args),
+        Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::External => external::external(),
         Task::Page(args) => page::page(&args),
         Task::Release(args) => release::release(&args),

@@ -27,7 +27,10 @@ pub struct Want {
 #[error("{0}. Nothing more is written, so that no byte is lost or doubled in silence; please report this as a bug")]
 pub struct Inconsistent(String);
 
-/// What was requested, and the offset of the next byte of each stream.
+/// More than any stream has, in bytes. Sums of such numbers do not overflow.
+const MAX_OFFSET: u64 = 1 << 62;
+
+/// What was requested, and the offset of the next byte of each stream. Offsets never go back.
 #[derive(Debug)]
 pub struct Ledger {
     want: Want,
@@ -168,19 +171,32 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Records a range that will never come. Returns true if the stream is wanted.
+    /// Records a range that will never come. Returns true if it should be reported: the stream is wanted, and the gap is
+    /// not one without a known end that was reported before a connection broke.
     ///
     /// # Errors
-    /// It does not follow what came before.
+    /// It does not follow what came before, or ends before it begins.
     pub fn lose(&mut self, gap: Gap) -> Result<bool, Inconsistent> {
         let stream = gap.stream();
         if !self.wants(stream) {
             return Ok(false);
         }
         self.expect(stream, gap.from)?;
-        self.next[stream.index()] = gap.to;
-        self.losses.push(gap);
-        Ok(true)
+        // Whatever may still follow a gap without a known end begins where the gap does.
+        let to = gap.to.unwrap_or(gap.from);
+        if to < gap.from || to > MAX_OFFSET {
+            return Err(Inconsistent(format!(
+                "the relay sent a gap of {} from byte {} to {to}",
+                stream.name(),
+                gap.from
+            )));
+        }
+        self.next[stream.index()] = Some(to);
+        let is_news = gap.to.is_some() || !self.losses.contains(&gap);
+        if is_news {
+            self.losses.push(gap);
+        }
+        Ok(is_news)
     }
 
     /// Ranges that never came.
@@ -227,6 +243,10 @@ impl Ledger {
         match self.next[stream.index()] {
             Some(next) if next != offset => Err(Inconsistent(format!(
                 "the relay sent byte {offset} of {} where byte {next} is next",
+                stream.name()
+            ))),
+            _ if offset > MAX_OFFSET => Err(Inconsistent(format!(
+                "the relay sent byte {offset} of {}, which no stream reaches",
                 stream.name()
             ))),
             _ => Ok(()),
@@ -371,6 +391,49 @@ mod tests {
         assert!(ledger.lose(gap).unwrap());
         assert!(ledger.take(&data(Stream::Stdout, 10, 1)).unwrap());
         assert_eq!(ledger.losses().len(), 1);
+    }
+
+    #[test]
+    fn a_gap_without_an_end_is_a_place_to_continue_from() {
+        let gap = |stream: Stream, from| Gap {
+            stream: stream.into(),
+            from,
+            to: None,
+            reason: GapReason::NeverSealed.into(),
+        };
+        let mut ledger = Ledger::new(Want::default());
+        ledger.take(&data(Stream::Stdout, 0, 5)).unwrap();
+        assert!(ledger.lose(gap(Stream::Stdout, 5)).unwrap());
+        assert!(ledger.lose(gap(Stream::Stderr, 0)).unwrap());
+        // The connection breaks before the exit comes: nothing is asked for, and written, twice.
+        assert_eq!(ledger.request().unwrap().cursor, Some(Cursor { stdout: 5, stderr: 0 }));
+        assert!(ledger.take(&data(Stream::Stdout, 0, 5)).is_err());
+        assert!(!ledger.lose(gap(Stream::Stdout, 5)).unwrap(), "it was reported");
+        assert_eq!(ledger.losses().len(), 2);
+        // The agent has come back.
+        assert!(ledger.take(&data(Stream::Stdout, 5, 1)).unwrap());
+    }
+
+    #[test]
+    fn no_offset_goes_back_or_overflows() {
+        let gap = |from, to| Gap {
+            stream: Stream::Stdout.into(),
+            from,
+            to: Some(to),
+            reason: GapReason::SpoolFull.into(),
+        };
+        let mut ledger = Ledger::new(Want::default());
+        ledger.take(&data(Stream::Stdout, 0, 5)).unwrap();
+        for odd in [gap(5, 4), gap(5, u64::MAX)] {
+            assert!(ledger.lose(odd).is_err(), "{odd:?}");
+        }
+        assert_eq!(ledger.reached(Stream::Stdout), 5);
+        let mut tail = Ledger::new(Want {
+            tail_lines: Some(1),
+            ..Want::default()
+        });
+        assert!(tail.take(&data(Stream::Stdout, u64::MAX, 1)).is_err());
+        assert!(tail.lose(gap(u64::MAX, u64::MAX)).is_err());
     }
 
     #[test]

@@ -7,17 +7,23 @@ use super::{Error, Local};
 const WINDOW: usize = 128 * 1024;
 /// Maximum number of bytes in one message.
 const CHUNK: usize = 32 * 1024;
+/// More than any input has, in bytes. Sums of such numbers do not overflow.
+const MAX_OFFSET: u64 = 1 << 60;
 
 /// A part of the input to send.
-pub(crate) enum Said {
+#[derive(Debug)]
+pub enum Said {
+    /// Bytes, at their offset.
     Input(Input),
+    /// No more bytes.
     End(InputEnd),
+    /// Another size of the window.
     Resize(WindowSize),
 }
 
 /// Input in transit: accepted bytes are never sent again, and all others are.
-#[derive(Default)]
-pub(crate) struct Pending {
+#[derive(Debug, Default)]
+pub struct Pending {
     /// Offset of the first byte in `bytes`; unknown until the other side has reported how far the input has come.
     accepted: Option<u64>,
     /// Sent, or to be sent, and not accepted.
@@ -31,20 +37,23 @@ pub(crate) struct Pending {
 
 impl Pending {
     /// How far the other side has accepted the input; `None`: not known yet.
-    pub(crate) const fn accepted(&self) -> Option<u64> {
+    pub const fn accepted(&self) -> Option<u64> {
         self.accepted
     }
 
     /// Whether there is room for more.
-    pub(crate) fn has_room(&self) -> bool {
+    pub fn has_room(&self) -> bool {
         self.bytes.len() < WINDOW && !self.has_ended && !self.is_closed
     }
 
     /// Records what was accepted.
-    pub(crate) fn take(&mut self, accepted: u64) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// More or less than what was sent and not accepted before.
+    pub fn take(&mut self, accepted: u64) -> Result<(), Error> {
         let from = self.accepted.unwrap_or(accepted);
-        let to = from + self.bytes.len() as u64;
-        if !(from..=to).contains(&accepted) {
+        let to = from.saturating_add(self.bytes.len() as u64);
+        if !(from..=to).contains(&accepted) || accepted > MAX_OFFSET {
             return Err(Error::Inconsistent { accepted, from, to });
         }
         // At most the length of what is pending.
@@ -54,13 +63,13 @@ impl Pending {
     }
 
     /// Drops what waits and takes no more, because there is no reader.
-    pub(crate) fn close(&mut self) {
+    pub fn close(&mut self) {
         self.bytes.clear();
         self.is_closed = true;
     }
 
     /// Sends again what an earlier connection may not have delivered.
-    pub(crate) fn again(&self, say: impl Fn(Said)) {
+    pub fn again(&self, say: impl Fn(Said)) {
         if self.is_closed {
             return;
         }
@@ -71,7 +80,7 @@ impl Pending {
     }
 
     /// Sends what has happened on this side.
-    pub(crate) fn say(&mut self, local: Local, say: impl Fn(Said)) {
+    pub fn say(&mut self, local: Local, say: impl Fn(Said)) {
         match local {
             Local::Bytes(bytes) => {
                 let offset = self.reached();
@@ -105,5 +114,20 @@ fn send(say: &impl Fn(Said), mut offset: u64, bytes: &Bytes) {
         let length = bytes.len() as u64;
         say(Said::Input(Input { offset, bytes }));
         offset += length;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_that_no_input_reaches_is_refused() {
+        for accepted in [u64::MAX, u64::MAX - 1, MAX_OFFSET + 1] {
+            let mut pending = Pending::default();
+            pending.say(Local::Bytes(Bytes::from_static(b"ab")), |_| ());
+            assert!(pending.take(accepted).is_err(), "{accepted}");
+            assert_eq!(pending.accepted(), None);
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! The requester is the user that the API server recorded in the request's spec, and the certificate says exactly that.
 //! Names in the PKCS#10 request itself are never copied, and a request that claims another name is denied.
 
-mod decision;
+pub(crate) mod decision;
 
 use std::{sync::Arc, time::Duration};
 

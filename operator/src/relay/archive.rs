@@ -34,6 +34,7 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 
 pub use manifest::{Manifest, SegmentEntry};
+pub(crate) use reader::beyond;
 pub use reader::{Reader, precedes};
 pub use retention::{Retention, run as retain};
 pub use seats::Seat;

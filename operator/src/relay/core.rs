@@ -11,7 +11,7 @@ pub(crate) mod control;
 pub(crate) mod ended;
 pub(super) mod home;
 pub(crate) mod output;
-mod settings;
+pub(crate) mod settings;
 mod start;
 pub(crate) mod state;
 

@@ -3,8 +3,8 @@
 //! Callers present no certificate here, so everything is bounded: the size of a call, its time, the calls of one
 //! source, and the simultaneous requests to the API server. A peer gets a safe message; the cause goes to the log.
 
-mod machine;
-mod proof;
+pub(crate) mod machine;
+pub(crate) mod proof;
 
 use std::{
     collections::HashMap,

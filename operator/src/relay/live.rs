@@ -22,7 +22,9 @@ mod tests;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
+use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{Cursor, Exit, State};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -34,13 +36,14 @@ pub use desired::{Desired, Fact, ProgramSpec, ProgramStatus, StopOrder};
 pub use follower::Follower;
 pub use mirror::Mirror;
 pub use ring::Next;
-use ring::Ring;
+use ring::{Place, Ring};
 
 use super::archive::{Archive, Manifest, Unavailable};
 use super::attempt::{Agent, AttemptKey, Subject};
 use super::grpc::agent::{AgentClient, Connect};
 use super::grpc::peers::Peers;
 use super::metrics::metrics;
+use super::piece::{Framed, Piece};
 
 /// Writes what a live attempt learns into the object's status. Each write is retried until it succeeds or the object is
 /// gone: an unavailable API server must not end a live attempt.
@@ -56,6 +59,32 @@ pub trait Record: Send + Sync + 'static {
 
 /// Number of raw bytes of output from which the tail in the status is made.
 pub const TAIL_BYTES: usize = 4096;
+
+/// What a reader gets of what an agent sends after `begin`, if it reads about `part` bytes at a time. For `fuzz/`: without
+/// agent, archive and tasks.
+///
+/// # Errors
+/// The frame that [`bounds`] refuses; the relay ends such a stream.
+pub(crate) fn carry(sent: Vec<(Frame, Bytes)>, begin: Cursor, part: usize) -> Result<Vec<Framed>, &'static str> {
+    let ring = Ring::new(Arc::new(Budget::new(usize::MAX)));
+    ring.begin(begin);
+    ring.join();
+    let (mut place, mut got) = (Place::new(begin), Vec::new());
+    for (frame, wire) in sent {
+        match bounds::bound(frame)? {
+            Frame::Data(data) => ring.push_message(Piece::Data(data), wire),
+            Frame::Gap(gap) => ring.push(Piece::Gap(gap)),
+            Frame::State(_) | Frame::Heartbeat(_) | Frame::Exit(_) | Frame::Spool(_) => continue,
+        }
+        if let Next::Pieces(pieces) = ring.read(&mut place, part) {
+            got.extend(pieces);
+        }
+    }
+    while let Next::Pieces(pieces) = ring.read(&mut place, part) {
+        got.extend(pieces);
+    }
+    Ok(got)
+}
 
 /// What all live attempts of a relay share.
 pub struct Context {

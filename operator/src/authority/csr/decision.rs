@@ -17,7 +17,7 @@ const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// What to do with a request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// Nothing: it was already answered, or is for another signer.
     Leave,
     /// Deny it with this message.
@@ -28,7 +28,7 @@ pub(super) enum Verdict {
 
 /// What to sign.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Order {
+pub(crate) struct Order {
     /// The request; only its key is used.
     pub csr_der: Vec<u8>,
     /// The requester, as the API server recorded it.
@@ -37,7 +37,7 @@ pub(super) struct Order {
     pub lifetime: Duration,
 }
 
-pub(super) fn decide_signing(request: &CertificateSigningRequest) -> Verdict {
+pub(crate) fn decide_signing(request: &CertificateSigningRequest) -> Verdict {
     let is_answered = request
         .status
         .as_ref()

@@ -86,7 +86,7 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
 fn value(name: &str, value: impl ToString) -> EnvVar {
     EnvVar {
         name: name.into(),
-        value: Some(value.to_string().replace("$(", "$$(")),
+        value: Some(value.to_string().replace('$', "$$")),
         value_from: None,
     }
 }

@@ -195,15 +195,16 @@ fn escalation_is_forbidden_where_that_is_possible(#[case] context: &str, #[case]
 
 #[test]
 fn a_bundle_is_not_expanded() {
+    // Kubernetes reads `$$` as `$`, and `$$$(A)` as `$` and a variable.
     let settings = AgentSettings {
-        ca_bundle: "$(RPROC_RELAY)".into(),
+        ca_bundle: "$(RPROC_RELAY)$$(RPROC_RELAY)".into(),
         ..settings()
     };
     let process = process(MINIMAL);
     let pod = build_pod(&validate(&process).unwrap(), 1, &settings, Profile::Ordinary);
     let env = pod.spec.unwrap().init_containers.unwrap()[0].env.clone().unwrap();
     let bundle = env.into_iter().find(|entry| entry.name == "RPROC_CA_BUNDLE").unwrap();
-    assert_eq!(bundle.value.as_deref(), Some("$$(RPROC_RELAY)"));
+    assert_eq!(bundle.value.as_deref(), Some("$$(RPROC_RELAY)$$$$(RPROC_RELAY)"));
 }
 
 #[test]

@@ -100,7 +100,9 @@ impl Tally {
             return;
         }
         let bytes = gap.to.unwrap_or(gap.from).saturating_sub(gap.from);
-        self.lost.set(gap.stream(), self.lost.of(gap.stream()) + bytes);
+        // A checkpoint that was read may contain any number.
+        let lost = self.lost.of(gap.stream()).saturating_add(bytes);
+        self.lost.set(gap.stream(), lost);
         if self.gaps.len() < GAPS {
             self.gaps.push(*gap);
         }
@@ -148,6 +150,19 @@ mod tests {
         let expected: [u8; 32] = Sha256::digest(b"hello, world").into();
         assert_eq!(resumed.sha256(Stream::Stderr), Some(expected));
         assert_eq!(resumed.sha256(Stream::Stdout), Some(Sha256::digest(b"").into()));
+    }
+
+    #[test]
+    fn no_number_in_a_checkpoint_is_too_large_to_continue_from() {
+        let most = Cursor {
+            stdout: u64::MAX,
+            stderr: u64::MAX,
+        };
+        let mut read = Tally::default().checkpoint(most, most);
+        read.lost = most;
+        let mut tally = Tally::resume(&read).unwrap();
+        tally.take(&gap(Stream::Stderr, 0, Some(9), GapReason::SpoolFull));
+        assert_eq!(tally.lost, most);
     }
 
     #[test]

@@ -159,7 +159,7 @@ pub fn precedes(start: &Cursor, wanted: &Wanted) -> bool {
 }
 
 /// The pieces beyond `at`, placed on the path of the reader; a hole becomes a gap.
-fn beyond(pieces: Vec<Placed>, at: Cursor) -> Vec<Placed> {
+pub(crate) fn beyond(pieces: Vec<Placed>, at: Cursor) -> Vec<Placed> {
     let mut at = at;
     let mut found = Vec::with_capacity(pieces.len());
     for Placed { start, piece } in pieces {

@@ -12,9 +12,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
 use remoteprocess_proto::MAX_MESSAGE;
-use remoteprocess_proto::v1::{Cursor, Data, OutputFrame};
+use remoteprocess_proto::v1::{Cursor, Data, OutputFrame, Stream};
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, Tally};
 use super::{Error, SEGMENT_BYTES, Seat};
 use crate::relay::piece::{Piece, Placed, distance};
 
@@ -265,6 +265,25 @@ fn squeeze(chunks: &[Bytes], raw: usize) -> Option<Bytes> {
 }
 
 impl Segment {
+    /// The object that a writer makes of `pieces`: of a new attempt, or as it continues after a segment. `None` if the
+    /// checkpoint of that segment is damaged. For `fuzz/`.
+    pub(crate) fn encode(name: &SegmentName, pieces: &[Piece], after: Option<&Self>, compress: bool) -> Option<Bytes> {
+        let mut tally = match after.and_then(|segment| segment.checkpoint.as_ref()) {
+            Some(checkpoint) => Tally::resume(checkpoint)?,
+            None => Tally::default(),
+        };
+        let mut builder = SegmentBuilder::new(name.start(), name.writer());
+        for piece in pieces {
+            tally.take(piece);
+            builder.push(&Placed {
+                start: builder.end(),
+                piece: piece.clone(),
+            });
+        }
+        let checkpoint = tally.checkpoint(builder.end(), name.start());
+        Some(builder.object(&checkpoint, compress).concat().into())
+    }
+
     /// Reads a segment back; the pieces share `body` if it is not compressed. Uses the processor for milliseconds.
     pub fn decode(name: &SegmentName, body: Bytes) -> Result<Self, Error> {
         let is_whole = body.len() >= HEAD.len() + FOOTER && body.ends_with(TAIL);
@@ -365,6 +384,9 @@ fn decode_records(name: &SegmentName, mut records: Bytes, end: Cursor) -> Result
         }
         let frame = OutputFrame::decode(records.split_to(length)).map_err(|_| "record")?;
         let piece = Piece::from_frame(frame).ok_or("record")?;
+        if !follows(&piece, &at) {
+            return Err("record order");
+        }
         let placed = Placed { start: at, piece };
         at = placed.end();
         pieces.push(placed);
@@ -372,12 +394,19 @@ fn decode_records(name: &SegmentName, mut records: Bytes, end: Cursor) -> Result
     if at == end { Ok(pieces) } else { Err("end offsets") }
 }
 
+/// Whether the piece is the next of its stream, and ends at or after its last byte. No writer has stored anything else, and
+/// a reader that trusted such a piece would read bytes twice or leave some out.
+fn follows(piece: &Piece, at: &Cursor) -> bool {
+    let (stream, length) = (piece.stream(), piece.bytes().len() as u64);
+    let end = piece.from().checked_add(length);
+    stream != Stream::Unspecified && piece.from() == at.of(stream) && end.is_some_and(|end| end <= piece.to())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::archive::checkpoint::Tally;
     use crate::relay::piece::{data, gap};
-    use remoteprocess_proto::v1::{GapReason, Stream};
+    use remoteprocess_proto::v1::GapReason;
 
     fn sample() -> (SegmentBuilder, Vec<Piece>) {
         let pieces = vec![
@@ -472,6 +501,25 @@ mod tests {
                 Segment::decode(builder.name(), Bytes::from(flipped)).is_err(),
                 "flip at {at}"
             );
+        }
+    }
+
+    #[test]
+    fn a_segment_whose_offsets_go_back_or_leave_bytes_out_is_damaged() {
+        let before = data(Stream::Stdout, 5, 1, Bytes::from_static(b"abcde"));
+        for (odd, what) in [
+            (data(Stream::Stdout, 7, 2, Bytes::from_static(b"cde")), "twice"),
+            (data(Stream::Stdout, 11, 2, Bytes::from_static(b"x")), "left out"),
+            (gap(Stream::Stdout, 10, Some(3), GapReason::SpoolFull), "back"),
+            (
+                data(Stream::Unspecified, 0, 2, Bytes::from_static(b"x")),
+                "of no stream",
+            ),
+        ] {
+            let name = SegmentName::new(Cursor { stdout: 5, stderr: 0 }, 1);
+            let object = Segment::encode(&name, &[before.clone(), odd], None, false).unwrap();
+            let error = Segment::decode(&name, object).unwrap_err().to_string();
+            assert!(error.contains("record order"), "{what}: {error}");
         }
     }
 

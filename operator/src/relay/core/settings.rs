@@ -11,7 +11,7 @@ use remoteprocess_proto::v1::{LaunchSettings, WindowSize};
 const AGENT_LOST: Duration = Duration::from_secs(600);
 
 /// The settings of a launch by this spec.
-pub(super) fn launch_settings(spec: &RemoteProcessSpec) -> Result<LaunchSettings, String> {
+pub(crate) fn launch_settings(spec: &RemoteProcessSpec) -> Result<LaunchSettings, String> {
     let deadlines = spec.deadlines.clone().unwrap_or_default();
     let seconds = |seconds: u32| to_wire(Duration::from_secs(seconds.into()));
     let number = |field, name: &str| signal::parse(name).ok_or_else(|| format!("{field}: there is no signal {name}"));

@@ -30,7 +30,7 @@ impl EnrolmentService {
 }
 
 /// The ServiceAccount, as the API server describes it. The error is for the log.
-fn read_review(status: TokenReviewStatus) -> Result<User, String> {
+pub(crate) fn read_review(status: TokenReviewStatus) -> Result<User, String> {
     let account = proof::check_review(&status, names::LOGIN_AUDIENCE)?;
     proof::namespace(&account).ok_or_else(|| format!("{account:?} is no ServiceAccount"))?;
     let user = status.user.unwrap_or_default();
@@ -45,7 +45,7 @@ fn read_review(status: TokenReviewStatus) -> Result<User, String> {
 }
 
 /// When a token expires, which the API server has verified; it does not say this in its review.
-fn expiry(token: &str) -> Option<SystemTime> {
+pub(crate) fn expiry(token: &str) -> Option<SystemTime> {
     #[derive(Deserialize)]
     struct Claims {
         exp: u64,

@@ -14,21 +14,21 @@ const KIND: &str = "RemoteProcess";
 
 /// One attempt of one process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Attempt {
+pub(crate) struct Attempt {
     pub process_uid: String,
     pub number: u32,
 }
 
 /// The pod to which the kubelet bound a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Bound {
+pub(crate) struct Bound {
     pub namespace: String,
     pub pod_name: String,
     pub pod_uid: String,
 }
 
 /// Reads the API server's answer about the token of an agent. The error is for the log.
-pub(super) fn read_review(status: TokenReviewStatus) -> Result<Bound, String> {
+pub(crate) fn read_review(status: TokenReviewStatus) -> Result<Bound, String> {
     let name = check_review(&status, names::ENROL_AUDIENCE)?;
     let namespace = namespace(&name).ok_or_else(|| format!("{name:?} is no ServiceAccount"))?;
     let extra = status.user.unwrap_or_default().extra.unwrap_or_default();
@@ -66,7 +66,7 @@ fn claim(extra: &BTreeMap<String, Vec<String>>, name: &str) -> Result<String, St
 }
 
 /// Name of the process to which the pod claims to belong. It proves nothing: the creator of a pod can write any name.
-pub(super) fn claimed_owner(pod: &Pod) -> Option<&str> {
+pub(crate) fn claimed_owner(pod: &Pod) -> Option<&str> {
     let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
     let group = format!("{}/", names::GROUP);
     owners
@@ -76,7 +76,7 @@ pub(super) fn claimed_owner(pod: &Pod) -> Option<&str> {
 }
 
 /// Whether the token is bound to this pod, and the pod has not ended. The error is for the peer.
-pub(super) fn check_pod(pod: &Pod, bound: &Bound) -> Result<(), &'static str> {
+pub(crate) fn check_pod(pod: &Pod, bound: &Bound) -> Result<(), &'static str> {
     if pod.metadata.uid.as_deref() != Some(&bound.pod_uid) {
         return Err("it was replaced by another one of the same name");
     }
@@ -90,7 +90,7 @@ pub(super) fn check_pod(pod: &Pod, bound: &Bound) -> Result<(), &'static str> {
 /// Whether the process in the pod's own namespace names this pod for this attempt. Only the operator writes the status,
 /// and it names the pod before it creates it; so every replica gives the same answer, before and after a restart. The
 /// error is for the peer.
-pub(super) fn check_process(process: &RemoteProcess, bound: &Bound, attempt: &Attempt) -> Result<(), &'static str> {
+pub(crate) fn check_process(process: &RemoteProcess, bound: &Bound, attempt: &Attempt) -> Result<(), &'static str> {
     let is_of_namespace = process.metadata.namespace.as_deref() == Some(&bound.namespace);
     if !is_of_namespace || process.metadata.uid.as_deref() != Some(&attempt.process_uid) {
         return Err("the process is not one of its namespace");
