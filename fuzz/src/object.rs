@@ -1,6 +1,6 @@
 //! A RemoteProcess of a hostile user, and the pod that belongs to it: what the controller decides and builds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
@@ -127,7 +127,9 @@ fn observed((process, pod, second): (RemoteProcess, Option<Pod>, i64)) -> bool {
     if process.is_final() {
         assert_eq!(status.phase, before);
     }
-    if let Some(number) = created {
+    // Only the operator writes the status, and it numbers the attempts that it records.
+    let is_numbered = process.status.as_ref().is_none_or(is_numbered);
+    if let (Some(number), true) = (created, is_numbered) {
         let record = status.attempt(number).expect("the status names it");
         assert!(record.granted_at.is_none() && record.exit.is_none());
         assert!(!process.is_final());
@@ -142,6 +144,15 @@ fn observed((process, pod, second): (RemoteProcess, Option<Pod>, i64)) -> bool {
         assert_eq!(next.phase, written.status.and_then(|status| status.phase));
     }
     true
+}
+
+/// Whether the status names its current attempt, and no attempt twice.
+fn is_numbered(status: &RemoteProcessStatus) -> bool {
+    let numbers: BTreeSet<u32> = status.attempts.iter().map(|attempt| attempt.number).collect();
+    let is_current = status
+        .attempt
+        .map_or(numbers.is_empty(), |current| numbers.last() == Some(&current));
+    is_current && numbers.len() == status.attempts.len()
 }
 
 /// What the controller writes is short, however long the user's texts are.
