@@ -22,6 +22,7 @@ mod writer;
 
 use std::path::Path as FilePath;
 use std::sync::Arc;
+use std::thread;
 
 use futures::TryStreamExt;
 use jiff::Timestamp;
@@ -30,6 +31,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use remoteprocess_api::identifier;
 
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
@@ -90,8 +92,17 @@ pub struct Archive {
     store: Arc<dyn ObjectStore>,
     kind: Kind,
     seats: Arc<Seats>,
+    /// Taken while a segment is decoded for a reader.
+    decoders: Arc<Semaphore>,
     /// Who reads; `None`: the operator itself, which waits for no reader.
     user: Option<Arc<str>>,
+}
+
+/// Segments are decoded for readers on half of the processors, at least on one: the others are left for calls, however many
+/// readers there are.
+fn decoders() -> Arc<Semaphore> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    Arc::new(Semaphore::new((processors / 2).max(1)))
 }
 
 /// The kind of store.
@@ -115,6 +126,7 @@ impl Archive {
             store: Arc::new(store),
             kind: Kind::Volume,
             seats: Seats::new(READ_MEMORY),
+            decoders: decoders(),
             user: None,
         })
     }
@@ -125,6 +137,7 @@ impl Archive {
             store,
             kind: Kind::Remote,
             seats: Seats::new(READ_MEMORY),
+            decoders: decoders(),
             user: None,
         }
     }
@@ -268,7 +281,16 @@ impl Archive {
         };
         let body = found.bytes().await?;
         let name = name.clone();
-        let decoded = spawn_blocking(move || Segment::decode(&name, body)).await;
+        let decoder = match &self.user {
+            // Never closed, so never an error.
+            Some(_) => self.decoders.clone().acquire_owned().await.ok(),
+            None => None,
+        };
+        let decode = move || {
+            let _decoder = decoder;
+            Segment::decode(&name, body)
+        };
+        let decoded = spawn_blocking(decode).await;
         match decoded.map_err(object_store::Error::from)? {
             Ok(mut segment) => {
                 if let Some(seat) = &mut seat {

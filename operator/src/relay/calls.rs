@@ -9,9 +9,9 @@ use remoteprocess_runtime::prometheus_client::metrics::family::Family;
 use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
 use remoteprocess_runtime::prometheus_client::metrics::histogram::Histogram;
 use remoteprocess_runtime::prometheus_client::registry::{Registry, Unit};
-use remoteprocess_tls::PeerIdentity;
+use remoteprocess_tls::{PeerIdentity, Role};
 use sha2::{Digest as _, Sha256};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::{Span, field, info_span};
 
 use crate::audit::Audit;
@@ -25,6 +25,9 @@ pub(crate) const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// Calls of one user at once, and per second after that. Each may cost one request to the API server.
 const BURST: f64 = 2000.0;
 const PER_SECOND: f64 = 100.0;
+/// Time until a call beyond that is refused. A client that asks again as soon as it is refused would otherwise take the
+/// processors from others; so each of its streams takes one call per second.
+const PENALTY: Duration = Duration::from_secs(1);
 /// Upper limits of the buckets of durations in seconds: short calls, and streams that stay open for hours.
 const BUCKETS: [f64; 10] = [0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 600.0, 3600.0, 14400.0];
 
@@ -109,7 +112,7 @@ impl Refused {
     }
 }
 
-/// Limits the calls of each user, through all faces together. Cheap to clone.
+/// Limits the calls of each user, through all faces together, and those of each agent. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct CallLimit(Arc<RateLimit<[u8; 32]>>);
 
@@ -120,15 +123,20 @@ impl Default for CallLimit {
 }
 
 impl CallLimit {
-    /// Whether a user may make this call now. If not, the call is refused.
+    /// Whether its caller may make this call now. If not, the call is refused, and its answer must wait for
+    /// [`Self::penalty`].
     pub(crate) fn admits(&self, call: &Call) -> bool {
-        // By the SHA-256 of their names, which can be long.
-        let admit = |user| self.0.admit(Sha256::digest(user).into(), Instant::now());
-        let is_admitted = call.user().is_none_or(admit);
+        let admit = |caller| self.0.admit(caller, Instant::now());
+        let is_admitted = call.limited().is_none_or(admit);
         if !is_admitted {
             call.verdict().refuse(Refused::TooMany);
         }
         is_admitted
+    }
+
+    /// Ends when a call that was not admitted may be answered.
+    pub(crate) async fn penalty() {
+        sleep(PENALTY).await;
     }
 }
 
@@ -193,9 +201,17 @@ impl Call {
         }
     }
 
-    /// The name of the user who calls.
-    pub(crate) fn user(&self) -> Option<&str> {
-        Some(&self.peer.as_ref()?.user.as_ref()?.name)
+    /// The caller whose calls are counted, as the SHA-256 of a name, which can be long: a user, or the agent of a pod.
+    /// `None` for another replica, which calls for many.
+    fn limited(&self) -> Option<[u8; 32]> {
+        let peer = self.peer.as_ref()?;
+        let name = match &peer.role {
+            Role::User => peer.user.as_ref()?.name.clone(),
+            // No user has a name with this character.
+            Role::Agent { pod_uid, .. } => format!("\0{pod_uid}"),
+            Role::Operator => return None,
+        };
+        Some(Sha256::digest(name).into())
     }
 
     /// Where the reason of a refusal is noted.

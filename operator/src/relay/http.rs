@@ -90,7 +90,10 @@ impl HttpFace {
                         .instrument(span)
                         .await
                 }
-                false => Err(Error::new(Code::ResourceExhausted, "too many calls; try again later").into()),
+                false => {
+                    CallLimit::penalty().await;
+                    Err(Error::new(Code::ResourceExhausted, "too many calls; try again later").into())
+                }
             };
             Ok(measure::answer(answer.unwrap_or_else(Problem::into_response), call))
         }

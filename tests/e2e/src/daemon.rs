@@ -1,4 +1,4 @@
-//! Ends daemons of the development cluster, and restarts them with the same command.
+//! Daemons of the development cluster: their flags and files; and how to end one and restart it with the same command.
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -12,6 +12,40 @@ use rustix::process::{Pid, Signal};
 
 use crate::node::signal;
 use crate::wait::until;
+
+/// The value of the flag `--NAME=` with which a daemon of the development cluster runs.
+///
+/// # Errors
+/// When it does not run, or runs without that flag.
+pub fn daemon_flag(daemon: &str, name: &str) -> Result<String> {
+    let text = fs::read_to_string(pid_file(daemon)?)?;
+    let pid = text.split(' ').next().unwrap_or_default();
+    let words = words(&PathBuf::from(format!("/proc/{pid}/cmdline")))?;
+    let flag = format!("--{name}=");
+    let value = words.iter().find_map(|word| word.strip_prefix(&flag));
+    Ok(value.with_context(|| format!("the {daemon} has no {flag}"))?.to_owned())
+}
+
+/// The tokens that the kubelet of the development cluster has mounted into a pod.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn mounted_tokens(pod_uid: &str) -> Result<Vec<String>> {
+    let volumes = state()?
+        .join("kubelet/pods")
+        .join(pod_uid)
+        .join("volumes/kubernetes.io~projected");
+    let mut tokens = Vec::new();
+    for volume in fs::read_dir(&volumes).with_context(|| volumes.display().to_string())? {
+        for file in fs::read_dir(volume?.path())? {
+            let file = file?.path();
+            if file.file_name() == Some(OsStr::new("token")) {
+                tokens.push(fs::read_to_string(file)?);
+            }
+        }
+    }
+    Ok(tokens)
+}
 
 /// A daemon that was killed. Dropping this starts it again.
 pub struct EndedDaemon {

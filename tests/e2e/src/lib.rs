@@ -1,6 +1,6 @@
 //! End-to-end tests: the real programs as black boxes on a real cluster that has the operator installed.
 //!
-//! Arrows: none to a sibling; only the tests of refused peers use `tls` and `proto`, to act as a peer.
+//! Arrows: none to a sibling; only tests that act as a peer use `tls` and `proto`.
 //! Invariant: nothing sleeps for a fixed time to let something happen; each wait is for a condition, with a deadline.
 //!
 //! `tests/restarts` contains the tests that restart the operator, which can run at the same time. `tests/alone`
@@ -28,7 +28,7 @@ mod user;
 mod wait;
 
 pub use counting::{counting, seq};
-pub use daemon::EndedDaemon;
+pub use daemon::{EndedDaemon, daemon_flag, mounted_tokens};
 pub use ending::{POLITE, Told, check_ending, last_attempt};
 pub use environment::{
     BUSYBOX, RELAY_SERVICE, RELEASE, RELEASE_NAMESPACE, STATIC, glibc, image_arguments, is_development_cluster, is_long,

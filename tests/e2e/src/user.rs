@@ -114,6 +114,12 @@ impl User {
         self.rproc(&arguments)
     }
 
+    /// The folder with everything that `rproc` and `kubectl` store for this user, and the kubeconfig.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
     /// Default namespace of this user.
     #[must_use]
     pub fn namespace(&self) -> &str {

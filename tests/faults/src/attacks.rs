@@ -1,15 +1,18 @@
 //! Everything that strangers, users without rights and editors of another namespace can do at once, against a real
 //! operator process on a real API server, beside users who do nothing wrong.
 
+mod agent;
 mod attackers;
 mod bystanders;
 mod canaries;
 mod foreign;
 mod rights;
 mod target;
+mod traces;
 
 use std::env;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -34,6 +37,8 @@ const STARTS: (u32, Duration) = (2, Duration::from_millis(100));
 
 /// How much is done.
 struct Size {
+    /// Bytes of the output that is read from the archive.
+    archived: u64,
     undisturbed: Duration,
     /// The same attacks on another replica, for comparison.
     control: Duration,
@@ -52,6 +57,7 @@ struct Size {
 pub fn run(long: bool) -> Result<()> {
     let size = if long {
         Size {
+            archived: 115 << 20,
             undisturbed: Duration::from_secs(10),
             control: Duration::from_secs(30),
             attacked: Duration::from_secs(30),
@@ -61,6 +67,7 @@ pub fn run(long: bool) -> Result<()> {
         }
     } else {
         Size {
+            archived: 16 << 20,
             undisturbed: Duration::from_secs(4),
             control: Duration::ZERO,
             attacked: Duration::from_secs(12),
@@ -93,6 +100,7 @@ async fn attack(size: &Size, operator: &Path) -> Result<()> {
     let server = Client::try_default().await.context("no way to an API server")?;
     let mut target = Target::start(server, operator).await?;
     rights::check(&target).await?;
+    bystanders::archive(&target, size.archived).await?;
     canaries::check(&target).await?;
     let attacked = attack_target(size, &mut target).await;
     if attacked.is_err() {
@@ -103,31 +111,35 @@ async fn attack(size: &Size, operator: &Path) -> Result<()> {
 
 async fn attack_target(size: &Size, target: &mut Target) -> Result<()> {
     let begin = Instant::now();
-    let bystanders = Bystanders::arrive(target).await?;
-    let undisturbed = bystanders.live_until(sleep(size.undisturbed)).await;
-    let before = target.memory()?;
+    let (operator, mut stage) = (&*target, Stage::new(Bystanders::arrive(target).await?));
     print_head();
-    let mut phases = vec![Phase::new("before", undisturbed, None)];
+    stage.play(operator, "before", None, sleep(size.undisturbed)).await?;
+    let before = operator.memory()?;
     if size.has_limits {
-        let decoy = target.start_decoy().await?;
-        let control = beside(&bystanders, &decoy, size.control, |_| true).await;
-        phases.push(Phase::new("attack elsewhere", control, None));
+        let decoy = operator.start_decoy().await?;
+        let attack = strike(&decoy, size.control, |_| true);
+        stage.play(operator, ELSEWHERE, None, attack).await?;
     }
-    let attacked = beside(&bystanders, target, size.attacked, |_| true).await;
-    phases.push(Phase::new("attack", attacked, Some("attack elsewhere")));
+    let attack = strike(operator, size.attacked, |_| true);
+    stage.play(operator, "attack", Some(ELSEWHERE), attack).await?;
     if size.has_limits {
-        let by_a_user = beside(&bystanders, target, size.by_a_user, |attack| attack.by_a_user).await;
-        phases.push(Phase::new("attack by one user", by_a_user, Some("attack elsewhere")));
-        let unwatched = attackers::unwatched_objects(target, size.hostile_objects);
-        phases.push(Phase::new(
-            "other objects",
-            bystanders.live_until(unwatched).await,
-            None,
-        ));
+        // As much as the attackers took, without what these users take themselves.
+        let busy = stage.processors("attack") - stage.processors("before");
+        stage
+            .play(operator, "their processors", None, burn(busy, size.control))
+            .await?;
+        let attack = strike(operator, size.by_a_user, |attack| attack.by_a_user);
+        stage
+            .play(operator, "attack by one user", Some(ELSEWHERE), attack)
+            .await?;
+        let objects = attackers::unwatched_objects(operator, size.hostile_objects);
+        stage.play(operator, "other objects", None, objects).await?;
     }
-    let objects = attackers::hostile_objects(target, size.hostile_objects);
-    let hostile = bystanders.live_until(objects).await;
-    phases.push(Phase::new("hostile objects", hostile, Some("other objects")));
+    let objects = attackers::hostile_objects(operator, size.hostile_objects);
+    stage
+        .play(operator, "hostile objects", Some("other objects"), objects)
+        .await?;
+    let Stage { bystanders, phases } = stage;
     report_attacks();
     target.check_alive()?;
     let peak = target.peak_memory()?;
@@ -148,20 +160,78 @@ async fn attack_target(size: &Size, target: &mut Target) -> Result<()> {
     phases.iter().try_for_each(|phase| phase.check(&phases))
 }
 
-/// What users of the first replica notice of attacks on this one.
-async fn beside(
-    bystanders: &Bystanders,
-    target: &Target,
-    time: Duration,
-    chosen: impl Fn(&attackers::Attack) -> bool,
-) -> Experience {
+/// The control of the attacks: the same attacks on another replica.
+const ELSEWHERE: &str = "attack elsewhere";
+
+/// Attacks a replica for a while.
+async fn strike(target: &Target, time: Duration, chosen: impl Fn(&attackers::Attack) -> bool) {
     let mut attackers = JoinSet::new();
     for attack in ATTACKS.iter().filter(|attack| chosen(attack)) {
         (attack.begin)(target, &mut attackers);
     }
-    let lived = bystanders.live_until(sleep(time)).await;
+    sleep(time).await;
     attackers.shutdown().await;
-    lived
+}
+
+/// Keeps so many processors busy, and touches nothing.
+async fn burn(processors: f64, time: Duration) {
+    const SLICE: Duration = Duration::from_millis(10);
+    let over = Instant::now() + time;
+    let threads = processors.max(0.0).ceil();
+    let busy = SLICE.mul_f64(processors.max(0.0) / threads.max(1.0));
+    let spin = move || {
+        while Instant::now() < over {
+            let begin = Instant::now();
+            while begin.elapsed() < busy {
+                std::hint::spin_loop();
+            }
+            thread::sleep(SLICE.saturating_sub(busy));
+        }
+    };
+    (0..threads as u32).for_each(|_| drop(thread::spawn(spin)));
+    sleep(time).await;
+}
+
+/// Who takes part, and what has been noticed.
+struct Stage {
+    bystanders: Bystanders,
+    phases: Vec<Phase>,
+}
+
+impl Stage {
+    fn new(bystanders: Bystanders) -> Self {
+        let phases = Vec::new();
+        Self { bystanders, phases }
+    }
+
+    /// Lives through an event, and prints a row of the table.
+    async fn play(
+        &mut self,
+        operator: &Target,
+        name: &'static str,
+        control: Option<&'static str>,
+        event: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let used = || anyhow::Ok([target::processor_seconds("self")?, operator.processor_seconds()?]);
+        let (begin, before) = (Instant::now(), used()?);
+        let lived = self.bystanders.live_until(event).await;
+        let (time, after) = (begin.elapsed().as_secs_f64(), used()?);
+        let phase = Phase {
+            name,
+            lived,
+            control,
+            processors: [0, 1].map(|at| (after[at] - before[at]) / time),
+        };
+        phase.print();
+        self.phases.push(phase);
+        Ok(())
+    }
+
+    /// Processors that this program kept busy during a phase.
+    fn processors(&self, name: &str) -> f64 {
+        let phase = self.phases.iter().find(|phase| phase.name == name);
+        phase.map_or(0.0, |phase| phase.processors[0])
+    }
 }
 
 /// What users noticed during one part of the test.
@@ -170,27 +240,43 @@ struct Phase {
     lived: Experience,
     /// The phase with the same load elsewhere.
     control: Option<&'static str>,
+    /// How many processors were busy: with this program, which has attackers and others, and with the attacked replica.
+    processors: [f64; 2],
 }
 
 impl Phase {
     /// Prints a row of the table.
-    fn new(name: &'static str, lived: Experience, control: Option<&'static str>) -> Self {
+    fn print(&self) {
+        let Experience {
+            calls,
+            reads,
+            starts,
+            creations,
+        } = &self.lived;
         println!(
-            "    {name:18} {:>8} {:>9} {:>9} {:>8} {:>9} {:>9} {:>16}",
-            lived.calls.len(),
-            lived.calls.p50().as_millis(),
-            lived.calls.p99().as_millis(),
-            lived.starts.len(),
-            lived.starts.p50().as_millis(),
-            lived.starts.p99().as_millis(),
-            lived.creations.p50().as_millis()
+            "    {:18} {:>6} {:>7} {:>7} {:>6} {:>7} {:>7} {:>6} {:>7} {:>7} {:>8} {:>9.2} {:>8.2}",
+            self.name,
+            calls.len(),
+            calls.p50().as_millis(),
+            calls.p99().as_millis(),
+            reads.len(),
+            reads.p50().as_millis(),
+            reads.p99().as_millis(),
+            starts.len(),
+            starts.p50().as_millis(),
+            starts.p99().as_millis(),
+            creations.p50().as_millis(),
+            self.processors[0],
+            self.processors[1],
         );
-        Self { name, lived, control }
     }
 
     /// Whether others could work: nothing failed, and nothing took too long beside its control, if that was measured.
     fn check(&self, all: &[Self]) -> Result<()> {
-        for (what, times) in [("calls", &self.lived.calls), ("starts", &self.lived.starts)] {
+        let Experience {
+            calls, reads, starts, ..
+        } = &self.lived;
+        for (what, times) in [("calls", calls), ("reads", reads), ("starts", starts)] {
             if let Some(error) = times.errors.first() {
                 bail!("{}: {} {what} of others failed: {error}", self.name, times.errors.len());
             }
@@ -230,5 +316,8 @@ fn report_attacks() {
 }
 
 fn print_head() {
-    println!("    others                calls    p50 ms    p99 ms   starts    p50 ms    p99 ms  created, p50 ms");
+    println!(
+        "    others              calls  p50 ms     p99  reads  p50 ms     p99 starts  p50 ms     p99  created \
+         here busy operator"
+    );
 }

@@ -1,6 +1,7 @@
 //! The guarantee of the archive, on random histories: every byte exactly once, whatever crashes in between.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::memory::InMemory;
@@ -10,6 +11,7 @@ use prost::Message;
 use remoteprocess_proto::v1::exit::Outcome;
 use remoteprocess_proto::v1::{Cursor, Exit, GapReason, Seal, SealReason, Stream, StreamSeal};
 use sha2::Digest;
+use tokio::time::timeout;
 
 use super::*;
 use crate::relay::piece::{Piece, Placed, Wanted, data, distance, gap};
@@ -383,6 +385,38 @@ async fn the_last_lines_are_found_across_segments_and_streams() {
     assert_eq!(start(3, None).await, Cursor { stdout: 6, stderr: 4 });
     assert_eq!(start(1, Some(Stream::Stderr)).await, Cursor::default());
     assert_eq!(start(100, None).await, Cursor::default());
+}
+
+/// Decoders on all processors would delay every call.
+#[tokio::test]
+async fn users_decode_on_a_part_of_the_processors_and_the_operator_does_not_wait() {
+    let archive = memory();
+    let processors = std::thread::available_parallelism().unwrap().get();
+    let decoders = archive.decoders.available_permits();
+    assert!(
+        decoders >= 1 && (decoders < processors || processors == 1),
+        "{decoders}"
+    );
+    let history = history(&[(false, 10)]);
+    let life = Life::Crash {
+        pieces: 1,
+        flush_each: 1,
+    };
+    live(&archive, &history, &life).await;
+    let all = archive
+        .decoders
+        .clone()
+        .acquire_many_owned(decoders as u32)
+        .await
+        .unwrap();
+    let (of_user, key) = (archive.for_user("alice"), subject().key);
+    let names = archive.segments(&key).await.unwrap();
+    let mut reading = Box::pin(of_user.segment(&key, &names[0]));
+    assert!(archive.segment(&key, &names[0]).await.unwrap().is_some());
+    let waited = timeout(Duration::from_millis(100), &mut reading).await;
+    assert!(waited.is_err(), "all decoders are busy");
+    drop(all);
+    assert!(reading.await.unwrap().is_some());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Runs around every method of the main listener: limits the calls of each user, and measures and records each call.
+//! Runs around every method of the main listener: limits the calls of each caller, and measures and records each call.
 
 use std::{
     pin::Pin,
@@ -17,7 +17,7 @@ use tracing::Instrument;
 use super::methods::Method;
 use crate::relay::calls::{Call, CallLimit, Refused};
 
-/// Limits the calls of each user, and measures and records all calls.
+/// Limits the calls of each caller, and measures and records all calls.
 #[derive(Clone)]
 pub struct Guard<S> {
     inner: S,
@@ -53,7 +53,11 @@ where
         let call = Call::begin("grpc", method, request.extensions().get().cloned(), source);
         if !self.limit.admits(&call) {
             let response = Status::resource_exhausted("too many calls; try again later").into_http();
-            return std::future::ready(Ok(measured(response, call))).boxed();
+            return async move {
+                CallLimit::penalty().await;
+                Ok(measured(response, call))
+            }
+            .boxed();
         }
         request.extensions_mut().insert(call.verdict().clone());
         let request = request.map(|body| Counted {
@@ -186,18 +190,21 @@ impl http_body::Body for Measured {
 mod tests {
     use std::convert::Infallible;
     use std::sync::Arc;
+    use std::time::Duration;
 
+    use futures::future::join_all;
     use remoteprocess_tls::{PeerIdentity, Role, User};
+    use tokio::time::Instant;
     use tower::service_fn;
 
     use super::*;
     use crate::audit::lines::Lines;
 
-    fn request(user: &str) -> Request<Body> {
+    fn request(role: Role, user: Option<&str>) -> Request<Body> {
         let mut request = Request::new(Body::empty());
         request.extensions_mut().insert(Arc::new(PeerIdentity {
-            role: Role::User,
-            user: Some(User {
+            role,
+            user: user.map(|user| User {
                 name: user.into(),
                 ..User::default()
             }),
@@ -207,23 +214,35 @@ mod tests {
         request
     }
 
+    fn by(user: &str) -> Request<Body> {
+        request(Role::User, Some(user))
+    }
+
+    fn is_served(response: &Response<Body>) -> bool {
+        !response.headers().contains_key("grpc-status")
+    }
+
+    fn guard()
+    -> Guard<impl Service<Request<Counted<Body>>, Response = Response<Body>, Error = Infallible, Future: Send> + Send>
+    {
+        let served = service_fn(async |_: Request<Counted<Body>>| Ok::<_, Infallible>(Response::new(Body::empty())));
+        Guard::new(served, CallLimit::default())
+    }
+
     #[tokio::test(start_paused = true)]
     async fn one_user_cannot_ask_without_end() {
         let lines = Lines::collect();
-        let served = service_fn(async |_: Request<Counted<Body>>| Ok::<_, Infallible>(Response::new(Body::empty())));
-        let mut guard = Guard::new(served, CallLimit::default());
-        let mut ask = async |user: &str| {
-            let response = guard.call(request(user)).await.expect("an answer");
-            !response.headers().contains_key("grpc-status")
-        };
-        let mut served = 0;
-        for _ in 0..10_000 {
-            served += usize::from(ask("mallory").await);
-        }
-        assert_eq!(served, 2000);
-        assert!(ask("alice").await, "others are not concerned");
-        tokio::time::advance(std::time::Duration::from_secs(1)).await;
-        assert!(ask("mallory").await);
+        let (mut guard, begin) = (guard(), Instant::now());
+        // All at once: the answers of those that are refused take time.
+        let asked: Vec<_> = (0..10_000).map(|_| guard.call(by("mallory"))).collect();
+        let other = guard.call(by("alice")).await.expect("an answer");
+        assert!(is_served(&other), "others are not concerned");
+        assert_eq!(begin.elapsed(), Duration::ZERO, "and do not wait");
+        let answers = join_all(asked).await;
+        let served = answers.iter().flatten().filter(|answer| is_served(answer)).count();
+        assert_eq!((answers.len(), served), (10_000, 2000));
+        assert!(begin.elapsed() >= Duration::from_secs(1));
+        assert!(is_served(&guard.call(by("mallory")).await.expect("an answer")));
         let refusals = lines.audit();
         assert_eq!(refusals.len(), 8000);
         let field = |name| refusals[0][name].as_str();
@@ -232,5 +251,34 @@ mod tests {
             ["refuse", "TooMany", "mallory"]
         );
         assert_eq!((field("serial"), field("role")), ("5e", "a user"));
+    }
+
+    /// A client that asks again at once would keep a processor busy with refusals.
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_does_not_wait_is_answered_once_a_second() {
+        let (mut guard, begin) = (guard(), Instant::now());
+        while is_served(&guard.call(by("mallory")).await.expect("an answer")) {}
+        assert_eq!(begin.elapsed(), Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_agent_cannot_ask_without_end_and_a_replica_can() {
+        let agent = |pod_uid: &str| Role::Agent {
+            namespace: "default".to_owned(),
+            pod_uid: pod_uid.to_owned(),
+        };
+        let mut guard = guard();
+        let mut count = async |role: Role| {
+            let asked: Vec<_> = (0..3000).map(|_| guard.call(request(role.clone(), None))).collect();
+            join_all(asked)
+                .await
+                .iter()
+                .flatten()
+                .filter(|answer| is_served(answer))
+                .count()
+        };
+        assert_eq!(count(agent("a")).await, 2000);
+        assert_eq!(count(Role::Operator).await, 3000, "it calls for many users");
+        assert_eq!(count(agent("b")).await, 2000, "others are not concerned");
     }
 }

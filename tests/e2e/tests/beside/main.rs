@@ -2,6 +2,7 @@
 
 mod attach;
 mod attempts;
+mod canaries;
 mod documents;
 mod endings;
 mod exec;
@@ -15,5 +16,6 @@ mod pauses;
 mod peers;
 mod permissions;
 mod reading;
+mod roles;
 mod streams;
 mod waits;

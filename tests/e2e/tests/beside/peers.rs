@@ -113,7 +113,7 @@ fn denied<T>(method: &str, answer: Result<T, Status>) -> Result<()> {
     }
 }
 
-fn block_on(future: impl Future<Output = Result<()>>) -> Result<()> {
+pub(crate) fn block_on(future: impl Future<Output = Result<()>>) -> Result<()> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

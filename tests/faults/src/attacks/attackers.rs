@@ -29,6 +29,8 @@ use tonic::body::Body;
 use tonic::transport::Channel;
 use tower::{Service, ServiceExt};
 
+use super::agent::{Agent, Part};
+use super::bystanders::ARCHIVED;
 use super::target::Target;
 
 /// Addresses of the loopback that strangers come from.
@@ -39,6 +41,13 @@ const HELD: usize = 500;
 const PACE: Duration = Duration::from_millis(10);
 /// Pause of an attacker whose last try failed.
 const AGAIN: Duration = Duration::from_millis(20);
+/// More lines than any output has.
+const ALL_LINES: u64 = 1_000_000_000;
+/// Readers of a whole archived output, at the same time.
+const READERS: usize = 120;
+/// Readers that take one message of it at a time, with this pause.
+const SLOW_READERS: usize = 40;
+const SLOW: Duration = Duration::from_millis(200);
 
 /// How often something was tried.
 pub(super) struct Count(AtomicU64);
@@ -57,11 +66,11 @@ macro_rules! counts {
 }
 
 counts!(
-    HELLOS, SILENT, IDLE, NAMES, HALVES, STARTS, STALLED, REQUESTS, MADE, REFUSED
+    HELLOS, SILENT, IDLE, NAMES, HALVES, STARTS, STALLED, WHOLE, SLOWLY, FRAMES, REQUESTS, MADE, REFUSED
 );
 
 /// All of them; hostile objects are apart, because their number is bounded.
-pub(super) const ATTACKS: [Attack; 8] = [
+pub(super) const ATTACKS: [Attack; 11] = [
     Attack {
         name: "unfinished handshakes of 30 KB, main port",
         begin: |target, tasks| hold(target.main, &unfinished_hello(), &HELLOS, tasks),
@@ -105,6 +114,24 @@ pub(super) const ATTACKS: [Attack; 8] = [
         count: &STALLED,
     },
     Attack {
+        name: "reads of the last 10^9 lines of an archive",
+        begin: read_all,
+        by_a_user: true,
+        count: &WHOLE,
+    },
+    Attack {
+        name: "slow reads of them",
+        begin: read_slowly,
+        by_a_user: true,
+        count: &SLOWLY,
+    },
+    Attack {
+        name: "gaps, holes and long texts of an agent",
+        begin: send_nonsense,
+        by_a_user: false,
+        count: &FRAMES,
+    },
+    Attack {
         name: "certificate requests",
         begin: request_certificates,
         by_a_user: false,
@@ -113,7 +140,7 @@ pub(super) const ATTACKS: [Attack; 8] = [
 ];
 
 impl Count {
-    fn add(&self) {
+    pub(super) fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -281,6 +308,67 @@ fn stall(target: &Target, tasks: &mut JoinSet<()>) {
                     held.pop_front();
                 }
             }
+        }
+    });
+}
+
+/// Asks for the last lines of an output that has fewer of them: the operator searches all of it, and sends all of it.
+fn all_lines() -> WatchOutputRequest {
+    WatchOutputRequest {
+        protocol: PROTOCOL,
+        process: Some(ProcessKey {
+            namespace: "good".to_owned(),
+            name: ARCHIVED.to_owned(),
+            ..ProcessKey::default()
+        }),
+        tail_lines: Some(ALL_LINES),
+        ..WatchOutputRequest::default()
+    }
+}
+
+/// Readers of all of an archived output, again and again, on one connection.
+fn read_whole(target: &Target, tasks: &mut JoinSet<()>, (readers, pause): (usize, Duration), count: &'static Count) {
+    let (dialer, address) = (target.user("carol", &["system:masters"]), target.main);
+    tasks.spawn(async move {
+        let client = RelayClient::new(connect(&dialer, address).await);
+        let read = |mut client: RelayClient<Channel>| async move {
+            loop {
+                match client.watch_output(all_lines()).await {
+                    Ok(opened) => {
+                        count.add();
+                        let mut frames = opened.into_inner();
+                        while let Ok(Some(_)) = frames.message().await {
+                            sleep(pause).await;
+                        }
+                    }
+                    Err(_) => sleep(AGAIN).await,
+                }
+            }
+        };
+        join_all((0..readers).map(|_| read(client.clone()))).await;
+    });
+}
+
+fn read_all(target: &Target, tasks: &mut JoinSet<()>) {
+    read_whole(target, tasks, (READERS, Duration::ZERO), &WHOLE);
+}
+
+fn read_slowly(target: &Target, tasks: &mut JoinSet<()>) {
+    read_whole(target, tasks, (SLOW_READERS, SLOW), &SLOWLY);
+}
+
+/// An editor of another namespace who plays the agent of a process there.
+fn send_nonsense(target: &Target, tasks: &mut JoinSet<()>) {
+    static PLAYED: AtomicU64 = AtomicU64::new(0);
+    let (site, number) = (target.site(), PLAYED.fetch_add(1, Ordering::Relaxed));
+    tasks.spawn(async move {
+        let name = format!("false-{number}");
+        match Agent::play(&site, "bad", &name, Part::Nonsense(&FRAMES)).await {
+            Ok(agent) => {
+                std::future::pending::<()>().await;
+                drop(agent);
+            }
+            Err(error) => println!("    {name}: {error:#}"),
         }
     });
 }

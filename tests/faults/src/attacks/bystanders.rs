@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::PostParams;
 use remoteprocess_api::RemoteProcess;
 use remoteprocess_proto::PROTOCOL;
+use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::{GetStateRequest, ProcessKey, WatchOutputRequest};
 use remoteprocess_tls::Role;
@@ -18,12 +19,18 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 use tonic::transport::Channel;
 
+use super::agent::{Agent, LINE, Part};
 use super::target::Target;
 
 /// Streams that stay open.
 const FOLLOWERS: usize = 10;
-/// Pause between two calls, and between two starts.
+/// Name of the process whose output is in the archive.
+pub(super) const ARCHIVED: &str = "archived";
+/// Lines of it that are read each time.
+const TAIL: u64 = 10;
+/// Pause between two calls, between two reads of the archive, and between two starts.
 const CALLS: Duration = Duration::from_millis(50);
+const READS: Duration = Duration::from_millis(500);
 const STARTS: Duration = Duration::from_secs(1);
 /// Much longer than a call or a start may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -39,9 +46,17 @@ pub(super) struct Times {
 /// What users noticed.
 pub(super) struct Experience {
     pub calls: Times,
+    /// Of the end of an archived output.
+    pub reads: Times,
     pub starts: Times,
     /// The part of `starts` that the API server takes before the operator can know of the process.
     pub creations: Times,
+}
+
+/// Runs a process with an output of about so many bytes, until the archive has it.
+pub(super) async fn archive(target: &Target, bytes: u64) -> Result<()> {
+    let lines = Part::Lines(bytes / LINE as u64);
+    Agent::play(&target.site(), "good", ARCHIVED, lines).await?.end().await
 }
 
 /// The users, and the namespace of their processes.
@@ -98,7 +113,7 @@ impl Bystanders {
         for _ in 0..FOLLOWERS {
             let request = WatchOutputRequest {
                 protocol: PROTOCOL,
-                process: process(0),
+                process: process(&name(0)),
                 follow: true,
                 ..WatchOutputRequest::default()
             };
@@ -118,7 +133,7 @@ impl Bystanders {
         self.cut.load(Ordering::Relaxed) == 0
     }
 
-    /// Calls and starts processes until `event`.
+    /// Calls, reads and starts processes until `event`.
     pub(super) async fn live_until(&self, event: impl Future<Output = ()>) -> Experience {
         let over = AtomicBool::new(false);
         let event = async {
@@ -127,20 +142,42 @@ impl Bystanders {
         };
         let is_over = || over.load(Ordering::Relaxed);
         let calls = repeat(CALLS, is_over, || self.call());
+        let reads = repeat(READS, is_over, || self.read());
         let starts = repeat(STARTS, is_over, || self.start());
-        let ((), calls, starts) = tokio::join!(event, calls, starts);
+        let ((), calls, reads, starts) = tokio::join!(event, calls, reads, starts);
         let creations = std::mem::take(&mut *self.creations());
         Experience {
             calls,
+            reads,
             starts,
             creations,
         }
     }
 
+    /// Reads the last lines of the archived output.
+    async fn read(&self) -> Result<()> {
+        let request = WatchOutputRequest {
+            protocol: PROTOCOL,
+            process: process(ARCHIVED),
+            tail_lines: Some(TAIL),
+            ..WatchOutputRequest::default()
+        };
+        let mut frames = self.relay.clone().watch_output(request).await?.into_inner();
+        let mut bytes = 0;
+        while let Some(frame) = frames.message().await? {
+            if let Some(Frame::Data(data)) = frame.frame {
+                bytes += data.bytes.len();
+            }
+        }
+        let expected = LINE * usize::try_from(TAIL)?;
+        ensure!(bytes == expected, "{bytes} bytes instead of {expected}");
+        Ok(())
+    }
+
     async fn call(&self) -> Result<()> {
         let request = GetStateRequest {
             protocol: PROTOCOL,
-            process: process(0),
+            process: process(&name(0)),
         };
         self.relay.clone().get_state(request).await?;
         Ok(())
@@ -197,10 +234,10 @@ fn name(number: usize) -> String {
     format!("job-{number}")
 }
 
-fn process(number: usize) -> Option<ProcessKey> {
+fn process(name: &str) -> Option<ProcessKey> {
     Some(ProcessKey {
         namespace: "good".to_owned(),
-        name: name(number),
+        name: name.to_owned(),
         ..ProcessKey::default()
     })
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,12 +20,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use super::traces::Traces;
+
 /// How long the operator may take to become ready.
 const BEGIN: Duration = Duration::from_secs(60);
 /// Name of the operator's log.
 const LOG: &str = "operator.log";
 /// How long the certificates of this test live.
 const LIFETIME: Duration = Duration::from_secs(3600);
+/// Ticks of a second in `/proc` (`proc(5)`, USER_HZ of all common architectures).
+const TICKS: f64 = 100.0;
 
 /// A running operator. Dropping it ends it.
 pub(super) struct Target {
@@ -32,10 +37,35 @@ pub(super) struct Target {
     pub main: SocketAddr,
     pub enrol: SocketAddr,
     pub admin: SocketAddr,
-    authority: Authority,
+    /// What the operator has sent.
+    pub traces: Arc<Traces>,
+    authority: Arc<Authority>,
     program: PathBuf,
     operator: Child,
-    archive: TempDir,
+    folder: TempDir,
+    archive: PathBuf,
+}
+
+/// What a client of the operator needs.
+#[derive(Clone)]
+pub(super) struct Site {
+    pub client: Client,
+    pub main: SocketAddr,
+    authority: Arc<Authority>,
+}
+
+impl Site {
+    /// Presents a new certificate.
+    pub(super) fn dialer(&self, role: &Role, user: Option<&User>) -> Dialer {
+        Dialer::new(self.identity(role, user))
+    }
+
+    /// A new certificate and its key.
+    pub(super) fn identity(&self, role: &Role, user: Option<&User>) -> Arc<Identity> {
+        let (chain, key) = self.authority.issue(role, user, LIFETIME).expect("a certificate");
+        let identity = Identity::new(&chain, &key, self.authority.cert_pem(), self.authority.trust_domain());
+        identity.expect("an identity")
+    }
 }
 
 /// Each connection takes a descriptor here, and one in the operator, which inherits the limit.
@@ -53,18 +83,35 @@ impl Target {
         for namespace in [names::DEFAULT_RELEASE_NAMESPACE, "good", "bad"] {
             prepare(&client, namespace).await?;
         }
-        Self::start_replica(client, program, "attacked").await
+        let traces = Arc::new(Traces::listen().await?);
+        Self::start_replica(client, program, "attacked", None, traces).await
     }
 
     /// Another replica, which does not lead and which no other user needs. What an attack on it costs the users of this one
-    /// is the share of the machine, and no fault of the operator.
+    /// is the share of the machine, and no fault of the operator. It has the same archive.
     pub(super) async fn start_decoy(&self) -> Result<Self> {
-        Self::start_replica(self.client.clone(), &self.program, "decoy").await
+        let archive = Some(self.archive.clone());
+        Self::start_replica(
+            self.client.clone(),
+            &self.program,
+            "decoy",
+            archive,
+            self.traces.clone(),
+        )
+        .await
     }
 
-    async fn start_replica(client: Client, program: &Path, name: &str) -> Result<Self> {
+    async fn start_replica(
+        client: Client,
+        program: &Path,
+        name: &str,
+        archive: Option<PathBuf>,
+        traces: Arc<Traces>,
+    ) -> Result<Self> {
         let [main, enrol, admin] = free_addresses()?;
-        let archive = TempDir::with_prefix("rproc-attacks-")?;
+        let folder = TempDir::with_prefix("rproc-attacks-")?;
+        let archive = archive.unwrap_or_else(|| folder.path().join("archive"));
+        fs::create_dir_all(&archive)?;
         let operator = Command::new(program)
             .args(["--agent-image=agent", "--listen-address=127.0.0.1"])
             .args([format!("--replica={name}"), format!("--relay-address={main}")])
@@ -73,10 +120,11 @@ impl Target {
                 format!("--relay-port={}", main.port()),
                 format!("--enrol-port={}", enrol.port()),
                 format!("--admin-port={}", admin.port()),
-                format!("--archive-dir={}", archive.path().display()),
+                format!("--archive-dir={}", archive.display()),
+                format!("--tracing-otlp-endpoint=http://{}", traces.address),
             ])
             .stdin(Stdio::null())
-            .stderr(fs::File::create(archive.path().join(LOG))?)
+            .stderr(fs::File::create(folder.path().join(LOG))?)
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
         // Dropped, and so ended, if anything fails from here on.
@@ -91,9 +139,11 @@ impl Target {
             main,
             enrol,
             admin,
-            authority,
+            traces,
+            authority: Arc::new(authority),
             program: program.to_owned(),
             operator,
+            folder,
             archive,
         })
     }
@@ -124,9 +174,21 @@ impl Target {
     }
 
     fn dialer(&self, role: &Role, user: Option<&User>) -> Dialer {
-        let (chain, key) = self.authority.issue(role, user, LIFETIME).expect("a certificate");
-        let identity = Identity::new(&chain, &key, self.authority.cert_pem(), self.authority.trust_domain());
-        Dialer::new(identity.expect("an identity"))
+        self.site().dialer(role, user)
+    }
+
+    /// For tasks that outlive a borrow.
+    pub(super) fn site(&self) -> Site {
+        Site {
+            client: self.client.clone(),
+            main: self.main,
+            authority: self.authority.clone(),
+        }
+    }
+
+    /// Seconds of a processor that the operator has used.
+    pub(super) fn processor_seconds(&self) -> Result<f64> {
+        processor_seconds(&self.operator.id().to_string())
     }
 
     /// Bytes of memory in use.
@@ -150,7 +212,7 @@ impl Target {
     }
 
     pub(super) fn whole_log(&self) -> Result<String> {
-        Ok(fs::read_to_string(self.archive.path().join(LOG))?)
+        Ok(fs::read_to_string(self.folder.path().join(LOG))?)
     }
 
     pub(super) async fn metrics(&self) -> Result<String> {
@@ -165,7 +227,7 @@ impl Target {
 
     /// The last lines of the operator's log.
     pub(super) fn log(&self) -> String {
-        let text = fs::read_to_string(self.archive.path().join(LOG)).unwrap_or_default();
+        let text = fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default();
         let lines: Vec<_> = text.lines().filter(|line| !line.contains("\"audit\"")).collect();
         lines[lines.len().saturating_sub(8)..].join("\n    ")
     }
@@ -175,6 +237,20 @@ impl Target {
         ensure!(ended.is_none(), "the operator ended: {ended:?}");
         Ok(())
     }
+}
+
+/// Seconds of a processor that a process has used, in user and system mode.
+pub(super) fn processor_seconds(process: &str) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // Fields 14 and 15. The name, field 2, may contain anything except the last parenthesis.
+    let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+    let ticks: Vec<f64> = fields
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    Ok(ticks.iter().sum::<f64>() / TICKS)
 }
 
 /// An operator that is not ready yet.
