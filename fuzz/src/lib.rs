@@ -1,4 +1,4 @@
-//! Fuzz targets: what peers, users and damaged stores may send, and what must hold whatever they send.
+//! Fuzz targets: input of peers, users and damaged stores, and what must be true for every input.
 //!
 //! Each module is one target. Its `run` takes an input, panics if something does not hold, and says whether the input was
 //! taken or refused. `cargo xtask fuzz` runs it under libFuzzer; the test `corpus` runs it on each file in `corpus/`. The
@@ -85,7 +85,7 @@ impl<'a> Input<'a> {
         u64::from_le_bytes(number)
     }
 
-    /// At most so many bytes.
+    /// Takes at most this number of bytes.
     fn bytes(&mut self, length: usize) -> &'a [u8] {
         let (bytes, rest) = self.0.split_at(length.min(self.0.len()));
         self.0 = rest;

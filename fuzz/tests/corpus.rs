@@ -81,7 +81,7 @@ fn what_is_made_now_is_judged_as_what_is_stored() {
     for target in TARGETS {
         for (name, input) in (target.seeds)() {
             assert_eq!((target.run)(&input), !name.starts_with(ODD), "{}/{name}", target.name);
-            // A torn input is judged, too, whatever it says.
+            // The target also takes an input that is cut off.
             for length in (0..input.len()).step_by(input.len() / 8 + 1) {
                 (target.run)(&input[..length]);
             }

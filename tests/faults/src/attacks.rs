@@ -173,7 +173,7 @@ async fn strike(target: &Target, time: Duration, chosen: impl Fn(&attackers::Att
     attackers.shutdown().await;
 }
 
-/// Keeps so many processors busy, and touches nothing.
+/// Keeps this number of processors busy, and does nothing else.
 async fn burn(processors: f64, time: Duration) {
     const SLICE: Duration = Duration::from_millis(10);
     let over = Instant::now() + time;

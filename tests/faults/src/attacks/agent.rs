@@ -50,7 +50,7 @@ const LONG: usize = 900_000;
 /// What an agent reports.
 #[derive(Clone, Copy)]
 pub(super) enum Part {
-    /// Numbered lines of [`LINE`] bytes, so many, and a good end.
+    /// This number of numbered lines of [`LINE`] bytes, and a success at the end.
     Lines(u64),
     /// Gaps, holes and long texts without end, as fast as the operator takes them.
     Nonsense(&'static Count),

@@ -53,7 +53,7 @@ pub(super) struct Experience {
     pub creations: Times,
 }
 
-/// Runs a process with an output of about so many bytes, until the archive has it.
+/// Runs a process that writes about this number of bytes, until the archive has them.
 pub(super) async fn archive(target: &Target, bytes: u64) -> Result<()> {
     let lines = Part::Lines(bytes / LINE as u64);
     Agent::play(&target.site(), "good", ARCHIVED, lines).await?.end().await
