@@ -31,6 +31,9 @@ pub const DESCRIPTORS: &[u8] = include_bytes!("gen/remoteprocess.v1.bin");
 /// Maximum length of `Data.bytes`, in bytes: 16 to 64 KiB performed best.
 pub const MAX_CHUNK: usize = 64 * 1024;
 
+/// More than any stream or input has, in bytes: an offset beyond it is refused. Sums of such numbers do not overflow.
+pub const MAX_OFFSET: u64 = 1 << 60;
+
 /// Largest message that a peer has to accept, in bytes.
 pub const MAX_MESSAGE: usize = 1024 * 1024;
 

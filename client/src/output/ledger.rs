@@ -1,5 +1,5 @@
 use remoteprocess_proto::{
-    PROTOCOL, STREAMS,
+    MAX_OFFSET, PROTOCOL, STREAMS,
     v1::{Cursor, Data, Exit, Gap, Heartbeat, ProcessKey, Stream, WatchOutputRequest},
 };
 
@@ -26,9 +26,6 @@ pub struct Want {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}. Nothing more is written, so that no byte is lost or doubled in silence; please report this as a bug")]
 pub struct Inconsistent(String);
-
-/// More than any stream has, in bytes. Sums of such numbers do not overflow.
-const MAX_OFFSET: u64 = 1 << 62;
 
 /// What was requested, and the offset of the next byte of each stream. Offsets never go back.
 #[derive(Debug)]

@@ -1,4 +1,5 @@
 use bytes::{Buf, Bytes, BytesMut};
+use remoteprocess_proto::MAX_OFFSET;
 use remoteprocess_proto::v1::{Input, InputEnd, WindowSize};
 
 use super::{Error, Local};
@@ -7,8 +8,6 @@ use super::{Error, Local};
 const WINDOW: usize = 128 * 1024;
 /// Maximum number of bytes in one message.
 const CHUNK: usize = 32 * 1024;
-/// More than any input has, in bytes. Sums of such numbers do not overflow.
-const MAX_OFFSET: u64 = 1 << 60;
 
 /// A part of the input to send.
 #[derive(Debug)]

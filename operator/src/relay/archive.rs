@@ -84,7 +84,7 @@ pub enum Error {
 
 /// What all readers together may hold of the archive, in bytes of memory: part of the 512 MiB that the chart gives a
 /// replica.
-pub const READ_MEMORY: usize = 96 << 20;
+pub const READ_MEMORY: usize = 64 << 20;
 
 /// The archive of an installation. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -6,12 +6,11 @@
 
 use bytes::Bytes;
 use remoteprocess_api::signal;
+use remoteprocess_proto::MAX_OFFSET;
 use remoteprocess_proto::v1::exit::{Outcome, Stop};
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{Data, Exit, Gap, Seal, State, Stream, StreamSeal, Usage};
 
-/// More than any stream has, in bytes. Sums of such numbers do not overflow.
-const MAX_OFFSET: u64 = 1 << 60;
 /// Bytes of a text.
 const MAX_TEXT: usize = 4096;
 /// Bytes of a SHA-256.
