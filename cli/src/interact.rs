@@ -174,6 +174,9 @@ impl Interaction {
     }
 }
 
+/// The size of a terminal about which nothing is known (terminfo's `vt100`).
+pub const DEFAULT_WINDOW: WindowSize = WindowSize { rows: 24, columns: 80 };
+
 /// Size of the window of standard input, or of another standard stream.
 pub fn window() -> Option<WindowSize> {
     let sizes = [

@@ -23,6 +23,7 @@ pub mod print;
 pub mod progress;
 pub mod proxy;
 pub mod render;
+pub mod replay;
 
 /// Parses the arguments, runs the command, and returns the exit code.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {

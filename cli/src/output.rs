@@ -12,6 +12,7 @@ use remoteprocess_proto::v1::{Data, Gap};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+mod controlled;
 mod form;
 mod label;
 mod lines;
@@ -22,6 +23,7 @@ mod target;
 mod terminal;
 mod writer;
 
+pub(crate) use controlled::Controlled;
 pub use form::{Control, Form, Hashes};
 pub use label::{Label, Prefix};
 pub use target::Target;

@@ -1,7 +1,8 @@
 //! A server on the loopback interface with plain HTTP in front, and the relay behind it over mutual TLS.
 //!
 //! [`gate`] decides who may pass. [`relay`] carries a request to the relay's HTTP face, with a certificate that is
-//! renewed. `rproc ui` adds its page ([`page`]) and the few calls of the API server that the page makes ([`objects`]).
+//! renewed. [`terminal`] attaches a WebSocket to a process. `rproc ui` adds its page ([`page`]) and the few calls of the
+//! API server that the page makes ([`objects`]).
 //!
 //! Invariant: nothing passes without the session. The session and the cookies of a browser are never sent on.
 
@@ -11,6 +12,7 @@ pub mod page;
 pub mod problem;
 pub mod relay;
 pub mod resume;
+pub mod terminal;
 
 use std::convert::Infallible;
 use std::io;
@@ -38,6 +40,7 @@ use gate::Gate;
 use page::Page;
 use problem::Problem;
 use relay::Upstream;
+use terminal::Terminals;
 
 /// Connections at once. More of them wait.
 const MAX_CONNECTIONS: usize = 256;
@@ -62,6 +65,7 @@ pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 pub struct Proxy {
     gate: Gate,
     upstream: Arc<Upstream>,
+    terminals: Terminals,
     page: Option<Page>,
 }
 
@@ -76,7 +80,13 @@ pub async fn listen(port: u16) -> io::Result<TcpListener> {
 impl Proxy {
     /// A proxy, with or without the page.
     pub fn new(gate: Gate, upstream: Arc<Upstream>, page: Option<Page>) -> Self {
-        Self { gate, upstream, page }
+        let terminals = Terminals::new(upstream.cluster().clone());
+        Self {
+            gate,
+            upstream,
+            terminals,
+            page,
+        }
     }
 
     /// Serves until it is dropped.
@@ -113,11 +123,16 @@ impl Proxy {
             .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
             .await;
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let mut answer = self.route(request).await.unwrap_or_else(Problem::into_response);
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            // It is no document, and its header Connection must stay.
+            return answer;
+        }
         harden(answer.headers_mut());
         answer
     }
@@ -131,6 +146,9 @@ impl Proxy {
         if path == "/openapi.json" || path.starts_with("/v1/") {
             let (head, body) = complete(request).await?;
             return resume::forward(&self.upstream, head, body).await;
+        }
+        if path.starts_with(terminal::PREFIX) {
+            return self.terminals.open(request);
         }
         match &self.page {
             Some(page) => {

@@ -17,7 +17,7 @@ export interface Process {
     name: string; namespace: string; uid: string; creationTimestamp: string; deletionTimestamp?: string;
     labels?: Record<string, string>; resourceVersion: string;
   };
-  spec: { image?: string; command?: string[]; args?: string[]; desiredState?: string };
+  spec: { image?: string; command?: string[]; args?: string[]; desiredState?: string; stdin?: boolean; tty?: boolean };
   status?: Status;
 }
 export interface KubeEvent {

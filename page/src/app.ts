@@ -52,7 +52,8 @@ async function begin(): Promise<void> {
     h('header', {},
       h('a', { class: 'logo', href: '#/' }, 'rproc'),
       h('span', { class: 'who' }, known.user && h('span', {}, known.user), h('span', { class: 'hint' }, known.cluster.replace(/^https?:\/\//, '').replace(/\/$/, '')))),
-    slot);
+    slot,
+    h('footer', { class: 'hint' }, h('a', { href: '/licenses.txt' }, 'Licenses of what this page contains')));
   window.addEventListener('hashchange', () => show(known));
   show(known);
 }

@@ -6,6 +6,7 @@ import { fill, h } from './dom';
 import { badge, exitOf } from './list';
 import { OutputView, type Options } from './output';
 import { steps } from './timeline';
+import type { TerminalView } from './terminal';
 import { age, bytes, duration, moment } from './time';
 import { Processes } from './watch';
 
@@ -23,15 +24,19 @@ export function address({ namespace, name, attempt, from, at }: Place): string {
 
 export class ProcessView {
   readonly element: HTMLElement;
+  readonly #title = h('h1', { tabindex: -1 });
   readonly #head = h('div', { class: 'summary' });
   readonly #problem = h('p', { class: 'problem', role: 'status', hidden: true });
   readonly #timeline = h('ol', { class: 'timeline', 'aria-label': 'Timeline' });
   readonly #details = h('div', { class: 'details' });
+  readonly #terminalSlot = h('div');
   readonly #outputSlot = h('section', { 'aria-label': 'Output of the process' });
   readonly #downloads = h('p', { class: 'downloads' });
   readonly #actions: Actions;
   readonly #processes: Processes;
   readonly #ticking = setInterval(() => this.#tick(), 1000);
+  readonly #terminals = new Set<TerminalView>();
+  #isStopped = false;
   #process: Process | null = null;
   #output: OutputView | null = null;
   #attempt = 0;
@@ -40,10 +45,11 @@ export class ProcessView {
 
   constructor(readonly place: Place) {
     const { namespace, name } = place;
-    this.#actions = new Actions(namespace);
+    this.#title.append(name);
+    this.#actions = new Actions(namespace, (process, command) => void this.#openTerminal(process, command));
     this.element = h('main', {},
       h('p', { class: 'path' }, h('a', { href: '#/' }, 'Processes'), ` / ${namespace}`),
-      h('h1', {}, name), this.#problem, this.#head, this.#actions.element, this.#timeline, this.#outputSlot, this.#downloads, this.#details);
+      this.#title, this.#problem, this.#head, this.#actions.element, this.#terminalSlot, this.#timeline, this.#outputSlot, this.#downloads, this.#details);
     this.#processes = new Processes({ namespace, fieldSelector: `metadata.name=${name}` }, () => this.#changed());
   }
 
@@ -51,6 +57,26 @@ export class ProcessView {
     clearInterval(this.#ticking);
     this.#processes.stop();
     this.#output?.stop();
+    this.#isStopped = true;
+    for (const terminal of this.#terminals) terminal.stop();
+  }
+
+  /** Terminals are read only when one is opened. */
+  async #openTerminal(process: Process, command?: string[]): Promise<void> {
+    const { TerminalView } = await import('./terminal');
+    if (this.#isStopped) return;
+    const terminal = new TerminalView({
+      process, ...(command ? { command } : {}),
+      closed: () => {
+        this.#terminals.delete(terminal);
+        terminal.stop();
+        terminal.element.remove();
+        // A process that has ended has no buttons.
+        (this.#actions.element.querySelector('button') ?? this.#title).focus();
+      },
+    });
+    this.#terminals.add(terminal);
+    this.#terminalSlot.append(terminal.element);
   }
 
   #changed(): void {

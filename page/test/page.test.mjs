@@ -242,6 +242,207 @@ describe('control', () => {
   }));
 });
 
+describe('terminal', () => {
+  const SCREEN = '.xterm-rows';
+  const shell = (more) => made('build-7f3a', 'Running', { spec: { stdin: true, tty: true, ...more } });
+  const ATTACHABLE = { at: '#/default/build-7f3a', fake: { processes: [shell()] } };
+
+  async function until(is, what) {
+    const limit = Date.now() + 20_000;
+    while (!is()) {
+      assert.ok(Date.now() < limit, `in time: ${what ?? is}`);
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  }
+
+  /** Runs a command, and returns its terminal at the server. */
+  async function run(page, fake, command) {
+    const before = fake.terminals.length;
+    await page.getByRole('button', { name: 'Run a command …' }).click();
+    await page.getByLabel('Command', { exact: true }).fill(command);
+    await page.getByRole('button', { name: 'Run', exact: true }).click();
+    await page.getByRole('region', { name: `in build-7f3a` }).getByText('Connected').first().waitFor();
+    await until(() => fake.terminals.length > before);
+    return fake.terminals.at(-1);
+  }
+
+  async function attach(page, fake) {
+    await page.getByRole('button', { name: 'Attach', exact: true }).click();
+    await page.getByRole('region', { name: 'Attached to' }).waitFor();
+    await until(() => fake.terminals.at(-1)?.open);
+    return fake.terminals.at(-1);
+  }
+
+  test('a command is typed into, shows colors, and ends with its code', () => using({ at: '#/default/build-7f3a' }, async (page, fake) => {
+    const terminal = await run(page, fake, 'bash -l');
+    assert.equal(terminal.kind, 'exec');
+    assert.deepEqual(terminal.open.command, ['bash', '-l']);
+    assert.equal(terminal.open.uid, 'uid-build-7f3a');
+    assert.ok(terminal.open.size.columns > 80 && terminal.open.size.rows > 10, JSON.stringify(terminal.open));
+    await page.keyboard.type('ls é');
+    await page.keyboard.press('Enter');
+    await page.keyboard.press('Control+C');
+    await page.keyboard.press('Tab');
+    await until(() => terminal.input === 'ls é\r\x03\t', 'the keys');
+    terminal.write('\r\n\x1b[38;2;200;60;60mtrue\x1b[0m \x1b[1;32mgreen\x1b[0m \x1b[48;5;208mback\x1b[0m\r\n');
+    await page.locator(SCREEN).getByText('true', { exact: true }).waitFor();
+    const color = (text) => page.locator(SCREEN).getByText(text, { exact: true }).evaluate((span) => getComputedStyle(span).color);
+    assert.notEqual(await color('true'), await color('green'));
+    const [screen, inner] = await Promise.all(['.screen', '.xterm'].map((found) => page.locator(found).boundingBox()));
+    assert.ok(inner.y - screen.y < 10 && inner.y + inner.height <= screen.y + screen.height, JSON.stringify([screen, inner]));
+    // Style sheets of xterm.js apply in spite of the policy.
+    assert.equal(await page.locator(`${SCREEN} span`).first().evaluate((span) => getComputedStyle(span).display), 'inline-block');
+    terminal.say({ type: 'exit', code: 3, message: 'the command exited with code 3' });
+    await has(page, 'Ended: exit code 3');
+    await page.locator(SCREEN).getByText('[the command exited with code 3]').waitFor();
+    await page.getByRole('button', { name: 'Run again' }).click();
+    await until(() => fake.terminals.length === 2 && fake.terminals[1].open);
+    assert.deepEqual(fake.terminals[1].open.command, ['bash', '-l']);
+    await page.getByRole('button', { name: 'Close' }).click();
+    await until(() => fake.terminals[1].isClosed);
+    assert.equal(await page.locator('.terminal-view').count(), 0);
+    assert.equal(await page.evaluate(() => document.adoptedStyleSheets.length), 0, 'its styles are gone, too');
+  }));
+
+  test('a command with pipes is run by a shell', () => using({ at: '#/default/build-7f3a' }, async (page, fake) => {
+    const terminal = await run(page, fake, 'ps | head -3');
+    assert.deepEqual(terminal.open.command, ['sh', '-c', 'ps | head -3']);
+  }));
+
+  test('the keyboard leaves the terminal, and the size follows the window', () => using(ATTACHABLE, async (page, fake) => {
+    const terminal = await attach(page, fake);
+    assert.equal(terminal.kind, 'attach');
+    const focused = () => page.evaluate(() => document.activeElement.textContent || document.activeElement.className);
+    await page.waitForFunction(() => document.activeElement.classList.contains('xterm-helper-textarea'));
+    await page.keyboard.press('Control+Shift+Enter');
+    assert.equal(await focused(), 'Close');
+    assert.equal(terminal.input, '');
+    await page.setViewportSize({ width: 700, height: 900 });
+    await until(() => terminal.sizes.length > 0, 'a resize');
+    assert.ok(terminal.sizes.at(-1)[1] < terminal.open.size.columns);
+    await page.keyboard.press('Enter');
+    await page.locator('.terminal-view').waitFor({ state: 'detached' });
+    await until(() => terminal.isClosed);
+  }));
+
+  test('input that another client has is taken over when you say so', () => using({ ...ATTACHABLE, fake: { ...ATTACHABLE.fake, holder: 'bob' } }, async (page, fake) => {
+    const first = await attach(page, fake);
+    await has(page, 'bob is writing into the process');
+    await page.locator('.screen').click();
+    await page.keyboard.type('for nobody');
+    await page.getByRole('button', { name: 'Take over the input' }).click();
+    await until(() => fake.terminals.length === 2 && fake.terminals[1].open);
+    assert.equal(first.input, '');
+    assert.equal(fake.terminals[1].open.takeOver, true);
+    await page.locator('.question').waitFor({ state: 'hidden' });
+    await page.waitForFunction(() => document.activeElement.classList.contains('xterm-helper-textarea'));
+    await page.keyboard.type('mine');
+    await until(() => fake.terminals[1].input === 'mine', 'the keys');
+    fake.terminals[1].say({ type: 'input', state: 'held', message: 'carol has taken over the input of the process' });
+    await has(page, 'carol has taken over');
+    await page.getByRole('button', { name: 'Only watch' }).click();
+    await page.locator('.question').waitFor({ state: 'hidden' });
+  }));
+
+  test('a connection that breaks comes back, and nothing is typed twice', () => using(ATTACHABLE, async (page, fake) => {
+    const first = await attach(page, fake);
+    await page.waitForFunction(() => document.activeElement.classList.contains('xterm-helper-textarea'));
+    first.say({ type: 'cut', message: 'the relay ended the stream' });
+    await has(page, 'Reconnecting: the relay ended the stream');
+    first.say({ type: 'live' });
+    await page.locator('.terminal-view .status', { hasText: 'Connected' }).waitFor();
+    await page.keyboard.type('once');
+    await until(() => first.input === 'once');
+    await fake.stop();
+    await page.locator('.terminal-view .status', { hasText: 'Does it still run?' }).waitFor();
+    await page.keyboard.type('dropped');
+    await fake.start(fake.port);
+    await page.locator('.terminal-view .status', { hasText: 'Connected' }).waitFor();
+    await page.keyboard.type('again');
+    const last = fake.terminals.at(-1);
+    await until(() => last.input === 'again', 'the keys');
+    assert.equal(last.open.takeOver, false);
+    last.say({ type: 'exit', signal: 'SIGTERM', message: 'build-7f3a was ended by SIGTERM' });
+    fake.change(made('build-7f3a', 'Failed'));
+    await has(page, 'Ended by SIGTERM');
+    await page.getByRole('button', { name: 'Attach' }).first().waitFor({ state: 'detached' });
+    await page.keyboard.press('Enter');
+    await page.locator('.terminal-view').waitFor({ state: 'detached' });
+    assert.equal(await page.evaluate(() => document.activeElement.tagName), 'H1');
+  }));
+
+  test('a tab that is closed detaches', () => using(ATTACHABLE, async (page, fake) => {
+    const terminal = await attach(page, fake);
+    await page.locator(SCREEN).getByText('$').first().waitFor();
+    await page.close();
+    await until(() => terminal.isClosed);
+    assert.equal(terminal.hasEnded, false);
+    assert.equal(terminal.input, '');
+  }));
+
+  test('a program cannot leave its screen', () => using(ATTACHABLE, async (page, fake) => {
+    const terminal = await attach(page, fake);
+    const title = await page.title();
+    terminal.write('\x1b]0;a title\x07\x1b]52;c;c2VjcmV0\x07<b>bold</b>\x1b[21t\x1b]52;c;?\x07\r\nbehind');
+    await page.locator(SCREEN).getByText('<b>bold</b>').waitFor();
+    await page.locator(SCREEN).getByText('behind').waitFor();
+    assert.equal(await page.title(), title);
+    assert.equal(terminal.input, '', 'neither the title nor the clipboard is told');
+    const asked = new Promise((resolve) => page.once('dialog', (dialog) => dialog.dismiss().then(() => resolve(dialog.message()))));
+    terminal.write('\r\n\x1b]8;;http://evil.example/\x07a link\x1b]8;;\x07');
+    await page.locator(SCREEN).getByText('a link').click({ force: true });
+    assert.match(await asked, /navigate to http:\/\/evil\.example\//);
+    assert.equal(page.context().pages().length, 1);
+  }));
+
+  test('the buttons for phones send what the program asked for', () => using({ ...ATTACHABLE, context: { viewport: { width: 390, height: 800 } } }, async (page, fake) => {
+    const terminal = await attach(page, fake);
+    await page.getByRole('button', { name: 'Control C' }).click();
+    await page.getByRole('button', { name: 'Up', exact: true }).click();
+    terminal.write('\x1b[?1happlication mode');
+    await page.locator(SCREEN).getByText('application mode').waitFor();
+    await page.getByRole('button', { name: 'Up', exact: true }).click();
+    await until(() => terminal.input === '\x03\x1b[A\x1bOA', 'the keys');
+  }));
+
+  test('two megabytes of output and one of input pass the windows', () => using(ATTACHABLE, async (page, fake) => {
+    const terminal = await attach(page, fake);
+    terminal.write(`${'some output of a program\r\n'.repeat(80_000)}the last line`);
+    await page.locator(SCREEN).getByText('the last line').waitFor();
+    assert.ok(terminal.shown > 1_700_000, `${terminal.shown}`);
+    const pasted = '0123456789abcdef'.repeat(65_536);
+    await page.evaluate((text) => {
+      const clipboardData = new DataTransfer();
+      clipboardData.setData('text/plain', text);
+      document.querySelector('.xterm-helper-textarea').dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true }));
+    }, pasted);
+    await until(() => terminal.input.length === pasted.length, 'the paste');
+    assert.ok(terminal.input === pasted);
+  }));
+
+  test('a process that reads a pipe gets lines', () => using({ at: '#/default/build-7f3a', fake: { processes: [shell({ tty: false })] } }, async (page, fake) => {
+    const terminal = await attach(page, fake);
+    assert.equal(terminal.open.size, undefined);
+    await page.getByLabel('Line to send').fill('a line');
+    await page.keyboard.press('Enter');
+    await until(() => terminal.input === 'a line\n');
+    await page.getByRole('button', { name: 'End of input' }).click();
+    await until(() => terminal.hasEnded);
+  }));
+
+  test('who may not is told the missing rule', () => using({ ...ATTACHABLE, fake: { ...ATTACHABLE.fake, allowed: { 'create/signal': true, 'patch/': true, 'create/exec': true }, denial: { type: 'error', code: 'PermissionDenied', message: 'alice may not create remoteprocesses/exec.\nThe missing rule:\n  resources: [remoteprocesses/exec]' } } }, async (page, fake) => {
+    await has(page, 'Some buttons are off. Missing in namespace default: create remoteprocesses/attach.');
+    const button = page.getByRole('button', { name: 'Attach', exact: true });
+    assert.equal(await button.getAttribute('aria-disabled'), 'true');
+    await button.click({ force: true });
+    assert.equal(fake.terminals.length, 0);
+    await page.getByRole('button', { name: 'Run a command …' }).click();
+    await page.getByRole('button', { name: 'Run', exact: true }).click();
+    await has(page, 'resources: [remoteprocesses/exec]');
+    await has(page, 'Not allowed');
+  }));
+});
+
 describe('axe finds nothing', () => {
   for (const colorScheme of ['light', 'dark']) {
     for (const width of [1280, 390]) {
@@ -265,6 +466,20 @@ describe('axe finds nothing', () => {
         assert.ok(over <= 0, `the process is ${over} pixels too wide`);
         await page.getByRole('button', { name: 'Stop …' }).click();
         await check('dialog');
+        await page.keyboard.press('Escape');
+        await page.getByRole('button', { name: 'Run a command …' }).click();
+        await check('command');
+        await page.getByRole('button', { name: 'Run', exact: true }).click();
+        await page.locator('.xterm-rows').getByText('$').first().waitFor();
+        fake.terminals[0].write('\x1b[31mred \x1b[33myellow \x1b[90mgray \x1b[7minverse\x1b[0m\r\n');
+        await page.locator('.xterm-rows').getByText('yellow').first().waitFor();
+        fake.terminals[0].say({ type: 'input', state: 'held', message: 'bob has the input' });
+        await has(page, 'bob has the input');
+        await check('terminal');
+        const out = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+        assert.ok(out <= 0, `the terminal is ${out} pixels too wide`);
+        await page.getByRole('button', { name: 'Screen reader' }).click();
+        await check('terminal for screen readers');
       }));
     }
   }

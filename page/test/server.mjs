@@ -1,11 +1,14 @@
-// What rproc serves to the page, made up: a few processes, their output, and rights. The real server is tested in
-// cli/tests/relay/proxy.rs.
+// What rproc serves to the page, made up: a few processes, their output, their terminals, and rights. The real server is
+// tested in cli/tests/relay/proxy.rs and terminal.rs.
 import { createServer } from 'node:http';
 import { readFileSync } from 'node:fs';
+import { WebSocketServer } from 'ws';
 
 const DIST = new URL('../dist/', import.meta.url);
 const POLICY = readFileSync(new URL('../policy.txt', import.meta.url), 'utf8').trim();
-const TYPES = { html: 'text/html; charset=utf-8', js: 'text/javascript', css: 'text/css', svg: 'image/svg+xml' };
+const TYPES = { html: 'text/html; charset=utf-8', js: 'text/javascript', css: 'text/css', svg: 'image/svg+xml', txt: 'text/plain; charset=utf-8' };
+/** What may be sent to a terminal before it confirms. */
+const WINDOW = 256 * 1024;
 const BEGIN = Date.parse('2026-01-31T12:00:00Z');
 
 export const at = (seconds) => new Date(BEGIN + seconds * 1000).toISOString();
@@ -18,7 +21,7 @@ export function process(name, phase, more = {}) {
   return {
     apiVersion: 'remoteprocess.dev/v1alpha1', kind: 'RemoteProcess',
     metadata: { name, namespace: 'default', uid: `uid-${name}`, creationTimestamp: at(more.created ?? 0), resourceVersion: '1', labels: more.labels ?? { app: name } },
-    spec: { image: 'registry.example/tools:1.4', command: more.command ?? ['make', '-j8', 'all'], desiredState: phase === 'Paused' ? 'Paused' : 'Running' },
+    spec: { image: 'registry.example/tools:1.4', command: more.command ?? ['make', '-j8', 'all'], desiredState: phase === 'Paused' ? 'Paused' : 'Running', ...more.spec },
     status: {
       phase, attempt: 1, attempts: [attempt], message: more.message ?? (phase === 'Failed' ? 'the program exited with code 7' : undefined),
       ...(isOver ? { exitCode: attempt.exit.code, duration: '1m30s', finishedAt: at(94) } : {}), ...(attempt.startedAt ? { startedAt: at(4) } : {}),
@@ -46,18 +49,28 @@ export const demo = [
 
 export class Fake {
   processes = [process('build-7f3a', 'Running'), process('import-orders', 'Succeeded', { created: -400 }), process('migrate-schema', 'Failed', { created: -900 })];
-  allowed = { 'create/signal': true, 'patch/': true };
+  allowed = { 'create/signal': true, 'create/attach': true, 'create/exec': true, 'patch/': true };
   chunks = demo;
   /** Keeps the output open after its last chunk. */
   isRunning = true;
   gapAfter = -1;
   calls = [];
+  /** The terminals so far, the last one last. */
+  terminals = [];
+  /** What a terminal shows first. */
+  screen = '$ ';
+  /** Who has the input of the processes. */
+  holder = '';
+  /** The answer to a terminal that is opened, instead of one. */
+  denial = null;
+  #upgrades = new WebSocketServer({ noServer: true });
   #watchers = new Set();
   #followers = new Set();
   #sockets = new Set();
 
   async start(port = 0) {
     this.server = createServer((request, response) => this.#answer(request, response).catch((error) => { response.statusCode = 500; response.end(String(error)); }));
+    this.server.on('upgrade', (request, socket, head) => this.#upgrades.handleUpgrade(request, socket, head, (found) => this.#terminal(new URL(request.url, 'http://x').pathname, found)));
     this.server.on('connection', (socket) => { this.#sockets.add(socket); socket.on('close', () => this.#sockets.delete(socket)); });
     await new Promise((resolve) => this.server.listen(port, '127.0.0.1', resolve));
     this.port = this.server.address().port;
@@ -111,6 +124,57 @@ export class Fake {
     const name = path === '/' ? 'index.html' : path.slice(1);
     response.writeHead(200, { 'Content-Type': TYPES[name.split('.').at(-1)] ?? 'text/plain', 'Content-Security-Policy': POLICY });
     response.end(readFileSync(new URL(name, DIST)));
+  }
+
+  /** A terminal that shows what is typed. Output waits for the page's confirmation, as that of rproc. */
+  #terminal(path, socket) {
+    const [, , , name, kind] = path.split('/');
+    const waiting = [];
+    let sent = 0;
+    let isOver = false;
+    const say = (told) => {
+      isOver ||= ['exit', 'error'].includes(told.type);
+      socket.send(JSON.stringify(told));
+      if (isOver) socket.close(1000);
+    };
+    const flush = () => {
+      while (waiting.length && sent + waiting[0].length - terminal.shown <= WINDOW) {
+        sent += waiting[0].length;
+        socket.send(waiting.shift());
+      }
+    };
+    const terminal = {
+      name, kind, open: null, input: '', sizes: [], shown: 0, hasEnded: false, isClosed: false, say,
+      write: (text) => {
+        const bytes = Buffer.from(text);
+        for (let begin = 0; begin < bytes.length; begin += 32768) waiting.push(bytes.subarray(begin, begin + 32768));
+        flush();
+      },
+    };
+    this.terminals.push(terminal);
+    let taken = 0;
+    const hear = {
+      open: (open) => {
+        terminal.open = open;
+        if (this.denial) return say(this.denial);
+        say({ type: 'live' });
+        if (this.holder && !open.takeOver && kind === 'attach') say({ type: 'input', state: 'held', message: `${this.holder} is writing into the process` });
+        terminal.write(this.screen);
+      },
+      resize: ({ rows, columns }) => terminal.sizes.push([rows, columns]),
+      taken: ({ bytes }) => { terminal.shown = bytes; flush(); },
+      end: () => { terminal.hasEnded = true; },
+    };
+    socket.on('message', (data, isBinary) => {
+      if (!isBinary) return hear[JSON.parse(data).type](JSON.parse(data));
+      if (data.length > 65536) socket.close(1009);
+      terminal.input += data;
+      taken += data.length;
+      // A program that is busy for a moment.
+      setTimeout(() => { if (!isOver && socket.readyState === 1) say({ type: 'taken', bytes: taken }); }, 1);
+    });
+    socket.on('close', () => { terminal.isClosed = true; });
+    socket.on('error', () => {});
   }
 
   #control(response, json) {

@@ -4,9 +4,8 @@ use std::io::IsTerminal;
 use std::sync::atomic::Ordering;
 
 use remoteprocess_api::RemoteProcess;
-use remoteprocess_client::{Dial, Follower, Ledger, Relay, Want};
-use remoteprocess_proto::PROTOCOL;
-use remoteprocess_proto::v1::{Cursor, GetStateRequest, ProcessKey};
+use remoteprocess_client::{Follower, Ledger, Relay};
+use remoteprocess_proto::v1::{Cursor, ProcessKey};
 use tokio::time::Instant;
 
 use super::follow::{Followed, Leaving, OnInterrupt, Signals, conclude, say_how_to_leave, until_end};
@@ -18,9 +17,7 @@ use crate::failure::Failure;
 use crate::interact::{DEFAULT_DETACH_KEYS, DetachKeys, Interaction, Manner, check_stdin};
 use crate::output::{Control, Form, Output};
 use crate::progress::Messages;
-
-/// How much of the output is printed again, in bytes of each stream.
-const REPLAY: u64 = 256 * 1024;
+use crate::replay::{reached, want};
 
 /// Flags of `attach`.
 #[derive(Debug, clap::Args)]
@@ -121,19 +118,6 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
     answer(&args, &output, &follower.ledger, followed, is_refused).await
 }
 
-/// The end of the existing output, and everything after it; all output if the relay does not say how much there is.
-fn want(key: &ProcessKey, reached: Option<Cursor>) -> Want {
-    Want {
-        cursor: reached.map(|reached| Cursor {
-            stdout: reached.stdout.saturating_sub(REPLAY),
-            stderr: reached.stderr.saturating_sub(REPLAY),
-        }),
-        process: key.clone(),
-        follow: true,
-        ..Want::default()
-    }
-}
-
 /// How this terminal handles control sequences.
 fn control(is_terminal: bool, is_raw: bool, reached: Option<Cursor>) -> Control {
     match (is_terminal, is_raw) {
@@ -192,21 +176,6 @@ async fn answer(
     }
     output.flush().await?;
     Ok(verdict.code)
-}
-
-/// How far the output has come; `None` if the relay does not say.
-async fn reached(relay: &mut Relay, key: &ProcessKey) -> Option<Cursor> {
-    let request = GetStateRequest {
-        protocol: PROTOCOL,
-        process: Some(key.clone()),
-    };
-    let state = relay
-        .call(|mut client| {
-            let request = request.clone();
-            async move { client.get_state(request).await }
-        })
-        .await;
-    state.ok()?.into_inner().process?.output
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use remoteprocess_client::Relay;
 use remoteprocess_client::exec::{Exec, Over};
 use remoteprocess_client::stream::{self, due};
 use remoteprocess_proto::PROTOCOL;
-use remoteprocess_proto::v1::{Cursor, ExecOpen, Exit, ProcessKey, Reason, Variable, WindowSize};
+use remoteprocess_proto::v1::{Cursor, ExecOpen, Exit, ProcessKey, Reason, Variable};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ use super::selection;
 use crate::args::{GlobalArgs, process_name};
 use crate::exit;
 use crate::failure::Failure;
-use crate::interact::{DetachKeys, Error, Event, Interaction, check_stdin, terminal, window};
+use crate::interact::{DEFAULT_WINDOW, DetachKeys, Error, Event, Interaction, check_stdin, terminal, window};
 use crate::output::{Control, Form, Output};
 use crate::progress::Messages;
 
@@ -121,9 +121,6 @@ pub async fn run(global: &GlobalArgs, args: ExecArgs) -> Result<u8, Failure> {
     let ended = until_end(exec, (args.stdin, is_raw), signals).await?;
     answer(&args, &output, ended).await
 }
-
-/// The size of a terminal about which nothing is known (terminfo's `vt100`).
-const DEFAULT_WINDOW: WindowSize = WindowSize { rows: 24, columns: 80 };
 
 /// How long to try to tell the relay that the user leaves, even if the output is not read anymore.
 const FAREWELL: Duration = Duration::from_secs(3);

@@ -97,6 +97,7 @@ fn media_type(name: &str) -> &'static str {
         Some((_, "js")) => "text/javascript; charset=utf-8",
         Some((_, "css")) => "text/css; charset=utf-8",
         Some((_, "svg")) => "image/svg+xml",
+        Some((_, "txt")) => "text/plain; charset=utf-8",
         _ => "application/octet-stream",
     }
 }

@@ -32,6 +32,7 @@ const SENT_ON: [HeaderName; 9] = [
 
 /// The way to the relay.
 pub struct Upstream {
+    cluster: Arc<Cluster>,
     line: Mutex<Line>,
     /// The number of the connection that new requests use; 0 before the first.
     number: watch::Sender<u64>,
@@ -46,12 +47,18 @@ impl Upstream {
     /// The relay of this cluster, without a connection so far.
     pub fn new(cluster: Arc<Cluster>) -> Self {
         Self {
+            cluster: cluster.clone(),
             line: Mutex::new(Line {
                 relay: Relay::new(cluster),
                 channel: None,
             }),
             number: watch::Sender::new(0),
         }
+    }
+
+    /// The cluster of the relay.
+    pub(super) fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
     }
 
     /// Connects now.

@@ -36,7 +36,7 @@ pub(crate) struct Container {
     /// Output begins this many bytes after where it should.
     misplaced: u64,
     /// Set when a client hung up.
-    let_go: watch::Sender<bool>,
+    pub(crate) let_go: watch::Sender<bool>,
 }
 
 impl Container {

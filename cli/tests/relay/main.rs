@@ -10,6 +10,7 @@ mod follow;
 mod fragile;
 mod proxy;
 mod renewal;
+mod terminal;
 #[path = "../login/world.rs"]
 #[allow(dead_code, reason = "the tests of the login use all of it")]
 mod world;

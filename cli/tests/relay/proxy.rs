@@ -29,10 +29,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A proxy, and what its session is.
-struct Served {
-    world: World,
-    port: u16,
-    token: String,
+pub(crate) struct Served {
+    pub(crate) world: World,
+    pub(crate) port: u16,
+    pub(crate) token: String,
     task: tokio::task::JoinHandle<Infallible>,
 }
 
@@ -43,7 +43,11 @@ impl Drop for Served {
 }
 
 async fn serve(relay: Router, lifetime: Duration) -> Served {
-    let world = world_of(Routes::from(relay), lifetime).await;
+    serve_world(world_of(Routes::from(relay), lifetime).await).await
+}
+
+/// A proxy in front of the relay of this world.
+pub(crate) async fn serve_world(world: World) -> Served {
     let listener = listen(0).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let gate = Gate::new(port).unwrap();
