@@ -8,6 +8,7 @@ mod attach;
 mod exec;
 mod follow;
 mod fragile;
+mod off;
 mod proxy;
 mod renewal;
 mod terminal;

@@ -84,7 +84,7 @@ impl Served {
     }
 
     /// The whole answer.
-    async fn ask(&self, line: &str, headers: &str) -> String {
+    pub(super) async fn ask(&self, line: &str, headers: &str) -> String {
         let mut answer = Vec::new();
         let mut stream = self.open(line, headers).await;
         // An answer that breaks off is an answer of its own.

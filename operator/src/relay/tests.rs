@@ -8,3 +8,4 @@ mod http_client;
 pub(crate) mod replica;
 mod replicas;
 mod resume;
+mod switches;

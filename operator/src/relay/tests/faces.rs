@@ -21,7 +21,6 @@ use tonic::{Code, Status};
 use super::http_client::{Answer, Ask, PROCESS, get, post};
 use super::replica::{Replica, UID};
 use crate::relay::archive::Archive;
-use crate::relay::faces::Switches;
 use crate::relay::http::routes::ROUTES;
 use crate::relay::live::fake_agent::{FakeAgent, Program, identity};
 use crate::relay::piece::{Placed, gap};
@@ -236,6 +235,13 @@ async fn replica() -> Replica {
     Replica::start(&Archive::new(Arc::new(InMemory::new()))).await
 }
 
+/// A replica that has never allowed this subresource to a user, so it remembers no right to it.
+async fn denying(subresource: &str) -> Replica {
+    let replica = replica().await;
+    replica.deny(subresource);
+    replica
+}
+
 /// Both faces give the same; returns what that is.
 async fn same(replica: &Replica, case: &Case) -> Got {
     let expected = case.grpc(replica).await;
@@ -342,8 +348,7 @@ async fn both_faces_refuse_the_same() {
     for case in [attempt, uid] {
         assert_eq!(same(&replica, &case).await.error.unwrap().0, "NotFound");
     }
-    replica.deny("log");
-    tokio::time::sleep(Duration::from_millis(250)).await;
+    let replica = denying("log").await;
     let denied = same(&replica, &Case::default()).await;
     let (code, message) = denied.error.unwrap();
     assert_eq!(code, "PermissionDenied");
@@ -401,8 +406,8 @@ async fn states_are_those_of_the_object_and_need_a_right() {
             "{path}"
         );
     }
-    replica.deny("");
-    tokio::time::sleep(Duration::from_millis(250)).await;
+    let replica = denying("").await;
+    let mut client = replica.client().await;
     let refused = client.get_state(request).await.unwrap_err();
     let answer = get(PROCESS).http1(replica.address).await;
     assert_eq!(
@@ -484,8 +489,8 @@ async fn a_wrong_body_or_a_missing_right_reaches_no_agent() {
             assert_eq!(answer.status, status, "{answer:?}");
         }
     }
-    replica.deny("signal");
-    tokio::time::sleep(Duration::from_millis(250)).await;
+    let replica = denying("signal").await;
+    replica.open(&agent);
     for path in ["signal", "stop"] {
         let body = if path == "signal" {
             json!({"signal": "TERM"})
@@ -525,8 +530,7 @@ async fn no_route_serves_another_role() {
 async fn each_route_asks_for_the_right_of_its_table() {
     for route in ROUTES {
         let Some(action) = route.action else { continue };
-        let replica = replica().await;
-        replica.deny(action.rule().1);
+        let replica = denying(action.rule().1).await;
         let path = route.path.replace("{namespace}", "default").replace("{name}", "hello");
         let mut ask = post(path.replace("{attempt}", "1"), &json!({}));
         ask.method = route.method.parse().unwrap();
@@ -543,45 +547,6 @@ async fn each_route_asks_for_the_right_of_its_table() {
             route.path
         );
     }
-}
-
-#[tokio::test]
-async fn a_face_that_is_off_says_so() {
-    let archive = Archive::new(Arc::new(InMemory::new()));
-    let no_grpc = Replica::start_with(
-        &archive,
-        Switches {
-            grpc: false,
-            http: true,
-        },
-    )
-    .await;
-    let refused = no_grpc.client().await.list(ListRequest::default()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::FailedPrecondition);
-    assert!(refused.message().contains("faces.grpc: false"), "{refused}");
-    assert_eq!(get(PROCESS).http1(no_grpc.address).await.status, 200);
-    // Replicas and agents still call each other.
-    let mut replica = no_grpc.client_as(&Role::Operator).await;
-    assert_eq!(
-        replica.get_state(GetStateRequest::default()).await.unwrap_err().code(),
-        Code::InvalidArgument
-    );
-    let no_http = Replica::start_with(
-        &archive,
-        Switches {
-            grpc: true,
-            http: false,
-        },
-    )
-    .await;
-    let mut client = no_http.client().await;
-    let request = ListRequest {
-        protocol: PROTOCOL,
-        namespace: "default".to_owned(),
-    };
-    assert_eq!(client.list(request).await.unwrap().into_inner().processes.len(), 1);
-    let answer = get(PROCESS).http2(no_http.address).await;
-    assert_eq!(answer.header("grpc-status"), "12", "unimplemented");
 }
 
 /// A channel as this role.

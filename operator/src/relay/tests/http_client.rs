@@ -1,5 +1,6 @@
 //! A client of the HTTP face that hides nothing: how an answer ends, and its trailers. HTTP/1.1 is read byte by byte.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -178,6 +179,11 @@ impl Answer {
 
 /// A connection of a user that offers these protocols.
 pub(super) async fn connect(relay: SocketAddr, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
+    try_connect(relay, protocols).await.unwrap()
+}
+
+/// As [`connect`]; the error is that of the handshake.
+pub(super) async fn try_connect(relay: SocketAddr, protocols: &[&[u8]]) -> io::Result<TlsStream<TcpStream>> {
     let [chain, key, ca] = pem(&Role::User);
     let mut roots = rustls::RootCertStore::empty();
     roots
@@ -193,10 +199,7 @@ pub(super) async fn connect(relay: SocketAddr, protocols: &[&[u8]]) -> TlsStream
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let stream = TcpStream::connect(relay).await.unwrap();
     let name = ServerName::try_from("operator.test.local").unwrap();
-    TlsConnector::from(Arc::new(config))
-        .connect(name, stream)
-        .await
-        .unwrap()
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
 fn parse(raw: &[u8], is_head: bool) -> Answer {

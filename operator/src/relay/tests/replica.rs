@@ -10,7 +10,7 @@ use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::{Cursor, Exit, OutputFrame, ProcessKey, Stream, WatchOutputRequest};
 use remoteprocess_proto::{MAX_MESSAGE, PROTOCOL};
-use remoteprocess_tls::{ClientAuth, Dialer, Limits, Role, User, serve};
+use remoteprocess_tls::{ClientAuth, Dialer, Role, User, serve};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+use crate::authority::metrics::main_limits;
 use crate::directory::Directory;
 use crate::fake_api;
 use crate::relay::archive::{Archive, Manifest};
@@ -104,10 +105,6 @@ impl Replica {
             shutdown: shutdown.clone(),
         };
         let service = Faces::new(core, faces);
-        let limits = Limits {
-            http1: faces.http,
-            ..Limits::default()
-        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve(
@@ -115,7 +112,7 @@ impl Replica {
             identity(&Role::Operator),
             ClientAuth::Required,
             service,
-            limits,
+            main_limits(faces.http),
             shutdown.clone(),
         ));
         Self {
