@@ -9,38 +9,19 @@ memory and end with it; with a journal, which holds each change before it is ans
 """
 
 import argparse
-import fcntl
-import hashlib
 import io
 import os
 import pathlib
 import pickle
-import shutil
-import subprocess
 import sys
 import threading
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+# The checkout stays as it is.
+sys.dont_write_bytecode = True
+import packages
+
 REQUIREMENTS = pathlib.Path(__file__).with_name("requirements.txt")
-
-
-def packages() -> pathlib.Path:
-    """The folder with the pinned packages; filled by the first who asks."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    tools = pathlib.Path(base, "remoteprocess", "tools")
-    tools.mkdir(parents=True, exist_ok=True)
-    version = f"{sys.version_info.major}.{sys.version_info.minor}".encode()
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes() + version).hexdigest()[:12]
-    ready = tools / f"s3-{digest}"
-    with open(tools / "s3.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not ready.exists():
-            print(f"installing the S3 server into {ready}", file=sys.stderr, flush=True)
-            partial = ready.with_name(f"{ready.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            subprocess.run([*command, "--target", partial, "-r", REQUIREMENTS], check=True, stdout=sys.stderr)
-            partial.rename(ready)
-    return ready
 
 
 class Journal:
@@ -82,7 +63,7 @@ def main() -> None:
     parser.add_argument("--bucket", default="archive", help="bucket that is made at the start")
     parser.add_argument("--journal", help="file that keeps the changes, so that a further start has them")
     args = parser.parse_args()
-    sys.path.insert(0, str(packages()))
+    sys.path.insert(0, str(packages.folder("s3", REQUIREMENTS)))
 
     import logging
 

@@ -2,8 +2,10 @@
 
 mod admission;
 mod audit;
+mod cutting_proxy;
 mod faces;
 mod fanout;
+mod foreign;
 mod http_client;
 pub(crate) mod replica;
 mod replicas;

@@ -22,13 +22,13 @@ async fn replica() -> Replica {
 }
 
 /// Forty large chunks of stdout, and a little stderr.
-fn program() -> Arc<Program> {
+pub(super) fn program() -> Arc<Program> {
     let chunks: Vec<(bool, usize)> = (0..40).map(|index| (index % 10 == 9, 40_000 + index * 331)).collect();
     Program::new(&chunks)
 }
 
 /// The headers of the whole output, once the attempt has been archived.
-async fn archived(replica: &Replica, path: &str) -> Answer {
+pub(super) async fn archived(replica: &Replica, path: &str) -> Answer {
     let deadline = Instant::now() + DEADLINE;
     loop {
         let answer = get(path).head().http1(replica.address).await;
