@@ -2,7 +2,9 @@
 
 mod admission;
 mod audit;
+mod crowd;
 mod cutting_proxy;
+mod event_follower;
 mod faces;
 mod fanout;
 mod foreign;
