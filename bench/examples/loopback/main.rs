@@ -1,18 +1,21 @@
 //! The cost of each part of a stream's path, without a cluster: the programs of agent and entrypoint, the relay and the
 //! follower of `rproc`, each in a process of its own, on loopback.
 //!
-//! `cargo run --release -p remoteprocess-bench --example loopback -- [--rounds N] [blocks|lines|latency|floor …]`, and
-//! `--programs DIR` (repeatable) to compare builds in turn: agent, entrypoint, bench-writer and loopback of each folder.
+//! `cargo run --release -p remoteprocess-bench --example loopback -- [--rounds N] [blocks|lines|latency|floor|crowd …]`, with
+//! `--face grpc|raw|lines|events|curl` (repeatable) to compare the faces of the relay in turn, and `--programs DIR`
+//! (repeatable) to compare builds in turn: agent, entrypoint, bench-writer and loopback of each folder.
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
 
 mod client;
 mod cost;
+mod crowd;
 mod floor;
+mod http;
 mod operator;
 mod pod;
 mod turn;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -34,6 +37,15 @@ struct Args {
     /// Megabytes of a turn
     #[arg(long, default_value_t = 1000)]
     megabytes: usize,
+    /// Faces of the relay that take turns
+    #[arg(long, default_value = "grpc")]
+    face: Vec<client::Face>,
+    /// Followers of a crowd that read server-sent events
+    #[arg(long, default_value_t = 1000)]
+    events: usize,
+    /// Followers of a crowd that use gRPC
+    #[arg(long, default_value_t = 50)]
+    grpc: usize,
     /// Folders with builds that take turns; default: this program's
     #[arg(long)]
     programs: Vec<PathBuf>,
@@ -48,7 +60,9 @@ enum Part {
     /// The relay; keeps its archive in a folder
     Operator { folder: PathBuf },
     /// A follower of everything
-    Client { hello: String },
+    Client { hello: String, face: client::Face },
+    /// Many followers of everything
+    Followers { hello: String, events: usize, grpc: usize },
     /// One end of a plain TLS connection
     Hop { end: floor::End, hello: String },
 }
@@ -64,6 +78,8 @@ enum What {
     Latency,
     /// TLS over TCP and nothing else
     Floor,
+    /// Many followers at once, and the relay's memory
+    Crowd,
 }
 
 fn main() {
@@ -71,7 +87,8 @@ fn main() {
     let args = Args::parse();
     match args.part {
         Some(Part::Operator { folder }) => operator::run(&folder),
-        Some(Part::Client { hello }) => client::run(&hello),
+        Some(Part::Client { hello, face }) => client::run(&hello, face),
+        Some(Part::Followers { hello, events, grpc }) => crowd::run(&hello, events, grpc),
         Some(Part::Hop { end, hello }) => floor::run(end, &hello),
         None => measure(&args),
     }
@@ -85,16 +102,30 @@ fn measure(args: &Args) {
         builds.push(own.ancestors().nth(2).unwrap().to_owned());
     }
     for what in &args.what {
+        let faces = match what {
+            What::Blocks | What::Lines | What::Latency => &args.face[..],
+            // They have one way to follow, or all.
+            What::Floor | What::Crowd => &args.face[..1],
+        };
         for round in 0..args.rounds {
             for build in &builds {
-                print!("{round} {}: ", build.display());
-                match what {
-                    What::Blocks => turn::follow(build, args.megabytes, 8192, args.threads),
-                    What::Lines => turn::follow(build, args.megabytes, 100, args.threads),
-                    What::Latency => turn::latency(build),
-                    What::Floor => floor::measure(args.megabytes),
+                for face in faces {
+                    print!("{round} {}: ", build.display());
+                    args.turn(*what, build, *face);
                 }
             }
+        }
+    }
+}
+
+impl Args {
+    fn turn(&self, what: What, build: &Path, face: client::Face) {
+        match what {
+            What::Blocks => turn::follow(build, face, self.megabytes, 8192, self.threads),
+            What::Lines => turn::follow(build, face, self.megabytes, 100, self.threads),
+            What::Latency => turn::latency(build, face),
+            What::Floor => floor::measure(self.megabytes),
+            What::Crowd => crowd::measure(build, self.megabytes, self.events, self.grpc),
         }
     }
 }

@@ -9,12 +9,13 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use kube::client::Body;
+use remoteprocess_operator::authority::metrics::main_limits;
 use remoteprocess_operator::directory::Directory;
 use remoteprocess_operator::relay::archive::Archive;
 use remoteprocess_operator::relay::attempt::Agent;
 use remoteprocess_operator::relay::core::Core;
 use remoteprocess_operator::relay::core::authorize::Authorizer;
-use remoteprocess_operator::relay::grpc::RelayService;
+use remoteprocess_operator::relay::faces::{Faces, Switches};
 use remoteprocess_operator::relay::grpc::agent::{Connect, ConnectError};
 use remoteprocess_operator::relay::grpc::peers::Peers;
 use remoteprocess_operator::relay::live::{Budget, Context, LiveAttempts};
@@ -88,14 +89,19 @@ fn agent_role() -> Role {
 
 /// A certificate of `role`.
 pub(crate) fn identity(authority: &Authority, role: &Role) -> Arc<Identity> {
+    let (chain, key) = certificate(authority, role);
+    Identity::new(&chain, &key, authority.cert_pem(), authority.trust_domain()).unwrap()
+}
+
+/// The same as texts: the chain and the key.
+pub(crate) fn certificate(authority: &Authority, role: &Role) -> (String, String) {
     let user = (*role == Role::User).then(|| User {
         name: "alice".to_owned(),
         groups: Vec::new(),
         uid: String::new(),
         extra: BTreeMap::new(),
     });
-    let (chain, key) = authority.issue(role, user.as_ref(), DAY).unwrap();
-    Identity::new(&chain, &key, authority.cert_pem(), authority.trust_domain()).unwrap()
+    authority.issue(role, user.as_ref(), DAY).unwrap()
 }
 
 /// Serves until it is killed.
@@ -123,14 +129,14 @@ async fn serve_all(folder: &Path) {
         memory: Arc::new(Budget::new(160 << 20)),
         shutdown: shutdown.clone(),
     };
-    let service = RelayService::new(Core {
+    let core = Core {
         directory,
         live: LiveAttempts::new(Arc::new(context)),
         archive,
         authorizer: Authorizer::new(client),
         recorder,
         shutdown: shutdown.clone(),
-    });
+    };
     let [relay, enrol] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let hello = Hello {
         relay: relay.local_addr().unwrap().to_string(),
@@ -148,8 +154,8 @@ async fn serve_all(folder: &Path) {
             relay,
             operator.clone(),
             ClientAuth::Required,
-            service.into_server(),
-            Limits::default(),
+            Faces::new(core, Switches::default()),
+            main_limits(true),
             shutdown.clone()
         ),
         serve(
@@ -169,7 +175,7 @@ fn api_server(directory: &Directory) -> kube::Client {
         "apiVersion": "remoteprocess.dev/v1alpha1",
         "kind": "RemoteProcess",
         "metadata": {"name": NAME, "namespace": NAMESPACE, "uid": UID, "generation": 1, "resourceVersion": "1"},
-        "spec": {"image": "measured", "command": ["bench-writer"]},
+        "spec": {"image": "measured", "command": ["bench-writer"], "output": {"echo": "None"}},
         "status": {
             "phase": "Pending",
             "attempt": 1,

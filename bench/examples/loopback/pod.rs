@@ -63,6 +63,16 @@ impl Pod {
     pub(crate) fn open_gate(&self) {
         fs::write(self.folder.path().join("gate"), "").unwrap();
     }
+
+    /// Lets the writer end when it has written everything.
+    pub(crate) fn end(&self) {
+        fs::write(self.folder.path().join("end"), "").unwrap();
+    }
+
+    /// Where it keeps its files.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
 }
 
 impl Drop for Pod {
@@ -100,7 +110,6 @@ fn agent(build: &Path, folder: &Path, hello: &Hello) -> Child {
         .env("RPROC_POD_IP", "127.0.0.1")
         .env("RPROC_LISTEN_PORT", "0")
         .env("RPROC_SPOOL_SIZE", (64 << 20).to_string())
-        .env("RPROC_ECHO", "None")
         .env("RPROC_LOG", "warn")
         .env("RPROC_TOKEN_FILE", folder.join("token"))
         .env("RPROC_HANDOVER", folder.join("handover"))

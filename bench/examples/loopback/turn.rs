@@ -6,9 +6,11 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
+use clap::ValueEnum;
 use rustix::pipe::{SpliceFlags, splice};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::client::{Face, curl};
 use crate::cost;
 use crate::pod::Pod;
 
@@ -20,13 +22,16 @@ const LINES: (usize, usize) = (10, 400);
 struct Client(Child, ChildStdout);
 
 impl Client {
-    fn start(build: &Path, pod: &Pod) -> Self {
-        let mut client = Command::new(build.join("examples/loopback"))
-            .args(["client", &pod.hello])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+    fn start(build: &Path, pod: &Pod, face: Face) -> Self {
+        let mut client = match face {
+            Face::Curl => curl(&pod.hello, pod.folder()),
+            face => {
+                let mut own = Command::new(build.join("examples/loopback"));
+                own.args(["client", &pod.hello, name(face).as_str()]);
+                own
+            }
+        };
+        let mut client = client.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let stdout = client.stdout.take().unwrap();
         Self(client, stdout)
     }
@@ -39,8 +44,12 @@ impl Drop for Client {
     }
 }
 
+fn name(face: Face) -> String {
+    face.to_possible_value().unwrap().get_name().to_owned()
+}
+
 /// Follows lines of 100 bytes, with `block` bytes in each write.
-pub(crate) fn follow(build: &Path, megabytes: usize, block: usize, shows_threads: bool) {
+pub(crate) fn follow(build: &Path, face: Face, megabytes: usize, block: usize, shows_threads: bool) {
     let bytes = megabytes * 1_000_000;
     let writer = [
         format!("--warm={WARM}"),
@@ -48,7 +57,7 @@ pub(crate) fn follow(build: &Path, megabytes: usize, block: usize, shows_threads
         format!("--block={block}"),
     ];
     let pod = Pod::start(build, &writer);
-    let client = Client::start(build, &pod);
+    let client = Client::start(build, &pod, face);
     let nowhere = File::create("/dev/null").unwrap();
     let drain = |goal: usize| {
         let mut begun = None;
@@ -87,20 +96,21 @@ pub(crate) fn follow(build: &Path, megabytes: usize, block: usize, shows_threads
         }
     }
     println!(
-        "{block} B writes: {:.1} MB/s, {sum:.2} ns CPU/B{text}",
+        "{}, {block} B writes: {:.1} MB/s, {sum:.2} ns CPU/B{text}",
+        name(face),
         bytes as f64 / seconds / 1e6
     );
 }
 
 /// Measures the latency of single lines.
-pub(crate) fn latency(build: &Path) {
+pub(crate) fn latency(build: &Path, face: Face) {
     let writer = [
         format!("--warm={}", LINES.0 * 100),
         format!("--bytes={}", LINES.1 * 100),
         "--pause=15000".to_owned(),
     ];
     let pod = Pod::start(build, &writer);
-    let mut client = Client::start(build, &pod);
+    let mut client = Client::start(build, &pod, face);
     let mut reader = BufReader::new(&mut client.1);
     let mut line = String::new();
     for _ in 0..LINES.0 {
@@ -120,7 +130,8 @@ pub(crate) fn latency(build: &Path) {
     found.sort_by(f64::total_cmp);
     let at = |part: f64| found[((found.len() - 1) as f64 * part) as usize];
     println!(
-        "latency: p50 {:.3} ms, p90 {:.3}, p99 {:.3}",
+        "{}, latency: p50 {:.3} ms, p90 {:.3}, p99 {:.3}",
+        name(face),
         at(0.5),
         at(0.9),
         at(0.99)
