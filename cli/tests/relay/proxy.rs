@@ -42,7 +42,7 @@ impl Drop for Served {
     }
 }
 
-async fn serve(relay: Router, lifetime: Duration) -> Served {
+pub(crate) async fn serve(relay: Router, lifetime: Duration) -> Served {
     serve_world(world_of(Routes::from(relay), lifetime).await).await
 }
 
