@@ -1,5 +1,7 @@
-//! The CustomResourceDefinition as it is installed: the derived one, with bounds on everything for which the API server
+//! The CustomResourceDefinitions as they are installed: the derived ones, with bounds on everything for which the API server
 //! estimates the cost of CEL rules ("Resource use by validation functions" in the Kubernetes documentation).
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
@@ -7,7 +9,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 use serde_json::json;
 
-use crate::{ConditionType, Reason, RemoteProcess};
+use crate::{ConditionType, ProcessTrigger, Reason, RemoteProcess};
 
 /// Maximum length of a string in bytes, unless the type sets one: an argument or a value of the environment.
 const MAX_STRING: i64 = 64 * 1024;
@@ -18,24 +20,54 @@ const MAX_PROPERTIES: i64 = 64;
 /// Maximum length of a name or path: values that rules inspect are short, so that the rules stay within their budget.
 const MAX_NAME: i64 = 4096;
 
-/// The definition to install.
+/// The definition of RemoteProcess.
 pub fn crd() -> CustomResourceDefinition {
     let mut crd = RemoteProcess::crd();
-    for version in &mut crd.spec.versions {
-        let schema = version
-            .schema
-            .as_mut()
-            .and_then(|validation| validation.open_api_v3_schema.as_mut());
-        if let Some(properties) = schema.and_then(|schema| schema.properties.as_mut()) {
-            properties.iter_mut().for_each(|(name, schema)| bound(name, schema));
-            if let Some(status) = properties.get_mut("status") {
-                // The API server fills in a default only where null is not allowed.
-                status.nullable = None;
-                status.default = Some(unseen());
-            }
+    for properties in all_properties(&mut crd) {
+        if let Some(status) = properties.get_mut("status") {
+            // The API server fills in a default only where null is not allowed.
+            status.nullable = None;
+            status.default = Some(unseen());
         }
     }
     crd
+}
+
+/// The definition of ProcessTrigger.
+pub fn trigger_crd() -> CustomResourceDefinition {
+    let mut crd = ProcessTrigger::crd();
+    for properties in all_properties(&mut crd) {
+        properties.values_mut().for_each(drop_transitions);
+    }
+    crd
+}
+
+/// The definitions to install.
+pub fn crds() -> [CustomResourceDefinition; 2] {
+    [crd(), trigger_crd()]
+}
+
+/// The fields of the object in each version, with bounds.
+fn all_properties(crd: &mut CustomResourceDefinition) -> impl Iterator<Item = &mut BTreeMap<String, JSONSchemaProps>> {
+    crd.spec.versions.iter_mut().filter_map(|version| {
+        let schema = version.schema.as_mut()?.open_api_v3_schema.as_mut()?;
+        let properties = schema.properties.as_mut()?;
+        properties.iter_mut().for_each(|(name, schema)| bound(name, schema));
+        Some(properties)
+    })
+}
+
+/// A template can change where a process cannot: leaves out the rules that compare with the former value.
+fn drop_transitions(schema: &mut JSONSchemaProps) {
+    if let Some(rules) = &mut schema.x_kubernetes_validations {
+        rules.retain(|rule| !rule.rule.contains("oldSelf"));
+    }
+    schema.x_kubernetes_validations.take_if(|rules| rules.is_empty());
+    schema
+        .properties
+        .iter_mut()
+        .flatten()
+        .for_each(|(_, part)| drop_transitions(part));
 }
 
 /// The status of an object that no operator has seen yet. Without it, kstatus (`helm install --wait`, Flux) considers

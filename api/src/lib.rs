@@ -1,4 +1,4 @@
-//! The `RemoteProcess` object: its fields, its rules, its conditions and every name on which several parts must agree.
+//! The objects `RemoteProcess` and `ProcessTrigger`: their fields, their rules, their conditions and every name on which several parts must agree.
 //!
 //! Arrows: none to a sibling; no client, no async runtime, nothing of the wire protocol.
 //! Invariant: every field of the spec has an effect; what is not built yet is not here.
@@ -14,15 +14,17 @@ pub mod sanitize;
 pub mod signal;
 pub mod spec;
 pub mod status;
+pub mod trigger;
 
 pub use condition::{Condition, ConditionType, CsrReason, EventAction, EventReason, OutputReason};
 pub use phase::{Phase, Reason};
 pub use requester::Requester;
 pub use spec::{
-    AgentSpec, DesiredState, Echo, Leftovers, MaskSource, OutputSpec, PodSpec, ReadyWhen, RemoteProcess,
-    RemoteProcessSpec, RetryAfter, SecretKey, StopSpec, TailInStatus, WhenFull,
+    AgentSpec, ConfigMapKey, DesiredState, Echo, Leftovers, MaskSource, OutputSpec, PodSpec, ReadyWhen, RemoteProcess,
+    RemoteProcessSpec, RetryAfter, SecretKey, StdinSource, StopSpec, TailInStatus, WhenFull,
 };
 pub use status::{
     AttemptExit, AttemptOutput, AttemptStatus, ExitSource, OutputStatus, RemoteProcessStatus, RetriesStatus,
     StopStatus, StreamStatus, UsageStatus,
 };
+pub use trigger::{ProcessTrigger, ProcessTriggerSpec, ProcessTriggerStatus};

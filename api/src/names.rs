@@ -15,6 +15,12 @@ pub const DEFAULT_TRUST_DOMAIN: &str = "remoteprocess.local";
 
 /// Field manager of the controller.
 pub const CONTROLLER_MANAGER: &str = "remoteprocess-controller";
+/// Field manager of the bridge of a trigger.
+pub const BRIDGE_MANAGER: &str = "remoteprocess-bridge";
+/// ClusterRole for the ServiceAccounts of triggers.
+pub const TRIGGER_ROLE: &str = "remoteprocess-trigger";
+/// `app.kubernetes.io/component` of the bridges' pods.
+pub const BRIDGE_COMPONENT: &str = "bridge";
 /// Field manager of the relay.
 pub const RELAY_MANAGER: &str = "remoteprocess-relay";
 
@@ -24,6 +30,22 @@ pub const LABEL_NAME: &str = "remoteprocess.dev/name";
 pub const LABEL_UID: &str = "remoteprocess.dev/uid";
 /// Label of a pod: number of the attempt, from 1.
 pub const LABEL_ATTEMPT: &str = "remoteprocess.dev/attempt";
+/// Label of a process: name of its ProcessTrigger.
+pub const LABEL_TRIGGER: &str = "remoteprocess.dev/trigger";
+/// Label of a process: uid of its ProcessTrigger.
+pub const LABEL_TRIGGER_UID: &str = "remoteprocess.dev/trigger-uid";
+/// Annotation of a process of a trigger: the id of its message.
+pub const ANNOTATION_MESSAGE_ID: &str = "remoteprocess.dev/message-id";
+/// Annotation of a process of a trigger: where its result goes, as the bridge wrote it.
+pub const ANNOTATION_REPLY_TO: &str = "remoteprocess.dev/reply-to";
+/// Annotation of a process of a trigger: SHA-256 of the template and the message from which it was made.
+pub const ANNOTATION_MADE_FROM: &str = "remoteprocess.dev/made-from";
+/// Annotation of a process of a trigger: when its result was confirmed.
+pub const ANNOTATION_RESULT_SENT: &str = "remoteprocess.dev/result-sent";
+/// Annotation of a trigger: a message to send to its source once, as JSON; each new value is another message.
+pub const ANNOTATION_TEST_MESSAGE: &str = "remoteprocess.dev/test-message";
+/// Annotation of a trigger: each new value takes its dead letters back.
+pub const ANNOTATION_REPLAY: &str = "remoteprocess.dev/replay";
 /// Annotation of a process: why its desired state is as it is, for status and Events.
 pub const ANNOTATION_REASON: &str = "remoteprocess.dev/reason";
 /// Annotation of a process: the user for whom the relay has set its desired state.

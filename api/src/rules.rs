@@ -59,6 +59,18 @@ pub fn mounts() -> Rule {
     )
 }
 
+/// What an input comes from is not ambiguous, and a terminal is no file.
+pub fn one_standard_input() -> Rule {
+    Rule::new("!has(self.stdinFrom) || (!(has(self.stdin) && self.stdin) && !(has(self.tty) && self.tty))")
+        .message("spec.stdinFrom cannot be set together with spec.stdin or spec.tty; choose one input")
+}
+
+/// One source of an input and no more.
+pub fn one_stdin_source() -> Rule {
+    Rule::new("has(self.configMapKeyRef) != has(self.secretKeyRef)")
+        .message("spec.stdinFrom: set exactly one of configMapKeyRef and secretKeyRef")
+}
+
 /// A rule for exit codes has no effect if process failures are not retried.
 pub fn exit_codes_need_process_failure() -> Rule {
     Rule::new("!has(self.exitCodes) || !has(self.after) || 'ProcessFailure' in self.after")
@@ -93,4 +105,57 @@ pub fn labels() -> Rule {
 pub fn annotations() -> Rule {
     Rule::new("!has(self.annotations) || self.annotations.all(k, !k.startsWith('remoteprocess.dev/'))")
         .message("spec.pod.annotations: the prefix remoteprocess.dev/ is reserved; choose another")
+}
+
+/// The trigger's name fits into the names of its processes and objects.
+pub fn trigger_name() -> Rule {
+    Rule::new("self.metadata.name.size() <= 31 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message(
+            "metadata.name must be a DNS label of at most 31 characters (a-z, 0-9 and -), because the names of its \
+             processes are made from it",
+        )
+}
+
+/// One source and no more.
+pub fn one_source() -> Rule {
+    Rule::new("[has(self.http), has(self.nats), has(self.rabbitmq), has(self.pubsub)].filter(given, given).size() == 1")
+        .message("spec.source: set exactly one of http, nats, rabbitmq and pubsub")
+}
+
+/// The name of the header and the choice of the header belong together.
+pub fn header_needs_its_name() -> Rule {
+    Rule::new("(has(self.id) && self.id == 'Header') == has(self.idHeader)")
+        .message("spec.message: set idHeader if id is Header, and only then")
+}
+
+/// An environment variable is a part of the process, whose size is limited.
+pub fn payload_environment_is_small() -> Rule {
+    Rule::new("!has(self.payload) || self.payload != 'Env' || !has(self.maxBytes) || self.maxBytes <= 32768")
+        .message("spec.message.maxBytes: an environment variable has at most 32768 bytes; use File or Stdin")
+}
+
+/// The trigger decides for how long ids are remembered.
+pub fn template_has_no_ttl() -> Rule {
+    Rule::new("!has(self.spec.ttl)").message(
+        "spec.template.spec.ttl: set spec.policy.rememberSeconds instead; a process that is gone too early \
+                  would run again if its message is delivered again",
+    )
+}
+
+/// Nobody attaches to the processes of a trigger.
+pub fn template_has_no_input() -> Rule {
+    Rule::new("!has(self.spec.stdin) && !has(self.spec.stdinFrom) && !has(self.spec.tty)")
+        .message("spec.template.spec: stdin, stdinFrom and tty cannot be set; set spec.message.payload to Stdin")
+}
+
+/// No label of our prefix.
+pub fn template_labels() -> Rule {
+    Rule::new("!has(self.labels) || self.labels.all(k, !k.startsWith('remoteprocess.dev/'))")
+        .message("spec.template.metadata.labels: the prefix remoteprocess.dev/ is reserved; choose another")
+}
+
+/// No annotation of our prefix.
+pub fn template_annotations() -> Rule {
+    Rule::new("!has(self.annotations) || self.annotations.all(k, !k.startsWith('remoteprocess.dev/'))")
+        .message("spec.template.metadata.annotations: the prefix remoteprocess.dev/ is reserved; choose another")
 }

@@ -81,6 +81,8 @@ pub struct TtySize {
     validation = rules::fixed("securityContext"),
     validation = rules::fixed("stop"),
     validation = rules::fixed("stdin"),
+    validation = rules::fixed("stdinFrom"),
+    validation = rules::one_standard_input(),
     validation = rules::fixed("tty"),
     validation = rules::fixed("ttySize"),
     validation = rules::tty_size_needs_tty(),
@@ -126,6 +128,9 @@ pub struct RemoteProcessSpec {
     pub working_dir: Option<String>,
     /// Whether clients can write to the program's standard input (`rproc attach -i`). Otherwise the input is empty.
     pub stdin: Option<bool>,
+    /// A key of a ConfigMap or Secret in the namespace that is the program's standard input, instead of `stdin`. The
+    /// program starts when the key exists.
+    pub stdin_from: Option<StdinSource>,
     /// Whether the program has a terminal. Its output is then one stream, and with `stdin` a client can type into it.
     pub tty: Option<bool>,
     /// Size of the terminal when the program starts. Defaults to 24 rows and 80 columns. `rproc run -t` sets it to the
@@ -162,6 +167,30 @@ pub struct RemoteProcessSpec {
     pub agent: Option<AgentSpec>,
     /// The pod around the containers.
     pub pod: Option<PodSpec>,
+}
+
+/// A key that is the standard input of a program: exactly one of these.
+#[skip_serializing_none]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = rules::one_stdin_source())]
+pub struct StdinSource {
+    /// A key of a ConfigMap, of its `data` or `binaryData`.
+    pub config_map_key_ref: Option<ConfigMapKey>,
+    /// A key of a Secret.
+    pub secret_key_ref: Option<SecretKey>,
+}
+
+/// A key of a ConfigMap in the namespace of the process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapKey {
+    /// Name of the ConfigMap.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key in the ConfigMap.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
 }
 
 /// What happens to the output.

@@ -25,7 +25,7 @@ struct Cli {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Task {
-    /// The CustomResourceDefinition.
+    /// The CustomResourceDefinitions.
     Crds,
     /// The Rust code of the wire.
     Proto,
@@ -36,7 +36,7 @@ enum Task {
 /// A generated file.
 struct Generated {
     /// Its path in the repository.
-    path: &'static str,
+    path: String,
     contents: Vec<u8>,
 }
 
@@ -51,11 +51,11 @@ fn main() -> Result<()> {
         return check(args.task, &files);
     }
     for file in files {
-        let path = repository().join(file.path);
+        let path = repository().join(&file.path);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        fs::write(&path, file.contents).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, &file.contents).with_context(|| format!("cannot write {}", path.display()))?;
         println!("wrote {}", file.path);
     }
     Ok(())
@@ -64,10 +64,10 @@ fn main() -> Result<()> {
 /// Fails if a file is not up to date, and names the command that updates it.
 fn check(task: Task, files: &[Generated]) -> Result<()> {
     let is_stale = |file: &&Generated| {
-        let found = fs::read(repository().join(file.path));
+        let found = fs::read(repository().join(&file.path));
         found.map_or(true, |found| found != file.contents)
     };
-    let stale: Vec<&str> = files.iter().filter(is_stale).map(|file| file.path).collect();
+    let stale: Vec<&str> = files.iter().filter(is_stale).map(|file| file.path.as_str()).collect();
     if !stale.is_empty() {
         let name = task.to_possible_value().map(|value| value.get_name().to_owned());
         bail!(

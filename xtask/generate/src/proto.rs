@@ -95,11 +95,11 @@ pub(crate) fn make() -> Result<Vec<Generated>> {
     );
     Ok(vec![
         Generated {
-            path: "proto/src/gen/remoteprocess.v1.rs",
+            path: "proto/src/gen/remoteprocess.v1.rs".to_owned(),
             contents: fs::read(made)?,
         },
         Generated {
-            path: "proto/src/gen/remoteprocess.v1.bin",
+            path: "proto/src/gen/remoteprocess.v1.bin".to_owned(),
             contents: encoded,
         },
     ])
