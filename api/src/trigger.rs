@@ -7,6 +7,7 @@ mod status;
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,11 @@ pub const PAYLOAD_FILE: &str = "payload";
 pub const DEFAULT_PAYLOAD_ENV: &str = "MESSAGE";
 /// Directory of the file with the payload, if the spec does not say.
 pub const DEFAULT_PAYLOAD_DIRECTORY: &str = "/var/run/rproc-message";
+
+/// Most bytes of the annotation [`names::ANNOTATION_TEST_MESSAGE`](crate::names::ANNOTATION_TEST_MESSAGE).
+pub const MAX_TEST_MESSAGE_BYTES: usize = 64 * 1024;
+/// Seconds after which the bridge ignores a [`TestMessage`]: it is still there when the bridge starts again.
+pub const TEST_MESSAGE_SECONDS: u32 = 600;
 
 /// A source of messages, each of which becomes exactly one RemoteProcess.
 #[skip_serializing_none]
@@ -88,9 +94,9 @@ pub struct ProcessTriggerSpec {
 #[x_kube(validation = rules::header_needs_its_name(), validation = rules::payload_environment_is_small())]
 pub struct MessageSpec {
     /// What makes two messages the same one. Auto (default) is the id that the broker or the sender gives: `Nats-Msg-Id`
-    /// or the sequence in the stream; `message_id` of AMQP; the message id of Pub/Sub; the headers `Webhook-Id` or
-    /// `Idempotency-Key` of HTTP; before them source and id of a CloudEvent; and the SHA-256 of the payload if there is
-    /// none of these. Header is the value of `idHeader`. Body is the SHA-256 of the payload.
+    /// or the sequence in the stream; `message_id` of AMQP; the attribute `message-id` or the message id of Pub/Sub; the
+    /// headers `Webhook-Id` or `Idempotency-Key` of HTTP; before them source and id of a CloudEvent; and the SHA-256 of
+    /// the payload if there is none of these. Header is the value of `idHeader`. Body is the SHA-256 of the payload.
     pub id: Option<MessageId>,
     /// Name of the header with the id. A message without it is refused.
     #[schemars(length(min = 1, max = 256))]
@@ -198,6 +204,26 @@ pub enum Acknowledge {
     Created,
     /// When its process has ended.
     Finished,
+}
+
+/// A message that `rproc trigger test` asks the bridge to send to the source of its trigger: the JSON in the annotation
+/// [`names::ANNOTATION_TEST_MESSAGE`](crate::names::ANNOTATION_TEST_MESSAGE), at most [`MAX_TEST_MESSAGE_BYTES`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TestMessage {
+    /// Differs for each test. A nonce that the bridge has seen is ignored.
+    pub nonce: String,
+    /// When the test was made. A test older than [`TEST_MESSAGE_SECONDS`] is ignored.
+    pub time: Timestamp,
+    /// The id that the sender gives: `Nats-Msg-Id`, `message_id` of AMQP, the attribute `message-id` of Pub/Sub, or
+    /// `Webhook-Id`.
+    pub id: String,
+    /// Headers, or attributes.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// The payload in base64 (RFC 4648, section 4).
+    #[serde(default)]
+    pub data: String,
 }
 
 impl ProcessTriggerSpec {
