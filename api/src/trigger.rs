@@ -17,7 +17,9 @@ use strum::{Display, EnumString, IntoStaticStr};
 use crate::rules;
 use crate::spec::RemoteProcessSpec;
 
-pub use source::{BrokerTls, HttpSource, NatsSource, PubSubSource, RabbitMqSource, SourceSpec};
+pub use source::{
+    BrokerTls, CA, CLIENT_TLS, CREDENTIALS, HttpSource, NatsSource, PubSubSource, RabbitMqSource, SourceSpec, WEBHOOK_PORT,
+};
 pub use status::{ProcessTriggerStatus, TriggerCondition, TriggerReason};
 
 /// Longest name of a trigger, in bytes: the names of its processes add a hyphen and a hash.

@@ -1,0 +1,13 @@
+//! The bridge of one ProcessTrigger: takes messages from its source, creates one RemoteProcess for each, and sends the
+//! results back.
+//!
+//! Arrows: bridge → api, runtime, tls. Invariant: the name of a process follows from the trigger and the id of the
+//! message, and a message is settled only after the process exists. So a message is neither lost nor run twice, whichever
+//! part dies.
+
+// The macros that print panic if the stream is closed.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
+pub mod message;
+pub mod outcome;
+pub mod source;

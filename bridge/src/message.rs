@@ -1,0 +1,176 @@
+//! What a message says: its id, its payload and its CloudEvents attributes. Pure.
+
+mod cloud_event;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use remoteprocess_api::ProcessTriggerSpec;
+use remoteprocess_api::trigger::{MessageId, Payload};
+use sha2::{Digest, Sha256};
+
+use cloud_event::{Attributes, Event};
+
+/// Most headers of a message that are kept.
+pub const MAX_HEADERS: usize = 64;
+/// Longest name of a header that is kept, in bytes.
+pub const MAX_HEADER_NAME: usize = 256;
+/// Longest value of a header that is kept, in bytes.
+pub const MAX_HEADER_VALUE: usize = 4096;
+/// Most bytes of all headers together that are kept.
+pub const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// Longest id of a message, in bytes.
+pub const MAX_ID: usize = 1024;
+/// Longest address for a result, in bytes.
+pub const MAX_REPLY_TO: usize = 1024;
+/// Most environment variables from a message.
+pub const MAX_VARIABLES: usize = 32;
+/// Longest value of such a variable, in bytes.
+pub const MAX_VARIABLE: usize = 1024;
+
+/// A message as a source hands it over. Everything in it may come from an enemy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    /// The id that the broker or the sender gives.
+    pub id: Option<String>,
+    /// The body.
+    pub payload: Bytes,
+    /// Headers: names in lower case, within the limits of [`Message::insert`].
+    pub headers: BTreeMap<String, String>,
+    /// Media type of the body.
+    pub content_type: Option<String>,
+    /// Where the result goes, in a form that the source's publisher understands; at most [`MAX_REPLY_TO`] bytes.
+    pub reply_to: Option<String>,
+}
+
+/// What a process is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// What makes two messages the same one: 1 to [`MAX_ID`] bytes without control characters.
+    pub id: String,
+    /// What the program gets.
+    pub payload: Bytes,
+    /// Environment variables: at most [`MAX_VARIABLES`], each value at most [`MAX_VARIABLE`] bytes without NUL.
+    pub variables: Vec<(String, String)>,
+    /// Where the result goes.
+    pub reply_to: Option<String>,
+}
+
+/// A message that can never become a process, with the reason as a sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Poison(pub String);
+
+impl Message {
+    /// Keeps a header, its name in lower case. Returns whether it was kept: one that is too long, one too many, and one
+    /// whose name or value has control characters are not. A header that comes again replaces the one before.
+    pub fn insert(&mut self, name: &str, value: &str) -> bool {
+        let name = name.to_ascii_lowercase();
+        let fits = (1..=MAX_HEADER_NAME).contains(&name.len()) && value.len() <= MAX_HEADER_VALUE;
+        if !fits || name.contains(char::is_control) || value.contains(|c: char| c.is_control() && c != '\t') {
+            return false;
+        }
+        let others = self.headers.iter().filter(|(other, _)| **other != name);
+        let (count, bytes) = others.fold((0, 0), |(count, bytes), (name, value)| {
+            (count + 1, bytes + name.len() + value.len())
+        });
+        if count >= MAX_HEADERS || bytes + name.len() + value.len() > MAX_HEADER_BYTES {
+            return false;
+        }
+        self.headers.insert(name, value.to_owned());
+        true
+    }
+
+    /// The value of a header. `name` is in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+}
+
+/// Decides what is made from a message of this trigger.
+///
+/// # Errors
+/// The message can never become a process.
+pub fn read(message: &Message, trigger: &str, spec: &ProcessTriggerSpec) -> Result<Work, Poison> {
+    check_size(message.payload.len(), spec)?;
+    let event = cloud_event::read(message).map_err(Poison)?;
+    let id = id(message, event.as_ref(), spec)?;
+    let variables = variables(trigger, &id, event.as_ref().map(|event| &event.attributes));
+    let payload = event
+        .and_then(|event| event.data)
+        .unwrap_or_else(|| message.payload.clone());
+    // Text in JSON can be longer than its escapes, but never than the message.
+    check_size(payload.len(), spec)?;
+    if spec.payload() == Payload::Env {
+        check_text(&payload)?;
+    }
+    let reply_to = message.reply_to.clone().filter(|to| (1..=MAX_REPLY_TO).contains(&to.len()));
+    Ok(Work {
+        id,
+        payload,
+        variables,
+        reply_to,
+    })
+}
+
+fn check_size(bytes: usize, spec: &ProcessTriggerSpec) -> Result<(), Poison> {
+    let largest = spec.max_payload_bytes();
+    if bytes > usize::try_from(largest).unwrap_or(usize::MAX) {
+        return Err(Poison(format!(
+            "the payload has {bytes} bytes; at most {largest} are accepted (spec.message.maxBytes)"
+        )));
+    }
+    Ok(())
+}
+
+fn check_text(payload: &[u8]) -> Result<(), Poison> {
+    let wrong = match std::str::from_utf8(payload) {
+        Ok(text) if !text.contains('\0') => return Ok(()),
+        Ok(_) => "contains a NUL byte",
+        Err(_) => "is not UTF-8",
+    };
+    Err(Poison(format!(
+        "the payload {wrong}, which an environment variable cannot hold (spec.message.payload: Env)"
+    )))
+}
+
+fn id(message: &Message, event: Option<&Event>, spec: &ProcessTriggerSpec) -> Result<String, Poison> {
+    let settings = spec.message.as_ref();
+    let id = match settings.and_then(|settings| settings.id).unwrap_or_default() {
+        MessageId::Auto => {
+            let of_event = event.map(|event| format!("{} {}", event.attributes.source, event.attributes.id));
+            of_event.or_else(|| message.id.clone()).unwrap_or_else(|| digest(&message.payload))
+        }
+        MessageId::Header => {
+            let name = settings.and_then(|settings| settings.id_header.as_deref()).unwrap_or_default();
+            let found = message.header(&name.to_ascii_lowercase()).map(str::to_owned);
+            found.ok_or_else(|| Poison(format!("the message has no header {name} (spec.message.idHeader)")))?
+        }
+        MessageId::Body => digest(&message.payload),
+    };
+    if !(1..=MAX_ID).contains(&id.len()) || id.contains(char::is_control) {
+        return Err(Poison(format!(
+            "the id of the message has {} bytes, or control characters; 1 to {MAX_ID} bytes are accepted",
+            id.len()
+        )));
+    }
+    Ok(id)
+}
+
+fn digest(payload: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(payload)))
+}
+
+/// The environment variables, the most important ones first.
+fn variables(trigger: &str, id: &str, attributes: Option<&Attributes>) -> Vec<(String, String)> {
+    let own = [("RPROC_TRIGGER", trigger), ("RPROC_MESSAGE_ID", id)].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let of_event = attributes.into_iter().flat_map(Attributes::variables);
+    own.into_iter()
+        .chain(of_event)
+        .filter(|(_, value)| value.len() <= MAX_VARIABLE && !value.contains('\0'))
+        .take(MAX_VARIABLES)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
