@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# The three images. Each contains one or two static programs and nothing else:
-#   docker build --target operator -t ghcr.io/remoteprocess/operator:0.1.0 .     (likewise agent, cli)
+# The four images. Each contains one or two static programs and nothing else:
+#   docker build --target operator -t ghcr.io/remoteprocess/operator:0.1.0 .     (likewise agent, cli, bridge)
 # `cargo xtask install` builds the same root file systems without a daemon.
 ARG RUST_VERSION=1.95
 
@@ -14,8 +14,8 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     cargo build --locked --release --target "$(cat /target)" \
       --package remoteprocess-operator --package remoteprocess-agent \
-      --package remoteprocess-entrypoint --package remoteprocess-cli \
-    && mkdir /out && cd "target/$(cat /target)/release" && cp operator agent entrypoint rproc /out/
+      --package remoteprocess-entrypoint --package remoteprocess-cli --package remoteprocess-bridge \
+    && mkdir /out && cd "target/$(cat /target)/release" && cp operator agent entrypoint rproc bridge /out/
 
 FROM scratch AS operator
 COPY --from=build /out/operator /operator
@@ -32,3 +32,8 @@ FROM scratch AS cli
 COPY --from=build /out/rproc /rproc
 USER 65532:65532
 ENTRYPOINT ["/rproc"]
+
+FROM scratch AS bridge
+COPY --from=build /out/bridge /bridge
+USER 65532:65532
+ENTRYPOINT ["/bridge"]

@@ -91,6 +91,8 @@ pub enum EventAction {
     Waiting,
     /// A pod was deleted that a foreign container kept alive.
     PodDeleted,
+    /// The bridge of a trigger is made.
+    Deploy,
 }
 
 /// Reasons of the conditions of a `CertificateSigningRequest` that the authority answers.

@@ -18,7 +18,8 @@ use crate::rules;
 use crate::spec::RemoteProcessSpec;
 
 pub use source::{
-    BrokerTls, CA, CLIENT_TLS, CREDENTIALS, HttpSource, NatsSource, PubSubSource, RabbitMqSource, SourceSpec, WEBHOOK_PORT,
+    BrokerTls, CA, CLIENT_TLS, CREDENTIALS, HttpSource, NatsSource, PubSubSource, RabbitMqSource, SourceSpec,
+    WEBHOOK_PORT,
 };
 pub use status::{ProcessTriggerStatus, TriggerCondition, TriggerReason};
 

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use crate::args::Config;
 use crate::authority::metrics::{enrol_limits, main_limits};
 use crate::authority::{AuthorityConfig, AuthorityHandle, csr};
-use crate::controller;
+use crate::controller::{self, trigger::BridgeSettings};
 use crate::directory::Directory;
 use crate::leader::{Candidate, Timing, run_as_leader};
 use crate::relay::archive::{Archive, Retention, retain};
@@ -327,19 +327,25 @@ fn lead<Retain: Future<Output = ()>>(
         namespaces: config.watch_namespaces.clone(),
         traces: config.tracing.is_some(),
     };
-    let (client, directory) = (client.clone(), directory.clone());
+    let (client, directory, bridge) = (client.clone(), directory.clone(), config.bridge.clone());
     run_as_leader(client.clone(), candidate, shutdown.clone(), move |term| {
-        let (work, retain) = (
-            controller::run(client.clone(), settings.clone(), directory.clone(), term),
-            retain(),
-        );
+        let processes = controller::run(client.clone(), settings.clone(), directory.clone(), term.clone());
+        let triggers = bridges(client.clone(), bridge.clone(), settings.namespaces.clone(), term);
+        let retain = retain();
         async move {
             tokio::select! {
-                () = work => {}
+                ((), ()) = async { tokio::join!(processes, triggers) } => {}
                 () = retain => {}
             }
         }
     })
+}
+
+/// Makes the bridges of triggers, if there are triggers.
+async fn bridges(client: Client, settings: Option<BridgeSettings>, namespaces: Vec<String>, term: CancellationToken) {
+    if let Some(settings) = settings {
+        controller::trigger::run(client, settings, &namespaces, term).await;
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use remoteprocess_tls::TrustDomain;
 
 use crate::authority::{Schedule, Source};
 use crate::controller::quantity;
+use crate::controller::trigger::BridgeSettings;
 use crate::relay::archive::{Bucket, Retention, StoreConfig};
 use crate::relay::faces::Switches;
 use crate::trace::Otlp;
@@ -57,6 +58,8 @@ pub struct Args {
     archive: ArchiveArgs,
     #[command(flatten)]
     agent: AgentArgs,
+    #[command(flatten)]
+    bridge: BridgeArgs,
     #[command(flatten)]
     ports: PortArgs,
     #[command(flatten)]
@@ -129,6 +132,26 @@ pub struct AgentArgs {
     /// Whether the agent's container requests its spool's size as ephemeral storage.
     #[arg(long, env = "RPROC_AGENT_REQUEST_STORAGE", default_value_t = false)]
     agent_request_storage: bool,
+}
+
+/// Settings of the bridges of triggers.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BridgeArgs {
+    /// Image with the bridge. Without it, there are no triggers.
+    #[arg(long, env = "RPROC_BRIDGE_IMAGE")]
+    bridge_image: Option<String>,
+    /// Pull policy of that image: Always, IfNotPresent or Never.
+    #[arg(long, env = "RPROC_BRIDGE_IMAGE_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    bridge_image_pull_policy: Option<String>,
+    /// Pull secrets of that image, separated by commas, in the namespace of each trigger.
+    #[arg(long, env = "RPROC_BRIDGE_IMAGE_PULL_SECRETS", value_delimiter = ',')]
+    bridge_image_pull_secrets: Vec<String>,
+    /// CPU request of the bridge's container.
+    #[arg(long, env = "RPROC_BRIDGE_CPU_REQUEST", default_value = "10m")]
+    bridge_cpu_request: String,
+    /// Memory request and limit of the bridge's container.
+    #[arg(long, env = "RPROC_BRIDGE_MEMORY", default_value = "128Mi")]
+    bridge_memory: String,
 }
 
 /// Where the output of all processes is stored, and for how long. Credentials of a service come from the environment,
@@ -232,6 +255,8 @@ pub struct Config {
     pub retention: Retention,
     /// Settings of the agents; the bundle in them is empty.
     pub agent: crate::controller::AgentSettings,
+    /// Settings of the bridges, if there are triggers.
+    pub bridge: Option<BridgeSettings>,
     /// What users can use at the main listener.
     pub faces: Switches,
     /// The main listener.
@@ -327,11 +352,7 @@ impl TryFrom<Args> for Config {
             replica: args.replica,
             peers,
             server,
-            watch_namespaces: args
-                .watch_namespaces
-                .into_iter()
-                .filter(|name| !name.is_empty())
-                .collect(),
+            watch_namespaces: filled(args.watch_namespaces),
             ca_schedule: schedule(&args.ca)?,
             ca_source: match args.ca.ca_secret.filter(|name| !name.is_empty()) {
                 Some(name) => Source::Secret(name),
@@ -340,6 +361,7 @@ impl TryFrom<Args> for Config {
             retention: retention(&args.archive)?,
             archive: store(args.archive)?,
             agent: agent_settings(args.agent, relay, &trust_domain),
+            bridge: bridge_settings(args.bridge),
             trust_domain,
             faces,
             relay_listen: listen(args.ports.relay_port),
@@ -446,30 +468,47 @@ fn agent_settings(
     (relay, relay_enrol): (String, String),
     trust_domain: &TrustDomain,
 ) -> crate::controller::AgentSettings {
-    let memory = ("memory".to_owned(), Quantity(args.agent_memory));
-    let cpu = ("cpu".to_owned(), Quantity(args.agent_cpu_request));
     crate::controller::AgentSettings {
         image: args.agent_image,
         image_pull_policy: args.agent_image_pull_policy,
-        image_pull_secrets: args
-            .agent_image_pull_secrets
-            .into_iter()
-            .filter(|name| !name.is_empty())
-            .collect(),
+        image_pull_secrets: filled(args.agent_image_pull_secrets),
         relay,
         relay_enrol,
         ca_bundle: String::new(),
         trust_domain: trust_domain.as_str().to_owned(),
         drain_seconds: args.drain_seconds,
         listen_port: args.agent_port,
-        resources: ResourceRequirements {
-            limits: Some(BTreeMap::from([memory.clone()])),
-            requests: Some(BTreeMap::from([cpu, memory])),
-            ..ResourceRequirements::default()
-        },
+        resources: resources(args.agent_cpu_request, args.agent_memory),
         handover: crate::controller::Handover::default(),
         request_ephemeral_storage: args.agent_request_storage,
         traceparent: None,
+    }
+}
+
+fn bridge_settings(args: BridgeArgs) -> Option<BridgeSettings> {
+    Some(BridgeSettings {
+        image: args.bridge_image.filter(|image| !image.is_empty())?,
+        image_pull_policy: args.bridge_image_pull_policy,
+        image_pull_secrets: filled(args.bridge_image_pull_secrets),
+        resources: resources(args.bridge_cpu_request, args.bridge_memory),
+    })
+}
+
+/// Without the empty names that an empty value of the chart leaves.
+fn filled(names: Vec<String>) -> Vec<String> {
+    names.into_iter().filter(|name| !name.is_empty()).collect()
+}
+
+/// A request of CPU, and a request and a limit of memory.
+fn resources(cpu: String, memory: String) -> ResourceRequirements {
+    let (cpu, memory) = (
+        ("cpu".to_owned(), Quantity(cpu)),
+        ("memory".to_owned(), Quantity(memory)),
+    );
+    ResourceRequirements {
+        limits: Some(BTreeMap::from([memory.clone()])),
+        requests: Some(BTreeMap::from([cpu, memory])),
+        ..ResourceRequirements::default()
     }
 }
 
@@ -517,6 +556,23 @@ mod tests {
     fn empty_values_of_the_chart_mean_nothing_set() {
         let config = parse(&["--server=", "--watch-namespaces="]).unwrap();
         assert_eq!((config.server, config.watch_namespaces), (None, Vec::new()));
+    }
+
+    #[test]
+    fn there_are_triggers_if_the_bridge_has_an_image() {
+        assert_eq!(parse(&["--bridge-image="]).unwrap().bridge, None);
+        let settings = [
+            "--bridge-image=bridge:1",
+            "--bridge-memory=64Mi",
+            "--bridge-image-pull-secrets=",
+        ];
+        let bridge = parse(&settings).unwrap().bridge.unwrap();
+        assert_eq!(
+            (bridge.image.as_str(), bridge.image_pull_secrets),
+            ("bridge:1", Vec::new())
+        );
+        let limits = bridge.resources.limits.unwrap();
+        assert_eq!(limits["memory"], Quantity("64Mi".into()));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod in_memory;
 pub(crate) mod metrics;
 pub(crate) mod observe;
 mod queue;
+pub mod trigger;
 pub(crate) mod validate;
 mod watch;
 
@@ -27,7 +28,7 @@ use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use remoteprocess_api::{RemoteProcess, RemoteProcessStatus, names};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
@@ -107,7 +108,10 @@ pub async fn run(client: Client, config: Config, directory: Directory, shutdown:
             clock: Arc::new(Timestamp::now),
         };
         let triggers = watches.triggers.take_until(shutdown.clone().cancelled_owned());
-        reconcile_all(context, directory.store(), triggers)
+        let context = Arc::new(context);
+        reconcile_all(directory.store(), triggers, move |reference, process| {
+            pass(reference, process, context.clone())
+        })
     });
     tokio::select! {
         _ = join_all(loops) => {}
@@ -124,20 +128,24 @@ impl Drop for NotLeading {
     }
 }
 
-/// Reconciles each object of `triggers` until the stream ends. Not with the queue of kube, which takes any of the objects
-/// that wait: those of one namespace could delay all others.
-async fn reconcile_all(
-    context: Context,
-    processes: Store<RemoteProcess>,
-    triggers: impl Stream<Item = ObjectRef<RemoteProcess>>,
-) {
-    let (context, mut triggers) = (Arc::new(context), pin!(triggers));
+/// Makes a `pass` over each object of `triggers` until the stream ends. Not with the queue of kube, which takes any of the
+/// objects that wait: those of one namespace could delay all others.
+async fn reconcile_all<K, P>(
+    objects: Store<K>,
+    triggers: impl Stream<Item = ObjectRef<K>>,
+    pass: impl Fn(ObjectRef<K>, Arc<K>) -> P,
+) where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+    ObjectRef<K>: queue::Key,
+    P: Future<Output = (ObjectRef<K>, Option<Duration>)>,
+{
+    let mut triggers = pin!(triggers);
     let (mut queue, mut running) = (Queue::new(CONCURRENCY), FuturesUnordered::new());
     loop {
         queue.release(Instant::now());
         while let Some(reference) = queue.next() {
-            match processes.get(&reference) {
-                Some(process) => running.push(pass(reference, process, context.clone())),
+            match objects.get(&reference) {
+                Some(object) => running.push(pass(reference, object)),
                 None => queue.done(reference, None),
             }
         }

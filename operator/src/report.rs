@@ -5,10 +5,12 @@ mod long_wait;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::{Event, EventSeries};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, ObjectMeta};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
-use remoteprocess_api::{EventAction, EventReason, Phase, Reason, RemoteProcess, names::CONTROLLER_MANAGER};
+use remoteprocess_api::names::CONTROLLER_MANAGER;
+use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::{EventAction, EventReason, Phase, ProcessTrigger, Reason, RemoteProcess};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tracing::debug;
@@ -76,6 +78,22 @@ impl Reporter {
         self.create(&event).await;
     }
 
+    /// Reports a new state of a trigger's bridge. The same sentence about the same trigger has one Event as long as that is
+    /// kept. A bridge that starts is not worth an Event.
+    pub(crate) async fn report_bridge(&self, trigger: &ProcessTrigger, deployed: &Condition) {
+        if deployed.reason == TriggerReason::Starting.to_string() {
+            return;
+        }
+        let news = News {
+            is_warning: deployed.status != "True",
+            reason: deployed.reason.clone(),
+            action: EventAction::Deploy.to_string(),
+            note: Some(deployed.message.clone()),
+        };
+        let event = self.event(trigger, event_name(trigger, &news), &news, Timestamp::now());
+        self.create(&event).await;
+    }
+
     /// Creates an Event; returns the code of a refusal.
     async fn create(&self, event: &Event) -> Option<u16> {
         answered(self.events(event).create(&PostParams::default(), event).await)
@@ -95,7 +113,7 @@ impl Reporter {
         Api::namespaced(self.client.clone(), &event.namespace().unwrap_or_default())
     }
 
-    fn event(&self, process: &RemoteProcess, name: String, news: &News, moment: Timestamp) -> Event {
+    fn event<K: Resource<DynamicType = ()>>(&self, object: &K, name: String, news: &News, moment: Timestamp) -> Event {
         let News {
             is_warning,
             reason,
@@ -105,7 +123,7 @@ impl Reporter {
         Event {
             metadata: ObjectMeta {
                 name: Some(name),
-                namespace: process.namespace(),
+                namespace: object.namespace(),
                 ..ObjectMeta::default()
             },
             action: Some(action),
@@ -114,7 +132,7 @@ impl Reporter {
             reason: Some(reason),
             regarding: Some(ObjectReference {
                 resource_version: None,
-                ..process.object_ref(&())
+                ..object.object_ref(&())
             }),
             reporting_controller: Some(CONTROLLER_MANAGER.into()),
             reporting_instance: Some(self.instance.clone()),
@@ -170,15 +188,15 @@ fn wait_news(process: &RemoteProcess) -> Option<News> {
 }
 
 /// The same name for the same message about the same object, whichever operator reports it.
-fn event_name(process: &RemoteProcess, news: &News) -> String {
+fn event_name<K: Resource<DynamicType = ()>>(object: &K, news: &News) -> String {
     let digest = Sha256::new()
-        .chain_update(process.uid().unwrap_or_default())
+        .chain_update(object.uid().unwrap_or_default())
         .chain_update([0])
         .chain_update(&news.reason)
         .chain_update([0])
         .chain_update(news.note.as_deref().unwrap_or_default())
         .finalize();
-    format!("{}.{}", process.name_any(), hex::encode(&digest[..8]))
+    format!("{}.{}", object.name_any(), hex::encode(&digest[..8]))
 }
 
 #[cfg(test)]

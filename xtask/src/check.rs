@@ -13,7 +13,7 @@ use crate::{exec, paths};
 
 const PREFIX: &str = "remoteprocess-";
 /// Which of our crates a crate may depend on. Those that are not named (tests, benchmarks, tasks) may use any.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("api", &[]),
     ("proto", &[]),
     ("tls", &[]),
@@ -24,9 +24,10 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("agent", &["proto", "tls", "runtime", "settings", "entrypoint"]),
     ("client", &["api", "proto", "tls"]),
     ("cli", &["client", "api", "proto", "tls", "settings"]),
+    ("bridge", &["api", "tls", "runtime", "settings"]),
 ];
 /// Crate of ours, packages that it must not link, and why.
-const BANS: [(&str, &[&str], &str); 4] = [
+const BANS: [(&str, &[&str], &str); 5] = [
     (
         "agent",
         &["kube", "kube-client", "kube-core", "k8s-openapi"],
@@ -44,6 +45,11 @@ const BANS: [(&str, &[&str], &str); 4] = [
     ),
     (
         "cli",
+        &["aws-lc-rs", "openssl", "native-tls"],
+        "ring is the only crypto provider",
+    ),
+    (
+        "bridge",
         &["aws-lc-rs", "openssl", "native-tls"],
         "ring is the only crypto provider",
     ),
@@ -307,7 +313,7 @@ fn forbidden_names(path: &Path, source: &str) -> Vec<String> {
 /// Reasons of conditions, Events and ends that product code writes as literals. Lower case is no reason, but the reason
 /// of a lint.
 fn reason_literals(path: &Path, source: &str) -> Vec<String> {
-    let products = ["operator", "agent", "entrypoint", "client", "cli"];
+    let products = ["operator", "agent", "entrypoint", "client", "cli", "bridge"];
     if !products
         .iter()
         .any(|product| is_within(path, &format!("{product}/src")))

@@ -14,6 +14,7 @@ use crate::lock::Lock;
 use crate::{exec, paths};
 
 mod alone;
+pub(crate) mod brokers;
 mod cert_manager;
 mod cgroup;
 mod config;

@@ -20,13 +20,13 @@ const ENTRYPOINT_LIMIT: u64 = 1024 * 1024;
 /// Maximum size of the agent in bytes.
 const AGENT_LIMIT: u64 = 8 * 1024 * 1024;
 /// The images, as in the Dockerfile.
-pub(crate) const NAMES: [&str; 3] = ["operator", "agent", "cli"];
+pub(crate) const NAMES: [&str; 4] = ["operator", "agent", "cli", "bridge"];
 /// The programs in each of them, as in the Dockerfile.
-pub(crate) const CONTENTS: [&[&str]; 3] = [&["operator"], &["agent", "entrypoint"], &["rproc"]];
+pub(crate) const CONTENTS: [&[&str]; 4] = [&["operator"], &["agent", "entrypoint"], &["rproc"], &["bridge"]];
 /// Prefix of all image names.
 pub(crate) const REGISTRY: &str = "ghcr.io/remoteprocess";
 /// The packages with the programs.
-pub(crate) const PACKAGES: [&str; 4] = ["operator", "agent", "entrypoint", "cli"];
+pub(crate) const PACKAGES: [&str; 5] = ["operator", "agent", "entrypoint", "cli", "bridge"];
 /// `nonroot` of the Dockerfile.
 pub(crate) const USER: &str = "65532:65532";
 
@@ -66,7 +66,7 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// `operator`, `agent`, `entrypoint` or `rproc`.
+    /// `operator`, `agent`, `entrypoint`, `rproc` or `bridge`.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -147,6 +147,7 @@ fn check_sizes(programs: &Programs) -> Result<()> {
         ("agent", AGENT_LIMIT),
         ("operator", 0),
         ("rproc", 0),
+        ("bridge", 0),
     ] {
         let size = fs::metadata(programs.path(name))
             .with_context(|| format!("{name} was not built"))?
@@ -248,6 +249,38 @@ fn is_loaded(images: &Images) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dockerfile_chart_release_and_readme_name_the_same_images() {
+        let read = |path: &str| fs::read_to_string(paths::repository().join(path)).unwrap();
+        let dockerfile = read("Dockerfile");
+        let stages: Vec<&str> = dockerfile.split("\nFROM scratch AS ").skip(1).collect();
+        assert_eq!(stages.len(), NAMES.len());
+        for ((stage, name), programs) in stages.iter().zip(NAMES).zip(CONTENTS) {
+            let copies = programs
+                .iter()
+                .map(|program| format!("COPY --from=build /out/{program} /{program}\n"));
+            let copies: String = copies.collect();
+            let wanted = format!("{name}\n{copies}USER {USER}\nENTRYPOINT [\"/{}\"]\n", programs[0]);
+            assert_eq!(stage.trim_end(), wanted.trim_end());
+        }
+        let built: Vec<&str> = dockerfile.split("--package remoteprocess-").skip(1).collect();
+        let built: Vec<&str> = built.iter().filter_map(|rest| rest.split_whitespace().next()).collect();
+        assert_eq!(built, PACKAGES);
+        let programs = CONTENTS.concat().join(" ");
+        assert!(dockerfile.contains(&format!("cp {programs} /out/")), "{programs}");
+        let all = format!("for image in {};", NAMES.join(" "));
+        for file in [".github/workflows/release.yml", "README.md"] {
+            assert!(read(file).contains(&all), "{file}: {all}");
+        }
+        let chart = read("charts/remoteprocess-operator/values.yaml");
+        for name in NAMES {
+            assert!(
+                chart.contains(&format!("  {name}: {{repository: remoteprocess/{name},")),
+                "{name}"
+            );
+        }
+    }
 
     #[test]
     fn images_of_a_registry_are_named_in_full() {

@@ -55,6 +55,9 @@ enum Task {
     /// Manages the development cluster: a real Kubernetes on this machine, without Docker.
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Starts and ends the brokers for work on triggers: NATS with JetStream, and RabbitMQ.
+    #[command(subcommand)]
+    Brokers(cluster::brokers::Command),
     /// Builds the programs and images, and loads them into the cluster or pushes them to a registry.
     Images(TargetArgs),
     /// Builds the images, loads or pushes them, and installs or upgrades the chart.
@@ -105,6 +108,7 @@ fn main() -> Result<()> {
         Task::Test(args) => test::test(&args),
         Task::Check => test::check(),
         Task::Cluster(command) => cluster::run(command),
+        Task::Brokers(command) => cluster::brokers::run(&command),
         Task::Images(target) => images::build_and_load(&Target::resolve(&target)?).map(drop),
         Task::Install(target) => {
             let installation = install::install(&Target::resolve(&target)?)?;

@@ -1,5 +1,6 @@
 //! Everything that must be true before a change lands, with one summary at the end.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::cargo::{cargo, claim_target};
-use crate::cluster::{self, State};
+use crate::cluster::{self, State, brokers};
 use crate::generate::{GenerateArgs, generate};
 use crate::images;
 use crate::lock::Lock;
@@ -69,7 +70,8 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let (on_cluster, programs): (Vec<Program>, Vec<Program>) = programs
         .into_iter()
         .partition(|program| [BESIDE, RESTARTS, ALONE].contains(&program.name.as_str()));
-    report.suite("unit and integration tests", || unit_tests(&programs, args));
+    let servers = brokers(&mut report);
+    report.suite("unit and integration tests", || unit_tests(&programs, args, &servers));
     report.step("chart", chart);
     report.step("chart with a registry", chart_with_registry);
     report.step("chart with monitoring", chart_with_monitoring);
@@ -79,7 +81,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
     if args.skip_e2e {
         report.skip("end-to-end tests", "--skip-e2e");
     } else {
-        end_to_end(&mut report, &on_cluster, args)?;
+        end_to_end(&mut report, &on_cluster, args, &servers)?;
     }
     report.finish()
 }
@@ -94,6 +96,7 @@ fn compile(report: &mut Report, args: &TestArgs) -> Result<Option<Vec<Program>>>
                 if args.needs_development_cluster() {
                     cluster::build()?;
                 }
+                brokers::nats()?;
                 images::programs()
             })
         });
@@ -107,6 +110,18 @@ fn compile(report: &mut Report, args: &TestArgs) -> Result<Option<Vec<Program>>>
         }
         Ok(tests)
     })
+}
+
+/// The brokers of the bridge's tests: environment variable, and the path of the program. They are built and installed here if
+/// they are not there yet. Without one, its tests say that they are left out.
+fn brokers(report: &mut Report) -> Vec<(&'static str, PathBuf)> {
+    let nats = report.step("NATS for tests", brokers::nats);
+    let rabbitmq = report.step("RabbitMQ for tests", brokers::rabbitmq);
+    let programs = [("RPROC_NATS_SERVER", nats), ("RPROC_RABBITMQ_SERVER", rabbitmq)];
+    let found = programs
+        .into_iter()
+        .filter_map(|(variable, path)| Some((variable, path?)));
+    found.collect()
 }
 
 /// Runs the checks that need neither a cluster nor a test: `cargo xtask check`.
@@ -163,7 +178,7 @@ fn chart() -> Result<()> {
         helm.args(["template", "release"]).arg(&chart).args(["--set", values]);
         helm
     };
-    const GOOD: [&str; 11] = [
+    const GOOD: [&str; 13] = [
         "archive.size=1.5Ti,archive.retention.maxSize=200000000,agent.memory=64Mi",
         "log.filter=info\\,remoteprocess_operator=debug\\,[request{id=1}]=trace",
         "replicas=1,archive.retention.maxSize=1Ki",
@@ -175,11 +190,13 @@ fn chart() -> Result<()> {
         "ca.source=Secret,ca.secretName=corp-ca,ca.certificateDuration=1h30m",
         "tracing.otlp.endpoint=https://collector.example:4317,tracing.otlp.headersSecret=s,tracing.otlp.caCertificates=x",
         "monitoring.dashboard.enabled=true,monitoring.dashboard.annotations.folder=Platform",
+        "triggers.enabled=false,networkPolicy.enabled=true,watchNamespaces={a}",
+        "triggers.imagePullSecrets={a,b},networkPolicy.enabled=true,watchNamespaces={a},admissionPolicy.enabled=false",
     ];
     for values in GOOD {
         exec::output(&mut template(values))?;
     }
-    const BAD: [&str; 26] = [
+    const BAD: [&str; 28] = [
         "server=relay.example.org:99999",
         "images.operator.tag=not a tag",
         "images.agent.repository=registry/agent@sha256:0",
@@ -192,6 +209,8 @@ fn chart() -> Result<()> {
         "archive.emptyDirSizeLimit=2",
         "archive.retention.maxSize=100",
         "agent.memory=64",
+        "triggers.memory=64",
+        "triggers.imagePullPolicy=Sometimes",
         "log.filter=debgu",
         "log.filter=info\\,=debug",
         "log.filter=remoteprocess_operator=loud",
@@ -251,7 +270,7 @@ fn chart_with_registry() -> Result<()> {
         .arg(paths::chart())
         .args(["--set", &images::values("1-a", Some(&registry)).join(",")]);
     let rendered = exec::output(&mut template)?;
-    for image in ["operator", "agent", "cli"] {
+    for image in images::NAMES {
         if !rendered.contains(&format!("ghcr.io/team/{image}:1-a")) {
             bail!("--registry does not reach the chart: the {image} comes from elsewhere");
         }
@@ -259,7 +278,7 @@ fn chart_with_registry() -> Result<()> {
     Ok(())
 }
 
-fn end_to_end(report: &mut Report, programs: &[Program], args: &TestArgs) -> Result<()> {
+fn end_to_end(report: &mut Report, programs: &[Program], args: &TestArgs, servers: &[(&str, PathBuf)]) -> Result<()> {
     let state = State::of_this_user()?;
     let lock = Lock::take(&state.tests_lock(), "the tests of another checkout")?;
     let target = report.step("cluster up", || match args.context.as_deref() {
@@ -285,6 +304,7 @@ fn end_to_end(report: &mut Report, programs: &[Program], args: &TestArgs) -> Res
     let prepare = |command: &mut Command| {
         pass_long(command, args);
         images.describe(command, &target);
+        command.envs(servers.iter().map(|(variable, path)| (variable, path)));
     };
     end_to_end_suites(report, programs, args.limit(), &prepare);
     if target.own.is_some() {
@@ -309,12 +329,15 @@ fn end_to_end(report: &mut Report, programs: &[Program], args: &TestArgs) -> Res
 }
 
 /// Most of these tests wait most of the time: two programs run at a time, each with a test for each processor.
-fn unit_tests(programs: &[Program], args: &TestArgs) -> Result<Tally> {
+fn unit_tests(programs: &[Program], args: &TestArgs, servers: &[(&str, PathBuf)]) -> Result<Tally> {
     let runner = Runner {
         programs: 2,
         tests: processors(),
         limit: args.limit(),
-        prepare: &|command| pass_long(command, args),
+        prepare: &|command| {
+            pass_long(command, args);
+            command.envs(servers.iter().map(|(variable, path)| (variable, path)));
+        },
     };
     let mut tally = runner.run(programs);
     tally.extend(suite::documentation(&["--workspace"])?);

@@ -83,8 +83,10 @@ pub enum TriggerReason {
     Waiting,
     /// A Secret that the spec names is missing or has not the keys that it needs.
     InvalidSecret,
-    /// The Deployment was made.
+    /// The Deployment was made, and its pod runs.
     Deployed,
+    /// The Deployment was made, and its pod does not run yet.
+    Starting,
     /// The API server refuses the Deployment or the Service.
     Refused,
 }

@@ -96,6 +96,24 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+{{- if .Values.triggers.enabled }}
+# controller/trigger: watches the triggers, and writes their condition Deployed by server-side apply.
+- apiGroups: [remoteprocess.dev]
+  resources: [processtriggers]
+  verbs: [list, watch]
+- apiGroups: [remoteprocess.dev]
+  resources: [processtriggers/status]
+  verbs: [patch]
+# controller/trigger: one Deployment for each trigger, by server-side apply, which needs create for a new one. It looks first
+# whether another one has its name. The garbage collector deletes it.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [create, get, list, watch, patch]
+# controller/trigger: the same for the Service of a webhook. The operator deletes it if the trigger gets another source.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [create, get, list, watch, patch, delete]
+{{- end }}
 {{- end }}
 
 {{- /* include "rproc.checkSize" (list "archive.size" .Values.archive.size): a number without a unit means bytes, which is rarely intended. */ -}}

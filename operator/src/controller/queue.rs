@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::time::Instant;
 
 use kube::runtime::reflector::ObjectRef;
-use remoteprocess_api::RemoteProcess;
+use remoteprocess_api::{ProcessTrigger, RemoteProcess};
 
 /// Something that waits for its turn.
 pub(super) trait Key: Clone + Eq + Hash {
@@ -15,6 +15,12 @@ pub(super) trait Key: Clone + Eq + Hash {
 }
 
 impl Key for ObjectRef<RemoteProcess> {
+    fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or_default()
+    }
+}
+
+impl Key for ObjectRef<ProcessTrigger> {
     fn namespace(&self) -> &str {
         self.namespace.as_deref().unwrap_or_default()
     }

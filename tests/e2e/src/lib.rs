@@ -9,6 +9,7 @@
 //!
 //! Environment, as `cargo xtask test` sets it: `KUBECONFIG` and `RPROC_CONTEXT` (the cluster); `RPROC_BIN`, `KUBECTL`,
 //! `HELM` (programs, looked up in `PATH` otherwise); `RPROC_IMAGE_TAG` (the operator is installed with these images);
+//! `RPROC_NATS_SERVER` (the program of a broker);
 //! `RPROC_CLUSTER_OWN=1` (it is the development cluster of this machine); `RPROC_LONG=1` (full sizes).
 //! `RPROC_KEEP=1` keeps the namespaces of failed tests.
 
@@ -23,6 +24,7 @@ mod release;
 mod running;
 mod screen;
 mod stream;
+mod trigger;
 mod typed;
 mod user;
 mod wait;
@@ -43,6 +45,7 @@ pub use release::{
 pub use running::{Finished, Running};
 pub use screen::Screen;
 pub use stream::SlowStream;
+pub use trigger::Trigger;
 pub use typed::Document;
 pub use user::{User, admin};
 pub use wait::{until, until_some};

@@ -74,14 +74,21 @@ fn binding_name(namespace: &str) -> String {
 
 fn dump(namespace: &str) {
     println!("---- state of the namespace {namespace}");
-    let commands: [&[&str]; 4] = [
+    let commands: [&[&str]; 6] = [
         &["get", "remoteprocesses", "--output=yaml"],
+        &["get", "processtriggers", "--output=yaml"],
         &["get", "pods", "--output=wide"],
         &["get", "events", "--sort-by=.lastTimestamp"],
         &[
             "logs",
             "--selector=remoteprocess.dev/name",
             "--container=rproc-agent",
+            "--tail=40",
+            "--prefix",
+        ],
+        &[
+            "logs",
+            "--selector=remoteprocess.dev/trigger-uid",
             "--tail=40",
             "--prefix",
         ],

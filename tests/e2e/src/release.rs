@@ -108,7 +108,9 @@ impl Installation {
         let mut done = DONE.lock().expect("no holder panics");
         if !*done {
             if let Some(tag) = image_tag() {
-                let images = json!({"operator": {"tag": tag}, "agent": {"tag": tag}, "cli": {"tag": tag}});
+                let images =
+                    ["operator", "agent", "cli", "bridge"].map(|image| (image.to_owned(), json!({"tag": tag})));
+                let images = Value::Object(images.into_iter().collect());
                 let wanted = json!({"images": images});
                 if !is_deployed_with(&wanted)? {
                     let values = NamedTempFile::with_suffix(".json")?;

@@ -1,7 +1,7 @@
 //! The cluster's processes: started detached, identified by pid and start time.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,30 +34,40 @@ pub(super) struct Daemon {
 /// Starts the daemon in a session of its own, with its output in `logs/<name>.log`.
 pub(super) fn start(state: &State, tools: &super::Tools, daemon: &Daemon) -> Result<()> {
     let program = tools.path(daemon.name);
-    let log = File::create(log_file(state, daemon.name))?;
     // containerd finds its shim next to itself.
-    let mut path = program
-        .parent()
-        .expect("a tool lies in a folder")
-        .as_os_str()
-        .to_owned();
-    path.push(":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    let folder = program.parent().expect("a tool lies in a folder");
+    let path = format!("{}:{PATH}", folder.display());
+    let environment = [("PATH", path), ("HOME", "/root".to_owned())];
+    spawn(state, daemon.name, program, &daemon.args, &environment)
+}
+
+/// The folders of the distribution's programs.
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Starts a program with exactly this environment, as [`start`] does.
+pub(super) fn spawn(
+    state: &State,
+    name: &str,
+    program: &Path,
+    args: &[String],
+    environment: &[(&str, String)],
+) -> Result<()> {
+    let log = File::create(log_file(state, name))?;
     // setsid(1) replaces itself by the daemon, so that the pid is the daemon's.
     let child = Command::new("setsid")
         .arg(program)
-        .args(&daemon.args)
+        .args(args)
         .env_clear()
-        .env("PATH", path)
-        .env("HOME", "/root")
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()
-        .with_context(|| format!("cannot start {}", daemon.name))?;
+        .with_context(|| format!("cannot start {name}"))?;
     let pid = child.id();
-    let since = start_time(pid).with_context(|| format!("{} ended at once", daemon.name))?;
-    fs::write(pid_file(state, daemon.name), format!("{pid} {since}"))?;
+    let since = start_time(pid).with_context(|| format!("{name} ended at once"))?;
+    fs::write(pid_file(state, name), format!("{pid} {since}"))?;
     Ok(())
 }
 

@@ -109,6 +109,16 @@ const CERT_MANAGER: Module = Module {
     ],
 };
 
+/// Built only for `brokers` and `test`.
+const NATS: Module = Module {
+    folder: "nats",
+    title: "NATS",
+    minutes: 1,
+    tags: "",
+    ldflags: "-s -w",
+    programs: &[("github.com/nats-io/nats-server/v2", "nats-server")],
+};
+
 /// Built only for `external`. Each has one program, with the name of its folder.
 const EXTERNAL: [Module; 5] = [
     Module {
@@ -285,6 +295,11 @@ pub(super) fn ensure_helm() -> Result<PathBuf> {
 /// Builds cert-manager, if it is not built yet, and returns the folder of its programs.
 pub(super) fn ensure_cert_manager() -> Result<PathBuf> {
     CERT_MANAGER.ensure()
+}
+
+/// Builds nats-server, if it is not built yet, and returns its path.
+pub(super) fn ensure_nats() -> Result<PathBuf> {
+    Ok(NATS.ensure()?.join("nats-server"))
 }
 
 /// Builds a program of [`EXTERNAL`], if it is not built yet, and returns its path.

@@ -10,7 +10,7 @@ use remoteprocess_e2e::{RELEASE_NAMESPACE, is_development_cluster, kubectl, with
 use serde_json::Value;
 
 /// Granted, but never a call of the account, or not in each run of the tests.
-const NOT_IN_THE_LOG: [(&str, &str); 11] = [
+const NOT_IN_THE_LOG: [(&str, &str); 14] = [
     (
         "approve certificates.k8s.io/signers",
         "the API server checks it for an approval",
@@ -37,6 +37,12 @@ const NOT_IN_THE_LOG: [(&str, &str); 11] = [
         "patch remoteprocess.dev/remoteprocesses",
         "only for a stop whose agent is away",
     ),
+    (
+        "create apps/deployments",
+        "the API server checks it for an apply that creates",
+    ),
+    ("create /services", "the API server checks it for an apply that creates"),
+    ("delete /services", "only when a webhook becomes another source"),
 ];
 /// Fewer calls are no whole run of the tests.
 const WHOLE_RUN: usize = 5000;

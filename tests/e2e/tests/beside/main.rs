@@ -17,5 +17,7 @@ mod peers;
 mod permissions;
 mod reading;
 mod roles;
+mod stdin_from;
 mod streams;
+mod triggers;
 mod waits;

@@ -4,3 +4,4 @@ mod attach;
 mod attempts;
 mod exec;
 mod streams;
+mod triggers;

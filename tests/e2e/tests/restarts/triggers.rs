@@ -1,0 +1,210 @@
+//! Each message becomes one process, whichever part dies, and its result arrives once.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::{env, fs};
+
+use anyhow::{Context, Result, ensure};
+use async_nats::HeaderMap;
+use async_nats::jetstream::{self, stream};
+use futures::TryStreamExt;
+use remoteprocess_e2e::{
+    Namespace, Program, Running, Trigger, condition, delete_operator_pods, is_development_cluster, is_long, kubectl,
+    spec, until, wait_for_operator, with_temp_ns,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// Most processes at once.
+const MOST: usize = 5;
+
+/// A real server with JetStream, where pods reach it: at the address of the node, which is this machine.
+struct Nats {
+    url: String,
+    runtime: Runtime,
+    context: jetstream::Context,
+    _server: Running,
+    _data: TempDir,
+}
+
+impl Nats {
+    fn start(program: &str) -> Result<Self> {
+        let address = "--output=jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}";
+        let address = kubectl(["get", "nodes", address]).succeed()?.trim().to_owned();
+        let port = TcpListener::bind((address.as_str(), 0))?.local_addr()?.port();
+        let data = TempDir::new()?;
+        let folder = format!("--store_dir={}", data.path().display());
+        let (host, listen) = (format!("--addr={address}"), format!("--port={port}"));
+        let mut server = Program::new(program, ["--jetstream", &folder, &host, &listen])
+            .within(Duration::from_secs(900))
+            .start()?;
+        server.wait_for_stderr("Server is ready")?;
+        let runtime = Runtime::new()?;
+        let url = format!("nats://{address}:{port}");
+        let context = runtime.block_on(async {
+            let context = jetstream::new(async_nats::connect(&url).await?);
+            for name in ["orders", "results"] {
+                let config = stream::Config {
+                    name: name.to_uppercase(),
+                    subjects: vec![name.to_owned()],
+                    ..stream::Config::default()
+                };
+                context.create_stream(config).await?;
+            }
+            anyhow::Ok(context)
+        })?;
+        Ok(Self {
+            url,
+            runtime,
+            context,
+            _server: server,
+            _data: data,
+        })
+    }
+
+    /// Publishes a message with this number, confirmed by the server.
+    fn order(&self, number: usize) -> Result<()> {
+        let mut headers = HeaderMap::new();
+        headers.insert("order-id", format!("order-{number}").as_str());
+        let payload = format!("order {number}");
+        self.runtime.block_on(async {
+            let published = self.context.publish_with_headers("orders", headers, payload.into());
+            published.await?.await?;
+            Ok(())
+        })
+    }
+
+    /// How often there is a result for each id, and what it says about the last one.
+    fn results(&self) -> Result<BTreeMap<String, (usize, Value)>> {
+        self.runtime.block_on(async {
+            let mut stream = self.context.get_stream("RESULTS").await?;
+            let last = stream.info().await?.state.last_sequence;
+            let mut results: BTreeMap<String, (usize, Value)> = BTreeMap::new();
+            for sequence in 1..=last {
+                let message = stream.get_raw_message(sequence).await?;
+                let mut event: Value = serde_json::from_slice(&message.payload)?;
+                let id = event["data"]["messageId"].as_str().context("an id")?.to_owned();
+                let result = results.entry(id).or_default();
+                *result = (result.0 + 1, event["data"].take());
+            }
+            Ok(results)
+        })
+    }
+
+    /// Messages that the bridge has not acknowledged.
+    fn unsettled(&self) -> Result<u64> {
+        self.runtime.block_on(async {
+            let stream = self.context.get_stream("ORDERS").await?;
+            let consumers: Vec<_> = stream.consumers().try_collect().await?;
+            ensure!(consumers.len() == 1, "{consumers:?}");
+            Ok(consumers[0].num_pending + consumers[0].num_ack_pending as u64)
+        })
+    }
+}
+
+/// A file on the node to which each program that runs adds its message.
+struct Journal(PathBuf);
+
+impl Journal {
+    fn new(namespace: &Namespace) -> Self {
+        Self(env::temp_dir().join(&namespace.name))
+    }
+
+    fn template(&self) -> Value {
+        let volume = json!({"name": "journal", "hostPath": {"path": self.0, "type": "DirectoryOrCreate"}});
+        let more = json!({
+            "volumeMounts": [{"name": "journal", "mountPath": "/journal"}], "pod": {"volumes": [volume]},
+        });
+        spec(
+            "echo \"$(cat $MESSAGE)\" >> /journal/ran; echo \"done: $RPROC_MESSAGE_ID\"",
+            more,
+        )
+    }
+
+    fn read(&self) -> Result<BTreeMap<String, usize>> {
+        let mut runs = BTreeMap::new();
+        for line in fs::read_to_string(self.0.join("ran")).context("the journal")?.lines() {
+            *runs.entry(line.to_owned()).or_default() += 1;
+        }
+        Ok(runs)
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // If a test failed early, nothing was written.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn running(trigger: &Trigger<'_>) -> Result<usize> {
+    let is_final = |process: &&Value| condition(&process["status"], "Finished")["status"] == "True";
+    Ok(trigger.processes()?.iter().filter(|process| !is_final(process)).count())
+}
+
+#[test]
+fn each_message_runs_once_while_bridge_and_operator_are_killed() {
+    let Ok(program) = env::var("RPROC_NATS_SERVER") else {
+        println!("LEFT OUT: RPROC_NATS_SERVER is not set; `cargo xtask test` sets it");
+        return;
+    };
+    if !is_development_cluster("a broker and a file on the node") {
+        return;
+    }
+    with_temp_ns("nats", |namespace| {
+        let (nats, journal) = (Nats::start(&program)?, Journal::new(namespace));
+        let trigger = Trigger::prepare(namespace, "orders")?;
+        let source = json!({"nats": {"servers": [nats.url], "stream": "ORDERS", "resultSubject": "results"}});
+        let more = json!({
+            "message": {"id": "Header", "idHeader": "order-id"}, "policy": {"maxRunning": MOST},
+        });
+        trigger
+            .apply(&trigger.object(&source, &journal.template(), more))
+            .succeed()?;
+        let count = if is_long() { 1000 } else { 30 };
+        for number in 0..count {
+            nats.order(number)?;
+            // One in six is sent twice.
+            if number % 6 == 0 {
+                nats.order(number)?;
+            }
+        }
+        trigger.wait_for("Ready", "True", "", 90)?;
+        let mut disturbances = if is_long() { 10 } else { 2 };
+        let step = count / (disturbances + 1);
+        until("a result of each message", Duration::from_secs(800), || {
+            let (running, results) = (running(&trigger)?, nats.results()?.len());
+            ensure!(running <= MOST, "{running} processes at once");
+            if disturbances > 0 && results > count - disturbances * step {
+                disturbances -= 1;
+                match disturbances % 2 {
+                    0 => delete_operator_pods().and_then(|()| wait_for_operator())?,
+                    _ => trigger.kill_bridge()?,
+                }
+            }
+            Ok(results == count)
+        })?;
+        until("acknowledgements", Duration::from_secs(30), || {
+            Ok(nats.unsettled()? == 0)
+        })?;
+        let runs = journal.read()?;
+        ensure!(runs.len() == count && runs.values().all(|runs| *runs == 1), "{runs:?}");
+        ensure!(trigger.processes()?.len() == count, "one process for each message");
+        for (id, (times, data)) in nats.results()? {
+            ensure!(times == 1, "{id}: {times} results");
+            ensure!(data["outcome"] == "Succeeded", "{data:#}");
+            let tail = data["tail"].as_str().unwrap_or_default();
+            ensure!(tail.contains(&format!("done: {id}")), "{data:#}");
+        }
+        let status = trigger.status()?;
+        println!(
+            "{count} messages, each run once, with {} duplicates: {status}",
+            count.div_ceil(6)
+        );
+        ensure!(status["running"] == 0 || status["running"].is_null(), "{status:#}");
+        Ok(())
+    });
+}
