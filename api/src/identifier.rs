@@ -25,6 +25,12 @@ pub fn is_uid(text: &str) -> bool {
     (1..=MAX_UID).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
 }
 
+/// Whether a ConfigMap or Secret can have this key (Kubernetes, `IsConfigMapKey`).
+pub fn is_key(text: &str) -> bool {
+    let is_allowed = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(is_allowed) && text != "." && !text.starts_with("..")
+}
+
 /// A label of RFC 1123, of any length.
 fn is_label(text: &str) -> bool {
     let is_edge = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -36,6 +42,16 @@ fn is_label(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_a_file_name_of_plain_characters() {
+        for odd in ["", ".", "..", "..a", "a/b", "a b", "a\0", "é", &"a".repeat(254)] {
+            assert!(!is_key(odd), "{odd:?}");
+        }
+        for key in ["a", ".a", "A_b-1.txt", &"a".repeat(253)] {
+            assert!(is_key(key), "{key:?}");
+        }
+    }
 
     #[test]
     fn nothing_that_would_change_a_path_is_a_name() {

@@ -75,6 +75,8 @@ pub const VOLUME_TOKEN: &str = "rproc-token";
 pub const VOLUME_MASK: &str = "rproc-mask";
 /// Volume with the agent's image, if the cluster mounts images.
 pub const VOLUME_IMAGE: &str = "rproc-image";
+/// Volume with the key that is the program's standard input; only if the spec names one.
+pub const VOLUME_STDIN: &str = "rproc-stdin";
 /// Audience of the agent's token: no API server accepts it.
 pub const ENROL_AUDIENCE: &str = "remoteprocess.dev/enrol";
 /// Audience of the tokens by which machines log in: no API server accepts it.

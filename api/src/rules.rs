@@ -48,14 +48,16 @@ pub fn stopped_is_final() -> Rule {
         .message("spec.desiredState cannot leave Stopped: a stopped process does not run again; create a new one")
 }
 
-/// No mount at, below or above the handover volume: the user's files would collide with those of the agent.
+/// No mount at, below or above the handover volume and the input: the user's files would collide with ours.
 pub fn mounts() -> Rule {
     Rule::new(
         "!has(self.volumeMounts) || self.volumeMounts.all(m, m.mountPath != '/' && m.mountPath != '/.rproc' && \
-         !m.mountPath.startsWith('/.rproc/') && !m.name.startsWith('rproc-'))",
+         !m.mountPath.startsWith('/.rproc/') && m.mountPath != '/.rproc-stdin' && \
+         !m.mountPath.startsWith('/.rproc-stdin/') && !m.name.startsWith('rproc-'))",
     )
     .message(
-        "spec.volumeMounts: the paths / and /.rproc and volume names that begin with rproc- are reserved; choose another",
+        "spec.volumeMounts: the paths /, /.rproc and /.rproc-stdin and volume names that begin with rproc- are \
+         reserved; choose another",
     )
 }
 

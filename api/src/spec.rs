@@ -128,8 +128,9 @@ pub struct RemoteProcessSpec {
     pub working_dir: Option<String>,
     /// Whether clients can write to the program's standard input (`rproc attach -i`). Otherwise the input is empty.
     pub stdin: Option<bool>,
-    /// A key of a ConfigMap or Secret in the namespace that is the program's standard input, instead of `stdin`. The
-    /// program starts when the key exists.
+    /// A key of a ConfigMap or Secret in the namespace whose value is the program's standard input, instead of `stdin`
+    /// and without `tty`. The program starts when the key exists. Each attempt reads the value that the key has when its
+    /// pod starts, from the beginning.
     pub stdin_from: Option<StdinSource>,
     /// Whether the program has a terminal. Its output is then one stream, and with `stdin` a client can type into it.
     pub tty: Option<bool>,
@@ -138,7 +139,8 @@ pub struct RemoteProcessSpec {
     pub tty_size: Option<TtySize>,
     /// Requests and limits of the user's container. They apply only to the program.
     pub resources: Option<ResourceRequirements>,
-    /// Mounts of the volumes in `pod.volumes` in the user's container. `/.rproc`, and the paths above it, are reserved.
+    /// Mounts of the volumes in `pod.volumes` in the user's container. `/`, and the paths at and below `/.rproc` and
+    /// `/.rproc-stdin`, are reserved.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub volume_mounts: Vec<VolumeMount>,

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use remoteprocess_entrypoint::SOCKET_PATH;
+use remoteprocess_entrypoint::{SOCKET_PATH, STDIN_FILE};
 
 use crate::cgroup;
 
@@ -20,6 +20,8 @@ pub(crate) struct Arguments {
     pub command: Vec<OsString>,
     /// Where the agent listens.
     pub socket: PathBuf,
+    /// The program's input, if the launch says that it is a file.
+    pub stdin_file: PathBuf,
     /// Run as a process other than 1, and manage only own descendants. For tests.
     pub subreaper: bool,
     /// How long to wait for an agent before anything was started.
@@ -45,6 +47,7 @@ impl Arguments {
         let mut parsed = Self {
             command: Vec::new(),
             socket: PathBuf::from(SOCKET_PATH),
+            stdin_file: PathBuf::from(STDIN_FILE),
             subreaper: false,
             agent_wait: AGENT_WAIT,
             cgroup: None,
@@ -56,6 +59,9 @@ impl Arguments {
                 Some("--subreaper") => parsed.subreaper = true,
                 Some("--socket") => {
                     parsed.socket = arguments.next().ok_or(Error::Unexpected(argument))?.into();
+                }
+                Some("--stdin-file") => {
+                    parsed.stdin_file = arguments.next().ok_or(Error::Unexpected(argument))?.into();
                 }
                 Some("--cgroup") => {
                     parsed.cgroup = Some(arguments.next().ok_or(Error::Unexpected(argument))?.into());
@@ -98,6 +104,7 @@ mod tests {
         let parsed = parse(&["--", "sh", "--", "--subreaper", ""]).unwrap();
         assert_eq!(parsed.command, ["sh", "--", "--subreaper", ""]);
         assert_eq!(parsed.socket.to_str(), Some(SOCKET_PATH));
+        assert_eq!(parsed.stdin_file.to_str(), Some(STDIN_FILE));
         assert!(!parsed.subreaper);
         assert_eq!(parsed.cgroup.as_deref(), Some(Path::new(cgroup::MOUNT)));
     }
@@ -107,6 +114,8 @@ mod tests {
         let line = [
             "--socket",
             "/tmp/s",
+            "--stdin-file",
+            "/tmp/i",
             "--subreaper",
             "--agent-wait-millis",
             "70",
@@ -117,6 +126,7 @@ mod tests {
         ];
         let parsed = parse(&line).unwrap();
         assert_eq!(parsed.socket.to_str(), Some("/tmp/s"));
+        assert_eq!(parsed.stdin_file.to_str(), Some("/tmp/i"));
         assert!(parsed.subreaper);
         assert_eq!(parsed.agent_wait, Duration::from_millis(70));
         assert_eq!(parsed.cgroup.as_deref(), Some(Path::new("/c")));
@@ -129,6 +139,7 @@ mod tests {
         assert_eq!(parse(&["--"]), Err(Error::NoCommand));
         assert_eq!(parse(&["sh", "--"]), Err(Error::Unexpected("sh".into())));
         assert_eq!(parse(&["--socket"]), Err(Error::Unexpected("--socket".into())));
+        assert_eq!(parse(&["--stdin-file"]), Err(Error::Unexpected("--stdin-file".into())));
         assert_eq!(parse(&["--agent-wait-millis", "x"]), Err(Error::Unexpected("x".into())));
     }
 }

@@ -26,7 +26,7 @@ const TERM: &str = "xterm";
 pub(crate) enum ChildStdio {
     /// This process's own.
     Inherited,
-    /// This for input, this process's own for output.
+    /// This pipe or file for input, this process's own for output.
     Input(OwnedFd),
     /// The terminal, of which the program becomes the session leader.
     Terminal(OwnedFd),
@@ -74,7 +74,7 @@ fn spawn(file: &Path, command: &[OsString], stdio: ChildStdio) -> io::Result<u32
 fn connect(child: &mut Command, stdio: ChildStdio) -> io::Result<bool> {
     match stdio {
         ChildStdio::Inherited => child.process_group(0),
-        ChildStdio::Input(pipe) => child.process_group(0).stdin(pipe),
+        ChildStdio::Input(input) => child.process_group(0).stdin(input),
         ChildStdio::Terminal(slave) => {
             let duplicate = || slave.as_fd().try_clone_to_owned().map(Stdio::from);
             child.stdin(duplicate()?).stdout(duplicate()?).stderr(duplicate()?);
@@ -100,6 +100,18 @@ pub(crate) fn no_pipes(command: &[OsString], error: &io::Error) -> Outcome {
     let message = format!(
         "cannot start {:?}: no pipe or terminal for its input and output: {error}",
         command[0]
+    );
+    Outcome::NotExecutable {
+        message: bounded_sentence(message),
+    }
+}
+
+/// The outcome for an input that is a file and cannot be opened.
+pub(crate) fn no_input(command: &[OsString], file: &Path, error: &io::Error) -> Outcome {
+    let message = format!(
+        "cannot start {:?}: its standard input, {} (spec.stdinFrom), cannot be opened: {error}",
+        command[0],
+        file.display()
     );
     Outcome::NotExecutable {
         message: bounded_sentence(message),

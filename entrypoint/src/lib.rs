@@ -24,6 +24,10 @@ pub mod socket;
 /// Where the agent listens, as seen from both containers.
 pub const SOCKET_PATH: &str = "/.rproc/socket";
 
+/// Where the program's input is, if it comes from a file ([`message::Launch::stdin_from_file`]): on a volume that only the
+/// kubelet writes.
+pub const STDIN_FILE: &str = "/.rproc-stdin/stdin";
+
 /// Exit code of the entrypoint where the platform failed and the program never ran: no agent, not
 /// PID 1, wrong arguments.
 pub const EXIT_PLATFORM: i32 = 125;

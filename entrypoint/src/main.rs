@@ -25,6 +25,7 @@ mod sessions;
 mod shim;
 mod signals;
 mod stdin;
+mod stdin_file;
 mod stdio;
 mod supervisor;
 mod terminal;

@@ -33,7 +33,7 @@ use crate::session::{News, Order};
 
 /// Version of these messages. Both sides come from one image, so a difference is a fault of the installation and ends
 /// the connection.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// Longest packet, in bytes. A longer one is not sent, and not decoded.
 pub const MAX_PACKET_BYTES: usize = 64 * 1024;
@@ -175,8 +175,10 @@ pub struct Launch {
     pub run_deadline: Option<Duration>,
     /// Whether the time for which the program was paused does not count toward `run_deadline`.
     pub pause_stops_clock: bool,
-    /// Whether it takes input; if not, its input is empty.
+    /// Whether it takes input from clients; if neither this nor `stdin_from_file`, its input is empty.
     pub stdin: bool,
+    /// Whether its input is the file [`STDIN_FILE`](crate::STDIN_FILE). Excludes `stdin` and `terminal`.
+    pub stdin_from_file: bool,
     /// Size of a terminal for its input and output, which is then one stream.
     pub terminal: Option<WindowSize>,
 }
@@ -425,6 +427,7 @@ mod tests {
                         run_deadline,
                         pause_stops_clock: flag,
                         stdin: flag,
+                        stdin_from_file: !flag,
                         terminal: flag.then_some(WindowSize { rows: 24, columns: 80 }),
                     })
                 }

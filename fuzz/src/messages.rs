@@ -156,6 +156,7 @@ fn orders() -> Vec<(&'static str, ToEntrypoint)> {
         run_deadline: Some(Duration::from_millis(1500)),
         pause_stops_clock: true,
         stdin: true,
+        stdin_from_file: true,
         terminal: Some(WindowSize { rows: 24, columns: 80 }),
     };
     vec![

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 use remoteprocess_api::{RemoteProcess, RemoteProcessStatus, names};
 use remoteprocess_operator::fuzz::{build_pods, decide, launch_settings};
-use remoteprocess_proto::pod::HANDOVER_PATH;
+use remoteprocess_proto::pod::{HANDOVER_PATH, STDIN_PATH};
 use serde_json::{Value, json};
 
 use crate::{Input, Seed, form};
@@ -37,7 +37,11 @@ fn process(process: RemoteProcess) -> bool {
             check_messages(&process, &status);
             return false;
         };
-        launch_settings(&process).expect("what can be built can be launched");
+        let launch = launch_settings(&process).expect("what can be built can be launched");
+        assert!(
+            !launch.stdin_from_file || (!launch.stdin && launch.terminal.is_none()),
+            "the agent refuses it"
+        );
         for pod in &pods {
             check(&process, attempt, pod);
         }
@@ -79,7 +83,8 @@ fn check_identity(process: &RemoteProcess, attempt: u32, pod: &Pod) {
     assert_eq!(uids, [process.metadata.uid.as_ref()]);
 }
 
-/// The program runs under the entrypoint, with its own arguments, and sees of our volumes only what it starts from.
+/// The program runs under the entrypoint, with its own arguments, and sees of our volumes only what it starts from and
+/// reads.
 fn check_main(process: &RemoteProcess, main: &Container) {
     assert_eq!(main.name, names::CONTAINER_MAIN);
     let command = main.command.as_deref().unwrap_or_default();
@@ -89,9 +94,16 @@ fn check_main(process: &RemoteProcess, main: &Container) {
     assert!(arguments.iter().all(|argument| !argument.contains('\0')));
     for mount in main.volume_mounts.iter().flatten() {
         let is_ours = mount.name.starts_with(names::RESERVED_NAME_PREFIX);
-        let is_start = [names::VOLUME_HANDOVER, names::VOLUME_IMAGE].contains(&mount.name.as_str());
-        assert!(!is_ours || (is_start && mount.read_only == Some(true)), "{mount:?}");
+        let is_for_program = [names::VOLUME_HANDOVER, names::VOLUME_IMAGE, names::VOLUME_STDIN].contains(&&*mount.name);
+        assert!(
+            !is_ours || (is_for_program && mount.read_only == Some(true)),
+            "{mount:?}"
+        );
+        let is_at_ours = [HANDOVER_PATH, STDIN_PATH].contains(&&*mount.mount_path);
+        assert!(is_ours || !is_at_ours, "{mount:?}");
     }
+    let inputs = (main.volume_mounts.iter().flatten()).filter(|mount| mount.name == names::VOLUME_STDIN);
+    assert_eq!(inputs.count(), usize::from(process.spec.stdin_from.is_some()));
 }
 
 /// The agent is not the user's: only its resources are.
@@ -198,6 +210,24 @@ pub fn seeds() -> Vec<Seed> {
         ("process-minimal", form(PROCESS, &[&json(&minimal)])),
         ("process-example", form(PROCESS, &[&json(&example)])),
         ("process-everything", form(PROCESS, &[&json(&everything)])),
+        (
+            "process-stdin-from",
+            form(
+                PROCESS,
+                &[&json(&process(json!({
+                    "image": "a", "command": ["a"], "stdinFrom": {"configMapKeyRef": {"name": "m", "key": "k"}},
+                })))],
+            ),
+        ),
+        (
+            "odd-process-inputs",
+            form(
+                PROCESS,
+                &[&json(&process(json!({
+                    "image": "a", "command": ["a"], "tty": true, "stdinFrom": {"secretKeyRef": {"name": "s", "key": "k"}},
+                })))],
+            ),
+        ),
         (
             "odd-process-token",
             form(

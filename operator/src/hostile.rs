@@ -77,6 +77,7 @@ fn object() -> Value {
             "env": [{"name": "A", "value": "a"}],
             "resources": {"limits": {"memory": "64Mi"}},
             "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+            "stdinFrom": {"configMapKeyRef": {"name": "a", "key": "b"}},
             "stop": {"signal": "TERM", "gracePeriodSeconds": 5},
             "retries": {"limit": 1, "after": ["ProcessFailure"], "backoff": {"initialSeconds": 1, "maxSeconds": 2}},
             "deadlines": {"runSeconds": 9, "warnSignal": "USR1", "warnBeforeSeconds": 1},
@@ -88,7 +89,7 @@ fn object() -> Value {
 }
 
 /// Fields of the spec that take a text.
-const TEXTS: [&str; 16] = [
+const TEXTS: [&str; 18] = [
     "/image",
     "/command/0",
     "/args/0",
@@ -98,6 +99,8 @@ const TEXTS: [&str; 16] = [
     "/resources/limits/memory",
     "/volumeMounts/0/name",
     "/volumeMounts/0/mountPath",
+    "/stdinFrom/configMapKeyRef/name",
+    "/stdinFrom/configMapKeyRef/key",
     "/stop/signal",
     "/deadlines/warnSignal",
     "/output/spoolSize",

@@ -10,6 +10,12 @@ pub const ENTRYPOINT: &str = "/.rproc/entrypoint";
 pub const IMAGE_PATH: &str = "/.rproc/image";
 /// The entrypoint's program in that image.
 pub const ENTRYPOINT_IN_IMAGE: &str = "/.rproc/image/entrypoint";
+/// Where the key that is the program's input (`spec.stdinFrom`) is mounted in the user's container.
+pub const STDIN_PATH: &str = "/.rproc-stdin";
+/// File name of the input below [`STDIN_PATH`].
+pub const STDIN_NAME: &str = "stdin";
+/// The program's input: [`STDIN_NAME`] below [`STDIN_PATH`]. The entrypoint has the same constant.
+pub const STDIN_FILE: &str = "/.rproc-stdin/stdin";
 /// Where the spool is mounted in the agent's container.
 pub const SPOOL_PATH: &str = "/spool";
 /// Where the token is mounted in the agent's container.

@@ -300,8 +300,8 @@ impl Conversation {
             self.outlet.subscribe(),
         );
         self.echo = Some(tokio::spawn(echo));
-        if !settings.has_input() {
-            self.input.refuse();
+        if let Some(why) = settings.refuses_writers() {
+            self.input.refuse(why);
             self.show_input();
         }
     }

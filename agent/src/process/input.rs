@@ -37,6 +37,12 @@ pub enum InputError {
     /// The spec declares neither input nor a terminal.
     #[error("the process has neither input nor a terminal: neither spec.stdin nor spec.tty is set")]
     None,
+    /// The spec names another source of the input.
+    #[error(
+        "the standard input of the process is a key of a ConfigMap or Secret (spec.stdinFrom), so no client can write \
+         into it"
+    )]
+    File,
     /// There is no reader.
     #[error("the program has ended")]
     Ended,
@@ -58,8 +64,8 @@ pub struct View {
     pub writer: u64,
     /// The user behind it.
     pub user: String,
-    /// The program has no input, as its launch showed.
-    pub has_none: bool,
+    /// Why no client can write, as the launch showed.
+    pub refused: Option<InputError>,
     /// How far the input has come; unknown while an entrypoint that has launched is away.
     pub state: Option<InputState>,
 }
@@ -83,7 +89,7 @@ impl Input {
             view: View {
                 writer: 0,
                 user: String::new(),
-                has_none: false,
+                refused: None,
                 state: (!was_launched).then(InputState::default),
             },
             lease,
@@ -95,9 +101,9 @@ impl Input {
         &self.view
     }
 
-    /// The program has no input, so no client can write.
-    pub const fn refuse(&mut self) {
-        self.view.has_none = true;
+    /// No client can write.
+    pub fn refuse(&mut self, why: InputError) {
+        self.view.refused = Some(why);
     }
 
     /// Decides on an opening. If the writer is new, its lease is returned, and must be stored before the writer is
@@ -108,8 +114,8 @@ impl Input {
             resume,
             take_over,
         } = opening;
-        if self.view.has_none {
-            return Err(InputError::None);
+        if let Some(why) = &self.view.refused {
+            return Err(why.clone());
         }
         let is_new = self.lease.as_ref().is_none_or(|known| known.session != lease.session);
         if let Some(known) = self.lease.as_ref().filter(|_| is_new) {

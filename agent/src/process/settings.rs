@@ -10,6 +10,7 @@ use remoteprocess_proto::v1::launch_settings as wire;
 use serde::{Deserialize, Serialize};
 
 use super::Echo;
+use super::input::InputError;
 use crate::spool::WhenFull;
 
 /// Numbers of signals (signal(7)).
@@ -49,9 +50,19 @@ pub enum Error {
 }
 
 impl LaunchSettings {
-    /// Whether the program has an input or a terminal.
-    pub const fn has_input(&self) -> bool {
-        self.order.stdin || self.order.terminal.is_some()
+    /// Why no client can write, if that is so.
+    pub fn refuses_writers(&self) -> Option<InputError> {
+        match self.order {
+            LaunchOrder {
+                stdin_from_file: true, ..
+            } => Some(InputError::File),
+            LaunchOrder {
+                stdin: false,
+                terminal: None,
+                ..
+            } => Some(InputError::None),
+            _ => None,
+        }
     }
 
     /// The settings of a grant, checked.
@@ -69,7 +80,11 @@ impl LaunchSettings {
             pause_stops_clock,
             warning,
             agent_lost,
+            stdin_from_file,
         } = settings.ok_or(Error::Absent)?;
+        if stdin_from_file && (stdin || terminal.is_some()) {
+            return Err(Error::Unusable("stdin_from_file"));
+        }
         let order = LaunchOrder {
             merge,
             stop_signal: signal(stop_signal, "stop_signal")?,
@@ -88,6 +103,7 @@ impl LaunchSettings {
                 .transpose()?,
             pause_stops_clock,
             stdin,
+            stdin_from_file,
             terminal: terminal.map(window),
         };
         Ok(Self {
@@ -184,6 +200,32 @@ mod tests {
     }
 
     #[test]
+    fn clients_write_into_an_input_of_theirs_and_into_a_terminal_only() {
+        let of = |stdin, stdin_from_file, has_terminal: bool| {
+            let settings = v1::LaunchSettings {
+                stdin,
+                stdin_from_file,
+                terminal: has_terminal.then_some(v1::WindowSize { rows: 1, columns: 1 }),
+                ..granted()
+            };
+            LaunchSettings::from_grant(Some(settings)).unwrap()
+        };
+        assert_eq!(of(false, false, false).refuses_writers(), Some(InputError::None));
+        assert_eq!(of(true, false, false).refuses_writers(), None);
+        assert_eq!(of(false, false, true).refuses_writers(), None);
+        let from_file = of(false, true, false);
+        assert_eq!(from_file.refuses_writers(), Some(InputError::File));
+        assert!(from_file.order.stdin_from_file);
+    }
+
+    #[test]
+    fn the_input_is_where_the_controller_mounts_it() {
+        use remoteprocess_proto::pod;
+        assert_eq!(pod::STDIN_FILE, remoteprocess_entrypoint::STDIN_FILE);
+        assert_eq!(pod::STDIN_FILE, format!("{}/{}", pod::STDIN_PATH, pod::STDIN_NAME));
+    }
+
+    #[test]
     fn settings_that_cannot_be_used_are_refused_by_name() {
         let refused = |change: fn(&mut v1::LaunchSettings)| {
             let mut settings = granted();
@@ -197,6 +239,14 @@ mod tests {
         assert_eq!(refused(|s| s.echo = 9), Error::Unusable("echo"));
         assert_eq!(refused(|s| s.when_full = 9), Error::Unusable("when_full"));
         assert_eq!(refused(|s| s.leftovers = 9), Error::Unusable("leftovers"));
+        assert_eq!(
+            refused(|s| s.stdin_from_file = true),
+            Error::Unusable("stdin_from_file")
+        );
+        let two_inputs = |s: &mut v1::LaunchSettings| {
+            (s.stdin, s.stdin_from_file, s.terminal) = (true, true, None);
+        };
+        assert_eq!(refused(two_inputs), Error::Unusable("stdin_from_file"));
         let no_time = |s: &mut v1::LaunchSettings| s.run_deadline = Some(Default::default());
         assert_eq!(refused(no_time), Error::Unusable("run_deadline"));
         let warning = |s: &mut v1::LaunchSettings| s.warning = Some(wire::Warning::default());

@@ -35,10 +35,10 @@ impl Writer {
     /// The current state of the input.
     pub fn look(&mut self) -> Result<View, InputError> {
         let view = self.view.borrow_and_update().clone();
-        match view.writer == self.number {
-            true if view.has_none => Err(InputError::None),
-            true => Ok(view),
-            false => Err(InputError::TakenOver(view.user)),
+        match view.refused.clone() {
+            _ if view.writer != self.number => Err(InputError::TakenOver(view.user)),
+            Some(why) => Err(why),
+            None => Ok(view),
         }
     }
 

@@ -78,7 +78,7 @@ fn check(open: AttachOpen) -> Result<Opening, Status> {
 fn refuse(error: &InputError) -> Status {
     let text = error.to_string();
     match error {
-        InputError::None => Status::failed_precondition(text),
+        InputError::None | InputError::File => Status::failed_precondition(text),
         InputError::Ended => Status::out_of_range(text),
         InputError::Held(_) => Status::resource_exhausted(text),
         InputError::TakenOver(_) => Status::aborted(text),

@@ -380,3 +380,57 @@ async fn a_program_without_input_takes_none() {
     let refused = Connection::open(&operator, &address, opening("b")).await;
     assert_eq!(refused.err().unwrap().code(), Code::FailedPrecondition);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_reads_a_file_takes_no_input_of_clients_and_says_why() {
+    let (env, address) = at_a_port();
+    let mut relay = TestRelay::start().await;
+    relay.grants.store(false, Ordering::Relaxed);
+    let options = Options {
+        supervised: true,
+        env,
+        ..launch_with(|launch| launch.stdin_from_file = true)
+    };
+    let mut pod = Pod::start(&relay, &options);
+    std::fs::write(pod.path("stdin"), "from the file").unwrap();
+    let (ready, end) = (pod.path("ready"), pod.path("end"));
+    pod.shell(&format!(
+        "cat; touch {}; until test -e {}; do sleep 0.02; done",
+        ready.display(),
+        end.display()
+    ));
+    relay.next_start().await;
+    let operator = relay.operator();
+    let mut early = opened(&operator, &address, &opening("a")).await;
+    early.send(0, b"from a client").await;
+    assert!(!early.answer().await.unwrap().is_over);
+    relay.grants.store(true, Ordering::Relaxed);
+    let names_it = |refused: Status| {
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+        assert!(refused.message().contains("spec.stdinFrom"), "{refused:?}");
+    };
+    names_it(early.accepted(1).await.unwrap_err());
+    let refused = Connection::open(&operator, &address, opening("b")).await;
+    names_it(refused.err().unwrap());
+    // The next agent knows it, too.
+    super::until("the program runs", || ready.exists()).await;
+    let before = pod.agent_pid();
+    pod.signal_agent(Signal::KILL);
+    super::until("another agent", || {
+        pod.agent_pid().is_some_and(|pid| Some(pid) != before)
+    })
+    .await;
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
+    let refused = loop {
+        pause.tick().await;
+        match Connection::open(&operator, &address, opening("c")).await {
+            Err(status) if status.code() == Code::FailedPrecondition => break status,
+            Err(_) => {}
+            Ok(_) => panic!("it takes input"),
+        }
+    };
+    names_it(refused);
+    std::fs::write(end, "").unwrap();
+    let archive = in_time("the end", relay.be_home(|_| {})).await;
+    assert_eq!((archive.head(0).as_str(), archive.exit().value), ("from the file", 0));
+}

@@ -14,6 +14,7 @@ mod pod;
 mod policies;
 mod relay;
 mod run;
+mod stdin_file;
 mod verbs;
 mod wait;
 

@@ -150,6 +150,8 @@ impl Pod {
             .arg("--subreaper")
             .arg("--socket")
             .arg(self.path("handover/socket"))
+            .arg("--stdin-file")
+            .arg(self.path("stdin"))
             .arg("--")
             .args(command)
             .stdin(Stdio::null())

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::sync::atomic::Ordering;
 
-use remoteprocess_api::RemoteProcess;
+use remoteprocess_api::{RemoteProcess, RemoteProcessSpec};
 use remoteprocess_client::{Follower, Ledger, Relay};
 use remoteprocess_proto::v1::{Cursor, ProcessKey};
 use tokio::time::Instant;
@@ -67,9 +67,9 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
     let object = selection::get(&cluster, &args.name).await?;
     let is_over = object.is_final();
     let writes = args.stdin && !is_over;
-    if writes && !object.spec.stdin.unwrap_or_default() {
+    if let Some(why) = refusal(&object.spec).filter(|_| writes) {
         return Err(Failure::new(format!(
-            "{0} takes no input: spec.stdin is not set (rproc run -i sets it). Watch it: rproc attach {0}",
+            "{0} takes no input: {why}. Watch it: rproc attach {0}",
             args.name
         )));
     }
@@ -116,6 +116,15 @@ pub async fn run(global: &GlobalArgs, args: AttachArgs) -> Result<u8, Failure> {
     // It had already ended, or it ended before any input could be passed on.
     let is_refused = args.stdin && !has_begun.load(Ordering::Relaxed);
     answer(&args, &output, &follower.ledger, followed, is_refused).await
+}
+
+/// Why nobody can write to the process, if that is so.
+fn refusal(spec: &RemoteProcessSpec) -> Option<&'static str> {
+    match (spec.stdin.unwrap_or_default(), &spec.stdin_from) {
+        (_, Some(_)) => Some("its standard input is a key of a ConfigMap or Secret (spec.stdinFrom)"),
+        (false, None) => Some("spec.stdin is not set (rproc run -i sets it)"),
+        (true, None) => None,
+    }
 }
 
 /// How this terminal handles control sequences.
@@ -183,6 +192,19 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+
+    #[test]
+    fn who_cannot_write_learns_where_the_input_comes_from() {
+        let why = |spec: serde_json::Value| {
+            let mut spec = spec;
+            (spec["image"], spec["command"]) = ("i".into(), serde_json::json!(["c"]));
+            refusal(&serde_json::from_value(spec).unwrap())
+        };
+        assert_eq!(why(serde_json::json!({"stdin": true})), None);
+        assert!(why(serde_json::json!({})).unwrap().contains("spec.stdin is not set"));
+        let from = serde_json::json!({"stdinFrom": {"secretKeyRef": {"name": "s", "key": "k"}}});
+        assert!(why(from).unwrap().contains("spec.stdinFrom"));
+    }
 
     #[test]
     fn watching_a_screen_as_text_says_that_t_exists() {

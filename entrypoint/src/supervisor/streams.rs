@@ -1,5 +1,7 @@
 //! The program's input and output, as far as this process handles them.
 
+use std::os::fd::OwnedFd;
+
 use remoteprocess_entrypoint::input::WindowSize;
 use remoteprocess_entrypoint::message::{FromEntrypoint, Launch, Outcome};
 use rustix::io::fcntl_dupfd_cloexec;
@@ -8,18 +10,26 @@ use super::Supervisor;
 use crate::clock::Moment;
 use crate::launch::{self, ChildStdio};
 use crate::stdin::Stdin;
+use crate::stdin_file;
 use crate::terminal::Terminal;
 
 impl Supervisor {
     /// Starts the program with the requested streams.
     pub(super) fn start(&mut self, order: &Launch) -> Result<u32, Outcome> {
+        let file = self.open_stdin_file(order)?;
         let stdio = self
-            .open_streams(order)
+            .open_streams(order, file)
             .map_err(|error| launch::no_pipes(&self.arguments.command, &error))?;
         launch::start(&self.arguments.command, stdio)
     }
 
-    fn open_streams(&mut self, order: &Launch) -> std::io::Result<ChildStdio> {
+    fn open_stdin_file(&self, order: &Launch) -> Result<Option<OwnedFd>, Outcome> {
+        let path = &self.arguments.stdin_file;
+        let file = order.stdin_from_file.then(|| stdin_file::open(path)).transpose();
+        file.map_err(|error| launch::no_input(&self.arguments.command, path, &error))
+    }
+
+    fn open_streams(&mut self, order: &Launch, file: Option<OwnedFd>) -> std::io::Result<ChildStdio> {
         if let Some(size) = order.terminal {
             let (terminal, output) = Terminal::open(self.window.unwrap_or(size))?;
             self.pipes = vec![output];
@@ -34,6 +44,9 @@ impl Supervisor {
             return Ok(slave.map_or(ChildStdio::Inherited, ChildStdio::Terminal));
         }
         self.pipes = self.stdio.redirect(order.merge)?;
+        if let Some(file) = file {
+            return Ok(ChildStdio::Input(file));
+        }
         if !order.stdin {
             return Ok(ChildStdio::Inherited);
         }

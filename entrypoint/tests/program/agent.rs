@@ -75,6 +75,7 @@ pub(crate) struct Order {
     pub run: Option<Duration>,
     pub pause_stops_clock: bool,
     pub stdin: bool,
+    pub stdin_from_file: bool,
     pub terminal: Option<WindowSize>,
 }
 
@@ -88,6 +89,7 @@ impl Default for Order {
             run: None,
             pause_stops_clock: false,
             stdin: false,
+            stdin_from_file: false,
             terminal: None,
         }
     }
@@ -108,6 +110,7 @@ impl Order {
             run_deadline: self.run,
             pause_stops_clock: self.pause_stops_clock,
             stdin: self.stdin,
+            stdin_from_file: self.stdin_from_file,
             terminal: self.terminal,
         })
     }
@@ -139,7 +142,9 @@ impl Entrypoint {
         let socket = directory.path().join("socket");
         let listener = Some(Listener::bind(&socket).unwrap());
         let mut run = under(mode, Path::new(env!("CARGO_BIN_EXE_entrypoint")));
-        run.arg("--socket").arg(&socket).args(options).arg("--").args(command);
+        run.arg("--socket").arg(&socket);
+        run.arg("--stdin-file").arg(directory.path().join("stdin"));
+        run.args(options).arg("--").args(command);
         run.env("WORK", directory.path());
         run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         configure(&mut run);

@@ -1,8 +1,11 @@
 //! What the program reads: once, in order, over any number of agents.
 
-use remoteprocess_entrypoint::message::{Outcome, ToEntrypoint};
+use std::fs;
 
-use crate::agent::{Entrypoint, Finished, Mode, Order};
+use remoteprocess_entrypoint::message::{Outcome, ToEntrypoint};
+use rstest::rstest;
+
+use crate::agent::{Agent, Entrypoint, Finished, Mode, Order, Output};
 
 fn with_input() -> Order {
     Order {
@@ -27,7 +30,7 @@ fn code(finished: &Finished) -> i32 {
 fn a_megabyte_arrives_whole_and_ends() {
     let mut entrypoint = Entrypoint::start(Mode::Namespace, &["cat"]);
     let mut agent = entrypoint.launch_as(&with_input());
-    let output = crate::agent::Output::of(agent.pipes.remove(0));
+    let output = Output::of(agent.pipes.remove(0));
     let input = bytes(1 << 20);
     let state = agent.feed(agent.first_input(), &input);
     agent.end_input(state.offset);
@@ -88,4 +91,74 @@ fn a_program_that_closes_its_input_says_so() {
     assert!(agent.input().is_over);
     agent.signal(9, remoteprocess_entrypoint::message::Target::Main);
     agent.exited();
+}
+
+/// Launches a program whose input is a file.
+fn launch_from_file(entrypoint: &Entrypoint, content: &[u8]) -> Agent {
+    fs::write(entrypoint.path("stdin"), content).unwrap();
+    let agent = entrypoint.launch_as(&Order {
+        stdin_from_file: true,
+        ..Order::default()
+    });
+    assert_eq!(agent.first_input, None, "no client can write");
+    agent
+}
+
+#[rstest]
+fn a_file_is_read_to_its_last_byte(
+    #[values(Mode::Subreaper, Mode::Namespace)] mode: Mode,
+    #[values(0, 1, 900 << 10)] length: usize,
+) {
+    let mut entrypoint = Entrypoint::start(mode, &["cat"]);
+    let content = bytes(length);
+    let mut agent = launch_from_file(&entrypoint, &content);
+    let output = Output::of(agent.pipes.remove(0));
+    assert!(output.bytes() == content);
+    assert_eq!(code(&agent.finish()), 0);
+    assert_eq!(entrypoint.code(), 0);
+}
+
+#[test]
+fn a_file_is_opened_as_a_shell_opens_it_and_no_client_can_write() {
+    // The program can seek in it.
+    let script = "readlink /proc/self/fd/0; tail -c 3; echo; echo end; sleep 600";
+    let entrypoint = Entrypoint::shell(Mode::Subreaper, script);
+    let mut agent = launch_from_file(&entrypoint, b"12\x00abc");
+    agent.await_line(&format!("{}\nabc\nend", entrypoint.path("stdin").display()));
+    agent.send(&ToEntrypoint::Input {
+        offset: 0,
+        bytes: b"x".to_vec(),
+    });
+    // This is the next answer: the input was not answered.
+    assert_eq!(agent.signal(9, remoteprocess_entrypoint::message::Target::Main), None);
+    agent.exited();
+}
+
+#[test]
+fn without_its_file_the_program_is_not_started_and_the_file_is_named() {
+    for is_directory in [false, true] {
+        let mut entrypoint = Entrypoint::shell(Mode::Subreaper, "echo run > $WORK/runs");
+        let path = entrypoint.path("stdin");
+        if is_directory {
+            fs::create_dir(&path).unwrap();
+        }
+        let order = Order {
+            stdin_from_file: true,
+            ..Order::default()
+        };
+        let mut agent = entrypoint.welcome();
+        agent.send(&order.message());
+        let Outcome::NotExecutable { message } = agent.exited().outcome else {
+            panic!("it was started");
+        };
+        let begin = format!(
+            "cannot start \"sh\": its standard input, {} (spec.stdinFrom), ",
+            path.display()
+        );
+        let why = ["No such file or directory", "it is not a regular file"][usize::from(is_directory)];
+        assert!(message.starts_with(&begin) && message.contains(why), "{message}");
+        agent.send(&ToEntrypoint::Recorded);
+        assert_eq!(entrypoint.code(), 126);
+        assert!(!entrypoint.path("runs").exists());
+    }
 }

@@ -441,3 +441,18 @@ fn at_a_terminal_it_has_one_of_its_own(#[values(Mode::Subreaper, Mode::Namespace
     assert_eq!(Output::of(outputs.remove(0)).text(), "50 90\r\n");
     end_program(agent);
 }
+
+#[test]
+fn the_program_s_file_is_not_the_input_of_a_session() {
+    let entrypoint = Entrypoint::shell(Mode::Subreaper, SLEEPS);
+    std::fs::write(entrypoint.path("stdin"), "of the program").unwrap();
+    let mut agent = entrypoint.launch_as(&Order {
+        stdin_from_file: true,
+        ..Order::default()
+    });
+    agent.await_line("up");
+    let (_, outputs) = start(&mut agent, "a", command(&["cat"]));
+    assert_eq!(ended(&mut agent, "a"), Outcome::Code(0));
+    assert_eq!(Output::of(outputs.into_iter().next().unwrap()).text(), "");
+    end_program(agent);
+}

@@ -4,8 +4,8 @@ pub(crate) mod quantity;
 
 use remoteprocess_api::names;
 use remoteprocess_api::spec::{DEFAULT_SPOOL_BYTES, MIN_SPOOL_BYTES};
-use remoteprocess_api::{MaskSource, PodSpec, RemoteProcess, RemoteProcessSpec, signal};
-use remoteprocess_proto::pod::HANDOVER_PATH;
+use remoteprocess_api::{MaskSource, PodSpec, RemoteProcess, RemoteProcessSpec, StdinSource, identifier, signal};
+use remoteprocess_proto::pod::{HANDOVER_PATH, STDIN_PATH};
 
 /// Why a spec cannot be turned into a pod; each message names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,9 +19,20 @@ pub(crate) enum Error {
     /// The kernel ends strings at a NUL byte.
     #[error("{0} contains a NUL byte, which no program can be given")]
     Nul(String),
-    /// The mount would hide or reveal the agent's files.
-    #[error("spec.volumeMounts: {0} is reserved (/ and everything at or below /.rproc); choose another path")]
+    /// The mount would hide or reveal the agent's files, or the program's input.
+    #[error(
+        "spec.volumeMounts: {0} is reserved (/ and everything at or below /.rproc and /.rproc-stdin); choose another path"
+    )]
     ReservedMount(String),
+    /// It would not be clear what the program reads.
+    #[error("spec.stdinFrom cannot be set together with spec.stdin or spec.tty; choose one input")]
+    TwoInputs,
+    /// No key, or two.
+    #[error("spec.stdinFrom: set exactly one of configMapKeyRef and secretKeyRef")]
+    OneInputKey,
+    /// No object and no key can have such a name.
+    #[error("spec.stdinFrom: no ConfigMap or Secret can have the name {0:?} and the key {1:?}")]
+    NoInputKey(String, String),
     /// The volume's name belongs to us.
     #[error("{0}: volume names that begin with rproc- are reserved; choose another")]
     ReservedVolume(String),
@@ -62,6 +73,8 @@ pub(crate) struct Validated<'a> {
     pub spool_bytes: u64,
     /// What is masked in the output.
     pub mask: &'a [MaskSource],
+    /// The one key that is the program's input, if it is a key.
+    pub stdin_from: Option<&'a StdinSource>,
     /// The parts of the spec that go to the pod unchanged.
     pub spec: &'a RemoteProcessSpec,
     /// The pod's part of the spec.
@@ -85,6 +98,7 @@ pub(crate) fn validate(process: &RemoteProcess) -> Result<Validated<'_>, Error> 
         argv: spec.argv(),
         stop_grace_seconds: spec.stop_grace_seconds(),
         spool_bytes: spool_bytes(spec)?,
+        stdin_from: stdin_from(spec)?,
         mask: spec.output.as_ref().map_or(&[], |output| &output.mask),
         spec,
         pod,
@@ -133,7 +147,7 @@ fn check_mounts(spec: &RemoteProcessSpec) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a mount there would cover the handover volume, or lie inside it. The
+/// Whether a mount there would cover the handover volume or the program's input, or lie inside it. The
 /// path is read as the kernel reads it: `//`, `.` and `..` resolved.
 fn is_reserved_path(path: &str) -> bool {
     let mut parts = Vec::new();
@@ -146,8 +160,27 @@ fn is_reserved_path(path: &str) -> bool {
             name => parts.push(name),
         }
     }
-    let handover = HANDOVER_PATH.trim_start_matches('/');
-    parts.first().is_none_or(|first| *first == handover)
+    let ours = [HANDOVER_PATH, STDIN_PATH].map(|path| path.trim_start_matches('/'));
+    parts.first().is_none_or(|first| ours.contains(first))
+}
+
+fn stdin_from(spec: &RemoteProcessSpec) -> Result<Option<&StdinSource>, Error> {
+    let Some(source) = &spec.stdin_from else {
+        return Ok(None);
+    };
+    if spec.stdin.unwrap_or_default() || spec.tty.unwrap_or_default() {
+        return Err(Error::TwoInputs);
+    }
+    let (name, key) = match (&source.config_map_key_ref, &source.secret_key_ref) {
+        (Some(of), None) => (&of.name, &of.key),
+        (None, Some(of)) => (&of.name, &of.key),
+        (None, None) | (Some(_), Some(_)) => return Err(Error::OneInputKey),
+    };
+    // The API server takes any text in a volume, and the pod would wait forever.
+    if !identifier::is_name(name) || !identifier::is_key(key) {
+        return Err(Error::NoInputKey(name.clone(), key.clone()));
+    }
+    Ok(Some(source))
 }
 
 fn check_volumes(pod: &PodSpec) -> Result<(), Error> {
@@ -230,6 +263,25 @@ mod tests {
         "  command: [a]\n  volumeMounts: [{name: x, mountPath: /tmp/../.rproc/}]\n",
         "/.rproc"
     )]
+    #[case::mount_at_the_input(
+        "  command: [a]\n  volumeMounts: [{name: x, mountPath: /.rproc-stdin/x}]\n",
+        "/.rproc-stdin"
+    )]
+    #[case::two_inputs(
+        "  command: [a]\n  stdin: true\n  stdinFrom: {secretKeyRef: {name: x, key: k}}\n",
+        "spec.stdinFrom cannot be set together"
+    )]
+    #[case::input_and_terminal(
+        "  command: [a]\n  tty: true\n  stdinFrom: {secretKeyRef: {name: x, key: k}}\n",
+        "spec.stdinFrom cannot be set together"
+    )]
+    #[case::no_key("  command: [a]\n  stdinFrom: {}\n", "spec.stdinFrom: set exactly one")]
+    #[case::two_keys(
+        "  command: [a]\n  stdinFrom: {configMapKeyRef: {name: x, key: k}, secretKeyRef: {name: x, key: k}}\n",
+        "spec.stdinFrom: set exactly one"
+    )]
+    #[case::name_of_no_object("  command: [a]\n  stdinFrom: {secretKeyRef: {name: a/b, key: k}}\n", "\"a/b\"")]
+    #[case::key_of_no_object("  command: [a]\n  stdinFrom: {configMapKeyRef: {name: a, key: ../k}}\n", "\"../k\"")]
     #[case::above("  command: [a]\n  volumeMounts: [{name: x, mountPath: //.}]\n", "//.")]
     #[case::our_volume(
         "  command: [a]\n  volumeMounts: [{name: rproc-token, mountPath: /x}]\n",
@@ -257,6 +309,9 @@ mod tests {
     #[case("/.rprocket", false)]
     #[case("/data/.rproc", false)]
     #[case("/.rproc/socket", true)]
+    #[case("/.rproc-stdin", true)]
+    #[case("//.rproc-stdin/./stdin", true)]
+    #[case("/.rproc-stdin2", false)]
     #[case("/a/..", true)]
     fn reads_paths_as_the_kernel_does(#[case] path: &str, #[case] reserved: bool) {
         assert_eq!(is_reserved_path(path), reserved, "{path}");

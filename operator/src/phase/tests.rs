@@ -96,6 +96,34 @@ fn pod_name_of(attempt: u32) -> String {
     super::pod::pod_name("hello", "u", attempt)
 }
 
+/// The kubelet says it in Events alone.
+#[rstest]
+#[case(
+    "configMap: {name: input, items: [{key: a.txt, path: stdin}]}",
+    "the ConfigMap input must exist and have the key a.txt"
+)]
+#[case(
+    "secret: {secretName: s, items: [{key: k, path: stdin}]}",
+    "the Secret s must exist and have the key k"
+)]
+fn a_pod_that_is_prepared_names_the_key_of_its_input(#[case] source: &str, #[case] sentence: &str) {
+    let mut pod =
+        pod("{conditions: [{type: PodScheduled, status: 'True', lastTransitionTime: '2026-01-01T00:00:50Z'}]}");
+    let waits = |pod: &Pod| {
+        let verdict = look(&process("", ""), Some(pod), &Memory::default());
+        assert_eq!(word_of(&verdict), (Phase::Pending, Reason::ContainerCreating));
+        verdict.status.message.unwrap()
+    };
+    assert!(!waits(&pod).contains("spec.stdinFrom"));
+    let volume = serde_saphyr::from_str(&format!("{{name: rproc-stdin, {source}}}")).unwrap();
+    pod.spec.as_mut().unwrap().volumes = Some(vec![volume]);
+    let message = waits(&pod);
+    assert!(
+        message.contains(sentence) && message.contains("kubectl describe pod hello-1"),
+        "{message}"
+    );
+}
+
 #[rstest]
 #[case::scheduler(
     "{conditions: [{type: PodScheduled, status: 'False', reason: Unschedulable, message: no cpu}]}",

@@ -143,7 +143,8 @@ pub(super) fn of_pod(pod: &Pod) -> Wait {
     let message = match foreign::init_container(pod) {
         Some(name) => format!("the init container {name}, which is not ours, has not ended"),
         None => format!(
-            "the node prepares volumes and containers; if this lasts, `kubectl describe pod {}` says why",
+            "the node prepares volumes and containers{}; if this lasts, `kubectl describe pod {}` says why",
+            input(pod).unwrap_or_default(),
             pod.name_any()
         ),
     };
@@ -153,6 +154,21 @@ pub(super) fn of_pod(pod: &Pod) -> Wait {
         message,
         Some(since.map_or(Timestamp::UNIX_EPOCH, |time| time.0)),
     )
+}
+
+/// What must exist for the program's input. The kubelet says in Events alone that it does not.
+fn input(pod: &Pod) -> Option<String> {
+    let volumes = pod.spec.as_ref()?.volumes.as_ref()?;
+    let volume = volumes.iter().find(|volume| volume.name == names::VOLUME_STDIN)?;
+    let (kind, name, items) = match (&volume.config_map, &volume.secret) {
+        (Some(map), _) => ("ConfigMap", &map.name, &map.items),
+        (None, Some(secret)) => ("Secret", secret.secret_name.as_ref()?, &secret.items),
+        (None, None) => return None,
+    };
+    let key = &items.as_ref()?.first()?.key;
+    Some(format!(
+        ", for which the {kind} {name} must exist and have the key {key} (spec.stdinFrom)"
+    ))
 }
 
 /// The first container that the kubelet cannot start, among those that must run before the program.

@@ -1786,7 +1786,7 @@ pub struct LaunchSettings {
     /// One pipe for stdout and stderr: the true order, not separated.
     #[prost(bool, tag = "1")]
     pub merge: bool,
-    /// The program has an input.
+    /// The program has an input, into which clients write.
     #[prost(bool, tag = "2")]
     pub stdin: bool,
     /// The program runs at a terminal of this size, and its output is one stream. Absent: no terminal.
@@ -1816,6 +1816,10 @@ pub struct LaunchSettings {
     /// If no agent is there for so long, the entrypoint runs the stop path.
     #[prost(message, optional, tag = "12")]
     pub agent_lost: ::core::option::Option<::prost_types::Duration>,
+    /// The program's input is the file that its pod mounts for it, and no client can write into it. Excludes `stdin` and
+    /// `terminal`.
+    #[prost(bool, tag = "13")]
+    pub stdin_from_file: bool,
 }
 /// Nested message and enum types in `LaunchSettings`.
 pub mod launch_settings {

@@ -20,6 +20,7 @@ const SETTINGS: LaunchSettings = LaunchSettings {
         run_deadline: Some(Duration::from_secs(60)),
         pause_stops_clock: true,
         stdin: false,
+        stdin_from_file: false,
         terminal: None,
     },
     warning: Some(Warning {

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMapEnvSource, ConfigMapVolumeSource, EmptyDirVolumeSource, EnvFromSource, PersistentVolumeClaimVolumeSource,
     SecretEnvSource, SecretVolumeSource, Volume, VolumeMount,
 };
-use remoteprocess_api::identifier;
+use remoteprocess_api::{ConfigMapKey, SecretKey, StdinSource, identifier};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -70,6 +70,14 @@ pub struct SpecificationArgs {
     /// Volume: secret/NAME:PATH, configmap/NAME:PATH, pvc/NAME:PATH (add :ro for read-only) or empty:PATH. Can be repeated
     #[arg(long, value_name = "VOLUME", value_parser = volume)]
     pub volume: Vec<Mounted>,
+    /// Standard input of the command: a key of a Secret or ConfigMap
+    #[arg(
+        long,
+        value_name = "secret/NAME:KEY|configmap/NAME:KEY",
+        value_parser = stdin_source,
+        conflicts_with_all = ["stdin", "tty"]
+    )]
+    pub stdin_from: Option<StdinSource>,
     /// User ID and group ID to run the command as
     #[arg(short, long, value_name = "UID[:GID]", value_parser = user)]
     pub user: Option<Owner>,
@@ -140,6 +148,10 @@ const EXAMPLES: &str = "Examples:
   # Send a file through a filter
   rproc run -i --image busybox:1.36 -- sort < words
 
+  # Read the standard input from a ConfigMap, without a client
+  kubectl create configmap input --from-file=words
+  rproc run --stdin-from configmap/input:words --image busybox:1.36 -- sort
+
   # Start it, and read the output later
   rproc run report --detach --image busybox:1.36 -- sh -c 'sleep 60; date'
   rproc logs -f report
@@ -171,6 +183,28 @@ pub(super) fn env_source(text: &str) -> Result<EnvFromSource, String> {
             ..EnvFromSource::default()
         }),
         _ => Err("expected secret/NAME or configmap/NAME".to_owned()),
+    }
+}
+
+/// `secret/NAME:KEY` or `configmap/NAME:KEY` on the command line.
+pub(super) fn stdin_source(text: &str) -> Result<StdinSource, String> {
+    let expected = || "expected secret/NAME:KEY or configmap/NAME:KEY".to_owned();
+    let (kind, rest) = text.split_once('/').ok_or_else(expected)?;
+    let (name, key) = rest.split_once(':').ok_or_else(expected)?;
+    if !identifier::is_name(name) || !identifier::is_key(key) {
+        return Err(expected());
+    }
+    let (name, key) = (name.to_owned(), key.to_owned());
+    match kind {
+        "secret" => Ok(StdinSource {
+            secret_key_ref: Some(SecretKey { name, key }),
+            ..StdinSource::default()
+        }),
+        "configmap" | "cm" => Ok(StdinSource {
+            config_map_key_ref: Some(ConfigMapKey { name, key }),
+            ..StdinSource::default()
+        }),
+        _ => Err(expected()),
     }
 }
 

@@ -55,6 +55,7 @@ fn described(args: &RunArgs, variable: impl Fn(&OsStr) -> Option<OsString>) -> R
             ..SecurityContext::default()
         }),
         stdin: args.view.stdin.then_some(true),
+        stdin_from: said.stdin_from.clone(),
         tty: args.view.tty.then_some(true),
         output: said.merge.then(|| OutputSpec {
             merge: Some(true),
@@ -251,7 +252,7 @@ fn base_name(image: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::run::flags::{env_source, quantity, user, volume};
+    use crate::command::run::flags::{env_source, quantity, stdin_source, user, volume};
     use clap::Parser;
 
     fn args(words: &[&str]) -> RunArgs {
@@ -296,6 +297,8 @@ mod tests {
             "pvc/data:/data:ro",
             "--volume",
             "empty:/scratch",
+            "--stdin-from",
+            "configmap/input:a.txt",
             "--user",
             "1000:100",
             "--service-account",
@@ -317,6 +320,22 @@ mod tests {
         ]);
         let object = described(&args, |name| (name == "HERE").then(|| "there".into())).unwrap();
         insta::assert_snapshot!(serde_saphyr::to_string(&object).unwrap());
+    }
+
+    #[test]
+    fn an_input_has_one_source() {
+        #[derive(Parser)]
+        struct Only {
+            #[command(flatten)]
+            _args: RunArgs,
+        }
+        let line = ["run", "--image", "i", "--stdin-from", "secret/a:k", "--", "x"];
+        assert!(Only::try_parse_from(line).is_ok());
+        for flag in ["-i", "-t", "-it"] {
+            let refused = Only::try_parse_from(line[..1].iter().chain([&flag]).chain(&line[1..]));
+            let why = refused.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(why.contains("--stdin-from"), "{flag}: {why}");
+        }
     }
 
     /// As `expansion.Expand` of Kubernetes, without any known variable.
@@ -431,6 +450,20 @@ mod tests {
         ] {
             assert!(volume(wrong).is_err(), "{wrong}");
         }
+        for wrong in [
+            "secret/a",
+            "secret/a:",
+            "secret/:k",
+            "secret/A:k",
+            "pvc/a:k",
+            "a:k",
+            "secret/a:k/x",
+            "secret/a:k:x",
+        ] {
+            assert!(stdin_source(wrong).is_err(), "{wrong}");
+        }
+        let secret = stdin_source("secret/a:.K_1").unwrap().secret_key_ref.unwrap();
+        assert_eq!((secret.name.as_str(), secret.key.as_str()), ("a", ".K_1"));
         for wrong in ["", "root", "0:", "-1", "1:2:3"] {
             assert!(user(wrong).is_err(), "{wrong}");
         }

@@ -14,7 +14,11 @@ pub(super) fn build(process: &Validated<'_>, settings: &AgentSettings, profile: 
         Handover::Hook => pod::ENTRYPOINT,
         Handover::ImageVolume => pod::ENTRYPOINT_IN_IMAGE,
     };
-    let mounts = [handover].into_iter().chain(volumes::mount_image(settings));
+    let input = (process.stdin_from).map(|_| volumes::mount(names::VOLUME_STDIN, pod::STDIN_PATH, true));
+    let mounts = [handover]
+        .into_iter()
+        .chain(volumes::mount_image(settings))
+        .chain(input);
     Container {
         name: names::CONTAINER_MAIN.into(),
         image: Some(spec.image.clone()),

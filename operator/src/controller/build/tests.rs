@@ -67,11 +67,15 @@ const EVERYTHING: &str = r"
 const GUARANTEED: &str =
     "  image: busybox\n  command: [true]\n  resources: {requests: {cpu: '1'}, limits: {cpu: '1', memory: 1Gi}}\n";
 
+const STDIN_FROM: &str =
+    "  image: busybox\n  command: [sort]\n  stdinFrom: {configMapKeyRef: {name: input, key: words.txt}}\n";
+
 #[rstest]
 #[case::minimal("minimal", MINIMAL, Profile::Ordinary)]
 #[case::everything("everything", EVERYTHING, Profile::Ordinary)]
 #[case::guaranteed("guaranteed", GUARANTEED, Profile::Ordinary)]
 #[case::restricted("restricted", MINIMAL, Profile::Restricted)]
+#[case::stdin_from("stdin_from", STDIN_FROM, Profile::Restricted)]
 fn builds_this_pod(#[case] name: &str, #[case] spec: &str, #[case] profile: Profile) {
     let spec = spec.replace("[true]", "['true']");
     let process = process(&spec);
@@ -233,6 +237,44 @@ fn values_to_be_masked_are_in_the_agents_container_alone() {
     let env = agent[0].env.clone().unwrap();
     let told = env.into_iter().find(|entry| entry.name == "RPROC_MASK_DIR").unwrap();
     assert_eq!(told.value.as_deref(), Some(remoteprocess_proto::pod::MASK_PATH));
+}
+
+/// The agent never sees it: it may be the value of a Secret. The pod waits for the key: it is not optional.
+#[rstest]
+fn the_input_is_one_read_only_file_in_the_users_container_alone(
+    #[values(Handover::Hook, Handover::ImageVolume)] handover: Handover,
+) {
+    let process = process(&format!(
+        "{MINIMAL}  stdinFrom: {{secretKeyRef: {{name: s, key: k}}}}\n"
+    ));
+    let settings = AgentSettings { handover, ..settings() };
+    let pod = build_pod(&validate(&process).unwrap(), 1, &settings, Profile::Ordinary);
+    let spec = pod.spec.unwrap();
+    let volumes = spec.volumes.unwrap();
+    let volume = volumes
+        .iter()
+        .find(|volume| volume.name == names::VOLUME_STDIN)
+        .unwrap();
+    let secret = volume.secret.as_ref().unwrap();
+    assert_eq!(
+        (secret.secret_name.as_deref(), secret.optional),
+        (Some("s"), Some(false))
+    );
+    let items: Vec<_> = secret
+        .items
+        .iter()
+        .flatten()
+        .map(|item| (&*item.key, &*item.path))
+        .collect();
+    assert_eq!(items, [("k", "stdin")]);
+    assert!(volume.config_map.is_none());
+    let mounts = |container: &k8s_openapi::api::core::v1::Container| -> Vec<_> {
+        let mounts = container.volume_mounts.iter().flatten();
+        let ours = mounts.filter(|mount| mount.name == names::VOLUME_STDIN);
+        ours.map(|mount| (mount.mount_path.clone(), mount.read_only)).collect()
+    };
+    assert_eq!(mounts(&spec.containers[0]), [("/.rproc-stdin".to_owned(), Some(true))]);
+    assert!(mounts(&spec.init_containers.unwrap()[0]).is_empty());
 }
 
 /// The agent's own test compares the same list with its flags.

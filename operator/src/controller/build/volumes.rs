@@ -1,11 +1,12 @@
 //! The volumes between agent and program, and the user's own.
 
 use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, ImageVolumeSource, KeyToPath, ProjectedVolumeSource, SecretProjection,
-    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    ConfigMapVolumeSource, EmptyDirVolumeSource, ImageVolumeSource, KeyToPath, ProjectedVolumeSource, SecretProjection,
+    SecretVolumeSource, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use remoteprocess_api::{MaskSource, names};
+use remoteprocess_api::{MaskSource, StdinSource, names};
+use remoteprocess_proto::pod;
 
 use super::super::validate::Validated;
 use super::{AgentSettings, Handover};
@@ -40,6 +41,7 @@ pub(super) fn build(process: &Validated<'_>, settings: &AgentSettings) -> Vec<Vo
     ours.into_iter()
         .chain(build_image(settings))
         .chain(build_mask(process.mask))
+        .chain(process.stdin_from.map(build_stdin))
         .chain(process.pod.volumes.iter().cloned())
         .collect()
 }
@@ -58,8 +60,7 @@ fn build_image(settings: &AgentSettings) -> Option<Volume> {
 
 /// Where a container sees that image.
 pub(super) fn mount_image(settings: &AgentSettings) -> Option<VolumeMount> {
-    (settings.handover == Handover::ImageVolume)
-        .then(|| mount(names::VOLUME_IMAGE, remoteprocess_proto::pod::IMAGE_PATH, true))
+    (settings.handover == Handover::ImageVolume).then(|| mount(names::VOLUME_IMAGE, pod::IMAGE_PATH, true))
 }
 
 /// The values to mask, for the agent. If a Secret is missing, the pod waits, as with any volume.
@@ -86,6 +87,34 @@ fn build_mask(mask: &[MaskSource]) -> Option<Volume> {
     })
 }
 
+/// The key that is the program's input, as one file that everyone in the container can read. If the object or the key is
+/// missing, the pod waits, as with any volume.
+fn build_stdin(source: &StdinSource) -> Volume {
+    let item = |key: &str| {
+        Some(vec![KeyToPath {
+            key: key.to_owned(),
+            path: pod::STDIN_NAME.into(),
+            mode: None,
+        }])
+    };
+    Volume {
+        name: names::VOLUME_STDIN.into(),
+        config_map: source.config_map_key_ref.as_ref().map(|of| ConfigMapVolumeSource {
+            name: of.name.clone(),
+            items: item(&of.key),
+            optional: Some(false),
+            ..ConfigMapVolumeSource::default()
+        }),
+        secret: source.secret_key_ref.as_ref().map(|of| SecretVolumeSource {
+            secret_name: Some(of.name.clone()),
+            items: item(&of.key),
+            optional: Some(false),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
 /// How much the spool may take on the node. The kubelet evicts the pod at once when a volume exceeds its limit, so the
 /// limit is above the size at which the agent holds the program back.
 pub(super) fn spool_limit(process: &Validated<'_>) -> Quantity {
@@ -102,7 +131,7 @@ fn build_token() -> Volume {
     let token = ServiceAccountTokenProjection {
         audience: Some(names::ENROL_AUDIENCE.into()),
         expiration_seconds: Some(TOKEN_SECONDS),
-        path: remoteprocess_proto::pod::TOKEN_NAME.into(),
+        path: pod::TOKEN_NAME.into(),
     };
     Volume {
         name: names::VOLUME_TOKEN.into(),

@@ -52,6 +52,7 @@ pub(crate) fn launch_settings(spec: &RemoteProcessSpec) -> Result<LaunchSettings
             signal: warn_signal,
         }),
         agent_lost: to_wire(AGENT_LOST),
+        stdin_from_file: spec.stdin_from.is_some(),
     })
 }
 
@@ -107,8 +108,19 @@ mod tests {
                 signal: Some(10),
             }),
             agent_lost: seconds(600),
+            stdin_from_file: false,
         };
         assert_eq!(settings, told);
+    }
+
+    #[test]
+    fn an_input_that_is_a_key_is_told_as_a_file() {
+        let settings = settings("stdinFrom: {secretKeyRef: {name: a, key: b}}").unwrap();
+        assert_eq!(
+            (settings.stdin_from_file, settings.stdin, settings.terminal),
+            (true, false, None)
+        );
+        assert!(!self::settings("").unwrap().stdin_from_file);
     }
 
     #[test]

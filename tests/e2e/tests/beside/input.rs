@@ -43,6 +43,28 @@ fn the_api_server_refuses_with_a_sentence() {
             apply(with("volumeMounts", json!([{"name": "v", "mountPath": "/"}]))),
             &["reserved"],
         )?;
+        refused(
+            apply(with(
+                "volumeMounts",
+                json!([{"name": "v", "mountPath": "/.rproc-stdin/x"}]),
+            )),
+            &["/.rproc-stdin", "reserved"],
+        )?;
+        let key = json!({"name": "m", "key": "k"});
+        for other in ["stdin", "tty"] {
+            let mut spec = with("stdinFrom", json!({"configMapKeyRef": key}));
+            spec[other] = json!(true);
+            refused(
+                apply(spec),
+                &["spec.stdinFrom cannot be set together with spec.stdin or spec.tty"],
+            )?;
+        }
+        for source in [json!({}), json!({"configMapKeyRef": key, "secretKeyRef": key})] {
+            refused(
+                apply(with("stdinFrom", source)),
+                &["spec.stdinFrom: set exactly one of configMapKeyRef and secretKeyRef"],
+            )?;
+        }
         let volume = json!([{"name": "rproc-token", "emptyDir": {}}]);
         refused(
             apply(with("pod", json!({"volumes": volume}))),
@@ -70,6 +92,7 @@ fn what_runs_cannot_be_changed() {
             ("args", json!(["more"])),
             ("env", json!([{"name": "A", "value": "b"}])),
             ("stop", json!({"gracePeriodSeconds": 1})),
+            ("stdinFrom", json!({"secretKeyRef": {"name": "s", "key": "k"}})),
             ("pod", json!({"nodeSelector": {"a": "b"}})),
         ];
         for (field, value) in changes {

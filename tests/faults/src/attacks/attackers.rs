@@ -460,6 +460,9 @@ fn hostile_object(index: usize) -> Value {
         1 => object["spec"]["deadlines"] = json!({"startSeconds": 1, "runSeconds": 1}),
         2 => object["spec"]["stdin"] = json!(true),
         3 => object["metadata"]["finalizers"] = json!(["example.com/never"]),
+        4 => {
+            object["spec"]["stdinFrom"] = json!({"configMapKeyRef": {"name": "x".repeat(1 + index % 253), "key": odd}})
+        }
         _ => {}
     }
     object
