@@ -8,6 +8,14 @@
 // The macros that print panic if the stream is closed.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod app;
+pub mod args;
+pub mod backoff;
+pub mod engine;
+pub mod kubernetes;
 pub mod message;
 pub mod outcome;
+pub mod process;
+pub mod runs;
 pub mod source;
+pub mod status;

@@ -28,6 +28,9 @@ pub const MAX_VARIABLES: usize = 32;
 /// Longest value of such a variable, in bytes.
 pub const MAX_VARIABLE: usize = 1024;
 
+/// The header with the id that the signature of a webhook covers.
+pub const SIGNED_ID: &str = "webhook-id";
+
 /// A message as a source hands it over. Everything in it may come from an enemy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message {
@@ -41,6 +44,9 @@ pub struct Message {
     pub content_type: Option<String>,
     /// Where the result goes, in a form that the source's publisher understands; at most [`MAX_REPLY_TO`] bytes.
     pub reply_to: Option<String>,
+    /// Whether a signature covers `id` and the payload, and nothing else: whoever repeats the message could change its
+    /// headers, so they must not make it a new one.
+    pub is_signed: bool,
 }
 
 /// What a process is made from.
@@ -48,12 +54,10 @@ pub struct Message {
 pub struct Work {
     /// What makes two messages the same one: 1 to [`MAX_ID`] bytes without control characters.
     pub id: String,
-    /// What the program gets.
-    pub payload: Bytes,
+    /// The message; its payload is what the program gets. A CloudEvent in structured mode is one in binary mode here.
+    pub message: Message,
     /// Environment variables: at most [`MAX_VARIABLES`], each value at most [`MAX_VARIABLE`] bytes without NUL.
     pub variables: Vec<(String, String)>,
-    /// Where the result goes.
-    pub reply_to: Option<String>,
 }
 
 /// A message that can never become a process, with the reason as a sentence.
@@ -96,21 +100,14 @@ pub fn read(message: &Message, trigger: &str, spec: &ProcessTriggerSpec) -> Resu
     let event = cloud_event::read(message).map_err(Poison)?;
     let id = id(message, event.as_ref(), spec)?;
     let variables = variables(trigger, &id, event.as_ref().map(|event| &event.attributes));
-    let payload = event
-        .and_then(|event| event.data)
-        .unwrap_or_else(|| message.payload.clone());
-    // Text in JSON can be longer than its escapes, but never than the message.
-    check_size(payload.len(), spec)?;
+    let mut message = event.map_or_else(|| message.clone(), |event| event.in_binary_mode(message));
+    // Text in JSON can be shorter than its escapes, never longer; other values can change by white space.
+    check_size(message.payload.len(), spec)?;
     if spec.payload() == Payload::Env {
-        check_text(&payload)?;
+        check_text(&message.payload)?;
     }
-    let reply_to = message.reply_to.clone().filter(|to| (1..=MAX_REPLY_TO).contains(&to.len()));
-    Ok(Work {
-        id,
-        payload,
-        variables,
-        reply_to,
-    })
+    message.reply_to.take_if(|to| !(1..=MAX_REPLY_TO).contains(&to.len()));
+    Ok(Work { id, message, variables })
 }
 
 fn check_size(bytes: usize, spec: &ProcessTriggerSpec) -> Result<(), Poison> {
@@ -137,12 +134,22 @@ fn check_text(payload: &[u8]) -> Result<(), Poison> {
 fn id(message: &Message, event: Option<&Event>, spec: &ProcessTriggerSpec) -> Result<String, Poison> {
     let settings = spec.message.as_ref();
     let id = match settings.and_then(|settings| settings.id).unwrap_or_default() {
+        MessageId::Auto if message.is_signed => message.id.clone().unwrap_or_default(),
         MessageId::Auto => {
             let of_event = event.map(|event| format!("{} {}", event.attributes.source, event.attributes.id));
-            of_event.or_else(|| message.id.clone()).unwrap_or_else(|| digest(&message.payload))
+            of_event
+                .or_else(|| message.id.clone())
+                .unwrap_or_else(|| digest(&message.payload))
         }
         MessageId::Header => {
-            let name = settings.and_then(|settings| settings.id_header.as_deref()).unwrap_or_default();
+            let name = settings
+                .and_then(|settings| settings.id_header.as_deref())
+                .unwrap_or_default();
+            if message.is_signed && !name.eq_ignore_ascii_case(SIGNED_ID) {
+                return Err(Poison(format!(
+                    "the header {name} (spec.message.idHeader) is not covered by the signature; only {SIGNED_ID} is"
+                )));
+            }
             let found = message.header(&name.to_ascii_lowercase()).map(str::to_owned);
             found.ok_or_else(|| Poison(format!("the message has no header {name} (spec.message.idHeader)")))?
         }
@@ -157,13 +164,36 @@ fn id(message: &Message, event: Option<&Event>, spec: &ProcessTriggerSpec) -> Re
     Ok(id)
 }
 
+/// The text with `%XX` for everything but visible ASCII, and for `"` and `%`: the way of CloudEvents in headers.
+pub fn percent_encoded(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'"' | b'%' | ..=b' ' | 0x7f.. => format!("%{byte:02X}"),
+        _ => char::from(byte).to_string(),
+    };
+    text.bytes().map(encode).collect()
+}
+
+/// Text with its `%XX` replaced by the bytes that they stand for; as it is if these are not UTF-8.
+pub fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, others)) = rest.split_first() {
+        let digits = others.get(..2).filter(|_| *first == b'%');
+        let decoded = digits.and_then(|digits| hex::decode(digits).ok()?.first().copied());
+        bytes.push(decoded.unwrap_or(*first));
+        rest = if decoded.is_some() { &others[2..] } else { others };
+    }
+    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
+}
+
 fn digest(payload: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(payload)))
 }
 
 /// The environment variables, the most important ones first.
 fn variables(trigger: &str, id: &str, attributes: Option<&Attributes>) -> Vec<(String, String)> {
-    let own = [("RPROC_TRIGGER", trigger), ("RPROC_MESSAGE_ID", id)].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let own =
+        [("RPROC_TRIGGER", trigger), ("RPROC_MESSAGE_ID", id)].map(|(name, value)| (name.to_owned(), value.to_owned()));
     let of_event = attributes.into_iter().flat_map(Attributes::variables);
     own.into_iter()
         .chain(of_event)

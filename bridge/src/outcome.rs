@@ -51,11 +51,13 @@ pub fn result(process: &RemoteProcess) -> Option<CloudEvent> {
     let status = process.status.as_ref()?;
     let phase = status.phase.filter(|phase| phase.is_final())?;
     let (namespace, name) = (process.namespace().unwrap_or_default(), process.name_any());
-    let trigger = process.labels().get(LABEL_TRIGGER).map(String::as_str).unwrap_or_default();
+    let trigger = process
+        .labels()
+        .get(LABEL_TRIGGER)
+        .map(String::as_str)
+        .unwrap_or_default();
     let output = status.latest_attempt().and_then(|attempt| attempt.output.as_ref());
-    let stream = |stream: &StreamStatus| {
-        json!({"bytes": stream.bytes, "sha256": stream.sha256, "lostBytes": stream.lost_bytes.unwrap_or_default()})
-    };
+    let stream = |stream: &StreamStatus| json!({"bytes": stream.bytes, "sha256": stream.sha256, "lostBytes": stream.lost_bytes.unwrap_or_default()});
     let uid = process.uid()?;
     let data = json!({
         "namespace": namespace,
@@ -93,7 +95,10 @@ pub fn is_sealed(process: &RemoteProcess) -> bool {
 
 /// Why the message of a process that failed is a dead letter; `None` if the process has not failed.
 pub fn failure(process: &RemoteProcess) -> Option<String> {
-    let status = process.status.as_ref().filter(|status| status.phase == Some(Phase::Failed))?;
+    let status = process
+        .status
+        .as_ref()
+        .filter(|status| status.phase == Some(Phase::Failed))?;
     let reason = status.reason.map(|reason| reason.to_string());
     let message = status.message.as_deref().unwrap_or("no message");
     Some(format!(
@@ -148,13 +153,23 @@ mod tests {
         assert_eq!(json["specversion"], "1.0");
         assert_eq!(json["id"], "u-1", "stable however often it is sent");
         assert_eq!(json["type"], "dev.remoteprocess.process.finished.v1");
-        assert_eq!(json["source"], "/apis/remoteprocess.dev/v1alpha1/namespaces/shop/processtriggers/orders");
+        assert_eq!(
+            json["source"],
+            "/apis/remoteprocess.dev/v1alpha1/namespaces/shop/processtriggers/orders"
+        );
         assert_eq!(json["subject"], "orders-1");
         assert_eq!(json["time"], "2026-01-02T03:04:05Z");
         let data = &json["data"];
         assert_eq!(data["messageId"], "m 1");
-        assert_eq!((&data["outcome"], &data["exitCode"], &data["attempt"]), (&json!("Failed"), &json!(3), &json!(2)));
-        assert_eq!(data["stdout"], json!({"bytes": 5, "sha256": "ab", "lostBytes": 0}), "of the last attempt");
+        assert_eq!(
+            (&data["outcome"], &data["exitCode"], &data["attempt"]),
+            (&json!("Failed"), &json!(3), &json!(2))
+        );
+        assert_eq!(
+            data["stdout"],
+            json!({"bytes": 5, "sha256": "ab", "lostBytes": 0}),
+            "of the last attempt"
+        );
         assert_eq!(data["stderr"]["lostBytes"], 2);
         assert_eq!((&data["sealed"], &data["tail"]), (&json!(true), &json!("oops\n")));
         let failure = failure(&ended).unwrap();
@@ -165,7 +180,10 @@ mod tests {
     fn a_result_without_output_says_so() {
         let event = result(&process(json!({"phase": "Succeeded"}))).unwrap();
         assert_eq!(event.data["outcome"], "Succeeded");
-        assert_eq!((&event.data["stdout"], &event.data["sealed"]), (&Value::Null, &json!(false)));
+        assert_eq!(
+            (&event.data["stdout"], &event.data["sealed"]),
+            (&Value::Null, &json!(false))
+        );
         assert_eq!(failure(&process(json!({"phase": "Succeeded"}))), None);
     }
 }

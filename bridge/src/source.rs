@@ -1,12 +1,16 @@
 //! Where messages come from and where results go: what a source of each kind can do.
 
+mod http;
+mod nats;
+mod pubsub;
+mod rabbitmq;
+mod receiver;
 mod secrets;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use remoteprocess_api::ProcessTrigger;
 use remoteprocess_api::trigger::{TriggerReason, WEBHOOK_PORT};
@@ -174,7 +178,18 @@ impl Default for Settings {
 /// The broker cannot be used: see [`SourceError::reason`].
 pub async fn open(trigger: &ProcessTrigger, settings: &Settings) -> Result<Box<dyn Source>, SourceError> {
     let source = &trigger.spec.source;
-    let _ = (source, settings);
+    if let Some(source) = &source.http {
+        return http::open(trigger, source, settings).await;
+    }
+    if let Some(source) = &source.nats {
+        return nats::open(trigger, source, &settings.secrets).await;
+    }
+    if let Some(source) = &source.rabbitmq {
+        return rabbitmq::open(trigger, source, &settings.secrets).await;
+    }
+    if let Some(source) = &source.pubsub {
+        return pubsub::open(trigger, source, &settings.secrets).await;
+    }
     Err(SourceError::new(TriggerReason::NotFound, "spec.source names no source"))
 }
 
@@ -182,16 +197,12 @@ pub async fn open(trigger: &ProcessTrigger, settings: &Settings) -> Result<Box<d
 ///
 /// # Errors
 /// Those of `work`, or the time is over.
-pub async fn in_time<T>(
-    what: &str,
-    work: impl Future<Output = Result<T, SourceError>>,
-) -> Result<T, SourceError> {
+pub async fn in_time<T>(what: &str, work: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
     let late = || {
         let seconds = ANSWER_TIMEOUT.as_secs();
         SourceError::unreachable(format!("{what}: no answer within {seconds} s"))
     };
-    tokio::time::timeout(ANSWER_TIMEOUT, work).await.unwrap_or_else(|_| Err(late()))
+    tokio::time::timeout(ANSWER_TIMEOUT, work)
+        .await
+        .unwrap_or_else(|_| Err(late()))
 }
-
-/// An empty payload, for messages without one.
-pub const EMPTY: Bytes = Bytes::new();

@@ -13,6 +13,8 @@ use super::Message;
 const PREFIXES: [&str; 3] = ["ce-", "cloudevents:", "cloudevents_"];
 /// The media type of structured mode.
 const STRUCTURED: &str = "application/cloudevents+json";
+/// The media type of data without one.
+const JSON: &str = "application/json";
 /// Longest name of an attribute, in bytes.
 const MAX_ATTRIBUTE: usize = 64;
 
@@ -32,6 +34,28 @@ pub(super) struct Attributes {
     pub(super) source: String,
     /// Of the others, `subject`, `time` and so on.
     others: BTreeMap<String, String>,
+}
+
+impl Event {
+    /// The same event with its attributes in headers and its data as the payload.
+    pub(super) fn in_binary_mode(self, message: &Message) -> Message {
+        let mut message = message.clone();
+        let Some(data) = self.data else { return message };
+        message.payload = data;
+        message.content_type = Some(JSON.to_owned());
+        message.insert("ce-specversion", "1.0");
+        message.insert("ce-id", &self.attributes.id);
+        message.insert("ce-source", &self.attributes.source);
+        for (name, value) in self.attributes.others {
+            if name == "datacontenttype" {
+                message.content_type = Some(value);
+            } else {
+                // One that does not fit is left out: an extension, which nothing depends on.
+                message.insert(&format!("ce-{name}"), &value);
+            }
+        }
+        message
+    }
 }
 
 /// The event that the message is; `None` if it is none.
@@ -62,7 +86,9 @@ fn binary(message: &Message, prefix: &str) -> Option<Event> {
 fn structured(body: &[u8]) -> Result<Event, String> {
     let object: Map<String, Value> =
         serde_json::from_slice(body).map_err(|error| format!("the message is not a CloudEvent in JSON: {error}"))?;
-    let texts = object.iter().filter_map(|(name, value)| Some((name.clone(), text(value)?)));
+    let texts = object
+        .iter()
+        .filter_map(|(name, value)| Some((name.clone(), text(value)?)));
     let texts = texts.filter(|(name, _)| !matches!(name.as_str(), "data" | "data_base64"));
     let attributes = Attributes::new(texts.collect());
     let attributes = attributes.ok_or(
@@ -100,7 +126,12 @@ fn data(object: &Map<String, Value>, media_type: Option<&str>) -> Result<Bytes, 
 }
 
 fn is_json(media_type: &str) -> bool {
-    let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let essence = media_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
     essence.ends_with("/json") || essence.ends_with("+json")
 }
 
@@ -122,7 +153,11 @@ impl Attributes {
 
     /// Environment variables: `CE_ID`, `CE_SOURCE`, `CE_TYPE`, and one for each other attribute.
     pub(super) fn variables(&self) -> impl Iterator<Item = (String, String)> {
-        let kind = self.others.get("type").into_iter().map(|kind| ("CE_TYPE".to_owned(), kind.clone()));
+        let kind = self
+            .others
+            .get("type")
+            .into_iter()
+            .map(|kind| ("CE_TYPE".to_owned(), kind.clone()));
         let others = self.others.iter().filter(|(name, _)| *name != "type");
         let others = others.map(|(name, value)| (format!("CE_{}", name.to_ascii_uppercase()), value.clone()));
         [

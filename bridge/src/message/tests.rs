@@ -61,12 +61,23 @@ fn a_header_that_is_the_id_must_be_there() {
         id_header: Some("X-Order".into()),
         ..MessageSpec::default()
     });
-    assert_eq!(read(&with_headers(&[("X-ORDER", "7")]), "orders", &by_header).unwrap().id, "7");
+    assert_eq!(
+        read(&with_headers(&[("X-ORDER", "7")]), "orders", &by_header)
+            .unwrap()
+            .id,
+        "7"
+    );
     let refused = read(&message(b"body"), "orders", &by_header).unwrap_err();
     assert_eq!(refused.0, "the message has no header X-Order (spec.message.idHeader)");
-    assert!(read(&with_headers(&[("x-order", "")]), "orders", &by_header).is_err(), "empty");
+    assert!(
+        read(&with_headers(&[("x-order", "")]), "orders", &by_header).is_err(),
+        "empty"
+    );
     let long = "x".repeat(MAX_ID + 1);
-    assert!(read(&with_headers(&[("x-order", &long)]), "orders", &by_header).is_err(), "too long");
+    assert!(
+        read(&with_headers(&[("x-order", &long)]), "orders", &by_header).is_err(),
+        "too long"
+    );
 }
 
 #[test]
@@ -85,7 +96,7 @@ fn cloud_events_in_binary_mode() {
         message.content_type = Some("text/plain".into());
         let work = work(&message);
         assert_eq!(work.id, "/shop a1", "before the broker's id");
-        assert_eq!(work.payload, message.payload);
+        assert_eq!(work.message.payload, message.payload);
         assert_eq!(variable(&work, "CE_ID"), Some("a1"));
         assert_eq!(variable(&work, "CE_SOURCE"), Some("/shop"));
         assert_eq!(variable(&work, "CE_TYPE"), Some("order"));
@@ -99,13 +110,23 @@ fn cloud_events_in_binary_mode() {
 
 #[test]
 fn what_lacks_an_attribute_is_an_ordinary_message() {
-    let all = [("ce-specversion", "1.0"), ("ce-id", "a"), ("ce-source", "s"), ("ce-type", "t")];
+    let all = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "a"),
+        ("ce-source", "s"),
+        ("ce-type", "t"),
+    ];
     for left_out in 0..all.len() {
         let mut headers = all.to_vec();
         headers.remove(left_out);
         assert!(work(&with_headers(&headers)).id.starts_with("sha256:"), "{headers:?}");
     }
-    let ambiguous = [("ce-specversion", "1.0"), ("ce-id", "b"), ("ce-source", "s a"), ("ce-type", "t")];
+    let ambiguous = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "b"),
+        ("ce-source", "s a"),
+        ("ce-type", "t"),
+    ];
     assert!(work(&with_headers(&ambiguous)).id.starts_with("sha256:"));
 }
 
@@ -121,18 +142,72 @@ fn cloud_events_in_structured_mode() {
         r#"{"specversion":"1.0","id":"a","source":"s","type":"t","time":"2026-01-01T00:00:00Z","n":7,"data":{"x":[1]}}"#,
     )
     .unwrap();
-    assert_eq!((json.id.as_str(), &json.payload[..]), ("s a", &br#"{"x":[1]}"#[..]));
+    assert_eq!(
+        (json.id.as_str(), &json.message.payload[..]),
+        ("s a", &br#"{"x":[1]}"#[..])
+    );
     assert_eq!(variable(&json, "CE_TIME"), Some("2026-01-01T00:00:00Z"));
     assert_eq!(variable(&json, "CE_N"), Some("7"), "integers are text");
     assert_eq!(variable(&json, "CE_DATA"), None);
-    let text = r#"{"specversion":"1.0","id":"a","source":"s","type":"t","datacontenttype":"text/plain","data":"hi \u00e4"}"#;
-    assert_eq!(structured(text).unwrap().payload, "hi \u{e4}".as_bytes());
+    let text =
+        r#"{"specversion":"1.0","id":"a","source":"s","type":"t","datacontenttype":"text/plain","data":"hi \u00e4"}"#;
+    assert_eq!(structured(text).unwrap().message.payload, "hi \u{e4}".as_bytes());
     let string = r#"{"specversion":"1.0","id":"a","source":"s","type":"t","data":"hi"}"#;
-    assert_eq!(&structured(string).unwrap().payload[..], br#""hi""#, "JSON is the default");
+    assert_eq!(
+        &structured(string).unwrap().message.payload[..],
+        br#""hi""#,
+        "JSON is the default"
+    );
     let binary = r#"{"specversion":"1.0","id":"a","source":"s","type":"t","data_base64":"AP8="}"#;
-    assert_eq!(&structured(binary).unwrap().payload[..], b"\x00\xff");
+    assert_eq!(&structured(binary).unwrap().message.payload[..], b"\x00\xff");
     let none = r#"{"specversion":"1.0","id":"a","source":"s","type":"t"}"#;
-    assert!(structured(none).unwrap().payload.is_empty());
+    assert!(structured(none).unwrap().message.payload.is_empty());
+}
+
+#[test]
+fn a_structured_event_is_kept_in_binary_mode() {
+    let event = r#"{"specversion":"1.0","id":"a","source":"s","type":"t","subject":"x","data":{"n":1}}"#;
+    let work = structured(event).unwrap();
+    assert_eq!(work.message.content_type.as_deref(), Some("application/json"));
+    let again = read(&work.message, "orders", &ProcessTriggerSpec::default()).unwrap();
+    assert_eq!(
+        (&again.id, &again.message.payload),
+        (&work.id, &work.message.payload),
+        "a dead letter taken back"
+    );
+    assert_eq!(variable(&again, "CE_SUBJECT"), Some("x"));
+}
+
+#[test]
+fn headers_that_a_signature_does_not_cover_make_no_new_message() {
+    let mut message = with_headers(&[("webhook-id", "w1"), ("x-order", "7")]);
+    for (name, value) in [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "other"),
+        ("ce-source", "s"),
+        ("ce-type", "t"),
+    ] {
+        message.insert(name, value);
+    }
+    (message.id, message.is_signed) = (Some("w1".into()), true);
+    assert_eq!(work(&message).id, "w1");
+    message.content_type = Some("application/cloudevents+json".into());
+    message.payload = Bytes::from_static(br#"{"specversion":"1.0","id":"a","source":"s","type":"t"}"#);
+    assert_eq!(work(&message).id, "w1");
+    let by = |header: &str| {
+        spec(MessageSpec {
+            id: Some(MessageId::Header),
+            id_header: Some(header.into()),
+            ..MessageSpec::default()
+        })
+    };
+    assert!(
+        read(&message, "orders", &by("X-Order"))
+            .unwrap_err()
+            .0
+            .contains("not covered")
+    );
+    assert_eq!(read(&message, "orders", &by("Webhook-Id")).unwrap().id, "w1");
 }
 
 #[test]
@@ -173,7 +248,10 @@ fn an_environment_variable_holds_text() {
     for (payload, word) in [(&b"a\0b"[..], "NUL"), (&b"\xff"[..], "UTF-8")] {
         let poison = read(&message(payload), "orders", &env).unwrap_err();
         assert!(poison.0.contains(word), "{poison}");
-        assert!(read(&message(payload), "orders", &ProcessTriggerSpec::default()).is_ok(), "a file holds bytes");
+        assert!(
+            read(&message(payload), "orders", &ProcessTriggerSpec::default()).is_ok(),
+            "a file holds bytes"
+        );
     }
     let large = Message {
         payload: vec![b'x'; 32 * 1024 + 1].into(),
@@ -240,4 +318,26 @@ proptest! {
         };
         prop_assert_eq!(one == other, id(&one) == id(&other));
     }
+}
+
+proptest! {
+    #[test]
+    fn what_is_encoded_can_be_decoded(text in ".{0,50}") {
+        let encoded = percent_encoded(&text);
+        prop_assert!(encoded.bytes().all(|byte| (0x21..0x7f).contains(&byte)));
+        prop_assert_eq!(percent_decoded(&encoded), text);
+    }
+
+    #[test]
+    fn nothing_makes_decoding_panic(text in "[%a-fA-F0-9+\u{e4}]{0,12}") {
+        percent_decoded(&text);
+    }
+}
+
+#[test]
+fn what_is_no_encoding_stays() {
+    for text in ["%", "%4", "%+f", "100%", "%ff", "%zz"] {
+        assert_eq!(percent_decoded(text), text);
+    }
+    assert_eq!(percent_decoded("%41%c3%a4"), "A\u{e4}");
 }

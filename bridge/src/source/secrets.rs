@@ -101,7 +101,8 @@ pub async fn tls_config(tls: Option<&BrokerTls>, secrets: &Secrets) -> Result<Ar
     }
     let (chain, key) = secrets.client_certificate().await?;
     let config = config.with_client_auth_cert(chain, key);
-    let config = config.map_err(|error| invalid(format!("tls.crt and tls.key of the Secret cannot be used: {error}")))?;
+    let config =
+        config.map_err(|error| invalid(format!("tls.crt and tls.key of the Secret cannot be used: {error}")))?;
     Ok(Arc::new(config))
 }
 

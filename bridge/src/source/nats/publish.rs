@@ -1,0 +1,226 @@
+//! Results and dead letters to NATS.
+
+use async_nats::jetstream::context::{GetStreamByNameErrorKind, PublishErrorKind};
+use async_nats::jetstream::{Context, context::PublishError};
+use async_nats::{Client, HeaderMap};
+use futures::future::BoxFuture;
+use remoteprocess_api::trigger::{NatsSource, TriggerReason};
+
+use super::said;
+use crate::message::{Message, percent_encoded};
+use crate::outcome::{CONTENT_TYPE, CloudEvent};
+use crate::source::{DEAD_LETTER_REASON, Publisher, SourceError, in_time};
+
+/// The header by which the server finds a message that was published before.
+const ID: &str = "Nats-Msg-Id";
+
+/// Publishes with the connection of the source.
+pub(super) struct NatsPublisher {
+    client: Client,
+    context: Context,
+    source: NatsSource,
+}
+
+impl NatsPublisher {
+    pub(super) fn new(client: Client, context: Context, source: &NatsSource) -> Self {
+        Self {
+            client,
+            context,
+            source: source.clone(),
+        }
+    }
+
+    /// Publishes to a stream, and returns when the server has stored it.
+    async fn store(&self, subject: &str, headers: HeaderMap, payload: Vec<u8>) -> Result<(), SourceError> {
+        let publish = async {
+            let acknowledgement = self
+                .context
+                .publish_with_headers(subject.to_owned(), headers, payload.into());
+            let stored = async { acknowledgement.await?.await };
+            stored.await.map_err(|error| refused(subject, &error))
+        };
+        in_time(subject, publish).await.map(|_| ())
+    }
+
+    /// Which stream keeps what is published to the subject; `None` if none does.
+    async fn stream_of(&self, subject: &str) -> Result<Option<String>, SourceError> {
+        let find = async {
+            match self.context.stream_by_subject(subject).await {
+                Ok(stream) => Ok(Some(stream)),
+                Err(error) if error.kind() == GetStreamByNameErrorKind::NotFound => Ok(None),
+                Err(error) => Err(SourceError::unreachable(format!("{subject}: {}", said(&error)))),
+            }
+        };
+        in_time(subject, find).await
+    }
+
+    /// Publishes to somebody who listens now: nobody can confirm that.
+    async fn tell(&self, subject: &str, headers: HeaderMap, payload: Vec<u8>) -> Result<(), SourceError> {
+        let publish = async {
+            let told = self
+                .client
+                .publish_with_headers(subject.to_owned(), headers, payload.into());
+            told.await
+                .map_err(|error| SourceError::unreachable(error.to_string()))?;
+            let flushed = self.client.flush().await;
+            flushed.map_err(|error| SourceError::unreachable(error.to_string()))
+        };
+        in_time(subject, publish).await
+    }
+
+    async fn send_result(&self, to: &str, event: &CloudEvent) -> Result<(), SourceError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ID, event.id.as_str());
+        headers.insert("Content-Type", CONTENT_TYPE);
+        if self.source.result_subject.as_deref() == Some(to) {
+            return self.store(to, headers, event.to_json()).await;
+        }
+        match self.stream_of(to).await? {
+            // It would come back as a message, and its result as another, without end.
+            Some(stream) if stream == self.source.stream && self.is_taken(to) => {
+                tracing::warn!(
+                    subject = to,
+                    "a message wants its result in its own stream: it is not sent"
+                );
+                Ok(())
+            }
+            Some(_) => self.store(to, headers, event.to_json()).await,
+            None => self.tell(to, headers, event.to_json()).await,
+        }
+    }
+
+    /// Whether the consumer takes messages of this subject of the stream.
+    fn is_taken(&self, subject: &str) -> bool {
+        self.source
+            .subject
+            .as_deref()
+            .is_none_or(|filter| matches(filter, subject))
+    }
+}
+
+fn refused(subject: &str, error: &PublishError) -> SourceError {
+    let reason = match error.kind() {
+        PublishErrorKind::StreamNotFound => TriggerReason::NotFound,
+        _ => TriggerReason::Unreachable,
+    };
+    SourceError::new(reason, format!("subject {subject}: {}", said(error)))
+}
+
+/// Whether a subject fits a filter with the wildcards `*` (one token) and `>` (the rest).
+fn matches(filter: &str, subject: &str) -> bool {
+    let (mut filter, mut subject) = (filter.split('.'), subject.split('.'));
+    loop {
+        match (filter.next(), subject.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(_)) => {}
+            (Some(wanted), Some(token)) if wanted == token => {}
+            _ => return false,
+        }
+    }
+}
+
+fn headers_of(message: &Message) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &message.headers {
+        // Names are stored in lower case; the server knows this one only as it is written here.
+        let is_of_server = name.starts_with("nats-");
+        if !is_of_server && is_header_name(name) {
+            let value = if name.starts_with("ce-") {
+                percent_encoded(value)
+            } else {
+                value.clone()
+            };
+            headers.insert(name.as_str(), value.as_str());
+        }
+    }
+    if let Some(media_type) = &message.content_type {
+        headers.insert("content-type", media_type.as_str());
+    }
+    if let Some(id) = &message.id {
+        headers.insert(ID, id.as_str());
+    }
+    headers
+}
+
+/// Of RFC 9110, section 5.6.2: what else is in a name could break the message apart.
+fn is_header_name(name: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.bytes().all(is_token)
+}
+
+impl Publisher for NatsPublisher {
+    fn reply<'a>(&'a self, to: &'a str, event: &'a CloudEvent) -> BoxFuture<'a, Result<(), SourceError>> {
+        Box::pin(self.send_result(to, event))
+    }
+
+    fn dead_letter<'a>(&'a self, message: &'a Message, reason: &'a str) -> BoxFuture<'a, Result<bool, SourceError>> {
+        Box::pin(async move {
+            let Some(subject) = self.source.dead_letter_subject.as_deref() else {
+                return Ok(false);
+            };
+            let mut headers = headers_of(message);
+            headers.insert(DEAD_LETTER_REASON, reason.replace(['\r', '\n'], " ").as_str());
+            self.store(subject, headers, message.payload.to_vec()).await?;
+            Ok(true)
+        })
+    }
+
+    fn default_reply(&self) -> Option<String> {
+        self.source.result_subject.clone()
+    }
+
+    fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), SourceError>> {
+        Box::pin(async move {
+            // A subject with wildcards is none to publish to: the last token of a test is `test` there.
+            let subject = match self.source.subject.as_deref() {
+                Some(subject) => subject.replace(['*', '>'], "test"),
+                None => self.first_subject().await?.replace(['*', '>'], "test"),
+            };
+            self.store(&subject, headers_of(message), message.payload.to_vec())
+                .await
+        })
+    }
+}
+
+impl NatsPublisher {
+    async fn first_subject(&self) -> Result<String, SourceError> {
+        let stream = super::stream(&self.context, &self.source.stream).await?;
+        let subject = stream.cached_info().config.subjects.first().cloned();
+        subject.ok_or_else(|| SourceError::new(TriggerReason::NotFound, "the stream has no subject"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_match_as_at_the_server() {
+        for (filter, subject) in [("a", "a"), ("a.*", "a.b"), ("a.>", "a.b.c"), ("*.b", "a.b"), (">", "a")] {
+            assert!(matches(filter, subject), "{filter} {subject}");
+        }
+        for (filter, subject) in [("a", "b"), ("a.*", "a"), ("a.*", "a.b.c"), ("a.>", "a"), ("a.b", "a")] {
+            assert!(!matches(filter, subject), "{filter} {subject}");
+        }
+    }
+
+    #[test]
+    fn headers_of_the_server_are_not_taken_over() {
+        let mut message = Message {
+            id: Some("m1".into()),
+            ..Message::default()
+        };
+        for (name, value) in [
+            ("nats-expected-stream", "x"),
+            ("nats-rollup", "all"),
+            ("x", "y"),
+            ("b:d", "z"),
+        ] {
+            assert!(message.insert(name, value));
+        }
+        let headers = headers_of(&message);
+        let mut names: Vec<&str> = headers.iter().map(|(name, _)| name.as_ref()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["Nats-Msg-Id", "x"]);
+    }
+}

@@ -1,0 +1,255 @@
+//! What the bridge tells about its trigger: counts, conditions and metrics.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use remoteprocess_api::trigger::{TriggerCondition, TriggerReason};
+use remoteprocess_api::{ProcessTrigger, ProcessTriggerStatus, sanitize};
+use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
+use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
+use remoteprocess_runtime::prometheus_client::registry::Registry;
+use serde_json::Value;
+
+/// Longest message of a condition, in characters.
+const MAX_MESSAGE: usize = 1024;
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Messages that were delivered.
+    Received,
+    /// Processes that were created.
+    Started,
+    /// Messages whose process existed already.
+    Duplicate,
+    /// Processes that succeeded.
+    Succeeded,
+    /// Processes that failed.
+    Failed,
+    /// Messages that were dead-lettered.
+    DeadLettered,
+    /// Requests that were refused.
+    Refused,
+}
+
+/// Metrics of the bridge. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    received: Counter,
+    started: Counter,
+    duplicates: Counter,
+    succeeded: Counter,
+    failed: Counter,
+    dead_lettered: Counter,
+    refused: Counter,
+    running: Gauge,
+    lag: Gauge,
+    connected: Gauge,
+}
+
+/// The state of a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Whether it is true.
+    pub holds: bool,
+    /// Why.
+    pub reason: TriggerReason,
+    /// A sentence.
+    pub message: String,
+}
+
+/// Collects what is told.
+#[derive(Debug)]
+pub struct Board {
+    status: ProcessTriggerStatus,
+    generation: Option<i64>,
+    metrics: Metrics,
+    written: Option<Value>,
+}
+
+impl Metrics {
+    /// Adds the metrics to the program's registry.
+    pub fn register(&self, registry: &mut Registry) {
+        let bridge = registry.sub_registry_with_prefix("remoteprocess_bridge");
+        bridge.register("received", "Messages that were delivered", self.received.clone());
+        bridge.register("started", "Processes that were created", self.started.clone());
+        let help = "Messages whose process existed already";
+        bridge.register("duplicates", help, self.duplicates.clone());
+        bridge.register("succeeded", "Processes that succeeded", self.succeeded.clone());
+        bridge.register("failed", "Processes that failed", self.failed.clone());
+        let help = "Messages that were dead-lettered";
+        bridge.register("dead_lettered", help, self.dead_lettered.clone());
+        bridge.register("refused", "Requests that were refused", self.refused.clone());
+        bridge.register("running", "Processes that have not ended", self.running.clone());
+        bridge.register("lag", "Messages that wait in the broker", self.lag.clone());
+        bridge.register("connected", "1 if the source is connected", self.connected.clone());
+    }
+}
+
+impl Board {
+    /// Goes on from the status that the trigger has.
+    pub fn new(trigger: &ProcessTrigger, metrics: Metrics) -> Self {
+        let mut status = trigger.status.clone().unwrap_or_default();
+        status.source = Some(trigger.spec.source.kind().to_owned());
+        // That of the operator is not ours to write.
+        let own = [TriggerCondition::Ready, TriggerCondition::Connected].map(<&str>::from);
+        status.conditions.retain(|condition| own.contains(&condition.type_.as_str()));
+        Self {
+            status,
+            generation: trigger.metadata.generation,
+            metrics,
+            written: None,
+        }
+    }
+
+    /// Describes this version of the trigger from now on.
+    pub fn observe(&mut self, trigger: &ProcessTrigger) {
+        self.generation = trigger.metadata.generation;
+        self.status.source = Some(trigger.spec.source.kind().to_owned());
+    }
+
+    /// Counts.
+    pub fn count(&mut self, what: Count, number: u64) {
+        let (status, metrics) = (&mut self.status, &self.metrics);
+        let (count, counter) = match what {
+            Count::Received => (&mut status.received, &metrics.received),
+            Count::Started => (&mut status.started, &metrics.started),
+            Count::Duplicate => (&mut status.duplicates, &metrics.duplicates),
+            Count::Succeeded => (&mut status.succeeded, &metrics.succeeded),
+            Count::Failed => (&mut status.failed, &metrics.failed),
+            Count::DeadLettered => (&mut status.dead_lettered, &metrics.dead_lettered),
+            Count::Refused => (&mut status.refused, &metrics.refused),
+        };
+        *count = Some(count.unwrap_or_default().saturating_add(number));
+        counter.inc_by(number);
+    }
+
+    /// A message has arrived.
+    pub fn received(&mut self, now: Timestamp) {
+        self.count(Count::Received, 1);
+        self.status.last_message_time = Some(whole_seconds(now));
+    }
+
+    /// How many processes run.
+    pub fn running(&mut self, running: usize) {
+        self.status.running = Some(u32::try_from(running).unwrap_or(u32::MAX));
+        self.metrics.running.set(i64::try_from(running).unwrap_or(i64::MAX));
+    }
+
+    /// How many messages wait.
+    pub fn lag(&mut self, lag: Option<u64>) {
+        self.status.lag = lag;
+        self.metrics.lag.set(i64::try_from(lag.unwrap_or_default()).unwrap_or(i64::MAX));
+    }
+
+    /// Sets a condition. Returns whether its status changed.
+    pub fn set(&mut self, condition: TriggerCondition, finding: &Finding, now: Timestamp) -> bool {
+        if condition == TriggerCondition::Connected {
+            self.metrics.connected.set(finding.holds.into());
+        }
+        let kind = condition.to_string();
+        let status = if finding.holds { "True" } else { "False" };
+        let conditions = &mut self.status.conditions;
+        let former = conditions.iter().find(|condition| condition.type_ == kind);
+        let same = former.filter(|former| former.status == status);
+        let since = same.map_or(Time(whole_seconds(now)), |former| former.last_transition_time.clone());
+        let changed = same.is_none();
+        let next = Condition {
+            type_: kind.clone(),
+            status: status.to_owned(),
+            reason: finding.reason.to_string(),
+            message: sanitize::plain(&finding.message, MAX_MESSAGE),
+            last_transition_time: since,
+            observed_generation: self.generation,
+        };
+        conditions.retain(|condition| condition.type_ != kind);
+        conditions.push(next);
+        conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
+        changed
+    }
+
+    /// The status to write, if it differs from what was written last.
+    pub fn unwritten(&self) -> Option<Value> {
+        let mut status = self.status.clone();
+        status.observed_generation = self.generation;
+        let status = serde_json::to_value(status).ok()?;
+        (self.written.as_ref() != Some(&status)).then_some(status)
+    }
+
+    /// Notes what was written.
+    pub fn written(&mut self, status: Value) {
+        self.written = Some(status);
+    }
+}
+
+/// Times in the API have seconds.
+fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use remoteprocess_api::ProcessTriggerSpec;
+    use remoteprocess_runtime::prometheus_client::encoding::text::encode;
+    use serde_json::json;
+
+    use super::*;
+
+    fn trigger(status: Value) -> ProcessTrigger {
+        let mut trigger = ProcessTrigger::new("orders", ProcessTriggerSpec::default());
+        trigger.metadata.generation = Some(3);
+        trigger.status = serde_json::from_value(status).unwrap();
+        trigger
+    }
+
+    fn finding(holds: bool, reason: TriggerReason) -> Finding {
+        Finding {
+            holds,
+            reason,
+            message: "it\u{1b}[2J is so".into(),
+        }
+    }
+
+    #[test]
+    fn counts_go_on_and_the_condition_of_the_operator_is_left_out() {
+        let deployed = json!({"type": "Deployed", "status": "True", "reason": "Deployed", "message": "",
+                              "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let mut board = Board::new(
+            &trigger(json!({"started": 7, "conditions": [deployed]})),
+            Metrics::default(),
+        );
+        board.count(Count::Started, 1);
+        let status = board.unwritten().unwrap();
+        assert_eq!((&status["started"], &status["observedGeneration"]), (&json!(8), &json!(3)));
+        assert_eq!(status.get("conditions"), None);
+        board.written(status);
+        assert_eq!(board.unwritten(), None, "nothing new");
+        board.count(Count::Refused, 2);
+        assert_eq!(board.unwritten().unwrap()["refused"], 2);
+    }
+
+    #[test]
+    fn the_transition_is_when_the_status_changed() {
+        let mut board = Board::new(&trigger(json!({})), Metrics::default());
+        let (first, later) = (Timestamp::from_second(100).unwrap(), Timestamp::from_second(200).unwrap());
+        assert!(board.set(TriggerCondition::Ready, &finding(true, TriggerReason::Taking), first));
+        assert!(!board.set(TriggerCondition::Ready, &finding(true, TriggerReason::Limited), later));
+        let ready = board.unwritten().unwrap()["conditions"][0].clone();
+        assert_eq!(ready["lastTransitionTime"], "1970-01-01T00:01:40Z");
+        assert_eq!((&ready["reason"], &ready["message"]), (&json!("Limited"), &json!("it[2J is so")));
+        assert!(board.set(TriggerCondition::Ready, &finding(false, TriggerReason::Forbidden), later));
+        assert_eq!(board.unwritten().unwrap()["conditions"][0]["lastTransitionTime"], "1970-01-01T00:03:20Z");
+    }
+
+    #[test]
+    fn metrics_have_their_names() {
+        let (metrics, mut registry) = (Metrics::default(), Registry::default());
+        metrics.register(&mut registry);
+        let mut board = Board::new(&trigger(json!({})), metrics);
+        board.count(Count::DeadLettered, 2);
+        board.running(4);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert!(text.contains("remoteprocess_bridge_dead_lettered_total 2"), "{text}");
+        assert!(text.contains("remoteprocess_bridge_running 4"), "{text}");
+    }
+}
