@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{BUSYBOX, Document, kubectl, rproc, with_temp_ns};
 use serde_json::{Value, json};
 
-const DOCUMENTS: [&str; 13] = [
+const DOCUMENTS: [&str; 14] = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
@@ -20,6 +20,7 @@ const DOCUMENTS: [&str; 13] = [
     "docs/http.md",
     "docs/operations.md",
     "docs/rproc.md",
+    "docs/triggers.md",
     "docs/ui.md",
     "examples/hello.yaml",
     "charts/remoteprocess-operator/templates/NOTES.txt",
@@ -126,16 +127,18 @@ fn it_is_a_plugin_of_kubectl() {
 #[test]
 fn every_field_is_explained() {
     with_temp_ns("explained", |_| {
-        let crd = kubectl(["get", "crd", "remoteprocesses.remoteprocess.dev", "--output=json"]);
-        let crd = crd.json()?;
-        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
-        for part in ["spec", "status"] {
-            let fields = schema[part]["properties"].as_object().context("it has no fields")?;
-            for (name, field) in fields {
-                ensure!(
-                    field["description"].as_str().is_some_and(|text| text.len() > 10),
-                    "{part}.{name}: {field}"
-                );
+        for kind in ["remoteprocesses", "processtriggers"] {
+            let crd = format!("{kind}.remoteprocess.dev");
+            let crd = kubectl(["get", "crd", &crd, "--output=json"]).json()?;
+            let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+            for part in ["spec", "status"] {
+                let fields = schema[part]["properties"].as_object().context("it has no fields")?;
+                for (name, field) in fields {
+                    ensure!(
+                        field["description"].as_str().is_some_and(|text| text.len() > 10),
+                        "{kind}: {part}.{name}: {field}"
+                    );
+                }
             }
         }
         Ok(())
