@@ -86,7 +86,10 @@ mod tests {
     fn the_trigger_is_all_that_is_needed() {
         let args = Args::try_parse_from(["bridge", "--namespace", "shop", "--trigger", "orders"]).unwrap();
         let config = Config::try_from(args).unwrap();
-        assert_eq!((config.engine.namespace.as_str(), config.engine.trigger.as_str()), ("shop", "orders"));
+        assert_eq!(
+            (config.engine.namespace.as_str(), config.engine.trigger.as_str()),
+            ("shop", "orders")
+        );
         assert_eq!(config.engine.settings.secrets, Secrets::default());
         assert_eq!(config.admin_listen.port(), 8080);
         assert_eq!(config.engine.settings.webhook.port(), 8081);

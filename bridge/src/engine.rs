@@ -100,14 +100,18 @@ struct Engine {
 pub async fn run(client: Client, config: Config, metrics: Metrics, ready: ReadyGate, shutdown: CancellationToken) {
     let kubernetes = Kubernetes::new(client, &config.namespace);
     let only = watcher::Config::default().fields(&format!("metadata.name={}", config.trigger));
-    let mut triggers = watcher::watcher(kubernetes.triggers(), only).backoff(Backoff::default()).boxed();
+    let mut triggers = watcher::watcher(kubernetes.triggers(), only)
+        .backoff(Backoff::default())
+        .boxed();
     let Some(Some(trigger)) = shutdown.run_until_cancelled(first(&mut triggers)).await else {
         return;
     };
     let mut engine = Engine::new(kubernetes, Arc::new(trigger), triggers, &config, metrics, ready);
     loop {
         engine.prepare();
-        let Some(step) = shutdown.run_until_cancelled(engine.next()).await else { break };
+        let Some(step) = shutdown.run_until_cancelled(engine.next()).await else {
+            break;
+        };
         engine.handle(step).await;
         if engine.is_gone {
             tracing::info!("the trigger is gone");
@@ -142,7 +146,9 @@ impl Engine {
         ready: ReadyGate,
     ) -> Self {
         let uid = trigger.uid().unwrap_or_default();
-        let own = watcher::Config::default().labels(&format!("{LABEL_TRIGGER_UID}={uid}")).page_size(PAGE);
+        let own = watcher::Config::default()
+            .labels(&format!("{LABEL_TRIGGER_UID}={uid}"))
+            .page_size(PAGE);
         let api = kube::Api::<DeserializeGuard<RemoteProcess>>::namespaced(kubernetes.client(), &config.namespace);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -453,9 +459,18 @@ impl Engine {
 /// Whether failed messages have an address of their own.
 fn has_dead_letter_address(trigger: &ProcessTrigger) -> bool {
     let source = &trigger.spec.source;
-    let nats = source.nats.as_ref().and_then(|source| source.dead_letter_subject.as_ref());
-    let rabbitmq = source.rabbitmq.as_ref().and_then(|source| source.dead_letter_exchange.as_ref());
-    let pubsub = source.pubsub.as_ref().and_then(|source| source.dead_letter_topic.as_ref());
+    let nats = source
+        .nats
+        .as_ref()
+        .and_then(|source| source.dead_letter_subject.as_ref());
+    let rabbitmq = source
+        .rabbitmq
+        .as_ref()
+        .and_then(|source| source.dead_letter_exchange.as_ref());
+    let pubsub = source
+        .pubsub
+        .as_ref()
+        .and_then(|source| source.dead_letter_topic.as_ref());
     nats.or(rabbitmq).or(pubsub).is_some()
 }
 

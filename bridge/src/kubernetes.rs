@@ -111,7 +111,9 @@ impl Kubernetes {
             return Ok(Created::Foreign);
         }
         if found.metadata.deletion_timestamp.is_some() {
-            return Err(ApiError::Unavailable("the former process of this message is being deleted".to_owned()));
+            return Err(ApiError::Unavailable(
+                "the former process of this message is being deleted".to_owned(),
+            ));
         }
         Ok(Created::Exists(Box::new(found)))
     }
@@ -128,7 +130,10 @@ impl Kubernetes {
             Err(error) => return Err(classify(&error)),
         }
         let name = process.name_any();
-        let found = self.call(self.config_maps().get(&name)).await.map_err(|error| classify(&error))?;
+        let found = self
+            .call(self.config_maps().get(&name))
+            .await
+            .map_err(|error| classify(&error))?;
         if is_of(&found, &process.uid().unwrap_or_default()) {
             return Ok(());
         }
@@ -172,7 +177,9 @@ impl Kubernetes {
             ..PatchParams::default()
         };
         let (api, name) = (self.processes(), process.name_any());
-        let patched = self.call(api.patch_metadata(&name, &params, &Patch::Merge(patch))).await;
+        let patched = self
+            .call(api.patch_metadata(&name, &params, &Patch::Merge(patch)))
+            .await;
         match patched {
             Err(error) if !is_gone(&error) => Err(classify(&error)),
             _ => Ok(()),
@@ -216,7 +223,11 @@ impl Kubernetes {
             ..SelfSubjectAccessReview::default()
         };
         let api: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
-        let answer = match self.call(api.create(&post(), &review)).await.map_err(|error| classify(&error)) {
+        let answer = match self
+            .call(api.create(&post(), &review))
+            .await
+            .map_err(|error| classify(&error))
+        {
             // Whoever may not ask learns it from the first process.
             Err(ApiError::Forbidden(_)) => return Ok(()),
             answer => answer?,
@@ -224,7 +235,9 @@ impl Kubernetes {
         if answer.status.is_some_and(|status| status.allowed) {
             return Ok(());
         }
-        Err(ApiError::Forbidden("the ServiceAccount of the trigger may not create RemoteProcesses".to_owned()))
+        Err(ApiError::Forbidden(
+            "the ServiceAccount of the trigger may not create RemoteProcesses".to_owned(),
+        ))
     }
 
     /// Applies the part of a trigger's status that the bridge owns.

@@ -110,7 +110,11 @@ impl Runs {
         let (listed, lists) = (std::mem::take(&mut self.listed), self.lists);
         // What was created while the list was read may be missing in it.
         let may_be_newer = |run: &Run| matches!(run, Run::Created(list) if *list >= lists);
-        let open = self.open.iter().filter(|(_, run)| !may_be_newer(run)).map(|(name, _)| name);
+        let open = self
+            .open
+            .iter()
+            .filter(|(_, run)| !may_be_newer(run))
+            .map(|(name, _)| name);
         let gone = open.chain(self.done.keys()).filter(|name| !listed.contains(*name));
         let gone: Vec<String> = gone.cloned().collect();
         for name in &gone {
@@ -222,7 +226,9 @@ fn is_due(process: &RemoteProcess, now: Timestamp) -> bool {
 /// When it ended; the beginning of time if nobody knows.
 fn finished_at(process: &RemoteProcess) -> Timestamp {
     let status = process.status.as_ref();
-    status.and_then(|status| status.finished_at).unwrap_or(Timestamp::UNIX_EPOCH)
+    status
+        .and_then(|status| status.finished_at)
+        .unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -239,7 +245,9 @@ mod tests {
         }))
         .unwrap();
         if sent {
-            process.annotations_mut().insert(ANNOTATION_RESULT_SENT.into(), "now".into());
+            process
+                .annotations_mut()
+                .insert(ANNOTATION_RESULT_SENT.into(), "now".into());
         }
         process
     }
@@ -276,7 +284,10 @@ mod tests {
         runs.apply(Event::Apply(running("b")));
         assert_eq!(runs.running(), 2, "it is the same one");
         runs.apply(Event::Apply(ended("b", true, false)));
-        assert_eq!((runs.running(), runs.known("b")), (1, Known::Ended { has_failed: true }));
+        assert_eq!(
+            (runs.running(), runs.known("b")),
+            (1, Known::Ended { has_failed: true })
+        );
         runs.created("b");
         assert_eq!(runs.running(), 1, "the watch knows better");
     }
@@ -327,6 +338,10 @@ mod tests {
         runs.apply(Event::Apply(ended("sent", true, true)));
         assert_eq!(runs.forgotten(at(99), 100).count(), 0);
         assert_eq!(runs.forgotten(at(100), 100).collect::<Vec<_>>(), [("sent", "uid-sent")]);
-        assert_eq!(runs.forgotten(at(i64::from(u32::MAX)), u32::MAX).count(), 1, "no overflow");
+        assert_eq!(
+            runs.forgotten(at(i64::from(u32::MAX)), u32::MAX).count(),
+            1,
+            "no overflow"
+        );
     }
 }

@@ -93,7 +93,7 @@ pub trait Receipt: Send {
     /// The broker does not answer. It will deliver the message again.
     fn reject(self: Box<Self>, reason: &str) -> BoxFuture<'static, Result<(), SourceError>>;
 
-    /// The message is still being worked on. Called every ten seconds while it is kept.
+    /// The message is still being worked on. Called every three seconds while it is kept.
     ///
     /// # Errors
     /// The broker does not answer.

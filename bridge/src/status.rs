@@ -92,7 +92,9 @@ impl Board {
         status.source = Some(trigger.spec.source.kind().to_owned());
         // That of the operator is not ours to write.
         let own = [TriggerCondition::Ready, TriggerCondition::Connected].map(<&str>::from);
-        status.conditions.retain(|condition| own.contains(&condition.type_.as_str()));
+        status
+            .conditions
+            .retain(|condition| own.contains(&condition.type_.as_str()));
         Self {
             status,
             generation: trigger.metadata.generation,
@@ -138,7 +140,9 @@ impl Board {
     /// How many messages wait.
     pub fn lag(&mut self, lag: Option<u64>) {
         self.status.lag = lag;
-        self.metrics.lag.set(i64::try_from(lag.unwrap_or_default()).unwrap_or(i64::MAX));
+        self.metrics
+            .lag
+            .set(i64::try_from(lag.unwrap_or_default()).unwrap_or(i64::MAX));
     }
 
     /// Sets a condition. Returns whether its status changed.
@@ -219,7 +223,10 @@ mod tests {
         );
         board.count(Count::Started, 1);
         let status = board.unwritten().unwrap();
-        assert_eq!((&status["started"], &status["observedGeneration"]), (&json!(8), &json!(3)));
+        assert_eq!(
+            (&status["started"], &status["observedGeneration"]),
+            (&json!(8), &json!(3))
+        );
         assert_eq!(status.get("conditions"), None);
         board.written(status);
         assert_eq!(board.unwritten(), None, "nothing new");
@@ -230,14 +237,27 @@ mod tests {
     #[test]
     fn the_transition_is_when_the_status_changed() {
         let mut board = Board::new(&trigger(json!({})), Metrics::default());
-        let (first, later) = (Timestamp::from_second(100).unwrap(), Timestamp::from_second(200).unwrap());
+        let (first, later) = (
+            Timestamp::from_second(100).unwrap(),
+            Timestamp::from_second(200).unwrap(),
+        );
         assert!(board.set(TriggerCondition::Ready, &finding(true, TriggerReason::Taking), first));
         assert!(!board.set(TriggerCondition::Ready, &finding(true, TriggerReason::Limited), later));
         let ready = board.unwritten().unwrap()["conditions"][0].clone();
         assert_eq!(ready["lastTransitionTime"], "1970-01-01T00:01:40Z");
-        assert_eq!((&ready["reason"], &ready["message"]), (&json!("Limited"), &json!("it[2J is so")));
-        assert!(board.set(TriggerCondition::Ready, &finding(false, TriggerReason::Forbidden), later));
-        assert_eq!(board.unwritten().unwrap()["conditions"][0]["lastTransitionTime"], "1970-01-01T00:03:20Z");
+        assert_eq!(
+            (&ready["reason"], &ready["message"]),
+            (&json!("Limited"), &json!("it[2J is so"))
+        );
+        assert!(board.set(
+            TriggerCondition::Ready,
+            &finding(false, TriggerReason::Forbidden),
+            later
+        ));
+        assert_eq!(
+            board.unwritten().unwrap()["conditions"][0]["lastTransitionTime"],
+            "1970-01-01T00:03:20Z"
+        );
     }
 
     #[test]

@@ -104,8 +104,8 @@ impl Gate {
         }
         let most = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
         let per_minute = spec.policy.as_ref().and_then(|policy| policy.max_per_minute);
-        let is_limited = running >= most(spec.max_running())
-            || per_minute.is_some_and(|limit| self.creations.len() >= most(limit));
+        let is_limited =
+            running >= most(spec.max_running()) || per_minute.is_some_and(|limit| self.creations.len() >= most(limit));
         is_limited.then_some(TriggerReason::Limited)
     }
 }

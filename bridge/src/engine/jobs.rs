@@ -88,11 +88,7 @@ pub(super) async fn settle(
 }
 
 /// Tells the broker about a message whose process has ended.
-pub(super) async fn settle_ended(
-    receipt: Box<dyn Receipt>,
-    process: RemoteProcess,
-    rejects_failures: bool,
-) -> Settled {
+pub(super) async fn settle_ended(receipt: Box<dyn Receipt>, process: RemoteProcess, rejects_failures: bool) -> Settled {
     let failure = outcome::failure(&process).filter(|_| rejects_failures);
     let told = match (failure, outcome::result(&process)) {
         (Some(reason), _) => receipt.reject(&reason).await,

@@ -69,7 +69,9 @@ impl Link {
                     let (trigger, settings) = (self.trigger.clone(), self.settings.clone());
                     self.state = State::Opening(Box::pin(async move {
                         let late = |_| Err(SourceError::unreachable("the source does not answer"));
-                        timeout(OPEN_TIMEOUT, source::open(&trigger, &settings)).await.unwrap_or_else(late)
+                        timeout(OPEN_TIMEOUT, source::open(&trigger, &settings))
+                            .await
+                            .unwrap_or_else(late)
                     }));
                 }
                 State::Opening(opening) => {

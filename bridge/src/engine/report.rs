@@ -26,7 +26,7 @@ const WRITE: Duration = Duration::from_secs(2);
 /// How often the broker is asked how many messages wait.
 const LAG: Duration = Duration::from_secs(5);
 /// How often the broker is told that kept messages are still worked on.
-const EXTEND: Duration = Duration::from_secs(10);
+const EXTEND: Duration = Duration::from_secs(3);
 /// How often processes whose time is over are looked for.
 const FORGET: Duration = Duration::from_secs(1);
 /// Pause between two tries to send a test message.
@@ -97,7 +97,10 @@ impl Report {
 
     /// Notes the test message of a trigger, if it is new.
     pub(super) fn see_test(&mut self, trigger: &ProcessTrigger, now: Timestamp) {
-        let test = trigger.annotations().get(ANNOTATION_TEST_MESSAGE).and_then(|text| read_test(text));
+        let test = trigger
+            .annotations()
+            .get(ANNOTATION_TEST_MESSAGE)
+            .and_then(|text| read_test(text));
         let is_new = |test: &TestMessage| self.tested.as_ref() != Some(&test.nonce) && is_fresh(test, now);
         if let Some(test) = test.filter(is_new) {
             self.test = Some(test);
@@ -113,7 +116,9 @@ impl Report {
 }
 
 fn read_test(text: &str) -> Option<TestMessage> {
-    (text.len() <= MAX_TEST_MESSAGE_BYTES).then(|| serde_json::from_str(text).ok()).flatten()
+    (text.len() <= MAX_TEST_MESSAGE_BYTES)
+        .then(|| serde_json::from_str(text).ok())
+        .flatten()
 }
 
 /// Whether it was made a short time ago; the clocks of people differ.
@@ -164,7 +169,9 @@ impl Engine {
     }
 
     fn start_test(&mut self, now: Instant) {
-        let (Some(test), None) = (&self.report.test, &self.report.testing) else { return };
+        let (Some(test), None) = (&self.report.test, &self.report.testing) else {
+            return;
+        };
         if !is_fresh(test, Timestamp::now()) {
             self.report.test = None;
             return;
@@ -185,10 +192,13 @@ impl Engine {
         self.link.hold(closed);
         self.board.running(running);
         let moment = Timestamp::now();
-        self.board.set(TriggerCondition::Connected, &self.connected_finding(), moment);
+        self.board
+            .set(TriggerCondition::Connected, &self.connected_finding(), moment);
         self.board.set(TriggerCondition::Ready, &self.ready_finding(), moment);
         let may_write = self.report.writing.is_none();
-        let Some(status) = self.board.unwritten().filter(|_| may_write) else { return };
+        let Some(status) = self.board.unwritten().filter(|_| may_write) else {
+            return;
+        };
         if is_due(&mut self.report.times.written, WRITE, now) {
             let (kubernetes, name) = (self.kubernetes.clone(), self.trigger.name_any());
             self.report.writing = Some(Box::pin(async move {
@@ -207,10 +217,18 @@ impl Engine {
 
     fn ready_finding(&self) -> Finding {
         if self.trigger.spec.is_suspended() {
-            return finding(false, TriggerReason::Suspended, "spec.suspend is set: messages wait in the source");
+            return finding(
+                false,
+                TriggerReason::Suspended,
+                "spec.suspend is set: messages wait in the source",
+            );
         }
         if let Some(error) = self.report.watch_error.as_ref().filter(|_| !self.runs.is_complete()) {
-            return finding(false, TriggerReason::Waiting, &format!("processes cannot be watched: {error}"));
+            return finding(
+                false,
+                TriggerReason::Waiting,
+                &format!("processes cannot be watched: {error}"),
+            );
         }
         if let Some(error) = self.gate.error() {
             return finding(false, error.reason(), &self.advice(error));
@@ -223,9 +241,11 @@ impl Engine {
         }
         match (self.report.closed, &self.results.problem) {
             (Some(TriggerReason::Waiting), _) => finding(false, TriggerReason::Waiting, "waits for the API server"),
-            (Some(TriggerReason::Limited), None) => {
-                finding(true, TriggerReason::Limited, "as many processes run as may (spec.policy): messages wait")
-            }
+            (Some(TriggerReason::Limited), None) => finding(
+                true,
+                TriggerReason::Limited,
+                "as many processes run as may (spec.policy): messages wait",
+            ),
             (_, Some(problem)) => {
                 let message = format!("messages become processes, but results cannot be sent: {problem}");
                 finding(true, TriggerReason::Taking, &message)
@@ -240,7 +260,10 @@ impl Engine {
         match error {
             ApiError::Forbidden(said) if !said.contains("quota") => {
                 let account = &self.trigger.spec.service_account_name;
-                format!("{said}; allow it: {}", remedy(&self.trigger.name_any(), &namespace, account))
+                format!(
+                    "{said}; allow it: {}",
+                    remedy(&self.trigger.name_any(), &namespace, account)
+                )
             }
             other => other.to_string(),
         }
@@ -264,20 +287,28 @@ mod tests {
         let now: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
         let with = |text: &str| {
             let mut trigger = ProcessTrigger::new("orders", remoteprocess_api::ProcessTriggerSpec::default());
-            trigger.annotations_mut().insert(ANNOTATION_TEST_MESSAGE.into(), text.into());
+            trigger
+                .annotations_mut()
+                .insert(ANNOTATION_TEST_MESSAGE.into(), text.into());
             trigger
         };
         let test = r#"{"nonce":"1","time":"2026-01-01T00:00:00Z","id":"t1","headers":{"A":"b"},"data":"aGk="}"#;
         let mut report = Report::default();
         report.see_test(&with(test), now);
         let message = test_message(report.test.as_ref().unwrap());
-        assert_eq!((message.id.as_deref(), &message.payload[..], message.header("a")), (Some("t1"), &b"hi"[..], Some("b")));
+        assert_eq!(
+            (message.id.as_deref(), &message.payload[..], message.header("a")),
+            (Some("t1"), &b"hi"[..], Some("b"))
+        );
         report.tested(Err(SourceError::unreachable("no")));
         assert!(report.test.is_some(), "it is tried again");
         report.tested(Ok(()));
         report.see_test(&with(test), now);
         assert_eq!(report.test, None, "it was sent");
-        report.see_test(&with(&test.replace("\"1\"", "\"2\"")), now + SignedDuration::from_secs(1));
+        report.see_test(
+            &with(&test.replace("\"1\"", "\"2\"")),
+            now + SignedDuration::from_secs(1),
+        );
         assert_eq!(report.test, None, "too old");
         report.see_test(&with("nonsense"), now);
         report.see_test(&with(&format!("{test}{}", " ".repeat(MAX_TEST_MESSAGE_BYTES))), now);

@@ -61,7 +61,10 @@ impl Results {
     fn failed(&mut self, name: &str, error: &SendError) {
         tracing::warn!(process = name, %error, "cannot send a result, will try again");
         self.problem = Some(error.to_string());
-        let (at, backoff) = self.again.entry(name.to_owned()).or_insert((Instant::now(), Backoff::default()));
+        let (at, backoff) = self
+            .again
+            .entry(name.to_owned())
+            .or_insert((Instant::now(), Backoff::default()));
         *at = Instant::now() + backoff.pause();
     }
 }
@@ -99,7 +102,11 @@ impl Engine {
         self.complete.remove(&name);
         self.runs.sent(&process);
         let failure = outcome::failure(&process);
-        let outcome = if failure.is_some() { Count::Failed } else { Count::Succeeded };
+        let outcome = if failure.is_some() {
+            Count::Failed
+        } else {
+            Count::Succeeded
+        };
         self.board.count(outcome, 1);
         let kept = self.kept.remove(&name).unwrap_or_default();
         if dead_lettered || (failure.is_some() && !kept.is_empty()) {
@@ -125,8 +132,12 @@ impl Engine {
         let remember = self.trigger.spec.remember_seconds().max(least);
         let free = MAX_DELETING.saturating_sub(self.results.deleting.len());
         let old = self.runs.forgotten(Timestamp::now(), remember);
-        let old = old.filter(|(name, _)| !self.results.in_deleting.contains(*name) && !self.in_hand.contains_key(*name));
-        let old: Vec<_> = old.take(free).map(|(name, uid)| (name.to_owned(), uid.to_owned())).collect();
+        let old =
+            old.filter(|(name, _)| !self.results.in_deleting.contains(*name) && !self.in_hand.contains_key(*name));
+        let old: Vec<_> = old
+            .take(free)
+            .map(|(name, uid)| (name.to_owned(), uid.to_owned()))
+            .collect();
         for (name, uid) in old {
             self.results.in_deleting.insert(name.clone());
             let kubernetes = self.kubernetes.clone();
@@ -147,4 +158,3 @@ impl Engine {
         }
     }
 }
-

@@ -25,7 +25,7 @@ use publish::NatsPublisher;
 /// How long one request for a message waits at the server.
 const PULL: Duration = Duration::from_secs(5);
 /// How long the server waits for an answer to a message before it delivers it again.
-const ACK_WAIT: Duration = Duration::from_secs(30);
+const ACK_WAIT: Duration = Duration::from_secs(8);
 /// Most messages without an answer: more than processes can run at once.
 const MAX_ACK_PENDING: i64 = 2000;
 /// How soon a server that is silent is noticed: three times this.

@@ -21,7 +21,7 @@ use crate::message::{Message, percent_decoded};
 use crate::source::Delivery;
 
 /// How long a body may take.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the engine may take to decide.
 const DECISION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for a result that a request can ask for.

@@ -1,0 +1,78 @@
+//! A bridge in this process, which can be killed.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use remoteprocess_bridge::engine::{self, Config};
+use remoteprocess_bridge::source::{Secrets, Settings};
+use remoteprocess_bridge::status::Metrics;
+use remoteprocess_runtime::Readiness;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::{Cluster, NAMESPACE};
+
+/// The engine of the trigger `orders`.
+pub(crate) struct Bridge {
+    task: JoinHandle<()>,
+    shutdown: CancellationToken,
+    pub(crate) webhook: SocketAddr,
+}
+
+impl Bridge {
+    /// Starts it; its webhook gets a free port.
+    pub(crate) async fn start(cluster: &Cluster, secrets: &Path) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let webhook = listener.local_addr().expect("an address");
+        drop(listener);
+        Self::start_at(cluster, secrets, webhook)
+    }
+
+    pub(crate) fn start_at(cluster: &Cluster, secrets: &Path, webhook: SocketAddr) -> Self {
+        remoteprocess_tls::install_crypto_provider();
+        let config = Config {
+            namespace: NAMESPACE.to_owned(),
+            trigger: "orders".to_owned(),
+            settings: Settings {
+                secrets: Secrets::under(secrets),
+                webhook,
+            },
+        };
+        let (shutdown, ready) = (CancellationToken::new(), Readiness::default().gate("watch"));
+        let run = engine::run(cluster.client(), config, Metrics::default(), ready, shutdown.clone());
+        Self {
+            task: tokio::spawn(run),
+            shutdown,
+            webhook,
+        }
+    }
+
+    /// Ends it as SIGKILL would: nothing is finished.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    /// Ends it as SIGTERM does.
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.expect("no panic");
+    }
+
+    /// Waits for its own end.
+    pub(crate) async fn ended(self) {
+        self.task.await.expect("no panic");
+    }
+}
+
+/// Writes the keys of a Secret.
+pub(crate) fn write_secret(directory: &Path, secret: &str, keys: &[(&str, &str)]) {
+    let directory = directory.join(secret);
+    std::fs::create_dir_all(&directory).expect("a directory");
+    for (key, value) in keys {
+        std::fs::write(directory.join(key), value).expect("a file");
+    }
+}
