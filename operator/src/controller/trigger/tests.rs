@@ -270,8 +270,8 @@ async fn the_operator_waits_for_a_definition_that_is_not_installed() {
     assert_eq!((*count.lock().unwrap(), begin.elapsed()), (3, NOT_INSTALLED * 2));
 }
 
-#[test]
-fn a_bridge_that_does_not_run_is_looked_at_less_and_less_often() {
+#[tokio::test]
+async fn a_bridge_that_does_not_run_is_looked_at_less_and_less_often() {
     let mut server = Server::start(None, stored);
     server.triggers.apply_watcher_event(&Event::Apply(trigger(NATS)));
     let reference = ObjectRef::new("orders").within("team");
