@@ -4,7 +4,8 @@ use std::fmt::Display;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
-use remoteprocess_api::{AttemptOutput, AttemptStatus, RemoteProcess, RemoteProcessStatus, StopStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use remoteprocess_api::{AttemptOutput, AttemptStatus, RemoteProcess, RemoteProcessStatus, StdinSource, StopStatus};
 
 use super::row::command;
 use super::{Table, escape, last_seen, since};
@@ -33,26 +34,34 @@ pub fn describe(process: &RemoteProcess, events: Option<&[Event]>, now: Timestam
             .iter()
             .map(|env| (&env.name, env.value.as_deref().unwrap_or("(from elsewhere)"))),
     );
+    page.field("Input", spec.stdin_from.as_ref().and_then(input));
     page.field(
         "Desired",
         (spec.desired_state != remoteprocess_api::DesiredState::Running).then_some(spec.desired_state),
     );
     summary(&mut page, &status, now);
-    conditions(&mut page, &status, now);
+    // The last lines of the output have a section of their own.
+    let tail = status.output.as_ref().and_then(|output| output.tail.as_deref());
+    conditions(&mut page, &status.conditions, tail, now);
     for attempt in &status.attempts {
         describe_attempt(&mut page, attempt, now);
     }
-    if let Some(tail) = status
-        .output
-        .as_ref()
-        .and_then(|output| output.tail.as_deref())
-        .filter(|tail| !tail.is_empty())
-    {
+    if let Some(tail) = tail.filter(|tail| !tail.is_empty()) {
         page.title("Last lines");
         tail.lines().for_each(|line| page.text(&format!("  {}", escape(line))));
     }
     describe_events(&mut page, events, now);
     page.0
+}
+
+/// Where the program's standard input comes from.
+fn input(source: &StdinSource) -> Option<String> {
+    let (kind, name, key) = match (&source.config_map_key_ref, &source.secret_key_ref) {
+        (Some(map), _) => ("ConfigMap", &map.name, &map.key),
+        (None, Some(secret)) => ("Secret", &secret.name, &secret.key),
+        (None, None) => return None,
+    };
+    Some(format!("the key {key} of the {kind} {name}"))
 }
 
 fn summary(page: &mut Page, status: &RemoteProcessStatus, now: Timestamp) {
@@ -76,13 +85,14 @@ fn summary(page: &mut Page, status: &RemoteProcessStatus, now: Timestamp) {
     }
 }
 
-fn conditions(page: &mut Page, status: &RemoteProcessStatus, now: Timestamp) {
-    if status.conditions.is_empty() {
+/// The conditions, each with the first line of its message, unless it is `known`.
+pub(super) fn conditions(page: &mut Page, conditions: &[Condition], known: Option<&str>, now: Timestamp) {
+    if conditions.is_empty() {
         return;
     }
     page.title("Conditions");
     let mut rows = vec![["TYPE", "STATUS", "REASON", "AGE"].map(str::to_owned).to_vec()];
-    rows.extend(status.conditions.iter().map(|condition| {
+    rows.extend(conditions.iter().map(|condition| {
         vec![
             condition.type_.clone(),
             condition.status.clone(),
@@ -97,15 +107,10 @@ fn conditions(page: &mut Page, status: &RemoteProcessStatus, now: Timestamp) {
     let mut table = Table::default();
     table.fit(&rows);
     let lines = table.lines(&rows);
-    // The last lines of the output have a section of their own.
-    let tail = status.output.as_ref().and_then(|output| output.tail.as_deref());
-    let messages = status
-        .conditions
-        .iter()
-        .map(|condition| match condition.message.as_str() {
-            message if Some(message) == tail => "",
-            message => message,
-        });
+    let messages = conditions.iter().map(|condition| match condition.message.as_str() {
+        message if Some(message) == known => "",
+        message => message,
+    });
     for (line, message) in lines.lines().zip(std::iter::once("").chain(messages)) {
         page.text(&format!("  {line}"));
         let first = message.lines().next().unwrap_or_default();
@@ -191,7 +196,7 @@ fn stopped_by(stop: &StopStatus) -> String {
     }
 }
 
-fn describe_events(page: &mut Page, events: Option<&[Event]>, now: Timestamp) {
+pub(super) fn describe_events(page: &mut Page, events: Option<&[Event]>, now: Timestamp) {
     let Some(events) = events else {
         return page.field("Events", Some("(you may not read them)"));
     };
@@ -211,36 +216,41 @@ fn describe_events(page: &mut Page, events: Option<&[Event]>, now: Timestamp) {
     page.table(&rows);
 }
 
-fn moment(then: Timestamp, now: Timestamp) -> String {
+pub(super) fn moment(then: Timestamp, now: Timestamp) -> String {
     format!("{then:.0} ({} ago)", since(Some(then), now))
 }
 
+/// A page of fields and sections, line by line.
 #[derive(Default)]
-struct Page(String);
+pub(super) struct Page(pub(super) String);
 
 impl Page {
-    fn text(&mut self, line: &str) {
+    pub(super) fn text(&mut self, line: &str) {
         self.0.push_str(line);
         self.0.push('\n');
     }
 
-    fn title(&mut self, title: &str) {
+    pub(super) fn title(&mut self, title: &str) {
         self.text(&format!("{title}:"));
     }
 
-    fn field(&mut self, name: &str, value: Option<impl Display>) {
+    pub(super) fn field(&mut self, name: &str, value: Option<impl Display>) {
         if let Some(value) = value {
             self.text(&format!("{:13} {}", format!("{name}:"), escape(&value.to_string())));
         }
     }
 
-    fn inner(&mut self, name: &str, value: Option<impl Display>) {
+    pub(super) fn inner(&mut self, name: &str, value: Option<impl Display>) {
         if let Some(value) = value {
             self.text(&format!("  {:13} {}", format!("{name}:"), escape(&value.to_string())));
         }
     }
 
-    fn map<'a, K: Display + 'a, V: Display + 'a>(&mut self, name: &str, entries: impl Iterator<Item = (K, V)>) {
+    pub(super) fn map<'a, K: Display + 'a, V: Display + 'a>(
+        &mut self,
+        name: &str,
+        entries: impl Iterator<Item = (K, V)>,
+    ) {
         let mut name = format!("{name}:");
         for (key, value) in entries {
             self.text(&format!("{name:13} {}", escape(&format!("{key}={value}"))));
@@ -248,7 +258,7 @@ impl Page {
         }
     }
 
-    fn table(&mut self, rows: &[Vec<String>]) {
+    pub(super) fn table(&mut self, rows: &[Vec<String>]) {
         let mut table = Table::default();
         table.fit(rows);
         table
@@ -275,7 +285,8 @@ mod tests {
             "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
             "metadata": {"name": "job", "namespace": "default", "uid": "u-1", "labels": {"team": "a", "x": "y"},
                          "creationTimestamp": "2026-01-01T00:00:00Z"},
-            "spec": {"image": "busybox:1.36", "command": ["sh", "-c", "exit 7"], "env": [{"name": "A", "value": "\u{1b}b"}]},
+            "spec": {"image": "busybox:1.36", "command": ["sh", "-c", "exit 7"], "env": [{"name": "A", "value": "\u{1b}b"}],
+                     "stdinFrom": {"secretKeyRef": {"name": "input", "key": "\u{1b}k"}}},
             "status": {"phase": "Failed", "reason": "NonZeroExit", "message": "exit code 7", "exitCode": 7,
                        "startedAt": "2026-01-01T00:00:02Z", "finishedAt": "2026-01-01T00:00:04Z", "duration": "2s",
                        "conditions": [{"type": "Finished", "status": "True", "reason": "NonZeroExit",
