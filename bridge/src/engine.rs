@@ -224,10 +224,17 @@ impl Engine {
             Step::Deleted(name, deleted) => self.results.deleted(&name, deleted),
             Step::Permission(Ok(())) => self.gate.permitted(),
             Step::Permission(Err(error)) => self.gate.refused(error, Instant::now()),
-            Step::Written(status, Ok(())) => self.board.written(status),
-            Step::Written(_, Err(error)) => tracing::warn!(%error, "cannot write the status of the trigger"),
+            Step::Written(status, written) => self.written(status, written),
             Step::Tested(tested) => self.report.tested(tested),
             Step::Tick => self.on_tick().await,
+        }
+    }
+
+    fn written(&mut self, status: serde_json::Value, written: Result<(), ApiError>) {
+        self.report.write_failed = written.is_err();
+        match written {
+            Ok(()) => self.board.written(status),
+            Err(error) => tracing::warn!(%error, "cannot write the status of the trigger"),
         }
     }
 

@@ -7,15 +7,19 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessR
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
-use kube::{Client, ResourceExt as _};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource as _, ResourceExt as _};
 use remoteprocess_api::names::{ANNOTATION_RESULT_SENT, BRIDGE_MANAGER, GROUP, LABEL_TRIGGER_UID, TRIGGER_ROLE};
-use remoteprocess_api::trigger::TriggerReason;
-use remoteprocess_api::{ProcessTrigger, RemoteProcess};
+use remoteprocess_api::trigger::{TriggerCondition, TriggerReason};
+use remoteprocess_api::{ProcessTrigger, RemoteProcess, sanitize};
 use serde_json::{Value, json};
 
 use crate::message::Message;
 use crate::process::{build_config_map, is_of, stored_message};
+use crate::status::Finding;
 
+/// Longest note of an Event, in characters: the API server takes 1 KiB.
+const MAX_NOTE: usize = 250;
 /// How long one call may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -253,6 +257,26 @@ impl Kubernetes {
         let api = self.triggers();
         let applied = self.call(api.patch_status(name, &params, &Patch::Apply(&object))).await;
         applied.map(|_| ()).map_err(|error| classify(&error))
+    }
+
+    /// Writes an Event about a trigger. One that cannot be written is only logged: the status says the same.
+    pub async fn report(&self, trigger: &ProcessTrigger, condition: TriggerCondition, finding: &Finding) {
+        let recorder = Recorder::new(self.client(), Reporter::from(BRIDGE_MANAGER));
+        let event = Event {
+            type_: if finding.holds {
+                EventType::Normal
+            } else {
+                EventType::Warning
+            },
+            reason: finding.reason.to_string(),
+            note: Some(sanitize::plain(&finding.message, MAX_NOTE)),
+            action: condition.to_string(),
+            secondary: None,
+        };
+        let published = tokio::time::timeout(TIMEOUT, recorder.publish(&event, &trigger.object_ref(&()))).await;
+        if !matches!(published, Ok(Ok(()))) {
+            tracing::debug!(?published, "cannot write an event");
+        }
     }
 
     async fn call<T>(&self, call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {

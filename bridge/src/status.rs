@@ -145,7 +145,7 @@ impl Board {
             .set(i64::try_from(lag.unwrap_or_default()).unwrap_or(i64::MAX));
     }
 
-    /// Sets a condition. Returns whether its status changed.
+    /// Sets a condition. Returns whether that is news for people: another status, or another reason for False.
     pub fn set(&mut self, condition: TriggerCondition, finding: &Finding, now: Timestamp) -> bool {
         if condition == TriggerCondition::Connected {
             self.metrics.connected.set(finding.holds.into());
@@ -156,11 +156,13 @@ impl Board {
         let former = conditions.iter().find(|condition| condition.type_ == kind);
         let same = former.filter(|former| former.status == status);
         let since = same.map_or(Time(whole_seconds(now)), |former| former.last_transition_time.clone());
-        let changed = same.is_none();
+        let reason = finding.reason.to_string();
+        let is_news =
+            former.is_some_and(|former| former.status != status || (!finding.holds && former.reason != reason));
         let next = Condition {
             type_: kind.clone(),
             status: status.to_owned(),
-            reason: finding.reason.to_string(),
+            reason,
             message: sanitize::plain(&finding.message, MAX_MESSAGE),
             last_transition_time: since,
             observed_generation: self.generation,
@@ -168,7 +170,22 @@ impl Board {
         conditions.retain(|condition| condition.type_ != kind);
         conditions.push(next);
         conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
-        changed
+        is_news && finding.reason != TriggerReason::Waiting
+    }
+
+    /// Whether a condition has another status, or another reason for False, than was written: that does not wait.
+    pub fn is_urgent(&self) -> bool {
+        let written = self.written.as_ref().and_then(|status| status["conditions"].as_array());
+        let is_written = |condition: &Condition| {
+            let same = written
+                .into_iter()
+                .flatten()
+                .find(|written| written["type"] == condition.type_);
+            same.is_some_and(|same| {
+                same["status"] == condition.status && (condition.status == "True" || same["reason"] == condition.reason)
+            })
+        };
+        !self.status.conditions.iter().all(is_written)
     }
 
     /// The status to write, if it differs from what was written last.
@@ -241,10 +258,14 @@ mod tests {
             Timestamp::from_second(100).unwrap(),
             Timestamp::from_second(200).unwrap(),
         );
-        assert!(board.set(TriggerCondition::Ready, &finding(true, TriggerReason::Taking), first));
+        let is_news = board.set(TriggerCondition::Ready, &finding(true, TriggerReason::Taking), first);
+        assert!(!is_news, "nothing was known before");
+        assert!(board.is_urgent());
+        board.written(board.unwritten().unwrap());
         assert!(!board.set(TriggerCondition::Ready, &finding(true, TriggerReason::Limited), later));
         let ready = board.unwritten().unwrap()["conditions"][0].clone();
         assert_eq!(ready["lastTransitionTime"], "1970-01-01T00:01:40Z");
+        assert!(!board.is_urgent(), "that more or fewer run can wait");
         assert_eq!(
             (&ready["reason"], &ready["message"]),
             (&json!("Limited"), &json!("it[2J is so"))
@@ -258,6 +279,9 @@ mod tests {
             board.unwritten().unwrap()["conditions"][0]["lastTransitionTime"],
             "1970-01-01T00:03:20Z"
         );
+        assert!(board.is_urgent());
+        let mut set = |reason| board.set(TriggerCondition::Ready, &finding(false, reason), later);
+        assert!(!set(TriggerReason::Forbidden) && set(TriggerReason::NotFound) && !set(TriggerReason::Waiting));
     }
 
     #[test]

@@ -374,6 +374,16 @@ async fn what_is_wrong_is_said_and_cured() {
     let begin = Instant::now();
     setup.cluster.until("cure", |cluster| cluster.created() == ["m"]).await;
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    let events = setup.cluster.all("events");
+    let said = |kind: &str, reason: &str| {
+        events
+            .iter()
+            .any(|event| event["type"] == kind && event["reason"] == reason)
+    };
+    assert!(
+        said("Normal", "Connected") && said("Warning", "Unreachable"),
+        "{events:#?}"
+    );
     bridge.stop().await;
 }
 

@@ -23,6 +23,8 @@ use crate::status::{Count, Finding};
 
 /// Shortest time between two writes of the status.
 const WRITE: Duration = Duration::from_secs(2);
+/// The same, if a condition is another one.
+const WRITE_URGENT: Duration = Duration::from_millis(250);
 /// How often the broker is asked how many messages wait.
 const LAG: Duration = Duration::from_secs(5);
 /// How often the broker is told that kept messages are still worked on.
@@ -43,6 +45,8 @@ pub(super) struct Report {
     /// Whether the list that is being read has named the trigger.
     pub(super) is_listed: bool,
     pub(super) writing: Option<BoxFuture<'static, (Value, Result<(), ApiError>)>>,
+    /// Whether the last write of the status failed.
+    pub(super) write_failed: bool,
     pub(super) testing: Option<BoxFuture<'static, Result<(), SourceError>>>,
     source: Result<(), SourceError>,
     test: Option<TestMessage>,
@@ -68,6 +72,7 @@ impl Default for Report {
             watch_error: None,
             is_listed: true,
             writing: None,
+            write_failed: false,
             testing: None,
             source: Err(connecting()),
             test: None,
@@ -192,20 +197,36 @@ impl Engine {
         self.link.hold(closed);
         self.board.running(running);
         let moment = Timestamp::now();
-        self.board
-            .set(TriggerCondition::Connected, &self.connected_finding(), moment);
-        self.board.set(TriggerCondition::Ready, &self.ready_finding(), moment);
+        let findings = [
+            (TriggerCondition::Connected, self.connected_finding()),
+            (TriggerCondition::Ready, self.ready_finding()),
+        ];
+        for (condition, finding) in findings {
+            // Connected says it already.
+            let is_repeated = condition == TriggerCondition::Ready && self.report.source.is_err();
+            if self.board.set(condition, &finding, moment) && !is_repeated {
+                self.write_event(condition, finding);
+            }
+        }
         let may_write = self.report.writing.is_none();
         let Some(status) = self.board.unwritten().filter(|_| may_write) else {
             return;
         };
-        if is_due(&mut self.report.times.written, WRITE, now) {
+        let is_urgent = self.board.is_urgent() && !self.report.write_failed;
+        let pause = if is_urgent { WRITE_URGENT } else { WRITE };
+        if is_due(&mut self.report.times.written, pause, now) {
             let (kubernetes, name) = (self.kubernetes.clone(), self.trigger.name_any());
             self.report.writing = Some(Box::pin(async move {
                 let written = kubernetes.apply_status(&name, &status).await;
                 (status, written)
             }));
         }
+    }
+
+    /// Conditions change at most as often as the backoff of the source and of the API server lets them.
+    fn write_event(&self, condition: TriggerCondition, finding: Finding) {
+        let (kubernetes, trigger) = (self.kubernetes.clone(), self.trigger.clone());
+        tokio::spawn(async move { kubernetes.report(&trigger, condition, &finding).await });
     }
 
     fn connected_finding(&self) -> Finding {
