@@ -205,6 +205,10 @@ pub fn seeds() -> Vec<Seed> {
         "attempts": [{"number": 1, "podName": "hello-1", "podUid": "p-1", "grantedAt": "2026-01-01T00:00:00Z"}],
     }));
     let over = with(json!({"phase": "Failed", "reason": "Interrupted", "attempt": 1}));
+    let made = |mut spec: Value| {
+        (spec["image"], spec["command"]) = (json!("a"), json!(["a"]));
+        form(PROCESS, &[&json(&process(spec))])
+    };
     let observed = |process: &Value, pod: Value| form(OBSERVED, &[&json(&json!([process, pod, 1_767_225_600]))]);
     vec![
         ("process-minimal", form(PROCESS, &[&json(&minimal)])),
@@ -212,32 +216,18 @@ pub fn seeds() -> Vec<Seed> {
         ("process-everything", form(PROCESS, &[&json(&everything)])),
         (
             "process-stdin-from",
-            form(
-                PROCESS,
-                &[&json(&process(json!({
-                    "image": "a", "command": ["a"], "stdinFrom": {"configMapKeyRef": {"name": "m", "key": "k"}},
-                })))],
-            ),
+            made(json!({"stdinFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}})),
         ),
         (
             "odd-process-inputs",
-            form(
-                PROCESS,
-                &[&json(&process(json!({
-                    "image": "a", "command": ["a"], "tty": true, "stdinFrom": {"secretKeyRef": {"name": "s", "key": "k"}},
-                })))],
-            ),
+            made(json!({"tty": true, "stdinFrom": {"secretKeyRef": {"name": "s", "key": "k"}}})),
         ),
         (
             "odd-process-token",
-            form(
-                PROCESS,
-                &[&json(&process(json!({
-                    "image": "a", "command": ["a"],
-                    "pod": {"volumes": [{"name": "x", "projected": {"sources": [
-                        {"serviceAccountToken": {"path": "t", "audience": names::ENROL_AUDIENCE}}]}}]},
-                })))],
-            ),
+            made(json!({
+                "pod": {"volumes": [{"name": "x", "projected": {"sources": [
+                    {"serviceAccountToken": {"path": "t", "audience": names::ENROL_AUDIENCE}}]}}]},
+            })),
         ),
         ("observed-new", observed(&minimal, Value::Null)),
         ("observed-begun", observed(&begun, Value::Null)),
