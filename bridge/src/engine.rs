@@ -58,8 +58,8 @@ pub struct Config {
 
 /// What can happen.
 enum Step {
-    Trigger(watcher::Result<watcher::Event<ProcessTrigger>>),
-    Process(watcher::Result<watcher::Event<DeserializeGuard<RemoteProcess>>>),
+    Trigger(Box<watcher::Result<watcher::Event<ProcessTrigger>>>),
+    Process(Box<watcher::Result<watcher::Event<DeserializeGuard<RemoteProcess>>>>),
     Source(News),
     Created(Box<Intake>, Result<Created, ApiError>),
     Settled(String, Settled),
@@ -197,8 +197,8 @@ impl Engine {
         let is_free = self.intake.is_none() && self.settling.len() < MAX_SETTLING;
         let takes = is_free && self.report.closed.is_none();
         tokio::select! {
-            Some(event) = self.triggers.next() => Step::Trigger(event),
-            Some(event) = self.processes.next() => Step::Process(event),
+            Some(event) = self.triggers.next() => Step::Trigger(Box::new(event)),
+            Some(event) = self.processes.next() => Step::Process(Box::new(event)),
             (intake, created) = or_pending(&mut self.intake) => Step::Created(Box::new(intake), created),
             Some((name, settled)) = self.settling.next() => Step::Settled(name, settled),
             Some(sent) = self.results.sending.next() => Step::Sent(sent),
@@ -213,10 +213,14 @@ impl Engine {
 
     async fn handle(&mut self, step: Step) {
         match step {
-            Step::Trigger(Ok(event)) => self.see_trigger(event),
-            Step::Process(Ok(event)) => self.see_process(event),
-            Step::Trigger(Err(error)) => tracing::warn!(%error, "the watch of the trigger broke, will try again"),
-            Step::Process(Err(error)) => self.watch_broke(&error),
+            Step::Trigger(event) => match *event {
+                Ok(event) => self.see_trigger(event),
+                Err(error) => tracing::warn!(%error, "the watch of the trigger broke, will try again"),
+            },
+            Step::Process(event) => match *event {
+                Ok(event) => self.see_process(event),
+                Err(error) => self.watch_broke(&error),
+            },
             Step::Source(news) => self.hear(news),
             Step::Created(intake, created) => self.created(*intake, created),
             Step::Settled(name, settled) => self.settled(&name, settled),

@@ -209,6 +209,7 @@ async fn the_rest_waits_in_the_broker_in_its_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(clippy::too_many_lines, reason = "one server, one story")]
 async fn results_go_to_the_address_of_the_message_and_failures_to_the_dead_letters() {
     let source = json!({"resultSubject": "results", "deadLetterSubject": "dead"});
     let Some(setup) = Setup::start(source, json!({})).await else {
@@ -312,6 +313,7 @@ async fn a_message_can_stay_until_its_process_has_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(clippy::too_many_lines, reason = "one server, one story")]
 async fn what_is_wrong_is_said_and_cured() {
     let Some(mut setup) = Setup::start(json!({"stream": "NONE"}), json!({})).await else {
         return;

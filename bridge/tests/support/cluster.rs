@@ -311,7 +311,7 @@ impl State {
         };
         self.changes += 1;
         match self.lose_every {
-            Some(every) if self.changes % every == 0 => refusal(503, "ServiceUnavailable"),
+            Some(every) if self.changes.is_multiple_of(every) => refusal(503, "ServiceUnavailable"),
             _ => answer,
         }
     }
