@@ -1,0 +1,291 @@
+//! A queue of RabbitMQ (AMQP 0-9-1), one message at a time and by manual acknowledgement.
+//!
+//! A message is fetched when [`Source::next`] asks for one: by `basic.get`, and if the queue is empty by a consumer that
+//! ends with its first message. So nothing is prefetched, and the rest waits in the broker.
+//!
+//! A message that is put back stays here until its time has come, and nothing else is taken meanwhile: a requeue counts
+//! against the delivery limit of a quorum queue, after which RabbitMQ drops the message.
+
+mod connection;
+mod publisher;
+mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use kube::ResourceExt as _;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, BasicRejectOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Acker, Channel};
+use remoteprocess_api::ProcessTrigger;
+use remoteprocess_api::trigger::{RabbitMqSource, TriggerReason};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, sleep_until};
+
+use super::{Delivery, Publisher, Receipt, Secrets, Source, SourceError, in_time};
+use crate::message::Message;
+use connection::{Dialer, Link};
+use publisher::Outlet;
+use wire::{error, short};
+
+/// A lost connection, for receipts that came over it.
+const LOST: &str = "the connection over which the message came is lost: RabbitMQ delivers the message again";
+
+/// Connects, and looks at the queue.
+///
+/// # Errors
+/// The server cannot be used, or has no such queue.
+pub(super) async fn open(
+    trigger: &ProcessTrigger,
+    queue: &RabbitMqSource,
+    secrets: &Secrets,
+) -> Result<Box<dyn Source>, SourceError> {
+    let name = short(&queue.queue, "the name of the queue")?;
+    let dialer = Dialer {
+        name: format!("{}/{}", trigger.namespace().unwrap_or_default(), trigger.name_any()),
+        source: queue.clone(),
+        secrets: secrets.clone(),
+    };
+    let link = Arc::new(dialer.open().await?);
+    let what = format!("queue {}", queue.queue);
+    let channel = in_time(&what, async {
+        let channel = link.channel().await.map_err(|cause| error(&what, &cause))?;
+        depth(&channel, &name).await.map_err(|cause| error(&what, &cause))?;
+        // For consumers; what `basic.get` fetches does not count.
+        let limited = channel.basic_qos(1, BasicQosOptions::default()).await;
+        limited.map_err(|cause| error(&what, &cause))?;
+        Ok(channel)
+    })
+    .await?;
+    let (put_back, returned) = unbounded_channel();
+    Ok(Box::new(RabbitMq {
+        publisher: Arc::new(Outlet::new(dialer, name.clone())?),
+        link,
+        channel,
+        queue: name,
+        fetching: None,
+        put_back,
+        returned,
+        waiting: Vec::new(),
+    }))
+}
+
+/// Number of messages that wait in the queue. It declares nothing: a passive declaration only looks.
+async fn depth(channel: &Channel, queue: &ShortString) -> lapin::Result<u64> {
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let found = channel
+        .queue_declare(queue.clone(), options, FieldTable::default())
+        .await?;
+    Ok(found.message_count().into())
+}
+
+struct RabbitMq {
+    link: Arc<Link>,
+    channel: Channel,
+    queue: ShortString,
+    publisher: Arc<Outlet>,
+    /// What `next` began; it goes on in the next call.
+    fetching: Option<BoxFuture<'static, Result<lapin::message::Delivery, SourceError>>>,
+    put_back: UnboundedSender<Returned>,
+    returned: UnboundedReceiver<Returned>,
+    /// Messages that were put back. There are no more than were taken.
+    waiting: Vec<Returned>,
+}
+
+/// A message that was put back.
+struct Returned {
+    due: Instant,
+    message: Message,
+    acker: Acker,
+}
+
+impl RabbitMq {
+    async fn take(&mut self) -> Result<Delivery, SourceError> {
+        loop {
+            while let Ok(returned) = self.returned.try_recv() {
+                self.waiting.push(returned);
+            }
+            // Those of a lost connection come again by themselves.
+            self.waiting.retain(|returned| returned.acker.usable());
+            let first = (0..self.waiting.len()).min_by_key(|index| self.waiting.get(*index).map(|it| it.due));
+            let due = first
+                .and_then(|index| self.waiting.get(index))
+                .map(|returned| returned.due);
+            match (first, due) {
+                (Some(index), Some(due)) if due <= Instant::now() => {
+                    let Returned { message, acker, .. } = self.waiting.swap_remove(index);
+                    return Ok(self.delivery(message, acker));
+                }
+                (_, Some(due)) => {
+                    if !self.channel.status().connected() {
+                        return Err(SourceError::unreachable(LOST));
+                    }
+                    // Short enough to see a lost connection in time.
+                    sleep_until(due.min(Instant::now() + Duration::from_secs(1))).await;
+                }
+                (_, None) => {
+                    let (channel, queue) = (self.channel.clone(), self.queue.clone());
+                    let fetching = self.fetching.get_or_insert_with(|| Box::pin(fetch(channel, queue)));
+                    tokio::select! {
+                        fetched = fetching => {
+                            self.fetching = None;
+                            let (message, acker) = wire::message(fetched?);
+                            return Ok(self.delivery(message, acker));
+                        }
+                        Some(returned) = self.returned.recv() => self.waiting.push(returned),
+                    }
+                }
+            }
+        }
+    }
+
+    fn delivery(&self, message: Message, acker: Acker) -> Delivery {
+        let receipt = AmqpReceipt {
+            kept: Some(message.clone()),
+            acker,
+            put_back: self.put_back.clone(),
+        };
+        Delivery {
+            message,
+            receipt: Box::new(receipt),
+        }
+    }
+}
+
+/// Fetches one message; waits for it.
+async fn fetch(channel: Channel, queue: ShortString) -> Result<lapin::message::Delivery, SourceError> {
+    let what = format!("queue {queue}");
+    let failed = |cause: lapin::Error| error(&what, &cause);
+    let got = in_time(&what, async {
+        channel
+            .basic_get(queue.clone(), BasicGetOptions::default())
+            .await
+            .map_err(failed)
+    });
+    if let Some(got) = got.await? {
+        return Ok(got.delivery);
+    }
+    let tag = ShortString::default();
+    let consumer = in_time(&what, async {
+        let options = BasicConsumeOptions::default();
+        channel
+            .basic_consume(queue.clone(), tag, options, FieldTable::default())
+            .await
+            .map_err(failed)
+    });
+    let mut consumer = consumer.await?;
+    let Some(delivery) = consumer.next().await else {
+        let message = format!("{what}: RabbitMQ ended the consumer; was the queue deleted?");
+        return Err(SourceError::new(TriggerReason::NotFound, message));
+    };
+    let delivery = delivery.map_err(failed)?;
+    in_time(&what, async {
+        let tag = consumer.tag();
+        channel
+            .basic_cancel(tag, BasicCancelOptions::default())
+            .await
+            .map_err(failed)
+    })
+    .await?;
+    Ok(delivery)
+}
+
+impl Source for RabbitMq {
+    fn next(&mut self) -> BoxFuture<'_, Result<Delivery, SourceError>> {
+        Box::pin(self.take())
+    }
+
+    fn lag(&mut self) -> BoxFuture<'_, Option<u64>> {
+        // A queue that is gone closes the channel, so this one has its own.
+        let (link, queue) = (self.link.clone(), self.queue.clone());
+        Box::pin(async move {
+            let looked = in_time("lag", async {
+                let channel = link.channel().await.map_err(|cause| error("lag", &cause))?;
+                let depth = depth(&channel, &queue).await.map_err(|cause| error("lag", &cause));
+                let _ = channel.close(200, "OK".into()).await;
+                depth
+            });
+            looked.await.ok()
+        })
+    }
+
+    fn publisher(&self) -> Arc<dyn Publisher> {
+        self.publisher.clone()
+    }
+}
+
+struct AmqpReceipt {
+    acker: Acker,
+    /// What is put back. After the first [`Receipt::extend`] the payload is not kept in memory any more.
+    kept: Option<Message>,
+    put_back: UnboundedSender<Returned>,
+}
+
+impl AmqpReceipt {
+    async fn reject(self, requeue: bool) -> Result<(), SourceError> {
+        let sent = in_time("reject", async {
+            let options = BasicRejectOptions { requeue };
+            self.acker
+                .reject(options)
+                .await
+                .map_err(|cause| error("reject", &cause))
+        });
+        settled(sent.await?)
+    }
+}
+
+/// The broker sends no answer to an acknowledgement; it is sent as long as the channel is open.
+fn settled(was_sent: bool) -> Result<(), SourceError> {
+    match was_sent {
+        true => Ok(()),
+        false => Err(SourceError::unreachable(LOST)),
+    }
+}
+
+impl Receipt for AmqpReceipt {
+    fn acknowledge(self: Box<Self>, _process: &str) -> BoxFuture<'static, Result<(), SourceError>> {
+        Box::pin(async move {
+            let sent = in_time("acknowledge", async {
+                let options = BasicAckOptions::default();
+                self.acker
+                    .ack(options)
+                    .await
+                    .map_err(|cause| error("acknowledge", &cause))
+            });
+            settled(sent.await?)
+        })
+    }
+
+    fn put_back(self: Box<Self>, delay: Duration, _reason: &str) -> BoxFuture<'static, Result<(), SourceError>> {
+        Box::pin(async move {
+            let Self { acker, kept, put_back } = *self;
+            settled(acker.usable())?;
+            let Some(message) = kept else {
+                let receipt = Self { acker, kept, put_back };
+                return receipt.reject(true).await;
+            };
+            let due = Instant::now() + delay;
+            // Without the source, its channel closes, and the broker delivers the message again.
+            let _ = put_back.send(Returned { due, message, acker });
+            Ok(())
+        })
+    }
+
+    fn reject(self: Box<Self>, _reason: &str) -> BoxFuture<'static, Result<(), SourceError>> {
+        Box::pin((*self).reject(false))
+    }
+
+    fn extend(&mut self) -> BoxFuture<'_, Result<(), SourceError>> {
+        self.kept = None;
+        let is_usable = self.acker.usable();
+        Box::pin(async move { settled(is_usable) })
+    }
+}

@@ -1,0 +1,58 @@
+//! Receivers that may not exist: the sender of a message chooses where its result goes.
+
+use jiff::{SignedDuration, Timestamp};
+use remoteprocess_api::trigger::TriggerReason;
+
+use super::SourceError;
+use crate::outcome::CloudEvent;
+
+/// For how long after the end of a process its result is sent to an address that does not exist. Otherwise a sender could
+/// keep processes, which are deleted after their result was sent, forever.
+const PATIENCE: SignedDuration = SignedDuration::from_mins(10);
+
+/// What comes of a result for an address that a sender has chosen: one that the broker does not have, or does not let us
+/// use, counts as sent in the end.
+///
+/// # Errors
+/// Those of `sent`, for now.
+pub(super) fn settled(sent: Result<(), SourceError>, event: &CloudEvent, now: Timestamp) -> Result<(), SourceError> {
+    match sent {
+        Err(error) if is_permanent(error.reason) && now.duration_since(event.time) > PATIENCE => {
+            tracing::warn!(%error, process = event.subject, "a result has no receiver: it is not sent any more");
+            Ok(())
+        }
+        sent => sent,
+    }
+}
+
+fn is_permanent(reason: TriggerReason) -> bool {
+    matches!(reason, TriggerReason::NotFound | TriggerReason::Unauthorized)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_result_without_a_receiver_is_given_up_after_a_while() {
+        let event = CloudEvent {
+            id: "u".into(),
+            kind: "t",
+            source: "s".into(),
+            subject: "p".into(),
+            time: Timestamp::UNIX_EPOCH,
+            data: json!({}),
+        };
+        let after = |reason, seconds| {
+            let sent = Err(SourceError::new(reason, "no queue"));
+            settled(sent, &event, Timestamp::from_second(seconds).unwrap()).is_ok()
+        };
+        assert!(!after(TriggerReason::NotFound, 600) && after(TriggerReason::NotFound, 601));
+        assert!(after(TriggerReason::Unauthorized, 601));
+        assert!(
+            !after(TriggerReason::Unreachable, 1_000_000),
+            "a broker that is away comes back"
+        );
+    }
+}

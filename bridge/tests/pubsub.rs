@@ -1,0 +1,381 @@
+//! The source for Google Pub/Sub against the emulator of the Cloud SDK.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use remoteprocess_api::ProcessTrigger;
+use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_bridge::message::Message;
+use remoteprocess_bridge::outcome::CloudEvent;
+use remoteprocess_bridge::source::{
+    DEAD_LETTER_REASON, Delivery, Secrets, Settings, Source, SourceError, open, tls_config,
+};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+/// Where the Debian package `google-cloud-cli-pubsub-emulator` has it.
+const EMULATOR: &str = "/usr/lib/google-cloud-sdk/platform/pubsub-emulator/bin/cloud-pubsub-emulator";
+/// Enough for an answer of a busy machine.
+const SOON: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_of_pubsub_is_a_source() {
+    remoteprocess_tls::install_crypto_provider();
+    let Some(mut emulator) = Emulator::start().await else {
+        return;
+    };
+    for topic in ["orders", "results", "dead", "answers"] {
+        emulator.create(&format!("topics/{topic}"), json!({})).await;
+        let topic_path = format!("projects/p1/topics/{topic}");
+        let body = json!({"topic": topic_path, "ackDeadlineSeconds": 10});
+        emulator.create(&format!("subscriptions/{topic}"), body).await;
+    }
+    messages_come_one_at_a_time(&emulator).await;
+    a_wait_that_is_given_up_loses_nothing(&emulator).await;
+    what_is_put_back_comes_again(&emulator).await;
+    what_is_kept_is_not_delivered_again(&emulator).await;
+    results_and_dead_letters_are_published(&emulator).await;
+    refusals_have_the_words_of_the_service(&emulator).await;
+    a_service_that_dies_is_reported(&mut emulator).await;
+}
+
+struct Emulator {
+    process: Child,
+    port: u16,
+    client: reqwest::Client,
+    _folder: tempfile::TempDir,
+}
+
+impl Emulator {
+    async fn start() -> Option<Self> {
+        let program = env::var("RPROC_PUBSUB_EMULATOR").unwrap_or_else(|_| EMULATOR.to_owned());
+        if !Path::new(&program).exists() {
+            eprintln!("left out: there is no Pub/Sub emulator; RPROC_PUBSUB_EMULATOR can name one");
+            return None;
+        }
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let folder = tempfile::tempdir().unwrap();
+        let log = fs::File::create(folder.path().join("log")).unwrap();
+        let tls = tls_config(None, &Secrets::default()).await.unwrap();
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .tls_backend_preconfigured((*tls).clone());
+        let client = client.build().unwrap();
+        let process = Command::new(&program)
+            .args(["--host=127.0.0.1", &format!("--port={port}")])
+            .env("JAVA_OPTS", "-Xmx256m -XX:TieredStopAtLevel=1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let mut emulator = Self {
+            process,
+            port,
+            client,
+            _folder: folder,
+        };
+        let begin = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let has_ended = emulator.process.try_wait().unwrap().is_some();
+            assert!(
+                !has_ended && begin.elapsed() < Duration::from_secs(90),
+                "the emulator does not start"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Some(emulator)
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}/v1/projects/p1/{path}", self.port)
+    }
+
+    async fn create(&self, path: &str, body: Value) {
+        // The port is open before the emulator answers.
+        let begin = Instant::now();
+        loop {
+            let request = self
+                .client
+                .put(self.url(path))
+                .header("content-type", "application/json");
+            match request.body(body.to_string()).send().await {
+                Ok(answer) if answer.status().is_success() => return,
+                other => assert!(begin.elapsed() < SOON, "{path}: {other:?}"),
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Value {
+        let request = self
+            .client
+            .post(self.url(path))
+            .header("content-type", "application/json");
+        let answer = request.body(body.to_string()).send().await.unwrap();
+        let status = answer.status();
+        let body = answer.bytes().await.unwrap();
+        assert!(status.is_success(), "{path}: {}", String::from_utf8_lossy(&body));
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    async fn publish(&self, topic: &str, body: &str, attributes: Value) {
+        let message = json!({"data": STANDARD.encode(body), "attributes": attributes});
+        self.post(&format!("topics/{topic}:publish"), json!({"messages": [message]}))
+            .await;
+    }
+
+    /// The next message of a subscription of the test itself.
+    async fn pulled(&self, subscription: &str) -> Value {
+        let begin = Instant::now();
+        loop {
+            let path = format!("subscriptions/{subscription}:pull");
+            let answer = self
+                .post(&path, json!({"maxMessages": 1, "returnImmediately": true}))
+                .await;
+            if let Some(message) = answer.pointer("/receivedMessages/0") {
+                let body = json!({"ackIds": [message["ackId"]]});
+                self.post(&format!("subscriptions/{subscription}:acknowledge"), body)
+                    .await;
+                return message["message"].clone();
+            }
+            assert!(begin.elapsed() < SOON, "{subscription}");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn kill(&mut self) {
+        // It may have ended.
+        let _ = kill_process_group(Pid::from_child(&self.process), Signal::KILL);
+        self.process.wait().unwrap();
+    }
+
+    async fn opened(&self, subscription: &str, policy: Value) -> Result<Box<dyn Source>, SourceError> {
+        let source = json!({
+            "project": "p1", "subscription": subscription, "endpoint": format!("http://127.0.0.1:{}", self.port),
+            "resultTopic": "results", "deadLetterTopic": "dead",
+        });
+        open(&trigger(source, policy), &Settings::default()).await
+    }
+
+    async fn source(&self) -> Box<dyn Source> {
+        self.opened("orders", json!({})).await.unwrap()
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn trigger(source: Value, policy: Value) -> ProcessTrigger {
+    serde_json::from_value(json!({
+        "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "ProcessTrigger",
+        "metadata": {"name": "orders", "namespace": "shop"},
+        "spec": {"serviceAccountName": "a", "source": {"pubsub": source}, "policy": policy,
+                 "template": {"spec": {"image": "i", "command": ["x"]}}},
+    }))
+    .unwrap()
+}
+
+async fn next(source: &mut Box<dyn Source>) -> Delivery {
+    timeout(SOON, source.next()).await.unwrap().unwrap()
+}
+
+fn body(delivery: &Delivery) -> &str {
+    std::str::from_utf8(&delivery.message.payload).unwrap()
+}
+
+async fn messages_come_one_at_a_time(emulator: &Emulator) {
+    emulator
+        .publish(
+            "orders",
+            "first",
+            json!({"X": "y", "content-type": "text/plain", "reply-to": "answers"}),
+        )
+        .await;
+    let mut source = emulator.source().await;
+    let first = next(&mut source).await;
+    assert_eq!(body(&first), "first");
+    assert!(
+        first.message.id.as_ref().is_some_and(|id| !id.is_empty()),
+        "the id of the service"
+    );
+    assert_eq!(
+        (first.message.header("x"), first.message.reply_to.as_deref()),
+        (Some("y"), Some("answers"))
+    );
+    emulator
+        .publish("orders", "second", json!({"message-id": "order-2"}))
+        .await;
+    emulator.publish("orders", "third", json!({})).await;
+    first.receipt.acknowledge("p").await.unwrap();
+    let second = next(&mut source).await;
+    // The others are free for another consumer: nothing is taken that nobody asked for.
+    let third = emulator.pulled("orders").await;
+    assert!(third["data"] == STANDARD.encode("third") || third["data"] == STANDARD.encode("second"));
+    assert!(["second", "third"].contains(&body(&second)));
+    if body(&second) == "second" {
+        assert_eq!(second.message.id.as_deref(), Some("order-2"));
+    }
+    second.receipt.acknowledge("p").await.unwrap();
+    assert_eq!(source.lag().await, None);
+}
+
+async fn a_wait_that_is_given_up_loses_nothing(emulator: &Emulator) {
+    let mut source = emulator.source().await;
+    let mut seen = Vec::new();
+    for number in 0..10_u64 {
+        let impatient = timeout(Duration::from_millis(7 * (number % 4)), source.next()).await;
+        emulator.publish("orders", &number.to_string(), json!({})).await;
+        if let Ok(delivery) = impatient {
+            let delivery = delivery.unwrap();
+            seen.push(body(&delivery).to_owned());
+            delivery.receipt.acknowledge("p").await.unwrap();
+        }
+    }
+    while seen.len() < 10 {
+        let delivery = next(&mut source).await;
+        seen.push(body(&delivery).to_owned());
+        delivery.receipt.acknowledge("p").await.unwrap();
+    }
+    seen.sort();
+    let expected: Vec<_> = (0..10).map(|number| number.to_string()).collect();
+    assert_eq!(seen, expected, "each once");
+}
+
+async fn what_is_put_back_comes_again(emulator: &Emulator) {
+    let mut source = emulator.source().await;
+    emulator.publish("orders", "back", json!({})).await;
+    let delivery = next(&mut source).await;
+    let begin = Instant::now();
+    delivery
+        .receipt
+        .put_back(Duration::from_millis(1500), "for a test")
+        .await
+        .unwrap();
+    let again = next(&mut source).await;
+    assert_eq!(body(&again), "back");
+    assert!(begin.elapsed() >= Duration::from_millis(1400), "{:?}", begin.elapsed());
+    let begin = Instant::now();
+    again.receipt.reject("for a test").await.unwrap();
+    let rejected = next(&mut source).await;
+    assert!(
+        begin.elapsed() > Duration::from_secs(5),
+        "no busy loop: {:?}",
+        begin.elapsed()
+    );
+    rejected.receipt.acknowledge("p").await.unwrap();
+}
+
+/// The subscription's own deadline is ten seconds.
+async fn what_is_kept_is_not_delivered_again(emulator: &Emulator) {
+    let mut source = emulator
+        .opened("orders", json!({"acknowledge": "Finished"}))
+        .await
+        .unwrap();
+    emulator.publish("orders", "kept", json!({})).await;
+    let mut kept = next(&mut source).await;
+    let again = timeout(Duration::from_secs(13), source.next()).await;
+    assert!(again.is_err(), "it was leased for longer");
+    kept.receipt.extend().await.unwrap();
+    kept.receipt.acknowledge("p").await.unwrap();
+}
+
+fn result() -> CloudEvent {
+    CloudEvent {
+        id: "u-1".to_owned(),
+        kind: "t",
+        source: "/s".to_owned(),
+        subject: "p".to_owned(),
+        time: Timestamp::now(),
+        data: json!({"exitCode": 0}),
+    }
+}
+
+async fn results_and_dead_letters_are_published(emulator: &Emulator) {
+    let mut source = emulator.source().await;
+    let publisher = source.publisher();
+    assert_eq!(publisher.default_reply().as_deref(), Some("results"));
+    let result = result();
+    for topic in ["results", "answers"] {
+        publisher.reply(topic, &result).await.unwrap();
+        let event = emulator.pulled(topic).await;
+        assert_eq!(event["data"], STANDARD.encode(result.to_json()));
+        assert_eq!(
+            event["attributes"],
+            json!({"content-type": "application/cloudevents+json", "message-id": "u-1"})
+        );
+    }
+    for nobody in ["", "../x", "a/b", "answers:publish", "?"] {
+        assert_eq!(publisher.reply(nobody, &result).await, Ok(()), "{nobody}");
+    }
+    let nowhere = publisher.reply("nowhere", &result).await.unwrap_err();
+    assert_eq!(nowhere.reason, TriggerReason::NotFound, "{nowhere}");
+    let late = CloudEvent {
+        time: Timestamp::UNIX_EPOCH,
+        ..result.clone()
+    };
+    assert_eq!(publisher.reply("nowhere", &late).await, Ok(()), "in the end");
+    let mut message = Message {
+        payload: "bad".into(),
+        id: Some("17".into()),
+        ..Message::default()
+    };
+    message.insert("x", "y");
+    assert_eq!(publisher.dead_letter(&message, "it is bad").await, Ok(true));
+    let letter = emulator.pulled("dead").await;
+    assert_eq!(letter["data"], STANDARD.encode("bad"));
+    assert_eq!(
+        letter["attributes"],
+        json!({"x": "y", "message-id": "17", DEAD_LETTER_REASON: "it is bad"})
+    );
+    // A test of a person: the subscription says which topic is its own.
+    publisher.send(&message).await.unwrap();
+    let sent = next(&mut source).await;
+    assert_eq!((body(&sent), sent.message.id.as_deref()), ("bad", Some("17")));
+    sent.receipt.acknowledge("p").await.unwrap();
+}
+
+async fn refusals_have_the_words_of_the_service(emulator: &Emulator) {
+    let missing = emulator.opened("none", json!({})).await.err().unwrap();
+    assert_eq!(missing.reason, TriggerReason::NotFound);
+    assert!(
+        missing.message.contains("none") && missing.message.contains("does not exist"),
+        "{missing}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        secrets: Secrets::under(folder.path()),
+        ..Settings::default()
+    };
+    let source = json!({"project": "p1", "subscription": "orders", "credentialsSecretName": "c"});
+    let absent = open(&trigger(source, json!({})), &settings).await.err().unwrap();
+    assert_eq!(absent.reason, TriggerReason::InvalidSecret);
+    assert!(absent.message.contains("no key key.json"), "{absent}");
+}
+
+async fn a_service_that_dies_is_reported(emulator: &mut Emulator) {
+    let mut source = emulator.source().await;
+    emulator.publish("orders", "kept", json!({})).await;
+    let kept = next(&mut source).await;
+    let waiting = tokio::spawn(async move { timeout(SOON, source.next()).await.unwrap().err() });
+    sleep(Duration::from_millis(300)).await;
+    emulator.kill();
+    let error = waiting.await.unwrap().unwrap();
+    assert_eq!(error.reason, TriggerReason::Unreachable, "{error}");
+    assert!(kept.receipt.acknowledge("p").await.is_err());
+    let again = emulator.opened("orders", json!({})).await.err().unwrap();
+    assert_eq!(again.reason, TriggerReason::Unreachable, "{again}");
+}

@@ -1,0 +1,571 @@
+//! The source for RabbitMQ against a real server.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+#[path = "rabbitmq/server.rs"]
+mod server;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use lapin::options::{
+    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, ExchangeKind};
+use remoteprocess_api::ProcessTrigger;
+use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_bridge::outcome::CloudEvent;
+use remoteprocess_bridge::source::{DEAD_LETTER_REASON, Delivery, Secrets, Settings, Source, SourceError, open};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use server::Server;
+
+/// Enough for an answer of a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_of_rabbitmq_is_a_source() {
+    remoteprocess_tls::install_crypto_provider();
+    let Some(mut server) = Server::start() else { return };
+    let (_connection, channel) = server.admin().await;
+    messages_come_one_at_a_time(&server, &channel).await;
+    a_wait_that_is_given_up_loses_nothing(&server, &channel).await;
+    what_is_put_back_comes_again_in_time_and_first(&server, &channel).await;
+    dead_letters_have_their_reason(&server, &channel).await;
+    results_are_confirmed(&server, &channel).await;
+    refusals_have_the_words_of_the_server(&server, &channel).await;
+    certificates_decide(&server, &channel).await;
+    a_server_that_says_nothing_is_given_up().await;
+    a_server_that_dies_delivers_again(&mut server).await;
+}
+
+fn settings(folder: &Path) -> Settings {
+    Settings {
+        secrets: Secrets::under(folder),
+        ..Settings::default()
+    }
+}
+
+fn trigger(source: Value) -> ProcessTrigger {
+    serde_json::from_value(json!({
+        "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "ProcessTrigger",
+        "metadata": {"name": "orders", "namespace": "shop"},
+        "spec": {"serviceAccountName": "a", "source": {"rabbitmq": source},
+                 "template": {"spec": {"image": "i", "command": ["x"]}}},
+    }))
+    .unwrap()
+}
+
+async fn opened(server: &Server, source: Value) -> Result<Box<dyn Source>, SourceError> {
+    open(&trigger(source), &settings(server.folder.path())).await
+}
+
+async fn source(server: &Server, queue: &str) -> Box<dyn Source> {
+    let address = format!("127.0.0.1:{}", server.port);
+    let source = json!({"address": address, "queue": queue, "deadLetterExchange": "dead"});
+    opened(server, source).await.unwrap()
+}
+
+/// A new quorum queue; rejected messages go to `rejected`.
+async fn queue(channel: &Channel, name: &str) {
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    let mut arguments = FieldTable::default();
+    let mut set = |name: &str, value: &str| {
+        arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+    };
+    set("x-queue-type", "quorum");
+    set("x-dead-letter-exchange", "");
+    set("x-dead-letter-routing-key", "rejected");
+    channel.queue_declare(name.into(), durable, arguments).await.unwrap();
+}
+
+async fn publish(channel: &Channel, queue: &str, body: &str, properties: BasicProperties) {
+    let options = BasicPublishOptions::default();
+    let sent = channel.basic_publish(
+        "".into(),
+        queue.into(),
+        options,
+        body.as_bytes(),
+        properties.with_delivery_mode(2),
+    );
+    sent.await.unwrap().await.unwrap();
+}
+
+async fn depth(channel: &Channel, queue: &str) -> u32 {
+    let look = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    };
+    channel
+        .queue_declare(queue.into(), look, FieldTable::default())
+        .await
+        .unwrap()
+        .message_count()
+}
+
+/// Waits until so many messages are ready in the queue: acknowledgements have no answer.
+async fn until_depth(channel: &Channel, queue: &str, wanted: u32) {
+    let settled = async {
+        while depth(channel, queue).await != wanted {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let last = timeout(SOON, settled).await;
+    assert!(
+        last.is_ok(),
+        "{queue}: {} instead of {wanted}",
+        depth(channel, queue).await
+    );
+}
+
+async fn next(source: &mut Box<dyn Source>) -> Delivery {
+    timeout(SOON, source.next()).await.unwrap().unwrap()
+}
+
+fn body(delivery: &Delivery) -> &str {
+    std::str::from_utf8(&delivery.message.payload).unwrap()
+}
+
+async fn fetched(channel: &Channel, queue: &str) -> lapin::message::Delivery {
+    until_ready(channel, queue).await;
+    let got = channel
+        .basic_get(queue.into(), BasicGetOptions { no_ack: true })
+        .await
+        .unwrap();
+    got.unwrap().delivery
+}
+
+async fn until_ready(channel: &Channel, queue: &str) {
+    let ready = async {
+        while depth(channel, queue).await == 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, ready).await.unwrap();
+}
+
+async fn messages_come_one_at_a_time(server: &Server, channel: &Channel) {
+    queue(channel, "one").await;
+    let mut source = source(server, "one").await;
+    let mut headers = FieldTable::default();
+    headers.insert("cloudEvents:id".into(), AMQPValue::LongString("e1".into()));
+    let properties = BasicProperties::default()
+        .with_message_id("m1".into())
+        .with_content_type("text/plain".into())
+        .with_reply_to("answers".into())
+        .with_correlation_id("c1".into())
+        .with_headers(headers);
+    publish(channel, "one", "first", properties).await;
+    for number in 0..4 {
+        publish(channel, "one", &format!("{number}"), BasicProperties::default()).await;
+    }
+    let first = next(&mut source).await;
+    assert_eq!((body(&first), first.message.id.as_deref()), ("first", Some("m1")));
+    assert_eq!(first.message.header("cloudevents:id"), Some("e1"));
+    assert_eq!(first.message.content_type.as_deref(), Some("text/plain"));
+    assert_eq!(
+        first.message.reply_to.as_deref(),
+        Some(r#"{"replyTo":"answers","correlationId":"c1"}"#)
+    );
+    until_depth(channel, "one", 4).await;
+    assert_eq!(source.lag().await, Some(4), "the rest waits in the broker");
+    first.receipt.acknowledge("p").await.unwrap();
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(depth(channel, "one").await, 4, "nothing is taken that nobody asked for");
+    let mut kept = Vec::new();
+    for number in 0..4 {
+        let mut delivery = next(&mut source).await;
+        assert_eq!(body(&delivery), number.to_string(), "in order");
+        delivery.receipt.extend().await.unwrap();
+        kept.push(delivery);
+    }
+    for delivery in kept {
+        delivery.receipt.acknowledge("p").await.unwrap();
+    }
+    drop(source);
+    sleep(Duration::from_millis(300)).await;
+    until_depth(channel, "one", 0).await;
+}
+
+async fn a_wait_that_is_given_up_loses_nothing(server: &Server, channel: &Channel) {
+    queue(channel, "cancel").await;
+    let mut source = source(server, "cancel").await;
+    let mut seen = Vec::new();
+    for number in 0..20_u64 {
+        let impatient = timeout(Duration::from_micros(500 * (number % 7)), source.next()).await;
+        publish(channel, "cancel", &number.to_string(), BasicProperties::default()).await;
+        if let Ok(delivery) = impatient {
+            let delivery = delivery.unwrap();
+            seen.push(body(&delivery).to_owned());
+            delivery.receipt.acknowledge("p").await.unwrap();
+        }
+    }
+    while seen.len() < 20 {
+        let delivery = next(&mut source).await;
+        seen.push(body(&delivery).to_owned());
+        delivery.receipt.acknowledge("p").await.unwrap();
+    }
+    let expected: Vec<_> = (0..20).map(|number| number.to_string()).collect();
+    assert_eq!(seen, expected, "each once, in order");
+}
+
+async fn what_is_put_back_comes_again_in_time_and_first(server: &Server, channel: &Channel) {
+    queue(channel, "back").await;
+    let mut source = source(server, "back").await;
+    publish(channel, "back", "a", BasicProperties::default()).await;
+    publish(channel, "back", "b", BasicProperties::default()).await;
+    let a = next(&mut source).await;
+    let begin = Instant::now();
+    a.receipt
+        .put_back(Duration::from_millis(700), "for a test")
+        .await
+        .unwrap();
+    let again = next(&mut source).await;
+    assert_eq!(body(&again), "a");
+    assert!(begin.elapsed() >= Duration::from_millis(700), "{:?}", begin.elapsed());
+    assert_eq!(depth(channel, "back").await, 1, "b waits");
+    // While the source waits for a message, too.
+    again.receipt.acknowledge("p").await.unwrap();
+    let b = next(&mut source).await;
+    let Delivery { receipt, .. } = b;
+    let (came, ()) = tokio::join!(next(&mut source), async {
+        sleep(Duration::from_millis(200)).await;
+        receipt.put_back(Duration::ZERO, "for a test").await.unwrap();
+    });
+    assert_eq!(body(&came), "b");
+    let mut kept = came;
+    kept.receipt.extend().await.unwrap();
+    kept.receipt
+        .put_back(Duration::from_secs(60), "after a while, by the broker")
+        .await
+        .unwrap();
+    assert_eq!(body(&next(&mut source).await), "b");
+    drop(source);
+    until_depth(channel, "back", 1).await;
+}
+
+async fn dead_letters_have_their_reason(server: &Server, channel: &Channel) {
+    queue(channel, "poison").await;
+    for name in ["rejected", "letters"] {
+        channel
+            .queue_declare(name.into(), QueueDeclareOptions::default(), FieldTable::default())
+            .await
+            .unwrap();
+    }
+    let mut source = source(server, "poison").await;
+    publish(
+        channel,
+        "poison",
+        "bad",
+        BasicProperties::default().with_message_id("m7".into()),
+    )
+    .await;
+    let publisher = source.publisher();
+    let bad = next(&mut source).await;
+    let missing = publisher
+        .dead_letter(&bad.message, "no exchange yet")
+        .await
+        .unwrap_err();
+    assert_eq!(missing.reason, TriggerReason::NotFound, "{missing}");
+    assert!(missing.message.contains("no exchange 'dead'"), "{missing}");
+    channel
+        .exchange_declare(
+            "dead".into(),
+            ExchangeKind::Direct,
+            ExchangeDeclareOptions::default(),
+            FieldTable::default(),
+        )
+        .await
+        .unwrap();
+    let unroutable = publisher.dead_letter(&bad.message, "no queue yet").await.unwrap_err();
+    assert!(unroutable.message.contains("NO_ROUTE"), "{unroutable}");
+    let bind = QueueBindOptions::default();
+    channel
+        .queue_bind(
+            "letters".into(),
+            "dead".into(),
+            "poison".into(),
+            bind,
+            FieldTable::default(),
+        )
+        .await
+        .unwrap();
+    assert_eq!(publisher.dead_letter(&bad.message, "it is bad").await, Ok(true));
+    let letter = fetched(channel, "letters").await;
+    assert_eq!(
+        (
+            &letter.data[..],
+            letter.properties.message_id().as_ref().unwrap().as_str()
+        ),
+        (&b"bad"[..], "m7")
+    );
+    let headers = letter.properties.headers().as_ref().unwrap().inner();
+    assert_eq!(
+        headers.get(DEAD_LETTER_REASON),
+        Some(&AMQPValue::LongString("it is bad".into()))
+    );
+    bad.receipt.reject("it is bad").await.unwrap();
+    assert_eq!(&fetched(channel, "rejected").await.data[..], b"bad");
+    let address = format!("127.0.0.1:{}", server.port);
+    let without = opened(server, json!({"address": address, "queue": "poison"}))
+        .await
+        .unwrap();
+    assert_eq!(
+        without.publisher().dead_letter(&Default::default(), "r").await,
+        Ok(false)
+    );
+}
+
+fn result() -> CloudEvent {
+    CloudEvent {
+        id: "u-1".to_owned(),
+        kind: "t",
+        source: "/s".to_owned(),
+        subject: "p".to_owned(),
+        time: Timestamp::now(),
+        data: json!({"exitCode": 0}),
+    }
+}
+
+async fn results_are_confirmed(server: &Server, channel: &Channel) {
+    queue(channel, "asked").await;
+    channel
+        .queue_declare("answers".into(), QueueDeclareOptions::default(), FieldTable::default())
+        .await
+        .unwrap();
+    let mut source = source(server, "asked").await;
+    let result = result();
+    let publisher = source.publisher();
+    assert_eq!(publisher.default_reply(), None);
+    publisher
+        .reply(r#"{"replyTo":"answers","correlationId":"c1"}"#, &result)
+        .await
+        .unwrap();
+    let answer = fetched(channel, "answers").await;
+    assert_eq!(answer.data, result.to_json());
+    let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(ToString::to_string).unwrap_or_default();
+    let properties = &answer.properties;
+    assert_eq!(
+        (text(properties.correlation_id()), text(properties.message_id())),
+        ("c1".into(), "u-1".into())
+    );
+    assert_eq!(text(properties.content_type()), "application/cloudevents+json");
+    let nowhere = publisher.reply(r#"{"replyTo":"nowhere"}"#, &result).await.unwrap_err();
+    assert_eq!(nowhere.reason, TriggerReason::NotFound);
+    assert!(
+        nowhere.message.contains("NO_ROUTE") && nowhere.message.contains("\"nowhere\""),
+        "{nowhere}"
+    );
+    let late = CloudEvent {
+        time: Timestamp::UNIX_EPOCH,
+        ..result.clone()
+    };
+    assert_eq!(
+        publisher.reply(r#"{"replyTo":"nowhere"}"#, &late).await,
+        Ok(()),
+        "in the end"
+    );
+    assert_eq!(
+        publisher.reply(r#"{"replyTo":"asked"}"#, &result).await,
+        Ok(()),
+        "no loop"
+    );
+    assert_eq!(depth(channel, "asked").await, 0);
+    for nobody in [
+        "",
+        "nonsense",
+        r#"{"replyTo":"amq.rabbitmq.reply-to.g2dkABByZXBseUAx.gone=="}"#,
+    ] {
+        assert_eq!(publisher.reply(nobody, &result).await, Ok(()), "{nobody}");
+    }
+    // A requester that waits.
+    let direct = "amq.rabbitmq.reply-to";
+    let options = BasicConsumeOptions {
+        no_ack: true,
+        ..BasicConsumeOptions::default()
+    };
+    let mut requester = channel
+        .basic_consume(direct.into(), "".into(), options, FieldTable::default())
+        .await
+        .unwrap();
+    publish(
+        channel,
+        "asked",
+        "ask",
+        BasicProperties::default().with_reply_to(direct.into()),
+    )
+    .await;
+    let request = next(&mut source).await;
+    publisher
+        .reply(request.message.reply_to.as_deref().unwrap(), &result)
+        .await
+        .unwrap();
+    let answer = timeout(SOON, requester.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(answer.data, result.to_json());
+    request.receipt.acknowledge("p").await.unwrap();
+    // A test of a person.
+    publisher.send(&request.message).await.unwrap();
+    assert_eq!(body(&next(&mut source).await), "ask");
+}
+
+fn refusal(opened: Result<Box<dyn Source>, SourceError>) -> SourceError {
+    opened.err().unwrap()
+}
+
+async fn refusals_have_the_words_of_the_server(server: &Server, channel: &Channel) {
+    queue(channel, "q").await;
+    let address = format!("127.0.0.1:{}", server.port);
+    let missing = refusal(opened(server, json!({"address": address, "queue": "none"})).await);
+    assert_eq!(missing.reason, TriggerReason::NotFound);
+    assert!(missing.message.contains("no queue 'none' in vhost '/'"), "{missing}");
+    let vhost = refusal(opened(server, json!({"address": address, "queue": "q", "virtualHost": "none"})).await);
+    assert_eq!(vhost.reason, TriggerReason::NotFound, "{vhost}");
+    let closed = refusal(
+        opened(
+            server,
+            json!({"address": address, "queue": "q", "virtualHost": "closed"}),
+        )
+        .await,
+    );
+    assert_eq!(closed.reason, TriggerReason::Unauthorized, "{closed}");
+    let named = json!({"address": address, "queue": "q", "credentialsSecretName": "c"});
+    let absent = refusal(opened(server, named.clone()).await);
+    assert_eq!(absent.reason, TriggerReason::InvalidSecret);
+    assert!(absent.message.contains("no key username"), "{absent}");
+    let credentials = server.folder.path().join("credentials");
+    fs::create_dir_all(&credentials).unwrap();
+    for (user, password) in [("guest", "wrong"), ("limited", "limited")] {
+        fs::write(credentials.join("username"), user).unwrap();
+        fs::write(credentials.join("password"), password).unwrap();
+        // A user who may log in learns of the missing right with the first message.
+        let error = match opened(server, named.clone()).await {
+            Err(refused) => refused,
+            Ok(mut source) => source.next().await.err().unwrap(),
+        };
+        assert_eq!(error.reason, TriggerReason::Unauthorized, "{user}: {error}");
+        assert!(
+            error.message.contains("ACCESS_REFUSED") && !error.message.contains("wrong"),
+            "{error}"
+        );
+    }
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nobody = refusal(opened(server, json!({"address": format!("127.0.0.1:{port}"), "queue": "q"})).await);
+    assert_eq!(nobody.reason, TriggerReason::Unreachable, "{nobody}");
+    let address = refusal(opened(server, json!({"address": "amqp://x", "queue": "q"})).await);
+    assert!(address.message.contains("HOST:PORT"), "{address}");
+}
+
+async fn certificates_decide(server: &Server, channel: &Channel) {
+    queue(channel, "secure").await;
+    publish(channel, "secure", "hi", BasicProperties::default()).await;
+    let tls = |tls: Value| json!({"address": format!("localhost:{}", server.tls_port), "queue": "secure", "tls": tls});
+    let both = tls(json!({"caSecretName": "ca", "clientCertificateSecretName": "c"}));
+    // Without credentials, a certificate is the login; this server has no plugin for that.
+    let external = refusal(opened(server, both).await);
+    assert_eq!(external.reason, TriggerReason::Unauthorized, "{external}");
+    assert!(external.message.contains("EXTERNAL"), "{external}");
+    fs::write(server.folder.path().join("credentials/username"), "guest").unwrap();
+    fs::write(server.folder.path().join("credentials/password"), "guest\n").unwrap();
+    let mut both = tls(json!({"caSecretName": "ca", "clientCertificateSecretName": "c"}));
+    both["credentialsSecretName"] = json!("c");
+    let mut source = opened(server, both.clone()).await.unwrap();
+    assert_eq!(body(&next(&mut source).await), "hi");
+    drop(source);
+    let public = refusal(opened(server, tls(json!({}))).await);
+    assert_eq!(public.reason, TriggerReason::Untrusted, "{public}");
+    let other = settings(&server.folder.path().join("other"));
+    let untrusted = refusal(open(&trigger(tls(json!({"caSecretName": "ca"}))), &other).await);
+    assert_eq!(untrusted.reason, TriggerReason::Untrusted, "{untrusted}");
+    let mut no_certificate = tls(json!({"caSecretName": "ca"}));
+    no_certificate["credentialsSecretName"] = json!("c");
+    let refused = refusal(opened(server, no_certificate).await);
+    assert_eq!(
+        refused.reason,
+        TriggerReason::Unauthorized,
+        "the server asks for a certificate: {refused}"
+    );
+    let mut wrong_name = both;
+    wrong_name["address"] = json!(format!("127.0.0.1:{}", server.tls_port));
+    let wrong_name = refusal(opened(server, wrong_name).await);
+    assert_eq!(wrong_name.reason, TriggerReason::Untrusted, "{wrong_name}");
+}
+
+/// It accepts connections, and never says a word.
+async fn a_server_that_says_nothing_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let source = json!({"address": address, "queue": "q"});
+    let begin = Instant::now();
+    let error = refusal(open(&trigger(source), &Settings::default()).await);
+    assert_eq!(error.reason, TriggerReason::Unreachable, "{error}");
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    let (mut connection, _) = listener.accept().unwrap();
+    connection.set_read_timeout(Some(SOON)).unwrap();
+    let mut received = Vec::new();
+    // The connection is closed as well: otherwise each try would leave one behind.
+    std::io::Read::read_to_end(&mut connection, &mut received).unwrap();
+    assert!(received.starts_with(b"AMQP"));
+}
+
+async fn a_server_that_dies_delivers_again(server: &mut Server) {
+    let (connection, channel) = server.admin().await;
+    // Not a quorum queue: RabbitMQ 3.10 forgets one that is younger than some minutes if it is killed.
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    channel
+        .queue_declare("durable".into(), durable, FieldTable::default())
+        .await
+        .unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    publish(&channel, "durable", "kept", BasicProperties::default()).await;
+    drop((connection, channel));
+    let mut source = source(server, "durable").await;
+    let result = result();
+    let publisher = source.publisher();
+    let mut kept = next(&mut source).await;
+    let waiting = tokio::spawn(async move {
+        let ended = timeout(SOON, source.next()).await.unwrap();
+        ended.err().map(|error| error.reason)
+    });
+    sleep(Duration::from_millis(200)).await;
+    server.kill();
+    assert_eq!(waiting.await.unwrap(), Some(TriggerReason::Unreachable));
+    assert!(kept.receipt.extend().await.is_err());
+    assert!(
+        kept.receipt.acknowledge("p").await.is_err(),
+        "an acknowledgement that cannot arrive is no success"
+    );
+    let lost = publisher.reply(r#"{"replyTo":"answers"}"#, &result).await.unwrap_err();
+    assert_eq!(lost.reason, TriggerReason::Unreachable);
+    server.begin();
+    // The queue may not be there for a moment; the engine opens the source again as well.
+    let begin = Instant::now();
+    let address = format!("127.0.0.1:{}", server.port);
+    let delivery = loop {
+        let opened = opened(server, json!({"address": address, "queue": "durable"})).await;
+        let failed = match opened {
+            Ok(mut source) => match source.next().await {
+                // It lives as long as the test: its end puts the message back.
+                Ok(delivery) => break (delivery, source),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        assert!(begin.elapsed() < 2 * SOON, "{failed}");
+        sleep(Duration::from_millis(200)).await;
+    };
+    let (delivery, _source) = delivery;
+    assert_eq!(body(&delivery), "kept");
+    delivery.receipt.acknowledge("p").await.unwrap();
+}
