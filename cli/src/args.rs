@@ -19,25 +19,34 @@ use crate::output::complain;
 /// A name becomes part of a path, so only valid Kubernetes names are accepted: `#`, `?`, `%` and `/` would make it
 /// another request.
 pub fn process_name(text: &str) -> Result<String, String> {
+    name_of(text, "process", &["remoteprocess", "remoteprocesses", "rproc"])
+}
+
+/// The name of a trigger on the command line: `orders`, or in the printed form `processtrigger.remoteprocess.dev/orders`.
+pub fn trigger_name(text: &str) -> Result<String, String> {
+    name_of(text, "trigger", &["processtrigger", "processtriggers", "ptrig"])
+}
+
+/// The name of an object that is one of ours: with or without one of the names of its type, the singular first.
+fn name_of(text: &str, what: &str, kinds: &[&str]) -> Result<String, String> {
     let name = match text.split_once('/') {
         None => text,
         Some((kind, name)) => {
             let (kind, group) = kind.split_once('.').unwrap_or((kind, names::GROUP));
-            let is_ours = ["remoteprocess", "remoteprocesses", "rproc"].contains(&kind) && group == names::GROUP;
-            if !is_ours {
+            if !kinds.contains(&kind) || group != names::GROUP {
+                let singular = kinds.first().copied().unwrap_or_default();
                 return Err(format!(
-                    "{kind:?} is not the type of a process: use NAME or remoteprocess/NAME"
+                    "{kind:?} is not the type of a {what}: use NAME or {singular}/NAME"
                 ));
             }
             name
         }
     };
     if !identifier::is_name(name) {
-        return Err(
-            "no process can have this name: a name has lowercase letters, digits, '-' and '.', begins and ends \
-                    with a letter or a digit, and is at most 253 bytes long"
-                .to_owned(),
-        );
+        return Err(format!(
+            "no {what} can have this name: a name has lowercase letters, digits, '-' and '.', begins and ends \
+             with a letter or a digit, and is at most 253 bytes long"
+        ));
     }
     Ok(name.to_owned())
 }
@@ -207,6 +216,15 @@ mod tests {
         ] {
             assert_eq!(process_name(text).as_deref(), Ok("x"), "{text}");
         }
+        for text in [
+            "x",
+            "processtrigger/x",
+            "ptrig/x",
+            "processtriggers.remoteprocess.dev/x",
+        ] {
+            assert_eq!(trigger_name(text).as_deref(), Ok("x"), "{text}");
+        }
+        assert!(trigger_name("remoteprocess/x").is_err() && process_name("ptrig/x").is_err());
         for text in ["a.b", "a/b", "#", "A"] {
             assert!(namespace_name(text).is_err(), "{text:?}");
         }

@@ -36,6 +36,7 @@ pub mod signal;
 pub mod stop;
 pub mod support_bundle;
 pub mod top;
+pub mod trigger;
 pub mod ui;
 pub mod update;
 pub mod version;
@@ -100,6 +101,8 @@ pub enum Command {
     Wait(wait::WaitArgs),
     /// Delete processes; running ones are ended first
     Delete(delete::DeleteArgs),
+    /// List, describe and test the triggers that make processes of messages
+    Trigger(trigger::TriggerArgs),
     /// Get a new client certificate now
     Login(login::LoginArgs),
     /// Show who you are and how rproc reaches the relay
@@ -155,6 +158,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Events(args) => events::run(global, args).await,
         Command::Wait(args) => wait::run(global, args).await,
         Command::Delete(args) => delete::run(global, args).await,
+        Command::Trigger(args) => trigger::run(global, args).await,
         Command::Login(args) => login::run(global, args).await,
         Command::Whoami(args) => whoami::run(global, args).await,
         Command::Admin(args) => admin::run(global, args).await,
@@ -286,6 +290,17 @@ mod tests {
     }
 
     #[test]
+    fn a_trigger_of_an_odd_name_is_asked_nothing() {
+        for verb in ["ls", "get", "list", "describe", "test"] {
+            for odd in ["#3", "?", "a1?dryRun=All", "../x", "rproc/x"] {
+                let refused = parser(None).try_get_matches_from(["rproc", "trigger", verb, odd]);
+                let refused = refused.err().unwrap_or_else(|| panic!("{verb} {odd} is taken"));
+                assert_eq!(refused.kind(), clap::error::ErrorKind::ValueValidation, "{refused}");
+            }
+        }
+    }
+
+    #[test]
     fn the_options_of_every_verb_have_one_page() {
         let page = options();
         for option in [
@@ -313,7 +328,13 @@ mod tests {
         for verb in parser.get_subcommands_mut() {
             let name = verb.get_name().to_owned();
             if name != "help" {
-                insta::assert_snapshot!(name, verb.clone().term_width(80).render_help());
+                insta::assert_snapshot!(name.clone(), verb.clone().term_width(80).render_help());
+            }
+            if name == "trigger" {
+                for inner in verb.get_subcommands_mut().filter(|inner| inner.get_name() != "help") {
+                    let name = format!("trigger-{}", inner.get_name());
+                    insta::assert_snapshot!(name, inner.clone().term_width(80).render_help());
+                }
             }
         }
     }

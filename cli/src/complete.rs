@@ -20,9 +20,10 @@ use remoteprocess_api::{Phase, status::RemoteProcessStatus};
 use remoteprocess_client::{Cluster, ClusterOptions};
 use strum::VariantNames;
 
-use crate::args::{given, process_name};
+use crate::args::{given, process_name, trigger_name};
 use crate::command;
 use crate::command::completion::WORD;
+use crate::command::trigger::triggers;
 use crate::command::wait;
 use crate::config;
 
@@ -141,17 +142,24 @@ fn written(reader: Reader, found: &[CompletionCandidate]) -> String {
 /// Puts the completers of names and values on the arguments of all commands.
 fn with_completers(parser: clap::Command, line: &Arc<Line>) -> clap::Command {
     let mut parser = parser.mut_args(|argument| with_completer(argument, line, ""));
-    let verbs: Vec<String> = parser
-        .get_subcommands()
-        .map(|verb| verb.get_name().to_owned())
-        .collect();
-    for verb in verbs {
-        let line = line.clone();
+    for verb in verbs(&parser) {
         parser = parser.mut_subcommand(&verb, |command| {
-            command.mut_args(|argument| with_completer(argument, &line, &verb))
+            let mut command = command.mut_args(|argument| with_completer(argument, line, &verb));
+            // `rproc trigger describe NAME`.
+            for inner in verbs(&command) {
+                command = command.mut_subcommand(&inner, |command| {
+                    command.mut_args(|argument| with_completer(argument, line, &verb))
+                });
+            }
+            command
         });
     }
     parser
+}
+
+fn verbs(command: &clap::Command) -> Vec<String> {
+    let verbs = command.get_subcommands();
+    verbs.map(|verb| verb.get_name().to_owned()).collect()
 }
 
 fn with_completer(argument: Arg, line: &Arc<Line>, verb: &str) -> Arg {
@@ -160,6 +168,7 @@ fn with_completer(argument: Arg, line: &Arc<Line>, verb: &str) -> Arg {
         .is_some_and(|names| names.iter().any(|name| *name == "SIGNAL"));
     let kind = match argument.get_id().as_str() {
         _ if is_signal => Kind::Signal,
+        "name" | "names" if argument.is_positional() && verb == "trigger" => Kind::Trigger,
         // A new process needs a new name.
         "name" | "names" if argument.is_positional() && verb != "run" => Kind::Process {
             is_running: ["stop", "pause", "resume", "attach", "exec", "signal", "extend"].contains(&verb),
@@ -184,6 +193,7 @@ fn with_completer(argument: Arg, line: &Arc<Line>, verb: &str) -> Arg {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Process { is_running: bool },
+    Trigger,
     Namespace,
     Context,
     Attempt,
@@ -208,6 +218,8 @@ impl Line {
         let found = parser.try_get_matches_from(words).unwrap_or_default();
         let text = |id: &str| given(value::<String>(&found, id).first().map(String::as_str));
         let verb = found.subcommand().map(|(_, verb)| verb);
+        // `rproc trigger describe NAME` has its names one level deeper.
+        let verb = verb.map(|verb| verb.subcommand().map_or(verb, |(_, inner)| inner));
         let named = |id: &str| verb.map(|verb| value::<String>(verb, id)).unwrap_or_default();
         Self {
             options: ClusterOptions {
@@ -230,7 +242,7 @@ impl Line {
             Kind::Goal => wait::goals().collect(),
             Kind::Field => fields(current),
             Kind::Context => Cluster::contexts(&self.options).unwrap_or_default(),
-            Kind::Process { .. } | Kind::Namespace | Kind::Attempt => return self.live(kind, current),
+            Kind::Process { .. } | Kind::Trigger | Kind::Namespace | Kind::Attempt => return self.live(kind, current),
         };
         fixed.into_iter().filter(begins).map(CompletionCandidate::new).collect()
     }
@@ -249,6 +261,7 @@ impl Line {
                 }
                 Kind::Attempt => attempts(&cluster, self.names.first()?, current).await,
                 Kind::Process { is_running } => Some(self.processes(&cluster, is_running, current).await),
+                Kind::Trigger => Some(self.triggers(&cluster, current).await),
                 Kind::Context | Kind::Signal | Kind::Goal | Kind::Field => None,
             }
         });
@@ -258,17 +271,36 @@ impl Line {
     }
 
     async fn processes(&self, cluster: &Cluster, is_running: bool, current: &str) -> Vec<CompletionCandidate> {
-        // TYPE/NAME is a name as well.
-        let (kind, current) = current.split_at(current.find('/').map_or(0, |slash| slash + 1));
-        if !kind.is_empty() && process_name(&format!("{kind}x")).is_err() {
-            return Vec::new();
-        }
-        let api = cluster.objects(false);
         let params = match is_running {
             true => ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed"),
             false => ListParams::default(),
         };
-        let mut found = names(&api, &params, current).await;
+        self.objects(&cluster.objects(false), &params, process_name, current)
+            .await
+    }
+
+    async fn triggers(&self, cluster: &Cluster, current: &str) -> Vec<CompletionCandidate> {
+        self.objects(&triggers(cluster), &ListParams::default(), trigger_name, current)
+            .await
+    }
+
+    /// The objects that are not named yet.
+    async fn objects<K>(
+        &self,
+        api: &Api<K>,
+        params: &ListParams,
+        parse: fn(&str) -> Result<String, String>,
+        current: &str,
+    ) -> Vec<CompletionCandidate>
+    where
+        K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    {
+        // TYPE/NAME is a name as well.
+        let (kind, current) = current.split_at(current.find('/').map_or(0, |slash| slash + 1));
+        if !kind.is_empty() && parse(&format!("{kind}x")).is_err() {
+            return Vec::new();
+        }
+        let mut found = names(api, params, current).await;
         found.retain(|name| !self.names.contains(name));
         found
             .into_iter()

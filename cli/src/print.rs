@@ -45,3 +45,8 @@ impl DataFormat {
 pub fn resource(name: &str) -> String {
     format!("remoteprocess.remoteprocess.dev/{name}")
 }
+
+/// The name of a trigger, as kubectl prints it.
+pub fn trigger(name: &str) -> String {
+    format!("processtrigger.remoteprocess.dev/{name}")
+}

@@ -9,6 +9,7 @@ use remoteprocess_api::sanitize::acts_on_terminal;
 pub mod description;
 pub mod row;
 pub mod template;
+pub mod trigger;
 
 /// `text` on one line, with everything on which a terminal would act made visible.
 pub fn escape(text: &str) -> String {

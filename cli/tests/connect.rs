@@ -12,3 +12,5 @@ mod config;
 mod credential;
 #[path = "connect/proxy.rs"]
 mod proxy;
+#[path = "connect/trigger.rs"]
+mod trigger;

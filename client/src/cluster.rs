@@ -85,6 +85,23 @@ impl Rule {
         }
     }
 
+    /// A rule on triggers, of the role `role`.
+    #[must_use]
+    pub fn trigger(verb: &'static str, role: &'static str) -> Self {
+        Self {
+            resource: "processtriggers",
+            ..Self::process(verb, role)
+        }
+    }
+
+    /// The kind of the objects that it is about, in the plural.
+    fn kinds(&self) -> &'static str {
+        match self.resource {
+            "processtriggers" => "ProcessTriggers",
+            _ => "RemoteProcesses",
+        }
+    }
+
     /// A rule on a part of processes: `remoteprocesses/log`, say.
     #[must_use]
     pub fn part(resource: &'static str, verb: &'static str, role: &'static str) -> Self {
@@ -260,8 +277,9 @@ impl Cluster {
             }
             kube::Error::Api(status) if status.code == 404 && is_unknown(&status.message) => {
                 format!(
-                    "{} does not know RemoteProcesses: the operator's CRD is not installed",
-                    self.url
+                    "{} does not know {}: the operator's CRD is not installed",
+                    self.url,
+                    rule.kinds()
                 )
             }
             kube::Error::Api(status) => format!("cannot {what}: {}", status.message),

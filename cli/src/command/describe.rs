@@ -42,7 +42,7 @@ pub async fn run(global: &GlobalArgs, args: DescribeArgs) -> Result<u8, Failure>
 }
 
 /// The object's events, oldest first; `None` if the user may not read them.
-async fn events(cluster: &Cluster, uid: &str) -> Option<Vec<Event>> {
+pub(super) async fn events(cluster: &Cluster, uid: &str) -> Option<Vec<Event>> {
     let api: Api<Event> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
     let mut events = api
         .list(&ListParams::default().fields(&format!("involvedObject.uid={uid}")))

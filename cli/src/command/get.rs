@@ -158,7 +158,7 @@ async fn one(cluster: &Cluster, api: &Api<DynamicObject>, name: &str) -> Result<
 }
 
 /// Oldest first, those of the same time by name; or by a field, those without it first.
-fn sort(objects: &mut [DynamicObject], path: Option<&Path>) {
+pub(super) fn sort(objects: &mut [DynamicObject], path: Option<&Path>) {
     objects.sort_by_cached_key(|object| {
         let metadata = &object.metadata;
         let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
@@ -255,7 +255,7 @@ async fn watch(
 }
 
 /// One object, or a list of several.
-fn shown(objects: &[DynamicObject], is_single: bool) -> Result<Value, Failure> {
+pub(super) fn shown(objects: &[DynamicObject], is_single: bool) -> Result<Value, Failure> {
     let value = match objects {
         [object] if is_single => serde_json::to_value(object),
         objects => {

@@ -186,6 +186,8 @@ fn answer(request: &Request<Incoming>, calls: &Mutex<Vec<Call>>) -> Response<Ful
     let (code, body) = match call.path.rsplit('/').next().unwrap_or_default() {
         _ if !is_known => (StatusCode::UNAUTHORIZED, status(401, "Unauthorized")),
         "remoteprocesses" => (StatusCode::OK, processes(request.uri())),
+        "processtriggers" => (StatusCode::OK, triggers()),
+        "orders" => (StatusCode::OK, trigger()),
         "version" => (
             StatusCode::OK,
             json!({"major": "1", "minor": "33", "gitVersion": "v1.33.1", "gitCommit": "", "gitTreeState": "",
@@ -226,6 +228,12 @@ fn answer(request: &Request<Incoming>, calls: &Mutex<Vec<Call>>) -> Response<Ful
 /// The processes of the namespace `jobs`, in two pages; the second one has ended.
 fn processes(uri: &http::Uri) -> Value {
     let query = uri.query().unwrap_or_default();
+    if query.contains("trigger-uid") {
+        let mut of_trigger = list(&["orders-1", "orders-2"]);
+        of_trigger["metadata"]["resourceVersion"] = "1".into();
+        of_trigger["items"][1]["metadata"]["annotations"] = json!({"remoteprocess.dev/message-id": "7"});
+        return of_trigger;
+    }
     if !uri.path().contains("/jobs/") {
         return list(&[]);
     }
@@ -238,6 +246,21 @@ fn processes(uri: &http::Uri) -> Value {
     let mut first = list(&["build"]);
     first["metadata"]["continue"] = "more".into();
     first
+}
+
+fn triggers() -> Value {
+    json!({"apiVersion": "remoteprocess.dev/v1alpha1", "kind": "ProcessTriggerList", "metadata": {},
+           "items": [trigger(), {"metadata": {"name": "other", "namespace": "jobs"}}]})
+}
+
+fn trigger() -> Value {
+    json!({"apiVersion": "remoteprocess.dev/v1alpha1", "kind": "ProcessTrigger",
+           "metadata": {"name": "orders", "namespace": "jobs", "uid": "u-1"},
+           "spec": {"serviceAccountName": "a", "source": {"http": {"secretName": "s"}},
+                    "template": {"spec": {"image": "i", "command": ["x"]}}},
+           "status": {"running": 3, "conditions": [
+               {"type": "Ready", "status": "False", "reason": "Suspended", "message": "spec.suspend is set",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
 }
 
 fn list(names: &[&str]) -> Value {

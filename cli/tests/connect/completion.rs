@@ -60,6 +60,11 @@ fn names_come_from_the_cluster_that_the_line_names() {
         (&["logs", "--strea"], &["--stream"]),
         (&["logs", "--context", "nowhere", "b"], &[]),
         (&["whoa"], &["whoami"]),
+        (&["trigger", "des"], &["describe"]),
+        (&["trigger", "describe", "-n", "jobs", "o"], &["orders", "other"]),
+        (&["trigger", "ls", "-n", "jobs", "orders", ""], &["other"]),
+        (&["trigger", "test", "-n", "jobs", "ptrig/or"], &["ptrig/orders"]),
+        (&["trigger", "test", "-n", "jobs", "rproc/or"], &[]),
     ] {
         assert_eq!(offered(&api, &kubeconfig, "bash", words), expected, "{words:?}");
     }
