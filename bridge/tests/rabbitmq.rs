@@ -38,7 +38,9 @@ async fn a_queue_of_rabbitmq_is_a_source() {
     a_wait_that_is_given_up_loses_nothing(&server, &channel).await;
     what_is_put_back_comes_again_in_time_and_first(&server, &channel).await;
     dead_letters_have_their_reason(&server, &channel).await;
+    without_an_exchange_the_queue_has_its_own(&server, &channel).await;
     results_are_confirmed(&server, &channel).await;
+    requesters_get_their_answer(&server, &channel).await;
     refusals_have_the_words_of_the_server(&server, &channel).await;
     certificates_decide(&server, &channel).await;
     a_server_that_says_nothing_is_given_up().await;
@@ -86,6 +88,15 @@ async fn queue(channel: &Channel, name: &str) {
     set("x-dead-letter-exchange", "");
     set("x-dead-letter-routing-key", "rejected");
     channel.queue_declare(name.into(), durable, arguments).await.unwrap();
+}
+
+/// A new queue that is gone after a restart.
+async fn plain_queue(channel: &Channel, name: &str) {
+    let options = QueueDeclareOptions::default();
+    channel
+        .queue_declare(name.into(), options, FieldTable::default())
+        .await
+        .unwrap();
 }
 
 async fn publish(channel: &Channel, queue: &str, body: &str, properties: BasicProperties) {
@@ -255,12 +266,8 @@ async fn what_is_put_back_comes_again_in_time_and_first(server: &Server, channel
 
 async fn dead_letters_have_their_reason(server: &Server, channel: &Channel) {
     queue(channel, "poison").await;
-    for name in ["rejected", "letters"] {
-        channel
-            .queue_declare(name.into(), QueueDeclareOptions::default(), FieldTable::default())
-            .await
-            .unwrap();
-    }
+    plain_queue(channel, "rejected").await;
+    plain_queue(channel, "letters").await;
     let mut source = source(server, "poison").await;
     publish(
         channel,
@@ -313,16 +320,22 @@ async fn dead_letters_have_their_reason(server: &Server, channel: &Channel) {
         headers.get(DEAD_LETTER_REASON),
         Some(&AMQPValue::LongString("it is bad".into()))
     );
-    bad.receipt.reject("it is bad").await.unwrap();
-    assert_eq!(&fetched(channel, "rejected").await.data[..], b"bad");
+    bad.receipt.acknowledge("p").await.unwrap();
+}
+
+async fn without_an_exchange_the_queue_has_its_own(server: &Server, channel: &Channel) {
     let address = format!("127.0.0.1:{}", server.port);
-    let without = opened(server, json!({"address": address, "queue": "poison"}))
+    let mut without = opened(server, json!({"address": address, "queue": "poison"}))
         .await
         .unwrap();
     assert_eq!(
         without.publisher().dead_letter(&Default::default(), "r").await,
         Ok(false)
     );
+    publish(channel, "poison", "bad", BasicProperties::default()).await;
+    let bad = next(&mut without).await;
+    bad.receipt.reject("it is bad").await.unwrap();
+    assert_eq!(&fetched(channel, "rejected").await.data[..], b"bad");
 }
 
 fn result() -> CloudEvent {
@@ -342,7 +355,7 @@ async fn results_are_confirmed(server: &Server, channel: &Channel) {
         .queue_declare("answers".into(), QueueDeclareOptions::default(), FieldTable::default())
         .await
         .unwrap();
-    let mut source = source(server, "asked").await;
+    let source = source(server, "asked").await;
     let result = result();
     let publisher = source.publisher();
     assert_eq!(publisher.default_reply(), None);
@@ -387,6 +400,12 @@ async fn results_are_confirmed(server: &Server, channel: &Channel) {
     ] {
         assert_eq!(publisher.reply(nobody, &result).await, Ok(()), "{nobody}");
     }
+}
+
+async fn requesters_get_their_answer(server: &Server, channel: &Channel) {
+    let mut source = source(server, "asked").await;
+    let publisher = source.publisher();
+    let result = result();
     // A requester that waits.
     let direct = "amq.rabbitmq.reply-to";
     let options = BasicConsumeOptions {

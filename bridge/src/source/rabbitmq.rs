@@ -24,7 +24,8 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Acker, Channel};
 use remoteprocess_api::ProcessTrigger;
 use remoteprocess_api::trigger::{RabbitMqSource, TriggerReason};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Delivery, Publisher, Receipt, Secrets, Source, SourceError, in_time};
@@ -33,6 +34,8 @@ use connection::{Dialer, Link};
 use publisher::Outlet;
 use wire::{error, short};
 
+/// Most messages that are put back and wait to be seen: as many as can be taken.
+const MAX_PUT_BACK: usize = 1024;
 /// A lost connection, for receipts that came over it.
 const LOST: &str = "the connection over which the message came is lost: RabbitMQ delivers the message again";
 
@@ -62,7 +65,7 @@ pub(super) async fn open(
         Ok(channel)
     })
     .await?;
-    let (put_back, returned) = unbounded_channel();
+    let (put_back, returned) = mpsc::channel(MAX_PUT_BACK);
     Ok(Box::new(RabbitMq {
         publisher: Arc::new(Outlet::new(dialer, name.clone())?),
         link,
@@ -94,8 +97,8 @@ struct RabbitMq {
     publisher: Arc<Outlet>,
     /// What `next` began; it goes on in the next call.
     fetching: Option<BoxFuture<'static, Result<lapin::message::Delivery, SourceError>>>,
-    put_back: UnboundedSender<Returned>,
-    returned: UnboundedReceiver<Returned>,
+    put_back: Sender<Returned>,
+    returned: Receiver<Returned>,
     /// Messages that were put back. There are no more than were taken.
     waiting: Vec<Returned>,
 }
@@ -226,20 +229,15 @@ struct AmqpReceipt {
     acker: Acker,
     /// What is put back. After the first [`Receipt::extend`] the payload is not kept in memory any more.
     kept: Option<Message>,
-    put_back: UnboundedSender<Returned>,
+    put_back: Sender<Returned>,
 }
 
-impl AmqpReceipt {
-    async fn reject(self, requeue: bool) -> Result<(), SourceError> {
-        let sent = in_time("reject", async {
-            let options = BasicRejectOptions { requeue };
-            self.acker
-                .reject(options)
-                .await
-                .map_err(|cause| error("reject", &cause))
-        });
-        settled(sent.await?)
-    }
+async fn reject(acker: Acker, requeue: bool) -> Result<(), SourceError> {
+    let sent = in_time("reject", async {
+        let options = BasicRejectOptions { requeue };
+        acker.reject(options).await.map_err(|cause| error("reject", &cause))
+    });
+    settled(sent.await?)
 }
 
 /// The broker sends no answer to an acknowledgement; it is sent as long as the channel is open.
@@ -269,18 +267,19 @@ impl Receipt for AmqpReceipt {
             let Self { acker, kept, put_back } = *self;
             settled(acker.usable())?;
             let Some(message) = kept else {
-                let receipt = Self { acker, kept, put_back };
-                return receipt.reject(true).await;
+                return reject(acker, true).await;
             };
             let due = Instant::now() + delay;
-            // Without the source, its channel closes, and the broker delivers the message again.
-            let _ = put_back.send(Returned { due, message, acker });
-            Ok(())
+            match put_back.try_send(Returned { due, message, acker }) {
+                // Without the source, its channel closes, and the broker delivers the message again.
+                Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+                Err(TrySendError::Full(Returned { acker, .. })) => reject(acker, true).await,
+            }
         })
     }
 
     fn reject(self: Box<Self>, _reason: &str) -> BoxFuture<'static, Result<(), SourceError>> {
-        Box::pin((*self).reject(false))
+        Box::pin(reject(self.acker, false))
     }
 
     fn extend(&mut self) -> BoxFuture<'_, Result<(), SourceError>> {
