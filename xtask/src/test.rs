@@ -169,6 +169,56 @@ fn documentation() -> Result<()> {
     exec::run(doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"))
 }
 
+/// Values that the chart takes.
+const GOOD: [&str; 13] = [
+    "archive.size=1.5Ti,archive.retention.maxSize=200000000,agent.memory=64Mi",
+    "log.filter=info\\,remoteprocess_operator=debug\\,[request{id=1}]=trace",
+    "replicas=1,archive.retention.maxSize=1Ki",
+    "replicas=2,archive.accessMode=ReadWriteMany",
+    "replicas=2,archive.store=S3,archive.s3.bucket=logs,archive.s3.credentialsSecret=s,archive.retention.days=7",
+    "replicas=2,archive.store=GCS,archive.gcs.bucket=logs,archive.gcs.credentialsSecret=s",
+    "ca.source=CertManager,ca.duration=2160h,ca.renewBefore=360h",
+    "ca.source=CertManager,ca.certManager.issuerRef.name=corp,ca.certManager.issuerRef.kind=ClusterIssuer",
+    "ca.source=Secret,ca.secretName=corp-ca,ca.certificateDuration=1h30m",
+    "tracing.otlp.endpoint=https://collector.example:4317,tracing.otlp.headersSecret=s,tracing.otlp.caCertificates=x",
+    "monitoring.dashboard.enabled=true,monitoring.dashboard.annotations.folder=Platform",
+    "triggers.enabled=false,networkPolicy.enabled=true,watchNamespaces={a}",
+    "triggers.imagePullSecrets={a,b},networkPolicy.enabled=true,watchNamespaces={a},admissionPolicy.enabled=false",
+];
+
+/// Values that the chart refuses.
+const BAD: [&str; 28] = [
+    "server=relay.example.org:99999",
+    "images.operator.tag=not a tag",
+    "images.agent.repository=registry/agent@sha256:0",
+    "replicas=2",
+    "archive.store=S3",
+    "archive.store=GCS",
+    "archive.size=20",
+    "archive.size=0Gi",
+    "archive.size=20Ki",
+    "archive.emptyDirSizeLimit=2",
+    "archive.retention.maxSize=100",
+    "agent.memory=64",
+    "triggers.memory=64",
+    "triggers.imagePullPolicy=Sometimes",
+    "log.filter=debgu",
+    "log.filter=info\\,=debug",
+    "log.filter=remoteprocess_operator=loud",
+    "service.ports.main=8443,service.ports.enrol=8443",
+    "ca.source=Secret",
+    "ca.secretName=corp-ca",
+    "ca.source=Secret,ca.secretName=remoteprocess-ca",
+    "ca.duration=365d",
+    "ca.certManager.issuerRef.name=corp",
+    // The API of the Prometheus Operator is not there.
+    "monitoring.serviceMonitor.enabled=true",
+    "monitoring.prometheusRule.enabled=true",
+    "monitoring.serviceMonitor.interval=30",
+    "tracing.otlp.endpoint=collector:4317",
+    "tracing.otlp.headersSecret=s",
+];
+
 fn chart() -> Result<()> {
     let helm = cluster::helm()?;
     let chart = paths::chart();
@@ -178,55 +228,9 @@ fn chart() -> Result<()> {
         helm.args(["template", "release"]).arg(&chart).args(["--set", values]);
         helm
     };
-    const GOOD: [&str; 13] = [
-        "archive.size=1.5Ti,archive.retention.maxSize=200000000,agent.memory=64Mi",
-        "log.filter=info\\,remoteprocess_operator=debug\\,[request{id=1}]=trace",
-        "replicas=1,archive.retention.maxSize=1Ki",
-        "replicas=2,archive.accessMode=ReadWriteMany",
-        "replicas=2,archive.store=S3,archive.s3.bucket=logs,archive.s3.credentialsSecret=s,archive.retention.days=7",
-        "replicas=2,archive.store=GCS,archive.gcs.bucket=logs,archive.gcs.credentialsSecret=s",
-        "ca.source=CertManager,ca.duration=2160h,ca.renewBefore=360h",
-        "ca.source=CertManager,ca.certManager.issuerRef.name=corp,ca.certManager.issuerRef.kind=ClusterIssuer",
-        "ca.source=Secret,ca.secretName=corp-ca,ca.certificateDuration=1h30m",
-        "tracing.otlp.endpoint=https://collector.example:4317,tracing.otlp.headersSecret=s,tracing.otlp.caCertificates=x",
-        "monitoring.dashboard.enabled=true,monitoring.dashboard.annotations.folder=Platform",
-        "triggers.enabled=false,networkPolicy.enabled=true,watchNamespaces={a}",
-        "triggers.imagePullSecrets={a,b},networkPolicy.enabled=true,watchNamespaces={a},admissionPolicy.enabled=false",
-    ];
     for values in GOOD {
         exec::output(&mut template(values))?;
     }
-    const BAD: [&str; 28] = [
-        "server=relay.example.org:99999",
-        "images.operator.tag=not a tag",
-        "images.agent.repository=registry/agent@sha256:0",
-        "replicas=2",
-        "archive.store=S3",
-        "archive.store=GCS",
-        "archive.size=20",
-        "archive.size=0Gi",
-        "archive.size=20Ki",
-        "archive.emptyDirSizeLimit=2",
-        "archive.retention.maxSize=100",
-        "agent.memory=64",
-        "triggers.memory=64",
-        "triggers.imagePullPolicy=Sometimes",
-        "log.filter=debgu",
-        "log.filter=info\\,=debug",
-        "log.filter=remoteprocess_operator=loud",
-        "service.ports.main=8443,service.ports.enrol=8443",
-        "ca.source=Secret",
-        "ca.secretName=corp-ca",
-        "ca.source=Secret,ca.secretName=remoteprocess-ca",
-        "ca.duration=365d",
-        "ca.certManager.issuerRef.name=corp",
-        // The API of the Prometheus Operator is not there.
-        "monitoring.serviceMonitor.enabled=true",
-        "monitoring.prometheusRule.enabled=true",
-        "monitoring.serviceMonitor.interval=30",
-        "tracing.otlp.endpoint=collector:4317",
-        "tracing.otlp.headersSecret=s",
-    ];
     for values in BAD {
         if exec::succeeds(&mut template(values)) {
             bail!("the chart takes {values}");

@@ -108,27 +108,30 @@ fn owner<K: Resource>(object: &K) -> Option<ObjectRef<ProcessTrigger>> {
 
 /// A trigger that does not decode counts as deleted: nothing is made for it, and what is there stays.
 fn decoded(event: Event<DeserializeGuard<ProcessTrigger>>) -> Event<ProcessTrigger> {
-    let read = |guard: DeserializeGuard<ProcessTrigger>| {
-        guard.0.map_err(|invalid| {
-            let (namespace, name) = (&invalid.metadata.namespace, &invalid.metadata.name);
-            warn!(
-                ?namespace,
-                ?name,
-                error = invalid.error,
-                "skipping a trigger that does not decode"
-            );
-            ProcessTrigger {
-                metadata: invalid.metadata,
-                ..ProcessTrigger::default()
-            }
-        })
+    let known: fn(ProcessTrigger) -> Event<ProcessTrigger> = match &event {
+        Event::InitApply(_) => Event::InitApply,
+        Event::Apply(_) => Event::Apply,
+        Event::Delete(_) | Event::Init | Event::InitDone => Event::Delete,
     };
     match event {
         Event::Init => Event::Init,
         Event::InitDone => Event::InitDone,
-        Event::InitApply(guard) => read(guard).map_or_else(Event::Delete, Event::InitApply),
-        Event::Apply(guard) => read(guard).map_or_else(Event::Delete, Event::Apply),
-        Event::Delete(guard) => Event::Delete(read(guard).unwrap_or_else(|named| named)),
+        Event::InitApply(guard) | Event::Apply(guard) | Event::Delete(guard) => match guard.0 {
+            Ok(trigger) => known(trigger),
+            Err(invalid) => {
+                let (namespace, name) = (&invalid.metadata.namespace, &invalid.metadata.name);
+                warn!(
+                    ?namespace,
+                    ?name,
+                    error = invalid.error,
+                    "skipping a trigger that does not decode"
+                );
+                Event::Delete(ProcessTrigger {
+                    metadata: invalid.metadata,
+                    ..ProcessTrigger::default()
+                })
+            }
+        },
     }
 }
 

@@ -166,6 +166,35 @@ fn objects_of_a_webhook(namespace: &Namespace) -> Result<[Value; 2]> {
     Ok(objects)
 }
 
+/// Not even a Deployment that is another's becomes ours.
+fn leaves_others_alone(namespace: &Namespace, account: &str, ours: &Value) -> Result<()> {
+    namespace
+        .kubectl(&[
+            "create",
+            "deployment",
+            "foreign",
+            "--image=busybox:1.36",
+            "--replicas=0",
+        ])
+        .succeed()?;
+    let mut metadata = ours.clone();
+    metadata.as_object_mut().context("metadata")?.remove("name");
+    let takeover = json!({"metadata": metadata}).to_string();
+    let patch = [
+        "patch",
+        "deployment",
+        "foreign",
+        account,
+        "--type=merge",
+        "--patch",
+        &takeover,
+    ];
+    let finished = namespace.kubectl(&patch).finish()?;
+    ensure!(finished.code != 0, "it was allowed: {finished}");
+    finished.expect_stderr(&["controls"])?;
+    Ok(())
+}
+
 /// As `a_stolen_operator_token_creates_only_pods_of_our_form`.
 #[test]
 fn a_stolen_operator_token_creates_only_bridges_of_our_form() {
@@ -220,27 +249,6 @@ fn a_stolen_operator_token_creates_only_bridges_of_our_form() {
             parent[field] = value;
             denied(&namespace.name, &object, why)?;
         }
-        // Not even a Deployment that is another's.
-        namespace
-            .kubectl(&[
-                "create",
-                "deployment",
-                "foreign",
-                "--image=busybox:1.36",
-                "--replicas=0",
-            ])
-            .succeed()?;
-        let replace = namespace.kubectl(&["patch", "deployment", "foreign", account, "--type=merge", "--patch"]);
-        let takeover = json!({
-            "metadata": deployment["metadata"].as_object().map(|metadata| {
-                let mut metadata = metadata.clone();
-                metadata.remove("name");
-                metadata
-            }),
-        });
-        let finished = replace.arg(takeover.to_string()).finish()?;
-        ensure!(finished.code != 0, "it was allowed: {finished}");
-        finished.expect_stderr(&["controls"])?;
-        Ok(())
+        leaves_others_alone(namespace, account, &deployment["metadata"])
     });
 }

@@ -145,6 +145,20 @@ fn running(trigger: &Trigger<'_>) -> Result<usize> {
     Ok(trigger.processes()?.iter().filter(|process| !is_final(process)).count())
 }
 
+/// Each message has run once, has one process and one result.
+fn once_each(nats: &Nats, journal: &Journal, trigger: &Trigger<'_>, count: usize) -> Result<()> {
+    let runs = journal.read()?;
+    ensure!(runs.len() == count && runs.values().all(|runs| *runs == 1), "{runs:?}");
+    ensure!(trigger.processes()?.len() == count, "one process for each message");
+    for (id, (times, data)) in nats.results()? {
+        ensure!(times == 1, "{id}: {times} results");
+        ensure!(data["outcome"] == "Succeeded", "{data:#}");
+        let tail = data["tail"].as_str().unwrap_or_default();
+        ensure!(tail.contains(&format!("done: {id}")), "{data:#}");
+    }
+    Ok(())
+}
+
 #[test]
 fn each_message_runs_once_while_bridge_and_operator_are_killed() {
     let Ok(program) = env::var("RPROC_NATS_SERVER") else {
@@ -190,15 +204,7 @@ fn each_message_runs_once_while_bridge_and_operator_are_killed() {
         until("acknowledgements", Duration::from_secs(30), || {
             Ok(nats.unsettled()? == 0)
         })?;
-        let runs = journal.read()?;
-        ensure!(runs.len() == count && runs.values().all(|runs| *runs == 1), "{runs:?}");
-        ensure!(trigger.processes()?.len() == count, "one process for each message");
-        for (id, (times, data)) in nats.results()? {
-            ensure!(times == 1, "{id}: {times} results");
-            ensure!(data["outcome"] == "Succeeded", "{data:#}");
-            let tail = data["tail"].as_str().unwrap_or_default();
-            ensure!(tail.contains(&format!("done: {id}")), "{data:#}");
-        }
+        once_each(&nats, &journal, &trigger, count)?;
         // The bridge writes its counts every few seconds.
         until("a status that says so", Duration::from_secs(20), || {
             Ok(trigger.status()?["running"] == 0)
