@@ -283,9 +283,10 @@ impl Engine {
         for name in gone {
             self.complete.remove(&name);
             self.results.forget(&name);
-            // Only somebody else deletes a process whose message is kept.
+            // The bridge itself never deletes a process whose message is kept.
             for kept in self.kept.remove(&name).unwrap_or_default() {
                 let reason = format!("process {name} was deleted before its message was settled");
+                *self.in_hand.entry(name.clone()).or_default() += 1;
                 self.refuse(name.clone(), kept.message, kept.receipt, reason);
             }
         }

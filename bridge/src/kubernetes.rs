@@ -232,7 +232,7 @@ impl Kubernetes {
             .await
             .map_err(|error| classify(&error))
         {
-            // Whoever may not ask learns it from the first process.
+            // An account that may not ask learns it from the first process.
             Err(ApiError::Forbidden(_)) => return Ok(()),
             answer => answer?,
         };

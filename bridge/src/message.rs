@@ -44,8 +44,8 @@ pub struct Message {
     pub content_type: Option<String>,
     /// Where the result goes, in a form that the source's publisher understands; at most [`MAX_REPLY_TO`] bytes.
     pub reply_to: Option<String>,
-    /// Whether a signature covers `id` and the payload, and nothing else: whoever repeats the message could change its
-    /// headers, so they must not make it a new one.
+    /// Whether a signature covers `id` and the payload, and nothing else. An attacker who repeats the message could change
+    /// its headers, so they must not make it a new one.
     pub is_signed: bool,
 }
 

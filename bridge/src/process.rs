@@ -110,7 +110,7 @@ fn variable(name: &str, value: &str) -> EnvVar {
 }
 
 /// The value for an environment variable whose text the program gets as it is: `$(NAME)` is not replaced in it, which
-/// would show a secret of the environment to whoever gets the output.
+/// would show a secret of the environment to all who get the output.
 fn literal(value: &str) -> String {
     value.replace('$', "$$")
 }

@@ -163,7 +163,7 @@ async fn send_all(
     }
     let mut dead_lettered = false;
     if let Some(reason) = outcome::failure(process) {
-        // Without the ConfigMap, which somebody has deleted, there is no message any more.
+        // Without the ConfigMap, which a user has deleted, there is no message any more.
         if let Some(message) = kubernetes.message_of(process).await? {
             dead_lettered = publisher.dead_letter(&message, &reason).await?;
         }

@@ -54,7 +54,7 @@ impl NatsPublisher {
         in_time(subject, find).await
     }
 
-    /// Publishes to somebody who listens now: nobody can confirm that.
+    /// Publishes to clients that listen now. The server does not confirm that.
     async fn tell(&self, subject: &str, headers: HeaderMap, payload: Vec<u8>) -> Result<(), SourceError> {
         let publish = async {
             let told = self
