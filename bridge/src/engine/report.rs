@@ -121,9 +121,12 @@ impl Report {
 }
 
 fn read_test(text: &str) -> Option<TestMessage> {
-    (text.len() <= MAX_TEST_MESSAGE_BYTES)
-        .then(|| serde_json::from_str(text).ok())
-        .flatten()
+    let test = (text.len() <= MAX_TEST_MESSAGE_BYTES).then(|| serde_json::from_str(text).ok());
+    let test: Option<TestMessage> = test.flatten();
+    if test.is_none() {
+        tracing::warn!("the annotation {ANNOTATION_TEST_MESSAGE} is too large, or no test message: it is ignored");
+    }
+    test
 }
 
 /// Whether it was made a short time ago; the clocks of people differ.

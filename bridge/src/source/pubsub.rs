@@ -224,6 +224,10 @@ struct Published {
 
 fn received(answer: Value) -> Result<Option<Received>, SourceError> {
     let strange = |error: serde_json::Error| SourceError::unreachable(format!("a strange answer to a pull: {error}"));
+    if !answer.is_object() {
+        // As a struct, an empty list would be an answer without messages.
+        return Err(SourceError::unreachable("a strange answer to a pull: no object"));
+    }
     let answer: Answer = serde_json::from_value(answer).map_err(strange)?;
     if answer.received_messages.len() > 1 {
         warn!("the service has sent more messages than it was asked for; the others are delivered again");
