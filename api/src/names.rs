@@ -44,8 +44,6 @@ pub const ANNOTATION_MADE_FROM: &str = "remoteprocess.dev/made-from";
 pub const ANNOTATION_RESULT_SENT: &str = "remoteprocess.dev/result-sent";
 /// Annotation of a trigger: a message to send to its source once, as JSON; each new value is another message.
 pub const ANNOTATION_TEST_MESSAGE: &str = "remoteprocess.dev/test-message";
-/// Annotation of a trigger: each new value takes its dead letters back.
-pub const ANNOTATION_REPLAY: &str = "remoteprocess.dev/replay";
 /// Annotation of a process: why its desired state is as it is, for status and Events.
 pub const ANNOTATION_REASON: &str = "remoteprocess.dev/reason";
 /// Annotation of a process: the user for whom the relay has set its desired state.
