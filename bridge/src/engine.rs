@@ -33,7 +33,7 @@ use crate::source::{Delivery, Receipt, Settings};
 use crate::status::{Board, Count, Metrics};
 
 use gate::Gate;
-use jobs::{Intake, Kept, Sent, Settled};
+use jobs::{Intake, Sent, Settled};
 use link::{Link, News};
 
 /// Number of objects in one page of a list.
@@ -90,7 +90,8 @@ struct Engine {
     in_hand: BTreeMap<String, usize>,
     /// Processes whose ConfigMap is known to exist.
     complete: BTreeSet<String>,
-    kept: BTreeMap<String, Vec<Kept>>,
+    /// How the messages are settled whose process has to end first, by the name of the process.
+    kept: BTreeMap<String, Vec<Box<dyn Receipt>>>,
     results: results::Results,
     permission: Option<BoxFuture<'static, Result<(), ApiError>>>,
     report: report::Report,
@@ -283,11 +284,11 @@ impl Engine {
         for name in gone {
             self.complete.remove(&name);
             self.results.forget(&name);
-            // The bridge itself never deletes a process whose message is kept.
-            for kept in self.kept.remove(&name).unwrap_or_default() {
-                let reason = format!("process {name} was deleted before its message was settled");
+            // The bridge itself never deletes a process whose message is kept. The message makes it again.
+            for receipt in self.kept.remove(&name).unwrap_or_default() {
                 *self.in_hand.entry(name.clone()).or_default() += 1;
-                self.refuse(name.clone(), kept.message, kept.receipt, reason);
+                let (name, put_back) = (name.clone(), jobs::put_back_deleted(receipt));
+                self.settling.push(Box::pin(async move { (name, put_back.await) }));
             }
         }
     }

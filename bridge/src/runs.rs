@@ -29,6 +29,7 @@ enum Run {
 #[derive(Clone, Debug)]
 struct Done {
     uid: String,
+    /// When it ended, or when its result was sent if that was later.
     finished_at: Timestamp,
     has_failed: bool,
 }
@@ -144,10 +145,14 @@ impl Runs {
     }
 
     /// Notes that the result of a process is sent, before the watch shows it.
-    pub fn sent(&mut self, process: &RemoteProcess) {
+    pub fn sent(&mut self, process: &RemoteProcess, now: Timestamp) {
         let name = process.name_any();
         if self.uid(&name) == process.uid() && self.open.remove(&name).is_some() {
-            self.done.insert(name, Done::of(process));
+            let done = Done {
+                finished_at: now,
+                ..Done::of(process)
+            };
+            self.done.insert(name, done);
         }
     }
 
@@ -200,7 +205,8 @@ impl Done {
     fn of(process: &RemoteProcess) -> Self {
         Self {
             uid: process.uid().unwrap_or_default(),
-            finished_at: finished_at(process),
+            // Before its result was sent, its message may not have been acknowledged.
+            finished_at: finished_at(process).max(sent_at(process)),
             has_failed: outcome::failure(process).is_some(),
         }
     }
@@ -229,6 +235,12 @@ fn finished_at(process: &RemoteProcess) -> Timestamp {
     status
         .and_then(|status| status.finished_at)
         .unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// When its result was sent; the beginning of time if it was not.
+fn sent_at(process: &RemoteProcess) -> Timestamp {
+    let at = process.annotations().get(ANNOTATION_RESULT_SENT);
+    at.and_then(|at| at.parse().ok()).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -327,7 +339,7 @@ mod tests {
         runs.apply(Event::Apply(running("runs")));
         assert_eq!(names(&runs, at(0)), ["sealed"]);
         assert_eq!(names(&runs, at(60)), ["open", "sealed"]);
-        runs.sent(&ended("sealed", true, false));
+        runs.sent(&ended("sealed", true, false), at(60));
         assert_eq!(names(&runs, at(60)), ["open"]);
     }
 
@@ -343,5 +355,19 @@ mod tests {
             1,
             "no overflow"
         );
+    }
+
+    /// A bridge that was away for longer than ids are remembered sends results late, and gets messages again after that.
+    #[test]
+    fn ids_are_remembered_from_when_the_result_was_sent_if_that_was_later() {
+        let mut runs = Runs::default();
+        runs.apply(Event::Apply(ended("now", true, false)));
+        runs.sent(&ended("now", true, false), at(500));
+        let mut before = ended("before", true, true);
+        let sent_at = at(500).to_string();
+        before.annotations_mut().insert(ANNOTATION_RESULT_SENT.into(), sent_at);
+        runs.apply(Event::Apply(before));
+        assert_eq!(runs.forgotten(at(599), 100).count(), 0);
+        assert_eq!(runs.forgotten(at(600), 100).count(), 2);
     }
 }

@@ -40,6 +40,12 @@ pub trait Source: Send {
     /// The source is of no more use.
     fn next(&mut self) -> BoxFuture<'_, Result<Delivery, SourceError>>;
 
+    /// Waits until the source is of no more use, while no message is wanted. Cancel-safe. Never returns if the source
+    /// cannot tell.
+    fn lost(&mut self) -> BoxFuture<'_, SourceError> {
+        Box::pin(std::future::pending())
+    }
+
     /// Number of messages that wait in the broker, if it tells.
     fn lag(&mut self) -> BoxFuture<'_, Option<u64>>;
 
@@ -133,7 +139,8 @@ pub const DEAD_LETTER_REASON: &str = "rproc-dead-letter-reason";
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct SourceError {
-    /// Reason of the condition Connected: Unreachable, Unauthorized, Untrusted, NotFound or InvalidSecret.
+    /// Reason of the condition Connected: Unreachable, Unauthorized, Untrusted, NotFound, InvalidSource or
+    /// InvalidSecret.
     pub reason: TriggerReason,
     /// A sentence for the condition, with the broker's own words.
     pub message: String,

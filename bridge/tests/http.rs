@@ -479,18 +479,22 @@ async fn processes_are_forgotten_when_their_time_is_over() {
                 .is_some_and(|process| process["metadata"]["annotations"]["remoteprocess.dev/result-sent"].is_string())
         })
         .await;
-    let ended = |seconds: i64| (jiff::Timestamp::now() - jiff::SignedDuration::from_secs(seconds)).to_string();
-    webhook.cluster.edit(PROCESSES, &name, |process| {
-        process["status"]["finishedAt"] = json!(ended(600))
-    });
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert!(
-        webhook.cluster.state_of(PROCESSES, &name).is_some(),
-        "a signature is good for ten minutes"
-    );
-    webhook.cluster.edit(PROCESSES, &name, |process| {
-        process["status"]["finishedAt"] = json!(ended(700))
-    });
+    let edit = |ended: i64, sent: i64| {
+        let ago = |seconds| (jiff::Timestamp::now() - jiff::SignedDuration::from_secs(seconds)).to_string();
+        webhook.cluster.edit(PROCESSES, &name, |process| {
+            process["status"]["finishedAt"] = json!(ago(ended));
+            process["metadata"]["annotations"]["remoteprocess.dev/result-sent"] = json!(ago(sent));
+        });
+    };
+    for (ended, sent) in [(600, 600), (700, 600)] {
+        edit(ended, sent);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(
+            webhook.cluster.state_of(PROCESSES, &name).is_some(),
+            "a signature is good for ten minutes, and a message can come until its result was sent"
+        );
+    }
+    edit(700, 700);
     webhook
         .cluster
         .until("the deletion", |cluster| cluster.state_of(PROCESSES, &name).is_none())

@@ -390,6 +390,66 @@ async fn what_is_wrong_is_said_and_cured() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_and_dead_letters_can_share_the_stream_but_do_not_come_back() {
+    let source = json!({"resultSubject": "orders.results", "deadLetterSubject": "orders.dead"});
+    let Some(mut setup) = Setup::start(source, json!({})).await else {
+        return;
+    };
+    setup.run_processes();
+    let context = setup.server.context().await;
+    let mut config = context.get_stream("ORDERS").await.unwrap().cached_info().config.clone();
+    // As by default: the server knows the id of the message when its dead letter comes.
+    config.duplicate_window = Duration::from_secs(120);
+    context.update_stream(config).await.unwrap();
+    let bridge = setup.bridge().await;
+    let connected = |cluster: &Cluster, state: &str| cluster.condition("Connected").starts_with(state);
+    let cluster = setup.cluster.clone();
+    let until = async |state: &str| cluster.until(state, |cluster| connected(cluster, state)).await;
+    until("False InvalidSource").await;
+    setup.cluster.edit(TRIGGERS, "orders", |trigger| {
+        trigger["spec"]["source"]["nats"]["subject"] = json!("orders.new")
+    });
+    until("True Connected").await;
+    let event = json!({"specversion": "1.0", "id": "7", "source": "shop", "type": "order", "datacontenttype": "a\r\nb",
+                       "data": "fail"});
+    let structured = [("content-type", "application/cloudevents+json")];
+    publish(&context, "bad", &structured, &event.to_string()).await;
+    setup
+        .cluster
+        .until("the dead letter", |cluster| cluster.status()["deadLettered"] == 1)
+        .await;
+    let stream = context.get_stream("ORDERS").await.unwrap();
+    let dead = stream.get_last_raw_message_by_subject("orders.dead").await.unwrap();
+    let header = |name: &str| dead.headers.get(name).map(|value| value.as_str().to_owned());
+    assert_eq!(header("Nats-Msg-Id").as_deref(), Some("dead-letter ORDERS bad"));
+    assert_eq!(header("rproc-dead-letter-message-id").as_deref(), Some("bad"));
+    assert!(stream.get_last_raw_message_by_subject("orders.results").await.is_ok());
+    assert_eq!(setup.cluster.created().len(), 1);
+
+    // A lost server is noticed as well while no message is wanted.
+    setup
+        .cluster
+        .edit(TRIGGERS, "orders", |trigger| trigger["spec"]["suspend"] = json!(true));
+    setup
+        .cluster
+        .until("pause", |cluster| {
+            cluster.condition("Ready").starts_with("False Suspended")
+        })
+        .await;
+    setup.server.kill();
+    setup
+        .cluster
+        .until("no server", |cluster| connected(cluster, "False Unreachable"))
+        .await;
+    setup.server.begin();
+    setup
+        .cluster
+        .until("cure", |cluster| connected(cluster, "True Connected"))
+        .await;
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_login_is_said_and_cured() {
     let Some(server) = Server::start(&["--user", "orders", "--pass", "secret"]) else {
         return;

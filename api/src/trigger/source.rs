@@ -123,7 +123,7 @@ pub struct NatsSource {
     /// Subject to take messages of, with wildcards. By default, all of the stream.
     #[schemars(length(min = 1, max = 256), regex(pattern = "^\\S+$"))]
     pub subject: Option<String>,
-    /// Name of the durable consumer. Defaults to `rproc-NAMESPACE-NAME` of the trigger.
+    /// Name of the durable consumer. Defaults to `rproc-NAMESPACE_NAME` of the trigger.
     #[schemars(length(min = 1, max = 256), regex(pattern = "^[^\\s.*>/\\\\]+$"))]
     pub consumer: Option<String>,
     /// Secret with `username` and `password`, or `token`, or a credentials file `user.creds`.

@@ -75,6 +75,8 @@ pub enum TriggerReason {
     Untrusted,
     /// The stream, queue or subscription does not exist.
     NotFound,
+    /// The source would take its own results or dead letters as messages again.
+    InvalidSource,
     /// The API server does not let the ServiceAccount create processes.
     Forbidden,
     /// The API server refuses the template.

@@ -22,18 +22,12 @@ pub(super) struct Intake {
     pub(super) receipt: Box<dyn Receipt>,
 }
 
-/// A message that is settled when its process has ended.
-pub(super) struct Kept {
-    pub(super) message: Message,
-    pub(super) receipt: Box<dyn Receipt>,
-}
-
 /// How a message was settled.
 pub(super) enum Settled {
     /// It has a process with its ConfigMap, and the broker knows.
     Acknowledged,
     /// The same, and the broker will be told at the end.
-    Kept(Kept),
+    Kept(Box<dyn Receipt>),
     /// It can never become a process.
     Refused { dead_lettered: bool },
     /// The API server did not do its part; the message comes again.
@@ -73,7 +67,8 @@ pub(super) async fn settle(
 ) -> Settled {
     let Intake { message, receipt, .. } = intake;
     match kubernetes.ensure_config_map(&process, &message).await {
-        Ok(()) if keep => Settled::Kept(Kept { message, receipt }),
+        // The payload is in the ConfigMap, and not kept in memory any longer.
+        Ok(()) if keep => Settled::Kept(receipt),
         Ok(()) => acknowledged(receipt.acknowledge(&process.name_any()).await),
         Err(error @ ApiError::Invalid(_)) => {
             // The process would wait forever for its message.
@@ -100,10 +95,10 @@ pub(super) async fn settle_ended(receipt: Box<dyn Receipt>, process: RemoteProce
 
 /// Tells the broker about a kept message whose result was sent. `failure`: and whose process failed, without another
 /// dead-letter address.
-pub(super) async fn settle_kept(kept: Kept, process: String, failure: Option<String>) -> Settled {
+pub(super) async fn settle_kept(receipt: Box<dyn Receipt>, process: String, failure: Option<String>) -> Settled {
     let told = match failure {
-        Some(reason) => kept.receipt.reject(&reason).await,
-        None => kept.receipt.acknowledge(&process).await,
+        Some(reason) => receipt.reject(&reason).await,
+        None => receipt.acknowledge(&process).await,
     };
     acknowledged(told)
 }
@@ -122,6 +117,11 @@ pub(super) async fn put_back(receipt: Box<dyn Receipt>, error: ApiError) -> Sett
     // If the broker does not hear it, it delivers the message again all the same.
     let _ = receipt.put_back(AGAIN, error.reason().into()).await;
     Settled::PutBack(error)
+}
+
+/// Puts a kept message back whose process was deleted before it had ended.
+pub(super) async fn put_back_deleted(receipt: Box<dyn Receipt>) -> Settled {
+    acknowledged(receipt.put_back(AGAIN, "its process was deleted").await)
 }
 
 /// Makes a message a dead letter, or lets the broker do that.
@@ -157,16 +157,19 @@ async fn send_all(
     publisher: &dyn Publisher,
     process: &RemoteProcess,
 ) -> Result<bool, SendError> {
+    // Read before anything is sent: while the API server is away, nothing is sent again and again.
+    let failed = match outcome::failure(process) {
+        // Without the ConfigMap, which a user has deleted, there is no message any more.
+        Some(reason) => kubernetes.message_of(process).await?.map(|message| (message, reason)),
+        None => None,
+    };
     let to = process.annotations().get(ANNOTATION_REPLY_TO).cloned();
     if let (Some(to), Some(event)) = (to.or_else(|| publisher.default_reply()), outcome::result(process)) {
         publisher.reply(&to, &event).await?;
     }
     let mut dead_lettered = false;
-    if let Some(reason) = outcome::failure(process) {
-        // Without the ConfigMap, which a user has deleted, there is no message any more.
-        if let Some(message) = kubernetes.message_of(process).await? {
-            dead_lettered = publisher.dead_letter(&message, &reason).await?;
-        }
+    if let Some((message, reason)) = failed {
+        dead_lettered = publisher.dead_letter(&message, &reason).await?;
     }
     kubernetes.mark_sent(process).await?;
     Ok(dead_lettered)

@@ -50,7 +50,11 @@ impl Link {
 
     /// Uses this version of the trigger; opens the source again if it is another one. Returns whether it does.
     pub(super) fn observe(&mut self, trigger: Arc<ProcessTrigger>) -> bool {
-        let seen = |trigger: &ProcessTrigger| (trigger.spec.source.clone(), trigger.spec.max_payload_bytes());
+        let seen = |trigger: &ProcessTrigger| {
+            let spec = &trigger.spec;
+            let id_header = spec.message.as_ref().and_then(|message| message.id_header.clone());
+            (spec.source.clone(), spec.max_payload_bytes(), id_header)
+        };
         let is_other = seen(&trigger) != seen(&self.trigger);
         self.trigger = trigger;
         if is_other {
@@ -84,7 +88,10 @@ impl Link {
                         Err(error) => self.lose(error),
                     };
                 }
-                State::Open(_) if !takes => std::future::pending().await,
+                State::Open(source) if !takes => {
+                    let error = source.lost().await;
+                    return self.lose(error);
+                }
                 State::Open(source) => {
                     return match source.next().await {
                         Ok(delivery) => {

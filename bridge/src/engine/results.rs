@@ -10,11 +10,11 @@ use kube::ResourceExt as _;
 use tokio::time::{Instant, timeout};
 
 use super::Engine;
-use super::jobs::{self, Kept, SendError, Sent};
+use super::jobs::{self, SendError, Sent};
 use crate::backoff::Backoff;
 use crate::kubernetes::ApiError;
 use crate::outcome;
-use crate::source::SourceError;
+use crate::source::{Receipt, SourceError};
 use crate::status::Count;
 
 /// Most results that are sent at the same time.
@@ -100,7 +100,7 @@ impl Engine {
         };
         self.results.forget(&name);
         self.complete.remove(&name);
-        self.runs.sent(&process);
+        self.runs.sent(&process, Timestamp::now());
         let failure = outcome::failure(&process);
         let outcome = if failure.is_some() {
             Count::Failed
@@ -116,10 +116,10 @@ impl Engine {
     }
 
     /// Settles messages whose process has ended.
-    pub(super) fn settle_kept(&mut self, name: &str, kept: Vec<Kept>, failure: Option<String>) {
-        for kept in kept {
+    pub(super) fn settle_kept(&mut self, name: &str, receipts: Vec<Box<dyn Receipt>>, failure: Option<String>) {
+        for receipt in receipts {
             *self.in_hand.entry(name.to_owned()).or_default() += 1;
-            let settle = jobs::settle_kept(kept, name.to_owned(), failure.clone());
+            let settle = jobs::settle_kept(receipt, name.to_owned(), failure.clone());
             let name = name.to_owned();
             self.settling.push(Box::pin(async move { (name, settle.await) }));
         }
@@ -150,7 +150,7 @@ impl Engine {
 
     /// Tells the broker that kept messages are still being worked on.
     pub(super) async fn extend_kept(&mut self) {
-        let extensions = self.kept.values_mut().flatten().map(|kept| kept.receipt.extend());
+        let extensions = self.kept.values_mut().flatten().map(|receipt| receipt.extend());
         let extended: Result<Vec<Result<(), SourceError>>, _> = timeout(EXTEND_TIMEOUT, join_all(extensions)).await;
         let failed = extended.iter().flatten().filter(|extended| extended.is_err()).count();
         if failed > 0 || extended.is_err() {

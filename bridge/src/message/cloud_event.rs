@@ -47,7 +47,7 @@ impl Event {
         message.insert("ce-id", &self.attributes.id);
         message.insert("ce-source", &self.attributes.source);
         for (name, value) in self.attributes.others {
-            if name == "datacontenttype" {
+            if name == "datacontenttype" && !value.contains(char::is_control) {
                 message.content_type = Some(value);
             } else {
                 // One that does not fit is left out: an extension, which nothing depends on.

@@ -47,6 +47,8 @@ struct Http {
 struct Shared {
     namespace: String,
     max_bytes: usize,
+    /// Name of the header with the id, in lower case.
+    id_header: Option<String>,
     authenticator: Mutex<Arc<Authenticator>>,
     queue: mpsc::Sender<Delivery>,
     bodies: Semaphore,
@@ -76,6 +78,12 @@ pub(super) async fn open(
     let shared = Arc::new(Shared {
         namespace: trigger.namespace().unwrap_or_default(),
         max_bytes: usize::try_from(trigger.spec.max_payload_bytes()).unwrap_or(usize::MAX),
+        id_header: trigger
+            .spec
+            .message
+            .as_ref()
+            .and_then(|message| message.id_header.as_ref())
+            .map(|name| name.to_ascii_lowercase()),
         authenticator: Mutex::new(Arc::new(authenticator)),
         queue,
         bodies: Semaphore::new(MAX_BODIES),

@@ -93,11 +93,14 @@ pub(super) async fn open(
     context.set_timeout(ANSWER_TIMEOUT);
     let opened = in_time("NATS JetStream", consumer(&context, trigger, source)).await;
     let consumer = opened.map_err(|error| connection.explain(error))?;
+    let publisher = NatsPublisher::new(client, context, source);
+    let checked = publisher.check_subjects().await;
+    checked.map_err(|error| connection.explain(error))?;
     Ok(Box::new(Nats {
         consumer,
         pull: Pull::Idle,
         connection,
-        publisher: Arc::new(NatsPublisher::new(client, context, source)),
+        publisher: Arc::new(publisher),
     }))
 }
 
@@ -160,7 +163,8 @@ async fn consumer(
     let stream = stream(context, &source.stream).await?;
     let name = source.consumer.clone().unwrap_or_else(|| {
         let namespace = trigger.namespace().unwrap_or_default();
-        format!("rproc-{namespace}-{}", trigger.name_any())
+        // Neither can have an underscore, so no two triggers have the same name here.
+        format!("rproc-{namespace}_{}", trigger.name_any())
     });
     let config = pull::Config {
         durable_name: Some(name.clone()),
@@ -219,6 +223,14 @@ impl Source for Nats {
         })
     }
 
+    fn lost(&mut self) -> BoxFuture<'_, SourceError> {
+        Box::pin(async {
+            self.connection.broken.notified().await;
+            self.connection
+                .explain(SourceError::unreachable("the connection to NATS broke"))
+        })
+    }
+
     fn lag(&mut self) -> BoxFuture<'_, Option<u64>> {
         Box::pin(async { Some(self.consumer.get_info().await.ok()?.num_pending) })
     }
@@ -271,15 +283,19 @@ fn lost_consumer(said: &str) -> SourceError {
 }
 
 fn delivery(message: jetstream::Message) -> Delivery {
-    let sequence = message.info().map(|info| info.stream_sequence).ok();
+    // The time as well: a stream that is deleted and made again counts from 1 again.
+    let place = message.info().ok().map(|info| {
+        let time = info.published.unix_timestamp_nanos();
+        format!("{}/{}/{time}", info.stream, info.stream_sequence)
+    });
     let (message, acker) = message.split();
     Delivery {
-        message: read(message, sequence),
+        message: read(message, place),
         receipt: Box::new(NatsReceipt { acker }),
     }
 }
 
-fn read(received: async_nats::Message, sequence: Option<u64>) -> Message {
+fn read(received: async_nats::Message, place: Option<String>) -> Message {
     let mut message = Message {
         payload: received.payload,
         ..Message::default()
@@ -289,7 +305,7 @@ fn read(received: async_nats::Message, sequence: Option<u64>) -> Message {
     }
     // A message without an id of its publisher is known by its place in the stream.
     message.id = message.header(MESSAGE_ID).map(str::to_owned);
-    message.id = message.id.or_else(|| sequence.map(|sequence| sequence.to_string()));
+    message.id = message.id.or(place);
     message.content_type = message.header("content-type").map(str::to_owned);
     message.reply_to = message.header(REPLY_TO).filter(|to| is_address(to)).map(str::to_owned);
     message
@@ -399,10 +415,13 @@ mod tests {
 
     #[test]
     fn a_message_is_known_by_its_id_or_by_its_place() {
-        assert_eq!(read(received(&[]), Some(7)).id.as_deref(), Some("7"));
+        assert_eq!(
+            read(received(&[]), Some("ORDERS/7/1".to_owned())).id.as_deref(),
+            Some("ORDERS/7/1")
+        );
         let message = read(
             received(&[("Nats-Msg-Id", "m1"), ("Reply-To", "answers"), ("Content-Type", "a/b")]),
-            Some(7),
+            Some("ORDERS/7/1".to_owned()),
         );
         assert_eq!(
             (message.id.as_deref(), message.reply_to.as_deref()),
@@ -410,7 +429,11 @@ mod tests {
         );
         assert_eq!(message.content_type.as_deref(), Some("a/b"));
         assert_eq!(
-            read(received(&[("Reply-To", "$JS.API.STREAM.PURGE.X")]), Some(7)).reply_to,
+            read(
+                received(&[("Reply-To", "$JS.API.STREAM.PURGE.X")]),
+                Some("ORDERS/7/1".to_owned())
+            )
+            .reply_to,
             None
         );
     }

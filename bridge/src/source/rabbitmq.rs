@@ -26,7 +26,7 @@ use remoteprocess_api::ProcessTrigger;
 use remoteprocess_api::trigger::{RabbitMqSource, TriggerReason};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Delivery, Publisher, Receipt, Secrets, Source, SourceError, in_time};
 use crate::message::Message;
@@ -204,6 +204,15 @@ async fn fetch(channel: Channel, queue: ShortString) -> Result<lapin::message::D
 impl Source for RabbitMq {
     fn next(&mut self) -> BoxFuture<'_, Result<Delivery, SourceError>> {
         Box::pin(self.take())
+    }
+
+    fn lost(&mut self) -> BoxFuture<'_, SourceError> {
+        Box::pin(async {
+            while self.channel.status().connected() {
+                sleep(Duration::from_secs(1)).await;
+            }
+            SourceError::unreachable(LOST)
+        })
     }
 
     fn lag(&mut self) -> BoxFuture<'_, Option<u64>> {

@@ -26,19 +26,11 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const DECISION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for a result that a request can ask for.
 const MAX_WAIT: Duration = Duration::from_secs(300);
-/// Headers that are not a part of the message: secrets, and those of the connection.
-const OWN_HEADERS: [&str; 10] = [
-    "authorization",
-    "connection",
-    "content-length",
-    "cookie",
-    "host",
-    "keep-alive",
-    "proxy-authorization",
-    "transfer-encoding",
-    "webhook-signature",
-    "webhook-timestamp",
-];
+/// Headers that are a part of the message, besides `ce-*` and the one with the id. Gateways and senders put secrets into
+/// others, and whoever can read ConfigMaps can read the message.
+const KEPT_HEADERS: [&str; 3] = ["content-type", "idempotency-key", "webhook-id"];
+/// A header with a secret, even if it is to be the id.
+const SECRET_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "webhook-signature"];
 
 /// Answers a request; never fails.
 pub(super) async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Reply, Infallible> {
@@ -92,7 +84,7 @@ async fn read(request: Request<Incoming>, shared: &Shared) -> Result<Message, Bo
             Some(id)
         }
     };
-    Ok(message(&parts.headers, body, signed_id))
+    Ok(message(&parts.headers, body, signed_id, shared.id_header.as_deref()))
 }
 
 /// Reads the body, within its limits of size and time. Few bodies are read at the same time.
@@ -122,7 +114,7 @@ async fn read_body(headers: &HeaderMap, body: Incoming, shared: &Shared) -> Resu
     }
 }
 
-fn message(headers: &HeaderMap, payload: Bytes, signed_id: Option<String>) -> Message {
+fn message(headers: &HeaderMap, payload: Bytes, signed_id: Option<String>, id_header: Option<&str>) -> Message {
     let mut message = Message {
         payload,
         is_signed: signed_id.is_some(),
@@ -130,7 +122,7 @@ fn message(headers: &HeaderMap, payload: Bytes, signed_id: Option<String>) -> Me
     };
     for (name, value) in headers {
         let Ok(value) = value.to_str() else { continue };
-        if OWN_HEADERS.contains(&name.as_str()) {
+        if !is_part(name.as_str(), id_header) {
             continue;
         }
         // HTTP Protocol Binding of CloudEvents, 3.1.3.2.
@@ -146,6 +138,12 @@ fn message(headers: &HeaderMap, payload: Bytes, signed_id: Option<String>) -> Me
         .or_else(|| message.header("idempotency-key"));
     message.id = signed_id.or_else(|| given.map(str::to_owned));
     message
+}
+
+/// Whether a header is a part of the message. Names are in lower case.
+fn is_part(name: &str, id_header: Option<&str>) -> bool {
+    let is_wanted = name.starts_with("ce-") || KEPT_HEADERS.contains(&name) || id_header == Some(name);
+    is_wanted && !SECRET_HEADERS.contains(&name)
 }
 
 async fn submit(mut message: Message, wait: Option<Duration>, shared: &Arc<Shared>) -> Reply {
@@ -212,12 +210,12 @@ mod tests {
     #[test]
     fn secrets_and_headers_of_the_connection_are_no_part_of_the_message() {
         let mut headers = HeaderMap::new();
-        for name in OWN_HEADERS {
+        for name in SECRET_HEADERS.into_iter().chain(["host", "x-api-key", "x-order"]) {
             headers.insert(name, "x".parse().unwrap());
         }
         headers.insert("idempotency-key", "k1".parse().unwrap());
         headers.insert("ce-subject", "a%20b".parse().unwrap());
-        let read = message(&headers, Bytes::new(), None);
+        let read = message(&headers, Bytes::new(), None, None);
         assert_eq!(
             read.headers.keys().collect::<Vec<_>>(),
             ["ce-subject", "idempotency-key"]
@@ -227,8 +225,11 @@ mod tests {
             (Some("k1"), Some("a b"))
         );
         headers.insert("webhook-id", "w1".parse().unwrap());
-        assert_eq!(message(&headers, Bytes::new(), None).id.as_deref(), Some("w1"));
-        let signed = message(&headers, Bytes::new(), Some("s1".into()));
+        assert_eq!(message(&headers, Bytes::new(), None, None).id.as_deref(), Some("w1"));
+        let signed = message(&headers, Bytes::new(), Some("s1".into()), None);
         assert_eq!((signed.id.as_deref(), signed.is_signed), (Some("s1"), true));
+        let with_id = |name| message(&headers, Bytes::new(), None, Some(name));
+        assert_eq!(with_id("x-order").header("x-order"), Some("x"));
+        assert_eq!(with_id("authorization").header("authorization"), None);
     }
 }

@@ -1,18 +1,24 @@
 //! Results and dead letters to NATS.
 
+use async_nats::connection::State;
 use async_nats::jetstream::context::{GetStreamByNameErrorKind, PublishErrorKind};
 use async_nats::jetstream::{Context, context::PublishError};
 use async_nats::{Client, HeaderMap};
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use remoteprocess_api::trigger::{NatsSource, TriggerReason};
 
 use super::said;
 use crate::message::{Message, percent_encoded};
 use crate::outcome::{CONTENT_TYPE, CloudEvent};
+use crate::source::receiver::settled;
 use crate::source::{DEAD_LETTER_REASON, Publisher, SourceError, in_time};
 
 /// The header by which the server finds a message that was published before.
 const ID: &str = "Nats-Msg-Id";
+
+/// Header of a dead letter: the id that the message had.
+const DEAD_LETTER_ID: &str = "rproc-dead-letter-message-id";
 
 /// Publishes with the connection of the source.
 pub(super) struct NatsPublisher {
@@ -84,9 +90,36 @@ impl NatsPublisher {
                 );
                 Ok(())
             }
-            Some(_) => self.store(to, headers, event.to_json()).await,
+            Some(_) => {
+                let stored = self.store(to, headers, event.to_json()).await;
+                // The server answers, so it is the address to which the bridge may not publish.
+                let is_there = self.client.connection_state() == State::Connected;
+                let stored = stored.map_err(|error| match error.reason {
+                    TriggerReason::Unreachable if is_there => SourceError::new(TriggerReason::NotFound, error),
+                    _ => error,
+                });
+                settled(stored, event, Timestamp::now())
+            }
             None => self.tell(to, headers, event.to_json()).await,
         }
+    }
+
+    /// Fails if a result, or a dead letter, would come back as a message, and its result as another, without end.
+    pub(super) async fn check_subjects(&self) -> Result<(), SourceError> {
+        let (results, dead_letters) = (&self.source.result_subject, &self.source.dead_letter_subject);
+        for (field, subject) in [("resultSubject", results), ("deadLetterSubject", dead_letters)] {
+            let Some(subject) = subject.as_deref().filter(|subject| self.is_taken(subject)) else {
+                continue;
+            };
+            if self.stream_of(subject).await?.as_deref() == Some(&self.source.stream) {
+                let message = format!(
+                    "spec.source.nats.{field}: the trigger would take {subject} as a message again; set subject so that it does \
+                     not, or use another stream"
+                );
+                return Err(SourceError::new(TriggerReason::InvalidSource, message));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the consumer takes messages of this subject of the stream.
@@ -133,13 +166,18 @@ fn headers_of(message: &Message) -> HeaderMap {
             headers.insert(name.as_str(), value.as_str());
         }
     }
-    if let Some(media_type) = &message.content_type {
-        headers.insert("content-type", media_type.as_str());
+    if let Some(media_type) = message.content_type.as_deref().filter(is_one_line) {
+        headers.insert("content-type", media_type);
     }
-    if let Some(id) = &message.id {
-        headers.insert(ID, id.as_str());
+    if let Some(id) = message.id.as_deref().filter(is_one_line) {
+        headers.insert(ID, id);
     }
     headers
+}
+
+/// Whether a text can be the value of a header: the client panics at others.
+fn is_one_line(text: &&str) -> bool {
+    !text.contains(['\r', '\n'])
 }
 
 /// Of RFC 9110, section 5.6.2: what else is in a name could break the message apart.
@@ -160,6 +198,11 @@ impl Publisher for NatsPublisher {
             };
             let mut headers = headers_of(message);
             headers.insert(DEAD_LETTER_REASON, reason.replace(['\r', '\n'], " ").as_str());
+            if let Some(id) = message.id.as_deref().filter(is_one_line) {
+                // The stream may know the id of the message from the message itself, and would not store it again.
+                headers.insert(ID, format!("dead-letter {} {id}", self.source.stream).as_str());
+                headers.insert(DEAD_LETTER_ID, id);
+            }
             self.store(subject, headers, message.payload.to_vec()).await?;
             Ok(true)
         })
@@ -202,6 +245,17 @@ mod tests {
         for (filter, subject) in [("a", "b"), ("a.*", "a"), ("a.*", "a.b.c"), ("a.>", "a"), ("a.b", "a")] {
             assert!(!matches(filter, subject), "{filter} {subject}");
         }
+    }
+
+    /// The client of NATS panics at a line break in a header.
+    #[test]
+    fn what_has_more_than_one_line_is_no_header() {
+        let message = Message {
+            id: Some("a\r\nb".into()),
+            content_type: Some("a\nb".into()),
+            ..Message::default()
+        };
+        assert!(headers_of(&message).is_empty());
     }
 
     #[test]

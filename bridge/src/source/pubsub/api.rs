@@ -164,7 +164,8 @@ fn innermost(error: &(dyn Error + 'static)) -> String {
 fn reason(status: StatusCode) -> TriggerReason {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => TriggerReason::Unauthorized,
-        StatusCode::NOT_FOUND => TriggerReason::NotFound,
+        // A name that no topic can have is a bad request.
+        StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => TriggerReason::NotFound,
         _ => TriggerReason::Unreachable,
     }
 }

@@ -18,6 +18,8 @@ use crate::outcome::{CONTENT_TYPE, CloudEvent};
 
 /// Longest value of an attribute, in bytes, that the service takes.
 const MAX_ATTRIBUTE: usize = 1024;
+/// Longest name of an attribute, in bytes.
+const MAX_ATTRIBUTE_NAME: usize = 256;
 
 /// What publishes to topics of a project.
 pub(super) struct Outlet {
@@ -62,10 +64,12 @@ fn is_topic(name: &str) -> bool {
     (3..=255).contains(&name.len()) && name.as_bytes()[0].is_ascii_alphabetic() && name.bytes().all(is_allowed)
 }
 
-/// The attributes of a message that is passed on: as a dead letter, with the reason. Names that Google reserves are left
-/// out.
+/// The attributes of a message that is passed on: as a dead letter, with the reason. Names that Google reserves, and what is
+/// too long for an attribute, are left out.
 fn attributes(message: &Message, reason: Option<&str>) -> BTreeMap<String, String> {
-    let kept = message.headers.iter().filter(|(name, _)| !name.starts_with("goog"));
+    let fits = |name: &str, value: &str| name.len() <= MAX_ATTRIBUTE_NAME && value.len() <= MAX_ATTRIBUTE;
+    let kept = message.headers.iter();
+    let kept = kept.filter(|(name, value)| !name.starts_with("goog") && fits(name, value));
     let mut attributes: BTreeMap<String, String> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
     let of_message = [
         (ATTRIBUTE_ID, message.id.as_deref()),

@@ -98,8 +98,10 @@ fn confirmed(what: &str, confirmation: Confirmation) -> Result<(), SourceError> 
             let message = format!("{what}: RabbitMQ has no queue for it: {}", returned.reply_text);
             Err(SourceError::new(TriggerReason::NotFound, message))
         }
+        // The server is there: the queue is full and refuses more (`reject-publish`).
         Confirmation::Nack(None) | Confirmation::NotRequested => {
-            Err(SourceError::unreachable(format!("{what}: RabbitMQ has not taken it")))
+            let message = format!("{what}: RabbitMQ has not taken it");
+            Err(SourceError::new(TriggerReason::NotFound, message))
         }
     }
 }
