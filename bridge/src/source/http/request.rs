@@ -27,7 +27,7 @@ const DECISION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for a result that a request can ask for.
 const MAX_WAIT: Duration = Duration::from_secs(300);
 /// Headers that are a part of the message, besides `ce-*` and the one with the id. Gateways and senders put secrets into
-/// others, and whoever can read ConfigMaps can read the message.
+/// others, and every user who can read ConfigMaps can read the message.
 const KEPT_HEADERS: [&str; 3] = ["content-type", "idempotency-key", "webhook-id"];
 /// A header with a secret, even if it is to be the id.
 const SECRET_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "webhook-signature"];
