@@ -54,6 +54,11 @@ fn a_webhook_starts_one_process_for_each_id() {
         trigger.wait_for("Ready", "True", "", 30)?;
 
         let webhook = Webhook::of(namespace, "hook-trigger")?;
+        // The node learns the address of a new Service a moment later.
+        until("the address of the Service", Duration::from_secs(60), || {
+            let asked = webhook.post("", &["Webhook-Id: none"], "stranger");
+            Ok(asked.is_ok_and(|(code, _)| code == 401))
+        })?;
         for wrong in ["Authorization: Bearer another", "Webhook-Id: none"] {
             let (code, _) = webhook.post("", &[wrong], "stranger")?;
             ensure!(code == 401, "{wrong}: {code}");
