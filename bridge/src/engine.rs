@@ -90,7 +90,7 @@ struct Engine {
     in_hand: BTreeMap<String, usize>,
     /// Processes whose ConfigMap is known to exist.
     complete: BTreeSet<String>,
-    /// How the messages are settled whose process has to end first, by the name of the process.
+    /// The receipts of messages that are settled when their process has ended, by the name of the process.
     kept: BTreeMap<String, Vec<Box<dyn Receipt>>>,
     results: results::Results,
     permission: Option<BoxFuture<'static, Result<(), ApiError>>>,

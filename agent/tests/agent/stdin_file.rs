@@ -1,4 +1,4 @@
-//! A program whose input is a file in its pod: it reads every byte, whatever happens to the agent.
+//! A program whose input is a file in its pod: it reads every byte, also if the agent is killed.
 
 use std::fs;
 

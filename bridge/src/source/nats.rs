@@ -68,6 +68,12 @@ impl Connection {
         }
     }
 
+    /// Waits until the connection is lost.
+    async fn lost(&self) -> SourceError {
+        self.broken.notified().await;
+        self.explain(SourceError::unreachable("the connection to NATS broke"))
+    }
+
     /// What the server said last, with the reason that follows from it.
     fn explain(&self, otherwise: SourceError) -> SourceError {
         let said = self.last_error.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -216,19 +222,13 @@ impl Source for Nats {
         Box::pin(async move {
             tokio::select! {
                 delivery = self.pull() => delivery.map_err(|error| connection.explain(error)),
-                () = connection.broken.notified() => {
-                    Err(connection.explain(SourceError::unreachable("the connection to NATS broke")))
-                }
+                error = connection.lost() => Err(error),
             }
         })
     }
 
     fn lost(&mut self) -> BoxFuture<'_, SourceError> {
-        Box::pin(async {
-            self.connection.broken.notified().await;
-            self.connection
-                .explain(SourceError::unreachable("the connection to NATS broke"))
-        })
+        Box::pin(self.connection.lost())
     }
 
     fn lag(&mut self) -> BoxFuture<'_, Option<u64>> {

@@ -74,11 +74,11 @@ struct PubSub {
     publisher: Arc<Outlet>,
     /// What the first look has found.
     first: Box<Option<Pulled>>,
-    /// What `next` began; it goes on while nobody waits for it.
+    /// What `next` began; it continues while nobody waits for it.
     pulling: Option<Pulling>,
 }
 
-/// A pull that goes on by itself.
+/// A pull that continues without a caller.
 struct Pulling(JoinHandle<Result<Pulled, SourceError>>);
 
 impl Drop for Pulling {

@@ -95,7 +95,7 @@ struct RabbitMq {
     channel: Channel,
     queue: ShortString,
     publisher: Arc<Outlet>,
-    /// What `next` began; it goes on in the next call.
+    /// What `next` began; it continues in the next call.
     fetching: Option<BoxFuture<'static, Result<lapin::message::Delivery, SourceError>>>,
     put_back: Sender<Returned>,
     returned: Receiver<Returned>,

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use remoteprocess_api::{AttemptOutput, AttemptStatus, RemoteProcess, RemoteProcessStatus, StdinSource, StopStatus};
 
 use super::row::command;
@@ -13,19 +13,9 @@ use super::{Table, escape, last_seen, since};
 /// The text of `rproc describe`. `events`: absent if the user may not read them.
 pub fn describe(process: &RemoteProcess, events: Option<&[Event]>, now: Timestamp) -> String {
     let mut page = Page::default();
-    let metadata = &process.metadata;
     let spec = &process.spec;
     let status = process.status.clone().unwrap_or_default();
-    page.field("Name", metadata.name.as_deref());
-    page.field("Namespace", metadata.namespace.as_deref());
-    page.field("UID", metadata.uid.as_deref());
-    page.map("Labels", metadata.labels.iter().flatten());
-    let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
-    page.field("Created", created.map(|then| moment(then, now)));
-    page.field(
-        "Deleted",
-        metadata.deletion_timestamp.as_ref().map(|time| moment(time.0, now)),
-    );
+    page.metadata(&process.metadata, now);
     page.field("Image", Some(&spec.image));
     page.field("Command", Some(command(&spec.argv())));
     page.map(
@@ -238,6 +228,18 @@ impl Page {
         if let Some(value) = value {
             self.text(&format!("{:13} {}", format!("{name}:"), escape(&value.to_string())));
         }
+    }
+
+    /// What every object has.
+    pub(super) fn metadata(&mut self, metadata: &ObjectMeta, now: Timestamp) {
+        self.field("Name", metadata.name.as_deref());
+        self.field("Namespace", metadata.namespace.as_deref());
+        self.field("UID", metadata.uid.as_deref());
+        self.map("Labels", metadata.labels.iter().flatten());
+        let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
+        self.field("Created", created.map(|then| moment(then, now)));
+        let deleted = metadata.deletion_timestamp.as_ref().map(|time| time.0);
+        self.field("Deleted", deleted.map(|then| moment(then, now)));
     }
 
     pub(super) fn inner(&mut self, name: &str, value: Option<impl Display>) {

@@ -110,18 +110,8 @@ pub fn state(trigger: &ProcessTrigger) -> String {
 /// The text of `rproc trigger describe`. `events`: absent if the user may not read them.
 pub fn describe(trigger: &ProcessTrigger, events: Option<&[Event]>, now: Timestamp) -> String {
     let mut page = Page::default();
-    let metadata = &trigger.metadata;
     let spec = &trigger.spec;
-    page.field("Name", metadata.name.as_deref());
-    page.field("Namespace", metadata.namespace.as_deref());
-    page.field("UID", metadata.uid.as_deref());
-    page.map("Labels", metadata.labels.iter().flatten());
-    let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
-    page.field("Created", created.map(|then| moment(then, now)));
-    page.field(
-        "Deleted",
-        metadata.deletion_timestamp.as_ref().map(|time| moment(time.0, now)),
-    );
+    page.metadata(&trigger.metadata, now);
     page.field("Account", Some(&spec.service_account_name));
     page.field("Suspended", spec.is_suspended().then_some("yes: no messages are taken"));
     source(&mut page, &spec.source);

@@ -20,7 +20,7 @@ const MIN_SECRET: usize = 16;
 /// Prefix of a signing key in base64.
 const BASE64_KEY: &str = "whsec_";
 
-/// Checks requests. Comparisons take the same time whatever is compared.
+/// Checks requests. The time of a comparison does not depend on the values.
 pub(super) struct Authenticator {
     signing_key: Option<Key>,
     token: Option<Token>,

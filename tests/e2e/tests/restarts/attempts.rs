@@ -1,9 +1,7 @@
 //! Each attempt runs once, whatever dies around it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
 use std::time::Duration;
-use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{
@@ -13,40 +11,16 @@ use remoteprocess_e2e::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// A file on the node to which every program that runs adds a line.
-struct Journal(PathBuf);
+use super::journal::Journal;
 
-impl Journal {
-    fn new(namespace: &Namespace) -> Self {
-        Self(env::temp_dir().join(&namespace.name))
-    }
-
-    /// A process that writes its pod's name and then fails, and is retried once.
-    fn spec(&self) -> Value {
-        let retries = json!({"limit": 1, "backoff": {"initialSeconds": 0}});
-        let volume = json!({"name": "journal", "hostPath": {"path": self.0, "type": "DirectoryOrCreate"}});
-        json!({
-            "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "retries": retries,
-            "command": ["sh", "-c", "hostname >> /journal/ran; sleep 1; exit 7"],
-            "volumeMounts": [{"name": "journal", "mountPath": "/journal"}], "pod": {"volumes": [volume]},
-        })
-    }
-
-    /// How often each pod's program has run.
-    fn read(&self) -> Result<BTreeMap<String, usize>> {
-        let mut runs = BTreeMap::new();
-        for line in fs::read_to_string(self.0.join("ran")).context("the journal")?.lines() {
-            *runs.entry(line.to_owned()).or_default() += 1;
-        }
-        Ok(runs)
-    }
-}
-
-impl Drop for Journal {
-    fn drop(&mut self) {
-        // If a test failed early, nothing was written.
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// A process that writes its pod's name and then fails, and is retried once.
+fn spec(journal: &Journal) -> Value {
+    let mut spec = journal.mount();
+    spec["image"] = json!(BUSYBOX);
+    spec["imagePullPolicy"] = json!("IfNotPresent");
+    spec["retries"] = json!({"limit": 1, "backoff": {"initialSeconds": 0}});
+    spec["command"] = json!(["sh", "-c", "hostname >> /journal/ran; sleep 1; exit 7"]);
+    spec
 }
 
 fn attempts(status: &Value) -> Vec<Value> {
@@ -77,7 +51,7 @@ fn no_attempt_runs_twice() {
             .map(|index| format!("once-{index}"))
             .collect();
         for name in &names {
-            namespace.apply(name, journal.spec()).succeed()?;
+            namespace.apply(name, spec(&journal)).succeed()?;
         }
         let mut disturbances = 3;
         until("the end of all of them", Duration::from_secs(900), || {

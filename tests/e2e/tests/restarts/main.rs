@@ -3,5 +3,6 @@
 mod attach;
 mod attempts;
 mod exec;
+mod journal;
 mod streams;
 mod triggers;

@@ -1,20 +1,21 @@
 //! Each message becomes one process, whichever part dies, and its result arrives once.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::time::Duration;
-use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, stream};
 use futures::TryStreamExt;
 use remoteprocess_e2e::{
-    Namespace, Program, Running, Trigger, condition, delete_operator_pods, is_development_cluster, is_long, kubectl,
-    spec, until, wait_for_operator, with_temp_ns,
+    Program, Running, Trigger, condition, delete_operator_pods, is_development_cluster, is_long, kubectl, spec, until,
+    wait_for_operator, with_temp_ns,
 };
 use serde_json::{Value, json};
+
+use super::journal::Journal;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -105,39 +106,12 @@ impl Nats {
     }
 }
 
-/// A file on the node to which each program that runs adds its message.
-struct Journal(PathBuf);
-
-impl Journal {
-    fn new(namespace: &Namespace) -> Self {
-        Self(env::temp_dir().join(&namespace.name))
-    }
-
-    fn template(&self) -> Value {
-        let volume = json!({"name": "journal", "hostPath": {"path": self.0, "type": "DirectoryOrCreate"}});
-        let more = json!({
-            "volumeMounts": [{"name": "journal", "mountPath": "/journal"}], "pod": {"volumes": [volume]},
-        });
-        spec(
-            "echo \"$(cat $MESSAGE)\" >> /journal/ran; echo \"done: $RPROC_MESSAGE_ID\"",
-            more,
-        )
-    }
-
-    fn read(&self) -> Result<BTreeMap<String, usize>> {
-        let mut runs = BTreeMap::new();
-        for line in fs::read_to_string(self.0.join("ran")).context("the journal")?.lines() {
-            *runs.entry(line.to_owned()).or_default() += 1;
-        }
-        Ok(runs)
-    }
-}
-
-impl Drop for Journal {
-    fn drop(&mut self) {
-        // If a test failed early, nothing was written.
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// A program that adds its message to the journal.
+fn template(journal: &Journal) -> Value {
+    spec(
+        "echo \"$(cat $MESSAGE)\" >> /journal/ran; echo \"done: $RPROC_MESSAGE_ID\"",
+        journal.mount(),
+    )
 }
 
 fn running(trigger: &Trigger<'_>) -> Result<usize> {
@@ -176,7 +150,7 @@ fn each_message_runs_once_while_bridge_and_operator_are_killed() {
             "message": {"id": "Header", "idHeader": "order-id"}, "policy": {"maxRunning": MOST},
         });
         trigger
-            .apply(&trigger.object(&source, &journal.template(), more))
+            .apply(&trigger.object(&source, &template(&journal), more))
             .succeed()?;
         let count = if is_long() { 1000 } else { 30 };
         for number in 0..count {
