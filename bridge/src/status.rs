@@ -209,6 +209,9 @@ fn whole_seconds(time: Timestamp) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+
     use remoteprocess_api::ProcessTriggerSpec;
     use remoteprocess_runtime::prometheus_client::encoding::text::encode;
     use serde_json::json;
@@ -295,5 +298,20 @@ mod tests {
         encode(&mut text, &registry).unwrap();
         assert!(text.contains("remoteprocess_bridge_dead_lettered_total 2"), "{text}");
         assert!(text.contains("remoteprocess_bridge_running 4"), "{text}");
+    }
+
+    #[test]
+    fn every_metric_is_in_the_documentation() {
+        let mut registry = Registry::default();
+        Metrics::default().register(&mut registry);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let ours: BTreeSet<_> = samples.filter_map(|line| line.split(' ').next()).collect();
+        let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md")).unwrap();
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| "));
+        let names = rows.flat_map(|row| row.split(" |").next().unwrap().split('`'));
+        let documented: BTreeSet<_> = names.filter(|name| name.starts_with("remoteprocess_bridge_")).collect();
+        assert_eq!(ours, documented);
     }
 }
