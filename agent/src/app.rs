@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Config;
-use crate::enrol::Enrolment;
+use crate::enroll::Enrollment;
 use crate::home::{self, Homes};
 use crate::mask::Mask;
 use crate::process::facts::{Done, Ending};
@@ -95,9 +95,9 @@ async fn be_served(
     closing: CancellationToken,
 ) {
     let began = SystemTime::now();
-    let enrolment = Arc::new(Enrolment::new(Arc::clone(&config)));
+    let enrollment = Arc::new(Enrollment::new(Arc::clone(&config)));
     let identity = tokio::select! {
-        identity = enrolment.first() => identity,
+        identity = enrollment.first() => identity,
         () = closing.cancelled() => return,
     };
     let limits = Limits {
@@ -119,7 +119,7 @@ async fn be_served(
     let relay = home::Relay {
         config,
         address,
-        enrolment: Arc::clone(&enrolment),
+        enrollment: Arc::clone(&enrollment),
         identity: Arc::clone(&identity),
         began,
         entrypoint_connected: OnceLock::new(),
@@ -127,7 +127,7 @@ async fn be_served(
     let keeping = home::keep(relay, process, homes);
     tokio::select! {
         () = serving => {}
-        () = enrolment.keep_fresh(&identity) => {}
+        () = enrollment.keep_fresh(&identity) => {}
         () = keeping => {}
     }
 }

@@ -52,8 +52,8 @@ pub struct InstallArgs {
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Enrollment listener of the relay, `host:port`.
-    #[arg(long, env = env::RELAY_ENROL)]
-    pub relay_enrol: String,
+    #[arg(long, env = env::RELAY_ENROLL)]
+    pub relay_enroll: String,
     /// Main listener of the relay, `host:port`.
     #[arg(long, env = env::RELAY)]
     pub relay: String,
@@ -116,8 +116,8 @@ pub struct RunArgs {
 /// The same settings, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to enrol, `host:port`.
-    pub relay_enrol: String,
+    /// Where to enroll, `host:port`.
+    pub relay_enroll: String,
     /// Where to ask for the start, `host:port`.
     pub relay: String,
     /// All CAs to trust at first, PEM.
@@ -173,7 +173,7 @@ impl TryFrom<RunArgs> for Config {
 
     fn try_from(args: RunArgs) -> Result<Self, Error> {
         let named = [
-            ("--relay-enrol", &args.relay_enrol),
+            ("--relay-enroll", &args.relay_enroll),
             ("--relay", &args.relay),
             ("--ca-bundle", &args.ca_bundle),
             ("--process-namespace", &args.process_namespace),
@@ -195,7 +195,7 @@ impl TryFrom<RunArgs> for Config {
             pod_uid: args.pod_uid,
         };
         Ok(Self {
-            relay_enrol: args.relay_enrol,
+            relay_enroll: args.relay_enroll,
             relay: args.relay,
             ca_bundle: args.ca_bundle,
             trust_domain: args.trust_domain,
@@ -229,7 +229,7 @@ mod tests {
 
     fn args(more: &[&str]) -> Result<Config, Error> {
         let mut words = vec!["agent", "run"];
-        words.extend(["--relay-enrol=relay:8444", "--relay=relay:8443", "--ca-bundle=PEM"]);
+        words.extend(["--relay-enroll=relay:8444", "--relay=relay:8443", "--ca-bundle=PEM"]);
         words.extend([
             "--process-namespace=default",
             "--process-name=hello",

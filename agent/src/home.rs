@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::args::Config;
 use crate::backoff::Backoff;
-use crate::enrol::Enrolment;
+use crate::enroll::Enrollment;
 use crate::process::Process;
 use crate::process::machine::Phase;
 use crate::process::settings::LaunchSettings;
@@ -47,15 +47,15 @@ impl Default for Homes {
 }
 
 impl Homes {
-    /// A new home moves in; it stays until the guard is dropped or the next one comes.
-    pub fn move_in(&self) -> Residence {
+    /// A new home opens its stream; it is the current home until the guard is dropped or the next one comes.
+    pub fn open_stream(&self) -> HomeStream {
         let mut generation = 0;
         self.current.send_modify(|home| {
             home.generation += 1;
             home.is_present = true;
             generation = home.generation;
         });
-        Residence {
+        HomeStream {
             homes: self.clone(),
             generation,
         }
@@ -67,15 +67,15 @@ impl Homes {
     }
 }
 
-/// One home's stay.
+/// The open stream of one home.
 #[derive(Debug)]
-pub struct Residence {
+pub struct HomeStream {
     homes: Homes,
     generation: u64,
 }
 
-impl Residence {
-    /// Waits until a later home has moved in.
+impl HomeStream {
+    /// Waits until a later home has opened its stream.
     pub async fn superseded(&self) {
         let mut current = self.homes.watch();
         // The sender lives in `homes`.
@@ -83,7 +83,7 @@ impl Residence {
     }
 }
 
-impl Drop for Residence {
+impl Drop for HomeStream {
     fn drop(&mut self) {
         self.homes.current.send_if_modified(|home| {
             let is_mine = home.generation == self.generation && home.is_present;
@@ -124,7 +124,7 @@ pub struct Relay {
     /// Where this agent listens, `host:port`.
     pub address: String,
     /// Obtains certificates.
-    pub enrolment: Arc<Enrolment>,
+    pub enrollment: Arc<Enrollment>,
     /// The certificate.
     pub identity: Arc<Identity>,
     /// When this agent began to run.
@@ -201,7 +201,7 @@ impl Ask for Relay {
     }
 
     async fn renew(&self) {
-        if let Err(error) = self.enrolment.renew(&self.identity).await {
+        if let Err(error) = self.enrollment.renew(&self.identity).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "not enrolled");
         }
     }
@@ -237,8 +237,8 @@ mod tests {
     #[tokio::test]
     async fn a_later_home_ends_an_earlier_one() {
         let homes = Homes::default();
-        let first = homes.move_in();
-        let second = homes.move_in();
+        let first = homes.open_stream();
+        let second = homes.open_stream();
         first.superseded().await;
         drop(first);
         assert!(homes.watch().borrow().is_present);

@@ -14,7 +14,7 @@ pub mod args;
 mod backoff;
 pub mod clock;
 pub mod crash;
-pub mod enrol;
+pub mod enroll;
 pub mod exit;
 pub mod home;
 pub mod install;

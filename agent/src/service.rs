@@ -69,11 +69,11 @@ impl ExecutorService {
         };
         let reader = reader.map_err(|error| refuse(&error))?;
         // The cursor says what the home has received, not what it holds durably: only `Commit` says that.
-        let residence = request.home.then(|| {
-            tracing::info!(?begin, "a home has moved in");
-            self.homes.move_in()
+        let home_stream = request.home.then(|| {
+            tracing::info!(?begin, "a home has opened its stream");
+            self.homes.open_stream()
         });
-        Ok(Output::new(reader, &self.process, residence))
+        Ok(Output::new(reader, &self.process, home_stream))
     }
 }
 

@@ -232,7 +232,7 @@ impl Spool {
     /// As [`Self::reader`], and when the volume refuses the record that a home has come.
     pub fn home_reader(&self, cursor: Offsets) -> Result<Reader, Error> {
         let mut reader = self.reader(cursor)?;
-        reader.set_home(self.inner.ledger.move_in(cursor)?);
+        reader.set_home(self.inner.ledger.new_home(cursor)?);
         Ok(reader)
     }
 

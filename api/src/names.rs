@@ -76,14 +76,15 @@ pub const VOLUME_IMAGE: &str = "rproc-image";
 /// Volume with the key that is the program's standard input; only if the spec names one.
 pub const VOLUME_STDIN: &str = "rproc-stdin";
 /// Audience of the agent's token: no API server accepts it.
-pub const ENROL_AUDIENCE: &str = "remoteprocess.dev/enrol";
+/// The spelling stays as it was first released: agents that run have tokens for it.
+pub const ENROLL_AUDIENCE: &str = "remoteprocess.dev/enrol";
 /// Audience of the tokens by which machines log in: no API server accepts it.
 pub const LOGIN_AUDIENCE: &str = "remoteprocess.dev/login";
 
 /// Port of the relay's main listener.
 pub const RELAY_PORT: u16 = 8443;
-/// Port of the relay's enrol listener.
-pub const ENROL_PORT: u16 = 8444;
+/// Port of the relay's enrollment listener.
+pub const ENROLL_PORT: u16 = 8444;
 /// Port of the operator's health and metrics endpoint.
 pub const ADMIN_PORT: u16 = 8080;
 

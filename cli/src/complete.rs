@@ -343,7 +343,7 @@ where
 async fn attempts(cluster: &Cluster, name: &str, current: &str) -> Option<Vec<CompletionCandidate>> {
     let object: DynamicObject = cluster.objects(false).get_opt(name).await.ok()??;
     let status: RemoteProcessStatus = serde_json::from_value(object.data.get("status")?.clone()).ok()?;
-    let last = status.attempt?;
+    let last = status.current_attempt()?;
     let first = last.saturating_sub(u32::try_from(MAX_NAMES).unwrap_or(u32::MAX)) + 1;
     let numbers = (first..=last).filter(|number| number.to_string().starts_with(current));
     let candidate = |number: u32| {

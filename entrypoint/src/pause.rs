@@ -12,7 +12,7 @@ const GIVE_UP: Duration = Duration::from_secs(3);
 
 /// The result of a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Progress {
     /// Nothing runs anymore.
     Complete,
     /// Something runs: signal it, and look again.
@@ -54,12 +54,12 @@ impl Pause {
     }
 
     /// Evaluates a look: whether something runs.
-    pub(crate) fn looked(&mut self, something_runs: bool, now: Moment) -> Verdict {
+    pub(crate) fn looked(&mut self, something_runs: bool, now: Moment) -> Progress {
         self.next_look = something_runs.then(|| now + LOOK);
         match something_runs {
-            false => Verdict::Complete,
-            true if now < self.give_up_at => Verdict::Again,
-            true => Verdict::TimedOut,
+            false => Progress::Complete,
+            true if now < self.give_up_at => Progress::Again,
+            true => Progress::TimedOut,
         }
     }
 }
@@ -73,10 +73,10 @@ mod tests {
         let start = Duration::from_secs(9);
         let mut pause = Pause::begin("a".into(), start);
         assert_eq!(pause.next_look(), Some(start));
-        assert_eq!(pause.looked(true, start), Verdict::Again);
+        assert_eq!(pause.looked(true, start), Progress::Again);
         assert_eq!(pause.next_look(), Some(start + LOOK));
-        assert_eq!(pause.looked(true, start + GIVE_UP), Verdict::TimedOut);
-        assert_eq!(pause.looked(false, start + LOOK), Verdict::Complete);
+        assert_eq!(pause.looked(true, start + GIVE_UP), Progress::TimedOut);
+        assert_eq!(pause.looked(false, start + LOOK), Progress::Complete);
         assert!(pause.is_complete() && pause.next_look().is_none());
     }
 }

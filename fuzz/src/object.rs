@@ -127,7 +127,7 @@ fn has_token_of_agent(volume: &Volume) -> bool {
         .iter()
         .flat_map(|projected| projected.sources.iter().flatten());
     let mut tokens = sources.filter_map(|source| source.service_account_token.as_ref());
-    tokens.any(|token| token.audience.as_deref() == Some(names::ENROL_AUDIENCE))
+    tokens.any(|token| token.audience.as_deref() == Some(names::ENROLL_AUDIENCE))
 }
 
 /// Whatever is observed: a final phase never changes, and a pod is created only for an attempt that the status names and
@@ -226,7 +226,7 @@ pub fn seeds() -> Vec<Seed> {
             "odd-process-token",
             made(json!({
                 "pod": {"volumes": [{"name": "x", "projected": {"sources": [
-                    {"serviceAccountToken": {"path": "t", "audience": names::ENROL_AUDIENCE}}]}}]},
+                    {"serviceAccountToken": {"path": "t", "audience": names::ENROLL_AUDIENCE}}]}}]},
             })),
         ),
         ("observed-new", observed(&minimal, Value::Null)),

@@ -117,7 +117,7 @@ fn agent((review, pod, process): (TokenReviewStatus, Pod, RemoteProcess)) -> boo
         let Ok([namespace, name, pod_uid]) = judge_agent(review.clone(), &pod, &process, &uid, number) else {
             continue;
         };
-        assert!(review.authenticated == Some(true) && is_of(names::ENROL_AUDIENCE));
+        assert!(review.authenticated == Some(true) && is_of(names::ENROLL_AUDIENCE));
         assert_eq!(process.metadata.namespace.as_ref(), Some(&namespace));
         assert_eq!(pod.metadata.uid.as_ref(), Some(&pod_uid));
         let status = process.status.as_ref().expect("it names the pod");
@@ -254,7 +254,7 @@ fn reviews() -> [Value; 2] {
         })
     };
     [
-        review(names::ENROL_AUDIENCE, "system:serviceaccount:default:runner"),
+        review(names::ENROLL_AUDIENCE, "system:serviceaccount:default:runner"),
         review(names::LOGIN_AUDIENCE, "system:serviceaccount:ci:nightly"),
     ]
 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::args::Config;
-use crate::authority::metrics::{enrol_limits, main_limits};
+use crate::authority::metrics::{enroll_limits, main_limits};
 use crate::authority::{AuthorityConfig, AuthorityHandle, csr};
 use crate::controller::{self, trigger::BridgeSettings};
 use crate::directory::Directory;
@@ -26,7 +26,7 @@ use crate::relay::attempt::Agent;
 use crate::relay::attempt::AttemptKey;
 use crate::relay::core::Core;
 use crate::relay::core::authorize::Authorizer;
-use crate::relay::enrol::EnrolmentService;
+use crate::relay::enroll::EnrollmentService;
 use crate::relay::faces::{Faces, Switches};
 use crate::relay::grpc::agent::{Connect, ConnectError};
 use crate::relay::grpc::peers::Peers;
@@ -44,7 +44,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// The sockets, bound before anything else so that a port in use is noticed at once.
 struct Listeners {
     relay: TcpListener,
-    enrol: TcpListener,
+    enroll: TcpListener,
     admin: TcpListener,
 }
 
@@ -77,7 +77,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
                 &config,
                 client.clone(),
                 &authority,
-                (listeners.relay, listeners.enrol),
+                (listeners.relay, listeners.enroll),
                 || watched.open()
             ),
             lead(
@@ -119,7 +119,7 @@ impl Listeners {
         };
         Ok(Self {
             relay: bind(config.relay_listen).await?,
-            enrol: bind(config.enrol_listen).await?,
+            enroll: bind(config.enroll_listen).await?,
             admin: bind(config.admin_listen).await?,
         })
     }
@@ -154,7 +154,7 @@ async fn authority(client: &Client, config: &Config) -> Arc<AuthorityHandle> {
             namespace: config.namespace.clone(),
             trust_domain: config.trust_domain.clone(),
             server: config.server.clone(),
-            login: config.agent.relay_enrol.clone(),
+            login: config.agent.relay_enroll.clone(),
             source: config.ca_source.clone(),
             schedule: config.ca_schedule,
         };
@@ -175,7 +175,7 @@ async fn authority(client: &Client, config: &Config) -> Arc<AuthorityHandle> {
 /// The parts of the relay that live as long as the operator.
 struct Relay {
     directory: Directory,
-    sessions: LiveAttempts,
+    attempts: LiveAttempts,
     archive: Archive,
     recorder: Recorder,
     faces: Switches,
@@ -203,7 +203,7 @@ impl Relay {
         };
         Self {
             directory: Directory::default(),
-            sessions: LiveAttempts::new(Arc::new(context)),
+            attempts: LiveAttempts::new(Arc::new(context)),
             archive,
             recorder,
             faces: config.faces,
@@ -249,11 +249,11 @@ impl Relay {
             {
                 self.serve(client.clone(), authority, listeners).await;
             }
-            self.sessions.drained().await;
+            self.attempts.drained().await;
         };
         let reconciler = Reconciler {
             directory: self.directory.clone(),
-            sessions: self.sessions.clone(),
+            attempts: self.attempts.clone(),
             recorder: self.recorder.clone(),
         };
         tokio::select! {
@@ -265,25 +265,25 @@ impl Relay {
     async fn serve(&self, client: Client, authority: &Arc<AuthorityHandle>, listeners: (TcpListener, TcpListener)) {
         let core = Core {
             directory: self.directory.clone(),
-            live: self.sessions.clone(),
+            live: self.attempts.clone(),
             archive: self.archive.clone(),
             authorizer: Authorizer::new(client.clone()),
             recorder: self.recorder.clone(),
             shutdown: self.shutdown.clone(),
         };
         let service = Faces::new(core, self.faces);
-        let sessions = self.sessions.clone();
-        let enrolment = EnrolmentService::new(client, authority.clone(), move |uid, attempt| {
+        let attempts = self.attempts.clone();
+        let enrollment = EnrollmentService::new(client, authority.clone(), move |uid, attempt| {
             let key = AttemptKey {
                 uid: uid.to_owned(),
                 attempt,
             };
-            sessions.get(&key).is_some_and(|session| session.is_connected())
+            attempts.get(&key).is_some_and(|live| live.is_connected())
         });
         let identity = authority.identity();
-        let (relay, enrol) = listeners;
+        let (relay, enroll) = listeners;
         let record_archived_ends =
-            reconcile::record_archived_ends(&self.directory, &self.archive, &self.sessions, &self.recorder);
+            reconcile::record_archived_ends(&self.directory, &self.archive, &self.attempts, &self.recorder);
         tokio::join!(
             serve(
                 relay,
@@ -294,11 +294,11 @@ impl Relay {
                 self.shutdown.clone(),
             ),
             serve(
-                enrol,
+                enroll,
                 identity,
                 ClientAuth::None,
-                enrolment.into_server(),
-                enrol_limits(),
+                enrollment.into_server(),
+                enroll_limits(),
                 self.shutdown.clone(),
             ),
             self.shutdown.run_until_cancelled(record_archived_ends),

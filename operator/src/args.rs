@@ -40,8 +40,8 @@ pub struct Args {
     #[arg(long, env = "RPROC_RELAY_ADDRESS")]
     relay_address: String,
     /// host:port at which agents reach the enrollment listener.
-    #[arg(long, env = "RPROC_ENROL_ADDRESS")]
-    enrol_address: String,
+    #[arg(long, env = "RPROC_ENROLL_ADDRESS")]
+    enroll_address: String,
     /// host:port with a DNS name for the addresses of all replicas, so that each finds the home of each process. Without
     /// it, this is the only replica.
     #[arg(long, env = "RPROC_PEERS")]
@@ -200,8 +200,8 @@ pub struct PortArgs {
     #[arg(long, env = "RPROC_RELAY_PORT", default_value_t = names::RELAY_PORT)]
     relay_port: u16,
     /// Port of the enrollment listener: TLS with a server certificate only.
-    #[arg(long, env = "RPROC_ENROL_PORT", default_value_t = names::ENROL_PORT)]
-    enrol_port: u16,
+    #[arg(long, env = "RPROC_ENROLL_PORT", default_value_t = names::ENROLL_PORT)]
+    enroll_port: u16,
     /// Port of health and metrics: plain HTTP.
     #[arg(long, env = "RPROC_ADMIN_PORT", default_value_t = names::ADMIN_PORT)]
     admin_port: u16,
@@ -262,7 +262,7 @@ pub struct Config {
     /// The main listener.
     pub relay_listen: SocketAddr,
     /// The enrollment listener.
-    pub enrol_listen: SocketAddr,
+    pub enroll_listen: SocketAddr,
     /// Health and metrics.
     pub admin_listen: SocketAddr,
     /// The receiver of traces.
@@ -328,7 +328,7 @@ impl TryFrom<Args> for Config {
 
     fn try_from(args: Args) -> Result<Self, Error> {
         check_address("relay-address", &args.relay_address)?;
-        check_address("enrol-address", &args.enrol_address)?;
+        check_address("enroll-address", &args.enroll_address)?;
         let peers = args.peers.filter(|peers| !peers.is_empty());
         if let Some(peers) = &peers {
             check_address("peers", peers)?;
@@ -339,7 +339,7 @@ impl TryFrom<Args> for Config {
         }
         let trust_domain: TrustDomain = args.trust_domain.parse().map_err(Error::TrustDomain)?;
         let listen = |port| SocketAddr::new(args.ports.listen_address, port);
-        let relay = (args.relay_address, args.enrol_address);
+        let relay = (args.relay_address, args.enroll_address);
         let faces = Switches {
             grpc: args.faces.faces_grpc,
             http: args.faces.faces_http,
@@ -365,7 +365,7 @@ impl TryFrom<Args> for Config {
             trust_domain,
             faces,
             relay_listen: listen(args.ports.relay_port),
-            enrol_listen: listen(args.ports.enrol_port),
+            enroll_listen: listen(args.ports.enroll_port),
             admin_listen: listen(args.ports.admin_port),
             tracing: otlp(args.tracing)?,
             log_format: args.log_format.parse()?,
@@ -465,7 +465,7 @@ fn retention(args: &ArchiveArgs) -> Result<Retention, Error> {
 
 fn agent_settings(
     args: AgentArgs,
-    (relay, relay_enrol): (String, String),
+    (relay, relay_enroll): (String, String),
     trust_domain: &TrustDomain,
 ) -> crate::controller::AgentSettings {
     crate::controller::AgentSettings {
@@ -473,7 +473,7 @@ fn agent_settings(
         image_pull_policy: args.agent_image_pull_policy,
         image_pull_secrets: filled(args.agent_image_pull_secrets),
         relay,
-        relay_enrol,
+        relay_enroll,
         ca_bundle: String::new(),
         trust_domain: trust_domain.as_str().to_owned(),
         drain_seconds: args.drain_seconds,
@@ -532,7 +532,7 @@ mod tests {
             "operator",
             "--replica=operator-0",
             "--relay-address=relay.svc:8443",
-            "--enrol-address=relay.svc:8444",
+            "--enroll-address=relay.svc:8444",
             "--agent-image=agent:test",
         ];
         Config::try_from(Args::parse_from(least.iter().chain(more)))

@@ -47,7 +47,7 @@ pub(crate) use validate::quantity;
 use crate::backoff::Backoff;
 use crate::directory::{Directory, Scope};
 use crate::phase::pod::Refusal;
-use crate::phase::{self, Memory, Situation, Verdict};
+use crate::phase::{self, Decision, Memory, Situation};
 use crate::report::Reporter;
 use crate::status::{self, Written};
 use crate::trace;
@@ -214,12 +214,12 @@ async fn reconcile(process: Arc<RemoteProcess>, context: Arc<Context>) -> Result
         memory: &memory,
         now: (context.clock)(),
     };
-    let verdict = match &validated {
+    let decision = match &validated {
         Err(sentence) if !process.is_final() => phase::decide_invalid(&situation, &sentence.to_string()),
         _ => phase::decide(&situation),
     };
-    let action = verdict.action.clone();
-    let (settled, requeue_after) = context.settle(process.clone(), verdict).await?;
+    let action = decision.action.clone();
+    let (settled, requeue_after) = context.settle(process.clone(), decision).await?;
     match (action, &validated) {
         (phase::Action::CreatePod(attempt), Ok(validated)) => {
             if Arc::ptr_eq(&process, &settled) {
@@ -258,7 +258,7 @@ async fn believe(process: Arc<RemoteProcess>, context: &Context) -> Result<Optio
 
 /// Whether the cached object is older than what this controller has done with it.
 pub(crate) fn is_behind(process: &RemoteProcess, memory: &Memory) -> bool {
-    let attempt = process.status.as_ref().and_then(|status| status.attempt);
+    let attempt = process.status.as_ref().and_then(RemoteProcessStatus::current_attempt);
     memory
         .created
         .as_ref()
@@ -270,10 +270,10 @@ impl Context {
     async fn settle(
         &self,
         process: Arc<RemoteProcess>,
-        verdict: Verdict,
+        decision: Decision,
     ) -> Result<(Arc<RemoteProcess>, Option<Duration>), Error> {
-        self.in_memory.keep(&process, verdict.memory);
-        let settled = match self.write(&process, verdict.status).await? {
+        self.in_memory.keep(&process, decision.memory);
+        let settled = match self.write(&process, decision.status).await? {
             Some(written) => {
                 self.reporter.report_phase(&process, &written).await;
                 Arc::from(written)
@@ -283,7 +283,7 @@ impl Context {
         if let Some(count) = self.in_memory.see_wait(&settled, (self.clock)()) {
             self.reporter.report_wait(&settled, count).await;
         }
-        Ok((settled, verdict.requeue_after))
+        Ok((settled, decision.requeue_after))
     }
 
     /// Writes `next` if it differs from what `process` shows; returns `None` if it does not. The write succeeds only for the
@@ -371,8 +371,8 @@ impl Context {
             memory: &memory,
             now: (self.clock)(),
         };
-        let verdict = phase::decide_refused(&situation, refusal, requeue_after);
-        self.settle(process.clone(), verdict).await?;
+        let decision = phase::decide_refused(&situation, refusal, requeue_after);
+        self.settle(process.clone(), decision).await?;
         Ok(Some(requeue_after))
     }
 

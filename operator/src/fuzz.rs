@@ -13,14 +13,14 @@ use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::{Cursor, LaunchSettings};
 use remoteprocess_tls::User;
 
-use crate::authority::csr::decision::{Verdict, decide_signing};
+use crate::authority::csr::decision::{SigningDecision, decide_signing};
 use crate::controller::validate::validate;
 use crate::controller::{AgentSettings, Handover, Profile, build_pod};
 use crate::phase::pod::is_owned;
 use crate::phase::{self, Action, Memory, NodeSight, Sight, Situation};
 use crate::relay::archive::{self, Segment, SegmentName};
 use crate::relay::core::settings;
-use crate::relay::enrol::{machine, proof};
+use crate::relay::enroll::{machine, proof};
 use crate::relay::live;
 use crate::relay::piece::{Framed, Piece, Placed};
 
@@ -31,9 +31,9 @@ use crate::relay::piece::{Framed, Piece, Placed};
 /// The denial.
 pub fn judge_request(request: &CertificateSigningRequest) -> Result<Option<(Vec<u8>, User, Duration)>, String> {
     match decide_signing(request) {
-        Verdict::Leave => Ok(None),
-        Verdict::Deny(sentence) => Err(sentence),
-        Verdict::Sign(order) => Ok(Some((order.csr_der, order.user, order.lifetime))),
+        SigningDecision::Leave => Ok(None),
+        SigningDecision::Deny(sentence) => Err(sentence),
+        SigningDecision::Sign(order) => Ok(Some((order.csr_der, order.user, order.lifetime))),
     }
 }
 
@@ -126,15 +126,15 @@ pub fn decide(process: &RemoteProcess, pod: Option<&Pod>, now: Timestamp) -> (Re
         memory: &memory,
         now,
     };
-    let verdict = match validate(process) {
+    let decision = match validate(process) {
         Err(sentence) if !process.is_final() => phase::decide_invalid(&situation, &sentence.to_string()),
         _ => phase::decide(&situation),
     };
-    let created = match verdict.action {
+    let created = match decision.action {
         Action::CreatePod(attempt) => Some(attempt),
         Action::None | Action::DeletePod { .. } | Action::DeleteProcess => None,
     };
-    (verdict.status, created)
+    (decision.status, created)
 }
 
 fn agent_settings(handover: Handover) -> AgentSettings {
@@ -143,7 +143,7 @@ fn agent_settings(handover: Handover) -> AgentSettings {
         image_pull_policy: None,
         image_pull_secrets: vec!["pull".into()],
         relay: "relay:8443".into(),
-        relay_enrol: "relay:8444".into(),
+        relay_enroll: "relay:8444".into(),
         ca_bundle: String::new(),
         trust_domain: "remoteprocess.local".into(),
         drain_seconds: u32::MAX,

@@ -31,7 +31,7 @@ use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Phase, Reason, R
 use draft::Draft;
 use granted::{await_record, granted};
 use pod::Refusal;
-pub(crate) use situation::{Action, Memory, NodeSight, OUT_OF_SERVICE, Sight, Situation, Verdict};
+pub(crate) use situation::{Action, Decision, Memory, NodeSight, OUT_OF_SERVICE, Sight, Situation};
 use situation::{clean_up, current, disruption, should_stop, should_wait};
 use unstarted::{begin_first, end_before_start, not_granted, replace, stop_before_start};
 use waiting::Wait;
@@ -40,16 +40,16 @@ use waiting::Wait;
 const CONFLICT_RETRY: Duration = Duration::from_secs(10);
 
 /// Decides what the status should say and what to do.
-pub(crate) fn decide(situation: &Situation<'_>) -> Verdict {
+pub(crate) fn decide(situation: &Situation<'_>) -> Decision {
     deadline::mind(decide_now(situation), situation)
 }
 
-fn decide_now(situation: &Situation<'_>) -> Verdict {
+fn decide_now(situation: &Situation<'_>) -> Decision {
     let process = situation.process;
     let mut draft = Draft::new(situation);
     let mut memory = situation.memory.clone();
     if process.metadata.deletion_timestamp.is_some() {
-        return draft.verdict(Action::None, None, memory);
+        return draft.decision(Action::None, None, memory);
     }
     draft.status.observed_generation = process.metadata.generation;
     if draft.status.phase.is_some_and(Phase::is_final) {
@@ -57,10 +57,10 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
             Action::None => ended::clean_up_later(situation),
             action => (action, None),
         };
-        return draft.verdict(action, again, memory);
+        return draft.decision(action, again, memory);
     }
-    if let Some(verdict) = deadline::passed(situation) {
-        return verdict;
+    if let Some(decision) = deadline::passed(situation) {
+        return decision;
     }
     let Some(record) = current(process) else {
         return begin_first(draft, process, memory);
@@ -75,7 +75,7 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
     match situation.pod {
         Sight::Foreign(pod) => {
             draft.wait(&waiting::name_conflict(pod));
-            draft.verdict(Action::None, Some(CONFLICT_RETRY), memory)
+            draft.decision(Action::None, Some(CONFLICT_RETRY), memory)
         }
         Sight::Missing if record.granted_at.is_some() => {
             await_record(draft, situation, record, &vanished(situation), &mut memory)
@@ -86,9 +86,9 @@ fn decide_now(situation: &Situation<'_>) -> Verdict {
         }
         Sight::Missing if should_wait(process) => {
             draft.wait(&waiting::paused(process));
-            draft.verdict(Action::None, None, memory)
+            draft.decision(Action::None, None, memory)
         }
-        Sight::Missing => draft.verdict(Action::CreatePod(record.number), None, memory),
+        Sight::Missing => draft.decision(Action::CreatePod(record.number), None, memory),
         Sight::Ours(pod) if record.granted_at.is_some() => granted(draft, situation, record, pod),
         Sight::Ours(pod) => not_granted(draft, situation, record, pod),
     }
@@ -125,19 +125,19 @@ pub(crate) fn tell(process: &RemoteProcess, learned: RemoteProcessStatus, now: T
         _ => return draft.status,
     }
     draft.status.observed_generation = process.metadata.generation;
-    draft.verdict(Action::None, None, Memory::default()).status
+    draft.decision(Action::None, None, Memory::default()).status
 }
 
 /// Decides after the API server refused the pod of the current attempt, or has another of its name. `requeue_after` is
 /// when the next try is due.
-pub(crate) fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, requeue_after: Duration) -> Verdict {
+pub(crate) fn decide_refused(situation: &Situation<'_>, refusal: &Refusal, requeue_after: Duration) -> Decision {
     let mut draft = Draft::new(situation);
     if refusal.is_final {
         return finish_invalid(draft, situation, refusal.reason, &refusal.message);
     }
     draft.wait(&Wait::problem(refusal.reason, refusal.message.clone()));
-    let verdict = draft.verdict(Action::None, Some(requeue_after), situation.memory.clone());
-    deadline::mind(verdict, situation)
+    let decision = draft.decision(Action::None, Some(requeue_after), situation.memory.clone());
+    deadline::mind(decision, situation)
 }
 
 /// A pod with another owner has the name of ours.
@@ -151,20 +151,20 @@ pub(crate) fn name_conflict(pod: &Pod) -> Refusal {
 }
 
 /// Decides about a spec that cannot be turned into a pod.
-pub(crate) fn decide_invalid(situation: &Situation<'_>, sentence: &str) -> Verdict {
+pub(crate) fn decide_invalid(situation: &Situation<'_>, sentence: &str) -> Decision {
     let mut draft = Draft::new(situation);
     draft.status.observed_generation = situation.process.metadata.generation;
     finish_invalid(draft, situation, Reason::InvalidSpec, sentence)
 }
 
-fn finish_invalid(mut draft: Draft<'_>, situation: &Situation<'_>, reason: Reason, sentence: &str) -> Verdict {
+fn finish_invalid(mut draft: Draft<'_>, situation: &Situation<'_>, reason: Reason, sentence: &str) -> Decision {
     let exit = AttemptExit {
         reason: Some(reason),
         message: Some(sentence.to_owned()),
         ..AttemptExit::default()
     };
     draft.finish(&AttemptStatus::default(), &exit, None);
-    draft.verdict(Action::None, None, situation.memory.clone())
+    draft.decision(Action::None, None, situation.memory.clone())
 }
 
 fn was_created(record: &AttemptStatus, memory: &Memory) -> bool {

@@ -4,7 +4,7 @@ pub mod archive;
 pub mod attempt;
 pub(crate) mod calls;
 pub mod core;
-pub mod enrol;
+pub mod enroll;
 pub mod error;
 pub mod faces;
 pub mod grpc;

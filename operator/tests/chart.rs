@@ -10,7 +10,7 @@ use remoteprocess_operator::args::Args;
 const NOT_IN_THE_CHART: [&str; 7] = [
     "admin-port",
     "config",
-    "enrol-port",
+    "enroll-port",
     "help",
     "listen-address",
     "relay-port",

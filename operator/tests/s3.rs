@@ -205,8 +205,8 @@ async fn write(archive: &Archive) {
         ..Exit::default()
     };
     loop {
-        let verdict = writer.verdict(&exit);
-        match writer.seal(&verdict).await {
+        let confirmed = writer.confirmed_exit(&exit);
+        match writer.seal(&confirmed).await {
             Ok(manifest) => return say(&format!("sealed {}", manifest.sealed)),
             Err(error) => failed(&error).await,
         }

@@ -43,7 +43,7 @@ pub mod env {
         /// Main listener of the relay, `host:port`.
         RELAY = "RPROC_RELAY",
         /// Enroll listener of the relay, `host:port`.
-        RELAY_ENROL = "RPROC_RELAY_ENROL",
+        RELAY_ENROLL = "RPROC_RELAY_ENROLL",
         /// CAs to trust at first, PEM.
         CA_BUNDLE = "RPROC_CA_BUNDLE",
         /// Trust domain of all certificates.

@@ -80,12 +80,12 @@ pub(crate) fn seconds(duration: Duration) -> String {
 
 /// The line of a step that has ended.
 fn ending(step: &Step, is_good: bool, took: Duration) -> String {
-    let verdict = if is_good { "done" } else { "FAILED" };
+    let result = if is_good { "done" } else { "FAILED" };
     let took = seconds(took);
     if step.is_shown {
-        format!("    {verdict} in {took} ({})", step.name)
+        format!("    {result} in {took} ({})", step.name)
     } else {
-        format!("==> {}: {verdict} in {took}", step.name)
+        format!("==> {}: {result} in {took}", step.name)
     }
 }
 

@@ -205,7 +205,7 @@ const BAD: [&str; 28] = [
     "log.filter=debgu",
     "log.filter=info\\,=debug",
     "log.filter=remoteprocess_operator=loud",
-    "service.ports.main=8443,service.ports.enrol=8443",
+    "service.ports.main=8443,service.ports.enroll=8443",
     "ca.source=Secret",
     "ca.secretName=corp-ca",
     "ca.source=Secret,ca.secretName=remoteprocess-ca",

@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::{cursor, refuse};
 use crate::exit;
-use crate::home::Residence;
+use crate::home::HomeStream;
 use crate::process::machine::Phase;
 use crate::process::{self, Process};
 use crate::spool::{self, Item, Policy, Progress, Reader, Stall};
@@ -24,7 +24,7 @@ pub(super) struct Output {
     progress: watch::Receiver<Progress>,
     held: watch::Receiver<Option<Stall>>,
     process: Process,
-    residence: Option<Residence>,
+    home_stream: Option<HomeStream>,
     heartbeat: Interval,
     told: Option<State>,
     /// State of the spool that the watcher has not been told yet.
@@ -40,8 +40,8 @@ enum Stage {
 }
 
 impl Output {
-    /// Begins at the position of `reader`. With a residence it is the home's stream, and ends when a later home comes.
-    pub(super) fn new(reader: Reader, process: &Process, residence: Option<Residence>) -> Self {
+    /// Begins at the position of `reader`. With `home_stream` it is the stream of a home, and ends when a later home comes.
+    pub(super) fn new(reader: Reader, process: &Process, home_stream: Option<HomeStream>) -> Self {
         let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -50,7 +50,7 @@ impl Output {
             progress: process.spool().watch(),
             held: process.spool().watch_held(),
             process: process.clone(),
-            residence,
+            home_stream,
             heartbeat,
             told: None,
             spool_news: None,
@@ -93,7 +93,7 @@ impl Output {
             let is_reading = self.stage == Stage::Output;
             tokio::select! {
                 biased;
-                () = superseded(self.residence.as_ref()) => {
+                () = superseded(self.home_stream.as_ref()) => {
                     return Some(Err(Status::aborted("another relay has become the home of this process")));
                 }
                 _ = self.status.changed() => {}
@@ -117,7 +117,7 @@ impl Output {
     }
 
     fn look_at_spool(&mut self) {
-        if self.residence.is_none() {
+        if self.home_stream.is_none() {
             return;
         }
         self.spool_news = Some(Spool {
@@ -149,9 +149,9 @@ impl Output {
     }
 }
 
-async fn superseded(residence: Option<&Residence>) {
-    match residence {
-        Some(residence) => residence.superseded().await,
+async fn superseded(home_stream: Option<&HomeStream>) {
+    match home_stream {
+        Some(home_stream) => home_stream.superseded().await,
         None => std::future::pending().await,
     }
 }

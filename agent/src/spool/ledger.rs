@@ -119,7 +119,7 @@ impl Ledger {
     }
 
     /// A home comes, to continue from `cursor`. Returns its number, for [`Self::tell`].
-    pub(super) fn move_in(&self, cursor: Offsets) -> Result<u64, Error> {
+    pub(super) fn new_home(&self, cursor: Offsets) -> Result<u64, Error> {
         let mut book = self.book();
         book.change(|account| account.rewind(cursor))?;
         book.homes += 1;
@@ -180,7 +180,7 @@ mod tests {
     fn more_gaps_than_fit_are_still_counted_and_fit_their_slot() {
         let directory = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(directory.path()).unwrap();
-        let home = ledger.move_in(Offsets::default()).unwrap();
+        let home = ledger.new_home(Offsets::default()).unwrap();
         let far = u64::MAX / 2;
         for stream in Stream::ALL {
             for gap in 0..1000 {

@@ -242,7 +242,7 @@ fn spawn_agent(directory: &Path, relay: &TestRelay, options: &Options) -> Child 
         agent.arg("run");
     }
     agent
-        .env("RPROC_RELAY_ENROL", relay.enrol.to_string())
+        .env("RPROC_RELAY_ENROLL", relay.enroll.to_string())
         .env("RPROC_RELAY", relay.main.to_string())
         .env("RPROC_CA_BUNDLE", relay.authority.cert_pem())
         .env("RPROC_TRUST_DOMAIN", relay::trust_domain().as_str())

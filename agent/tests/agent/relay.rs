@@ -48,10 +48,10 @@ pub(crate) fn agent_role() -> Role {
 /// The relay, and the settings that tests change.
 pub(crate) struct TestRelay {
     pub authority: Arc<Authority>,
-    pub enrol: SocketAddr,
+    pub enroll: SocketAddr,
     pub main: SocketAddr,
     pub starts: mpsc::UnboundedReceiver<StartRequest>,
-    pub enrolments: Arc<AtomicU32>,
+    pub enrollments: Arc<AtomicU32>,
     pub grants: Arc<AtomicBool>,
     /// Sent with each grant to an agent that has not launched.
     pub settings: Arc<Mutex<Option<LaunchSettings>>>,
@@ -70,7 +70,7 @@ impl Operator {
     }
 }
 
-struct Enrols {
+struct Enrolls {
     authority: Arc<Authority>,
     count: Arc<AtomicU32>,
     lifetime: Arc<AtomicU32>,
@@ -90,13 +90,13 @@ impl TestRelay {
         let shutdown = CancellationToken::new();
         #[allow(clippy::disallowed_methods, reason = "a test reads all of it")]
         let (seen, starts) = mpsc::unbounded_channel();
-        let enrolments = Arc::new(AtomicU32::new(0));
+        let enrollments = Arc::new(AtomicU32::new(0));
         let grants = Arc::new(AtomicBool::new(true));
         let settings = Arc::default();
         let leaf_lifetime_seconds = Arc::new(AtomicU32::new(3600));
-        let enrols = Enrols {
+        let enrolls = Enrolls {
             authority: Arc::clone(&authority),
-            count: Arc::clone(&enrolments),
+            count: Arc::clone(&enrollments),
             lifetime: Arc::clone(&leaf_lifetime_seconds),
         };
         let starting = Starts {
@@ -104,12 +104,12 @@ impl TestRelay {
             grants: Arc::clone(&grants),
             settings: Arc::clone(&settings),
         };
-        let (listener, enrol) = bind().await;
+        let (listener, enroll) = bind().await;
         tokio::spawn(serve(
             listener,
             Arc::clone(&identity),
             ClientAuth::None,
-            EnrolmentServer::new(enrols),
+            EnrolmentServer::new(enrolls),
             Limits::default(),
             shutdown.clone(),
         ));
@@ -124,10 +124,10 @@ impl TestRelay {
         ));
         Self {
             authority,
-            enrol,
+            enroll,
             main,
             starts,
-            enrolments,
+            enrollments,
             grants,
             settings,
             leaf_lifetime_seconds,
@@ -334,7 +334,7 @@ impl Archive {
 }
 
 #[tonic::async_trait]
-impl Enrolment for Enrols {
+impl Enrolment for Enrolls {
     async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
         let request = request.into_inner();
         if request.token != TOKEN {

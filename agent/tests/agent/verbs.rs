@@ -234,9 +234,9 @@ async fn a_certificate_is_renewed_during_a_stream() {
         "while ! test -e {}; do sleep 0.02; done; echo end",
         go.display()
     ));
-    let enrolments = std::sync::Arc::clone(&relay.enrolments);
+    let enrollments = std::sync::Arc::clone(&relay.enrollments);
     let home = tokio::spawn(async move { relay.be_home(|_| {}).await });
-    until("a second enrolment", || enrolments.load(Ordering::Relaxed) >= 2).await;
+    until("a second enrollment", || enrollments.load(Ordering::Relaxed) >= 2).await;
     std::fs::write(&go, "").unwrap();
     let archive = in_time("the end", home).await.unwrap();
     assert_eq!((archive.head(0).as_str(), archive.breaks), ("end\n", 0));

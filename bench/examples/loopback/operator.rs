@@ -44,7 +44,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Hello {
     pub relay: String,
-    pub enrol: String,
+    pub enroll: String,
     pub certificate: String,
     pub key: String,
 }
@@ -58,10 +58,10 @@ impl Connect for Agents {
     }
 }
 
-struct Enrols(Authority);
+struct Enrolls(Authority);
 
 #[tonic::async_trait]
-impl Enrolment for Enrols {
+impl Enrolment for Enrolls {
     async fn enroll(&self, request: tonic::Request<EnrollRequest>) -> Result<tonic::Response<EnrollResponse>, Status> {
         let chain = self.0.sign_csr_der(&request.into_inner().csr, &agent_role(), None, DAY);
         Ok(tonic::Response::new(EnrollResponse {
@@ -137,14 +137,14 @@ async fn serve_all(folder: &Path) {
         recorder,
         shutdown: shutdown.clone(),
     };
-    let [relay, enrol] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let [relay, enroll] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let hello = Hello {
         relay: relay.local_addr().unwrap().to_string(),
-        enrol: enrol.local_addr().unwrap().to_string(),
+        enroll: enroll.local_addr().unwrap().to_string(),
         certificate: authority.cert_pem().to_owned(),
         key: authority.key_pem().to_owned(),
     };
-    let [relay, enrol] = [relay, enrol].map(|listener| {
+    let [relay, enroll] = [relay, enroll].map(|listener| {
         listener.set_nonblocking(true).unwrap();
         TcpListener::from_std(listener).unwrap()
     });
@@ -159,10 +159,10 @@ async fn serve_all(folder: &Path) {
             shutdown.clone()
         ),
         serve(
-            enrol,
+            enroll,
             operator,
             ClientAuth::None,
-            EnrolmentServer::new(Enrols(authority)),
+            EnrolmentServer::new(Enrolls(authority)),
             Limits::anonymous(),
             shutdown
         ),

@@ -98,7 +98,7 @@ pub(crate) fn first_line(stdout: &mut ChildStdout) -> String {
 fn agent(build: &Path, folder: &Path, hello: &Hello) -> Child {
     Command::new(build.join("agent"))
         .arg("run")
-        .env("RPROC_RELAY_ENROL", &hello.enrol)
+        .env("RPROC_RELAY_ENROLL", &hello.enroll)
         .env("RPROC_RELAY", &hello.relay)
         .env("RPROC_CA_BUNDLE", &hello.certificate)
         .env("RPROC_TRUST_DOMAIN", TRUST_DOMAIN)

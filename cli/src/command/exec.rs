@@ -137,7 +137,7 @@ fn check(object: &RemoteProcess, args: &ExecArgs) -> Result<(), Failure> {
             word(status.reason)
         )));
     }
-    let latest = status.attempt.unwrap_or_default();
+    let latest = status.current_attempt().unwrap_or_default();
     if let Some(attempt) = args.attempt.filter(|attempt| *attempt != latest) {
         return Err(Failure::new(match attempt < latest {
             true => format!("attempt {attempt} of {name} has ended; attempt {latest} is the one that may run"),

@@ -191,7 +191,7 @@ fn next(seen: &Seen, (ended, has_run): Ended) -> Option<Next> {
         return Some(Next::Nothing);
     }
     let status = object.status.as_ref()?;
-    let current = status.attempt.unwrap_or_default();
+    let current = status.current_attempt().unwrap_or_default();
     if current > ended {
         // An attempt without a grant has run nothing; one that the status does not record may have run.
         let may_have_run = |number: &u32| {

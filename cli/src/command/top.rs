@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use kube::Api;
 use kube::api::ListParams;
-use remoteprocess_api::{RemoteProcess, names};
+use remoteprocess_api::{RemoteProcess, RemoteProcessStatus, names};
 use remoteprocess_client::{Cluster, Dial, Relay, Rule};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::output_frame::Frame;
@@ -313,7 +313,9 @@ fn use_of(object: &RemoteProcess, pods: &Pods, written: &Written) -> Use {
     let metadata = &object.metadata;
     let namespace = metadata.namespace.clone().unwrap_or_default();
     let status = object.status.as_ref();
-    let attempt = status.and_then(|status| status.attempt).unwrap_or_default();
+    let attempt = status
+        .and_then(RemoteProcessStatus::current_attempt)
+        .unwrap_or_default();
     let pod = status.and_then(|status| status.attempt(attempt)?.pod_name.clone());
     let usage = pod.and_then(|pod| pods.get(&(namespace.clone(), pod)));
     let output = metadata.uid.as_ref().and_then(|uid| written.get(uid));

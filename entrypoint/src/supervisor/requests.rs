@@ -4,7 +4,7 @@ use remoteprocess_entrypoint::message::{FromEntrypoint, Target, bounded_sentence
 
 use super::Supervisor;
 use crate::clock::Moment;
-use crate::pause::{Pause, Verdict};
+use crate::pause::{Pause, Progress};
 use crate::phase::Phase;
 use crate::{processes, signals};
 
@@ -91,8 +91,8 @@ impl Supervisor {
         };
         let running = processes::stop_running(&mut pause.signalled, self.sessions.shims());
         match pause.looked(!running.is_empty(), now) {
-            Verdict::Again => {}
-            Verdict::Complete => {
+            Progress::Again => {}
+            Progress::Complete => {
                 if let Some(program) = &mut self.program {
                     program.clock.set_paused(true, now);
                 }
@@ -100,7 +100,7 @@ impl Supervisor {
                     self.conclude(request, Ok(()), now);
                 }
             }
-            Verdict::TimedOut => {
+            Progress::TimedOut => {
                 processes::resume(self.sessions.shims());
                 let named: Vec<String> = running.iter().take(NAMED).map(i32::to_string).collect();
                 let why = format!("these processes could not be stopped: {}", named.join(", "));

@@ -23,7 +23,7 @@ use remoteprocess_tls::serial;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::decision::check_size;
-use self::decision::{Verdict, decide_signing, quoted};
+use self::decision::{SigningDecision, decide_signing, quoted};
 use super::{AuthorityHandle, Error, metrics::count_refusal};
 use crate::audit::{Action, Audit};
 use crate::backoff::{Backoff, WATCH_PAGE};
@@ -90,9 +90,9 @@ async fn answer(
 ) -> Result<(), Error> {
     let name = request.name_any();
     let order = match decide_signing(&request) {
-        Verdict::Leave => return Ok(()),
-        Verdict::Deny(sentence) => return deny(api, request, &sentence).await,
-        Verdict::Sign(order) => order,
+        SigningDecision::Leave => return Ok(()),
+        SigningDecision::Deny(sentence) => return deny(api, request, &sentence).await,
+        SigningDecision::Sign(order) => order,
     };
     let chain = match handle.sign_user(&order.csr_der, &order.user, order.lifetime) {
         Ok(chain) => chain,

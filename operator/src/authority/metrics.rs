@@ -47,11 +47,11 @@ pub fn main_limits(http1: bool) -> Limits {
     }
 }
 
-/// Limits of the enrol listener.
+/// Limits of the enrollment listener.
 #[must_use]
-pub fn enrol_limits() -> Limits {
+pub fn enroll_limits() -> Limits {
     Limits {
-        on_refusal: |refusal: Refusal| count_refusal("enrol", refusal.reason()),
+        on_refusal: |refusal: Refusal| count_refusal("enroll", refusal.reason()),
         ..Limits::anonymous()
     }
 }
@@ -60,7 +60,7 @@ pub fn enrol_limits() -> Limits {
 pub fn register(registry: &mut Registry) {
     registry.register(
         "remoteprocess_refused",
-        "Connections, enrolments and certificate requests that were refused, by listener and reason",
+        "Connections, enrollments and certificate requests that were refused, by listener and reason",
         REFUSED.clone(),
     );
     registry.register(
@@ -81,12 +81,12 @@ mod tests {
         let mut registry = Registry::default();
         register(&mut registry);
         (main_limits(true).on_refusal)(Refusal::Slow);
-        (enrol_limits().on_refusal)(Refusal::Displaced);
+        (enroll_limits().on_refusal)(Refusal::Displaced);
         let mut text = String::new();
         encode(&mut text, &registry).expect("text");
         for line in [
             r#"remoteprocess_refused_total{listener="main",reason="HandshakeTimeout"} 1"#,
-            r#"remoteprocess_refused_total{listener="enrol",reason="Displaced"} 1"#,
+            r#"remoteprocess_refused_total{listener="enroll",reason="Displaced"} 1"#,
         ] {
             assert!(text.contains(line), "{text}");
         }

@@ -88,7 +88,7 @@ async fn ask(dialer: &Dialer, address: SocketAddr, role: &Role, path: &str) -> R
 struct Replica {
     handle: Arc<AuthorityHandle>,
     main: SocketAddr,
-    enrol: SocketAddr,
+    enroll: SocketAddr,
 }
 
 impl Replica {
@@ -96,7 +96,7 @@ impl Replica {
         let handle = handle_of(store).await.expect("an authority");
         Self {
             main: listen(handle.identity(), ClientAuth::Required, ticker.clone()).await,
-            enrol: listen(handle.identity(), ClientAuth::None, ticker.clone()).await,
+            enroll: listen(handle.identity(), ClientAuth::None, ticker.clone()).await,
             handle,
         }
     }
@@ -138,7 +138,7 @@ impl Agent {
     /// As the agent does: it trusts what it has learned, and learns more.
     async fn renew(&mut self, number: usize, replica: &Replica, now: SystemTime) {
         let dialer = Dialer::anonymous(&self.identity.bundle_pem(), self.identity.trust_domain()).expect("a dialer");
-        ask(&dialer, replica.enrol, &Role::Operator, "/")
+        ask(&dialer, replica.enroll, &Role::Operator, "/")
             .await
             .expect("it reaches the enrollment port");
         let (chain, key) = Self::sign(number, replica);
@@ -250,7 +250,7 @@ async fn rotations_cut_nothing() {
         // A CA vouches for the two after it.
         if done < 2 {
             let away = Dialer::anonymous(&first, replicas[0].handle.trust_domain()).expect("a dialer");
-            let asked = ask(&away, replica.enrol, &Role::Operator, "/").await;
+            let asked = ask(&away, replica.enroll, &Role::Operator, "/").await;
             asked.expect("an agent that was away all the time comes back");
         }
     }

@@ -47,8 +47,8 @@ pub struct AgentSettings {
     pub image_pull_secrets: Vec<String>,
     /// `host:port` of the relay's main listener.
     pub relay: String,
-    /// `host:port` of the relay's enrol listener.
-    pub relay_enrol: String,
+    /// `host:port` of the relay's enrollment listener.
+    pub relay_enroll: String,
     /// Certificates of the CAs that agents trust, PEM.
     pub ca_bundle: String,
     /// Trust domain of the identities.

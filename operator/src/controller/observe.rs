@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
-use remoteprocess_api::{AttemptStatus, ExitSource, RemoteProcess};
+use remoteprocess_api::{AttemptStatus, ExitSource, RemoteProcess, RemoteProcessStatus};
 use tracing::warn;
 
 use super::error::Error;
@@ -55,7 +55,7 @@ pub(crate) async fn observe(
         pod,
         node: NodeSight::default(),
     };
-    let Some(number) = process.status.as_ref().and_then(|status| status.attempt) else {
+    let Some(number) = process.status.as_ref().and_then(RemoteProcessStatus::current_attempt) else {
         return Ok(seen(process, None));
     };
     let namespace = process.namespace().unwrap_or_default();

@@ -28,7 +28,7 @@ pub(super) fn agent() -> AgentSettings {
         image_pull_policy: None,
         image_pull_secrets: vec![],
         relay: "relay:8443".into(),
-        relay_enrol: "relay:8444".into(),
+        relay_enroll: "relay:8444".into(),
         ca_bundle: String::new(),
         trust_domain: "remoteprocess.local".into(),
         drain_seconds: 30,

@@ -37,7 +37,7 @@ pub(crate) enum Error {
     #[error("{0}: volume names that begin with rproc- are reserved; choose another")]
     ReservedVolume(String),
     /// With such a token the program could pretend to be its agent.
-    #[error("spec.pod.volumes: a token of the audience {audience} is reserved for the agent", audience = names::ENROL_AUDIENCE)]
+    #[error("spec.pod.volumes: a token of the audience {audience} is reserved for the agent", audience = names::ENROLL_AUDIENCE)]
     ReservedAudience,
     /// A label or annotation with our prefix.
     #[error("spec.pod.{0}: the prefix remoteprocess.dev/ is reserved; choose another")]
@@ -193,7 +193,7 @@ fn check_volumes(pod: &PodSpec) -> Result<(), Error> {
             .iter()
             .flat_map(|projected| projected.sources.iter().flatten());
         let mut audiences = sources.filter_map(|source| source.service_account_token.as_ref()?.audience.as_deref());
-        if audiences.any(|audience| audience == names::ENROL_AUDIENCE) {
+        if audiences.any(|audience| audience == names::ENROLL_AUDIENCE) {
             return Err(Error::ReservedAudience);
         }
     }

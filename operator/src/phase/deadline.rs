@@ -1,6 +1,6 @@
 //! Start deadline: a process that is not started in time has failed, for the reason for which it waits.
 //!
-//! In: the situation. Out: a [`Verdict`] once the deadline has passed, else the time at which to look again. Calls
+//! In: the situation. Out: a [`Decision`] once the deadline has passed, else the time at which to look again. Calls
 //! [`Draft`] for the status and [`waiting`] for the reason.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Phase, Reason, RemoteProcess};
 
 use super::draft::Draft;
-use super::situation::{Action, Sight, Situation, Verdict, clean_up, current, should_stop, should_wait};
+use super::situation::{Action, Decision, Sight, Situation, clean_up, current, should_stop, should_wait};
 use super::unstarted::ungranted;
 use super::waiting::{self, Wait};
 
@@ -36,8 +36,8 @@ pub(super) fn left(situation: &Situation<'_>) -> Option<Duration> {
     Some(Duration::try_from(left).unwrap_or_default() + Duration::from_millis(10))
 }
 
-/// The verdict for a process whose start deadline has passed.
-pub(super) fn passed(situation: &Situation<'_>) -> Option<Verdict> {
+/// The decision for a process whose start deadline has passed.
+pub(super) fn passed(situation: &Situation<'_>) -> Option<Decision> {
     let process = situation.process;
     let due = due(process).filter(|due| *due <= situation.now && !should_stop(process))?;
     // A process that was paused from the beginning has no attempt.
@@ -67,7 +67,7 @@ pub(super) fn passed(situation: &Situation<'_>) -> Option<Verdict> {
     let mut record = record.clone();
     record.finished_at = Some(due);
     draft.finish(&record, &exit, None);
-    Some(draft.verdict(clean_up(situation), None, situation.memory.clone()))
+    Some(draft.decision(clean_up(situation), None, situation.memory.clone()))
 }
 
 fn cause(situation: &Situation<'_>) -> (Reason, String) {
@@ -91,11 +91,11 @@ fn cause(situation: &Situation<'_>) -> (Reason, String) {
     (reason, message)
 }
 
-/// Requeues the verdict for the time at which the deadline passes.
-pub(super) fn mind(mut verdict: Verdict, situation: &Situation<'_>) -> Verdict {
-    let is_final = verdict.status.phase.is_some_and(Phase::is_final);
-    if !is_final && verdict.action != Action::DeleteProcess {
-        verdict.requeue_after = verdict.requeue_after.into_iter().chain(left(situation)).min();
+/// Requeues the decision for the time at which the deadline passes.
+pub(super) fn mind(mut decision: Decision, situation: &Situation<'_>) -> Decision {
+    let is_final = decision.status.phase.is_some_and(Phase::is_final);
+    if !is_final && decision.action != Action::DeleteProcess {
+        decision.requeue_after = decision.requeue_after.into_iter().chain(left(situation)).min();
     }
-    verdict
+    decision
 }

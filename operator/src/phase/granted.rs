@@ -1,6 +1,6 @@
 //! Attempts whose start was granted: the program runs at most this once, is stopped, or has ended.
 //!
-//! In: the situation, the attempt's record and its pod. Out: a [`Verdict`]. Calls [`Draft`] for the status,
+//! In: the situation, the attempt's record and its pod. Out: a [`Decision`]. Calls [`Draft`] for the status,
 //! [`ending`] to interpret the pod, and [`retry`] once the attempt has ended.
 
 use std::time::Duration;
@@ -9,12 +9,12 @@ use k8s_openapi::api::core::v1::Pod;
 use remoteprocess_api::{AttemptExit, AttemptStatus, ExitSource, Reason};
 
 use super::draft::Draft;
-use super::situation::{Action, Memory, RECORD_WAIT, STOP_RESERVE, Sight, Situation, Verdict, delete, should_stop};
+use super::situation::{Action, Decision, Memory, RECORD_WAIT, STOP_RESERVE, Sight, Situation, delete, should_stop};
 use super::timer::remaining;
 use super::{ending, pod, retry, waiting};
 
 /// The start was granted: from here on the program runs at most this once.
-pub(super) fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod) -> Verdict {
+pub(super) fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus, pod: &Pod) -> Decision {
     let mut memory = situation.memory.clone();
     if let Some(end) = ending::of_pod(pod, record).or_else(|| ending::unreported(record)) {
         return await_record(draft, situation, record, &end, &mut memory);
@@ -28,7 +28,7 @@ pub(super) fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &
             "the process was asked to stop and has not ended yet".into(),
         );
         let (action, again) = stop_backstop(situation, pod, &mut memory);
-        return draft.verdict(action, again, memory);
+        return draft.decision(action, again, memory);
     }
     if pod.metadata.deletion_timestamp.is_some() {
         let (reason, message) = pod::disruption(pod).unwrap_or((
@@ -37,7 +37,7 @@ pub(super) fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &
         ));
         draft.see_pod(pod);
         draft.stopping(record, reason, message);
-        return draft.verdict(Action::None, None, memory);
+        return draft.decision(Action::None, None, memory);
     }
     let again = if record.started_at.is_some() {
         draft.see_pod(pod);
@@ -47,7 +47,7 @@ pub(super) fn granted(mut draft: Draft<'_>, situation: &Situation<'_>, record: &
         // The grant names the pod: its node alone is not worth a write.
         draft.wait_unless_usual(&waiting::granted(record))
     };
-    draft.verdict(Action::None, again, memory)
+    draft.decision(Action::None, again, memory)
 }
 
 /// The program of a granted attempt is gone. Its exit record may be on the way: as long as the agent lives, it may
@@ -59,7 +59,7 @@ pub(super) fn await_record(
     record: &AttemptStatus,
     end: &AttemptExit,
     memory: &mut Memory,
-) -> Verdict {
+) -> Decision {
     let ended = *memory.ended_since.get_or_insert(situation.now);
     let (since, span) = match situation.pod {
         _ if record.output.is_some() && end.source == ExitSource::Kubelet => (ended, Duration::ZERO),
@@ -68,7 +68,7 @@ pub(super) fn await_record(
         _ => (*memory.gone_since.get_or_insert(situation.now), RECORD_WAIT),
     };
     if let Some(left) = remaining(since, span, situation.now) {
-        return draft.verdict(Action::None, Some(left), memory.clone());
+        return draft.decision(Action::None, Some(left), memory.clone());
     }
     if let Sight::Ours(pod) = situation.pod {
         draft.see_pod(pod);

@@ -3,7 +3,7 @@
 //! Another attempt begins only after proof that the previous one has ended: a verified record together with a pod that
 //! has ended or is being deleted, a pod that has ended, or a pod that is gone from a node that cannot run it anymore.
 //!
-//! In: the situation and the attempt's exit. Out: a [`Verdict`]. Calls [`Draft`] for the status, [`ending`] for the kind
+//! In: the situation and the attempt's exit. Out: a [`Decision`]. Calls [`Draft`] for the status, [`ending`] for the kind
 //! of the end, and [`begin`] for the next attempt.
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::ending::{self, Outcome};
 use super::foreign::{self, FOREIGN_WAIT};
 use super::pod;
 use super::situation::{
-    Action, Memory, NodeSight, OUT_OF_SERVICE, RECORD_WAIT, STOP_RESERVE, Sight, Situation, Verdict, delete,
+    Action, Decision, Memory, NodeSight, OUT_OF_SERVICE, RECORD_WAIT, STOP_RESERVE, Sight, Situation, delete,
     delete_held, disruption, should_stop, should_wait,
 };
 use super::timer::remaining;
@@ -46,7 +46,7 @@ pub(super) fn conclude(
     record: &AttemptStatus,
     exit: &AttemptExit,
     mut memory: Memory,
-) -> Verdict {
+) -> Decision {
     let process = situation.process;
     if let Sight::Ours(pod) = situation.pod {
         draft.see_pod(pod);
@@ -57,7 +57,7 @@ pub(super) fn conclude(
     let proof = proof(situation, record, exit, &mut memory);
     let (Some(kind), false) = (kind, matches!(proof, Proof::Never)) else {
         draft.finish(record, exit, disruption);
-        return draft.verdict(Action::None, None, memory);
+        return draft.decision(Action::None, None, memory);
     };
     let done = retries(process);
     let pause = process
@@ -74,7 +74,7 @@ pub(super) fn conclude(
     match (proof, left) {
         (Proof::Ended, None) if should_wait(process) => {
             draft.wait(&waiting::paused(process));
-            draft.verdict(Action::None, None, memory)
+            draft.decision(Action::None, None, memory)
         }
         (Proof::Ended, None) => {
             draft.status.retries = Some(counted(done, kind));
@@ -84,9 +84,9 @@ pub(super) fn conclude(
             if let Some(wait) = why {
                 draft.wait(&wait);
             }
-            draft.verdict(action, again.into_iter().chain(left).min(), memory)
+            draft.decision(action, again.into_iter().chain(left).min(), memory)
         }
-        (_, left) => draft.verdict(Action::None, left, memory),
+        (_, left) => draft.decision(Action::None, left, memory),
     }
 }
 

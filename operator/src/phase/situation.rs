@@ -105,7 +105,7 @@ pub(crate) enum Action {
 
 /// A decision: the status comes first, then the action.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Verdict {
+pub(crate) struct Decision {
     /// The whole status.
     pub status: RemoteProcessStatus,
     /// What to do after it is written.
@@ -119,7 +119,7 @@ pub(crate) struct Verdict {
 /// The record of the current attempt.
 pub(super) fn current(process: &RemoteProcess) -> Option<&AttemptStatus> {
     let status = process.status.as_ref()?;
-    status.attempt(status.attempt?)
+    status.attempt(status.current_attempt()?)
 }
 
 pub(super) fn should_stop(process: &RemoteProcess) -> bool {

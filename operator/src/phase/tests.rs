@@ -55,7 +55,7 @@ fn pod(status: &str) -> Pod {
 const GRANTED: &str = ", podUid: p, grantedAt: '2026-01-01T00:00:10Z'";
 const STARTED: &str = ", podUid: p, grantedAt: '2026-01-01T00:00:10Z', startedAt: '2026-01-01T00:00:11Z'";
 
-fn look(process: &RemoteProcess, pod: Option<&Pod>, memory: &Memory) -> Verdict {
+fn look(process: &RemoteProcess, pod: Option<&Pod>, memory: &Memory) -> Decision {
     let pod = pod.map_or(Sight::Missing, Sight::Ours);
     decide(&Situation {
         process,
@@ -66,30 +66,52 @@ fn look(process: &RemoteProcess, pod: Option<&Pod>, memory: &Memory) -> Verdict 
     })
 }
 
-fn word_of(verdict: &Verdict) -> (Phase, Reason) {
-    (verdict.status.phase.unwrap(), verdict.status.reason.unwrap())
+fn word_of(decision: &Decision) -> (Phase, Reason) {
+    (decision.status.phase.unwrap(), decision.status.reason.unwrap())
 }
 
 #[test]
 fn the_first_pass_names_the_attempt_and_then_creates_its_pod() {
     let mut process = process("", "");
     process.status = None;
-    let verdict = look(&process, None, &Memory::default());
-    assert_eq!(verdict.action, Action::CreatePod(1));
+    let decision = look(&process, None, &Memory::default());
+    assert_eq!(decision.action, Action::CreatePod(1));
     assert_eq!(
-        (verdict.status.attempt, verdict.status.observed_generation),
+        (decision.status.attempt, decision.status.observed_generation),
         (Some(1), Some(3))
     );
-    assert_eq!(verdict.status.attempts[0].pod_name, Some(pod_name_of(1)));
+    assert_eq!(decision.status.attempts[0].pod_name, Some(pod_name_of(1)));
     for kind in [
         ConditionType::Scheduled,
         ConditionType::Started,
         ConditionType::Finished,
         ConditionType::Succeeded,
     ] {
-        let condition = find(&verdict.status.conditions, kind).unwrap();
+        let condition = find(&decision.status.conditions, kind).unwrap();
         assert_ne!(condition.status, "True", "{kind}");
     }
+}
+
+/// Somebody who may write the status has removed the field, or the record.
+#[test]
+fn no_attempt_is_begun_twice() {
+    let mut process = process("", "");
+    process.status = Some(look(&process, None, &Memory::default()).status);
+    let status = process.status.as_mut().unwrap();
+    status.attempt = None;
+    status.attempts[0].granted_at = Some(now());
+    let decision = look(&process, None, &Memory::default());
+    assert_eq!(decision.status.attempt, Some(1), "the field is put back");
+    assert!(
+        !matches!(decision.action, Action::CreatePod(_)),
+        "{:?}",
+        decision.action
+    );
+
+    let status = process.status.as_mut().unwrap();
+    status.attempt = Some(1);
+    status.attempts.clear();
+    assert_eq!(look(&process, None, &Memory::default()).action, Action::CreatePod(2));
 }
 
 fn pod_name_of(attempt: u32) -> String {
@@ -110,9 +132,9 @@ fn a_pod_that_is_prepared_names_the_key_of_its_input(#[case] source: &str, #[cas
     let mut pod =
         pod("{conditions: [{type: PodScheduled, status: 'True', lastTransitionTime: '2026-01-01T00:00:50Z'}]}");
     let waits = |pod: &Pod| {
-        let verdict = look(&process("", ""), Some(pod), &Memory::default());
-        assert_eq!(word_of(&verdict), (Phase::Pending, Reason::ContainerCreating));
-        verdict.status.message.unwrap()
+        let decision = look(&process("", ""), Some(pod), &Memory::default());
+        assert_eq!(word_of(&decision), (Phase::Pending, Reason::ContainerCreating));
+        decision.status.message.unwrap()
     };
     assert!(!waits(&pod).contains("spec.stdinFrom"));
     let volume = serde_saphyr::from_str(&format!("{{name: rproc-stdin, {source}}}")).unwrap();
@@ -156,16 +178,16 @@ fn says_why_it_waits(#[case] status: &str, #[case] reason: Reason, #[case] sente
         pod.spec.as_mut().unwrap().node_name = None;
     }
     let mut process = process("", "");
-    let verdict = look(&process, Some(&pod), &Memory::default());
-    assert_eq!(word_of(&verdict), (Phase::Pending, reason));
+    let decision = look(&process, Some(&pod), &Memory::default());
+    assert_eq!(word_of(&decision), (Phase::Pending, reason));
     assert!(
-        verdict.status.message.as_ref().unwrap().contains(sentence),
+        decision.status.message.as_ref().unwrap().contains(sentence),
         "{:?}",
-        verdict.status.message
+        decision.status.message
     );
-    process.status = Some(verdict.status.clone());
+    process.status = Some(decision.status.clone());
     let again = look(&process, Some(&pod), &Memory::default());
-    assert_eq!(again.status, verdict.status, "one write for one reason");
+    assert_eq!(again.status, decision.status, "one write for one reason");
 }
 
 /// A pod with a container that is waiting, with this state of the kubelet (flow YAML).
@@ -194,19 +216,19 @@ fn waiting_pod(container: &str, state: &str) -> Pod {
 fn what_can_never_start_fails_at_once(#[case] word: &str, #[case] said: &str, #[case] reason: Reason) {
     let process = process(", podUid: p", "");
     let state = json!({"waiting": {"reason": word, "message": said}}).to_string();
-    let verdict = look(&process, Some(&waiting_pod("main", &state)), &Memory::default());
-    assert_eq!(word_of(&verdict), (Phase::Failed, reason));
+    let decision = look(&process, Some(&waiting_pod("main", &state)), &Memory::default());
+    assert_eq!(word_of(&decision), (Phase::Failed, reason));
     assert!(
-        verdict.status.message.as_ref().unwrap().contains(said),
+        decision.status.message.as_ref().unwrap().contains(said),
         "{:?}",
-        verdict.status.message
+        decision.status.message
     );
     assert!(
-        matches!(verdict.action, Action::DeletePod { .. }),
+        matches!(decision.action, Action::DeletePod { .. }),
         "{:?}",
-        verdict.action
+        decision.action
     );
-    let scheduled = find(&verdict.status.conditions, ConditionType::Scheduled).unwrap();
+    let scheduled = find(&decision.status.conditions, ConditionType::Scheduled).unwrap();
     assert_eq!(scheduled.status, "True");
     // The image of the agent belongs to the installation, which can be fixed.
     let agent = look(&process, Some(&waiting_pod("rproc-agent", &state)), &Memory::default());
@@ -221,18 +243,18 @@ fn of_two_missing_config_maps_the_second_is_named_once_the_first_is_there() {
         let state =
             format!("{{waiting: {{reason: CreateContainerConfigError, message: 'configmap \"{name}\" not found'}}}}");
         let pod = waiting_pod("main", &state);
-        let verdict = decide(&Situation {
+        let decision = decide(&Situation {
             process: &process,
             pod: Sight::Ours(&pod),
             node: NodeSight::default(),
             memory: &memory,
             now: now() + SignedDuration::from_secs(second),
         });
-        let condition = find(&verdict.status.conditions, ConditionType::Ready).unwrap();
-        assert_eq!(Some(&condition.message), verdict.status.message.as_ref());
-        process.status = Some(verdict.status.clone());
-        memory = verdict.memory;
-        (verdict.status.message.unwrap(), verdict.requeue_after)
+        let condition = find(&decision.status.conditions, ConditionType::Ready).unwrap();
+        assert_eq!(Some(&condition.message), decision.status.message.as_ref());
+        process.status = Some(decision.status.clone());
+        memory = decision.memory;
+        (decision.status.message.unwrap(), decision.requeue_after)
     };
     assert_eq!(said("a", 0), ("configmap \"a\" not found".into(), None));
     assert_eq!(
@@ -255,9 +277,9 @@ fn a_pull_that_fails_again_and_again_keeps_its_cause() {
     let mut process = process(", podUid: p", "");
     let mut said = |reason: &str, message: &str| {
         let state = json!({"waiting": {"reason": reason, "message": message}}).to_string();
-        let verdict = look(&process, Some(&waiting_pod("main", &state)), &Memory::default());
-        process.status = Some(verdict.status.clone());
-        verdict.status.message.unwrap()
+        let decision = look(&process, Some(&waiting_pod("main", &state)), &Memory::default());
+        process.status = Some(decision.status.clone());
+        decision.status.message.unwrap()
     };
     assert_eq!(said("ErrImagePull", "x: not found"), "x: not found");
     assert_eq!(said("ImagePullBackOff", "Back-off pulling image \"x\""), "x: not found");
@@ -310,9 +332,9 @@ fn an_agent_that_ends_again_and_again_says_why() {
         "terminated": {"exitCode": 1, "reason": "Error", "message": "first line\nno \u{1b}route to the relay\n"},
     }))
     .unwrap();
-    let verdict = look(&process, Some(&pod), &Memory::default());
+    let decision = look(&process, Some(&pod), &Memory::default());
     assert_eq!(
-        verdict.status.message.as_deref(),
+        decision.status.message.as_deref(),
         Some("the agent's container: it ends again and again, with code 1 (Error: first line; no route to the relay)")
     );
 }
@@ -332,15 +354,15 @@ fn what_the_runtime_says_of_an_environment_that_is_too_large_is_in_the_status(
 ) {
     let mut process = process(", podUid: p", "");
     let pod = ended(terminated, true);
-    let verdict = look(&process, Some(&pod), &Memory::default());
-    let exit = verdict.status.attempts[0].exit.as_ref().unwrap();
+    let decision = look(&process, Some(&pod), &Memory::default());
+    let exit = decision.status.attempts[0].exit.as_ref().unwrap();
     assert_eq!(exit.message.as_deref(), Some(sentence));
     assert!(
-        verdict.status.message.as_ref().unwrap().contains(sentence),
+        decision.status.message.as_ref().unwrap().contains(sentence),
         "{:?}",
-        verdict.status.message
+        decision.status.message
     );
-    process.status = Some(verdict.status.clone());
+    process.status = Some(decision.status.clone());
     let attempts = &mut process.status.as_mut().unwrap().attempts;
     for number in 2..=u32::try_from(MAX_ATTEMPTS).unwrap() {
         attempts.push(AttemptStatus {
@@ -363,20 +385,20 @@ fn what_every_start_goes_through_costs_no_write() {
     let process = process("", "");
     let before = process.status.clone().unwrap();
     let fresh = "{conditions: [{type: PodScheduled, status: 'True', lastTransitionTime: '2026-01-01T00:00:59Z'}]}";
-    let verdict = look(&process, Some(&pod(fresh)), &Memory::default());
-    assert_eq!(verdict.status.reason, before.reason);
-    assert_eq!(verdict.status.attempts, before.attempts);
-    assert_eq!(verdict.requeue_after, Some(Duration::from_secs(2)));
+    let decision = look(&process, Some(&pod(fresh)), &Memory::default());
+    assert_eq!(decision.status.reason, before.reason);
+    assert_eq!(decision.status.attempts, before.attempts);
+    assert_eq!(decision.requeue_after, Some(Duration::from_secs(2)));
 }
 
 #[test]
 fn runs_when_the_launch_is_recorded() {
     let process = process(STARTED, "");
-    let verdict = look(&process, Some(&pod("{phase: Running}")), &Memory::default());
-    assert_eq!(word_of(&verdict), (Phase::Running, Reason::Running));
-    assert_eq!(verdict.status.attempts[0].node.as_deref(), Some("node-1"));
-    assert!(is_true(&verdict.status.conditions, ConditionType::Scheduled));
-    let started = find(&verdict.status.conditions, ConditionType::Started).unwrap();
+    let decision = look(&process, Some(&pod("{phase: Running}")), &Memory::default());
+    assert_eq!(word_of(&decision), (Phase::Running, Reason::Running));
+    assert_eq!(decision.status.attempts[0].node.as_deref(), Some("node-1"));
+    assert!(is_true(&decision.status.conditions, ConditionType::Scheduled));
+    let started = find(&decision.status.conditions, ConditionType::Started).unwrap();
     assert_eq!(
         started.last_transition_time,
         Time("2026-01-01T00:00:11Z".parse().unwrap())
@@ -462,18 +484,18 @@ fn judges_an_exit_record(#[case] exit: &str, #[case] phase: Phase, #[case] reaso
         &format!("{STARTED}, finishedAt: '2026-01-01T00:00:42Z', exit: {exit}"),
         "",
     );
-    let verdict = look(&process, None, &Memory::default());
-    assert_eq!(word_of(&verdict), (phase, reason));
-    assert_eq!(verdict.status.exit_code, code);
-    assert_eq!(verdict.status.duration.as_deref(), Some("31s"));
-    assert!(is_true(&verdict.status.conditions, ConditionType::Finished));
+    let decision = look(&process, None, &Memory::default());
+    assert_eq!(word_of(&decision), (phase, reason));
+    assert_eq!(decision.status.exit_code, code);
+    assert_eq!(decision.status.duration.as_deref(), Some("31s"));
+    assert!(is_true(&decision.status.conditions, ConditionType::Finished));
     assert_eq!(
-        is_true(&verdict.status.conditions, ConditionType::Succeeded),
+        is_true(&decision.status.conditions, ConditionType::Succeeded),
         phase == Phase::Succeeded
     );
     let mut over = process.clone();
-    over.status = Some(verdict.status.clone());
-    assert_eq!(look(&over, None, &Memory::default()).status, verdict.status, "final");
+    over.status = Some(decision.status.clone());
+    assert_eq!(look(&over, None, &Memory::default()).status, decision.status, "final");
 }
 
 #[test]
@@ -484,8 +506,8 @@ fn the_last_lines_are_in_the_condition() {
         ..Default::default()
     };
     process.status.as_mut().unwrap().output = Some(output);
-    let verdict = look(&process, None, &Memory::default());
-    let succeeded = find(&verdict.status.conditions, ConditionType::Succeeded).unwrap();
+    let decision = look(&process, None, &Memory::default());
+    let succeeded = find(&decision.status.conditions, ConditionType::Succeeded).unwrap();
     assert!(succeeded.message.ends_with("\nboom"), "{}", succeeded.message);
 }
 
@@ -519,9 +541,9 @@ fn takes_the_kubelets_word_after_ten_seconds(#[case] terminated: &str, #[case] r
         gone_since: Some(since),
         ..Memory::default()
     };
-    let verdict = look(&process, Some(&pod), &memory);
-    assert_eq!(word_of(&verdict), (Phase::Failed, reason));
-    let exit = verdict.status.attempts[0].exit.as_ref().unwrap();
+    let decision = look(&process, Some(&pod), &memory);
+    assert_eq!(word_of(&decision), (Phase::Failed, reason));
+    let exit = decision.status.attempts[0].exit.as_ref().unwrap();
     assert_eq!(exit.source, ExitSource::Kubelet);
     assert!(exit.message.as_ref().unwrap().contains("kubelet"), "{exit:?}");
 }
@@ -529,12 +551,12 @@ fn takes_the_kubelets_word_after_ten_seconds(#[case] terminated: &str, #[case] r
 #[test]
 fn a_granted_program_is_not_reported_to_have_run() {
     let process = process(GRANTED, "");
-    let verdict = look(
+    let decision = look(
         &process,
         Some(&ended("{exitCode: 3, reason: Error}", false)),
         &gone_for_long(),
     );
-    let exit = verdict.status.attempts[0].exit.as_ref().unwrap();
+    let exit = decision.status.attempts[0].exit.as_ref().unwrap();
     assert_eq!(
         exit.message.as_deref(),
         Some(
@@ -551,9 +573,9 @@ fn an_agent_that_still_hands_over_output_is_waited_for() {
         ended_since: since,
         ..Memory::default()
     };
-    let verdict = look(&process, Some(&ended("{exitCode: 0}", true)), &memory);
-    assert!(verdict.status.phase.is_none_or(|phase| !phase.is_final()));
-    assert!(verdict.requeue_after.is_some());
+    let decision = look(&process, Some(&ended("{exitCode: 0}", true)), &memory);
+    assert!(decision.status.phase.is_none_or(|phase| !phase.is_final()));
+    assert!(decision.requeue_after.is_some());
 }
 
 #[test]
@@ -562,15 +584,15 @@ fn an_agent_that_knows_of_no_end_is_not_waited_for() {
         &format!("{STARTED}, finishedAt: '2026-01-01T00:00:42Z', output: {{sealed: true}}"),
         "",
     );
-    let verdict = look(
+    let decision = look(
         &process,
         Some(&ended("{exitCode: 137, reason: OOMKilled}", true)),
         &Memory::default(),
     );
-    assert_eq!(word_of(&verdict), (Phase::Failed, Reason::OOMKilled));
+    assert_eq!(word_of(&decision), (Phase::Failed, Reason::OOMKilled));
     let finished: Timestamp = "2026-01-01T00:00:42Z".parse().unwrap();
     assert_eq!(
-        verdict.status.attempts[0].finished_at,
+        decision.status.attempts[0].finished_at,
         Some(finished),
         "the relay's time is not overwritten"
     );
@@ -591,9 +613,9 @@ fn a_granted_attempt_without_a_pod_is_interrupted_and_never_run_again() {
     let process = process(GRANTED, "");
     let first = look(&process, None, &Memory::default());
     assert_eq!((&first.action, first.requeue_after), (&Action::None, Some(RECORD_WAIT)));
-    let verdict = look(&process, None, &gone_for_long());
-    assert_eq!(word_of(&verdict), (Phase::Failed, Reason::Interrupted));
-    assert_eq!(verdict.action, Action::None);
+    let decision = look(&process, None, &gone_for_long());
+    assert_eq!(word_of(&decision), (Phase::Failed, Reason::Interrupted));
+    assert_eq!(decision.action, Action::None);
 }
 
 #[test]
@@ -603,12 +625,12 @@ fn the_cause_of_a_lost_pod_is_kept() {
         "{phase: Running, conditions: [{type: DisruptionTarget, status: 'True', reason: EvictionByEvictionAPI, message: drained}]}",
     );
     leaving.metadata.deletion_timestamp = Some(Time(now()));
-    let verdict = look(&process, Some(&leaving), &Memory::default());
-    assert_eq!(word_of(&verdict), (Phase::Stopping, Reason::Evicted));
+    let decision = look(&process, Some(&leaving), &Memory::default());
+    assert_eq!(word_of(&decision), (Phase::Stopping, Reason::Evicted));
     let attempts = process.status.take().unwrap().attempts;
     process.status = Some(RemoteProcessStatus {
         attempts,
-        ..verdict.status
+        ..decision.status
     });
     let last = look(&process, None, &gone_for_long());
     assert_eq!(word_of(&last), (Phase::Failed, Reason::Evicted));
@@ -651,10 +673,10 @@ fn a_pod_that_never_ran_is_not_created_twice_for_one_attempt() {
         created: Some((1, "p".into())),
         ..Memory::default()
     };
-    let verdict = look(&process, None, &memory);
-    assert_eq!(verdict.action, Action::None);
+    let decision = look(&process, None, &memory);
+    assert_eq!(decision.action, Action::None);
     assert_eq!(
-        verdict.status.attempts[0].exit.as_ref().unwrap().reason,
+        decision.status.attempts[0].exit.as_ref().unwrap().reason,
         Some(Reason::Interrupted)
     );
 }
@@ -664,9 +686,9 @@ fn a_pod_that_was_deleted_is_not_blamed_for_its_containers() {
     let process = process("", "");
     let mut pod = ended("{exitCode: 137, reason: ContainerStatusUnknown}", false);
     pod.metadata.deletion_timestamp = Some(Time(now()));
-    let verdict = look(&process, Some(&pod), &Memory::default());
-    assert_eq!(word_of(&verdict), (Phase::Pending, Reason::Interrupted));
-    let exit = verdict.status.attempts[0].exit.as_ref().unwrap();
+    let decision = look(&process, Some(&pod), &Memory::default());
+    assert_eq!(word_of(&decision), (Phase::Pending, Reason::Interrupted));
+    let exit = decision.status.attempts[0].exit.as_ref().unwrap();
     assert_eq!(
         exit.message.as_deref(),
         Some("the pod was deleted before the program was started")
@@ -676,17 +698,23 @@ fn a_pod_that_was_deleted_is_not_blamed_for_its_containers() {
 #[test]
 fn stopped_before_the_start_is_final_and_then_the_pod_goes() {
     let process = process(", podUid: p", ", desiredState: Stopped");
-    let verdict = look(&process, Some(&pod("{phase: Running}")), &Memory::default());
-    assert_eq!(word_of(&verdict), (Phase::Failed, Reason::Stopped));
+    let decision = look(&process, Some(&pod("{phase: Running}")), &Memory::default());
+    assert_eq!(word_of(&decision), (Phase::Failed, Reason::Stopped));
     assert_eq!(
-        verdict.action,
+        decision.action,
         Action::DeletePod {
             name: "hello-1".into(),
             uid: "p".into(),
             holder: None,
         }
     );
-    let stop: &StopStatus = verdict.status.attempts[0].exit.as_ref().unwrap().stop.as_ref().unwrap();
+    let stop: &StopStatus = decision.status.attempts[0]
+        .exit
+        .as_ref()
+        .unwrap()
+        .stop
+        .as_ref()
+        .unwrap();
     assert_eq!(stop.requested_by, "spec.desiredState");
 }
 
@@ -718,9 +746,9 @@ fn a_foreign_pod_is_not_touched() {
         memory: &Memory::default(),
         now: now(),
     };
-    let verdict = decide(&situation);
-    assert_eq!(word_of(&verdict), (Phase::Pending, Reason::NameConflict));
-    assert_eq!(verdict.action, Action::None);
+    let decision = decide(&situation);
+    assert_eq!(word_of(&decision), (Phase::Pending, Reason::NameConflict));
+    assert_eq!(decision.action, Action::None);
 }
 
 #[test]
@@ -742,14 +770,14 @@ fn a_refused_pod_is_reported_once_and_an_invalid_one_is_final() {
         };
         decide_refused(&situation, &refusal(is_final), Duration::from_secs(seconds))
     };
-    let verdict = refused(&process, false, 2);
+    let decision = refused(&process, false, 2);
     assert_eq!(
-        (word_of(&verdict), verdict.requeue_after),
+        (word_of(&decision), decision.requeue_after),
         ((Phase::Pending, Reason::Quota), Some(Duration::from_secs(2)))
     );
-    process.status = Some(verdict.status.clone());
+    process.status = Some(decision.status.clone());
     let again = refused(&process, false, 4);
-    assert_eq!(again.status, verdict.status);
+    assert_eq!(again.status, decision.status);
     let last = refused(&process, true, 4);
     assert_eq!(word_of(&last), (Phase::Failed, Reason::Quota));
 }

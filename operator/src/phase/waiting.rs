@@ -136,7 +136,7 @@ pub(super) fn of_pod(pod: &Pod) -> Wait {
     let running = main.and_then(|main| main.state.as_ref()?.running.as_ref());
     if let Some(running) = running {
         let since = running.started_at.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-        let message = "the program waits for its agent, which enrols or asks for the start".to_owned();
+        let message = "the program waits for its agent, which enrolls or asks for the start".to_owned();
         return Wait::on_node(Phase::Starting, Reason::Enrolling, message, Some(since));
     }
     let since = scheduled.and_then(|condition| condition.last_transition_time.as_ref());

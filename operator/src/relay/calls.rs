@@ -129,7 +129,7 @@ impl CallLimit {
         let admit = |caller| self.0.admit(caller, Instant::now());
         let is_admitted = call.limited().is_none_or(admit);
         if !is_admitted {
-            call.verdict().refuse(Refused::TooMany);
+            call.refusal().refuse(Refused::TooMany);
         }
         is_admitted
     }
@@ -142,9 +142,9 @@ impl CallLimit {
 
 /// Lets what serves a call tell why it refuses it: the first reason counts.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Verdict(Arc<OnceLock<Refused>>);
+pub(crate) struct RefusalReason(Arc<OnceLock<Refused>>);
 
-impl Verdict {
+impl RefusalReason {
     pub(crate) fn refuse(&self, reason: Refused) {
         // An error means that there is one already.
         let _ = self.0.set(reason);
@@ -161,7 +161,7 @@ pub(crate) struct Call {
     method: &'static str,
     peer: Option<Arc<PeerIdentity>>,
     source: Option<IpAddr>,
-    verdict: Verdict,
+    refusal: RefusalReason,
     began: Instant,
     span: Span,
     received: Counter,
@@ -191,7 +191,7 @@ impl Call {
             face,
             method,
             source,
-            verdict: Verdict::default(),
+            refusal: RefusalReason::default(),
             began: Instant::now(),
             span,
             received: METRICS.received.get_or_create_owned(&labels),
@@ -215,8 +215,8 @@ impl Call {
     }
 
     /// Where the reason of a refusal is noted.
-    pub(crate) fn verdict(&self) -> &Verdict {
-        &self.verdict
+    pub(crate) fn refusal(&self) -> &RefusalReason {
+        &self.refusal
     }
 
     /// The span of everything that serves the call.
@@ -245,7 +245,7 @@ impl Call {
         let seconds = self.began.elapsed().as_secs_f64();
         METRICS.duration.get_or_create(&[face, method]).observe(seconds);
         METRICS.in_flight.get_or_create(&[face, method]).dec();
-        if let Some(refused) = self.verdict.reason().or(refused) {
+        if let Some(refused) = self.refusal.reason().or(refused) {
             count_refusal("main", refused.reason());
             self.audit(refused);
         }

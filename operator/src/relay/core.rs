@@ -21,7 +21,7 @@ mod tests;
 use std::sync::Arc;
 
 use jiff::SignedDuration;
-use remoteprocess_api::{RemoteProcess, identifier};
+use remoteprocess_api::{RemoteProcess, RemoteProcessStatus, identifier};
 use remoteprocess_proto::v1::ProcessKey;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -177,7 +177,7 @@ impl Core {
             Some(process) => process
                 .status
                 .as_ref()
-                .and_then(|status| status.attempt)
+                .and_then(RemoteProcessStatus::current_attempt)
                 .unwrap_or_default(),
             None => {
                 let attempts = self
@@ -201,7 +201,7 @@ impl Core {
     pub(crate) fn settled(&self, target: &Target) -> Option<u32> {
         let process = self.object(target)?;
         let status = process.status.as_ref()?;
-        let attempt = status.attempt(status.attempt?)?;
+        let attempt = status.attempt(status.current_attempt()?)?;
         (attempt.granted_at.is_some() || process.is_final()).then_some(attempt.number)
     }
 

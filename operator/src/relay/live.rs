@@ -222,11 +222,11 @@ impl LiveAttempts {
         drop(live);
         self.changed.send_modify(|version| *version += 1);
         let (attempts, running) = (self.clone(), attempt.clone());
-        metrics().sessions.inc();
+        metrics().attempts.inc();
         self.tasks.spawn(async move {
             archiver::run(&running).await;
             running.ring.close();
-            metrics().sessions.dec();
+            metrics().attempts.dec();
             attempts.lock().remove(&running.subject.key);
             attempts.changed.send_modify(|version| *version += 1);
         });

@@ -12,7 +12,7 @@ use remoteprocess_runtime::prometheus_client::registry::{Registry, Unit};
 #[derive(Debug, Default)]
 pub struct Metrics {
     /// Live attempts.
-    pub sessions: Gauge,
+    pub attempts: Gauge,
     /// Attempts that are read from their home at another replica.
     pub mirrors: Gauge,
     /// Streams of users.
@@ -74,9 +74,9 @@ pub fn register(registry: &mut Registry) {
     metrics.begin_gaps();
     let relay = registry.sub_registry_with_prefix("remoteprocess_relay");
     relay.register(
-        "sessions",
+        "attempts",
         "Attempts whose output this replica takes",
-        metrics.sessions.clone(),
+        metrics.attempts.clone(),
     );
     relay.register(
         "mirrors",

@@ -30,7 +30,7 @@ pub struct Reconciler {
     /// All existing processes.
     pub directory: Directory,
     /// The attempts that are live here.
-    pub sessions: LiveAttempts,
+    pub attempts: LiveAttempts,
     /// Reads pods, writes ends.
     pub recorder: Recorder,
 }
@@ -62,22 +62,22 @@ impl Reconciler {
     }
 
     fn tell(&self, process: &RemoteProcess) {
-        for session in of(&self.sessions, process) {
-            session.update_desired(desired(process, session.subject().key.attempt));
+        for live in of(&self.attempts, process) {
+            live.update_desired(desired(process, live.subject().key.attempt));
         }
     }
 
     fn tell_gone(&self, process: &RemoteProcess) {
-        for session in of(&self.sessions, process) {
+        for live in of(&self.attempts, process) {
             let message = "the process has been deleted".to_owned();
             let reason = Reason::Interrupted.into();
-            let end = known_end(process, session.subject().key.attempt);
+            let end = known_end(process, live.subject().key.attempt);
             let end = end.unwrap_or(Exit {
                 reason,
                 message,
                 ..Exit::default()
             });
-            session.update_desired(Desired {
+            live.update_desired(Desired {
                 stop: Some(deletion()),
                 end: Some(end),
                 ..Desired::default()
@@ -102,15 +102,15 @@ impl Reconciler {
                 Some(pod) => self.recorder.has_pod(&subject.namespace, &pod).await.unwrap_or(true),
                 None => false,
             };
-            if !has_pod && self.sessions.get(&subject.key).is_none() {
+            if !has_pod && self.attempts.get(&subject.key).is_none() {
                 info!(
                     uid = subject.key.uid,
                     attempt = subject.key.attempt,
                     "closing an attempt without its agent"
                 );
                 let agent = Agent::lost(&subject);
-                let session = self.sessions.open(subject.clone(), agent);
-                session.update_desired(desired(&process, subject.key.attempt));
+                let live = self.attempts.open(subject.clone(), agent);
+                live.update_desired(desired(&process, subject.key.attempt));
                 return subject.key;
             }
         }
@@ -170,12 +170,12 @@ fn program_status(attempt: &AttemptStatus) -> ProgramStatus {
 }
 
 /// The live attempts of an object.
-fn of(sessions: &LiveAttempts, process: &RemoteProcess) -> Vec<Arc<LiveAttempt>> {
+fn of(live: &LiveAttempts, process: &RemoteProcess) -> Vec<Arc<LiveAttempt>> {
     let uid = process.uid().unwrap_or_default();
     let attempts = process.status.iter().flat_map(|status| &status.attempts);
     attempts
         .filter_map(|attempt| {
-            sessions.get(&AttemptKey {
+            live.get(&AttemptKey {
                 uid: uid.clone(),
                 attempt: attempt.number,
             })
@@ -187,11 +187,11 @@ fn of(sessions: &LiveAttempts, process: &RemoteProcess) -> Vec<Arc<LiveAttempt>>
 pub async fn record_archived_ends(
     directory: &Directory,
     archive: &Archive,
-    sessions: &LiveAttempts,
+    attempts: &LiveAttempts,
     record: &dyn Record,
 ) {
     for process in directory.list("") {
-        for subject in unfinished(&process).filter(|subject| sessions.get(&subject.key).is_none()) {
+        for subject in unfinished(&process).filter(|subject| attempts.get(&subject.key).is_none()) {
             match archived_end(archive, &subject).await {
                 Ok(Some((manifest, tail))) => {
                     info!(

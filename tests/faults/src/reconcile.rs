@@ -304,7 +304,7 @@ fn agent() -> AgentSettings {
         image_pull_policy: None,
         image_pull_secrets: vec![],
         relay: "relay:8443".to_owned(),
-        relay_enrol: "relay:8444".to_owned(),
+        relay_enroll: "relay:8444".to_owned(),
         ca_bundle: String::new(),
         trust_domain: "remoteprocess.local".to_owned(),
         drain_seconds: 30,

@@ -201,12 +201,12 @@ struct Test<'a> {
 impl<'a> Test<'a> {
     /// `test NAME ... ok <1.234s>`
     fn read(line: &'a str) -> Option<Self> {
-        let (name, verdict) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
-        let (verdict, took) = verdict.split_once(" <").unwrap_or((verdict, ""));
+        let (name, result) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
+        let (result, took) = result.split_once(" <").unwrap_or((result, ""));
         let took = took.strip_suffix("s>").and_then(|seconds| seconds.parse().ok());
         Some(Self {
             name,
-            has_failed: match verdict {
+            has_failed: match result {
                 "ok" => false,
                 "FAILED" => true,
                 _ => return None,

@@ -344,7 +344,7 @@ pub(super) async fn find(
 /// Reports that the output of earlier attempts is not shown, if there is any.
 pub(super) fn earlier(object: &RemoteProcess) -> Option<String> {
     let status = object.status.as_ref()?;
-    let latest = status.attempt?;
+    let latest = status.current_attempt()?;
     let ran = status
         .attempts
         .iter()

@@ -17,7 +17,7 @@ const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// What to do with a request.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum SigningDecision {
     /// Nothing: it was already answered, or is for another signer.
     Leave,
     /// Deny it with this message.
@@ -37,18 +37,18 @@ pub(crate) struct Order {
     pub lifetime: Duration,
 }
 
-pub(crate) fn decide_signing(request: &CertificateSigningRequest) -> Verdict {
+pub(crate) fn decide_signing(request: &CertificateSigningRequest) -> SigningDecision {
     let is_answered = request
         .status
         .as_ref()
         .is_some_and(|status| status.certificate.is_some())
         || has_condition(request, &["Denied", "Failed"]);
     if is_answered || request.spec.signer_name != names::CLIENT_SIGNER {
-        return Verdict::Leave;
+        return SigningDecision::Leave;
     }
     match order(request) {
-        Ok(order) => Verdict::Sign(order),
-        Err(sentence) => Verdict::Deny(sentence),
+        Ok(order) => SigningDecision::Sign(order),
+        Err(sentence) => SigningDecision::Deny(sentence),
     }
 }
 
@@ -218,12 +218,12 @@ pub(super) mod tests {
     }
 
     fn is_signed(request: &CertificateSigningRequest) -> bool {
-        matches!(decide_signing(request), Verdict::Sign(_))
+        matches!(decide_signing(request), SigningDecision::Sign(_))
     }
 
     #[test]
     fn the_stamp_is_what_is_signed() {
-        let Verdict::Sign(order) = decide_signing(&with(|_| {})) else {
+        let SigningDecision::Sign(order) = decide_signing(&with(|_| {})) else {
             panic!("refused")
         };
         let user = User {
@@ -268,7 +268,7 @@ pub(super) mod tests {
     })]
     fn false_claims_are_denied(#[case] request: CertificateSigningRequest) {
         assert!(
-            matches!(decide_signing(&request), Verdict::Deny(_)),
+            matches!(decide_signing(&request), SigningDecision::Deny(_)),
             "{:?}",
             decide_signing(&request)
         );
@@ -276,7 +276,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_denial_names_the_requester_and_the_claim() {
-        let Verdict::Deny(sentence) = decide_signing(&named(DnType::CommonName, "bob")) else {
+        let SigningDecision::Deny(sentence) = decide_signing(&named(DnType::CommonName, "bob")) else {
             panic!("not denied")
         };
         assert!(
@@ -294,7 +294,7 @@ pub(super) mod tests {
             long.spec.request = ByteString(vec![b'x'; 1 << 20]);
             long
         }] {
-            let Verdict::Deny(sentence) = decide_signing(&request) else {
+            let SigningDecision::Deny(sentence) = decide_signing(&request) else {
                 panic!("not denied")
             };
             assert!(sentence.len() < 400, "{} bytes", sentence.len());
@@ -307,27 +307,27 @@ pub(super) mod tests {
         request.spec.groups = Some((0..600).map(|number| format!("{number:040}")).collect());
         assert!(is_signed(&request));
         request.spec.groups = Some((0..1000).map(|number| format!("{number:040}")).collect());
-        assert!(matches!(decide_signing(&request), Verdict::Deny(_)));
+        assert!(matches!(decide_signing(&request), SigningDecision::Deny(_)));
     }
 
     #[test]
     fn answered_and_foreign_requests_are_not_touched() {
         let mut other = with(|_| {});
         other.spec.signer_name = "kubernetes.io/kube-apiserver-client".into();
-        assert_eq!(decide_signing(&other), Verdict::Leave);
+        assert_eq!(decide_signing(&other), SigningDecision::Leave);
         let mut signed = with(|_| {});
         let certificate = Some(ByteString(b"PEM".to_vec()));
         signed.status = Some(CertificateSigningRequestStatus {
             certificate,
             ..Default::default()
         });
-        assert_eq!(decide_signing(&signed), Verdict::Leave);
+        assert_eq!(decide_signing(&signed), SigningDecision::Leave);
         let mut denied = with(|_| {});
         super::super::push(
             &mut denied,
             super::super::condition("Denied", CsrReason::RemoteProcessRefused, "by hand"),
         );
-        assert_eq!(decide_signing(&denied), Verdict::Leave);
+        assert_eq!(decide_signing(&denied), SigningDecision::Leave);
     }
 
     #[test]
@@ -339,9 +339,9 @@ pub(super) mod tests {
             let mut request = whole.clone();
             request.spec.request = ByteString(hostile::damaged(pem.clone(), damage));
             match decide_signing(&request) {
-                Verdict::Sign(order) => assert_eq!(order.user.name, "alice"),
-                Verdict::Deny(message) => assert!(message.len() < 1000, "{message}"),
-                Verdict::Leave => panic!("it is for this signer"),
+                SigningDecision::Sign(order) => assert_eq!(order.user.name, "alice"),
+                SigningDecision::Deny(message) => assert!(message.len() < 1000, "{message}"),
+                SigningDecision::Leave => panic!("it is for this signer"),
             }
             Ok(())
         });

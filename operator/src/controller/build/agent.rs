@@ -63,7 +63,7 @@ fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) ->
     let mask = (!process.mask.is_empty()).then(|| value(env::MASK_DIR, pod::MASK_PATH));
     let always = [
         value(env::RELAY, &settings.relay),
-        value(env::RELAY_ENROL, &settings.relay_enrol),
+        value(env::RELAY_ENROLL, &settings.relay_enroll),
         value(env::CA_BUNDLE, &settings.ca_bundle),
         value(env::TRUST_DOMAIN, &settings.trust_domain),
         value(env::PROCESS_NAMESPACE, process.namespace),

@@ -18,7 +18,7 @@ fn settings() -> AgentSettings {
         image_pull_policy: Some("IfNotPresent".into()),
         image_pull_secrets: vec![],
         relay: "remoteprocess-relay.remoteprocess-system.svc:8443".into(),
-        relay_enrol: "remoteprocess-relay.remoteprocess-system.svc:8444".into(),
+        relay_enroll: "remoteprocess-relay.remoteprocess-system.svc:8444".into(),
         ca_bundle: "-----BEGIN CERTIFICATE-----\n".into(),
         trust_domain: "remoteprocess.local".into(),
         drain_seconds: 30,

@@ -129,7 +129,7 @@ pub(super) fn spool_limit(process: &Validated<'_>) -> Quantity {
 
 fn build_token() -> Volume {
     let token = ServiceAccountTokenProjection {
-        audience: Some(names::ENROL_AUDIENCE.into()),
+        audience: Some(names::ENROLL_AUDIENCE.into()),
         expiration_seconds: Some(TOKEN_SECONDS),
         path: pod::TOKEN_NAME.into(),
     };

@@ -174,12 +174,12 @@ impl World {
             memory: &memory,
             now: self.now,
         };
-        let verdict = decide(&situation);
-        self.leaders[who].memory = verdict.memory.clone();
-        if !self.write(who, verdict.status) {
+        let decision = decide(&situation);
+        self.leaders[who].memory = decision.memory.clone();
+        if !self.write(who, decision.status) {
             return;
         }
-        match verdict.action {
+        match decision.action {
             Action::None => {}
             Action::CreatePod(attempt) if refused => {
                 let process = self.leaders[who].process.clone();
@@ -197,8 +197,8 @@ impl World {
                     now: self.now,
                 };
                 assert_eq!(process.status.as_ref().unwrap().attempt, Some(attempt));
-                let verdict = decide_refused(&situation, &refusal, Duration::from_secs(1));
-                self.write(who, verdict.status);
+                let decision = decide_refused(&situation, &refusal, Duration::from_secs(1));
+                self.write(who, decision.status);
             }
             Action::CreatePod(attempt) => self.create(who, attempt),
             Action::DeletePod { name, uid, .. } => self.delete(&name, &uid),

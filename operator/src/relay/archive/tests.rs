@@ -242,7 +242,7 @@ proptest! {
                     writer.flush().await.unwrap();
                 }
             }
-            let exit = writer.verdict(&whole_exit(&history));
+            let exit = writer.confirmed_exit(&whole_exit(&history));
             assert_eq!(exit.seal.as_ref().unwrap().reason(), SealReason::Unspecified, "the hash goes on over crashes");
             let manifest = writer.seal(&exit).await.unwrap();
             assert_eq!((manifest.end(), manifest.sealed), (end, true));
@@ -489,7 +489,7 @@ async fn another_byte_is_a_hash_mismatch_and_a_gap_says_that_bytes_are_missing()
         let archive = memory();
         let mut writer = archive.writer(subject()).await.unwrap();
         pieces.iter().for_each(|placed| writer.append(placed));
-        let exit = writer.verdict(exit);
+        let exit = writer.confirmed_exit(exit);
         assert_eq!(writer.seal(&exit).await.unwrap().sealed, exit.sealed);
         (exit.sealed, exit.seal.unwrap().reason())
     };
@@ -532,7 +532,7 @@ async fn segments_of_version_1_are_read_and_gone_on_from() {
     let mut writer = archive.writer(subject()).await.unwrap();
     assert_eq!(writer.saved(), end);
     writer.append(&history[2]);
-    assert!(writer.verdict(&whole_exit(&history)).sealed);
+    assert!(writer.confirmed_exit(&whole_exit(&history)).sealed);
 }
 
 #[tokio::test]

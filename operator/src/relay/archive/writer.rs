@@ -178,7 +178,7 @@ impl Writer {
 
     /// The exit as the archive can confirm it: sealed if the agent's seal is whole, every byte that it counts is here,
     /// and the sha256 of what is here is the agent's. Otherwise the reason of the seal says why not.
-    pub fn verdict(&self, exit: &Exit) -> Exit {
+    pub fn confirmed_exit(&self, exit: &Exit) -> Exit {
         let mut exit = exit.clone();
         let end = self.end();
         exit.sealed = match &mut exit.seal {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use remoteprocess_api::RemoteProcessStatus;
 use remoteprocess_proto::v1::ProcessKey;
 use tokio::time::timeout;
 
@@ -81,7 +82,7 @@ impl Core {
         let process = self
             .object(target)
             .ok_or_else(|| Error::not_found("the process has been deleted"))?;
-        let attempt = process.status.as_ref().and_then(|status| status.attempt);
+        let attempt = process.status.as_ref().and_then(RemoteProcessStatus::current_attempt);
         Ok(target.attempt(attempt.unwrap_or_default()))
     }
 

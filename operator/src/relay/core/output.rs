@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
+use remoteprocess_api::RemoteProcessStatus;
 use remoteprocess_proto::timing::HEARTBEAT;
 use remoteprocess_proto::v1::{Cursor, Exit, State, Stream as WireStream, WatchOutputRequest};
 use tokio::sync::{mpsc, watch};
@@ -229,7 +230,7 @@ impl Pump {
             Some(process) => process
                 .status
                 .as_ref()
-                .and_then(|status| status.attempt)
+                .and_then(RemoteProcessStatus::current_attempt)
                 .unwrap_or_default(),
             None if self.attempt != 0 => self.attempt,
             None => {

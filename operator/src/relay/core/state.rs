@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kube::ResourceExt;
-use remoteprocess_api::{AttemptStatus, RemoteProcess};
+use remoteprocess_api::{AttemptStatus, RemoteProcess, RemoteProcessStatus};
 use remoteprocess_proto::v1::{Cursor, GetStateRequest, ListRequest, ProcessKey, ProcessState, State};
 use remoteprocess_tls::User;
 
@@ -119,7 +119,7 @@ impl Core {
         let attempt = process
             .status
             .as_ref()
-            .and_then(|status| status.attempt)
+            .and_then(RemoteProcessStatus::current_attempt)
             .unwrap_or_default();
         let live = self.live.get(&AttemptKey {
             uid: uid.clone(),

@@ -8,7 +8,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
-use crate::relay::calls::{REQUEST_SIZE, REQUEST_TIME, Refused, Verdict};
+use crate::relay::calls::{REQUEST_SIZE, REQUEST_TIME, RefusalReason, Refused};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -17,16 +17,16 @@ pub(super) struct Brief<B> {
     body: Pin<Box<B>>,
     left: usize,
     late: Pin<Box<Sleep>>,
-    verdict: Verdict,
+    refusal: RefusalReason,
 }
 
 impl<B> Brief<B> {
-    pub(super) fn new(body: B, verdict: Verdict) -> Self {
+    pub(super) fn new(body: B, refusal: RefusalReason) -> Self {
         Self {
             body: Box::pin(body),
             left: REQUEST_SIZE,
             late: Box::pin(sleep(REQUEST_TIME)),
-            verdict,
+            refusal,
         }
     }
 }
@@ -41,7 +41,7 @@ where
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if self.late.as_mut().poll(cx).is_ready() {
-            self.verdict.refuse(Refused::TooLate);
+            self.refusal.refuse(Refused::TooLate);
             let late = Status::deadline_exceeded("the request was not complete after 10 s");
             return Poll::Ready(Some(Err(late.into())));
         }
@@ -54,7 +54,7 @@ where
         match self.left.checked_sub(length) {
             Some(left) => self.left = left,
             None => {
-                self.verdict.refuse(Refused::TooLarge);
+                self.refusal.refuse(Refused::TooLarge);
                 let long = Status::out_of_range("a request has at most 16 KiB");
                 return Poll::Ready(Some(Err(long.into())));
             }
@@ -78,21 +78,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_long_or_slow_request_fails() {
-        let short = Brief::new(Full::new(Bytes::from(vec![0; REQUEST_SIZE])), Verdict::default());
+        let short = Brief::new(Full::new(Bytes::from(vec![0; REQUEST_SIZE])), RefusalReason::default());
         assert_eq!(short.collect().await.unwrap().to_bytes().len(), REQUEST_SIZE);
         let code = |error: BoxError| error.downcast::<Status>().unwrap().code();
-        let verdict = Verdict::default();
-        let long = Brief::new(Full::new(Bytes::from(vec![0; REQUEST_SIZE + 1])), verdict.clone());
+        let refusal = RefusalReason::default();
+        let long = Brief::new(Full::new(Bytes::from(vec![0; REQUEST_SIZE + 1])), refusal.clone());
         assert_eq!(code(long.collect().await.unwrap_err()), tonic::Code::OutOfRange);
-        assert_eq!(verdict.reason(), Some(Refused::TooLarge));
+        assert_eq!(refusal.reason(), Some(Refused::TooLarge));
         let silent = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Status>>());
         let began = tokio::time::Instant::now();
-        let verdict = Verdict::default();
-        let late = Brief::new(silent, verdict.clone()).collect().await.unwrap_err();
+        let refusal = RefusalReason::default();
+        let late = Brief::new(silent, refusal.clone()).collect().await.unwrap_err();
         assert_eq!(
             (code(late), began.elapsed()),
             (tonic::Code::DeadlineExceeded, REQUEST_TIME)
         );
-        assert_eq!(verdict.reason(), Some(Refused::TooLate));
+        assert_eq!(refusal.reason(), Some(Refused::TooLate));
     }
 }

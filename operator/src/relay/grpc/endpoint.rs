@@ -25,7 +25,7 @@ use super::methods::{Method, Requests};
 use super::peers::ATTEMPT;
 use super::standard::Standard;
 use super::{RelayService, admit};
-use crate::relay::calls::{Refused, Verdict};
+use crate::relay::calls::{RefusalReason, Refused};
 use crate::relay::core::output::{Events, OutputEvent};
 
 /// Messages up to this size are combined: each piece of a body costs an HTTP/2 frame.
@@ -63,15 +63,15 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let method = Method::at(request.uri().path());
-        let verdict = request.extensions().get::<Verdict>().cloned().unwrap_or_default();
+        let refusal = request.extensions().get::<RefusalReason>().cloned().unwrap_or_default();
         if let Some(Err(status)) = method.map(|method| method.admit(request.extensions())) {
             if status.code() == Code::PermissionDenied {
-                verdict.refuse(Refused::NoRole);
+                refusal.refuse(Refused::NoRole);
             }
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
         let request = match method.map(|method| method.requests) {
-            Some(Requests::One) => request.map(|body| Body::new(Brief::new(body, verdict))),
+            Some(Requests::One) => request.map(|body| Body::new(Brief::new(body, refusal))),
             Some(Requests::Many) | None => request.map(Body::new),
         };
         match Standard::serves(request.uri().path()) {

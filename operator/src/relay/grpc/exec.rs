@@ -66,7 +66,7 @@ impl Opening for ExecOpen {
         let status = process.status.clone().unwrap_or_default();
         let attempt = status.attempt(key.attempt);
         let has_ended = attempt.is_some_and(|attempt| attempt.exit.is_some() || attempt.output.is_some());
-        if process.is_final() || has_ended || status.attempt.is_some_and(|latest| key.attempt < latest) {
+        if process.is_final() || has_ended || status.current_attempt().is_some_and(|latest| key.attempt < latest) {
             return Error::failed_precondition(format!("attempt {} of the process has ended", key.attempt));
         }
         if core.may_live(key) {

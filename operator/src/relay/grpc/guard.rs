@@ -59,7 +59,7 @@ where
             }
             .boxed();
         }
-        request.extensions_mut().insert(call.verdict().clone());
+        request.extensions_mut().insert(call.refusal().clone());
         let request = request.map(|body| Counted {
             body,
             bytes: call.received(),

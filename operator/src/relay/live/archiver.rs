@@ -170,16 +170,16 @@ impl Archiver<'_> {
 
 /// Everything is archived: updates manifest, followers, status and agent, in this order.
 async fn close(live: &LiveAttempt, mut writer: Writer, exit: &Exit) {
-    let verdict = writer.verdict(exit);
+    let confirmed = writer.confirmed_exit(exit);
     let mut backoff = BACKOFF;
     let manifest = loop {
-        match writer.seal(&verdict).await {
+        match writer.seal(&confirmed).await {
             Ok(manifest) => break manifest,
             Err(error) => pause(live, "store the manifest", &error, &mut backoff).await,
         }
     };
     note(live, None);
-    let exit = manifest.exit_frame().unwrap_or(verdict);
+    let exit = manifest.exit_frame().unwrap_or(confirmed);
     info!(
         uid = live.subject.key.uid,
         attempt = live.subject.key.attempt,

@@ -57,7 +57,7 @@ pub(crate) struct Program {
     pub state: watch::Sender<State>,
     pub streams: Mutex<Vec<Cursor>>,
     pub taken: attach::Taken,
-    /// How sessions were opened.
+    /// How streams were opened.
     pub execs: Mutex<Vec<ExecOpen>>,
     /// Sessions that were left for good.
     pub hang_ups: Mutex<usize>,

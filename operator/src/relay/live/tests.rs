@@ -76,7 +76,7 @@ impl Record for Notes {
 /// One life of a relay over an archive.
 struct Relay {
     archive: Archive,
-    sessions: LiveAttempts,
+    attempts: LiveAttempts,
     shutdown: CancellationToken,
     notes: Notes,
 }
@@ -94,19 +94,19 @@ impl Relay {
         };
         Self {
             archive: archive.clone(),
-            sessions: LiveAttempts::new(Arc::new(context)),
+            attempts: LiveAttempts::new(Arc::new(context)),
             shutdown,
             notes,
         }
     }
 
     fn open(&self, agent: &FakeAgent) -> Arc<LiveAttempt> {
-        self.sessions.open(subject(), agent.agent())
+        self.attempts.open(subject(), agent.agent())
     }
 
     fn follower(&self, wanted: Wanted) -> Follower {
         let mut follower = Follower::new(self.archive.clone(), subject().key, wanted);
-        follower.attach(self.sessions.get(&subject().key).map(|session| session.feed()));
+        follower.attach(self.attempts.get(&subject().key).map(|live| live.feed()));
         follower
     }
 
@@ -210,8 +210,8 @@ async fn the_whole_life_of_an_attempt() {
         (manifest.end(), manifest.sealed, tail.len()),
         (program.end(), true, 4096)
     );
-    let mut changes = relay.sessions.changes();
-    while relay.sessions.get(&subject().key).is_some() {
+    let mut changes = relay.attempts.changes();
+    while relay.attempts.get(&subject().key).is_some() {
         soon(changes.changed()).await.unwrap();
     }
     assert!(program.has_left(), "the agent was told that it may leave");
@@ -344,7 +344,7 @@ async fn the_next_relay_continues_from_the_archive() {
     let (mut follower, mut got) = (first.follower(all()), Got::new());
     assert!(got.read(&mut follower, 10_000_000).await.is_none());
     first.shutdown.cancel();
-    soon(first.sessions.drained()).await;
+    soon(first.attempts.drained()).await;
     let saved = *program.streams.lock().unwrap().last().unwrap();
     assert_eq!(saved, Cursor::default());
 
@@ -405,14 +405,14 @@ async fn a_start_that_is_being_written_is_not_cut_off_by_the_end() {
     let agent = FakeAgent::serve(&program).await;
     let relay = Relay::new(&memory());
     relay.notes.is_slow.send_replace(true);
-    let session = relay.open(&agent);
+    let live = relay.open(&agent);
     soon(relay.notes.begun.subscribe().wait_for(|begun| *begun == 1))
         .await
         .unwrap();
     program.written.send_replace(2);
     let mut follower = relay.follower(all());
     Got::new().read(&mut follower, u64::MAX).await.unwrap();
-    assert!(session.exit().is_some() && relay.notes.ended.borrow().is_none());
+    assert!(live.exit().is_some() && relay.notes.ended.borrow().is_none());
     relay.notes.is_slow.send_replace(false);
     relay.recorded().await;
     assert_eq!(relay.notes.learned.borrow().len(), 1, "first the start, then the end");
@@ -424,16 +424,16 @@ async fn a_stop_of_the_specification_reaches_the_agent_once() {
     program.written.send_replace(1);
     let agent = FakeAgent::serve(&program).await;
     let relay = Relay::new(&memory());
-    let session = relay.open(&agent);
+    let live = relay.open(&agent);
     let order = |requested_by: &str| StopOrder {
         requested_by: requested_by.to_owned(),
         message: "for maintenance".to_owned(),
     };
-    session.update_desired(Desired {
+    live.update_desired(Desired {
         stop: Some(order("spec.desiredState")),
         ..Desired::default()
     });
-    session.update_desired(Desired {
+    live.update_desired(Desired {
         stop: Some(order("deletion")),
         ..Desired::default()
     });
@@ -459,12 +459,12 @@ async fn an_attempt_whose_agent_is_gone_ends_with_what_the_status_says_and_names
     program.written.send_replace(10);
     let agent = FakeAgent::serve(&program).await;
     let relay = Relay::new(&memory());
-    let session = relay.open(&agent);
+    let live = relay.open(&agent);
     let (mut follower, mut got) = (relay.follower(all()), Got::new());
     assert!(got.read(&mut follower, 10 * 48 * 1024).await.is_none());
     drop(agent);
     tokio::time::pause();
-    session.update_desired(Desired {
+    live.update_desired(Desired {
         end: Some(Exit {
             outcome: Outcome::Code.into(),
             value: 137,
@@ -530,14 +530,14 @@ async fn a_home_whose_agent_ended_elsewhere_gives_way_once_that_is_recorded() {
     let program = Program::new(&[(false, 1000), (false, 1000)]);
     program.written.send_replace(1);
     let agent = FakeAgent::serve(&program).await;
-    let session = stale.open(&agent);
+    let live = stale.open(&agent);
     let mut follower = stale.follower(all());
-    while session.received().stdout < 1000 {
+    while live.received().stdout < 1000 {
         soon(follower.changed()).await;
     }
     drop(agent);
     let is_cut = async {
-        while session.is_connected() {
+        while live.is_connected() {
             tokio::task::yield_now().await;
         }
     };
@@ -546,7 +546,7 @@ async fn a_home_whose_agent_ended_elsewhere_gives_way_once_that_is_recorded() {
     let agent = FakeAgent::serve(&program).await;
     home.open(&agent);
     assert!(home.recorded().await.0.sealed);
-    session.update_desired(Desired {
+    live.update_desired(Desired {
         is_recorded: true,
         ..Desired::default()
     });
@@ -613,11 +613,11 @@ async fn a_spool_that_stays_full_becomes_a_condition_and_its_end_too() {
     program.written.send_replace(1);
     let agent = FakeAgent::serve(&program).await;
     let relay = Relay::new(&memory());
-    let session = relay.open(&agent);
+    let live = relay.open(&agent);
     let (mut follower, mut got) = (relay.follower(all()), Got::new());
     assert!(got.read(&mut follower, 1).await.is_none());
     program.blocked.send_replace(true);
-    soon(session.observed.subscribe().wait_for(|now| now.blocked.is_some()))
+    soon(live.observed.subscribe().wait_for(|now| now.blocked.is_some()))
         .await
         .unwrap();
     tokio::time::pause();
@@ -635,7 +635,7 @@ async fn a_spool_that_stays_full_becomes_a_condition_and_its_end_too() {
     soon(noted(1)).await;
     tokio::time::resume();
     program.blocked.send_replace(false);
-    soon(session.observed.subscribe().wait_for(|now| now.blocked.is_none()))
+    soon(live.observed.subscribe().wait_for(|now| now.blocked.is_none()))
         .await
         .unwrap();
     tokio::time::pause();

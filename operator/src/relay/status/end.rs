@@ -68,7 +68,7 @@ pub fn known_end(process: &RemoteProcess, number: u32) -> Option<Exit> {
     {
         return Some(exit);
     }
-    let current = status.attempt.unwrap_or_default();
+    let current = status.current_attempt().unwrap_or_default();
     if current > number {
         return Some(Exit {
             reason: v1::Reason::Interrupted.into(),
@@ -97,7 +97,7 @@ pub fn exit_from_status(status: &RemoteProcessStatus, attempt: &AttemptStatus) -
         leftovers,
         oom_kills,
     } = attempt.exit.as_ref()?;
-    let is_current = status.attempt == Some(attempt.number);
+    let is_current = status.current_attempt() == Some(attempt.number);
     let (outcome, value) = match (code, signal_name) {
         (Some(code), _) => (Outcome::Code, *code),
         (None, Some(name)) => (Outcome::Signal, signal::parse(name).unwrap_or_default()),

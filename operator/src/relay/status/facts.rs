@@ -114,7 +114,7 @@ fn resume(attempt: &AttemptStatus) -> Decision {
 
 fn refusal(current: &RemoteProcess, number: u32) -> Option<&'static str> {
     let status = current.status.as_ref()?;
-    if status.attempt != Some(number) {
+    if status.current_attempt() != Some(number) {
         return Some("this is not the current attempt");
     }
     if status.phase.is_some_and(remoteprocess_api::Phase::is_final)

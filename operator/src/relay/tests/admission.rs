@@ -42,7 +42,7 @@ use crate::relay::{
     attempt::Agent,
     core::Core,
     core::authorize::Authorizer,
-    enrol::EnrolmentService,
+    enroll::EnrollmentService,
     faces::{Faces, Switches},
     grpc::agent::{Connect, ConnectError},
     grpc::peers::Peers,
@@ -91,7 +91,7 @@ fn methods(service: &str) -> Vec<String> {
 struct Relay {
     handle: Arc<AuthorityHandle>,
     main: SocketAddr,
-    enrol: SocketAddr,
+    enroll: SocketAddr,
     _archive: tempfile::TempDir,
     _shutdown: DropGuard,
 }
@@ -162,9 +162,9 @@ async fn relay() -> Relay {
         shutdown: shutdown.clone(),
     };
     let service = Faces::new(core, Switches::default());
-    let enrolment = EnrolmentService::new(client, handle.clone(), |_, _| false);
+    let enrollment = EnrollmentService::new(client, handle.clone(), |_, _| false);
     let (main, main_address) = listener().await;
-    let (enrol, enrol_address) = listener().await;
+    let (enroll, enroll_address) = listener().await;
     let limits = Limits {
         http1: true,
         ..Limits::default()
@@ -180,16 +180,16 @@ async fn relay() -> Relay {
     ));
     let (identity, stop, limits) = (handle.identity(), shutdown.clone(), Limits::anonymous());
     tokio::spawn(serve(
-        enrol,
+        enroll,
         identity,
         remoteprocess_tls::ClientAuth::None,
-        enrolment.into_server(),
+        enrollment.into_server(),
         limits,
         stop,
     ));
     Relay {
         main: main_address,
-        enrol: enrol_address,
+        enroll: enroll_address,
         handle,
         _archive: archive_dir,
         _shutdown: shutdown.drop_guard(),
@@ -451,7 +451,7 @@ async fn strangers_get_nothing_without_a_token_at_the_enroll_listener() {
     let relay = relay().await;
     for (what, own) in strangers(&relay) {
         for path in all_methods() {
-            let answered = call_as(&relay, relay.enrol, own.clone(), &path).await;
+            let answered = call_as(&relay, relay.enroll, own.clone(), &path).await;
             let code = answered.expect("an answer").0;
             let expected = match path.contains("Enrolment") {
                 // Version 0 of the protocol, one away from ours, is served.
@@ -561,7 +561,7 @@ async fn the_main_listener_serves_users_the_relay_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_enrol_listener_serves_its_own_methods_and_nothing_else() {
+async fn the_enroll_listener_serves_its_own_methods_and_nothing_else() {
     let relay = relay().await;
     let anonymous = Dialer::anonymous(&relay.handle.bundle_pem(), &domain()).expect("a dialer");
     let user = member(&relay, &Role::User);
@@ -573,11 +573,11 @@ async fn the_enrol_listener_serves_its_own_methods_and_nothing_else() {
         ]
         .concat()
         {
-            let (code, _) = call(relay.enrol, dialer, &path, &[]).await.expect("an answer");
+            let (code, _) = call(relay.enroll, dialer, &path, &[]).await.expect("an answer");
             assert_eq!(code, Code::Unimplemented, "{path}");
         }
         for path in methods("Enrolment") {
-            let (code, _) = call(relay.enrol, dialer, &path, &[8, 1]).await.expect("an answer");
+            let (code, _) = call(relay.enroll, dialer, &path, &[8, 1]).await.expect("an answer");
             assert_eq!(
                 code,
                 Code::Unauthenticated,
@@ -587,7 +587,7 @@ async fn the_enrol_listener_serves_its_own_methods_and_nothing_else() {
     }
     let large = [&[8, 1, 0x12, 0x80, 0x80, 0x02][..], &[b'x'; 32 << 10]].concat();
     for path in methods("Enrolment") {
-        let (code, _) = call(relay.enrol, &anonymous, &path, &large).await.expect("an answer");
+        let (code, _) = call(relay.enroll, &anonymous, &path, &large).await.expect("an answer");
         assert_eq!(code, Code::OutOfRange, "{path} with more than 16 KiB");
     }
 }

@@ -37,7 +37,7 @@ pub(crate) const UID: &str = "0c1d";
 pub(crate) struct Replica {
     pub address: SocketAddr,
     pub archive: Archive,
-    pub sessions: LiveAttempts,
+    pub attempts: LiveAttempts,
     /// The addresses at which it searches for others.
     pub peers: Arc<Mutex<Vec<SocketAddr>>>,
     directory: Directory,
@@ -93,12 +93,12 @@ impl Replica {
         };
         let denied: Arc<Mutex<Option<String>>> = Arc::default();
         let client = api(denied.clone());
-        let sessions = LiveAttempts::new(Arc::new(context));
+        let attempts = LiveAttempts::new(Arc::new(context));
         let directory = Directory::default();
         directory.apply(process());
         let core = Core {
             directory: directory.clone(),
-            live: sessions.clone(),
+            live: attempts.clone(),
             archive: archive.clone(),
             authorizer: Authorizer::with_memory(client.clone(), Duration::from_millis(200)),
             recorder: Recorder::new(client, "operator-0".to_owned()),
@@ -118,7 +118,7 @@ impl Replica {
         Self {
             address,
             archive: archive.clone(),
-            sessions,
+            attempts,
             peers,
             directory,
             denied,
@@ -146,7 +146,7 @@ impl Replica {
 
     /// Becomes the home of the process.
     pub(crate) fn open(&self, agent: &FakeAgent) -> Arc<LiveAttempt> {
-        self.sessions.open(subject(), agent.agent())
+        self.attempts.open(subject(), agent.agent())
     }
 
     /// A client of a user, on a connection of its own.

@@ -92,10 +92,10 @@ async fn what_was_not_archived_yet_is_read_live_and_the_state_is_the_homes() {
     let program = program(1);
     program.written.send_replace(3);
     let agent = FakeAgent::serve(&program).await;
-    let session = home.open(&agent);
+    let live = home.open(&agent);
     let written = program.history[3].start;
     soon(async {
-        while session.received() != written {
+        while live.received() != written {
             tokio::task::yield_now().await;
         }
     })

@@ -192,7 +192,7 @@ fn log_in(namespace: &Namespace, written: &mut Written) -> Result<()> {
     let spoiled = format!("{}{}", token.trim(), written.make("a spoiled token", Home::None));
     let relay = Relay::reach()?;
     block_on(async {
-        let channel = relay.anonymous()?.connect(&relay.enrol, &Role::Operator).await?;
+        let channel = relay.anonymous()?.connect(&relay.enroll, &Role::Operator).await?;
         // A connection takes one call at a time.
         let mut client = EnrolmentClient::new(channel);
         for (token, is_good) in [(token.trim(), true), (spoiled.as_str(), false)] {

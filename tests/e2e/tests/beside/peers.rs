@@ -240,8 +240,8 @@ fn an_agent_listens_to_the_operator_alone() {
 }
 
 #[test]
-fn the_enrol_listener_serves_enrolment_to_valid_callers_alone() {
-    with_temp_ns("enrol", |namespace| {
+fn the_enroll_listener_serves_enrollment_to_valid_callers_alone() {
+    with_temp_ns("enroll", |namespace| {
         let relay = Relay::reach()?;
         let target = Target::start(namespace, "target")?;
         let pod = namespace.pod("target")?["metadata"]["name"]
@@ -261,7 +261,7 @@ fn the_enrol_listener_serves_enrolment_to_valid_callers_alone() {
         let taken = mint(&[ours, bound[0], bound[1], bound[2]])?;
         block_on(async {
             let dialer = relay.anonymous()?;
-            let channel = dialer.connect(&relay.enrol, &Role::Operator).await?;
+            let channel = dialer.connect(&relay.enroll, &Role::Operator).await?;
             for (method, answer) in call_all(&channel, &namespace.name, "target").await {
                 ensure!(
                     answer.is_err_and(|status| status.code() == Code::Unimplemented),
@@ -299,6 +299,6 @@ async fn enroll(relay: &Relay, dialer: &Dialer, target: &Target, token: &str) ->
         process_uid: target.uid.clone(),
         attempt: 1,
     };
-    let channel = dialer.connect(&relay.enrol, &Role::Operator).await?;
+    let channel = dialer.connect(&relay.enroll, &Role::Operator).await?;
     Ok(EnrolmentClient::new(channel).enroll(request).await.map(drop))
 }

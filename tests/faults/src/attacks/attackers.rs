@@ -79,7 +79,7 @@ pub(super) const ATTACKS: [Attack; 11] = [
     },
     Attack {
         name: "silent connections, enrollment port",
-        begin: |target, tasks| hold(target.enrol, &[], &SILENT, tasks),
+        begin: |target, tasks| hold(target.enroll, &[], &SILENT, tasks),
         by_a_user: false,
         count: &SILENT,
     },

@@ -75,7 +75,7 @@ pub(super) async fn check(target: &Target, programs: Programs) -> Result<()> {
     .await?;
     judge_http2(
         "enrollment",
-        credentials.tunnel(target.enrol, false).await?,
+        credentials.tunnel(target.enroll, false).await?,
         LONG_HEADERS.1,
         &ACCEPTED,
         &programs,

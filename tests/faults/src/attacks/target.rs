@@ -35,7 +35,7 @@ const TICKS: f64 = 100.0;
 pub(super) struct Target {
     pub client: Client,
     pub main: SocketAddr,
-    pub enrol: SocketAddr,
+    pub enroll: SocketAddr,
     pub admin: SocketAddr,
     /// What the operator has sent.
     pub traces: Arc<Traces>,
@@ -108,17 +108,17 @@ impl Target {
         archive: Option<PathBuf>,
         traces: Arc<Traces>,
     ) -> Result<Self> {
-        let [main, enrol, admin] = free_addresses()?;
+        let [main, enroll, admin] = free_addresses()?;
         let folder = TempDir::with_prefix("rproc-attacks-")?;
         let archive = archive.unwrap_or_else(|| folder.path().join("archive"));
         fs::create_dir_all(&archive)?;
         let operator = Command::new(program)
             .args(["--agent-image=agent", "--listen-address=127.0.0.1"])
             .args([format!("--replica={name}"), format!("--relay-address={main}")])
-            .arg(format!("--enrol-address={enrol}"))
+            .arg(format!("--enroll-address={enroll}"))
             .args([
                 format!("--relay-port={}", main.port()),
-                format!("--enrol-port={}", enrol.port()),
+                format!("--enroll-port={}", enroll.port()),
                 format!("--admin-port={}", admin.port()),
                 format!("--archive-dir={}", archive.display()),
                 format!("--tracing-otlp-endpoint=http://{}", traces.address),
@@ -137,7 +137,7 @@ impl Target {
         Ok(Self {
             client,
             main,
-            enrol,
+            enroll,
             admin,
             traces,
             authority: Arc::new(authority),

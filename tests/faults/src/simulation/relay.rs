@@ -68,16 +68,16 @@ pub(super) async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
         shutdown: shutdown.clone(),
     };
     let directory = Directory::default();
-    let sessions = LiveAttempts::new(Arc::new(context));
+    let attempts = LiveAttempts::new(Arc::new(context));
     let changes = directory.subscribe();
     let reconciler = Reconciler {
         directory: directory.clone(),
-        sessions: sessions.clone(),
+        attempts: attempts.clone(),
         recorder: recorder.clone(),
     };
     let service = RelayService::new(Core {
         directory: directory.clone(),
-        live: sessions.clone(),
+        live: attempts.clone(),
         archive: archive.clone(),
         authorizer: Authorizer::new(client),
         recorder: recorder.clone(),
@@ -96,7 +96,7 @@ pub(super) async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
                 Limits::default(),
                 shutdown.clone()
             ),
-            reconcile::record_archived_ends(&directory, &archive, &sessions, &recorder),
+            reconcile::record_archived_ends(&directory, &archive, &attempts, &recorder),
         )
     };
     tokio::join!(

@@ -10,8 +10,8 @@ async fn running(program: &Arc<Program>) -> (FakeAgent, Relay, Arc<LiveAttempt>)
     program.says(Phase::Running, Reason::Running);
     let agent = FakeAgent::serve(program).await;
     let relay = Relay::new(&memory());
-    let session = relay.open(&agent);
-    (agent, relay, session)
+    let live = relay.open(&agent);
+    (agent, relay, live)
 }
 
 fn spec(generation: i64, is_paused: bool, run_deadline: Option<Duration>) -> ProgramSpec {
@@ -27,8 +27,8 @@ fn spec(generation: i64, is_paused: bool, run_deadline: Option<Duration>) -> Pro
     }
 }
 
-fn want(session: &LiveAttempt, program: ProgramSpec) {
-    session.update_desired(Desired {
+fn want(live: &LiveAttempt, program: ProgramSpec) {
+    live.update_desired(Desired {
         program: Some(program),
         ..Desired::default()
     });
@@ -54,17 +54,17 @@ fn requests(program: &Program) -> Vec<(String, bool)> {
 #[tokio::test]
 async fn it_is_paused_and_resumed_also_by_another_home() {
     let program = Program::new(&chunks(1));
-    let (agent, relay, session) = running(&program).await;
-    want(&session, spec(2, true, None));
+    let (agent, relay, live) = running(&program).await;
+    want(&live, spec(2, true, None));
     learned(&relay, |fact| matches!(fact, Fact::Paused(Some(_)))).await;
     // The former home is gone; the next one learns only from object and agent that the program should be resumed.
     relay.shutdown.cancel();
-    soon(relay.sessions.drained()).await;
+    soon(relay.attempts.drained()).await;
     let next = Relay::new(&memory());
-    let session = next.open(&agent);
+    let live = next.open(&agent);
     let mut resume = spec(3, false, None);
     resume.status.is_paused = true;
-    want(&session, resume);
+    want(&live, resume);
     learned(&next, |fact| *fact == Fact::Paused(None)).await;
     assert_eq!(
         requests(&program),
@@ -84,8 +84,8 @@ async fn it_is_paused_and_resumed_also_by_another_home() {
 async fn a_failed_pause_is_reported_once_and_retried() {
     let program = Program::new(&chunks(1));
     program.refuses_pauses.store(true, Ordering::Relaxed);
-    let (_agent, relay, session) = running(&program).await;
-    want(&session, spec(2, true, None));
+    let (_agent, relay, live) = running(&program).await;
+    want(&live, spec(2, true, None));
     let refused = |why: &str| Fact::PauseFailed {
         generation: 2,
         why: why.to_owned(),
@@ -96,7 +96,7 @@ async fn a_failed_pause_is_reported_once_and_retried() {
     );
     program.refuses_pauses.store(false, Ordering::Relaxed);
     // Another part of the object changed: the request is retried at once, with another name.
-    want(&session, spec(3, true, None));
+    want(&live, spec(3, true, None));
     learned(&relay, |fact| matches!(fact, Fact::Paused(Some(_)))).await;
     let failures = relay
         .notes
@@ -111,20 +111,20 @@ async fn a_failed_pause_is_reported_once_and_retried() {
 #[tokio::test]
 async fn another_run_deadline_is_sent_once_and_recorded() {
     let program = Program::new(&chunks(1));
-    let (_agent, relay, session) = running(&program).await;
+    let (_agent, relay, live) = running(&program).await;
     let mut unstarted = spec(1, false, Some(Duration::from_secs(60)));
     unstarted.status.is_started = false;
-    want(&session, unstarted);
+    want(&live, unstarted);
     let mut known = spec(1, false, Some(Duration::from_secs(60)));
     known.status.run_deadline = Some(Duration::from_secs(60));
-    want(&session, known.clone());
+    want(&live, known.clone());
     let mut longer = spec(2, false, Some(Duration::from_secs(90)));
     longer.status.run_deadline = Some(Duration::from_secs(60));
-    want(&session, longer);
+    want(&live, longer);
     learned(&relay, |fact| *fact == Fact::RunDeadline(Some(Duration::from_secs(90)))).await;
     let mut unlimited = spec(3, false, None);
     unlimited.status.run_deadline = Some(Duration::from_secs(90));
-    want(&session, unlimited);
+    want(&live, unlimited);
     learned(&relay, |fact| *fact == Fact::RunDeadline(None)).await;
     assert_eq!(
         *program.deadlines.lock().unwrap(),
@@ -135,8 +135,8 @@ async fn another_run_deadline_is_sent_once_and_recorded() {
 #[tokio::test]
 async fn a_near_deadline_is_reported() {
     let program = Program::new(&chunks(1));
-    let (_agent, relay, session) = running(&program).await;
-    want(&session, spec(1, false, Some(Duration::from_secs(60))));
+    let (_agent, relay, live) = running(&program).await;
+    want(&live, spec(1, false, Some(Duration::from_secs(60))));
     program.says(Phase::Running, Reason::DeadlineNear);
     let is_near = |fact: &Fact| matches!(fact, Fact::DeadlineNear(_));
     assert_eq!(
@@ -144,14 +144,11 @@ async fn a_near_deadline_is_reported() {
         Fact::DeadlineNear(Duration::from_secs(60))
     );
     program.says(Phase::Running, Reason::Running);
-    want(&session, spec(2, false, Some(Duration::from_secs(90))));
+    want(&live, spec(2, false, Some(Duration::from_secs(90))));
     // The agent warns about another deadline.
     learned(&relay, |fact| *fact == Fact::RunDeadline(Some(Duration::from_secs(90)))).await;
     soon(async {
-        while session
-            .state()
-            .is_some_and(|state| state.reason() == Reason::DeadlineNear)
-        {
+        while live.state().is_some_and(|state| state.reason() == Reason::DeadlineNear) {
             tokio::task::yield_now().await;
         }
     })

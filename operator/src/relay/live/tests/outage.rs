@@ -105,10 +105,10 @@ async fn a_store_that_takes_nothing_holds_back_and_loses_nothing(
     program.written.send_replace(21);
     let agent = FakeAgent::serve(&program).await;
     let relay = Relay::new(&archive);
-    let session = relay.open(&agent);
+    let live = relay.open(&agent);
     let (mut follower, mut got) = (relay.follower(all()), Got::new());
     assert!(got.read(&mut follower, 21 * 48 * 1024).await.is_none());
-    let mut unavailable = session.archive_unavailable();
+    let mut unavailable = live.archive_unavailable();
     trouble.send_replace(Some(kind));
     program.written.send_replace(program.history.len());
     let told = *soon(unavailable.wait_for(Option::is_some)).await.unwrap();

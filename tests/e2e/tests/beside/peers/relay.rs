@@ -16,7 +16,7 @@ pub(crate) struct Relay {
     /// `host:port` of that listener.
     pub main: String,
     /// `host:port` of that listener.
-    pub enrol: String,
+    pub enroll: String,
     authority: Authority,
     _forward: Running,
 }
@@ -35,11 +35,11 @@ impl Relay {
         ];
         let mut forward = kubectl(ports).arg("--namespace").arg(namespace).within(HOUR).start()?;
         let main = forwarded(&mut forward, "8443")?;
-        let enrol = forwarded(&mut forward, "8444")?;
+        let enroll = forwarded(&mut forward, "8444")?;
         let authority = Authority::from_pem(&ca("tls.crt")?, &ca("tls.key")?, &trust_domain()?)?;
         Ok(Self {
             main,
-            enrol,
+            enroll,
             authority,
             _forward: forward,
         })

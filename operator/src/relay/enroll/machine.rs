@@ -9,10 +9,10 @@ use remoteprocess_proto::{check_protocol, v1::LoginRequest};
 use remoteprocess_tls::User;
 use serde::Deserialize;
 
-use super::{EnrolmentService, Refusal, proof};
+use super::{EnrollmentService, Refusal, proof};
 use crate::authority::csr::check_size;
 
-impl EnrolmentService {
+impl EnrollmentService {
     /// The user, and the chain.
     pub(super) async fn log_in(&self, request: &LoginRequest) -> Result<(User, String), Refusal> {
         check_protocol(request.protocol)?;

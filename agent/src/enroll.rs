@@ -14,31 +14,31 @@ use crate::args::Config;
 use crate::backoff::Backoff;
 use crate::spool::record::{self, Record};
 
-/// Limit of one enrolment.
+/// Limit of one enrollment.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Shortest wait between two attempts to renew a certificate.
 const RENEW_FLOOR: Duration = Duration::from_secs(1);
 
-/// Why an enrolment failed.
+/// Why an enrollment failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The projected token is not there.
     #[error("read the token")]
     Token(#[source] std::io::Error),
     /// No connection, or a certificate that is not what it should be.
-    #[error("TLS with the enrol listener")]
+    #[error("TLS with the enrollment listener")]
     Tls(#[from] remoteprocess_tls::Error),
     /// The relay refuses.
-    #[error("the relay refuses to enrol: {}", .0.message())]
+    #[error("the relay refuses to enroll: {}", .0.message())]
     Refused(#[from] Box<tonic::Status>),
     /// The relay does not answer.
-    #[error("the enrol listener did not answer in time")]
+    #[error("the enrollment listener did not answer in time")]
     Timeout,
 }
 
 /// Obtains the first and all later certificates.
 #[derive(Debug)]
-pub struct Enrolment {
+pub struct Enrollment {
     config: Arc<Config>,
     trust: Trust,
 }
@@ -104,14 +104,14 @@ struct Certified {
     bundle: String,
 }
 
-impl Enrolment {
+impl Enrollment {
     /// Enrolls according to `config`.
     pub fn new(config: Arc<Config>) -> Self {
         let trust = Trust::load(&config.spool, &config.ca_bundle);
         Self { config, trust }
     }
 
-    /// Enrols, trying until it succeeds.
+    /// Enrolls, trying until it succeeds.
     pub async fn first(&self) -> Arc<Identity> {
         let mut backoff = Backoff::default();
         loop {
@@ -170,7 +170,7 @@ impl Enrolment {
             .map_err(Error::Token)?;
         let request = KeyRequest::generate()?;
         let dialer = Dialer::anonymous(&self.trust.get(), &config.trust_domain)?;
-        let channel = dialer.connect(&config.relay_enrol, &Role::Operator).await?;
+        let channel = dialer.connect(&config.relay_enroll, &Role::Operator).await?;
         let response = EnrolmentClient::new(channel)
             .enroll(EnrollRequest {
                 protocol: PROTOCOL,

@@ -1,4 +1,4 @@
-//! The enroll listener: an agent exchanges its projected token for a certificate.
+//! The enrollment listener: an agent exchanges its projected token for a certificate.
 //!
 //! Callers present no certificate here, so everything is bounded: the size of a call, its time, the calls of one
 //! source, and the simultaneous requests to the API server. A peer gets a safe message; the cause goes to the log.
@@ -53,7 +53,7 @@ const PER_SECOND: f64 = 20.0;
 const CONCURRENCY: usize = 64;
 
 /// The `Enrolment` service.
-pub struct EnrolmentService {
+pub struct EnrollmentService {
     client: Client,
     authority: Arc<AuthorityHandle>,
     sources: RateLimit<Option<IpAddr>>,
@@ -104,7 +104,7 @@ impl Refusal {
     fn status(&self) -> Status {
         match self {
             Self::Protocol(why) => Status::failed_precondition(why.to_string()),
-            Self::TooMany => Status::resource_exhausted("too many enrolments from this address; try again later"),
+            Self::TooMany => Status::resource_exhausted("too many enrollments from this address; try again later"),
             Self::Slow | Self::Kube(_) => Status::unavailable("the API server cannot be asked now; try again"),
             Self::Token(_) => Status::unauthenticated("the token is not a valid one of the audience of this listener"),
             Self::Pod(why) => Status::permission_denied(format!("the pod does not belong to the attempt: {why}")),
@@ -114,7 +114,7 @@ impl Refusal {
     }
 }
 
-impl EnrolmentService {
+impl EnrollmentService {
     /// Reviews tokens and reads pods with `client`, signs with `authority`. `is_connected` says whether the agent of a
     /// process (by uid) and attempt is connected now.
     #[must_use]
@@ -133,16 +133,16 @@ impl EnrolmentService {
         }
     }
 
-    /// The tonic server of the enrol listener, with its limits.
+    /// The tonic server of the enrollment listener, with its limits.
     #[must_use]
     pub fn into_server(self) -> EnrolmentServer<Self> {
         EnrolmentServer::new(self).max_decoding_message_size(MAX_REQUEST)
     }
 
     /// The pod of the agent, and the response.
-    async fn enrol(&self, request: &EnrollRequest) -> Result<(Bound, EnrollResponse), Refusal> {
+    async fn issue(&self, request: &EnrollRequest) -> Result<(Bound, EnrollResponse), Refusal> {
         check_protocol(request.protocol)?;
-        let review = self.review(&request.token, names::ENROL_AUDIENCE).await?;
+        let review = self.review(&request.token, names::ENROLL_AUDIENCE).await?;
         let bound = proof::read_review(review).map_err(Refusal::Token)?;
         let attempt = Attempt {
             process_uid: request.process_uid.clone(),
@@ -222,11 +222,11 @@ impl EnrolmentService {
 }
 
 #[tonic::async_trait]
-impl Enrolment for EnrolmentService {
+impl Enrolment for EnrollmentService {
     async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
         let source = request.remote_addr().map(|address| address.ip());
         let request = request.into_inner();
-        let result = self.bounded(source, self.enrol(&request)).await;
+        let result = self.bounded(source, self.issue(&request)).await;
         let (process, attempt) = (&request.process_uid, request.attempt);
         match result {
             Ok((bound, response)) => {
@@ -245,7 +245,7 @@ impl Enrolment for EnrolmentService {
             Err(refusal) => {
                 let error = &refusal as &dyn std::error::Error;
                 let process = plain(process, identifier::MAX_NAME);
-                count_refusal("enrol", refusal.reason());
+                count_refusal("enroll", refusal.reason());
                 let audit = Audit {
                     uid: &process,
                     attempt,
@@ -276,7 +276,7 @@ impl Enrolment for EnrolmentService {
                 }))
             }
             Err(refusal) => {
-                count_refusal("enrol", refusal.reason());
+                count_refusal("enroll", refusal.reason());
                 let audit = Audit {
                     source,
                     ..Audit::default()
@@ -300,11 +300,11 @@ mod tests {
     use crate::{authority, fake_api};
 
     /// A service whose API server knows one token, one pod and its process.
-    pub(super) async fn service(pod: Value) -> EnrolmentService {
+    pub(super) async fn service(pod: Value) -> EnrollmentService {
         service_with(pod, proof::tests::process()).await
     }
 
-    async fn service_with(mut pod: Value, process: Value) -> EnrolmentService {
+    async fn service_with(mut pod: Value, process: Value) -> EnrollmentService {
         let client = fake_api::client(move |call| match call.path.as_str() {
             "/apis/authentication.k8s.io/v1/tokenreviews" => {
                 let audience = call.body["spec"]["audiences"][0].as_str().unwrap_or_default();
@@ -325,7 +325,7 @@ mod tests {
             "/apis/remoteprocess.dev/v1alpha1/namespaces/default/remoteprocesses/hello" => (200, process.clone()),
             path => panic!("asked for {path}"),
         });
-        EnrolmentService::new(client, authority::tests::handle().await, |_, _| false)
+        EnrollmentService::new(client, authority::tests::handle().await, |_, _| false)
     }
 
     fn request(key: &KeyRequest) -> EnrollRequest {
@@ -338,7 +338,7 @@ mod tests {
         }
     }
 
-    async fn refused(service: &EnrolmentService, request: EnrollRequest) -> Status {
+    async fn refused(service: &EnrollmentService, request: EnrollRequest) -> Status {
         service.enroll(Request::new(request)).await.expect_err("refused")
     }
 
@@ -503,7 +503,7 @@ mod tests {
             std::future::pending::<Result<http::Response<kube::client::Body>, std::convert::Infallible>>()
         });
         let client = Client::new(silent, "default");
-        let service = EnrolmentService::new(client, authority::tests::handle().await, |_, _| false);
+        let service = EnrollmentService::new(client, authority::tests::handle().await, |_, _| false);
         let key = KeyRequest::generate().expect("a request");
         assert_eq!(refused(&service, request(&key)).await.code(), Code::Unavailable);
     }

@@ -29,7 +29,7 @@ pub(crate) struct Bound {
 
 /// Reads the API server's answer about the token of an agent. The error is for the log.
 pub(crate) fn read_review(status: TokenReviewStatus) -> Result<Bound, String> {
-    let name = check_review(&status, names::ENROL_AUDIENCE)?;
+    let name = check_review(&status, names::ENROLL_AUDIENCE)?;
     let namespace = namespace(&name).ok_or_else(|| format!("{name:?} is no ServiceAccount"))?;
     let extra = status.user.unwrap_or_default().extra.unwrap_or_default();
     Ok(Bound {
