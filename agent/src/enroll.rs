@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::EnrollRequest;
-use remoteprocess_proto::v1::enrolment_client::EnrolmentClient;
+use remoteprocess_proto::v1::enrollment_client::EnrollmentClient;
 use remoteprocess_tls::{Dialer, Identity, KeyRequest, Role};
 use serde::{Deserialize, Serialize};
 
@@ -171,7 +171,7 @@ impl Enrollment {
         let request = KeyRequest::generate()?;
         let dialer = Dialer::anonymous(&self.trust.get(), &config.trust_domain)?;
         let channel = dialer.connect(&config.relay_enroll, &Role::Operator).await?;
-        let response = EnrolmentClient::new(channel)
+        let response = EnrollmentClient::new(channel)
             .enroll(EnrollRequest {
                 protocol: PROTOCOL,
                 token: token.trim().to_owned(),

@@ -76,8 +76,7 @@ pub const VOLUME_IMAGE: &str = "rproc-image";
 /// Volume with the key that is the program's standard input; only if the spec names one.
 pub const VOLUME_STDIN: &str = "rproc-stdin";
 /// Audience of the agent's token: no API server accepts it.
-/// The spelling stays as it was first released: agents that run have tokens for it.
-pub const ENROLL_AUDIENCE: &str = "remoteprocess.dev/enrol";
+pub const ENROLL_AUDIENCE: &str = "remoteprocess.dev/enroll";
 /// Audience of the tokens by which machines log in: no API server accepts it.
 pub const LOGIN_AUDIENCE: &str = "remoteprocess.dev/login";
 

@@ -237,6 +237,16 @@ impl RemoteProcessStatus {
         self.attempts.iter().find(|attempt| attempt.number == number)
     }
 
+    /// Number of the newest attempt. The records count, too: an attempt is not begun a second time because someone has
+    /// removed or lowered the field `attempt`.
+    pub fn current_attempt(&self) -> Option<u32> {
+        self.attempts
+            .iter()
+            .map(|attempt| attempt.number)
+            .chain(self.attempt)
+            .max()
+    }
+
     /// The record of the newest attempt.
     pub fn latest_attempt(&self) -> Option<&AttemptStatus> {
         self.attempts.iter().max_by_key(|attempt| attempt.number)
@@ -246,6 +256,27 @@ impl RemoteProcessStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_attempt_is_known_without_its_field() {
+        let record = |number| AttemptStatus {
+            number,
+            ..AttemptStatus::default()
+        };
+        let current = |attempt, numbers: &[u32]| {
+            let attempts = numbers.iter().copied().map(record).collect();
+            let status = RemoteProcessStatus {
+                attempt,
+                attempts,
+                ..RemoteProcessStatus::default()
+            };
+            status.current_attempt()
+        };
+        assert_eq!(current(None, &[]), None);
+        assert_eq!(current(None, &[1, 2]), Some(2));
+        assert_eq!(current(Some(1), &[1, 2]), Some(2));
+        assert_eq!(current(Some(3), &[1, 2]), Some(3));
+    }
 
     #[test]
     fn the_first_and_the_last_nine_attempts_are_kept() {

@@ -1,4 +1,4 @@
-//! The wire of RemoteProcess: the gRPC services `Executor`, `Relay` and `Enrolment`, and their messages.
+//! The wire of RemoteProcess: the gRPC services `Executor`, `Relay` and `Enrollment`, and their messages.
 //!
 //! Arrows: none to a sibling. It knows nothing of Kubernetes, of TLS or of files.
 //! Invariant: `gen/` is made from `remoteprocess/v1/*.proto` by `cargo xtask proto` and never edited.

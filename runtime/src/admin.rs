@@ -191,7 +191,7 @@ mod tests {
             "/",
             "/debug",
             "/remoteprocess.v1.Relay/List",
-            "/remoteprocess.v1.Enrolment/Enroll",
+            "/remoteprocess.v1.Enrollment/Enroll",
         ] {
             let request = Request::post(path).body(Body::empty()).expect("a request");
             let response = router.clone().oneshot(request).await.expect("an answer");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::Reason;
-use remoteprocess_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
+use remoteprocess_proto::v1::enrollment_server::{Enrollment, EnrollmentServer};
 use remoteprocess_proto::v1::executor_client::ExecutorClient;
 use remoteprocess_proto::v1::output_frame::Frame;
 use remoteprocess_proto::v1::relay_server::{Relay, RelayServer};
@@ -109,7 +109,7 @@ impl TestRelay {
             listener,
             Arc::clone(&identity),
             ClientAuth::None,
-            EnrolmentServer::new(enrolls),
+            EnrollmentServer::new(enrolls),
             Limits::default(),
             shutdown.clone(),
         ));
@@ -334,7 +334,7 @@ impl Archive {
 }
 
 #[tonic::async_trait]
-impl Enrolment for Enrolls {
+impl Enrollment for Enrolls {
     async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
         let request = request.into_inner();
         if request.token != TOKEN {

@@ -21,7 +21,7 @@ use remoteprocess_operator::relay::grpc::peers::Peers;
 use remoteprocess_operator::relay::live::{Budget, Context, LiveAttempts};
 use remoteprocess_operator::relay::status::Recorder;
 use remoteprocess_proto::PROTOCOL;
-use remoteprocess_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
+use remoteprocess_proto::v1::enrollment_server::{Enrollment, EnrollmentServer};
 use remoteprocess_proto::v1::{EnrollRequest, EnrollResponse, LoginRequest, LoginResponse};
 use remoteprocess_tls::{Authority, ClientAuth, Dialer, Identity, Limits, Role, TrustDomain, User, serve};
 use serde::{Deserialize, Serialize};
@@ -61,7 +61,7 @@ impl Connect for Agents {
 struct Enrolls(Authority);
 
 #[tonic::async_trait]
-impl Enrolment for Enrolls {
+impl Enrollment for Enrolls {
     async fn enroll(&self, request: tonic::Request<EnrollRequest>) -> Result<tonic::Response<EnrollResponse>, Status> {
         let chain = self.0.sign_csr_der(&request.into_inner().csr, &agent_role(), None, DAY);
         Ok(tonic::Response::new(EnrollResponse {
@@ -162,7 +162,7 @@ async fn serve_all(folder: &Path) {
             enroll,
             operator,
             ClientAuth::None,
-            EnrolmentServer::new(Enrolls(authority)),
+            EnrollmentServer::new(Enrolls(authority)),
             Limits::anonymous(),
             shutdown
         ),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::LoginRequest;
-use remoteprocess_proto::v1::enrolment_client::EnrolmentClient;
+use remoteprocess_proto::v1::enrollment_client::EnrollmentClient;
 use remoteprocess_tls::{Dialer, KeyRequest, Role};
 use serde_json::Value;
 use tonic::Code;
@@ -79,7 +79,7 @@ async fn log_in(trust: &Trust, address: &str, token: &str, key: &KeyRequest) -> 
         token: token.to_owned(),
         csr: key.csr_der.clone().into(),
     };
-    let answer = EnrolmentClient::new(channel).login(request).await.map_err(|status| {
+    let answer = EnrollmentClient::new(channel).login(request).await.map_err(|status| {
         let text = format!(
             "the operator gives the token of {VARIABLE} no certificate: {}",
             status.message()

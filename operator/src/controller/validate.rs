@@ -289,7 +289,7 @@ mod tests {
     )]
     #[case::volume("  command: [a]\n  pod: {volumes: [{name: rproc-x, emptyDir: {}}]}\n", "rproc-x")]
     #[case::audience(
-        "  command: [a]\n  pod: {volumes: [{name: x, projected: {sources: [{serviceAccountToken: {path: t, audience: remoteprocess.dev/enrol}}]}}]}\n",
+        "  command: [a]\n  pod: {volumes: [{name: x, projected: {sources: [{serviceAccountToken: {path: t, audience: remoteprocess.dev/enroll}}]}}]}\n",
         "audience"
     )]
     #[case::label("  command: [a]\n  pod: {labels: {remoteprocess.dev/uid: x}}\n", "labels")]

@@ -1,6 +1,6 @@
 //! The status under construction, changed step by step: phase, reason, conditions and the attempts' records.
 //!
-//! In: the status as it is, and what a step has decided. Out: the [`Verdict`] with the whole new status. Calls [`ending`]
+//! In: the status as it is, and what a step has decided. Out: the [`Decision`] with the whole new status. Calls [`ending`]
 //! for the words of an end, and [`Renewal`] for how often a message may change.
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use remoteprocess_api::{
 
 use super::ending::{self, Outcome};
 use super::pod::pod_name;
-use super::situation::{Action, Memory, Situation, Verdict, should_stop};
+use super::situation::{Action, Decision, Memory, Situation, should_stop};
 use super::timer::Renewal;
 use super::waiting::Wait;
 
@@ -35,19 +35,21 @@ pub(super) struct Draft<'a> {
 impl<'a> Draft<'a> {
     pub(super) fn new(situation: &Situation<'a>) -> Self {
         let process = situation.process;
+        let mut status = process.status.clone().unwrap_or_default();
+        status.attempt = status.current_attempt();
         Self {
             process,
             now: situation.now,
             renewal: situation.memory.renewal.clone(),
             renew_in: None,
-            status: process.status.clone().unwrap_or_default(),
+            status,
         }
     }
 
-    pub(super) fn verdict(mut self, action: Action, requeue_after: Option<Duration>, memory: Memory) -> Verdict {
+    pub(super) fn decision(mut self, action: Action, requeue_after: Option<Duration>, memory: Memory) -> Decision {
         self.tell_readiness();
         self.tell_generation();
-        Verdict {
+        Decision {
             status: self.status,
             action,
             requeue_after: requeue_after.into_iter().chain(self.renew_in).min(),
@@ -284,7 +286,7 @@ impl<'a> Draft<'a> {
     }
 
     fn record(&mut self) -> Option<&mut AttemptStatus> {
-        let current = self.status.attempt?;
+        let current = self.status.current_attempt()?;
         self.status.attempts.iter_mut().find(|record| record.number == current)
     }
 

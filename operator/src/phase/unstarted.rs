@@ -1,6 +1,6 @@
 //! Attempts without a grant: they have run nothing, so they are replaced, and a stop ends them at once.
 //!
-//! In: the situation and the attempt's record. Out: a [`Verdict`]. Calls [`Draft`] for the status, [`waiting`] and
+//! In: the situation and the attempt's record. Out: a [`Decision`]. Calls [`Draft`] for the status, [`waiting`] and
 //! [`ending`] to interpret the pod.
 
 use k8s_openapi::api::core::v1::Pod;
@@ -8,35 +8,39 @@ use remoteprocess_api::{AttemptExit, AttemptStatus, DesiredState, ExitSource, Re
 
 use super::draft::Draft;
 use super::situation::{
-    Action, MAX_ATTEMPTS, Memory, Sight, Situation, Verdict, clean_up, delete, should_stop, should_wait,
+    Action, Decision, MAX_ATTEMPTS, Memory, Sight, Situation, clean_up, delete, should_stop, should_wait,
 };
 use super::timer::remaining;
 use super::waiting::{self, Wait, back_off};
 use super::{ending, pod};
 
 /// The first reconcile of a process.
-pub(super) fn begin_first(mut draft: Draft<'_>, process: &RemoteProcess, memory: Memory) -> Verdict {
+pub(super) fn begin_first(mut draft: Draft<'_>, process: &RemoteProcess, memory: Memory) -> Decision {
     match process.spec.desired_state {
         DesiredState::Stopped => {
             draft.finish(&AttemptStatus::default(), &stopped_before_start(process), None);
-            draft.verdict(Action::None, None, memory)
+            draft.decision(Action::None, None, memory)
         }
         DesiredState::Paused => {
             draft.wait(&waiting::paused(process));
-            draft.verdict(Action::None, None, memory)
+            draft.decision(Action::None, None, memory)
         }
-        DesiredState::Running => begin(draft, 1, memory),
+        DesiredState::Running => {
+            // Above 0 only if someone removed the record of an attempt: its name is not used again.
+            let last = draft.status.attempt.unwrap_or_default();
+            begin(draft, last.saturating_add(1), memory)
+        }
     }
 }
 
 /// Records attempt `number`; its pod is created after that is written.
-pub(super) fn begin(mut draft: Draft<'_>, number: u32, memory: Memory) -> Verdict {
+pub(super) fn begin(mut draft: Draft<'_>, number: u32, memory: Memory) -> Decision {
     let memory = Memory {
         created: memory.created,
         ..Memory::default()
     };
     draft.begin(number);
-    draft.verdict(Action::CreatePod(number), None, memory)
+    draft.decision(Action::CreatePod(number), None, memory)
 }
 
 /// No program has been started yet.
@@ -45,7 +49,7 @@ pub(super) fn not_granted(
     situation: &Situation<'_>,
     record: &AttemptStatus,
     pod: &Pod,
-) -> Verdict {
+) -> Decision {
     if should_stop(situation.process) {
         return stop_before_start(draft, situation, record);
     }
@@ -68,12 +72,12 @@ pub(super) fn not_granted(
     if let Some((reason, message)) = taken_away {
         draft.see_pod(pod);
         draft.wait(&Wait::problem(reason, message));
-        return draft.verdict(Action::None, None, situation.memory.clone());
+        return draft.decision(Action::None, None, situation.memory.clone());
     }
     if should_wait(situation.process) {
         draft.see_pod(pod);
         draft.wait(&waiting::paused(situation.process));
-        return draft.verdict(Action::None, None, situation.memory.clone());
+        return draft.decision(Action::None, None, situation.memory.clone());
     }
     let wait = waiting::of_pod(pod);
     if wait.is_final {
@@ -83,7 +87,7 @@ pub(super) fn not_granted(
         draft.see_pod(pod);
     }
     let again = draft.wait_unless_usual(&wait);
-    draft.verdict(Action::None, again, situation.memory.clone())
+    draft.decision(Action::None, again, situation.memory.clone())
 }
 
 /// The program can never start: the process has failed at once. As with a stop, the final status is written first.
@@ -93,7 +97,7 @@ fn end_for_good(
     record: &AttemptStatus,
     pod: &Pod,
     wait: &Wait,
-) -> Verdict {
+) -> Decision {
     let exit = AttemptExit {
         source: ExitSource::None,
         reason: Some(wait.reason),
@@ -104,7 +108,7 @@ fn end_for_good(
     draft.wait(wait);
     draft.record_end(record, exit.clone());
     draft.finish(record, &exit, None);
-    draft.verdict(clean_up(situation), None, situation.memory.clone())
+    draft.decision(clean_up(situation), None, situation.memory.clone())
 }
 
 /// An attempt ended without a grant: it is recorded, and another follows.
@@ -113,7 +117,7 @@ pub(super) fn end_before_start(
     situation: &Situation<'_>,
     record: &AttemptStatus,
     end: &AttemptExit,
-) -> Verdict {
+) -> Decision {
     let exit = AttemptExit {
         source: ExitSource::None,
         code: None,
@@ -127,7 +131,7 @@ pub(super) fn end_before_start(
         Sight::Ours(pod) if !pod::is_terminal(pod) => delete(pod),
         _ => Action::None,
     };
-    draft.verdict(action, Some(back_off(ended)), situation.memory.clone())
+    draft.decision(action, Some(back_off(ended)), situation.memory.clone())
 }
 
 pub(super) fn replace(
@@ -136,33 +140,33 @@ pub(super) fn replace(
     record: &AttemptStatus,
     exit: &AttemptExit,
     memory: Memory,
-) -> Verdict {
+) -> Decision {
     if should_stop(situation.process) {
         draft.finish(record, &stopped_before_start(situation.process), None);
-        return draft.verdict(Action::None, None, memory);
+        return draft.decision(Action::None, None, memory);
     }
     let failed = ungranted(situation.process).count();
     if failed >= MAX_ATTEMPTS {
         draft.finish(record, &start_failed(exit), None);
-        return draft.verdict(Action::None, None, memory);
+        return draft.decision(Action::None, None, memory);
     }
     let ended = record.finished_at.unwrap_or(situation.now);
     match remaining(ended, back_off(failed), situation.now) {
-        Some(left) => draft.verdict(clean_up(situation), Some(left), memory),
+        Some(left) => draft.decision(clean_up(situation), Some(left), memory),
         None if should_wait(situation.process) => {
             draft.wait(&waiting::paused(situation.process));
-            draft.verdict(clean_up(situation), None, memory)
+            draft.decision(clean_up(situation), None, memory)
         }
         None => begin(draft, record.number + 1, memory),
     }
 }
 
 /// The final status is written first, guarded by the version that shows no grant; only then is the pod deleted.
-pub(super) fn stop_before_start(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus) -> Verdict {
+pub(super) fn stop_before_start(mut draft: Draft<'_>, situation: &Situation<'_>, record: &AttemptStatus) -> Decision {
     let exit = stopped_before_start(situation.process);
     draft.record_end(record, exit.clone());
     draft.finish(record, &exit, None);
-    draft.verdict(clean_up(situation), None, situation.memory.clone())
+    draft.decision(clean_up(situation), None, situation.memory.clone())
 }
 
 pub(super) fn stopped_before_start(process: &RemoteProcess) -> AttemptExit {

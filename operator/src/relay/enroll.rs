@@ -23,7 +23,7 @@ use remoteprocess_proto::{
     PROTOCOL, Unsupported, check_protocol,
     v1::{
         EnrollRequest, EnrollResponse, LoginRequest, LoginResponse,
-        enrolment_server::{Enrolment, EnrolmentServer},
+        enrollment_server::{Enrollment, EnrollmentServer},
     },
 };
 use remoteprocess_tls::serial;
@@ -52,7 +52,7 @@ const PER_SECOND: f64 = 20.0;
 /// Number of enrollments handled at the same time: more would only queue at the API server.
 const CONCURRENCY: usize = 64;
 
-/// The `Enrolment` service.
+/// The `Enrollment` service.
 pub struct EnrollmentService {
     client: Client,
     authority: Arc<AuthorityHandle>,
@@ -135,8 +135,8 @@ impl EnrollmentService {
 
     /// The tonic server of the enrollment listener, with its limits.
     #[must_use]
-    pub fn into_server(self) -> EnrolmentServer<Self> {
-        EnrolmentServer::new(self).max_decoding_message_size(MAX_REQUEST)
+    pub fn into_server(self) -> EnrollmentServer<Self> {
+        EnrollmentServer::new(self).max_decoding_message_size(MAX_REQUEST)
     }
 
     /// The pod of the agent, and the response.
@@ -222,7 +222,7 @@ impl EnrollmentService {
 }
 
 #[tonic::async_trait]
-impl Enrolment for EnrollmentService {
+impl Enrollment for EnrollmentService {
     async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
         let source = request.remote_addr().map(|address| address.ip());
         let request = request.into_inner();

@@ -1703,7 +1703,7 @@ pub mod executor_server {
 pub struct EnrollRequest {
     #[prost(uint32, tag = "1")]
     pub protocol: u32,
-    /// Projected token with the audience `remoteprocess.dev/enrol`, bound to the pod.
+    /// Projected token with the audience `remoteprocess.dev/enroll`, bound to the pod.
     #[prost(string, tag = "2")]
     pub token: ::prost::alloc::string::String,
     /// PKCS#10 certification request, DER. Only its key is used.
@@ -2656,7 +2656,7 @@ pub mod relay_server {
     }
 }
 /// Generated client implementations.
-pub mod enrolment_client {
+pub mod enrollment_client {
     #![allow(
         unused_variables,
         dead_code,
@@ -2668,10 +2668,10 @@ pub mod enrolment_client {
     use tonic::codegen::*;
     /// The only service of its listener, which uses a server certificate only.
     #[derive(Debug, Clone)]
-    pub struct EnrolmentClient<T> {
+    pub struct EnrollmentClient<T> {
         inner: tonic::client::Grpc<T>,
     }
-    impl EnrolmentClient<tonic::transport::Channel> {
+    impl EnrollmentClient<tonic::transport::Channel> {
         /// Attempt to create a new client by connecting to a given endpoint.
         pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
         where
@@ -2682,7 +2682,7 @@ pub mod enrolment_client {
             Ok(Self::new(conn))
         }
     }
-    impl<T> EnrolmentClient<T>
+    impl<T> EnrollmentClient<T>
     where
         T: tonic::client::GrpcService<tonic::body::Body>,
         T::Error: Into<StdError>,
@@ -2697,7 +2697,7 @@ pub mod enrolment_client {
             let inner = tonic::client::Grpc::with_origin(inner, origin);
             Self { inner }
         }
-        pub fn with_interceptor<F>(inner: T, interceptor: F) -> EnrolmentClient<InterceptedService<T, F>>
+        pub fn with_interceptor<F>(inner: T, interceptor: F) -> EnrollmentClient<InterceptedService<T, F>>
         where
             F: tonic::service::Interceptor,
             T::ResponseBody: Default,
@@ -2708,7 +2708,7 @@ pub mod enrolment_client {
             <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
                 Into<StdError> + std::marker::Send + std::marker::Sync,
         {
-            EnrolmentClient::new(InterceptedService::new(inner, interceptor))
+            EnrollmentClient::new(InterceptedService::new(inner, interceptor))
         }
         /// Compress requests with the given encoding.
         ///
@@ -2751,10 +2751,10 @@ pub mod enrolment_client {
                 .await
                 .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Enrolment/Enroll");
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Enrollment/Enroll");
             let mut req = request.into_request();
             req.extensions_mut()
-                .insert(GrpcMethod::new("remoteprocess.v1.Enrolment", "Enroll"));
+                .insert(GrpcMethod::new("remoteprocess.v1.Enrollment", "Enroll"));
             self.inner.unary(req, path, codec).await
         }
         /// A machine exchanges the projected token of its ServiceAccount for a user certificate, which ends with the token.
@@ -2767,16 +2767,16 @@ pub mod enrolment_client {
                 .await
                 .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Enrolment/Login");
+            let path = http::uri::PathAndQuery::from_static("/remoteprocess.v1.Enrollment/Login");
             let mut req = request.into_request();
             req.extensions_mut()
-                .insert(GrpcMethod::new("remoteprocess.v1.Enrolment", "Login"));
+                .insert(GrpcMethod::new("remoteprocess.v1.Enrollment", "Login"));
             self.inner.unary(req, path, codec).await
         }
     }
 }
 /// Generated server implementations.
-pub mod enrolment_server {
+pub mod enrollment_server {
     #![allow(
         unused_variables,
         dead_code,
@@ -2785,9 +2785,9 @@ pub mod enrolment_server {
         clippy::let_unit_value
     )]
     use tonic::codegen::*;
-    /// Generated trait containing gRPC methods that should be implemented for use with EnrolmentServer.
+    /// Generated trait containing gRPC methods that should be implemented for use with EnrollmentServer.
     #[async_trait]
-    pub trait Enrolment: std::marker::Send + std::marker::Sync + 'static {
+    pub trait Enrollment: std::marker::Send + std::marker::Sync + 'static {
         /// An agent exchanges its projected ServiceAccount token for a certificate of its pod.
         async fn enroll(
             &self,
@@ -2801,14 +2801,14 @@ pub mod enrolment_server {
     }
     /// The only service of its listener, which uses a server certificate only.
     #[derive(Debug)]
-    pub struct EnrolmentServer<T> {
+    pub struct EnrollmentServer<T> {
         inner: Arc<T>,
         accept_compression_encodings: EnabledCompressionEncodings,
         send_compression_encodings: EnabledCompressionEncodings,
         max_decoding_message_size: Option<usize>,
         max_encoding_message_size: Option<usize>,
     }
-    impl<T> EnrolmentServer<T> {
+    impl<T> EnrollmentServer<T> {
         pub fn new(inner: T) -> Self {
             Self::from_arc(Arc::new(inner))
         }
@@ -2856,9 +2856,9 @@ pub mod enrolment_server {
             self
         }
     }
-    impl<T, B> tonic::codegen::Service<http::Request<B>> for EnrolmentServer<T>
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for EnrollmentServer<T>
     where
-        T: Enrolment,
+        T: Enrollment,
         B: Body + std::marker::Send + 'static,
         B::Error: Into<StdError> + std::marker::Send + 'static,
     {
@@ -2870,15 +2870,15 @@ pub mod enrolment_server {
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
             match req.uri().path() {
-                "/remoteprocess.v1.Enrolment/Enroll" => {
+                "/remoteprocess.v1.Enrollment/Enroll" => {
                     #[allow(non_camel_case_types)]
-                    struct EnrollSvc<T: Enrolment>(pub Arc<T>);
-                    impl<T: Enrolment> tonic::server::UnaryService<super::EnrollRequest> for EnrollSvc<T> {
+                    struct EnrollSvc<T: Enrollment>(pub Arc<T>);
+                    impl<T: Enrollment> tonic::server::UnaryService<super::EnrollRequest> for EnrollSvc<T> {
                         type Response = super::EnrollResponse;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(&mut self, request: tonic::Request<super::EnrollRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Enrolment>::enroll(&inner, request).await };
+                            let fut = async move { <T as Enrollment>::enroll(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -2898,15 +2898,15 @@ pub mod enrolment_server {
                     };
                     Box::pin(fut)
                 }
-                "/remoteprocess.v1.Enrolment/Login" => {
+                "/remoteprocess.v1.Enrollment/Login" => {
                     #[allow(non_camel_case_types)]
-                    struct LoginSvc<T: Enrolment>(pub Arc<T>);
-                    impl<T: Enrolment> tonic::server::UnaryService<super::LoginRequest> for LoginSvc<T> {
+                    struct LoginSvc<T: Enrollment>(pub Arc<T>);
+                    impl<T: Enrollment> tonic::server::UnaryService<super::LoginRequest> for LoginSvc<T> {
                         type Response = super::LoginResponse;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(&mut self, request: tonic::Request<super::LoginRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Enrolment>::login(&inner, request).await };
+                            let fut = async move { <T as Enrollment>::login(&inner, request).await };
                             Box::pin(fut)
                         }
                     }
@@ -2936,7 +2936,7 @@ pub mod enrolment_server {
             }
         }
     }
-    impl<T> Clone for EnrolmentServer<T> {
+    impl<T> Clone for EnrollmentServer<T> {
         fn clone(&self) -> Self {
             let inner = self.inner.clone();
             Self {
@@ -2949,8 +2949,8 @@ pub mod enrolment_server {
         }
     }
     /// Generated gRPC service name
-    pub const SERVICE_NAME: &str = "remoteprocess.v1.Enrolment";
-    impl<T> tonic::server::NamedService for EnrolmentServer<T> {
+    pub const SERVICE_NAME: &str = "remoteprocess.v1.Enrollment";
+    impl<T> tonic::server::NamedService for EnrollmentServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

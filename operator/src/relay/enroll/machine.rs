@@ -62,7 +62,7 @@ pub(super) mod tests {
     use serde_json::{Value, json};
     use tonic::{Code, Request};
 
-    use super::super::{Enrolment, proof, tests::service};
+    use super::super::{Enrollment, proof, tests::service};
     use super::*;
 
     /// What the API server says about a token of [`token`].
@@ -140,7 +140,7 @@ pub(super) mod tests {
         );
         for (pointer, value) in [
             ("/authenticated", json!(false)),
-            ("/audiences", json!(["remoteprocess.dev/enrol"])),
+            ("/audiences", json!(["remoteprocess.dev/enroll"])),
             ("/audiences", Value::Null),
             ("/user/username", json!("alice")),
             ("/user/groups", json!(vec!["g".repeat(1000); 30])),

@@ -116,7 +116,7 @@ pub(super) mod tests {
     pub(in super::super) fn review() -> Value {
         json!({
             "authenticated": true,
-            "audiences": ["remoteprocess.dev/enrol"],
+            "audiences": ["remoteprocess.dev/enroll"],
             "user": {
                 "username": "system:serviceaccount:default:runner",
                 "extra": {

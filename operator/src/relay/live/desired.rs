@@ -188,12 +188,16 @@ fn audit(live: &LiveAttempt, requested_by: &str, action: Action<'_>) {
 async fn keep_paused(live: &LiveAttempt) {
     let mut view = View::of(live);
     let mut refused_of = None;
+    let mut audited = None;
     loop {
         let (program, state) = view.now();
         let pause = match (program, is_paused(state.as_ref())) {
             (Some(program), Some(is)) if program.is_paused != is => {
-                let answer = live.client.pause(request(&program)).await;
-                if answer.is_ok() {
+                let request = request(&program);
+                let answer = live.client.pause(request.clone()).await;
+                // A state that comes late can make this send the same request again.
+                if answer.is_ok() && audited.as_ref() != Some(&request.request_id) {
+                    audited = Some(request.request_id);
                     let action = if program.is_paused {
                         Action::Pause
                     } else {

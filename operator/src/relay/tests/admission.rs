@@ -423,7 +423,7 @@ async fn an_agent_names_no_address_but_its_own() {
 
 /// Paths of all methods of all services.
 fn all_methods() -> Vec<String> {
-    [methods("Relay"), methods("Enrolment"), methods("Executor")].concat()
+    [methods("Relay"), methods("Enrollment"), methods("Executor")].concat()
 }
 
 #[tokio::test]
@@ -453,7 +453,7 @@ async fn strangers_get_nothing_without_a_token_at_the_enroll_listener() {
         for path in all_methods() {
             let answered = call_as(&relay, relay.enroll, own.clone(), &path).await;
             let code = answered.expect("an answer").0;
-            let expected = match path.contains("Enrolment") {
+            let expected = match path.contains("Enrollment") {
                 // Version 0 of the protocol, one away from ours, is served.
                 true => Code::Unauthenticated,
                 false => Code::Unimplemented,
@@ -549,7 +549,7 @@ async fn the_main_listener_serves_users_the_relay_and_nothing_else() {
         );
     }
     for path in [
-        methods("Enrolment"),
+        methods("Enrollment"),
         methods("Executor"),
         vec!["/".into(), "/metrics".into()],
     ]
@@ -576,7 +576,7 @@ async fn the_enroll_listener_serves_its_own_methods_and_nothing_else() {
             let (code, _) = call(relay.enroll, dialer, &path, &[]).await.expect("an answer");
             assert_eq!(code, Code::Unimplemented, "{path}");
         }
-        for path in methods("Enrolment") {
+        for path in methods("Enrollment") {
             let (code, _) = call(relay.enroll, dialer, &path, &[8, 1]).await.expect("an answer");
             assert_eq!(
                 code,
@@ -586,7 +586,7 @@ async fn the_enroll_listener_serves_its_own_methods_and_nothing_else() {
         }
     }
     let large = [&[8, 1, 0x12, 0x80, 0x80, 0x02][..], &[b'x'; 32 << 10]].concat();
-    for path in methods("Enrolment") {
+    for path in methods("Enrollment") {
         let (code, _) = call(relay.enroll, &anonymous, &path, &large).await.expect("an answer");
         assert_eq!(code, Code::OutOfRange, "{path} with more than 16 KiB");
     }

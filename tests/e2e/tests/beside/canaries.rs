@@ -14,7 +14,7 @@ use remoteprocess_e2e::{
 };
 use remoteprocess_proto::PROTOCOL;
 use remoteprocess_proto::v1::LoginRequest;
-use remoteprocess_proto::v1::enrolment_client::EnrolmentClient;
+use remoteprocess_proto::v1::enrollment_client::EnrollmentClient;
 use remoteprocess_tls::{KeyRequest, Role};
 use serde_json::{Value, json};
 
@@ -194,7 +194,7 @@ fn log_in(namespace: &Namespace, written: &mut Written) -> Result<()> {
     block_on(async {
         let channel = relay.anonymous()?.connect(&relay.enroll, &Role::Operator).await?;
         // A connection takes one call at a time.
-        let mut client = EnrolmentClient::new(channel);
+        let mut client = EnrollmentClient::new(channel);
         for (token, is_good) in [(token.trim(), true), (spoiled.as_str(), false)] {
             let request = LoginRequest {
                 protocol: PROTOCOL,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use remoteprocess_e2e::{Namespace, is_development_cluster, with_temp_ns};
-use remoteprocess_proto::v1::enrolment_client::EnrolmentClient;
+use remoteprocess_proto::v1::enrollment_client::EnrollmentClient;
 use remoteprocess_proto::v1::executor_client::ExecutorClient;
 use remoteprocess_proto::v1::relay_client::RelayClient;
 use remoteprocess_proto::v1::{
@@ -254,7 +254,7 @@ fn the_enroll_listener_serves_enrollment_to_valid_callers_alone() {
                 .args(arguments)
                 .succeed()
         };
-        let ours = "--audience=remoteprocess.dev/enrol";
+        let ours = "--audience=remoteprocess.dev/enroll";
         let bound = ["--bound-object-kind=Pod", "--bound-object-name", &pod];
         let of_the_api = mint(&bound)?;
         let unbound = mint(&[ours])?;
@@ -300,5 +300,5 @@ async fn enroll(relay: &Relay, dialer: &Dialer, target: &Target, token: &str) ->
         attempt: 1,
     };
     let channel = dialer.connect(&relay.enroll, &Role::Operator).await?;
-    Ok(EnrolmentClient::new(channel).enroll(request).await.map(drop))
+    Ok(EnrollmentClient::new(channel).enroll(request).await.map(drop))
 }

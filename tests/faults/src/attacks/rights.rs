@@ -107,7 +107,7 @@ pub(super) async fn check(target: &Target) -> Result<()> {
         ensure!(PROTO.contains(&format!("rpc {name}(")), "there is no method {name}");
     }
     let known = PROTO
-        .split("service Enrolment")
+        .split("service Enrollment")
         .next()
         .unwrap_or_default()
         .matches("  rpc ")
