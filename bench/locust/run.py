@@ -6,7 +6,7 @@ import gevent
 from gevent.event import Event
 from locust import events
 
-from traffic import Deal, Message
+from traffic import Deal, Message, Phase
 
 # How long a phase may last in addition to `SECONDS_EACH` for each of its messages, and how long one message may take.
 SECONDS_MORE = 120
@@ -19,9 +19,10 @@ RESULTS = 10
 class Record:
     """What happened to one message. Times are seconds since the Unix epoch."""
 
-    def __init__(self, message: Message, phase: str):
+    def __init__(self, message: Message, phase: Phase):
         self.id = message.id
-        self.phase = phase
+        self.phase = phase.name
+        self.waits = phase.waits
         self.sent = time.time()
         self.accepted = self.started = self.result = None
         self.refusals = 0
@@ -70,7 +71,7 @@ class Run:
         message = self.deal.take(self.number) if phase else None
         if message is None:
             return None
-        record = self.records[message.id] = Record(message, phase.name)
+        record = self.records[message.id] = Record(message, phase)
         return message, record
 
     def accepted(self, record: Record) -> None:
@@ -101,7 +102,7 @@ class Run:
     def refused(self, record: Record, pause: float, reason: str) -> None:
         """The message was not taken; waits before it is sent again, with the same id. Raises if that lasts too long."""
         record.refusals += 1
-        if time.time() - record.sent > MESSAGE_LIMIT:
+        if time.time() - record.sent > 2 * MESSAGE_LIMIT:
             raise TimeoutError(f"{record.id} is not accepted: {reason}")
         gevent.sleep(pause)
 
