@@ -38,7 +38,7 @@ IDLE = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=100, help="how many messages each way gets")
+    parser.add_argument("--messages", type=int, default=100, help="how many messages each way gets; gRPC gets 20 times as many")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the reports")
     parser.add_argument("--only", type=lambda text: text.split(","), help="only these ways")
     parser.add_argument("--traffic", type=pathlib.Path, default=HERE / "traffic.json", help="file with the messages")
@@ -49,10 +49,10 @@ def main() -> None:
         sys.exit(f"load.py: there is no way {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     try:
         phases = traffic.phases(traffic.read(args.shape))
-        messages = traffic.messages(traffic.read(args.traffic), args.messages)
-        traffic.divide(len(messages), phases)
+        listed = traffic.read(args.traffic)
+        traffic.divide(len(traffic.messages(listed, args.messages)), phases)
         args.out.mkdir(parents=True, exist_ok=True)
-        outcome = measure(args, phases, {message.id for message in messages})
+        outcome = measure(args, phases, listed)
     except (traffic.Refused, cluster.Failed, OSError) as error:
         sys.exit(f"load.py: {error}")
     report.write(args.out, outcome)
@@ -62,9 +62,9 @@ def main() -> None:
         sys.exit("load.py: messages were lost or doubled")
 
 
-def measure(args: argparse.Namespace, phases: list[traffic.Phase], ids: set[str]) -> dict:
+def measure(args: argparse.Namespace, phases: list[traffic.Phase], listed) -> dict:
     """Runs the ways in turn."""
-    outcome = {"messages": len(ids), "begin": time.time(), "loadAverage": machine.load_average(), "ways": [], "leftOut": []}
+    outcome = {"messages": args.messages, "begin": time.time(), "loadAverage": machine.load_average(), "ways": [], "leftOut": []}
     outcome["mostRunning"] = max(phase.users for phase in phases)
     with tempfile.TemporaryDirectory(prefix="rproc-load-") as folder:
         certificates, stubs = pathlib.Path(folder, "certificates"), pathlib.Path(folder, "stubs")
@@ -79,10 +79,16 @@ def measure(args: argparse.Namespace, phases: list[traffic.Phase], ids: set[str]
                 outcome["leftOut"].append(way.title)
                 print(f"{way.title}: left out, there is no broker", file=sys.stderr, flush=True)
                 continue
+            ids = {message.id for message in traffic.messages(listed, count(way, args))}
             print(f"{way.title}: {len(ids)} messages", file=sys.stderr, flush=True)
             outcome["ways"].append(one(way, args, outcome["mostRunning"], phases, ids, at, pathlib.Path(folder)))
     outcome["seconds"] = time.time() - outcome["begin"]
     return outcome
+
+
+def count(way: ways.Way, args: argparse.Namespace) -> int:
+    """How many messages the way gets."""
+    return min(args.messages * way.factor, traffic.MESSAGES)
 
 
 def one(way: ways.Way, args, most: int, phases, ids: set[str], at: dict, folder: pathlib.Path) -> dict:
@@ -127,7 +133,7 @@ def figures(name: str, records: list[dict], usage: machine.Usage, idle: tuple[fl
 def locust(way: ways.Way, args, target: dict, folder: pathlib.Path) -> dict:
     """Runs Locust with the users of the way, and returns what they noted."""
     config, out = folder / f"{way.name}.config.json", folder / f"{way.name}.json"
-    told = {"way": way.name, "messages": args.messages, "at": target, "out": str(out)}
+    told = {"way": way.name, "messages": count(way, args), "at": target, "out": str(out)}
     told |= {"traffic": str(args.traffic.resolve()), "shape": str(args.shape.resolve())}
     config.write_text(json.dumps(told))
     environment = os.environ | {"PYTHONPATH": str(PACKAGES), "LOAD_RUN": str(config), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -12,7 +12,7 @@ def markdown(outcome: dict) -> str:
     """The tables."""
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(outcome["begin"]))
     head = (
-        f"{outcome['messages']} messages by each way, at most {outcome['mostRunning']} programs at once; {when}, "
+        f"{outcome['messages']} messages by each way (gRPC: 20 times as many), at most {outcome['mostRunning']} programs at once; {when}, "
         f"{outcome['seconds']:.0f} s in all, load average {outcome['loadAverage']:.1f} before.\n"
     )
     if outcome["leftOut"]:

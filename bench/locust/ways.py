@@ -23,6 +23,8 @@ class Way:
     name = title = user = ""
     # Processes of the way: all of them, or those of the trigger.
     selector = ("--selector", cluster.TRIGGER_LABEL)
+    # How many times as many messages it gets.
+    factor = 1
 
     def address(self) -> str | None:
         """Where its broker is; none if there is no such broker on this machine."""
@@ -151,9 +153,11 @@ class Pubsub(Way):
 
 
 class Grpc(Way):
-    """To programs that run already, one for each user: no process is started for a message."""
+    """To programs that run already, one for each user: no process is started for a message, and more of them are needed to see
+    their CPU time.
+    """
 
-    selector = ()
+    selector, factor = (), 20
 
     def __init__(self, name: str, title: str, user: str):
         self.name, self.title, self.user = name, title, user
