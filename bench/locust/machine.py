@@ -8,7 +8,7 @@ import time
 
 TICKS = os.sysconf("SC_CLK_TCK")
 EVERY = 0.5
-# The part of a long-lived program. Programs that end take their CPU time with them: they count in `machine` only.
+# The part of a long-lived program. Programs that end take their CPU time with them: those of pods count in `all pods` only.
 PARTS = {
     "bridge": "bridge",
     "operator": "operator",
@@ -18,11 +18,15 @@ PARTS = {
     "containerd": "kubelet and containerd",
     "nats-server": "broker",
     "beam.smp": "broker",
+    # Between pods and the emulator of Pub/Sub.
+    "socat": "broker",
 }
-# All programs together but the load generator and this program.
-MACHINE = "machine"
-GENERATOR = "load generator"
-COLUMNS = ("bridge", "operator", "API server", "etcd", "kubelet and containerd", "broker", MACHINE)
+# Everything in pods, also what has ended: operator, bridge, agents, entrypoints and programs.
+PODS = "all pods"
+COLUMNS = ("bridge", "operator", "API server", "etcd", "kubelet and containerd", "broker", PODS)
+# The control group of all pods of the development cluster: version 1 in nanoseconds, version 2 in microseconds.
+GROUP = "remoteprocess-dev/kubepods"
+GROUP_FILES = (("cpuacct", "cpuacct.usage", 1e9), ("", "cpu.stat", 1e6))
 
 
 def part_of(arguments: list[str], name: str) -> str | None:
@@ -30,8 +34,6 @@ def part_of(arguments: list[str], name: str) -> str | None:
     program = arguments[0].rsplit("/", 1)[-1] if arguments else name
     if program == "java" and any("pubsub" in argument for argument in arguments):
         return "broker"
-    if program.startswith("python") and any(argument == "locust" or argument.endswith("/load.py") for argument in arguments):
-        return GENERATOR
     return PARTS.get(program) or PARTS.get(name)
 
 
@@ -42,11 +44,14 @@ def times(stat: str) -> tuple[str, float, str]:
     return head.split("(", 1)[1], (int(fields[11]) + int(fields[12])) / TICKS, fields[19]
 
 
-def busy(stat: str) -> float:
-    """CPU seconds that the machine has worked, from the first line of /proc/stat: not idle, not waiting for a disk."""
-    fields = [int(field) for field in stat.splitlines()[0].split()[1:]]
-    # user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user.
-    return (sum(fields[:8]) - fields[3] - fields[4] - fields[7]) / TICKS
+def group_seconds(root: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> float | None:
+    """CPU seconds of all pods since the cluster was made; none if their control group is not there."""
+    for controller, name, unit in GROUP_FILES:
+        file = root / controller / GROUP / name
+        if file.exists():
+            # The first number: of the whole file, or of its first line, `usage_usec N`.
+            return int(file.read_text().splitlines()[0].split()[-1]) / unit
+    return None
 
 
 class Usage:
@@ -57,25 +62,21 @@ class Usage:
         self.samples: list[dict[str, float]] = []
         self._last: dict[tuple[str, str], float] = {}
         self._sums: dict[str, float] = {}
-        self._busy = None
 
-    def add(self, moment: float, machine: float, processes: dict[tuple[str, str], tuple[str | None, float]]) -> None:
-        """Takes one sample: by pid and start time, the part of each process and its CPU seconds."""
+    def add(self, moment: float, pods: float | None, processes: dict[tuple[str, str], tuple[str | None, float]]) -> None:
+        """Takes one sample: CPU seconds of all pods, and by pid and start time, the part of each process and its CPU seconds."""
         for process, (part, seconds) in processes.items():
             # A process that began since the last sample has used all of it in the meantime.
             before = self._last.get(process, 0.0 if self.samples else seconds)
             if part is not None:
                 self._sums[part] = self._sums.get(part, 0.0) + seconds - before
         self._last = {process: seconds for process, (_, seconds) in processes.items()}
-        self._sums["all"] = self._sums.get("all", 0.0) + machine - (machine if self._busy is None else self._busy)
-        self._busy = machine
         self.moments.append(moment)
-        self.samples.append(dict(self._sums))
+        self.samples.append(self._sums | {PODS: pods or 0.0})
 
     def between(self, begin: float, end: float) -> dict[str, float]:
         """CPU seconds of each column from one moment to another, by the samples around them, in proportion."""
-        used = {part: self._at(end, part) - self._at(begin, part) for part in (*COLUMNS[:-1], GENERATOR, "all")}
-        return {part: used[part] for part in COLUMNS[:-1]} | {MACHINE: used["all"] - used[GENERATOR]}
+        return {part: self._at(end, part) - self._at(begin, part) for part in COLUMNS}
 
     def _at(self, moment: float, part: str) -> float:
         after = bisect.bisect_left(self.moments, moment)
@@ -125,7 +126,7 @@ class Watch:
             except (OSError, ValueError, IndexError):
                 # It has ended.
                 continue
-        self.usage.add(time.time(), busy(pathlib.Path("/proc/stat").read_text()), found)
+        self.usage.add(time.time(), group_seconds(), found)
 
 
 def load_average() -> float:

@@ -146,9 +146,7 @@ class Machine(unittest.TestCase):
             (["/usr/lib/erlang/erts-13.1.5/bin/beam.smp", "-W"], "beam.smp", "broker"),
             (["/usr/bin/java", "-jar", "/x/cloud-pubsub-emulator.jar"], "java", "broker"),
             (["/usr/bin/java", "-jar", "/x/other.jar"], "java", None),
-            (["python3", "-m", "locust", "-f", "x"], "python3", machine.GENERATOR),
-            (["python3", "/x/bench/locust/load.py", "--messages", "1"], "python3", machine.GENERATOR),
-            (["python3", "other.py"], "python3", None),
+            (["python3", "-m", "locust"], "python3", None),
             ([], "kthreadd", None),
         ):
             self.assertEqual(machine.part_of(arguments, name), part, arguments)
@@ -156,22 +154,30 @@ class Machine(unittest.TestCase):
     def test_proc_is_read(self):
         stat = "12 (a) b) S 1 1 1 0 -1 0 0 0 0 0 150 50 0 0 20 0 1 0 777 0"
         self.assertEqual(machine.times(stat), ("a) b", 200 / machine.TICKS, "777"))
-        self.assertEqual(machine.busy("cpu  10 1 9 500 70 2 3 4 0 0\ncpu0 …\n"), 25 / machine.TICKS)
+
+    def test_the_control_group_of_pods_is_read_in_both_versions(self):
+        for controller, name, text in (("cpuacct", "cpuacct.usage", "1500000000\n"), ("", "cpu.stat", "usage_usec 1500000\nuser_usec 1\n")):
+            with tempfile.TemporaryDirectory() as folder:
+                root = pathlib.Path(folder)
+                self.assertIsNone(machine.group_seconds(root))
+                (root / controller / machine.GROUP).mkdir(parents=True)
+                (root / controller / machine.GROUP / name).write_text(text)
+                self.assertEqual(machine.group_seconds(root), 1.5)
 
     def test_usage_counts_what_begins_and_forgets_nothing_that_ends(self):
         usage, bridge, old = machine.Usage(), ("7", "1"), ("8", "1")
         usage.add(0.0, 100.0, {old: ("etcd", 50.0)})
-        usage.add(1.0, 102.0, {old: ("etcd", 50.5), bridge: ("bridge", 0.25), ("9", "1"): (machine.GENERATOR, 1.0)})
+        usage.add(1.0, 102.0, {old: ("etcd", 50.5), bridge: ("bridge", 0.25), ("9", "1"): (None, 1.0)})
         usage.add(2.0, 103.0, {bridge: ("bridge", 0.5), ("7", "2"): ("bridge", 0.125)})
         used = usage.between(0.0, 2.0)
         self.assertEqual((used["etcd"], used["bridge"], used["operator"]), (0.5, 0.625, 0.0))
-        self.assertEqual(used[machine.MACHINE], 2.0, "without the load generator")
+        self.assertEqual(used[machine.PODS], 3.0)
         self.assertEqual(usage.between(0.5, 1.0)["bridge"], 0.125, "in proportion")
 
     def test_this_machine_is_watched(self):
         with machine.Watch() as watch:
             pass
-        self.assertGreaterEqual(watch.usage.between(watch.usage.moments[0], watch.usage.moments[-1])[machine.MACHINE], -1.0)
+        self.assertGreaterEqual(watch.usage.between(watch.usage.moments[0], watch.usage.moments[-1])[machine.PODS], 0.0)
         self.assertGreaterEqual(len(watch.usage.samples), 2)
 
 

@@ -133,8 +133,10 @@ class Pubsub(Way):
             request = urllib.request.Request(f"{at}/{path}", data, {"Content-Type": "application/json"}, method=method)
             try:
                 return urllib.request.urlopen(request, timeout=10).status == 200
+            except urllib.error.HTTPError as error:
+                # It exists: an answer was lost. Another refusal: the port is open before the emulator answers.
+                return error.code == 409
             except OSError:
-                # Its port is open before it answers.
                 return False
 
         for name in (orders, results):

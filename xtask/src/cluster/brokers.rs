@@ -26,6 +26,9 @@ const EPMD_PORT: u16 = 15369;
 const DISTRIBUTION_PORT: u16 = 15670;
 const PUBSUB: &str = "pubsub";
 const PUBSUB_PORT: u16 = 8085;
+const FORWARD: &str = "pubsub-forward";
+const SOCAT: &str = "/usr/bin/socat";
+const LOOPBACK: &str = "127.0.0.1";
 /// Where the package `google-cloud-cli-pubsub-emulator` of Google's Cloud SDK has the emulator. Another one can be named.
 const PUBSUB_EMULATOR: &str = "/usr/lib/google-cloud-sdk/platform/pubsub-emulator/bin/cloud-pubsub-emulator";
 const PUBSUB_VARIABLE: &str = "RPROC_PUBSUB_EMULATOR";
@@ -133,7 +136,7 @@ pub(crate) fn up() -> Result<Addresses> {
     // The address of the node exists while the development cluster does.
     let host = match Path::new("/sys/class/net").join(BRIDGE).exists() {
         true => NODE_IP,
-        false => "127.0.0.1",
+        false => LOOPBACK,
     };
     ensure(&state, (NATS, "NATS"), (host, NATS_PORT), || {
         start_nats(&state, &nats, host)
@@ -142,9 +145,17 @@ pub(crate) fn up() -> Result<Addresses> {
         start_rabbitmq(&state, &rabbitmq, host)
     })?;
     if let Some(program) = &pubsub {
-        ensure(&state, (PUBSUB, "the Pub/Sub emulator"), (host, PUBSUB_PORT), || {
-            start_pubsub(&state, program, host)
-        })?;
+        ensure(
+            &state,
+            (PUBSUB, "the Pub/Sub emulator"),
+            (LOOPBACK, PUBSUB_PORT),
+            || start_pubsub(&state, program),
+        )?;
+        if host != LOOPBACK {
+            packages::install(&[("socat", SOCAT)])?;
+            let begin = || forward_to_pubsub(&state, host);
+            ensure(&state, (FORWARD, "its address for pods"), (host, PUBSUB_PORT), begin)?;
+        }
     }
     let addresses = Addresses {
         nats: format!("nats://{host}:{NATS_PORT}"),
@@ -194,14 +205,24 @@ fn start_nats(state: &State, program: &Path, host: &str) -> Result<()> {
     daemon::spawn(state, NATS, program, &arguments, &[("PATH", daemon::PATH.to_owned())])
 }
 
-/// Its data are in its memory.
-fn start_pubsub(state: &State, program: &Path, host: &str) -> Result<()> {
-    let arguments = [format!("--host={host}"), format!("--port={PUBSUB_PORT}")];
+/// Its data are in its memory. It listens on loopback, because its REST API calls its gRPC API there, whatever its host is.
+fn start_pubsub(state: &State, program: &Path) -> Result<()> {
+    let arguments = [format!("--host={LOOPBACK}"), format!("--port={PUBSUB_PORT}")];
     let environment = [
         ("PATH", daemon::PATH.to_owned()),
         ("JAVA_OPTS", "-Xmx256m -XX:TieredStopAtLevel=1".to_owned()),
     ];
     daemon::spawn(state, PUBSUB, program, &arguments, &environment)
+}
+
+/// Passes connections from pods on to the emulator.
+fn forward_to_pubsub(state: &State, host: &str) -> Result<()> {
+    let arguments = [
+        format!("TCP-LISTEN:{PUBSUB_PORT},bind={host},reuseaddr,fork,nodelay"),
+        format!("TCP:{LOOPBACK}:{PUBSUB_PORT},nodelay"),
+    ];
+    let environment = [("PATH", daemon::PATH.to_owned())];
+    daemon::spawn(state, FORWARD, Path::new(SOCAT), &arguments, &environment)
 }
 
 /// A node with a name, a data folder and ports of its own, also for Erlang's port mapper.
@@ -263,7 +284,7 @@ fn wait_for(state: &State, name: &str, host: &str, port: u16) -> Result<()> {
 }
 
 fn down(state: &State) -> Result<()> {
-    for name in [NATS, RABBITMQ, PUBSUB] {
+    for name in [NATS, RABBITMQ, FORWARD, PUBSUB] {
         daemon::stop(state, name)?;
     }
     end_orphan(state);
