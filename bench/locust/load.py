@@ -32,8 +32,9 @@ import summary
 import traffic
 import ways
 
-# Without messages, before each way.
-IDLE = 5
+# Seconds without messages: before the first way, to learn what the parts use then, and before each, until the cluster has
+# cleaned up after the one before.
+IDLE, SETTLE = 10, 5
 
 
 def main() -> None:
@@ -66,6 +67,11 @@ def measure(args: argparse.Namespace, phases: list[traffic.Phase], listed) -> di
     """Runs the ways in turn."""
     outcome = {"messages": args.messages, "begin": time.time(), "loadAverage": machine.load_average(), "ways": [], "leftOut": []}
     outcome["mostRunning"] = max(phase.users for phase in phases)
+    with machine.Watch() as watch:
+        time.sleep(IDLE)
+    moments = watch.usage.moments
+    used = watch.usage.between(moments[0], moments[-1])
+    at_rest = {part: seconds / (moments[-1] - moments[0]) for part, seconds in used.items()}
     with tempfile.TemporaryDirectory(prefix="rproc-load-") as folder:
         certificates, stubs = pathlib.Path(folder, "certificates"), pathlib.Path(folder, "stubs")
         stubs.mkdir()
@@ -81,7 +87,7 @@ def measure(args: argparse.Namespace, phases: list[traffic.Phase], listed) -> di
                 continue
             ids = {message.id for message in traffic.messages(listed, count(way, args))}
             print(f"{way.title}: {len(ids)} messages", file=sys.stderr, flush=True)
-            outcome["ways"].append(one(way, args, outcome["mostRunning"], phases, ids, at, pathlib.Path(folder)))
+            outcome["ways"].append(one(way, args, outcome["mostRunning"], phases, ids, at, at_rest, pathlib.Path(folder)))
     outcome["seconds"] = time.time() - outcome["begin"]
     return outcome
 
@@ -91,12 +97,12 @@ def count(way: ways.Way, args: argparse.Namespace) -> int:
     return min(args.messages * way.factor, traffic.MESSAGES)
 
 
-def one(way: ways.Way, args, most: int, phases, ids: set[str], at: dict, folder: pathlib.Path) -> dict:
-    """Runs one way, and returns its figures."""
+def one(way: ways.Way, args, most: int, phases, ids: set[str], at: dict, at_rest: dict, folder: pathlib.Path) -> dict:
+    """Runs one way, and returns its figures; `at_rest` has the processors that each part uses without messages."""
     begin = time.time()
     with cluster.Namespace(way.name) as namespace:
         with way.ready(namespace, most, at) as target, machine.Watch() as watch:
-            idle = ways.idle(IDLE)
+            time.sleep(SETTLE)
             run = locust(way, args, target, folder)
         reader = relay.Relay(at, namespace.name)
         starts = cluster.journal(namespace, reader, list(way.selector))
@@ -107,7 +113,7 @@ def one(way: ways.Way, args, most: int, phases, ids: set[str], at: dict, folder:
     found = {"name": way.name, "title": way.title, "seconds": time.time() - begin, "complaints": run["complaints"]}
     found["faults"] = summary.faults(ids, starts, results)
     found["phases"] = [
-        figures(phase.name, [record for record in records if record["phase"] == phase.name], watch.usage, idle)
+        figures(phase.name, [record for record in records if record["phase"] == phase.name], watch.usage, at_rest)
         for phase in phases
         if phase.name in measured
     ]
@@ -117,16 +123,15 @@ def one(way: ways.Way, args, most: int, phases, ids: set[str], at: dict, folder:
     return found
 
 
-def figures(name: str, records: list[dict], usage: machine.Usage, idle: tuple[float, float]) -> dict:
+def figures(name: str, records: list[dict], usage: machine.Usage, at_rest: dict) -> dict:
     """The figures of a phase, with the CPU time of each part for a message, in seconds, above what it uses without messages."""
     found = {"phase": name, **summary.of_phase(records)}
     ends = [record["result"] for record in records if record["result"] is not None]
     found["cpuPerMessage"] = {}
     if ends:
         begin, end = min(record["sent"] for record in records), max(ends)
-        used, at_rest = usage.between(begin, end), usage.between(*idle)
-        share = (end - begin) / (idle[1] - idle[0])
-        found["cpuPerMessage"] = {part: (used[part] - at_rest[part] * share) / len(records) for part in used}
+        used = usage.between(begin, end)
+        found["cpuPerMessage"] = {part: (used[part] - at_rest[part] * (end - begin)) / len(records) for part in used}
     return found
 
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import secrets
-import time
 import urllib.error
 import urllib.request
 
@@ -177,10 +176,3 @@ ALL = (
     Grpc("grpc-client-stream", "gRPC client streaming", "GrpcClientStreamUser"),
     Grpc("grpc-server-stream", "gRPC server streaming", "GrpcServerStreamUser"),
 )
-
-
-def idle(seconds: float) -> tuple[float, float]:
-    """Waits, and returns the moments before and after: what the parts use without messages."""
-    begin = time.time()
-    time.sleep(seconds)
-    return begin, time.time()
