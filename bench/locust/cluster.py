@@ -138,11 +138,22 @@ def starts(output: bytes) -> list[str]:
     return [line.split(" ", 1)[1] for line in output.decode().splitlines()]
 
 
-def journal(namespace: Namespace, reader, selector: list[str]) -> dict[str, int]:
-    """How often a program began to work on each message: from the whole output of all attempts of all processes, as the relay has it."""
+def journal(namespace: Namespace, reader, selector: list[str]) -> tuple[dict[str, int], list[str]]:
+    """How often a program began to work on each message: from the whole output of all attempts of all processes, as the relay has it.
+
+    Also says which outputs cannot be read; what only they had counts as lost.
+    """
     counts: dict[str, int] = {}
+    complaints = []
     for process in namespace.processes(*selector):
+        name = process["metadata"]["name"]
         for attempt in range(1, 1 + (process["status"].get("attempt") or 0)):
-            for id in starts(b"".join(reader.output(process["metadata"]["name"], attempt=attempt))):
+            try:
+                output = b"".join(reader.output(name, attempt=attempt))
+            except (reader.grpc.RpcError, RuntimeError) as error:
+                # An attempt that was replaced before it ran has none.
+                complaints.append(f"output of {name}, attempt {attempt}: {error}"[:300])
+                continue
+            for id in starts(output):
                 counts[id] = counts.get(id, 0) + 1
-    return counts
+    return counts, complaints[:20]

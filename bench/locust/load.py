@@ -105,12 +105,12 @@ def one(way: ways.Way, args, most: int, phases, ids: set[str], at: dict, at_rest
             time.sleep(SETTLE)
             run = locust(way, args, target, folder)
         reader = relay.Relay(at, namespace.name)
-        starts = cluster.journal(namespace, reader, list(way.selector))
+        starts, unread = cluster.journal(namespace, reader, list(way.selector))
         reader.channel.close()
     records = run["records"]
     results = {record["id"]: set(record["results"]) for record in records} | {id: set(of) for id, of in run["strays"].items()}
     measured = {phase.name for phase in phases if phase.is_measured}
-    found = {"name": way.name, "title": way.title, "seconds": time.time() - begin, "complaints": run["complaints"]}
+    found = {"name": way.name, "title": way.title, "seconds": time.time() - begin, "complaints": run["complaints"] + unread}
     found["faults"] = summary.faults(ids, starts, results)
     found["phases"] = [
         figures(phase.name, [record for record in records if record["phase"] == phase.name], watch.usage, at_rest)
@@ -118,7 +118,7 @@ def one(way: ways.Way, args, most: int, phases, ids: set[str], at: dict, at_rest
         if phase.name in measured
     ]
     found["records"] = [record for record in records if record["phase"] in measured]
-    for complaint in run["complaints"]:
+    for complaint in found["complaints"]:
         print(f"    {complaint}", file=sys.stderr)
     return found
 

@@ -138,6 +138,25 @@ class Summary(unittest.TestCase):
         self.assertEqual(cluster.starts(b"1796038161.35 order-1.0\n1796038162.00 order-2.0\n"), ["order-1.0", "order-2.0"])
         self.assertEqual(cluster.starts(b""), [])
 
+    def test_the_journal_has_all_attempts_and_says_what_it_cannot_read(self):
+        class Reader:
+            class grpc:
+                RpcError = ConnectionError
+
+            def output(self, name, attempt):
+                if (name, attempt) == ("b", 1):
+                    raise RuntimeError("a gap")
+                return [f"1.5 {name}\n".encode()]
+
+        class Two(cluster.Namespace):
+            def processes(self, *selector):
+                named = (("a", {"attempt": 2}), ("b", {"attempt": 2}), ("c", {}))
+                return [{"metadata": {"name": name}, "status": status} for name, status in named]
+
+        counts, complaints = cluster.journal(Two("way"), Reader(), [])
+        self.assertEqual(counts, {"a": 2, "b": 1})
+        self.assertEqual(complaints, ["output of b, attempt 1: a gap"])
+
 
 class Machine(unittest.TestCase):
     def test_processes_have_a_part_by_their_program(self):
