@@ -24,6 +24,7 @@ mod fuzz;
 mod generate;
 mod images;
 mod install;
+mod load;
 mod lock;
 mod page;
 mod paths;
@@ -55,7 +56,7 @@ enum Task {
     /// Manages the development cluster: a real Kubernetes on this machine, without Docker.
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Starts and ends the brokers for work on triggers: NATS with JetStream, and RabbitMQ.
+    /// Starts and ends the brokers for work on triggers: NATS with JetStream, RabbitMQ, and the emulator of Google Pub/Sub.
     #[command(subcommand)]
     Brokers(cluster::brokers::Command),
     /// Builds the programs and images, and loads them into the cluster or pushes them to a registry.
@@ -70,6 +71,9 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Sends the same messages by HTTP, NATS, RabbitMQ, Pub/Sub and gRPC to programs on the development cluster, with Locust, and
+    /// compares how quick they are. Fails if a message is lost or doubled.
+    Load(load::LoadArgs),
     /// Runs an S3 server for tests in the foreground: `--host`, `--port`, `--bucket` (see dev/s3/serve.py).
     #[command(disable_help_flag = true)]
     S3 {
@@ -116,6 +120,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         Task::Bench { target, args } => bench::bench(&target, &args),
+        Task::Load(args) => load::load(&args),
         Task::S3 { args } => s3::serve(&args),
         Task::Faults { target, args } => faults::faults(&target, &args),
         Task::Fuzz(args) => fuzz::fuzz(&args),

@@ -15,7 +15,7 @@ use crate::images;
 use crate::lock::Lock;
 use crate::registry::Registry;
 use crate::target::{Target, TargetArgs};
-use crate::{check, deny, exec, faults, install, paths};
+use crate::{check, deny, exec, faults, install, load, paths};
 
 use report::Report;
 use suite::{Program, Runner, Tally};
@@ -72,6 +72,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
         .partition(|program| [BESIDE, RESTARTS, ALONE].contains(&program.name.as_str()));
     let servers = brokers(&mut report);
     report.suite("unit and integration tests", || unit_tests(&programs, args, &servers));
+    report.step("tests of the load", load::unit_tests);
     report.step("chart", chart);
     report.step("chart with a registry", chart_with_registry);
     report.step("chart with monitoring", chart_with_monitoring);

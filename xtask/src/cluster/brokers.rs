@@ -1,5 +1,6 @@
 //! The brokers for work on triggers, as plain processes of this machine: NATS with JetStream, built from the pinned module, and
-//! RabbitMQ of the Linux distribution. They listen where pods of the development cluster reach them.
+//! RabbitMQ of the Linux distribution, and the emulator of Google Pub/Sub if the machine has it. They listen where pods of the
+//! development cluster reach them.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,14 @@ const RABBITMQ_PORT: u16 = 5672;
 /// Ports of Erlang's own: the nodes of a machine find each other by the first, and talk at the second.
 const EPMD_PORT: u16 = 15369;
 const DISTRIBUTION_PORT: u16 = 15670;
+const PUBSUB: &str = "pubsub";
+const PUBSUB_PORT: u16 = 8085;
+const FORWARD: &str = "pubsub-forward";
+const SOCAT: &str = "/usr/bin/socat";
+const LOOPBACK: &str = "127.0.0.1";
+/// Where the package `google-cloud-cli-pubsub-emulator` of Google's Cloud SDK has the emulator. Another one can be named.
+const PUBSUB_EMULATOR: &str = "/usr/lib/google-cloud-sdk/platform/pubsub-emulator/bin/cloud-pubsub-emulator";
+const PUBSUB_VARIABLE: &str = "RPROC_PUBSUB_EMULATOR";
 /// The script itself: the one in `PATH` becomes another user, and needs that user's folders.
 const RABBITMQ_SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 /// How long a broker may take to start.
@@ -41,16 +50,34 @@ pub(crate) enum Command {
 
 /// Runs one of the commands.
 pub(crate) fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Up => up().map(drop),
+        Command::Down => {
+            let (state, _lock) = claim()?;
+            down(&state)
+        }
+    }
+}
+
+/// Where pods of the development cluster, and this machine, reach the brokers.
+pub(crate) struct Addresses {
+    /// `nats://host:port`, with JetStream and without login.
+    pub nats: String,
+    /// `amqp://user:password@host:port`.
+    pub rabbitmq: String,
+    /// `http://host:port` of the emulator; `None` if this machine has none.
+    pub pubsub: Option<String>,
+}
+
+/// The state of the brokers, for this process alone.
+fn claim() -> Result<(State, Lock)> {
     let state = State {
         root: paths::cache()?.join("brokers"),
         run: PathBuf::from("/run/remoteprocess-brokers"),
         place: Place::DEVELOPMENT,
     };
-    let _lock = Lock::take(&state.lock_file("brokers"), "another command for the brokers")?;
-    match command {
-        Command::Up => up(&state),
-        Command::Down => down(&state),
-    }
+    let lock = Lock::take(&state.lock_file("brokers"), "another command for the brokers")?;
+    Ok((state, lock))
 }
 
 /// The path of nats-server, which is built if it is not there yet.
@@ -92,30 +119,78 @@ impl Drop for Policy {
     }
 }
 
-fn up(state: &State) -> Result<()> {
-    let (nats, rabbitmq) = (nats()?, rabbitmq()?);
+/// The emulator of Google Pub/Sub, if this machine has one. It cannot be installed from the registries of this repository, and
+/// Go's `pstest` does not speak the REST API, which the bridge uses.
+fn pubsub() -> Option<PathBuf> {
+    let named = env::var_os(PUBSUB_VARIABLE).unwrap_or_else(|| PUBSUB_EMULATOR.into());
+    Some(PathBuf::from(named)).filter(|path| path.exists())
+}
+
+/// Starts the brokers that do not run, and prints their addresses.
+pub(crate) fn up() -> Result<Addresses> {
+    let (state, _lock) = claim()?;
+    let (nats, rabbitmq, pubsub) = (nats()?, rabbitmq()?, pubsub());
     for folder in ["logs", "pids", "nats", "rabbitmq/mnesia"] {
         fs::create_dir_all(state.root.join(folder))?;
     }
     // The address of the node exists while the development cluster does.
     let host = match Path::new("/sys/class/net").join(BRIDGE).exists() {
         true => NODE_IP,
-        false => "127.0.0.1",
+        false => LOOPBACK,
     };
-    if daemon::pid(state, NATS).is_none() {
-        step("start NATS", || {
-            start_nats(state, &nats, host)?;
-            wait_for(state, NATS, host, NATS_PORT)
-        })?;
+    ensure(&state, (NATS, "NATS"), (host, NATS_PORT), || {
+        start_nats(&state, &nats, host)
+    })?;
+    ensure(&state, (RABBITMQ, "RabbitMQ"), (host, RABBITMQ_PORT), || {
+        start_rabbitmq(&state, &rabbitmq, host)
+    })?;
+    if let Some(program) = &pubsub {
+        ensure(
+            &state,
+            (PUBSUB, "the Pub/Sub emulator"),
+            (LOOPBACK, PUBSUB_PORT),
+            || start_pubsub(&state, program),
+        )?;
+        if host != LOOPBACK {
+            packages::install(&[("socat", SOCAT)])?;
+            let begin = || forward_to_pubsub(&state, host);
+            ensure(&state, (FORWARD, "its address for pods"), (host, PUBSUB_PORT), begin)?;
+        }
     }
-    if daemon::pid(state, RABBITMQ).is_none() {
-        step("start RabbitMQ", || {
-            start_rabbitmq(state, &rabbitmq, host)?;
-            wait_for(state, RABBITMQ, host, RABBITMQ_PORT)
-        })?;
+    let addresses = Addresses {
+        nats: format!("nats://{host}:{NATS_PORT}"),
+        rabbitmq: format!("amqp://guest:guest@{host}:{RABBITMQ_PORT}"),
+        pubsub: pubsub.map(|_| format!("http://{host}:{PUBSUB_PORT}")),
+    };
+    let emulator = match &addresses.pubsub {
+        Some(address) => format!("{address}, the emulator"),
+        None => format!("left out: there is no emulator at {PUBSUB_EMULATOR}; {PUBSUB_VARIABLE} can name one"),
+    };
+    say(format_args!("NATS      {}, with JetStream", addresses.nats));
+    say(format_args!("RabbitMQ  {}", addresses.rabbitmq));
+    say(format_args!("Pub/Sub   {emulator}"));
+    Ok(addresses)
+}
+
+/// Starts a broker, with its name for files and its name for people, if it does not run; waits until it listens.
+fn ensure(
+    state: &State,
+    (name, title): (&str, &str),
+    (host, port): (&str, u16),
+    start: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    if daemon::pid(state, name).is_none() {
+        return step(&format!("start {title}"), || {
+            start()?;
+            wait_for(state, name, host, port)
+        });
     }
-    say(format_args!("NATS      nats://{host}:{NATS_PORT}, with JetStream"));
-    say(format_args!("RabbitMQ  amqp://guest:guest@{host}:{RABBITMQ_PORT}"));
+    let is_there = TcpStream::connect((host, port)).is_ok();
+    anyhow::ensure!(
+        is_there,
+        "{name} runs, and does not listen at {host}:{port}: it was started before the development cluster, or after its end. \
+         `cargo xtask brokers down` ends it"
+    );
     Ok(())
 }
 
@@ -128,6 +203,26 @@ fn start_nats(state: &State, program: &Path, host: &str) -> Result<()> {
         format!("--port={NATS_PORT}"),
     ];
     daemon::spawn(state, NATS, program, &arguments, &[("PATH", daemon::PATH.to_owned())])
+}
+
+/// Its data are in its memory. It listens on loopback, because its REST API calls its gRPC API there, whatever its host is.
+fn start_pubsub(state: &State, program: &Path) -> Result<()> {
+    let arguments = [format!("--host={LOOPBACK}"), format!("--port={PUBSUB_PORT}")];
+    let environment = [
+        ("PATH", daemon::PATH.to_owned()),
+        ("JAVA_OPTS", "-Xmx256m -XX:TieredStopAtLevel=1".to_owned()),
+    ];
+    daemon::spawn(state, PUBSUB, program, &arguments, &environment)
+}
+
+/// Passes connections from pods on to the emulator.
+fn forward_to_pubsub(state: &State, host: &str) -> Result<()> {
+    let arguments = [
+        format!("TCP-LISTEN:{PUBSUB_PORT},bind={host},reuseaddr,fork,nodelay"),
+        format!("TCP:{LOOPBACK}:{PUBSUB_PORT},nodelay"),
+    ];
+    let environment = [("PATH", daemon::PATH.to_owned())];
+    daemon::spawn(state, FORWARD, Path::new(SOCAT), &arguments, &environment)
 }
 
 /// A node with a name, a data folder and ports of its own, also for Erlang's port mapper.
@@ -189,7 +284,7 @@ fn wait_for(state: &State, name: &str, host: &str, port: u16) -> Result<()> {
 }
 
 fn down(state: &State) -> Result<()> {
-    for name in [NATS, RABBITMQ] {
+    for name in [NATS, RABBITMQ, FORWARD, PUBSUB] {
         daemon::stop(state, name)?;
     }
     end_orphan(state);
