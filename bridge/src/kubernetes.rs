@@ -9,8 +9,8 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions
 use kube::core::Status;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _, ResourceExt as _};
+use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
 use remoteprocess_api::names::{ANNOTATION_RESULT_SENT, BRIDGE_MANAGER, GROUP, LABEL_TRIGGER_UID, TRIGGER_ROLE};
-use remoteprocess_api::trigger::{TriggerCondition, TriggerReason};
 use remoteprocess_api::{ProcessTrigger, RemoteProcess, sanitize};
 use serde_json::{Value, json};
 
@@ -57,11 +57,11 @@ pub enum ApiError {
 
 impl ApiError {
     /// The reason for the condition Ready.
-    pub fn reason(&self) -> TriggerReason {
+    pub fn reason(&self) -> BridgeReason {
         match self {
-            Self::Invalid(_) => TriggerReason::InvalidTemplate,
-            Self::Forbidden(_) => TriggerReason::Forbidden,
-            Self::Unavailable(_) => TriggerReason::Waiting,
+            Self::Invalid(_) => BridgeReason::InvalidTemplate,
+            Self::Forbidden(_) => BridgeReason::Forbidden,
+            Self::Unavailable(_) => BridgeReason::Waiting,
         }
     }
 }
@@ -260,7 +260,7 @@ impl Kubernetes {
     }
 
     /// Writes an Event about a trigger. One that cannot be written is only logged: the status says the same.
-    pub async fn report(&self, trigger: &ProcessTrigger, condition: TriggerCondition, finding: &Finding) {
+    pub async fn report(&self, trigger: &ProcessTrigger, condition: BridgeCondition, finding: &Finding) {
         let recorder = Recorder::new(self.client(), Reporter::from(BRIDGE_MANAGER));
         let event = Event {
             type_: if finding.holds {

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use remoteprocess_api::trigger::{TriggerCondition, TriggerReason};
+use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
 use remoteprocess_api::{ProcessTrigger, ProcessTriggerStatus, sanitize};
 use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
 use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
@@ -52,7 +52,7 @@ pub struct Finding {
     /// Whether it is true.
     pub holds: bool,
     /// Why.
-    pub reason: TriggerReason,
+    pub reason: BridgeReason,
     /// A sentence.
     pub message: String,
 }
@@ -91,7 +91,7 @@ impl Board {
         let mut status = trigger.status.clone().unwrap_or_default();
         status.source = Some(trigger.spec.source.kind().to_owned());
         // That of the operator is not ours to write.
-        let own = [TriggerCondition::Ready, TriggerCondition::Connected].map(<&str>::from);
+        let own = [BridgeCondition::Ready, BridgeCondition::Connected].map(<&str>::from);
         status
             .conditions
             .retain(|condition| own.contains(&condition.type_.as_str()));
@@ -146,8 +146,8 @@ impl Board {
     }
 
     /// Sets a condition. Returns whether that is news for people: another status, or another reason for False.
-    pub fn set(&mut self, condition: TriggerCondition, finding: &Finding, now: Timestamp) -> bool {
-        if condition == TriggerCondition::Connected {
+    pub fn set(&mut self, condition: BridgeCondition, finding: &Finding, now: Timestamp) -> bool {
+        if condition == BridgeCondition::Connected {
             self.metrics.connected.set(finding.holds.into());
         }
         let kind = condition.to_string();
@@ -170,7 +170,7 @@ impl Board {
         conditions.retain(|condition| condition.type_ != kind);
         conditions.push(next);
         conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
-        is_news && finding.reason != TriggerReason::Waiting
+        is_news && finding.reason != BridgeReason::Waiting
     }
 
     /// Whether a condition has another status, or another reason for False, than was written: that does not wait.
@@ -225,7 +225,7 @@ mod tests {
         trigger
     }
 
-    fn finding(holds: bool, reason: TriggerReason) -> Finding {
+    fn finding(holds: bool, reason: BridgeReason) -> Finding {
         Finding {
             holds,
             reason,
@@ -261,11 +261,11 @@ mod tests {
             Timestamp::from_second(100).unwrap(),
             Timestamp::from_second(200).unwrap(),
         );
-        let is_news = board.set(TriggerCondition::Ready, &finding(true, TriggerReason::Taking), first);
+        let is_news = board.set(BridgeCondition::Ready, &finding(true, BridgeReason::Taking), first);
         assert!(!is_news, "nothing was known before");
         assert!(board.is_urgent());
         board.written(board.unwritten().unwrap());
-        assert!(!board.set(TriggerCondition::Ready, &finding(true, TriggerReason::Limited), later));
+        assert!(!board.set(BridgeCondition::Ready, &finding(true, BridgeReason::Limited), later));
         let ready = board.unwritten().unwrap()["conditions"][0].clone();
         assert_eq!(ready["lastTransitionTime"], "1970-01-01T00:01:40Z");
         assert!(!board.is_urgent(), "that more or fewer run can wait");
@@ -273,18 +273,14 @@ mod tests {
             (&ready["reason"], &ready["message"]),
             (&json!("Limited"), &json!("it[2J is so"))
         );
-        assert!(board.set(
-            TriggerCondition::Ready,
-            &finding(false, TriggerReason::Forbidden),
-            later
-        ));
+        assert!(board.set(BridgeCondition::Ready, &finding(false, BridgeReason::Forbidden), later));
         assert_eq!(
             board.unwritten().unwrap()["conditions"][0]["lastTransitionTime"],
             "1970-01-01T00:03:20Z"
         );
         assert!(board.is_urgent());
-        let mut set = |reason| board.set(TriggerCondition::Ready, &finding(false, reason), later);
-        assert!(!set(TriggerReason::Forbidden) && set(TriggerReason::NotFound) && !set(TriggerReason::Waiting));
+        let mut set = |reason| board.set(BridgeCondition::Ready, &finding(false, reason), later);
+        assert!(!set(BridgeReason::Forbidden) && set(BridgeReason::NotFound) && !set(BridgeReason::Waiting));
     }
 
     #[test]

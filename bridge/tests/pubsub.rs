@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use remoteprocess_bridge::message::Message;
 use remoteprocess_bridge::outcome::CloudEvent;
 use remoteprocess_bridge::source::{
@@ -322,7 +322,7 @@ async fn results_and_dead_letters_are_published(emulator: &Emulator) {
         assert_eq!(publisher.reply(nobody, &result).await, Ok(()), "{nobody}");
     }
     let nowhere = publisher.reply("nowhere", &result).await.unwrap_err();
-    assert_eq!(nowhere.reason, TriggerReason::NotFound, "{nowhere}");
+    assert_eq!(nowhere.reason, BridgeReason::NotFound, "{nowhere}");
     let late = CloudEvent {
         time: Timestamp::UNIX_EPOCH,
         ..result.clone()
@@ -350,7 +350,7 @@ async fn results_and_dead_letters_are_published(emulator: &Emulator) {
 
 async fn refusals_have_the_words_of_the_service(emulator: &Emulator) {
     let missing = emulator.opened("none", json!({})).await.err().unwrap();
-    assert_eq!(missing.reason, TriggerReason::NotFound);
+    assert_eq!(missing.reason, BridgeReason::NotFound);
     assert!(
         missing.message.contains("none") && missing.message.contains("does not exist"),
         "{missing}"
@@ -362,7 +362,7 @@ async fn refusals_have_the_words_of_the_service(emulator: &Emulator) {
     };
     let source = json!({"project": "p1", "subscription": "orders", "credentialsSecretName": "c"});
     let absent = open(&trigger(source, json!({})), &settings).await.err().unwrap();
-    assert_eq!(absent.reason, TriggerReason::InvalidSecret);
+    assert_eq!(absent.reason, BridgeReason::InvalidSecret);
     assert!(absent.message.contains("no key key.json"), "{absent}");
 }
 
@@ -374,8 +374,8 @@ async fn a_service_that_dies_is_reported(emulator: &mut Emulator) {
     sleep(Duration::from_millis(300)).await;
     emulator.kill();
     let error = waiting.await.unwrap().unwrap();
-    assert_eq!(error.reason, TriggerReason::Unreachable, "{error}");
+    assert_eq!(error.reason, BridgeReason::Unreachable, "{error}");
     assert!(kept.receipt.acknowledge("p").await.is_err());
     let again = emulator.opened("orders", json!({})).await.err().unwrap();
-    assert_eq!(again.reason, TriggerReason::Unreachable, "{again}");
+    assert_eq!(again.reason, BridgeReason::Unreachable, "{again}");
 }

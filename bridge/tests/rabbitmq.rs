@@ -18,7 +18,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, ExchangeKind};
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use remoteprocess_bridge::outcome::CloudEvent;
 use remoteprocess_bridge::source::{DEAD_LETTER_REASON, Delivery, Secrets, Settings, Source, SourceError, open};
 use serde_json::{Value, json};
@@ -282,7 +282,7 @@ async fn dead_letters_have_their_reason(server: &Server, channel: &Channel) {
         .dead_letter(&bad.message, "no exchange yet")
         .await
         .unwrap_err();
-    assert_eq!(missing.reason, TriggerReason::NotFound, "{missing}");
+    assert_eq!(missing.reason, BridgeReason::NotFound, "{missing}");
     assert!(missing.message.contains("no exchange 'dead'"), "{missing}");
     channel
         .exchange_declare(
@@ -373,7 +373,7 @@ async fn results_are_confirmed(server: &Server, channel: &Channel) {
     );
     assert_eq!(text(properties.content_type()), "application/cloudevents+json");
     let nowhere = publisher.reply(r#"{"replyTo":"nowhere"}"#, &result).await.unwrap_err();
-    assert_eq!(nowhere.reason, TriggerReason::NotFound);
+    assert_eq!(nowhere.reason, BridgeReason::NotFound);
     assert!(
         nowhere.message.contains("NO_ROUTE") && nowhere.message.contains("\"nowhere\""),
         "{nowhere}"
@@ -444,10 +444,10 @@ async fn refusals_have_the_words_of_the_server(server: &Server, channel: &Channe
     queue(channel, "q").await;
     let address = format!("127.0.0.1:{}", server.port);
     let missing = refusal(opened(server, json!({"address": address, "queue": "none"})).await);
-    assert_eq!(missing.reason, TriggerReason::NotFound);
+    assert_eq!(missing.reason, BridgeReason::NotFound);
     assert!(missing.message.contains("no queue 'none' in vhost '/'"), "{missing}");
     let vhost = refusal(opened(server, json!({"address": address, "queue": "q", "virtualHost": "none"})).await);
-    assert_eq!(vhost.reason, TriggerReason::NotFound, "{vhost}");
+    assert_eq!(vhost.reason, BridgeReason::NotFound, "{vhost}");
     let closed = refusal(
         opened(
             server,
@@ -455,10 +455,10 @@ async fn refusals_have_the_words_of_the_server(server: &Server, channel: &Channe
         )
         .await,
     );
-    assert_eq!(closed.reason, TriggerReason::Unauthorized, "{closed}");
+    assert_eq!(closed.reason, BridgeReason::Unauthorized, "{closed}");
     let named = json!({"address": address, "queue": "q", "credentialsSecretName": "c"});
     let absent = refusal(opened(server, named.clone()).await);
-    assert_eq!(absent.reason, TriggerReason::InvalidSecret);
+    assert_eq!(absent.reason, BridgeReason::InvalidSecret);
     assert!(absent.message.contains("no key username"), "{absent}");
     let credentials = server.folder.path().join("credentials");
     fs::create_dir_all(&credentials).unwrap();
@@ -470,7 +470,7 @@ async fn refusals_have_the_words_of_the_server(server: &Server, channel: &Channe
             Err(refused) => refused,
             Ok(mut source) => source.next().await.err().unwrap(),
         };
-        assert_eq!(error.reason, TriggerReason::Unauthorized, "{user}: {error}");
+        assert_eq!(error.reason, BridgeReason::Unauthorized, "{user}: {error}");
         assert!(
             error.message.contains("ACCESS_REFUSED") && !error.message.contains("wrong"),
             "{error}"
@@ -478,7 +478,7 @@ async fn refusals_have_the_words_of_the_server(server: &Server, channel: &Channe
     }
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let nobody = refusal(opened(server, json!({"address": format!("127.0.0.1:{port}"), "queue": "q"})).await);
-    assert_eq!(nobody.reason, TriggerReason::Unreachable, "{nobody}");
+    assert_eq!(nobody.reason, BridgeReason::Unreachable, "{nobody}");
     let address = refusal(opened(server, json!({"address": "amqp://x", "queue": "q"})).await);
     assert!(address.message.contains("HOST:PORT"), "{address}");
 }
@@ -490,7 +490,7 @@ async fn certificates_decide(server: &Server, channel: &Channel) {
     let both = tls(json!({"caSecretName": "ca", "clientCertificateSecretName": "c"}));
     // Without credentials, a certificate is the login; this server has no plugin for that.
     let external = refusal(opened(server, both).await);
-    assert_eq!(external.reason, TriggerReason::Unauthorized, "{external}");
+    assert_eq!(external.reason, BridgeReason::Unauthorized, "{external}");
     assert!(external.message.contains("EXTERNAL"), "{external}");
     fs::write(server.folder.path().join("credentials/username"), "guest").unwrap();
     fs::write(server.folder.path().join("credentials/password"), "guest\n").unwrap();
@@ -500,22 +500,22 @@ async fn certificates_decide(server: &Server, channel: &Channel) {
     assert_eq!(body(&next(&mut source).await), "hi");
     drop(source);
     let public = refusal(opened(server, tls(json!({}))).await);
-    assert_eq!(public.reason, TriggerReason::Untrusted, "{public}");
+    assert_eq!(public.reason, BridgeReason::Untrusted, "{public}");
     let other = settings(&server.folder.path().join("other"));
     let untrusted = refusal(open(&trigger(tls(json!({"caSecretName": "ca"}))), &other).await);
-    assert_eq!(untrusted.reason, TriggerReason::Untrusted, "{untrusted}");
+    assert_eq!(untrusted.reason, BridgeReason::Untrusted, "{untrusted}");
     let mut no_certificate = tls(json!({"caSecretName": "ca"}));
     no_certificate["credentialsSecretName"] = json!("c");
     let refused = refusal(opened(server, no_certificate).await);
     assert_eq!(
         refused.reason,
-        TriggerReason::Unauthorized,
+        BridgeReason::Unauthorized,
         "the server asks for a certificate: {refused}"
     );
     let mut wrong_name = both;
     wrong_name["address"] = json!(format!("127.0.0.1:{}", server.tls_port));
     let wrong_name = refusal(opened(server, wrong_name).await);
-    assert_eq!(wrong_name.reason, TriggerReason::Untrusted, "{wrong_name}");
+    assert_eq!(wrong_name.reason, BridgeReason::Untrusted, "{wrong_name}");
 }
 
 /// It accepts connections, and never says a word.
@@ -525,7 +525,7 @@ async fn a_server_that_says_nothing_is_given_up() {
     let source = json!({"address": address, "queue": "q"});
     let begin = Instant::now();
     let error = refusal(open(&trigger(source), &Settings::default()).await);
-    assert_eq!(error.reason, TriggerReason::Unreachable, "{error}");
+    assert_eq!(error.reason, BridgeReason::Unreachable, "{error}");
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     let (mut connection, _) = listener.accept().unwrap();
     connection.set_read_timeout(Some(SOON)).unwrap();
@@ -559,14 +559,14 @@ async fn a_server_that_dies_delivers_again(server: &mut Server) {
     });
     sleep(Duration::from_millis(200)).await;
     server.kill();
-    assert_eq!(waiting.await.unwrap(), Some(TriggerReason::Unreachable));
+    assert_eq!(waiting.await.unwrap(), Some(BridgeReason::Unreachable));
     assert!(kept.receipt.extend().await.is_err());
     assert!(
         kept.receipt.acknowledge("p").await.is_err(),
         "an acknowledgement that cannot arrive is no success"
     );
     let lost = publisher.reply(r#"{"replyTo":"answers"}"#, &result).await.unwrap_err();
-    assert_eq!(lost.reason, TriggerReason::Unreachable);
+    assert_eq!(lost.reason, BridgeReason::Unreachable);
     server.begin();
     // The queue may not be there for a moment; the engine opens the source again as well.
     let begin = Instant::now();

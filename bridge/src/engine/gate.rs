@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use remoteprocess_api::ProcessTriggerSpec;
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
@@ -89,16 +89,16 @@ impl Gate {
     }
 
     /// Why no message is taken now.
-    pub(super) fn closed(&mut self, spec: &ProcessTriggerSpec, running: usize, now: Instant) -> Option<TriggerReason> {
+    pub(super) fn closed(&mut self, spec: &ProcessTriggerSpec, running: usize, now: Instant) -> Option<BridgeReason> {
         let is_over = |moment: &Instant| now.saturating_duration_since(*moment) >= MINUTE;
         while self.creations.front().is_some_and(is_over) {
             self.creations.pop_front();
         }
         if spec.is_suspended() {
-            return Some(TriggerReason::Suspended);
+            return Some(BridgeReason::Suspended);
         }
         match &self.server {
-            Server::Unknown => return Some(TriggerReason::Waiting),
+            Server::Unknown => return Some(BridgeReason::Waiting),
             Server::Refuses { error, .. } => return Some(error.reason()),
             Server::Ready => {}
         }
@@ -106,7 +106,7 @@ impl Gate {
         let per_minute = spec.policy.as_ref().and_then(|policy| policy.max_per_minute);
         let is_limited =
             running >= most(spec.max_running()) || per_minute.is_some_and(|limit| self.creations.len() >= most(limit));
-        is_limited.then_some(TriggerReason::Limited)
+        is_limited.then_some(BridgeReason::Limited)
     }
 }
 
@@ -137,12 +137,12 @@ mod tests {
     fn no_more_run_than_may() {
         let (mut gate, now) = (open(), Instant::now());
         assert_eq!(gate.closed(&spec(5, None), 4, now), None);
-        assert_eq!(gate.closed(&spec(5, None), 5, now), Some(TriggerReason::Limited));
+        assert_eq!(gate.closed(&spec(5, None), 5, now), Some(BridgeReason::Limited));
         let suspended = ProcessTriggerSpec {
             suspend: Some(true),
             ..spec(5, None)
         };
-        assert_eq!(gate.closed(&suspended, 0, now), Some(TriggerReason::Suspended));
+        assert_eq!(gate.closed(&suspended, 0, now), Some(BridgeReason::Suspended));
     }
 
     #[test]
@@ -152,10 +152,10 @@ mod tests {
         gate.created(now);
         gate.created(now + Duration::from_secs(30));
         let after = |seconds| now + Duration::from_secs(seconds);
-        assert_eq!(gate.closed(&spec, 0, after(59)), Some(TriggerReason::Limited));
+        assert_eq!(gate.closed(&spec, 0, after(59)), Some(BridgeReason::Limited));
         assert_eq!(gate.closed(&spec, 0, after(60)), None);
         gate.created(after(60));
-        assert_eq!(gate.closed(&spec, 0, after(89)), Some(TriggerReason::Limited));
+        assert_eq!(gate.closed(&spec, 0, after(89)), Some(BridgeReason::Limited));
         assert_eq!(gate.closed(&spec, 0, after(90)), None);
     }
 
@@ -163,9 +163,9 @@ mod tests {
     fn a_server_that_refuses_is_asked_again_after_a_pause() {
         let (mut gate, now) = (Gate::new(), Instant::now());
         assert!(gate.must_ask(now), "before the first message");
-        assert_eq!(gate.closed(&spec(5, None), 0, now), Some(TriggerReason::Waiting));
+        assert_eq!(gate.closed(&spec(5, None), 0, now), Some(BridgeReason::Waiting));
         gate.refused(ApiError::Forbidden("no".into()), now);
-        assert_eq!(gate.closed(&spec(5, None), 0, now), Some(TriggerReason::Forbidden));
+        assert_eq!(gate.closed(&spec(5, None), 0, now), Some(BridgeReason::Forbidden));
         assert!(!gate.must_ask(now + Duration::from_millis(300)));
         assert!(gate.must_ask(now + Duration::from_millis(500)));
         gate.permitted();

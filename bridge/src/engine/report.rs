@@ -8,10 +8,9 @@ use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 use remoteprocess_api::ProcessTrigger;
+use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
 use remoteprocess_api::names::ANNOTATION_TEST_MESSAGE;
-use remoteprocess_api::trigger::{
-    MAX_TEST_MESSAGE_BYTES, TEST_MESSAGE_SECONDS, TestMessage, TriggerCondition, TriggerReason,
-};
+use remoteprocess_api::trigger::{MAX_TEST_MESSAGE_BYTES, TEST_MESSAGE_SECONDS, TestMessage};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -37,7 +36,7 @@ const TEST_AGAIN: Duration = Duration::from_secs(2);
 /// What is known about the state of the trigger.
 pub(super) struct Report {
     /// Why no message is taken.
-    pub(super) closed: Option<TriggerReason>,
+    pub(super) closed: Option<BridgeReason>,
     /// The last refusal of a process, until another is accepted.
     pub(super) invalid: Option<ApiError>,
     /// Why processes cannot be watched, before the first list is there.
@@ -67,7 +66,7 @@ struct Times {
 impl Default for Report {
     fn default() -> Self {
         Self {
-            closed: Some(TriggerReason::Waiting),
+            closed: Some(BridgeReason::Waiting),
             invalid: None,
             watch_error: None,
             is_listed: true,
@@ -195,18 +194,18 @@ impl Engine {
     pub(super) fn tell(&mut self, now: Instant) {
         let running = self.running();
         let closed = self.gate.closed(&self.trigger.spec, running, now);
-        let closed = closed.or_else(|| (!self.runs.is_complete()).then_some(TriggerReason::Waiting));
+        let closed = closed.or_else(|| (!self.runs.is_complete()).then_some(BridgeReason::Waiting));
         self.report.closed = closed;
         self.link.hold(closed);
         self.board.running(running);
         let moment = Timestamp::now();
         let findings = [
-            (TriggerCondition::Connected, self.connected_finding()),
-            (TriggerCondition::Ready, self.ready_finding()),
+            (BridgeCondition::Connected, self.connected_finding()),
+            (BridgeCondition::Ready, self.ready_finding()),
         ];
         for (condition, finding) in findings {
             // Connected says it already.
-            let is_repeated = condition == TriggerCondition::Ready && self.report.source.is_err();
+            let is_repeated = condition == BridgeCondition::Ready && self.report.source.is_err();
             if self.board.set(condition, &finding, moment) && !is_repeated {
                 self.write_event(condition, finding);
             }
@@ -227,14 +226,14 @@ impl Engine {
     }
 
     /// Conditions change at most as often as the backoff of the source and of the API server lets them.
-    fn write_event(&self, condition: TriggerCondition, finding: Finding) {
+    fn write_event(&self, condition: BridgeCondition, finding: Finding) {
         let (kubernetes, trigger) = (self.kubernetes.clone(), self.trigger.clone());
         tokio::spawn(async move { kubernetes.report(&trigger, condition, &finding).await });
     }
 
     fn connected_finding(&self) -> Finding {
         match &self.report.source {
-            Ok(()) => finding(true, TriggerReason::Connected, "the source is connected"),
+            Ok(()) => finding(true, BridgeReason::Connected, "the source is connected"),
             Err(error) => finding(false, error.reason, &error.message),
         }
     }
@@ -243,14 +242,14 @@ impl Engine {
         if self.trigger.spec.is_suspended() {
             return finding(
                 false,
-                TriggerReason::Suspended,
+                BridgeReason::Suspended,
                 "spec.suspend is set: messages wait in the source",
             );
         }
         if let Some(error) = self.report.watch_error.as_ref().filter(|_| !self.runs.is_complete()) {
             return finding(
                 false,
-                TriggerReason::Waiting,
+                BridgeReason::Waiting,
                 &format!("processes cannot be watched: {error}"),
             );
         }
@@ -261,20 +260,20 @@ impl Engine {
             return finding(false, error.reason, &error.message);
         }
         if let Some(error) = &self.report.invalid {
-            return finding(false, TriggerReason::InvalidTemplate, &error.to_string());
+            return finding(false, BridgeReason::InvalidTemplate, &error.to_string());
         }
         match (self.report.closed, &self.results.problem) {
-            (Some(TriggerReason::Waiting), _) => finding(false, TriggerReason::Waiting, "waits for the API server"),
-            (Some(TriggerReason::Limited), None) => finding(
+            (Some(BridgeReason::Waiting), _) => finding(false, BridgeReason::Waiting, "waits for the API server"),
+            (Some(BridgeReason::Limited), None) => finding(
                 true,
-                TriggerReason::Limited,
+                BridgeReason::Limited,
                 "as many processes run as may (spec.policy): messages wait",
             ),
             (_, Some(problem)) => {
                 let message = format!("messages become processes, but results cannot be sent: {problem}");
-                finding(true, TriggerReason::Taking, &message)
+                finding(true, BridgeReason::Taking, &message)
             }
-            _ => finding(true, TriggerReason::Taking, "messages become processes"),
+            _ => finding(true, BridgeReason::Taking, "messages become processes"),
         }
     }
 
@@ -294,7 +293,7 @@ impl Engine {
     }
 }
 
-fn finding(holds: bool, reason: TriggerReason, message: &str) -> Finding {
+fn finding(holds: bool, reason: BridgeReason, message: &str) -> Finding {
     Finding {
         holds,
         reason,

@@ -13,12 +13,13 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use kube::ResourceExt as _;
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::{HttpSource, TriggerReason};
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::trigger::HttpSource;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::{Delivery, Publisher, Receipt, Settings, Source, SourceError};
+use super::{DeadLetters, Delivery, Publisher, Receipt, Settings, Source, SourceError, no_dead_letters};
 use crate::message::Message;
 use crate::outcome::CloudEvent;
 
@@ -53,7 +54,7 @@ struct Shared {
     queue: mpsc::Sender<Delivery>,
     bodies: Semaphore,
     refused: AtomicU64,
-    hold: Mutex<Option<TriggerReason>>,
+    hold: Mutex<Option<BridgeReason>>,
     waiters: Mutex<HashMap<String, Vec<oneshot::Sender<Vec<u8>>>>>,
 }
 
@@ -116,7 +117,7 @@ impl Shared {
         lock(&self.authenticator).clone()
     }
 
-    fn held(&self) -> Option<TriggerReason> {
+    fn held(&self) -> Option<BridgeReason> {
         *lock(&self.hold)
     }
 
@@ -161,7 +162,7 @@ impl Source for Http {
         self.publisher.clone()
     }
 
-    fn hold(&mut self, reason: Option<TriggerReason>) {
+    fn hold(&mut self, reason: Option<BridgeReason>) {
         *lock(&self.shared.hold) = reason;
         let Some(reason) = reason else { return };
         while let Ok(delivery) = self.requests.try_recv() {
@@ -213,7 +214,7 @@ impl Receipt for HttpReceipt {
     }
 
     fn put_back(self: Box<Self>, delay: Duration, reason: &str) -> BoxFuture<'static, Result<(), SourceError>> {
-        let is_limit = reason == <&str>::from(TriggerReason::Limited);
+        let is_limit = reason == <&str>::from(BridgeReason::Limited);
         let reason = reason.to_owned();
         self.give(Answer::Later {
             delay,
@@ -243,6 +244,11 @@ impl Publisher for HttpPublisher {
 
     fn dead_letter<'a>(&'a self, _message: &'a Message, _reason: &'a str) -> BoxFuture<'a, Result<bool, SourceError>> {
         Box::pin(async { Ok(false) })
+    }
+
+    fn dead_letters<'a>(&'a self, _trigger: &'a str) -> BoxFuture<'a, Result<Box<dyn DeadLetters>, SourceError>> {
+        let sentence = "a webhook keeps no dead letters: the sender sends the message again, with another id";
+        Box::pin(async { Err(no_dead_letters(sentence)) })
     }
 
     /// Requests wait for the process, not for an address: a second one with the same id may wait where the first did not.

@@ -23,7 +23,8 @@ use lapin::options::{
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Acker, Channel};
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::{RabbitMqSource, TriggerReason};
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::trigger::RabbitMqSource;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -187,7 +188,7 @@ async fn fetch(channel: Channel, queue: ShortString) -> Result<lapin::message::D
     let mut consumer = consumer.await?;
     let Some(delivery) = consumer.next().await else {
         let message = format!("{what}: RabbitMQ ended the consumer; was the queue deleted?");
-        return Err(SourceError::new(TriggerReason::NotFound, message));
+        return Err(SourceError::new(BridgeReason::NotFound, message));
     };
     let delivery = delivery.map_err(failed)?;
     in_time(&what, async {

@@ -1,7 +1,7 @@
 //! Receivers that may not exist: the sender of a message chooses where its result goes.
 
 use jiff::{SignedDuration, Timestamp};
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 
 use super::SourceError;
 use crate::outcome::CloudEvent;
@@ -25,8 +25,8 @@ pub(super) fn settled(sent: Result<(), SourceError>, event: &CloudEvent, now: Ti
     }
 }
 
-fn is_permanent(reason: TriggerReason) -> bool {
-    matches!(reason, TriggerReason::NotFound | TriggerReason::Unauthorized)
+fn is_permanent(reason: BridgeReason) -> bool {
+    matches!(reason, BridgeReason::NotFound | BridgeReason::Unauthorized)
 }
 
 #[cfg(test)]
@@ -48,10 +48,10 @@ mod tests {
             let sent = Err(SourceError::new(reason, "no queue"));
             settled(sent, &event, Timestamp::from_second(seconds).unwrap()).is_ok()
         };
-        assert!(!after(TriggerReason::NotFound, 600) && after(TriggerReason::NotFound, 601));
-        assert!(after(TriggerReason::Unauthorized, 601));
+        assert!(!after(BridgeReason::NotFound, 600) && after(BridgeReason::NotFound, 601));
+        assert!(after(BridgeReason::Unauthorized, 601));
         assert!(
-            !after(TriggerReason::Unreachable, 1_000_000),
+            !after(BridgeReason::Unreachable, 1_000_000),
             "a broker that is away comes back"
         );
     }

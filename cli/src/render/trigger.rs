@@ -5,9 +5,8 @@ use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::core::DynamicObject;
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::{
-    MessageId, Payload, ProcessTriggerSpec, ProcessTriggerStatus, SourceSpec, TriggerCondition,
-};
+use remoteprocess_api::bridge::BridgeCondition;
+use remoteprocess_api::trigger::{MessageId, Payload, ProcessTriggerSpec, ProcessTriggerStatus, SourceSpec};
 
 use super::description::{Page, conditions, describe_events, moment};
 use super::row::command;
@@ -79,7 +78,7 @@ impl Columns {
 
 /// The condition Ready, if the bridge has written it.
 fn ready(conditions: &[Condition]) -> Option<&Condition> {
-    let ready: &str = TriggerCondition::Ready.into();
+    let ready: &str = BridgeCondition::Ready.into();
     conditions.iter().find(|condition| condition.type_ == ready)
 }
 

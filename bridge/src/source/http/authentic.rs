@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use jiff::Timestamp;
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use ring::hmac::{self, HMAC_SHA256, Key};
 use ring::rand::SystemRandom;
 
@@ -53,7 +53,7 @@ impl Authenticator {
     }
 
     pub(super) fn new(signing_key: Option<String>, token: Option<String>) -> Result<Self, SourceError> {
-        let invalid = |sentence: String| SourceError::new(TriggerReason::InvalidSecret, sentence);
+        let invalid = |sentence: String| SourceError::new(BridgeReason::InvalidSecret, sentence);
         if signing_key.is_none() && token.is_none() {
             return Err(invalid(
                 "the Secret of the webhook has neither signingKey nor token".to_owned(),

@@ -10,7 +10,7 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -45,7 +45,7 @@ pub(super) async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> R
         }
     };
     if let Some(reason) = shared.held() {
-        return Ok(later(reason == TriggerReason::Limited, RETRY_AFTER, &sentence(reason)));
+        return Ok(later(reason == BridgeReason::Limited, RETRY_AFTER, &sentence(reason)));
     }
     Ok(submit(message, wait, &shared).await)
 }
@@ -166,7 +166,7 @@ async fn submit(mut message: Message, wait: Option<Duration>, shared: &Arc<Share
         Ok(Some(answer)) => reply(answer, &shared.namespace, wait).await,
         Ok(None) | Err(_) => {
             let reason = shared.held();
-            let is_limit = reason == Some(TriggerReason::Limited);
+            let is_limit = reason == Some(BridgeReason::Limited);
             later(
                 is_limit,
                 RETRY_AFTER,
@@ -177,10 +177,10 @@ async fn submit(mut message: Message, wait: Option<Duration>, shared: &Arc<Share
 }
 
 /// Why messages are not taken, for a sender.
-fn sentence(reason: TriggerReason) -> String {
+fn sentence(reason: BridgeReason) -> String {
     match reason {
-        TriggerReason::Limited => "as many processes run as may (spec.policy)".to_owned(),
-        TriggerReason::Suspended => "the trigger is suspended".to_owned(),
+        BridgeReason::Limited => "as many processes run as may (spec.policy)".to_owned(),
+        BridgeReason::Suspended => "the trigger is suspended".to_owned(),
         other => format!("messages are not taken: {other}"),
     }
 }

@@ -7,7 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use remoteprocess_api::trigger::{PubSubSource, TriggerReason};
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::trigger::PubSubSource;
 use serde_json::{Value, json};
 
 use super::super::receiver::settled;
@@ -127,7 +128,7 @@ impl Publisher for Outlet {
             let topic = found.get("topic").and_then(Value::as_str).unwrap_or_default();
             if !topic.starts_with("projects/") {
                 let message = format!("{} has no topic any more", self.subscription.path);
-                return Err(SourceError::new(TriggerReason::NotFound, message));
+                return Err(SourceError::new(BridgeReason::NotFound, message));
             }
             self.publish(topic, &message.payload, &attributes(message, None)).await
         })

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use tokio::sync::Mutex;
 use tracing::{debug, warn};
 
@@ -88,7 +88,7 @@ impl Outlet {
 
 /// RabbitMQ does not know the requester. An address of this kind that it cannot read ends the connection.
 fn is_gone(error: &SourceError) -> bool {
-    error.reason == TriggerReason::NotFound || error.message.ends_with("INTERNAL_ERROR")
+    error.reason == BridgeReason::NotFound || error.message.ends_with("INTERNAL_ERROR")
 }
 
 fn confirmed(what: &str, confirmation: Confirmation) -> Result<(), SourceError> {
@@ -96,12 +96,12 @@ fn confirmed(what: &str, confirmation: Confirmation) -> Result<(), SourceError> 
         Confirmation::Ack(None) => Ok(()),
         Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
             let message = format!("{what}: RabbitMQ has no queue for it: {}", returned.reply_text);
-            Err(SourceError::new(TriggerReason::NotFound, message))
+            Err(SourceError::new(BridgeReason::NotFound, message))
         }
         // The server is there: the queue is full and refuses more (`reject-publish`).
         Confirmation::Nack(None) | Confirmation::NotRequested => {
             let message = format!("{what}: RabbitMQ has not taken it");
-            Err(SourceError::new(TriggerReason::NotFound, message))
+            Err(SourceError::new(BridgeReason::NotFound, message))
         }
     }
 }
