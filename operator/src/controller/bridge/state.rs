@@ -1,13 +1,14 @@
-//! The condition `Deployed` of a trigger, from its Deployment and its pods. Pure.
+//! The condition `Deployed` of a bridge, from its Deployment and its pods. Pure.
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
-use remoteprocess_api::trigger::{SourceSpec, TriggerCondition, TriggerReason};
+use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
 
 use super::build::CONTAINER;
+use super::kind::Bridged;
 use crate::phase::pod::{condition, terminated};
 
 /// Longest sentence of ours, in characters. The API server allows 32768.
@@ -16,12 +17,12 @@ const MAX_MESSAGE: usize = 1024;
 /// What is said about a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Deployed {
-    reason: TriggerReason,
+    reason: BridgeReason,
     message: String,
 }
 
 impl Deployed {
-    fn new(reason: TriggerReason, message: impl Into<String>) -> Self {
+    fn new(reason: BridgeReason, message: impl Into<String>) -> Self {
         let message: String = message.into();
         Self {
             reason,
@@ -31,18 +32,18 @@ impl Deployed {
 
     /// The API server does not take an object.
     pub(super) fn refused(message: String) -> Self {
-        Self::new(TriggerReason::Refused, message)
+        Self::new(BridgeReason::Refused, message)
     }
 
     /// An object of that name is being deleted.
     pub(super) fn leaving() -> Self {
         let message = "the namespace, or an earlier Deployment or Service of this name, is being deleted";
-        Self::new(TriggerReason::Starting, message)
+        Self::new(BridgeReason::Starting, message)
     }
 
     /// Whether the bridge runs.
     pub(super) fn is_so(&self) -> bool {
-        self.reason == TriggerReason::Deployed
+        self.reason == BridgeReason::Deployed
     }
 
     /// The condition, unless `former` says the same. It keeps the time of the last transition.
@@ -55,7 +56,7 @@ impl Deployed {
         let status = if self.is_so() { "True" } else { "False" };
         let since = former.filter(|former| former.status == status);
         let next = Condition {
-            type_: TriggerCondition::Deployed.to_string(),
+            type_: BridgeCondition::Deployed.to_string(),
             status: status.to_owned(),
             reason: self.reason.to_string(),
             message: self.message,
@@ -67,13 +68,10 @@ impl Deployed {
 }
 
 /// What to say about a Deployment that exists, with the pods that it has now.
-pub(super) fn deployed(deployment: &Deployment, pods: &[Pod], source: &SourceSpec) -> Deployed {
+pub(super) fn deployed(deployment: &Deployment, pods: &[Pod], object: &impl Bridged) -> Deployed {
     let name = deployment.name_any();
     if is_available(deployment) {
-        return Deployed::new(
-            TriggerReason::Deployed,
-            format!("the Deployment {name} runs the bridge"),
-        );
+        return Deployed::new(BridgeReason::Deployed, format!("the Deployment {name} runs the bridge"));
     }
     if let Some(message) = replica_failure(deployment) {
         return Deployed::refused(format!("the Deployment {name} cannot create its pod: {message}"));
@@ -83,10 +81,10 @@ pub(super) fn deployed(deployment: &Deployment, pods: &[Pod], source: &SourceSpe
         .filter(|pod| pod.metadata.deletion_timestamp.is_none())
         .max_by_key(|pod| pod.creation_timestamp());
     let message = match newest {
-        Some(pod) => pod_message(pod, source),
+        Some(pod) => pod_message(pod, object),
         None => format!("the Deployment {name} has no pod yet"),
     };
-    Deployed::new(TriggerReason::Starting, message)
+    Deployed::new(BridgeReason::Starting, message)
 }
 
 /// Whether the pod of the newest template runs and is ready.
@@ -105,7 +103,7 @@ fn replica_failure(deployment: &Deployment) -> Option<String> {
     failure.message.clone()
 }
 
-fn pod_message(pod: &Pod, source: &SourceSpec) -> String {
+fn pod_message<K: Bridged>(pod: &Pod, object: &K) -> String {
     let name = pod.name_any();
     if let Some(scheduled) = condition(pod, "PodScheduled").filter(|scheduled| scheduled.status == "False") {
         let why = scheduled.message.as_deref().unwrap_or("no node fits");
@@ -117,13 +115,13 @@ fn pod_message(pod: &Pod, source: &SourceSpec) -> String {
         .and_then(|status| status.container_statuses.as_ref());
     let bridge = containers.and_then(|containers| containers.iter().find(|container| container.name == CONTAINER));
     let Some(bridge) = bridge else {
-        return created_message(&name, source);
+        return created_message(&name, object);
     };
     let state = bridge.state.as_ref();
     if let Some(waiting) = state.and_then(|state| state.waiting.as_ref()) {
         let reason = waiting.reason.as_deref().unwrap_or("Waiting");
         if matches!(reason, "ContainerCreating" | "PodInitializing") {
-            return created_message(&name, source);
+            return created_message(&name, object);
         }
         let message = waiting.message.as_deref().unwrap_or("the kubelet says no more");
         return format!("the pod {name} does not run: {reason}: {message}{}", last_end(bridge));
@@ -131,18 +129,32 @@ fn pod_message(pod: &Pod, source: &SourceSpec) -> String {
     if let Some(end) = state.and_then(|state| state.terminated.as_ref()) {
         return format!("the bridge in the pod {name} ended {}", terminated(end));
     }
-    format!("the bridge in the pod {name} runs and is not ready yet; kubectl logs {name} says more")
+    unready_message(&name, object)
+}
+
+/// A bridge that runs becomes ready when it has read its object and the processes. If it may not, it cannot tell that in the
+/// status either.
+fn unready_message<K: Bridged>(pod: &str, object: &K) -> String {
+    let (word, account) = (K::WORD, object.account());
+    let namespace = object.namespace().unwrap_or_default();
+    format!(
+        "the bridge in the pod {pod} runs and is not ready yet; kubectl logs {pod} says more. If it may not read its {word}: \
+         kubectl create rolebinding {}-{word} --namespace={namespace} --clusterrole=remoteprocess-{word} \
+         --serviceaccount={namespace}:{account}",
+        object.name_any(),
+    )
 }
 
 /// A pod whose container is not created yet. The kubelet waits for Secrets without saying so in the status.
-fn created_message(pod: &str, source: &SourceSpec) -> String {
-    let secrets: Vec<&str> = source.secrets().into_iter().map(|(_, secret)| secret).collect();
+fn created_message<K: Bridged>(pod: &str, object: &K) -> String {
+    let secrets: Vec<&str> = object.secrets().into_iter().map(|(_, secret)| secret).collect();
     if secrets.is_empty() {
         return format!("the container of the pod {pod} is being created");
     }
     format!(
-        "the container of the pod {pod} is being created; it waits for the Secrets that spec.source names ({}) until they \
+        "the container of the pod {pod} is being created; it waits for the Secrets that {} names ({}) until they \
          exist; kubectl describe pod {pod} says which one is missing",
+        K::PEER,
         secrets.join(", ")
     )
 }
@@ -155,6 +167,7 @@ fn last_end(bridge: &ContainerStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use remoteprocess_api::ProcessTrigger;
     use rstest::rstest;
     use serde_json::{Value, json};
 
@@ -172,14 +185,21 @@ mod tests {
         .unwrap()
     }
 
-    fn source() -> SourceSpec {
-        serde_json::from_value(json!({"http": {"secretName": "key"}})).unwrap()
+    fn trigger() -> ProcessTrigger {
+        serde_json::from_value(json!({
+            "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "ProcessTrigger", "metadata": {"name": "orders"},
+            "spec": {
+                "serviceAccountName": "orders", "source": {"http": {"secretName": "key"}},
+                "template": {"spec": {"image": "busybox", "command": ["id"]}},
+            },
+        }))
+        .unwrap()
     }
 
     #[test]
     fn a_bridge_is_deployed_when_its_newest_pod_is_ready() {
         let ready = json!({"observedGeneration": 2, "updatedReplicas": 1, "availableReplicas": 1});
-        assert!(deployed(&deployment(ready.clone()), &[], &source()).is_so());
+        assert!(deployed(&deployment(ready.clone()), &[], &trigger()).is_so());
         for (field, value) in [
             ("observedGeneration", 1),
             ("updatedReplicas", 0),
@@ -187,7 +207,7 @@ mod tests {
         ] {
             let mut status = ready.clone();
             status[field] = json!(value);
-            assert!(!deployed(&deployment(status), &[], &source()).is_so(), "{field}");
+            assert!(!deployed(&deployment(status), &[], &trigger()).is_so(), "{field}");
         }
     }
 
@@ -209,10 +229,14 @@ mod tests {
         "ended with code 2 (Error)"
     )]
     #[case::running(json!({"containerStatuses": [status(json!({"running": {}}))]}), "is not ready yet")]
+    #[case::without_rights(
+        json!({"containerStatuses": [status(json!({"running": {}}))]}),
+        "--clusterrole=remoteprocess-trigger --serviceaccount="
+    )]
     fn a_pod_that_does_not_run_says_why(#[case] status: Value, #[case] expected: &str) {
         let pods: Vec<Pod> = (!status.is_null()).then(|| pod(status)).into_iter().collect();
-        let said = deployed(&deployment(json!({})), &pods, &source());
-        assert_eq!(said.reason, TriggerReason::Starting);
+        let said = deployed(&deployment(json!({})), &pods, &trigger());
+        assert_eq!(said.reason, BridgeReason::Starting);
         assert!(said.message.contains(expected), "{}", said.message);
     }
 
@@ -225,8 +249,8 @@ mod tests {
     #[test]
     fn a_pod_that_cannot_be_created_is_refused() {
         let failure = json!({"type": "ReplicaFailure", "status": "True", "message": "serviceaccount \"x\" not found"});
-        let said = deployed(&deployment(json!({"conditions": [failure]})), &[], &source());
-        assert_eq!(said.reason, TriggerReason::Refused);
+        let said = deployed(&deployment(json!({"conditions": [failure]})), &[], &trigger());
+        assert_eq!(said.reason, BridgeReason::Refused);
         assert!(
             said.message.contains("serviceaccount \"x\" not found"),
             "{}",
@@ -237,7 +261,7 @@ mod tests {
     #[test]
     fn a_condition_is_written_once_and_keeps_its_time() {
         let (first, later) = (Timestamp::UNIX_EPOCH, Timestamp::from_second(60).unwrap());
-        let waits = || Deployed::new(TriggerReason::Starting, "a");
+        let waits = || Deployed::new(BridgeReason::Starting, "a");
         let former = waits().condition(None, Some(1), first).unwrap();
         assert_eq!(waits().condition(Some(&former), Some(1), later), None);
         let other = Deployed::refused("b".into())
@@ -247,7 +271,7 @@ mod tests {
             (other.last_transition_time, other.status),
             (Time(first), "False".to_owned())
         );
-        let so = Deployed::new(TriggerReason::Deployed, "c").condition(Some(&former), Some(2), later);
+        let so = Deployed::new(BridgeReason::Deployed, "c").condition(Some(&former), Some(2), later);
         assert_eq!(so.unwrap().last_transition_time, Time(later));
         let long = Deployed::refused("x".repeat(100_000));
         assert_eq!(long.message.len(), MAX_MESSAGE, "whatever a webhook says");

@@ -1,4 +1,4 @@
-//! The caches of triggers, Deployments and Services, and the triggers to reconcile.
+//! The caches of the objects of one kind, their Deployments and Services, and the objects to reconcile.
 
 use std::future::ready;
 
@@ -10,88 +10,87 @@ use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, reflector as reflect, watcher as watch};
 use kube::{Client, Resource, ResourceExt};
-use remoteprocess_api::{ProcessTrigger, names};
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
+use super::kind::Bridged;
 use crate::backoff::{Backoff, WATCH_PAGE};
 use crate::directory::Scope;
 
 /// What `kubectl apply` stores for itself: a second copy of the object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// The caches, and the triggers that may need a reconcile.
-pub(super) struct Watches {
-    pub(super) triggers: Store<ProcessTrigger>,
+/// The caches, and the objects that may need a reconcile.
+pub(super) struct Watches<B: Bridged> {
+    pub(super) objects: Store<B>,
     pub(super) deployments: Store<Deployment>,
     pub(super) services: Store<Service>,
-    pub(super) changes: BoxStream<'static, ObjectRef<ProcessTrigger>>,
+    pub(super) changes: BoxStream<'static, ObjectRef<B>>,
 }
 
-/// Starts to watch. Nothing happens until `changes` is polled; triggers come only when the caches of Deployments and
+/// Starts to watch. Nothing happens until `changes` is polled; objects come only when the caches of Deployments and
 /// Services are complete, because otherwise each bridge would seem to be missing.
-pub(super) fn start(client: &Client, scope: &Scope) -> Watches {
-    let (triggers, writer) = reflector::store();
+pub(super) fn start<B: Bridged>(client: &Client, scope: &Scope) -> Watches<B> {
+    let (objects, writer) = reflector::store();
     let config = watcher::Config::default().page_size(WATCH_PAGE);
-    let events = watch(scope.api::<DeserializeGuard<ProcessTrigger>>(client), config).backoff(Backoff::WATCH);
+    let events = watch(scope.api::<DeserializeGuard<B>>(client), config).backoff(Backoff::WATCH);
     let events = events.map(|event| event.map(decoded)).modify(strip);
-    let of_triggers =
+    let of_objects =
         reflect(writer, events).flat_map(|event| stream::iter(or_warn(event).and_then(|event| changed(&event))));
-    let (deployments, of_deployments) = children::<Deployment>(client, scope, &triggers);
-    let (services, of_services) = children::<Service>(client, scope, &triggers);
+    let (deployments, of_deployments) = children::<Deployment, B>(client, scope, &objects);
+    let (services, of_services) = children::<Service, B>(client, scope, &objects);
     let (all_deployments, all_services) = (deployments.clone(), services.clone());
     let complete = stream::once(async move {
         // Without a writer there will be no changes either.
         let _ = all_deployments.wait_until_ready().await;
         let _ = all_services.wait_until_ready().await;
     });
-    let of_triggers = complete.filter_map(|()| ready(None)).chain(of_triggers);
-    let changes = stream::select(of_triggers, stream::select(of_deployments, of_services)).boxed();
+    let of_objects = complete.filter_map(|()| ready(None)).chain(of_objects);
+    let changes = stream::select(of_objects, stream::select(of_deployments, of_services)).boxed();
     Watches {
-        triggers,
+        objects,
         deployments,
         services,
         changes,
     }
 }
 
-/// The cache of what triggers own, and the triggers whose objects changed.
-fn children<K>(
+/// The cache of what the objects own, and the objects whose children changed.
+fn children<K, B>(
     client: &Client,
     scope: &Scope,
-    triggers: &Store<ProcessTrigger>,
-) -> (Store<K>, impl Stream<Item = ObjectRef<ProcessTrigger>> + use<K>)
+    owners: &Store<B>,
+) -> (Store<K>, impl Stream<Item = ObjectRef<B>> + use<K, B>)
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     K: Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+    B: Bridged,
 {
     let (store, writer) = reflector::store();
-    let config = watcher::Config::default()
-        .labels(names::LABEL_TRIGGER_UID)
-        .page_size(WATCH_PAGE);
+    let config = watcher::Config::default().labels(B::LABEL_UID).page_size(WATCH_PAGE);
     let events = watch(scope.api::<K>(client), config)
         .backoff(Backoff::WATCH)
         .modify(strip);
-    let triggers = triggers.clone();
+    let owners = owners.clone();
     let touched = reflect(writer, events)
-        .flat_map(move |event| stream::iter(or_warn(event).map_or_else(Vec::new, |event| touched(&event, &triggers))));
+        .flat_map(move |event| stream::iter(or_warn(event).map_or_else(Vec::new, |event| touched(&event, &owners))));
     (store, touched)
 }
 
-/// The trigger that an event names. One that is deleted needs nothing: the garbage collector deletes what it owns.
-fn changed(event: &Event<ProcessTrigger>) -> Option<ObjectRef<ProcessTrigger>> {
+/// The object that an event names. One that is deleted needs nothing: the garbage collector deletes what it owns.
+fn changed<B: Bridged>(event: &Event<B>) -> Option<ObjectRef<B>> {
     match event {
-        Event::Apply(trigger) | Event::InitApply(trigger) => Some(ObjectRef::from_obj(trigger)),
+        Event::Apply(object) | Event::InitApply(object) => Some(ObjectRef::from_obj(object)),
         Event::Delete(_) | Event::Init | Event::InitDone => None,
     }
 }
 
-/// The triggers that an event of an object may affect. An object that was deleted while its watch was interrupted has no
-/// event of its own: all triggers are reconciled when the new list is complete.
-fn touched<K: Resource>(event: &Event<K>, triggers: &Store<ProcessTrigger>) -> Vec<ObjectRef<ProcessTrigger>> {
+/// The owners that an event of an object may affect. An object that was deleted while its watch was interrupted has no
+/// event of its own: all owners are reconciled when the new list is complete.
+fn touched<K: Resource, B: Bridged>(event: &Event<K>, owners: &Store<B>) -> Vec<ObjectRef<B>> {
     match event {
         Event::Apply(object) | Event::InitApply(object) | Event::Delete(object) => owner(object).into_iter().collect(),
-        Event::InitDone => triggers
+        Event::InitDone => owners
             .state()
             .iter()
             .map(|known| ObjectRef::from_obj(&**known))
@@ -100,15 +99,15 @@ fn touched<K: Resource>(event: &Event<K>, triggers: &Store<ProcessTrigger>) -> V
     }
 }
 
-/// The trigger for which an object was made.
-fn owner<K: Resource>(object: &K) -> Option<ObjectRef<ProcessTrigger>> {
-    let name = object.labels().get(names::LABEL_TRIGGER)?;
+/// The trigger or the sink for which an object was made.
+fn owner<K: Resource, B: Bridged>(object: &K) -> Option<ObjectRef<B>> {
+    let name = object.labels().get(B::LABEL)?;
     Some(ObjectRef::new(name).within(&object.namespace()?))
 }
 
-/// A trigger that does not decode counts as deleted: nothing is made for it, and what is there stays.
-fn decoded(event: Event<DeserializeGuard<ProcessTrigger>>) -> Event<ProcessTrigger> {
-    let known: fn(ProcessTrigger) -> Event<ProcessTrigger> = match &event {
+/// An object that does not decode counts as deleted: nothing is made for it, and what is there stays.
+fn decoded<B: Bridged>(event: Event<DeserializeGuard<B>>) -> Event<B> {
+    let known: fn(B) -> Event<B> = match &event {
         Event::InitApply(_) => Event::InitApply,
         Event::Apply(_) => Event::Apply,
         Event::Delete(_) | Event::Init | Event::InitDone => Event::Delete,
@@ -117,19 +116,19 @@ fn decoded(event: Event<DeserializeGuard<ProcessTrigger>>) -> Event<ProcessTrigg
         Event::Init => Event::Init,
         Event::InitDone => Event::InitDone,
         Event::InitApply(guard) | Event::Apply(guard) | Event::Delete(guard) => match guard.0 {
-            Ok(trigger) => known(trigger),
+            Ok(object) => known(object),
             Err(invalid) => {
                 let (namespace, name) = (&invalid.metadata.namespace, &invalid.metadata.name);
                 warn!(
+                    kind = B::WORD,
                     ?namespace,
                     ?name,
                     error = invalid.error,
-                    "skipping a trigger that does not decode"
+                    "skipping an object that does not decode"
                 );
-                Event::Delete(ProcessTrigger {
-                    metadata: invalid.metadata,
-                    ..ProcessTrigger::default()
-                })
+                let mut unread = B::default();
+                *unread.meta_mut() = invalid.metadata;
+                Event::Delete(unread)
             }
         },
     }

@@ -1,19 +1,23 @@
-//! Builds the objects of a trigger. Pure: the same input gives the same objects.
+//! Builds the objects of a bridge. Pure: the same input gives the same objects.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, HTTPGetAction, LocalObjectReference, PodSecurityContext, PodSpec,
+    Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, LocalObjectReference, PodSecurityContext, PodSpec,
     PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Service,
     ServicePort, ServiceSpec, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
+use remoteprocess_api::names;
 use remoteprocess_api::trigger::WEBHOOK_PORT;
-use remoteprocess_api::{ProcessTrigger, names};
+use remoteprocess_proto::pod::{self, env};
 use sha2::{Digest, Sha256};
+
+use super::super::build::{build_token, mount, variable};
+use super::kind::Bridged;
 
 /// Name of the bridge's program in `app.kubernetes.io/name`.
 const BRIDGE: &str = "remoteprocess-bridge";
@@ -39,28 +43,39 @@ pub struct BridgeSettings {
     pub image: String,
     /// Pull policy of that image; if absent, the default of Kubernetes.
     pub image_pull_policy: Option<String>,
-    /// Pull secrets of that image, in the trigger's namespace.
+    /// Pull secrets of that image, in the namespace of the object.
     pub image_pull_secrets: Vec<String>,
     /// Requests and limits of the bridge's container.
     pub resources: ResourceRequirements,
+    /// How a bridge that reads output reaches the relay.
+    pub relay: RelaySettings,
 }
 
-/// Name of the Deployment and the Service of a trigger.
-pub(super) fn object_name(trigger: &ProcessTrigger) -> String {
-    format!("{}-trigger", trigger.name_any())
+/// How a client in the cluster reaches the relay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RelaySettings {
+    /// `host:port` of the relay's main listener.
+    pub server: String,
+    /// Namespace of the operator: there is the ConfigMap that says what to trust and where to log in.
+    pub namespace: String,
+}
+
+/// Name of the Deployment and the Service of a bridge.
+pub(super) fn object_name<K: Bridged>(object: &K) -> String {
+    format!("{}-{}", object.name_any(), K::WORD)
 }
 
 /// Builds the Deployment of the bridge.
-pub(super) fn build_deployment(trigger: &ProcessTrigger, settings: &BridgeSettings) -> Deployment {
-    let labels = build_labels(trigger);
+pub(super) fn build_deployment(object: &impl Bridged, settings: &BridgeSettings) -> Deployment {
+    let labels = build_labels(object);
     let spec = DeploymentSpec {
         replicas: Some(1),
         revision_history_limit: Some(1),
         selector: LabelSelector {
-            match_labels: Some(build_selector(trigger)),
+            match_labels: Some(build_selector(object)),
             ..LabelSelector::default()
         },
-        // Two bridges would both take messages, and only together keep the limits of the policy.
+        // Two bridges would both do the work, and only together keep order and limits.
         strategy: Some(DeploymentStrategy {
             type_: Some("Recreate".to_owned()),
             ..DeploymentStrategy::default()
@@ -71,7 +86,7 @@ pub(super) fn build_deployment(trigger: &ProcessTrigger, settings: &BridgeSettin
                 annotations: Some(build_scrape_annotations()),
                 ..ObjectMeta::default()
             }),
-            spec: Some(build_pod_spec(trigger, settings)),
+            spec: Some(build_pod_spec(object, settings)),
         },
         ..DeploymentSpec::default()
     };
@@ -79,7 +94,7 @@ pub(super) fn build_deployment(trigger: &ProcessTrigger, settings: &BridgeSettin
     Deployment {
         metadata: ObjectMeta {
             annotations: Some(BTreeMap::from([annotation])),
-            ..build_metadata(trigger)
+            ..build_metadata(object)
         },
         spec: Some(spec),
         ..Deployment::default()
@@ -87,12 +102,12 @@ pub(super) fn build_deployment(trigger: &ProcessTrigger, settings: &BridgeSettin
 }
 
 /// Builds the Service of a webhook; none for other sources.
-pub(super) fn build_service(trigger: &ProcessTrigger) -> Option<Service> {
-    let http = trigger.spec.source.http.as_ref()?;
+pub(super) fn build_service(object: &impl Bridged) -> Option<Service> {
+    let http = object.webhook()?;
     let port = http.tls_secret_name.as_ref().map_or(HTTP, |_| HTTPS);
     let spec = ServiceSpec {
         type_: Some("ClusterIP".to_owned()),
-        selector: Some(build_selector(trigger)),
+        selector: Some(build_selector(object)),
         ports: Some(vec![ServicePort {
             name: Some(WEBHOOK.to_owned()),
             port,
@@ -106,7 +121,7 @@ pub(super) fn build_service(trigger: &ProcessTrigger) -> Option<Service> {
     Some(Service {
         metadata: ObjectMeta {
             annotations: Some(BTreeMap::from([annotation])),
-            ..build_metadata(trigger)
+            ..build_metadata(object)
         },
         spec: Some(spec),
         ..Service::default()
@@ -119,16 +134,16 @@ fn digest<T: serde::Serialize>(spec: &T) -> String {
     hex::encode(Sha256::digest(serde_json::to_vec(spec).unwrap_or_default()))
 }
 
-fn build_metadata(trigger: &ProcessTrigger) -> ObjectMeta {
+fn build_metadata<K: Bridged>(object: &K) -> ObjectMeta {
     ObjectMeta {
-        name: Some(object_name(trigger)),
-        namespace: trigger.namespace(),
-        labels: Some(build_labels(trigger)),
+        name: Some(object_name(object)),
+        namespace: object.namespace(),
+        labels: Some(build_labels(object)),
         owner_references: Some(vec![OwnerReference {
-            api_version: ProcessTrigger::api_version(&()).into_owned(),
-            kind: ProcessTrigger::kind(&()).into_owned(),
-            name: trigger.name_any(),
-            uid: trigger.uid().unwrap_or_default(),
+            api_version: K::api_version(&()).into_owned(),
+            kind: K::kind(&()).into_owned(),
+            name: object.name_any(),
+            uid: object.uid().unwrap_or_default(),
             controller: Some(true),
             // Would require rights on finalizers where owner references are enforced.
             block_owner_deletion: None,
@@ -137,26 +152,26 @@ fn build_metadata(trigger: &ProcessTrigger) -> ObjectMeta {
     }
 }
 
-fn build_labels(trigger: &ProcessTrigger) -> BTreeMap<String, String> {
-    let mut labels = build_selector(trigger);
+fn build_labels<K: Bridged>(object: &K) -> BTreeMap<String, String> {
+    let mut labels = build_selector(object);
     labels.extend([
         ("app.kubernetes.io/name".to_owned(), BRIDGE.to_owned()),
-        ("app.kubernetes.io/instance".to_owned(), trigger.name_any()),
+        ("app.kubernetes.io/instance".to_owned(), object.name_any()),
         ("app.kubernetes.io/part-of".to_owned(), "remoteprocess".to_owned()),
         ("app.kubernetes.io/managed-by".to_owned(), names::MANAGED_BY.to_owned()),
-        (names::LABEL_TRIGGER.to_owned(), trigger.name_any()),
+        (K::LABEL.to_owned(), object.name_any()),
     ]);
     labels
 }
 
 /// Labels that no other pod has, and that never change.
-fn build_selector(trigger: &ProcessTrigger) -> BTreeMap<String, String> {
+fn build_selector<K: Bridged>(object: &K) -> BTreeMap<String, String> {
     BTreeMap::from([
         (
             "app.kubernetes.io/component".to_owned(),
             names::BRIDGE_COMPONENT.to_owned(),
         ),
-        (names::LABEL_TRIGGER_UID.to_owned(), trigger.uid().unwrap_or_default()),
+        (K::LABEL_UID.to_owned(), object.uid().unwrap_or_default()),
     ])
 }
 
@@ -167,8 +182,8 @@ fn build_scrape_annotations() -> BTreeMap<String, String> {
     ])
 }
 
-fn build_pod_spec(trigger: &ProcessTrigger, settings: &BridgeSettings) -> PodSpec {
-    let secrets = trigger.spec.source.secrets();
+fn build_pod_spec<K: Bridged>(object: &K, settings: &BridgeSettings) -> PodSpec {
+    let secrets = object.secrets();
     let volumes = secrets.iter().map(|(directory, secret)| Volume {
         name: volume_name(directory).to_owned(),
         secret: Some(SecretVolumeSource {
@@ -180,12 +195,13 @@ fn build_pod_spec(trigger: &ProcessTrigger, settings: &BridgeSettings) -> PodSpe
     });
     let pull_secrets = settings.image_pull_secrets.iter();
     let pull_secrets = pull_secrets.map(|name| LocalObjectReference { name: name.clone() });
+    let volumes = volumes.chain(object.reads_output().then(|| build_token(names::LOGIN_AUDIENCE)));
     let (volumes, pull_secrets): (Vec<_>, Vec<_>) = (volumes.collect(), pull_secrets.collect());
     PodSpec {
-        containers: vec![build_container(trigger, settings)],
+        containers: vec![build_container(object, settings)],
         volumes: (!volumes.is_empty()).then_some(volumes),
         image_pull_secrets: (!pull_secrets.is_empty()).then_some(pull_secrets),
-        service_account_name: Some(trigger.spec.service_account_name.clone()),
+        service_account_name: Some(object.account().to_owned()),
         // It calls the API server as this account.
         automount_service_account_token: Some(true),
         enable_service_links: Some(false),
@@ -205,7 +221,7 @@ fn build_pod_spec(trigger: &ProcessTrigger, settings: &BridgeSettings) -> PodSpe
     }
 }
 
-fn build_container(trigger: &ProcessTrigger, settings: &BridgeSettings) -> Container {
+fn build_container<K: Bridged>(object: &K, settings: &BridgeSettings) -> Container {
     let port = |name: &str, port: u16| ContainerPort {
         name: Some(name.to_owned()),
         container_port: port.into(),
@@ -213,23 +229,27 @@ fn build_container(trigger: &ProcessTrigger, settings: &BridgeSettings) -> Conta
         ..ContainerPort::default()
     };
     let mut ports = vec![port(ADMIN, names::ADMIN_PORT)];
-    ports.extend(trigger.spec.source.http.as_ref().map(|_| port(WEBHOOK, WEBHOOK_PORT)));
-    let secrets = trigger.spec.source.secrets();
+    ports.extend(object.webhook().map(|_| port(WEBHOOK, WEBHOOK_PORT)));
+    let secrets = object.secrets();
     let mounts = secrets.iter().map(|(directory, _)| VolumeMount {
         name: volume_name(directory).to_owned(),
         mount_path: (*directory).to_owned(),
         read_only: Some(true),
         ..VolumeMount::default()
     });
-    let mounts: Vec<_> = mounts.collect();
+    let token = object
+        .reads_output()
+        .then(|| mount(names::VOLUME_TOKEN, pod::TOKEN_PATH, true));
+    let mounts: Vec<_> = mounts.chain(token).collect();
     Container {
         name: CONTAINER.to_owned(),
         image: Some(settings.image.clone()),
         image_pull_policy: settings.image_pull_policy.clone(),
         args: Some(vec![
-            format!("--namespace={}", trigger.namespace().unwrap_or_default()),
-            format!("--trigger={}", trigger.name_any()),
+            format!("--namespace={}", object.namespace().unwrap_or_default()),
+            format!("--{}={}", K::WORD, object.name_any()),
         ]),
+        env: object.reads_output().then(|| build_env(&settings.relay)),
         ports: Some(ports),
         // Neither depends on the broker or the API server: their outage must not restart the bridge.
         liveness_probe: Some(build_probe("/healthz", 10, 6)),
@@ -248,6 +268,15 @@ fn build_container(trigger: &ProcessTrigger, settings: &BridgeSettings) -> Conta
         }),
         ..Container::default()
     }
+}
+
+/// How the bridge logs in at the relay: what a program of the library `client/` reads.
+fn build_env(relay: &RelaySettings) -> Vec<EnvVar> {
+    vec![
+        variable("RPROC_SERVER", &relay.server),
+        variable("RPROC_OPERATOR_NAMESPACE", &relay.namespace),
+        variable(env::TOKEN_FILE, pod::TOKEN_FILE),
+    ]
 }
 
 fn build_probe(path: &str, period: i32, failures: i32) -> Probe {

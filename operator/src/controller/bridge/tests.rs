@@ -15,6 +15,15 @@ fn trigger(source: &str) -> ProcessTrigger {
     .unwrap()
 }
 
+fn sink(output: &str) -> ProcessSink {
+    serde_saphyr::from_str(&format!(
+        "apiVersion: remoteprocess.dev/v1alpha1\nkind: ProcessSink\n\
+         metadata: {{name: orders, namespace: team, uid: u, generation: 1}}\n\
+         spec:\n  serviceAccountName: orders\n  destination: {{http: {{url: 'https://events.example'}}}}\n{output}"
+    ))
+    .unwrap()
+}
+
 const NATS: &str = "{nats: {servers: ['nats://nats:4222'], stream: ORDERS}}";
 const HTTP: &str = "{http: {secretName: key}}";
 
@@ -24,12 +33,13 @@ fn settings() -> BridgeSettings {
         image_pull_policy: None,
         image_pull_secrets: vec![],
         resources: serde_saphyr::from_str("{limits: {memory: 1024Mi}}").unwrap(),
+        relay: RelaySettings::default(),
     }
 }
 
 /// A Deployment as the API server returns it, with a pod that is ready.
-fn running(trigger: &ProcessTrigger) -> Deployment {
-    let mut deployment = serde_json::to_value(build::build_deployment(trigger, &settings())).unwrap();
+fn running(object: &impl Bridged) -> Deployment {
+    let mut deployment = serde_json::to_value(build::build_deployment(object, &settings())).unwrap();
     deployment["metadata"]["uid"] = json!("d");
     deployment["metadata"]["generation"] = json!(1);
     let container = &mut deployment["spec"]["template"]["spec"]["containers"][0];
@@ -40,17 +50,26 @@ fn running(trigger: &ProcessTrigger) -> Deployment {
 }
 
 /// An API server: what it was asked, and a context whose caches the test fills.
-struct Server {
+struct Server<K: Bridged> {
     calls: Arc<Mutex<Vec<Call>>>,
-    context: Context,
-    triggers: Writer<ProcessTrigger>,
+    context: Context<K>,
+    objects: Writer<K>,
     deployments: Writer<Deployment>,
     services: Writer<Service>,
 }
 
-impl Server {
-    /// Answers a read of the Deployment with `there`, and a write of it with `written`.
+impl Server<ProcessTrigger> {
+    /// As [`Server::of`], with a trigger.
     fn start(there: Option<Value>, written: fn(&Call) -> (u16, Value)) -> Self {
+        Self::of(&trigger(NATS), there, written)
+    }
+}
+
+impl<K: Bridged> Server<K> {
+    /// Answers a read of the Deployment with `there`, a write of it with `written`, and a write of a status with that of
+    /// `object`.
+    fn of(object: &K, there: Option<Value>, written: fn(&Call) -> (u16, Value)) -> Self {
+        let object = serde_json::to_value(object).unwrap();
         let calls = Arc::new(Mutex::new(Vec::new()));
         let seen = calls.clone();
         let client = fake_api::client(move |call: Call| {
@@ -60,16 +79,16 @@ impl Server {
                 (&Method::GET, _) => there
                     .clone()
                     .map_or_else(|| refusal(404, "NotFound"), |object| (200, object)),
-                (&Method::PATCH, "orders-trigger") => written(&call),
+                (&Method::PATCH, "orders-trigger" | "orders-sink") => written(&call),
                 (&Method::PATCH, "status") => {
-                    let mut object = serde_json::to_value(trigger(NATS)).unwrap();
+                    let mut object = object.clone();
                     object["status"] = call.body["status"].clone();
                     (200, object)
                 }
                 _ => (200, call.body),
             }
         });
-        let ((triggers, trigger_writer), (deployments, deployment_writer)) = (reflector::store(), reflector::store());
+        let ((objects, object_writer), (deployments, deployment_writer)) = (reflector::store(), reflector::store());
         let (services, service_writer) = reflector::store();
         Self {
             calls,
@@ -77,12 +96,12 @@ impl Server {
                 reporter: Reporter::new(client.clone()),
                 client,
                 settings: settings(),
-                triggers,
+                objects,
                 deployments,
                 services,
                 waits: Mutex::default(),
             },
-            triggers: trigger_writer,
+            objects: object_writer,
             deployments: deployment_writer,
             services: service_writer,
         }
@@ -266,14 +285,14 @@ async fn the_operator_waits_for_a_definition_that_is_not_installed() {
         }
     });
     let begin = tokio::time::Instant::now();
-    installed(&client, &Scope::All).await;
+    installed::<ProcessTrigger>(&client, &Scope::All).await;
     assert_eq!((*count.lock().unwrap(), begin.elapsed()), (3, NOT_INSTALLED * 2));
 }
 
 #[tokio::test]
 async fn a_bridge_that_does_not_run_is_looked_at_less_and_less_often() {
     let mut server = Server::start(None, stored);
-    server.triggers.apply_watcher_event(&Event::Apply(trigger(NATS)));
+    server.objects.apply_watcher_event(&Event::Apply(trigger(NATS)));
     let reference = ObjectRef::new("orders").within("team");
     let seconds: Vec<_> = (0..6)
         .map(|_| server.context.requeue(&reference, false).unwrap().as_secs())
@@ -284,4 +303,32 @@ async fn a_bridge_that_does_not_run_is_looked_at_less_and_less_often() {
     assert_eq!(server.context.waits().len(), 1, "triggers that are gone are forgotten");
     assert_eq!(server.context.requeue(&reference, true), None);
     assert!(server.context.waits().is_empty());
+}
+
+#[tokio::test]
+async fn a_sink_gets_a_deployment_of_its_own_and_no_service() {
+    let server = Server::of(&sink(""), None, stored);
+    assert!(!reconcile(&sink(""), &server.context).await.unwrap());
+    let calls = server.calls.lock().unwrap().clone();
+    let deployment = &calls[1].body;
+    assert_eq!(deployment["metadata"]["ownerReferences"][0]["kind"], "ProcessSink");
+    assert!(!calls.iter().any(|call| call.path.contains("/services/")), "{calls:?}");
+    let pods = calls.iter().find(|call| call.path.ends_with("/pods")).unwrap();
+    assert!(pods.query.contains("sink-uid"), "{}", pods.query);
+    let status = calls.last().unwrap();
+    assert!(status.path.ends_with("/processsinks/orders/status"), "{}", status.path);
+    assert_eq!(server.condition()["type"], "Deployed");
+}
+
+#[tokio::test]
+async fn a_deployment_of_a_trigger_is_not_taken_over_by_a_sink() {
+    let mut of_trigger = serde_json::to_value(running(&trigger(NATS))).unwrap();
+    of_trigger["metadata"]["ownerReferences"][0]["uid"] = json!("another");
+    let server = Server::of(&sink(""), Some(of_trigger), |_| unreachable!("no write"));
+    assert!(!reconcile(&sink(""), &server.context).await.unwrap());
+    let message = server.condition()["message"].as_str().unwrap().to_owned();
+    assert!(
+        message.contains("Deployment orders-sink that this sink does not control"),
+        "{message}"
+    );
 }

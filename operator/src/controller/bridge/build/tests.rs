@@ -1,3 +1,4 @@
+use remoteprocess_api::{ProcessSink, ProcessTrigger};
 use rstest::rstest;
 
 use super::*;
@@ -16,12 +17,28 @@ fn trigger(source: &str) -> ProcessTrigger {
     .unwrap()
 }
 
+const OUTPUT: &str = "  output: {as: Lines}\n";
+
+fn sink(output: &str) -> ProcessSink {
+    serde_saphyr::from_str(&format!(
+        "apiVersion: remoteprocess.dev/v1alpha1\nkind: ProcessSink\n\
+         metadata: {{name: orders, namespace: team, uid: 6e2c0f4a-0000-4000-8000-000000000002}}\n\
+         spec:\n  serviceAccountName: events\n\
+         \x20 destination: {{http: {{url: 'https://events.example', credentialsSecretName: token}}}}\n{output}"
+    ))
+    .unwrap()
+}
+
 fn settings() -> BridgeSettings {
     BridgeSettings {
         image: "ghcr.io/remoteprocess/bridge:0.1.0".into(),
         image_pull_policy: Some("IfNotPresent".into()),
         image_pull_secrets: vec!["pull".into()],
         resources: serde_saphyr::from_str("{requests: {cpu: 10m, memory: 128Mi}, limits: {memory: 128Mi}}").unwrap(),
+        relay: RelaySettings {
+            server: "remoteprocess-relay.remoteprocess-system.svc:8443".into(),
+            namespace: "remoteprocess-system".into(),
+        },
     }
 }
 
@@ -30,6 +47,27 @@ fn settings() -> BridgeSettings {
 #[case::webhook("webhook", HTTP)]
 fn builds_this_deployment(#[case] name: &str, #[case] source: &str) {
     insta::assert_yaml_snapshot!(name, build_deployment(&trigger(source), &settings()));
+}
+
+#[test]
+fn builds_this_deployment_of_a_sink() {
+    insta::assert_yaml_snapshot!("sink", build_deployment(&sink(OUTPUT), &settings()));
+    assert!(build_service(&sink(OUTPUT)).is_none());
+}
+
+#[test]
+fn only_a_bridge_that_reads_output_can_log_in_at_the_relay() {
+    let pod = |deployment: Deployment| deployment.spec.unwrap().template.spec.unwrap();
+    let can_log_in = |deployment: Deployment| {
+        let pod = pod(deployment);
+        let has_token = pod.volumes.iter().flatten().any(|volume| volume.projected.is_some());
+        let knows_relay = pod.containers[0].env.is_some();
+        assert_eq!(has_token, knows_relay);
+        has_token
+    };
+    assert!(can_log_in(build_deployment(&sink(OUTPUT), &settings())));
+    assert!(!can_log_in(build_deployment(&sink(""), &settings())));
+    assert!(!can_log_in(build_deployment(&trigger(NATS), &settings())));
 }
 
 #[test]

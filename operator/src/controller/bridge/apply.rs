@@ -1,19 +1,20 @@
-//! Creates, changes and deletes the objects of a trigger, or reports why the API server refuses it.
+//! Creates, changes and deletes the objects of a bridge, or reports why the API server refuses it.
 
 use std::fmt::Debug;
 
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::{NamespaceResourceScope, Status};
 use kube::{Client, Resource, ResourceExt};
-use remoteprocess_api::{ProcessTrigger, names};
+use remoteprocess_api::names;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::info;
 
 use super::super::error::Error;
 use super::difference::is_contained;
+use super::kind::Bridged;
 
-/// What came of an object that a trigger needs.
+/// What came of an object that a bridge needs.
 #[derive(Debug)]
 pub(super) enum Applied<K> {
     /// It is as it should be.
@@ -25,31 +26,28 @@ pub(super) enum Applied<K> {
 }
 
 /// Makes the object as it is wanted, unless `found` in the cache contains all that is wanted. An object of that name that
-/// this trigger does not control is left alone.
+/// `owner` does not control is left alone.
 ///
 /// # Errors
 /// When the API server did not decide.
-pub(super) async fn apply<K>(
-    client: &Client,
-    trigger: &ProcessTrigger,
-    wanted: &K,
-    found: Option<&K>,
-) -> Result<Applied<K>, Error>
+pub(super) async fn apply<K, O>(client: &Client, owner: &O, wanted: &K, found: Option<&K>) -> Result<Applied<K>, Error>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     K: Clone + Debug + Serialize + DeserializeOwned,
+    O: Bridged,
 {
     let (kind, name) = (K::kind(&()), wanted.name_any());
-    let api: Api<K> = Api::namespaced(client.clone(), &trigger.namespace().unwrap_or_default());
+    let api: Api<K> = Api::namespaced(client.clone(), &owner.namespace().unwrap_or_default());
     // The cache has only objects with our labels.
     let found = match found {
         Some(found) => Some(found.clone()),
         None => api.get_opt(&name).await.map_err(Error::Observe)?,
     };
     if let Some(found) = &found {
-        if !is_controlled(found, trigger) {
+        if !is_controlled(found, owner) {
+            let word = O::WORD;
             let message = format!(
-                "there is a {kind} {name} that this trigger does not control; delete it, or give the trigger another name"
+                "there is a {kind} {name} that this {word} does not control; delete it, or give the {word} another name"
             );
             return Ok(Applied::Refused(message));
         }
@@ -77,18 +75,19 @@ where
     }
 }
 
-/// Deletes an object of the cache, if the trigger controls it.
+/// Deletes an object of the cache, if `owner` controls it.
 ///
 /// # Errors
 /// When the API server did not decide.
-pub(super) async fn delete<K>(client: &Client, trigger: &ProcessTrigger, found: &K) -> Result<(), Error>
+pub(super) async fn delete<K, O>(client: &Client, owner: &O, found: &K) -> Result<(), Error>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    O: Bridged,
 {
-    if !is_controlled(found, trigger) || found.meta().deletion_timestamp.is_some() {
+    if !is_controlled(found, owner) || found.meta().deletion_timestamp.is_some() {
         return Ok(());
     }
-    let api: Api<K> = Api::namespaced(client.clone(), &trigger.namespace().unwrap_or_default());
+    let api: Api<K> = Api::namespaced(client.clone(), &owner.namespace().unwrap_or_default());
     let params = DeleteParams {
         preconditions: Some(Preconditions {
             uid: found.uid(),
@@ -103,10 +102,11 @@ where
     }
 }
 
-/// Whether the trigger is the controller of an object.
-fn is_controlled<K: Resource>(object: &K, trigger: &ProcessTrigger) -> bool {
+/// Whether `owner` is the controller of an object.
+fn is_controlled<K: Resource, O: Bridged>(object: &K, owner: &O) -> bool {
+    let uid = owner.meta().uid.as_ref();
     let mut owners = object.owner_references().iter();
-    owners.any(|owner| owner.controller == Some(true) && Some(&owner.uid) == trigger.metadata.uid.as_ref())
+    owners.any(|owner| owner.controller == Some(true) && Some(&owner.uid) == uid)
 }
 
 /// Interprets a refusal: admission answers with any code of these, also for a webhook that does not answer (500).
