@@ -16,10 +16,13 @@ use remoteprocess_api::ProcessTrigger;
 use remoteprocess_api::bridge::BridgeReason;
 use remoteprocess_api::trigger::WEBHOOK_PORT;
 
-use crate::message::Message;
 pub use crate::message::DEAD_LETTER_REASON;
+use crate::message::Message;
 use crate::outcome::CloudEvent;
 
+pub(crate) use nats::open_subject;
+pub(crate) use pubsub::open_topic;
+pub(crate) use rabbitmq::open_exchange;
 pub use secrets::{Secrets, tls_config};
 
 /// How long a source may take for one answer of its broker, before that counts as [`BridgeReason::Unreachable`].

@@ -7,6 +7,8 @@
 //! against the delivery limit of a quorum queue, after which RabbitMQ drops the message.
 
 mod connection;
+mod exchange;
+mod letters;
 mod publisher;
 mod wire;
 
@@ -31,12 +33,16 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Delivery, Publisher, Receipt, Secrets, Source, SourceError, in_time};
 use crate::message::Message;
+pub(crate) use exchange::open_exchange;
+
 use connection::{Dialer, Link};
 use publisher::Outlet;
 use wire::{error, short};
 
 /// Most messages that are put back and wait to be seen: as many as can be taken.
 const MAX_PUT_BACK: usize = 1024;
+/// The exchange that each queue is bound to, by its name.
+const DEFAULT_EXCHANGE: &str = "";
 /// A lost connection, for receipts that came over it.
 const LOST: &str = "the connection over which the message came is lost: RabbitMQ delivers the message again";
 

@@ -17,12 +17,16 @@ const PATIENCE: SignedDuration = SignedDuration::from_mins(10);
 /// Those of `sent`, for now.
 pub(super) fn settled(sent: Result<(), SourceError>, event: &CloudEvent, now: Timestamp) -> Result<(), SourceError> {
     match sent {
-        Err(error) if is_permanent(error.reason) && now.duration_since(event.time) > PATIENCE => {
+        Err(error) if is_permanent(error.reason) && is_old(event, now) => {
             tracing::warn!(%error, process = event.subject, "a result has no receiver: it is not sent any more");
             Ok(())
         }
         sent => sent,
     }
+}
+
+fn is_old(event: &CloudEvent, now: Timestamp) -> bool {
+    event.time.is_some_and(|time| now.duration_since(time) > PATIENCE)
 }
 
 fn is_permanent(reason: BridgeReason) -> bool {
@@ -41,7 +45,7 @@ mod tests {
             kind: "t",
             source: "s".into(),
             subject: "p".into(),
-            time: Timestamp::UNIX_EPOCH,
+            time: Some(Timestamp::UNIX_EPOCH),
             data: json!({}),
         };
         let after = |reason, seconds| {

@@ -36,7 +36,7 @@ impl NatsPublisher {
     }
 
     /// Publishes to a stream, and returns when the server has stored it.
-    async fn store(&self, subject: &str, headers: HeaderMap, payload: Vec<u8>) -> Result<(), SourceError> {
+    pub(super) async fn store(&self, subject: &str, headers: HeaderMap, payload: Vec<u8>) -> Result<(), SourceError> {
         let publish = async {
             let acknowledgement = self
                 .context
@@ -200,7 +200,9 @@ impl Publisher for NatsPublisher {
             if let Some(id) = message.id.as_deref().filter(is_one_line) {
                 // The stream may know the id of the message from the message itself, or from a dead letter that was
                 // replayed since, and would not store it again.
-                let of_run = [message.replay_of(), message.header(DEAD_LETTER_PLACE)].into_iter().flatten();
+                let of_run = [message.replay_of(), message.header(DEAD_LETTER_PLACE)]
+                    .into_iter()
+                    .flatten();
                 let run: String = of_run.map(|run| format!(" {run}")).collect();
                 headers.insert(ID, format!("dead-letter {} {id}{run}", self.source.stream).as_str());
                 headers.insert(DEAD_LETTER_ID, id);

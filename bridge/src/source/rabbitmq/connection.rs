@@ -269,7 +269,7 @@ fn address(text: &str, default_port: u16) -> Result<(String, u16), SourceError> 
     match port {
         Ok(port) if is_host => Ok((host.to_owned(), port)),
         _ => Err(SourceError::unreachable(format!(
-            "spec.source.rabbitmq.address {text:?} is not HOST or HOST:PORT"
+            "rabbitmq.address {text:?} is not HOST or HOST:PORT"
         ))),
     }
 }

@@ -1,0 +1,155 @@
+//! What people learn: conditions, counts, Events.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+use kube::core::Selector;
+use remoteprocess_api::ProcessSink;
+use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::Engine;
+use crate::kubernetes::{ApiError, remedy_for_sink};
+use crate::status::Finding;
+
+/// Least time between two writes of the status.
+const WRITE: Duration = Duration::from_secs(5);
+/// The same, if a condition has changed.
+const WRITE_URGENT: Duration = Duration::from_secs(1);
+
+/// What was seen and written.
+#[derive(Default)]
+pub(super) struct State {
+    /// Why processes cannot be watched.
+    pub(super) watch_error: Option<ApiError>,
+    written: Option<Instant>,
+    write_failed: bool,
+}
+
+impl Engine {
+    pub(super) fn status_written(&mut self, status: Value, written: Result<(), ApiError>) {
+        self.report.write_failed = written.is_err();
+        match written {
+            Ok(()) => self.board.written(status),
+            Err(error) => tracing::warn!(%error, "cannot write the status, will try again"),
+        }
+    }
+
+    /// Brings the board up to date, and writes what has changed.
+    pub(super) fn tell(&mut self) {
+        let running = &mut self.running;
+        let tally = running.link.outbox().take_tally();
+        self.board.count(&tally, running.book.take_dropped());
+        self.board.queue(running.book.waiting(), running.workers.len());
+        let now = Timestamp::now();
+        let (connected, ready) = (self.connected(), self.ready());
+        let mut set = |condition, finding: Option<Finding>, is_repeated: bool| {
+            let Some(finding) = finding else { return };
+            if self.board.set(condition, &finding, now) && !is_repeated {
+                let (kubernetes, sink) = (self.kubernetes.clone(), self.sink.clone());
+                tokio::spawn(async move { kubernetes.report(&*sink, condition, &finding).await });
+            }
+        };
+        // Ready says what Connected says: one Event is enough.
+        let is_repeated = connected.as_ref().is_some_and(|connected| !connected.holds);
+        set(BridgeCondition::Connected, connected, false);
+        set(BridgeCondition::Ready, Some(ready), is_repeated);
+        self.write();
+    }
+
+    fn write(&mut self) {
+        if self.writing.is_some() {
+            return;
+        }
+        let Some(status) = self.board.unwritten() else { return };
+        let is_urgent = self.board.is_urgent() && !self.report.write_failed;
+        let pause = if is_urgent { WRITE_URGENT } else { WRITE };
+        if self.report.written.is_some_and(|written| written.elapsed() < pause) {
+            return;
+        }
+        self.report.written = Some(Instant::now());
+        let (kubernetes, name) = (self.kubernetes.clone(), self.sink.name_any());
+        self.writing = Some(Box::pin(async move {
+            let written = kubernetes.apply_status::<ProcessSink>(&name, &status).await;
+            (status, written)
+        }));
+    }
+
+    /// `None`: nothing is known yet.
+    fn connected(&self) -> Option<Finding> {
+        let outbox = self.running.link.outbox();
+        match outbox.problem() {
+            Some(error) => Some(finding(false, error.reason, &error.message)),
+            None if outbox.is_open() => Some(finding(true, BridgeReason::Connected, "the destination is connected")),
+            None if outbox.is_known() => None,
+            None => Some(finding(
+                false,
+                BridgeReason::Waiting,
+                "the destination is not connected yet",
+            )),
+        }
+    }
+
+    fn ready(&self) -> Finding {
+        let spec = &self.sink.spec;
+        if spec.is_suspended() {
+            return finding(
+                false,
+                BridgeReason::Suspended,
+                "spec.suspend is set: events are sent later",
+            );
+        }
+        if let Some(Err(error)) = spec.selector.clone().map(Selector::try_from) {
+            return finding(
+                false,
+                BridgeReason::InvalidDestination,
+                &format!("spec.selector: {error}"),
+            );
+        }
+        if let Some(error) = &self.report.watch_error {
+            let message = format!(
+                "processes cannot be watched: {}",
+                self.advice(error.reason(), &error.to_string())
+            );
+            return finding(false, error.reason(), &message);
+        }
+        if !self.running.is_complete {
+            return finding(false, BridgeReason::Waiting, "waits for the API server");
+        }
+        if let Some(error) = self.running.link.outbox().problem() {
+            return finding(false, error.reason, &error.message);
+        }
+        if let Some((reason, why)) = self.running.book.problem() {
+            return finding(false, *reason, &self.advice(*reason, why));
+        }
+        if let Some(why) = self.running.tools.reader.problem() {
+            let message = format!("output cannot be read: {why}");
+            return finding(false, BridgeReason::OutputUnavailable, &message);
+        }
+        finding(true, BridgeReason::Sending, "events are sent")
+    }
+
+    /// The sentence, with what helps.
+    fn advice(&self, reason: BridgeReason, said: &str) -> String {
+        let is_missing_right = matches!(reason, BridgeReason::Forbidden | BridgeReason::OutputUnavailable);
+        if !is_missing_right || !said.contains("cannot") && !said.contains("may not") && !said.contains("forbidden") {
+            return said.to_owned();
+        }
+        let namespace = self.sink.namespace().unwrap_or_default();
+        let account = &self.sink.spec.service_account_name;
+        format!(
+            "{said}; allow it: {}",
+            remedy_for_sink(&self.sink.name_any(), &namespace, account)
+        )
+    }
+}
+
+fn finding(holds: bool, reason: BridgeReason, message: &str) -> Finding {
+    Finding {
+        holds,
+        reason,
+        message: message.to_owned(),
+    }
+}
