@@ -6,10 +6,10 @@ mod test;
 
 use clap::Subcommand;
 use kube::Api;
-use kube::core::{ApiResource, DynamicObject};
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_client::{Cluster, Rule};
+use remoteprocess_client::Cluster;
 
+use super::bridged;
 use crate::args::GlobalArgs;
 use crate::failure::Failure;
 
@@ -43,22 +43,10 @@ pub async fn run(global: &GlobalArgs, args: TriggerArgs) -> Result<u8, Failure> 
 
 /// The triggers of the namespace.
 pub(crate) fn triggers(cluster: &Cluster) -> Api<ProcessTrigger> {
-    Api::namespaced(cluster.client.clone(), &cluster.namespace)
-}
-
-/// The same without a type: unknown fields of a newer operator are kept.
-fn objects(cluster: &Cluster, is_everywhere: bool) -> Api<DynamicObject> {
-    let resource = ApiResource::erase::<ProcessTrigger>(&());
-    if is_everywhere {
-        Api::all_with(cluster.client.clone(), &resource)
-    } else {
-        Api::namespaced_with(cluster.client.clone(), &cluster.namespace, &resource)
-    }
+    bridged::typed(cluster)
 }
 
 /// What was found, or the failure.
 fn found<T>(cluster: &Cluster, name: &str, found: kube::Result<Option<T>>) -> Result<T, Failure> {
-    let rule = Rule::trigger("get", "remoteprocess-view");
-    let found = found.map_err(|error| cluster.error(&error, &rule, &format!("read trigger {name}")))?;
-    found.ok_or_else(|| Failure::new(format!("there is no trigger {name} in namespace {}", cluster.namespace)))
+    bridged::found::<ProcessTrigger, T>(cluster, name, found)
 }
