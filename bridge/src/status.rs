@@ -150,9 +150,12 @@ impl Board {
         set_condition(&mut self.status.conditions, condition, finding, self.generation, now)
     }
 
-    /// Whether a condition has another status, or another reason for False, than was written: that does not wait.
+    /// Whether a condition has another status, or another reason for False, than was written, or a person waits for the answer
+    /// to a replay: that does not wait.
     pub fn is_urgent(&self) -> bool {
-        differ(&self.status.conditions, self.written.as_ref())
+        let written = self.written.as_ref().and_then(|status| status.pointer("/replay/nonce")?.as_str());
+        let answer = self.status.replay.as_ref().map(|replay| replay.nonce.as_str());
+        answer != written || differ(&self.status.conditions, self.written.as_ref())
     }
 
     /// Notes what came of a replay.

@@ -19,7 +19,10 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, ExchangeKind};
 use remoteprocess_api::ProcessTrigger;
 use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::sink::DestinationSpec;
+use remoteprocess_bridge::message::Message;
 use remoteprocess_bridge::outcome::CloudEvent;
+use remoteprocess_bridge::sink::destination;
 use remoteprocess_bridge::source::{DEAD_LETTER_REASON, Delivery, Secrets, Settings, Source, SourceError, open};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -38,12 +41,15 @@ async fn a_queue_of_rabbitmq_is_a_source() {
     a_wait_that_is_given_up_loses_nothing(&server, &channel).await;
     what_is_put_back_comes_again_in_time_and_first(&server, &channel).await;
     dead_letters_have_their_reason(&server, &channel).await;
+    dead_letters_are_taken_back(&server, &channel).await;
     without_an_exchange_the_queue_has_its_own(&server, &channel).await;
     results_are_confirmed(&server, &channel).await;
     requesters_get_their_answer(&server, &channel).await;
+    events_of_a_sink_are_confirmed(&server, &channel).await;
     refusals_have_the_words_of_the_server(&server, &channel).await;
     certificates_decide(&server, &channel).await;
     a_server_that_says_nothing_is_given_up().await;
+    a_sink_notices_a_server_that_dies(&mut server).await;
     a_server_that_dies_delivers_again(&mut server).await;
 }
 
@@ -323,6 +329,91 @@ async fn dead_letters_have_their_reason(server: &Server, channel: &Channel) {
     bad.receipt.acknowledge("p").await.unwrap();
 }
 
+async fn dead_letters_are_taken_back(server: &Server, channel: &Channel) {
+    queue(channel, "again").await;
+    plain_queue(channel, "again-dead").await;
+    let bound = channel.queue_bind(
+        "again-dead".into(),
+        "dead".into(),
+        "again".into(),
+        QueueBindOptions::default(),
+        FieldTable::default(),
+    );
+    bound.await.unwrap();
+    let unknown = source(server, "again")
+        .await
+        .publisher()
+        .dead_letters("shop/orders")
+        .await;
+    let error = unknown.err().unwrap();
+    assert_eq!(error.reason, BridgeReason::InvalidSource);
+    assert!(
+        error.message.contains("set spec.source.rabbitmq.deadLetterQueue"),
+        "{error}"
+    );
+
+    let address = format!("127.0.0.1:{}", server.port);
+    let with = |queue: &str| json!({"address": address, "queue": "again", "deadLetterExchange": "dead", "deadLetterQueue": queue});
+    let same = opened(server, with("again"))
+        .await
+        .unwrap()
+        .publisher()
+        .dead_letters("a/b")
+        .await;
+    assert_eq!(same.err().unwrap().reason, BridgeReason::InvalidSource);
+    let missing = opened(server, with("none"))
+        .await
+        .unwrap()
+        .publisher()
+        .dead_letters("a/b")
+        .await;
+    assert_eq!(missing.err().unwrap().reason, BridgeReason::NotFound);
+
+    let mut source = opened(server, with("again-dead")).await.unwrap();
+    let publisher = source.publisher();
+    for (id, trigger) in [("other", "shop/others"), ("m1", "shop/orders"), ("m2", "shop/orders")] {
+        let mut message = Message {
+            id: Some(id.to_owned()),
+            payload: id.to_owned().into(),
+            reply_to: Some(r#"{"replyTo":"answers","correlationId":"c1"}"#.to_owned()),
+            ..Message::default()
+        };
+        message.insert("x-kind", "odd");
+        let letter = message.into_dead_letter(trigger, Some("uid-1"));
+        assert_eq!(publisher.dead_letter(&letter, "it failed").await, Ok(true));
+    }
+    // One that is not sent again stays.
+    let mut letters = publisher.dead_letters("shop/orders").await.unwrap();
+    let taken = letters.next().await.unwrap().unwrap();
+    assert_eq!(
+        taken.id.as_deref(),
+        Some("m1"),
+        "that of the other trigger is left alone"
+    );
+    drop(letters);
+    until_depth(channel, "again-dead", 3).await;
+
+    let mut letters = publisher.dead_letters("shop/orders").await.unwrap();
+    let mut ids = Vec::new();
+    while let Some(message) = letters.next().await.unwrap() {
+        ids.extend(message.id.clone());
+        publisher.send(&message).await.unwrap();
+        letters.remove().await.unwrap();
+    }
+    ids.sort();
+    assert_eq!(ids, ["m1", "m2"]);
+    assert_eq!(letters.left().await, Some(1));
+    let back = next(&mut source).await;
+    assert_eq!(
+        (back.message.header("x-kind"), back.message.replay_of()),
+        (Some("odd"), Some("uid-1"))
+    );
+    assert_eq!(back.message.header(DEAD_LETTER_REASON), None);
+    assert!(back.message.reply_to.as_ref().is_some_and(|to| to.contains("answers")));
+    back.receipt.acknowledge("p").await.unwrap();
+    next(&mut source).await.receipt.acknowledge("p").await.unwrap();
+}
+
 async fn without_an_exchange_the_queue_has_its_own(server: &Server, channel: &Channel) {
     let address = format!("127.0.0.1:{}", server.port);
     let mut without = opened(server, json!({"address": address, "queue": "poison"}))
@@ -344,7 +435,7 @@ fn result() -> CloudEvent {
         kind: "t",
         source: "/s".to_owned(),
         subject: "p".to_owned(),
-        time: Timestamp::now(),
+        time: Some(Timestamp::now()),
         data: json!({"exitCode": 0}),
     }
 }
@@ -379,7 +470,7 @@ async fn results_are_confirmed(server: &Server, channel: &Channel) {
         "{nowhere}"
     );
     let late = CloudEvent {
-        time: Timestamp::UNIX_EPOCH,
+        time: Some(Timestamp::UNIX_EPOCH),
         ..result.clone()
     };
     assert_eq!(
@@ -400,6 +491,51 @@ async fn results_are_confirmed(server: &Server, channel: &Channel) {
     ] {
         assert_eq!(publisher.reply(nobody, &result).await, Ok(()), "{nobody}");
     }
+}
+
+/// The destination of a sink: events with this routing key to the default exchange.
+fn events_to(server: &Server, key: &str) -> DestinationSpec {
+    let address = format!("127.0.0.1:{}", server.port);
+    serde_json::from_value(json!({"rabbitmq": {"address": address, "routingKey": key}})).unwrap()
+}
+
+async fn events_of_a_sink_are_confirmed(server: &Server, channel: &Channel) {
+    let secrets = Secrets::under(server.folder.path());
+    let nowhere = destination::open(&events_to(server, "no-such-queue"), "shop/events", &secrets).await;
+    let refused = nowhere.unwrap().send(&result(), "u").await.unwrap_err();
+    assert_eq!(refused.reason, BridgeReason::NotFound, "{refused}");
+    queue(channel, "events").await;
+    let destination = destination::open(&events_to(server, "events"), "shop/events", &secrets).await;
+    let destination = destination.unwrap();
+    destination.send(&result(), "u").await.unwrap();
+    let options = BasicGetOptions { no_ack: true };
+    let found = channel.basic_get("events".into(), options).await.unwrap().unwrap();
+    let event: Value = serde_json::from_slice(&found.data).unwrap();
+    assert_eq!(event["id"], "u-1");
+    let properties = &found.properties;
+    assert_eq!(properties.message_id().as_ref().unwrap().as_str(), "u-1");
+    assert_eq!(
+        properties.content_type().as_ref().unwrap().as_str(),
+        "application/cloudevents+json"
+    );
+    assert_eq!((*properties.delivery_mode(), properties.reply_to()), (Some(2), &None));
+    let missing = json!({"rabbitmq": {"address": format!("127.0.0.1:{}", server.port), "exchange": "none",
+                                      "routingKey": "events"}});
+    let missing = destination::open(&serde_json::from_value(missing).unwrap(), "shop/events", &secrets).await;
+    let refused = missing.unwrap().send(&result(), "u").await.unwrap_err();
+    assert_eq!(refused.reason, BridgeReason::NotFound, "{refused}");
+    assert!(refused.message.contains("no exchange 'none'"), "{refused}");
+}
+
+async fn a_sink_notices_a_server_that_dies(server: &mut Server) {
+    let secrets = Secrets::under(server.folder.path());
+    let destination = destination::open(&events_to(server, "events"), "shop/events", &secrets).await;
+    let destination = destination.unwrap();
+    server.kill();
+    let lost = timeout(SOON, destination.lost()).await.unwrap();
+    assert_eq!(lost.reason, BridgeReason::Unreachable, "{lost}");
+    assert!(destination.send(&result(), "u").await.is_err());
+    server.begin();
 }
 
 async fn requesters_get_their_answer(server: &Server, channel: &Channel) {

@@ -32,6 +32,8 @@ const EXTEND: Duration = Duration::from_secs(3);
 const FORGET: Duration = Duration::from_secs(1);
 /// Pause between two tries to send a test message.
 const TEST_AGAIN: Duration = Duration::from_secs(2);
+/// For how long a message that is stuck is reported after it was seen last. It is tried again every few seconds.
+const STUCK: Duration = Duration::from_secs(60);
 
 /// What is known about the state of the trigger.
 pub(super) struct Report {
@@ -39,6 +41,8 @@ pub(super) struct Report {
     pub(super) closed: Option<BridgeReason>,
     /// The last refusal of a process, until another is accepted.
     pub(super) invalid: Option<ApiError>,
+    /// A message that can neither become a process nor a dead letter, why, and when that was seen last.
+    pub(super) stuck: Option<(SourceError, Instant)>,
     /// Why processes cannot be watched, before the first list is there.
     pub(super) watch_error: Option<String>,
     /// Whether the list that is being read has named the trigger.
@@ -68,6 +72,7 @@ impl Default for Report {
         Self {
             closed: Some(BridgeReason::Waiting),
             invalid: None,
+            stuck: None,
             watch_error: None,
             is_listed: true,
             writing: None,
@@ -105,7 +110,7 @@ impl Report {
             .annotations()
             .get(ANNOTATION_TEST_MESSAGE)
             .and_then(|text| read_test(text));
-        let is_new = |test: &TestMessage| self.tested.as_ref() != Some(&test.nonce) && is_fresh(test, now);
+        let is_new = |test: &TestMessage| self.tested.as_ref() != Some(&test.nonce) && is_fresh(test.time, now);
         if let Some(test) = test.filter(is_new) {
             self.test = Some(test);
         }
@@ -128,9 +133,9 @@ fn read_test(text: &str) -> Option<TestMessage> {
     test
 }
 
-/// Whether it was made a short time ago; the clocks of people differ.
-fn is_fresh(test: &TestMessage, now: Timestamp) -> bool {
-    now.duration_since(test.time).abs() <= SignedDuration::from_secs(TEST_MESSAGE_SECONDS.into())
+/// Whether a request was made a short time ago; the clocks of people differ.
+pub(super) fn is_fresh(made: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(made).abs() <= SignedDuration::from_secs(TEST_MESSAGE_SECONDS.into())
 }
 
 fn test_message(test: &TestMessage) -> Message {
@@ -167,19 +172,24 @@ impl Engine {
         }
         if is_due(&mut self.report.times.forgotten, FORGET, now) {
             self.start_deletions();
+            self.start_inspections();
+            self.report
+                .stuck
+                .take_if(|(_, seen)| now.duration_since(*seen) >= STUCK);
         }
         let refused = self.link.refused();
         if refused > 0 {
             self.board.count(Count::Refused, refused);
         }
         self.start_test(now);
+        self.start_replay();
     }
 
     fn start_test(&mut self, now: Instant) {
         let (Some(test), None) = (&self.report.test, &self.report.testing) else {
             return;
         };
-        if !is_fresh(test, Timestamp::now()) {
+        if !is_fresh(test.time, Timestamp::now()) {
             self.report.test = None;
             return;
         }
@@ -219,7 +229,7 @@ impl Engine {
         if is_due(&mut self.report.times.written, pause, now) {
             let (kubernetes, name) = (self.kubernetes.clone(), self.trigger.name_any());
             self.report.writing = Some(Box::pin(async move {
-                let written = kubernetes.apply_status(&name, &status).await;
+                let written = kubernetes.apply_status::<ProcessTrigger>(&name, &status).await;
                 (status, written)
             }));
         }
@@ -228,7 +238,7 @@ impl Engine {
     /// Conditions change at most as often as the backoff of the source and of the API server lets them.
     fn write_event(&self, condition: BridgeCondition, finding: Finding) {
         let (kubernetes, trigger) = (self.kubernetes.clone(), self.trigger.clone());
-        tokio::spawn(async move { kubernetes.report(&trigger, condition, &finding).await });
+        tokio::spawn(async move { kubernetes.report(&*trigger, condition, &finding).await });
     }
 
     fn connected_finding(&self) -> Finding {
@@ -262,6 +272,9 @@ impl Engine {
         if let Some(error) = &self.report.invalid {
             return finding(false, BridgeReason::InvalidTemplate, &error.to_string());
         }
+        if let Some((error, _)) = &self.report.stuck {
+            return finding(false, error.reason, &error.message);
+        }
         match (self.report.closed, &self.results.problem) {
             (Some(BridgeReason::Waiting), _) => finding(false, BridgeReason::Waiting, "waits for the API server"),
             (Some(BridgeReason::Limited), None) => finding(
@@ -281,6 +294,10 @@ impl Engine {
     fn advice(&self, error: &ApiError) -> String {
         let namespace = self.trigger.namespace().unwrap_or_default();
         match error {
+            // A policy of admission, not a missing permission.
+            ApiError::Forbidden(said) if said.contains("denied") => {
+                format!("a policy of the cluster does not let the process be created: {said}")
+            }
             ApiError::Forbidden(said) if !said.contains("quota") => {
                 let account = &self.trigger.spec.service_account_name;
                 format!(

@@ -16,7 +16,7 @@ use remoteprocess_api::ProcessTrigger;
 use remoteprocess_api::bridge::BridgeReason;
 use remoteprocess_api::trigger::HttpSource;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::{DeadLetters, Delivery, Publisher, Receipt, Settings, Source, SourceError, no_dead_letters};
@@ -30,8 +30,8 @@ use authentic::Authenticator;
 const QUEUE: usize = 64;
 /// Most requests that wait for the result of their process.
 const MAX_WAITERS: usize = 1000;
-/// Most bodies that are read at the same time: they are in memory, each up to the limit of a payload.
-const MAX_BODIES: usize = 32;
+/// Most KiB of the bodies that are in memory: from the time that they are read until the engine has decided.
+const MEMORY: usize = 16 * 1024;
 /// The address of a result that a request waits for.
 const WAITER: &str = "http";
 
@@ -52,7 +52,8 @@ struct Shared {
     id_header: Option<String>,
     authenticator: Mutex<Arc<Authenticator>>,
     queue: mpsc::Sender<Delivery>,
-    bodies: Semaphore,
+    /// A permit for each KiB.
+    memory: Arc<Semaphore>,
     refused: AtomicU64,
     hold: Mutex<Option<BridgeReason>>,
     waiters: Mutex<HashMap<String, Vec<oneshot::Sender<Vec<u8>>>>>,
@@ -87,7 +88,7 @@ pub(super) async fn open(
             .map(|name| name.to_ascii_lowercase()),
         authenticator: Mutex::new(Arc::new(authenticator)),
         queue,
-        bodies: Semaphore::new(MAX_BODIES),
+        memory: Arc::new(Semaphore::new(MEMORY)),
         refused: AtomicU64::new(0),
         hold: Mutex::new(None),
         waiters: Mutex::default(),
@@ -185,6 +186,8 @@ struct HttpReceipt {
     shared: Arc<Shared>,
     answer: oneshot::Sender<Answer>,
     waits: bool,
+    /// The room of the body. It is free again when the engine has decided, also if the sender has gone before.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl HttpReceipt {
@@ -262,6 +265,7 @@ impl Publisher for HttpPublisher {
             shared: self.0.clone(),
             answer,
             waits: false,
+            _room: None,
         };
         let delivery = Delivery {
             message: message.clone(),
