@@ -2,6 +2,7 @@
 
 mod describe;
 mod list;
+mod replay;
 mod test;
 
 use clap::Subcommand;
@@ -30,6 +31,8 @@ enum TriggerCommand {
     Describe(describe::DescribeArgs),
     /// Send a message to the source of a trigger, and print the name of its process
     Test(test::TestArgs),
+    /// Send dead letters to the source of their trigger again
+    Replay(replay::ReplayArgs),
 }
 
 /// Runs the command.
@@ -38,6 +41,7 @@ pub async fn run(global: &GlobalArgs, args: TriggerArgs) -> Result<u8, Failure> 
         TriggerCommand::Ls(args) => list::run(global, args).await,
         TriggerCommand::Describe(args) => describe::run(global, args).await,
         TriggerCommand::Test(args) => test::run(global, args).await,
+        TriggerCommand::Replay(args) => replay::run(global, args).await,
     }
 }
 
