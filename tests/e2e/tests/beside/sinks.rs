@@ -47,17 +47,22 @@ fn a_user_who_may_not_read_output_gets_none_by_a_sink() {
     with_temp_ns("reader", |namespace| {
         let sink = Sink::prepare(namespace, "events")?;
         let object = object(&sink);
+        let creator: (&[&str], _) = (&["create"], "remoteprocesses");
         let reader: (&[&str], _) = (&["get", "list", "watch"], "remoteprocesses");
         let blind = limited(namespace, "blind", &[])?;
-        let deaf = limited(namespace, "deaf", &[reader])?;
-        let whole = limited(namespace, "whole", &[reader, (&["get"], "remoteprocesses/log")])?;
+        let log: (&[&str], _) = (&["get"], "remoteprocesses/log");
+        let deaf = limited(namespace, "deaf", &[reader, creator])?;
+        // A sink gives its author what is in the Secret that it names.
+        let bound = limited(namespace, "bound", &[reader, log])?;
+        let whole = limited(namespace, "whole", &[reader, creator, log])?;
         let create = |user: &User| {
             let create = ["create", "--dry-run=server", "--filename=-"];
             user.kubectl(&create).input(object.to_string())
         };
-        let why = "permission to list and watch remoteprocesses";
-        denied(create(&blind), why)?;
-        denied(create(&deaf), why)?;
+        let why = "permission to create, list and watch remoteprocesses";
+        for user in [&blind, &deaf, &bound] {
+            denied(create(user), why)?;
+        }
         create(&whole).succeed()?;
 
         sink.apply(&object).succeed()?;
