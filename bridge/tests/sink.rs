@@ -23,7 +23,7 @@ use receiver::Receiver;
 use serde_json::{Value, json};
 use server::Server;
 use tokio::time::sleep;
-use world::{Engine, LOST, Outputs, SINKS, condition, is_all_sent, run_process, sink, status, until};
+use world::{Engine, LOST, Outputs, SINKS, begin_process, condition, is_all_sent, run_process, sink, status, until};
 
 /// Time between two changes of a process.
 const PAUSE: Duration = Duration::from_millis(60);
@@ -331,6 +331,40 @@ async fn what_waits_is_sent_later_and_what_is_gone_has_its_last_events() {
         .map(|event| event["type"].as_str().unwrap().to_owned())
         .collect();
     assert!(!kinds.contains("dev.remoteprocess.process.deleted.v1"), "{kinds:?}");
+    engine.stop().await;
+}
+
+/// There are 32 workers at most, and each waits for the output of a program that goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_that_go_on_do_not_keep_others_waiting() {
+    let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
+    let receiver = Receiver::start().await;
+    cluster.put(
+        SINKS,
+        sink(
+            &json!({"http": {"url": receiver.url()}}),
+            &json!({"output": {"as": "Lines"}}),
+        ),
+    );
+    let names: Vec<String> = (0..70).map(|number| begin_process(&cluster, number)).collect();
+    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    for line in ["one\n", "two\n"] {
+        names.iter().for_each(|name| outputs.say(name, line));
+        until(&cluster, line, || {
+            let taken = receiver.taken();
+            let events = taken
+                .iter()
+                .map(|(_, body)| serde_json::from_slice::<Value>(body).unwrap());
+            let lines = events.filter(|event| event["data"]["text"] == line);
+            lines
+                .map(|event| event["subject"].to_string())
+                .collect::<BTreeSet<_>>()
+                .len()
+                == names.len()
+        })
+        .await;
+    }
+    until(&cluster, "nothing to send", || status(&cluster)["waiting"] == 0).await;
     engine.stop().await;
 }
 

@@ -31,6 +31,8 @@ struct Entry {
     backoff: Backoff,
     problem: Option<(BridgeReason, String)>,
     is_sending: Arc<AtomicBool>,
+    /// All that there was is sent; there may be more output by now.
+    is_caught_up: bool,
 }
 
 /// What happens with it.
@@ -122,6 +124,7 @@ impl Book {
             backoff: Backoff::default(),
             problem: None,
             is_sending: Arc::default(),
+            is_caught_up: false,
         };
         self.entries.insert(uid.clone(), entry);
         self.plan(&uid);
@@ -181,7 +184,7 @@ impl Book {
 
     /// Decides when it is the turn of a process that waits.
     fn plan(&mut self, uid: &str) {
-        let Some(entry) = self.entries.get(uid) else { return };
+        let Some(entry) = self.entries.get_mut(uid) else { return };
         if !matches!(entry.state, State::Waits(_)) {
             return;
         }
@@ -190,7 +193,10 @@ impl Book {
         let is_behind = entry.cursor != entry.noted && !view.is_deleted;
         let at = match self.planner.next(&view, &entry.cursor, moment) {
             Step::Wait(until) if !is_behind => until.map(|until| now + until_then(moment, until)),
-            _ => Some(now),
+            step => {
+                entry.is_caught_up &= matches!(step, Step::Read(_));
+                Some(now)
+            }
         };
         self.turn(uid, at);
     }
@@ -264,6 +270,7 @@ impl Book {
             }
             End::Yielded => {
                 entry.problem = None;
+                entry.is_caught_up = true;
                 entry.backoff.reset();
                 return self.turn(uid, Some(now + AGAIN));
             }
@@ -289,7 +296,10 @@ impl Book {
     pub(super) fn waiting(&self) -> usize {
         let now = Instant::now();
         let is_waiting = |entry: &&Entry| match entry.state {
-            State::Waits(at) => at.is_some_and(|at| at <= now) || entry.problem.is_some(),
+            State::Waits(at) => {
+                let is_due = at.is_some_and(|at| at <= now) && !entry.is_caught_up;
+                is_due || entry.problem.is_some()
+            }
             State::Works(_) => entry.is_sending.load(Ordering::Relaxed),
             State::Done => false,
         };

@@ -83,7 +83,7 @@ impl Divider {
     }
 
     /// The next part, if it is complete.
-    pub fn next(&mut self) -> Option<Part> {
+    pub fn take(&mut self) -> Option<Part> {
         let length = self.complete().or_else(|| self.is_cut.then_some(self.buffer.len()))?;
         if length == 0 {
             return None;
@@ -141,11 +141,11 @@ mod tests {
         while at < bytes.len() {
             let to = (at + sizes.next().unwrap_or(&SIZE).max(&1)).min(bytes.len());
             divider.add(at as u64, &bytes[at..to]).unwrap();
-            found.extend(std::iter::from_fn(|| divider.next()));
+            found.extend(std::iter::from_fn(|| divider.take()));
             at = to;
         }
         divider.end();
-        found.extend(std::iter::from_fn(|| divider.next()));
+        found.extend(std::iter::from_fn(|| divider.take()));
         found
     }
 
@@ -185,20 +185,20 @@ mod tests {
     fn a_part_does_not_reach_over_a_range_that_is_lost() {
         let mut divider = Divider::new(OutputFormat::Lines, 0);
         divider.add(0, b"ab").unwrap();
-        assert_eq!(divider.next(), None, "the line may go on");
+        assert_eq!(divider.take(), None, "the line may go on");
         divider.cut(2).unwrap();
-        assert_eq!(divider.next().unwrap().bytes, b"ab");
+        assert_eq!(divider.take().unwrap().bytes, b"ab");
         divider.skip_to(10);
         assert!(divider.add(11, b"c").is_err() && divider.cut(9).is_err());
         divider.add(10, b"c\nd").unwrap();
         assert_eq!(
-            divider.next(),
+            divider.take(),
             Some(Part {
                 offset: 10,
                 bytes: b"c\n".to_vec()
             })
         );
-        assert_eq!(divider.next(), None);
+        assert_eq!(divider.take(), None);
     }
 
     proptest! {

@@ -135,6 +135,7 @@ pub async fn run(
     }
     // What is not noted by then is sent again.
     let _ = timeout(SHUTDOWN, engine.finish()).await;
+    engine.say_last().await;
 }
 
 /// The sink, as soon as it can be read.
@@ -276,7 +277,7 @@ impl Engine {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the watch of processes broke, will try again");
-                    self.report.watch_error = Some(ApiError::of_watch(&error));
+                    self.report.watch_error = Some((ApiError::of_watch(&error), Instant::now()));
                 }
             },
             Happening::Ended(uid, report) => self.running.book.ended(&uid, *report),
@@ -325,6 +326,7 @@ impl Engine {
                 self.running.book.ended(&uid, report);
             }
         }
+        self.count();
     }
 }
 

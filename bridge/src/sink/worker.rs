@@ -222,7 +222,7 @@ impl Worker {
         let mut is_over = false;
         loop {
             for stream in [OutputStream::Stdout, OutputStream::Stderr] {
-                while let Some(part) = streams.of(stream).next() {
+                while let Some(part) = streams.of(stream).take() {
                     self.send_part(view, attempt, stream, &part).await;
                 }
             }
@@ -285,7 +285,7 @@ impl Worker {
         divider
             .cut(lost.from)
             .map_err(|error| ReadError::Failed(error.to_string()))?;
-        while let Some(part) = streams.of(stream).next() {
+        while let Some(part) = streams.of(stream).take() {
             self.send_part(view, attempt, stream, &part).await;
         }
         let event = self.tools.planner.author.output_lost(view, attempt, stream, &lost);

@@ -48,6 +48,11 @@ impl Outputs {
         outputs.get(&(name.to_owned(), attempt)).cloned().unwrap_or_default()
     }
 
+    /// A program writes to its standard output.
+    pub(crate) fn say(&self, name: &str, text: &str) {
+        self.change(name, 1, |output| output.streams[0].extend_from_slice(text.as_bytes()));
+    }
+
     /// The bytes that arrive, and those that are lost, as zeros.
     pub(crate) fn expected(&self, name: &str, attempt: u32, stream: usize) -> Vec<u8> {
         let output = self.get(name, attempt);
@@ -78,7 +83,7 @@ impl OutputReader for Outputs {
                         // Not the same pieces the next time.
                         size = (size * 31 + at) % 65_536 + 1;
                         let end = (at + size).min(bytes.len());
-                        let end = if has_gap && at < LOST.0 { end.min(LOST.0) } else { end };
+                        let end = if has_gap && at <= LOST.0 { end.min(LOST.0) } else { end };
                         if end == at {
                             continue;
                         }
@@ -129,8 +134,19 @@ fn bytes(seed: usize, length: usize) -> Vec<u8> {
         .collect()
 }
 
-/// One process from its creation to its end.
-pub(crate) async fn run_process(cluster: Cluster, outputs: Outputs, number: usize, pause: Duration) {
+/// A process that runs, and goes on.
+pub(crate) fn begin_process(cluster: &Cluster, number: usize) -> String {
+    let name = create_process(cluster, number);
+    let record = json!({"number": 1, "grantedAt": now(), "startedAt": now()});
+    set(
+        cluster,
+        &name,
+        &json!({"phase": "Running", "attempt": 1, "attempts": [record]}),
+    );
+    name
+}
+
+fn create_process(cluster: &Cluster, number: usize) -> String {
     let name = format!("p{number}");
     cluster.put(
         PROCESSES,
@@ -141,6 +157,12 @@ pub(crate) async fn run_process(cluster: Cluster, outputs: Outputs, number: usiz
             "spec": {"image": "i", "command": ["x"]},
         }),
     );
+    name
+}
+
+/// One process from its creation to its end.
+pub(crate) async fn run_process(cluster: Cluster, outputs: Outputs, number: usize, pause: Duration) {
+    let name = create_process(&cluster, number);
     let attempts: u32 = if number % 4 == 3 { 2 } else { 1 };
     let mut records: Vec<Value> = Vec::new();
     for attempt in 1..=attempts {

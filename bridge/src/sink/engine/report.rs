@@ -8,12 +8,17 @@ use kube::core::Selector;
 use remoteprocess_api::ProcessSink;
 use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::Engine;
 use crate::kubernetes::{ApiError, remedy_for_sink};
 use crate::status::Finding;
 
+/// For how long a watch that broke is reported: it is tried again at least every eight seconds, and a watch that works
+/// may have nothing to say.
+const BROKEN: Duration = Duration::from_secs(20);
+/// How long the last write of the status may take.
+const LAST_WRITE: Duration = Duration::from_secs(2);
 /// Least time between two writes of the status.
 const WRITE: Duration = Duration::from_secs(5);
 /// The same, if a condition has changed.
@@ -22,8 +27,8 @@ const WRITE_URGENT: Duration = Duration::from_secs(1);
 /// What was seen and written.
 #[derive(Default)]
 pub(super) struct State {
-    /// Why processes cannot be watched.
-    pub(super) watch_error: Option<ApiError>,
+    /// Why processes could not be watched, and when.
+    pub(super) watch_error: Option<(ApiError, Instant)>,
     written: Option<Instant>,
     write_failed: bool,
 }
@@ -39,10 +44,7 @@ impl Engine {
 
     /// Brings the board up to date, and writes what has changed.
     pub(super) fn tell(&mut self) {
-        let running = &mut self.running;
-        let tally = running.link.outbox().take_tally();
-        self.board.count(&tally, running.book.take_dropped());
-        self.board.queue(running.book.waiting(), running.workers.len());
+        self.count();
         let now = Timestamp::now();
         let (connected, ready) = (self.connected(), self.ready());
         let mut set = |condition, finding: Option<Finding>, is_repeated: bool| {
@@ -57,6 +59,26 @@ impl Engine {
         set(BridgeCondition::Connected, connected, false);
         set(BridgeCondition::Ready, Some(ready), is_repeated);
         self.write();
+    }
+
+    /// Counts what has happened since the last call.
+    pub(super) fn count(&mut self) {
+        let running = &mut self.running;
+        let tally = running.link.outbox().take_tally();
+        self.board.count(&tally, running.book.take_dropped());
+        self.board.queue(running.book.waiting(), running.workers.len());
+    }
+
+    /// Writes the counts at the end, so that they go on from there.
+    pub(super) async fn say_last(&mut self) {
+        let Some(status) = self.board.unwritten().filter(|_| !self.is_gone) else {
+            return;
+        };
+        let name = self.sink.name_any();
+        let written = self.kubernetes.apply_status::<ProcessSink>(&name, &status);
+        if timeout(LAST_WRITE, written).await.is_err() {
+            tracing::warn!("the last counts are not written");
+        }
     }
 
     fn write(&mut self) {
@@ -108,7 +130,8 @@ impl Engine {
                 &format!("spec.selector: {error}"),
             );
         }
-        if let Some(error) = &self.report.watch_error {
+        let broken = self.report.watch_error.as_ref();
+        if let Some((error, _)) = broken.filter(|(_, seen)| seen.elapsed() < BROKEN) {
             let message = format!(
                 "processes cannot be watched: {}",
                 self.advice(error.reason(), &error.to_string())
