@@ -82,7 +82,7 @@ pub struct NatsDestination {
     /// Addresses of the servers, for example `nats://nats.messaging:4222`, or `tls://` for TLS.
     #[schemars(length(min = 1, max = 16))]
     pub servers: Vec<String>,
-    /// Subject of all events, without wildcards. The header `Nats-Msg-Id` is the id of the event, so that the stream drops
+    /// Subject of all events, without wildcards. The header `Nats-Msg-Id` has its source and id, so that the stream drops
     /// an event that is sent again within its duplicate window.
     #[schemars(length(min = 1, max = 256), regex(pattern = "^[^\\s*>]+$"))]
     pub subject: String,
