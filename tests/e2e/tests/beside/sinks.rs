@@ -59,8 +59,11 @@ fn a_user_who_may_not_read_output_gets_none_by_a_sink() {
             let create = ["create", "--dry-run=server", "--filename=-"];
             user.kubectl(&create).input(object.to_string())
         };
-        let why = "permission to create, list and watch remoteprocesses";
-        for user in [&blind, &deaf, &bound] {
+        let (running, reading) = (
+            "permission to create remoteprocesses",
+            "permission to list remoteprocesses",
+        );
+        for (user, why) in [(&blind, running), (&bound, running), (&deaf, reading)] {
             denied(create(user), why)?;
         }
         create(&whole).succeed()?;
@@ -71,8 +74,8 @@ fn a_user_who_may_not_read_output_gets_none_by_a_sink() {
             deaf.kubectl(&["patch", "processsink", "events", "--type=merge", "--patch", &patch])
         };
         let elsewhere = json!({"spec": {"destination": {"http": {"url": "https://elsewhere.example"}}}});
-        denied(patch(elsewhere), why)?;
-        denied(patch(json!({"spec": {"suspend": null}})), why)?;
+        denied(patch(elsewhere), reading)?;
+        denied(patch(json!({"spec": {"suspend": null}})), reading)?;
         // As the garbage collector does, which may not read output either.
         patch(json!({"metadata": {"labels": {"team": "blue"}}})).succeed()?;
         deaf.kubectl(&["delete", "processsink", "events"]).succeed()?;

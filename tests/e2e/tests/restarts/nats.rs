@@ -40,11 +40,11 @@ impl Nats {
         let server = serve(program, &arguments)?;
         let runtime = Runtime::new()?;
         let url = format!("nats://{address}:{port}");
-        let client = runtime.block_on(async_nats::connect(&url))?;
+        let context = runtime.block_on(async { anyhow::Ok(jetstream::new(async_nats::connect(&url).await?)) })?;
         Ok(Self {
             url,
             runtime,
-            context: jetstream::new(client),
+            context,
             arguments,
             program: program.to_owned(),
             server: Some(server),
