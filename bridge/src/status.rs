@@ -153,7 +153,10 @@ impl Board {
     /// Whether a condition has another status, or another reason for False, than was written, or a person waits for the answer
     /// to a replay: that does not wait.
     pub fn is_urgent(&self) -> bool {
-        let written = self.written.as_ref().and_then(|status| status.pointer("/replay/nonce")?.as_str());
+        let written = self
+            .written
+            .as_ref()
+            .and_then(|status| status.pointer("/replay/nonce")?.as_str());
         let answer = self.status.replay.as_ref().map(|replay| replay.nonce.as_str());
         answer != written || differ(&self.status.conditions, self.written.as_ref())
     }

@@ -390,6 +390,7 @@ async fn what_is_wrong_is_said_and_cured() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(clippy::too_many_lines, reason = "one server, one story")]
 async fn results_and_dead_letters_can_share_the_stream_but_do_not_come_back() {
     let source = json!({"resultSubject": "orders.results", "deadLetterSubject": "orders.dead"});
     let Some(mut setup) = Setup::start(source, json!({})).await else {

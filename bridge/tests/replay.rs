@@ -25,6 +25,19 @@ fn exit_code(_: &str) -> i32 {
     i32::from(BROKEN.load(Ordering::SeqCst))
 }
 
+/// Streams for messages and dead letters, whose server remembers ids for so long.
+async fn create_streams(context: &Context, memory: Duration) {
+    for (name, subjects) in [("ORDERS", vec!["orders.>"]), ("DEAD", vec!["dead"])] {
+        let config = stream::Config {
+            name: name.to_owned(),
+            subjects: subjects.into_iter().map(str::to_owned).collect(),
+            duplicate_window: memory,
+            ..stream::Config::default()
+        };
+        context.create_stream(config).await.unwrap();
+    }
+}
+
 async fn store(context: &Context, subject: &str, headers: &[(&str, &str)], payload: &str) {
     let mut map = HeaderMap::new();
     for (name, value) in headers {
@@ -34,13 +47,18 @@ async fn store(context: &Context, subject: &str, headers: &[(&str, &str)], paylo
     stored.await.unwrap().await.unwrap();
 }
 
-/// Asks as `rproc trigger replay` does, and waits for the answer.
-async fn replay(cluster: &Cluster, nonce: &str, limit: u32) -> Value {
+/// Asks as `rproc trigger replay` does.
+fn ask(cluster: &Cluster, nonce: &str, limit: u32) {
     let now = jiff::Timestamp::now().to_string();
     let request = json!({"nonce": nonce, "time": now, "limit": limit}).to_string();
     cluster.edit(TRIGGERS, "orders", |trigger| {
         trigger["metadata"]["annotations"]["remoteprocess.dev/replay"] = json!(request);
     });
+}
+
+/// Asks, and waits for the answer.
+async fn replay(cluster: &Cluster, nonce: &str, limit: u32) -> Value {
+    ask(cluster, nonce, limit);
     cluster
         .until("the answer", |cluster| cluster.status()["replay"]["nonce"] == nonce)
         .await;
@@ -63,15 +81,8 @@ async fn dead_letters_run_again_each_once() {
     let Some(server) = Server::start(&[]) else { return };
     let (cluster, secrets) = (Cluster::new(), tempfile::tempdir().unwrap());
     let context = server.context().await;
-    for (name, subjects) in [("ORDERS", vec!["orders.>"]), ("DEAD", vec!["dead"])] {
-        // With the memory of ids that streams have by default.
-        let config = stream::Config {
-            name: name.to_owned(),
-            subjects: subjects.into_iter().map(str::to_owned).collect(),
-            ..stream::Config::default()
-        };
-        context.create_stream(config).await.unwrap();
-    }
+    // With the memory of ids that streams have by default.
+    create_streams(&context, Duration::from_secs(120)).await;
     let nats = json!({"servers": [server.url()], "stream": "ORDERS"});
     cluster.put(TRIGGERS, trigger(json!({"nats": nats}), json!({})));
     tokio::spawn(cluster.clone().run_processes(Duration::from_millis(5), exit_code));
@@ -84,11 +95,8 @@ async fn dead_letters_run_again_each_once() {
     cluster.edit(TRIGGERS, "orders", |trigger| {
         trigger["spec"]["source"]["nats"]["deadLetterSubject"] = json!("dead");
     });
-    cluster
-        .until("the source", |cluster| {
-            cluster.condition("Connected").starts_with("True")
-        })
-        .await;
+    // It comes after the change, so the bridge has connected again.
+    assert_eq!(said(&replay(&cluster, "0b", 0).await), (0, Some(0), ""));
 
     for number in 0..4 {
         let (id, subject) = (format!("m{number}"), format!("orders.{number}"));
@@ -201,6 +209,60 @@ async fn dead_letters_run_again_each_once() {
         .await;
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert_eq!(cluster.status()["replay"]["nonce"], "5");
+    bridge.stop().await;
+}
+
+/// Whether the other programs fail.
+static ALL_BROKEN: AtomicBool = AtomicBool::new(true);
+
+fn other_exit_code(_: &str) -> i32 {
+    i32::from(ALL_BROKEN.load(Ordering::SeqCst))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_that_is_cut_off_again_and_again_runs_each_once() {
+    const MESSAGES: u64 = 60;
+    let Some(server) = Server::start(&[]) else { return };
+    let (cluster, secrets) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let context = server.context().await;
+    // The server's own memory of ids must not hide that a message was sent twice.
+    create_streams(&context, Duration::from_millis(100)).await;
+    let nats = json!({"servers": [server.url()], "stream": "ORDERS", "deadLetterSubject": "dead"});
+    cluster.put(TRIGGERS, trigger(json!({"nats": nats}), json!({"maxRunning": 50})));
+    tokio::spawn(cluster.clone().run_processes(Duration::from_millis(5), other_exit_code));
+    for number in 0..MESSAGES {
+        store(&context, "orders.new", &[], &format!("m{number}")).await;
+    }
+    let mut bridge = Bridge::start(&cluster, secrets.path()).await;
+    until_count(&cluster, "failed", MESSAGES).await;
+    ALL_BROKEN.store(false, Ordering::SeqCst);
+    for round in 0..12 {
+        ask(&cluster, &format!("cut-{round}"), 1000);
+        // Not chance, but at other moments of the work each time.
+        tokio::time::sleep(Duration::from_millis(30 + round * 7 % 40)).await;
+        bridge.kill().await;
+        bridge = Bridge::start(&cluster, secrets.path()).await;
+        tokio::time::sleep(Duration::from_millis(120)).await;
+    }
+    let answer = replay(&cluster, "whole", 1000).await;
+    assert_eq!(said(&answer).1, Some(0), "{answer}");
+    let ended = |process: &Value| process["status"]["phase"] == "Succeeded";
+    cluster
+        .until("the ends", |cluster| {
+            let succeeded = cluster.all(PROCESSES).iter().filter(|process| ended(process)).count();
+            u64::try_from(succeeded).unwrap() == MESSAGES
+        })
+        .await;
+    server.until_settled("ORDERS").await;
+    let mut runs = std::collections::BTreeMap::new();
+    for (_, payload) in cluster.journal() {
+        *runs.entry(payload).or_insert(0) += 1;
+    }
+    assert_eq!(u64::try_from(runs.len()).unwrap(), MESSAGES);
+    assert!(
+        runs.values().all(|runs| *runs == 2),
+        "each failed once, and ran again once: {runs:?}"
+    );
     bridge.stop().await;
 }
 
