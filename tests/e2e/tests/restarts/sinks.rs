@@ -8,18 +8,21 @@ use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use remoteprocess_e2e::{
-    Namespace, Sink, condition, delete_operator_pods, is_development_cluster, is_long, sha256, spec, until,
-    wait_for_operator, with_temp_ns,
+    Namespace, Sink, condition, delete_operator_pods, is_development_cluster, is_long, processes_of_pod, sha256,
+    signal, spec, until, wait_for_operator, with_temp_ns,
 };
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::nats::Nats;
 
 /// Least time in which the stream drops a message with the same id: the test wants to see repetitions.
 const WINDOW: Duration = Duration::from_millis(100);
-/// Lines and bytes on both streams for some seconds.
-const SCRIPT: &str = "for i in $(seq 1 20); do echo \"line $i\"; echo \"warning $i\" >&2; sleep 0.2; done; \
-                      head -c 100000 /dev/urandom; printf 'no end of line'; exit $CODE";
+/// Lines on both streams for some seconds, then bytes, and a long line that does not end.
+const SCRIPT: &str = "for i in $(seq 1 15); do echo \"line $i\"; echo \"warning $i\" >&2; sleep 0.2; done; \
+                      head -c 20000 /dev/urandom; head -c 40000 /dev/zero | tr '\\0' x; exit $CODE";
+/// Something dies after this many events of each process, in all: a third of them, because most arrive while a part is away.
+const EVENTS: usize = 40;
 
 /// How much is done.
 struct Size {
@@ -181,11 +184,23 @@ impl Inbox {
     }
 }
 
+/// Kills the program without a word, and then its pod: a container that is killed again waits before it restarts.
+fn kill_bridge(namespace: &Namespace, sink: &Sink<'_>) -> Result<()> {
+    let uids = "--output=jsonpath={.items[*].metadata.uid}";
+    let get = ["get", "pods", "--selector=remoteprocess.dev/sink=events", uids];
+    for uid in namespace.kubectl(&get).succeed()?.split_whitespace() {
+        for pid in processes_of_pod(uid)? {
+            // It may have ended by itself.
+            let _ = signal(pid, Signal::KILL);
+        }
+    }
+    sink.kill_bridge()
+}
+
 /// Runs all processes, and lets parts die as events arrive.
 fn run(namespace: &Namespace, sink: &Sink<'_>, nats: &mut Nats, size: &Size) -> Result<Inbox> {
     let (mut inbox, mut created, mut faults) = (Inbox::default(), 0, size.faults.iter());
-    // About as many events as the processes of this size have without output in blocks.
-    let step = size.processes * 50 / (size.faults.len() + 1);
+    let step = size.processes * EVENTS / (size.faults.len() + 1);
     let mut next = step;
     until("the last event of each process", Duration::from_secs(800), || {
         inbox.read(nats)?;
@@ -198,7 +213,7 @@ fn run(namespace: &Namespace, sink: &Sink<'_>, nats: &mut Nats, size: &Size) -> 
         {
             next = inbox.read + step;
             match fault {
-                Fault::Bridge => sink.kill_bridge()?,
+                Fault::Bridge => kill_bridge(namespace, sink)?,
                 Fault::Broker => nats.restart()?,
                 Fault::Operator => delete_operator_pods().and_then(|()| wait_for_operator())?,
             }
