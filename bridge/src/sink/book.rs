@@ -31,8 +31,8 @@ struct Entry {
     backoff: Backoff,
     problem: Option<(BridgeReason, String)>,
     is_sending: Arc<AtomicBool>,
-    /// All that there was is sent; there may be more output by now.
-    is_caught_up: bool,
+    /// What comes next is output, if there is any.
+    is_reading: bool,
 }
 
 /// What happens with it.
@@ -40,13 +40,14 @@ enum State {
     /// Nothing, until it changes or this time.
     Waits(Option<Instant>),
     /// A worker sends its events.
-    Works(CancellationToken),
+    Works(u64, CancellationToken),
     /// All is sent; it stays until the watch shows that this is noted, so that an older state is not taken for news.
     Done,
 }
 
 /// What a worker needs.
 pub(super) struct Job {
+    pub(super) number: u64,
     pub(super) uid: String,
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) cursors: (Cursor, Cursor),
@@ -58,7 +59,12 @@ pub(super) struct Job {
 pub(super) struct Book {
     planner: Planner,
     entries: BTreeMap<String, Entry>,
+    /// Those with a transition to send. They go first.
     turns: BTreeSet<(Instant, String)>,
+    /// Those with output to read, if there is any by then.
+    polls: BTreeSet<(Instant, String)>,
+    /// Number of the last job.
+    jobs: u64,
     /// Uids that a list has shown, while it is being read.
     listed: Option<HashSet<String>>,
     gone: usize,
@@ -72,6 +78,8 @@ impl Book {
             planner,
             entries: BTreeMap::new(),
             turns: BTreeSet::new(),
+            polls: BTreeSet::new(),
+            jobs: 0,
             listed: None,
             gone: 0,
             dropped: 0,
@@ -124,7 +132,7 @@ impl Book {
             backoff: Backoff::default(),
             problem: None,
             is_sending: Arc::default(),
-            is_caught_up: false,
+            is_reading: false,
         };
         self.entries.insert(uid.clone(), entry);
         self.plan(&uid);
@@ -160,20 +168,46 @@ impl Book {
         }
     }
 
-    /// A process is not selected any more.
-    pub(super) fn forget(&mut self, uid: &str) {
+    /// A process is there that cannot be read.
+    pub(super) fn keep(&mut self, uid: &str) {
         if let Some(listed) = &mut self.listed {
             listed.insert(uid.to_owned());
         }
+    }
+
+    /// A process that cannot be read is gone.
+    pub(super) fn delete_unread(&mut self, uid: &str) {
+        let view = self.entries.get(uid).map(|entry| entry.view.borrow().clone());
+        if let Some(view) = view {
+            self.delete(&view);
+        }
+    }
+
+    /// Takes over the processes that are gone and have events to send. The workers of `former` have ended.
+    pub(super) fn adopt(&mut self, former: Self) {
+        for (uid, entry) in former.entries {
+            let view = entry.view.borrow().clone();
+            if view.is_deleted {
+                self.gone += 1;
+                self.add(uid, view, entry.cursor);
+            }
+        }
+    }
+
+    /// A process is not selected any more.
+    pub(super) fn forget(&mut self, uid: &str) {
+        self.keep(uid);
         self.remove(uid);
     }
 
     fn remove(&mut self, uid: &str) {
         let Some(entry) = self.entries.remove(uid) else { return };
         match entry.state {
-            State::Works(stop) => stop.cancel(),
+            State::Works(_, stop) => stop.cancel(),
             State::Waits(Some(at)) => {
-                self.turns.remove(&(at, uid.to_owned()));
+                let turn = (at, uid.to_owned());
+                self.turns.remove(&turn);
+                self.polls.remove(&turn);
             }
             State::Waits(None) | State::Done => {}
         }
@@ -194,7 +228,7 @@ impl Book {
         let at = match self.planner.next(&view, &entry.cursor, moment) {
             Step::Wait(until) if !is_behind => until.map(|until| now + until_then(moment, until)),
             step => {
-                entry.is_caught_up &= matches!(step, Step::Read(_));
+                entry.is_reading = matches!(step, Step::Read(_));
                 Some(now)
             }
         };
@@ -212,25 +246,36 @@ impl Book {
             (former, at) => former.filter(|_| is_held).or(at),
         };
         if let Some(former) = former {
-            self.turns.remove(&(former, uid.to_owned()));
+            let turn = (former, uid.to_owned());
+            self.turns.remove(&turn);
+            self.polls.remove(&turn);
         }
         if let Some(next) = next {
-            self.turns.insert((next, uid.to_owned()));
+            let queue = if entry.is_reading {
+                &mut self.polls
+            } else {
+                &mut self.turns
+            };
+            queue.insert((next, uid.to_owned()));
         }
         entry.state = State::Waits(next);
     }
 
     /// The next process whose turn it is.
     pub(super) fn take(&mut self, now: Instant) -> Option<Job> {
-        let (at, uid) = self.turns.first()?.clone();
-        if at > now {
-            return None;
-        }
-        self.turns.pop_first();
+        let is_due = |queue: &BTreeSet<(Instant, String)>| queue.first().is_some_and(|(at, _)| *at <= now);
+        let queue = match (is_due(&self.turns), is_due(&self.polls)) {
+            (true, _) => &mut self.turns,
+            (false, true) => &mut self.polls,
+            (false, false) => return None,
+        };
+        let (_, uid) = queue.pop_first()?;
         let entry = self.entries.get_mut(&uid)?;
         let stop = CancellationToken::new();
-        entry.state = State::Works(stop.clone());
+        self.jobs += 1;
+        entry.state = State::Works(self.jobs, stop.clone());
         Some(Job {
+            number: self.jobs,
             view: entry.view.subscribe(),
             cursors: (entry.cursor.clone(), entry.noted.clone()),
             is_sending: entry.is_sending.clone(),
@@ -241,12 +286,17 @@ impl Book {
 
     /// When it is the next turn.
     pub(super) fn next_turn(&self) -> Option<Instant> {
-        self.turns.first().map(|(at, _)| *at)
+        let firsts = [self.turns.first(), self.polls.first()];
+        firsts.into_iter().flatten().map(|(at, _)| *at).min()
     }
 
-    /// A worker has ended.
-    pub(super) fn ended(&mut self, uid: &str, report: Report) {
+    /// The worker of a job has ended.
+    pub(super) fn ended(&mut self, uid: &str, job: u64, report: Report) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
+        // It may have been of the same process before that was not selected for a while.
+        if !matches!(entry.state, State::Works(number, _) if number == job) {
+            return;
+        }
         let is_deleted = entry.view.borrow().is_deleted;
         (entry.cursor, entry.noted) = (report.cursor, report.noted);
         entry.state = State::Waits(None);
@@ -270,7 +320,7 @@ impl Book {
             }
             End::Yielded => {
                 entry.problem = None;
-                entry.is_caught_up = true;
+                entry.is_reading = true;
                 entry.backoff.reset();
                 return self.turn(uid, Some(now + AGAIN));
             }
@@ -286,7 +336,7 @@ impl Book {
     /// Lets all workers end.
     pub(super) fn stop(&self) {
         for entry in self.entries.values() {
-            if let State::Works(stop) = &entry.state {
+            if let State::Works(_, stop) = &entry.state {
                 stop.cancel();
             }
         }
@@ -297,10 +347,10 @@ impl Book {
         let now = Instant::now();
         let is_waiting = |entry: &&Entry| match entry.state {
             State::Waits(at) => {
-                let is_due = at.is_some_and(|at| at <= now) && !entry.is_caught_up;
+                let is_due = at.is_some_and(|at| at <= now) && !entry.is_reading;
                 is_due || entry.problem.is_some()
             }
-            State::Works(_) => entry.is_sending.load(Ordering::Relaxed),
+            State::Works(..) => entry.is_sending.load(Ordering::Relaxed),
             State::Done => false,
         };
         self.entries.values().filter(is_waiting).count()

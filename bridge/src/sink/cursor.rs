@@ -102,7 +102,8 @@ impl Cursor {
             let ends = cursor
                 .reached
                 .is_none_or(|Reached(_, stdout, stderr)| stdout.max(stderr) <= MAX_OFFSET);
-            cursor.uid == uid && ends
+            let is_step = cursor.mark.1 <= Mark::ended(0).1 && cursor.mark <= Mark::FINISHED;
+            cursor.uid == uid && ends && is_step
         };
         read.filter(is_valid).unwrap_or_else(|| Self::new(uid))
     }
@@ -115,7 +116,7 @@ impl Cursor {
 
     /// Whether nothing is left to send.
     pub fn is_finished(&self) -> bool {
-        self.mark == Mark::FINISHED
+        self.mark >= Mark::FINISHED
     }
 
     /// Offset of the next byte of a stream of an attempt.
@@ -198,6 +199,11 @@ mod tests {
         cursor.pass(Mark::FINISHED);
         let text = cursor.to_text();
         assert!(Cursor::read(Some(&text), UID).is_finished());
+        for (from, to) in [(",1]", ",2]"), (",1]", ",200]"), ("[4294967295,1]", "[1,4]")] {
+            let forged = text.replace(from, to);
+            assert_ne!(forged, text);
+            assert_eq!(Cursor::read(Some(&forged), UID), Cursor::new(UID), "{forged}");
+        }
         let far = text.replace("]", "],\"o\":[1,9223372036854775807,0]");
         let long = format!("{text}{}", " ".repeat(MAX_CURSOR_BYTES));
         for other in [

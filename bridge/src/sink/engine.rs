@@ -60,7 +60,7 @@ type ProcessEvents = BoxStream<'static, watcher::Result<Event<DeserializeGuard<R
 enum Happening {
     Sink(Box<watcher::Result<Event<ProcessSink>>>),
     Process(Box<watcher::Result<Event<DeserializeGuard<RemoteProcess>>>>),
-    Ended(String, Box<Report>),
+    Ended(String, u64, Box<Report>),
     Turn,
     Written(Value, Result<(), ApiError>),
     Tick,
@@ -92,7 +92,7 @@ struct Running {
     book: Book,
     link: Link,
     tools: Arc<Tools>,
-    workers: JoinSet<(String, Report)>,
+    workers: JoinSet<(String, u64, Report)>,
 }
 
 /// Runs the bridge of a sink until `shutdown`, or until the sink is gone.
@@ -186,8 +186,8 @@ impl Running {
     fn start(&mut self, job: Job) {
         let outbox = self.link.outbox();
         let worker = Worker::new(self.tools.clone(), outbox, job.view, job.cursors, job.is_sending);
-        let (uid, stop) = (job.uid, job.stop);
-        self.workers.spawn(async move { (uid, worker.run(stop).await) });
+        let (uid, number, stop) = (job.uid, job.number, job.stop);
+        self.workers.spawn(async move { (uid, number, worker.run(stop).await) });
     }
 
     fn see(&mut self, event: Event<DeserializeGuard<RemoteProcess>>, sink: &str) {
@@ -198,17 +198,20 @@ impl Running {
                 self.is_complete = true;
             }
             Event::InitApply(object) | Event::Apply(object) => {
-                let Some(process) = decoded(object) else { return };
+                let process = match decoded(object) {
+                    Ok(process) => process,
+                    Err(uid) => return self.book.keep(&uid),
+                };
                 match self.selects(&process) {
                     true => self.book.see(View::new(process, sink)),
                     false => self.book.forget(&process.uid().unwrap_or_default()),
                 }
             }
-            Event::Delete(object) => {
-                if let Some(process) = decoded(object).filter(|process| self.selects(process)) {
-                    self.book.delete(&View::new(process, sink));
-                }
-            }
+            Event::Delete(object) => match decoded(object) {
+                Ok(process) if self.selects(&process) => self.book.delete(&View::new(process, sink)),
+                Ok(_) => {}
+                Err(uid) => self.book.delete_unread(&uid),
+            },
         }
     }
 }
@@ -221,12 +224,12 @@ fn selector(spec: &ProcessSinkSpec) -> Option<Selector> {
     }
 }
 
-/// An object that cannot be read is left out.
-fn decoded(object: DeserializeGuard<RemoteProcess>) -> Option<RemoteProcess> {
-    object
-        .0
-        .inspect_err(|error| tracing::warn!(%error, "cannot read a process"))
-        .ok()
+/// The object; its uid if it cannot be read.
+fn decoded(object: DeserializeGuard<RemoteProcess>) -> Result<RemoteProcess, String> {
+    object.0.map_err(|error| {
+        tracing::warn!(%error, "cannot read a process");
+        error.metadata.uid.unwrap_or_default()
+    })
 }
 
 impl Engine {
@@ -254,7 +257,7 @@ impl Engine {
         tokio::select! {
             Some(event) = self.sinks.next() => Happening::Sink(Box::new(event)),
             Some(event) = running.processes.next() => Happening::Process(Box::new(event)),
-            Some(Ok((uid, report))) = running.workers.join_next() => Happening::Ended(uid, Box::new(report)),
+            Some(Ok((uid, job, report))) = running.workers.join_next() => Happening::Ended(uid, job, Box::new(report)),
             (status, written) = or_pending(&mut self.writing) => Happening::Written(status, written),
             () = until(turn) => Happening::Turn,
             _ = self.tick.tick() => Happening::Tick,
@@ -280,7 +283,7 @@ impl Engine {
                     self.report.watch_error = Some((ApiError::of_watch(&error), Instant::now()));
                 }
             },
-            Happening::Ended(uid, report) => self.running.book.ended(&uid, *report),
+            Happening::Ended(uid, job, report) => self.running.book.ended(&uid, job, *report),
             Happening::Turn => {}
             Happening::Written(status, written) => self.status_written(status, written),
             Happening::Tick => self.tell(),
@@ -314,7 +317,10 @@ impl Engine {
         if is_other || (next.is_suspended() && !former.is_suspended()) {
             // Each worker notes how far it is. What was not confirmed is sent again.
             let _ = timeout(SHUTDOWN, self.finish()).await;
-            self.running = Running::new(&self.kubernetes, &self.config, &self.reader, &next);
+            let next = Running::new(&self.kubernetes, &self.config, &self.reader, &next);
+            let former = std::mem::replace(&mut self.running, next);
+            // They were selected when they went.
+            self.running.book.adopt(former.book);
         }
     }
 
@@ -322,8 +328,8 @@ impl Engine {
     async fn finish(&mut self) {
         self.running.book.stop();
         while let Some(ended) = self.running.workers.join_next().await {
-            if let Ok((uid, report)) = ended {
-                self.running.book.ended(&uid, report);
+            if let Ok((uid, job, report)) = ended {
+                self.running.book.ended(&uid, job, report);
             }
         }
         self.count();

@@ -117,7 +117,6 @@ impl Author {
         let exit = attempt.exit.as_ref();
         let data = json!({
             "attempt": attempt.number,
-            "startedAt": attempt.started_at.map(|time| time.to_string()),
             "finishedAt": attempt.finished_at.map(|time| time.to_string()),
             "exitCode": exit.and_then(|exit| exit.code),
             "signal": exit.and_then(|exit| exit.signal.as_ref()),

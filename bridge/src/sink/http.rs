@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use remoteprocess_api::bridge::BridgeReason;
@@ -10,6 +11,7 @@ use remoteprocess_api::sink::HttpDestination;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
+use tokio::time::timeout;
 
 use super::destination::Destination;
 use crate::outcome::{CONTENT_TYPE as CLOUD_EVENT, CloudEvent};
@@ -17,6 +19,8 @@ use crate::source::{ANSWER_TIMEOUT, Secrets, SourceError, in_time, tls_config};
 
 /// Most bytes of an answer that are read. The connection of a longer one is closed.
 const MAX_ANSWER: usize = 64 << 10;
+/// How long the body of an answer may take.
+const BODY: Duration = Duration::from_secs(1);
 /// Longest sentence of the server that is passed on, in characters.
 const MAX_SENTENCE: usize = 256;
 
@@ -69,25 +73,27 @@ fn bearer(token: &str) -> Result<HeaderValue, SourceError> {
 
 impl Destination for Endpoint {
     fn send<'a>(&'a self, event: &'a CloudEvent, _key: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
-        Box::pin(in_time("the destination", self.post(event)))
+        Box::pin(async move {
+            let mut response = in_time("the destination", self.post(event)).await?;
+            let status = response.status();
+            // The status is the answer. What follows is read so that the connection can be used again, and for a sentence.
+            let body = timeout(BODY, read(&mut response)).await.unwrap_or_default();
+            match status.is_success() {
+                true => Ok(()),
+                false => Err(SourceError::new(reason(status), sentence(status, &body))),
+            }
+        })
     }
 }
 
 impl Endpoint {
-    async fn post(&self, event: &CloudEvent) -> Result<(), SourceError> {
+    async fn post(&self, event: &CloudEvent) -> Result<Response, SourceError> {
         let mut request = self.client.post(self.url.clone());
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());
         }
         let request = request.header(CONTENT_TYPE, CLOUD_EVENT).body(event.to_json());
-        let mut response = request.send().await.map_err(|error| failed(&error))?;
-        let status = response.status();
-        // The status is the answer. What follows is read so that the connection can be used again, and for a sentence.
-        let body = read(&mut response).await;
-        match status.is_success() {
-            true => Ok(()),
-            false => Err(SourceError::new(reason(status), sentence(status, &body))),
-        }
+        request.send().await.map_err(|error| failed(&error))
     }
 }
 

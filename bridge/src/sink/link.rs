@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use remoteprocess_api::bridge::BridgeReason;
 use remoteprocess_api::sink::DestinationSpec;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -119,9 +120,22 @@ async fn hold(
     }
 }
 
+/// Whether the connection works, and the event, or the place where it should go, is the problem.
+fn is_refusal(error: &SourceError) -> bool {
+    let of_connection = [
+        BridgeReason::Unreachable,
+        BridgeReason::Untrusted,
+        BridgeReason::Unauthorized,
+    ];
+    !of_connection.contains(&error.reason)
+}
+
 impl Outbox {
     /// Sends an event until the destination confirms it. Cancel-safe: an event that is dropped was not confirmed.
-    pub(super) async fn send(&mut self, event: &CloudEvent, key: &str) {
+    ///
+    /// # Errors
+    /// The destination is there, and refuses the event.
+    pub(super) async fn send(&mut self, event: &CloudEvent, key: &str) -> Result<(), SourceError> {
         let mut is_again = false;
         loop {
             let Some(open) = self.connected().await else {
@@ -134,7 +148,11 @@ impl Outbox {
             match open.destination.send(event, key).await {
                 Ok(()) => {
                     self.confirmed();
-                    return;
+                    return Ok(());
+                }
+                Err(error) if is_refusal(&error) => {
+                    self.refused(&error);
+                    return Err(error);
                 }
                 Err(error) => {
                     tracing::warn!(id = event.id, %error, "an event is not confirmed, will try again");
@@ -193,6 +211,19 @@ impl Outbox {
         state.confirmed += 1;
         state.tally.sent += 1;
         state.tally.last = Some(Timestamp::now());
+    }
+
+    /// Other events may be taken, but not if the destination does not exist.
+    fn refused(&self, error: &SourceError) {
+        let mut state = self.state();
+        state.tally.resent += 1;
+        let is_missing = error.reason == BridgeReason::NotFound;
+        state.problem = is_missing.then(|| (error.clone(), true));
+    }
+
+    /// Events that were confirmed, ever.
+    pub(super) fn confirmations(&self) -> u64 {
+        self.state().confirmed
     }
 
     fn failed(&self, error: SourceError, by_sending: bool) {

@@ -150,11 +150,13 @@ impl Planner {
         if view.is_deleted {
             return self.farewell(view, cursor);
         }
-        let is_sealed = outcome::is_sealed(&view.process) && !cursor.is_unsealed;
+        let has_run = view.has_run();
+        let is_sealed = has_run && outcome::is_sealed(&view.process) && !cursor.is_unsealed;
         let Some(event) = self.author.finished(view, is_sealed) else {
             return Step::Wait(None);
         };
-        if is_sealed || cursor.is_unsealed {
+        // What has not run has no output to seal.
+        if is_sealed || cursor.is_unsealed || !has_run {
             return send(event, Note::Passed(Mark::FINISHED));
         }
         let ended = view.status().and_then(|status| status.finished_at).unwrap_or_default();
@@ -167,7 +169,7 @@ impl Planner {
     /// For a process that is gone: how it ended, if that is known, and what is not sent.
     fn farewell(&self, view: &View, cursor: &Cursor) -> Step {
         if cursor.mark < Mark::TOLD {
-            let is_sealed = outcome::is_sealed(&view.process) && !cursor.is_unsealed;
+            let is_sealed = view.has_run() && outcome::is_sealed(&view.process) && !cursor.is_unsealed;
             if let Some(event) = self.author.finished(view, is_sealed) {
                 return send(event, Note::Passed(Mark::TOLD));
             }
@@ -213,7 +215,7 @@ impl Planner {
             }
             _ => {}
         }
-        let is_news = view.phase() == Some(Phase::Stopping) && cursor.stopping != Some(number);
+        let is_news = is_started && view.phase() == Some(Phase::Stopping) && cursor.stopping != Some(number);
         is_news.then(|| send(self.author.stopping(view, number), Note::Stopping(number)))
     }
 }

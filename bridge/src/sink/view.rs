@@ -84,6 +84,16 @@ impl View {
         self.is_deleted || self.is_final() || number < self.latest()
     }
 
+    /// Whether an attempt may have run: the start of one was granted, or there are attempts without a record.
+    pub fn has_run(&self) -> bool {
+        let records = self.status().map(|status| &status.attempts[..]).unwrap_or_default();
+        let is_recorded = records.len() as u64 >= u64::from(self.latest());
+        !is_recorded
+            || records
+                .iter()
+                .any(|record| record.granted_at.is_some() || record.started_at.is_some())
+    }
+
     /// Number of the newest attempt; 0 before the first.
     pub fn latest(&self) -> u32 {
         let status = self.status();

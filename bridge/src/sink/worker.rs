@@ -13,18 +13,21 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::cursor::{Cursor, Mark, annotation};
-use super::divide::{Divider, Part};
+use super::divide::{Divider, Misplaced, Part};
 use super::link::Outbox;
 use super::reader::{OutputReader, Piece, ReadError, Request};
 use super::steps::{Planner, Step};
 use super::view::View;
 use crate::kubernetes::{ApiError, Kubernetes};
 use crate::outcome::CloudEvent;
+use crate::source::SourceError;
 
 /// Least time between two writes of a cursor.
 const WRITE: Duration = Duration::from_secs(2);
 /// How long a worker with nothing to send stays if others wait for its place.
 const IDLE: Duration = Duration::from_secs(1);
+/// How long a worker sends output if others wait for its place.
+const TURN: Duration = Duration::from_secs(2);
 /// How long the last write of a cursor may take.
 const LAST_WRITE: Duration = Duration::from_secs(4);
 /// How long after the end of an attempt the relay may not know its output. After that there is none.
@@ -52,6 +55,7 @@ pub(super) struct Worker {
     /// It has an event in hand.
     pub(super) is_sending: Arc<AtomicBool>,
     written: Instant,
+    begun: Instant,
 }
 
 /// What came of it.
@@ -76,6 +80,21 @@ pub(super) enum End {
     Failed(BridgeReason, String),
 }
 
+/// Why the events of this process cannot be sent for now.
+enum Stuck {
+    Read(ReadError),
+    Refused(SourceError),
+}
+
+impl From<Stuck> for End {
+    fn from(stuck: Stuck) -> Self {
+        match stuck {
+            Stuck::Read(error) => Self::Failed(error.reason(), error.to_string()),
+            Stuck::Refused(error) => Self::Failed(error.reason, error.to_string()),
+        }
+    }
+}
+
 /// Why reading ended.
 enum Read {
     /// The whole output is sent.
@@ -95,7 +114,7 @@ impl Worker {
         is_sending: Arc<AtomicBool>,
     ) -> Self {
         // A process that is over soon has one write.
-        let written = Instant::now();
+        let (begun, written) = (Instant::now(), Instant::now());
         Self {
             tools,
             outbox,
@@ -104,6 +123,7 @@ impl Worker {
             noted,
             is_sending,
             written,
+            begun,
         }
     }
 
@@ -128,11 +148,16 @@ impl Worker {
 
     async fn work(&mut self) -> End {
         loop {
+            if self.view.has_changed().is_err() {
+                return End::Stopped;
+            }
             let view = self.view.borrow_and_update().clone();
             let tools = self.tools.clone();
             match tools.planner.next(&view, &self.cursor, Timestamp::now()) {
                 Step::Send(event, note) => {
-                    self.send(&event, &view).await;
+                    if let Err(error) = self.send(&event, &view).await {
+                        return error.into();
+                    }
                     note.apply(&mut self.cursor);
                     self.write_if_due().await;
                 }
@@ -154,11 +179,11 @@ impl Worker {
                         Ok(Read::Whole) => self.cursor.pass(Mark::output(attempt)),
                         Ok(Read::Changed) => {}
                         Ok(Read::Yielded) => return End::Yielded,
-                        Err(ReadError::Unknown(why)) if has_none(&view, attempt, Timestamp::now()) => {
+                        Err(Stuck::Read(ReadError::Unknown(why))) if has_none(&view, attempt, Timestamp::now()) => {
                             tracing::info!(process = view.name(), attempt, why, "the attempt has no output");
                             self.cursor.pass(Mark::output(attempt));
                         }
-                        Err(error) => return End::Failed(error.reason(), error.to_string()),
+                        Err(error) => return error.into(),
                     }
                 }
                 Step::Wait(_) => {
@@ -181,10 +206,16 @@ impl Worker {
         timeout(due, self.view.changed()).await.is_err()
     }
 
-    async fn send(&mut self, event: &CloudEvent, view: &View) {
+    async fn send(&mut self, event: &CloudEvent, view: &View) -> Result<(), Stuck> {
         self.is_sending.store(true, Ordering::Relaxed);
-        self.outbox.send(event, &view.uid()).await;
+        let sent = self.outbox.send(event, &view.uid()).await;
         self.is_sending.store(false, Ordering::Relaxed);
+        sent.map_err(Stuck::Refused)
+    }
+
+    /// Others wait, and this process had its turn.
+    fn must_yield(&self) -> bool {
+        self.begun.elapsed() >= TURN && self.tools.is_crowded.load(Ordering::Relaxed)
     }
 
     async fn write_if_due(&mut self) {
@@ -214,7 +245,7 @@ impl Worker {
     }
 
     /// Sends the output of an attempt.
-    async fn read(&mut self, view: &View, attempt: u32, output: &SinkOutput) -> Result<Read, ReadError> {
+    async fn read(&mut self, view: &View, attempt: u32, output: &SinkOutput) -> Result<Read, Stuck> {
         let (pieces, mut received) = mpsc::channel(1);
         let request = request(view, &self.cursor, attempt, output);
         let mut streams = Streams::new(&request, output);
@@ -223,35 +254,42 @@ impl Worker {
         loop {
             for stream in [OutputStream::Stdout, OutputStream::Stderr] {
                 while let Some(part) = streams.of(stream).take() {
-                    self.send_part(view, attempt, stream, &part).await;
+                    self.send_part(view, attempt, stream, &part).await?;
+                    if self.must_yield() {
+                        return Ok(Read::Yielded);
+                    }
                 }
             }
             if is_over {
                 return Ok(Read::Whole);
             }
+            // Output that never stops must not hide that the process changes.
+            if self.view.has_changed().unwrap_or(true) && !self.tell_of_now(attempt).await? {
+                return Ok(Read::Changed);
+            }
             tokio::select! {
                 biased;
                 piece = received.recv() => match piece {
                     Some(Piece::Data(stream, offset, bytes)) if output.has(stream) => {
-                        streams.of(stream).add(offset, &bytes).map_err(|error| ReadError::Failed(error.to_string()))?;
+                        streams.of(stream).add(offset, &bytes).map_err(misplaced)?;
                     }
                     Some(Piece::Lost(stream, lost)) if output.has(stream) => {
                         self.lose(view, attempt, stream, &mut streams, lost).await?;
                     }
                     Some(_) => {}
                     None => {
-                        (&mut reading).await?;
+                        (&mut reading).await.map_err(Stuck::Read)?;
                         is_over = true;
                         streams.end();
                     }
                 },
                 // It drops the sender, so that what is left is received, and then nothing.
                 read = &mut reading, if !is_over => {
-                    read?;
+                    read.map_err(Stuck::Read)?;
                     reading = futures::future::ready(Ok(())).boxed().fuse();
                 }
                 changed = self.view.changed() => {
-                    if changed.is_err() || !self.tell_of_now(attempt).await {
+                    if changed.is_err() || !self.tell_of_now(attempt).await? {
                         return Ok(Read::Changed);
                     }
                 }
@@ -265,11 +303,12 @@ impl Worker {
         }
     }
 
-    async fn send_part(&mut self, view: &View, attempt: u32, stream: OutputStream, part: &Part) {
+    async fn send_part(&mut self, view: &View, attempt: u32, stream: OutputStream, part: &Part) -> Result<(), Stuck> {
         let event = self.tools.planner.author.output(view, attempt, stream, part);
-        self.send(&event, view).await;
+        self.send(&event, view).await?;
         self.cursor.reach(attempt, stream, part.end());
         self.write_if_due().await;
+        Ok(())
     }
 
     /// Sends what is left before a range that is lost, and that it is lost.
@@ -280,16 +319,13 @@ impl Worker {
         stream: OutputStream,
         streams: &mut Streams,
         lost: remoteprocess_proto::v1::Gap,
-    ) -> Result<(), ReadError> {
-        let divider = streams.of(stream);
-        divider
-            .cut(lost.from)
-            .map_err(|error| ReadError::Failed(error.to_string()))?;
+    ) -> Result<(), Stuck> {
+        streams.of(stream).cut(lost.from).map_err(misplaced)?;
         while let Some(part) = streams.of(stream).take() {
-            self.send_part(view, attempt, stream, &part).await;
+            self.send_part(view, attempt, stream, &part).await?;
         }
         let event = self.tools.planner.author.output_lost(view, attempt, stream, &lost);
-        self.send(&event, view).await;
+        self.send(&event, view).await?;
         let to = lost.to.unwrap_or(lost.from);
         self.cursor.reach(attempt, stream, to);
         streams.of(stream).skip_to(to);
@@ -299,17 +335,17 @@ impl Worker {
 
     /// While output is read: sends that the program is paused, or goes on, or is to stop. Returns false if the output of
     /// this attempt is not what comes next.
-    async fn tell_of_now(&mut self, attempt: u32) -> bool {
+    async fn tell_of_now(&mut self, attempt: u32) -> Result<bool, Stuck> {
         loop {
             let view = self.view.borrow_and_update().clone();
             let next = self.tools.planner.next(&view, &self.cursor, Timestamp::now());
             match next {
                 Step::Send(event, note) => {
-                    self.send(&event, &view).await;
+                    self.send(&event, &view).await?;
                     note.apply(&mut self.cursor);
                 }
-                Step::Read(number) => return number == attempt,
-                Step::Skip(_) | Step::GiveUp | Step::Wait(_) | Step::Done => return false,
+                Step::Read(number) => return Ok(number == attempt),
+                Step::Skip(_) | Step::GiveUp | Step::Wait(_) | Step::Done => return Ok(false),
             }
         }
     }
@@ -359,6 +395,10 @@ fn has_none(view: &View, attempt: u32, now: Timestamp) -> bool {
     let of_attempt = view.attempt(attempt).and_then(|record| record.finished_at);
     let ended = of_attempt.or_else(|| view.status()?.finished_at);
     view.is_over(attempt) && ended.is_none_or(|ended| now.duration_since(ended) > UNKNOWN)
+}
+
+fn misplaced(error: Misplaced) -> Stuck {
+    Stuck::Read(ReadError::Failed(error.to_string()))
 }
 
 fn failed(error: &ApiError) -> End {

@@ -22,6 +22,8 @@ pub(crate) struct Receiver {
     address: SocketAddr,
     code: Arc<AtomicU16>,
     taken: Arc<Mutex<Vec<Taken>>>,
+    /// What an event that is refused has in it.
+    refused: Arc<Mutex<Option<String>>>,
 }
 
 impl Receiver {
@@ -31,6 +33,7 @@ impl Receiver {
             address: listener.local_addr().unwrap(),
             code: Arc::new(AtomicU16::new(200)),
             taken: Arc::default(),
+            refused: Arc::default(),
         };
         let all = receiver.clone();
         tokio::spawn(async move {
@@ -55,6 +58,11 @@ impl Receiver {
         self.code.store(code, Ordering::SeqCst);
     }
 
+    /// Refuses events with this text from now on.
+    pub(crate) fn refuse(&self, text: Option<&str>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = text.map(str::to_owned);
+    }
+
     /// What it has confirmed.
     pub(crate) fn taken(&self) -> Vec<Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -63,7 +71,9 @@ impl Receiver {
     async fn serve(&self, request: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes().to_vec();
-        let code = self.code.load(Ordering::SeqCst);
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_refused = refused.is_some_and(|text| String::from_utf8_lossy(&body).contains(&text));
+        let code = if is_refused { 413 } else { self.code.load(Ordering::SeqCst) };
         if (200..300).contains(&code) {
             let headers = parts.headers.iter();
             let headers = headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));

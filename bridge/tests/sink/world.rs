@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,11 +32,13 @@ struct Output {
     streams: [Vec<u8>; 2],
     has_gap: bool,
     is_over: bool,
+    /// It never stops writing.
+    is_endless: bool,
 }
 
 /// Output by the name of the process and the number of the attempt.
 #[derive(Clone, Default)]
-pub(crate) struct Outputs(Arc<Mutex<BTreeMap<(String, u32), Output>>>);
+pub(crate) struct Outputs(Arc<Mutex<BTreeMap<(String, u32), Output>>>, Arc<AtomicBool>);
 
 impl Outputs {
     fn change(&self, name: &str, attempt: u32, change: impl FnOnce(&mut Output)) {
@@ -46,6 +49,16 @@ impl Outputs {
     fn get(&self, name: &str, attempt: u32) -> Output {
         let outputs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         outputs.get(&(name.to_owned(), attempt)).cloned().unwrap_or_default()
+    }
+
+    /// Whether nothing can be read from now on.
+    pub(crate) fn fail(&self, is_failing: bool) {
+        self.1.store(is_failing, Ordering::SeqCst);
+    }
+
+    /// A program that never stops writing.
+    pub(crate) fn chatter(&self, name: &str) {
+        self.change(name, 1, |output| output.is_endless = true);
     }
 
     /// A program writes to its standard output.
@@ -71,7 +84,18 @@ impl OutputReader for Outputs {
             let mut offsets = [request.stdout, request.stderr].map(|offset| usize::try_from(offset).unwrap());
             let mut size = 7_usize;
             loop {
+                if outputs.1.load(Ordering::SeqCst) {
+                    return Err(ReadError::Failed("you may not read output".to_owned()));
+                }
                 let output = outputs.get(&request.name, request.attempt);
+                if output.is_endless {
+                    let line = Piece::Data(OutputStream::Stdout, offsets[0] as u64, "chatter\n".into());
+                    offsets[0] += 8;
+                    if pieces.send(line).await.is_err() {
+                        return Ok(());
+                    }
+                    continue;
+                }
                 let mut is_all = true;
                 for (index, stream) in [OutputStream::Stdout, OutputStream::Stderr].into_iter().enumerate() {
                     let (at, bytes) = (offsets[index], &output.streams[index]);

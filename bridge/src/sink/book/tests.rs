@@ -37,6 +37,15 @@ fn at(uid: &str, mark: Mark) -> Cursor {
     cursor
 }
 
+/// The last job of a process has ended.
+fn end(book: &mut Book, uid: &str, report: Report) {
+    let Some(State::Works(job, _)) = book.entries.get(uid).map(|entry| &entry.state) else {
+        panic!("no worker: {uid}");
+    };
+    let job = *job;
+    book.ended(uid, job, report);
+}
+
 fn take(book: &mut Book) -> Vec<String> {
     std::iter::from_fn(|| book.take(Instant::now()))
         .map(|job| job.uid)
@@ -70,7 +79,7 @@ async fn an_older_state_of_what_is_done_is_no_news() {
     let mut book = book();
     book.see(view("p", ended(), None));
     assert_eq!(take(&mut book), ["p"]);
-    book.ended("p", report(&at("p", Mark::FINISHED), End::Done));
+    end(&mut book, "p", report(&at("p", Mark::FINISHED), End::Done));
     // The watch is behind: this was written before our annotation.
     book.see(view("p", ended(), None));
     assert!(take(&mut book).is_empty());
@@ -85,7 +94,8 @@ async fn a_failure_is_tried_again_later_whatever_changes() {
     let mut book = book();
     book.see(view("p", json!({}), None));
     take(&mut book);
-    book.ended(
+    end(
+        &mut book,
         "p",
         report(&Cursor::new("p"), End::Failed(BridgeReason::Forbidden, "no".into())),
     );
@@ -97,7 +107,7 @@ async fn a_failure_is_tried_again_later_whatever_changes() {
     assert!(take(&mut book).is_empty());
     tokio::time::advance(Duration::from_millis(500)).await;
     assert_eq!(take(&mut book), ["p"]);
-    book.ended("p", report(&at("p", Mark::CREATED), End::Waiting));
+    end(&mut book, "p", report(&at("p", Mark::CREATED), End::Waiting));
     assert!(book.problem().is_none() && take(&mut book).is_empty());
 }
 
@@ -110,16 +120,66 @@ async fn what_a_list_does_not_show_is_gone() {
     }
     book.see(view("sent", ended(), None));
     assert_eq!(take(&mut book), ["sent"]);
-    book.ended("sent", report(&at("sent", Mark::FINISHED), End::Done));
+    end(&mut book, "sent", report(&at("sent", Mark::FINISHED), End::Done));
     book.begin();
     book.see(view("here", json!({"phase": "Pending"}), Some(&created("here"))));
     book.forget("moved");
     book.complete();
     assert_eq!(take(&mut book), ["gone"], "its last event is still to be sent");
     assert_eq!(book.gone, 1);
-    book.ended("gone", report(&at("gone", Mark::FINISHED), End::Done));
+    end(&mut book, "gone", report(&at("gone", Mark::FINISHED), End::Done));
     let left: Vec<&str> = book.entries.keys().map(String::as_str).collect();
     assert_eq!((book.gone, left), (0, vec!["here"]));
+}
+
+#[tokio::test]
+async fn what_is_selected_again_has_one_worker_that_counts() {
+    let mut book = book();
+    book.see(view("p", json!({}), None));
+    let first = book.take(Instant::now()).unwrap();
+    book.forget("p");
+    assert!(first.stop.is_cancelled());
+    book.see(view("p", json!({}), None));
+    let second = book.take(Instant::now()).unwrap();
+    book.ended("p", first.number, report(&at("p", Mark::FINISHED), End::Done));
+    assert!(take(&mut book).is_empty(), "the second works");
+    book.ended("p", second.number, report(&at("p", Mark::CREATED), End::Waiting));
+    assert_eq!(book.entries["p"].cursor.mark, Mark::CREATED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn transitions_go_before_output() {
+    let running = json!({"phase": "Running", "attempt": 1,
+                         "attempts": [{"number": 1, "grantedAt": "2026-01-01T00:00:00Z", "startedAt": "2026-01-01T00:00:00Z"}]});
+    let mut book = book();
+    book.planner.output = Some(remoteprocess_api::sink::SinkOutput::default());
+    book.see(view("a-reads", running.clone(), Some(&at("a-reads", Mark::started(1)))));
+    tokio::time::advance(Duration::from_millis(1)).await;
+    book.see(view("b-new", running, None));
+    assert_eq!(book.waiting(), 1);
+    assert_eq!(take(&mut book), ["b-new", "a-reads"]);
+    end(
+        &mut book,
+        "a-reads",
+        report(&at("a-reads", Mark::started(1)), End::Yielded),
+    );
+    assert!(take(&mut book).is_empty(), "not at once");
+    tokio::time::advance(AGAIN).await;
+    assert_eq!(take(&mut book), ["a-reads"]);
+}
+
+#[tokio::test]
+async fn another_spec_keeps_what_is_gone_and_an_object_that_cannot_be_read_is_not_gone() {
+    let mut former = book();
+    former.see(view("here", json!({}), Some(&at("here", Mark::CREATED))));
+    former.delete(&view("gone", json!({}), None));
+    former.begin();
+    former.keep("here");
+    former.complete();
+    assert_eq!(former.gone, 1);
+    let mut next = book();
+    next.adopt(former);
+    assert_eq!((next.gone, take(&mut next)), (1, vec!["gone".to_owned()]));
 }
 
 #[tokio::test]

@@ -104,7 +104,17 @@ impl Engine {
         let outbox = self.running.link.outbox();
         match outbox.problem() {
             Some(error) => Some(finding(false, error.reason, &error.message)),
-            None if outbox.is_open() => Some(finding(true, BridgeReason::Connected, "the destination is connected")),
+            None if outbox.is_open() => {
+                let to = &self.sink.spec.destination;
+                // There is no connection that stays.
+                let is_known = outbox.confirmations() > 0 || (to.http.is_none() && to.pubsub.is_none());
+                let sentence = if is_known {
+                    "the destination is connected"
+                } else {
+                    "ready to send: nothing was sent yet"
+                };
+                Some(finding(true, BridgeReason::Connected, sentence))
+            }
             None if outbox.is_known() => None,
             None => Some(finding(
                 false,

@@ -143,10 +143,10 @@ fn attempts_without_a_record_have_their_output() {
 
 #[test]
 fn the_last_event_waits_for_the_seal_but_not_forever() {
-    let ended = |at: &str| json!({"phase": "Succeeded", "finishedAt": at, "attempt": 0, "output": {"tail": "x"}});
+    let ended = |at: &str| json!({"phase": "Succeeded", "finishedAt": at, "attempt": 1, "attempts": [attempt(1, &["grantedAt"])], "output": {"tail": "x"}});
     let mut cursor = Cursor::new("u");
     let found = steps(&planner(false), &view(ended("2026-01-01T00:59:30Z")), &mut cursor);
-    assert_eq!(found, ["created", "until 2026-01-01T01:00:30Z"]);
+    assert_eq!(found, ["created", "1.starting", "1.ended", "until 2026-01-01T01:00:30Z"]);
     let late = view(ended("2026-01-01T00:58:00Z"));
     let found = steps(&planner(false), &late, &mut cursor.clone());
     assert_eq!(found, ["give up", "finished", "done"]);
@@ -240,7 +240,40 @@ fn a_process_that_is_gone_has_its_last_events() {
     assert_eq!(steps(&planner(true), &gone, &mut cursor), ["done"], "all was sent");
 }
 
+/// With a destination that is slow, the status is ahead of what is sent.
+#[test]
+fn a_stop_is_not_told_before_the_start_of_its_attempt() {
+    let records = [
+        attempt(1, &["grantedAt", "startedAt", "finishedAt"]),
+        attempt(2, &["grantedAt", "startedAt"]),
+    ];
+    let stopping = view(json!({"phase": "Stopping", "attempt": 2, "attempts": records}));
+    let mut cursor = Cursor::new("u");
+    cursor.pass(Mark::started(1));
+    assert_eq!(planner(true).next(&stopping, &cursor, now()), Step::Read(1));
+    let found = steps(&planner(true), &stopping, &mut cursor);
+    assert_eq!(
+        found,
+        ["read 1", "1.ended", "2.starting", "2.started", "2.stopping", "read 2"]
+    );
+    let waits = view(json!({"phase": "Stopping", "attempt": 1, "attempts": [attempt(1, &[])]}));
+    assert_eq!(steps(&planner(false), &waits, &mut Cursor::new("u")), ["created"]);
+}
+
 proptest! {
+    /// An annotation can be anything that a user writes.
+    #[test]
+    fn each_cursor_that_is_accepted_comes_to_an_end(number in any::<u32>(), step in any::<u8>(), is_deleted in any::<bool>()) {
+        let ended = json!({"phase": "Failed", "attempt": 1, "finishedAt": SECOND, "conditions": sealed(),
+                           "attempts": [attempt(1, &["grantedAt", "startedAt", "finishedAt"])]});
+        let view = if is_deleted { view(ended).deleted() } else { view(ended) };
+        for number in [number, number % 3, u32::MAX, u32::MAX - 1] {
+            let text = format!(r#"{{"u":"u","m":[{number},{step}]}}"#);
+            let found = steps(&planner(true), &view, &mut Cursor::read(Some(&text), "u"));
+            prop_assert_eq!(found.last().map(String::as_str), Some("done"));
+        }
+    }
+
     /// Restarts forget everything but the annotation, and statuses move on meanwhile: no transition is left out or told
     /// before an earlier one.
     #[test]
