@@ -351,29 +351,35 @@ async fn results_and_dead_letters_are_published(emulator: &Emulator) {
     sent.receipt.acknowledge("p").await.unwrap();
 }
 
-async fn dead_letters_are_taken_back(emulator: &Emulator) {
-    let unknown = emulator.source().await.publisher().dead_letters("shop/orders").await;
+async fn replaying_from(emulator: &Emulator, subscription: &str) -> Box<dyn Source> {
+    let source = json!({
+        "project": "p1", "subscription": "orders", "endpoint": format!("http://127.0.0.1:{}", emulator.port),
+        "deadLetterTopic": "dead", "deadLetterSubscription": subscription,
+    });
+    open(&trigger(source, json!({})), &Settings::default()).await.unwrap()
+}
+
+async fn replays_say_what_they_need(emulator: &Emulator) {
+    let unknown = emulator.source().await.publisher().dead_letters("a/b").await;
     let error = unknown.err().unwrap();
     assert_eq!(error.reason, BridgeReason::InvalidSource);
     assert!(
         error.message.contains("spec.source.pubsub.deadLetterSubscription"),
         "{error}"
     );
-    let with = async |name: &str| {
-        let source = json!({
-            "project": "p1", "subscription": "orders", "endpoint": format!("http://127.0.0.1:{}", emulator.port),
-            "deadLetterTopic": "dead", "deadLetterSubscription": name,
-        });
-        open(&trigger(source, json!({})), &Settings::default()).await.unwrap()
-    };
     for (name, reason) in [
         ("orders", BridgeReason::InvalidSource),
         ("nothing", BridgeReason::NotFound),
     ] {
-        let refused = with(name).await.publisher().dead_letters("shop/orders").await;
+        let source = replaying_from(emulator, name).await;
+        let refused = source.publisher().dead_letters("a/b").await;
         assert_eq!(refused.err().unwrap().reason, reason, "{name}");
     }
-    let mut source = with("dead").await;
+}
+
+async fn dead_letters_are_taken_back(emulator: &Emulator) {
+    replays_say_what_they_need(emulator).await;
+    let mut source = replaying_from(emulator, "dead").await;
     let publisher = source.publisher();
     for (id, trigger) in [("other", "shop/others"), ("m1", "shop/orders"), ("m2", "shop/orders")] {
         let mut message = Message {

@@ -329,6 +329,26 @@ async fn dead_letters_have_their_reason(server: &Server, channel: &Channel) {
     bad.receipt.acknowledge("p").await.unwrap();
 }
 
+fn replaying_from(server: &Server, queue: &str) -> Value {
+    let address = format!("127.0.0.1:{}", server.port);
+    json!({"address": address, "queue": "again", "deadLetterExchange": "dead", "deadLetterQueue": queue})
+}
+
+async fn replays_say_what_they_need(server: &Server) {
+    let unknown = source(server, "again").await.publisher().dead_letters("a/b").await;
+    let error = unknown.err().unwrap();
+    assert_eq!(error.reason, BridgeReason::InvalidSource);
+    assert!(
+        error.message.contains("set spec.source.rabbitmq.deadLetterQueue"),
+        "{error}"
+    );
+    for (queue, reason) in [("again", BridgeReason::InvalidSource), ("none", BridgeReason::NotFound)] {
+        let source = opened(server, replaying_from(server, queue)).await.unwrap();
+        let refused = source.publisher().dead_letters("a/b").await;
+        assert_eq!(refused.err().unwrap().reason, reason, "{queue}");
+    }
+}
+
 async fn dead_letters_are_taken_back(server: &Server, channel: &Channel) {
     queue(channel, "again").await;
     plain_queue(channel, "again-dead").await;
@@ -340,36 +360,9 @@ async fn dead_letters_are_taken_back(server: &Server, channel: &Channel) {
         FieldTable::default(),
     );
     bound.await.unwrap();
-    let unknown = source(server, "again")
-        .await
-        .publisher()
-        .dead_letters("shop/orders")
-        .await;
-    let error = unknown.err().unwrap();
-    assert_eq!(error.reason, BridgeReason::InvalidSource);
-    assert!(
-        error.message.contains("set spec.source.rabbitmq.deadLetterQueue"),
-        "{error}"
-    );
+    replays_say_what_they_need(server).await;
 
-    let address = format!("127.0.0.1:{}", server.port);
-    let with = |queue: &str| json!({"address": address, "queue": "again", "deadLetterExchange": "dead", "deadLetterQueue": queue});
-    let same = opened(server, with("again"))
-        .await
-        .unwrap()
-        .publisher()
-        .dead_letters("a/b")
-        .await;
-    assert_eq!(same.err().unwrap().reason, BridgeReason::InvalidSource);
-    let missing = opened(server, with("none"))
-        .await
-        .unwrap()
-        .publisher()
-        .dead_letters("a/b")
-        .await;
-    assert_eq!(missing.err().unwrap().reason, BridgeReason::NotFound);
-
-    let mut source = opened(server, with("again-dead")).await.unwrap();
+    let mut source = opened(server, replaying_from(server, "again-dead")).await.unwrap();
     let publisher = source.publisher();
     for (id, trigger) in [("other", "shop/others"), ("m1", "shop/orders"), ("m2", "shop/orders")] {
         let mut message = Message {
