@@ -9,7 +9,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 use serde_json::json;
 
-use crate::{ConditionType, ProcessTrigger, Reason, RemoteProcess};
+use crate::{ConditionType, ProcessSink, ProcessTrigger, Reason, RemoteProcess};
 
 /// Maximum length of a string in bytes, unless the type sets one: an argument or a value of the environment.
 const MAX_STRING: i64 = 64 * 1024;
@@ -42,9 +42,16 @@ pub fn trigger_crd() -> CustomResourceDefinition {
     crd
 }
 
+/// The definition of ProcessSink.
+pub fn sink_crd() -> CustomResourceDefinition {
+    let mut crd = ProcessSink::crd();
+    all_properties(&mut crd).for_each(drop);
+    crd
+}
+
 /// The definitions to install.
-pub fn crds() -> [CustomResourceDefinition; 2] {
-    [crd(), trigger_crd()]
+pub fn crds() -> [CustomResourceDefinition; 3] {
+    [crd(), trigger_crd(), sink_crd()]
 }
 
 /// The fields of the object in each version, with bounds.

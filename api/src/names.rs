@@ -15,10 +15,12 @@ pub const DEFAULT_TRUST_DOMAIN: &str = "remoteprocess.local";
 
 /// Field manager of the controller.
 pub const CONTROLLER_MANAGER: &str = "remoteprocess-controller";
-/// Field manager of the bridge of a trigger.
+/// Field manager of the bridge of a trigger or a sink.
 pub const BRIDGE_MANAGER: &str = "remoteprocess-bridge";
 /// ClusterRole for the ServiceAccounts of triggers.
 pub const TRIGGER_ROLE: &str = "remoteprocess-trigger";
+/// ClusterRole for the ServiceAccounts of sinks.
+pub const SINK_ROLE: &str = "remoteprocess-sink";
 /// `app.kubernetes.io/component` of the bridges' pods.
 pub const BRIDGE_COMPONENT: &str = "bridge";
 /// Field manager of the relay.
@@ -44,6 +46,18 @@ pub const ANNOTATION_MADE_FROM: &str = "remoteprocess.dev/made-from";
 pub const ANNOTATION_RESULT_SENT: &str = "remoteprocess.dev/result-sent";
 /// Annotation of a trigger: a message to send to its source once, as JSON; each new value is another message.
 pub const ANNOTATION_TEST_MESSAGE: &str = "remoteprocess.dev/test-message";
+/// Annotation of a trigger: a request to send its dead letters to its source again, as JSON; each new value is another
+/// request.
+pub const ANNOTATION_REPLAY: &str = "remoteprocess.dev/replay";
+/// Annotation of a process of a trigger whose message was a dead letter: the uid of the process that had failed.
+pub const ANNOTATION_REPLAY_OF: &str = "remoteprocess.dev/replay-of";
+/// Label of the objects that the controller makes for a sink: name of the ProcessSink.
+pub const LABEL_SINK: &str = "remoteprocess.dev/sink";
+/// Label of the objects that the controller makes for a sink: uid of the ProcessSink.
+pub const LABEL_SINK_UID: &str = "remoteprocess.dev/sink-uid";
+/// Prefix of an annotation of a process that ends with the name of a ProcessSink: the cursor, that is how far its events
+/// and its output are sent.
+pub const ANNOTATION_CURSOR_PREFIX: &str = "sink.remoteprocess.dev/";
 /// Annotation of a process: why its desired state is as it is, for status and Events.
 pub const ANNOTATION_REASON: &str = "remoteprocess.dev/reason";
 /// Annotation of a process: the user for whom the relay has set its desired state.

@@ -161,3 +161,24 @@ pub fn template_annotations() -> Rule {
     Rule::new("!has(self.annotations) || self.annotations.all(k, !k.startsWith('remoteprocess.dev/'))")
         .message("spec.template.metadata.annotations: the prefix remoteprocess.dev/ is reserved; choose another")
 }
+
+/// The sink's name fits into the names of its pods.
+pub fn sink_name() -> Rule {
+    Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message(
+            "metadata.name must be a DNS label of at most 40 characters (a-z, 0-9 and -), because the names of its pods \
+             are made from it",
+        )
+}
+
+/// One destination and no more.
+pub fn one_destination() -> Rule {
+    Rule::new("[has(self.http), has(self.nats), has(self.rabbitmq), has(self.pubsub)].filter(given, given).size() == 1")
+        .message("spec.destination: set exactly one of http, nats, rabbitmq and pubsub")
+}
+
+/// A stream that is named twice would have no meaning.
+pub fn each_stream_once() -> Rule {
+    Rule::new("!has(self.streams) || self.streams.size() < 2 || self.streams[0] != self.streams[1]")
+        .message("spec.output.streams: name each stream once")
+}

@@ -17,11 +17,8 @@ use strum::{Display, EnumString, IntoStaticStr};
 use crate::rules;
 use crate::spec::RemoteProcessSpec;
 
-pub use source::{
-    BrokerTls, CA, CLIENT_TLS, CREDENTIALS, HttpSource, NatsSource, PubSubSource, RabbitMqSource, SourceSpec,
-    WEBHOOK_PORT,
-};
-pub use status::{ProcessTriggerStatus, TriggerCondition, TriggerReason};
+pub use source::{HttpSource, NatsSource, PubSubSource, RabbitMqSource, SourceSpec, WEBHOOK_PORT};
+pub use status::{ProcessTriggerStatus, ReplayStatus};
 
 /// Longest name of a trigger, in bytes: the names of its processes add a hyphen and a hash.
 pub const MAX_TRIGGER_NAME: usize = 31;
@@ -42,8 +39,11 @@ pub const DEFAULT_PAYLOAD_DIRECTORY: &str = "/var/run/rproc-message";
 
 /// Most bytes of the annotation [`names::ANNOTATION_TEST_MESSAGE`](crate::names::ANNOTATION_TEST_MESSAGE).
 pub const MAX_TEST_MESSAGE_BYTES: usize = 64 * 1024;
-/// Seconds after which the bridge ignores a [`TestMessage`]: it is still there when the bridge starts again.
+/// Seconds after which the bridge ignores a [`TestMessage`] or a [`ReplayRequest`]: it is still there when the bridge
+/// starts again.
 pub const TEST_MESSAGE_SECONDS: u32 = 600;
+/// Most dead letters that one [`ReplayRequest`] sends again.
+pub const MAX_REPLAY: u32 = 1000;
 
 /// A source of messages, each of which becomes exactly one RemoteProcess.
 #[skip_serializing_none]
@@ -227,6 +227,19 @@ pub struct TestMessage {
     /// The payload in base64 (RFC 4648, section 4).
     #[serde(default)]
     pub data: String,
+}
+
+/// A request of `rproc trigger replay` to send dead letters to the source of the trigger again: the JSON in the annotation
+/// [`names::ANNOTATION_REPLAY`](crate::names::ANNOTATION_REPLAY). The bridge answers in [`ReplayStatus`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplayRequest {
+    /// Differs for each request. One that the status names already is ignored.
+    pub nonce: String,
+    /// When the request was made. One older than [`TEST_MESSAGE_SECONDS`] is ignored.
+    pub time: Timestamp,
+    /// Most dead letters to send, at most [`MAX_REPLAY`]. With 0, the bridge only counts them.
+    pub limit: u32,
 }
 
 impl ProcessTriggerSpec {

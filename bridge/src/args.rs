@@ -3,25 +3,28 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use remoteprocess_api::names::ADMIN_PORT;
 use remoteprocess_api::trigger::WEBHOOK_PORT;
 use remoteprocess_runtime::{LogError, LogFormat};
 
-use crate::engine;
 use crate::source::{Secrets, Settings};
+use crate::{engine, sink};
 
-/// Takes the messages of one ProcessTrigger, creates a RemoteProcess for each, and sends the results back. The operator
-/// runs it.
+/// Takes the messages of one ProcessTrigger, creates a RemoteProcess for each, and sends the results back. Or sends events
+/// about processes to the destination of one ProcessSink. The operator runs it.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "bridge", version)]
+#[command(name = "bridge", version, group(ArgGroup::new("object").required(true).args(["trigger", "sink"])))]
 pub struct Args {
-    /// Namespace of the trigger.
+    /// Namespace of the trigger or sink.
     #[arg(long, env = "RPROC_NAMESPACE")]
     namespace: String,
     /// Name of the trigger.
     #[arg(long, env = "RPROC_TRIGGER")]
-    trigger: String,
+    trigger: Option<String>,
+    /// Name of the sink.
+    #[arg(long, env = "RPROC_SINK")]
+    sink: Option<String>,
     /// Address of the admin port: health and metrics.
     #[arg(long, env = "RPROC_ADMIN_LISTEN", default_value_t = any(ADMIN_PORT))]
     admin_listen: SocketAddr,
@@ -42,8 +45,8 @@ pub struct Args {
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Of the engine.
-    pub engine: engine::Config,
+    /// What the bridge is of.
+    pub object: Object,
     /// Address of the admin port.
     pub admin_listen: SocketAddr,
     /// Format of the log.
@@ -52,25 +55,55 @@ pub struct Config {
     pub log_filter: String,
 }
 
+/// What the bridge is of.
+#[derive(Clone, Debug)]
+pub enum Object {
+    /// A trigger.
+    Trigger(engine::Config),
+    /// A sink.
+    Sink(sink::Config),
+}
+
+/// Why the arguments cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The form of the log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// It is of nothing.
+    #[error("give one of --trigger and --sink")]
+    NoObject,
+}
+
 /// All addresses, of IPv4 as well.
 fn any(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
 }
 
 impl TryFrom<Args> for Config {
-    type Error = LogError;
+    type Error = Error;
 
-    fn try_from(args: Args) -> Result<Self, LogError> {
+    fn try_from(args: Args) -> Result<Self, Error> {
         let secrets = args.secrets.as_deref().map_or_else(Secrets::default, Secrets::under);
-        Ok(Self {
-            engine: engine::Config {
-                namespace: args.namespace,
-                trigger: args.trigger,
+        let namespace = args.namespace;
+        let object = match (args.trigger, args.sink) {
+            (Some(trigger), None) => Object::Trigger(engine::Config {
+                namespace,
+                trigger,
                 settings: Settings {
                     secrets,
                     webhook: args.webhook_listen,
                 },
-            },
+            }),
+            (None, Some(sink)) => Object::Sink(sink::Config {
+                namespace,
+                sink,
+                secrets,
+            }),
+            _ => return Err(Error::NoObject),
+        };
+        Ok(Self {
+            object,
             admin_listen: args.admin_listen,
             log_format: args.log_format.parse()?,
             log_filter: args.log_filter,
@@ -86,13 +119,21 @@ mod tests {
     fn the_trigger_is_all_that_is_needed() {
         let args = Args::try_parse_from(["bridge", "--namespace", "shop", "--trigger", "orders"]).unwrap();
         let config = Config::try_from(args).unwrap();
-        assert_eq!(
-            (config.engine.namespace.as_str(), config.engine.trigger.as_str()),
-            ("shop", "orders")
-        );
-        assert_eq!(config.engine.settings.secrets, Secrets::default());
         assert_eq!(config.admin_listen.port(), 8080);
-        assert_eq!(config.engine.settings.webhook.port(), 8081);
+        let Object::Trigger(engine) = config.object else {
+            panic!("{config:?}");
+        };
+        assert_eq!((engine.namespace.as_str(), engine.trigger.as_str()), ("shop", "orders"));
+        assert_eq!(engine.settings.secrets, Secrets::default());
+        assert_eq!(engine.settings.webhook.port(), 8081);
+    }
+
+    #[test]
+    fn it_is_of_one_trigger_or_of_one_sink() {
+        let args = Args::try_parse_from(["bridge", "--namespace", "shop", "--sink", "events"]).unwrap();
+        let config = Config::try_from(args).unwrap();
+        assert!(matches!(config.object, Object::Sink(sink) if sink.sink == "events" && sink.namespace == "shop"));
         assert!(Args::try_parse_from(["bridge", "--namespace", "shop"]).is_err());
+        assert!(Args::try_parse_from(["bridge", "--namespace", "shop", "--sink", "a", "--trigger", "b"]).is_err());
     }
 }

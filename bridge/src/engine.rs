@@ -3,6 +3,8 @@
 mod gate;
 mod jobs;
 mod link;
+mod orphans;
+mod replay;
 mod report;
 mod results;
 
@@ -18,7 +20,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
 use remoteprocess_api::names::LABEL_TRIGGER_UID;
-use remoteprocess_api::trigger::Acknowledge;
+use remoteprocess_api::trigger::{Acknowledge, ReplayStatus};
 use remoteprocess_api::{ProcessTrigger, RemoteProcess};
 use remoteprocess_runtime::Gate as ReadyGate;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
@@ -68,6 +70,8 @@ enum Step {
     Permission(Result<(), ApiError>),
     Written(serde_json::Value, Result<(), ApiError>),
     Tested(Result<(), crate::source::SourceError>),
+    Replayed(ReplayStatus),
+    Inspected(String, Result<bool, ApiError>),
     Tick,
 }
 
@@ -95,6 +99,8 @@ struct Engine {
     results: results::Results,
     permission: Option<BoxFuture<'static, Result<(), ApiError>>>,
     report: report::Report,
+    replays: replay::Replays,
+    orphans: orphans::Orphans,
 }
 
 /// Runs the bridge of a trigger until `shutdown`, or until the trigger is gone.
@@ -171,6 +177,8 @@ impl Engine {
             results: results::Results::default(),
             permission: None,
             report: report::Report::default(),
+            replays: replay::Replays::after(trigger.status.as_ref().and_then(|status| status.replay.as_ref())),
+            orphans: orphans::Orphans::default(),
             kubernetes,
             trigger,
         }
@@ -207,6 +215,8 @@ impl Engine {
             permission = or_pending(&mut self.permission) => Step::Permission(permission),
             (status, written) = or_pending(&mut self.report.writing) => Step::Written(status, written),
             tested = or_pending(&mut self.report.testing) => Step::Tested(tested),
+            replayed = or_pending(&mut self.replays.running) => Step::Replayed(replayed),
+            Some((name, inspected)) = self.orphans.inspecting.next() => Step::Inspected(name, inspected),
             _ = self.tick.tick() => Step::Tick,
             news = self.link.next(takes) => Step::Source(news),
         }
@@ -231,6 +241,8 @@ impl Engine {
             Step::Permission(Err(error)) => self.gate.refused(error, Instant::now()),
             Step::Written(status, written) => self.written(status, written),
             Step::Tested(tested) => self.report.tested(tested),
+            Step::Replayed(replayed) => self.board.replayed(replayed),
+            Step::Inspected(name, inspected) => self.inspected(name, inspected),
             Step::Tick => self.on_tick().await,
         }
     }
@@ -271,13 +283,13 @@ impl Engine {
             self.kept.clear();
         }
         self.report.see_test(&self.trigger, Timestamp::now());
+        self.replays.see(&self.trigger, Timestamp::now());
     }
 
     fn see_process(&mut self, event: watcher::Event<DeserializeGuard<RemoteProcess>>) {
-        let gone = match decoded(event) {
-            Some(event) => self.runs.apply(event),
-            None => Vec::new(),
-        };
+        let event = decoded(event);
+        self.note_age(event.as_ref());
+        let gone = event.map(|event| self.runs.apply(event)).unwrap_or_default();
         if self.runs.is_complete() {
             self.ready.open();
         }
@@ -293,6 +305,22 @@ impl Engine {
         }
     }
 
+    /// What was created a short time before this bridge began counts for `policy.maxPerMinute`, too.
+    fn note_age(&mut self, event: Option<&watcher::Event<RemoteProcess>>) {
+        if self.runs.is_complete() {
+            return;
+        }
+        match event {
+            Some(watcher::Event::Init) => self.gate.forget_creations(),
+            Some(watcher::Event::InitApply(process)) => {
+                let created = process.metadata.creation_timestamp.as_ref().map(|time| time.0);
+                let age = created.map(|created| Timestamp::now().duration_since(created));
+                self.gate.existed(age, Instant::now());
+            }
+            _ => {}
+        }
+    }
+
     /// If the watch is forbidden, processes are not known, and no message is taken.
     fn watch_broke(&mut self, error: &watcher::Error) {
         tracing::warn!(%error, "the watch of the processes broke, will try again");
@@ -303,7 +331,10 @@ impl Engine {
 
     fn hear(&mut self, news: News) {
         match news {
-            News::Opened => self.report.connected(),
+            News::Opened => {
+                self.report.connected();
+                self.report.stuck = None;
+            }
             News::Lost(error) => {
                 tracing::warn!(%error, reason = %error.reason, "the source is lost, will try again");
                 self.report.lost(error);
@@ -356,7 +387,7 @@ impl Engine {
         let name = intake.process.name_any();
         match created {
             Ok(Created::New(process)) => {
-                self.gate.created(Instant::now());
+                self.gate.created(&name, Instant::now());
                 self.board.count(Count::Started, 1);
                 self.runs.created(&name);
                 self.settle(name, intake, *process);
@@ -365,8 +396,7 @@ impl Engine {
                 self.gate.accepted();
                 self.board.count(Count::Duplicate, 1);
                 if process.is_final() {
-                    let settle = jobs::settle_ended(intake.receipt, *process, self.rejects_failures());
-                    self.settling.push(Box::pin(async move { (name, settle.await) }));
+                    self.settle_ended(name, intake, *process);
                 } else {
                     self.runs.created(&name);
                     self.settle(name, intake, *process);
@@ -379,6 +409,10 @@ impl Engine {
             Err(error @ ApiError::Invalid(_)) => {
                 let reason = error.to_string();
                 self.report.invalid = Some(error);
+                self.refuse(name, intake.message, intake.receipt, reason);
+            }
+            Err(ApiError::Forbidden(said)) if self.gate.is_refused_for_good(&name, &said, Instant::now()) => {
+                let reason = format!("a policy of the cluster does not let the process be created: {said}");
                 self.refuse(name, intake.message, intake.receipt, reason);
             }
             Err(error) => {
@@ -399,12 +433,28 @@ impl Engine {
         self.settling.push(Box::pin(async move { (name, settle.await) }));
     }
 
+    fn settle_ended(&mut self, name: String, intake: Intake, process: RemoteProcess) {
+        let Some(publisher) = self.link.publisher() else {
+            self.release(&name);
+            return;
+        };
+        let settle = jobs::settle_ended(
+            self.kubernetes.clone(),
+            publisher,
+            intake,
+            process,
+            self.rejects_failures(),
+        );
+        self.settling.push(Box::pin(async move { (name, settle.await) }));
+    }
+
     fn refuse(&mut self, name: String, message: message::Message, receipt: Box<dyn Receipt>, reason: String) {
         tracing::warn!(process = name, reason, "a message is refused");
         let Some(publisher) = self.link.publisher() else {
             self.release(&name);
             return;
         };
+        let message = message.into_dead_letter(&replay::full_name(&self.trigger), None);
         let refuse = jobs::refuse(publisher, message, receipt, reason);
         self.settling.push(Box::pin(async move { (name, refuse.await) }));
     }
@@ -423,11 +473,17 @@ impl Engine {
                     self.kept.entry(name.to_owned()).or_default().push(kept);
                 }
             }
-            Settled::Refused { dead_lettered } if dead_lettered || self.link.keeps_messages() => {
-                self.board.count(Count::DeadLettered, 1);
+            Settled::Refused { dead_lettered } => {
+                self.report.stuck = None;
+                // A webhook has told the sender, and has counted that.
+                if dead_lettered || self.link.keeps_messages() {
+                    self.board.count(Count::DeadLettered, 1);
+                }
             }
-            // A webhook has told the sender, and has counted that.
-            Settled::Refused { .. } => {}
+            Settled::Stuck(error) => {
+                tracing::warn!(process = name, %error, "a message cannot be dead-lettered, will try again");
+                self.report.stuck = Some((error, Instant::now()));
+            }
             Settled::PutBack(error) => {
                 tracing::warn!(process = name, %error, "a message is put back");
                 self.gate.refused(error, Instant::now());
@@ -464,7 +520,10 @@ impl Engine {
             self.sent(sent);
         }
         if let Some(status) = self.board.unwritten().filter(|_| !self.is_gone) {
-            let _ = self.kubernetes.apply_status(&self.trigger.name_any(), &status).await;
+            let _ = self
+                .kubernetes
+                .apply_status::<ProcessTrigger>(&self.trigger.name_any(), &status)
+                .await;
         }
     }
 }

@@ -1,17 +1,22 @@
 //! Calls to the API server, and what its refusals mean.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::NamespaceResourceScope;
 use kube::core::Status;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::{Client, Resource as _, ResourceExt as _};
-use remoteprocess_api::names::{ANNOTATION_RESULT_SENT, BRIDGE_MANAGER, GROUP, LABEL_TRIGGER_UID, TRIGGER_ROLE};
-use remoteprocess_api::trigger::{TriggerCondition, TriggerReason};
-use remoteprocess_api::{ProcessTrigger, RemoteProcess, sanitize};
+use kube::{Client, Resource, ResourceExt as _};
+use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
+use remoteprocess_api::names::{
+    ANNOTATION_RESULT_SENT, BRIDGE_MANAGER, GROUP, LABEL_TRIGGER_UID, SINK_ROLE, TRIGGER_ROLE,
+};
+use remoteprocess_api::{ProcessSink, ProcessTrigger, RemoteProcess, sanitize};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::message::Message;
@@ -56,12 +61,24 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// Why a watch does not work.
+    pub fn of_watch(error: &kube::runtime::watcher::Error) -> Self {
+        use kube::runtime::watcher::Error;
+        match error {
+            Error::InitialListFailed(error) | Error::WatchStartFailed(error) | Error::WatchFailed(error) => {
+                classify(error)
+            }
+            Error::WatchError(status) => classify_status(status),
+            Error::NoResourceVersion => Self::Unavailable(error.to_string()),
+        }
+    }
+
     /// The reason for the condition Ready.
-    pub fn reason(&self) -> TriggerReason {
+    pub fn reason(&self) -> BridgeReason {
         match self {
-            Self::Invalid(_) => TriggerReason::InvalidTemplate,
-            Self::Forbidden(_) => TriggerReason::Forbidden,
-            Self::Unavailable(_) => TriggerReason::Waiting,
+            Self::Invalid(_) => BridgeReason::InvalidTemplate,
+            Self::Forbidden(_) => BridgeReason::Forbidden,
+            Self::Unavailable(_) => BridgeReason::Waiting,
         }
     }
 }
@@ -87,6 +104,11 @@ impl Kubernetes {
 
     /// The triggers.
     pub fn triggers(&self) -> Api<ProcessTrigger> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// The sinks.
+    pub fn sinks(&self) -> Api<ProcessSink> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
@@ -157,6 +179,16 @@ impl Kubernetes {
         Ok(own.as_ref().and_then(stored_message))
     }
 
+    /// Whether the ConfigMap of a process exists.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn has_message(&self, process: &RemoteProcess) -> Result<bool, ApiError> {
+        let found = self.call(self.config_maps().get_opt(&process.name_any())).await;
+        let found = found.map_err(|error| classify(&error))?;
+        Ok(found.is_some_and(|found| is_of(&found, &process.uid().unwrap_or_default())))
+    }
+
     /// A process by name, if there is one.
     ///
     /// # Errors
@@ -171,23 +203,9 @@ impl Kubernetes {
     /// # Errors
     /// See [`ApiError`]. That the process is gone is none.
     pub async fn mark_sent(&self, process: &RemoteProcess) -> Result<(), ApiError> {
-        let patch = json!({"metadata": {
-            // The API server refuses to change a uid: so this is the process that was meant, or none.
-            "uid": process.uid(),
-            "annotations": {ANNOTATION_RESULT_SENT: Timestamp::now().to_string()},
-        }});
-        let params = PatchParams {
-            field_manager: Some(BRIDGE_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        let (api, name) = (self.processes(), process.name_any());
-        let patched = self
-            .call(api.patch_metadata(&name, &params, &Patch::Merge(patch)))
-            .await;
-        match patched {
-            Err(error) if !is_gone(&error) => Err(classify(&error)),
-            _ => Ok(()),
-        }
+        let (uid, now) = (process.uid().unwrap_or_default(), Timestamp::now().to_string());
+        self.annotate(&process.name_any(), &uid, ANNOTATION_RESULT_SENT, &now)
+            .await
     }
 
     /// Deletes a process.
@@ -244,23 +262,49 @@ impl Kubernetes {
         ))
     }
 
-    /// Applies the part of a trigger's status that the bridge owns.
+    /// Writes an annotation of a process.
+    ///
+    /// # Errors
+    /// See [`ApiError`]. That the process is gone is none.
+    pub async fn annotate(&self, name: &str, uid: &str, key: &str, value: &str) -> Result<(), ApiError> {
+        // The API server refuses to change a uid: so this is the process that was meant, or none.
+        let patch = json!({"metadata": {"uid": uid, "annotations": {key: value}}});
+        let params = PatchParams {
+            field_manager: Some(BRIDGE_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let api = self.processes();
+        match self.call(api.patch_metadata(name, &params, &Patch::Merge(patch))).await {
+            Err(error) if !is_gone(&error) => Err(classify(&error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Applies the part of the status of a trigger or a sink that the bridge owns.
     ///
     /// # Errors
     /// See [`ApiError`].
-    pub async fn apply_status(&self, name: &str, status: &Value) -> Result<(), ApiError> {
+    pub async fn apply_status<K>(&self, name: &str, status: &Value) -> Result<(), ApiError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
         let object = json!({
-            "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "ProcessTrigger",
+            "apiVersion": K::api_version(&()), "kind": K::kind(&()),
             "metadata": {"name": name}, "status": status,
         });
         let params = PatchParams::apply(BRIDGE_MANAGER).force();
-        let api = self.triggers();
+        let api = Api::<K>::namespaced(self.client.clone(), &self.namespace);
         let applied = self.call(api.patch_status(name, &params, &Patch::Apply(&object))).await;
         applied.map(|_| ()).map_err(|error| classify(&error))
     }
 
-    /// Writes an Event about a trigger. One that cannot be written is only logged: the status says the same.
-    pub async fn report(&self, trigger: &ProcessTrigger, condition: TriggerCondition, finding: &Finding) {
+    /// Writes an Event about a trigger or a sink. One that cannot be written is only logged: the status says the same.
+    pub async fn report<K: Resource<DynamicType = ()>>(
+        &self,
+        about: &K,
+        condition: BridgeCondition,
+        finding: &Finding,
+    ) {
         let recorder = Recorder::new(self.client(), Reporter::from(BRIDGE_MANAGER));
         let event = Event {
             type_: if finding.holds {
@@ -273,7 +317,7 @@ impl Kubernetes {
             action: condition.to_string(),
             secondary: None,
         };
-        let published = tokio::time::timeout(TIMEOUT, recorder.publish(&event, &trigger.object_ref(&()))).await;
+        let published = tokio::time::timeout(TIMEOUT, recorder.publish(&event, &about.object_ref(&()))).await;
         if !matches!(published, Ok(Ok(()))) {
             tracing::debug!(?published, "cannot write an event");
         }
@@ -316,6 +360,14 @@ fn classify_status(status: &Status) -> ApiError {
         401 | 403 => ApiError::Forbidden(said),
         _ => ApiError::Unavailable(format!("{said} (code {})", status.code)),
     }
+}
+
+/// How an administrator gives the ServiceAccount of a sink its rights.
+pub fn remedy_for_sink(sink: &str, namespace: &str, service_account: &str) -> String {
+    format!(
+        "kubectl create rolebinding {sink}-sink --namespace={namespace} --clusterrole={SINK_ROLE} \
+         --serviceaccount={namespace}:{service_account}"
+    )
 }
 
 /// How an administrator gives the ServiceAccount its rights.

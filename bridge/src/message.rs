@@ -28,6 +28,31 @@ pub const MAX_VARIABLES: usize = 32;
 /// Longest value of such a variable, in bytes.
 pub const MAX_VARIABLE: usize = 1024;
 
+/// Header of a dead letter: a sentence that says why.
+pub const DEAD_LETTER_REASON: &str = "rproc-dead-letter-reason";
+/// Header of a dead letter: namespace and name of its trigger.
+pub const DEAD_LETTER_TRIGGER: &str = "rproc-dead-letter-trigger";
+/// Header of a dead letter of NATS: the id that the message had.
+pub const DEAD_LETTER_ID: &str = "rproc-dead-letter-message-id";
+/// Header of a replayed message of NATS: the place of its dead letter.
+pub const DEAD_LETTER_PLACE: &str = "rproc-dead-letter-place";
+/// Header of a message of NATS: its subject, to which it is sent again.
+pub const SUBJECT: &str = "rproc-subject";
+/// Header of a dead letter, and of the message that is made of it again: the uid of the process that failed. With this
+/// header, the message is another one than that of the process.
+pub const REPLAY_OF: &str = "rproc-replay-of";
+/// Headers of our own. They are kept in addition to [`MAX_HEADERS`] others.
+const OWN_HEADERS: [&str; 6] = [
+    DEAD_LETTER_REASON,
+    DEAD_LETTER_TRIGGER,
+    DEAD_LETTER_ID,
+    DEAD_LETTER_PLACE,
+    SUBJECT,
+    REPLAY_OF,
+];
+/// Longest uid in a header, in bytes. Those of Kubernetes have 36.
+const MAX_UID: usize = 64;
+
 /// The header with the id that the signature of a webhook covers.
 pub const SIGNED_ID: &str = "webhook-id";
 
@@ -54,6 +79,8 @@ pub struct Message {
 pub struct Work {
     /// What makes two messages the same one: 1 to [`MAX_ID`] bytes without control characters.
     pub id: String,
+    /// The process that failed with this message before, if it is a replay: with it, the message is another one.
+    pub replay_of: Option<String>,
     /// The message; its payload is what the program gets. A CloudEvent in structured mode is one in binary mode here.
     pub message: Message,
     /// Environment variables: at most [`MAX_VARIABLES`], each value at most [`MAX_VARIABLE`] bytes without NUL.
@@ -74,7 +101,12 @@ impl Message {
         if !fits || name.contains(char::is_control) || value.contains(|c: char| c.is_control() && c != '\t') {
             return false;
         }
-        let others = self.headers.iter().filter(|(other, _)| **other != name);
+        if OWN_HEADERS.contains(&name.as_str()) {
+            self.headers.insert(name, value.to_owned());
+            return true;
+        }
+        let is_counted = |other: &str| other != name && !OWN_HEADERS.contains(&other);
+        let others = self.headers.iter().filter(|(other, _)| is_counted(other));
         let (count, bytes) = others.fold((0, 0), |(count, bytes), (name, value)| {
             (count + 1, bytes + name.len() + value.len())
         });
@@ -88,6 +120,33 @@ impl Message {
     /// The value of a header. `name` is in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
+    }
+
+    /// The message as a dead letter of this trigger (`NAMESPACE/NAME`), and of the process that failed with it, if one did.
+    pub fn into_dead_letter(mut self, trigger: &str, process_uid: Option<&str>) -> Self {
+        self.insert(DEAD_LETTER_TRIGGER, trigger);
+        if let Some(uid) = process_uid {
+            self.insert(REPLAY_OF, uid);
+        }
+        self
+    }
+
+    /// A dead letter as the message that it was. What tells it apart from its first run stays.
+    pub fn into_replay(mut self) -> Self {
+        self.headers.remove(DEAD_LETTER_REASON);
+        self.headers.remove(DEAD_LETTER_TRIGGER);
+        self
+    }
+
+    /// The process that failed with this message before.
+    pub fn replay_of(&self) -> Option<&str> {
+        let is_uid = |uid: &&str| (1..=MAX_UID).contains(&uid.len()) && uid.bytes().all(|byte| byte.is_ascii_graphic());
+        self.header(REPLAY_OF).filter(is_uid)
+    }
+
+    /// Whether it can be a dead letter of this trigger: one without a name has come there by the broker itself.
+    pub fn is_of(&self, trigger: &str) -> bool {
+        self.header(DEAD_LETTER_TRIGGER).is_none_or(|name| name == trigger)
     }
 }
 
@@ -107,7 +166,12 @@ pub fn read(message: &Message, trigger: &str, spec: &ProcessTriggerSpec) -> Resu
         check_text(&message.payload)?;
     }
     message.reply_to.take_if(|to| !(1..=MAX_REPLY_TO).contains(&to.len()));
-    Ok(Work { id, message, variables })
+    Ok(Work {
+        id,
+        replay_of: message.replay_of().map(str::to_owned),
+        message,
+        variables,
+    })
 }
 
 fn check_size(bytes: usize, spec: &ProcessTriggerSpec) -> Result<(), Poison> {

@@ -23,8 +23,8 @@ pub struct CloudEvent {
     pub source: String,
     /// Name of the process.
     pub subject: String,
-    /// When it happened.
-    pub time: Timestamp,
+    /// When it happened, if that is known.
+    pub time: Option<Timestamp>,
     /// The rest.
     pub data: Value,
 }
@@ -32,16 +32,18 @@ pub struct CloudEvent {
 impl CloudEvent {
     /// The event in structured mode.
     pub fn to_json(&self) -> Vec<u8> {
-        let event = json!({
+        let mut event = json!({
             "specversion": "1.0",
             "id": self.id,
             "type": self.kind,
             "source": self.source,
             "subject": self.subject,
-            "time": self.time.to_string(),
             "datacontenttype": "application/json",
             "data": self.data,
         });
+        if let Some(time) = self.time {
+            event["time"] = json!(time.to_string());
+        }
         event.to_string().into_bytes()
     }
 }
@@ -82,7 +84,7 @@ pub fn result(process: &RemoteProcess) -> Option<CloudEvent> {
         kind: FINISHED,
         source: format!("/apis/{GROUP}/{VERSION}/namespaces/{namespace}/processtriggers/{trigger}"),
         subject: name,
-        time: status.finished_at.unwrap_or(Timestamp::UNIX_EPOCH),
+        time: Some(status.finished_at.unwrap_or(Timestamp::UNIX_EPOCH)),
         data,
     })
 }

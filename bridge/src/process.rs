@@ -11,7 +11,8 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource as _, ResourceExt as _};
 use remoteprocess_api::names::{
-    ANNOTATION_MADE_FROM, ANNOTATION_MESSAGE_ID, ANNOTATION_REPLY_TO, LABEL_TRIGGER, LABEL_TRIGGER_UID,
+    ANNOTATION_MADE_FROM, ANNOTATION_MESSAGE_ID, ANNOTATION_REPLAY_OF, ANNOTATION_REPLY_TO, LABEL_TRIGGER,
+    LABEL_TRIGGER_UID,
 };
 use remoteprocess_api::trigger::{PAYLOAD_FILE, Payload};
 use remoteprocess_api::{ConfigMapKey, ProcessTrigger, RemoteProcess, RemoteProcessSpec, StdinSource};
@@ -37,20 +38,29 @@ struct Stored {
     headers: BTreeMap<String, String>,
 }
 
-/// The name of the process of a message: it follows from the trigger and the id, so there is one process for each id.
-pub fn process_name(trigger: &str, trigger_uid: &str, id: &str) -> String {
-    let digest = Sha256::new()
+/// The name of the process of a message: it follows from the trigger and the id, so there is one process for each id; and
+/// one more for each replay after a process that failed (`replay_of` is its uid).
+pub fn process_name(trigger: &str, trigger_uid: &str, id: &str, replay_of: Option<&str>) -> String {
+    let mut digest = Sha256::new()
         .chain_update(trigger_uid)
         .chain_update([0])
-        .chain_update(id)
-        .finalize();
-    format!("{trigger}-{}", hex::encode(&digest[..HASH_BYTES]))
+        .chain_update(id);
+    if let Some(uid) = replay_of {
+        // No id has a control character in it.
+        digest = digest.chain_update([0]).chain_update(uid);
+    }
+    format!("{trigger}-{}", hex::encode(&digest.finalize()[..HASH_BYTES]))
+}
+
+/// The name of the process of this message.
+pub fn name_of(trigger: &ProcessTrigger, work: &Work) -> String {
+    let uid = trigger.uid().unwrap_or_default();
+    process_name(&trigger.name_any(), &uid, &work.id, work.replay_of.as_deref())
 }
 
 /// The process of a message, with its name.
 pub fn build_process(trigger: &ProcessTrigger, work: &Work) -> RemoteProcess {
-    let trigger_uid = trigger.uid().unwrap_or_default();
-    let name = process_name(&trigger.name_any(), &trigger_uid, &work.id);
+    let name = name_of(trigger, work);
     let template = &trigger.spec.template;
     let mut spec = template.spec.clone();
     add_variables(&mut spec, &work.variables);
@@ -60,6 +70,9 @@ pub fn build_process(trigger: &ProcessTrigger, work: &Work) -> RemoteProcess {
     labels.extend(own_labels(trigger));
     annotations.insert(ANNOTATION_MESSAGE_ID.to_owned(), work.id.clone());
     annotations.insert(ANNOTATION_MADE_FROM.to_owned(), made_from(trigger, work));
+    if let Some(uid) = &work.replay_of {
+        annotations.insert(ANNOTATION_REPLAY_OF.to_owned(), uid.clone());
+    }
     if let Some(to) = &work.message.reply_to {
         annotations.insert(ANNOTATION_REPLY_TO.to_owned(), to.clone());
     }

@@ -188,6 +188,14 @@ impl Runs {
         })
     }
 
+    /// The processes that have not ended, or whose result is not sent, as they were last seen.
+    pub fn open(&self) -> impl Iterator<Item = &Arc<RemoteProcess>> {
+        self.open.values().filter_map(|run| match run {
+            Run::Seen(process) => Some(process),
+            Run::Created(_) => None,
+        })
+    }
+
     /// Whether the result of a process is sent.
     pub fn is_done(&self, name: &str) -> bool {
         self.done.contains_key(name)

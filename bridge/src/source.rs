@@ -13,14 +13,19 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::{TriggerReason, WEBHOOK_PORT};
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::trigger::WEBHOOK_PORT;
 
+pub use crate::message::DEAD_LETTER_REASON;
 use crate::message::Message;
 use crate::outcome::CloudEvent;
 
+pub(crate) use nats::open_subject;
+pub(crate) use pubsub::open_topic;
+pub(crate) use rabbitmq::open_exchange;
 pub use secrets::{Secrets, tls_config};
 
-/// How long a source may take for one answer of its broker, before that counts as [`TriggerReason::Unreachable`].
+/// How long a source may take for one answer of its broker, before that counts as [`BridgeReason::Unreachable`].
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A message and how to settle it.
@@ -53,7 +58,7 @@ pub trait Source: Send {
     fn publisher(&self) -> Arc<dyn Publisher>;
 
     /// Why no messages are taken for now; `None` when they are again. A broker keeps them; a webhook has to answer.
-    fn hold(&mut self, reason: Option<TriggerReason>) {
+    fn hold(&mut self, reason: Option<BridgeReason>) {
         let _ = reason;
     }
 
@@ -125,15 +130,43 @@ pub trait Publisher: Send + Sync {
     /// Where results of messages without an address of their own go.
     fn default_reply(&self) -> Option<String>;
 
-    /// Sends a message to the source itself, for a test by a person.
+    /// Sends a message to the source itself: for a test by a person, or because it is a dead letter that is to run again.
     ///
     /// # Errors
     /// The broker does not confirm, or the source cannot be written to.
     fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), SourceError>>;
+
+    /// Opens the dead letters of this trigger (`NAMESPACE/NAME`).
+    ///
+    /// # Errors
+    /// [`BridgeReason::InvalidSource`]: the spec does not say where they are. Or the broker does not answer.
+    fn dead_letters<'a>(&'a self, trigger: &'a str) -> BoxFuture<'a, Result<Box<dyn DeadLetters>, SourceError>>;
 }
 
-/// Header of a dead letter: a sentence that says why.
-pub const DEAD_LETTER_REASON: &str = "rproc-dead-letter-reason";
+/// The dead letters of a trigger that were there when this was opened, the oldest first where the broker has an order.
+/// Those of other triggers are left alone. Each call returns in a few times [`ANSWER_TIMEOUT`].
+pub trait DeadLetters: Send {
+    /// Takes the next one, as the message that is sent to the source again; `None` if there is no more. One that was taken
+    /// and not removed stays at the broker.
+    ///
+    /// # Errors
+    /// The broker does not answer.
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Message>, SourceError>>;
+
+    /// Removes the one that was taken last.
+    ///
+    /// # Errors
+    /// The broker does not do it. The letter stays there, and is sent once more by the next replay.
+    fn remove(&mut self) -> BoxFuture<'_, Result<(), SourceError>>;
+
+    /// Number of dead letters that are there now, of other triggers as well, if the broker tells.
+    fn left(&mut self) -> BoxFuture<'_, Option<u64>>;
+}
+
+/// The spec lacks what a replay needs.
+fn no_dead_letters(sentence: &str) -> SourceError {
+    SourceError::new(BridgeReason::InvalidSource, sentence)
+}
 
 /// Why a source is of no use for now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -141,7 +174,7 @@ pub const DEAD_LETTER_REASON: &str = "rproc-dead-letter-reason";
 pub struct SourceError {
     /// Reason of the condition Connected: Unreachable, Unauthorized, Untrusted, NotFound, InvalidSource or
     /// InvalidSecret.
-    pub reason: TriggerReason,
+    pub reason: BridgeReason,
     /// A sentence for the condition, with the broker's own words.
     pub message: String,
 }
@@ -149,11 +182,11 @@ pub struct SourceError {
 impl SourceError {
     /// The source does not answer.
     pub fn unreachable(message: impl ToString) -> Self {
-        Self::new(TriggerReason::Unreachable, message)
+        Self::new(BridgeReason::Unreachable, message)
     }
 
     /// With any of the reasons.
-    pub fn new(reason: TriggerReason, message: impl ToString) -> Self {
+    pub fn new(reason: BridgeReason, message: impl ToString) -> Self {
         Self {
             reason,
             message: message.to_string(),
@@ -197,10 +230,10 @@ pub async fn open(trigger: &ProcessTrigger, settings: &Settings) -> Result<Box<d
     if let Some(source) = &source.pubsub {
         return pubsub::open(trigger, source, &settings.secrets).await;
     }
-    Err(SourceError::new(TriggerReason::NotFound, "spec.source names no source"))
+    Err(SourceError::new(BridgeReason::NotFound, "spec.source names no source"))
 }
 
-/// The result of `work`, or [`TriggerReason::Unreachable`] with this sentence after [`ANSWER_TIMEOUT`].
+/// The result of `work`, or [`BridgeReason::Unreachable`] with this sentence after [`ANSWER_TIMEOUT`].
 ///
 /// # Errors
 /// Those of `work`, or the time is over.

@@ -2,7 +2,8 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use remoteprocess_api::trigger::{TriggerCondition, TriggerReason};
+use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
+use remoteprocess_api::trigger::ReplayStatus;
 use remoteprocess_api::{ProcessTrigger, ProcessTriggerStatus, sanitize};
 use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
 use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
@@ -52,7 +53,7 @@ pub struct Finding {
     /// Whether it is true.
     pub holds: bool,
     /// Why.
-    pub reason: TriggerReason,
+    pub reason: BridgeReason,
     /// A sentence.
     pub message: String,
 }
@@ -90,11 +91,7 @@ impl Board {
     pub fn new(trigger: &ProcessTrigger, metrics: Metrics) -> Self {
         let mut status = trigger.status.clone().unwrap_or_default();
         status.source = Some(trigger.spec.source.kind().to_owned());
-        // That of the operator is not ours to write.
-        let own = [TriggerCondition::Ready, TriggerCondition::Connected].map(<&str>::from);
-        status
-            .conditions
-            .retain(|condition| own.contains(&condition.type_.as_str()));
+        keep_own(&mut status.conditions);
         Self {
             status,
             generation: trigger.metadata.generation,
@@ -146,46 +143,27 @@ impl Board {
     }
 
     /// Sets a condition. Returns whether that is news for people: another status, or another reason for False.
-    pub fn set(&mut self, condition: TriggerCondition, finding: &Finding, now: Timestamp) -> bool {
-        if condition == TriggerCondition::Connected {
+    pub fn set(&mut self, condition: BridgeCondition, finding: &Finding, now: Timestamp) -> bool {
+        if condition == BridgeCondition::Connected {
             self.metrics.connected.set(finding.holds.into());
         }
-        let kind = condition.to_string();
-        let status = if finding.holds { "True" } else { "False" };
-        let conditions = &mut self.status.conditions;
-        let former = conditions.iter().find(|condition| condition.type_ == kind);
-        let same = former.filter(|former| former.status == status);
-        let since = same.map_or(Time(whole_seconds(now)), |former| former.last_transition_time.clone());
-        let reason = finding.reason.to_string();
-        let is_news =
-            former.is_some_and(|former| former.status != status || (!finding.holds && former.reason != reason));
-        let next = Condition {
-            type_: kind.clone(),
-            status: status.to_owned(),
-            reason,
-            message: sanitize::plain(&finding.message, MAX_MESSAGE),
-            last_transition_time: since,
-            observed_generation: self.generation,
-        };
-        conditions.retain(|condition| condition.type_ != kind);
-        conditions.push(next);
-        conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
-        is_news && finding.reason != TriggerReason::Waiting
+        set_condition(&mut self.status.conditions, condition, finding, self.generation, now)
     }
 
-    /// Whether a condition has another status, or another reason for False, than was written: that does not wait.
+    /// Whether a condition has another status, or another reason for False, than was written, or a person waits for the answer
+    /// to a replay: that does not wait.
     pub fn is_urgent(&self) -> bool {
-        let written = self.written.as_ref().and_then(|status| status["conditions"].as_array());
-        let is_written = |condition: &Condition| {
-            let same = written
-                .into_iter()
-                .flatten()
-                .find(|written| written["type"] == condition.type_);
-            same.is_some_and(|same| {
-                same["status"] == condition.status && (condition.status == "True" || same["reason"] == condition.reason)
-            })
-        };
-        !self.status.conditions.iter().all(is_written)
+        let written = self
+            .written
+            .as_ref()
+            .and_then(|status| status.pointer("/replay/nonce")?.as_str());
+        let answer = self.status.replay.as_ref().map(|replay| replay.nonce.as_str());
+        answer != written || differ(&self.status.conditions, self.written.as_ref())
+    }
+
+    /// Notes what came of a replay.
+    pub fn replayed(&mut self, replay: ReplayStatus) {
+        self.status.replay = Some(replay);
     }
 
     /// The status to write, if it differs from what was written last.
@@ -202,8 +180,58 @@ impl Board {
     }
 }
 
+/// Leaves out the condition of the operator, which is not ours to write.
+pub(crate) fn keep_own(conditions: &mut Vec<Condition>) {
+    let own = [BridgeCondition::Ready, BridgeCondition::Connected].map(<&str>::from);
+    conditions.retain(|condition| own.contains(&condition.type_.as_str()));
+}
+
+/// Sets a condition. Returns whether that is news for people: another status, or another reason for False.
+pub(crate) fn set_condition(
+    conditions: &mut Vec<Condition>,
+    condition: BridgeCondition,
+    finding: &Finding,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> bool {
+    let kind = condition.to_string();
+    let status = if finding.holds { "True" } else { "False" };
+    let former = conditions.iter().find(|condition| condition.type_ == kind);
+    let same = former.filter(|former| former.status == status);
+    let since = same.map_or(Time(whole_seconds(now)), |former| former.last_transition_time.clone());
+    let reason = finding.reason.to_string();
+    let is_news = former.is_some_and(|former| former.status != status || (!finding.holds && former.reason != reason));
+    let next = Condition {
+        type_: kind.clone(),
+        status: status.to_owned(),
+        reason,
+        message: sanitize::plain(&finding.message, MAX_MESSAGE),
+        last_transition_time: since,
+        observed_generation: generation,
+    };
+    conditions.retain(|condition| condition.type_ != kind);
+    conditions.push(next);
+    conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
+    is_news && finding.reason != BridgeReason::Waiting
+}
+
+/// Whether a condition has another status, or another reason for False, than was written: that does not wait.
+pub(crate) fn differ(conditions: &[Condition], written: Option<&Value>) -> bool {
+    let written = written.and_then(|status| status["conditions"].as_array());
+    let is_written = |condition: &Condition| {
+        let same = written
+            .into_iter()
+            .flatten()
+            .find(|written| written["type"] == condition.type_);
+        same.is_some_and(|same| {
+            same["status"] == condition.status && (condition.status == "True" || same["reason"] == condition.reason)
+        })
+    };
+    !conditions.iter().all(is_written)
+}
+
 /// Times in the API have seconds.
-fn whole_seconds(time: Timestamp) -> Timestamp {
+pub(crate) fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
@@ -225,7 +253,7 @@ mod tests {
         trigger
     }
 
-    fn finding(holds: bool, reason: TriggerReason) -> Finding {
+    fn finding(holds: bool, reason: BridgeReason) -> Finding {
         Finding {
             holds,
             reason,
@@ -261,11 +289,11 @@ mod tests {
             Timestamp::from_second(100).unwrap(),
             Timestamp::from_second(200).unwrap(),
         );
-        let is_news = board.set(TriggerCondition::Ready, &finding(true, TriggerReason::Taking), first);
+        let is_news = board.set(BridgeCondition::Ready, &finding(true, BridgeReason::Taking), first);
         assert!(!is_news, "nothing was known before");
         assert!(board.is_urgent());
         board.written(board.unwritten().unwrap());
-        assert!(!board.set(TriggerCondition::Ready, &finding(true, TriggerReason::Limited), later));
+        assert!(!board.set(BridgeCondition::Ready, &finding(true, BridgeReason::Limited), later));
         let ready = board.unwritten().unwrap()["conditions"][0].clone();
         assert_eq!(ready["lastTransitionTime"], "1970-01-01T00:01:40Z");
         assert!(!board.is_urgent(), "that more or fewer run can wait");
@@ -273,18 +301,14 @@ mod tests {
             (&ready["reason"], &ready["message"]),
             (&json!("Limited"), &json!("it[2J is so"))
         );
-        assert!(board.set(
-            TriggerCondition::Ready,
-            &finding(false, TriggerReason::Forbidden),
-            later
-        ));
+        assert!(board.set(BridgeCondition::Ready, &finding(false, BridgeReason::Forbidden), later));
         assert_eq!(
             board.unwritten().unwrap()["conditions"][0]["lastTransitionTime"],
             "1970-01-01T00:03:20Z"
         );
         assert!(board.is_urgent());
-        let mut set = |reason| board.set(TriggerCondition::Ready, &finding(false, reason), later);
-        assert!(!set(TriggerReason::Forbidden) && set(TriggerReason::NotFound) && !set(TriggerReason::Waiting));
+        let mut set = |reason| board.set(BridgeCondition::Ready, &finding(false, reason), later);
+        assert!(!set(BridgeReason::Forbidden) && set(BridgeReason::NotFound) && !set(BridgeReason::Waiting));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use cluster::{Cluster, PROCESSES, TRIGGERS, refusal, trigger};
 use engine::{Bridge, write_secret};
 use futures::future::join_all;
 use http::Method;
+use remoteprocess_bridge::source::{Secrets, Settings, open};
 use ring::hmac;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -499,4 +500,142 @@ async fn processes_are_forgotten_when_their_time_is_over() {
         .cluster
         .until("the deletion", |cluster| cluster.state_of(PROCESSES, &name).is_none())
         .await;
+}
+
+/// A process whose message was not stored, as if the bridge had died in between.
+async fn orphan(webhook: &Webhook) -> String {
+    webhook
+        .cluster
+        .rule(|method, path, _| (method == Method::POST && path.ends_with("configmaps")).then(|| refusal(503, "away")));
+    webhook
+        .cluster
+        .until("readiness", |cluster| cluster.condition("Ready").starts_with("True"))
+        .await;
+    let answer = webhook.send("/", &[("idempotency-key", "k")], b"0").await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    webhook.cluster.no_rule();
+    let processes = webhook.cluster.all(PROCESSES);
+    assert_eq!(
+        (processes.len(), webhook.cluster.all(cluster::CONFIG_MAPS).len()),
+        (1, 0)
+    );
+    processes[0]["metadata"]["name"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_process_without_its_message_holds_no_place() {
+    let webhook = Webhook::start(json!({"maxRunning": 1}), None).await;
+    let name = orphan(&webhook).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(
+        webhook.cluster.state_of(PROCESSES, &name).is_some(),
+        "its sender may try again"
+    );
+    webhook.cluster.edit(PROCESSES, &name, |process| {
+        let past = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(61);
+        process["metadata"]["creationTimestamp"] = json!(past.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+    });
+    webhook
+        .cluster
+        .until("the deletion", |cluster| cluster.state_of(PROCESSES, &name).is_none())
+        .await;
+    let next = webhook.deliver("/", &[("idempotency-key", "next")], b"0").await;
+    assert_eq!(next.status, 202, "{}", next.body);
+    // This one has its message, and waits for as long as it must.
+    let name = next.json()["name"].as_str().unwrap().to_owned();
+    webhook.cluster.edit(PROCESSES, &name, |process| {
+        process["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+    });
+    let Webhook {
+        cluster,
+        bridge,
+        _secrets,
+    } = webhook;
+    bridge.stop().await;
+    let bridge = Bridge::start(&cluster, _secrets.path()).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(cluster.state_of(PROCESSES, &name).is_some());
+    bridge.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_whose_process_failed_without_it_is_refused() {
+    let webhook = Webhook::start(json!({}), None).await;
+    let name = orphan(&webhook).await;
+    webhook.cluster.edit(PROCESSES, &name, |process| {
+        process["status"] = json!({"phase": "Failed", "reason": "DeadlineExceeded", "message": "it did not start in time",
+                                   "finishedAt": jiff::Timestamp::now().to_string()});
+    });
+    let again = webhook.deliver("/", &[("idempotency-key", "k")], b"0").await;
+    assert_eq!(again.status, 422, "{}", again.body);
+    assert!(again.body.contains("it did not have its message"), "{}", again.body);
+}
+
+#[tokio::test]
+async fn what_was_created_before_a_restart_counts() {
+    let webhook = Webhook::start(json!({"maxPerMinute": 2}), Some(Duration::from_millis(5))).await;
+    for id in ["a", "b"] {
+        let answer = webhook.deliver("/", &[("idempotency-key", id)], b"0").await;
+        assert_eq!(answer.status, 202, "{}", answer.body);
+    }
+    let Webhook {
+        cluster,
+        bridge,
+        _secrets,
+    } = webhook;
+    bridge.kill().await;
+    let bridge = Bridge::start(&cluster, _secrets.path()).await;
+    let webhook = Webhook {
+        cluster,
+        bridge,
+        _secrets,
+    };
+    webhook.listens().await;
+    webhook
+        .cluster
+        .until("the limit", |cluster| {
+            cluster.condition("Ready").starts_with("True Limited")
+        })
+        .await;
+    assert_eq!(webhook.send("/", &[("idempotency-key", "c")], b"0").await.status, 429);
+    assert_eq!(webhook.cluster.created(), ["a", "b"]);
+}
+
+/// Bodies that wait for the engine are in memory as well.
+#[tokio::test]
+async fn memory_is_bounded_until_the_engine_has_decided() {
+    remoteprocess_tls::install_crypto_provider();
+    let secrets = tempfile::tempdir().unwrap();
+    write_secret(secrets.path(), "credentials", &[("token", TOKEN)]);
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let settings = Settings {
+        secrets: Secrets::under(secrets.path()),
+        webhook: port,
+    };
+    let trigger = serde_json::from_value(trigger(json!({"http": {"secretName": "s"}}), json!({}))).unwrap();
+    let mut source = open(&trigger, &settings).await.unwrap();
+    let bearer = format!("Bearer {TOKEN}");
+    let body = vec![b'x'; 512 * 1024];
+    let headers = [("authorization", bearer.as_str())];
+    let requests = (0..40).map(|_| request(port, "POST", "/", &headers, &body));
+    let taken = async {
+        // All that wait longer are refused after five seconds.
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        let mut taken = 0;
+        while let Ok(delivery) = tokio::time::timeout(Duration::from_secs(1), source.next()).await {
+            delivery.unwrap().receipt.acknowledge("p").await.unwrap();
+            taken += 1;
+        }
+        taken
+    };
+    let (answers, taken) = tokio::join!(join_all(requests), taken);
+    let number = |status| answers.iter().filter(|answer| answer.status == status).count();
+    assert_eq!((number(202), number(503), taken), (31, 9, 31), "of 16 MiB");
+    let next = tokio::join!(request(port, "POST", "/", &headers, &body), async {
+        source.next().await.unwrap().receipt.acknowledge("p").await.unwrap();
+    });
+    assert_eq!(next.0.status, 202, "there is room again");
 }

@@ -390,6 +390,7 @@ async fn what_is_wrong_is_said_and_cured() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(clippy::too_many_lines, reason = "one server, one story")]
 async fn results_and_dead_letters_can_share_the_stream_but_do_not_come_back() {
     let source = json!({"resultSubject": "orders.results", "deadLetterSubject": "orders.dead"});
     let Some(mut setup) = Setup::start(source, json!({})).await else {
@@ -421,7 +422,18 @@ async fn results_and_dead_letters_can_share_the_stream_but_do_not_come_back() {
     let stream = context.get_stream("ORDERS").await.unwrap();
     let dead = stream.get_last_raw_message_by_subject("orders.dead").await.unwrap();
     let header = |name: &str| dead.headers.get(name).map(|value| value.as_str().to_owned());
-    assert_eq!(header("Nats-Msg-Id").as_deref(), Some("dead-letter ORDERS bad"));
+    let uid = setup.cluster.all(PROCESSES)[0]["metadata"]["uid"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let id = format!("dead-letter ORDERS bad {uid}");
+    assert_eq!(
+        header("Nats-Msg-Id"),
+        Some(id),
+        "another one, if the message fails again"
+    );
+    assert_eq!(header("rproc-replay-of"), Some(uid));
+    assert_eq!(header("rproc-dead-letter-trigger").as_deref(), Some("shop/orders"));
     assert_eq!(header("rproc-dead-letter-message-id").as_deref(), Some("bad"));
     assert!(stream.get_last_raw_message_by_subject("orders.results").await.is_ok());
     assert_eq!(setup.cluster.created().len(), 1);
@@ -445,6 +457,105 @@ async fn results_and_dead_letters_can_share_the_stream_but_do_not_come_back() {
     setup
         .cluster
         .until("cure", |cluster| connected(cluster, "True Connected"))
+        .await;
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_confirmed_is_not_sent_again() {
+    let source = json!({"resultSubject": "results", "deadLetterSubject": "dead"});
+    let Some(setup) = Setup::start(source, json!({})).await else {
+        return;
+    };
+    setup.run_processes();
+    setup.cluster.rule(|method, path, _| {
+        let is_mark = method == Method::PATCH && path.contains("/remoteprocesses/");
+        is_mark.then(|| refusal(503, "the API server is away"))
+    });
+    let context = setup.server.context().await;
+    publish(&context, "bad", &[], "fail").await;
+    let bridge = setup.bridge().await;
+    setup
+        .cluster
+        .until("the problem", |cluster| {
+            cluster.condition("Ready").contains("the API server is away")
+        })
+        .await;
+    // Some tries more.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    setup.cluster.no_rule();
+    setup
+        .cluster
+        .until("the mark", |cluster| cluster.status()["deadLettered"] == 1)
+        .await;
+    assert_eq!(kept(&context, "results").await.len(), 1);
+    assert_eq!(kept(&context, "dead").await.len(), 1);
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mark_whose_answer_is_lost_does_not_keep_the_message() {
+    let Some(setup) = Setup::start(json!({}), json!({"acknowledge": "Finished"})).await else {
+        return;
+    };
+    setup.run_processes();
+    let cluster = setup.cluster.clone();
+    setup.cluster.rule(move |method, path, body| {
+        let is_mark = method == Method::PATCH && path.contains("/remoteprocesses/");
+        is_mark.then(|| {
+            // It was carried out all the same.
+            let (name, sent) = (path.rsplit('/').next().unwrap_or_default().to_owned(), body.clone());
+            let cluster = cluster.clone();
+            tokio::spawn(async move {
+                cluster.edit(PROCESSES, &name, |process| {
+                    let mark = "remoteprocess.dev/result-sent";
+                    process["metadata"]["annotations"][mark] = sent["metadata"]["annotations"][mark].clone();
+                });
+            });
+            refusal(503, "the answer is lost")
+        })
+    });
+    publish(&setup.server.context().await, "m", &[], "0").await;
+    let bridge = setup.bridge().await;
+    setup
+        .cluster
+        .until("the end", |cluster| cluster.status()["succeeded"] == 1)
+        .await;
+    setup.server.until_settled("ORDERS").await;
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_nobody_takes_is_a_condition() {
+    let Some(setup) = Setup::start(json!({"deadLetterSubject": "nowhere"}), json!({})).await else {
+        return;
+    };
+    let context = setup.server.context().await;
+    let structured = [("content-type", "application/cloudevents+json")];
+    publish(&context, "poison", &structured, "nonsense").await;
+    let bridge = setup.bridge().await;
+    setup
+        .cluster
+        .until("the problem", |cluster| {
+            let condition = cluster.condition("Ready");
+            condition.starts_with("False NotFound: a message cannot become a process")
+                && condition.contains("not a CloudEvent")
+                && condition.contains("nowhere")
+        })
+        .await;
+    let config = stream::Config {
+        name: "NOWHERE".to_owned(),
+        subjects: vec!["nowhere".to_owned()],
+        ..stream::Config::default()
+    };
+    context.create_stream(config).await.unwrap();
+    setup
+        .cluster
+        .until("cure", |cluster| cluster.condition("Ready").starts_with("True Taking"))
+        .await;
+    setup
+        .cluster
+        .until("the dead letter", |cluster| cluster.status()["deadLettered"] == 1)
         .await;
     bridge.stop().await;
 }

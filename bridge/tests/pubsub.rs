@@ -12,9 +12,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use remoteprocess_bridge::message::Message;
 use remoteprocess_bridge::outcome::CloudEvent;
+use remoteprocess_bridge::sink::destination;
 use remoteprocess_bridge::source::{
     DEAD_LETTER_REASON, Delivery, Secrets, Settings, Source, SourceError, open, tls_config,
 };
@@ -44,6 +45,8 @@ async fn a_subscription_of_pubsub_is_a_source() {
     what_is_put_back_comes_again(&emulator).await;
     what_is_kept_is_not_delivered_again(&emulator).await;
     results_and_dead_letters_are_published(&emulator).await;
+    events_of_a_sink_are_published(&emulator).await;
+    dead_letters_are_taken_back(&emulator).await;
     refusals_have_the_words_of_the_service(&emulator).await;
     a_service_that_dies_is_reported(&mut emulator).await;
 }
@@ -299,7 +302,7 @@ fn result() -> CloudEvent {
         kind: "t",
         source: "/s".to_owned(),
         subject: "p".to_owned(),
-        time: Timestamp::now(),
+        time: Some(Timestamp::now()),
         data: json!({"exitCode": 0}),
     }
 }
@@ -322,9 +325,9 @@ async fn results_and_dead_letters_are_published(emulator: &Emulator) {
         assert_eq!(publisher.reply(nobody, &result).await, Ok(()), "{nobody}");
     }
     let nowhere = publisher.reply("nowhere", &result).await.unwrap_err();
-    assert_eq!(nowhere.reason, TriggerReason::NotFound, "{nowhere}");
+    assert_eq!(nowhere.reason, BridgeReason::NotFound, "{nowhere}");
     let late = CloudEvent {
-        time: Timestamp::UNIX_EPOCH,
+        time: Some(Timestamp::UNIX_EPOCH),
         ..result.clone()
     };
     assert_eq!(publisher.reply("nowhere", &late).await, Ok(()), "in the end");
@@ -348,9 +351,106 @@ async fn results_and_dead_letters_are_published(emulator: &Emulator) {
     sent.receipt.acknowledge("p").await.unwrap();
 }
 
+async fn replaying_from(emulator: &Emulator, subscription: &str) -> Box<dyn Source> {
+    let source = json!({
+        "project": "p1", "subscription": "orders", "endpoint": format!("http://127.0.0.1:{}", emulator.port),
+        "deadLetterTopic": "dead", "deadLetterSubscription": subscription,
+    });
+    open(&trigger(source, json!({})), &Settings::default()).await.unwrap()
+}
+
+async fn replays_say_what_they_need(emulator: &Emulator) {
+    let unknown = emulator.source().await.publisher().dead_letters("a/b").await;
+    let error = unknown.err().unwrap();
+    assert_eq!(error.reason, BridgeReason::InvalidSource);
+    assert!(
+        error.message.contains("spec.source.pubsub.deadLetterSubscription"),
+        "{error}"
+    );
+    for (name, reason) in [
+        ("orders", BridgeReason::InvalidSource),
+        ("nothing", BridgeReason::NotFound),
+    ] {
+        let source = replaying_from(emulator, name).await;
+        let refused = source.publisher().dead_letters("a/b").await;
+        assert_eq!(refused.err().unwrap().reason, reason, "{name}");
+    }
+}
+
+async fn dead_letters_are_taken_back(emulator: &Emulator) {
+    replays_say_what_they_need(emulator).await;
+    let mut source = replaying_from(emulator, "dead").await;
+    let publisher = source.publisher();
+    for (id, trigger) in [("other", "shop/others"), ("m1", "shop/orders"), ("m2", "shop/orders")] {
+        let mut message = Message {
+            id: Some(id.to_owned()),
+            payload: id.to_owned().into(),
+            ..Message::default()
+        };
+        message.insert("x-kind", "odd");
+        let letter = message.into_dead_letter(trigger, Some("uid-1"));
+        assert_eq!(publisher.dead_letter(&letter, "it failed").await, Ok(true));
+    }
+    let mut letters = publisher.dead_letters("shop/orders").await.unwrap();
+    let mut ids = Vec::new();
+    while let Some(message) = letters.next().await.unwrap() {
+        ids.extend(message.id.clone());
+        publisher.send(&message).await.unwrap();
+        letters.remove().await.unwrap();
+        // It fails again at once: that is for the next replay.
+        let letter = message.into_dead_letter("shop/orders", Some("uid-2"));
+        assert_eq!(publisher.dead_letter(&letter, "it failed again").await, Ok(true));
+    }
+    ids.sort();
+    assert_eq!(ids, ["m1", "m2"], "that of the other trigger is left alone");
+    assert_eq!(letters.left().await, None, "and given back");
+    for _ in 0..2 {
+        let back = next(&mut source).await;
+        assert_eq!(
+            (back.message.header("x-kind"), back.message.replay_of()),
+            (Some("odd"), Some("uid-1"))
+        );
+        assert_eq!(back.message.header(DEAD_LETTER_REASON), None);
+        back.receipt.acknowledge("p").await.unwrap();
+    }
+    let mut left = Vec::new();
+    for _ in 0..3 {
+        let letter = emulator.pulled("dead").await;
+        left.push(letter["attributes"]["message-id"].as_str().unwrap().to_owned());
+    }
+    left.sort();
+    assert_eq!(left, ["m1", "m2", "other"]);
+}
+
+async fn events_of_a_sink_are_published(emulator: &Emulator) {
+    let to = |topic: &str| {
+        let endpoint = format!("http://127.0.0.1:{}", emulator.port);
+        serde_json::from_value(json!({"pubsub": {"project": "p1", "topic": topic, "endpoint": endpoint}})).unwrap()
+    };
+    let secrets = Secrets::default();
+    let destination = destination::open(&to("answers"), "shop/events", &secrets)
+        .await
+        .unwrap();
+    let event = result();
+    destination.send(&event, "uid-1").await.unwrap();
+    let message = emulator.pulled("answers").await;
+    let expected = json!({"content-type": "application/cloudevents+json", "message-id": "u-1"});
+    assert_eq!(
+        (&message["attributes"], &message["orderingKey"]),
+        (&expected, &json!("uid-1"))
+    );
+    let data = STANDARD.decode(message["data"].as_str().unwrap()).unwrap();
+    assert_eq!(data, event.to_json());
+    let nowhere = destination::open(&to("nowhere"), "shop/events", &secrets)
+        .await
+        .unwrap();
+    let refused = nowhere.send(&result(), "uid-1").await.unwrap_err();
+    assert_eq!(refused.reason, BridgeReason::NotFound, "{refused}");
+}
+
 async fn refusals_have_the_words_of_the_service(emulator: &Emulator) {
     let missing = emulator.opened("none", json!({})).await.err().unwrap();
-    assert_eq!(missing.reason, TriggerReason::NotFound);
+    assert_eq!(missing.reason, BridgeReason::NotFound);
     assert!(
         missing.message.contains("none") && missing.message.contains("does not exist"),
         "{missing}"
@@ -362,7 +462,7 @@ async fn refusals_have_the_words_of_the_service(emulator: &Emulator) {
     };
     let source = json!({"project": "p1", "subscription": "orders", "credentialsSecretName": "c"});
     let absent = open(&trigger(source, json!({})), &settings).await.err().unwrap();
-    assert_eq!(absent.reason, TriggerReason::InvalidSecret);
+    assert_eq!(absent.reason, BridgeReason::InvalidSecret);
     assert!(absent.message.contains("no key key.json"), "{absent}");
 }
 
@@ -374,8 +474,8 @@ async fn a_service_that_dies_is_reported(emulator: &mut Emulator) {
     sleep(Duration::from_millis(300)).await;
     emulator.kill();
     let error = waiting.await.unwrap().unwrap();
-    assert_eq!(error.reason, TriggerReason::Unreachable, "{error}");
+    assert_eq!(error.reason, BridgeReason::Unreachable, "{error}");
     assert!(kept.receipt.acknowledge("p").await.is_err());
     let again = emulator.opened("orders", json!({})).await.err().unwrap();
-    assert_eq!(again.reason, TriggerReason::Unreachable, "{again}");
+    assert_eq!(again.reason, BridgeReason::Unreachable, "{again}");
 }

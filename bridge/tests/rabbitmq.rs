@@ -18,8 +18,11 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, ExchangeKind};
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::sink::DestinationSpec;
+use remoteprocess_bridge::message::Message;
 use remoteprocess_bridge::outcome::CloudEvent;
+use remoteprocess_bridge::sink::destination;
 use remoteprocess_bridge::source::{DEAD_LETTER_REASON, Delivery, Secrets, Settings, Source, SourceError, open};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -38,12 +41,15 @@ async fn a_queue_of_rabbitmq_is_a_source() {
     a_wait_that_is_given_up_loses_nothing(&server, &channel).await;
     what_is_put_back_comes_again_in_time_and_first(&server, &channel).await;
     dead_letters_have_their_reason(&server, &channel).await;
+    dead_letters_are_taken_back(&server, &channel).await;
     without_an_exchange_the_queue_has_its_own(&server, &channel).await;
     results_are_confirmed(&server, &channel).await;
     requesters_get_their_answer(&server, &channel).await;
+    events_of_a_sink_are_confirmed(&server, &channel).await;
     refusals_have_the_words_of_the_server(&server, &channel).await;
     certificates_decide(&server, &channel).await;
     a_server_that_says_nothing_is_given_up().await;
+    a_sink_notices_a_server_that_dies(&mut server).await;
     a_server_that_dies_delivers_again(&mut server).await;
 }
 
@@ -282,7 +288,7 @@ async fn dead_letters_have_their_reason(server: &Server, channel: &Channel) {
         .dead_letter(&bad.message, "no exchange yet")
         .await
         .unwrap_err();
-    assert_eq!(missing.reason, TriggerReason::NotFound, "{missing}");
+    assert_eq!(missing.reason, BridgeReason::NotFound, "{missing}");
     assert!(missing.message.contains("no exchange 'dead'"), "{missing}");
     channel
         .exchange_declare(
@@ -323,6 +329,84 @@ async fn dead_letters_have_their_reason(server: &Server, channel: &Channel) {
     bad.receipt.acknowledge("p").await.unwrap();
 }
 
+fn replaying_from(server: &Server, queue: &str) -> Value {
+    let address = format!("127.0.0.1:{}", server.port);
+    json!({"address": address, "queue": "again", "deadLetterExchange": "dead", "deadLetterQueue": queue})
+}
+
+async fn replays_say_what_they_need(server: &Server) {
+    let unknown = source(server, "again").await.publisher().dead_letters("a/b").await;
+    let error = unknown.err().unwrap();
+    assert_eq!(error.reason, BridgeReason::InvalidSource);
+    assert!(
+        error.message.contains("set spec.source.rabbitmq.deadLetterQueue"),
+        "{error}"
+    );
+    for (queue, reason) in [("again", BridgeReason::InvalidSource), ("none", BridgeReason::NotFound)] {
+        let source = opened(server, replaying_from(server, queue)).await.unwrap();
+        let refused = source.publisher().dead_letters("a/b").await;
+        assert_eq!(refused.err().unwrap().reason, reason, "{queue}");
+    }
+}
+
+async fn dead_letters_are_taken_back(server: &Server, channel: &Channel) {
+    queue(channel, "again").await;
+    plain_queue(channel, "again-dead").await;
+    let bound = channel.queue_bind(
+        "again-dead".into(),
+        "dead".into(),
+        "again".into(),
+        QueueBindOptions::default(),
+        FieldTable::default(),
+    );
+    bound.await.unwrap();
+    replays_say_what_they_need(server).await;
+
+    let mut source = opened(server, replaying_from(server, "again-dead")).await.unwrap();
+    let publisher = source.publisher();
+    for (id, trigger) in [("other", "shop/others"), ("m1", "shop/orders"), ("m2", "shop/orders")] {
+        let mut message = Message {
+            id: Some(id.to_owned()),
+            payload: id.to_owned().into(),
+            reply_to: Some(r#"{"replyTo":"answers","correlationId":"c1"}"#.to_owned()),
+            ..Message::default()
+        };
+        message.insert("x-kind", "odd");
+        let letter = message.into_dead_letter(trigger, Some("uid-1"));
+        assert_eq!(publisher.dead_letter(&letter, "it failed").await, Ok(true));
+    }
+    // One that is not sent again stays.
+    let mut letters = publisher.dead_letters("shop/orders").await.unwrap();
+    let taken = letters.next().await.unwrap().unwrap();
+    assert_eq!(
+        taken.id.as_deref(),
+        Some("m1"),
+        "that of the other trigger is left alone"
+    );
+    drop(letters);
+    until_depth(channel, "again-dead", 3).await;
+
+    let mut letters = publisher.dead_letters("shop/orders").await.unwrap();
+    let mut ids = Vec::new();
+    while let Some(message) = letters.next().await.unwrap() {
+        ids.extend(message.id.clone());
+        publisher.send(&message).await.unwrap();
+        letters.remove().await.unwrap();
+    }
+    ids.sort();
+    assert_eq!(ids, ["m1", "m2"]);
+    assert_eq!(letters.left().await, Some(1));
+    let back = next(&mut source).await;
+    assert_eq!(
+        (back.message.header("x-kind"), back.message.replay_of()),
+        (Some("odd"), Some("uid-1"))
+    );
+    assert_eq!(back.message.header(DEAD_LETTER_REASON), None);
+    assert!(back.message.reply_to.as_ref().is_some_and(|to| to.contains("answers")));
+    back.receipt.acknowledge("p").await.unwrap();
+    next(&mut source).await.receipt.acknowledge("p").await.unwrap();
+}
+
 async fn without_an_exchange_the_queue_has_its_own(server: &Server, channel: &Channel) {
     let address = format!("127.0.0.1:{}", server.port);
     let mut without = opened(server, json!({"address": address, "queue": "poison"}))
@@ -344,7 +428,7 @@ fn result() -> CloudEvent {
         kind: "t",
         source: "/s".to_owned(),
         subject: "p".to_owned(),
-        time: Timestamp::now(),
+        time: Some(Timestamp::now()),
         data: json!({"exitCode": 0}),
     }
 }
@@ -373,13 +457,13 @@ async fn results_are_confirmed(server: &Server, channel: &Channel) {
     );
     assert_eq!(text(properties.content_type()), "application/cloudevents+json");
     let nowhere = publisher.reply(r#"{"replyTo":"nowhere"}"#, &result).await.unwrap_err();
-    assert_eq!(nowhere.reason, TriggerReason::NotFound);
+    assert_eq!(nowhere.reason, BridgeReason::NotFound);
     assert!(
         nowhere.message.contains("NO_ROUTE") && nowhere.message.contains("\"nowhere\""),
         "{nowhere}"
     );
     let late = CloudEvent {
-        time: Timestamp::UNIX_EPOCH,
+        time: Some(Timestamp::UNIX_EPOCH),
         ..result.clone()
     };
     assert_eq!(
@@ -400,6 +484,51 @@ async fn results_are_confirmed(server: &Server, channel: &Channel) {
     ] {
         assert_eq!(publisher.reply(nobody, &result).await, Ok(()), "{nobody}");
     }
+}
+
+/// The destination of a sink: events with this routing key to the default exchange.
+fn events_to(server: &Server, key: &str) -> DestinationSpec {
+    let address = format!("127.0.0.1:{}", server.port);
+    serde_json::from_value(json!({"rabbitmq": {"address": address, "routingKey": key}})).unwrap()
+}
+
+async fn events_of_a_sink_are_confirmed(server: &Server, channel: &Channel) {
+    let secrets = Secrets::under(server.folder.path());
+    let nowhere = destination::open(&events_to(server, "no-such-queue"), "shop/events", &secrets).await;
+    let refused = nowhere.unwrap().send(&result(), "u").await.unwrap_err();
+    assert_eq!(refused.reason, BridgeReason::NotFound, "{refused}");
+    queue(channel, "events").await;
+    let destination = destination::open(&events_to(server, "events"), "shop/events", &secrets).await;
+    let destination = destination.unwrap();
+    destination.send(&result(), "u").await.unwrap();
+    let options = BasicGetOptions { no_ack: true };
+    let found = channel.basic_get("events".into(), options).await.unwrap().unwrap();
+    let event: Value = serde_json::from_slice(&found.data).unwrap();
+    assert_eq!(event["id"], "u-1");
+    let properties = &found.properties;
+    assert_eq!(properties.message_id().as_ref().unwrap().as_str(), "u-1");
+    assert_eq!(
+        properties.content_type().as_ref().unwrap().as_str(),
+        "application/cloudevents+json"
+    );
+    assert_eq!((*properties.delivery_mode(), properties.reply_to()), (Some(2), &None));
+    let missing = json!({"rabbitmq": {"address": format!("127.0.0.1:{}", server.port), "exchange": "none",
+                                      "routingKey": "events"}});
+    let missing = destination::open(&serde_json::from_value(missing).unwrap(), "shop/events", &secrets).await;
+    let refused = missing.unwrap().send(&result(), "u").await.unwrap_err();
+    assert_eq!(refused.reason, BridgeReason::NotFound, "{refused}");
+    assert!(refused.message.contains("no exchange 'none'"), "{refused}");
+}
+
+async fn a_sink_notices_a_server_that_dies(server: &mut Server) {
+    let secrets = Secrets::under(server.folder.path());
+    let destination = destination::open(&events_to(server, "events"), "shop/events", &secrets).await;
+    let destination = destination.unwrap();
+    server.kill();
+    let lost = timeout(SOON, destination.lost()).await.unwrap();
+    assert_eq!(lost.reason, BridgeReason::Unreachable, "{lost}");
+    assert!(destination.send(&result(), "u").await.is_err());
+    server.begin();
 }
 
 async fn requesters_get_their_answer(server: &Server, channel: &Channel) {
@@ -444,10 +573,10 @@ async fn refusals_have_the_words_of_the_server(server: &Server, channel: &Channe
     queue(channel, "q").await;
     let address = format!("127.0.0.1:{}", server.port);
     let missing = refusal(opened(server, json!({"address": address, "queue": "none"})).await);
-    assert_eq!(missing.reason, TriggerReason::NotFound);
+    assert_eq!(missing.reason, BridgeReason::NotFound);
     assert!(missing.message.contains("no queue 'none' in vhost '/'"), "{missing}");
     let vhost = refusal(opened(server, json!({"address": address, "queue": "q", "virtualHost": "none"})).await);
-    assert_eq!(vhost.reason, TriggerReason::NotFound, "{vhost}");
+    assert_eq!(vhost.reason, BridgeReason::NotFound, "{vhost}");
     let closed = refusal(
         opened(
             server,
@@ -455,10 +584,10 @@ async fn refusals_have_the_words_of_the_server(server: &Server, channel: &Channe
         )
         .await,
     );
-    assert_eq!(closed.reason, TriggerReason::Unauthorized, "{closed}");
+    assert_eq!(closed.reason, BridgeReason::Unauthorized, "{closed}");
     let named = json!({"address": address, "queue": "q", "credentialsSecretName": "c"});
     let absent = refusal(opened(server, named.clone()).await);
-    assert_eq!(absent.reason, TriggerReason::InvalidSecret);
+    assert_eq!(absent.reason, BridgeReason::InvalidSecret);
     assert!(absent.message.contains("no key username"), "{absent}");
     let credentials = server.folder.path().join("credentials");
     fs::create_dir_all(&credentials).unwrap();
@@ -470,7 +599,7 @@ async fn refusals_have_the_words_of_the_server(server: &Server, channel: &Channe
             Err(refused) => refused,
             Ok(mut source) => source.next().await.err().unwrap(),
         };
-        assert_eq!(error.reason, TriggerReason::Unauthorized, "{user}: {error}");
+        assert_eq!(error.reason, BridgeReason::Unauthorized, "{user}: {error}");
         assert!(
             error.message.contains("ACCESS_REFUSED") && !error.message.contains("wrong"),
             "{error}"
@@ -478,7 +607,7 @@ async fn refusals_have_the_words_of_the_server(server: &Server, channel: &Channe
     }
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let nobody = refusal(opened(server, json!({"address": format!("127.0.0.1:{port}"), "queue": "q"})).await);
-    assert_eq!(nobody.reason, TriggerReason::Unreachable, "{nobody}");
+    assert_eq!(nobody.reason, BridgeReason::Unreachable, "{nobody}");
     let address = refusal(opened(server, json!({"address": "amqp://x", "queue": "q"})).await);
     assert!(address.message.contains("HOST:PORT"), "{address}");
 }
@@ -490,7 +619,7 @@ async fn certificates_decide(server: &Server, channel: &Channel) {
     let both = tls(json!({"caSecretName": "ca", "clientCertificateSecretName": "c"}));
     // Without credentials, a certificate is the login; this server has no plugin for that.
     let external = refusal(opened(server, both).await);
-    assert_eq!(external.reason, TriggerReason::Unauthorized, "{external}");
+    assert_eq!(external.reason, BridgeReason::Unauthorized, "{external}");
     assert!(external.message.contains("EXTERNAL"), "{external}");
     fs::write(server.folder.path().join("credentials/username"), "guest").unwrap();
     fs::write(server.folder.path().join("credentials/password"), "guest\n").unwrap();
@@ -500,22 +629,22 @@ async fn certificates_decide(server: &Server, channel: &Channel) {
     assert_eq!(body(&next(&mut source).await), "hi");
     drop(source);
     let public = refusal(opened(server, tls(json!({}))).await);
-    assert_eq!(public.reason, TriggerReason::Untrusted, "{public}");
+    assert_eq!(public.reason, BridgeReason::Untrusted, "{public}");
     let other = settings(&server.folder.path().join("other"));
     let untrusted = refusal(open(&trigger(tls(json!({"caSecretName": "ca"}))), &other).await);
-    assert_eq!(untrusted.reason, TriggerReason::Untrusted, "{untrusted}");
+    assert_eq!(untrusted.reason, BridgeReason::Untrusted, "{untrusted}");
     let mut no_certificate = tls(json!({"caSecretName": "ca"}));
     no_certificate["credentialsSecretName"] = json!("c");
     let refused = refusal(opened(server, no_certificate).await);
     assert_eq!(
         refused.reason,
-        TriggerReason::Unauthorized,
+        BridgeReason::Unauthorized,
         "the server asks for a certificate: {refused}"
     );
     let mut wrong_name = both;
     wrong_name["address"] = json!(format!("127.0.0.1:{}", server.tls_port));
     let wrong_name = refusal(opened(server, wrong_name).await);
-    assert_eq!(wrong_name.reason, TriggerReason::Untrusted, "{wrong_name}");
+    assert_eq!(wrong_name.reason, BridgeReason::Untrusted, "{wrong_name}");
 }
 
 /// It accepts connections, and never says a word.
@@ -525,7 +654,7 @@ async fn a_server_that_says_nothing_is_given_up() {
     let source = json!({"address": address, "queue": "q"});
     let begin = Instant::now();
     let error = refusal(open(&trigger(source), &Settings::default()).await);
-    assert_eq!(error.reason, TriggerReason::Unreachable, "{error}");
+    assert_eq!(error.reason, BridgeReason::Unreachable, "{error}");
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     let (mut connection, _) = listener.accept().unwrap();
     connection.set_read_timeout(Some(SOON)).unwrap();
@@ -559,14 +688,14 @@ async fn a_server_that_dies_delivers_again(server: &mut Server) {
     });
     sleep(Duration::from_millis(200)).await;
     server.kill();
-    assert_eq!(waiting.await.unwrap(), Some(TriggerReason::Unreachable));
+    assert_eq!(waiting.await.unwrap(), Some(BridgeReason::Unreachable));
     assert!(kept.receipt.extend().await.is_err());
     assert!(
         kept.receipt.acknowledge("p").await.is_err(),
         "an acknowledgement that cannot arrive is no success"
     );
     let lost = publisher.reply(r#"{"replyTo":"answers"}"#, &result).await.unwrap_err();
-    assert_eq!(lost.reason, TriggerReason::Unreachable);
+    assert_eq!(lost.reason, BridgeReason::Unreachable);
     server.begin();
     // The queue may not be there for a moment; the engine opens the source again as well.
     let begin = Instant::now();

@@ -27,6 +27,11 @@ pub fn trigger_name(text: &str) -> Result<String, String> {
     name_of(text, "trigger", &["processtrigger", "processtriggers", "ptrig"])
 }
 
+/// The name of a sink on the command line: `events`, or in the printed form `processsink.remoteprocess.dev/events`.
+pub fn sink_name(text: &str) -> Result<String, String> {
+    name_of(text, "sink", &["processsink", "processsinks", "psink"])
+}
+
 /// The name of an object that is one of ours: with or without one of the names of its type, the singular first.
 fn name_of(text: &str, what: &str, kinds: &[&str]) -> Result<String, String> {
     let name = match text.split_once('/') {
@@ -224,6 +229,8 @@ mod tests {
         ] {
             assert_eq!(trigger_name(text).as_deref(), Ok("x"), "{text}");
         }
+        assert_eq!(sink_name("psink/x").as_deref(), Ok("x"));
+        assert!(sink_name("ptrig/x").is_err() && trigger_name("psink/x").is_err());
         assert!(trigger_name("remoteprocess/x").is_err() && process_name("ptrig/x").is_err());
         for text in ["a.b", "a/b", "#", "A"] {
             assert!(namespace_name(text).is_err(), "{text:?}");

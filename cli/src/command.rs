@@ -12,6 +12,7 @@ use crate::print::print;
 
 pub mod admin;
 pub mod attach;
+mod bridged;
 pub mod changes;
 pub mod completion;
 pub mod delete;
@@ -33,6 +34,7 @@ pub mod rerun;
 pub mod run;
 pub mod selection;
 pub mod signal;
+pub mod sink;
 pub mod stop;
 pub mod support_bundle;
 pub mod top;
@@ -103,6 +105,8 @@ pub enum Command {
     Delete(delete::DeleteArgs),
     /// List, describe and test the triggers that make processes of messages
     Trigger(trigger::TriggerArgs),
+    /// List and describe the sinks that send events about processes
+    Sink(sink::SinkArgs),
     /// Get a new client certificate now
     Login(login::LoginArgs),
     /// Show who you are and how rproc reaches the relay
@@ -159,6 +163,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Wait(args) => wait::run(global, args).await,
         Command::Delete(args) => delete::run(global, args).await,
         Command::Trigger(args) => trigger::run(global, args).await,
+        Command::Sink(args) => sink::run(global, args).await,
         Command::Login(args) => login::run(global, args).await,
         Command::Whoami(args) => whoami::run(global, args).await,
         Command::Admin(args) => admin::run(global, args).await,
@@ -290,10 +295,21 @@ mod tests {
     }
 
     #[test]
-    fn a_trigger_of_an_odd_name_is_asked_nothing() {
-        for verb in ["ls", "get", "list", "describe", "test"] {
+    fn a_trigger_or_a_sink_of_an_odd_name_is_asked_nothing() {
+        let verbs = [
+            "trigger ls",
+            "trigger get",
+            "trigger list",
+            "trigger describe",
+            "trigger test",
+        ];
+        for verb in verbs
+            .into_iter()
+            .chain(["sink ls", "sink get", "sink list", "sink describe"])
+        {
             for odd in ["#3", "?", "a1?dryRun=All", "../x", "rproc/x"] {
-                let refused = parser(None).try_get_matches_from(["rproc", "trigger", verb, odd]);
+                let refused =
+                    parser(None).try_get_matches_from(["rproc"].into_iter().chain(verb.split(' ')).chain([odd]));
                 let refused = refused.err().unwrap_or_else(|| panic!("{verb} {odd} is taken"));
                 assert_eq!(refused.kind(), clap::error::ErrorKind::ValueValidation, "{refused}");
             }
@@ -330,9 +346,9 @@ mod tests {
             if name != "help" {
                 insta::assert_snapshot!(name.clone(), verb.clone().term_width(80).render_help());
             }
-            if name == "trigger" {
+            if ["trigger", "sink"].contains(&name.as_str()) {
                 for inner in verb.get_subcommands_mut().filter(|inner| inner.get_name() != "help") {
-                    let name = format!("trigger-{}", inner.get_name());
+                    let name = format!("{name}-{}", inner.get_name());
                     insta::assert_snapshot!(name, inner.clone().term_width(80).render_help());
                 }
             }

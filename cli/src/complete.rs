@@ -20,9 +20,10 @@ use remoteprocess_api::{Phase, status::RemoteProcessStatus};
 use remoteprocess_client::{Cluster, ClusterOptions};
 use strum::VariantNames;
 
-use crate::args::{given, process_name, trigger_name};
+use crate::args::{given, process_name, sink_name, trigger_name};
 use crate::command;
 use crate::command::completion::WORD;
+use crate::command::sink::sinks;
 use crate::command::trigger::triggers;
 use crate::command::wait;
 use crate::config;
@@ -169,6 +170,7 @@ fn with_completer(argument: Arg, line: &Arc<Line>, verb: &str) -> Arg {
     let kind = match argument.get_id().as_str() {
         _ if is_signal => Kind::Signal,
         "name" | "names" if argument.is_positional() && verb == "trigger" => Kind::Trigger,
+        "name" | "names" if argument.is_positional() && verb == "sink" => Kind::Sink,
         // A new process needs a new name.
         "name" | "names" if argument.is_positional() && verb != "run" => Kind::Process {
             is_running: ["stop", "pause", "resume", "attach", "exec", "signal", "extend"].contains(&verb),
@@ -194,6 +196,7 @@ fn with_completer(argument: Arg, line: &Arc<Line>, verb: &str) -> Arg {
 enum Kind {
     Process { is_running: bool },
     Trigger,
+    Sink,
     Namespace,
     Context,
     Attempt,
@@ -242,7 +245,9 @@ impl Line {
             Kind::Goal => wait::goals().collect(),
             Kind::Field => fields(current),
             Kind::Context => Cluster::contexts(&self.options).unwrap_or_default(),
-            Kind::Process { .. } | Kind::Trigger | Kind::Namespace | Kind::Attempt => return self.live(kind, current),
+            Kind::Process { .. } | Kind::Trigger | Kind::Sink | Kind::Namespace | Kind::Attempt => {
+                return self.live(kind, current);
+            }
         };
         fixed.into_iter().filter(begins).map(CompletionCandidate::new).collect()
     }
@@ -261,7 +266,8 @@ impl Line {
                 }
                 Kind::Attempt => attempts(&cluster, self.names.first()?, current).await,
                 Kind::Process { is_running } => Some(self.processes(&cluster, is_running, current).await),
-                Kind::Trigger => Some(self.triggers(&cluster, current).await),
+                Kind::Trigger => Some(self.all(&triggers(&cluster), trigger_name, current).await),
+                Kind::Sink => Some(self.all(&sinks(&cluster), sink_name, current).await),
                 Kind::Context | Kind::Signal | Kind::Goal | Kind::Field => None,
             }
         });
@@ -279,9 +285,16 @@ impl Line {
             .await
     }
 
-    async fn triggers(&self, cluster: &Cluster, current: &str) -> Vec<CompletionCandidate> {
-        self.objects(&triggers(cluster), &ListParams::default(), trigger_name, current)
-            .await
+    async fn all<K>(
+        &self,
+        api: &Api<K>,
+        parse: fn(&str) -> Result<String, String>,
+        current: &str,
+    ) -> Vec<CompletionCandidate>
+    where
+        K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    {
+        self.objects(api, &ListParams::default(), parse, current).await
     }
 
     /// The objects that are not named yet.

@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 
 use clap::ValueEnum;
+use kube::Resource;
+use remoteprocess_api::RemoteProcess;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -41,12 +43,12 @@ impl DataFormat {
     }
 }
 
-/// The name of an object, as kubectl prints it.
+/// The name of a process, as kubectl prints it.
 pub fn resource(name: &str) -> String {
-    format!("remoteprocess.remoteprocess.dev/{name}")
+    resource_of::<RemoteProcess>(name)
 }
 
-/// The name of a trigger, as kubectl prints it.
-pub fn trigger(name: &str) -> String {
-    format!("processtrigger.remoteprocess.dev/{name}")
+/// The name of an object of this kind, as kubectl prints it.
+pub fn resource_of<K: Resource<DynamicType = ()>>(name: &str) -> String {
+    format!("{}.{}/{name}", K::kind(&()).to_lowercase(), K::group(&()))
 }

@@ -6,8 +6,10 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Event;
 use remoteprocess_api::sanitize::acts_on_terminal;
 
+pub mod bridged;
 pub mod description;
 pub mod row;
+pub mod sink;
 pub mod template;
 pub mod trigger;
 

@@ -12,5 +12,7 @@ mod config;
 mod credential;
 #[path = "connect/proxy.rs"]
 mod proxy;
+#[path = "connect/sink.rs"]
+mod sink;
 #[path = "connect/trigger.rs"]
 mod trigger;

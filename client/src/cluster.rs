@@ -94,10 +94,20 @@ impl Rule {
         }
     }
 
+    /// A rule on sinks, of the role `role`.
+    #[must_use]
+    pub fn sink(verb: &'static str, role: &'static str) -> Self {
+        Self {
+            resource: "processsinks",
+            ..Self::process(verb, role)
+        }
+    }
+
     /// The kind of the objects that it is about, in the plural.
     fn kinds(&self) -> &'static str {
         match self.resource {
             "processtriggers" => "ProcessTriggers",
+            "processsinks" => "ProcessSinks",
             _ => "RemoteProcesses",
         }
     }

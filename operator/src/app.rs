@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use crate::args::Config;
 use crate::authority::metrics::{enroll_limits, main_limits};
 use crate::authority::{AuthorityConfig, AuthorityHandle, csr};
-use crate::controller::{self, trigger::BridgeSettings};
+use crate::controller::{self, bridge::BridgeSettings};
 use crate::directory::Directory;
 use crate::leader::{Candidate, Timing, run_as_leader};
 use crate::relay::archive::{Archive, Retention, retain};
@@ -330,21 +330,21 @@ fn lead<Retain: Future<Output = ()>>(
     let (client, directory, bridge) = (client.clone(), directory.clone(), config.bridge.clone());
     run_as_leader(client.clone(), candidate, shutdown.clone(), move |term| {
         let processes = controller::run(client.clone(), settings.clone(), directory.clone(), term.clone());
-        let triggers = bridges(client.clone(), bridge.clone(), settings.namespaces.clone(), term);
+        let making = bridges(client.clone(), bridge.clone(), settings.namespaces.clone(), term);
         let retain = retain();
         async move {
             tokio::select! {
-                ((), ()) = async { tokio::join!(processes, triggers) } => {}
+                ((), ()) = async { tokio::join!(processes, making) } => {}
                 () = retain => {}
             }
         }
     })
 }
 
-/// Makes the bridges of triggers, if there are triggers.
+/// Makes the bridges of triggers and sinks, if there are any.
 async fn bridges(client: Client, settings: Option<BridgeSettings>, namespaces: Vec<String>, term: CancellationToken) {
     if let Some(settings) = settings {
-        controller::trigger::run(client, settings, &namespaces, term).await;
+        controller::bridge::run(client, settings, &namespaces, term).await;
     }
 }
 

@@ -14,8 +14,8 @@ use remoteprocess_runtime::{AuditFile, LogError, LogFormat};
 use remoteprocess_tls::TrustDomain;
 
 use crate::authority::{Schedule, Source};
+use crate::controller::bridge::{BridgeSettings, RelaySettings};
 use crate::controller::quantity;
-use crate::controller::trigger::BridgeSettings;
 use crate::relay::archive::{Bucket, Retention, StoreConfig};
 use crate::relay::faces::Switches;
 use crate::trace::Otlp;
@@ -134,16 +134,16 @@ pub struct AgentArgs {
     agent_request_storage: bool,
 }
 
-/// Settings of the bridges of triggers.
+/// Settings of the bridges of triggers and sinks.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BridgeArgs {
-    /// Image with the bridge. Without it, there are no triggers.
+    /// Image with the bridge. Without it, there are no triggers and no sinks.
     #[arg(long, env = "RPROC_BRIDGE_IMAGE")]
     bridge_image: Option<String>,
     /// Pull policy of that image: Always, IfNotPresent or Never.
     #[arg(long, env = "RPROC_BRIDGE_IMAGE_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
     bridge_image_pull_policy: Option<String>,
-    /// Pull secrets of that image, separated by commas, in the namespace of each trigger.
+    /// Pull secrets of that image, separated by commas, in the namespace of each trigger and sink.
     #[arg(long, env = "RPROC_BRIDGE_IMAGE_PULL_SECRETS", value_delimiter = ',')]
     bridge_image_pull_secrets: Vec<String>,
     /// CPU request of the bridge's container.
@@ -255,7 +255,7 @@ pub struct Config {
     pub retention: Retention,
     /// Settings of the agents; the bundle in them is empty.
     pub agent: crate::controller::AgentSettings,
-    /// Settings of the bridges, if there are triggers.
+    /// Settings of the bridges, if there are triggers and sinks.
     pub bridge: Option<BridgeSettings>,
     /// What users can use at the main listener.
     pub faces: Switches,
@@ -348,6 +348,7 @@ impl TryFrom<Args> for Config {
             return Err(Error::Faces);
         }
         Ok(Self {
+            bridge: bridge_settings(args.bridge, &relay.0, &args.namespace),
             namespace: args.namespace,
             replica: args.replica,
             peers,
@@ -361,7 +362,6 @@ impl TryFrom<Args> for Config {
             retention: retention(&args.archive)?,
             archive: store(args.archive)?,
             agent: agent_settings(args.agent, relay, &trust_domain),
-            bridge: bridge_settings(args.bridge),
             trust_domain,
             faces,
             relay_listen: listen(args.ports.relay_port),
@@ -485,12 +485,16 @@ fn agent_settings(
     }
 }
 
-fn bridge_settings(args: BridgeArgs) -> Option<BridgeSettings> {
+fn bridge_settings(args: BridgeArgs, relay: &str, namespace: &str) -> Option<BridgeSettings> {
     Some(BridgeSettings {
         image: args.bridge_image.filter(|image| !image.is_empty())?,
         image_pull_policy: args.bridge_image_pull_policy,
         image_pull_secrets: filled(args.bridge_image_pull_secrets),
         resources: resources(args.bridge_cpu_request, args.bridge_memory),
+        relay: RelaySettings {
+            server: relay.to_owned(),
+            namespace: namespace.to_owned(),
+        },
     })
 }
 

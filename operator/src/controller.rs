@@ -6,6 +6,7 @@
 //! runs the controller.
 
 mod apply;
+pub mod bridge;
 mod build;
 mod cleanup;
 pub(crate) mod error;
@@ -14,7 +15,6 @@ mod in_memory;
 pub(crate) mod metrics;
 pub(crate) mod observe;
 mod queue;
-pub mod trigger;
 pub(crate) mod validate;
 mod watch;
 

@@ -8,9 +8,9 @@ use k8s_openapi::api::events::v1::{Event, EventSeries};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, ObjectMeta};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
+use remoteprocess_api::bridge::BridgeReason;
 use remoteprocess_api::names::CONTROLLER_MANAGER;
-use remoteprocess_api::trigger::TriggerReason;
-use remoteprocess_api::{EventAction, EventReason, Phase, ProcessTrigger, Reason, RemoteProcess};
+use remoteprocess_api::{EventAction, EventReason, Phase, Reason, RemoteProcess};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tracing::debug;
@@ -78,10 +78,13 @@ impl Reporter {
         self.create(&event).await;
     }
 
-    /// Reports a new state of a trigger's bridge. The same sentence about the same trigger has one Event as long as that is
+    /// Reports a new state of the bridge of a trigger or a sink. The same sentence about the same object has one Event as long as that is
     /// kept. A bridge that starts is not worth an Event.
-    pub(crate) async fn report_bridge(&self, trigger: &ProcessTrigger, deployed: &Condition) {
-        if deployed.reason == TriggerReason::Starting.to_string() {
+    pub(crate) async fn report_bridge<K>(&self, object: &K, deployed: &Condition)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        if deployed.reason == BridgeReason::Starting.to_string() {
             return;
         }
         let news = News {
@@ -90,7 +93,7 @@ impl Reporter {
             action: EventAction::Deploy.to_string(),
             note: Some(deployed.message.clone()),
         };
-        let event = self.event(trigger, event_name(trigger, &news), &news, Timestamp::now());
+        let event = self.event(object, event_name(object, &news), &news, Timestamp::now());
         self.create(&event).await;
     }
 

@@ -24,7 +24,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("agent", &["proto", "tls", "runtime", "settings", "entrypoint"]),
     ("client", &["api", "proto", "tls"]),
     ("cli", &["client", "api", "proto", "tls", "settings"]),
-    ("bridge", &["api", "tls", "runtime"]),
+    ("bridge", &["client", "api", "proto", "tls", "runtime"]),
 ];
 /// Crate of ours, packages that it must not link, and why.
 const BANS: [(&str, &[&str], &str); 5] = [

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
 
+use crate::bridge::{BrokerTls, CLIENT_TLS, CREDENTIALS};
 use crate::rules;
 
 /// Where the messages of a trigger come from: exactly one of these.
@@ -56,10 +57,7 @@ impl SourceSpec {
             .map(|queue| (&queue.credentials_secret_name, &queue.tls));
         for (credentials, tls) in nats.into_iter().chain(rabbitmq) {
             secrets.extend(credentials.as_deref().map(|name| (CREDENTIALS, name)));
-            let tls = tls.as_ref();
-            secrets.extend(tls.and_then(|tls| tls.ca_secret_name.as_deref()).map(|name| (CA, name)));
-            let client = tls.and_then(|tls| tls.client_certificate_secret_name.as_deref());
-            secrets.extend(client.map(|name| (CLIENT_TLS, name)));
+            secrets.extend(tls.iter().flat_map(BrokerTls::secrets));
         }
         let pubsub = self
             .pubsub
@@ -70,28 +68,8 @@ impl SourceSpec {
     }
 }
 
-/// Directory in the bridge's container with the Secret of the credentials.
-pub const CREDENTIALS: &str = "/etc/rproc-bridge/credentials";
-/// Directory in the bridge's container with the Secret of the certificates to trust, `ca.crt`.
-pub const CA: &str = "/etc/rproc-bridge/ca";
-/// Directory in the bridge's container with the Secret of the own certificate, `tls.crt` and `tls.key`.
-pub const CLIENT_TLS: &str = "/etc/rproc-bridge/tls";
 /// Port of the webhook in the bridge's container.
 pub const WEBHOOK_PORT: u16 = 8081;
-
-/// How the bridge and a broker trust each other.
-#[skip_serializing_none]
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct BrokerTls {
-    /// Secret with the certificates (`ca.crt`) of the authorities that the broker's certificate must come from. By default,
-    /// the public authorities are trusted.
-    #[schemars(length(min = 1, max = 253))]
-    pub ca_secret_name: Option<String>,
-    /// Secret of type kubernetes.io/tls with the certificate that the bridge shows to the broker.
-    #[schemars(length(min = 1, max = 253))]
-    pub client_certificate_secret_name: Option<String>,
-}
 
 /// Requests to a webhook: `POST /` at the Service of the trigger, named `NAME-trigger`.
 #[skip_serializing_none]
@@ -163,6 +141,9 @@ pub struct RabbitMqSource {
     /// default, such a message is rejected, which sends it to the dead-letter exchange of the queue, if it has one.
     #[schemars(length(min = 1, max = 255))]
     pub dead_letter_exchange: Option<String>,
+    /// Queue in which the dead letters arrive. Only `rproc trigger replay` needs it, which takes them from there.
+    #[schemars(length(min = 1, max = 255))]
+    pub dead_letter_queue: Option<String>,
 }
 
 /// A subscription of Google Pub/Sub. The bridge makes neither topics nor subscriptions.
@@ -189,4 +170,7 @@ pub struct PubSubSource {
     /// is not acknowledged, so that the dead-letter policy of the subscription applies.
     #[schemars(length(min = 3, max = 255), regex(pattern = "^[A-Za-z][A-Za-z0-9._~+%-]+$"))]
     pub dead_letter_topic: Option<String>,
+    /// Subscription of the topic with the dead letters. Only `rproc trigger replay` needs it, which takes them from there.
+    #[schemars(length(min = 3, max = 255), regex(pattern = "^[A-Za-z][A-Za-z0-9._~+%-]+$"))]
+    pub dead_letter_subscription: Option<String>,
 }

@@ -5,7 +5,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
-use strum::{Display, EnumString, IntoStaticStr};
 
 /// Observed state of a ProcessTrigger. The counts go on over restarts of the bridge; what it counted in the last seconds
 /// before it was killed is missing.
@@ -43,52 +42,23 @@ pub struct ProcessTriggerStatus {
     pub lag: Option<u64>,
     /// When the last message arrived.
     pub last_message_time: Option<Timestamp>,
+    /// The last replay of dead letters (`rproc trigger replay`).
+    pub replay: Option<ReplayStatus>,
 }
 
-/// Types of the conditions of a trigger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, EnumString, IntoStaticStr)]
-pub enum TriggerCondition {
-    /// Messages become processes. Written by the bridge.
-    Ready,
-    /// The bridge has its source. Written by the bridge.
-    Connected,
-    /// The Deployment of the bridge is as it should be. Written by the operator.
-    Deployed,
-}
-
-/// Reasons of these conditions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, EnumString, IntoStaticStr)]
-pub enum TriggerReason {
-    /// It is so.
-    Connected,
-    /// Messages are taken.
-    Taking,
-    /// As many processes run as may, or were created in this minute: messages wait.
-    Limited,
-    /// `spec.suspend` is set.
-    Suspended,
-    /// The source does not answer.
-    Unreachable,
-    /// The source refuses the credentials or a permission is missing there.
-    Unauthorized,
-    /// The certificate of the source, or the way to it, is not trusted.
-    Untrusted,
-    /// The stream, queue or subscription does not exist.
-    NotFound,
-    /// The source would take its own results or dead letters as messages again.
-    InvalidSource,
-    /// The API server does not let the ServiceAccount create processes.
-    Forbidden,
-    /// The API server refuses the template.
-    InvalidTemplate,
-    /// The API server does not answer.
-    Waiting,
-    /// A Secret that the spec names is missing or has not the keys that it needs.
-    InvalidSecret,
-    /// The Deployment was made, and its pod runs.
-    Deployed,
-    /// The Deployment was made, and its pod does not run yet.
-    Starting,
-    /// The API server refuses the Deployment or the Service.
-    Refused,
+/// What came of a request to send dead letters to the source again.
+#[skip_serializing_none]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReplayStatus {
+    /// Of the request.
+    pub nonce: String,
+    /// When it ended.
+    pub time: Option<Timestamp>,
+    /// Dead letters that the source has confirmed.
+    pub replayed: u32,
+    /// Dead letters that remain. Absent if the broker does not tell.
+    pub left: Option<u64>,
+    /// Why it ended before its limit, if something went wrong.
+    pub message: Option<String>,
 }

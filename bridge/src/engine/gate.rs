@@ -1,10 +1,11 @@
 //! Whether messages are taken now. Pure but for the clock that it is given.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use remoteprocess_api::ProcessTriggerSpec;
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
@@ -12,6 +13,11 @@ use crate::kubernetes::ApiError;
 
 /// The time in which `spec.policy.maxPerMinute` processes may be created.
 const MINUTE: Duration = Duration::from_secs(60);
+
+/// For how long a policy of admission may refuse a message, before that counts as its answer.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Most messages that are refused at the same time and known.
+const MAX_REFUSALS: usize = 1024;
 
 /// What the API server said last.
 #[derive(Debug)]
@@ -30,7 +36,21 @@ pub(super) struct Gate {
     server: Server,
     last_error: Option<ApiError>,
     backoff: Backoff,
+    /// Moments, in their order.
     creations: VecDeque<Instant>,
+    /// Number of processes that were created.
+    created: u64,
+    /// Messages whose process the API server has refused with 403, by the name of the process.
+    refusals: BTreeMap<String, Refusal>,
+}
+
+/// A message that is refused again and again.
+#[derive(Debug)]
+struct Refusal {
+    first: Instant,
+    last: Instant,
+    /// [`Gate::created`] at the first time.
+    created: u64,
 }
 
 impl Gate {
@@ -40,13 +60,58 @@ impl Gate {
             last_error: None,
             backoff: Backoff::default(),
             creations: VecDeque::new(),
+            created: 0,
+            refusals: BTreeMap::new(),
         }
     }
 
     /// A process was created.
-    pub(super) fn created(&mut self, now: Instant) {
+    pub(super) fn created(&mut self, name: &str, now: Instant) {
         self.creations.push_back(now);
+        self.created += 1;
+        self.refusals.remove(name);
         self.accepted();
+    }
+
+    /// An earlier bridge has created a process this long ago. The API server tells whole seconds, and its clock may differ.
+    pub(super) fn existed(&mut self, age: Option<SignedDuration>, now: Instant) {
+        let age = age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
+        let age = age.saturating_sub(Duration::from_secs(1));
+        if let Some(moment) = now.checked_sub(age).filter(|_| age < MINUTE) {
+            let place = self.creations.partition_point(|other| *other <= moment);
+            self.creations.insert(place, moment);
+        }
+    }
+
+    /// The processes that exist are listed again.
+    pub(super) fn forget_creations(&mut self) {
+        self.creations.clear();
+    }
+
+    /// Whether a message that the API server refuses with 403 can never become a process. It is, if a policy has refused it
+    /// for ten minutes and let others pass meanwhile: it is the message, not the account, a quota or the template.
+    pub(super) fn is_refused_for_good(&mut self, name: &str, said: &str, now: Instant) -> bool {
+        if said.contains("quota") {
+            return false;
+        }
+        // One that does not come any more.
+        self.refusals
+            .retain(|_, refusal| now.saturating_duration_since(refusal.last) < PATIENCE);
+        if self.refusals.len() >= MAX_REFUSALS && !self.refusals.contains_key(name) {
+            return false;
+        }
+        let created = self.created;
+        let refusal = self.refusals.entry(name.to_owned()).or_insert(Refusal {
+            first: now,
+            last: now,
+            created,
+        });
+        refusal.last = now;
+        let is_over = now.saturating_duration_since(refusal.first) >= PATIENCE && created > refusal.created;
+        if is_over {
+            self.refusals.remove(name);
+        }
+        is_over
     }
 
     /// The API server has answered as it should.
@@ -89,16 +154,16 @@ impl Gate {
     }
 
     /// Why no message is taken now.
-    pub(super) fn closed(&mut self, spec: &ProcessTriggerSpec, running: usize, now: Instant) -> Option<TriggerReason> {
+    pub(super) fn closed(&mut self, spec: &ProcessTriggerSpec, running: usize, now: Instant) -> Option<BridgeReason> {
         let is_over = |moment: &Instant| now.saturating_duration_since(*moment) >= MINUTE;
         while self.creations.front().is_some_and(is_over) {
             self.creations.pop_front();
         }
         if spec.is_suspended() {
-            return Some(TriggerReason::Suspended);
+            return Some(BridgeReason::Suspended);
         }
         match &self.server {
-            Server::Unknown => return Some(TriggerReason::Waiting),
+            Server::Unknown => return Some(BridgeReason::Waiting),
             Server::Refuses { error, .. } => return Some(error.reason()),
             Server::Ready => {}
         }
@@ -106,7 +171,7 @@ impl Gate {
         let per_minute = spec.policy.as_ref().and_then(|policy| policy.max_per_minute);
         let is_limited =
             running >= most(spec.max_running()) || per_minute.is_some_and(|limit| self.creations.len() >= most(limit));
-        is_limited.then_some(TriggerReason::Limited)
+        is_limited.then_some(BridgeReason::Limited)
     }
 }
 
@@ -137,25 +202,25 @@ mod tests {
     fn no_more_run_than_may() {
         let (mut gate, now) = (open(), Instant::now());
         assert_eq!(gate.closed(&spec(5, None), 4, now), None);
-        assert_eq!(gate.closed(&spec(5, None), 5, now), Some(TriggerReason::Limited));
+        assert_eq!(gate.closed(&spec(5, None), 5, now), Some(BridgeReason::Limited));
         let suspended = ProcessTriggerSpec {
             suspend: Some(true),
             ..spec(5, None)
         };
-        assert_eq!(gate.closed(&suspended, 0, now), Some(TriggerReason::Suspended));
+        assert_eq!(gate.closed(&suspended, 0, now), Some(BridgeReason::Suspended));
     }
 
     #[test]
     fn no_more_are_created_in_a_minute_than_may() {
         let (mut gate, now) = (open(), Instant::now());
         let spec = spec(100, Some(2));
-        gate.created(now);
-        gate.created(now + Duration::from_secs(30));
+        gate.created("a", now);
+        gate.created("a", now + Duration::from_secs(30));
         let after = |seconds| now + Duration::from_secs(seconds);
-        assert_eq!(gate.closed(&spec, 0, after(59)), Some(TriggerReason::Limited));
+        assert_eq!(gate.closed(&spec, 0, after(59)), Some(BridgeReason::Limited));
         assert_eq!(gate.closed(&spec, 0, after(60)), None);
-        gate.created(after(60));
-        assert_eq!(gate.closed(&spec, 0, after(89)), Some(TriggerReason::Limited));
+        gate.created("a", after(60));
+        assert_eq!(gate.closed(&spec, 0, after(89)), Some(BridgeReason::Limited));
         assert_eq!(gate.closed(&spec, 0, after(90)), None);
     }
 
@@ -163,15 +228,61 @@ mod tests {
     fn a_server_that_refuses_is_asked_again_after_a_pause() {
         let (mut gate, now) = (Gate::new(), Instant::now());
         assert!(gate.must_ask(now), "before the first message");
-        assert_eq!(gate.closed(&spec(5, None), 0, now), Some(TriggerReason::Waiting));
+        assert_eq!(gate.closed(&spec(5, None), 0, now), Some(BridgeReason::Waiting));
         gate.refused(ApiError::Forbidden("no".into()), now);
-        assert_eq!(gate.closed(&spec(5, None), 0, now), Some(TriggerReason::Forbidden));
+        assert_eq!(gate.closed(&spec(5, None), 0, now), Some(BridgeReason::Forbidden));
         assert!(!gate.must_ask(now + Duration::from_millis(300)));
         assert!(gate.must_ask(now + Duration::from_millis(500)));
         gate.permitted();
         assert_eq!(gate.closed(&spec(5, None), 0, now), None);
         assert!(gate.error().is_some(), "a quota may still refuse it");
-        gate.created(now);
+        gate.created("a", now);
         assert_eq!(gate.error(), None);
+    }
+
+    #[test]
+    fn what_an_earlier_bridge_has_created_counts_as_well() {
+        let (mut gate, now) = (open(), Instant::now() + Duration::from_secs(3600));
+        let spec = spec(100, Some(2));
+        let ago = |seconds| Some(SignedDuration::from_secs(seconds));
+        for age in [ago(90), ago(31), ago(-5), None] {
+            gate.existed(age, now);
+        }
+        assert_eq!(gate.creations.len(), 3, "those of the last minute");
+        let after = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!(gate.closed(&spec, 0, after(0)), Some(BridgeReason::Limited));
+        assert_eq!(gate.closed(&spec, 0, after(59)), Some(BridgeReason::Limited));
+        assert_eq!(gate.closed(&spec, 0, after(60)), None, "the oldest comes first");
+        gate.existed(ago(0), after(60));
+        gate.existed(ago(0), after(60));
+        gate.forget_creations();
+        assert_eq!(gate.closed(&spec, 0, after(60)), None, "a new list");
+    }
+
+    #[test]
+    fn a_message_that_a_policy_refuses_is_given_up_after_a_while_if_others_pass() {
+        let (mut gate, now) = (open(), Instant::now());
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let refused = |gate: &mut Gate, name: &str, seconds: u64| {
+            (0..=seconds)
+                .step_by(10)
+                .all(|second| !gate.is_refused_for_good(name, "denied", after(second)))
+        };
+        assert!(refused(&mut gate, "m", 1200), "nothing passes: it is not this message");
+        gate.created("other", after(1201));
+        assert!(gate.is_refused_for_good("m", "denied", after(1210)));
+        assert!(
+            !gate.is_refused_for_good("m", "denied", after(1211)),
+            "from the beginning"
+        );
+        gate.created("other", after(1212));
+        assert!(
+            !gate.is_refused_for_good("m", "exceeded quota", after(1811)),
+            "a quota is not the message"
+        );
+        assert!(
+            !gate.is_refused_for_good("m", "denied", after(1811)),
+            "it was away for too long"
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kube::ResourceExt as _;
 use remoteprocess_api::RemoteProcess;
-use remoteprocess_api::names::ANNOTATION_REPLY_TO;
+use remoteprocess_api::names::{ANNOTATION_REPLY_TO, LABEL_TRIGGER};
 
 use crate::kubernetes::{ApiError, Created, Kubernetes};
 use crate::message::Message;
@@ -30,6 +30,8 @@ pub(super) enum Settled {
     Kept(Box<dyn Receipt>),
     /// It can never become a process.
     Refused { dead_lettered: bool },
+    /// It can never become a process, and the dead-letter address does not take it; the message comes again.
+    Stuck(SourceError),
     /// The API server did not do its part; the message comes again.
     PutBack(ApiError),
     /// The broker did not do its part; the message comes again.
@@ -39,7 +41,23 @@ pub(super) enum Settled {
 /// The result of a process that was sent.
 pub(super) struct Sent {
     pub(super) process: Arc<RemoteProcess>,
-    pub(super) result: Result<bool, SendError>,
+    /// What is done, even if the rest failed.
+    pub(super) progress: Progress,
+    pub(super) result: Result<(), SendError>,
+}
+
+/// What the broker has confirmed for a process that has ended. It is not sent again if a later step fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Progress {
+    replied: bool,
+    /// Whether a dead letter was sent; `None`: that is not decided.
+    dead_lettered: Option<bool>,
+}
+
+impl Progress {
+    pub(super) fn is_dead_lettered(self) -> bool {
+        self.dead_lettered.unwrap_or_default()
+    }
 }
 
 /// Why a result could not be sent.
@@ -76,16 +94,41 @@ pub(super) async fn settle(
             if let Err(error) = kubernetes.delete(&process.name_any(), &uid).await {
                 return put_back(receipt, error).await;
             }
-            refuse(publisher, message, receipt, error.to_string()).await
+            let letter = message.into_dead_letter(&trigger_of(&process), None);
+            refuse(publisher, letter, receipt, error.to_string()).await
         }
         Err(error) => put_back(receipt, error).await,
     }
 }
 
-/// Tells the broker about a message whose process has ended.
-pub(super) async fn settle_ended(receipt: Box<dyn Receipt>, process: RemoteProcess, rejects_failures: bool) -> Settled {
-    let failure = outcome::failure(&process).filter(|_| rejects_failures);
-    let told = match (failure, outcome::result(&process)) {
+/// Tells the broker about a message whose process has ended. One that failed and has no ConfigMap did not run with the
+/// message, because a bridge died in between, and left no dead letter: the message becomes one.
+pub(super) async fn settle_ended(
+    kubernetes: Kubernetes,
+    publisher: Arc<dyn Publisher>,
+    intake: Intake,
+    process: RemoteProcess,
+    rejects_failures: bool,
+) -> Settled {
+    let Intake { message, receipt, .. } = intake;
+    let failure = outcome::failure(&process);
+    if let Some(failure) = &failure {
+        match kubernetes.has_message(&process).await {
+            Ok(true) => {}
+            Ok(false) => {
+                let letter = dead_letter_of(&process, message);
+                return refuse(
+                    publisher,
+                    letter,
+                    receipt,
+                    format!("{failure}; it did not have its message"),
+                )
+                .await;
+            }
+            Err(error) => return put_back(receipt, error).await,
+        }
+    }
+    let told = match (failure.filter(|_| rejects_failures), outcome::result(&process)) {
         (Some(reason), _) => receipt.reject(&reason).await,
         (None, Some(event)) => receipt.answer(&process.name_any(), &event).await,
         (None, None) => receipt.acknowledge(&process.name_any()).await,
@@ -124,7 +167,22 @@ pub(super) async fn put_back_deleted(receipt: Box<dyn Receipt>) -> Settled {
     acknowledged(receipt.put_back(AGAIN, "its process was deleted").await)
 }
 
-/// Makes a message a dead letter, or lets the broker do that.
+/// Namespace and name of the trigger of a process.
+fn trigger_of(process: &RemoteProcess) -> String {
+    let name = process.labels().get(LABEL_TRIGGER).map(String::as_str);
+    format!(
+        "{}/{}",
+        process.namespace().unwrap_or_default(),
+        name.unwrap_or_default()
+    )
+}
+
+/// The message of a process that failed, as a dead letter.
+fn dead_letter_of(process: &RemoteProcess, message: Message) -> Message {
+    message.into_dead_letter(&trigger_of(process), process.uid().as_deref())
+}
+
+/// Makes a message, which is a dead letter already, one at the broker, or lets the broker do that.
 pub(super) async fn refuse(
     publisher: Arc<dyn Publisher>,
     message: Message,
@@ -136,7 +194,9 @@ pub(super) async fn refuse(
         Ok(false) => receipt.reject(&reason).await.map(|()| false),
         Err(error) => {
             let _ = receipt.put_back(AGAIN, &error.message).await;
-            Err(error)
+            let sentence =
+                format!("a message cannot become a process ({reason}), and its dead letter is not taken: {error}");
+            return Settled::Stuck(SourceError::new(error.reason, sentence));
         }
     };
     match told {
@@ -145,32 +205,44 @@ pub(super) async fn refuse(
     }
 }
 
-/// Sends the result of a process, and its message to the dead letters if it failed; then notes that in the process.
-pub(super) async fn send(kubernetes: Kubernetes, publisher: Arc<dyn Publisher>, process: Arc<RemoteProcess>) -> Sent {
-    let result = send_all(&kubernetes, &*publisher, &process).await;
-    Sent { process, result }
+/// Sends the result of a process, and its message to the dead letters if it failed; then notes that in the process. Goes on
+/// after `progress`.
+pub(super) async fn send(
+    kubernetes: Kubernetes,
+    publisher: Arc<dyn Publisher>,
+    process: Arc<RemoteProcess>,
+    mut progress: Progress,
+) -> Sent {
+    let result = send_all(&kubernetes, &*publisher, &process, &mut progress).await;
+    Sent {
+        process,
+        progress,
+        result,
+    }
 }
 
-/// Returns whether a dead letter was sent.
 async fn send_all(
     kubernetes: &Kubernetes,
     publisher: &dyn Publisher,
     process: &RemoteProcess,
-) -> Result<bool, SendError> {
+    progress: &mut Progress,
+) -> Result<(), SendError> {
     // Read before anything is sent: while the API server is away, nothing is sent again and again.
-    let failed = match outcome::failure(process) {
+    let failed = match outcome::failure(process).filter(|_| progress.dead_lettered.is_none()) {
         // Without the ConfigMap, which a user has deleted, there is no message any more.
         Some(reason) => kubernetes.message_of(process).await?.map(|message| (message, reason)),
         None => None,
     };
     let to = process.annotations().get(ANNOTATION_REPLY_TO).cloned();
-    if let (Some(to), Some(event)) = (to.or_else(|| publisher.default_reply()), outcome::result(process)) {
+    let to = to.or_else(|| publisher.default_reply()).filter(|_| !progress.replied);
+    if let (Some(to), Some(event)) = (to, outcome::result(process)) {
         publisher.reply(&to, &event).await?;
     }
-    let mut dead_lettered = false;
+    progress.replied = true;
     if let Some((message, reason)) = failed {
-        dead_lettered = publisher.dead_letter(&message, &reason).await?;
+        let letter = dead_letter_of(process, message);
+        progress.dead_lettered = Some(publisher.dead_letter(&letter, &reason).await?);
     }
     kubernetes.mark_sent(process).await?;
-    Ok(dead_lettered)
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::backoff::Backoff;
@@ -34,7 +34,7 @@ pub(super) struct Link {
     trigger: Arc<ProcessTrigger>,
     settings: Settings,
     backoff: Backoff,
-    hold: Option<TriggerReason>,
+    hold: Option<BridgeReason>,
 }
 
 impl Link {
@@ -127,7 +127,7 @@ impl Link {
     }
 
     /// Tells the source whether messages are taken, if that has changed.
-    pub(super) fn hold(&mut self, reason: Option<TriggerReason>) {
+    pub(super) fn hold(&mut self, reason: Option<BridgeReason>) {
         if self.hold == reason {
             return;
         }

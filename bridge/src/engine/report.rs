@@ -8,10 +8,9 @@ use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 use remoteprocess_api::ProcessTrigger;
+use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
 use remoteprocess_api::names::ANNOTATION_TEST_MESSAGE;
-use remoteprocess_api::trigger::{
-    MAX_TEST_MESSAGE_BYTES, TEST_MESSAGE_SECONDS, TestMessage, TriggerCondition, TriggerReason,
-};
+use remoteprocess_api::trigger::{MAX_TEST_MESSAGE_BYTES, TEST_MESSAGE_SECONDS, TestMessage};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -33,13 +32,17 @@ const EXTEND: Duration = Duration::from_secs(3);
 const FORGET: Duration = Duration::from_secs(1);
 /// Pause between two tries to send a test message.
 const TEST_AGAIN: Duration = Duration::from_secs(2);
+/// For how long a message that is stuck is reported after it was seen last. It is tried again every few seconds.
+const STUCK: Duration = Duration::from_secs(60);
 
 /// What is known about the state of the trigger.
 pub(super) struct Report {
     /// Why no message is taken.
-    pub(super) closed: Option<TriggerReason>,
+    pub(super) closed: Option<BridgeReason>,
     /// The last refusal of a process, until another is accepted.
     pub(super) invalid: Option<ApiError>,
+    /// A message that can neither become a process nor a dead letter, why, and when that was seen last.
+    pub(super) stuck: Option<(SourceError, Instant)>,
     /// Why processes cannot be watched, before the first list is there.
     pub(super) watch_error: Option<String>,
     /// Whether the list that is being read has named the trigger.
@@ -67,8 +70,9 @@ struct Times {
 impl Default for Report {
     fn default() -> Self {
         Self {
-            closed: Some(TriggerReason::Waiting),
+            closed: Some(BridgeReason::Waiting),
             invalid: None,
+            stuck: None,
             watch_error: None,
             is_listed: true,
             writing: None,
@@ -106,7 +110,7 @@ impl Report {
             .annotations()
             .get(ANNOTATION_TEST_MESSAGE)
             .and_then(|text| read_test(text));
-        let is_new = |test: &TestMessage| self.tested.as_ref() != Some(&test.nonce) && is_fresh(test, now);
+        let is_new = |test: &TestMessage| self.tested.as_ref() != Some(&test.nonce) && is_fresh(test.time, now);
         if let Some(test) = test.filter(is_new) {
             self.test = Some(test);
         }
@@ -129,9 +133,9 @@ fn read_test(text: &str) -> Option<TestMessage> {
     test
 }
 
-/// Whether it was made a short time ago; the clocks of people differ.
-fn is_fresh(test: &TestMessage, now: Timestamp) -> bool {
-    now.duration_since(test.time).abs() <= SignedDuration::from_secs(TEST_MESSAGE_SECONDS.into())
+/// Whether a request was made a short time ago; the clocks of people differ.
+pub(super) fn is_fresh(made: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(made).abs() <= SignedDuration::from_secs(TEST_MESSAGE_SECONDS.into())
 }
 
 fn test_message(test: &TestMessage) -> Message {
@@ -168,19 +172,24 @@ impl Engine {
         }
         if is_due(&mut self.report.times.forgotten, FORGET, now) {
             self.start_deletions();
+            self.start_inspections();
+            self.report
+                .stuck
+                .take_if(|(_, seen)| now.duration_since(*seen) >= STUCK);
         }
         let refused = self.link.refused();
         if refused > 0 {
             self.board.count(Count::Refused, refused);
         }
         self.start_test(now);
+        self.start_replay();
     }
 
     fn start_test(&mut self, now: Instant) {
         let (Some(test), None) = (&self.report.test, &self.report.testing) else {
             return;
         };
-        if !is_fresh(test, Timestamp::now()) {
+        if !is_fresh(test.time, Timestamp::now()) {
             self.report.test = None;
             return;
         }
@@ -195,18 +204,18 @@ impl Engine {
     pub(super) fn tell(&mut self, now: Instant) {
         let running = self.running();
         let closed = self.gate.closed(&self.trigger.spec, running, now);
-        let closed = closed.or_else(|| (!self.runs.is_complete()).then_some(TriggerReason::Waiting));
+        let closed = closed.or_else(|| (!self.runs.is_complete()).then_some(BridgeReason::Waiting));
         self.report.closed = closed;
         self.link.hold(closed);
         self.board.running(running);
         let moment = Timestamp::now();
         let findings = [
-            (TriggerCondition::Connected, self.connected_finding()),
-            (TriggerCondition::Ready, self.ready_finding()),
+            (BridgeCondition::Connected, self.connected_finding()),
+            (BridgeCondition::Ready, self.ready_finding()),
         ];
         for (condition, finding) in findings {
             // Connected says it already.
-            let is_repeated = condition == TriggerCondition::Ready && self.report.source.is_err();
+            let is_repeated = condition == BridgeCondition::Ready && self.report.source.is_err();
             if self.board.set(condition, &finding, moment) && !is_repeated {
                 self.write_event(condition, finding);
             }
@@ -220,21 +229,21 @@ impl Engine {
         if is_due(&mut self.report.times.written, pause, now) {
             let (kubernetes, name) = (self.kubernetes.clone(), self.trigger.name_any());
             self.report.writing = Some(Box::pin(async move {
-                let written = kubernetes.apply_status(&name, &status).await;
+                let written = kubernetes.apply_status::<ProcessTrigger>(&name, &status).await;
                 (status, written)
             }));
         }
     }
 
     /// Conditions change at most as often as the backoff of the source and of the API server lets them.
-    fn write_event(&self, condition: TriggerCondition, finding: Finding) {
+    fn write_event(&self, condition: BridgeCondition, finding: Finding) {
         let (kubernetes, trigger) = (self.kubernetes.clone(), self.trigger.clone());
-        tokio::spawn(async move { kubernetes.report(&trigger, condition, &finding).await });
+        tokio::spawn(async move { kubernetes.report(&*trigger, condition, &finding).await });
     }
 
     fn connected_finding(&self) -> Finding {
         match &self.report.source {
-            Ok(()) => finding(true, TriggerReason::Connected, "the source is connected"),
+            Ok(()) => finding(true, BridgeReason::Connected, "the source is connected"),
             Err(error) => finding(false, error.reason, &error.message),
         }
     }
@@ -243,14 +252,14 @@ impl Engine {
         if self.trigger.spec.is_suspended() {
             return finding(
                 false,
-                TriggerReason::Suspended,
+                BridgeReason::Suspended,
                 "spec.suspend is set: messages wait in the source",
             );
         }
         if let Some(error) = self.report.watch_error.as_ref().filter(|_| !self.runs.is_complete()) {
             return finding(
                 false,
-                TriggerReason::Waiting,
+                BridgeReason::Waiting,
                 &format!("processes cannot be watched: {error}"),
             );
         }
@@ -261,20 +270,23 @@ impl Engine {
             return finding(false, error.reason, &error.message);
         }
         if let Some(error) = &self.report.invalid {
-            return finding(false, TriggerReason::InvalidTemplate, &error.to_string());
+            return finding(false, BridgeReason::InvalidTemplate, &error.to_string());
+        }
+        if let Some((error, _)) = &self.report.stuck {
+            return finding(false, error.reason, &error.message);
         }
         match (self.report.closed, &self.results.problem) {
-            (Some(TriggerReason::Waiting), _) => finding(false, TriggerReason::Waiting, "waits for the API server"),
-            (Some(TriggerReason::Limited), None) => finding(
+            (Some(BridgeReason::Waiting), _) => finding(false, BridgeReason::Waiting, "waits for the API server"),
+            (Some(BridgeReason::Limited), None) => finding(
                 true,
-                TriggerReason::Limited,
+                BridgeReason::Limited,
                 "as many processes run as may (spec.policy): messages wait",
             ),
             (_, Some(problem)) => {
                 let message = format!("messages become processes, but results cannot be sent: {problem}");
-                finding(true, TriggerReason::Taking, &message)
+                finding(true, BridgeReason::Taking, &message)
             }
-            _ => finding(true, TriggerReason::Taking, "messages become processes"),
+            _ => finding(true, BridgeReason::Taking, "messages become processes"),
         }
     }
 
@@ -282,6 +294,10 @@ impl Engine {
     fn advice(&self, error: &ApiError) -> String {
         let namespace = self.trigger.namespace().unwrap_or_default();
         match error {
+            // A policy of admission, not a missing permission.
+            ApiError::Forbidden(said) if said.contains("denied") => {
+                format!("a policy of the cluster does not let the process be created: {said}")
+            }
             ApiError::Forbidden(said) if !said.contains("quota") => {
                 let account = &self.trigger.spec.service_account_name;
                 format!(
@@ -294,7 +310,7 @@ impl Engine {
     }
 }
 
-fn finding(holds: bool, reason: TriggerReason, message: &str) -> Finding {
+fn finding(holds: bool, reason: BridgeReason, message: &str) -> Finding {
     Finding {
         holds,
         reason,

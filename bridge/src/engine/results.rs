@@ -1,16 +1,18 @@
 //! Results on their way out, and processes whose time is over.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
+use remoteprocess_api::RemoteProcess;
 use tokio::time::{Instant, timeout};
 
 use super::Engine;
-use super::jobs::{self, SendError, Sent};
+use super::jobs::{self, Progress, SendError, Sent};
 use crate::backoff::Backoff;
 use crate::kubernetes::ApiError;
 use crate::outcome;
@@ -32,10 +34,19 @@ pub(super) struct Results {
     pub(super) deleting: FuturesUnordered<BoxFuture<'static, (String, Result<(), ApiError>)>>,
     in_sending: BTreeSet<String>,
     in_deleting: BTreeSet<String>,
-    /// Results that could not be sent, with the time of the next try.
-    again: BTreeMap<String, (Instant, Backoff)>,
+    /// Results that could not be sent.
+    again: BTreeMap<String, Again>,
     /// What the broker or the API server said about the last result that could not be sent.
     pub(super) problem: Option<String>,
+}
+
+/// A result that could not be sent, or of which not everything is done.
+struct Again {
+    process: Arc<RemoteProcess>,
+    /// The next try.
+    at: Instant,
+    backoff: Backoff,
+    progress: Progress,
 }
 
 impl Results {
@@ -55,23 +66,33 @@ impl Results {
     }
 
     fn is_waiting(&self, name: &str, now: Instant) -> bool {
-        self.in_sending.contains(name) || self.again.get(name).is_some_and(|(at, _)| *at > now)
+        self.in_sending.contains(name) || self.again.get(name).is_some_and(|again| again.at > now)
     }
 
-    fn failed(&mut self, name: &str, error: &SendError) {
-        tracing::warn!(process = name, %error, "cannot send a result, will try again");
+    /// What is done for a process, if an earlier try got that far.
+    fn progress(&self, name: &str) -> Progress {
+        self.again.get(name).map(|again| again.progress).unwrap_or_default()
+    }
+
+    fn failed(&mut self, process: Arc<RemoteProcess>, progress: Progress, error: &SendError) {
+        let name = process.name_any();
+        tracing::warn!(process = %name, %error, "cannot send a result, will try again");
         self.problem = Some(error.to_string());
-        let (at, backoff) = self
-            .again
-            .entry(name.to_owned())
-            .or_insert((Instant::now(), Backoff::default()));
-        *at = Instant::now() + backoff.pause();
+        let again = self.again.entry(name).or_insert_with(|| Again {
+            process,
+            at: Instant::now(),
+            backoff: Backoff::default(),
+            progress,
+        });
+        again.at = Instant::now() + again.backoff.pause();
+        again.progress = progress;
     }
 }
 
 impl Engine {
     /// Sends results that are due. Not those of processes whose message is in hand: its sender may want to wait for it.
     pub(super) fn start_results(&mut self) {
+        self.find_sent();
         let Some(publisher) = self.link.publisher() else { return };
         let free = MAX_SENDING.saturating_sub(self.results.sending.len());
         let now = Instant::now();
@@ -82,26 +103,44 @@ impl Engine {
         let due: Vec<_> = due.take(free).cloned().collect();
         for process in due {
             self.results.in_sending.insert(process.name_any());
-            let send = jobs::send(self.kubernetes.clone(), publisher.clone(), process);
+            let progress = self.results.progress(&process.name_any());
+            let send = jobs::send(self.kubernetes.clone(), publisher.clone(), process, progress);
             self.results.sending.push(Box::pin(send));
         }
     }
 
     pub(super) fn sent(&mut self, sent: Sent) {
-        let Sent { process, result } = sent;
+        let Sent {
+            process,
+            progress,
+            result,
+        } = sent;
         let name = process.name_any();
         self.results.in_sending.remove(&name);
-        let dead_lettered = match result {
-            Ok(dead_lettered) => dead_lettered,
-            Err(error) => {
-                self.results.failed(&name, &error);
-                return;
-            }
-        };
+        if let Err(error) = result {
+            self.results.failed(process, progress, &error);
+            return;
+        }
+        self.is_sent(&process, progress);
+    }
+
+    /// The watch shows that the result is sent, although the last call for it has failed: its answer was lost.
+    fn find_sent(&mut self) {
+        let again = self.results.again.iter();
+        let sent = again.filter(|(name, _)| self.runs.is_done(name) && !self.results.in_sending.contains(*name));
+        let sent: Vec<_> = sent.map(|(_, again)| (again.process.clone(), again.progress)).collect();
+        for (process, progress) in sent {
+            self.is_sent(&process, progress);
+        }
+    }
+
+    fn is_sent(&mut self, process: &RemoteProcess, progress: Progress) {
+        let name = process.name_any();
+        let dead_lettered = progress.is_dead_lettered();
         self.results.forget(&name);
         self.complete.remove(&name);
-        self.runs.sent(&process, Timestamp::now());
-        let failure = outcome::failure(&process);
+        self.runs.sent(process, Timestamp::now());
+        let failure = outcome::failure(process);
         let outcome = if failure.is_some() {
             Count::Failed
         } else {

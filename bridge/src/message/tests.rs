@@ -343,3 +343,45 @@ fn what_is_no_encoding_stays() {
     }
     assert_eq!(percent_decoded("%41%c3%a4"), "A\u{e4}");
 }
+
+#[test]
+fn a_replay_is_another_message_with_the_same_id() {
+    let mut message = with_headers(&[("x", "y")]);
+    message.id = Some("order-7".into());
+    let first = work(&message);
+    assert_eq!((first.id.as_str(), first.replay_of), ("order-7", None));
+    let letter = message.clone().into_dead_letter("shop/orders", Some("uid-1"));
+    assert!(letter.is_of("shop/orders") && !letter.is_of("shop/others") && message.is_of("shop/others"));
+    let mut letter = letter.clone();
+    letter.insert(DEAD_LETTER_REASON, "it failed");
+    let again = letter.into_replay();
+    assert_eq!(again.headers.len(), 2, "{:?}", again.headers);
+    let again = work(&again);
+    assert_eq!(
+        (again.id.as_str(), again.replay_of.as_deref()),
+        ("order-7", Some("uid-1"))
+    );
+    for odd in ["", "a b", "\u{e4}", &"x".repeat(65)] {
+        let mut message = message.clone();
+        message.insert(REPLAY_OF, odd);
+        assert_eq!(work(&message).replay_of, None, "{odd}");
+    }
+}
+
+#[test]
+fn our_headers_are_kept_beside_all_others() {
+    let mut message = Message::default();
+    for number in 0..MAX_HEADERS {
+        assert!(message.insert(&format!("x-{number}"), "y"));
+    }
+    assert!(!message.insert("one-more", "y"));
+    let letter = message.into_dead_letter("shop/orders", Some("uid-1"));
+    assert_eq!(
+        (letter.replay_of(), letter.headers.len()),
+        (Some("uid-1"), MAX_HEADERS + 2)
+    );
+    let mut copy = Message::default();
+    for (name, value) in &letter.headers {
+        assert!(copy.insert(name, value), "{name}");
+    }
+}

@@ -40,7 +40,7 @@ fn a_process_belongs_to_its_trigger_and_says_which_message_it_is_for() {
     let mut message = message(b"hello");
     message.reply_to = Some("answers".into());
     let process = build(&trigger(json!({}), json!({})), &message);
-    assert_eq!(process.name_any(), process_name("orders", "trigger-uid", "m1"));
+    assert_eq!(process.name_any(), process_name("orders", "trigger-uid", "m1", None));
     assert_eq!(process.namespace().as_deref(), Some("shop"));
     let labels = process.labels();
     assert_eq!(labels["app"], "shop");
@@ -52,6 +52,24 @@ fn a_process_belongs_to_its_trigger_and_says_which_message_it_is_for() {
     assert_eq!(process.annotations()[ANNOTATION_REPLY_TO], "answers");
     assert_eq!(process.annotations()[ANNOTATION_MADE_FROM].len(), 64);
     assert_eq!(process.metadata.owner_references, None, "it outlives the trigger");
+}
+
+#[test]
+fn a_replay_has_a_process_of_its_own_for_each_one_that_failed() {
+    let trigger = trigger(json!({}), json!({}));
+    let of = |uid| {
+        build(
+            &trigger,
+            &message(b"hello").into_dead_letter("shop/orders", uid).into_replay(),
+        )
+    };
+    let (first, second, third) = (of(None), of(Some("uid-1")), of(Some("uid-2")));
+    assert_eq!(first.name_any(), process_name("orders", "trigger-uid", "m1", None));
+    assert_eq!(second.name_any(), of(Some("uid-1")).name_any(), "no chance in it");
+    assert!(first.name_any() != second.name_any() && second.name_any() != third.name_any());
+    assert_eq!(second.annotations()[ANNOTATION_MESSAGE_ID], "m1");
+    assert_eq!(second.annotations()[ANNOTATION_REPLAY_OF], "uid-1");
+    assert_eq!(first.annotations().get(ANNOTATION_REPLAY_OF), None);
 }
 
 #[test]
@@ -150,12 +168,12 @@ proptest! {
     fn names_follow_from_trigger_and_id_and_are_names(
         trigger in "[a-z0-9]{1,31}", uid in "[a-z0-9-]{1,36}", id in ".{1,300}", other in ".{1,300}",
     ) {
-        let name = process_name(&trigger, &uid, &id);
+        let name = process_name(&trigger, &uid, &id, None);
         prop_assert!(trigger.len() <= MAX_TRIGGER_NAME && name.len() <= MAX_NAME);
         prop_assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'));
-        prop_assert_eq!(&name, &process_name(&trigger, &uid, &id));
-        prop_assert_eq!(name == process_name(&trigger, &uid, &other), id == other);
-        prop_assert_ne!(name, process_name(&trigger, &format!("{uid}0"), &id));
+        prop_assert_eq!(&name, &process_name(&trigger, &uid, &id, None));
+        prop_assert_eq!(name == process_name(&trigger, &uid, &other, None), id == other);
+        prop_assert_ne!(name, process_name(&trigger, &format!("{uid}0"), &id, None));
     }
 
     #[test]

@@ -13,12 +13,13 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use kube::ResourceExt as _;
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::{HttpSource, TriggerReason};
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::trigger::HttpSource;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::{Delivery, Publisher, Receipt, Settings, Source, SourceError};
+use super::{DeadLetters, Delivery, Publisher, Receipt, Settings, Source, SourceError, no_dead_letters};
 use crate::message::Message;
 use crate::outcome::CloudEvent;
 
@@ -29,8 +30,8 @@ use authentic::Authenticator;
 const QUEUE: usize = 64;
 /// Most requests that wait for the result of their process.
 const MAX_WAITERS: usize = 1000;
-/// Most bodies that are read at the same time: they are in memory, each up to the limit of a payload.
-const MAX_BODIES: usize = 32;
+/// Most KiB of the bodies that are in memory: from the time that they are read until the engine has decided.
+const MEMORY: usize = 16 * 1024;
 /// The address of a result that a request waits for.
 const WAITER: &str = "http";
 
@@ -51,9 +52,10 @@ struct Shared {
     id_header: Option<String>,
     authenticator: Mutex<Arc<Authenticator>>,
     queue: mpsc::Sender<Delivery>,
-    bodies: Semaphore,
+    /// A permit for each KiB.
+    memory: Arc<Semaphore>,
     refused: AtomicU64,
-    hold: Mutex<Option<TriggerReason>>,
+    hold: Mutex<Option<BridgeReason>>,
     waiters: Mutex<HashMap<String, Vec<oneshot::Sender<Vec<u8>>>>>,
 }
 
@@ -86,7 +88,7 @@ pub(super) async fn open(
             .map(|name| name.to_ascii_lowercase()),
         authenticator: Mutex::new(Arc::new(authenticator)),
         queue,
-        bodies: Semaphore::new(MAX_BODIES),
+        memory: Arc::new(Semaphore::new(MEMORY)),
         refused: AtomicU64::new(0),
         hold: Mutex::new(None),
         waiters: Mutex::default(),
@@ -116,7 +118,7 @@ impl Shared {
         lock(&self.authenticator).clone()
     }
 
-    fn held(&self) -> Option<TriggerReason> {
+    fn held(&self) -> Option<BridgeReason> {
         *lock(&self.hold)
     }
 
@@ -161,7 +163,7 @@ impl Source for Http {
         self.publisher.clone()
     }
 
-    fn hold(&mut self, reason: Option<TriggerReason>) {
+    fn hold(&mut self, reason: Option<BridgeReason>) {
         *lock(&self.shared.hold) = reason;
         let Some(reason) = reason else { return };
         while let Ok(delivery) = self.requests.try_recv() {
@@ -184,6 +186,8 @@ struct HttpReceipt {
     shared: Arc<Shared>,
     answer: oneshot::Sender<Answer>,
     waits: bool,
+    /// The room of the body. It is free again when the engine has decided, also if the sender has gone before.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl HttpReceipt {
@@ -213,7 +217,7 @@ impl Receipt for HttpReceipt {
     }
 
     fn put_back(self: Box<Self>, delay: Duration, reason: &str) -> BoxFuture<'static, Result<(), SourceError>> {
-        let is_limit = reason == <&str>::from(TriggerReason::Limited);
+        let is_limit = reason == <&str>::from(BridgeReason::Limited);
         let reason = reason.to_owned();
         self.give(Answer::Later {
             delay,
@@ -245,6 +249,11 @@ impl Publisher for HttpPublisher {
         Box::pin(async { Ok(false) })
     }
 
+    fn dead_letters<'a>(&'a self, _trigger: &'a str) -> BoxFuture<'a, Result<Box<dyn DeadLetters>, SourceError>> {
+        let sentence = "a webhook keeps no dead letters: the sender sends the message again, with another id";
+        Box::pin(async { Err(no_dead_letters(sentence)) })
+    }
+
     /// Requests wait for the process, not for an address: a second one with the same id may wait where the first did not.
     fn default_reply(&self) -> Option<String> {
         Some(WAITER.to_owned())
@@ -256,6 +265,7 @@ impl Publisher for HttpPublisher {
             shared: self.0.clone(),
             answer,
             waits: false,
+            _room: None,
         };
         let delivery = Delivery {
             message: message.clone(),

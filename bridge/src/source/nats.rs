@@ -1,6 +1,8 @@
 //! NATS JetStream: a durable pull consumer, one message at a time.
 
+mod letters;
 mod publish;
+mod subject;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,13 +16,16 @@ use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use kube::ResourceExt as _;
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::{NatsSource, TriggerReason};
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::trigger::NatsSource;
 use tokio::sync::Notify;
 
 use super::{ANSWER_TIMEOUT, Delivery, Publisher, Receipt, Secrets, Source, SourceError, in_time, tls_config};
-use crate::message::{MAX_REPLY_TO, Message};
+use crate::message::{DEAD_LETTER_ID, MAX_REPLY_TO, Message, SUBJECT};
 
 use publish::NatsPublisher;
+
+pub(crate) use subject::open_subject;
 
 /// How long one request for a message waits at the server.
 const PULL: Duration = Duration::from_secs(5);
@@ -79,7 +84,7 @@ impl Connection {
         let said = self.last_error.lock().unwrap_or_else(PoisonError::into_inner).take();
         match said {
             Some(said) if said.to_ascii_lowercase().contains("violation") => {
-                SourceError::new(TriggerReason::Unauthorized, format!("{otherwise}: {said}"))
+                SourceError::new(BridgeReason::Unauthorized, format!("{otherwise}: {said}"))
             }
             Some(said) => SourceError::new(otherwise.reason, format!("{otherwise}: {said}")),
             None => otherwise,
@@ -112,7 +117,7 @@ pub(super) async fn open(
 
 async fn connect(source: &NatsSource, secrets: &Secrets, connection: Arc<Connection>) -> Result<Client, SourceError> {
     let servers: Result<Vec<ServerAddr>, _> = source.servers.iter().map(|server| server.parse()).collect();
-    let servers = servers.map_err(|error| SourceError::unreachable(format!("spec.source.nats.servers: {error}")))?;
+    let servers = servers.map_err(|error| SourceError::unreachable(format!("nats.servers: {error}")))?;
     let mut options = ConnectOptions::new()
         .name("remoteprocess-bridge")
         .connection_timeout(ANSWER_TIMEOUT)
@@ -135,10 +140,10 @@ async fn connect(source: &NatsSource, secrets: &Secrets, connection: Arc<Connect
     }
     options.connect(servers).await.map_err(|error| {
         let reason = match error.kind() {
-            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => TriggerReason::Unauthorized,
-            ConnectErrorKind::Tls => TriggerReason::Untrusted,
-            _ if said(&error).to_ascii_lowercase().contains("certificate") => TriggerReason::Untrusted,
-            _ => TriggerReason::Unreachable,
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => BridgeReason::Unauthorized,
+            ConnectErrorKind::Tls => BridgeReason::Untrusted,
+            _ if said(&error).to_ascii_lowercase().contains("certificate") => BridgeReason::Untrusted,
+            _ => BridgeReason::Unreachable,
         };
         SourceError::new(reason, format!("cannot connect to NATS: {}", said(&error)))
     })
@@ -149,7 +154,7 @@ async fn authenticate(options: ConnectOptions, secrets: &Secrets) -> Result<Conn
         let options = options.credentials(&credentials);
         return options.map_err(|error| {
             SourceError::new(
-                TriggerReason::InvalidSecret,
+                BridgeReason::InvalidSecret,
                 format!("user.creds of the Secret is no credentials file: {error}"),
             )
         });
@@ -185,8 +190,8 @@ async fn consumer(
     };
     stream.create_consumer(config).await.map_err(|error| {
         let reason = match error.kind() {
-            ConsumerErrorKind::TimedOut | ConsumerErrorKind::Request => TriggerReason::Unreachable,
-            _ => TriggerReason::NotFound,
+            ConsumerErrorKind::TimedOut | ConsumerErrorKind::Request => BridgeReason::Unreachable,
+            _ => BridgeReason::NotFound,
         };
         SourceError::new(reason, format!("consumer {name}: {}", said(&error)))
     })
@@ -195,7 +200,7 @@ async fn consumer(
 async fn stream(context: &Context, name: &str) -> Result<Stream, SourceError> {
     context.get_stream(name).await.map_err(|error| match error.kind() {
         GetStreamErrorKind::JetStream(refusal) if refusal.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-            SourceError::new(TriggerReason::NotFound, format!("stream {name}: {refusal}"))
+            SourceError::new(BridgeReason::NotFound, format!("stream {name}: {refusal}"))
         }
         _ => SourceError::unreachable(format!("stream {name}: {}", said(&error))),
     })
@@ -275,9 +280,9 @@ impl Nats {
 /// What the server says instead of a message: the consumer or its stream is gone, for example.
 fn lost_consumer(said: &str) -> SourceError {
     let reason = if said.contains("409") || said.contains("404") {
-        TriggerReason::NotFound
+        BridgeReason::NotFound
     } else {
-        TriggerReason::Unreachable
+        BridgeReason::Unreachable
     };
     SourceError::new(reason, said)
 }
@@ -288,9 +293,13 @@ fn delivery(message: jetstream::Message) -> Delivery {
         let time = info.published.unix_timestamp_nanos();
         format!("{}/{}/{time}", info.stream, info.stream_sequence)
     });
-    let (message, acker) = message.split();
+    let (received, acker) = message.split();
+    let subject = received.subject.clone();
+    let mut message = read(received, place);
+    // Whatever the sender says: a replay goes there.
+    message.insert(SUBJECT, &subject);
     Delivery {
-        message: read(message, place),
+        message,
         receipt: Box::new(NatsReceipt { acker }),
     }
 }
@@ -303,9 +312,9 @@ fn read(received: async_nats::Message, place: Option<String>) -> Message {
     for (name, value) in received.headers.iter().flat_map(pairs) {
         message.insert(name, &decoded(name, value));
     }
-    // A message without an id of its publisher is known by its place in the stream.
-    message.id = message.header(MESSAGE_ID).map(str::to_owned);
-    message.id = message.id.or(place);
+    // That of a dead letter comes first. A message without an id of its publisher is known by its place in the stream.
+    let id = message.header(DEAD_LETTER_ID).or_else(|| message.header(MESSAGE_ID));
+    message.id = id.map(str::to_owned).or(place);
     message.content_type = message.header("content-type").map(str::to_owned);
     message.reply_to = message.header(REPLY_TO).filter(|to| is_address(to)).map(str::to_owned);
     message

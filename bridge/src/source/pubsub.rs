@@ -5,7 +5,9 @@
 
 mod api;
 mod credential;
+mod letters;
 mod publisher;
+mod topic;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +23,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use super::{Delivery, Publisher, Receipt, Secrets, Source, SourceError};
+use super::{ANSWER_TIMEOUT, Delivery, Publisher, Receipt, Secrets, Source, SourceError};
 use crate::message::Message;
+pub(crate) use topic::open_topic;
+
 use api::Service;
 use publisher::Outlet;
 
@@ -167,7 +171,7 @@ impl Subscription {
         if is_look && let Some(body) = body.as_object_mut() {
             body.insert("returnImmediately".to_owned(), json!(true));
         }
-        let limit = if is_look { super::ANSWER_TIMEOUT } else { PULL_TIMEOUT };
+        let limit = if is_look { ANSWER_TIMEOUT } else { PULL_TIMEOUT };
         let Some(answer) = self
             .service
             .post_within(&format!("{}:pull", self.path), &body, limit)

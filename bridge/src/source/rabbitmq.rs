@@ -7,6 +7,8 @@
 //! against the delivery limit of a quorum queue, after which RabbitMQ drops the message.
 
 mod connection;
+mod exchange;
+mod letters;
 mod publisher;
 mod wire;
 
@@ -23,19 +25,24 @@ use lapin::options::{
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Acker, Channel};
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::{RabbitMqSource, TriggerReason};
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::trigger::RabbitMqSource;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Delivery, Publisher, Receipt, Secrets, Source, SourceError, in_time};
 use crate::message::Message;
+pub(crate) use exchange::open_exchange;
+
 use connection::{Dialer, Link};
 use publisher::Outlet;
 use wire::{error, short};
 
 /// Most messages that are put back and wait to be seen: as many as can be taken.
 const MAX_PUT_BACK: usize = 1024;
+/// The exchange that each queue is bound to, by its name.
+const DEFAULT_EXCHANGE: &str = "";
 /// A lost connection, for receipts that came over it.
 const LOST: &str = "the connection over which the message came is lost: RabbitMQ delivers the message again";
 
@@ -187,7 +194,7 @@ async fn fetch(channel: Channel, queue: ShortString) -> Result<lapin::message::D
     let mut consumer = consumer.await?;
     let Some(delivery) = consumer.next().await else {
         let message = format!("{what}: RabbitMQ ended the consumer; was the queue deleted?");
-        return Err(SourceError::new(TriggerReason::NotFound, message));
+        return Err(SourceError::new(BridgeReason::NotFound, message));
     };
     let delivery = delivery.map_err(failed)?;
     in_time(&what, async {

@@ -1,7 +1,7 @@
 //! Receivers that may not exist: the sender of a message chooses where its result goes.
 
 use jiff::{SignedDuration, Timestamp};
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 
 use super::SourceError;
 use crate::outcome::CloudEvent;
@@ -17,7 +17,7 @@ const PATIENCE: SignedDuration = SignedDuration::from_mins(10);
 /// Those of `sent`, for now.
 pub(super) fn settled(sent: Result<(), SourceError>, event: &CloudEvent, now: Timestamp) -> Result<(), SourceError> {
     match sent {
-        Err(error) if is_permanent(error.reason) && now.duration_since(event.time) > PATIENCE => {
+        Err(error) if is_permanent(error.reason) && is_old(event, now) => {
             tracing::warn!(%error, process = event.subject, "a result has no receiver: it is not sent any more");
             Ok(())
         }
@@ -25,8 +25,12 @@ pub(super) fn settled(sent: Result<(), SourceError>, event: &CloudEvent, now: Ti
     }
 }
 
-fn is_permanent(reason: TriggerReason) -> bool {
-    matches!(reason, TriggerReason::NotFound | TriggerReason::Unauthorized)
+fn is_old(event: &CloudEvent, now: Timestamp) -> bool {
+    event.time.is_some_and(|time| now.duration_since(time) > PATIENCE)
+}
+
+fn is_permanent(reason: BridgeReason) -> bool {
+    matches!(reason, BridgeReason::NotFound | BridgeReason::Unauthorized)
 }
 
 #[cfg(test)]
@@ -41,17 +45,17 @@ mod tests {
             kind: "t",
             source: "s".into(),
             subject: "p".into(),
-            time: Timestamp::UNIX_EPOCH,
+            time: Some(Timestamp::UNIX_EPOCH),
             data: json!({}),
         };
         let after = |reason, seconds| {
             let sent = Err(SourceError::new(reason, "no queue"));
             settled(sent, &event, Timestamp::from_second(seconds).unwrap()).is_ok()
         };
-        assert!(!after(TriggerReason::NotFound, 600) && after(TriggerReason::NotFound, 601));
-        assert!(after(TriggerReason::Unauthorized, 601));
+        assert!(!after(BridgeReason::NotFound, 600) && after(BridgeReason::NotFound, 601));
+        assert!(after(BridgeReason::Unauthorized, 601));
         assert!(
-            !after(TriggerReason::Unreachable, 1_000_000),
+            !after(BridgeReason::Unreachable, 1_000_000),
             "a broker that is away comes back"
         );
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use remoteprocess_api::trigger::{BrokerTls, CA, CLIENT_TLS, CREDENTIALS, TriggerReason};
+use remoteprocess_api::bridge::{BridgeReason, BrokerTls, CA, CLIENT_TLS, CREDENTIALS};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
@@ -84,7 +84,7 @@ impl Secrets {
 /// shows the certificate that it names, if it does.
 ///
 /// # Errors
-/// [`TriggerReason::InvalidSecret`].
+/// [`BridgeReason::InvalidSecret`].
 pub async fn tls_config(tls: Option<&BrokerTls>, secrets: &Secrets) -> Result<Arc<ClientConfig>, SourceError> {
     let mut roots = RootCertStore::empty();
     if tls.is_some_and(|tls| tls.ca_secret_name.is_some()) {
@@ -135,7 +135,7 @@ async fn read(path: &Path) -> Result<Option<Vec<u8>>, SourceError> {
 }
 
 fn invalid(message: String) -> SourceError {
-    SourceError::new(TriggerReason::InvalidSecret, message)
+    SourceError::new(BridgeReason::InvalidSecret, message)
 }
 
 #[cfg(test)]
@@ -148,7 +148,7 @@ mod tests {
         let secrets = Secrets::under(directory.path());
         assert_eq!(secrets.credential("token").await, Ok(None));
         let error = secrets.required_credential("token").await.unwrap_err();
-        assert_eq!(error.reason, TriggerReason::InvalidSecret);
+        assert_eq!(error.reason, BridgeReason::InvalidSecret);
         assert!(error.message.contains("no key token"), "{error}");
     }
 

@@ -1,5 +1,7 @@
 //! A nats-server of its own: its data is in a folder that goes away with it.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use std::env;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};

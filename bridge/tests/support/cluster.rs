@@ -316,7 +316,7 @@ impl State {
         }
     }
 
-    fn create(&mut self, kind: &str, object: Value) -> Answer {
+    fn create(&mut self, kind: &str, mut object: Value) -> Answer {
         let name = object["metadata"]["name"].as_str().expect("a name").to_owned();
         if self.objects.contains_key(&(kind.to_owned(), name)) {
             return refusal(409, "AlreadyExists");
@@ -325,6 +325,8 @@ impl State {
             let id = object["metadata"]["annotations"]["remoteprocess.dev/message-id"].as_str();
             self.created.push(id.unwrap_or_default().to_owned());
         }
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        object["metadata"]["creationTimestamp"] = json!(now);
         let stored = self.store(kind, object);
         self.most_running = self.most_running.max(self.running());
         (201, stored)

@@ -97,19 +97,19 @@ remoteprocess-relay.{{ .Release.Namespace }}.svc
   resources: [events]
   verbs: [create, patch]
 {{- if .Values.triggers.enabled }}
-# controller/trigger: watches the triggers, and writes their condition Deployed by server-side apply.
+# controller/bridge: watches the triggers and sinks, and writes their condition Deployed by server-side apply.
 - apiGroups: [remoteprocess.dev]
-  resources: [processtriggers]
+  resources: [processtriggers, processsinks]
   verbs: [list, watch]
 - apiGroups: [remoteprocess.dev]
-  resources: [processtriggers/status]
+  resources: [processtriggers/status, processsinks/status]
   verbs: [patch]
-# controller/trigger: one Deployment for each trigger, by server-side apply, which needs create for a new one. It looks first
+# controller/bridge: one Deployment for each trigger and sink, by server-side apply, which needs create for a new one. It looks first
 # whether another one has its name. The garbage collector deletes it.
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [create, get, list, watch, patch]
-# controller/trigger: the same for the Service of a webhook. The operator deletes it if the trigger gets another source.
+# controller/bridge: the same for the Service of a webhook. The operator deletes it if the trigger gets another source.
 - apiGroups: [""]
   resources: [services]
   verbs: [create, get, list, watch, patch, delete]

@@ -2,14 +2,15 @@
 
 mod describe;
 mod list;
+mod replay;
 mod test;
 
 use clap::Subcommand;
 use kube::Api;
-use kube::core::{ApiResource, DynamicObject};
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_client::{Cluster, Rule};
+use remoteprocess_client::Cluster;
 
+use super::bridged;
 use crate::args::GlobalArgs;
 use crate::failure::Failure;
 
@@ -30,6 +31,8 @@ enum TriggerCommand {
     Describe(describe::DescribeArgs),
     /// Send a message to the source of a trigger, and print the name of its process
     Test(test::TestArgs),
+    /// Send dead letters to the source of their trigger again
+    Replay(replay::ReplayArgs),
 }
 
 /// Runs the command.
@@ -38,27 +41,16 @@ pub async fn run(global: &GlobalArgs, args: TriggerArgs) -> Result<u8, Failure> 
         TriggerCommand::Ls(args) => list::run(global, args).await,
         TriggerCommand::Describe(args) => describe::run(global, args).await,
         TriggerCommand::Test(args) => test::run(global, args).await,
+        TriggerCommand::Replay(args) => replay::run(global, args).await,
     }
 }
 
 /// The triggers of the namespace.
 pub(crate) fn triggers(cluster: &Cluster) -> Api<ProcessTrigger> {
-    Api::namespaced(cluster.client.clone(), &cluster.namespace)
-}
-
-/// The same without a type: unknown fields of a newer operator are kept.
-fn objects(cluster: &Cluster, is_everywhere: bool) -> Api<DynamicObject> {
-    let resource = ApiResource::erase::<ProcessTrigger>(&());
-    if is_everywhere {
-        Api::all_with(cluster.client.clone(), &resource)
-    } else {
-        Api::namespaced_with(cluster.client.clone(), &cluster.namespace, &resource)
-    }
+    bridged::typed(cluster)
 }
 
 /// What was found, or the failure.
 fn found<T>(cluster: &Cluster, name: &str, found: kube::Result<Option<T>>) -> Result<T, Failure> {
-    let rule = Rule::trigger("get", "remoteprocess-view");
-    let found = found.map_err(|error| cluster.error(&error, &rule, &format!("read trigger {name}")))?;
-    found.ok_or_else(|| Failure::new(format!("there is no trigger {name} in namespace {}", cluster.namespace)))
+    bridged::found::<ProcessTrigger, T>(cluster, name, found)
 }

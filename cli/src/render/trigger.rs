@@ -3,88 +3,41 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::core::DynamicObject;
 use remoteprocess_api::ProcessTrigger;
-use remoteprocess_api::trigger::{
-    MessageId, Payload, ProcessTriggerSpec, ProcessTriggerStatus, SourceSpec, TriggerCondition,
-};
+use remoteprocess_api::trigger::{MessageId, Payload, ProcessTriggerSpec, ProcessTriggerStatus, SourceSpec};
 
+use super::bridged::{Row, number, ready, ready_cells};
 use super::description::{Page, conditions, describe_events, moment};
 use super::row::command;
 use super::since;
 
-/// The columns of the table.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Columns {
-    /// NAMESPACE in front.
-    pub namespace: bool,
-    /// DEAD-LETTERED and REASON, for which a terminal of 80 columns has no room.
-    pub wide: bool,
-}
+impl Row for ProcessTrigger {
+    const COLUMNS: &'static [&'static str] = &[
+        "SOURCE",
+        "READY",
+        "RUNNING",
+        "SUCCEEDED",
+        "FAILED",
+        "LAG",
+        "LAST-MESSAGE",
+    ];
+    const WIDE_COLUMNS: &'static [&'static str] = &["DEAD-LETTERED", "REASON"];
 
-impl Columns {
-    /// The header.
-    pub fn header(self) -> Vec<String> {
-        let mut names = vec![
-            "NAME",
-            "SOURCE",
-            "READY",
-            "RUNNING",
-            "SUCCEEDED",
-            "FAILED",
-            "LAG",
-            "LAST-MESSAGE",
-            "AGE",
-        ];
-        if self.namespace {
-            names.insert(0, "NAMESPACE");
-        }
-        if self.wide {
-            names.extend(["DEAD-LETTERED", "REASON"]);
-        }
-        names.into_iter().map(str::to_owned).collect()
-    }
-
-    /// The row of one trigger. One that this version cannot read has its name and little more.
-    pub fn row(self, object: &DynamicObject, now: Timestamp) -> Vec<String> {
-        let metadata = &object.metadata;
-        let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
-        let trigger = object.clone().try_parse::<ProcessTrigger>().ok();
-        let source = trigger
-            .as_ref()
-            .map_or("Unreadable", |trigger| trigger.spec.source.kind());
-        let status = trigger.and_then(|trigger| trigger.status).unwrap_or_default();
-        let ready = ready(&status.conditions);
-        let mut cells = vec![
-            metadata.name.clone().unwrap_or_default(),
+    fn cells(trigger: Option<&Self>, now: Timestamp) -> (Vec<String>, Vec<String>) {
+        let source = trigger.map_or("Unreadable", |trigger| trigger.spec.source.kind());
+        let status = trigger.and_then(|trigger| trigger.status.clone()).unwrap_or_default();
+        let (ready, reason) = ready_cells(&status.conditions);
+        let cells = vec![
             source.to_owned(),
-            ready.map(|condition| condition.status.clone()).unwrap_or_default(),
+            ready,
             number(status.running),
             number(status.succeeded),
             number(status.failed),
             number(status.lag),
             since(status.last_message_time, now),
-            since(created, now),
         ];
-        if self.namespace {
-            cells.insert(0, metadata.namespace.clone().unwrap_or_default());
-        }
-        if self.wide {
-            cells.push(number(status.dead_lettered));
-            cells.push(ready.map(|condition| condition.reason.clone()).unwrap_or_default());
-        }
-        cells
+        (cells, vec![number(status.dead_lettered), reason])
     }
-}
-
-/// The condition Ready, if the bridge has written it.
-fn ready(conditions: &[Condition]) -> Option<&Condition> {
-    let ready: &str = TriggerCondition::Ready.into();
-    conditions.iter().find(|condition| condition.type_ == ready)
-}
-
-fn number(count: Option<impl ToString>) -> String {
-    count.map(|count| count.to_string()).unwrap_or_default()
 }
 
 /// The state of a trigger as the end of a sentence: `Ready is False: Forbidden: the API server …`.
@@ -144,6 +97,7 @@ fn source(page: &mut Page, source: &SourceSpec) {
         page.inner("Virtual host", rabbitmq.virtual_host.as_deref());
         page.inner("Queue", Some(&rabbitmq.queue));
         page.inner("Dead letters", rabbitmq.dead_letter_exchange.as_deref());
+        page.inner("Replays from", rabbitmq.dead_letter_queue.as_deref());
     }
     if let Some(pubsub) = &source.pubsub {
         page.inner("Project", Some(&pubsub.project));
@@ -151,6 +105,7 @@ fn source(page: &mut Page, source: &SourceSpec) {
         page.inner("Endpoint", pubsub.endpoint.as_deref());
         page.inner("Results", pubsub.result_topic.as_deref());
         page.inner("Dead letters", pubsub.dead_letter_topic.as_deref());
+        page.inner("Replays from", pubsub.dead_letter_subscription.as_deref());
     }
 }
 
@@ -202,9 +157,12 @@ fn counts(page: &mut Page, status: &ProcessTriggerStatus, now: Timestamp) {
 
 #[cfg(test)]
 mod tests {
+    use kube::core::DynamicObject;
+    use serde_json::{Value, json};
+
+    use super::super::bridged::{Columns, tests::assert_examples};
     use super::*;
     use crate::render::Table;
-    use serde_json::{Value, json};
 
     fn trigger(name: &str, source: &Value, status: &Value) -> Value {
         json!({
@@ -250,8 +208,8 @@ mod tests {
             namespace: true,
             wide: true,
         };
-        let mut rows = vec![columns.header()];
-        rows.extend(objects.iter().map(|object| columns.row(object, now)));
+        let mut rows = vec![columns.header::<ProcessTrigger>()];
+        rows.extend(objects.iter().map(|object| columns.row::<ProcessTrigger>(object, now)));
         let mut table = Table::default();
         table.fit(&rows);
         insta::assert_snapshot!(table.lines(&rows));
@@ -280,18 +238,6 @@ mod tests {
         }
     }
 
-    /// Fields of `one` that `other` has not, or has with another value.
-    fn missing(one: &Value, other: &Value, path: &str) -> Vec<String> {
-        match (one, other) {
-            (Value::Object(one), Value::Object(_)) => one
-                .iter()
-                .flat_map(|(name, value)| missing(value, &other[name], &format!("{path}.{name}")))
-                .collect(),
-            _ if one == other => Vec::new(),
-            _ => vec![path.to_owned()],
-        }
-    }
-
     #[test]
     fn the_examples_are_triggers_without_unknown_fields() {
         for text in [
@@ -300,27 +246,7 @@ mod tests {
             include_str!("../../../examples/triggers/rabbitmq.yaml"),
             include_str!("../../../examples/triggers/pubsub.yaml"),
         ] {
-            let objects: Vec<Value> = text
-                .split("\n---\n")
-                .map(|object| serde_saphyr::from_str(object).unwrap())
-                .collect();
-            let kinds: Vec<_> = objects.iter().map(|object| object["kind"].as_str().unwrap()).collect();
-            assert_eq!(kinds, ["ServiceAccount", "RoleBinding", "ProcessTrigger"]);
-            assert!(
-                objects.iter().all(|object| object["metadata"]["namespace"] == "orders"),
-                "{text}"
-            );
-            let account = &objects[0]["metadata"]["name"];
-            let trigger: ProcessTrigger = serde_json::from_value(objects[2].clone()).unwrap();
-            assert_eq!(
-                (
-                    &objects[1]["subjects"][0]["name"],
-                    trigger.spec.service_account_name.as_str()
-                ),
-                (account, account.as_str().unwrap())
-            );
-            let spec = serde_json::to_value(&trigger.spec).unwrap();
-            assert_eq!(missing(&objects[2]["spec"], &spec, ""), Vec::<String>::new());
+            let trigger: ProcessTrigger = assert_examples(text, "orders", "remoteprocess-trigger");
             assert_ne!(trigger.spec.source.kind(), "none");
         }
     }

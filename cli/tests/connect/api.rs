@@ -188,6 +188,8 @@ fn answer(request: &Request<Incoming>, calls: &Mutex<Vec<Call>>) -> Response<Ful
         "remoteprocesses" => (StatusCode::OK, processes(request.uri())),
         "processtriggers" => (StatusCode::OK, triggers()),
         "orders" => (StatusCode::OK, trigger()),
+        "processsinks" => (StatusCode::OK, sinks()),
+        "feed" => (StatusCode::OK, sink()),
         "version" => (
             StatusCode::OK,
             json!({"major": "1", "minor": "33", "gitVersion": "v1.33.1", "gitCommit": "", "gitTreeState": "",
@@ -259,6 +261,20 @@ fn trigger() -> Value {
            "spec": {"serviceAccountName": "a", "source": {"http": {"secretName": "s"}},
                     "template": {"spec": {"image": "i", "command": ["x"]}}},
            "status": {"running": 3, "conditions": [
+               {"type": "Ready", "status": "False", "reason": "Suspended", "message": "spec.suspend is set",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
+}
+
+fn sinks() -> Value {
+    json!({"apiVersion": "remoteprocess.dev/v1alpha1", "kind": "ProcessSinkList", "metadata": {},
+           "items": [sink(), {"metadata": {"name": "other", "namespace": "jobs"}}]})
+}
+
+fn sink() -> Value {
+    json!({"apiVersion": "remoteprocess.dev/v1alpha1", "kind": "ProcessSink",
+           "metadata": {"name": "feed", "namespace": "jobs", "uid": "u-2"},
+           "spec": {"serviceAccountName": "a", "destination": {"http": {"url": "https://events.example"}}},
+           "status": {"sent": 12, "conditions": [
                {"type": "Ready", "status": "False", "reason": "Suspended", "message": "spec.suspend is set",
                 "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
 }

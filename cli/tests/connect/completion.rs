@@ -65,6 +65,9 @@ fn names_come_from_the_cluster_that_the_line_names() {
         (&["trigger", "ls", "-n", "jobs", "orders", ""], &["other"]),
         (&["trigger", "test", "-n", "jobs", "ptrig/or"], &["ptrig/orders"]),
         (&["trigger", "test", "-n", "jobs", "rproc/or"], &[]),
+        (&["sink", "describe", "-n", "jobs", ""], &["feed", "other"]),
+        (&["sink", "ls", "-n", "jobs", "psink/f"], &["psink/feed"]),
+        (&["sink", "ls", "-n", "jobs", "ptrig/f"], &[]),
     ] {
         assert_eq!(offered(&api, &kubeconfig, "bash", words), expected, "{words:?}");
     }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::time::Instant;
 
+use kube::Resource;
 use kube::runtime::reflector::ObjectRef;
-use remoteprocess_api::{ProcessTrigger, RemoteProcess};
 
 /// Something that waits for its turn.
 pub(super) trait Key: Clone + Eq + Hash {
@@ -14,13 +14,7 @@ pub(super) trait Key: Clone + Eq + Hash {
     fn namespace(&self) -> &str;
 }
 
-impl Key for ObjectRef<RemoteProcess> {
-    fn namespace(&self) -> &str {
-        self.namespace.as_deref().unwrap_or_default()
-    }
-}
-
-impl Key for ObjectRef<ProcessTrigger> {
+impl<K: Resource<DynamicType = ()> + Clone> Key for ObjectRef<K> {
     fn namespace(&self) -> &str {
         self.namespace.as_deref().unwrap_or_default()
     }

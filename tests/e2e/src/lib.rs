@@ -13,6 +13,7 @@
 //! `RPROC_CLUSTER_OWN=1` (it is the development cluster of this machine); `RPROC_LONG=1` (full sizes).
 //! `RPROC_KEEP=1` keeps the namespaces of failed tests.
 
+mod bridged;
 mod counting;
 mod daemon;
 mod ending;
@@ -24,11 +25,11 @@ mod release;
 mod running;
 mod screen;
 mod stream;
-mod trigger;
 mod typed;
 mod user;
 mod wait;
 
+pub use bridged::{Bridged, Sink, Trigger};
 pub use counting::{counting, seq};
 pub use daemon::{EndedDaemon, daemon_flag, mounted_tokens};
 pub use ending::{POLITE, Told, check_ending, last_attempt};
@@ -45,7 +46,6 @@ pub use release::{
 pub use running::{Finished, Running};
 pub use screen::Screen;
 pub use stream::SlowStream;
-pub use trigger::Trigger;
 pub use typed::Document;
 pub use user::{User, admin};
 pub use wait::{until, until_some};

@@ -74,9 +74,10 @@ fn binding_name(namespace: &str) -> String {
 
 fn dump(namespace: &str) {
     println!("---- state of the namespace {namespace}");
-    let commands: [&[&str]; 6] = [
+    let commands: [&[&str]; 7] = [
         &["get", "remoteprocesses", "--output=yaml"],
         &["get", "processtriggers", "--output=yaml"],
+        &["get", "processsinks", "--output=yaml"],
         &["get", "pods", "--output=wide"],
         &["get", "events", "--sort-by=.lastTimestamp"],
         &[
@@ -88,7 +89,7 @@ fn dump(namespace: &str) {
         ],
         &[
             "logs",
-            "--selector=remoteprocess.dev/trigger-uid",
+            "--selector=app.kubernetes.io/component=bridge",
             "--tail=40",
             "--prefix",
         ],

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use jiff::Timestamp;
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use ring::hmac::{self, HMAC_SHA256, Key};
 use ring::rand::SystemRandom;
 
@@ -53,7 +53,7 @@ impl Authenticator {
     }
 
     pub(super) fn new(signing_key: Option<String>, token: Option<String>) -> Result<Self, SourceError> {
-        let invalid = |sentence: String| SourceError::new(TriggerReason::InvalidSecret, sentence);
+        let invalid = |sentence: String| SourceError::new(BridgeReason::InvalidSecret, sentence);
         if signing_key.is_none() && token.is_none() {
             return Err(invalid(
                 "the Secret of the webhook has neither signingKey nor token".to_owned(),
@@ -81,12 +81,13 @@ impl Authenticator {
     /// What the headers of a request claim; an error says why they cannot be believed.
     pub(super) fn claim(&self, headers: &HeaderMap, now: Timestamp) -> Result<Claim, &'static str> {
         if let (Some(token), Some(value)) = (&self.token, headers.get(AUTHORIZATION)) {
-            let is_right = bearer(value.as_bytes()).is_some_and(|given| token.is(given));
-            return if is_right {
-                Ok(Claim::Token)
-            } else {
-                Err("the token is wrong")
-            };
+            if bearer(value.as_bytes()).is_some_and(|given| token.is(given)) {
+                return Ok(Claim::Token);
+            }
+            // A gateway may have an Authorization of its own beside the signature of the sender.
+            if self.signing_key.is_none() || !headers.contains_key("webhook-signature") {
+                return Err("the token is wrong");
+            }
         }
         if self.signing_key.is_none() {
             return Err("the header Authorization is missing");
@@ -275,6 +276,35 @@ mod tests {
             !authenticator.is_signed("a", "1", b"", &[vec![0; 32]]),
             "there is no key"
         );
+    }
+
+    #[test]
+    fn a_signature_counts_beside_the_authorization_of_a_gateway() {
+        let both = Authenticator::new(Some(KEY.into()), Some("0123456789abcdef".into())).unwrap();
+        let (now, time) = (Timestamp::from_second(TIME).unwrap(), TIME.to_string());
+        let signed = |authorization: &str, signature: &str| {
+            let headers = headers(&[
+                ("authorization", authorization),
+                ("webhook-id", ID),
+                ("webhook-timestamp", &time),
+                ("webhook-signature", signature),
+            ]);
+            match both.claim(&headers, now) {
+                Ok(Claim::Signature {
+                    id,
+                    timestamp,
+                    signatures,
+                }) => both.is_signed(&id, &timestamp, BODY, &signatures),
+                Ok(Claim::Token) => panic!("that is not the token"),
+                Err(_) => false,
+            }
+        };
+        for gateway in ["Basic Z2F0ZXdheQ==", "Bearer of-the-gateway-itself"] {
+            assert!(signed(gateway, SIGNATURE));
+            assert!(!signed(gateway, "v1,AAAA"));
+        }
+        let wrong = headers(&[("authorization", "Bearer wrong")]);
+        assert_eq!(both.claim(&wrong, now), Err("the token is wrong"));
     }
 
     #[test]

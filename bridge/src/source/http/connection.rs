@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -45,7 +45,7 @@ pub(super) async fn acceptor(secrets: &Secrets) -> Result<TlsAcceptor, SourceErr
         .with_single_cert(chain, key);
     let config = config.map_err(|error| {
         SourceError::new(
-            TriggerReason::InvalidSecret,
+            BridgeReason::InvalidSecret,
             format!("tls.crt and tls.key of the Secret cannot be used: {error}"),
         )
     })?;

@@ -10,8 +10,8 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
-use remoteprocess_api::trigger::TriggerReason;
-use tokio::sync::oneshot;
+use remoteprocess_api::bridge::BridgeReason;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 
 use super::answer::{self, RETRY_AFTER, Reply, later, reply};
@@ -35,8 +35,8 @@ const SECRET_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authorizati
 /// Answers a request; never fails.
 pub(super) async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Reply, Infallible> {
     let wait = request.uri().query().and_then(wait_of);
-    let message = match read(request, &shared).await {
-        Ok(message) => message,
+    let (message, room) = match read(request, &shared).await {
+        Ok(read) => read,
         Err(refusal) => {
             if refusal.status().is_client_error() {
                 shared.refuse();
@@ -45,9 +45,9 @@ pub(super) async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> R
         }
     };
     if let Some(reason) = shared.held() {
-        return Ok(later(reason == TriggerReason::Limited, RETRY_AFTER, &sentence(reason)));
+        return Ok(later(reason == BridgeReason::Limited, RETRY_AFTER, &sentence(reason)));
     }
-    Ok(submit(message, wait, &shared).await)
+    Ok(submit(message, room, wait, &shared).await)
 }
 
 /// Seconds in `?wait=SECONDS`, at most five minutes; `None` if the request does not wait.
@@ -57,7 +57,7 @@ fn wait_of(query: &str) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(MAX_WAIT))
 }
 
-async fn read(request: Request<Incoming>, shared: &Shared) -> Result<Message, Box<Reply>> {
+async fn read(request: Request<Incoming>, shared: &Shared) -> Result<(Message, OwnedSemaphorePermit), Box<Reply>> {
     let error = |status, sentence: &str| Box::new(answer::error(status, sentence));
     if request.uri().path() != "/" {
         return Err(error(StatusCode::NOT_FOUND, "the webhook is at /"));
@@ -70,7 +70,7 @@ async fn read(request: Request<Incoming>, shared: &Shared) -> Result<Message, Bo
     let claim = authenticator
         .claim(&parts.headers, Timestamp::now())
         .map_err(|sentence| error(StatusCode::UNAUTHORIZED, sentence))?;
-    let body = read_body(&parts.headers, body, shared).await?;
+    let (body, room) = read_body(&parts.headers, body, shared).await?;
     let signed_id = match claim {
         Claim::Token => None,
         Claim::Signature {
@@ -84,11 +84,21 @@ async fn read(request: Request<Incoming>, shared: &Shared) -> Result<Message, Bo
             Some(id)
         }
     };
-    Ok(message(&parts.headers, body, signed_id, shared.id_header.as_deref()))
+    let message = message(&parts.headers, body, signed_id, shared.id_header.as_deref());
+    Ok((message, room))
 }
 
-/// Reads the body, within its limits of size and time. Few bodies are read at the same time.
-async fn read_body(headers: &HeaderMap, body: Incoming, shared: &Shared) -> Result<Bytes, Box<Reply>> {
+/// Permits of [`Shared::memory`] for a body of this size; each takes one KiB more for its headers.
+fn room_of(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1024).saturating_add(1)).unwrap_or(u32::MAX)
+}
+
+/// Reads the body, within its limits of size and time, when there is room for it.
+async fn read_body(
+    headers: &HeaderMap,
+    body: Incoming,
+    shared: &Shared,
+) -> Result<(Bytes, OwnedSemaphorePermit), Box<Reply>> {
     let too_large = || {
         let sentence = format!("the body has more than {} bytes", shared.max_bytes);
         Box::new(answer::error(StatusCode::PAYLOAD_TOO_LARGE, &sentence))
@@ -99,12 +109,16 @@ async fn read_body(headers: &HeaderMap, body: Incoming, shared: &Shared) -> Resu
     if length.is_some_and(|length| length > shared.max_bytes) {
         return Err(too_large());
     }
-    let Ok(Ok(_place)) = timeout(BODY_TIMEOUT, shared.bodies.acquire()).await else {
-        return Err(Box::new(later(false, RETRY_AFTER, "too many requests are being read")));
+    let room = shared
+        .memory
+        .clone()
+        .acquire_many_owned(room_of(length.unwrap_or(shared.max_bytes)));
+    let Ok(Ok(room)) = timeout(BODY_TIMEOUT, room).await else {
+        return Err(Box::new(later(false, RETRY_AFTER, "too many requests wait")));
     };
     let read = timeout(BODY_TIMEOUT, Limited::new(body, shared.max_bytes).collect()).await;
     match read {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Ok(body)) => Ok((body.to_bytes(), room)),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(Box::new(answer::error(StatusCode::BAD_REQUEST, "the body broke off"))),
         Err(_) => Err(Box::new(answer::error(
@@ -146,13 +160,19 @@ fn is_part(name: &str, id_header: Option<&str>) -> bool {
     is_wanted && !SECRET_HEADERS.contains(&name)
 }
 
-async fn submit(mut message: Message, wait: Option<Duration>, shared: &Arc<Shared>) -> Reply {
+async fn submit(
+    mut message: Message,
+    room: OwnedSemaphorePermit,
+    wait: Option<Duration>,
+    shared: &Arc<Shared>,
+) -> Reply {
     let (answer, answered) = oneshot::channel();
     message.reply_to = wait.map(|_| WAITER.to_owned());
     let receipt = HttpReceipt {
         shared: shared.clone(),
         answer,
         waits: wait.is_some(),
+        _room: Some(room),
     };
     let delivery = Delivery {
         message,
@@ -166,7 +186,7 @@ async fn submit(mut message: Message, wait: Option<Duration>, shared: &Arc<Share
         Ok(Some(answer)) => reply(answer, &shared.namespace, wait).await,
         Ok(None) | Err(_) => {
             let reason = shared.held();
-            let is_limit = reason == Some(TriggerReason::Limited);
+            let is_limit = reason == Some(BridgeReason::Limited);
             later(
                 is_limit,
                 RETRY_AFTER,
@@ -177,10 +197,10 @@ async fn submit(mut message: Message, wait: Option<Duration>, shared: &Arc<Share
 }
 
 /// Why messages are not taken, for a sender.
-fn sentence(reason: TriggerReason) -> String {
+fn sentence(reason: BridgeReason) -> String {
     match reason {
-        TriggerReason::Limited => "as many processes run as may (spec.policy)".to_owned(),
-        TriggerReason::Suspended => "the trigger is suspended".to_owned(),
+        BridgeReason::Limited => "as many processes run as may (spec.policy)".to_owned(),
+        BridgeReason::Suspended => "the trigger is suspended".to_owned(),
         other => format!("messages are not taken: {other}"),
     }
 }

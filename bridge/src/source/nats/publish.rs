@@ -6,19 +6,18 @@ use async_nats::jetstream::{Context, context::PublishError};
 use async_nats::{Client, HeaderMap};
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use remoteprocess_api::trigger::{NatsSource, TriggerReason};
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::trigger::NatsSource;
 
-use super::said;
-use crate::message::{Message, percent_encoded};
+use super::letters::StreamLetters;
+use super::{is_address, said};
+use crate::message::{DEAD_LETTER_ID, DEAD_LETTER_PLACE, Message, SUBJECT, percent_encoded};
 use crate::outcome::{CONTENT_TYPE, CloudEvent};
 use crate::source::receiver::settled;
-use crate::source::{DEAD_LETTER_REASON, Publisher, SourceError, in_time};
+use crate::source::{DEAD_LETTER_REASON, DeadLetters, Publisher, SourceError, in_time, no_dead_letters};
 
 /// The header by which the server finds a message that was published before.
 const ID: &str = "Nats-Msg-Id";
-
-/// Header of a dead letter: the id that the message had.
-const DEAD_LETTER_ID: &str = "rproc-dead-letter-message-id";
 
 /// Publishes with the connection of the source.
 pub(super) struct NatsPublisher {
@@ -37,7 +36,7 @@ impl NatsPublisher {
     }
 
     /// Publishes to a stream, and returns when the server has stored it.
-    async fn store(&self, subject: &str, headers: HeaderMap, payload: Vec<u8>) -> Result<(), SourceError> {
+    pub(super) async fn store(&self, subject: &str, headers: HeaderMap, payload: Vec<u8>) -> Result<(), SourceError> {
         let publish = async {
             let acknowledgement = self
                 .context
@@ -95,7 +94,7 @@ impl NatsPublisher {
                 // The server answers, so it is the address to which the bridge may not publish.
                 let is_there = self.client.connection_state() == State::Connected;
                 let stored = stored.map_err(|error| match error.reason {
-                    TriggerReason::Unreachable if is_there => SourceError::new(TriggerReason::NotFound, error),
+                    BridgeReason::Unreachable if is_there => SourceError::new(BridgeReason::NotFound, error),
                     _ => error,
                 });
                 settled(stored, event, Timestamp::now())
@@ -116,7 +115,7 @@ impl NatsPublisher {
                     "spec.source.nats.{field}: the trigger would take {subject} as a message again; set subject so that it does \
                      not, or use another stream"
                 );
-                return Err(SourceError::new(TriggerReason::InvalidSource, message));
+                return Err(SourceError::new(BridgeReason::InvalidSource, message));
             }
         }
         Ok(())
@@ -133,8 +132,8 @@ impl NatsPublisher {
 
 fn refused(subject: &str, error: &PublishError) -> SourceError {
     let reason = match error.kind() {
-        PublishErrorKind::StreamNotFound => TriggerReason::NotFound,
-        _ => TriggerReason::Unreachable,
+        PublishErrorKind::StreamNotFound => BridgeReason::NotFound,
+        _ => BridgeReason::Unreachable,
     };
     SourceError::new(reason, format!("subject {subject}: {}", said(error)))
 }
@@ -199,8 +198,13 @@ impl Publisher for NatsPublisher {
             let mut headers = headers_of(message);
             headers.insert(DEAD_LETTER_REASON, reason.replace(['\r', '\n'], " ").as_str());
             if let Some(id) = message.id.as_deref().filter(is_one_line) {
-                // The stream may know the id of the message from the message itself, and would not store it again.
-                headers.insert(ID, format!("dead-letter {} {id}", self.source.stream).as_str());
+                // The stream may know the id of the message from the message itself, or from a dead letter that was
+                // replayed since, and would not store it again.
+                let of_run = [message.replay_of(), message.header(DEAD_LETTER_PLACE)]
+                    .into_iter()
+                    .flatten();
+                let run: String = of_run.map(|run| format!(" {run}")).collect();
+                headers.insert(ID, format!("dead-letter {} {id}{run}", self.source.stream).as_str());
                 headers.insert(DEAD_LETTER_ID, id);
             }
             self.store(subject, headers, message.payload.to_vec()).await?;
@@ -214,22 +218,56 @@ impl Publisher for NatsPublisher {
 
     fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(async move {
-            // A subject with wildcards is none to publish to: the last token of a test is `test` there.
-            let subject = match self.source.subject.as_deref() {
-                Some(subject) => subject.replace(['*', '>'], "test"),
-                None => self.first_subject().await?.replace(['*', '>'], "test"),
-            };
-            self.store(&subject, headers_of(message), message.payload.to_vec())
-                .await
+            let subject = self.subject_for(message).await?;
+            let mut headers = headers_of(message);
+            if let Some(place) = message.header(DEAD_LETTER_PLACE) {
+                // The server may know the id from the first time.
+                headers.insert(ID, format!("replay {place}").as_str());
+                if let Some(id) = message.id.as_deref().filter(is_one_line) {
+                    headers.insert(DEAD_LETTER_ID, id);
+                }
+            }
+            self.store(&subject, headers, message.payload.to_vec()).await
+        })
+    }
+
+    fn dead_letters<'a>(&'a self, trigger: &'a str) -> BoxFuture<'a, Result<Box<dyn DeadLetters>, SourceError>> {
+        Box::pin(async move {
+            let subject = self.source.dead_letter_subject.as_deref();
+            let subject = subject.ok_or_else(|| no_dead_letters(NO_SUBJECT))?;
+            let none = || SourceError::new(BridgeReason::NotFound, format!("no stream keeps the subject {subject}"));
+            let stream = self.stream_of(subject).await?.ok_or_else(none)?;
+            let letters = StreamLetters::open(&self.context, &stream, subject, trigger).await?;
+            Ok(Box::new(letters) as Box<dyn DeadLetters>)
         })
     }
 }
 
+/// What a replay needs.
+const NO_SUBJECT: &str =
+    "the trigger has no dead letters to take back: set spec.source.nats.deadLetterSubject to a subject of a stream";
+
 impl NatsPublisher {
+    /// The subject that the message had, if the trigger still takes it from there. Otherwise one that it takes.
+    async fn subject_for(&self, message: &Message) -> Result<String, SourceError> {
+        let had = message.header(SUBJECT);
+        if let Some(had) = had.filter(|subject| is_address(subject) && self.is_taken(subject))
+            && self.stream_of(had).await?.as_deref() == Some(&self.source.stream)
+        {
+            return Ok(had.to_owned());
+        }
+        // A subject with wildcards is none to publish to: the last token of a test is `test` there.
+        let subject = match self.source.subject.clone() {
+            Some(subject) => subject,
+            None => self.first_subject().await?,
+        };
+        Ok(subject.replace(['*', '>'], "test"))
+    }
+
     async fn first_subject(&self) -> Result<String, SourceError> {
         let stream = super::stream(&self.context, &self.source.stream).await?;
         let subject = stream.cached_info().config.subjects.first().cloned();
-        subject.ok_or_else(|| SourceError::new(TriggerReason::NotFound, "the stream has no subject"))
+        subject.ok_or_else(|| SourceError::new(BridgeReason::NotFound, "the stream has no subject"))
     }
 }
 

@@ -3,8 +3,9 @@
 use std::error::Error;
 use std::time::Duration;
 
+use remoteprocess_api::bridge::BridgeReason;
 use remoteprocess_api::sanitize::acts_on_terminal;
-use remoteprocess_api::trigger::{PubSubSource, TriggerReason};
+use remoteprocess_api::trigger::PubSubSource;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
@@ -140,13 +141,13 @@ pub(super) async fn read(response: &mut Response, limit: usize) -> Result<Vec<u8
 /// Why there is no answer.
 pub(super) fn failed(what: &str, error: &reqwest::Error) -> SourceError {
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    let mut reason = TriggerReason::Unreachable;
+    let mut reason = BridgeReason::Unreachable;
     while let Some(error) = cause {
         let tls = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         let tls = tls.and_then(|inner| inner.downcast_ref::<rustls::Error>());
         let tls = tls.or_else(|| error.downcast_ref::<rustls::Error>());
         if matches!(tls, Some(rustls::Error::InvalidCertificate(_))) {
-            reason = TriggerReason::Untrusted;
+            reason = BridgeReason::Untrusted;
         }
         cause = error.source();
     }
@@ -161,12 +162,12 @@ fn innermost(error: &(dyn Error + 'static)) -> String {
     error.to_string()
 }
 
-fn reason(status: StatusCode) -> TriggerReason {
+fn reason(status: StatusCode) -> BridgeReason {
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => TriggerReason::Unauthorized,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => BridgeReason::Unauthorized,
         // A name that no topic can have is a bad request.
-        StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => TriggerReason::NotFound,
-        _ => TriggerReason::Unreachable,
+        StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => BridgeReason::NotFound,
+        _ => BridgeReason::Unreachable,
     }
 }
 
@@ -205,8 +206,8 @@ mod tests {
         let long = format!(r#"{{"error": {{"message": "\u001b[2J{}"}}}}"#, "x".repeat(10_000));
         let sentence = sentence(StatusCode::FORBIDDEN, long.as_bytes());
         assert!(sentence.len() == MAX_SENTENCE && !sentence.contains('\u{1b}'));
-        assert_eq!(reason(StatusCode::FORBIDDEN), TriggerReason::Unauthorized);
-        assert_eq!(reason(StatusCode::NOT_FOUND), TriggerReason::NotFound);
-        assert_eq!(reason(StatusCode::TOO_MANY_REQUESTS), TriggerReason::Unreachable);
+        assert_eq!(reason(StatusCode::FORBIDDEN), BridgeReason::Unauthorized);
+        assert_eq!(reason(StatusCode::NOT_FOUND), BridgeReason::NotFound);
+        assert_eq!(reason(StatusCode::TOO_MANY_REQUESTS), BridgeReason::Unreachable);
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
-use remoteprocess_api::trigger::{PubSubSource, TriggerReason};
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::trigger::PubSubSource;
 use reqwest::Client;
 use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
@@ -48,7 +49,7 @@ impl Credential {
     /// Reads the key that the trigger names, if it names one.
     ///
     /// # Errors
-    /// [`TriggerReason::InvalidSecret`].
+    /// [`BridgeReason::InvalidSecret`].
     pub(super) async fn read(source: &PubSubSource, secrets: &Secrets) -> Result<Self, SourceError> {
         if source.credentials_secret_name.is_none() {
             return Ok(Self::Metadata(Cache::default()));
@@ -89,7 +90,7 @@ async fn of_machine(client: &Client) -> Result<(String, Duration), SourceError> 
     const WHAT: &str =
         "ask the metadata server of Google for a token (spec.source.pubsub.credentialsSecretName is not set)";
     let refused =
-        |why: &dyn ToString| SourceError::new(TriggerReason::Unauthorized, format!("{WHAT}: {}", why.to_string()));
+        |why: &dyn ToString| SourceError::new(BridgeReason::Unauthorized, format!("{WHAT}: {}", why.to_string()));
     in_time(WHAT, async {
         let request = client
             .get(format!("{METADATA}/{METADATA_PATH}"))
@@ -131,10 +132,10 @@ impl Key {
     /// Reads `key.json`.
     ///
     /// # Errors
-    /// [`TriggerReason::InvalidSecret`], without anything of the key.
+    /// [`BridgeReason::InvalidSecret`], without anything of the key.
     fn read(text: &str) -> Result<Self, SourceError> {
         let invalid =
-            |why: &str| SourceError::new(TriggerReason::InvalidSecret, format!("key.json of the Secret {why}"));
+            |why: &str| SourceError::new(BridgeReason::InvalidSecret, format!("key.json of the Secret {why}"));
         let file: KeyFile =
             serde_json::from_str(text).map_err(|_| invalid("is not the key file of a service account"))?;
         if file.kind != "service_account" {
@@ -178,7 +179,7 @@ impl Key {
                 signed.as_bytes(),
                 &mut signature,
             )
-            .map_err(|_| SourceError::new(TriggerReason::InvalidSecret, "key.json of the Secret cannot sign"))?;
+            .map_err(|_| SourceError::new(BridgeReason::InvalidSecret, "key.json of the Secret cannot sign"))?;
         Ok(format!("{signed}.{}", encode(&signature)))
     }
 }
@@ -234,7 +235,7 @@ mod tests {
             (file("service_account", "", &private_key()), "client_email"),
         ] {
             let error = Key::read(&text).err().unwrap();
-            assert_eq!(error.reason, TriggerReason::InvalidSecret);
+            assert_eq!(error.reason, BridgeReason::InvalidSecret);
             assert!(
                 error.message.contains(word) && !error.message.contains("nonsense"),
                 "{error}"

@@ -7,11 +7,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use remoteprocess_api::trigger::{PubSubSource, TriggerReason};
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::trigger::PubSubSource;
 use serde_json::{Value, json};
 
 use super::super::receiver::settled;
-use super::super::{DEAD_LETTER_REASON, Publisher, SourceError};
+use super::super::{DEAD_LETTER_REASON, DeadLetters, Publisher, SourceError, no_dead_letters};
+use super::letters::SubscriptionLetters;
 use super::{ATTRIBUTE_CONTENT_TYPE, ATTRIBUTE_ID, Subscription};
 use crate::message::Message;
 use crate::outcome::{CONTENT_TYPE, CloudEvent};
@@ -27,7 +29,12 @@ pub(super) struct Outlet {
     project: String,
     results: Option<String>,
     dead_letters: Option<String>,
+    dead_letter_subscription: Option<String>,
 }
+
+/// What a replay needs.
+const NO_SUBSCRIPTION: &str = "the trigger does not know where its dead letters are: set \
+                               spec.source.pubsub.deadLetterSubscription to a subscription of the topic that gets them";
 
 impl Outlet {
     pub(super) fn new(subscription: Arc<Subscription>, source: &PubSubSource) -> Self {
@@ -36,6 +43,7 @@ impl Outlet {
             project: source.project.clone(),
             results: source.result_topic.clone(),
             dead_letters: source.dead_letter_topic.clone(),
+            dead_letter_subscription: source.dead_letter_subscription.clone(),
         }
     }
 
@@ -127,9 +135,27 @@ impl Publisher for Outlet {
             let topic = found.get("topic").and_then(Value::as_str).unwrap_or_default();
             if !topic.starts_with("projects/") {
                 let message = format!("{} has no topic any more", self.subscription.path);
-                return Err(SourceError::new(TriggerReason::NotFound, message));
+                return Err(SourceError::new(BridgeReason::NotFound, message));
             }
             self.publish(topic, &message.payload, &attributes(message, None)).await
+        })
+    }
+
+    fn dead_letters<'a>(&'a self, trigger: &'a str) -> BoxFuture<'a, Result<Box<dyn DeadLetters>, SourceError>> {
+        Box::pin(async move {
+            let name = self.dead_letter_subscription.as_deref();
+            let name = name.ok_or_else(|| no_dead_letters(NO_SUBSCRIPTION))?;
+            let subscription = Subscription {
+                path: format!("projects/{}/subscriptions/{name}", self.project),
+                service: self.subscription.service.clone(),
+                is_kept: false,
+            };
+            if subscription.path == self.subscription.path {
+                let sentence = "spec.source.pubsub.deadLetterSubscription is the subscription of the messages itself";
+                return Err(no_dead_letters(sentence));
+            }
+            let letters = SubscriptionLetters::open(subscription, trigger).await?;
+            Ok(Box::new(letters) as Box<dyn DeadLetters>)
         })
     }
 }

@@ -15,7 +15,8 @@ use lapin::tcp::AsyncTcpStream;
 use lapin::types::{LongString, ShortString};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 use lapin::{Channel, Connection, ConnectionProperties};
-use remoteprocess_api::trigger::{RabbitMqSource, TriggerReason};
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::trigger::RabbitMqSource;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, copy};
 use tokio::net::{TcpStream, UnixStream};
@@ -90,7 +91,7 @@ fn closed(what: &str, cause: &lapin::Error) -> SourceError {
         "{what}: the server closed the connection during the login ({cause}). Does it accept the certificate of the \
          bridge, or a login without one, and SASL EXTERNAL if the trigger has no credentials?"
     );
-    SourceError::new(TriggerReason::Unauthorized, message)
+    SourceError::new(BridgeReason::Unauthorized, message)
 }
 
 /// Ends the carrying of bytes, and so lapin's thread, if the login fails or takes too long.
@@ -149,7 +150,7 @@ async fn connect(
         };
         let name = ServerName::try_from(host.to_owned()).map_err(|_| {
             SourceError::new(
-                TriggerReason::Untrusted,
+                BridgeReason::Untrusted,
                 format!("{what}: no certificate can have this name"),
             )
         })?;
@@ -159,11 +160,11 @@ async fn connect(
 }
 
 /// Why a connection failed: a certificate that is not trusted, ours that is refused, or no answer.
-fn reason(error: &io::Error) -> TriggerReason {
+fn reason(error: &io::Error) -> BridgeReason {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::InvalidCertificate(_)) => TriggerReason::Untrusted,
-        Some(rustls::Error::AlertReceived(_)) => TriggerReason::Unauthorized,
-        _ => TriggerReason::Unreachable,
+        Some(rustls::Error::InvalidCertificate(_)) => BridgeReason::Untrusted,
+        Some(rustls::Error::AlertReceived(_)) => BridgeReason::Unauthorized,
+        _ => BridgeReason::Unreachable,
     }
 }
 
@@ -268,7 +269,7 @@ fn address(text: &str, default_port: u16) -> Result<(String, u16), SourceError> 
     match port {
         Ok(port) if is_host => Ok((host.to_owned(), port)),
         _ => Err(SourceError::unreachable(format!(
-            "spec.source.rabbitmq.address {text:?} is not HOST or HOST:PORT"
+            "rabbitmq.address {text:?} is not HOST or HOST:PORT"
         ))),
     }
 }

@@ -8,19 +8,18 @@ use jiff::Timestamp;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use tokio::sync::Mutex;
 use tracing::{debug, warn};
 
 use super::super::receiver::settled;
-use super::super::{Publisher, SourceError, in_time};
+use super::super::{DeadLetters, Publisher, SourceError, in_time, no_dead_letters};
+use super::DEFAULT_EXCHANGE;
 use super::connection::{Dialer, Link};
+use super::letters::QueueLetters;
 use super::wire::{ReplyTo, error, of_message, of_result, short};
 use crate::message::Message;
 use crate::outcome::CloudEvent;
-
-/// The exchange that each queue is bound to, by its name.
-const DEFAULT_EXCHANGE: &str = "";
 
 /// What publishes over a connection.
 pub(super) struct Outlet {
@@ -44,7 +43,7 @@ impl Outlet {
     }
 
     /// Publishes, and waits until the server has confirmed that a queue has it.
-    async fn publish(
+    pub(super) async fn publish(
         &self,
         what: &str,
         exchange: ShortString,
@@ -72,6 +71,21 @@ impl Outlet {
         confirmed(what, confirmation)
     }
 
+    /// Connects before there is something to publish.
+    ///
+    /// # Errors
+    /// The server cannot be used.
+    pub(super) async fn connect(&self) -> Result<(), SourceError> {
+        *self.open.lock().await = Some(self.open().await?);
+        Ok(())
+    }
+
+    /// Whether there is a connection that has broken, and nothing is being published.
+    pub(super) fn is_lost(&self) -> bool {
+        let slot = self.open.try_lock();
+        slot.is_ok_and(|slot| slot.as_ref().is_some_and(|(_, channel)| !channel.status().connected()))
+    }
+
     async fn open(&self) -> Result<(Link, Channel), SourceError> {
         const WHAT: &str = "connect to publish";
         let link = self.dialer.open().await?;
@@ -88,23 +102,31 @@ impl Outlet {
 
 /// RabbitMQ does not know the requester. An address of this kind that it cannot read ends the connection.
 fn is_gone(error: &SourceError) -> bool {
-    error.reason == TriggerReason::NotFound || error.message.ends_with("INTERNAL_ERROR")
+    error.reason == BridgeReason::NotFound || error.message.ends_with("INTERNAL_ERROR")
 }
 
-fn confirmed(what: &str, confirmation: Confirmation) -> Result<(), SourceError> {
+/// What the confirmation of a message says.
+///
+/// # Errors
+/// No queue has it.
+pub(super) fn confirmed(what: &str, confirmation: Confirmation) -> Result<(), SourceError> {
     match confirmation {
         Confirmation::Ack(None) => Ok(()),
         Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
             let message = format!("{what}: RabbitMQ has no queue for it: {}", returned.reply_text);
-            Err(SourceError::new(TriggerReason::NotFound, message))
+            Err(SourceError::new(BridgeReason::NotFound, message))
         }
         // The server is there: the queue is full and refuses more (`reject-publish`).
         Confirmation::Nack(None) | Confirmation::NotRequested => {
             let message = format!("{what}: RabbitMQ has not taken it");
-            Err(SourceError::new(TriggerReason::NotFound, message))
+            Err(SourceError::new(BridgeReason::NotFound, message))
         }
     }
 }
+
+/// What a replay needs.
+const NO_QUEUE: &str = "the trigger does not know where its dead letters are: set spec.source.rabbitmq.deadLetterQueue to \
+                        the queue that gets them";
 
 impl Publisher for Outlet {
     fn reply<'a>(&'a self, to: &'a str, event: &'a CloudEvent) -> BoxFuture<'a, Result<(), SourceError>> {
@@ -170,6 +192,21 @@ impl Publisher for Outlet {
                 properties,
             )
             .await
+        })
+    }
+
+    fn dead_letters<'a>(&'a self, trigger: &'a str) -> BoxFuture<'a, Result<Box<dyn DeadLetters>, SourceError>> {
+        Box::pin(async move {
+            let queue = self.dialer.source.dead_letter_queue.as_deref();
+            let queue = queue.ok_or_else(|| no_dead_letters(NO_QUEUE))?;
+            let queue = short(queue, "the name of the dead-letter queue")?;
+            if queue == self.queue {
+                return Err(no_dead_letters(
+                    "spec.source.rabbitmq.deadLetterQueue is the queue of the messages itself",
+                ));
+            }
+            let letters = QueueLetters::open(&self.dialer, queue, trigger).await?;
+            Ok(Box::new(letters) as Box<dyn DeadLetters>)
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{Acker, BasicProperties, ErrorKind};
-use remoteprocess_api::trigger::TriggerReason;
+use remoteprocess_api::bridge::BridgeReason;
 use serde::{Deserialize, Serialize};
 
 use super::super::{DEAD_LETTER_REASON, SourceError};
@@ -153,7 +153,7 @@ fn fitting(text: &str) -> Option<ShortString> {
 pub(super) fn short(text: &str, what: &str) -> Result<ShortString, SourceError> {
     let long = || {
         SourceError::new(
-            TriggerReason::NotFound,
+            BridgeReason::NotFound,
             format!("{what} has more than {MAX_SHORT} bytes"),
         )
     };
@@ -164,8 +164,8 @@ pub(super) fn short(text: &str, what: &str) -> Result<ShortString, SourceError> 
 pub(super) fn error(what: &str, error: &lapin::Error) -> SourceError {
     let ErrorKind::ProtocolError(refusal) = error.kind() else {
         let reason = match error.kind() {
-            ErrorKind::AuthProviderError(_) => TriggerReason::Unauthorized,
-            _ => TriggerReason::Unreachable,
+            ErrorKind::AuthProviderError(_) => BridgeReason::Unauthorized,
+            _ => BridgeReason::Unreachable,
         };
         return SourceError::new(reason, format!("{what}: {error}"));
     };
@@ -175,13 +175,13 @@ pub(super) fn error(what: &str, error: &lapin::Error) -> SourceError {
 
 /// Reply codes of AMQP 0-9-1, section 1.1. RabbitMQ answers 530 for a virtual host that does not exist, or that the user
 /// may not enter.
-fn refused(code: u16, text: &str) -> TriggerReason {
+fn refused(code: u16, text: &str) -> BridgeReason {
     match code {
-        403 => TriggerReason::Unauthorized,
-        402 | 404 => TriggerReason::NotFound,
-        530 if text.contains("not found") => TriggerReason::NotFound,
-        530 => TriggerReason::Unauthorized,
-        _ => TriggerReason::Unreachable,
+        403 => BridgeReason::Unauthorized,
+        402 | 404 => BridgeReason::NotFound,
+        530 if text.contains("not found") => BridgeReason::NotFound,
+        530 => BridgeReason::Unauthorized,
+        _ => BridgeReason::Unreachable,
     }
 }
 
@@ -243,18 +243,18 @@ mod tests {
     #[test]
     fn refusals_are_told_apart() {
         for (code, text, reason) in [
-            (403, "ACCESS_REFUSED - Login was refused", TriggerReason::Unauthorized),
-            (404, "NOT_FOUND - no queue 'q' in vhost '/'", TriggerReason::NotFound),
-            (530, "NOT_ALLOWED - vhost x not found", TriggerReason::NotFound),
+            (403, "ACCESS_REFUSED - Login was refused", BridgeReason::Unauthorized),
+            (404, "NOT_FOUND - no queue 'q' in vhost '/'", BridgeReason::NotFound),
+            (530, "NOT_ALLOWED - vhost x not found", BridgeReason::NotFound),
             (
                 530,
                 "NOT_ALLOWED - access to vhost 'x' refused",
-                TriggerReason::Unauthorized,
+                BridgeReason::Unauthorized,
             ),
             (
                 320,
                 "CONNECTION_FORCED - broker forced connection closure",
-                TriggerReason::Unreachable,
+                BridgeReason::Unreachable,
             ),
         ] {
             assert_eq!(refused(code, text), reason, "{text}");

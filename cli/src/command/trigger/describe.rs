@@ -1,14 +1,10 @@
 //! `rproc trigger describe`: the details of a trigger.
 
-use jiff::Timestamp;
+use remoteprocess_api::ProcessTrigger;
 
-use super::super::describe::events;
-use super::super::selection::Failures;
-use super::{found, triggers};
+use super::super::bridged;
 use crate::args::{GlobalArgs, trigger_name};
 use crate::failure::Failure;
-use crate::print::print;
-use crate::render::trigger::describe;
 
 /// Flags of `trigger describe`.
 #[derive(Debug, clap::Args)]
@@ -19,21 +15,7 @@ pub(super) struct DescribeArgs {
     names: Vec<String>,
 }
 
-/// Prints the details of the triggers. If one fails, the others are printed nevertheless.
+/// Prints the details of the triggers.
 pub(super) async fn run(global: &GlobalArgs, args: DescribeArgs) -> Result<u8, Failure> {
-    let cluster = global.open().await?;
-    let api = triggers(&cluster);
-    let mut failures = Failures::default();
-    let mut is_first = true;
-    for name in &args.names {
-        let Some(trigger) = failures.keep(found(&cluster, name, api.get_opt(name).await))? else {
-            continue;
-        };
-        let events = events(&cluster, trigger.metadata.uid.as_deref().unwrap_or_default()).await;
-        if !std::mem::take(&mut is_first) {
-            print("\n")?;
-        }
-        print(&describe(&trigger, events.as_deref(), Timestamp::now()))?;
-    }
-    failures.conclude()
+    bridged::describe::<ProcessTrigger>(global, &args.names).await
 }

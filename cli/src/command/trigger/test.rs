@@ -125,7 +125,7 @@ fn payload(args: &TestArgs) -> Result<Vec<u8>, Failure> {
 }
 
 /// 64 random bits.
-fn nonce() -> Result<String, Failure> {
+pub(super) fn nonce() -> Result<String, Failure> {
     let mut bytes = [0; 8];
     getrandom(&mut bytes[..], GetRandomFlags::empty()).map_err(std::io::Error::from)?;
     Ok(hex::encode(bytes))

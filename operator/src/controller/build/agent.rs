@@ -60,30 +60,30 @@ fn build_mounts(process: &Validated<'_>, settings: &AgentSettings) -> Vec<Volume
 /// The identity of the agent and its paths. How the program is launched comes with the grant of the start. The
 /// environment of the agent is built only here.
 fn build_env(process: &Validated<'_>, attempt: u32, settings: &AgentSettings) -> Vec<EnvVar> {
-    let mask = (!process.mask.is_empty()).then(|| value(env::MASK_DIR, pod::MASK_PATH));
+    let mask = (!process.mask.is_empty()).then(|| variable(env::MASK_DIR, pod::MASK_PATH));
     let always = [
-        value(env::RELAY, &settings.relay),
-        value(env::RELAY_ENROLL, &settings.relay_enroll),
-        value(env::CA_BUNDLE, &settings.ca_bundle),
-        value(env::TRUST_DOMAIN, &settings.trust_domain),
-        value(env::PROCESS_NAMESPACE, process.namespace),
-        value(env::PROCESS_NAME, process.name),
-        value(env::PROCESS_UID, process.uid),
-        value(env::ATTEMPT, attempt),
+        variable(env::RELAY, &settings.relay),
+        variable(env::RELAY_ENROLL, &settings.relay_enroll),
+        variable(env::CA_BUNDLE, &settings.ca_bundle),
+        variable(env::TRUST_DOMAIN, &settings.trust_domain),
+        variable(env::PROCESS_NAMESPACE, process.namespace),
+        variable(env::PROCESS_NAME, process.name),
+        variable(env::PROCESS_UID, process.uid),
+        variable(env::ATTEMPT, attempt),
         field(env::POD_UID, "metadata.uid"),
         field(env::POD_IP, "status.podIP"),
-        value(env::LISTEN_PORT, settings.listen_port),
-        value(env::SPOOL_SIZE, process.spool_bytes),
-        value(env::DRAIN_SECONDS, settings.drain_seconds),
-        value(env::TOKEN_FILE, pod::TOKEN_FILE),
-        value(env::HANDOVER, pod::HANDOVER_PATH),
-        value(env::SPOOL, pod::SPOOL_PATH),
+        variable(env::LISTEN_PORT, settings.listen_port),
+        variable(env::SPOOL_SIZE, process.spool_bytes),
+        variable(env::DRAIN_SECONDS, settings.drain_seconds),
+        variable(env::TOKEN_FILE, pod::TOKEN_FILE),
+        variable(env::HANDOVER, pod::HANDOVER_PATH),
+        variable(env::SPOOL, pod::SPOOL_PATH),
     ];
     always.into_iter().chain(mask).collect()
 }
 
 /// A variable whose value is given here. `$` is doubled, because Kubernetes expands `$(NAME)`.
-fn value(name: &str, value: impl ToString) -> EnvVar {
+pub(in crate::controller) fn variable(name: &str, value: impl ToString) -> EnvVar {
     EnvVar {
         name: name.into(),
         value: Some(value.to_string().replace('$', "$$")),

@@ -11,7 +11,7 @@ use remoteprocess_proto::pod;
 use super::super::validate::Validated;
 use super::{AgentSettings, Handover};
 
-/// Lifetime of the agent's token in seconds; the kubelet renews it after four fifths.
+/// Lifetime of a token of ours in seconds; the kubelet renews it after four fifths.
 const TOKEN_SECONDS: i64 = 3600;
 /// Space for the journal and file system overhead, in addition to the spool's own bytes.
 const SPOOL_OVERHEAD: u64 = 16 * 1024 * 1024;
@@ -36,7 +36,7 @@ pub(super) fn build(process: &Validated<'_>, settings: &AgentSettings) -> Vec<Vo
             }),
             ..Volume::default()
         },
-        build_token(),
+        build_token(names::ENROLL_AUDIENCE),
     ];
     ours.into_iter()
         .chain(build_image(settings))
@@ -127,9 +127,9 @@ pub(super) fn spool_limit(process: &Validated<'_>) -> Quantity {
     )
 }
 
-fn build_token() -> Volume {
+pub(in crate::controller) fn build_token(audience: &str) -> Volume {
     let token = ServiceAccountTokenProjection {
-        audience: Some(names::ENROLL_AUDIENCE.into()),
+        audience: Some(audience.into()),
         expiration_seconds: Some(TOKEN_SECONDS),
         path: pod::TOKEN_NAME.into(),
     };
@@ -146,7 +146,7 @@ fn build_token() -> Volume {
     }
 }
 
-pub(super) fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+pub(in crate::controller) fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
     VolumeMount {
         name: name.into(),
         mount_path: path.into(),

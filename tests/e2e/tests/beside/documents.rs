@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{BUSYBOX, Document, kubectl, rproc, with_temp_ns};
 use serde_json::{Value, json};
 
-const DOCUMENTS: [&str; 14] = [
+const DOCUMENTS: [&str; 15] = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
@@ -20,6 +20,7 @@ const DOCUMENTS: [&str; 14] = [
     "docs/http.md",
     "docs/operations.md",
     "docs/rproc.md",
+    "docs/sinks.md",
     "docs/triggers.md",
     "docs/ui.md",
     "examples/hello.yaml",
@@ -127,7 +128,7 @@ fn it_is_a_plugin_of_kubectl() {
 #[test]
 fn every_field_is_explained() {
     with_temp_ns("explained", |_| {
-        for kind in ["remoteprocesses", "processtriggers"] {
+        for kind in ["remoteprocesses", "processtriggers", "processsinks"] {
             let crd = format!("{kind}.remoteprocess.dev");
             let crd = kubectl(["get", "crd", &crd, "--output=json"]).json()?;
             let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];

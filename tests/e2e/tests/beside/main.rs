@@ -17,6 +17,7 @@ mod peers;
 mod permissions;
 mod reading;
 mod roles;
+mod sinks;
 mod stdin_from;
 mod streams;
 mod triggers;

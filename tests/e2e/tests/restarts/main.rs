@@ -4,5 +4,7 @@ mod attach;
 mod attempts;
 mod exec;
 mod journal;
+mod nats;
+mod sinks;
 mod streams;
 mod triggers;

@@ -2,70 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::net::TcpListener;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use async_nats::HeaderMap;
-use async_nats::jetstream::{self, stream};
 use futures::TryStreamExt;
 use remoteprocess_e2e::{
-    Program, Running, Trigger, condition, delete_operator_pods, is_development_cluster, is_long, kubectl, spec, until,
-    wait_for_operator, with_temp_ns,
+    Trigger, condition, delete_operator_pods, is_development_cluster, is_long, spec, until, wait_for_operator,
+    with_temp_ns,
 };
 use serde_json::{Value, json};
 
 use super::journal::Journal;
-use tempfile::TempDir;
-use tokio::runtime::Runtime;
+use super::nats::Nats;
 
 /// Most processes at once.
 const MOST: usize = 5;
 
-/// A real server with JetStream, where pods reach it: at the address of the node, which is this machine.
-struct Nats {
-    url: String,
-    runtime: Runtime,
-    context: jetstream::Context,
-    _server: Running,
-    _data: TempDir,
-}
-
+/// What the test does with the broker.
 impl Nats {
-    fn start(program: &str) -> Result<Self> {
-        let address = "--output=jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}";
-        let address = kubectl(["get", "nodes", address]).succeed()?.trim().to_owned();
-        let port = TcpListener::bind((address.as_str(), 0))?.local_addr()?.port();
-        let data = TempDir::new()?;
-        let folder = format!("--store_dir={}", data.path().display());
-        let (host, listen) = (format!("--addr={address}"), format!("--port={port}"));
-        let mut server = Program::new(program, ["--jetstream", &folder, &host, &listen])
-            .within(Duration::from_secs(900))
-            .start()?;
-        server.wait_for_stderr("Server is ready")?;
-        let runtime = Runtime::new()?;
-        let url = format!("nats://{address}:{port}");
-        let context = runtime.block_on(async {
-            let context = jetstream::new(async_nats::connect(&url).await?);
-            for name in ["orders", "results"] {
-                let config = stream::Config {
-                    name: name.to_uppercase(),
-                    subjects: vec![name.to_owned()],
-                    ..stream::Config::default()
-                };
-                context.create_stream(config).await?;
-            }
-            anyhow::Ok(context)
-        })?;
-        Ok(Self {
-            url,
-            runtime,
-            context,
-            _server: server,
-            _data: data,
-        })
-    }
-
     /// Publishes a message with this number, confirmed by the server.
     fn order(&self, number: usize) -> Result<()> {
         let mut headers = HeaderMap::new();
@@ -80,19 +35,13 @@ impl Nats {
 
     /// How often there is a result for each id, and what it says about the last one.
     fn results(&self) -> Result<BTreeMap<String, (usize, Value)>> {
-        self.runtime.block_on(async {
-            let mut stream = self.context.get_stream("RESULTS").await?;
-            let last = stream.info().await?.state.last_sequence;
-            let mut results: BTreeMap<String, (usize, Value)> = BTreeMap::new();
-            for sequence in 1..=last {
-                let message = stream.get_raw_message(sequence).await?;
-                let mut event: Value = serde_json::from_slice(&message.payload)?;
-                let id = event["data"]["messageId"].as_str().context("an id")?.to_owned();
-                let result = results.entry(id).or_default();
-                *result = (result.0 + 1, event["data"].take());
-            }
-            Ok(results)
-        })
+        let mut results: BTreeMap<String, (usize, Value)> = BTreeMap::new();
+        for mut event in self.messages("RESULTS", 0)? {
+            let id = event["data"]["messageId"].as_str().context("an id")?.to_owned();
+            let result = results.entry(id).or_default();
+            *result = (result.0 + 1, event["data"].take());
+        }
+        Ok(results)
     }
 
     /// Messages that the bridge has not acknowledged.
@@ -144,6 +93,9 @@ fn each_message_runs_once_while_bridge_and_operator_are_killed() {
     }
     with_temp_ns("nats", |namespace| {
         let (nats, journal) = (Nats::start(&program)?, Journal::new(namespace));
+        for subject in ["orders", "results"] {
+            nats.add(subject, Duration::ZERO)?;
+        }
         let trigger = Trigger::prepare(namespace, "orders")?;
         let source = json!({"nats": {"servers": [nats.url], "stream": "ORDERS", "resultSubject": "results"}});
         let more = json!({

@@ -1,0 +1,197 @@
+//! Dead letters on their way back to the source, when a person asks for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+use remoteprocess_api::names::ANNOTATION_REPLAY;
+use remoteprocess_api::trigger::{MAX_REPLAY, MAX_TEST_MESSAGE_BYTES, ReplayRequest, ReplayStatus};
+use remoteprocess_api::{ProcessTrigger, sanitize};
+use tokio::time::timeout;
+
+use super::Engine;
+use super::jobs::SendError;
+use super::report::is_fresh;
+use crate::kubernetes::Kubernetes;
+use crate::message::{self, Message, REPLAY_OF};
+use crate::outcome;
+use crate::process::name_of;
+use crate::source::Publisher;
+
+/// How long one replay may take. What remains is for the next one.
+const LONGEST: Duration = Duration::from_secs(60);
+/// Longest sentence about what went wrong, in characters.
+const MAX_SENTENCE: usize = 1024;
+
+/// What people asked for.
+#[derive(Default)]
+pub(super) struct Replays {
+    request: Option<ReplayRequest>,
+    /// The last one that was answered.
+    answered: Option<String>,
+    pub(super) running: Option<BoxFuture<'static, ReplayStatus>>,
+}
+
+impl Replays {
+    /// Goes on after this answer of an earlier bridge.
+    pub(super) fn after(status: Option<&ReplayStatus>) -> Self {
+        Self {
+            answered: status.map(|status| status.nonce.clone()),
+            ..Self::default()
+        }
+    }
+
+    /// Notes the request of a trigger, if it is new.
+    pub(super) fn see(&mut self, trigger: &ProcessTrigger, now: Timestamp) {
+        let text = trigger.annotations().get(ANNOTATION_REPLAY);
+        let Some(text) = text.filter(|text| text.len() <= MAX_TEST_MESSAGE_BYTES) else {
+            return;
+        };
+        match serde_json::from_str::<ReplayRequest>(text) {
+            Ok(request) if self.answered.as_ref() != Some(&request.nonce) && is_fresh(request.time, now) => {
+                self.request = Some(request);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the annotation {ANNOTATION_REPLAY} is no request: it is ignored"),
+        }
+    }
+
+    /// What is to be done now.
+    fn due(&mut self, now: Timestamp) -> Option<ReplayRequest> {
+        if self.running.is_some() {
+            return None;
+        }
+        let request = self.request.take()?;
+        self.answered = Some(request.nonce.clone());
+        is_fresh(request.time, now).then_some(request)
+    }
+}
+
+impl Engine {
+    /// Begins what was asked for, as soon as the source is open.
+    pub(super) fn start_replay(&mut self) {
+        let Some(publisher) = self.link.publisher() else { return };
+        let Some(request) = self.replays.due(Timestamp::now()) else {
+            return;
+        };
+        let (kubernetes, trigger) = (self.kubernetes.clone(), self.trigger.clone());
+        self.replays.running = Some(Box::pin(replay(kubernetes, publisher, trigger, request)));
+    }
+}
+
+async fn replay(
+    kubernetes: Kubernetes,
+    publisher: Arc<dyn Publisher>,
+    trigger: Arc<ProcessTrigger>,
+    request: ReplayRequest,
+) -> ReplayStatus {
+    let mut replayed = 0;
+    let sending = send_all(
+        &kubernetes,
+        &*publisher,
+        &trigger,
+        request.limit.min(MAX_REPLAY),
+        &mut replayed,
+    );
+    let (left, message) = match timeout(LONGEST, sending).await {
+        Ok(Ok(left)) => (left, None),
+        Ok(Err(error)) => (None, Some(error.to_string())),
+        Err(_) => {
+            let seconds = LONGEST.as_secs();
+            (
+                None,
+                Some(format!("there are more, but a replay ends after {seconds} s")),
+            )
+        }
+    };
+    tracing::info!(replayed, left, message, "dead letters were sent to the source again");
+    ReplayStatus {
+        nonce: request.nonce,
+        time: Some(Timestamp::now()),
+        replayed,
+        left,
+        message: message.map(|message| sanitize::plain(&message, MAX_SENTENCE)),
+    }
+}
+
+/// Returns how many remain.
+async fn send_all(
+    kubernetes: &Kubernetes,
+    publisher: &dyn Publisher,
+    trigger: &ProcessTrigger,
+    limit: u32,
+    replayed: &mut u32,
+) -> Result<Option<u64>, SendError> {
+    let mut letters = publisher.dead_letters(&full_name(trigger)).await?;
+    while *replayed < limit {
+        let Some(message) = letters.next().await? else { break };
+        let message = as_another(kubernetes, trigger, message).await?;
+        publisher.send(&message).await?;
+        // The source has confirmed it. If the bridge dies here, the next replay sends the same message with the same id.
+        letters.remove().await?;
+        *replayed += 1;
+    }
+    Ok(letters.left().await)
+}
+
+/// Namespace and name, as in the header of a dead letter.
+pub(super) fn full_name(trigger: &ProcessTrigger) -> String {
+    format!("{}/{}", trigger.namespace().unwrap_or_default(), trigger.name_any())
+}
+
+/// A message that runs although its first process is remembered. A dead letter that came there by the broker itself does not
+/// say which process failed: it is found by its name.
+async fn as_another(
+    kubernetes: &Kubernetes,
+    trigger: &ProcessTrigger,
+    mut message: Message,
+) -> Result<Message, SendError> {
+    if message.replay_of().is_some() {
+        return Ok(message);
+    }
+    let Ok(work) = message::read(&message, &trigger.name_any(), &trigger.spec) else {
+        return Ok(message);
+    };
+    let process = kubernetes.process(&name_of(trigger, &work)).await?;
+    let failed = process.filter(|process| outcome::failure(process).is_some());
+    if let Some(uid) = failed.and_then(|process| process.uid()) {
+        message.insert(REPLAY_OF, &uid);
+    }
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+
+    #[test]
+    fn a_request_counts_once_and_only_for_a_while() {
+        let now: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
+        let with = |nonce: &str| {
+            let text = format!(r#"{{"nonce":"{nonce}","time":"2026-01-01T00:00:00Z","limit":7}}"#);
+            let mut trigger = ProcessTrigger::new("orders", remoteprocess_api::ProcessTriggerSpec::default());
+            trigger.annotations_mut().insert(ANNOTATION_REPLAY.into(), text);
+            trigger
+        };
+        let mut replays = Replays::default();
+        replays.see(&with("1"), now);
+        assert_eq!(replays.due(now).map(|request| request.limit), Some(7));
+        replays.see(&with("1"), now);
+        assert_eq!(replays.due(now), None, "it was answered");
+        replays.see(&with("2"), now);
+        assert_eq!(replays.due(now + SignedDuration::from_secs(1)), None, "too old");
+        let former = ReplayStatus {
+            nonce: "3".into(),
+            ..ReplayStatus::default()
+        };
+        let mut replays = Replays::after(Some(&former));
+        replays.see(&with("3"), now);
+        assert_eq!(replays.due(now), None, "another bridge has answered it");
+        replays.see(&with("\\"), now);
+        assert_eq!(replays.due(now), None, "nonsense");
+    }
+}

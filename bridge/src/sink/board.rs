@@ -1,0 +1,179 @@
+//! What the bridge tells about its sink: counts, conditions and metrics.
+
+use jiff::Timestamp;
+use remoteprocess_api::bridge::BridgeCondition;
+use remoteprocess_api::{ProcessSink, ProcessSinkStatus};
+use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
+use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
+use remoteprocess_runtime::prometheus_client::registry::Registry;
+use serde_json::Value;
+
+use super::link::Tally;
+use crate::status::{self, Finding};
+
+/// Metrics of the bridge of a sink. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    sent: Counter,
+    resent: Counter,
+    dropped: Counter,
+    waiting: Gauge,
+    working: Gauge,
+    connected: Gauge,
+}
+
+impl Metrics {
+    /// Adds the metrics to the program's registry.
+    pub fn register(&self, registry: &mut Registry) {
+        let sink = registry.sub_registry_with_prefix("remoteprocess_sink");
+        sink.register("sent", "Events that the destination has confirmed", self.sent.clone());
+        let help = "Times that an event was sent again";
+        sink.register("resent", help, self.resent.clone());
+        let help = "Processes that were deleted and whose last events were dropped";
+        sink.register("dropped", help, self.dropped.clone());
+        let help = "Processes with events that are not sent";
+        sink.register("waiting", help, self.waiting.clone());
+        let help = "Processes whose events are being sent";
+        sink.register("working", help, self.working.clone());
+        sink.register("connected", "1 if the destination is connected", self.connected.clone());
+    }
+}
+
+/// Collects what is told.
+#[derive(Debug)]
+pub(super) struct Board {
+    status: ProcessSinkStatus,
+    generation: Option<i64>,
+    metrics: Metrics,
+    written: Option<Value>,
+}
+
+impl Board {
+    /// Goes on from the status that the sink has.
+    pub(super) fn new(sink: &ProcessSink, metrics: Metrics) -> Self {
+        let mut status = sink.status.clone().unwrap_or_default();
+        status::keep_own(&mut status.conditions);
+        let mut board = Self {
+            status,
+            generation: None,
+            metrics,
+            written: None,
+        };
+        board.observe(sink);
+        board
+    }
+
+    /// Describes this version of the sink from now on.
+    pub(super) fn observe(&mut self, sink: &ProcessSink) {
+        self.generation = sink.metadata.generation;
+        self.status.destination = Some(sink.spec.destination.kind().to_owned());
+    }
+
+    /// What has become of events.
+    pub(super) fn count(&mut self, tally: &Tally, dropped: u64) {
+        let add = |count: &mut Option<u64>, number| *count = Some(count.unwrap_or_default().saturating_add(number));
+        add(&mut self.status.sent, tally.sent);
+        add(&mut self.status.resent, tally.resent);
+        if let Some(last) = tally.last {
+            self.status.last_event_time = Some(status::whole_seconds(last));
+        }
+        self.metrics.sent.inc_by(tally.sent);
+        self.metrics.resent.inc_by(tally.resent);
+        self.metrics.dropped.inc_by(dropped);
+    }
+
+    /// How many processes have events to send, and of how many they are being sent.
+    pub(super) fn queue(&mut self, waiting: usize, working: usize) {
+        self.status.waiting = Some(u32::try_from(waiting).unwrap_or(u32::MAX));
+        self.metrics.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        self.metrics.working.set(i64::try_from(working).unwrap_or(i64::MAX));
+    }
+
+    /// Sets a condition. Returns whether that is news for people.
+    pub(super) fn set(&mut self, condition: BridgeCondition, finding: &Finding, now: Timestamp) -> bool {
+        if condition == BridgeCondition::Connected {
+            self.metrics.connected.set(finding.holds.into());
+        }
+        status::set_condition(&mut self.status.conditions, condition, finding, self.generation, now)
+    }
+
+    /// Whether a condition has another status, or another reason for False, than was written.
+    pub(super) fn is_urgent(&self) -> bool {
+        status::differ(&self.status.conditions, self.written.as_ref())
+    }
+
+    /// The status to write, if it differs from what was written last.
+    pub(super) fn unwritten(&self) -> Option<Value> {
+        let mut status = self.status.clone();
+        status.observed_generation = self.generation;
+        let status = serde_json::to_value(status).ok()?;
+        (self.written.as_ref() != Some(&status)).then_some(status)
+    }
+
+    /// Notes what was written.
+    pub(super) fn written(&mut self, status: Value) {
+        self.written = Some(status);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use remoteprocess_api::ProcessSinkSpec;
+    use remoteprocess_api::bridge::BridgeReason;
+    use remoteprocess_runtime::prometheus_client::encoding::text::encode;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn counts_go_on_and_the_condition_of_the_operator_is_left_out() {
+        let mut sink = ProcessSink::new("events", ProcessSinkSpec::default());
+        sink.metadata.generation = Some(4);
+        let deployed = json!({"type": "Deployed", "status": "True", "reason": "Deployed", "message": "",
+                              "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        sink.status = serde_json::from_value(json!({"sent": 7, "conditions": [deployed]})).unwrap();
+        let mut board = Board::new(&sink, Metrics::default());
+        let tally = Tally {
+            sent: 2,
+            resent: 1,
+            last: Timestamp::from_second(100).ok(),
+        };
+        board.count(&tally, 0);
+        board.queue(3, 1);
+        let finding = Finding {
+            holds: true,
+            reason: BridgeReason::Sending,
+            message: "events are sent".into(),
+        };
+        board.set(BridgeCondition::Ready, &finding, Timestamp::UNIX_EPOCH);
+        assert!(board.is_urgent());
+        let status = board.unwritten().unwrap();
+        let expected = json!({
+            "observedGeneration": 4, "destination": "none", "sent": 9, "resent": 1, "waiting": 3,
+            "lastEventTime": "1970-01-01T00:01:40Z",
+            "conditions": [{"type": "Ready", "status": "True", "reason": "Sending", "message": "events are sent",
+                            "observedGeneration": 4, "lastTransitionTime": "1970-01-01T00:00:00Z"}],
+        });
+        assert_eq!(status, expected);
+        board.written(status);
+        assert!(board.unwritten().is_none() && !board.is_urgent());
+    }
+
+    #[test]
+    fn every_metric_is_in_the_documentation() {
+        let mut registry = Registry::default();
+        Metrics::default().register(&mut registry);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let ours: BTreeSet<_> = samples.filter_map(|line| line.split(' ').next()).collect();
+        let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md")).unwrap();
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| "));
+        let names = rows.flat_map(|row| row.split(" |").next().unwrap().split('`'));
+        let documented: BTreeSet<_> = names.filter(|name| name.starts_with("remoteprocess_sink_")).collect();
+        assert_eq!(ours, documented);
+    }
+}

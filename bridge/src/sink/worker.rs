@@ -1,0 +1,406 @@
+//! Sends the events of one process, one after another, and notes in its cursor how far it is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use jiff::{SignedDuration, Timestamp};
+use remoteprocess_api::bridge::BridgeReason;
+use remoteprocess_api::sink::{OutputStream, SinkOutput};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::cursor::{Cursor, Mark, annotation};
+use super::divide::{Divider, Misplaced, Part};
+use super::link::Outbox;
+use super::reader::{OutputReader, Piece, ReadError, Request};
+use super::steps::{Planner, Step};
+use super::view::View;
+use crate::kubernetes::{ApiError, Kubernetes};
+use crate::outcome::CloudEvent;
+use crate::source::SourceError;
+
+/// Least time between two writes of a cursor.
+const WRITE: Duration = Duration::from_secs(2);
+/// How long a worker with nothing to send stays if others wait for its place.
+const IDLE: Duration = Duration::from_secs(1);
+/// How long a worker sends output if others wait for its place.
+const TURN: Duration = Duration::from_secs(2);
+/// How long the last write of a cursor may take.
+const LAST_WRITE: Duration = Duration::from_secs(4);
+/// How long after the end of an attempt the relay may not know its output. After that there is none.
+const UNKNOWN: SignedDuration = SignedDuration::from_secs(60);
+
+/// What all workers of a sink have.
+pub(super) struct Tools {
+    pub(super) kubernetes: Kubernetes,
+    /// Name of the sink.
+    pub(super) sink: String,
+    pub(super) planner: Planner,
+    pub(super) reader: Arc<dyn OutputReader>,
+    /// Other processes wait for a worker.
+    pub(super) is_crowded: AtomicBool,
+}
+
+/// Sends the events of one process.
+pub(super) struct Worker {
+    pub(super) tools: Arc<Tools>,
+    pub(super) outbox: Outbox,
+    pub(super) view: watch::Receiver<Arc<View>>,
+    pub(super) cursor: Cursor,
+    /// The cursor that the annotation has.
+    pub(super) noted: Cursor,
+    /// It has an event in hand.
+    pub(super) is_sending: Arc<AtomicBool>,
+    written: Instant,
+    begun: Instant,
+}
+
+/// What came of it.
+pub(super) struct Report {
+    pub(super) cursor: Cursor,
+    pub(super) noted: Cursor,
+    pub(super) end: End,
+}
+
+/// Why a worker ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Nothing is to be sent before the process changes, or some time has passed.
+    Waiting,
+    /// It made room for others, and has output to wait for.
+    Yielded,
+    /// It was told to end.
+    Stopped,
+    /// Nothing is left to send.
+    Done,
+    /// It cannot go on for now.
+    Failed(BridgeReason, String),
+}
+
+/// Why the events of this process cannot be sent for now.
+enum Stuck {
+    Read(ReadError),
+    Refused(SourceError),
+}
+
+impl From<Stuck> for End {
+    fn from(stuck: Stuck) -> Self {
+        match stuck {
+            Stuck::Read(error) => Self::Failed(error.reason(), error.to_string()),
+            Stuck::Refused(error) => Self::Failed(error.reason, error.to_string()),
+        }
+    }
+}
+
+/// Why reading ended.
+enum Read {
+    /// The whole output is sent.
+    Whole,
+    /// The process has changed, so that something else comes next.
+    Changed,
+    /// Others wait, and nothing came.
+    Yielded,
+}
+
+impl Worker {
+    pub(super) fn new(
+        tools: Arc<Tools>,
+        outbox: Outbox,
+        view: watch::Receiver<Arc<View>>,
+        (cursor, noted): (Cursor, Cursor),
+        is_sending: Arc<AtomicBool>,
+    ) -> Self {
+        // A process that is over soon has one write.
+        let (begun, written) = (Instant::now(), Instant::now());
+        Self {
+            tools,
+            outbox,
+            view,
+            cursor,
+            noted,
+            is_sending,
+            written,
+            begun,
+        }
+    }
+
+    /// Works until there is nothing to do, or until it is stopped.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Report {
+        let end = stop.run_until_cancelled(self.work()).await;
+        let mut end = end.unwrap_or(End::Stopped);
+        self.is_sending.store(false, Ordering::Relaxed);
+        let late = |_| Err(ApiError::Unavailable("no answer in time".to_owned()));
+        if let Err(error) = timeout(LAST_WRITE, self.write()).await.unwrap_or_else(late) {
+            end = match end {
+                End::Stopped => End::Stopped,
+                _ => failed(&error),
+            };
+        }
+        Report {
+            cursor: self.cursor,
+            noted: self.noted,
+            end,
+        }
+    }
+
+    async fn work(&mut self) -> End {
+        loop {
+            if self.view.has_changed().is_err() {
+                return End::Stopped;
+            }
+            let view = self.view.borrow_and_update().clone();
+            let tools = self.tools.clone();
+            match tools.planner.next(&view, &self.cursor, Timestamp::now()) {
+                Step::Send(event, note) => {
+                    if let Err(error) = self.send(&event, &view).await {
+                        return error.into();
+                    }
+                    note.apply(&mut self.cursor);
+                    self.write_if_due().await;
+                }
+                Step::Skip(attempt) => tools.planner.skip(&mut self.cursor, attempt),
+                Step::GiveUp => {
+                    self.cursor.is_unsealed = true;
+                    if let Err(error) = self.write().await {
+                        self.cursor.is_unsealed = false;
+                        return failed(&error);
+                    }
+                }
+                Step::Read(attempt) => {
+                    // Without output to send, there is nothing to read.
+                    let Some(output) = &tools.planner.output else {
+                        self.cursor.pass(Mark::output(attempt));
+                        continue;
+                    };
+                    match self.read(&view, attempt, output).await {
+                        Ok(Read::Whole) => self.cursor.pass(Mark::output(attempt)),
+                        Ok(Read::Changed) => {}
+                        Ok(Read::Yielded) => return End::Yielded,
+                        Err(Stuck::Read(ReadError::Unknown(why))) if has_none(&view, attempt, Timestamp::now()) => {
+                            tracing::info!(process = view.name(), attempt, why, "the attempt has no output");
+                            self.cursor.pass(Mark::output(attempt));
+                        }
+                        Err(error) => return error.into(),
+                    }
+                }
+                Step::Wait(_) => {
+                    if self.is_unchanged_for_a_while().await {
+                        return End::Waiting;
+                    }
+                }
+                Step::Done => return End::Done,
+            }
+        }
+    }
+
+    /// Stays until the cursor may be written: often the process changes before.
+    async fn is_unchanged_for_a_while(&mut self) -> bool {
+        let is_noted = self.cursor == self.noted;
+        if is_noted || self.tools.is_crowded.load(Ordering::Relaxed) {
+            return !self.view.has_changed().unwrap_or_default();
+        }
+        let due = (self.written + WRITE).saturating_duration_since(Instant::now());
+        timeout(due, self.view.changed()).await.is_err()
+    }
+
+    async fn send(&mut self, event: &CloudEvent, view: &View) -> Result<(), Stuck> {
+        self.is_sending.store(true, Ordering::Relaxed);
+        let sent = self.outbox.send(event, &view.uid()).await;
+        self.is_sending.store(false, Ordering::Relaxed);
+        sent.map_err(Stuck::Refused)
+    }
+
+    /// Others wait, and this process had its turn.
+    fn must_yield(&self) -> bool {
+        self.begun.elapsed() >= TURN && self.tools.is_crowded.load(Ordering::Relaxed)
+    }
+
+    async fn write_if_due(&mut self) {
+        if self.written.elapsed() < WRITE {
+            return;
+        }
+        // It is tried again: sending does not wait for it.
+        if let Err(error) = self.write().await {
+            tracing::warn!(%error, "cannot note how far the events of a process are sent");
+        }
+    }
+
+    /// Writes the cursor into the annotation, if that is behind.
+    async fn write(&mut self) -> Result<(), ApiError> {
+        let view = self.view.borrow().clone();
+        if view.is_deleted || self.cursor == self.noted {
+            return Ok(());
+        }
+        self.written = Instant::now();
+        let (name, key, cursor) = (view.name(), annotation(&self.tools.sink), self.cursor.clone());
+        let written = self
+            .tools
+            .kubernetes
+            .annotate(&name, &view.uid(), &key, &cursor.to_text())
+            .await;
+        written.map(|()| self.noted = cursor)
+    }
+
+    /// Sends the output of an attempt.
+    async fn read(&mut self, view: &View, attempt: u32, output: &SinkOutput) -> Result<Read, Stuck> {
+        let (pieces, mut received) = mpsc::channel(1);
+        let request = request(view, &self.cursor, attempt, output);
+        let mut streams = Streams::new(&request, output);
+        let mut reading = self.tools.reader.read(request, pieces).fuse();
+        let mut is_over = false;
+        loop {
+            for stream in [OutputStream::Stdout, OutputStream::Stderr] {
+                while let Some(part) = streams.of(stream).take() {
+                    self.send_part(view, attempt, stream, &part).await?;
+                    if self.must_yield() {
+                        return Ok(Read::Yielded);
+                    }
+                }
+            }
+            if is_over {
+                return Ok(Read::Whole);
+            }
+            // Output that never stops must not hide that the process changes.
+            if self.view.has_changed().unwrap_or(true) && !self.tell_of_now(attempt).await? {
+                return Ok(Read::Changed);
+            }
+            tokio::select! {
+                biased;
+                piece = received.recv() => match piece {
+                    Some(Piece::Data(stream, offset, bytes)) if output.has(stream) => {
+                        streams.of(stream).add(offset, &bytes).map_err(misplaced)?;
+                    }
+                    Some(Piece::Lost(stream, lost)) if output.has(stream) => {
+                        self.lose(view, attempt, stream, &mut streams, lost).await?;
+                    }
+                    Some(_) => {}
+                    None => {
+                        (&mut reading).await.map_err(Stuck::Read)?;
+                        is_over = true;
+                        streams.end();
+                    }
+                },
+                // It drops the sender, so that what is left is received, and then nothing.
+                read = &mut reading, if !is_over => {
+                    read.map_err(Stuck::Read)?;
+                    reading = futures::future::ready(Ok(())).boxed().fuse();
+                }
+                changed = self.view.changed() => {
+                    if changed.is_err() || !self.tell_of_now(attempt).await? {
+                        return Ok(Read::Changed);
+                    }
+                }
+                () = sleep(IDLE) => {
+                    self.write_if_due().await;
+                    if self.tools.is_crowded.load(Ordering::Relaxed) {
+                        return Ok(Read::Yielded);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn send_part(&mut self, view: &View, attempt: u32, stream: OutputStream, part: &Part) -> Result<(), Stuck> {
+        let event = self.tools.planner.author.output(view, attempt, stream, part);
+        self.send(&event, view).await?;
+        self.cursor.reach(attempt, stream, part.end());
+        self.write_if_due().await;
+        Ok(())
+    }
+
+    /// Sends what is left before a range that is lost, and that it is lost.
+    async fn lose(
+        &mut self,
+        view: &View,
+        attempt: u32,
+        stream: OutputStream,
+        streams: &mut Streams,
+        lost: remoteprocess_proto::v1::Gap,
+    ) -> Result<(), Stuck> {
+        streams.of(stream).cut(lost.from).map_err(misplaced)?;
+        while let Some(part) = streams.of(stream).take() {
+            self.send_part(view, attempt, stream, &part).await?;
+        }
+        let event = self.tools.planner.author.output_lost(view, attempt, stream, &lost);
+        self.send(&event, view).await?;
+        let to = lost.to.unwrap_or(lost.from);
+        self.cursor.reach(attempt, stream, to);
+        streams.of(stream).skip_to(to);
+        self.write_if_due().await;
+        Ok(())
+    }
+
+    /// While output is read: sends that the program is paused, or goes on, or is to stop. Returns false if the output of
+    /// this attempt is not what comes next.
+    async fn tell_of_now(&mut self, attempt: u32) -> Result<bool, Stuck> {
+        loop {
+            let view = self.view.borrow_and_update().clone();
+            let next = self.tools.planner.next(&view, &self.cursor, Timestamp::now());
+            match next {
+                Step::Send(event, note) => {
+                    self.send(&event, &view).await?;
+                    note.apply(&mut self.cursor);
+                }
+                Step::Read(number) => return Ok(number == attempt),
+                Step::Skip(_) | Step::GiveUp | Step::Wait(_) | Step::Done => return Ok(false),
+            }
+        }
+    }
+}
+
+/// Divides both streams.
+struct Streams([Divider; 2]);
+
+impl Streams {
+    fn new(request: &Request, output: &SinkOutput) -> Self {
+        let offsets = [request.stdout, request.stderr];
+        Self(offsets.map(|offset| Divider::new(output.format, offset)))
+    }
+
+    fn of(&mut self, stream: OutputStream) -> &mut Divider {
+        let [stdout, stderr] = &mut self.0;
+        match stream {
+            OutputStream::Stdout => stdout,
+            OutputStream::Stderr => stderr,
+        }
+    }
+
+    fn end(&mut self) {
+        self.0.iter_mut().for_each(Divider::end);
+    }
+}
+
+fn request(view: &View, cursor: &Cursor, attempt: u32, output: &SinkOutput) -> Request {
+    let only = match (output.has(OutputStream::Stdout), output.has(OutputStream::Stderr)) {
+        (true, false) => Some(OutputStream::Stdout),
+        (false, true) => Some(OutputStream::Stderr),
+        _ => None,
+    };
+    Request {
+        namespace: view.process.metadata.namespace.clone().unwrap_or_default(),
+        name: view.name(),
+        uid: view.uid(),
+        attempt,
+        only,
+        stdout: cursor.offset(attempt, OutputStream::Stdout),
+        stderr: cursor.offset(attempt, OutputStream::Stderr),
+    }
+}
+
+/// Whether output that the relay does not know will not come any more.
+fn has_none(view: &View, attempt: u32, now: Timestamp) -> bool {
+    let of_attempt = view.attempt(attempt).and_then(|record| record.finished_at);
+    let ended = of_attempt.or_else(|| view.status()?.finished_at);
+    view.is_over(attempt) && ended.is_none_or(|ended| now.duration_since(ended) > UNKNOWN)
+}
+
+fn misplaced(error: Misplaced) -> Stuck {
+    Stuck::Read(ReadError::Failed(error.to_string()))
+}
+
+fn failed(error: &ApiError) -> End {
+    End::Failed(error.reason(), error.to_string())
+}
