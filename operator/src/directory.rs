@@ -60,13 +60,25 @@ impl Objects {
 }
 
 /// Objects at one moment. Each is whole only when it is taken from here: all at once could be very large.
-pub struct Listed(std::vec::IntoIter<Kept>);
+pub struct Listed(std::vec::IntoIter<(Arc<Name>, Kept)>);
+
+impl Listed {
+    /// Without those up to this name, which is much faster than to take them. For the objects of one namespace.
+    #[must_use]
+    pub fn after(mut self, last: &str) -> Self {
+        let count = self.0.as_slice().partition_point(|(name, _)| name.1.as_str() <= last);
+        if let Some(skipped) = count.checked_sub(1) {
+            self.0.nth(skipped);
+        }
+        self
+    }
+}
 
 impl Iterator for Listed {
     type Item = Arc<RemoteProcess>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.find_map(|kept| kept.whole())
+        self.0.find_map(|(_, kept)| kept.whole())
     }
 }
 
@@ -192,7 +204,7 @@ impl Directory {
     pub fn list(&self, namespace: &str) -> Listed {
         let objects = self.lock();
         let found = objects.of(namespace).filter_map(|(_, uid)| objects.by_uid.get(uid));
-        let found: Vec<_> = found.map(|(_, kept)| kept.clone()).collect();
+        let found: Vec<_> = found.cloned().collect();
         Listed(found.into_iter())
     }
 
@@ -461,6 +473,18 @@ mod tests {
         };
         assert_eq!(names("a"), ["y", "z"]);
         assert_eq!(names(""), ["y", "z", "w", "x"]);
+        let after = |last| {
+            directory
+                .list("a")
+                .after(last)
+                .map(|process| process.name_any())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (after(""), after("y")),
+            (vec!["y".to_owned(), "z".to_owned()], vec!["z".to_owned()])
+        );
+        assert!(after("z").is_empty() && after("yy") == ["z"]);
         let references = directory.references("a");
         assert_eq!(references, ["y", "z"].map(|name| ObjectRef::new(name).within("a")));
         assert!(directory.has("3"));

@@ -70,6 +70,7 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let selection = Selection::of(parse(query)?)?;
     let processes = core.processes(&client.user, &namespace).await?;
+    let processes = processes.after(selection.after.as_deref().unwrap_or_default());
     json(&selection.page(processes)?)
 }
 
