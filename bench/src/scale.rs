@@ -1,7 +1,7 @@
 //! The operator with thousands of objects: its memory, its restart, and how fast pods follow, beside the Job controller.
 //!
-//! *Finished* objects have a final status, which the administrator writes. *Live* ones have a pod on the [`FakeNode`], which
-//! says that its containers run; no agent is in them, so none is granted its start.
+//! *Finished* objects have a final status, which the administrator writes. *Live* ones have a pod on the [`FakeNode`] whose
+//! status says that its containers run, and an attempt that was granted and started; no program and no agent runs.
 
 use std::path::Path;
 use std::thread::sleep;
@@ -16,6 +16,7 @@ use serde_json::json;
 
 mod cleaner;
 mod finished;
+mod live;
 mod node;
 mod pods;
 mod rate;
@@ -139,7 +140,8 @@ impl Bench<'_> {
         let ours = &CONTENDERS[0];
         in_parallel(args.live, |number| self.create(ours, &format!("live-{number}"), "live"))?;
         arrivals.wait_for(args.live, DEADLINE)?;
-        pods::report_running(self.proxy, &self.namespace.name, "live", args.live)?;
+        live::report_running(self.proxy, &self.namespace.name, "live", args.live)?;
+        live::report_started(self.proxy, &self.namespace.name, "live", args.live)?;
         eprintln!("{} live after {:.1} s", args.live, begin.elapsed().as_secs_f64());
         Ok(())
     }
@@ -293,8 +295,8 @@ fn describe(args: &ScaleArgs, rounds: usize, load: &str, states: &[State], turns
     let cpu = PROGRAMS.map(|program| format!("{program}, CPU s per 100 pods"));
     header.extend(cpu.iter().map(String::as_str));
     format!(
-        "## {} finished and {} live processes\n\nA finished process has a final status; a live one has a pod on a fake node, which says that it \
-         runs. Anonymous memory of the operator's process. The restart begins with the deletion of the operator's pod and ends with the pod of \
+        "## {} finished and {} live processes\n\nA finished process has a final status; a live one is Running and has a pod on a fake node, \
+         without an agent. Anonymous memory of the operator's process. The restart begins with the deletion of the operator's pod and ends with the pod of \
          a process that was created meanwhile. Load average {load} before.\n\n{}\nWith all of these, {rounds} rounds in turn of {} objects at \
          {}/s and as many at full speed, whose pods go to the fake node too; from the request to the event of a watch.\n\n{}",
         args.finished,

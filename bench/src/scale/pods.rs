@@ -1,4 +1,4 @@
-//! The pods: when each comes, and the word of the fake node that it runs.
+//! When each pod comes.
 
 use std::collections::HashMap;
 use std::net::{Shutdown, TcpStream};
@@ -7,12 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use jiff::Timestamp;
 use remoteprocess_e2e::until_some;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::LABEL;
-use super::workers::in_parallel;
 use crate::proxy::Proxy;
 
 /// Watches pods until it is dropped.
@@ -63,55 +61,10 @@ fn owner_of_new(line: &str) -> Option<String> {
     Some(owner.as_str()?.to_owned())
 }
 
-/// Waits until the scheduler has bound `count` pods with this value of [`LABEL`], and writes to their status what a kubelet
-/// writes about a pod of ours that runs.
-pub(super) fn report_running(proxy: &Proxy, namespace: &str, purpose: &str, count: usize) -> Result<()> {
-    let path = format!("/api/v1/namespaces/{namespace}/pods");
-    let listed = format!("{path}?labelSelector={LABEL}%3D{purpose}");
-    let bound = until_some(&format!("{count} bound pods"), super::DEADLINE, || {
-        let pods = proxy.list(&listed)?;
-        let names = pods.iter().filter(|pod| pod["spec"]["nodeName"].is_string());
-        let names: Vec<String> = names
-            .filter_map(|pod| Some(pod["metadata"]["name"].as_str()?.to_owned()))
-            .collect();
-        Ok((names.len() >= count).then_some(names))
-    })?;
-    in_parallel(bound.len(), |number| {
-        proxy.merge(&format!("{path}/{}/status", bound[number]), &running(number))
-    })
-}
-
-fn running(number: usize) -> Value {
-    let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let condition =
-        |kind: &str| json!({"type": kind, "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
-    let container = |name: &str| {
-        let id = format!("{number:064x}");
-        json!({
-            "name": name, "ready": true, "started": true, "restartCount": 0,
-            "image": "docker.io/library/debian-glibc:test", "imageID": format!("sha256:{id}"),
-            "containerID": format!("containerd://{id}"),
-            "state": {"running": {"startedAt": now}}, "lastState": {},
-        })
-    };
-    let ip = format!("10.250.{}.{}", number / 250 % 250, number % 250 + 1);
-    let conditions = [
-        "PodReadyToStartContainers",
-        "Initialized",
-        "Ready",
-        "ContainersReady",
-        "PodScheduled",
-    ];
-    json!({"status": {
-        "phase": "Running", "startTime": now, "qosClass": "Burstable",
-        "hostIP": "10.249.0.1", "hostIPs": [{"ip": "10.249.0.1"}], "podIP": ip, "podIPs": [{"ip": ip}],
-        "conditions": conditions.map(condition),
-        "initContainerStatuses": [container("rproc-agent")], "containerStatuses": [container("main")],
-    }})
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
