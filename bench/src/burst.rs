@@ -71,7 +71,7 @@ impl Writes {
 
 /// Runs the rounds and describes them.
 pub(crate) fn measure(namespace: &Namespace, rounds: usize, size: usize) -> Result<String> {
-    let (proxy, load) = (Proxy::start(namespace)?, load()?);
+    let (proxy, load) = (Proxy::start()?, load()?);
     let mut bursts: [Vec<Burst>; 3] = Default::default();
     for _ in 0..rounds {
         for (contender, bursts) in CONTENDERS.iter().zip(&mut bursts) {

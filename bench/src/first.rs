@@ -11,7 +11,7 @@ use crate::report::{load, median, table};
 
 /// Runs the rounds and describes them.
 pub(crate) fn measure(namespace: &Namespace, rounds: usize) -> Result<String> {
-    let (proxy, admin, load) = (Proxy::start(namespace)?, namespace.admin()?, load()?);
+    let (proxy, admin, load) = (Proxy::start()?, namespace.admin()?, load()?);
     let mut seconds: [Vec<f64>; 3] = Default::default();
     // The first round warms up: certificates, caches, images.
     for round in 0..=rounds {

@@ -20,6 +20,7 @@ mod latency;
 mod proxy;
 mod report;
 mod route;
+mod scale;
 mod slowdown;
 mod stalled;
 mod startup;
@@ -49,9 +50,18 @@ struct Args {
     /// Processes that start at once
     #[arg(long, default_value_t = 30)]
     burst: usize,
+    /// Sizes of the part `scale`
+    #[command(flatten)]
+    scale: scale::ScaleArgs,
     /// How the run is called, for the head of the report
     #[arg(long, default_value = "cargo xtask bench")]
     command: String,
+    /// Wait for the end of standard input, then remove what the part `scale` left in this namespace
+    #[arg(long, hide = true)]
+    clean: Option<String>,
+    /// Replicas of the operator after that
+    #[arg(long, hide = true, default_value_t = 1)]
+    replicas: usize,
 }
 
 /// A part of the report.
@@ -65,9 +75,18 @@ enum Section {
     Starts,
     First,
     Burst,
+    /// Takes minutes, replaces the operator's pod, and removes what it left after an interrupt: only with `--only`.
+    Scale,
 }
 
 impl Args {
+    fn includes(&self, section: Section) -> bool {
+        match self.only.as_slice() {
+            [] => section != Section::Scale,
+            only => only.contains(&section),
+        }
+    }
+
     fn measure(&self, section: Section, namespace: &Namespace) -> Result<String> {
         match section {
             Section::Follow => follow::measure(namespace, self.rounds, self.megabytes),
@@ -78,18 +97,23 @@ impl Args {
             Section::Starts => startup::measure(namespace, self.starts),
             Section::First => first::measure(namespace, self.starts),
             Section::Burst => burst::measure(namespace, self.rounds, self.burst),
+            Section::Scale => scale::measure(namespace, self.rounds, &self.scale),
         }
     }
 }
 
 fn main() {
     let args = Args::parse();
+    if let Some(namespace) = &args.clean {
+        scale::clean(namespace, args.replicas).expect("everything is removed");
+        return;
+    }
     let mut report = String::new();
     with_temp_ns("bench", |namespace| {
         let load = report::load()?;
         let mut parts = Vec::new();
         for section in Section::value_variants() {
-            if args.only.is_empty() || args.only.contains(section) {
+            if args.includes(*section) {
                 parts.push(args.measure(*section, namespace)?);
             }
         }

@@ -217,7 +217,7 @@ impl Relay {
         let (archive, directory, delivered) = (self.archive.clone(), self.directory.clone(), self.delivered.clone());
         async move {
             delivered.cancelled().await;
-            retain(&archive, retention, |uid| directory.by_uid(uid).is_some()).await;
+            retain(&archive, retention, |uid| directory.has(uid)).await;
         }
     }
 

@@ -109,7 +109,7 @@ pub async fn run(client: Client, config: Config, directory: Directory, shutdown:
         };
         let triggers = watches.triggers.take_until(shutdown.clone().cancelled_owned());
         let context = Arc::new(context);
-        reconcile_all(directory.store(), triggers, move |reference, process| {
+        reconcile_all(directory.clone(), triggers, move |reference, process| {
             pass(reference, process, context.clone())
         })
     });
@@ -128,10 +128,32 @@ impl Drop for NotLeading {
     }
 }
 
+/// A cache of objects by name.
+trait Cache<K: Resource<DynamicType = ()>> {
+    /// The object as it was last reported.
+    fn get(&self, reference: &ObjectRef<K>) -> Option<Arc<K>>;
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<K> for Store<K> {
+    fn get(&self, reference: &ObjectRef<K>) -> Option<Arc<K>> {
+        Self::get(self, reference)
+    }
+}
+
+impl Cache<RemoteProcess> for Directory {
+    fn get(&self, reference: &ObjectRef<RemoteProcess>) -> Option<Arc<RemoteProcess>> {
+        Self::get(
+            self,
+            reference.namespace.as_deref().unwrap_or_default(),
+            &reference.name,
+        )
+    }
+}
+
 /// Makes a `pass` over each object of `triggers` until the stream ends. Not with the queue of kube, which takes any of the
 /// objects that wait: those of one namespace could delay all others.
 async fn reconcile_all<K, P>(
-    objects: Store<K>,
+    objects: impl Cache<K>,
     triggers: impl Stream<Item = ObjectRef<K>>,
     pass: impl Fn(ObjectRef<K>, Arc<K>) -> P,
 ) where
@@ -379,7 +401,12 @@ impl Context {
     /// The reconcile succeeded. Returns when to do it again if nothing changes.
     fn done(&self, process: &RemoteProcess, requeue_after: Option<Duration>) -> Option<Duration> {
         metrics().count_reconcile(metrics::OK);
-        self.in_memory.forget_failures(process);
+        if process.is_final() && requeue_after.is_none() {
+            // Nothing more is decided about it.
+            self.in_memory.forget(process);
+        } else {
+            self.in_memory.forget_failures(process);
+        }
         requeue_after.or((!process.is_final()).then_some(RESYNC))
     }
 }

@@ -1,13 +1,14 @@
 //! All existing processes: every `RemoteProcess` of the watched namespaces, by name and by uid. This is the only watch
 //! and the only cache of a replica: the controller reads it, too.
 
-use std::collections::{HashMap, HashSet};
+mod kept;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
-use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Api, Client, ResourceExt};
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::backoff::{Backoff, WATCH_PAGE};
+use kept::Kept;
 
 /// What `kubectl apply` stores for itself: a second copy of the object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -25,7 +27,6 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 #[derive(Clone)]
 pub struct Directory {
     objects: Arc<Mutex<Objects>>,
-    store: Store<RemoteProcess>,
     changed: watch::Sender<u64>,
     told: Arc<Mutex<Vec<mpsc::UnboundedSender<Change>>>>,
 }
@@ -39,9 +40,46 @@ pub enum Change {
     Gone(Arc<RemoteProcess>),
 }
 
+/// Namespace and name.
+type Name = (String, String);
+
+#[derive(Default)]
 struct Objects {
-    by_name: Writer<RemoteProcess>,
-    by_uid: HashMap<String, Arc<RemoteProcess>>,
+    /// The uid of each.
+    by_name: BTreeMap<Arc<Name>, Arc<str>>,
+    by_uid: HashMap<Arc<str>, (Arc<Name>, Kept)>,
+}
+
+impl Objects {
+    /// The objects of a namespace (empty: of all), by namespace and name.
+    fn of<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = (&'a Name, &'a Arc<str>)> {
+        let first = (namespace.to_owned(), String::new());
+        let rest = self.by_name.range(first..).map(|(name, uid)| (&**name, uid));
+        rest.take_while(move |((of, _), _)| namespace.is_empty() || of == namespace)
+    }
+}
+
+/// Objects at one moment. Each is whole only when it is taken from here: all at once could be very large.
+pub struct Listed(std::vec::IntoIter<(Arc<Name>, Kept)>);
+
+impl Listed {
+    /// Without those up to this name, which is much faster than to take them. For the objects of one namespace.
+    #[must_use]
+    pub fn after(mut self, last: &str) -> Self {
+        let count = self.0.as_slice().partition_point(|(name, _)| name.1.as_str() <= last);
+        if let Some(skipped) = count.checked_sub(1) {
+            self.0.nth(skipped);
+        }
+        self
+    }
+}
+
+impl Iterator for Listed {
+    type Item = Arc<RemoteProcess>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.find_map(|(_, kept)| kept.whole())
+    }
 }
 
 /// Where to watch.
@@ -98,16 +136,8 @@ struct Watcher {
 
 impl Default for Directory {
     fn default() -> Self {
-        let mut by_name = Writer::default();
-        // Readers of the store do not wait for a list: each object that arrives is a change.
-        by_name.apply_watcher_event(&Event::Init);
-        by_name.apply_watcher_event(&Event::InitDone);
         Self {
-            store: by_name.as_reader(),
-            objects: Arc::new(Mutex::new(Objects {
-                by_name,
-                by_uid: HashMap::new(),
-            })),
+            objects: Arc::default(),
             changed: watch::Sender::new(0),
             told: Arc::default(),
         }
@@ -151,30 +181,44 @@ impl Directory {
 
     /// The object that has this name now.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<RemoteProcess>> {
-        self.store.get(&ObjectRef::new(name).within(namespace))
-    }
-
-    /// The objects by name, for a reader that uses this kind of store.
-    pub fn store(&self) -> Store<RemoteProcess> {
-        self.store.clone()
+        let kept = {
+            let objects = self.lock();
+            let uid = objects.by_name.get(&(namespace.to_owned(), name.to_owned()))?;
+            objects.by_uid.get(uid)?.1.clone()
+        };
+        kept.whole()
     }
 
     /// The object with this uid.
     pub fn by_uid(&self, uid: &str) -> Option<Arc<RemoteProcess>> {
-        self.lock().by_uid.get(uid).cloned()
+        let kept = self.lock().by_uid.get(uid)?.1.clone();
+        kept.whole()
+    }
+
+    /// Whether there is an object with this uid.
+    pub fn has(&self, uid: &str) -> bool {
+        self.lock().by_uid.contains_key(uid)
     }
 
     /// The objects of a namespace (empty: of all), by namespace and name.
-    pub fn list(&self, namespace: &str) -> Vec<Arc<RemoteProcess>> {
-        let mut found: Vec<_> = {
-            let objects = self.lock();
-            let fits = |process: &&Arc<RemoteProcess>| {
-                namespace.is_empty() || process.metadata.namespace.as_deref() == Some(namespace)
-            };
-            objects.by_uid.values().filter(fits).cloned().collect()
-        };
-        found.sort_by_cached_key(|process| (process.namespace(), process.name_any()));
+    pub fn list(&self, namespace: &str) -> Listed {
+        let objects = self.lock();
+        let found = objects.of(namespace).filter_map(|(_, uid)| objects.by_uid.get(uid));
+        let found: Vec<_> = found.cloned().collect();
+        Listed(found.into_iter())
+    }
+
+    /// References to them.
+    pub(crate) fn references(&self, namespace: &str) -> Vec<ObjectRef<RemoteProcess>> {
+        let objects = self.lock();
+        let found = objects.of(namespace);
         found
+            .map(|((namespace, name), _)| ObjectRef::new(name).within(namespace))
+            .collect()
+    }
+
+    fn uids(&self, namespace: &str) -> Vec<Arc<str>> {
+        self.lock().of(namespace).map(|(_, uid)| uid.clone()).collect()
     }
 
     /// Fires when any object changes.
@@ -195,23 +239,21 @@ impl Directory {
 
     /// Adds or updates an object.
     pub fn apply(&self, mut process: RemoteProcess) {
-        let (Some(uid), Some(_)) = (process.uid(), process.namespace()) else {
+        let (Some(uid), Some(namespace)) = (process.uid(), process.namespace()) else {
             return;
         };
         strip(&mut process);
-        let reference = ObjectRef::from_obj(&process);
-        let (replaced, process) = {
+        let name = Arc::new((namespace, process.name_any()));
+        let (uid, process) = (Arc::<str>::from(uid), Arc::new(process));
+        let kept = Kept::new(process.clone());
+        let replaced = {
             let mut objects = self.lock();
-            let former = self.store.get(&reference).and_then(|former| former.uid());
-            objects.by_name.apply_watcher_event(&Event::Apply(process));
-            let Some(process) = self.store.get(&reference) else {
-                return;
-            };
-            objects.by_uid.insert(uid.clone(), process.clone());
-            let replaced = former.filter(|former| *former != uid);
-            (replaced.and_then(|former| objects.by_uid.remove(&former)), process)
+            let former = objects.by_name.insert(name.clone(), uid.clone());
+            objects.by_uid.insert(uid.clone(), (name, kept));
+            let former = former.filter(|former| *former != uid);
+            former.and_then(|former| objects.by_uid.remove(&former))
         };
-        if let Some(replaced) = replaced {
+        if let Some(replaced) = replaced.and_then(|(_, kept)| kept.whole()) {
             self.tell(&Change::Gone(replaced));
         }
         self.tell(&Change::Is(process));
@@ -223,15 +265,14 @@ impl Directory {
         let gone = {
             let mut objects = self.lock();
             let gone = objects.by_uid.remove(uid);
-            if let Some(process) = &gone {
-                let current = self.store.get(&ObjectRef::from_obj(&**process));
-                if current.is_some_and(|current| current.metadata.uid == process.metadata.uid) {
-                    objects.by_name.apply_watcher_event(&Event::Delete((**process).clone()));
-                }
+            if let Some((name, _)) = &gone
+                && objects.by_name.get(name).is_some_and(|current| **current == *uid)
+            {
+                objects.by_name.remove(name);
             }
             gone
         };
-        if let Some(process) = gone {
+        if let Some(process) = gone.and_then(|(_, kept)| kept.whole()) {
             self.tell(&Change::Gone(process));
             self.changed.send_modify(|version| *version = version.wrapping_add(1));
         }
@@ -243,7 +284,7 @@ impl Directory {
     }
 
     fn lock(&self) -> MutexGuard<'_, Objects> {
-        // Both maps are complete whenever the lock is released.
+        // Both maps fit each other whenever the lock is released.
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -280,8 +321,8 @@ impl Watcher {
                 }
             }
             Event::InitDone => {
-                for process in self.directory.list(self.scope.namespace()) {
-                    if let Some(uid) = process.uid().filter(|uid| !self.listed.contains(uid)) {
+                for uid in self.directory.uids(self.scope.namespace()) {
+                    if !self.listed.contains(&*uid) {
                         self.directory.remove(&uid);
                     }
                 }
@@ -321,11 +362,18 @@ fn strip(process: &mut RemoteProcess) {
     } else if let Some(entries) = &mut metadata.managed_fields {
         entries.retain(requester::sets_desired_state);
     }
+    // What was decoded has room for more.
+    process.spec.env.shrink_to_fit();
+    if let Some(status) = &mut process.status {
+        status.conditions.shrink_to_fit();
+        status.attempts.shrink_to_fit();
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use remoteprocess_api::{Phase, RemoteProcessStatus};
     use serde_json::json;
 
     fn process(name: &str, uid: &str) -> RemoteProcess {
@@ -362,11 +410,11 @@ mod tests {
         watcher.take(Event::InitApply(object("a", "1")));
         watcher.take(Event::InitApply(object("b", "2")));
         watcher.take(Event::InitDone);
-        assert_eq!(directory.list("").len(), 2);
+        assert_eq!(directory.list("").count(), 2);
         watcher.take(Event::Init);
         watcher.take(Event::InitApply(object("b", "2")));
         watcher.take(Event::InitDone);
-        assert_eq!(directory.list("default").len(), 1);
+        assert_eq!(directory.list("default").count(), 1);
         assert!(directory.by_uid("1").is_none());
     }
 
@@ -403,6 +451,45 @@ mod tests {
         );
         directory.apply(object("Running"));
         assert!(directory.by_uid("1").unwrap().managed_fields().is_empty());
+    }
+
+    #[test]
+    fn each_namespace_has_its_objects_by_name() {
+        let directory = Directory::default();
+        for (namespace, name, uid) in [("b", "x", "1"), ("a", "z", "2"), ("a", "y", "3"), ("ab", "w", "4")] {
+            let mut process = process(name, uid);
+            process.metadata.namespace = Some(namespace.to_owned());
+            process.status = Some(RemoteProcessStatus {
+                phase: (name == "y").then_some(Phase::Succeeded),
+                ..RemoteProcessStatus::default()
+            });
+            directory.apply(process);
+        }
+        let names = |namespace| {
+            directory
+                .list(namespace)
+                .map(|process| process.name_any())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names("a"), ["y", "z"]);
+        assert_eq!(names(""), ["y", "z", "w", "x"]);
+        let after = |last| {
+            directory
+                .list("a")
+                .after(last)
+                .map(|process| process.name_any())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (after(""), after("y")),
+            (vec!["y".to_owned(), "z".to_owned()], vec!["z".to_owned()])
+        );
+        assert!(after("z").is_empty() && after("yy") == ["z"]);
+        let references = directory.references("a");
+        assert_eq!(references, ["y", "z"].map(|name| ObjectRef::new(name).within("a")));
+        assert!(directory.has("3"));
+        directory.remove("3");
+        assert!(directory.get("a", "y").is_none() && !directory.has("3"));
     }
 
     #[test]

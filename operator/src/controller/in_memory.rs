@@ -12,20 +12,20 @@ use remoteprocess_api::RemoteProcess;
 use crate::phase::Memory;
 use crate::report::LongWait;
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Entry {
     memory: Memory,
     failures: u32,
     wait: LongWait,
 }
 
-/// One entry per process, by UID.
+/// One entry per process of which there is something to keep, by UID.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InMemory(Arc<Mutex<HashMap<String, Entry>>>);
 
 impl InMemory {
     pub(super) fn recall(&self, process: &RemoteProcess) -> Memory {
-        self.with(process, |entry| entry.memory.clone())
+        self.look(process, |entry| entry.memory.clone())
     }
 
     pub(super) fn keep(&self, process: &RemoteProcess, memory: Memory) {
@@ -47,7 +47,7 @@ impl InMemory {
 
     /// Failures in a row.
     pub(super) fn failures(&self, process: &RemoteProcess) -> u32 {
-        self.with(process, |entry| entry.failures)
+        self.look(process, |entry| entry.failures)
     }
 
     pub(super) fn forget_failures(&self, process: &RemoteProcess) {
@@ -59,14 +59,50 @@ impl InMemory {
         self.with(process, |entry| entry.wait.see(process, now))
     }
 
-    /// The object is gone.
+    /// The object is gone, or nothing more is decided about it.
     pub(super) fn forget(&self, process: &RemoteProcess) {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         entries.remove(&process.uid().unwrap_or_default());
     }
 
+    fn look<T: Default>(&self, process: &RemoteProcess, look: impl FnOnce(&Entry) -> T) -> T {
+        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = process.metadata.uid.as_ref().and_then(|uid| entries.get(uid));
+        entry.map(look).unwrap_or_default()
+    }
+
     fn with<T>(&self, process: &RemoteProcess, act: impl FnOnce(&mut Entry) -> T) -> T {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        act(entries.entry(process.uid().unwrap_or_default()).or_default())
+        let uid = process.uid().unwrap_or_default();
+        let mut entry = entries.remove(&uid).unwrap_or_default();
+        let result = act(&mut entry);
+        if entry != Entry::default() {
+            entries.insert(uid, entry);
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_an_entry_only_for_what_has_something_to_keep() {
+        let in_memory = InMemory::default();
+        let mut process = RemoteProcess::new("hello", remoteprocess_api::RemoteProcessSpec::default());
+        process.metadata.uid = Some("1".to_owned());
+        let count = || in_memory.0.lock().unwrap().len();
+        assert_eq!(in_memory.recall(&process), Memory::default());
+        in_memory.keep(&process, Memory::default());
+        assert_eq!(in_memory.see_wait(&process, Timestamp::UNIX_EPOCH), None);
+        assert_eq!(count(), 0);
+        in_memory.count_failure(&process);
+        in_memory.keep_created(&process, 1, &Pod::default());
+        assert_eq!((count(), in_memory.failures(&process)), (1, 1));
+        in_memory.forget_failures(&process);
+        assert_eq!(in_memory.recall(&process).created, Some((1, String::new())));
+        in_memory.forget(&process);
+        assert_eq!(count(), 0);
     }
 }

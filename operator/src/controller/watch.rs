@@ -2,7 +2,7 @@
 //! uses.
 
 use futures::stream::{self, BoxStream, Stream, StreamExt};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, Volume};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, reflector as reflect, watcher as watch};
@@ -52,7 +52,7 @@ fn process_triggers(
 ) -> impl Stream<Item = ObjectRef<RemoteProcess>> + use<> {
     // Subscribed first: a change in between is delivered twice, and none is missed.
     let changes = UnboundedReceiverStream::new(directory.subscribe());
-    let there = stream::iter(all(&scope, directory));
+    let there = stream::iter(directory.references(scope.namespace()));
     let changed = changes.filter_map(move |change| {
         std::future::ready(match change {
             Change::Is(process) => scope
@@ -67,17 +67,12 @@ fn process_triggers(
     there.chain(changed)
 }
 
-fn all(scope: &Scope, directory: &Directory) -> Vec<ObjectRef<RemoteProcess>> {
-    let known = directory.list(scope.namespace());
-    known.iter().map(|process| ObjectRef::from_obj(&**process)).collect()
-}
-
 /// The processes that an event of a pod may affect. A pod that was deleted while its watch was interrupted has no event
 /// of its own: it is missing from the new list, so all processes are reconciled when that is complete.
 fn touched(event: &Event<Pod>, scope: &Scope, directory: &Directory) -> Vec<ObjectRef<RemoteProcess>> {
     match event {
         Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) => owner(pod).into_iter().collect(),
-        Event::InitDone => all(scope, directory),
+        Event::InitDone => directory.references(scope.namespace()),
         Event::Init => Vec::new(),
     }
 }
@@ -88,9 +83,61 @@ fn owner(pod: &Pod) -> Option<ObjectRef<RemoteProcess>> {
     Some(ObjectRef::new(name).within(&pod.namespace()?))
 }
 
-/// Removes fields that no code reads.
-fn strip<K: kube::Resource>(object: &mut K) {
-    object.meta_mut().managed_fields = None;
+/// Removes what no code reads from a pod of the cache: most of it.
+fn strip(pod: &mut Pod) {
+    pod.metadata.managed_fields = None;
+    pod.metadata.annotations = None;
+    if let Some(spec) = pod.spec.take() {
+        let is_input = |volume: &Volume| volume.name == names::VOLUME_STDIN;
+        let is_foreign = |container: &Container| container.name != names::CONTAINER_AGENT;
+        let container = |container: Container| Container {
+            name: container.name,
+            restart_policy: container.restart_policy,
+            ..Container::default()
+        };
+        let foreign = spec.init_containers.into_iter().flatten().filter(is_foreign);
+        pod.spec = Some(PodSpec {
+            node_name: spec.node_name,
+            scheduling_gates: spec.scheduling_gates,
+            termination_grace_period_seconds: spec.termination_grace_period_seconds,
+            volumes: some(spec.volumes.into_iter().flatten().filter(is_input)),
+            init_containers: some(foreign.map(container)),
+            ..PodSpec::default()
+        });
+    }
+    if let Some(status) = &mut pod.status {
+        status.host_ips = None;
+        status.pod_ips = None;
+        let containers = [
+            &mut status.init_container_statuses,
+            &mut status.container_statuses,
+            &mut status.ephemeral_container_statuses,
+        ];
+        containers.into_iter().flatten().for_each(strip_containers);
+        // What was decoded has room for more.
+        status.conditions.iter_mut().for_each(Vec::shrink_to_fit);
+    }
+}
+
+fn strip_containers(containers: &mut Vec<ContainerStatus>) {
+    for container in &mut *containers {
+        *container = ContainerStatus {
+            name: std::mem::take(&mut container.name),
+            state: container.state.take(),
+            last_state: container.last_state.take(),
+            ready: container.ready,
+            started: container.started,
+            restart_count: container.restart_count,
+            ..ContainerStatus::default()
+        };
+    }
+    containers.shrink_to_fit();
+}
+
+/// The items, if there are any.
+fn some<T>(items: impl Iterator<Item = T>) -> Option<Vec<T>> {
+    let items: Vec<_> = items.collect();
+    (!items.is_empty()).then_some(items)
 }
 
 fn or_warn<K>(event: watcher::Result<K>) -> Option<K> {
@@ -135,6 +182,49 @@ mod tests {
             "the list is not whole yet"
         );
         assert_eq!(touched(&Event::InitDone, &Scope::All, &directory), [reference]);
+    }
+
+    #[test]
+    fn a_pod_of_the_cache_has_only_what_is_read() {
+        let container =
+            |name: &str| json!({"name": name, "image": "busybox", "restartPolicy": "Always", "command": ["id"]});
+        let status = json!({
+            "name": "main", "image": "busybox", "imageID": "sha256:1", "containerID": "containerd://1", "ready": true,
+            "restartCount": 2, "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
+            "lastState": {"terminated": {"exitCode": 1}},
+        });
+        let mut pod: Pod = serde_json::from_value(json!({
+            "metadata": {
+                "name": "hello-1", "namespace": "team", "uid": "1", "labels": {names::LABEL_NAME: "hello"},
+                "annotations": {"a": "b"}, "ownerReferences": [],
+            },
+            "spec": {
+                "nodeName": "n", "terminationGracePeriodSeconds": 40, "schedulingGates": [{"name": "g"}],
+                "containers": [container("main")],
+                "initContainers": [container(names::CONTAINER_AGENT), container("proxy")],
+                "volumes": [{"name": names::VOLUME_STDIN, "configMap": {"name": "in"}}, {"name": "other"}],
+            },
+            "status": {
+                "phase": "Running", "podIPs": [{"ip": "10.0.0.1"}], "containerStatuses": [status],
+                "conditions": [{"type": "PodScheduled", "status": "True"}],
+            },
+        }))
+        .unwrap();
+        strip(&mut pod);
+        let kept = serde_json::to_value(&pod).unwrap();
+        assert_eq!(
+            kept["spec"],
+            json!({
+                "nodeName": "n", "terminationGracePeriodSeconds": 40, "schedulingGates": [{"name": "g"}],
+                "containers": [], "initContainers": [{"name": "proxy", "restartPolicy": "Always"}],
+                "volumes": [{"name": names::VOLUME_STDIN, "configMap": {"name": "in"}}],
+            })
+        );
+        let main = &kept["status"]["containerStatuses"][0];
+        assert_eq!(main["lastState"]["terminated"]["exitCode"], 1);
+        assert!(main["state"]["running"].is_object() && main["imageID"] == "", "{main}");
+        assert!(kept["metadata"]["annotations"].is_null() && kept["status"]["conditions"].is_array());
+        assert_eq!(owner(&pod), Some(ObjectRef::new("hello").within("team")));
     }
 
     #[tokio::test]

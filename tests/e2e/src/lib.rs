@@ -36,7 +36,7 @@ pub use ending::{POLITE, Told, check_ending, last_attempt};
 pub use environment::{
     BUSYBOX, RELAY_SERVICE, RELEASE, RELEASE_NAMESPACE, STATIC, glibc, image_arguments, is_development_cluster, is_long,
 };
-pub use namespace::{Namespace, condition, spec, with_temp_ns};
+pub use namespace::{Namespace, condition, remove_namespace, spec, with_temp_ns};
 pub use node::{Pid, agent_container_of, agent_of, agents_of, anonymous_memory, operators, processes_of_pod, signal};
 pub use program::{Digested, Program, kubectl, rproc, sha256};
 pub use release::{

@@ -42,7 +42,7 @@ pub fn with_temp_ns(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) {
     if outcome.is_err() && keeps_failed() {
         println!("the namespace {name} is kept");
     } else {
-        remove(&name);
+        remove_namespace(&name);
     }
     if let Err(error) = outcome {
         panic!("{test}: {error:?}");
@@ -116,7 +116,8 @@ fn dump(namespace: &str) {
     println!("---- end of the state of {namespace}");
 }
 
-fn remove(namespace: &str) {
+/// Deletes a namespace of a test and the rights of its users, without waiting for the end; prints what it cannot delete.
+pub fn remove_namespace(namespace: &str) {
     let binding = binding_name(namespace);
     let commands: [&[&str]; 3] = [
         &["delete", "namespace", namespace, "--wait=false", "--ignore-not-found"],

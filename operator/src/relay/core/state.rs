@@ -9,6 +9,7 @@ use remoteprocess_tls::User;
 
 use super::authorize::{Authorized, Caller};
 use super::{Core, check_key, unreadable};
+use crate::directory::Listed;
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::error::Error;
 use crate::relay::live::LiveAttempt;
@@ -29,11 +30,11 @@ impl Core {
     /// The states of all processes in a namespace (empty: in all).
     pub(crate) async fn list(&self, user: &User, namespace: &str) -> Result<Vec<ProcessState>, Error> {
         let processes = self.processes(user, namespace).await?;
-        Ok(processes.iter().map(|process| self.state_of(process)).collect())
+        Ok(processes.map(|process| self.state_of(&process)).collect())
     }
 
     /// All processes in a namespace (empty: in all), by namespace and name.
-    pub(crate) async fn processes(&self, user: &User, namespace: &str) -> Result<Vec<Arc<RemoteProcess>>, Error> {
+    pub(crate) async fn processes(&self, user: &User, namespace: &str) -> Result<Listed, Error> {
         check_key(&ProcessKey {
             namespace: namespace.to_owned(),
             ..ProcessKey::default()

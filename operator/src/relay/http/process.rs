@@ -10,7 +10,7 @@ use http::header::CONTENT_TYPE;
 use kube::core::{Selector, SelectorExt};
 use kube::{Resource, ResourceExt};
 use remoteprocess_api::{Phase, RemoteProcess, identifier};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::problem::Problem;
 use super::{Client, Uid, key, parse, selector};
@@ -46,11 +46,12 @@ struct Selection {
 /// A page, in the form of a list of the API server.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Page<'a> {
+struct Page {
     api_version: String,
     kind: &'static str,
     metadata: PageMetadata,
-    items: Vec<&'a RemoteProcess>,
+    #[serde(serialize_with = "as_objects")]
+    items: Vec<Arc<RemoteProcess>>,
 }
 
 #[derive(Serialize)]
@@ -69,7 +70,8 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let selection = Selection::of(parse(query)?)?;
     let processes = core.processes(&client.user, &namespace).await?;
-    json(&selection.page(&processes)?)
+    let processes = processes.after(selection.after.as_deref().unwrap_or_default());
+    json(&selection.page(processes)?)
 }
 
 /// `GET /v1/namespaces/{namespace}/processes/{name}`
@@ -94,6 +96,10 @@ pub(super) async fn attempt(
     let number = attempt.parse().ok().filter(|number| *number > 0);
     let number = number.ok_or_else(|| Error::invalid("the attempt is a number from 1"))?;
     json(&core.attempt(&client.user, key((namespace, name), uid), number).await?)
+}
+
+fn as_objects<S: Serializer>(items: &[Arc<RemoteProcess>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(items.iter().map(|process| &**process))
 }
 
 /// A JSON answer.
@@ -141,16 +147,16 @@ impl Selection {
     }
 
     /// The page; `processes` are those of one namespace, by name.
-    fn page<'a>(&self, processes: &'a [Arc<RemoteProcess>]) -> Result<Page<'a>, Error> {
-        let mut rest = processes.iter().filter(|process| self.has(process)).peekable();
+    fn page(&self, processes: impl Iterator<Item = Arc<RemoteProcess>>) -> Result<Page, Error> {
+        let mut rest = processes.filter(|process| self.has(process)).peekable();
         let (mut items, mut bytes, mut last) = (Vec::new(), 0, None);
         while items.len() < self.limit
             && bytes < PAGE_BYTES
             && let Some(process) = rest.next()
         {
-            bytes += serde_json::to_vec(&**process).map_err(defect)?.len();
-            items.push(&**process);
+            bytes += serde_json::to_vec(&*process).map_err(defect)?.len();
             last = Some(process.name_any());
+            items.push(process);
         }
         Ok(Page {
             api_version: RemoteProcess::api_version(&()).into_owned(),
@@ -190,7 +196,7 @@ mod tests {
         all.map(process).into()
     }
 
-    fn names(page: &Page<'_>) -> Vec<String> {
+    fn names(page: &Page) -> Vec<String> {
         page.items.iter().map(|process| process.name_any()).collect()
     }
 
@@ -203,7 +209,7 @@ mod tests {
                 r#continue: after,
                 ..ListQuery::default()
             };
-            let page = Selection::of(query).unwrap().page(&all).unwrap();
+            let page = Selection::of(query).unwrap().page(all.iter().cloned()).unwrap();
             found.extend(names(&page));
             match page.metadata.r#continue {
                 Some(next) => after = next,
@@ -224,7 +230,7 @@ mod tests {
             ..ListQuery::default()
         };
         assert_eq!(
-            names(&Selection::of(query).unwrap().page(&processes()).unwrap()),
+            names(&Selection::of(query).unwrap().page(processes().into_iter()).unwrap()),
             ["a1", "c1"]
         );
         let wrong = |query| Selection::of(query).unwrap_err().message;
