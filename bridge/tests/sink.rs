@@ -372,7 +372,13 @@ async fn programs_that_go_on_do_not_keep_others_waiting() {
 async fn programs_that_never_stop_writing_do_not_keep_others_waiting() {
     let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
     let receiver = Receiver::start().await;
-    cluster.put(SINKS, sink(&json!({"http": {"url": receiver.url()}}), &json!({"output": {"as": "Chunks"}})));
+    cluster.put(
+        SINKS,
+        sink(
+            &json!({"http": {"url": receiver.url()}}),
+            &json!({"output": {"as": "Chunks"}}),
+        ),
+    );
     for number in 100..140 {
         outputs.chatter(&begin_process(&cluster, number));
     }
@@ -381,10 +387,14 @@ async fn programs_that_never_stop_writing_do_not_keep_others_waiting() {
     run_process(cluster.clone(), outputs.clone(), 1, Duration::from_millis(5)).await;
     until(&cluster, "the short one", || is_all_sent_of(&cluster, "p1")).await;
     // A process that is being read changes.
-    cluster.edit(PROCESSES, "p100", |process| process["status"]["phase"] = json!("Stopping"));
+    cluster.edit(PROCESSES, "p100", |process| {
+        process["status"]["phase"] = json!("Stopping")
+    });
     until(&cluster, "the stop", || {
         let taken = receiver.taken();
-        taken.iter().any(|(_, body)| String::from_utf8_lossy(body).contains("u100.1.stopping"))
+        taken
+            .iter()
+            .any(|(_, body)| String::from_utf8_lossy(body).contains("u100.1.stopping"))
     })
     .await;
     engine.kill().await;
@@ -400,14 +410,24 @@ async fn events_that_are_refused_do_not_keep_others_waiting() {
         begin_process(&cluster, number);
     }
     let engine = Engine::start(&cluster, &outputs, secrets.path());
-    until(&cluster, "the refusal", || condition(&cluster, "Ready").contains("False InvalidDestination: ")).await;
+    until(&cluster, "the refusal", || {
+        condition(&cluster, "Ready").contains("False InvalidDestination: ")
+    })
+    .await;
     run_process(cluster.clone(), outputs.clone(), 2, Duration::from_millis(5)).await;
     until(&cluster, "the other one", || is_all_sent_of(&cluster, "p2")).await;
     let connected = condition(&cluster, "Connected");
     assert!(connected.starts_with("True"), "the destination is there: {connected}");
-    assert!(condition(&cluster, "Ready").contains("answers 413"), "{}", condition(&cluster, "Ready"));
+    assert!(
+        condition(&cluster, "Ready").contains("answers 413"),
+        "{}",
+        condition(&cluster, "Ready")
+    );
     receiver.refuse(None);
-    until(&cluster, "the cure", || condition(&cluster, "Ready").starts_with("True Sending")).await;
+    until(&cluster, "the cure", || {
+        condition(&cluster, "Ready").starts_with("True Sending")
+    })
+    .await;
     engine.stop().await;
 }
 
@@ -415,7 +435,13 @@ async fn events_that_are_refused_do_not_keep_others_waiting() {
 async fn output_that_cannot_be_read_is_told() {
     let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
     let receiver = Receiver::start().await;
-    cluster.put(SINKS, sink(&json!({"http": {"url": receiver.url()}}), &json!({"output": {"as": "Chunks"}})));
+    cluster.put(
+        SINKS,
+        sink(
+            &json!({"http": {"url": receiver.url()}}),
+            &json!({"output": {"as": "Chunks"}}),
+        ),
+    );
     outputs.fail(true);
     let engine = Engine::start(&cluster, &outputs, secrets.path());
     run_process(cluster.clone(), outputs.clone(), 3, Duration::from_millis(5)).await;

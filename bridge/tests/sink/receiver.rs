@@ -73,7 +73,11 @@ impl Receiver {
         let body = body.collect().await.unwrap().to_bytes().to_vec();
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let is_refused = refused.is_some_and(|text| String::from_utf8_lossy(&body).contains(&text));
-        let code = if is_refused { 413 } else { self.code.load(Ordering::SeqCst) };
+        let code = if is_refused {
+            413
+        } else {
+            self.code.load(Ordering::SeqCst)
+        };
         if (200..300).contains(&code) {
             let headers = parts.headers.iter();
             let headers = headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));

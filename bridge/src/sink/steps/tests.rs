@@ -146,7 +146,10 @@ fn the_last_event_waits_for_the_seal_but_not_forever() {
     let ended = |at: &str| json!({"phase": "Succeeded", "finishedAt": at, "attempt": 1, "attempts": [attempt(1, &["grantedAt"])], "output": {"tail": "x"}});
     let mut cursor = Cursor::new("u");
     let found = steps(&planner(false), &view(ended("2026-01-01T00:59:30Z")), &mut cursor);
-    assert_eq!(found, ["created", "1.starting", "1.ended", "until 2026-01-01T01:00:30Z"]);
+    assert_eq!(
+        found,
+        ["created", "1.starting", "1.ended", "until 2026-01-01T01:00:30Z"]
+    );
     let late = view(ended("2026-01-01T00:58:00Z"));
     let found = steps(&planner(false), &late, &mut cursor.clone());
     assert_eq!(found, ["give up", "finished", "done"]);
