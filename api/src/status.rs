@@ -237,7 +237,7 @@ impl RemoteProcessStatus {
         self.attempts.iter().find(|attempt| attempt.number == number)
     }
 
-    /// Number of the newest attempt. The records count, too: an attempt is not begun a second time because someone has
+    /// Number of the newest attempt. The records count, too: an attempt is not begun a second time because a user has
     /// removed or lowered the field `attempt`.
     pub fn current_attempt(&self) -> Option<u32> {
         self.attempts

@@ -110,7 +110,7 @@ impl View {
         self.status()?.attempt(number)
     }
 
-    /// The status, if somebody has written one.
+    /// The status, if there is one.
     pub fn status(&self) -> Option<&RemoteProcessStatus> {
         self.process.status.as_ref()
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use remoteprocess_api::RemoteProcess;
 
-/// The largest object that is kept compressed, in bytes of JSON: whoever reads it may do so at each change of any object.
+/// The largest object that is kept compressed, in bytes of JSON: a reader may decode it at each change of any object.
 const LARGEST: usize = 64 << 10;
 /// Level of zstd.
 const LEVEL: i32 = 3;

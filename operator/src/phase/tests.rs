@@ -92,7 +92,7 @@ fn the_first_pass_names_the_attempt_and_then_creates_its_pod() {
     }
 }
 
-/// Somebody who may write the status has removed the field, or the record.
+/// A user who may write the status has removed the field, or the record.
 #[test]
 fn no_attempt_is_begun_twice() {
     let mut process = process("", "");

@@ -26,7 +26,7 @@ pub(super) fn begin_first(mut draft: Draft<'_>, process: &RemoteProcess, memory:
             draft.decision(Action::None, None, memory)
         }
         DesiredState::Running => {
-            // Above 0 only if someone removed the record of an attempt: its name is not used again.
+            // Above 0 only if a user removed the record of an attempt: its name is not used again.
             let last = draft.status.attempt.unwrap_or_default();
             begin(draft, last.saturating_add(1), memory)
         }
