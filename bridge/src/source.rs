@@ -146,8 +146,7 @@ pub trait Publisher: Send + Sync {
 /// The dead letters of a trigger that were there when this was opened, the oldest first where the broker has an order.
 /// Those of other triggers are left alone. Each call returns in a few times [`ANSWER_TIMEOUT`].
 pub trait DeadLetters: Send {
-    /// Takes the next one, as the message that is sent to the source again; `None` if there is no more. One that was taken
-    /// and not removed stays at the broker.
+    /// Takes the next one; `None` if there is no more. One that was taken and not removed stays at the broker.
     ///
     /// # Errors
     /// The broker does not answer.

@@ -388,7 +388,8 @@ async fn dead_letters_are_taken_back(server: &Server, channel: &Channel) {
 
     let mut letters = publisher.dead_letters("shop/orders").await.unwrap();
     let mut ids = Vec::new();
-    while let Some(message) = letters.next().await.unwrap() {
+    while let Some(letter) = letters.next().await.unwrap() {
+        let message = letter.into_replay();
         ids.extend(message.id.clone());
         publisher.send(&message).await.unwrap();
         letters.remove().await.unwrap();

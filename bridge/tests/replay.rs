@@ -276,3 +276,44 @@ async fn a_webhook_has_nothing_to_take_back() {
     assert!(said(&answer).2.contains("a webhook keeps no dead letters"), "{answer}");
     bridge.stop().await;
 }
+
+/// Whether the programs of the last test fail.
+static LAST_BROKEN: AtomicBool = AtomicBool::new(true);
+
+fn last_exit_code(_: &str) -> i32 {
+    i32::from(LAST_BROKEN.load(Ordering::SeqCst))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_that_the_broker_has_moved_runs_again_also_after_a_replay() {
+    let Some(server) = Server::start(&[]) else { return };
+    let (cluster, secrets) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let context = server.context().await;
+    create_streams(&context, Duration::from_millis(100)).await;
+    let nats = json!({"servers": [server.url()], "stream": "ORDERS", "deadLetterSubject": "dead"});
+    cluster.put(TRIGGERS, trigger(json!({"nats": nats}), json!({})));
+    tokio::spawn(cluster.clone().run_processes(Duration::from_millis(5), last_exit_code));
+    let bridge = Bridge::start(&cluster, secrets.path()).await;
+    store(&context, "orders.1", &[("Nats-Msg-Id", "m1")], "m1").await;
+    until_count(&cluster, "deadLettered", 1).await;
+    let dead = context.get_stream("DEAD").await.unwrap();
+    // A broker moves a message with the headers that it had, and without the name of a trigger.
+    dead.purge().await.unwrap();
+    let id = ("rproc-dead-letter-message-id", "m1");
+    store(&context, "dead", &[id, ("rproc-subject", "orders.1")], "m1").await;
+    assert_eq!(said(&replay(&cluster, "1", 10).await).0, 1);
+    until_count(&cluster, "deadLettered", 2).await;
+    let first = cluster
+        .all(PROCESSES)
+        .into_iter()
+        .find(|process| process["metadata"]["annotations"]["remoteprocess.dev/replay-of"].is_null());
+    let uid = first.unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    dead.purge().await.unwrap();
+    let moved = [id, ("rproc-subject", "orders.1"), ("rproc-replay-of", &uid)];
+    store(&context, "dead", &moved, "m1").await;
+    LAST_BROKEN.store(false, Ordering::SeqCst);
+    assert_eq!(said(&replay(&cluster, "2", 10).await).0, 1);
+    until_count(&cluster, "succeeded", 1).await;
+    assert_eq!(cluster.all(PROCESSES).len(), 3);
+    bridge.stop().await;
+}

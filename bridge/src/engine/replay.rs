@@ -15,7 +15,7 @@ use super::Engine;
 use super::jobs::SendError;
 use super::report::is_fresh;
 use crate::kubernetes::Kubernetes;
-use crate::message::{self, Message, REPLAY_OF};
+use crate::message::{self, DEAD_LETTER_TRIGGER, Message, REPLAY_OF};
 use crate::outcome;
 use crate::process::name_of;
 use crate::source::Publisher;
@@ -126,8 +126,8 @@ async fn send_all(
 ) -> Result<Option<u64>, SendError> {
     let mut letters = publisher.dead_letters(&full_name(trigger)).await?;
     while *replayed < limit {
-        let Some(message) = letters.next().await? else { break };
-        let message = as_another(kubernetes, trigger, message).await?;
+        let Some(letter) = letters.next().await? else { break };
+        let message = as_another(kubernetes, trigger, letter).await?;
         publisher.send(&message).await?;
         // The source has confirmed it. If the bridge dies here, the next replay sends the same message with the same id.
         letters.remove().await?;
@@ -141,14 +141,12 @@ pub(super) fn full_name(trigger: &ProcessTrigger) -> String {
     format!("{}/{}", trigger.namespace().unwrap_or_default(), trigger.name_any())
 }
 
-/// A message that runs although its first process is remembered. A dead letter that came there by the broker itself does not
-/// say which process failed: it is found by its name.
-async fn as_another(
-    kubernetes: &Kubernetes,
-    trigger: &ProcessTrigger,
-    mut message: Message,
-) -> Result<Message, SendError> {
-    if message.replay_of().is_some() {
+/// A dead letter as a message that runs although its former process is remembered. A letter that the broker itself has
+/// moved does not say which process failed: it is found by its name, also if that was a replay.
+async fn as_another(kubernetes: &Kubernetes, trigger: &ProcessTrigger, letter: Message) -> Result<Message, SendError> {
+    let is_ours = letter.header(DEAD_LETTER_TRIGGER).is_some();
+    let mut message = letter.into_replay();
+    if is_ours && message.replay_of().is_some() {
         return Ok(message);
     }
     let Ok(work) = message::read(&message, &trigger.name_any(), &trigger.spec) else {

@@ -62,7 +62,7 @@ impl StreamLetters {
             let message = letter(found, &self.stream.cached_info().config.name);
             if message.is_of(&self.trigger) {
                 self.taken = Some(sequence);
-                return Ok(Some(message.into_replay()));
+                return Ok(Some(message));
             }
         }
         Ok(None)

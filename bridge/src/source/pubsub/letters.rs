@@ -57,7 +57,7 @@ impl SubscriptionLetters {
             let is_again = message.id.as_ref().is_some_and(|id| self.removed.contains(id));
             if !is_again && message.is_of(&self.trigger) {
                 self.taken = Some((ack_id, message.id.clone()));
-                return Ok(Some(message.into_replay()));
+                return Ok(Some(message));
             }
             self.others.push(ack_id);
         }

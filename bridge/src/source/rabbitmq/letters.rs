@@ -68,7 +68,7 @@ impl QueueLetters {
             let (message, acker) = wire::message(delivery);
             if message.is_of(&self.trigger) {
                 self.taken = Some(acker);
-                return Ok(Some(message.into_replay()));
+                return Ok(Some(message));
             }
             // To the end of the queue. A requeue would count as a failed delivery, after some of which the queue drops it.
             self.publish(properties, &data).await?;

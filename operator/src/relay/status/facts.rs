@@ -177,7 +177,7 @@ pub fn build_end(
         attempt.usage = exit.usage.map(usage_to_status);
         attempt.output = Some(output(manifest, exit));
     })?;
-    if next.attempt == Some(number) {
+    if next.current_attempt() == Some(number) {
         next.output = Some(OutputStatus {
             stdout_bytes: Some(manifest.stdout_bytes),
             stderr_bytes: Some(manifest.stderr_bytes),
