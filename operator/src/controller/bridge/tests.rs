@@ -1,3 +1,6 @@
+use std::pin::pin;
+
+use futures::stream;
 use http::Method;
 use kube::runtime::reflector::{self, store::Writer};
 use kube::runtime::watcher::Event;
@@ -331,4 +334,15 @@ async fn a_deployment_of_a_trigger_is_not_taken_over_by_a_sink() {
         message.contains("Deployment orders-sink that this sink does not control"),
         "{message}"
     );
+}
+
+/// A trigger that was created while nobody led is in the first list.
+#[tokio::test]
+async fn an_object_is_named_when_the_cache_has_it() {
+    let (objects, writer) = reflector::store();
+    let events = [Event::Init, Event::InitApply(trigger(NATS)), Event::InitDone].map(Ok);
+    let mut named = pin!(watch::references(objects.clone(), writer, stream::iter(events)));
+    let reference = named.next().await.unwrap();
+    assert!(objects.get(&reference).is_some());
+    assert!(named.next().await.is_none());
 }

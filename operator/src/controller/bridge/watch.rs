@@ -6,6 +6,7 @@ use futures::stream::{self, BoxStream, Stream, StreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, reflector as reflect, watcher as watch};
@@ -34,9 +35,11 @@ pub(super) fn start<B: Bridged>(client: &Client, scope: &Scope) -> Watches<B> {
     let (objects, writer) = reflector::store();
     let config = watcher::Config::default().page_size(WATCH_PAGE);
     let events = watch(scope.api::<DeserializeGuard<B>>(client), config).backoff(Backoff::WATCH);
-    let events = events.map(|event| event.map(decoded)).modify(strip);
-    let of_objects =
-        reflect(writer, events).flat_map(|event| stream::iter(or_warn(event).and_then(|event| changed(&event))));
+    let of_objects = references(
+        objects.clone(),
+        writer,
+        events.map(|event| event.map(decoded)).modify(strip),
+    );
     let (deployments, of_deployments) = children::<Deployment, B>(client, scope, &objects);
     let (services, of_services) = children::<Service, B>(client, scope, &objects);
     let (all_deployments, all_services) = (deployments.clone(), services.clone());
@@ -77,12 +80,31 @@ where
     (store, touched)
 }
 
-/// The object that an event names. One that is deleted needs nothing: the garbage collector deletes what it owns.
-fn changed<B: Bridged>(event: &Event<B>) -> Option<ObjectRef<B>> {
+/// The objects to reconcile, each when the cache has it: the cache takes a list over only when that is complete.
+pub(super) fn references<B: Bridged>(
+    objects: Store<B>,
+    writer: Writer<B>,
+    events: impl Stream<Item = watcher::Result<Event<B>>>,
+) -> impl Stream<Item = ObjectRef<B>> {
+    reflect(writer, events)
+        .flat_map(move |event| stream::iter(or_warn(event).map_or_else(Vec::new, |event| changed(&event, &objects))))
+}
+
+/// The objects that an event names. One that is deleted needs nothing: the garbage collector deletes what it owns.
+fn changed<B: Bridged>(event: &Event<B>, objects: &Store<B>) -> Vec<ObjectRef<B>> {
     match event {
-        Event::Apply(object) | Event::InitApply(object) => Some(ObjectRef::from_obj(object)),
-        Event::Delete(_) | Event::Init | Event::InitDone => None,
+        Event::Apply(object) => vec![ObjectRef::from_obj(object)],
+        Event::InitDone => all(objects),
+        Event::Delete(_) | Event::Init | Event::InitApply(_) => Vec::new(),
     }
+}
+
+fn all<B: Bridged>(objects: &Store<B>) -> Vec<ObjectRef<B>> {
+    objects
+        .state()
+        .iter()
+        .map(|object| ObjectRef::from_obj(&**object))
+        .collect()
 }
 
 /// The owners that an event of an object may affect. An object that was deleted while its watch was interrupted has no
@@ -90,11 +112,7 @@ fn changed<B: Bridged>(event: &Event<B>) -> Option<ObjectRef<B>> {
 fn touched<K: Resource, B: Bridged>(event: &Event<K>, owners: &Store<B>) -> Vec<ObjectRef<B>> {
     match event {
         Event::Apply(object) | Event::InitApply(object) | Event::Delete(object) => owner(object).into_iter().collect(),
-        Event::InitDone => owners
-            .state()
-            .iter()
-            .map(|known| ObjectRef::from_obj(&**known))
-            .collect(),
+        Event::InitDone => all(owners),
         Event::Init => Vec::new(),
     }
 }
