@@ -184,7 +184,9 @@ impl Screen {
         self.line("echo back=$((6 * 7)) code=$?")?;
         self.wait_for("back=42")?;
         ensure!(self.is_as_before()?, "the terminal is not as it was");
-        self.line("clear")
+        self.line("clear")?;
+        // What it showed must not be taken for what comes.
+        self.wait_until("an empty window", |shown| !shown.contains("back=42"))
     }
 }
 
