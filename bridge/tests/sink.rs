@@ -22,11 +22,13 @@ use http::Method;
 use receiver::Receiver;
 use serde_json::{Value, json};
 use server::Server;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use world::{Engine, LOST, Outputs, SINKS, begin_process, condition, is_all_sent, run_process, sink, status, until};
 
 /// Time between two changes of a process.
 const PAUSE: Duration = Duration::from_millis(60);
+/// When the events of a short process are sent at the latest, on a machine with much to do.
+const SOON: Duration = Duration::from_secs(30);
 
 /// A server with a stream for the subject `events`.
 async fn nats() -> Option<Server> {
@@ -368,8 +370,8 @@ async fn programs_that_go_on_do_not_keep_others_waiting() {
     engine.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn programs_that_never_stop_writing_do_not_keep_others_waiting() {
+/// Whether the events of a short process come in time while there are 40 that go on, and write this.
+async fn a_short_one_is_sent(in_time: Duration, write: impl Fn(&Outputs, &str)) {
     let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
     let receiver = Receiver::start().await;
     cluster.put(
@@ -380,13 +382,77 @@ async fn programs_that_never_stop_writing_do_not_keep_others_waiting() {
         ),
     );
     for number in 100..140 {
-        outputs.chatter(&begin_process(&cluster, number));
+        write(&outputs, &begin_process(&cluster, number));
     }
     let engine = Engine::start(&cluster, &outputs, secrets.path());
     sleep(Duration::from_millis(500)).await;
     run_process(cluster.clone(), outputs.clone(), 1, Duration::from_millis(5)).await;
-    until(&cluster, "the short one", || is_all_sent_of(&cluster, "p1")).await;
-    // A process that is being read changes.
+    let sent = until(&cluster, "the short one", || is_all_sent_of(&cluster, "p1"));
+    assert!(timeout(in_time, sent).await.is_ok(), "not in time");
+    engine.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_that_never_stop_writing_do_not_keep_others_waiting() {
+    a_short_one_is_sent(SOON, |outputs, name| outputs.chatter(name, Duration::ZERO)).await;
+}
+
+/// They are never idle, and their first block is full only after hours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_that_write_little_do_not_keep_others_waiting() {
+    let pause = Duration::from_millis(200);
+    a_short_one_is_sent(SOON, |outputs, name| outputs.chatter(name, pause)).await;
+}
+
+/// Their workers stay for up to 10 seconds, but not if a transition waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_that_write_nothing_do_not_keep_others_waiting() {
+    a_short_one_is_sent(Duration::from_secs(8), |_, _| ()).await;
+}
+
+/// Each worker waits longer for the first byte than others like to wait for its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_of_many_comes_from_a_slow_archive() {
+    let outputs = Outputs::slow(Duration::from_millis(1500));
+    let (cluster, secrets) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let receiver = Receiver::start().await;
+    cluster.put(
+        SINKS,
+        sink(
+            &json!({"http": {"url": receiver.url()}}),
+            &json!({"output": {"as": "Lines"}}),
+        ),
+    );
+    let names: Vec<String> = (0..70).map(|number| begin_process(&cluster, number)).collect();
+    names.iter().for_each(|name| outputs.say(name, "a line\n"));
+    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    until(&cluster, "all lines", || {
+        let taken = receiver.taken();
+        let events = taken
+            .iter()
+            .map(|(_, body)| serde_json::from_slice::<Value>(body).unwrap());
+        let lines = events.filter(|event| event["data"]["text"] == "a line\n");
+        let of: BTreeSet<String> = lines.map(|event| event["subject"].to_string()).collect();
+        of.len() == names.len()
+    })
+    .await;
+    engine.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_that_never_stops_does_not_hide_a_change() {
+    let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
+    let receiver = Receiver::start().await;
+    cluster.put(
+        SINKS,
+        sink(
+            &json!({"http": {"url": receiver.url()}}),
+            &json!({"output": {"as": "Chunks"}}),
+        ),
+    );
+    outputs.chatter(&begin_process(&cluster, 100), Duration::ZERO);
+    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    until(&cluster, "output", || receiver.taken().len() > 5).await;
     cluster.edit(PROCESSES, "p100", |process| {
         process["status"]["phase"] = json!("Stopping")
     });
@@ -404,7 +470,7 @@ async fn programs_that_never_stop_writing_do_not_keep_others_waiting() {
 async fn events_that_are_refused_do_not_keep_others_waiting() {
     let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
     let receiver = Receiver::start().await;
-    receiver.refuse(Some("\"subject\":\"p1"));
+    receiver.refuse("\"subject\":\"p1", 413);
     cluster.put(SINKS, sink(&json!({"http": {"url": receiver.url()}}), &json!({})));
     for number in 100..140 {
         begin_process(&cluster, number);
@@ -423,12 +489,59 @@ async fn events_that_are_refused_do_not_keep_others_waiting() {
         "{}",
         condition(&cluster, "Ready")
     );
-    receiver.refuse(None);
+    receiver.refuse_none();
     until(&cluster, "the cure", || {
         condition(&cluster, "Ready").starts_with("True Sending")
     })
     .await;
     engine.stop().await;
+}
+
+/// The answer 500 does not tell whether it is the event, or the destination.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_at_which_the_destination_fails_do_not_keep_others_waiting() {
+    let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
+    let receiver = Receiver::start().await;
+    receiver.refuse("\"subject\":\"p1", 500);
+    cluster.put(SINKS, sink(&json!({"http": {"url": receiver.url()}}), &json!({})));
+    for number in 100..140 {
+        begin_process(&cluster, number);
+    }
+    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    until(&cluster, "the failure", || {
+        condition(&cluster, "Ready").contains("False Unreachable: the destination answers 500")
+    })
+    .await;
+    run_process(cluster.clone(), outputs.clone(), 2, Duration::from_millis(5)).await;
+    until(&cluster, "the other one", || is_all_sent_of(&cluster, "p2")).await;
+    engine.kill().await;
+}
+
+/// One that goes on: its worker does not end when output can be read again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_problem_is_over_when_output_comes_again() {
+    let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
+    let receiver = Receiver::start().await;
+    cluster.put(
+        SINKS,
+        sink(
+            &json!({"http": {"url": receiver.url()}}),
+            &json!({"output": {"as": "Chunks"}}),
+        ),
+    );
+    outputs.fail(true);
+    outputs.chatter(&begin_process(&cluster, 100), Duration::from_millis(200));
+    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    until(&cluster, "the problem", || {
+        condition(&cluster, "Ready").starts_with("False OutputUnavailable")
+    })
+    .await;
+    outputs.fail(false);
+    until(&cluster, "its end", || {
+        condition(&cluster, "Ready").starts_with("True Sending")
+    })
+    .await;
+    engine.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::cursor::Cursor;
 use super::steps::{Planner, Step};
 use super::view::View;
-use super::worker::{End, Report};
+use super::worker::{End, Report, Signs};
 use crate::backoff::Backoff;
 
 /// Most processes that are gone and have events to send.
@@ -30,9 +30,18 @@ struct Entry {
     state: State,
     backoff: Backoff,
     problem: Option<(BridgeReason, String)>,
-    is_sending: Arc<AtomicBool>,
+    /// Of its last worker.
+    signs: Arc<Signs>,
     /// What comes next is output, if there is any.
     is_reading: bool,
+}
+
+impl Entry {
+    /// What keeps its events, unless its worker shows that this is over.
+    fn problem(&self) -> Option<&(BridgeReason, String)> {
+        let is_well = matches!(self.state, State::Works(..)) && self.signs.is_well.load(Ordering::Relaxed);
+        self.problem.as_ref().filter(|_| !is_well)
+    }
 }
 
 /// What happens with it.
@@ -51,7 +60,7 @@ pub(super) struct Job {
     pub(super) uid: String,
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) cursors: (Cursor, Cursor),
-    pub(super) is_sending: Arc<AtomicBool>,
+    pub(super) signs: Arc<Signs>,
     pub(super) stop: CancellationToken,
 }
 
@@ -119,19 +128,19 @@ impl Book {
                 self.plan(&uid);
             }
             None if noted.is_finished() => {}
-            None => self.add(uid, view, noted),
+            None => self.add(uid, view, (noted.clone(), noted)),
         }
     }
 
-    fn add(&mut self, uid: String, view: Arc<View>, noted: Cursor) {
+    fn add(&mut self, uid: String, view: Arc<View>, (cursor, noted): (Cursor, Cursor)) {
         let entry = Entry {
             view: watch::Sender::new(view),
-            cursor: noted.clone(),
+            cursor,
             noted,
             state: State::Waits(None),
             backoff: Backoff::default(),
             problem: None,
-            is_sending: Arc::default(),
+            signs: Arc::default(),
             is_reading: false,
         };
         self.entries.insert(uid.clone(), entry);
@@ -164,7 +173,7 @@ impl Book {
                 entry.view.send_replace(Arc::new(gone));
                 self.plan(&uid);
             }
-            None => self.add(uid, Arc::new(gone), view.noted()),
+            None => self.add(uid, Arc::new(gone), (view.noted(), view.noted())),
         }
     }
 
@@ -183,14 +192,19 @@ impl Book {
         }
     }
 
-    /// Takes over the processes that are gone and have events to send. The workers of `former` have ended.
+    /// Takes over the processes that are not done: what the next list does not show went in between. The workers of
+    /// `former` have ended.
     pub(super) fn adopt(&mut self, former: Self) {
         for (uid, entry) in former.entries {
             let view = entry.view.borrow().clone();
-            if view.is_deleted {
-                self.gone += 1;
-                self.add(uid, view, entry.cursor);
-            }
+            let cursors = match entry.state {
+                State::Done => continue,
+                State::Waits(_) => (entry.cursor, entry.noted),
+                // It did not tell in time how far it came.
+                State::Works(..) => (view.noted(), view.noted()),
+            };
+            self.gone += usize::from(view.is_deleted);
+            self.add(uid, view, cursors);
         }
     }
 
@@ -273,12 +287,13 @@ impl Book {
         let entry = self.entries.get_mut(&uid)?;
         let stop = CancellationToken::new();
         self.jobs += 1;
+        entry.signs = Arc::default();
         entry.state = State::Works(self.jobs, stop.clone());
         Some(Job {
             number: self.jobs,
             view: entry.view.subscribe(),
             cursors: (entry.cursor.clone(), entry.noted.clone()),
-            is_sending: entry.is_sending.clone(),
+            signs: entry.signs.clone(),
             stop,
             uid,
         })
@@ -288,6 +303,12 @@ impl Book {
     pub(super) fn next_turn(&self) -> Option<Instant> {
         let firsts = [self.turns.first(), self.polls.first()];
         firsts.into_iter().flatten().map(|(at, _)| *at).min()
+    }
+
+    /// Number of processes with a transition to send whose turn it is; `most` at most.
+    pub(super) fn urgent(&self, now: Instant, most: usize) -> usize {
+        let due = self.turns.iter().take_while(|(at, _)| *at <= now);
+        due.take(most).count()
     }
 
     /// The worker of a job has ended.
@@ -350,7 +371,7 @@ impl Book {
                 let is_due = at.is_some_and(|at| at <= now) && !entry.is_reading;
                 is_due || entry.problem.is_some()
             }
-            State::Works(..) => entry.is_sending.load(Ordering::Relaxed),
+            State::Works(..) => entry.signs.is_sending.load(Ordering::Relaxed),
             State::Done => false,
         };
         self.entries.values().filter(is_waiting).count()
@@ -358,7 +379,7 @@ impl Book {
 
     /// What keeps the events of a process, if that is so.
     pub(super) fn problem(&self) -> Option<&(BridgeReason, String)> {
-        self.entries.values().find_map(|entry| entry.problem.as_ref())
+        self.entries.values().find_map(Entry::problem)
     }
 
     /// Number of processes whose last events were dropped since the last call.

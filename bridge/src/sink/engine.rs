@@ -3,7 +3,7 @@
 mod report;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -172,6 +172,7 @@ impl Running {
                 planner,
                 reader: reader.clone(),
                 is_crowded: AtomicBool::new(false),
+                urgent: AtomicUsize::new(0),
             }),
             workers: JoinSet::new(),
         }
@@ -185,7 +186,7 @@ impl Running {
 
     fn start(&mut self, job: Job) {
         let outbox = self.link.outbox();
-        let worker = Worker::new(self.tools.clone(), outbox, job.view, job.cursors, job.is_sending);
+        let worker = Worker::new(self.tools.clone(), outbox, job.view, job.cursors, job.signs);
         let (uid, number, stop) = (job.uid, job.number, job.stop);
         self.workers.spawn(async move { (uid, number, worker.run(stop).await) });
     }
@@ -247,6 +248,8 @@ impl Engine {
         }
         let is_crowded = running.book.next_turn().is_some_and(|at| at <= now);
         running.tools.is_crowded.store(is_crowded, Ordering::Relaxed);
+        let urgent = running.book.urgent(now, MAX_WORKERS);
+        running.tools.urgent.store(urgent, Ordering::Relaxed);
     }
 
     /// Waits for what happens next. Cancel-safe: nothing that has happened is lost.
@@ -319,7 +322,7 @@ impl Engine {
             let _ = timeout(SHUTDOWN, self.finish()).await;
             let next = Running::new(&self.kubernetes, &self.config, &self.reader, &next);
             let former = std::mem::replace(&mut self.running, next);
-            // They were selected when they went.
+            // They were selected before. The list shows which of them are not any more.
             self.running.book.adopt(former.book);
         }
     }

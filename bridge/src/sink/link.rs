@@ -1,5 +1,6 @@
 //! The connection to the destination: a task opens it, loses it, waits, and opens it again. Workers send over it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use crate::source::{Secrets, SourceError};
 
 /// How long it may take to open a destination.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+/// After so many tries of an event that fails, it is the event, if others were confirmed in the meantime.
+const TRIES: u32 = 3;
 
 /// What has become of the events, since the last look.
 #[derive(Debug, Default)]
@@ -95,13 +98,13 @@ async fn hold(
     sender: watch::Sender<Option<Open>>,
     outbox: Outbox,
 ) {
-    let mut backoff = Backoff::default();
+    let (mut backoff, mut confirmed) = (Backoff::default(), 0);
     loop {
         let late = |_| Err(SourceError::unreachable("the destination does not answer"));
         let opened = timeout(OPEN_TIMEOUT, destination::open(&spec, &name, &secrets)).await;
         match opened.unwrap_or_else(late) {
             Ok(destination) => {
-                let before = outbox.opened();
+                outbox.opened();
                 let (broken, mut breaks) = watch::channel(false);
                 let lost = destination.clone();
                 sender.send_replace(Some(Open { destination, broken }));
@@ -110,9 +113,11 @@ async fn hold(
                     _ = breaks.wait_for(|is_broken| *is_broken) => {}
                 }
                 sender.send_replace(None);
-                if outbox.has_sent_since(before) {
+                // An event may have been confirmed after another one broke the last connection.
+                if outbox.has_sent_since(confirmed) {
                     backoff.reset();
                 }
+                confirmed = outbox.confirmations();
             }
             Err(error) => outbox.failed(error, false),
         }
@@ -134,31 +139,35 @@ impl Outbox {
     /// Sends an event until the destination confirms it. Cancel-safe: an event that is dropped was not confirmed.
     ///
     /// # Errors
-    /// The destination is there, and refuses the event.
-    pub(super) async fn send(&mut self, event: &CloudEvent, key: &str) -> Result<(), SourceError> {
-        let mut is_again = false;
+    /// The destination refuses the event; or it fails, and others wait (`is_crowded`) that may fare better.
+    pub(super) async fn send(
+        &mut self,
+        event: &CloudEvent,
+        key: &str,
+        is_crowded: &AtomicBool,
+    ) -> Result<(), SourceError> {
+        let (before, mut tries) = (self.confirmations(), 0);
         loop {
             let Some(open) = self.connected().await else {
                 // The link is being replaced, and this worker with it.
                 return std::future::pending().await;
             };
-            if std::mem::replace(&mut is_again, true) {
-                self.state().tally.resent += 1;
+            let Err(error) = open.destination.send(event, key).await else {
+                self.confirmed();
+                return Ok(());
+            };
+            tries += 1;
+            self.state().tally.resent += 1;
+            let is_of_event = tries >= TRIES && self.has_sent_since(before);
+            if is_refusal(&error) || is_of_event {
+                self.refused(&error);
+                return Err(error);
             }
-            match open.destination.send(event, key).await {
-                Ok(()) => {
-                    self.confirmed();
-                    return Ok(());
-                }
-                Err(error) if is_refusal(&error) => {
-                    self.refused(&error);
-                    return Err(error);
-                }
-                Err(error) => {
-                    tracing::warn!(id = event.id, %error, "an event is not confirmed, will try again");
-                    self.failed(error, true);
-                    open.broken.send_replace(true);
-                }
+            tracing::warn!(id = event.id, %error, "an event is not confirmed, will try again");
+            self.failed(error.clone(), true);
+            open.broken.send_replace(true);
+            if is_crowded.load(Ordering::Relaxed) {
+                return Err(error);
             }
         }
     }
@@ -193,12 +202,10 @@ impl Outbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how many events were confirmed before.
-    fn opened(&self) -> u64 {
+    fn opened(&self) {
         let mut state = self.state();
         state.is_known = true;
         state.problem.take_if(|(_, by_sending)| !*by_sending);
-        state.confirmed
     }
 
     fn has_sent_since(&self, before: u64) -> bool {
@@ -216,7 +223,6 @@ impl Outbox {
     /// Other events may be taken, but not if the destination does not exist.
     fn refused(&self, error: &SourceError) {
         let mut state = self.state();
-        state.tally.resent += 1;
         let is_missing = error.reason == BridgeReason::NotFound;
         state.problem = is_missing.then(|| (error.clone(), true));
     }

@@ -1,7 +1,7 @@
 //! Sends the events of one process, one after another, and notes in its cursor how far it is.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use remoteprocess_api::bridge::BridgeReason;
 use remoteprocess_api::sink::{OutputStream, SinkOutput};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::cursor::{Cursor, Mark, annotation};
@@ -24,10 +24,12 @@ use crate::source::SourceError;
 
 /// Least time between two writes of a cursor.
 const WRITE: Duration = Duration::from_secs(2);
-/// How long a worker with nothing to send stays if others wait for its place.
-const IDLE: Duration = Duration::from_secs(1);
-/// How long a worker sends output if others wait for its place.
+/// How long a worker sends output if others wait for its place, from the first piece on.
 const TURN: Duration = Duration::from_secs(2);
+/// How long a worker waits for the first piece if others wait for its place: an archive can be slow.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a worker that reads looks at what depends on time.
+const TICK: Duration = Duration::from_millis(500);
 /// How long the last write of a cursor may take.
 const LAST_WRITE: Duration = Duration::from_secs(4);
 /// How long after the end of an attempt the relay may not know its output. After that there is none.
@@ -42,6 +44,30 @@ pub(super) struct Tools {
     pub(super) reader: Arc<dyn OutputReader>,
     /// Other processes wait for a worker.
     pub(super) is_crowded: AtomicBool,
+    /// How many of them have a transition to send. A worker that makes room for one takes it off.
+    pub(super) urgent: AtomicUsize,
+}
+
+impl Tools {
+    fn is_crowded(&self) -> bool {
+        self.is_crowded.load(Ordering::Relaxed)
+    }
+
+    /// Whether a transition waits. Not all workers make room for the same one.
+    fn makes_room(&self) -> bool {
+        let one_less = |urgent: usize| urgent.checked_sub(1);
+        let former = self.urgent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+        former.is_ok()
+    }
+}
+
+/// What a worker shows while it works.
+#[derive(Default)]
+pub(super) struct Signs {
+    /// It has an event in hand.
+    pub(super) is_sending: AtomicBool,
+    /// What kept the events of the process before does not keep them any more.
+    pub(super) is_well: AtomicBool,
 }
 
 /// Sends the events of one process.
@@ -52,10 +78,10 @@ pub(super) struct Worker {
     pub(super) cursor: Cursor,
     /// The cursor that the annotation has.
     pub(super) noted: Cursor,
-    /// It has an event in hand.
-    pub(super) is_sending: Arc<AtomicBool>,
+    pub(super) signs: Arc<Signs>,
     written: Instant,
-    begun: Instant,
+    /// When the first piece of output came.
+    first_piece: Option<Instant>,
 }
 
 /// What came of it.
@@ -101,7 +127,7 @@ enum Read {
     Whole,
     /// The process has changed, so that something else comes next.
     Changed,
-    /// Others wait, and nothing came.
+    /// Others wait, and it had its turn.
     Yielded,
 }
 
@@ -111,19 +137,18 @@ impl Worker {
         outbox: Outbox,
         view: watch::Receiver<Arc<View>>,
         (cursor, noted): (Cursor, Cursor),
-        is_sending: Arc<AtomicBool>,
+        signs: Arc<Signs>,
     ) -> Self {
-        // A process that is over soon has one write.
-        let (begun, written) = (Instant::now(), Instant::now());
         Self {
             tools,
             outbox,
             view,
             cursor,
             noted,
-            is_sending,
-            written,
-            begun,
+            signs,
+            // A process that is over soon has one write.
+            written: Instant::now(),
+            first_piece: None,
         }
     }
 
@@ -131,7 +156,7 @@ impl Worker {
     pub(super) async fn run(mut self, stop: CancellationToken) -> Report {
         let end = stop.run_until_cancelled(self.work()).await;
         let mut end = end.unwrap_or(End::Stopped);
-        self.is_sending.store(false, Ordering::Relaxed);
+        self.signs.is_sending.store(false, Ordering::Relaxed);
         let late = |_| Err(ApiError::Unavailable("no answer in time".to_owned()));
         if let Err(error) = timeout(LAST_WRITE, self.write()).await.unwrap_or_else(late) {
             end = match end {
@@ -199,7 +224,7 @@ impl Worker {
     /// Stays until the cursor may be written: often the process changes before.
     async fn is_unchanged_for_a_while(&mut self) -> bool {
         let is_noted = self.cursor == self.noted;
-        if is_noted || self.tools.is_crowded.load(Ordering::Relaxed) {
+        if is_noted || self.tools.is_crowded() {
             return !self.view.has_changed().unwrap_or_default();
         }
         let due = (self.written + WRITE).saturating_duration_since(Instant::now());
@@ -207,15 +232,27 @@ impl Worker {
     }
 
     async fn send(&mut self, event: &CloudEvent, view: &View) -> Result<(), Stuck> {
-        self.is_sending.store(true, Ordering::Relaxed);
-        let sent = self.outbox.send(event, &view.uid()).await;
-        self.is_sending.store(false, Ordering::Relaxed);
+        self.signs.is_sending.store(true, Ordering::Relaxed);
+        let sent = self.outbox.send(event, &view.uid(), &self.tools.is_crowded).await;
+        self.signs.is_sending.store(false, Ordering::Relaxed);
         sent.map_err(Stuck::Refused)
     }
 
-    /// Others wait, and this process had its turn.
-    fn must_yield(&self) -> bool {
-        self.begun.elapsed() >= TURN && self.tools.is_crowded.load(Ordering::Relaxed)
+    /// Others wait, and this process, which reads since `begun`, had its turn.
+    fn must_yield(&self, begun: Instant) -> bool {
+        match self.first_piece {
+            Some(first) => first.elapsed() >= TURN && self.tools.is_crowded(),
+            None if begun.elapsed() >= PATIENCE => self.tools.is_crowded(),
+            None => begun.elapsed() >= TURN && self.tools.makes_room(),
+        }
+    }
+
+    /// Shows that output can be read: a piece came, or nothing went wrong for some time.
+    fn show_that_it_reads(&self, begun: Instant) {
+        let is_reading = self.first_piece.is_some() || begun.elapsed() >= PATIENCE;
+        if is_reading && self.cursor == self.noted {
+            self.signs.is_well.store(true, Ordering::Relaxed);
+        }
     }
 
     async fn write_if_due(&mut self) {
@@ -241,7 +278,11 @@ impl Worker {
             .kubernetes
             .annotate(&name, &view.uid(), &key, &cursor.to_text())
             .await;
-        written.map(|()| self.noted = cursor)
+        written?;
+        self.noted = cursor;
+        // What is noted was sent.
+        self.signs.is_well.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Sends the output of an attempt.
@@ -251,11 +292,14 @@ impl Worker {
         let mut streams = Streams::new(&request, output);
         let mut reading = self.tools.reader.read(request, pieces).fuse();
         let mut is_over = false;
+        let begun = Instant::now();
+        let mut tick = interval_at(begun + TICK, TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             for stream in [OutputStream::Stdout, OutputStream::Stderr] {
                 while let Some(part) = streams.of(stream).take() {
                     self.send_part(view, attempt, stream, &part).await?;
-                    if self.must_yield() {
+                    if self.must_yield(begun) {
                         return Ok(Read::Yielded);
                     }
                 }
@@ -263,26 +307,33 @@ impl Worker {
             if is_over {
                 return Ok(Read::Whole);
             }
+            if self.must_yield(begun) {
+                return Ok(Read::Yielded);
+            }
             // Output that never stops must not hide that the process changes.
             if self.view.has_changed().unwrap_or(true) && !self.tell_of_now(attempt).await? {
                 return Ok(Read::Changed);
             }
             tokio::select! {
                 biased;
-                piece = received.recv() => match piece {
-                    Some(Piece::Data(stream, offset, bytes)) if output.has(stream) => {
-                        streams.of(stream).add(offset, &bytes).map_err(misplaced)?;
-                    }
-                    Some(Piece::Lost(stream, lost)) if output.has(stream) => {
-                        self.lose(view, attempt, stream, &mut streams, lost).await?;
-                    }
-                    Some(_) => {}
-                    None => {
+                piece = received.recv() => {
+                    let Some(piece) = piece else {
                         (&mut reading).await.map_err(Stuck::Read)?;
                         is_over = true;
                         streams.end();
+                        continue;
+                    };
+                    self.first_piece.get_or_insert_with(Instant::now);
+                    match piece {
+                        Piece::Data(stream, offset, bytes) if output.has(stream) => {
+                            streams.of(stream).add(offset, &bytes).map_err(misplaced)?;
+                        }
+                        Piece::Lost(stream, lost) if output.has(stream) => {
+                            self.lose(view, attempt, stream, &mut streams, lost).await?;
+                        }
+                        Piece::Data(..) | Piece::Lost(..) => {}
                     }
-                },
+                }
                 // It drops the sender, so that what is left is received, and then nothing.
                 read = &mut reading, if !is_over => {
                     read.map_err(Stuck::Read)?;
@@ -293,11 +344,9 @@ impl Worker {
                         return Ok(Read::Changed);
                     }
                 }
-                () = sleep(IDLE) => {
+                _ = tick.tick() => {
                     self.write_if_due().await;
-                    if self.tools.is_crowded.load(Ordering::Relaxed) {
-                        return Ok(Read::Yielded);
-                    }
+                    self.show_that_it_reads(begun);
                 }
             }
         }

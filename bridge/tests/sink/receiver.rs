@@ -22,8 +22,8 @@ pub(crate) struct Receiver {
     address: SocketAddr,
     code: Arc<AtomicU16>,
     taken: Arc<Mutex<Vec<Taken>>>,
-    /// What an event that is refused has in it.
-    refused: Arc<Mutex<Option<String>>>,
+    /// What an event that is refused has in it, and the answer.
+    refused: Arc<Mutex<Option<(String, u16)>>>,
 }
 
 impl Receiver {
@@ -58,9 +58,14 @@ impl Receiver {
         self.code.store(code, Ordering::SeqCst);
     }
 
-    /// Refuses events with this text from now on.
-    pub(crate) fn refuse(&self, text: Option<&str>) {
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = text.map(str::to_owned);
+    /// Refuses events with this text from now on, with this answer.
+    pub(crate) fn refuse(&self, text: &str, code: u16) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some((text.to_owned(), code));
+    }
+
+    /// Refuses none from now on.
+    pub(crate) fn refuse_none(&self) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// What it has confirmed.
@@ -72,12 +77,8 @@ impl Receiver {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes().to_vec();
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let is_refused = refused.is_some_and(|text| String::from_utf8_lossy(&body).contains(&text));
-        let code = if is_refused {
-            413
-        } else {
-            self.code.load(Ordering::SeqCst)
-        };
+        let refused = refused.filter(|(text, _)| String::from_utf8_lossy(&body).contains(text));
+        let code = refused.map_or_else(|| self.code.load(Ordering::SeqCst), |(_, code)| code);
         if (200..300).contains(&code) {
             let headers = parts.headers.iter();
             let headers = headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));

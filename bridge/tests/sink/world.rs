@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -32,33 +32,50 @@ struct Output {
     streams: [Vec<u8>; 2],
     has_gap: bool,
     is_over: bool,
-    /// It never stops writing.
-    is_endless: bool,
+    /// It never stops writing, with this pause.
+    chatter: Option<Duration>,
 }
 
 /// Output by the name of the process and the number of the attempt.
+type All = BTreeMap<(String, u32), Output>;
+
 #[derive(Clone, Default)]
-pub(crate) struct Outputs(Arc<Mutex<BTreeMap<(String, u32), Output>>>, Arc<AtomicBool>);
+pub(crate) struct Outputs {
+    all: Arc<Mutex<All>>,
+    is_failing: Arc<AtomicBool>,
+    /// How long it takes until the first byte comes.
+    delay: Duration,
+}
 
 impl Outputs {
+    /// An archive that answers after this time.
+    pub(crate) fn slow(delay: Duration) -> Self {
+        Self {
+            delay,
+            ..Self::default()
+        }
+    }
+
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn change(&self, name: &str, attempt: u32, change: impl FnOnce(&mut Output)) {
-        let mut outputs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        change(outputs.entry((name.to_owned(), attempt)).or_default());
+        change(self.all().entry((name.to_owned(), attempt)).or_default());
     }
 
     fn get(&self, name: &str, attempt: u32) -> Output {
-        let outputs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        outputs.get(&(name.to_owned(), attempt)).cloned().unwrap_or_default()
+        self.all().get(&(name.to_owned(), attempt)).cloned().unwrap_or_default()
     }
 
     /// Whether nothing can be read from now on.
     pub(crate) fn fail(&self, is_failing: bool) {
-        self.1.store(is_failing, Ordering::SeqCst);
+        self.is_failing.store(is_failing, Ordering::SeqCst);
     }
 
-    /// A program that never stops writing.
-    pub(crate) fn chatter(&self, name: &str) {
-        self.change(name, 1, |output| output.is_endless = true);
+    /// A program that never stops writing, with this pause after each line.
+    pub(crate) fn chatter(&self, name: &str, pause: Duration) {
+        self.change(name, 1, |output| output.chatter = Some(pause));
     }
 
     /// A program writes to its standard output.
@@ -83,16 +100,20 @@ impl OutputReader for Outputs {
         Box::pin(async move {
             let mut offsets = [request.stdout, request.stderr].map(|offset| usize::try_from(offset).unwrap());
             let mut size = 7_usize;
+            sleep(outputs.delay).await;
             loop {
-                if outputs.1.load(Ordering::SeqCst) {
+                if outputs.is_failing.load(Ordering::SeqCst) {
                     return Err(ReadError::Failed("you may not read output".to_owned()));
                 }
                 let output = outputs.get(&request.name, request.attempt);
-                if output.is_endless {
-                    let line = Piece::Data(OutputStream::Stdout, offsets[0] as u64, "chatter\n".into());
-                    offsets[0] += 8;
+                if let Some(pause) = output.chatter {
+                    let line = Piece::Data(OutputStream::Stdout, offsets[0] as u64, "chatter!!\n".into());
+                    offsets[0] += 10;
                     if pieces.send(line).await.is_err() {
                         return Ok(());
+                    }
+                    if !pause.is_zero() {
+                        sleep(pause).await;
                     }
                     continue;
                 }

@@ -169,17 +169,90 @@ async fn transitions_go_before_output() {
 }
 
 #[tokio::test]
-async fn another_spec_keeps_what_is_gone_and_an_object_that_cannot_be_read_is_not_gone() {
+async fn an_object_that_cannot_be_read_is_not_gone() {
+    let mut book = book();
+    book.see(view("here", json!({}), Some(&at("here", Mark::CREATED))));
+    book.begin();
+    book.keep("here");
+    book.complete();
+    assert_eq!((book.gone, take(&mut book)), (0, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_spec_keeps_what_is_not_done() {
     let mut former = book();
-    former.see(view("here", json!({}), Some(&at("here", Mark::CREATED))));
+    for uid in ["here", "went", "moved"] {
+        former.see(view(uid, json!({}), Some(&at(uid, Mark::CREATED))));
+    }
     former.delete(&view("gone", json!({}), None));
-    former.begin();
-    former.keep("here");
-    former.complete();
-    assert_eq!(former.gone, 1);
-    let mut next = book();
+    for uid in ["behind", "done", "late"] {
+        former.see(view(uid, ended(), None));
+    }
+    assert_eq!(take(&mut former), ["behind", "done", "gone", "late"]);
+    let cut = Report {
+        cursor: at("behind", Mark::started(1)),
+        noted: Cursor::new("behind"),
+        end: End::Stopped,
+    };
+    end(&mut former, "behind", cut);
+    end(&mut former, "gone", report(&Cursor::new("gone"), End::Stopped));
+    end(&mut former, "done", report(&at("done", Mark::FINISHED), End::Done));
+    let mut next = Book::new(former.planner.clone());
     next.adopt(former);
-    assert_eq!((next.gone, take(&mut next)), (1, vec!["gone".to_owned()]));
+    assert!(!next.entries.contains_key("done"));
+    next.begin();
+    next.see(view("here", json!({}), Some(&at("here", Mark::CREATED))));
+    next.forget("moved");
+    for uid in ["behind", "late"] {
+        next.see(view(uid, ended(), None));
+    }
+    next.complete();
+    let jobs: Vec<Job> = std::iter::from_fn(|| next.take(Instant::now())).collect();
+    let cursors: Vec<(&str, Mark)> = jobs.iter().map(|job| (&*job.uid, job.cursors.0.mark)).collect();
+    let none = Mark::default();
+    assert_eq!(
+        cursors,
+        [
+            ("behind", Mark::started(1)),
+            ("gone", none),
+            ("late", none),
+            ("went", Mark::CREATED)
+        ]
+    );
+    assert_eq!(jobs[0].cursors.1.mark, none, "its cursor is still to be noted");
+    assert_eq!(next.gone, 2);
+}
+
+#[tokio::test]
+async fn a_problem_is_over_when_the_worker_shows_it() {
+    let mut book = book();
+    let fail = |book: &mut Book| {
+        let failed = End::Failed(BridgeReason::OutputUnavailable, "no".into());
+        end(book, "p", report(&Cursor::new("p"), failed));
+    };
+    book.see(view("p", json!({}), None));
+    take(&mut book);
+    fail(&mut book);
+    let job = book.take(Instant::now() + Duration::from_secs(1)).unwrap();
+    assert!(book.problem().is_some());
+    job.signs.is_well.store(true, Ordering::Relaxed);
+    assert!(book.problem().is_none());
+    fail(&mut book);
+    assert!(book.problem().is_some());
+}
+
+#[tokio::test]
+async fn only_transitions_are_urgent() {
+    let running = json!({"phase": "Running", "attempt": 1,
+                         "attempts": [{"number": 1, "grantedAt": "2026-01-01T00:00:00Z", "startedAt": "2026-01-01T00:00:00Z"}]});
+    let mut book = book();
+    book.planner.output = Some(remoteprocess_api::sink::SinkOutput::default());
+    book.see(view("reads", running, Some(&at("reads", Mark::started(1)))));
+    assert_eq!(book.urgent(Instant::now(), 9), 0);
+    for uid in ["a", "b", "c"] {
+        book.see(view(uid, json!({}), None));
+    }
+    assert_eq!((book.urgent(Instant::now(), 9), book.urgent(Instant::now(), 2)), (3, 2));
 }
 
 #[tokio::test]

@@ -111,7 +111,7 @@ impl Engine {
                 let sentence = if is_known {
                     "the destination is connected"
                 } else {
-                    "ready to send: nothing was sent yet"
+                    "ready to send: nothing was sent since the bridge began"
                 };
                 Some(finding(true, BridgeReason::Connected, sentence))
             }
