@@ -316,24 +316,14 @@ impl Worker {
             }
             tokio::select! {
                 biased;
-                piece = received.recv() => {
-                    let Some(piece) = piece else {
+                piece = received.recv() => match piece {
+                    Some(piece) => self.take(view, attempt, output, &mut streams, piece).await?,
+                    None => {
                         (&mut reading).await.map_err(Stuck::Read)?;
                         is_over = true;
                         streams.end();
-                        continue;
-                    };
-                    self.first_piece.get_or_insert_with(Instant::now);
-                    match piece {
-                        Piece::Data(stream, offset, bytes) if output.has(stream) => {
-                            streams.of(stream).add(offset, &bytes).map_err(misplaced)?;
-                        }
-                        Piece::Lost(stream, lost) if output.has(stream) => {
-                            self.lose(view, attempt, stream, &mut streams, lost).await?;
-                        }
-                        Piece::Data(..) | Piece::Lost(..) => {}
                     }
-                }
+                },
                 // It drops the sender, so that what is left is received, and then nothing.
                 read = &mut reading, if !is_over => {
                     read.map_err(Stuck::Read)?;
@@ -349,6 +339,25 @@ impl Worker {
                     self.show_that_it_reads(begun);
                 }
             }
+        }
+    }
+
+    /// Takes what was read.
+    async fn take(
+        &mut self,
+        view: &View,
+        attempt: u32,
+        output: &SinkOutput,
+        streams: &mut Streams,
+        piece: Piece,
+    ) -> Result<(), Stuck> {
+        self.first_piece.get_or_insert_with(Instant::now);
+        match piece {
+            Piece::Data(stream, offset, bytes) if output.has(stream) => {
+                streams.of(stream).add(offset, &bytes).map_err(misplaced)
+            }
+            Piece::Lost(stream, lost) if output.has(stream) => self.lose(view, attempt, stream, streams, lost).await,
+            Piece::Data(..) | Piece::Lost(..) => Ok(()),
         }
     }
 
