@@ -150,6 +150,11 @@ impl Message {
     }
 }
 
+/// A trigger in the header [`DEAD_LETTER_TRIGGER`]: its namespace and its name, which the API server bounds.
+pub fn full_name(namespace: Option<&str>, name: &str) -> String {
+    format!("{}/{name}", namespace.unwrap_or_default())
+}
+
 /// Decides what is made from a message of this trigger.
 ///
 /// # Errors

@@ -236,7 +236,7 @@ pub(crate) fn whole_seconds(time: Timestamp) -> Timestamp {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
     use std::fs;
 
@@ -328,14 +328,19 @@ mod tests {
     fn every_metric_is_in_the_documentation() {
         let mut registry = Registry::default();
         Metrics::default().register(&mut registry);
+        documented(&registry, "remoteprocess_bridge_");
+    }
+
+    /// The metrics of the registry and those with this prefix in the documentation are the same.
+    pub(crate) fn documented(registry: &Registry, prefix: &str) {
         let mut text = String::new();
-        encode(&mut text, &registry).unwrap();
+        encode(&mut text, registry).unwrap();
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         let ours: BTreeSet<_> = samples.filter_map(|line| line.split(' ').next()).collect();
         let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md")).unwrap();
         let rows = page.lines().filter_map(|line| line.strip_prefix("| "));
         let names = rows.flat_map(|row| row.split(" |").next().unwrap().split('`'));
-        let documented: BTreeSet<_> = names.filter(|name| name.starts_with("remoteprocess_bridge_")).collect();
+        let documented: BTreeSet<_> = names.filter(|name| name.starts_with(prefix)).collect();
         assert_eq!(ours, documented);
     }
 }

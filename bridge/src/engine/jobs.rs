@@ -8,7 +8,7 @@ use remoteprocess_api::RemoteProcess;
 use remoteprocess_api::names::{ANNOTATION_REPLY_TO, LABEL_TRIGGER};
 
 use crate::kubernetes::{ApiError, Created, Kubernetes};
-use crate::message::Message;
+use crate::message::{self, Message};
 use crate::outcome;
 use crate::source::{Publisher, Receipt, SourceError};
 
@@ -167,14 +167,10 @@ pub(super) async fn put_back_deleted(receipt: Box<dyn Receipt>) -> Settled {
     acknowledged(receipt.put_back(AGAIN, "its process was deleted").await)
 }
 
-/// Namespace and name of the trigger of a process.
+/// The trigger of a process, as in the header of a dead letter.
 fn trigger_of(process: &RemoteProcess) -> String {
     let name = process.labels().get(LABEL_TRIGGER).map(String::as_str);
-    format!(
-        "{}/{}",
-        process.namespace().unwrap_or_default(),
-        name.unwrap_or_default()
-    )
+    message::full_name(process.namespace().as_deref(), name.unwrap_or_default())
 }
 
 /// The message of a process that failed, as a dead letter.

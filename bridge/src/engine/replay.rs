@@ -136,9 +136,9 @@ async fn send_all(
     Ok(letters.left().await)
 }
 
-/// Namespace and name, as in the header of a dead letter.
+/// The trigger, as in the header of a dead letter.
 pub(super) fn full_name(trigger: &ProcessTrigger) -> String {
-    format!("{}/{}", trigger.namespace().unwrap_or_default(), trigger.name_any())
+    message::full_name(trigger.namespace().as_deref(), &trigger.name_any())
 }
 
 /// A dead letter as a message that runs although its former process is remembered. A letter that the broker itself has

@@ -118,12 +118,8 @@ impl Board {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-    use std::fs;
-
     use remoteprocess_api::ProcessSinkSpec;
     use remoteprocess_api::bridge::BridgeReason;
-    use remoteprocess_runtime::prometheus_client::encoding::text::encode;
     use serde_json::json;
 
     use super::*;
@@ -166,14 +162,6 @@ mod tests {
     fn every_metric_is_in_the_documentation() {
         let mut registry = Registry::default();
         Metrics::default().register(&mut registry);
-        let mut text = String::new();
-        encode(&mut text, &registry).unwrap();
-        let samples = text.lines().filter(|line| !line.starts_with('#'));
-        let ours: BTreeSet<_> = samples.filter_map(|line| line.split(' ').next()).collect();
-        let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md")).unwrap();
-        let rows = page.lines().filter_map(|line| line.strip_prefix("| "));
-        let names = rows.flat_map(|row| row.split(" |").next().unwrap().split('`'));
-        let documented: BTreeSet<_> = names.filter(|name| name.starts_with("remoteprocess_sink_")).collect();
-        assert_eq!(ours, documented);
+        status::tests::documented(&registry, "remoteprocess_sink_");
     }
 }

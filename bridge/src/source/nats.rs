@@ -287,11 +287,16 @@ fn lost_consumer(said: &str) -> SourceError {
     SourceError::new(reason, said)
 }
 
+/// What tells a message apart from all others that were ever stored. The time as well: a stream that is deleted and made
+/// again counts from 1 again.
+fn place(stream: &str, sequence: u64, unix_nanos: i128) -> String {
+    format!("{stream}/{sequence}/{unix_nanos}")
+}
+
 fn delivery(message: jetstream::Message) -> Delivery {
-    // The time as well: a stream that is deleted and made again counts from 1 again.
     let place = message.info().ok().map(|info| {
         let time = info.published.unix_timestamp_nanos();
-        format!("{}/{}/{time}", info.stream, info.stream_sequence)
+        place(info.stream, info.stream_sequence, time)
     });
     let (received, acker) = message.split();
     let subject = received.subject.clone();

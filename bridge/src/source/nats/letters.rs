@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use remoteprocess_api::bridge::BridgeReason;
 use tokio::time::{Instant, timeout_at};
 
-use super::{read, said, stream};
+use super::{place, read, said, stream};
 use crate::message::{DEAD_LETTER_PLACE, Message};
 use crate::source::{ANSWER_TIMEOUT, DeadLetters, SourceError, in_time};
 
@@ -82,7 +82,7 @@ impl StreamLetters {
 
 /// The dead letter as a message. Its place makes the copies that a replay may send twice one message for the server.
 fn letter(found: StreamMessage, stream: &str) -> Message {
-    let (time, sequence) = (found.time.unix_timestamp_nanos(), found.sequence);
+    let place = place(stream, found.sequence, found.time.unix_timestamp_nanos());
     let received = async_nats::Message {
         subject: found.subject,
         reply: None,
@@ -92,8 +92,8 @@ fn letter(found: StreamMessage, stream: &str) -> Message {
         status: None,
         description: None,
     };
-    let mut message = read(received, Some(format!("{stream}/{sequence}/{time}")));
-    message.insert(DEAD_LETTER_PLACE, &format!("{stream}/{sequence}/{time}"));
+    let mut message = read(received, Some(place.clone()));
+    message.insert(DEAD_LETTER_PLACE, &place);
     message
 }
 
