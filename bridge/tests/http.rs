@@ -56,7 +56,7 @@ impl Webhook {
                     .run_processes(duration, |payload| payload.parse().unwrap_or(0)),
             );
         }
-        let bridge = Bridge::start(&cluster, secrets.path()).await;
+        let bridge = Bridge::start(&cluster, secrets.path());
         let webhook = Self {
             cluster,
             bridge,
@@ -371,7 +371,7 @@ async fn without_the_right_nothing_is_taken_and_the_status_says_what_helps() {
                             "status": {"allowed": false}});
         path.ends_with("selfsubjectaccessreviews").then_some((201, denied))
     });
-    let bridge = Bridge::start(&cluster, secrets.path()).await;
+    let bridge = Bridge::start(&cluster, secrets.path());
     cluster
         .until("the reason", |cluster| {
             cluster.condition("Ready").starts_with("False Forbidden")
@@ -429,7 +429,7 @@ async fn a_secret_that_can_be_guessed_is_no_secret() {
     let (cluster, secrets) = (Cluster::new(), tempfile::tempdir().unwrap());
     write_secret(secrets.path(), "credentials", &[("token", "short")]);
     cluster.put(TRIGGERS, trigger(json!({"http": {"secretName": "s"}}), json!({})));
-    let bridge = Bridge::start(&cluster, secrets.path()).await;
+    let bridge = Bridge::start(&cluster, secrets.path());
     cluster
         .until("the reason", |cluster| {
             cluster.condition("Connected").starts_with("False InvalidSecret")
@@ -457,7 +457,7 @@ async fn a_test_message_becomes_a_process_once() {
         .until("the process", |cluster| cluster.created() == ["test-1"])
         .await;
     webhook.bridge.stop().await;
-    let bridge = Bridge::start(&webhook.cluster, webhook._secrets.path()).await;
+    let bridge = Bridge::start(&webhook.cluster, webhook._secrets.path());
     webhook
         .cluster
         .until("a duplicate", |cluster| cluster.status()["duplicates"] == 1)
@@ -552,7 +552,7 @@ async fn a_process_without_its_message_holds_no_place() {
         _secrets,
     } = webhook;
     bridge.stop().await;
-    let bridge = Bridge::start(&cluster, _secrets.path()).await;
+    let bridge = Bridge::start(&cluster, _secrets.path());
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert!(cluster.state_of(PROCESSES, &name).is_some());
     bridge.stop().await;
@@ -584,7 +584,7 @@ async fn what_was_created_before_a_restart_counts() {
         _secrets,
     } = webhook;
     bridge.kill().await;
-    let bridge = Bridge::start(&cluster, _secrets.path()).await;
+    let bridge = Bridge::start(&cluster, _secrets.path());
     let webhook = Webhook {
         cluster,
         bridge,
@@ -607,10 +607,7 @@ async fn memory_is_bounded_until_the_engine_has_decided() {
     remoteprocess_tls::install_crypto_provider();
     let secrets = tempfile::tempdir().unwrap();
     write_secret(secrets.path(), "credentials", &[("token", TOKEN)]);
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let port = remoteprocess_ports::free_address();
     let settings = Settings {
         secrets: Secrets::under(secrets.path()),
         webhook: port,

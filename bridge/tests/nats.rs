@@ -60,8 +60,8 @@ impl Setup {
         })
     }
 
-    async fn bridge(&self) -> Bridge {
-        Bridge::start(&self.cluster, self.secrets.path()).await
+    fn bridge(&self) -> Bridge {
+        Bridge::start(&self.cluster, self.secrets.path())
     }
 
     fn run_processes(&self) {
@@ -128,7 +128,7 @@ async fn each_message_is_one_process_and_one_result_whatever_is_killed() {
             publish(&context, id, &[], id).await;
         }
     }
-    let mut bridge = setup.bridge().await;
+    let mut bridge = setup.bridge();
     for round in 0..12_u64 {
         // Not chance, but at other moments of the work each time.
         tokio::time::sleep(Duration::from_millis(20 + round * 37 % 150)).await;
@@ -137,7 +137,7 @@ async fn each_message_is_one_process_and_one_result_whatever_is_killed() {
             setup.server.begin();
         } else {
             bridge.kill().await;
-            bridge = setup.bridge().await;
+            bridge = setup.bridge();
         }
     }
     let marked = |process: &Value| process["metadata"]["annotations"]["remoteprocess.dev/result-sent"].is_string();
@@ -187,7 +187,7 @@ async fn the_rest_waits_in_the_broker_in_its_order() {
     for id in &ids {
         publish(&context, id, &[], id).await;
     }
-    let bridge = setup.bridge().await;
+    let bridge = setup.bridge();
     setup
         .cluster
         .until("the limit", |cluster| {
@@ -237,7 +237,7 @@ async fn results_go_to_the_address_of_the_message_and_failures_to_the_dead_lette
     .await;
     let large = "x".repeat(600 * 1024);
     publish(&context, "large", &[], &large).await;
-    let bridge = setup.bridge().await;
+    let bridge = setup.bridge();
     setup
         .cluster
         .until("counts", |cluster| {
@@ -288,7 +288,7 @@ async fn a_message_can_stay_until_its_process_has_ended() {
     let context = setup.server.context().await;
     publish(&context, "ok", &[], "0").await;
     publish(&context, "bad", &[], "fail").await;
-    let bridge = setup.bridge().await;
+    let bridge = setup.bridge();
     setup
         .cluster
         .until("both", |cluster| cluster.created().len() == 2)
@@ -300,7 +300,7 @@ async fn a_message_can_stay_until_its_process_has_ended() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(setup.server.unsettled("ORDERS").await, 2);
     bridge.kill().await;
-    let bridge = setup.bridge().await;
+    let bridge = setup.bridge();
     setup.run_processes();
     setup
         .cluster
@@ -318,7 +318,7 @@ async fn what_is_wrong_is_said_and_cured() {
     let Some(mut setup) = Setup::start(json!({"stream": "NONE"}), json!({})).await else {
         return;
     };
-    let bridge = setup.bridge().await;
+    let bridge = setup.bridge();
     setup
         .cluster
         .until("no stream", |cluster| {
@@ -402,7 +402,7 @@ async fn results_and_dead_letters_can_share_the_stream_but_do_not_come_back() {
     // As by default: the server knows the id of the message when its dead letter comes.
     config.duplicate_window = Duration::from_secs(120);
     context.update_stream(config).await.unwrap();
-    let bridge = setup.bridge().await;
+    let bridge = setup.bridge();
     let connected = |cluster: &Cluster, state: &str| cluster.condition("Connected").starts_with(state);
     let cluster = setup.cluster.clone();
     let until = async |state: &str| cluster.until(state, |cluster| connected(cluster, state)).await;
@@ -474,7 +474,7 @@ async fn what_was_confirmed_is_not_sent_again() {
     });
     let context = setup.server.context().await;
     publish(&context, "bad", &[], "fail").await;
-    let bridge = setup.bridge().await;
+    let bridge = setup.bridge();
     setup
         .cluster
         .until("the problem", |cluster| {
@@ -516,7 +516,7 @@ async fn a_mark_whose_answer_is_lost_does_not_keep_the_message() {
         })
     });
     publish(&setup.server.context().await, "m", &[], "0").await;
-    let bridge = setup.bridge().await;
+    let bridge = setup.bridge();
     setup
         .cluster
         .until("the end", |cluster| cluster.status()["succeeded"] == 1)
@@ -533,7 +533,7 @@ async fn a_message_that_nobody_takes_is_a_condition() {
     let context = setup.server.context().await;
     let structured = [("content-type", "application/cloudevents+json")];
     publish(&context, "poison", &structured, "nonsense").await;
-    let bridge = setup.bridge().await;
+    let bridge = setup.bridge();
     setup
         .cluster
         .until("the problem", |cluster| {
@@ -573,7 +573,7 @@ async fn a_wrong_login_is_said_and_cured() {
     );
     let nats = json!({"servers": [server.url()], "stream": "ORDERS", "credentialsSecretName": "s"});
     cluster.put(TRIGGERS, trigger(json!({"nats": nats}), json!({})));
-    let bridge = Bridge::start(&cluster, secrets.path()).await;
+    let bridge = Bridge::start(&cluster, secrets.path());
     cluster
         .until("refusal", |cluster| {
             cluster.condition("Connected").starts_with("False Unauthorized")

@@ -1,7 +1,6 @@
 //! The source for Google Pub/Sub against the emulator of the Cloud SDK.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -19,6 +18,7 @@ use remoteprocess_bridge::sink::destination;
 use remoteprocess_bridge::source::{
     DEAD_LETTER_REASON, Delivery, Secrets, Settings, Source, SourceError, open, tls_config,
 };
+use remoteprocess_ports::free_port;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -65,7 +65,7 @@ impl Emulator {
             eprintln!("left out: there is no Pub/Sub emulator; RPROC_PUBSUB_EMULATOR can name one");
             return None;
         }
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let folder = tempfile::tempdir().unwrap();
         let log = fs::File::create(folder.path().join("log")).unwrap();
         let tls = tls_config(None, &Secrets::default()).await.unwrap();

@@ -24,6 +24,7 @@ use remoteprocess_bridge::message::Message;
 use remoteprocess_bridge::outcome::CloudEvent;
 use remoteprocess_bridge::sink::destination;
 use remoteprocess_bridge::source::{DEAD_LETTER_REASON, Delivery, Secrets, Settings, Source, SourceError, open};
+use remoteprocess_ports::free_port;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -606,7 +607,7 @@ async fn refusals_have_the_words_of_the_server(server: &Server, channel: &Channe
             "{error}"
         );
     }
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let nobody = refusal(opened(server, json!({"address": format!("127.0.0.1:{port}"), "queue": "q"})).await);
     assert_eq!(nobody.reason, BridgeReason::Unreachable, "{nobody}");
     let address = refusal(opened(server, json!({"address": "amqp://x", "queue": "q"})).await);

@@ -86,7 +86,7 @@ async fn dead_letters_run_again_each_once() {
     let nats = json!({"servers": [server.url()], "stream": "ORDERS"});
     cluster.put(TRIGGERS, trigger(json!({"nats": nats}), json!({})));
     tokio::spawn(cluster.clone().run_processes(Duration::from_millis(5), exit_code));
-    let bridge = Bridge::start(&cluster, secrets.path()).await;
+    let bridge = Bridge::start(&cluster, secrets.path());
     let answer = replay(&cluster, "0", 10).await;
     assert!(
         said(&answer).2.contains("set spec.source.nats.deadLetterSubject"),
@@ -201,7 +201,7 @@ async fn dead_letters_run_again_each_once() {
 
     // A request is answered once, also by the next bridge.
     bridge.stop().await;
-    let bridge = Bridge::start(&cluster, secrets.path()).await;
+    let bridge = Bridge::start(&cluster, secrets.path());
     cluster
         .until("the source", |cluster| {
             cluster.condition("Connected").starts_with("True")
@@ -233,7 +233,7 @@ async fn a_replay_that_is_cut_off_again_and_again_runs_each_once() {
     for number in 0..MESSAGES {
         store(&context, "orders.new", &[], &format!("m{number}")).await;
     }
-    let mut bridge = Bridge::start(&cluster, secrets.path()).await;
+    let mut bridge = Bridge::start(&cluster, secrets.path());
     until_count(&cluster, "failed", MESSAGES).await;
     ALL_BROKEN.store(false, Ordering::SeqCst);
     for round in 0..12 {
@@ -241,7 +241,7 @@ async fn a_replay_that_is_cut_off_again_and_again_runs_each_once() {
         // Not chance, but at other moments of the work each time.
         tokio::time::sleep(Duration::from_millis(30 + round * 7 % 40)).await;
         bridge.kill().await;
-        bridge = Bridge::start(&cluster, secrets.path()).await;
+        bridge = Bridge::start(&cluster, secrets.path());
         tokio::time::sleep(Duration::from_millis(120)).await;
     }
     let answer = replay(&cluster, "whole", 1000).await;
@@ -271,7 +271,7 @@ async fn a_webhook_has_nothing_to_take_back() {
     let (cluster, secrets) = (Cluster::new(), tempfile::tempdir().unwrap());
     write_secret(secrets.path(), "credentials", &[("token", "a-token-of-some-length")]);
     cluster.put(TRIGGERS, trigger(json!({"http": {"secretName": "s"}}), json!({})));
-    let bridge = Bridge::start(&cluster, secrets.path()).await;
+    let bridge = Bridge::start(&cluster, secrets.path());
     let answer = replay(&cluster, "1", 10).await;
     assert!(said(&answer).2.contains("a webhook keeps no dead letters"), "{answer}");
     bridge.stop().await;
@@ -293,7 +293,7 @@ async fn a_letter_that_the_broker_has_moved_runs_again_also_after_a_replay() {
     let nats = json!({"servers": [server.url()], "stream": "ORDERS", "deadLetterSubject": "dead"});
     cluster.put(TRIGGERS, trigger(json!({"nats": nats}), json!({})));
     tokio::spawn(cluster.clone().run_processes(Duration::from_millis(5), last_exit_code));
-    let bridge = Bridge::start(&cluster, secrets.path()).await;
+    let bridge = Bridge::start(&cluster, secrets.path());
     store(&context, "orders.1", &[("Nats-Msg-Id", "m1")], "m1").await;
     until_count(&cluster, "deadLettered", 1).await;
     let dead = context.get_stream("DEAD").await.unwrap();

@@ -250,7 +250,7 @@ fn sbom(dist: &Path, version: &str) -> Result<()> {
             found.push(file);
         }
     }
-    for folder in ["xtask/generate", "tests/e2e", "tests/faults"] {
+    for folder in ["xtask/generate", "tests/e2e", "tests/faults", "tests/ports"] {
         let _ = fs::remove_file(repository.join(folder).join(format!("{name}.json")));
     }
     for file in found {

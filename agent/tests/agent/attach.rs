@@ -89,11 +89,7 @@ fn be_home(mut relay: TestRelay) -> (Operator, JoinHandle<Archive>) {
 
 /// A port at which successive agents of one pod are found.
 pub(crate) fn at_a_port() -> (&'static [(&'static str, &'static str)], String) {
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = remoteprocess_ports::free_port();
     let env = vec![("RPROC_LISTEN_PORT", &*port.to_string().leak())];
     (env.leak(), format!("127.0.0.1:{port}"))
 }

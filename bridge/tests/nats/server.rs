@@ -3,13 +3,14 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::env;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::Info;
 use futures::TryStreamExt as _;
+use remoteprocess_ports::free_port;
 use tempfile::TempDir;
 
 /// How long the server may take to start.
@@ -31,15 +32,13 @@ impl Server {
             eprintln!("left out: RPROC_NATS_SERVER does not name a nats-server; cargo xtask test sets it");
             return None;
         };
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let mut server = Self {
             program,
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             folder: tempfile::tempdir().expect("a folder"),
-            port: listener.local_addr().expect("an address").port(),
+            port: free_port(),
             running: None,
         };
-        drop(listener);
         server.begin();
         Some(server)
     }
@@ -55,10 +54,11 @@ impl Server {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
-        self.running = Some(running.expect("nats-server starts"));
+        let running = self.running.insert(running.expect("nats-server starts"));
         let begin = Instant::now();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
-            assert!(begin.elapsed() < START, "nats-server does not listen");
+            let has_ended = running.try_wait().expect("its state").is_some();
+            assert!(!has_ended && begin.elapsed() < START, "nats-server does not listen");
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -1,16 +1,17 @@
 //! A RabbitMQ of its own: data, ports and port mapper in a folder that goes away with it.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use std::{env, fs};
+use std::{array, env, fs};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use lapin::{Channel, Connection, ConnectionProperties};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use remoteprocess_ports::free_port;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -37,7 +38,7 @@ impl Server {
             eprintln!("left out: RPROC_RABBITMQ_SERVER does not name a rabbitmq-server; cargo xtask test sets it");
             return None;
         };
-        let [port, tls_port, mapper, distribution] = free_ports();
+        let [port, tls_port, mapper, distribution] = array::from_fn(|_| free_port());
         let mut server = Self {
             program,
             folder: tempfile::tempdir().unwrap(),
@@ -158,11 +159,6 @@ impl Drop for Server {
         mapper.stdout(Stdio::null()).stderr(Stdio::null());
         let _ = mapper.status();
     }
-}
-
-fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
 /// `ca/ca.crt`, `server.crt` for localhost, and `tls/tls.crt` of a client; another authority in `other/ca/ca.crt`.

@@ -2,14 +2,14 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 
 use remoteprocess_bridge::engine::{self, Config};
 use remoteprocess_bridge::source::{Secrets, Settings};
 use remoteprocess_bridge::status::Metrics;
+use remoteprocess_ports::free_address;
 use remoteprocess_runtime::Readiness;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -24,11 +24,8 @@ pub(crate) struct Bridge {
 
 impl Bridge {
     /// Starts it; its webhook gets a free port.
-    pub(crate) async fn start(cluster: &Cluster, secrets: &Path) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
-        let webhook = listener.local_addr().expect("an address");
-        drop(listener);
-        Self::start_at(cluster, secrets, webhook)
+    pub(crate) fn start(cluster: &Cluster, secrets: &Path) -> Self {
+        Self::start_at(cluster, secrets, free_address())
     }
 
     pub(crate) fn start_at(cluster: &Cluster, secrets: &Path, webhook: SocketAddr) -> Self {

@@ -93,11 +93,7 @@ fn a_token_of_several_lines_is_no_reason_to_panic() {
 #[test]
 fn wait_does_not_wait_for_an_api_server_that_was_never_there() {
     let api = Api::start();
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = remoteprocess_ports::free_port();
     let server = json!({"server": format!("https://127.0.0.1:{port}")});
     let kubeconfig = api.kubeconfig(&json!({"token": TOKEN}), &server);
     let output = api

@@ -195,7 +195,7 @@ fn no_proxy_keeps_a_server_off_the_proxy() {
 #[test]
 fn a_proxy_that_is_not_there_is_named_without_its_password() {
     let api = Api::start();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = remoteprocess_ports::free_port();
     let url = format!("http://me:secret@127.0.0.1:{port}");
     let text = stderr(&ps(&api, &json!({}), &[("HTTPS_PROXY", &url)]));
     let shown = format!("http://127.0.0.1:{port} (from HTTPS_PROXY)");

@@ -1,14 +1,14 @@
 //! etcd and an API server alone, for tests of components that use them: on the loopback interface, with a temporary
 //! folder, next to the development cluster and with the same programs and arguments.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, io};
+use std::{array, fs};
 
 use anyhow::{Context, Result, bail};
+use remoteprocess_ports::free_port;
 use tempfile::TempDir;
 
 use super::config::{self, Place};
@@ -32,7 +32,7 @@ impl ApiServer {
     pub(crate) fn start() -> Result<Self> {
         let tools = Tools::ensure()?;
         let folder = TempDir::with_prefix("rproc-api-server-")?;
-        let [api, etcd, etcd_peer] = free_ports()?;
+        let [api, etcd, etcd_peer] = array::from_fn(|_| free_port());
         let place = Place {
             address: "127.0.0.1",
             api,
@@ -109,13 +109,4 @@ impl Drop for ApiServer {
             let _ = child.wait();
         }
     }
-}
-
-/// Unused ports. All are held until all are known, so that they differ.
-fn free_ports() -> io::Result<[u16; 3]> {
-    let held: Vec<TcpListener> = (0..3)
-        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-        .collect::<Result<_, _>>()?;
-    let port = |at: usize| held[at].local_addr().map(|address| address.port());
-    Ok([port(0)?, port(1)?, port(2)?])
 }

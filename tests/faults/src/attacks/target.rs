@@ -1,17 +1,18 @@
 //! The operator that is attacked: a process of its own, and the certificates of its authority.
 
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
+use std::{array, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use remoteprocess_api::names;
+use remoteprocess_ports::free_address;
 use remoteprocess_tls::{Authority, Dialer, Identity, Role, TrustDomain, User};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
@@ -108,7 +109,7 @@ impl Target {
         archive: Option<PathBuf>,
         traces: Arc<Traces>,
     ) -> Result<Self> {
-        let [main, enroll, admin] = free_addresses()?;
+        let [main, enroll, admin] = array::from_fn(|_| free_address());
         let folder = TempDir::with_prefix("rproc-attacks-")?;
         let archive = archive.unwrap_or_else(|| folder.path().join("archive"));
         fs::create_dir_all(&archive)?;
@@ -282,13 +283,6 @@ async fn prepare(client: &Client, name: &str) -> Result<()> {
     let account: ServiceAccount = serde_json::from_value(json!({"metadata": {"name": "default"}}))?;
     Api::namespaced(client.clone(), name).create(&params, &account).await?;
     Ok(())
-}
-
-fn free_addresses() -> Result<[SocketAddr; 3]> {
-    let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let listeners = [listen()?, listen()?, listen()?];
-    let [first, second, third] = listeners.map(|listener| listener.local_addr());
-    Ok([first?, second?, third?])
 }
 
 async fn ready(admin: SocketAddr) {
