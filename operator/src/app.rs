@@ -26,6 +26,7 @@ use crate::relay::attempt::Agent;
 use crate::relay::attempt::AttemptKey;
 use crate::relay::core::Core;
 use crate::relay::core::authorize::Authorizer;
+use crate::relay::core::streams::Streams;
 use crate::relay::enroll::EnrollmentService;
 use crate::relay::faces::{Faces, Switches};
 use crate::relay::grpc::agent::{Connect, ConnectError};
@@ -269,6 +270,7 @@ impl Relay {
             archive: self.archive.clone(),
             authorizer: Authorizer::new(client.clone()),
             recorder: self.recorder.clone(),
+            streams: Streams::default(),
             shutdown: self.shutdown.clone(),
         };
         let service = Faces::new(core, self.faces);

@@ -15,6 +15,7 @@ use remoteprocess_operator::relay::archive::Archive;
 use remoteprocess_operator::relay::attempt::Agent;
 use remoteprocess_operator::relay::core::Core;
 use remoteprocess_operator::relay::core::authorize::Authorizer;
+use remoteprocess_operator::relay::core::streams::Streams;
 use remoteprocess_operator::relay::faces::{Faces, Switches};
 use remoteprocess_operator::relay::grpc::agent::{Connect, ConnectError};
 use remoteprocess_operator::relay::grpc::peers::Peers;
@@ -135,6 +136,7 @@ async fn serve_all(folder: &Path) {
         archive,
         authorizer: Authorizer::new(client),
         recorder,
+        streams: Streams::default(),
         shutdown: shutdown.clone(),
     };
     let [relay, enroll] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());

@@ -14,6 +14,7 @@ pub(crate) mod output;
 pub(crate) mod settings;
 mod start;
 pub(crate) mod state;
+pub mod streams;
 
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use super::live::LiveAttempts;
 use super::status::Recorder;
 use crate::directory::Directory;
 use authorize::{Action, Authorized, Authorizer, Caller, UserCaller};
+use streams::Streams;
 
 /// How much the clocks of the archive and of the API server may differ. A namespace takes longer to be deleted.
 const SKEW: SignedDuration = SignedDuration::from_secs(5);
@@ -49,6 +51,8 @@ pub struct Core {
     pub authorizer: Authorizer,
     /// Writes grants.
     pub recorder: Recorder,
+    /// The open streams of users.
+    pub streams: Streams,
     /// Ends streams, so that their readers continue at another replica.
     pub shutdown: CancellationToken,
 }

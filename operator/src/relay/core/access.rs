@@ -4,21 +4,25 @@
 //! its stream like any other.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::Stream;
 use remoteprocess_tls::Connection;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Core;
 use super::authorize::{Action, Caller};
+use super::streams::Open;
 use crate::relay::attempt::Target;
 use crate::relay::error::{Code, Error};
 
 /// Answers that wait for a slow client.
 const WAITING: usize = 2;
+/// A reader that takes nothing for this long is stalled.
+const STALLED: Duration = Duration::from_secs(1);
 /// Time for a client to take the last word of a stream that was cut. Then its connection is cut: no other way ends a call
 /// whose client grants no window, and what it takes cannot be seen.
 const LAST_WORD: Duration = Duration::from_secs(10);
@@ -37,9 +41,19 @@ pub(crate) struct Access {
 /// A stream of answers that can be cut: the side that answers.
 pub(crate) struct Line<T> {
     access: Access,
-    answers: mpsc::Sender<Result<T, Error>>,
+    answers: Sender<T>,
     cut: oneshot::Sender<Error>,
 }
+
+/// Where the answers of a stream go.
+pub(crate) struct Sender<T> {
+    answers: mpsc::Sender<Result<T, Error>>,
+    open: Arc<Open>,
+}
+
+/// The client has gone.
+#[derive(Debug)]
+pub(crate) struct Gone;
 
 /// The side that is read. The reason of a cut comes before everything that still waits; it is the last answer.
 pub(crate) struct Answers<T> {
@@ -48,9 +62,13 @@ pub(crate) struct Answers<T> {
 }
 
 /// A stream of answers for this caller.
-pub(crate) fn line<T>(access: Access) -> (Line<T>, Answers<T>) {
+pub(crate) fn line<T>(access: Access, open: Open) -> (Line<T>, Answers<T>) {
     let (answers, waiting) = mpsc::channel(WAITING);
     let (cut, reason) = oneshot::channel();
+    let answers = Sender {
+        answers,
+        open: Arc::new(open),
+    };
     let line = Line { access, answers, cut };
     let answers = Answers {
         waiting,
@@ -80,7 +98,7 @@ impl Core {
 
 impl<T: Send + 'static> Line<T> {
     /// Where the answers go.
-    pub(crate) fn answers(&self) -> mpsc::Sender<Result<T, Error>> {
+    pub(crate) fn answers(&self) -> Sender<T> {
         self.answers.clone()
     }
 
@@ -92,24 +110,62 @@ impl<T: Send + 'static> Line<T> {
         target: &Target,
         serve: impl Future<Output = Result<(), Error>>,
     ) -> Option<Code> {
-        let reason = tokio::select! {
+        let (reason, last_word) = tokio::select! {
             served = serve => {
                 if let Err(error) = served {
                     // The client may be gone.
-                    let _ = self.answers.send(Err(error)).await;
+                    let _ = self.answers.answers.send(Err(error)).await;
                 }
                 return None;
             }
-            reason = core.until_cut(&self.access, action, target) => reason,
+            reason = core.until_cut(&self.access, action, target) => (reason, LAST_WORD),
+            // What is held for it is needed now.
+            reason = self.answers.open.displaced() => (reason, STALLED),
         };
         let code = reason.code;
         let _ = self.cut.send(reason);
         let connection = self.access.connection;
         tokio::spawn(async move {
-            sleep(LAST_WORD).await;
+            sleep(last_word).await;
             connection.cut();
         });
         Some(code)
+    }
+}
+
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        Self {
+            answers: self.answers.clone(),
+            open: self.open.clone(),
+        }
+    }
+}
+
+impl<T> Sender<T> {
+    /// Waits for room, and sends. Calls `stalled` first if there is none for a while.
+    pub(crate) async fn send(&self, answer: T, stalled: impl FnOnce()) -> Result<(), Gone> {
+        let permit = match timeout(STALLED, self.answers.reserve()).await {
+            Ok(permit) => permit,
+            Err(_) => {
+                let _stall = self.open.stall();
+                stalled();
+                self.answers.reserve().await
+            }
+        };
+        permit.map_err(|_| Gone)?.send(Ok(answer));
+        Ok(())
+    }
+
+    /// Sends if there is room.
+    pub(crate) fn offer(&self, answer: T) {
+        // A reader that has something to take can wait for this.
+        let _ = self.answers.try_send(Ok(answer));
+    }
+
+    /// Returns when the client has gone.
+    pub(crate) async fn closed(&self) {
+        self.answers.closed().await;
     }
 }
 

@@ -8,13 +8,14 @@ use kube::ResourceExt;
 use remoteprocess_api::RemoteProcessStatus;
 use remoteprocess_proto::timing::HEARTBEAT;
 use remoteprocess_proto::v1::{Cursor, Exit, State, Stream as WireStream, WatchOutputRequest};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::access::{Access, Answers, line};
+use super::access::{Access, Answers, Sender, line};
 use super::authorize::{Authorized, Caller};
 use super::ended::Ended;
 use super::state::wire_state;
+use super::streams::Open;
 use super::{Core, unreadable};
 use crate::relay::archive::Error as ArchiveError;
 use crate::relay::attempt::{AttemptKey, Target};
@@ -25,8 +26,6 @@ use crate::relay::piece::{Framed, Placed, Wanted};
 
 /// Number of bytes sent to a reader at a time; two batches wait for a slow reader.
 const BATCH: usize = 64 * 1024;
-/// A reader that takes nothing for this long is parked: what is held for it is released.
-const STALLED: Duration = Duration::from_secs(1);
 /// How often the archive is read while an attempt has no home that can be reached.
 const POLL: Duration = Duration::from_secs(1);
 /// How often it is read for a reader that is slower than the mirror of another home.
@@ -88,7 +87,7 @@ struct Pump {
     seen: Option<String>,
     heartbeat: Instant,
     changes: [watch::Receiver<u64>; 2],
-    sender: mpsc::Sender<Result<OutputEvent, Error>>,
+    sender: Sender<OutputEvent>,
 }
 
 impl Core {
@@ -108,8 +107,8 @@ impl Core {
             0 => self.settled(&target),
             named => Some(named),
         };
-        let uid = target.uid.clone();
-        let events = watch(self.clone(), access, target, attempt, &request);
+        let (uid, open) = (target.uid.clone(), self.streams.open(&access.caller)?);
+        let events = watch(self.clone(), access, open, target, attempt, &request);
         Ok(Output { uid, attempt, events })
     }
 }
@@ -118,12 +117,13 @@ impl Core {
 pub(super) fn watch(
     core: Arc<Core>,
     access: Access,
+    open: Open,
     target: Target,
     attempt: Option<u32>,
     request: &WatchOutputRequest,
 ) -> Events {
     let caller = access.caller.clone();
-    let (line, events) = line(access);
+    let (line, events) = line(access, open);
     let only = match request.stream() {
         WireStream::Unspecified => None,
         only => Some(only),
@@ -167,19 +167,14 @@ fn version(core: &Core, target: &Target) -> Option<String> {
 }
 
 /// Reads from the archive, where other readers may have to be waited for. Meanwhile heartbeats say that the stream lives.
-async fn alive<T>(
-    sender: &mpsc::Sender<Result<OutputEvent, Error>>,
-    attempt: u32,
-    read: impl Future<Output = T>,
-) -> Result<T, Over> {
+async fn alive<T>(sender: &Sender<OutputEvent>, attempt: u32, read: impl Future<Output = T>) -> Result<T, Over> {
     let mut read = pin!(read);
     loop {
         tokio::select! {
             found = &mut read => return Ok(found),
             () = sleep(HEARTBEAT) => {
                 let position = OutputEvent::Position { offsets: None, attempt };
-                // A reader that has something to take needs no sign of life.
-                let _ = sender.try_send(Ok(position));
+                sender.offer(position);
             }
             () = sender.closed() => return Err(Over::Done),
         }
@@ -385,16 +380,10 @@ impl Pump {
     }
 
     async fn send(&mut self, event: OutputEvent) -> Result<(), Over> {
-        let permit = match timeout(STALLED, self.sender.reserve()).await {
-            Ok(permit) => permit,
-            Err(_) => {
-                if let Some(follower) = &mut self.follower {
-                    follower.park();
-                }
-                self.sender.reserve().await
-            }
-        };
-        permit.map_err(|_| Over::Done)?.send(Ok(event));
+        let follower = &mut self.follower;
+        // What is held for a reader that takes nothing is released.
+        let park = || follower.iter_mut().for_each(Follower::park);
+        self.sender.send(event, park).await.map_err(|_| Over::Done)?;
         if let Some(follower) = self.follower.as_mut().filter(|follower| follower.is_due()) {
             follower.park();
         }

@@ -98,6 +98,7 @@ impl Bench {
             archive,
             authorizer: Authorizer::new(client.clone()),
             recorder: Recorder::new(client, "operator-0".to_owned()),
+            streams: Streams::default(),
             shutdown,
         };
         Self {
@@ -120,8 +121,9 @@ impl Bench {
             uid: "0c1d".to_owned(),
         };
         let attempt = self.core.settled(&target);
+        let open = self.core.streams.open(&access.caller).unwrap();
         Frames {
-            events: output::watch(self.core.clone(), access, target, attempt, request),
+            events: output::watch(self.core.clone(), access, open, target, attempt, request),
             ready: VecDeque::new(),
         }
     }

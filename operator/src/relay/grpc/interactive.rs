@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use remoteprocess_proto::v1::ProcessKey;
 use remoteprocess_proto::v1::relay_client::RelayClient;
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
@@ -22,7 +21,7 @@ use super::{check_protocol, peers};
 use crate::audit::Action;
 use crate::relay::attempt::{AttemptKey, Target};
 use crate::relay::core::Core;
-use crate::relay::core::access::{Access, line};
+use crate::relay::core::access::{Access, Sender, line};
 use crate::relay::core::authorize::{Authorized, Caller, UserCaller};
 use crate::relay::core::home::Reached;
 use crate::relay::error::{Code, Error};
@@ -92,10 +91,11 @@ pub(super) async fn open<O: Opening>(
             (forwarded.user.clone(), live.subject().target(), Way::Here(live))
         }
     };
+    let open_stream = core.streams.open(&access.caller)?;
     let hang_up = open.hang_up();
     let requests = |open: O| Requests::new(open.into_request(), requests);
     let answers = way.open(&core, &user, open, requests).await?;
-    let (line, told) = line(access);
+    let (line, told) = line(access, open_stream);
     let serve = async move {
         let passed = pass(answers, line.answers());
         let cut = line.serve(&core, O::ACTION, &target, passed).await;
@@ -117,7 +117,7 @@ pub(super) async fn open<O: Opening>(
 }
 
 /// Passes on what the agent answers, until it ends or the client has gone.
-async fn pass<T>(mut answers: Streaming<T>, told: mpsc::Sender<Result<T, Error>>) -> Result<(), Error> {
+async fn pass<T>(mut answers: Streaming<T>, told: Sender<T>) -> Result<(), Error> {
     loop {
         let answer = tokio::select! {
             answer = answers.next() => answer,
@@ -125,7 +125,7 @@ async fn pass<T>(mut answers: Streaming<T>, told: mpsc::Sender<Result<T, Error>>
         };
         let Some(answer) = answer else { return Ok(()) };
         let answer = answer.map_err(broken)?;
-        if told.send(Ok(answer)).await.is_err() {
+        if told.send(answer, || {}).await.is_err() {
             return Ok(());
         }
     }

@@ -42,6 +42,7 @@ use crate::relay::{
     attempt::Agent,
     core::Core,
     core::authorize::Authorizer,
+    core::streams::Streams,
     enroll::EnrollmentService,
     faces::{Faces, Switches},
     grpc::agent::{Connect, ConnectError},
@@ -159,6 +160,7 @@ async fn relay() -> Relay {
         archive,
         authorizer: Authorizer::new(client.clone()),
         recorder,
+        streams: Streams::default(),
         shutdown: shutdown.clone(),
     };
     let service = Faces::new(core, Switches::default());
@@ -169,21 +171,19 @@ async fn relay() -> Relay {
         http1: true,
         ..Limits::default()
     };
-    let (identity, stop) = (handle.identity(), shutdown.clone());
-    tokio::spawn(serve(
-        main,
-        identity,
+    let (identity, stop, required) = (
+        handle.identity(),
+        shutdown.clone(),
         remoteprocess_tls::ClientAuth::Required,
-        service,
-        limits,
-        stop,
-    ));
+    );
+    tokio::spawn(serve(main, identity, required, service, limits, stop));
     let (identity, stop, limits) = (handle.identity(), shutdown.clone(), Limits::anonymous());
+    let enrollment = enrollment.into_server();
     tokio::spawn(serve(
         enroll,
         identity,
         remoteprocess_tls::ClientAuth::None,
-        enrollment.into_server(),
+        enrollment,
         limits,
         stop,
     ));

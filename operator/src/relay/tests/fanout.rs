@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use object_store::memory::InMemory;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::replica::{Got, Replica};
 use super::replicas::hashes;
 use crate::relay::archive::Archive;
+use crate::relay::core::streams::Streams;
+use crate::relay::faces::Switches;
 use crate::relay::live::fake_agent::{FakeAgent, Program};
 
 /// Much longer than any case takes; only a hang lasts this long.
@@ -59,6 +61,45 @@ async fn every_follower_gets_every_byte() {
     for reader in timeout(DEADLINE, join_all(readers)).await.expect("in time") {
         assert_eq!(reader.unwrap(), expected);
     }
+}
+
+/// Of too many stalled followers, some lose their connection. They lose no byte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_too_many_stalled_followers_some_are_cut_and_lose_nothing() {
+    let program = Program::new(&vec![(false, 60_000); 600]);
+    program.written.send_replace(1);
+    let agent = FakeAgent::serve(&program).await;
+    let streams = Streams::new([100, 100, 2]);
+    let archive = Archive::new(Arc::new(InMemory::new()));
+    let replica = Replica::start_limited(&archive, Switches::default(), streams.clone()).await;
+    replica.open(&agent);
+    let mut stalled = Vec::new();
+    for _ in 0..4 {
+        let mut client = replica.client().await;
+        let mut got = Got::default();
+        let mut stream = got.follow(&mut client).await.unwrap();
+        got.take(&mut stream, 60_000).await.unwrap();
+        stalled.push((client, got, stream));
+    }
+    program.written.send_replace(program.history.len());
+    let settled = async {
+        while streams.counts() != [2, 2] {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(DEADLINE, settled).await.expect("two are cut");
+    let mut cut = 0;
+    for (_client, mut got, mut stream) in stalled {
+        let read = got.take(&mut stream, u64::MAX).await;
+        if read.is_err() {
+            cut += 1;
+            let mut client = replica.client().await;
+            let mut stream = got.follow(&mut client).await.unwrap();
+            got.take(&mut stream, u64::MAX).await.unwrap().expect("the end");
+        }
+        assert_eq!(got.hashes(), hashes(&program));
+    }
+    assert_eq!(cut, 2);
 }
 
 /// Stalled followers hold what the kernel and two windows hold, not what they have missed; later they get all of it.

@@ -25,6 +25,7 @@ use crate::relay::archive::{Archive, Manifest};
 use crate::relay::attempt::{AttemptKey, Subject};
 use crate::relay::core::Core;
 use crate::relay::core::authorize::Authorizer;
+use crate::relay::core::streams::Streams;
 use crate::relay::faces::{Faces, Switches};
 use crate::relay::grpc::peers::Peers;
 use crate::relay::live::fake_agent::{FakeAgent, TestDialer, identity};
@@ -77,6 +78,11 @@ impl Replica {
 
     /// As [`Self::start`], with these faces.
     pub(crate) async fn start_with(archive: &Archive, faces: Switches) -> Self {
+        Self::start_limited(archive, faces, Streams::default()).await
+    }
+
+    /// As [`Self::start_with`], with other limits of streams.
+    pub(crate) async fn start_limited(archive: &Archive, faces: Switches, streams: Streams) -> Self {
         let shutdown = CancellationToken::new();
         let peers: Arc<Mutex<Vec<SocketAddr>>> = Arc::default();
         let found = peers.clone();
@@ -102,6 +108,7 @@ impl Replica {
             archive: archive.clone(),
             authorizer: Authorizer::with_memory(client.clone(), Duration::from_millis(200)),
             recorder: Recorder::new(client, "operator-0".to_owned()),
+            streams,
             shutdown: shutdown.clone(),
         };
         let service = Faces::new(core, faces);

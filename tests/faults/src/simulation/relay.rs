@@ -9,6 +9,7 @@ use remoteprocess_operator::relay::archive::Archive;
 use remoteprocess_operator::relay::attempt::Agent;
 use remoteprocess_operator::relay::core::Core;
 use remoteprocess_operator::relay::core::authorize::Authorizer;
+use remoteprocess_operator::relay::core::streams::Streams;
 use remoteprocess_operator::relay::grpc::RelayService;
 use remoteprocess_operator::relay::grpc::agent::{Connect, ConnectError};
 use remoteprocess_operator::relay::grpc::peers::Peers;
@@ -81,6 +82,7 @@ pub(super) async fn run(world: Arc<World>, index: usize) -> turmoil::Result {
         archive: archive.clone(),
         authorizer: Authorizer::new(client),
         recorder: recorder.clone(),
+        streams: Streams::default(),
         shutdown: shutdown.clone(),
     });
     let listed = CancellationToken::new();
