@@ -52,10 +52,34 @@ const SLOW: Duration = Duration::from_millis(200);
 /// How often something was tried.
 pub(super) struct Count(AtomicU64);
 
+/// The users who attack, with their groups. What a user may do is in `rights::KINDS`.
+#[derive(Clone, Copy)]
+pub(super) struct Users {
+    /// Who calls without a right.
+    caller: User,
+    /// Who reads the output of others, with the right to do so.
+    reader: User,
+}
+
+type User = (&'static str, &'static [&'static str]);
+
+impl Users {
+    /// Two, each with limits of their own.
+    pub(super) const TWO: Self = Self {
+        caller: ("mallory", &[]),
+        reader: ("carol", &["system:masters"]),
+    };
+    /// One who may read output of the namespace, and nothing else.
+    pub(super) const ONE: Self = Self {
+        caller: ("log-reader", &[]),
+        reader: ("log-reader", &[]),
+    };
+}
+
 /// One way to harm the operator.
 pub(super) struct Attack {
     pub name: &'static str,
-    pub begin: fn(&Target, &mut JoinSet<()>),
+    pub begin: fn(&Target, Users, &mut JoinSet<()>),
     /// Whether one user with a valid certificate is enough.
     pub by_a_user: bool,
     count: &'static Count,
@@ -73,19 +97,19 @@ counts!(
 pub(super) const ATTACKS: [Attack; 11] = [
     Attack {
         name: "unfinished handshakes of 30 KB, main port",
-        begin: |target, tasks| hold(target.main, &unfinished_hello(), &HELLOS, tasks),
+        begin: |target, _, tasks| hold(target.main, &unfinished_hello(), &HELLOS, tasks),
         by_a_user: false,
         count: &HELLOS,
     },
     Attack {
         name: "silent connections, enrollment port",
-        begin: |target, tasks| hold(target.enroll, &[], &SILENT, tasks),
+        begin: |target, _, tasks| hold(target.enroll, &[], &SILENT, tasks),
         by_a_user: false,
         count: &SILENT,
     },
     Attack {
         name: "idle connections, admin port",
-        begin: |target, tasks| hold(target.admin, b"GET / HTTP/1.1\r\n", &IDLE, tasks),
+        begin: |target, _, tasks| hold(target.admin, b"GET / HTTP/1.1\r\n", &IDLE, tasks),
         by_a_user: false,
         count: &IDLE,
     },
@@ -207,9 +231,9 @@ async fn connect(dialer: &Dialer, address: SocketAddr) -> Channel {
     }
 }
 
-fn call_without_right(target: &Target, tasks: &mut JoinSet<()>) {
+fn call_without_right(target: &Target, users: Users, tasks: &mut JoinSet<()>) {
     for lengths in [[100, 253], [1 << 20, 15 << 10]] {
-        let (dialer, address) = (target.user("mallory", &[]), target.main);
+        let (dialer, address) = (target.user(users.caller.0, users.caller.1), target.main);
         tasks.spawn(async move {
             let mut client = RelayClient::new(connect(&dialer, address).await);
             for length in lengths.into_iter().cycle() {
@@ -230,9 +254,9 @@ fn call_without_right(target: &Target, tasks: &mut JoinSet<()>) {
     }
 }
 
-fn send_halves(target: &Target, tasks: &mut JoinSet<()>) {
+fn send_halves(target: &Target, users: Users, tasks: &mut JoinSet<()>) {
     for _ in 0..5 {
-        let (dialer, address) = (target.user("mallory", &[]), target.main);
+        let (dialer, address) = (target.user(users.caller.0, users.caller.1), target.main);
         tasks.spawn(async move {
             loop {
                 let channel = connect(&dialer, address).await;
@@ -257,7 +281,7 @@ async fn half(mut channel: Channel) {
     }
 }
 
-fn start_falsely(target: &Target, tasks: &mut JoinSet<()>) {
+fn start_falsely(target: &Target, _: Users, tasks: &mut JoinSet<()>) {
     let (dialer, address) = (target.false_agent(), target.main);
     tasks.spawn(async move {
         let mut client = RelayClient::new(connect(&dialer, address).await);
@@ -283,8 +307,8 @@ fn start_falsely(target: &Target, tasks: &mut JoinSet<()>) {
 }
 
 /// A user with all rights who opens streams and reads none.
-fn stall(target: &Target, tasks: &mut JoinSet<()>) {
-    let (dialer, address) = (target.user("carol", &["system:masters"]), target.main);
+fn stall(target: &Target, users: Users, tasks: &mut JoinSet<()>) {
+    let (dialer, address) = (target.user(users.reader.0, users.reader.1), target.main);
     tasks.spawn(async move {
         let mut held = VecDeque::new();
         loop {
@@ -327,8 +351,14 @@ fn all_lines() -> WatchOutputRequest {
 }
 
 /// Readers of all of an archived output, again and again, on one connection.
-fn read_whole(target: &Target, tasks: &mut JoinSet<()>, (readers, pause): (usize, Duration), count: &'static Count) {
-    let (dialer, address) = (target.user("carol", &["system:masters"]), target.main);
+fn read_whole(
+    target: &Target,
+    (user, groups): User,
+    tasks: &mut JoinSet<()>,
+    (readers, pause): (usize, Duration),
+    count: &'static Count,
+) {
+    let (dialer, address) = (target.user(user, groups), target.main);
     tasks.spawn(async move {
         let client = RelayClient::new(connect(&dialer, address).await);
         let read = |mut client: RelayClient<Channel>| async move {
@@ -349,16 +379,16 @@ fn read_whole(target: &Target, tasks: &mut JoinSet<()>, (readers, pause): (usize
     });
 }
 
-fn read_all(target: &Target, tasks: &mut JoinSet<()>) {
-    read_whole(target, tasks, (READERS, Duration::ZERO), &WHOLE);
+fn read_all(target: &Target, users: Users, tasks: &mut JoinSet<()>) {
+    read_whole(target, users.reader, tasks, (READERS, Duration::ZERO), &WHOLE);
 }
 
-fn read_slowly(target: &Target, tasks: &mut JoinSet<()>) {
-    read_whole(target, tasks, (SLOW_READERS, SLOW), &SLOWLY);
+fn read_slowly(target: &Target, users: Users, tasks: &mut JoinSet<()>) {
+    read_whole(target, users.reader, tasks, (SLOW_READERS, SLOW), &SLOWLY);
 }
 
 /// An editor of another namespace who plays the agent of a process there.
-fn send_nonsense(target: &Target, tasks: &mut JoinSet<()>) {
+fn send_nonsense(target: &Target, _: Users, tasks: &mut JoinSet<()>) {
     static PLAYED: AtomicU64 = AtomicU64::new(0);
     let (site, number) = (target.site(), PLAYED.fetch_add(1, Ordering::Relaxed));
     tasks.spawn(async move {
@@ -373,7 +403,7 @@ fn send_nonsense(target: &Target, tasks: &mut JoinSet<()>) {
     });
 }
 
-fn request_certificates(target: &Target, tasks: &mut JoinSet<()>) {
+fn request_certificates(target: &Target, _: Users, tasks: &mut JoinSet<()>) {
     let api: Api<CertificateSigningRequest> = Api::all(target.client.clone());
     tasks.spawn(async move {
         for number in 0.. {

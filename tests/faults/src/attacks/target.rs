@@ -197,7 +197,12 @@ impl Target {
         self.status_of("VmRSS:")
     }
 
-    /// Bytes of memory that were in use at the same time at most.
+    /// Begins to look for the peak of its memory anew (proc(5), `clear_refs`).
+    pub(super) fn forget_peak_memory(&self) -> Result<()> {
+        Ok(fs::write(format!("/proc/{}/clear_refs", self.operator.id()), "5")?)
+    }
+
+    /// Bytes of memory that were in use at the same time at most, since it was last forgotten.
     pub(super) fn peak_memory(&self) -> Result<u64> {
         self.status_of("VmHWM:")
     }
