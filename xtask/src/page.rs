@@ -1,9 +1,12 @@
 //! The page of `rproc ui`: built into page/dist/, from where the next build of rproc takes it.
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use serde_json::Value;
 
 use crate::cluster::install_packages;
 use crate::steps::{say, step};
@@ -50,8 +53,27 @@ pub(crate) fn build() -> Result<()> {
     step("build the page", || npm("run", &["build"]))
 }
 
+/// The version in its package.json, which is the one of the release.
+pub(crate) fn version() -> Result<String> {
+    let package: Value = serde_json::from_slice(&fs::read(folder().join("package.json"))?)?;
+    Ok(package["version"].as_str().unwrap_or_default().to_owned())
+}
+
+/// The packages in the page, as CycloneDX: those that only build and test it are not in it.
+pub(crate) fn sbom() -> Result<Vec<u8>> {
+    let mut npm = Command::new("npm");
+    npm.current_dir(folder())
+        .args(["sbom", "--sbom-format=cyclonedx", "--sbom-type=application"])
+        .args(["--omit=dev", "--package-lock-only"]);
+    Ok(exec::output(&mut npm)?.into_bytes())
+}
+
 fn npm(task: &str, args: &[&str]) -> Result<()> {
     let mut npm = Command::new("npm");
-    npm.current_dir(paths::repository().join("page")).arg(task).args(args);
+    npm.current_dir(folder()).arg(task).args(args);
     exec::logged(&mut npm, &format!("npm-{task}"))
+}
+
+fn folder() -> PathBuf {
+    paths::repository().join("page")
 }

@@ -55,6 +55,11 @@ pub(crate) fn release(args: &ReleaseArgs) -> Result<()> {
         "--version is {version}, and Cargo.toml says {own}: change one of them"
     );
     let root = paths::repository();
+    let page = page::version()?;
+    ensure!(
+        page == own,
+        "page/package.json says {page}, and Cargo.toml says {own}: change one of them"
+    );
     // Notes first: a release without them is found out before an hour of compiling.
     let notes = notes::notes(&fs::read_to_string(root.join("CHANGELOG.md"))?, version)?;
     let dist = root.join("dist");
@@ -216,7 +221,7 @@ fn install(objects: &str) -> String {
     )
 }
 
-/// What is linked into each program, as CycloneDX.
+/// What is linked into each program, and what is in the page that `rproc` has inside, as CycloneDX.
 fn sbom(dist: &Path, version: &str) -> Result<()> {
     let root = paths::cache()?.join("release-tools/cargo");
     let tool = root.join("bin/cargo-cyclonedx");
@@ -271,7 +276,9 @@ fn sbom(dist: &Path, version: &str) -> Result<()> {
         let file = dist.join(format!("{package}-{version}.cdx.json"));
         ensure!(file.exists(), "cargo-cyclonedx wrote nothing for {package}");
     }
-    Ok(())
+    let file = dist.join(format!("page-{version}.cdx.json"));
+    fs::write(&file, page::sbom()?)?;
+    check_sbom(&file)
 }
 
 fn check_sbom(file: &Path) -> Result<()> {
