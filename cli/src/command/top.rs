@@ -1,33 +1,33 @@
 //! `rproc top`: what running processes use and write at the moment.
 
-use std::collections::HashMap;
+use std::io::IsTerminal;
 use std::time::Duration;
 
-use futures::StreamExt;
 use kube::Api;
 use kube::api::ListParams;
-use remoteprocess_api::{RemoteProcess, RemoteProcessStatus, names};
-use remoteprocess_client::{Cluster, Dial, Relay, Rule};
-use remoteprocess_proto::PROTOCOL;
-use remoteprocess_proto::v1::output_frame::Frame;
-use remoteprocess_proto::v1::relay_client::RelayClient;
-use remoteprocess_proto::v1::{ProcessKey, WatchOutputRequest};
-use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep, timeout};
-use tonic::transport::Channel;
+use remoteprocess_api::{RemoteProcess, RemoteProcessStatus};
+use remoteprocess_client::{Cluster, Rule};
+use serde::Serialize;
+use tokio::time::sleep;
+
+mod metrics;
+mod screen;
+mod written;
 
 use crate::args::{GlobalArgs, duration, process_name};
 use crate::failure::Failure;
+use crate::interact::{DEFAULT_WINDOW, window};
 use crate::output::complain;
 use crate::print::{DataFormat, print};
 use crate::render::Table;
+use metrics::{Pods, metrics};
+use screen::Screen;
+use written::{Rates, Written};
 
-/// Time limit for one question to the relay.
-const LIMIT: Duration = Duration::from_secs(10);
-/// Questions to the relay at a time.
-const AT_ONCE: usize = 16;
 /// Most processes that are shown: each one is two calls to the relay.
 const MAX_PROCESSES: usize = 500;
+/// Shortest time between two rounds of `--watch`.
+const SHORTEST: Duration = Duration::from_millis(500);
 
 /// Flags of `top`.
 #[derive(Debug, clap::Args)]
@@ -42,7 +42,10 @@ pub struct TopArgs {
     /// Only processes with these labels: app=web,tier!=test
     #[arg(short = 'l', long, conflicts_with = "names")]
     pub selector: Option<String>,
-    /// Time over which the rate of output is measured
+    /// Show them again and again until you press Ctrl-C: in place at a terminal, otherwise one table after the other
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Time over which the rate of output is measured; with --watch, between two tables, at least 500ms
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "2s")]
     pub interval: Duration,
     /// Format
@@ -59,6 +62,7 @@ the attempt has written so far.
 
 Examples:
   rproc top
+  rproc top -w
   rproc top -A --interval 10s
   rproc top build -o json";
 
@@ -79,34 +83,112 @@ struct Use {
     output_bytes: Option<u64>,
 }
 
-/// Prints what the running processes use.
+/// Prints what the running processes use, once or until Ctrl-C.
 ///
 /// # Errors
 /// The processes cannot be listed. What else is not known is reported and left out.
 pub async fn run(global: &GlobalArgs, args: TopArgs) -> Result<u8, Failure> {
     let cluster = global.open().await?;
-    let objects = running(&cluster, &args).await?;
+    let mut written = Written::new(cluster.clone());
+    if args.watch {
+        return watch(&cluster, &args, written).await;
+    }
+    let mut notes = Vec::new();
+    let objects = running(&cluster, &args, &mut notes).await?.all()?;
     if objects.is_empty() {
         complain("no process runs");
         return Ok(0);
     }
-    let pods = metrics(&cluster, args.all_namespaces).await.unwrap_or_else(|why| {
-        complain(&format!("CPU and memory are not known: {why}"));
-        HashMap::new()
-    });
-    let written = rates(&cluster, &objects, args.interval).await.unwrap_or_else(|why| {
-        complain(&format!("the rate of output is not known: {why}"));
-        HashMap::new()
-    });
-    let uses: Vec<Use> = objects.iter().map(|object| use_of(object, &pods, &written)).collect();
-    match args.output {
-        Some(format) => format.print(&uses)?,
-        None => print(&text(&uses, args.all_namespaces, !args.no_headers))?,
-    }
+    let pods = metrics(&cluster, args.all_namespaces).await;
+    let rates = match written.ask(&objects).await {
+        Ok(_) => {
+            sleep(args.interval).await;
+            written.ask(&objects).await
+        }
+        Err(why) => Err(why),
+    };
+    let uses = uses(&objects, pods, rates, &mut notes);
+    Display::new(&args, false).show(&uses, notes)?;
     Ok(0)
 }
 
-async fn running(cluster: &Cluster, args: &TopArgs) -> Result<Vec<RemoteProcess>, Failure> {
+/// Shows what they use again and again. Once it has begun, it continues without what is not known at the moment.
+async fn watch(cluster: &Cluster, args: &TopArgs, mut written: Written) -> Result<u8, Failure> {
+    let interval = args.interval.max(SHORTEST);
+    let mut display = Display::new(args, std::io::stdout().is_terminal() && args.output.is_none());
+    let mut notes = Vec::new();
+    let mut objects = running(cluster, args, &mut notes).await?.all()?;
+    loop {
+        let pods = match objects.is_empty() {
+            true => Ok(Pods::new()),
+            false => metrics(cluster, args.all_namespaces).await,
+        };
+        let rates = written.ask(&objects).await;
+        let uses = uses(&objects, pods, rates, &mut notes);
+        if uses.is_empty() {
+            notes.push("no process runs".to_owned());
+        }
+        display.show(&uses, std::mem::take(&mut notes))?;
+        objects = next(cluster, args, interval, &mut notes, &mut display).await?;
+    }
+}
+
+/// The processes of the next round. Those that a user names may end meanwhile.
+async fn next(
+    cluster: &Cluster,
+    args: &TopArgs,
+    interval: Duration,
+    notes: &mut Vec<String>,
+    display: &mut Display,
+) -> Result<Vec<RemoteProcess>, Failure> {
+    loop {
+        sleep(interval).await;
+        match running(cluster, args, notes).await {
+            Ok(found) => {
+                notes.extend(found.absent.map(|failure| failure.text));
+                return Ok(found.objects);
+            }
+            Err(failure) => display.fail(failure.text)?,
+        }
+    }
+}
+
+/// What is known; what is not known is added to `notes`.
+fn uses(
+    objects: &[RemoteProcess],
+    pods: Result<Pods, String>,
+    rates: Result<Rates, String>,
+    notes: &mut Vec<String>,
+) -> Vec<Use> {
+    let pods = pods.unwrap_or_else(|why| {
+        notes.push(format!("CPU and memory are not known: {why}"));
+        Pods::new()
+    });
+    let rates = rates.unwrap_or_else(|why| {
+        notes.push(format!("the rate of output is not known: {why}"));
+        Rates::new()
+    });
+    objects.iter().map(|object| use_of(object, &pods, &rates)).collect()
+}
+
+/// Processes that run.
+struct Found {
+    objects: Vec<RemoteProcess>,
+    /// One that the user names does not run.
+    absent: Option<Failure>,
+}
+
+impl Found {
+    fn all(self) -> Result<Vec<RemoteProcess>, Failure> {
+        match self.absent {
+            Some(failure) => Err(failure),
+            None => Ok(self.objects),
+        }
+    }
+}
+
+/// Lists the processes that run. If there are too many, `notes` says so.
+async fn running(cluster: &Cluster, args: &TopArgs, notes: &mut Vec<String>) -> Result<Found, Failure> {
     let api: Api<RemoteProcess> = match args.all_namespaces {
         true => Api::all(cluster.client.clone()),
         false => cluster.processes(),
@@ -118,198 +200,25 @@ async fn running(cluster: &Cluster, args: &TopArgs) -> Result<Vec<RemoteProcess>
     };
     let found = api.list(&params).await;
     let rule = Rule::process("list", "remoteprocess-view");
-    let mut found = found
+    let mut objects = found
         .map_err(|error| cluster.error(&error, &rule, "list the processes"))?
         .items;
-    let name = |object: &RemoteProcess| object.metadata.name.clone().unwrap_or_default();
-    for wanted in &args.names {
-        if !found.iter().any(|object| name(object) == *wanted) {
-            return Err(Failure::new(format!(
-                "no process {wanted} runs in namespace {}",
-                cluster.namespace
-            )));
-        }
-    }
-    found.retain(|object| {
+    let is = |object: &RemoteProcess, name: &String| object.metadata.name.as_ref() == Some(name);
+    let mut names = args.names.iter();
+    let absent = names.find(|name| !objects.iter().any(|object| is(object, name)));
+    let absent = absent.map(|name| Failure::new(format!("no process {name} runs in namespace {}", cluster.namespace)));
+    objects.retain(|object| {
         let has_started = object.status.as_ref().is_some_and(|status| status.started_at.is_some());
-        has_started && (args.names.is_empty() || args.names.contains(&name(object)))
+        has_started && (args.names.is_empty() || args.names.iter().any(|name| is(object, name)))
     });
-    if found.len() > MAX_PROCESSES {
-        complain(&format!("the first {MAX_PROCESSES} of {} processes", found.len()));
-        found.truncate(MAX_PROCESSES);
+    if objects.len() > MAX_PROCESSES {
+        notes.push(format!("the first {MAX_PROCESSES} of {} processes", objects.len()));
+        objects.truncate(MAX_PROCESSES);
     }
-    Ok(found)
+    Ok(Found { objects, absent })
 }
 
-/// Millicores and bytes of the program's container, by namespace and name of the pod.
-type Pods = HashMap<(String, String), (Option<u64>, Option<u64>)>;
-
-#[derive(Deserialize)]
-struct PodMetricsList {
-    items: Vec<PodMetrics>,
-}
-
-#[derive(Deserialize)]
-struct PodMetrics {
-    metadata: kube::core::ObjectMeta,
-    containers: Vec<ContainerMetrics>,
-}
-
-#[derive(Deserialize)]
-struct ContainerMetrics {
-    name: String,
-    usage: HashMap<String, String>,
-}
-
-async fn metrics(cluster: &Cluster, is_everywhere: bool) -> Result<Pods, String> {
-    let place = match is_everywhere {
-        true => String::new(),
-        false => format!("namespaces/{}/", cluster.namespace),
-    };
-    let label = names::LABEL_UID.replace('/', "%2F");
-    let url = format!("/apis/metrics.k8s.io/v1beta1/{place}pods?labelSelector={label}");
-    let request = http::Request::get(url)
-        .body(Vec::new())
-        .map_err(|error| error.to_string())?;
-    let found: Result<PodMetricsList, _> = cluster.client.request(request).await;
-    found.map(|found| usages(found.items)).map_err(|error| match error {
-        kube::Error::Api(status) if status.code == 404 => {
-            "this cluster has no metrics API (metrics.k8s.io); install metrics-server".to_owned()
-        }
-        other => remoteprocess_client::retry::refusal(&other),
-    })
-}
-
-fn usages(items: Vec<PodMetrics>) -> Pods {
-    let mut found = HashMap::new();
-    for PodMetrics { metadata, containers } in items {
-        let key = (
-            metadata.namespace.unwrap_or_default(),
-            metadata.name.unwrap_or_default(),
-        );
-        if let Some(main) = containers.iter().find(|each| each.name == names::CONTAINER_MAIN) {
-            let amount = |resource| main.usage.get(resource).and_then(|text| quantity(text));
-            let cpu = amount("cpu").map(|cores| (cores * 1000.0).ceil() as u64);
-            found.insert(key, (cpu, amount("memory").map(|bytes| bytes as u64)));
-        }
-    }
-    found
-}
-
-/// A Kubernetes quantity as a number: `250m`, `12345678n`, `34Mi`, `1e3`.
-fn quantity(text: &str) -> Option<f64> {
-    let end = text.find(|character: char| !character.is_ascii_digit() && !".+-".contains(character));
-    let (number, suffix) = match text.parse::<f64>() {
-        Ok(number) => (number, ""),
-        Err(_) => (text.get(..end?)?.parse().ok()?, text.get(end?..)?),
-    };
-    let scale = match suffix {
-        "" => 1.0,
-        "n" => 1e-9,
-        "u" => 1e-6,
-        "m" => 1e-3,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "Ki" => 1024.0,
-        "Mi" => 1024.0 * 1024.0,
-        "Gi" => 1024.0 * 1024.0 * 1024.0,
-        _ => return None,
-    };
-    let number = number * scale;
-    (number >= 0.0).then_some(number)
-}
-
-/// Bytes written so far, and in a second, by uid.
-type Written = HashMap<String, (u64, Option<u64>)>;
-
-async fn rates(
-    cluster: &std::sync::Arc<Cluster>,
-    objects: &[RemoteProcess],
-    interval: Duration,
-) -> Result<Written, String> {
-    let channel = Relay::new(cluster.clone())
-        .dial()
-        .await
-        .map_err(|error| error.to_string())?;
-    let client = RelayClient::new(channel);
-    let first = positions(&client, objects).await?;
-    sleep(interval).await;
-    let second = positions(&client, objects).await?;
-    let rate = |(uid, (bytes, at)): (&String, &(u64, Instant))| {
-        let earlier = first
-            .get(uid)
-            .map(|(earlier, then)| per_second(*earlier, *bytes, *at - *then));
-        (uid.clone(), (*bytes, earlier.flatten()))
-    };
-    Ok(second.iter().map(rate).collect())
-}
-
-/// Bytes per second. `None` if another attempt has begun in the meantime, or no time has passed.
-fn per_second(earlier: u64, later: u64, time: Duration) -> Option<u64> {
-    let bytes = later.checked_sub(earlier)?;
-    (!time.is_zero()).then(|| (bytes as f64 / time.as_secs_f64()).round() as u64)
-}
-
-/// How much the processes have written, and when that was asked. Those about which the relay does not answer are
-/// missing. Fails if it refuses all.
-async fn positions(
-    client: &RelayClient<Channel>,
-    objects: &[RemoteProcess],
-) -> Result<HashMap<String, (u64, Instant)>, String> {
-    let ask = |object: &RemoteProcess| {
-        let metadata = object.metadata.clone();
-        let uid = metadata.uid.unwrap_or_default();
-        let key = ProcessKey {
-            namespace: metadata.namespace.unwrap_or_default(),
-            name: metadata.name.unwrap_or_default(),
-            uid: uid.clone(),
-        };
-        let client = client.clone();
-        async move { (uid, position(client, key).await) }
-    };
-    let asked: Vec<_> = objects.iter().map(ask).collect();
-    let answers: Vec<_> = futures::stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
-    let mut found = HashMap::new();
-    let mut why = None;
-    for (uid, answer) in answers {
-        match answer {
-            Ok(bytes) => _ = found.insert(uid, (bytes, Instant::now())),
-            Err(error) => why = Some(error),
-        }
-    }
-    match why {
-        Some(why) if found.is_empty() => Err(why),
-        _ => Ok(found),
-    }
-}
-
-/// The bytes of both streams of the current attempt: where its last line ends.
-async fn position(mut client: RelayClient<Channel>, process: ProcessKey) -> Result<u64, String> {
-    let request = WatchOutputRequest {
-        protocol: PROTOCOL,
-        process: Some(process),
-        tail_lines: Some(0),
-        ..WatchOutputRequest::default()
-    };
-    let asked = async {
-        let mut frames = client.watch_output(request).await?.into_inner();
-        while let Some(frame) = frames.message().await? {
-            if let Some(Frame::Heartbeat(heartbeat)) = frame.frame
-                && let Some(offsets) = heartbeat.offsets
-            {
-                return Ok(offsets.stdout + offsets.stderr);
-            }
-        }
-        Err(tonic::Status::unavailable("the relay does not know the position"))
-    };
-    match timeout(LIMIT, asked).await {
-        Ok(answer) => answer.map_err(|status| remoteprocess_client::retry::cause(&status)),
-        Err(_) => Err("the relay does not answer".to_owned()),
-    }
-}
-
-fn use_of(object: &RemoteProcess, pods: &Pods, written: &Written) -> Use {
+fn use_of(object: &RemoteProcess, pods: &Pods, rates: &Rates) -> Use {
     let metadata = &object.metadata;
     let namespace = metadata.namespace.clone().unwrap_or_default();
     let status = object.status.as_ref();
@@ -318,7 +227,7 @@ fn use_of(object: &RemoteProcess, pods: &Pods, written: &Written) -> Use {
         .unwrap_or_default();
     let pod = status.and_then(|status| status.attempt(attempt)?.pod_name.clone());
     let usage = pod.and_then(|pod| pods.get(&(namespace.clone(), pod)));
-    let output = metadata.uid.as_ref().and_then(|uid| written.get(uid));
+    let output = metadata.uid.as_ref().and_then(|uid| rates.get(uid));
     Use {
         namespace,
         name: metadata.name.clone().unwrap_or_default(),
@@ -330,7 +239,80 @@ fn use_of(object: &RemoteProcess, pods: &Pods, written: &Written) -> Use {
     }
 }
 
-fn text(uses: &[Use], with_namespace: bool, with_header: bool) -> String {
+/// Where the tables go.
+struct Display {
+    format: Option<DataFormat>,
+    with_namespace: bool,
+    with_header: bool,
+    table: Table,
+    /// The terminal, if tables replace each other.
+    screen: Option<Screen>,
+    /// What the screen shows above the notes.
+    shown: String,
+    /// What was said last.
+    notes: Vec<String>,
+}
+
+impl Display {
+    fn new(args: &TopArgs, is_screen: bool) -> Self {
+        Self {
+            format: args.output,
+            with_namespace: args.all_namespaces,
+            with_header: !args.no_headers,
+            table: Table::default(),
+            screen: is_screen.then(Screen::default),
+            shown: String::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    fn show(&mut self, uses: &[Use], notes: Vec<String>) -> Result<(), Failure> {
+        let rows = rows(uses, self.with_namespace, self.with_header);
+        self.table.fit(&rows);
+        let table = self.table.lines(&rows);
+        if self.screen.is_some() {
+            self.shown = table;
+            return self.draw(&notes);
+        }
+        self.say(notes);
+        if let Some(format) = self.format {
+            if format == DataFormat::Yaml && !std::mem::replace(&mut self.with_header, false) {
+                print("---\n")?;
+            }
+            return format.print(&uses);
+        }
+        // Later tables continue the first one.
+        self.with_header = false;
+        print(&table)
+    }
+
+    /// Nothing is known at the moment.
+    fn fail(&mut self, why: String) -> Result<(), Failure> {
+        match self.screen {
+            Some(_) => self.draw(&[why]),
+            None => {
+                self.say(vec![why]);
+                Ok(())
+            }
+        }
+    }
+
+    fn draw(&mut self, notes: &[String]) -> Result<(), Failure> {
+        let Some(screen) = &mut self.screen else {
+            return Ok(());
+        };
+        print(&screen.frame(&self.shown, notes, window().unwrap_or(DEFAULT_WINDOW)))
+    }
+
+    /// Says what was not said in the last round.
+    fn say(&mut self, notes: Vec<String>) {
+        let new = notes.iter().filter(|note| !self.notes.contains(note));
+        new.for_each(|note| complain(note));
+        self.notes = notes;
+    }
+}
+
+fn rows(uses: &[Use], with_namespace: bool, with_header: bool) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     if with_header {
         let header = [
@@ -361,9 +343,7 @@ fn text(uses: &[Use], with_namespace: bool, with_header: bool) -> String {
             row.remove(0);
         }
     }
-    let mut table = Table::default();
-    table.fit(&rows);
-    table.lines(&rows)
+    rows
 }
 
 /// A number of bytes with a binary unit and two or three digits.
@@ -392,28 +372,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantities_are_those_of_the_metrics_api() {
-        for (text, expected) in [
-            ("250m", Some(0.25)),
-            ("12345678n", Some(0.012_345_678)),
-            ("34Mi", Some(34.0 * 1024.0 * 1024.0)),
-            ("2", Some(2.0)),
-            ("1e3", Some(1000.0)),
-            ("", None),
-            ("Mi", None),
-            ("3Xi", None),
-            ("-1", None),
-        ] {
-            let found = quantity(text);
-            let is_equal = match (found, expected) {
-                (Some(found), Some(expected)) => (found - expected).abs() < 1e-9,
-                (found, expected) => found == expected,
-            };
-            assert!(is_equal, "{text}: {found:?}");
-        }
-    }
-
-    #[test]
     fn what_is_not_known_is_a_dash() {
         let object: RemoteProcess = serde_json::from_value(json!({
             "apiVersion": "remoteprocess.dev/v1alpha1", "kind": "RemoteProcess",
@@ -422,18 +380,14 @@ mod tests {
             "status": {"attempt": 2, "attempts": [{"number": 2, "podName": "build-7"}]},
         }))
         .unwrap();
-        let metrics: PodMetricsList = serde_json::from_value(json!({"items": [{
-            "metadata": {"namespace": "a", "name": "build-7"},
-            "containers": [
-                {"name": "rproc-agent", "usage": {"cpu": "9", "memory": "9Gi"}},
-                {"name": "main", "usage": {"cpu": "1500001n", "memory": "34816Ki"}},
-            ],
-        }]}))
-        .unwrap();
-        let written = HashMap::from([("u-1".to_owned(), (3 << 20, Some(1500)))]);
-        let known = use_of(&object, &usages(metrics.items), &written);
-        let unknown = use_of(&object, &HashMap::new(), &HashMap::new());
-        insta::assert_snapshot!(text(&[known, unknown], false, true), @r"
+        let pods = Pods::from([(("a".to_owned(), "build-7".to_owned()), (Some(2), Some(34 << 20)))]);
+        let rates = Rates::from([("u-1".to_owned(), (3 << 20, Some(1500)))]);
+        let known = use_of(&object, &pods, &rates);
+        let unknown = use_of(&object, &Pods::new(), &Rates::new());
+        let rows = rows(&[known, unknown], false, true);
+        let mut table = Table::default();
+        table.fit(&rows);
+        insta::assert_snapshot!(table.lines(&rows), @r"
         NAME    ATTEMPT   CPU(cores)   MEMORY(bytes)   OUTPUT/S   OUTPUT
         build   2         2m           34Mi            1.5Ki      3.0Mi
         build   2         -            -               -          -
@@ -441,10 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_the_difference_over_the_time() {
-        assert_eq!(per_second(1000, 5000, Duration::from_secs(2)), Some(2000));
-        assert_eq!(per_second(5000, 10, Duration::from_secs(2)), None, "another attempt");
-        assert_eq!(per_second(1, 2, Duration::ZERO), None);
+    fn sizes_have_two_or_three_digits() {
         assert_eq!([size(1023), size(10_240), size(5 << 40)], ["1023", "10Ki", "5.0Ti"]);
     }
 }
