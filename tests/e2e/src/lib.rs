@@ -25,6 +25,7 @@ mod release;
 mod running;
 mod screen;
 mod stream;
+mod traces;
 mod typed;
 mod user;
 mod wait;
@@ -37,7 +38,9 @@ pub use environment::{
     BUSYBOX, RELAY_SERVICE, RELEASE, RELEASE_NAMESPACE, STATIC, glibc, image_arguments, is_development_cluster, is_long,
 };
 pub use namespace::{Namespace, condition, remove_namespace, spec, with_temp_ns};
-pub use node::{Pid, agent_container_of, agent_of, agents_of, anonymous_memory, operators, processes_of_pod, signal};
+pub use node::{
+    Pid, agent_container_of, agent_of, agents_of, anonymous_memory, node_address, operators, processes_of_pod, signal,
+};
 pub use program::{Digested, Program, kubectl, rproc, sha256};
 pub use release::{
     Installation, OPERATORS, delete_operator_pods, helm, operator_is_ready, operator_pods, scale_operator,
@@ -46,6 +49,7 @@ pub use release::{
 pub use running::{Finished, Running};
 pub use screen::Screen;
 pub use stream::SlowStream;
+pub use traces::Traces;
 pub use typed::Document;
 pub use user::{User, admin};
 pub use wait::{until, until_some};

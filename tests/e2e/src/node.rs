@@ -12,6 +12,12 @@ use crate::program::kubectl;
 use crate::release::OPERATORS;
 use crate::wait::until_some;
 
+/// The address of the node. On the development cluster, it is this machine, and pods reach what listens there.
+pub fn node_address() -> Result<String> {
+    let path = "--output=jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}";
+    Ok(kubectl(["get", "nodes", path]).succeed()?.trim().to_owned())
+}
+
 /// The `agent run` processes of a pod.
 pub fn agents_of(pod_uid: &str) -> Result<Vec<Pid>> {
     processes_of(b"/agent\0run\0", pod_uid)

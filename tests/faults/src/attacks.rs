@@ -8,7 +8,6 @@ mod canaries;
 mod foreign;
 mod rights;
 mod target;
-mod traces;
 
 use std::env;
 use std::path::Path;

@@ -4,11 +4,13 @@
 mod agent;
 mod cert_manager;
 mod deletion;
+mod faces;
 mod large;
 mod node;
 mod rotation;
 mod spool;
 mod store;
+mod traces;
 mod uninstall;
 mod verbs;
 mod writes;

@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{
-    Installation, Namespace, OPERATORS, Program, RELEASE_NAMESPACE, Running, counting, delete_operator_pods, glibc,
-    is_development_cluster, kubectl, sha256, until, until_some, wait_for_operator, with_temp_ns,
+    Installation, Namespace, OPERATORS, Program, RELEASE_NAMESPACE, Running, Traces, counting, delete_operator_pods,
+    glibc, is_development_cluster, kubectl, node_address, sha256, until, until_some, wait_for_operator, with_temp_ns,
 };
 use rustix::process::Signal;
 use serde_json::json;
 use tempfile::NamedTempFile;
+use tokio::runtime::Runtime;
+
+use super::faces::without_http_there_is_only_grpc;
+use super::traces::a_run_is_one_tree;
 
 const BYTES: usize = 30_000_000;
 const CREDENTIALS: &str = "e2e-archive-credentials";
@@ -27,15 +31,23 @@ fn two_replicas_share_a_bucket() {
     with_temp_ns("bucket", |namespace| {
         let mut server = S3::start()?;
         let before = Installation::current()?;
-        let outcome = server.install(&before, &[]).and_then(|()| {
-            replicas()?;
-            killed_in_mid_upload(namespace)?;
-            the_store_is_killed(namespace, &mut server)?;
-            signal_and_stop_anywhere(namespace)?;
-            the_home_dies(namespace)?;
-            server.install(&before, &["--set=archive.retention.maxSize=1Ki"])?;
-            what_is_removed_is_said_to_be(namespace)
-        });
+        let runtime = Runtime::new()?;
+        let traces = runtime.block_on(Traces::listen(&node_address()?))?;
+        let receiver = format!("--set=tracing.otlp.endpoint=http://{}", traces.address);
+        // An upgrade takes seconds, so that of this test also shows the relay with one face, and a trace.
+        let outcome = server
+            .install(&before, &["--set=faces.http=false", &receiver])
+            .and_then(|()| {
+                replicas()?;
+                without_http_there_is_only_grpc(namespace)?;
+                a_run_is_one_tree(namespace, &traces)?;
+                killed_in_mid_upload(namespace)?;
+                the_store_is_killed(namespace, &mut server)?;
+                signal_and_stop_anywhere(namespace)?;
+                the_home_dies(namespace)?;
+                server.install(&before, &["--set=archive.retention.maxSize=1Ki"])?;
+                what_is_removed_is_said_to_be(namespace)
+            });
         // In any case: the other tests need the original installation.
         before.install(&[])?;
         kubectl(["delete", "secret", CREDENTIALS, "--namespace"])
@@ -55,10 +67,9 @@ struct S3 {
 impl S3 {
     /// Starts it where pods reach it: at the address of the node, which is this machine.
     fn start() -> Result<Self> {
-        let address = "--output=jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}";
-        let address = kubectl(["get", "nodes", address]).succeed()?;
+        let address = node_address()?;
         let journal = NamedTempFile::new()?;
-        let (endpoint, server) = Self::serve(&journal, address.trim(), "0")?;
+        let (endpoint, server) = Self::serve(&journal, &address, "0")?;
         let keys = [
             "--from-literal=AWS_ACCESS_KEY_ID=e2e",
             "--from-literal=AWS_SECRET_ACCESS_KEY=e2e",

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use remoteprocess_e2e::{
-    Installation, RELEASE, helm, is_development_cluster, kubectl, until, wait_for_operator, with_temp_ns,
+    Installation, RELEASE, helm, is_development_cluster, kubectl, spec, until, wait_for_operator, with_temp_ns,
 };
+use serde_json::json;
+
+use super::faces::without_grpc_http_works;
 
 /// A program that prints `before`, waits for the file /tmp/go, prints `after` and ends with 7.
 const SCRIPT: &str = "echo before; while [ ! -f /tmp/go ]; do sleep 0.05; done; echo after; exit 7";
@@ -59,10 +62,14 @@ fn crds_keep_false_takes_everything_along() {
     }
     with_temp_ns("not-kept", |namespace| {
         let installation = Installation::current()?;
-        installation.install(&["--set", "crds.keep=false"])?;
-        let mut run = namespace.editor.run("doomed", SCRIPT).start()?;
-        run.wait_for_bytes(7)?;
-        let outcome = uninstalled_with_everything(&installation, || namespace.wait_no_pods("doomed", 30 + 45));
+        // An upgrade takes seconds, so that of this test also shows the relay with one face.
+        installation.install(&["--set", "crds.keep=false,faces.grpc=false"])?;
+        let outcome = namespace
+            .apply("doomed", spec(SCRIPT, json!({})))
+            .succeed()
+            .and_then(|_| namespace.wait_running("doomed"))
+            .and_then(|_| without_grpc_http_works(namespace, "doomed", "before\n"))
+            .and_then(|()| uninstalled_with_everything(&installation, || namespace.wait_no_pods("doomed", 30 + 45)));
         // In any case: the other tests and the next run need the installation.
         installation.install(&[])?;
         wait_for_operator()?;

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use remoteprocess_api::names;
+use remoteprocess_e2e::Traces;
 use remoteprocess_ports::free_address;
 use remoteprocess_tls::{Authority, Dialer, Identity, Role, TrustDomain, User};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -20,8 +21,6 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
-
-use super::traces::Traces;
 
 /// How long the operator may take to become ready.
 const BEGIN: Duration = Duration::from_secs(60);
@@ -84,7 +83,7 @@ impl Target {
         for namespace in [names::DEFAULT_RELEASE_NAMESPACE, "good", "bad"] {
             prepare(&client, namespace).await?;
         }
-        let traces = Arc::new(Traces::listen().await?);
+        let traces = Arc::new(Traces::listen("127.0.0.1").await?);
         Self::start_replica(client, program, "attacked", None, traces).await
     }
 
