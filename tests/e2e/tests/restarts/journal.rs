@@ -22,6 +22,11 @@ impl Journal {
         json!({"volumeMounts": [{"name": "journal", "mountPath": "/journal"}], "pod": {"volumes": [volume]}})
     }
 
+    /// Makes the file `mended`, for which a program may look.
+    pub(crate) fn mend(&self) -> Result<()> {
+        fs::write(self.0.join("mended"), "").context("the journal")
+    }
+
     /// How often each line was written.
     pub(crate) fn read(&self) -> Result<BTreeMap<String, usize>> {
         let mut runs = BTreeMap::new();

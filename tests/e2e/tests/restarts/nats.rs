@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use async_nats::jetstream::{self, stream};
-use remoteprocess_e2e::{Program, Running, kubectl};
+use remoteprocess_e2e::{Program, Running, node_address};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -27,8 +27,7 @@ pub(crate) struct Nats {
 impl Nats {
     /// Starts `program`.
     pub(crate) fn start(program: &str) -> Result<Self> {
-        let address = "--output=jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}";
-        let address = kubectl(["get", "nodes", address]).succeed()?.trim().to_owned();
+        let address = node_address()?;
         let port = TcpListener::bind((address.as_str(), 0))?.local_addr()?.port();
         let data = TempDir::new()?;
         let arguments = vec![
@@ -70,6 +69,14 @@ impl Nats {
         drop(self.server.take());
         self.server = Some(serve(&self.program, &self.arguments)?);
         Ok(())
+    }
+
+    /// How many messages a stream has.
+    pub(crate) fn count(&self, stream: &str) -> Result<u64> {
+        self.runtime.block_on(async {
+            let mut stream = self.context.get_stream(stream).await?;
+            Ok(stream.info().await?.state.messages)
+        })
     }
 
     /// The messages of a stream after the first `known`, in the order in which they arrived.

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::fmt::Display;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use async_nats::HeaderMap;
 use futures::TryStreamExt;
 use remoteprocess_e2e::{
-    Trigger, condition, delete_operator_pods, is_development_cluster, is_long, spec, until, wait_for_operator,
-    with_temp_ns,
+    Namespace, Trigger, condition, delete_operator_pods, is_development_cluster, is_long, spec, until,
+    wait_for_operator, with_temp_ns,
 };
 use serde_json::{Value, json};
 
@@ -21,8 +22,8 @@ const MOST: usize = 5;
 
 /// What the test does with the broker.
 impl Nats {
-    /// Publishes a message with this number, confirmed by the server.
-    fn order(&self, number: usize) -> Result<()> {
+    /// Publishes a message with this number or name, confirmed by the server.
+    fn order(&self, number: impl Display) -> Result<()> {
         let mut headers = HeaderMap::new();
         headers.insert("order-id", format!("order-{number}").as_str());
         let payload = format!("order {number}");
@@ -55,13 +56,10 @@ impl Nats {
     }
 }
 
-/// A program that adds its message to the journal.
-fn template(journal: &Journal) -> Value {
-    spec(
-        "echo \"$(cat $MESSAGE)\" >> /journal/ran; echo \"done: $RPROC_MESSAGE_ID\"",
-        journal.mount(),
-    )
-}
+/// A program that adds its message to the journal, and fails at the poison until that is mended.
+const SCRIPT: &str = "echo \"$(cat $MESSAGE)\" >> /journal/ran; \
+                      if grep -q poison $MESSAGE && [ ! -e /journal/mended ]; then exit 3; fi; \
+                      echo \"done: $RPROC_MESSAGE_ID\"";
 
 fn running(trigger: &Trigger<'_>) -> Result<usize> {
     let is_final = |process: &&Value| condition(&process["status"], "Finished")["status"] == "True";
@@ -82,6 +80,44 @@ fn once_each(nats: &Nats, journal: &Journal, trigger: &Trigger<'_>, count: usize
     Ok(())
 }
 
+/// A message whose process fails is a dead letter. `rproc trigger replay` takes it back, and it runs once more.
+fn a_dead_letter_runs_again(
+    namespace: &Namespace,
+    nats: &Nats,
+    journal: &Journal,
+    trigger: &Trigger<'_>,
+) -> Result<()> {
+    let replay = |more: &[&str]| {
+        let replay = [&["trigger", "replay", "orders"], more].concat();
+        namespace.editor.rproc(&replay).succeed()
+    };
+    let before = trigger.processes()?.len();
+    nats.order("poison")?;
+    until("a dead letter", Duration::from_secs(120), || {
+        Ok(nats.count("LETTERS")? == 1)
+    })?;
+    ensure!(replay(&["--dry-run"])? == "1 dead letter\n", "a dry run");
+    ensure!(nats.count("LETTERS")? == 1, "a dry run takes nothing");
+    journal.mend()?;
+    ensure!(replay(&[])? == "1 dead letter sent, 0 left\n", "a replay");
+    let result = || -> Result<_> { Ok(nats.results()?.remove("order-poison").unwrap_or_default()) };
+    until("another result", Duration::from_secs(120), || Ok(result()?.0 == 2))?;
+    ensure!(result()?.1["outcome"] == "Succeeded", "{:#}", result()?.1);
+    ensure!(journal.read()?.get("order poison") == Some(&2), "{:?}", journal.read()?);
+    let all = trigger.processes()?;
+    let is_failed = |process: &&Value| process["status"]["phase"] == "Failed";
+    let failed = all.iter().find(is_failed).context("a process that failed")?;
+    let replay_of = |process: &&Value| {
+        process["metadata"]["annotations"]["remoteprocess.dev/replay-of"] == failed["metadata"]["uid"]
+    };
+    ensure!(
+        all.len() == before + 2 && all.iter().filter(replay_of).count() == 1,
+        "{all:#?}"
+    );
+    ensure!(replay(&[])? == "0 dead letters sent, 0 left\n", "nothing is left");
+    Ok(())
+}
+
 #[test]
 fn each_message_runs_once_while_bridge_and_operator_are_killed() {
     let Ok(program) = env::var("RPROC_NATS_SERVER") else {
@@ -93,16 +129,18 @@ fn each_message_runs_once_while_bridge_and_operator_are_killed() {
     }
     with_temp_ns("nats", |namespace| {
         let (nats, journal) = (Nats::start(&program)?, Journal::new(namespace));
-        for subject in ["orders", "results"] {
+        for subject in ["orders", "results", "letters"] {
             nats.add(subject, Duration::ZERO)?;
         }
         let trigger = Trigger::prepare(namespace, "orders")?;
-        let source = json!({"nats": {"servers": [nats.url], "stream": "ORDERS", "resultSubject": "results"}});
+        let source = json!({"nats": {
+            "servers": [nats.url], "stream": "ORDERS", "resultSubject": "results", "deadLetterSubject": "letters",
+        }});
         let more = json!({
             "message": {"id": "Header", "idHeader": "order-id"}, "policy": {"maxRunning": MOST},
         });
         trigger
-            .apply(&trigger.object(&source, &template(&journal), more))
+            .apply(&trigger.object(&source, &spec(SCRIPT, journal.mount()), more))
             .succeed()?;
         let count = if is_long() { 1000 } else { 30 };
         for number in 0..count {
@@ -131,6 +169,7 @@ fn each_message_runs_once_while_bridge_and_operator_are_killed() {
             Ok(nats.unsettled()? == 0)
         })?;
         once_each(&nats, &journal, &trigger, count)?;
+        a_dead_letter_runs_again(namespace, &nats, &journal, &trigger)?;
         // The bridge writes its counts every few seconds.
         until("a status that says so", Duration::from_secs(20), || {
             Ok(trigger.status()?["running"] == 0)
