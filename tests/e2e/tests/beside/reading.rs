@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use remoteprocess_e2e::{BUSYBOX, Namespace, Program, spec, until, with_temp_ns};
+use remoteprocess_e2e::{BUSYBOX, Namespace, Program, Screen, spec, until, with_temp_ns};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 fn labelled(namespace: &Namespace, name: &str, script: &str) -> Program {
@@ -71,6 +72,55 @@ fn objects_hold_every_byte() {
             };
         }
         ensure!(next == [9, 4], "{next:?}: {out}");
+        Ok(())
+    });
+}
+
+#[test]
+fn top_is_kept_up_to_date_until_ctrl_c() {
+    with_temp_ns("top", |namespace| {
+        let Some(screen) = Screen::open(namespace.editor.rproc(&[]), 80, 5)? else {
+            return Ok(());
+        };
+        let script = "head -c 2000 /dev/zero; while [ ! -f /tmp/go ]; do sleep 0.05; done; head -c 3000 /dev/zero";
+        let script = format!("{script}; while true; do sleep 1; done");
+        for name in ["first", "second", "third", "fourth"] {
+            namespace.apply(name, spec(&script, json!({}))).succeed()?;
+        }
+        for name in ["first", "second", "third", "fourth"] {
+            namespace.wait_running(name)?;
+        }
+        screen.line("echo above; rproc top -w --interval 500ms --no-headers first")?;
+        screen.wait_for("2.0Ki")?;
+        namespace.in_container("first", "touch /tmp/go")?;
+        // One row, which is redrawn: the old number is gone, and what was above it stays.
+        screen.wait_until("another number in place of the old one", |shown| {
+            shown.contains("4.9Ki") && !shown.contains("2.0Ki") && shown.contains("\nabove\n")
+        })?;
+        screen.presses(&["C-c"])?;
+        screen.at_prompt()?;
+        screen.line("echo code=$?")?;
+        screen.wait_for("code=130")?;
+        // Not all processes fit into the window.
+        screen.line("clear; rproc top --watch")?;
+        screen.wait_until("a line that counts the rest", |shown| shown.contains(" more"))?;
+        screen.presses(&["C-c"])?;
+        screen.is_back()?;
+        // Into a pipe, one table follows the other.
+        let piped = namespace
+            .editor
+            .rproc(&["top", "-w", "--interval=500ms", "first"])
+            .start()?;
+        until("three rows", Duration::from_secs(30), || {
+            Ok(piped.said().matches("first").count() >= 3)
+        })?;
+        ensure!(
+            piped.said().matches("NAME").count() == 1 && !piped.said().contains('\u{1b}'),
+            "{}",
+            piped.said()
+        );
+        piped.signal(Signal::INT)?;
+        piped.finish()?.expect_code(130)?;
         Ok(())
     });
 }
