@@ -1,6 +1,7 @@
 //! The output of a process: raw bytes, JSON lines, or server-sent events.
 
 mod body;
+mod encode;
 pub(super) mod query;
 mod range;
 pub(super) mod raw;

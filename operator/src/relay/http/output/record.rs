@@ -1,16 +1,16 @@
 //! Output as records: lines of JSON, or the same as server-sent events.
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
+use std::io::Write;
+
 use bytes::Bytes;
 use http::HeaderMap;
 use jiff::Timestamp;
 use remoteprocess_proto::v1::exit::Outcome;
-use remoteprocess_proto::v1::{Exit, State, StreamSeal, WatchOutputRequest};
+use remoteprocess_proto::v1::{Data, Exit, State, StreamSeal, WatchOutputRequest};
 use serde::Serialize;
 
 use super::query::{Form, OVER, Position};
-use super::{Encode, End, Step};
+use super::{Encode, End, Step, encode};
 use crate::relay::core::output::OutputEvent;
 use crate::relay::error::Error;
 use crate::relay::http::problem::{Body, Problem};
@@ -23,22 +23,10 @@ pub(super) struct Records {
     position: Position,
 }
 
-/// One record. The last one of each answer is an `end` or an `error`.
+/// One record, unless it is `data`. The last one of each answer is an `end` or an `error`.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 enum Record<'a> {
-    /// Bytes as the program wrote them: `text` if they are UTF-8.
-    Data {
-        stream: &'static str,
-        offset: u64,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        time: Option<Timestamp>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        text: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        base64: Option<String>,
-        cursor: &'a str,
-    },
     /// A range that will never be delivered; without `to`, where it ends is not known.
     Gap {
         stream: &'static str,
@@ -124,27 +112,19 @@ impl Records {
         at.stdout = at.stdout.max(end.stdout);
         at.stderr = at.stderr.max(end.stderr);
         let cursor = self.position.to_string();
-        let record = match &placed.piece {
-            Piece::Data(data) => {
-                let text = std::str::from_utf8(&data.bytes).ok();
-                Record::Data {
-                    stream: data.stream().name(),
-                    offset: data.offset,
-                    time: time(data.time_unix_nanos),
-                    text,
-                    base64: text.is_none().then(|| BASE64_STANDARD.encode(&data.bytes)),
+        match &placed.piece {
+            Piece::Data(bytes) => self.wrap("data", Some(&cursor), into, |into| data(bytes, &cursor, into)),
+            Piece::Gap(gap) => {
+                let record = Record::Gap {
+                    stream: gap.stream().name(),
+                    from: gap.from,
+                    to: gap.to,
+                    reason: gap.reason().into(),
                     cursor: &cursor,
-                }
+                };
+                self.put(&record, Some(&cursor), into);
             }
-            Piece::Gap(gap) => Record::Gap {
-                stream: gap.stream().name(),
-                from: gap.from,
-                to: gap.to,
-                reason: gap.reason().into(),
-                cursor: &cursor,
-            },
-        };
-        self.put(&record, Some(&cursor), into);
+        }
     }
 
     /// The last record.
@@ -175,19 +155,54 @@ impl Records {
     }
 
     fn put(&self, record: &Record<'_>, id: Option<&str>, into: &mut Vec<u8>) {
+        self.wrap(record.name(), id, into, |into| {
+            // Records are made of texts and numbers, and a buffer grows.
+            let _ = serde_json::to_writer(into, record);
+        });
+    }
+
+    /// What `write` appends, with what is around a record in this form.
+    fn wrap(&self, name: &str, id: Option<&str>, into: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
         if self.form == Form::Events {
             into.extend_from_slice(b"event: ");
-            into.extend_from_slice(record.name().as_bytes());
+            into.extend_from_slice(name.as_bytes());
             if let Some(id) = id {
                 into.extend_from_slice(b"\nid: ");
                 into.extend_from_slice(id.as_bytes());
             }
             into.extend_from_slice(b"\ndata: ");
         }
-        // Records are made of texts and numbers, and a buffer grows.
-        let _ = serde_json::to_writer(&mut *into, record);
+        write(into);
         into.extend_from_slice(if self.form == Form::Events { b"\n\n" } else { b"\n" });
     }
+}
+
+/// Appends a record `data`: bytes as the program wrote them, as `text` if they are UTF-8. Nearly all records are of this
+/// kind, so it is written without steps in between.
+fn data(data: &Data, cursor: &str, into: &mut Vec<u8>) {
+    // A buffer grows, so writing cannot fail. Names of streams and times need no escape.
+    let _ = write!(
+        into,
+        r#"{{"type":"data","stream":"{}","offset":{}"#,
+        data.stream().name(),
+        data.offset
+    );
+    if let Some(time) = time(data.time_unix_nanos) {
+        let _ = write!(into, r#","time":"{time}""#);
+    }
+    match std::str::from_utf8(&data.bytes) {
+        Ok(text) => {
+            into.extend_from_slice(br#","text":""#);
+            encode::text(text, into);
+        }
+        Err(_) => {
+            into.extend_from_slice(br#","base64":""#);
+            encode::base64(&data.bytes, into);
+        }
+    }
+    into.extend_from_slice(br#"","cursor":""#);
+    encode::text(cursor, into);
+    into.extend_from_slice(br#""}"#);
 }
 
 impl Encode for Records {
@@ -195,6 +210,8 @@ impl Encode for Records {
         let mut bytes = Vec::new();
         match event {
             Some(Ok(OutputEvent::Output(frames))) => {
+                let length: usize = frames.iter().map(|framed| framed.placed.piece.cost()).sum();
+                bytes.reserve(length + length / 8);
                 for framed in &frames {
                     self.piece(&framed.placed, &mut bytes);
                 }
@@ -231,7 +248,6 @@ impl Record<'_> {
     /// The name of the event.
     fn name(&self) -> &'static str {
         match self {
-            Self::Data { .. } => "data",
             Self::Gap { .. } => "gap",
             Self::Position { .. } => "position",
             Self::State { .. } => "state",
@@ -295,7 +311,7 @@ mod tests {
     use remoteprocess_proto::v1::{Cursor, GapReason, Stream};
 
     use super::*;
-    use crate::relay::piece::{Framed, data, gap};
+    use crate::relay::piece::{self, Framed, gap};
 
     fn records(form: Form) -> Records {
         let request = WatchOutputRequest {
@@ -319,8 +335,8 @@ mod tests {
     fn a_line_is_a_record_with_the_cursor_behind_it() {
         let mut records = records(Form::Lines);
         let pieces = vec![
-            data(Stream::Stdout, 0, 1_000_000_000, Bytes::from_static(b"a\n")),
-            data(Stream::Stderr, 0, 0, Bytes::from_static(b"\xff")),
+            piece::data(Stream::Stdout, 0, 1_000_000_000, Bytes::from_static(b"a\n")),
+            piece::data(Stream::Stderr, 0, 0, Bytes::from_static(b"\xff")),
             gap(Stream::Stdout, 2, Some(9), GapReason::SpoolFull),
         ];
         assert_eq!(
@@ -346,7 +362,7 @@ mod tests {
     #[test]
     fn an_event_has_the_cursor_as_its_id() {
         let mut records = records(Form::Events);
-        let pieces = vec![data(Stream::Stdout, 0, 0, Bytes::from_static(b"a"))];
+        let pieces = vec![piece::data(Stream::Stdout, 0, 0, Bytes::from_static(b"a"))];
         let event = text(records.encode(output(pieces)));
         assert!(
             event.starts_with("event: data\nid: 0c1d.2.1.0\ndata: {") && event.ends_with("}\n\n"),
