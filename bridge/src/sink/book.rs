@@ -1,4 +1,7 @@
-//! The processes that have events to send, or will have: what is known of each, and when it is its turn.
+//! The processes that have events to send, or will have: what is known of each, and when it is its turn. The states of a
+//! thousand are in memory. The others are a name and a time: their workers read them again.
+
+mod entry;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -7,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use remoteprocess_api::bridge::BridgeReason;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -15,50 +18,22 @@ use super::cursor::Cursor;
 use super::steps::{Planner, Step};
 use super::view::View;
 use super::worker::{End, Report, Signs};
-use crate::backoff::Backoff;
+use entry::{Entry, Kept, Seen, State};
 
+/// Most processes whose state is kept while no worker needs it.
+const MAX_KEPT: usize = 1000;
 /// Most processes that are gone and have events to send.
 const MAX_GONE: usize = 1000;
 /// When a process that made room for others is looked at again.
 const AGAIN: Duration = Duration::from_secs(1);
-
-/// What is known of a process.
-struct Entry {
-    view: watch::Sender<Arc<View>>,
-    cursor: Cursor,
-    noted: Cursor,
-    state: State,
-    backoff: Backoff,
-    problem: Option<(BridgeReason, String)>,
-    /// Of its last worker.
-    signs: Arc<Signs>,
-    /// What comes next is output, if there is any.
-    is_reading: bool,
-}
-
-impl Entry {
-    /// What keeps its events, unless its worker shows that this is over.
-    fn problem(&self) -> Option<&(BridgeReason, String)> {
-        let is_well = matches!(self.state, State::Works(..)) && self.signs.is_well.load(Ordering::Relaxed);
-        self.problem.as_ref().filter(|_| !is_well)
-    }
-}
-
-/// What happens with it.
-enum State {
-    /// Nothing, until it changes or this time.
-    Waits(Option<Instant>),
-    /// A worker sends its events.
-    Works(u64, CancellationToken),
-    /// All is sent; it stays until the watch shows that this is noted, so that an older state is not taken for news.
-    Done,
-}
 
 /// What a worker needs.
 pub(super) struct Job {
     pub(super) number: u64,
     pub(super) uid: String,
     pub(super) view: watch::Receiver<Arc<View>>,
+    /// Where the worker shows the process that it reads, if that is not known.
+    pub(super) unread: Option<watch::Sender<Arc<View>>>,
     pub(super) cursors: (Cursor, Cursor),
     pub(super) signs: Arc<Signs>,
     pub(super) stop: CancellationToken,
@@ -68,6 +43,8 @@ pub(super) struct Job {
 pub(super) struct Book {
     planner: Planner,
     entries: BTreeMap<String, Entry>,
+    /// For states that are kept while no worker needs them.
+    seats: Arc<Semaphore>,
     /// Those with a transition to send. They go first.
     turns: BTreeSet<(Instant, String)>,
     /// Those with output to read, if there is any by then.
@@ -86,6 +63,7 @@ impl Book {
         Self {
             planner,
             entries: BTreeMap::new(),
+            seats: Arc::new(Semaphore::new(MAX_KEPT)),
             turns: BTreeSet::new(),
             polls: BTreeSet::new(),
             jobs: 0,
@@ -103,13 +81,9 @@ impl Book {
     /// The list is complete: what it did not show is gone.
     pub(super) fn complete(&mut self) {
         let Some(listed) = self.listed.take() else { return };
-        let gone: Vec<Arc<View>> = self
-            .entries
-            .iter()
-            .filter(|(uid, _)| !listed.contains(*uid))
-            .map(|(_, entry)| entry.view.borrow().clone())
-            .collect();
-        gone.iter().for_each(|view| self.delete(view));
+        let gone = self.entries.keys().filter(|uid| !listed.contains(*uid));
+        let gone: Vec<String> = gone.cloned().collect();
+        gone.iter().for_each(|uid| self.lose(uid));
     }
 
     /// A process was created or has changed.
@@ -124,25 +98,21 @@ impl Book {
                 self.entries.remove(&uid);
             }
             Some(entry) => {
-                entry.view.send_replace(view);
+                entry.show(view);
                 self.plan(&uid);
             }
             None if noted.is_finished() => {}
-            None => self.add(uid, view, (noted.clone(), noted)),
+            None => self.add(uid, view, None),
         }
     }
 
-    fn add(&mut self, uid: String, view: Arc<View>, (cursor, noted): (Cursor, Cursor)) {
-        let entry = Entry {
-            view: watch::Sender::new(view),
-            cursor,
-            noted,
-            state: State::Waits(None),
-            backoff: Backoff::default(),
-            problem: None,
-            signs: Arc::default(),
-            is_reading: false,
-        };
+    /// `cursors`: if they are not those of the annotation.
+    fn add(&mut self, uid: String, view: Arc<View>, cursors: Option<(Cursor, Cursor)>) {
+        let mut entry = Entry::new(view.name(), Seen::Dropped(None));
+        entry.show(view);
+        if let (Seen::Kept(kept), Some(cursors)) = (&mut entry.seen, cursors) {
+            (kept.cursor, kept.noted) = cursors;
+        }
         self.entries.insert(uid.clone(), entry);
         self.plan(&uid);
     }
@@ -151,30 +121,41 @@ impl Book {
     pub(super) fn delete(&mut self, view: &View) {
         let (uid, gone) = (view.uid(), view.deleted());
         match self.entries.get(&uid) {
-            Some(entry) if entry.view.borrow().is_deleted => return,
+            Some(entry) if entry.is_deleted() => return,
             Some(entry) if matches!(entry.state, State::Done) => {
                 self.entries.remove(&uid);
                 return;
             }
             None if view.noted().is_finished() => return,
-            _ if self.gone >= MAX_GONE => {
-                tracing::warn!(
-                    process = view.name(),
-                    "too many processes are gone: its last events are not sent"
-                );
-                self.dropped += 1;
-                self.forget(&uid);
-                return;
-            }
+            _ if self.gone >= MAX_GONE => return self.drop_last(&uid, "too many processes are gone"),
             _ => self.gone += 1,
         }
-        match self.entries.get(&uid) {
+        match self.entries.get_mut(&uid) {
             Some(entry) => {
-                entry.view.send_replace(Arc::new(gone));
+                entry.show(Arc::new(gone));
                 self.plan(&uid);
             }
-            None => self.add(uid, Arc::new(gone), (view.noted(), view.noted())),
+            None => self.add(uid, Arc::new(gone), None),
         }
+    }
+
+    /// A process is gone, and its last state is what was known before.
+    fn lose(&mut self, uid: &str) {
+        let Some(entry) = self.entries.get(uid) else { return };
+        match (&entry.state, entry.view()) {
+            (State::Done, _) => self.remove(uid),
+            (_, Some(view)) => self.delete(&view),
+            (_, None) => self.drop_last(
+                uid,
+                "a process went while the watch was broken, and its state was not kept",
+            ),
+        }
+    }
+
+    fn drop_last(&mut self, uid: &str, why: &str) {
+        tracing::warn!(uid, "{why}: its last events are not sent");
+        self.dropped += 1;
+        self.forget(uid);
     }
 
     /// A process is there that cannot be read.
@@ -186,25 +167,35 @@ impl Book {
 
     /// A process that cannot be read is gone.
     pub(super) fn delete_unread(&mut self, uid: &str) {
-        let view = self.entries.get(uid).map(|entry| entry.view.borrow().clone());
-        if let Some(view) = view {
-            self.delete(&view);
-        }
+        self.lose(uid);
     }
 
     /// Takes over the processes that are not done: what the next list does not show went in between. The workers of
     /// `former` have ended.
     pub(super) fn adopt(&mut self, former: Self) {
-        for (uid, entry) in former.entries {
-            let view = entry.view.borrow().clone();
-            let cursors = match entry.state {
+        for (uid, mut entry) in former.entries {
+            let is_late = match entry.state {
                 State::Done => continue,
-                State::Waits(_) => (entry.cursor, entry.noted),
+                State::Waits(_) => false,
                 // It did not tell in time how far it came.
-                State::Works(..) => (view.noted(), view.noted()),
+                State::Works(..) => true,
             };
-            self.gone += usize::from(view.is_deleted);
-            self.add(uid, view, cursors);
+            let view = entry.view();
+            self.gone += usize::from(entry.is_deleted());
+            match (view, entry.seen) {
+                (Some(view), Seen::Kept(_)) if is_late => self.add(uid, view, None),
+                (Some(view), Seen::Kept(kept)) => {
+                    let Kept { cursor, noted, .. } = *kept;
+                    self.add(uid, view, Some((cursor, noted)));
+                }
+                // The list shows it.
+                (_, seen) => {
+                    entry.seen = seen;
+                    entry.drop_view();
+                    entry.state = State::Waits(None);
+                    self.entries.insert(uid, entry);
+                }
+            }
         }
     }
 
@@ -216,16 +207,16 @@ impl Book {
 
     fn remove(&mut self, uid: &str) {
         let Some(entry) = self.entries.remove(uid) else { return };
-        match entry.state {
+        match &entry.state {
             State::Works(_, stop) => stop.cancel(),
             State::Waits(Some(at)) => {
-                let turn = (at, uid.to_owned());
+                let turn = (*at, uid.to_owned());
                 self.turns.remove(&turn);
                 self.polls.remove(&turn);
             }
             State::Waits(None) | State::Done => {}
         }
-        if entry.view.borrow().is_deleted {
+        if entry.is_deleted() {
             self.gone = self.gone.saturating_sub(1);
         }
     }
@@ -236,10 +227,12 @@ impl Book {
         if !matches!(entry.state, State::Waits(_)) {
             return;
         }
+        let (Some(view), Seen::Kept(kept)) = (entry.view(), &entry.seen) else {
+            return self.rest(uid);
+        };
         let (now, moment) = (Instant::now(), Timestamp::now());
-        let view = entry.view.borrow().clone();
-        let is_behind = entry.cursor != entry.noted && !view.is_deleted;
-        let at = match self.planner.next(&view, &entry.cursor, moment) {
+        let is_behind = kept.cursor != kept.noted && !view.is_deleted;
+        let at = match self.planner.next(&view, &kept.cursor, moment) {
             Step::Wait(until) if !is_behind => until.map(|until| now + until_then(moment, until)),
             step => {
                 entry.is_reading = matches!(step, Step::Read(_));
@@ -247,6 +240,24 @@ impl Book {
             }
         };
         self.turn(uid, at);
+        self.rest(uid);
+    }
+
+    /// Keeps the state of a process that waits only if there is room for it, or if it cannot be read again.
+    fn rest(&mut self, uid: &str) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let is_deleted = entry.is_deleted();
+        let Seen::Kept(kept) = &mut entry.seen else { return };
+        if is_deleted {
+            kept.seat = None;
+            return;
+        }
+        if kept.seat.is_none() {
+            kept.seat = self.seats.clone().try_acquire_owned().ok();
+        }
+        if kept.seat.is_none() || kept.view.borrow().is_unread {
+            entry.drop_view();
+        }
     }
 
     /// Not before a pause after a failure.
@@ -289,11 +300,15 @@ impl Book {
         self.jobs += 1;
         entry.signs = Arc::default();
         entry.state = State::Works(self.jobs, stop.clone());
+        let signs = entry.signs.clone();
+        let kept = entry.keep(&uid)?;
+        let is_unread = kept.view.borrow().is_unread;
         Some(Job {
             number: self.jobs,
-            view: entry.view.subscribe(),
-            cursors: (entry.cursor.clone(), entry.noted.clone()),
-            signs: entry.signs.clone(),
+            view: kept.view.subscribe(),
+            unread: is_unread.then(|| kept.view.clone()),
+            cursors: (kept.cursor.clone(), kept.noted.clone()),
+            signs,
             stop,
             uid,
         })
@@ -318,8 +333,10 @@ impl Book {
         if !matches!(entry.state, State::Works(number, _) if number == job) {
             return;
         }
-        let is_deleted = entry.view.borrow().is_deleted;
-        (entry.cursor, entry.noted) = (report.cursor, report.noted);
+        let is_deleted = entry.is_deleted();
+        if let Seen::Kept(kept) = &mut entry.seen {
+            (kept.cursor, kept.noted) = (report.cursor, report.noted);
+        }
         entry.state = State::Waits(None);
         let now = Instant::now();
         match report.end {
@@ -328,22 +345,23 @@ impl Book {
                 entry.problem = Some((reason, why));
                 let at = now + entry.backoff.pause();
                 self.turn(uid, Some(at));
-                return;
+                return self.rest(uid);
             }
             End::Done if is_deleted => return self.remove(uid),
             End::Done => {
                 entry.problem = None;
                 entry.state = State::Done;
-                if entry.view.borrow().noted().is_finished() {
-                    self.remove(uid);
+                if entry.is_noted() {
+                    return self.remove(uid);
                 }
-                return;
+                return entry.drop_view();
             }
             End::Yielded => {
                 entry.problem = None;
                 entry.is_reading = true;
                 entry.backoff.reset();
-                return self.turn(uid, Some(now + AGAIN));
+                self.turn(uid, Some(now + AGAIN));
+                return self.rest(uid);
             }
             End::Waiting => {
                 entry.problem = None;

@@ -186,8 +186,8 @@ impl Running {
 
     fn start(&mut self, job: Job) {
         let outbox = self.link.outbox();
-        let worker = Worker::new(self.tools.clone(), outbox, job.view, job.cursors, job.signs);
-        let (uid, number, stop) = (job.uid, job.number, job.stop);
+        let (uid, number, stop) = (job.uid.clone(), job.number, job.stop.clone());
+        let worker = Worker::new(self.tools.clone(), outbox, job);
         self.workers.spawn(async move { (uid, number, worker.run(stop).await) });
     }
 

@@ -19,6 +19,8 @@ pub struct View {
     pub cursor: Option<String>,
     /// The object is gone.
     pub is_deleted: bool,
+    /// Only its name and uid are known, and perhaps a cursor.
+    pub is_unread: bool,
 }
 
 impl View {
@@ -37,7 +39,26 @@ impl View {
             process,
             cursor,
             is_deleted: false,
+            is_unread: false,
         }
+    }
+
+    /// A process that is still to be read.
+    pub fn unread(name: &str, uid: &str, cursor: Option<String>) -> Self {
+        let mut process = RemoteProcess::new(name, RemoteProcessSpec::default());
+        process.metadata.uid = Some(uid.to_owned());
+        Self {
+            process,
+            cursor,
+            is_deleted: false,
+            is_unread: true,
+        }
+    }
+
+    /// Whether another view of the same process is newer; false if that cannot be told.
+    pub fn is_older_than(&self, other: &Self) -> bool {
+        let version = |view: &Self| view.process.resource_version()?.parse::<u64>().ok();
+        matches!((version(self), version(other)), (Some(own), Some(other)) if own < other)
     }
 
     /// The same, of an object that is gone.

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::book::Job;
 use super::cursor::{Cursor, Mark, annotation};
 use super::divide::{Divider, Misplaced, Part};
 use super::link::Outbox;
@@ -79,6 +80,8 @@ pub(super) struct Worker {
     /// The cursor that the annotation has.
     pub(super) noted: Cursor,
     pub(super) signs: Arc<Signs>,
+    /// Where to show the process, if it is still to be read.
+    unread: Option<watch::Sender<Arc<View>>>,
     written: Instant,
     /// When the first piece of output came.
     first_piece: Option<Instant>,
@@ -132,20 +135,16 @@ enum Read {
 }
 
 impl Worker {
-    pub(super) fn new(
-        tools: Arc<Tools>,
-        outbox: Outbox,
-        view: watch::Receiver<Arc<View>>,
-        (cursor, noted): (Cursor, Cursor),
-        signs: Arc<Signs>,
-    ) -> Self {
+    pub(super) fn new(tools: Arc<Tools>, outbox: Outbox, job: Job) -> Self {
+        let (cursor, noted) = job.cursors;
         Self {
             tools,
             outbox,
-            view,
+            view: job.view,
             cursor,
             noted,
-            signs,
+            signs: job.signs,
+            unread: job.unread,
             // A process that is over soon has one write.
             written: Instant::now(),
             first_piece: None,
@@ -171,7 +170,41 @@ impl Worker {
         }
     }
 
+    /// Reads a process whose state was not kept. Returns why that is not possible.
+    async fn load(&mut self) -> Option<End> {
+        let shown = self.unread.take()?;
+        let stub = self.view.borrow().clone();
+        let found = match self.tools.kubernetes.process(&stub.name()).await {
+            Ok(found) => found.filter(|process| process.metadata.uid == stub.process.metadata.uid),
+            Err(error) => return Some(failed(&error)),
+        };
+        if let Some(process) = found {
+            let view = Arc::new(View::new(process, &self.tools.sink));
+            shown.send_if_modified(|shown| {
+                // The watch may have shown it in the meantime.
+                let is_news = shown.is_unread || shown.is_older_than(&view);
+                if is_news {
+                    *shown = view;
+                }
+                is_news
+            });
+        }
+        let view = self.view.borrow().clone();
+        if view.is_unread {
+            // It is gone: the watch is about to show that.
+            return Some(End::Yielded);
+        }
+        self.noted = view.noted();
+        if stub.cursor.is_none() {
+            self.cursor = self.noted.clone();
+        }
+        None
+    }
+
     async fn work(&mut self) -> End {
+        if let Some(end) = self.load().await {
+            return end;
+        }
         loop {
             if self.view.has_changed().is_err() {
                 return End::Stopped;

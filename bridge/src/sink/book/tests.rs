@@ -144,7 +144,10 @@ async fn what_is_selected_again_has_one_worker_that_counts() {
     book.ended("p", first.number, report(&at("p", Mark::FINISHED), End::Done));
     assert!(take(&mut book).is_empty(), "the second works");
     book.ended("p", second.number, report(&at("p", Mark::CREATED), End::Waiting));
-    assert_eq!(book.entries["p"].cursor.mark, Mark::CREATED);
+    let Seen::Kept(kept) = &book.entries["p"].seen else {
+        panic!("it is not kept");
+    };
+    assert_eq!(kept.cursor.mark, Mark::CREATED);
 }
 
 #[tokio::test(start_paused = true)]
@@ -267,4 +270,92 @@ async fn last_events_are_bounded() {
     );
     book.delete(&view("done", ended(), Some(&at("done", Mark::FINISHED))));
     assert_eq!(book.take_dropped(), 0, "it had nothing to send");
+}
+
+/// The number of processes whose state is in memory.
+fn kept(book: &Book) -> usize {
+    book.entries.values().filter(|entry| entry.view().is_some()).count()
+}
+
+#[tokio::test]
+async fn the_states_of_a_long_list_are_not_all_in_memory() {
+    let mut book = book();
+    book.begin();
+    for number in 0..3 * MAX_KEPT {
+        book.see(view(&format!("p{number:05}"), ended(), None));
+    }
+    book.complete();
+    assert_eq!((kept(&book), book.waiting()), (MAX_KEPT, 3 * MAX_KEPT));
+    let jobs: Vec<Job> = std::iter::from_fn(|| book.take(Instant::now())).collect();
+    let unread = jobs.iter().filter(|job| job.unread.is_some()).count();
+    assert_eq!((jobs.len(), unread), (3 * MAX_KEPT, 2 * MAX_KEPT));
+    for job in jobs {
+        let cursor = at(&job.uid, Mark::CREATED);
+        book.ended(&job.uid, job.number, report(&cursor, End::Yielded));
+    }
+    assert_eq!(kept(&book), MAX_KEPT, "a worker that ends leaves its place");
+}
+
+#[tokio::test]
+async fn what_is_not_kept_keeps_its_cursor_and_is_seen_again() {
+    let mut book = book();
+    book.seats = Arc::new(Semaphore::new(0));
+    book.see(view("p", json!({}), None));
+    let job = book.take(Instant::now()).unwrap();
+    assert!(job.unread.is_some() && job.view.borrow().name() == "p");
+    // Its worker has read it, has sent an event, and could not note that.
+    job.unread.unwrap().send_replace(Arc::new(view("p", json!({}), None)));
+    let behind = Report {
+        cursor: at("p", Mark::CREATED),
+        noted: Cursor::new("p"),
+        end: End::Yielded,
+    };
+    book.ended("p", job.number, behind);
+    assert_eq!(kept(&book), 0);
+    let job = book.take(Instant::now() + AGAIN).unwrap();
+    assert_eq!(job.cursors.0.mark, Mark::CREATED, "it is not sent again");
+    // The worker ends before it could read the process.
+    book.ended("p", job.number, report(&job.cursors.0, End::Stopped));
+    assert!(take(&mut book).is_empty());
+    book.seats = Arc::new(Semaphore::new(1));
+    book.see(view("p", ended(), None));
+    let job = book.take(Instant::now()).unwrap();
+    assert_eq!(
+        (job.cursors.0.mark, job.cursors.1.mark),
+        (Mark::CREATED, Mark::default())
+    );
+}
+
+#[tokio::test]
+async fn what_went_unseen_and_was_not_kept_is_counted() {
+    let mut book = book();
+    book.seats = Arc::new(Semaphore::new(0));
+    book.see(view("p", json!({}), None));
+    book.begin();
+    book.complete();
+    assert!(book.entries.is_empty() && take(&mut book).is_empty());
+    assert_eq!(book.take_dropped(), 1);
+    book.see(view("q", json!({}), None));
+    book.delete(&view("q", ended(), None));
+    assert_eq!(
+        (kept(&book), take(&mut book)),
+        (1, vec!["q".to_owned()]),
+        "the watch has shown its last state"
+    );
+}
+
+#[tokio::test]
+async fn an_older_state_does_not_take_the_place_of_one_that_was_read() {
+    let mut book = book();
+    let with = |version: &str, status: Value| {
+        let mut view = view("p", status, Some(&at("p", Mark::CREATED)));
+        view.process.metadata.resource_version = Some(version.to_owned());
+        view
+    };
+    book.see(with("10", json!({"phase": "Running"})));
+    book.see(with("9", json!({"phase": "Pending"})));
+    let phase = |book: &Book| book.entries["p"].view().unwrap().phase();
+    assert_eq!(phase(&book), Some(remoteprocess_api::Phase::Running));
+    book.see(with("11", json!({"phase": "Stopping"})));
+    assert_eq!(phase(&book), Some(remoteprocess_api::Phase::Stopping));
 }
