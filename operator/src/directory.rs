@@ -14,6 +14,7 @@ use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Api, Client, ResourceExt};
 use remoteprocess_api::{DesiredState, RemoteProcess, requester};
 use tokio::sync::{mpsc, watch};
+use tokio::task::consume_budget;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -59,7 +60,8 @@ impl Objects {
     }
 }
 
-/// Objects at one moment. Each is whole only when it is taken from here: all at once could be very large.
+/// Objects at one moment. Each is whole only when it is taken from here: all at once could be very large. To take one can
+/// cost 50 µs, so that gives way to other tasks.
 pub struct Listed(std::vec::IntoIter<(Arc<Name>, Kept)>);
 
 impl Listed {
@@ -72,13 +74,16 @@ impl Listed {
         }
         self
     }
-}
 
-impl Iterator for Listed {
-    type Item = Arc<RemoteProcess>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.0.find_map(|(_, kept)| kept.whole())
+    /// The next object. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Arc<RemoteProcess>> {
+        loop {
+            consume_budget().await;
+            let (_, kept) = self.0.next()?;
+            if let Some(process) = kept.whole() {
+                return Some(process);
+            }
+        }
     }
 }
 
@@ -300,7 +305,7 @@ impl Watcher {
             match event {
                 Ok(event) => {
                     let is_done = matches!(event, Event::InitDone);
-                    self.take(event);
+                    self.take(event).await;
                     if is_done && std::mem::take(&mut is_first) {
                         delivered.send_modify(|count| *count += 1);
                     }
@@ -310,7 +315,9 @@ impl Watcher {
         }
     }
 
-    fn take(&mut self, event: Event<DeserializeGuard<RemoteProcess>>) {
+    /// Gives way to other tasks: a list comes in pages, and each object is compressed here.
+    async fn take(&mut self, event: Event<DeserializeGuard<RemoteProcess>>) {
+        consume_budget().await;
         match event {
             Event::Init => self.listed.clear(),
             Event::InitApply(object) => self.apply(object, true),
@@ -323,6 +330,7 @@ impl Watcher {
             Event::InitDone => {
                 for uid in self.directory.uids(self.scope.namespace()) {
                     if !self.listed.contains(&*uid) {
+                        consume_budget().await;
                         self.directory.remove(&uid);
                     }
                 }
@@ -372,6 +380,8 @@ fn strip(process: &mut RemoteProcess) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use remoteprocess_api::{Phase, RemoteProcessStatus};
     use serde_json::json;
@@ -397,25 +407,69 @@ mod tests {
         assert!(matches!(changes.try_recv(), Ok(Change::Gone(_))));
     }
 
-    #[test]
-    fn what_a_new_list_no_longer_names_is_gone() {
-        let directory = Directory::default();
-        let mut watcher = Watcher {
+    async fn names(mut listed: Listed) -> Vec<String> {
+        let mut names = Vec::new();
+        while let Some(process) = listed.next().await {
+            names.push(process.name_any());
+        }
+        names
+    }
+
+    fn watcher(directory: &Directory) -> Watcher {
+        Watcher {
             directory: directory.clone(),
             scope: Scope::All,
             listed: HashSet::new(),
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_new_list_no_longer_names_is_gone() {
+        let directory = Directory::default();
+        let mut watcher = watcher(&directory);
         let object = |name, uid| DeserializeGuard(Ok(process(name, uid)));
-        watcher.take(Event::Init);
-        watcher.take(Event::InitApply(object("a", "1")));
-        watcher.take(Event::InitApply(object("b", "2")));
-        watcher.take(Event::InitDone);
-        assert_eq!(directory.list("").count(), 2);
-        watcher.take(Event::Init);
-        watcher.take(Event::InitApply(object("b", "2")));
-        watcher.take(Event::InitDone);
-        assert_eq!(directory.list("default").count(), 1);
+        watcher.take(Event::Init).await;
+        watcher.take(Event::InitApply(object("a", "1"))).await;
+        watcher.take(Event::InitApply(object("b", "2"))).await;
+        watcher.take(Event::InitDone).await;
+        assert_eq!(names(directory.list("")).await, ["a", "b"]);
+        watcher.take(Event::Init).await;
+        watcher.take(Event::InitApply(object("b", "2"))).await;
+        watcher.take(Event::InitDone).await;
+        assert_eq!(names(directory.list("default")).await, ["b"]);
         assert!(directory.by_uid("1").is_none());
+    }
+
+    /// On one thread: what does not give way holds up everything.
+    #[tokio::test]
+    async fn long_lists_give_way_to_other_tasks() {
+        let directory = Directory::default();
+        let mut watcher = watcher(&directory);
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counter = turns.clone();
+        let other = tokio::spawn(async move {
+            loop {
+                counter.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        let had_turns = |what: &str| assert!(turns.swap(0, Ordering::Relaxed) >= 4, "{what} holds the thread");
+        for number in 0..1000 {
+            let mut process = process(&format!("p{number}"), &number.to_string());
+            process.status = Some(RemoteProcessStatus {
+                phase: Some(Phase::Succeeded),
+                ..RemoteProcessStatus::default()
+            });
+            watcher.take(Event::InitApply(DeserializeGuard(Ok(process)))).await;
+        }
+        had_turns("to take a list");
+        assert_eq!(names(directory.list("")).await.len(), 1000);
+        had_turns("to read it");
+        watcher.listed.clear();
+        watcher.take(Event::InitDone).await;
+        had_turns("to forget what is gone");
+        assert!(names(directory.list("")).await.is_empty());
+        other.abort();
     }
 
     #[test]
@@ -453,8 +507,8 @@ mod tests {
         assert!(directory.by_uid("1").unwrap().managed_fields().is_empty());
     }
 
-    #[test]
-    fn each_namespace_has_its_objects_by_name() {
+    #[tokio::test]
+    async fn each_namespace_has_its_objects_by_name() {
         let directory = Directory::default();
         for (namespace, name, uid) in [("b", "x", "1"), ("a", "z", "2"), ("a", "y", "3"), ("ab", "w", "4")] {
             let mut process = process(name, uid);
@@ -465,26 +519,11 @@ mod tests {
             });
             directory.apply(process);
         }
-        let names = |namespace| {
-            directory
-                .list(namespace)
-                .map(|process| process.name_any())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(names("a"), ["y", "z"]);
-        assert_eq!(names(""), ["y", "z", "w", "x"]);
-        let after = |last| {
-            directory
-                .list("a")
-                .after(last)
-                .map(|process| process.name_any())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(
-            (after(""), after("y")),
-            (vec!["y".to_owned(), "z".to_owned()], vec!["z".to_owned()])
-        );
-        assert!(after("z").is_empty() && after("yy") == ["z"]);
+        assert_eq!(names(directory.list("a")).await, ["y", "z"]);
+        assert_eq!(names(directory.list("")).await, ["y", "z", "w", "x"]);
+        for (last, expected) in [("", &["y", "z"][..]), ("y", &["z"]), ("yy", &["z"]), ("z", &[])] {
+            assert_eq!(names(directory.list("a").after(last)).await, expected, "after {last}");
+        }
         let references = directory.references("a");
         assert_eq!(references, ["y", "z"].map(|name| ObjectRef::new(name).within("a")));
         assert!(directory.has("3"));

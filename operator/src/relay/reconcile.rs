@@ -190,7 +190,8 @@ pub async fn record_archived_ends(
     attempts: &LiveAttempts,
     record: &dyn Record,
 ) {
-    for process in directory.list("") {
+    let mut processes = directory.list("");
+    while let Some(process) = processes.next().await {
         for subject in unfinished(&process).filter(|subject| attempts.get(&subject.key).is_none()) {
             match archived_end(archive, &subject).await {
                 Ok(Some((manifest, tail))) => {

@@ -29,8 +29,12 @@ impl Core {
 
     /// The states of all processes in a namespace (empty: in all).
     pub(crate) async fn list(&self, user: &User, namespace: &str) -> Result<Vec<ProcessState>, Error> {
-        let processes = self.processes(user, namespace).await?;
-        Ok(processes.map(|process| self.state_of(&process)).collect())
+        let mut processes = self.processes(user, namespace).await?;
+        let mut states = Vec::new();
+        while let Some(process) = processes.next().await {
+            states.push(self.state_of(&process));
+        }
+        Ok(states)
     }
 
     /// All processes in a namespace (empty: in all), by namespace and name.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::problem::Problem;
 use super::{Client, Uid, key, parse, selector};
+use crate::directory::Listed;
 use crate::relay::core::Core;
 use crate::relay::error::{Code, Error};
 
@@ -71,7 +72,7 @@ pub(super) async fn list(
     let selection = Selection::of(parse(query)?)?;
     let processes = core.processes(&client.user, &namespace).await?;
     let processes = processes.after(selection.after.as_deref().unwrap_or_default());
-    json(&selection.page(processes)?)
+    json(&selection.page(processes).await?)
 }
 
 /// `GET /v1/namespaces/{namespace}/processes/{name}`
@@ -147,25 +148,23 @@ impl Selection {
     }
 
     /// The page; `processes` are those of one namespace, by name.
-    fn page(&self, processes: impl Iterator<Item = Arc<RemoteProcess>>) -> Result<Page, Error> {
-        let mut rest = processes.filter(|process| self.has(process)).peekable();
-        let (mut items, mut bytes, mut last) = (Vec::new(), 0, None);
-        while items.len() < self.limit
-            && bytes < PAGE_BYTES
-            && let Some(process) = rest.next()
-        {
+    async fn page(&self, mut processes: Listed) -> Result<Page, Error> {
+        let (mut items, mut bytes, mut next) = (Vec::<Arc<RemoteProcess>>::new(), 0, None);
+        while let Some(process) = processes.next().await {
+            if !self.has(&process) {
+                continue;
+            }
+            if items.len() == self.limit || bytes >= PAGE_BYTES {
+                next = items.last().map(|last| BASE64_URL_SAFE_NO_PAD.encode(last.name_any()));
+                break;
+            }
             bytes += serde_json::to_vec(&*process).map_err(defect)?.len();
-            last = Some(process.name_any());
             items.push(process);
         }
         Ok(Page {
             api_version: RemoteProcess::api_version(&()).into_owned(),
             kind: "RemoteProcessList",
-            metadata: PageMetadata {
-                r#continue: last
-                    .filter(|_| rest.peek().is_some())
-                    .map(|name| BASE64_URL_SAFE_NO_PAD.encode(name)),
-            },
+            metadata: PageMetadata { r#continue: next },
             items,
         })
     }
@@ -176,16 +175,20 @@ mod tests {
     use remoteprocess_api::{RemoteProcessSpec, RemoteProcessStatus};
 
     use super::*;
+    use crate::directory::Directory;
 
-    fn processes() -> Vec<Arc<RemoteProcess>> {
-        let process = |(name, phase)| {
+    fn processes() -> Directory {
+        let directory = Directory::default();
+        let process = |(name, phase): (&str, Phase)| {
             let mut process = RemoteProcess::new(name, RemoteProcessSpec::default());
+            process.metadata.namespace = Some("team".to_owned());
+            process.metadata.uid = Some(name.to_owned());
             process.metadata.labels = Some([("first".to_owned(), name[..1].to_owned())].into());
             process.status = Some(RemoteProcessStatus {
                 phase: Some(phase),
                 ..RemoteProcessStatus::default()
             });
-            Arc::new(process)
+            directory.apply(process);
         };
         let all = [
             ("a1", Phase::Running),
@@ -193,23 +196,28 @@ mod tests {
             ("b1", Phase::Running),
             ("c1", Phase::Pending),
         ];
-        all.map(process).into()
+        all.into_iter().for_each(process);
+        directory
     }
 
     fn names(page: &Page) -> Vec<String> {
         page.items.iter().map(|process| process.name_any()).collect()
     }
 
-    #[test]
-    fn pages_follow_each_other_without_a_hole() {
-        let (all, mut found, mut after) = (processes(), Vec::new(), String::new());
+    #[tokio::test]
+    async fn pages_follow_each_other_without_a_hole() {
+        let (directory, mut found, mut after) = (processes(), Vec::new(), String::new());
         for pages in 1.. {
             let query = ListQuery {
                 limit: Some(3),
                 r#continue: after,
                 ..ListQuery::default()
             };
-            let page = Selection::of(query).unwrap().page(all.iter().cloned()).unwrap();
+            let page = Selection::of(query)
+                .unwrap()
+                .page(directory.list("team"))
+                .await
+                .unwrap();
             found.extend(names(&page));
             match page.metadata.r#continue {
                 Some(next) => after = next,
@@ -222,17 +230,15 @@ mod tests {
         assert_eq!(found, ["a1", "a2", "b1", "c1"]);
     }
 
-    #[test]
-    fn a_page_has_what_is_asked_for() {
+    #[tokio::test]
+    async fn a_page_has_what_is_asked_for() {
         let query = ListQuery {
             label_selector: "first in (a,c)".into(),
             phase: "Running,Pending".into(),
             ..ListQuery::default()
         };
-        assert_eq!(
-            names(&Selection::of(query).unwrap().page(processes().into_iter()).unwrap()),
-            ["a1", "c1"]
-        );
+        let page = Selection::of(query).unwrap().page(processes().list("team")).await;
+        assert_eq!(names(&page.unwrap()), ["a1", "c1"]);
         let wrong = |query| Selection::of(query).unwrap_err().message;
         let phase = wrong(ListQuery {
             phase: "Done".into(),
