@@ -23,7 +23,9 @@ use receiver::Receiver;
 use serde_json::{Value, json};
 use server::Server;
 use tokio::time::{sleep, timeout};
-use world::{Engine, LOST, Outputs, SINKS, begin_process, condition, is_all_sent, run_process, sink, status, until};
+use world::{
+    Engine, LOST, Outputs, SINKS, begin_process, condition, is_all_sent, lose_node, run_process, sink, status, until,
+};
 
 /// Time between two changes of a process.
 const PAUSE: Duration = Duration::from_millis(60);
@@ -542,6 +544,29 @@ async fn a_problem_is_over_when_output_comes_again() {
     })
     .await;
     engine.kill().await;
+}
+
+/// The bridge was away for longer than it waits for a seal, and the agent of a lost node comes back after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bridge_that_was_away_waits_for_what_still_comes() {
+    let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
+    let receiver = Receiver::start().await;
+    let output = json!({"output": {"as": "Lines"}});
+    cluster.put(SINKS, sink(&json!({"http": {"url": receiver.url()}}), &output));
+    let name = lose_node(&cluster, &outputs, 1, false);
+    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    until(&cluster, "it is read", || receiver.taken().len() >= 5).await;
+    lose_node(&cluster, &outputs, 1, true);
+    until(&cluster, "all events", || is_all_sent_of(&cluster, &name)).await;
+    let events: Vec<Vec<u8>> = receiver.taken().into_iter().map(|(_, body)| body).collect();
+    let events = firsts(&events)[&name].clone();
+    assert_eq!(together(&events, 1, "stdout"), b"one\ntwo\nfi");
+    let last = events.last().unwrap();
+    assert_eq!(
+        (&last["data"]["outcome"], &last["data"]["sealed"]),
+        (&json!("Failed"), &json!(true))
+    );
+    engine.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

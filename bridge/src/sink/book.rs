@@ -92,7 +92,6 @@ impl Book {
         if let Some(listed) = &mut self.listed {
             listed.insert(uid.clone());
         }
-        let view = Arc::new(view);
         match self.entries.get_mut(&uid) {
             Some(entry) if matches!(entry.state, State::Done) && noted.is_finished() => {
                 self.entries.remove(&uid);
@@ -107,7 +106,7 @@ impl Book {
     }
 
     /// `cursors`: if they are not those of the annotation.
-    fn add(&mut self, uid: String, view: Arc<View>, cursors: Option<(Cursor, Cursor)>) {
+    fn add(&mut self, uid: String, view: View, cursors: Option<(Cursor, Cursor)>) {
         let mut entry = Entry::new(view.name(), Seen::Dropped(None));
         entry.show(view);
         if let (Seen::Kept(kept), Some(cursors)) = (&mut entry.seen, cursors) {
@@ -132,10 +131,10 @@ impl Book {
         }
         match self.entries.get_mut(&uid) {
             Some(entry) => {
-                entry.show(Arc::new(gone));
+                entry.show(gone);
                 self.plan(&uid);
             }
-            None => self.add(uid, Arc::new(gone), None),
+            None => self.add(uid, gone, None),
         }
     }
 
@@ -180,7 +179,7 @@ impl Book {
                 // It did not tell in time how far it came.
                 State::Works(..) => true,
             };
-            let view = entry.view();
+            let view = entry.view().map(Arc::unwrap_or_clone);
             self.gone += usize::from(entry.is_deleted());
             match (view, entry.seen) {
                 (Some(view), Seen::Kept(_)) if is_late => self.add(uid, view, None),

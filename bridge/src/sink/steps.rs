@@ -11,7 +11,8 @@ use super::events::Author;
 use super::view::View;
 use crate::outcome::{self, CloudEvent};
 
-/// How long after the end of a process its last event waits for the seal of its output.
+/// How long the last event of a process waits for the seal of its output, from its end on, or from when the bridge saw it
+/// first: a bridge that was away must not leave out what is still to come.
 const SEAL_WAIT: SignedDuration = SignedDuration::from_secs(60);
 /// Most ranges of output in the event about a process that is gone.
 const MAX_UNSENT: usize = 32;
@@ -159,8 +160,7 @@ impl Planner {
         if is_sealed || cursor.is_unsealed || !has_run {
             return send(event, Note::Passed(Mark::FINISHED));
         }
-        let ended = view.status().and_then(|status| status.finished_at).unwrap_or_default();
-        match ended.saturating_add(SEAL_WAIT) {
+        match view.ended().unwrap_or_default().saturating_add(SEAL_WAIT) {
             Ok(until) if now < until => Step::Wait(Some(until)),
             _ => Step::GiveUp,
         }

@@ -21,6 +21,8 @@ pub struct View {
     pub is_deleted: bool,
     /// Only its name and uid are known, and perhaps a cursor.
     pub is_unread: bool,
+    /// When this bridge saw the process first.
+    pub since: Option<Timestamp>,
 }
 
 impl View {
@@ -40,6 +42,7 @@ impl View {
             cursor,
             is_deleted: false,
             is_unread: false,
+            since: None,
         }
     }
 
@@ -52,6 +55,7 @@ impl View {
             cursor,
             is_deleted: false,
             is_unread: true,
+            since: None,
         }
     }
 
@@ -98,6 +102,12 @@ impl View {
     /// Whether the process has ended for good.
     pub fn is_final(&self) -> bool {
         self.phase().is_some_and(Phase::is_final)
+    }
+
+    /// When the process ended, or when this bridge saw it first if that was later: until then, nobody has waited for
+    /// anything.
+    pub fn ended(&self) -> Option<Timestamp> {
+        self.status()?.finished_at.max(self.since)
     }
 
     /// Whether attempt `number` is not the one that runs now.

@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(500);
 /// How long the last write of a cursor may take.
 const LAST_WRITE: Duration = Duration::from_secs(4);
-/// How long after the end of an attempt the relay may not know its output. After that there is none.
+/// How long after the end of an attempt the relay may not know its output, or its end. After that there is none.
 const UNKNOWN: SignedDuration = SignedDuration::from_secs(60);
 
 /// What all workers of a sink have.
@@ -113,6 +113,8 @@ pub(super) enum End {
 enum Stuck {
     Read(ReadError),
     Refused(SourceError),
+    /// The relay does not know the end of the output, and may learn it.
+    Unsealed,
 }
 
 impl From<Stuck> for End {
@@ -120,6 +122,7 @@ impl From<Stuck> for End {
         match stuck {
             Stuck::Read(error) => Self::Failed(error.reason(), error.to_string()),
             Stuck::Refused(error) => Self::Failed(error.reason, error.to_string()),
+            Stuck::Unsealed => Self::Yielded,
         }
     }
 }
@@ -179,7 +182,10 @@ impl Worker {
             Err(error) => return Some(failed(&error)),
         };
         if let Some(process) = found {
-            let view = Arc::new(View::new(process, &self.tools.sink));
+            let view = Arc::new(View {
+                since: stub.since,
+                ..View::new(process, &self.tools.sink)
+            });
             shown.send_if_modified(|shown| {
                 // The watch may have shown it in the meantime.
                 let is_news = shown.is_unread || shown.is_older_than(&view);
@@ -237,7 +243,7 @@ impl Worker {
                         Ok(Read::Whole) => self.cursor.pass(Mark::output(attempt)),
                         Ok(Read::Changed) => {}
                         Ok(Read::Yielded) => return End::Yielded,
-                        Err(Stuck::Read(ReadError::Unknown(why))) if has_none(&view, attempt, Timestamp::now()) => {
+                        Err(Stuck::Read(ReadError::Unknown(why))) if is_late(&view, attempt, Timestamp::now()) => {
                             tracing::info!(process = view.name(), attempt, why, "the attempt has no output");
                             self.cursor.pass(Mark::output(attempt));
                         }
@@ -389,9 +395,20 @@ impl Worker {
             Piece::Data(stream, offset, bytes) if output.has(stream) => {
                 streams.of(stream).add(offset, &bytes).map_err(misplaced)
             }
+            Piece::Lost(stream, lost) if output.has(stream) && lost.to.is_none() && self.may_learn(attempt) => {
+                tracing::debug!(process = view.name(), ?stream, "the end of the output is not known yet");
+                Err(Stuck::Unsealed)
+            }
             Piece::Lost(stream, lost) if output.has(stream) => self.lose(view, attempt, stream, streams, lost).await,
             Piece::Data(..) | Piece::Lost(..) => Ok(()),
         }
+    }
+
+    /// Whether the relay may still learn where the output of an attempt ends: its agent may come back.
+    fn may_learn(&self, attempt: u32) -> bool {
+        let view = self.view.borrow();
+        let is_recorded = view.attempt(attempt).is_some_and(|record| record.output.is_some());
+        !is_recorded && !is_late(&view, attempt, Timestamp::now())
     }
 
     async fn send_part(&mut self, view: &View, attempt: u32, stream: OutputStream, part: &Part) -> Result<(), Stuck> {
@@ -481,10 +498,10 @@ fn request(view: &View, cursor: &Cursor, attempt: u32, output: &SinkOutput) -> R
     }
 }
 
-/// Whether output that the relay does not know will not come any more.
-fn has_none(view: &View, attempt: u32, now: Timestamp) -> bool {
+/// Whether output that the relay does not know will not come any more. A bridge that was away gives it its time, too.
+fn is_late(view: &View, attempt: u32, now: Timestamp) -> bool {
     let of_attempt = view.attempt(attempt).and_then(|record| record.finished_at);
-    let ended = of_attempt.or_else(|| view.status()?.finished_at);
+    let ended = of_attempt.map_or_else(|| view.ended(), |ended| Some(ended).max(view.since));
     view.is_over(attempt) && ended.is_none_or(|ended| now.duration_since(ended) > UNKNOWN)
 }
 

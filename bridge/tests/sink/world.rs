@@ -34,6 +34,8 @@ struct Output {
     is_over: bool,
     /// It never stops writing, with this pause.
     chatter: Option<Duration>,
+    /// The relay knows as many bytes of the standard output, and not yet that there are more.
+    unsealed_after: Option<usize>,
 }
 
 /// Output by the name of the process and the number of the attempt.
@@ -78,6 +80,13 @@ impl Outputs {
         self.change(name, 1, |output| output.chatter = Some(pause));
     }
 
+    /// The relay knows the end of the process, and of its output only this part, until its agent is back.
+    pub(crate) fn lose_agent(&self, name: &str, known: Option<usize>) {
+        self.change(name, 1, |output| {
+            (output.unsealed_after, output.is_over) = (known, true)
+        });
+    }
+
     /// A program writes to its standard output.
     pub(crate) fn say(&self, name: &str, text: &str) {
         self.change(name, 1, |output| output.streams[0].extend_from_slice(text.as_bytes()));
@@ -116,6 +125,13 @@ impl OutputReader for Outputs {
                         sleep(pause).await;
                     }
                     continue;
+                }
+                if let Some(known) = output.unsealed_after {
+                    let known = output.streams[0][offsets[0].min(known)..known].to_vec();
+                    let (from, to) = (offsets[0] as u64, (offsets[0] + known.len()) as u64);
+                    let _ = pieces.send(Piece::Data(OutputStream::Stdout, from, known.into())).await;
+                    let _ = pieces.send(Piece::Lost(OutputStream::Stdout, endless(to))).await;
+                    return Ok(());
                 }
                 let mut is_all = true;
                 for (index, stream) in [OutputStream::Stdout, OutputStream::Stderr].into_iter().enumerate() {
@@ -164,6 +180,15 @@ fn gap() -> Gap {
     }
 }
 
+fn endless(from: u64) -> Gap {
+    Gap {
+        stream: 1,
+        from,
+        to: None,
+        reason: GapReason::NeverSealed.into(),
+    }
+}
+
 /// What a program writes: text with lines of all lengths, and bytes that are no text.
 fn bytes(seed: usize, length: usize) -> Vec<u8> {
     let mut state = seed as u64 + 1;
@@ -189,6 +214,29 @@ pub(crate) fn begin_process(cluster: &Cluster, number: usize) -> String {
         &json!({"phase": "Running", "attempt": 1, "attempts": [record]}),
     );
     name
+}
+
+/// A process that ended long ago, of which the relay knows a part of the output; then all of it.
+pub(crate) fn lose_node(cluster: &Cluster, outputs: &Outputs, number: usize, is_back: bool) -> String {
+    let name = format!("p{number}");
+    let ended = "2026-01-01T00:00:00Z";
+    let mut record = json!({"number": 1, "grantedAt": ended, "startedAt": ended, "finishedAt": ended});
+    let mut status = json!({"phase": "Failed", "reason": "NodeLost", "attempt": 1, "finishedAt": ended});
+    if is_back {
+        record["output"] = json!({"stdout": {"bytes": 10}, "stderr": {"bytes": 0}, "sealed": true});
+        status["conditions"] = sealed();
+    } else {
+        create_process(cluster, number);
+        outputs.say(&name, "one\ntwo\nfi");
+    }
+    outputs.lose_agent(&name, (!is_back).then_some(8));
+    status["attempts"] = json!([record]);
+    set(cluster, &name, &status);
+    name
+}
+
+fn sealed() -> Value {
+    json!([{"type": "OutputSealed", "status": "True", "reason": "Archived", "message": "", "lastTransitionTime": now()}])
 }
 
 fn create_process(cluster: &Cluster, number: usize) -> String {
@@ -243,8 +291,7 @@ pub(crate) async fn run_process(cluster: Cluster, outputs: Outputs, number: usiz
     });
     set(&cluster, &name, &status);
     sleep(pause).await;
-    status["conditions"] = json!([{"type": "OutputSealed", "status": "True", "reason": "Archived", "message": "",
-                                   "lastTransitionTime": now()}]);
+    status["conditions"] = sealed();
     set(&cluster, &name, &status);
 }
 

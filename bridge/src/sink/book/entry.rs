@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use jiff::Timestamp;
 use remoteprocess_api::bridge::BridgeReason;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
@@ -24,6 +25,8 @@ pub(super) struct Entry {
     pub(super) signs: Arc<Signs>,
     /// What comes next is output, if there is any.
     pub(super) is_reading: bool,
+    /// When it was seen first.
+    since: Timestamp,
 }
 
 /// What happens with it.
@@ -63,6 +66,7 @@ impl Entry {
             problem: None,
             signs: Arc::default(),
             is_reading: false,
+            since: Timestamp::now(),
         }
     }
 
@@ -90,7 +94,9 @@ impl Entry {
     }
 
     /// Notes a state, unless a newer one is known.
-    pub(super) fn show(&mut self, view: Arc<View>) {
+    pub(super) fn show(&mut self, mut view: View) {
+        view.since = Some(self.since);
+        let view = Arc::new(view);
         match &self.seen {
             Seen::Kept(kept) => {
                 kept.view.send_if_modified(|shown| {
@@ -118,7 +124,7 @@ impl Entry {
     pub(super) fn keep(&mut self, uid: &str) -> Option<&Kept> {
         if let Seen::Dropped(moved) = &self.seen {
             let moved = moved.as_deref().map(str::to_owned);
-            self.show(Arc::new(View::unread(&self.name, uid, moved)));
+            self.show(View::unread(&self.name, uid, moved));
         }
         match &self.seen {
             Seen::Kept(kept) => Some(kept),

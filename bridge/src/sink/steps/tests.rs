@@ -142,6 +142,20 @@ fn attempts_without_a_record_have_their_output() {
 }
 
 #[test]
+fn a_bridge_that_was_away_waits_for_the_seal_as_well() {
+    let ended =
+        json!({"phase": "Succeeded", "attempt": 1, "finishedAt": SECOND, "attempts": [attempt(1, &["grantedAt"])]});
+    let mut view = view(ended);
+    view.since = Some("2026-01-01T00:59:30Z".parse().unwrap());
+    let mut cursor = Cursor::new("u");
+    cursor.pass(Mark::ended(1));
+    assert_eq!(
+        steps(&planner(false), &view, &mut cursor),
+        ["until 2026-01-01T01:00:30Z"]
+    );
+}
+
+#[test]
 fn the_last_event_waits_for_the_seal_but_not_forever() {
     let ended = |at: &str| json!({"phase": "Succeeded", "finishedAt": at, "attempt": 1, "attempts": [attempt(1, &["grantedAt"])], "output": {"tail": "x"}});
     let mut cursor = Cursor::new("u");
