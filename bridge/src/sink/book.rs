@@ -36,6 +36,8 @@ pub(super) struct Job {
     pub(super) unread: Option<watch::Sender<Arc<View>>>,
     pub(super) cursors: (Cursor, Cursor),
     pub(super) signs: Arc<Signs>,
+    /// The destination has not taken the last event of this process.
+    pub(super) is_suspect: bool,
     pub(super) stop: CancellationToken,
 }
 
@@ -231,7 +233,13 @@ impl Book {
         };
         let (now, moment) = (Instant::now(), Timestamp::now());
         let is_behind = kept.cursor != kept.noted && !view.is_deleted;
-        let at = match self.planner.next(&view, &kept.cursor, moment) {
+        let step = self.planner.next(&view, &kept.cursor, moment);
+        entry.is_behind = match step {
+            Step::Read(attempt) => view.is_over(attempt),
+            Step::Wait(_) | Step::Done => false,
+            Step::Send(..) | Step::Skip(_) | Step::GiveUp => true,
+        };
+        let at = match step {
             Step::Wait(until) if !is_behind => until.map(|until| now + until_then(moment, until)),
             step => {
                 entry.is_reading = matches!(step, Step::Read(_));
@@ -299,7 +307,7 @@ impl Book {
         self.jobs += 1;
         entry.signs = Arc::default();
         entry.state = State::Works(self.jobs, stop.clone());
-        let signs = entry.signs.clone();
+        let (signs, is_suspect) = (entry.signs.clone(), entry.is_suspect);
         let kept = entry.keep(&uid)?;
         let is_unread = kept.view.borrow().is_unread;
         Some(Job {
@@ -308,6 +316,7 @@ impl Book {
             unread: is_unread.then(|| kept.view.clone()),
             cursors: (kept.cursor.clone(), kept.noted.clone()),
             signs,
+            is_suspect,
             stop,
             uid,
         })
@@ -338,8 +347,9 @@ impl Book {
         }
         entry.state = State::Waits(None);
         let now = Instant::now();
+        entry.is_suspect = matches!(report.end, End::Refused(..));
         match report.end {
-            End::Failed(reason, why) => {
+            End::Failed(reason, why) | End::Refused(reason, why) => {
                 tracing::warn!(uid, why, "the events of a process wait, will try again");
                 entry.problem = Some((reason, why));
                 let at = now + entry.backoff.pause();
@@ -358,6 +368,7 @@ impl Book {
             End::Yielded => {
                 entry.problem = None;
                 entry.is_reading = true;
+                entry.is_behind = entry.signs.is_behind.load(Ordering::Relaxed);
                 entry.backoff.reset();
                 self.turn(uid, Some(now + AGAIN));
                 return self.rest(uid);
@@ -382,13 +393,9 @@ impl Book {
 
     /// Number of processes with events that are not sent.
     pub(super) fn waiting(&self) -> usize {
-        let now = Instant::now();
         let is_waiting = |entry: &&Entry| match entry.state {
-            State::Waits(at) => {
-                let is_due = at.is_some_and(|at| at <= now) && !entry.is_reading;
-                is_due || entry.problem.is_some()
-            }
-            State::Works(..) => entry.signs.is_sending.load(Ordering::Relaxed),
+            State::Waits(_) => entry.is_behind || entry.problem.is_some(),
+            State::Works(..) => entry.signs.has_events(),
             State::Done => false,
         };
         self.entries.values().filter(is_waiting).count()

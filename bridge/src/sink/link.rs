@@ -9,7 +9,7 @@ use remoteprocess_api::bridge::BridgeReason;
 use remoteprocess_api::sink::DestinationSpec;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::destination::{self, Destination};
 use crate::backoff::Backoff;
@@ -20,6 +20,8 @@ use crate::source::{Secrets, SourceError};
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// After so many tries of an event that fails, it is the event, if others were confirmed in the meantime.
 const TRIES: u32 = 3;
+/// If the destination has confirmed an event in this time, it is connected, whatever happens to one other event.
+const RECENT: Duration = Duration::from_secs(5);
 
 /// What has become of the events, since the last look.
 #[derive(Debug, Default)]
@@ -43,6 +45,8 @@ struct State {
     is_known: bool,
     /// Events that were confirmed, ever.
     confirmed: u64,
+    /// When the last one was.
+    confirmed_at: Option<Instant>,
 }
 
 /// An open destination.
@@ -109,7 +113,7 @@ async fn hold(
                 let lost = destination.clone();
                 sender.send_replace(Some(Open { destination, broken }));
                 tokio::select! {
-                    error = lost.lost() => outbox.failed(error, false),
+                    error = lost.lost() => outbox.lost(error),
                     _ = breaks.wait_for(|is_broken| *is_broken) => {}
                 }
                 sender.send_replace(None);
@@ -119,7 +123,7 @@ async fn hold(
                 }
                 confirmed = outbox.confirmations();
             }
-            Err(error) => outbox.failed(error, false),
+            Err(error) => outbox.lost(error),
         }
         sleep(backoff.pause()).await;
     }
@@ -136,7 +140,9 @@ fn is_refusal(error: &SourceError) -> bool {
 }
 
 impl Outbox {
-    /// Sends an event until the destination confirms it. Cancel-safe: an event that is dropped was not confirmed.
+    /// Sends an event until the destination confirms it. Cancel-safe: an event that is dropped was not confirmed. An event
+    /// of a process that the destination has refused before (`is_suspect`) is sent once, and says nothing about the
+    /// connection if it fails.
     ///
     /// # Errors
     /// The destination refuses the event; or it fails, and others wait (`is_crowded`) that may fare better.
@@ -145,6 +151,7 @@ impl Outbox {
         event: &CloudEvent,
         key: &str,
         is_crowded: &AtomicBool,
+        is_suspect: bool,
     ) -> Result<(), SourceError> {
         let (before, mut tries) = (self.confirmations(), 0);
         loop {
@@ -160,13 +167,15 @@ impl Outbox {
             self.state().tally.resent += 1;
             let is_of_event = tries >= TRIES && self.has_sent_since(before);
             if is_refusal(&error) || is_of_event {
-                self.refused(&error);
+                self.refused(&error, is_suspect);
                 return Err(error);
             }
             tracing::warn!(id = event.id, %error, "an event is not confirmed, will try again");
-            self.failed(error.clone(), true);
+            if !is_suspect {
+                self.failed(&error);
+            }
             open.broken.send_replace(true);
-            if is_crowded.load(Ordering::Relaxed) {
+            if is_suspect || is_crowded.load(Ordering::Relaxed) {
                 return Err(error);
             }
         }
@@ -216,15 +225,20 @@ impl Outbox {
         let mut state = self.state();
         state.problem = None;
         state.confirmed += 1;
+        state.confirmed_at = Some(Instant::now());
         state.tally.sent += 1;
         state.tally.last = Some(Timestamp::now());
     }
 
-    /// Other events may be taken, but not if the destination does not exist.
-    fn refused(&self, error: &SourceError) {
-        let mut state = self.state();
-        let is_missing = error.reason == BridgeReason::NotFound;
-        state.problem = is_missing.then(|| (error.clone(), true));
+    /// The destination is there, and others may be taken, but not if the place where they should go does not exist.
+    fn refused(&self, error: &SourceError, is_suspect: bool) {
+        if error.reason == BridgeReason::NotFound {
+            if !is_suspect {
+                self.failed(error);
+            }
+        } else {
+            self.state().problem = None;
+        }
     }
 
     /// Events that were confirmed, ever.
@@ -232,7 +246,106 @@ impl Outbox {
         self.state().confirmed
     }
 
-    fn failed(&self, error: SourceError, by_sending: bool) {
-        self.state().problem = Some((error, by_sending));
+    /// There is no connection.
+    fn lost(&self, error: SourceError) {
+        self.state().problem = Some((error, false));
+    }
+
+    /// An event was not taken. If another one was taken a short time ago, that says nothing about the connection yet.
+    fn failed(&self, error: &SourceError) {
+        let mut state = self.state();
+        if state.confirmed_at.is_none_or(|at| at.elapsed() >= RECENT) {
+            state.problem = Some((error.clone(), true));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::BoxFuture;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Fails at events whose id is `bad`, in this manner.
+    struct Picky(BridgeReason);
+
+    impl Destination for Picky {
+        fn send<'a>(&'a self, event: &'a CloudEvent, _key: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
+            let answer = match event.id.as_str() {
+                "bad" => Err(SourceError::new(self.0, "no")),
+                _ => Ok(()),
+            };
+            Box::pin(async { answer })
+        }
+    }
+
+    fn event(id: &str) -> CloudEvent {
+        CloudEvent {
+            id: id.to_owned(),
+            kind: "k",
+            source: "s".to_owned(),
+            subject: "p".to_owned(),
+            time: None,
+            data: json!({}),
+        }
+    }
+
+    /// A connection that is never replaced: an event that breaks it is the last one.
+    struct Line {
+        sender: watch::Sender<Option<Open>>,
+        outbox: Outbox,
+        reason: BridgeReason,
+    }
+
+    impl Line {
+        fn new(reason: BridgeReason) -> Self {
+            let (sender, open) = watch::channel(None);
+            let state = Arc::default();
+            let outbox = Outbox { open, state };
+            Self { sender, outbox, reason }
+        }
+
+        /// The reason for which nothing can be sent, after one try to send over a new connection.
+        async fn send(&mut self, id: &str, is_suspect: bool) -> Option<BridgeReason> {
+            let (broken, _) = watch::channel(false);
+            let destination = Arc::new(Picky(self.reason));
+            self.sender.send_replace(Some(Open { destination, broken }));
+            let is_crowded = AtomicBool::new(true);
+            let sent = self.outbox.send(&event(id), "p", &is_crowded, is_suspect).await;
+            assert_eq!(sent.is_ok(), id != "bad");
+            self.outbox.problem().map(|error| error.reason)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_that_fails_is_no_lost_connection_while_others_are_taken() {
+        for reason in [
+            BridgeReason::Unreachable,
+            BridgeReason::Unauthorized,
+            BridgeReason::NotFound,
+        ] {
+            let mut line = Line::new(reason);
+            assert_eq!(line.send("good", false).await, None);
+            assert_eq!(line.send("bad", false).await, None, "{reason}");
+            for _ in 0..3 {
+                tokio::time::advance(Duration::from_secs(60)).await;
+                assert_eq!(line.send("bad", true).await, None, "{reason}: it has failed before");
+                assert_eq!(line.send("good", false).await, None);
+            }
+            tokio::time::advance(RECENT).await;
+            assert_eq!(line.send("bad", false).await, Some(reason), "nothing is taken");
+            assert_eq!(line.send("bad", true).await, Some(reason), "that does not say more");
+            assert_eq!(line.send("good", false).await, None);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_destination_that_refuses_an_event_is_there() {
+        let mut line = Line::new(BridgeReason::InvalidDestination);
+        line.outbox.failed(&SourceError::unreachable("no"));
+        assert_eq!(line.send("bad", false).await, None);
+        line.outbox.lost(SourceError::unreachable("gone"));
+        assert!(line.outbox.problem().is_some(), "a lost connection is told at once");
     }
 }

@@ -23,6 +23,9 @@ use tonic::Code;
 const NEW: Duration = Duration::from_secs(15);
 /// A connection that is being replaced is no problem for people before this time.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A connection that failed this long ago, and was not tried again, is none either: nobody wants output any more. Until
+/// then, another worker may take over, and meet the same trouble.
+const STALE: Duration = Duration::from_secs(60);
 
 /// Whose output, and from where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,15 +93,27 @@ pub struct RelayReader {
     trouble: Trouble,
 }
 
-/// What keeps us from the relay, and since when.
+/// What keeps us from the relay, if something does.
 #[derive(Clone, Default)]
-struct Trouble(Arc<Mutex<Option<(String, Instant)>>>);
+struct Trouble(Arc<Mutex<Option<Cut>>>);
+
+/// Connections that failed, and none that worked after them.
+struct Cut {
+    cause: String,
+    first: Instant,
+    last: Instant,
+}
 
 impl Trouble {
     fn begin(&self, cause: String) {
         let mut trouble = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = trouble.as_ref().map_or_else(Instant::now, |(_, since)| *since);
-        *trouble = Some((cause, since));
+        let now = Instant::now();
+        let first = trouble.take_if(|cut| !cut.is_stale()).map_or(now, |cut| cut.first);
+        *trouble = Some(Cut {
+            cause,
+            first,
+            last: now,
+        });
     }
 
     fn end(&self) {
@@ -107,8 +122,16 @@ impl Trouble {
 
     fn lasting(&self) -> Option<String> {
         let trouble = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let lasting = trouble.as_ref().filter(|(_, since)| since.elapsed() > PATIENCE);
-        lasting.map(|(cause, _)| cause.clone())
+        let lasting = trouble
+            .as_ref()
+            .filter(|cut| cut.first.elapsed() > PATIENCE && !cut.is_stale());
+        lasting.map(|cut| cut.cause.clone())
+    }
+}
+
+impl Cut {
+    fn is_stale(&self) -> bool {
+        self.last.elapsed() >= STALE
     }
 }
 
@@ -249,5 +272,18 @@ mod tests {
         assert_eq!(trouble.lasting().as_deref(), Some("still gone"));
         trouble.alive().await.unwrap();
         assert_eq!(trouble.lasting(), None);
+    }
+
+    /// The process whose output was read is gone, and no other is read.
+    #[tokio::test(start_paused = true)]
+    async fn a_problem_that_nobody_has_any_more_is_over() {
+        let mut trouble = Trouble::default();
+        trouble.cut("gone".into());
+        tokio::time::advance(PATIENCE + Duration::from_secs(1)).await;
+        assert!(trouble.lasting().is_some());
+        tokio::time::advance(STALE).await;
+        assert_eq!(trouble.lasting(), None);
+        trouble.cut("again".into());
+        assert_eq!(trouble.lasting(), None, "this is another one");
     }
 }

@@ -67,8 +67,17 @@ impl Tools {
 pub(super) struct Signs {
     /// It has an event in hand.
     pub(super) is_sending: AtomicBool,
+    /// There is output that is not read: the attempt is over, or output comes faster than it is sent.
+    pub(super) is_behind: AtomicBool,
     /// What kept the events of the process before does not keep them any more.
     pub(super) is_well: AtomicBool,
+}
+
+impl Signs {
+    /// Whether there are events that are not sent.
+    pub(super) fn has_events(&self) -> bool {
+        self.is_sending.load(Ordering::Relaxed) || self.is_behind.load(Ordering::Relaxed)
+    }
 }
 
 /// Sends the events of one process.
@@ -82,9 +91,11 @@ pub(super) struct Worker {
     pub(super) signs: Arc<Signs>,
     /// Where to show the process, if it is still to be read.
     unread: Option<watch::Sender<Arc<View>>>,
+    /// The destination has not taken the last event of this process.
+    is_suspect: bool,
     written: Instant,
-    /// When the first piece of output came.
-    first_piece: Option<Instant>,
+    /// When the first piece of output came, and the last one.
+    pieces: Option<(Instant, Instant)>,
 }
 
 /// What came of it.
@@ -105,8 +116,10 @@ pub(super) enum End {
     Stopped,
     /// Nothing is left to send.
     Done,
-    /// It cannot go on for now.
+    /// It cannot continue for now.
     Failed(BridgeReason, String),
+    /// The same, because the destination does not take an event.
+    Refused(BridgeReason, String),
 }
 
 /// Why the events of this process cannot be sent for now.
@@ -121,7 +134,7 @@ impl From<Stuck> for End {
     fn from(stuck: Stuck) -> Self {
         match stuck {
             Stuck::Read(error) => Self::Failed(error.reason(), error.to_string()),
-            Stuck::Refused(error) => Self::Failed(error.reason, error.to_string()),
+            Stuck::Refused(error) => Self::Refused(error.reason, error.to_string()),
             Stuck::Unsealed => Self::Yielded,
         }
     }
@@ -148,9 +161,10 @@ impl Worker {
             noted,
             signs: job.signs,
             unread: job.unread,
+            is_suspect: job.is_suspect,
             // A process that is over soon has one write.
             written: Instant::now(),
-            first_piece: None,
+            pieces: None,
         }
     }
 
@@ -239,8 +253,14 @@ impl Worker {
                         self.cursor.pass(Mark::output(attempt));
                         continue;
                     };
-                    match self.read(&view, attempt, output).await {
-                        Ok(Read::Whole) => self.cursor.pass(Mark::output(attempt)),
+                    self.show_what_is_left(attempt);
+                    let read = self.read(&view, attempt, output).await;
+                    self.show_what_is_left(attempt);
+                    match read {
+                        Ok(Read::Whole) => {
+                            self.signs.is_behind.store(false, Ordering::Relaxed);
+                            self.cursor.pass(Mark::output(attempt));
+                        }
                         Ok(Read::Changed) => {}
                         Ok(Read::Yielded) => return End::Yielded,
                         Err(Stuck::Read(ReadError::Unknown(why))) if is_late(&view, attempt, Timestamp::now()) => {
@@ -272,23 +292,32 @@ impl Worker {
 
     async fn send(&mut self, event: &CloudEvent, view: &View) -> Result<(), Stuck> {
         self.signs.is_sending.store(true, Ordering::Relaxed);
-        let sent = self.outbox.send(event, &view.uid(), &self.tools.is_crowded).await;
+        let crowded = &self.tools.is_crowded;
+        let sent = self.outbox.send(event, &view.uid(), crowded, self.is_suspect).await;
         self.signs.is_sending.store(false, Ordering::Relaxed);
+        self.is_suspect = sent.is_err();
         sent.map_err(Stuck::Refused)
     }
 
     /// Others wait, and this process, which reads since `begun`, had its turn.
     fn must_yield(&self, begun: Instant) -> bool {
-        match self.first_piece {
-            Some(first) => first.elapsed() >= TURN && self.tools.is_crowded(),
+        match self.pieces {
+            Some((first, _)) => first.elapsed() >= TURN && self.tools.is_crowded(),
             None if begun.elapsed() >= PATIENCE => self.tools.is_crowded(),
             None => begun.elapsed() >= TURN && self.tools.makes_room(),
         }
     }
 
+    /// Shows whether there is output that is not read.
+    fn show_what_is_left(&self, attempt: u32) {
+        let is_flowing = self.pieces.is_some_and(|(_, last)| last.elapsed() < TICK);
+        let is_behind = is_flowing || self.view.borrow().is_over(attempt);
+        self.signs.is_behind.store(is_behind, Ordering::Relaxed);
+    }
+
     /// Shows that output can be read: a piece came, or nothing went wrong for some time.
     fn show_that_it_reads(&self, begun: Instant) {
-        let is_reading = self.first_piece.is_some() || begun.elapsed() >= PATIENCE;
+        let is_reading = self.pieces.is_some() || begun.elapsed() >= PATIENCE;
         if is_reading && self.cursor == self.noted {
             self.signs.is_well.store(true, Ordering::Relaxed);
         }
@@ -376,6 +405,7 @@ impl Worker {
                 _ = tick.tick() => {
                     self.write_if_due().await;
                     self.show_that_it_reads(begun);
+                    self.show_what_is_left(attempt);
                 }
             }
         }
@@ -390,7 +420,8 @@ impl Worker {
         streams: &mut Streams,
         piece: Piece,
     ) -> Result<(), Stuck> {
-        self.first_piece.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        self.pieces = Some((self.pieces.map_or(now, |(first, _)| first), now));
         match piece {
             Piece::Data(stream, offset, bytes) if output.has(stream) => {
                 streams.of(stream).add(offset, &bytes).map_err(misplaced)

@@ -25,6 +25,10 @@ pub(super) struct Entry {
     pub(super) signs: Arc<Signs>,
     /// What comes next is output, if there is any.
     pub(super) is_reading: bool,
+    /// It has an event that is not sent, or output that is not read.
+    pub(super) is_behind: bool,
+    /// The destination has not taken its last event.
+    pub(super) is_suspect: bool,
     /// When it was seen first.
     since: Timestamp,
 }
@@ -66,6 +70,8 @@ impl Entry {
             problem: None,
             signs: Arc::default(),
             is_reading: false,
+            is_behind: false,
+            is_suspect: false,
             since: Timestamp::now(),
         }
     }

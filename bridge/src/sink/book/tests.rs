@@ -172,6 +172,44 @@ async fn transitions_go_before_output() {
 }
 
 #[tokio::test]
+async fn output_that_is_not_read_waits_as_well() {
+    let record = json!({"number": 1, "grantedAt": "2026-01-01T00:00:00Z", "startedAt": "2026-01-01T00:00:00Z"});
+    let running = json!({"phase": "Running", "attempt": 1, "attempts": [record]});
+    let over = json!({"phase": "Failed", "attempt": 1, "attempts": [record]});
+    let mut book = book();
+    book.planner.output = Some(remoteprocess_api::sink::SinkOutput::default());
+    let started = |uid| at(uid, Mark::started(1));
+    book.see(view("runs", running.clone(), Some(&started("runs"))));
+    assert_eq!(book.waiting(), 0, "nobody knows whether it writes anything");
+    book.see(view("over", over, Some(&started("over"))));
+    book.see(view("writes", running, Some(&started("writes"))));
+    assert_eq!(book.waiting(), 1);
+    let jobs: Vec<Job> = std::iter::from_fn(|| book.take(Instant::now())).collect();
+    let writes = jobs.iter().find(|job| job.uid == "writes").unwrap();
+    writes.signs.is_behind.store(true, Ordering::Relaxed);
+    assert_eq!(book.waiting(), 1, "its worker says so");
+    end(&mut book, "writes", report(&started("writes"), End::Yielded));
+    assert_eq!(book.waiting(), 1, "it made room for others, and has more");
+}
+
+#[tokio::test]
+async fn what_the_destination_refused_is_known_until_it_takes_something() {
+    let mut book = book();
+    book.see(view("p", json!({}), None));
+    let next = |book: &mut Book, end_: End| {
+        let job = book.take(Instant::now() + Duration::from_secs(60)).unwrap();
+        end(book, "p", report(&Cursor::new("p"), end_));
+        job.is_suspect
+    };
+    let refused = || End::Refused(BridgeReason::Unreachable, "no".into());
+    assert!(!next(&mut book, End::Failed(BridgeReason::Forbidden, "no".into())));
+    assert!(!next(&mut book, refused()));
+    assert!(next(&mut book, refused()) && book.problem().is_some());
+    assert!(next(&mut book, End::Yielded));
+    assert!(!next(&mut book, End::Yielded) && book.problem().is_none());
+}
+
+#[tokio::test]
 async fn an_object_that_cannot_be_read_is_not_gone() {
     let mut book = book();
     book.see(view("here", json!({}), Some(&at("here", Mark::CREATED))));
