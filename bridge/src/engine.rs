@@ -416,7 +416,8 @@ impl Engine {
                 self.refuse(name, intake.message, intake.receipt, reason);
             }
             Err(error) => {
-                let put_back = jobs::put_back(intake.receipt, error);
+                let delay = self.gate.delay(&name, Instant::now());
+                let put_back = jobs::put_back(intake.receipt, error, delay);
                 self.settling.push(Box::pin(async move { (name, put_back.await) }));
             }
         }

@@ -21,6 +21,8 @@ use remoteprocess_bridge::source::{
 use remoteprocess_ports::free_port;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
 /// Where the Debian package `google-cloud-cli-pubsub-emulator` has it.
@@ -49,6 +51,54 @@ async fn a_subscription_of_pubsub_is_a_source() {
     dead_letters_are_taken_back(&emulator).await;
     refusals_have_the_words_of_the_service(&emulator).await;
     a_service_that_dies_is_reported(&mut emulator).await;
+}
+
+/// A service that has subscriptions, and does not answer in time whether there are dead letters.
+async fn slow_service() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(answer_slowly(stream));
+        }
+    });
+    port
+}
+
+/// One request.
+async fn answer_slowly(mut stream: TcpStream) {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap() > 0 {}
+    let head = String::from_utf8_lossy(&head).into_owned();
+    if head.contains("dead:pull") {
+        return std::future::pending().await;
+    }
+    let topic = if head.contains("/dead") { "dead" } else { "orders" };
+    let body = match head.contains(":pull") {
+        true => json!({}),
+        false => json!({"topic": format!("projects/p1/topics/{topic}")}),
+    };
+    let body = body.to_string();
+    let length = body.len();
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+    stream.write_all(answer.as_bytes()).await.unwrap();
+}
+
+#[tokio::test]
+async fn dead_letters_that_do_not_come_in_time_are_not_none() {
+    remoteprocess_tls::install_crypto_provider();
+    let source = json!({
+        "project": "p1", "subscription": "orders", "endpoint": format!("http://127.0.0.1:{}", slow_service().await),
+        "deadLetterTopic": "dead", "deadLetterSubscription": "dead",
+    });
+    let source = open(&trigger(source, json!({})), &Settings::default()).await.unwrap();
+    let mut letters = source.publisher().dead_letters("shop/orders").await.unwrap();
+    let error = letters.next().await.unwrap_err();
+    assert_eq!(error.reason, BridgeReason::Unreachable);
+    assert!(
+        error.message.ends_with("no dead letter of this trigger in time"),
+        "{error}"
+    );
 }
 
 struct Emulator {

@@ -40,7 +40,8 @@ async fn a_queue_of_rabbitmq_is_a_source() {
     let (_connection, channel) = server.admin().await;
     messages_come_one_at_a_time(&server, &channel).await;
     a_wait_that_is_given_up_loses_nothing(&server, &channel).await;
-    what_is_put_back_comes_again_in_time_and_first(&server, &channel).await;
+    what_is_put_back_comes_again_in_time_and_holds_nothing_up(&server, &channel).await;
+    not_everything_is_put_aside(&server, &channel).await;
     dead_letters_have_their_reason(&server, &channel).await;
     dead_letters_are_taken_back(&server, &channel).await;
     without_an_exchange_the_queue_has_its_own(&server, &channel).await;
@@ -236,7 +237,7 @@ async fn a_wait_that_is_given_up_loses_nothing(server: &Server, channel: &Channe
     assert_eq!(seen, expected, "each once, in order");
 }
 
-async fn what_is_put_back_comes_again_in_time_and_first(server: &Server, channel: &Channel) {
+async fn what_is_put_back_comes_again_in_time_and_holds_nothing_up(server: &Server, channel: &Channel) {
     queue(channel, "back").await;
     let mut source = source(server, "back").await;
     publish(channel, "back", "a", BasicProperties::default()).await;
@@ -247,13 +248,13 @@ async fn what_is_put_back_comes_again_in_time_and_first(server: &Server, channel
         .put_back(Duration::from_millis(700), "for a test")
         .await
         .unwrap();
+    let b = next(&mut source).await;
+    assert_eq!(body(&b), "b", "it does not wait for a");
     let again = next(&mut source).await;
     assert_eq!(body(&again), "a");
     assert!(begin.elapsed() >= Duration::from_millis(700), "{:?}", begin.elapsed());
-    assert_eq!(depth(channel, "back").await, 1, "b waits");
     // While the source waits for a message, too.
     again.receipt.acknowledge("p").await.unwrap();
-    let b = next(&mut source).await;
     let Delivery { receipt, .. } = b;
     let (came, ()) = tokio::join!(next(&mut source), async {
         sleep(Duration::from_millis(200)).await;
@@ -269,6 +270,29 @@ async fn what_is_put_back_comes_again_in_time_and_first(server: &Server, channel
     assert_eq!(body(&next(&mut source).await), "b");
     drop(source);
     until_depth(channel, "back", 1).await;
+}
+
+/// They stay in the memory of the bridge.
+async fn not_everything_is_put_aside(server: &Server, channel: &Channel) {
+    queue(channel, "aside").await;
+    for number in 0..20 {
+        publish(channel, "aside", &number.to_string(), BasicProperties::default()).await;
+    }
+    let mut source = source(server, "aside").await;
+    for number in 0..16 {
+        let taken = next(&mut source).await;
+        assert_eq!(body(&taken), number.to_string());
+        taken
+            .receipt
+            .put_back(Duration::from_secs(60), "for a test")
+            .await
+            .unwrap();
+    }
+    let more = timeout(Duration::from_millis(300), source.next()).await;
+    assert!(more.is_err(), "enough wait here");
+    assert_eq!(depth(channel, "aside").await, 4);
+    drop(source);
+    until_depth(channel, "aside", 20).await;
 }
 
 async fn dead_letters_have_their_reason(server: &Server, channel: &Channel) {
@@ -350,6 +374,24 @@ async fn replays_say_what_they_need(server: &Server) {
     }
 }
 
+/// A letter of another trigger, which another user has sent with a copy to another queue, and which the broker has moved.
+async fn add_a_letter_with_a_copy(channel: &Channel) {
+    plain_queue(channel, "copies").await;
+    let mut copies = FieldTable::default();
+    copies.insert(
+        "CC".into(),
+        AMQPValue::FieldArray(vec![AMQPValue::LongString("copies".into())].into()),
+    );
+    copies.insert(
+        "rproc-dead-letter-trigger".into(),
+        AMQPValue::LongString("shop/others".into()),
+    );
+    let properties = BasicProperties::default().with_message_id("copied".into());
+    let properties = properties.with_headers(copies).with_user_id("guest".into());
+    publish(channel, "again-dead", "copied", properties).await;
+    until_depth(channel, "copies", 1).await;
+}
+
 async fn dead_letters_are_taken_back(server: &Server, channel: &Channel) {
     queue(channel, "again").await;
     plain_queue(channel, "again-dead").await;
@@ -376,6 +418,7 @@ async fn dead_letters_are_taken_back(server: &Server, channel: &Channel) {
         let letter = message.into_dead_letter(trigger, Some("uid-1"));
         assert_eq!(publisher.dead_letter(&letter, "it failed").await, Ok(true));
     }
+    add_a_letter_with_a_copy(channel).await;
     // One that is not sent again stays.
     let mut letters = publisher.dead_letters("shop/orders").await.unwrap();
     let taken = letters.next().await.unwrap().unwrap();
@@ -385,7 +428,7 @@ async fn dead_letters_are_taken_back(server: &Server, channel: &Channel) {
         "that of the other trigger is left alone"
     );
     drop(letters);
-    until_depth(channel, "again-dead", 3).await;
+    until_depth(channel, "again-dead", 4).await;
 
     let mut letters = publisher.dead_letters("shop/orders").await.unwrap();
     let mut ids = Vec::new();
@@ -397,7 +440,8 @@ async fn dead_letters_are_taken_back(server: &Server, channel: &Channel) {
     }
     ids.sort();
     assert_eq!(ids, ["m1", "m2"]);
-    assert_eq!(letters.left().await, Some(1));
+    assert_eq!(letters.left().await, Some(2));
+    assert_eq!(depth(channel, "copies").await, 1, "the copy is not sent again");
     let back = next(&mut source).await;
     assert_eq!(
         (back.message.header("x-kind"), back.message.replay_of()),

@@ -16,6 +16,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// For how long a policy of admission may refuse a message, before that counts as its answer.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// When a message that could not be handled is delivered again.
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
+/// The same at the latest, for one that a policy refuses again and again.
+const LATEST: Duration = Duration::from_secs(60);
 /// Most messages that are refused at the same time and known.
 const MAX_REFUSALS: usize = 1024;
 
@@ -112,6 +116,16 @@ impl Gate {
             self.refusals.remove(name);
         }
         is_over
+    }
+
+    /// When a message whose process the API server does not take is tried again: later and later, if a policy refuses it
+    /// and no other. Each try lets all messages wait for a moment.
+    pub(super) fn delay(&self, name: &str, now: Instant) -> Duration {
+        let refused_for = self
+            .refusals
+            .get(name)
+            .map(|refusal| now.saturating_duration_since(refusal.first));
+        refused_for.unwrap_or_default().clamp(AGAIN, LATEST)
     }
 
     /// The API server has answered as it should.
@@ -257,6 +271,20 @@ mod tests {
         gate.existed(ago(0), after(60));
         gate.forget_creations();
         assert_eq!(gate.closed(&spec, 0, after(60)), None, "a new list");
+    }
+
+    #[test]
+    fn a_message_that_a_policy_refuses_is_tried_less_and_less_often() {
+        let (mut gate, now) = (open(), Instant::now());
+        let (mut moment, mut delays) = (now, Vec::new());
+        while moment < now + PATIENCE {
+            assert!(!gate.is_refused_for_good("m", "denied", moment));
+            delays.push(gate.delay("m", moment).as_secs());
+            moment += gate.delay("m", moment);
+        }
+        assert_eq!(delays[..8], [1, 1, 2, 4, 8, 16, 32, 60]);
+        gate.created("m", moment);
+        assert_eq!((gate.delay("m", moment), gate.delay("other", moment)), (AGAIN, AGAIN));
     }
 
     #[test]

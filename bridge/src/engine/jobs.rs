@@ -7,13 +7,11 @@ use kube::ResourceExt as _;
 use remoteprocess_api::RemoteProcess;
 use remoteprocess_api::names::{ANNOTATION_REPLY_TO, LABEL_TRIGGER};
 
+use super::gate::AGAIN;
 use crate::kubernetes::{ApiError, Created, Kubernetes};
 use crate::message::{self, Message};
 use crate::outcome;
 use crate::source::{Publisher, Receipt, SourceError};
-
-/// When a message that could not be handled is delivered again.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// A message whose process is created.
 pub(super) struct Intake {
@@ -92,12 +90,12 @@ pub(super) async fn settle(
             // The process would wait forever for its message.
             let uid = process.uid().unwrap_or_default();
             if let Err(error) = kubernetes.delete(&process.name_any(), &uid).await {
-                return put_back(receipt, error).await;
+                return put_back(receipt, error, AGAIN).await;
             }
             let letter = message.into_dead_letter(&trigger_of(&process), None);
             refuse(publisher, letter, receipt, error.to_string()).await
         }
-        Err(error) => put_back(receipt, error).await,
+        Err(error) => put_back(receipt, error, AGAIN).await,
     }
 }
 
@@ -125,7 +123,7 @@ pub(super) async fn settle_ended(
                 )
                 .await;
             }
-            Err(error) => return put_back(receipt, error).await,
+            Err(error) => return put_back(receipt, error, AGAIN).await,
         }
     }
     let told = match (failure.filter(|_| rejects_failures), outcome::result(&process)) {
@@ -155,10 +153,10 @@ fn acknowledged(told: Result<(), SourceError>) -> Settled {
     told.map_or_else(Settled::Lost, |()| Settled::Acknowledged)
 }
 
-/// Puts a message back that the API server does not take now.
-pub(super) async fn put_back(receipt: Box<dyn Receipt>, error: ApiError) -> Settled {
+/// Puts a message back that the API server does not take now; it comes again after `delay`.
+pub(super) async fn put_back(receipt: Box<dyn Receipt>, error: ApiError, delay: Duration) -> Settled {
     // If the broker does not hear it, it delivers the message again all the same.
-    let _ = receipt.put_back(AGAIN, error.reason().into()).await;
+    let _ = receipt.put_back(delay, error.reason().into()).await;
     Settled::PutBack(error)
 }
 

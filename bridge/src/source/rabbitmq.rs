@@ -3,8 +3,8 @@
 //! A message is fetched when [`Source::next`] asks for one: by `basic.get`, and if the queue is empty by a consumer that
 //! ends with its first message. So nothing is prefetched, and the rest waits in the broker.
 //!
-//! A message that is put back stays here until its time has come, and nothing else is taken meanwhile: a requeue counts
-//! against the delivery limit of a quorum queue, after which RabbitMQ drops the message.
+//! A message that is put back stays here until its time has come: a requeue counts against the delivery limit of a quorum
+//! queue, after which RabbitMQ drops the message. Others are taken meanwhile, unless many wait here.
 
 mod connection;
 mod exchange;
@@ -41,6 +41,10 @@ use wire::{error, short};
 
 /// Most messages that are put back and wait to be seen: as many as can be taken.
 const MAX_PUT_BACK: usize = 1024;
+/// If so many messages that were put back wait here, with their payloads, nothing else is taken.
+const MAX_ASIDE: usize = 16;
+/// How often a connection is looked at while nothing happens.
+const LOOK: Duration = Duration::from_secs(1);
 /// The exchange that each queue is bound to, by its name.
 const DEFAULT_EXCHANGE: &str = "";
 /// A lost connection, for receipts that came over it.
@@ -125,34 +129,31 @@ impl RabbitMq {
             }
             // Those of a lost connection come again by themselves.
             self.waiting.retain(|returned| returned.acker.usable());
-            let first = (0..self.waiting.len()).min_by_key(|index| self.waiting.get(*index).map(|it| it.due));
-            let due = first
-                .and_then(|index| self.waiting.get(index))
-                .map(|returned| returned.due);
-            match (first, due) {
-                (Some(index), Some(due)) if due <= Instant::now() => {
-                    let Returned { message, acker, .. } = self.waiting.swap_remove(index);
+            let now = Instant::now();
+            if let Some(index) = self.waiting.iter().position(|returned| returned.due <= now) {
+                let Returned { message, acker, .. } = self.waiting.swap_remove(index);
+                return Ok(self.delivery(message, acker));
+            }
+            if !self.channel.status().connected() {
+                return Err(SourceError::unreachable(LOST));
+            }
+            // Short enough to see a lost connection in time.
+            let first = self.waiting.iter().map(|returned| returned.due).min();
+            let wait = sleep_until(first.map_or(now + LOOK, |due| due.min(now + LOOK)));
+            if self.waiting.len() >= MAX_ASIDE {
+                wait.await;
+                continue;
+            }
+            let (channel, queue) = (self.channel.clone(), self.queue.clone());
+            let fetching = self.fetching.get_or_insert_with(|| Box::pin(fetch(channel, queue)));
+            tokio::select! {
+                fetched = fetching => {
+                    self.fetching = None;
+                    let (message, acker) = wire::message(fetched?);
                     return Ok(self.delivery(message, acker));
                 }
-                (_, Some(due)) => {
-                    if !self.channel.status().connected() {
-                        return Err(SourceError::unreachable(LOST));
-                    }
-                    // Short enough to see a lost connection in time.
-                    sleep_until(due.min(Instant::now() + Duration::from_secs(1))).await;
-                }
-                (_, None) => {
-                    let (channel, queue) = (self.channel.clone(), self.queue.clone());
-                    let fetching = self.fetching.get_or_insert_with(|| Box::pin(fetch(channel, queue)));
-                    tokio::select! {
-                        fetched = fetching => {
-                            self.fetching = None;
-                            let (message, acker) = wire::message(fetched?);
-                            return Ok(self.delivery(message, acker));
-                        }
-                        Some(returned) = self.returned.recv() => self.waiting.push(returned),
-                    }
-                }
+                Some(returned) = self.returned.recv() => self.waiting.push(returned),
+                () = wait => {}
             }
         }
     }
@@ -216,7 +217,7 @@ impl Source for RabbitMq {
     fn lost(&mut self) -> BoxFuture<'_, SourceError> {
         Box::pin(async {
             while self.channel.status().connected() {
-                sleep(Duration::from_secs(1)).await;
+                sleep(LOOK).await;
             }
             SourceError::unreachable(LOST)
         })

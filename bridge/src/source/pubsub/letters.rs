@@ -61,7 +61,14 @@ impl SubscriptionLetters {
             }
             self.others.push(ack_id);
         }
-        Ok(None)
+        match looks {
+            LOOKS.. => Ok(None),
+            // That there is none is not known.
+            _ => Err(SourceError::unreachable(format!(
+                "dead letters in {}: no dead letter of this trigger in time",
+                self.subscription.path
+            ))),
+        }
     }
 
     /// Gives back what is left alone: the service may deliver it to others at once.

@@ -64,7 +64,7 @@ impl QueueLetters {
             let Some(delivery) = self.get().await? else {
                 return Ok(None);
             };
-            let (properties, data) = (delivery.properties.clone(), delivery.data.clone());
+            let (properties, data) = (wire::of_moved(&delivery.properties), delivery.data.clone());
             let (message, acker) = wire::message(delivery);
             if message.is_of(&self.trigger) {
                 self.taken = Some(acker);

@@ -1,5 +1,7 @@
 //! Messages, addresses and errors in AMQP's terms. Pure.
 
+use std::collections::BTreeMap;
+
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{Acker, BasicProperties, ErrorKind};
 use remoteprocess_api::bridge::BridgeReason;
@@ -141,6 +143,40 @@ pub(super) fn of_message(message: &Message, reason: Option<&str>) -> BasicProper
     }
 }
 
+/// The properties of a letter of another trigger that is moved to the end of its queue. Without the user who sent it, whom
+/// the broker compares with the user of the bridge, and without other addresses, which would get it once more.
+pub(super) fn of_moved(properties: &BasicProperties) -> BasicProperties {
+    type Set<T> = fn(BasicProperties, T) -> BasicProperties;
+    fn copy<T: Clone>(to: BasicProperties, value: &Option<T>, set: Set<T>) -> BasicProperties {
+        match value {
+            Some(value) => set(to, value.clone()),
+            None => to,
+        }
+    }
+    let headers = properties.headers().as_ref().map(|headers| {
+        let addresses = |name: &ShortString| ["CC", "BCC"].contains(&name.as_str());
+        let kept = headers.inner().iter().filter(|(name, _)| !addresses(name));
+        let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
+        FieldTable::from(kept.collect::<BTreeMap<_, _>>())
+    });
+    let to = copy(BasicProperties::default(), &headers, BasicProperties::with_headers);
+    let to = copy(to, properties.content_type(), BasicProperties::with_content_type);
+    let to = copy(
+        to,
+        properties.content_encoding(),
+        BasicProperties::with_content_encoding,
+    );
+    let to = copy(to, properties.delivery_mode(), BasicProperties::with_delivery_mode);
+    let to = copy(to, properties.priority(), BasicProperties::with_priority);
+    let to = copy(to, properties.correlation_id(), BasicProperties::with_correlation_id);
+    let to = copy(to, properties.reply_to(), BasicProperties::with_reply_to);
+    let to = copy(to, properties.expiration(), BasicProperties::with_expiration);
+    let to = copy(to, properties.message_id(), BasicProperties::with_message_id);
+    let to = copy(to, properties.timestamp(), BasicProperties::with_timestamp);
+    let to = copy(to, properties.kind(), BasicProperties::with_type);
+    copy(to, properties.app_id(), BasicProperties::with_app_id)
+}
+
 /// A short string of AMQP; `None` if the text is too long.
 fn fitting(text: &str) -> Option<ShortString> {
     ShortString::try_new(text).ok()
@@ -225,6 +261,34 @@ mod tests {
         let reason = again.headers.remove(DEAD_LETTER_REASON);
         assert!(reason.is_some_and(|reason| (MAX_REASON - 1..=MAX_REASON).contains(&reason.len())));
         assert_eq!(again, message);
+    }
+
+    #[test]
+    fn a_letter_that_is_moved_is_the_same_without_its_user_and_other_addresses() {
+        let headers = |names: &[&str]| {
+            let mut headers = FieldTable::default();
+            for name in names {
+                headers.insert((*name).into(), AMQPValue::LongString("x".into()));
+            }
+            headers
+        };
+        let kept = BasicProperties::default()
+            .with_headers(headers(&["cc", "x-death"]))
+            .with_content_type("text/plain".into())
+            .with_content_encoding("gzip".into())
+            .with_delivery_mode(PERSISTENT)
+            .with_priority(3)
+            .with_correlation_id("c".into())
+            .with_reply_to("answers".into())
+            .with_expiration("60000".into())
+            .with_message_id("m".into())
+            .with_timestamp(7)
+            .with_type("t".into())
+            .with_app_id("a".into());
+        let sent = kept.clone().with_user_id("sender".into());
+        let sent = sent.with_headers(headers(&["CC", "BCC", "cc", "x-death"]));
+        assert_eq!(of_moved(&sent), kept);
+        assert_eq!(of_moved(&BasicProperties::default()), BasicProperties::default());
     }
 
     #[test]
