@@ -18,7 +18,7 @@ use crate::rules;
 use crate::spec::RemoteProcessSpec;
 
 pub use source::{HttpSource, NatsSource, PubSubSource, RabbitMqSource, SourceSpec, WEBHOOK_PORT};
-pub use status::{ProcessTriggerStatus, ReplayStatus};
+pub use status::{ProcessTriggerStatus, ReplayProgress, ReplayStatus};
 
 /// Longest name of a trigger, in bytes: the names of its processes add a hyphen and a hash.
 pub const MAX_TRIGGER_NAME: usize = 31;

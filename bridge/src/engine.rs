@@ -177,7 +177,7 @@ impl Engine {
             results: results::Results::default(),
             permission: None,
             report: report::Report::default(),
-            replays: replay::Replays::after(trigger.status.as_ref().and_then(|status| status.replay.as_ref())),
+            replays: replay::Replays::after(trigger.status.as_ref()),
             orphans: orphans::Orphans::default(),
             kubernetes,
             trigger,
@@ -241,7 +241,10 @@ impl Engine {
             Step::Permission(Err(error)) => self.gate.refused(error, Instant::now()),
             Step::Written(status, written) => self.written(status, written),
             Step::Tested(tested) => self.report.tested(tested),
-            Step::Replayed(replayed) => self.board.replayed(replayed),
+            Step::Replayed(replayed) => {
+                self.replays.ended();
+                self.board.replayed(replayed);
+            }
             Step::Inspected(name, inspected) => self.inspected(name, inspected),
             Step::Tick => self.on_tick().await,
         }
@@ -520,6 +523,7 @@ impl Engine {
         while let Some(sent) = self.results.sending.next().await {
             self.sent(sent);
         }
+        self.board.replaying(self.replays.progress());
         if let Some(status) = self.board.unwritten().filter(|_| !self.is_gone) {
             let _ = self
                 .kubernetes

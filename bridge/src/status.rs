@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
-use remoteprocess_api::trigger::ReplayStatus;
+use remoteprocess_api::trigger::{ReplayProgress, ReplayStatus};
 use remoteprocess_api::{ProcessTrigger, ProcessTriggerStatus, sanitize};
 use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
 use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
@@ -151,19 +151,26 @@ impl Board {
     }
 
     /// Whether a condition has another status, or another reason for False, than was written, or a person waits for the answer
-    /// to a replay: that does not wait.
+    /// to a replay, or one is further: the next bridge would send again what it does not know. That does not wait.
     pub fn is_urgent(&self) -> bool {
         let written = self
             .written
             .as_ref()
             .and_then(|status| status.pointer("/replay/nonce")?.as_str());
         let answer = self.status.replay.as_ref().map(|replay| replay.nonce.as_str());
-        answer != written || differ(&self.status.conditions, self.written.as_ref())
+        let progress = self.written.as_ref().and_then(|status| status.get("replaying").cloned());
+        let progress = progress.and_then(|progress| serde_json::from_value(progress).ok());
+        answer != written || self.status.replaying != progress || differ(&self.status.conditions, self.written.as_ref())
     }
 
     /// Notes what came of a replay.
     pub fn replayed(&mut self, replay: ReplayStatus) {
         self.status.replay = Some(replay);
+    }
+
+    /// Notes how far a replay is that has not ended.
+    pub fn replaying(&mut self, progress: Option<ReplayProgress>) {
+        self.status.replaying = progress;
     }
 
     /// The status to write, if it differs from what was written last.

@@ -44,6 +44,18 @@ pub struct ProcessTriggerStatus {
     pub last_message_time: Option<Timestamp>,
     /// The last replay of dead letters (`rproc trigger replay`).
     pub replay: Option<ReplayStatus>,
+    /// A replay that has begun and not ended. If the bridge is killed, the next one continues there.
+    pub replaying: Option<ReplayProgress>,
+}
+
+/// How far a replay is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReplayProgress {
+    /// Of the request.
+    pub nonce: String,
+    /// Dead letters that the source has confirmed.
+    pub replayed: u32,
 }
 
 /// What came of a request to send dead letters to the source again.

@@ -1,14 +1,15 @@
 //! Dead letters on their way back to the source, when a person asks for it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use remoteprocess_api::names::ANNOTATION_REPLAY;
-use remoteprocess_api::trigger::{MAX_REPLAY, MAX_TEST_MESSAGE_BYTES, ReplayRequest, ReplayStatus};
-use remoteprocess_api::{ProcessTrigger, sanitize};
+use remoteprocess_api::trigger::{MAX_REPLAY, MAX_TEST_MESSAGE_BYTES, ReplayProgress, ReplayRequest, ReplayStatus};
+use remoteprocess_api::{ProcessTrigger, ProcessTriggerStatus, sanitize};
 use tokio::time::timeout;
 
 use super::Engine;
@@ -31,16 +32,43 @@ pub(super) struct Replays {
     request: Option<ReplayRequest>,
     /// The last one that was answered.
     answered: Option<String>,
+    /// The one that runs, or that an earlier bridge has begun.
+    begun: Option<Begun>,
     pub(super) running: Option<BoxFuture<'static, ReplayStatus>>,
 }
 
+/// A replay, and how many letters it has sent.
+#[derive(Clone)]
+struct Begun {
+    nonce: String,
+    replayed: Arc<AtomicU32>,
+}
+
 impl Replays {
-    /// Goes on after this answer of an earlier bridge.
-    pub(super) fn after(status: Option<&ReplayStatus>) -> Self {
+    /// Continues after the answers of an earlier bridge, and with what it had begun.
+    pub(super) fn after(status: Option<&ProcessTriggerStatus>) -> Self {
+        let begun = status.and_then(|status| status.replaying.as_ref());
         Self {
-            answered: status.map(|status| status.nonce.clone()),
+            answered: status.and_then(|status| Some(status.replay.as_ref()?.nonce.clone())),
+            begun: begun.map(|progress| Begun {
+                nonce: progress.nonce.clone(),
+                replayed: Arc::new(progress.replayed.into()),
+            }),
             ..Self::default()
         }
+    }
+
+    /// How far the one is that has not ended.
+    pub(super) fn progress(&self) -> Option<ReplayProgress> {
+        self.begun.as_ref().map(|begun| ReplayProgress {
+            nonce: begun.nonce.clone(),
+            replayed: begun.replayed.load(Ordering::Relaxed),
+        })
+    }
+
+    /// It has ended.
+    pub(super) fn ended(&mut self) {
+        self.begun = None;
     }
 
     /// Notes the request of a trigger, if it is new.
@@ -59,13 +87,22 @@ impl Replays {
     }
 
     /// What is to be done now.
-    fn due(&mut self, now: Timestamp) -> Option<ReplayRequest> {
+    fn due(&mut self, now: Timestamp) -> Option<(ReplayRequest, Arc<AtomicU32>)> {
         if self.running.is_some() {
             return None;
         }
         let request = self.request.take()?;
         self.answered = Some(request.nonce.clone());
-        is_fresh(request.time, now).then_some(request)
+        let former = self.begun.take().filter(|begun| begun.nonce == request.nonce);
+        if !is_fresh(request.time, now) {
+            return None;
+        }
+        let begun = former.unwrap_or_else(|| Begun {
+            nonce: request.nonce.clone(),
+            replayed: Arc::default(),
+        });
+        self.begun = Some(begun.clone());
+        Some((request, begun.replayed))
     }
 }
 
@@ -73,11 +110,11 @@ impl Engine {
     /// Begins what was asked for, as soon as the source is open.
     pub(super) fn start_replay(&mut self) {
         let Some(publisher) = self.link.publisher() else { return };
-        let Some(request) = self.replays.due(Timestamp::now()) else {
+        let Some((request, replayed)) = self.replays.due(Timestamp::now()) else {
             return;
         };
         let (kubernetes, trigger) = (self.kubernetes.clone(), self.trigger.clone());
-        self.replays.running = Some(Box::pin(replay(kubernetes, publisher, trigger, request)));
+        self.replays.running = Some(Box::pin(replay(kubernetes, publisher, trigger, request, replayed)));
     }
 }
 
@@ -86,14 +123,14 @@ async fn replay(
     publisher: Arc<dyn Publisher>,
     trigger: Arc<ProcessTrigger>,
     request: ReplayRequest,
+    replayed: Arc<AtomicU32>,
 ) -> ReplayStatus {
-    let mut replayed = 0;
     let sending = send_all(
         &kubernetes,
         &*publisher,
         &trigger,
         request.limit.min(MAX_REPLAY),
-        &mut replayed,
+        &replayed,
     );
     let (left, message) = match timeout(LONGEST, sending).await {
         Ok(Ok(left)) => (left, None),
@@ -106,6 +143,7 @@ async fn replay(
             )
         }
     };
+    let replayed = replayed.load(Ordering::Relaxed);
     tracing::info!(replayed, left, message, "dead letters were sent to the source again");
     ReplayStatus {
         nonce: request.nonce,
@@ -122,16 +160,16 @@ async fn send_all(
     publisher: &dyn Publisher,
     trigger: &ProcessTrigger,
     limit: u32,
-    replayed: &mut u32,
+    replayed: &AtomicU32,
 ) -> Result<Option<u64>, SendError> {
     let mut letters = publisher.dead_letters(&full_name(trigger)).await?;
-    while *replayed < limit {
+    while replayed.load(Ordering::Relaxed) < limit {
         let Some(letter) = letters.next().await? else { break };
         let message = as_another(kubernetes, trigger, letter).await?;
         publisher.send(&message).await?;
         // The source has confirmed it. If the bridge dies here, the next replay sends the same message with the same id.
         letters.remove().await?;
-        *replayed += 1;
+        replayed.fetch_add(1, Ordering::Relaxed);
     }
     Ok(letters.left().await)
 }
@@ -177,19 +215,57 @@ mod tests {
         };
         let mut replays = Replays::default();
         replays.see(&with("1"), now);
-        assert_eq!(replays.due(now).map(|request| request.limit), Some(7));
+        let due = |replays: &mut Replays, now| replays.due(now).map(|(request, _)| request.limit);
+        assert_eq!(due(&mut replays, now), Some(7));
         replays.see(&with("1"), now);
-        assert_eq!(replays.due(now), None, "it was answered");
+        assert_eq!(due(&mut replays, now), None, "it was answered");
         replays.see(&with("2"), now);
-        assert_eq!(replays.due(now + SignedDuration::from_secs(1)), None, "too old");
+        assert_eq!(due(&mut replays, now + SignedDuration::from_secs(1)), None, "too old");
         let former = ReplayStatus {
             nonce: "3".into(),
             ..ReplayStatus::default()
         };
+        let former = ProcessTriggerStatus {
+            replay: Some(former),
+            ..ProcessTriggerStatus::default()
+        };
         let mut replays = Replays::after(Some(&former));
         replays.see(&with("3"), now);
-        assert_eq!(replays.due(now), None, "another bridge has answered it");
+        assert_eq!(due(&mut replays, now), None, "another bridge has answered it");
         replays.see(&with("\\"), now);
-        assert_eq!(replays.due(now), None, "nonsense");
+        assert_eq!(due(&mut replays, now), None, "nonsense");
+    }
+
+    #[test]
+    fn a_replay_continues_where_another_bridge_was() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let request = |nonce: &str| ReplayRequest {
+            nonce: nonce.into(),
+            time: now,
+            limit: 100,
+        };
+        let progress = ReplayProgress {
+            nonce: "1".into(),
+            replayed: 40,
+        };
+        let former = ProcessTriggerStatus {
+            replaying: Some(progress.clone()),
+            ..ProcessTriggerStatus::default()
+        };
+        for (nonce, expected) in [("1", 40), ("2", 0)] {
+            let mut replays = Replays::after(Some(&former));
+            assert_eq!(
+                replays.progress(),
+                Some(progress.clone()),
+                "it is not forgotten before it continues"
+            );
+            replays.request = Some(request(nonce));
+            let (_, replayed) = replays.due(now).unwrap();
+            assert_eq!(replayed.load(Ordering::Relaxed), expected, "{nonce}");
+            replayed.store(41, Ordering::Relaxed);
+            assert_eq!(replays.progress().map(|progress| progress.replayed), Some(41));
+            replays.ended();
+            assert_eq!(replays.progress(), None);
+        }
     }
 }

@@ -208,6 +208,7 @@ impl Engine {
         self.report.closed = closed;
         self.link.hold(closed);
         self.board.running(running);
+        self.board.replaying(self.replays.progress());
         let moment = Timestamp::now();
         let findings = [
             (BridgeCondition::Connected, self.connected_finding()),
