@@ -1,12 +1,14 @@
 //! The loop: messages become processes, results go back. It decides; the jobs do the calls.
 
 mod gate;
+mod intake;
 mod jobs;
 mod link;
 mod orphans;
 mod replay;
 mod report;
 mod results;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,12 +17,11 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered};
-use jiff::Timestamp;
 use kube::core::DeserializeGuard;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
 use remoteprocess_api::names::LABEL_TRIGGER_UID;
-use remoteprocess_api::trigger::{Acknowledge, ReplayStatus};
+use remoteprocess_api::trigger::ReplayStatus;
 use remoteprocess_api::{ProcessTrigger, RemoteProcess};
 use remoteprocess_runtime::Gate as ReadyGate;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
@@ -28,11 +29,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::kubernetes::{ApiError, Created, Kubernetes};
-use crate::message::{self, Work};
-use crate::process::build_process;
 use crate::runs::{Known, Runs};
-use crate::source::{Delivery, Receipt, Settings};
-use crate::status::{Board, Count, Metrics};
+use crate::source::{Receipt, Settings};
+use crate::status::{Board, Metrics};
 
 use gate::Gate;
 use jobs::{Intake, Sent, Settled};
@@ -258,80 +257,6 @@ impl Engine {
         }
     }
 
-    fn see_trigger(&mut self, event: watcher::Event<ProcessTrigger>) {
-        let trigger = match event {
-            watcher::Event::Init => {
-                self.report.is_listed = false;
-                return;
-            }
-            watcher::Event::InitDone => {
-                self.is_gone |= !self.report.is_listed;
-                return;
-            }
-            watcher::Event::Delete(trigger) => {
-                self.is_gone |= trigger.uid() == self.trigger.uid();
-                return;
-            }
-            watcher::Event::Apply(trigger) | watcher::Event::InitApply(trigger) => trigger,
-        };
-        if trigger.uid() != self.trigger.uid() || trigger.metadata.deletion_timestamp.is_some() {
-            self.is_gone = true;
-            return;
-        }
-        self.report.is_listed = true;
-        self.trigger = Arc::new(trigger);
-        self.board.observe(&self.trigger);
-        if self.link.observe(self.trigger.clone()) {
-            self.report.connecting();
-            self.kept.clear();
-        }
-        self.report.see_test(&self.trigger, Timestamp::now());
-        self.replays.see(&self.trigger, Timestamp::now());
-    }
-
-    fn see_process(&mut self, event: watcher::Event<DeserializeGuard<RemoteProcess>>) {
-        let event = decoded(event);
-        self.note_age(event.as_ref());
-        let gone = event.map(|event| self.runs.apply(event)).unwrap_or_default();
-        if self.runs.is_complete() {
-            self.ready.open();
-        }
-        for name in gone {
-            self.complete.remove(&name);
-            self.results.forget(&name);
-            // The bridge itself never deletes a process whose message is kept. The message makes it again.
-            for receipt in self.kept.remove(&name).unwrap_or_default() {
-                *self.in_hand.entry(name.clone()).or_default() += 1;
-                let (name, put_back) = (name.clone(), jobs::put_back_deleted(receipt));
-                self.settling.push(Box::pin(async move { (name, put_back.await) }));
-            }
-        }
-    }
-
-    /// What was created a short time before this bridge began counts for `policy.maxPerMinute`, too.
-    fn note_age(&mut self, event: Option<&watcher::Event<RemoteProcess>>) {
-        if self.runs.is_complete() {
-            return;
-        }
-        match event {
-            Some(watcher::Event::Init) => self.gate.forget_creations(),
-            Some(watcher::Event::InitApply(process)) => {
-                let created = process.metadata.creation_timestamp.as_ref().map(|time| time.0);
-                let age = created.map(|created| Timestamp::now().duration_since(created));
-                self.gate.existed(age, Instant::now());
-            }
-            _ => {}
-        }
-    }
-
-    /// If the watch is forbidden, processes are not known, and no message is taken.
-    fn watch_broke(&mut self, error: &watcher::Error) {
-        tracing::warn!(%error, "the watch of the processes broke, will try again");
-        if !self.runs.is_complete() {
-            self.report.watch_error = Some(error.to_string());
-        }
-    }
-
     fn hear(&mut self, news: News) {
         match news {
             News::Opened => {
@@ -345,169 +270,6 @@ impl Engine {
                 self.kept.clear();
             }
             News::Delivered(delivery) => self.take(delivery),
-        }
-    }
-
-    fn take(&mut self, delivery: Delivery) {
-        self.board.received(Timestamp::now());
-        let Delivery { message, receipt } = delivery;
-        match message::read(&message, &self.trigger.name_any(), &self.trigger.spec) {
-            Err(poison) => self.refuse(String::new(), message, receipt, poison.0),
-            Ok(work) => self.start(work, receipt),
-        }
-    }
-
-    fn start(&mut self, work: Work, receipt: Box<dyn Receipt>) {
-        let process = build_process(&self.trigger, &work);
-        let name = process.name_any();
-        *self.in_hand.entry(name.clone()).or_default() += 1;
-        let is_running = self.runs.known(&name) == Known::Running;
-        if is_running && !self.keeps() && self.complete.contains(&name) {
-            self.board.count(Count::Duplicate, 1);
-            let settle = jobs::settle_running(receipt, name.clone());
-            self.settling.push(Box::pin(async move { (name, settle.await) }));
-            return;
-        }
-        let intake = Intake {
-            process,
-            message: work.message,
-            receipt,
-        };
-        self.intake = Some(Box::pin(jobs::create(self.kubernetes.clone(), intake)));
-    }
-
-    /// Whether messages are settled when their process has ended.
-    fn keeps(&self) -> bool {
-        self.trigger.spec.acknowledge() == Acknowledge::Finished && self.link.keeps_messages()
-    }
-
-    /// Whether the broker is to dispose of the messages of failed processes in its own manner.
-    fn rejects_failures(&self) -> bool {
-        self.keeps() && !has_dead_letter_address(&self.trigger)
-    }
-
-    fn created(&mut self, intake: Intake, created: Result<Created, ApiError>) {
-        let name = intake.process.name_any();
-        match created {
-            Ok(Created::New(process)) => {
-                self.gate.created(&name, Instant::now());
-                self.board.count(Count::Started, 1);
-                self.runs.created(&name);
-                self.settle(name, intake, *process);
-            }
-            Ok(Created::Exists(process)) => {
-                self.gate.accepted();
-                self.board.count(Count::Duplicate, 1);
-                if process.is_final() {
-                    self.settle_ended(name, intake, *process);
-                } else {
-                    self.runs.created(&name);
-                    self.settle(name, intake, *process);
-                }
-            }
-            Ok(Created::Foreign) => {
-                let reason = format!("the name {name} belongs to a process that is not of this trigger");
-                self.refuse(name, intake.message, intake.receipt, reason);
-            }
-            Err(error @ ApiError::Invalid(_)) => {
-                let reason = error.to_string();
-                self.report.invalid = Some(error);
-                self.refuse(name, intake.message, intake.receipt, reason);
-            }
-            Err(ApiError::Forbidden(said)) if self.gate.is_refused_for_good(&name, &said, Instant::now()) => {
-                let reason = format!("a policy of the cluster does not let the process be created: {said}");
-                self.refuse(name, intake.message, intake.receipt, reason);
-            }
-            Err(error) => {
-                let delay = self.gate.delay(&name, Instant::now());
-                let put_back = jobs::put_back(intake.receipt, error, delay);
-                self.settling.push(Box::pin(async move { (name, put_back.await) }));
-            }
-        }
-    }
-
-    fn settle(&mut self, name: String, intake: Intake, process: RemoteProcess) {
-        self.report.invalid = None;
-        let Some(publisher) = self.link.publisher() else {
-            // The source was lost in the meantime: the broker delivers the message again.
-            self.release(&name);
-            return;
-        };
-        let settle = jobs::settle(self.kubernetes.clone(), publisher, intake, process, self.keeps());
-        self.settling.push(Box::pin(async move { (name, settle.await) }));
-    }
-
-    fn settle_ended(&mut self, name: String, intake: Intake, process: RemoteProcess) {
-        let Some(publisher) = self.link.publisher() else {
-            self.release(&name);
-            return;
-        };
-        let settle = jobs::settle_ended(
-            self.kubernetes.clone(),
-            publisher,
-            intake,
-            process,
-            self.rejects_failures(),
-        );
-        self.settling.push(Box::pin(async move { (name, settle.await) }));
-    }
-
-    fn refuse(&mut self, name: String, message: message::Message, receipt: Box<dyn Receipt>, reason: String) {
-        tracing::warn!(process = name, reason, "a message is refused");
-        let Some(publisher) = self.link.publisher() else {
-            self.release(&name);
-            return;
-        };
-        let message = message.into_dead_letter(&replay::full_name(&self.trigger), None);
-        let refuse = jobs::refuse(publisher, message, receipt, reason);
-        self.settling.push(Box::pin(async move { (name, refuse.await) }));
-    }
-
-    fn settled(&mut self, name: &str, settled: Settled) {
-        self.release(name);
-        match settled {
-            Settled::Acknowledged => {
-                self.note_complete(name);
-            }
-            Settled::Kept(kept) => {
-                self.note_complete(name);
-                if self.runs.is_done(name) {
-                    self.settle_kept(name, vec![kept], None);
-                } else {
-                    self.kept.entry(name.to_owned()).or_default().push(kept);
-                }
-            }
-            Settled::Refused { dead_lettered } => {
-                self.report.stuck = None;
-                // A webhook has told the sender, and has counted that.
-                if dead_lettered || self.link.keeps_messages() {
-                    self.board.count(Count::DeadLettered, 1);
-                }
-            }
-            Settled::Stuck(error) => {
-                tracing::warn!(process = name, %error, "a message cannot be dead-lettered, will try again");
-                self.report.stuck = Some((error, Instant::now()));
-            }
-            Settled::PutBack(error) => {
-                tracing::warn!(process = name, %error, "a message is put back");
-                self.gate.refused(error, Instant::now());
-            }
-            Settled::Lost(error) => tracing::warn!(process = name, %error, "a message was not settled"),
-        }
-    }
-
-    fn note_complete(&mut self, name: &str) {
-        if self.runs.known(name) == Known::Running {
-            self.complete.insert(name.to_owned());
-        }
-    }
-
-    fn release(&mut self, name: &str) {
-        if let Some(count) = self.in_hand.get_mut(name) {
-            *count -= 1;
-            if *count == 0 {
-                self.in_hand.remove(name);
-            }
         }
     }
 
@@ -533,24 +295,6 @@ impl Engine {
     }
 }
 
-/// Whether failed messages have an address of their own.
-fn has_dead_letter_address(trigger: &ProcessTrigger) -> bool {
-    let source = &trigger.spec.source;
-    let nats = source
-        .nats
-        .as_ref()
-        .and_then(|source| source.dead_letter_subject.as_ref());
-    let rabbitmq = source
-        .rabbitmq
-        .as_ref()
-        .and_then(|source| source.dead_letter_exchange.as_ref());
-    let pubsub = source
-        .pubsub
-        .as_ref()
-        .and_then(|source| source.dead_letter_topic.as_ref());
-    nats.or(rabbitmq).or(pubsub).is_some()
-}
-
 /// The result of a future that may not be there. It is gone afterwards.
 async fn or_pending<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     match future {
@@ -561,26 +305,4 @@ async fn or_pending<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
         }
         None => std::future::pending().await,
     }
-}
-
-/// The event with its process; `None` if that does not decode.
-fn decoded(event: watcher::Event<DeserializeGuard<RemoteProcess>>) -> Option<watcher::Event<RemoteProcess>> {
-    use watcher::Event;
-    let decode = |object: DeserializeGuard<RemoteProcess>| {
-        object
-            .0
-            .inspect_err(|invalid| tracing::warn!(name = ?invalid.metadata.name, error = invalid.error, "skipping an object that does not decode"))
-            .ok()
-            .map(|mut process| {
-                process.metadata.managed_fields = None;
-                process
-            })
-    };
-    Some(match event {
-        Event::Init => Event::Init,
-        Event::InitDone => Event::InitDone,
-        Event::InitApply(object) => Event::InitApply(decode(object)?),
-        Event::Apply(object) => Event::Apply(decode(object)?),
-        Event::Delete(object) => Event::Delete(decode(object)?),
-    })
 }
