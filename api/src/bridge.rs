@@ -12,6 +12,16 @@ pub const CA: &str = "/etc/rproc-bridge/ca";
 /// Directory in the bridge's container with the Secret of the own certificate, `tls.crt` and `tls.key`.
 pub const CLIENT_TLS: &str = "/etc/rproc-bridge/tls";
 
+/// The kind of a source or a destination, for people: the one of HTTP, NATS, RabbitMQ and PubSub that is set.
+pub(crate) fn kind(is_set: [bool; 4]) -> &'static str {
+    let kinds = ["HTTP", "NATS", "RabbitMQ", "PubSub"].into_iter().zip(is_set);
+    kinds
+        .filter(|(_, is_set)| *is_set)
+        .map(|(kind, _)| kind)
+        .next()
+        .unwrap_or("none")
+}
+
 /// How the bridge and a broker trust each other.
 #[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

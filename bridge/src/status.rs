@@ -1,17 +1,17 @@
 //! What the bridge tells about its trigger: counts, conditions and metrics.
 
+mod sheet;
+
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
 use remoteprocess_api::trigger::{ReplayProgress, ReplayStatus};
-use remoteprocess_api::{ProcessTrigger, ProcessTriggerStatus, sanitize};
+use remoteprocess_api::{ProcessTrigger, ProcessTriggerStatus};
 use remoteprocess_runtime::prometheus_client::metrics::counter::Counter;
 use remoteprocess_runtime::prometheus_client::metrics::gauge::Gauge;
 use remoteprocess_runtime::prometheus_client::registry::Registry;
 use serde_json::Value;
 
-/// Longest message of a condition, in characters.
-const MAX_MESSAGE: usize = 1024;
+pub(crate) use sheet::Sheet;
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +61,8 @@ pub struct Finding {
 /// Collects what is told.
 #[derive(Debug)]
 pub struct Board {
-    status: ProcessTriggerStatus,
-    generation: Option<i64>,
+    sheet: Sheet<ProcessTriggerStatus>,
     metrics: Metrics,
-    written: Option<Value>,
 }
 
 impl Metrics {
@@ -87,28 +85,25 @@ impl Metrics {
 }
 
 impl Board {
-    /// Goes on from the status that the trigger has.
+    /// Continues from the status that the trigger has.
     pub fn new(trigger: &ProcessTrigger, metrics: Metrics) -> Self {
-        let mut status = trigger.status.clone().unwrap_or_default();
-        status.source = Some(trigger.spec.source.kind().to_owned());
-        keep_own(&mut status.conditions);
-        Self {
-            status,
-            generation: trigger.metadata.generation,
+        let mut board = Self {
+            sheet: Sheet::after(trigger.status.clone()),
             metrics,
-            written: None,
-        }
+        };
+        board.observe(trigger);
+        board
     }
 
     /// Describes this version of the trigger from now on.
     pub fn observe(&mut self, trigger: &ProcessTrigger) {
-        self.generation = trigger.metadata.generation;
-        self.status.source = Some(trigger.spec.source.kind().to_owned());
+        self.sheet.status.observed_generation = trigger.metadata.generation;
+        self.sheet.status.source = Some(trigger.spec.source.kind().to_owned());
     }
 
     /// Counts.
     pub fn count(&mut self, what: Count, number: u64) {
-        let (status, metrics) = (&mut self.status, &self.metrics);
+        let (status, metrics) = (&mut self.sheet.status, &self.metrics);
         let (count, counter) = match what {
             Count::Received => (&mut status.received, &metrics.received),
             Count::Started => (&mut status.started, &metrics.started),
@@ -125,18 +120,18 @@ impl Board {
     /// A message has arrived.
     pub fn received(&mut self, now: Timestamp) {
         self.count(Count::Received, 1);
-        self.status.last_message_time = Some(whole_seconds(now));
+        self.sheet.status.last_message_time = Some(whole_seconds(now));
     }
 
     /// How many processes run.
     pub fn running(&mut self, running: usize) {
-        self.status.running = Some(u32::try_from(running).unwrap_or(u32::MAX));
+        self.sheet.status.running = Some(u32::try_from(running).unwrap_or(u32::MAX));
         self.metrics.running.set(i64::try_from(running).unwrap_or(i64::MAX));
     }
 
     /// How many messages wait.
     pub fn lag(&mut self, lag: Option<u64>) {
-        self.status.lag = lag;
+        self.sheet.status.lag = lag;
         self.metrics
             .lag
             .set(i64::try_from(lag.unwrap_or_default()).unwrap_or(i64::MAX));
@@ -147,94 +142,39 @@ impl Board {
         if condition == BridgeCondition::Connected {
             self.metrics.connected.set(finding.holds.into());
         }
-        set_condition(&mut self.status.conditions, condition, finding, self.generation, now)
+        self.sheet.set(condition, finding, now)
     }
 
     /// Whether a condition has another status, or another reason for False, than was written, or a person waits for the answer
     /// to a replay, or one is further: the next bridge would send again what it does not know. That does not wait.
     pub fn is_urgent(&self) -> bool {
-        let written = self
-            .written
-            .as_ref()
-            .and_then(|status| status.pointer("/replay/nonce")?.as_str());
-        let answer = self.status.replay.as_ref().map(|replay| replay.nonce.as_str());
-        let progress = self.written.as_ref().and_then(|status| status.get("replaying").cloned());
-        let progress = progress.and_then(|progress| serde_json::from_value(progress).ok());
-        answer != written || self.status.replaying != progress || differ(&self.status.conditions, self.written.as_ref())
+        let (status, written) = (&self.sheet.status, self.sheet.last());
+        let of_replay = |status: &ProcessTriggerStatus| {
+            let answer = status.replay.as_ref().map(|replay| replay.nonce.clone());
+            (answer, status.replaying.clone())
+        };
+        self.sheet.is_urgent() || of_replay(status) != written.map(of_replay).unwrap_or_default()
     }
 
     /// Notes what came of a replay.
     pub fn replayed(&mut self, replay: ReplayStatus) {
-        self.status.replay = Some(replay);
+        self.sheet.status.replay = Some(replay);
     }
 
     /// Notes how far a replay is that has not ended.
     pub fn replaying(&mut self, progress: Option<ReplayProgress>) {
-        self.status.replaying = progress;
+        self.sheet.status.replaying = progress;
     }
 
     /// The status to write, if it differs from what was written last.
     pub fn unwritten(&self) -> Option<Value> {
-        let mut status = self.status.clone();
-        status.observed_generation = self.generation;
-        let status = serde_json::to_value(status).ok()?;
-        (self.written.as_ref() != Some(&status)).then_some(status)
+        self.sheet.unwritten()
     }
 
     /// Notes what was written.
     pub fn written(&mut self, status: Value) {
-        self.written = Some(status);
+        self.sheet.written(status);
     }
-}
-
-/// Leaves out the condition of the operator, which is not ours to write.
-pub(crate) fn keep_own(conditions: &mut Vec<Condition>) {
-    let own = [BridgeCondition::Ready, BridgeCondition::Connected].map(<&str>::from);
-    conditions.retain(|condition| own.contains(&condition.type_.as_str()));
-}
-
-/// Sets a condition. Returns whether that is news for people: another status, or another reason for False.
-pub(crate) fn set_condition(
-    conditions: &mut Vec<Condition>,
-    condition: BridgeCondition,
-    finding: &Finding,
-    generation: Option<i64>,
-    now: Timestamp,
-) -> bool {
-    let kind = condition.to_string();
-    let status = if finding.holds { "True" } else { "False" };
-    let former = conditions.iter().find(|condition| condition.type_ == kind);
-    let same = former.filter(|former| former.status == status);
-    let since = same.map_or(Time(whole_seconds(now)), |former| former.last_transition_time.clone());
-    let reason = finding.reason.to_string();
-    let is_news = former.is_some_and(|former| former.status != status || (!finding.holds && former.reason != reason));
-    let next = Condition {
-        type_: kind.clone(),
-        status: status.to_owned(),
-        reason,
-        message: sanitize::plain(&finding.message, MAX_MESSAGE),
-        last_transition_time: since,
-        observed_generation: generation,
-    };
-    conditions.retain(|condition| condition.type_ != kind);
-    conditions.push(next);
-    conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
-    is_news && finding.reason != BridgeReason::Waiting
-}
-
-/// Whether a condition has another status, or another reason for False, than was written: that does not wait.
-pub(crate) fn differ(conditions: &[Condition], written: Option<&Value>) -> bool {
-    let written = written.and_then(|status| status["conditions"].as_array());
-    let is_written = |condition: &Condition| {
-        let same = written
-            .into_iter()
-            .flatten()
-            .find(|written| written["type"] == condition.type_);
-        same.is_some_and(|same| {
-            same["status"] == condition.status && (condition.status == "True" || same["reason"] == condition.reason)
-        })
-    };
-    !conditions.iter().all(is_written)
 }
 
 /// Times in the API have seconds.

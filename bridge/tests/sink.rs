@@ -3,6 +3,8 @@
 
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "support/engine.rs"]
+mod engine;
 #[path = "sink/receiver.rs"]
 mod receiver;
 #[path = "nats/server.rs"]
@@ -24,7 +26,7 @@ use serde_json::{Value, json};
 use server::Server;
 use tokio::time::{sleep, timeout};
 use world::{
-    Engine, LOST, Outputs, SINKS, begin_process, condition, is_all_sent, lose_node, run_process, sink, status, until,
+    LOST, Outputs, SINKS, begin_process, condition, is_all_sent, lose_node, run_process, sink, start, status, until,
 };
 
 /// Time between two changes of a process.
@@ -177,7 +179,7 @@ async fn each_transition_and_each_byte_arrives_whatever_is_killed() {
     let nats = json!({"nats": {"servers": [server.url()], "subject": "events"}});
     cluster.put(SINKS, sink(&nats, &json!({"output": {"as": "Chunks"}})));
     cluster.lose_every(37);
-    let mut engine = Engine::start(&cluster, &outputs, secrets.path());
+    let mut engine = start(&cluster, &outputs, secrets.path());
     let (mut runs, mut kills) = (tokio::task::JoinSet::new(), 0_u64);
     for process in 0..number {
         runs.spawn(run_process(cluster.clone(), outputs.clone(), process, PAUSE));
@@ -191,7 +193,7 @@ async fn each_transition_and_each_byte_arrives_whatever_is_killed() {
                 server.kill();
                 server.begin();
             }
-            engine = Engine::start(&cluster, &outputs, secrets.path());
+            engine = start(&cluster, &outputs, secrets.path());
         }
     }
     assert!(kills >= 10, "{kills}");
@@ -230,7 +232,7 @@ async fn a_url_gets_each_event_until_it_takes_it() {
                "spec": {"image": "i", "command": ["x"]}}),
     );
     receiver.answer(503);
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     run_process(cluster.clone(), outputs.clone(), 3, Duration::from_millis(5)).await;
     until(&cluster, "the refusal", || {
         condition(&cluster, "Connected").contains("False Unreachable: the destination answers 503")
@@ -286,7 +288,7 @@ async fn what_waits_is_sent_later_and_what_is_gone_has_its_last_events() {
     let receiver = Receiver::start().await;
     let http = json!({"http": {"url": receiver.url()}});
     cluster.put(SINKS, sink(&http, &json!({"suspend": true})));
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     run_process(cluster.clone(), outputs.clone(), 1, Duration::ZERO).await;
     until(&cluster, "suspended", || {
         condition(&cluster, "Ready").starts_with("False Suspended")
@@ -351,7 +353,7 @@ async fn programs_that_go_on_do_not_keep_others_waiting() {
         ),
     );
     let names: Vec<String> = (0..70).map(|number| begin_process(&cluster, number)).collect();
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     for line in ["one\n", "two\n"] {
         names.iter().for_each(|name| outputs.say(name, line));
         until(&cluster, line, || {
@@ -386,7 +388,7 @@ async fn a_short_one_is_sent(in_time: Duration, write: impl Fn(&Outputs, &str)) 
     for number in 100..140 {
         write(&outputs, &begin_process(&cluster, number));
     }
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     sleep(Duration::from_millis(500)).await;
     run_process(cluster.clone(), outputs.clone(), 1, Duration::from_millis(5)).await;
     let sent = until(&cluster, "the short one", || is_all_sent_of(&cluster, "p1"));
@@ -427,7 +429,7 @@ async fn output_of_many_comes_from_a_slow_archive() {
     );
     let names: Vec<String> = (0..70).map(|number| begin_process(&cluster, number)).collect();
     names.iter().for_each(|name| outputs.say(name, "a line\n"));
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     until(&cluster, "all lines", || {
         let taken = receiver.taken();
         let events = taken
@@ -453,7 +455,7 @@ async fn output_that_never_stops_does_not_hide_a_change() {
         ),
     );
     outputs.chatter(&begin_process(&cluster, 100), Duration::ZERO);
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     until(&cluster, "output", || receiver.taken().len() > 5).await;
     cluster.edit(PROCESSES, "p100", |process| {
         process["status"]["phase"] = json!("Stopping")
@@ -477,7 +479,7 @@ async fn events_that_are_refused_do_not_keep_others_waiting() {
     for number in 100..140 {
         begin_process(&cluster, number);
     }
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     until(&cluster, "the refusal", || {
         condition(&cluster, "Ready").contains("False InvalidDestination: ")
     })
@@ -509,7 +511,7 @@ async fn events_at_which_the_destination_fails_do_not_keep_others_waiting() {
     for number in 100..140 {
         begin_process(&cluster, number);
     }
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     until(&cluster, "the failure", || {
         condition(&cluster, "Ready").contains("False Unreachable: the destination answers 500")
     })
@@ -533,7 +535,7 @@ async fn a_problem_is_over_when_output_comes_again() {
     );
     outputs.fail(true);
     outputs.chatter(&begin_process(&cluster, 100), Duration::from_millis(200));
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     until(&cluster, "the problem", || {
         condition(&cluster, "Ready").starts_with("False OutputUnavailable")
     })
@@ -554,7 +556,7 @@ async fn a_bridge_that_was_away_waits_for_what_still_comes() {
     let output = json!({"output": {"as": "Lines"}});
     cluster.put(SINKS, sink(&json!({"http": {"url": receiver.url()}}), &output));
     let name = lose_node(&cluster, &outputs, 1, false);
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     until(&cluster, "it is read", || receiver.taken().len() >= 5).await;
     lose_node(&cluster, &outputs, 1, true);
     until(&cluster, "all events", || is_all_sent_of(&cluster, &name)).await;
@@ -581,7 +583,7 @@ async fn output_that_cannot_be_read_is_told() {
         ),
     );
     outputs.fail(true);
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     run_process(cluster.clone(), outputs.clone(), 3, Duration::from_millis(5)).await;
     until(&cluster, "the condition", || {
         condition(&cluster, "Ready").contains("False OutputUnavailable: you may not read output; allow it: kubectl")
@@ -603,7 +605,7 @@ async fn a_missing_right_is_told_with_what_helps() {
         let is_cursor = *method == Method::PATCH && path.contains(PROCESSES);
         is_cursor.then(|| refusal(403, "Forbidden: cannot patch"))
     });
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     run_process(cluster.clone(), outputs.clone(), 1, Duration::ZERO).await;
     until(&cluster, "the condition", || {
         condition(&cluster, "Ready").contains("False Forbidden")
@@ -624,7 +626,7 @@ async fn a_subject_without_a_stream_and_a_server_that_is_away_are_told() {
     let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
     let to = |subject: &str| json!({"nats": {"servers": [server.url()], "subject": subject}});
     cluster.put(SINKS, sink(&to("nowhere"), &json!({})));
-    let engine = Engine::start(&cluster, &outputs, secrets.path());
+    let engine = start(&cluster, &outputs, secrets.path());
     until(&cluster, "the connection", || {
         condition(&cluster, "Connected").starts_with("True")
     })

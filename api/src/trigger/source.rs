@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
 
-use crate::bridge::{BrokerTls, CLIENT_TLS, CREDENTIALS};
+use crate::bridge::{BrokerTls, CLIENT_TLS, CREDENTIALS, kind};
 use crate::rules;
 
 /// Where the messages of a trigger come from: exactly one of these.
@@ -27,17 +27,12 @@ pub struct SourceSpec {
 impl SourceSpec {
     /// The kind of the source, for people.
     pub fn kind(&self) -> &'static str {
-        if self.http.is_some() {
-            "HTTP"
-        } else if self.nats.is_some() {
-            "NATS"
-        } else if self.rabbitmq.is_some() {
-            "RabbitMQ"
-        } else if self.pubsub.is_some() {
-            "PubSub"
-        } else {
-            "none"
-        }
+        kind([
+            self.http.is_some(),
+            self.nats.is_some(),
+            self.rabbitmq.is_some(),
+            self.pubsub.is_some(),
+        ])
     }
 
     /// Names of the Secrets that the bridge reads, each with the directory in which it finds it.

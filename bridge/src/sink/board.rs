@@ -9,7 +9,7 @@ use remoteprocess_runtime::prometheus_client::registry::Registry;
 use serde_json::Value;
 
 use super::link::Tally;
-use crate::status::{self, Finding};
+use crate::status::{self, Finding, Sheet};
 
 /// Metrics of the bridge of a sink. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -42,22 +42,16 @@ impl Metrics {
 /// Collects what is told.
 #[derive(Debug)]
 pub(super) struct Board {
-    status: ProcessSinkStatus,
-    generation: Option<i64>,
+    sheet: Sheet<ProcessSinkStatus>,
     metrics: Metrics,
-    written: Option<Value>,
 }
 
 impl Board {
-    /// Goes on from the status that the sink has.
+    /// Continues from the status that the sink has.
     pub(super) fn new(sink: &ProcessSink, metrics: Metrics) -> Self {
-        let mut status = sink.status.clone().unwrap_or_default();
-        status::keep_own(&mut status.conditions);
         let mut board = Self {
-            status,
-            generation: None,
+            sheet: Sheet::after(sink.status.clone()),
             metrics,
-            written: None,
         };
         board.observe(sink);
         board
@@ -65,17 +59,17 @@ impl Board {
 
     /// Describes this version of the sink from now on.
     pub(super) fn observe(&mut self, sink: &ProcessSink) {
-        self.generation = sink.metadata.generation;
-        self.status.destination = Some(sink.spec.destination.kind().to_owned());
+        self.sheet.status.observed_generation = sink.metadata.generation;
+        self.sheet.status.destination = Some(sink.spec.destination.kind().to_owned());
     }
 
     /// What has become of events.
     pub(super) fn count(&mut self, tally: &Tally, dropped: u64) {
         let add = |count: &mut Option<u64>, number| *count = Some(count.unwrap_or_default().saturating_add(number));
-        add(&mut self.status.sent, tally.sent);
-        add(&mut self.status.resent, tally.resent);
+        add(&mut self.sheet.status.sent, tally.sent);
+        add(&mut self.sheet.status.resent, tally.resent);
         if let Some(last) = tally.last {
-            self.status.last_event_time = Some(status::whole_seconds(last));
+            self.sheet.status.last_event_time = Some(status::whole_seconds(last));
         }
         self.metrics.sent.inc_by(tally.sent);
         self.metrics.resent.inc_by(tally.resent);
@@ -84,7 +78,7 @@ impl Board {
 
     /// How many processes have events to send, and of how many they are being sent.
     pub(super) fn queue(&mut self, waiting: usize, working: usize) {
-        self.status.waiting = Some(u32::try_from(waiting).unwrap_or(u32::MAX));
+        self.sheet.status.waiting = Some(u32::try_from(waiting).unwrap_or(u32::MAX));
         self.metrics.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.metrics.working.set(i64::try_from(working).unwrap_or(i64::MAX));
     }
@@ -94,25 +88,22 @@ impl Board {
         if condition == BridgeCondition::Connected {
             self.metrics.connected.set(finding.holds.into());
         }
-        status::set_condition(&mut self.status.conditions, condition, finding, self.generation, now)
+        self.sheet.set(condition, finding, now)
     }
 
     /// Whether a condition has another status, or another reason for False, than was written.
     pub(super) fn is_urgent(&self) -> bool {
-        status::differ(&self.status.conditions, self.written.as_ref())
+        self.sheet.is_urgent()
     }
 
     /// The status to write, if it differs from what was written last.
     pub(super) fn unwritten(&self) -> Option<Value> {
-        let mut status = self.status.clone();
-        status.observed_generation = self.generation;
-        let status = serde_json::to_value(status).ok()?;
-        (self.written.as_ref() != Some(&status)).then_some(status)
+        self.sheet.unwritten()
     }
 
     /// Notes what was written.
     pub(super) fn written(&mut self, status: Value) {
-        self.written = Some(status);
+        self.sheet.written(status);
     }
 }
 

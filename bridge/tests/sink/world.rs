@@ -11,16 +11,15 @@ use remoteprocess_api::sink::OutputStream;
 use remoteprocess_bridge::sink::reader::{OutputReader, Piece, ReadError, Request};
 use remoteprocess_bridge::sink::{self, Config, Metrics};
 use remoteprocess_bridge::source::Secrets;
+use remoteprocess_ports::free_address;
 use remoteprocess_proto::v1::{Gap, GapReason};
-use remoteprocess_runtime::Readiness;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::Sender;
-use tokio::task::JoinHandle;
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, NAMESPACE, PROCESSES};
+use crate::engine::Bridge;
 
 pub(crate) const SINKS: &str = "processsinks";
 /// A range of the standard output that is lost, in programs that lose one.
@@ -112,7 +111,7 @@ impl OutputReader for Outputs {
             sleep(outputs.delay).await;
             loop {
                 if outputs.is_failing.load(Ordering::SeqCst) {
-                    return Err(ReadError::Failed("you may not read output".to_owned()));
+                    return Err(ReadError::Forbidden("you may not read output".to_owned()));
                 }
                 let output = outputs.get(&request.name, request.attempt);
                 if let Some(pause) = output.chatter {
@@ -331,52 +330,17 @@ pub(crate) fn sink(destination: &Value, more: &Value) -> Value {
     sink
 }
 
-/// The engine of the sink `events`.
-pub(crate) struct Engine {
-    task: JoinHandle<()>,
-    shutdown: CancellationToken,
-}
-
-impl Engine {
-    pub(crate) fn start(cluster: &Cluster, outputs: &Outputs, secrets: &Path) -> Self {
-        remoteprocess_tls::install_crypto_provider();
-        let config = Config {
-            namespace: NAMESPACE.to_owned(),
-            sink: "events".to_owned(),
-            secrets: Secrets::under(secrets),
-        };
-        let (shutdown, ready) = (CancellationToken::new(), Readiness::default().gate("watch"));
-        let reader = Arc::new(outputs.clone());
-        let run = sink::run(
-            cluster.client(),
-            config,
-            reader,
-            Metrics::default(),
-            ready,
-            shutdown.clone(),
-        );
-        Self {
-            task: tokio::spawn(run),
-            shutdown,
-        }
-    }
-
-    /// Ends it as SIGKILL would: nothing is finished.
-    pub(crate) async fn kill(self) {
-        self.task.abort();
-        let _ = self.task.await;
-    }
-
-    /// Ends it as SIGTERM does.
-    pub(crate) async fn stop(self) {
-        self.shutdown.cancel();
-        self.task.await.expect("no panic");
-    }
-
-    /// Waits for its own end.
-    pub(crate) async fn ended(self) {
-        self.task.await.expect("no panic");
-    }
+/// Starts the engine of the sink `events`.
+pub(crate) fn start(cluster: &Cluster, outputs: &Outputs, secrets: &Path) -> Bridge {
+    let config = Config {
+        namespace: NAMESPACE.to_owned(),
+        sink: "events".to_owned(),
+        secrets: Secrets::under(secrets),
+    };
+    let reader = Arc::new(outputs.clone());
+    Bridge::spawn(free_address(), |ready, shutdown| {
+        sink::run(cluster.client(), config, reader, Metrics::default(), ready, shutdown)
+    })
 }
 
 /// The status of the sink.

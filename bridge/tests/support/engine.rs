@@ -9,13 +9,13 @@ use remoteprocess_bridge::engine::{self, Config};
 use remoteprocess_bridge::source::{Secrets, Settings};
 use remoteprocess_bridge::status::Metrics;
 use remoteprocess_ports::free_address;
-use remoteprocess_runtime::Readiness;
+use remoteprocess_runtime::{Gate, Readiness};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, NAMESPACE};
 
-/// The engine of the trigger `orders`.
+/// An engine.
 pub(crate) struct Bridge {
     task: JoinHandle<()>,
     shutdown: CancellationToken,
@@ -23,13 +23,26 @@ pub(crate) struct Bridge {
 }
 
 impl Bridge {
-    /// Starts it; its webhook gets a free port.
+    /// Starts an engine that ends when it is told to.
+    pub(crate) fn spawn<F>(webhook: SocketAddr, run: impl FnOnce(Gate, CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        remoteprocess_tls::install_crypto_provider();
+        let (shutdown, ready) = (CancellationToken::new(), Readiness::default().gate("watch"));
+        Self {
+            task: tokio::spawn(run(ready, shutdown.clone())),
+            shutdown,
+            webhook,
+        }
+    }
+
+    /// Starts that of the trigger `orders`; its webhook gets a free port.
     pub(crate) fn start(cluster: &Cluster, secrets: &Path) -> Self {
         Self::start_at(cluster, secrets, free_address())
     }
 
     pub(crate) fn start_at(cluster: &Cluster, secrets: &Path, webhook: SocketAddr) -> Self {
-        remoteprocess_tls::install_crypto_provider();
         let config = Config {
             namespace: NAMESPACE.to_owned(),
             trigger: "orders".to_owned(),
@@ -38,13 +51,9 @@ impl Bridge {
                 webhook,
             },
         };
-        let (shutdown, ready) = (CancellationToken::new(), Readiness::default().gate("watch"));
-        let run = engine::run(cluster.client(), config, Metrics::default(), ready, shutdown.clone());
-        Self {
-            task: tokio::spawn(run),
-            shutdown,
-            webhook,
-        }
+        Self::spawn(webhook, |ready, shutdown| {
+            engine::run(cluster.client(), config, Metrics::default(), ready, shutdown)
+        })
     }
 
     /// Ends it as SIGKILL would: nothing is finished.
