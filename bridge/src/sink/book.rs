@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use remoteprocess_api::bridge::BridgeReason;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::cursor::Cursor;
 use super::steps::{Planner, Step};
 use super::view::View;
-use super::worker::{End, Report, Signs};
+use super::worker::{End, Problem, Report, Signs};
 use entry::{Entry, Kept, Seen, State};
 
 /// Most processes whose state is kept while no worker needs it.
@@ -349,9 +348,10 @@ impl Book {
         let now = Instant::now();
         entry.is_suspect = matches!(report.end, End::Refused(..));
         match report.end {
-            End::Failed(reason, why) | End::Refused(reason, why) => {
+            End::Failed(problem) | End::Refused(problem) => {
+                let why = &problem.message;
                 tracing::warn!(uid, why, "the events of a process wait, will try again");
-                entry.problem = Some((reason, why));
+                entry.problem = Some(problem);
                 let at = now + entry.backoff.pause();
                 self.turn(uid, Some(at));
                 return self.rest(uid);
@@ -402,7 +402,7 @@ impl Book {
     }
 
     /// What keeps the events of a process, if that is so.
-    pub(super) fn problem(&self) -> Option<&(BridgeReason, String)> {
+    pub(super) fn problem(&self) -> Option<&Problem> {
         self.entries.values().find_map(Entry::problem)
     }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use remoteprocess_api::bridge::BridgeReason;
 use remoteprocess_api::sink::OutputStream;
 use remoteprocess_client::output::Error;
 use remoteprocess_client::pool::Shared;
@@ -61,16 +60,12 @@ pub enum ReadError {
     /// The relay does not know the process or the attempt.
     #[error("{0}")]
     Unknown(String),
+    /// The ServiceAccount may not read it.
+    #[error("{0}")]
+    Forbidden(String),
     /// It refuses, or contradicts itself.
     #[error("{0}")]
     Failed(String),
-}
-
-impl ReadError {
-    /// The reason for the condition Ready.
-    pub fn reason(&self) -> BridgeReason {
-        BridgeReason::OutputUnavailable
-    }
 }
 
 /// Reads output.
@@ -208,6 +203,7 @@ fn read_error(error: &Error) -> ReadError {
         Error::Relay(status) if matches!(status.code(), Code::NotFound | Code::OutOfRange) => {
             ReadError::Unknown(error.to_string())
         }
+        Error::Relay(status) if status.code() == Code::PermissionDenied => ReadError::Forbidden(error.to_string()),
         Error::Dial(DialError::Missing(_)) | Error::Relay(_) | Error::Dial(_) => ReadError::Failed(error.to_string()),
         Error::Inconsistent(_) | Error::NextAttempt(_) | Error::Output(_) => ReadError::Failed(error.to_string()),
     }

@@ -117,9 +117,50 @@ pub(super) enum End {
     /// Nothing is left to send.
     Done,
     /// It cannot continue for now.
-    Failed(BridgeReason, String),
+    Failed(Problem),
     /// The same, because the destination does not take an event.
-    Refused(BridgeReason, String),
+    Refused(Problem),
+}
+
+/// Why the events of a process wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// For the condition Ready.
+    pub(super) reason: BridgeReason,
+    /// A sentence.
+    pub(super) message: String,
+    /// The ServiceAccount lacks a right.
+    pub(super) lacks_right: bool,
+}
+
+impl From<&ApiError> for Problem {
+    fn from(error: &ApiError) -> Self {
+        Self {
+            reason: error.reason(),
+            message: error.to_string(),
+            lacks_right: matches!(error, ApiError::Forbidden(_)),
+        }
+    }
+}
+
+impl From<ReadError> for Problem {
+    fn from(error: ReadError) -> Self {
+        Self {
+            reason: BridgeReason::OutputUnavailable,
+            message: error.to_string(),
+            lacks_right: matches!(error, ReadError::Forbidden(_)),
+        }
+    }
+}
+
+impl From<SourceError> for Problem {
+    fn from(error: SourceError) -> Self {
+        Self {
+            reason: error.reason,
+            message: error.message,
+            lacks_right: false,
+        }
+    }
 }
 
 /// Why the events of this process cannot be sent for now.
@@ -133,8 +174,8 @@ enum Stuck {
 impl From<Stuck> for End {
     fn from(stuck: Stuck) -> Self {
         match stuck {
-            Stuck::Read(error) => Self::Failed(error.reason(), error.to_string()),
-            Stuck::Refused(error) => Self::Refused(error.reason, error.to_string()),
+            Stuck::Read(error) => Self::Failed(error.into()),
+            Stuck::Refused(error) => Self::Refused(error.into()),
             Stuck::Unsealed => Self::Yielded,
         }
     }
@@ -541,5 +582,5 @@ fn misplaced(error: Misplaced) -> Stuck {
 }
 
 fn failed(error: &ApiError) -> End {
-    End::Failed(error.reason(), error.to_string())
+    End::Failed(error.into())
 }

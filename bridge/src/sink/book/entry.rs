@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
-use remoteprocess_api::bridge::BridgeReason;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::super::cursor::Cursor;
 use super::super::view::View;
-use super::super::worker::Signs;
+use super::super::worker::{Problem, Signs};
 use crate::backoff::Backoff;
 
 /// A process that has events to send, or will have.
@@ -20,7 +19,7 @@ pub(super) struct Entry {
     pub(super) seen: Seen,
     pub(super) state: State,
     pub(super) backoff: Backoff,
-    pub(super) problem: Option<(BridgeReason, String)>,
+    pub(super) problem: Option<Problem>,
     /// Of its last worker.
     pub(super) signs: Arc<Signs>,
     /// What comes next is output, if there is any.
@@ -77,7 +76,7 @@ impl Entry {
     }
 
     /// What keeps its events, unless its worker shows that this is over.
-    pub(super) fn problem(&self) -> Option<&(BridgeReason, String)> {
+    pub(super) fn problem(&self) -> Option<&Problem> {
         let is_well = matches!(self.state, State::Works(..)) && self.signs.is_well.load(Ordering::Relaxed);
         self.problem.as_ref().filter(|_| !is_well)
     }

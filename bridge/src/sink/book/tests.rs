@@ -1,9 +1,11 @@
 use remoteprocess_api::RemoteProcess;
+use remoteprocess_api::bridge::BridgeReason;
 use serde_json::{Value, json};
 
 use super::super::cursor::{Mark, annotation};
 use super::super::events::Author;
 use super::*;
+use crate::source::SourceError;
 
 fn book() -> Book {
     let author = Author::new("shop", "events");
@@ -52,6 +54,10 @@ fn take(book: &mut Book) -> Vec<String> {
         .collect()
 }
 
+fn problem(reason: BridgeReason) -> Problem {
+    SourceError::new(reason, "no").into()
+}
+
 fn report(cursor: &Cursor, end: End) -> Report {
     Report {
         cursor: cursor.clone(),
@@ -97,10 +103,10 @@ async fn a_failure_is_tried_again_later_whatever_changes() {
     end(
         &mut book,
         "p",
-        report(&Cursor::new("p"), End::Failed(BridgeReason::Forbidden, "no".into())),
+        report(&Cursor::new("p"), End::Failed(problem(BridgeReason::Forbidden))),
     );
     assert_eq!(
-        (book.problem().map(|(reason, _)| *reason), book.waiting()),
+        (book.problem().map(|problem| problem.reason), book.waiting()),
         (Some(BridgeReason::Forbidden), 1)
     );
     book.see(view("p", json!({"phase": "Pending"}), None));
@@ -201,8 +207,8 @@ async fn what_the_destination_refused_is_known_until_it_takes_something() {
         end(book, "p", report(&Cursor::new("p"), end_));
         job.is_suspect
     };
-    let refused = || End::Refused(BridgeReason::Unreachable, "no".into());
-    assert!(!next(&mut book, End::Failed(BridgeReason::Forbidden, "no".into())));
+    let refused = || End::Refused(problem(BridgeReason::Unreachable));
+    assert!(!next(&mut book, End::Failed(problem(BridgeReason::Forbidden))));
     assert!(!next(&mut book, refused()));
     assert!(next(&mut book, refused()) && book.problem().is_some());
     assert!(next(&mut book, End::Yielded));
@@ -268,7 +274,7 @@ async fn another_spec_keeps_what_is_not_done() {
 async fn a_problem_is_over_when_the_worker_shows_it() {
     let mut book = book();
     let fail = |book: &mut Book| {
-        let failed = End::Failed(BridgeReason::OutputUnavailable, "no".into());
+        let failed = End::Failed(problem(BridgeReason::OutputUnavailable));
         end(book, "p", report(&Cursor::new("p"), failed));
     };
     book.see(view("p", json!({}), None));

@@ -10,6 +10,7 @@ use remoteprocess_api::bridge::{BridgeCondition, BridgeReason};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
+use super::super::worker::Problem;
 use super::Engine;
 use crate::kubernetes::{ApiError, remedy_for_sink};
 use crate::status::Finding;
@@ -142,10 +143,7 @@ impl Engine {
         }
         let broken = self.report.watch_error.as_ref();
         if let Some((error, _)) = broken.filter(|(_, seen)| seen.elapsed() < BROKEN) {
-            let message = format!(
-                "processes cannot be watched: {}",
-                self.advice(error.reason(), &error.to_string())
-            );
+            let message = format!("processes cannot be watched: {}", self.advice(&error.into()));
             return finding(false, error.reason(), &message);
         }
         if !self.running.is_complete {
@@ -154,8 +152,8 @@ impl Engine {
         if let Some(error) = self.running.link.outbox().problem() {
             return finding(false, error.reason, &error.message);
         }
-        if let Some((reason, why)) = self.running.book.problem() {
-            return finding(false, *reason, &self.advice(*reason, why));
+        if let Some(problem) = self.running.book.problem() {
+            return finding(false, problem.reason, &self.advice(problem));
         }
         if let Some(why) = self.running.tools.reader.problem() {
             let message = format!("output cannot be read: {why}");
@@ -165,10 +163,10 @@ impl Engine {
     }
 
     /// The sentence, with what helps.
-    fn advice(&self, reason: BridgeReason, said: &str) -> String {
-        let is_missing_right = matches!(reason, BridgeReason::Forbidden | BridgeReason::OutputUnavailable);
-        if !is_missing_right || !said.contains("cannot") && !said.contains("may not") && !said.contains("forbidden") {
-            return said.to_owned();
+    fn advice(&self, problem: &Problem) -> String {
+        let said = &problem.message;
+        if !problem.lacks_right {
+            return said.clone();
         }
         let namespace = self.sink.namespace().unwrap_or_default();
         let account = &self.sink.spec.service_account_name;
