@@ -209,7 +209,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn counts_go_on_and_the_condition_of_the_operator_is_left_out() {
+    fn counts_continue_and_the_condition_of_the_operator_is_left_out() {
         let deployed = json!({"type": "Deployed", "status": "True", "reason": "Deployed", "message": "",
                               "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let mut board = Board::new(

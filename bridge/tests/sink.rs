@@ -340,9 +340,9 @@ async fn what_waits_is_sent_later_and_what_is_gone_has_its_last_events() {
     engine.stop().await;
 }
 
-/// There are 32 workers at most, and each waits for the output of a program that goes on.
+/// There are 32 workers at most, and each waits for the output of a program that continues.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn programs_that_go_on_do_not_keep_others_waiting() {
+async fn programs_that_continue_do_not_keep_others_waiting() {
     let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
     let receiver = Receiver::start().await;
     cluster.put(
@@ -374,7 +374,7 @@ async fn programs_that_go_on_do_not_keep_others_waiting() {
     engine.stop().await;
 }
 
-/// Whether the events of a short process come in time while there are 40 that go on, and write this.
+/// Whether the events of a short process come in time while there are 40 that continue, and write this.
 async fn a_short_one_is_sent(in_time: Duration, write: impl Fn(&Outputs, &str)) {
     let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
     let receiver = Receiver::start().await;
@@ -521,7 +521,7 @@ async fn events_at_which_the_destination_fails_do_not_keep_others_waiting() {
     engine.kill().await;
 }
 
-/// One that goes on: its worker does not end when output can be read again.
+/// One that continues: its worker does not end when output can be read again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_problem_is_over_when_output_comes_again() {
     let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
 
-/// Observed state of a ProcessSink. The counts go on over restarts of the bridge; what it counted in the last seconds
+/// Observed state of a ProcessSink. The counts continue over restarts of the bridge; what it counted in the last seconds
 /// before it was killed is missing.
 #[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

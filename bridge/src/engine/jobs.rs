@@ -199,7 +199,7 @@ pub(super) async fn refuse(
     }
 }
 
-/// Sends the result of a process, and its message to the dead letters if it failed; then notes that in the process. Goes on
+/// Sends the result of a process, and its message to the dead letters if it failed; then notes that in the process. Continues
 /// after `progress`.
 pub(super) async fn send(
     kubernetes: Kubernetes,

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_go_on_and_the_condition_of_the_operator_is_left_out() {
+    fn counts_continue_and_the_condition_of_the_operator_is_left_out() {
         let mut sink = ProcessSink::new("events", ProcessSinkSpec::default());
         sink.metadata.generation = Some(4);
         let deployed = json!({"type": "Deployed", "status": "True", "reason": "Deployed", "message": "",

@@ -185,7 +185,7 @@ mod tests {
     fn a_part_does_not_reach_over_a_range_that_is_lost() {
         let mut divider = Divider::new(OutputFormat::Lines, 0);
         divider.add(0, b"ab").unwrap();
-        assert_eq!(divider.take(), None, "the line may go on");
+        assert_eq!(divider.take(), None, "the line may continue");
         divider.cut(2).unwrap();
         assert_eq!(divider.take().unwrap().bytes, b"ab");
         divider.skip_to(10);

@@ -25,7 +25,7 @@ pub const STARTING: &str = "dev.remoteprocess.process.starting.v1";
 pub const STARTED: &str = "dev.remoteprocess.process.started.v1";
 /// The program is paused. Sent only if the bridge sees it.
 pub const PAUSED: &str = "dev.remoteprocess.process.paused.v1";
-/// The program goes on. Sent only if the bridge has sent that it was paused.
+/// The program continues. Sent only if the bridge has sent that it was paused.
 pub const RESUMED: &str = "dev.remoteprocess.process.resumed.v1";
 /// The program was asked to stop. Sent only if the bridge sees it.
 pub const STOPPING: &str = "dev.remoteprocess.process.stopping.v1";
@@ -97,7 +97,7 @@ impl Author {
         self.event(view, PAUSED, &id, Timestamp::from_second(since).ok(), data)
     }
 
-    /// The program goes on after the pause that began at `since`. Nobody notes when.
+    /// The program continues after the pause that began at `since`. Nobody notes when.
     pub fn resumed(&self, view: &View, attempt: u32, since: i64) -> CloudEvent {
         let id = format!("{attempt}.resumed.{since}");
         let data = json!({"phase": "Running", "attempt": attempt});

@@ -203,7 +203,7 @@ fn bytes(seed: usize, length: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A process that runs, and goes on.
+/// A process that runs, and continues.
 pub(crate) fn begin_process(cluster: &Cluster, number: usize) -> String {
     let name = create_process(cluster, number);
     let record = json!({"number": 1, "grantedAt": now(), "startedAt": now()});

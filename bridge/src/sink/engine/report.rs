@@ -70,7 +70,7 @@ impl Engine {
         self.board.queue(running.book.waiting(), running.workers.len());
     }
 
-    /// Writes the counts at the end, so that they go on from there.
+    /// Writes the counts at the end, so that the next bridge continues from there.
     pub(super) async fn say_last(&mut self) {
         let Some(status) = self.board.unwritten().filter(|_| !self.is_gone) else {
             return;

@@ -179,7 +179,7 @@ impl Worker {
         Ok(())
     }
 
-    /// While output is read: sends that the program is paused, or goes on, or is to stop. Returns false if the output of
+    /// While output is read: sends that the program is paused, or continues, or is to stop. Returns false if the output of
     /// this attempt is not what comes next.
     async fn tell_of_now(&mut self, attempt: u32) -> Result<bool, Stuck> {
         loop {
