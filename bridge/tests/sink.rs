@@ -13,6 +13,8 @@ mod server;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
@@ -26,7 +28,8 @@ use serde_json::{Value, json};
 use server::Server;
 use tokio::time::{sleep, timeout};
 use world::{
-    LOST, Outputs, SINKS, begin_process, condition, is_all_sent, lose_node, run_process, sink, start, status, until,
+    LOST, Outputs, SINKS, begin_process, condition, fail_process, is_all_sent, lose_node, run_process, sink, start,
+    status, until,
 };
 
 /// Time between two changes of a process.
@@ -338,6 +341,35 @@ async fn what_waits_is_sent_later_and_what_is_gone_has_its_last_events() {
         .collect();
     assert!(!kinds.contains("dev.remoteprocess.process.deleted.v1"), "{kinds:?}");
     engine.stop().await;
+}
+
+/// The states of a thousand are kept; the others are read again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_processes_than_are_kept_are_sent_once_and_in_order() {
+    const NUMBER: usize = 1100;
+    let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
+    let receiver = Receiver::start().await;
+    cluster.put(SINKS, sink(&json!({"http": {"url": receiver.url()}}), &json!({})));
+    for number in 0..NUMBER {
+        fail_process(&cluster, number);
+    }
+    let reads = Arc::new(AtomicUsize::new(0));
+    let counted = reads.clone();
+    cluster.rule(move |method, path, _| {
+        let is_one = path.contains("/remoteprocesses/");
+        counted.fetch_add(usize::from(*method == Method::GET && is_one), Ordering::Relaxed);
+        None
+    });
+    let engine = start(&cluster, &outputs, secrets.path());
+    until(&cluster, "all events", || is_all_sent(&cluster, NUMBER)).await;
+    engine.stop().await;
+    let events: Vec<Vec<u8>> = receiver.taken().into_iter().map(|(_, body)| body).collect();
+    assert_eq!(events.len(), 2 * NUMBER);
+    let all = firsts(&events);
+    assert_eq!(all.len(), NUMBER);
+    assert!(all.values().all(|events| in_short(events) == ["created", "finished"]));
+    let reads = reads.load(Ordering::Relaxed);
+    assert!((1..NUMBER).contains(&reads), "{reads}");
 }
 
 /// There are 32 workers at most, and each waits for the output of a program that continues.

@@ -234,6 +234,16 @@ pub(crate) fn lose_node(cluster: &Cluster, outputs: &Outputs, number: usize, is_
     name
 }
 
+/// A process that ended before it began.
+pub(crate) fn fail_process(cluster: &Cluster, number: usize) {
+    let name = create_process(cluster, number);
+    set(
+        cluster,
+        &name,
+        &json!({"phase": "Failed", "reason": "StartFailed", "finishedAt": now()}),
+    );
+}
+
 fn sealed() -> Value {
     json!([{"type": "OutputSealed", "status": "True", "reason": "Archived", "message": "", "lastTransitionTime": now()}])
 }
