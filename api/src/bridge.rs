@@ -22,6 +22,28 @@ pub(crate) fn kind(is_set: [bool; 4]) -> &'static str {
         .unwrap_or("none")
 }
 
+/// Most pods of a bridge.
+pub const MAX_REPLICAS: u32 = 2;
+
+/// The bridge of a trigger or a sink.
+#[skip_serializing_none]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BridgeSpec {
+    /// Number of its pods, 1 or 2. One works. With 2, the other waits as a stand-by, and takes over within a few seconds
+    /// when the first ends, and within 20 seconds when its node is lost. Defaults to 1.
+    #[schemars(range(min = 1, max = 2))]
+    pub replicas: Option<u32>,
+}
+
+impl BridgeSpec {
+    /// Number of pods of a bridge, 1 or 2, also for an object that passed no validation.
+    pub fn replicas(spec: Option<&Self>) -> u32 {
+        let replicas = spec.and_then(|spec| spec.replicas);
+        replicas.unwrap_or(1).clamp(1, MAX_REPLICAS)
+    }
+}
+
 /// How the bridge and a broker trust each other.
 #[skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -81,7 +103,7 @@ pub enum BridgeReason {
     InvalidSource,
     /// The destination is none, or refuses an event.
     InvalidDestination,
-    /// The API server does not let the ServiceAccount create, or watch and annotate, processes.
+    /// The API server does not let the ServiceAccount create, or watch and annotate, processes, or hold its Lease.
     Forbidden,
     /// The API server refuses the template.
     InvalidTemplate,

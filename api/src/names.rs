@@ -147,6 +147,11 @@ pub const CA_FORMER_UNTIL: &str = "formerTrustedUntil";
 pub const CA_WARNING: &str = "warning";
 /// Key of [`CA_CONFIG_MAP`]: the last value of [`ANNOTATION_ROTATE`] that has led to a rotation.
 pub const CA_ANSWERED: &str = "answered";
+/// Name of the Deployment, the Service and the Lease of a bridge. `word`: `trigger` or `sink`.
+pub fn bridge_object(name: &str, word: &str) -> String {
+    format!("{name}-{word}")
+}
+
 /// Lease that names the leading controller.
 pub const LEASE: &str = "remoteprocess-controller";
 /// Signer of the CertificateSigningRequests by which people get their certificates.

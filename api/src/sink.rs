@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
 use strum::{Display, EnumString, IntoStaticStr};
 
+use crate::bridge::BridgeSpec;
 use crate::rules;
 
 pub use destination::{DestinationSpec, HttpDestination, NatsDestination, PubSubDestination, RabbitMqDestination};
@@ -66,6 +67,8 @@ pub struct ProcessSinkSpec {
     /// Whether the bridge sends no events. They are sent later, except of processes that are deleted until then. Defaults
     /// to false.
     pub suspend: Option<bool>,
+    /// The pods of the bridge. By default, there is one.
+    pub bridge: Option<BridgeSpec>,
 }
 
 /// The output to send. A process has its last event, which says how it ended, after the last event of its output.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
 use strum::{Display, EnumString, IntoStaticStr};
 
+use crate::bridge::BridgeSpec;
 use crate::rules;
 use crate::spec::RemoteProcessSpec;
 
@@ -88,6 +89,8 @@ pub struct ProcessTriggerSpec {
     /// Whether the bridge takes no messages. They wait in the broker; the HTTP source answers 503. Processes that run
     /// continue, and their results are sent. Defaults to false.
     pub suspend: Option<bool>,
+    /// The pods of the bridge. By default, there is one.
+    pub bridge: Option<BridgeSpec>,
 }
 
 /// How the id of a message is found, and how its payload reaches the program.

@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::process;
 
 use clap::{ArgGroup, Parser};
+use jiff::Timestamp;
 use remoteprocess_api::names::ADMIN_PORT;
 use remoteprocess_api::trigger::WEBHOOK_PORT;
 use remoteprocess_runtime::{LogError, LogFormat};
@@ -25,6 +27,10 @@ pub struct Args {
     /// Name of the sink.
     #[arg(long, env = "RPROC_SINK")]
     sink: Option<String>,
+    /// Name of this pod, under which it holds the lease of the trigger or sink. One that begins again under the same name
+    /// works at once. Default: another name each time.
+    #[arg(long, env = "POD_NAME")]
+    identity: Option<String>,
     /// Address of the admin port: health and metrics.
     #[arg(long, env = "RPROC_ADMIN_LISTEN", default_value_t = any(ADMIN_PORT))]
     admin_listen: SocketAddr,
@@ -47,6 +53,8 @@ pub struct Args {
 pub struct Config {
     /// What the bridge is of.
     pub object: Object,
+    /// Name of this pod in the lease.
+    pub identity: String,
     /// Address of the admin port.
     pub admin_listen: SocketAddr,
     /// Format of the log.
@@ -80,6 +88,11 @@ fn any(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
 }
 
+/// A name that no other bridge has.
+fn any_identity() -> String {
+    format!("bridge-{}-{}", process::id(), Timestamp::now().as_nanosecond())
+}
+
 impl TryFrom<Args> for Config {
     type Error = Error;
 
@@ -104,6 +117,7 @@ impl TryFrom<Args> for Config {
         };
         Ok(Self {
             object,
+            identity: args.identity.unwrap_or_else(any_identity),
             admin_listen: args.admin_listen,
             log_format: args.log_format.parse()?,
             log_filter: args.log_filter,
@@ -120,12 +134,26 @@ mod tests {
         let args = Args::try_parse_from(["bridge", "--namespace", "shop", "--trigger", "orders"]).unwrap();
         let config = Config::try_from(args).unwrap();
         assert_eq!(config.admin_listen.port(), 8080);
+        assert!(!config.identity.is_empty());
         let Object::Trigger(engine) = config.object else {
             panic!("{config:?}");
         };
         assert_eq!((engine.namespace.as_str(), engine.trigger.as_str()), ("shop", "orders"));
         assert_eq!(engine.settings.secrets, Secrets::default());
         assert_eq!(engine.settings.webhook.port(), 8081);
+    }
+
+    #[test]
+    fn a_pod_has_its_name_and_what_has_none_gets_another_each_time() {
+        let identity = |more: &[&str]| {
+            let args = [&["bridge", "--namespace", "shop", "--sink", "events"], more].concat();
+            Config::try_from(Args::try_parse_from(args).unwrap()).unwrap().identity
+        };
+        assert_eq!(
+            identity(&["--identity", "events-sink-5d4f7-x2x4q"]),
+            "events-sink-5d4f7-x2x4q"
+        );
+        assert_ne!(any_identity(), any_identity());
     }
 
     #[test]

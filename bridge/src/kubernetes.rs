@@ -189,6 +189,18 @@ impl Kubernetes {
         Ok(found.is_some_and(|found| is_of(&found, &process.uid().unwrap_or_default())))
     }
 
+    /// A trigger or a sink by name.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn object<K>(&self, name: &str) -> Result<K, ApiError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
+        let api = Api::<K>::namespaced(self.client.clone(), &self.namespace);
+        self.call(api.get(name)).await.map_err(|error| classify(&error))
+    }
+
     /// A process by name, if there is one.
     ///
     /// # Errors

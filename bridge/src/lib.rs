@@ -1,7 +1,7 @@
 //! The bridge of one ProcessTrigger: takes messages from its source, creates one RemoteProcess for each, and sends the
 //! results back. Or of one ProcessSink: sends events about processes to its destination.
 //!
-//! Arrows: bridge → client, api, proto, runtime, tls.
+//! Arrows: bridge → client, api, proto, runtime, tls, election.
 //! Invariant of triggers: the name of a process follows from the trigger and the id of the message, and a message is settled
 //! only after the process exists. So a message is neither lost nor run twice, whichever part dies.
 //! Invariant of sinks: the cursor of a process moves only after what it passes was confirmed, and an event that is sent
@@ -21,4 +21,5 @@ pub mod process;
 pub mod runs;
 pub mod sink;
 pub mod source;
+pub mod standby;
 pub mod status;

@@ -4,7 +4,7 @@
 //! from both, `events` writes it down, `divide` cuts the output. They are pure. `worker` does it for one process, `book`
 //! decides whose turn it is, `link` holds the connection to the destination, `reader` gets the output, and `engine` watches.
 
-mod board;
+pub(crate) mod board;
 mod book;
 pub mod cursor;
 pub mod destination;

@@ -84,6 +84,15 @@ impl Metrics {
     }
 }
 
+impl Metrics {
+    /// This bridge does not work any more: what was so then is not so now.
+    pub fn idle(&self) {
+        for gauge in [&self.running, &self.lag, &self.connected] {
+            gauge.set(0);
+        }
+    }
+}
+
 impl Board {
     /// Continues from the status that the trigger has.
     pub fn new(trigger: &ProcessTrigger, metrics: Metrics) -> Self {
@@ -275,6 +284,7 @@ pub(crate) mod tests {
     fn every_metric_is_in_the_documentation() {
         let mut registry = Registry::default();
         Metrics::default().register(&mut registry);
+        crate::standby::Metrics::default().register(&mut registry);
         documented(&registry, "remoteprocess_bridge_");
     }
 

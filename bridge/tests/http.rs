@@ -5,6 +5,8 @@
 mod cluster;
 #[path = "support/engine.rs"]
 mod engine;
+#[path = "http/standby.rs"]
+mod standby;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

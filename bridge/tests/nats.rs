@@ -7,6 +7,8 @@ mod cluster;
 mod engine;
 #[path = "nats/server.rs"]
 mod server;
+#[path = "nats/standby.rs"]
+mod standby;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

@@ -20,7 +20,7 @@ use std::time::Duration;
 use async_nats::jetstream::{self, stream};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use cluster::{Cluster, PROCESSES, refusal};
+use cluster::{Cluster, Cut, Line, PROCESSES, refusal};
 use futures::StreamExt as _;
 use http::Method;
 use receiver::Receiver;
@@ -29,7 +29,7 @@ use server::Server;
 use tokio::time::{sleep, timeout};
 use world::{
     LOST, Outputs, SINKS, begin_process, condition, fail_process, is_all_sent, lose_node, run_process, sink, start,
-    status, until,
+    start_candidate, status, until,
 };
 
 /// Time between two changes of a process.
@@ -213,6 +213,58 @@ async fn each_transition_and_each_byte_arrives_whatever_is_killed() {
         events.len() - distinct
     );
     check(&events, &outputs, number);
+}
+
+/// Two bridges of one sink: the one that works loses its way to the Lease, loses its way to the API server, is killed, and
+/// ends in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_bridges_one_sends_whatever_happens_to_it() {
+    let (cluster, outputs, secrets) = (Cluster::new(), Outputs::default(), tempfile::tempdir().unwrap());
+    let receiver = Receiver::start().await;
+    let http = json!({"http": {"url": receiver.url()}});
+    cluster.put(SINKS, sink(&http, &json!({"output": {"as": "Chunks"}})));
+    let holds = async |identity: &str| {
+        until(&cluster, identity, || cluster.holder().as_deref() == Some(identity)).await;
+        sleep(PAUSE * 10).await;
+    };
+    let (line_a, line_b) = (Line::of("a"), Line::of("b"));
+    let start = |line: &Line| start_candidate(&cluster, &outputs, secrets.path(), line);
+    let a = start(&line_a);
+    holds("a").await;
+    let b = start(&line_b);
+    let mut runs = tokio::task::JoinSet::new();
+    let (all, output) = (cluster.clone(), outputs.clone());
+    let number = 24;
+    let creating = tokio::spawn(async move {
+        for process in 0..number {
+            runs.spawn(run_process(all.clone(), output.clone(), process, PAUSE * 4));
+            sleep(PAUSE * 4).await;
+        }
+        runs.join_all().await;
+    });
+    sleep(PAUSE * 10).await;
+    line_a.cut(Cut::Lease);
+    holds("b").await;
+    line_a.cut(Cut::Nothing);
+    line_b.cut(Cut::Everything);
+    holds("a").await;
+    line_b.cut(Cut::Nothing);
+    a.kill().await;
+    holds("b").await;
+    let a = start(&line_a);
+    sleep(PAUSE * 5).await;
+    b.stop().await;
+    holds("a").await;
+    creating.await.unwrap();
+    until(&cluster, "all events", || is_all_sent(&cluster, number)).await;
+    a.stop().await;
+    let events: Vec<Vec<u8>> = receiver.taken().into_iter().map(|(_, body)| body).collect();
+    check(&events, &outputs, number);
+    assert_eq!(
+        cluster.strays(),
+        Vec::<String>::new(),
+        "only the holder changes anything"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

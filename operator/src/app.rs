@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures::future::BoxFuture;
 use kube::Client;
+use remoteprocess_api::names;
+use remoteprocess_election::{Candidate, Election, Timing};
 use remoteprocess_runtime::prometheus_client::registry::Registry;
 use remoteprocess_runtime::{Readiness, admin};
 use remoteprocess_tls::{ClientAuth, Dialer, Role, serve};
@@ -20,7 +22,6 @@ use crate::authority::metrics::{enroll_limits, main_limits};
 use crate::authority::{AuthorityConfig, AuthorityHandle, csr};
 use crate::controller::{self, bridge::BridgeSettings};
 use crate::directory::Directory;
-use crate::leader::{Candidate, Timing, run_as_leader};
 use crate::relay::archive::{Archive, Retention, retain};
 use crate::relay::attempt::Agent;
 use crate::relay::attempt::AttemptKey;
@@ -319,7 +320,9 @@ fn lead<Retain: Future<Output = ()>>(
 ) -> impl Future<Output = ()> {
     let candidate = Candidate {
         namespace: config.namespace.clone(),
+        lease: names::LEASE.to_owned(),
         identity: config.replica.clone(),
+        owner: None,
         timing: Timing::default(),
     };
     let bundle = authority.clone();
@@ -330,7 +333,7 @@ fn lead<Retain: Future<Output = ()>>(
         traces: config.tracing.is_some(),
     };
     let (client, directory, bridge) = (client.clone(), directory.clone(), config.bridge.clone());
-    run_as_leader(client.clone(), candidate, shutdown.clone(), move |term| {
+    Election::new(client.clone(), candidate).run(shutdown.clone(), move |term| {
         let processes = controller::run(client.clone(), settings.clone(), directory.clone(), term.clone());
         let making = bridges(client.clone(), bridge.clone(), settings.namespaces.clone(), term);
         let retain = retain();

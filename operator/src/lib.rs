@@ -1,6 +1,6 @@
 //! The operator: a controller that keeps one pod per attempt, and a relay that carries and archives the output.
 //!
-//! Arrows: operator → api, proto, tls, runtime. Invariant: nothing that a client or the network does changes the
+//! Arrows: operator → api, proto, tls, runtime, election. Invariant: nothing that a client or the network does changes the
 //! outcome of a process or silently loses a byte.
 
 // The macros that print panic if the stream is closed.
@@ -21,7 +21,6 @@ pub(crate) mod fake_cluster;
 pub mod fuzz;
 #[cfg(test)]
 mod hostile;
-pub mod leader;
 pub(crate) mod phase;
 pub mod relay;
 pub(crate) mod report;

@@ -54,6 +54,11 @@ impl Readiness {
         gate
     }
 
+    /// Whether all preconditions are met.
+    pub fn is_ready(&self) -> bool {
+        self.closed().is_empty()
+    }
+
     fn closed(&self) -> Vec<&'static str> {
         let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
         gates

@@ -13,20 +13,24 @@ use crate::{exec, paths};
 
 const PREFIX: &str = "remoteprocess-";
 /// Which of our crates a crate may depend on. Those that are not named (tests, benchmarks, tasks) may use any.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("api", &[]),
     ("proto", &[]),
     ("tls", &[]),
     ("runtime", &[]),
     ("settings", &[]),
+    ("election", &[]),
     ("entrypoint", &[]),
     // Only tests take ports.
     ("ports", &[]),
-    ("operator", &["api", "proto", "tls", "runtime", "settings"]),
+    ("operator", &["api", "proto", "tls", "runtime", "election", "settings"]),
     ("agent", &["proto", "tls", "runtime", "settings", "entrypoint", "ports"]),
     ("client", &["api", "proto", "tls"]),
     ("cli", &["client", "api", "proto", "tls", "settings", "ports"]),
-    ("bridge", &["client", "api", "proto", "tls", "runtime", "ports"]),
+    (
+        "bridge",
+        &["client", "api", "proto", "tls", "runtime", "election", "ports"],
+    ),
 ];
 /// Crate of ours, packages that it must not link, and why.
 const BANS: [(&str, &[&str], &str); 5] = [

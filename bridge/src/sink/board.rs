@@ -37,18 +37,25 @@ impl Metrics {
         sink.register("working", help, self.working.clone());
         sink.register("connected", "1 if the destination is connected", self.connected.clone());
     }
+
+    /// This bridge does not work any more: what was so then is not so now.
+    pub fn idle(&self) {
+        for gauge in [&self.waiting, &self.working, &self.connected] {
+            gauge.set(0);
+        }
+    }
 }
 
 /// Collects what is told.
 #[derive(Debug)]
-pub(super) struct Board {
+pub(crate) struct Board {
     sheet: Sheet<ProcessSinkStatus>,
     metrics: Metrics,
 }
 
 impl Board {
     /// Continues from the status that the sink has.
-    pub(super) fn new(sink: &ProcessSink, metrics: Metrics) -> Self {
+    pub(crate) fn new(sink: &ProcessSink, metrics: Metrics) -> Self {
         let mut board = Self {
             sheet: Sheet::after(sink.status.clone()),
             metrics,
@@ -84,7 +91,7 @@ impl Board {
     }
 
     /// Sets a condition. Returns whether that is news for people.
-    pub(super) fn set(&mut self, condition: BridgeCondition, finding: &Finding, now: Timestamp) -> bool {
+    pub(crate) fn set(&mut self, condition: BridgeCondition, finding: &Finding, now: Timestamp) -> bool {
         if condition == BridgeCondition::Connected {
             self.metrics.connected.set(finding.holds.into());
         }
@@ -97,7 +104,7 @@ impl Board {
     }
 
     /// The status to write, if it differs from what was written last.
-    pub(super) fn unwritten(&self) -> Option<Value> {
+    pub(crate) fn unwritten(&self) -> Option<Value> {
         self.sheet.unwritten()
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, FuturesUnordered};
 use kube::core::{DeserializeGuard, Selector, SelectorExt as _};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch_api};
@@ -17,7 +17,6 @@ use remoteprocess_api::sink::ProcessSinkSpec;
 use remoteprocess_api::{ProcessSink, RemoteProcess};
 use remoteprocess_runtime::Gate as ReadyGate;
 use serde_json::Value;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -92,7 +91,8 @@ struct Running {
     book: Book,
     link: Link,
     tools: Arc<Tools>,
-    workers: JoinSet<(String, u64, Report)>,
+    /// Polled with the engine, and in no task of their own: none sends anything after the lease is lost.
+    workers: FuturesUnordered<BoxFuture<'static, (String, u64, Report)>>,
 }
 
 /// Runs the bridge of a sink until `shutdown`, or until the sink is gone.
@@ -174,7 +174,7 @@ impl Running {
                 is_crowded: AtomicBool::new(false),
                 urgent: AtomicUsize::new(0),
             }),
-            workers: JoinSet::new(),
+            workers: FuturesUnordered::new(),
         }
     }
 
@@ -188,7 +188,8 @@ impl Running {
         let outbox = self.link.outbox();
         let (uid, number, stop) = (job.uid.clone(), job.number, job.stop.clone());
         let worker = Worker::new(self.tools.clone(), outbox, job);
-        self.workers.spawn(async move { (uid, number, worker.run(stop).await) });
+        self.workers
+            .push(Box::pin(async move { (uid, number, worker.run(stop).await) }));
     }
 
     fn see(&mut self, event: Event<DeserializeGuard<RemoteProcess>>, sink: &str) {
@@ -260,7 +261,7 @@ impl Engine {
         tokio::select! {
             Some(event) = self.sinks.next() => Happening::Sink(Box::new(event)),
             Some(event) = running.processes.next() => Happening::Process(Box::new(event)),
-            Some(Ok((uid, job, report))) = running.workers.join_next() => Happening::Ended(uid, job, Box::new(report)),
+            Some((uid, job, report)) = running.workers.next() => Happening::Ended(uid, job, Box::new(report)),
             (status, written) = or_pending(&mut self.writing) => Happening::Written(status, written),
             () = until(turn) => Happening::Turn,
             _ = self.tick.tick() => Happening::Tick,
@@ -310,13 +311,13 @@ impl Engine {
         let (former, next) = (self.sink.spec.clone(), sink.spec.clone());
         self.board.observe(&sink);
         self.sink = Arc::new(sink);
-        let is_other = ProcessSinkSpec {
+        // What does not concern the events.
+        let of_events = |spec: &ProcessSinkSpec| ProcessSinkSpec {
             suspend: None,
-            ..former.clone()
-        } != ProcessSinkSpec {
-            suspend: None,
-            ..next.clone()
+            bridge: None,
+            ..spec.clone()
         };
+        let is_other = of_events(&former) != of_events(&next);
         if is_other || (next.is_suspended() && !former.is_suspended()) {
             // Each worker notes how far it is. What was not confirmed is sent again.
             let _ = timeout(SHUTDOWN, self.finish()).await;
@@ -330,10 +331,8 @@ impl Engine {
     /// Lets workers note how far they are.
     async fn finish(&mut self) {
         self.running.book.stop();
-        while let Some(ended) = self.running.workers.join_next().await {
-            if let Ok((uid, job, report)) = ended {
-                self.running.book.ended(&uid, job, report);
-            }
+        while let Some((uid, job, report)) = self.running.workers.next().await {
+            self.running.book.ended(&uid, job, report);
         }
         self.count();
     }

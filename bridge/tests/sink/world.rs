@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use remoteprocess_api::ProcessSink;
 use remoteprocess_api::sink::OutputStream;
 use remoteprocess_bridge::sink::reader::{OutputReader, Piece, ReadError, Request};
 use remoteprocess_bridge::sink::{self, Config, Metrics};
@@ -18,7 +19,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::Sender;
 use tokio::time::sleep;
 
-use crate::cluster::{Cluster, NAMESPACE, PROCESSES};
+use crate::cluster::{Cluster, Line, NAMESPACE, PROCESSES};
 use crate::engine::Bridge;
 
 pub(crate) const SINKS: &str = "processsinks";
@@ -350,6 +351,20 @@ pub(crate) fn start(cluster: &Cluster, outputs: &Outputs, secrets: &Path) -> Bri
     let reader = Arc::new(outputs.clone());
     Bridge::spawn(free_address(), |ready, shutdown| {
         sink::run(cluster.client(), config, reader, Metrics::default(), ready, shutdown)
+    })
+}
+
+/// Starts one that works while it holds the Lease.
+pub(crate) fn start_candidate(cluster: &Cluster, outputs: &Outputs, secrets: &Path, line: &Line) -> Bridge {
+    let config = Config {
+        namespace: NAMESPACE.to_owned(),
+        sink: "events".to_owned(),
+        secrets: Secrets::under(secrets),
+    };
+    let (client, outputs) = (cluster.client_of(line), outputs.clone());
+    Bridge::spawn_candidate::<ProcessSink, _>(free_address(), ("events", line), client.clone(), move |ready, term| {
+        let (config, reader) = (config.clone(), Arc::new(outputs.clone()));
+        sink::run(client.clone(), config, reader, Metrics::default(), ready, term)
     })
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,12 +25,49 @@ pub(crate) const NAMESPACE: &str = "shop";
 pub(crate) const PROCESSES: &str = "remoteprocesses";
 pub(crate) const CONFIG_MAPS: &str = "configmaps";
 pub(crate) const TRIGGERS: &str = "processtriggers";
+pub(crate) const LEASES: &str = "leases";
 
 /// Cheap to clone: all clones are the same cluster.
 #[derive(Clone)]
 pub(crate) struct Cluster {
     state: Arc<Mutex<State>>,
     changed: watch::Sender<usize>,
+}
+
+/// The way of one bridge to the server. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Line {
+    /// Name of the pod.
+    pub(crate) identity: String,
+    cut: Arc<AtomicU8>,
+}
+
+/// What of a line is cut: a call has no answer until that is over, and fails then.
+#[derive(Clone, Copy)]
+pub(crate) enum Cut {
+    Nothing,
+    /// Calls about the Lease.
+    Lease,
+    /// All calls. Watches that are open stay open.
+    Everything,
+}
+
+impl Line {
+    pub(crate) fn of(identity: &str) -> Self {
+        Self {
+            identity: identity.to_owned(),
+            cut: Arc::default(),
+        }
+    }
+
+    pub(crate) fn cut(&self, cut: Cut) {
+        self.cut.store(cut as u8, Ordering::SeqCst);
+    }
+
+    fn is_cut_for(&self, path: &str) -> bool {
+        let cut = self.cut.load(Ordering::SeqCst);
+        cut == Cut::Everything as u8 || (cut == Cut::Lease as u8 && path.contains("/leases"))
+    }
 }
 
 /// The body of an answer.
@@ -54,6 +92,8 @@ struct State {
     created: Vec<String>,
     /// Message id and payload of each process that was run.
     journal: Vec<(String, String)>,
+    /// Changes that a bridge made while it was not the holder of the Lease.
+    strays: Vec<String>,
 }
 
 impl Cluster {
@@ -73,7 +113,41 @@ impl Cluster {
         Client::new(service, NAMESPACE)
     }
 
+    /// The client of a bridge in an election.
+    pub(crate) fn client_of(&self, line: &Line) -> Client {
+        let (cluster, line) = (self.clone(), line.clone());
+        let service = service_fn(move |request: Request<Body>| {
+            let (cluster, line) = (cluster.clone(), line.clone());
+            async move {
+                let path = request.uri().path().to_owned();
+                if !line.is_cut_for(&path) {
+                    return Ok::<_, Infallible>(cluster.serve_to(request, Some(&line.identity)).await);
+                }
+                while line.is_cut_for(&path) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                let (code, status) = refusal(503, "ServiceUnavailable");
+                Ok(answer(code, &status))
+            }
+        });
+        Client::new(service, NAMESPACE)
+    }
+
+    /// The holder of the Lease, of which there is one.
+    pub(crate) fn holder(&self) -> Option<String> {
+        self.state().holder()
+    }
+
+    /// Changes that a bridge made while it was not the holder of the Lease.
+    pub(crate) fn strays(&self) -> Vec<String> {
+        self.state().strays.clone()
+    }
+
     async fn serve(&self, request: Request<Body>) -> Response<Reply> {
+        self.serve_to(request, None).await
+    }
+
+    async fn serve_to(&self, request: Request<Body>, identity: Option<&str>) -> Response<Reply> {
         let (parts, body) = request.into_parts();
         let bytes = body.collect_bytes().await.expect("a whole body");
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
@@ -108,9 +182,10 @@ impl Cluster {
             (&Method::GET, None) => self.state().list(&kind, &query),
             (&Method::GET, Some(name)) => self.state().read(&kind, &name),
             (method, name) => {
-                let answer = self
-                    .state()
-                    .change(method, &kind, name, &body, path.get(at + 4).is_some());
+                let mut state = self.state();
+                state.note_stray(identity, method, &kind);
+                let answer = state.change(method, &kind, name, &body, path.get(at + 4).is_some());
+                drop(state);
                 let length = self.state().log.len();
                 self.changed.send_replace(length);
                 answer
@@ -306,6 +381,7 @@ impl State {
         let answer = match (method, name) {
             (&Method::POST, None) => self.create(kind, body.clone()),
             (&Method::PATCH, Some(name)) => self.patch(kind, &name, body, is_status),
+            (&Method::PUT, Some(name)) => self.replace(kind, &name, body.clone()),
             (&Method::DELETE, Some(name)) => self.delete(kind, &name, body),
             other => panic!("not expected: {other:?} {kind}"),
         };
@@ -330,6 +406,33 @@ impl State {
         let stored = self.store(kind, object);
         self.most_running = self.most_running.max(self.running());
         (201, stored)
+    }
+
+    fn replace(&mut self, kind: &str, name: &str, object: Value) -> Answer {
+        let found = self.objects.get(&(kind.to_owned(), name.to_owned()));
+        let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
+        match found.map(version) {
+            None => refusal(404, "NotFound"),
+            Some(found) if found != version(&object) => refusal(409, "Conflict"),
+            Some(_) => (200, self.store(kind, object)),
+        }
+    }
+
+    fn holder(&self) -> Option<String> {
+        let (_, lease) = self.objects.iter().find(|((kind, _), _)| kind == LEASES)?;
+        lease["spec"]["holderIdentity"].as_str().map(str::to_owned)
+    }
+
+    /// Events are written beside the work, and say only what was so.
+    fn note_stray(&mut self, identity: Option<&str>, method: &Method, kind: &str) {
+        let Some(identity) = identity.filter(|_| kind != LEASES && kind != "events") else {
+            return;
+        };
+        let holder = self.holder();
+        if holder.as_deref() != Some(identity) {
+            self.strays
+                .push(format!("{identity}: {method} {kind}, while {holder:?} holds the lease"));
+        }
     }
 
     fn running(&self) -> usize {

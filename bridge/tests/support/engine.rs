@@ -4,21 +4,35 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
+use remoteprocess_api::ProcessTrigger;
 use remoteprocess_bridge::engine::{self, Config};
 use remoteprocess_bridge::source::{Secrets, Settings};
+use remoteprocess_bridge::standby::{self, Led, Place};
 use remoteprocess_bridge::status::Metrics;
+use remoteprocess_election::Timing;
 use remoteprocess_ports::free_address;
 use remoteprocess_runtime::{Gate, Readiness};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{Cluster, NAMESPACE};
+use crate::cluster::{Cluster, Line, NAMESPACE};
+
+/// An election whose leases are over soon.
+pub(crate) const TIMING: Timing = Timing {
+    lease_duration: Duration::from_secs(2),
+    renew_deadline: Duration::from_secs(1),
+    renew_period: Duration::from_millis(150),
+    retry_period: Duration::from_millis(100),
+    handover: Duration::from_secs(5),
+};
 
 /// An engine.
 pub(crate) struct Bridge {
     task: JoinHandle<()>,
     shutdown: CancellationToken,
+    readiness: Readiness,
     pub(crate) webhook: SocketAddr,
 }
 
@@ -29,10 +43,11 @@ impl Bridge {
         F: Future<Output = ()> + Send + 'static,
     {
         remoteprocess_tls::install_crypto_provider();
-        let (shutdown, ready) = (CancellationToken::new(), Readiness::default().gate("watch"));
+        let (shutdown, readiness) = (CancellationToken::new(), Readiness::default());
         Self {
-            task: tokio::spawn(run(ready, shutdown.clone())),
+            task: tokio::spawn(run(readiness.gate("watch"), shutdown.clone())),
             shutdown,
+            readiness,
             webhook,
         }
     }
@@ -54,6 +69,58 @@ impl Bridge {
         Self::spawn(webhook, |ready, shutdown| {
             engine::run(cluster.client(), config, Metrics::default(), ready, shutdown)
         })
+    }
+
+    /// Starts that of the trigger `orders`, which works while it holds the Lease.
+    pub(crate) fn start_candidate(cluster: &Cluster, secrets: &Path, line: &Line) -> Self {
+        let webhook = free_address();
+        let config = Config {
+            namespace: NAMESPACE.to_owned(),
+            trigger: "orders".to_owned(),
+            settings: Settings {
+                secrets: Secrets::under(secrets),
+                webhook,
+            },
+        };
+        let client = cluster.client_of(line);
+        let api = client.clone();
+        Self::spawn_candidate::<ProcessTrigger, _>(webhook, ("orders", line), client, move |ready, term| {
+            engine::run(api.clone(), config.clone(), Metrics::default(), ready, term)
+        })
+    }
+
+    /// Starts an engine that works while it holds the Lease of the object with this name.
+    pub(crate) fn spawn_candidate<K: Led, F>(
+        webhook: SocketAddr,
+        (name, line): (&str, &Line),
+        client: kube::Client,
+        mut run: impl FnMut(Gate, CancellationToken) -> F + Send + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        remoteprocess_tls::install_crypto_provider();
+        let place = Place {
+            namespace: NAMESPACE.to_owned(),
+            name: name.to_owned(),
+            identity: line.identity.clone(),
+            timing: TIMING,
+        };
+        let (shutdown, readiness) = (CancellationToken::new(), Readiness::default());
+        let ready = readiness.gate("watch");
+        let gate = (ready.clone(), standby::Metrics::default());
+        let lead = move |term| run(ready.clone(), term);
+        let run = standby::run::<K, _>(client, place, gate, shutdown.clone(), lead, || {});
+        Self {
+            task: tokio::spawn(run),
+            shutdown,
+            readiness,
+            webhook,
+        }
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.readiness.is_ready()
     }
 
     /// Ends it as SIGKILL would: nothing is finished.

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use remoteprocess_api::ProcessSink;
+use remoteprocess_api::bridge::BridgeSpec;
 use remoteprocess_api::sink::{DestinationSpec, OutputFormat, OutputStream, SinkOutput};
 
 use super::bridged::{Row, number, ready_cells, trust};
@@ -36,6 +37,8 @@ pub fn describe(sink: &ProcessSink, events: Option<&[Event]>, now: Timestamp) ->
     page.metadata(&sink.metadata, now);
     page.field("Account", Some(&spec.service_account_name));
     page.field("Suspended", spec.is_suspended().then_some("yes: no events are sent"));
+    let has_stand_by = BridgeSpec::replicas(spec.bridge.as_ref()) > 1;
+    page.field("Stand-by", has_stand_by.then_some("a second pod of the bridge"));
     page.field("Processes", Some(processes(spec.selector.as_ref())));
     page.field("Output", Some(output(spec.output.as_ref())));
     destination(&mut page, &spec.destination);

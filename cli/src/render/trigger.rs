@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use remoteprocess_api::ProcessTrigger;
+use remoteprocess_api::bridge::BridgeSpec;
 use remoteprocess_api::trigger::{MessageId, Payload, ProcessTriggerSpec, ProcessTriggerStatus, SourceSpec};
 
 use super::bridged::{Row, number, ready, ready_cells};
@@ -67,6 +68,8 @@ pub fn describe(trigger: &ProcessTrigger, events: Option<&[Event]>, now: Timesta
     page.metadata(&trigger.metadata, now);
     page.field("Account", Some(&spec.service_account_name));
     page.field("Suspended", spec.is_suspended().then_some("yes: no messages are taken"));
+    let has_stand_by = BridgeSpec::replicas(spec.bridge.as_ref()) > 1;
+    page.field("Stand-by", has_stand_by.then_some("a second pod of the bridge"));
     source(&mut page, &spec.source);
     rules(&mut page, spec);
     page.field("Image", Some(&spec.template.spec.image));

@@ -16,7 +16,7 @@ use remoteprocess_api::{RemoteProcess, names};
 use super::validate::Validated;
 use crate::phase::pod::pod_name;
 
-pub(super) use agent::variable;
+pub(super) use agent::{field, variable};
 pub(super) use volumes::{build_token, mount};
 
 /// Seconds of the pod's grace period for what follows KILL: reap, read the pipes to their end, report.

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, LocalObjectReference, PodSecurityContext, PodSpec,
-    PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Service,
-    ServicePort, ServiceSpec, Volume, VolumeMount,
+    Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, LocalObjectReference, PodAffinityTerm,
+    PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
+    SecretVolumeSource, SecurityContext, Service, ServicePort, ServiceSpec, Volume, VolumeMount,
+    WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -16,7 +17,7 @@ use remoteprocess_api::trigger::WEBHOOK_PORT;
 use remoteprocess_proto::pod::{self, env};
 use sha2::{Digest, Sha256};
 
-use super::super::build::{build_token, mount, variable};
+use super::super::build::{build_token, field, mount, variable};
 use super::kind::Bridged;
 
 /// Name of the bridge's program in `app.kubernetes.io/name`.
@@ -62,24 +63,20 @@ pub struct RelaySettings {
 
 /// Name of the Deployment and the Service of a bridge.
 pub(super) fn object_name<K: Bridged>(object: &K) -> String {
-    format!("{}-{}", object.name_any(), K::WORD)
+    names::bridge_object(&object.name_any(), K::WORD)
 }
 
 /// Builds the Deployment of the bridge.
 pub(super) fn build_deployment(object: &impl Bridged, settings: &BridgeSettings) -> Deployment {
     let labels = build_labels(object);
     let spec = DeploymentSpec {
-        replicas: Some(1),
+        replicas: i32::try_from(object.replicas()).ok(),
         revision_history_limit: Some(1),
         selector: LabelSelector {
             match_labels: Some(build_selector(object)),
             ..LabelSelector::default()
         },
-        // Two bridges would both do the work, and only together keep order and limits.
-        strategy: Some(DeploymentStrategy {
-            type_: Some("Recreate".to_owned()),
-            ..DeploymentStrategy::default()
-        }),
+        strategy: Some(build_strategy()),
         template: PodTemplateSpec {
             metadata: Some(ObjectMeta {
                 labels: Some(labels),
@@ -98,6 +95,19 @@ pub(super) fn build_deployment(object: &impl Bridged, settings: &BridgeSettings)
         },
         spec: Some(spec),
         ..Deployment::default()
+    }
+}
+
+/// Former pods end at once, because their Secrets may be former ones, and new ones start in the meantime: the lease keeps
+/// two from working at the same time. A pod on a lost node does not hold up the others.
+fn build_strategy() -> DeploymentStrategy {
+    let all = || Some(IntOrString::String("100%".to_owned()));
+    DeploymentStrategy {
+        type_: Some("RollingUpdate".to_owned()),
+        rolling_update: Some(RollingUpdateDeployment {
+            max_surge: all(),
+            max_unavailable: all(),
+        }),
     }
 }
 
@@ -205,6 +215,7 @@ fn build_pod_spec<K: Bridged>(object: &K, settings: &BridgeSettings) -> PodSpec 
         // It calls the API server as this account.
         automount_service_account_token: Some(true),
         enable_service_links: Some(false),
+        affinity: (object.replicas() > 1).then(|| build_affinity(object)),
         node_selector: Some(BTreeMap::from([("kubernetes.io/os".to_owned(), "linux".to_owned())])),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
         security_context: Some(PodSecurityContext {
@@ -218,6 +229,28 @@ fn build_pod_spec<K: Bridged>(object: &K, settings: &BridgeSettings) -> PodSpec 
             ..PodSecurityContext::default()
         }),
         ..PodSpec::default()
+    }
+}
+
+/// A stand-by is of most use on another node. A cluster of one node has one all the same.
+fn build_affinity(object: &impl Bridged) -> Affinity {
+    let term = WeightedPodAffinityTerm {
+        weight: 100,
+        pod_affinity_term: PodAffinityTerm {
+            label_selector: Some(LabelSelector {
+                match_labels: Some(build_selector(object)),
+                ..LabelSelector::default()
+            }),
+            topology_key: "kubernetes.io/hostname".to_owned(),
+            ..PodAffinityTerm::default()
+        },
+    };
+    Affinity {
+        pod_anti_affinity: Some(PodAntiAffinity {
+            preferred_during_scheduling_ignored_during_execution: Some(vec![term]),
+            ..PodAntiAffinity::default()
+        }),
+        ..Affinity::default()
     }
 }
 
@@ -249,7 +282,7 @@ fn build_container<K: Bridged>(object: &K, settings: &BridgeSettings) -> Contain
             format!("--namespace={}", object.namespace().unwrap_or_default()),
             format!("--{}={}", K::WORD, object.name_any()),
         ]),
-        env: object.reads_output().then(|| build_env(&settings.relay)),
+        env: Some(build_env(object, &settings.relay)),
         ports: Some(ports),
         // Neither depends on the broker or the API server: their outage must not restart the bridge.
         liveness_probe: Some(build_probe("/healthz", 10, 6)),
@@ -270,13 +303,18 @@ fn build_container<K: Bridged>(object: &K, settings: &BridgeSettings) -> Contain
     }
 }
 
-/// How the bridge logs in at the relay: what a program of the library `client/` reads.
-fn build_env(relay: &RelaySettings) -> Vec<EnvVar> {
-    vec![
-        variable("RPROC_SERVER", &relay.server),
-        variable("RPROC_OPERATOR_NAMESPACE", &relay.namespace),
-        variable(env::TOKEN_FILE, pod::TOKEN_FILE),
-    ]
+/// The name of the pod, under which it holds the lease. And how a bridge that reads output logs in at the relay: what a
+/// program of the library `client/` reads.
+fn build_env(object: &impl Bridged, relay: &RelaySettings) -> Vec<EnvVar> {
+    let mut variables = vec![field("POD_NAME", "metadata.name")];
+    if object.reads_output() {
+        variables.extend([
+            variable("RPROC_SERVER", &relay.server),
+            variable("RPROC_OPERATOR_NAMESPACE", &relay.namespace),
+            variable(env::TOKEN_FILE, pod::TOKEN_FILE),
+        ]);
+    }
+    variables
 }
 
 fn build_probe(path: &str, period: i32, failures: i32) -> Probe {

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Resource;
 use kube::core::NamespaceResourceScope;
+use remoteprocess_api::bridge::BridgeSpec;
 use remoteprocess_api::trigger::HttpSource;
 use remoteprocess_api::{ProcessSink, ProcessTrigger, names};
 use serde::Serialize;
@@ -43,6 +44,9 @@ pub(crate) trait Bridged:
     /// Whether its bridge reads output from the relay.
     fn reads_output(&self) -> bool;
 
+    /// Number of pods of its bridge. One works, another waits as a stand-by.
+    fn replicas(&self) -> u32;
+
     /// The conditions of its status.
     fn conditions(&self) -> &[Condition];
 }
@@ -67,6 +71,10 @@ impl Bridged for ProcessTrigger {
 
     fn reads_output(&self) -> bool {
         false
+    }
+
+    fn replicas(&self) -> u32 {
+        BridgeSpec::replicas(self.spec.bridge.as_ref())
     }
 
     fn conditions(&self) -> &[Condition] {
@@ -94,6 +102,10 @@ impl Bridged for ProcessSink {
 
     fn reads_output(&self) -> bool {
         self.spec.output.is_some()
+    }
+
+    fn replicas(&self) -> u32 {
+        BridgeSpec::replicas(self.spec.bridge.as_ref())
     }
 
     fn conditions(&self) -> &[Condition] {

@@ -71,7 +71,15 @@ impl Deployed {
 pub(super) fn deployed(deployment: &Deployment, pods: &[Pod], object: &impl Bridged) -> Deployed {
     let name = deployment.name_any();
     if is_available(deployment) {
-        return Deployed::new(BridgeReason::Deployed, format!("the Deployment {name} runs the bridge"));
+        let lacks = if lacks_stand_by(deployment, object) {
+            "; its stand-by is not ready"
+        } else {
+            ""
+        };
+        return Deployed::new(
+            BridgeReason::Deployed,
+            format!("the Deployment {name} runs the bridge{lacks}"),
+        );
     }
     if let Some(message) = replica_failure(deployment) {
         return Deployed::refused(format!("the Deployment {name} cannot create its pod: {message}"));
@@ -87,11 +95,20 @@ pub(super) fn deployed(deployment: &Deployment, pods: &[Pod], object: &impl Brid
     Deployed::new(BridgeReason::Starting, message)
 }
 
-/// Whether the pod of the newest template runs and is ready.
+/// Whether a pod of the newest template runs and is ready, and none of a former one is left. One is enough: a stand-by only
+/// waits.
 fn is_available(deployment: &Deployment) -> bool {
     let Some(status) = &deployment.status else { return false };
     let is_current = status.observed_generation >= deployment.metadata.generation;
-    is_current && status.updated_replicas >= Some(1) && status.available_replicas >= Some(1)
+    let is_replaced = status.replicas <= status.updated_replicas;
+    is_current && is_replaced && status.updated_replicas >= Some(1) && status.available_replicas >= Some(1)
+}
+
+/// Whether a stand-by is wanted and not ready. That of a webhook never is: requests go to ready pods.
+fn lacks_stand_by(deployment: &Deployment, object: &impl Bridged) -> bool {
+    let status = deployment.status.as_ref();
+    let available = status.and_then(|status| status.available_replicas).unwrap_or_default();
+    object.webhook().is_none() && i64::from(available) < i64::from(object.replicas())
 }
 
 /// Why the Deployment has no pod: a quota, a policy, a missing ServiceAccount.
@@ -208,6 +225,32 @@ mod tests {
             let mut status = ready.clone();
             status[field] = json!(value);
             assert!(!deployed(&deployment(status), &[], &trigger()).is_so(), "{field}");
+        }
+        let mut former = ready;
+        former["replicas"] = json!(2);
+        assert!(
+            !deployed(&deployment(former), &[], &trigger()).is_so(),
+            "the one that is ready may be of the former template"
+        );
+    }
+
+    #[test]
+    fn a_bridge_whose_stand_by_is_not_ready_is_deployed() {
+        let said = |replicas: u32, available: u32, source: Value| {
+            let mut trigger = trigger();
+            trigger.spec.source = serde_json::from_value(source).unwrap();
+            trigger.spec.bridge = serde_json::from_value(json!({"replicas": replicas})).unwrap();
+            let status = json!({"observedGeneration": 2, "replicas": replicas, "updatedReplicas": replicas,
+                                "availableReplicas": available});
+            let said = deployed(&deployment(status), &[], &trigger);
+            assert!(said.is_so(), "{}", said.message);
+            said.message
+        };
+        let nats = json!({"nats": {"servers": ["nats://nats"], "stream": "ORDERS"}});
+        let http = json!({"http": {"secretName": "key"}});
+        assert!(said(2, 1, nats.clone()).contains("its stand-by is not ready"));
+        for message in [said(2, 2, nats.clone()), said(1, 1, nats), said(2, 1, http)] {
+            assert!(!message.contains("stand-by"), "{message}");
         }
     }
 

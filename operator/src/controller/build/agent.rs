@@ -92,7 +92,7 @@ pub(in crate::controller) fn variable(name: &str, value: impl ToString) -> EnvVa
 }
 
 /// A variable from the downward API.
-fn field(name: &str, path: &str) -> EnvVar {
+pub(in crate::controller) fn field(name: &str, path: &str) -> EnvVar {
     let field_ref = ObjectFieldSelector {
         api_version: Some("v1".into()),
         field_path: path.into(),

@@ -1,6 +1,6 @@
 //! Triggers: a webhook, and who may have one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use remoteprocess_e2e::{Namespace, Program, Trigger, is_development_cluster, kubectl, spec, until, with_temp_ns};
@@ -34,7 +34,54 @@ impl Webhook {
     }
 }
 
-/// A trigger waits for its Secret. Then each request becomes a process, once for each id.
+/// Deletes the pod of the bridge that works. Its stand-by answers within seconds, and knows the process of this id.
+fn hand_over(namespace: &Namespace, webhook: &Webhook, headers: &[&str], name: &str) -> Result<()> {
+    let holder = || {
+        let get = [
+            "get",
+            "lease",
+            "hook-trigger",
+            "--output=jsonpath={.spec.holderIdentity}",
+        ];
+        namespace.kubectl(&get).succeed()
+    };
+    until("two pods", Duration::from_secs(60), || {
+        let running = "--field-selector=status.phase=Running";
+        let get = [
+            "get",
+            "pods",
+            "--selector=remoteprocess.dev/trigger=hook",
+            running,
+            "--output=name",
+        ];
+        let pods = namespace.kubectl(&get).succeed()?;
+        Ok(pods.lines().filter(|pod| pod.contains("hook-trigger-")).count() == 2)
+    })?;
+    let former = holder()?;
+    let ready = [
+        "get",
+        "pod",
+        &former,
+        "--output=jsonpath={.status.containerStatuses[0].ready}",
+    ];
+    ensure!(
+        namespace.kubectl(&ready).succeed()? == "true",
+        "the pod that works is ready"
+    );
+    namespace
+        .kubectl(&["delete", "pod", "--wait=false", &former])
+        .succeed()?;
+    let begin = Instant::now();
+    until("the stand-by", Duration::from_secs(30), || {
+        let is_other = !holder()?.is_empty() && holder()? != former;
+        let asked = webhook.post("", headers, "first message");
+        Ok(is_other && asked.is_ok_and(|(code, answer)| code == 202 && answer["name"] == name))
+    })?;
+    println!("the stand-by answers {:?} after the deletion", begin.elapsed());
+    Ok(())
+}
+
+/// A trigger waits for its Secret. Then each request becomes a process, once for each id, also if the bridge is replaced.
 #[test]
 fn a_webhook_starts_one_process_for_each_id() {
     if !is_development_cluster("the address of a Service, from the node") {
@@ -43,7 +90,8 @@ fn a_webhook_starts_one_process_for_each_id() {
     with_temp_ns("webhook", |namespace| {
         let trigger = Trigger::prepare(namespace, "hook")?;
         let template = spec("cat \"$MESSAGE\"", json!({}));
-        let object = trigger.object(&json!({"http": {"secretName": "sender"}}), &template, json!({}));
+        let more = json!({"bridge": {"replicas": 2}});
+        let object = trigger.object(&json!({"http": {"secretName": "sender"}}), &template, more);
         trigger.apply(&object).succeed()?;
         trigger.wait_for("Deployed", "False", "sender", 30)?;
         let token = format!("--from-literal=token={TOKEN}");
@@ -80,6 +128,7 @@ fn a_webhook_starts_one_process_for_each_id() {
         namespace.wait_finished(&name)?;
         let logs = namespace.editor.rproc(&["logs", &name]).finish()?;
         ensure!(logs.expect_code(0)?.out() == "first message", "{logs}");
+        hand_over(namespace, &webhook, &[&bearer, "Webhook-Id: one"], &name)?;
         ensure!(trigger.processes()?.len() == 2, "{:?}", trigger.processes()?);
 
         // What the trigger owns ends with it, and its processes stay.
@@ -88,7 +137,7 @@ fn a_webhook_starts_one_process_for_each_id() {
             .kubectl(&["delete", "processtrigger", "hook"])
             .succeed()?;
         until("the end of its objects", Duration::from_secs(60), || {
-            let get = ["get", "deployments,services", "--output=name"];
+            let get = ["get", "deployments,services,leases", "--output=name"];
             Ok(namespace.kubectl(&get).succeed()?.is_empty())
         })?;
         namespace.object(&name).map(drop)
@@ -235,7 +284,7 @@ fn a_stolen_operator_token_creates_only_bridges_of_our_form() {
                 json!("other"),
                 "the image of its chart",
             ),
-            (&deployment, "/spec/replicas", json!(2), "one pod"),
+            (&deployment, "/spec/replicas", json!(3), "at most two pods"),
             (&deployment, &format!("{pod}/hostNetwork"), json!(true), "the host"),
             (
                 &deployment,

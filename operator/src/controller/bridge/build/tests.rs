@@ -61,13 +61,36 @@ fn only_a_bridge_that_reads_output_can_log_in_at_the_relay() {
     let can_log_in = |deployment: Deployment| {
         let pod = pod(deployment);
         let has_token = pod.volumes.iter().flatten().any(|volume| volume.projected.is_some());
-        let knows_relay = pod.containers[0].env.is_some();
+        let variables = pod.containers[0].env.iter().flatten();
+        let knows_relay = variables.into_iter().any(|variable| variable.name == "RPROC_SERVER");
         assert_eq!(has_token, knows_relay);
         has_token
     };
     assert!(can_log_in(build_deployment(&sink(OUTPUT), &settings())));
     assert!(!can_log_in(build_deployment(&sink(""), &settings())));
     assert!(!can_log_in(build_deployment(&trigger(NATS), &settings())));
+}
+
+#[test]
+fn a_stand_by_is_one_more_pod_and_on_another_node_if_there_is_one() {
+    let of = |bridge: &str| {
+        let mut trigger = trigger(HTTP);
+        trigger.spec.bridge = serde_saphyr::from_str(bridge).unwrap();
+        let spec = build_deployment(&trigger, &settings()).spec.unwrap();
+        (spec.replicas, spec.template.spec.unwrap().affinity)
+    };
+    assert_eq!(of("{}"), (Some(1), None));
+    assert_eq!(of("{replicas: 1}"), (Some(1), None));
+    let (replicas, affinity) = of("{replicas: 2}");
+    assert_eq!(replicas, Some(2));
+    let spread = affinity.unwrap().pod_anti_affinity.unwrap();
+    assert_eq!(spread.required_during_scheduling_ignored_during_execution, None);
+    let preferred = spread.preferred_during_scheduling_ignored_during_execution.unwrap();
+    let selector = preferred[0].pod_affinity_term.label_selector.clone().unwrap();
+    assert_eq!(selector.match_labels, Some(build_selector(&trigger(HTTP))));
+    // What passed no validation.
+    assert_eq!(of("{replicas: 0}").0, Some(1));
+    assert_eq!(of("{replicas: 4000000000}").0, Some(2));
 }
 
 #[test]

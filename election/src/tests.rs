@@ -5,12 +5,18 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fake_api::{self, Call};
+use fake_api::Call;
+
+#[allow(dead_code, unreachable_pub, reason = "only a part of it is used here")]
+#[path = "../../operator/src/fake_api.rs"]
+mod fake_api;
 
 fn candidate(identity: &str) -> Candidate {
     Candidate {
         namespace: "system".into(),
+        lease: "work".into(),
         identity: identity.into(),
+        owner: None,
         timing: Timing::default(),
     }
 }
@@ -66,6 +72,7 @@ fn work_stops_before_another_may_take_over() {
         lease_duration,
         renew_deadline,
         retry_period,
+        ..
     } = Timing::default();
     assert!(renew_deadline + retry_period < lease_duration);
 }
@@ -122,6 +129,10 @@ impl Server {
     fn break_down(&self, is_down: bool) {
         self.0.lock().unwrap().is_down = is_down;
     }
+
+    fn remove(&self) {
+        self.0.lock().unwrap().lease = None;
+    }
 }
 
 /// The current leader; panics if there are two at once.
@@ -151,16 +162,17 @@ impl Drop for Seat {
 
 fn run(server: &Server, throne: &Throne, identity: &'static str) -> (CancellationToken, tokio::task::JoinHandle<()>) {
     let shutdown = CancellationToken::new();
-    let (client, throne, stop) = (server.client(), throne.clone(), shutdown.clone());
+    let (throne, stop) = (throne.clone(), shutdown.clone());
+    let election = Election::new(server.client(), candidate(identity));
     let task = tokio::spawn(async move {
-        run_as_leader(client, candidate(identity), stop, |token| {
+        let lead = |token: CancellationToken| {
             let throne = throne.clone();
             async move {
                 let _seat = throne.sit(identity);
                 token.cancelled().await;
             }
-        })
-        .await;
+        };
+        election.run(stop, lead).await;
     });
     (shutdown, task)
 }
@@ -217,4 +229,87 @@ async fn a_silent_holder_is_followed_and_never_joined() {
     until(20, || throne.who().as_deref() == Some("b")).await;
     stop_b.cancel();
     b.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_killed_and_begins_again_under_its_name_leads_at_once() {
+    let (server, throne) = (Server::default(), Throne::default());
+    let (_stop, killed) = run(&server, &throne, "a");
+    until(5, || throne.who().is_some()).await;
+    killed.abort();
+    until(1, || throne.who().is_none()).await;
+    let (stop, task) = run(&server, &throne, "a");
+    until(1, || throne.who().as_deref() == Some("a")).await;
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_deleted_does_not_make_two_leaders() {
+    let (server, throne) = (Server::default(), Throne::default());
+    let (stop_a, a) = run(&server, &throne, "a");
+    until(5, || throne.who().is_some()).await;
+    let (stop_b, b) = run(&server, &throne, "b");
+    until(5, || b.is_finished() || server.holder().as_deref() == Some("a")).await;
+    // `b` must have seen the lease, and sees it again before its time is over.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for _ in 0..4 {
+        server.remove();
+        until(5, || server.holder().as_deref() == Some("a")).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+    assert_eq!(throne.who().as_deref(), Some("a"));
+    for (stop, task) in [(stop_b, b), (stop_a, a)] {
+        stop.cancel();
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_knows_where_it_stands() {
+    let server = Server::default();
+    server.break_down(true);
+    let election = Election::new(server.client(), candidate("a"));
+    let (mut standing, stop) = (election.standing(), CancellationToken::new());
+    let (shutdown, over) = (stop.clone(), CancellationToken::new());
+    let lead = {
+        let over = over.clone();
+        move |_| over.clone().cancelled_owned()
+    };
+    let task = tokio::spawn(election.run(shutdown, lead));
+    let failing = standing
+        .wait_for(|now| *now != Standing::Unknown)
+        .await
+        .unwrap()
+        .clone();
+    let message = "InternalError".to_owned();
+    assert_eq!(
+        failing,
+        Standing::Failing {
+            is_forbidden: false,
+            message
+        }
+    );
+    server.break_down(false);
+    standing.wait_for(|now| *now == Standing::Leading).await.unwrap();
+    server.0.lock().unwrap().lease.as_mut().unwrap()["spec"]["holderIdentity"] = json!("b");
+    let holder = "b".to_owned();
+    let next = standing.wait_for(|now| *now != Standing::Leading && *now != Standing::Unknown);
+    assert_eq!(*next.await.unwrap(), Standing::StandBy { holder });
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[test]
+fn a_missing_right_is_told_from_a_failure() {
+    let said = |code| {
+        let status = kube::core::Status::failure("said", "Reason").with_code(code);
+        failing(&kube::Error::Api(Box::new(status)))
+    };
+    for (code, expected) in [(403, true), (401, true), (409, false), (500, false)] {
+        let Standing::Failing { is_forbidden, message } = said(code) else {
+            panic!("{code}");
+        };
+        assert_eq!((is_forbidden, message.as_str()), (expected, "said"), "{code}");
+    }
 }
