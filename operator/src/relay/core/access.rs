@@ -59,22 +59,22 @@ pub(crate) struct Gone;
 pub(crate) struct Answers<T> {
     waiting: mpsc::Receiver<Result<T, Error>>,
     cut: Option<oneshot::Receiver<Error>>,
+    /// The stream is open until its last answer was taken.
+    _open: Arc<Open>,
 }
 
 /// A stream of answers for this caller.
 pub(crate) fn line<T>(access: Access, open: Open) -> (Line<T>, Answers<T>) {
     let (answers, waiting) = mpsc::channel(WAITING);
     let (cut, reason) = oneshot::channel();
-    let answers = Sender {
-        answers,
-        open: Arc::new(open),
-    };
-    let line = Line { access, answers, cut };
-    let answers = Answers {
+    let open = Arc::new(open);
+    let taken = Answers {
         waiting,
         cut: Some(reason),
+        _open: open.clone(),
     };
-    (line, answers)
+    let answers = Sender { answers, open };
+    (Line { access, answers, cut }, taken)
 }
 
 impl Core {
@@ -102,7 +102,8 @@ impl<T: Send + 'static> Line<T> {
         self.answers.clone()
     }
 
-    /// Serves until `serve` has ended or the stream has to be cut; then `serve` is dropped. Returns the reason of a cut.
+    /// Serves until `serve` has ended and the client has taken all answers, or the stream has to be cut; then `serve` is
+    /// dropped. Returns the reason of a cut.
     pub(crate) async fn serve(
         self,
         core: &Core,
@@ -110,14 +111,15 @@ impl<T: Send + 'static> Line<T> {
         target: &Target,
         serve: impl Future<Output = Result<(), Error>>,
     ) -> Option<Code> {
-        let (reason, last_word) = tokio::select! {
-            served = serve => {
-                if let Err(error) = served {
-                    // The client may be gone.
-                    let _ = self.answers.answers.send(Err(error)).await;
-                }
-                return None;
+        let served = async {
+            if let Err(error) = serve.await {
+                // The client may be gone.
+                let _ = self.answers.tell(Err(error), || {}).await;
             }
+            self.answers.all_taken().await;
+        };
+        let (reason, last_word) = tokio::select! {
+            () = served => return None,
             reason = core.until_cut(&self.access, action, target) => (reason, LAST_WORD),
             // What is held for it is needed now.
             reason = self.answers.open.displaced() => (reason, STALLED),
@@ -145,16 +147,34 @@ impl<T> Clone for Sender<T> {
 impl<T> Sender<T> {
     /// Waits for room, and sends. Calls `stalled` first if there is none for a while.
     pub(crate) async fn send(&self, answer: T, stalled: impl FnOnce()) -> Result<(), Gone> {
-        let permit = match timeout(STALLED, self.answers.reserve()).await {
-            Ok(permit) => permit,
+        self.tell(Ok(answer), stalled).await
+    }
+
+    async fn tell(&self, answer: Result<T, Error>, stalled: impl FnOnce()) -> Result<(), Gone> {
+        let permit = self.taken(|| self.answers.reserve(), stalled).await;
+        permit.map_err(|_| Gone)?.send(answer);
+        Ok(())
+    }
+
+    /// Returns when the client has taken everything, or has gone.
+    async fn all_taken(&self) {
+        // An error means that the client has gone.
+        let _ = self.taken(|| self.answers.reserve_many(WAITING), || {}).await;
+    }
+
+    /// Waits for room. Meanwhile the reader is stalled, if it takes nothing for a while.
+    async fn taken<R>(&self, room: impl Fn() -> R, stalled: impl FnOnce()) -> R::Output
+    where
+        R: Future,
+    {
+        match timeout(STALLED, room()).await {
+            Ok(room) => room,
             Err(_) => {
                 let _stall = self.open.stall();
                 stalled();
-                self.answers.reserve().await
+                room().await
             }
-        };
-        permit.map_err(|_| Gone)?.send(Ok(answer));
-        Ok(())
+        }
     }
 
     /// Sends if there is room.

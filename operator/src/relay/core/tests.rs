@@ -319,6 +319,29 @@ async fn an_early_follower_learns_why_it_waits_and_gets_everything() {
     assert_eq!((exit.value, exit.sealed), (7, true));
 }
 
+/// The end waits for its reader, too: until then the stream is open, and it can be displaced.
+#[tokio::test]
+async fn a_stream_is_open_until_its_end_was_taken() {
+    let bench = Bench::new();
+    let mut failed = waiting(None, Reason::InvalidSpec);
+    failed.status.as_mut().unwrap().phase = Some(Phase::Failed);
+    bench.core.directory.apply(failed);
+    let mut frames = bench.watch(&follow());
+    let counts = |expected: [usize; 2]| {
+        let streams = bench.core.streams.clone();
+        soon(async move {
+            while streams.counts() != expected {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+    };
+    counts([1, 1]).await;
+    rest(&mut frames).await;
+    counts([1, 0]).await;
+    drop(frames);
+    counts([0, 0]).await;
+}
+
 #[tokio::test]
 async fn a_process_that_never_ran_ends_with_its_reason_and_without_a_gap() {
     let bench = Bench::new();
