@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::Request;
 use http_body_util::BodyExt;
+use memchr::{memchr_iter, memrchr};
 use serde::Deserialize;
 use tonic::body::Body;
 use tonic::transport::Channel;
@@ -63,17 +64,28 @@ pub(crate) struct Records(Vec<u8>);
 impl Records {
     /// The records that are complete with these bytes.
     pub(crate) fn take(&mut self, bytes: &[u8]) -> Vec<Record> {
-        self.0.extend_from_slice(bytes);
-        let Some(last) = self.0.iter().rposition(|byte| *byte == b'\n') else {
-            return Vec::new();
-        };
-        let rest = self.0.split_off(last + 1);
-        let whole = std::mem::replace(&mut self.0, rest);
-        let lines = whole.split(|byte| *byte == b'\n');
-        let data = lines.filter_map(|line| match line.first() {
-            Some(b'{') => Some(line),
-            _ => line.strip_prefix(b"data: "),
-        });
-        data.map(|data| serde_json::from_slice(data).unwrap()).collect()
+        // What came before has no line break.
+        let whole = memrchr(b'\n', bytes).map_or(0, |last| last + 1);
+        self.0.extend_from_slice(&bytes[..whole]);
+        let mut records = Vec::new();
+        if whole > 0 {
+            let mut from = 0;
+            for to in memchr_iter(b'\n', &self.0) {
+                records.extend(record(&self.0[from..to]));
+                from = to + 1;
+            }
+            self.0.clear();
+        }
+        self.0.extend_from_slice(&bytes[whole..]);
+        records
     }
+}
+
+/// The record in a line, unless the line is another one of an event.
+fn record(line: &[u8]) -> Option<Record> {
+    let data = match line.first() {
+        Some(b'{') => line,
+        _ => line.strip_prefix(b"data: ")?,
+    };
+    Some(serde_json::from_slice(data).unwrap())
 }
