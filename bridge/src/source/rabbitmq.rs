@@ -6,6 +6,7 @@
 //! A message that is put back stays here until its time has come: a requeue counts against the delivery limit of a quorum
 //! queue, after which RabbitMQ drops the message. Others are taken meanwhile, unless many wait here.
 
+mod aside;
 mod connection;
 mod exchange;
 mod letters;
@@ -35,14 +36,13 @@ use super::{Delivery, Publisher, Receipt, Secrets, Source, SourceError, in_time}
 use crate::message::Message;
 pub(crate) use exchange::open_exchange;
 
+use aside::Aside;
 use connection::{Dialer, Link};
 use publisher::Outlet;
 use wire::{error, short};
 
 /// Most messages that are put back and wait to be seen: as many as can be taken.
 const MAX_PUT_BACK: usize = 1024;
-/// If so many messages that were put back wait here, with their payloads, nothing else is taken.
-const MAX_ASIDE: usize = 16;
 /// How often a connection is looked at while nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
 /// The exchange that each queue is bound to, by its name.
@@ -85,7 +85,7 @@ pub(super) async fn open(
         fetching: None,
         put_back,
         returned,
-        waiting: Vec::new(),
+        waiting: Aside::default(),
     }))
 }
 
@@ -111,7 +111,7 @@ struct RabbitMq {
     put_back: Sender<Returned>,
     returned: Receiver<Returned>,
     /// Messages that were put back. There are no more than were taken.
-    waiting: Vec<Returned>,
+    waiting: Aside<(Message, Acker)>,
 }
 
 /// A message that was put back.
@@ -125,22 +125,21 @@ impl RabbitMq {
     async fn take(&mut self) -> Result<Delivery, SourceError> {
         loop {
             while let Ok(returned) = self.returned.try_recv() {
-                self.waiting.push(returned);
+                self.set_aside(returned);
             }
             // Those of a lost connection come again by themselves.
-            self.waiting.retain(|returned| returned.acker.usable());
+            self.waiting.retain(|(_, acker)| acker.usable());
             let now = Instant::now();
-            if let Some(index) = self.waiting.iter().position(|returned| returned.due <= now) {
-                let Returned { message, acker, .. } = self.waiting.swap_remove(index);
+            if let Some((message, acker)) = self.waiting.take(now) {
                 return Ok(self.delivery(message, acker));
             }
             if !self.channel.status().connected() {
                 return Err(SourceError::unreachable(LOST));
             }
             // Short enough to see a lost connection in time.
-            let first = self.waiting.iter().map(|returned| returned.due).min();
+            let first = self.waiting.next_due();
             let wait = sleep_until(first.map_or(now + LOOK, |due| due.min(now + LOOK)));
-            if self.waiting.len() >= MAX_ASIDE {
+            if self.waiting.is_full() {
                 wait.await;
                 continue;
             }
@@ -149,13 +148,19 @@ impl RabbitMq {
             tokio::select! {
                 fetched = fetching => {
                     self.fetching = None;
+                    self.waiting.let_pass();
                     let (message, acker) = wire::message(fetched?);
                     return Ok(self.delivery(message, acker));
                 }
-                Some(returned) = self.returned.recv() => self.waiting.push(returned),
+                Some(returned) = self.returned.recv() => self.set_aside(returned),
                 () = wait => {}
             }
         }
+    }
+
+    fn set_aside(&mut self, returned: Returned) {
+        let Returned { due, message, acker } = returned;
+        self.waiting.add(due, (message, acker));
     }
 
     fn delivery(&self, message: Message, acker: Acker) -> Delivery {
