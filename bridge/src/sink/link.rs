@@ -41,12 +41,22 @@ struct State {
     /// Why nothing can be sent, and whether that was said when something was sent: then only the next confirmation shows
     /// that it is over.
     problem: Option<(SourceError, bool)>,
+    /// An event that was not taken shortly after another one was, and when: if nothing is taken after it, it is the
+    /// destination.
+    doubt: Option<(SourceError, Instant)>,
     /// There was a connection.
     is_known: bool,
     /// Events that were confirmed, ever.
     confirmed: u64,
     /// When the last one was.
     confirmed_at: Option<Instant>,
+}
+
+impl State {
+    /// The destination takes events, or refuses one of them.
+    fn is_well(&mut self) {
+        (self.problem, self.doubt) = (None, None);
+    }
 }
 
 /// An open destination.
@@ -194,7 +204,10 @@ impl Outbox {
 
     /// Why nothing can be sent, if that is so.
     pub(super) fn problem(&self) -> Option<SourceError> {
-        self.state().problem.as_ref().map(|(error, _)| error.clone())
+        let state = self.state();
+        let known = state.problem.as_ref().map(|(error, _)| error);
+        let doubt = state.doubt.as_ref().filter(|(_, at)| at.elapsed() >= RECENT);
+        known.or(doubt.map(|(error, _)| error)).cloned()
     }
 
     /// Whether there ever was a connection.
@@ -223,7 +236,7 @@ impl Outbox {
 
     fn confirmed(&self) {
         let mut state = self.state();
-        state.problem = None;
+        state.is_well();
         state.confirmed += 1;
         state.confirmed_at = Some(Instant::now());
         state.tally.sent += 1;
@@ -237,7 +250,7 @@ impl Outbox {
                 self.failed(error);
             }
         } else {
-            self.state().problem = None;
+            self.state().is_well();
         }
     }
 
@@ -256,6 +269,8 @@ impl Outbox {
         let mut state = self.state();
         if state.confirmed_at.is_none_or(|at| at.elapsed() >= RECENT) {
             state.problem = Some((error.clone(), true));
+        } else if state.doubt.is_none() {
+            state.doubt = Some((error.clone(), Instant::now()));
         }
     }
 }
@@ -328,6 +343,9 @@ mod tests {
             let mut line = Line::new(reason);
             assert_eq!(line.send("good", false).await, None);
             assert_eq!(line.send("bad", false).await, None, "{reason}");
+            tokio::time::advance(Duration::from_secs(60)).await;
+            assert_eq!(line.send("bad", true).await, Some(reason), "nothing was taken since");
+            assert_eq!(line.send("good", false).await, None);
             for _ in 0..3 {
                 tokio::time::advance(Duration::from_secs(60)).await;
                 assert_eq!(line.send("bad", true).await, None, "{reason}: it has failed before");
@@ -338,6 +356,23 @@ mod tests {
             assert_eq!(line.send("bad", true).await, Some(reason), "that does not say more");
             assert_eq!(line.send("good", false).await, None);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_destination_that_takes_nothing_after_an_event_that_failed_is_lost() {
+        let mut line = Line::new(BridgeReason::NotFound);
+        line.send("good", false).await;
+        for _ in 0..4 {
+            assert_eq!(line.send("bad", false).await, None);
+            tokio::time::advance(RECENT / 5).await;
+        }
+        tokio::time::advance(RECENT / 5).await;
+        assert!(line.outbox.problem().is_some(), "also if it is not tried again");
+        line.outbox.opened();
+        assert!(line.outbox.problem().is_some(), "a new connection shows nothing");
+        line.outbox
+            .refused(&SourceError::new(BridgeReason::InvalidDestination, "no"), false);
+        assert!(line.outbox.problem().is_none(), "it answers for another event");
     }
 
     #[tokio::test(start_paused = true)]
