@@ -78,12 +78,16 @@ impl Replays {
             return;
         };
         match serde_json::from_str::<ReplayRequest>(text) {
-            Ok(request) if self.answered.as_ref() != Some(&request.nonce) && is_fresh(request.time, now) => {
-                self.request = Some(request);
-            }
+            Ok(request) if self.is_open(&request, now) => self.request = Some(request),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "the annotation {ANNOTATION_REPLAY} is no request: it is ignored"),
         }
+    }
+
+    /// Whether a request is to be answered. One that was begun is, however long no bridge was there.
+    fn is_open(&self, request: &ReplayRequest, now: Timestamp) -> bool {
+        let is_begun = || self.begun.as_ref().is_some_and(|begun| begun.nonce == request.nonce);
+        self.answered.as_ref() != Some(&request.nonce) && (is_fresh(request.time, now) || is_begun())
     }
 
     /// What is to be done now.
@@ -94,7 +98,7 @@ impl Replays {
         let request = self.request.take()?;
         self.answered = Some(request.nonce.clone());
         let former = self.begun.take().filter(|begun| begun.nonce == request.nonce);
-        if !is_fresh(request.time, now) {
+        if former.is_none() && !is_fresh(request.time, now) {
             return None;
         }
         let begun = former.unwrap_or_else(|| Begun {
@@ -266,6 +270,27 @@ mod tests {
             assert_eq!(replays.progress().map(|progress| progress.replayed), Some(41));
             replays.ended();
             assert_eq!(replays.progress(), None);
+        }
+    }
+
+    #[test]
+    fn a_replay_that_has_begun_is_never_too_old() {
+        let now: Timestamp = "2026-01-03T00:00:00Z".parse().unwrap();
+        let former = ProcessTriggerStatus {
+            replaying: Some(ReplayProgress {
+                nonce: "1".into(),
+                replayed: 40,
+            }),
+            ..ProcessTriggerStatus::default()
+        };
+        for (nonce, is_due) in [("1", true), ("2", false)] {
+            let text = format!(r#"{{"nonce":"{nonce}","time":"2026-01-01T00:00:00Z","limit":100}}"#);
+            let mut trigger = ProcessTrigger::new("orders", remoteprocess_api::ProcessTriggerSpec::default());
+            trigger.annotations_mut().insert(ANNOTATION_REPLAY.into(), text);
+            let mut replays = Replays::after(Some(&former));
+            replays.see(&trigger, now);
+            let due = replays.due(now + SignedDuration::from_secs(3600));
+            assert_eq!(due.is_some(), is_due, "{nonce}");
         }
     }
 }
