@@ -25,6 +25,8 @@ const MAX_KEPT: usize = 1000;
 const MAX_GONE: usize = 1000;
 /// When a process that made room for others is looked at again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// The same, if the end of its output is not known yet. Its status shows that earlier, as a rule.
+const UNSEALED: Duration = Duration::from_secs(10);
 
 /// What a worker needs.
 pub(super) struct Job {
@@ -97,6 +99,8 @@ impl Book {
             Some(entry) if matches!(entry.state, State::Done) && noted.is_finished() => {
                 self.entries.remove(&uid);
             }
+            // An older state: there is nothing to keep it for.
+            Some(entry) if matches!(entry.state, State::Done) => {}
             Some(entry) => {
                 entry.show(view);
                 self.plan(&uid);
@@ -341,8 +345,8 @@ impl Book {
             return;
         }
         let is_deleted = entry.is_deleted();
-        if let Seen::Kept(kept) = &mut entry.seen {
-            (kept.cursor, kept.noted) = (report.cursor, report.noted);
+        if let (Seen::Kept(kept), Some(cursors)) = (&mut entry.seen, report.cursors) {
+            (kept.cursor, kept.noted) = cursors;
         }
         entry.state = State::Waits(None);
         let now = Instant::now();
@@ -365,12 +369,16 @@ impl Book {
                 }
                 return entry.drop_view();
             }
-            End::Yielded => {
+            end @ (End::Yielded | End::Unsealed) => {
                 entry.problem = None;
                 entry.is_reading = true;
                 entry.is_behind = entry.signs.is_behind.load(Ordering::Relaxed);
                 entry.backoff.reset();
-                self.turn(uid, Some(now + AGAIN));
+                let pause = match end {
+                    End::Unsealed => UNSEALED,
+                    _ => AGAIN,
+                };
+                self.turn(uid, Some(now + pause));
                 return self.rest(uid);
             }
             End::Waiting => {

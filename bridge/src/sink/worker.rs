@@ -92,8 +92,8 @@ pub(super) struct Worker {
 
 /// What came of it.
 pub(super) struct Report {
-    pub(super) cursor: Cursor,
-    pub(super) noted: Cursor,
+    /// How far the events are sent, and how far the annotation says so; `None` if it could not read the process.
+    pub(super) cursors: Option<(Cursor, Cursor)>,
     pub(super) end: End,
 }
 
@@ -104,6 +104,8 @@ pub(super) enum End {
     Waiting,
     /// It made room for others, and has output to wait for.
     Yielded,
+    /// The same, because the relay does not know the end of the output yet.
+    Unsealed,
     /// It was told to end.
     Stopped,
     /// Nothing is left to send.
@@ -168,7 +170,7 @@ impl From<Stuck> for End {
         match stuck {
             Stuck::Read(error) => Self::Failed(error.into()),
             Stuck::Refused(error) => Self::Refused(error.into()),
-            Stuck::Unsealed => Self::Yielded,
+            Stuck::Unsealed => Self::Unsealed,
         }
     }
 }
@@ -203,16 +205,16 @@ impl Worker {
                 _ => failed(&error),
             };
         }
+        let is_read = self.unread.is_none();
         Report {
-            cursor: self.cursor,
-            noted: self.noted,
+            cursors: is_read.then_some((self.cursor, self.noted)),
             end,
         }
     }
 
     /// Reads a process whose state was not kept. Returns why that is not possible.
     async fn load(&mut self) -> Option<End> {
-        let shown = self.unread.take()?;
+        let shown = self.unread.clone()?;
         let stub = self.view.borrow().clone();
         let found = match self.tools.kubernetes.process(&stub.name()).await {
             Ok(found) => found.filter(|process| process.metadata.uid == stub.process.metadata.uid),
@@ -237,6 +239,7 @@ impl Worker {
             // It is gone: the watch is about to show that.
             return Some(End::Yielded);
         }
+        self.unread = None;
         self.noted = view.noted();
         if stub.cursor.is_none() {
             self.cursor = self.noted.clone();

@@ -102,8 +102,16 @@ impl Entry {
     pub(super) fn show(&mut self, mut view: View) {
         view.since = Some(self.since);
         let view = Arc::new(view);
-        match &self.seen {
+        match &mut self.seen {
             Seen::Kept(kept) => {
+                // It was not known until now how far its events are sent. Its worker may end before it knows that, too.
+                let former = kept.view.borrow().clone();
+                if former.is_unread {
+                    kept.noted = view.noted();
+                    if former.cursor.is_none() {
+                        kept.cursor = kept.noted.clone();
+                    }
+                }
                 kept.view.send_if_modified(|shown| {
                     let is_news = view.is_deleted || !view.is_older_than(shown);
                     if is_news {

@@ -60,10 +60,14 @@ fn problem(reason: BridgeReason) -> Problem {
 
 fn report(cursor: &Cursor, end: End) -> Report {
     Report {
-        cursor: cursor.clone(),
-        noted: cursor.clone(),
+        cursors: Some((cursor.clone(), cursor.clone())),
         end,
     }
+}
+
+/// Of a worker that could not read its process.
+fn unread(end: End) -> Report {
+    Report { cursors: None, end }
 }
 
 #[tokio::test]
@@ -89,6 +93,7 @@ async fn an_older_state_of_what_is_done_is_no_news() {
     // The watch is behind: this was written before our annotation.
     book.see(view("p", ended(), None));
     assert!(take(&mut book).is_empty());
+    assert_eq!(kept(&book), 0, "nobody needs it");
     book.see(view("p", ended(), Some(&at("p", Mark::FINISHED))));
     assert!(book.entries.is_empty());
     book.see(view("p", ended(), Some(&at("p", Mark::FINISHED))));
@@ -237,8 +242,7 @@ async fn another_spec_keeps_what_is_not_done() {
     }
     assert_eq!(take(&mut former), ["behind", "done", "gone", "late"]);
     let cut = Report {
-        cursor: at("behind", Mark::started(1)),
-        noted: Cursor::new("behind"),
+        cursors: Some((at("behind", Mark::started(1)), Cursor::new("behind"))),
         end: End::Stopped,
     };
     end(&mut former, "behind", cut);
@@ -350,8 +354,7 @@ async fn what_is_not_kept_keeps_its_cursor_and_is_seen_again() {
     // Its worker has read it, has sent an event, and could not note that.
     job.unread.unwrap().send_replace(Arc::new(view("p", json!({}), None)));
     let behind = Report {
-        cursor: at("p", Mark::CREATED),
-        noted: Cursor::new("p"),
+        cursors: Some((at("p", Mark::CREATED), Cursor::new("p"))),
         end: End::Yielded,
     };
     book.ended("p", job.number, behind);
@@ -359,7 +362,7 @@ async fn what_is_not_kept_keeps_its_cursor_and_is_seen_again() {
     let job = book.take(Instant::now() + AGAIN).unwrap();
     assert_eq!(job.cursors.0.mark, Mark::CREATED, "it is not sent again");
     // The worker ends before it could read the process.
-    book.ended("p", job.number, report(&job.cursors.0, End::Stopped));
+    book.ended("p", job.number, unread(End::Stopped));
     assert!(take(&mut book).is_empty());
     book.seats = Arc::new(Semaphore::new(1));
     book.see(view("p", ended(), None));
@@ -368,6 +371,65 @@ async fn what_is_not_kept_keeps_its_cursor_and_is_seen_again() {
         (job.cursors.0.mark, job.cursors.1.mark),
         (Mark::CREATED, Mark::default())
     );
+}
+
+#[tokio::test]
+async fn what_the_watch_shows_while_a_worker_reads_in_vain_counts() {
+    let (created, started) = (at("p", Mark::CREATED), at("p", Mark::started(1)));
+    for (is_gone, has_moved) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut book = book();
+        book.seats = Arc::new(Semaphore::new(0));
+        let shown = view("p", ended(), Some(&created));
+        book.see(shown.clone());
+        if has_moved {
+            let job = book.take(Instant::now()).unwrap();
+            job.unread.unwrap().send_replace(Arc::new(shown.clone()));
+            // It could not note how far it came.
+            let cursors = Some((started.clone(), created.clone()));
+            let end = End::Yielded;
+            book.ended("p", job.number, Report { cursors, end });
+        }
+        let job = book.take(Instant::now() + AGAIN).unwrap();
+        assert!(job.unread.is_some());
+        match is_gone {
+            true => book.delete(&shown),
+            false => book.see(shown),
+        }
+        let failed = End::Failed(problem(BridgeReason::Unreachable));
+        book.ended("p", job.number, unread(failed));
+        let job = book.take(Instant::now() + Duration::from_secs(60)).unwrap();
+        let moved = has_moved.then(|| started.clone());
+        if is_gone {
+            let cursor = moved.unwrap_or_else(|| created.clone());
+            assert_eq!(job.cursors, (cursor, created.clone()), "{has_moved}");
+        } else {
+            let cursor = moved.map(|cursor| cursor.to_text());
+            assert_eq!(
+                job.view.borrow().cursor,
+                cursor,
+                "it begins at the annotation, or after it"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_the_end_of_its_output_is_not_read_each_second() {
+    let record = json!({"number": 1, "grantedAt": "2026-01-01T00:00:00Z", "startedAt": "2026-01-01T00:00:00Z"});
+    let failed = json!({"phase": "Failed", "attempt": 1, "attempts": [record]});
+    let mut book = book();
+    book.planner.output = Some(remoteprocess_api::sink::SinkOutput::default());
+    let started = at("p", Mark::started(1));
+    book.see(view("p", failed.clone(), Some(&started)));
+    assert_eq!(take(&mut book), ["p"]);
+    end(&mut book, "p", report(&started, End::Unsealed));
+    tokio::time::advance(2 * AGAIN).await;
+    assert!(take(&mut book).is_empty());
+    tokio::time::advance(UNSEALED).await;
+    assert_eq!(take(&mut book), ["p"]);
+    end(&mut book, "p", report(&started, End::Unsealed));
+    book.see(view("p", failed, Some(&started)));
+    assert_eq!(take(&mut book), ["p"], "it has changed");
 }
 
 #[tokio::test]
