@@ -1,5 +1,6 @@
 //! The output of an attempt on its way: read, divided into events, and sent.
 
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
 use remoteprocess_api::sink::{OutputStream, SinkOutput};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::super::cursor::Cursor;
 use super::super::divide::{Divider, Misplaced, Part};
@@ -22,6 +23,8 @@ const TURN: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a worker that reads looks at what depends on time.
 const TICK: Duration = Duration::from_millis(500);
+/// If an event is not taken in this time, what is read is closed until it is: the relay cuts streams that stall.
+const STALLED: Duration = Duration::from_secs(2);
 /// How long after the end of an attempt the relay may not know its output, or its end. After that there is none.
 const UNKNOWN: SignedDuration = SignedDuration::from_secs(60);
 
@@ -29,7 +32,7 @@ const UNKNOWN: SignedDuration = SignedDuration::from_secs(60);
 pub(super) enum Read {
     /// The whole output is sent.
     Whole,
-    /// The process has changed, so that something else comes next.
+    /// Something else comes next, because the process has changed, or the same with a new stream.
     Changed,
     /// Others wait, and it had its turn.
     Yielded,
@@ -60,6 +63,13 @@ impl Worker {
         }
     }
 
+    /// Does what depends on time.
+    async fn look(&mut self, attempt: u32, begun: Instant) {
+        self.write_if_due().await;
+        self.show_that_it_reads(begun);
+        self.show_what_is_left(attempt);
+    }
+
     /// Sends the output of an attempt.
     pub(super) async fn read(&mut self, view: &View, attempt: u32, output: &SinkOutput) -> Result<Read, Stuck> {
         let (pieces, mut received) = mpsc::channel(1);
@@ -73,7 +83,14 @@ impl Worker {
         loop {
             for stream in [OutputStream::Stdout, OutputStream::Stderr] {
                 while let Some(part) = streams.of(stream).take() {
-                    self.send_part(view, attempt, stream, &part).await?;
+                    {
+                        let mut sending = pin!(self.send_part(view, attempt, stream, &part));
+                        let Ok(sent) = timeout(STALLED, &mut sending).await else {
+                            drop((reading, received));
+                            return sending.await.map(|()| Read::Changed);
+                        };
+                        sent?;
+                    }
                     if self.must_yield(begun) {
                         return Ok(Read::Yielded);
                     }
@@ -109,11 +126,7 @@ impl Worker {
                         return Ok(Read::Changed);
                     }
                 }
-                _ = tick.tick() => {
-                    self.write_if_due().await;
-                    self.show_that_it_reads(begun);
-                    self.show_what_is_left(attempt);
-                }
+                _ = tick.tick() => self.look(attempt, begun).await,
             }
         }
     }
