@@ -196,7 +196,7 @@ impl<K: Led> Watcher<K> {
     /// Works until it is dropped.
     async fn watch(mut self, idle: impl Fn()) {
         // A holder that works tells of itself, and would not say again what this one has overwritten.
-        let mut may_tell_after = Duration::ZERO;
+        let mut may_tell_after = self.patience;
         loop {
             let standing = self.standing.borrow_and_update().clone();
             let is_leading = standing == Standing::Leading;

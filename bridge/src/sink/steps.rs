@@ -190,6 +190,16 @@ impl Planner {
         cursor.pass(Mark::output(attempt));
     }
 
+    /// Passes output that the relay does not know. What came after a part that was sent is noted as not sent.
+    pub fn pass_unknown(&self, cursor: &mut Cursor, attempt: u32) {
+        let streams = [OutputStream::Stdout, OutputStream::Stderr];
+        if streams.into_iter().any(|stream| cursor.offset(attempt, stream) > 0) {
+            self.skip(cursor, attempt);
+        } else {
+            cursor.pass(Mark::output(attempt));
+        }
+    }
+
     /// What a status does not tell afterwards: a pause and its end, and that a stop was requested.
     fn present(&self, view: &View, cursor: &Cursor) -> Option<Step> {
         let number = view.latest();

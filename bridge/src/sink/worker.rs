@@ -290,8 +290,8 @@ impl Worker {
                         Ok(Read::Changed) => {}
                         Ok(Read::Yielded) => return End::Yielded,
                         Err(Stuck::Read(ReadError::Unknown(why))) if is_late(&view, attempt, Timestamp::now()) => {
-                            tracing::info!(process = view.name(), attempt, why, "the attempt has no output");
-                            self.cursor.pass(Mark::output(attempt));
+                            tracing::info!(process = view.name(), attempt, why, "there is no more output");
+                            tools.planner.pass_unknown(&mut self.cursor, attempt);
                         }
                         Err(error) => return error.into(),
                     }

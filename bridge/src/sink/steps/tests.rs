@@ -277,6 +277,22 @@ fn a_stop_is_not_told_before_the_start_of_its_attempt() {
     assert_eq!(steps(&planner(false), &waits, &mut Cursor::new("u")), ["created"]);
 }
 
+#[test]
+fn the_rest_of_output_that_is_unknown_is_noted_as_not_sent() {
+    let (planner, mut cursor) = (planner(true), Cursor::new("u"));
+    planner.pass_unknown(&mut cursor, 1);
+    assert_eq!(cursor.unsent, [], "no byte of it was seen");
+    cursor.reach(2, OutputStream::Stdout, 7);
+    planner.pass_unknown(&mut cursor, 2);
+    let unsent: Vec<_> = cursor
+        .unsent
+        .iter()
+        .map(|unsent| (unsent.attempt, unsent.stream, unsent.from))
+        .collect();
+    assert_eq!(unsent, [(2, OutputStream::Stdout, 7), (2, OutputStream::Stderr, 0)]);
+    assert!(cursor.mark >= Mark::output(2));
+}
+
 proptest! {
     /// An annotation can be anything that a user writes.
     #[test]

@@ -85,6 +85,7 @@ pub(super) fn build_deployment(object: &impl Bridged, settings: &BridgeSettings)
             }),
             spec: Some(build_pod_spec(object, settings)),
         },
+        progress_deadline_seconds: build_deadline(object),
         ..DeploymentSpec::default()
     };
     let annotation = (names::ANNOTATION_MADE_FROM.to_owned(), digest(&spec));
@@ -96,6 +97,12 @@ pub(super) fn build_deployment(object: &impl Bridged, settings: &BridgeSettings)
         spec: Some(spec),
         ..Deployment::default()
     }
+}
+
+/// The stand-by of a webhook is never ready: its Deployment is never complete, and must not count as stuck for that.
+/// Kubernetes takes the largest number as no deadline (`HasProgressDeadline` of its Deployment controller).
+fn build_deadline(object: &impl Bridged) -> Option<i32> {
+    (object.webhook().is_some() && object.replicas() > 1).then_some(i32::MAX)
 }
 
 /// Former pods end at once, because their Secrets may be former ones, and new ones start in the meantime: the lease keeps

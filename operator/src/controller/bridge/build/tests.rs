@@ -88,6 +88,18 @@ fn a_stand_by_is_one_more_pod_and_on_another_node_if_there_is_one() {
     let preferred = spread.preferred_during_scheduling_ignored_during_execution.unwrap();
     let selector = preferred[0].pod_affinity_term.label_selector.clone().unwrap();
     assert_eq!(selector.match_labels, Some(build_selector(&trigger(HTTP))));
+    // A Deployment that waits for the stand-by of a webhook is not stuck.
+    let deadline = |bridge: &str, source: &str| {
+        let mut trigger = trigger(source);
+        trigger.spec.bridge = serde_saphyr::from_str(bridge).unwrap();
+        build_deployment(&trigger, &settings())
+            .spec
+            .unwrap()
+            .progress_deadline_seconds
+    };
+    assert_eq!(deadline("{replicas: 2}", HTTP), Some(i32::MAX));
+    assert_eq!(deadline("{replicas: 2}", NATS), None);
+    assert_eq!(deadline("{}", HTTP), None);
     // What passed no validation.
     assert_eq!(of("{replicas: 0}").0, Some(1));
     assert_eq!(of("{replicas: 4000000000}").0, Some(2));
