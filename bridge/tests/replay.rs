@@ -301,7 +301,10 @@ async fn a_replay_that_is_cut_off_does_not_begin_again() {
     let (replayed, left, _) = said(&cluster.status()["replay"]);
     let mut orders = context.get_stream("ORDERS").await.unwrap();
     let sent = orders.info().await.unwrap().state.messages;
-    assert_eq!((replayed, left), (LIMIT.into(), Some(LETTERS - sent)));
+    assert_eq!(replayed, u64::from(LIMIT));
+    // The letter in hand at the end was perhaps sent, and not yet removed: it is sent again with the same id.
+    let again = sent - (LETTERS - left.expect("a number"));
+    assert!(again <= 1, "{again} letters were sent again");
     // What was sent in the moment before the end is not known.
     assert!((200..300).contains(&sent), "{sent}");
     bridge.stop().await;
