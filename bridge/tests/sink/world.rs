@@ -341,13 +341,18 @@ pub(crate) fn sink(destination: &Value, more: &Value) -> Value {
     sink
 }
 
-/// Starts the engine of the sink `events`.
-pub(crate) fn start(cluster: &Cluster, outputs: &Outputs, secrets: &Path) -> Bridge {
-    let config = Config {
+/// The sink `events`.
+fn config(secrets: &Path) -> Config {
+    Config {
         namespace: NAMESPACE.to_owned(),
         sink: "events".to_owned(),
         secrets: Secrets::under(secrets),
-    };
+    }
+}
+
+/// Starts the engine of the sink `events`.
+pub(crate) fn start(cluster: &Cluster, outputs: &Outputs, secrets: &Path) -> Bridge {
+    let config = config(secrets);
     let reader = Arc::new(outputs.clone());
     Bridge::spawn(free_address(), |ready, shutdown| {
         sink::run(cluster.client(), config, reader, Metrics::default(), ready, shutdown)
@@ -356,11 +361,7 @@ pub(crate) fn start(cluster: &Cluster, outputs: &Outputs, secrets: &Path) -> Bri
 
 /// Starts one that works while it holds the Lease.
 pub(crate) fn start_candidate(cluster: &Cluster, outputs: &Outputs, secrets: &Path, line: &Line) -> Bridge {
-    let config = Config {
-        namespace: NAMESPACE.to_owned(),
-        sink: "events".to_owned(),
-        secrets: Secrets::under(secrets),
-    };
+    let config = config(secrets);
     let (client, outputs) = (cluster.client_of(line), outputs.clone());
     Bridge::spawn_candidate::<ProcessSink, _>(free_address(), ("events", line), client.clone(), move |ready, term| {
         let (config, reader) = (config.clone(), Arc::new(outputs.clone()));

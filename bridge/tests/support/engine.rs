@@ -58,14 +58,7 @@ impl Bridge {
     }
 
     pub(crate) fn start_at(cluster: &Cluster, secrets: &Path, webhook: SocketAddr) -> Self {
-        let config = Config {
-            namespace: NAMESPACE.to_owned(),
-            trigger: "orders".to_owned(),
-            settings: Settings {
-                secrets: Secrets::under(secrets),
-                webhook,
-            },
-        };
+        let config = config(secrets, webhook);
         Self::spawn(webhook, |ready, shutdown| {
             engine::run(cluster.client(), config, Metrics::default(), ready, shutdown)
         })
@@ -74,14 +67,7 @@ impl Bridge {
     /// Starts that of the trigger `orders`, which works while it holds the Lease.
     pub(crate) fn start_candidate(cluster: &Cluster, secrets: &Path, line: &Line) -> Self {
         let webhook = free_address();
-        let config = Config {
-            namespace: NAMESPACE.to_owned(),
-            trigger: "orders".to_owned(),
-            settings: Settings {
-                secrets: Secrets::under(secrets),
-                webhook,
-            },
-        };
+        let config = config(secrets, webhook);
         let client = cluster.client_of(line);
         let api = client.clone();
         Self::spawn_candidate::<ProcessTrigger, _>(webhook, ("orders", line), client, move |ready, term| {
@@ -99,24 +85,17 @@ impl Bridge {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        remoteprocess_tls::install_crypto_provider();
         let place = Place {
             namespace: NAMESPACE.to_owned(),
             name: name.to_owned(),
             identity: line.identity.clone(),
             timing: TIMING,
         };
-        let (shutdown, readiness) = (CancellationToken::new(), Readiness::default());
-        let ready = readiness.gate("watch");
-        let gate = (ready.clone(), standby::Metrics::default());
-        let lead = move |term| run(ready.clone(), term);
-        let run = standby::run::<K, _>(client, place, gate, shutdown.clone(), lead, || {});
-        Self {
-            task: tokio::spawn(run),
-            shutdown,
-            readiness,
-            webhook,
-        }
+        Self::spawn(webhook, |ready, shutdown| {
+            let gate = (ready.clone(), standby::Metrics::default());
+            let lead = move |term| run(ready.clone(), term);
+            standby::run::<K, _>(client, place, gate, shutdown, lead, || {})
+        })
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -138,6 +117,18 @@ impl Bridge {
     /// Waits for its own end.
     pub(crate) async fn ended(self) {
         self.task.await.expect("no panic");
+    }
+}
+
+/// The trigger `orders`.
+fn config(secrets: &Path, webhook: SocketAddr) -> Config {
+    Config {
+        namespace: NAMESPACE.to_owned(),
+        trigger: "orders".to_owned(),
+        settings: Settings {
+            secrets: Secrets::under(secrets),
+            webhook,
+        },
     }
 }
 
