@@ -20,7 +20,7 @@ use crate::source::{Secrets, SourceError};
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// After so many tries of an event that fails, it is the event, if others were confirmed in the meantime.
 const TRIES: u32 = 3;
-/// If the destination has confirmed an event in this time, it is connected, whatever happens to one other event.
+/// A destination that has confirmed an event within this time is connected, even if another event fails.
 const RECENT: Duration = Duration::from_secs(5);
 
 /// What has become of the events, since the last look.

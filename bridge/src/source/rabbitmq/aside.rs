@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// If so many messages wait here, with their payloads, nothing else is taken.
+/// When this many messages wait here, with their payloads, nothing else is taken.
 const MAX_ASIDE: usize = 16;
 /// How long another message may take to come if it is its turn: the queue may be empty.
 const PATIENCE: Duration = Duration::from_millis(100);
