@@ -1,4 +1,5 @@
-//! The settings of the agent: flags, each also an environment variable, turned into one checked [`Config`].
+//! The settings of the agent: flags, each also an environment variable and a key of the file, turned into one checked
+//! [`Config`].
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,6 +15,9 @@ use crate::spool::{Policy, WhenFull};
 #[derive(Debug, Parser)]
 #[command(name = "agent", version)]
 pub struct Cli {
+    /// YAML file with settings; flags and environment variables take precedence.
+    #[arg(long, global = true, env = "RPROC_CONFIG", value_parser = remoteprocess_settings::path_parser())]
+    pub config: Option<PathBuf>,
     /// What to do; the default is `supervise`.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -248,7 +252,7 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// The operator sets every variable of [`env::ALL`]; the others are for tests and for debugging by hand.
+    /// The operator sets every variable of [`env::ALL`]; the others are for tests, custom images and debugging by hand.
     #[test]
     fn the_variables_of_the_operator_are_flags_of_the_agent() {
         const NOT_SET: [&str; 2] = ["RPROC_STALL_MILLIS", "RPROC_LOG"];

@@ -8,8 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
-use remoteprocess_agent::args::{Cli, Command, Config};
+use remoteprocess_agent::args::{self, Cli, Command, Config};
 use remoteprocess_agent::{app, install, mask, supervise};
 use remoteprocess_runtime::{LogFormat, init_logs, shutdown_token};
 
@@ -23,20 +22,25 @@ const STACK_BYTES: usize = 512 * 1024;
 const BLOCKING: usize = 4;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = remoteprocess_settings::parse::<Cli>();
     remoteprocess_tls::install_crypto_provider();
-    match start(cli) {
+    match cli.map_err(anyhow::Error::from).and_then(start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             // The kubelet shows this message. If it cannot be written, the exit code still tells.
             let _ = writeln!(std::io::stderr(), "agent: {error:#}");
-            match error.downcast_ref::<mask::Error>() {
-                Some(_) => ExitCode::from(supervise::UNUSABLE),
-                None => ExitCode::FAILURE,
+            match is_unusable(&error) {
+                true => ExitCode::from(supervise::UNUSABLE),
+                false => ExitCode::FAILURE,
             }
         }
     }
+}
+
+/// Whether the agent was told something that it cannot do.
+fn is_unusable(error: &anyhow::Error) -> bool {
+    error.is::<remoteprocess_settings::Error>() || error.is::<args::Error>() || error.is::<mask::Error>()
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {
@@ -46,7 +50,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
             init_logs(LogFormat::Auto, "info", None)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime
-                .block_on(supervise::supervise(&arguments))
+                .block_on(supervise::supervise(cli.config.as_deref(), &arguments))
                 .context("start the agent")
         }
         Command::Run(args) => {

@@ -1,8 +1,10 @@
 //! `agent supervise`: process 1 of the agent's container. The kubelet waits up to minutes before it restarts a
 //! container that ended; this restarts the agent at once.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -16,9 +18,9 @@ pub const UNUSABLE: u8 = 2;
 /// The longest such delay.
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
 
-/// Runs `agent run` with `arguments` until it exits with code 0, or until it ends after SIGTERM was passed on, other
+/// Runs `agent run` with this file and `arguments` until it exits with code 0, or until it ends after SIGTERM was passed on, other
 /// than by a signal.
-pub async fn supervise(arguments: &[String]) -> io::Result<()> {
+pub async fn supervise(config: Option<&Path>, arguments: &[String]) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut children = signal(SignalKind::child())?;
@@ -26,7 +28,7 @@ pub async fn supervise(arguments: &[String]) -> io::Result<()> {
     let mut delay = Duration::ZERO;
     loop {
         let begun = Instant::now();
-        let agent = start(arguments, is_draining)?;
+        let agent = start(config, arguments, is_draining)?;
         let status = loop {
             if let Some(status) = reap(&agent) {
                 break status;
@@ -56,8 +58,14 @@ pub async fn supervise(arguments: &[String]) -> io::Result<()> {
     }
 }
 
-fn start(arguments: &[String], is_draining: bool) -> io::Result<Child> {
+fn start(config: Option<&Path>, arguments: &[String], is_draining: bool) -> io::Result<Child> {
+    let config = config.map(|path| {
+        let mut flag = OsString::from("--config=");
+        flag.push(path);
+        flag
+    });
     Command::new(std::env::current_exe()?)
+        .args(config)
         .arg("run")
         .args(arguments)
         .args(is_draining.then_some("--draining"))

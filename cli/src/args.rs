@@ -118,7 +118,7 @@ pub struct GlobalArgs {
         value_name = "FILE",
         env = "RPROC_CONFIG",
         hide_env_values = true,
-        value_parser = OsStringValueParser::new().map(PathBuf::from)
+        value_parser = remoteprocess_settings::path_parser()
     )]
     pub config: Option<PathBuf>,
 }

@@ -25,7 +25,7 @@ use crate::trace::Otlp;
 #[command(name = "operator", version)]
 pub struct Args {
     /// YAML file with settings; flags and environment variables take precedence.
-    #[arg(long, env = "RPROC_CONFIG")]
+    #[arg(long, env = "RPROC_CONFIG", value_parser = remoteprocess_settings::path_parser())]
     config: Option<PathBuf>,
     /// Namespace of the release, with the CA, the lease and the published addresses.
     #[arg(long, env = "RPROC_NAMESPACE", default_value = names::DEFAULT_RELEASE_NAMESPACE)]

@@ -268,11 +268,11 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::try_parse_from;
+    use crate::{path_parser, try_parse_from};
 
     #[derive(Debug, PartialEq, Parser)]
     struct Example {
-        #[arg(long, env = "RPROC_TEST_CONFIG")]
+        #[arg(long, env = "RPROC_TEST_CONFIG", value_parser = path_parser())]
         config: Option<PathBuf>,
         #[arg(long)]
         relay_address: String,
@@ -362,6 +362,14 @@ mod tests {
         let long = format!("relayAddress: {}", "x".repeat(70_000));
         let error = parse(&long, &[]).unwrap_err().to_string();
         assert!(error.contains("larger than 65536 bytes"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_path_is_no_file() {
+        let words = ["example", "--config=", "--relay-address=a"].map(OsString::from);
+        assert_eq!(try_parse_from::<Example>(words).unwrap().relay_address, "a");
+        let usage = try_parse_from::<Example>(["example", "--config="].map(OsString::from));
+        assert!(matches!(usage, Err(Error::Usage(_))), "{usage:?}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod table;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgMatches, Command, Parser};
 
 pub use file::{Error, Settings};
@@ -31,18 +32,29 @@ pub fn parse<T: Parser>() -> Result<T, Error> {
     }
 }
 
-/// As [`parse`], with these arguments. Never exits.
+/// As [`parse`], with these arguments. Never exits. Without a file, this costs no more than [`Parser::try_parse_from`].
 ///
 /// # Errors
 /// The arguments are wrong, or the file cannot be used.
 pub fn try_parse_from<T: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<T, Error> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let mut command = T::command();
-    if let Some(path) = path(&command, &arguments) {
-        command = Settings::read(&path)?.apply(command, &is_setting)?;
+    let mut found = T::command().try_get_matches_from(&arguments);
+    let path = match &found {
+        Ok(found) => given(found),
+        // The file may have what is missing.
+        Err(_) => path(&T::command(), &arguments),
+    };
+    if let Some(path) = path {
+        let command = Settings::read(&path)?.apply(T::command(), &is_setting)?;
+        found = command.try_get_matches_from(&arguments);
     }
-    let found = command.try_get_matches_from(&arguments);
     Ok(found.and_then(|found| T::from_arg_matches(&found))?)
+}
+
+/// The parser of `--config`. A variable that is set to nothing is no error.
+#[must_use]
+pub fn path_parser() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// The path in `--config` or its environment variable. The arguments may be wrong otherwise. An empty path counts as
@@ -50,12 +62,12 @@ pub fn try_parse_from<T: Parser>(arguments: impl IntoIterator<Item = OsString>) 
 #[must_use]
 pub fn path(command: &Command, arguments: &[OsString]) -> Option<PathBuf> {
     let found = command.clone().ignore_errors(true).try_get_matches_from(arguments);
-    let path = given(&found.ok()?)?;
-    (!path.as_os_str().is_empty()).then_some(path)
+    given(&found.ok()?)
 }
 
 fn given(found: &ArgMatches) -> Option<PathBuf> {
-    found.try_get_one::<PathBuf>(CONFIG).ok().flatten().cloned()
+    let path = found.try_get_one::<PathBuf>(CONFIG).ok().flatten();
+    path.filter(|path| !path.as_os_str().is_empty()).cloned()
 }
 
 /// Whether a file can set the argument: a flag that is shown, other than those about the program and the file itself.

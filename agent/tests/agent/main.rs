@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod attach;
+mod config;
 mod crashes;
 mod endings;
 mod exec;

@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use remoteprocess_proto::pod::env;
 use remoteprocess_proto::timing::to_wire;
 use remoteprocess_proto::v1::LaunchSettings;
 use remoteprocess_proto::v1::launch_settings::Echo;
@@ -36,6 +37,8 @@ pub(crate) struct Options {
     pub crash_at: Option<String>,
     /// Values to be masked.
     pub mask: Vec<&'static str>,
+    /// The settings are in a file, and only its path is in the environment.
+    pub by_file: bool,
     /// More environment variables of the agent.
     pub env: &'static [(&'static str, &'static str)],
     /// Size of a volume for the spool alone. Needs root.
@@ -58,6 +61,7 @@ impl Default for Options {
             stall_millis: 30_000,
             crash_at: None,
             mask: vec![],
+            by_file: false,
             env: &[],
             volume_bytes: None,
         }
@@ -241,24 +245,17 @@ fn spawn_agent(directory: &Path, relay: &TestRelay, options: &Options) -> Child 
     if !options.supervised {
         agent.arg("run");
     }
+    let settings = settings(directory, relay, options);
+    if options.by_file {
+        let lines = settings.map(|(variable, value)| format!("{}: {value:?}\n", key(variable)));
+        let file = directory.join("agent.yaml");
+        fs::write(&file, lines.concat()).unwrap();
+        agent.env("RPROC_CONFIG", file);
+    } else {
+        agent.envs(settings);
+    }
     agent
-        .env("RPROC_RELAY_ENROLL", relay.enroll.to_string())
-        .env("RPROC_RELAY", relay.main.to_string())
-        .env("RPROC_CA_BUNDLE", relay.authority.cert_pem())
-        .env("RPROC_TRUST_DOMAIN", relay::trust_domain().as_str())
-        .env("RPROC_PROCESS_NAMESPACE", relay::NAMESPACE)
-        .env("RPROC_PROCESS_NAME", "hello")
-        .env("RPROC_PROCESS_UID", "u-1")
-        .env("RPROC_ATTEMPT", "1")
-        .env("RPROC_POD_UID", relay::POD_UID)
-        .env("RPROC_POD_IP", "127.0.0.1")
-        .env("RPROC_LISTEN_PORT", "0")
-        .env("RPROC_SPOOL_SIZE", options.spool_size.to_string())
         .env("RPROC_STALL_MILLIS", options.stall_millis.to_string())
-        .env("RPROC_DRAIN_SECONDS", options.drain_seconds.to_string())
-        .env("RPROC_TOKEN_FILE", directory.join("token"))
-        .env("RPROC_HANDOVER", directory.join("handover"))
-        .env("RPROC_SPOOL", directory.join("spool"))
         .envs(options.crash_at.as_ref().map(|point| ("RPROC_CRASH_AT", point)))
         .envs(options.env.iter().copied())
         .stdin(Stdio::null())
@@ -269,6 +266,39 @@ fn spawn_agent(directory: &Path, relay: &TestRelay, options: &Options) -> Child 
         })
         .spawn()
         .unwrap()
+}
+
+/// What the operator sets in the environment of the agent.
+fn settings(directory: &Path, relay: &TestRelay, options: &Options) -> [(&'static str, String); 16] {
+    let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+    [
+        (env::RELAY_ENROLL, relay.enroll.to_string()),
+        (env::RELAY, relay.main.to_string()),
+        (env::CA_BUNDLE, relay.authority.cert_pem().to_string()),
+        (env::TRUST_DOMAIN, relay::trust_domain().as_str().to_owned()),
+        (env::PROCESS_NAMESPACE, relay::NAMESPACE.to_owned()),
+        (env::PROCESS_NAME, "hello".to_owned()),
+        (env::PROCESS_UID, "u-1".to_owned()),
+        (env::ATTEMPT, "1".to_owned()),
+        (env::POD_UID, relay::POD_UID.to_owned()),
+        (env::POD_IP, "127.0.0.1".to_owned()),
+        (env::LISTEN_PORT, "0".to_owned()),
+        (env::SPOOL_SIZE, options.spool_size.to_string()),
+        (env::DRAIN_SECONDS, options.drain_seconds.to_string()),
+        (env::TOKEN_FILE, path("token")),
+        (env::HANDOVER, path("handover")),
+        (env::SPOOL, path("spool")),
+    ]
+}
+
+/// `RPROC_SPOOL_SIZE` is `spoolSize` in a file.
+fn key(variable: &str) -> String {
+    let mut words = variable
+        .trim_start_matches("RPROC_")
+        .split('_')
+        .map(str::to_ascii_lowercase);
+    let first = words.next().unwrap();
+    words.fold(first, |key, word| key + &word[..1].to_ascii_uppercase() + &word[1..])
 }
 
 impl Drop for Pod {

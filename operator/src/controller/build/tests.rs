@@ -277,7 +277,8 @@ fn the_input_is_one_read_only_file_in_the_users_container_alone(
     assert!(mounts(&spec.init_containers.unwrap()[0]).is_empty());
 }
 
-/// The agent's own test compares the same list with its flags.
+/// The agent's own test compares the same list with its flags. `RPROC_CONFIG`, the file of the agent's settings, is not in
+/// it, and that of a user is the program's alone.
 #[test]
 fn the_agent_gets_every_variable_and_no_other() {
     let masked = "  output: {mask: [{secretKeyRef: {name: db, key: a}}]}\n";
@@ -285,8 +286,10 @@ fn the_agent_gets_every_variable_and_no_other() {
         let agents = built(spec, Profile::Ordinary).init_containers.unwrap();
         agents.into_iter().flat_map(|agent| agent.env.unwrap_or_default())
     };
-    let both = of(EVERYTHING).chain(of(&format!("{MINIMAL}{masked}")));
-    let told: std::collections::BTreeSet<String> = both.map(|variable| variable.name).collect();
+    let own = "  env: [{name: RPROC_CONFIG, value: /own}]\n";
+    let all = of(EVERYTHING).chain(of(&format!("{MINIMAL}{masked}")));
+    let all = all.chain(of(&format!("{MINIMAL}{own}")));
+    let told: std::collections::BTreeSet<String> = all.map(|variable| variable.name).collect();
     let known = remoteprocess_proto::pod::env::ALL.iter().map(ToString::to_string);
     assert_eq!(told, known.collect());
 }
