@@ -12,6 +12,7 @@ mod foreign;
 mod input;
 mod lifecycle;
 mod masking;
+mod page;
 mod pauses;
 mod peers;
 mod permissions;
