@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 /// Why a connection was refused or cut before it could make a call. For metrics; the peer only sees its connection end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// It was the oldest of its source when a newer connection without a proven identity needed its place.
+    /// Newer connections without a proven identity needed its place, and it was the oldest of its source, or had sent the
+    /// most.
     Displaced,
     /// Its handshake took too long.
     Slow,
@@ -53,11 +54,15 @@ pub(crate) struct Unproven {
 struct Queue {
     entered: u64,
     total: usize,
+    /// What all of them have sent.
+    bytes: usize,
     sources: HashMap<IpAddr, VecDeque<Waiting>>,
 }
 
 struct Waiting {
     number: u64,
+    /// What it has sent.
+    bytes: usize,
     displaced: CancellationToken,
 }
 
@@ -67,6 +72,14 @@ pub(crate) struct Place {
     source: IpAddr,
     number: u64,
     displaced: CancellationToken,
+}
+
+/// Counts what one connection sends until it has proven who it is.
+pub(crate) struct Meter {
+    queue: Arc<Mutex<Queue>>,
+    source: IpAddr,
+    number: u64,
+    of_all: usize,
 }
 
 impl Unproven {
@@ -90,6 +103,7 @@ impl Unproven {
         let number = queue.entered;
         queue.sources.entry(source).or_default().push_back(Waiting {
             number,
+            bytes: 0,
             displaced: displaced.clone(),
         });
         Place {
@@ -120,6 +134,33 @@ impl Queue {
         }
     }
 
+    /// Counts bytes of a connection, for as long as it has its place. Beyond `limit` bytes of all, the connection that has
+    /// sent the most loses its place, of the source that has sent the most.
+    fn count(&mut self, (source, number): (IpAddr, u64), bytes: usize, limit: usize) {
+        let of_it = self.sources.get_mut(&source).into_iter().flatten();
+        let Some(waiting) = of_it.into_iter().find(|waiting| waiting.number == number) else {
+            return;
+        };
+        waiting.bytes += bytes;
+        self.bytes += bytes;
+        while self.bytes > limit {
+            let Some((source, number)) = self.heaviest() else {
+                return;
+            };
+            if let Some(gone) = self.remove(source, number) {
+                gone.displaced.cancel();
+            }
+        }
+    }
+
+    /// The connection that has sent the most, of the source that has sent the most.
+    fn heaviest(&self) -> Option<(IpAddr, u64)> {
+        let of_source = |of_it: &VecDeque<Waiting>| of_it.iter().map(|waiting| waiting.bytes).sum::<usize>();
+        let (source, of_it) = self.sources.iter().max_by_key(|(_, of_it)| of_source(of_it))?;
+        let heaviest = of_it.iter().max_by_key(|waiting| waiting.bytes)?;
+        Some((*source, heaviest.number))
+    }
+
     fn remove(&mut self, source: IpAddr, number: u64) -> Option<Waiting> {
         let of_it = self.sources.get_mut(&source)?;
         let position = of_it.iter().position(|waiting| waiting.number == number)?;
@@ -128,14 +169,33 @@ impl Queue {
             self.sources.remove(&source);
         }
         self.total -= 1;
+        self.bytes -= gone.as_ref().map_or(0, |gone| gone.bytes);
         gone
     }
 }
 
 impl Place {
-    /// Ends when a newer connection has taken this place.
+    /// Counts what this connection sends. All connections together may send `of_all` bytes.
+    pub(crate) fn meter(&self, of_all: usize) -> Meter {
+        Meter {
+            queue: self.queue.clone(),
+            source: self.source,
+            number: self.number,
+            of_all,
+        }
+    }
+
+    /// Ends when other connections have taken this place.
     pub(crate) async fn displaced(&self) {
         self.displaced.cancelled().await;
+    }
+}
+
+impl Meter {
+    /// The connection has sent this.
+    pub(crate) fn count(&self, bytes: usize) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.count((self.source, self.number), bytes, self.of_all);
     }
 }
 
@@ -250,6 +310,27 @@ mod tests {
         drop((honest, flood));
         let queue = unproven.queue.lock().expect("no panic before");
         assert_eq!((queue.total, queue.sources.len()), (0, 0));
+    }
+
+    #[test]
+    fn large_handshakes_displace_each_other() {
+        let unproven = Unproven::default();
+        let honest: Vec<_> = (0..4).map(|_| unproven.enter(host(1), 100, 50)).collect();
+        honest.iter().for_each(|place| place.meter(1000).count(50));
+        let flood: Vec<_> = (0..40).map(|i| unproven.enter(host(2 + i % 3), 100, 50)).collect();
+        for place in &flood {
+            place.meter(1000).count(99);
+            place.meter(1000).count(1);
+        }
+        assert_eq!(flood.iter().filter(|place| !is_displaced(place)).count(), 8);
+        assert!(
+            honest.iter().all(|place| !is_displaced(place)),
+            "their source has sent less"
+        );
+        flood[0].meter(1000).count(500);
+        drop((honest, flood));
+        let queue = unproven.queue.lock().expect("no panic before");
+        assert_eq!((queue.total, queue.bytes), (0, 0));
     }
 
     #[test]

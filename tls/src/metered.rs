@@ -6,21 +6,30 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A byte stream from which only a limited number of bytes can be read until the limit is lifted.
+use crate::admission::Meter;
+
+/// A byte stream from which only a limited number of bytes can be read, and all of them are counted, until the limit is
+/// lifted.
 pub(crate) struct Metered<Io> {
     io: Io,
-    left: Option<usize>,
+    limit: Option<Limit>,
+}
+
+struct Limit {
+    left: usize,
+    meter: Meter,
 }
 
 impl<Io> Metered<Io> {
     /// Reading more than `limit` bytes fails with [`io::ErrorKind::QuotaExceeded`].
-    pub(crate) fn new(io: Io, limit: usize) -> Self {
-        Self { io, left: Some(limit) }
+    pub(crate) fn new(io: Io, limit: usize, meter: Meter) -> Self {
+        let limit = Some(Limit { left: limit, meter });
+        Self { io, limit }
     }
 
     /// Lifts the limit.
     pub(crate) fn lift(&mut self) {
-        self.left = None;
+        self.limit = None;
     }
 }
 
@@ -30,10 +39,11 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Metered<Io> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         let read = buf.filled().len().saturating_sub(before);
-        if let Some(left) = this.left.as_mut() {
-            *left = left
+        if let Some(limit) = this.limit.as_mut() {
+            limit.left = (limit.left)
                 .checked_sub(read)
                 .ok_or_else(|| io::Error::new(io::ErrorKind::QuotaExceeded, "the handshake is too large"))?;
+            limit.meter.count(read);
         }
         Poll::Ready(Ok(()))
     }

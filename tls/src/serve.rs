@@ -62,6 +62,9 @@ pub struct Limits {
     pub unproven: usize,
     /// As `unproven`, for one source: an IPv4 address or an IPv6 /64 network.
     pub unproven_per_source: usize,
+    /// Bytes that all of them together may have sent in their handshakes. What they have sent is held in memory, about
+    /// twice. Beyond it, the connections that have sent the most are closed, of the source that has sent the most.
+    pub unproven_bytes: usize,
     /// Simultaneous connections of peers with a proven identity; further ones are closed after their handshake.
     pub connections: usize,
     /// As `connections`, for one identity: a user name, one agent, or the operator.
@@ -97,6 +100,8 @@ impl Default for Limits {
             unproven: 1024,
             // Port-forwards and proxies connect many users from one address.
             unproven_per_source: 512,
+            // Usual ones have less than 4 KiB.
+            unproven_bytes: 8 << 20,
             connections: 8192,
             connections_per_identity: 512,
             drain: Duration::from_secs(10),
@@ -200,7 +205,8 @@ pub async fn serve<L, S, B>(
                 () = shutdown.cancelled() => return,
             };
             match passed {
-                Ok(passed) => converse(passed, address, service, limits, shutdown, cut).await,
+                // In memory of its own, so that a connection that has proven nothing takes little of it.
+                Ok(passed) => Box::pin(converse(passed, address, service, limits, shutdown, cut)).await,
                 Err((refusal, error)) => {
                     (limits.on_refusal)(refusal);
                     let (source, reason) = (address.ip(), refusal.reason());
@@ -285,7 +291,7 @@ impl Gate {
         place: Place,
     ) -> Result<Passed<Io>, (Refusal, BoxError)> {
         let stream = tokio::select! {
-            shaken = timeout(self.limits.handshake, self.handshake(stream)) => {
+            shaken = timeout(self.limits.handshake, self.handshake(stream, &place)) => {
                 shaken.map_err(|_| (Refusal::Slow, BoxError::from("no handshake in time")))??
             }
             () = place.displaced() => {
@@ -313,9 +319,15 @@ impl Gate {
     async fn handshake<Io: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: Io,
+        place: &Place,
     ) -> Result<TlsStream<Metered<Io>>, (Refusal, BoxError)> {
         let acceptor = TlsAcceptor::from(self.identity.material().server(self.client_auth, self.limits.http1));
-        let accepting = acceptor.accept(Metered::new(stream, self.limits.handshake_bytes));
+        let metered = Metered::new(
+            stream,
+            self.limits.handshake_bytes,
+            place.meter(self.limits.unproven_bytes),
+        );
+        let accepting = acceptor.accept(metered);
         let mut stream = accepting.await.map_err(|error| match error.kind() {
             io::ErrorKind::QuotaExceeded => (Refusal::TooLarge, error.into()),
             _ => (Refusal::Untrusted, BoxError::from(error)),
