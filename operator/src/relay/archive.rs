@@ -24,6 +24,7 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::thread;
 
+use bytes::Bytes;
 use futures::TryStreamExt;
 use jiff::Timestamp;
 use object_store::local::LocalFileSystem;
@@ -84,7 +85,7 @@ pub enum Error {
 
 /// What all readers together may hold of the archive, in bytes of memory: part of the 512 MiB that the chart gives a
 /// replica.
-pub const READ_MEMORY: usize = 64 << 20;
+pub const READ_MEMORY: usize = 32 << 20;
 
 /// The archive of an installation. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -274,21 +275,19 @@ impl Archive {
 
     /// A segment; `None` if it is damaged, which is logged here.
     async fn segment(&self, key: &AttemptKey, name: &SegmentName) -> Result<Option<Segment>, Error> {
-        let found = self.store.get(&key.segment_path(name)?).await?;
-        let mut seat = match &self.user {
-            Some(user) => Some(self.seats.take(user, segment::cost_of_reading(found.meta.size)).await),
-            None => None,
-        };
-        let body = found.bytes().await?;
+        let (mut seat, body) = self.read_segment(&key.segment_path(name)?).await?;
         let name = name.clone();
         let decoder = match &self.user {
             // Never closed, so never an error.
             Some(_) => self.decoders.clone().acquire_owned().await.ok(),
             None => None,
         };
+        // Allocated here: the allocator gives freed memory back to the system only in the thread that has allocated it, and
+        // one for blocking work may sleep for long.
+        let buffer = Vec::with_capacity(segment::compressed(&body));
         let decode = move || {
             let _decoder = decoder;
-            Segment::decode(&name, body)
+            Segment::decode_into(&name, body, buffer)
         };
         let decoded = spawn_blocking(decode).await;
         match decoded.map_err(object_store::Error::from)? {
@@ -304,6 +303,28 @@ impl Archive {
                 Ok(None)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// The object of a segment, and a seat for it and what is compressed in it. That is known only when it has been read:
+    /// if it is more than usual, the object is read again with a larger seat, because nobody may hold one and wait for more.
+    async fn read_segment(&self, path: &Path) -> Result<(Option<Seat>, Bytes), Error> {
+        let mut raw = segment::USUAL;
+        loop {
+            let found = self.store.get(path).await?;
+            let seat = match &self.user {
+                Some(user) => {
+                    let bytes = usize::try_from(found.meta.size).unwrap_or(usize::MAX);
+                    Some(self.seats.take(user, bytes.saturating_add(raw)).await)
+                }
+                None => None,
+            };
+            let body = found.bytes().await?;
+            let needed = segment::compressed(&body);
+            if seat.is_none() || needed <= raw {
+                return Ok((seat, body));
+            }
+            raw = needed;
         }
     }
 }

@@ -132,6 +132,12 @@ impl State {
 }
 
 impl Seat {
+    /// Bytes that it is for.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Gives back what is more than `bytes`.
     pub(super) fn shrink(&mut self, bytes: usize) {
         let excess = self.bytes.saturating_sub(bytes);

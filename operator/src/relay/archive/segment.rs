@@ -35,6 +35,8 @@ const SAMPLE: usize = 32 * 1024;
 const REPETITIVE: usize = 16;
 /// More than the raw size of any segment: a damaged length must not exhaust the memory.
 const RAW_LIMIT: usize = 2 * SEGMENT_BYTES + 4 * MAX_MESSAGE;
+/// Bytes that are compressed in most segments, at most.
+pub(super) const USUAL: usize = SEGMENT_BYTES + MAX_MESSAGE;
 /// Bodies of at least this size are referred to; smaller ones are copied next to their heads.
 const COPY_BELOW: usize = 4096;
 
@@ -286,9 +288,15 @@ impl Segment {
 
     /// Reads a segment back; the pieces share `body` if it is not compressed. Uses the processor for milliseconds.
     pub fn decode(name: &SegmentName, body: Bytes) -> Result<Self, Error> {
+        let buffer = Vec::with_capacity(compressed(&body));
+        Self::decode_into(name, body, buffer)
+    }
+
+    /// As [`Segment::decode`]. What is compressed goes into `buffer`, which has room for it by [`compressed`].
+    pub(super) fn decode_into(name: &SegmentName, body: Bytes, buffer: Vec<u8>) -> Result<Self, Error> {
         let is_whole = body.len() >= HEAD.len() + FOOTER && body.ends_with(TAIL);
         let decoded = match body.get(..HEAD.len()) {
-            Some(head) if is_whole && head == HEAD => decode(name, body),
+            Some(head) if is_whole && head == HEAD => decode(name, body, buffer),
             Some(head) if is_whole && head == HEAD_1 => decode_1(name, body),
             _ if is_whole => Err("not a segment of this version"),
             _ => Err("torn"),
@@ -300,7 +308,7 @@ impl Segment {
     }
 }
 
-fn decode(name: &SegmentName, mut body: Bytes) -> Result<Segment, &'static str> {
+fn decode(name: &SegmentName, mut body: Bytes, buffer: Vec<u8>) -> Result<Segment, &'static str> {
     let footer_at = body.len() - FOOTER;
     let checked = crc32fast::hash(&body[..footer_at + 24]);
     let mut footer = body.split_off(footer_at);
@@ -320,7 +328,7 @@ fn decode(name: &SegmentName, mut body: Bytes) -> Result<Segment, &'static str> 
     let raw = usize::try_from(raw).unwrap_or(usize::MAX);
     let records = match codec {
         PLAIN => body,
-        ZSTD if raw <= RAW_LIMIT => zstd::bulk::decompress(&body, raw).map_err(|_| "compression")?.into(),
+        ZSTD if raw <= RAW_LIMIT => decompress(&body, buffer).map_err(|_| "compression")?,
         _ => return Err("codec"),
     };
     let held = records.len();
@@ -333,6 +341,12 @@ fn decode(name: &SegmentName, mut body: Bytes) -> Result<Segment, &'static str> 
         checkpoint: Some(checkpoint),
         seat: None,
     })
+}
+
+/// Decompresses into a buffer that is as large as the result.
+fn decompress(small: &[u8], mut buffer: Vec<u8>) -> std::io::Result<Bytes> {
+    zstd::bulk::Decompressor::new()?.decompress_to_buffer(small, &mut buffer)?;
+    Ok(buffer.into())
 }
 
 /// Version 1: end offsets (2 × 8), length of head and records (8), CRC-32 (4), mark (4). Its writer had one put at a
@@ -365,9 +379,18 @@ fn decode_1(name: &SegmentName, mut body: Bytes) -> Result<Segment, &'static str
     })
 }
 
-/// The most memory that reading an object of this size can take: the object, and all that may be compressed in it.
-pub(super) fn cost_of_reading(size: u64) -> usize {
-    usize::try_from(size).unwrap_or(usize::MAX).saturating_add(RAW_LIMIT)
+/// Bytes that are compressed in an object, by what it says itself, and at most what a reader accepts; 0 if nothing is.
+pub(super) fn compressed(body: &[u8]) -> usize {
+    let mut footer = match body.len().checked_sub(FOOTER) {
+        Some(at) if body.starts_with(HEAD) => &body[at..],
+        _ => return 0,
+    };
+    let raw = footer.get_u64_le();
+    let _length_of_checkpoint = footer.get_u32_le();
+    match footer.get_u32_le() {
+        PLAIN => 0,
+        _ => usize::try_from(raw).unwrap_or(usize::MAX).min(RAW_LIMIT),
+    }
 }
 
 fn cost_of_places(pieces: &[Placed]) -> usize {

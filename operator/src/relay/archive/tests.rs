@@ -419,6 +419,23 @@ async fn users_decode_on_a_part_of_the_processors_and_the_operator_does_not_wait
     assert!(reading.await.unwrap().is_some());
 }
 
+#[tokio::test]
+async fn a_seat_is_large_enough_for_what_is_compressed() {
+    let archive = memory();
+    let (key, chunk) = (subject().key, 64 << 10);
+    for (name, chunks) in [(1, 16), (2, 120)] {
+        let name = SegmentName::new(Cursor::default(), name);
+        let zeros = |at| data(Stream::Stdout, at * chunk, 0, Bytes::from(vec![0; chunk as usize]));
+        let pieces: Vec<Piece> = (0..chunks).map(zeros).collect();
+        let object = Segment::encode(&name, &pieces, None, true).unwrap();
+        let path = key.segment_path(&name).unwrap();
+        archive.store.put(&path, PutPayload::from(object)).await.unwrap();
+        let segment = archive.for_user("alice").segment(&key, &name).await.unwrap().unwrap();
+        assert_eq!(segment.pieces.len() as u64, chunks);
+        assert_eq!(segment.seat.unwrap().bytes(), segment.cost);
+    }
+}
+
 #[test]
 fn a_uid_cannot_leave_its_directory() {
     for bad in ["", "..", "a/b", "a.b", "ä", &"a".repeat(65)] {
