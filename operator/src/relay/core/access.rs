@@ -145,6 +145,11 @@ impl<T> Clone for Sender<T> {
 }
 
 impl<T> Sender<T> {
+    /// Bytes that the next answer may have, at most `most`.
+    pub(crate) fn batch(&self, most: usize) -> usize {
+        self.open.batch(most)
+    }
+
     /// Waits for room, and sends. Calls `stalled` first if there is none for a while.
     pub(crate) async fn send(&self, answer: T, stalled: impl FnOnce()) -> Result<(), Gone> {
         self.tell(Ok(answer), stalled).await

@@ -24,7 +24,7 @@ use crate::relay::live::{Follower, Next};
 use crate::relay::metrics::metrics;
 use crate::relay::piece::{Framed, Placed, Wanted};
 
-/// Number of bytes sent to a reader at a time; two batches wait for a slow reader.
+/// Number of bytes sent to a reader at a time, if its user has few streams; two batches wait for a slow reader.
 const BATCH: usize = 64 * 1024;
 /// How often the archive is read while an attempt has no home that can be reached.
 const POLL: Duration = Duration::from_secs(1);
@@ -318,9 +318,9 @@ impl Pump {
     }
 
     async fn next(&mut self) -> Result<Next, Over> {
-        let attempt = self.told_attempt();
+        let (attempt, batch) = (self.told_attempt(), self.sender.batch(BATCH));
         match &mut self.follower {
-            Some(follower) => alive(&self.sender, attempt, follower.next(BATCH))
+            Some(follower) => alive(&self.sender, attempt, follower.next(batch))
                 .await?
                 .map_err(failed),
             None => Ok(Next::Wait),

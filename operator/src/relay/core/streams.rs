@@ -14,12 +14,11 @@ use super::authorize::Caller;
 use crate::authority::metrics::count_refusal;
 use crate::relay::error::Error;
 
-/// Open streams of one user.
-const OF_A_USER: usize = 2048;
-/// Open streams of all users.
-const OF_ALL: usize = 4096;
-/// Streams whose readers take nothing.
-const STALLED: usize = 128;
+/// Bytes in the batches of one user's streams together, while the user has at most [`BYTES`] / [`SMALLEST`] streams. Each
+/// stream has a few batches at a time.
+const BYTES: usize = 4 << 20;
+/// The smallest batch, in bytes.
+const SMALLEST: usize = 4 << 10;
 
 /// A user's name, which can be long, as its SHA-256.
 type User = [u8; 32];
@@ -28,8 +27,18 @@ type User = [u8; 32];
 #[derive(Clone, Debug)]
 pub struct Streams {
     state: Arc<Mutex<State>>,
-    /// Streams of one user, of all users, and those that may be stalled.
-    limits: [usize; 3],
+    limits: Limits,
+}
+
+/// How many streams a replica has at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Open streams of one user.
+    pub of_a_user: usize,
+    /// Open streams of all users.
+    pub of_all: usize,
+    /// Streams whose readers take nothing.
+    pub stalled: usize,
 }
 
 #[derive(Debug, Default)]
@@ -52,16 +61,26 @@ pub(crate) struct Open {
 /// A stream is stalled until this is dropped.
 pub(crate) struct Stall<'a>(&'a Open);
 
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            of_a_user: 2048,
+            of_all: 4096,
+            stalled: 128,
+        }
+    }
+}
+
 impl Default for Streams {
     fn default() -> Self {
-        Self::new([OF_A_USER, OF_ALL, STALLED])
+        Self::new(Limits::default())
     }
 }
 
 impl Streams {
-    /// With limits for the streams of one user, for those of all users, and for the stalled ones.
+    /// With these limits.
     #[must_use]
-    pub fn new(limits: [usize; 3]) -> Self {
+    pub fn new(limits: Limits) -> Self {
         Self {
             state: Arc::default(),
             limits,
@@ -95,7 +114,7 @@ impl Streams {
     }
 
     fn count(&self, user: User) -> Result<(), Error> {
-        let [of_a_user, of_all, _] = self.limits;
+        let Limits { of_a_user, of_all, .. } = self.limits;
         let mut state = self.lock();
         let own = state.open.get(&user).copied().unwrap_or_default();
         let refusal = if own >= of_a_user {
@@ -130,12 +149,19 @@ impl State {
 }
 
 impl Open {
+    /// Size of the next batch for its reader, at most `most` bytes: the more streams the user has, the smaller.
+    pub(crate) fn batch(&self, most: usize) -> usize {
+        let of_user = |user| self.streams.lock().open.get(&user).copied();
+        let own = self.user.and_then(of_user).unwrap_or(1).max(1);
+        (BYTES / own).clamp(SMALLEST.min(most), most)
+    }
+
     /// Its reader takes nothing until the answer is dropped. Another stream, or this one, may have to end for it.
     pub(crate) fn stall(&self) -> Stall<'_> {
         if let Some(user) = self.user {
             let mut state = self.streams.lock();
             state.stalled.push_back((user, self.displaced.clone()));
-            if state.stalled.len() > self.streams.limits[2]
+            if state.stalled.len() > self.streams.limits.stalled
                 && let Some(displaced) = state.displace()
             {
                 count_refusal("main", "Stalled");
@@ -148,7 +174,7 @@ impl Open {
     /// Returns when the stream has to end, because its reader takes nothing and others need the memory.
     pub(crate) async fn displaced(&self) -> Error {
         self.displaced.notified().await;
-        let most = self.streams.limits[2];
+        let most = self.streams.limits.stalled;
         Error::unavailable(format!(
             "more than {most} readers of this replica take nothing, and you have the most of them; continue where you are"
         ))
@@ -186,6 +212,14 @@ mod tests {
     use super::*;
     use crate::relay::core::authorize::UserCaller;
 
+    fn limits(of_a_user: usize, of_all: usize, stalled: usize) -> Limits {
+        Limits {
+            of_a_user,
+            of_all,
+            stalled,
+        }
+    }
+
     fn user(name: &str) -> Caller {
         let user = TlsUser {
             name: name.to_owned(),
@@ -199,7 +233,7 @@ mod tests {
 
     #[test]
     fn the_streams_of_one_user_and_of_all_are_limited() {
-        let streams = Streams::new([2, 3, 8]);
+        let streams = Streams::new(limits(2, 3, 8));
         let (alice, bob) = (user("alice"), user("bob"));
         let [first, _second] = [(); 2].map(|()| streams.open(&alice).unwrap());
         let refused = streams.open(&alice).unwrap_err();
@@ -215,8 +249,21 @@ mod tests {
     }
 
     #[test]
+    fn many_streams_of_a_user_have_small_batches() {
+        let (streams, most) = (Streams::default(), 64 << 10);
+        let batches = |open: &[Open]| open.iter().map(|open| open.batch(most)).sum::<usize>();
+        let few: Vec<Open> = (0..64).map(|_| streams.open(&user("alice")).unwrap()).collect();
+        assert_eq!(batches(&few), 64 * most);
+        let many: Vec<Open> = (0..1000).map(|_| streams.open(&user("mallory")).unwrap()).collect();
+        assert!(batches(&many) <= BYTES);
+        let more: Vec<Open> = (0..1000).map(|_| streams.open(&user("mallory")).unwrap()).collect();
+        assert!(more.iter().all(|open| open.batch(most) == SMALLEST));
+        assert_eq!(few[0].batch(most), most);
+    }
+
+    #[test]
     fn the_user_with_the_most_stalled_readers_loses_the_oldest() {
-        let streams = Streams::new([100, 100, 3]);
+        let streams = Streams::new(limits(100, 100, 3));
         let quiet = streams.open(&user("alice")).unwrap();
         let _quiet = quiet.stall();
         let greedy: Vec<Open> = (0..5).map(|_| streams.open(&user("mallory")).unwrap()).collect();

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use super::replica::{Got, Replica};
 use super::replicas::hashes;
 use crate::relay::archive::Archive;
-use crate::relay::core::streams::Streams;
+use crate::relay::core::streams::{Limits, Streams};
 use crate::relay::faces::Switches;
 use crate::relay::live::fake_agent::{FakeAgent, Program};
 
@@ -69,7 +69,11 @@ async fn of_too_many_stalled_followers_some_are_cut_and_lose_nothing() {
     let program = Program::new(&vec![(false, 60_000); 600]);
     program.written.send_replace(1);
     let agent = FakeAgent::serve(&program).await;
-    let streams = Streams::new([100, 100, 2]);
+    let streams = Streams::new(Limits {
+        of_a_user: 100,
+        of_all: 100,
+        stalled: 2,
+    });
     let archive = Archive::new(Arc::new(InMemory::new()));
     let replica = Replica::start_limited(&archive, Switches::default(), streams.clone()).await;
     replica.open(&agent);
