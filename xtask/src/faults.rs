@@ -73,9 +73,12 @@ pub(crate) fn simulation(arguments: &[String]) -> Result<()> {
     exec::run(cargo_run(profile(arguments))?.args(arguments))
 }
 
-/// The flags that choose Cargo's profile: the full size is optimized.
+/// The flags that choose Cargo's profile: what measures is optimized.
 fn profile(arguments: &[String]) -> &'static [&'static str] {
-    match arguments.iter().any(|argument| argument == "--long") {
+    match arguments
+        .iter()
+        .any(|argument| argument == "--long" || argument == "--each")
+    {
         true => &["--release"],
         false => &[],
     }

@@ -34,6 +34,11 @@ const GROWTH: u64 = 128 << 20;
 const CALLS: (u32, Duration) = (3, Duration::from_millis(50));
 const STARTS: (u32, Duration) = (2, Duration::from_millis(100));
 
+/// Bytes of the output that is read from the archive, in the full size.
+const ARCHIVED: u64 = 115 << 20;
+/// How long an attack is alone.
+const ALONE: Duration = Duration::from_secs(8);
+
 /// How much is done.
 struct Size {
     /// Bytes of the output that is read from the archive.
@@ -56,7 +61,7 @@ struct Size {
 pub fn run(long: bool) -> Result<()> {
     let size = if long {
         Size {
-            archived: 115 << 20,
+            archived: ARCHIVED,
             undisturbed: Duration::from_secs(10),
             control: Duration::from_secs(30),
             attacked: Duration::from_secs(30),
@@ -78,6 +83,37 @@ pub fn run(long: bool) -> Result<()> {
     let operator = env::current_exe()?.with_file_name("operator");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(attack(&size, &operator))
+}
+
+/// Attacks an operator as [`run`] does, by one attack after the other, and prints a table with what each one costs. The
+/// memory of an attack includes what the operator keeps of earlier ones.
+///
+/// # Errors
+/// When the operator ends, or others notice an attack.
+pub fn each() -> Result<()> {
+    let operator = env::current_exe()?.with_file_name("operator");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        println!("==> each attack alone");
+        target::allow_many_files()?;
+        let server = Client::try_default().await.context("no way to an API server")?;
+        let mut target = Target::start(server, &operator).await?;
+        rights::check(&target).await?;
+        bystanders::archive(&target, ARCHIVED).await?;
+        let mut stage = Stage::new(Bystanders::arrive(&target).await?);
+        print_head();
+        stage.play(&target, "before", None, sleep(ALONE)).await?;
+        for attack in &ATTACKS {
+            println!("    {}, by two users and by one", attack.name);
+            for users in [Users::TWO, Users::ONE] {
+                let strike = strike(&target, users, ALONE, |other| other.name == attack.name);
+                stage.play(&target, "", None, strike).await?;
+                stage.play(&target, "after it", None, sleep(ALONE / 4)).await?;
+            }
+        }
+        report_attacks();
+        target.check_alive()
+    })
 }
 
 /// Runs the programs of others against an operator on the API server of `KUBECONFIG`.

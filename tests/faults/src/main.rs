@@ -25,7 +25,7 @@ enum Scenario {
     /// The controller on a real API server, with a fault at each call and each event; `cargo xtask` starts the server.
     Reconcile(ReconcileArgs),
     /// Strangers, users without rights and odd objects against an operator process; `cargo xtask` starts the API server.
-    Attacks(SizeArgs),
+    Attacks(AttacksArgs),
     /// h2spec and grpcurl against an operator process; `cargo xtask external` builds them.
     Foreign(ForeignArgs),
     /// `seq 1 2000000` many times through a proxy that cuts and delays; with --long beside `kubectl`.
@@ -49,6 +49,15 @@ struct SizeArgs {
     /// The full size.
     #[arg(long)]
     long: bool,
+}
+
+#[derive(Args)]
+struct AttacksArgs {
+    #[command(flatten)]
+    size: SizeArgs,
+    /// Each attack alone for ten seconds, with the memory that it costs, instead of all at once.
+    #[arg(long, conflicts_with = "long")]
+    each: bool,
 }
 
 #[derive(Args)]
@@ -123,7 +132,8 @@ fn run(scenario: Scenario) -> Result<()> {
     match scenario {
         Scenario::Simulation(args) => seeds::run(&args.into()),
         Scenario::Reconcile(args) => reconcile::run(args.size.long, &args.only),
-        Scenario::Attacks(size) => attacks::run(size.long),
+        Scenario::Attacks(args) if args.each => attacks::each(),
+        Scenario::Attacks(args) => attacks::run(args.size.long),
         Scenario::Foreign(args) => attacks::foreign(attacks::Programs {
             h2spec: args.h2spec,
             grpcurl: args.grpcurl,
